@@ -1,0 +1,260 @@
+"""What the scheduler and the runner say to each other, as columns: table, plan, result.
+
+Shared nouns: imports nothing of ours but `errors` and `request`; no torch. The scheduler owns one
+`RequestTable`, each runner another; both are kept equal by `apply_plan` and `apply_result` alone,
+so a worker may be another process (`encode_plan`, `encode_result` give bytes).
+
+A row of a step is a slot with `num_new` tokens to compute, at positions
+
+    0 ........ num_computed ....... num_computed + num_new ..... num_tokens
+    |  in the KV cache   |  this step's tokens   |  later (chunked)     |
+
+`num_computed + num_new == num_tokens` means that the row's last position yields a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.request import SamplingParams
+
+I32 = NDArray[np.int32]
+EMPTY_I32: I32 = np.empty(0, np.int32)
+
+GroupKind = Literal["full", "window", "mla", "state", "cross"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """What the layers of one KV group need (design 3.6). Plain data: crosses processes.
+
+    Attributes:
+        kind: how blocks are used; plain models have one "full" group.
+        block_size: tokens per block.
+        bytes_per_token: K and V of all the group's layers, for one token.
+        window: sliding-window length in tokens ("window" only).
+        state_bytes: bytes per sequence ("state" only).
+    """
+
+    kind: GroupKind
+    block_size: int
+    bytes_per_token: int
+    window: int = 0
+    state_bytes: int = 0
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block_size * self.bytes_per_token
+
+
+@dataclass(slots=True)
+class NewRow:
+    """A request that enters a slot: everything a worker needs to know of it.
+
+    `token_ids` is prompt + tokens produced so far, int32; `num_computed` counts the tokens found
+    in the prefix cache (their blocks are in the plan's block columns).
+    """
+
+    slot: int
+    handle: int
+    token_ids: I32
+    num_prompt: int
+    num_computed: int
+    sampling: SamplingParams
+    eos_token_ids: list[int]
+    bad_words_token_ids: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step's work, complete in itself. Rows are in scheduling order.
+
+    Attributes:
+        step: counts from 1.
+        slots: [n] the rows.
+        num_new: [n] tokens to compute per row, >= 0, draft tokens included.
+        num_logits: [n] how many of a row's last positions yield logits: 0 for an unfinished
+            prefill chunk, 1 for a row that samples, num_new where prompt logprobs are wanted.
+        samples: [n] uint8, 1 where the row's last position yields a token.
+        new_rows: requests that enter a slot before this step.
+        freed_slots: slots that are empty before this step (applied before new_rows).
+        block_groups, block_slots, block_indices, block_ids: [m] new blocks: group g's table of
+            slot s gets block_ids at index i.
+        copy_src, copy_dst: [c] block copies, done before the forward pass.
+        draft_indptr, draft_ids: ragged draft tokens per row, [n + 1] and [sum]; empty = none.
+        grammar_rows: rows whose sampling is masked by a grammar (the mask comes separately).
+    """
+
+    step: int
+    slots: I32
+    num_new: I32
+    num_logits: I32
+    samples: NDArray[np.uint8]
+    new_rows: list[NewRow] = field(default_factory=list)
+    freed_slots: I32 = field(default_factory=lambda: EMPTY_I32)
+    block_groups: I32 = field(default_factory=lambda: EMPTY_I32)
+    block_slots: I32 = field(default_factory=lambda: EMPTY_I32)
+    block_indices: I32 = field(default_factory=lambda: EMPTY_I32)
+    block_ids: I32 = field(default_factory=lambda: EMPTY_I32)
+    copy_src: I32 = field(default_factory=lambda: EMPTY_I32)
+    copy_dst: I32 = field(default_factory=lambda: EMPTY_I32)
+    draft_indptr: I32 = field(default_factory=lambda: EMPTY_I32)
+    draft_ids: I32 = field(default_factory=lambda: EMPTY_I32)
+    grammar_rows: I32 = field(default_factory=lambda: EMPTY_I32)
+    connector: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class LogprobColumns:
+    """Logprobs of some positions, ragged: entry i covers indptr[i]..indptr[i+1].
+
+    The first candidate of an entry is the sampled (or prompt) token itself, then the top k in
+    order; `ranks` holds the first one's rank (1 = most likely).
+
+    Attributes:
+        rows: [e] index into the plan's rows.
+        positions: [e] absolute position of the token that the logprobs are of.
+        ranks: [e]; indptr: [e + 1]; token_ids, logprobs: [indptr[-1]] int32, float32.
+    """
+
+    rows: I32
+    positions: I32
+    ranks: I32
+    indptr: I32
+    token_ids: I32
+    logprobs: NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step produced; rows as in its plan.
+
+    Attributes:
+        num_sampled: [n] tokens produced per row (any number >= 0).
+        token_ids: [sum(num_sampled)] in row order.
+        logprobs: of the sampled tokens, for rows that asked.
+        prompt_logprobs: of prompt tokens, for rows that asked.
+        errors: slot -> message, for rows that failed alone.
+    """
+
+    step: int
+    num_sampled: I32
+    token_ids: I32
+    logprobs: LogprobColumns | None = None
+    prompt_logprobs: LogprobColumns | None = None
+    drafts_indptr: I32 = field(default_factory=lambda: EMPTY_I32)
+    drafts_ids: I32 = field(default_factory=lambda: EMPTY_I32)
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+class RequestTable:
+    """Per-slot columns: what changes every step.
+
+    token_ids [slots, max_len] int32, num_tokens / num_prompt / num_computed [slots] int32,
+    block_tables: one [slots, max_blocks] int32 per group, num_blocks [groups, slots] int32.
+    Memory is zero pages until touched. Sampling columns live with the runner's sampler
+    (`sampling[slot]` holds the parameters of the row); the scheduler adds its own columns.
+    """
+
+    def __init__(self, num_slots: int, max_len: int, groups: list[GroupSpec]) -> None:
+        self.num_slots = num_slots
+        self.max_len = max_len
+        self.groups = groups
+        self.token_ids: I32 = np.zeros((num_slots, max_len), np.int32)
+        self.num_tokens: I32 = np.zeros(num_slots, np.int32)
+        self.num_prompt: I32 = np.zeros(num_slots, np.int32)
+        self.num_computed: I32 = np.zeros(num_slots, np.int32)
+        self.block_tables: list[I32] = [
+            np.zeros((num_slots, -(-max_len // g.block_size)), np.int32) for g in groups
+        ]
+        self.num_blocks: I32 = np.zeros((len(groups), num_slots), np.int32)
+        self.handles: NDArray[np.int64] = np.zeros(num_slots, np.int64)
+        self.sampling: list[SamplingParams | None] = [None] * num_slots
+
+    def clear_slot(self, slot: int) -> None:
+        self.num_tokens[slot] = self.num_prompt[slot] = self.num_computed[slot] = 0
+        self.num_blocks[:, slot] = 0
+        self.handles[slot] = 0
+        self.sampling[slot] = None
+
+    def set_row(self, row: NewRow) -> None:
+        n = len(row.token_ids)
+        self.token_ids[row.slot, :n] = row.token_ids
+        self.num_tokens[row.slot] = n
+        self.num_prompt[row.slot] = row.num_prompt
+        self.num_computed[row.slot] = row.num_computed
+        self.handles[row.slot] = row.handle
+        self.sampling[row.slot] = row.sampling
+
+    def apply_plan(self, plan: StepPlan) -> None:
+        """Bring in freed slots, new rows and new blocks; lengths stay until the result."""
+        for slot in plan.freed_slots:
+            self.clear_slot(int(slot))
+        for row in plan.new_rows:
+            self.set_row(row)
+        if len(plan.block_ids):
+            for g, table in enumerate(self.block_tables):
+                of = plan.block_groups == g
+                s, i = plan.block_slots[of], plan.block_indices[of]
+                table[s, i] = plan.block_ids[of]
+                np.maximum.at(self.num_blocks[g], s, i + 1)
+
+    def apply_result(self, plan: StepPlan, result: StepResult) -> None:
+        """Advance lengths and append the sampled tokens (one per row in the common case)."""
+        slots = plan.slots
+        # With drafts, tokens computed but rejected do not count: the row has gained one token
+        # per accepted draft plus the sampled one.
+        rejected = 0
+        if len(plan.draft_ids):
+            drafted = np.diff(plan.draft_indptr)
+            rejected = np.where(drafted > 0, drafted - (result.num_sampled - 1), 0)
+        self.num_computed[slots] += plan.num_new - rejected
+        if not len(result.token_ids):
+            return
+        if int(result.num_sampled.max()) == 1:
+            hit = slots[result.num_sampled == 1]
+            self.token_ids[hit, self.num_tokens[hit]] = result.token_ids
+            self.num_tokens[hit] += 1
+            return
+        rows = np.repeat(slots, result.num_sampled)
+        ends = np.cumsum(result.num_sampled)
+        offset = np.arange(ends[-1]) - np.repeat(ends - result.num_sampled, result.num_sampled)
+        self.token_ids[rows, self.num_tokens[rows] + offset] = result.token_ids
+        self.num_tokens[slots] += result.num_sampled
+
+
+def _enc(obj: Any) -> Any:
+    if isinstance(obj, np.ndarray):
+        return (obj.dtype.str, list(obj.shape), obj.tobytes())
+    raise TypeError(f"cannot send a {type(obj).__name__}")
+
+
+def _dec(tp: Any, obj: Any) -> Any:
+    dtype, shape, data = obj
+    return np.frombuffer(data, np.dtype(dtype)).reshape(shape)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_enc)
+_plan_decoder = msgspec.msgpack.Decoder(StepPlan, dec_hook=_dec)
+_result_decoder = msgspec.msgpack.Decoder(StepResult, dec_hook=_dec)
+
+
+def encode_plan(plan: StepPlan) -> bytes:
+    return _encoder.encode(plan)
+
+
+def decode_plan(data: bytes) -> StepPlan:
+    return _plan_decoder.decode(data)
+
+
+def encode_result(result: StepResult) -> bytes:
+    return _encoder.encode(result)
+
+
+def decode_result(data: bytes) -> StepResult:
+    return _result_decoder.decode(data)

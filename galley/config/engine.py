@@ -1,0 +1,143 @@
+"""Engine configuration: one frozen field = one flag of vLLM's name (dashes for underscores).
+
+The docstring under a field is the flag's help. `resolve` (resolve.py) turns what the user gave
+into a complete configuration, once; nothing here changes afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
+Backend = Literal["auto", "cpu", "reference"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model"""
+
+    model: str = ""
+    """Directory, .gguf file or hub name (`org/name`, `org/name:quant` for GGUF repositories).
+    Without one, the built-in default model is served."""
+    tokenizer: str | None = None
+    """Directory or hub name of another tokenizer than the model's own."""
+    tokenizer_mode: Literal["auto", "hf", "slow"] = "auto"
+    """How the tokenizer is loaded. Galley uses the `tokenizers` library for all."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer_revision: str | None = None
+    """Branch, tag or commit of a hub tokenizer."""
+    dtype: DType = "auto"
+    """Number format of weights and activations that are not quantised. `auto` takes the
+    checkpoint's, in the nearest format that this machine computes."""
+    max_model_len: int | None = None
+    """Longest sequence, prompt and output together. Default: what the model supports, or less if
+    memory for the KV cache is short. Accepts 4k, 8K, -1 or auto."""
+    seed: int = 0
+    """Seed of the engine; requests without a seed of their own get one derived from it."""
+    served_model_name: tuple[str, ...] = ()
+    """Names under which the API knows the model; the first is used in metrics and answers."""
+    generation_config: str = "auto"
+    """`auto` reads defaults from the model's generation_config.json, `vllm` uses none, or a folder
+    to read it from."""
+    override_generation_config: dict[str, object] = field(default_factory=dict)
+    """JSON object of sampling defaults that win over generation_config.json."""
+    enforce_eager: bool = False
+    """Run op by op instead of replaying captured steps (for debugging)."""
+    max_logprobs: int = 20
+    """Most logprobs that a request may ask for; -1 = the vocabulary."""
+    skip_tokenizer_init: bool = False
+    """Load no tokenizer: prompts are token ids and outputs have no text."""
+    logits_processors: tuple[str, ...] = ()
+    """Not supported yet."""
+
+
+@dataclass(frozen=True)
+class LoadConfig:
+    """Load"""
+
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
+    """Format of the weights. `dummy` makes random ones, for tests."""
+    download_dir: str | None = None
+    """Folder for downloads; default: the hub's cache."""
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """KV cache"""
+
+    block_size: Literal[16, 32, 64, 128] = 16
+    """Tokens per KV block."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the machine's available memory that weights and KV cache may take, in (0, 1]."""
+    kv_cache_memory_bytes: int | None = None
+    """Size of the KV cache in bytes (accepts 512m, 4G); wins over gpu-memory-utilization."""
+    num_gpu_blocks_override: int | None = None
+    """Number of KV blocks, for tests of preemption."""
+    enable_prefix_caching: bool = True
+    """Reuse the KV blocks of prompts that begin alike."""
+    prefix_caching_hash_algo: Literal["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"] = "sha256"
+    """Hash of block contents. `sha256_cbor` is reproducible across languages."""
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Scheduler"""
+
+    max_num_batched_tokens: int | None = None
+    """Most tokens computed in one step. Default by use: 2048 for a server, 4096 offline."""
+    max_num_seqs: int | None = None
+    """Most sequences in one step. Default by use: 128 for a server, 256 offline."""
+    enable_chunked_prefill: bool = True
+    """Split long prompts over steps, so that others go on."""
+    long_prefill_token_threshold: int = 0
+    """While other requests wait or run, a prompt gets at most this many tokens of a step.
+    0 = no cap."""
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    """`fcfs` in order of arrival; `priority` smaller number first, then arrival."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Parallel"""
+
+    tensor_parallel_size: int = 1
+    """Ranks that share each layer."""
+    pipeline_parallel_size: int = 1
+    """Ranks that hold a stretch of layers each."""
+    data_parallel_size: int = 1
+    """Engines that serve side by side."""
+    distributed_executor_backend: Literal["uni", "loopback"] | None = None
+    """How a step reaches its workers. `loopback` packs every plan into bytes (a test aid)."""
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """Device"""
+
+    backend: Backend = "auto"
+    """Who computes: `cpu` the native kernels, `reference` plain PyTorch (needs the torch extra)."""
+    num_threads: int | None = None
+    """Compute threads; default: one per core that this process may use."""
+
+
+@dataclass(frozen=True)
+class ObservabilityConfig:
+    """Observability"""
+
+    disable_log_stats: bool = False
+    """Log no periodic statistics."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """All that an engine needs to know."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    load: LoadConfig = field(default_factory=LoadConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)

@@ -1,0 +1,43 @@
+"""What a checkpoint says about itself, in one plain shape whatever its file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Filled by the loader from config.json or GGUF metadata; plain data, crosses processes.
+
+    Attributes:
+        architecture: Hugging Face class name, e.g. "LlamaForCausalLM" (GGUF's "llama" maps to it).
+        hf_config: the checkpoint's config in Hugging Face's keys (for GGUF: translated), which the
+            model family reads with typed reads and refuses what it does not implement.
+        vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim: sizes.
+        max_position: longest sequence that the checkpoint supports, after rope scaling.
+        dtype: the checkpoint's main dtype: "bfloat16", "float16", "float32" or a GGUF type "Q4_1".
+        quantization: None, "gguf", "compressed-tensors" …
+        bos_token_id, eos_token_ids: from config and generation_config (or GGUF metadata).
+        generation: defaults of generation_config.json (temperature, top_p, top_k,
+            repetition_penalty, min_p, max_new_tokens), only those present.
+        chat_template: the checkpoint's jinja template, if it carries one.
+        source: resolved path of the directory or file.
+    """
+
+    architecture: str
+    hf_config: dict[str, Any]
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    dtype: str
+    quantization: str | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    generation: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    source: str = ""

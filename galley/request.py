@@ -1,0 +1,234 @@
+"""What a request is and what comes back: parameters, the engine's request, outputs.
+
+Shared nouns: imports nothing of ours but `errors`. The engine's `Request` crosses the process
+border as msgpack; outputs have vLLM's shapes (spec: `RequestOutput`, `CompletionOutput`).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from galley.errors import InvalidRequest, Unsupported
+
+#: `SamplingParams` fields of vLLM 0.32 that are refused by name until they act.
+UNSUPPORTED_SAMPLING_FIELDS = (
+    "watermarking",
+    "prompt_logprob_token_ids",
+    "prompt_logprob_start",
+    "logprob_token_ids",
+    "flat_logprobs",
+    "stream_interval",
+    "structured_outputs",
+    "extra_args",
+    "skip_reading_prefix_cache",
+    "thinking_token_budget",
+    "repetition_detection",
+)
+MAX_LOGPROBS = 20
+
+
+class RequestOutputKind(enum.IntEnum):
+    """How much of the text each output carries (vLLM's names)."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+class FinishReason(enum.IntEnum):
+    """Why a request ended. The wire text is `str(reason)`."""
+
+    STOP = 0
+    LENGTH = 1
+    ABORT = 2
+    ERROR = 3
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """How to sample one request (vLLM's names, types and defaults).
+
+    Validation happens in `verify`, which `__post_init__` calls. `max_tokens=None` means up to the
+    model's length. `truncate_prompt_tokens` and `priority` belong to the request and are applied
+    by the input processor.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    truncate_prompt_tokens: int | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    logits_processors: list[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            self.stop = [self.stop]
+        self.verify()
+
+    def verify(self) -> None:
+        """Raise `InvalidRequest` naming the first field that is out of range."""
+        for ok, name, want in (
+            (self.n >= 1, "n", "at least 1"),
+            (-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "in [-2, 2]"),
+            (-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "in [-2, 2]"),
+            (0.0 < self.repetition_penalty < float("inf"), "repetition_penalty", "above 0"),
+            (0.0 <= self.temperature < float("inf"), "temperature", "at least 0 and finite"),
+            (0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]"),
+            (self.top_k >= -1, "top_k", "at least 1, or 0 or -1 for no limit"),
+            (0.0 <= self.min_p <= 1.0, "min_p", "in [0, 1]"),
+            (self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1"),
+            (self.min_tokens >= 0, "min_tokens", "at least 0"),
+            (
+                self.max_tokens is None or self.min_tokens <= self.max_tokens,
+                "min_tokens",
+                f"at most max_tokens={self.max_tokens}",
+            ),
+            (self.logprobs is None or self.logprobs >= -1, "logprobs", "at least 0, or -1 for all"),
+            (
+                self.prompt_logprobs is None or self.prompt_logprobs >= -1,
+                "prompt_logprobs",
+                "at least 0, or -1 for all",
+            ),
+            (
+                self.seed is None or -(2**63) <= self.seed < 2**63,
+                "seed",
+                "a signed 64-bit integer",
+            ),
+            (
+                self.truncate_prompt_tokens is None or self.truncate_prompt_tokens >= -1,
+                "truncate_prompt_tokens",
+                "at least 1, or -1 for the model's length",
+            ),
+        ):
+            if not ok:
+                raise InvalidRequest(
+                    f"{name} must be {want}, got {getattr(self, name)}.", field=name
+                )
+        if self.stop is not None and any(not s for s in self.stop):
+            raise InvalidRequest("stop must not contain an empty string.", field="stop")
+        if self.bad_words is not None and any(not s for s in self.bad_words):
+            raise InvalidRequest("bad_words must not contain an empty string.", field="bad_words")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InvalidRequest("allowed_token_ids must not be empty.", field="allowed_token_ids")
+
+    @staticmethod
+    def refuse_unsupported(given: dict[str, Any]) -> None:
+        """Raise `Unsupported` for the first field of `given` that vLLM has and Galley has not."""
+        for name in UNSUPPORTED_SAMPLING_FIELDS:
+            if given.get(name) not in (None, False):
+                raise Unsupported(f"{name} is not supported yet.", field=name)
+
+
+class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One sequence to compute, as the engine core sees it. Children of n>1 are separate requests.
+
+    Attributes:
+        handle: number chosen by the client, unique in (client_index); outputs carry it.
+        request_id: text id for logs and metrics; children are ``"{i}_{parent}"``.
+        prompt_token_ids: int32 little-endian bytes, at least one token.
+        output_token_ids: int32 bytes, tokens already produced before an engine died (replay).
+        sampling: parameters with `seed` filled in (frontend), `n == 1`.
+        eos_token_ids: end-of-sequence ids of the model; a hit finishes with "stop" and no
+            stop_reason, unless `sampling.ignore_eos`.
+        bad_words_token_ids: tokenised `sampling.bad_words`.
+        max_total_tokens: prompt + output length at which the request ends with "length".
+        share_group: children of one parent share prompt blocks even without prefix caching;
+            0 = none.
+        cache_salt: extra key of the first block's hash.
+        client_index, epoch: who sent it, and for which engine incarnation.
+    """
+
+    handle: int
+    request_id: str
+    prompt_token_ids: bytes
+    sampling: SamplingParams
+    max_total_tokens: int
+    output_token_ids: bytes = b""
+    eos_token_ids: list[int] = []
+    bad_words_token_ids: list[list[int]] = []
+    arrival_time: float = 0.0
+    priority: int = 0
+    share_group: int = 0
+    cache_salt: str | None = None
+    client_index: int = 0
+    epoch: int = 0
+
+
+class Logprob(msgspec.Struct):
+    """One candidate token's log-probability (natural log, of the raw distribution)."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One of the n answers (vLLM's shape)."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    lora_request: None = None
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Wall-clock seconds (`time.time`) of a request's life; 0.0 where not reached."""
+
+    arrival_time: float = 0.0
+    queued_time: float = 0.0
+    scheduled_time: float = 0.0
+    first_token_time: float = 0.0
+    last_token_time: float = 0.0
+    num_preemptions: int = 0
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """What `LLM.generate` returns and what the server turns into JSON (vLLM's shape)."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    num_cached_tokens: int | None = None
+    metrics: RequestMetrics | None = None
+    lora_request: None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
