@@ -1,0 +1,67 @@
+"""Which function unpacks which format, by the dtype name of a checkpoint's raw tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.errors import ModelError
+from galley.quant import dense, gguf_blocks, gguf_k
+from galley.quant.unpacked import Unpacked
+
+if TYPE_CHECKING:
+    from galley.loader import RawTensor
+
+#: Format name -> raw array in logical row order -> Unpacked.
+FORMATS: dict[str, Callable[[NDArray[Any]], Unpacked]] = {
+    "float32": dense.float32,
+    "float16": dense.float32,
+    "bfloat16": dense.bfloat16,
+    "F32": dense.gguf_f32,
+    "F16": dense.gguf_f16,
+    "BF16": dense.bfloat16,
+    "Q4_0": gguf_blocks.q4_0,
+    "Q4_1": gguf_blocks.q4_1,
+    "Q5_0": gguf_blocks.q5_0,
+    "Q5_1": gguf_blocks.q5_1,
+    "Q8_0": gguf_blocks.q8_0,
+    "Q4_K": gguf_k.q4_k,
+    "Q5_K": gguf_k.q5_k,
+    "Q6_K": gguf_k.q6_k,
+}
+
+
+def unpack(raw: RawTensor) -> Unpacked:
+    """The weight's codes and scales, without loss, rows in logical order.
+
+    Raises:
+        ModelError: the format is not one of `FORMATS`, or the array does not have the tensor's
+            shape; names the tensor.
+    """
+    maker = FORMATS.get(raw.dtype)
+    if maker is None:
+        raise ModelError(
+            f"tensor {raw.name}: weight format {raw.dtype} is not supported; "
+            f"supported formats: {', '.join(FORMATS)}"
+        )
+    data = raw.data if raw.row_order is None else raw.data[raw.row_order]
+    try:
+        unpacked = maker(data)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"tensor {raw.name}: {raw.dtype} data of shape {data.shape} is not whole blocks"
+        ) from error
+    if unpacked.shape != tuple(raw.shape):
+        raise ModelError(
+            f"tensor {raw.name}: {raw.dtype} data holds shape {unpacked.shape}, "
+            f"the checkpoint says {tuple(raw.shape)}"
+        )
+    return unpacked
+
+
+def to_float32(raw: RawTensor) -> NDArray[np.float32]:
+    """The tensor's values, float32 of its shape: equal to `gguf.dequantize` for GGUF types."""
+    return unpack(raw).to_float32()

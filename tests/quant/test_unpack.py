@@ -1,0 +1,142 @@
+"""Every checkpoint format unpacks to exactly the values that `gguf` (or numpy) gives it."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+
+from galley.errors import ModelError
+from galley.quant import FORMATS, Unpacked, to_float32, unpack
+
+ROWS, K = 24, 512
+BY_QUANTIZE = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+K_TYPES = ["Q4_K", "Q5_K", "Q6_K"]
+BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4}
+GROUP = {"Q6_K": 16}
+
+
+def raw(dtype, data, shape, row_order=None):
+    return SimpleNamespace(
+        name="w", dtype=dtype, data=data, shape=tuple(shape), row_order=row_order
+    )
+
+
+def finite_halves(rng, data, offsets, block_bytes):
+    """Overwrite the float16 fields at `offsets` of each block with finite numbers."""
+    blocks = data.reshape(-1, block_bytes)
+    for offset in offsets:
+        halves = rng.normal(0, 0.1, len(blocks)).astype(np.float16)
+        blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(-1, 2)
+    return data
+
+
+def random_blocks(name, rng, rows=ROWS, k=K):
+    """Rows of valid blocks of type `name` whose other bits are all random."""
+    per_block, block_bytes = gguf.GGML_QUANT_SIZES[Type[name]]
+    data = rng.integers(0, 256, (rows, k // per_block * block_bytes), dtype=np.uint8)
+    offsets = {
+        "Q4_0": [0],
+        "Q4_1": [0, 2],
+        "Q5_0": [0],
+        "Q5_1": [0, 2],
+        "Q8_0": [0],
+        "Q4_K": [0, 2],
+        "Q5_K": [0, 2],
+        "Q6_K": [208],
+    }[name]
+    return finite_halves(rng, data, offsets, block_bytes)
+
+
+@pytest.mark.parametrize("name", BY_QUANTIZE)
+def test_quantised_weights_equal_gguf(name):
+    weights = np.random.default_rng(0).normal(0, 0.05, (ROWS, K)).astype(np.float32)
+    data = gguf.quantize(weights, Type[name])
+    data = data.view(np.uint8)
+    got = to_float32(raw(name, data, (ROWS, K)))
+    want = gguf.dequantize(data, Type[name])
+    assert got.dtype == np.float32
+    assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", *K_TYPES])
+def test_random_blocks_equal_gguf(name):
+    data = random_blocks(name, np.random.default_rng(1))
+    u = unpack(raw(name, data, (ROWS, K)))
+    assert np.array_equal(u.to_float32(), gguf.dequantize(data, Type[name]))
+    assert u.bits == BITS.get(name, 8)
+    assert u.group == GROUP.get(name, 32)
+    assert u.q.dtype == np.uint8
+    assert u.q.astype(int).min() - u.zero >= -128
+    assert u.q.astype(int).max() - u.zero <= 127
+    if u.bits == 4:
+        assert u.q.max() == 15
+    assert u.scale.dtype == (np.float32 if name in K_TYPES else np.float16)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "array"),
+    [
+        ("float32", np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 16)),
+        ("float16", np.linspace(-1, 1, 64, dtype=np.float16).reshape(4, 16)),
+        ("bfloat16", np.linspace(-1, 1, 64).astype(ml_dtypes.bfloat16).reshape(4, 16)),
+        ("float32", np.linspace(-1, 1, 64, dtype=np.float32)),
+        ("F32", np.linspace(-1, 1, 64, dtype=np.float32)),
+    ],
+)
+def test_dense_values_are_kept(dtype, array):
+    u = unpack(raw(dtype, array, array.shape))
+    assert u.dense.dtype.name in ("float32", "bfloat16")
+    assert np.array_equal(u.to_float32(), array.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "Q6_K", "Q8_0"])
+def test_row_order_reorders_rows(name):
+    rng = np.random.default_rng(2)
+    data = random_blocks(name, rng)
+    order = rng.permutation(ROWS)
+    got = to_float32(raw(name, data, (ROWS, K), order))
+    assert np.array_equal(got, gguf.dequantize(data, Type[name])[order])
+
+
+def test_read_only_maps_are_enough(tmp_path):
+    data = random_blocks("Q4_K", np.random.default_rng(3))
+    path = tmp_path / "blocks"
+    path.write_bytes(data.tobytes())
+    mapped = np.memmap(path, np.uint8, "r", shape=data.shape)
+    assert np.array_equal(
+        to_float32(raw("Q4_K", mapped, (ROWS, K))), gguf.dequantize(data, Type.Q4_K)
+    )
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "IQ4_XS", "MXFP4", "float8_e4m3fn", "int3"])
+def test_unknown_formats_are_refused_by_name(name):
+    with pytest.raises(ModelError, match=rf"tensor w: weight format {name} is not supported"):
+        unpack(raw(name, np.zeros((2, 8), np.uint8), (2, 16)))
+
+
+def test_data_of_another_shape_is_refused():
+    data = random_blocks("Q8_0", np.random.default_rng(4))
+    with pytest.raises(ModelError, match="not whole blocks"):
+        unpack(raw("Q8_0", data[:, :-1], (ROWS, K)))
+    with pytest.raises(ModelError, match=r"the checkpoint says \(24, 480\)"):
+        unpack(raw("Q8_0", data, (ROWS, K - 32)))
+
+
+def test_every_listed_format_is_reached_by_a_test():
+    assert set(FORMATS) == {"float32", "float16", "bfloat16", "F32", *BY_QUANTIZE, *K_TYPES}
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "Q4_K", "Q6_K"])
+def test_a_hundred_million_parameters_take_about_a_second(name):
+    data = random_blocks(name, np.random.default_rng(5), rows=4096, k=2048)
+    start = time.process_time()
+    u = unpack(raw(name, data, (4096, 2048)))
+    per_parameter = (time.process_time() - start) / (4096 * 2048)
+    assert isinstance(u, Unpacked)
+    assert per_parameter * 135e6 < 3.0
