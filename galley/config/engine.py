@@ -22,7 +22,7 @@ class ModelConfig:
     Without one, the built-in default model is served."""
     tokenizer: str | None = None
     """Directory or hub name of another tokenizer than the model's own."""
-    tokenizer_mode: Literal["auto", "hf", "slow"] = "auto"
+    tokenizer_mode: Literal["auto", "hf"] = "auto"
     """How the tokenizer is loaded. Galley uses the `tokenizers` library for all."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
@@ -49,8 +49,6 @@ class ModelConfig:
     """Most logprobs that a request may ask for; -1 = the vocabulary."""
     skip_tokenizer_init: bool = False
     """Load no tokenizer: prompts are token ids and outputs have no text."""
-    logits_processors: tuple[str, ...] = ()
-    """Not supported yet."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,4 @@
+from galley.cli.main import main
+import sys
+
+sys.exit(main())

@@ -1,0 +1,62 @@
+"""The `galley` command: finds the subcommand's file and runs it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from galley.cli.parser import run
+from galley.errors import ConfigError
+
+#: name → (module, one line). An open set: a command is a file with `main(argv) -> int`.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("galley.cli.serve", "serve a model over an OpenAI-compatible HTTP API"),
+    "chat": ("galley.cli.chat", "chat with a model, in this process or at a URL"),
+    "complete": ("galley.cli.complete", "complete a prompt, in this process or at a URL"),
+    "inspect": ("galley.cli.inspect", "show a checkpoint's facts, or the program a step runs"),
+}
+
+
+def overview() -> str:
+    from galley import __version__
+
+    lines = [
+        f"galley {__version__}: an LLM inference and serving engine",
+        "",
+        "usage: galley COMMAND [options]",
+        "",
+        "commands:",
+        *(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "galley serve            # the built-in model on http://localhost:8000",
+        "galley COMMAND --help   # what a command takes",
+        "galley --version",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if argv else 2
+    if argv[0] in ("-v", "-V", "--version", "version"):
+        from galley import __version__
+
+        print(__version__)
+        return 0
+    return run(lambda: _dispatch(argv))
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        hint = f" Did you mean `galley {near[0]}`?" if near else f" One of: {', '.join(COMMANDS)}."
+        raise ConfigError(f"no command {argv[0]!r}.{hint}")
+    result: int = importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

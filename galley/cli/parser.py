@@ -1,0 +1,295 @@
+"""Command lines from configuration dataclasses, with vLLM's conventions.
+
+Dashes and underscores are alike; booleans have ``--no-`` forms; JSON flags take dotted keys;
+``--config FILE`` (YAML) supplies flags that the command line does not; ``--help=GROUP``,
+``--help=FLAG`` and ``--help=all`` teach. Knows flags, not what they do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from galley.config.flags import Flag, coerce, flags_of
+from galley.config.vllm_flags import disposition
+from galley.errors import ConfigError
+
+
+@dataclass
+class Parsed:
+    """Values by field name, as given (command line over file), and notices for the log."""
+
+    values: dict[str, Any]
+    positionals: list[str]
+    notices: list[str] = field(default_factory=list)
+
+
+class CommandParser:
+    """Parses one command's arguments.
+
+    Args:
+        command: as typed, e.g. "serve".
+        summary: what the command does, a sentence or two.
+        groups: dataclasses whose fields are the flags, in help order.
+        positionals: (name, help) of the optional positional arguments.
+        examples: lines shown at the end of the short help.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        summary: str,
+        groups: Iterable[type],
+        positionals: tuple[tuple[str, str], ...] = (),
+        examples: tuple[str, ...] = (),
+    ) -> None:
+        self.command = command
+        self.summary = summary
+        self.groups = list(groups)
+        self.positionals = positionals
+        self.examples = examples
+        self.flags: dict[str, Flag] = {f.name: f for g in self.groups for f in flags_of(g)}
+        self._by_spelling = {s: f for f in self.flags.values() for s in f.spellings}
+
+    def parse(self, argv: list[str]) -> Parsed:
+        """Read `argv`. Prints help and exits 0 where asked; raises ConfigError."""
+        for word in argv:
+            if word in ("-h", "--help") or word.startswith("--help="):
+                print(self.help(word.partition("=")[2]))
+                raise SystemExit(0)
+        reader = _Reader(self, argv)
+        parsed = reader.read()
+        if reader.config_file:
+            for name, value in read_yaml(reader.config_file, parsed.positionals).items():
+                flag = self.flags.get(name)
+                if flag is None:
+                    self.refuse(f"--{name.replace('_', '-')}", parsed.notices)
+                else:
+                    parsed.values.setdefault(name, coerce(flag, value))
+        return parsed
+
+    def find(self, option: str) -> tuple[Flag | None, bool]:
+        """The flag spelt `option` and whether it is its ``--no-`` form."""
+        normal = "--" + option[2:].replace("_", "-") if option.startswith("--") else option
+        if normal in self._by_spelling:
+            return self._by_spelling[normal], False
+        if normal.startswith("--no-"):
+            flag = self._by_spelling.get("--" + normal[5:])
+            if flag is not None and flag.kind == "bool":
+                return flag, True
+        return None, False
+
+    def refuse(self, option: str, notices: list[str]) -> None:
+        """Note a vLLM flag that is only a hint; raise ConfigError for any other."""
+        name = option.lstrip("-").split(".")[0].replace("-", "_")
+        for candidate in (name, name.removeprefix("no_")):
+            verdict, sentence = disposition(candidate)
+            if verdict == "hint":
+                notices.append(f"{option} is accepted for vLLM's sake: {sentence}")
+                return
+            if verdict == "refused":
+                raise ConfigError(f"{option} is not supported: {sentence}", field=candidate)
+        near = difflib.get_close_matches(option.replace("_", "-"), self._by_spelling, 1)
+        hint = f" Did you mean {near[0]}?" if near else f" See galley {self.command} --help=all."
+        raise ConfigError(f"unknown option {option}.{hint}", field=name)
+
+    def help(self, topic: str = "") -> str:
+        """Text for ``--help`` (overview), ``--help=all``, ``--help=GROUP`` or ``--help=FLAG``."""
+        width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+        if topic:
+            return self._help_topic(topic, width)
+        usage = f"galley {self.command} " + " ".join(f"[{n}]" for n, _ in self.positionals)
+        lines = [f"usage: {usage.rstrip()} [options]", ""]
+        lines += textwrap.wrap(self.summary, width)
+        if self.positionals:
+            lines += ["", "arguments:"]
+            lines += [_entry(name, text, width) for name, text in self.positionals]
+        if len(self.groups) == 1:
+            lines += ["", "options:", *(_describe(f, width) for f in self.flags.values())]
+        else:
+            lines += ["", "option groups (see --help=GROUP, --help=FLAG or --help=all):"]
+            for group in self.groups:
+                names = " ".join(f.option for f in flags_of(group))
+                lines.append(_entry(_title(group), names, width))
+        if self.examples:
+            lines += ["", "examples:", *("  " + e for e in self.examples)]
+        return "\n".join(lines)
+
+    def _help_topic(self, topic: str, width: int) -> str:
+        wanted = topic.lower().lstrip("-").replace("-", "_")
+        for group in self.groups:
+            if wanted in (group.__name__.lower(), _title(group).lower().replace(" ", "_")):
+                return _group_help(group, width)
+        if wanted == "all":
+            return "\n\n".join(_group_help(g, width) for g in self.groups)
+        hits = [f for f in self.flags.values() if f.name == wanted]
+        hits = hits or [
+            f for f in self.flags.values() if wanted in f.name or topic.lower() in f.help.lower()
+        ]
+        if hits:
+            return "\n".join(_describe(f, width) for f in hits)
+        verdict, sentence = disposition(wanted)
+        if verdict != "unknown":
+            return f"--{wanted.replace('_', '-')}: a flag of vLLM's; {sentence}"
+        raise ConfigError(f"no flag or group matches {topic!r}; see --help.")
+
+
+def _title(group: type) -> str:
+    return (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
+
+
+def _group_help(group: type, width: int) -> str:
+    return "\n".join([f"{_title(group)}:", *(_describe(f, width) for f in flags_of(group))])
+
+
+def _entry(head: str, text: str, width: int) -> str:
+    wrapped = textwrap.wrap(text, width - 26) or [""]
+    if len(head) > 22:
+        return "\n".join([f"  {head}", *(" " * 26 + w for w in wrapped)])
+    return "\n".join([f"  {head:<24}{wrapped[0]}", *(" " * 26 + w for w in wrapped[1:])])
+
+
+def _describe(flag: Flag, width: int) -> str:
+    head = ", ".join(flag.spellings)
+    if flag.kind == "bool":
+        head += f", --no-{flag.option[2:]}"
+    elif flag.choices:
+        head += " {" + ",".join(str(c) for c in flag.choices) + "}"
+    else:
+        head += {"int": " N", "float": " X", "str": " TEXT", "list": " A [B …]"}.get(
+            flag.kind, " JSON"
+        )
+    text = flag.help
+    if flag.default not in (None, (), {}, ""):
+        text += f" (default: {flag.default})"
+    return "\n".join([f"  {head}", *(" " * 6 + w for w in textwrap.wrap(text, width - 6))])
+
+
+class _Reader:
+    """One pass over argv."""
+
+    def __init__(self, parser: CommandParser, argv: list[str]) -> None:
+        self.parser = parser
+        self.words = argv
+        self.at = 0
+        self.config_file = ""
+        self.parsed = Parsed({}, [])
+
+    def read(self) -> Parsed:
+        while self.at < len(self.words):
+            word = self.words[self.at]
+            self.at += 1
+            if word.startswith("-") and len(word) > 1 and not _is_number(word):
+                self._option(word)
+            elif len(self.parsed.positionals) < len(self.parser.positionals):
+                self.parsed.positionals.append(word)
+            else:
+                raise ConfigError(f"unexpected argument {word!r}; see --help.")
+        return self.parsed
+
+    def _option(self, word: str) -> None:
+        option, eq, inline = word.partition("=")
+        if option == "--config":
+            self.config_file = inline if eq else self._value(option)
+            return
+        base, _, dotted = option.partition(".")
+        flag, negated = self.parser.find(base)
+        if flag is None:
+            self.parser.refuse(option, self.parsed.notices)
+            while not eq and self.at < len(self.words) and not self.words[self.at].startswith("-"):
+                self.at += 1
+            return
+        values = self.parsed.values
+        if dotted and flag.kind == "json":
+            raw = inline if eq else self._value(option)
+            nested = values.setdefault(flag.name, {})
+            *path, last = dotted.split(".")
+            for key in path:
+                nested = nested.setdefault(key, {})
+            nested[last] = _json_or_text(raw)
+        elif flag.kind == "bool":
+            if negated and eq:
+                raise ConfigError(f"{option} takes no value.", field=flag.name)
+            values[flag.name] = coerce(flag, inline) if eq else not negated
+        elif flag.kind == "list":
+            given = [inline] if eq else self._many(option)
+            values[flag.name] = coerce(flag, given)
+        else:
+            values[flag.name] = coerce(flag, inline if eq else self._value(option))
+
+    def _value(self, option: str) -> str:
+        if self.at >= len(self.words):
+            raise ConfigError(f"{option} needs a value.", field=option.lstrip("-"))
+        self.at += 1
+        return self.words[self.at - 1]
+
+    def _many(self, option: str) -> list[str]:
+        start = self.at
+        while self.at < len(self.words) and not self.words[self.at].startswith("-"):
+            self.at += 1
+        if self.at == start:
+            raise ConfigError(f"{option} needs at least one value.", field=option.lstrip("-"))
+        return self.words[start : self.at]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_or_text(raw: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw
+
+
+def read_yaml(path: str, positionals: list[str]) -> dict[str, Any]:
+    """Flags of a ``--config`` file. `model` also stands in for the positional argument."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as f:
+            data = yaml.safe_load(f)
+    except OSError as e:
+        raise ConfigError(f"--config {path}: {e.strerror}.", field="config") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"--config {path} is not YAML: {e}.", field="config") from e
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
+        raise ConfigError(f"--config {path} must hold `flag: value` lines.", field="config")
+    values = {k.replace("-", "_"): v for k, v in data.items()}
+    tag = values.pop("model_tag", None)
+    if tag is not None:
+        values.setdefault("model", tag)
+    return values
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a command: one line and exit code 2 for what the user can mend; 130 for Ctrl-C."""
+    from galley.errors import GalleyError, SetupError
+
+    try:
+        return main()
+    except SetupError as e:
+        print(f"galley: {e.message}", file=sys.stderr)
+        return 2
+    except GalleyError as e:
+        print(f"galley: {e.message}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130

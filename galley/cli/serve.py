@@ -1,0 +1,45 @@
+"""`galley serve`: read the flags, hand them to the launcher."""
+
+from __future__ import annotations
+
+import sys
+
+from galley.cli.parser import CommandParser
+from galley.config.flags import flags_of
+from galley.config.resolve import SECTIONS, from_kwargs
+from galley.config.server import ServerConfig, from_flags
+
+
+def parser() -> CommandParser:
+    return CommandParser(
+        "serve",
+        "Serve a model over an OpenAI-compatible HTTP API. Without MODEL, the built-in "
+        "SmolLM2-135M-Instruct is served.",
+        [ServerConfig, *SECTIONS.values()],
+        positionals=(("MODEL", "directory, FILE.gguf, or hub name (org/name, org/name:quant)"),),
+        examples=(
+            "galley serve",
+            "galley serve ./Qwen2.5-0.5B-Instruct --port 8080 --api-key secret",
+            "galley serve model.gguf --max-model-len 4k --max-num-seqs 32",
+            "galley serve --config serve.yaml",
+        ),
+    )
+
+
+def main(argv: list[str]) -> int:
+    parsed = parser().parse(argv)
+    values = parsed.values
+    if parsed.positionals:
+        values["model"] = parsed.positionals[0]
+    server_fields = {f.name for f in flags_of(ServerConfig)}
+    server = from_flags({k: v for k, v in values.items() if k in server_fields})
+    config = from_kwargs({k: v for k, v in values.items() if k not in server_fields}, "server")
+    for notice in parsed.notices:
+        print(f"galley: {notice}", file=sys.stderr)
+    if not config.model.model:
+        print(
+            "galley: no model given: serving the built-in SmolLM2-135M-Instruct", file=sys.stderr
+        )
+    from galley.launcher.main import launch
+
+    return launch(config, server)

@@ -1,0 +1,213 @@
+"""Flags from dataclass fields: names, types, help texts and the reading of their values.
+
+One frozen field is one flag (dashes or underscores). This module knows annotations and docstrings;
+it knows neither argparse nor what a flag means.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import re
+import textwrap
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from galley.errors import ConfigError
+
+#: vLLM's short and alternative spellings.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "tensor_parallel_size": ("-tp",),
+    "pipeline_parallel_size": ("-pp",),
+    "data_parallel_size": ("-dp",),
+    "gpu_memory_utilization": ("--device-memory-utilization",),
+    "api_server_count": ("-asc",),
+    "quantization": ("-q",),
+}
+_UNITS = {
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "K": 2**10,
+    "M": 2**20,
+    "G": 2**30,
+    "T": 2**40,
+}
+_HUMAN_INT = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)(?:i?[bB])?")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: `name` is the field's, `kind` what it holds, `owner` the dataclass."""
+
+    name: str
+    owner: type
+    kind: Literal["bool", "int", "float", "str", "list", "json"]
+    choices: tuple[Any, ...]
+    default: Any
+    optional: bool
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        return (self.option, *ALIASES.get(self.name, ()))
+
+    @property
+    def help(self) -> str:
+        return field_docs(self.owner).get(self.name, "")
+
+
+def human_int(text: str) -> int:
+    """1k = 1000, 1K = 1024, 25.6k, 4G; `auto` is -1. Raises ValueError."""
+    if text.strip().lower() == "auto":
+        return -1
+    match = _HUMAN_INT.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"not a number: {text!r}")
+    value = float(match[1]) * _UNITS.get(match[2], 1)
+    if value != int(value):
+        raise ValueError(f"not a whole number: {text!r}")
+    return int(value)
+
+
+def flags_of(owner: type) -> list[Flag]:
+    """The flags of a configuration dataclass, in field order."""
+    hints = typing.get_type_hints(owner)
+    return [_flag(owner, f, hints[f.name]) for f in dataclasses.fields(owner)]
+
+
+def _flag(owner: type, field: dataclasses.Field[Any], hint: Any) -> Flag:
+    optional = False
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        parts = [a for a in typing.get_args(hint) if a is not type(None)]
+        optional = len(parts) < len(typing.get_args(hint))
+        hint = parts[0]
+    origin = typing.get_origin(hint)
+    choices: tuple[Any, ...] = ()
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        hint = type(choices[0])
+    kind = {bool: "bool", int: "int", float: "float", str: "str"}.get(hint)
+    if kind is None:
+        kind = "list" if hint is tuple or origin is tuple else "json"
+    default = field.default
+    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    return Flag(field.name, owner, typing.cast(Any, kind), choices, default, optional)
+
+
+@functools.cache
+def field_docs(owner: type) -> dict[str, str]:
+    """The docstring under each field: the flag's help."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for item, after in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+            and isinstance(after.value.value, str)
+        ):
+            docs[item.target.id] = " ".join(after.value.value.split())
+    return docs
+
+
+def coerce(flag: Flag, value: Any) -> Any:
+    """`value` as the field wants it; a string is read as on a command line.
+
+    Raises:
+        ConfigError: wrong type, unknown choice; names the flag.
+    """
+    if value is None:
+        if flag.optional or flag.default is None:
+            return None
+        raise ConfigError(f"{flag.option} must not be empty.", field=flag.name)
+    try:
+        value = _READERS[flag.kind](value)
+    except (ValueError, TypeError) as e:
+        raise ConfigError(
+            f"{flag.option} expects {_WANTS[flag.kind]}, got {value!r}.", field=flag.name
+        ) from e
+    if flag.choices and value not in flag.choices:
+        allowed = ", ".join(str(c) for c in flag.choices)
+        raise ConfigError(
+            f"{flag.option} must be one of {allowed}; got {value!r}.", field=flag.name
+        )
+    return value
+
+
+def _read_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise ValueError
+
+
+def _read_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError
+    return human_int(value) if isinstance(value, str) else int(value)
+
+
+def _read_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _read_str(value: Any) -> str:
+    if isinstance(value, (bool, list, dict, tuple)):
+        raise ValueError
+    return str(value)
+
+
+def _read_list(value: Any) -> tuple[str, ...]:
+    """Words, one word, or a JSON list (as vLLM takes for `--allowed-origins`)."""
+    if isinstance(value, str):
+        value = [value]
+    out: list[str] = []
+    for item in value:
+        text = _read_str(item)
+        if text.startswith("["):
+            out.extend(_read_str(part) for part in json.loads(text))
+        else:
+            out.append(text)
+    return tuple(out)
+
+
+def _read_json(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
+_READERS: dict[str, Any] = {
+    "bool": _read_bool,
+    "int": _read_int,
+    "float": _read_float,
+    "str": _read_str,
+    "list": _read_list,
+    "json": _read_json,
+}
+_WANTS = {
+    "bool": "true or false",
+    "int": "a whole number (4096, 4k, 4K)",
+    "float": "a number",
+    "str": "text",
+    "list": "a list of words",
+    "json": "a JSON object",
+}

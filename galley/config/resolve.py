@@ -1,0 +1,262 @@
+"""From what the user gave to a complete configuration, once and purely.
+
+`from_kwargs` reads names and values; `resolve` fills in what depends on the use (server or
+offline), the machine and the model, and refuses contradictions. Environment variables come in
+through `environment`, nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from galley.config.engine import (
+    CacheConfig,
+    DeviceConfig,
+    EngineConfig,
+    LoadConfig,
+    ModelConfig,
+    ObservabilityConfig,
+    ParallelConfig,
+    SchedulerConfig,
+)
+from galley.config.facts import ModelFacts
+from galley.config.flags import coerce, flags_of
+from galley.config.vllm_flags import disposition
+from galley.errors import ConfigError
+
+Usage = Literal["server", "offline"]
+#: Token budget and sequences by use (vLLM's CPU defaults).
+DEFAULTS: dict[Usage, tuple[int, int]] = {"server": (2048, 128), "offline": (4096, 256)}
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "load": LoadConfig,
+    "cache": CacheConfig,
+    "scheduler": SchedulerConfig,
+    "parallel": ParallelConfig,
+    "device": DeviceConfig,
+    "observability": ObservabilityConfig,
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What resolving needs to know of the machine."""
+
+    num_cores: int
+    available_memory: int
+    """Bytes."""
+
+    @staticmethod
+    def detect() -> Machine:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return Machine(cores or 1, available_memory())
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping: MemAvailable, or the cgroup's limit if lower."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as f:
+            for line in f:
+                if line.startswith("MemAvailable:"):
+                    free = int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as f:
+            limit = f.read().strip()
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as f:
+            used = int(f.read())
+        if limit != "max":
+            free = min(free, max(int(limit) - used, 0))
+    except (OSError, ValueError):
+        pass
+    return free
+
+
+def environment(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Fields set by environment variables; `GALLEY_*` wins over `VLLM_*`, a flag over both.
+
+    Raises:
+        ConfigError: a variable's value cannot be read; names the variable.
+    """
+    given: dict[str, Any] = {}
+    for variable, name, read in (
+        ("VLLM_CPU_KVCACHE_SPACE", "kv_cache_memory_bytes", lambda v: int(float(v) * 2**30)),
+        ("GALLEY_KV_CACHE_MEMORY_BYTES", "kv_cache_memory_bytes", str),
+        ("VLLM_CPU_NUM_THREADS", "num_threads", int),
+        ("OMP_NUM_THREADS", "num_threads", int),
+        ("GALLEY_NUM_THREADS", "num_threads", int),
+    ):
+        value = env.get(variable)
+        if value:
+            try:
+                given[name] = read(value)
+            except ValueError as e:
+                raise ConfigError(f"{variable} has an unreadable value: {value!r}.") from e
+    return given
+
+
+def from_kwargs(
+    given: Mapping[str, Any], usage: Usage, env: Mapping[str, str] = os.environ
+) -> EngineConfig:
+    """Read engine flags by their Python names.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one), or an unreadable value.
+    """
+    flags = {f.name: (section, f) for section, cls in SECTIONS.items() for f in flags_of(cls)}
+    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for name, value in {**environment(env), **given}.items():
+        if name not in flags:
+            refuse_unknown(name, list(flags))
+            continue
+        section, flag = flags[name]
+        values[section][name] = coerce(flag, value)
+    scheduler = values["scheduler"]
+    budget, seqs = DEFAULTS[usage]
+    if scheduler.get("max_num_seqs") is None:
+        wanted = scheduler.get("max_num_batched_tokens")
+        scheduler["max_num_seqs"] = min(seqs, wanted) if wanted and wanted > 0 else seqs
+    if scheduler.get("max_num_batched_tokens") is None and scheduler.get(
+        "enable_chunked_prefill", True
+    ):
+        scheduler["max_num_batched_tokens"] = max(budget, scheduler["max_num_seqs"])
+    config = EngineConfig(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
+    check(config)
+    return config
+
+
+def refuse_unknown(name: str, known: list[str]) -> None:
+    """Return for a vLLM flag that is a mere hint; raise ConfigError for anything else."""
+    verdict, sentence = disposition(name)
+    if verdict == "hint":
+        return
+    option = "--" + name.replace("_", "-")
+    if verdict == "refused":
+        raise ConfigError(f"{option} is not supported: {sentence}", field=name)
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f" Did you mean --{near[0].replace('_', '-')}?" if near else ""
+    raise ConfigError(f"unknown option {option}.{hint}", field=name)
+
+
+def check(config: EngineConfig) -> None:
+    """Raise ConfigError for values out of range, naming the flag and the limit."""
+    s, c, p = config.scheduler, config.cache, config.parallel
+    length = config.model.max_model_len
+    for ok, name, want, got in (
+        (
+            0.0 < c.gpu_memory_utilization <= 1.0,
+            "gpu_memory_utilization",
+            "in (0, 1]",
+            c.gpu_memory_utilization,
+        ),
+        (
+            s.max_num_seqs is None or 1 <= s.max_num_seqs <= 65_536,
+            "max_num_seqs",
+            "in 1 … 65536",
+            s.max_num_seqs,
+        ),
+        (
+            s.max_num_batched_tokens is None or 1 <= s.max_num_batched_tokens <= 1 << 20,
+            "max_num_batched_tokens",
+            "in 1 … 1048576",
+            s.max_num_batched_tokens,
+        ),
+        (
+            s.long_prefill_token_threshold >= 0,
+            "long_prefill_token_threshold",
+            "at least 0",
+            s.long_prefill_token_threshold,
+        ),
+        (
+            length is None or length == -1 or length >= 1,
+            "max_model_len",
+            "at least 1, or -1 or auto",
+            length,
+        ),
+        (
+            c.kv_cache_memory_bytes is None or c.kv_cache_memory_bytes > 0,
+            "kv_cache_memory_bytes",
+            "above 0",
+            c.kv_cache_memory_bytes,
+        ),
+        (
+            c.num_gpu_blocks_override is None or c.num_gpu_blocks_override >= 2,
+            "num_gpu_blocks_override",
+            "at least 2",
+            c.num_gpu_blocks_override,
+        ),
+        (
+            config.device.num_threads is None or 1 <= config.device.num_threads <= 1024,
+            "num_threads",
+            "in 1 … 1024",
+            config.device.num_threads,
+        ),
+        (config.model.max_logprobs >= -1, "max_logprobs", "at least -1", config.model.max_logprobs),
+    ):
+        if not ok:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} must be {want}, got {got}.", field=name)
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+        if getattr(p, name) != 1:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option} must be 1: this version runs on one rank, got {getattr(p, name)}.",
+                field=name,
+            )
+    if (
+        s.max_num_batched_tokens is not None
+        and s.max_num_seqs is not None
+        and s.max_num_batched_tokens < s.max_num_seqs
+    ):
+        raise ConfigError(
+            f"--max-num-batched-tokens ({s.max_num_batched_tokens}) must be at least "
+            f"--max-num-seqs ({s.max_num_seqs}), or a full batch could not take one token each.",
+            field="max_num_batched_tokens",
+        )
+
+
+def resolve(config: EngineConfig, machine: Machine, facts: ModelFacts) -> EngineConfig:
+    """Fill in what depends on the machine and the model.
+
+    `max_model_len` -1 stays -1: the runner fits it to the memory. Raises ConfigError.
+    """
+    model, s = config.model, config.scheduler
+    length = facts.max_position if model.max_model_len is None else model.max_model_len
+    if length > facts.max_position:
+        raise ConfigError(
+            f"--max-model-len {length} is longer than the {facts.max_position} tokens that the "
+            "model supports.",
+            field="max_model_len",
+        )
+    bound = facts.max_position if length == -1 else length
+    budget = s.max_num_batched_tokens
+    if not s.enable_chunked_prefill:
+        budget = max(bound, s.max_num_seqs or 1) if budget is None else budget
+        if budget < bound:
+            raise ConfigError(
+                f"--no-enable-chunked-prefill needs --max-num-batched-tokens of at least the "
+                f"model length {bound}, got {budget}: a prompt must fit into one step. Raise it, "
+                "lower --max-model-len, or leave chunked prefill on.",
+                field="max_num_batched_tokens",
+            )
+    names = model.served_model_name or (served_name(model, facts),)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, max_model_len=length, served_model_name=names),
+        scheduler=dataclasses.replace(s, max_num_batched_tokens=budget),
+        device=dataclasses.replace(
+            config.device, num_threads=config.device.num_threads or machine.num_cores
+        ),
+    )
+
+
+def served_name(model: ModelConfig, facts: ModelFacts) -> str:
+    """The name that the API uses: what the user typed, or the default model's own."""
+    return model.model or "SmolLM2-135M-Instruct"
