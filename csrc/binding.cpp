@@ -1,0 +1,139 @@
+// The Python module galley.kernels._native: pool, program, packing. Addresses come as integers;
+// whoever passes one keeps the memory alive. Bad arguments raise ValueError.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "linear.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace galley {
+namespace {
+
+template <class T> const T* at(uint64_t address) {
+  return reinterpret_cast<const T*>(static_cast<uintptr_t>(address));
+}
+
+// Sampling columns by name; one that is not named keeps the sampler's "off".
+Sampling sampling_columns(const std::map<std::string, uint64_t>& columns) {
+  Sampling s;
+  for (const auto& [name, address] : columns) {
+    if (name == "temperature") s.temperature = at<float>(address);
+    else if (name == "top_p") s.top_p = at<float>(address);
+    else if (name == "min_p") s.min_p = at<float>(address);
+    else if (name == "top_k") s.top_k = at<int32_t>(address);
+    else if (name == "presence") s.presence = at<float>(address);
+    else if (name == "frequency") s.frequency = at<float>(address);
+    else if (name == "repetition") s.repetition = at<float>(address);
+    else if (name == "seed") s.seed = at<uint64_t>(address);
+    else if (name == "num_logprobs") s.num_logprobs = at<int32_t>(address);
+    else throw std::invalid_argument("no sampling column is named " + name);
+  }
+  return s;
+}
+
+nb::dict step_arrays(const Program& program) {
+  const Step& s = program.step();
+  nb::dict d;
+  auto put = [&](const char* name, const auto* values, int32_t n) {
+    nb::list list;
+    for (int32_t i = 0; i < n; i++) list.append(static_cast<int64_t>(values[i]));
+    d[name] = list;
+  };
+  put("slots", s.slots, s.rows);
+  put("computed", s.computed, s.rows);
+  put("query_start", s.query_start, s.rows + 1);
+  put("token_ids", s.token_ids, s.tokens);
+  put("positions", s.positions, s.tokens);
+  put("token_row", s.token_row, s.tokens);
+  put("logit_index", s.logit_index, s.logits);
+  put("logit_row", s.logit_row, s.logits);
+  put("logit_samples", s.logit_samples, s.logits);
+  return d;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.def("isa", [] { return std::string(isa_name(isa())); },
+        "Instruction set that new ops use: generic, avx2 or avx512 (GALLEY_CPU_ISA overrides).");
+  m.def("ops", [] {
+    std::vector<std::string> names;
+    for (const auto& entry : op_registry()) names.push_back(entry.first);
+    return names;
+  }, "Names of the ops a program can hold.");
+
+  m.def("activation_bytes", [](int kind, int64_t k) {
+    if (kind < 0 || kind > 3 || k <= 0) throw std::invalid_argument("no such kind or size");
+    return activation_bytes(static_cast<Kind>(kind), k);
+  }, "kind"_a, "k"_a, "Bytes of one activation row of k values (csrc/linear.h).");
+
+  nb::class_<Pool>(m, "Pool", "Threads that run a program's ops; the caller is one of them.")
+      .def(nb::init<int>(), "threads"_a)
+      .def_prop_ro("threads", &Pool::threads);
+
+  nb::class_<Program>(m, "Program", "A recorded list of ops; see csrc/program.h.")
+      .def(nb::init<std::shared_ptr<Pool>>(), "pool"_a)
+      .def("add", [](Program& p, const std::string& name, std::map<std::string, uint64_t> pointers,
+                     std::map<std::string, int64_t> ints, std::map<std::string, double> floats,
+                     int section) {
+        Args args;
+        args.pointers = std::move(pointers);
+        args.ints = std::move(ints);
+        args.floats = std::move(floats);
+        p.add(name, args, section);
+      }, "name"_a, "pointers"_a, "ints"_a, "floats"_a = std::map<std::string, double>{},
+         "section"_a = 0, "Append an op. Names of arguments: docs/native_ops.md.")
+      .def("bind", [](Program& p, int32_t num_slots, int32_t max_tokens, int32_t max_rows,
+                      int32_t max_logits, uint64_t history, int64_t history_stride,
+                      uint64_t num_tokens, uint64_t num_prompt, uint64_t num_computed,
+                      uint64_t block_table, int64_t table_stride, int32_t block_size,
+                      const std::map<std::string, uint64_t>& sampling) {
+        Table t;
+        t.num_slots = num_slots;
+        t.history = at<int32_t>(history);
+        t.history_stride = history_stride;
+        t.num_tokens = at<int32_t>(num_tokens);
+        t.num_prompt = at<int32_t>(num_prompt);
+        t.num_computed = at<int32_t>(num_computed);
+        t.block_table = at<int32_t>(block_table);
+        t.table_stride = table_stride;
+        t.block_size = block_size;
+        t.sampling = sampling_columns(sampling);
+        p.bind(t, Limits{max_tokens, max_rows, max_logits});
+      }, nb::kw_only(), "num_slots"_a, "max_tokens"_a, "max_rows"_a, "max_logits"_a, "history"_a,
+         "history_stride"_a, "num_tokens"_a, "num_prompt"_a, "num_computed"_a, "block_table"_a,
+         "table_stride"_a, "block_size"_a, "sampling"_a = std::map<std::string, uint64_t>{},
+         "Columns of the table (int32, by slot; strides in elements) and the most that a step "
+         "may hold. Once, before the first run.")
+      .def("set_logit_masks", [](Program& p, uint64_t mask, uint64_t bias_indptr,
+                                 uint64_t bias_ids, uint64_t bias_values) {
+        p.set_logit_masks(at<uint64_t>(mask), at<int32_t>(bias_indptr), at<int32_t>(bias_ids),
+                          at<float>(bias_values));
+      }, "mask"_a = 0, "bias_indptr"_a = 0, "bias_ids"_a = 0, "bias_values"_a = 0,
+         "Columns by logit row for the runs to come; 0 = none.")
+      .def("run", [](Program& p, uint64_t slots, uint64_t num_new, uint64_t num_logits,
+                     uint64_t samples, int32_t n, int first_section, int last_section) {
+        nb::gil_scoped_release release;
+        p.run(at<int32_t>(slots), at<int32_t>(num_new), at<int32_t>(num_logits),
+              at<uint8_t>(samples), n, first_section, last_section);
+      }, "slots"_a, "num_new"_a, "num_logits"_a, "samples"_a, "n"_a, "first_section"_a = 0,
+         "last_section"_a = 0,
+         "Prepare the step from the table and run the ops of sections first .. last, inclusive.")
+      .def("step", &step_arrays, "The last run's prepared columns, as lists.")
+      .def("profile", &Program::profile, "on"_a, "Start (from zero) or stop timing each op.")
+      .def("timings", [](const Program& p) {
+        nb::list list;
+        for (const OpTiming& t : p.timings()) {
+          list.append(nb::make_tuple(t.name, t.section, t.runs, t.nanoseconds));
+        }
+        return list;
+      }, "(name, section, runs, nanoseconds) per op, in order.");
+}
+
+}  // namespace galley

@@ -1,0 +1,176 @@
+// The thread pool. See pool.h for the idea.
+#include "pool.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace galley {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int64_t kMaxTiles = int64_t{1} << 31;
+// How long to spin before sleeping: about the length of an op. A futex sleep costs some 25 us
+// (kernel_study.md, section 5), and a step has hundreds of ops.
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// True once `ready` is, false when the spin was in vain.
+template <class Ready> bool spin_until(Ready ready) {
+  using Clock = std::chrono::steady_clock;
+  for (int i = 0; i < 32; i++) {
+    if (ready()) return true;
+    pause();
+  }
+  const auto give_up = Clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; i++) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (Clock::now() < give_up);
+  return false;
+}
+
+uint64_t range_word(int64_t next, int64_t end) {
+  return static_cast<uint64_t>(next) << 32 | static_cast<uint64_t>(end);
+}
+
+}  // namespace
+
+Pool::Pool(int threads) : owner_process_(getpid()) {
+  if (threads < 1 || threads > kMaxThreads) {
+    throw std::invalid_argument("threads must be 1 .. " + std::to_string(kMaxThreads) + ", is " +
+                                std::to_string(threads));
+  }
+  ranges_ = std::vector<Range>(threads);
+  for (int t = 1; t < threads; t++) workers_.emplace_back([this, t] { worker(t); });
+}
+
+Pool::~Pool() {
+  if (getpid() != owner_process_) {  // a forked child: the threads are not there to be joined
+    for (auto& w : workers_) w.detach();
+    return;
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+    epoch_.fetch_add(1);
+  }
+  work_.notify_all();
+  for (auto& w : workers_) w.join();
+}
+
+void Pool::run(int64_t tiles, Run run, void* job) {
+  if (tiles <= 0) return;
+  if (tiles >= kMaxTiles) throw std::invalid_argument("too many tiles: " + std::to_string(tiles));
+  const bool alone = tiles == 1 || workers_.empty() || getpid() != owner_process_;
+  if (alone) {
+    run(job, 0, tiles, 0);
+    return;
+  }
+  std::lock_guard<std::mutex> one_caller(callers_);
+  run_ = run;
+  job_ = job;
+  error_ = nullptr;
+  remaining_.store(tiles, std::memory_order_relaxed);
+  const int64_t n = threads();
+  for (int64_t t = 0; t < n; t++) {
+    ranges_[t].word.store(range_word(t * tiles / n, (t + 1) * tiles / n),
+                          std::memory_order_release);
+  }
+  epoch_.fetch_add(1);
+  if (sleepers_.load() > 0) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    work_.notify_all();
+  }
+  drain(0);
+  wait_until_done();
+  if (error_) std::rethrow_exception(error_);
+}
+
+// A quarter of what is left at a time: few claims, and enough left over to be taken by others.
+bool Pool::claim(Range& range, bool far_end, int64_t* begin, int64_t* end) {
+  uint64_t word = range.word.load(std::memory_order_relaxed);
+  for (;;) {
+    const int64_t next = static_cast<int64_t>(word >> 32);
+    const int64_t last = static_cast<int64_t>(word & 0xffffffffu);
+    if (next >= last) return false;
+    const int64_t take = std::max<int64_t>(1, (last - next) / 4);
+    *begin = far_end ? last - take : next;
+    *end = *begin + take;
+    const uint64_t left = far_end ? range_word(next, *begin) : range_word(*end, last);
+    if (range.word.compare_exchange_weak(word, left, std::memory_order_acquire,
+                                         std::memory_order_relaxed)) {
+      return true;
+    }
+  }
+}
+
+void Pool::drain(int thread) {
+  int64_t begin, end;
+  while (claim(ranges_[thread], false, &begin, &end)) work(begin, end, thread);
+  const int n = threads();
+  for (int other = 1; other < n; other++) {
+    Range& range = ranges_[(thread + other) % n];
+    while (claim(range, true, &begin, &end)) work(begin, end, thread);
+  }
+}
+
+void Pool::work(int64_t begin, int64_t end, int thread) {
+  try {
+    run_(job_, begin, end, thread);
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
+  const bool last = remaining_.fetch_sub(end - begin) == end - begin;
+  if (last && thread != 0 && caller_sleeps_.load()) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    done_.notify_one();
+  }
+}
+
+void Pool::wait_until_done() {
+  auto done = [this] { return remaining_.load() == 0; };
+  if (spin_until(done)) return;
+  std::unique_lock<std::mutex> lock(mutex_);
+  caller_sleeps_ = true;
+  done_.wait(lock, done);
+  caller_sleeps_ = false;
+}
+
+uint32_t Pool::wait_for_epoch(uint32_t seen) {
+  auto changed = [this, seen] { return epoch_.load() != seen; };
+  if (!spin_until(changed)) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1);
+    work_.wait(lock, changed);
+    sleepers_.fetch_sub(1);
+  }
+  return epoch_.load();
+}
+
+void Pool::worker(int thread) {
+  for (uint32_t seen = 0;;) {
+    seen = wait_for_epoch(seen);
+    if (stop_) return;
+    drain(thread);
+  }
+}
+
+}  // namespace galley

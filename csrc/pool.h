@@ -1,0 +1,66 @@
+// A pool of threads that run the tiles of one job at a time; the caller is thread 0.
+//
+//   tiles  0 ............ n/3 ............ 2n/3 ............ n
+//          |-- thread 0 -->|-- thread 1 ->|--- thread 2 ---->|   each walks its own range forwards;
+//                     <----|         <----|             <----|   one that is done takes from the
+//                                                                far end of another's
+// A thread's range is one word (next, end). Tiles are claimed by compare-and-swap on it, and
+// everything else about the job is read only after a claim: a job cannot end while a claimed tile
+// is unfinished, so a late thread either claims a tile of the job that is really running or
+// nothing at all.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace galley {
+
+class Pool {
+ public:
+  // `run` computes tiles [begin, end); `thread` < threads() selects scratch memory.
+  using Run = void (*)(void* job, int64_t begin, int64_t end, int thread);
+
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return static_cast<int>(ranges_.size()); }
+  // Returns when all tiles are done; rethrows the first exception of a tile. One caller at a time
+  // (others wait). In a forked child, where the workers do not exist, the caller does it all.
+  void run(int64_t tiles, Run run, void* job);
+
+ private:
+  struct alignas(64) Range {
+    std::atomic<uint64_t> word{0};  // next << 32 | end
+  };
+  bool claim(Range& range, bool far_end, int64_t* begin, int64_t* end);
+  void drain(int thread);
+  void work(int64_t begin, int64_t end, int thread);
+  void wait_until_done();
+  uint32_t wait_for_epoch(uint32_t seen);
+  void worker(int thread);
+
+  std::vector<Range> ranges_;
+  Run run_ = nullptr;
+  void* job_ = nullptr;
+  alignas(64) std::atomic<int64_t> remaining_{0};
+  alignas(64) std::atomic<uint32_t> epoch_{0};  // bumped for every job
+  std::atomic<bool> stop_{false};
+  // The sleeping side, touched only after a spin has been in vain.
+  std::mutex mutex_;
+  std::condition_variable work_, done_;
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> caller_sleeps_{false};
+  std::exception_ptr error_;
+  std::mutex callers_;
+  int64_t owner_process_;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace galley

@@ -1,0 +1,123 @@
+// float32 row -> activation row of any kind (layouts: linear.h). The one definition of rounding:
+//
+//   scale = max|x| / 127,   q = round_to_even(x * (127 / max|x|)),   all 0 where max|x| is 0
+//
+// Everything here has internal linkage and is compiled for the instruction set of the file that
+// includes it; all of them give the same bits.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "linear.h"
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace galley {
+namespace {
+
+// Round to nearest even; a NaN stays a NaN.
+inline uint16_t bf16_from_float(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+inline float float_from_bf16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+inline float inverse_scale(float max) { return max > 0.0f ? 127.0f / max : 0.0f; }
+
+// One value; the caller's loop decides what shares the scale.
+inline int8_t quantize_value(float x, float inverse) {
+  const float scaled = x * inverse;
+  // Not a number, or the infinite row's 0 * inf: any value will do, but not undefined behaviour.
+  return scaled >= -127.0f && scaled <= 127.0f
+             ? static_cast<int8_t>(std::lrintf(scaled)) : static_cast<int8_t>(scaled > 0 ? 127 : -127);
+}
+
+// A group of n <= 32 values; the tail is 0. Returns the scale.
+inline float quantize_group_tail(const float* x, int64_t n, int8_t* q, int32_t* sum,
+                                 int32_t* half) {
+  float max = 0.0f;
+  for (int64_t i = 0; i < n; i++) max = std::fmax(max, std::fabs(x[i]));
+  const float inverse = inverse_scale(max);
+  int32_t first = 0, second = 0;
+  for (int64_t i = 0; i < kGroup; i++) {
+    q[i] = i < n ? quantize_value(x[i], inverse) : int8_t{0};
+    (i < kGroup / 2 ? first : second) += q[i];
+  }
+  *sum = first + second;
+  *half = first;
+  return max / 127.0f;
+}
+
+#if defined(__AVX512F__)
+inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* half) {
+  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+  const float max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+  const __m512 inverse = _mm512_set1_ps(inverse_scale(max));
+  const __m512i low = _mm512_set1_epi32(-127);
+  const __m512i qa = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), low);
+  const __m512i qb = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)), low);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(qa));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtepi32_epi8(qb));
+  *half = _mm512_reduce_add_epi32(qa);
+  *sum = *half + _mm512_reduce_add_epi32(qb);
+  return max / 127.0f;
+}
+#else
+inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* half) {
+  return quantize_group_tail(x, kGroup, q, sum, half);
+}
+#endif
+
+inline void quantize_row_q8(const float* x, int64_t k, void* out) {
+  const Q8Row row(out, k);
+  int64_t g = 0;
+  for (; (g + 1) * kGroup <= k; g++) {
+    row.scale[g] = quantize_group(x + g * kGroup, row.q + g * kGroup, row.sum + g, row.half + g);
+  }
+  if (g * kGroup < k) {
+    row.scale[g] = quantize_group_tail(x + g * kGroup, k - g * kGroup, row.q + g * kGroup,
+                                       row.sum + g, row.half + g);
+  }
+}
+
+// One scale for the whole row.
+inline void quantize_row_q8_row(const float* x, int64_t k, void* out) {
+  int8_t* q = static_cast<int8_t*>(out);
+  const int64_t padded = round_up(k, kGroup);
+  float max = 0.0f;
+  for (int64_t i = 0; i < k; i++) max = std::fmax(max, std::fabs(x[i]));
+  const float inverse = inverse_scale(max), scale = max / 127.0f;
+  int32_t sum = 0;
+  for (int64_t i = 0; i < padded; i++) {
+    q[i] = i < k ? quantize_value(x[i], inverse) : int8_t{0};
+    sum += q[i];
+  }
+  std::memcpy(q + padded, &scale, 4);
+  std::memcpy(q + padded + 4, &sum, 4);
+}
+
+// A float32 row as any kind; `out` has activation_bytes(kind, k).
+inline void store_row(const float* x, int64_t k, Kind kind, void* out) {
+  switch (kind) {
+    case Kind::f32: std::memcpy(out, x, 4 * k); break;
+    case Kind::bf16:
+      for (int64_t i = 0; i < k; i++) static_cast<uint16_t*>(out)[i] = bf16_from_float(x[i]);
+      break;
+    case Kind::q8: quantize_row_q8(x, k, out); break;
+    case Kind::q8_row: quantize_row_q8_row(x, k, out); break;
+  }
+}
+
+}  // namespace
+}  // namespace galley
