@@ -150,7 +150,7 @@ def _group_help(group: type, width: int) -> str:
 
 
 def _entry(head: str, text: str, width: int) -> str:
-    wrapped = textwrap.wrap(text, width - 26) or [""]
+    wrapped = textwrap.wrap(text, width - 26, break_on_hyphens=False) or [""]
     if len(head) > 22:
         return "\n".join([f"  {head}", *(" " * 26 + w for w in wrapped)])
     return "\n".join([f"  {head:<24}{wrapped[0]}", *(" " * 26 + w for w in wrapped[1:])])
@@ -169,7 +169,12 @@ def _describe(flag: Flag, width: int) -> str:
     text = flag.help
     if flag.default not in (None, (), {}, ""):
         text += f" (default: {flag.default})"
-    return "\n".join([f"  {head}", *(" " * 6 + w for w in textwrap.wrap(text, width - 6))])
+    return "\n".join(
+        [
+            f"  {head}",
+            *(" " * 6 + w for w in textwrap.wrap(text, width - 6, break_on_hyphens=False)),
+        ]
+    )
 
 
 class _Reader:

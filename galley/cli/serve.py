@@ -7,7 +7,7 @@ import sys
 from galley.cli.parser import CommandParser
 from galley.config.flags import flags_of
 from galley.config.resolve import SECTIONS, from_kwargs
-from galley.config.server import ServerConfig, from_flags
+from galley.config.server import ServerConfig
 
 
 def parser() -> CommandParser:
@@ -32,14 +32,12 @@ def main(argv: list[str]) -> int:
     if parsed.positionals:
         values["model"] = parsed.positionals[0]
     server_fields = {f.name for f in flags_of(ServerConfig)}
-    server = from_flags({k: v for k, v in values.items() if k in server_fields})
+    server = ServerConfig(**{k: v for k, v in values.items() if k in server_fields})
     config = from_kwargs({k: v for k, v in values.items() if k not in server_fields}, "server")
     for notice in parsed.notices:
         print(f"galley: {notice}", file=sys.stderr)
     if not config.model.model:
-        print(
-            "galley: no model given: serving the built-in SmolLM2-135M-Instruct", file=sys.stderr
-        )
+        print("galley: no model given: serving the built-in SmolLM2-135M-Instruct", file=sys.stderr)
     from galley.launcher.main import launch
 
     return launch(config, server)

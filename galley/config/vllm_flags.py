@@ -85,6 +85,18 @@ _REFUSED: dict[str, str] = {
         enable_layerwise_nvtx_tracing enable_trace_replay kv_cache_metrics
         kv_cache_metrics_sample enable_mfu_metrics custom_histogram_buckets
         enable_logging_iteration_details""",
+    "this version does not have it yet.": """
+        default_chat_template_kwargs enable_per_request_metrics enable_force_include_usage
+        sse_keep_alive_interval enable_tokenizer_info_endpoint enable_log_outputs log_error_stack
+        fingerprint_mode fingerprint_value uds disable_access_log_for_endpoints middleware
+        enable_offline_docs hf_config_path enable_return_routed_experts return_sampling_mask
+        logprobs_mode disable_sliding_window hf_token hf_overrides model_class_overrides
+        model_impl max_num_scheduled_tokens max_num_active_seqs max_num_queued_reqs
+        max_num_queued_tokens long_prefill_token_threshold_adaptive scheduler_cls watermark
+        stream_interval prefix_cache_retention_interval prefix_match_unit logging_config
+        log_level log_config_file watermark_config diffusion_config additional_config
+        shutdown_timeout api_server_count enable_log_requests max_log_len
+        logits_processors""",
     "the engine restarts by itself; there is nothing to switch on.": """
         enable_fault_tolerance fault_tolerance_config""",
 }
@@ -101,30 +113,10 @@ def _table() -> dict[str, tuple[Verdict, str]]:
 
 
 TABLE = _table()
-#: vLLM's flags that change answers or limits in ways not built yet, one sentence for all.
-NOT_YET = "this version does not have it yet."
 
 
 def disposition(name: str) -> tuple[Verdict, str]:
     """What becomes of the vLLM flag `name` (underscores): the verdict and its sentence."""
     if name in TABLE:
         return TABLE[name]
-    if name in OTHERS:
-        return "refused", NOT_YET
     return "unknown", ""
-
-
-OTHERS = frozenset(
-    """
-    default_chat_template_kwargs enable_per_request_metrics enable_force_include_usage
-    sse_keep_alive_interval enable_tokenizer_info_endpoint enable_log_outputs log_error_stack
-    fingerprint_mode fingerprint_value uds disable_access_log_for_endpoints middleware
-    enable_offline_docs hf_config_path enable_return_routed_experts return_sampling_mask
-    logprobs_mode disable_sliding_window hf_token hf_overrides model_class_overrides model_impl
-    max_num_scheduled_tokens max_num_active_seqs max_num_queued_reqs max_num_queued_tokens
-    long_prefill_token_threshold_adaptive scheduler_cls watermark stream_interval
-    prefix_cache_retention_interval prefix_match_unit logging_config log_level log_config_file
-    watermark_config diffusion_config additional_config shutdown_timeout api_server_count
-    enable_log_requests max_log_len logits_processors
-    """.split()
-)

@@ -1,0 +1,108 @@
+"""`galley chat`: a conversation at the terminal, streaming, over several turns."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+
+from galley.cli.parser import CommandParser
+from galley.cli.talk import ChatFlags, Message, Talker, connect, sampling_options
+from galley.config.flags import flags_of
+from galley.config.resolve import SECTIONS
+from galley.errors import GalleyError
+
+COMMANDS = "/reset starts anew, /quit or Ctrl-D ends"
+
+
+def parser(command: str = "chat") -> CommandParser:
+    return CommandParser(
+        command,
+        "Chat with a model: at a URL, or in this process when MODEL is given or no server answers.",
+        [ChatFlags, *SECTIONS.values()],
+        positionals=(("MODEL", "directory, FILE.gguf or hub name to run in this process"),),
+        examples=(
+            "galley chat",
+            "galley chat model.gguf --system-prompt 'Answer in one sentence.'",
+            "galley chat --url http://gpu-box:8000/v1 --quick 'Hello'",
+        ),
+    )
+
+
+def read_flags(command: str, argv: list[str]) -> tuple[ChatFlags, dict[str, object]]:
+    """Split a command line into the talk's flags and the engine's."""
+    parsed = parser(command).parse(argv)
+    names = {f.name for f in flags_of(ChatFlags)}
+    talk = ChatFlags(**{k: v for k, v in parsed.values.items() if k in names})
+    engine = {k: v for k, v in parsed.values.items() if k not in names}
+    if parsed.positionals:
+        engine["model"] = parsed.positionals[0]
+    for notice in parsed.notices:
+        print(f"galley: {notice}", file=sys.stderr)
+    return talk, engine
+
+
+def main(argv: list[str]) -> int:
+    flags, engine = read_flags("chat", argv)
+    talker = connect(flags, engine)
+    opening: list[Message] = []
+    if flags.system_prompt:
+        opening = [{"role": "system", "content": flags.system_prompt}]
+    options = sampling_options(flags)
+    if flags.quick is not None:
+        messages = [*opening, {"role": "user", "content": flags.quick}]
+        show(talker.chat(messages, options), talker, flags.stats)
+        return 0
+    print(f"Chatting with {talker.name}. {COMMANDS}.", file=sys.stderr)
+    history = list(opening)
+    for text in turns():
+        if text == "/reset":
+            history = list(opening)
+            continue
+        history.append({"role": "user", "content": text})
+        try:
+            answer = show(talker.chat(history, options), talker, flags.stats)
+        except GalleyError as e:
+            print(f"galley: {e.message}", file=sys.stderr)
+            history.pop()
+            continue
+        history.append({"role": "assistant", "content": answer})
+    return 0
+
+
+def turns() -> Iterator[str]:
+    """What the person types, until they leave."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            text = input(prompt).strip()
+        except EOFError:
+            return
+        if text in ("/quit", "/exit"):
+            return
+        if text:
+            yield text
+
+
+def show(pieces: Iterator[str], talker: Talker, stats: bool) -> str:
+    """Print an answer as it comes; return it whole. Ctrl-C ends the answer, not the talk."""
+    start = time.perf_counter()
+    first = 0.0
+    answer: list[str] = []
+    try:
+        for piece in pieces:
+            first = first or time.perf_counter() - start
+            answer.append(piece)
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    print()
+    if stats:
+        seconds = time.perf_counter() - start
+        usage = talker.usage
+        print(
+            f"[{usage.prompt_tokens} tokens in, {usage.completion_tokens} out, first after "
+            f"{first:.2f} s, {usage.completion_tokens / max(seconds, 1e-9):.1f} tokens/s]",
+            file=sys.stderr,
+        )
+    return "".join(answer)

@@ -1,0 +1,158 @@
+"""The command line: vLLM's conventions, help that teaches, clear refusals."""
+
+import subprocess
+import sys
+
+import pytest
+
+from galley.cli.parser import CommandParser
+from galley.config.resolve import SECTIONS
+from galley.errors import ConfigError
+
+
+@pytest.fixture
+def parser():
+    return CommandParser("serve", "Serve.", SECTIONS.values(), (("MODEL", "a model"),))
+
+
+def test_dashes_underscores_and_equals_are_alike(parser):
+    for argv in (["--max-model-len", "4k"], ["--max_model_len", "4000"], ["--max-model-len=4k"]):
+        assert parser.parse(argv).values == {"max_model_len": 4000}
+
+
+def test_booleans_have_no_forms(parser):
+    assert parser.parse(["--enable-prefix-caching"]).values == {"enable_prefix_caching": True}
+    assert parser.parse(["--no-enable-prefix-caching"]).values == {"enable_prefix_caching": False}
+
+
+def test_short_aliases(parser):
+    assert parser.parse(["-tp", "1"]).values == {"tensor_parallel_size": 1}
+    assert parser.parse(["--device-memory-utilization", "0.5"]).values == {
+        "gpu_memory_utilization": 0.5
+    }
+
+
+def test_lists_take_several_words(parser):
+    parsed = parser.parse(["m", "--served-model-name", "a", "b", "--seed", "3"])
+    assert parsed.values == {"served_model_name": ("a", "b"), "seed": 3}
+    assert parsed.positionals == ["m"]
+
+
+def test_json_flags_take_dotted_keys(parser):
+    parsed = parser.parse(["--override-generation-config.top_k", "3"])
+    assert parsed.values == {"override_generation_config": {"top_k": 3}}
+    parsed = parser.parse(["--override-generation-config", '{"top_k": 3}'])
+    assert parsed.values == {"override_generation_config": {"top_k": 3}}
+
+
+def test_config_file_gives_way_to_the_command_line(parser, tmp_path):
+    path = tmp_path / "serve.yaml"
+    path.write_text("model: some/model\nmax-num-seqs: 7\nseed: 1\nenable-prefix-caching: false\n")
+    parsed = parser.parse(["--config", str(path), "--seed", "2"])
+    assert parsed.values == {
+        "model": "some/model",
+        "max_num_seqs": 7,
+        "seed": 2,
+        "enable_prefix_caching": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not YAML"), ("- 1", "must hold"), ("max-model-lenn: 3", "Did you mean")],
+)
+def test_bad_config_files(parser, tmp_path, text, message):
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parser.parse(["--config", str(path)])
+
+
+def test_missing_config_file(parser):
+    with pytest.raises(ConfigError, match="No such file"):
+        parser.parse(["--config", "/nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--max-model-len"], "--max-model-len needs a value"),
+        (["--served-model-name", "--seed", "1"], "needs at least one value"),
+        (["--sed", "1"], "unknown option --sed. Did you mean --seed"),
+        (["a", "b"], "unexpected argument 'b'"),
+        (["--dtype", "int2"], "--dtype must be one of"),
+        (["--enable-lora"], "LoRA adapters are not supported yet"),
+        (["--no-enable-prefix-caching=true"], "takes no value"),
+        (["--help=nothing-like-this"], "no flag or group matches"),
+    ],
+)
+def test_refusals_name_the_flag(parser, argv, message):
+    with pytest.raises(ConfigError, match=message):
+        parser.parse(argv)
+
+
+def test_hints_of_vllm_are_noted(parser):
+    parsed = parser.parse(["--async-scheduling", "--optimization-level", "3", "--seed", "1"])
+    assert parsed.values == {"seed": 1}
+    assert len(parsed.notices) == 2
+
+
+@pytest.mark.parametrize(
+    ("topic", "wanted"),
+    [
+        ("", "KV cache"),
+        ("CacheConfig", "--block-size {16,32,64,128}"),
+        ("max-num-seqs", "Most sequences in one step"),
+        ("all", "--prefix-caching-hash-algo"),
+        ("preempt", "--num-gpu-blocks-override"),
+        ("enable-lora", "a flag of vLLM's"),
+    ],
+)
+def test_help_teaches(parser, capsys, topic, wanted):
+    with pytest.raises(SystemExit) as end:
+        parser.parse([f"--help={topic}" if topic else "--help"])
+    assert end.value.code == 0
+    assert wanted in capsys.readouterr().out
+
+
+def galley(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "galley", *argv], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from galley.cli.main import main; main(['--help']);"
+        "heavy = {'numpy', 'fastapi', 'tokenizers', 'torch', 'transformers'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "serve" in done.stdout
+
+
+def test_version_and_unknown_command():
+    from galley import __version__
+
+    assert galley("--version").stdout.strip() == __version__
+    wrong = galley("sevre")
+    assert wrong.returncode == 2
+    assert "Did you mean `galley serve`" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("serve", "--gpu-memory-utilization", "1.1"),
+        ("serve", "--max-model-len", "0"),
+        ("serve", "--port", "http"),
+        ("serve", "--no-such-flag"),
+        ("chat", "--url", "http://localhost:1/v1", "model.gguf"),
+    ],
+)
+def test_wrong_flags_exit_with_code_2_and_one_line(argv):
+    done = galley(*argv)
+    assert done.returncode == 2
+    assert done.stderr.startswith("galley: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,133 @@
+"""Flags come from dataclasses: kinds, readings, refusals."""
+
+import json
+import pathlib
+
+import pytest
+from galley.config.server import ServerConfig
+
+from galley.config import EngineConfig, ModelFacts
+from galley.config.flags import flags_of, human_int
+from galley.config.resolve import SECTIONS, Machine, environment, from_kwargs, resolve
+from galley.config.vllm_flags import TABLE, disposition
+from galley.errors import ConfigError
+
+MACHINE = Machine(num_cores=2, available_memory=8 << 30)
+FACTS = ModelFacts(
+    architecture="LlamaForCausalLM",
+    hf_config={},
+    vocab_size=100,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_position=2048,
+    dtype="bfloat16",
+)
+VLLM_SERVE_FLAGS = json.loads((pathlib.Path(__file__).parent / "vllm_serve_flags.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1k", 1000), ("1K", 1024), ("25.6k", 25600), ("2m", 2_000_000), ("2M", 2 << 20)]
+    + [("4G", 4 << 30), ("4GiB", 4 << 30), ("auto", -1), ("-1", -1), ("17", 17)],
+)
+def test_human_readable_integers(text, value):
+    assert human_int(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "1.5", "1kk", "four", "1e3"])
+def test_unreadable_integers(text):
+    with pytest.raises(ValueError):
+        human_int(text)
+
+
+def test_every_field_has_help():
+    for section in [*SECTIONS.values(), ServerConfig]:
+        for flag in flags_of(section):
+            assert flag.help, f"{flag.option} has no help"
+
+
+def test_every_serve_flag_of_vllm_is_known():
+    have = {f.name for c in [*SECTIONS.values(), ServerConfig] for f in flags_of(c)}
+    have.add("config")
+    unknown = [
+        name for name in VLLM_SERVE_FLAGS if name not in have and disposition(name)[0] == "unknown"
+    ]
+    assert unknown == []
+
+
+def test_no_flag_is_both_supported_and_refused():
+    have = {f.name for c in [*SECTIONS.values(), ServerConfig] for f in flags_of(c)}
+    assert have & set(TABLE) == set()
+
+
+def test_defaults_follow_the_use():
+    server, offline = from_kwargs({}, "server", {}), from_kwargs({}, "offline", {})
+    assert (server.scheduler.max_num_batched_tokens, server.scheduler.max_num_seqs) == (2048, 128)
+    assert (offline.scheduler.max_num_batched_tokens, offline.scheduler.max_num_seqs) == (4096, 256)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gpu_memory_utilization": 0}, r"--gpu-memory-utilization must be in \(0, 1\], got 0"),
+        ({"gpu_memory_utilization": 1.1}, r"--gpu-memory-utilization must be in"),
+        ({"max_num_seqs": 0}, "--max-num-seqs must be in 1"),
+        ({"max_num_batched_tokens": "many"}, "--max-num-batched-tokens expects a whole number"),
+        ({"max_num_batched_tokens": 8, "max_num_seqs": 16}, "must be at least --max-num-seqs"),
+        ({"block_size": 17}, "--block-size must be one of 16, 32, 64, 128; got 17"),
+        ({"dtype": "int3"}, "--dtype must be one of"),
+        ({"max_model_len": 0}, "--max-model-len must be at least 1"),
+        ({"scheduling_policy": "lifo"}, "--scheduling-policy must be one of fcfs, priority"),
+        ({"enable_prefix_caching": "maybe"}, "--enable-prefix-caching expects true or false"),
+        ({"tensor_parallel_size": 4}, "--tensor-parallel-size must be 1"),
+        ({"max_modle_len": 5}, "unknown option --max-modle-len. Did you mean --max-model-len?"),
+        ({"enable_lora": True}, "--enable-lora is not supported: LoRA adapters"),
+        ({"seed": None}, "--seed must not be empty"),
+        ({"override_generation_config": "[1]"}, "expects a JSON object"),
+    ],
+)
+def test_bad_values_name_the_flag(given, message):
+    with pytest.raises(ConfigError, match=message):
+        from_kwargs(given, "server", {})
+
+
+def test_hints_of_vllm_are_accepted():
+    assert from_kwargs({"async_scheduling": True}, "server", {}) == from_kwargs({}, "server", {})
+
+
+def test_environment_gives_way_to_flags():
+    env = {"VLLM_CPU_KVCACHE_SPACE": "2", "GALLEY_NUM_THREADS": "3"}
+    config = from_kwargs({}, "server", env)
+    assert config.cache.kv_cache_memory_bytes == 2 << 30
+    assert config.device.num_threads == 3
+    assert from_kwargs({"num_threads": 1}, "server", env).device.num_threads == 1
+    with pytest.raises(ConfigError, match="GALLEY_NUM_THREADS"):
+        environment({"GALLEY_NUM_THREADS": "two"})
+
+
+def resolved(**given: object) -> EngineConfig:
+    return resolve(from_kwargs(given, "server", {}), MACHINE, FACTS)
+
+
+def test_resolve_takes_the_models_length():
+    assert resolved().model.max_model_len == 2048
+    assert resolved(max_model_len=100).model.max_model_len == 100
+    assert resolved().device.num_threads == 2
+    with pytest.raises(ConfigError, match="longer than the 2048 tokens"):
+        resolved(max_model_len=4096)
+
+
+def test_without_chunked_prefill_a_prompt_must_fit():
+    assert resolved(enable_chunked_prefill=False).scheduler.max_num_batched_tokens == 2048
+    with pytest.raises(ConfigError, match="needs --max-num-batched-tokens of at least"):
+        resolved(enable_chunked_prefill=False, max_num_batched_tokens=512)
+
+
+def test_configuration_survives_the_process_border():
+    import msgspec
+
+    config = resolved(served_model_name=["a", "b"], override_generation_config={"top_k": 3})
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=EngineConfig) == config
