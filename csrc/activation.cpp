@@ -1,0 +1,82 @@
+// Ops on one row at a time that look at nothing but that row. Tile: 4 rows.
+//
+// `silu_mul`: out = silu(gate) * up. Pointers: x (f32 [rows][2n]), out. Ints: n, rows, out_kind,
+//   interleaved? (0 = gate then up, 1 = in turn, 16 columns each).
+// `add`: x += y. Pointers: x, y (f32 [rows][n]). Ints: n, rows.
+#include "activation_kernel.h"
+
+#include <algorithm>
+
+namespace galley {
+namespace {
+
+constexpr int64_t kTileRows = 4;
+
+int64_t row_tiles(const Step& step, Rows rows) {
+  return (row_count(step, rows) + kTileRows - 1) / kTileRows;
+}
+
+class SiluMul final : public Op {
+ public:
+  explicit SiluMul(const Args& a)
+      : x_(a.ptr<float>("x")), out_(a.ptr<uint8_t>("out")), n_(a.size("n")), rows_(a.rows()),
+        kind_(a.kind("out_kind")), order_(a.choice("interleaved", 2, GateUp::halves)),
+        out_bytes_(activation_bytes(kind_, n_)), kernel_(GALLEY_PICK(silu_mul_row)) {
+    if (order_ == GateUp::interleaved16 && n_ % 16 != 0) {
+      throw std::invalid_argument("interleaved gate and up need n to be a multiple of 16, is " +
+                                  std::to_string(n_));
+    }
+  }
+
+  int64_t tiles(const Step& step, int threads) const override {
+    scratch_.resize(static_cast<size_t>(threads) * n_);
+    return row_tiles(step, rows_);
+  }
+
+  void run(const Step& step, int64_t begin, int64_t end, int thread) override {
+    const int64_t last = std::min<int64_t>(end * kTileRows, row_count(step, rows_));
+    for (int64_t r = begin * kTileRows; r < last; r++) {
+      kernel_(x_ + r * 2 * n_, n_, order_, scratch_.data() + thread * n_, kind_,
+              out_ + r * out_bytes_);
+    }
+  }
+
+ private:
+  const float* x_;
+  uint8_t* out_;
+  int64_t n_;
+  Rows rows_;
+  Kind kind_;
+  GateUp order_;
+  int64_t out_bytes_;
+  decltype(&generic::silu_mul_row) kernel_;
+  mutable std::vector<float> scratch_;  // [threads][n]
+};
+
+class Add final : public Op {
+ public:
+  explicit Add(const Args& a)
+      : x_(a.ptr<float>("x")), y_(a.ptr<float>("y")), n_(a.size("n")), rows_(a.rows()),
+        kernel_(GALLEY_PICK(add_row)) {}
+
+  int64_t tiles(const Step& step, int) const override { return row_tiles(step, rows_); }
+
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
+    const int64_t last = std::min<int64_t>(end * kTileRows, row_count(step, rows_));
+    const int64_t first = begin * kTileRows;
+    kernel_(x_ + first * n_, y_ + first * n_, (last - first) * n_);
+  }
+
+ private:
+  float* x_;
+  const float* y_;
+  int64_t n_;
+  Rows rows_;
+  decltype(&generic::add_row) kernel_;
+};
+
+GALLEY_OP(silu_mul, SiluMul);
+GALLEY_OP(add, Add);
+
+}  // namespace
+}  // namespace galley

@@ -1,0 +1,3 @@
+// The AVX2 variant of norm.h.
+#define GALLEY_AVX2
+#include "norm_kernel.h"

@@ -1,0 +1,3 @@
+// The AVX-512 variant of activation.h.
+#define GALLEY_AVX512
+#include "activation_kernel.h"

@@ -1,0 +1,23 @@
+// A kernel's variants, one per instruction set, and the choice between them.
+//
+//   NAME.h          GALLEY_VARIANTS(declarations)
+//   NAME_kernel.h   the definitions, in namespace GALLEY_VARIANT (math_lanes.h)
+//   NAME.cpp        includes NAME_kernel.h: the generic variant; and holds the op
+//   avx2/NAME.cpp   #define GALLEY_AVX2, then includes NAME_kernel.h; avx512 likewise
+#pragma once
+#include "program.h"
+
+// The arguments are declarations; they may hold commas.
+#if GALLEY_HAS_X86
+#define GALLEY_VARIANTS(...)        \
+  namespace generic { __VA_ARGS__ } \
+  namespace avx2 { __VA_ARGS__ }    \
+  namespace avx512 { __VA_ARGS__ }
+#define GALLEY_PICK(function)                         \
+  (::galley::isa() == ::galley::Isa::avx512 ? avx512::function \
+   : ::galley::isa() == ::galley::Isa::avx2 ? avx2::function   \
+                                            : generic::function)
+#else
+#define GALLEY_VARIANTS(...) namespace generic { __VA_ARGS__ }
+#define GALLEY_PICK(function) generic::function
+#endif
