@@ -1,0 +1,85 @@
+"""What the frontend tells of its requests, as plain events: the seam that metrics hang on.
+
+An engine client calls an observer at four moments; it knows nothing of metrics, and an observer
+knows nothing of ZMQ or HTTP. Messages are described by their shape, since their types
+(`engine.messages`) belong to a room above this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from galley.request import FinishReason, Request
+
+
+class StartedShape(Protocol):
+    """`engine.messages.Started`: a request was admitted to a slot. Times are `time.time`."""
+
+    handle: int
+    num_cached_tokens: int
+    queued_time: float
+    scheduled_time: float
+    resumed: bool
+
+
+class StatsShape(Protocol):
+    """`engine.messages.Stats`: the scheduler's state, and counters since the engine's start."""
+
+    num_running: int
+    num_waiting: int
+    waiting_by_reason: dict[str, int]
+    kv_cache_usage: float
+    num_preemptions: int
+    prefix_queries: int
+    prefix_hits: int
+    step_tokens: int
+    num_steps: int
+
+
+class OutputsShape(Protocol):
+    """`engine.messages.Outputs`: what one step yielded for this client."""
+
+    epoch: int
+    engine_index: int
+    timestamp: float
+    handles: bytes
+    counts: bytes
+
+    @property
+    def started(self) -> Sequence[StartedShape]: ...
+    @property
+    def stats(self) -> StatsShape | None: ...
+
+
+class ReadyShape(Protocol):
+    """`engine.messages.Ready`: an engine accepts requests."""
+
+    engine_index: int
+    epoch: int
+    max_model_len: int
+    num_blocks: int
+    block_size: int
+    info: dict[str, Any]
+
+
+class RequestObserver(Protocol):
+    """Events of one engine client, in order. Calls are cheap and never raise."""
+
+    def ready(self, message: ReadyShape) -> None:
+        """An engine came up (again, after a restart)."""
+
+    def added(self, request: Request, index: int, n: int) -> None:
+        """A sequence was accepted for the first time: child `index` of a request for `n`.
+
+        Not called again when the request is sent to another engine (replay).
+        """
+
+    def outputs(self, message: OutputsShape) -> None:
+        """A step's outputs arrived; called before they are handed to their requests.
+
+        Outputs of a dead engine's epoch are not reported.
+        """
+
+    def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
+        """The one end of a sequence, whoever ended it; `num_tokens` were delivered in all."""
