@@ -1,0 +1,41 @@
+"""The doors of the loader: `read_facts` for who only needs facts, `open_checkpoint` for weights."""
+
+from __future__ import annotations
+
+from galley.config import ModelFacts
+from galley.loader.source import Source
+from galley.loader.tensor import Checkpoint
+
+
+def read_facts(source: Source) -> ModelFacts:
+    """The facts alone, from config.json or the GGUF header; no weight file is opened.
+
+    Raises ModelError naming the file and what is wrong.
+    """
+    if source.is_gguf:
+        from galley.loader.gguf_checkpoint import open_parts, tensors_of
+        from galley.loader.gguf_facts import facts_of_gguf
+
+        parts = open_parts(source.path)
+        return facts_of_gguf(parts[0], tensors_of(parts))
+    from galley.loader.hf_facts import facts_of_directory
+
+    return facts_of_directory(source.path)
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """The checkpoint with its tensors mapped, or made up for the format "dummy".
+
+    Raises ModelError naming the file and what is wrong.
+    """
+    if source.format == "dummy":
+        from galley.loader.dummy import DummyCheckpoint
+
+        return DummyCheckpoint(read_facts(source), source.seed)
+    if source.is_gguf:
+        from galley.loader.gguf_checkpoint import GGUFCheckpoint
+
+        return GGUFCheckpoint(source.path)
+    from galley.loader.safetensors import SafetensorsCheckpoint
+
+    return SafetensorsCheckpoint(source.path)

@@ -1,0 +1,74 @@
+"""A GGUF model, one file or split into parts, as a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from galley.errors import ModelError
+from galley.loader.gguf import GGUFFile, TensorInfo
+from galley.loader.gguf_facts import architecture_of, facts_of_gguf
+from galley.loader.gguf_names import ROPE_FACTORS, deinterleaved_rows, hf_name
+from galley.loader.source import split_parts
+from galley.loader.tensor import RawTensor
+
+MAX_PARTS = 1024
+
+
+def open_parts(path: Path) -> list[GGUFFile]:
+    """The files of a model, the first of which has the metadata."""
+    first = GGUFFile(path)
+    count = first.get("split.count", 1)
+    if not isinstance(count, int) or not 0 <= count <= MAX_PARTS:
+        raise ModelError(f"{path}: split.count is {count!r}")
+    if count <= 1:
+        return [first]
+    return [first, *(GGUFFile(part) for part in split_parts(path, count)[1:])]
+
+
+def tensors_of(parts: list[GGUFFile]) -> dict[str, TensorInfo]:
+    """The tensor tables of all parts in one."""
+    together: dict[str, TensorInfo] = {}
+    for part in parts:
+        twice = together.keys() & part.tensors.keys()
+        if twice:
+            raise ModelError(f"{part.path}: tensor {min(twice)} is in an earlier part too")
+        together |= part.tensors
+    return together
+
+
+class GGUFCheckpoint:
+    """Tensors by Hugging Face name, data mapped from the file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ModelError for a damaged file or an unsupported architecture."""
+        self.path = path
+        parts = open_parts(path)
+        self.facts = facts_of_gguf(parts[0], tensors_of(parts))
+        self._interleaved_qk = architecture_of(parts[0])[1].interleaved_qk
+        self._places = {
+            hf_name(info.name): (part, info)
+            for part in parts
+            for info in part.tensors.values()
+            if info.name != ROPE_FACTORS
+        }
+
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def tensor(self, name: str) -> RawTensor:
+        place = self._places.get(name)
+        if place is None:
+            raise ModelError(f"{self.path}: has no tensor {name}")
+        part, info = place
+        return RawTensor(name, info.shape, info.type.name, part.data(info), self._row_order(name))
+
+    def _row_order(self, name: str) -> np.ndarray | None:
+        if not self._interleaved_qk:
+            return None
+        if ".self_attn.q_proj." in name:
+            return deinterleaved_rows(self.facts.num_heads, self.facts.head_dim)
+        if ".self_attn.k_proj." in name:
+            return deinterleaved_rows(self.facts.num_kv_heads, self.facts.head_dim)
+        return None

@@ -1,0 +1,220 @@
+"""GGUF metadata → Hugging Face config keys and ModelFacts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from galley.config import ModelFacts
+from galley.errors import ModelError
+from galley.loader.chat_templates import templates_of_gguf
+from galley.loader.fields import Fields
+from galley.loader.gguf import GGUFFile, TensorInfo
+from galley.loader.gguf_names import ARCHITECTURES, ROPE_FACTORS, Architecture
+from galley.loader.rope import max_position
+
+_GENERATION = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+
+
+def facts_of_gguf(file: GGUFFile, tensors: dict[str, TensorInfo] | None = None) -> ModelFacts:
+    """Facts of a GGUF model.
+
+    Args:
+        file: the file with the metadata (the first part of a split one).
+        tensors: all tensors of a split file; default: the file's own.
+
+    Raises:
+        ModelError: an unsupported architecture or option, by name, or a missing or wrong key.
+    """
+    tensors = file.tensors if tensors is None else tensors
+    arch, known = architecture_of(file)
+    meta = _metadata(file, arch)
+    config = _hf_config(file, meta, arch, known, tensors)
+    dtype = _main_dtype(tensors)
+    generation = {ours: meta.number(key) for key, ours in _GENERATION.items() if meta.has(key)}
+    if "top_k" in generation:
+        generation["top_k"] = int(generation["top_k"])
+    return ModelFacts(
+        architecture=known.hf_class,
+        hf_config=config,
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        num_kv_heads=config["num_key_value_heads"],
+        head_dim=config["head_dim"],
+        max_position=max_position(config, str(file.path)),
+        dtype=dtype,
+        quantization="gguf" if any(t.type.dense is None for t in tensors.values()) else None,
+        bos_token_id=config["bos_token_id"],
+        eos_token_ids=_eos_token_ids(meta),
+        generation=generation,
+        chat_template=templates_of_gguf(file).get("default"),
+        source=str(file.path),
+    )
+
+
+def architecture_of(file: GGUFFile) -> tuple[str, Architecture]:
+    """(GGUF's name, what it stands for); ModelError for an unsupported one."""
+    arch = file.get("general.architecture")
+    known = ARCHITECTURES.get(arch) if isinstance(arch, str) else None
+    if known is None:
+        raise ModelError(
+            f"{file.path}: GGUF architecture {arch!r} is not supported; "
+            f"supported: {', '.join(ARCHITECTURES)}"
+        )
+    return arch, known
+
+
+def _metadata(file: GGUFFile, arch: str) -> Fields:
+    """The scalar keys that facts come from; large arrays (the vocabulary) stay in the file."""
+    values = {}
+    for key in file.keys:
+        if key.startswith((f"{arch}.", "general.")) or key.endswith("_token_id"):
+            value = file.get(key)
+            values[key] = _shortest(value) if isinstance(value, float) else value
+    return Fields(values, str(file.path))
+
+
+def _shortest(value: float) -> float:
+    """1e-05 for the float32 nearest to it, which reads as 9.99999974e-06 in float64."""
+    return float(str(np.float32(value))) if math.isfinite(value) else value
+
+
+def _hf_config(
+    file: GGUFFile,
+    meta: Fields,
+    arch: str,
+    known: Architecture,
+    tensors: dict[str, TensorInfo],
+) -> dict[str, Any]:
+    if meta.integer(f"{arch}.expert_count", 0):
+        raise ModelError(f"{file.path}: mixture-of-experts models are not supported in GGUF yet")
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelError(f"{file.path}: has no token_embd.weight of two dimensions")
+    hidden = meta.integer(f"{arch}.embedding_length", least=1)
+    heads = _same_in_all_layers(meta, f"{arch}.attention.head_count")
+    head_dim = meta.integer(f"{arch}.attention.key_length", hidden // heads, least=2)
+    if meta.integer(f"{arch}.attention.value_length", head_dim) != head_dim:
+        raise ModelError(f"{file.path}: keys and values of different length are not supported")
+    config: dict[str, Any] = {
+        "architectures": [known.hf_class],
+        "model_type": known.model_type,
+        "vocab_size": embedding.shape[0],
+        "hidden_size": hidden,
+        "intermediate_size": _same_in_all_layers(meta, f"{arch}.feed_forward_length"),
+        "num_hidden_layers": meta.integer(f"{arch}.block_count", least=1),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _same_in_all_layers(meta, f"{arch}.attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": meta.integer(f"{arch}.context_length", least=1),
+        "rms_norm_eps": meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+        "rope_theta": meta.number(f"{arch}.rope.freq_base", 10000.0),
+        "rope_scaling": _rope_scaling(file, meta, arch, head_dim),
+        "hidden_act": "silu",
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
+        "bos_token_id": _token_id(meta, "tokenizer.ggml.bos_token_id"),
+        "eos_token_id": _token_id(meta, "tokenizer.ggml.eos_token_id"),
+    }
+    rotary_dim = meta.integer(f"{arch}.rope.dimension_count", head_dim)
+    if rotary_dim != head_dim:
+        config["partial_rotary_factor"] = rotary_dim / head_dim
+    window = meta.integer(f"{arch}.attention.sliding_window", 0)
+    if window:
+        config |= {"sliding_window": window, "use_sliding_window": True}
+    return config
+
+
+def _same_in_all_layers(meta: Fields, key: str, default: int | None = None) -> int:
+    """A number that may be written once or per layer, but must not differ between layers."""
+    value = meta.values.get(key)
+    if not isinstance(value, np.ndarray):
+        return meta.integer(key, default, least=1)
+    if value.size == 0 or (value != value[0]).any():
+        raise ModelError(f"{meta.where}: {key} differs between layers, which is not supported")
+    return Fields({key: value[0].item()}, meta.where).integer(key, least=1)
+
+
+def _rope_scaling(file: GGUFFile, meta: Fields, arch: str, head_dim: int) -> dict[str, Any] | None:
+    """Hugging Face's rope_scaling, or for files with a factor per frequency (Llama 3 and later)
+    {"rope_type": "frequency_factors", "factors": [head_dim / 2]}: inverse frequency i is
+    theta ** (-2 i / head_dim) / factors[i]."""
+    key = f"{arch}.rope.scaling"
+    kind = meta.text(f"{key}.type", "none")
+    factors = file.tensors.get(ROPE_FACTORS)
+    if factors is not None:
+        if kind != "none":
+            raise ModelError(f"{file.path}: rope scaling {kind} with {ROPE_FACTORS}")
+        return _frequency_factors(file, factors, head_dim)
+    if kind == "none":
+        factor = meta.number(f"{arch}.rope.scale_linear", 1.0)
+        return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": meta.number(f"{key}.factor")}
+    if kind == "yarn":
+        return _yarn(meta, key, f"{arch}.context_length")
+    raise ModelError(f"{file.path}: rope scaling {kind!r} is not supported (linear and yarn are)")
+
+
+def _yarn(meta: Fields, key: str, context_key: str) -> dict[str, Any]:
+    # These change the attention scale in ways that Hugging Face's keys cannot say.
+    for option, plain in (
+        ("attn_factor", 1.0),
+        ("yarn_ext_factor", 1.0),
+        ("yarn_attn_factor", 1.0),
+        ("yarn_log_multiplier", 0.1),
+    ):
+        if meta.number(f"{key}.{option}", plain) != plain:
+            raise ModelError(f"{meta.where}: {key}.{option} other than {plain} is not supported")
+    scaling: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": meta.number(f"{key}.factor"),
+        "original_max_position_embeddings": meta.integer(
+            f"{key}.original_context_length", meta.integer(context_key, least=1), least=1
+        ),
+    }
+    for theirs, ours in (
+        ("yarn_beta_fast", "beta_fast"),
+        ("yarn_beta_slow", "beta_slow"),
+    ):
+        if meta.has(f"{key}.{theirs}"):
+            scaling[ours] = meta.number(f"{key}.{theirs}")
+    return scaling
+
+
+def _frequency_factors(file: GGUFFile, info: TensorInfo, head_dim: int) -> dict[str, Any]:
+    if info.shape != (head_dim // 2,) or info.type.name != "float32":
+        raise ModelError(f"{file.path}: {ROPE_FACTORS} is not float32 [{head_dim // 2}]")
+    factors = file.data(info)
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise ModelError(f"{file.path}: {ROPE_FACTORS} holds numbers that are not positive")
+    return {"rope_type": "frequency_factors", "factors": [float(x) for x in factors]}
+
+
+def _token_id(meta: Fields, key: str) -> int | None:
+    return meta.integer(key) if meta.has(key) else None
+
+
+def _eos_token_ids(meta: Fields) -> tuple[int, ...]:
+    """End of text, of turn and of message: each ends a generation."""
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    return tuple(dict.fromkeys(meta.integer(key) for key in keys if meta.has(key)))
+
+
+def _main_dtype(tensors: dict[str, TensorInfo]) -> str:
+    """The type that most bytes have."""
+    total: dict[str, int] = {}
+    for info in tensors.values():
+        total[info.type.name] = total.get(info.type.name, 0) + info.num_bytes
+    return max(total, key=lambda name: total[name])

@@ -1,0 +1,110 @@
+"""config.json and generation_config.json of a Hugging Face directory → ModelFacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from galley.config import ModelFacts
+from galley.errors import ModelError
+from galley.loader.chat_templates import templates_of_directory
+from galley.loader.fields import Fields, read_json
+from galley.loader.rope import max_position, with_rope_keys
+
+_DTYPES = {
+    "float32": "float32",
+    "float": "float32",
+    "float16": "float16",
+    "half": "float16",
+    "bfloat16": "bfloat16",
+}
+_GENERATION_INTS = ("top_k", "max_new_tokens")
+_GENERATION_FLOATS = ("temperature", "top_p", "repetition_penalty", "min_p")
+
+
+def facts_of_directory(directory: Path) -> ModelFacts:
+    """Facts of a Hugging Face directory; opens no weight file.
+
+    `hf_config` is config.json with its rope settings in `rope_theta` and `rope_scaling`
+    (see `with_rope_keys`), whichever way the file spells them.
+
+    Raises:
+        ModelError: a file is missing or damaged, or a key missing or of the wrong type.
+    """
+    path = directory / "config.json"
+    where = str(path)
+    config = with_rope_keys(read_json(path), where)
+    fields = Fields(config, where)
+    architecture = _architecture(config, where)
+    generation = _generation_fields(directory)
+    heads = fields.integer("num_attention_heads", least=1)
+    hidden = fields.integer("hidden_size", least=1)
+    if not fields.has("head_dim") and hidden % heads:
+        raise fields.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
+    eos = dict.fromkeys((*fields.ids("eos_token_id"), *generation.ids("eos_token_id")))
+    bos = fields.ids("bos_token_id") or generation.ids("bos_token_id")
+    return ModelFacts(
+        architecture=architecture,
+        hf_config=config,
+        vocab_size=fields.integer("vocab_size", least=1),
+        hidden_size=hidden,
+        num_layers=fields.integer("num_hidden_layers", least=1),
+        num_heads=heads,
+        num_kv_heads=fields.integer("num_key_value_heads", heads, least=1),
+        head_dim=fields.integer("head_dim", hidden // heads, least=1),
+        max_position=max_position(config, where),
+        dtype=_dtype(fields),
+        quantization=_quantization(fields),
+        bos_token_id=bos[0] if bos else None,
+        eos_token_ids=tuple(eos),
+        generation=sampling_defaults(generation),
+        chat_template=templates_of_directory(directory).get("default"),
+        source=str(directory),
+    )
+
+
+def read_generation_config(directory: Path) -> dict[str, Any]:
+    """Sampling defaults of a folder's generation_config.json (for --generation-config FOLDER).
+
+    Raises ModelError if there is none or a value has the wrong type.
+    """
+    path = directory / "generation_config.json"
+    return sampling_defaults(Fields(read_json(path), str(path)))
+
+
+def sampling_defaults(fields: Fields) -> dict[str, Any]:
+    """The keys that act on sampling, only those present."""
+    found: dict[str, Any] = {k: fields.integer(k) for k in _GENERATION_INTS if fields.has(k)}
+    return found | {k: fields.number(k) for k in _GENERATION_FLOATS if fields.has(k)}
+
+
+def _generation_fields(directory: Path) -> Fields:
+    path = directory / "generation_config.json"
+    return Fields(read_json(path) if path.is_file() else {}, str(path))
+
+
+def _architecture(config: dict[str, Any], where: str) -> str:
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise ModelError(f"{where}: architectures names no model class")
+    for key in ("text_config", "thinker_config", "encoder"):
+        if isinstance(config.get(key), dict):
+            raise ModelError(f"{where}: {names[0]} is not a text-only model; not supported yet")
+    return names[0]
+
+
+def _dtype(fields: Fields) -> str:
+    name = fields.text("dtype", fields.text("torch_dtype", "float32")).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ModelError(
+            f"{fields.where}: dtype {name!r} is not supported (float32, float16 and bfloat16 are)"
+        )
+    return _DTYPES[name]
+
+
+def _quantization(fields: Fields) -> str | None:
+    key = "quantization_config" if fields.has("quantization_config") else "compression_config"
+    table = fields.table(key)
+    if not table:
+        return None
+    return Fields(table, f"{fields.where}: {key}").text("quant_method")

@@ -1,0 +1,49 @@
+"""How far a checkpoint's positions reach, and one spelling for its rope settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from galley.loader.fields import Fields
+
+#: Scalings whose max_position_embeddings already is the scaled length.
+_LENGTH_INCLUDED = ("default", "llama3", "longrope", "su", "frequency_factors")
+
+
+def with_rope_keys(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """A copy whose rope settings are in `rope_theta` and `rope_scaling` (None or with `rope_type`).
+
+    Newer checkpoints write them as `rope_parameters`, older ones spell `rope_type` as `type`.
+    Settings per kind of layer (an object of objects) are left as they are.
+    """
+    config = dict(config)
+    parameters = Fields(config, where).table("rope_parameters")
+    if parameters and not any(isinstance(v, dict) for v in parameters.values()):
+        if "rope_theta" in parameters:
+            config["rope_theta"] = parameters["rope_theta"]
+        scaling = {k: v for k, v in parameters.items() if k != "rope_theta"}
+        config["rope_scaling"] = scaling
+    scaling = dict(Fields(config, where).table("rope_scaling"))
+    if "type" in scaling:
+        scaling.setdefault("rope_type", scaling.pop("type"))
+    plain = not scaling or (set(scaling) == {"rope_type"} and scaling["rope_type"] == "default")
+    config["rope_scaling"] = None if plain else scaling
+    return config
+
+
+def max_position(config: dict[str, Any], where: str) -> int:
+    """Longest sequence after rope scaling, from a config that `with_rope_keys` has normalised."""
+    length = Fields(config, where).integer("max_position_embeddings", least=1)
+    scaling = config.get("rope_scaling")
+    if scaling is None:
+        return length
+    fields = Fields(scaling, f"{where}: rope_scaling")
+    kind = fields.text("rope_type", "default")
+    if kind in _LENGTH_INCLUDED:
+        return length
+    if kind == "yarn":
+        length = fields.integer("original_max_position_embeddings", length, least=1)
+    factor = fields.number("factor", 1.0)
+    if factor <= 0:
+        raise fields.wrong("factor", "above 0")
+    return int(length * factor)

