@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.quant.unpacked import INT8_ZERO, Unpacked
+from galley.quant.unpacked import Unpacked
 
 GROUP = 32
 Bytes = NDArray[np.uint8]
@@ -89,4 +89,4 @@ def q8_0(data: Bytes) -> Unpacked:
     b = blocks_of(data, Q8_0_BLOCK)
     # Adding 128 to a signed byte is flipping its top bit.
     codes = _in_rows(b["qs"].view(np.uint8) ^ np.uint8(0x80))
-    return Unpacked(q=codes, bits=8, group=GROUP, zero=INT8_ZERO, scale=b["d"].copy())
+    return Unpacked(q=codes, bits=8, group=GROUP, zero=128, scale=b["d"].copy())

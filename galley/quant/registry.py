@@ -13,7 +13,7 @@ from galley.quant import dense, gguf_blocks, gguf_k
 from galley.quant.unpacked import Unpacked
 
 if TYPE_CHECKING:
-    from galley.loader import RawTensor
+    from galley.loader.tensor import RawTensor
 
 #: Format name -> raw array in logical row order -> Unpacked.
 FORMATS: dict[str, Callable[[NDArray[Any]], Unpacked]] = {

@@ -12,9 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-#: Codes of the int8 kernels lie in 0 … 255 around this zero.
-INT8_ZERO = 128
-
 
 @dataclass(frozen=True, eq=False)
 class Unpacked:
@@ -117,18 +114,14 @@ class Unpacked:
 
 
 def concat_rows(parts: Sequence[Unpacked]) -> Unpacked:
-    """One weight whose outputs are those of `parts`, one part after the other.
-
-    Parts of different formats meet in the narrowest common one that keeps every value: int8 codes
-    with the smallest group for quantised parts, float32 where one of them is dense.
-    """
-    return _join(unify(parts), np.concatenate)
+    """One weight whose outputs are those of `parts`, which have one format, one after the other."""
+    return _join(parts, np.concatenate)
 
 
-def interleave_rows(first: Unpacked, second: Unpacked, run: int = 1) -> Unpacked:
-    """Outputs of two weights of equal shape in turn, `run` rows of each at a time.
+def interleave_rows(first: Unpacked, second: Unpacked, run: int) -> Unpacked:
+    """Outputs of two weights of one shape and format in turn, `run` rows of each at a time.
 
-        run = 1:   first 0, second 0, first 1, second 1, ...
+        run = 2:   first 0, first 1, second 0, second 1, first 2, first 3, ...
 
     The fused SiLU·mul reads gate and up so.
     """
@@ -139,40 +132,12 @@ def interleave_rows(first: Unpacked, second: Unpacked, run: int = 1) -> Unpacked
         a, b = (x.reshape(-1, run, *x.shape[1:]) for x in arrays)
         return np.stack([a, b], axis=1).reshape(-1, *arrays[0].shape[1:])
 
-    return _join(unify([first, second]), weave)
-
-
-def unify(parts: Sequence[Unpacked]) -> list[Unpacked]:
-    """The same weights, all in one format; no value changes."""
-    if len({p.format for p in parts}) <= 1:
-        return list(parts)
-    if any(p.dense is not None for p in parts):
-        return [Unpacked(dense=p.to_float32()) for p in parts]
-    group = min(p.group for p in parts)
-    if any(p.group % group for p in parts):
-        return [Unpacked(dense=p.to_float32()) for p in parts]
-    wide = any(p.scale is not None and p.scale.dtype == np.float32 for p in parts)
-    dtype = np.dtype(np.float32 if wide else np.float16)
-    has_min = any(p.min is not None for p in parts)
-    return [_as_int8(p, group, dtype, has_min) for p in parts]
-
-
-def _as_int8(part: Unpacked, group: int, dtype: np.dtype, has_min: bool) -> Unpacked:
-    """Codes around INT8_ZERO, scales repeated for smaller groups, minima where others have them."""
-    codes, scales = part._codes
-    times = part.group // group
-    scale = np.repeat(scales.astype(dtype), times, axis=1)
-    low = None
-    if has_min:
-        source = np.zeros_like(scales) if part.min is None else part.min
-        low = np.repeat(source.astype(dtype), times, axis=1)
-    # uint8 arithmetic wraps, and q - zero fits int8, so the sum is right whatever the zero was.
-    q = codes + np.uint8((INT8_ZERO - part.zero) % 256)
-    return Unpacked(q=q, bits=8, group=group, zero=INT8_ZERO, scale=scale, min=low)
+    return _join([first, second], weave)
 
 
 def _join(parts: Sequence[Unpacked], how) -> Unpacked:  # type: ignore[no-untyped-def]
     first = parts[0]
+    assert all(p.format == first.format for p in parts)
 
     def over(name: str) -> NDArray | None:
         arrays = [getattr(p, name) for p in parts]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 
 import gguf
 import ml_dtypes
@@ -12,6 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from galley.errors import ModelError
+from galley.loader.tensor import RawTensor
 from galley.quant import FORMATS, Unpacked, to_float32, unpack
 
 ROWS, K = 24, 512
@@ -22,9 +22,7 @@ GROUP = {"Q6_K": 16}
 
 
 def raw(dtype, data, shape, row_order=None):
-    return SimpleNamespace(
-        name="w", dtype=dtype, data=data, shape=tuple(shape), row_order=row_order
-    )
+    return RawTensor("w", tuple(shape), dtype, data, row_order)
 
 
 def finite_halves(rng, data, offsets, block_bytes):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from galley.quant import Unpacked, concat_rows, interleave_rows
-from galley.quant.unpacked import unify
 
 K = 64
 
@@ -41,23 +38,23 @@ def make(kind: str, rows: int, seed: int = 0) -> Unpacked:
 KINDS = ["f32", "q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "channel"]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4), st.integers(0, 5))
-def test_concatenation_keeps_every_value(kinds, seed):
-    parts = [make(kind, rows=4 * (i + 1), seed=seed + i) for i, kind in enumerate(kinds)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_concatenation_puts_parts_below_each_other(kind):
+    parts = [make(kind, rows, seed=rows) for rows in (8, 4, 4)]
     joined = concat_rows(parts)
-    want = np.concatenate([p.to_float32() for p in parts])
-    assert joined.shape == want.shape
-    assert np.array_equal(joined.to_float32(), want)
-    if len(set(kinds)) == 1:
-        assert joined.format == parts[0].format
+    assert np.array_equal(joined.to_float32(), np.concatenate([p.to_float32() for p in parts]))
+    assert joined.format == parts[0].format
 
 
-@pytest.mark.parametrize("first", KINDS)
-@pytest.mark.parametrize("second", KINDS)
+def test_parts_of_two_formats_cannot_be_joined():
+    with pytest.raises(AssertionError):
+        concat_rows([make("q4_0", 4), make("q4_1", 4)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", [1, 4])
-def test_interleaving_takes_runs_in_turn(first, second, run):
-    gate, up = make(first, 8, 1), make(second, 8, 2)
+def test_interleaving_takes_runs_in_turn(kind, run):
+    gate, up = make(kind, 8, 1), make(kind, 8, 2)
     woven = interleave_rows(gate, up, run).to_float32()
     for i in range(8):
         at = i // run * 2 * run + i % run
@@ -83,10 +80,3 @@ def test_columns_refuse_to_cut_a_group():
     with pytest.raises(ValueError, match="cut through groups of 32"):
         make("q4_0", 4).columns(16, 64)
     assert make("q6_k", 4).columns(16, 64).shape == (4, 48)
-
-
-def test_quantised_parts_stay_quantised():
-    parts = unify([make("q4_k", 4), make("q6_k", 4), make("q8_0", 4)])
-    assert {p.format for p in parts} == {(8, 16, 128, "float32", True)}
-    parts = unify([make("q4_0", 4), make("q8_0", 4)])
-    assert {p.format for p in parts} == {(8, 32, 128, "float16", False)}
