@@ -30,8 +30,18 @@ VLLM_SERVE_FLAGS = json.loads((pathlib.Path(__file__).parent / "vllm_serve_flags
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1k", 1000), ("1K", 1024), ("25.6k", 25600), ("2m", 2_000_000), ("2M", 2 << 20)]
-    + [("4G", 4 << 30), ("4GiB", 4 << 30), ("auto", -1), ("-1", -1), ("17", 17)],
+    [
+        ("1k", 1000),
+        ("1K", 1024),
+        ("25.6k", 25600),
+        ("2m", 2_000_000),
+        ("2M", 2 << 20),
+        ("4G", 4 << 30),
+        ("4GiB", 4 << 30),
+        ("auto", -1),
+        ("-1", -1),
+        ("17", 17),
+    ],
 )
 def test_human_readable_integers(text, value):
     assert human_int(text) == value
