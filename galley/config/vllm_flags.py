@@ -40,9 +40,9 @@ ec_manager_config aux_output_config engram_config trust_remote_code
 _REFUSED: dict[str, str] = {
     "structured output, tools and reasoning are not supported yet.": """
         enable_auto_tool_choice exclude_tools_when_tool_choice_none tool_call_parser
-        tool_parser_plugin tool_strict_level tool_server reasoning_parser reasoning_parser_plugin
-        structured_outputs_config reasoning_config anthropic_disabled_thinking_effort
-        cohere_is_reasoning_model cohere_format""",
+        tool_parser_plugin tool_strict_level tool_server reasoning_parser
+        reasoning_parser_plugin structured_outputs_config reasoning_config
+        anthropic_disabled_thinking_effort cohere_is_reasoning_model cohere_format""",
     "LoRA adapters are not supported yet.": """
         lora_modules enable_lora max_loras max_lora_rank lora_dtype enable_tower_connector_lora
         max_cpu_loras fully_sharded_loras lora_target_modules default_mm_loras
@@ -51,8 +51,9 @@ _REFUSED: dict[str, str] = {
     "only text models are supported yet.": """
         trust_request_mm_kwargs allowed_local_media_path allowed_media_domains enable_mm_embeds
         media_io_kwargs mm_processor_kwargs mm_encoder_only mm_encoder_attn_dtype
-        mm_encoder_fp8_scale_path mm_encoder_fp8_scale_save_path mm_encoder_fp8_scale_save_margin
-        interleave_mm_strings video_pruning_rate enable_prompt_embeds""",
+        mm_encoder_fp8_scale_path mm_encoder_fp8_scale_save_path
+        mm_encoder_fp8_scale_save_margin interleave_mm_strings video_pruning_rate
+        enable_prompt_embeds""",
     "only text generation is supported yet (no pooling, embedding or classification).": """
         runner convert pooler_config io_processor_plugin""",
     "speculative decoding is not supported yet.": """
@@ -86,17 +87,14 @@ _REFUSED: dict[str, str] = {
         kv_cache_metrics_sample enable_mfu_metrics custom_histogram_buckets
         enable_logging_iteration_details""",
     "this version does not have it yet.": """
-        default_chat_template_kwargs enable_per_request_metrics enable_force_include_usage
-        sse_keep_alive_interval enable_tokenizer_info_endpoint enable_log_outputs log_error_stack
-        fingerprint_mode fingerprint_value uds disable_access_log_for_endpoints middleware
-        enable_offline_docs hf_config_path enable_return_routed_experts return_sampling_mask
-        logprobs_mode disable_sliding_window hf_token hf_overrides model_class_overrides
-        model_impl max_num_scheduled_tokens max_num_active_seqs max_num_queued_reqs
-        max_num_queued_tokens long_prefill_token_threshold_adaptive scheduler_cls watermark
-        stream_interval prefix_cache_retention_interval prefix_match_unit logging_config
-        log_level log_config_file watermark_config diffusion_config additional_config
-        shutdown_timeout api_server_count enable_log_requests max_log_len
-        logits_processors""",
+        enable_per_request_metrics sse_keep_alive_interval enable_tokenizer_info_endpoint
+        enable_log_outputs log_error_stack uds middleware enable_offline_docs hf_config_path
+        enable_return_routed_experts return_sampling_mask logprobs_mode disable_sliding_window
+        hf_token hf_overrides model_class_overrides model_impl max_num_scheduled_tokens
+        max_num_active_seqs max_num_queued_reqs max_num_queued_tokens
+        long_prefill_token_threshold_adaptive scheduler_cls watermark stream_interval
+        prefix_cache_retention_interval prefix_match_unit logging_config log_level
+        log_config_file watermark_config diffusion_config additional_config logits_processors""",
     "the engine restarts by itself; there is nothing to switch on.": """
         enable_fault_tolerance fault_tolerance_config""",
 }
