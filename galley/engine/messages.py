@@ -1,6 +1,6 @@
 """What crosses the border between a frontend and an engine core (msgpack over ZMQ).
 
-    frontend ── Add | Abort | Call ──▶ engine core ── Ready | Outputs | Reply ──▶ frontend
+    frontend ── Hello | Add | Abort | Call ──▶ engine core ── Ready | Outputs | Reply ──▶ frontend
 
 Every message carries the engine's epoch (its incarnation number, counted by the launcher): a
 frontend drops outputs of a dead engine and resubmits its requests, with the tokens that it has
@@ -14,6 +14,12 @@ from typing import Any
 import msgspec
 
 from galley.request import Request
+
+
+class Hello(msgspec.Struct, tag="hello"):
+    """A client's first message to an engine; answered by `Ready` once the model is loaded."""
+
+    client_index: int
 
 
 class Add(msgspec.Struct, tag="add"):
@@ -123,5 +129,5 @@ class Reply(msgspec.Struct, tag="reply"):
     error: str | None = None
 
 
-FromClient = Add | Abort | Call
+FromClient = Hello | Add | Abort | Call
 FromEngine = Ready | Outputs | Reply

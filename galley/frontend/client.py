@@ -1,0 +1,177 @@
+"""The engine as its users see it: the client's contract, and a stream of one request's outputs.
+
+`InprocClient` owns an engine core and is driven step by step (offline); `ZmqClient`
+(zmq_client.py) speaks to engine processes and outlives them (server).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Protocol
+
+from galley.engine.messages import Outputs
+from galley.frontend.input_processor import InputProcessor, Limits
+from galley.frontend.output_processor import OutputProcessor, RequestState
+from galley.frontend.prompts import Prompt
+from galley.request import Request, RequestOutput, SamplingParams
+
+
+class EngineClient(Protocol):
+    """What a server needs of its engines.
+
+    `generate` checks the request at once (InvalidRequest, Unsupported: before anything is sent to
+    the caller) and returns a stream. Each request gets exactly one end: a last output with
+    `finished`, or one raised error (RequestFailed, EngineDead). Closing or dropping the stream,
+    or cancelling the task that reads it, aborts the request.
+    """
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def healthy(self) -> bool:
+        """An engine is up and accepts requests."""
+
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences in flight."""
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        arrival_time: float | None = None,
+        add_special_tokens: bool = True,
+    ) -> RequestStream: ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request whose reader goes on: it gets a last output with "abort"."""
+
+    async def call(self, method: str, *args: Any) -> list[Any]:
+        """Run a rare operation on every engine; one result each. Raises EngineDead, ServerError."""
+
+    async def wait_healthy(self) -> None: ...
+
+
+class RequestStream(AsyncIterator[RequestOutput]):
+    """The outputs of one request; ends with the one that is finished, or raises its error."""
+
+    def __init__(self, state: RequestState, cancel: Callable[[RequestState], None]) -> None:
+        self.state = state
+        self._cancel = cancel
+        self._news = asyncio.Event()
+        self._over = False
+        state.notify = self._news.set
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.state.submission.prompt_token_ids
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        while not self._over:
+            self._news.clear()
+            try:
+                output = self.state.take()
+                if output is None:
+                    await self._news.wait()
+                    continue
+            except BaseException:
+                self.close()
+                raise
+            self._over = output.finished
+            return output
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """Abort the request unless it has ended; safe to call again."""
+        self._over = True
+        if not self.state.ended:
+            self._cancel(self.state)
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._over:
+            self.close()
+
+
+class Core(Protocol):
+    """What is needed of an engine core (engine/core.py) by those who drive it."""
+
+    @property
+    def has_work(self) -> bool: ...
+    def add(self, requests: list[Request]) -> None: ...
+    def abort(self, handles: list[int]) -> None: ...
+    def step(self) -> Outputs | None: ...
+    def call(self, method: str, args: list[Any]) -> Any: ...
+    def shutdown(self) -> None: ...
+
+
+class InprocClient:
+    """Requests to an engine core in this process. Whoever waits for outputs drives it.
+
+    It cannot outlive its engine: an exception in a step ends all requests in flight.
+    """
+
+    def __init__(self, core: Core, inputs: InputProcessor, outputs: OutputProcessor) -> None:
+        self.core = core
+        self.inputs = inputs
+        self.outputs = outputs
+
+    def add(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        add_special_tokens: bool = True,
+    ) -> RequestState:
+        """Check a request and hand it to the engine. Raises InvalidRequest, Unsupported."""
+        submission = self.inputs.process(
+            prompt,
+            params,
+            request_id,
+            priority=priority,
+            add_special_tokens=add_special_tokens,
+            clip_max_tokens=True,
+        )
+        state = self.outputs.add(submission)
+        self.core.add(submission.requests)
+        return state
+
+    def cancel(self, state: RequestState) -> None:
+        """End a request without an output."""
+        handles = self.outputs.drop(state)
+        if handles:
+            self.core.abort(handles)
+
+    def step(self) -> None:
+        """Run one step of the engine and apply what it yields."""
+        outputs = self.core.step()
+        if outputs is not None:
+            aborts = self.outputs.process(outputs)
+            if aborts:
+                self.core.abort(aborts)
+
+    def stream(self, state: RequestState) -> Iterator[RequestOutput]:
+        """Step until the request has ended; yields its outputs as they come."""
+        try:
+            while not state.ended:
+                self.step()
+                output = state.take()
+                if output is not None:
+                    yield output
+        finally:
+            self.cancel(state)
+
+    def shutdown(self) -> None:
+        self.core.shutdown()

@@ -1,0 +1,359 @@
+"""From a prompt and parameters to what the engine computes: tokenise, check, seed, fan out.
+
+Every user error of a generation request is found here, with its sentence; behind it nobody checks
+again. It knows no engine and no HTTP: the server and `LLM` both hand it what they were given.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from galley.config import EngineConfig, ModelFacts
+from galley.errors import InvalidRequest, Unsupported
+from galley.frontend.prompts import Prompt, parse_prompt
+from galley.request import Request, SamplingParams
+
+#: Handles carry the client's number above this bit, so that they are unique over all clients.
+CLIENT_SHIFT = 40
+#: vLLM's default of VLLM_MAX_N_SEQUENCES.
+MAX_N_SEQUENCES = 16_384
+
+_MASK = (1 << 64) - 1
+
+
+class Encoder(Protocol):
+    """What is needed of a tokenizer here."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+
+@dataclass(slots=True)
+class Submission:
+    """One call of generate: a prompt, its parameters and its n engine requests."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    arrival_time: float
+    requests: list[Request]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request is checked against."""
+
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...] = ()
+    max_logprobs: int = 20
+    max_n: int = MAX_N_SEQUENCES
+    priority_policy: bool = False
+
+
+class InputProcessor:
+    """Makes engine requests. `limits` may be replaced when an engine reports its real length.
+
+    Args:
+        tokenizer: None where none is loaded: prompts must then be token ids.
+        seed: the engine's; requests without a seed draw theirs from it and their number.
+        client_index: of this front end, part of every handle.
+    """
+
+    def __init__(
+        self, limits: Limits, tokenizer: Encoder | None, *, seed: int = 0, client_index: int = 0
+    ) -> None:
+        self.limits = limits
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.client_index = client_index
+        self._arrivals = 0
+        self._next_handle = (client_index << CLIENT_SHIFT) + 1
+
+    def process(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        arrival_time: float | None = None,
+        add_special_tokens: bool = True,
+        clip_max_tokens: bool = False,
+    ) -> Submission:
+        """Check and prepare one prompt.
+
+        Args:
+            arrival_time: seconds of `time.time`; default now.
+            add_special_tokens: the tokenizer's own (BOS …) are put around text prompts.
+            clip_max_tokens: a prompt that leaves less room than max_tokens is served to the
+                model's length (offline); otherwise it is refused (HTTP).
+
+        Raises:
+            InvalidRequest, Unsupported: with the field at fault.
+        """
+        parsed = parse_prompt(prompt)
+        self._check_params(params, priority)
+        ids = self._token_ids(parsed["text"], parsed["token_ids"], params, add_special_tokens)
+        max_total = self._max_total_tokens(len(ids), params, clip_max_tokens)
+        submission = Submission(
+            request_id=request_id,
+            prompt=parsed["text"],
+            prompt_token_ids=ids,
+            params=params,
+            arrival_time=time.time() if arrival_time is None else arrival_time,
+            requests=[],
+        )
+        self._fan_out(submission, max_total, priority, parsed["cache_salt"])
+        return submission
+
+    # ------------------------------------------------------------------ prompt
+
+    def _token_ids(
+        self,
+        text: str | None,
+        given: Sequence[int] | None,
+        params: SamplingParams,
+        add_special_tokens: bool,
+    ) -> list[int]:
+        if given is not None:
+            ids = self._checked_ids(given)
+        elif self.tokenizer is None:
+            raise InvalidRequest(
+                "no tokenizer is loaded (--skip-tokenizer-init): the prompt must be token ids.",
+                field="prompt",
+            )
+        else:
+            assert text is not None
+            ids = self.tokenizer.encode(text, add_special_tokens)
+        keep = self._truncation(params)
+        if keep is not None and len(ids) > keep:
+            ids = ids[len(ids) - keep :]
+        if not ids:
+            raise InvalidRequest("The prompt cannot be empty.", field="prompt")
+        return ids
+
+    def _checked_ids(self, given: Sequence[int]) -> list[int]:
+        try:
+            ids = array("q", given).tolist()
+        except (TypeError, OverflowError) as e:
+            raise InvalidRequest("prompt token ids must be integers.", field="prompt") from e
+        if ids:
+            worst = max(ids) if min(ids) >= 0 else min(ids)
+            if not 0 <= worst < self.limits.vocab_size:
+                raise InvalidRequest(
+                    f"Token id {worst} is out of vocabulary (size {self.limits.vocab_size}).",
+                    field="prompt",
+                )
+        return ids
+
+    def _truncation(self, params: SamplingParams) -> int | None:
+        """How many of the prompt's last tokens stay; None = all."""
+        keep, length = params.truncate_prompt_tokens, self.limits.max_model_len
+        if keep is None:
+            return None
+        room = length - (params.max_tokens or 1)
+        if keep == -1:
+            return max(room, 1)
+        if keep > length:
+            raise InvalidRequest(
+                f"truncate_prompt_tokens={keep} cannot be greater than the model's maximum "
+                f"context length of {length} tokens.",
+                field="truncate_prompt_tokens",
+            )
+        return keep
+
+    def _max_total_tokens(self, num_prompt: int, params: SamplingParams, clip: bool) -> int:
+        """Prompt + output tokens at which the request ends."""
+        length, wanted = self.limits.max_model_len, params.max_tokens
+        room = length - num_prompt
+        if room < 1:
+            raise InvalidRequest(
+                f"This model's maximum context length is {length} tokens, but the prompt has "
+                f"{num_prompt} tokens, which leaves no room for an answer. Please shorten it.",
+                field="prompt",
+            )
+        if wanted is not None and wanted > room and not clip:
+            raise InvalidRequest(
+                f"This model's maximum context length is {length} tokens, but the prompt has "
+                f"{num_prompt} tokens and max_tokens asks for {wanted} more "
+                f"({num_prompt + wanted} in all). Please shorten the prompt or lower max_tokens.",
+                field="max_tokens",
+            )
+        granted = room if wanted is None else min(wanted, room)
+        if params.min_tokens > granted and not clip:
+            raise InvalidRequest(
+                f"min_tokens={params.min_tokens} is above the {granted} tokens that this request "
+                "can produce.",
+                field="min_tokens",
+            )
+        return num_prompt + granted
+
+    # ------------------------------------------------------------------ parameters
+
+    def _check_params(self, params: SamplingParams, priority: int) -> None:
+        limits = self.limits
+        if params.n > limits.max_n:
+            raise InvalidRequest(f"n must be at most {limits.max_n}, got {params.n}.", field="n")
+        for name in ("logprobs", "prompt_logprobs"):
+            wanted = getattr(params, name)
+            if wanted is None or limits.max_logprobs == -1:
+                continue
+            count = limits.vocab_size if wanted == -1 else wanted
+            if count > limits.max_logprobs:
+                raise InvalidRequest(
+                    f"{name} asks for {count} candidates, which is more than the "
+                    f"{limits.max_logprobs} allowed (--max-logprobs).",
+                    field=name,
+                )
+        for name in ("allowed_token_ids", "logit_bias"):
+            outside = [i for i in getattr(params, name) or () if not 0 <= i < limits.vocab_size]
+            if outside:
+                raise InvalidRequest(
+                    f"{name} contains token ids outside the vocabulary (size "
+                    f"{limits.vocab_size}): {outside[:8]}.",
+                    field=name,
+                )
+        if priority and not limits.priority_policy:
+            raise InvalidRequest(
+                f"priority={priority} has no effect under first come, first served: start with "
+                "--scheduling-policy priority.",
+                field="priority",
+            )
+        if self.tokenizer is None:
+            self._check_without_tokenizer(params)
+
+    @staticmethod
+    def _check_without_tokenizer(params: SamplingParams) -> None:
+        for name in ("stop", "bad_words"):
+            if getattr(params, name):
+                raise Unsupported(
+                    f"{name} needs a tokenizer, and none is loaded (--skip-tokenizer-init).",
+                    field=name,
+                )
+
+    def _bad_words(self, words: list[str] | None) -> list[list[int]]:
+        """Token ids of each word at the start of a text and after a space.
+
+        The second form counts only where the space merges into the word's first token: otherwise
+        the word itself is already covered by the first.
+        """
+        found: list[list[int]] = []
+        for word in words or ():
+            assert self.tokenizer is not None
+            bare = self.tokenizer.encode(word.lstrip(), False)
+            spaced = self.tokenizer.encode(" " + word.lstrip(), False)
+            if bare:
+                found.append(bare)
+            if spaced and len(spaced) == len(bare) and spaced[0] != bare[0]:
+                found.append(spaced)
+        return found
+
+    # ------------------------------------------------------------------ requests
+
+    def _fan_out(
+        self, submission: Submission, max_total: int, priority: int, cache_salt: str | None
+    ) -> None:
+        params, limits = submission.params, self.limits
+        seed = self._seed(params)
+        packed = array("i", submission.prompt_token_ids).tobytes()
+        stop_ids = params.stop_token_ids
+        if stop_ids:
+            # An id outside the vocabulary can never be sampled.
+            stop_ids = [i for i in stop_ids if 0 <= i < limits.vocab_size]
+        bad_words = self._bad_words(params.bad_words)
+        first = self._next_handle
+        for i in range(params.n):
+            sampling = msgspec.structs.replace(
+                params,
+                n=1,
+                seed=None if seed is None else _signed64(seed + i),
+                stop=None,
+                stop_token_ids=stop_ids,
+                bad_words=None,
+                truncate_prompt_tokens=None,
+            )
+            submission.requests.append(
+                Request(
+                    handle=first + i,
+                    request_id=submission.request_id
+                    if params.n == 1
+                    else f"{i}_{submission.request_id}",
+                    prompt_token_ids=packed,
+                    sampling=sampling,
+                    max_total_tokens=max_total,
+                    eos_token_ids=list(limits.eos_token_ids),
+                    bad_words_token_ids=bad_words,
+                    arrival_time=submission.arrival_time,
+                    priority=priority,
+                    share_group=first if params.n > 1 else 0,
+                    cache_salt=cache_salt,
+                    client_index=self.client_index,
+                )
+            )
+        self._next_handle += params.n
+
+    def _seed(self, params: SamplingParams) -> int | None:
+        """The request's own seed, or one drawn now, so that a replay samples the same."""
+        self._arrivals += 1
+        if params.seed is not None or params.temperature == 0.0:
+            return params.seed
+        return derived_seed(self.seed, self.client_index, self._arrivals)
+
+
+def derived_seed(engine_seed: int, client_index: int, arrival: int) -> int:
+    """A signed 64-bit seed from the engine's seed and a request's number (SplitMix64)."""
+    x = engine_seed & _MASK
+    for part in (client_index, arrival):
+        x = (x + 0x9E3779B97F4A7C15 * (part + 1)) & _MASK
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+        x ^= x >> 31
+    return _signed64(x)
+
+
+def _signed64(x: int) -> int:
+    x &= _MASK
+    return x - (1 << 64) if x >> 63 else x
+
+
+def limits_of(config: EngineConfig, facts: ModelFacts, max_n: int = MAX_N_SEQUENCES) -> Limits:
+    """The limits of a resolved configuration; -1 (fit to memory) counts as the model's length."""
+    length = config.model.max_model_len
+    return Limits(
+        vocab_size=facts.vocab_size,
+        max_model_len=facts.max_position if length is None or length == -1 else length,
+        eos_token_ids=facts.eos_token_ids,
+        max_logprobs=config.model.max_logprobs,
+        max_n=max_n,
+        priority_policy=config.scheduler.scheduling_policy == "priority",
+    )
+
+
+#: generation_config.json key → SamplingParams field.
+_GENERATION_FIELDS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+def default_sampling_params(config: EngineConfig, facts: ModelFacts) -> dict[str, Any]:
+    """Sampling defaults of the model, by `SamplingParams` field; callers apply them.
+
+    `facts.generation` is what --generation-config selected; --override-generation-config wins.
+    """
+    found = {} if config.model.generation_config == "vllm" else dict(facts.generation)
+    found.update(config.model.override_generation_config)
+    return {
+        field: found[key] for key, field in _GENERATION_FIELDS.items() if found.get(key) is not None
+    }

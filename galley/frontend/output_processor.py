@@ -1,0 +1,373 @@
+"""From a step's columns to text and `RequestOutput`s.
+
+One `Sequence` per engine request holds what it has produced (which is also what a replay needs);
+one `RequestState` per call of generate joins its n sequences and is at the same time the buffer
+between engine and reader: news are merged into it, so that a slow reader costs no memory. It knows
+no sockets and no event loop: a state calls `notify` when there is something to take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from galley.engine.messages import Finished, Outputs, Started
+from galley.errors import GalleyError, RequestFailed
+from galley.frontend.input_processor import Submission
+from galley.frontend.logprobs import TokenTexts, unpack_logprobs
+from galley.observability.observer import RequestObserver
+from galley.request import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    Request,
+    RequestMetrics,
+    RequestOutput,
+    RequestOutputKind,
+    SamplingParams,
+)
+
+
+class TextStream(Protocol):
+    """Incremental text of one sequence, stop strings included (galley.text).
+
+    `push` takes one token and returns the text that may be shown now; `matched` is the stop
+    string that was completed, if one was; `finish` returns what was held back.
+    """
+
+    matched: str | None
+
+    def push(self, token_id: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+class Detokenizer(TokenTexts, Protocol):
+    """What is needed of a tokenizer here."""
+
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> TextStream: ...
+
+
+class Sequence:
+    """One of the n answers while it grows."""
+
+    __slots__ = (
+        "cumulative_logprob",
+        "finish_reason",
+        "index",
+        "logprobs",
+        "metrics",
+        "pieces",
+        "request",
+        "state",
+        "stop_reason",
+        "taken_pieces",
+        "taken_tokens",
+        "text",
+        "token_ids",
+    )
+
+    def __init__(
+        self, index: int, request: Request, state: RequestState, text: TextStream | None
+    ) -> None:
+        self.index = index
+        self.request = request
+        self.state = state
+        self.text = text
+        self.token_ids: list[int] = []
+        self.pieces: list[str] = []
+        wants = request.sampling.logprobs is not None
+        self.logprobs: list[dict[int, Logprob]] | None = [] if wants else None
+        self.cumulative_logprob = 0.0
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.metrics = RequestMetrics(arrival_time=request.arrival_time)
+        self.taken_tokens = 0
+        self.taken_pieces = 0
+
+    def push(self, token_id: int) -> bool:
+        """Take a token; True if its text completed a stop string: the sequence has ended."""
+        self.token_ids.append(token_id)
+        text = self.text
+        if text is None:
+            return False
+        piece = text.push(token_id)
+        if piece:
+            self.pieces.append(piece)
+        if text.matched is None:
+            return False
+        self.finish_reason, self.stop_reason = "stop", text.matched
+        return True
+
+    def push_last(self, token_id: int, hide: bool) -> bool:
+        """Take the token that ended the sequence; `hide` keeps a stop token out of the text."""
+        if not hide:
+            return self.push(token_id)
+        self.token_ids.append(token_id)
+        return False
+
+    def count_logprobs(self, since: int) -> None:
+        """Add up the logprobs of tokens from `since` on; those behind a stop are dropped."""
+        assert self.logprobs is not None
+        del self.logprobs[len(self.token_ids) :]
+        for entry, token in zip(self.logprobs[since:], self.token_ids[since:], strict=True):
+            self.cumulative_logprob += entry[token].logprob
+
+    def end(self, reason: str, stop_reason: int | str | None) -> None:
+        """The engine's end, unless a stop string in the last token came first."""
+        if self.finish_reason is None:
+            if self.text is not None:
+                rest = self.text.finish()
+                if rest:
+                    self.pieces.append(rest)
+            self.finish_reason, self.stop_reason = reason, stop_reason
+
+    def output(self, delta: bool) -> CompletionOutput:
+        """News since the last call (delta) or all there is."""
+        tokens_from = self.taken_tokens if delta else 0
+        pieces_from = self.taken_pieces if delta else 0
+        self.taken_tokens, self.taken_pieces = len(self.token_ids), len(self.pieces)
+        logprobs = self.logprobs
+        return CompletionOutput(
+            index=self.index,
+            text="".join(self.pieces[pieces_from:]),
+            token_ids=self.token_ids[tokens_from:],
+            cumulative_logprob=None if logprobs is None else self.cumulative_logprob,
+            logprobs=None if logprobs is None else logprobs[tokens_from:],
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+
+class RequestState:
+    """One call of generate: its sequences, what its reader has not seen yet, its one end.
+
+    `engine_index` is the engine that has it, None while there is none (kept by the client).
+    """
+
+    __slots__ = (
+        "changed",
+        "engine_index",
+        "error",
+        "kind",
+        "notify",
+        "num_cached_tokens",
+        "num_live",
+        "prompt_logprobs",
+        "sequences",
+        "submission",
+    )
+
+    def __init__(self, submission: Submission, tokenizer: Detokenizer | None) -> None:
+        params = submission.params
+        self.submission = submission
+        self.kind = params.output_kind
+        self.num_cached_tokens: int | None = None
+        self.error: GalleyError | None = None
+        self.engine_index: int | None = None
+        self.notify: Callable[[], None] | None = None
+        self.changed: dict[int, Sequence] = {}
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None] * len(submission.prompt_token_ids)
+        self.sequences: list[Sequence] = []
+        for i, request in enumerate(submission.requests):
+            text = None
+            if tokenizer is not None and params.detokenize:
+                text = tokenizer.stream(submission.prompt_token_ids, params)
+            self.sequences.append(Sequence(i, request, self, text))
+        self.num_live = len(self.sequences)
+
+    @property
+    def ended(self) -> bool:
+        return self.num_live == 0 or self.error is not None
+
+    def mark(self, sequence: Sequence) -> None:
+        """There is news of `sequence`: wake the reader, if this is what it waits for."""
+        first = not self.changed
+        self.changed[sequence.index] = sequence
+        if self.kind == RequestOutputKind.FINAL_ONLY:
+            if self.num_live == 0:
+                self.wake()
+        elif first or self.num_live == 0:
+            self.wake()
+
+    def wake(self) -> None:
+        if self.notify is not None:
+            self.notify()
+
+    def take(self) -> RequestOutput | None:
+        """What there is to show now, or None. Raises the error with which the request ended."""
+        if self.error is not None:
+            raise self.error
+        kind = self.kind
+        if kind == RequestOutputKind.FINAL_ONLY:
+            if self.num_live:
+                return None
+            news = self.sequences
+        else:
+            if not self.changed:
+                return None
+            news = [self.changed[i] for i in sorted(self.changed)]
+        self.changed = {}
+        delta = kind == RequestOutputKind.DELTA
+        submission = self.submission
+        return RequestOutput(
+            request_id=submission.request_id,
+            prompt=submission.prompt,
+            prompt_token_ids=submission.prompt_token_ids,
+            outputs=[s.output(delta) for s in news],
+            finished=self.num_live == 0,
+            prompt_logprobs=self.prompt_logprobs,
+            num_cached_tokens=self.num_cached_tokens,
+            metrics=self.sequences[0].metrics,
+        )
+
+
+class OutputProcessor:
+    """Applies outputs to the sequences in flight, and tells an observer of each one's life.
+
+    Attributes:
+        sequences: handle → sequence, in arrival order; a sequence leaves at its end.
+    """
+
+    def __init__(
+        self, tokenizer: Detokenizer | None, observer: RequestObserver | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.observer = observer
+        self.sequences: dict[int, Sequence] = {}
+
+    def add(self, submission: Submission) -> RequestState:
+        state = RequestState(submission, self.tokenizer)
+        for sequence in state.sequences:
+            self.sequences[sequence.request.handle] = sequence
+            if self.observer is not None:
+                self.observer.added(sequence.request, sequence.index, len(state.sequences))
+        return state
+
+    def drop(self, state: RequestState, reason: FinishReason = FinishReason.ABORT) -> list[int]:
+        """End what is left of a state; returns the handles that the engine still has."""
+        live = [s for s in state.sequences if s.request.handle in self.sequences]
+        for sequence in live:
+            sequence.end(str(reason), None)
+            self._leave(sequence, reason)
+        return [s.request.handle for s in live]
+
+    def fail(self, state: RequestState, error: GalleyError) -> list[int]:
+        """End a state with an error; returns the handles that the engine still has."""
+        if state.ended:
+            return []
+        state.error = error
+        live = self.drop(state, FinishReason.ERROR)
+        state.wake()
+        return live
+
+    def process(self, outputs: Outputs) -> list[int]:
+        """Apply one message; returns handles to abort in the engine (a stop string was found)."""
+        if self.observer is not None:
+            self.observer.outputs(outputs)
+        for started in outputs.started:
+            self._start(started)
+        if outputs.prompt_logprobs is not None or outputs.logprobs is not None:
+            self._add_logprobs(outputs)
+        ends = {f.handle: f for f in outputs.finished} if outputs.finished else {}
+        aborts = self._add_tokens(outputs, ends)
+        for finished in outputs.finished:
+            aborts += self._finish(finished)
+        return aborts
+
+    # ------------------------------------------------------------------ parts of a message
+
+    def _start(self, started: Started) -> None:
+        sequence = self.sequences.get(started.handle)
+        if sequence is None:
+            return
+        metrics = sequence.metrics
+        if started.resumed:
+            metrics.num_preemptions += 1
+        elif metrics.scheduled_time == 0.0:
+            metrics.queued_time = started.queued_time
+            metrics.scheduled_time = started.scheduled_time
+            if sequence.index == 0:
+                sequence.state.num_cached_tokens = started.num_cached_tokens
+
+    def _add_logprobs(self, outputs: Outputs) -> None:
+        if outputs.prompt_logprobs is not None:
+            for handle, at, entry in unpack_logprobs(outputs.prompt_logprobs, self.tokenizer):
+                sequence = self.sequences.get(handle)
+                table = None if sequence is None else sequence.state.prompt_logprobs
+                if table is not None and at < len(table):
+                    table[at] = entry
+        if outputs.logprobs is not None:
+            for handle, _, entry in unpack_logprobs(outputs.logprobs, self.tokenizer):
+                sequence = self.sequences.get(handle)
+                if sequence is not None and sequence.logprobs is not None:
+                    sequence.logprobs.append(entry)
+
+    def _add_tokens(self, outputs: Outputs, ends: dict[int, Finished]) -> list[int]:
+        handles = memoryview(outputs.handles).cast("q").tolist()
+        tokens = memoryview(outputs.token_ids).cast("i").tolist()
+        counts = memoryview(outputs.counts).cast("i").tolist()
+        now, sequences = outputs.timestamp, self.sequences
+        aborts: list[int] = []
+        at = 0
+        for i, handle in enumerate(handles):
+            count = counts[i] if counts else 1
+            new = tokens[at : at + count]
+            at += count
+            sequence = sequences.get(handle)
+            if sequence is None:
+                continue
+            end = ends.get(handle)
+            stopped = self._push(sequence, new, end)
+            metrics = sequence.metrics
+            metrics.last_token_time = now
+            if metrics.first_token_time == 0.0:
+                metrics.first_token_time = now
+            if stopped:
+                self._leave(sequence, FinishReason.STOP)
+                if end is None:
+                    aborts.append(handle)
+            elif end is None:
+                sequence.state.mark(sequence)
+        return aborts
+
+    @staticmethod
+    def _push(sequence: Sequence, new: list[int], end: Finished | None) -> bool:
+        """Push tokens one by one up to a stop string, which drops those behind it."""
+        before = len(sequence.token_ids)
+        last = len(new) - 1
+        stopped = False
+        for j, token in enumerate(new):
+            if end is not None and j == last and end.reason == FinishReason.STOP:
+                hide = not sequence.request.sampling.include_stop_str_in_output
+                stopped = sequence.push_last(token, hide)
+            else:
+                stopped = sequence.push(token)
+            if stopped:
+                break
+        if sequence.logprobs is not None:
+            sequence.count_logprobs(before)
+        return stopped
+
+    def _finish(self, finished: Finished) -> list[int]:
+        sequence = self.sequences.get(finished.handle)
+        if sequence is None:
+            return []
+        reason = FinishReason(finished.reason)
+        if reason == FinishReason.ERROR:
+            message = finished.error or "the engine failed on this request."
+            live = self.fail(sequence.state, RequestFailed(message))
+            return [h for h in live if h != finished.handle]
+        sequence.end(str(reason), finished.stop_reason)
+        self._leave(sequence, reason)
+        return []
+
+    def _leave(self, sequence: Sequence, reason: FinishReason) -> None:
+        handle = sequence.request.handle
+        del self.sequences[handle]
+        state = sequence.state
+        state.num_live -= 1
+        state.mark(sequence)
+        if self.observer is not None:
+            self.observer.finished(handle, reason, len(sequence.token_ids))

@@ -1,0 +1,70 @@
+"""What a caller may pass as a prompt: text, token ids, or a dict of either (vLLM's shapes)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+from galley.errors import InvalidRequest, Unsupported
+
+
+class TextPrompt(TypedDict):
+    """A prompt to tokenise; `cache_salt` keeps its KV blocks apart from everyone else's."""
+
+    prompt: str
+    cache_salt: NotRequired[str]
+
+
+class TokensPrompt(TypedDict):
+    """A tokenised prompt; `prompt` is its text, where the caller has it."""
+
+    prompt_token_ids: Sequence[int]
+    prompt: NotRequired[str]
+    cache_salt: NotRequired[str]
+
+
+Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+
+_KNOWN = {"prompt", "prompt_token_ids", "cache_salt"}
+
+
+class ParsedPrompt(TypedDict):
+    """One shape for all: `token_ids` is None where `text` is still to be tokenised."""
+
+    text: str | None
+    token_ids: Sequence[int] | None
+    cache_salt: str | None
+
+
+def parse_prompt(prompt: Prompt) -> ParsedPrompt:
+    """Read any accepted shape.
+
+    Raises:
+        InvalidRequest: not a prompt, or a dict without "prompt" or "prompt_token_ids".
+        Unsupported: a key of vLLM's prompt dicts that nothing here acts on.
+    """
+    if isinstance(prompt, str):
+        return {"text": prompt, "token_ids": None, "cache_salt": None}
+    if not isinstance(prompt, Mapping):
+        return {"text": None, "token_ids": _ids(prompt), "cache_salt": None}
+    for key, value in prompt.items():
+        if key not in _KNOWN and value is not None:
+            raise Unsupported(f"prompt key {key!r} is not supported.", field="prompt")
+    text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    salt = prompt.get("cache_salt")
+    if text is not None and not isinstance(text, str):
+        raise InvalidRequest("prompt must be text.", field="prompt")
+    if text is None and ids is None:
+        raise InvalidRequest('a prompt dict needs "prompt" or "prompt_token_ids".', field="prompt")
+    if salt is not None and (not isinstance(salt, str) or not salt):
+        raise InvalidRequest("cache_salt must be a non-empty string.", field="cache_salt")
+    return {"text": text, "token_ids": None if ids is None else _ids(ids), "cache_salt": salt}
+
+
+def _ids(ids: Any) -> Sequence[int]:
+    if not isinstance(ids, Sequence) or isinstance(ids, bytes | bytearray):
+        raise InvalidRequest(
+            f"prompt must be text, a list of token ids or a dict, got {type(ids).__name__}.",
+            field="prompt",
+        )
+    return ids
