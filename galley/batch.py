@@ -129,6 +129,21 @@ class LogprobColumns:
     token_ids: I32
     logprobs: NDArray[np.float32]
 
+    def select(self, keep: NDArray[np.bool_]) -> LogprobColumns:
+        """The entries for which `keep` [e] holds."""
+        counts = np.diff(self.indptr)
+        candidates = np.repeat(keep, counts)
+        indptr = np.zeros(int(keep.sum()) + 1, np.int32)
+        np.cumsum(counts[keep], out=indptr[1:])
+        return LogprobColumns(
+            rows=self.rows[keep],
+            positions=self.positions[keep],
+            ranks=self.ranks[keep],
+            indptr=indptr,
+            token_ids=self.token_ids[candidates],
+            logprobs=self.logprobs[candidates],
+        )
+
 
 @dataclass(slots=True)
 class StepResult:
@@ -206,26 +221,31 @@ class RequestTable:
 
     def apply_result(self, plan: StepPlan, result: StepResult) -> None:
         """Advance lengths and append the sampled tokens (one per row in the common case)."""
-        slots = plan.slots
-        # With drafts, tokens computed but rejected do not count: the row has gained one token
-        # per accepted draft plus the sampled one.
-        rejected = 0
+        slots = plan.slots.astype(np.intp)
         if len(plan.draft_ids):
+            # Tokens computed for rejected drafts do not count: a row has gained one token per
+            # accepted draft plus the sampled one.
             drafted = np.diff(plan.draft_indptr)
             rejected = np.where(drafted > 0, drafted - (result.num_sampled - 1), 0)
-        self.num_computed[slots] += plan.num_new - rejected
-        if not len(result.token_ids):
+            self.num_computed[slots] += plan.num_new - rejected
+        else:
+            self.num_computed[slots] += plan.num_new
+        total = len(result.token_ids)
+        if not total:
             return
-        if int(result.num_sampled.max()) == 1:
-            hit = slots[result.num_sampled == 1]
-            self.token_ids[hit, self.num_tokens[hit]] = result.token_ids
-            self.num_tokens[hit] += 1
+        counts = result.num_sampled
+        sampled = np.count_nonzero(counts)
+        if sampled == total:  # at most one each
+            if sampled < len(slots):
+                slots = slots[counts > 0]
+            ends = self.num_tokens[slots]
+            self.token_ids[slots, ends] = result.token_ids
+            self.num_tokens[slots] = ends + 1
             return
-        rows = np.repeat(slots, result.num_sampled)
-        ends = np.cumsum(result.num_sampled)
-        offset = np.arange(ends[-1]) - np.repeat(ends - result.num_sampled, result.num_sampled)
-        self.token_ids[rows, self.num_tokens[rows] + offset] = result.token_ids
-        self.num_tokens[slots] += result.num_sampled
+        rows = np.repeat(slots, counts)
+        begin = np.cumsum(counts) - counts - self.num_tokens[slots]
+        self.token_ids[rows, np.arange(total) - np.repeat(begin, counts)] = result.token_ids
+        self.num_tokens[slots] += counts
 
 
 def _enc(obj: Any) -> Any:

@@ -1,1 +1,17 @@
-"""scheduler"""
+"""Who runs and how many tokens: queues, policies, the step's plan and what its result means."""
+
+from galley.scheduler.commit import Committed
+from galley.scheduler.limits import SchedulerLimits
+from galley.scheduler.queue import WaitReason
+from galley.scheduler.scheduler import Scheduler
+from galley.scheduler.sequence import Ended, Sequence, Started
+
+__all__ = [
+    "Committed",
+    "Ended",
+    "Scheduler",
+    "SchedulerLimits",
+    "Sequence",
+    "Started",
+    "WaitReason",
+]

@@ -1,0 +1,202 @@
+"""The engine core: one step after another, schedule → execute → commit.
+
+    schedule ── plan ──▶ submit ─ (device works) ─▶ sample ── result ──▶ commit ──▶ outputs
+                             while_waiting: aborts, arrivals
+
+No feature lives here. Its parts come by constructor, so tests pass a fake executor; `build` wires
+the real ones. One thread owns it: who receives requests calls `add` and `abort` between steps, or
+from `while_waiting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import GroupSpec, RequestTable, StepPlan, StepResult
+from galley.config import EngineConfig
+from galley.engine.messages import Stats
+from galley.engine.outputs import ClientOutputs, Stamp, build_outputs
+from galley.errors import ConfigError
+from galley.kv import BlockHasher, BlockPool, KVCacheManager
+from galley.observability.step_trace import StepRows, StepTrace
+from galley.request import Request
+from galley.scheduler import Committed, Scheduler, SchedulerLimits
+
+
+class Handle(Protocol):
+    """A step under way."""
+
+    def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
+        """Wait for the forward pass and sample; `mask` limits the tokens of grammar rows."""
+
+
+class Executor(Protocol):
+    """What the core needs of an executor."""
+
+    groups: list[GroupSpec]
+    num_blocks: int
+    max_model_len: int
+
+    def submit(self, plan: StepPlan) -> Handle: ...
+    def rpc(self, method: str, *args: Any) -> list[Any]: ...
+    def shutdown(self) -> None: ...
+
+
+class EngineCore:
+    """Runs steps.
+
+    Args:
+        scheduler: decides and keeps the books.
+        executor: computes.
+        stamp: which engine and incarnation outputs come from.
+
+    Attributes:
+        on_plan: called with the handles of a plan's rows before it is submitted.
+        while_waiting: called while the device works; it may `add` and `abort`.
+        trace: the last steps.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, executor: Executor, stamp: Stamp | None = None
+    ) -> None:
+        self.scheduler = scheduler
+        self.executor = executor
+        self.stamp = stamp or Stamp()
+        self.on_plan: Callable[[NDArray[np.int64]], None] | None = None
+        self.while_waiting: Callable[[], None] | None = None
+        self.trace = StepTrace()
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Queue requests in order of arrival."""
+        for request in requests:
+            self.scheduler.add(request)
+
+    def abort(self, handles: Iterable[int], client_index: int = 0) -> None:
+        """End a client's requests; unknown handles are ignored."""
+        self.scheduler.abort(handles, client_index)
+
+    def step(self) -> ClientOutputs:
+        """Run one step: the outputs of each client concerned, possibly none."""
+        begin = perf_counter()
+        scheduler = self.scheduler
+        before = self._counters()
+        plan = scheduler.schedule()
+        if plan is None:
+            return build_outputs(scheduler.take_events(), self.stats(), self.stamp)
+        if self.on_plan:
+            self.on_plan(scheduler.table.handles[plan.slots])
+        submit = perf_counter()
+        handle = self.executor.submit(plan)
+        if self.while_waiting:
+            self.while_waiting()
+        result = handle.sample()
+        sampled = perf_counter()
+        done = scheduler.commit(plan, result)
+        outputs = build_outputs(done, self.stats(), self.stamp)
+        self._record(plan, done, (begin, submit, sampled, perf_counter()), before)
+        return outputs
+
+    def stats(self) -> Stats:
+        """The state of queue and cache now, and counters since the start."""
+        scheduler = self.scheduler
+        kv = scheduler.kv
+        return Stats(
+            num_running=len(scheduler.running.order),
+            num_waiting=scheduler.num_waiting,
+            waiting_by_reason=scheduler.waiting_by_reason,
+            kv_cache_usage=kv.usage,
+            num_preemptions=scheduler.num_preemptions,
+            prefix_queries=kv.stats.queries,
+            prefix_hits=kv.stats.hits,
+            step_tokens=scheduler.step_tokens,
+            num_steps=scheduler.step,
+        )
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
+        """Forget cached prefixes; False while blocks are in use (see `Scheduler`)."""
+        return self.scheduler.reset_prefix_cache(reset_running_requests)
+
+    def check_integrity(self) -> None:
+        """Prove the invariants of scheduler and cache; AssertionError otherwise."""
+        self.scheduler.check_integrity()
+
+    def shutdown(self) -> None:
+        self.executor.shutdown()
+
+    def _counters(self) -> tuple[int, int, int, int]:
+        scheduler, pool = self.scheduler, self.scheduler.kv.pool
+        return pool.num_taken, pool.num_released, pool.num_evicted, scheduler.num_preemptions
+
+    def _record(
+        self,
+        plan: StepPlan,
+        done: Committed,
+        times: tuple[float, float, float, float],
+        before: tuple[int, int, int, int],
+    ) -> None:
+        scheduler, n = self.scheduler, len(plan.slots)
+        taken, released, evicted, preemptions = self._counters()
+        record = (
+            plan.step,
+            *times,
+            n,
+            scheduler.step_tokens,
+            int(np.count_nonzero((plan.num_new == 1) & plan.samples)),
+            len(scheduler.running.order),
+            scheduler.num_waiting,
+            taken - before[0],
+            released - before[1],
+            evicted - before[2],
+            scheduler.kv.pool.num_free,
+            preemptions - before[3],
+            len(done.started),
+            len(done.ended),
+        )
+        self.trace.record(record, StepRows(done.row_handles, plan.num_new))
+
+
+def build(config: EngineConfig, executor: Executor, stamp: Stamp | None = None) -> EngineCore:
+    """An engine core over an executor that has loaded its model and sized its KV cache.
+
+    Args:
+        config: resolved (`config.resolve`): no limit is None any more.
+        executor: its num_blocks counts the null block.
+
+    Raises:
+        ConfigError: limits contradict each other, or the pool is too small for one sequence.
+    """
+    scheduling, cache = config.scheduler, config.cache
+    assert scheduling.max_num_batched_tokens is not None, "the configuration is not resolved"
+    assert scheduling.max_num_seqs is not None, "the configuration is not resolved"
+    limits = SchedulerLimits(
+        max_num_batched_tokens=scheduling.max_num_batched_tokens,
+        max_num_seqs=scheduling.max_num_seqs,
+        max_model_len=executor.max_model_len,
+        enable_chunked_prefill=scheduling.enable_chunked_prefill,
+        long_prefill_token_threshold=scheduling.long_prefill_token_threshold,
+        policy=scheduling.scheduling_policy,
+    )
+    table = RequestTable(limits.max_num_seqs, limits.max_model_len, executor.groups)
+    hasher = BlockHasher.from_environment(cache.prefix_caching_hash_algo, cache.block_size)
+    pool = BlockPool(executor.num_blocks, keep_cached=cache.enable_prefix_caching)
+    kv = KVCacheManager(
+        table, pool, hasher, cache.enable_prefix_caching, limits.max_num_batched_tokens
+    )
+    if (most := kv.most_held(limits.max_model_len)) > pool.num_blocks - 1:
+        room = (pool.num_blocks - 1) * kv.block_size // max(len(executor.groups), 1)
+        raise ConfigError(
+            f"The KV cache has {pool.num_blocks - 1} blocks of {kv.block_size} tokens, but one "
+            f"sequence of --max-model-len {limits.max_model_len} tokens needs {most}. Lower "
+            f"--max-model-len to {room} or raise --kv-cache-memory-bytes.",
+            field="max_model_len",
+        )
+    return EngineCore(Scheduler(kv, table, limits), executor, stamp)

@@ -1,0 +1,107 @@
+"""From a committed step to messages: columns as bytes, one `Outputs` for each client."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from galley.batch import LogprobColumns
+from galley.engine.messages import Finished, Logprobs, Outputs, Started, Stats
+from galley.scheduler import Committed
+
+ClientOutputs = list[tuple[int, Outputs]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which engine speaks: its index and its incarnation."""
+
+    engine_index: int = 0
+    epoch: int = 0
+
+
+def build_outputs(done: Committed, stats: Stats, stamp: Stamp) -> ClientOutputs:
+    """One message per client that had a row in the step or an event since the last.
+
+    Handles are int64, counts and token ids int32, little-endian bytes (`engine.messages`).
+    """
+    clients = done.row_clients
+    one_client = not len(clients) or not np.count_nonzero(clients != clients[0])
+    if one_client and not done.started and not done.ended:
+        if not len(clients):
+            return []
+        return [(int(clients[0]), _for_one_client(done, stats, stamp))]
+    concerned = {*np.unique(clients).tolist()}
+    concerned.update(s.client_index for s in done.started)
+    concerned.update(e.client_index for e in done.ended)
+    return [(c, _for_one_client(_part_of(done, c), stats, stamp)) for c in sorted(concerned)]
+
+
+def _for_one_client(done: Committed, stats: Stats, stamp: Stamp) -> Outputs:
+    handles = done.row_handles if done.rows is None else done.row_handles[done.rows]
+    return Outputs(
+        step=done.step,
+        epoch=stamp.epoch,
+        engine_index=stamp.engine_index,
+        timestamp=time.time(),
+        handles=handles.tobytes() if len(done.token_ids) else b"",
+        counts=done.counts.tobytes(),
+        token_ids=done.token_ids.tobytes(),
+        logprobs=_logprobs(done.logprobs, done),
+        prompt_logprobs=_logprobs(done.prompt_logprobs, done),
+        started=[
+            Started(s.handle, s.num_cached_tokens, s.queued_time, s.scheduled_time, s.resumed)
+            for s in done.started
+        ]
+        if done.started
+        else [],
+        finished=[Finished(e.handle, int(e.reason), e.stop_reason, e.error) for e in done.ended]
+        if done.ended
+        else [],
+        stats=stats,
+    )
+
+
+def _logprobs(columns: LogprobColumns | None, done: Committed) -> Logprobs | None:
+    if columns is None or not len(columns.rows):
+        return None
+    return Logprobs(
+        handles=done.row_handles[columns.rows].tobytes(),
+        positions=columns.positions.tobytes(),
+        ranks=columns.ranks.tobytes(),
+        indptr=columns.indptr.tobytes(),
+        token_ids=columns.token_ids.tobytes(),
+        logprobs=columns.logprobs.tobytes(),
+    )
+
+
+def _part_of(done: Committed, client: int) -> Committed:
+    """The rows and events of one client; logprobs keep naming rows of the whole plan."""
+    rows = np.arange(len(done.row_handles)) if done.rows is None else done.rows
+    mine = done.row_clients[rows] == client
+    token_mask = np.repeat(mine, done.counts) if len(done.counts) else mine
+    if not len(done.token_ids):
+        token_mask = mine = mine[:0]
+        rows = rows[:0]
+    return Committed(
+        step=done.step,
+        row_handles=done.row_handles,
+        row_clients=done.row_clients,
+        rows=rows[mine],
+        counts=done.counts[mine] if len(done.counts) else done.counts,
+        token_ids=done.token_ids[token_mask],
+        logprobs=_entries_of(done.logprobs, done, client),
+        prompt_logprobs=_entries_of(done.prompt_logprobs, done, client),
+        started=[s for s in done.started if s.client_index == client],
+        ended=[e for e in done.ended if e.client_index == client],
+    )
+
+
+def _entries_of(
+    columns: LogprobColumns | None, done: Committed, client: int
+) -> LogprobColumns | None:
+    if columns is None:
+        return None
+    return columns.select(done.row_clients[columns.rows] == client)

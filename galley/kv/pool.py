@@ -1,0 +1,168 @@
+"""The block pool: ids, reference counts, the free list and the prefix index. Ids only, no bytes.
+
+Every id but 0 (the null block, never handed out) is in exactly one state:
+
+    used      refs > 0
+    plain     free without content worth finding: freed partial blocks, then never used ones
+    cached    free but still findable by key, least recently freed first
+
+Blocks are drawn plain first, from the end of the stack, so freed partial blocks are used again
+before memory that was never touched; cached ones are evicted only when no plain one is left.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Protocol
+
+NULL_BLOCK = 0
+
+
+class BlockListener(Protocol):
+    """Told what becomes findable and what ceases to be (KV events, connectors)."""
+
+    def stored(self, block: int, key: bytes) -> None: ...
+    def removed(self, block: int, key: bytes) -> None: ...
+    def cleared(self) -> None: ...
+
+
+class BlockPool:
+    """Blocks 1 … num_blocks - 1, reference-counted, with an index from content key to block.
+
+    Args:
+        num_blocks: number of ids, the null block included.
+        keep_cached: whether a free block stays findable. False where blocks are shared only
+            among living requests.
+        listener: told of changes of the index.
+    """
+
+    def __init__(
+        self, num_blocks: int, keep_cached: bool = True, listener: BlockListener | None = None
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.keep_cached = keep_cached
+        self.listener = listener
+        self.refs = [0] * num_blocks
+        self.keys: list[bytes | None] = [None] * num_blocks
+        self.index: dict[bytes, int] = {}
+        self._plain = list(range(num_blocks - 1, NULL_BLOCK, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self.num_taken = self.num_released = self.num_evicted = 0
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that `take` can give, cached ones included."""
+        return len(self._plain) + len(self._cached)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - 1 - self.num_free
+
+    def num_free_among(self, blocks: Iterable[int]) -> int:
+        """How many of `blocks` (found by key) are free, so that sharing them uses up free ones."""
+        refs = self.refs
+        return sum(1 for b in blocks if b != NULL_BLOCK and not refs[b])
+
+    def take(self, n: int) -> list[int]:
+        """Draw n free blocks, each with one reference. n must not exceed `num_free`."""
+        assert n <= self.num_free
+        plain, refs = self._plain, self.refs
+        cut = max(len(plain) - n, 0)
+        blocks = plain[cut:]
+        blocks.reverse()
+        del plain[cut:]
+        while len(blocks) < n:
+            block, _ = self._cached.popitem(last=False)
+            self._unkey(block)
+            self.num_evicted += 1
+            blocks.append(block)
+        for b in blocks:
+            refs[b] = 1
+        self.num_taken += n
+        return blocks
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Take one more reference on each block; free cached ones leave the free list."""
+        refs = self.refs
+        for b in blocks:
+            if b == NULL_BLOCK:
+                continue
+            if not refs[b]:
+                del self._cached[b]
+                self.num_taken += 1
+            refs[b] += 1
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Give up one reference on each; those released first are evicted first."""
+        refs, keys = self.refs, self.keys
+        for b in blocks:
+            if b == NULL_BLOCK:
+                continue
+            left = refs[b] = refs[b] - 1
+            if left:
+                assert left > 0, f"block {b} released more often than taken"
+                continue
+            self.num_released += 1
+            if keys[b] is None:
+                self._plain.append(b)
+            elif self.keep_cached:
+                self._cached[b] = None
+            else:
+                self._unkey(b)
+                self._plain.append(b)
+
+    def find(self, key: bytes) -> int | None:
+        """The block that holds this content, used or free."""
+        return self.index.get(key)
+
+    def enter(self, block: int, key: bytes) -> None:
+        """Make a used block findable. The first block of a content keeps the key."""
+        assert self.refs[block] > 0
+        if self.keys[block] is None and self.index.setdefault(key, block) == block:
+            self.keys[block] = key
+            if self.listener:
+                self.listener.stored(block, key)
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Used blocks whose content turned out not to be what their key says."""
+        for b in blocks:
+            if self.keys[b] is not None:
+                assert self.refs[b] > 0
+                self._unkey(b)
+
+    def clear_index(self) -> bool:
+        """Forget all contents. False, and nothing changes, while blocks are in use."""
+        if self.num_used:
+            return False
+        self._plain = list(range(self.num_blocks - 1, NULL_BLOCK, -1))
+        self._cached.clear()
+        self.index.clear()
+        self.keys = [None] * self.num_blocks
+        if self.listener:
+            self.listener.cleared()
+        return True
+
+    def _unkey(self, block: int) -> None:
+        key = self.keys[block]
+        assert key is not None
+        del self.index[key]
+        self.keys[block] = None
+        if self.listener:
+            self.listener.removed(block, key)
+
+    def check_integrity(self) -> None:
+        """Prove that every block is in exactly one state; AssertionError otherwise. O(blocks)."""
+        plain, cached = set(self._plain), set(self._cached)
+        assert len(plain) == len(self._plain), "a block is free twice"
+        assert not plain & cached, "a block is both plain and cached"
+        assert NULL_BLOCK not in plain | cached, "the null block is free"
+        assert self.refs[NULL_BLOCK] == 0, "the null block was handed out"
+        for b in range(1, self.num_blocks):
+            free = b in plain or b in cached
+            assert free == (self.refs[b] == 0), f"block {b}: {self.refs[b]} refs, free={free}"
+            key = self.keys[b]
+            assert key is None or self.index.get(key) == b, f"block {b} is not under its key"
+            assert b not in cached or key is not None, f"cached block {b} has no key"
+            assert b not in plain or key is None, f"plain block {b} has a key"
+        assert len(self.index) == sum(k is not None for k in self.keys), "the index has strays"

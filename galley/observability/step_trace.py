@@ -1,0 +1,78 @@
+"""A ring of the last steps: what ran, how long it took, what happened to the blocks.
+
+Metrics, the live view and cache statistics are derived from it. Recording a step writes one row
+of a structured array and keeps references to the plan's columns; nothing is copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Times in seconds of `time.perf_counter`; blocks_* count changes within the step.
+STEP_DTYPE = np.dtype(
+    [
+        ("step", np.int64),
+        ("begin", np.float64),  # schedule begins
+        ("submit", np.float64),  # the plan is handed to the executor
+        ("sampled", np.float64),  # the result is there
+        ("end", np.float64),  # outputs are built
+        ("num_rows", np.int32),
+        ("num_tokens", np.int32),  # computed in this step
+        ("num_decodes", np.int32),  # rows of one token that yield one
+        ("num_running", np.int32),  # after the step
+        ("num_waiting", np.int32),
+        ("blocks_taken", np.int32),
+        ("blocks_released", np.int32),
+        ("blocks_evicted", np.int32),
+        ("blocks_free", np.int32),
+        ("preemptions", np.int32),
+        ("started", np.int32),
+        ("ended", np.int32),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """Who ran in a step: handles [n] int64 and tokens of each [n] int32."""
+
+    handles: NDArray[np.int64]
+    num_new: NDArray[np.int32]
+
+
+class StepTrace:
+    """The last `capacity` steps.
+
+    Attributes:
+        records: [capacity] of STEP_DTYPE; step n is at n % capacity.
+        last: number of the last step recorded, 0 = none.
+    """
+
+    def __init__(self, capacity: int = 4096) -> None:
+        self.capacity = capacity
+        self.records = np.zeros(capacity, STEP_DTYPE)
+        self.rows: list[StepRows | None] = [None] * capacity
+        self.last = 0
+
+    def record(self, record: tuple[int | float, ...], rows: StepRows) -> None:
+        """Keep a step; `record` has the fields of STEP_DTYPE in order."""
+        step = int(record[0])
+        at = step % self.capacity
+        self.records[at] = record
+        self.rows[at] = rows
+        self.last = step
+
+    def since(self, step: int) -> NDArray[np.void]:
+        """Records of the steps after `step` that are still in the ring, oldest first."""
+        first = max(step + 1, self.last - self.capacity + 1, 1)
+        at = np.arange(first, self.last + 1) % self.capacity
+        found: NDArray[np.void] = self.records[at]
+        return found[found["step"] >= first]
+
+    def rows_of(self, step: int) -> StepRows | None:
+        """Who ran in `step`, if it is still in the ring."""
+        at = step % self.capacity
+        return self.rows[at] if self.records["step"][at] == step else None

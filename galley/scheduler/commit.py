@@ -1,0 +1,123 @@
+"""What a step's result means: which rows yielded tokens, and which of them have ended.
+
+Pure functions over columns. A step in which nothing ends costs a fixed number of array
+operations; only rows that end, fail or yield several tokens are looked at one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import EMPTY_I32, I32, LogprobColumns, RequestTable
+from galley.scheduler.running import Running
+from galley.scheduler.sequence import Ended, Started
+
+EMPTY_I64: NDArray[np.int64] = np.empty(0, np.int64)
+
+
+@dataclass(slots=True)
+class Committed:
+    """All that a step yields, for all clients.
+
+    Attributes:
+        step: its number; 0 where only events came up.
+        row_handles, row_clients: [n] int64, int32: whose each row of the plan was.
+        rows: [k] the rows that yielded tokens; None = all of them.
+        counts: [k] tokens of each; empty = one each.
+        token_ids: [sum(counts)].
+        logprobs, prompt_logprobs: as in the result, of rows of the plan.
+        started, ended: events since the last step.
+    """
+
+    step: int = 0
+    row_handles: NDArray[np.int64] = field(default_factory=lambda: EMPTY_I64)
+    row_clients: I32 = field(default_factory=lambda: EMPTY_I32)
+    rows: NDArray[np.intp] | None = None
+    counts: I32 = field(default_factory=lambda: EMPTY_I32)
+    token_ids: I32 = field(default_factory=lambda: EMPTY_I32)
+    logprobs: LogprobColumns | None = None
+    prompt_logprobs: LogprobColumns | None = None
+    started: list[Started] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+
+
+def drop_rows(
+    done: Committed, slots: NDArray[np.intp], counts: I32, dead: list[int]
+) -> NDArray[np.intp]:
+    """Take the tokens and logprobs of rows in `dead` slots out of `done`; return their rows."""
+    gone = np.isin(slots, dead)
+    keep = (counts > 0) & ~gone
+    done.rows = np.flatnonzero(keep)
+    done.token_ids = done.token_ids[np.repeat(keep, counts)]
+    if done.logprobs is not None:
+        done.logprobs = done.logprobs.select(~gone[done.logprobs.rows])
+    return done.rows
+
+
+def find_ends(
+    done: Committed,
+    slots: NDArray[np.intp],
+    counts: I32,
+    table: RequestTable,
+    running: Running,
+) -> list[Ended]:
+    """The sequences that end with this step's tokens.
+
+    Args:
+        done: its token_ids are cut behind an end where a row yielded several.
+        slots: [k] slots of the rows that yielded tokens, `counts` [k] tokens of each.
+    """
+    if len(done.token_ids) != len(slots):
+        return _find_ends_ragged(done, slots, counts, table, running)
+    lengths = table.num_tokens[slots]
+    over = lengths >= running.limits[slots]
+    hits = running.stop_ids[slots] == done.token_ids[:, None]
+    if np.count_nonzero(hits):
+        over |= hits.any(1)
+    rows = np.flatnonzero(over).tolist() if np.count_nonzero(over) else []
+    if running.many_stops:
+        rows = sorted({*rows, *np.flatnonzero(np.isin(slots, list(running.many_stops))).tolist()})
+    ends = (running.at(int(slots[i])).ending(int(done.token_ids[i]), int(lengths[i])) for i in rows)
+    return [end for end in ends if end is not None]
+
+
+def _find_ends_ragged(
+    done: Committed,
+    slots: NDArray[np.intp],
+    counts: I32,
+    table: RequestTable,
+    running: Running,
+) -> list[Ended]:
+    """Rows with several tokens: those after the first end are dropped."""
+    ends: list[Ended] = []
+    kept = counts.copy()
+    keep = np.ones(len(done.token_ids), np.bool_)
+    start = 0
+    for i, (slot, count) in enumerate(zip(slots.tolist(), counts.tolist(), strict=True)):
+        before = int(table.num_tokens[slot]) - count
+        for j, token in enumerate(done.token_ids[start : start + count].tolist()):
+            end = running.at(slot).ending(token, before + j + 1)
+            if end is not None:
+                ends.append(end)
+                kept[i] = j + 1
+                keep[start + j + 1 : start + count] = False
+                break
+        start += count
+    done.token_ids = done.token_ids[keep]
+    done.counts = kept
+    _cut_logprobs(done, slots, counts, kept, table)
+    return ends
+
+
+def _cut_logprobs(
+    done: Committed, slots: NDArray[np.intp], counts: I32, kept: I32, table: RequestTable
+) -> None:
+    if done.logprobs is None or (counts == kept).all():
+        return
+    rows = done.rows if done.rows is not None else np.arange(len(slots))
+    end_of_row = np.full(len(done.row_handles), np.iinfo(np.int32).max)
+    end_of_row[rows] = table.num_tokens[slots] - counts + kept
+    done.logprobs = done.logprobs.select(done.logprobs.positions < end_of_row[done.logprobs.rows])

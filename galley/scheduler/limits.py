@@ -1,0 +1,56 @@
+"""The numbers that bound a step, checked against each other once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from galley.errors import ConfigError
+
+MIN_LOGITS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What a step may hold.
+
+    Attributes:
+        max_num_batched_tokens: most tokens computed in a step.
+        max_num_seqs: most sequences that run at once.
+        max_model_len: longest sequence, prompt and output together.
+        enable_chunked_prefill: split prompts over steps.
+        long_prefill_token_threshold: cap of a prefill chunk while others wait or run; 0 = none.
+        policy: order of admission and choice of the preempted.
+        max_waiting: most requests that queue; 0 = no bound.
+
+    Raises:
+        ConfigError: a limit makes another impossible to keep.
+    """
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    max_waiting: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"--{flag} must be at least 1, got {getattr(self, name)}.", field=name
+                )
+        if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
+            raise ConfigError(
+                f"Without chunked prefill a prompt runs whole, so --max-num-batched-tokens "
+                f"({self.max_num_batched_tokens}) must be at least --max-model-len "
+                f"({self.max_model_len}).",
+                field="max_num_batched_tokens",
+            )
+
+    @property
+    def max_num_logits(self) -> int:
+        """Most rows of logits in a step. A prompt whose logprobs are wanted is split to fit."""
+        return max(self.max_num_seqs, MIN_LOGITS)

@@ -1,0 +1,132 @@
+"""Waiting sequences in the order of a policy. Every operation costs O(log n) at most.
+
+An aborted sequence is only marked `ended`; it is dropped when it comes up, or when the marked
+outnumber the living.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from typing import Protocol
+
+from galley.scheduler.sequence import Sequence
+
+COMPACT_FROM = 64
+
+
+class WaitReason(enum.StrEnum):
+    """What a waiting sequence waits for."""
+
+    CAPACITY = "capacity"
+    DEFERRED = "deferred"
+    GRAMMAR = "grammar"
+    REMOTE_KV = "remote_kv"
+    ENCODER = "encoder"
+
+
+class _Order(Protocol):
+    def push(self, seq: Sequence) -> None: ...
+    def push_front(self, seq: Sequence) -> None: ...
+    def first(self) -> Sequence: ...
+    def pop(self) -> Sequence: ...
+    def drop_ended(self) -> None: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Sequence]: ...
+
+
+class _Fcfs:
+    """First come, first served; a preempted sequence returns to the front."""
+
+    def __init__(self) -> None:
+        self._items: deque[Sequence] = deque()
+        self.push = self._items.append
+        self.push_front = self._items.appendleft
+        self.pop = self._items.popleft
+
+    def first(self) -> Sequence:
+        return self._items[0]
+
+    def drop_ended(self) -> None:
+        living = [s for s in self._items if not s.ended]
+        self._items.clear()
+        self._items.extend(living)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._items)
+
+
+class _ByPriority:
+    """Most important first; a preempted sequence comes before later arrivals of its priority."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[int, int], Sequence]] = []
+
+    def push(self, seq: Sequence) -> None:
+        heapq.heappush(self._heap, (seq.importance, seq))
+
+    push_front = push
+
+    def first(self) -> Sequence:
+        return self._heap[0][1]
+
+    def pop(self) -> Sequence:
+        return heapq.heappop(self._heap)[1]
+
+    def drop_ended(self) -> None:
+        self._heap = [item for item in self._heap if not item[1].ended]
+        heapq.heapify(self._heap)
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return (seq for _, seq in sorted(self._heap, key=lambda item: item[0]))
+
+
+class WaitingQueue:
+    """The living sequences that wait, first to be admitted first."""
+
+    def __init__(self, policy: str) -> None:
+        self._order: _Order = _ByPriority() if policy == "priority" else _Fcfs()
+        self._num_ended = 0
+
+    def push(self, seq: Sequence) -> None:
+        self._order.push(seq)
+
+    def push_front(self, seq: Sequence) -> None:
+        """Return a preempted sequence to the front of its like."""
+        self._order.push_front(seq)
+
+    def first(self) -> Sequence | None:
+        """The next to be admitted, left in the queue."""
+        while len(self._order):
+            seq = self._order.first()
+            if not seq.ended:
+                return seq
+            self._order.pop()
+            self._num_ended -= 1
+        return None
+
+    def pop(self) -> Sequence:
+        """Take out the sequence that `first` has just returned."""
+        return self._order.pop()
+
+    def discard(self, seq: Sequence) -> None:
+        """Remove an aborted sequence (marked `ended` from now on)."""
+        seq.ended = True
+        self._num_ended += 1
+        if self._num_ended > max(COMPACT_FROM, len(self._order) // 2):
+            self._order.drop_ended()
+            self._num_ended = 0
+
+    def __len__(self) -> int:
+        return len(self._order) - self._num_ended
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return (seq for seq in self._order if not seq.ended)

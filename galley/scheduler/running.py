@@ -1,0 +1,84 @@
+"""The running sequences: slots, their order of admission, and the columns that end them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import I32
+from galley.scheduler.sequence import NO_SLOT, Sequence
+
+#: Stop ids compared as columns; a sequence with more is looked up in its set (`many_stops`).
+STOP_COLUMNS = 8
+NO_TOKEN = -1
+
+
+class Running:
+    """At most `num_slots` sequences, each in a slot.
+
+    Attributes:
+        order: [n] intp, slots in order of admission. Replaced, never written to.
+        sequences: by slot.
+        limits: [slots] number of tokens at which the sequence ends.
+        stop_ids: [slots, STOP_COLUMNS] end-of-sequence and stop ids, NO_TOKEN where unused.
+        many_stops: slots whose stop ids do not fit the columns.
+        scoring: slots whose prompt logprobs are not complete.
+        clients: [slots] client index.
+        freed: slots emptied since the last plan.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self.order: NDArray[np.intp] = np.empty(0, np.intp)
+        self.sequences: list[Sequence | None] = [None] * num_slots
+        self.limits: I32 = np.zeros(num_slots, np.int32)
+        self.stop_ids: I32 = np.full((num_slots, STOP_COLUMNS), NO_TOKEN, np.int32)
+        self.many_stops: set[int] = set()
+        self.scoring: set[int] = set()
+        self.clients: I32 = np.zeros(num_slots, np.int32)
+        self.freed: list[int] = []
+        self._empty = list(range(num_slots - 1, -1, -1))
+
+    @property
+    def has_room(self) -> bool:
+        return bool(self._empty)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def at(self, slot: int) -> Sequence:
+        seq = self.sequences[slot]
+        assert seq is not None, f"slot {slot} is empty"
+        return seq
+
+    def add(self, seq: Sequence) -> int:
+        """Put `seq` into an empty slot, as the most recently admitted."""
+        slot = self._empty.pop()
+        seq.slot = slot
+        self.sequences[slot] = seq
+        self.order = np.append(self.order, slot)
+        self.limits[slot] = seq.limit
+        self.clients[slot] = seq.request.client_index
+        stops = seq.eos_token_ids | seq.stop_token_ids
+        self.stop_ids[slot] = NO_TOKEN
+        if len(stops) <= STOP_COLUMNS:
+            self.stop_ids[slot, : len(stops)] = list(stops)
+        else:
+            self.many_stops.add(slot)
+        if seq.wants_prompt_logprobs:
+            self.scoring.add(slot)
+        return slot
+
+    def remove(self, seq: Sequence) -> None:
+        slot = seq.slot
+        seq.slot = NO_SLOT
+        self.sequences[slot] = None
+        self.order = self.order[self.order != slot]
+        self.many_stops.discard(slot)
+        self.scoring.discard(slot)
+        self.freed.append(slot)
+        self._empty.append(slot)
+
+    def take_freed(self) -> I32:
+        freed = np.array(self.freed, np.int32)
+        self.freed.clear()
+        return freed

@@ -1,0 +1,434 @@
+"""Who runs in a step, and how many tokens of each: one budget, one rule.
+
+Every sequence lets `num_computed` catch up with `num_tokens`; prompt chunks, prefix hits, decode,
+resumption after preemption and replay are the same arithmetic. Running sequences are served
+first, those that need one token before those that need more; then waiting ones are admitted in
+the order of the policy. If blocks run out, sequences are preempted before anything is granted, so
+that nothing planned for a step has to be taken back.
+
+`schedule` and `commit` are apart. Knows no model, no text and no process: it speaks `StepPlan`
+and `StepResult`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import I32, NewRow, RequestTable, StepPlan, StepResult
+from galley.kv import Hit, KVCacheManager
+from galley.request import FinishReason, Request
+from galley.scheduler.commit import Committed, drop_rows, find_ends
+from galley.scheduler.limits import SchedulerLimits
+from galley.scheduler.queue import WaitingQueue, WaitReason
+from galley.scheduler.running import Running
+from galley.scheduler.sequence import Ended, Sequence, Started
+
+Slots = NDArray[np.intp]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Rows of the step being built, in scheduling order."""
+
+    slots: Slots
+    num_new: I32
+    num_logits: I32
+    samples: NDArray[np.uint8]
+
+
+class Scheduler:
+    """Owns the queue, the running sequences and the request table.
+
+    Args:
+        kv: the blocks of the sequences in `table`.
+        table: columns by slot; as many slots as `limits.max_num_seqs`.
+        limits: what a step may hold.
+
+    Attributes:
+        step: number of the last plan.
+        step_tokens: tokens that it computes.
+        num_preemptions: since the start.
+    """
+
+    def __init__(self, kv: KVCacheManager, table: RequestTable, limits: SchedulerLimits) -> None:
+        assert table.num_slots == limits.max_num_seqs
+        self.kv = kv
+        self.table = table
+        self.limits = limits
+        self.queue = WaitingQueue(limits.policy)
+        self.running = Running(table.num_slots)
+        self.step = 0
+        self.step_tokens = 0
+        self.num_preemptions = 0
+        self._living: dict[tuple[int, int], Sequence] = {}
+        self._num_arrived = 0
+        self._in_flight = False
+        self._aborted: list[Sequence] = []
+        self._started: list[Started] = []
+        self._ended: list[Ended] = []
+        self._ones: I32 = np.ones(table.num_slots, np.int32)
+        self._ones_u8 = np.ones(table.num_slots, np.uint8)
+
+    # --- arrivals and aborts --------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would compute something or has an event to tell."""
+        return bool(self._living or self._ended)
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.queue)
+
+    @property
+    def waiting_by_reason(self) -> dict[str, int]:
+        n = len(self.queue)
+        return {WaitReason.CAPACITY.value: n} if n else {}
+
+    def add(self, request: Request) -> None:
+        """Queue a request. One that can never run ends at once, with an error."""
+        self._num_arrived += 1
+        chain = self.kv.new_chain(
+            request.cache_salt,
+            (request.client_index, request.share_group) if request.share_group else None,
+        )
+        limits = self.limits
+        seq = Sequence(request, self._num_arrived, time.time(), limits.max_model_len, chain)
+        assert seq.key not in self._living, f"handle {seq.key} is in use"
+        end = self._end_on_arrival(seq)
+        if end is not None:
+            self._ended.append(end)
+            return
+        self._living[seq.key] = seq
+        self.queue.push(seq)
+
+    def _end_on_arrival(self, seq: Sequence) -> Ended | None:
+        n, limits = len(seq.token_ids), self.limits
+        if not seq.num_prompt:
+            return seq.end(FinishReason.ERROR, error="The prompt is empty.")
+        if seq.num_prompt >= seq.limit:
+            error = (
+                f"The prompt has {seq.num_prompt} tokens, which leaves no room for output within "
+                f"{seq.limit} tokens (--max-model-len is {limits.max_model_len})."
+            )
+            return seq.end(FinishReason.ERROR, error=error)
+        if n > seq.num_prompt and (end := seq.ending(int(seq.token_ids[-1]), n)):
+            return end
+        if limits.max_waiting and len(self.queue) >= limits.max_waiting:
+            error = f"{limits.max_waiting} requests are waiting already; try again later."
+            return seq.end(FinishReason.ERROR, error=error)
+        return None
+
+    def abort(self, handles: Iterable[int], client_index: int = 0) -> None:
+        """End requests that nobody wants any more; unknown handles are ignored.
+
+        While a step is in flight, its rows stay in place until `commit`, which drops their tokens.
+        """
+        for handle in handles:
+            seq = self._living.get((client_index, handle))
+            if seq is None or seq.ended:
+                continue
+            if seq.slot < 0:
+                self.queue.discard(seq)
+                self._forget(seq.end(FinishReason.ABORT))
+            elif self._in_flight:
+                seq.ended = True
+                self._aborted.append(seq)
+            else:
+                self._finish(seq.end(FinishReason.ABORT))
+
+    # --- schedule -------------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan | None:
+        """Plan a step, or None if nothing can run. `commit` must follow before the next call."""
+        assert not self._in_flight, "the last plan is not committed"
+        preempted = self.num_preemptions
+        rows = self._serve_running()
+        new_rows: list[NewRow] = []
+        if len(self.queue) and self.num_preemptions == preempted:
+            rows, new_rows = self._admit(rows)
+        if not len(rows.slots):
+            return None
+        self.step += 1
+        self.step_tokens = int(rows.num_new.sum())
+        self._in_flight = True
+        groups, slots, indices, ids = self.kv.take_changes()
+        return StepPlan(
+            step=self.step,
+            slots=rows.slots.astype(np.int32),
+            num_new=rows.num_new,
+            num_logits=rows.num_logits,
+            samples=rows.samples,
+            new_rows=new_rows,
+            freed_slots=self.running.take_freed(),
+            block_groups=groups,
+            block_slots=slots,
+            block_indices=indices,
+            block_ids=ids,
+        )
+
+    def _serve_running(self) -> _Rows:
+        """Grant tokens and blocks to the running, preempting until the blocks suffice."""
+        kv, table = self.kv, self.table
+        if kv.has_windows:
+            kv.let_go(self.running.order)
+        while True:
+            rows = self._grant()
+            totals = table.num_computed[rows.slots] + rows.num_new
+            lack = kv.lack(rows.slots, totals)
+            if kv.can_grow(lack):
+                break
+            self._preempt(self._victim())
+        if np.count_nonzero(lack) or np.count_nonzero(rows.num_new - 1):
+            kv.grow(rows.slots, lack)
+            changed = (rows.num_new > 1) | lack.any(0)
+            for i in np.flatnonzero(changed).tolist():
+                slot = int(rows.slots[i])
+                kv.enter(slot, self.running.at(slot).chain, int(totals[i]))
+        return rows
+
+    def _grant(self) -> _Rows:
+        """Share the budget among the running: decodes first, then prompts, each in order."""
+        slots = self.running.order
+        n, budget = len(slots), self.limits.max_num_batched_tokens
+        need = self.table.num_tokens[slots] - self.table.num_computed[slots]
+        if n <= budget and not np.count_nonzero(need - 1):
+            ones = self._ones[:n]
+            return _Rows(slots, ones, ones, self._ones_u8[:n])
+        decode = need == 1
+        first = slots[decode][:budget].tolist()
+        granted = [1] * len(first)
+        scored = [1] * len(first)
+        left, logits = budget - len(first), self.limits.max_num_logits - len(first)
+        crowded = n > 1 or len(self.queue) > 0
+        for slot in slots[~decode].tolist():
+            computed = int(self.table.num_computed[slot])
+            remaining = int(self.table.num_tokens[slot]) - computed
+            seq = self.running.at(slot)
+            num_new, num_logits = self._chunk(seq, computed, remaining, left, logits, crowded)
+            if num_new:
+                first.append(slot)
+                granted.append(num_new)
+                scored.append(num_logits)
+                left -= num_new
+                logits -= num_logits
+        order = np.array(first, np.intp)
+        num_new_column = np.array(granted, np.int32)
+        reached = self.table.num_computed[order] + num_new_column == self.table.num_tokens[order]
+        return _Rows(order, num_new_column, np.array(scored, np.int32), reached.astype(np.uint8))
+
+    def _chunk(
+        self, seq: Sequence, computed: int, need: int, left: int, logits: int, crowded: bool
+    ) -> tuple[int, int]:
+        """Tokens and rows of logits for a sequence that needs `need` tokens from `computed` on.
+
+        Args:
+            left, logits: what is left of the step's budgets of tokens and rows of logits.
+            crowded: whether others run or wait.
+        """
+        n = min(need, left)
+        if not self.limits.enable_chunked_prefill:
+            if n < need and not seq.wants_prompt_logprobs:
+                return 0, 0
+        elif crowded and 0 < self.limits.long_prefill_token_threshold < n:
+            n = self.limits.long_prefill_token_threshold
+        if seq.wants_prompt_logprobs:
+            # Positions from `first` on yield logits; a chunk ends where their rows run out.
+            first = max(computed, seq.prompt_scored)
+            n = min(n, first - computed + logits)
+            return n, max(computed + n - first, 0)
+        if n == need and not logits:
+            n -= 1
+        return n, int(n == need)
+
+    def _admit(self, rows: _Rows) -> tuple[_Rows, list[NewRow]]:
+        """Take waiting sequences into slots, strictly in order, while budget and blocks last."""
+        left = self.limits.max_num_batched_tokens - int(rows.num_new.sum())
+        logits = self.limits.max_num_logits - int(rows.num_logits.sum())
+        new_rows: list[NewRow] = []
+        granted: list[tuple[int, int, int, bool]] = []
+        now = time.time()
+        while left > 0 and self.running.has_room and (seq := self.queue.first()):
+            hit = Hit()
+            if seq.chain is not None and not seq.wants_prompt_logprobs:
+                hit = self.kv.find_hit(seq.chain, seq.token_ids)
+            n = len(seq.token_ids)
+            need = n - hit.num_tokens
+            crowded = len(self.running) > 0 or len(self.queue) > 1
+            num_new, num_logits = self._chunk(seq, hit.num_tokens, need, left, logits, crowded)
+            if not num_new or not self.kv.can_admit(hit, n):
+                break
+            self.queue.pop()
+            new_rows.append(self._enter_slot(seq, hit, num_new, now))
+            granted.append((seq.slot, num_new, num_logits, num_new == need))
+            left -= num_new
+            logits -= num_logits
+        if not granted:
+            return rows, new_rows
+        slots, num_new_column, num_logits_column, samples = zip(*granted, strict=True)
+        joined = _Rows(
+            np.concatenate((rows.slots, np.array(slots, np.intp))),
+            np.concatenate((rows.num_new, np.array(num_new_column, np.int32))),
+            np.concatenate((rows.num_logits, np.array(num_logits_column, np.int32))),
+            np.concatenate((rows.samples, np.array(samples, np.uint8))),
+        )
+        return joined, new_rows
+
+    def _enter_slot(self, seq: Sequence, hit: Hit, num_new: int, now: float) -> NewRow:
+        request, kv = seq.request, self.kv
+        slot = self.running.add(seq)
+        row = NewRow(
+            slot=slot,
+            handle=request.handle,
+            token_ids=seq.token_ids,
+            num_prompt=seq.num_prompt,
+            num_computed=hit.num_tokens,
+            sampling=request.sampling,
+            eos_token_ids=request.eos_token_ids,
+            bad_words_token_ids=request.bad_words_token_ids,
+        )
+        self.table.set_row(row)
+        kv.admit(slot, hit)
+        slots = np.array([slot])
+        total = hit.num_tokens + num_new
+        kv.grow(slots, kv.lack(slots, np.array([total], np.int32)))
+        kv.enter(slot, seq.chain, total)
+        resumed = seq.num_preemptions > 0
+        if seq.chain is not None and not seq.wants_prompt_logprobs:
+            kv.count_query(len(seq.token_ids), hit, resumed)
+        cached = hit.num_tokens if kv.enable_prefix_caching else 0
+        self._started.append(
+            Started(request.client_index, request.handle, cached, seq.queued_time, now, resumed)
+        )
+        return row
+
+    # --- preemption -----------------------------------------------------------------------------
+
+    def _victim(self) -> Sequence:
+        order = self.running.order
+        assert len(order), "the pool is too small for one sequence"
+        if self.limits.policy == "priority":
+            return max(map(self.running.at, order.tolist()), key=lambda seq: seq.importance)
+        return self.running.at(int(order[-1]))
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Give up a running sequence's blocks and slot; it waits with all of its tokens."""
+        slot = seq.slot
+        seq.token_ids = self.table.token_ids[slot, : self.table.num_tokens[slot]].copy()
+        seq.num_preemptions += 1
+        self.num_preemptions += 1
+        self._vacate(seq)
+        self.queue.push_front(seq)
+
+    def _vacate(self, seq: Sequence) -> None:
+        slot = seq.slot
+        self.kv.free(slot, seq.chain, int(self.table.num_computed[slot]))
+        self.table.clear_slot(slot)
+        self.running.remove(seq)
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
+        """Forget cached prefixes. False, and nothing changes, while blocks are in use.
+
+        With `reset_running_requests`, running sequences first return to the queue in their order
+        and are computed anew.
+        """
+        assert not self._in_flight
+        if reset_running_requests:
+            for slot in self.running.order[::-1].tolist():
+                self._preempt(self.running.at(slot))
+        return self.kv.reset_prefix_cache()
+
+    # --- commit ---------------------------------------------------------------------------------
+
+    def commit(self, plan: StepPlan, result: StepResult) -> Committed:
+        """Take in what the step produced: advance, find the ends, free what has ended."""
+        assert self._in_flight
+        assert result.step == plan.step
+        self._in_flight = False
+        table, running = self.table, self.running
+        table.apply_result(plan, result)
+        slots = plan.slots.astype(np.intp)
+        counts = result.num_sampled
+        done = Committed(
+            step=plan.step,
+            row_handles=table.handles[slots],
+            row_clients=running.clients[slots],
+            token_ids=result.token_ids,
+            logprobs=result.logprobs,
+            prompt_logprobs=result.prompt_logprobs,
+        )
+        if running.scoring:
+            self._advance_scoring(slots)
+        failures = self._failures(result) if result.errors or self._aborted else []
+        if failures:
+            dead = [self._living[end.client_index, end.handle].slot for end in failures]
+            done.rows = drop_rows(done, slots, counts, dead)
+        elif np.count_nonzero(counts) < len(slots):
+            done.rows = np.flatnonzero(counts)
+        if done.rows is not None:
+            slots, counts = slots[done.rows], counts[done.rows]
+        for end in failures + find_ends(done, slots, counts, table, running):
+            self._finish(end)
+        return self._with_events(done)
+
+    def take_events(self) -> Committed:
+        """Ends that came up without a step (aborts, refused arrivals)."""
+        return self._with_events(Committed())
+
+    def _with_events(self, done: Committed) -> Committed:
+        if self._started:
+            done.started, self._started = self._started, []
+        if self._ended:
+            done.ended, self._ended = self._ended, []
+        return done
+
+    def _failures(self, result: StepResult) -> list[Ended]:
+        """Ends of rows that were aborted in flight or failed alone."""
+        ends = [seq.end(FinishReason.ABORT) for seq in self._aborted]
+        gone = {seq.slot for seq in self._aborted}
+        self._aborted.clear()
+        for slot, message in result.errors.items():
+            if slot not in gone:
+                ends.append(self.running.at(slot).end(FinishReason.ERROR, error=message))
+        return ends
+
+    def _advance_scoring(self, slots: Slots) -> None:
+        """Prompt positions just computed have yielded their logprobs."""
+        for slot in self.running.scoring & set(slots.tolist()):
+            seq = self.running.at(slot)
+            seq.prompt_scored = max(seq.prompt_scored, int(self.table.num_computed[slot]))
+            if not seq.wants_prompt_logprobs:
+                self.running.scoring.discard(slot)
+
+    def _finish(self, end: Ended) -> None:
+        """A running sequence ends: its blocks and its slot are free."""
+        self._vacate(self._living[end.client_index, end.handle])
+        self._forget(end)
+
+    def _forget(self, end: Ended) -> None:
+        self._living.pop((end.client_index, end.handle)).ended = True
+        self._ended.append(end)
+
+    def check_integrity(self) -> None:
+        """Prove the invariants between queue, slots and blocks; AssertionError otherwise."""
+        order = self.running.order.tolist()
+        self.kv.check_integrity(order)
+        assert len(set(order)) == len(order)
+        waiting = list(self.queue)
+        assert len(waiting) == len(self.queue)
+        assert len(waiting) + len(order) == len(self._living)
+        for slot in order:
+            assert self._living[self.running.at(slot).key].slot == slot
+            n, computed = int(self.table.num_tokens[slot]), int(self.table.num_computed[slot])
+            held = -(-computed // self.kv.block_size)
+            assert 0 <= computed < n or self._in_flight
+            assert (self.table.num_blocks[:, slot] >= held).all()

@@ -1,0 +1,127 @@
+"""One request inside the scheduler: what does not change from step to step.
+
+Lengths and tokens of a running sequence live in the request table's columns; here they are kept
+only while it waits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from galley.batch import I32
+from galley.kv import HashChain
+from galley.request import FinishReason, Request
+
+NO_SLOT = -1
+
+
+@dataclass(slots=True)
+class Started:
+    """A sequence was admitted to a slot. Times in seconds since the epoch."""
+
+    client_index: int
+    handle: int
+    num_cached_tokens: int
+    queued_time: float
+    scheduled_time: float
+    resumed: bool
+
+
+@dataclass(slots=True)
+class Ended:
+    """The one end of a request. `stop_reason` is the stop token id that was hit, if any."""
+
+    client_index: int
+    handle: int
+    reason: FinishReason
+    stop_reason: int | None = None
+    error: str | None = None
+
+
+class Sequence:
+    """A request from its arrival to its end.
+
+    Attributes:
+        arrival: number of the arrival, which breaks ties.
+        token_ids: int32, prompt and output; up to date only while waiting.
+        limit: number of tokens at which it ends with "length".
+        chain: hashes of its full blocks, None if it shares with nobody.
+        prompt_scored: prompt positions whose logits have been used for prompt logprobs.
+        slot: its row in the table, NO_SLOT while waiting.
+    """
+
+    __slots__ = (
+        "arrival",
+        "chain",
+        "ended",
+        "eos_token_ids",
+        "limit",
+        "num_preemptions",
+        "num_prompt",
+        "prompt_scored",
+        "queued_time",
+        "request",
+        "slot",
+        "stop_token_ids",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        arrival: int,
+        now: float,
+        max_model_len: int,
+        chain: HashChain | None,
+    ) -> None:
+        sampling = request.sampling
+        prompt = np.frombuffer(request.prompt_token_ids, np.int32)
+        self.request = request
+        self.arrival = arrival
+        self.queued_time = now
+        self.token_ids: I32 = prompt
+        if request.output_token_ids:
+            output = np.frombuffer(request.output_token_ids, np.int32)
+            self.token_ids = np.concatenate((prompt, output))
+        self.num_prompt = len(prompt)
+        self.limit = min(request.max_total_tokens, max_model_len)
+        self.chain = chain
+        self.eos_token_ids = frozenset(() if sampling.ignore_eos else request.eos_token_ids)
+        self.stop_token_ids = frozenset(sampling.stop_token_ids or ())
+        # A replayed request has had its prompt logprobs before its first token.
+        scored = sampling.prompt_logprobs is None or bool(request.output_token_ids)
+        self.prompt_scored = self.num_prompt if scored else 0
+        self.num_preemptions = 0
+        self.slot = NO_SLOT
+        self.ended = False
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.request.client_index, self.request.handle
+
+    @property
+    def importance(self) -> tuple[int, int]:
+        """Smaller is more important: priority first, then arrival."""
+        return self.request.priority, self.arrival
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether prompt positions are left whose logits are wanted (the last one samples)."""
+        return self.prompt_scored < self.num_prompt - 1
+
+    def ending(self, token: int, num_tokens: int) -> Ended | None:
+        """The end that `token` brings as token number `num_tokens`, or None."""
+        if token in self.eos_token_ids:
+            return self.end(FinishReason.STOP)
+        if token in self.stop_token_ids:
+            return self.end(FinishReason.STOP, stop_reason=token)
+        if num_tokens >= self.limit:
+            return self.end(FinishReason.LENGTH)
+        return None
+
+    def end(
+        self, reason: FinishReason, stop_reason: int | None = None, error: str | None = None
+    ) -> Ended:
+        return Ended(self.request.client_index, self.request.handle, reason, stop_reason, error)

@@ -1,0 +1,346 @@
+"""An executor without a model, whose tokens prove that the KV cache was kept right.
+
+The "KV" of a position is a 64-bit digest of the tokens up to it, computed from the digest of the
+position before, *read through the block table*. A wrong, stale or overwritten block therefore
+changes every later token; `expected` computes the same tokens from the prompt alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from galley.batch import (
+    GroupSpec,
+    LogprobColumns,
+    RequestTable,
+    StepPlan,
+    StepResult,
+    decode_plan,
+    decode_result,
+    encode_plan,
+    encode_result,
+)
+from galley.config import CacheConfig, EngineConfig, SchedulerConfig
+from galley.engine.core import EngineCore, build
+from galley.engine.messages import Outputs
+from galley.request import Request, SamplingParams
+
+VOCAB = 1000
+MASK = (1 << 64) - 1
+GARBAGE = 0xDEADBEEF
+
+
+def mix(digest: int, token: int) -> int:
+    return (digest * 6364136223846793005 + (token + 1) * 1442695040888963407 + 97) & MASK
+
+
+def token_of(digest: int) -> int:
+    return (digest >> 33) % VOCAB
+
+
+def expected(prompt: list[int], num_tokens: int) -> list[int]:
+    """The first output tokens that the fake model gives for a prompt."""
+    digest = 0
+    for token in prompt:
+        digest = mix(digest, token)
+    out: list[int] = []
+    for _ in range(num_tokens):
+        out.append(token_of(digest))
+        digest = mix(digest, out[-1])
+    return out
+
+
+class _Handle:
+    def __init__(self, executor: FakeExecutor, plan: StepPlan) -> None:
+        self.executor, self.plan = executor, plan
+
+    def sample(self, mask: Any = None) -> StepResult:
+        result = self.executor.sample(self.plan)
+        return decode_result(encode_result(result)) if self.executor.loopback else result
+
+
+class FakeExecutor:
+    """Keeps a worker's own table by plans and results alone.
+
+    Args:
+        burst: tokens yielded per sampling row (more than 1 stands for accepted drafts).
+        loopback: plans and results travel as bytes.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int = 64,
+        max_model_len: int = 256,
+        max_num_seqs: int = 8,
+        block_size: int = 16,
+        groups: list[GroupSpec] | None = None,
+        burst: int = 1,
+        loopback: bool = False,
+    ) -> None:
+        self.groups = groups or [GroupSpec("full", block_size, 64)]
+        self.num_blocks = num_blocks
+        self.max_model_len = max_model_len
+        self.burst = burst
+        self.loopback = loopback
+        self.table = RequestTable(max_num_seqs, max_model_len, self.groups)
+        size = self.groups[0].block_size
+        self.kv = np.full((len(self.groups), num_blocks, size), GARBAGE, np.uint64)
+        self.plans: list[StepPlan] = []
+        self.scripted: dict[int, list[int]] = {}  # handle -> tokens instead of the model's
+        self.failing: dict[int, str] = {}  # handle -> message
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def submit(self, plan: StepPlan) -> _Handle:
+        if self.loopback:
+            plan = decode_plan(encode_plan(plan))
+        self.plans.append(plan)
+        self.table.apply_plan(plan)
+        return _Handle(self, plan)
+
+    def rpc(self, method: str, *args: Any) -> list[Any]:
+        self.calls.append((method, args))
+        return [None]
+
+    def shutdown(self) -> None:
+        self.rpc("shutdown")
+
+    def sample(self, plan: StepPlan) -> StepResult:
+        table = self.table
+        counts, tokens = [], []
+        errors: dict[int, str] = {}
+        logprobs, prompt_logprobs = _Entries(), _Entries()
+        for row, (slot, num_new) in enumerate(
+            zip(plan.slots.tolist(), plan.num_new.tolist(), strict=True)
+        ):
+            start = int(table.num_computed[slot])
+            digest = self.compute(slot, start, start + num_new)
+            handle, sampling = int(table.handles[slot]), table.sampling[slot]
+            if sampling.prompt_logprobs is not None:
+                for p in range(start + num_new - int(plan.num_logits[row]), start + num_new):
+                    if p + 1 < table.num_prompt[slot]:
+                        prompt_logprobs.add(row, p + 1, int(table.token_ids[slot, p + 1]))
+            if handle in self.failing:
+                errors[slot] = self.failing[handle]
+                counts.append(0)
+                continue
+            if not plan.samples[row]:
+                counts.append(0)
+                continue
+            assert plan.num_logits[row] >= 1
+            assert start + num_new == table.num_tokens[slot]
+            fresh = self.draw(slot, handle, digest)
+            if sampling.logprobs is not None:
+                for i, token in enumerate(fresh):
+                    logprobs.add(row, start + num_new + i, token)
+            counts.append(len(fresh))
+            tokens.extend(fresh)
+        result = StepResult(
+            step=plan.step,
+            num_sampled=np.array(counts, np.int32),
+            token_ids=np.array(tokens, np.int32),
+            logprobs=logprobs.columns(),
+            prompt_logprobs=prompt_logprobs.columns(),
+            errors=errors,
+        )
+        table.apply_result(plan, result)
+        return result
+
+    def compute(self, slot: int, start: int, end: int) -> int:
+        """Write the digests of positions start … end - 1; returns the last."""
+        table, digests = self.table, set()
+        for g, blocks in enumerate(table.block_tables):
+            size = self.groups[g].block_size
+            assert table.num_blocks[g, slot] * size >= end, "a position has no block"
+            digest = 0
+            if start:
+                digest = int(self.kv[g, blocks[slot, (start - 1) // size], (start - 1) % size])
+            for p in range(start, end):
+                digest = mix(digest, int(table.token_ids[slot, p]))
+                assert blocks[slot, p // size] != 0, "a position is in the null block"
+                self.kv[g, blocks[slot, p // size], p % size] = digest
+            digests.add(digest)
+        assert len(digests) == 1, "groups disagree"
+        return digests.pop()
+
+    def draw(self, slot: int, handle: int, digest: int) -> list[int]:
+        room = self.max_model_len - int(self.table.num_tokens[slot])
+        fresh: list[int] = []
+        for _ in range(min(self.burst, room)):
+            done = int(self.table.num_tokens[slot] - self.table.num_prompt[slot]) + len(fresh)
+            script = self.scripted.get(handle, ())
+            token = script[done] if done < len(script) else token_of(digest)
+            fresh.append(token)
+            digest = mix(digest, token)
+        return fresh
+
+
+class _Entries:
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.positions: list[int] = []
+        self.tokens: list[int] = []
+
+    def add(self, row: int, position: int, token: int) -> None:
+        self.rows.append(row)
+        self.positions.append(position)
+        self.tokens.append(token)
+
+    def columns(self) -> LogprobColumns | None:
+        if not self.rows:
+            return None
+        n = len(self.rows)
+        return LogprobColumns(
+            rows=np.array(self.rows, np.int32),
+            positions=np.array(self.positions, np.int32),
+            ranks=np.ones(n, np.int32),
+            indptr=np.arange(n + 1, dtype=np.int32),
+            token_ids=np.array(self.tokens, np.int32),
+            logprobs=np.zeros(n, np.float32),
+        )
+
+
+def request(
+    handle: int,
+    prompt: list[int],
+    max_tokens: int = 4,
+    output: list[int] | None = None,
+    eos: list[int] | None = None,
+    priority: int = 0,
+    share_group: int = 0,
+    cache_salt: str | None = None,
+    client_index: int = 0,
+    **sampling: Any,
+) -> Request:
+    """A request for the fake model; `sampling` goes to SamplingParams."""
+    return Request(
+        handle=handle,
+        request_id=f"r{handle}",
+        prompt_token_ids=np.array(prompt, np.int32).tobytes(),
+        output_token_ids=np.array(output or [], np.int32).tobytes(),
+        sampling=SamplingParams(max_tokens=max_tokens, seed=0, **sampling),
+        max_total_tokens=len(prompt) + max_tokens,
+        eos_token_ids=eos or [],
+        priority=priority,
+        share_group=share_group,
+        cache_salt=cache_salt,
+        client_index=client_index,
+    )
+
+
+def make_core(
+    budget: int = 64,
+    max_num_seqs: int = 8,
+    max_model_len: int = 256,
+    num_blocks: int = 64,
+    block_size: int = 16,
+    prefix_caching: bool = True,
+    chunked: bool = True,
+    policy: str = "fcfs",
+    threshold: int = 0,
+    groups: list[GroupSpec] | None = None,
+    burst: int = 1,
+    loopback: bool = False,
+) -> EngineCore:
+    """An engine core as `build` wires it, over a fake executor (`core.executor`)."""
+    executor = FakeExecutor(
+        num_blocks, max_model_len, max_num_seqs, block_size, groups, burst, loopback
+    )
+    config = EngineConfig(
+        cache=CacheConfig(block_size=block_size, enable_prefix_caching=prefix_caching),
+        scheduler=SchedulerConfig(
+            max_num_batched_tokens=budget,
+            max_num_seqs=max_num_seqs,
+            enable_chunked_prefill=chunked,
+            scheduling_policy=policy,
+            long_prefill_token_threshold=threshold,
+        ),
+    )
+    return build(config, executor)
+
+
+class Collected:
+    """What a client has received: tokens, ends and events by handle."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, list[int]] = {}
+        self.ends: dict[int, Any] = {}
+        self.started: dict[int, list[Any]] = {}
+        self.logprob_positions: dict[int, list[int]] = {}
+        self.prompt_positions: dict[int, list[int]] = {}
+
+    def take(self, out: Outputs) -> None:
+        handles = np.frombuffer(out.handles, np.int64).tolist()
+        counts = np.frombuffer(out.counts, np.int32).tolist() or [1] * len(handles)
+        tokens = np.frombuffer(out.token_ids, np.int32).tolist()
+        assert sum(counts) == len(tokens)
+        for handle, count in zip(handles, counts, strict=True):
+            assert handle not in self.ends, "a token after the end"
+            self.tokens.setdefault(handle, []).extend(tokens[:count])
+            del tokens[:count]
+        for columns, into in (
+            (out.logprobs, self.logprob_positions),
+            (out.prompt_logprobs, self.prompt_positions),
+        ):
+            if columns is not None:
+                owners = np.frombuffer(columns.handles, np.int64).tolist()
+                positions = np.frombuffer(columns.positions, np.int32).tolist()
+                for handle, position in zip(owners, positions, strict=True):
+                    into.setdefault(handle, []).append(position)
+        for start in out.started:
+            self.started.setdefault(start.handle, []).append(start)
+        for end in out.finished:
+            assert end.handle not in self.ends, "a second end"
+            self.ends[end.handle] = end
+
+
+def step(core: EngineCore, into: Collected | None = None) -> list[tuple[int, Outputs]]:
+    """One step with all invariants checked after it."""
+    outputs = core.step()
+    core.check_integrity()
+    check_equal_tables(core)
+    for _, out in outputs:
+        if into is not None:
+            into.take(out)
+    return outputs
+
+
+def run(core: EngineCore, into: Collected | None = None, max_steps: int = 5000) -> Collected:
+    """Step until nothing is left to do."""
+    into = into or Collected()
+    for _ in range(max_steps):
+        if not core.has_work:
+            return into
+        step(core, into)
+    raise AssertionError(f"not finished after {max_steps} steps")
+
+
+def check_equal_tables(core: EngineCore) -> None:
+    """The worker's table equals the scheduler's in every running slot."""
+    ours, theirs = core.scheduler.table, core.executor.table
+    for slot in core.scheduler.running.order.tolist():
+        n = ours.num_tokens[slot]
+        assert theirs.num_tokens[slot] == n
+        assert theirs.num_computed[slot] == ours.num_computed[slot]
+        assert theirs.num_prompt[slot] == ours.num_prompt[slot]
+        assert theirs.handles[slot] == ours.handles[slot]
+        assert (theirs.token_ids[slot, :n] == ours.token_ids[slot, :n]).all()
+        assert (theirs.num_blocks[:, slot] == ours.num_blocks[:, slot]).all()
+        for g, table in enumerate(ours.block_tables):
+            held = ours.num_blocks[g, slot]
+            assert (theirs.block_tables[g][slot, :held] == table[slot, :held]).all()
+
+
+def assert_all_free(core: EngineCore) -> None:
+    """No block is used and no state of any request is left."""
+    scheduler = core.scheduler
+    scheduler.check_integrity()
+    assert scheduler.kv.pool.num_used == 0
+    assert not scheduler.has_work
+    assert len(scheduler.queue) == 0
+    assert len(scheduler.running) == 0
+    assert scheduler.table.num_tokens.sum() == 0
+    assert all(seq is None for seq in scheduler.running.sequences)
+    assert not scheduler.running.scoring
+    assert not scheduler.running.many_stops
