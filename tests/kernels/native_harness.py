@@ -1,0 +1,119 @@
+"""A table of slots and a program of a few native ops, for tests of single ops."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.kernels import _native
+
+F32, BF16, Q8, Q8_ROW = range(4)
+BEST_ISA = _native.isa()
+ISAS = ["generic", "avx2", "avx512"][: ["generic", "avx2", "avx512"].index(BEST_ISA) + 1]
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Ops made inside use that instruction set."""
+    before = os.environ.get("GALLEY_CPU_ISA")
+    os.environ["GALLEY_CPU_ISA"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GALLEY_CPU_ISA"]
+        else:
+            os.environ["GALLEY_CPU_ISA"] = before
+
+
+def aligned(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
+    """Zeros at a multiple of 64 bytes, as an executable's arena gives them."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def kind_dtype(kind: int) -> Any:
+    return {F32: np.float32, BF16: ml_dtypes.bfloat16}[kind]
+
+
+class Native:
+    """Slots with their tokens and blocks, and a program over them.
+
+    Block tables are a random permutation, so that no op gets by with contiguous blocks.
+    """
+
+    def __init__(
+        self,
+        slots: int = 1,
+        max_len: int = 64,
+        block_size: int = 16,
+        threads: int = 1,
+        sampling: Mapping[str, NDArray[Any]] | None = None,
+        vocab: int = 100,
+        seed: int = 0,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        blocks = -(-max_len // block_size)
+        self.num_blocks = slots * blocks + 1
+        self.block_size = block_size
+        self.history = rng.integers(0, vocab, (slots, max_len), np.int32)
+        self.num_tokens = np.full(slots, max_len, np.int32)
+        self.num_prompt = np.full(slots, max_len, np.int32)
+        self.num_computed = np.zeros(slots, np.int32)
+        ids = rng.permutation(np.arange(1, self.num_blocks, dtype=np.int32))
+        self.block_table = np.ascontiguousarray(ids.reshape(slots, blocks))
+        self.sampling = dict(sampling or {})
+        self.pool = _native.Pool(threads)
+        self.program = _native.Program(self.pool)
+        self.keep: list[Any] = []
+        self.program.bind(
+            num_slots=slots,
+            max_tokens=slots * max_len,
+            max_rows=slots,
+            max_logits=slots * max_len,
+            history=self.history.ctypes.data,
+            history_stride=max_len,
+            num_tokens=self.num_tokens.ctypes.data,
+            num_prompt=self.num_prompt.ctypes.data,
+            num_computed=self.num_computed.ctypes.data,
+            block_table=self.block_table.ctypes.data,
+            table_stride=blocks,
+            block_size=block_size,
+            sampling={k: v.ctypes.data for k, v in self.sampling.items()},
+        )
+
+    def add(self, name: str, arrays: Mapping[str, NDArray[Any]], **numbers: int | float) -> None:
+        for array in arrays.values():
+            assert array.flags.c_contiguous
+        self.keep.append(arrays)
+        self.program.add(
+            name,
+            {k: v.ctypes.data for k, v in arrays.items()},
+            {k: v for k, v in numbers.items() if isinstance(v, int)},
+            {k: v for k, v in numbers.items() if isinstance(v, float)},
+        )
+
+    def run(
+        self,
+        num_new: Sequence[int],
+        slots: Sequence[int] | None = None,
+        num_logits: Sequence[int] | None = None,
+        samples: Sequence[int] | None = None,
+    ) -> None:
+        """One step: row i computes num_new[i] tokens of slots[i]."""
+        n = len(num_new)
+        columns = [
+            np.asarray(range(n) if slots is None else slots, np.int32),
+            np.asarray(num_new, np.int32),
+            np.asarray([0] * n if num_logits is None else num_logits, np.int32),
+            np.asarray([1] * n if samples is None else samples, np.uint8),
+        ]
+        self.program.run(*(c.ctypes.data for c in columns), n)

@@ -1,0 +1,103 @@
+"""silu_mul, add and select_rows."""
+
+import numpy as np
+import pytest
+
+from tests.kernels.native_harness import BF16, F32, ISAS, Native, aligned, kind_dtype, use_isa
+
+
+def silu_mul(x, n, isa, kind=F32, interleaved=0, threads=1):
+    rows = len(x)
+    out = aligned((rows, n), kind_dtype(kind))
+    with use_isa(isa):
+        native = Native(max_len=max(16, rows), threads=threads)
+        native.add("silu_mul", {"x": x, "out": out}, n=n, out_kind=kind, interleaved=interleaved)
+        native.run([rows])
+    return out
+
+
+def data(rows, n, scale=4.0):
+    rng = np.random.default_rng(n)
+    return (rng.standard_normal((rows, 2 * n)) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n", [3, 16, 24, 100, 1536])
+def test_silu_mul_equals_the_formula(isa, n):
+    x = data(3, n)
+    gate, up = x[:, :n].astype(np.float64), x[:, n:]
+    np.testing.assert_allclose(silu_mul(x, n, isa), gate / (1 + np.exp(-gate)) * up, rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_silu_of_extreme_values(isa):
+    inf = np.float32(np.inf)
+    gate = np.array([-inf, -1e30, -200, -87.5, -88.6, 0, 88.6, 200, 1e30, np.nan], np.float32)
+    x = np.concatenate([gate, np.ones_like(gate)])[None]
+    out = silu_mul(x, len(gate), isa)[0]
+    assert np.isnan(out[[0, 9]]).all()  # -inf * sigmoid(-inf) = -inf * 0
+    np.testing.assert_allclose(out[1:5], 0, atol=1e-34)
+    assert np.array_equal(out[5:9], gate[5:9])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_interleaved_equals_halves(isa):
+    n = 48
+    x = data(5, n)
+    turned = x.reshape(5, 2, n // 16, 16).transpose(0, 2, 1, 3).reshape(5, 2 * n).copy()
+    assert np.array_equal(silu_mul(turned, n, isa, interleaved=1), silu_mul(x, n, isa))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_element_does_not_depend_on_its_place(isa):
+    x = data(1, 39)
+    whole = silu_mul(x, 39, isa)
+    for i in [0, 15, 16, 33, 38]:
+        alone = silu_mul(np.ascontiguousarray(x[:, [i, 39 + i]]), 1, isa)
+        assert alone[0, 0] == whole[0, i]
+    batch = silu_mul(np.repeat(x, 9, axis=0), 39, isa, threads=2)
+    assert (batch == whole).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bf16_out_is_f32_out_rounded(isa):
+    x = data(4, 40)
+    assert np.array_equal(
+        silu_mul(x, 40, isa, kind=BF16), silu_mul(x, 40, isa).astype(kind_dtype(BF16))
+    )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [1, 6])
+def test_add(isa, rows):
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((rows, 37)).astype(np.float32) for _ in range(2))
+    expected = x + y
+    with use_isa(isa):
+        native = Native(threads=2)
+        native.add("add", {"x": x, "y": y}, n=37)
+        native.run([rows])
+    assert np.array_equal(x, expected)
+
+
+def test_select_rows_takes_the_last_positions_of_each_row():
+    x = np.arange(10 * 3, dtype=np.float32).reshape(10, 3)
+    out = aligned((4, 3), np.float32)
+    native = Native(slots=3)
+    native.add("select_rows", {"x": x, "out": out}, n=3)
+    native.run([5, 1, 4], num_logits=[1, 1, 2])
+    assert np.array_equal(out, x[[4, 5, 8, 9]])
+
+
+@pytest.mark.parametrize(
+    ("op", "numbers"),
+    [
+        ("silu_mul", {"n": 24, "interleaved": 1}),
+        ("silu_mul", {"n": 0}),
+        ("silu_mul", {"n": 8, "out_kind": 7}),
+    ],
+)
+def test_bad_arguments_are_refused(op, numbers):
+    x = np.zeros((1, 64), np.float32)
+    with pytest.raises(ValueError, match=op):
+        Native().add(op, {"x": x, "out": x}, **numbers)
