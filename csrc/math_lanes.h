@@ -208,20 +208,28 @@ GALLEY_INLINE void store_part(int32_t* p, const Int& a, int n) {
 
 // Sum and maximum over the lanes, in one fixed order: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
 GALLEY_INLINE float sum(const Float& a) {
+#if GALLEY_PARTS == 1
+  return _mm512_reduce_add_ps(a.part[0]);
+#else
   float v[kLanes];
   store(v, a);
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; i++) v[i] += v[i + half];
   }
   return v[0];
+#endif
 }
 GALLEY_INLINE float max_lane(const Float& a) {
+#if GALLEY_PARTS == 1
+  return _mm512_reduce_max_ps(a.part[0]);
+#else
   float v[kLanes];
   store(v, a);
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
   }
   return v[0];
+#endif
 }
 
 // e^x to 2 units in the last place; 0 below -87.3, infinity above 88.3, NaN of NaN.
@@ -239,12 +247,14 @@ GALLEY_INLINE Float exp(const Float& x) {
   p = fma(p, r, all(5.0000001201e-1f));
   p = fma(p, r * r, r) + all(1.0f);
   const Int exponent = shift_left<23>(as_int(n + magic));  // low bits of n + magic are n
-  const Float y = as_float(as_int(p) + exponent);
-  const Float low_done = select(x < lowest, zero(), y);
-  return select(x > highest, all(__builtin_inff()), low_done);
+  Float y = as_float(as_int(p) + exponent);
+  y = select(x < lowest, zero(), y);
+  y = select(x > highest, all(__builtin_inff()), y);
+  return select(is_nan(x), x, y);
 }
 
-// 2^x for x <= 0 (what attention needs), to 2 units in the last place; 0 below -126.
+// 2^x for x <= 0, or a rounding error above (what attention needs), to 2 units in the last place; 0
+// below -126 (with AVX-512: where it is below the smallest float), NaN of NaN, exactly 1 of 0.
 GALLEY_INLINE Float exp2_nonpositive(const Float& x) {
 #if GALLEY_PARTS == 1
   // r = x - floor(x), and scalef multiplies by 2^floor(x).
@@ -267,7 +277,7 @@ GALLEY_INLINE Float exp2_nonpositive(const Float& x) {
   p = fma(p, r, all(6.931469776e-01f));
   p = fma(p, r, all(1.0f));
   const Float y = as_float(as_int(p) + shift_left<23>(as_int(n + magic)));
-  return select(x < lowest, zero(), y);
+  return select(is_nan(x), x, select(x < lowest, zero(), y));
 #endif
 }
 
@@ -305,6 +315,16 @@ GALLEY_INLINE Float load_bf16_part(const uint16_t* p, int n) {
   int32_t lane[kLanes] = {};
   for (int i = 0; i < n; i++) lane[i] = static_cast<int32_t>(static_cast<uint32_t>(p[i]) << 16);
   return as_float(load(lane));
+#endif
+}
+// 32 numbers as bf16, in order, into 64 bytes.
+GALLEY_INLINE void store_bf16(uint16_t* p, const Float& a, const Float& b) {
+#if GALLEY_PARTS == 1
+  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b.part[0], a.part[0]);
+  _mm512_storeu_si512(p, both);
+#else
+  store_bf16(p, a);
+  store_bf16(p + kLanes, b);
 #endif
 }
 // Each lane holds two bf16 (low half first): acc + a.low * b.low + a.high * b.high.

@@ -1,0 +1,189 @@
+"""rope_kv: queries and keys turned by their positions, K and V in their place in the cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.kernels.kv_pages import KVPages
+from tests.kernels.native_harness import BF16, F32, ISAS, Native, aligned, kind_dtype, use_isa
+
+HALVES, INTERLEAVED = 0, 1
+EPS = 1e-6
+
+
+class Case:
+    def __init__(
+        self,
+        lengths,
+        heads=3,
+        kv_heads=1,
+        dim=16,
+        rot_dim=None,
+        style=HALVES,
+        kind=BF16,
+        norms=False,
+        block_size=16,
+        threads=1,
+        isa=ISAS[-1],
+    ):
+        self.lengths, self.heads, self.kv_heads, self.dim = lengths, heads, kv_heads, dim
+        self.rot_dim, self.style, self.kind = rot_dim or dim, style, kind
+        rng = np.random.default_rng(1)
+        longest = -(-max(lengths) // block_size) * block_size
+        self.native = Native(
+            slots=len(lengths), max_len=longest, block_size=block_size, threads=threads
+        )
+        self.pages = KVPages(self.native, kv_heads, dim, kind)
+        angles = np.outer(
+            np.arange(longest), 100.0 ** (-np.arange(self.rot_dim // 2) / self.rot_dim)
+        )
+        self.table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        self.weights = [
+            rng.standard_normal(dim).astype(np.float32) if norms else None for _ in range(2)
+        ]
+        width = (heads + 2 * kv_heads) * dim
+        self.qkv = [
+            np.random.default_rng(n).standard_normal((n, width)).astype(np.float32) for n in lengths
+        ]
+        self.qkv_in = aligned((sum(lengths), width), np.float32)
+        self.q_out = aligned((sum(lengths), heads * dim), kind_dtype(kind))
+        arrays = {
+            "qkv": self.qkv_in,
+            "table": self.table,
+            "q_out": self.q_out,
+            "kv": self.pages.data,
+        }
+        if norms:
+            arrays |= {"q_weight": self.weights[0], "k_weight": self.weights[1]}
+        with use_isa(isa):
+            self.native.add(
+                "rope_kv",
+                arrays,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=dim,
+                rot_dim=self.rot_dim,
+                style=style,
+                q_kind=kind,
+                kv_kind=kind,
+                kv_block_stride=self.pages.block_stride,
+                eps=EPS,
+            )
+
+    def step(self, counts, slots):
+        t = 0
+        for slot, n in zip(slots, counts, strict=True):
+            start = self.native.num_computed[slot]
+            self.qkv_in[t : t + n] = self.qkv[slot][start : start + n]
+            t += n
+        self.native.run(counts, slots=slots)
+        ends = np.cumsum(counts)
+        for slot, n in zip(slots, counts, strict=True):
+            self.native.num_computed[slot] += n
+        return [self.q_out[e - n : e].copy() for e, n in zip(ends, counts, strict=True)]
+
+    def in_chunks(self, slot, chunks):
+        """Queries, keys and values of all positions."""
+        self.native.num_computed[slot] = 0
+        q = np.concatenate([self.step([n], [slot])[0] for n in chunks])
+        return q, *self.cached(slot)
+
+    def cached(self, slot):
+        pairs = [self.pages.read(slot, p) for p in range(self.native.num_computed[slot])]
+        return np.stack([k for k, _ in pairs]), np.stack([v for _, v in pairs])
+
+    def exact(self, slot):
+        n = self.lengths[slot]
+        x = self.qkv[slot].reshape(n, -1, self.dim).astype(np.float64)
+        q, k, v = np.split(x, [self.heads, self.heads + self.kv_heads], axis=1)
+        return self.turn(q, self.weights[0]).reshape(n, -1), self.turn(k, self.weights[1]), v
+
+    def turn(self, x, weight):
+        if weight is not None:
+            x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + EPS) * weight
+        half = self.rot_dim // 2
+        table = self.table[: len(x), None].astype(np.float64)
+        z = table[..., :half] + 1j * table[..., half:]
+        turned = x.copy()
+        if self.style == HALVES:
+            a, b = slice(0, half), slice(half, self.rot_dim)
+        else:
+            a, b = slice(0, self.rot_dim, 2), slice(1, self.rot_dim, 2)
+        y = (x[..., a] + 1j * x[..., b]) * z
+        turned[..., a], turned[..., b] = y.real, y.imag
+        return turned
+
+
+def close(got, exact, kind):
+    rtol = 2**-8 if kind == BF16 else 1e-5
+    np.testing.assert_allclose(got.astype(np.float64), exact, rtol=rtol, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
+@pytest.mark.parametrize("style", [HALVES, INTERLEAVED])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "rot_dim"),
+    [(3, 1, 16, 16), (4, 2, 64, 64), (2, 2, 80, 32), (1, 1, 10, 6), (2, 1, 2, 2), (4, 1, 128, 128)],
+)
+@pytest.mark.parametrize("norms", [False, True])
+def test_equals_complex_multiplication(isa, kind, style, heads, kv_heads, dim, rot_dim, norms):
+    case = Case([37], heads, kv_heads, dim, rot_dim, style, kind, norms, isa=isa)
+    for got, exact in zip(case.in_chunks(0, [37]), case.exact(0), strict=True):
+        close(got, exact, kind)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
+def test_values_are_stored_as_they_are(isa, kind):
+    case = Case([20], kind=kind, isa=isa)
+    _, _, v = case.in_chunks(0, [20])
+    assert np.array_equal(v, case.exact(0)[2].astype(kind_dtype(kind)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+def test_any_chunking_gives_the_same_bits(isa, kind, block_size):
+    case = Case([150], 4, 2, 20, 12, kind=kind, norms=True, block_size=block_size, isa=isa)
+    whole = case.in_chunks(0, [150])
+    for chunks in ([1] * 150, [7, 9, 16, 1, 100, 17], [15, 135]):
+        case.pages.values[1:] = np.nan
+        for a, b in zip(case.in_chunks(0, chunks), whole, strict=True):
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_of_a_batch_do_not_meet(threads):
+    lengths = [5, 40, 1, 33]
+    case = Case(lengths, 4, 2, 16, threads=threads)
+    slots = [2, 0, 3, 1]
+    outs = case.step([lengths[s] for s in slots], slots)
+    for slot, q in zip(slots, outs, strict=True):
+        alone = Case([lengths[slot]], 4, 2, 16)
+        expected = alone.in_chunks(0, [lengths[slot]])
+        for a, b in zip((q, *case.cached(slot)), expected, strict=True):
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", [BF16, F32])
+def test_nothing_else_is_written(kind):
+    case = Case([50, 50], kind=kind, block_size=32)
+    case.native.num_computed[:] = 17
+    before = case.pages.data.copy()
+    case.step([4], [1])
+    k, _ = case.pages.read(1, 17)
+    assert np.isfinite(k.astype(np.float32)).all()
+    for p in range(17, 21):
+        nan = np.full((1, 16), np.nan)
+        case.pages.write(1, p, nan, nan)
+    assert np.array_equal(case.pages.data, before)
+
+
+@pytest.mark.parametrize("wrong", [{"rot_dim": 20}, {"rot_dim": 3}, {"style": 2}, {"q_kind": 2}])
+def test_bad_arguments_are_refused(wrong):
+    x = np.zeros(64, np.float32)
+    numbers = {"heads": 2, "kv_heads": 1, "head_dim": 16, "rot_dim": 16, "kv_block_stride": 4096}
+    with pytest.raises(ValueError, match="rope_kv"):
+        Native().add("rope_kv", {"qkv": x, "table": x, "q_out": x, "kv": x}, **(numbers | wrong))
