@@ -6,7 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include "linear.h"
+#include "pack.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -17,6 +17,10 @@ namespace {
 
 template <class T> const T* at(uint64_t address) {
   return reinterpret_cast<const T*>(static_cast<uintptr_t>(address));
+}
+
+uint8_t* mutable_at(uint64_t address) {
+  return reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(address));
 }
 
 // Sampling columns by name; one that is not named keeps the sampler's "off".
@@ -57,6 +61,69 @@ nb::dict step_arrays(const Program& program) {
   return d;
 }
 
+// A weight format as Python says it, with sizes and bounds checked.
+WeightLayout layout(int format, int64_t n, int64_t k, int64_t group, int scale, bool has_min) {
+  if (format < 0 || format > 3) throw std::invalid_argument("no such weight format");
+  if (scale < 0 || scale > 1) throw std::invalid_argument("scale must be 0 (f16) or 1 (f32)");
+  return weight_layout(static_cast<Format>(format), n, k, group, scale == 1, has_min);
+}
+
+void check_rows(const WeightLayout& w, int64_t first, int64_t last) {
+  if (first < 0 || last > w.n || first > last) {
+    throw std::invalid_argument("rows must lie in 0 .. " + std::to_string(w.n));
+  }
+}
+
+void bind_weights(nb::module_& m) {
+  nb::class_<WeightLayout>(m, "WeightLayout", "Sizes of a packed weight; see csrc/linear.h.")
+      .def("__init__", [](WeightLayout* self, int format, int64_t n, int64_t k, int64_t group,
+                          int scale, bool has_min) {
+        new (self) WeightLayout(layout(format, n, k, group, scale, has_min));
+      }, "format"_a, "n"_a, "k"_a, "group"_a = 0, "scale"_a = 0, "has_min"_a = false)
+      .def_prop_ro("bytes", &WeightLayout::bytes)
+      .def_prop_ro("panel_bytes", &WeightLayout::panel_bytes)
+      .def_prop_ro("zero", &WeightLayout::zero, "The code that stands for the min, or for 0.")
+      .def_prop_ro("activation", [](const WeightLayout& w) {
+        return static_cast<int>(w.activation());
+      }, "Kind of the activation rows that meet this weight.");
+  m.def("pack_dense", [](const WeightLayout& w, uint64_t values, bool bf16, int64_t stride,
+                         uint64_t out) {
+    nb::gil_scoped_release release;
+    pack_dense(w, DenseSource{at<void>(values), bf16, stride}, mutable_at(out));
+  }, "layout"_a, "values"_a, "bf16"_a, "stride"_a, "out"_a,
+     "Pack float32 or bf16 values [n][stride] into `out` of layout.bytes.");
+  m.def("pack_codes", [](const WeightLayout& w, uint64_t q, int64_t q_stride, int32_t zero,
+                         uint64_t scale, uint64_t min, int64_t scale_stride, uint64_t out) {
+    nb::gil_scoped_release release;
+    pack_codes(w, CodeSource{at<uint8_t>(q), q_stride, zero, at<void>(scale), at<void>(min),
+                             scale_stride}, mutable_at(out));
+  }, "layout"_a, "q"_a, "q_stride"_a, "zero"_a, "scale"_a, "min"_a, "scale_stride"_a, "out"_a,
+     "Pack uint8 codes [n][q_stride], scales and mins [n][scale_stride] (0 = no mins). ValueError "
+     "where a code does not fit the format.");
+  m.def("unpack_rows", [](const WeightLayout& w, uint64_t panels, int64_t first, int64_t last,
+                          uint64_t out) {
+    check_rows(w, first, last);
+    nb::gil_scoped_release release;
+    auto* to = reinterpret_cast<float*>(mutable_at(out));
+    for (int64_t r = first; r < last; r++) {
+      unpack_row(w, at<uint8_t>(panels), r, to + (r - first) * w.k);
+    }
+  }, "layout"_a, "panels"_a, "first"_a, "last"_a, "out"_a,
+     "Rows first .. last - 1 as float32 [rows][k].");
+  m.def("unpack_codes", [](const WeightLayout& w, uint64_t panels, uint64_t q, uint64_t scale,
+                           uint64_t min) {
+    if (!w.quantised()) throw std::invalid_argument("a dense weight has no codes");
+    nb::gil_scoped_release release;
+    const int64_t scales = w.group == 0 ? 1 : (w.k + w.group - 1) / w.group;
+    const int64_t scale_bytes = scales * (w.scale_f32 ? 4 : 2);
+    for (int64_t r = 0; r < w.n; r++) {
+      unpack_codes(w, at<uint8_t>(panels), r, mutable_at(q) + r * w.k,
+                   mutable_at(scale) + r * scale_bytes, mutable_at(min) + r * scale_bytes);
+    }
+  }, "layout"_a, "panels"_a, "q"_a, "scale"_a, "min"_a,
+     "Codes [n][k], scales and mins [n][scales] as they were packed.");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -72,6 +139,8 @@ NB_MODULE(_native, m) {
     if (kind < 0 || kind > 3 || k <= 0) throw std::invalid_argument("no such kind or size");
     return activation_bytes(static_cast<Kind>(kind), k);
   }, "kind"_a, "k"_a, "Bytes of one activation row of k values (csrc/linear.h).");
+
+  bind_weights(m);
 
   nb::class_<Pool>(m, "Pool", "Threads that run a program's ops; the caller is one of them.")
       .def(nb::init<int>(), "threads"_a)

@@ -1,5 +1,5 @@
 // Layouts shared by everything that makes or reads linear's inputs: activation rows and packed
-// weights. The layouts are the same for every instruction set.
+// weights. They are the same for every instruction set.
 //
 // Activation rows, one after the other at `activation_bytes`:
 //   f32, bf16   [k]
@@ -7,6 +7,16 @@
 //               value = scale[i / 32] * q[i]; sum = of a group's 32 q, half = of its first 16
 //   q8_row      [k'] int8 | f32 scale | int32 sum
 // k' is k rounded up to 32, the tail is 0; rows of q8 and q8_row are padded to 64 bytes.
+//
+// Packed weights, in panels of 32 outputs (columns of x @ W.T); a panel is one contiguous run:
+//   f32           [k][32 columns]
+//   bf16          [k / 2][32 columns][2]
+//   i8 per row    [32] f32 scale | [k' / 4][32 columns][4]
+//   i8 in groups  [k' / 32] blocks { scales | mins | [8][32 columns][4] }
+//   i4 in groups  [k' / 32] blocks { scales | mins | [4][32 columns][4] bytes: the low nibbles are
+//                                    step j = 0 .. 3 of four values of k, the high ones step j + 4 }
+// scales, mins (if any): [32 / group][32 columns] f16 or f32. value = scale * (code - zero) + min,
+// zero = 128 for i8; 8 for i4, or 0 where i4 has mins. Missing columns have scale 0.
 #pragma once
 #include <cstdint>
 
@@ -14,11 +24,12 @@
 
 namespace galley {
 
-constexpr int64_t kGroup = 32;  // values per activation scale
+constexpr int64_t kGroup = 32;  // values per activation scale and per weight block
+constexpr int64_t kPanel = 32;  // columns per weight panel
 
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-inline int64_t activation_bytes(Kind kind, int64_t k) {
+static inline int64_t activation_bytes(Kind kind, int64_t k) {
   const int64_t padded = round_up(k, kGroup);
   switch (kind) {
     case Kind::f32: return 4 * k;
@@ -35,12 +46,77 @@ struct Q8Row {
   float* scale;
   int32_t* sum;
   int32_t* half;
-  Q8Row(void* row, int64_t k) : q(static_cast<int8_t*>(row)) {
-    const int64_t padded = round_up(k, kGroup), groups = padded / kGroup;
-    scale = reinterpret_cast<float*>(q + padded);
-    sum = reinterpret_cast<int32_t*>(scale + groups);
-    half = sum + groups;
+};
+
+static inline Q8Row q8_row_parts(void* row, int64_t k) {
+  const int64_t padded = round_up(k, kGroup), groups = padded / kGroup;
+  int8_t* q = static_cast<int8_t*>(row);
+  float* scale = reinterpret_cast<float*>(q + padded);
+  int32_t* sum = reinterpret_cast<int32_t*>(scale + groups);
+  return {q, scale, sum, sum + groups};
+}
+
+enum class Format : int { f32 = 0, bf16 = 1, i8 = 2, i4 = 3 };
+
+// Sizes of a packed weight [n outputs, k inputs].
+struct WeightLayout {
+  Format format = Format::f32;
+  int32_t group = 0;  // values per scale: 32, 16 (i8 only) or 0 = one scale per output (i8 only)
+  bool scale_f32 = false, has_min = false;
+  int64_t n = 0, k = 0;
+
+  bool quantised() const { return format == Format::i8 || format == Format::i4; }
+  int32_t zero() const { return format == Format::i8 ? 128 : has_min ? 0 : 8; }
+  int64_t panels() const { return (n + kPanel - 1) / kPanel; }
+  int64_t blocks() const { return (k + kGroup - 1) / kGroup; }
+  int64_t scales_per_block() const { return group == 0 ? 0 : kGroup / group; }
+  int64_t scale_line_bytes() const { return kPanel * (scale_f32 ? 4 : 2); }
+  // Scales, then mins.
+  int64_t header_bytes() const {
+    return scales_per_block() * scale_line_bytes() * (has_min ? 2 : 1);
+  }
+  int64_t block_bytes() const {
+    return header_bytes() + kPanel * kGroup / (format == Format::i4 ? 2 : 1);
+  }
+  int64_t panel_bytes() const {
+    if (format == Format::f32) return k * kPanel * 4;
+    if (format == Format::bf16) return (k + 1) / 2 * kPanel * 4;
+    return (group == 0 ? kPanel * 4 : 0) + blocks() * block_bytes();
+  }
+  int64_t bytes() const { return panels() * panel_bytes(); }
+  // What an activation must be to meet this weight.
+  Kind activation() const {
+    if (!quantised()) return format == Format::f32 ? Kind::f32 : Kind::bf16;
+    return group == 0 ? Kind::q8_row : Kind::q8;
   }
 };
+
+// Throws std::invalid_argument where there is no such format.
+WeightLayout weight_layout(Format format, int64_t n, int64_t k, int64_t group, bool scale_f32,
+                           bool has_min);
+// From an op's arguments n, k, format, group, scale, has_min.
+WeightLayout weight_layout(const Args& args);
+
+enum class Epilogue : int { none = 0, silu_mul = 1 };
+
+// What one linear op computes; see linear.cpp for the arguments.
+struct LinearJob {
+  WeightLayout weight;
+  const uint8_t* panels = nullptr;
+  const uint8_t* x = nullptr;
+  int64_t x_bytes = 0;          // from row to row
+  const float* bias = nullptr;  // or null
+  uint8_t* out = nullptr;
+  int64_t out_bytes = 0;        // from row to row
+  int64_t out_columns = 0;
+  Kind out_kind = Kind::f32;
+  bool accumulate = false;
+  Epilogue epilogue = Epilogue::none;
+};
+
+// Bytes of scratch memory that a tile needs (64-byte aligned).
+static inline int64_t linear_scratch_bytes(const WeightLayout& w) {
+  return w.format == Format::i4 ? w.blocks() * kGroup * kPanel : 0;
+}
 
 }  // namespace galley

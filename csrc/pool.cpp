@@ -75,7 +75,7 @@ Pool::~Pool() {
   for (auto& w : workers_) w.join();
 }
 
-void Pool::run(int64_t tiles, Run run, void* job) {
+void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
   if (tiles <= 0) return;
   if (tiles >= kMaxTiles) throw std::invalid_argument("too many tiles: " + std::to_string(tiles));
   const bool alone = tiles == 1 || workers_.empty() || getpid() != owner_process_;
@@ -86,6 +86,7 @@ void Pool::run(int64_t tiles, Run run, void* job) {
   std::lock_guard<std::mutex> one_caller(callers_);
   run_ = run;
   job_ = job;
+  grain_.store(std::max<int64_t>(1, grain), std::memory_order_relaxed);
   error_ = nullptr;
   remaining_.store(tiles, std::memory_order_relaxed);
   const int64_t n = threads();
@@ -104,13 +105,14 @@ void Pool::run(int64_t tiles, Run run, void* job) {
 }
 
 // A quarter of what is left at a time: few claims, and enough left over to be taken by others.
-bool Pool::claim(Range& range, bool far_end, int64_t* begin, int64_t* end) {
+bool Pool::claim(Range& range, bool far_end, int64_t* begin, int64_t* end) const {
+  const int64_t grain = grain_.load(std::memory_order_relaxed);
   uint64_t word = range.word.load(std::memory_order_relaxed);
   for (;;) {
     const int64_t next = static_cast<int64_t>(word >> 32);
     const int64_t last = static_cast<int64_t>(word & 0xffffffffu);
     if (next >= last) return false;
-    const int64_t take = std::max<int64_t>(1, (last - next) / 4);
+    const int64_t take = std::min(last - next, std::max(grain, (last - next) / 4));
     *begin = far_end ? last - take : next;
     *end = *begin + take;
     const uint64_t left = far_end ? range_word(next, *begin) : range_word(*end, last);

@@ -31,15 +31,15 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(ranges_.size()); }
-  // Returns when all tiles are done; rethrows the first exception of a tile. One caller at a time
+  // `grain`: tiles that are claimed at least at a time. Returns when all tiles are done; rethrows the first exception of a tile. One caller at a time
   // (others wait). In a forked child, where the workers do not exist, the caller does it all.
-  void run(int64_t tiles, Run run, void* job);
+  void run(int64_t tiles, int64_t grain, Run run, void* job);
 
  private:
   struct alignas(64) Range {
     std::atomic<uint64_t> word{0};  // next << 32 | end
   };
-  bool claim(Range& range, bool far_end, int64_t* begin, int64_t* end);
+  bool claim(Range& range, bool far_end, int64_t* begin, int64_t* end) const;
   void drain(int thread);
   void work(int64_t begin, int64_t end, int thread);
   void wait_until_done();
@@ -48,6 +48,7 @@ class Pool {
 
   std::vector<Range> ranges_;
   Run run_ = nullptr;
+  std::atomic<int64_t> grain_{1};  // read before a claim, where any value will do
   void* job_ = nullptr;
   alignas(64) std::atomic<int64_t> remaining_{0};
   alignas(64) std::atomic<uint32_t> epoch_{0};  // bumped for every job

@@ -207,7 +207,8 @@ void Program::run_op(Entry& entry) {
   using Clock = std::chrono::steady_clock;
   TilesOfOp job{entry.op.get(), &step_};
   const auto start = profile_ ? Clock::now() : Clock::time_point{};
-  pool_->run(entry.op->tiles(step_, pool_->threads()), run_tiles, &job);
+  const int64_t tiles = entry.op->tiles(step_, pool_->threads());
+  pool_->run(tiles, entry.op->grain(step_), run_tiles, &job);
   if (!profile_) return;
   entry.timing.runs++;
   entry.timing.nanoseconds +=

@@ -69,7 +69,7 @@ struct Step {
 };
 
 enum class Rows : int { tokens = 0, logits = 1, rows = 2 };
-inline int32_t row_count(const Step& s, Rows k) {
+static inline int32_t row_count(const Step& s, Rows k) {
   return k == Rows::tokens ? s.tokens : k == Rows::logits ? s.logits : s.rows;
 }
 
@@ -147,6 +147,8 @@ class Op {
   // Number of tiles for this step's counts; 0 = nothing to do. May depend on `threads` only
   // where a tile's borders cannot change its result.
   virtual int64_t tiles(const Step& step, int threads) const = 0;
+  // Tiles that a thread takes at least at a time; a large number = a thread's whole range.
+  virtual int64_t grain(const Step&) const { return 1; }
   // Compute tiles [begin, end). Called concurrently with disjoint ranges; `thread` < threads
   // selects scratch memory.
   virtual void run(const Step& step, int64_t begin, int64_t end, int thread) = 0;

@@ -5,13 +5,11 @@
 // Everything here has internal linkage and is compiled for the instruction set of the file that
 // includes it; all of them give the same bits.
 #pragma once
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "linear.h"
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -21,7 +19,7 @@ namespace {
 // Round to nearest even; a NaN stays a NaN.
 inline uint16_t bf16_from_float(float x) {
   uint32_t bits;
-  std::memcpy(&bits, &x, 4);
+  __builtin_memcpy(&bits, &x, 4);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
@@ -29,7 +27,7 @@ inline uint16_t bf16_from_float(float x) {
 inline float float_from_bf16(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
   float f;
-  std::memcpy(&f, &bits, 4);
+  __builtin_memcpy(&f, &bits, 4);
   return f;
 }
 
@@ -39,15 +37,15 @@ inline float inverse_scale(float max) { return max > 0.0f ? 127.0f / max : 0.0f;
 inline int8_t quantize_value(float x, float inverse) {
   const float scaled = x * inverse;
   // Not a number, or the infinite row's 0 * inf: any value will do, but not undefined behaviour.
-  return scaled >= -127.0f && scaled <= 127.0f
-             ? static_cast<int8_t>(std::lrintf(scaled)) : static_cast<int8_t>(scaled > 0 ? 127 : -127);
+  if (!(scaled >= -127.0f && scaled <= 127.0f)) return scaled > 0.0f ? 127 : -127;
+  return static_cast<int8_t>(__builtin_lrintf(scaled));
 }
 
 // A group of n <= 32 values; the tail is 0. Returns the scale.
 inline float quantize_group_tail(const float* x, int64_t n, int8_t* q, int32_t* sum,
                                  int32_t* half) {
   float max = 0.0f;
-  for (int64_t i = 0; i < n; i++) max = std::fmax(max, std::fabs(x[i]));
+  for (int64_t i = 0; i < n; i++) max = __builtin_fmaxf(max, __builtin_fabsf(x[i]));
   const float inverse = inverse_scale(max);
   int32_t first = 0, second = 0;
   for (int64_t i = 0; i < kGroup; i++) {
@@ -80,7 +78,7 @@ inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* ha
 #endif
 
 inline void quantize_row_q8(const float* x, int64_t k, void* out) {
-  const Q8Row row(out, k);
+  const Q8Row row = q8_row_parts(out, k);
   int64_t g = 0;
   for (; (g + 1) * kGroup <= k; g++) {
     row.scale[g] = quantize_group(x + g * kGroup, row.q + g * kGroup, row.sum + g, row.half + g);
@@ -96,21 +94,21 @@ inline void quantize_row_q8_row(const float* x, int64_t k, void* out) {
   int8_t* q = static_cast<int8_t*>(out);
   const int64_t padded = round_up(k, kGroup);
   float max = 0.0f;
-  for (int64_t i = 0; i < k; i++) max = std::fmax(max, std::fabs(x[i]));
+  for (int64_t i = 0; i < k; i++) max = __builtin_fmaxf(max, __builtin_fabsf(x[i]));
   const float inverse = inverse_scale(max), scale = max / 127.0f;
   int32_t sum = 0;
   for (int64_t i = 0; i < padded; i++) {
     q[i] = i < k ? quantize_value(x[i], inverse) : int8_t{0};
     sum += q[i];
   }
-  std::memcpy(q + padded, &scale, 4);
-  std::memcpy(q + padded + 4, &sum, 4);
+  __builtin_memcpy(q + padded, &scale, 4);
+  __builtin_memcpy(q + padded + 4, &sum, 4);
 }
 
 // A float32 row as any kind; `out` has activation_bytes(kind, k).
 inline void store_row(const float* x, int64_t k, Kind kind, void* out) {
   switch (kind) {
-    case Kind::f32: std::memcpy(out, x, 4 * k); break;
+    case Kind::f32: __builtin_memcpy(out, x, 4 * k); break;
     case Kind::bf16:
       for (int64_t i = 0; i < k; i++) static_cast<uint16_t*>(out)[i] = bf16_from_float(x[i]);
       break;

@@ -1,0 +1,40 @@
+// Op `embedding`: row token_ids[t] of a packed weight [n, k], as float32.
+// Pointers: weight, out (f32 [tokens][k]). Ints: n, k, format, group, scale, has_min.
+// Tile: a token. A token id outside 0 .. n - 1 gives a row of zeros.
+#include <cstring>
+
+#include "pack.h"
+
+namespace galley {
+namespace {
+
+class Embedding final : public Op {
+ public:
+  explicit Embedding(const Args& a)
+      : weight_(weight_layout(a)), panels_(a.ptr<uint8_t>("weight")), out_(a.ptr<float>("out")) {}
+
+  int64_t tiles(const Step& step, int) const override { return step.tokens; }
+  int64_t grain(const Step&) const override { return 4; }
+
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
+    for (int64_t t = begin; t < end; t++) {
+      const int64_t id = step.token_ids[t];
+      float* out = out_ + t * weight_.k;
+      if (id >= 0 && id < weight_.n) {
+        unpack_row(weight_, panels_, id, out);
+      } else {
+        std::memset(out, 0, 4 * weight_.k);
+      }
+    }
+  }
+
+ private:
+  WeightLayout weight_;
+  const uint8_t* panels_;
+  float* out_;
+};
+
+GALLEY_OP(embedding, Embedding);
+
+}  // namespace
+}  // namespace galley

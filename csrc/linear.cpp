@@ -1,0 +1,133 @@
+// Op `linear`: out = x @ W.T (+ bias), W [n, k] packed (linear.h).
+// Pointers: x (rows of the weight's activation kind), weight, out, bias? (f32 [n]).
+// Ints: n, k, format, group, scale, has_min, rows, x_kind, out_kind (f32, bf16, q8),
+//   out_stride (elements; f32 and bf16 only, default the columns of out),
+//   accumulate (out f32 += result), epilogue (0 none, 1 SiLU·mul of interleaved gate and up).
+// Tile: one panel, or two where they share a group of q8, for up to 240 rows.
+#include "linear.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "linear_kernel.h"
+
+namespace galley {
+namespace {
+
+[[noreturn]] void bad(const std::string& message) { throw std::invalid_argument(message); }
+
+// This thread's scratch memory; it only ever grows.
+uint8_t* thread_scratch(int64_t bytes) {
+  struct Memory {
+    std::vector<uint8_t> bytes;
+    uint8_t* aligned = nullptr;
+  };
+  thread_local Memory memory;
+  if (static_cast<int64_t>(memory.bytes.size()) < bytes + 64) {
+    memory.bytes.resize(bytes + 64);
+    const auto address = reinterpret_cast<uintptr_t>(memory.bytes.data());
+    memory.aligned = memory.bytes.data() + (64 - address % 64) % 64;
+  }
+  return memory.aligned;
+}
+
+class Linear final : public Op {
+ public:
+  explicit Linear(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK(linear_tile)) {
+    LinearJob& j = job_;
+    j.weight = weight_layout(a);
+    j.panels = a.ptr<uint8_t>("weight");
+    j.x = a.ptr<uint8_t>("x");
+    j.out = a.ptr<uint8_t>("out");
+    j.bias = a.ptr_or_null<float>("bias");
+    j.x_bytes = activation_bytes(j.weight.activation(), j.weight.k);
+    j.accumulate = a.choice("accumulate", 2, false);
+    j.epilogue = a.choice("epilogue", 2, Epilogue::none);
+    j.out_kind = a.kind("out_kind");
+    j.out_columns = j.epilogue == Epilogue::silu_mul ? j.weight.n / 2 : j.weight.n;
+    const int64_t stride = a.i("out_stride", j.out_columns);
+    check(a, stride);
+    j.out_bytes = j.out_kind == Kind::q8 ? activation_bytes(Kind::q8, j.out_columns)
+                                         : activation_bytes(j.out_kind, stride);
+    panels_per_tile_ = j.epilogue == Epilogue::silu_mul && j.out_kind == Kind::q8 ? 2 : 1;
+    across_ = (j.weight.panels() + panels_per_tile_ - 1) / panels_per_tile_;
+  }
+
+  int64_t tiles(const Step& step, int) const override {
+    return chunks(row_count(step, rows_)) * across_;
+  }
+
+  // Few rows are bound by memory: each thread streams one contiguous piece of the weights.
+  int64_t grain(const Step& step) const override {
+    return row_count(step, rows_) <= kStreamRows ? across_ : 1;
+  }
+
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
+    const int64_t rows = row_count(step, rows_), chunk_count = chunks(rows);
+    uint8_t* scratch = thread_scratch(linear_scratch_bytes(job_.weight));
+    for (int64_t tile = begin; tile < end; tile++) {
+      const int64_t chunk = tile / across_, panel = tile % across_ * panels_per_tile_;
+      const int64_t count = std::min(panels_per_tile_, job_.weight.panels() - panel);
+      kernel_(job_, panel, count, rows * chunk / chunk_count, rows * (chunk + 1) / chunk_count,
+              scratch);
+    }
+  }
+
+ private:
+  static constexpr int64_t kStreamRows = 8;
+
+  static int64_t chunks(int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
+
+  void check(const Args& a, int64_t stride) const {
+    const LinearJob& j = job_;
+    const Kind x_kind = a.choice<Kind>("x_kind", 4, j.weight.activation());
+    if (x_kind != j.weight.activation()) {
+      bad("x_kind " + std::to_string(static_cast<int>(x_kind)) + " does not meet this weight, " +
+          std::to_string(static_cast<int>(j.weight.activation())) + " does");
+    }
+    if (j.out_kind == Kind::q8_row) bad("out_kind q8_row needs whole rows: use quantize");
+    if (j.accumulate && j.out_kind != Kind::f32) bad("accumulate needs out_kind f32");
+    if (stride < j.out_columns) bad("out_stride is less than the columns of out");
+    if (stride != j.out_columns && j.out_kind == Kind::q8) bad("rows of q8 have no stride");
+    if (j.epilogue == Epilogue::silu_mul && j.weight.n % kPanel != 0) {
+      bad("SiLU·mul needs n to be a multiple of 32, is " + std::to_string(j.weight.n));
+    }
+  }
+
+  LinearJob job_;
+  Rows rows_;
+  decltype(&generic::linear_tile) kernel_;
+  int64_t panels_per_tile_, across_;
+};
+
+GALLEY_OP(linear, Linear);
+
+}  // namespace
+
+WeightLayout weight_layout(Format format, int64_t n, int64_t k, int64_t group, bool scale_f32,
+                           bool has_min) {
+  constexpr int64_t kMost = int64_t{1} << 28;
+  if (n <= 0 || k <= 0 || n > kMost || k > kMost) bad("a weight needs positive sizes");
+  WeightLayout w;
+  w.format = format;
+  w.n = n;
+  w.k = k;
+  if (!w.quantised()) return w;
+  const bool per_row = format == Format::i8 && group == 0;
+  const bool grouped = group == 32 || (group == 16 && format == Format::i8);
+  if (!per_row && !grouped) bad("no kernel for groups of " + std::to_string(group));
+  if (per_row && (!scale_f32 || has_min)) bad("one scale per output is f32 and has no min");
+  w.group = static_cast<int32_t>(group);
+  w.scale_f32 = scale_f32;
+  w.has_min = has_min;
+  return w;
+}
+
+WeightLayout weight_layout(const Args& a) {
+  const auto format = a.choice("format", 4, Format::f32);
+  const int64_t group = a.i("group", 0);
+  const bool scale_f32 = a.choice("scale", 2, false), has_min = a.choice("has_min", 2, false);
+  return weight_layout(format, a.size("n"), a.size("k"), group, scale_f32, has_min);
+}
+
+}  // namespace galley

@@ -1,0 +1,260 @@
+"""Packed weights: what the native kernels read.
+
+Layouts are the kernels' (csrc/linear.h); here are their names, sizes and memory. Knows neither
+checkpoint formats (`galley.quant` makes codes of those) nor models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.kernels import _native
+from galley.kernels.ops import WeightData
+
+FormatName = Literal["f32", "bf16", "i8", "i4"]
+
+_FORMATS: tuple[FormatName, ...] = ("f32", "bf16", "i8", "i4")
+_SCALES = ("f16", "f32")
+#: Values per scale that kernels know, the largest first; 0 = one scale per output.
+_GROUPS = {"i8": (32, 16), "i4": (32,)}
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How the numbers of a packed weight are stored.
+
+    Attributes:
+        name: f32 and bf16 are dense; i8 and i4 are codes with scales.
+        group: values along K that share a scale: 32, 16 (i8 only) or 0 = all of them (i8 only).
+        scale: number format of scales and mins.
+        has_min: value = scale * code + min instead of scale * (code - zero).
+    """
+
+    name: FormatName
+    group: int = 0
+    scale: Literal["f16", "f32"] = "f32"
+    has_min: bool = False
+
+    def arguments(self) -> dict[str, int]:
+        """The weight arguments of a native op (docs/native_ops.md)."""
+        return {
+            "format": _FORMATS.index(self.name),
+            "group": self.group,
+            "scale": _SCALES.index(self.scale),
+            "has_min": int(self.has_min),
+        }
+
+    def layout(self, shape: tuple[int, int]) -> _native.WeightLayout:
+        """Sizes for [N, K]; ValueError where no kernel has this format."""
+        n, k = shape
+        a = self.arguments()
+        return _native.WeightLayout(
+            a["format"], n, k, group=a["group"], scale=a["scale"], has_min=self.has_min
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A quantised weight as arrays; `value = scale * (q - zero) + min` per group along K.
+
+    Fields as in `galley.quant.Unpacked`; group 0 = one scale per output.
+    """
+
+    q: NDArray[np.uint8]
+    bits: int
+    group: int
+    zero: int
+    scale: NDArray[np.floating]
+    min: NDArray[np.floating] | None = None
+    dense: None = field(default=None, init=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.q.shape
+
+    def to_float32(self) -> NDArray[np.float32]:
+        n, k = self.q.shape
+        groups = np.arange(k) // (self.group or k)
+        value = self.q.astype(np.float32) - np.float32(self.zero)
+        value *= self.scale.astype(np.float32)[:, groups]
+        if self.min is not None:
+            value += self.min.astype(np.float32)[:, groups]
+        return value
+
+    def cut(self, rows: slice, columns: slice) -> Codes:
+        """Part of the weight. ValueError where a border of columns cuts through a group."""
+        k = self.q.shape[1]
+        start, stop, _ = columns.indices(k)
+        groups = slice(None)
+        if self.group:
+            if start % self.group or (stop % self.group and stop != k):
+                raise ValueError(f"columns {start}:{stop} cut through groups of {self.group}")
+            groups = slice(start // self.group, -(-stop // self.group))
+        return replace(
+            self,
+            q=self.q[rows, columns],
+            scale=self.scale[rows, groups],
+            min=None if self.min is None else self.min[rows, groups],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight of N outputs and K inputs in panels of 32 outputs.
+
+    Attributes:
+        shape: (N, K).
+        data: uint8, contiguous, 64-byte aligned; may be a mapped file.
+    """
+
+    format: WeightFormat
+    shape: tuple[int, int]
+    data: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        needed = self.format.layout(self.shape).bytes
+        if self.data.nbytes != needed:
+            raise ValueError(f"{self.data.nbytes} bytes where {self.shape} needs {needed}")
+        if not self.data.flags.c_contiguous or self.data.ctypes.data % _ALIGNMENT:
+            raise ValueError(f"packed weights must be contiguous, at a multiple of {_ALIGNMENT}")
+
+    @property
+    def activation(self) -> int:
+        """Kind of the activation rows that meet this weight (csrc/program.h)."""
+        return int(self.format.layout(self.shape).activation)
+
+    def arguments(self) -> dict[str, int]:
+        """Sizes and format, as native ops take them."""
+        n, k = self.shape
+        return {"n": n, "k": k, **self.format.arguments()}
+
+    def unpack(self) -> NDArray[np.float32]:
+        """[N, K]: exactly the values that the kernels multiply."""
+        out = np.empty(self.shape, np.float32)
+        layout = self.format.layout(self.shape)
+        _native.unpack_rows(layout, self.data.ctypes.data, 0, self.shape[0], out.ctypes.data)
+        return out
+
+    def codes(self) -> Codes:
+        """The codes, scales and mins of an integer weight. ValueError for a dense one."""
+        n, k = self.shape
+        layout = self.format.layout(self.shape)
+        group = self.format.group or k
+        dtype = np.float16 if self.format.scale == "f16" else np.float32
+        q = np.empty(self.shape, np.uint8)
+        scale, low = (np.empty((n, -(-k // group)), dtype) for _ in range(2))
+        _native.unpack_codes(
+            layout, self.data.ctypes.data, q.ctypes.data, scale.ctypes.data, low.ctypes.data
+        )
+        bits = 4 if self.format.name == "i4" else 8
+        minimum = low if self.format.has_min else None
+        return Codes(q, bits, self.format.group, layout.zero, scale, minimum)
+
+    def cut(self, rows: slice = slice(None), columns: slice = slice(None)) -> PackedWeight:
+        """Part of the weight, in the same format: a rank's share. Copies.
+
+        Raises ValueError where a border of columns cuts through a group of shared scales.
+        """
+        if self.format.name in ("f32", "bf16"):
+            return _pack_dense(self.unpack()[rows, columns], self.format)
+        return _pack_codes(self.codes().cut(rows, columns), self.format)
+
+
+def pack(weight: WeightData, dense: Literal["f32", "bf16"] = "bf16") -> PackedWeight:
+    """Pack a weight for the native kernels.
+
+    Codes are packed without loss, in the narrowest format that holds them:
+
+        4-bit codes around 8, or around 0 with mins, in groups of 32 or multiples → i4
+        all other codes that fit int8 around their zero                           → i8
+        codes with one scale per output (group 0), for activations with one
+        scale per row                                                             → i8
+        codes in groups that no kernel has                                        → dense
+
+    Args:
+        dense: number format of dense weights.
+
+    Raises:
+        ValueError: codes do not fit their zero, or the shape is no matrix.
+    """
+    if len(weight.shape) != 2:
+        raise ValueError(f"a packed weight is a matrix; this one has shape {weight.shape}")
+    if weight.dense is not None:
+        return _pack_dense(weight.dense, WeightFormat(dense))
+    assert weight.q is not None
+    assert weight.scale is not None
+    source = Codes(weight.q, weight.bits, weight.group, weight.zero, weight.scale, weight.min)
+    code_format = _format_of(source)
+    if code_format is None:
+        return _pack_dense(weight.to_float32(), WeightFormat(dense))
+    return _pack_codes(source, code_format)
+
+
+def _format_of(source: Codes) -> WeightFormat | None:
+    """The narrowest format for these codes, None where their groups fit no kernel's."""
+    has_min = source.min is not None
+    if source.group == 0:
+        return None if has_min else WeightFormat("i8", 0, "f32")
+    fits_i4 = source.bits <= 4 and source.zero == (0 if has_min else 8)
+    name: FormatName = "i4" if fits_i4 and source.group % 32 == 0 else "i8"
+    for group in _GROUPS[name]:
+        if source.group % group == 0:
+            scale: Literal["f16", "f32"] = "f16" if source.scale.dtype == np.float16 else "f32"
+            return WeightFormat(name, group, scale, has_min)
+    return None
+
+
+def _aligned(nbytes: int) -> NDArray[np.uint8]:
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + nbytes]
+
+
+def _pack_dense(values: NDArray[np.generic], to: WeightFormat) -> PackedWeight:
+    is_bf16 = values.dtype.name == "bfloat16"
+    if not is_bf16:
+        values = values.astype(np.float32, copy=False)
+    if values.strides[1] != values.itemsize or values.strides[0] < 0:
+        values = np.ascontiguousarray(values)
+    n, k = values.shape
+    layout = to.layout((n, k))
+    data = _aligned(layout.bytes)
+    stride = values.strides[0] // values.itemsize
+    _native.pack_dense(layout, values.ctypes.data, is_bf16, stride, data.ctypes.data)
+    return PackedWeight(to, (n, k), data)
+
+
+def _pack_codes(source: Codes, to: WeightFormat) -> PackedWeight:
+    n, k = source.q.shape
+    layout = to.layout((n, k))
+    q = np.ascontiguousarray(source.q, np.uint8)
+    scale = _scales(source.scale, source.group, to, k)
+    low = None if source.min is None else _scales(source.min, source.group, to, k)
+    data = _aligned(layout.bytes)
+    _native.pack_codes(
+        layout,
+        q.ctypes.data,
+        k,
+        source.zero,
+        scale.ctypes.data,
+        0 if low is None else low.ctypes.data,
+        scale.shape[1],
+        data.ctypes.data,
+    )
+    return PackedWeight(to, (n, k), data)
+
+
+def _scales(
+    values: NDArray[np.floating], group: int, to: WeightFormat, k: int
+) -> NDArray[np.floating]:
+    """One scale per kernel group, [N, ceil(K / to.group)]; larger groups are repeated."""
+    dtype = np.float16 if to.scale == "f16" else np.float32
+    values = values.astype(dtype, copy=False)
+    if to.group and group != to.group:
+        values = np.repeat(values, group // to.group, axis=1)[:, : -(-k // to.group)]
+    return np.ascontiguousarray(values)
