@@ -131,3 +131,12 @@ class Reply(msgspec.Struct, tag="reply"):
 
 FromClient = Hello | Add | Abort | Call
 FromEngine = Ready | Outputs | Reply
+
+
+def routing_id(client_index: int) -> bytes:
+    """A client's name on the engine's ROUTER socket."""
+    return b"c%d" % client_index
+
+
+def client_of(routing_id: bytes) -> int:
+    return int(routing_id[1:])

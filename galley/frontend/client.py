@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from galley.engine.messages import Outputs
@@ -104,14 +104,13 @@ class RequestStream(AsyncIterator[RequestOutput]):
 
 
 class Core(Protocol):
-    """What is needed of an engine core (engine/core.py) by those who drive it."""
+    """What is needed of an engine core (engine/core.py) here."""
 
     @property
     def has_work(self) -> bool: ...
-    def add(self, requests: list[Request]) -> None: ...
-    def abort(self, handles: list[int]) -> None: ...
-    def step(self) -> Outputs | None: ...
-    def call(self, method: str, args: list[Any]) -> Any: ...
+    def add(self, requests: Iterable[Request]) -> None: ...
+    def abort(self, handles: Iterable[int]) -> None: ...
+    def step(self) -> list[tuple[int, Outputs]]: ...
     def shutdown(self) -> None: ...
 
 
@@ -156,8 +155,7 @@ class InprocClient:
 
     def step(self) -> None:
         """Run one step of the engine and apply what it yields."""
-        outputs = self.core.step()
-        if outputs is not None:
+        for _, outputs in self.core.step():
             aborts = self.outputs.process(outputs)
             if aborts:
                 self.core.abort(aborts)

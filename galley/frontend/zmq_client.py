@@ -31,6 +31,7 @@ from galley.engine.messages import (
     Outputs,
     Ready,
     Reply,
+    routing_id,
 )
 from galley.errors import EngineDead, RequestFailed, ServerError, Unsupported
 from galley.frontend.client import RequestStream
@@ -279,7 +280,7 @@ class ZmqClient:
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RECONNECT_IVL, 10)
-        socket.setsockopt(zmq.ROUTING_ID, b"c%d" % self._link.client_index)
+        socket.setsockopt(zmq.ROUTING_ID, routing_id(self._link.client_index))
         socket.connect(up.address)
         engine.socket = socket
         self._loop.add_reader(socket.fileno(), self._on_readable, engine)

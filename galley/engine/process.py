@@ -1,0 +1,204 @@
+"""The engine core as a process: sockets in, steps, sockets out.
+
+One thread does everything. Between steps, and once while the device works, it takes what clients
+have sent; with nothing to compute it sleeps in poll. Outputs of a step go out as one message per
+client. What the messages mean is the core's business.
+"""
+
+from __future__ import annotations
+
+import gc
+import select
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import zmq
+
+from galley.config import EngineConfig
+from galley.engine.control import Bound, Channel, ClientGone, Serving
+from galley.engine.flight import FlightRecorder
+from galley.engine.messages import (
+    Abort,
+    Add,
+    Call,
+    FromClient,
+    FromEngine,
+    Hello,
+    Outputs,
+    Ready,
+    Reply,
+    client_of,
+    routing_id,
+)
+from galley.request import Request
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Methods of the core that a client may call by name; any other goes to the executor's workers.
+CORE_CALLS = ("reset_prefix_cache", "check_integrity")
+#: Steps between two looks at the launcher's channel while there is work.
+CONTROL_EVERY = 16
+
+
+class Core(Protocol):
+    """What is needed of an engine core here."""
+
+    executor: Any
+    on_plan: Callable[[NDArray[np.int64]], None] | None
+    while_waiting: Callable[[], None] | None
+
+    @property
+    def has_work(self) -> bool: ...
+    def add(self, requests: Iterable[Request]) -> None: ...
+    def abort(self, handles: Iterable[int], client_index: int = 0) -> None: ...
+    def step(self) -> list[tuple[int, Outputs]]: ...
+    def shutdown(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Which engine this process is, and where it listens.
+
+    Attributes:
+        address: ZMQ address to bind; a TCP port of `*` takes a free one.
+        flight_path: file of the flight recorder, or None.
+    """
+
+    index: int
+    epoch: int
+    address: str
+    flight_path: str | None = None
+
+
+class EngineProcess:
+    """Drives a core from a bound ROUTER socket.
+
+    Args:
+        ready: what each client is told when it says hello.
+    """
+
+    def __init__(
+        self, core: Core, socket: zmq.Socket[bytes], channel: Channel, ready: Ready
+    ) -> None:
+        self.core = core
+        self.socket = socket
+        self.channel = channel
+        self.ready = ready
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(FromClient).decode
+        self._live: dict[int, set[int]] = {}
+        self._orphaned = False
+        core.while_waiting = self.receive
+
+    def run(self) -> None:
+        """Serve until the launcher is gone. An exception in a step ends the process: its requests
+        live with their clients, and a fresh engine is a safer place for them.
+        """
+        poller = zmq.Poller()
+        poller.register(self.socket, zmq.POLLIN)
+        poller.register(self.channel.fileno(), zmq.POLLIN)
+        core, steps = self.core, 0
+        while not self._orphaned:
+            if not core.has_work:
+                poller.poll()
+                self._control()
+            self.receive()
+            if core.has_work:
+                for client, outputs in core.step():
+                    self._emit(client, outputs)
+                steps += 1
+                if steps % CONTROL_EVERY == 0:
+                    self._control()
+
+    # ------------------------------------------------------------------ in
+
+    def receive(self) -> None:
+        """Take all that clients have sent so far."""
+        socket = self.socket
+        while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            identity, frame = socket.recv_multipart(zmq.NOBLOCK)
+            self._apply(identity, self._decode(frame))
+
+    def _apply(self, identity: bytes, message: FromClient) -> None:
+        client = client_of(identity)
+        if isinstance(message, Add):
+            mine = [r for r in message.requests if r.epoch == self.ready.epoch]
+            self._live.setdefault(client, set()).update(r.handle for r in mine)
+            self.core.add(mine)
+        elif isinstance(message, Abort):
+            self.core.abort(message.handles, client)
+        elif isinstance(message, Hello):
+            self._send(client, self.ready)
+        else:
+            self._send(client, self._call(message))
+
+    def _call(self, call: Call) -> Reply:
+        try:
+            if call.method in CORE_CALLS:
+                return Reply(call.id, getattr(self.core, call.method)(*call.args))
+            return Reply(call.id, self.core.executor.rpc(call.method, *call.args))
+        except Exception as e:  # noqa: BLE001 - the caller gets it; the loop lives on
+            return Reply(call.id, error=f"{type(e).__name__}: {e}")
+
+    def _control(self) -> None:
+        if not select.select([self.channel.fileno()], [], [], 0)[0]:
+            return
+        try:
+            messages = self.channel.receive()
+        except EOFError:
+            self._orphaned = True
+            return
+        for message in messages:
+            if isinstance(message, ClientGone):
+                self.core.abort(self._live.pop(message.client_index, ()), message.client_index)
+
+    # ------------------------------------------------------------------ out
+
+    def _emit(self, client: int, outputs: Outputs) -> None:
+        if outputs.finished and client in self._live:
+            self._live[client].difference_update(f.handle for f in outputs.finished)
+        self._send(client, outputs)
+
+    def _send(self, client: int, message: FromEngine) -> None:
+        self.socket.send_multipart([routing_id(client), self._encode(message)])
+
+
+def bind(address: str) -> tuple[zmq.Socket[bytes], str]:
+    """A ROUTER socket on `address`, and the address that was really bound."""
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+    # Outputs are bounded by the requests in flight and must never be dropped.
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.bind(address)
+    bound = socket.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(bound, bytes)
+    return socket, bound.decode().rstrip("\0")
+
+
+def run(
+    spec: EngineSpec,
+    config: EngineConfig,
+    channel: Channel,
+    load: Callable[[EngineConfig, EngineSpec], tuple[Core, Ready]],
+) -> None:
+    """The life of an engine process: bind, load, serve. What `load` raises, the caller reports."""
+    socket, address = bind(spec.address)
+    channel.send(Bound(address))
+    core, ready = load(config, spec)
+    if spec.flight_path is not None:
+        recorder = FlightRecorder(spec.flight_path, config.scheduler.max_num_seqs or 65_536)
+        core.on_plan = recorder.record
+    process = EngineProcess(core, socket, channel, ready)
+    # What start-up has made stays for good: no collection need look at it again.
+    gc.collect()
+    gc.freeze()
+    channel.send(Serving())
+    try:
+        process.run()
+    finally:
+        core.shutdown()

@@ -1,0 +1,71 @@
+"""The listening socket, and the private folder of the sockets between the processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+from galley.errors import ConfigError
+
+_PREFIX = "galley"
+
+
+def listening_socket(host: str | None, port: int) -> socket.socket:
+    """Bind (not yet listen), so that a port in use is found before anything is loaded.
+
+    Raises:
+        ConfigError: the port is taken or may not be bound, or the host is unknown.
+    """
+    try:
+        infos = socket.getaddrinfo(
+            host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as e:
+        raise ConfigError(f"--host {host!r} cannot be resolved: {e.strerror}.", field="host") from e
+    family, kind, proto, _, address = infos[0]
+    sock = socket.socket(family, kind, proto)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as e:
+        sock.close()
+        hint = " Is another server running? Choose another --port." if e.errno == 98 else ""
+        raise ConfigError(
+            f"cannot listen on {host or '0.0.0.0'} port {port}: {os.strerror(e.errno or 0)}.{hint}",
+            field="port",
+        ) from e
+    return sock
+
+
+def url_of(sock: socket.socket, tls: bool) -> str:
+    """What a person types to reach the socket."""
+    host, port = sock.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "localhost"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{'https' if tls else 'http'}://{host}:{port}"
+
+
+def private_directory() -> str:
+    """A new folder that only this user can enter; removes those that dead launchers left."""
+    base = Path(tempfile.gettempdir())
+    prefix = f"{_PREFIX}-{os.getuid()}-"
+    for old in base.glob(prefix + "*"):
+        pid = old.name.removeprefix(prefix).split("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)) and old.stat().st_uid == os.getuid():
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

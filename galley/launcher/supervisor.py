@@ -1,0 +1,309 @@
+"""Starts engine cores and API servers side by side, and starts anew what dies.
+
+A loop over three kinds of events: signals, words from children, deaths. It knows no requests: when
+an engine dies the frontends hear of it and of the next one, and send it what they still have.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from galley.engine.control import (
+    Bound,
+    Channel,
+    ClientGone,
+    Control,
+    EngineDown,
+    EnginesLost,
+    EngineUp,
+    Failed,
+    Serving,
+)
+from galley.launcher.child import Child, fork
+
+Kind = Literal["engine", "server"]
+#: Deaths of this kind come from outside; anything else is the process's own doing.
+OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+#: Seconds that a child gets between being asked to end and being made to.
+GRACE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What the children run.
+
+    Attributes:
+        engine: (channel, index, epoch) → runs an engine core until it ends.
+        server: (channel, client index) → runs an API server.
+        last_rows: engine index → handles that its last step computed.
+    """
+
+    engine: Callable[[Channel, int, int], None]
+    server: Callable[[Channel, int], None]
+    last_rows: Callable[[int], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How much dying is borne, and how long an end may take. Times in seconds."""
+
+    num_engines: int = 1
+    num_servers: int = 1
+    max_restarts: int = 5
+    window: float = 60.0
+    drain: float = 0.0
+
+
+class RestartBudget:
+    """At most `most` restarts within `window` seconds, each after a longer pause."""
+
+    def __init__(self, most: int, window: float) -> None:
+        self.most = most
+        self.window = window
+        self._times: deque[float] = deque()
+
+    def delay(self, now: float) -> float | None:
+        """Seconds to wait before the restart that is due now; None if there were too many."""
+        while self._times and now - self._times[0] > self.window:
+            self._times.popleft()
+        if len(self._times) >= self.most:
+            return None
+        self._times.append(now)
+        n = len(self._times)
+        return 0.0 if n == 1 else min(0.1 * 2 ** (n - 2), 2.0)
+
+
+class Supervisor:
+    """Runs the children until a signal ends them all, or they cannot be kept alive.
+
+    Args:
+        announce: called once, when all have finished their start-up.
+    """
+
+    def __init__(self, entries: Entries, policy: Policy, announce: Callable[[], None]) -> None:
+        self.entries = entries
+        self.policy = policy
+        self.announce = announce
+        self.children: dict[int, Child] = {}
+        self.budget: dict[Kind, RestartBudget] = {
+            "engine": RestartBudget(policy.max_restarts, policy.window),
+            "server": RestartBudget(policy.max_restarts, policy.window),
+        }
+        self._selector = selectors.DefaultSelector()
+        self._due: list[tuple[float, Callable[[], None]]] = []
+        self._next_client = 0
+        self._announced = False
+        self._exit_code: int | None = None
+        self._deadline = float("inf")
+
+    def run(self) -> int:
+        """Returns the exit code: 0 after a signal, else what the failure calls for."""
+        wake_reader, wake_writer = socket.socketpair()
+        wake_reader.setblocking(False)
+        wake_writer.setblocking(False)
+        self._selector.register(wake_reader, selectors.EVENT_READ, None)
+        previous = [signal.signal(s, lambda *_: None) for s in SIGNALS]
+        signal.set_wakeup_fd(wake_writer.fileno())
+        try:
+            for slot in range(self.policy.num_engines):
+                self._start_engine(slot, 1)
+            for slot in range(self.policy.num_servers):
+                self._start_server(slot)
+            while self.children or self._exit_code is None:
+                self._turn(wake_reader)
+        finally:
+            self._kill_all()
+            signal.set_wakeup_fd(-1)
+            for s, handler in zip(SIGNALS, previous, strict=True):
+                signal.signal(s, handler)
+            self._selector.close()
+            wake_reader.close()
+            wake_writer.close()
+        assert self._exit_code is not None
+        return self._exit_code
+
+    def _turn(self, wake_reader: socket.socket) -> None:
+        now = time.monotonic()
+        until = min([self._deadline, *(at for at, _ in self._due)])
+        timeout = None if until == float("inf") else max(until - now, 0.0)
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                self._on_signals(wake_reader.recv(64))
+            else:
+                self._listen(key.data)
+        self._reap()
+        now = time.monotonic()
+        due = [act for at, act in self._due if at <= now]
+        self._due = [(at, act) for at, act in self._due if at > now]
+        for act in due:
+            act()
+        if now >= self._deadline:
+            self._deadline = float("inf")
+            self._kill_all()
+
+    # ------------------------------------------------------------------ starting
+
+    def _start(self, kind: Kind, slot: int, number: int, entry: Callable[[Channel], None]) -> Child:
+        title = ("Galley::EngineCore_" if kind == "engine" else "Galley::APIServer_") + str(slot)
+        # An engine has nothing to tidy up. An API server notices the end of its channel, tidies
+        # up and goes; the signal is for one that has not come so far yet.
+        parent_death = signal.SIGKILL if kind == "engine" else signal.SIGTERM
+        inherited = [c.channel for c in self.children.values()]
+        pid, channel = fork(title, entry, inherited, parent_death)
+        child = Child(kind, slot, number, pid, channel)
+        self.children[pid] = child
+        self._selector.register(channel, selectors.EVENT_READ, child)
+        return child
+
+    def _start_engine(self, slot: int, epoch: int) -> None:
+        if self._exit_code is None:
+            self._start(
+                "engine", slot, epoch, lambda channel: self.entries.engine(channel, slot, epoch)
+            )
+
+    def _start_server(self, slot: int) -> None:
+        if self._exit_code is not None:
+            return
+        number = self._next_client
+        self._next_client += 1
+        child = self._start(
+            "server", slot, number, lambda channel: self.entries.server(channel, number)
+        )
+        for engine in self._of_kind("engine"):
+            if engine.address is not None:
+                child.channel.send(EngineUp(engine.slot, engine.number, engine.address))
+
+    def _of_kind(self, kind: Kind) -> list[Child]:
+        return [c for c in self.children.values() if c.kind == kind]
+
+    def _tell(self, kind: Kind, message: Control) -> None:
+        for child in self._of_kind(kind):
+            child.channel.send(message)
+
+    # ------------------------------------------------------------------ words from children
+
+    def _listen(self, child: Child) -> None:
+        try:
+            messages = child.channel.receive()
+        except EOFError:
+            self._selector.unregister(child.channel)
+            return
+        for message in messages:
+            if isinstance(message, Bound):
+                child.address = message.address
+                self._tell("server", EngineUp(child.slot, child.number, message.address))
+            elif isinstance(message, Serving):
+                child.serving = True
+                self._announce_once()
+            elif isinstance(message, Failed):
+                self._failed(message)
+
+    def _announce_once(self) -> None:
+        if not self._announced and all(c.serving for c in self.children.values()):
+            self._announced = True
+            self.announce()
+
+    def _failed(self, message: Failed) -> None:
+        """Report a failure once; before all have started it is the end."""
+        if self._exit_code is None:
+            say(message.message)
+            if not self._announced:
+                self._stop(message.code)
+
+    # ------------------------------------------------------------------ deaths
+
+    def _reap(self) -> None:
+        for pid, child in list(self.children.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if not done:
+                continue
+            # Its last words may still be in the channel.
+            if child.channel in self._selector.get_map():
+                self._listen_to_the_end(child)
+            child.channel.close()
+            del self.children[pid]
+            self._on_death(child, status)
+
+    def _listen_to_the_end(self, child: Child) -> None:
+        while child.channel in self._selector.get_map():
+            self._listen(child)
+
+    def _on_death(self, child: Child, status: int) -> None:
+        if self._exit_code is not None:
+            if not self._of_kind("server"):
+                self._end_engines()
+            return
+        outside = os.WIFSIGNALED(status) and os.WTERMSIG(status) in OUTSIDE
+        if child.kind == "engine":
+            rows = [] if outside else self.entries.last_rows(child.slot)
+            self._tell("server", EngineDown(child.slot, child.number, not outside, rows))
+        else:
+            self._tell("engine", ClientGone(child.number))
+        delay = self.budget[child.kind].delay(time.monotonic())
+        what = f"{'engine core' if child.kind == 'engine' else 'API server'} {child.slot}"
+        how = (
+            f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+            if os.WIFSIGNALED(status)
+            else f"ended with code {os.waitstatus_to_exitcode(status)}"
+        )
+        if delay is None:
+            policy = self.policy
+            sentence = (
+                f"{what} {how}: {policy.max_restarts} restarts within {policy.window:.0f} s did "
+                "not help, giving up."
+            )
+            say(sentence)
+            self._tell("server", EnginesLost(sentence))
+            self._stop(1)
+            return
+        say(f"{what} {how}: starting it anew" + (f" in {delay:.1f} s" if delay else ""))
+        slot, epoch = child.slot, child.number + 1
+        if child.kind == "engine":
+            self._due.append((time.monotonic() + delay, lambda: self._start_engine(slot, epoch)))
+        else:
+            self._due.append((time.monotonic() + delay, lambda: self._start_server(slot)))
+
+    # ------------------------------------------------------------------ the end
+
+    def _on_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == signal.SIGCHLD:
+                continue
+            if self._exit_code is None:
+                self._stop(0)
+            else:
+                self._kill_all()
+
+    def _stop(self, code: int) -> None:
+        """Ask all to end: first those who speak to clients, then the engines."""
+        self._exit_code = code
+        self._due.clear()
+        if self._of_kind("server"):
+            self._deadline = time.monotonic() + self.policy.drain + GRACE
+            for child in self._of_kind("server"):
+                child.signal(signal.SIGTERM)
+        else:
+            self._end_engines()
+
+    def _end_engines(self) -> None:
+        self._deadline = time.monotonic() + GRACE
+        for child in self._of_kind("engine"):
+            child.signal(signal.SIGTERM)
+
+    def _kill_all(self) -> None:
+        for child in self.children.values():
+            child.signal(signal.SIGKILL)
+
+
+def say(sentence: str) -> None:
+    print(f"galley: {sentence}", file=sys.stderr, flush=True)
