@@ -78,7 +78,7 @@ class Codes:
         return self.q.shape
 
     def to_float32(self) -> NDArray[np.float32]:
-        n, k = self.q.shape
+        k = self.q.shape[1]
         groups = np.arange(k) // (self.group or k)
         value = self.q.astype(np.float32) - np.float32(self.zero)
         value *= self.scale.astype(np.float32)[:, groups]
