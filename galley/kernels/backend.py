@@ -1,0 +1,176 @@
+"""What a backend is: it holds weights its own way and makes a model executable.
+
+Knows the registry of backends, none of them well: each is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import I32, RequestTable
+from galley.errors import ConfigError
+from galley.kernels.ops import Constant, ForwardContext, KVLayer, Ops, Value, Weight, WeightData
+from galley.kernels.sampling import LogitMasks, Samples
+
+if TYPE_CHECKING:
+    from galley.kernels.weights import PackedWeight
+
+#: Number format of weights that are not quantised.
+Dense = Literal["f32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one step may hold; buffers are sized for it.
+
+    Attributes:
+        tokens: all rows' new tokens.
+        rows: sequences.
+        logits: positions that yield logits.
+        top_logprobs: candidates that are listed per logit row.
+    """
+
+    tokens: int
+    rows: int
+    logits: int
+    top_logprobs: int = 0
+
+
+class Model(Protocol):
+    """What a backend needs of a model: its layers' caches and its forward pass in three parts."""
+
+    vocab_size: int
+    kv_layers: Sequence[KVLayer]
+
+    def embed(self, ops: Ops, ctx: ForwardContext) -> Value: ...
+    def forward(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value: ...
+    def logits(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value: ...
+
+
+class StepInputs(Protocol):
+    """The columns of a plan that describe a step, [n] each (see `batch.StepPlan`)."""
+
+    slots: I32
+    num_new: I32
+    num_logits: I32
+    samples: NDArray[np.uint8]
+
+
+class Executable(Protocol):
+    """A model made ready to run steps. Order: allocate_kv, bind, then run per step.
+
+    Attributes:
+        activation_bytes: memory for activations and logits at the limits.
+    """
+
+    activation_bytes: int
+
+    def kv_block_bytes(self, block_size: int) -> int:
+        """Bytes of one block of `block_size` tokens, all layers together."""
+
+    def allocate_kv(self, num_blocks: int, block_size: int) -> None:
+        """Make the cache: `num_blocks` blocks of zeros, block 0 (the null block) among them.
+        Its memory is touched when blocks are first written."""
+
+    def copy_blocks(self, src: I32, dst: I32) -> None:
+        """Copy whole blocks, all layers, in order."""
+
+    def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
+        """Say where the table's and the sampler's columns are; they must stay there."""
+
+    def set_masks(self, masks: LogitMasks | None) -> None:
+        """What the samplings to come need beside the columns; kept until replaced."""
+
+    def run(self, step: StepInputs, sample: bool) -> None:
+        """The forward pass, and with `sample` the drawing, in one native call: K and V are in
+        the cache afterwards, and the results in `logits` and `samples`."""
+
+    def sample(self, step: StepInputs) -> None:
+        """The drawing alone, on `logits` as they are now."""
+
+    def profile(self, on: bool) -> None:
+        """Start (from zero) or stop timing each operation."""
+
+    def timings(self) -> list[tuple[str, int, int]]:
+        """(operation, runs, nanoseconds) of each, in order; empty where nothing is timed."""
+
+    def describe(self) -> str:
+        """What runs, one operation a line."""
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """[L, V] of the last run, writable, valid until the next."""
+
+    @property
+    def samples(self) -> Samples:
+        """Of the last sampling; views, valid until the next run."""
+
+
+class Backend(Protocol):
+    """Holds weights and builds executables.
+
+    Attributes:
+        name: as in --backend.
+        batch_invariant: a row's result depends on nothing but the row (design 3.1).
+        interleave_gate_up: gate and up projections are to be packed in turn, in runs of
+            `GATE_UP_RUN` rows, so that SiLU·mul can be fused to them.
+    """
+
+    name: str
+    batch_invariant: bool
+    interleave_gate_up: bool
+
+    def weight(self, data: WeightData) -> Weight:
+        """The handle that `Ops.linear` and `Ops.embedding` take."""
+
+    def constant(self, values: NDArray[np.float32]) -> Constant:
+        """The handle of a norm weight, a bias or a table."""
+
+    def packed(self, weight: Weight) -> PackedWeight | None:
+        """What a cache on disk may keep of a weight; None: nothing."""
+
+    def from_packed(self, packed: PackedWeight) -> Weight:
+        """A weight whose packed data lies elsewhere already, in a mapped file say."""
+
+    def build(self, model: Model, limits: Limits) -> Executable:
+        """The model made executable for steps within the limits."""
+
+
+#: --backend → module and class. A class takes (dense, threads, eager).
+BACKENDS: dict[str, tuple[str, str]] = {
+    "cpu": ("galley.kernels.cpu", "CpuBackend"),
+    "reference": ("galley.kernels.reference", "ReferenceBackend"),
+}
+
+
+def open_backend(name: str, dense: Dense, threads: int = 0, eager: bool = False) -> Backend:
+    """The backend called `name`; "auto" is the native CPU one.
+
+    Args:
+        dense: format of weights that are not quantised.
+        threads: compute threads, 0 = one per core that this process may use.
+        eager: run op by op (--enforce-eager).
+
+    Raises:
+        ConfigError: there is no such backend, or what it needs is not installed.
+    """
+    place = BACKENDS.get("cpu" if name == "auto" else name)
+    if place is None:
+        known = ", ".join(["auto", *BACKENDS])
+        raise ConfigError(f"--backend {name}: no such backend; choose from {known}")
+    try:
+        module = importlib.import_module(place[0])
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("galley"):
+            raise  # our own fault, or a build without kernels: the trace says more
+        raise ConfigError(
+            f"--backend {name} needs the package {error.name}, which is not installed"
+        ) from error
+    backend: Backend = getattr(module, place[1])(dense, threads=threads, eager=eager)
+    return backend

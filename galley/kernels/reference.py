@@ -1,0 +1,274 @@
+"""Each operation's definition in plain PyTorch, and the backend that runs a model with them.
+
+This is the oracle of the kernel tests and what `--backend reference` serves with. It values
+clearness over speed, computes one row's attention after the other, and does not promise that a
+row's bits are independent of its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from galley.batch import I32, RequestTable
+from galley.kernels.backend import Dense, Limits, Model, StepInputs
+from galley.kernels.ops import GATE_UP_RUN, KVLayer, Ops, RotaryTable, WeightData
+
+
+@dataclass
+class KVCache:
+    """K and V of all layers, each [layers][blocks, block_size, kv_heads, head_dim]."""
+
+    k: list[Tensor]
+    v: list[Tensor]
+    block_size: int
+
+    @staticmethod
+    def zeros(
+        layers: Sequence[KVLayer], num_blocks: int, block_size: int, dtype: torch.dtype
+    ) -> KVCache:
+        def make() -> list[Tensor]:
+            return [
+                torch.zeros(num_blocks, block_size, la.kv_heads, la.head_dim, dtype=dtype)
+                for la in layers
+            ]
+
+        return KVCache(make(), make(), block_size)
+
+
+@dataclass
+class ReferenceContext:
+    """A step as tensors (`ops.ForwardContext`).
+
+    row r:  tokens query_start[r] .. query_start[r + 1], at positions computed[r] ...
+
+    Attributes:
+        token_ids: [T]; positions: [1, T]; logit_index: [L]; all int64.
+        query_start: [S + 1]; computed: [S].
+        block_table: [S, blocks] ids of each row's blocks.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    logit_index: Tensor
+    query_start: list[int]
+    computed: list[int]
+    block_table: Tensor
+    cache: KVCache
+
+    def row_slots(self, row: int, length: int) -> Tensor:
+        """[length] where the row's positions 0 .. length - 1 lie in the flattened cache."""
+        position = torch.arange(length)
+        block = self.block_table[row][position // self.cache.block_size]
+        return block * self.cache.block_size + position % self.cache.block_size
+
+
+class ReferenceMaker:
+    """The definitions. Values are tensors of `dtype`, weights tensors [N, K]."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+
+    def embedding(self, weight: Tensor, token_ids: Tensor) -> Tensor:
+        return weight[token_ids].to(self.dtype)
+
+    def linear(self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        y = torch.cat([functional.linear(x, w.to(self.dtype)) for w in weights], dim=-1)
+        return y if bias is None else y + bias.to(self.dtype)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return normed.to(x.dtype) * weight.to(x.dtype)
+
+    def head_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        heads = x.unflatten(-1, (-1, weight.shape[0]))
+        return self.rms_norm(heads, weight, eps).flatten(-2)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def split(self, x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        return x.split(list(sizes), dim=-1)
+
+    def silu_and_mul(self, gate_up: Tensor, interleaved: bool) -> Tensor:
+        if interleaved:
+            runs = gate_up.unflatten(-1, (-1, 2, GATE_UP_RUN))
+            gate, up = runs[..., 0, :].flatten(-2), runs[..., 1, :].flatten(-2)
+        else:
+            gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
+    def rotary(
+        self, q: Tensor, k: Tensor, positions: Tensor, table: RotaryTable, head_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        half = table.rot_dim // 2
+        rows: Tensor = table.values[positions[0]]  # type: ignore[index]
+        cos, sin = (c[:, None].to(self.dtype) for c in (rows[:, :half], rows[:, half:]))
+
+        def rotate(x: Tensor) -> Tensor:
+            # a head: [ a (half) | b (half) | passed through ]
+            heads = x.unflatten(-1, (-1, head_dim))
+            a, b, rest = heads.split([half, half, head_dim - 2 * half], dim=-1)
+            return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).flatten(-2)
+
+        return rotate(q), rotate(k)
+
+    def write_kv(self, k: Tensor, v: Tensor, layer: KVLayer, ctx: ReferenceContext) -> None:
+        shape = (-1, layer.kv_heads, layer.head_dim)
+        for cache, new in ((ctx.cache.k, k), (ctx.cache.v, v)):
+            flat = cache[layer.index].view(shape)
+            for row, computed in enumerate(ctx.computed):
+                start, stop = ctx.query_start[row], ctx.query_start[row + 1]
+                slots = ctx.row_slots(row, computed + stop - start)[computed:]
+                flat[slots] = new[start:stop].reshape(shape)
+
+    def attention(self, q: Tensor, layer: KVLayer, scale: float, ctx: ReferenceContext) -> Tensor:
+        shape = (-1, layer.kv_heads, layer.head_dim)
+        keys, values = (c[layer.index].view(shape) for c in (ctx.cache.k, ctx.cache.v))
+        out = torch.empty_like(q)
+        for row, computed in enumerate(ctx.computed):
+            start, stop = ctx.query_start[row], ctx.query_start[row + 1]
+            length = computed + stop - start
+            slots = ctx.row_slots(row, length)
+            visible = visible_positions(computed, length, layer.window)
+            out[start:stop] = attend(q[start:stop], keys[slots], values[slots], visible, scale)
+        return out
+
+    def select_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        return x[index]
+
+
+def visible_positions(computed: int, length: int, window: int) -> Tensor:
+    """[length - computed, length] bool: which keys the queries from `computed` on may see."""
+    query = torch.arange(computed, length)[:, None]
+    key = torch.arange(length)[None]
+    visible = key <= query
+    return visible & (query - key < window) if window else visible
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+    """Attention of one sequence: q [n, Hq * D], k and v [m, Hkv, D], visible [n, m] → like q.
+
+    Query head h reads KV head h // (Hq / Hkv). Scores and softmax are float32.
+    """
+    kv_heads, head_dim = k.shape[1:]
+    heads = q.unflatten(-1, (kv_heads, -1, head_dim))  # [n, Hkv, Hq / Hkv, D]
+    scores = torch.einsum("nhgd,mhd->hgnm", heads.float(), k.float()) * scale
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(v.dtype)
+    return torch.einsum("hgnm,mhd->nhgd", weights, v).flatten(1)
+
+
+class ReferenceBackend:
+    """Weights as dequantised tensors; see `backend.Backend`.
+
+    Args:
+        dense: precision that weights which are not quantised are rounded to.
+        compute: number format of values and of the KV cache.
+    """
+
+    name = "reference"
+    batch_invariant = False
+    interleave_gate_up = False
+
+    def __init__(
+        self,
+        dense: Dense = "f32",
+        threads: int = 0,
+        eager: bool = False,
+        compute: torch.dtype = torch.float32,
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self._round = dense == "bf16"
+        self._compute = compute
+
+    def weight(self, data: WeightData) -> Tensor:
+        values = torch.from_numpy(data.to_float32())
+        if data.dense is not None and self._round:
+            values = values.to(torch.bfloat16)
+        return values.to(self._compute)
+
+    def constant(self, values: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+    def build(self, model: Model, limits: Limits) -> ReferenceExecutable:
+        return ReferenceExecutable(model, limits, self._compute)
+
+
+class ReferenceExecutable:
+    """Runs the model's forward anew at each step (`backend.Executable`)."""
+
+    def __init__(self, model: Model, limits: Limits, dtype: torch.dtype) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._ops = Ops(ReferenceMaker(dtype))
+        self.activation_bytes = limits.logits * model.vocab_size * 4
+        self._cache: KVCache | None = None
+        self._table: RequestTable | None = None
+        self._logits = np.empty((0, model.vocab_size), np.float32)
+
+    def kv_block_bytes(self, block_size: int) -> int:
+        numbers = sum(2 * layer.kv_heads * layer.head_dim for layer in self._model.kv_layers)
+        return block_size * numbers * self._dtype.itemsize
+
+    def allocate_kv(self, num_blocks: int, block_size: int) -> None:
+        layers = self._model.kv_layers
+        self._cache = KVCache.zeros(layers, num_blocks, block_size, self._dtype)
+
+    def copy_blocks(self, src: I32, dst: I32) -> None:
+        assert self._cache is not None
+        for source, target in zip(src.tolist(), dst.tolist(), strict=True):
+            for cache in (*self._cache.k, *self._cache.v):
+                cache[target] = cache[source]
+
+    def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
+        self._table = table
+
+    def run(self, step: StepInputs, sample: bool) -> None:
+        assert self._cache is not None, "run before allocate_kv"
+        assert self._table is not None, "run before bind"
+        ctx = step_context(step, self._table, self._cache)
+        with torch.inference_mode():
+            hidden = self._model.embed(self._ops, ctx)
+            hidden = self._model.forward(self._ops, hidden, ctx)
+            logits: Any = self._model.logits(self._ops, hidden, ctx)
+        self._logits = logits.float().numpy()
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        return self._logits
+
+
+def step_context(step: StepInputs, table: RequestTable, cache: KVCache) -> ReferenceContext:
+    """The step's tensors, of the plan's columns and the table."""
+    slots, num_new = step.slots, step.num_new
+    computed = table.num_computed[slots]
+    query_start = np.concatenate([[0], np.cumsum(num_new)])
+    row = np.repeat(np.arange(len(slots)), num_new)
+    positions = np.arange(query_start[-1]) - query_start[row] + computed[row]
+    # A row's logits are of its last num_logits tokens.
+    logit_index = [
+        np.arange(stop - count, stop)
+        for stop, count in zip(query_start[1:], step.num_logits, strict=True)
+    ]
+
+    def tensor(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array.astype(np.int64))
+
+    return ReferenceContext(
+        token_ids=tensor(table.token_ids[slots[row], positions]),
+        positions=tensor(positions)[None],
+        logit_index=tensor(np.concatenate([*logit_index, np.empty(0)])),
+        query_start=query_start.tolist(),
+        computed=computed.tolist(),
+        block_table=tensor(table.block_tables[0][slots]),
+        cache=cache,
+    )

@@ -1,0 +1,37 @@
+"""Token embedding and the head that scores the vocabulary; the two may share one weight.
+
+Both are kept whole on every rank of a parallel group.
+"""
+
+from __future__ import annotations
+
+from galley.kernels.ops import Ops, Value, Weight
+from galley.layers.weights import Part, WeightSource
+
+
+class Embedding:
+    """token_ids [T] → [T, hidden]."""
+
+    def __init__(self, weight: Weight) -> None:
+        self.weight = weight
+
+    @staticmethod
+    def load(source: WeightSource, name: str, vocab: int, hidden: int) -> Embedding:
+        return Embedding(source.table(Part(name, (vocab, hidden))))
+
+    def __call__(self, ops: Ops, token_ids: Value) -> Value:
+        return ops.embedding(self.weight, token_ids)
+
+
+class LMHead:
+    """x [L, hidden] → logits [L, vocab]."""
+
+    def __init__(self, weight: Weight) -> None:
+        self.weight = weight
+
+    @staticmethod
+    def load(source: WeightSource, name: str, vocab: int, hidden: int) -> LMHead:
+        return LMHead(source.table(Part(name, (vocab, hidden))))
+
+    def __call__(self, ops: Ops, x: Value) -> Value:
+        return ops.linear(x, [self.weight])

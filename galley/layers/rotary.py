@@ -1,0 +1,157 @@
+"""Rotary position embedding: inverse frequencies per scaling, and the table made of them.
+
+    angle of position p, pair i = p * inverse_frequencies[i]
+
+A scaling is a frozen dataclass with `inverse_frequencies`; a new one is one class. All arithmetic
+is float32, as the models were trained with. A table is fixed once made: a position's rotation
+never depends on the length of the sequence that it is in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Plain rotary embedding: frequencies theta ** (-2 i / dim).
+
+    Attributes:
+        dim: elements of a head that are rotated.
+        theta: base of the frequencies.
+    """
+
+    dim: int
+    theta: float
+
+    def inverse_frequencies(self) -> F32:
+        """[dim / 2] radians per position."""
+        return inverse_frequencies(self.dim, self.theta)
+
+    def amplitude(self) -> float:
+        """What cos and sin are multiplied by."""
+        return 1.0
+
+
+def inverse_frequencies(dim: int, theta: float) -> F32:
+    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    frequencies: F32 = np.power(np.float32(theta), -exponent).astype(np.float32)
+    return frequencies
+
+
+@dataclass(frozen=True)
+class LinearRotary(Rotary):
+    """Positions divided by `factor`."""
+
+    factor: float
+
+    def inverse_frequencies(self) -> F32:
+        return super().inverse_frequencies() / np.float32(self.factor)
+
+
+@dataclass(frozen=True)
+class FrequencyFactors(Rotary):
+    """Each frequency divided by its own factor (GGUF's rope_freqs)."""
+
+    factors: tuple[float, ...]
+
+    def inverse_frequencies(self) -> F32:
+        factors: F32 = np.asarray(self.factors, np.float32)
+        return super().inverse_frequencies() / factors
+
+
+@dataclass(frozen=True)
+class DynamicNTK(Rotary):
+    """A larger base, fixed for the longest sequence, factor * max_position.
+
+    The original recipe takes the base from the current length, which would turn keys that are
+    already in the cache; like vLLM we take the longest once and for all.
+    """
+
+    factor: float
+    max_position: int
+
+    def inverse_frequencies(self) -> F32:
+        stretch = self.factor * self.factor - (self.factor - 1)
+        theta: float = self.theta * stretch ** (self.dim / (self.dim - 2))
+        return inverse_frequencies(self.dim, theta)
+
+
+@dataclass(frozen=True)
+class Llama3Rotary(Rotary):
+    """Long wavelengths divided by `factor`, short ones kept, a ramp between.
+
+    wavelength:   short ── original / high ── ramp ── original / low ── long
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+    def inverse_frequencies(self) -> F32:
+        plain = super().inverse_frequencies()
+        turns = self.original_max_position * plain / np.float32(2 * math.pi)
+        ramp = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        keep = np.clip(ramp, 0, 1).astype(np.float32)
+        return (1 - keep) * plain / np.float32(self.factor) + keep * plain
+
+
+@dataclass(frozen=True)
+class YarnRotary(Rotary):
+    """NTK by parts: pairs that turn often are kept, slow ones divided by `factor`, a ramp between.
+
+    Attributes:
+        beta_fast, beta_slow: turns within the original length where the ramp begins and ends.
+        attention_factor: amplitude; None = from `mscale` and `mscale_all_dim`, or `factor` alone.
+        truncate: round the ramp's borders to whole pairs.
+    """
+
+    factor: float
+    original_max_position: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    truncate: bool = True
+
+    def inverse_frequencies(self) -> F32:
+        plain = super().inverse_frequencies()
+        low, high = self._pair(self.beta_fast), self._pair(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.dim - 1)
+        width = high - low if high != low else 0.001  # a step, not a division by zero
+        ramp = (np.arange(self.dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width)
+        divide = np.clip(ramp, 0, 1)
+        return plain / np.float32(self.factor) * divide + plain * (1 - divide)
+
+    def amplitude(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
+        return self._mscale(1.0)
+
+    def _pair(self, turns: float) -> float:
+        """The pair (not rounded) that turns so often within the original length."""
+        wavelength = self.original_max_position / turns
+        return self.dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(self.theta))
+
+    def _mscale(self, mscale: float) -> float:
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+def rotary_table(rotary: Rotary, positions: int) -> F32:
+    """[positions, dim]: row p is cos of the dim / 2 angles of position p, then sin."""
+    p = np.arange(positions, dtype=np.float32)
+    angles = np.outer(p, rotary.inverse_frequencies().astype(np.float32))
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    return (table * np.float32(rotary.amplitude())).astype(np.float32)

@@ -1,0 +1,163 @@
+"""Typed reads of a checkpoint's config, and refusal by name of what a family does not do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from galley.config import ModelFacts
+from galley.errors import ModelError
+from galley.layers.rotary import (
+    DynamicNTK,
+    FrequencyFactors,
+    LinearRotary,
+    Llama3Rotary,
+    Rotary,
+    YarnRotary,
+)
+from galley.loader.fields import Fields
+
+
+class ModelFields(Fields):
+    """Reads `ModelFacts.hf_config`. A wrong type or an unsupported value is a ModelError that
+    names the key; null counts as missing."""
+
+    def require(self, key: str, *allowed: object, default: object = None) -> None:
+        """The key, if it is there, has one of these values; `default` where it is not."""
+        value = self._value(key, default)
+        if value not in allowed:
+            wanted = " or ".join(repr(a) for a in allowed)
+            raise ModelError(f"{self.where}: {key} = {value!r} is not supported, only {wanted}")
+
+    def optional_int(self, key: str) -> int | None:
+        """A positive integer, or None where missing or null."""
+        return self.integer(key, least=1) if self.has(key) else None
+
+
+def model_fields(facts: ModelFacts) -> ModelFields:
+    return ModelFields(facts.hf_config, f"{facts.source or facts.architecture}: config")
+
+
+RotaryReader = Callable[[int, float, Fields, int], Rotary]
+
+
+def _plain(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+    return Rotary(dim, theta)
+
+
+def _linear(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+    return LinearRotary(dim, theta, factor=_positive(scaling, "factor"))
+
+
+def _frequency_factors(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+    factors = scaling.values.get("factors")
+    if not isinstance(factors, list) or len(factors) != dim // 2:
+        raise scaling.wrong("factors", f"a list of {dim // 2} numbers")
+    return FrequencyFactors(dim, theta, factors=tuple(factors))
+
+
+def _dynamic(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+    if scaling.has("alpha"):
+        raise ModelError(f"{scaling.where}: alpha is not supported")
+    return DynamicNTK(dim, theta, factor=_positive(scaling, "factor"), max_position=max_position)
+
+
+def _llama3(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+    low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
+    if high <= low:
+        raise scaling.wrong("high_freq_factor", f"above low_freq_factor ({low})")
+    return Llama3Rotary(
+        dim,
+        theta,
+        factor=_positive(scaling, "factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position=_original(scaling, max_position),
+    )
+
+
+def _yarn(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+    original = _original(scaling, max_position)
+    return YarnRotary(
+        dim,
+        theta,
+        factor=_positive(scaling, "factor", max_position / original),
+        original_max_position=original,
+        beta_fast=scaling.number("beta_fast", 32.0) or 32.0,
+        beta_slow=scaling.number("beta_slow", 1.0) or 1.0,
+        attention_factor=(
+            scaling.number("attention_factor") if scaling.has("attention_factor") else None
+        ),
+        mscale=scaling.number("mscale", 0.0),
+        mscale_all_dim=scaling.number("mscale_all_dim", 0.0),
+        truncate=scaling.flag("truncate", True),
+    )
+
+
+#: rope_type → reader of its settings.
+ROTARY_TYPES: dict[str, RotaryReader] = {
+    "default": _plain,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "frequency_factors": _frequency_factors,
+}
+
+
+def read_rotary(config: ModelFields, head_dim: int, default_theta: float) -> Rotary:
+    """The rotary embedding that a config asks for.
+
+    Reads `rope_parameters` (rope_type, rope_theta and the type's own keys) as newer checkpoints
+    have it, or else `rope_scaling` (with `rope_type` or `type`) beside `rope_theta`.
+    """
+    config.require("partial_rotary_factor", 1, default=1)
+    key = "rope_parameters" if config.table("rope_parameters") else "rope_scaling"
+    scaling = ModelFields(config.table(key), f"{config.where}: {key}")
+    if any(isinstance(value, dict) for value in scaling.values.values()):
+        raise ModelError(f"{scaling.where}: settings per kind of layer are not supported")
+    scaling.require("partial_rotary_factor", 1, default=1)
+    theta = scaling.number("rope_theta", config.number("rope_theta", default_theta))
+    if theta <= 0:
+        raise scaling.wrong("rope_theta", "above 0")
+    kind = scaling.text("rope_type", scaling.text("type", "default"))
+    reader = ROTARY_TYPES.get(kind)
+    if reader is None:
+        known = ", ".join(ROTARY_TYPES)
+        raise ModelError(f"{scaling.where}: rope_type {kind!r} is not supported; known: {known}")
+    max_position = config.integer("max_position_embeddings", least=1)
+    return reader(head_dim, theta, scaling, max_position)
+
+
+def _positive(scaling: Fields, key: str, default: float | None = None) -> float:
+    value = scaling.number(key, default)
+    if value <= 0:
+        raise scaling.wrong(key, "above 0")
+    return value
+
+
+def _original(scaling: Fields, max_position: int) -> int:
+    return scaling.integer("original_max_position_embeddings", max_position, least=1)
+
+
+def layer_windows(config: ModelFields, num_layers: int) -> list[int]:
+    """Per layer, the sliding window of a family that has `use_sliding_window`; 0 = sees all.
+
+    `layer_types` says which layers slide, or else those from `max_window_layers` on do.
+    """
+    kinds: Any = config.values.get("layer_types")
+    if not config.flag("use_sliding_window", False) or not config.has("sliding_window"):
+        if kinds is not None and "sliding_attention" in kinds:
+            raise ModelError(f"{config.where}: layer_types has sliding layers without a window")
+        return [0] * num_layers
+    window = config.integer("sliding_window", least=1)
+    if kinds is None:
+        first = config.integer("max_window_layers", 28)
+        return [window if i >= first else 0 for i in range(num_layers)]
+    windows = {"full_attention": 0, "sliding_attention": window}
+    if len(kinds) != num_layers or not windows.keys() >= set(kinds):
+        raise config.wrong("layer_types", f"{num_layers} of {' or '.join(windows)}")
+    return [windows[kind] for kind in kinds]
+
+
+__all__ = ["ROTARY_TYPES", "ModelFields", "layer_windows", "model_fields", "read_rotary"]

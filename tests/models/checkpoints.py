@@ -1,0 +1,159 @@
+"""Tiny random checkpoints of every family, made by transformers, and their logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from galley.config import ModelFacts
+from galley.loader.tensor import RawTensor
+
+SIZES = {
+    "vocab_size": 131,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+#: Rotary settings by name, in the keys of new and of old config files.
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default", "rope_theta": 5000.0},
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "rope_theta": 500000.0,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "rope_theta": 10000.0,
+    },
+    "yarn-all-keys": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.3,
+        "truncate": False,
+        "rope_theta": 10000.0,
+    },
+    "yarn-attention-factor": {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": 128,
+        "attention_factor": 1.25,
+        "rope_theta": 1000.0,
+    },
+}
+
+
+@dataclass
+class Case:
+    """A family and the config values that make this checkpoint special."""
+
+    family: str
+    config: dict[str, Any]
+
+
+CASES: dict[str, Case] = {
+    **{f"llama-rope-{k}": Case("Llama", {"rope_parameters": v}) for k, v in ROPES.items()},
+    "llama-mha": Case("Llama", {"num_key_value_heads": 4}),
+    "llama-one-kv-head": Case("Llama", {"num_key_value_heads": 1, "rms_norm_eps": 1e-5}),
+    "llama-biases": Case("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-head-dim": Case("Llama", {"head_dim": 32}),
+    "llama-tied": Case("Llama", {"tie_word_embeddings": True}),
+    "llama-odd-sizes": Case(
+        "Llama",
+        {"hidden_size": 72, "intermediate_size": 88, "head_dim": 18, "num_attention_heads": 6},
+    ),
+    "mistral-window": Case("Mistral", {"sliding_window": 7}),
+    "mistral-no-window": Case("Mistral", {"sliding_window": None}),
+    "qwen2": Case("Qwen2", {}),
+    "qwen2-windows": Case(
+        "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+    ),
+    "qwen2-tied": Case("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": Case("Qwen3", {"head_dim": 32}),
+    "qwen3-bias-windows": Case(
+        "Qwen3",
+        {
+            "head_dim": 16,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+}
+
+
+def make(case: Case, seed: int = 0) -> torch.nn.Module:
+    """A transformers model of the case, all weights (norms and biases too) random, float32."""
+    config_class = getattr(transformers, f"{case.family}Config")
+    config = config_class(**{**SIZES, **case.config})
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{case.family}ForCausalLM")(config).eval().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+            else:
+                parameter.normal_(0, 0.12)
+    return model
+
+
+class StateDict:
+    """A checkpoint in memory: what a loader would find if the model were saved."""
+
+    def __init__(self, model: torch.nn.Module, **changes: Any) -> None:
+        config = {**model.config.to_dict(), "architectures": [type(model).__name__], **changes}
+        self.facts = facts_of(config)
+        state = dict(model.state_dict())
+        if config["tie_word_embeddings"]:
+            state.pop("lm_head.weight")
+        self.arrays = {name: t.detach().numpy() for name, t in state.items()}
+
+    def names(self) -> list[str]:
+        return list(self.arrays)
+
+    def tensor(self, name: str) -> RawTensor:
+        data = self.arrays[name]
+        return RawTensor(name, tuple(data.shape), str(data.dtype), data)
+
+
+def facts_of(config: dict[str, Any]) -> ModelFacts:
+    return ModelFacts(
+        architecture=config["architectures"][0],
+        hf_config=config,
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        num_kv_heads=config["num_key_value_heads"],
+        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        max_position=config["max_position_embeddings"],
+        dtype="float32",
+    )
+
+
+def hf_logits(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:
+    """[n, vocab] of one sequence, by transformers."""
+    with torch.inference_mode():
+        return model(torch.from_numpy(ids)[None].long()).logits[0].numpy()
