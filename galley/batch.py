@@ -25,6 +25,8 @@ from galley.request import SamplingParams
 
 I32 = NDArray[np.int32]
 EMPTY_I32: I32 = np.empty(0, np.int32)
+#: A step may have this many logit rows however few sequences it may have (prompt logprobs).
+MIN_LOGIT_ROWS = 256
 
 GroupKind = Literal["full", "window", "mla", "state", "cross"]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from galley.batch import MIN_LOGIT_ROWS
 from galley.errors import ConfigError
-
-MIN_LOGITS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +52,4 @@ class SchedulerLimits:
     @property
     def max_num_logits(self) -> int:
         """Most rows of logits in a step. A prompt whose logprobs are wanted is split to fit."""
-        return max(self.max_num_seqs, MIN_LOGITS)
+        return max(self.max_num_seqs, MIN_LOGIT_ROWS)
