@@ -1,0 +1,57 @@
+// Attention of some query rows of one KV head over one tile of the cache (attention_layout.h).
+//
+// The rows of all query heads that share a KV head, and of several queries, go together: each line
+// of K and V is read once for up to six rows. Which rows share a call never changes a row's bits.
+//
+//   state of a row:  m  running maximum (in units of log2) | l[16] partial sums | o[padded dim]
+//   scores s = q.K * scale;  m' = max(m, s);  p = 2^(s - m'), rounded to bf16 for bf16 V
+//   l = l * 2^(m - m') + p;  o = o * 2^(m - m') + p V
+#pragma once
+#include "variants.h"
+
+namespace galley {
+
+constexpr int64_t kTile = 64;    // tokens, at absolute multiples of 64
+constexpr int64_t kChunk = 512;  // tokens; each starts from an empty state, states merge in order
+constexpr int kTilePages = 4;
+
+struct AttentionShape {
+  int64_t head_dim;
+  int64_t words;       // 32-bit words of a query row: head_dim / 2 pairs of bf16, or head_dim f32
+  int64_t half_bytes;  // from K to V of a head in a page
+  float scale;         // of scores, times log2(e)
+  bool is_f32;         // K, V and q; otherwise bf16
+
+  __attribute__((always_inline)) int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
+  // Floats of a row's state: m alone in 16, then l, then o.
+  __attribute__((always_inline)) int64_t state_size() const { return 32 + padded_dim(); }
+};
+
+struct AttentionTile {
+  const uint8_t* pages[kTilePages];  // the head's K in each page; only those that `tokens` reach
+  const uint8_t* ahead[kTilePages];  // what will be read next: prefetched; null = nothing
+  int64_t start;                     // absolute position of the first token
+  int64_t tokens;                    // that the sequence has here, 1 .. 64
+  int64_t rows;
+  const uint32_t* q;     // [rows][words]
+  const int32_t* first;  // [rows] absolute tokens first .. last - 1 count; at least one in the tile
+  const int32_t* last;
+  float* state;          // [rows][state_size]
+};
+
+GALLEY_VARIANTS(
+    void clear_states(const AttentionShape& shape, float* states, int64_t rows);
+    void attend_tile(const AttentionShape& shape, const AttentionTile& tile);
+    // into += from, both with l summed up in lane 0 on return; an empty `from` changes nothing.
+    void merge_states(const AttentionShape& shape, float* into, const float* from, int64_t rows);
+    // out[r * stride ..] = o / l.
+    void finish_states(const AttentionShape& shape, const float* states, int64_t rows, float* out,
+                       int64_t stride);
+    // Columns [first, first + n) of an output row of k columns. Kinds with a scale per group or per
+    // row need whole groups or the whole row.
+    void store_columns(const float* x, int64_t first, int64_t n, int64_t k, Kind kind,
+                       uint8_t* row);
+    // A query vector of one head as `words`.
+    void pack_query(const AttentionShape& shape, const void* q, bool q_is_f32, uint32_t* out);)
+
+}  // namespace galley

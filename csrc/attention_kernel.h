@@ -1,0 +1,297 @@
+// Definitions for attention.h; compiled once per instruction set (variants.h).
+#pragma once
+#include "attention.h"
+#include "math_lanes.h"
+#include "quantize_row.h"
+
+namespace galley {
+namespace GALLEY_VARIANT {
+
+// What the registers hold at once: query rows, pages of scores, registers' worth of output dims.
+#if GALLEY_PARTS == 1
+constexpr int kRows = 6, kPages = 4, kSlice = 4;
+#elif GALLEY_PARTS == 2
+constexpr int kRows = 2, kPages = 2, kSlice = 2;
+#else
+constexpr int kRows = 2, kPages = 1, kSlice = 1;
+#endif
+constexpr int kPageTokens = 16;
+constexpr int kTileTokens = 64;
+
+// How one 32-bit word of q or p meets a line of K or V.
+struct Bf16Words {
+  static constexpr int kTokens = 2;  // tokens per word of p
+  static GALLEY_INLINE Float add(const Float& acc, uint32_t word, const Int& line) {
+    return dot_bf16(acc, all(static_cast<int32_t>(word)), line);
+  }
+};
+struct F32Words {
+  static constexpr int kTokens = 1;
+  static GALLEY_INLINE Float add(const Float& acc, uint32_t word, const Int& line) {
+    return fma(as_float(all(static_cast<int32_t>(word))), as_float(line), acc);
+  }
+};
+
+GALLEY_INLINE Int line_at(const uint8_t* p) { return load(reinterpret_cast<const int32_t*>(p)); }
+GALLEY_INLINE float greater(float a, float b) { return a > b ? a : b; }
+GALLEY_INLINE float exp2_one(float x) {
+  float lane[kLanes];
+  store(lane, exp2_nonpositive(all(x)));
+  return lane[0];
+}
+
+// Some rows of a tile, and what is computed for them on the way.
+struct RowBlock {
+  const AttentionShape* shape;
+  const AttentionTile* tile;
+  int64_t first;  // row of the tile
+  bool prefetch;
+  alignas(64) float scores[kRows][kTileTokens];
+  alignas(64) uint32_t p[kRows][kTileTokens];  // words
+  float shrink[kRows];                         // 2^(m - m')
+
+  float* state(int r) const { return tile->state + (first + r) * shape->state_size(); }
+};
+
+// scores[r][16 * page ..] of P pages: one register per row and page, one line of K per step.
+template <class W, int R, int P> GALLEY_INLINE void score_pages(RowBlock& b, int page) {
+  const int64_t words = b.shape->words;
+  const uint32_t* q = b.tile->q + b.first * words;
+  const uint8_t* k[P];
+  const uint8_t* ahead[P];
+  for (int i = 0; i < P; i++) {
+    k[i] = b.tile->pages[page + i];
+    ahead[i] = b.prefetch ? b.tile->ahead[page + i] : nullptr;
+  }
+  Float acc[R][P];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int i = 0; i < P; i++) acc[r][i] = zero();
+  }
+  for (int64_t w = 0; w < words; w++) {
+    Int line[P];
+#pragma GCC unroll 4
+    for (int i = 0; i < P; i++) {
+      line[i] = line_at(k[i] + w * 64);
+      if (ahead[i]) __builtin_prefetch(ahead[i] + w * 64);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+      for (int i = 0; i < P; i++) acc[r][i] = W::add(acc[r][i], q[r * words + w], line[i]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int i = 0; i < P; i++) store(b.scores[r] + (page + i) * kPageTokens, acc[r][i]);
+  }
+}
+
+template <class W, int R> GALLEY_INLINE void score_tile(RowBlock& b) {
+  const int pages = static_cast<int>((b.tile->tokens + kPageTokens - 1) / kPageTokens);
+  int page = 0;
+  for (; page + kPages <= pages; page += kPages) score_pages<W, R, kPages>(b, page);
+  for (; page < pages; page++) score_pages<W, R, 1>(b, page);
+}
+
+// Scores that do not count become -infinity, so that their p is exactly 0.
+GALLEY_INLINE void mask_scores(RowBlock& b, int r) {
+  const int64_t row = b.first + r;
+  const int64_t first = b.tile->first[row] - b.tile->start, last = b.tile->last[row] - b.tile->start;
+  if (first <= 0 && last >= kTileTokens) return;
+  const Int low = all(static_cast<int32_t>(first < 0 ? 0 : first));
+  const Int high = all(static_cast<int32_t>(last > kTileTokens ? kTileTokens : last));
+  for (int i = 0; i < kTileTokens; i += kLanes) {
+    const Int token = lane_numbers() + all(i);
+    const Int counts = (token >= low) & (token < high);
+    store(b.scores[r] + i, select(counts, load(b.scores[r] + i), all(-__builtin_inff())));
+  }
+}
+
+template <class W> GALLEY_INLINE void weigh_row(RowBlock& b, int r) {
+  mask_scores(b, r);
+  const float scale = b.shape->scale;
+  float* state = b.state(r);
+  const float* s = b.scores[r];
+  const Float s0 = load(s), s1 = load(s + 16), s2 = load(s + 32), s3 = load(s + 48);
+  const float highest = max_lane(max(max(s0, s1), max(s2, s3)));
+  const float m = greater(state[0], highest * scale);
+  const Float minus_m = all(-m);
+  const Float p0 = exp2_nonpositive(fma(s0, all(scale), minus_m));
+  const Float p1 = exp2_nonpositive(fma(s1, all(scale), minus_m));
+  const Float p2 = exp2_nonpositive(fma(s2, all(scale), minus_m));
+  const Float p3 = exp2_nonpositive(fma(s3, all(scale), minus_m));
+  b.shrink[r] = exp2_one(state[0] - m);
+  state[0] = m;
+  store(state + 16, fma(load(state + 16), all(b.shrink[r]), (p0 + p1) + (p2 + p3)));
+  if (W::kTokens == 2) {
+    uint16_t* p = reinterpret_cast<uint16_t*>(b.p[r]);
+    store_bf16(p, p0, p1);
+    store_bf16(p + 32, p2, p3);
+  } else {
+    float* p = reinterpret_cast<float*>(b.p[r]);
+    store(p, p0);
+    store(p + 16, p1);
+    store(p + 32, p2);
+    store(p + 48, p3);
+  }
+}
+
+// o[r][dim .. dim + 16 N] = o * shrink + p V. `part` < 16 lanes count where N is 1.
+template <class W, int R, int N> GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
+  constexpr int kWordsPerPage = kPageTokens / W::kTokens;
+  const int64_t row_bytes = b.shape->head_dim * 4;
+  Float acc[R][N];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) {
+      acc[r][i] = load(b.state(r) + 32 + dim + i * kLanes) * all(b.shrink[r]);
+    }
+  }
+  // Only what the sequence has: anything may lie behind it, and 0 * NaN is not 0.
+  const int words = static_cast<int>(b.tile->tokens / W::kTokens);
+  const bool odd = b.tile->tokens % W::kTokens != 0;
+  const uint8_t* v = nullptr;
+  const uint8_t* ahead = nullptr;
+  for (int w = 0; w < words + odd; w++) {
+    if (w % kWordsPerPage == 0) {
+      v = b.tile->pages[w / kWordsPerPage] + b.shape->half_bytes + dim * 4;
+      const uint8_t* next = b.prefetch ? b.tile->ahead[w / kWordsPerPage] : nullptr;
+      ahead = next ? next + b.shape->half_bytes + dim * 4 : nullptr;
+    }
+    Int line[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) {
+      line[i] = N == 1 ? load_part(reinterpret_cast<const int32_t*>(v), part) : line_at(v + i * 64);
+      if (ahead) __builtin_prefetch(ahead + i * 64);
+      if (w == words) line[i] = line[i] & all(0x0000ffff);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; i++) acc[r][i] = W::add(acc[r][i], b.p[r][w], line[i]);
+    }
+    v += row_bytes;
+    if (ahead) ahead += row_bytes;
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) store(b.state(r) + 32 + dim + i * kLanes, acc[r][i]);
+  }
+}
+
+template <class W, int R> void attend_rows(RowBlock& b) {
+  score_tile<W, R>(b);
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) weigh_row<W>(b, r);
+  const int64_t dims = b.shape->head_dim;
+  int64_t d = 0;
+  if (kSlice > 1) {
+    for (; d + kSlice * kLanes <= dims; d += kSlice * kLanes) add_values<W, R, kSlice>(b, d, kLanes);
+  }
+  for (; d < dims; d += kLanes) {
+    add_values<W, R, 1>(b, d, dims - d < kLanes ? static_cast<int>(dims - d) : kLanes);
+  }
+}
+
+template <class W> GALLEY_INLINE void attend(const AttentionShape& shape, const AttentionTile& tile) {
+  RowBlock b;
+  b.shape = &shape;
+  b.tile = &tile;
+  // Pages that are not reached get no scores; they are masked, but read.
+  if (tile.tokens <= kTileTokens - kPageTokens) memset(b.scores, 0, sizeof b.scores);
+  for (int64_t r = 0; r < tile.rows;) {
+    const int64_t left = tile.rows - r;
+    b.first = r;
+    b.prefetch = r == 0 && tile.ahead[0] != nullptr;
+    switch (left < kRows ? left : kRows) {
+      case 1: attend_rows<W, 1>(b), r += 1; break;
+      case 2: attend_rows<W, 2>(b), r += 2; break;
+#if GALLEY_PARTS == 1
+      case 3: attend_rows<W, 3>(b), r += 3; break;
+      case 4: attend_rows<W, 4>(b), r += 4; break;
+      case 5: attend_rows<W, 5>(b), r += 5; break;
+      default: attend_rows<W, 6>(b), r += 6; break;
+#endif
+    }
+  }
+}
+
+void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {
+  if (shape.is_f32) {
+    attend<F32Words>(shape, tile);
+  } else {
+    attend<Bf16Words>(shape, tile);
+  }
+}
+
+void clear_states(const AttentionShape& shape, float* states, int64_t rows) {
+  memset(states, 0, rows * shape.state_size() * sizeof(float));
+  for (int64_t r = 0; r < rows; r++) states[r * shape.state_size()] = -__builtin_inff();
+}
+
+void merge_states(const AttentionShape& shape, float* into, const float* from, int64_t rows) {
+  const int64_t size = shape.state_size();
+  for (int64_t r = 0; r < rows; r++, into += size, from += size) {
+    if (from[0] == -__builtin_inff()) continue;
+    const float m = greater(into[0], from[0]);
+    const float mine = exp2_one(into[0] - m), theirs = exp2_one(from[0] - m);
+    into[0] = m;
+    into[16] = fma(into[16], mine, sum(load(from + 16)) * theirs);
+    for (int64_t d = 32; d < size; d += kLanes) {
+      store(into + d, fma(load(into + d), all(mine), load(from + d) * all(theirs)));
+    }
+  }
+}
+
+void finish_states(const AttentionShape& shape, const float* states, int64_t rows, float* out,
+                   int64_t stride) {
+  const int64_t size = shape.state_size();
+  for (int64_t r = 0; r < rows; r++, states += size, out += stride) {
+    const Float inverse = all(1.0f / states[16]);
+    for (int64_t d = 0; d < shape.head_dim; d += kLanes) {
+      const int64_t left = shape.head_dim - d;
+      // + 0: whether p = 0 was added or left out must not show in the sign of a zero.
+      const Float o = load(states + 32 + d) * inverse + zero();
+      store_part(out + d, o, left < kLanes ? static_cast<int>(left) : kLanes);
+    }
+  }
+}
+
+void store_columns(const float* x, int64_t first, int64_t n, int64_t k, Kind kind, uint8_t* row) {
+  if (kind != Kind::q8 || n == k) {
+    const int64_t size = kind == Kind::f32 ? 4 : kind == Kind::bf16 ? 2 : 0;
+    store_row(x, n, kind, row + size * first);
+    return;
+  }
+  const Q8Row out = q8_row_parts(row, k);
+  for (int64_t i = 0; i < n; i += kGroup) {
+    const int64_t g = (first + i) / kGroup;
+    out.scale[g] = quantize_group(x + i, out.q + first + i, out.sum + g, out.half + g);
+  }
+}
+
+void pack_query(const AttentionShape& shape, const void* q, bool q_is_f32, uint32_t* out) {
+  const int64_t n = shape.head_dim;
+  if (q_is_f32 == shape.is_f32) {
+    memcpy(out, q, shape.words * 4);
+    return;
+  }
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int part = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+    if (q_is_f32) {
+      const Float x = load_part(static_cast<const float*>(q) + i, part);
+      store_bf16_part(reinterpret_cast<uint16_t*>(out) + i, x, part);
+    } else {
+      const Float x = load_bf16_part(static_cast<const uint16_t*>(q) + i, part);
+      store_part(reinterpret_cast<float*>(out) + i, x, part);
+    }
+  }
+}
+
+}  // namespace GALLEY_VARIANT
+}  // namespace galley

@@ -1,0 +1,3 @@
+// The AVX2 variant of attention.h.
+#define GALLEY_AVX2
+#include "attention_kernel.h"
