@@ -1,0 +1,68 @@
+"""Built tokenizers of the `tokenizers` library, and the door through which its errors come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, processors
+
+from galley.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library tokenizer and what the checkpoint says beside it.
+
+    Attributes:
+        tokenizer: encodes; it is told of every special and added token.
+        bos, eos, unk, pad: tokens as text, None where the checkpoint names none.
+        chat_templates: name → jinja source; "default" is the plain one.
+        fim: role ("prefix", "suffix", "middle") → token id, where the checkpoint says so itself.
+    """
+
+    tokenizer: tokenizers.Tokenizer
+    bos: str | None = None
+    eos: str | None = None
+    unk: str | None = None
+    pad: str | None = None
+    chat_templates: dict[str, str] = field(default_factory=dict)
+    fim: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def library_errors(path: Path) -> Iterator[None]:
+    """Turn what the library raises for a bad vocabulary or file into a ModelError naming `path`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the library raises plain Exception for bad input
+        raise ModelError(f"{path}: no usable tokenizer: {error}") from None
+    except BaseException as error:
+        # A panic inside the library arrives as an exception that is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{path}: no usable tokenizer: {error}") from None
+
+
+def add_tokens(tokenizer: tokenizers.Tokenizer, tokens: Sequence[str], special: bool) -> None:
+    """Have `tokens` recognised as a whole wherever they stand in a text."""
+    added = [AddedToken(token, special=special, normalized=False) for token in tokens if token]
+    if special:
+        tokenizer.add_special_tokens(added)
+    else:
+        tokenizer.add_tokens(added)
+
+
+def surround(tokenizer: tokenizers.Tokenizer, first: str | None, last: str | None) -> None:
+    """Let `encode(add_special_tokens=True)` put `first` before and `last` after each text."""
+    tokens = [token for token in (first, last) if token is not None]
+    named = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(tokens)]
+    template = [*([first] if first else []), "$A", *([last] if last else [])]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, pair=[*template, "$B"], special_tokens=named
+    )

@@ -1,0 +1,142 @@
+"""The tokenizer that a GGUF file carries in its metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
+
+from galley.errors import ModelError
+from galley.loader.chat_templates import templates_of_gguf
+from galley.loader.gguf import GGUFFile
+from galley.text import sentencepiece
+from galley.text.backend import Backend, add_tokens, library_errors, surround
+from galley.text.sentencepiece import Kind, Pieces
+from galley.text.splits import WORD_SPLITS, WordSplit
+
+_FIM_KEYS = {"prefix": "fim_pre", "suffix": "fim_suf", "middle": "fim_mid"}
+
+
+def build_from_gguf(path: Path) -> Backend:
+    """Raises ModelError for a vocabulary that is missing, damaged or of an unsupported kind."""
+    file = GGUFFile(path)
+    vocabulary = _Vocabulary(file)
+    kind = vocabulary.get("model", str)
+    with library_errors(path):
+        if kind == "gpt2":
+            tokenizer, add_bos = _byte_level(vocabulary)
+        elif kind == "llama":
+            tokenizer, add_bos = _sentencepiece(vocabulary), True
+        else:
+            raise ModelError(
+                f"{path}: tokenizer model {kind!r} is not supported (gpt2 and llama are)"
+            )
+        bos, eos = vocabulary.special("bos"), vocabulary.special("eos")
+        first = bos if vocabulary.get("add_bos_token", bool, add_bos) else None
+        last = eos if vocabulary.get("add_eos_token", bool, False) else None
+        surround(tokenizer, first, last)
+    fim = {role: vocabulary.special_id(name) for role, name in _FIM_KEYS.items()}
+    return Backend(
+        tokenizer,
+        bos=bos,
+        eos=eos,
+        unk=vocabulary.special("unknown"),
+        pad=vocabulary.special("padding"),
+        chat_templates=templates_of_gguf(file),
+        fim={role: token_id for role, token_id in fim.items() if token_id is not None},
+    )
+
+
+class _Vocabulary:
+    """Typed reads of the keys `tokenizer.ggml.…`."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        self.tokens: list[str] = self.get("tokens", list)
+        kinds = self.get("token_type", np.ndarray, np.ones(len(self.tokens), np.int32))
+        if len(kinds) != len(self.tokens):
+            raise self.fail(f"{len(kinds)} token types for {len(self.tokens)} tokens")
+        self.kinds: list[int] = kinds.tolist()
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        value = self.file.get(f"tokenizer.ggml.{key}")
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            found = "missing" if value is None else f"a {type(value).__name__}"
+            raise self.fail(f"tokenizer.ggml.{key} is {found}, but must be a {kind.__name__}")
+        return value
+
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token, None where the file names none."""
+        if self.file.get(f"tokenizer.ggml.{name}_token_id") is None:
+            return None
+        token_id = self.get(f"{name}_token_id", int)
+        if not 0 <= token_id < len(self.tokens):
+            raise self.fail(f"{name}_token_id {token_id} is outside the vocabulary")
+        return int(token_id)
+
+    def special(self, name: str) -> str | None:
+        token_id = self.special_id(name)
+        return None if token_id is None else self.tokens[token_id]
+
+    def of_kind(self, kind: Kind) -> list[str]:
+        return [t for t, k in zip(self.tokens, self.kinds, strict=True) if k == kind]
+
+    def fail(self, message: str) -> ModelError:
+        return ModelError(f"{self.file.path}: {message}")
+
+
+def _byte_level(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
+    """(tokenizer, whether BOS is added where the file does not say)."""
+    pre = vocabulary.get("pre", str, "default")
+    split = WORD_SPLITS.get(pre)
+    if split is None:
+        raise vocabulary.fail(
+            f"pre-tokenizer {pre!r} is not supported; supported: {', '.join(WORD_SPLITS)}"
+        )
+    merges = [_merge(vocabulary, text) for text in vocabulary.get("merges", list)]
+    vocab = {token: i for i, token in enumerate(vocabulary.tokens)}
+    tokenizer = byte_level_tokenizer(vocab, merges, split)
+    add_tokens(tokenizer, vocabulary.of_kind(Kind.CONTROL), special=True)
+    add_tokens(tokenizer, vocabulary.of_kind(Kind.USER_DEFINED), special=False)
+    return tokenizer, split.add_bos
+
+
+def byte_level_tokenizer(
+    vocab: dict[str, int], merges: list[tuple[str, str]], split: WordSplit
+) -> tokenizers.Tokenizer:
+    """A byte-level BPE over words cut by `split`."""
+    model = models.BPE(vocab=vocab, merges=merges, ignore_merges=split.ignore_merges)
+    tokenizer = tokenizers.Tokenizer(model)
+    cuts = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in split.patterns]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _merge(vocabulary: _Vocabulary, text: str) -> tuple[str, str]:
+    at = text.find(" ", 1)
+    if at < 0:
+        raise vocabulary.fail(f"merge {text!r} is not two tokens")
+    return text[:at], text[at + 1 :]
+
+
+def _sentencepiece(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
+    scores = vocabulary.get("scores", np.ndarray)
+    if len(scores) != len(vocabulary.tokens):
+        raise vocabulary.fail(f"{len(scores)} scores for {len(vocabulary.tokens)} tokens")
+    return sentencepiece.build(
+        Pieces(
+            vocabulary.tokens,
+            scores.tolist(),
+            vocabulary.kinds,
+            add_space_prefix=vocabulary.get("add_space_prefix", bool, True),
+            squeeze_spaces=vocabulary.get("remove_extra_whitespaces", bool, False),
+            unk_id=vocabulary.special_id("unknown"),
+        )
+    )

@@ -1,0 +1,79 @@
+"""How byte-level BPE vocabularies cut text into words before merging, by GGUF's name.
+
+`tokenizer.ggml.pre` names the checkpoint's pre-tokenizer; the patterns are those of the
+checkpoints' own tokenizer.json. Each pattern cuts the pieces that the one before has left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
+_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
+_UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = f"{_UPPER}*{_LOWER}+|{_UPPER}+{_LOWER}*" + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
+_GPT4O = (
+    f"{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
+)
+_DEEPSEEK3 = (
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
+    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*" + _REST
+)
+
+
+@dataclass(frozen=True)
+class WordSplit:
+    """Patterns in order, and whether a word that is a token skips the merges."""
+
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+_LLAMA3_SPLIT = WordSplit((_LLAMA3,), ignore_merges=True, add_bos=True)
+_DIGITS_GPT2 = WordSplit((r"\p{N}", _GPT2))
+_PLAIN_GPT2 = WordSplit((_GPT2,))
+_QWEN2_SPLIT = WordSplit((_QWEN2,))
+
+#: `tokenizer.ggml.pre` → how words are split (open set).
+WORD_SPLITS: dict[str, WordSplit] = {
+    "default": WordSplit((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "gpt-2": _PLAIN_GPT2,
+    "mpt": _PLAIN_GPT2,
+    "olmo": _PLAIN_GPT2,
+    "phi-2": _PLAIN_GPT2,
+    "gpt2": _PLAIN_GPT2,
+    "smollm": _DIGITS_GPT2,
+    "starcoder": _DIGITS_GPT2,
+    "refact": _DIGITS_GPT2,
+    "command-r": _DIGITS_GPT2,
+    "codeshell": _DIGITS_GPT2,
+    "exaone": _DIGITS_GPT2,
+    "llama-bpe": _LLAMA3_SPLIT,
+    "llama3": _LLAMA3_SPLIT,
+    "llama-v3": _LLAMA3_SPLIT,
+    "falcon3": _LLAMA3_SPLIT,
+    "pixtral": _LLAMA3_SPLIT,
+    "dbrx": WordSplit((_LLAMA3,)),
+    "smaug-bpe": WordSplit((_LLAMA3,)),
+    "chatglm-bpe": WordSplit((_LLAMA3,)),
+    "glm4": WordSplit((_LLAMA3,)),
+    "qwen2": _QWEN2_SPLIT,
+    "stablelm2": _QWEN2_SPLIT,
+    "deepseek-r1-qwen": _QWEN2_SPLIT,
+    "megrez": _QWEN2_SPLIT,
+    "grok-2": _QWEN2_SPLIT,
+    "tekken": WordSplit((_TEKKEN,), ignore_merges=True, add_bos=True),
+    "gpt-4o": WordSplit((_GPT4O,)),
+    "llama4": WordSplit((_GPT4O,)),
+    "deepseek-coder": WordSplit(
+        (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+    ),
+    "deepseek-v3": WordSplit((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)),
+    "falcon": WordSplit((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
+}

@@ -1,0 +1,74 @@
+"""Stop strings in a text that arrives in pieces.
+
+What may be shown is all text but the longest suffix that is a proper prefix of a stop string; that
+suffix is held until the next piece tells. So a stop string is found wherever the pieces' borders
+fall, and nothing of it is shown too early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """Holds back what may become a stop string, and cuts at the first that does.
+
+    The first to be completed wins, as if the text came character by character; of two completed by
+    the same character, the one given first.
+    """
+
+    __slots__ = ("_held", "_include", "_prefixes", "_stops", "matched")
+
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        """`include`: the stop string itself is shown. `stops` must not contain ""."""
+        self._stops = tuple(stops)
+        self._include = include
+        # last character of a proper prefix → (stop, prefix length), longest first
+        self._prefixes: dict[str, list[tuple[int, str]]] = {}
+        for stop in self._stops:
+            for length in range(1, len(stop)):
+                self._prefixes.setdefault(stop[length - 1], []).append((length, stop))
+        for prefixes in self._prefixes.values():
+            prefixes.sort(key=lambda prefix: -prefix[0])
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str, armed: bool = True) -> str:
+        """What may be shown now. Nothing more comes after a match.
+
+        `armed=False`: a stop string that ends inside `text` does not count (min_tokens).
+        """
+        if self.matched is not None or not text:
+            return ""
+        known = len(self._held)
+        text = self._held + text
+        if armed:
+            found = self._first_match(text, known)
+            if found is not None:
+                end, self.matched = found
+                self._held = ""
+                return text[: end if self._include else end - len(self.matched)]
+        keep = self._held_length(text)
+        self._held = text[len(text) - keep :] if keep else ""
+        return text[: len(text) - keep] if keep else text
+
+    def finish(self) -> str:
+        """What was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return held
+
+    def _first_match(self, text: str, known: int) -> tuple[int, str] | None:
+        """(end, stop) of the first stop string that ends beyond `known` characters."""
+        best: tuple[int, str] | None = None
+        for stop in self._stops:
+            at = text.find(stop, max(0, known - len(stop) + 1))
+            if at >= 0 and (best is None or at + len(stop) < best[0]):
+                best = (at + len(stop), stop)
+        return best
+
+    def _held_length(self, text: str) -> int:
+        """Length of the longest suffix that is a proper prefix of a stop string."""
+        for length, stop in self._prefixes.get(text[-1], ()):
+            if length <= len(text) and stop.startswith(text[-length:]):
+                return length
+        return 0
