@@ -1,0 +1,42 @@
+"""From a configuration and a checkpoint to a running executor."""
+
+from __future__ import annotations
+
+from galley.config import EngineConfig, ModelFacts
+from galley.errors import ConfigError
+from galley.executor.executor import Executor
+from galley.executor.local import LocalExecutor
+from galley.executor.loopback import LoopbackExecutor
+from galley.loader import Checkpoint
+from galley.runner.load import Progress
+from galley.runner.runner import Runner
+
+
+def build(
+    config: EngineConfig,
+    facts: ModelFacts,
+    checkpoint: Checkpoint,
+    available: int,
+    progress: Progress | None = None,
+) -> Executor:
+    """Load the model, size its KV cache and make the executor of --distributed-executor-backend.
+
+    Args:
+        config: resolved.
+        available: bytes of memory that could be taken before anything was loaded.
+
+    Raises:
+        ConfigError: more than one rank is asked for, or memory is short.
+        ModelError: the checkpoint does not fit the model.
+    """
+    parallel = config.parallel
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if (size := getattr(parallel, name)) != 1:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option} {size}: a model runs on one rank in this version; use 1.", field=name
+            )
+    runner = Runner(config, facts, checkpoint, available, progress)
+    if parallel.distributed_executor_backend == "loopback":
+        return LoopbackExecutor(runner)
+    return LocalExecutor(runner)

@@ -1,0 +1,51 @@
+"""What an executor is: the door between the engine core and its workers."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import GroupSpec, StepPlan, StepResult
+
+
+class Handle(Protocol):
+    """A step under way."""
+
+    def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
+        """Wait for the forward pass, draw, and give the result; once per step.
+
+        Args:
+            mask: int32 [grammar rows, ceil(V / 32)] bits of allowed tokens, for the plan's
+                `grammar_rows`.
+        """
+
+
+class Executor(Protocol):
+    """Runs plans.
+
+    Attributes:
+        groups: what the KV cache consists of.
+        num_blocks: blocks of the pool, the null block among them.
+        max_model_len: longest sequence, fitted to the pool where the configuration says -1.
+        batch_invariant: a row's tokens do not depend on its batch (design 3.1).
+    """
+
+    groups: list[GroupSpec]
+    num_blocks: int
+    max_model_len: int
+    batch_invariant: bool
+
+    def submit(self, plan: StepPlan) -> Handle:
+        """Start a step. The one before must have been sampled."""
+
+    def rpc(self, method: str, *args: Any) -> list[Any]:
+        """Call one of `RPC_METHODS` on every worker: their answers, in order of rank."""
+
+    def shutdown(self) -> None:
+        """Let go of the workers; the executor cannot be used afterwards."""
+
+
+#: What may be called by name: methods of `Runner`.
+RPC_METHODS = frozenset({"reset", "profile", "timings", "describe", "memory"})

@@ -1,0 +1,50 @@
+"""Which device computes, and in which number format: from configuration to an opened backend.
+
+All that differs between devices is behind `kernels.backend.Backend`; this is where one is chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from galley.config import EngineConfig
+from galley.errors import ConfigError
+from galley.kernels.backend import Backend, Dense, open_backend
+
+log = logging.getLogger(__name__)
+
+
+def dense_format(dtype: str, checkpoint_dtype: str) -> Dense:
+    """Format of what is not quantised, and of the KV cache.
+
+    `auto` is bfloat16 for every checkpoint, as vLLM's `auto` is on CPUs; float16 and float32
+    checkpoints are rounded to it, and the log says so.
+
+    Raises:
+        ConfigError: float16 was asked for.
+    """
+    if dtype in ("float32", "float"):
+        return "f32"
+    if dtype in ("float16", "half"):
+        raise ConfigError(
+            f"--dtype {dtype} is not supported: CPUs compute float16 no faster than float32. "
+            "Use bfloat16 (the same size) or float32 (keeps every bit of a float16 checkpoint).",
+            field="dtype",
+        )
+    if dtype == "auto" and checkpoint_dtype in ("float16", "float32"):
+        log.info(
+            "The checkpoint is %s; computing in bfloat16. --dtype float32 keeps all its bits.",
+            checkpoint_dtype,
+        )
+    return "bf16"
+
+
+def open_device(config: EngineConfig, dense: Dense) -> Backend:
+    """The backend that the configuration names, with its compute threads.
+
+    Raises ConfigError where it is not installed.
+    """
+    device = config.device
+    return open_backend(
+        device.backend, dense, threads=device.num_threads or 0, eager=config.model.enforce_eager
+    )

@@ -1,0 +1,91 @@
+"""From a checkpoint to a model whose weights a backend holds.
+
+The first start packs every weight and keeps the packed ones on disk (`weight_cache`); a later one
+maps them. Knows no family and no format.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from galley.config import ModelFacts
+from galley.kernels.backend import Backend
+from galley.layers.weights import CheckpointWeights
+from galley.loader import Checkpoint, RawTensor
+from galley.models.decoder import Decoder, Stage
+from galley.models.registry import build_model
+from galley.runner.packed_file import PackedFile
+from galley.runner.weight_cache import CacheMiss, RecordingWeights, StoredWeights
+
+log = logging.getLogger(__name__)
+
+#: Called with (tensors done, tensors in all) while a model is loaded.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Attributes:
+    weight_bytes: memory of the weights as the backend holds them.
+    from_cache: packed weights were mapped, not made.
+    """
+
+    model: Decoder
+    weight_bytes: int
+    from_cache: bool
+
+
+class _Counting:
+    """A checkpoint that reports how many of its tensors have been asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
+        self.facts = checkpoint.facts
+        self._checkpoint = checkpoint
+        self._progress = progress
+        self._done = 0
+        self._total = len(checkpoint.names())
+
+    def names(self) -> list[str]:
+        return self._checkpoint.names()
+
+    def tensor(self, name: str) -> RawTensor:
+        self._done += 1
+        self._progress(self._done, self._total)
+        return self._checkpoint.tensor(name)
+
+
+def load_model(
+    facts: ModelFacts,
+    checkpoint: Checkpoint,
+    backend: Backend,
+    stage: Stage,
+    cached: Path | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Build the model of `facts` from its checkpoint; every tensor must be accounted for.
+
+    Args:
+        cached: file that packed weights are taken from, or else kept in; None = neither.
+        progress: called with (tensors done, tensors in all).
+
+    Raises ModelError naming what is missing, left over, misshapen or unsupported.
+    """
+    counted: Checkpoint = _Counting(checkpoint, progress) if progress else checkpoint
+    if cached is not None and (stored := PackedFile.open(cached)) is not None:
+        try:
+            source = StoredWeights(stored, CheckpointWeights(counted, backend), backend)
+            return LoadedModel(build_model(facts, source, stage), stored.num_bytes, True)
+        except CacheMiss as miss:
+            log.info(
+                "Packed weights in %s are of another model code (%s): packing anew.", cached, miss
+            )
+    weights = CheckpointWeights(counted, backend)
+    recording = RecordingWeights(weights, backend)
+    model = build_model(facts, recording, stage)
+    weights.finish()
+    if cached is not None:
+        recording.write(cached)
+    return LoadedModel(model, recording.num_bytes, False)

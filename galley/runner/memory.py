@@ -1,0 +1,97 @@
+"""How many KV blocks there is room for, and how long a sequence may then be.
+
+Sizes come in and go out as numbers; nothing is allocated here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from galley.config import CacheConfig
+from galley.errors import ConfigError
+
+GIB = 2**30
+#: Block 0 of the pool is the null block: zeros, never handed out.
+NULL_BLOCKS = 1
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes on the machine before the KV cache is made.
+
+    Attributes:
+        available: what could be taken when the engine started, before the weights were loaded.
+        weights: the model.
+        activations: buffers of a step at its limits, and the request table.
+    """
+
+    available: int
+    weights: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class KVCapacity:
+    """The pool's size, and what decided it.
+
+    Attributes:
+        num_blocks: blocks of the pool, the null block among them.
+        budget: bytes that the cache was given, or 0 where the number of blocks was.
+        flag: the option that a user would change.
+    """
+
+    num_blocks: int
+    budget: int
+    flag: str
+
+
+def kv_capacity(cache: CacheConfig, block_bytes: int, memory: MemoryUse) -> KVCapacity:
+    """Size of the block pool, by the first of --num-gpu-blocks-override, --kv-cache-memory-bytes
+    and --gpu-memory-utilization that is given.
+
+    Raises:
+        ConfigError: there is no room for a single block besides the null block.
+    """
+    if cache.num_gpu_blocks_override is not None:
+        return KVCapacity(cache.num_gpu_blocks_override, 0, "--num-gpu-blocks-override")
+    if cache.kv_cache_memory_bytes is not None:
+        budget, flag = cache.kv_cache_memory_bytes, "--kv-cache-memory-bytes"
+    else:
+        share = int(memory.available * cache.gpu_memory_utilization)
+        budget, flag = share - memory.weights - memory.activations, "--gpu-memory-utilization"
+    num_blocks = max(budget, 0) // block_bytes
+    if num_blocks <= NULL_BLOCKS:
+        raise ConfigError(
+            f"no memory is left for the KV cache: {flag} leaves it {budget / GIB:.2f} GiB "
+            f"({memory.available / GIB:.2f} GiB available, weights {memory.weights / GIB:.2f} GiB, "
+            f"activations {memory.activations / GIB:.2f} GiB) and two blocks take "
+            f"{2 * block_bytes / GIB:.4f} GiB. Increase {flag}.",
+            field=flag.lstrip("-").replace("-", "_"),
+        )
+    return KVCapacity(num_blocks, budget, flag)
+
+
+def fit_length(wanted: int, longest: int, capacity: KVCapacity, block_size: int) -> int:
+    """The longest sequence to accept, in tokens.
+
+    Args:
+        wanted: --max-model-len, or -1 for as much as fits.
+        longest: what the model supports.
+
+    Raises:
+        ConfigError: the pool cannot hold one sequence of the wanted length.
+    """
+    fits = (capacity.num_blocks - NULL_BLOCKS) * block_size
+    if wanted == -1:
+        return min(longest, fits)
+    if wanted <= fits:
+        return wanted
+    blocks = -(-wanted // block_size) + NULL_BLOCKS
+    given = f" ({capacity.budget / GIB:.2f} GiB)" if capacity.budget else ""
+    raise ConfigError(
+        f"one sequence of --max-model-len {wanted} tokens needs a KV cache of {blocks} blocks of "
+        f"{block_size} tokens, but {capacity.flag} gives {capacity.num_blocks}{given}, enough for "
+        f"{fits} tokens. Increase {capacity.flag}, or lower --max-model-len to {fits} (or -1: as "
+        "long as fits).",
+        field="max_model_len",
+    )

@@ -1,0 +1,63 @@
+"""Custom logits processors: Python callables on one row's logits, between forward and sampling.
+
+A processor is called with two or three arguments, as its signature asks (vLLM's forms):
+
+    processor(output_token_ids, logits_row) -> logits_row
+    processor(prompt_token_ids, output_token_ids, logits_row) -> logits_row
+
+Token ids are lists of int, the row is float32 [V]; it may be changed in place, but must be
+returned. Logprobs are of the row that the processors return.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import RequestTable, StepPlan
+from galley.runner.sampler import SamplingTable
+
+
+def rows_with_processors(plan: StepPlan, sampling: SamplingTable) -> list[int]:
+    """Rows of the plan that draw a token and have processors."""
+    special = np.flatnonzero(sampling.special[plan.slots] & (plan.samples == 1))
+    return [int(r) for r in special if sampling.specials[int(plan.slots[r])].processors]
+
+
+def apply_processors(
+    rows: Sequence[int],
+    plan: StepPlan,
+    table: RequestTable,
+    sampling: SamplingTable,
+    logits: NDArray[np.float32],
+) -> dict[int, str]:
+    """Rewrite the logits of `rows`; row → message for those whose processor failed."""
+    ends = np.cumsum(plan.num_logits)
+    failed: dict[int, str] = {}
+    for row in rows:
+        slot = int(plan.slots[row])
+        first, end = int(table.num_prompt[slot]), int(table.num_tokens[slot])
+        prompt = table.token_ids[slot, :first].tolist()
+        output = table.token_ids[slot, first:end].tolist()
+        target = logits[ends[row] - 1]
+        try:
+            for processor in sampling.specials[slot].processors:
+                target[:] = _call(processor, prompt, output, target)
+        except Exception as error:  # noqa: BLE001 - a user's callable fails its own request only
+            failed[row] = f"a logits processor failed: {type(error).__name__}: {error}"
+    return failed
+
+
+def _call(
+    processor: Any, prompt: list[int], output: list[int], row: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    parameters = inspect.signature(processor).parameters
+    given = (prompt, output, row) if len(parameters) == 3 else (output, row)
+    returned = np.asarray(processor(*given), np.float32)
+    if returned.shape != row.shape:
+        raise ValueError(f"it returned shape {returned.shape} for logits of shape {row.shape}")
+    return returned

@@ -1,0 +1,187 @@
+"""The runner: loads a model, makes room for its KV cache, executes plans.
+
+    execute(plan)   table ← plan, block copies, masks; forward, and drawing where nothing must
+                    come between
+    sample(mask)    grammar mask and processors, drawing; result; table ← result
+
+One plan at a time. A step whose rows have nothing but numbers is one native call and a fixed
+number of Python calls, however many rows it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import MIN_LOGIT_ROWS, GroupSpec, RequestTable, StepPlan, StepResult
+from galley.config import EngineConfig, ModelFacts
+from galley.kernels.backend import Executable, Limits
+from galley.loader import Checkpoint
+from galley.models.decoder import Stage
+from galley.runner.device import dense_format, open_device
+from galley.runner.load import Progress, load_model
+from galley.runner.memory import MemoryUse, fit_length, kv_capacity
+from galley.runner.processors import apply_processors, rows_with_processors
+from galley.runner.results import Drawn, step_result
+from galley.runner.sampler import SamplingTable
+from galley.runner.weight_cache import cache_path
+
+#: Most candidates that the sampling kernel lists per row; who asks for more pays for it.
+MAX_LISTED = 32
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A plan between `execute` and `sample`.
+
+    Attributes:
+        drawn: whether the drawing is done already.
+        processed: rows whose logits processors must run first.
+    """
+
+    plan: StepPlan
+    drawn: bool
+    processed: list[int]
+
+
+class Runner:
+    """See the module.
+
+    Args:
+        config: resolved.
+        available: bytes of memory that could be taken before the model was loaded.
+
+    Attributes:
+        groups: what the KV cache consists of; one group for plain models.
+        num_blocks: blocks of the pool, the null block among them.
+        max_model_len: longest sequence, fitted to the pool where the configuration says -1.
+        table: this worker's own copy of what the scheduler's table holds.
+
+    Raises:
+        ConfigError: the pool is too small, or the backend cannot be had.
+        ModelError: the checkpoint is not one that the model can take.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        facts: ModelFacts,
+        checkpoint: Checkpoint,
+        available: int,
+        progress: Progress | None = None,
+    ) -> None:
+        limits = step_limits(config)
+        wanted = config.model.max_model_len
+        wanted = facts.max_position if wanted is None else wanted
+        longest = facts.max_position if wanted == -1 else wanted
+        dense = dense_format(config.model.dtype, facts.dtype)
+        backend = open_device(config, dense)
+        cached = None
+        if config.load.load_format != "dummy":
+            cached = cache_path(facts, backend, dense)
+        loaded = load_model(facts, checkpoint, backend, Stage(longest), cached, progress)
+        self.batch_invariant = backend.batch_invariant
+        self._executable: Executable = backend.build(loaded.model, limits)
+        block_size = config.cache.block_size
+        block_bytes = self._executable.kv_block_bytes(block_size)
+        self._memory = MemoryUse(available, loaded.weight_bytes, self._executable.activation_bytes)
+        self._capacity = kv_capacity(config.cache, block_bytes, self._memory)
+        self.num_blocks = self._capacity.num_blocks
+        self.max_model_len = fit_length(wanted, longest, self._capacity, block_size)
+        self.groups = [GroupSpec("full", block_size, block_bytes // block_size)]
+        self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
+        self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
+        self._executable.allocate_kv(self.num_blocks, block_size)
+        self._executable.bind(self.table, self._sampling.columns)
+        self._masked = False
+        self._pending: _Pending | None = None
+
+    def execute(self, plan: StepPlan) -> None:
+        """Bring the table up to the plan and run the forward pass."""
+        assert self._pending is None, "the step before has not been sampled"
+        self.table.apply_plan(plan)
+        for slot in plan.freed_slots.tolist():
+            self._sampling.clear(slot)
+        for row in plan.new_rows:
+            self._sampling.set_row(row)
+        if len(plan.copy_src):
+            self._executable.copy_blocks(plan.copy_src, plan.copy_dst)
+        processed = rows_with_processors(plan, self._sampling)
+        whole = not processed and not len(plan.grammar_rows)
+        if whole:
+            self._set_masks(plan, None)
+        self._executable.run(plan, sample=whole)
+        self._pending = _Pending(plan, whole, processed)
+
+    def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
+        """The result of the plan that was executed last.
+
+        Args:
+            mask: int32 [grammar rows, ceil(V / 32)], bit t % 32 of word t / 32 = token t is
+                allowed; for the plan's `grammar_rows`, in order.
+        """
+        assert self._pending is not None, "nothing was executed"
+        pending, self._pending = self._pending, None
+        plan, executable = pending.plan, self._executable
+        failed: dict[int, str] = {}
+        if not pending.drawn:
+            failed = apply_processors(
+                pending.processed, plan, self.table, self._sampling, executable.logits
+            )
+            self._set_masks(plan, mask)
+            executable.sample(plan)
+        drawn = Drawn(plan, executable.samples, executable.logits, failed)
+        result = step_result(drawn, self.table, self._sampling)
+        self.table.apply_result(plan, result)
+        return result
+
+    def reset(self) -> None:
+        """Forget all requests: every slot is empty, as at the start."""
+        self._pending = None
+        for slot in range(self.table.num_slots):
+            self.table.clear_slot(slot)
+            self._sampling.clear(slot)
+
+    def profile(self, on: bool) -> None:
+        """Start (from zero) or stop timing each operation."""
+        self._executable.profile(on)
+
+    def timings(self) -> list[tuple[str, int, int]]:
+        """(operation, runs, nanoseconds) of each operation since `profile(True)`."""
+        return self._executable.timings()
+
+    def describe(self) -> str:
+        """What a step runs, one operation a line."""
+        return self._executable.describe()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: available, weights, activations, kv_cache."""
+        use = self._memory
+        return {
+            "available": use.available,
+            "weights": use.weights,
+            "activations": use.activations,
+            "kv_cache": self.num_blocks * self.groups[0].block_bytes,
+        }
+
+    def _set_masks(self, plan: StepPlan, grammar: NDArray[np.int32] | None) -> None:
+        masks = self._sampling.logit_masks(plan, self.table, grammar)
+        if masks is not None or self._masked:
+            self._executable.set_masks(masks)
+        self._masked = masks is not None
+
+
+def step_limits(config: EngineConfig) -> Limits:
+    """The most that a step holds, of a resolved configuration."""
+    tokens, rows = config.scheduler.max_num_batched_tokens, config.scheduler.max_num_seqs
+    assert tokens is not None, "the configuration is not resolved"
+    assert rows is not None, "the configuration is not resolved"
+    listed = config.model.max_logprobs
+    return Limits(
+        tokens=max(tokens, rows),
+        rows=rows,
+        logits=max(rows, MIN_LOGIT_ROWS),
+        top_logprobs=MAX_LISTED if listed == -1 else min(listed, MAX_LISTED),
+    )

@@ -1,0 +1,216 @@
+"""Sampling parameters as columns by slot, and what rows need beyond them.
+
+Numbers (temperature, top_p, penalties …) are columns that the sampling kernel reads by itself:
+they change when a row enters or leaves a slot, not in a step. The few rows that need more (a mask
+of tokens, biases, a Python callable on their logits) are marked `special`; a step without one
+costs the same however many rows it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import EMPTY_I32, I32, NewRow, RequestTable, StepPlan
+from galley.kernels.sampling import LogitMasks
+from galley.request import SamplingParams
+
+Words = NDArray[np.uint64]
+#: Temperatures below this are greedy, as in vLLM.
+GREEDY_BELOW = 1e-5
+#: Row-level marks of `SamplingTable.num_logprobs` and `num_prompt_logprobs`.
+NO_LOGPROBS = -1
+
+
+@dataclass(slots=True)
+class Special:
+    """What a special row needs beside its numbers.
+
+    Attributes:
+        allowed: words of the tokens that may be drawn at all; None = every token.
+        stop_ids: not to be drawn before `min_tokens` tokens are out.
+        bad_words: token sequences whose last token must not follow the others.
+        bias_ids, bias_values: added to the logits.
+        processors: callables on the row's logits, in order.
+    """
+
+    allowed: Words | None = None
+    min_tokens: int = 0
+    stop_ids: I32 = field(default_factory=lambda: EMPTY_I32)
+    bad_words: list[list[int]] = field(default_factory=list)
+    bias_ids: I32 = field(default_factory=lambda: EMPTY_I32)
+    bias_values: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    processors: list[Any] = field(default_factory=list)
+
+    @property
+    def is_plain(self) -> bool:
+        return not (
+            self.allowed is not None
+            or self.min_tokens
+            or self.bad_words
+            or len(self.bias_ids)
+            or self.processors
+        )
+
+
+class SamplingTable:
+    """The columns, [slots] each; events (`set_row`, `clear`) are the only writers.
+
+    Attributes:
+        columns: name → array, as the sampling kernel binds them: temperature, top_p, min_p,
+            presence, frequency, repetition float32; top_k, num_logprobs int32; seed uint64.
+        num_logprobs, num_prompt_logprobs: int32, k wanted of sampled and of prompt tokens, -1 =
+            none. The column `num_logprobs` is the larger one, at most `max_top`: whoever wants
+            more gets the rest from the logits.
+        special: bool, True where `specials` has an entry.
+    """
+
+    def __init__(self, num_slots: int, vocab_size: int, max_top: int) -> None:
+        self.vocab_size = vocab_size
+        self.max_top = max_top
+        self.num_words = -(-vocab_size // 64)
+        self._every = self.words(range(vocab_size))
+        self.columns: dict[str, NDArray[Any]] = {
+            "temperature": np.zeros(num_slots, np.float32),
+            "top_p": np.ones(num_slots, np.float32),
+            "min_p": np.zeros(num_slots, np.float32),
+            "top_k": np.zeros(num_slots, np.int32),
+            "presence": np.zeros(num_slots, np.float32),
+            "frequency": np.zeros(num_slots, np.float32),
+            "repetition": np.ones(num_slots, np.float32),
+            "seed": np.zeros(num_slots, np.uint64),
+            "num_logprobs": np.full(num_slots, NO_LOGPROBS, np.int32),
+        }
+        self.num_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
+        self.num_prompt_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
+        self.special = np.zeros(num_slots, np.bool_)
+        self.specials: dict[int, Special] = {}
+
+    def set_row(self, row: NewRow) -> None:
+        """A request enters its slot."""
+        p, slot = row.sampling, row.slot
+        for name, value in (
+            ("temperature", 0.0 if p.temperature < GREEDY_BELOW else p.temperature),
+            ("top_p", p.top_p),
+            ("min_p", p.min_p),
+            ("top_k", max(p.top_k, 0)),
+            ("presence", p.presence_penalty),
+            ("frequency", p.frequency_penalty),
+            ("repetition", p.repetition_penalty),
+            ("seed", (p.seed or 0) % 2**64),
+        ):
+            self.columns[name][slot] = value
+        wanted = self._wanted(p.logprobs)
+        of_prompt = self._wanted(p.prompt_logprobs)
+        self.num_logprobs[slot] = wanted
+        self.num_prompt_logprobs[slot] = of_prompt
+        self.columns["num_logprobs"][slot] = min(max(wanted, of_prompt), self.max_top)
+        self._set_special(slot, self._special_of(row))
+
+    def clear(self, slot: int) -> None:
+        """The slot is empty: its callables and masks are let go."""
+        self._set_special(slot, None)
+
+    def _wanted(self, k: int | None) -> int:
+        if k is None:
+            return NO_LOGPROBS
+        return self.vocab_size if k == -1 else min(k, self.vocab_size)
+
+    def _set_special(self, slot: int, special: Special | None) -> None:
+        self.special[slot] = special is not None
+        if special is None:
+            self.specials.pop(slot, None)
+        else:
+            self.specials[slot] = special
+
+    def _special_of(self, row: NewRow) -> Special | None:
+        p: SamplingParams = row.sampling
+        special = Special(bad_words=row.bad_words_token_ids)
+        if p.allowed_token_ids is not None:
+            special.allowed = self.words(p.allowed_token_ids)
+        if p.min_tokens:
+            special.min_tokens = p.min_tokens
+            # A stop id beyond the vocabulary can never be drawn.
+            stop = {*row.eos_token_ids, *(p.stop_token_ids or ())}
+            special.stop_ids = np.array(
+                sorted(i for i in stop if 0 <= i < self.vocab_size), np.int32
+            )
+        if p.logit_bias:
+            special.bias_ids = np.array(list(p.logit_bias), np.int32)
+            special.bias_values = np.array(list(p.logit_bias.values()), np.float32)
+        special.processors = list(p.logits_processors or ())
+        return None if special.is_plain else special
+
+    def words(self, token_ids: Iterable[int]) -> Words:
+        """A mask in which only `token_ids` are allowed."""
+        allowed = np.zeros(self.num_words * 64, np.bool_)
+        allowed[np.fromiter(token_ids, np.int64)] = True
+        return np.packbits(allowed, bitorder="little").view(np.uint64)
+
+    def logit_masks(
+        self, plan: StepPlan, table: RequestTable, grammar: NDArray[np.int32] | None
+    ) -> LogitMasks | None:
+        """Masks and biases of this step's logit rows; None where no row has any.
+
+        Args:
+            grammar: int32 [len(plan.grammar_rows), >= V / 32] bits of the tokens that the grammar
+                allows, for the plan's `grammar_rows`.
+        """
+        special = np.flatnonzero(self.special[plan.slots] & (plan.samples == 1))
+        if not len(special) and grammar is None:
+            return None
+        last_logit = np.cumsum(plan.num_logits) - 1
+        total = int(last_logit[-1]) + 1
+        masks: list[Words | None] = [None] * total
+        counts = np.zeros(total + 1, np.int32)
+        biased: list[Special] = []
+        for row in special:
+            slot, at = int(plan.slots[row]), int(last_logit[row])
+            s = self.specials[slot]
+            masks[at] = self._mask(s, slot, table)
+            if len(s.bias_ids):
+                counts[at + 1] = len(s.bias_ids)
+                biased.append(s)
+        if grammar is not None:
+            for row, bits in zip(plan.grammar_rows, grammar, strict=True):
+                at = int(last_logit[row])
+                words, own = self._grammar_words(bits), masks[at]
+                masks[at] = words if own is None else words & own
+        if not biased and all(m is None for m in masks):
+            return None
+        return LogitMasks(
+            masks=masks,
+            addresses=np.array([0 if m is None else m.ctypes.data for m in masks], np.uint64),
+            bias_indptr=np.cumsum(counts, dtype=np.int32),
+            bias_ids=np.concatenate([EMPTY_I32, *(s.bias_ids for s in biased)], dtype=np.int32),
+            bias_values=np.concatenate(
+                [np.empty(0, np.float32), *(s.bias_values for s in biased)], dtype=np.float32
+            ),
+        )
+
+    def _mask(self, s: Special, slot: int, table: RequestTable) -> Words | None:
+        """The row's mask at this point of its sequence; None = every token is allowed."""
+        first, end = int(table.num_prompt[slot]), int(table.num_tokens[slot])
+        forbidden = list(s.stop_ids) if end - first < s.min_tokens else []
+        for word in s.bad_words:
+            before = len(word) - 1
+            if before > end - first:
+                continue
+            if table.token_ids[slot, end - before : end].tolist() == word[:-1]:
+                forbidden.append(word[-1])
+        if not forbidden:
+            return s.allowed
+        words = (self._every if s.allowed is None else s.allowed).copy()
+        ids = np.array(forbidden, np.uint64)
+        np.bitwise_and.at(words, ids >> np.uint64(6), ~(np.uint64(1) << (ids & np.uint64(63))))
+        return words
+
+    def _grammar_words(self, bits: NDArray[np.int32]) -> Words:
+        padded = np.zeros(2 * self.num_words, np.int32)
+        n = min(len(bits), len(padded))
+        padded[:n] = bits[:n]
+        return padded.view(np.uint64)
