@@ -236,18 +236,19 @@ class Scheduler:
             crowded: whether others run or wait.
         """
         n = min(need, left)
-        if not self.limits.enable_chunked_prefill:
-            if n < need and not seq.wants_prompt_logprobs:
-                return 0, 0
-        elif crowded and 0 < self.limits.long_prefill_token_threshold < n:
-            n = self.limits.long_prefill_token_threshold
         if seq.wants_prompt_logprobs:
             # Positions from `first` on yield logits; a chunk ends where their rows run out.
             first = max(computed, seq.prompt_scored)
             n = min(n, first - computed + logits)
+        elif n == need and not logits:
+            n -= 1  # its last position has to wait for a row of logits
+        if self.limits.enable_chunked_prefill:
+            if crowded and 0 < self.limits.long_prefill_token_threshold < n:
+                n = self.limits.long_prefill_token_threshold
+        elif n < need and not seq.wants_prompt_logprobs:
+            return 0, 0
+        if seq.wants_prompt_logprobs:
             return n, max(computed + n - first, 0)
-        if n == need and not logits:
-            n -= 1
         return n, int(n == need)
 
     def _admit(self, rows: _Rows) -> tuple[_Rows, list[NewRow]]:

@@ -1,0 +1,205 @@
+"""The block pool. Numbers in names are those of the list of scheduler behaviours."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from galley.kv.pool import NULL_BLOCK, BlockPool
+
+
+def test_20_the_null_block_is_never_handed_out() -> None:
+    pool = BlockPool(5)
+    assert sorted(pool.take(4)) == [1, 2, 3, 4]
+    assert pool.num_free == 0
+    pool.check_integrity()
+
+
+def test_24_a_shared_block_returns_when_its_last_user_leaves() -> None:
+    pool = BlockPool(4)
+    (block,) = pool.take(1)
+    pool.enter(block, b"k")
+    pool.share([block])
+    pool.release([block])
+    assert (pool.num_used, pool.num_free) == (1, 2)
+    pool.release([block])
+    assert (pool.num_used, pool.num_free) == (0, 3)
+    assert pool.find(b"k") == block
+
+
+def test_25_free_cached_blocks_stay_findable_until_reused() -> None:
+    pool = BlockPool(3)
+    a, b = pool.take(2)
+    pool.enter(a, b"a")
+    pool.enter(b, b"b")
+    pool.release([b, a])
+    assert pool.find(b"a") == a
+    assert pool.take(1) == [b]
+    assert pool.find(b"b") is None
+    assert pool.find(b"a") == a
+    pool.check_integrity()
+
+
+def test_26_partial_blocks_go_first_then_unused_then_cached_oldest_first() -> None:
+    pool = BlockPool(7)
+    a, b, c, partial = pool.take(4)
+    for block, key in ((a, b"a"), (b, b"b"), (c, b"c")):
+        pool.enter(block, key)
+    pool.release([c, b])  # one request: tail before head
+    pool.release([partial, a])
+    assert pool.take(6) == [partial, 5, 6, c, b, a]
+    assert pool.num_evicted == 3
+    assert not pool.index
+    pool.check_integrity()
+
+
+def test_27_sharing_a_free_block_takes_it_out_of_the_free_list() -> None:
+    pool = BlockPool(3)
+    a, b = pool.take(2)
+    pool.enter(a, b"a")
+    pool.release([a])
+    pool.release([b])
+    assert pool.num_free_among([a]) == 1
+    pool.share([a])
+    assert pool.num_free_among([a]) == 0
+    assert pool.take(1) == [b]
+    assert pool.num_free == 0
+    assert pool.find(b"a") == a
+    pool.check_integrity()
+
+
+def test_the_first_block_of_a_content_keeps_the_key() -> None:
+    pool = BlockPool(4)
+    a, b = pool.take(2)
+    pool.enter(a, b"k")
+    pool.enter(b, b"k")
+    assert pool.find(b"k") == a
+    pool.release([b])
+    pool.check_integrity()
+    assert pool.find(b"k") == a
+
+
+def test_without_keeping_cached_blocks_only_the_living_are_findable() -> None:
+    pool = BlockPool(3, keep_cached=False)
+    (a,) = pool.take(1)
+    pool.enter(a, b"a")
+    assert pool.find(b"a") == a
+    pool.release([a])
+    assert pool.find(b"a") is None
+    pool.check_integrity()
+
+
+def test_forgotten_contents_are_not_found() -> None:
+    pool = BlockPool(3)
+    (a,) = pool.take(1)
+    pool.enter(a, b"a")
+    pool.forget([a])
+    assert pool.find(b"a") is None
+    pool.release([a])
+    pool.check_integrity()
+
+
+def test_34_clearing_the_index_fails_while_blocks_are_in_use() -> None:
+    pool = BlockPool(4)
+    a, b = pool.take(2)
+    pool.enter(a, b"a")
+    pool.release([a])
+    assert not pool.clear_index()
+    assert pool.find(b"a") == a
+    pool.release([b])
+    assert pool.clear_index()
+    assert pool.find(b"a") is None
+    assert pool.num_free == 3
+    pool.check_integrity()
+
+
+def test_a_listener_hears_of_every_change_of_the_index() -> None:
+    heard: list[tuple[object, ...]] = []
+
+    class Listener:
+        def stored(self, block: int, key: bytes) -> None:
+            heard.append(("stored", block, key))
+
+        def removed(self, block: int, key: bytes) -> None:
+            heard.append(("removed", block, key))
+
+        def cleared(self) -> None:
+            heard.append(("cleared",))
+
+    pool = BlockPool(2, listener=Listener())
+    pool.take(1)
+    pool.enter(1, b"a")
+    pool.release([1])
+    pool.take(1)
+    pool.release([1])
+    pool.clear_index()
+    assert heard == [("stored", 1, b"a"), ("removed", 1, b"a"), ("cleared",)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda pool: pool.refs.__setitem__(3, 1),
+        lambda pool: pool.refs.__setitem__(1, 0),
+        lambda pool: pool._plain.append(3),
+        lambda pool: pool._plain.append(NULL_BLOCK),
+        lambda pool: pool._cached.__setitem__(3, None),
+        lambda pool: pool.index.__setitem__(b"x", 1),
+        lambda pool: pool.keys.__setitem__(1, b"y"),
+    ],
+)
+def test_check_integrity_finds_damage(damage: object) -> None:
+    pool = BlockPool(5)
+    pool.enter(pool.take(1)[0], b"k")
+    pool.check_integrity()
+    damage(pool)
+    with pytest.raises(AssertionError):
+        pool.check_integrity()
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Random users of a small pool; a dict of references is the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(9)
+        self.users: list[list[int]] = []
+        self.contents = 0
+
+    @rule(n=st.integers(1, 4), keyed=st.integers(0, 4))
+    def take(self, n: int, keyed: int) -> None:
+        if n > self.pool.num_free:
+            return
+        blocks = self.pool.take(n)
+        for block in blocks[:keyed]:
+            self.contents += 1
+            self.pool.enter(block, self.contents.to_bytes(4, "big"))
+        self.users.append(blocks)
+
+    @precondition(lambda self: self.pool.index)
+    @rule(data=st.data())
+    def hit(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.pool.index)))
+        block = self.pool.find(key)
+        self.pool.share([block])
+        self.users.append([block])
+
+    @precondition(lambda self: self.users)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        self.pool.release(self.users.pop(data.draw(st.integers(0, len(self.users) - 1)))[::-1])
+
+    @invariant()
+    def references_are_the_users(self) -> None:
+        self.pool.check_integrity()
+        refs = [0] * self.pool.num_blocks
+        for blocks in self.users:
+            for block in blocks:
+                refs[block] += 1
+        assert refs == self.pool.refs
+
+
+PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPoolMachine = PoolMachine.TestCase
