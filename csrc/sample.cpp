@@ -1,0 +1,156 @@
+// Op `sample`: logprobs and the next token of each logits row, in vLLM's order.
+// Pointers: logits (f32 [logits][vocab]), token_ids (int32 [logits]), logprob? (f32 [logits]),
+// rank? (int32 [logits]), top_ids? (int32 [logits][top_stride]), top_logprobs? (f32, same shape).
+// Ints: vocab, top_stride (0 = no lists). What is wanted of a row: Sampling in program.h.
+// Tile: one row.
+//
+//   logits ── logprobs (raw) ──▶ logprob, rank, top lists
+//      └─ mask ─ bias ─ penalties ─ temperature ─ min_p ─ top_k ─ top_p ─ draw ──▶ token id
+//
+// A token is a function of (row, parameters, history, seed, absolute position) alone. Token -1:
+// none can be drawn, all are masked or a logit is not a number. A row that is not drawn from
+// (logit_samples 0) gets its known next token, and logprobs of it.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "sample_kernel.h"
+#include "sample_row.h"
+
+namespace galley {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+template <class T> T at(const T* column, int32_t slot, T otherwise) {
+  return column ? column[slot] : otherwise;
+}
+
+class Sample final : public Op {
+ public:
+  explicit Sample(const Args& a)
+      : logits_(a.ptr<float>("logits")), token_ids_(a.ptr<int32_t>("token_ids")),
+        logprob_(a.ptr_or_null<float>("logprob")), rank_(a.ptr_or_null<int32_t>("rank")),
+        top_ids_(a.ptr_or_null<int32_t>("top_ids")),
+        top_logprobs_(a.ptr_or_null<float>("top_logprobs")), vocab_(a.size("vocab")),
+        top_stride_(a.i("top_stride", 0)) {
+    if (vocab_ > std::numeric_limits<int32_t>::max()) throw std::invalid_argument("vocab is too large");
+    if (top_stride_ > 0 && (!top_ids_ || !top_logprobs_)) {
+      throw std::invalid_argument("top_stride needs top_ids and top_logprobs");
+    }
+  }
+
+  int64_t tiles(const Step& step, int threads) const override {
+    if (static_cast<int>(samplers_.size()) < threads) samplers_.resize(threads);
+    return step.logits;
+  }
+
+  void run(const Step& step, int64_t begin, int64_t end, int thread) override {
+    for (int64_t l = begin; l < end; l++) run_row(step, l, samplers_[thread]);
+  }
+
+ private:
+  void run_row(const Step& step, int64_t l, RowSampler& sampler) const;
+  int32_t draw(const Step& step, int64_t l, RowSampler& sampler) const;
+  const float* adjusted(const Step& step, int64_t l, RowSampler& sampler) const;
+  void write_logprobs(const float* x, int64_t l, int32_t token, int64_t k,
+                      RowSampler& sampler) const;
+
+  const float* logits_;
+  int32_t* token_ids_;
+  float* logprob_;
+  int32_t* rank_;
+  int32_t* top_ids_;
+  float* top_logprobs_;
+  int64_t vocab_, top_stride_;
+  mutable std::vector<RowSampler> samplers_;  // [threads]
+};
+
+void Sample::run_row(const Step& step, int64_t l, RowSampler& sampler) const {
+  const int32_t slot = step.slots[step.logit_row[l]];
+  const int64_t next = step.positions[step.logit_index[l]] + 1;
+  int32_t token = -1;
+  if (step.logit_samples[l]) {
+    token = draw(step, l, sampler);
+  } else if (next < step.num_tokens[slot]) {
+    token = step.history[slot * step.history_stride + next];
+  }
+  token_ids_[l] = token;
+  const int32_t k = at(step.sampling.num_logprobs, slot, -1);
+  if (k >= 0) write_logprobs(logits_ + l * vocab_, l, token, k, sampler);
+}
+
+int32_t Sample::draw(const Step& step, int64_t l, RowSampler& sampler) const {
+  const Sampling& s = step.sampling;
+  const int32_t slot = step.slots[step.logit_row[l]];
+  DrawParams params;
+  params.temperature = at(s.temperature, slot, 0.0f);
+  if (params.temperature < 1e-5f) params.temperature = 0.0f;
+  params.top_p = at(s.top_p, slot, 1.0f);
+  params.min_p = at(s.min_p, slot, 0.0f);
+  params.top_k = at(s.top_k, slot, 0);
+  params.seed = at(s.seed, slot, uint64_t{0});
+  params.position = static_cast<uint64_t>(step.positions[step.logit_index[l]]) + 1;
+  const float* x = adjusted(step, l, sampler);
+  return x ? sampler.draw(x, vocab_, params) : -1;
+}
+
+// The row with mask, bias and penalties; null where it is broken.
+const float* Sample::adjusted(const Step& step, int64_t l, RowSampler& sampler) const {
+  const Sampling& s = step.sampling;
+  const int32_t slot = step.slots[step.logit_row[l]];
+  const float* raw = logits_ + l * vocab_;
+  const uint64_t* mask =
+      s.mask ? reinterpret_cast<const uint64_t*>(static_cast<uintptr_t>(s.mask[l])) : nullptr;
+  const int32_t bias_begin = s.bias_indptr ? s.bias_indptr[l] : 0;
+  const int32_t bias_end = s.bias_indptr ? s.bias_indptr[l + 1] : 0;
+  const float repetition = at(s.repetition, slot, 1.0f);
+  const float frequency = at(s.frequency, slot, 0.0f), presence = at(s.presence, slot, 0.0f);
+  const bool penalties = repetition != 1.0f || frequency != 0.0f || presence != 0.0f;
+  if (!mask && bias_begin == bias_end && !penalties) return raw;
+  // A mask would hide that the row is broken, and then the answer would hang on the mask.
+  if (mask && sampler.scan(raw, vocab_).has_nan) return nullptr;
+  float* x = sampler.copy(raw, vocab_, mask);
+  for (int32_t i = bias_begin; i < bias_end; i++) {
+    if (s.bias_ids[i] >= 0 && s.bias_ids[i] < vocab_) x[s.bias_ids[i]] += s.bias_values[i];
+  }
+  if (penalties) {
+    const int64_t known = step.positions[step.logit_index[l]] + 1;
+    const int64_t prompt = std::min<int64_t>(step.num_prompt[slot], known);
+    sampler.penalise(x, vocab_, step.history + slot * step.history_stride, prompt, known,
+                     repetition, frequency, presence);
+  }
+  return x;
+}
+
+void Sample::write_logprobs(const float* x, int64_t l, int32_t token, int64_t k,
+                            RowSampler& sampler) const {
+  const RowScan row = sampler.scan(x, vocab_);
+  const int64_t top = std::min({k, top_stride_, vocab_});
+  int32_t* ids = top_ids_ + l * top_stride_;
+  float* logprobs = top_logprobs_ + l * top_stride_;
+  float own = -kInfinity;
+  int32_t rank = 0;
+  if (row.has_nan || !(std::fabs(row.max) < kInfinity)) {
+    // A broken row has no order: any tokens, logprob -infinity, rank 0.
+    for (int64_t i = 0; i < top; i++) ids[i] = static_cast<int32_t>(i), logprobs[i] = -kInfinity;
+  } else {
+    const double log_sum = sampler.log_sum_exp(x, vocab_, row.max);
+    if (token >= 0 && token < vocab_) {
+      own = static_cast<float>(x[token] - log_sum);
+      rank = static_cast<int32_t>(1 + sampler.count_greater(x, vocab_, x[token]));
+    }
+    const auto& largest = sampler.largest(x, vocab_, top);
+    for (int64_t i = 0; i < top; i++) {
+      ids[i] = largest[i];
+      logprobs[i] = static_cast<float>(x[largest[i]] - log_sum);
+    }
+  }
+  if (logprob_) logprob_[l] = own;
+  if (rank_) rank_[l] = rank;
+}
+
+GALLEY_OP(sample, Sample);
+
+}  // namespace
+}  // namespace galley

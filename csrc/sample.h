@@ -1,0 +1,35 @@
+// Passes over a row of logits that the sampler (sample.cpp) is made of.
+#pragma once
+#include "variants.h"
+
+namespace galley {
+
+constexpr int64_t kSumBlock = 1024;  // logits per partial sum
+constexpr int64_t kMaxGroup = 64;    // logits per partial maximum
+
+struct RowScan {
+  float max;       // -infinity where there is nothing else
+  int32_t argmax;  // the lowest index with that value; -1 where max is -infinity
+  bool has_nan;
+};
+
+// e[i] = exp((x[i] - max) / temperature).
+struct Weighing {
+  float max, inverse_temperature;
+};
+
+GALLEY_VARIANTS(
+    RowScan scan_row(const float* x, int64_t n);
+    // out = x where the bit is set, else -infinity. `mask`: bit i of word w is token 64 w + i.
+    void mask_row(const float* x, const uint64_t* mask, int64_t n, float* out);
+    int64_t count_greater(const float* x, int64_t n, float value);
+    // out[i] = maximum of x[64 i .. 64 i + 63]; returns how many.
+    int64_t group_maxima(const float* x, int64_t n, float* out);
+    // Indices of x >= bound, ascending; returns how many. `out` has room for n.
+    int64_t collect(const float* x, int64_t n, float bound, int32_t* out);
+    // e of n values.
+    void weigh(const float* x, int64_t n, Weighing w, float* e);
+    // sums[b] = sum of e over x[1024 b .. 1024 b + 1023]; returns their sum.
+    double weigh_blocks(const float* x, int64_t n, Weighing w, double* sums);)
+
+}  // namespace galley
