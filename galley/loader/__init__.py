@@ -1,7 +1,15 @@
 """Checkpoints: find them, read their facts, map their tensors. Knows no model and no kernel."""
 
 from galley.loader.checkpoint import open_checkpoint, read_facts
-from galley.loader.source import Source, resolve_source
+from galley.loader.source import Source, resolve_source, resolve_tokenizer
 from galley.loader.tensor import Checkpoint, RawTensor
 
-__all__ = ["Checkpoint", "RawTensor", "Source", "open_checkpoint", "read_facts", "resolve_source"]
+__all__ = [
+    "Checkpoint",
+    "RawTensor",
+    "Source",
+    "open_checkpoint",
+    "read_facts",
+    "resolve_source",
+    "resolve_tokenizer",
+]

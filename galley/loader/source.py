@@ -71,6 +71,24 @@ def resolve_source(config: ModelConfig, load: LoadConfig) -> Source:
     return _source(found, config.model, config, load)
 
 
+def resolve_tokenizer(config: ModelConfig, load: LoadConfig, source: Source) -> Path:
+    """Where the tokenizer is: the model's own place, or what `--tokenizer` names (a directory, a
+    .gguf file or a hub name, which is downloaded).
+
+    Raises ModelError if it names nothing.
+    """
+    if config.tokenizer is None:
+        return source.path
+    path = Path(config.tokenizer).expanduser()
+    if path.exists():
+        return path.absolute()
+    if not _looks_like_hub_name(config.tokenizer):
+        raise ModelError(f"{config.tokenizer}: no such file or directory", field="tokenizer")
+    from galley.loader.hub import download_tokenizer
+
+    return download_tokenizer(config.tokenizer, config.tokenizer_revision, load)
+
+
 def default_model() -> Path:
     """The default model's file inside its installed package, which is not imported."""
     spec = importlib.util.find_spec(DEFAULT_PACKAGE)
