@@ -1,0 +1,165 @@
+"""Sampling columns change with rows, and only special rows have masks and biases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from galley.request import SamplingParams
+from tests.runner.rows import VOCAB, new_row, step, tables
+
+
+def allowed(mask):
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    assert not bits[VOCAB:].any()
+    return set(np.flatnonzero(bits).tolist())
+
+
+def test_numbers_become_columns():
+    params = SamplingParams(
+        temperature=0.7,
+        top_p=0.9,
+        top_k=5,
+        min_p=0.1,
+        presence_penalty=0.5,
+        frequency_penalty=-0.25,
+        repetition_penalty=1.5,
+        seed=-1,
+        logprobs=3,
+    )
+    _, sampling = tables(new_row(2, params))
+    got = {name: column[2] for name, column in sampling.columns.items()}
+    assert got.pop("seed") == 2**64 - 1
+    assert got == {
+        "temperature": np.float32(0.7),
+        "top_p": np.float32(0.9),
+        "min_p": np.float32(0.1),
+        "top_k": 5,
+        "presence": np.float32(0.5),
+        "frequency": np.float32(-0.25),
+        "repetition": np.float32(1.5),
+        "num_logprobs": 3,
+    }
+    assert not sampling.special.any()
+
+
+def test_off_values_are_the_kernel_s():
+    _, sampling = tables(new_row(0, SamplingParams(temperature=1e-6, top_k=-1)))
+    assert sampling.columns["temperature"][0] == 0
+    assert sampling.columns["top_k"][0] == 0
+    assert sampling.columns["num_logprobs"][0] == -1
+
+
+def test_logprob_columns_hold_the_larger_wish_and_the_whole_vocabulary():
+    _, sampling = tables(
+        new_row(0, SamplingParams(logprobs=2, prompt_logprobs=7)),
+        new_row(1, SamplingParams(logprobs=-1)),
+        new_row(2, SamplingParams(logprobs=0)),
+    )
+    assert sampling.columns["num_logprobs"].tolist()[:3] == [7, 20, 0]
+    assert sampling.num_logprobs.tolist()[:3] == [2, VOCAB, 0]
+    assert sampling.num_prompt_logprobs.tolist()[:3] == [7, -1, -1]
+
+
+def test_rows_with_numbers_alone_have_no_masks():
+    table, sampling = tables(*(new_row(i, SamplingParams(temperature=0.5)) for i in range(4)))
+    assert sampling.logit_masks(step([0, 1, 2, 3]), table, None) is None
+
+
+def test_allowed_token_ids_mask_only_their_row():
+    table, sampling = tables(
+        new_row(0, SamplingParams()),
+        new_row(1, SamplingParams(allowed_token_ids=[0, 64, 199])),
+    )
+    masks = sampling.logit_masks(step([0, 1]), table, None)
+    assert masks.masks[0] is None
+    assert allowed(masks.masks[1]) == {0, 64, 199}
+    assert masks.addresses.tolist() == [0, masks.masks[1].ctypes.data]
+    assert masks.bias_indptr.tolist() == [0, 0, 0]
+
+
+def test_masks_sit_at_a_row_s_last_logit_and_only_where_it_draws():
+    table, sampling = tables(
+        new_row(0, SamplingParams(allowed_token_ids=[5], prompt_logprobs=1)),
+        new_row(1, SamplingParams(allowed_token_ids=[6])),
+    )
+    masks = sampling.logit_masks(step([0, 1], num_logits=[3, 1]), table, None)
+    assert [m is not None for m in masks.masks] == [False, False, True, True]
+    assert allowed(masks.masks[3]) == {6}
+    assert sampling.logit_masks(step([0, 1], [3, 0], samples=[0, 0]), table, None) is None
+
+
+def test_min_tokens_forbids_eos_and_stop_ids_until_enough_are_out():
+    params = SamplingParams(min_tokens=2, stop_token_ids=[11, 5000])
+    table, sampling = tables(new_row(0, params, eos=(9, 10)))
+    masks = sampling.logit_masks(step([0]), table, None)
+    assert allowed(masks.masks[0]) == set(range(VOCAB)) - {9, 10, 11}
+    table.num_tokens[0] += 1
+    assert sampling.logit_masks(step([0]), table, None) is not None
+    table.num_tokens[0] += 1
+    assert sampling.logit_masks(step([0]), table, None) is None
+
+
+def test_a_bad_word_s_last_token_is_forbidden_after_the_others():
+    params = SamplingParams(bad_words=["a", "b c"])
+    row = new_row(0, params, tokens=(7, 8, 7, 8), num_prompt=2, bad=[(3,), (7, 8, 4), (1, 8, 6)])
+    table, sampling = tables(row)
+    masks = sampling.logit_masks(step([0]), table, None)
+    assert allowed(masks.masks[0]) == set(range(VOCAB)) - {3, 4}
+
+
+def test_bad_words_look_at_output_tokens_only():
+    row = new_row(
+        0, SamplingParams(bad_words=["b c"]), tokens=(7, 8), num_prompt=2, bad=[(7, 8, 4), (8, 5)]
+    )
+    table, sampling = tables(row)
+    assert sampling.logit_masks(step([0]), table, None) is None
+
+
+def test_masks_combine_and_leave_the_allowed_set_as_it_was():
+    params = SamplingParams(allowed_token_ids=[9, 20, 30], min_tokens=1)
+    table, sampling = tables(new_row(0, params))
+    for _ in range(2):
+        masks = sampling.logit_masks(step([0]), table, None)
+        assert allowed(masks.masks[0]) == {20, 30}
+    table.num_tokens[0] += 1
+    assert allowed(sampling.logit_masks(step([0]), table, None).masks[0]) == {9, 20, 30}
+
+
+def test_biases_are_ragged_by_logit_row():
+    table, sampling = tables(
+        new_row(0, SamplingParams(logit_bias={4: 1.5, 7: -100.0})),
+        new_row(1, SamplingParams()),
+        new_row(2, SamplingParams(logit_bias={1: 2.0})),
+    )
+    masks = sampling.logit_masks(step([2, 1, 0]), table, None)
+    assert masks.bias_indptr.tolist() == [0, 1, 1, 3]
+    assert masks.bias_ids.tolist() == [1, 4, 7]
+    assert masks.bias_values.tolist() == [2.0, 1.5, -100.0]
+    assert not masks.addresses.any()
+
+
+def test_a_grammar_mask_is_met_with_the_row_s_own():
+    table, sampling = tables(
+        new_row(0, SamplingParams(allowed_token_ids=[1, 33, 100])), new_row(1, SamplingParams())
+    )
+    bits = np.zeros((2, -(-VOCAB // 32)), np.int32)
+    for row in bits:
+        row[33 // 32] |= 1 << (33 % 32)
+        row[100 // 32] |= 1 << (100 % 32)
+        row[50 // 32] |= 1 << (50 % 32)
+    masks = sampling.logit_masks(step([0, 1], grammar=[0, 1]), table, bits)
+    assert allowed(masks.masks[0]) == {33, 100}
+    assert allowed(masks.masks[1]) == {33, 50, 100}
+
+
+@pytest.mark.parametrize("leave", ["clear", "replace"])
+def test_a_slot_forgets_who_was_there(leave):
+    table, sampling = tables(new_row(3, SamplingParams(allowed_token_ids=[1])))
+    assert sampling.special[3]
+    if leave == "clear":
+        sampling.clear(3)
+    else:
+        sampling.set_row(new_row(3, SamplingParams()))
+    assert not sampling.specials
+    assert sampling.logit_masks(step([3]), table, None) is None
