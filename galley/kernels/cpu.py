@@ -1,0 +1,260 @@
+"""The native CPU backend: a model recorded once, run as one native call per step.
+
+    record ─▶ lower ─▶ fuse ─▶ plan the arena ─▶ (KV cache) ─▶ _native.Program
+
+Section 0 of the program is the forward pass, section 1 the drawing. With `eager` nothing is fused
+and every operation is a call of its own, in a section of its own: the same bits, one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import I32, RequestTable
+from galley.kernels import _native
+from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena
+from galley.kernels.backend import Dense, Limits, Model, StepInputs
+from galley.kernels.native import int_arguments, pointer_arguments
+from galley.kernels.ops import KVLayer, WeightData
+from galley.kernels.passes import FUSIONS, LOWERING, apply
+from galley.kernels.program import Buffer, Kind, Rows, describe
+from galley.kernels.recorder import record
+from galley.kernels.sampling import LogitMasks, Samples
+from galley.kernels.weights import PackedWeight, pack
+
+_KV_BYTES = {Kind.f32: 4, Kind.bf16: 2}
+
+
+class CpuBackend:
+    """Packed weights and the threads that compute with them (`backend.Backend`)."""
+
+    name = "cpu"
+    batch_invariant = True
+    interleave_gate_up = True
+
+    def __init__(self, dense: Dense = "bf16", threads: int = 0, eager: bool = False) -> None:
+        self._dense = dense
+        self._pool = _native.Pool(threads or len(os.sched_getaffinity(0)))
+        self._eager = eager
+
+    def weight(self, data: WeightData) -> PackedWeight:
+        return pack(data, self._dense)
+
+    def constant(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.ascontiguousarray(values, np.float32)
+
+    def packed(self, weight: PackedWeight) -> PackedWeight:
+        return weight
+
+    def from_packed(self, packed: PackedWeight) -> PackedWeight:
+        return packed
+
+    def build(self, model: Model, limits: Limits) -> CpuExecutable:
+        kv_kind = Kind.f32 if self._dense == "f32" else Kind.bf16
+        return CpuExecutable(model, limits, self._pool, kv_kind, self._eager)
+
+
+class KVMemory:
+    """The cache's bytes: block after block, in a block layer after layer.
+
+    block b:  [ layer 0: K and V of its pages | layer 1 | ... ]     `block_bytes` apart
+    """
+
+    def __init__(self, layers: list[KVLayer], num_blocks: int, block_size: int, kind: Kind) -> None:
+        sizes = [layer_bytes(layer, block_size, kind) for layer in layers]
+        self.offsets = np.cumsum([0, *sizes[:-1]]).tolist()
+        self.block_bytes = sum(sizes)
+        memory = aligned_bytes(num_blocks * self.block_bytes, zeros=True)
+        self.blocks = memory.reshape(num_blocks, self.block_bytes)
+
+    def arguments(self, layer: KVLayer) -> tuple[int, int]:
+        """The native `kv` and `kv_block_stride` of a layer."""
+        return self.blocks.ctypes.data + self.offsets[layer.index], self.block_bytes
+
+
+def layer_bytes(layer: KVLayer, block_size: int, kind: Kind) -> int:
+    """K and V of one block of one layer; whole cache lines, as pages of 16 tokens always are."""
+    size = 2 * block_size * layer.kv_heads * layer.head_dim * _KV_BYTES[kind]
+    assert size % ALIGNMENT == 0
+    return size
+
+
+class CpuExecutable:
+    """A recorded model (`backend.Executable`).
+
+    Attributes:
+        nodes: the operations of the forward pass, as they run.
+    """
+
+    def __init__(
+        self, model: Model, limits: Limits, pool: _native.Pool, kv_kind: Kind, eager: bool
+    ) -> None:
+        recorded, logits = record(model, kv_kind)
+        self.nodes = apply(recorded, LOWERING if eager else (*LOWERING, *FUSIONS))
+        self._layers = list(model.kv_layers)
+        self._kv_kind = kv_kind
+        self._limits = limits
+        self._pool = pool
+        self._eager = eager
+        self._output = logits.buffer
+        # Logits outlive the forward pass, so they are no part of the arena.
+        self._arena_plan = plan_arena(
+            self.nodes, lambda b: 0 if b is self._output else self._buffer_bytes(b)
+        )
+        self._logits = np.empty((limits.logits, model.vocab_size), np.float32)
+        self._drawn = _SampleArrays(limits)
+        self.activation_bytes = self._arena_plan.size + self._logits.nbytes
+        self._kv: KVMemory | None = None
+        self._program: _native.Program | None = None
+        self._num_logits = 0
+        self._kept: list[Any] = []  # what native code holds addresses of
+
+    def kv_block_bytes(self, block_size: int) -> int:
+        return sum(layer_bytes(layer, block_size, self._kv_kind) for layer in self._layers)
+
+    def allocate_kv(self, num_blocks: int, block_size: int) -> None:
+        self._kv = KVMemory(self._layers, num_blocks, block_size, self._kv_kind)
+
+    def copy_blocks(self, src: I32, dst: I32) -> None:
+        assert self._kv is not None
+        for source, target in zip(src.tolist(), dst.tolist(), strict=True):
+            self._kv.blocks[target] = self._kv.blocks[source]
+
+    def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
+        assert self._kv is not None, "bind before allocate_kv"
+        program = self._make_program(self._kv)
+        blocks = table.block_tables[0]
+        columns = (table.token_ids, table.num_tokens, table.num_prompt, table.num_computed)
+        history, num_tokens, num_prompt, num_computed = (c.ctypes.data for c in columns)
+        program.bind(
+            num_slots=table.num_slots,
+            max_tokens=self._limits.tokens,
+            max_rows=self._limits.rows,
+            max_logits=self._limits.logits,
+            history=history,
+            history_stride=table.token_ids.shape[1],
+            num_tokens=num_tokens,
+            num_prompt=num_prompt,
+            num_computed=num_computed,
+            block_table=blocks.ctypes.data,
+            table_stride=blocks.shape[1],
+            block_size=table.groups[0].block_size,
+            sampling={name: column.ctypes.data for name, column in sampling.items()},
+        )
+        self._kept += [table, dict(sampling)]
+        self._program = program
+
+    def set_masks(self, masks: LogitMasks | None) -> None:
+        assert self._program is not None
+        self._masks = masks  # keeps the arrays alive
+        if masks is None:
+            self._program.set_logit_masks()
+            return
+        arrays = (masks.addresses, masks.bias_indptr, masks.bias_ids, masks.bias_values)
+        self._program.set_logit_masks(*(array.ctypes.data for array in arrays))
+
+    def run(self, step: StepInputs, sample: bool) -> None:
+        self._num_logits = int(step.num_logits.sum())
+        if not self._eager:
+            self._call(step, 0, 1 if sample else 0)
+            return
+        for section in range(len(self.nodes) + sample):
+            self._call(step, section, section)
+
+    def sample(self, step: StepInputs) -> None:
+        self._call(step, self._sample_section, self._sample_section)
+
+    def profile(self, on: bool) -> None:
+        assert self._program is not None
+        self._program.profile(on)
+
+    def timings(self) -> list[tuple[str, int, int]]:
+        assert self._program is not None
+        return [(name, runs, ns) for name, _section, runs, ns in self._program.timings()]
+
+    def describe(self) -> str:
+        arena = f"arena {self._arena_plan.size / 2**20:.1f} MiB for {self._limits}"
+        return f"{describe(self.nodes)}\n{arena}, KV cache {self._kv_kind.name}"
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        return self._logits[: self._num_logits]
+
+    @property
+    def samples(self) -> Samples:
+        return self._drawn.view(self._num_logits)
+
+    @property
+    def _sample_section(self) -> int:
+        return len(self.nodes) if self._eager else 1
+
+    def _call(self, step: StepInputs, first: int, last: int) -> None:
+        assert self._program is not None, "run before bind"
+        ints = [
+            np.ascontiguousarray(c, np.int32) for c in (step.slots, step.num_new, step.num_logits)
+        ]
+        samples = np.ascontiguousarray(step.samples, np.uint8)
+        slots, num_new, num_logits = (column.ctypes.data for column in ints)
+        self._program.run(
+            slots, num_new, num_logits, samples.ctypes.data, len(step.slots), first, last
+        )
+
+    def _make_program(self, kv: KVMemory) -> _native.Program:
+        arena = aligned_bytes(self._arena_plan.size)
+        self._kept.append(arena)
+
+        def address_of(buffer: Buffer) -> int:
+            if buffer is self._output:
+                return int(self._logits.ctypes.data)
+            return int(arena.ctypes.data) + self._arena_plan.spans[buffer].start
+
+        program = _native.Program(self._pool)
+        for i, node in enumerate(self.nodes):
+            pointers, ints = pointer_arguments(node, address_of), int_arguments(node)
+            if node.layer is not None:
+                pointers["kv"], ints["kv_block_stride"] = kv.arguments(node.layer)
+            program.add(node.op, pointers, ints, node.floats, i if self._eager else 0)
+        pointers = {"logits": self._logits.ctypes.data, **self._drawn.pointers()}
+        ints = {"vocab": self._logits.shape[1], "top_stride": self._limits.top_logprobs}
+        program.add("sample", pointers, ints, {}, self._sample_section)
+        return program
+
+    def _buffer_bytes(self, buffer: Buffer) -> int:
+        rows = self._limits.tokens if buffer.rows == Rows.tokens else self._limits.logits
+        return rows * _native.activation_bytes(int(buffer.kind), buffer.columns)
+
+
+class _SampleArrays:
+    """Where the drawing puts its results, for the most logit rows that a step may have."""
+
+    def __init__(self, limits: Limits) -> None:
+        rows, top = limits.logits, limits.top_logprobs
+        self._token_ids = np.full(rows, -1, np.int32)
+        self._logprobs = np.zeros(rows, np.float32)
+        self._ranks = np.zeros(rows, np.int32)
+        self._top_ids = np.zeros((rows, top), np.int32)
+        self._top_logprobs = np.zeros((rows, top), np.float32)
+
+    def pointers(self) -> dict[str, int]:
+        arrays = {
+            "token_ids": self._token_ids,
+            "logprob": self._logprobs,
+            "rank": self._ranks,
+            "top_ids": self._top_ids,
+            "top_logprobs": self._top_logprobs,
+        }
+        return {name: int(array.ctypes.data) for name, array in arrays.items()}
+
+    def view(self, rows: int) -> Samples:
+        return Samples(
+            self._token_ids[:rows],
+            self._logprobs[:rows],
+            self._ranks[:rows],
+            self._top_ids[:rows],
+            self._top_logprobs[:rows],
+        )

@@ -1,0 +1,25 @@
+"""linear, add  →  linear that adds to the residual stream as it stores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from galley.kernels.passes.neighbours import fuse_neighbours
+from galley.kernels.program import Node, readers
+
+
+def accumulate_linear(nodes: list[Node]) -> list[Node]:
+    return fuse_neighbours(nodes, _fuse)
+
+
+def _fuse(linear: Node, add: Node, nodes: list[Node]) -> Node | None:
+    if linear.op != "linear" or add.op != "add" or "out" not in linear.writes:
+        return None
+    y, x = add.reads["y"], add.updates["x"]
+    out = linear.writes["out"]
+    # All of y must come from this layer, and the stream may not be what the layer reads.
+    if out.buffer is not y.buffer or not out.is_whole or not y.is_whole or readers(nodes, y) != 1:
+        return None
+    if x.buffer is linear.reads["x"].buffer:
+        return None
+    return replace(linear, writes={}, updates={"out": x}).with_ints(accumulate=1)

@@ -1,0 +1,21 @@
+"""add, rms_norm of the sum  →  rms_norm that adds first and writes the sum back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from galley.kernels.passes.neighbours import fuse_neighbours
+from galley.kernels.program import Node
+
+
+def fuse_add_norm(nodes: list[Node]) -> list[Node]:
+    return fuse_neighbours(nodes, _fuse)
+
+
+def _fuse(add: Node, norm: Node, nodes: list[Node]) -> Node | None:
+    if add.op != "add" or norm.op != "rms_norm" or "x" not in norm.reads:
+        return None
+    x = add.updates["x"]
+    if norm.reads["x"].buffer is not x.buffer:
+        return None
+    return replace(norm, reads={"add": add.reads["y"]}, updates={"x": x})

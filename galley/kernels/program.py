@@ -1,0 +1,147 @@
+"""A recorded forward pass as data: values, buffers and a list of native operations.
+
+What the recorder writes, passes rewrite, the arena lays out and `cpu.py` hands to native code. The
+number of rows of a value is known only when a step runs (tokens or logit rows); everything else is
+fixed here. `describe` prints it: the documentation of what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.kernels.ops import KVLayer
+from galley.kernels.weights import PackedWeight
+
+
+class Kind(IntEnum):
+    """Number format of an activation row (csrc/program.h)."""
+
+    f32 = 0
+    bf16 = 1
+    q8 = 2  # int8, a scale per 32
+    q8_row = 3  # int8, a scale per row
+
+
+class Rows(IntEnum):
+    """What a value has a row for (csrc/program.h)."""
+
+    tokens = 0
+    logits = 1
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Memory for a value of so many columns; two are the same only if they are one object."""
+
+    rows: Rows
+    columns: int
+    kind: Kind = Kind.f32
+
+
+@dataclass(eq=False, frozen=True)
+class Symbol:
+    """A value at one moment: columns `start` .. `start + columns` of a buffer's rows.
+
+    A buffer that is updated in place holds one symbol after the other.
+    """
+
+    buffer: Buffer
+    columns: int
+    start: int = 0
+
+    @staticmethod
+    def new(rows: Rows, columns: int, kind: Kind = Kind.f32) -> Symbol:
+        return Symbol(Buffer(rows, columns, kind), columns)
+
+    @property
+    def shape(self) -> tuple[str, int]:
+        return (self.buffer.rows.name, self.columns)
+
+    @property
+    def kind(self) -> Kind:
+        return self.buffer.kind
+
+    @property
+    def is_whole(self) -> bool:
+        return self.columns == self.buffer.columns
+
+
+Constant = PackedWeight | NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation, by the argument names of docs/native_ops.md.
+
+    Attributes:
+        reads, writes, updates: values by argument; an update is read and written in place.
+        constants: weights, norm weights, biases, tables.
+        layer: whose KV cache is the argument `kv`.
+    """
+
+    op: str
+    reads: dict[str, Symbol] = field(default_factory=dict)
+    writes: dict[str, Symbol] = field(default_factory=dict)
+    updates: dict[str, Symbol] = field(default_factory=dict)
+    constants: dict[str, Constant] = field(default_factory=dict)
+    ints: dict[str, int] = field(default_factory=dict)
+    floats: dict[str, float] = field(default_factory=dict)
+    layer: KVLayer | None = None
+
+    @property
+    def values(self) -> dict[str, Symbol]:
+        return {**self.reads, **self.updates, **self.writes}
+
+    def with_ints(self, **ints: int) -> Node:
+        return replace(self, ints={**self.ints, **ints})
+
+
+def readers(nodes: Iterable[Node], value: Symbol) -> int:
+    """How many arguments of all nodes read this value's buffer."""
+    return sum(
+        symbol.buffer is value.buffer
+        for node in nodes
+        for symbol in (*node.reads.values(), *node.updates.values())
+    )
+
+
+def describe(nodes: Sequence[Node]) -> str:
+    """One operation a line: number, name, what it reads and constants → what it writes."""
+    names: dict[Buffer, str] = {}
+
+    def show(symbol: Symbol) -> str:
+        buffer = symbol.buffer
+        name = names.setdefault(buffer, f"%{len(names)}")
+        part = "" if symbol.is_whole else f"[{symbol.start}:{symbol.start + symbol.columns}]"
+        rows = "T" if buffer.rows == Rows.tokens else "L"
+        return f"{name}{part} {rows}×{symbol.columns} {buffer.kind.name}"
+
+    lines = []
+    for i, node in enumerate(nodes):
+        left = [f"{k}={show(v)}" for k, v in {**node.reads, **node.updates}.items()]
+        left += [f"{k}={_show_constant(v)}" for k, v in node.constants.items()]
+        if node.layer is not None:
+            left.append(f"kv=layer {node.layer.index}")
+        flags = [f"{k}={node.ints[k]}" for k in _FLAGS if node.ints.get(k)]
+        right = [show(v) for v in (*node.writes.values(), *node.updates.values())]
+        arrow = f"  →  {', '.join(right)}" if right else ""
+        lines.append(f"{i:4d}  {node.op:12s} {', '.join([*left, *flags])}{arrow}")
+    return "\n".join(lines)
+
+
+#: Integer arguments that the other columns of a line do not tell.
+_FLAGS = ("accumulate", "epilogue", "interleaved", "window", "heads", "kv_heads", "head_dim")
+
+
+def _show_constant(constant: Constant) -> str:
+    shape = "×".join(str(n) for n in constant.shape)
+    if not isinstance(constant, PackedWeight):
+        return f"[{shape}]"
+    fmt = constant.format
+    group = f"/{fmt.group} {fmt.scale}" if fmt.name in ("i8", "i4") else ""
+    return f"[{shape} {fmt.name}{group}{' min' if fmt.has_min else ''}]"
