@@ -110,6 +110,7 @@ class CpuExecutable:
         self._drawn = _SampleArrays(limits)
         self.activation_bytes = self._arena_plan.size + self._logits.nbytes
         self._kv: KVMemory | None = None
+        self._masks: LogitMasks | None = None
         self._program: _native.Program | None = None
         self._num_logits = 0
         self._kept: list[Any] = []  # what native code holds addresses of
@@ -218,7 +219,7 @@ class CpuExecutable:
             pointers, ints = pointer_arguments(node, address_of), int_arguments(node)
             if node.layer is not None:
                 pointers["kv"], ints["kv_block_stride"] = kv.arguments(node.layer)
-            program.add(node.op, pointers, ints, node.floats, i if self._eager else 0)
+            program.add(node.op, pointers, ints, dict(node.floats), i if self._eager else 0)
         pointers = {"logits": self._logits.ctypes.data, **self._drawn.pointers()}
         ints = {"vocab": self._logits.shape[1], "top_stride": self._limits.top_logprobs}
         program.add("sample", pointers, ints, {}, self._sample_section)

@@ -7,7 +7,7 @@ fixed here. `describe` prints it: the documentation of what runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -85,12 +85,12 @@ class Node:
     """
 
     op: str
-    reads: dict[str, Symbol] = field(default_factory=dict)
-    writes: dict[str, Symbol] = field(default_factory=dict)
-    updates: dict[str, Symbol] = field(default_factory=dict)
-    constants: dict[str, Constant] = field(default_factory=dict)
-    ints: dict[str, int] = field(default_factory=dict)
-    floats: dict[str, float] = field(default_factory=dict)
+    reads: Mapping[str, Symbol] = field(default_factory=dict)
+    writes: Mapping[str, Symbol] = field(default_factory=dict)
+    updates: Mapping[str, Symbol] = field(default_factory=dict)
+    constants: Mapping[str, Constant] = field(default_factory=dict)
+    ints: Mapping[str, int] = field(default_factory=dict)
+    floats: Mapping[str, float] = field(default_factory=dict)
     layer: KVLayer | None = None
 
     @property
@@ -123,12 +123,13 @@ def describe(nodes: Sequence[Node]) -> str:
 
     lines = []
     for i, node in enumerate(nodes):
-        left = [f"{k}={show(v)}" for k, v in {**node.reads, **node.updates}.items()]
+        left = [f"{k}={show(v)}" for k, v in node.reads.items()]
         left += [f"{k}={_show_constant(v)}" for k, v in node.constants.items()]
         if node.layer is not None:
             left.append(f"kv=layer {node.layer.index}")
         flags = [f"{k}={node.ints[k]}" for k in _FLAGS if node.ints.get(k)]
-        right = [show(v) for v in (*node.writes.values(), *node.updates.values())]
+        right = [show(v) for v in node.writes.values()]
+        right += [f"{show(v)} in place" for v in node.updates.values()]
         arrow = f"  →  {', '.join(right)}" if right else ""
         lines.append(f"{i:4d}  {node.op:12s} {', '.join([*left, *flags])}{arrow}")
     return "\n".join(lines)

@@ -78,17 +78,27 @@ class Recorder:
 
     def rms_norm(self, x: Symbol, weight: NDArray[np.float32], eps: float) -> Symbol:
         out = Symbol.new(x.buffer.rows, x.columns)
-        constants = {"weight": weight}
         self._add(
-            Node("rms_norm", {"x": x}, {"out": out}, constants=constants, floats={"eps": eps})
+            Node(
+                "rms_norm",
+                {"x": x},
+                {"out": out},
+                constants={"weight": weight},
+                floats={"eps": eps},
+            )
         )
         return out
 
     def head_norm(self, x: Symbol, weight: NDArray[np.float32], eps: float) -> Symbol:
         out = Symbol.new(x.buffer.rows, x.columns)
-        constants = {"weight": weight}
         self._add(
-            Node("head_norm", {"x": x}, {"out": out}, constants=constants, floats={"eps": eps})
+            Node(
+                "head_norm",
+                {"x": x},
+                {"out": out},
+                constants={"weight": weight},
+                floats={"eps": eps},
+            )
         )
         return out
 

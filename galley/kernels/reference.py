@@ -20,6 +20,9 @@ from torch.nn import functional
 from galley.batch import I32, RequestTable
 from galley.kernels.backend import Dense, Limits, Model, StepInputs
 from galley.kernels.ops import GATE_UP_RUN, KVLayer, Ops, RotaryTable, WeightData
+from galley.kernels.reference_sampler import ReferenceSampler
+from galley.kernels.sampling import LogitMasks, Samples
+from galley.kernels.weights import PackedWeight
 
 
 @dataclass
@@ -199,6 +202,12 @@ class ReferenceBackend:
     def constant(self, values: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32))
 
+    def packed(self, weight: Tensor) -> None:
+        """Nothing is worth keeping on disk."""
+
+    def from_packed(self, packed: PackedWeight) -> Tensor:
+        return torch.from_numpy(packed.unpack()).to(self._compute)
+
     def build(self, model: Model, limits: Limits) -> ReferenceExecutable:
         return ReferenceExecutable(model, limits, self._compute)
 
@@ -209,10 +218,13 @@ class ReferenceExecutable:
     def __init__(self, model: Model, limits: Limits, dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = dtype
+        self._limits = limits
         self._ops = Ops(ReferenceMaker(dtype))
         self.activation_bytes = limits.logits * model.vocab_size * 4
         self._cache: KVCache | None = None
         self._table: RequestTable | None = None
+        self._sampler: ReferenceSampler | None = None
+        self._samples: Samples | None = None
         self._logits = np.empty((0, model.vocab_size), np.float32)
 
     def kv_block_bytes(self, block_size: int) -> int:
@@ -231,6 +243,11 @@ class ReferenceExecutable:
 
     def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
         self._table = table
+        self._sampler = ReferenceSampler(table, sampling, self._limits)
+
+    def set_masks(self, masks: LogitMasks | None) -> None:
+        assert self._sampler is not None
+        self._sampler.masks = masks
 
     def run(self, step: StepInputs, sample: bool) -> None:
         assert self._cache is not None, "run before allocate_kv"
@@ -241,10 +258,30 @@ class ReferenceExecutable:
             hidden = self._model.forward(self._ops, hidden, ctx)
             logits: Any = self._model.logits(self._ops, hidden, ctx)
         self._logits = logits.float().numpy()
+        if sample:
+            self.sample(step)
+
+    def sample(self, step: StepInputs) -> None:
+        assert self._sampler is not None, "sample before bind"
+        self._samples = self._sampler.draw(step, self._logits)
+
+    def profile(self, on: bool) -> None:
+        """Nothing is timed here; torch has a profiler of its own."""
+
+    def timings(self) -> list[tuple[str, int, int]]:
+        return []
+
+    def describe(self) -> str:
+        return f"{type(self._model).__name__} run anew at each step, in {self._dtype}"
 
     @property
     def logits(self) -> NDArray[np.float32]:
         return self._logits
+
+    @property
+    def samples(self) -> Samples:
+        assert self._samples is not None, "nothing was sampled"
+        return self._samples
 
 
 def step_context(step: StepInputs, table: RequestTable, cache: KVCache) -> ReferenceContext:

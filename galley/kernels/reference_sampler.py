@@ -1,0 +1,90 @@
+"""A step's drawing, row by row, by the sampler's definition (`sampling_reference`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import RequestTable
+from galley.kernels.backend import Limits, StepInputs
+from galley.kernels.sampling import LogitMasks, Samples
+from galley.kernels.sampling_reference import DrawParams, logprobs_row, sample_row
+
+
+class ReferenceSampler:
+    """Draws what the native `sample` draws.
+
+    Args:
+        table: where a row's history is.
+        columns: parameters by slot, named as `runner.SamplingTable.columns`; a column that is not
+            there is off.
+    """
+
+    def __init__(
+        self, table: RequestTable, columns: Mapping[str, NDArray[Any]], limits: Limits
+    ) -> None:
+        self._table = table
+        self._columns = dict(columns)
+        self._top = limits.top_logprobs
+        self.masks: LogitMasks | None = None
+
+    def draw(self, step: StepInputs, logits: NDArray[np.float32]) -> Samples:
+        """One entry per logit row [L, V] of the step."""
+        rows, top = len(logits), self._top
+        drawn = Samples(
+            np.full(rows, -1, np.int32),
+            np.zeros(rows, np.float32),
+            np.zeros(rows, np.int32),
+            np.zeros((rows, top), np.int32),
+            np.zeros((rows, top), np.float32),
+        )
+        row = 0
+        for slot, new, wanted, samples in zip(
+            step.slots, step.num_new, step.num_logits, step.samples, strict=True
+        ):
+            end = int(self._table.num_computed[slot] + new)
+            for known in range(end - int(wanted) + 1, end + 1):
+                last = bool(samples) and known == end
+                drawn.token_ids[row] = self._token(int(slot), known, row, logits[row], last)
+                self._list_logprobs(int(slot), row, logits[row], drawn)
+                row += 1
+        return drawn
+
+    def _token(
+        self, slot: int, known: int, row: int, logits: NDArray[np.float32], draw: bool
+    ) -> int:
+        """The token after the first `known` ones: drawn, or the prompt's own, -1 if unknown."""
+        history = self._table.token_ids[slot]
+        if not draw:
+            return int(history[known]) if known < self._table.num_tokens[slot] else -1
+        mask, bias = None, None
+        if self.masks is not None:
+            start, stop = self.masks.bias_indptr[row : row + 2]
+            mask = self.masks.masks[row]
+            bias = (self.masks.bias_ids[start:stop], self.masks.bias_values[start:stop])
+        prompt = min(int(self._table.num_prompt[slot]), known)
+        return sample_row(logits, self._params(slot), history[:known], prompt, mask, bias)
+
+    def _params(self, slot: int) -> DrawParams:
+        names = DrawParams.__dataclass_fields__
+        return DrawParams(
+            **{name: self._columns[name][slot].item() for name in names if name in self._columns}
+        )
+
+    def _list_logprobs(
+        self, slot: int, row: int, logits: NDArray[np.float32], drawn: Samples
+    ) -> None:
+        wanted = self._columns.get("num_logprobs")
+        if wanted is None or wanted[slot] < 0:
+            return
+        listed = min(int(wanted[slot]), self._top, len(logits))
+        token = int(drawn.token_ids[row])
+        of_row = logprobs_row(logits, token, listed)
+        drawn.logprobs[row], drawn.ranks[row] = (
+            (of_row.logprob, of_row.rank) if token >= 0 else (-np.inf, 0)
+        )
+        drawn.top_ids[row, :listed] = of_row.top_ids
+        drawn.top_logprobs[row, :listed] = of_row.top_logprobs
