@@ -8,6 +8,7 @@ client. What the messages mean is the core's business.
 from __future__ import annotations
 
 import gc
+import logging
 import select
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from galley.request import Request
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 #: Methods of the core that a client may call by name; any other goes to the executor's workers.
 CORE_CALLS = ("reset_prefix_cache", "check_integrity")
@@ -120,11 +123,16 @@ class EngineProcess:
         """Take all that clients have sent so far."""
         socket = self.socket
         while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            identity, frame = socket.recv_multipart(zmq.NOBLOCK)
-            self._apply(identity, self._decode(frame))
+            frames = socket.recv_multipart(zmq.NOBLOCK)
+            try:
+                identity, frame = frames
+                client, message = client_of(identity), self._decode(frame)
+            except (ValueError, msgspec.DecodeError) as e:
+                log.warning("dropped a message that no client of ours sends: %s", e)
+                continue
+            self._apply(client, message)
 
-    def _apply(self, identity: bytes, message: FromClient) -> None:
-        client = client_of(identity)
+    def _apply(self, client: int, message: FromClient) -> None:
         if isinstance(message, Add):
             mine = [r for r in message.requests if r.epoch == self.ready.epoch]
             self._live.setdefault(client, set()).update(r.handle for r in mine)

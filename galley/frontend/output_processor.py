@@ -119,6 +119,8 @@ class Sequence:
                 rest = self.text.finish()
                 if rest:
                     self.pieces.append(rest)
+                if self.text.matched is not None:
+                    reason, stop_reason = "stop", self.text.matched
             self.finish_reason, self.stop_reason = reason, stop_reason
 
     def output(self, delta: bool) -> CompletionOutput:

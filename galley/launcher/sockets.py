@@ -53,12 +53,15 @@ def url_of(sock: socket.socket, tls: bool) -> str:
 def private_directory() -> str:
     """A new folder that only this user can enter; removes those that dead launchers left."""
     base = Path(tempfile.gettempdir())
+    if len(str(base)) > 60:
+        # The name of a Unix socket has at most 107 bytes.
+        base = Path("/tmp")
     prefix = f"{_PREFIX}-{os.getuid()}-"
     for old in base.glob(prefix + "*"):
         pid = old.name.removeprefix(prefix).split("-")[0]
         if pid.isdigit() and not _is_alive(int(pid)) and old.stat().st_uid == os.getuid():
             shutil.rmtree(old, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
+    return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=base)
 
 
 def _is_alive(pid: int) -> bool:

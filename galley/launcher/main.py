@@ -1,0 +1,59 @@
+"""`launch`: bind the port, then keep engine core and API server alive until told to stop."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+
+from galley.config import EngineConfig
+from galley.config.server import ServerConfig
+from galley.engine.control import Channel
+from galley.engine.flight import last_rows
+from galley.launcher.child import set_title
+from galley.launcher.sockets import listening_socket, private_directory, url_of
+from galley.launcher.supervisor import Entries, Policy, Supervisor, say
+
+
+def launch(config: EngineConfig, server: ServerConfig) -> int:
+    """Serve until a signal comes; returns the exit code.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    set_title("Galley::Launcher")
+    sock = listening_socket(server.host, server.port)
+    directory = private_directory()
+    policy = Policy(num_servers=server.api_server_count, drain=float(server.shutdown_timeout))
+    url = url_of(sock, tls=server.ssl_certfile is not None)
+    try:
+        return Supervisor(
+            _entries(config, server, sock, directory), policy, lambda: say(f"serving at {url}")
+        ).run()
+    finally:
+        sock.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _entries(
+    config: EngineConfig, server: ServerConfig, sock: socket.socket, directory: str
+) -> Entries:
+    """What the children run; they import what is heavy when they are born."""
+
+    def flight_path(index: int) -> str:
+        return f"{directory}/flight-{index}"
+
+    def engine(channel: Channel, index: int, epoch: int) -> None:
+        sock.close()
+        from galley.engine.assembly import load_engine
+        from galley.engine.process import EngineSpec, run
+
+        address = f"ipc://{directory}/engine-{index}-{epoch}"
+        run(EngineSpec(index, epoch, address, flight_path(index)), config, channel, load_engine)
+
+    def api_server(channel: Channel, client_index: int) -> None:
+        from galley.frontend.zmq_client import LauncherLink
+        from galley.server.main import run
+
+        run(sock, LauncherLink(channel, client_index, directory), config, server)
+
+    return Entries(engine, api_server, lambda index: last_rows(flight_path(index)))

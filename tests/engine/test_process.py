@@ -1,0 +1,228 @@
+"""The engine's main loop over a real socket: who says what to whom, and when it ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from galley.engine.control import ClientGone
+from galley.engine.flight import FlightRecorder, last_rows
+from galley.engine.messages import (
+    Abort,
+    Add,
+    Call,
+    FromEngine,
+    Hello,
+    Outputs,
+    Ready,
+    Reply,
+)
+from galley.engine.process import CONTROL_EVERY
+from galley.request import Request, SamplingParams
+from tests.frontend.engine_thread import EngineThread, dealer
+from tests.frontend.scripted import answer
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(FromEngine).decode
+PROMPT = [97, 98, 99]
+
+
+def request(handle: int, n: int = 5, client: int = 0, epoch: int = 1) -> Request:
+    return Request(
+        handle=handle,
+        request_id=str(handle),
+        prompt_token_ids=array("i", PROMPT).tobytes(),
+        sampling=SamplingParams(max_tokens=n),
+        max_total_tokens=len(PROMPT) + n,
+        client_index=client,
+        epoch=epoch,
+    )
+
+
+class Peer:
+    """One client of the engine."""
+
+    def __init__(self, address: str, client: int = 0) -> None:
+        self.client = client
+        self.socket = dealer(address, client)
+
+    def send(self, message: Any) -> None:
+        self.socket.send(encode(message))
+
+    def receive(self) -> Any:
+        return decode(self.socket.recv())
+
+    def tokens(self, handle: int, n: int) -> list[int]:
+        """Receive until `handle` has n tokens."""
+        found: list[int] = []
+        while len(found) < n:
+            message = self.receive()
+            handles = memoryview(message.handles).cast("q").tolist()
+            ids = memoryview(message.token_ids).cast("i").tolist()
+            found += [t for h, t in zip(handles, ids, strict=True) if h == handle]
+        return found
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[EngineThread]:
+    engine = EngineThread(tmp_path).start()
+    yield engine
+    if engine.thread.is_alive():
+        engine.kill()
+
+
+def test_hello_is_answered_with_ready_also_late(engine: EngineThread) -> None:
+    for client in (0, 1):
+        peer = Peer(engine.address, client)
+        peer.send(Hello(client))
+        ready = peer.receive()
+        assert isinstance(ready, Ready)
+        assert (ready.epoch, ready.max_model_len) == (1, 1000)
+
+
+def test_requests_are_computed_and_each_client_gets_its_own(engine: EngineThread) -> None:
+    first, second = Peer(engine.address, 0), Peer(engine.address, 1)
+    first.send(Add([request(1), request(2)]))
+    second.send(Add([request(3, client=1)]))
+    expected = answer(PROMPT, 5)
+    assert second.tokens(3, 5) == expected
+    seen: dict[int, list[int]] = {1: [], 2: []}
+    finished: list[int] = []
+    while len(finished) < 2:
+        message = first.receive()
+        assert isinstance(message, Outputs)
+        for h, t in zip(
+            memoryview(message.handles).cast("q").tolist(),
+            memoryview(message.token_ids).cast("i").tolist(),
+            strict=True,
+        ):
+            seen[h].append(t)
+        finished += [f.handle for f in message.finished]
+    assert seen == {1: expected, 2: expected}
+
+
+def test_an_aborted_request_yields_nothing_more(tmp_path: Path) -> None:
+    engine = EngineThread(tmp_path, pause=0.002).start()
+    peer = Peer(engine.address)
+    peer.send(Add([request(1, 900)]))
+    peer.tokens(1, 3)
+    peer.send(Abort([1, 77]))
+    peer.send(Call(5, "reset_prefix_cache", []))
+    while not isinstance(message := peer.receive(), Reply):
+        pass
+    assert (message.id, message.result) == (5, True)
+    assert not engine.core.rows
+    engine.kill()
+
+
+def test_requests_of_another_incarnation_are_not_computed(engine: EngineThread) -> None:
+    peer = Peer(engine.address)
+    peer.send(Add([request(1, epoch=7), request(2)]))
+    assert peer.tokens(2, 5) == answer(PROMPT, 5)
+    assert [r.handle for r in engine.core.added] == [2]
+
+
+def test_calls_reach_the_core_or_the_workers_and_errors_come_back(engine: EngineThread) -> None:
+    peer = Peer(engine.address)
+    for call, result, error in (
+        (Call(1, "reset_prefix_cache", []), True, None),
+        (Call(2, "echo", [1, "a"]), [1, "a"], None),
+        (Call(3, "no_such", []), None, "ValueError: no method no_such"),
+        (Call(4, "check_integrity", []), None, "AssertionError: two blocks are one"),
+        (Call(5, "reset_prefix_cache", [1, 2, 3]), None, "TypeError"),
+    ):
+        peer.send(call)
+        reply = peer.receive()
+        assert reply.id == call.id
+        assert reply.result == result
+        assert (error or "") in (reply.error or "")
+        assert (reply.error is None) == (error is None)
+
+
+def test_a_dead_clients_requests_are_dropped_while_others_go_on(tmp_path: Path) -> None:
+    engine = EngineThread(tmp_path, pause=0.002).start()
+    dead, alive = Peer(engine.address, 0), Peer(engine.address, 1)
+    dead.send(Add([request(1, 900), request(2, 900)]))
+    dead.tokens(1, 1)
+    alive.send(Add([request(3, 100, client=1)]))
+    engine.ours.send(ClientGone(0))
+    assert alive.tokens(3, 100) == answer(PROMPT, 100)
+    assert not engine.core.rows
+    assert engine.core.num_steps < 300
+    engine.kill()
+
+
+def test_it_ends_with_its_launcher_when_idle_and_when_busy(tmp_path: Path) -> None:
+    idle = EngineThread(tmp_path, epoch=1).start()
+    idle.kill()
+    assert idle.error is None
+    busy = EngineThread(tmp_path, epoch=2, pause=0.002).start()
+    peer = Peer(busy.address)
+    peer.send(Add([request(1, 900, epoch=2)]))
+    peer.tokens(1, 1)
+    before = busy.core.num_steps
+    busy.kill()
+    assert busy.core.num_steps - before < 50 * CONTROL_EVERY
+
+
+def test_an_idle_engine_sleeps(engine: EngineThread) -> None:
+    peer = Peer(engine.address)
+    peer.send(Hello(0))
+    peer.receive()
+    assert threading.active_count() >= 2
+    before = time.process_time()
+    # Nothing is waited for: this is the span over which CPU time is measured.
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.1
+
+
+def test_a_failing_step_ends_the_process(tmp_path: Path) -> None:
+    def crash(rows: list[Any]) -> None:
+        raise MemoryError("no more")
+
+    engine = EngineThread(tmp_path, on_step=crash).start()
+    Peer(engine.address).send(Add([request(1)]))
+    engine.thread.join(10)
+    assert isinstance(engine.error, MemoryError)
+
+
+def test_arrivals_are_taken_while_the_device_works(tmp_path: Path) -> None:
+    """A request sent during a step is in the core before the step ends."""
+    engine = EngineThread(tmp_path, pause=0.2).start()
+    peer = Peer(engine.address)
+    peer.send(Add([request(1, 900)]))
+    peer.tokens(1, 1)
+    peer.send(Add([request(2, 1)]))
+    message = peer.receive()
+    assert memoryview(message.handles).cast("q").tolist() == [1]
+    assert memoryview(peer.receive().handles).cast("q").tolist() == [1, 2]
+    engine.kill()
+
+
+def test_garbage_on_the_socket_does_not_end_the_engine(engine: EngineThread) -> None:
+    stranger: zmq.Socket[bytes] = dealer(engine.address, 9)
+    stranger.send(b"\xc1 not msgpack")
+    stranger.send_multipart([b"a", b"b", b"c"])
+    peer = Peer(engine.address)
+    peer.send(Add([request(1)]))
+    assert peer.tokens(1, 5) == answer(PROMPT, 5)
+
+
+def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
+    path = str(tmp_path / "flight")
+    assert last_rows(path) == []
+    recorder = FlightRecorder(path, 4)
+    assert last_rows(path) == []
+    for rows in ([1, 2, 3, 1 << 41], [7]):
+        recorder.record(array("q", rows))
+        assert last_rows(path) == rows
+    assert os.stat(path).st_mode & 0o777 == 0o600
