@@ -83,3 +83,26 @@ class RequestObserver(Protocol):
 
     def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
         """The one end of a sequence, whoever ended it; `num_tokens` were delivered in all."""
+
+
+class Observers:
+    """Several observers as one."""
+
+    def __init__(self, *observers: RequestObserver) -> None:
+        self._observers = observers
+
+    def ready(self, message: ReadyShape) -> None:
+        for observer in self._observers:
+            observer.ready(message)
+
+    def added(self, request: Request, index: int, n: int) -> None:
+        for observer in self._observers:
+            observer.added(request, index, n)
+
+    def outputs(self, message: OutputsShape) -> None:
+        for observer in self._observers:
+            observer.outputs(message)
+
+    def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
+        for observer in self._observers:
+            observer.finished(handle, reason, num_tokens)

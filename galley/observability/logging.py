@@ -1,0 +1,104 @@
+"""Log set-up of a process: one handler, one readable line a record.
+
+    INFO 11-24 08:56:01 [server.main] Serving on http://127.0.0.1:8000
+
+Levels and form come from vLLM's variables; `GALLEY_*` wins over `VLLM_*` of the same name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import os
+import sys
+from collections.abc import Mapping
+from typing import TextIO
+
+from galley.errors import ConfigError
+
+_COLORS = {"DEBUG": "37", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "35"}
+_LEVELS = (*_COLORS, "TRACE")
+TRACE = 5
+
+
+class LineFormatter(logging.Formatter):
+    """LEVEL date time [room.module] text; a second line of a text is indented under the first."""
+
+    def __init__(self, prefix: str, color: bool) -> None:
+        super().__init__("%(message)s", "%m-%d %H:%M:%S")
+        self._prefix = prefix
+        self._color = color
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        level = record.levelname
+        if self._color:
+            level = f"\033[{_COLORS.get(level, '0')}m{level}\033[0m"
+        name = record.name.removeprefix("galley.").removesuffix(".error")
+        head = f"{self._prefix}{level} {self.formatTime(record, self.datefmt)} [{name}] "
+        return head + text.replace("\n", "\n    ")
+
+
+def configure_logging(env: Mapping[str, str] = os.environ) -> None:
+    """Set up logging for this process; safe to call again.
+
+    Variables (each as VLLM_… or GALLEY_…): LOGGING_LEVEL, LOGGING_PREFIX, LOGGING_STREAM,
+    LOGGING_COLOR (auto, 1, 0), LOGGING_CONFIG_PATH (a JSON file for `logging.config.dictConfig`),
+    CONFIGURE_LOGGING (0 leaves logging alone).
+
+    Raises:
+        ConfigError: a variable's value cannot be used; names the variable.
+    """
+    if _variable(env, "CONFIGURE_LOGGING", "1") == "0":
+        return
+    path = _variable(env, "LOGGING_CONFIG_PATH", "")
+    if path:
+        _configure_from(path)
+        return
+    level = _variable(env, "LOGGING_LEVEL", "INFO").upper()
+    if level not in _LEVELS:
+        raise ConfigError(
+            f"VLLM_LOGGING_LEVEL must be one of {', '.join(_LEVELS)}; got {level!r}.",
+            field="VLLM_LOGGING_LEVEL",
+        )
+    stream = _stream(_variable(env, "LOGGING_STREAM", "ext://sys.stdout"))
+    color = _variable(env, "LOGGING_COLOR", "auto")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        LineFormatter(
+            _variable(env, "LOGGING_PREFIX", ""),
+            color == "1" or (color == "auto" and stream.isatty() and "NO_COLOR" not in env),
+        )
+    )
+    logging.addLevelName(TRACE, "TRACE")
+    for name in ("galley", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    logging.getLogger("galley").setLevel(TRACE if level == "TRACE" else level)
+
+
+def _variable(env: Mapping[str, str], name: str, default: str) -> str:
+    return env.get(f"GALLEY_{name}") or env.get(f"VLLM_{name}") or default
+
+
+def _stream(name: str) -> TextIO:
+    streams = {"ext://sys.stdout": sys.stdout, "ext://sys.stderr": sys.stderr}
+    if name not in streams:
+        raise ConfigError(
+            f"VLLM_LOGGING_STREAM must be one of {', '.join(streams)}; got {name!r}.",
+            field="VLLM_LOGGING_STREAM",
+        )
+    return streams[name]
+
+
+def _configure_from(path: str) -> None:
+    try:
+        with open(path, encoding="utf-8") as f:
+            logging.config.dictConfig(json.load(f))
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise ConfigError(
+            f"VLLM_LOGGING_CONFIG_PATH: {path} is not a logging configuration: {e}",
+            field="VLLM_LOGGING_CONFIG_PATH",
+        ) from e

@@ -1,0 +1,330 @@
+"""Prometheus metrics of the engines that one frontend speaks to.
+
+`EngineMetrics` is a `RequestObserver`: it counts exactly, every token and every request, and
+spends per token one look-up and a subtraction. What it exposes is listed in `catalog`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from galley.observability.catalog import CACHE_TIERS, METRICS, SLEEP_STATES, Metric, bounds
+from galley.observability.observer import OutputsShape, ReadyShape, StartedShape, StatsShape
+from galley.request import FinishReason, Request
+
+
+@dataclass(slots=True)
+class Life:
+    """What is remembered of a sequence while it lives. Times are `time.time`, 0.0 = not yet."""
+
+    request: Request
+    index: int
+    n: int
+    num_prompt: int
+    engine: int = 0
+    num_cached: int = 0
+    queued: float = 0.0
+    scheduled: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    num_preemptions: int = 0
+
+
+@dataclass(slots=True)
+class Family:
+    """The n sequences of one request."""
+
+    living: int
+    longest: int = 0
+
+
+class Series:
+    """The labelled metrics of one engine, by name; `name[value]` where there is a third label."""
+
+    def __init__(self, families: dict[str, tuple[Metric, Any]], labels: dict[str, str]) -> None:
+        self._metrics: dict[str, Any] = {}
+        for name, (metric, family) in families.items():
+            if metric.label is None:
+                self._metrics[name] = family.labels(**labels)
+            for value in metric.values:
+                child = family.labels(**labels, **{str(metric.label): value})
+                self._metrics[f"{name}[{value}]"] = child
+
+    def inc(self, name: str, amount: float = 1) -> None:
+        if amount:
+            self._metrics[name].inc(amount)
+
+    def set(self, name: str, value: float) -> None:
+        self._metrics[name].set(value)
+
+    def observe(self, name: str, value: float) -> None:
+        self._metrics[name].observe(value)
+
+    def observe_times(self, name: str, value: float, times: int) -> None:
+        """`times` observations of one value, at the cost of one."""
+        histogram = self._metrics[name]
+        histogram._sum.inc(value * times)
+        for bound, bucket in zip(histogram._upper_bounds, histogram._buckets, strict=True):
+            if value <= bound:
+                bucket.inc(times)
+                return
+
+
+@dataclass(slots=True)
+class Counters:
+    """An engine incarnation's own counters, as last seen: only their growth is added."""
+
+    epoch: int = -1
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+class EngineMetrics:
+    """Counts what an engine client reports.
+
+    Args:
+        registry: where the metrics are registered, all zero.
+        max_model_len, max_num_batched_tokens: upper ends of buckets.
+        num_engines: engines whose series exist from the start.
+        cache_info: the KV cache's configuration, for `vllm:cache_config_info`.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        model_name: str,
+        *,
+        max_model_len: int,
+        max_num_batched_tokens: int,
+        num_engines: int = 1,
+        cache_info: dict[str, object] | None = None,
+    ) -> None:
+        families: dict[str, tuple[Metric, Any]] = {}
+        for metric in METRICS:
+            edges: tuple[float, ...] = ()
+            if metric.buckets is not None:
+                edges = bounds(metric.buckets, max_model_len, max_num_batched_tokens)
+            families[metric.name] = metric, _make(metric, edges, registry)
+        self.series = [
+            Series(families, {"model_name": model_name, "engine": str(i)})
+            for i in range(num_engines)
+        ]
+        for series in self.series:
+            for state in SLEEP_STATES:
+                series.set(f"engine_sleep_state[{state}]", float(state == "awake"))
+        self._cache_info = _CacheInfo(registry, dict(cache_info or {}), num_engines)
+        self._lives: dict[int, Life] = {}
+        self._families: dict[int, Family] = {}
+        self._counters = [Counters() for _ in range(num_engines)]
+        self._admission_rejections = _admission_rejections(registry, model_name)
+
+    # ------------------------------------------------------------------ RequestObserver
+
+    def ready(self, message: ReadyShape) -> None:
+        self._cache_info.tell(message)
+
+    def added(self, request: Request, index: int, n: int) -> None:
+        num_prompt = len(request.prompt_token_ids) // 4
+        self._lives[request.handle] = Life(request, index, n, num_prompt)
+        if n > 1 and index == 0:
+            self._families[request.share_group] = Family(n)
+
+    def outputs(self, message: OutputsShape) -> None:
+        engine = message.engine_index
+        for started in message.started:
+            self._started(engine, started)
+        if message.handles:
+            handles = memoryview(message.handles).cast("q").tolist()
+            counts = memoryview(message.counts).cast("i").tolist()
+            self._tokens(engine, message.timestamp, handles, counts)
+        if message.stats is not None:
+            self._state(engine, message.epoch, message.stats)
+
+    def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
+        life = self._lives.pop(handle, None)
+        if life is None:
+            return
+        series, now = self.series[life.engine], time.time()
+        series.inc(f"request_success[{reason!s}]")
+        series.observe("e2e_request_latency_seconds", now - life.request.arrival_time)
+        series.observe("request_prompt_tokens", life.num_prompt)
+        series.observe("request_generation_tokens", num_tokens)
+        series.observe("request_num_preemptions", life.num_preemptions)
+        if life.request.sampling.max_tokens is not None:
+            series.observe("request_params_max_tokens", life.request.sampling.max_tokens)
+        if life.index == 0:
+            series.observe("request_params_n", life.n)
+        if life.scheduled:
+            series.observe("request_queue_time_seconds", life.scheduled - life.queued)
+        if life.first_token:
+            decode = life.last_token - life.first_token
+            series.observe("request_prefill_time_seconds", life.first_token - life.scheduled)
+            series.observe("request_decode_time_seconds", decode)
+            series.observe("request_inference_time_seconds", life.last_token - life.scheduled)
+            series.observe("request_time_per_output_token_seconds", decode / max(num_tokens - 1, 1))
+            computed = life.num_prompt - life.num_cached
+            series.observe("request_prefill_kv_computed_tokens", computed)
+        self._leave_family(life, num_tokens)
+
+    # ------------------------------------------------------------------ parts of a message
+
+    def _started(self, engine: int, started: StartedShape) -> None:
+        life = self._lives.get(started.handle)
+        if life is None:
+            return
+        life.engine = engine
+        if started.resumed:
+            life.num_preemptions += 1
+        elif not life.scheduled:
+            life.num_cached = started.num_cached_tokens
+            life.queued, life.scheduled = started.queued_time, started.scheduled_time
+
+    def _tokens(
+        self, engine: int, now: float, handles: Sequence[int], counts: Sequence[int]
+    ) -> None:
+        """Tokens of a step. Requests that had their last token in the same step share a gap."""
+        lives, series = self._lives, self.series[engine]
+        #: last token's time → tokens since (first tokens are not in it)
+        gaps: dict[float, int] = {}
+        total = 0
+        for i, handle in enumerate(handles):
+            life = lives.get(handle)
+            if life is None:
+                continue
+            count = counts[i] if counts else 1
+            total += count
+            last, life.last_token = life.last_token, now
+            if not last:
+                life.first_token = last = now
+                count -= 1
+                self._first_token(series, life)
+            if count == 1:
+                gaps[last] = gaps.get(last, 0) + 1
+            elif count:
+                gap = (now - last) / count
+                series.observe_times("inter_token_latency_seconds", gap, count)
+        series.inc("generation_tokens", total)
+        for last, times in gaps.items():
+            series.observe_times("inter_token_latency_seconds", now - last, times)
+
+    @staticmethod
+    def _first_token(series: Series, life: Life) -> None:
+        """The prompt is done. It counts once for the n sequences that share it, as in usage."""
+        wait = time.time() - life.request.arrival_time
+        series.observe("time_to_first_token_seconds", wait)
+        if life.index:
+            return
+        computed = life.num_prompt - life.num_cached
+        series.inc("prompt_tokens", life.num_prompt)
+        series.inc("prompt_tokens_by_source[local_compute]", computed)
+        series.inc("prompt_tokens_by_source[local_cache_hit]", life.num_cached)
+        series.inc("prompt_tokens_cached", life.num_cached)
+        series.inc(f"prompt_tokens_cached_by_source[{CACHE_TIERS[0]}]", life.num_cached)
+
+    def _state(self, engine: int, epoch: int, stats: StatsShape) -> None:
+        series, seen = self.series[engine], self._counters[engine]
+        if seen.epoch != epoch:
+            self._counters[engine] = seen = Counters(epoch)
+        series.set("num_requests_running", stats.num_running)
+        series.set("num_requests_waiting", stats.num_waiting)
+        series.set("kv_cache_usage_perc", stats.kv_cache_usage)
+        deferred = stats.num_waiting - stats.waiting_by_reason.get("capacity", 0)
+        series.set("num_requests_waiting_by_reason[capacity]", stats.num_waiting - deferred)
+        series.set("num_requests_waiting_by_reason[deferred]", deferred)
+        if stats.num_steps > seen.num_steps:
+            series.observe("iteration_tokens_total", stats.step_tokens)
+        series.inc("num_preemptions", stats.num_preemptions - seen.num_preemptions)
+        series.inc("prefix_cache_queries", stats.prefix_queries - seen.prefix_queries)
+        series.inc("prefix_cache_hits", stats.prefix_hits - seen.prefix_hits)
+        seen.num_steps, seen.num_preemptions = stats.num_steps, stats.num_preemptions
+        seen.prefix_queries, seen.prefix_hits = stats.prefix_queries, stats.prefix_hits
+
+    def _leave_family(self, life: Life, num_tokens: int) -> None:
+        name = "request_max_num_generation_tokens"
+        family = self._families.get(life.request.share_group) if life.n > 1 else None
+        if family is None:
+            self.series[life.engine].observe(name, num_tokens)
+            return
+        family.living -= 1
+        family.longest = max(family.longest, num_tokens)
+        if not family.living:
+            del self._families[life.request.share_group]
+            self.series[life.engine].observe(name, family.longest)
+
+
+def _make(metric: Metric, edges: tuple[float, ...], registry: CollectorRegistry) -> Any:
+    name = f"vllm:{metric.name}"
+    labels = ["model_name", "engine", *([metric.label] if metric.label else [])]
+    if metric.kind == "counter":
+        return Counter(name, metric.help, labels, registry=registry)
+    if metric.kind == "gauge":
+        return Gauge(name, metric.help, labels, registry=registry, multiprocess_mode="mostrecent")
+    return Histogram(name, metric.help, labels, registry=registry, buckets=edges)
+
+
+def _admission_rejections(registry: CollectorRegistry, model_name: str) -> Counter:
+    counter = Counter(
+        "vllm:admission_rejections",
+        "Requests rejected by a queue limit, by reason.",
+        ["model_name", "reason"],
+        registry=registry,
+    )
+    for reason in ("max_num_queued_reqs", "max_num_queued_tokens"):
+        counter.labels(model_name=model_name, reason=reason)
+    return counter
+
+
+class _CacheInfo:
+    """`vllm:cache_config_info`: 1, with the KV cache's configuration as labels.
+
+    The number of blocks is known when an engine reports it; its series then replaces the first.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, info: dict[str, object], num_engines: int
+    ) -> None:
+        self._info = {
+            **info,
+            "num_gpu_blocks": None,
+            "kv_cache_size_tokens": None,
+            "kv_cache_max_concurrency": None,
+        }
+        self._gauge = Gauge(
+            "vllm:cache_config_info",
+            "The configuration of the KV cache.",
+            [*self._info, "engine"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._labels: dict[int, list[str]] = {}
+        for engine in range(num_engines):
+            self._set(engine, self._info)
+
+    def tell(self, message: ReadyShape) -> None:
+        tokens = message.num_blocks * message.block_size
+        self._set(
+            message.engine_index,
+            {
+                **self._info,
+                "num_gpu_blocks": message.num_blocks,
+                "kv_cache_size_tokens": tokens,
+                "kv_cache_max_concurrency": round(tokens / max(message.max_model_len, 1), 2),
+            },
+        )
+
+    def _set(self, engine: int, info: dict[str, object]) -> None:
+        labels = [str(value) for value in info.values()] + [str(engine)]
+        old = self._labels.get(engine)
+        if old == labels:
+            return
+        self._gauge.labels(*labels).set(1)
+        if old is not None:
+            self._gauge.remove(*old)
+        self._labels[engine] = labels

@@ -1,0 +1,83 @@
+"""The periodic log line: throughput, queue and cache of each engine, while there is anything."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from galley.observability.observer import OutputsShape, ReadyShape, StatsShape
+from galley.request import FinishReason, Request
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Engine:
+    """One engine's counts since the last line."""
+
+    generated: int = 0
+    prompt: int = 0
+    last: StatsShape | None = None
+    queries: int = 0
+    hits: int = 0
+    quiet: bool = True
+
+
+class StatsLine:
+    """A `RequestObserver` that writes a line for each engine when `write` is called.
+
+    An idle engine gets one more line, with zeros, and then none until it works again.
+    """
+
+    def __init__(self, num_engines: int = 1) -> None:
+        self._engines = [_Engine() for _ in range(num_engines)]
+        self._prompts: dict[int, int] = {}
+        self._since = time.monotonic()
+
+    def ready(self, message: ReadyShape) -> None:
+        engine = self._engines[message.engine_index]
+        engine.queries = engine.hits = 0
+
+    def added(self, request: Request, index: int, n: int) -> None:
+        if index == 0:
+            self._prompts[request.handle] = len(request.prompt_token_ids) // 4
+
+    def outputs(self, message: OutputsShape) -> None:
+        engine = self._engines[message.engine_index]
+        for started in message.started:
+            engine.prompt += self._prompts.pop(started.handle, 0)
+        if message.counts:
+            engine.generated += sum(memoryview(message.counts).cast("i"))
+        else:
+            engine.generated += len(message.handles) // 8
+        if message.stats is not None:
+            engine.last = message.stats
+
+    def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
+        self._prompts.pop(handle, None)
+
+    def write(self) -> None:
+        """Log what happened since the last call."""
+        now = time.monotonic()
+        seconds, self._since = max(now - self._since, 1e-9), now
+        for index, engine in enumerate(self._engines):
+            busy = bool(engine.generated or engine.prompt)
+            if engine.last is not None and (busy or not engine.quiet):
+                logger.info("%s", self._line(index, engine, engine.last, seconds))
+            engine.quiet = not busy
+            engine.generated = engine.prompt = 0
+
+    @staticmethod
+    def _line(index: int, engine: _Engine, stats: StatsShape, seconds: float) -> str:
+        queries = stats.prefix_queries - engine.queries
+        hits = stats.prefix_hits - engine.hits
+        engine.queries, engine.hits = stats.prefix_queries, stats.prefix_hits
+        return (
+            f"Engine {index:03}: "
+            f"Avg prompt throughput: {engine.prompt / seconds:.1f} tokens/s, "
+            f"Avg generation throughput: {engine.generated / seconds:.1f} tokens/s, "
+            f"Running: {stats.num_running} reqs, Waiting: {stats.num_waiting} reqs, "
+            f"KV cache usage: {stats.kv_cache_usage:.1%}, "
+            f"Prefix cache hit rate: {hits / max(queries, 1):.1%}"
+        )

@@ -1,0 +1,65 @@
+"""The FastAPI application, built from its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, FastAPI
+
+from galley import __version__
+from galley.server import errors, openapi
+from galley.server.context import Context
+from galley.server.middleware import ApiKeys, HttpMetering, LoadCounting, RequestIds
+from galley.server.routes import chat, completions, health, metrics, models, tokenize
+
+if TYPE_CHECKING:
+    from galley.observability.http_metrics import HttpMetrics
+
+#: An open set: a family is a file with `routes(ctx)`.
+FAMILIES: tuple[Callable[[Context], APIRouter], ...] = (
+    health.routes,
+    metrics.routes,
+    models.routes,
+    chat.routes,
+    completions.routes,
+    tokenize.routes,
+)
+
+
+def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> FastAPI:
+    """Routes, error answers and middleware; no request is served and nothing is started here."""
+    server = ctx.server
+    docs = not server.disable_fastapi_docs
+    app = FastAPI(
+        title="Galley",
+        version=__version__,
+        openapi_url="/openapi.json" if docs else None,
+        docs_url="/docs" if docs else None,
+        redoc_url="/redoc" if docs else None,
+        root_path=server.root_path or "",
+    )
+    for family in FAMILIES:
+        app.include_router(family(ctx))
+    errors.install(app)
+    openapi.install(app)
+    # The last one added is the outermost.
+    if server.enable_server_load_tracking:
+        app.add_middleware(LoadCounting, load=ctx.load)
+    if server.api_key:
+        app.add_middleware(ApiKeys, keys=server.api_key)
+    if server.allowed_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=server.allowed_origins,
+            allow_credentials=server.allow_credentials,
+            allow_methods=server.allowed_methods,
+            allow_headers=server.allowed_headers,
+        )
+    if server.enable_request_id_headers:
+        app.add_middleware(RequestIds)
+    if http_metrics is not None:
+        app.add_middleware(HttpMetering, metrics=http_metrics)
+    return app

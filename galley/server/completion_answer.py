@@ -1,0 +1,170 @@
+"""Answers of /v1/completions: whole, and as events.
+
+Choices are numbered over all prompts: choice j of prompt i is i * n + j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from galley.request import CompletionOutput, RequestOutput
+from galley.server.answer import Head, Tally, to_json
+from galley.server.logprobs import Candidates, completion_logprobs, prompt_logprobs
+from galley.server.protocol.completions import (
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    CompletionResponse,
+)
+
+
+class CompletionAnswer:
+    """One answer in the making, for one prompt or several.
+
+    Args:
+        text_of: the text of a token id, and of a prompt given as token ids.
+        as_ids: write `token_id:N` for token texts in logprobs.
+        force_usage: a stream tells its usage unasked.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        request: CompletionRequest,
+        tally: Tally,
+        *,
+        text_of: Callable[[list[int]], str],
+        as_ids: bool = False,
+        force_usage: bool = False,
+    ) -> None:
+        self._head = head
+        self._request = request
+        self._tally = tally
+        self._text_of = text_of
+        self._as_ids = as_ids
+        self._usage_at_end = request.include_usage or force_usage
+        self._n = request.n or 1
+        #: Only the prompt is wanted; the one token that was generated to get there is not told.
+        self._echo_only = bool(request.echo) and request.max_tokens == 0
+        self._prefix = head.chunk_prefix("text_completion")
+        self._plain = not (
+            request.echo
+            or request.logprobs is not None
+            or request.return_token_ids
+            or request.continuous_usage
+        )
+        self._begun: set[int] = set()
+        self._offsets: dict[int, int] = {}
+
+    # ------------------------------------------------------------------ whole
+
+    def whole(self, outputs: list[RequestOutput]) -> bytes:
+        choices = []
+        for i, output in enumerate(outputs):
+            self._tally.add(i, output)
+            for choice in output.outputs:
+                choices.append(self._choice(i * self._n + choice.index, choice, output))
+        return to_json(
+            CompletionResponse(
+                id=self._head.id,
+                created=self._head.created,
+                model=self._head.model,
+                choices=choices,
+                system_fingerprint=self._head.fingerprint,
+                usage=self._tally.usage(),
+            )
+        )
+
+    def _choice(
+        self, index: int, choice: CompletionOutput, output: RequestOutput
+    ) -> CompletionChoice:
+        asks_ids = self._request.return_token_ids
+        asks_prompt = self._request.prompt_logprobs is not None
+        text, logprobs = self._content(index, choice, output)
+        return CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            token_ids=self._token_ids(choice) if asks_ids else None,
+            prompt_logprobs=prompt_logprobs(output.prompt_logprobs) if asks_prompt else None,
+            prompt_token_ids=output.prompt_token_ids if asks_ids else None,
+        )
+
+    def _token_ids(self, choice: CompletionOutput) -> list[int]:
+        return [] if self._echo_only else choice.token_ids
+
+    def _content(
+        self, index: int, choice: CompletionOutput, output: RequestOutput
+    ) -> tuple[str, CompletionLogprobs | None]:
+        """Text and logprobs of a choice's news; an echo goes before its first."""
+        text = "" if self._echo_only else choice.text
+        token_ids = self._token_ids(choice)
+        positions: list[Candidates | None] = []
+        if not self._echo_only:
+            positions.extend(choice.logprobs or ())
+        if self._request.echo and index not in self._begun:
+            prompt = output.prompt
+            if prompt is None:
+                prompt = self._text_of(output.prompt_token_ids)
+            text = prompt + text
+            token_ids = [*output.prompt_token_ids, *token_ids]
+            positions = [*(output.prompt_logprobs or ()), *positions]
+        self._begun.add(index)
+        if self._request.logprobs is None:
+            return text, None
+        logprobs = completion_logprobs(
+            token_ids,
+            positions,
+            self._request.logprobs,
+            self._as_ids,
+            lambda token_id: self._text_of([token_id]),
+            self._offsets.get(index, 0),
+        )
+        if logprobs.tokens:
+            self._offsets[index] = logprobs.text_offset[-1] + len(logprobs.tokens[-1])
+        return text, logprobs
+
+    # ------------------------------------------------------------------ events
+
+    def encode(self, index: int, output: RequestOutput) -> bytes:
+        """Events for the news in `output` of prompt `index`."""
+        self._tally.add(index, output)
+        events = []
+        for choice in output.outputs:
+            number = index * self._n + choice.index
+            if choice.finish_reason is None and self._plain:
+                if choice.text:
+                    events.append(self._prefix)
+                    events.append(b'{"index":%d,"text":' % number)
+                    events.append(to_json(choice.text))
+                    events.append(b',"logprobs":null,"finish_reason":null}]}\n\n')
+            elif choice.finish_reason is not None or choice.token_ids:
+                events.append(self._delta(number, choice, output))
+        return b"".join(events)
+
+    def last(self) -> bytes:
+        if not self._usage_at_end:
+            return b""
+        return self._prefix + b'],"usage":' + to_json(self._tally.usage()) + b"}\n\n"
+
+    def _delta(self, number: int, choice: CompletionOutput, output: RequestOutput) -> bytes:
+        first = number not in self._begun
+        text, logprobs = self._content(number, choice, output)
+        fields: dict[str, Any] = {
+            "index": number,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if self._request.return_token_ids:
+            fields["token_ids"] = self._token_ids(choice)
+            if first:
+                fields["prompt_token_ids"] = output.prompt_token_ids
+        event = self._prefix + to_json(fields) + b"]"
+        if self._request.continuous_usage:
+            event += b',"usage":' + to_json(self._tally.usage())
+        return event + b"}\n\n"

@@ -1,0 +1,119 @@
+"""What every route is built from: the parts, handed in once, and the few things all routes ask."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from starlette.requests import Request
+
+from galley import __version__
+from galley.config import EngineConfig
+from galley.config.server import ServerConfig
+from galley.errors import InvalidRequest, NotFound
+from galley.frontend.client import EngineClient
+from galley.server.body import read_json_body
+from galley.server.protocol.base import BodyReader, T
+from galley.server.protocol.generation import Caps
+
+if TYPE_CHECKING:
+    from galley.text import Tokenizer
+
+
+class ChatRenderer(Protocol):
+    """Messages to the text of a prompt."""
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        chat_template: str | None,
+        documents: list[dict[str, str]] | None,
+        kwargs: Mapping[str, Any],
+    ) -> str: ...
+
+
+@dataclass(slots=True)
+class Load:
+    """Requests under way."""
+
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts.
+
+    Attributes:
+        tokenizer, chat: None where no tokenizer is loaded (--skip-tokenizer-init), or where the
+            model has no chat template.
+        defaults: sampling defaults of the model, by `SamplingParams` field.
+        metrics: the text of /metrics and its content type.
+        root: the model's path or hub name, as /v1/models tells it.
+        any_model_name: serve whatever name a request gives (VLLM_SKIP_MODEL_NAME_VALIDATION).
+    """
+
+    engine: EngineClient
+    config: EngineConfig
+    server: ServerConfig
+    tokenizer: Tokenizer | None
+    chat: ChatRenderer | None
+    metrics: Callable[[], tuple[bytes, str]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    caps: Caps = field(default_factory=Caps)
+    root: str = ""
+    any_model_name: bool = False
+    load: Load = field(default_factory=Load)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return self.config.model.served_model_name
+
+    def model_name(self, asked: str | None) -> str:
+        """The name to answer under. Raises NotFound for a model that is not served."""
+        if not asked:
+            return self.model_names[0]
+        if asked not in self.model_names and not self.any_model_name:
+            raise NotFound(f"The model `{asked:.200}` does not exist.", field="model")
+        return asked
+
+    def require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidRequest("No tokenizer is loaded (--skip-tokenizer-init).")
+        return self.tokenizer
+
+    def token_ids_for_texts(self, asked: bool | None) -> bool:
+        """Whether logprobs name tokens by id, by the request's word or the server's."""
+        return self.server.return_tokens_as_token_ids if asked is None else asked
+
+    async def read(self, request: Request, reader: BodyReader[T]) -> T:
+        """The request's body as a checked wire type. Raises ClientError, ClientDisconnected."""
+        return reader.read(await read_json_body(request, self.server.max_request_body_bytes))
+
+    def fingerprint(self) -> str | None:
+        """`system_fingerprint`: equal for equal answers to equal requests."""
+        mode = self.server.fingerprint_mode
+        if mode == "none":
+            return None
+        if mode == "custom":
+            return self.server.fingerprint_value
+        facts = (__version__, self.config.model, self.config.device.backend)
+        digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
+        return digest if mode == "hash" else f"galley-{__version__}-{digest}"
+
+
+def request_id(request: Request, prefix: str, given: str | None, longest: int) -> str:
+    """The id of an answer: the client's X-Request-Id, its `request_id`, or a new one."""
+    own = request.headers.get("x-request-id") or given or uuid.uuid4().hex
+    if len(own) > longest:
+        raise InvalidRequest(
+            f"X-Request-Id is limited to {longest} characters.", field="X-Request-Id"
+        )
+    return f"{prefix}-{own}"

@@ -1,0 +1,76 @@
+"""Errors as answers: the error tree, and what FastAPI itself finds, in OpenAI's shape."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from galley.errors import GalleyError, Overloaded, Unauthorized
+from galley.server.disconnect import ClientDisconnected
+from galley.server.protocol.base import ErrorInfo, ErrorResponse
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+#: Seconds after which an overloaded server may be asked again.
+RETRY_AFTER = "1"
+#: nginx's "client closed request"; nobody reads it but the metrics.
+CLIENT_CLOSED = 499
+
+
+def error_body(message: str, type: str, code: int, param: str | None = None) -> bytes:
+    return msgspec.json.encode(ErrorResponse(ErrorInfo(message, type, param, code)))
+
+
+def error_event(error: GalleyError) -> bytes:
+    """The body of an error found after a stream has begun."""
+    return error_body(error.message, error.type, error.status, error.field)
+
+
+def json_response(
+    body: bytes, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(body, status, headers, media_type="application/json")
+
+
+def galley_response(error: GalleyError) -> Response:
+    headers = None
+    if isinstance(error, Unauthorized):
+        headers = {"WWW-Authenticate": "Bearer"}
+    elif isinstance(error, Overloaded):
+        headers = {"Retry-After": RETRY_AFTER}
+    return json_response(error_event(error), error.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every failure with an error object."""
+
+    async def on_galley(request: Request, error: Exception) -> Response:
+        assert isinstance(error, GalleyError)
+        return galley_response(error)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        status = error.status_code
+        phrase = HTTPStatus(status).phrase
+        where = f"{request.method} {request.url.path}: " if status in (404, 405) else ""
+        body = error_body(f"{where}{error.detail}", phrase, status)
+        return json_response(body, status, dict(error.headers or {}))
+
+    async def on_disconnect(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED)
+
+    async def on_other(request: Request, error: Exception) -> Response:
+        # The web framework logs the exception itself; its text may hold anything.
+        body = error_body("Internal server error.", "InternalServerError", 500)
+        return json_response(body, 500)
+
+    app.add_exception_handler(GalleyError, on_galley)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ClientDisconnected, on_disconnect)
+    app.add_exception_handler(Exception, on_other)

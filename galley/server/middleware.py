@@ -1,0 +1,144 @@
+"""What every request passes through before a route: plain ASGI, outermost first.
+
+    HttpMetering → RequestIds → (CORS) → ApiKeys → LoadCounting → routes
+
+Each wraps `send` only where it must: a stream's tokens go through here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from galley.errors import Unauthorized
+from galley.server.context import Load
+from galley.server.errors import galley_response
+
+if TYPE_CHECKING:
+    from galley.observability.http_metrics import HttpMetrics
+
+#: Prefixes that an API key guards.
+GUARDED = ("/v1", "/v2", "/inference", "/cohere")
+#: Probes and the like, which are not counted as requests.
+UNCOUNTED = frozenset({"/metrics", "/health", "/load", "/ping", "/version", "/server_info"})
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+def path_of(scope: Scope) -> str:
+    """The path without the prefix under which a proxy publishes the server."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path") or "")
+
+
+class HttpMetering:
+    """Counts requests and measures them, to the last byte of a stream."""
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or path_of(scope) in UNCOUNTED:
+            await self.app(scope, receive, send)
+            return
+        status, size = 500, 0
+
+        async def measure(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.body":
+                size += len(message.get("body", b""))
+            elif message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        begin = time.perf_counter()
+        try:
+            await self.app(scope, receive, measure)
+        finally:
+            length = header(scope, b"content-length") or b"0"
+            route = scope.get("route")
+            self.metrics.observe(
+                scope["method"],
+                status,
+                getattr(route, "path", None) or "none",
+                request_bytes=int(length) if length.isdigit() else 0,
+                response_bytes=size,
+                seconds=time.perf_counter() - begin,
+            )
+
+
+class RequestIds:
+    """Answers with an X-Request-Id header: the client's own, or a new one of 32 characters."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        name = header(scope, b"x-request-id")
+        if name is None:
+            name = uuid.uuid4().hex.encode()
+            # The answer's id is then made of the id that its header tells.
+            scope["headers"].append((b"x-request-id", name))
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
+            await send(message)
+
+        await self.app(scope, receive, tell)
+
+
+class ApiKeys:
+    """Refuses guarded paths without one of the keys; OPTIONS is free."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self.app = app
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        guarded = scope["type"] in ("http", "websocket") and scope.get("method") != "OPTIONS"
+        if guarded and path_of(scope).startswith(GUARDED) and not self._is_known(scope):
+            response = galley_response(Unauthorized("Unauthorized: a valid API key is needed."))
+            await response(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _is_known(self, scope: Scope) -> bool:
+        """Compares with every key, in a time that tells nothing about them."""
+        scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
+        digest = hashlib.sha256(key.strip()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+class LoadCounting:
+    """Counts the POST requests under way, for /load."""
+
+    def __init__(self, app: ASGIApp, load: Load) -> None:
+        self.app = app
+        self.load = load
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or path_of(scope) in UNCOUNTED:
+            await self.app(scope, receive, send)
+            return
+        self.load.count += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.load.count -= 1

@@ -1,0 +1,176 @@
+"""Wire types that several API families share, and how a body becomes one of them.
+
+A request type is a `msgspec.Struct` of the fields that act. What becomes of the other fields of
+the API, and of fields that nobody knows, is a table (`fields.py`); this module reads a body by
+both. It knows nothing of HTTP: bytes in, a checked value or a `ClientError` out.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+
+from galley.errors import InvalidRequest, Unsupported
+
+logger = logging.getLogger(__name__)
+
+#: Integers that fit the engine's 64-bit columns; larger ones are refused while reading.
+Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Float = float
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_AT = re.compile(r" - at `(?:key` in `)?\$(?P<path>[^`]*)`$")
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """The field is accepted and changes nothing: `type` is what it must be, `why` why so."""
+
+    type: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The field would change the answer and cannot yet: `inert` values ask for nothing."""
+
+    why: str
+    inert: tuple[Any, ...] = ()
+
+    def asks(self, value: Any) -> bool:
+        """Whether `value` asks for something (null, false and empty values do not)."""
+        if value is None or value is False or value in ("", [], {}):
+            return False
+        return not any(type(value) is type(i) and value == i for i in self.inert)
+
+
+FieldTable = Mapping[str, NoEffect | Refused]
+
+
+class BodyReader(Generic[T]):
+    """Reads JSON bodies of one request type.
+
+    Args:
+        type: the struct of the fields that act.
+        others: the fields of the API that do not act.
+    """
+
+    def __init__(self, type: type[T], others: FieldTable) -> None:
+        self.type = type
+        self.others = others
+        self.fields = frozenset(f.encode_name for f in msgspec.structs.fields(type))
+        self._keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
+        self._decoder = msgspec.json.Decoder(type)
+        self._warned: set[str] = set()
+
+    def read(self, body: bytes) -> T:
+        """The request in `body`.
+
+        Raises:
+            InvalidRequest: not JSON, not an object, or a field of the wrong type; names the field.
+            Unsupported: a field asks for what this server does not do; names the field.
+        """
+        given = _decode(self._keys, body)
+        for name in given.keys() - self.fields:
+            self._check_other(name, given[name])
+        request = _decode(self._decoder, body)
+        assert isinstance(request, self.type)
+        return request
+
+    def _check_other(self, name: str, raw: msgspec.Raw) -> None:
+        field = self.others.get(name)
+        if field is None:
+            self._warn_unknown(name)
+            return
+        if isinstance(field, NoEffect):
+            try:
+                msgspec.json.decode(raw, type=field.type)
+            except msgspec.ValidationError as e:
+                raise InvalidRequest(f"{name}: {e}", field=name) from e
+        elif field.asks(msgspec.json.decode(raw)):
+            raise Unsupported(f"{name} is not supported: {field.why}", field=name)
+
+    def _warn_unknown(self, name: str) -> None:
+        """One line for each name, and no more than 1,000 names are remembered."""
+        if name not in self._warned and len(self._warned) < 1000:
+            self._warned.add(name)
+            logger.warning(
+                "%s: the field %.100r is not known here and is ignored.", self.type.__name__, name
+            )
+
+
+def _decode(decoder: Any, body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as e:
+        message, field = _explain(str(e))
+        raise InvalidRequest(message, field=field) from e
+    except msgspec.DecodeError as e:
+        raise InvalidRequest(f"The request body is not valid JSON: {e}") from e
+    except UnicodeDecodeError as e:
+        raise InvalidRequest("The request body is not valid UTF-8.") from e
+    except RecursionError as e:
+        raise InvalidRequest("The request body is nested too deeply.") from e
+
+
+def _explain(message: str) -> tuple[str, str | None]:
+    """msgspec's sentence with the field in front: ("n: Expected `int`, got `str`", "n")."""
+    missing = re.fullmatch(r"Object missing required field `(\w+)`(?: - at `\$(.*)`)?", message)
+    if missing:
+        field = f"{missing[2] or ''}.{missing[1]}".lstrip(".")
+        return f"{field}: Field required.", field
+    at = _AT.search(message)
+    if at is None:
+        return f"The request body must be a JSON object: {message}.", None
+    path = at["path"].lstrip(".")
+    field = path.replace("[...]", "")
+    return f"{field}: {message[: at.start()]}.", re.split(r"[.\[]", field)[0] or None
+
+
+class StreamOptions(msgspec.Struct):
+    """What a stream tells besides its deltas."""
+
+    include_usage: bool | None = True
+    continuous_usage_stats: bool | None = False
+
+
+class PromptTokensDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """Tokens of a whole answer."""
+
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class ErrorInfo(msgspec.Struct):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class ErrorResponse(msgspec.Struct):
+    error: ErrorInfo
+
+
+class PromptLogprob(msgspec.Struct):
+    """One candidate for a prompt position."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str | None

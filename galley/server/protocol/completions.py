@@ -1,0 +1,96 @@
+"""Wire types of /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from galley.errors import InvalidRequest
+from galley.server.protocol.base import BodyReader, Count, Int, PromptLogprob, TokenId, Usage
+from galley.server.protocol.fields import COMPLETION
+from galley.server.protocol.generation import Caps, GenerationFields, check_generation
+
+
+class CompletionRequest(GenerationFields, kw_only=True):
+    """Continue a prompt, or several.
+
+    `prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids.
+    """
+
+    prompt: str | list[str | Count | list[TokenId]] | None = None
+    max_tokens: Int | None = 16
+    suffix: str | None = None
+    logprobs: Int | None = None
+    add_special_tokens: bool = True
+
+
+reader = BodyReader(CompletionRequest, COMPLETION)
+
+
+def check_completion(request: CompletionRequest, caps: Caps) -> list[str | list[int]]:
+    """The prompts of a request, each a text or token ids.
+
+    Raises:
+        InvalidRequest: names the field at fault.
+    """
+    check_generation(request, caps)
+    if request.logprobs is not None and request.logprobs < -1:
+        raise InvalidRequest("`logprobs` must be a non-negative value or -1.", field="logprobs")
+    return _prompts(request.prompt, caps)
+
+
+def _prompts(given: Any, caps: Caps) -> list[str | list[int]]:
+    if given is None:
+        raise InvalidRequest("prompt: Field required.", field="prompt")
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise InvalidRequest("The prompt cannot be empty.", field="prompt")
+    kinds = {type(item) for item in given}
+    if kinds == {int}:
+        return [given]
+    if len(kinds) > 1:
+        raise InvalidRequest(
+            "prompt must be a text, a list of texts, token ids, or a list of token-id lists; "
+            "it cannot be a mixture.",
+            field="prompt",
+        )
+    if len(given) > caps.prompts:
+        raise InvalidRequest(
+            f"prompt is limited to {caps.prompts} prompts a call, got {len(given)}.",
+            field="prompt",
+        )
+    return list(given)
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Per token: its text, log-probability, candidates, and offset in the answer's text."""
+
+    text_offset: list[int] = []
+    token_logprobs: list[float | None] = []
+    tokens: list[str] = []
+    top_logprobs: list[dict[str, float] | None] = []
+
+
+class CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionResponse(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+    usage: Usage
+    kv_transfer_params: dict[str, Any] | None = None

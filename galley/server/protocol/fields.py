@@ -1,0 +1,77 @@
+"""What becomes of the request fields that do not act: the table, as data.
+
+A field of the API either acts (it is in the request's struct), has no effect on the answer, or is
+refused with a 400 that names it until it acts. A test holds the three together against the list
+of the API's fields; documentation is generated from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from galley.server.protocol.base import FieldTable, Int, NoEffect, Refused
+
+_BEAM = Refused("beam search is not available yet.")
+_STRUCTURED = Refused("structured output is not available yet.", ({"type": "text"},))
+_TRANSFER = Refused("no KV connector is configured.")
+_TOOLS = Refused("tools are not available yet.", ("none",))
+_EXTENSION = Refused("it is not available yet.")
+
+#: Fields of both generation endpoints.
+GENERATION: FieldTable = {
+    "user": NoEffect(str | None, "names the end user"),
+    "metadata": NoEffect(dict[str, Any] | None, "for the caller's own records"),
+    "store": NoEffect(bool | None, "nothing is stored"),
+    "service_tier": NoEffect(str | None, "there is one tier"),
+    "safety_identifier": NoEffect(str | None, "names the end user"),
+    "prompt_cache_key": NoEffect(str | None, "the prefix cache finds prompts by content"),
+    "prompt_cache_retention": NoEffect(str | None, "the prefix cache keeps what fits"),
+    "session_id": NoEffect(str | None, "routes between engines; there is one"),
+    "length_penalty": NoEffect(float | None, "of beam search alone"),
+    "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
+    "routed_experts_prompt_start": NoEffect(Int, "of routed experts alone"),
+    "use_beam_search": _BEAM,
+    "best_of": Refused("ask for `n` answers instead.", (1,)),
+    "response_format": _STRUCTURED,
+    "structured_outputs": _STRUCTURED,
+    "watermarking": _EXTENSION,
+    "thinking_token_budget": _EXTENSION,
+    "logprob_token_ids": _EXTENSION,
+    "repetition_detection": _EXTENSION,
+    "return_token_offsets": _EXTENSION,
+    "return_mm_kwargs": Refused("only text is available yet."),
+    "vllm_xargs": Refused("no custom sampling arguments are defined."),
+    "stream_interval": Refused("every token is streamed.", (1,)),
+    "kv_transfer_params": _TRANSFER,
+    "ec_transfer_params": _TRANSFER,
+}
+
+#: Further fields of chat requests.
+CHAT: FieldTable = {
+    **GENERATION,
+    "parallel_tool_calls": NoEffect(bool | None, "of tools alone"),
+    "include_reasoning": NoEffect(bool, "no reasoning parser is configured"),
+    "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
+    "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
+    "prediction": NoEffect(dict[str, Any] | None, "a hint on speed"),
+    "tools": _TOOLS,
+    "tool_choice": _TOOLS,
+    "functions": _TOOLS,
+    "function_call": _TOOLS,
+    "modalities": Refused("only text is available yet.", (["text"],)),
+    "audio": Refused("only text is available yet."),
+    "web_search_options": Refused("there is no web search."),
+}
+
+#: Further fields of completion requests.
+COMPLETION: FieldTable = {
+    **GENERATION,
+    "prompt_embeds": Refused("prompts are text or token ids."),
+}
+
+#: Further fields of /tokenize and /detokenize.
+TOKENIZE: FieldTable = {
+    "tools": _TOOLS,
+    "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
+    "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
+}

@@ -1,0 +1,103 @@
+"""Request fields that chat and completions share, and what they must be together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from galley.errors import InvalidRequest
+from galley.server.protocol.base import Int, StreamOptions
+
+
+class GenerationFields(msgspec.Struct, kw_only=True):
+    """What both generation endpoints accept (vLLM's names, types and defaults)."""
+
+    model: str | None = None
+    n: Int | None = 1
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    echo: bool | None = False
+    max_tokens: Int | None = None
+    min_tokens: Int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: Int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[Int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logit_bias: dict[Int, float] | None = None
+    allowed_token_ids: list[Int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: Int | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    truncate_prompt_tokens: Int | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    priority: Int = 0
+    cache_salt: str | None = None
+    request_id: str | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+
+class Caps(msgspec.Struct, frozen=True):
+    """Limits on what one call may ask for (`VLLM_MAX_*`)."""
+
+    n: int = 16_384
+    prompts: int = 1024
+    stop_strings: int = 4
+    bad_words: int = 128
+    bad_words_tokens: int = 1024
+    logit_bias: int = 1024
+    request_id: int = 256
+
+
+def check_generation(request: GenerationFields, caps: Caps) -> None:
+    """Raise `InvalidRequest` for fields that are over a cap or contradict each other.
+
+    Ranges of single sampling fields are `SamplingParams.verify`'s.
+    """
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    for name, size, cap in (
+        ("n", request.n or 1, caps.n),
+        ("stop", len(stop), caps.stop_strings),
+        ("bad_words", len(request.bad_words or ()), caps.bad_words),
+        ("logit_bias", len(request.logit_bias or ()), caps.logit_bias),
+        ("request_id", len(request.request_id or ""), caps.request_id),
+    ):
+        if size > cap:
+            raise InvalidRequest(f"{name} is limited to {cap}, got {size}.", field=name)
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest(
+            "Stream options can only be defined when `stream=True`.", field="stream_options"
+        )
+    if request.prompt_logprobs is not None:
+        if request.prompt_logprobs < -1:
+            raise InvalidRequest(
+                "`prompt_logprobs` must be a non-negative value or -1.", field="prompt_logprobs"
+            )
+        if request.stream:
+            raise InvalidRequest(
+                "`prompt_logprobs` are not available when `stream=True`.", field="prompt_logprobs"
+            )
+    if request.cache_salt == "":
+        raise InvalidRequest(
+            "`cache_salt` must be a non-empty string if provided.", field="cache_salt"
+        )

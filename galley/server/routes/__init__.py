@@ -1,0 +1,1 @@
+"""HTTP routes, one file per API family: each has `routes(ctx) -> APIRouter`."""

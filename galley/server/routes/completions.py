@@ -1,0 +1,89 @@
+"""/v1/completions."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from galley.server.answer import Head, Tally
+from galley.server.completion_answer import CompletionAnswer
+from galley.server.context import Context, request_id
+from galley.server.disconnect import until_disconnect
+from galley.server.errors import json_response
+from galley.server.fill_in import fill_in_prompt
+from galley.server.openapi import wire
+from galley.server.outputs import Stream, collect, merge
+from galley.server.protocol.completions import (
+    CompletionRequest,
+    CompletionResponse,
+    check_completion,
+    reader,
+)
+from galley.server.request_log import log_request
+from galley.server.sampling import Prompt, sampling_params, start
+from galley.server.sse import EventResponse
+
+
+def routes(ctx: Context) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/completions", response_class=Response)
+    @wire(reader, CompletionResponse, streams=True)
+    async def create_completion(raw: Request) -> Response:
+        """Continue a prompt, or several; `stream` sends the text as it comes."""
+        request = await ctx.read(raw, reader)
+        head = Head(
+            request_id(raw, "cmpl", request.request_id, ctx.caps.request_id),
+            ctx.model_name(request.model),
+            ctx.fingerprint(),
+        )
+        prompts: list[Prompt] = check_completion(request, ctx.caps)
+        if request.suffix:
+            prompts = [fill_in_prompt(ctx, p, request.suffix) for p in prompts]
+        echo_only = bool(request.echo) and request.max_tokens == 0
+        answer = CompletionAnswer(
+            head,
+            request,
+            Tally(ctx.server.enable_prompt_tokens_details, count_generated=not echo_only),
+            text_of=lambda ids: ctx.require_tokenizer().decode(ids, False),
+            as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
+            force_usage=ctx.server.enable_force_include_usage,
+        )
+        streams = await until_disconnect(raw.receive, _start(ctx, request, prompts, head.id))
+        if request.stream:
+            return EventResponse(merge(streams), answer)
+        outputs = await until_disconnect(raw.receive, collect(streams))
+        return json_response(answer.whole(outputs))
+
+    return router
+
+
+async def _start(
+    ctx: Context, request: CompletionRequest, prompts: list[Prompt], id: str
+) -> list[Stream]:
+    """All prompts handed to the engine, or none: the failure of one takes back the others."""
+    logprobs = request.logprobs
+    prompt_logprobs = request.prompt_logprobs
+    if request.echo and prompt_logprobs is None:
+        prompt_logprobs = logprobs
+    params = sampling_params(
+        request,
+        ctx.defaults,
+        max_tokens=1 if request.echo and request.max_tokens == 0 else request.max_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+    streams: list[Stream] = []
+    try:
+        for i, prompt in enumerate(prompts):
+            name = f"{id}-{i}"
+            log_request(ctx.server, name, prompt, params)
+            streams.append(
+                await start(ctx, prompt, params, name, request, request.add_special_tokens)
+            )
+    except BaseException:
+        for stream in streams:
+            await stream.aclose()
+        raise
+    return streams

@@ -1,0 +1,33 @@
+"""Probes: /health, /ping, /version, /load."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from galley import __version__
+from galley.server.answer import to_json
+from galley.server.context import Context
+from galley.server.errors import json_response
+
+
+def routes(ctx: Context) -> APIRouter:
+    router = APIRouter()
+
+    async def health() -> Response:
+        """200 while an engine accepts requests, 503 otherwise."""
+        return Response(status_code=200 if ctx.engine.healthy else 503)
+
+    router.add_api_route("/health", health, methods=["GET"], response_class=Response)
+    router.add_api_route("/ping", health, methods=["GET", "POST"], response_class=Response)
+
+    @router.get("/version", response_class=Response)
+    async def version() -> Response:
+        return json_response(to_json({"version": __version__}))
+
+    @router.get("/load", response_class=Response)
+    async def load() -> Response:
+        """Requests under way; counted with --enable-server-load-tracking, else 0."""
+        return json_response(to_json({"server_load": ctx.load.count}))
+
+    return router

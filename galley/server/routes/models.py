@@ -1,0 +1,34 @@
+"""/v1/models."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from galley.server.answer import to_json
+from galley.server.context import Context
+from galley.server.errors import json_response
+from galley.server.openapi import wire
+from galley.server.protocol.models import ModelCard, ModelList, ModelPermission
+
+
+def routes(ctx: Context) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/models", response_class=Response)
+    @wire(response=ModelList)
+    async def show_available_models() -> Response:
+        """The names under which the model is served."""
+        cards = [
+            ModelCard(
+                id=name,
+                created=ctx.created,
+                root=ctx.root,
+                max_model_len=ctx.engine.limits.max_model_len,
+                permission=[ModelPermission(id=f"modelperm-{name}", created=ctx.created)],
+            )
+            for name in ctx.model_names
+        ]
+        return json_response(to_json(ModelList(data=cards)))
+
+    return router

@@ -1,0 +1,73 @@
+"""/tokenize and /detokenize."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from galley.errors import InvalidRequest
+from galley.server.answer import to_json
+from galley.server.chat_prompt import render
+from galley.server.context import Context
+from galley.server.errors import json_response
+from galley.server.openapi import wire
+from galley.server.protocol.tokenize import (
+    DetokenizeResponse,
+    TokenizeResponse,
+    detokenize_reader,
+    tokenize_reader,
+)
+
+
+def routes(ctx: Context) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/tokenize", response_class=Response)
+    @wire(tokenize_reader, TokenizeResponse)
+    async def tokenize(raw: Request) -> Response:
+        """Token ids of a text, or of a conversation."""
+        request = await ctx.read(raw, tokenize_reader)
+        ctx.model_name(request.model)
+        request.check()
+        tokenizer = ctx.require_tokenizer()
+        special = request.add_special_tokens
+        if request.messages is not None:
+            text = render(
+                ctx,
+                request.messages,
+                add_generation_prompt=request.add_generation_prompt,
+                continue_final_message=request.continue_final_message,
+                chat_template=request.chat_template,
+                chat_template_kwargs=request.chat_template_kwargs,
+            )
+            special = bool(special)
+        else:
+            text = request.prompt or ""
+            special = special is None or special
+        ids = await asyncio.to_thread(tokenizer.encode, text, special)
+        names = None
+        if request.return_token_strs:
+            names = [tokenizer.id_to_token(i) or "" for i in ids]
+        length = ctx.engine.limits.max_model_len
+        return json_response(to_json(TokenizeResponse(len(ids), length, ids, names)))
+
+    @router.post("/detokenize", response_class=Response)
+    @wire(detokenize_reader, DetokenizeResponse)
+    async def detokenize(raw: Request) -> Response:
+        """The text of token ids, special tokens included."""
+        request = await ctx.read(raw, detokenize_reader)
+        ctx.model_name(request.model)
+        tokenizer = ctx.require_tokenizer()
+        size = ctx.engine.limits.vocab_size
+        worst = max(request.tokens, default=0)
+        if worst >= size:
+            raise InvalidRequest(
+                f"Token id {worst} is out of vocabulary (size {size}).", field="tokens"
+            )
+        text = await asyncio.to_thread(tokenizer.decode, request.tokens, False)
+        return json_response(to_json(DetokenizeResponse(text)))
+
+    return router

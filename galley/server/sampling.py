@@ -1,0 +1,142 @@
+"""From request fields to `SamplingParams`, and the prompt in the form that the engine takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, cast
+
+import msgspec
+
+from galley.errors import InvalidRequest
+from galley.frontend.client import RequestStream
+from galley.frontend.prompts import TokensPrompt
+from galley.request import RequestOutputKind, SamplingParams
+from galley.server.context import Context
+from galley.server.protocol.generation import GenerationFields
+
+#: Texts of at least this many characters are tokenised beside the event loop: tens of thousands
+#: of tokens take as long as many steps, and other streams should not wait for them.
+LONG_TEXT = 8192
+
+Prompt = str | list[int]
+
+
+def sampling_params(
+    request: GenerationFields,
+    defaults: Mapping[str, Any],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    """Raises InvalidRequest naming the first field out of range.
+
+    Args:
+        defaults: used where the request is silent (the model's generation_config.json).
+    """
+
+    def given(name: str, neutral: Any) -> Any:
+        value = getattr(request, name)
+        return defaults.get(name, neutral) if value is None else value
+
+    return SamplingParams(
+        n=1 if request.n is None else request.n,
+        presence_penalty=given("presence_penalty", 0.0),
+        frequency_penalty=given("frequency_penalty", 0.0),
+        repetition_penalty=given("repetition_penalty", 1.0),
+        temperature=given("temperature", 1.0),
+        top_p=given("top_p", 1.0),
+        top_k=given("top_k", 0),
+        min_p=given("min_p", 0.0),
+        seed=request.seed,
+        stop=request.stop,
+        stop_token_ids=request.stop_token_ids,
+        ignore_eos=request.ignore_eos,
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        skip_special_tokens=request.skip_special_tokens,
+        spaces_between_special_tokens=request.spaces_between_special_tokens,
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+        logit_bias=request.logit_bias,
+        allowed_token_ids=request.allowed_token_ids,
+        bad_words=request.bad_words or None,
+    )
+
+
+async def start(
+    ctx: Context,
+    prompt: Prompt,
+    params: SamplingParams,
+    request_id: str,
+    request: GenerationFields,
+    add_special_tokens: bool,
+) -> RequestStream:
+    """Hand one prompt to the engine.
+
+    Raises:
+        InvalidRequest, Unsupported: the request cannot be served; names the field.
+        EngineDead: there is no engine, and none will come.
+    """
+    ids = prompt if isinstance(prompt, list) else None
+    keep_left = request.truncation_side == "right" and params.truncate_prompt_tokens is not None
+    fit = params.max_tokens is None and "max_tokens" in ctx.defaults
+    if isinstance(prompt, str) and (keep_left or fit or len(prompt) >= LONG_TEXT):
+        ids = await _tokenise(ctx, prompt, add_special_tokens)
+    if ids is not None and keep_left:
+        ids, params = _cut_right(ids, params, ctx.engine.limits.max_model_len)
+    if ids is not None and fit:
+        params = _fit(len(ids), params, ctx)
+    form: dict[str, Any] = {} if ids is None else {"prompt_token_ids": ids}
+    if isinstance(prompt, str):
+        form["prompt"] = prompt
+    if request.cache_salt is not None:
+        form["cache_salt"] = request.cache_salt
+    return ctx.engine.generate(
+        cast(TokensPrompt, form),
+        params,
+        request_id,
+        priority=request.priority,
+        add_special_tokens=add_special_tokens,
+    )
+
+
+async def _tokenise(ctx: Context, text: str, add_special_tokens: bool) -> list[int] | None:
+    """Token ids, or None where the engine client is to say that there is no tokenizer."""
+    if ctx.tokenizer is None:
+        return None
+    if len(text) < LONG_TEXT:
+        return ctx.tokenizer.encode(text, add_special_tokens)
+    return await asyncio.to_thread(ctx.tokenizer.encode, text, add_special_tokens)
+
+
+def _cut_right(
+    ids: list[int], params: SamplingParams, length: int
+) -> tuple[list[int], SamplingParams]:
+    """Keep the first `truncate_prompt_tokens` (the engine client keeps the last)."""
+    keep = params.truncate_prompt_tokens
+    assert keep is not None
+    if keep > length:
+        raise InvalidRequest(
+            f"truncate_prompt_tokens={keep} cannot be greater than the model's maximum "
+            f"context length of {length} tokens.",
+            field="truncate_prompt_tokens",
+        )
+    room = max(length - (params.max_tokens or 1), 1) if keep == -1 else keep
+    return ids[:room], msgspec.structs.replace(params, truncate_prompt_tokens=None)
+
+
+def _fit(num_prompt: int, params: SamplingParams, ctx: Context) -> SamplingParams:
+    """The model's default maximum, lowered to the room that the prompt leaves.
+
+    Where it leaves none, the engine client says so; `min_tokens` above the result is refused.
+    """
+    keep = params.truncate_prompt_tokens
+    if keep is not None and keep >= 0:
+        num_prompt = min(num_prompt, keep)
+    room = max(ctx.engine.limits.max_model_len - num_prompt, 1)
+    return msgspec.structs.replace(params, max_tokens=min(ctx.defaults["max_tokens"], room))
