@@ -83,6 +83,7 @@ class ScriptedCore:
     Args:
         pause: seconds that a step takes.
         on_step: called with the rows of each step before it: where a test crashes the engine.
+        short: request id → tokens after which it ends early.
     """
 
     def __init__(
@@ -90,10 +91,12 @@ class ScriptedCore:
         epoch: int = 1,
         pause: float = 0.0,
         on_step: Callable[[list[Row]], None] | None = None,
+        short: dict[str, int] | None = None,
     ) -> None:
         self.epoch = epoch
         self.pause = pause
         self.on_step = on_step
+        self.short = short or {}
         self.on_plan: Callable[[Any], None] | None = None
         self.while_waiting: Callable[[], None] | None = None
         self.executor = ScriptedExecutor()
@@ -152,6 +155,8 @@ class ScriptedCore:
             tokens.append(token)
             if token in (request.sampling.stop_token_ids or ()):
                 finished.append(Finished(request.handle, FinishReason.STOP, token))
+            elif len(row.history) - len(row.prompt) == self.short.get(request.request_id):
+                finished.append(Finished(request.handle, FinishReason.LENGTH))
             elif len(row.history) >= request.max_total_tokens:
                 finished.append(Finished(request.handle, FinishReason.LENGTH))
         for end in finished:
