@@ -1,1 +1,5 @@
-"""chat"""
+"""Messages to the text of a prompt, by the checkpoint's chat template. Knows no HTTP."""
+
+from galley.chat.templates import ChatRenderer
+
+__all__ = ["ChatRenderer"]

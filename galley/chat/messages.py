@@ -1,0 +1,125 @@
+"""Messages as clients send them → messages as templates expect them. Knows no template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from galley.errors import InvalidRequest, Unsupported
+
+ContentFormat = Literal["string", "openai"]
+Message = dict[str, Any]
+
+#: Types of content parts that are text → the key that holds it.
+TEXT_PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+#: Names under which a message's reasoning travels; templates read different ones.
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def prepare(messages: list[Message], content_format: ContentFormat) -> list[Message]:
+    """Checked copies for a template; nothing of the caller's is changed.
+
+    Content is one text ("string": parts joined by line feeds) or a list of text parts ("openai").
+    Arguments of tool calls, which the API spells as JSON text, become objects, and reasoning is
+    given under every name that templates read.
+
+    Raises:
+        InvalidRequest: not a list of messages; names the place ("messages[2].content[0]").
+        Unsupported: a content part that is no text, by its type.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("messages must be a list of at least one message.", field="messages")
+    return [
+        _message(message, f"messages[{i}]", content_format) for i, message in enumerate(messages)
+    ]
+
+
+def _message(message: Any, where: str, content_format: ContentFormat) -> Message:
+    message = _plain(message)
+    if not isinstance(message, dict):
+        raise InvalidRequest(f"{where} must be an object.", field="messages")
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(f"{where}.role must be a non-empty text.", field="messages")
+    texts = _texts(message.get("content"), f"{where}.content")
+    if content_format == "string":
+        message["content"] = "\n".join(texts)
+    else:
+        message["content"] = [{"type": "text", "text": text} for text in texts]
+    if message.get("tool_calls") is None:
+        message.pop("tool_calls", None)
+    else:
+        _parse_arguments(message["tool_calls"], f"{where}.tool_calls")
+    reasoning = next((message[k] for k in _REASONING if message.get(k) is not None), None)
+    if reasoning is not None:
+        message |= dict.fromkeys(_REASONING, reasoning)
+    return message
+
+
+def _texts(content: Any, where: str) -> list[str]:
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{where} must be a text or a list of parts.", field="messages")
+    return [_part_text(part, f"{where}[{i}]") for i, part in enumerate(content)]
+
+
+def _part_text(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        raise InvalidRequest(
+            f"{where} must be a text or an object with a `type`.", field="messages"
+        )
+    if kind not in TEXT_PARTS:
+        raise Unsupported(
+            f"{where}: parts of type {kind:.50} are not supported: only text is available yet.",
+            field="messages",
+        )
+    text = part.get(TEXT_PARTS[kind])
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{where}.{TEXT_PARTS[kind]} must be a text.", field="messages")
+    return text
+
+
+def _parse_arguments(tool_calls: Any, where: str) -> None:
+    if not isinstance(tool_calls, list):
+        raise InvalidRequest(f"{where} must be a list.", field="messages")
+    for i, call in enumerate(tool_calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise InvalidRequest(f"{where}[{i}].function must be an object.", field="messages")
+        arguments = function.get("arguments")
+        if isinstance(arguments, dict | list):
+            continue
+        try:
+            function["arguments"] = json.loads(arguments) if arguments else {}
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidRequest(
+                f"{where}[{i}].function.arguments must be JSON.", field="messages"
+            ) from None
+
+
+def _plain(value: Any) -> Any:
+    """A copy of plain JSON data: templates must not meet objects with methods of their own."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise InvalidRequest(
+        f"messages must be plain data, not {type(value).__name__}.", field="messages"
+    )
