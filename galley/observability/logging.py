@@ -12,7 +12,7 @@ import logging
 import logging.config
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TextIO
 
 from galley.errors import ConfigError
@@ -102,3 +102,22 @@ def _configure_from(path: str) -> None:
             f"VLLM_LOGGING_CONFIG_PATH: {path} is not a logging configuration: {e}",
             field="VLLM_LOGGING_CONFIG_PATH",
         ) from e
+
+
+class _NotThesePaths(logging.Filter):
+    """Lets pass what is not about one of the paths (uvicorn's second argument after the client)."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        super().__init__()
+        self._paths = frozenset(paths)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        args = record.args
+        if not isinstance(args, tuple) or len(args) < 3:
+            return True
+        return str(args[2]).partition("?")[0] not in self._paths
+
+
+def silence_access_log(paths: Iterable[str]) -> None:
+    """Write no access log for requests to `paths`; all others are logged as before."""
+    logging.getLogger("uvicorn.access").addFilter(_NotThesePaths(p.strip() for p in paths))

@@ -6,7 +6,6 @@ from typing import Any
 
 from galley.errors import InvalidRequest, Unsupported
 from galley.server.context import Context
-from galley.server.protocol.chat import check_messages, check_prompt_end
 
 
 def render(
@@ -26,8 +25,6 @@ def render(
             that fails on these messages.
         Unsupported: the model has no chat template.
     """
-    check_messages(messages)
-    check_prompt_end(add_generation_prompt, continue_final_message)
     if chat_template is not None and not ctx.server.trust_request_chat_template:
         raise InvalidRequest(
             "chat_template is not accepted from requests: the server runs without "

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
@@ -21,22 +21,8 @@ from galley.server.protocol.base import BodyReader, T
 from galley.server.protocol.generation import Caps
 
 if TYPE_CHECKING:
+    from galley.chat import ChatRenderer
     from galley.text import Tokenizer
-
-
-class ChatRenderer(Protocol):
-    """Messages to the text of a prompt."""
-
-    def render(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-        chat_template: str | None,
-        documents: list[dict[str, str]] | None,
-        kwargs: Mapping[str, Any],
-    ) -> str: ...
 
 
 @dataclass(slots=True)

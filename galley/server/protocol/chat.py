@@ -6,14 +6,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from galley.errors import InvalidRequest, Unsupported
+from galley.errors import InvalidRequest
 from galley.server.protocol.base import BodyReader, Int, PromptLogprob, Usage
 from galley.server.protocol.fields import CHAT
 from galley.server.protocol.generation import Caps, GenerationFields, check_generation
 
 Messages = Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
-#: Part types whose text is under the key beside them.
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
 class ChatCompletionRequest(GenerationFields, kw_only=True):
@@ -50,47 +48,6 @@ def check_chat(request: ChatCompletionRequest, caps: Caps) -> None:
         raise InvalidRequest(
             "when using `top_logprobs`, `logprobs` must be set to true.", field="top_logprobs"
         )
-
-
-def check_prompt_end(add_generation_prompt: bool, continue_final_message: bool) -> None:
-    """Raise InvalidRequest if both are asked for."""
-    if add_generation_prompt and continue_final_message:
-        raise InvalidRequest(
-            "Cannot set both `continue_final_message` and `add_generation_prompt` to true.",
-            field="continue_final_message",
-        )
-
-
-def check_messages(messages: list[dict[str, Any]]) -> None:
-    """Raise for what is not a message, naming its place ("messages[2].content[0]")."""
-    for i, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not role:
-            raise InvalidRequest(f"messages[{i}].role must be a non-empty text.", field="messages")
-        if isinstance(content, list):
-            for j, part in enumerate(content):
-                _check_part(part, f"messages[{i}].content[{j}]")
-        elif content is not None and not isinstance(content, str):
-            raise InvalidRequest(
-                f"messages[{i}].content must be a text or a list of parts.", field="messages"
-            )
-
-
-def _check_part(part: Any, where: str) -> None:
-    if isinstance(part, str):
-        return
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str):
-        raise InvalidRequest(
-            f"{where} must be a text or an object with a `type`.", field="messages"
-        )
-    if kind not in TEXT_PARTS:
-        raise Unsupported(
-            f"{where}: parts of type {kind:.50} are not supported: only text is available yet.",
-            field="messages",
-        )
-    if not isinstance(part.get(TEXT_PARTS[kind]), str):
-        raise InvalidRequest(f"{where}.{TEXT_PARTS[kind]} must be a text.", field="messages")
 
 
 class TokenLogprob(msgspec.Struct):

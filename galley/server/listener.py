@@ -1,0 +1,118 @@
+"""uvicorn, tied to this process's life: says when it serves, and ends without losing the thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from galley.config.server import ServerConfig
+from galley.errors import ConfigError
+from galley.server.http import limited_protocol
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that answers get to end after the engine client has ended their requests.
+LAST_WORDS = 2
+
+
+class Listener(uvicorn.Server):
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        on_serving: called once connections are accepted.
+        drain: seconds that requests in flight get at the end, before `on_drained`.
+        on_drained: ends the requests that are still in flight.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        on_serving: Callable[[], None],
+        drain: int,
+        on_drained: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._on_serving = on_serving
+        self._drain = drain
+        self._on_drained = on_drained
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_serving()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(self._drain, self._on_drained)
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End in good order; uvicorn itself would raise the signal again when all is served."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        """The first signal ends in good order, the second at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def uvicorn_config(app: ASGIApp, server: ServerConfig, keep_alive: int) -> uvicorn.Config:
+    """uvicorn's settings.
+
+    Args:
+        keep_alive: seconds that an idle connection is kept.
+
+    Raises:
+        ConfigError: a TLS file or cipher cannot be used.
+    """
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http=limited_protocol(server.h11_max_incomplete_event_size, server.h11_max_header_count),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=server.uvicorn_log_level,
+        access_log=not server.disable_uvicorn_access_log,
+        server_header=False,
+        timeout_keep_alive=keep_alive,
+        timeout_graceful_shutdown=server.shutdown_timeout + LAST_WORDS,
+        backlog=2048,
+        **_tls(server),
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as e:
+        raise ConfigError(f"TLS cannot be set up: {e}", field="ssl_certfile") from e
+    return config
+
+
+def _tls(server: ServerConfig) -> dict[str, Any]:
+    if server.ssl_certfile is None:
+        return {}
+    options: dict[str, Any] = {
+        "ssl_certfile": server.ssl_certfile,
+        "ssl_keyfile": server.ssl_keyfile,
+        "ssl_ca_certs": server.ssl_ca_certs,
+        "ssl_cert_reqs": server.ssl_cert_reqs,
+    }
+    if server.ssl_ciphers is not None:
+        options["ssl_ciphers"] = server.ssl_ciphers
+    return options

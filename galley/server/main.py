@@ -1,0 +1,164 @@
+"""The API server process: finds tokenizer and template, speaks to the engines, serves HTTP.
+
+Runs while the engine core loads the model beside it. Until an engine is up, /health says 503 and
+requests wait in the engine client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from galley.config import EngineConfig, ModelFacts
+from galley.config.resolve import Machine, resolve
+from galley.config.server import ServerConfig
+from galley.engine.control import Serving
+from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
+from galley.frontend.output_processor import OutputProcessor
+from galley.frontend.zmq_client import LauncherLink, ZmqClient
+from galley.loader import read_facts, resolve_source, resolve_tokenizer
+from galley.observability.http_metrics import HttpMetrics
+from galley.observability.logging import configure_logging, silence_access_log
+from galley.observability.metrics import EngineMetrics
+from galley.observability.observer import Observers
+from galley.observability.registry import exposition, new_registry
+from galley.observability.stats_line import StatsLine
+from galley.server.app import build_app
+from galley.server.context import Context
+from galley.server.environment import Environment, read_environment
+from galley.server.listener import Listener, uvicorn_config
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from galley.chat import ChatRenderer
+    from galley.text import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the server knows of the model: no weights."""
+
+    config: EngineConfig
+    facts: ModelFacts
+    name: str
+    tokenizer: Tokenizer | None
+    chat: ChatRenderer | None
+
+
+def run(
+    sock: socket.socket, link: LauncherLink, config: EngineConfig, server: ServerConfig
+) -> None:
+    """Serve on `sock` until a signal comes.
+
+    Raises:
+        ConfigError, ModelError: before anything is served.
+    """
+    configure_logging()
+    environment = read_environment()
+    server = environment.apply(server)
+    if server.disable_access_log_for_endpoints:
+        silence_access_log(server.disable_access_log_for_endpoints.split(","))
+    _run_loop(_serve(sock, link, load_model(config, server), server, environment))
+
+
+def load_model(config: EngineConfig, server: ServerConfig) -> Model:
+    """Tokenizer, template and facts of the model, from its files' headers."""
+    source = resolve_source(config.model, config.load)
+    facts = read_facts(source)
+    tokenizer = chat = None
+    if not config.model.skip_tokenizer_init:
+        from galley.chat import ChatRenderer
+        from galley.text import load_tokenizer
+
+        tokenizer = load_tokenizer(resolve_tokenizer(config.model, config.load, source))
+        chat = ChatRenderer.of(tokenizer, server.chat_template, server.chat_template_content_format)
+    resolved = resolve(config, Machine.detect(), facts)
+    return Model(resolved, facts, source.name, tokenizer, chat)
+
+
+async def _serve(
+    sock: socket.socket,
+    link: LauncherLink,
+    model: Model,
+    server: ServerConfig,
+    environment: Environment,
+) -> None:
+    registry = new_registry()
+    stats_line = StatsLine()
+    observer = None
+    if not model.config.observability.disable_log_stats:
+        observer = Observers(engine_metrics(registry, model.config, model.facts), stats_line)
+    client = ZmqClient(
+        link,
+        InputProcessor(
+            limits_of(model.config, model.facts, environment.caps.n),
+            model.tokenizer,
+            seed=model.config.model.seed,
+            client_index=link.client_index,
+        ),
+        OutputProcessor(model.tokenizer, observer),
+    )
+    client.start()
+    ctx = Context(
+        engine=client,
+        config=model.config,
+        server=server,
+        tokenizer=model.tokenizer,
+        chat=model.chat,
+        metrics=lambda: exposition(registry),
+        defaults=default_sampling_params(model.config, model.facts),
+        caps=environment.caps,
+        root=model.name,
+        any_model_name=environment.any_model_name,
+    )
+    app = build_app(ctx, HttpMetrics(registry))
+    listener = Listener(
+        uvicorn_config(app, server, environment.keep_alive),
+        on_serving=lambda: link.channel.send(Serving()),
+        drain=server.shutdown_timeout,
+        on_drained=client.close,
+    )
+    # What start-up has made lives as long as the process: no collection need look at it again.
+    gc.collect()
+    gc.freeze()
+    ticker = asyncio.ensure_future(_every(environment.stats_interval, stats_line.write))
+    try:
+        await listener.serve([sock])
+    finally:
+        ticker.cancel()
+        client.close()
+
+
+def engine_metrics(
+    registry: CollectorRegistry, config: EngineConfig, facts: ModelFacts
+) -> EngineMetrics:
+    """The engines' metrics under the model's first name."""
+    length = config.model.max_model_len
+    return EngineMetrics(
+        registry,
+        config.model.served_model_name[0],
+        max_model_len=facts.max_position if length in (None, -1) else int(length or 0),
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens or 2048,
+        num_engines=config.parallel.data_parallel_size,
+        cache_info=asdict(config.cache),
+    )
+
+
+async def _every(seconds: float, act: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        act()
+
+
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    uvloop.run(main)
