@@ -155,9 +155,10 @@ class ScriptedCore:
             tokens.append(token)
             if token in (request.sampling.stop_token_ids or ()):
                 finished.append(Finished(request.handle, FinishReason.STOP, token))
-            elif len(row.history) - len(row.prompt) == self.short.get(request.request_id):
-                finished.append(Finished(request.handle, FinishReason.LENGTH))
-            elif len(row.history) >= request.max_total_tokens:
+            elif (
+                len(row.history) - len(row.prompt) == self.short.get(request.request_id)
+                or len(row.history) >= request.max_total_tokens
+            ):
                 finished.append(Finished(request.handle, FinishReason.LENGTH))
         for end in finished:
             del self.rows[end.handle]

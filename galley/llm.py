@@ -1,0 +1,303 @@
+"""`LLM`: offline generation in this process, with vLLM's arguments and results.
+
+The same path as the server's without HTTP and without a second process: input processor, engine
+core, output processor. Unlike the server it cannot outlive its engine: a crash in a kernel ends
+this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from galley.chat import ChatRenderer
+from galley.config.resolve import from_kwargs
+from galley.engine.assembly import assemble
+from galley.errors import InvalidRequest, Unsupported
+from galley.frontend.client import InprocClient
+from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
+from galley.frontend.output_processor import OutputProcessor, RequestState
+from galley.frontend.progress import progress_bar
+from galley.frontend.prompts import Prompt
+from galley.loader import resolve_tokenizer
+from galley.request import RequestOutput, RequestOutputKind, SamplingParams
+from galley.text import Tokenizer, load_tokenizer
+
+Message = Mapping[str, Any]
+Prompts = Prompt | Sequence[Prompt]
+Params = SamplingParams | Sequence[SamplingParams]
+ContentFormat = Literal["auto", "string", "openai"]
+
+
+class LLM:
+    """A model in this process.
+
+    Args:
+        model: directory, .gguf file or hub name; "" is the built-in default model.
+        chat_template: wins over the model's own: a file, or the template itself.
+        flags: every engine flag by its Python name (`max_model_len=4096`, `seed=1` …).
+
+    Raises:
+        ConfigError: an unknown flag, or one out of range; names it.
+        ModelError: the model cannot be found or used.
+    """
+
+    def __init__(self, model: str = "", *, chat_template: str | None = None, **flags: Any) -> None:
+        assembled = assemble(from_kwargs({"model": model, **flags}, "offline"))
+        self.config = assembled.config
+        self._facts = assembled.facts
+        self._core = assembled.core
+        self._chat_template = chat_template
+        self._renderers: dict[str, ChatRenderer] = {}
+        self._tokenizer: Tokenizer | None = None
+        if not self.config.model.skip_tokenizer_init:
+            path = resolve_tokenizer(self.config.model, self.config.load, assembled.source)
+            self._tokenizer = load_tokenizer(path)
+        limits = dataclasses.replace(
+            limits_of(self.config, self._facts),
+            max_model_len=self._core.executor.max_model_len,
+        )
+        self._client = InprocClient(
+            self._core,
+            InputProcessor(limits, self._tokenizer, seed=self.config.model.seed),
+            OutputProcessor(self._tokenizer),
+        )
+        self._num_requests = 0
+
+    # ------------------------------------------------------------------ generation
+
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: Params | None = None,
+        use_tqdm: bool = True,
+        lora_request: None = None,
+        priority: Sequence[int] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts; one output each, in their order.
+
+        Args:
+            prompts: one or several: text, token ids, or {"prompt"} / {"prompt_token_ids"} dicts.
+            sampling_params: for all, or one each. Default: `get_default_sampling_params()`.
+            use_tqdm: show a progress bar.
+            priority: one number each; smaller runs first (--scheduling-policy priority).
+            tokenization_kwargs: `add_special_tokens`, `truncate_prompt_tokens`.
+
+        Raises:
+            InvalidRequest, Unsupported: a prompt or parameter; nothing has been computed.
+            RequestFailed: a request failed in the engine.
+        """
+        refuse_lora(lora_request)
+        add_special, truncate = tokenization(tokenization_kwargs)
+        listed = as_list(prompts)
+        params = self._params_of(sampling_params, len(listed), truncate)
+        return self._run(listed, params, priority, add_special, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params | None = None,
+        use_tqdm: bool = True,
+        lora_request: None = None,
+        priority: Sequence[int] | None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: ContentFormat = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several; one output each, in their order.
+
+        Args:
+            chat_template: wins over the model's own.
+            add_generation_prompt: open the assistant's turn.
+            continue_final_message: go on with the last message instead of answering it.
+            tools: descriptions that the template shows to the model.
+            chat_template_kwargs: further variables of the template.
+
+        Raises: as `generate`.
+        """
+        refuse_lora(lora_request)
+        _, truncate = tokenization(tokenization_kwargs)
+        prompts: list[Prompt] = [
+            self._renderer(chat_template_content_format).render(
+                [dict(message) for message in talk],
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=None if tools is None else [dict(tool) for tool in tools],
+                kwargs=chat_template_kwargs,
+            )
+            for talk in as_conversations(messages)
+        ]
+        params = self._params_of(sampling_params, len(prompts), truncate)
+        return self._run(prompts, params, priority, False, use_tqdm)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
+        """Complete one prompt; yields what is new after each step. Leaving the loop aborts it."""
+        return self._stream(prompt, sampling_params, add_special_tokens=True)
+
+    def stream_chat(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
+        """Answer one conversation; yields what is new after each step."""
+        text = self._renderer().render([dict(message) for message in messages])
+        return self._stream(text, sampling_params, add_special_tokens=False)
+
+    def _stream(
+        self, prompt: Prompt, params: SamplingParams | None, add_special_tokens: bool
+    ) -> Iterator[RequestOutput]:
+        params = params or self.get_default_sampling_params()
+        streamed = msgspec.structs.replace(params, output_kind=RequestOutputKind.DELTA)
+        state = self._add(prompt, streamed, 0, add_special_tokens)
+        return self._client.stream(state)
+
+    def _run(
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams],
+        priority: Sequence[int] | None,
+        add_special_tokens: bool,
+        shown: bool,
+    ) -> list[RequestOutput]:
+        if priority is not None and len(priority) != len(prompts):
+            raise InvalidRequest(
+                f"{len(prompts)} prompts but {len(priority)} priorities.", field="priority"
+            )
+        states: list[RequestState] = []
+        try:
+            for i, prompt in enumerate(prompts):
+                final = msgspec.structs.replace(params[i], output_kind=RequestOutputKind.FINAL_ONLY)
+                rank = 0 if priority is None else priority[i]
+                states.append(self._add(prompt, final, rank, add_special_tokens))
+            self._drive(states, shown)
+            return [output for state in states if (output := state.take()) is not None]
+        finally:
+            for state in states:
+                self._client.cancel(state)
+
+    def _drive(self, states: Sequence[RequestState], shown: bool) -> None:
+        """Step until all have ended."""
+        waiting = list(states)
+        prompt_tokens = output_tokens = 0
+        with progress_bar(len(states), "Prompts", shown) as meter:
+            while waiting:
+                self._client.step()
+                if not any(state.ended for state in waiting):
+                    meter.update(len(states) - len(waiting), prompt_tokens, output_tokens)
+                    continue
+                for state in waiting:
+                    if state.ended:
+                        prompt_tokens += len(state.submission.prompt_token_ids)
+                        output_tokens += sum(len(s.token_ids) for s in state.sequences)
+                waiting = [state for state in waiting if not state.ended]
+                meter.update(len(states) - len(waiting), prompt_tokens, output_tokens)
+
+    def _add(
+        self, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool
+    ) -> RequestState:
+        request_id = str(self._num_requests)
+        self._num_requests += 1
+        return self._client.add(
+            prompt, params, request_id, priority=priority, add_special_tokens=add_special_tokens
+        )
+
+    def _params_of(
+        self, given: Params | None, count: int, truncate: int | None
+    ) -> list[SamplingParams]:
+        if given is None:
+            given = self.get_default_sampling_params()
+        params = [given] * count if isinstance(given, SamplingParams) else list(given)
+        if len(params) != count:
+            raise InvalidRequest(
+                f"{count} prompts but {len(params)} sampling_params.", field="sampling_params"
+            )
+        if truncate is not None:
+            params = [msgspec.structs.replace(p, truncate_prompt_tokens=truncate) for p in params]
+        return params
+
+    # ------------------------------------------------------------------ text
+
+    def get_tokenizer(self) -> Tokenizer:
+        """Raises InvalidRequest where none is loaded (skip_tokenizer_init)."""
+        if self._tokenizer is None:
+            raise InvalidRequest("No tokenizer is loaded (skip_tokenizer_init=True).")
+        return self._tokenizer
+
+    def _renderer(self, content_format: ContentFormat = "auto") -> ChatRenderer:
+        if content_format not in self._renderers:
+            made = ChatRenderer.of(self.get_tokenizer(), self._chat_template, content_format)
+            if made is None:
+                raise Unsupported(
+                    "this model has no chat template: give one to LLM(chat_template=…).",
+                    field="messages",
+                )
+            self._renderers[content_format] = made
+        return self._renderers[content_format]
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The model's own sampling defaults (generation_config.json)."""
+        return SamplingParams(**default_sampling_params(self.config, self._facts))
+
+    # ------------------------------------------------------------------ engine
+
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """Forget cached prompt prefixes. False, and nothing changes, while blocks are in use."""
+        if reset_connector:
+            raise Unsupported("reset_connector: there is no KV connector.", field="reset_connector")
+        return self._core.reset_prefix_cache(reset_running_requests)
+
+    def shutdown(self) -> None:
+        """Let go of the model's memory; the object cannot be used afterwards."""
+        self._client.shutdown()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shutdown()
+
+
+def as_list(prompts: Prompts) -> list[Prompt]:
+    """Several prompts, where one may have been given."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]  # type: ignore[list-item]
+    listed = list(prompts)
+    if listed and all(isinstance(item, int) for item in listed):
+        return [listed]  # type: ignore[list-item]
+    return listed  # type: ignore[return-value]
+
+
+def as_conversations(
+    messages: Sequence[Message] | Sequence[Sequence[Message]],
+) -> list[Sequence[Message]]:
+    """Several conversations, where one may have been given."""
+    if not messages:
+        raise InvalidRequest("messages must not be empty.", field="messages")
+    if isinstance(messages[0], Mapping):
+        return [messages]  # type: ignore[list-item]
+    return list(messages)  # type: ignore[arg-type]
+
+
+def tokenization(kwargs: Mapping[str, Any] | None) -> tuple[bool, int | None]:
+    """`tokenization_kwargs` as (add_special_tokens, truncate_prompt_tokens)."""
+    given = dict(kwargs or {})
+    found = bool(given.pop("add_special_tokens", True)), given.pop("truncate_prompt_tokens", None)
+    for name in given:
+        raise Unsupported(f"tokenization_kwargs: {name} is not supported.", field=name)
+    return found
+
+
+def refuse_lora(lora_request: object) -> None:
+    if lora_request is not None:
+        raise Unsupported("lora_request is not supported yet.", field="lora_request")
