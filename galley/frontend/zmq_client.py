@@ -116,9 +116,10 @@ class ZmqClient:
         self._loop.add_reader(self._link.channel.fileno(), self._on_control)
 
     def close(self) -> None:
-        """Abort what is in flight and let go of all sockets."""
+        """End what is in flight and let go of all sockets; nothing is accepted from now on."""
+        self._lost = "the server is shutting down."
         for state in {id(s.state): s.state for s in self._outputs.sequences.values()}.values():
-            self._send_aborts(state, self._outputs.fail(state, EngineDead("shutting down.")))
+            self._send_aborts(state, self._outputs.fail(state, EngineDead(self._lost)))
         self._loop.remove_reader(self._link.channel.fileno())
         for engine in self._engines.values():
             self._disconnect(engine)
