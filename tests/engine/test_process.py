@@ -29,7 +29,7 @@ from galley.engine.messages import (
 from galley.engine.process import CONTROL_EVERY
 from galley.request import Request, SamplingParams
 from tests.frontend.engine_thread import EngineThread, dealer
-from tests.frontend.scripted import answer
+from tests.frontend.scripted import Row, answer
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(FromEngine).decode
@@ -197,14 +197,32 @@ def test_a_failing_step_ends_the_process(tmp_path: Path) -> None:
 
 def test_arrivals_are_taken_while_the_device_works(tmp_path: Path) -> None:
     """A request sent during a step is in the core before the step ends."""
-    engine = EngineThread(tmp_path, pause=0.2).start()
+    in_step, sent = threading.Event(), threading.Event()
+
+    def second_step(rows: list[Row]) -> None:
+        if len(rows[0].history) == len(PROMPT) + 1:
+            in_step.set()
+            sent.wait(10)
+
+    engine = EngineThread(tmp_path, on_step=second_step)
+    take, taken = engine.core.while_waiting, []
+    assert take is not None
+
+    def take_and_count() -> None:
+        take()
+        taken.append(len(engine.core.added))
+
+    engine.core.while_waiting = take_and_count
+    engine.start()
     peer = Peer(engine.address)
-    peer.send(Add([request(1, 900)]))
-    peer.tokens(1, 1)
-    peer.send(Add([request(2, 1)]))
-    message = peer.receive()
-    assert memoryview(message.handles).cast("q").tolist() == [1]
-    assert memoryview(peer.receive().handles).cast("q").tolist() == [1, 2]
+    peer.send(Add([request(1)]))
+    assert in_step.wait(10)
+    peer.send(Add([request(2)]))
+    # The engine's thread stands still, so its socket may be asked from here.
+    assert engine.socket.poll(10_000)
+    sent.set()
+    assert peer.tokens(2, 5) == answer(PROMPT, 5)
+    assert taken[:2] == [1, 2]
     engine.kill()
 
 
