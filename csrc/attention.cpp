@@ -84,8 +84,19 @@ class Attention final : public Op {
     int32_t group;
     int64_t first_chunk, chunks;
   };
+  // A thread's memory for one item; rows are [head][query][query head of the group].
+  struct Work {
+    float* states;                             // of one chunk
+    uint32_t* q;                               // packed queries
+    int32_t* first;                            // bounds of a head's rows
+    int32_t* last;
+    const uint8_t* next[kTilePages] = {};      // first pages of the thread's next item
+  };
 
   int64_t state_rows(const Group& g) const { return g.heads * g.queries * group_; }
+  static int64_t known_tokens(const Step& step, int32_t row) {
+    return step.computed[row] + step.query_start[row + 1] - step.query_start[row];
+  }
   int64_t first_of(int64_t position) const {
     return window_ > 0 ? std::max<int64_t>(0, position + 1 - window_) : 0;
   }
@@ -96,8 +107,11 @@ class Attention final : public Op {
   void cut_long_groups(int threads) const;
   int64_t scratch_floats() const;
   void run_item(const Step& step, const Item& item, const Item* next, float* scratch);
-  void attend_chunk(const Step& step, const Group& g, int64_t chunk, const uint32_t* q,
-                    const int32_t* bounds, float* states) const;
+  void gather(const Group& g, const Work& work) const;
+  void find_pages(const Step& step, const Group& g, int64_t start, int64_t head,
+                  const uint8_t** pages) const;
+  void attend_chunk(const Step& step, const Group& g, int64_t chunk, bool is_last,
+                    const Work& work) const;
   void finish(const Group& g, const float* total, float* rows) const;
 
   const uint8_t* q_;
@@ -188,79 +202,104 @@ int64_t Attention::scratch_floats() const {
   return rows * (shape_.words + 2 + 2 * shape_.state_size() + shape_.head_dim);
 }
 
-void Attention::run_item(const Step& step, const Item& item, const Item*, float* scratch) {
+void Attention::run_item(const Step& step, const Item& item, const Item* next, float* scratch) {
   const Group& g = groups_[item.group];
-  const int64_t per_head = g.queries * group_, rows = state_rows(g), size = shape_.state_size();
-  float* chunk_states = scratch;
-  float* total = chunk_states + rows * size;
-  float* out_rows = total + rows * size;
-  uint32_t* q = reinterpret_cast<uint32_t*>(out_rows + rows * shape_.head_dim);
-  int32_t* bounds = reinterpret_cast<int32_t*>(q + rows * shape_.words);
+  const int64_t rows = state_rows(g), size = shape_.state_size();
+  Work work;
+  float* total = scratch;
+  work.states = total + rows * size;
+  float* out_rows = work.states + rows * size;
+  work.q = reinterpret_cast<uint32_t*>(out_rows + rows * shape_.head_dim);
+  work.first = reinterpret_cast<int32_t*>(work.q + rows * shape_.words);
+  work.last = work.first + g.queries * group_;
+  gather(g, work);
+  if (next) {
+    const Group& n = groups_[next->group];
+    const int64_t start = std::max(next->first_chunk * kChunk, first_of(n.position) / kTile * kTile);
+    find_pages(step, n, start, n.head, work.next);
+  }
 
-  const int64_t q_bytes = shape_.head_dim * (q_is_f32_ ? 4 : 2);
-  for (int64_t h = 0; h < g.heads; h++) {
-    for (int64_t r = 0; r < per_head; r++) {
-      const int64_t head = (g.head + h) * group_ + r % group_;
-      pack_query_(shape_, q_ + ((g.token + r / group_) * heads_ + head) * q_bytes, q_is_f32_,
-                  q + (h * per_head + r) * shape_.words);
+  if (g.partial < 0) {
+    clear_states_(shape_, total, rows);
+    for (int64_t c = 0; c < item.chunks; c++) {
+      attend_chunk(step, g, item.first_chunk + c, c + 1 == item.chunks, work);
+      merge_states_(shape_, total, work.states, rows);
     }
-  }
-  for (int64_t r = 0; r < per_head; r++) {
-    const int64_t position = g.position + r / group_;
-    bounds[r] = static_cast<int32_t>(first_of(position));
-    bounds[per_head + r] = static_cast<int32_t>(position + 1);
-  }
-
-  if (g.partial >= 0) {
+  } else {
     float* states = partial_.data() + g.partial;
-    attend_chunk(step, g, item.first_chunk, q, bounds,
-                 states + (item.first_chunk - g.first_chunk) * rows * size);
+    work.states = states + (item.first_chunk - g.first_chunk) * rows * size;
+    attend_chunk(step, g, item.first_chunk, true, work);
     if (counters_[g.counter].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     clear_states_(shape_, total, rows);
     for (int64_t c = 0; c < g.chunks; c++) {
       merge_states_(shape_, total, states + c * rows * size, rows);
     }
-  } else {
-    clear_states_(shape_, total, rows);
-    for (int64_t c = 0; c < item.chunks; c++) {
-      attend_chunk(step, g, item.first_chunk + c, q, bounds, chunk_states);
-      merge_states_(shape_, total, chunk_states, rows);
-    }
   }
   finish(g, total, out_rows);
 }
 
-void Attention::attend_chunk(const Step& step, const Group& g, int64_t chunk, const uint32_t* q,
-                             const int32_t* bounds, float* states) const {
+// The queries by KV head, and which tokens each of a head's rows attends to.
+void Attention::gather(const Group& g, const Work& work) const {
+  const int64_t per_head = g.queries * group_;
+  const int64_t q_bytes = shape_.head_dim * (q_is_f32_ ? 4 : 2);
+  for (int64_t h = 0; h < g.heads; h++) {
+    for (int64_t r = 0; r < per_head; r++) {
+      const int64_t head = (g.head + h) * group_ + r % group_;
+      pack_query_(shape_, q_ + ((g.token + r / group_) * heads_ + head) * q_bytes, q_is_f32_,
+                  work.q + (h * per_head + r) * shape_.words);
+    }
+  }
+  for (int64_t r = 0; r < per_head; r++) {
+    const int64_t position = g.position + r / group_;
+    work.first[r] = static_cast<int32_t>(first_of(position));
+    work.last[r] = static_cast<int32_t>(position + 1);
+  }
+}
+
+// K of one head in the pages of the tile at `start`; past the sequence's end the first page again.
+void Attention::find_pages(const Step& step, const Group& g, int64_t start, int64_t head,
+                           const uint8_t** pages) const {
+  const int64_t known = known_tokens(step, g.row);
+  for (int i = 0; i < kTilePages; i++) {
+    const int64_t position = start + i * kPage;
+    pages[i] = i > 0 && position >= known
+                   ? pages[0]
+                   : kv_.page(step, step.slots[g.row], position) + head * kv_.head_bytes();
+  }
+}
+
+void Attention::attend_chunk(const Step& step, const Group& g, int64_t chunk, bool is_last,
+                             const Work& work) const {
   const int64_t per_head = g.queries * group_, size = shape_.state_size();
-  const int32_t* first = bounds;
-  const int32_t* last = bounds + per_head;
-  clear_states_(shape_, states, state_rows(g));
-  const int64_t known = step.computed[g.row] + step.query_start[g.row + 1] -
-                        step.query_start[g.row];  // tokens in the cache
-  const int64_t from = std::max<int64_t>(chunk * kChunk, first[0] / kTile * kTile);
-  const int64_t to = std::min<int64_t>((chunk + 1) * kChunk, last[per_head - 1]);
+  const int64_t known = known_tokens(step, g.row), end_of_rows = work.last[per_head - 1];
+  clear_states_(shape_, work.states, state_rows(g));
+  const int64_t from = std::max<int64_t>(chunk * kChunk, work.first[0] / kTile * kTile);
+  const int64_t to = std::min<int64_t>((chunk + 1) * kChunk, end_of_rows);
+  const uint8_t* following[kTilePages];
+  find_pages(step, g, from, g.head, following);
   int64_t begin = 0, end = 0;  // rows that the tile is for: both bounds only grow
   for (int64_t start = from; start < to; start += kTile) {
-    while (end < per_head && first[end] < start + kTile) end++;
-    while (begin < end && last[begin] <= start) begin++;
+    while (end < per_head && work.first[end] < start + kTile) end++;
+    while (begin < end && work.last[begin] <= start) begin++;
     AttentionTile tile;
     tile.start = start;
     tile.tokens = std::min(kTile, known - start);
     tile.rows = end - begin;
-    tile.first = first + begin;
-    tile.last = last + begin;
-    const uint8_t* pages[kTilePages] = {};
-    for (int64_t t = 0; t < tile.tokens; t += kPage) {
-      pages[t / kPage] = kv_.page(step, step.slots[g.row], start + t);
+    tile.first = work.first + begin;
+    tile.last = work.last + begin;
+    std::copy_n(following, kTilePages, tile.pages);
+    if (start + kTile < to || (!is_last && start + kTile < end_of_rows)) {
+      find_pages(step, g, start + kTile, g.head, following);
+    } else {
+      std::copy_n(work.next, kTilePages, following);
     }
     for (int64_t h = 0; h < g.heads; h++) {
       for (int i = 0; i < kTilePages; i++) {
-        tile.pages[i] = pages[i] ? pages[i] + (g.head + h) * kv_.head_bytes() : nullptr;
-        tile.ahead[i] = nullptr;
+        if (h > 0) tile.pages[i] += kv_.head_bytes();
+        tile.ahead[i] = h + 1 < g.heads ? tile.pages[i] + kv_.head_bytes() : following[i];
       }
-      tile.q = q + (h * per_head + begin) * shape_.words;
-      tile.state = states + (h * per_head + begin) * size;
+      tile.q = work.q + (h * per_head + begin) * shape_.words;
+      tile.state = work.states + (h * per_head + begin) * size;
       attend_tile_(shape_, tile);
     }
   }

@@ -45,7 +45,6 @@ struct RowBlock {
   const AttentionShape* shape;
   const AttentionTile* tile;
   int64_t first;  // row of the tile
-  bool prefetch;
   alignas(64) float scores[kRows][kTileTokens];
   alignas(64) uint32_t p[kRows][kTileTokens];  // words
   float shrink[kRows];                         // 2^(m - m')
@@ -53,29 +52,39 @@ struct RowBlock {
   float* state(int r) const { return tile->state + (first + r) * shape->state_size(); }
 };
 
+// What comes next is fetched while this tile is computed: a few lines at every step of the loops,
+// in the order of their addresses, the scores' steps the first half. This is where `line` of all
+// lies; K and V of a page's head are head_dim lines.
+GALLEY_INLINE const uint8_t* ahead_line(const RowBlock& b, int64_t line) {
+  const int64_t per_page = b.shape->half_bytes / 32;
+  int page = 0;
+  while (line >= per_page && page < kTilePages - 1) line -= per_page, page++;
+  return b.tile->ahead[page] + line * 64;
+}
+
 // scores[r][16 * page ..] of P pages: one register per row and page, one line of K per step.
-template <class W, int R, int P> GALLEY_INLINE void score_pages(RowBlock& b, int page) {
+template <class W, int R, int P, bool Ahead>
+GALLEY_INLINE void score_pages(RowBlock& b, int page) {
   const int64_t words = b.shape->words;
   const uint32_t* q = b.tile->q + b.first * words;
   const uint8_t* k[P];
-  const uint8_t* ahead[P];
-  for (int i = 0; i < P; i++) {
-    k[i] = b.tile->pages[page + i];
-    ahead[i] = b.prefetch ? b.tile->ahead[page + i] : nullptr;
-  }
+  for (int i = 0; i < P; i++) k[i] = b.tile->pages[page + i];
   Float acc[R][P];
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
     for (int i = 0; i < P; i++) acc[r][i] = zero();
   }
+  const uint8_t* ahead = nullptr;
   for (int64_t w = 0; w < words; w++) {
+    if (Ahead && (w == 0 || w == words / 2)) ahead = ahead_line(b, page * words + w * P);
     Int line[P];
 #pragma GCC unroll 4
     for (int i = 0; i < P; i++) {
       line[i] = line_at(k[i] + w * 64);
-      if (ahead[i]) __builtin_prefetch(ahead[i] + w * 64);
+      if (Ahead) __builtin_prefetch(ahead + i * 64);
     }
+    if (Ahead) ahead += P * 64;
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
@@ -89,11 +98,11 @@ template <class W, int R, int P> GALLEY_INLINE void score_pages(RowBlock& b, int
   }
 }
 
-template <class W, int R> GALLEY_INLINE void score_tile(RowBlock& b) {
+template <class W, int R, bool Ahead> GALLEY_INLINE void score_tile(RowBlock& b) {
   const int pages = static_cast<int>((b.tile->tokens + kPageTokens - 1) / kPageTokens);
   int page = 0;
-  for (; page + kPages <= pages; page += kPages) score_pages<W, R, kPages>(b, page);
-  for (; page < pages; page++) score_pages<W, R, 1>(b, page);
+  for (; page + kPages <= pages; page += kPages) score_pages<W, R, kPages, Ahead>(b, page);
+  for (; page < pages; page++) score_pages<W, R, 1, Ahead>(b, page);
 }
 
 // Scores that do not count become -infinity, so that their p is exactly 0.
@@ -140,7 +149,8 @@ template <class W> GALLEY_INLINE void weigh_row(RowBlock& b, int r) {
 }
 
 // o[r][dim .. dim + 16 N] = o * shrink + p V. `part` < 16 lanes count where N is 1.
-template <class W, int R, int N> GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
+template <class W, int R, int N, bool Ahead>
+GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
   constexpr int kWordsPerPage = kPageTokens / W::kTokens;
   const int64_t row_bytes = b.shape->head_dim * 4;
   Float acc[R][N];
@@ -156,17 +166,18 @@ template <class W, int R, int N> GALLEY_INLINE void add_values(RowBlock& b, int6
   const bool odd = b.tile->tokens % W::kTokens != 0;
   const uint8_t* v = nullptr;
   const uint8_t* ahead = nullptr;
+  const int64_t ahead_start =
+      b.shape->half_bytes / 16 + dim / kLanes * (kTileTokens / W::kTokens);
   for (int w = 0; w < words + odd; w++) {
     if (w % kWordsPerPage == 0) {
       v = b.tile->pages[w / kWordsPerPage] + b.shape->half_bytes + dim * 4;
-      const uint8_t* next = b.prefetch ? b.tile->ahead[w / kWordsPerPage] : nullptr;
-      ahead = next ? next + b.shape->half_bytes + dim * 4 : nullptr;
+      if (Ahead) ahead = ahead_line(b, ahead_start + w * N);
     }
     Int line[N];
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) {
       line[i] = N == 1 ? load_part(reinterpret_cast<const int32_t*>(v), part) : line_at(v + i * 64);
-      if (ahead) __builtin_prefetch(ahead + i * 64);
+      if (Ahead) __builtin_prefetch(ahead + i * 64);
       if (w == words) line[i] = line[i] & all(0x0000ffff);
     }
 #pragma GCC unroll 6
@@ -175,7 +186,7 @@ template <class W, int R, int N> GALLEY_INLINE void add_values(RowBlock& b, int6
       for (int i = 0; i < N; i++) acc[r][i] = W::add(acc[r][i], b.p[r][w], line[i]);
     }
     v += row_bytes;
-    if (ahead) ahead += row_bytes;
+    if (Ahead) ahead += N * 64;
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
@@ -184,18 +195,32 @@ template <class W, int R, int N> GALLEY_INLINE void add_values(RowBlock& b, int6
   }
 }
 
-template <class W, int R> void attend_rows(RowBlock& b) {
-  score_tile<W, R>(b);
+template <class W, int R, bool Ahead> void attend_rows(RowBlock& b) {
+  score_tile<W, R, Ahead>(b);
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) weigh_row<W>(b, r);
   const int64_t dims = b.shape->head_dim;
   int64_t d = 0;
   if (kSlice > 1) {
-    for (; d + kSlice * kLanes <= dims; d += kSlice * kLanes) add_values<W, R, kSlice>(b, d, kLanes);
+    for (; d + kSlice * kLanes <= dims; d += kSlice * kLanes) add_values<W, R, kSlice, Ahead>(b, d, kLanes);
   }
   for (; d < dims; d += kLanes) {
-    add_values<W, R, 1>(b, d, dims - d < kLanes ? static_cast<int>(dims - d) : kLanes);
+    add_values<W, R, 1, Ahead>(b, d, dims - d < kLanes ? static_cast<int>(dims - d) : kLanes);
   }
+}
+
+template <class W, bool Ahead> GALLEY_INLINE int attend_block(RowBlock& b, int64_t left) {
+  switch (left < kRows ? left : kRows) {
+    case 1: attend_rows<W, 1, Ahead>(b); return 1;
+    case 2: attend_rows<W, 2, Ahead>(b); return 2;
+#if GALLEY_PARTS == 1
+    case 3: attend_rows<W, 3, Ahead>(b); return 3;
+    case 4: attend_rows<W, 4, Ahead>(b); return 4;
+    case 5: attend_rows<W, 5, Ahead>(b); return 5;
+    default: attend_rows<W, 6, Ahead>(b); return 6;
+#endif
+  }
+  return kRows;
 }
 
 template <class W> GALLEY_INLINE void attend(const AttentionShape& shape, const AttentionTile& tile) {
@@ -204,21 +229,9 @@ template <class W> GALLEY_INLINE void attend(const AttentionShape& shape, const 
   b.tile = &tile;
   // Pages that are not reached get no scores; they are masked, but read.
   if (tile.tokens <= kTileTokens - kPageTokens) memset(b.scores, 0, sizeof b.scores);
-  for (int64_t r = 0; r < tile.rows;) {
-    const int64_t left = tile.rows - r;
-    b.first = r;
-    b.prefetch = r == 0 && tile.ahead[0] != nullptr;
-    switch (left < kRows ? left : kRows) {
-      case 1: attend_rows<W, 1>(b), r += 1; break;
-      case 2: attend_rows<W, 2>(b), r += 2; break;
-#if GALLEY_PARTS == 1
-      case 3: attend_rows<W, 3>(b), r += 3; break;
-      case 4: attend_rows<W, 4>(b), r += 4; break;
-      case 5: attend_rows<W, 5>(b), r += 5; break;
-      default: attend_rows<W, 6>(b), r += 6; break;
-#endif
-    }
-  }
+  b.first = 0;
+  if (W::kTokens == 2 && tile.ahead[0] != nullptr) b.first = attend_block<W, true>(b, tile.rows);
+  while (b.first < tile.rows) b.first += attend_block<W, false>(b, tile.rows - b.first);
 }
 
 void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ class Case:
         rows, self.vocab = logits.shape
         self.params = params
         columns = {
-            name: np.array([asdict(p)[name] for p in params], DTYPES.get(name, np.float32))
-            for name in asdict(params[0])
+            f.name: np.array([getattr(p, f.name) for p in params], DTYPES.get(f.name, np.float32))
+            for f in fields(DrawParams)
         }
         wanted = [-1] * rows if num_logprobs is None else num_logprobs
         columns["num_logprobs"] = np.array(wanted, np.int32)
