@@ -65,11 +65,15 @@ class Linear final : public Op {
   void run(const Step& step, int64_t begin, int64_t end, int) override {
     const int64_t rows = row_count(step, rows_), chunk_count = chunks(rows);
     uint8_t* scratch = thread_scratch(linear_scratch_bytes(job_.weight));
-    for (int64_t tile = begin; tile < end; tile++) {
-      const int64_t chunk = tile / across_, panel = tile % across_ * panels_per_tile_;
-      const int64_t count = std::min(panels_per_tile_, job_.weight.panels() - panel);
-      kernel_(job_, panel, count, rows * chunk / chunk_count, rows * (chunk + 1) / chunk_count,
+    for (int64_t tile = begin; tile < end;) {
+      // All tiles of one chunk go to the kernel together.
+      const int64_t chunk = tile / across_, last = std::min(end, (chunk + 1) * across_);
+      const int64_t panel = tile % across_ * panels_per_tile_;
+      const int64_t panels = std::min((last - tile) * panels_per_tile_,
+                                      job_.weight.panels() - panel);
+      kernel_(job_, panel, panels, rows * chunk / chunk_count, rows * (chunk + 1) / chunk_count,
               scratch);
+      tile = last;
     }
   }
 

@@ -69,7 +69,7 @@ struct WeightLayout {
   int32_t zero() const { return format == Format::i8 ? 128 : has_min ? 0 : 8; }
   int64_t panels() const { return (n + kPanel - 1) / kPanel; }
   int64_t blocks() const { return (k + kGroup - 1) / kGroup; }
-  int64_t scales_per_block() const { return group == 0 ? 0 : kGroup / group; }
+  int64_t scales_per_block() const { return group == 0 ? 0 : group == 16 ? 2 : 1; }
   int64_t scale_line_bytes() const { return kPanel * (scale_f32 ? 4 : 2); }
   // Scales, then mins.
   int64_t header_bytes() const {

@@ -26,6 +26,13 @@ constexpr int kWordRows = 4, kGroupRows = 2, kNibbleRows = 2, kWide = 1;
 #endif
 constexpr int64_t kAhead = 4096;  // bytes that a lone row block prefetches ahead
 
+// What linear_tile was asked for.
+struct Tile {
+  const LinearJob* job;
+  int64_t panel, count, row_begin, row_end;
+  float* pair;            // [rows][32], see finish
+};
+
 // What one block of rows computes: y[rows][32].
 struct Block {
   const LinearJob* job;
@@ -65,17 +72,22 @@ struct CodeWord {
 // acc[row][half] += the row's words times the panel's, for R rows and kWide halves.
 template <class Word, int R>
 GALLEY_INLINE void walk_words(const uint8_t* w, int64_t words_of_k, const uint8_t* x,
-                              int64_t x_bytes, Prefetch& prefetch,
+                              int64_t x_bytes, Prefetch prefetch,
                               typename Word::Acc (&acc)[R][kWide]) {
-  const uint8_t* end = x + 4 * words_of_k;
-  for (; x < end; x += 4, w += kHalves * 64) {
+  RowPointers<R> rows(x, x_bytes);
+  for (const uint8_t* end = x + 4 * words_of_k; rows[0] < end; rows.advance(4)) {
     Int column[kWide];
     GALLEY_WIDE column[c] = words(w + c * 64);
-    advance(prefetch);
+    if (prefetch.at) {
+      __builtin_prefetch(prefetch.at, 0, 2);
+      __builtin_prefetch(prefetch.at + prefetch.second, 0, 2);
+      prefetch.at += prefetch.step;
+    }
     GALLEY_ROWS {
-      const int32_t value = word_at(x + r * x_bytes);
+      const int32_t value = word_at(rows[r]);
       GALLEY_WIDE acc[r][c] = Word::step(acc[r][c], column[c], value);
     }
+    w += kHalves * 64;
   }
 }
 
@@ -84,11 +96,10 @@ template <class Word, int R> struct DenseRows {
   static void run(const Block& b) {
     const int64_t k = b.job->weight.k, x_bytes = b.job->x_bytes;
     const int64_t whole = k / Word::kValues;
-    Prefetch prefetch = b.prefetch;
     for (int half = 0; half < kHalves; half += kWide) {
       Float acc[R][kWide];
       GALLEY_ROWS GALLEY_WIDE acc[r][c] = zero();
-      walk_words<Word, R>(b.panel + half * 64, whole, b.x, x_bytes, prefetch, acc);
+      walk_words<Word, R>(b.panel + half * 64, whole, b.x, x_bytes, b.prefetch, acc);
       if (k % Word::kValues) {  // an odd bf16: the missing one is 0
         const uint8_t* w = b.panel + whole * kHalves * 64 + half * 64;
         GALLEY_ROWS {
@@ -109,13 +120,12 @@ template <int R> struct PerRow {
   static void run(const Block& b) {
     const int64_t padded = b.job->weight.blocks() * kGroup, x_bytes = b.job->x_bytes;
     const uint8_t* codes = b.panel + kPanel * 4;
-    Prefetch prefetch = b.prefetch;
     for (int half = 0; half < kHalves; half += kWide) {
       Int acc[R][kWide];
       GALLEY_ROWS GALLEY_WIDE {
         acc[r][c] = start<128>(word_at(b.x + r * x_bytes + padded + 4));
       }
-      walk_words<CodeWord, R>(codes + half * 64, padded / 4, b.x, x_bytes, prefetch, acc);
+      walk_words<CodeWord, R>(codes + half * 64, padded / 4, b.x, x_bytes, b.prefetch, acc);
       GALLEY_ROWS GALLEY_WIDE {
         const Float scale = load_scale(b.panel, true, half + c);
         const Float both = scale * all(float_at(b.x + r * x_bytes + padded));
@@ -129,21 +139,18 @@ template <int R> struct PerRow {
 // nibbles. Calls use(j, column words) for steps j of four k in [first, last).
 struct Bytes {
   template <class Use>
-  static GALLEY_INLINE void each(const uint8_t* codes, int first, int last, Prefetch& prefetch,
-                                 const Use& use) {
+  static GALLEY_INLINE void each(const uint8_t* codes, int first, int last, const Use& use) {
 #pragma GCC unroll 8
     for (int j = first; j < last; j++) {
       Int column[kWide];
       GALLEY_WIDE column[c] = words(codes + (j * kHalves + c) * 64);
-      advance(prefetch);
       use(j, column);
     }
   }
 };
 struct Nibbles {
   template <class Use>
-  static GALLEY_INLINE void each(const uint8_t* codes, int, int, Prefetch& prefetch,
-                                 const Use& use) {
+  static GALLEY_INLINE void each(const uint8_t* codes, int, int, const Use& use) {
     const Int low = all(0x0f0f0f0f);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
@@ -153,44 +160,44 @@ struct Nibbles {
         first[c] = both & low;
         second[c] = shift_right<4>(both) & low;
       }
-      advance(prefetch);
       use(j, first);
       use(j + 4, second);
     }
   }
 };
 
-// Codes with a scale per 32 / kParts values of K, on rows with a scale per 32. Per part, in order:
+// Codes with a scale per 32 / kSubs values of K, on rows with a scale per 32. Per part, in order:
 // y = fma(dot, w scale * x scale, y), then with mins y = fma(w min, x scale * sum of x, y).
 template <class Codes, int kZero, int kSubs, bool kMin, int R> struct GroupedRows {
   static void run(const Block& b) {
     const WeightLayout& w = b.job->weight;
-    const int64_t blocks = w.blocks(), x_bytes = b.job->x_bytes;
+    const int64_t blocks = w.blocks(), stride = b.job->x_bytes;
     const int64_t code_bytes = b.scratch ? kGroup * kPanel : w.block_bytes();
     const uint8_t* code_base = b.scratch ? b.scratch : b.panel + w.header_bytes();
     const int64_t block_bytes = w.block_bytes(), line = w.scale_line_bytes();
+    const int64_t prefetched = block_bytes * b.prefetch.step / 128;
     const bool f32 = w.scale_f32;
     Prefetch prefetch = b.prefetch;
     for (int half = 0; half < kHalves; half += kWide) {
       const uint8_t* header = b.panel;
       const uint8_t* codes = code_base + half * 64;
-      const uint8_t* q = b.x;
-      const uint8_t* side = b.x + blocks * kGroup;  // x's scales, then its sums, then its halves
+      const uint8_t* side = b.x + blocks * kGroup;
+      RowPointers<R> q(b.x, stride), scales(side, stride), sums(side + 4 * blocks, stride);
       Float y[R][kWide];
       GALLEY_ROWS GALLEY_WIDE y[r][c] = zero();
-      for (int64_t g = 0; g < blocks; g++) {
-        advance(prefetch);
+      for (const uint8_t* end = side + 4 * blocks; scales[0] < end; scales.advance(4)) {
+        advance(prefetch, prefetched);
 #pragma GCC unroll 2
         for (int sub = 0; sub < kSubs; sub++) {
           Int acc[R][kWide];
           GALLEY_ROWS {
-            const int32_t sum = part_sum(side + r * x_bytes, blocks, sub);
+            const int32_t sum = part_sum(sums[r], blocks, sub);
             GALLEY_WIDE acc[r][c] = start<kZero>(sum);
           }
-          Codes::each(codes, sub * 8 / kSubs, (sub + 1) * 8 / kSubs, prefetch,
+          Codes::each(codes, sub * 8 / kSubs, (sub + 1) * 8 / kSubs,
                       [&](int j, const Int (&column)[kWide]) __attribute__((always_inline)) {
             GALLEY_ROWS {
-              const int32_t value = word_at(q + r * x_bytes + 4 * j);
+              const int32_t value = word_at(q[r] + 4 * j);
               GALLEY_WIDE acc[r][c] = dot<kZero>(acc[r][c], column[c], value);
             }
           });
@@ -200,28 +207,27 @@ template <class Codes, int kZero, int kSubs, bool kMin, int R> struct GroupedRow
             if (kMin) low[c] = load_scale(header + (kSubs + sub) * line, f32, half + c);
           }
           GALLEY_ROWS {
-            const Float x_scale = all(float_at(side + r * x_bytes));
+            const Float x_scale = all(float_at(scales[r]));
             GALLEY_WIDE y[r][c] = fma(to_float(acc[r][c]), scale[c] * x_scale, y[r][c]);
             if (!kMin) continue;
-            const Int sum = all(part_sum(side + r * x_bytes, blocks, sub));
-            const Float x_sum = x_scale * to_float(sum);
+            const Float x_sum = x_scale * to_float(all(part_sum(sums[r], blocks, sub)));
             GALLEY_WIDE y[r][c] = fma(low[c], x_sum, y[r][c]);
           }
         }
         header += block_bytes;
         codes += code_bytes;
-        q += kGroup;
-        side += 4;
+        q.advance(kGroup);
+        sums.advance(4);
       }
       GALLEY_ROWS GALLEY_WIDE store(b.y + r * kPanel + (half + c) * kLanes, y[r][c]);
     }
   }
 
-  static GALLEY_INLINE int32_t part_sum(const uint8_t* side, int64_t blocks, int sub) {
-    const int32_t sum = word_at(side + 4 * blocks);
-    if (kSubs == 1) return sum;
-    const int32_t first = word_at(side + 8 * blocks);
-    return sub == 0 ? first : sum - first;
+  // Of a q8 row whose sums are at `sums`, and its halves after them.
+  static GALLEY_INLINE int32_t part_sum(const uint8_t* sums, int64_t blocks, int sub) {
+    if (kSubs == 1) return word_at(sums);
+    const int32_t first = word_at(sums + 4 * blocks);
+    return sub == 0 ? first : word_at(sums) - first;
   }
 };
 template <int R> using Bytes32 = GroupedRows<Bytes, 128, 1, false, R>;
@@ -275,12 +281,36 @@ void store_group(const LinearJob& job, int64_t row, int64_t group, const float* 
       : quantize_group_tail(values, count, q, q8.sum + group, q8.half + group);
 }
 
+// The plain case: whole panels, float32 out.
+template <bool kBias, bool kAccumulate>
+void finish_f32(const float* y, int rows, const float* bias, float* out, int64_t stride) {
+  Float b[kHalves] = {};
+  for (int h = 0; h < kHalves; h++) {
+    if (kBias) b[h] = load(bias + h * kLanes);
+  }
+  for (int r = 0; r < rows; r++, y += kPanel, out += stride) {
+    for (int h = 0; h < kHalves; h++) {
+      Float value = load(y + h * kLanes);
+      if (kBias) value = value + b[h];
+      if (kAccumulate) value = load(out + h * kLanes) + value;
+      store(out + h * kLanes, value);
+    }
+  }
+}
+
 // y[rows][32] of a panel → bias, SiLU·mul, the output's number format. SiLU·mul leaves 16 columns
 // of a panel; two panels of them make a group of q8, collected in `pair` [rows][32].
 void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
   const bool silu_mul = job.epilogue == Epilogue::silu_mul;
   const int width = silu_mul ? kLanes : kPanel;
   const int64_t column = panel * width, left = job.out_columns - column;
+  if (!silu_mul && job.out_kind == Kind::f32 && left >= kPanel) {
+    const float* bias = job.bias ? job.bias + column : nullptr;
+    float* out = reinterpret_cast<float*>(job.out + row * job.out_bytes) + column;
+    auto run = bias ? (job.accumulate ? finish_f32<true, true> : finish_f32<true, false>)
+                    : (job.accumulate ? finish_f32<false, true> : finish_f32<false, false>);
+    return run(y, rows, bias, out, job.out_bytes / 4);
+  }
   for (int r = 0; r < rows; r++, y += kPanel) {
     Float value[kHalves] = {load(y), load(y + kLanes)};
     if (job.bias) {
@@ -312,66 +342,68 @@ template <template <int> class Rows, int R> void run_block(int rows, const Block
   if constexpr (R > 1) run_block<Rows, R - 1>(rows, b);
 }
 
-// A panel for some rows, in blocks of even size, at most kMax each.
+// Some rows of panels [panel, panel + count): in blocks of even size, at most kMax rows each.
 template <template <int> class Rows, int kMax>
-void run_panel(const LinearJob& job, int64_t panel, int64_t begin, int64_t end,
-               const uint8_t* scratch, float* pair) {
-  const int64_t bytes = job.weight.panel_bytes(), rows = end - begin;
+void run_panels(const Tile& t, const uint8_t* scratch) {
+  const LinearJob& job = *t.job;
+  const int64_t bytes = job.weight.panel_bytes(), rows = t.row_end - t.row_begin;
   const int64_t blocks = (rows + kMax - 1) / kMax;
-  const uint8_t* weights = job.panels + panel * bytes;
-  const bool small = job.weight.format == Format::i4;  // one walk sees all of a next panel
+  const int64_t size = rows / blocks, larger = rows % blocks;  // the first blocks have one more
   alignas(64) float y[kMax * kPanel];
-  for (int64_t i = 0; i < blocks; i++) {
-    const int64_t first = rows * i / blocks, last = rows * (i + 1) / blocks;
-    Prefetch prefetch;
-    if (blocks == 1) {
-      prefetch = {weights + kAhead, small ? 1 : 2};
-    } else if (i == 0 || (i == 1 && !small)) {
-      prefetch = {weights + bytes + i * (bytes / 2 / 64 * 64), 1};
+  for (int64_t p = t.panel; p < t.panel + t.count; p++) {
+    const uint8_t* panel = job.panels + p * bytes;
+    int64_t row = t.row_begin;
+    for (int64_t i = 0; i < blocks; i++) {
+      Prefetch prefetch;
+      if (blocks == 1) {
+        prefetch = {panel + kAhead, 128, 64};
+      } else if (i < 2) {
+        prefetch = {panel + bytes + i * (bytes / 2), 64, 0};
+      }
+      const int height = static_cast<int>(size + (i < larger));
+      run_block<Rows, kMax>(
+          height, Block{&job, panel, scratch, job.x + row * job.x_bytes, prefetch, y});
+      finish(job, p, row, height, y, t.pair + (row - t.row_begin) * kPanel);
+      row += height;
     }
-    const uint8_t* x = job.x + (begin + first) * job.x_bytes;
-    run_block<Rows, kMax>(static_cast<int>(last - first),
-                          Block{&job, weights, scratch, x, prefetch, y});
-    finish(job, panel, begin + first, static_cast<int>(last - first), y, pair + first * kPanel);
   }
 }
 
-void run_i4(const LinearJob& job, int64_t panel, int64_t begin, int64_t end, uint8_t* scratch,
-            float* pair) {
-  const WeightLayout& w = job.weight;
-  if (end - begin <= kNibbleRows) {
-    auto run = w.has_min ? run_panel<Nibbles32Min, kNibbleRows> : run_panel<Nibbles32, kNibbleRows>;
-    return run(job, panel, begin, end, nullptr, pair);
+void run_i4(const Tile& t, uint8_t* scratch) {
+  const WeightLayout& w = t.job->weight;
+  if (t.row_end - t.row_begin <= kNibbleRows) {
+    auto run = w.has_min ? run_panels<Nibbles32Min, kNibbleRows>
+                         : run_panels<Nibbles32, kNibbleRows>;
+    return run(t, nullptr);
   }
-  unpack_nibbles(w, job.panels + panel * w.panel_bytes(), scratch);
-  auto run = w.has_min ? run_panel<Scratch32Min, kGroupRows> : run_panel<Scratch32, kGroupRows>;
-  run(job, panel, begin, end, scratch, pair);
+  auto run = w.has_min ? run_panels<Scratch32Min, kGroupRows> : run_panels<Scratch32, kGroupRows>;
+  Tile one = t;
+  one.count = 1;
+  for (; one.panel < t.panel + t.count; one.panel++) {
+    unpack_nibbles(w, t.job->panels + one.panel * w.panel_bytes(), scratch);
+    run(one, scratch);
+  }
 }
 
-void run_i8(const LinearJob& job, int64_t panel, int64_t begin, int64_t end, float* pair) {
-  const WeightLayout& w = job.weight;
-  auto run = w.group == 0   ? run_panel<PerRow, kWordRows>
-             : w.group == 16 ? (w.has_min ? run_panel<Bytes16Min, kGroupRows>
-                                          : run_panel<Bytes16, kGroupRows>)
-                             : (w.has_min ? run_panel<Bytes32Min, kGroupRows>
-                                          : run_panel<Bytes32, kGroupRows>);
-  run(job, panel, begin, end, nullptr, pair);
+void run_i8(const Tile& t) {
+  const WeightLayout& w = t.job->weight;
+  auto run = w.group == 0    ? run_panels<PerRow, kWordRows>
+             : w.group == 16 ? (w.has_min ? run_panels<Bytes16Min, kGroupRows>
+                                          : run_panels<Bytes16, kGroupRows>)
+                             : (w.has_min ? run_panels<Bytes32Min, kGroupRows>
+                                          : run_panels<Bytes32, kGroupRows>);
+  run(t, nullptr);
 }
 
 void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                  int64_t row_end, uint8_t* scratch) {
   alignas(64) float pair[kChunkRows * kPanel];
-  for (int64_t p = panel; p < panel + count; p++) {
-    switch (job.weight.format) {
-      case Format::f32:
-        run_panel<FloatRows, kWordRows>(job, p, row_begin, row_end, nullptr, pair);
-        break;
-      case Format::bf16:
-        run_panel<Bf16Rows, kWordRows>(job, p, row_begin, row_end, nullptr, pair);
-        break;
-      case Format::i8: run_i8(job, p, row_begin, row_end, pair); break;
-      case Format::i4: run_i4(job, p, row_begin, row_end, scratch, pair); break;
-    }
+  const Tile tile{&job, panel, count, row_begin, row_end, pair};
+  switch (job.weight.format) {
+    case Format::f32: return run_panels<FloatRows, kWordRows>(tile, nullptr);
+    case Format::bf16: return run_panels<Bf16Rows, kWordRows>(tile, nullptr);
+    case Format::i8: return run_i8(tile);
+    case Format::i4: return run_i4(tile, scratch);
   }
 }
 

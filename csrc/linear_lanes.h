@@ -34,7 +34,10 @@ template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t
 #if GALLEY_PARTS == 1
 
 template <int kZero> GALLEY_INLINE Int start(int32_t sum) {
-  return kZero == 0 ? Int{} : Int{{IntPart{} - all(sum).part[0] * kZero}};
+  if (kZero == 0) return Int{};
+  Int sums = all(sum);
+  asm("" : "+v"(sums.part[0]));  // stay in vector registers: scalar arithmetic and a move cost more
+  return Int{{IntPart{} - sums.part[0] * kZero}};
 }
 template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
   return Int{{(IntPart)_mm512_dpbusd_epi32((__m512i)acc.part[0], (__m512i)w.part[0],
@@ -109,17 +112,38 @@ GALLEY_INLINE Float load_scale(const uint8_t* line, bool f32, int half) {
              : load_f16(line + half * kLanes * 2);
 }
 
-// A walk over weights that will be needed soon; `lines` cache lines (0, 1 or 2) at each call.
+// A walk over weights that will be needed soon, into the L2 cache: `at` = null for none.
 struct Prefetch {
   const uint8_t* at = nullptr;
-  int lines = 0;
+  int64_t step = 64;   // bytes per line of words in use, of two
+  int64_t second = 0;  // where the second line lies, 0 = there is none
 };
-GALLEY_INLINE void advance(Prefetch& p) {
-  if (p.lines == 0) return;
-  __builtin_prefetch(p.at, 0, 2);
-  if (p.lines > 1) __builtin_prefetch(p.at + 64, 0, 2);
-  p.at += 64 * p.lines;
+GALLEY_INLINE void advance(Prefetch& p, int64_t bytes) {
+  if (p.at == nullptr) return;
+  const uint8_t* end = p.at + bytes;
+  for (const uint8_t* at = p.at; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+  p.at = end;
 }
+
+// Pointers to R rows that move together. One register serves three rows (base, base + stride,
+// base + 2 * stride are all addresses that x86 can form); the empty asm keeps the compiler from
+// giving each row a register of its own, of which there are too few.
+template <int R> struct RowPointers {
+  static constexpr int kBases = (R + 2) / 3;
+  const uint8_t* base[kBases];
+  int64_t stride;
+
+  GALLEY_INLINE RowPointers(const uint8_t* first, int64_t stride) : stride(stride) {
+    for (int i = 0; i < kBases; i++) base[i] = first + 3 * i * stride;
+  }
+  GALLEY_INLINE const uint8_t* operator[](int r) const { return base[r / 3] + r % 3 * stride; }
+  GALLEY_INLINE void advance(int64_t bytes) {
+    _Pragma("GCC unroll 4") for (int i = 0; i < kBases; i++) {
+      base[i] += bytes;
+      asm("" : "+r"(base[i]));
+    }
+  }
+};
 
 }  // namespace GALLEY_VARIANT
 }  // namespace galley

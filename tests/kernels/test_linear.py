@@ -1,0 +1,426 @@
+"""`linear`, `quantize` and `embedding` against numpy, and the invariance rule for each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from galley.kernels import _native
+from galley.kernels.weights import PackedWeight, pack
+from galley.quant import Unpacked
+from tests.kernels import activation_rows
+from tests.kernels.native_harness import BF16, F32, ISAS, Q8, Q8_ROW, Native, aligned, use_isa
+
+#: Name → how a weight of that format is made: bits, group, zero, scale type, mins. None = dense.
+FORMATS: dict[str, tuple[Any, ...] | None] = {
+    "f32": None,
+    "bf16": None,
+    "Q8_0": (8, 32, 128, np.float16, False),
+    "Q5_1": (5, 32, 0, np.float16, True),
+    "Q5_K": (5, 32, 0, np.float32, True),
+    "Q6_K": (6, 16, 32, np.float32, False),
+    "groups of 16 with mins": (6, 16, 0, np.float16, True),
+    "W8A8": (8, 0, 128, np.float32, False),
+    "Q4_0": (4, 32, 8, np.float16, False),
+    "Q4_1": (4, 32, 0, np.float16, True),
+    "Q4_K": (4, 32, 0, np.float32, True),
+    "GPTQ 128": (4, 128, 8, np.float16, False),
+}
+#: (N, K): the default model's, then odd ones.
+SHAPES = [(960, 576), (576, 1536), (64, 128), (33, 160), (1, 32), (31, 288), (70, 640)]
+ODD_K = [(40, 7), (5, 1), (37, 71), (64, 33)]
+
+
+def random_weight(name: str, n: int, k: int, seed: int = 0) -> Unpacked:
+    rng = np.random.default_rng(seed)
+    recipe = FORMATS[name]
+    if recipe is None:
+        dense = rng.standard_normal((n, k)).astype(np.float32)
+        return Unpacked(dense=dense if name == "f32" else dense.astype(ml_dtypes.bfloat16))
+    bits, group, zero, dtype, has_min = recipe
+    groups = -(-k // group) if group else 1
+    q = rng.integers(0 if bits < 8 else 1, 2**bits, (n, k), np.uint8)
+    scale = (rng.standard_normal((n, groups)) * 0.02).astype(dtype)
+    low = (rng.standard_normal((n, groups)) * 0.1).astype(dtype) if has_min else None
+    return Unpacked(q=q, bits=bits, group=group, zero=zero, scale=scale, min=low)
+
+
+def original_values(weight: Unpacked) -> np.ndarray:
+    if weight.q is not None and weight.group == 0:  # one scale per output
+        return (weight.q.astype(np.float32) - weight.zero) * weight.scale
+    return weight.to_float32()
+
+
+def packed(name: str, n: int, k: int, seed: int = 0) -> PackedWeight:
+    return pack(random_weight(name, n, k, seed), "f32" if name == "f32" else "bf16")
+
+
+def random_rows(m: int, k: int, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    x[:, :: max(1, k // 5)] *= 20  # outliers, as activations have them
+    return x
+
+
+def linear(
+    x: np.ndarray,
+    w: PackedWeight,
+    out: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    threads: int = 1,
+    **ints: int,
+) -> np.ndarray:
+    """The op on activation rows x; `out` defaults to float32 [m, N]."""
+    m = len(x)
+    if out is None:
+        out = aligned((m, w.shape[0]), np.float32)
+    arrays = {"x": x, "weight": w.data, "out": out}
+    if bias is not None:
+        arrays["bias"] = bias
+    native = Native(max_len=m, threads=threads)
+    native.add("linear", arrays, x_kind=w.activation, **w.arguments(), **ints)
+    native.run([m])
+    return out
+
+
+def rows_for(w: PackedWeight, x: np.ndarray) -> np.ndarray:
+    return activation_rows.quantized(x, w.activation)
+
+
+def expected(rows: np.ndarray, w: PackedWeight) -> np.ndarray:
+    x = activation_rows.values(rows, w.activation, w.shape[1]).astype(np.float64)
+    return x @ w.unpack().astype(np.float64).T
+
+
+def shapes_of(name: str) -> list[tuple[int, int]]:
+    recipe = FORMATS[name]
+    if recipe is not None and recipe[1] == 128:
+        return [(n, k) for n, k in SHAPES if k % 128 == 0]
+    return SHAPES + (ODD_K if recipe is None or recipe[1] == 0 else [])
+
+
+CASES = [(name, n, k) for name in FORMATS for n, k in shapes_of(name)]
+
+
+class TestPacking:
+    @pytest.mark.parametrize(("name", "n", "k"), CASES)
+    def test_unpacked_values_are_the_ones_packed(self, name, n, k):
+        weight = random_weight(name, n, k)
+        w = packed(name, n, k)
+        assert w.shape == (n, k)
+        assert np.array_equal(w.unpack(), original_values(weight))
+
+    @pytest.mark.parametrize("name", [name for name, recipe in FORMATS.items() if recipe])
+    def test_codes_come_back(self, name):
+        w = packed(name, 70, 640)
+        codes = w.codes()
+        assert np.array_equal(codes.to_float32(), w.unpack())
+        assert np.array_equal(pack(codes).data, w.data)
+
+    def test_format_is_the_narrowest_that_holds_the_codes(self):
+        names = {name: packed(name, 64, 128).format for name in FORMATS}
+        four_bit = {"Q4_0", "Q4_1", "Q4_K", "GPTQ 128"}
+        for name, recipe in FORMATS.items():
+            assert names[name].name == ("i4" if name in four_bit else "i8" if recipe else name)
+        assert names["Q6_K"].group == 16
+        assert names["W8A8"].group == 0
+        assert names["Q4_0"].scale == "f16"
+        assert names["Q4_K"].scale == "f32"
+
+    def test_four_bit_codes_around_another_zero_take_eight_bits(self):
+        weight = random_weight("Q4_0", 40, 64)
+        shifted = Unpacked(q=weight.q, bits=4, group=32, zero=7, scale=weight.scale, min=weight.min)
+        w = pack(shifted)
+        assert w.format.name == "i8"
+        assert np.array_equal(w.unpack(), shifted.to_float32())
+
+    def test_groups_that_no_kernel_has_become_dense(self):
+        rng = np.random.default_rng(0)
+        weight = Unpacked(
+            q=rng.integers(0, 16, (40, 48), np.uint8),
+            bits=4,
+            group=24,
+            zero=8,
+            scale=rng.standard_normal((40, 2)).astype(np.float16),
+        )
+        w = pack(weight)
+        assert w.format.name == "bf16"
+        dense = weight.to_float32().astype(ml_dtypes.bfloat16).astype(np.float32)
+        assert np.array_equal(w.unpack(), dense)
+
+    def test_float32_is_rounded_to_even_bf16(self):
+        values = np.array([[1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), np.inf, 1e-40]], np.float32)
+        w = pack(Unpacked(dense=values), "bf16")
+        assert np.array_equal(w.unpack(), values.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+    @pytest.mark.parametrize("name", FORMATS)
+    def test_cut_along_either_axis(self, name):
+        w = packed(name, 96, 256)
+        whole = w.unpack()
+        rows, columns = slice(17, 65), slice(128, 256)
+        for part in (slice(0, 64), rows):
+            assert np.array_equal(w.cut(rows=part).unpack(), whole[part])
+        assert np.array_equal(w.cut(columns=columns).unpack(), whole[:, columns])
+        assert np.array_equal(w.cut(rows, columns).unpack(), whole[rows, columns])
+        assert w.cut(rows, columns).format == w.format
+
+    def test_cut_through_a_group_is_refused(self):
+        with pytest.raises(ValueError, match="groups of 32"):
+            packed("Q4_0", 64, 128).cut(columns=slice(16, 64))
+
+    def test_codes_that_do_not_fit_are_refused(self):
+        weight = random_weight("Q4_0", 8, 32)
+        weight.q[3, 5] = 16
+        with pytest.raises(ValueError, match="do not fit 4 bits"):
+            pack(weight)
+        weight = random_weight("Q8_0", 8, 32)
+        high = Unpacked(q=weight.q, bits=8, group=32, zero=0, scale=weight.scale)
+        with pytest.raises(ValueError, match="do not fit int8"):
+            pack(high)
+
+    def test_only_matrices_are_packed(self):
+        with pytest.raises(ValueError, match="matrix"):
+            pack(Unpacked(dense=np.zeros(5, np.float32)))
+
+    def test_wrong_memory_is_refused(self):
+        w = packed("Q4_0", 64, 128)
+        with pytest.raises(ValueError, match="bytes where"):
+            PackedWeight(w.format, (64, 160), w.data)
+        memory = np.zeros(w.data.nbytes + 128, np.uint8)
+        start = -memory.ctypes.data % 64 + 4
+        with pytest.raises(ValueError, match="multiple of 64"):
+            PackedWeight(w.format, w.shape, memory[start : start + w.data.nbytes])
+
+    def test_strided_dense_weights(self):
+        values = np.random.default_rng(0).standard_normal((80, 120)).astype(np.float32)
+        for view in (values[::2, 10:50], values.T, values[:, ::-1]):
+            assert np.array_equal(pack(Unpacked(dense=view), "f32").unpack(), view)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+class TestValues:
+    @pytest.mark.parametrize(("name", "n", "k"), CASES)
+    def test_equals_the_product(self, isa, name, n, k):
+        w = packed(name, n, k)
+        x = rows_for(w, random_rows(13, k))
+        with use_isa(isa):
+            y = linear(x, w)
+        want = expected(x, w)
+        assert np.abs(y - want).max() <= 2e-6 * np.abs(want).max()
+
+    @pytest.mark.parametrize("name", FORMATS)
+    def test_row_does_not_depend_on_its_batch(self, isa, name):
+        """Every row at M = 1 … 80, on one and three threads, bit for bit."""
+        w = packed(name, 70, 640)
+        x = rows_for(w, random_rows(80, 640))
+        with use_isa(isa):
+            whole = linear(x, w, threads=3)
+            for m in [*range(1, 32), 33, 47, 48, 49, 64, 79]:
+                assert linear(x[:m], w, threads=1 + 2 * (m % 2)).tobytes() == whole[:m].tobytes()
+            for first in (1, 5, 24, 79):
+                assert linear(x[first:], w).tobytes() == whole[first:].tobytes()
+
+    @pytest.mark.parametrize("name", ["bf16", "Q8_0", "Q4_1"])
+    def test_row_does_not_depend_on_long_prefills(self, isa, name):
+        """More rows than a tile holds."""
+        w = packed(name, 64, 96)
+        x = rows_for(w, random_rows(523, 96))
+        with use_isa(isa):
+            whole = linear(x, w, threads=2)
+            parts = [linear(x[a:b], w) for a, b in ((0, 100), (100, 341), (341, 523))]
+        assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+    @pytest.mark.parametrize("name", ["bf16", "Q4_0", "W8A8"])
+    def test_column_does_not_depend_on_its_panel(self, isa, name):
+        """What tensor parallelism relies on: a slice of the outputs gives the same numbers."""
+        w = packed(name, 100, 128)
+        x = rows_for(w, random_rows(9, 128))
+        with use_isa(isa):
+            whole = linear(x, w)
+            part = linear(x, w.cut(rows=slice(37, 90)))
+        assert part.tobytes() == np.ascontiguousarray(whole[:, 37:90]).tobytes()
+
+    @pytest.mark.parametrize("name", ["f32", "bf16", "Q8_0", "Q4_0"])
+    def test_nan_stays_in_its_row(self, isa, name):
+        w = packed(name, 40, 64)
+        x = random_rows(7, 64)
+        clean = linear(rows_for(w, x), w)
+        x[3, 5] = np.nan
+        with use_isa(isa):
+            y = linear(rows_for(w, x), w)
+            x[3, 5] = 0
+            clean = linear(rows_for(w, x), w)
+        others = [0, 1, 2, 4, 5, 6]
+        assert np.array_equal(y[others], clean[others])
+        if w.activation in (F32, BF16):
+            assert np.isnan(y[3]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["f32", "bf16", "Q8_0", "Q6_K", "W8A8", "Q4_1"])
+class TestEpilogues:
+    """A fused op gives bit for bit what its parts give one after the other."""
+
+    @pytest.mark.parametrize("n", [64, 45])
+    @pytest.mark.parametrize("m", [1, 14])
+    def test_bias_and_residual(self, isa, name, n, m):
+        w = packed(name, n, 96)
+        x = rows_for(w, random_rows(m, 96))
+        rng = np.random.default_rng(2)
+        bias = rng.standard_normal(n).astype(np.float32)
+        residual = rng.standard_normal((m, n)).astype(np.float32)
+        with use_isa(isa):
+            plain = linear(x, w)
+            with_bias = linear(x, w, bias=bias)
+            both = linear(x, w, out=residual.copy(), bias=bias, accumulate=1)
+        assert np.array_equal(with_bias, plain + bias)
+        assert np.array_equal(both, residual + with_bias)
+
+    def test_out_stride_leaves_the_rest_alone(self, isa, name):
+        w = packed(name, 45, 96)
+        x = rows_for(w, random_rows(5, 96))
+        out = np.full((5, 64), 7, np.float32)
+        with use_isa(isa):
+            linear(x, w, out=out, out_stride=64)
+            assert np.array_equal(out[:, :45], linear(x, w))
+        assert (out[:, 45:] == 7).all()
+
+    @pytest.mark.parametrize("n", [64, 45, 17])
+    def test_bf16_out_is_f32_out_rounded(self, isa, name, n):
+        w = packed(name, n, 96)
+        x = rows_for(w, random_rows(5, 96))
+        out = aligned((5, n), ml_dtypes.bfloat16)
+        with use_isa(isa):
+            linear(x, w, out=out, out_kind=BF16)
+            assert np.array_equal(out, linear(x, w).astype(ml_dtypes.bfloat16))
+
+    @pytest.mark.parametrize("n", [64, 45, 17])
+    def test_q8_out_is_f32_out_quantised(self, isa, name, n):
+        w = packed(name, n, 96)
+        x = rows_for(w, random_rows(14, 96))
+        out = aligned((14, _native.activation_bytes(Q8, n)), np.uint8)
+        with use_isa(isa):
+            linear(x, w, out=out, out_kind=Q8)
+            assert np.array_equal(out, activation_rows.quantized(linear(x, w), Q8))
+
+    @pytest.mark.parametrize("n", [32, 64, 96, 160])
+    @pytest.mark.parametrize("kind", [F32, BF16, Q8])
+    def test_silu_mul_is_the_op_silu_mul(self, isa, name, n, kind):
+        w = packed(name, n, 96)
+        m = 14
+        x = rows_for(w, random_rows(m, 96))
+        bias = np.random.default_rng(2).standard_normal(n).astype(np.float32)
+        size = _native.activation_bytes(kind, n // 2)
+        fused, apart = aligned((m, size), np.uint8), aligned((m, size), np.uint8)
+        with use_isa(isa):
+            linear(x, w, out=fused, bias=bias, epilogue=1, out_kind=kind, threads=2)
+            gate_up = linear(x, w, bias=bias)
+            native = Native(max_len=m)
+            arrays = {"x": gate_up, "out": apart}
+            native.add("silu_mul", arrays, n=n // 2, interleaved=1, out_kind=kind)
+            native.run([m])
+        assert np.array_equal(fused, apart)
+
+
+class TestQuantize:
+    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("k", [1, 31, 32, 33, 100, 576])
+    @pytest.mark.parametrize("kind", [Q8, Q8_ROW])
+    def test_definition(self, isa, k, kind):
+        x = random_rows(9, k)
+        with use_isa(isa):
+            rows = activation_rows.quantized(x, kind)
+        q, scale, sums = activation_rows.parts(rows, kind, k)
+        padded = activation_rows.pad_columns(x, 32)
+        groups = padded.reshape(9, scale.shape[1], -1)
+        most = np.abs(groups).max(axis=2)
+        assert np.array_equal(scale, most / np.float32(127))
+        inverse = np.where(most > 0, np.float32(127) / np.maximum(most, 1e-38), np.float32(0))
+        codes = np.rint(groups * inverse[..., None].astype(np.float32)).astype(np.int32)
+        assert np.array_equal(q.reshape(codes.shape), codes)
+        want = codes.sum(axis=2)
+        if kind == Q8:
+            want = np.concatenate([want, codes[:, :, :16].sum(axis=2)], axis=1)
+        assert np.array_equal(sums, want)
+
+    def test_every_instruction_set_gives_the_same_bits(self):
+        x = random_rows(20, 300) * np.float32(1e-3)
+        x[4, 32:64] = 0
+        x[5, 3] = np.inf
+        for kind in (BF16, Q8, Q8_ROW):
+            results = []
+            for isa in ISAS:
+                with use_isa(isa):
+                    results.append(activation_rows.quantized(x, kind))
+            assert all(np.array_equal(r, results[0]) for r in results)
+
+    def test_bf16(self):
+        x = random_rows(5, 77)
+        rows = activation_rows.quantized(x, BF16)
+        assert np.array_equal(rows.view(ml_dtypes.bfloat16), x.astype(ml_dtypes.bfloat16))
+
+    def test_strided_rows(self):
+        x = random_rows(6, 96)
+        out = aligned((6, _native.activation_bytes(Q8, 64)), np.uint8)
+        native = Native(max_len=6)
+        native.add("quantize", {"x": x, "out": out}, k=64, x_stride=96, out_kind=Q8)
+        native.run([6])
+        assert np.array_equal(out, activation_rows.quantized(x[:, :64], Q8))
+
+
+class TestEmbedding:
+    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("name", FORMATS)
+    def test_rows_are_the_unpacked_ones(self, isa, name):
+        w = packed(name, 100, 128)
+        native = Native(max_len=64, threads=2)
+        out = aligned((64, 128), np.float32)
+        with use_isa(isa):
+            native.add("embedding", {"weight": w.data, "out": out}, **w.arguments())
+        native.run([64])
+        assert np.array_equal(out, w.unpack()[native.history[0]])
+
+    def test_an_unknown_token_gives_zeros(self):
+        w = packed("Q4_0", 40, 64)
+        native = Native(max_len=4)
+        native.history[0] = [3, 40, -1, 39]
+        out = aligned((4, 64), np.float32)
+        out[:] = 5
+        native.add("embedding", {"weight": w.data, "out": out}, **w.arguments())
+        native.run([4])
+        assert np.array_equal(out[[0, 3]], w.unpack()[[3, 39]])
+        assert (out[[1, 2]] == 0).all()
+
+
+class TestBadArguments:
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"n": 0}, "n must be positive"),
+            ({"k": -3}, "k must be positive"),
+            ({"format": 4}, "format must be 0 .. 3"),
+            ({"group": 24}, "groups of 24"),
+            ({"group": 16}, "groups of 16"),
+            ({"x_kind": F32}, "x_kind 0 does not meet this weight, 2 does"),
+            ({"out_kind": Q8_ROW}, "q8_row"),
+            ({"accumulate": 1, "out_kind": BF16}, "accumulate needs out_kind f32"),
+            ({"accumulate": 2}, "accumulate must be 0 .. 1"),
+            ({"out_stride": 10}, "out_stride is less"),
+            ({"epilogue": 1, "n": 40}, "multiple of 32"),
+            ({"rows": 3}, "rows must be 0 .. 2"),
+            ({"colour": 3}, "unknown arguments: colour"),
+        ],
+    )
+    def test_are_refused_by_name(self, wrong, message):
+        w = packed("Q4_0", 64, 64)
+        arrays = {"x": np.zeros(1024, np.uint8), "weight": w.data, "out": np.zeros(64)}
+        with pytest.raises(ValueError, match=message):
+            Native().add("linear", arrays, **{"x_kind": Q8, **w.arguments(), **wrong})
+
+    def test_missing_pointer(self):
+        w = packed("Q4_0", 64, 64)
+        with pytest.raises(ValueError, match="linear: missing pointer argument: x"):
+            Native().add("linear", {"weight": w.data, "out": np.zeros(64)}, **w.arguments())
