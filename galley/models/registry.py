@@ -18,13 +18,17 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 }
 
 
+#: How a checkpoint's tensors may be quantised: not at all, or by GGUF's types.
+QUANTIZATIONS = (None, "gguf")
+
+
 def build_model(facts: ModelFacts, source: WeightSource, stage: Stage) -> Decoder:
     """The model that the checkpoint's architecture names, its weights taken from `source`.
 
     Raises:
-        ModelError: the architecture is not one of `ARCHITECTURES`, a config value is not
-            supported, or a tensor is missing or misshapen. Left-over tensors are the source's
-            to report (`CheckpointWeights.finish`).
+        ModelError: the architecture is not one of `ARCHITECTURES`, its quantization or a config
+            value is not supported, or a tensor is missing or misshapen. Left-over tensors are
+            the source's to report (`CheckpointWeights.finish`).
     """
     place = ARCHITECTURES.get(facts.architecture)
     if place is None:
@@ -32,5 +36,7 @@ def build_model(facts: ModelFacts, source: WeightSource, stage: Stage) -> Decode
         raise ModelError(
             f"architecture {facts.architecture!r} is not supported; supported are {known}"
         )
+    if facts.quantization not in QUANTIZATIONS:
+        raise ModelError(f"checkpoints quantized by {facts.quantization} are not supported")
     model: Decoder = getattr(importlib.import_module(place[0]), place[1])(facts, source, stage)
     return model

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import gguf
+import ml_dtypes
 import numpy as np
 import torch
 import transformers
@@ -156,4 +158,14 @@ def facts_of(config: dict[str, Any]) -> ModelFacts:
 def hf_logits(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:
     """[n, vocab] of one sequence, by transformers."""
     with torch.inference_mode():
-        return model(torch.from_numpy(ids)[None].long()).logits[0].numpy()
+        return model(torch.from_numpy(ids)[None].long()).logits[0].float().numpy()
+
+
+def quantized(name: str, values: np.ndarray, dtype: str) -> RawTensor:
+    """A tensor as a file of that dtype would hold it: "float32", "bfloat16" or a GGUF type."""
+    if dtype == "float32":
+        return RawTensor(name, values.shape, dtype, values)
+    if dtype == "bfloat16":
+        return RawTensor(name, values.shape, dtype, values.astype(ml_dtypes.bfloat16))
+    data = gguf.quants.quantize(values, getattr(gguf.GGMLQuantizationType, dtype))
+    return RawTensor(name, values.shape, dtype, data)

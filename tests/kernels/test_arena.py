@@ -1,0 +1,58 @@
+"""Buffers that live at the same time never share a byte; others do."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from galley.kernels.arena import ALIGNMENT, aligned_bytes, lifetimes, plan_arena
+from galley.kernels.program import Node, Rows, Symbol
+
+SIZES = st.integers(0, 3000)
+
+
+@st.composite
+def programs(draw):
+    """Nodes over a handful of buffers, each of them touched by one or more nodes."""
+    values = [Symbol.new(Rows.tokens, size) for size in draw(st.lists(SIZES, max_size=12))]
+    nodes = []
+    for _ in range(draw(st.integers(0, 15))):
+        chosen = draw(st.lists(st.sampled_from(values), max_size=4)) if values else []
+        nodes.append(Node("op", reads={str(i): value for i, value in enumerate(chosen)}))
+    return nodes
+
+
+@given(programs())
+def test_live_buffers_do_not_meet(nodes):
+    plan = plan_arena(nodes, lambda buffer: buffer.columns)
+    lives = lifetimes(nodes)
+    assert plan.spans.keys() == lives.keys()
+    spans = [(buffer, plan.spans[buffer]) for buffer in lives]
+    for buffer, span in spans:
+        assert span.start % ALIGNMENT == 0
+        assert buffer.columns <= span.size
+        assert span.start + span.size <= plan.size
+    for i, (a, span_a) in enumerate(spans):
+        for b, span_b in spans[:i]:
+            together = lives[a][0] <= lives[b][1] and lives[b][0] <= lives[a][1]
+            apart = (
+                span_a.start + span_a.size <= span_b.start
+                or span_b.start + span_b.size <= span_a.start
+            )
+            assert apart or not together
+
+
+def test_a_chain_needs_two_buffers():
+    """Each node reads what the one before wrote."""
+    values = [Symbol.new(Rows.tokens, 1000) for _ in range(20)]
+    nodes = [Node("op", {"x": x}, {"out": out}) for x, out in pairwise(values)]
+    assert plan_arena(nodes, lambda buffer: buffer.columns).size == 2 * 1024
+
+
+def test_aligned_bytes():
+    memory = aligned_bytes(1000, zeros=True)
+    assert memory.ctypes.data % ALIGNMENT == 0
+    assert len(memory) == 1000
+    assert not memory.any()

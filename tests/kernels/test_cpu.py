@@ -1,0 +1,207 @@
+"""The native executable: eager and fused, profile, cache blocks, sampling, limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from galley.batch import GroupSpec, NewRow, RequestTable, StepPlan
+from galley.errors import ConfigError
+from galley.kernels.backend import Limits, open_backend
+from galley.kernels.cpu import CpuBackend
+from galley.kernels.reference import ReferenceBackend
+from galley.kernels.sampling import LogitMasks
+from galley.request import SamplingParams
+from tests.models.checkpoints import CASES, StateDict, make
+from tests.models.driver import LIMITS, Driver, load, solo_logits
+
+VOCAB, TOP = 131, 4
+IDS = np.random.default_rng(3).integers(0, VOCAB, 60).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return StateDict(make(CASES["qwen3"]))
+
+
+def build(checkpoint, limits=LIMITS, **options):
+    backend = CpuBackend(**{"dense": "f32", "threads": 2, **options})
+    return backend.build(load(checkpoint, backend), limits)
+
+
+def test_kv_bytes_are_known_before_there_is_a_cache(checkpoint):
+    # K and V of 3 layers, 2 KV heads of 32, in float32 and in bfloat16.
+    assert build(checkpoint).kv_block_bytes(16) == 2 * 3 * 2 * 32 * 16 * 4
+    assert build(checkpoint, dense="bf16").kv_block_bytes(64) == 2 * 3 * 2 * 32 * 64 * 2
+
+
+def test_activation_bytes_grow_with_the_limits(checkpoint):
+    few, many = (build(checkpoint, Limits(n, 8, 8)).activation_bytes for n in (64, 640))
+    assert 8 * VOCAB * 4 < few < many < 11 * few
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_profile_names_the_operations_in_order(checkpoint, eager):
+    executable = build(checkpoint, eager=eager)
+    driver = Driver(executable)
+    driver.put(0, IDS)
+    executable.profile(True)
+    driver.step({0: 3})
+    driver.step({0: 2})
+    executable.profile(False)
+    driver.step({0: 2})
+    timings = executable.timings()
+    assert [t[0] for t in timings] == [node.op for node in executable.nodes] + ["sample"]
+    assert all(runs == 2 and ns > 0 for _, runs, ns in timings[:-1])
+    assert timings[-1][1] == 0
+
+
+def test_describe_shows_the_program(checkpoint):
+    lines = build(checkpoint).describe().splitlines()
+    assert "embedding" in lines[0]
+    assert lines[-1].startswith("arena")
+    assert sum("rope_kv" in line for line in lines) == 3
+    assert not any("quantize" in line or "silu_mul" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_copied_blocks_hold_the_same_keys(checkpoint, name):
+    """A second row continues from copies of the first row's blocks."""
+    backend = open_backend(name, "f32", threads=1)
+    driver = Driver(backend.build(load(checkpoint, backend), LIMITS))
+    driver.put(0, IDS)
+    driver.put(1, IDS)
+    driver.step({0: 40})
+    tables = driver.table.block_tables[0]
+    driver.executable.copy_blocks(tables[0, :3], tables[1, :3])
+    driver.table.num_computed[1] = 40
+    both = driver.step({0: 20, 1: 20})
+    assert np.array_equal(both[:20], both[20:])
+    np.testing.assert_allclose(
+        both[:20], solo_logits(driver.executable, IDS, [60])[40:], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_step_beyond_the_limits_is_refused(checkpoint):
+    executable = build(checkpoint, Limits(tokens=8, rows=8, logits=8))
+    driver = Driver(executable)
+    driver.put(0, IDS)
+    with pytest.raises(ValueError, match=r"9 tokens.*8"):
+        driver.step({0: 9})
+    assert driver.step({0: 8}).shape == (8, VOCAB)
+
+
+COLUMNS = {
+    "temperature": np.array([0, 0.7, 1.3, 1.0, 0, 1.0], np.float32),
+    "top_p": np.array([1, 0.8, 1, 0.95, 1, 1], np.float32),
+    "top_k": np.array([0, 0, 20, 0, 0, 3], np.int32),
+    "min_p": np.array([0, 0, 0.02, 0, 0, 0], np.float32),
+    "presence": np.array([0, 0.5, 0, 0, 0, 0], np.float32),
+    "frequency": np.array([0, 0, 0.5, 0, 0, 0], np.float32),
+    "repetition": np.array([1.3, 1, 1, 1.1, 1, 1], np.float32),
+    "seed": np.array([1, 2, 3, 2**64 - 1, 5, 6], np.uint64),
+    "num_logprobs": np.array([-1, 0, 2, 4, 1, -1], np.int32),
+}
+
+
+class Sampling:
+    """Six rows with parameters of their own; row 4 wants prompt logprobs as well."""
+
+    def __init__(self, executable) -> None:
+        self.executable = executable
+        executable.allocate_kv(64, 16)
+        self.table = RequestTable(6, 128, [GroupSpec("full", 16, 1)])
+        self.table.block_tables[0][:] = np.arange(1, 49).reshape(6, 8)
+        for slot in range(6):
+            row = NewRow(slot, slot, IDS[: 10 + slot], 6, 0, SamplingParams(), [])
+            self.table.set_row(row)
+        executable.bind(self.table, COLUMNS)
+        num_new = np.array([10, 11, 12, 13, 9, 15], np.int32)
+        wanted = np.array([1, 1, 1, 1, 9, 1], np.int32)
+        samples = np.array([1, 1, 1, 1, 0, 1], np.uint8)
+        self.plan = StepPlan(1, np.arange(6, dtype=np.int32), num_new, wanted, samples)
+
+    def results(self):
+        samples = self.executable.samples
+        return [
+            np.array(a)
+            for a in (samples.token_ids, samples.logprobs, samples.ranks, samples.top_ids)
+        ]
+
+
+def masks() -> LogitMasks:
+    """Of 14 logit rows, two may draw few tokens and one is biased."""
+    words = [None] * 14
+    words[0] = np.array([1 << 17 | 1 << 63, 5, 0], np.uint64)
+    words[13] = np.array([0, 1 << 3, 4], np.uint64)
+    indptr = np.array([0, 0, 2, *[2] * 12], np.int32)
+    return LogitMasks(
+        masks=words,
+        addresses=np.array([0 if w is None else w.ctypes.data for w in words], np.uint64),
+        bias_indptr=indptr,
+        bias_ids=np.array([7, 100], np.int32),
+        bias_values=np.array([-5.0, 30.0], np.float32),
+    )
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_backends_draw_alike(checkpoint, masked, eager):
+    """The reference draws by the definition; given the same logits, the tokens are the same."""
+    limits = Limits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
+    native = Sampling(build(checkpoint, limits, eager=eager))
+    reference_backend = ReferenceBackend()
+    reference = Sampling(reference_backend.build(load(checkpoint, reference_backend), limits))
+    for side in (native, reference):
+        side.executable.set_masks(masks() if masked else None)
+        side.executable.run(side.plan, sample=True)
+    assert native.executable.logits.shape == (14, VOCAB)
+    np.testing.assert_allclose(
+        native.executable.logits, reference.executable.logits, rtol=1e-4, atol=1e-4
+    )
+    reference.executable.logits[:] = native.executable.logits
+    reference.executable.sample(reference.plan)
+    got, want = native.results(), reference.results()
+    assert np.array_equal(got[0], want[0])
+    listed = np.repeat(COLUMNS["num_logprobs"], native.plan.num_logits)
+    asked = listed >= 0
+    np.testing.assert_allclose(got[1][asked], want[1][asked], rtol=1e-5)
+    assert np.array_equal(got[2][asked], want[2][asked])
+    for row, count in enumerate(listed):
+        assert np.array_equal(got[3][row, : max(count, 0)], want[3][row, : max(count, 0)])
+    # Row 4 draws nothing: its tokens are the prompt's own.
+    assert got[0][4:13].tolist() == IDS[1:10].tolist()
+    if masked:
+        assert got[0][0] in (17, 63, 64, 66)
+        assert got[0][1] == 100
+        native.executable.set_masks(None)
+        native.executable.sample(native.plan)
+        assert not np.array_equal(native.results()[0], got[0])
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_logits_can_be_changed_before_drawing(checkpoint, name):
+    backend = open_backend(name, "f32", threads=1)
+    limits = Limits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
+    side = Sampling(backend.build(load(checkpoint, backend), limits))
+    side.executable.run(side.plan, sample=False)
+    side.executable.logits[0, 33] = 1000
+    side.executable.sample(side.plan)
+    assert side.executable.samples.token_ids[0] == 33
+
+
+def test_packed_weights_come_back(checkpoint):
+    """What the cache on disk keeps gives the same handle again."""
+    backend = CpuBackend("bf16", threads=1)
+    head = load(checkpoint, backend).head.weight
+    assert backend.from_packed(backend.packed(head)) is head
+    reference = ReferenceBackend("bf16")
+    assert reference.packed(load(checkpoint, reference).head.weight) is None
+    np.testing.assert_array_equal(reference.from_packed(head), head.unpack())
+
+
+def test_backends_by_name():
+    assert open_backend("auto", "bf16", threads=1).name == "cpu"
+    assert open_backend("reference", "f32").name == "reference"
+    with pytest.raises(ConfigError, match=r"tpu.*auto, cpu, reference"):
+        open_backend("tpu", "bf16")

@@ -1,0 +1,175 @@
+"""The door's checks, and the definitions in reference.py against loops in numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from galley.batch import GroupSpec, NewRow, RequestTable, StepPlan
+from galley.kernels.ops import KVLayer, Ops, RotaryTable
+from galley.kernels.reference import KVCache, ReferenceContext, ReferenceMaker, step_context
+from galley.request import SamplingParams
+
+OPS = Ops(ReferenceMaker())
+LAYER = KVLayer(index=0, kv_heads=2, head_dim=4)
+
+
+def values(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+
+
+def context(computed: list[int], new: list[int], block_size: int = 16) -> ReferenceContext:
+    """Rows in slots n - 1 .. 0, blocks dealt backwards."""
+    n = len(new)
+    table = RequestTable(n, 64, [GroupSpec("full", block_size, 1)])
+    blocks = 64 // block_size
+    table.block_tables[0][:] = np.arange(n * blocks, 0, -1).reshape(n, blocks)
+    slots = np.arange(n - 1, -1, -1, dtype=np.int32)
+    for slot, done, count in zip(slots, computed, new, strict=True):
+        ids = np.arange(done + count, dtype=np.int32)
+        table.set_row(NewRow(int(slot), 0, ids, done + count, done, SamplingParams(), []))
+    counts = np.array(new, np.int32)
+    plan = StepPlan(1, slots, counts, np.minimum(counts, 1), np.ones(n, np.uint8))
+    cache = KVCache.zeros([LAYER], 1 + n * blocks, block_size, torch.float32)
+    return step_context(plan, table, cache)
+
+
+CTX = context([0], [3])
+
+WRONG = {
+    "embedding": lambda: OPS.embedding(values(8), CTX.token_ids),
+    "linear, inputs": lambda: OPS.linear(values(3, 5), [values(2, 4)]),
+    "linear, second weight": lambda: OPS.linear(values(3, 4), [values(2, 4), values(2, 5)]),
+    "linear, bias": lambda: OPS.linear(values(3, 4), [values(2, 4), values(1, 4)], values(2)),
+    "linear, none": lambda: OPS.linear(values(3, 4), []),
+    "rms_norm": lambda: OPS.rms_norm(values(3, 4), values(5), 1e-6),
+    "head_norm": lambda: OPS.head_norm(values(3, 10), values(4), 1e-6),
+    "add": lambda: OPS.add(values(3, 4), values(3, 5)),
+    "split": lambda: OPS.split(values(3, 4), [2, 1]),
+    "silu_and_mul, odd": lambda: OPS.silu_and_mul(values(3, 5)),
+    "silu_and_mul, runs": lambda: OPS.silu_and_mul(values(3, 40), interleaved=True),
+    "rotary, heads": lambda: OPS.rotary(
+        values(3, 10), values(3, 8), CTX.positions, RotaryTable(values(64, 4)), 4
+    ),
+    "rotary, table": lambda: OPS.rotary(
+        values(3, 8), values(3, 8), CTX.positions, RotaryTable(values(64, 6)), 4
+    ),
+    "write_kv": lambda: OPS.write_kv(values(3, 8), values(3, 4), LAYER, CTX),
+    "attention": lambda: OPS.attention(values(3, 12), LAYER, 1.0, CTX),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_wrong_shapes_are_refused(name):
+    with pytest.raises(ValueError, match=name.split(",")[0]):
+        WRONG[name]()
+
+
+def test_all_reduce_asks_the_group():
+    class Doubling:
+        rank, size = 0, 2
+
+        def all_reduce(self, x):
+            return x + x
+
+    x = values(2, 3)
+    assert OPS.all_reduce(x) is x
+    assert torch.equal(Ops(ReferenceMaker(), Doubling()).all_reduce(x), 2 * x)
+
+
+def test_embedding_and_select_rows():
+    weight, ids = values(9, 4), torch.tensor([8, 0, 8])
+    assert torch.equal(OPS.embedding(weight, ids), weight[[8, 0, 8]])
+    assert torch.equal(OPS.select_rows(weight, torch.tensor([2, 5])), weight[[2, 5]])
+
+
+def test_linear_puts_outputs_side_by_side():
+    x, a, b, bias = values(3, 4), values(2, 4, seed=1), values(5, 4, seed=2), values(7)
+    want = np.concatenate([x @ a.T, x @ b.T], axis=1) + bias.numpy()
+    np.testing.assert_allclose(OPS.linear(x, [a, b], bias), want, rtol=1e-5, atol=1e-6)
+
+
+def test_norms():
+    x, weight = values(3, 8), values(8, seed=1)
+    want = []
+    for row in x.tolist():
+        root = math.sqrt(sum(v * v for v in row) / 8 + 0.1)
+        want.append([v / root * w for v, w in zip(row, weight.tolist(), strict=True)])
+    np.testing.assert_allclose(OPS.rms_norm(x, weight, 0.1), want, rtol=1e-5)
+    half = weight[:4]
+    per_head = torch.cat([OPS.rms_norm(x[:, :4], half, 0.1), OPS.rms_norm(x[:, 4:], half, 0.1)], 1)
+    assert torch.equal(OPS.head_norm(x, half, 0.1), per_head)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_silu_and_mul(interleaved):
+    gate, up = values(3, 32), values(3, 32, seed=1)
+    runs = [gate, up]
+    if interleaved:
+        runs = [part[:, i : i + 16] for i in (0, 16) for part in (gate, up)]
+    want = gate.double() / (1 + torch.exp(-gate.double())) * up.double()
+    got = OPS.silu_and_mul(torch.cat(runs, dim=1), interleaved)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rot_dim", [8, 4])
+def test_rotary_turns_pairs(rot_dim):
+    head_dim, half = 8, rot_dim // 2
+    angles = np.random.default_rng(3).uniform(0, 6, (64, half))
+    table = RotaryTable(torch.from_numpy(np.hstack([np.cos(angles), np.sin(angles)])).float())
+    ctx = context([5, 0], [2, 3])
+    q, k = values(5, 2 * head_dim), values(5, head_dim, seed=1)
+    turned_q, turned_k = OPS.rotary(q, k, ctx.positions, table, head_dim)
+    assert ctx.positions.tolist() == [[5, 6, 0, 1, 2]]
+    for token, position in enumerate([5, 6, 0, 1, 2]):
+        for before, after in [(q, turned_q), (k, turned_k)]:
+            for head in range(before.shape[1] // head_dim):
+                start = head * head_dim
+                x = before[token, start : start + head_dim].numpy().astype(np.float64)
+                want = x.copy()
+                for i, angle in enumerate(angles[position]):
+                    pair = complex(x[i], x[i + half]) * complex(np.cos(angle), np.sin(angle))
+                    want[i], want[i + half] = pair.real, pair.imag
+                got = after[token, start : start + head_dim]
+                np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_attention_over_the_cache(window, block_size):
+    """Two rows, one with a past; every query by hand over all that it sees."""
+    layer = KVLayer(0, kv_heads=2, head_dim=4, window=window)
+    past, new = [20, 0], [3, 5]
+    tokens = [p + n for p, n in zip(past, new, strict=True)]
+    k = [values(n, 8, seed=i) for i, n in enumerate(tokens)]
+    v = [values(n, 8, seed=9 + i) for i, n in enumerate(tokens)]
+    q = values(sum(new), 16, seed=5)
+    ctx = context(past, new, block_size)
+    before = context([0, 0], past, block_size)
+    before.cache = ctx.cache
+    OPS.write_kv(k[0][:20], v[0][:20], layer, before)
+    OPS.write_kv(torch.cat([k[0][20:], k[1]]), torch.cat([v[0][20:], v[1]]), layer, ctx)
+    got = OPS.attention(q, layer, 0.5, ctx)
+    token = 0
+    for row in range(2):
+        for position in range(past[row], tokens[row]):
+            first = max(0, position - window + 1) if window else 0
+            for head in range(4):
+                of = slice(head // 2 * 4, head // 2 * 4 + 4)
+                query = q[token, head * 4 : head * 4 + 4].double()
+                scores = 0.5 * k[row][first : position + 1, of].double() @ query
+                want = torch.softmax(scores, 0) @ v[row][first : position + 1, of].double()
+                np.testing.assert_allclose(
+                    got[token, head * 4 : head * 4 + 4], want, rtol=1e-4, atol=1e-5
+                )
+            token += 1
+
+
+def test_the_null_block_stays_zero():
+    ctx = context([0, 7], [20, 9])
+    OPS.write_kv(values(29, 8), values(29, 8), LAYER, ctx)
+    assert not ctx.cache.k[0][0].any()
+    assert not ctx.cache.v[0][0].any()

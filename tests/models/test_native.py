@@ -1,0 +1,140 @@
+"""Every family on the native backend: against transformers, and equal bits however it is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from galley.kernels.cpu import CpuBackend
+from galley.kernels.ops import Ops
+from galley.kernels.reference import ReferenceBackend, ReferenceMaker
+from tests.models.checkpoints import CASES, Case, StateDict, hf_logits, make, quantized
+from tests.models.driver import LIMITS, Driver, load, solo_logits
+
+IDS = np.random.default_rng(1).integers(0, 131, 75)
+
+
+def build(checkpoint, dense: str, threads: int = 2, eager: bool = False):
+    backend = CpuBackend(dense, threads, eager)
+    return backend.build(load(checkpoint, backend), LIMITS)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_float32_equals_transformers(name):
+    model = make(CASES[name])
+    want = hf_logits(model, IDS)
+    got = solo_logits(build(StateDict(model), "f32"), IDS, [75])
+    assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_bfloat16_errs_as_torch_does(name):
+    """Against float32 on the same rounded weights, no worse than transformers in bfloat16."""
+    model = make(CASES[name]).bfloat16()
+    theirs = hf_logits(model, IDS)
+    exact = hf_logits(model.float(), IDS)
+    got = solo_logits(build(StateDict(model), "bf16"), IDS, [75])
+    error, their_error = (np.square(x - exact).mean() for x in (got, theirs))
+    assert error <= their_error
+
+
+@pytest.mark.parametrize("dense", ["f32", "bf16"])
+@pytest.mark.parametrize("name", ["llama-biases", "mistral-window", "qwen2-windows", "qwen3"])
+def test_no_bit_depends_on_chunks_batch_or_threads(name, dense):
+    checkpoint = StateDict(make(CASES[name]))
+    whole = solo_logits(build(checkpoint, dense), IDS, [75])
+    single = build(checkpoint, dense, threads=1)
+    for chunks in ([13, 1, 30, 16, 15], [40] + [1] * 35):
+        assert np.array_equal(solo_logits(single, IDS, chunks), whole)
+    driver = Driver(build(checkpoint, dense, eager=True), block_size=64, seed=1)
+    driver.put(5, IDS)
+    driver.put(0, IDS[:40])
+    driver.put(2, IDS)
+    first = driver.step({5: 20, 0: 39})
+    second = driver.step({2: 75, 0: 1, 5: 55})
+    assert np.array_equal(np.concatenate([first[:20], second[76:]]), whole)
+    assert np.array_equal(second[:75], whole)
+    assert np.array_equal(np.concatenate([first[20:], second[75:76]]), whole[:40])
+
+
+class Quantized(StateDict):
+    """Matrices quantised to GGUF types; some names to another type than the rest."""
+
+    def __init__(self, model, dtype: str, others: dict[str, str]) -> None:
+        super().__init__(model)
+        self._types = {
+            name: next((t for part, t in others.items() if part in name), dtype)
+            for name, array in self.arrays.items()
+            if array.ndim == 2
+        }
+
+    def tensor(self, name):
+        return quantized(name, self.arrays[name], self._types.get(name, "float32"))
+
+
+MIXES = {
+    "Q4_0": ("Q4_0", {}),
+    "Q4_1": ("Q4_1", {"embed": "Q8_0"}),
+    "Q5_0": ("Q5_0", {}),
+    "Q5_1": ("Q5_1", {}),
+    "Q8_0": ("Q8_0", {}),
+    "v in Q8_0": ("Q4_0", {"v_proj": "Q8_0"}),
+    "up in bfloat16": ("Q4_1", {"up_proj": "bfloat16", "o_proj": "float32"}),
+    "only down": ("float32", {"down_proj": "Q4_0"}),
+}
+
+
+class RoundingBackend(ReferenceBackend):
+    """The reference with activations rounded where native kernels round them: int8, one scale
+    per 32, before weights of codes."""
+
+    def weight(self, data):
+        weight = super().weight(data)
+        weight.round_input = int8_rows if data.dense is None else torch.Tensor.float
+        return weight
+
+    def build(self, model, limits):
+        executable = super().build(model, limits)
+        executable._ops = Ops(RoundingMaker())
+        return executable
+
+
+class RoundingMaker(ReferenceMaker):
+    def linear(self, x, weights, bias):
+        parts = [super(RoundingMaker, self).linear(w.round_input(x), [w], None) for w in weights]
+        y = torch.cat(parts, dim=-1)
+        return y if bias is None else y + bias
+
+
+def int8_rows(x: torch.Tensor) -> torch.Tensor:
+    groups = x.unflatten(-1, (-1, 32))
+    scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return ((groups / scale).round() * scale).flatten(-2)
+
+
+@pytest.mark.parametrize("name", list(MIXES))
+def test_quantised_checkpoints(name):
+    """Against the reference on the same weights, with activations rounded alike."""
+    dtype, others = MIXES[name]
+    case = Case("Llama", {"attention_bias": True, "hidden_size": 128, "intermediate_size": 160})
+    checkpoint = Quantized(make(case), dtype, others)
+    rounding = RoundingBackend()
+    want = short_sequences(rounding.build(load(checkpoint, rounding), LIMITS))
+    fused, eager = build(checkpoint, "f32"), build(checkpoint, "f32", eager=True)
+    got = short_sequences(fused)
+    error = np.abs(got - want).max(axis=1) / np.abs(want).max(axis=1)
+    # Where a value lies between two codes, the last bit decides: a few rows take the other one.
+    assert np.median(error) <= 1e-5
+    assert error.max() <= 0.05
+    whole = solo_logits(fused, IDS, [75])
+    assert np.array_equal(solo_logits(fused, IDS, [20, 1, 54]), whole)
+    assert np.array_equal(solo_logits(eager, IDS, [70, 5]), whole)
+
+
+def short_sequences(executable) -> np.ndarray:
+    """Logits of 8 sequences of 2 tokens."""
+    driver = Driver(executable)
+    for slot in range(8):
+        driver.put(slot, IDS[2 * slot : 2 * slot + 2])
+    return driver.step(dict.fromkeys(range(8), 2))
