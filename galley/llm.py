@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
 from galley.chat import ChatRenderer
 from galley.config.resolve import from_kwargs
@@ -19,10 +20,12 @@ from galley.engine.assembly import assemble
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
+from galley.frontend.metric_values import Metric, read_metrics
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.frontend.progress import progress_bar
 from galley.frontend.prompts import Prompt
 from galley.loader import resolve_tokenizer
+from galley.observability.metrics import EngineMetrics
 from galley.request import RequestOutput, RequestOutputKind, SamplingParams
 from galley.text import Tokenizer, load_tokenizer
 
@@ -60,10 +63,11 @@ class LLM:
             limits_of(self.config, self._facts),
             max_model_len=self._core.executor.max_model_len,
         )
+        self._registry = CollectorRegistry()
         self._client = InprocClient(
             self._core,
             InputProcessor(limits, self._tokenizer, seed=self.config.model.seed),
-            OutputProcessor(self._tokenizer),
+            OutputProcessor(self._tokenizer, self._observer()),
         )
         self._num_requests = 0
 
@@ -248,6 +252,25 @@ class LLM:
         return SamplingParams(**default_sampling_params(self.config, self._facts))
 
     # ------------------------------------------------------------------ engine
+
+    def get_metrics(self) -> list[Metric]:
+        """The engine's metrics now: `Counter`, `Gauge` and `Histogram` values by vLLM's names.
+
+        Empty with disable_log_stats=True.
+        """
+        return read_metrics(self._registry)
+
+    def _observer(self) -> EngineMetrics | None:
+        config = self.config
+        if config.observability.disable_log_stats:
+            return None
+        return EngineMetrics(
+            self._registry,
+            config.model.served_model_name[0],
+            max_model_len=self._core.executor.max_model_len,
+            max_num_batched_tokens=config.scheduler.max_num_batched_tokens or 1,
+            cache_info=dataclasses.asdict(config.cache),
+        )
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
