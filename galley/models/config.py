@@ -146,6 +146,13 @@ def layer_windows(config: ModelFields, num_layers: int) -> list[int]:
     `layer_types` says which layers slide, or else those from `max_window_layers` on do.
     """
     kinds: Any = config.values.get("layer_types")
+    known = ("full_attention", "sliding_attention")
+    if kinds is not None and (
+        not isinstance(kinds, list)
+        or len(kinds) != num_layers
+        or any(kind not in known for kind in kinds)
+    ):
+        raise config.wrong("layer_types", f"{num_layers} of {' or '.join(known)}")
     if not config.flag("use_sliding_window", False) or not config.has("sliding_window"):
         if kinds is not None and "sliding_attention" in kinds:
             raise ModelError(f"{config.where}: layer_types has sliding layers without a window")
@@ -154,10 +161,7 @@ def layer_windows(config: ModelFields, num_layers: int) -> list[int]:
     if kinds is None:
         first = config.integer("max_window_layers", 28)
         return [window if i >= first else 0 for i in range(num_layers)]
-    windows = {"full_attention": 0, "sliding_attention": window}
-    if len(kinds) != num_layers or not windows.keys() >= set(kinds):
-        raise config.wrong("layer_types", f"{num_layers} of {' or '.join(windows)}")
-    return [windows[kind] for kind in kinds]
+    return [window if kind == "sliding_attention" else 0 for kind in kinds]
 
 
 __all__ = ["ROTARY_TYPES", "ModelFields", "layer_windows", "model_fields", "read_rotary"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gguf
@@ -122,15 +123,18 @@ def make(case: Case, seed: int = 0) -> torch.nn.Module:
 
 
 class StateDict:
-    """A checkpoint in memory: what a loader would find if the model were saved."""
+    """A checkpoint in memory: what a loader would find if the model were saved.
+
+    `changes` are made to the config alone, not to the tensors.
+    """
 
     def __init__(self, model: torch.nn.Module, **changes: Any) -> None:
-        config = {**model.config.to_dict(), "architectures": [type(model).__name__], **changes}
-        self.facts = facts_of(config)
+        own = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        self.facts = replace(facts_of(own), hf_config={**own, **changes})
         state = dict(model.state_dict())
-        if config["tie_word_embeddings"]:
+        if self.facts.hf_config["tie_word_embeddings"]:
             state.pop("lm_head.weight")
-        self.arrays = {name: t.detach().numpy() for name, t in state.items()}
+        self.arrays = {name: t.detach().float().numpy() for name, t in state.items()}
 
     def names(self) -> list[str]:
         return list(self.arrays)
@@ -141,18 +145,27 @@ class StateDict:
 
 
 def facts_of(config: dict[str, Any]) -> ModelFacts:
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
     return ModelFacts(
         architecture=config["architectures"][0],
         hf_config=config,
         vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
+        hidden_size=hidden,
         num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
+        num_heads=heads,
         num_kv_heads=config["num_key_value_heads"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        head_dim=config.get("head_dim") or hidden // heads,
         max_position=config["max_position_embeddings"],
         dtype="float32",
     )
+
+
+def in_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy with bfloat16 parameters; rotary frequencies stay float32, as in a loaded model."""
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return copied
 
 
 def hf_logits(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:

@@ -9,7 +9,15 @@ import torch
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.ops import Ops
 from galley.kernels.reference import ReferenceBackend, ReferenceMaker
-from tests.models.checkpoints import CASES, Case, StateDict, hf_logits, make, quantized
+from tests.models.checkpoints import (
+    CASES,
+    Case,
+    StateDict,
+    hf_logits,
+    in_bfloat16,
+    make,
+    quantized,
+)
 from tests.models.driver import LIMITS, Driver, load, solo_logits
 
 IDS = np.random.default_rng(1).integers(0, 131, 75)
@@ -31,7 +39,7 @@ def test_float32_equals_transformers(name):
 @pytest.mark.parametrize("name", list(CASES))
 def test_bfloat16_errs_as_torch_does(name):
     """Against float32 on the same rounded weights, no worse than transformers in bfloat16."""
-    model = make(CASES[name]).bfloat16()
+    model = in_bfloat16(make(CASES[name]))
     theirs = hf_logits(model, IDS)
     exact = hf_logits(model.float(), IDS)
     got = solo_logits(build(StateDict(model), "bf16"), IDS, [75])

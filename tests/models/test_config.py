@@ -1,0 +1,159 @@
+"""What a family does not do is refused by name; what it does is read in every spelling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from galley.errors import ModelError
+from galley.kernels.reference import ReferenceBackend
+from galley.layers.weights import CheckpointWeights
+from galley.models.config import ModelFields, layer_windows
+from galley.models.decoder import Stage
+from galley.models.registry import ARCHITECTURES, build_model
+from tests.models.checkpoints import CASES, Case, StateDict, hf_logits, make
+from tests.models.driver import LIMITS, load, solo_logits
+
+FIRST_CASE = {f"{case.family}ForCausalLM": name for name, case in reversed(CASES.items())}
+
+
+def build(checkpoint, **facts):
+    source = CheckpointWeights(checkpoint, ReferenceBackend())
+    return build_model(replace(checkpoint.facts, **facts), source, Stage(max_positions=32))
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def model(request):
+    return make(CASES[FIRST_CASE[request.param]])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_act", "gelu"),
+        ("hidden_size", None),
+        ("hidden_size", "64"),
+        ("num_hidden_layers", 0),
+        ("num_attention_heads", -4),
+        ("num_key_value_heads", 3),
+        ("head_dim", 15),
+        ("head_dim", True),
+        ("vocab_size", 0),
+        ("intermediate_size", None),
+        ("rms_norm_eps", "small"),
+        ("rms_norm_eps", float("nan")),
+        ("tie_word_embeddings", 1),
+        ("max_position_embeddings", None),
+        ("partial_rotary_factor", 0.25),
+        ("rope_parameters", {"rope_type": "longrope"}),
+    ],
+)
+def test_unusable_values_are_named(model, key, value):
+    with pytest.raises(ModelError, match=key.split("_", 1)[1]):
+        build(StateDict(model, **{key: value}))
+
+
+def test_sizes_that_the_tensors_do_not_have(model):
+    with pytest.raises(ModelError, match=r"[qk]_proj.weight has shape"):
+        build(StateDict(model, num_attention_heads=8))
+    with pytest.raises(ModelError, match=r"embed_tokens.weight has shape \[131, 64\]"):
+        build(StateDict(model, vocab_size=132))
+    with pytest.raises(ModelError, match=r"no tensor model.layers.3.input_layernorm.weight"):
+        build(StateDict(model, num_hidden_layers=4, layer_types=None))
+
+
+def test_tensors_that_the_config_does_not_have(model):
+    checkpoint = StateDict(model, num_hidden_layers=2, layer_types=None)
+    with pytest.raises(ModelError, match=r"model.layers.2.input_layernorm.weight, .* and \d+ more"):
+        load(checkpoint, ReferenceBackend())
+
+
+@pytest.mark.parametrize(
+    "gone", ["model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"]
+)
+def test_missing_tensors_are_named(model, gone):
+    checkpoint = StateDict(model, tie_word_embeddings=False)
+    del checkpoint.arrays[gone]
+    with pytest.raises(ModelError, match=f"no tensor {gone}"):
+        build(checkpoint)
+
+
+def test_biases_that_the_config_denies():
+    with pytest.raises(ModelError, match=r"does not: .*self_attn.q_proj.bias|down_proj.bias"):
+        load(StateDict(make(CASES["llama-biases"]), attention_bias=False), ReferenceBackend())
+    with pytest.raises(ModelError, match=r"no tensor model.layers.0.self_attn.q_proj.bias"):
+        build(StateDict(make(CASES["llama-mha"]), attention_bias=True))
+
+
+def test_a_copy_of_a_tied_weight_is_waived():
+    checkpoint = StateDict(make(CASES["llama-tied"]))
+    checkpoint.arrays["lm_head.weight"] = checkpoint.arrays["model.embed_tokens.weight"]
+    load(checkpoint, ReferenceBackend())
+
+
+def test_unknown_architectures_list_the_known_ones(model):
+    with pytest.raises(ModelError, match=r"'GPT2LMHeadModel'.*LlamaForCausalLM.*Qwen3ForCausalLM"):
+        build(StateDict(model), architecture="GPT2LMHeadModel")
+
+
+def test_other_quantizations_are_refused(model):
+    with pytest.raises(ModelError, match="awq"):
+        build(StateDict(model), quantization="awq")
+
+
+@pytest.mark.parametrize("value", [None, "missing"])
+def test_head_dim_and_kv_heads_have_defaults(value):
+    """Old Llama configs have neither."""
+    model = make(Case("Llama", {"num_key_value_heads": 4}))
+    checkpoint = StateDict(model, head_dim=None, num_key_value_heads=None)
+    if value == "missing":
+        for key in ("head_dim", "num_key_value_heads"):
+            del checkpoint.facts.hf_config[key]
+    ids = np.arange(20)
+    backend = ReferenceBackend()
+    got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), ids, [20])
+    np.testing.assert_allclose(got, hf_logits(model, ids), rtol=1e-3, atol=1e-4)
+
+
+WINDOWS = {"use_sliding_window": True, "sliding_window": 5}
+
+
+@pytest.mark.parametrize(
+    ("config", "windows"),
+    [
+        ({}, [0, 0, 0]),
+        ({"sliding_window": 5}, [0, 0, 0]),
+        ({"use_sliding_window": True, "sliding_window": None}, [0, 0, 0]),
+        ({**WINDOWS, "max_window_layers": 2}, [0, 0, 5]),
+        ({**WINDOWS, "max_window_layers": 0}, [5, 5, 5]),
+        (WINDOWS, [0, 0, 0]),
+        (
+            {**WINDOWS, "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+            [0, 5, 0],
+        ),
+        ({"layer_types": ["full_attention"] * 3}, [0, 0, 0]),
+    ],
+)
+def test_windows_per_layer(config, windows):
+    assert layer_windows(ModelFields(config, "test"), 3) == windows
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [["full_attention"], ["chunked_attention"] * 3, "sliding_attention", 7, [["full_attention"]]],
+)
+def test_unknown_layer_types_are_refused(kinds):
+    with pytest.raises(ModelError, match="layer_types"):
+        layer_windows(ModelFields({**WINDOWS, "layer_types": kinds}, "test"), 3)
+
+
+def test_sliding_layers_need_a_window():
+    with pytest.raises(ModelError, match="layer_types"):
+        layer_windows(ModelFields({"layer_types": ["sliding_attention"] * 3}, "test"), 3)
+
+
+def test_mistral_has_one_window_for_all():
+    with pytest.raises(ModelError, match="layer_types"):
+        build(StateDict(make(CASES["mistral-window"]), layer_types=["full_attention"] * 3))
