@@ -16,6 +16,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <numeric>
 
 namespace galley {
 namespace {
@@ -83,23 +84,25 @@ void RowSampler::penalise(float* x, int64_t n, const int32_t* tokens, int64_t nu
 }
 
 float RowSampler::lower_bound_of_kth(const float* x, int64_t n, int64_t k) {
-  values_.resize((n + kMaxGroup - 1) / kMaxGroup);
-  const int64_t groups = maxima_(x, n, values_.data());
-  if (k > groups) return -kInfinity;
-  std::nth_element(values_.begin(), values_.begin() + (k - 1), values_.end(),
-                   [](float a, float b) { return a > b; });
-  return values_[k - 1];
+  auto& maxima = maxima_of_groups_;
+  maxima.resize((n + kMaxGroup - 1) / kMaxGroup);
+  if (k > maxima_(x, n, maxima.data())) return -kInfinity;
+  std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<float>());
+  return maxima[k - 1];
 }
 
 const std::vector<int32_t>& RowSampler::largest(const float* x, int64_t n, int64_t k) {
   largest_.clear();
   if (k <= 0) return largest_;
-  ids_.resize(n);
-  const int64_t count = collect_(x, n, lower_bound_of_kth(x, n, k), ids_.data());
+  collected_.resize(n);
+  const int64_t count = collect_(x, n, lower_bound_of_kth(x, n, k), collected_.data());
   keys_.clear();
-  for (int64_t i = 0; i < count; i++) keys_.push_back(order_key(x[ids_[i]], ids_[i]));
+  for (int64_t i = 0; i < count; i++) keys_.push_back(order_key(x[collected_[i]], collected_[i]));
   const auto middle = keys_.begin() + std::min(k, count);
-  std::partial_sort(keys_.begin(), middle, keys_.end(), std::greater<uint64_t>());
+  if (middle != keys_.end()) {
+    std::nth_element(keys_.begin(), middle, keys_.end(), std::greater<uint64_t>());
+  }
+  std::sort(keys_.begin(), middle, std::greater<uint64_t>());
   for (auto key = keys_.begin(); key != middle; ++key) largest_.push_back(id_of(*key));
   return largest_;
 }
@@ -129,85 +132,94 @@ int32_t RowSampler::draw(const float* x, int64_t n, const DrawParams& params) {
     float from = by_k ? lower_bound_of_kth(x, n, params.top_k) : -kInfinity;
     if (by_min) from = std::max(from, bound(params.min_p));
     collect(x, n, from, w);
-    if (by_min) keep_min_p(params.min_p);
+    if (by_min) keep_if([&](size_t i) { return weights_[i] >= params.min_p; });
     if (by_k) keep_top_k(params.top_k);
     if (by_p) {
-      double sum = 0;
-      for (const Candidate& c : candidates_) sum += c.weight;
-      keep_top_p(params.top_p * sum);
+      const double sum = std::accumulate(weights_.begin(), weights_.end(), 0.0);
+      keep_top_p(params.top_p * sum, row.max);
     }
   } else {
     sums_.resize((n + kSumBlock - 1) / kSumBlock);
     const double sum = weigh_blocks_(x, n, w, sums_.data());
     collect(x, n, bound((1.0 - params.top_p) * sum / n), w);
-    keep_top_p(params.top_p * sum);
+    keep_top_p(params.top_p * sum, row.max);
   }
   return draw_from_candidates(u);
 }
 
 void RowSampler::collect(const float* x, int64_t n, float bound, const Weighing& w) {
   ids_.resize(n);
-  const int64_t count = collect_(x, n, bound, ids_.data());
-  values_.resize(count);
-  weights_.resize(count);
-  for (int64_t i = 0; i < count; i++) values_[i] = x[ids_[i]];
-  weigh_(values_.data(), count, w, weights_.data());
-  candidates_.resize(count);
-  for (int64_t i = 0; i < count; i++) {
-    candidates_[i] = {order_key(values_[i], ids_[i]), weights_[i], ids_[i]};
-  }
+  ids_.resize(collect_(x, n, bound, ids_.data()));
+  values_.resize(ids_.size());
+  weights_.resize(ids_.size());
+  for (size_t i = 0; i < ids_.size(); i++) values_[i] = x[ids_[i]];
+  weigh_(values_.data(), static_cast<int64_t>(ids_.size()), w, weights_.data());
 }
 
-void RowSampler::keep_min_p(float min_p) {
-  candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
-                                   [min_p](const Candidate& c) { return c.weight < min_p; }),
-                    candidates_.end());
+// Candidates whose index `keep` accepts, in the same order.
+template <class Keep> void RowSampler::keep_if(Keep keep) {
+  size_t kept = 0;
+  for (size_t i = 0; i < ids_.size(); i++) {
+    const bool stays = keep(i);  // written anyway: a branch could not be predicted
+    ids_[kept] = ids_[i];
+    values_[kept] = values_[i];
+    weights_[kept] = weights_[i];
+    kept += stays;
+  }
+  ids_.resize(kept);
+  values_.resize(kept);
+  weights_.resize(kept);
 }
 
 // All values that are no smaller than the k-th largest: equal ones stay together.
 void RowSampler::keep_top_k(int64_t k) {
-  if (static_cast<int64_t>(candidates_.size()) <= k) return;
-  keys_.clear();
-  for (const Candidate& c : candidates_) keys_.push_back(c.key >> 32);
-  std::nth_element(keys_.begin(), keys_.begin() + (k - 1), keys_.end(), std::greater<uint64_t>());
-  const uint64_t kth = keys_[k - 1];
-  candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
-                                   [kth](const Candidate& c) { return c.key >> 32 < kth; }),
-                    candidates_.end());
+  if (static_cast<int64_t>(ids_.size()) <= k) return;
+  sorted_ = values_;
+  std::nth_element(sorted_.begin(), sorted_.begin() + (k - 1), sorted_.end(),
+                   std::greater<float>());
+  const float kth = sorted_[k - 1];
+  keep_if([&](size_t i) { return values_[i] >= kth; });
 }
 
-// In descending order, every candidate before which less than `mass` has been kept.
-void RowSampler::keep_top_p(double mass) {
-  order_ = candidates_;
-  auto better = [](const Candidate& a, const Candidate& b) { return a.key > b.key; };
+// In descending order (of equal ones the lowest id first), every candidate before which less than
+// `mass` has been kept. A histogram of the mass over the values finds the bin in which that ends;
+// only what lies in this bin is sorted.
+void RowSampler::keep_top_p(double mass, float max) {
+  constexpr int kBins = 1024;
+  float lowest = max;
+  for (float v : values_) lowest = std::min(lowest, v > -kInfinity ? v : lowest);
+  const float per_value = max - lowest > 1e-20f ? kBins / (max - lowest) : 0.0f;
+  // Never smaller for a smaller value: each step of it is monotonic.
+  auto bin_of = [&](float v) {
+    return v > -kInfinity ? std::min(kBins - 1, static_cast<int>((max - v) * per_value)) : kBins;
+  };
+  double bins[kBins + 1] = {};
+  for (size_t i = 0; i < ids_.size(); i++) bins[bin_of(values_[i])] += weights_[i];
+  int last = 0;
   double before = 0;
-  auto first = order_.begin(), last = order_.end();  // the last one to be kept is in here
-  while (last - first > 1) {
-    const auto middle = first + (last - first) / 2;
-    std::nth_element(first, middle, last, better);
-    double upper = 0;
-    for (auto c = first; c != middle; ++c) upper += c->weight;
-    if (before + upper >= mass) {
-      last = middle;
-    } else {
-      before += upper;
-      first = middle;
-    }
+  while (last < kBins && before + bins[last] < mass) before += bins[last++];
+
+  keys_.clear();
+  for (size_t i = 0; i < ids_.size(); i++) {
+    if (bin_of(values_[i]) == last) keys_.push_back(order_key(values_[i], static_cast<int32_t>(i)));
   }
-  const uint64_t least = first->key;
-  candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
-                                   [least](const Candidate& c) { return c.key < least; }),
-                    candidates_.end());
+  std::sort(keys_.begin(), keys_.end(), std::greater<uint64_t>());
+  size_t kept = 0;
+  while (kept < keys_.size() && (before < mass || (last == 0 && kept == 0))) {
+    before += weights_[id_of(keys_[kept++])];
+  }
+  for (size_t i = kept; i < keys_.size(); i++) weights_[id_of(keys_[i])] = -1.0f;
+  keep_if([&](size_t i) { return (weights_[i] >= 0.0f) & (bin_of(values_[i]) <= last); });
 }
 
 int32_t RowSampler::draw_from_candidates(double u) const {
-  double sum = 0, running = 0;
-  for (const Candidate& c : candidates_) sum += c.weight;
+  const double sum = std::accumulate(weights_.begin(), weights_.end(), 0.0);
+  double running = 0;
   int32_t last = -1;
-  for (const Candidate& c : candidates_) {
-    if (c.weight == 0.0f) continue;
-    running += c.weight;
-    last = c.id;
+  for (size_t i = 0; i < ids_.size(); i++) {
+    if (weights_[i] == 0.0f) continue;
+    running += weights_[i];
+    last = ids_[i];
     if (running > u * sum) break;
   }
   return last;

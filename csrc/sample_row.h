@@ -39,18 +39,13 @@ class RowSampler {
                 float repetition, float frequency, float presence);
 
  private:
-  struct Candidate {
-    uint64_t key;  // orders by value, then by lowest index: larger is better
-    float weight;
-    int32_t id;
-  };
   float lower_bound_of_kth(const float* x, int64_t n, int64_t k);
   void collect(const float* x, int64_t n, float bound, const Weighing& w);
+  template <class Keep> void keep_if(Keep keep);
+  void keep_top_k(int64_t k);
+  void keep_top_p(double mass, float max);
   int32_t draw_from_all(const float* x, int64_t n, const Weighing& w, double u);
   int32_t draw_from_candidates(double u) const;
-  void keep_min_p(float min_p);
-  void keep_top_k(int64_t k);
-  void keep_top_p(double mass);
 
   decltype(&generic::scan_row) scan_ = GALLEY_PICK(scan_row);
   decltype(&generic::mask_row) mask_ = GALLEY_PICK(mask_row);
@@ -59,11 +54,13 @@ class RowSampler {
   decltype(&generic::collect) collect_ = GALLEY_PICK(collect);
   decltype(&generic::weigh) weigh_ = GALLEY_PICK(weigh);
   decltype(&generic::weigh_blocks) weigh_blocks_ = GALLEY_PICK(weigh_blocks);
-  std::vector<float> copy_, values_, weights_;
+  std::vector<float> copy_, maxima_of_groups_, sorted_;
   std::vector<double> sums_;
-  std::vector<int32_t> ids_, largest_, counts_;
+  std::vector<int32_t> collected_, largest_, counts_;
   std::vector<uint64_t> keys_;
-  std::vector<Candidate> candidates_, order_;
+  // Tokens that may be drawn, ascending: id, logit, exp((logit - max) / temperature).
+  std::vector<int32_t> ids_;
+  std::vector<float> values_, weights_;
 };
 
 }  // namespace galley
