@@ -87,6 +87,7 @@ class FakeExecutor:
         self.table = RequestTable(max_num_seqs, max_model_len, self.groups)
         size = self.groups[0].block_size
         self.kv = np.full((len(self.groups), num_blocks, size), GARBAGE, np.uint64)
+        self.truth: list[list[int]] = [[] for _ in range(max_num_seqs)]  # digests by slot
         self.plans: list[StepPlan] = []
         self.scripted: dict[int, list[int]] = {}  # handle -> tokens instead of the model's
         self.failing: dict[int, str] = {}  # handle -> message
@@ -97,6 +98,8 @@ class FakeExecutor:
             plan = decode_plan(encode_plan(plan))
         self.plans.append(plan)
         self.table.apply_plan(plan)
+        for row in plan.new_rows:
+            self.truth[row.slot] = []
         return _Handle(self, plan)
 
     def rpc(self, method: str, *args: Any) -> list[Any]:
@@ -148,14 +151,22 @@ class FakeExecutor:
         return result
 
     def compute(self, slot: int, start: int, end: int) -> int:
-        """Write the digests of positions start … end - 1; returns the last."""
+        """Write the digests of positions start … end - 1; returns the last.
+
+        What the row reads besides (all before it, or its window) must be what it should be.
+        """
         table, digests = self.table, set()
-        for g, blocks in enumerate(table.block_tables):
-            size = self.groups[g].block_size
+        truth = self.truth[slot]
+        for p in range(len(truth), end):
+            truth.append(mix(truth[-1] if truth else 0, int(table.token_ids[slot, p])))
+        for g, (spec, blocks) in enumerate(zip(self.groups, table.block_tables, strict=True)):
+            size = spec.block_size
             assert table.num_blocks[g, slot] * size >= end, "a position has no block"
-            digest = 0
-            if start:
-                digest = int(self.kv[g, blocks[slot, (start - 1) // size], (start - 1) % size])
+            first = max(0, start - spec.window + 1) if spec.kind == "window" else 0
+            read = np.arange(first, start)
+            found = self.kv[g, blocks[slot, read // size], read % size]
+            assert found.tolist() == truth[first:start], "a wrong or stale block is read"
+            digest = int(found[-1]) if start else 0
             for p in range(start, end):
                 digest = mix(digest, int(table.token_ids[slot, p]))
                 assert blocks[slot, p // size] != 0, "a position is in the null block"

@@ -167,14 +167,14 @@ def test_an_abort_without_anything_to_run_is_still_told() -> None:
     assert core.trace.last == 0
 
 
-def test_a_queue_of_a_hundred_thousand_with_aborts_in_its_middle() -> None:
+def test_a_queue_of_ten_thousand_with_aborts_in_its_middle() -> None:
     for policy in ("fcfs", "priority"):
         core = make_core(max_num_seqs=2, policy=policy)
-        for h in range(1, 100_001):
+        for h in range(1, 10_001):
             core.scheduler.add(request(h, [h % 7, 1], max_tokens=1))
-        core.abort(range(3, 99_990))
+        core.abort(range(3, 9_990))
         assert core.scheduler.num_waiting == 13
-        assert list(run(core).ends)[-1] == 100_000
+        assert list(run(core).ends)[-1] == 10_000
 
 
 @pytest.mark.parametrize("num_prompt", [0, 256, 300])

@@ -1,0 +1,267 @@
+"""Random arrivals, aborts, stops, forks, replays and resets over tiny pools.
+
+After every step the invariants of scheduler, pool and tables hold; whatever happened, each
+request's tokens are a pure function of its prompt; at the end nothing is left.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from galley.batch import GroupSpec
+from galley.engine.core import EngineCore
+from galley.kv.groups import make_group
+from galley.request import FinishReason
+from tests.scheduler.fakes import (
+    Collected,
+    assert_all_free,
+    expected,
+    make_core,
+    request,
+    step,
+)
+
+MAX_LEN = 48
+EOS = 11
+GROUPS = {
+    "full": [GroupSpec("full", 4, 8)],
+    "hybrid": [GroupSpec("full", 4, 8), GroupSpec("window", 4, 8, window=10)],
+}
+PROMPTS = st.one_of(
+    # A few shared prefixes, so that hits, forks and duplicates are common.
+    st.builds(
+        lambda head, tail: [head] * 9 + tail,
+        st.integers(0, 1),
+        st.lists(st.integers(0, 2), max_size=12),
+    ),
+    st.lists(st.integers(0, 2), min_size=1, max_size=40),
+)
+
+
+def blocks_of_one(specs: list[GroupSpec], budget: int) -> int:
+    """The smallest pool in which one sequence of MAX_LEN tokens can run."""
+    return sum(make_group(spec, budget).most_held(MAX_LEN) for spec in specs)
+
+
+class Client:
+    """One request as its client sees it."""
+
+    def __init__(self, handle: int, prompt: list[int], answer: list[int], given: int) -> None:
+        self.handle = handle
+        self.prompt = prompt
+        self.answer = answer  # all that the request is to produce
+        self.given = given  # tokens it had before (a replay)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """The clients' view is the model."""
+
+    core: EngineCore
+
+    @initialize(
+        budget=st.sampled_from([1, 3, 8, 16, 64]),
+        max_num_seqs=st.integers(1, 5),
+        spare=st.sampled_from([0, 0, 1, 3, 8, 20]),
+        prefix_caching=st.booleans(),
+        policy=st.sampled_from(["fcfs", "priority"]),
+        threshold=st.sampled_from([0, 0, 4]),
+        chunked=st.booleans(),
+        groups=st.sampled_from(["full", "full", "hybrid"]),
+        burst=st.sampled_from([1, 1, 1, 3]),
+        loopback=st.booleans(),
+    )
+    def start(
+        self,
+        budget: int,
+        max_num_seqs: int,
+        spare: int,
+        prefix_caching: bool,
+        policy: str,
+        threshold: int,
+        chunked: bool,
+        groups: str,
+        burst: int,
+        loopback: bool,
+    ) -> None:
+        specs = GROUPS[groups]
+        self.budget = budget if chunked else max(budget, MAX_LEN)
+        self.core = make_core(
+            budget=self.budget,
+            max_num_seqs=max_num_seqs,
+            max_model_len=MAX_LEN,
+            num_blocks=1 + blocks_of_one(specs, self.budget) + spare,
+            block_size=4,
+            prefix_caching=prefix_caching,
+            policy=policy,
+            threshold=threshold,
+            chunked=chunked,
+            groups=specs,
+            burst=burst,
+            loopback=loopback,
+        )
+        self.got = Collected()
+        self.clients: dict[int, Client] = {}
+        self.aborted: set[int] = set()
+        self.next_handle = 1
+        self.fcfs = policy == "fcfs"
+
+    def submit(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        replayed: int = 0,
+        stops: bool = False,
+        **kwargs: object,
+    ) -> None:
+        handle, self.next_handle = self.next_handle, self.next_handle + 1
+        answer = expected(prompt, min(max_tokens, MAX_LEN - len(prompt)))
+        stop_ids = list(range(0, 1000, 13)) if stops else []
+        for i, token in enumerate(answer):
+            if token in stop_ids or token == EOS:
+                answer = answer[: i + 1]
+                break
+        replayed = min(replayed, len(answer) - 1)
+        self.clients[handle] = Client(handle, prompt, answer, replayed)
+        self.core.add(
+            [
+                request(
+                    handle,
+                    prompt,
+                    max_tokens=max_tokens,
+                    output=answer[:replayed],
+                    eos=[EOS],
+                    stop_token_ids=stop_ids,
+                    **kwargs,
+                )
+            ]
+        )
+
+    @rule(
+        prompt=PROMPTS,
+        max_tokens=st.integers(1, 30),
+        priority=st.integers(-1, 2),
+        stops=st.booleans(),
+        salt=st.sampled_from([None, None, None, "s"]),
+        scored=st.sampled_from([None, None, None, 0]),
+    )
+    def arrive(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        priority: int,
+        stops: bool,
+        salt: str | None,
+        scored: int | None,
+    ) -> None:
+        self.submit(
+            prompt,
+            max_tokens,
+            stops=stops,
+            priority=priority,
+            cache_salt=salt,
+            prompt_logprobs=scored,
+        )
+
+    @rule(prompt=PROMPTS, children=st.integers(2, 4), max_tokens=st.integers(1, 20))
+    def fork(self, prompt: list[int], children: int, max_tokens: int) -> None:
+        group = self.next_handle
+        for _ in range(children):
+            self.submit(prompt, max_tokens, share_group=group)
+
+    @rule(prompt=PROMPTS, max_tokens=st.integers(2, 30), replayed=st.integers(1, 29))
+    def replay(self, prompt: list[int], max_tokens: int, replayed: int) -> None:
+        self.submit(prompt, max_tokens, replayed=replayed)
+
+    @precondition(lambda self: len(self.clients) > len(self.got.ends))
+    @rule(data=st.data(), in_flight=st.booleans())
+    def abort(self, data: st.DataObject, in_flight: bool) -> None:
+        living = sorted(set(self.clients) - set(self.got.ends))
+        handle = data.draw(st.sampled_from(living))
+        self.aborted.add(handle)
+        if not in_flight:
+            self.core.abort([handle])
+            return
+        self.core.while_waiting = lambda: self.core.abort([handle])
+        self.one_step()
+        self.core.while_waiting = None
+
+    @rule(running_too=st.booleans())
+    def reset(self, running_too: bool) -> None:
+        used = self.core.scheduler.kv.pool.num_used
+        assert self.core.reset_prefix_cache(running_too) == (running_too or not used)
+
+    @rule(n=st.integers(1, 6))
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            self.one_step()
+
+    def one_step(self) -> None:
+        scheduler, executor = self.core.scheduler, self.core.executor
+        waiting = [seq.request.handle for seq in scheduler.queue]
+        plans, preemptions = len(executor.plans), scheduler.num_preemptions
+        step(self.core, self.got)
+        if len(executor.plans) == plans:
+            return
+        plan = executor.plans[-1]
+        assert 0 < plan.num_new.sum() <= self.budget
+        assert len(plan.slots) <= scheduler.limits.max_num_seqs
+        assert plan.num_logits.sum() <= scheduler.limits.max_num_logits
+        admitted = [row.handle for row in plan.new_rows]
+        assert admitted == waiting[: len(admitted)], "admission is strictly in order"
+        assert not (admitted and scheduler.num_preemptions > preemptions)
+        if self.fcfs and admitted:
+            # Overtaking is bounded: nobody is admitted for the first time while an earlier
+            # arrival waits.
+            left = set(waiting) - set(admitted)
+            for handle in admitted:
+                if len(self.got.started[handle]) == 1:
+                    assert not any(other < handle for other in left)
+
+    @invariant()
+    def answers_are_prefixes_of_what_was_asked(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        self.core.check_integrity()
+        for handle, tokens in self.got.tokens.items():
+            client = self.clients[handle]
+            assert tokens == client.answer[client.given : client.given + len(tokens)]
+
+    def teardown(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        # Bounded: each step without preemption computes at least one token, and the first
+        # sequence of the order is never preempted before it ends.
+        for _ in range(4000):
+            if not self.core.has_work:
+                break
+            self.one_step()
+        assert_all_free(self.core)
+        assert set(self.got.ends) == set(self.clients)
+        for handle, client in self.clients.items():
+            end = self.got.ends[handle]
+            if end.reason == FinishReason.ABORT:
+                assert handle in self.aborted
+                continue
+            assert end.reason in (FinishReason.STOP, FinishReason.LENGTH)
+            assert self.got.tokens.get(handle, []) == client.answer[client.given :]
+            starts = self.got.started[handle]
+            assert [s.resumed for s in starts] == [False] + [True] * (len(starts) - 1)
+            if self.got.prompt_positions.get(handle):
+                assert self.got.prompt_positions[handle] == list(range(1, len(client.prompt)))
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=120,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestSchedulerMachine = SchedulerMachine.TestCase
