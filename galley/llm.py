@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -190,20 +191,16 @@ class LLM:
 
     def _drive(self, states: Sequence[RequestState], shown: bool) -> None:
         """Step until all have ended."""
-        waiting = list(states)
-        prompt_tokens = output_tokens = 0
-        with progress_bar(len(states), "Prompts", shown) as meter:
-            while waiting:
+        ended: list[RequestState] = []
+        for state in states:
+            state.notify = partial(ended.append, state)
+        with progress_bar(len(states), "Prompts", shown) as bar:
+            while len(ended) < len(states):
                 self._client.step()
-                if not any(state.ended for state in waiting):
-                    meter.update(len(states) - len(waiting), prompt_tokens, output_tokens)
-                    continue
-                for state in waiting:
-                    if state.ended:
-                        prompt_tokens += len(state.submission.prompt_token_ids)
-                        output_tokens += sum(len(s.token_ids) for s in state.sequences)
-                waiting = [state for state in waiting if not state.ended]
-                meter.update(len(states) - len(waiting), prompt_tokens, output_tokens)
+                if bar is not None and bar.is_due(len(ended)):
+                    prompt_tokens = sum(len(s.submission.prompt_token_ids) for s in ended)
+                    output_tokens = sum(len(a.token_ids) for s in states for a in s.sequences)
+                    bar.draw(len(ended), prompt_tokens, output_tokens)
 
     def _add(
         self, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool

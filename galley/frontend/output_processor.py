@@ -260,9 +260,7 @@ class OutputProcessor:
         if state.ended:
             return []
         state.error = error
-        live = self.drop(state, FinishReason.ERROR)
-        state.wake()
-        return live
+        return self.drop(state, FinishReason.ERROR)
 
     def process(self, outputs: Outputs) -> list[int]:
         """Apply one message; returns handles to abort in the engine (a stop string was found)."""

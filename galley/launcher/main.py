@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import socket
+from pathlib import Path
 
 from galley.config import EngineConfig
 from galley.config.server import ServerConfig
@@ -44,6 +46,10 @@ def _entries(
 
     def engine(channel: Channel, index: int, epoch: int) -> None:
         sock.close()
+        from galley.observability.logging import configure_logging
+
+        configure_logging()
+        fetch_once(config, directory)
         from galley.engine.assembly import load_engine
         from galley.engine.process import EngineSpec, run
 
@@ -51,9 +57,23 @@ def _entries(
         run(EngineSpec(index, epoch, address, flight_path(index)), config, channel, load_engine)
 
     def api_server(channel: Channel, client_index: int) -> None:
+        fetch_once(config, directory)
         from galley.frontend.zmq_client import LauncherLink
         from galley.server.main import run
 
         run(sock, LauncherLink(channel, client_index, directory), config, server)
 
     return Entries(engine, api_server, lambda index: last_rows(flight_path(index)))
+
+
+def fetch_once(config: EngineConfig, directory: str) -> None:
+    """Have the first of the children that comes here download a hub model, with one progress bar;
+    the others wait and then find it in the cache.
+    """
+    if not config.model.model or Path(config.model.model).expanduser().exists():
+        return
+    from galley.loader import resolve_source
+
+    with open(f"{directory}/download.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        resolve_source(config.model, config.load)
