@@ -29,6 +29,8 @@ BLOCK_SIZE = 16
 class StandIn:
     """An executor that yields token 7 for every row that samples."""
 
+    batch_invariant = True
+
     def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
         self.groups = [GroupSpec("full", BLOCK_SIZE, 64)]
         self.max_model_len = max_model_len

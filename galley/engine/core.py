@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import GroupSpec, RequestTable, StepPlan, StepResult
+from galley.batch import RequestTable, StepPlan
 from galley.config import EngineConfig
 from galley.engine.messages import Stats
 from galley.engine.outputs import ClientOutputs, Stamp, build_outputs
@@ -27,24 +27,8 @@ from galley.observability.step_trace import StepRows, StepTrace
 from galley.request import Request
 from galley.scheduler import Committed, Scheduler, SchedulerLimits
 
-
-class Handle(Protocol):
-    """A step under way."""
-
-    def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
-        """Wait for the forward pass and sample; `mask` limits the tokens of grammar rows."""
-
-
-class Executor(Protocol):
-    """What the core needs of an executor."""
-
-    groups: list[GroupSpec]
-    num_blocks: int
-    max_model_len: int
-
-    def submit(self, plan: StepPlan) -> Handle: ...
-    def rpc(self, method: str, *args: Any) -> list[Any]: ...
-    def shutdown(self) -> None: ...
+if TYPE_CHECKING:
+    from galley.executor.executor import Executor
 
 
 class EngineCore:

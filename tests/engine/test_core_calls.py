@@ -17,6 +17,8 @@ from tests.scheduler.fakes import request
 class OneToken:
     """Yields token 5 for every row, in a fixed number of calls."""
 
+    batch_invariant = True
+
     def __init__(self, max_num_seqs: int) -> None:
         self.groups = [GroupSpec("full", 16, 64)]
         self.max_model_len = 128

@@ -82,6 +82,7 @@ class FakeExecutor:
         self.groups = groups or [GroupSpec("full", block_size, 64)]
         self.num_blocks = num_blocks
         self.max_model_len = max_model_len
+        self.batch_invariant = True
         self.burst = burst
         self.loopback = loopback
         self.table = RequestTable(max_num_seqs, max_model_len, self.groups)
