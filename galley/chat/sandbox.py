@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-#: Steps of one rendering: a loop round is one. A thousand messages looked over a thousand times fit.
+#: Steps of one rendering: a loop round is one. A thousand messages, looked over by each, fit.
 MAX_STEPS = 5_000_000
 #: Steps that a call counts as: it takes as long as that many loop rounds.
 CALL_STEPS = 50

@@ -121,9 +121,14 @@ class _Hub:
     def _cached_files(self, reason: str) -> list[str]:
         from huggingface_hub import snapshot_download
 
+        # No patterns, no demands: the folder is wanted however little of it is there.
         found, error = self._ask(
             lambda: snapshot_download(
-                self.repo, revision=self.revision, cache_dir=self.cache, local_files_only=True
+                self.repo,
+                revision=self.revision,
+                cache_dir=self.cache,
+                local_files_only=True,
+                allow_patterns=[],
             )
         )
         if error is not None:

@@ -120,9 +120,13 @@ def split_parts(path: Path, count: int) -> list[Path]:
     Raises ModelError if the name does not follow NAME-00001-of-00003.gguf or a part is missing.
     """
     match = _SHARD.fullmatch(path.name)
-    if match is None or int(match["part"]) != 1 or int(match["count"]) != count:
+    if match is None or int(match["count"]) != count:
         raise ModelError(
-            f"{path}: is one of {count} parts; name the first, {path.stem}-00001-of-{count:05}.gguf"
+            f"{path}: is one of {count} parts, but is not named like NAME-00001-of-{count:05}.gguf"
+        )
+    if int(match["part"]) != 1:
+        raise ModelError(
+            f"{path}: is a later part; name the first, {match['stem']}-00001-of-{count:05}.gguf"
         )
     parts = [
         path.with_name(f"{match['stem']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)

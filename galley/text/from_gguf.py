@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_gguf
@@ -112,6 +112,8 @@ def byte_level_tokenizer(
     """A byte-level BPE over words cut by `split`."""
     model = models.BPE(vocab=vocab, merges=merges, ignore_merges=split.ignore_merges)
     tokenizer = tokenizers.Tokenizer(model)
+    if split.nfc:
+        tokenizer.normalizer = normalizers.NFC()
     cuts = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in split.patterns]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, to_bytes])

@@ -10,6 +10,7 @@ import enum
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import tokenizers
@@ -30,6 +31,9 @@ class Kind(enum.IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
+
+
+_MERGEABLE = (Kind.NORMAL, Kind.UNUSED)
 
 
 @dataclass
@@ -102,19 +106,21 @@ def merges_by_score(pieces: Pieces) -> list[tuple[str, str]]:
     SentencePiece merges the neighbours whose union has the highest score. The library wants pairs
     in order: every way to cut a piece into two pieces, by the piece's score.
     """
-    kinds = dict(zip(pieces.tokens, pieces.kinds, strict=True))
+    triples = zip(pieces.tokens, pieces.scores, pieces.kinds, strict=True)
+    scores = {token: score for token, score, kind in triples if kind in _MERGEABLE}
     rank = {token: i for i, token in enumerate(pieces.tokens)}
-    mergeable = {token for token, kind in kinds.items() if kind in (Kind.NORMAL, Kind.UNUSED)}
     merges: list[tuple[float, int, int, str, str]] = []
-    for token, score in zip(pieces.tokens, pieces.scores, strict=True):
-        if token not in mergeable:
-            continue
-        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
-        pairs = [cut for cut in cuts if cut[0] in mergeable and cut[1] in mergeable]
-        pairs.sort(key=lambda pair: (rank[pair[0]], rank[pair[1]]))
-        merges.extend((-score, -len(left), -len(right), left, right) for left, right in pairs)
-    merges.sort(key=lambda merge: merge[:3])
-    return [(left, right) for *_, left, right in merges]
+    for token, score in scores.items():
+        pairs = []
+        for i in range(1, len(token)):
+            if token[:i] in scores and token[i:] in scores:
+                pairs.append((token[:i], token[i:]))
+        if len(pairs) > 1:
+            pairs.sort(key=lambda pair: (rank[pair[0]], rank[pair[1]]))
+        for left, right in pairs:
+            merges.append((-score, -len(left), -len(right), left, right))
+    merges.sort(key=itemgetter(0, 1, 2))
+    return [merge[3:] for merge in merges]
 
 
 def read_model_file(path: Path) -> Pieces:

@@ -28,11 +28,19 @@ _DEEPSEEK3 = (
 
 @dataclass(frozen=True)
 class WordSplit:
-    """Patterns in order, and whether a word that is a token skips the merges."""
+    """How a vocabulary cuts words.
+
+    Attributes:
+        patterns: regular expressions, in order.
+        ignore_merges: a word that is a token needs no merges.
+        add_bos: a text begins with BOS where the file does not say.
+        nfc: characters are composed first (Unicode NFC).
+    """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    nfc: bool = False
 
 
 _LLAMA3_SPLIT = WordSplit((_LLAMA3,), ignore_merges=True, add_bos=True)
@@ -63,7 +71,7 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "smaug-bpe": WordSplit((_LLAMA3,)),
     "chatglm-bpe": WordSplit((_LLAMA3,)),
     "glm4": WordSplit((_LLAMA3,)),
-    "qwen2": _QWEN2_SPLIT,
+    "qwen2": WordSplit((_QWEN2,), nfc=True),
     "stablelm2": _QWEN2_SPLIT,
     "deepseek-r1-qwen": _QWEN2_SPLIT,
     "megrez": _QWEN2_SPLIT,

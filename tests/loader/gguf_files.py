@@ -1,0 +1,85 @@
+"""GGUF files for tests: written by the `gguf` package, which is also the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+#: A tiny Llama-like model: every key that facts come from.
+KEYS: dict[str, Any] = {
+    "{arch}.context_length": 128,
+    "{arch}.embedding_length": 64,
+    "{arch}.block_count": 1,
+    "{arch}.feed_forward_length": 96,
+    "{arch}.attention.head_count": 4,
+    "{arch}.attention.head_count_kv": 2,
+    "{arch}.attention.layer_norm_rms_epsilon": np.float32(1e-5),
+    "{arch}.rope.freq_base": np.float32(50000.0),
+}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "token_embd.weight": (32, 64),
+    "output_norm.weight": (64,),
+    "blk.0.attn_norm.weight": (64,),
+    "blk.0.attn_q.weight": (64, 64),
+    "blk.0.attn_k.weight": (32, 64),
+    "blk.0.attn_v.weight": (32, 64),
+    "blk.0.attn_output.weight": (64, 64),
+    "blk.0.ffn_norm.weight": (64,),
+    "blk.0.ffn_gate.weight": (96, 64),
+    "blk.0.ffn_up.weight": (96, 64),
+    "blk.0.ffn_down.weight": (64, 96),
+}
+
+
+def tiny_tensors(extra: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Random float32 tensors of the tiny model, equal at every call."""
+    random = np.random.default_rng(1)
+    made = {name: random.standard_normal(shape, np.float32) for name, shape in SHAPES.items()}
+    return made | dict(extra or {})
+
+
+def write_gguf(
+    path: Path,
+    arch: str = "llama",
+    keys: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    kind: gguf.GGMLQuantizationType | None = None,
+) -> Path:
+    """Write the tiny model.
+
+    Args:
+        keys: replace or add keys ("{arch}" is filled in); a value of None leaves one out.
+        tensors: float32 arrays; default: the tiny model's.
+        kind: quantise the two-dimensional tensors.
+    """
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in {**KEYS, **(keys or {})}.items():
+        if value is not None:
+            _add_key(writer, key.format(arch=arch), value)
+    for name, values in (tiny_tensors() if tensors is None else tensors).items():
+        if kind is not None and values.ndim == 2:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float | np.floating):
+        writer.add_float32(key, float(value))
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)

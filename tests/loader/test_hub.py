@@ -1,0 +1,190 @@
+"""Hub names: what is fetched, from where, and what is said when it cannot be.
+
+The library reads its settings when it is imported, so each question is asked in a process of its
+own, against a hub on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from galley.errors import ModelError
+from galley.loader.hub import checkpoint_files, quantised_files
+from tests.loader.hub_server import hub
+
+REPOSITORIES = {
+    "org/plain": {
+        "config.json": b'{"architectures": ["LlamaForCausalLM"]}',
+        "tokenizer.json": b"{}",
+        "model.safetensors": b"weights",
+        "pytorch_model.bin": b"not wanted",
+        "original/consolidated.safetensors": b"not wanted",
+        "README.md": b"not wanted",
+    },
+    "org/quants": {
+        "README.md": b"",
+        "m-Q4_K_M.gguf": b"GGUF four",
+        "m-Q8_0-00001-of-00002.gguf": b"GGUF eight, part one",
+        "m-Q8_0-00002-of-00002.gguf": b"GGUF eight, part two",
+        "mmproj-m-f16.gguf": b"GGUF projector",
+    },
+    "org/single": {"model-f16.gguf": b"GGUF only"},
+}
+
+_SCRIPT = """
+import json, sys
+from galley.config import LoadConfig, ModelConfig
+from galley.errors import ModelError
+from galley.loader import resolve_source, resolve_tokenizer
+arguments = json.loads(sys.argv[1])
+config, load = ModelConfig(**arguments["model"]), LoadConfig(**arguments["load"])
+try:
+    if config.tokenizer:
+        answer = {"path": str(resolve_tokenizer(config, load, None))}
+    else:
+        source = resolve_source(config, load)
+        answer = {"path": str(source.path), "format": source.format, "name": source.name}
+except ModelError as error:
+    answer = {"error": error.message, "field": error.field}
+print(json.dumps(answer))
+"""
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with hub(REPOSITORIES) as (url, _):
+        yield url
+
+
+def ask(
+    home: Path,
+    endpoint: str,
+    model: dict[str, str],
+    load: dict[str, str] | None = None,
+    offline: bool = False,
+) -> dict[str, str]:
+    """What `resolve_source` (or `resolve_tokenizer`) says in a fresh process."""
+    environment = {
+        **os.environ,
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "1" if offline else "0",
+        "HF_HUB_ETAG_TIMEOUT": "2",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, json.dumps({"model": model, "load": load or {}})],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_repository_is_fetched_once_and_serves_offline_afterwards(
+    tmp_path: Path, endpoint: str
+) -> None:
+    answer = ask(tmp_path, endpoint, {"model": "org/plain"})
+    path = Path(answer["path"])
+    assert (answer["format"], answer["name"]) == ("safetensors", "org/plain")
+    fetched = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.*"))
+    assert fetched == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert ask(tmp_path, endpoint, {"model": "org/plain"}, offline=True) == answer
+    # A hub that is not there.
+    assert ask(tmp_path, "http://127.0.0.1:9", {"model": "org/plain"}) == answer
+
+
+def test_one_quantisation_of_many(tmp_path: Path, endpoint: str) -> None:
+    answer = ask(tmp_path, endpoint, {"model": "org/quants:q4_k_m"})
+    assert answer["format"] == "gguf"
+    assert Path(answer["path"]).read_bytes() == b"GGUF four"
+    answer = ask(tmp_path, endpoint, {"model": "org/quants:Q8_0"})
+    path = Path(answer["path"])
+    assert path.name == "m-Q8_0-00001-of-00002.gguf"
+    assert path.with_name("m-Q8_0-00002-of-00002.gguf").read_bytes() == b"GGUF eight, part two"
+    assert ask(tmp_path, endpoint, {"model": "org/quants:Q8_0"}, offline=True) == answer
+
+
+def test_a_repository_with_one_gguf_needs_no_quantisation(tmp_path: Path, endpoint: str) -> None:
+    answer = ask(tmp_path, endpoint, {"model": "org/single"})
+    assert Path(answer["path"]).read_bytes() == b"GGUF only"
+
+
+def test_the_download_folder_is_used(tmp_path: Path, endpoint: str) -> None:
+    folder = tmp_path / "elsewhere"
+    answer = ask(tmp_path, endpoint, {"model": "org/plain"}, {"download_dir": str(folder)})
+    assert Path(answer["path"]).is_relative_to(folder)
+
+
+def test_a_tokenizer_by_name_fetches_no_weights(tmp_path: Path, endpoint: str) -> None:
+    path = Path(ask(tmp_path, endpoint, {"tokenizer": "org/plain"})["path"])
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"model": "org/none"}, "no such file or directory here and no such model on the hub"),
+        ({"model": "org/plain", "revision": "v9"}, "no revision 'v9'"),
+        ({"model": "org/quants"}, "several GGUF files"),
+        ({"model": "org/quants:Q2_K"}, "no GGUF file of Q2_K"),
+        ({"model": "org/plain:Q4_0"}, "no GGUF file of Q4_0; the repository has: none"),
+    ],
+)
+def test_what_the_hub_lacks_is_said(
+    tmp_path: Path, endpoint: str, model: dict[str, str], says: str
+) -> None:
+    assert says in ask(tmp_path, endpoint, model)["error"]
+
+
+def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    offline = ask(tmp_path, nowhere, {"model": "org/plain"}, offline=True)
+    assert "HF_HUB_OFFLINE is set" in offline["error"]
+    unreachable = ask(tmp_path, nowhere, {"model": "org/plain"})
+    assert "the hub cannot be reached" in unreachable["error"]
+    for answer in (offline, unreachable):
+        assert answer["error"].startswith("org/plain: neither a local path nor in the download")
+        assert "Name a local directory" in answer["error"]
+        assert answer["field"] == "model"
+
+
+def test_checkpoint_files_leave_out_other_forms() -> None:
+    files = [*REPOSITORIES["org/plain"], "model-00001-of-00002.safetensors", "tokenizer.model"]
+    assert checkpoint_files(files) == [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "tokenizer.model",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "quant", "found"),
+    [
+        (["a-Q4_K_M.gguf", "a-Q4_K_S.gguf"], "Q4_K_M", ["a-Q4_K_M.gguf"]),
+        (["a.q8_0.gguf"], "Q8_0", ["a.q8_0.gguf"]),
+        (["Q6_K/a-1.gguf", "Q5_K/a-2.gguf"], "q6_k", ["Q6_K/a-1.gguf"]),
+        (["Q4_0.gguf"], "Q4_0", ["Q4_0.gguf"]),
+        (["a-UD-Q4_0.gguf"], "UD-Q4_0", ["a-UD-Q4_0.gguf"]),
+    ],
+)
+def test_how_a_quantisation_is_found(files: list[str], quant: str, found: list[str]) -> None:
+    assert quantised_files("org/m", files, quant) == found
+
+
+def test_two_models_of_one_quantisation_are_ambiguous() -> None:
+    with pytest.raises(ModelError, match="several GGUF files"):
+        quantised_files("org/m:Q4_0", ["a-Q4_0.gguf", "b-Q4_0.gguf"], "Q4_0")
