@@ -141,6 +141,15 @@ def test_a_repeated_prompt_is_found_in_the_cache(llm: LLM) -> None:
     assert said([first]) == said([second])
 
 
+def test_plans_that_travel_as_bytes_give_the_same(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.0, seed=3, max_tokens=12, logprobs=2, n=2)
+    expected = llm.generate(PROMPTS, params, use_tqdm=False)
+    flags = {"max_model_len": 64, "max_num_seqs": 8, "kv_cache_memory_bytes": "64m"}
+    with LLM(distributed_executor_backend="loopback", **flags) as other:
+        got = other.generate(PROMPTS, params, use_tqdm=False)
+    assert [o.outputs for o in got] == [o.outputs for o in expected]
+
+
 def test_logits_processors_act_here(llm: LLM) -> None:
     def only_seven(token_ids: list[int], logits: Any) -> Any:
         logits[:] = -np.inf

@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -348,11 +349,23 @@ _GENERATION_FIELDS = {
 
 
 def default_sampling_params(config: EngineConfig, facts: ModelFacts) -> dict[str, Any]:
-    """Sampling defaults of the model, by `SamplingParams` field; callers apply them.
+    """Sampling defaults by `SamplingParams` field; callers apply them where a request is silent.
 
-    `facts.generation` is what --generation-config selected; --override-generation-config wins.
+    From the model's own generation_config.json, that of another folder, or nowhere, as
+    --generation-config says; --override-generation-config wins.
+
+    Raises:
+        ModelError: the folder has no usable generation_config.json.
     """
-    found = {} if config.model.generation_config == "vllm" else dict(facts.generation)
+    chosen = config.model.generation_config
+    if chosen == "auto":
+        found = dict(facts.generation)
+    elif chosen == "vllm":
+        found = {}
+    else:
+        from galley.loader.hf_facts import read_generation_config
+
+        found = read_generation_config(Path(chosen))
     found.update(config.model.override_generation_config)
     return {
         field: found[key] for key, field in _GENERATION_FIELDS.items() if found.get(key) is not None

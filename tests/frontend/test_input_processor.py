@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from galley.config import EngineConfig, ModelConfig, ModelFacts
-from galley.errors import InvalidRequest, Unsupported
+from galley.errors import InvalidRequest, ModelError, Unsupported
 from galley.frontend.input_processor import (
     InputProcessor,
     Limits,
@@ -207,11 +208,17 @@ def facts(**generation: Any) -> ModelFacts:
     return ModelFacts("L", {}, VOCAB, 8, 1, 1, 1, 8, 64, "float32", generation=generation)
 
 
-def test_sampling_defaults_come_from_the_model_unless_told_otherwise() -> None:
+def test_sampling_defaults_come_from_the_model_unless_told_otherwise(tmp_path: Path) -> None:
     found = facts(temperature=0.6, top_k=20, max_new_tokens=7, top_p=None)
     expected = {"temperature": 0.6, "top_k": 20, "max_tokens": 7}
     assert default_sampling_params(EngineConfig(), found) == expected
     ignoring = EngineConfig(model=ModelConfig(generation_config="vllm"))
     assert default_sampling_params(ignoring, found) == {}
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.3, "do_sample": true}')
+    elsewhere = EngineConfig(model=ModelConfig(generation_config=str(tmp_path)))
+    assert default_sampling_params(elsewhere, found) == {"temperature": 0.3}
+    nowhere = EngineConfig(model=ModelConfig(generation_config=str(tmp_path / "none")))
+    with pytest.raises(ModelError, match="generation_config"):
+        default_sampling_params(nowhere, found)
     overriding = EngineConfig(model=ModelConfig(override_generation_config={"temperature": 0.1}))
     assert default_sampling_params(overriding, found) == {**expected, "temperature": 0.1}

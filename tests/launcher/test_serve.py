@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
+from galley.config import EngineConfig, ModelConfig
+from galley.launcher.main import fetch_once
 from tests.launcher.test_supervisor import ROOT, children_of, is_alive, until
 
 FLAGS = ["--host", "127.0.0.1", "--port", "0", "--max-model-len", "1024", "--max-num-seqs", "16"]
@@ -199,6 +202,24 @@ def test_the_launcher_imports_little() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == ""
+
+
+def test_only_a_hub_name_is_fetched_and_by_one_child_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for local in ("", str(tmp_path)):
+        fetch_once(EngineConfig(model=ModelConfig(model=local)), str(tmp_path))
+        assert not list(tmp_path.iterdir())
+    fetched: list[str] = []
+
+    def resolve_source(model: ModelConfig, load: object) -> None:
+        with open(tmp_path / "download.lock", "rb") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fetched.append(model.model)
+
+    monkeypatch.setattr("galley.loader.resolve_source", resolve_source)
+    fetch_once(EngineConfig(model=ModelConfig(model="org/name")), str(tmp_path))
+    assert fetched == ["org/name"]
 
 
 def test_no_socket_is_left_in_the_temporary_folder(server: Server) -> None:
