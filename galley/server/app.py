@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI
 from galley import __version__
 from galley.server import errors, openapi
 from galley.server.context import Context
-from galley.server.middleware import ApiKeys, HttpMetering, LoadCounting, RequestIds
+from galley.server.middleware import ApiKeys, HttpMetering, LoadCounting, RequestIds, RootPath
 from galley.server.routes import chat, completions, health, metrics, models, tokenize
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> FastAPI:
         openapi_url="/openapi.json" if docs else None,
         docs_url="/docs" if docs else None,
         redoc_url="/redoc" if docs else None,
-        root_path=server.root_path or "",
     )
-    for family in FAMILIES:
-        app.include_router(family(ctx))
+    routers = [family(ctx) for family in FAMILIES]
+    for router in routers:
+        app.include_router(router)
     errors.install(app)
-    openapi.install(app)
+    openapi.install(app, (route for router in routers for route in router.routes))
     # The last one added is the outermost.
     if server.enable_server_load_tracking:
         app.add_middleware(LoadCounting, load=ctx.load)
@@ -62,4 +62,6 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> FastAPI:
         app.add_middleware(RequestIds)
     if http_metrics is not None:
         app.add_middleware(HttpMetering, metrics=http_metrics)
+    if server.root_path:
+        app.add_middleware(RootPath, root_path=server.root_path)
     return app

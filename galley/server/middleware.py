@@ -1,6 +1,6 @@
 """What every request passes through before a route: plain ASGI, outermost first.
 
-    HttpMetering → RequestIds → (CORS) → ApiKeys → LoadCounting → routes
+    RootPath → HttpMetering → RequestIds → (CORS) → ApiKeys → LoadCounting → routes
 
 Each wraps `send` only where it must: a stream's tokens go through here.
 """
@@ -40,6 +40,18 @@ def path_of(scope: Scope) -> str:
     """The path without the prefix under which a proxy publishes the server."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path") or "")
+
+
+class RootPath:
+    """Tells the application under which prefix a proxy publishes it."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self.root_path = root_path.rstrip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["root_path"] = self.root_path
+        await self.app(scope, receive, send)
 
 
 class HttpMetering:

@@ -42,14 +42,15 @@ def wire(
     return mark
 
 
-def install(app: FastAPI) -> None:
-    """Make `app.openapi()` tell the wire types."""
+def install(app: FastAPI, routes: Iterable[Any]) -> None:
+    """Make `app.openapi()` tell the wire types of those of its `routes` that are marked."""
+    routes = list(routes)
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = plain()
-            _complete(document, _marked(app.routes))
+            _complete(document, _marked(routes))
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -35,12 +35,12 @@ def routes(ctx: Context) -> APIRouter:
     async def create_chat_completion(raw: Request) -> Response:
         """Answer a conversation; `stream` sends the text as it comes."""
         request = await ctx.read(raw, reader)
+        check_chat(request, ctx.caps)
         head = Head(
             request_id(raw, "chatcmpl", request.request_id, ctx.caps.request_id),
             ctx.model_name(request.model),
             ctx.fingerprint(),
         )
-        check_chat(request, ctx.caps)
         prompt = render(
             ctx,
             request.messages,

@@ -33,12 +33,12 @@ def routes(ctx: Context) -> APIRouter:
     async def create_completion(raw: Request) -> Response:
         """Continue a prompt, or several; `stream` sends the text as it comes."""
         request = await ctx.read(raw, reader)
+        prompts: list[Prompt] = check_completion(request, ctx.caps)
         head = Head(
             request_id(raw, "cmpl", request.request_id, ctx.caps.request_id),
             ctx.model_name(request.model),
             ctx.fingerprint(),
         )
-        prompts: list[Prompt] = check_completion(request, ctx.caps)
         if request.suffix:
             prompts = [fill_in_prompt(ctx, p, request.suffix) for p in prompts]
         echo_only = bool(request.echo) and request.max_tokens == 0

@@ -14,12 +14,20 @@ from galley.server.errors import json_response
 def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
+    @router.get("/health", response_class=Response)
     async def health() -> Response:
         """200 while an engine accepts requests, 503 otherwise."""
         return Response(status_code=200 if ctx.engine.healthy else 503)
 
-    router.add_api_route("/health", health, methods=["GET"], response_class=Response)
-    router.add_api_route("/ping", health, methods=["GET", "POST"], response_class=Response)
+    @router.get("/ping", response_class=Response)
+    async def ping() -> Response:
+        """As /health (SageMaker)."""
+        return await health()
+
+    @router.post("/ping", response_class=Response)
+    async def post_ping() -> Response:
+        """As /health (SageMaker)."""
+        return await health()
 
     @router.get("/version", response_class=Response)
     async def version() -> Response:

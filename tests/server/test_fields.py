@@ -1,0 +1,72 @@
+"""The table of request fields: every field of the API has exactly one fate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from galley.errors import InvalidRequest, Unsupported
+from galley.server.protocol import chat, completions, tokenize
+from galley.server.protocol.base import BodyReader, NoEffect, Refused
+
+FIELDS: dict[str, list[str]] = json.loads(
+    (Path(__file__).parent / "vllm_request_fields.json").read_text()
+)
+READERS: dict[str, BodyReader[Any]] = {
+    "ChatCompletionRequest": chat.reader,
+    "CompletionRequest": completions.reader,
+    "TokenizeCompletionRequest": tokenize.tokenize_reader,
+    "TokenizeChatRequest": tokenize.tokenize_reader,
+    "DetokenizeRequest": tokenize.detokenize_reader,
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_of_the_api_acts_or_is_in_the_table(name: str) -> None:
+    reader = READERS[name]
+    assert not set(FIELDS[name]) - reader.fields - reader.others.keys()
+    assert not reader.fields & reader.others.keys()
+
+
+@pytest.mark.parametrize("reader", [chat.reader, completions.reader], ids=["chat", "completion"])
+def test_refused_fields_are_refused_by_name(reader: BodyReader[Any]) -> None:
+    good: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "prompt": "a"}
+    good = {k: v for k, v in good.items() if k in reader.fields}
+    for name, field in reader.others.items():
+        if isinstance(field, Refused):
+            for inert in (None, False, "", [], {}, *field.inert):
+                reader.read(json.dumps({**good, name: inert}).encode())
+            for asking in (True, "x", [1], {"a": 1}, 7):
+                with pytest.raises(Unsupported, match=name) as caught:
+                    reader.read(json.dumps({**good, name: asking}).encode())
+                assert caught.value.field == name
+
+
+@pytest.mark.parametrize("reader", [chat.reader, completions.reader], ids=["chat", "completion"])
+def test_fields_without_effect_have_a_type_and_a_reason(reader: BodyReader[Any]) -> None:
+    good: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "prompt": "a"}
+    good = {k: v for k, v in good.items() if k in reader.fields}
+    plain = reader.read(json.dumps(good).encode())
+    for name, field in reader.others.items():
+        if isinstance(field, NoEffect):
+            assert field.why
+            with pytest.raises(InvalidRequest) as caught:
+                reader.read(json.dumps({**good, name: [[[]]]}).encode())
+            assert caught.value.field == name
+            for value in ("x", 1, 1.5, True, {}, "none", None):
+                try:
+                    read = reader.read(json.dumps({**good, name: value}).encode())
+                except InvalidRequest:
+                    continue
+                assert read == plain
+
+
+def test_remembered_names_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    reader = BodyReader(tokenize.DetokenizeRequest, {})
+    for i in range(3):
+        body = {"tokens": [], **{f"x{j}": 1 for j in range(i * 600, i * 600 + 600)}}
+        reader.read(json.dumps(body).encode())
+    assert len(caplog.records) == 1000
