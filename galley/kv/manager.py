@@ -86,6 +86,7 @@ class KVCacheManager:
         self.has_windows = bool(self._windows)
         self._let_go = np.zeros((len(self._groups), table.num_slots), np.int32)
         self._indexed = [0] * table.num_slots
+        self._chains: list[HashChain | None] = [None] * table.num_slots
         self._changes: list[BlockColumns] = []
 
     # --- admission ------------------------------------------------------------------------------
@@ -138,8 +139,12 @@ class KVCacheManager:
             free -= pool.num_free_among(held)
         return lack <= free
 
-    def admit(self, slot: int, hit: Hit) -> None:
-        """Give `slot` (empty) the blocks of `hit`; the rest comes by `grow`."""
+    def admit(self, slot: int, chain: HashChain | None, hit: Hit) -> None:
+        """Give `slot` (empty) the blocks of `hit`; the rest comes by `grow`.
+
+        A sequence without a chain shares its blocks with nobody.
+        """
+        self._chains[slot] = chain
         self._indexed[slot] = hit.num_tokens >> self._shift
         for g, blocks in enumerate(hit.blocks):
             if not blocks:
@@ -177,31 +182,39 @@ class KVCacheManager:
     def grow(self, slots: NDArray[np.intp], lack: I32) -> None:
         """Give each slot the blocks that it lacks (an answer of `lack`, none negative)."""
         for g, counts in enumerate(lack):
-            total = int(counts.sum())
-            if not total:
+            lacking = np.flatnonzero(counts)
+            if not len(lacking):
                 continue
-            ids = np.array(self.pool.take(total), np.int32)
+            rows, counts = slots[lacking], counts[lacking]
             held = self.table.num_blocks[g]
-            rows = np.repeat(slots, counts)
-            begin = np.cumsum(counts) - counts - held[slots]
-            indices = np.arange(total) - np.repeat(begin, counts)
+            indices = held[rows]
+            held[rows] = indices + counts
+            total = int(counts.sum())
+            if total > len(rows):  # several for one row
+                begin = np.cumsum(counts) - counts - indices
+                rows = np.repeat(rows, counts)
+                indices = np.arange(total, dtype=np.int32) - np.repeat(begin, counts)
+            ids = np.array(self.pool.take(total), np.int32)
             self.table.block_tables[g][rows, indices] = ids
-            held[slots] += counts
             self._record(g, rows.astype(np.int32), indices.astype(np.int32), ids)
 
-    def enter(self, slot: int, chain: HashChain | None, num_tokens: int) -> None:
-        """Make the full blocks among the slot's first `num_tokens` tokens findable."""
-        done, full = self._indexed[slot], num_tokens >> self._shift
-        if chain is None or full <= done:
-            return
-        self._indexed[slot] = full
-        self.hasher.extend(chain, self.table.token_ids[slot], full)
-        keys = chain.hashes[done:full]
-        for g, table in enumerate(self.table.block_tables):
-            suffix = bytes((g,)) if g else b""
-            for block, key in zip(table[slot, done:full].tolist(), keys, strict=True):
-                if block != NULL_BLOCK:
-                    self.pool.enter(block, key + suffix)
+    def enter(self, slots: list[int], totals: list[int]) -> None:
+        """Make the full blocks among each slot's first `totals` tokens findable."""
+        indexed, chains, shift = self._indexed, self._chains, self._shift
+        token_ids, extend, enter = self.table.token_ids, self.hasher.extend, self.pool.enter
+        for slot, total in zip(slots, totals, strict=True):
+            done, full = indexed[slot], total >> shift
+            chain = chains[slot]
+            if full <= done or chain is None:
+                continue
+            indexed[slot] = full
+            extend(chain, token_ids[slot], full)
+            hashes = chain.hashes
+            for g, table in enumerate(self.table.block_tables):
+                suffix = bytes((g,)) if g else b""
+                for i, block in enumerate(table[slot, done:full].tolist(), done):
+                    if block != NULL_BLOCK:
+                        enter(block, hashes[i] + suffix)
 
     def let_go(self, slots: NDArray[np.intp]) -> None:
         """Release the blocks that have left the window of their group."""
@@ -221,7 +234,7 @@ class KVCacheManager:
 
     # --- the end --------------------------------------------------------------------------------
 
-    def free(self, slot: int, chain: HashChain | None, num_valid: int) -> None:
+    def free(self, slot: int, num_valid: int) -> None:
         """Release all of the slot's blocks, tail first.
 
         `num_valid` tokens have been computed; blocks that were entered beyond them hold nothing
@@ -229,7 +242,7 @@ class KVCacheManager:
         """
         if self._changes:  # of the step being built: an empty slot has no blocks
             self._changes = [c for c in self._changes if slot not in c[1]]
-        self.enter(slot, chain, num_valid)
+        self.enter([slot], [num_valid])
         valid = num_valid >> self._shift
         for g, table in enumerate(self.table.block_tables):
             blocks = table[slot, : self.table.num_blocks[g, slot]].tolist()
@@ -239,6 +252,7 @@ class KVCacheManager:
         self.table.num_blocks[:, slot] = 0
         self._let_go[:, slot] = 0
         self._indexed[slot] = 0
+        self._chains[slot] = None
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached contents; False, and nothing changes, while blocks are in use."""

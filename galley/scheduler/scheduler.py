@@ -67,6 +67,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._living: dict[tuple[int, int], Sequence] = {}
         self._num_arrived = 0
+        self._blocked = 0, 0
         self._in_flight = False
         self._aborted: list[Sequence] = []
         self._started: list[Started] = []
@@ -191,9 +192,7 @@ class Scheduler:
         if np.count_nonzero(lack) or np.count_nonzero(rows.num_new - 1):
             kv.grow(rows.slots, lack)
             changed = (rows.num_new > 1) | lack.any(0)
-            for i in np.flatnonzero(changed).tolist():
-                slot = int(rows.slots[i])
-                kv.enter(slot, self.running.at(slot).chain, int(totals[i]))
+            kv.enter(rows.slots[changed].tolist(), totals[changed].tolist())
         return rows
 
     def _grant(self) -> _Rows:
@@ -258,7 +257,11 @@ class Scheduler:
         new_rows: list[NewRow] = []
         granted: list[tuple[int, int, int, bool]] = []
         now = time.time()
+        # What did not fit does not fit until blocks are released or a prompt becomes findable.
+        prefilling = left + len(rows.slots) != self.limits.max_num_batched_tokens
         while left > 0 and self.running.has_room and (seq := self.queue.first()):
+            if not prefilling and self._blocked == (seq.arrival, self.kv.pool.num_released):
+                break
             hit = Hit()
             if seq.chain is not None and not seq.wants_prompt_logprobs:
                 hit = self.kv.find_hit(seq.chain, seq.token_ids)
@@ -266,7 +269,10 @@ class Scheduler:
             need = n - hit.num_tokens
             crowded = len(self.running) > 0 or len(self.queue) > 1
             num_new, num_logits = self._chunk(seq, hit.num_tokens, need, left, logits, crowded)
-            if not num_new or not self.kv.can_admit(hit, n):
+            if not num_new:
+                break
+            if not self.kv.can_admit(hit, n):
+                self._blocked = seq.arrival, self.kv.pool.num_released
                 break
             self.queue.pop()
             new_rows.append(self._enter_slot(seq, hit, num_new, now))
@@ -298,11 +304,11 @@ class Scheduler:
             bad_words_token_ids=request.bad_words_token_ids,
         )
         self.table.set_row(row)
-        kv.admit(slot, hit)
+        kv.admit(slot, seq.chain, hit)
         slots = np.array([slot])
         total = hit.num_tokens + num_new
         kv.grow(slots, kv.lack(slots, np.array([total], np.int32)))
-        kv.enter(slot, seq.chain, total)
+        kv.enter([slot], [total])
         resumed = seq.num_preemptions > 0
         if seq.chain is not None and not seq.wants_prompt_logprobs:
             kv.count_query(len(seq.token_ids), hit, resumed)
@@ -332,7 +338,7 @@ class Scheduler:
 
     def _vacate(self, seq: Sequence) -> None:
         slot = seq.slot
-        self.kv.free(slot, seq.chain, int(self.table.num_computed[slot]))
+        self.kv.free(slot, int(self.table.num_computed[slot]))
         self.table.clear_slot(slot)
         self.running.remove(seq)
 

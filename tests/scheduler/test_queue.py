@@ -91,3 +91,24 @@ def test_the_hundred_thousandth_admission_costs_no_more_than_the_first(policy: s
     deep = instructions_of(lambda: arrive_and_admit(200_000))
     assert core.scheduler.num_waiting == 100_000
     assert deep <= shallow * 1.1
+
+
+def test_a_long_prompt_that_does_not_fit_is_not_looked_up_in_every_step() -> None:
+    core = make_core(budget=512, max_model_len=512, num_blocks=1 + 40)
+    core.add([request(1, [1] * 300, max_tokens=60), request(2, [2] * 400, max_tokens=2)])
+    core.step()
+    core.step()
+    assert (core.scheduler.num_running, core.scheduler.num_waiting) == (1, 1)
+    lookups = 0
+    find_hit = core.scheduler.kv.find_hit
+
+    def counted(*args: Any) -> Any:
+        nonlocal lookups
+        lookups += 1
+        return find_hit(*args)
+
+    core.scheduler.kv.find_hit = counted
+    while core.scheduler.num_waiting:
+        core.step()
+    assert lookups == 1, "only when the first request released its blocks"
+    assert core.scheduler.table.handles[core.scheduler.running.order].tolist() == [2]
