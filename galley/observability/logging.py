@@ -96,7 +96,8 @@ def _stream(name: str) -> TextIO:
 def _configure_from(path: str) -> None:
     try:
         with open(path, encoding="utf-8") as f:
-            logging.config.dictConfig(json.load(f))
+            # Loggers are made on import, before this is read: they are meant too.
+            logging.config.dictConfig({"disable_existing_loggers": False, **json.load(f)})
     except (OSError, ValueError, TypeError, AttributeError) as e:
         raise ConfigError(
             f"VLLM_LOGGING_CONFIG_PATH: {path} is not a logging configuration: {e}",
