@@ -108,7 +108,7 @@ def main(fault: str) -> int:
         asyncio.run(serve(sock, link, fault == "stubborn"))
 
     entries = Entries(engine, server, lambda index: last_rows(f"{directory}/flight-{index}"))
-    policy = Policy(max_restarts=5, window=60.0)
+    policy = Policy(num_servers=2 if fault == "two-servers" else 1)
 
     def announce() -> None:
         print(f"serving at {url_of(sock, tls=False)} {directory}", flush=True)

@@ -224,6 +224,27 @@ def test_a_dead_api_server_is_replaced_and_its_requests_freed(house: House) -> N
     assert "Galley::EngineCore_0" in house.children
 
 
+@pytest.mark.parametrize("house", ["two-servers"], indirect=True)
+def test_two_api_servers_share_one_engine(house: House) -> None:
+    house.wait_serving()
+    servers = {house.children[f"Galley::APIServer_{i}"] for i in (0, 1)}
+    assert len(servers) == 2
+    asks = [house.ask(f"prompt {i}") for i in range(12)]
+    for ask in asks:
+        ask.read(20)
+    engine = house.engine
+    os.kill(engine, signal.SIGKILL)
+    house.new("Galley::EngineCore_0", engine)
+    for ask in asks:
+        ask.read()
+        assert (ask.text, ask.reason) == (ask.expected, "length")
+    first = house.server
+    os.kill(first, signal.SIGKILL)
+    assert house.new("Galley::APIServer_0", first) not in servers
+    house.process.terminate()
+    assert house.end()[0] == 0
+
+
 def test_nothing_outlives_a_killed_launcher(house: House) -> None:
     house.wait_serving()
     house.ask("busy", 900).read(10)
