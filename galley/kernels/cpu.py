@@ -89,6 +89,8 @@ class CpuExecutable:
 
     Attributes:
         nodes: the operations of the forward pass, as they run.
+
+    Raises ValueError where the model does something that no native operation does.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class CpuExecutable:
     ) -> None:
         recorded, logits = record(model, kv_kind)
         self.nodes = apply(recorded, LOWERING if eager else (*LOWERING, *FUSIONS))
+        self._ints = [int_arguments(node) for node in self.nodes]
         self._layers = list(model.kv_layers)
         self._kv_kind = kv_kind
         self._limits = limits
@@ -216,7 +219,7 @@ class CpuExecutable:
 
         program = _native.Program(self._pool)
         for i, node in enumerate(self.nodes):
-            pointers, ints = pointer_arguments(node, address_of), int_arguments(node)
+            pointers, ints = pointer_arguments(node, address_of), dict(self._ints[i])
             if node.layer is not None:
                 pointers["kv"], ints["kv_block_stride"] = kv.arguments(node.layer)
             program.add(node.op, pointers, ints, dict(node.floats), i if self._eager else 0)

@@ -12,6 +12,7 @@ from galley.kernels.cpu import CpuBackend
 from galley.kernels.reference import ReferenceBackend
 from galley.kernels.sampling import LogitMasks
 from galley.request import SamplingParams
+from tests.kernels.test_passes import weight
 from tests.models.checkpoints import CASES, StateDict, make
 from tests.models.driver import LIMITS, Driver, load, solo_logits
 
@@ -188,6 +189,29 @@ def test_logits_can_be_changed_before_drawing(checkpoint, name):
     side.executable.logits[0, 33] = 1000
     side.executable.sample(side.plan)
     assert side.executable.samples.token_ids[0] == 33
+
+
+class NormOfAPart:
+    """Asks for the norm of some columns, for which there is no kernel."""
+
+    vocab_size = VOCAB
+    kv_layers = ()
+
+    def embed(self, ops, ctx):
+        return ops.embedding(weight(VOCAB, 64), ctx.token_ids)
+
+    def forward(self, ops, hidden, ctx):
+        left, _ = ops.split(hidden, [32, 32])
+        return ops.rms_norm(left, np.ones(32, np.float32), 1e-5)
+
+    def logits(self, ops, hidden, ctx):
+        return ops.linear(ops.select_rows(hidden, ctx.logit_index), [weight(VOCAB, 32)])
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_what_no_kernel_does_is_refused_when_built(eager):
+    with pytest.raises(ValueError, match="whole rows"):
+        CpuBackend("f32", threads=1, eager=eager).build(NormOfAPart(), LIMITS)
 
 
 def test_packed_weights_come_back(checkpoint):
