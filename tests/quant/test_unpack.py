@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType as Type
 from galley.errors import ModelError
 from galley.loader.tensor import RawTensor
 from galley.quant import FORMATS, Unpacked, to_float32, unpack
+from tests.quant.blocks import random_blocks
 
 ROWS, K = 24, 512
 BY_QUANTIZE = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
@@ -23,32 +24,6 @@ GROUP = {"Q6_K": 16}
 
 def raw(dtype, data, shape, row_order=None):
     return RawTensor("w", tuple(shape), dtype, data, row_order)
-
-
-def finite_halves(rng, data, offsets, block_bytes):
-    """Overwrite the float16 fields at `offsets` of each block with finite numbers."""
-    blocks = data.reshape(-1, block_bytes)
-    for offset in offsets:
-        halves = rng.normal(0, 0.1, len(blocks)).astype(np.float16)
-        blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(-1, 2)
-    return data
-
-
-def random_blocks(name, rng, rows=ROWS, k=K):
-    """Rows of valid blocks of type `name` whose other bits are all random."""
-    per_block, block_bytes = gguf.GGML_QUANT_SIZES[Type[name]]
-    data = rng.integers(0, 256, (rows, k // per_block * block_bytes), dtype=np.uint8)
-    offsets = {
-        "Q4_0": [0],
-        "Q4_1": [0, 2],
-        "Q5_0": [0],
-        "Q5_1": [0, 2],
-        "Q8_0": [0],
-        "Q4_K": [0, 2],
-        "Q5_K": [0, 2],
-        "Q6_K": [208],
-    }[name]
-    return finite_halves(rng, data, offsets, block_bytes)
 
 
 @pytest.mark.parametrize("name", BY_QUANTIZE)
@@ -64,7 +39,7 @@ def test_quantised_weights_equal_gguf(name):
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", *K_TYPES])
 def test_random_blocks_equal_gguf(name):
-    data = random_blocks(name, np.random.default_rng(1))
+    data = random_blocks(name, np.random.default_rng(1), ROWS, K)
     u = unpack(raw(name, data, (ROWS, K)))
     assert np.array_equal(u.to_float32(), gguf.dequantize(data, Type[name]))
     assert u.bits == BITS.get(name, 8)
@@ -96,14 +71,14 @@ def test_dense_values_are_kept(dtype, array):
 @pytest.mark.parametrize("name", ["Q4_1", "Q6_K", "Q8_0"])
 def test_row_order_reorders_rows(name):
     rng = np.random.default_rng(2)
-    data = random_blocks(name, rng)
+    data = random_blocks(name, rng, ROWS, K)
     order = rng.permutation(ROWS)
     got = to_float32(raw(name, data, (ROWS, K), order))
     assert np.array_equal(got, gguf.dequantize(data, Type[name])[order])
 
 
 def test_read_only_maps_are_enough(tmp_path):
-    data = random_blocks("Q4_K", np.random.default_rng(3))
+    data = random_blocks("Q4_K", np.random.default_rng(3), ROWS, K)
     path = tmp_path / "blocks"
     path.write_bytes(data.tobytes())
     mapped = np.memmap(path, np.uint8, "r", shape=data.shape)
@@ -119,7 +94,7 @@ def test_unknown_formats_are_refused_by_name(name):
 
 
 def test_data_of_another_shape_is_refused():
-    data = random_blocks("Q8_0", np.random.default_rng(4))
+    data = random_blocks("Q8_0", np.random.default_rng(4), ROWS, K)
     with pytest.raises(ModelError, match="not whole blocks"):
         unpack(raw("Q8_0", data[:, :-1], (ROWS, K)))
     with pytest.raises(ModelError, match=r"the checkpoint says \(24, 480\)"):
@@ -132,7 +107,7 @@ def test_every_listed_format_is_reached_by_a_test():
 
 @pytest.mark.parametrize("name", ["Q4_1", "Q4_K", "Q6_K"])
 def test_a_hundred_million_parameters_take_about_a_second(name):
-    data = random_blocks(name, np.random.default_rng(5), rows=4096, k=2048)
+    data = random_blocks(name, np.random.default_rng(5), 4096, 2048)
     start = time.process_time()
     u = unpack(raw(name, data, (4096, 2048)))
     per_parameter = (time.process_time() - start) / (4096 * 2048)

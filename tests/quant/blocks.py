@@ -1,0 +1,32 @@
+"""Random blocks of GGUF types: every bit random but the float16 fields, which are finite."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+#: Byte offsets of a block's float16 fields.
+HALVES = {
+    "Q4_0": [0],
+    "Q4_1": [0, 2],
+    "Q5_0": [0],
+    "Q5_1": [0, 2],
+    "Q8_0": [0],
+    "Q4_K": [0, 2],
+    "Q5_K": [0, 2],
+    "Q6_K": [208],
+}
+
+
+def random_blocks(
+    name: str, rng: np.random.Generator, rows: int, k: int, scale: float = 0.1
+) -> np.ndarray:
+    """uint8 [rows, bytes per row] of K = k values; `scale` is the spread of the block scales."""
+    per_block, block_bytes = gguf.GGML_QUANT_SIZES[Type[name]]
+    data = rng.integers(0, 256, (rows, k // per_block * block_bytes), dtype=np.uint8)
+    blocks = data.reshape(-1, block_bytes)
+    for offset in HALVES[name]:
+        halves = rng.normal(0, scale, len(blocks)).astype(np.float16)
+        blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(-1, 2)
+    return data

@@ -1,0 +1,93 @@
+"""The default model in other number formats, in memory, and the same weights in transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import ml_dtypes
+import numpy as np
+import torch
+import transformers
+
+from galley.config import EngineConfig, LoadConfig, ModelConfig, ModelFacts
+from galley.config.resolve import Machine, from_kwargs, resolve
+from galley.loader import Checkpoint, RawTensor, open_checkpoint, resolve_source
+from galley.quant import to_float32
+from galley.runner.runner import Runner
+
+Arrays = dict[str, np.ndarray]
+TEXT = Path(__file__).parents[1] / "data" / "opticks.txt"
+MACHINE = Machine(num_cores=2, available_memory=8 * 2**30)
+
+
+class ArrayCheckpoint:
+    """A checkpoint in memory: name → raw tensor."""
+
+    def __init__(self, facts: ModelFacts, tensors: dict[str, RawTensor]) -> None:
+        self.facts = dataclasses.replace(facts, source="")
+        self._tensors = tensors
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def tensor(self, name: str) -> RawTensor:
+        return self._tensors[name]
+
+
+def default_checkpoint() -> Checkpoint:
+    return open_checkpoint(resolve_source(ModelConfig(), LoadConfig()))
+
+
+def dequantised(checkpoint: Checkpoint) -> Arrays:
+    """float32 values of every tensor."""
+    return {name: to_float32(checkpoint.tensor(name)) for name in checkpoint.names()}
+
+
+def rounded(arrays: Arrays) -> Arrays:
+    """The same, each value the nearest bfloat16."""
+    return {k: a.astype(ml_dtypes.bfloat16).astype(np.float32) for k, a in arrays.items()}
+
+
+def in_format(facts: ModelFacts, arrays: Arrays, name: str) -> ArrayCheckpoint:
+    """Matrices in a GGUF type or "bfloat16", vectors in float32."""
+
+    def tensors() -> Iterator[RawTensor]:
+        for key, a in arrays.items():
+            if a.ndim == 1:
+                yield RawTensor(key, a.shape, "float32", a)
+            elif name == "bfloat16":
+                yield RawTensor(key, a.shape, name, a.astype(ml_dtypes.bfloat16))
+            else:
+                data = gguf.quantize(a, gguf.GGMLQuantizationType[name])
+                yield RawTensor(key, a.shape, name, data)
+
+    return ArrayCheckpoint(facts, {t.name: t for t in tensors()})
+
+
+def torch_model(facts: ModelFacts, arrays: Arrays) -> torch.nn.Module:
+    """transformers' model with these weights, float32."""
+    config = transformers.LlamaConfig(**facts.hf_config)
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config)
+    model = model.to_empty(device="cpu")
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    state = {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in arrays.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert set(missing) <= {"lm_head.weight"}
+    assert not unexpected
+    model.tie_weights()
+    return model.eval()
+
+
+def configure(facts: ModelFacts, **flags: object) -> EngineConfig:
+    """A resolved configuration of small limits; `flags` by their Python names."""
+    given = {"max_model_len": min(1024, facts.max_position), "max_num_seqs": 8, **flags}
+    return resolve(from_kwargs(given, "offline", {}), MACHINE, facts)
+
+
+def open_runner(checkpoint: Checkpoint, **flags: object) -> Runner:
+    facts = checkpoint.facts
+    return Runner(configure(facts, **flags), facts, checkpoint, MACHINE.available_memory)

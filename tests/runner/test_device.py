@@ -1,0 +1,42 @@
+"""Which number format is computed, and what the log says of it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from galley.config import DeviceConfig, EngineConfig
+from galley.errors import ConfigError
+from galley.runner.device import dense_format, open_device
+
+
+@pytest.mark.parametrize(
+    ("dtype", "checkpoint", "want", "notice"),
+    [
+        ("auto", "bfloat16", "bf16", False),
+        ("auto", "Q4_1", "bf16", False),
+        ("auto", "float16", "bf16", True),
+        ("auto", "float32", "bf16", True),
+        ("bfloat16", "float32", "bf16", False),
+        ("float32", "bfloat16", "f32", False),
+        ("float", "Q4_1", "f32", False),
+    ],
+)
+def test_dtype(dtype, checkpoint, want, notice, caplog):
+    with caplog.at_level(logging.INFO, "galley.runner.device"):
+        assert dense_format(dtype, checkpoint) == want
+    assert bool(caplog.records) == notice
+    assert all(checkpoint in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "half"])
+def test_float16_is_refused_with_what_to_use(dtype):
+    with pytest.raises(ConfigError, match=rf"--dtype {dtype} is not supported.*bfloat16.*float32"):
+        dense_format(dtype, "float16")
+
+
+@pytest.mark.parametrize(("backend", "name"), [("auto", "cpu"), ("reference", "reference")])
+def test_the_backend_is_the_one_that_was_named(backend, name):
+    config = EngineConfig(device=DeviceConfig(backend=backend, num_threads=1))
+    assert open_device(config, "bf16").name == name

@@ -1,0 +1,212 @@
+"""How near the kernels come to float32 on a real model and a real text (transformers computes it).
+
+The default model's weights, dequantised, are the weights of every model here: rounded to
+bfloat16, or quantised anew to each GGUF type.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from galley.executor.local import LocalExecutor
+from galley.loader import RawTensor
+from galley.request import SamplingParams
+from galley.runner.runner import Runner
+from galley.text import load_tokenizer
+from tests.executor.toy import Toy
+from tests.models.checkpoints import Case, StateDict, make
+from tests.quant.blocks import random_blocks
+from tests.runner.models import (
+    TEXT,
+    ArrayCheckpoint,
+    default_checkpoint,
+    dequantised,
+    in_format,
+    open_runner,
+    rounded,
+    torch_model,
+)
+
+WINDOW, NUM_WINDOWS = 512, 24
+LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return default_checkpoint().facts
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return dequantised(default_checkpoint())
+
+
+@pytest.fixture(scope="module")
+def token_ids(facts):
+    return load_tokenizer(Path(facts.source)).encode(TEXT.read_text(encoding="utf-8"))
+
+
+def pieces(token_ids: list[int], count: int, length: int) -> np.ndarray:
+    """[count, length] token ids from all over the text."""
+    starts = np.linspace(0, len(token_ids) - length - 1, count).astype(int)
+    return np.array([token_ids[s : s + length] for s in starts])
+
+
+def teacher_forced(runner: Runner, ids: np.ndarray) -> np.ndarray:
+    """[count, length, V] logits at every position of each row of `ids`, alone."""
+    toy = Toy(LocalExecutor(runner), 1, runner.max_model_len)
+    out = []
+    for row in ids:
+        s = toy.add(0, row.tolist())
+        runner.execute(toy.plan([(s, len(row))], all_logits=True))
+        out.append(runner._executable.logits.copy())
+        runner.sample()
+        toy.free(s)
+    return np.stack(out)
+
+
+def torch_logits(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.from_numpy(ids)).logits.float().numpy()
+
+
+def mean_kl(want: np.ndarray, got: np.ndarray) -> float:
+    """Of distributions given by logits [..., V]: mean of KL(want | got), in nats."""
+    p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (want, got))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def top1(want: np.ndarray, got: np.ndarray) -> float:
+    return float((want.argmax(-1) == got.argmax(-1)).mean())
+
+
+def test_bf16_kernels_against_float32(facts, arrays, token_ids):
+    ids = pieces(token_ids, 20, 64)
+    model = torch_model(facts, rounded(arrays))
+    want = torch_logits(model, ids)
+    runner = open_runner(in_format(facts, arrays, "bfloat16"), max_model_len=128)
+    got = teacher_forced(runner, ids)
+    torch_bf16 = torch_logits(model.to(torch.bfloat16), ids)
+    print(
+        f"KL ours {mean_kl(want, got):.2e}, torch bf16 {mean_kl(want, torch_bf16):.2e}; "
+        f"top-1 ours {top1(want, got):.4f}, torch bf16 {top1(want, torch_bf16):.4f}"
+    )
+    assert mean_kl(want, got) <= 1e-3
+    assert top1(want, got) >= top1(want, torch_bf16)
+
+
+def test_float32_kernels_are_float32(facts, arrays, token_ids):
+    ids = pieces(token_ids, 2, 64)
+    want = torch_logits(torch_model(facts, rounded(arrays)), ids)
+    runner = open_runner(
+        in_format(facts, rounded(arrays), "F32"), max_model_len=128, dtype="float32"
+    )
+    got = teacher_forced(runner, ids)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_the_reference_backend_continues_as_transformers_does(facts, arrays, token_ids):
+    ids = pieces(token_ids, 20, 24)
+    model = torch_model(facts, arrays)
+    with torch.inference_mode():
+        want = model.generate(
+            torch.from_numpy(ids),
+            attention_mask=torch.ones(ids.shape, dtype=torch.int64),
+            max_new_tokens=12,
+            min_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )[:, ids.shape[1] :]
+    runner = open_runner(
+        default_checkpoint(), max_model_len=64, max_num_seqs=20, backend="reference"
+    )
+    assert (
+        np.abs(teacher_forced(runner, ids[:2]) - torch_logits(model, ids[:2])).max()
+        <= 1e-4 * np.abs(torch_logits(model, ids[:2])).max()
+    )
+    runner.reset()
+    toy = Toy(LocalExecutor(runner), 20, 64)
+    sequences = [toy.add(i, row.tolist()) for i, row in enumerate(ids)]
+    toy.generate(sequences, 12, budget=300)
+    assert [s.output for s in sequences] == want.tolist()
+
+
+def native_perplexity(checkpoint, windows: np.ndarray) -> float:
+    """Through the executor, by prompt logprobs."""
+    runner = open_runner(checkpoint, max_model_len=WINDOW + 1)
+    toy = Toy(LocalExecutor(runner), 1, WINDOW + 1)
+    params = SamplingParams(temperature=0.0, prompt_logprobs=0)
+    total, count = 0.0, 0
+    for window in windows:
+        s = toy.add(0, window.tolist(), params)
+        for _ in range(2):
+            logprobs = toy.run([(s, WINDOW // 2)]).prompt_logprobs.logprobs
+            total += float(logprobs.astype(np.float64).sum())
+            count += len(logprobs)
+        toy.free(s)
+    assert count == windows.size - len(windows)
+    return float(np.exp(-total / count))
+
+
+def torch_perplexity(model: torch.nn.Module, windows: np.ndarray) -> float:
+    losses = []
+    with torch.inference_mode():
+        for window in torch.from_numpy(windows):
+            logits = model(window[None]).logits[0, :-1]
+            losses.append(float(torch.nn.functional.cross_entropy(logits, window[1:])))
+    return float(np.exp(np.mean(losses)))
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_perplexity_of_quantised_weights(facts, arrays, token_ids, name):
+    windows = np.array(token_ids[: NUM_WINDOWS * WINDOW]).reshape(NUM_WINDOWS, WINDOW)
+    assert windows.size >= 12_000
+    checkpoint = in_format(facts, arrays, name)
+    got = native_perplexity(checkpoint, windows)
+    want = torch_perplexity(torch_model(facts, dequantised(checkpoint)), windows)
+    print(f"{name}: perplexity {got:.3f}, float32 {want:.3f}, ratio {got / want:.4f}")
+    assert got <= 1.01 * want
+
+
+K_SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+}
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize(
+    ("backend", "share", "tolerance"), [("reference", 1.0, 1e-4), ("cpu", 0.5, 0.02)]
+)
+def test_k_types_on_a_tiny_model(name, backend, share, tolerance):
+    """`share` of the positions are within the tolerance: activations of 8 bits flip a random
+    model's attention here and there, but not at most positions."""
+    model = make(Case("Llama", K_SIZES))
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for key, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        if parameter.ndim == 1:
+            data = parameter.detach().numpy()
+            tensors[key] = RawTensor(key, shape, "float32", data)
+            continue
+        data = random_blocks(name, rng, *shape, scale={"Q6_K": 3e-5}.get(name, 2e-4))
+        tensors[key] = RawTensor(key, shape, name, data)
+        values = gguf.dequantize(data, gguf.GGMLQuantizationType[name])
+        parameter.data = torch.from_numpy(values.reshape(shape))
+    checkpoint = ArrayCheckpoint(StateDict(model).facts, tensors)
+    ids = rng.integers(0, 131, (3, 40))
+    want = torch_logits(model, ids)
+    got = teacher_forced(open_runner(checkpoint, max_model_len=64, backend=backend), ids)
+    errors = np.abs(got - want).max(-1) / np.abs(want).max()
+    error = float(np.quantile(errors, share))
+    print(f"{name} {backend}: error {error:.1e} of the largest logit")
+    assert error <= tolerance

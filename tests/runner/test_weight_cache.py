@@ -1,0 +1,138 @@
+"""Packed weights on disk: the same bits at the second start, and never a reason to fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from galley.kernels.backend import open_backend
+from galley.kernels.weights import pack
+from galley.loader import open_checkpoint
+from galley.loader.source import Source, default_model
+from galley.models.decoder import Stage
+from galley.quant import Unpacked
+from galley.runner.load import load_model
+from galley.runner.packed_file import Answer, PackedFile, write_answers
+from galley.runner.weight_cache import cache_path, cache_root
+
+
+@pytest.fixture
+def answers():
+    rng = np.random.default_rng(0)
+    weights = [
+        pack(Unpacked(dense=rng.normal(size=(n, 64)).astype(np.float32)), dense)
+        for n, dense in ((48, "bf16"), (7, "f32"))
+    ]
+    return [Answer("rows a[48, 64] b[7, 64]", weights), Answer("table t[7, 64]", weights[1:], True)]
+
+
+def test_what_is_written_is_read_back(tmp_path, answers):
+    path = tmp_path / "w.packed"
+    write_answers(path, answers)
+    file = PackedFile.open(path)
+    assert file.num_bytes == sum(p.data.nbytes for a in answers for p in a.weights)
+    for answer in answers:
+        got = file.answers[answer.question]
+        assert got.interleaved == answer.interleaved
+        for ours, theirs in zip(answer.weights, got.weights, strict=True):
+            assert theirs.format == ours.format
+            assert theirs.shape == ours.shape
+            assert np.array_equal(theirs.data, ours.data)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("at", [0, 9, 30, 300, -8192, -700, -1])
+def test_a_changed_byte_is_noticed(tmp_path, answers, at, caplog):
+    path = tmp_path / "w.packed"
+    write_answers(path, answers)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert PackedFile.open(path) is None
+    assert "is damaged and will be made anew" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 5, 20, 200, -64, -1])
+def test_a_cut_file_is_noticed(tmp_path, answers, size):
+    path = tmp_path / "w.packed"
+    write_answers(path, answers)
+    path.write_bytes(path.read_bytes()[:size])
+    assert PackedFile.open(path) is None
+
+
+def test_no_file_is_no_cache(tmp_path):
+    assert PackedFile.open(tmp_path / "none") is None
+
+
+@pytest.fixture
+def model_file(tmp_path, monkeypatch):
+    """A copy of the default model, and an empty cache folder of its own."""
+    monkeypatch.setenv("GALLEY_CACHE_DIR", str(tmp_path / "cache"))
+    return Path(shutil.copy(default_model(), tmp_path / "model.gguf"))
+
+
+def load(path: Path):
+    checkpoint = open_checkpoint(Source(path, "gguf", "m"))
+    backend = open_backend("cpu", "bf16", threads=1)
+    cached = cache_path(checkpoint.facts, backend, "bf16")
+    return load_model(checkpoint.facts, checkpoint, backend, Stage(64), cached), cached
+
+
+def matrices(model):
+    layer = model.layers[29]
+    linears = (layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down)
+    return [w for linear in linears for w in linear.weights] + [model.embedding.weight]
+
+
+def test_the_second_start_maps_what_the_first_packed(model_file):
+    (first, path), (second, _) = load(model_file), load(model_file)
+    assert not first.from_cache
+    assert second.from_cache
+    assert second.weight_bytes == first.weight_bytes > 90e6
+    for ours, theirs in zip(matrices(first.model), matrices(second.model), strict=True):
+        assert theirs.format == ours.format
+        assert np.array_equal(theirs.data, ours.data)
+    assert not matrices(second.model)[0].data.flags.writeable
+
+    # Another state of the file: packed anew, and the old cache is gone.
+    os.utime(model_file, ns=(1, 1))
+    third, newer = load(model_file)
+    assert not third.from_cache
+    assert newer != path
+    assert list(path.parent.iterdir()) == [newer]
+
+    # A damaged cache: packed anew.
+    with newer.open("r+b") as f:
+        f.truncate(1000)
+    assert not load(model_file)[0].from_cache
+    assert load(model_file)[0].from_cache
+
+
+def test_a_file_without_the_answers_is_replaced(model_file, answers):
+    checkpoint = open_checkpoint(Source(model_file, "gguf", "m"))
+    backend = open_backend("cpu", "bf16", threads=1)
+    path = cache_path(checkpoint.facts, backend, "bf16")
+    path.parent.mkdir(parents=True)
+    write_answers(path, answers)
+    assert not load(model_file)[0].from_cache
+    assert load(model_file)[0].from_cache
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(model_file, monkeypatch, tmp_path):
+    (tmp_path / "occupied").write_text("a file, not a folder")
+    monkeypatch.setenv("GALLEY_CACHE_DIR", str(tmp_path / "occupied"))
+    assert not load(model_file)[0].from_cache
+
+
+def test_the_key_knows_the_number_format_and_the_folder_the_environment(tmp_path):
+    checkpoint = open_checkpoint(Source(default_model(), "gguf", "m"))
+    backend = open_backend("cpu", "bf16", threads=1)
+    names = {cache_path(checkpoint.facts, backend, d).name for d in ("bf16", "f32")}
+    assert len(names) == 2
+    assert cache_root({"GALLEY_CACHE_DIR": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
+    assert cache_root({"XDG_CACHE_HOME": "/b"}) == Path("/b/galley")
+    assert cache_root({}) == Path.home() / ".cache" / "galley"
