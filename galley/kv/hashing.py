@@ -12,6 +12,7 @@ the same hashes. Knows nothing of blocks' ids, pools or requests.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from typing import Any
 
 from galley.batch import I32
 from galley.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 Digest = Callable[[bytes], bytes]
 
@@ -72,7 +75,14 @@ class BlockHasher:
 
     @classmethod
     def from_environment(cls, algorithm: str, block_size: int) -> BlockHasher:
-        return cls(algorithm, block_size, os.environ.get("PYTHONHASHSEED"))
+        """As the constructor, with the seed that PYTHONHASHSEED gives, if any."""
+        seed = os.environ.get("PYTHONHASHSEED")
+        if seed is None and algorithm.endswith("_cbor"):
+            log.warning(
+                "PYTHONHASHSEED is not set, so the block hashes of this engine are its own: set "
+                "it to one value everywhere if others are to compute the same."
+            )
+        return cls(algorithm, block_size, seed)
 
     def extend(self, chain: HashChain, token_ids: I32, num_blocks: int) -> None:
         """Bring `chain` to `num_blocks` hashes; `token_ids` is the sequence from its start."""

@@ -114,6 +114,16 @@ def test_extending_step_by_step_equals_at_once(algorithm: str, extras: ExtraKeys
     assert len(at_once.hashes) == 10
 
 
+def test_cbor_hashes_without_a_seed_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    BlockHasher.from_environment("sha256", 16)
+    assert not caplog.messages
+    BlockHasher.from_environment("sha256_cbor", 16)
+    assert "PYTHONHASHSEED" in caplog.messages[0]
+
+
 def test_xxhash_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xxhash", None)
     for algorithm in ("xxhash", "xxhash_cbor"):
