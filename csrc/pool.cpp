@@ -62,16 +62,19 @@ Pool::Pool(int threads) : owner_process_(getpid()) {
 }
 
 Pool::~Pool() {
-  if (getpid() != owner_process_) {  // a forked child: the threads are not there to be joined
+  if (getpid() != owner_process_) {
+    // A forked child: there are no threads to be joined, and a condition variable on which they
+    // seem to wait would never let itself be destroyed.
     for (auto& w : workers_) w.detach();
+    sleep_.release();
     return;
   }
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(sleep_->mutex);
     stop_ = true;
     epoch_.fetch_add(1);
   }
-  work_.notify_all();
+  sleep_->work.notify_all();
   for (auto& w : workers_) w.join();
 }
 
@@ -96,8 +99,8 @@ void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
   }
   epoch_.fetch_add(1);
   if (sleepers_.load() > 0) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    work_.notify_all();
+    std::lock_guard<std::mutex> lock(sleep_->mutex);
+    sleep_->work.notify_all();
   }
   drain(0);
   wait_until_done();
@@ -137,31 +140,31 @@ void Pool::work(int64_t begin, int64_t end, int thread) {
   try {
     run_(job_, begin, end, thread);
   } catch (...) {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(sleep_->mutex);
     if (!error_) error_ = std::current_exception();
   }
   const bool last = remaining_.fetch_sub(end - begin) == end - begin;
   if (last && thread != 0 && caller_sleeps_.load()) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    done_.notify_one();
+    std::lock_guard<std::mutex> lock(sleep_->mutex);
+    sleep_->done.notify_one();
   }
 }
 
 void Pool::wait_until_done() {
   auto done = [this] { return remaining_.load() == 0; };
   if (spin_until(done)) return;
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(sleep_->mutex);
   caller_sleeps_ = true;
-  done_.wait(lock, done);
+  sleep_->done.wait(lock, done);
   caller_sleeps_ = false;
 }
 
 uint32_t Pool::wait_for_epoch(uint32_t seen) {
   auto changed = [this, seen] { return epoch_.load() != seen; };
   if (!spin_until(changed)) {
-    std::unique_lock<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(sleep_->mutex);
     sleepers_.fetch_add(1);
-    work_.wait(lock, changed);
+    sleep_->work.wait(lock, changed);
     sleepers_.fetch_sub(1);
   }
   return epoch_.load();

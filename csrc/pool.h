@@ -54,8 +54,11 @@ class Pool {
   alignas(64) std::atomic<uint32_t> epoch_{0};  // bumped for every job
   std::atomic<bool> stop_{false};
   // The sleeping side, touched only after a spin has been in vain.
-  std::mutex mutex_;
-  std::condition_variable work_, done_;
+  struct Sleep {
+    std::mutex mutex;
+    std::condition_variable work, done;
+  };
+  std::unique_ptr<Sleep> sleep_{new Sleep};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::exception_ptr error_;

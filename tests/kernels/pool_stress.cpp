@@ -1,0 +1,113 @@
+// Hammers the thread pool: built and run under ThreadSanitizer by test_program.py.
+//
+// Every job writes plain (non-atomic) memory and reads what the job before it wrote, so a tile that
+// is run twice, run late or not waited for is a wrong sum or a reported race.
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "pool.h"
+
+namespace {
+
+struct Job {
+  const std::vector<int64_t>* from;
+  std::vector<int64_t>* to;
+  int pause_us;
+  bool fail;
+};
+
+void run(void* data, int64_t begin, int64_t end, int) {
+  auto* job = static_cast<Job*>(data);
+  for (int64_t i = begin; i < end; i++) {
+    (*job->to)[i] = (*job->from)[(i + 1) % job->from->size()] + 1;
+  }
+  if (job->pause_us) std::this_thread::sleep_for(std::chrono::microseconds(job->pause_us));
+  if (job->fail) throw std::runtime_error("a tile failed");
+}
+
+bool hammer(int threads, int64_t tiles, int64_t grain, int jobs, int pause_us) {
+  galley::Pool pool(threads);
+  std::vector<int64_t> a(tiles, 0), b(tiles, 0);
+  for (int j = 0; j < jobs; j++) {
+    Job job{&a, &b, j % 7 == 0 ? pause_us : 0, false};  // sometimes long enough to fall asleep
+    pool.run(tiles, grain, run, &job);
+    std::swap(a, b);
+  }
+  for (int64_t value : a) {
+    if (value != jobs) return false;
+  }
+  return true;
+}
+
+bool errors_come_through() {
+  galley::Pool pool(4);
+  std::vector<int64_t> a(64, 0), b(64, 0);
+  for (int j = 0; j < 50; j++) {
+    Job job{&a, &b, 0, j % 2 == 0};
+    bool thrown = false;
+    try {
+      pool.run(64, 1, run, &job);
+    } catch (const std::runtime_error&) {
+      thrown = true;
+    }
+    if (thrown != job.fail) return false;
+  }
+  return true;
+}
+
+bool two_callers_take_turns() {
+  galley::Pool pool(3);
+  bool right[2] = {};
+  auto call = [&](int me) {
+    std::vector<int64_t> a(50, 0), b(50, 0);
+    for (int j = 0; j < 300; j++) {
+      Job job{&a, &b, 0, false};
+      pool.run(50, 1, run, &job);
+      std::swap(a, b);
+    }
+    right[me] = a[0] == 300 && a[49] == 300;
+  };
+  std::thread other(call, 1);
+  call(0);
+  other.join();
+  return right[0] && right[1];
+}
+
+// Two tiles that each wait for the other: only two threads at once can end them. The pause lets the
+// workers fall asleep first.
+bool sleeping_workers_are_woken() {
+  galley::Pool pool(2);
+  for (int j = 0; j < 20; j++) {
+    std::atomic<int> met{0};
+    auto meet = [](void* data, int64_t, int64_t, int) {
+      auto* count = static_cast<std::atomic<int>*>(data);
+      count->fetch_add(1);
+      while (count->load() < 2) std::this_thread::yield();
+    };
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    pool.run(2, 1, meet, &met);
+  }
+  return true;
+}
+
+}  // namespace
+
+int main() {
+  bool right = true;
+  for (int threads : {1, 2, 3, 5}) {
+    for (int64_t tiles : {1, 2, 7, 100}) {
+      right = right && hammer(threads, tiles, 1, 400, 0);
+      right = right && hammer(threads, tiles, 1000, 400, 0);
+    }
+    right = right && hammer(threads, 20, 1, 60, 300);
+    for (int i = 0; i < 20; i++) galley::Pool idle(threads);  // made and ended without work
+  }
+  right = right && errors_come_through() && two_callers_take_turns();
+  right = right && sleeping_workers_are_woken();
+  std::puts(right ? "right" : "wrong");
+  return right ? 0 : 1;
+}
