@@ -1,8 +1,9 @@
 """The tokenizer of a Hugging Face directory.
 
-tokenizer.json is the library's own format; tokenizer_config.json says which tokens are special and
-what is put around a text. Older checkpoints have only tokenizer.model (SentencePiece) or
-vocab.json and merges.txt (byte-level BPE), from which the same tokenizer is built.
+tokenizer.json is the library's own format and says all about encoding; tokenizer_config.json adds
+names of special tokens and the chat template. Older checkpoints have only tokenizer.model
+(SentencePiece) or vocab.json and merges.txt (byte-level BPE), from which the same tokenizer is
+built; there add_bos_token and add_eos_token say what is put around a text.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ def build_from_directory(directory: Path) -> Backend:
     fields = Fields(config, str(directory / "tokenizer_config.json"))
     if (directory / "tokenizer.json").is_file():
         tokenizer = _from_json(directory / "tokenizer.json")
-        surrounded = tokenizer.post_processor is not None
+        says_all = True
     elif (directory / "tokenizer.model").is_file():
         tokenizer = _from_model_file(directory / "tokenizer.model", config)
-        surrounded = False
+        says_all = False
     elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         tokenizer = _from_merges(directory, config)
-        surrounded = True
+        says_all = False
     else:
         raise ModelError(
             f"{directory}: holds no tokenizer: neither tokenizer.json nor tokenizer.model nor "
@@ -53,8 +54,10 @@ def build_from_directory(directory: Path) -> Backend:
     with library_errors(directory):
         _add_listed_tokens(tokenizer, config, fields)
         add_tokens(tokenizer, [token for token in named.values() if token], special=True)
-        if not surrounded or "add_bos_token" in config or "add_eos_token" in config:
-            _surround(tokenizer, fields, named)
+        if not says_all:
+            first = named["bos_token"] if fields.flag("add_bos_token", False) else None
+            last = named["eos_token"] if fields.flag("add_eos_token", False) else None
+            surround(tokenizer, first, last)
     return Backend(
         tokenizer,
         bos=named["bos_token"],
@@ -169,12 +172,3 @@ def _content(value: Any, fields: Fields, key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise fields.wrong(key, "a token")
     return value
-
-
-def _surround(
-    tokenizer: tokenizers.Tokenizer, fields: Fields, named: dict[str, str | None]
-) -> None:
-    """tokenizer_config.json's explicit flags win over tokenizer.json's post-processor."""
-    first = named["bos_token"] if fields.flag("add_bos_token", False) else None
-    last = named["eos_token"] if fields.flag("add_eos_token", False) else None
-    surround(tokenizer, first, last)

@@ -7,6 +7,7 @@ fall, and nothing of it is shown too early.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 
@@ -23,13 +24,14 @@ class StopMatcher:
         """`include`: the stop string itself is shown. `stops` must not contain ""."""
         self._stops = tuple(stops)
         self._include = include
-        # last character of a proper prefix → (stop, prefix length), longest first
-        self._prefixes: dict[str, list[tuple[int, str]]] = {}
+        # last character of a proper prefix → (stop, lengths of its prefixes that end so, ascending)
+        self._prefixes: dict[str, list[tuple[str, list[int]]]] = {}
         for stop in self._stops:
+            lengths: dict[str, list[int]] = {}
             for length in range(1, len(stop)):
-                self._prefixes.setdefault(stop[length - 1], []).append((length, stop))
-        for prefixes in self._prefixes.values():
-            prefixes.sort(key=lambda prefix: -prefix[0])
+                lengths.setdefault(stop[length - 1], []).append(length)
+            for char, ending in lengths.items():
+                self._prefixes.setdefault(char, []).append((stop, ending))
         self._held = ""
         self.matched: str | None = None
 
@@ -68,7 +70,13 @@ class StopMatcher:
 
     def _held_length(self, text: str) -> int:
         """Length of the longest suffix that is a proper prefix of a stop string."""
-        for length, stop in self._prefixes.get(text[-1], ()):
-            if length <= len(text) and stop.startswith(text[-length:]):
-                return length
-        return 0
+        longest = 0
+        for stop, lengths in self._prefixes.get(text[-1], ()):
+            for i in range(bisect_right(lengths, len(text)) - 1, -1, -1):
+                length = lengths[i]
+                if length <= longest:
+                    break
+                if stop.startswith(text[-length:]):
+                    longest = length
+                    break
+        return longest

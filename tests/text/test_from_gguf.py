@@ -1,0 +1,174 @@
+"""Vocabularies in GGUF files: the same ids as the tokenizer that they were made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+from tokenizers import Regex, pre_tokenizers
+from transformers import LlamaTokenizer
+
+from galley.errors import ModelError
+from galley.text import Tokenizer, load_tokenizer
+from galley.text.splits import WORD_SPLITS
+from tests.text.vocabularies import (
+    SAMPLES,
+    book,
+    byte_level_keys,
+    sentencepiece_keys,
+    trained_bpe,
+    trained_sentencepiece,
+    write_vocabulary,
+)
+
+
+def _load(tmp_path: Path, keys: dict[str, Any]) -> Tokenizer:
+    return load_tokenizer(write_vocabulary(tmp_path / "m.gguf", keys))
+
+
+def test_byte_level_ids_are_those_of_the_tokenizer_it_was_made_from(tmp_path: Path) -> None:
+    ours, theirs = _load(tmp_path, byte_level_keys()), trained_bpe()
+    for text in (*SAMPLES, book()[:20_000], "<s>hi</s>"):
+        assert ours.encode(text, False) == theirs.encode(text).ids
+        assert ours.decode(ours.encode(text, False), skip_special_tokens=False) == text
+
+
+#: Words of a text under each pre-tokenizer, as the checkpoints' own tokenizer.json cut it.
+WORDS = "It'S 1234 x² HTTPServer\n\n  ok"
+CUTS = {
+    "gpt-2": ["It", "'", "S", " 1234", " x", "²", " HTTPServer", "\n\n ", " ok"],
+    "smollm": ["It", "'", "S", " ", "1", "2", "3", "4", " x", "²", " HTTPServer", "\n\n ", " ok"],
+    "llama-bpe": ["It", "'S", " ", "123", "4", " x", "²", " HTTPServer", "\n\n", " ", " ok"],
+    "qwen2": ["It", "'S", " ", "1", "2", "3", "4", " x", "²", " HTTPServer", "\n\n", " ", " ok"],
+    "tekken": [
+        *("It", "'S", " ", "1", "2", "3", "4", " x", "²"),
+        *(" HTTPServer", "\n\n", " ", " ok"),
+    ],
+    "gpt-4o": ["It'S", " ", "123", "4", " x", "²", " HTTPServer", "\n\n", " ", " ok"],
+}
+
+
+@pytest.mark.parametrize("pre", CUTS)
+def test_words_are_cut_as_the_pre_tokenizer_says(pre: str) -> None:
+    cuts = [pre_tokenizers.Split(Regex(p), "isolated") for p in WORD_SPLITS[pre].patterns]
+    words = pre_tokenizers.Sequence(cuts).pre_tokenize_str(WORDS)
+    assert [word for word, _ in words] == CUTS[pre]
+
+
+@pytest.mark.parametrize("pre", WORD_SPLITS)
+def test_every_pre_tokenizer_loses_no_text(tmp_path: Path, pre: str) -> None:
+    tokenizer = _load(tmp_path, byte_level_keys(pre))
+    for text in SAMPLES:
+        if WORD_SPLITS[pre].nfc and "\u0301" in text:
+            continue
+        assert tokenizer.decode(tokenizer.encode(text, False)) == text
+
+
+def test_qwen2_composes_characters_first(tmp_path: Path) -> None:
+    tokenizer = _load(tmp_path, byte_level_keys("qwen2"))
+    assert tokenizer.encode("cafe\u0301", False) == tokenizer.encode("café", False)
+
+
+@pytest.mark.parametrize(
+    ("more", "around"),
+    [
+        ({}, ([], [])),
+        ({"tokenizer.ggml.add_bos_token": True}, ([0], [])),
+        ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}, ([0], [1])),
+        ({"tokenizer.ggml.pre": "llama-bpe"}, ([0], [])),
+        ({"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}, ([], [])),
+    ],
+)
+def test_what_is_put_around_a_text(
+    tmp_path: Path, more: dict[str, Any], around: tuple[list[int], list[int]]
+) -> None:
+    tokenizer = _load(tmp_path, byte_level_keys() | more)
+    bare = tokenizer.encode("hi", False)
+    assert tokenizer.encode("hi") == around[0] + bare + around[1]
+
+
+def test_sentencepiece_ids_are_those_of_sentencepiece(tmp_path: Path) -> None:
+    ours = _load(tmp_path, sentencepiece_keys())
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=trained_sentencepiece())
+    for text in (*SAMPLES, book()[:20_000]):
+        ids = theirs.encode(text)
+        assert ours.encode(text, False) == ids
+        assert ours.decode(ids) == theirs.decode(ids)
+    assert ours.encode("hi") == [1, *theirs.encode("hi")]
+
+
+def test_sentencepiece_ids_are_those_of_transformers(tmp_path: Path) -> None:
+    ours = _load(tmp_path, sentencepiece_keys())
+    (tmp_path / "tokenizer.model").write_bytes(trained_sentencepiece())
+    theirs = LlamaTokenizer.from_pretrained(tmp_path, legacy=True)
+    for text in (*SAMPLES, "tell<tool>me"):
+        if not text.startswith(" "):
+            assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_without_a_space_prefix_nothing_is_put_before_a_text(tmp_path: Path) -> None:
+    tokenizer = _load(tmp_path, sentencepiece_keys(**{"tokenizer.ggml.add_space_prefix": False}))
+    ids = tokenizer.encode("light", False)
+    assert tokenizer.decode(ids) == "light"
+    assert tokenizer.decode(tokenizer.encode(" light", False)) == " light"
+
+
+def test_kinds_of_tokens(tmp_path: Path) -> None:
+    tokenizer = _load(tmp_path, sentencepiece_keys())
+    tool = tokenizer.token_to_id("<tool>")
+    assert tool in tokenizer.added_tokens
+    assert tool not in tokenizer.special_ids
+    assert tokenizer.special_ids == {0, 1, 2}
+    assert tool in tokenizer.encode("a<tool>b", False)
+    assert tokenizer.token_bytes(tokenizer.token_to_id("<0xE4>") or 0) == b"\xe4"
+
+
+def test_declared_fill_in_the_middle_marks(tmp_path: Path) -> None:
+    marks = {f"tokenizer.ggml.fim_{name}_token_id": i for name, i in (("pre", 5), ("suf", 6))}
+    assert _load(tmp_path, byte_level_keys(**marks)).fim is None
+    marks["tokenizer.ggml.fim_mid_token_id"] = 7
+    fim = _load(tmp_path, byte_level_keys(**marks)).fim
+    assert fim is not None
+    assert fim.prompt([100], [200]) == [5, 100, 6, 200, 7]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no vocabulary": ({"tokenizer.ggml.tokens": None}, "tokens is missing"),
+    "no model": ({"tokenizer.ggml.model": None}, "model is missing"),
+    "unknown model": ({"tokenizer.ggml.model": "rwkv"}, "'rwkv' is not supported"),
+    "model is a number": ({"tokenizer.ggml.model": 3}, "model is a int"),
+    "unknown words": ({"tokenizer.ggml.pre": "klingon"}, "'klingon' is not supported"),
+    "no merges": ({"tokenizer.ggml.merges": None}, "merges is missing"),
+    "merge of one": ({"tokenizer.ggml.merges": ["ab"]}, "'ab' is not two tokens"),
+    "merge of strangers": ({"tokenizer.ggml.merges": ["qqq zzz"]}, "no usable tokenizer"),
+    "tokens are numbers": ({"tokenizer.ggml.tokens": [1, 2]}, "tokens is a"),
+    "few types": ({"tokenizer.ggml.token_type": [1, 1]}, "2 token types for 1000 tokens"),
+    "id outside": ({"tokenizer.ggml.bos_token_id": 5000}, "5000 is outside"),
+    "id is text": ({"tokenizer.ggml.eos_token_id": "x"}, "eos_token_id is a str"),
+    "flag is text": ({"tokenizer.ggml.add_bos_token": "yes"}, "add_bos_token is a str"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_broken_vocabulary_is_an_error_that_names_the_file(tmp_path: Path, case: str) -> None:
+    change, says = REFUSED[case]
+    with pytest.raises(ModelError, match=says) as caught:
+        _load(tmp_path, byte_level_keys() | change)
+    assert "m.gguf" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tokenizer.ggml.scores": None}, "scores is missing"),
+        ({"tokenizer.ggml.scores": np.zeros(3, np.float32).tolist()}, "3 scores for 800 tokens"),
+    ],
+)
+def test_a_broken_sentencepiece_vocabulary(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ModelError, match=says):
+        _load(tmp_path, sentencepiece_keys() | change)
