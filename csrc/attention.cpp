@@ -126,7 +126,7 @@ class Attention final : public Op {
   decltype(&generic::attend_tile) attend_tile_ = GALLEY_PICK(attend_tile);
   decltype(&generic::merge_states) merge_states_ = GALLEY_PICK(merge_states);
   decltype(&generic::finish_states) finish_states_ = GALLEY_PICK(finish_states);
-  decltype(&generic::pack_query) pack_query_ = GALLEY_PICK(pack_query);
+  decltype(&generic::pack_queries) pack_queries_ = GALLEY_PICK(pack_queries);
   decltype(&generic::store_columns) store_columns_ = GALLEY_PICK(store_columns);
   mutable std::vector<Group> groups_;
   mutable std::vector<Item> items_;
@@ -153,8 +153,10 @@ void Attention::plan(const Step& step, int threads) const {
   groups_.clear();
   const int32_t kv_heads = static_cast<int32_t>(kv_.heads);
   const int32_t block = static_cast<int32_t>(block_queries_);
-  // With fewer sequences than that, a thread would have nothing to do.
-  const bool by_head = step.rows < 2 * threads && !whole_rows_;
+  int64_t chunks = 0;
+  for (int32_t r = 0; r < step.rows; r++) chunks += known_tokens(step, r) / kChunk + 1;
+  // With fewer pieces than that, a thread may have nothing to do.
+  const bool by_head = threads > 1 && chunks < 2 * threads;
   for (int32_t r = 0; r < step.rows; r++) {
     const int32_t queries = step.query_start[r + 1] - step.query_start[r];
     const int32_t heads = (queries > block || by_head) && !whole_rows_ ? 1 : kv_heads;
@@ -219,6 +221,11 @@ void Attention::run_item(const Step& step, const Item& item, const Item* next, f
     find_pages(step, n, start, n.head, work.next);
   }
 
+  if (g.chunks == 1) {
+    attend_chunk(step, g, item.first_chunk, true, work);
+    finish(g, work.states, out_rows);  // merged into an empty state it would be the same
+    return;
+  }
   if (g.partial < 0) {
     clear_states_(shape_, total, rows);
     for (int64_t c = 0; c < item.chunks; c++) {
@@ -241,12 +248,12 @@ void Attention::run_item(const Step& step, const Item& item, const Item* next, f
 // The queries by KV head, and which tokens each of a head's rows attends to.
 void Attention::gather(const Group& g, const Work& work) const {
   const int64_t per_head = g.queries * group_;
-  const int64_t q_bytes = shape_.head_dim * (q_is_f32_ ? 4 : 2);
+  const int64_t head_bytes = shape_.head_dim * (q_is_f32_ ? 4 : 2);
   for (int64_t h = 0; h < g.heads; h++) {
-    for (int64_t r = 0; r < per_head; r++) {
-      const int64_t head = (g.head + h) * group_ + r % group_;
-      pack_query_(shape_, q_ + ((g.token + r / group_) * heads_ + head) * q_bytes, q_is_f32_,
-                  work.q + (h * per_head + r) * shape_.words);
+    for (int64_t q = 0; q < g.queries; q++) {
+      const int64_t head = (g.token + q) * heads_ + (g.head + h) * group_;
+      pack_queries_(shape_, q_ + head * head_bytes, q_is_f32_, group_,
+                    work.q + (h * per_head + q * group_) * shape_.words);
     }
   }
   for (int64_t r = 0; r < per_head; r++) {
@@ -271,7 +278,7 @@ void Attention::find_pages(const Step& step, const Group& g, int64_t start, int6
 void Attention::attend_chunk(const Step& step, const Group& g, int64_t chunk, bool is_last,
                              const Work& work) const {
   const int64_t per_head = g.queries * group_, size = shape_.state_size();
-  const int64_t known = known_tokens(step, g.row), end_of_rows = work.last[per_head - 1];
+  const int64_t end_of_rows = work.last[per_head - 1];
   clear_states_(shape_, work.states, state_rows(g));
   const int64_t from = std::max<int64_t>(chunk * kChunk, work.first[0] / kTile * kTile);
   const int64_t to = std::min<int64_t>((chunk + 1) * kChunk, end_of_rows);
@@ -283,7 +290,6 @@ void Attention::attend_chunk(const Step& step, const Group& g, int64_t chunk, bo
     while (begin < end && work.last[begin] <= start) begin++;
     AttentionTile tile;
     tile.start = start;
-    tile.tokens = std::min(kTile, known - start);
     tile.rows = end - begin;
     tile.first = work.first + begin;
     tile.last = work.last + begin;

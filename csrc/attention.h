@@ -28,30 +28,30 @@ struct AttentionShape {
 };
 
 struct AttentionTile {
-  const uint8_t* pages[kTilePages];  // the head's K in each page; only those that `tokens` reach
+  const uint8_t* pages[kTilePages];  // the head's K in each page; all can be read
   const uint8_t* ahead[kTilePages];  // what will be read next: prefetched; null = nothing
   int64_t start;                     // absolute position of the first token
-  int64_t tokens;                    // that the sequence has here, 1 .. 64
   int64_t rows;
   const uint32_t* q;     // [rows][words]
-  const int32_t* first;  // [rows] absolute tokens first .. last - 1 count; at least one in the tile
-  const int32_t* last;
+  const int32_t* first;  // [rows] absolute tokens first .. last - 1 count, at least one in the tile;
+  const int32_t* last;   // both never fall from row to row, and `last` is within the sequence
   float* state;          // [rows][state_size]
 };
 
 GALLEY_VARIANTS(
     void clear_states(const AttentionShape& shape, float* states, int64_t rows);
     void attend_tile(const AttentionShape& shape, const AttentionTile& tile);
-    // into += from, both with l summed up in lane 0 on return; an empty `from` changes nothing.
+    // into += from; an empty `from` changes nothing, an empty `into` becomes `from`.
     void merge_states(const AttentionShape& shape, float* into, const float* from, int64_t rows);
-    // out[r * stride ..] = o / l.
+    // out[r * stride ..] = o / sum(l).
     void finish_states(const AttentionShape& shape, const float* states, int64_t rows, float* out,
                        int64_t stride);
     // Columns [first, first + n) of an output row of k columns. Kinds with a scale per group or per
     // row need whole groups or the whole row.
     void store_columns(const float* x, int64_t first, int64_t n, int64_t k, Kind kind,
                        uint8_t* row);
-    // A query vector of one head as `words`.
-    void pack_query(const AttentionShape& shape, const void* q, bool q_is_f32, uint32_t* out);)
+    // Query vectors of `heads` heads in a row as words.
+    void pack_queries(const AttentionShape& shape, const void* q, bool q_is_f32, int64_t heads,
+                      uint32_t* out);)
 
 }  // namespace galley

@@ -44,7 +44,8 @@ GALLEY_INLINE float exp2_one(float x) {
 struct RowBlock {
   const AttentionShape* shape;
   const AttentionTile* tile;
-  int64_t first;  // row of the tile
+  int64_t first;   // row of the tile
+  int64_t tokens;  // of the tile that any of the rows attends to
   alignas(64) float scores[kRows][kTileTokens];
   alignas(64) uint32_t p[kRows][kTileTokens];  // words
   float shrink[kRows];                         // 2^(m - m')
@@ -99,10 +100,20 @@ GALLEY_INLINE void score_pages(RowBlock& b, int page) {
 }
 
 template <class W, int R, bool Ahead> GALLEY_INLINE void score_tile(RowBlock& b) {
-  const int pages = static_cast<int>((b.tile->tokens + kPageTokens - 1) / kPageTokens);
+  const int pages = static_cast<int>((b.tokens + kPageTokens - 1) / kPageTokens);
   int page = 0;
-  for (; page + kPages <= pages; page += kPages) score_pages<W, R, kPages, Ahead>(b, page);
+  if (kPages == 4 && pages > 2) {
+    score_pages<W, R, kPages, Ahead>(b, 0);  // of three pages the fourth is computed in vain
+    return;
+  }
+  if (kPages > 1) {
+    for (; page + 2 <= pages; page += 2) score_pages<W, R, 2, Ahead>(b, page);
+  }
   for (; page < pages; page++) score_pages<W, R, 1, Ahead>(b, page);
+  // The others get no scores; they are masked, but read.
+  for (int r = 0; r < R && pages < kTilePages; r++) {
+    memset(b.scores[r] + pages * kPageTokens, 0, (kTilePages - pages) * kPageTokens * 4);
+  }
 }
 
 // Scores that do not count become -infinity, so that their p is exactly 0.
@@ -161,9 +172,9 @@ GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
       acc[r][i] = load(b.state(r) + 32 + dim + i * kLanes) * all(b.shrink[r]);
     }
   }
-  // Only what the sequence has: anything may lie behind it, and 0 * NaN is not 0.
-  const int words = static_cast<int>(b.tile->tokens / W::kTokens);
-  const bool odd = b.tile->tokens % W::kTokens != 0;
+  // Not a token more: behind the sequence's end anything may lie, and 0 * NaN is not 0.
+  const int words = static_cast<int>(b.tokens / W::kTokens);
+  const bool odd = b.tokens % W::kTokens != 0;
   const uint8_t* v = nullptr;
   const uint8_t* ahead = nullptr;
   const int64_t ahead_start =
@@ -209,29 +220,32 @@ template <class W, int R, bool Ahead> void attend_rows(RowBlock& b) {
   }
 }
 
-template <class W, bool Ahead> GALLEY_INLINE int attend_block(RowBlock& b, int64_t left) {
-  switch (left < kRows ? left : kRows) {
-    case 1: attend_rows<W, 1, Ahead>(b); return 1;
-    case 2: attend_rows<W, 2, Ahead>(b); return 2;
+// Up to kRows rows from b.first on; returns how many.
+template <class W, bool Ahead> GALLEY_INLINE int64_t attend_block(RowBlock& b) {
+  const int64_t left = b.tile->rows - b.first, rows = left < kRows ? left : kRows;
+  // A row's tokens never end before those of the row before it.
+  const int64_t reach = b.tile->last[b.first + rows - 1] - b.tile->start;
+  b.tokens = reach < kTileTokens ? reach : kTileTokens;
+  switch (rows) {
+    case 1: attend_rows<W, 1, Ahead>(b); break;
+    case 2: attend_rows<W, 2, Ahead>(b); break;
 #if GALLEY_PARTS == 1
-    case 3: attend_rows<W, 3, Ahead>(b); return 3;
-    case 4: attend_rows<W, 4, Ahead>(b); return 4;
-    case 5: attend_rows<W, 5, Ahead>(b); return 5;
-    default: attend_rows<W, 6, Ahead>(b); return 6;
+    case 3: attend_rows<W, 3, Ahead>(b); break;
+    case 4: attend_rows<W, 4, Ahead>(b); break;
+    case 5: attend_rows<W, 5, Ahead>(b); break;
+    case 6: attend_rows<W, 6, Ahead>(b); break;
 #endif
   }
-  return kRows;
+  return rows;
 }
 
 template <class W> GALLEY_INLINE void attend(const AttentionShape& shape, const AttentionTile& tile) {
   RowBlock b;
   b.shape = &shape;
   b.tile = &tile;
-  // Pages that are not reached get no scores; they are masked, but read.
-  if (tile.tokens <= kTileTokens - kPageTokens) memset(b.scores, 0, sizeof b.scores);
   b.first = 0;
-  if (W::kTokens == 2 && tile.ahead[0] != nullptr) b.first = attend_block<W, true>(b, tile.rows);
-  while (b.first < tile.rows) b.first += attend_block<W, false>(b, tile.rows - b.first);
+  if (W::kTokens == 2 && tile.ahead[0] != nullptr) b.first = attend_block<W, true>(b);
+  while (b.first < tile.rows) b.first += attend_block<W, false>(b);
 }
 
 void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {
@@ -265,7 +279,7 @@ void finish_states(const AttentionShape& shape, const float* states, int64_t row
                    int64_t stride) {
   const int64_t size = shape.state_size();
   for (int64_t r = 0; r < rows; r++, states += size, out += stride) {
-    const Float inverse = all(1.0f / states[16]);
+    const Float inverse = all(1.0f / sum(load(states + 16)));
     for (int64_t d = 0; d < shape.head_dim; d += kLanes) {
       const int64_t left = shape.head_dim - d;
       // + 0: whether p = 0 was added or left out must not show in the sign of a zero.
@@ -288,10 +302,11 @@ void store_columns(const float* x, int64_t first, int64_t n, int64_t k, Kind kin
   }
 }
 
-void pack_query(const AttentionShape& shape, const void* q, bool q_is_f32, uint32_t* out) {
-  const int64_t n = shape.head_dim;
+void pack_queries(const AttentionShape& shape, const void* q, bool q_is_f32, int64_t heads,
+                  uint32_t* out) {
+  const int64_t n = heads * shape.head_dim;
   if (q_is_f32 == shape.is_f32) {
-    memcpy(out, q, shape.words * 4);
+    memcpy(out, q, heads * shape.words * 4);
     return;
   }
   for (int64_t i = 0; i < n; i += kLanes) {
