@@ -1,0 +1,119 @@
+"""One request, one answer: alone or among others, however it is computed.
+
+Every test compares with `==` against the same requests run alone, and asserts that what it is
+about took place. All of it runs twice: with the local executor, and through the loopback executor
+that packs every plan and result into bytes and keeps tables of its own.
+"""
+
+import pytest
+
+from galley import LLM, SamplingParams
+from tests.equality.workload import MAX_TOKENS, answer, params, prompts, watch
+
+COMMON = {"max_model_len": 512, "kv_cache_memory_bytes": 256 << 20}
+
+
+@pytest.fixture(scope="module", params=["uni", "loopback"])
+def executor(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The answers of 64 requests, each alone, nothing cached."""
+    with LLM(**COMMON, enable_prefix_caching=False) as llm:
+        return [
+            answer(llm.generate([p], s, use_tqdm=False)[0])
+            for p, s in zip(prompts(), params(), strict=True)
+        ]
+
+
+def run(llm: LLM, order: list[int] | None = None) -> list:
+    """Answers of the 64 requests submitted together, in the workload's order."""
+    all_prompts, all_params = prompts(), params()
+    order = order or list(range(len(all_prompts)))
+    outputs = llm.generate(
+        [all_prompts[i] for i in order], [all_params[i] for i in order], use_tqdm=False
+    )
+    answers: list = [None] * len(order)
+    for i, output in zip(order, outputs, strict=True):
+        answers[i] = answer(output)
+    return answers
+
+
+def make(executor: str, **flags) -> LLM:
+    return LLM(**{**COMMON, "distributed_executor_backend": executor, **flags})
+
+
+def test_in_a_batch_of_64(executor, alone):
+    with make(executor) as llm:
+        events = watch(llm)
+        assert run(llm) == alone
+        assert events.most_rows == 64
+
+
+@pytest.mark.parametrize("budget", [16, 33, 256, 2048])
+def test_any_token_budget(executor, alone, budget):
+    with make(executor, max_num_batched_tokens=budget, max_num_seqs=min(budget, 24)) as llm:
+        events = watch(llm)
+        assert run(llm) == alone
+        assert events.most_rows >= 2
+        if budget < 64:
+            assert events.most_chunks >= 3
+
+
+def test_prefix_cache_cold_hit_and_partly_evicted(executor, alone):
+    with make(executor, num_gpu_blocks_override=260) as llm:
+        assert run(llm) == alone
+        kv = llm._core.scheduler.kv
+        hits = kv.stats.hits
+        assert run(llm, list(reversed(range(64)))) == alone
+        assert kv.stats.hits > hits
+        assert kv.pool.num_evicted > 0
+
+
+def test_prefix_cache_off(executor, alone):
+    with make(executor, enable_prefix_caching=False) as llm:
+        assert run(llm) == alone
+        assert llm._core.scheduler.kv.stats.hits == 0
+
+
+def test_under_preemption(executor, alone):
+    with make(executor, num_gpu_blocks_override=64, max_num_seqs=32) as llm:
+        assert run(llm) == alone
+        assert llm._core.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("flags", [{"block_size": 64}, {"num_threads": 1}, {"enforce_eager": True}])
+def test_blocks_threads_and_op_by_op(executor, alone, flags):
+    with make(executor, **flags) as llm:
+        assert run(llm) == alone
+
+
+def test_streamed_pieces_add_up(executor, alone):
+    with make(executor) as llm:
+        for i in (0, 2, 5, 9):
+            ids: list[int] = []
+            text = ""
+            pieces = 0
+            for piece in llm.stream(prompts()[i], params()[i]):
+                ids += piece.outputs[0].token_ids
+                text += piece.outputs[0].text
+                pieces += 1
+            assert pieces > MAX_TOKENS / 2
+            assert [(ids, text)] == [(o[1], o[2]) for o in alone[i][2]]
+
+
+def test_four_children_equal_four_requests(executor):
+    shared = SamplingParams(n=4, temperature=1.0, seed=5, max_tokens=MAX_TOKENS, logprobs=1)
+    prompt = prompts()[3]
+    for caching in (True, False):
+        with make(executor, enable_prefix_caching=caching) as llm:
+            together = answer(llm.generate([prompt], shared, use_tqdm=False)[0])[2]
+            assert len({tuple(o[1]) for o in together}) > 1
+            for i, one in enumerate(together):
+                single = SamplingParams(
+                    temperature=1.0, seed=5 + i, max_tokens=MAX_TOKENS, logprobs=1
+                )
+                got = answer(llm.generate([prompt], single, use_tqdm=False)[0])[2][0]
+                assert got[1:] == one[1:]
