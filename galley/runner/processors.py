@@ -22,15 +22,9 @@ from galley.batch import RequestTable, StepPlan
 from galley.runner.sampler import SamplingTable
 
 
-def rows_with_processors(plan: StepPlan, sampling: SamplingTable) -> list[int]:
-    """Rows of the plan that draw a token and have processors."""
-    special = np.flatnonzero(sampling.special[plan.slots] & (plan.samples == 1))
-    return [int(r) for r in special if sampling.specials[int(plan.slots[r])].processors]
-
-
 def apply_processors(
-    rows: Sequence[int],
     plan: StepPlan,
+    rows: Sequence[int],
     table: RequestTable,
     sampling: SamplingTable,
     logits: NDArray[np.float32],

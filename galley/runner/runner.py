@@ -23,7 +23,7 @@ from galley.models.decoder import Stage
 from galley.runner.device import dense_format, open_device
 from galley.runner.load import Progress, load_model
 from galley.runner.memory import MemoryUse, fit_length, kv_capacity
-from galley.runner.processors import apply_processors, rows_with_processors
+from galley.runner.processors import apply_processors
 from galley.runner.results import Drawn, step_result
 from galley.runner.sampler import SamplingTable
 from galley.runner.weight_cache import cache_path
@@ -37,13 +37,15 @@ class _Pending:
     """A plan between `execute` and `sample`.
 
     Attributes:
+        special: rows that have masks, biases or processors.
+        processed: those whose processors must run before the drawing.
         drawn: whether the drawing is done already.
-        processed: rows whose logits processors must run first.
     """
 
     plan: StepPlan
-    drawn: bool
+    special: NDArray[np.intp]
     processed: list[int]
+    drawn: bool
 
 
 class Runner:
@@ -108,12 +110,14 @@ class Runner:
             self._sampling.set_row(row)
         if len(plan.copy_src):
             self._executable.copy_blocks(plan.copy_src, plan.copy_dst)
-        processed = rows_with_processors(plan, self._sampling)
+        special = self._sampling.special_rows(plan)
+        specials = self._sampling.specials
+        processed = [int(row) for row in special if specials[int(plan.slots[row])].processors]
         whole = not processed and not len(plan.grammar_rows)
+        self._pending = _Pending(plan, special, processed, whole)
         if whole:
-            self._set_masks(plan, None)
+            self._set_masks(self._pending, None)
         self._executable.run(plan, sample=whole)
-        self._pending = _Pending(plan, whole, processed)
 
     def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
         """The result of the plan that was executed last.
@@ -128,9 +132,9 @@ class Runner:
         failed: dict[int, str] = {}
         if not pending.drawn:
             failed = apply_processors(
-                pending.processed, plan, self.table, self._sampling, executable.logits
+                plan, pending.processed, self.table, self._sampling, executable.logits
             )
-            self._set_masks(plan, mask)
+            self._set_masks(pending, mask)
             executable.sample(plan)
         drawn = Drawn(plan, executable.samples, executable.logits, failed)
         result = step_result(drawn, self.table, self._sampling)
@@ -166,8 +170,8 @@ class Runner:
             "kv_cache": self.num_blocks * self.groups[0].block_bytes,
         }
 
-    def _set_masks(self, plan: StepPlan, grammar: NDArray[np.int32] | None) -> None:
-        masks = self._sampling.logit_masks(plan, self.table, grammar)
+    def _set_masks(self, pending: _Pending, grammar: NDArray[np.int32] | None) -> None:
+        masks = self._sampling.logit_masks(pending.plan, pending.special, self.table, grammar)
         if masks is not None or self._masked:
             self._executable.set_masks(masks)
         self._masked = masks is not None

@@ -151,16 +151,24 @@ class SamplingTable:
         allowed[np.fromiter(token_ids, np.int64)] = True
         return np.packbits(allowed, bitorder="little").view(np.uint64)
 
+    def special_rows(self, plan: StepPlan) -> NDArray[np.intp]:
+        """Rows of the plan that draw a token and have an entry in `specials`."""
+        return np.flatnonzero(self.special[plan.slots] & (plan.samples == 1))
+
     def logit_masks(
-        self, plan: StepPlan, table: RequestTable, grammar: NDArray[np.int32] | None
+        self,
+        plan: StepPlan,
+        special: NDArray[np.intp],
+        table: RequestTable,
+        grammar: NDArray[np.int32] | None = None,
     ) -> LogitMasks | None:
         """Masks and biases of this step's logit rows; None where no row has any.
 
         Args:
+            special: the plan's `special_rows`.
             grammar: int32 [len(plan.grammar_rows), >= V / 32] bits of the tokens that the grammar
                 allows, for the plan's `grammar_rows`.
         """
-        special = np.flatnonzero(self.special[plan.slots] & (plan.samples == 1))
         if not len(special) and grammar is None:
             return None
         last_logit = np.cumsum(plan.num_logits) - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from galley.request import SamplingParams
-from galley.runner.processors import apply_processors, rows_with_processors
+from galley.runner.processors import apply_processors
 from tests.runner.rows import VOCAB, new_row, step, tables
 
 
@@ -16,9 +16,9 @@ def run(*processors, tokens=(1, 2, 3, 4), num_prompt=3):
     )
     plan = step([0, 5], num_logits=[2, 1])
     logits = np.zeros((3, VOCAB), np.float32)
-    rows = rows_with_processors(plan, sampling)
+    rows = sampling.special_rows(plan).tolist()
     assert rows == [1]
-    return logits, apply_processors(rows, plan, table, sampling, logits)
+    return logits, apply_processors(plan, rows, table, sampling, logits)
 
 
 def test_two_arguments_are_output_tokens_and_logits():
@@ -64,4 +64,4 @@ def test_a_failing_processor_fails_its_row():
 def test_rows_that_do_not_draw_are_left_alone():
     params = SamplingParams(logits_processors=[lambda _, row: row])
     _, sampling = tables(new_row(5, params))
-    assert rows_with_processors(step([5], num_logits=[0], samples=[0]), sampling) == []
+    assert sampling.special_rows(step([5], num_logits=[0], samples=[0])).tolist() == []

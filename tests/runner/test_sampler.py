@@ -9,6 +9,10 @@ from galley.request import SamplingParams
 from tests.runner.rows import VOCAB, new_row, step, tables
 
 
+def logit_masks(sampling, plan, table, grammar=None):
+    return sampling.logit_masks(plan, sampling.special_rows(plan), table, grammar)
+
+
 def allowed(mask):
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
     assert not bits[VOCAB:].any()
@@ -63,7 +67,7 @@ def test_logprob_columns_hold_the_larger_wish_and_the_whole_vocabulary():
 
 def test_rows_with_numbers_alone_have_no_masks():
     table, sampling = tables(*(new_row(i, SamplingParams(temperature=0.5)) for i in range(4)))
-    assert sampling.logit_masks(step([0, 1, 2, 3]), table, None) is None
+    assert logit_masks(sampling, step([0, 1, 2, 3]), table) is None
 
 
 def test_allowed_token_ids_mask_only_their_row():
@@ -71,7 +75,7 @@ def test_allowed_token_ids_mask_only_their_row():
         new_row(0, SamplingParams()),
         new_row(1, SamplingParams(allowed_token_ids=[0, 64, 199])),
     )
-    masks = sampling.logit_masks(step([0, 1]), table, None)
+    masks = logit_masks(sampling, step([0, 1]), table)
     assert masks.masks[0] is None
     assert allowed(masks.masks[1]) == {0, 64, 199}
     assert masks.addresses.tolist() == [0, masks.masks[1].ctypes.data]
@@ -83,28 +87,28 @@ def test_masks_sit_at_a_row_s_last_logit_and_only_where_it_draws():
         new_row(0, SamplingParams(allowed_token_ids=[5], prompt_logprobs=1)),
         new_row(1, SamplingParams(allowed_token_ids=[6])),
     )
-    masks = sampling.logit_masks(step([0, 1], num_logits=[3, 1]), table, None)
+    masks = logit_masks(sampling, step([0, 1], num_logits=[3, 1]), table)
     assert [m is not None for m in masks.masks] == [False, False, True, True]
     assert allowed(masks.masks[3]) == {6}
-    assert sampling.logit_masks(step([0, 1], [3, 0], samples=[0, 0]), table, None) is None
+    assert logit_masks(sampling, step([0, 1], [3, 0], samples=[0, 0]), table) is None
 
 
 def test_min_tokens_forbids_eos_and_stop_ids_until_enough_are_out():
     params = SamplingParams(min_tokens=2, stop_token_ids=[11, 5000])
     table, sampling = tables(new_row(0, params, eos=(9, 10)))
-    masks = sampling.logit_masks(step([0]), table, None)
+    masks = logit_masks(sampling, step([0]), table)
     assert allowed(masks.masks[0]) == set(range(VOCAB)) - {9, 10, 11}
     table.num_tokens[0] += 1
-    assert sampling.logit_masks(step([0]), table, None) is not None
+    assert logit_masks(sampling, step([0]), table) is not None
     table.num_tokens[0] += 1
-    assert sampling.logit_masks(step([0]), table, None) is None
+    assert logit_masks(sampling, step([0]), table) is None
 
 
 def test_a_bad_word_s_last_token_is_forbidden_after_the_others():
     params = SamplingParams(bad_words=["a", "b c"])
     row = new_row(0, params, tokens=(7, 8, 7, 8), num_prompt=2, bad=[(3,), (7, 8, 4), (1, 8, 6)])
     table, sampling = tables(row)
-    masks = sampling.logit_masks(step([0]), table, None)
+    masks = logit_masks(sampling, step([0]), table)
     assert allowed(masks.masks[0]) == set(range(VOCAB)) - {3, 4}
 
 
@@ -113,17 +117,17 @@ def test_bad_words_look_at_output_tokens_only():
         0, SamplingParams(bad_words=["b c"]), tokens=(7, 8), num_prompt=2, bad=[(7, 8, 4), (8, 5)]
     )
     table, sampling = tables(row)
-    assert sampling.logit_masks(step([0]), table, None) is None
+    assert logit_masks(sampling, step([0]), table) is None
 
 
 def test_masks_combine_and_leave_the_allowed_set_as_it_was():
     params = SamplingParams(allowed_token_ids=[9, 20, 30], min_tokens=1)
     table, sampling = tables(new_row(0, params))
     for _ in range(2):
-        masks = sampling.logit_masks(step([0]), table, None)
+        masks = logit_masks(sampling, step([0]), table)
         assert allowed(masks.masks[0]) == {20, 30}
     table.num_tokens[0] += 1
-    assert allowed(sampling.logit_masks(step([0]), table, None).masks[0]) == {9, 20, 30}
+    assert allowed(logit_masks(sampling, step([0]), table).masks[0]) == {9, 20, 30}
 
 
 def test_biases_are_ragged_by_logit_row():
@@ -132,7 +136,7 @@ def test_biases_are_ragged_by_logit_row():
         new_row(1, SamplingParams()),
         new_row(2, SamplingParams(logit_bias={1: 2.0})),
     )
-    masks = sampling.logit_masks(step([2, 1, 0]), table, None)
+    masks = logit_masks(sampling, step([2, 1, 0]), table)
     assert masks.bias_indptr.tolist() == [0, 1, 1, 3]
     assert masks.bias_ids.tolist() == [1, 4, 7]
     assert masks.bias_values.tolist() == [2.0, 1.5, -100.0]
@@ -148,7 +152,7 @@ def test_a_grammar_mask_is_met_with_the_row_s_own():
         row[33 // 32] |= 1 << (33 % 32)
         row[100 // 32] |= 1 << (100 % 32)
         row[50 // 32] |= 1 << (50 % 32)
-    masks = sampling.logit_masks(step([0, 1], grammar=[0, 1]), table, bits)
+    masks = logit_masks(sampling, step([0, 1], grammar=[0, 1]), table, bits)
     assert allowed(masks.masks[0]) == {33, 100}
     assert allowed(masks.masks[1]) == {33, 50, 100}
 
@@ -162,4 +166,4 @@ def test_a_slot_forgets_who_was_there(leave):
     else:
         sampling.set_row(new_row(3, SamplingParams()))
     assert not sampling.specials
-    assert sampling.logit_masks(step([3]), table, None) is None
+    assert logit_masks(sampling, step([3]), table) is None
