@@ -1,4 +1,5 @@
-from galley.cli.main import main
 import sys
+
+from galley.cli.main import main
 
 sys.exit(main())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -147,79 +147,36 @@ def refuse_unknown(name: str, known: list[str]) -> None:
 
 def check(config: EngineConfig) -> None:
     """Raise ConfigError for values out of range, naming the flag and the limit."""
-    s, c, p = config.scheduler, config.cache, config.parallel
-    length = config.model.max_model_len
-    for ok, name, want, got in (
-        (
-            0.0 < c.gpu_memory_utilization <= 1.0,
-            "gpu_memory_utilization",
-            "in (0, 1]",
-            c.gpu_memory_utilization,
-        ),
-        (
-            s.max_num_seqs is None or 1 <= s.max_num_seqs <= 65_536,
-            "max_num_seqs",
-            "in 1 … 65536",
-            s.max_num_seqs,
-        ),
-        (
-            s.max_num_batched_tokens is None or 1 <= s.max_num_batched_tokens <= 1 << 20,
-            "max_num_batched_tokens",
-            "in 1 … 1048576",
-            s.max_num_batched_tokens,
-        ),
-        (
-            s.long_prefill_token_threshold >= 0,
-            "long_prefill_token_threshold",
-            "at least 0",
-            s.long_prefill_token_threshold,
-        ),
-        (
-            length is None or length == -1 or length >= 1,
-            "max_model_len",
-            "at least 1, or -1 or auto",
-            length,
-        ),
-        (
-            c.kv_cache_memory_bytes is None or c.kv_cache_memory_bytes > 0,
-            "kv_cache_memory_bytes",
-            "above 0",
-            c.kv_cache_memory_bytes,
-        ),
-        (
-            c.num_gpu_blocks_override is None or c.num_gpu_blocks_override >= 2,
-            "num_gpu_blocks_override",
-            "at least 2",
-            c.num_gpu_blocks_override,
-        ),
-        (
-            config.device.num_threads is None or 1 <= config.device.num_threads <= 1024,
-            "num_threads",
-            "in 1 … 1024",
-            config.device.num_threads,
-        ),
-        (config.model.max_logprobs >= -1, "max_logprobs", "at least -1", config.model.max_logprobs),
-    ):
-        if not ok:
+    for section, name, ok, want in _RANGES:
+        value = getattr(getattr(config, section), name)
+        if value is not None and not ok(value):
             option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} must be {want}, got {got}.", field=name)
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
-        if getattr(p, name) != 1:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(
-                f"{option} must be 1: this version runs on one rank, got {getattr(p, name)}.",
-                field=name,
-            )
-    if (
-        s.max_num_batched_tokens is not None
-        and s.max_num_seqs is not None
-        and s.max_num_batched_tokens < s.max_num_seqs
-    ):
+            raise ConfigError(f"{option} must be {want}, got {value}.", field=name)
+    s = config.scheduler
+    if (s.max_num_batched_tokens or s.max_num_seqs or 0) < (s.max_num_seqs or 0):
         raise ConfigError(
             f"--max-num-batched-tokens ({s.max_num_batched_tokens}) must be at least "
             f"--max-num-seqs ({s.max_num_seqs}), or a full batch could not take one token each.",
             field="max_num_batched_tokens",
         )
+
+
+_ONE_RANK = "1: this version runs on one rank"
+#: Section, field, what holds of a value that is not None, and how to say it.
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
+    ("cache", "gpu_memory_utilization", lambda v: 0.0 < v <= 1.0, "in (0, 1]"),
+    ("cache", "kv_cache_memory_bytes", lambda v: v > 0, "above 0"),
+    ("cache", "num_gpu_blocks_override", lambda v: v >= 2, "at least 2"),
+    ("scheduler", "max_num_seqs", lambda v: 1 <= v <= 65_536, "in 1 … 65536"),
+    ("scheduler", "max_num_batched_tokens", lambda v: 1 <= v <= 1 << 20, "in 1 … 1048576"),
+    ("scheduler", "long_prefill_token_threshold", lambda v: v >= 0, "at least 0"),
+    ("model", "max_model_len", lambda v: v == -1 or v >= 1, "at least 1, or -1 or auto"),
+    ("model", "max_logprobs", lambda v: v >= -1, "at least -1"),
+    ("device", "num_threads", lambda v: 1 <= v <= 1024, "in 1 … 1024"),
+    ("parallel", "tensor_parallel_size", lambda v: v == 1, _ONE_RANK),
+    ("parallel", "pipeline_parallel_size", lambda v: v == 1, _ONE_RANK),
+    ("parallel", "data_parallel_size", lambda v: v == 1, _ONE_RANK),
+)
 
 
 def resolve(config: EngineConfig, machine: Machine, facts: ModelFacts) -> EngineConfig:
