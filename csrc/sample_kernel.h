@@ -15,29 +15,48 @@ GALLEY_INLINE Float load_logits(const float* x, int64_t left) {
   return select(inside, load_part(x, static_cast<int>(left)), all(-__builtin_inff()));
 }
 
-RowScan scan_row(const float* x, int64_t n) {
+// Maxima and where they were first seen, of one of several interleaved runs through a row: a single
+// run would wait for its own comparisons.
+struct RunningMax {
   Float best = all(-__builtin_inff());
   Int where = all(-1), nan = all(0);
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const Float v = load_logits(x + i, n - i);
+
+  GALLEY_INLINE void see(const Float& v, int64_t i) {
     const Int better = v > best;
-    best = select(better, v, best);
+    best = max(v, best);
     where = select(better, all(static_cast<int32_t>(i)), where);
     nan = nan | is_nan(v);
   }
-  float value[kLanes];
-  int32_t start[kLanes];
-  store(value, best);
-  store(start, where);
-  RowScan r{-__builtin_inff(), -1, mask_bits(nan) != 0};
-  for (int lane = 0; lane < kLanes; lane++) {
-    if (start[lane] < 0) continue;
-    const int32_t index = start[lane] + lane;
-    if (value[lane] > r.max || (value[lane] == r.max && index < r.argmax)) {
-      r.max = value[lane];
-      r.argmax = index;
+  GALLEY_INLINE void join(RowScan& r) const {
+    float value[kLanes];
+    int32_t start[kLanes];
+    store(value, best);
+    store(start, where);
+    r.has_nan = r.has_nan || mask_bits(nan) != 0;
+    for (int lane = 0; lane < kLanes; lane++) {
+      if (start[lane] < 0) continue;
+      const int32_t index = start[lane] + lane;
+      if (value[lane] > r.max || (value[lane] == r.max && index < r.argmax)) {
+        r.max = value[lane];
+        r.argmax = index;
+      }
     }
   }
+};
+
+RowScan scan_row(const float* x, int64_t n) {
+  constexpr int kWays = 4 / kParts;
+  RunningMax running[kWays];
+  int64_t i = 0;
+  for (; i + kWays * kLanes <= n; i += kWays * kLanes) {
+#pragma GCC unroll 4
+    for (int way = 0; way < kWays; way++) {
+      running[way].see(load(x + i + way * kLanes), i + way * kLanes);
+    }
+  }
+  for (; i < n; i += kLanes) running[0].see(load_logits(x + i, n - i), i);
+  RowScan r{-__builtin_inff(), -1, false};
+  for (const RunningMax& run : running) run.join(r);
   return r;
 }
 
