@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from galley.observability.observer import OutputsShape, ReadyShape, StatsShape
 from galley.request import FinishReason, Request
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("galley.stats")
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 import uuid
@@ -69,6 +70,12 @@ class Context:
         if asked not in self.model_names and not self.any_model_name:
             raise NotFound(f"The model `{asked:.200}` does not exist.", field="model")
         return asked
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: a text has at least its length through this tokens."""
+        tokenizer = self.require_tokenizer()
+        return max(len(tokenizer.id_to_token(i) or "") for i in range(tokenizer.vocab_size))
 
     def require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

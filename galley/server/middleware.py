@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Prefixes that an API key guards.
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
+#: What may be sent back in a header.
+_PLAIN = re.compile(rb"[\x21-\x7e]+")
 #: Probes and the like, which are not counted as requests.
 UNCOUNTED = frozenset({"/metrics", "/health", "/load", "/ping", "/version", "/server_info"})
 
@@ -102,10 +105,11 @@ class RequestIds:
             await self.app(scope, receive, send)
             return
         name = header(scope, b"x-request-id")
-        if name is None:
+        if name is None or not _PLAIN.fullmatch(name):
             name = uuid.uuid4().hex.encode()
             # The answer's id is then made of the id that its header tells.
-            scope["headers"].append((b"x-request-id", name))
+            others = [item for item in scope["headers"] if item[0] != b"x-request-id"]
+            scope["headers"] = [*others, (b"x-request-id", name)]
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":

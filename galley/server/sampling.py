@@ -62,10 +62,15 @@ def sampling_params(
         include_stop_str_in_output=request.include_stop_str_in_output,
         output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
-        logit_bias=request.logit_bias,
+        logit_bias=_clamped(request.logit_bias),
         allowed_token_ids=request.allowed_token_ids,
         bad_words=request.bad_words or None,
     )
+
+
+def _clamped(bias: dict[int, float] | None) -> dict[int, float] | None:
+    """OpenAI's range: ±100 bans a token or makes it the only one."""
+    return bias and {i: min(max(value, -100.0), 100.0) for i, value in bias.items()}
 
 
 async def start(
@@ -85,8 +90,13 @@ async def start(
     ids = prompt if isinstance(prompt, list) else None
     keep_left = request.truncation_side == "right" and params.truncate_prompt_tokens is not None
     fit = params.max_tokens is None and "max_tokens" in ctx.defaults
-    if isinstance(prompt, str) and (keep_left or fit or len(prompt) >= LONG_TEXT):
-        ids = await _tokenise(ctx, prompt, add_special_tokens)
+    _check_bad_words(ctx, params)
+    if isinstance(prompt, str) and len(prompt) >= LONG_TEXT and ctx.tokenizer is not None:
+        if params.truncate_prompt_tokens is None:
+            _check_length(ctx, prompt)
+        ids = await asyncio.to_thread(ctx.tokenizer.encode, prompt, add_special_tokens)
+    elif isinstance(prompt, str) and (keep_left or fit) and ctx.tokenizer is not None:
+        ids = ctx.tokenizer.encode(prompt, add_special_tokens)
     if ids is not None and keep_left:
         ids, params = _cut_right(ids, params, ctx.engine.limits.max_model_len)
     if ids is not None and fit:
@@ -105,13 +115,27 @@ async def start(
     )
 
 
-async def _tokenise(ctx: Context, text: str, add_special_tokens: bool) -> list[int] | None:
-    """Token ids, or None where the engine client is to say that there is no tokenizer."""
-    if ctx.tokenizer is None:
-        return None
-    if len(text) < LONG_TEXT:
-        return ctx.tokenizer.encode(text, add_special_tokens)
-    return await asyncio.to_thread(ctx.tokenizer.encode, text, add_special_tokens)
+def _check_length(ctx: Context, text: str) -> None:
+    """Refuse a text that cannot fit, without the seconds that tokenising it would take."""
+    length = ctx.engine.limits.max_model_len
+    least = len(text) // ctx.longest_token
+    if least > length:
+        raise InvalidRequest(
+            f"This model's maximum context length is {length} tokens, but the prompt has at "
+            f"least {least} tokens. Please shorten it.",
+            field="prompt",
+        )
+
+
+def _check_bad_words(ctx: Context, params: SamplingParams) -> None:
+    if not params.bad_words or ctx.tokenizer is None:
+        return
+    total = sum(len(ctx.tokenizer.encode(word, False)) for word in params.bad_words)
+    if total > ctx.caps.bad_words_tokens:
+        raise InvalidRequest(
+            f"bad_words are limited to {ctx.caps.bad_words_tokens} tokens in all, got {total}.",
+            field="bad_words",
+        )
 
 
 def _cut_right(

@@ -239,6 +239,11 @@ def test_every_sampling_field_reaches_the_engine(served: Served) -> None:
     assert tokenizer().encode("Berlin", False) in first.bad_words_token_ids
 
 
+def test_logit_bias_is_kept_in_range(served: Served) -> None:
+    chat(served, logit_bias={"5": 500, "6": -500, "7": 1})
+    assert served.engine.seen[0].sampling.logit_bias == {5: 100, 6: -100, 7: 1}
+
+
 def test_fields_without_effect_are_accepted(served: Served) -> None:
     answer = chat(
         served,

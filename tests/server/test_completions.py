@@ -215,20 +215,27 @@ def test_a_long_text_is_tokenised_beside_the_loop() -> None:
     """Far more text than fits is refused with both numbers, and the server answers meanwhile."""
     with serve() as served:
         with pytest.raises(openai.BadRequestError) as caught:
-            complete(served, "word " * 20_000)
+            complete(served, "word " * 4_000)
         assert "256" in caught.value.message
-        assert "20001" in caught.value.message or "20000" in caught.value.message
+        assert "4001 tokens" in caught.value.message
+        with pytest.raises(openai.BadRequestError, match="at least"):
+            complete(served, "word " * 2_000_000)
+        kept = complete(served, "word " * 20_000, extra_body={"truncate_prompt_tokens": 5})
+        assert kept.usage.prompt_tokens == 5
         assert complete(served).choices[0].text
 
 
 def test_caps_come_from_the_environment() -> None:
-    with serve(caps=Caps(n=2, prompts=3, stop_strings=1, bad_words=1)) as served:
+    with serve(
+        caps=Caps(n=2, prompts=3, stop_strings=1, bad_words=1, bad_words_tokens=5)
+    ) as served:
         for field, options in (
             ("n", {"n": 3}),
             ("stop", {"stop": ["a", "b"]}),
             ("bad_words", {"extra_body": {"bad_words": ["a", "b"]}}),
+            ("bad_words", {"extra_body": {"bad_words": ["a b c d e f g h i j"]}}),
         ):
-            with pytest.raises(openai.BadRequestError, match="is limited to") as caught:
+            with pytest.raises(openai.BadRequestError, match="limited to") as caught:
                 complete(served, **options)
             assert caught.value.param == field
         with pytest.raises(openai.BadRequestError, match="limited to 3 prompts"):

@@ -83,6 +83,10 @@ def test_request_ids(served: Served) -> None:
         assert len(new.headers["x-request-id"]) == 32
         assert new.json()["id"] == "chatcmpl-" + new.headers["x-request-id"]
         assert ask(telling, "GET", "/nothing", None).headers["x-request-id"]
+        odd = httpx.get(
+            telling.url + "/health", headers={"X-Request-Id": "a b\xe9".encode("latin-1")}
+        )
+        assert len(odd.headers["x-request-id"]) == 32
     silent = ask(served, "POST", "/v1/completions", {"prompt": "a", "request_id": "given"})
     assert "x-request-id" not in silent.headers
     assert silent.json()["id"] == "cmpl-given"
