@@ -9,32 +9,52 @@
 namespace galley {
 namespace {
 
-// Where value k of a column lies in an integer panel: its byte, and which nibble.
-struct CodePlace {
-  int64_t byte;
-  bool high;
+// One block of 32 values of K of a panel: where its scales, mins and codes are.
+struct BlockView {
+  const WeightLayout& w;
+  int64_t at;  // byte of the panel
+
+  BlockView(const WeightLayout& w, int64_t block)
+      : w(w), at((w.group == 0 ? kPanel * 4 : 0) + block * w.block_bytes()) {}
+  // Line of four values of each column: step 0 .. 7, of i4 0 .. 3 (each with step + 4).
+  int64_t codes(int64_t step, int64_t column) const {
+    return at + w.header_bytes() + step * kPanel * 4 + column * 4;
+  }
+  int64_t scale(int64_t sub, int64_t column) const {
+    return at + sub * w.scale_line_bytes() + column * (w.scale_f32 ? 4 : 2);
+  }
+  int64_t min(int64_t sub, int64_t column) const {
+    return scale(w.scales_per_block() + sub, column);
+  }
 };
-
-CodePlace code_place(const WeightLayout& w, int64_t column, int64_t k) {
-  const int64_t block = k / kGroup, step = k % kGroup / 4, in_word = k % 4;
-  const int64_t header = w.group == 0 ? kPanel * 4 : 0;  // the panel's scales come first
-  const int64_t base = header + block * w.block_bytes() + w.header_bytes();
-  const bool nibbles = w.format == Format::i4;
-  const int64_t line = nibbles ? step % 4 : step;
-  return {base + line * kPanel * 4 + column * 4 + in_word, nibbles && step >= 4};
-}
-
-// Where scale (or min) number s of a column lies.
-int64_t scale_place(const WeightLayout& w, int64_t column, int64_t s, bool min) {
-  const int64_t width = w.scale_f32 ? 4 : 2;
-  if (w.group == 0) return column * width;
-  const int64_t per_block = w.scales_per_block();
-  const int64_t line = s % per_block + (min ? per_block : 0);
-  return s / per_block * w.block_bytes() + line * w.scale_line_bytes() + column * width;
-}
 
 int64_t scales_per_row(const WeightLayout& w) {
   return w.group == 0 ? 1 : (w.k + w.group - 1) / w.group;
+}
+
+// Calls visit(index of the scale in its row, byte of the panel, its min's byte) for a column.
+template <class Visit>
+void each_scale(const WeightLayout& w, int64_t column, const Visit& visit) {
+  if (w.group == 0) return visit(0, column * 4, 0);
+  const int64_t per_block = w.scales_per_block(), count = scales_per_row(w);
+  for (int64_t block = 0; block < w.blocks(); block++) {
+    const BlockView view(w, block);
+    for (int64_t sub = 0; sub < per_block && block * per_block + sub < count; sub++) {
+      visit(block * per_block + sub, view.scale(sub, column), view.min(sub, column));
+    }
+  }
+}
+
+// The 32 codes of one column of a block.
+void load_codes(const BlockView& view, const uint8_t* panel, int64_t column, uint8_t* codes) {
+  const bool nibbles = view.w.format == Format::i4;
+  for (int64_t step = 0; step < (nibbles ? 4 : 8); step++) {
+    uint32_t word;
+    std::memcpy(&word, panel + view.codes(step, column), 4);
+    const uint32_t low = nibbles ? word & 0x0f0f0f0fu : word, high = word >> 4 & 0x0f0f0f0fu;
+    std::memcpy(codes + 4 * step, &low, 4);
+    if (nibbles) std::memcpy(codes + 16 + 4 * step, &high, 4);
+  }
 }
 
 float float_from_f16(uint16_t half) {
@@ -66,12 +86,6 @@ float scale_value(const WeightLayout& w, const uint8_t* at) {
   return float_from_f16(half);
 }
 
-uint32_t word_at(const uint8_t* p, int64_t available) {
-  uint32_t word = 0;
-  if (available > 0) std::memcpy(&word, p, std::min<int64_t>(available, 4));
-  return word;
-}
-
 // Codes of one column around the layout's zero, k' of them; `flaw` collects bits that do not fit.
 void shift_codes(const WeightLayout& w, const CodeSource& source, int64_t row, uint8_t* codes,
                  uint32_t* flaw) {
@@ -90,28 +104,32 @@ void shift_codes(const WeightLayout& w, const CodeSource& source, int64_t row, u
 
 // 32 columns of codes [32][k'] into their lines.
 void store_codes(const WeightLayout& w, const uint8_t* codes, uint8_t* panel) {
-  const int64_t padded = w.blocks() * kGroup;
+  const int64_t padded = w.blocks() * kGroup, steps = w.format == Format::i4 ? 4 : 8;
   for (int64_t block = 0; block < w.blocks(); block++) {
-    uint8_t* lines = panel + code_place(w, 0, block * kGroup).byte;
-    const int64_t steps = w.format == Format::i4 ? 4 : 8;
+    const BlockView view(w, block);
     for (int64_t column = 0; column < kPanel; column++) {
       const uint8_t* from = codes + column * padded + block * kGroup;
       for (int64_t step = 0; step < steps; step++) {
-        uint32_t word = word_at(from + 4 * step, 4);
-        if (steps == 4) word |= word_at(from + 16 + 4 * step, 4) << 4;
-        std::memcpy(lines + step * kPanel * 4 + column * 4, &word, 4);
+        uint32_t word, high = 0;
+        std::memcpy(&word, from + 4 * step, 4);
+        if (steps == 4) std::memcpy(&high, from + 16 + 4 * step, 4);
+        word |= high << 4;
+        std::memcpy(panel + view.codes(step, column), &word, 4);
       }
     }
   }
 }
 
-void store_scales(const WeightLayout& w, const void* source, int64_t stride, int64_t row,
-                  int64_t column, bool min, uint8_t* panel) {
-  const int64_t width = w.scale_f32 ? 4 : 2;
-  const uint8_t* from = static_cast<const uint8_t*>(source) + row * stride * width;
-  for (int64_t s = 0; s < scales_per_row(w); s++) {
-    std::memcpy(panel + scale_place(w, column, s, min), from + s * width, width);
-  }
+template <class Scale>
+void store_scales(const WeightLayout& w, const CodeSource& source, int64_t row, int64_t column,
+                  uint8_t* panel) {
+  const Scale* scale = static_cast<const Scale*>(source.scale) + row * source.scale_stride;
+  const Scale* min = static_cast<const Scale*>(source.min);
+  if (min) min += row * source.scale_stride;
+  each_scale(w, column, [&](int64_t i, int64_t scale_at, int64_t min_at) {
+    std::memcpy(panel + scale_at, scale + i, sizeof(Scale));
+    if (min) std::memcpy(panel + min_at, min + i, sizeof(Scale));
+  });
 }
 
 }  // namespace
@@ -156,8 +174,8 @@ void pack_codes(const WeightLayout& w, const CodeSource& source, uint8_t* out) {
         continue;
       }
       shift_codes(w, source, row, codes.data() + column * padded, &flaw);
-      store_scales(w, source.scale, source.scale_stride, row, column, false, panel);
-      if (w.has_min) store_scales(w, source.min, source.scale_stride, row, column, true, panel);
+      auto store = w.scale_f32 ? store_scales<float> : store_scales<uint16_t>;
+      store(w, source, row, column, panel);
     }
     store_codes(w, codes.data(), panel);
   }
@@ -171,43 +189,61 @@ void unpack_codes(const WeightLayout& w, const uint8_t* panels, int64_t row, uin
                   void* scale, void* min) {
   const uint8_t* panel = panels + row / kPanel * w.panel_bytes();
   const int64_t column = row % kPanel, width = w.scale_f32 ? 4 : 2;
-  for (int64_t k = 0; k < w.k; k++) {
-    const CodePlace place = code_place(w, column, k);
-    const uint8_t byte = panel[place.byte];
-    q[k] = w.format == Format::i8 ? byte : place.high ? byte >> 4 : byte & 15;
+  for (int64_t k = 0; k < w.k; k += kGroup) {
+    uint8_t codes[kGroup];
+    load_codes(BlockView(w, k / kGroup), panel, column, codes);
+    std::memcpy(q + k, codes, std::min(kGroup, w.k - k));
   }
-  for (int64_t s = 0; s < scales_per_row(w); s++) {
-    std::memcpy(static_cast<uint8_t*>(scale) + s * width,
-                panel + scale_place(w, column, s, false), width);
-    if (!w.has_min) continue;
-    std::memcpy(static_cast<uint8_t*>(min) + s * width, panel + scale_place(w, column, s, true),
-                width);
+  each_scale(w, column, [&](int64_t i, int64_t scale_at, int64_t min_at) {
+    std::memcpy(static_cast<uint8_t*>(scale) + i * width, panel + scale_at, width);
+    if (w.has_min) std::memcpy(static_cast<uint8_t*>(min) + i * width, panel + min_at, width);
+  });
+}
+
+namespace {
+
+void unpack_dense_row(const WeightLayout& w, const uint8_t* panel, int64_t column, float* out) {
+  const uint8_t* words = panel + column * 4;
+  for (int64_t k = 0; k < w.k; k++) {
+    if (w.format == Format::f32) {
+      std::memcpy(out + k, words + k * kPanel * 4, 4);
+    } else {
+      uint16_t half;
+      std::memcpy(&half, words + k / 2 * kPanel * 4 + k % 2 * 2, 2);
+      out[k] = float_from_bf16(half);
+    }
   }
 }
+
+// Values of one block: up to 32, in parts that share a scale.
+void unpack_block(const BlockView& view, const uint8_t* panel, int64_t column, int64_t count,
+                  float* out) {
+  const WeightLayout& w = view.w;
+  const int64_t group = w.group == 16 ? 16 : kGroup;
+  uint8_t codes[kGroup];
+  load_codes(view, panel, column, codes);
+  for (int64_t first = 0; first < count; first += group) {
+    const int64_t sub = first / group, last = std::min(first + group, count);
+    const int64_t at = w.group == 0 ? column * 4 : view.scale(sub, column);
+    const float scale = scale_value(w, panel + at);
+    for (int64_t i = first; i < last; i++) {
+      out[i] = scale * static_cast<float>(codes[i] - w.zero());
+    }
+    if (!w.has_min) continue;
+    const float min = scale_value(w, panel + view.min(sub, column));
+    for (int64_t i = first; i < last; i++) out[i] += min;
+  }
+}
+
+}  // namespace
 
 void unpack_row(const WeightLayout& w, const uint8_t* panels, int64_t row, float* out) {
   const uint8_t* panel = panels + row / kPanel * w.panel_bytes();
   const int64_t column = row % kPanel;
-  if (!w.quantised()) {
-    for (int64_t k = 0; k < w.k; k++) {
-      if (w.format == Format::f32) {
-        std::memcpy(out + k, panel + (k * kPanel + column) * 4, 4);
-      } else {
-        uint16_t half;
-        std::memcpy(&half, panel + (k / 2 * kPanel + column) * 4 + k % 2 * 2, 2);
-        out[k] = float_from_bf16(half);
-      }
-    }
-    return;
-  }
-  for (int64_t k = 0; k < w.k; k++) {
-    const CodePlace place = code_place(w, column, k);
-    const uint8_t byte = panel[place.byte];
-    const int32_t code = w.format == Format::i8 ? byte : place.high ? byte >> 4 : byte & 15;
-    const int64_t s = w.group == 0 ? 0 : k / w.group;
-    out[k] = scale_value(w, panel + scale_place(w, column, s, false)) *
-             static_cast<float>(code - w.zero());
-    if (w.has_min) out[k] += scale_value(w, panel + scale_place(w, column, s, true));
+  if (!w.quantised()) return unpack_dense_row(w, panel, column, out);
+  for (int64_t k = 0; k < w.k; k += kGroup) {
+    const BlockView view(w, k / kGroup);
+    unpack_block(view, panel, column, std::min(kGroup, w.k - k), out + k);
   }
 }
 

@@ -2,6 +2,7 @@
 //
 //   scale = max|x| / 127,   q = round_to_even(x * (127 / max|x|)),   all 0 where max|x| is 0
 //
+// A NaN or an infinity makes the scale NaN or infinite, so that it shows in what is computed.
 // Everything here has internal linkage and is compiled for the instruction set of the file that
 // includes it; all of them give the same bits.
 #pragma once
@@ -9,7 +10,7 @@
 
 #include "linear.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -33,10 +34,27 @@ inline float float_from_bf16(uint16_t x) {
 
 inline float inverse_scale(float max) { return max > 0.0f ? 127.0f / max : 0.0f; }
 
-// One value; the caller's loop decides what shares the scale.
+// |x| as bits, whose order is that of the numbers with NaN on top: a NaN ends up in the scale.
+inline uint32_t magnitude_bits(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  return bits & 0x7fffffffu;
+}
+inline float largest_magnitude(const float* x, int64_t n) {
+  uint32_t most = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const uint32_t bits = magnitude_bits(x[i]);
+    most = bits > most ? bits : most;
+  }
+  float max;
+  __builtin_memcpy(&max, &most, 4);
+  return max;
+}
+
+// One value; the caller's loop decides what shares the scale. What comes of NaN and infinity does
+// not matter (the scale has it), but must be the same everywhere.
 inline int8_t quantize_value(float x, float inverse) {
   const float scaled = x * inverse;
-  // Not a number, or the infinite row's 0 * inf: any value will do, but not undefined behaviour.
   if (!(scaled >= -127.0f && scaled <= 127.0f)) return scaled > 0.0f ? 127 : -127;
   return static_cast<int8_t>(__builtin_lrintf(scaled));
 }
@@ -44,9 +62,7 @@ inline int8_t quantize_value(float x, float inverse) {
 // A group of n <= 32 values; the tail is 0. Returns the scale.
 inline float quantize_group_tail(const float* x, int64_t n, int8_t* q, int32_t* sum,
                                  int32_t* half) {
-  float max = 0.0f;
-  for (int64_t i = 0; i < n; i++) max = __builtin_fmaxf(max, __builtin_fabsf(x[i]));
-  const float inverse = inverse_scale(max);
+  const float max = largest_magnitude(x, n), inverse = inverse_scale(max);
   int32_t first = 0, second = 0;
   for (int64_t i = 0; i < kGroup; i++) {
     q[i] = i < n ? quantize_value(x[i], inverse) : int8_t{0};
@@ -60,15 +76,54 @@ inline float quantize_group_tail(const float* x, int64_t n, int8_t* q, int32_t* 
 #if defined(__AVX512F__)
 inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* half) {
   const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-  const float max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+  const __m512i most = _mm512_max_epi32((__m512i)_mm512_abs_ps(a), (__m512i)_mm512_abs_ps(b));
+  const uint32_t bits = _mm512_reduce_max_epi32(most);
+  float max;
+  __builtin_memcpy(&max, &bits, 4);
   const __m512 inverse = _mm512_set1_ps(inverse_scale(max));
-  const __m512i low = _mm512_set1_epi32(-127);
+  const __m512i low = _mm512_set1_epi32(-127);  // a NaN becomes the least integer
   const __m512i qa = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), low);
   const __m512i qb = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)), low);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(qa));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtepi32_epi8(qb));
   *half = _mm512_reduce_add_epi32(qa);
   *sum = *half + _mm512_reduce_add_epi32(qb);
+  return max / 127.0f;
+}
+#elif defined(__AVX2__)
+inline int32_t reduce_add(__m256i v) {
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
+}
+inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* half) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+  __m256 v[4];
+  __m256i most = _mm256_setzero_si256();
+  for (int i = 0; i < 4; i++) {
+    v[i] = _mm256_loadu_ps(x + 8 * i);
+    most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
+  }
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+  four = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+  const int32_t one = _mm_cvtsi128_si32(four), other = _mm_extract_epi32(four, 1);
+  const int32_t bits = one > other ? one : other;
+  float max;
+  __builtin_memcpy(&max, &bits, 4);
+  const __m256 inverse = _mm256_set1_ps(inverse_scale(max));
+  const __m256i low = _mm256_set1_epi32(-127);  // a NaN becomes the least integer
+  __m256i c[4];
+  for (int i = 0; i < 4; i++) {
+    c[i] = _mm256_max_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)), low);
+  }
+  // Packing works on 128-bit halves; the permutation puts words of four values back in order.
+  const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]),
+                                            _mm256_packs_epi32(c[2], c[3]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q),
+                      _mm256_permutevar8x32_epi32(packed, order));
+  *half = reduce_add(_mm256_add_epi32(c[0], c[1]));
+  *sum = *half + reduce_add(_mm256_add_epi32(c[2], c[3]));
   return max / 127.0f;
 }
 #else
@@ -93,8 +148,7 @@ inline void quantize_row_q8(const float* x, int64_t k, void* out) {
 inline void quantize_row_q8_row(const float* x, int64_t k, void* out) {
   int8_t* q = static_cast<int8_t*>(out);
   const int64_t padded = round_up(k, kGroup);
-  float max = 0.0f;
-  for (int64_t i = 0; i < k; i++) max = __builtin_fmaxf(max, __builtin_fabsf(x[i]));
+  const float max = largest_magnitude(x, k);
   const float inverse = inverse_scale(max), scale = max / 127.0f;
   int32_t sum = 0;
   for (int64_t i = 0; i < padded; i++) {
