@@ -19,7 +19,14 @@ from galley.errors import ModelError
 from galley.kernels.backend import Backend
 from galley.kernels.ops import GATE_UP_RUN, Constant, Group, Solo, Weight
 from galley.loader.tensor import Checkpoint, RawTensor
-from galley.quant import Unpacked, concat_rows, interleave_rows, to_float32, unpack
+from galley.quant import (
+    Unpacked,
+    channel_int8,
+    concat_rows,
+    interleave_rows,
+    to_float32,
+    unpack,
+)
 
 #: Tensors that old checkpoints carry and that are no weights.
 NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$")
@@ -153,7 +160,10 @@ class CheckpointWeights:
         return values
 
     def _weight(self, part: Part) -> Unpacked:
-        return unpack(self._take(f"{part.name}.weight", part.shape))
+        raw = self._take(f"{part.name}.weight", part.shape)
+        if raw.dtype != "int8":
+            return unpack(raw)
+        return channel_int8(raw, self._take(f"{part.name}.weight_scale", (part.shape[0], 1)))
 
     def _take(self, name: str, shape: tuple[int, ...]) -> RawTensor:
         if name not in self._names:

@@ -8,6 +8,7 @@ from galley.config import ModelFacts
 from galley.errors import ModelError
 from galley.layers.weights import WeightSource
 from galley.models.decoder import Decoder, Stage
+from galley.quant import check_quantization
 
 #: Architecture, as config.json names it → module and class.
 ARCHITECTURES: dict[str, tuple[str, str]] = {
@@ -16,10 +17,6 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "Qwen2ForCausalLM": ("galley.models.qwen2", "Qwen2ForCausalLM"),
     "Qwen3ForCausalLM": ("galley.models.qwen3", "Qwen3ForCausalLM"),
 }
-
-
-#: How a checkpoint's tensors may be quantised: not at all, or by GGUF's types.
-QUANTIZATIONS = (None, "gguf")
 
 
 def build_model(facts: ModelFacts, source: WeightSource, stage: Stage) -> Decoder:
@@ -36,7 +33,6 @@ def build_model(facts: ModelFacts, source: WeightSource, stage: Stage) -> Decode
         raise ModelError(
             f"architecture {facts.architecture!r} is not supported; supported are {known}"
         )
-    if facts.quantization not in QUANTIZATIONS:
-        raise ModelError(f"checkpoints quantized by {facts.quantization} are not supported")
+    check_quantization(facts)
     model: Decoder = getattr(importlib.import_module(place[0]), place[1])(facts, source, stage)
     return model

@@ -24,7 +24,7 @@ class Unpacked:
         dense: [N, K] (or [N] for norms and biases) float32 or bfloat16; None if quantised.
         q: [N, K] uint8 codes.
         bits: what a code needs in a kernel: 4 (0 … 15) or 8 (code - zero fits int8).
-        group: values along K that share a scale.
+        group: values along K that share a scale; 0 = all of them, one scale per output.
         zero: the code of value `min`; one number per format.
         scale, min: [N, K / group], both float16 or both float32; min None = 0.
     """
@@ -61,7 +61,8 @@ class Unpacked:
             return self.dense.astype(np.float32)
         q, scale = self._codes
         n, k = q.shape
-        value = q.astype(np.float32).reshape(n, k // self.group, self.group)
+        group = self.group or k
+        value = q.astype(np.float32).reshape(n, k // group, group)
         value -= np.float32(self.zero)
         value *= scale.astype(np.float32)[..., None]
         if self.min is not None:
@@ -88,6 +89,8 @@ class Unpacked:
         if self.dense is not None:
             return replace(self, dense=self.dense[:, start:stop])
         q, scale = self._codes
+        if self.group == 0:
+            return replace(self, q=q[:, start:stop])
         if start % self.group or stop % self.group:
             raise ValueError(f"columns {start}:{stop} cut through groups of {self.group}")
         groups = slice(start // self.group, stop // self.group)
