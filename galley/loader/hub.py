@@ -37,7 +37,10 @@ def download_model(name: str, revision: str | None, load: LoadConfig) -> Path:
         ggufs = [file for file in files if file.endswith(".gguf")]
         if ggufs:
             return hub.fetch_gguf(_only_model(name, ggufs))
-    return hub.fetch(checkpoint_files(files))
+    wanted = checkpoint_files(files)
+    if load.load_format == "dummy":
+        wanted = [file for file in wanted if not file.endswith(".safetensors")]
+    return hub.fetch(wanted)
 
 
 def download_tokenizer(name: str, revision: str | None, load: LoadConfig) -> Path:

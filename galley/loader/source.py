@@ -145,7 +145,7 @@ def _looks_like_hub_name(name: str) -> bool:
 def _source(
     path: Path, name: str, config: ModelConfig, load: LoadConfig, is_default: bool = False
 ) -> Source:
-    path = _model_path(path.absolute())
+    path = _model_path(path.absolute(), load.load_format)
     stored: Format = "gguf" if path.suffix == ".gguf" else "safetensors"
     wanted = load.load_format
     if wanted not in ("auto", "dummy", stored):
@@ -156,8 +156,11 @@ def _source(
     return Source(path, chosen, name, is_default, config.seed)
 
 
-def _model_path(path: Path) -> Path:
-    """The directory or .gguf file to open; ModelError if it is neither."""
+def _model_path(path: Path, load_format: str) -> Path:
+    """The directory or .gguf file to open; ModelError if it is neither.
+
+    A directory with config.json is a Hugging Face one, unless its only weights are GGUF.
+    """
     if path.is_file():
         if path.suffix == ".gguf":
             return path
@@ -167,9 +170,11 @@ def _model_path(path: Path) -> Path:
                 "not a weight file"
             )
         raise ModelError(f"{path}: neither a directory nor a .gguf file")
-    if (path / "config.json").is_file():
-        return path
     ggufs = sorted(path.glob("*.gguf"))
+    if (path / "config.json").is_file():
+        want_gguf = load_format == "gguf" or not any(path.glob("*.safetensors"))
+        if not ggufs or not want_gguf or load_format == "safetensors":
+            return path
     if not ggufs:
         raise ModelError(f"{path}: holds neither config.json nor a GGUF file")
     found = first_part(path, ggufs)

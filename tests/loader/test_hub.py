@@ -127,6 +127,12 @@ def test_the_download_folder_is_used(tmp_path: Path, endpoint: str) -> None:
     assert Path(answer["path"]).is_relative_to(folder)
 
 
+def test_random_weights_fetch_none(tmp_path: Path, endpoint: str) -> None:
+    answer = ask(tmp_path, endpoint, {"model": "org/plain"}, {"load_format": "dummy"})
+    assert answer["format"] == "dummy"
+    assert not list(Path(answer["path"]).glob("*.safetensors"))
+
+
 def test_a_tokenizer_by_name_fetches_no_weights(tmp_path: Path, endpoint: str) -> None:
     path = Path(ask(tmp_path, endpoint, {"tokenizer": "org/plain"})["path"])
     assert sorted(file.name for file in path.iterdir()) == ["config.json", "tokenizer.json"]
