@@ -4,11 +4,11 @@ import json
 import pathlib
 
 import pytest
-from galley.config.server import ServerConfig
 
 from galley.config import EngineConfig, ModelFacts
 from galley.config.flags import flags_of, human_int
 from galley.config.resolve import SECTIONS, Machine, environment, from_kwargs, resolve
+from galley.config.server import ServerConfig
 from galley.config.vllm_flags import TABLE, disposition
 from galley.errors import ConfigError
 
