@@ -9,6 +9,7 @@ import torch
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.ops import Ops
 from galley.kernels.reference import ReferenceBackend, ReferenceMaker
+from galley.loader.tensor import RawTensor
 from tests.models.checkpoints import (
     CASES,
     Case,
@@ -138,6 +139,48 @@ def test_quantised_checkpoints(name):
     whole = solo_logits(fused, IDS, [75])
     assert np.array_equal(solo_logits(fused, IDS, [20, 1, 54]), whole)
     assert np.array_equal(solo_logits(eager, IDS, [70, 5]), whole)
+
+
+#: K types of 256 values: bytes per block, and where its float16 scales are with what they may be.
+K_BLOCKS = {
+    "Q4_K": (144, {0: 4e-4, 2: 3e-3}),
+    "Q5_K": (176, {0: 2e-4, 2: 3e-3}),
+    "Q6_K": (210, {208: 4e-5}),
+}
+
+
+class KQuantized(StateDict):
+    """Matrices of random K-type blocks (there is no other writer of them in Python)."""
+
+    def __init__(self, model, types: list[str]) -> None:
+        super().__init__(model)
+        rng = np.random.default_rng(0)
+        self.tensors = {}
+        matrices = [name for name, array in self.arrays.items() if array.ndim == 2]
+        for i, name in enumerate(matrices):
+            dtype, (n, k) = types[i % len(types)], self.arrays[name].shape
+            size, scales = K_BLOCKS[dtype]
+            blocks = rng.integers(0, 256, (n, k // 256, size), np.uint8)
+            for at, value in scales.items():
+                blocks[..., at : at + 2] = np.array([value], np.float16).view(np.uint8)
+            self.tensors[name] = RawTensor(name, (n, k), dtype, blocks.reshape(n, -1))
+
+    def tensor(self, name):
+        return self.tensors.get(name) or super().tensor(name)
+
+
+@pytest.mark.parametrize("types", [["Q4_K"], ["Q5_K"], ["Q6_K"], ["Q4_K", "Q6_K", "Q5_K"]])
+def test_k_types(types):
+    case = Case("Llama", {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64})
+    checkpoint = KQuantized(make(case), types)
+    rounding = RoundingBackend()
+    want = short_sequences(rounding.build(load(checkpoint, rounding), LIMITS))
+    fused, eager = build(checkpoint, "f32"), build(checkpoint, "f32", eager=True)
+    got = short_sequences(fused)
+    error = np.abs(got - want).max(axis=1) / np.abs(want).max(axis=1)
+    assert np.median(error) <= 1e-5
+    assert error.max() <= 0.05
+    assert np.array_equal(short_sequences(eager), got)
 
 
 def short_sequences(executable) -> np.ndarray:
