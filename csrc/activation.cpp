@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "scratch.h"
+
 namespace galley {
 namespace {
 
@@ -28,16 +30,15 @@ class SiluMul final : public Op {
     }
   }
 
-  int64_t tiles(const Step& step, int threads) const override {
-    scratch_.resize(static_cast<size_t>(threads) * n_);
+  int64_t tiles(const Step& step, int) const override {
     return row_tiles(step, rows_);
   }
 
-  void run(const Step& step, int64_t begin, int64_t end, int thread) override {
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
     const int64_t last = std::min<int64_t>(end * kTileRows, row_count(step, rows_));
+    float* scratch = thread_scratch(n_);
     for (int64_t r = begin * kTileRows; r < last; r++) {
-      kernel_(x_ + r * 2 * n_, n_, order_, scratch_.data() + thread * n_, kind_,
-              out_ + r * out_bytes_);
+      kernel_(x_ + r * 2 * n_, n_, order_, scratch, kind_, out_ + r * out_bytes_);
     }
   }
 
@@ -50,7 +51,6 @@ class SiluMul final : public Op {
   GateUp order_;
   int64_t out_bytes_;
   decltype(&generic::silu_mul_row) kernel_;
-  mutable std::vector<float> scratch_;  // [threads][n]
 };
 
 class Add final : public Op {

@@ -33,7 +33,7 @@ struct AttentionTile {
   int64_t start;                     // absolute position of the first token
   int64_t rows;
   const uint32_t* q;     // [rows][words]
-  const int32_t* first;  // [rows] absolute tokens first .. last - 1 count, at least one in the tile;
+  const int32_t* first;  // [rows] absolute tokens first .. last - 1 count, one in the tile at least;
   const int32_t* last;   // both never fall from row to row, and `last` is within the sequence
   float* state;          // [rows][state_size]
 };

@@ -119,7 +119,8 @@ template <class W, int R, bool Ahead> GALLEY_INLINE void score_tile(RowBlock& b)
 // Scores that do not count become -infinity, so that their p is exactly 0.
 GALLEY_INLINE void mask_scores(RowBlock& b, int r) {
   const int64_t row = b.first + r;
-  const int64_t first = b.tile->first[row] - b.tile->start, last = b.tile->last[row] - b.tile->start;
+  const int64_t first = b.tile->first[row] - b.tile->start;
+  const int64_t last = b.tile->last[row] - b.tile->start;
   if (first <= 0 && last >= kTileTokens) return;
   const Int low = all(static_cast<int32_t>(first < 0 ? 0 : first));
   const Int high = all(static_cast<int32_t>(last > kTileTokens ? kTileTokens : last));
@@ -213,7 +214,9 @@ template <class W, int R, bool Ahead> void attend_rows(RowBlock& b) {
   const int64_t dims = b.shape->head_dim;
   int64_t d = 0;
   if (kSlice > 1) {
-    for (; d + kSlice * kLanes <= dims; d += kSlice * kLanes) add_values<W, R, kSlice, Ahead>(b, d, kLanes);
+    for (; d + kSlice * kLanes <= dims; d += kSlice * kLanes) {
+      add_values<W, R, kSlice, Ahead>(b, d, kLanes);
+    }
   }
   for (; d < dims; d += kLanes) {
     add_values<W, R, 1, Ahead>(b, d, dims - d < kLanes ? static_cast<int>(dims - d) : kLanes);
@@ -239,7 +242,8 @@ template <class W, bool Ahead> GALLEY_INLINE int64_t attend_block(RowBlock& b) {
   return rows;
 }
 
-template <class W> GALLEY_INLINE void attend(const AttentionShape& shape, const AttentionTile& tile) {
+template <class W>
+GALLEY_INLINE void attend(const AttentionShape& shape, const AttentionTile& tile) {
   RowBlock b;
   b.shape = &shape;
   b.tile = &tile;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "norm_kernel.h"
+#include "scratch.h"
 
 namespace galley {
 namespace {
@@ -16,16 +17,16 @@ class RmsNorm final : public Op {
         eps_(static_cast<float>(a.f("eps"))), out_bytes_(activation_bytes(kind_, n_)),
         kernel_(GALLEY_PICK(rms_norm_row_as)) {}
 
-  int64_t tiles(const Step& step, int threads) const override {
-    scratch_.resize(static_cast<size_t>(threads) * n_);
+  int64_t tiles(const Step& step, int) const override {
     return (row_count(step, rows_) + kTileRows - 1) / kTileRows;
   }
 
-  void run(const Step& step, int64_t begin, int64_t end, int thread) override {
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
     const int64_t last = std::min<int64_t>(end * kTileRows, row_count(step, rows_));
+    float* scratch = thread_scratch(n_);
     for (int64_t r = begin * kTileRows; r < last; r++) {
-      kernel_(x_ + r * n_, add_ ? add_ + r * n_ : nullptr, weight_, n_, eps_,
-              scratch_.data() + thread * n_, kind_, out_ + r * out_bytes_);
+      kernel_(x_ + r * n_, add_ ? add_ + r * n_ : nullptr, weight_, n_, eps_, scratch, kind_,
+              out_ + r * out_bytes_);
     }
   }
 
@@ -41,7 +42,6 @@ class RmsNorm final : public Op {
   float eps_;
   int64_t out_bytes_;
   decltype(&generic::rms_norm_row_as) kernel_;
-  mutable std::vector<float> scratch_;  // [threads][n]
 };
 
 GALLEY_OP(rms_norm, RmsNorm);

@@ -9,6 +9,7 @@
 
 #include "attention_layout.h"
 #include "rope_kernel.h"
+#include "scratch.h"
 
 namespace galley {
 namespace {
@@ -37,8 +38,7 @@ class RopeKv final : public Op {
     }
   }
 
-  int64_t tiles(const Step& step, int threads) const override {
-    scratch_.resize(static_cast<size_t>(threads) * 2 * shape_.head_dim);
+  int64_t tiles(const Step& step, int) const override {
     runs_.clear();
     for (int32_t r = 0; r < step.rows; r++) {
       int64_t position = step.computed[r];
@@ -53,9 +53,10 @@ class RopeKv final : public Op {
     return static_cast<int64_t>(runs_.size());
   }
 
-  void run(const Step& step, int64_t begin, int64_t end, int thread) override {
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
     const int64_t width = (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim;
     const int64_t q_bytes = shape_.heads * shape_.head_dim * (shape_.q_is_f32 ? 4 : 2);
+    float* scratch = thread_scratch(2 * shape_.head_dim);
     for (int64_t i = begin; i < end; i++) {
       const PageRun& r = runs_[i];
       const int64_t position = step.computed[r.row] + (r.token - step.query_start[r.row]);
@@ -65,7 +66,7 @@ class RopeKv final : public Op {
                         kv_.page(step, step.slots[r.row], position),
                         static_cast<int>(position % kPage),
                         r.count};
-      kernel_(shape_, run, scratch_.data() + thread * 2 * shape_.head_dim);
+      kernel_(shape_, run, scratch);
     }
   }
 
@@ -80,7 +81,6 @@ class RopeKv final : public Op {
   RopeShape shape_;
   decltype(&generic::rope_kv_run) kernel_;
   mutable std::vector<PageRun> runs_;
-  mutable std::vector<float> scratch_;  // [threads][2 * head_dim]
 };
 
 GALLEY_OP(rope_kv, RopeKv);

@@ -34,7 +34,9 @@ class Sample final : public Op {
         top_ids_(a.ptr_or_null<int32_t>("top_ids")),
         top_logprobs_(a.ptr_or_null<float>("top_logprobs")), vocab_(a.size("vocab")),
         top_stride_(a.i("top_stride", 0)) {
-    if (vocab_ > std::numeric_limits<int32_t>::max()) throw std::invalid_argument("vocab is too large");
+    if (vocab_ > std::numeric_limits<int32_t>::max()) {
+      throw std::invalid_argument("vocab is too large");
+    }
     if (top_stride_ > 0 && (!top_ids_ || !top_logprobs_)) {
       throw std::invalid_argument("top_stride needs top_ids and top_logprobs");
     }
