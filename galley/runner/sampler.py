@@ -129,12 +129,13 @@ class SamplingTable:
 
     def _special_of(self, row: NewRow) -> Special | None:
         p: SamplingParams = row.sampling
-        special = Special(bad_words=row.bad_words_token_ids)
+        # A token beyond the vocabulary can never be drawn: nothing to forbid.
+        words = [word for word in row.bad_words_token_ids if word[-1] < self.vocab_size]
+        special = Special(bad_words=words)
         if p.allowed_token_ids is not None:
             special.allowed = self.words(p.allowed_token_ids)
         if p.min_tokens:
             special.min_tokens = p.min_tokens
-            # A stop id beyond the vocabulary can never be drawn.
             stop = {*row.eos_token_ids, *(p.stop_token_ids or ())}
             special.stop_ids = np.array(
                 sorted(i for i in stop if 0 <= i < self.vocab_size), np.int32

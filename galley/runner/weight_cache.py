@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 #: Smaller models are packed in no time.
 LEAST_BYTES = 16 * 2**20
+#: An unfinished file of this age has no writer any more.
+ABANDONED_AFTER_S = 3600
 #: Of the disk, so much stays free.
 SPARE_BYTES = 2 * 2**30
 
@@ -177,8 +180,11 @@ def cache_path(facts: ModelFacts, backend: Backend, dense: Dense) -> Path | None
 
 
 def _remove_older(path: Path) -> None:
-    """Remove what an earlier state of the same checkpoint left."""
+    """Remove what an earlier state of the same checkpoint left, and what a crash left half-made."""
     same_place = path.name.rsplit("-", 1)[0]
     for other in path.parent.glob("*.packed"):
         if other != path and other.name.rsplit("-", 1)[0] == same_place:
             other.unlink(missing_ok=True)
+    for part in path.parent.glob("*.part"):
+        if time.time() - part.stat().st_mtime > ABANDONED_AFTER_S:
+            part.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ import pytest
 from galley.errors import ConfigError, ModelError
 from galley.executor.local import LocalExecutor
 from galley.kernels.sampling_reference import DrawParams, logprobs_row, sample_row
+from galley.loader import open_checkpoint
+from galley.loader.source import Source, default_model
 from galley.request import SamplingParams
 from galley.runner.runner import Runner
 from tests.executor.toy import GREEDY, Toy
@@ -314,6 +316,21 @@ def test_tensors_left_over_or_missing_are_errors(checkpoint):
         open_runner(Changed([n for n in names if n != "model.norm.weight"]))
     with pytest.raises(ModelError, match=r"model\.layers\.7\.extra"):
         open_runner(Changed([*names, "model.layers.7.extra"]))
+
+
+def test_a_dummy_checkpoint_runs_and_is_never_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("GALLEY_CACHE_DIR", str(tmp_path))
+
+    def tokens(seed):
+        source = Source(default_model(), "dummy", "m", seed=seed)
+        runner = open_runner(open_checkpoint(source), max_model_len=64, load_format="dummy")
+        toy = toy_of(runner, slots=1)
+        s = toy.add(0, PROMPT)
+        toy.generate([s], 4)
+        return s.output
+
+    assert tokens(1) == tokens(1) != tokens(2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_progress_counts_the_tensors(checkpoint):

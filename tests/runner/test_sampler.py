@@ -106,7 +106,9 @@ def test_min_tokens_forbids_eos_and_stop_ids_until_enough_are_out():
 
 def test_a_bad_word_s_last_token_is_forbidden_after_the_others():
     params = SamplingParams(bad_words=["a", "b c"])
-    row = new_row(0, params, tokens=(7, 8, 7, 8), num_prompt=2, bad=[(3,), (7, 8, 4), (1, 8, 6)])
+    row = new_row(
+        0, params, tokens=(7, 8, 7, 8), num_prompt=2, bad=[(3,), (7, 8, 4), (1, 8, 6), (VOCAB,)]
+    )
     table, sampling = tables(row)
     masks = logit_masks(sampling, step([0]), table)
     assert allowed(masks.masks[0]) == set(range(VOCAB)) - {3, 4}

@@ -98,12 +98,15 @@ def test_the_second_start_maps_what_the_first_packed(model_file):
         assert np.array_equal(theirs.data, ours.data)
     assert not matrices(second.model)[0].data.flags.writeable
 
-    # Another state of the file: packed anew, and the old cache is gone.
+    # Another state of the file: packed anew; the old cache and what a crash left are gone.
     os.utime(model_file, ns=(1, 1))
+    (path.parent / "fresh.part").touch()
+    (path.parent / "old.part").touch()
+    os.utime(path.parent / "old.part", (1, 1))
     third, newer = load(model_file)
     assert not third.from_cache
     assert newer != path
-    assert list(path.parent.iterdir()) == [newer]
+    assert sorted(path.parent.iterdir()) == sorted([newer, path.parent / "fresh.part"])
 
     # A damaged cache: packed anew.
     with newer.open("r+b") as f:
