@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from galley.errors import InvalidRequest, Unsupported
-from galley.server.protocol import chat, completions, tokenize
+from galley.server.protocol import chat, completions, describe, tokenize
 from galley.server.protocol.base import BodyReader, NoEffect, Refused
 
 FIELDS: dict[str, list[str]] = json.loads(
@@ -70,3 +70,9 @@ def test_remembered_names_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
         body = {"tokens": [], **{f"x{j}": 1 for j in range(i * 600, i * 600 + 600)}}
         reader.read(json.dumps(body).encode())
     assert len(caplog.records) == 1000
+
+
+def test_the_page_of_the_documentation_is_true() -> None:
+    """Made by `python -m galley.server.protocol.describe > docs/request_fields.md`."""
+    path = Path(__file__).parents[2] / "docs" / "request_fields.md"
+    assert path.read_text() == describe.page()
