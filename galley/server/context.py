@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from galley import __version__
 from galley.config import EngineConfig
 from galley.config.server import ServerConfig
-from galley.errors import InvalidRequest, NotFound
+from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
 from galley.frontend.client import EngineClient
-from galley.server.body import read_json_body
+from galley.server.errors import ClientDisconnected
 from galley.server.protocol.base import BodyReader, T
 from galley.server.protocol.generation import Caps
 
@@ -110,3 +110,38 @@ def request_id(request: Request, prefix: str, given: str | None, longest: int) -
             f"X-Request-Id is limited to {longest} characters.", field="X-Request-Id"
         )
     return f"{prefix}-{own}"
+
+
+async def read_json_body(request: Request, limit: int) -> bytes:
+    """The body, at most `limit` bytes of it.
+
+    Raises:
+        InvalidRequest: the content type is not JSON's.
+        PayloadTooLarge: more than `limit` bytes, announced or sent.
+        ClientDisconnected: the client went away while sending.
+    """
+    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    if kind != "application/json":
+        raise InvalidRequest(
+            "Unsupported Media Type: Only 'application/json' is allowed.", field="Content-Type"
+        )
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise too_large(limit)
+            parts.append(part)
+    except ClientDisconnect as e:
+        raise ClientDisconnected from e
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The request body is larger than the {limit} bytes allowed (--max-request-body-bytes)."
+    )

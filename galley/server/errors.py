@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import GalleyError, Overloaded, Unauthorized
-from galley.server.disconnect import ClientDisconnected
 from galley.server.protocol.base import ErrorInfo, ErrorResponse
 
 if TYPE_CHECKING:
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
 RETRY_AFTER = "1"
 #: nginx's "client closed request"; nobody reads it but the metrics.
 CLIENT_CLOSED = 499
+
+
+class ClientDisconnected(Exception):
+    """The client closed the connection before its answer was complete."""
 
 
 def error_body(message: str, type: str, code: int, param: str | None = None) -> bytes:

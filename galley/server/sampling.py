@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
 
+from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest
 from galley.frontend.client import RequestStream
 from galley.frontend.prompts import TokensPrompt
 from galley.request import RequestOutputKind, SamplingParams
 from galley.server.context import Context
 from galley.server.protocol.generation import GenerationFields
+
+logger = logging.getLogger(__name__)
 
 #: Texts of at least this many characters are tokenised beside the event loop: tens of thousands
 #: of tokens take as long as many steps, and other streams should not wait for them.
@@ -87,6 +91,7 @@ async def start(
         InvalidRequest, Unsupported: the request cannot be served; names the field.
         EngineDead: there is no engine, and none will come.
     """
+    _log(ctx.server, request_id, prompt, params)
     ids = prompt if isinstance(prompt, list) else None
     keep_left = request.truncation_side == "right" and params.truncate_prompt_tokens is not None
     fit = params.max_tokens is None and "max_tokens" in ctx.defaults
@@ -164,3 +169,18 @@ def _fit(num_prompt: int, params: SamplingParams, ctx: Context) -> SamplingParam
         num_prompt = min(num_prompt, keep)
     room = max(ctx.engine.limits.max_model_len - num_prompt, 1)
     return msgspec.structs.replace(params, max_tokens=min(ctx.defaults["max_tokens"], room))
+
+
+def _log(
+    server: ServerConfig, request_id: str, prompt: str | list[int], params: SamplingParams
+) -> None:
+    """Log what a request asks, its prompt cut to `max_log_len` characters or token ids."""
+    if not server.enable_log_requests:
+        return
+    shown = prompt[: server.max_log_len]
+    logger.info(
+        "Received request %s: prompt: %r, params: %s",
+        request_id,
+        shown,
+        msgspec.json.encode(params).decode(),
+    )

@@ -10,21 +10,18 @@ from starlette.responses import Response
 
 from galley.server.answer import Head, Tally
 from galley.server.chat_answer import ChatAnswer
-from galley.server.chat_prompt import render
 from galley.server.context import Context, request_id
-from galley.server.disconnect import until_disconnect
 from galley.server.errors import json_response
 from galley.server.openapi import wire
-from galley.server.outputs import Stream, collect, merge
+from galley.server.prompts import render
 from galley.server.protocol.chat import (
     ChatCompletionRequest,
     ChatCompletionResponse,
     check_chat,
     reader,
 )
-from galley.server.request_log import log_request
 from galley.server.sampling import sampling_params, start
-from galley.server.sse import EventResponse
+from galley.server.stream import EventResponse, Stream, collect, merge, until_disconnect
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -80,7 +77,6 @@ async def _start(ctx: Context, request: ChatCompletionRequest, prompt: str, id: 
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
     )
-    log_request(ctx.server, id, prompt, params)
     return await start(ctx, prompt, params, id, request, request.add_special_tokens)
 
 

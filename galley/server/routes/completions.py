@@ -9,20 +9,17 @@ from starlette.responses import Response
 from galley.server.answer import Head, Tally
 from galley.server.completion_answer import CompletionAnswer
 from galley.server.context import Context, request_id
-from galley.server.disconnect import until_disconnect
 from galley.server.errors import json_response
-from galley.server.fill_in import fill_in_prompt
 from galley.server.openapi import wire
-from galley.server.outputs import Stream, collect, merge
+from galley.server.prompts import fill_in_prompt
 from galley.server.protocol.completions import (
     CompletionRequest,
     CompletionResponse,
     check_completion,
     reader,
 )
-from galley.server.request_log import log_request
 from galley.server.sampling import Prompt, sampling_params, start
-from galley.server.sse import EventResponse
+from galley.server.stream import EventResponse, Stream, collect, merge, until_disconnect
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -78,7 +75,6 @@ async def _start(
     try:
         for i, prompt in enumerate(prompts):
             name = f"{id}-{i}"
-            log_request(ctx.server, name, prompt, params)
             streams.append(
                 await start(ctx, prompt, params, name, request, request.add_special_tokens)
             )

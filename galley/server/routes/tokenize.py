@@ -10,10 +10,10 @@ from starlette.responses import Response
 
 from galley.errors import InvalidRequest
 from galley.server.answer import to_json
-from galley.server.chat_prompt import render
 from galley.server.context import Context
 from galley.server.errors import json_response
 from galley.server.openapi import wire
+from galley.server.prompts import render
 from galley.server.protocol.tokenize import (
     DetokenizeResponse,
     TokenizeResponse,

@@ -1,4 +1,4 @@
-"""The prompt of a conversation, for every route that takes messages."""
+"""Prompts that a request does not spell out: of a conversation, or of a gap to be filled."""
 
 from __future__ import annotations
 
@@ -45,3 +45,21 @@ def render(
         documents=documents,
         kwargs=kwargs,
     )
+
+
+def fill_in_prompt(ctx: Context, prompt: str | list[int], suffix: str) -> list[int]:
+    """Token ids that ask for what stands between `prompt` and `suffix`.
+
+    Raises:
+        Unsupported: the tokenizer names no fill-in-the-middle tokens.
+    """
+    tokenizer = ctx.require_tokenizer()
+    marks = tokenizer.fim
+    if marks is None:
+        raise Unsupported(
+            "suffix is not supported by this model: its tokenizer has no fill-in-the-middle "
+            "tokens.",
+            field="suffix",
+        )
+    prefix = tokenizer.encode(prompt, False) if isinstance(prompt, str) else prompt
+    return marks.prompt(prefix, tokenizer.encode(suffix, False))
