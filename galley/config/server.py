@@ -93,6 +93,12 @@ class ServerConfig:
     """The fingerprint with --fingerprint-mode custom."""
     shutdown_timeout: int = 0
     """Seconds that requests in flight get to finish at shutdown; 0 aborts them."""
+    engine_step_timeout: float = 60.0
+    """Seconds without progress after which a busy engine is killed and started anew; its requests
+    go on in the next one. 0 = never."""
+    max_engine_restarts: int = 5
+    """Most restarts within 60 seconds. Should an engine die once more, the server fails all its
+    requests and exits with code 1."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value out of range, naming the flag."""
@@ -109,6 +115,8 @@ class ServerConfig:
             (self.h11_max_header_count >= 8, "h11_max_header_count", "at least 8"),
             (self.max_request_body_bytes >= 1024, "max_request_body_bytes", "at least 1024"),
             (self.shutdown_timeout >= 0, "shutdown_timeout", "at least 0"),
+            (self.engine_step_timeout >= 0, "engine_step_timeout", "at least 0"),
+            (self.max_engine_restarts >= 0, "max_engine_restarts", "at least 0"),
         ):
             if not ok:
                 option = "--" + name.replace("_", "-")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import select
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: Methods of the core that a client may call by name; any other goes to the executor's workers.
 CORE_CALLS = ("reset_prefix_cache", "check_integrity")
+#: Arrivals between two steps that the flight recorder has room for.
+ARRIVALS = 65_536
 #: Steps between two looks at the launcher's channel while there is work.
 CONTROL_EVERY = 16
 
@@ -68,13 +71,13 @@ class EngineSpec:
 
     Attributes:
         address: ZMQ address to bind; a TCP port of `*` takes a free one.
-        flight_path: file of the flight recorder, or None.
+        flight_path: file of the flight recorder.
     """
 
     index: int
     epoch: int
     address: str
-    flight_path: str | None = None
+    flight_path: str
 
 
 class EngineProcess:
@@ -85,16 +88,23 @@ class EngineProcess:
     """
 
     def __init__(
-        self, core: Core, socket: zmq.Socket[bytes], channel: Channel, ready: Ready
+        self,
+        core: Core,
+        socket: zmq.Socket[bytes],
+        channel: Channel,
+        ready: Ready,
+        flight: FlightRecorder,
     ) -> None:
         self.core = core
         self.socket = socket
         self.channel = channel
         self.ready = ready
+        self.flight = flight
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(FromClient).decode
         self._live: dict[int, set[int]] = {}
         self._orphaned = False
+        core.on_plan = flight.record
         core.while_waiting = self.receive
 
     def run(self) -> None:
@@ -104,11 +114,13 @@ class EngineProcess:
         poller = zmq.Poller()
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self.channel.fileno(), zmq.POLLIN)
-        core, steps = self.core, 0
+        core, flight, steps = self.core, self.flight, 0
         while not self._orphaned:
             if not core.has_work:
+                flight.rest()
                 poller.poll()
                 self._control()
+            flight.beat()
             self.receive()
             if core.has_work:
                 for client, outputs in core.step():
@@ -135,6 +147,7 @@ class EngineProcess:
     def _apply(self, client: int, message: FromClient) -> None:
         if isinstance(message, Add):
             mine = [r for r in message.requests if r.epoch == self.ready.epoch]
+            self.flight.arrived(array("q", [r.handle for r in mine]))
             self._live.setdefault(client, set()).update(r.handle for r in mine)
             self.core.add(mine)
         elif isinstance(message, Abort):
@@ -198,10 +211,9 @@ def run(
     socket, address = bind(spec.address)
     channel.send(Bound(address))
     core, ready = load(config, spec)
-    if spec.flight_path is not None:
-        recorder = FlightRecorder(spec.flight_path, config.scheduler.max_num_seqs or 65_536)
-        core.on_plan = recorder.record
-    process = EngineProcess(core, socket, channel, ready)
+    rows = config.scheduler.max_num_seqs or 0
+    flight = FlightRecorder(spec.flight_path, rows + ARRIVALS)
+    process = EngineProcess(core, socket, channel, ready, flight)
     # What start-up has made stays for good: no collection need look at it again.
     gc.collect()
     gc.freeze()

@@ -31,6 +31,7 @@ class Child:
         number: an engine's incarnation (epoch), or a frontend's client index.
         address: where an engine listens, once it does.
         serving: its start-up is over.
+        failing: why the launcher has killed it, if it has.
     """
 
     kind: Literal["engine", "server"]
@@ -40,6 +41,7 @@ class Child:
     channel: Channel
     address: str | None = None
     serving: bool = False
+    failing: str | None = None
     started: float = field(default_factory=time.monotonic)
 
     def signal(self, number: signal.Signals) -> None:

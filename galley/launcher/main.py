@@ -10,7 +10,7 @@ from pathlib import Path
 from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.engine.control import Channel
-from galley.engine.flight import last_rows
+from galley.engine.flight import last_rows, pulse
 from galley.launcher.child import set_title
 from galley.launcher.sockets import listening_socket, private_directory, url_of
 from galley.launcher.supervisor import Entries, Policy, Supervisor, say
@@ -25,7 +25,12 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
     set_title("Galley::Launcher")
     sock = listening_socket(server.host, server.port)
     directory = private_directory()
-    policy = Policy(num_servers=server.api_server_count, drain=float(server.shutdown_timeout))
+    policy = Policy(
+        num_servers=server.api_server_count,
+        max_restarts=server.max_engine_restarts,
+        step_timeout=server.engine_step_timeout,
+        drain=float(server.shutdown_timeout),
+    )
     url = url_of(sock, tls=server.ssl_certfile is not None)
     try:
         return Supervisor(
@@ -63,7 +68,12 @@ def _entries(
 
         run(sock, LauncherLink(channel, client_index, directory), config, server)
 
-    return Entries(engine, api_server, lambda index: last_rows(flight_path(index)))
+    return Entries(
+        engine,
+        api_server,
+        lambda index: last_rows(flight_path(index)),
+        lambda index: pulse(flight_path(index)),
+    )
 
 
 def fetch_once(config: EngineConfig, directory: str) -> None:

@@ -29,6 +29,7 @@ from galley.engine.control import (
     Serving,
 )
 from galley.launcher.child import Child, fork
+from galley.launcher.watch import Watchdog, memory_kills
 
 Kind = Literal["engine", "server"]
 #: Deaths of this kind come from outside; anything else is the process's own doing.
@@ -36,6 +37,8 @@ OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 #: Seconds that a child gets between being asked to end and being made to.
 GRACE = 5.0
+#: Seconds after which a start counts as successful.
+SETTLED = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,42 +48,59 @@ class Entries:
     Attributes:
         engine: (channel, index, epoch) → runs an engine core until it ends.
         server: (channel, client index) → runs an API server.
-        last_rows: engine index → handles that its last step computed.
+        last_rows: engine index → handles that it was last occupied with.
+        pulse: engine index → a number that changes while it gets on, None while it rests.
     """
 
     engine: Callable[[Channel, int, int], None]
     server: Callable[[Channel, int], None]
     last_rows: Callable[[int], list[int]]
+    pulse: Callable[[int], int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How much dying is borne, and how long an end may take. Times in seconds."""
+    """How much dying is borne, and how long things may take. Times in seconds.
+
+    Attributes:
+        max_restarts: of engines within `window` seconds, and as many of API servers.
+        step_timeout: without progress for so long, a busy engine is killed; 0: never.
+        drain: requests in flight get so long at the end.
+    """
 
     num_engines: int = 1
     num_servers: int = 1
     max_restarts: int = 5
     window: float = 60.0
+    step_timeout: float = 60.0
     drain: float = 0.0
 
 
 class RestartBudget:
-    """At most `most` restarts within `window` seconds, each after a longer pause."""
+    """At most `most` restarts within `window` seconds; a longer pause before each that follows on
+    a short life. Who has lived for `SETTLED` seconds is started anew at once.
+    """
 
     def __init__(self, most: int, window: float) -> None:
         self.most = most
         self.window = window
         self._times: deque[float] = deque()
+        self._short_lives = 0
 
-    def delay(self, now: float) -> float | None:
-        """Seconds to wait before the restart that is due now; None if there were too many."""
+    def delay(self, now: float, lived: float) -> float | None:
+        """Seconds to wait before the restart that is due now; None if there were too many.
+
+        Args:
+            lived: seconds since the dead one was started.
+        """
         while self._times and now - self._times[0] > self.window:
             self._times.popleft()
         if len(self._times) >= self.most:
             return None
         self._times.append(now)
-        n = len(self._times)
-        return 0.0 if n == 1 else min(0.1 * 2 ** (n - 2), 2.0)
+        self._short_lives = 0 if lived >= SETTLED else self._short_lives + 1
+        n = self._short_lives
+        return 0.0 if n <= 1 else min(0.1 * 2 ** (n - 2), 2.0)
 
 
 class Supervisor:
@@ -99,6 +119,9 @@ class Supervisor:
             "engine": RestartBudget(policy.max_restarts, policy.window),
             "server": RestartBudget(policy.max_restarts, policy.window),
         }
+        self._watchdog = Watchdog(policy.step_timeout)
+        self._next_look = time.monotonic() + self._watchdog.interval
+        self._memory_kills = memory_kills()
         self._selector = selectors.DefaultSelector()
         self._due: list[tuple[float, Callable[[], None]]] = []
         self._next_client = 0
@@ -134,7 +157,7 @@ class Supervisor:
 
     def _turn(self, wake_reader: socket.socket) -> None:
         now = time.monotonic()
-        until = min([self._deadline, *(at for at, _ in self._due)])
+        until = min([self._deadline, self._next_look, *(at for at, _ in self._due)])
         timeout = None if until == float("inf") else max(until - now, 0.0)
         for key, _ in self._selector.select(timeout):
             if key.data is None:
@@ -147,6 +170,9 @@ class Supervisor:
         self._due = [(at, act) for at, act in self._due if at > now]
         for act in due:
             act()
+        if now >= self._next_look:
+            self._next_look = now + self._watchdog.interval
+            self._end_hanging(now)
         if now >= self._deadline:
             self._deadline = float("inf")
             self._kill_all()
@@ -238,24 +264,41 @@ class Supervisor:
         while child.channel in self._selector.get_map():
             self._listen(child)
 
+    def _end_hanging(self, now: float) -> None:
+        for child in self._of_kind("engine"):
+            if not child.serving or child.failing:
+                continue
+            if self._watchdog.hangs(child.pid, self.entries.pulse(child.slot), now):
+                child.failing = f"made no progress for {self.policy.step_timeout:g} s"
+                child.signal(signal.SIGKILL)
+
+    def _how(self, child: Child, status: int) -> tuple[str, bool]:
+        """How a child died, in words, and whether it was its own doing."""
+        before, self._memory_kills = self._memory_kills, memory_kills()
+        if child.failing:
+            return child.failing, True
+        if not os.WIFSIGNALED(status):
+            return f"ended with code {os.waitstatus_to_exitcode(status)}", True
+        number = signal.Signals(os.WTERMSIG(status))
+        if number == signal.SIGKILL and self._memory_kills > before:
+            return "was ended by SIGKILL, as the machine's memory ran out", True
+        return f"was ended by {number.name}", number not in OUTSIDE
+
     def _on_death(self, child: Child, status: int) -> None:
         if self._exit_code is not None:
             if not self._of_kind("server"):
                 self._end_engines()
             return
-        outside = os.WIFSIGNALED(status) and os.WTERMSIG(status) in OUTSIDE
+        now = time.monotonic()
+        how, crashed = self._how(child, status)
         if child.kind == "engine":
-            rows = [] if outside else self.entries.last_rows(child.slot)
-            self._tell("server", EngineDown(child.slot, child.number, not outside, rows))
+            self._watchdog.forget(child.pid)
+            rows = self.entries.last_rows(child.slot) if crashed else []
+            self._tell("server", EngineDown(child.slot, child.number, crashed, rows))
         else:
             self._tell("engine", ClientGone(child.number))
-        delay = self.budget[child.kind].delay(time.monotonic())
+        delay = self.budget[child.kind].delay(now, now - child.started)
         what = f"{'engine core' if child.kind == 'engine' else 'API server'} {child.slot}"
-        how = (
-            f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
-            if os.WIFSIGNALED(status)
-            else f"ended with code {os.waitstatus_to_exitcode(status)}"
-        )
         if delay is None:
             policy = self.policy
             sentence = (
@@ -269,9 +312,9 @@ class Supervisor:
         say(f"{what} {how}: starting it anew" + (f" in {delay:.1f} s" if delay else ""))
         slot, epoch = child.slot, child.number + 1
         if child.kind == "engine":
-            self._due.append((time.monotonic() + delay, lambda: self._start_engine(slot, epoch)))
+            self._due.append((now + delay, lambda: self._start_engine(slot, epoch)))
         else:
-            self._due.append((time.monotonic() + delay, lambda: self._start_server(slot)))
+            self._due.append((now + delay, lambda: self._start_server(slot)))
 
     # ------------------------------------------------------------------ the end
 

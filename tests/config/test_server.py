@@ -22,6 +22,8 @@ from galley.errors import ConfigError
         ("h11_max_header_count", 1),
         ("max_request_body_bytes", 0),
         ("shutdown_timeout", -1),
+        ("engine_step_timeout", -1.0),
+        ("max_engine_restarts", -1),
     ],
 )
 def test_out_of_range(field: str, value: Any) -> None:

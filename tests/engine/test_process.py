@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from galley.engine.control import ClientGone
-from galley.engine.flight import FlightRecorder, last_rows
+from galley.engine.flight import FlightRecorder, last_rows, pulse
 from galley.engine.messages import (
     Abort,
     Add,
@@ -243,4 +243,45 @@ def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
     for rows in ([1, 2, 3, 1 << 41], [7]):
         recorder.record(array("q", rows))
         assert last_rows(path) == rows
+    recorder.arrived(array("q", [8, 9]))
+    assert last_rows(path) == [7, 8, 9]
+    recorder.arrived(array("q", [10, 11, 12]))
+    assert last_rows(path) == [7, 8, 9, 10], "as many as there is room for"
+    recorder.record(array("q", []))
+    assert last_rows(path) == []
     assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_the_pulse_changes_while_the_engine_gets_on(tmp_path: Path) -> None:
+    path = str(tmp_path / "flight")
+    assert pulse(path) is None
+    recorder = FlightRecorder(path, 4)
+    assert pulse(path) is None
+    seen = set()
+    for _ in range(3):
+        recorder.beat()
+        seen.add(pulse(path))
+        recorder.record(array("q", [1]))
+    assert len(seen) == 3
+    recorder.rest()
+    assert pulse(path) is None
+
+
+def test_a_busy_engine_has_a_pulse_and_an_idle_one_none(tmp_path: Path) -> None:
+    engine = EngineThread(tmp_path, pause=0.001).start()
+    path = str(tmp_path / "flight")
+    peer = Peer(engine.address)
+    peer.send(Add([request(1, 900)]))
+    peer.tokens(1, 1)
+    first = pulse(path)
+    peer.tokens(1, 20)
+    assert first is not None
+    assert first != pulse(path)
+    assert last_rows(path) == [1]
+    peer.send(Abort([1]))
+    peer.send(Call(1, "echo", []))
+    while not isinstance(peer.receive(), Reply):
+        pass
+    while pulse(path) is not None:
+        time.sleep(0.001)
+    engine.kill()

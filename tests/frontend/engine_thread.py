@@ -9,6 +9,7 @@ from typing import Any
 import zmq
 
 from galley.engine.control import Channel, EngineDown, EngineUp
+from galley.engine.flight import FlightRecorder
 from galley.engine.messages import Ready
 from galley.engine.process import EngineProcess, bind
 from tests.frontend.scripted import ScriptedCore
@@ -25,7 +26,8 @@ class EngineThread:
         ready = Ready(
             index, epoch, max_model_len=1000, num_blocks=9, block_size=16, batch_invariant=True
         )
-        self.process = EngineProcess(self.core, self.socket, theirs, ready)
+        flight = FlightRecorder(str(folder / "flight"), 1000)
+        self.process = EngineProcess(self.core, self.socket, theirs, ready, flight)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from galley.config import EngineConfig
 from galley.engine.control import Channel, Serving
-from galley.engine.flight import last_rows
+from galley.engine.flight import last_rows, pulse
 from galley.engine.messages import Ready
 from galley.engine.process import EngineSpec, run
 from galley.errors import ConfigError, GalleyError
@@ -36,10 +36,17 @@ from tests.frontend.scripted import LetterTokenizer, Row, ScriptedCore
 def load(fault: str) -> Any:
     """A loader of scripted cores with one fault built in."""
 
-    def crash_on_poison(rows: list[Row]) -> None:
+    def crash_on_poison(epoch: int, rows: list[Row]) -> None:
         for row in rows:
-            if bytes(row.prompt).decode() == "poison" and len(row.history) == 20:
+            if len(row.history) != 20:
+                continue
+            prompt = bytes(row.prompt).decode()
+            if prompt == "poison":
                 os.kill(os.getpid(), signal.SIGSEGV)
+            if prompt == "tar pit" or (prompt == "hangs once" and epoch == 1):
+                time.sleep(1000)
+            if prompt == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
 
     def loader(config: EngineConfig, spec: EngineSpec) -> tuple[ScriptedCore, Ready]:
         if fault == "no-model":
@@ -50,7 +57,9 @@ def load(fault: str) -> Any:
             raise MemoryError("no room any more")
         if fault == "dies-starting" and spec.epoch < 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        core = ScriptedCore(spec.epoch, pause=0.002, on_step=crash_on_poison)
+        core = ScriptedCore(
+            spec.epoch, pause=0.002, on_step=lambda rows: crash_on_poison(spec.epoch, rows)
+        )
         return core, Ready(spec.index, spec.epoch, 1000, 9, 16, True)
 
     return loader
@@ -107,8 +116,16 @@ def main(fault: str) -> int:
         link = LauncherLink(channel, client_index, directory)
         asyncio.run(serve(sock, link, fault == "stubborn"))
 
-    entries = Entries(engine, server, lambda index: last_rows(f"{directory}/flight-{index}"))
-    policy = Policy(num_servers=2 if fault == "two-servers" else 1)
+    entries = Entries(
+        engine,
+        server,
+        lambda index: last_rows(f"{directory}/flight-{index}"),
+        lambda index: pulse(f"{directory}/flight-{index}"),
+    )
+    policy = Policy(
+        num_servers=2 if fault == "two-servers" else 1,
+        step_timeout=0.4 if fault == "impatient" else 60.0,
+    )
 
     def announce() -> None:
         print(f"serving at {url_of(sock, tls=False)} {directory}", flush=True)

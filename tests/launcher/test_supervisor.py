@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from galley.launcher.supervisor import RestartBudget
+from galley.launcher.supervisor import SETTLED, RestartBudget
 from tests.frontend.scripted import answer
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +212,42 @@ def test_a_request_that_crashes_the_engine_fails_alone(house: House) -> None:
     assert house.end()[1].count("was ended by SIGSEGV") == 2
 
 
+@pytest.mark.parametrize("house", ["impatient"], indirect=True)
+def test_an_engine_that_hangs_is_ended_and_its_streams_go_on(house: House) -> None:
+    house.wait_serving()
+    asks = [house.ask("hangs once"), *(house.ask(f"mate {i}") for i in range(4))]
+    for ask in asks:
+        ask.read()
+        assert (ask.text, ask.reason) == (ask.expected, "length")
+    house.process.terminate()
+    code, said = house.end()
+    assert code == 0
+    assert said.count("engine core 0 made no progress for 0.4 s: starting it anew") == 1
+
+
+@pytest.mark.parametrize("house", ["impatient"], indirect=True)
+@pytest.mark.parametrize("poison", ["tar pit", "stopped"])
+def test_a_request_that_hangs_every_engine_fails_alone(house: House, poison: str) -> None:
+    house.wait_serving()
+    mate = house.ask("mate", 200)
+    assert house.ask(poison, 200).read().reason == "this request crashed the engine twice."
+    mate.read()
+    assert (mate.text, mate.reason) == (mate.expected, "length")
+    house.process.terminate()
+    assert house.end()[1].count("made no progress") == 2
+
+
+@pytest.mark.parametrize("house", ["impatient"], indirect=True)
+def test_an_idle_engine_is_left_alone(house: House) -> None:
+    engine = house.wait_serving().engine
+    # Nothing is waited for: this is the span in which it might be killed.
+    time.sleep(1.2)
+    assert house.engine == engine
+    ask = house.ask().read()
+    assert ask.text == ask.expected
+    assert house.engine == engine
+
+
 def test_a_dead_api_server_is_replaced_and_its_requests_freed(house: House) -> None:
     house.wait_serving()
     lost = house.ask("lost", 900).read(10)
@@ -311,6 +347,13 @@ def test_a_signal_during_start_up(house: House) -> None:
 
 def test_restarts_are_counted_in_a_window_and_slow_down() -> None:
     budget = RestartBudget(3, 60.0)
-    assert [budget.delay(t) for t in (0.0, 1.0, 2.0, 3.0)] == [0.0, 0.1, 0.2, None]
-    assert budget.delay(60.5) == 0.2
-    assert budget.delay(500.0) == 0.0
+    assert [budget.delay(t, 1.0) for t in (0.0, 1.0, 2.0, 3.0)] == [0.0, 0.1, 0.2, None]
+    assert budget.delay(60.5, 1.0) == 0.4
+    assert budget.delay(61.5, SETTLED) == 0.0
+    assert budget.delay(62.5, 1.0) == 0.0
+    assert budget.delay(63.0, 1.0) is None
+
+
+def test_who_dies_now_and_then_is_started_at_once() -> None:
+    budget = RestartBudget(5, 60.0)
+    assert {budget.delay(15.0 * i, 15.0) for i in range(40)} == {0.0}
