@@ -6,11 +6,14 @@ joined (q, k, v into one weight), interleaved (gate with up) and cut along eithe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,12 @@ class Unpacked:
         assert main is not None
         return main
 
+    @property
+    def _codes(self) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+        assert self.q is not None
+        assert self.scale is not None
+        return self.q, self.scale
+
     def to_float32(self) -> NDArray[np.float32]:
         """The values, [N, K] float32, in the arithmetic that defines the format."""
         if self.dense is not None:
@@ -69,16 +78,16 @@ class Unpacked:
             value += self.min.astype(np.float32)[..., None]
         return value.reshape(n, k)
 
-    @property
-    def _codes(self) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-        assert self.q is not None
-        assert self.scale is not None
-        return self.q, self.scale
-
     def rows(self, start: int, stop: int) -> Unpacked:
         """Outputs [start, stop): the slice of a column-parallel rank. Views, not copies."""
         assert 0 <= start < stop <= self.shape[0]
-        return self._map(lambda a: a[start:stop])
+
+        def cut(a: Array | None) -> Array | None:
+            return None if a is None else a[start:stop]
+
+        return replace(
+            self, dense=cut(self.dense), q=cut(self.q), scale=cut(self.scale), min=cut(self.min)
+        )
 
     def columns(self, start: int, stop: int) -> Unpacked:
         """Inputs [start, stop): the slice of a row-parallel rank.
@@ -101,20 +110,6 @@ class Unpacked:
             min=None if self.min is None else self.min[:, groups],
         )
 
-    def take_rows(self, order: NDArray[np.integer]) -> Unpacked:
-        """Outputs in another order (or some of them). Copies."""
-        return self._map(lambda a: a[order])
-
-    def _map(self, f) -> Unpacked:  # type: ignore[no-untyped-def]
-        """Apply `f` to each row-indexed array."""
-
-        def over(a):  # type: ignore[no-untyped-def]
-            return None if a is None else f(a)
-
-        return replace(
-            self, dense=over(self.dense), q=over(self.q), scale=over(self.scale), min=over(self.min)
-        )
-
 
 def concat_rows(parts: Sequence[Unpacked]) -> Unpacked:
     """One weight whose outputs are those of `parts`, which have one format, one after the other."""
@@ -131,18 +126,18 @@ def interleave_rows(first: Unpacked, second: Unpacked, run: int) -> Unpacked:
     assert first.shape == second.shape
     assert first.shape[0] % run == 0
 
-    def weave(arrays: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+    def weave(arrays: Sequence[Array]) -> Array:
         a, b = (x.reshape(-1, run, *x.shape[1:]) for x in arrays)
         return np.stack([a, b], axis=1).reshape(-1, *arrays[0].shape[1:])
 
     return _join([first, second], weave)
 
 
-def _join(parts: Sequence[Unpacked], how) -> Unpacked:  # type: ignore[no-untyped-def]
+def _join(parts: Sequence[Unpacked], how: Callable[[Sequence[Array]], Array]) -> Unpacked:
     first = parts[0]
     assert all(p.format == first.format for p in parts)
 
-    def over(name: str) -> NDArray | None:
+    def over(name: str) -> Array | None:
         arrays = [getattr(p, name) for p in parts]
         return None if arrays[0] is None else how(arrays)
 

@@ -67,8 +67,6 @@ def test_slices_along_both_axes(kind):
     u = make(kind, 12)
     whole = u.to_float32()
     assert np.array_equal(u.rows(3, 9).to_float32(), whole[3:9])
-    order = np.array([5, 0, 11])
-    assert np.array_equal(u.take_rows(order).to_float32(), whole[order])
     if kind == "channel":
         with pytest.raises(ValueError, match="cut through groups of 64"):
             u.columns(0, 32)
