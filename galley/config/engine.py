@@ -118,6 +118,9 @@ class DeviceConfig:
     """Who computes: `cpu` the native kernels, `reference` plain PyTorch (needs the torch extra)."""
     num_threads: int | None = None
     """Compute threads; default: one per core that this process may use."""
+    batch_invariant: bool = False
+    """Refuse to start where an answer might depend on what else is computed (as with
+    VLLM_BATCH_INVARIANT=1). The native CPU kernels never let it."""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ def environment(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
         ("VLLM_CPU_NUM_THREADS", "num_threads", int),
         ("OMP_NUM_THREADS", "num_threads", int),
         ("GALLEY_NUM_THREADS", "num_threads", int),
+        ("VLLM_BATCH_INVARIANT", "batch_invariant", lambda v: bool(int(v))),
+        ("GALLEY_BATCH_INVARIANT", "batch_invariant", lambda v: bool(int(v))),
     ):
         value = env.get(variable)
         if value:

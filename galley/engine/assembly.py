@@ -53,6 +53,6 @@ def load_engine(config: EngineConfig, spec: EngineSpec) -> tuple[EngineCore, Rea
         max_model_len=executor.max_model_len,
         num_blocks=executor.num_blocks,
         block_size=config.cache.block_size,
-        batch_invariant=getattr(executor, "batch_invariant", False),
+        batch_invariant=executor.batch_invariant,
     )
     return core, ready

@@ -34,6 +34,10 @@ class EngineClient(Protocol):
         """An engine is up and accepts requests."""
 
     @property
+    def batch_invariant(self) -> bool | None:
+        """An answer does not depend on what else is computed; None until an engine has said."""
+
+    @property
     def num_unfinished(self) -> int:
         """Sequences in flight."""
 

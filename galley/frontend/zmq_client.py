@@ -106,6 +106,7 @@ class ZmqClient:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(FromEngine).decode
         self._engines: dict[int, Engine] = {}
+        self._batch_invariant: bool | None = None
         self._lost: str | None = None
         self._next_call = 0
         self._settled = asyncio.Event()
@@ -134,6 +135,10 @@ class ZmqClient:
     @property
     def healthy(self) -> bool:
         return any(e.ready is not None for e in self._engines.values())
+
+    @property
+    def batch_invariant(self) -> bool | None:
+        return self._batch_invariant
 
     @property
     def num_unfinished(self) -> int:
@@ -374,6 +379,7 @@ class ZmqClient:
     def _on_ready(self, engine: Engine, message: Ready) -> None:
         engine.ready = message
         engine.load = 0
+        self._batch_invariant = message.batch_invariant
         self._inputs.limits = dataclasses.replace(
             self._inputs.limits, max_model_len=message.max_model_len
         )

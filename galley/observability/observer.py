@@ -60,6 +60,7 @@ class ReadyShape(Protocol):
     max_model_len: int
     num_blocks: int
     block_size: int
+    batch_invariant: bool
     info: dict[str, Any]
 
 

@@ -42,9 +42,21 @@ def dense_format(dtype: str, checkpoint_dtype: str) -> Dense:
 def open_device(config: EngineConfig, dense: Dense) -> Backend:
     """The backend that the configuration names, with its compute threads.
 
-    Raises ConfigError where it is not installed.
+    Raises ConfigError where it is not installed, or cannot promise what --batch-invariant asks.
     """
     device = config.device
-    return open_backend(
+    backend = open_backend(
         device.backend, dense, threads=device.num_threads or 0, eager=config.model.enforce_eager
     )
+    if not backend.batch_invariant:
+        if device.batch_invariant:
+            raise ConfigError(
+                f"--backend {backend.name} cannot promise that an answer does not depend on what "
+                "else is computed, as --batch-invariant (VLLM_BATCH_INVARIANT=1) asks. Use "
+                "--backend cpu.",
+                field="batch_invariant",
+            )
+        log.warning(
+            "With --backend %s an answer may depend on what else is computed.", backend.name
+        )
+    return backend

@@ -27,6 +27,7 @@ from galley.observability.logging import configure_logging, silence_access_log
 from galley.observability.metrics import EngineMetrics
 from galley.observability.observer import Observers
 from galley.observability.registry import exposition, new_registry
+from galley.observability.reliability import ReliabilityMetrics
 from galley.observability.stats_line import StatsLine
 from galley.server.app import build_app
 from galley.server.context import Context
@@ -95,7 +96,11 @@ async def _serve(
     stats_line = StatsLine()
     observer = None
     if not model.config.observability.disable_log_stats:
-        observer = Observers(engine_metrics(registry, model.config, model.facts), stats_line)
+        observer = Observers(
+            engine_metrics(registry, model.config, model.facts),
+            ReliabilityMetrics(registry, model.config.model.served_model_name[0]),
+            stats_line,
+        )
     client = ZmqClient(
         link,
         InputProcessor(

@@ -109,8 +109,10 @@ def test_hints_of_vllm_are_accepted():
 
 
 def test_environment_gives_way_to_flags():
-    env = {"VLLM_CPU_KVCACHE_SPACE": "2", "GALLEY_NUM_THREADS": "3"}
+    env = {"VLLM_CPU_KVCACHE_SPACE": "2", "GALLEY_NUM_THREADS": "3", "VLLM_BATCH_INVARIANT": "1"}
     config = from_kwargs({}, "server", env)
+    assert config.device.batch_invariant
+    assert not from_kwargs({}, "server", {"VLLM_BATCH_INVARIANT": "0"}).device.batch_invariant
     assert config.cache.kv_cache_memory_bytes == 2 << 30
     assert config.device.num_threads == 3
     assert from_kwargs({"num_threads": 1}, "server", env).device.num_threads == 1

@@ -40,3 +40,19 @@ def test_float16_is_refused_with_what_to_use(dtype):
 def test_the_backend_is_the_one_that_was_named(backend, name):
     config = EngineConfig(device=DeviceConfig(backend=backend, num_threads=1))
     assert open_device(config, "bf16").name == name
+
+
+def test_a_backend_that_cannot_promise_invariance_says_so(caplog):
+    config = EngineConfig(device=DeviceConfig(backend="reference"))
+    with caplog.at_level(logging.WARNING, "galley.runner.device"):
+        open_device(config, "bf16")
+    assert "may depend on what else is computed" in caplog.text
+
+
+def test_asked_for_invariance_it_refuses_rather_than_weaken():
+    for backend in ("auto", "cpu"):
+        asked = EngineConfig(device=DeviceConfig(backend=backend, batch_invariant=True))
+        assert open_device(asked, "bf16").batch_invariant
+    asked = EngineConfig(device=DeviceConfig(backend="reference", batch_invariant=True))
+    with pytest.raises(ConfigError, match="VLLM_BATCH_INVARIANT=1.*--backend cpu"):
+        open_device(asked, "bf16")

@@ -85,6 +85,10 @@ class FakeEngine:
         return self.down is None
 
     @property
+    def batch_invariant(self) -> bool | None:
+        return True
+
+    @property
     def num_unfinished(self) -> int:
         return len(self.outputs.sequences)
 

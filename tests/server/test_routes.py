@@ -94,7 +94,7 @@ def test_probes(served: Served) -> None:
         assert getattr(served, method)("/ping").status_code == 200
     assert served.get("/health").status_code == 200
     assert served.get("/health").content == b""
-    assert served.get("/version").json() == {"version": __version__}
+    assert served.get("/version").json() == {"version": __version__, "batch_invariant": True}
     served.engine.down = "gone"
     assert served.get("/health").status_code == 503
     assert served.post("/ping").status_code == 503

@@ -31,7 +31,11 @@ def routes(ctx: Context) -> APIRouter:
 
     @router.get("/version", response_class=Response)
     async def version() -> Response:
-        return json_response(to_json({"version": __version__}))
+        """The version, and whether an answer does not depend on what else is computed: null until
+        an engine is up.
+        """
+        invariant = ctx.engine.batch_invariant
+        return json_response(to_json({"version": __version__, "batch_invariant": invariant}))
 
     @router.get("/load", response_class=Response)
     async def load() -> Response:
