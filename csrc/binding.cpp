@@ -196,7 +196,7 @@ NB_MODULE(_native, m) {
          "Prepare the step from the table and run the ops of sections first .. last, inclusive.")
       .def("step", &step_arrays, "The last run's prepared columns, as lists.")
       .def("profile", &Program::profile, "on"_a, "Start (from zero) or stop timing each op.")
-      .def("timings", [](const Program& p) {
+      .def("timings", [](Program& p) {
         nb::list list;
         for (const OpTiming& t : p.timings()) {
           list.append(nb::make_tuple(t.name, t.section, t.runs, t.nanoseconds));

@@ -57,9 +57,12 @@ class Linear final : public Op {
     return chunks(row_count(step, rows_)) * across_;
   }
 
-  // Few rows are bound by memory: each thread streams one contiguous piece of the weights.
+  // Few rows are bound by memory: each thread streams contiguous pieces of the weights, all of its
+  // share if that is small.
   int64_t grain(const Step& step) const override {
-    return row_count(step, rows_) <= kStreamRows ? across_ : 1;
+    return row_count(step, rows_) <= kStreamRows
+               ? std::max<int64_t>(1, kStreamBytes / (job_.weight.panel_bytes() * panels_per_tile_))
+               : 1;
   }
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
@@ -78,7 +81,7 @@ class Linear final : public Op {
   }
 
  private:
-  static constexpr int64_t kStreamRows = 8;
+  static constexpr int64_t kStreamRows = 8, kStreamBytes = 1 << 20;
 
   static int64_t chunks(int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
 

@@ -20,6 +20,8 @@ constexpr int64_t kMaxTiles = int64_t{1} << 31;
 // How long to spin before sleeping: about the length of an op. A futex sleep costs some 25 us
 // (kernel_study.md, section 5), and a step has hundreds of ops.
 constexpr auto kSpin = std::chrono::microseconds(50);
+// How long a step goes on without workers that fell asleep in it.
+constexpr auto kWakeEvery = std::chrono::milliseconds(2);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -78,6 +80,11 @@ Pool::~Pool() {
   for (auto& w : workers_) w.join();
 }
 
+void Pool::begin_step() {
+  std::lock_guard<std::mutex> one_caller(callers_);
+  last_wake_ = {};
+}
+
 void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
   if (tiles <= 0) return;
   if (tiles >= kMaxTiles) throw std::invalid_argument("too many tiles: " + std::to_string(tiles));
@@ -98,10 +105,7 @@ void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
                           std::memory_order_release);
   }
   epoch_.fetch_add(1);
-  if (sleepers_.load() > 0) {
-    std::lock_guard<std::mutex> lock(sleep_->mutex);
-    sleep_->work.notify_all();
-  }
+  if (sleepers_.load() > 0) wake_workers();
   drain(0);
   wait_until_done();
   if (error_) std::rethrow_exception(error_);
@@ -148,6 +152,16 @@ void Pool::work(int64_t begin, int64_t end, int thread) {
     std::lock_guard<std::mutex> lock(sleep_->mutex);
     sleep_->done.notify_one();
   }
+}
+
+// Not again at once: with the cores busy, the one who is woken is often put on the caller's core,
+// in its place.
+void Pool::wake_workers() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - last_wake_ < kWakeEvery) return;
+  last_wake_ = now;
+  std::lock_guard<std::mutex> lock(sleep_->mutex);
+  sleep_->work.notify_all();
 }
 
 void Pool::wait_until_done() {

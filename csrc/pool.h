@@ -10,6 +10,7 @@
 // nothing at all.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -31,8 +32,11 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(ranges_.size()); }
-  // `grain`: tiles that are claimed at least at a time. Returns when all tiles are done; rethrows the first exception of a tile. One caller at a time
-  // (others wait). In a forked child, where the workers do not exist, the caller does it all.
+  // Many jobs are about to come: workers that sleep may be woken for the first of them.
+  void begin_step();
+  // Returns when all tiles are done; rethrows the first exception of a tile. `grain`: tiles that
+  // are claimed at least at a time. One caller at a time (others wait). In a forked child, where
+  // the workers do not exist, the caller does it all.
   void run(int64_t tiles, int64_t grain, Run run, void* job);
 
  private:
@@ -43,6 +47,7 @@ class Pool {
   void drain(int thread);
   void work(int64_t begin, int64_t end, int thread);
   void wait_until_done();
+  void wake_workers();
   uint32_t wait_for_epoch(uint32_t seen);
   void worker(int thread);
 
@@ -63,6 +68,7 @@ class Pool {
   std::atomic<bool> caller_sleeps_{false};
   std::exception_ptr error_;
   std::mutex callers_;
+  std::chrono::steady_clock::time_point last_wake_;
   int64_t owner_process_;
   std::vector<std::thread> workers_;
 };

@@ -196,6 +196,7 @@ void Program::run(const int32_t* slots, const int32_t* num_new, const int32_t* n
     throw std::invalid_argument("a step needs all four columns");
   }
   prepare(slots, num_new, num_logits, samples, n);
+  pool_->begin_step();
   for (Entry& entry : ops_) {
     if (entry.timing.section >= first_section && entry.timing.section <= last_section) {
       run_op(entry);
@@ -222,7 +223,8 @@ void Program::profile(bool on) {
   for (Entry& entry : ops_) entry.timing.runs = entry.timing.nanoseconds = 0;
 }
 
-std::vector<OpTiming> Program::timings() const {
+std::vector<OpTiming> Program::timings() {
+  std::lock_guard<std::mutex> lock(running_);
   std::vector<OpTiming> all;
   for (const Entry& entry : ops_) all.push_back(entry.timing);
   return all;

@@ -212,7 +212,7 @@ class Program {
   void run(const int32_t* slots, const int32_t* num_new, const int32_t* num_logits,
            const uint8_t* samples, int32_t n, int first_section, int last_section);
   void profile(bool on);
-  std::vector<OpTiming> timings() const;
+  std::vector<OpTiming> timings();
   const Step& step() const { return step_; }
 
  private:
