@@ -1,10 +1,12 @@
 """What crosses the border between a frontend and an engine core (msgpack over ZMQ).
 
-    frontend ── Hello | Add | Abort | Call ──▶ engine core ── Ready | Outputs | Reply ──▶ frontend
+    frontend ── Hello | Add | Abort | Call | Ping ──▶ engine core
+    frontend ◀── Ready | Outputs | Reply | Pong | Resync ── engine core
 
-Every message carries the engine's epoch (its incarnation number, counted by the launcher): a
-frontend drops outputs of a dead engine and resubmits its requests, with the tokens that it has
-already, to the next one. A step's outputs travel as one message of columns per client.
+Outputs carry the engine's epoch (its incarnation number, counted by the launcher): a frontend drops
+those of a dead engine and resubmits its requests, with the tokens that it has already, to the next
+one. A step's outputs travel as one message of columns per client. Messages travel in numbered
+frames (`link`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from galley.request import Request
 
 
 class Hello(msgspec.Struct, tag="hello"):
-    """A client's first message to an engine; answered by `Ready` once the model is loaded."""
+    """Opens a session: the engine forgets what this client has asked before, and answers with
+    `Ready` once the model is loaded. Sent again until the answer comes.
+    """
 
     client_index: int
 
@@ -40,6 +44,12 @@ class Call(msgspec.Struct, tag="call"):
     id: int
     method: str
     args: list[Any] = []
+
+
+class Ping(msgspec.Struct, tag="ping"):
+    """Answered by `Pong`: now and then while something is in flight, so that a frame that was
+    lost is missed even if it was the last.
+    """
 
 
 class Started(msgspec.Struct, array_like=True):
@@ -129,8 +139,16 @@ class Reply(msgspec.Struct, tag="reply"):
     error: str | None = None
 
 
-FromClient = Hello | Add | Abort | Call
-FromEngine = Ready | Outputs | Reply
+class Pong(msgspec.Struct, tag="pong"):
+    """Answer to `Ping`."""
+
+
+class Resync(msgspec.Struct, tag="resync"):
+    """Something that the client has sent was lost: it shall open another session."""
+
+
+FromClient = Hello | Add | Abort | Call | Ping
+FromEngine = Ready | Outputs | Reply | Pong | Resync
 
 
 def routing_id(client_index: int) -> bytes:

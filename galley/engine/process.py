@@ -21,6 +21,7 @@ import zmq
 from galley.config import EngineConfig
 from galley.engine.control import Bound, Channel, ClientGone, Serving
 from galley.engine.flight import FlightRecorder
+from galley.engine.link import Frame, Line, open_frame
 from galley.engine.messages import (
     Abort,
     Add,
@@ -29,8 +30,11 @@ from galley.engine.messages import (
     FromEngine,
     Hello,
     Outputs,
+    Ping,
+    Pong,
     Ready,
     Reply,
+    Resync,
     client_of,
     routing_id,
 )
@@ -102,6 +106,8 @@ class EngineProcess:
         self.flight = flight
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(FromClient).decode
+        self._lines: dict[int, Line] = {}
+        self._greetings: set[int] = set()
         self._live: dict[int, set[int]] = {}
         self._orphaned = False
         core.on_plan = flight.record
@@ -122,9 +128,10 @@ class EngineProcess:
                 self._control()
             flight.beat()
             self.receive()
-            if core.has_work:
+            if core.has_work or self._greetings:
                 for client, outputs in core.step():
                     self._emit(client, outputs)
+                self._greet()
                 steps += 1
                 if steps % CONTROL_EVERY == 0:
                     self._control()
@@ -135,14 +142,40 @@ class EngineProcess:
         """Take all that clients have sent so far."""
         socket = self.socket
         while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            frames = socket.recv_multipart(zmq.NOBLOCK)
             try:
-                identity, frame = frames
-                client, message = client_of(identity), self._decode(frame)
-            except (ValueError, msgspec.DecodeError) as e:
-                log.warning("dropped a message that no client of ours sends: %s", e)
+                identity, header, payload = self._take()
+                client = client_of(identity)
+            except ValueError:
+                log.warning("dropped a message that no client of ours sends.")
                 continue
-            self._apply(client, message)
+            if self._is_due(client, open_frame(header, payload)):
+                self._apply(client, self._decode(payload))
+
+    def _take(self) -> list[bytes]:
+        return self.socket.recv_multipart(zmq.NOBLOCK)
+
+    def _is_due(self, client: int, frame: Frame | None) -> bool:
+        """Whether a frame (None: damaged) is the next of its client's session.
+
+        An opening frame starts the session, or is answered once more if it is repeated; what does
+        not follow on the frames before is answered with `Resync`.
+        """
+        line = self._lines.get(client)
+        if frame is not None and frame.number == 0:
+            if line is None or frame.session > line.session:
+                self.core.abort(self._live.pop(client, ()), client)
+                line = self._lines[client] = Line(frame.session)
+                self._greetings.discard(client)
+            elif frame.session == line.session and client not in self._greetings:
+                self._post(client, line.wrap_as(0, self._encode(self.ready)))
+                return False
+        if line is None:
+            # Whatever it was, its sender still waits for an answer to its hello and repeats that.
+            return False
+        arrival = "gap" if frame is None else line.arrival(frame)
+        if arrival == "gap":
+            self._send(client, Resync())
+        return arrival == "due"
 
     def _apply(self, client: int, message: FromClient) -> None:
         if isinstance(message, Add):
@@ -153,7 +186,9 @@ class EngineProcess:
         elif isinstance(message, Abort):
             self.core.abort(message.handles, client)
         elif isinstance(message, Hello):
-            self._send(client, self.ready)
+            self._greetings.add(client)
+        elif isinstance(message, Ping):
+            self._send(client, Pong())
         else:
             self._send(client, self._call(message))
 
@@ -176,8 +211,18 @@ class EngineProcess:
         for message in messages:
             if isinstance(message, ClientGone):
                 self.core.abort(self._live.pop(message.client_index, ()), message.client_index)
+                self._lines.pop(message.client_index, None)
+                self._greetings.discard(message.client_index)
 
     # ------------------------------------------------------------------ out
+
+    def _greet(self) -> None:
+        """Answer the hellos. By now a step has ended that tells the ends of what their clients had
+        asked before, which is of no interest to them any more: `Ready` is the first that they get.
+        """
+        for client in list(self._greetings):
+            self._greetings.discard(client)
+            self._send(client, self.ready)
 
     def _emit(self, client: int, outputs: Outputs) -> None:
         if outputs.finished and client in self._live:
@@ -185,7 +230,12 @@ class EngineProcess:
         self._send(client, outputs)
 
     def _send(self, client: int, message: FromEngine) -> None:
-        self.socket.send_multipart([routing_id(client), self._encode(message)])
+        line = self._lines.get(client)
+        if line is not None and client not in self._greetings:
+            self._post(client, line.wrap(self._encode(message)))
+
+    def _post(self, client: int, frames: list[bytes]) -> None:
+        self.socket.send_multipart([routing_id(client), *frames])
 
 
 def bind(address: str) -> tuple[zmq.Socket[bytes], str]:
@@ -206,6 +256,7 @@ def run(
     config: EngineConfig,
     channel: Channel,
     load: Callable[[EngineConfig, EngineSpec], tuple[Core, Ready]],
+    make_process: type[EngineProcess] = EngineProcess,
 ) -> None:
     """The life of an engine process: bind, load, serve. What `load` raises, the caller reports."""
     socket, address = bind(spec.address)
@@ -213,7 +264,7 @@ def run(
     core, ready = load(config, spec)
     rows = config.scheduler.max_num_seqs or 0
     flight = FlightRecorder(spec.flight_path, rows + ARRIVALS)
-    process = EngineProcess(core, socket, channel, ready, flight)
+    process = make_process(core, socket, channel, ready, flight)
     # What start-up has made stays for good: no collection need look at it again.
     gc.collect()
     gc.freeze()

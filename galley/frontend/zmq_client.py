@@ -3,7 +3,8 @@
 Each request stays here until its last token is delivered: prompt, parameters, tokens so far. When
 an engine dies, its requests go to the next incarnation with the tokens that they have; the engine
 goes on behind them, and by the invariance rule with what it would have said. A request accepted
-while no engine is up waits here, so that first sending and replay are one code path.
+while no engine is up waits here, so that first sending and replay are one code path. A frame that
+is lost on the way is missed (`engine.link`); what follows is the same replay in a new session.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 import zmq
 
 from galley.engine.control import Channel, EngineDown, EnginesLost, EngineUp
+from galley.engine.link import Line, open_frame
 from galley.engine.messages import (
     Abort,
     Add,
@@ -29,8 +31,10 @@ from galley.engine.messages import (
     FromEngine,
     Hello,
     Outputs,
+    Ping,
     Ready,
     Reply,
+    Resync,
     routing_id,
 )
 from galley.errors import EngineDead, RequestFailed, ServerError, Unsupported
@@ -43,6 +47,8 @@ from galley.request import Request, SamplingParams
 
 #: Messages applied before the event loop gets a turn.
 BURST = 16
+#: Seconds between two looks at whether engines still hear us.
+TICK = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +72,17 @@ class Engine:
 
     Attributes:
         socket: None while there is no incarnation to speak to.
-        ready: None until that incarnation has loaded its model.
+        line: the session with it.
+        ready: None until that incarnation has loaded its model and opened the session.
+        reported: the last incarnation that the observer was told of.
         load: sequences that it has, by its last word and what was sent since.
     """
 
     index: int
     epoch: int = 0
+    reported: int = 0
     socket: zmq.Socket[bytes] | None = None
+    line: Line = field(default_factory=lambda: Line(0))
     ready: Ready | None = None
     load: int = 0
     calls: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
@@ -115,6 +125,7 @@ class ZmqClient:
         """Listen to the launcher; engines come as it names them."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._link.channel.fileno(), self._on_control)
+        self._ticker = self._loop.call_later(TICK, self._tick)
 
     def close(self) -> None:
         """End what is in flight and let go of all sockets; nothing is accepted from now on."""
@@ -122,6 +133,7 @@ class ZmqClient:
         for state in {id(s.state): s.state for s in self._outputs.sequences.values()}.values():
             self._send_aborts(state, self._outputs.fail(state, EngineDead(self._lost)))
         self._loop.remove_reader(self._link.channel.fileno())
+        self._ticker.cancel()
         for engine in self._engines.values():
             self._disconnect(engine)
         self._context.term()
@@ -213,10 +225,13 @@ class ZmqClient:
     # ------------------------------------------------------------------ sending
 
     def _send(self, engine: Engine, message: FromClient) -> None:
+        self._post(engine, engine.line.wrap(self._encode(message)))
+
+    def _post(self, engine: Engine, frames: list[bytes]) -> None:
         socket = engine.socket
         if socket is None:
             return
-        socket.send(self._encode(message), zmq.NOBLOCK)
+        socket.send_multipart(frames, zmq.NOBLOCK)
         # Sending may have consumed the edge that would have announced an arrival.
         if has_arrived(socket):
             self._loop.call_soon(self._on_readable, engine)
@@ -290,19 +305,38 @@ class ZmqClient:
         socket.connect(up.address)
         engine.socket = socket
         self._loop.add_reader(socket.fileno(), self._on_readable, engine)
-        self._send(engine, Hello(self._link.client_index))
+        self._open_session(engine)
         self._on_readable(engine)
 
-    def _disconnect(self, engine: Engine) -> None:
+    def _open_session(self, engine: Engine) -> None:
+        """Start over with an incarnation: once it is ready it gets what it shall compute."""
+        self._forget_session(engine)
+        engine.line = Line(engine.line.session + 1)
+        self._send(engine, Hello(self._link.client_index))
+
+    def _forget_session(self, engine: Engine) -> None:
         engine.ready = None
+        for future in engine.calls.values():
+            if not future.done():
+                future.set_exception(EngineDead("the engine was lost over this call."))
+        engine.calls.clear()
+
+    def _disconnect(self, engine: Engine) -> None:
+        self._forget_session(engine)
         if engine.socket is not None:
             self._loop.remove_reader(engine.socket.fileno())
             engine.socket.close()
             engine.socket = None
-        for future in engine.calls.values():
-            if not future.done():
-                future.set_exception(EngineDead("the engine died over this call."))
-        engine.calls.clear()
+
+    def _tick(self) -> None:
+        """Say hello again where no answer came; have the others show that nothing was lost."""
+        self._ticker = self._loop.call_later(TICK, self._tick)
+        for engine in self._engines.values():
+            if engine.ready is None:
+                hello = self._encode(Hello(self._link.client_index))
+                self._post(engine, engine.line.wrap_as(0, hello))
+            elif engine.calls or self.num_unfinished:
+                self._send(engine, Ping())
 
     def _engine_down(self, down: EngineDown) -> None:
         engine = self._engines.get(down.index)
@@ -354,8 +388,17 @@ class ZmqClient:
                 return
             if not has_arrived(socket):
                 return
-            self._receive(engine, self._decode(socket.recv(zmq.NOBLOCK)))
+            self._on_frames(engine, socket.recv_multipart(zmq.NOBLOCK))
         self._loop.call_soon(self._on_readable, engine)
+
+    def _on_frames(self, engine: Engine, frames: list[bytes]) -> None:
+        header, payload = frames if len(frames) == 2 else (b"", b"")
+        frame = open_frame(header, payload)
+        arrival = "gap" if frame is None else engine.line.arrival(frame)
+        if arrival == "due":
+            self._receive(engine, self._decode(payload))
+        elif arrival == "gap":
+            self._open_session(engine)
 
     def _receive(self, engine: Engine, message: FromEngine) -> None:
         if isinstance(message, Outputs):
@@ -364,8 +407,10 @@ class ZmqClient:
         elif isinstance(message, Ready):
             if message.epoch == engine.epoch:
                 self._on_ready(engine, message)
-        else:
+        elif isinstance(message, Reply):
             self._on_reply(engine, message)
+        elif isinstance(message, Resync):
+            self._open_session(engine)
 
     def _on_outputs(self, engine: Engine, message: Outputs) -> None:
         if message.stats is not None:
@@ -383,8 +428,9 @@ class ZmqClient:
         self._inputs.limits = dataclasses.replace(
             self._inputs.limits, max_model_len=message.max_model_len
         )
-        if self._outputs.observer is not None:
+        if self._outputs.observer is not None and engine.epoch != engine.reported:
             self._outputs.observer.ready(message)
+        engine.reported = engine.epoch
         self._place(self._orphans(engine.index))
         self._next_trial(engine)
         self._settled.set()

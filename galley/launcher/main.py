@@ -10,6 +10,7 @@ from pathlib import Path
 from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.engine.control import Channel
+from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
 from galley.engine.flight import last_rows, pulse
 from galley.launcher.child import set_title
 from galley.launcher.sockets import listening_socket, private_directory, url_of
@@ -44,7 +45,13 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
 def _entries(
     config: EngineConfig, server: ServerConfig, sock: socket.socket, directory: str
 ) -> Entries:
-    """What the children run; they import what is heavy when they are born."""
+    """What the children run; they import what is heavy when they are born.
+
+    Raises ConfigError where faults are asked for that must not be.
+    """
+    faults = read_faults()
+    if faults:
+        say(f"faults on demand: {faults}")
 
     def flight_path(index: int) -> str:
         return f"{directory}/flight-{index}"
@@ -59,7 +66,12 @@ def _entries(
         from galley.engine.process import EngineSpec, run
 
         address = f"ipc://{directory}/engine-{index}-{epoch}"
-        run(EngineSpec(index, epoch, address, flight_path(index)), config, channel, load_engine)
+        spec = EngineSpec(index, epoch, address, flight_path(index))
+        if faults:
+            mine = Faults(faults, epoch)
+            run(spec, config, channel, faulty_loader(load_engine, mine), faulty_process(mine))
+        else:
+            run(spec, config, channel, load_engine)
 
     def api_server(channel: Channel, client_index: int) -> None:
         fetch_once(config, directory)

@@ -16,6 +16,7 @@ import zmq
 
 from galley.engine.control import ClientGone
 from galley.engine.flight import FlightRecorder, last_rows, pulse
+from galley.engine.link import Line, open_frame
 from galley.engine.messages import (
     Abort,
     Add,
@@ -23,11 +24,14 @@ from galley.engine.messages import (
     FromEngine,
     Hello,
     Outputs,
+    Ping,
+    Pong,
     Ready,
     Reply,
+    Resync,
 )
 from galley.engine.process import CONTROL_EVERY
-from galley.request import Request, SamplingParams
+from galley.request import FinishReason, Request, SamplingParams
 from tests.frontend.engine_thread import EngineThread, dealer
 from tests.frontend.scripted import Row, answer
 
@@ -49,17 +53,31 @@ def request(handle: int, n: int = 5, client: int = 0, epoch: int = 1) -> Request
 
 
 class Peer:
-    """One client of the engine."""
+    """One client of the engine, with an open session."""
 
-    def __init__(self, address: str, client: int = 0) -> None:
+    def __init__(self, address: str, client: int = 0, session: int = 1) -> None:
         self.client = client
         self.socket = dealer(address, client)
+        self.open(session)
+
+    def open(self, session: int) -> None:
+        """Start a session; passes over what is left of the one before."""
+        self.line = Line(session)
+        self.send(Hello(self.client))
+        self.ready = self.receive()
 
     def send(self, message: Any) -> None:
-        self.socket.send(encode(message))
+        self.socket.send_multipart(self.line.wrap(encode(message)))
 
     def receive(self) -> Any:
-        return decode(self.socket.recv())
+        while True:
+            header, payload = self.socket.recv_multipart()
+            frame = open_frame(header, payload)
+            assert frame is not None
+            arrival = self.line.arrival(frame)
+            assert arrival != "gap"
+            if arrival == "due":
+                return decode(payload)
 
     def tokens(self, handle: int, n: int) -> list[int]:
         """Receive until `handle` has n tokens."""
@@ -82,9 +100,7 @@ def engine(tmp_path: Path) -> Iterator[EngineThread]:
 
 def test_hello_is_answered_with_ready_also_late(engine: EngineThread) -> None:
     for client in (0, 1):
-        peer = Peer(engine.address, client)
-        peer.send(Hello(client))
-        ready = peer.receive()
+        ready = Peer(engine.address, client).ready
         assert isinstance(ready, Ready)
         assert (ready.epoch, ready.max_model_len) == (1, 1000)
 
@@ -148,6 +164,70 @@ def test_calls_reach_the_core_or_the_workers_and_errors_come_back(engine: Engine
         assert (reply.error is None) == (error is None)
 
 
+def test_a_new_session_forgets_what_the_one_before_has_asked(tmp_path: Path) -> None:
+    """Not even their ends are told: the client may have asked for the same again."""
+    engine = EngineThread(tmp_path, pause=0.002).start()
+    peer = Peer(engine.address)
+    peer.send(Add([request(1, 900), request(2, 900)]))
+    peer.tokens(1, 3)
+    peer.open(2)
+    assert isinstance(peer.ready, Ready)
+    assert not engine.core.rows
+    peer.send(Add([request(1, 20)]))
+    ends: list[tuple[int, int]] = []
+    tokens: list[int] = []
+    while not ends:
+        message = peer.receive()
+        tokens += memoryview(message.token_ids).cast("i").tolist()
+        ends += [(f.handle, f.reason) for f in message.finished]
+    assert ends == [(1, FinishReason.LENGTH)]
+    assert tokens == answer(PROMPT, 20)
+    engine.kill()
+
+
+def test_a_hello_that_is_repeated_is_answered_again_and_starts_nothing_anew(
+    tmp_path: Path,
+) -> None:
+    engine = EngineThread(tmp_path, pause=0.002).start()
+    peer = Peer(engine.address)
+    peer.send(Add([request(1, 900)]))
+    peer.tokens(1, 3)
+    peer.socket.send_multipart(peer.line.wrap_as(0, encode(Hello(0))))
+    while True:
+        header, payload = peer.socket.recv_multipart()
+        frame = open_frame(header, payload)
+        assert frame is not None
+        if frame.number == 0:
+            break
+    assert isinstance(decode(payload), Ready)
+    assert list(engine.core.rows) == [1]
+    engine.kill()
+
+
+@pytest.mark.parametrize("how", ["lost", "damaged"])
+def test_a_frame_that_is_missed_is_told(engine: EngineThread, how: str) -> None:
+    peer = Peer(engine.address)
+    frames = peer.line.wrap(encode(Add([request(1)])))
+    if how == "damaged":
+        peer.socket.send_multipart([frames[0], frames[1][:-1]])
+    else:
+        peer.send(Ping())
+    assert isinstance(peer.receive(), Resync)
+    peer.open(2)
+    peer.send(Ping())
+    assert isinstance(peer.receive(), Pong)
+    assert not engine.core.added
+
+
+def test_frames_of_an_earlier_session_are_not_heard(engine: EngineThread) -> None:
+    peer = Peer(engine.address, session=5)
+    for session, number in ((4, 0), (4, 1), (6, 1)):
+        peer.socket.send_multipart(Line(session).wrap_as(number, encode(Add([request(1)]))))
+    peer.send(Ping())
+    assert isinstance(peer.receive(), Pong)
+    assert not engine.core.added
+
+
 def test_a_dead_clients_requests_are_dropped_while_others_go_on(tmp_path: Path) -> None:
     engine = EngineThread(tmp_path, pause=0.002).start()
     dead, alive = Peer(engine.address, 0), Peer(engine.address, 1)
@@ -175,9 +255,7 @@ def test_it_ends_with_its_launcher_when_idle_and_when_busy(tmp_path: Path) -> No
 
 
 def test_an_idle_engine_sleeps(engine: EngineThread) -> None:
-    peer = Peer(engine.address)
-    peer.send(Hello(0))
-    peer.receive()
+    Peer(engine.address)
     assert threading.active_count() >= 2
     before = time.process_time()
     # Nothing is waited for: this is the span over which CPU time is measured.
@@ -229,7 +307,9 @@ def test_arrivals_are_taken_while_the_device_works(tmp_path: Path) -> None:
 def test_garbage_on_the_socket_does_not_end_the_engine(engine: EngineThread) -> None:
     stranger: zmq.Socket[bytes] = dealer(engine.address, 9)
     stranger.send(b"\xc1 not msgpack")
+    stranger.send_multipart([b"a", b"b"])
     stranger.send_multipart([b"a", b"b", b"c"])
+    stranger.send_multipart(Line(5).wrap_as(7, b"\xc1"))
     peer = Peer(engine.address)
     peer.send(Add([request(1)]))
     assert peer.tokens(1, 5) == answer(PROMPT, 5)

@@ -9,6 +9,7 @@ from typing import Any
 import zmq
 
 from galley.engine.control import Channel, EngineDown, EngineUp
+from galley.engine.faults import Faults, faulty_process, read_faults
 from galley.engine.flight import FlightRecorder
 from galley.engine.messages import Ready
 from galley.engine.process import EngineProcess, bind
@@ -16,9 +17,16 @@ from tests.frontend.scripted import ScriptedCore
 
 
 class EngineThread:
-    """One incarnation. `kill` ends it without a word to its clients."""
+    """One incarnation. `kill` ends it without a word to its clients.
 
-    def __init__(self, folder: Path, epoch: int = 1, index: int = 0, **core: Any) -> None:
+    Args:
+        faults: what happens to it (galley.engine.faults).
+        core: arguments of `ScriptedCore`.
+    """
+
+    def __init__(
+        self, folder: Path, epoch: int = 1, index: int = 0, faults: str = "", **core: Any
+    ) -> None:
         self.core = ScriptedCore(epoch, **core)
         self.index, self.epoch = index, epoch
         self.socket, self.address = bind(f"ipc://{folder}/engine-{index}-{epoch}")
@@ -27,7 +35,9 @@ class EngineThread:
             index, epoch, max_model_len=1000, num_blocks=9, block_size=16, batch_invariant=True
         )
         flight = FlightRecorder(str(folder / "flight"), 1000)
-        self.process = EngineProcess(self.core, self.socket, theirs, ready, flight)
+        asked = read_faults({"GALLEY_FAULTS": faults, "GALLEY_DEV_MODE": "1"})
+        make = faulty_process(Faults(asked, epoch)) if asked else EngineProcess
+        self.process = make(self.core, self.socket, theirs, ready, flight)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
 

@@ -101,13 +101,14 @@ class ScriptedCore:
         self.while_waiting: Callable[[], None] | None = None
         self.executor = ScriptedExecutor()
         self.rows: dict[int, Row] = {}
+        self.aborted: dict[int, list[int]] = {}
         self.num_steps = 0
         self.added: list[Request] = []
         self.shut = False
 
     @property
     def has_work(self) -> bool:
-        return bool(self.rows)
+        return bool(self.rows or self.aborted)
 
     def add(self, requests: Iterable[Request]) -> None:
         for request in requests:
@@ -116,7 +117,8 @@ class ScriptedCore:
 
     def abort(self, handles: Iterable[int], client_index: int = 0) -> None:
         for handle in handles:
-            self.rows.pop(handle, None)
+            if self.rows.pop(handle, None):
+                self.aborted.setdefault(client_index, []).append(handle)
 
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         return not self.rows
@@ -129,6 +131,8 @@ class ScriptedCore:
 
     def step(self) -> list[tuple[int, Outputs]]:
         rows = list(self.rows.values())
+        if not rows:
+            return [(client, self._outputs([], client)) for client in list(self.aborted)]
         if self.on_plan is not None:
             self.on_plan(array("q", [r.request.handle for r in rows]))
         if self.on_step is not None:
@@ -141,10 +145,13 @@ class ScriptedCore:
         for row in rows:
             if row.request.handle in self.rows:
                 clients.setdefault(row.request.client_index, []).append(row)
-        return [(client, self._outputs(mine)) for client, mine in clients.items()]
+        for client in self.aborted:
+            clients.setdefault(client, [])
+        return [(client, self._outputs(mine, client)) for client, mine in clients.items()]
 
-    def _outputs(self, rows: list[Row]) -> Outputs:
+    def _outputs(self, rows: list[Row], client: int) -> Outputs:
         started, finished, tokens = [], [], []
+        ends = [Finished(h, FinishReason.ABORT) for h in self.aborted.pop(client, [])]
         for row in rows:
             request = row.request
             if not row.started:
@@ -170,7 +177,7 @@ class ScriptedCore:
             handles=array("q", [r.request.handle for r in rows]).tobytes(),
             token_ids=array("i", tokens).tobytes(),
             started=started,
-            finished=finished,
+            finished=[*ends, *finished],
             stats=Stats(num_running=len(self.rows), num_steps=self.num_steps),
         )
 

@@ -24,6 +24,9 @@ from tests.frontend.test_output_processor import Recorder
 
 DELTA = RequestOutputKind.DELTA
 PROMPT = "hello"
+#: Frames to lose: of start-up (1), of the first requests, in mid-stream, near the end.
+LOST = [("in", 1), ("out", 1), *(("in", n) for n in range(2, 8)), ("out", 2), ("out", 9)]
+LOST += [("out", n) for n in range(28, 36)]
 
 
 def text_of(n: int, prompt: str = PROMPT) -> str:
@@ -320,6 +323,64 @@ def test_when_no_engine_will_come_all_requests_end(tmp_path: Path) -> None:
             house.generate(5)
         with pytest.raises(EngineDead):
             await house.client.wait_healthy()
+
+    with_house(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [f"1:{way}{n}={act}" for act in ("drop", "damage") for way, n in LOST]
+    + ["1:out1=twice", "1:out9=twice", "1:out9=delay/0.05", "1:out10+=delay/0.02"]
+    + ["1:in1=drop,1:out1=drop,1:out9=drop,1:in5=drop,1:out30=damage"],
+)
+def test_a_frame_that_goes_wrong_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Each frame of a conversation is lost, damaged, doubled or late, also the first and last."""
+    monkeypatch.setattr("galley.frontend.zmq_client.TICK", 0.05)
+
+    async def scenario(house: House) -> None:
+        engine = house.engine(faults=fault, pause=0.001)
+        streams = [house.generate(30, f"p{i}") for i in range(3)]
+        got = await asyncio.gather(*(collect(s) for s in streams))
+        assert got == [(text_of(30, f"p{i}"), "length") for i in range(3)]
+        late = house.generate(40, "late")
+        await anext(late)
+        left = house.generate(900, "left")
+        left.close()
+        assert (await collect(late))[1] == "length"
+        await until(lambda: not engine.core.rows)
+        assert house.client.num_unfinished == 0
+        ends = [e[1] for e in house.recorder.events if e[0] == "finished"]
+        assert len(ends) == len(set(ends)) == 5
+
+    with_house(tmp_path, scenario)
+
+
+def test_a_call_whose_answer_is_lost_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("galley.frontend.zmq_client.TICK", 0.05)
+
+    async def scenario(house: House) -> None:
+        house.engine(faults="1:out2=drop")
+        await house.client.wait_healthy()
+        with pytest.raises(EngineDead, match="over this call"):
+            await house.client.call("echo", 1)
+        await house.client.wait_healthy()
+        assert await house.client.call("echo", 2) == [[2]]
+
+    with_house(tmp_path, scenario)
+
+
+def test_a_session_that_is_started_over_is_no_new_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("galley.frontend.zmq_client.TICK", 0.05)
+
+    async def scenario(house: House) -> None:
+        engine = house.engine(faults="1:out9=drop")
+        assert (await collect(house.generate(30)))[1] == "length"
+        assert len(engine.core.added) == 2, "it was replayed"
+        assert [e for e in house.recorder.events if e[0] == "ready"] == [("ready",)]
 
     with_house(tmp_path, scenario)
 

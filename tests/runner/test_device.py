@@ -54,5 +54,5 @@ def test_asked_for_invariance_it_refuses_rather_than_weaken():
         asked = EngineConfig(device=DeviceConfig(backend=backend, batch_invariant=True))
         assert open_device(asked, "bf16").batch_invariant
     asked = EngineConfig(device=DeviceConfig(backend="reference", batch_invariant=True))
-    with pytest.raises(ConfigError, match="VLLM_BATCH_INVARIANT=1.*--backend cpu"):
+    with pytest.raises(ConfigError, match=r"VLLM_BATCH_INVARIANT=1.*--backend cpu"):
         open_device(asked, "bf16")

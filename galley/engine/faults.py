@@ -1,0 +1,196 @@
+"""Faults on demand, for tests: an engine that dies, hangs, or loses frames at a chosen moment.
+
+    GALLEY_FAULTS="1:step12=kill, 2:start=memory, 3:out7=drop, *:step5+=sleep/0.2"
+
+    EPOCH:MOMENT=ACT[/SECONDS]
+      EPOCH   the incarnation that it happens to, or * for all
+      MOMENT  start     before the model is loaded       stepN   before step N is computed
+              loaded    after it, before requests        afterN  after it, before its outputs go out
+              inN, outN frame N that it receives or sends; N+ = from N on. All count from 1.
+      ACT     kill segv abort          it sends itself the signal
+              raise memory             an exception in Python
+              hang sleep               it stands still, for ever or for SECONDS
+              starve                   it can get no more memory
+              drop damage delay twice  a frame is lost, changed, late or doubled (inN: drop, damage)
+
+Nothing here is ever active but by this variable, and that is refused unless GALLEY_DEV_MODE=1 (or
+VLLM_SERVER_DEV_MODE=1) says that no one depends on the server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from galley.errors import ConfigError
+
+if TYPE_CHECKING:
+    from galley.engine.process import EngineProcess
+
+VARIABLE = "GALLEY_FAULTS"
+_SPEC = re.compile(r"(\d+|\*):(start|loaded|step|after|in|out)(\d*)(\+?)=([a-z]+)(?:/([\d.]+))?")
+_SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "abort": signal.SIGABRT}
+_OF_PROCESS = {*_SIGNALS, "raise", "memory", "hang", "sleep", "starve"}
+_OF_FRAME = {"in": {"drop", "damage"}, "out": {"drop", "damage", "delay", "twice"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault. `epoch` None = every incarnation; it acts on counts `first` … `last`."""
+
+    epoch: int | None
+    moment: str
+    first: int
+    last: float
+    act: str
+    seconds: float
+
+
+def read_faults(env: Mapping[str, str] = os.environ) -> list[Fault]:
+    """The faults that GALLEY_FAULTS asks for.
+
+    Raises:
+        ConfigError: it is set but this is no place for it, or it cannot be read.
+    """
+    text = env.get(VARIABLE, "")
+    if not text:
+        return []
+    if "1" not in (env.get("GALLEY_DEV_MODE"), env.get("VLLM_SERVER_DEV_MODE")):
+        raise ConfigError(
+            f"{VARIABLE} makes the engine fail on purpose; it acts only with GALLEY_DEV_MODE=1."
+        )
+    return [_read(item.strip()) for item in text.split(",")]
+
+
+def _read(item: str) -> Fault:
+    match = _SPEC.fullmatch(item)
+    if match is None:
+        raise ConfigError(f"{VARIABLE}: {item!r} is not EPOCH:MOMENT=ACT[/SECONDS].")
+    epoch, moment, count, on, act, seconds = match.groups()
+    if act not in _OF_PROCESS | _OF_FRAME.get(moment, set()):
+        raise ConfigError(f"{VARIABLE}: there is no {act!r} at {moment}.")
+    counted = moment not in ("start", "loaded")
+    if counted != bool(count):
+        raise ConfigError(f"{VARIABLE}: {moment} {'needs a' if counted else 'has no'} number.")
+    first = int(count or 1)
+    return Fault(
+        None if epoch == "*" else int(epoch),
+        moment,
+        first,
+        float("inf") if on else first,
+        act,
+        float(seconds or 0.2),
+    )
+
+
+class Faults:
+    """The faults of one incarnation; counts how often each moment has come."""
+
+    def __init__(self, faults: list[Fault], epoch: int) -> None:
+        self._faults = [f for f in faults if f.epoch in (None, epoch)]
+        self._counts: dict[str, int] = {}
+
+    def come(self, moment: str) -> list[Fault]:
+        """This moment has come once more: what happens to a frame in it; all else happens here."""
+        n = self._counts[moment] = self._counts.get(moment, 0) + 1
+        due = [f for f in self._faults if f.moment == moment and f.first <= n <= f.last]
+        for fault in due:
+            if fault.act in _OF_PROCESS:
+                act(fault)
+        return [f for f in due if f.act not in _OF_PROCESS]
+
+
+def act(fault: Fault) -> None:
+    """Let it happen to this process."""
+    if fault.act in _SIGNALS:
+        os.kill(os.getpid(), _SIGNALS[fault.act])
+        time.sleep(10)  # a signal to oneself is delivered before long, not at once
+    elif fault.act == "raise":
+        raise RuntimeError(f"{VARIABLE}: an exception at {fault.moment}")
+    elif fault.act == "memory":
+        raise MemoryError(f"{VARIABLE}: no memory at {fault.moment}")
+    elif fault.act == "hang":
+        hang()
+    elif fault.act == "sleep":
+        time.sleep(fault.seconds)
+    else:
+        with open("/proc/self/statm", encoding="ascii") as f:
+            now = int(f.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now, now))
+
+
+def hang() -> NoReturn:
+    while True:
+        time.sleep(3600)
+
+
+def faulty_loader(load: Callable[..., Any], faults: Faults) -> Callable[..., Any]:
+    """`load` with the faults of start-up around it."""
+
+    def loader(*args: Any) -> Any:
+        faults.come("start")
+        loaded = load(*args)
+        faults.come("loaded")
+        return loaded
+
+    return loader
+
+
+def faulty_process(faults: Faults) -> type[EngineProcess]:
+    """An `EngineProcess` that the faults happen to."""
+    from galley.engine.process import EngineProcess
+
+    class FaultyProcess(EngineProcess):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self._late: list[tuple[float, int, list[bytes]]] = []
+            record, receive = self.flight.record, self.receive
+
+            def on_plan(handles: Any) -> None:
+                record(handles)
+                faults.come("step")
+
+            def while_waiting() -> None:
+                faults.come("after")
+                receive()
+
+            self.core.on_plan, self.core.while_waiting = on_plan, while_waiting
+
+        def _post(self, client: int, frames: list[bytes]) -> None:
+            due = [late for late in self._late if late[0] <= time.monotonic()]
+            self._late = [late for late in self._late if late not in due]
+            for _, to, held in due:
+                super()._post(to, held)
+            for fault in faults.come("out"):
+                if fault.act == "delay":
+                    self._late.append((time.monotonic() + fault.seconds, client, frames))
+                if fault.act in ("drop", "delay"):
+                    return
+                if fault.act == "twice":
+                    super()._post(client, frames)
+                if fault.act == "damage":
+                    frames = [frames[0], damaged(frames[1])]
+            super()._post(client, frames)
+
+        def _take(self) -> list[bytes]:
+            frames = super()._take()
+            for fault in faults.come("in"):
+                if fault.act == "drop":
+                    return []
+                if fault.act == "damage":
+                    frames = [*frames[:-1], damaged(frames[-1])]
+            return frames
+
+    return FaultyProcess
+
+
+def damaged(payload: bytes) -> bytes:
+    """One bit in the middle is wrong."""
+    at = len(payload) // 2
+    return payload[:at] + bytes([payload[at] ^ 16]) + payload[at + 1 :]
