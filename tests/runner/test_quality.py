@@ -36,6 +36,15 @@ WINDOW, NUM_WINDOWS = 512, 24
 LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread():
+    """torch's threads wait for each other by spinning: two suites at once would stand still."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def facts():
     return default_checkpoint().facts
@@ -163,6 +172,7 @@ def torch_perplexity(model: torch.nn.Module, windows: np.ndarray) -> float:
     return float(np.exp(np.mean(losses)))
 
 
+@pytest.mark.timeout(1800)  # float32 on 12k tokens: seconds when alone, minutes in company
 @pytest.mark.parametrize("name", LEGACY)
 def test_perplexity_of_quantised_weights(facts, arrays, token_ids, name):
     windows = np.array(token_ids[: NUM_WINDOWS * WINDOW]).reshape(NUM_WINDOWS, WINDOW)
