@@ -1,0 +1,194 @@
+"""A lean HTTP/1.1 client for load: one connection a request, bytes time-stamped as they arrive.
+
+While the load runs, a piece of an answer costs one call and one list entry; nothing is parsed until
+all requests have ended, because the client shares the machine with the server. Knows HTTP framing
+only; what the bytes mean is `backends`' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+from urllib.parse import urlsplit
+
+#: Seconds after which a request is given up (vLLM's client waits as long).
+TIMEOUT = 6 * 3600.0
+_LAST_CHUNK = b"0\r\n\r\n"
+
+Mark = tuple[float, bytes]
+"""`time.perf_counter()` and the bytes that arrived then."""
+
+
+@dataclass
+class Reply:
+    """The raw answer to one request. Times are `time.perf_counter()` seconds."""
+
+    sent: float
+    marks: list[Mark] = field(default_factory=list)
+    error: str = ""
+    """Why there is no whole answer; "" if there is one."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go: one URL, taken apart once."""
+
+    host: str
+    port: int
+    path: str
+    headers: bytes
+    context: ssl.SSLContext | None
+
+    @staticmethod
+    def of(url: str, headers: Mapping[str, str], insecure: bool = False) -> Target:
+        """Raises ValueError for a URL that is neither http nor https."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"not an http(s) URL: {url!r}")
+        context = None
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
+            if insecure:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+        port = parts.port or (443 if context else 80)
+        lines = [f"Host: {parts.hostname}:{port}", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = "".join(line + "\r\n" for line in lines).encode()
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        return Target(parts.hostname, port, path or "/", head, context)
+
+    def request(self, body: bytes | None, request_id: str = "") -> bytes:
+        """The bytes of a POST of JSON, or of a GET without a body."""
+        lines = [f"{'GET' if body is None else 'POST'} {self.path} HTTP/1.1\r\n".encode()]
+        lines.append(self.headers)
+        if request_id:
+            lines.append(f"X-Request-Id: {request_id}\r\n".encode())
+        if body is not None:
+            lines.append(b"Content-Type: application/json\r\n")
+            lines.append(f"Content-Length: {len(body)}\r\n".encode())
+        return b"".join([*lines, b"\r\n", body or b""])
+
+
+class _Exchange(asyncio.Protocol):
+    """One request and its answer."""
+
+    def __init__(self, data: bytes, done: asyncio.Future[None]) -> None:
+        self.data = data
+        self.done = done
+        self.reply = Reply(0.0)
+        self.transport: asyncio.Transport | None = None
+        self.left = -1
+        """Bytes of the body still to come, -1 while unknown."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self.transport.write(self.data)
+
+    def data_received(self, data: bytes) -> None:
+        marks = self.reply.marks
+        marks.append((time.perf_counter(), data))
+        if len(marks) == 1:
+            self.left = _content_length(data)
+        elif self.left >= 0:
+            self.left -= len(data)
+        if self.left == 0 or data.endswith(_LAST_CHUNK):
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self.done.done():
+            self.reply.error = f"connection lost: {exc}"
+        self._end()
+
+    def _end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+        if self.transport is not None:
+            self.transport.close()
+
+
+def _content_length(data: bytes) -> int:
+    """Bytes of the body that follow `data`, which starts an answer; -1 if it does not say."""
+    head, separator, body = data.partition(b"\r\n\r\n")
+    for line in head.split(b"\r\n")[1:] if separator else ():
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length":
+            return max(0, int(value) - len(body))
+    return -1
+
+
+async def send(target: Target, data: bytes) -> Reply:
+    """Send the bytes of a request and gather the answer until it ends. Never raises OSError: a
+    failure is the reply's `error`."""
+    loop = asyncio.get_running_loop()
+    sent = time.perf_counter()
+    exchange = _Exchange(data, loop.create_future())
+    exchange.reply.sent = sent
+    try:
+        await loop.create_connection(lambda: exchange, target.host, target.port, ssl=target.context)
+        await asyncio.wait_for(exchange.done, TIMEOUT)
+    except (OSError, TimeoutError) as e:
+        exchange.reply.error = str(e) or type(e).__name__
+    finally:
+        if exchange.transport is not None:
+            exchange.transport.close()
+    return exchange.reply
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply without its framing: status and the body's pieces with their times."""
+
+    status: int
+    pieces: list[Mark]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(data for _, data in self.pieces)
+
+
+def unframe(reply: Reply) -> Answer:
+    """Take head and transfer coding off. A chunk gets the time at which its last byte came.
+
+    Raises:
+        ValueError: the bytes are not an HTTP answer.
+    """
+    buffer, marks = b"", iter(reply.marks)
+    when = reply.sent
+    while b"\r\n\r\n" not in buffer:
+        mark = next(marks, None)
+        if mark is None:
+            raise ValueError("the server closed the connection without an answer")
+        when, data = mark
+        buffer += data
+    head, _, rest = buffer.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    status = int(lines[0].split()[1])
+    following = [(when, rest), *marks]
+    if any(line.startswith(b"transfer-encoding:") and b"chunked" in line for line in lines):
+        return Answer(status, _chunks(following))
+    return Answer(status, [(t, data) for t, data in following if data])
+
+
+def _chunks(marks: list[Mark]) -> list[Mark]:
+    """The payloads of HTTP chunks: `size in hex CRLF payload CRLF`, ended by size 0."""
+    pieces: list[Mark] = []
+    buffer = b""
+    for when, data in marks:
+        buffer += data
+        at = 0
+        while (line_end := buffer.find(b"\r\n", at)) >= 0:
+            size = int(buffer[at:line_end].split(b";")[0], 16)
+            start = line_end + 2
+            if size == 0:
+                return pieces
+            if len(buffer) < start + size + 2:
+                break
+            pieces.append((when, buffer[start : start + size]))
+            at = start + size + 2
+        buffer = buffer[at:]
+    return pieces

@@ -1,0 +1,58 @@
+"""Two servers in turn: ratios of what they reach, with the spread over the rounds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+#: result field → (label, whether more is better).
+FIELDS = {
+    "output_throughput": ("output tok/s", True),
+    "total_token_throughput": ("total tok/s", True),
+    "request_throughput": ("requests/s", True),
+    "request_goodput": ("goodput, requests/s", True),
+    "median_ttft_ms": ("median TTFT, ms", False),
+    "median_tpot_ms": ("median TPOT, ms", False),
+    "median_itl_ms": ("median ITL, ms", False),
+    "p99_itl_ms": ("p99 ITL, ms", False),
+    "median_e2el_ms": ("median E2EL, ms", False),
+}
+
+
+def ratios(rounds: Sequence[Pair]) -> dict[str, dict[str, float]]:
+    """Per field that both servers have in all rounds: medians of each, and the ratio first to
+    second: its median, least and greatest over the rounds."""
+    table = {}
+    for field in FIELDS:
+        pairs = [(a.get(field), b.get(field)) for a, b in rounds]
+        if not all(a and b for a, b in pairs):
+            continue
+        per_round = [a / b for a, b in pairs if a and b]
+        table[field] = {
+            "first": statistics.median(a for a, _ in pairs if a),
+            "second": statistics.median(b for _, b in pairs if b),
+            "ratio": statistics.median(per_round),
+            "ratio_min": min(per_round),
+            "ratio_max": max(per_round),
+        }
+    return table
+
+
+def comparison(rounds: Sequence[Pair], names: tuple[str, str]) -> str:
+    """The table for a person. A ratio of 2 means twice the figure, whether or not that is good."""
+    lines = [f"first:  {names[0]}", f"second: {names[1]}", f"rounds: {len(rounds)}, in turn", ""]
+    lines.append(f"{'':<22}{'first':>10}{'second':>10}{'ratio':>8}   over the rounds")
+    for field, row in ratios(rounds).items():
+        label, more_is_better = FIELDS[field]
+        better = (row["ratio"] > 1) == more_is_better
+        mark = "first" if better else "second"
+        lines.append(
+            f"{label:<22}{row['first']:>10.2f}{row['second']:>10.2f}{row['ratio']:>8.2f}"
+            f"   {row['ratio_min']:.2f} to {row['ratio_max']:.2f}, {mark} is better"
+        )
+    failed = [sum(pair[i]["failed"] for pair in rounds) for i in (0, 1)]
+    lines.append(f"{'failed requests':<22}{failed[0]:>10}{failed[1]:>10}")
+    return "\n".join(lines)

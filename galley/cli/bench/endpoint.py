@@ -1,0 +1,134 @@
+"""What can be asked of a server besides load: is it ready, what does it serve, its counters."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from galley.errors import ConfigError, GalleyError, ServerError
+from galley.text.tokenizer import Tokenizer, load_tokenizer
+
+_HITS = re.compile(r"^vllm:prefix_cache_(hits|queries)_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Served:
+    """The first model that a server lists: its name in requests, and where its files are."""
+
+    name: str
+    root: str
+
+
+class Endpoint:
+    """A server of any engine at a base URL, e.g. http://127.0.0.1:8000."""
+
+    def __init__(self, base: str, headers: Mapping[str, str], insecure: bool = False) -> None:
+        self.base = base.rstrip("/").removesuffix("/v1")
+        self.headers = dict(headers)
+        self.context = ssl._create_unverified_context() if insecure else None
+
+    def get(self, path: str, timeout: float = 10.0) -> bytes:
+        """Raises OSError where there is no answer of status 200."""
+        request = urllib.request.Request(self.base + path, headers=self.headers)
+        with urllib.request.urlopen(request, timeout=timeout, context=self.context) as answer:
+            return bytes(answer.read())
+
+    def served(self, patience: float) -> Served:
+        """The served model, asked for until it answers or `patience` seconds are over.
+
+        Raises:
+            ServerError: it never answered.
+        """
+        end = time.monotonic() + patience
+        while True:
+            try:
+                card = json.loads(self.get("/v1/models"))["data"][0]
+                return Served(card["id"], card.get("root") or card["id"])
+            except (OSError, ValueError, LookupError, TypeError) as e:
+                if time.monotonic() >= end:
+                    reason = getattr(e, "reason", e)
+                    raise ServerError(f"no server answers at {self.base} ({reason}).") from e
+            time.sleep(0.2)
+
+    def prefix_cache(self) -> tuple[float, float] | None:
+        """Prompt tokens found in and asked of the prefix cache so far, by /metrics; None where
+        the server does not tell."""
+        try:
+            found = _HITS.findall(self.get("/metrics").decode())
+        except (OSError, ValueError):
+            return None
+        sums = {"hits": 0.0, "queries": 0.0}
+        for name, value in found:
+            sums[name] += float(value)
+        return (sums["hits"], sums["queries"]) if found else None
+
+    def post(self, path: str) -> bool:
+        """An empty POST (/start_profile …); whether the server did it."""
+        request = urllib.request.Request(self.base + path, b"", self.headers, method="POST")
+        try:
+            urllib.request.urlopen(request, timeout=60, context=self.context).close()
+        except OSError:
+            return False
+        return True
+
+
+def read_headers(pairs: tuple[str, ...]) -> dict[str, str]:
+    """`("X-Key=value",)` → headers; OPENAI_API_KEY becomes a bearer token. Raises ConfigError."""
+    headers = {}
+    key = os.environ.get("OPENAI_API_KEY")
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--header takes KEY=VALUE, got {pair!r}.", field="header")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def find_tokenizer(named: str | None, served: Served | None) -> tuple[str, Tokenizer]:
+    """The tokenizer that --tokenizer names, else that of the served model where its files are on
+    this machine, else the built-in model's; and its name.
+
+    Raises:
+        ConfigError, ModelError: `named` cannot be loaded.
+    """
+    from galley.config.engine import LoadConfig, ModelConfig
+    from galley.loader.source import resolve_source
+
+    def load(name: str) -> Tokenizer:
+        path = Path(name).expanduser()
+        if path.name == "tokenizer.json":
+            path = path.parent
+        if name and path.exists():
+            return load_tokenizer(path)
+        return load_tokenizer(resolve_source(ModelConfig(model=name), LoadConfig()).path)
+
+    if named is not None:
+        return named, load(named)
+    for name in (served.root, served.name) if served else ():
+        if Path(name).exists():
+            with contextlib.suppress(GalleyError):
+                return name, load(name)
+    return "SmolLM2-135M-Instruct", load("")
+
+
+def metadata(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`("version=1.2",)` → fields of the result. Raises ConfigError."""
+    fields = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--metadata takes KEY=VALUE, got {pair!r}.", field="metadata")
+        fields[name.strip()] = value.strip()
+    return fields

@@ -1,0 +1,38 @@
+"""`galley bench`: finds the subcommand's file and runs it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from galley.errors import ConfigError
+
+#: name → (module, one line). An open set: a subcommand is a file with `main(argv) -> int`.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("galley.cli.bench.serve", "load on a server of any engine (OpenAI's API)"),
+}
+
+
+def overview() -> str:
+    return "\n".join(
+        [
+            "usage: galley bench COMMAND [options]",
+            "",
+            "commands:",
+            *(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()),
+            "",
+            "galley bench COMMAND --help   # what a command takes",
+        ]
+    )
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        hint = f" Did you mean `{near[0]}`?" if near else f" One of: {', '.join(COMMANDS)}."
+        raise ConfigError(f"no command `bench {argv[0]}`.{hint}")
+    result: int = importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    return result

@@ -1,0 +1,77 @@
+"""Pictures of results. matplotlib is an optional extra, `pip install 'galley-llm[bench]'`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from galley.cli.bench.traffic import Run
+from galley.errors import ConfigError
+
+
+def require() -> None:
+    """Raises ConfigError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: pip install 'galley-llm[bench]'.", field="plot")
+
+
+def figure(rows: int, columns: int, width: float = 10.0, height: float = 4.0) -> tuple[Any, Any]:
+    """A figure that needs no display, and its axes, [rows, columns]."""
+    require()
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(rows, columns, figsize=(width, height * rows), squeeze=False)
+
+
+def save(drawing: Any, path: str) -> None:
+    from matplotlib import pyplot
+
+    drawing.tight_layout()
+    drawing.savefig(path, dpi=120)
+    pyplot.close(drawing)
+
+
+def plot_run(run: Run, result: Mapping[str, Any], path: str) -> None:
+    """One run: each request's TTFT and latency by its start, gaps between tokens over time, and
+    the distribution of the gaps."""
+    drawing, axes = figure(3, 1, height=3.2)
+    done = [o for o in run.outcomes if o.success]
+    start = np.array([o.start - run.began for o in done])
+    top, middle, low = axes[:, 0]
+    top.plot(start, [o.ttft * 1e3 for o in done], ".", label="TTFT")
+    top.plot(start, [o.latency * 1e3 for o in done], ".", label="end to end")
+    top.set(xlabel="sent at, s", ylabel="ms", yscale="log")
+    top.set_title(
+        f"{result['model_id']}: {result['output_throughput']:.0f} output tok/s, "
+        f"{result['completed']} requests"
+    )
+    top.legend()
+    for o in done:
+        moments = o.start - run.began + o.ttft + np.cumsum(o.itls)
+        middle.plot(moments, np.array(o.itls) * 1e3, ".", markersize=2, color="C0", alpha=0.4)
+    middle.set(xlabel="time, s", ylabel="gap between tokens, ms")
+    gaps = np.sort([gap * 1e3 for o in done for gap in o.itls])
+    if len(gaps):
+        low.plot(gaps, np.arange(1, len(gaps) + 1) / len(gaps))
+    low.set(xlabel="gap between tokens, ms", ylabel="share of gaps below", xscale="log")
+    save(drawing, path)
+
+
+def plot_curves(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str, ys: Sequence[str], path: str
+) -> None:
+    """Result fields over another, one panel for each of `ys`, one line per name in `curves`."""
+    drawing, axes = figure(1, len(ys), width=5.0 * len(ys))
+    for axis, y in zip(axes[0], ys, strict=True):
+        for name, results in curves.items():
+            axis.plot([r[x] for r in results], [r[y] for r in results], "o-", label=name)
+        axis.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
+        axis.grid(True, alpha=0.3)
+    axes[0][0].legend()
+    save(drawing, path)

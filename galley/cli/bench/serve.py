@@ -1,0 +1,433 @@
+"""`galley bench serve`: online load on a server of any engine that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from galley.cli.bench.arrivals import Arrivals
+from galley.cli.bench.backends import BACKENDS, Options
+from galley.cli.bench.client import Target
+from galley.cli.bench.compare import comparison, ratios
+from galley.cli.bench.cost import CostFlags, cost_lines, cost_of
+from galley.cli.bench.datasets import DataFlags, Sample, load_samples, with_clients
+from galley.cli.bench.endpoint import Endpoint, find_tokenizer, metadata, read_headers
+from galley.cli.bench.flags import BenchParser, TokenizerFlags, make
+from galley.cli.bench.metrics import (
+    details,
+    parse_goodput,
+    parse_metrics,
+    parse_percentiles,
+    summarize,
+)
+from galley.cli.bench.report import report
+from galley.cli.bench.traffic import ALL_AT_ONCE, Run, Traffic, progress, run_load
+from galley.errors import ConfigError, ServerError
+
+#: Seed distance between rounds and from the warm-up: no prompt comes twice.
+_ROUND, _WARM_UP = 7919, 999983
+
+
+@dataclass(frozen=True)
+class TargetFlags:
+    """Server"""
+
+    backend: Literal["openai", "vllm", "openai-chat"] = "openai"
+    """openai, vllm: the completions API. openai-chat: the chat API."""
+    base_url: str | None = None
+    """Server, e.g. http://gpu-box:8000; wins over --host and --port."""
+    host: str = "127.0.0.1"
+    """Host of the server."""
+    port: int = 8000
+    """Port of the server."""
+    endpoint: str | None = None
+    """Path of the API; default: the backend's."""
+    model: str | None = None
+    """Model to ask for; default: the first that the server lists."""
+    served_model_name: str | None = None
+    """Model name in requests, where it is not --model."""
+    header: tuple[str, ...] = ()
+    """KEY=VALUE headers of every request; OPENAI_API_KEY is sent as a bearer token."""
+    insecure: bool = False
+    """Accept any TLS certificate."""
+    ready_check_timeout_sec: int = 0
+    """Wait up to so many seconds for the server."""
+    compare: str | None = None
+    """Base URL of a second server: runs both in turn and prints ratios."""
+    compare_runs: int = 3
+    """How often each server has its turn with --compare."""
+    profile: bool = False
+    """Have the server profile itself meanwhile (/start_profile, /stop_profile)."""
+
+
+@dataclass(frozen=True)
+class TrafficFlags:
+    """Arrivals"""
+
+    request_rate: float = math.inf
+    """Requests per second; inf sends all at once."""
+    burstiness: float = 1.0
+    """1: Poisson arrivals; below 1: bursts; above 1: steadier (shape of a gamma distribution)."""
+    max_concurrency: int | None = None
+    """At most so many requests under way; the others wait here."""
+    ramp_up_strategy: Literal["linear", "exponential"] | None = None
+    """Let the rate grow over the run instead of --request-rate."""
+    ramp_up_start_rps: float | None = None
+    """Requests per second at the start of the ramp."""
+    ramp_up_end_rps: float | None = None
+    """Requests per second at its end."""
+    num_warmups: int = 0
+    """Requests sent before the measured ones, of other prompts."""
+    num_clients: int | None = None
+    """Clients between which fairness is measured, requests dealt to them in turn; default:
+    --max-concurrency, at most 64."""
+    request_id_prefix: str = ""
+    """Sends X-Request-Id headers: this text and a number."""
+    no_stream: bool = False
+    """Ask for whole answers (time to first token is then that of the last)."""
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
+    """Sampling"""
+
+    ignore_eos: bool = False
+    """Generate the full length (always so with the random and text datasets)."""
+    temperature: float | None = None
+    """Sampling temperature; default: the server's."""
+    top_p: float | None = None
+    """Nucleus sampling."""
+    top_k: int | None = None
+    """Sample from so many tokens."""
+    min_p: float | None = None
+    """Least probability, as a share of the best token's."""
+    frequency_penalty: float | None = None
+    """Penalty by count of a token in the answer."""
+    presence_penalty: float | None = None
+    """Penalty for tokens in the answer."""
+    repetition_penalty: float | None = None
+    """Factor on tokens in prompt and answer."""
+    logprobs: int | None = None
+    """Ask for so many alternatives per token."""
+    extra_body: dict[str, Any] | None = None
+    """JSON object merged into every request body."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """JSON object for the chat template."""
+
+
+@dataclass(frozen=True)
+class ResultFlags:
+    """Results"""
+
+    percentile_metrics: str = "ttft,tpot,itl,e2el"
+    """Latencies to report: ttft, tpot, itl, e2el."""
+    metric_percentiles: str = "99"
+    """Percentiles of them, with commas."""
+    goodput: tuple[str, ...] = ()
+    """Limits METRIC:MS (ttft, tpot, e2el): counts the requests that keep all of them."""
+    save_result: bool = False
+    """Write a JSON file of vLLM's format."""
+    save_detailed: bool = False
+    """With per-request columns in it."""
+    append_result: bool = False
+    """Append a line to the file instead of replacing it."""
+    result_dir: str | None = None
+    """Folder of the file."""
+    result_filename: str | None = None
+    """Name of the file; default: label, rate, concurrency, model and date."""
+    label: str | None = None
+    """Name of this run in the result; default: the backend."""
+    metadata: tuple[str, ...] = ()
+    """KEY=VALUE fields to add to the result."""
+    plot: str | None = None
+    """Draw latency over time and the ITL timeline to this PNG file (needs matplotlib)."""
+    disable_tqdm: bool = False
+    """No progress on the terminal."""
+
+
+def parser() -> BenchParser:
+    return BenchParser(
+        "bench serve",
+        "Measure a server under load: latency, throughput, goodput, cache reuse, fairness, cost. "
+        "Without options, 1000 requests of 1024 random tokens are sent at once.",
+        [
+            TargetFlags,
+            DataFlags,
+            TokenizerFlags,
+            TrafficFlags,
+            SamplingFlags,
+            ResultFlags,
+            CostFlags,
+        ],
+        examples=(
+            "galley bench serve --dataset-name text --num-prompts 64 --max-concurrency 16",
+            "galley bench serve --request-rate 4 --burstiness 0.5 --goodput ttft:200 tpot:50",
+            "galley bench serve --compare http://other:8000 --dataset-name text --num-prompts 32",
+            "galley bench serve --save-result --plot load.png --cost-per-hour 0.9",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line as read."""
+
+    target: TargetFlags
+    data: DataFlags
+    tokenizer: TokenizerFlags
+    traffic: TrafficFlags
+    sampling: SamplingFlags
+    result: ResultFlags
+    cost: CostFlags
+
+    @property
+    def ignore_eos(self) -> bool:
+        return self.sampling.ignore_eos or self.data.dataset_name in ("random", "text")
+
+    @property
+    def base_url(self) -> str:
+        return self.target.base_url or f"http://{self.target.host}:{self.target.port}"
+
+    @property
+    def num_clients(self) -> int:
+        return self.traffic.num_clients or min(self.traffic.max_concurrency or 1, 64)
+
+    @property
+    def arrivals(self) -> Arrivals:
+        flags = self.traffic
+        return Arrivals(
+            flags.request_rate,
+            flags.burstiness,
+            flags.ramp_up_strategy,
+            flags.ramp_up_start_rps or 0.0,
+            flags.ramp_up_end_rps or 0.0,
+        )
+
+
+def read_settings(argv: list[str]) -> Settings:
+    values = parser().read(argv)
+    settings = Settings(
+        make(TargetFlags, values),
+        make(DataFlags, values),
+        make(TokenizerFlags, values),
+        make(TrafficFlags, values),
+        make(SamplingFlags, values),
+        make(ResultFlags, values),
+        make(CostFlags, values),
+    )
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Refuse before any load what would fail after it. Raises ConfigError."""
+    settings.arrivals.rates(1)
+    parse_goodput(settings.result.goodput)
+    parse_metrics(settings.result.percentile_metrics)
+    parse_percentiles(settings.result.metric_percentiles)
+    metadata(settings.result.metadata)
+    if settings.num_clients < 1:
+        raise ConfigError("--num-clients must be at least 1.", field="num_clients")
+    if settings.result.plot:
+        from galley.cli.bench.plots import require
+
+        require()
+
+
+class Bench:
+    """One server under this load."""
+
+    def __init__(self, settings: Settings, base_url: str) -> None:
+        self.settings = settings
+        self.headers = read_headers(settings.target.header)
+        self.endpoint = Endpoint(base_url, self.headers, settings.target.insecure)
+        self.served = self.endpoint.served(settings.target.ready_check_timeout_sec)
+        asked = settings.target.served_model_name or settings.target.model
+        self.model = asked or self.served.name
+
+    def traffic(self, seed: int) -> Traffic:
+        settings = self.settings
+        backend = BACKENDS[settings.target.backend]
+        flags = asdict(settings.sampling)
+        extra = flags.pop("extra_body") or {}
+        flags.pop("ignore_eos")
+        logprobs = flags.pop("logprobs")
+        given = {name: value for name, value in flags.items() if value is not None}
+        path = settings.target.endpoint or backend.path
+        return Traffic(
+            Target.of(self.endpoint.base + path, self.headers, settings.target.insecure),
+            backend,
+            Options(
+                self.model,
+                not settings.traffic.no_stream,
+                settings.ignore_eos,
+                logprobs,
+                {**given, **extra},
+            ),
+            settings.arrivals,
+            settings.traffic.max_concurrency,
+            seed,
+            settings.traffic.request_id_prefix,
+        )
+
+    def warm_up(self, samples: list[Sample]) -> None:
+        """Send some requests that are not counted. Raises ServerError if none succeeds."""
+        if not samples:
+            return
+        traffic = replace(self.traffic(0), arrivals=ALL_AT_ONCE)
+        run = run_load(traffic, samples)
+        if not any(outcome.success for outcome in run.outcomes):
+            raise ServerError(f"the warm-up failed: {run.outcomes[0].error}")
+
+    def measure(self, samples: list[Sample], seed: int) -> tuple[dict[str, Any], Run]:
+        """One measured run: the result by vLLM's field names, and the run itself."""
+        settings = self.settings
+        before = self.endpoint.prefix_cache()
+        if settings.target.profile:
+            self.endpoint.post("/start_profile")
+        advance = progress(len(samples), not settings.result.disable_tqdm)
+        run = run_load(self.traffic(seed), samples, advance)
+        if settings.target.profile:
+            self.endpoint.post("/stop_profile")
+        result = self.identity() | summarize(
+            run.outcomes,
+            run.duration,
+            parse_goodput(settings.result.goodput),
+            parse_metrics(settings.result.percentile_metrics),
+            parse_percentiles(settings.result.metric_percentiles),
+        )
+        result["client_cpu"] = run.client_cpu
+        after = self.endpoint.prefix_cache() if before else None
+        if result["cache_reuse"] is None and before and after and after[1] > before[1]:
+            result["cached_prompt_tokens"] = int(after[0] - before[0])
+            result["cache_reuse"] = (after[0] - before[0]) / (after[1] - before[1])
+        return result, run
+
+    def identity(self) -> dict[str, Any]:
+        """What was run: the fields that open a result."""
+        settings = self.settings
+        rate = settings.traffic.request_rate
+        fields: dict[str, Any] = {
+            "date": time.strftime("%Y%m%d-%H%M%S"),
+            "endpoint_type": settings.target.backend,
+            "backend": settings.target.backend,
+            "label": settings.result.label,
+            "model_id": self.model,
+            "tokenizer_id": settings.tokenizer.tokenizer or self.served.root,
+            "num_prompts": settings.data.num_prompts,
+            **metadata(settings.result.metadata),
+            "request_rate": "inf" if math.isinf(rate) else rate,
+            "burstiness": settings.traffic.burstiness,
+            "max_concurrency": settings.traffic.max_concurrency,
+        }
+        if settings.traffic.ramp_up_strategy:
+            fields["ramp_up_strategy"] = settings.traffic.ramp_up_strategy
+            fields["ramp_up_start_rps"] = settings.traffic.ramp_up_start_rps
+            fields["ramp_up_end_rps"] = settings.traffic.ramp_up_end_rps
+        return fields
+
+
+class Prompts:
+    """The samples of each round and of the warm-up."""
+
+    def __init__(self, settings: Settings, bench: Bench) -> None:
+        self.settings = settings
+        self.tokenizer = None
+        if not settings.tokenizer.skip_tokenizer_init:
+            _, self.tokenizer = find_tokenizer(settings.tokenizer.tokenizer, bench.served)
+        chat = settings.target.backend == "openai-chat"
+        self.data = replace(
+            settings.data, skip_chat_template=settings.data.skip_chat_template or chat
+        )
+
+    def round(self, number: int) -> list[Sample]:
+        seed = self.data.seed + _ROUND * number
+        samples = load_samples(replace(self.data, seed=seed), self.tokenizer)
+        return with_clients(samples, self.settings.num_clients)
+
+    def warm_up(self) -> list[Sample]:
+        count = self.settings.traffic.num_warmups
+        if not count:
+            return []
+        prefixes = min(self.data.prefix_repetition_num_prefixes, count)
+        data = replace(
+            self.data,
+            num_prompts=count,
+            seed=self.data.seed + _WARM_UP,
+            prefix_repetition_num_prefixes=prefixes,
+        )
+        return load_samples(data, self.tokenizer)
+
+
+def main(argv: list[str]) -> int:
+    settings = read_settings(argv)
+    bench = Bench(settings, settings.base_url)
+    prompts = Prompts(settings, bench)
+    if settings.target.compare:
+        return compare(settings, bench, prompts)
+    bench.warm_up(prompts.warm_up())
+    result, run = bench.measure(prompts.round(0), settings.data.seed)
+    if not result["completed"]:
+        raise ServerError(f"all {result['failed']} requests failed: {run.outcomes[0].error}")
+    lines = []
+    if settings.cost.cost_per_hour is not None:
+        cost = cost_of(result, settings.cost)
+        lines = cost_lines(cost, settings.cost)
+        result["cost"] = asdict(cost)
+    print(report(result, lines))
+    for error in sorted({o.error for o in run.outcomes if o.error})[:3]:
+        print(f"galley: a request failed: {error}", file=sys.stderr)
+    if settings.result.plot:
+        from galley.cli.bench.plots import plot_run
+
+        plot_run(run, result, settings.result.plot)
+    if settings.result.save_detailed:
+        result |= details(run.outcomes, run.began)
+    if settings.result.save_result or settings.result.append_result:
+        print(f"galley: result in {save(settings, result)}", file=sys.stderr)
+    return 0 if not result["failed"] else 1
+
+
+def compare(settings: Settings, bench: Bench, prompts: Prompts) -> int:
+    """Both servers in turn, over `compare_runs` rounds of the same prompts; prints ratios."""
+    assert settings.target.compare is not None
+    other = Bench(settings, settings.target.compare)
+    for server in (bench, other):
+        server.warm_up(prompts.warm_up())
+    rounds = []
+    for number in range(settings.target.compare_runs):
+        samples = prompts.round(number)
+        pair = [server.measure(samples, number)[0] for server in (bench, other)]
+        rounds.append((pair[0], pair[1]))
+    print(comparison(rounds, (bench.endpoint.base, other.endpoint.base)))
+    if settings.result.save_result:
+        result = bench.identity() | {"compare": ratios(rounds), "rounds": rounds}
+        print(f"galley: result in {save(settings, result)}", file=sys.stderr)
+    return 0 if all(r["completed"] and not r["failed"] for pair in rounds for r in pair) else 1
+
+
+def save(settings: Settings, result: dict[str, Any]) -> Path:
+    """Write the result file; vLLM's name for it unless one is given."""
+    flags = settings.result
+    folder = Path(flags.result_dir or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = flags.result_filename
+    if name is None:
+        limit = settings.traffic.max_concurrency
+        concurrency = f"-concurrency{limit}" if limit else ""
+        model = str(result["model_id"]).rstrip("/").split("/")[-1]
+        label = flags.label or settings.target.backend
+        name = (
+            f"{label}-{settings.traffic.request_rate}qps{concurrency}-{model}-{result['date']}.json"
+        )
+    path = folder / name
+    with open(path, "a" if flags.append_result else "w", encoding="utf-8") as file:
+        if flags.append_result and file.tell():
+            file.write("\n")
+        json.dump(result, file)
+    return path
