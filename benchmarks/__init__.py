@@ -1,0 +1,1 @@
+"""Measurements of a running program: `python -m benchmarks.NAME`."""

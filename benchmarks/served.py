@@ -1,0 +1,183 @@
+"""A `galley serve` of one's own: started, watched from outside, and ended in good order."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MODEL = "SmolLM2-135M-Instruct"
+ROOT = Path(__file__).parents[1]
+#: Enough for a few short sequences; machines that run checks are often short of memory.
+SMALL = ("--kv-cache-memory-bytes", "128M", "--max-model-len", "2048")
+_SERVING = re.compile(r"serving at (https?)://([\d.]+):(\d+)")
+_SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$", re.M)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+@dataclass
+class Server:
+    """A server process that serves; `log` grows while it lives."""
+
+    process: subprocess.Popen[str]
+    port: int
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str, timeout: float = 30) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=timeout) as reply:
+            return str(reply.read().decode())
+
+    def status(self, path: str) -> int:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=30) as reply:
+                return int(reply.status)
+        except urllib.error.HTTPError as e:
+            return e.code
+
+    def metrics(self) -> Metrics:
+        return Metrics(self.get("/metrics"))
+
+    def pids(self) -> list[int]:
+        """The launcher and all that it started, by /proc."""
+        found = [self.process.pid]
+        for pid in found:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += [int(word) for word in children.read_text().split()]
+        return found
+
+    def resident(self) -> float:
+        """MB that the processes hold, shared pages counted once (PSS)."""
+        total = 0
+        for pid in self.pids():
+            try:
+                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            except OSError:
+                continue
+            total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1])  # type: ignore[index]
+        return total / 1024
+
+    def wait_idle(self, seconds: float = 60) -> Metrics:
+        """Metrics once nothing runs or waits; as they are if that does not come."""
+        deadline = time.monotonic() + seconds
+        while True:
+            metrics = self.metrics()
+            busy = metrics.sum("vllm:num_requests_running", "vllm:num_requests_waiting")
+            if not busy or time.monotonic() > deadline:
+                return metrics
+            time.sleep(0.2)
+
+
+class Metrics:
+    """One scrape of /metrics."""
+
+    def __init__(self, text: str) -> None:
+        self.samples = [
+            (name, dict(_LABEL.findall(labels)), float(value))
+            for name, labels, value in _SAMPLE.findall(text)
+        ]
+
+    def sum(self, *names: str, **labels: str) -> float:
+        """All samples of these names whose labels agree, added up."""
+        return sum(
+            value
+            for name, have, value in self.samples
+            if name in names and all(have.get(k) == v for k, v in labels.items())
+        )
+
+    def mean(self, histogram: str, since: Metrics | None = None) -> float:
+        """Of what was observed (since an earlier scrape); 0 without observations."""
+        total, count = self.sum(histogram + "_sum"), self.sum(histogram + "_count")
+        if since is not None:
+            total -= since.sum(histogram + "_sum")
+            count -= since.sum(histogram + "_count")
+        return total / count if count else 0.0
+
+    def quantile(self, histogram: str, q: float, since: Metrics | None = None) -> float:
+        """As Prometheus' histogram_quantile: linear inside the bucket."""
+        counts: dict[float, float] = {}
+        for sign, scrape in ((1, self), (-1, since)):
+            for name, labels, value in scrape.samples if scrape else ():
+                if name == histogram + "_bucket":
+                    bound = float(labels["le"])
+                    counts[bound] = counts.get(bound, 0.0) + sign * value
+        edges = sorted(counts)
+        if not edges or not counts[edges[-1]]:
+            return 0.0
+        rank = q * counts[edges[-1]]
+        below, start = 0.0, 0.0
+        for edge in edges:
+            if counts[edge] >= rank:
+                if edge == float("inf"):
+                    return start
+                inside = counts[edge] - below
+                return start + (edge - start) * ((rank - below) / inside if inside else 1.0)
+            below, start = counts[edge], edge
+        return start
+
+
+@contextmanager
+def serve(
+    *flags: str,
+    env: dict[str, str] | None = None,
+    program: Sequence[str] = ("-m", "galley"),
+    seconds: float = 120,
+) -> Iterator[Server]:
+    """Serve the built-in model on a free port of the loopback interface.
+
+    Args:
+        program: what Python runs before `serve`; the package itself unless told.
+
+    Raises:
+        RuntimeError: it ended, or did not serve in time; says what it logged.
+    """
+    command = [sys.executable, *program, "serve", "--host", "127.0.0.1", "--port", "0", *flags]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    server = Server(process, 0)
+    serving = threading.Event()
+    reader = threading.Thread(target=_read, args=(server, serving), daemon=True)
+    reader.start()
+    try:
+        if not serving.wait(seconds) or not server.port:
+            raise RuntimeError("".join(server.log))
+        yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join(10)
+
+
+def _read(server: Server, serving: threading.Event) -> None:
+    assert server.process.stdout is not None
+    for line in server.process.stdout:
+        server.log.append(line)
+        found = _SERVING.search(line)
+        if found:
+            server.port = int(found[3])
+            serving.set()
+    serving.set()

@@ -1,0 +1,177 @@
+"""Saturation with clients that misbehave, for minutes: what leaks, shows.
+
+    python -m benchmarks.soak [--minutes 20] [--clients 24] [--settle 5] [--json FILE]
+
+Keeps a small server full with requests of all sizes. Half of the clients are good, the others go
+away before the first token, in mid-stream, or read slowly. Fails if after `--settle` minutes the
+memory of all processes grows by more than `--slope` MB a minute, if at the end a request or a KV
+block is left over or an end is missing, or if the log holds an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.clients import Answer, stream
+from benchmarks.served import MODEL, Server, serve
+
+#: Few blocks and few slots, so that there is always a queue and now and then a preemption.
+FLAGS = ("--max-num-seqs", "12", "--num-gpu-blocks-override", "160", "--max-model-len", "1024")
+#: Seconds after which a request counts as lost.
+PATIENCE = 180
+WORDS = "the light of a lamp falls on white paper and some of it comes back to the eye".split()
+
+
+@dataclass
+class Soak:
+    """What happened."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    samples: list[tuple[float, float]] = field(default_factory=list)  # minutes, MB
+    faults: list[str] = field(default_factory=list)
+
+    def slope(self, after: float) -> float:
+        """MB a minute of a straight line through the samples after so many minutes."""
+        points = [(t, mb) for t, mb in self.samples if t >= after]
+        if len(points) < 2:
+            return 0.0
+        mean_t = sum(t for t, _ in points) / len(points)
+        mean_m = sum(m for _, m in points) / len(points)
+        spread = sum((t - mean_t) ** 2 for t, _ in points)
+        return sum((t - mean_t) * (m - mean_m) for t, m in points) / spread
+
+
+def body(rng: random.Random) -> dict[str, Any]:
+    """A request of a random shape; some share a beginning."""
+    common = "Once more, in short words: " * rng.choice((0, 0, 4, 12))
+    prompt = common + " ".join(rng.choices(WORDS, k=rng.choice((4, 20, 80, 300))))
+    return {
+        "model": MODEL,
+        "prompt": prompt,
+        "max_tokens": rng.choice((1, 8, 32, 128, 256)),
+        "temperature": rng.choice((0.0, 1.0)),
+        "n": rng.choice((1, 1, 1, 2)),
+        "ignore_eos": True,
+        **({"logprobs": 2} if rng.random() < 0.1 else {}),
+        **({"stop": ["light"]} if rng.random() < 0.2 else {}),
+    }
+
+
+async def client(port: int, seed: int, until: float, soak: Soak) -> None:
+    """One client after another, at one place."""
+    rng = random.Random(seed)
+    while time.monotonic() < until:
+        kind = rng.choices(("good", "early", "middle", "slow", "wrong"), (10, 3, 4, 2, 1))[0]
+        request = body(rng)
+        if kind == "wrong":
+            request["max_tokens"] = -1
+        try:
+            answer = await asyncio.wait_for(
+                stream(
+                    port,
+                    request,
+                    leave_after={"early": 0, "middle": rng.randint(1, 40)}.get(kind),
+                    pause=0.05 if kind == "slow" else 0.0,
+                ),
+                PATIENCE,
+            )
+        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as e:
+            soak.faults.append(f"{kind}: {e!r}")
+            continue
+        soak.ends[kind] += 1
+        _judge(kind, answer, soak)
+
+
+def _judge(kind: str, answer: Answer, soak: Soak) -> None:
+    if kind == "wrong":
+        if answer.status != 400:
+            soak.faults.append(f"a wrong request got {answer.status}")
+    elif kind in ("good", "slow") and answer.finish not in ("stop", "length"):
+        soak.faults.append(f"{kind}: status {answer.status}, {answer.finish}, {answer.error}")
+    elif answer.error:
+        soak.faults.append(f"{kind}: {answer.error}")
+
+
+async def _watch(server: Server, begin: float, until: float, soak: Soak) -> None:
+    while time.monotonic() < until:
+        await asyncio.sleep(5)
+        soak.samples.append(((time.monotonic() - begin) / 60, server.resident()))
+
+
+async def _run(server: Server, args: argparse.Namespace, soak: Soak) -> None:
+    begin = time.monotonic()
+    until = begin + args.minutes * 60
+    await asyncio.gather(
+        _watch(server, begin, until, soak),
+        *(client(server.port, seed, until, soak) for seed in range(args.clients)),
+    )
+
+
+def check_end(server: Server, soak: Soak) -> dict[str, float]:
+    """Nothing is left over, and what the server counted adds up."""
+    metrics = server.wait_idle()
+    left = {
+        name: metrics.sum("vllm:" + name)
+        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    }
+    soak.faults += [f"{name} is {value} at the end" for name, value in left.items() if value]
+    ends = {
+        reason: metrics.sum("vllm:request_success_total", finished_reason=reason)
+        for reason in ("stop", "length", "abort", "error")
+    }
+    if ends["error"]:
+        soak.faults.append(f"{ends['error']:.0f} requests ended in an error")
+    if not ends["abort"]:
+        soak.faults.append("no request was aborted: the clients that left were not noticed")
+    preemptions = metrics.sum("vllm:num_preemptions_total")
+    return {**ends, "preemptions": preemptions}
+
+
+def check_log(server: Server, soak: Soak) -> None:
+    bad = [line for line in server.log if "ERROR" in line or "Traceback" in line]
+    soak.faults += [f"log: {line.strip()}" for line in bad[:5]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--clients", type=int, default=24)
+    parser.add_argument("--settle", type=float, default=None, help="default 5, or half the time")
+    parser.add_argument("--slope", type=float, default=1.0, help="most MB a minute")
+    parser.add_argument("--json", help="file for the figures")
+    args = parser.parse_args()
+    settle = min(5.0, args.minutes / 2) if args.settle is None else args.settle
+    soak = Soak()
+    with serve(*FLAGS, "--disable-uvicorn-access-log") as server:
+        asyncio.run(_run(server, args, soak))
+        ends = check_end(server, soak)
+    check_log(server, soak)
+    slope = soak.slope(settle)
+    if slope > args.slope:
+        soak.faults.append(f"memory grows by {slope:.2f} MB a minute")
+    figures = {
+        "minutes": args.minutes,
+        "clients": dict(soak.ends),
+        "ends": ends,
+        "first_mb": soak.samples[0][1],
+        "last_mb": soak.samples[-1][1],
+        "slope_mb_per_minute": round(slope, 3),
+        "faults": soak.faults[:20],
+    }
+    print(json.dumps(figures, indent=1))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as f:
+            json.dump({**figures, "samples": soak.samples}, f)
+    return 1 if soak.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
