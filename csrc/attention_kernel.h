@@ -300,10 +300,7 @@ void store_columns(const float* x, int64_t first, int64_t n, int64_t k, Kind kin
     return;
   }
   const Q8Row out = q8_row_parts(row, k);
-  for (int64_t i = 0; i < n; i += kGroup) {
-    const int64_t g = (first + i) / kGroup;
-    out.scale[g] = quantize_group(x + i, out.q + first + i, out.sum + g, out.half + g);
-  }
+  for (int64_t i = 0; i < n; i += kGroup) quantize_group(x + i, out, (first + i) / kGroup);
 }
 
 void pack_queries(const AttentionShape& shape, const void* q, bool q_is_f32, int64_t heads,

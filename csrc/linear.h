@@ -3,8 +3,9 @@
 //
 // Activation rows, one after the other at `activation_bytes`:
 //   f32, bf16   [k]
-//   q8          [k'] int8 | [k' / 32] f32 scale | [k' / 32] int32 sum | [k' / 32] int32 half
-//               value = scale[i / 32] * q[i]; sum = of a group's 32 q, half = of its first 16
+//   q8          [k'] int8 q | by group of 32: f32 scale | int32 start | f32 scaled_sum | int32 half
+//               value = scale * q; start = -8 * sum of q, from which a dot product with codes around
+//               8 starts; half = the same of the group's first 16; scaled_sum = scale * sum of q
 //   q8_row      [k'] int8 | f32 scale | int32 sum
 // k' is k rounded up to 32, the tail is 0; rows of q8 and q8_row are padded to 64 bytes.
 //
@@ -34,7 +35,7 @@ static inline int64_t activation_bytes(Kind kind, int64_t k) {
   switch (kind) {
     case Kind::f32: return 4 * k;
     case Kind::bf16: return 2 * k;
-    case Kind::q8: return round_up(padded + padded / kGroup * 12, 64);
+    case Kind::q8: return round_up(padded + padded / kGroup * 16, 64);
     case Kind::q8_row: return round_up(padded + 8, 64);
   }
   return 0;
@@ -44,7 +45,8 @@ static inline int64_t activation_bytes(Kind kind, int64_t k) {
 struct Q8Row {
   int8_t* q;
   float* scale;
-  int32_t* sum;
+  int32_t* start;
+  float* scaled_sum;
   int32_t* half;
 };
 
@@ -52,8 +54,9 @@ static inline Q8Row q8_row_parts(void* row, int64_t k) {
   const int64_t padded = round_up(k, kGroup), groups = padded / kGroup;
   int8_t* q = static_cast<int8_t*>(row);
   float* scale = reinterpret_cast<float*>(q + padded);
-  int32_t* sum = reinterpret_cast<int32_t*>(scale + groups);
-  return {q, scale, sum, sum + groups};
+  int32_t* start = reinterpret_cast<int32_t*>(scale + groups);
+  float* scaled_sum = reinterpret_cast<float*>(start + groups);
+  return {q, scale, start, scaled_sum, reinterpret_cast<int32_t*>(scaled_sum + groups)};
 }
 
 enum class Format : int { f32 = 0, bf16 = 1, i8 = 2, i4 = 3 };

@@ -18,28 +18,22 @@ namespace GALLEY_VARIANT {
 
 // Rows whose accumulators fit the registers, and how many of a panel's halves go side by side.
 #if GALLEY_PARTS == 1
-constexpr int kWordRows = 12, kGroupRows = 6, kNibbleRows = 4, kWide = 2;
+constexpr int kWordRows = 12, kGroupRows = 6, kWide = 2;
 #elif GALLEY_PARTS == 2
-constexpr int kWordRows = 4, kGroupRows = 2, kNibbleRows = 2, kWide = 1;
+constexpr int kWordRows = 4, kGroupRows = 2, kWide = 1;
 #else
-constexpr int kWordRows = 4, kGroupRows = 2, kNibbleRows = 2, kWide = 1;
+constexpr int kWordRows = 4, kGroupRows = 2, kWide = 1;
 #endif
 constexpr int64_t kAhead = 4096;  // bytes that a lone row block prefetches ahead
-
-// What linear_tile was asked for.
-struct Tile {
-  const LinearJob* job;
-  int64_t panel, count, row_begin, row_end;
-  float* pair;            // [rows][32], see finish
-};
 
 // What one block of rows computes: y[rows][32].
 struct Block {
   const LinearJob* job;
   const uint8_t* panel;   // packed weights
-  const uint8_t* scratch; // i4: the panel's codes as bytes, or null to unpack them in registers
+  uint8_t* scratch;       // i4: the panel's codes as bytes, written by the first block of rows
   const uint8_t* x;       // the first row
   Prefetch prefetch;
+  int64_t distance;       // from weights in use to those to prefetch, where `prefetch` sees both
   float* y;
 };
 
@@ -78,11 +72,7 @@ GALLEY_INLINE void walk_words(const uint8_t* w, int64_t words_of_k, const uint8_
   for (const uint8_t* end = x + 4 * words_of_k; rows[0] < end; rows.advance(4)) {
     Int column[kWide];
     GALLEY_WIDE column[c] = words(w + c * 64);
-    if (prefetch.at) {
-      __builtin_prefetch(prefetch.at, 0, 2);
-      __builtin_prefetch(prefetch.at + prefetch.second, 0, 2);
-      prefetch.at += prefetch.step;
-    }
+    advance(prefetch);
     GALLEY_ROWS {
       const int32_t value = word_at(rows[r]);
       GALLEY_WIDE acc[r][c] = Word::step(acc[r][c], column[c], value);
@@ -123,7 +113,7 @@ template <int R> struct PerRow {
     for (int half = 0; half < kHalves; half += kWide) {
       Int acc[R][kWide];
       GALLEY_ROWS GALLEY_WIDE {
-        acc[r][c] = start<128>(word_at(b.x + r * x_bytes + padded + 4));
+        acc[r][c] = start<128>(-8 * word_at(b.x + r * x_bytes + padded + 4));
       }
       walk_words<CodeWord, R>(codes + half * 64, padded / 4, b.x, x_bytes, b.prefetch, acc);
       GALLEY_ROWS GALLEY_WIDE {
@@ -135,23 +125,32 @@ template <int R> struct PerRow {
   }
 };
 
-// How the codes of a block of 32 k are read: as bytes (i8, or i4 unpacked into scratch) or as
-// nibbles. Calls use(j, column words) for steps j of four k in [first, last).
-struct Bytes {
+// How the codes of a block of 32 k are read. Calls use(j, column words) for the steps j of four k in
+// [first, last).
+//
+// Bytes: one code a byte, of an i8 panel or of scratch memory.
+template <bool kScratch> struct Bytes {
+  static constexpr bool kFromScratch = kScratch;
   template <class Use>
-  static GALLEY_INLINE void each(const uint8_t* codes, int first, int last, const Use& use) {
+  static GALLEY_INLINE void each(const uint8_t* codes, uint8_t*, int first, int last,
+                                 Prefetch& prefetch, const Use& use) {
 #pragma GCC unroll 8
     for (int j = first; j < last; j++) {
       Int column[kWide];
       GALLEY_WIDE column[c] = words(codes + (j * kHalves + c) * 64);
+      advance(prefetch);
       use(j, column);
     }
   }
 };
-struct Nibbles {
+// Nibbles of an i4 panel, unpacked in registers and, for the row blocks to come, into scratch.
+template <bool kKeep> struct Nibbles {
+  static constexpr bool kFromScratch = false;
   template <class Use>
-  static GALLEY_INLINE void each(const uint8_t* codes, int, int, const Use& use) {
+  static GALLEY_INLINE void each(const uint8_t* codes, uint8_t* scratch, int, int,
+                                 Prefetch& prefetch, const Use& use) {
     const Int low = all(0x0f0f0f0f);
+    int32_t* bytes = reinterpret_cast<int32_t*>(scratch);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
       Int first[kWide], second[kWide];
@@ -159,7 +158,10 @@ struct Nibbles {
         const Int both = words(codes + (j * kHalves + c) * 64);
         first[c] = both & low;
         second[c] = shift_right<4>(both) & low;
+        if (kKeep) store(bytes + (j * kHalves + c) * kLanes, first[c]);
+        if (kKeep) store(bytes + ((j + 4) * kHalves + c) * kLanes, second[c]);
       }
+      advance(prefetch);
       use(j, first);
       use(j + 4, second);
     }
@@ -172,29 +174,33 @@ template <class Codes, int kZero, int kSubs, bool kMin, int R> struct GroupedRow
   static void run(const Block& b) {
     const WeightLayout& w = b.job->weight;
     const int64_t blocks = w.blocks(), stride = b.job->x_bytes;
-    const int64_t code_bytes = b.scratch ? kGroup * kPanel : w.block_bytes();
-    const uint8_t* code_base = b.scratch ? b.scratch : b.panel + w.header_bytes();
-    const int64_t block_bytes = w.block_bytes(), line = w.scale_line_bytes();
-    const int64_t prefetched = block_bytes * b.prefetch.step / 128;
+    const int64_t block_bytes = w.block_bytes(), header_bytes = w.header_bytes();
+    const int64_t line = w.scale_line_bytes();
+    const int64_t code_bytes = Codes::kFromScratch ? kGroup * kPanel : block_bytes;
     const bool f32 = w.scale_f32;
-    Prefetch prefetch = b.prefetch;
     for (int half = 0; half < kHalves; half += kWide) {
+      Prefetch prefetch = b.prefetch;
       const uint8_t* header = b.panel;
-      const uint8_t* codes = code_base + half * 64;
+      const uint8_t* codes =
+          (Codes::kFromScratch ? b.scratch : b.panel + header_bytes) + half * 64;
+      uint8_t* scratch = b.scratch + half * 64;
       const uint8_t* side = b.x + blocks * kGroup;
-      RowPointers<R> q(b.x, stride), scales(side, stride), sums(side + 4 * blocks, stride);
+      RowPointers<R> q(b.x, stride), scales(side, stride), starts(side + 4 * blocks, stride);
+      RowPointers<R> sums(side + 8 * blocks, stride);
       Float y[R][kWide];
       GALLEY_ROWS GALLEY_WIDE y[r][c] = zero();
       for (const uint8_t* end = side + 4 * blocks; scales[0] < end; scales.advance(4)) {
-        advance(prefetch, prefetched);
+        if (prefetch.second) {
+          prefetch_header(header + b.distance, header_bytes);
+          prefetch.at = header + b.distance + header_bytes;
+        } else {
+          advance(prefetch);
+        }
 #pragma GCC unroll 2
         for (int sub = 0; sub < kSubs; sub++) {
           Int acc[R][kWide];
-          GALLEY_ROWS {
-            const int32_t sum = part_sum(sums[r], blocks, sub);
-            GALLEY_WIDE acc[r][c] = start<kZero>(sum);
-          }
-          Codes::each(codes, sub * 8 / kSubs, (sub + 1) * 8 / kSubs,
+          GALLEY_ROWS GALLEY_WIDE acc[r][c] = start<kZero>(part_start(starts[r], blocks, sub));
+          Codes::each(codes, scratch, sub * 8 / kSubs, (sub + 1) * 8 / kSubs, prefetch,
                       [&](int j, const Int (&column)[kWide]) __attribute__((always_inline)) {
             GALLEY_ROWS {
               const int32_t value = word_at(q[r] + 4 * j);
@@ -210,50 +216,46 @@ template <class Codes, int kZero, int kSubs, bool kMin, int R> struct GroupedRow
             const Float x_scale = all(float_at(scales[r]));
             GALLEY_WIDE y[r][c] = fma(to_float(acc[r][c]), scale[c] * x_scale, y[r][c]);
             if (!kMin) continue;
-            const Float x_sum = x_scale * to_float(all(part_sum(sums[r], blocks, sub)));
+            Float x_sum = all(float_at(sums[r]));
+            if (kSubs > 1) {
+              const float sum = -0.125f * static_cast<float>(part_start(starts[r], blocks, sub));
+              x_sum = x_scale * all(sum);
+            }
             GALLEY_WIDE y[r][c] = fma(low[c], x_sum, y[r][c]);
           }
         }
         header += block_bytes;
         codes += code_bytes;
+        scratch += kGroup * kPanel;
         q.advance(kGroup);
+        starts.advance(4);
         sums.advance(4);
       }
       GALLEY_ROWS GALLEY_WIDE store(b.y + r * kPanel + (half + c) * kLanes, y[r][c]);
     }
   }
 
-  // Of a q8 row whose sums are at `sums`, and its halves after them.
-  static GALLEY_INLINE int32_t part_sum(const uint8_t* sums, int64_t blocks, int sub) {
-    if (kSubs == 1) return word_at(sums);
-    const int32_t first = word_at(sums + 4 * blocks);
-    return sub == 0 ? first : word_at(sums) - first;
+  static GALLEY_INLINE void prefetch_header(const uint8_t* at, int64_t bytes) {
+    for (const uint8_t* end = at + bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+  }
+
+  // -8 * the sum of x in a part; `starts` is followed by the scaled sums and then by the halves.
+  static GALLEY_INLINE int32_t part_start(const uint8_t* starts, int64_t blocks, int sub) {
+    if (kSubs == 1) return word_at(starts);
+    const int32_t first = word_at(starts + 8 * blocks);
+    return sub == 0 ? first : word_at(starts) - first;
   }
 };
-template <int R> using Bytes32 = GroupedRows<Bytes, 128, 1, false, R>;
-template <int R> using Bytes32Min = GroupedRows<Bytes, 128, 1, true, R>;
-template <int R> using Bytes16 = GroupedRows<Bytes, 128, 2, false, R>;
-template <int R> using Bytes16Min = GroupedRows<Bytes, 128, 2, true, R>;
-template <int R> using Scratch32 = GroupedRows<Bytes, 8, 1, false, R>;
-template <int R> using Scratch32Min = GroupedRows<Bytes, 0, 1, true, R>;
-template <int R> using Nibbles32 = GroupedRows<Nibbles, 8, 1, false, R>;
-template <int R> using Nibbles32Min = GroupedRows<Nibbles, 0, 1, true, R>;
-
-// All codes of an i4 panel as bytes, [k' / 4][32 columns][4].
-void unpack_nibbles(const WeightLayout& w, const uint8_t* panel, uint8_t* scratch) {
-  const Int low = all(0x0f0f0f0f);
-  const int64_t header = w.header_bytes(), block_bytes = w.block_bytes();
-  for (int64_t g = 0; g < w.blocks(); g++, panel += block_bytes, scratch += kGroup * kPanel) {
-    for (int i = 0; i < 4 * kHalves; i++) {
-      const uint8_t* line = panel + header + i * 64;
-      __builtin_prefetch(line + kAhead, 0, 2);
-      const Int both = words(line);
-      store(reinterpret_cast<int32_t*>(scratch) + i * kLanes, both & low);
-      store(reinterpret_cast<int32_t*>(scratch) + (i + 4 * kHalves) * kLanes,
-            shift_right<4>(both) & low);
-    }
-  }
-}
+template <int R> using Bytes32 = GroupedRows<Bytes<false>, 128, 1, false, R>;
+template <int R> using Bytes32Min = GroupedRows<Bytes<false>, 128, 1, true, R>;
+template <int R> using Bytes16 = GroupedRows<Bytes<false>, 128, 2, false, R>;
+template <int R> using Bytes16Min = GroupedRows<Bytes<false>, 128, 2, true, R>;
+template <int R> using Scratch = GroupedRows<Bytes<true>, 8, 1, false, R>;
+template <int R> using ScratchMin = GroupedRows<Bytes<true>, 0, 1, true, R>;
+template <int R> using Unpack = GroupedRows<Nibbles<false>, 8, 1, false, R>;
+template <int R> using UnpackMin = GroupedRows<Nibbles<false>, 0, 1, true, R>;
+template <int R> using UnpackKeep = GroupedRows<Nibbles<true>, 8, 1, false, R>;
+template <int R> using UnpackKeepMin = GroupedRows<Nibbles<true>, 0, 1, true, R>;
 
 GALLEY_INLINE void store_columns(const LinearJob& job, int64_t row, int64_t column,
                                  const Float& value, int64_t left) {
@@ -275,10 +277,8 @@ GALLEY_INLINE void store_columns(const LinearJob& job, int64_t row, int64_t colu
 void store_group(const LinearJob& job, int64_t row, int64_t group, const float* values,
                  int64_t count) {
   const Q8Row q8 = q8_row_parts(job.out + row * job.out_bytes, job.out_columns);
-  int8_t* q = q8.q + group * kGroup;
-  q8.scale[group] = count >= kGroup
-      ? quantize_group(values, q, q8.sum + group, q8.half + group)
-      : quantize_group_tail(values, count, q, q8.sum + group, q8.half + group);
+  if (count >= kGroup) return quantize_group(values, q8, group);
+  quantize_group_tail(values, count, q8, group);
 }
 
 // The plain case: whole panels, float32 out.
@@ -336,74 +336,72 @@ void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y
   }
 }
 
+using RunBlock = void (*)(int rows, const Block&);
+
 // Rows<R>::run for the R that the block has.
 template <template <int> class Rows, int R> void run_block(int rows, const Block& b) {
   if (rows == R) return Rows<R>::run(b);
   if constexpr (R > 1) run_block<Rows, R - 1>(rows, b);
 }
 
-// Some rows of panels [panel, panel + count): in blocks of even size, at most kMax rows each.
-template <template <int> class Rows, int kMax>
-void run_panels(const Tile& t, const uint8_t* scratch) {
-  const LinearJob& job = *t.job;
-  const int64_t bytes = job.weight.panel_bytes(), rows = t.row_end - t.row_begin;
-  const int64_t blocks = (rows + kMax - 1) / kMax;
-  const int64_t size = rows / blocks, larger = rows % blocks;  // the first blocks have one more
-  alignas(64) float y[kMax * kPanel];
-  for (int64_t p = t.panel; p < t.panel + t.count; p++) {
-    const uint8_t* panel = job.panels + p * bytes;
-    int64_t row = t.row_begin;
-    for (int64_t i = 0; i < blocks; i++) {
-      Prefetch prefetch;
-      if (blocks == 1) {
-        prefetch = {panel + kAhead, 128, 64};
-      } else if (i < 2) {
-        prefetch = {panel + bytes + i * (bytes / 2), 64, 0};
-      }
-      const int height = static_cast<int>(size + (i < larger));
-      run_block<Rows, kMax>(
-          height, Block{&job, panel, scratch, job.x + row * job.x_bytes, prefetch, y});
-      finish(job, p, row, height, y, t.pair + (row - t.row_begin) * kPanel);
-      row += height;
-    }
-  }
+// How the row blocks of a panel are computed: the only one, the first of several, the others.
+struct Kernel {
+  RunBlock lone, first, other;
+  int max_rows;
+  bool first_sees_all;  // `first` prefetches the whole next panel, not half of it
+};
+
+template <template <int> class Rows, int kMax> constexpr Kernel same() {
+  return {run_block<Rows, kMax>, run_block<Rows, kMax>, run_block<Rows, kMax>, kMax, false};
 }
 
-void run_i4(const Tile& t, uint8_t* scratch) {
-  const WeightLayout& w = t.job->weight;
-  if (t.row_end - t.row_begin <= kNibbleRows) {
-    auto run = w.has_min ? run_panels<Nibbles32Min, kNibbleRows>
-                         : run_panels<Nibbles32, kNibbleRows>;
-    return run(t, nullptr);
+Kernel kernel_of(const WeightLayout& w) {
+  const bool min = w.has_min;
+  switch (w.format) {
+    case Format::f32: return same<FloatRows, kWordRows>();
+    case Format::bf16: return same<Bf16Rows, kWordRows>();
+    case Format::i8:
+      if (w.group == 0) return same<PerRow, kWordRows>();
+      if (w.group == 16) return min ? same<Bytes16Min, kGroupRows>() : same<Bytes16, kGroupRows>();
+      return min ? same<Bytes32Min, kGroupRows>() : same<Bytes32, kGroupRows>();
+    case Format::i4: break;
   }
-  auto run = w.has_min ? run_panels<Scratch32Min, kGroupRows> : run_panels<Scratch32, kGroupRows>;
-  Tile one = t;
-  one.count = 1;
-  for (; one.panel < t.panel + t.count; one.panel++) {
-    unpack_nibbles(w, t.job->panels + one.panel * w.panel_bytes(), scratch);
-    run(one, scratch);
+  constexpr int kMax = kGroupRows;
+  if (min) {
+    return {run_block<UnpackMin, kMax>, run_block<UnpackKeepMin, kMax>,
+            run_block<ScratchMin, kMax>, kMax, true};
   }
+  return {run_block<Unpack, kMax>, run_block<UnpackKeep, kMax>, run_block<Scratch, kMax>, kMax,
+          true};
 }
 
-void run_i8(const Tile& t) {
-  const WeightLayout& w = t.job->weight;
-  auto run = w.group == 0    ? run_panels<PerRow, kWordRows>
-             : w.group == 16 ? (w.has_min ? run_panels<Bytes16Min, kGroupRows>
-                                          : run_panels<Bytes16, kGroupRows>)
-                             : (w.has_min ? run_panels<Bytes32Min, kGroupRows>
-                                          : run_panels<Bytes32, kGroupRows>);
-  run(t, nullptr);
-}
-
+// Panel by panel; its rows in blocks of even size.
 void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                  int64_t row_end, uint8_t* scratch) {
+  const Kernel kernel = kernel_of(job.weight);
+  const int64_t bytes = job.weight.panel_bytes(), rows = row_end - row_begin;
+  const int64_t blocks = (rows + kernel.max_rows - 1) / kernel.max_rows;
+  const int64_t size = rows / blocks, larger = rows % blocks;  // the first blocks have one more
+  alignas(64) float y[kWordRows * kPanel];
   alignas(64) float pair[kChunkRows * kPanel];
-  const Tile tile{&job, panel, count, row_begin, row_end, pair};
-  switch (job.weight.format) {
-    case Format::f32: return run_panels<FloatRows, kWordRows>(tile, nullptr);
-    case Format::bf16: return run_panels<Bf16Rows, kWordRows>(tile, nullptr);
-    case Format::i8: return run_i8(tile);
-    case Format::i4: return run_i4(tile, scratch);
+  for (int64_t p = panel; p < panel + count; p++) {
+    Block b{&job, job.panels + p * bytes, scratch, nullptr, {}, 0, y};
+    int64_t row = row_begin;
+    for (int64_t i = 0; i < blocks; i++) {
+      const bool lone = blocks == 1, whole = lone || kernel.first_sees_all;
+      b.x = job.x + row * job.x_bytes;
+      b.distance = lone ? kAhead : bytes;
+      b.prefetch = Prefetch{};
+      if (whole && i == 0) {
+        b.prefetch = {b.panel + b.distance, 128, 64};
+      } else if (!whole && i < 2) {
+        b.prefetch = {b.panel + bytes + i * (bytes / 2), 64, 0};
+      }
+      const int height = static_cast<int>(size + (i < larger));
+      (lone ? kernel.lone : i == 0 ? kernel.first : kernel.other)(height, b);
+      finish(job, p, row, height, y, pair + (row - row_begin) * kPanel);
+      row += height;
+    }
   }
 }
 

@@ -27,17 +27,16 @@ GALLEY_INLINE Float to_float(const Int& a) {
 }
 
 // Exact integer dot products of unsigned codes w (four a lane) and signed values x, of codes around
-// kZero:   start(sum of all x) + dot(w, x) + ... = sum of (w - kZero) * x.
-template <int kZero> GALLEY_INLINE Int start(int32_t sum);
+// kZero (0, 8 or 128):   start(-8 * sum of all x) + dot(w, x) + ... = sum of (w - kZero) * x.
+template <int kZero> GALLEY_INLINE Int start(int32_t minus8_sum);
 template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x);
 
 #if GALLEY_PARTS == 1
 
-template <int kZero> GALLEY_INLINE Int start(int32_t sum) {
+template <int kZero> GALLEY_INLINE Int start(int32_t minus8_sum) {
   if (kZero == 0) return Int{};
-  Int sums = all(sum);
-  asm("" : "+v"(sums.part[0]));  // stay in vector registers: scalar arithmetic and a move cost more
-  return Int{{IntPart{} - sums.part[0] * kZero}};
+  const Int eight = all(minus8_sum);
+  return kZero == 8 ? eight : shift_left<4>(eight);
 }
 template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
   return Int{{(IntPart)_mm512_dpbusd_epi32((__m512i)acc.part[0], (__m512i)w.part[0],
@@ -52,8 +51,8 @@ GALLEY_INLINE Float load_f16(const uint8_t* p) {
 // Pairs of products are summed in 16 bits, which codes up to 15 cannot overflow. Codes around 128
 // are made signed first, and the sign is moved to x, whose magnitude is at most 127:
 // 2 * 128 * 127 < 2^15.
-template <int kZero> GALLEY_INLINE Int start(int32_t sum) {
-  return kZero == 8 ? all(-8 * sum) : Int{};
+template <int kZero> GALLEY_INLINE Int start(int32_t minus8_sum) {
+  return kZero == 8 ? all(minus8_sum) : Int{};
 }
 template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
   const __m256i ones = _mm256_set1_epi16(1), values = _mm256_set1_epi32(x);
@@ -78,7 +77,9 @@ GALLEY_INLINE Float load_f16(const uint8_t* p) {
 
 #else
 
-template <int kZero> GALLEY_INLINE Int start(int32_t sum) { return all(-kZero * sum); }
+template <int kZero> GALLEY_INLINE Int start(int32_t minus8_sum) {
+  return all(kZero / 8 * minus8_sum);
+}
 template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
   Int r = acc;
   for (int shift = 0; shift < 32; shift += 8) {
@@ -112,17 +113,18 @@ GALLEY_INLINE Float load_scale(const uint8_t* line, bool f32, int half) {
              : load_f16(line + half * kLanes * 2);
 }
 
-// A walk over weights that will be needed soon, into the L2 cache: `at` = null for none.
+// A walk over weights that will be needed soon, into the L2 cache; `at` = null for none.
 struct Prefetch {
   const uint8_t* at = nullptr;
-  int64_t step = 64;   // bytes per line of words in use, of two
-  int64_t second = 0;  // where the second line lies, 0 = there is none
+  int64_t step = 64;   // bytes for each line of words in use, of which there are two
+  int64_t second = 0;  // where a second line lies, 0 = there is none
 };
-GALLEY_INLINE void advance(Prefetch& p, int64_t bytes) {
+// Once for every two lines in use: evenly spread prefetches cost nothing, bursts do.
+GALLEY_INLINE void advance(Prefetch& p) {
   if (p.at == nullptr) return;
-  const uint8_t* end = p.at + bytes;
-  for (const uint8_t* at = p.at; at < end; at += 64) __builtin_prefetch(at, 0, 2);
-  p.at = end;
+  __builtin_prefetch(p.at, 0, 2);
+  __builtin_prefetch(p.at + p.second, 0, 2);
+  p.at += p.step;
 }
 
 // Pointers to R rows that move together. One register serves three rows (base, base + stride,

@@ -59,22 +59,32 @@ inline int8_t quantize_value(float x, float inverse) {
   return static_cast<int8_t>(__builtin_lrintf(scaled));
 }
 
-// A group of n <= 32 values; the tail is 0. Returns the scale.
-inline float quantize_group_tail(const float* x, int64_t n, int8_t* q, int32_t* sum,
-                                 int32_t* half) {
+// What a group's numbers besides its codes are made of.
+inline void store_group_sums(const Q8Row& row, int64_t group, float max, int32_t first,
+                             int32_t second) {
+  const float scale = max / 127.0f;
+  const int32_t sum = first + second;
+  row.scale[group] = scale;
+  row.start[group] = -8 * sum;
+  row.scaled_sum[group] = scale * static_cast<float>(sum);
+  row.half[group] = -8 * first;
+}
+
+// A group of n <= 32 values; the tail is 0.
+inline void quantize_group_tail(const float* x, int64_t n, const Q8Row& row, int64_t group) {
   const float max = largest_magnitude(x, n), inverse = inverse_scale(max);
+  int8_t* q = row.q + group * kGroup;
   int32_t first = 0, second = 0;
   for (int64_t i = 0; i < kGroup; i++) {
     q[i] = i < n ? quantize_value(x[i], inverse) : int8_t{0};
     (i < kGroup / 2 ? first : second) += q[i];
   }
-  *sum = first + second;
-  *half = first;
-  return max / 127.0f;
+  store_group_sums(row, group, max, first, second);
 }
 
+// A group of 32 values.
 #if defined(__AVX512F__)
-inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* half) {
+inline void quantize_group(const float* x, const Q8Row& row, int64_t group) {
   const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
   const __m512i most = _mm512_max_epi32((__m512i)_mm512_abs_ps(a), (__m512i)_mm512_abs_ps(b));
   const uint32_t bits = _mm512_reduce_max_epi32(most);
@@ -84,11 +94,10 @@ inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* ha
   const __m512i low = _mm512_set1_epi32(-127);  // a NaN becomes the least integer
   const __m512i qa = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), low);
   const __m512i qb = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)), low);
+  int8_t* q = row.q + group * kGroup;
   _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(qa));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtepi32_epi8(qb));
-  *half = _mm512_reduce_add_epi32(qa);
-  *sum = *half + _mm512_reduce_add_epi32(qb);
-  return max / 127.0f;
+  store_group_sums(row, group, max, _mm512_reduce_add_epi32(qa), _mm512_reduce_add_epi32(qb));
 }
 #elif defined(__AVX2__)
 inline int32_t reduce_add(__m256i v) {
@@ -96,7 +105,7 @@ inline int32_t reduce_add(__m256i v) {
   const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
   return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
 }
-inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* half) {
+inline void quantize_group(const float* x, const Q8Row& row, int64_t group) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   __m256 v[4];
   __m256i most = _mm256_setzero_si256();
@@ -120,28 +129,22 @@ inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* ha
   const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]),
                                             _mm256_packs_epi32(c[2], c[3]));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q),
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.q + group * kGroup),
                       _mm256_permutevar8x32_epi32(packed, order));
-  *half = reduce_add(_mm256_add_epi32(c[0], c[1]));
-  *sum = *half + reduce_add(_mm256_add_epi32(c[2], c[3]));
-  return max / 127.0f;
+  store_group_sums(row, group, max, reduce_add(_mm256_add_epi32(c[0], c[1])),
+                   reduce_add(_mm256_add_epi32(c[2], c[3])));
 }
 #else
-inline float quantize_group(const float* x, int8_t* q, int32_t* sum, int32_t* half) {
-  return quantize_group_tail(x, kGroup, q, sum, half);
+inline void quantize_group(const float* x, const Q8Row& row, int64_t group) {
+  quantize_group_tail(x, kGroup, row, group);
 }
 #endif
 
 inline void quantize_row_q8(const float* x, int64_t k, void* out) {
   const Q8Row row = q8_row_parts(out, k);
   int64_t g = 0;
-  for (; (g + 1) * kGroup <= k; g++) {
-    row.scale[g] = quantize_group(x + g * kGroup, row.q + g * kGroup, row.sum + g, row.half + g);
-  }
-  if (g * kGroup < k) {
-    row.scale[g] = quantize_group_tail(x + g * kGroup, k - g * kGroup, row.q + g * kGroup,
-                                       row.sum + g, row.half + g);
-  }
+  for (; (g + 1) * kGroup <= k; g++) quantize_group(x + g * kGroup, row, g);
+  if (g * kGroup < k) quantize_group_tail(x + g * kGroup, k - g * kGroup, row, g);
 }
 
 // One scale for the whole row.

@@ -39,14 +39,23 @@ def values(rows: Rows, kind: int, k: int) -> F32Array:
     return (q.reshape(m, scale.shape[1], -1) * scale[..., None]).reshape(m, -1)[:, :k]
 
 
-def parts(rows: Rows, kind: int, k: int) -> tuple[NDArray[np.int8], F32Array, NDArray[np.int32]]:
-    """Codes [m, k'], scales [m, n] and sums ([m, n]; of q8 twice that: sums, then halves)."""
+def parts(
+    rows: Rows, kind: int, k: int
+) -> tuple[NDArray[np.int8], F32Array, dict[str, NDArray[Any]]]:
+    """Codes [m, k'], scales [m, n] and what else there is per scale, by name, each [m, n]."""
     assert kind in (Q8, Q8_ROW)
     padded = -(-k // 32) * 32
-    scales = padded // 32 if kind == Q8 else 1
-    sums = 2 * scales if kind == Q8 else 1
-    q = rows[:, :padded].view(np.int8)
-    scale = np.ascontiguousarray(rows[:, padded : padded + 4 * scales]).view(np.float32)
-    start = padded + 4 * scales
-    total = np.ascontiguousarray(rows[:, start : start + 4 * sums]).view(np.int32)
-    return q, scale, total
+    n = padded // 32 if kind == Q8 else 1
+    fields: dict[str, Any] = {"scale": np.float32, "sum": np.int32}
+    if kind == Q8:
+        fields = {
+            "scale": np.float32,
+            "start": np.int32,
+            "scaled_sum": np.float32,
+            "half": np.int32,
+        }
+    columns = {}
+    for i, (name, dtype) in enumerate(fields.items()):
+        at = padded + 4 * n * i
+        columns[name] = np.ascontiguousarray(rows[:, at : at + 4 * n]).view(dtype)
+    return rows[:, :padded].view(np.int8), columns.pop("scale"), columns
