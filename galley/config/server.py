@@ -43,6 +43,9 @@ class ServerConfig:
     """Report cached prompt tokens in `usage.prompt_tokens_details`."""
     enable_force_include_usage: bool = False
     """Send usage at the end of every stream, asked for or not."""
+    enable_tokenizer_info_endpoint: bool = False
+    """Serve /tokenizer_info: special tokens and chat template, which may hold more than all should
+    know."""
     enable_server_load_tracking: bool = False
     """Count requests in flight for /load."""
     enable_request_id_headers: bool = False

@@ -87,7 +87,7 @@ _REFUSED: dict[str, str] = {
         kv_cache_metrics_sample enable_mfu_metrics custom_histogram_buckets
         enable_logging_iteration_details""",
     "this version does not have it yet.": """
-        enable_per_request_metrics sse_keep_alive_interval enable_tokenizer_info_endpoint
+        enable_per_request_metrics sse_keep_alive_interval
         enable_log_outputs log_error_stack uds middleware enable_offline_docs hf_config_path
         enable_return_routed_experts return_sampling_mask logprobs_mode disable_sliding_window
         hf_token hf_overrides model_class_overrides model_impl max_num_scheduled_tokens

@@ -1,4 +1,4 @@
-"""What every answer of a generation has: its head, and the count of its tokens."""
+"""What every answer of a generation has: its head, the count of its tokens, and its end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from galley.errors import GalleyError
 from galley.request import RequestOutput
+from galley.server.errors import error_event
 from galley.server.protocol.base import PromptTokensDetails, Usage
 
 to_json = msgspec.json.Encoder().encode
+
+DONE = b"data: [DONE]\n\n"
+
+
+def failed_stream(error: GalleyError) -> bytes:
+    """The end of one of OpenAI's streams that has begun and cannot go on."""
+    return b"data: " + error_event(error) + b"\n\n" + DONE
 
 
 @dataclass(frozen=True, slots=True)

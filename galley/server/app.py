@@ -11,7 +11,17 @@ from galley import __version__
 from galley.server import errors, openapi
 from galley.server.context import Context
 from galley.server.middleware import ApiKeys, HttpMetering, LoadCounting, RequestIds, RootPath
-from galley.server.routes import chat, completions, health, metrics, models, tokenize
+from galley.server.routes import (
+    anthropic,
+    chat,
+    completions,
+    health,
+    invocations,
+    metrics,
+    models,
+    responses,
+    tokenize,
+)
 
 if TYPE_CHECKING:
     from galley.observability.http_metrics import HttpMetrics
@@ -23,6 +33,9 @@ FAMILIES: tuple[Callable[[Context], APIRouter], ...] = (
     models.routes,
     chat.routes,
     completions.routes,
+    responses.routes,
+    anthropic.routes,
+    invocations.routes,
     tokenize.routes,
 )
 

@@ -5,27 +5,41 @@ Knows the shapes that clients read; it knows neither HTTP nor how a request was 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
-from galley.server.answer import Head, Tally, to_json
+from galley.server.answer import DONE, Head, Tally, failed_stream, to_json
 from galley.server.logprobs import TokenBytes, chat_logprobs, prompt_logprobs
 from galley.server.protocol.chat import (
     ChatChoice,
-    ChatCompletionRequest,
     ChatCompletionResponse,
+    ChatFields,
     ChatLogprobs,
     ChatMessage,
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Who answers a conversation: the role of the answer's messages, and the text that goes before
+    each choice's own.
+    """
+
+    role: str
+    echo: str = ""
+
+
 class ChatAnswer:
-    """One answer in the making.
+    """One answer in the making: to a conversation or, unstreamed, to several.
+
+    Choices are numbered over all conversations: choice j of conversation i is i * n + j.
 
     Args:
-        role: of the answer's messages.
+        speakers: one a conversation.
         bytes_of: the bytes of a token id, for logprobs.
-        echo: text that goes before each choice's own.
         prompt_text: the rendered prompt, where the request asks for it.
         as_ids: write `token_id:N` for token texts in logprobs.
         force_usage: a stream tells its usage unasked.
@@ -34,12 +48,11 @@ class ChatAnswer:
     def __init__(
         self,
         head: Head,
-        request: ChatCompletionRequest,
+        request: ChatFields,
         tally: Tally,
         *,
-        role: str,
+        speakers: Sequence[Speaker],
         bytes_of: TokenBytes,
-        echo: str = "",
         prompt_text: str | None = None,
         as_ids: bool = False,
         force_usage: bool = False,
@@ -47,36 +60,30 @@ class ChatAnswer:
         self._head = head
         self._request = request
         self._tally = tally
-        self._role = role
+        self._speakers = speakers
         self._bytes_of = bytes_of
-        self._echo = echo
         self._prompt_text = prompt_text
         self._as_ids = as_ids
         self._usage_at_end = request.include_usage or force_usage
         self._begun = False
         self._plain = not (request.logprobs or request.return_token_ids or request.continuous_usage)
         self._prefix = head.chunk_prefix("chat.completion.chunk")
-        n = request.n or 1
+        self._n = request.n or 1
         self._plain_starts = [
-            self._prefix + b'{"index":%d,"delta":{"content":' % i for i in range(n)
+            self._prefix + b'{"index":%d,"delta":{"content":' % i for i in range(self._n)
         ]
 
     # ------------------------------------------------------------------ whole
 
-    def whole(self, output: RequestOutput) -> bytes:
-        request = self._request
-        self._tally.add(0, output)
-        choices = [
-            ChatChoice(
-                index=c.index,
-                message=ChatMessage(self._role, self._echo + c.text),
-                logprobs=self._logprobs(c),
-                finish_reason=c.finish_reason,
-                stop_reason=c.stop_reason,
-                token_ids=c.token_ids if request.return_token_ids else None,
-            )
-            for c in output.outputs
-        ]
+    def whole(self, outputs: Sequence[RequestOutput]) -> bytes:
+        choices = []
+        for i, output in enumerate(outputs):
+            self._tally.add(i, output)
+            speaker = self._speakers[i]
+            choices += [self._choice(i * self._n + c.index, c, speaker) for c in output.outputs]
+        # What is told of the prompt has room for one.
+        [only] = outputs if len(outputs) == 1 else [None]
+        ids = only.prompt_token_ids if only and self._request.return_token_ids else None
         return to_json(
             ChatCompletionResponse(
                 id=self._head.id,
@@ -85,10 +92,20 @@ class ChatAnswer:
                 choices=choices,
                 system_fingerprint=self._head.fingerprint,
                 usage=self._tally.usage(),
-                prompt_logprobs=prompt_logprobs(output.prompt_logprobs),
-                prompt_token_ids=output.prompt_token_ids if request.return_token_ids else None,
+                prompt_logprobs=prompt_logprobs(only.prompt_logprobs if only else None),
+                prompt_token_ids=ids,
                 prompt_text=self._prompt_text,
             )
+        )
+
+    def _choice(self, index: int, choice: CompletionOutput, speaker: Speaker) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=ChatMessage(speaker.role, speaker.echo + choice.text),
+            logprobs=self._logprobs(choice),
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            token_ids=choice.token_ids if self._request.return_token_ids else None,
         )
 
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
@@ -116,8 +133,11 @@ class ChatAnswer:
 
     def last(self) -> bytes:
         if not self._usage_at_end:
-            return b""
-        return self._prefix + b'],"usage":' + to_json(self._tally.usage()) + b"}\n\n"
+            return DONE
+        return self._prefix + b'],"usage":' + to_json(self._tally.usage()) + b"}\n\n" + DONE
+
+    def failed(self, error: GalleyError) -> bytes:
+        return failed_stream(error)
 
     def _begin(self, output: RequestOutput) -> list[bytes]:
         """A chunk with the role for each choice, then the echo."""
@@ -127,15 +147,15 @@ class ChatAnswer:
             extra["prompt_token_ids"] = output.prompt_token_ids
         if self._prompt_text is not None:
             extra["prompt_text"] = self._prompt_text
-        n = len(self._plain_starts)
+        [speaker] = self._speakers
         events = []
-        for i in range(n):
-            delta = {"role": self._role, "content": ""}
+        for i in range(self._n):
+            delta = {"role": speaker.role, "content": ""}
             choice = {"index": i, "delta": delta, "logprobs": None, "finish_reason": None}
             events.append(self._event(choice, extra))
-        if self._echo:
-            for i in range(n):
-                delta = {"content": self._echo}
+        if speaker.echo:
+            for i in range(self._n):
+                delta = {"content": speaker.echo}
                 choice = {"index": i, "delta": delta, "logprobs": None, "finish_reason": None}
                 events.append(self._event(choice, {}))
         return events

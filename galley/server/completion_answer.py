@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
-from galley.server.answer import Head, Tally, to_json
+from galley.server.answer import DONE, Head, Tally, failed_stream, to_json
 from galley.server.logprobs import Candidates, completion_logprobs, prompt_logprobs
 from galley.server.protocol.completions import (
     CompletionChoice,
@@ -147,8 +148,11 @@ class CompletionAnswer:
 
     def last(self) -> bytes:
         if not self._usage_at_end:
-            return b""
-        return self._prefix + b'],"usage":' + to_json(self._tally.usage()) + b"}\n\n"
+            return DONE
+        return self._prefix + b'],"usage":' + to_json(self._tally.usage()) + b"}\n\n" + DONE
+
+    def failed(self, error: GalleyError) -> bytes:
+        return failed_stream(error)
 
     def _delta(self, number: int, choice: CompletionOutput, output: RequestOutput) -> bytes:
         first = number not in self._begun

@@ -43,6 +43,7 @@ class Context:
         defaults: sampling defaults of the model, by `SamplingParams` field.
         metrics: the text of /metrics and its content type.
         root: the model's path or hub name, as /v1/models tells it.
+        store_responses: keep responses for retrieval (VLLM_ENABLE_RESPONSES_API_STORE).
         any_model_name: serve whatever name a request gives (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
@@ -56,6 +57,7 @@ class Context:
     caps: Caps = field(default_factory=Caps)
     root: str = ""
     any_model_name: bool = False
+    store_responses: bool = False
     load: Load = field(default_factory=Load)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -86,9 +88,13 @@ class Context:
         """Whether logprobs name tokens by id, by the request's word or the server's."""
         return self.server.return_tokens_as_token_ids if asked is None else asked
 
+    async def body(self, request: Request) -> bytes:
+        """The request's body, which must be JSON. Raises ClientError, ClientDisconnected."""
+        return await read_json_body(request, self.server.max_request_body_bytes)
+
     async def read(self, request: Request, reader: BodyReader[T]) -> T:
         """The request's body as a checked wire type. Raises ClientError, ClientDisconnected."""
-        return reader.read(await read_json_body(request, self.server.max_request_body_bytes))
+        return reader.read(await self.body(request))
 
     def fingerprint(self) -> str | None:
         """`system_fingerprint`: equal for equal answers to equal requests."""

@@ -20,6 +20,7 @@ class Environment:
         caps: VLLM_MAX_N_SEQUENCES, VLLM_MAX_COMPLETION_PROMPTS, VLLM_MAX_STOP_STRINGS,
             VLLM_MAX_NUM_BAD_WORDS, VLLM_MAX_BAD_WORDS_TOTAL_TOKENS.
         api_key: VLLM_API_KEY, for a server without --api-key.
+        store_responses: VLLM_ENABLE_RESPONSES_API_STORE.
         any_model_name: VLLM_SKIP_MODEL_NAME_VALIDATION.
         keep_alive: VLLM_HTTP_TIMEOUT_KEEP_ALIVE, seconds.
         stats_interval: VLLM_LOG_STATS_INTERVAL, seconds.
@@ -28,6 +29,7 @@ class Environment:
     caps: Caps = field(default_factory=Caps)
     api_key: str | None = None
     any_model_name: bool = False
+    store_responses: bool = False
     keep_alive: int = 5
     stats_interval: float = 10.0
 
@@ -50,7 +52,8 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
             bad_words_tokens=_number(env, "MAX_BAD_WORDS_TOTAL_TOKENS", caps.bad_words_tokens),
         ),
         api_key=_text(env, "API_KEY"),
-        any_model_name=_text(env, "SKIP_MODEL_NAME_VALIDATION") in ("1", "true", "True"),
+        any_model_name=_switch(env, "SKIP_MODEL_NAME_VALIDATION"),
+        store_responses=_switch(env, "ENABLE_RESPONSES_API_STORE"),
         keep_alive=_number(env, "HTTP_TIMEOUT_KEEP_ALIVE", 5),
         stats_interval=float(_number(env, "LOG_STATS_INTERVAL", 10)),
     )
@@ -58,6 +61,10 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
 
 def _text(env: Mapping[str, str], name: str) -> str | None:
     return env.get(f"GALLEY_{name}") or env.get(f"VLLM_{name}") or None
+
+
+def _switch(env: Mapping[str, str], name: str) -> bool:
+    return _text(env, name) in ("1", "true", "True")
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Seconds after which an overloaded server may be asked again.
 RETRY_AFTER = "1"
+#: Key of a request's scope under which routes of another API keep their form of error answers.
+DIALECT = "galley.errors"
 #: nginx's "client closed request"; nobody reads it but the metrics.
 CLIENT_CLOSED = 499
 
@@ -41,21 +43,26 @@ def json_response(
     return Response(body, status, headers, media_type="application/json")
 
 
-def galley_response(error: GalleyError) -> Response:
-    headers = None
+def error_headers(error: GalleyError) -> dict[str, str] | None:
     if isinstance(error, Unauthorized):
-        headers = {"WWW-Authenticate": "Bearer"}
-    elif isinstance(error, Overloaded):
-        headers = {"Retry-After": RETRY_AFTER}
-    return json_response(error_event(error), error.status, headers)
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, Overloaded):
+        return {"Retry-After": RETRY_AFTER}
+    return None
+
+
+def galley_response(error: GalleyError) -> Response:
+    return json_response(error_event(error), error.status, error_headers(error))
 
 
 def install(app: FastAPI) -> None:
     """Make `app` answer every failure with an error object."""
+    from fastapi.exceptions import RequestValidationError
 
     async def on_galley(request: Request, error: Exception) -> Response:
         assert isinstance(error, GalleyError)
-        return galley_response(error)
+        answer: Response = request.scope.get(DIALECT, galley_response)(error)
+        return answer
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -64,6 +71,13 @@ def install(app: FastAPI) -> None:
         where = f"{request.method} {request.url.path}: " if status in (404, 405) else ""
         body = error_body(f"{where}{error.detail}", phrase, status)
         return json_response(body, status, dict(error.headers or {}))
+
+    async def on_parameter(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        body = error_body(f"{name}: {first['msg']}.", "BadRequestError", 400, name)
+        return json_response(body, 400)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED)
@@ -75,5 +89,6 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(GalleyError, on_galley)
     app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_parameter)
     app.add_exception_handler(ClientDisconnected, on_disconnect)
     app.add_exception_handler(Exception, on_other)

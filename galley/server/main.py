@@ -123,6 +123,7 @@ async def _serve(
         caps=environment.caps,
         root=model.name,
         any_model_name=environment.any_model_name,
+        store_responses=environment.store_responses,
     )
     app = build_app(ctx, HttpMetrics(registry))
     listener = Listener(

@@ -137,9 +137,12 @@ class ApiKeys:
     def _is_known(self, scope: Scope) -> bool:
         """Compares with every key, in a time that tells nothing about them."""
         scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            # Where Anthropic's clients put it.
+            key = header(scope, b"x-api-key") or b""
         digest = hashlib.sha256(key.strip()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == b"bearer" and any(matches)
+        return any(matches)
 
 
 class LoadCounting:

@@ -6,7 +6,7 @@ Whatever runs here ends when its client goes away, and closing an output stream 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -15,11 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from galley.errors import GalleyError
 from galley.request import RequestOutput
-from galley.server.errors import ClientDisconnected, error_event
+from galley.server.errors import ClientDisconnected
 
 T = TypeVar("T")
 
-DONE = b"data: [DONE]\n\n"
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -59,6 +58,19 @@ class Stream(Protocol):
     def __aiter__(self) -> Stream: ...
     async def __anext__(self) -> RequestOutput: ...
     async def aclose(self) -> None: ...
+
+
+async def start_all(starting: Iterable[Coroutine[Any, Any, Stream]]) -> list[Stream]:
+    """Start several requests one after another, or none: one's failure takes back the others."""
+    streams: list[Stream] = []
+    try:
+        for coroutine in starting:
+            streams.append(await coroutine)
+    except BaseException:
+        for stream in streams:
+            await stream.aclose()
+        raise
+    return streams
 
 
 async def merge(streams: list[Stream]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
@@ -117,7 +129,10 @@ class Events(Protocol):
         """Events for what is new of prompt `index`; may be empty."""
 
     def last(self) -> bytes:
-        """Events after the last output, before [DONE]."""
+        """All that follows the last output."""
+
+    def failed(self, error: GalleyError) -> bytes:
+        """All that follows when the outputs end with an error."""
 
 
 class EventResponse(Response):
@@ -158,10 +173,10 @@ class EventResponse(Response):
         except GalleyError as error:
             if not self._started:
                 raise
-            end = b"data: " + error_event(error) + b"\n\n"
+            end = self._events.failed(error)
         if not self._started:
             await self._start(send)
-        await send({"type": "http.response.body", "body": end + DONE, "more_body": False})
+        await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def _start(self, send: Send) -> None:
         self._started = True

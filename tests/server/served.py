@@ -104,6 +104,7 @@ def serve(
     with_tokenizer: bool = True,
     chat_template: str | None = None,
     names: tuple[str, ...] = (MODEL,),
+    store_responses: bool = False,
 ) -> Iterator[Served]:
     ready: threading.Event = threading.Event()
     found: list[Served] = []
@@ -131,6 +132,7 @@ def serve(
             defaults=defaults or {},
             caps=caps or Caps(),
             root="somewhere/tiny",
+            store_responses=store_responses,
         )
         sock = socket.create_server(("127.0.0.1", 0))
         quiet = replace(server, disable_uvicorn_access_log=True)

@@ -412,3 +412,57 @@ def test_the_async_client(served: Served) -> None:
         return await asyncio.gather(*(one(i) for i in range(32)))
 
     assert asyncio.run(main()) == [REPLY] * 32
+
+
+TALKS: list[Any] = [
+    HI,
+    [{"role": "system", "content": "Be brief."}, *HI],
+    [{"role": "user", "content": "x"}],
+]
+
+
+def test_a_batch_is_answered_in_order(served: Served) -> None:
+    replies = ["one", "two and more", "three"]
+    scripts = [reply_with(text) for text in replies]
+
+    def script(request: Any) -> list[int]:
+        return scripts[int(request.request_id.rpartition("_")[2])](request)
+
+    served.engine.script = script
+    path = "/v1/chat/completions/batch"
+    answer = served.post(path, {"model": MODEL, "messages": TALKS}).json()
+    assert [c["index"] for c in answer["choices"]] == [0, 1, 2]
+    assert [c["message"]["content"] for c in answer["choices"]] == replies
+    assert answer["object"] == "chat.completion"
+    prompts = [len(r.prompt_token_ids) // 4 for r in served.engine.seen]
+    assert answer["usage"]["prompt_tokens"] == sum(prompts)
+    num_tokens = sum(len(tokenizer().encode(text, False)) + 1 for text in replies)
+    assert answer["usage"]["completion_tokens"] == num_tokens
+
+
+def test_a_batch_of_one_is_a_chat(served: Served) -> None:
+    options = {"logprobs": True, "top_logprobs": 2, "n": 2, "return_token_ids": True}
+    alone = served.post("/v1/chat/completions", {"messages": HI, **options}).json()
+    batch = served.post("/v1/chat/completions/batch", {"messages": [HI], **options}).json()
+    for volatile in ("id", "created"):
+        del alone[volatile], batch[volatile]
+    assert batch == alone
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"messages": HI}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [[]]}, "messages"),
+        ({"messages": [HI] * 1025}, "messages"),
+        ({"stream": True}, "stream"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"return_prompt_text": True}, "return_prompt_text"),
+    ],
+)
+def test_what_a_batch_cannot_do(served: Served, change: dict[str, Any], field: str) -> None:
+    answer = served.post("/v1/chat/completions/batch", {"messages": TALKS, **change})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+    assert not served.engine.seen

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from galley.errors import InvalidRequest, Unsupported
-from galley.server.protocol import chat, completions, describe, tokenize
+from galley.server.protocol import (
+    anthropic,
+    chat,
+    completions,
+    describe,
+    responses,
+    tokenize,
+)
 from galley.server.protocol.base import BodyReader, NoEffect, Refused
 
 FIELDS: dict[str, list[str]] = json.loads(
@@ -18,6 +25,10 @@ FIELDS: dict[str, list[str]] = json.loads(
 READERS: dict[str, BodyReader[Any]] = {
     "ChatCompletionRequest": chat.reader,
     "CompletionRequest": completions.reader,
+    "BatchChatCompletionRequest": chat.batch_reader,
+    "ResponsesRequest": responses.reader,
+    "AnthropicMessagesRequest": anthropic.messages_reader,
+    "AnthropicCountTokensRequest": anthropic.count_reader,
     "TokenizeCompletionRequest": tokenize.tokenize_reader,
     "TokenizeChatRequest": tokenize.tokenize_reader,
     "DetokenizeRequest": tokenize.detokenize_reader,

@@ -153,3 +153,15 @@ def test_requests_are_logged_only_when_asked(caplog: Any, served: Served) -> Non
     assert "Received request cmpl-r1-0: prompt: 'a se'," in caplog.text
     assert "[11, 12, 13, 14]," in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_tokenizer_info_is_behind_its_flag(served: Served) -> None:
+    assert served.get("/tokenizer_info").status_code == 404
+    with serve(ServerConfig(enable_tokenizer_info_endpoint=True)) as telling:
+        info = telling.get("/tokenizer_info").json()
+    words = tokenizer()
+    assert info["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (info["bos_token"], info["eos_token"]) == (words.bos_token, words.eos_token)
+    assert info["model_max_length"] == LIMITS.max_model_len
+    assert info["chat_template"] == words.chat_templates["default"]
+    assert info["added_tokens_decoder"]["1"] == {"content": "<|im_start|>", "special": True}

@@ -8,16 +8,15 @@ import msgspec
 
 from galley.errors import InvalidRequest
 from galley.server.protocol.base import BodyReader, Int, PromptLogprob, Usage
-from galley.server.protocol.fields import CHAT
+from galley.server.protocol.fields import CHAT, CHAT_BATCH
 from galley.server.protocol.generation import Caps, GenerationFields, check_generation
 
 Messages = Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
 
 
-class ChatCompletionRequest(GenerationFields, kw_only=True):
-    """Answer a conversation."""
+class ChatFields(GenerationFields, kw_only=True):
+    """What requests for one answer and for a batch of answers have."""
 
-    messages: Messages
     max_completion_tokens: Int | None = None
     logprobs: bool | None = False
     top_logprobs: Int | None = 0
@@ -33,10 +32,40 @@ class ChatCompletionRequest(GenerationFields, kw_only=True):
     return_prompt_text: bool | None = None
 
 
+class ChatCompletionRequest(ChatFields, kw_only=True):
+    """Answer a conversation."""
+
+    messages: Messages
+
+
+class BatchChatCompletionRequest(ChatFields, kw_only=True):
+    """Answer several conversations, with the same parameters."""
+
+    messages: Annotated[list[Messages], msgspec.Meta(min_length=1)]
+
+
 reader = BodyReader(ChatCompletionRequest, CHAT)
+batch_reader = BodyReader(BatchChatCompletionRequest, CHAT_BATCH)
 
 
-def check_chat(request: ChatCompletionRequest, caps: Caps) -> None:
+def check_batch(request: BatchChatCompletionRequest, caps: Caps) -> None:
+    """Raise InvalidRequest for what `check_chat` finds, a stream, or too many conversations."""
+    check_chat(request, caps)
+    if request.stream:
+        raise InvalidRequest("`stream` is not available for batches.", field="stream")
+    if request.return_prompt_text:
+        raise InvalidRequest(
+            "`return_prompt_text` is not available for batches.", field="return_prompt_text"
+        )
+    if len(request.messages) > caps.prompts:
+        raise InvalidRequest(
+            f"messages is limited to {caps.prompts} conversations a call, got "
+            f"{len(request.messages)}.",
+            field="messages",
+        )
+
+
+def check_chat(request: ChatFields, caps: Caps) -> None:
     """Raise InvalidRequest for fields that contradict each other; names the field."""
     check_generation(request, caps)
     top = request.top_logprobs or 0

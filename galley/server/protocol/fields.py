@@ -63,6 +63,65 @@ CHAT: FieldTable = {
     "web_search_options": Refused("there is no web search."),
 }
 
+#: Further fields of batches of chats.
+CHAT_BATCH: FieldTable = {
+    **CHAT,
+    "early_stopping": NoEffect(bool, "of beam search alone"),
+    "guided_decoding_backend": NoEffect(str | None, "of structured output alone"),
+}
+
+_THINKING = Refused("reasoning is not available yet.", ({"type": "disabled"},))
+
+#: Fields of Anthropic's count_tokens.
+ANTHROPIC_COUNT: FieldTable = {
+    "tools": _TOOLS,
+    "tool_choice": Refused("tools are not available yet.", ({"type": "none"},)),
+    "thinking": _THINKING,
+    "output_config": Refused("structured output is not available yet."),
+}
+
+#: Further fields of Anthropic's messages.
+ANTHROPIC: FieldTable = {
+    **ANTHROPIC_COUNT,
+    "metadata": NoEffect(dict[str, Any] | None, "names the end user"),
+    "service_tier": NoEffect(str | None, "there is one tier"),
+    "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
+    "return_mm_kwargs": Refused("only text is available yet."),
+    "watermarking": _EXTENSION,
+    "vllm_xargs": Refused("no custom sampling arguments are defined."),
+    "kv_transfer_params": _TRANSFER,
+    "ec_transfer_params": _TRANSFER,
+    "container": Refused("tools are not available yet."),
+    "mcp_servers": Refused("tools are not available yet."),
+    "context_management": Refused("it is not available yet."),
+}
+
+#: Further fields of responses.
+RESPONSES: FieldTable = {
+    "prompt_cache_key": NoEffect(str | None, "the prefix cache finds prompts by content"),
+    "safety_identifier": NoEffect(str | None, "names the end user"),
+    "session_id": NoEffect(str | None, "routes between engines; there is one"),
+    "max_tool_calls": NoEffect(Int | None, "of tools alone"),
+    "include_reasoning": NoEffect(bool, "no reasoning parser is configured"),
+    "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
+    "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
+    "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
+    "tools": _TOOLS,
+    "tool_choice": Refused("tools are not available yet.", ("none", "auto")),
+    "text": Refused("structured output is not available yet.", ({"format": {"type": "text"}},)),
+    "prompt": Refused("there are no stored prompts."),
+    "conversation": Refused("use `previous_response_id`."),
+    "structured_outputs": _STRUCTURED,
+    "enable_response_messages": _EXTENSION,
+    "watermarking": _EXTENSION,
+    "repetition_detection": _EXTENSION,
+    "stream_options": Refused("it is not available yet.", ({"include_obfuscation": False},)),
+    "return_mm_kwargs": Refused("only text is available yet."),
+    "vllm_xargs": Refused("no custom sampling arguments are defined."),
+    "kv_transfer_params": _TRANSFER,
+    "ec_transfer_params": _TRANSFER,
+}
+
 #: Further fields of completion requests.
 COMPLETION: FieldTable = {
     **GENERATION,

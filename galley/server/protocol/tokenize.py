@@ -49,5 +49,26 @@ class DetokenizeResponse(msgspec.Struct):
     prompt: str
 
 
+class AddedToken(msgspec.Struct):
+    """A token that is matched whole."""
+
+    content: str
+    special: bool
+
+
+class TokenizerInfo(msgspec.Struct, kw_only=True):
+    """What a client needs to make prompts of its own, by the names of tokenizer_config.json."""
+
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+    model_max_length: int
+    vocab_size: int
+    added_tokens_decoder: dict[int, AddedToken]
+    chat_template: str | None
+
+
 tokenize_reader = BodyReader(TokenizeRequest, TOKENIZE)
 detokenize_reader = BodyReader(DetokenizeRequest, {})

@@ -1,4 +1,4 @@
-"""/v1/chat/completions."""
+"""/v1/chat/completions, for one conversation and for a batch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.server.answer import Head, Tally
-from galley.server.chat_answer import ChatAnswer
+from galley.server.chat_answer import ChatAnswer, Speaker
 from galley.server.context import Context, request_id
 from galley.server.errors import json_response
 from galley.server.openapi import wire
 from galley.server.prompts import render
 from galley.server.protocol.chat import (
-    ChatCompletionRequest,
     ChatCompletionResponse,
+    ChatFields,
+    batch_reader,
+    check_batch,
     check_chat,
     reader,
 )
 from galley.server.sampling import sampling_params, start
-from galley.server.stream import EventResponse, Stream, collect, merge, until_disconnect
+from galley.server.stream import (
+    EventResponse,
+    Stream,
+    collect,
+    merge,
+    start_all,
+    until_disconnect,
+)
+
+Messages = list[dict[str, Any]]
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -31,44 +42,81 @@ def routes(ctx: Context) -> APIRouter:
     @wire(reader, ChatCompletionResponse, streams=True)
     async def create_chat_completion(raw: Request) -> Response:
         """Answer a conversation; `stream` sends the text as it comes."""
-        request = await ctx.read(raw, reader)
-        check_chat(request, ctx.caps)
-        head = Head(
-            request_id(raw, "chatcmpl", request.request_id, ctx.caps.request_id),
-            ctx.model_name(request.model),
-            ctx.fingerprint(),
+        return await respond(ctx, raw, await ctx.body(raw))
+
+    @router.post("/v1/chat/completions/batch", response_class=Response)
+    @wire(batch_reader, ChatCompletionResponse)
+    async def create_batch_chat_completion(raw: Request) -> Response:
+        """Answer several conversations; one choice each, in their order."""
+        request = await ctx.read(raw, batch_reader)
+        check_batch(request, ctx.caps)
+        head = _head(ctx, raw, request)
+        prompts = [prompt_of(ctx, request, messages) for messages in request.messages]
+        answer = _answer(ctx, head, request, request.messages)
+        streams = await until_disconnect(
+            raw.receive,
+            start_all(start_chat(ctx, request, p, f"{head.id}_{i}") for i, p in enumerate(prompts)),
         )
-        prompt = render(
-            ctx,
-            request.messages,
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
-            chat_template=request.chat_template,
-            chat_template_kwargs=_template_kwargs(request),
-            documents=request.documents,
-        )
-        role = _role(ctx, request)
-        answer = ChatAnswer(
-            head,
-            request,
-            Tally(ctx.server.enable_prompt_tokens_details),
-            role=role,
-            bytes_of=lambda token_id: ctx.require_tokenizer().token_bytes(token_id),
-            echo=_echo(request, role),
-            prompt_text=prompt if request.return_prompt_text else None,
-            as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
-            force_usage=ctx.server.enable_force_include_usage,
-        )
-        stream = await until_disconnect(raw.receive, _start(ctx, request, prompt, head.id))
-        if request.stream:
-            return EventResponse(merge([stream]), answer)
-        [output] = await until_disconnect(raw.receive, collect([stream]))
-        return json_response(answer.whole(output))
+        return json_response(answer.whole(await until_disconnect(raw.receive, collect(streams))))
 
     return router
 
 
-async def _start(ctx: Context, request: ChatCompletionRequest, prompt: str, id: str) -> Stream:
+async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
+    """The answer to a chat request with this body. Raises ClientError, ServerError."""
+    request = reader.read(body)
+    check_chat(request, ctx.caps)
+    head = _head(ctx, raw, request)
+    prompt = prompt_of(ctx, request, request.messages)
+    answer = _answer(ctx, head, request, [request.messages], prompt)
+    stream = await until_disconnect(raw.receive, start_chat(ctx, request, prompt, head.id))
+    if request.stream:
+        return EventResponse(merge([stream]), answer)
+    return json_response(answer.whole(await until_disconnect(raw.receive, collect([stream]))))
+
+
+def _head(ctx: Context, raw: Request, request: ChatFields) -> Head:
+    return Head(
+        request_id(raw, "chatcmpl", request.request_id, ctx.caps.request_id),
+        ctx.model_name(request.model),
+        ctx.fingerprint(),
+    )
+
+
+def _answer(
+    ctx: Context,
+    head: Head,
+    request: ChatFields,
+    conversations: list[Messages],
+    prompt: str | None = None,
+) -> ChatAnswer:
+    return ChatAnswer(
+        head,
+        request,
+        Tally(ctx.server.enable_prompt_tokens_details),
+        speakers=[_speaker(ctx, request, messages) for messages in conversations],
+        bytes_of=lambda token_id: ctx.require_tokenizer().token_bytes(token_id),
+        prompt_text=prompt if request.return_prompt_text else None,
+        as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
+        force_usage=ctx.server.enable_force_include_usage,
+    )
+
+
+def prompt_of(ctx: Context, request: ChatFields, messages: Messages) -> str:
+    """The text that the model is given for `messages`."""
+    return render(
+        ctx,
+        messages,
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message,
+        chat_template=request.chat_template,
+        chat_template_kwargs=_template_kwargs(request),
+        documents=request.documents,
+    )
+
+
+async def start_chat(ctx: Context, request: ChatFields, prompt: str, name: str) -> Stream:
+    """Hand a rendered conversation to the engine."""
     limit = request.max_completion_tokens
     params = sampling_params(
         request,
@@ -77,28 +125,22 @@ async def _start(ctx: Context, request: ChatCompletionRequest, prompt: str, id: 
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
     )
-    return await start(ctx, prompt, params, id, request, request.add_special_tokens)
+    return await start(ctx, prompt, params, name, request, request.add_special_tokens)
 
 
-def _role(ctx: Context, request: ChatCompletionRequest) -> str:
-    """The answer's role: the last message's own, where the answer continues it."""
-    if request.add_generation_prompt:
-        return ctx.server.response_role
-    return str(request.messages[-1]["role"])
-
-
-def _echo(request: ChatCompletionRequest, role: str) -> str:
-    """Text of the last message, where the request wants it before the answer that goes on."""
-    last = request.messages[-1]
+def _speaker(ctx: Context, request: ChatFields, messages: Messages) -> Speaker:
+    """The last message's role, where the answer continues it; its text, where it is asked for."""
+    last = messages[-1]
+    role = ctx.server.response_role if request.add_generation_prompt else str(last["role"])
     if not request.echo or last["role"] != role:
-        return ""
+        return Speaker(role)
     content = last.get("content")
     if isinstance(content, list):
-        return "".join(p if isinstance(p, str) else p.get("text", "") for p in content)
-    return content or ""
+        content = "".join(p if isinstance(p, str) else p.get("text", "") for p in content)
+    return Speaker(role, content or "")
 
 
-def _template_kwargs(request: ChatCompletionRequest) -> dict[str, Any]:
+def _template_kwargs(request: ChatFields) -> dict[str, Any]:
     kwargs: dict[str, Any] = {}
     if request.reasoning_effort is not None:
         kwargs["reasoning_effort"] = request.reasoning_effort

@@ -19,7 +19,14 @@ from galley.server.protocol.completions import (
     reader,
 )
 from galley.server.sampling import Prompt, sampling_params, start
-from galley.server.stream import EventResponse, Stream, collect, merge, until_disconnect
+from galley.server.stream import (
+    EventResponse,
+    Stream,
+    collect,
+    merge,
+    start_all,
+    until_disconnect,
+)
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -29,37 +36,42 @@ def routes(ctx: Context) -> APIRouter:
     @wire(reader, CompletionResponse, streams=True)
     async def create_completion(raw: Request) -> Response:
         """Continue a prompt, or several; `stream` sends the text as it comes."""
-        request = await ctx.read(raw, reader)
-        prompts: list[Prompt] = check_completion(request, ctx.caps)
-        head = Head(
-            request_id(raw, "cmpl", request.request_id, ctx.caps.request_id),
-            ctx.model_name(request.model),
-            ctx.fingerprint(),
-        )
-        if request.suffix:
-            prompts = [fill_in_prompt(ctx, p, request.suffix) for p in prompts]
-        echo_only = bool(request.echo) and request.max_tokens == 0
-        answer = CompletionAnswer(
-            head,
-            request,
-            Tally(ctx.server.enable_prompt_tokens_details, count_generated=not echo_only),
-            text_of=lambda ids: ctx.require_tokenizer().decode(ids, False),
-            as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
-            force_usage=ctx.server.enable_force_include_usage,
-        )
-        streams = await until_disconnect(raw.receive, _start(ctx, request, prompts, head.id))
-        if request.stream:
-            return EventResponse(merge(streams), answer)
-        outputs = await until_disconnect(raw.receive, collect(streams))
-        return json_response(answer.whole(outputs))
+        return await respond(ctx, raw, await ctx.body(raw))
 
     return router
+
+
+async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
+    """The answer to a completion request with this body. Raises ClientError, ServerError."""
+    request = reader.read(body)
+    prompts: list[Prompt] = check_completion(request, ctx.caps)
+    head = Head(
+        request_id(raw, "cmpl", request.request_id, ctx.caps.request_id),
+        ctx.model_name(request.model),
+        ctx.fingerprint(),
+    )
+    if request.suffix:
+        prompts = [fill_in_prompt(ctx, p, request.suffix) for p in prompts]
+    echo_only = bool(request.echo) and request.max_tokens == 0
+    answer = CompletionAnswer(
+        head,
+        request,
+        Tally(ctx.server.enable_prompt_tokens_details, count_generated=not echo_only),
+        text_of=lambda ids: ctx.require_tokenizer().decode(ids, False),
+        as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
+        force_usage=ctx.server.enable_force_include_usage,
+    )
+    streams = await until_disconnect(raw.receive, _start(ctx, request, prompts, head.id))
+    if request.stream:
+        return EventResponse(merge(streams), answer)
+    outputs = await until_disconnect(raw.receive, collect(streams))
+    return json_response(answer.whole(outputs))
 
 
 async def _start(
     ctx: Context, request: CompletionRequest, prompts: list[Prompt], id: str
 ) -> list[Stream]:
-    """All prompts handed to the engine, or none: the failure of one takes back the others."""
+    """Hand all prompts to the engine."""
     logprobs = request.logprobs
     prompt_logprobs = request.prompt_logprobs
     if request.echo and prompt_logprobs is None:
@@ -71,15 +83,8 @@ async def _start(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
-    streams: list[Stream] = []
-    try:
-        for i, prompt in enumerate(prompts):
-            name = f"{id}-{i}"
-            streams.append(
-                await start(ctx, prompt, params, name, request, request.add_special_tokens)
-            )
-    except BaseException:
-        for stream in streams:
-            await stream.aclose()
-        raise
-    return streams
+    special = request.add_special_tokens
+    return await start_all(
+        start(ctx, prompt, params, f"{id}-{i}", request, special)
+        for i, prompt in enumerate(prompts)
+    )

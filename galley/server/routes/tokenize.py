@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize."""
+"""/tokenize, /detokenize and, with its flag, /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from galley.server.errors import json_response
 from galley.server.openapi import wire
 from galley.server.prompts import render
 from galley.server.protocol.tokenize import (
+    AddedToken,
     DetokenizeResponse,
     TokenizeResponse,
+    TokenizerInfo,
     detokenize_reader,
     tokenize_reader,
 )
@@ -70,4 +72,30 @@ def routes(ctx: Context) -> APIRouter:
         text = await asyncio.to_thread(tokenizer.decode, request.tokens, False)
         return json_response(to_json(DetokenizeResponse(text)))
 
+    if ctx.server.enable_tokenizer_info_endpoint:
+
+        @router.get("/tokenizer_info", response_class=Response)
+        @wire(response=TokenizerInfo)
+        async def tokenizer_info() -> Response:
+            """Special tokens, length and chat template."""
+            return json_response(to_json(_info(ctx)))
+
     return router
+
+
+def _info(ctx: Context) -> TokenizerInfo:
+    tokenizer = ctx.require_tokenizer()
+    added = {
+        i: AddedToken(text, i in tokenizer.special_ids)
+        for i, text in tokenizer.added_tokens.items()
+    }
+    return TokenizerInfo(
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        unk_token=tokenizer.unk_token,
+        pad_token=tokenizer.pad_token,
+        model_max_length=ctx.engine.limits.max_model_len,
+        vocab_size=tokenizer.vocab_size,
+        added_tokens_decoder=added,
+        chat_template=tokenizer.chat_templates.get("default"),
+    )

@@ -1,0 +1,219 @@
+"""Wire types of /v1/responses."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from galley.errors import InvalidRequest, Unsupported
+from galley.server.protocol.base import BodyReader, Int
+from galley.server.protocol.chat import ContentLogprob
+from galley.server.protocol.fields import RESPONSES
+from galley.server.protocol.generation import Caps, GenerationFields, check_generation
+
+LOGPROBS = "message.output_text.logprobs"
+Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+Item = dict[str, Any]
+
+
+class Reasoning(msgspec.Struct):
+    """How much a model thinks; given to the chat template."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class ResponsesRequest(msgspec.Struct, kw_only=True):
+    """Answer a text or a conversation, on top of an earlier answer or not."""
+
+    input: str | list[Item]
+    model: str | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    previous_input_messages: list[dict[str, Any]] | None = None
+    background: bool | None = False
+    store: bool | None = True
+    stream: bool | None = False
+    include: list[str] | None = None
+    max_output_tokens: Int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: Int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[Int] | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    ignore_eos: bool = False
+    logit_bias: dict[Int, float] | None = None
+    top_logprobs: Int | None = 0
+    truncation: Literal["auto", "disabled"] | None = "disabled"
+    reasoning: Reasoning | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
+    parallel_tool_calls: bool | None = True
+    priority: Int = 0
+    cache_salt: str | None = None
+    request_id: str | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ())
+
+    def generation(self, caps: Caps) -> GenerationFields:
+        """The same wishes by the names of the other endpoints. Raises InvalidRequest."""
+        fields = GenerationFields(
+            model=self.model,
+            stream=self.stream,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            skip_special_tokens=self.skip_special_tokens,
+            ignore_eos=self.ignore_eos,
+            logit_bias=self.logit_bias,
+            truncate_prompt_tokens=-1 if self.truncation == "auto" else None,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+            request_id=self.request_id,
+        )
+        check_generation(fields, caps)
+        return fields
+
+    def messages(self) -> list[dict[str, Any]]:
+        """`input` as chat messages. Raises Unsupported for an item that is no message."""
+        if isinstance(self.input, str):
+            return [{"role": "user", "content": self.input}]
+        return [_message(item, i) for i, item in enumerate(self.input)]
+
+
+def _message(item: Item, at: int) -> dict[str, Any]:
+    kind = item.get("type", "message")
+    if kind != "message":
+        raise Unsupported(
+            f"input[{at}]: items of type {kind!s:.50} are not supported: only messages are "
+            "available yet.",
+            field="input",
+        )
+    if "role" not in item or "content" not in item:
+        raise InvalidRequest(f"input[{at}] must have a role and content.", field="input")
+    role = "system" if item["role"] == "developer" else item["role"]
+    return {"role": role, "content": item["content"]}
+
+
+def check_responses(request: ResponsesRequest) -> None:
+    """Raise InvalidRequest or Unsupported for fields that contradict each other; names one."""
+    if not request.input:
+        raise InvalidRequest("input must not be empty.", field="input")
+    for name in request.include or ():
+        if name != LOGPROBS:
+            raise Unsupported(f"include: {name:.100} is not available.", field="include")
+    top = request.top_logprobs or 0
+    if top < 0:
+        raise InvalidRequest("`top_logprobs` must be non-negative.", field="top_logprobs")
+    if top and not request.wants_logprobs:
+        raise InvalidRequest(
+            f'`top_logprobs` needs "{LOGPROBS}" in `include`.', field="top_logprobs"
+        )
+    if request.background and not request.store:
+        raise InvalidRequest("`background` needs `store`.", field="background")
+    if request.previous_response_id and request.previous_input_messages:
+        raise InvalidRequest(
+            "Only one of `previous_input_messages` and `previous_response_id` can be set.",
+            field="previous_response_id",
+        )
+    asked = request.reasoning
+    if asked and (asked.summary or asked.generate_summary):
+        raise Unsupported("summaries of reasoning are not available yet.", field="reasoning")
+
+
+class OutputText(msgspec.Struct):
+    text: str
+    type: Literal["output_text"] = "output_text"
+    annotations: list[Any] = []
+    logprobs: list[ContentLogprob] | None = None
+
+
+class OutputMessage(msgspec.Struct):
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    content: list[OutputText] = []
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+
+
+class InputDetails(msgspec.Struct):
+    cached_tokens: int = 0
+
+
+class OutputDetails(msgspec.Struct):
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(msgspec.Struct, kw_only=True):
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails = msgspec.field(default_factory=OutputDetails)
+    total_tokens: int
+
+
+class IncompleteDetails(msgspec.Struct):
+    reason: Literal["max_output_tokens", "content_filter"]
+
+
+class ResponseError(msgspec.Struct):
+    code: str
+    message: str
+
+
+class ResponseObject(msgspec.Struct, kw_only=True):
+    """An answer and, before it, its state."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Status
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None = None
+    metadata: dict[str, str] | None = None
+    model: str
+    output: list[OutputMessage] = []
+    parallel_tool_calls: bool
+    temperature: float
+    top_p: float
+    tool_choice: Literal["auto", "none"] = "auto"
+    tools: list[Any] = []
+    background: bool
+    max_output_tokens: int | None
+    max_tool_calls: int | None = None
+    previous_response_id: str | None = None
+    prompt: None = None
+    reasoning: Reasoning | None = None
+    service_tier: str
+    text: None = None
+    top_logprobs: int | None = None
+    truncation: Literal["auto", "disabled"]
+    usage: ResponseUsage | None = None
+    user: str | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+
+reader = BodyReader(ResponsesRequest, RESPONSES)

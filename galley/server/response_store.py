@@ -1,0 +1,101 @@
+"""Responses that outlive their request: for retrieval, for a next turn, and while in background.
+
+In this process's memory, and bounded: the oldest that have ended go first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from galley.errors import InvalidRequest, NotFound, Overloaded
+from galley.server.protocol.responses import ResponseObject
+
+CAPACITY = 1000
+
+
+@dataclass
+class Record:
+    """One response.
+
+    Attributes:
+        messages: the conversation that it answers, instructions left out.
+        events: of a streamed background response, each with its number in the list.
+        task: produces the response in the background.
+    """
+
+    response: ResponseObject
+    messages: list[dict[str, Any]]
+    events: list[bytes] | None = None
+    task: asyncio.Task[None] | None = None
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def under_way(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+    def add(self, events: list[bytes]) -> None:
+        assert self.events is not None
+        self.events += events
+        self.wake()
+
+    def wake(self) -> None:
+        """Those who follow look again."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def follow(self, after: int = -1) -> AsyncGenerator[bytes, None]:
+        """Events with numbers above `after`, until the last has come."""
+        assert self.events is not None
+        at = after + 1
+        while True:
+            news = self._news
+            while at < len(self.events):
+                yield self.events[at]
+                at += 1
+            if not self.under_way:
+                return
+            await news.wait()
+
+    def next_messages(self) -> list[dict[str, Any]]:
+        """The conversation with this answer at its end."""
+        text = "".join(part.text for item in self.response.output for part in item.content)
+        return [*self.messages, {"role": "assistant", "content": text}]
+
+
+class ResponseStore:
+    """Records by response id."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._records: dict[str, Record] = {}
+
+    def add(self, record: Record) -> None:
+        """Keep a record.
+
+        Raises:
+            InvalidRequest: its id is taken.
+            Overloaded: all that is kept is under way.
+        """
+        if record.response.id in self._records:
+            raise InvalidRequest(
+                f"There is a response {record.response.id:.100} already.", field="request_id"
+            )
+        if len(self._records) >= self._capacity:
+            ended = next((i for i, r in self._records.items() if not r.under_way), None)
+            if ended is None:
+                raise Overloaded(f"{self._capacity} responses are under way in the background.")
+            del self._records[ended]
+        self._records[record.response.id] = record
+
+    def get(self, response_id: str) -> Record:
+        """Raises NotFound."""
+        record = self._records.get(response_id)
+        if record is None:
+            raise NotFound(f"Response with id `{response_id:.100}` not found.", field="response_id")
+        return record
+
+    def discard(self, response_id: str) -> None:
+        self._records.pop(response_id, None)

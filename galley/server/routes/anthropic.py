@@ -1,0 +1,77 @@
+"""/v1/messages and /v1/messages/count_tokens (Anthropic)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from galley.server.answer import to_json
+from galley.server.context import Context, request_id
+from galley.server.errors import DIALECT, json_response
+from galley.server.message_answer import MessageAnswer, error_response
+from galley.server.openapi import wire
+from galley.server.prompts import render
+from galley.server.protocol.anthropic import (
+    Conversation,
+    Message,
+    TokenCount,
+    count_reader,
+    messages_reader,
+)
+from galley.server.sampling import sampling_params, start
+from galley.server.stream import EventResponse, collect, merge, until_disconnect
+
+
+def routes(ctx: Context) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/messages", response_class=Response)
+    @wire(messages_reader, Message, streams=True)
+    async def create_message(raw: Request) -> Response:
+        """Answer a conversation; `stream` sends the text as it comes."""
+        raw.scope[DIALECT] = error_response
+        request = await ctx.read(raw, messages_reader)
+        fields = request.generation(ctx.caps)
+        model = ctx.model_name(request.model)
+        id = request_id(raw, "msg", None, ctx.caps.request_id)
+        answer = MessageAnswer(id, model)
+        params = sampling_params(
+            fields,
+            ctx.defaults,
+            max_tokens=request.max_tokens,
+            logprobs=None,
+            prompt_logprobs=None,
+        )
+        begin = start(ctx, _prompt(ctx, request), params, id, fields, False)
+        stream = await until_disconnect(raw.receive, begin)
+        if request.stream:
+            return EventResponse(merge([stream]), answer)
+        [output] = await until_disconnect(raw.receive, collect([stream]))
+        return json_response(answer.whole(output))
+
+    @router.post("/v1/messages/count_tokens", response_class=Response)
+    @wire(count_reader, TokenCount)
+    async def count_tokens(raw: Request) -> Response:
+        """How many tokens a conversation has as a prompt."""
+        raw.scope[DIALECT] = error_response
+        request = await ctx.read(raw, count_reader)
+        ctx.model_name(request.model)
+        text = _prompt(ctx, request)
+        ids = await asyncio.to_thread(ctx.require_tokenizer().encode, text, False)
+        return json_response(to_json(TokenCount(len(ids))))
+
+    return router
+
+
+def _prompt(ctx: Context, request: Conversation) -> str:
+    return render(
+        ctx,
+        request.chat_messages(),
+        add_generation_prompt=not request.continues,
+        continue_final_message=request.continues,
+        chat_template=None,
+        chat_template_kwargs=request.chat_template_kwargs,
+    )

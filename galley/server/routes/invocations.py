@@ -1,0 +1,40 @@
+"""/invocations: SageMaker's one door to the generation endpoints."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from galley.errors import InvalidRequest
+from galley.server.context import Context
+from galley.server.routes import chat, completions
+
+#: A key that only bodies of one endpoint have → that endpoint's answer; tried in this order.
+_BY_KEY = {"messages": chat.respond, "prompt": completions.respond}
+_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def routes(ctx: Context) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/invocations", response_class=Response)
+    async def invocations(raw: Request) -> Response:
+        """What the endpoint answers whose body this is: chat (`messages`) or completions
+        (`prompt`).
+        """
+        body = await ctx.body(raw)
+        try:
+            given = _keys.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # The endpoint says what is wrong with it.
+            given = {}
+        for key, respond in _BY_KEY.items():
+            if key in given:
+                return await respond(ctx, raw, body)
+        raise InvalidRequest(
+            f"The request body must be a JSON object with one of {', '.join(_BY_KEY)}."
+        )
+
+    return router

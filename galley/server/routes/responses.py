@@ -1,0 +1,238 @@
+"""/v1/responses: create, retrieve, cancel.
+
+Without VLLM_ENABLE_RESPONSES_API_STORE=1 nothing is kept: `store` is then without effect, and
+`background` and `previous_response_id` are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from galley.errors import GalleyError, InvalidRequest, ServerError
+from galley.request import RequestOutput, SamplingParams
+from galley.server.answer import to_json
+from galley.server.context import Context
+from galley.server.errors import json_response
+from galley.server.openapi import wire
+from galley.server.prompts import render
+from galley.server.protocol.responses import (
+    ResponseObject,
+    ResponsesRequest,
+    check_responses,
+    reader,
+)
+from galley.server.response_answer import ResponseAnswer
+from galley.server.response_store import Record, ResponseStore
+from galley.server.sampling import sampling_params, start
+from galley.server.stream import EventResponse, Stream, collect, merge, until_disconnect
+
+logger = logging.getLogger(__name__)
+
+
+def routes(ctx: Context) -> APIRouter:
+    router = APIRouter()
+    desk = Desk(ctx, ResponseStore())
+
+    @router.post("/v1/responses", response_class=Response)
+    @wire(reader, ResponseObject, streams=True)
+    async def create_response(raw: Request) -> Response:
+        """Answer a text or a conversation; `stream` sends the text as it comes."""
+        return await desk.create(raw, await ctx.read(raw, reader))
+
+    @router.get("/v1/responses/{response_id}", response_class=Response)
+    @wire(response=ResponseObject, streams=True)
+    async def retrieve_response(
+        response_id: str, stream: bool = False, starting_after: int = -1
+    ) -> Response:
+        """A stored response as it is now; with `stream`, its events from the one that follows."""
+        record = desk.store.get(response_id)
+        if not stream:
+            return json_response(to_json(record.response))
+        if record.events is None:
+            raise InvalidRequest("Only a streamed background response has events.", field="stream")
+        return StreamingResponse(record.follow(starting_after), media_type="text/event-stream")
+
+    @router.post("/v1/responses/{response_id}/cancel", response_class=Response)
+    @wire(response=ResponseObject)
+    async def cancel_response(response_id: str) -> Response:
+        """End a background response that is under way."""
+        record = desk.store.get(response_id)
+        if record.task is None:
+            raise InvalidRequest(
+                "Cannot cancel a synchronous response: close its connection.", field="response_id"
+            )
+        if record.under_way:
+            record.response.status = "cancelled"
+            record.task.cancel()
+            await asyncio.wait([record.task])
+        return json_response(to_json(record.response))
+
+    return router
+
+
+@dataclass
+class Desk:
+    """Where responses are ordered, and kept where that is on."""
+
+    ctx: Context
+    store: ResponseStore
+
+    async def create(self, raw: Request, request: ResponsesRequest) -> Response:
+        check_responses(request)
+        if not self.ctx.store_responses:
+            self._refuse_what_needs_a_store(request)
+        messages = self._messages(request)
+        model = self.ctx.model_name(request.model)
+        fields = request.generation(self.ctx.caps)
+        params = sampling_params(
+            fields,
+            self.ctx.defaults,
+            max_tokens=request.max_output_tokens,
+            logprobs=(request.top_logprobs or 0) if request.wants_logprobs else None,
+            prompt_logprobs=None,
+        )
+        response = _new_response(request, params, model)
+        record = Record(response, messages, [] if request.background and request.stream else None)
+        answer = ResponseAnswer(
+            response,
+            params.logprobs,
+            lambda token_id: self.ctx.require_tokenizer().token_bytes(token_id),
+        )
+        prompt = self._prompt(request, messages)
+        begin = start(self.ctx, prompt, params, response.id, fields, False)
+        stream = await until_disconnect(raw.receive, begin)
+        if request.background:
+            return self._in_background(record, stream, answer)
+        if request.stream:
+            return EventResponse(self._keeping(record, stream, request), answer)
+        [output] = await until_disconnect(raw.receive, collect([stream]))
+        body = answer.whole(output)
+        if self.ctx.store_responses and request.store:
+            self.store.add(record)
+        return json_response(body)
+
+    async def _keeping(self, record: Record, stream: Stream, request: ResponsesRequest) -> Any:
+        """The outputs; when they have all come, the response is kept."""
+        async for item in merge([stream]):
+            if item[1].finished and self.ctx.store_responses and request.store:
+                self.store.add(record)
+            yield item
+
+    # ------------------------------------------------------------------ background
+
+    def _in_background(self, record: Record, stream: Stream, answer: ResponseAnswer) -> Response:
+        self.store.add(record)
+        streamed = record.events is not None
+        if not streamed:
+            record.response.status = "queued"
+        queued = to_json(record.response)
+        record.task = asyncio.ensure_future(self._produce(record, stream, answer))
+        record.task.add_done_callback(lambda _: record.wake())
+        if streamed:
+            return StreamingResponse(record.follow(), media_type="text/event-stream")
+        return json_response(queued)
+
+    async def _produce(self, record: Record, stream: Stream, answer: ResponseAnswer) -> None:
+        """Run a background response to its end; whatever happens shows in the record."""
+        try:
+            record.response.status = "in_progress"
+            last: RequestOutput | None = None
+            async for _, output in merge([stream]):
+                last = output
+                if record.events is not None:
+                    record.add(_split(answer.encode(0, output)))
+            if record.events is not None:
+                record.add(_split(answer.last()))
+            elif last is not None:
+                answer.whole(last)
+        except asyncio.CancelledError:
+            record.response.status = "cancelled"
+        except GalleyError as error:
+            self._failed(record, answer, error)
+        except Exception:
+            logger.exception("A background response failed.")
+            self._failed(record, answer, ServerError("Internal server error."))
+        finally:
+            await stream.aclose()
+
+    @staticmethod
+    def _failed(record: Record, answer: ResponseAnswer, error: GalleyError) -> None:
+        end = answer.failed(error)
+        if record.events is not None:
+            record.add(_split(end))
+
+    # ------------------------------------------------------------------ input
+
+    def _refuse_what_needs_a_store(self, request: ResponsesRequest) -> None:
+        for name in ("background", "previous_response_id"):
+            if getattr(request, name):
+                raise InvalidRequest(
+                    f"`{name}` needs stored responses: start with "
+                    "VLLM_ENABLE_RESPONSES_API_STORE=1.",
+                    field=name,
+                )
+
+    def _messages(self, request: ResponsesRequest) -> list[dict[str, Any]]:
+        """The whole conversation without instructions, which are of one request alone."""
+        before = request.previous_input_messages or []
+        if request.previous_response_id:
+            record = self.store.get(request.previous_response_id)
+            if record.response.status not in ("completed", "incomplete"):
+                raise InvalidRequest(
+                    f"The previous response is {record.response.status}.",
+                    field="previous_response_id",
+                )
+            before = record.next_messages()
+        return [*before, *request.messages()]
+
+    def _prompt(self, request: ResponsesRequest, messages: list[dict[str, Any]]) -> str:
+        kwargs = dict(request.chat_template_kwargs or {})
+        if request.reasoning and request.reasoning.effort:
+            kwargs.setdefault("reasoning_effort", request.reasoning.effort)
+        if request.instructions:
+            messages = [{"role": "system", "content": request.instructions}, *messages]
+        return render(
+            self.ctx,
+            messages,
+            add_generation_prompt=True,
+            continue_final_message=False,
+            chat_template=None,
+            chat_template_kwargs=kwargs,
+        )
+
+
+def _new_response(request: ResponsesRequest, params: SamplingParams, model: str) -> ResponseObject:
+    return ResponseObject(
+        id=request.request_id or f"resp_{uuid.uuid4().hex}",
+        created_at=int(time.time()),
+        status="in_progress",
+        instructions=request.instructions,
+        metadata=request.metadata,
+        model=model,
+        parallel_tool_calls=bool(request.parallel_tool_calls),
+        temperature=params.temperature,
+        top_p=params.top_p,
+        background=bool(request.background),
+        max_output_tokens=params.max_tokens,
+        previous_response_id=request.previous_response_id,
+        reasoning=request.reasoning,
+        service_tier="default" if request.service_tier == "auto" else request.service_tier,
+        top_logprobs=request.top_logprobs,
+        truncation=request.truncation or "disabled",
+        user=request.user,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+    )
+
+
+def _split(events: bytes) -> list[bytes]:
+    return [event + b"\n\n" for event in events.split(b"\n\n")[:-1]]
