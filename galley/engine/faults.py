@@ -23,6 +23,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ _OF_FRAME = {"in": {"drop", "damage"}, "out": {"drop", "damage", "delay", "twice
 class Fault:
     """One fault. `epoch` None = every incarnation; it acts on counts `first` … `last`."""
 
+    text: str
     epoch: int | None
     moment: str
     first: int
@@ -80,6 +82,7 @@ def _read(item: str) -> Fault:
         raise ConfigError(f"{VARIABLE}: {moment} {'needs a' if counted else 'has no'} number.")
     first = int(count or 1)
     return Fault(
+        item,
         None if epoch == "*" else int(epoch),
         moment,
         first,
@@ -101,6 +104,8 @@ class Faults:
         n = self._counts[moment] = self._counts.get(moment, 0) + 1
         due = [f for f in self._faults if f.moment == moment and f.first <= n <= f.last]
         for fault in due:
+            if n == fault.first:
+                print(f"galley: fault on demand: {fault.text}", file=sys.stderr, flush=True)
             if fault.act in _OF_PROCESS:
                 act(fault)
         return [f for f in due if f.act not in _OF_PROCESS]

@@ -51,7 +51,7 @@ def _entries(
     """
     faults = read_faults()
     if faults:
-        say(f"faults on demand: {faults}")
+        say("faults on demand: " + ", ".join(fault.text for fault in faults))
 
     def flight_path(index: int) -> str:
         return f"{directory}/flight-{index}"

@@ -30,10 +30,10 @@ def test_the_notation() -> None:
     text = "1:step12=kill, *:start=memory,3:out7+=delay/0.5, 2:in1=damage"
     for mode in (DEV, {"VLLM_SERVER_DEV_MODE": "1"}):
         assert read_faults({"GALLEY_FAULTS": text, **mode}) == [
-            Fault(1, "step", 12, 12, "kill", 0.2),
-            Fault(None, "start", 1, 1, "memory", 0.2),
-            Fault(3, "out", 7, float("inf"), "delay", 0.5),
-            Fault(2, "in", 1, 1, "damage", 0.2),
+            Fault("1:step12=kill", 1, "step", 12, 12, "kill", 0.2),
+            Fault("*:start=memory", None, "start", 1, 1, "memory", 0.2),
+            Fault("3:out7+=delay/0.5", 3, "out", 7, float("inf"), "delay", 0.5),
+            Fault("2:in1=damage", 2, "in", 1, 1, "damage", 0.2),
         ]
 
 

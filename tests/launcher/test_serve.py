@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import os
-import re
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,66 +15,16 @@ import pytest
 
 from galley.config import EngineConfig, ModelConfig
 from galley.launcher.main import fetch_once
-from tests.launcher.test_supervisor import ROOT, children_of, is_alive, until
-
-FLAGS = ["--host", "127.0.0.1", "--port", "0", "--max-model-len", "1024", "--max-num-seqs", "16"]
-FLAGS += ["--kv-cache-memory-bytes", "256m", "--disable-uvicorn-access-log"]
-
-
-class Server:
-    """A real `galley serve`."""
-
-    def __init__(self, *flags: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "galley", "serve", *FLAGS, *flags],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said.append(line)
-            if match := re.search(r"serving at (http://\S+)", line):
-                self.url = match[1]
-                break
-        else:
-            raise AssertionError(f"it did not serve: {self.said}")
-        # Somebody must read on, or a full pipe would stop the server.
-        self._reader = threading.Thread(target=self._listen, daemon=True)
-        self._reader.start()
-
-    def _listen(self) -> None:
-        assert self.process.stderr is not None
-        self.said += self.process.stderr
-
-    @property
-    def children(self) -> dict[str, int]:
-        return children_of(self.process.pid)
-
-    def stream(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The events of a streamed completion."""
-        body = {"stream": True, "stream_options": {"include_usage": True}, **body}
-        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60) as reply:
-            assert reply.status_code == 200, reply.read()
-            for line in reply.iter_lines():
-                if line.startswith("data: {"):
-                    yield json.loads(line[6:])
-
-    def close(self) -> None:
-        self.process.terminate()
-        assert self.process.wait(30) == 0
-        self._reader.join(10)
+from tests.launcher.serving import API_SERVER, ENGINE, Server, play
+from tests.launcher.test_supervisor import ROOT, until
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     server = Server()
+    assert set(server.children) == {ENGINE, API_SERVER}
     yield server
-    children = server.children
     server.close()
-    assert len(children) == 2
-    assert not any(is_alive(pid) for pid in children.values())
 
 
 REQUESTS: list[dict[str, Any]] = [
@@ -91,61 +36,17 @@ REQUESTS: list[dict[str, Any]] = [
     {"prompt": "Because " * 200, "max_tokens": 60, "temperature": 0.7, "seed": 5},
     {"prompt": "Nobody", "max_tokens": 100, "temperature": 1.0, "seed": 7, "min_tokens": 90},
 ]
-
-
-class Answer:
-    """What a client has seen of one request."""
-
-    def __init__(self) -> None:
-        self.texts: dict[int, str] = {}
-        self.reasons: dict[int, Any] = {}
-        self.logprobs: list[Any] = []
-        self.usage: Any = None
-        self.num_events = 0
-
-    def take(self, event: dict[str, Any]) -> None:
-        self.num_events += 1
-        assert "error" not in event, event
-        self.usage = event.get("usage") or self.usage
-        for choice in event["choices"]:
-            i = choice["index"]
-            self.texts[i] = self.texts.get(i, "") + choice["text"]
-            self.reasons[i] = choice["finish_reason"] or self.reasons.get(i)
-            if choice.get("logprobs"):
-                self.logprobs += choice["logprobs"]["token_logprobs"]
-
-    @property
-    def seen(self) -> tuple[Any, ...]:
-        usage = self.usage["prompt_tokens"], self.usage["completion_tokens"]
-        return self.texts, self.reasons, self.logprobs, usage
-
-
-def play(server: Server, kills: list[int]) -> list[Answer]:
-    """All requests at once; the engine is killed when so many events have come."""
-    answers = [Answer() for _ in REQUESTS]
-
-    def follow(body: dict[str, Any], answer: Answer) -> None:
-        for event in server.stream({"ignore_eos": True, **body}):
-            answer.take(event)
-
-    threads = [
-        threading.Thread(target=follow, args=pair) for pair in zip(REQUESTS, answers, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for kill in kills:
-        until(lambda at=kill: sum(a.num_events for a in answers) >= at, 60)
-        os.kill(until(lambda: server.children.get("Galley::EngineCore_0")), signal.SIGKILL)
-    for thread in threads:
-        thread.join(90)
-        assert not thread.is_alive()
-    return answers
+REQUESTS = [{"ignore_eos": True, **request} for request in REQUESTS]
 
 
 def test_killing_the_engine_changes_no_answer(server: Server) -> None:
-    undisturbed = [a.seen for a in play(server, [])]
-    assert [a.seen for a in play(server, [10, 150])] == undisturbed
-    assert sum("was ended by SIGKILL: starting it anew" in line for line in server.said) == 2
+    def kill() -> None:
+        server.kill_engine(signal.SIGKILL)
+
+    undisturbed = [a.seen for a in play(server, REQUESTS)]
+    assert [a.seen for a in play(server, REQUESTS, [10, 150], kill)] == undisturbed
+    assert server.count("was ended by SIGKILL: starting it anew") == 2
+    server.inspect()
 
 
 def test_health_tells_when_there_is_no_engine(server: Server) -> None:
@@ -153,7 +54,7 @@ def test_health_tells_when_there_is_no_engine(server: Server) -> None:
         return httpx.get(f"{server.url}/health").status_code
 
     until(lambda: status() == 200)
-    os.kill(server.children["Galley::EngineCore_0"], signal.SIGKILL)
+    server.kill_engine(signal.SIGKILL)
     until(lambda: status() == 503)
     until(lambda: status() == 200)
 
@@ -222,8 +123,6 @@ def test_only_a_hub_name_is_fetched_and_by_one_child_at_a_time(
     assert fetched == ["org/name"]
 
 
-def test_no_socket_is_left_in_the_temporary_folder(server: Server) -> None:
-    name = f"galley-{os.getuid()}-{server.process.pid}-*"
-    (folder,) = Path(tempfile.gettempdir()).glob(name)
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert list(folder.glob("engine-0-*"))
+def test_the_folder_of_sockets_is_private(server: Server) -> None:
+    assert server.folder.stat().st_mode & 0o777 == 0o700
+    assert list(server.folder.glob("engine-0-*"))

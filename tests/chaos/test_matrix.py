@@ -1,0 +1,79 @@
+"""Faults × moments × workloads on a real server: no client can tell that anything happened.
+
+One server goes through a chain of faults, one in each life of its engine, while the workload is
+run round after round. Every round must be what it is undisturbed; after each, the engine's books
+are right and all its blocks are free; at the end nothing is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.workload import REQUESTS
+from tests.launcher.serving import Server, play
+from tests.launcher.test_supervisor import until
+
+#: Small steps, so that a prompt takes many; restarts as often as a chain needs them.
+FLAGS = ["--max-num-batched-tokens", "64", "--max-engine-restarts", "99"]
+FLAGS += ["--engine-step-timeout", "3"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> list[object]:
+    server = Server(*FLAGS)
+    answers = [a.seen for a in play(server, REQUESTS)]
+    server.inspect()
+    server.close()
+    return answers
+
+
+@pytest.fixture
+def server(faults: list[str]) -> Iterator[Server]:
+    env = {"GALLEY_FAULTS": ",".join(faults), "GALLEY_DEV_MODE": "1"}
+    server = Server(*FLAGS, env=env)
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+def chain(*faults: str) -> list[str]:
+    """Each fault in a life of its own, from the first on."""
+    return [f"{epoch}:{fault}" for epoch, fault in enumerate(faults, 1)]
+
+
+#: A crash puts the requests of the step on trial, one by one; a second crash while that goes on
+#: would be blamed on one of them. Chains of crashes are spaced so that all are proven by then.
+CHAINS = {
+    "killed in decode": chain("step70=kill", "after3=kill", "step90=kill"),
+    "killed in prefill": chain("step2=kill", "step5=kill", "after7=kill", "step20=kill"),
+    "killed twice in a row": chain("step9=kill", "step1=kill", "step1=kill", "step2=kill"),
+    "killed in start-up": chain("step9=kill", "start=kill", "loaded=kill", "start=memory"),
+    "crashed in decode": chain("step70=segv", "step120=raise", "after120=abort"),
+    "crashed in prefill": chain("step4=memory", "step120=segv"),
+    "out of memory": chain("step70=starve"),
+    "hanging": chain("step40=hang"),
+    "slow": ["*:step3+=sleep/0.02"],
+    "frames out": ["*:out5=drop", "*:out30=damage", "*:out60=delay", "*:out90=twice"],
+    "frames in": ["*:in2=drop", "*:in5=damage", "*:in9=drop"],
+    "frames and deaths": ["1:out9=drop", "1:step30=kill", "2:in1=drop", "2:out4=damage"],
+}
+
+
+@pytest.mark.parametrize("faults", list(CHAINS.values()), ids=list(CHAINS))
+def test_nobody_can_tell(server: Server, faults: list[str], undisturbed: list[object]) -> None:
+    rounds = 0
+    while not all(server.count(f"fault on demand: {fault}\n") for fault in faults):
+        assert [a.seen for a in play(server, REQUESTS)] == undisturbed
+        server.inspect()
+        rounds += 1
+        assert rounds < 9, "the faults do not happen"
+    assert server.metric("galley:engine_restarts_total") == server.count("starting it anew")
+    until(lambda: server.metric("vllm:num_requests_running") == 0)
+    num_sequences = sum(int(r.get("n", 1)) for r in REQUESTS)
+    assert server.metric("vllm:request_success_total") == rounds * num_sequences
+    assert server.metric("vllm:generation_tokens_total") == rounds * sum(
+        a[-1][1] for a in undisturbed
+    )
+    server.close()

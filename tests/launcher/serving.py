@@ -1,0 +1,241 @@
+"""A real `galley serve` under test, what its clients see, and a look into its engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import zmq
+
+from galley.engine.link import Line, open_frame
+from galley.engine.messages import Call, FromEngine, Hello, Reply
+from tests.launcher.test_supervisor import ROOT, children_of, is_alive, until
+
+FLAGS = ["--host", "127.0.0.1", "--port", "0", "--max-model-len", "1024", "--max-num-seqs", "16"]
+FLAGS += ["--kv-cache-memory-bytes", "256m", "--disable-uvicorn-access-log"]
+ENGINE, API_SERVER = "Galley::EngineCore_0", "Galley::APIServer_0"
+
+
+class Server:
+    """A server process, from its first word until its end.
+
+    Args:
+        flags: after `FLAGS`, so that they win.
+        env: added to the environment.
+        wrap: a command in front of it (`prlimit …`).
+
+    Attributes:
+        said: lines on stderr so far.
+        seen: pids of all its processes so far.
+    """
+
+    def __init__(
+        self, *flags: str, env: Mapping[str, str] | None = None, wrap: Sequence[str] = ()
+    ) -> None:
+        self.process = subprocess.Popen(
+            [*wrap, sys.executable, "-m", "galley", "serve", *FLAGS, *flags],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said: list[str] = []
+        self.seen: set[int] = set()
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line)
+            if match := re.search(r"serving at (http://\S+)", line):
+                self.url = match[1]
+                break
+        else:
+            raise AssertionError(f"it did not serve: {self.said}")
+        # Somebody must read on, or a full pipe would stop the server.
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
+        assert self.children
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        self.said += self.process.stderr
+
+    @property
+    def children(self) -> dict[str, int]:
+        found = children_of(self.process.pid)
+        self.seen |= set(found.values())
+        return found
+
+    @property
+    def folder(self) -> Path:
+        """Its private folder."""
+        name = f"galley-{os.getuid()}-{self.process.pid}-*"
+        (folder,) = Path(tempfile.gettempdir()).glob(name)
+        return folder
+
+    def count(self, words: str) -> int:
+        """Lines on stderr with these words."""
+        return sum(words in line for line in self.said)
+
+    def kill_engine(self, number: int) -> None:
+        os.kill(until(lambda: self.children.get(ENGINE)), number)
+
+    def stream(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a streamed completion."""
+        body = {"stream": True, "stream_options": {"include_usage": True}, **body}
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60) as reply:
+            assert reply.status_code == 200, reply.read()
+            for line in reply.iter_lines():
+                if line.startswith("data: {"):
+                    yield json.loads(line[6:])
+
+    def ask(self, body: Mapping[str, Any]) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=60)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's series."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        values = [float(x.rpartition(" ")[2]) for x in lines if re.match(name + r"[{ ]", x)]
+        assert values, name
+        return sum(values)
+
+    def inspect(self) -> None:
+        """Prove that the engine's books are right and that no block is in use."""
+
+        def newest() -> Path | None:
+            sockets = [p for p in self.folder.glob("engine-0-*") if ENGINE in self.children]
+            return max(sockets, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+        results = call_engine(str(until(newest)), ["check_integrity", "reset_prefix_cache"])
+        assert results == [(None, None), (True, None)]
+
+    def close(self) -> None:
+        """End it; nothing is left: no process, no file in the temporary folder or in /dev/shm."""
+        folder = self.folder
+        assert self.children
+        self.process.terminate()
+        assert self.process.wait(30) == 0
+        self._reader.join(10)
+        until(lambda: not any(is_alive(pid) for pid in self.seen))
+        assert not folder.exists()
+        shared = Path("/dev/shm")
+        assert not shared.exists() or not list(shared.glob("*galley*"))
+
+
+def call_engine(socket_path: str, methods: Sequence[str]) -> list[tuple[Any, str | None]]:
+    """Call methods of an engine over its socket, as a client of its own: (result, error) each."""
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.ROUTING_ID, b"c9999")
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RCVTIMEO, 20_000)
+    socket.connect(f"ipc://{socket_path}")
+    decode = msgspec.msgpack.Decoder(FromEngine).decode
+    # A session above those of earlier looks at the same engine.
+    line = Line(call_engine_session())
+    found = []
+    for i, message in enumerate([Hello(9999), *(Call(i, m) for i, m in enumerate(methods))]):
+        socket.send_multipart(line.wrap(msgspec.msgpack.encode(message)))
+        while True:
+            header, payload = socket.recv_multipart()
+            frame = open_frame(header, payload)
+            if frame is not None and line.arrival(frame) == "due":
+                break
+        answer = decode(payload)
+        if i:
+            assert isinstance(answer, Reply)
+            found.append((answer.result, answer.error))
+    socket.close()
+    return found
+
+
+_SESSIONS = array("i", [0])
+
+
+def call_engine_session() -> int:
+    _SESSIONS[0] += 1
+    return _SESSIONS[0]
+
+
+class Answer:
+    """What a client has seen of one request."""
+
+    def __init__(self) -> None:
+        self.texts: dict[int, str] = {}
+        self.reasons: dict[int, Any] = {}
+        self.stop_reasons: dict[int, Any] = {}
+        self.logprobs: dict[int, list[Any]] = {}
+        self.prompt_logprobs: Any = None
+        self.usage: Any = None
+        self.num_events = 0
+
+    def take(self, event: dict[str, Any]) -> None:
+        self.num_events += 1
+        assert "error" not in event, event
+        self.usage = event.get("usage") or self.usage
+        for choice in event["choices"]:
+            i = choice["index"]
+            assert self.reasons.get(i) is None, "something came after the end"
+            self.texts[i] = self.texts.get(i, "") + choice["text"]
+            self.reasons[i] = choice["finish_reason"]
+            self.stop_reasons[i] = choice.get("stop_reason")
+            if choice.get("logprobs"):
+                said = choice["logprobs"]
+                columns = said["tokens"], said["token_logprobs"], said["top_logprobs"]
+                pairs = zip(*columns, strict=True)
+                self.logprobs.setdefault(i, []).extend(pairs)
+            self.prompt_logprobs = choice.get("prompt_logprobs") or self.prompt_logprobs
+
+    @property
+    def seen(self) -> tuple[Any, ...]:
+        """All that must be the same whatever happened on the way."""
+        usage = self.usage["prompt_tokens"], self.usage["completion_tokens"]
+        ends = self.reasons, self.stop_reasons
+        return self.texts, ends, self.logprobs, self.prompt_logprobs, usage
+
+
+def play(
+    server: Server,
+    requests: Sequence[Mapping[str, Any]],
+    kills: Sequence[int] = (),
+    kill: Callable[[], None] | None = None,
+) -> list[Answer]:
+    """All requests at once; `kill` is called each time that so many events have come."""
+    answers = [Answer() for _ in requests]
+    problems: list[BaseException] = []
+
+    def follow(body: Mapping[str, Any], answer: Answer) -> None:
+        try:
+            if body.get("stream", True):
+                for event in server.stream(body):
+                    answer.take(event)
+            else:
+                reply = server.ask(body)
+                assert reply.status_code == 200, reply.text
+                answer.take(reply.json())
+        except BaseException as e:
+            problems.append(e)
+
+    threads = [
+        threading.Thread(target=follow, args=pair) for pair in zip(requests, answers, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for at in kills:
+        until(lambda at=at: problems or sum(a.num_events for a in answers) >= at, 60)
+        if kill is not None:
+            kill()
+    for thread in threads:
+        thread.join(90)
+        assert not thread.is_alive(), "a request has no end"
+    if problems:
+        raise problems[0]
+    return answers
