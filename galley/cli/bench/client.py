@@ -8,6 +8,7 @@ only; what the bytes mean is `backends`' business.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit
 #: Seconds after which a request is given up (vLLM's client waits as long).
 TIMEOUT = 6 * 3600.0
 _LAST_CHUNK = b"0\r\n\r\n"
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
+_CHUNKED = re.compile(rb"^transfer-encoding:.*\bchunked\b", re.IGNORECASE | re.MULTILINE)
 
 Mark = tuple[float, bytes]
 """`time.perf_counter()` and the bytes that arrived then."""
@@ -155,7 +158,7 @@ def unframe(reply: Reply) -> Answer:
     """Take head and transfer coding off. A chunk gets the time at which its last byte came.
 
     Raises:
-        ValueError: the bytes are not an HTTP answer.
+        ValueError: the bytes are not an HTTP answer, or not a whole one.
     """
     buffer, marks = b"", iter(reply.marks)
     when = reply.sent
@@ -166,12 +169,16 @@ def unframe(reply: Reply) -> Answer:
         when, data = mark
         buffer += data
     head, _, rest = buffer.partition(b"\r\n\r\n")
-    lines = head.lower().split(b"\r\n")
-    status = int(lines[0].split()[1])
+    first = _STATUS.match(head)
+    if first is None:
+        raise ValueError(f"not an HTTP answer: {head[:40]!r}")
     following = [(when, rest), *marks]
-    if any(line.startswith(b"transfer-encoding:") and b"chunked" in line for line in lines):
-        return Answer(status, _chunks(following))
-    return Answer(status, [(t, data) for t, data in following if data])
+    if _CHUNKED.search(head):
+        return Answer(int(first[1]), _chunks(following))
+    missing = _content_length(head + b"\r\n\r\n") - sum(len(data) for _, data in following)
+    if missing > 0:
+        raise ValueError(f"the answer breaks off {missing} bytes before its end")
+    return Answer(int(first[1]), [(t, data) for t, data in following if data])
 
 
 def _chunks(marks: list[Mark]) -> list[Mark]:
@@ -191,4 +198,4 @@ def _chunks(marks: list[Mark]) -> list[Mark]:
             pieces.append((when, buffer[start : start + size]))
             at = start + size + 2
         buffer = buffer[at:]
-    return pieces
+    raise ValueError("the answer breaks off")

@@ -35,7 +35,7 @@ def _renderer(flags: DataFlags, tokenizer: Tokenizer | None) -> Any:
     """Messages → text of a prompt by the model's chat template; None: prompts stay as they are."""
     if flags.skip_chat_template or tokenizer is None:
         return None
-    from galley.chat.renderer import ChatRenderer
+    from galley.chat.templates import ChatRenderer
 
     renderer = ChatRenderer.of(tokenizer)
     return None if renderer is None else renderer.render
