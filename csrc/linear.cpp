@@ -7,29 +7,14 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "linear_kernel.h"
+#include "scratch.h"
 
 namespace galley {
 namespace {
 
 [[noreturn]] void bad(const std::string& message) { throw std::invalid_argument(message); }
-
-// This thread's scratch memory; it only ever grows.
-uint8_t* thread_scratch(int64_t bytes) {
-  struct Memory {
-    std::vector<uint8_t> bytes;
-    uint8_t* aligned = nullptr;
-  };
-  thread_local Memory memory;
-  if (static_cast<int64_t>(memory.bytes.size()) < bytes + 64) {
-    memory.bytes.resize(bytes + 64);
-    const auto address = reinterpret_cast<uintptr_t>(memory.bytes.data());
-    memory.aligned = memory.bytes.data() + (64 - address % 64) % 64;
-  }
-  return memory.aligned;
-}
 
 class Linear final : public Op {
  public:
@@ -67,7 +52,8 @@ class Linear final : public Op {
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
     const int64_t rows = row_count(step, rows_), chunk_count = chunks(rows);
-    uint8_t* scratch = thread_scratch(linear_scratch_bytes(job_.weight));
+    auto* scratch = reinterpret_cast<uint8_t*>(
+        thread_scratch(linear_scratch_bytes(job_.weight) / static_cast<int64_t>(sizeof(float))));
     for (int64_t tile = begin; tile < end;) {
       // All tiles of one chunk go to the kernel together.
       const int64_t chunk = tile / across_, last = std::min(end, (chunk + 1) * across_);

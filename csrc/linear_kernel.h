@@ -257,83 +257,91 @@ template <int R> using UnpackMin = GroupedRows<Nibbles<false>, 0, 1, true, R>;
 template <int R> using UnpackKeep = GroupedRows<Nibbles<true>, 8, 1, false, R>;
 template <int R> using UnpackKeepMin = GroupedRows<Nibbles<true>, 0, 1, true, R>;
 
-GALLEY_INLINE void store_columns(const LinearJob& job, int64_t row, int64_t column,
-                                 const Float& value, int64_t left) {
-  if (left <= 0) return;
-  const int part = left < kLanes ? static_cast<int>(left) : kLanes;
-  uint8_t* out = job.out + row * job.out_bytes;
-  if (job.out_kind == Kind::bf16) {
-    store_bf16_part(reinterpret_cast<uint16_t*>(out) + column, value, part);
-    return;
-  }
-  float* to = reinterpret_cast<float*>(out) + column;
-  if (part == kLanes) {
-    store(to, job.accumulate ? load(to) + value : value);
-  } else {
-    store_part(to, job.accumulate ? load_part(to, part) + value : value, part);
-  }
+// What becomes of y[rows][32] of a panel: bias, SiLU·mul, the output's number format.
+
+GALLEY_INLINE int lanes_left(int64_t left) {
+  return left >= kLanes ? kLanes : left > 0 ? static_cast<int>(left) : 0;
 }
 
-void store_group(const LinearJob& job, int64_t row, int64_t group, const float* values,
-                 int64_t count) {
-  const Q8Row q8 = q8_row_parts(job.out + row * job.out_bytes, job.out_columns);
-  if (count >= kGroup) return quantize_group(values, q8, group);
-  quantize_group_tail(values, count, q8, group);
-}
-
-// The plain case: whole panels, float32 out.
-template <bool kBias, bool kAccumulate>
-void finish_f32(const float* y, int rows, const float* bias, float* out, int64_t stride) {
-  Float b[kHalves] = {};
+void add_bias(const float* bias, int64_t left, float* y, int rows) {
   for (int h = 0; h < kHalves; h++) {
-    if (kBias) b[h] = load(bias + h * kLanes);
-  }
-  for (int r = 0; r < rows; r++, y += kPanel, out += stride) {
-    for (int h = 0; h < kHalves; h++) {
-      Float value = load(y + h * kLanes);
-      if (kBias) value = value + b[h];
-      if (kAccumulate) value = load(out + h * kLanes) + value;
-      store(out + h * kLanes, value);
+    const Float b = load_part(bias + h * kLanes, lanes_left(left - h * kLanes));
+    for (int r = 0; r < rows; r++) {
+      float* at = y + r * kPanel + h * kLanes;
+      store(at, load(at) + b);
     }
   }
 }
 
-// y[rows][32] of a panel → bias, SiLU·mul, the output's number format. SiLU·mul leaves 16 columns
-// of a panel; two panels of them make a group of q8, collected in `pair` [rows][32].
-void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
-  const bool silu_mul = job.epilogue == Epilogue::silu_mul;
-  const int width = silu_mul ? kLanes : kPanel;
-  const int64_t column = panel * width, left = job.out_columns - column;
-  if (!silu_mul && job.out_kind == Kind::f32 && left >= kPanel) {
-    const float* bias = job.bias ? job.bias + column : nullptr;
-    float* out = reinterpret_cast<float*>(job.out + row * job.out_bytes) + column;
-    auto run = bias ? (job.accumulate ? finish_f32<true, true> : finish_f32<true, false>)
-                    : (job.accumulate ? finish_f32<false, true> : finish_f32<false, false>);
-    return run(y, rows, bias, out, job.out_bytes / 4);
+// The first 16 columns of a panel are gate, the others up; out rows are `stride` floats apart.
+void silu_mul(const float* y, int rows, float* out, int64_t stride) {
+  for (int r = 0; r < rows; r++, y += kPanel, out += stride) {
+    store(out, silu(load(y)) * load(y + kLanes));
   }
-  for (int r = 0; r < rows; r++, y += kPanel) {
-    Float value[kHalves] = {load(y), load(y + kLanes)};
-    if (job.bias) {
-      for (int h = 0; h < kHalves; h++) {
-        const int64_t first = panel * kPanel + h * kLanes, some = job.weight.n - first;
-        const int part = some >= kLanes ? kLanes : some > 0 ? static_cast<int>(some) : 0;
-        value[h] = value[h] + load_part(job.bias + first, part);
+}
+
+template <bool kAccumulate>
+void store_f32(const float* y, int rows, int64_t width, float* out, int64_t stride) {
+  for (int r = 0; r < rows; r++, y += kPanel, out += stride) {
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const int part = lanes_left(width - c);
+      Float value = load(y + c);
+      if (part == kLanes) {
+        if (kAccumulate) value = load(out + c) + value;
+        store(out + c, value);
+      } else {
+        if (kAccumulate) value = load_part(out + c, part) + value;
+        store_part(out + c, value, part);
       }
     }
-    if (silu_mul) value[0] = silu(value[0]) * value[1];
-    if (job.out_kind == Kind::q8) {
-      const bool second = silu_mul && panel % 2 == 1;
-      float* group = silu_mul ? pair + r * kPanel : y;
-      store(group + (second ? kLanes : 0), value[0]);
-      if (!silu_mul) store(y + kLanes, value[1]);
-      const bool complete = !silu_mul || second || left <= kLanes;
-      const int64_t start = column - (second ? kLanes : 0);
-      if (complete) store_group(job, row + r, start / kGroup, group, job.out_columns - start);
-      continue;
-    }
-    store_columns(job, row + r, column, value[0], left);
-    if (!silu_mul) store_columns(job, row + r, column + kLanes, value[1], left - kLanes);
   }
+}
+
+void store_bf16_rows(const float* y, int rows, int64_t width, uint8_t* out, int64_t bytes) {
+  for (int r = 0; r < rows; r++, y += kPanel, out += bytes) {
+    for (int64_t c = 0; c < width; c += kLanes) {
+      store_bf16_part(reinterpret_cast<uint16_t*>(out) + c, load(y + c), lanes_left(width - c));
+    }
+  }
+}
+
+// Columns [column, column + width) of q8 rows, which are all of one group.
+void store_group(const LinearJob& job, const float* y, int rows, int64_t row, int64_t column,
+                 int64_t width) {
+  for (int r = 0; r < rows; r++, y += kPanel) {
+    const Q8Row q8 = q8_row_parts(job.out + (row + r) * job.out_bytes, job.out_columns);
+    if (width == kGroup) {
+      quantize_group(y, q8, column / kGroup);
+    } else {
+      quantize_group_tail(y, width, q8, column / kGroup);
+    }
+  }
+}
+
+// SiLU·mul leaves 16 columns of a panel; two panels make a group of q8, whose first half waits in
+// `pair` [rows][32].
+void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
+  if (job.bias) add_bias(job.bias + panel * kPanel, job.weight.n - panel * kPanel, y, rows);
+  int64_t full = kPanel, column = panel * kPanel;
+  if (job.epilogue == Epilogue::silu_mul) {
+    full = kLanes, column = panel * kLanes;
+    if (job.out_kind == Kind::q8) {
+      const bool second = panel % 2 == 1;
+      silu_mul(y, rows, pair + (second ? kLanes : 0), kPanel);
+      if (!second && column + kLanes < job.out_columns) return;
+      y = pair, full = kGroup, column -= second ? kLanes : 0;
+    } else {
+      silu_mul(y, rows, y, kPanel);
+    }
+  }
+  const int64_t left = job.out_columns - column, width = left < full ? left : full;
+  if (job.out_kind == Kind::q8) return store_group(job, y, rows, row, column, width);
+  uint8_t* out = job.out + row * job.out_bytes;
+  if (job.out_kind == Kind::bf16) {
+    return store_bf16_rows(y, rows, width, out + 2 * column, job.out_bytes);
+  }
+  auto store_rows = job.accumulate ? store_f32<true> : store_f32<false>;
+  store_rows(y, rows, width, reinterpret_cast<float*>(out) + column, job.out_bytes / 4);
 }
 
 using RunBlock = void (*)(int rows, const Block&);

@@ -94,10 +94,12 @@ inline void quantize_group(const float* x, const Q8Row& row, int64_t group) {
   const __m512i low = _mm512_set1_epi32(-127);  // a NaN becomes the least integer
   const __m512i qa = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), low);
   const __m512i qb = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)), low);
-  int8_t* q = row.q + group * kGroup;
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(qa));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtepi32_epi8(qb));
-  store_group_sums(row, group, max, _mm512_reduce_add_epi32(qa), _mm512_reduce_add_epi32(qb));
+  const __m256i codes = _mm256_set_m128i(_mm512_cvtepi32_epi8(qb), _mm512_cvtepi32_epi8(qa));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.q + group * kGroup), codes);
+  __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), codes);
+  sums = _mm256_hadd_epi32(sums, sums);
+  sums = _mm256_hadd_epi32(sums, sums);
+  store_group_sums(row, group, max, _mm256_extract_epi32(sums, 0), _mm256_extract_epi32(sums, 4));
 }
 #elif defined(__AVX2__)
 inline int32_t reduce_add(__m256i v) {
