@@ -44,6 +44,7 @@ Sampling sampling_columns(const std::map<std::string, uint64_t>& columns) {
 nb::dict step_arrays(const Program& program) {
   const Step& s = program.step();
   nb::dict d;
+  if (s.query_start == nullptr) return d;  // nothing was bound yet
   auto put = [&](const char* name, const auto* values, int32_t n) {
     nb::list list;
     for (int32_t i = 0; i < n; i++) list.append(static_cast<int64_t>(values[i]));
@@ -124,24 +125,7 @@ void bind_weights(nb::module_& m) {
      "Codes [n][k], scales and mins [n][scales] as they were packed.");
 }
 
-}  // namespace
-
-NB_MODULE(_native, m) {
-  m.def("isa", [] { return std::string(isa_name(isa())); },
-        "Instruction set that new ops use: generic, avx2 or avx512 (GALLEY_CPU_ISA overrides).");
-  m.def("ops", [] {
-    std::vector<std::string> names;
-    for (const auto& entry : op_registry()) names.push_back(entry.first);
-    return names;
-  }, "Names of the ops a program can hold.");
-
-  m.def("activation_bytes", [](int kind, int64_t k) {
-    if (kind < 0 || kind > 3 || k <= 0) throw std::invalid_argument("no such kind or size");
-    return activation_bytes(static_cast<Kind>(kind), k);
-  }, "kind"_a, "k"_a, "Bytes of one activation row of k values (csrc/linear.h).");
-
-  bind_weights(m);
-
+void bind_program(nb::module_& m) {
   nb::class_<Pool>(m, "Pool", "Threads that run a program's ops; the caller is one of them.")
       .def(nb::init<int>(), "threads"_a)
       .def_prop_ro("threads", &Pool::threads);
@@ -203,6 +187,26 @@ NB_MODULE(_native, m) {
         }
         return list;
       }, "(name, section, runs, nanoseconds) per op, in order.");
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.def("isa", [] { return std::string(isa_name(isa())); },
+        "Instruction set that new ops use: generic, avx2 or avx512 (GALLEY_CPU_ISA overrides).");
+  m.def("ops", [] {
+    std::vector<std::string> names;
+    for (const auto& entry : op_registry()) names.push_back(entry.first);
+    return names;
+  }, "Names of the ops a program can hold.");
+
+  m.def("activation_bytes", [](int kind, int64_t k) {
+    if (kind < 0 || kind > 3 || k <= 0) throw std::invalid_argument("no such kind or size");
+    return activation_bytes(static_cast<Kind>(kind), k);
+  }, "kind"_a, "k"_a, "Bytes of one activation row of k values (csrc/linear.h).");
+
+  bind_weights(m);
+  bind_program(m);
 }
 
 }  // namespace galley

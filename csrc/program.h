@@ -126,7 +126,8 @@ class Args {
   }
 
  private:
-  template <class V> V get(const std::map<std::string, V>& m, const std::string& name, V other) const {
+  template <class V>
+  V get(const std::map<std::string, V>& m, const std::string& name, V other) const {
     read_.insert(name);
     auto it = m.find(name);
     return it == m.end() ? other : it->second;

@@ -154,8 +154,10 @@ class TestBadColumns:
             native.program.run(0, 0, 0, 0, 1)
 
     def test_run_before_bind(self):
+        program = _native.Program(_native.Pool(1))
+        assert program.step() == {}
         with pytest.raises(ValueError, match="before bind"):
-            _native.Program(_native.Pool(1)).run(0, 0, 0, 0, 0)
+            program.run(0, 0, 0, 0, 0)
 
     @pytest.mark.parametrize(
         ("change", "message"),
