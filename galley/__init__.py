@@ -10,16 +10,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from galley.frontend.beam_search import BeamSearchParams
     from galley.llm import LLM
     from galley.request import CompletionOutput, RequestOutput, SamplingParams
 
 _WHERE = {
     "LLM": "galley.llm",
     "SamplingParams": "galley.request",
+    "BeamSearchParams": "galley.frontend.beam_search",
     "RequestOutput": "galley.request",
     "CompletionOutput": "galley.request",
 }
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

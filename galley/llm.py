@@ -19,12 +19,13 @@ from galley.chat import ChatRenderer
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
 from galley.errors import InvalidRequest, Unsupported
+from galley.frontend.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
 from galley.frontend.metric_values import Metric, read_metrics
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.frontend.progress import progress_bar
-from galley.frontend.prompts import Prompt
+from galley.frontend.prompts import Prompt, parse_prompt
 from galley.loader import resolve_tokenizer
 from galley.observability.metrics import EngineMetrics
 from galley.request import RequestOutput, RequestOutputKind, SamplingParams
@@ -143,6 +144,50 @@ class LLM:
         ]
         params = self._params_of(sampling_params, len(prompts), truncate)
         return self._run(prompts, params, priority, False, use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: Prompts,
+        params: BeamSearchParams,
+        lora_request: None = None,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The most likely continuations of prompts; one output each, in their order.
+
+        Args:
+            use_tqdm: show a progress bar a step.
+            concurrency_limit: most prompts at a time.
+
+        Raises: as `generate`.
+        """
+        refuse_lora(lora_request)
+        listed = [self._ids_of(prompt) for prompt in as_list(prompts)]
+        size = concurrency_limit or max(len(listed), 1)
+        found: list[BeamSearchOutput] = []
+        for at in range(0, len(listed), size):
+            found += self._search(listed[at : at + size], params, use_tqdm)
+        return found
+
+    def _search(
+        self, prompts: list[list[int]], params: BeamSearchParams, shown: bool
+    ) -> list[BeamSearchOutput]:
+        eos = self._client.inputs.limits.eos_token_ids
+        searches = [BeamSearch(ids, params, eos) for ids in prompts]
+        while running := [search for search in searches if not search.done]:
+            asked: list[Prompt] = [ids for search in running for ids in search.prompts]
+            outputs = iter(self.generate(asked, running[0].step_params(), use_tqdm=shown))
+            for search in running:
+                steps = [next(outputs).outputs[0].logprobs for _ in search.prompts]
+                search.advance([(step or [{}])[0] for step in steps])
+        texts = None if self._tokenizer is None else self._tokenizer.decode
+        return [search.output(texts) for search in searches]
+
+    def _ids_of(self, prompt: Prompt) -> list[int]:
+        parsed = parse_prompt(prompt)
+        if parsed["token_ids"] is not None:
+            return list(parsed["token_ids"])
+        return self.get_tokenizer().encode(parsed["text"] or "")
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None

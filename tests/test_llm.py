@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from galley import LLM, RequestOutput, SamplingParams
+from galley import LLM, BeamSearchParams, RequestOutput, SamplingParams
 from galley.errors import ConfigError, InvalidRequest, ModelError, Unsupported
 from galley.frontend.metric_values import Counter, Histogram
 
@@ -285,3 +285,25 @@ def test_default_parameters_are_the_models(llm: LLM) -> None:
 def test_wrong_flags_name_themselves(flags: dict[str, Any], error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         LLM(**flags)
+
+
+def test_beam_search_finds_what_greedy_search_misses(llm: LLM) -> None:
+    params = BeamSearchParams(beam_width=3, max_tokens=5)
+    found = llm.beam_search(PROMPTS[:2], params)
+    for prompt, output in zip(PROMPTS, found, strict=False):
+        ids = llm.get_tokenizer().encode(prompt)
+        (greedy,) = llm.generate(
+            ids, SamplingParams(temperature=0, max_tokens=5, logprobs=0), use_tqdm=False
+        )
+        scores = [s.cum_logprob for s in output.sequences]
+        assert len(output.sequences) == 3
+        assert scores == sorted(scores, reverse=True)
+        assert scores[0] >= greedy.outputs[0].cumulative_logprob - 1e-4
+        for sequence in output.sequences:
+            assert sequence.tokens[: len(ids)] == ids
+            assert sequence.text.startswith(prompt)
+            # The score is the sum of what a forward pass over the whole gives.
+            scored = SamplingParams(max_tokens=1, prompt_logprobs=0)
+            (whole,) = llm.generate(sequence.tokens, scored, use_tqdm=False)
+            told = zip(whole.prompt_logprobs[len(ids) :], sequence.tokens[len(ids) :], strict=True)
+            assert sum(p[t].logprob for p, t in told) == pytest.approx(sequence.cum_logprob)

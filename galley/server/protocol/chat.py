@@ -51,12 +51,9 @@ batch_reader = BodyReader(BatchChatCompletionRequest, CHAT_BATCH)
 def check_batch(request: BatchChatCompletionRequest, caps: Caps) -> None:
     """Raise InvalidRequest for what `check_chat` finds, a stream, or too many conversations."""
     check_chat(request, caps)
-    if request.stream:
-        raise InvalidRequest("`stream` is not available for batches.", field="stream")
-    if request.return_prompt_text:
-        raise InvalidRequest(
-            "`return_prompt_text` is not available for batches.", field="return_prompt_text"
-        )
+    for name in ("stream", "use_beam_search", "return_prompt_text"):
+        if getattr(request, name):
+            raise InvalidRequest(f"`{name}` is not available for batches.", field=name)
     if len(request.messages) > caps.prompts:
         raise InvalidRequest(
             f"messages is limited to {caps.prompts} conversations a call, got "

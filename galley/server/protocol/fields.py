@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from galley.server.protocol.base import FieldTable, Int, NoEffect, Refused
 
-_BEAM = Refused("beam search is not available yet.")
 _STRUCTURED = Refused("structured output is not available yet.", ({"type": "text"},))
 _TRANSFER = Refused("no KV connector is configured.")
 _TOOLS = Refused("tools are not available yet.", ("none",))
@@ -27,10 +26,8 @@ GENERATION: FieldTable = {
     "prompt_cache_key": NoEffect(str | None, "the prefix cache finds prompts by content"),
     "prompt_cache_retention": NoEffect(str | None, "the prefix cache keeps what fits"),
     "session_id": NoEffect(str | None, "routes between engines; there is one"),
-    "length_penalty": NoEffect(float | None, "of beam search alone"),
     "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
     "routed_experts_prompt_start": NoEffect(Int, "of routed experts alone"),
-    "use_beam_search": _BEAM,
     "best_of": Refused("ask for `n` answers instead.", (1,)),
     "response_format": _STRUCTURED,
     "structured_outputs": _STRUCTURED,
@@ -66,7 +63,7 @@ CHAT: FieldTable = {
 #: Further fields of batches of chats.
 CHAT_BATCH: FieldTable = {
     **CHAT,
-    "early_stopping": NoEffect(bool, "of beam search alone"),
+    "early_stopping": NoEffect(bool, "of beam search alone, which batches do not have"),
     "guided_decoding_backend": NoEffect(str | None, "of structured output alone"),
 }
 

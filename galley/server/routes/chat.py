@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.server.answer import Head, Tally
+from galley.server.beam import search
 from galley.server.chat_answer import ChatAnswer, Speaker
 from galley.server.context import Context, request_id
 from galley.server.errors import json_response
@@ -69,6 +70,14 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     head = _head(ctx, raw, request)
     prompt = prompt_of(ctx, request, request.messages)
     answer = _answer(ctx, head, request, [request.messages], prompt)
+    if request.use_beam_search:
+        limit = request.max_completion_tokens
+        searching = search(
+            *(ctx, prompt, request, head.id),
+            max_tokens=request.max_tokens if limit is None else limit,
+            add_special_tokens=request.add_special_tokens,
+        )
+        return json_response(answer.whole([await until_disconnect(raw.receive, searching)]))
     stream = await until_disconnect(raw.receive, start_chat(ctx, request, prompt, head.id))
     if request.stream:
         return EventResponse(merge([stream]), answer)

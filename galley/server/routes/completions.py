@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.server.answer import Head, Tally
+from galley.server.beam import search_all
 from galley.server.completion_answer import CompletionAnswer
 from galley.server.context import Context, request_id
 from galley.server.errors import json_response
@@ -61,6 +62,13 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
         as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
         force_usage=ctx.server.enable_force_include_usage,
     )
+    if request.use_beam_search:
+        searching = search_all(
+            *(ctx, prompts, request, [f"{head.id}-{i}" for i in range(len(prompts))]),
+            max_tokens=request.max_tokens,
+            add_special_tokens=request.add_special_tokens,
+        )
+        return json_response(answer.whole(await until_disconnect(raw.receive, searching)))
     streams = await until_disconnect(raw.receive, _start(ctx, request, prompts, head.id))
     if request.stream:
         return EventResponse(merge(streams), answer)

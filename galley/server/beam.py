@@ -1,0 +1,147 @@
+"""Beam search behind the generation endpoints: one request a beam and token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from galley.errors import InvalidRequest
+from galley.frontend.beam_search import Beam, BeamSearch, BeamSearchParams
+from galley.frontend.prompts import TokensPrompt
+from galley.request import CompletionOutput, RequestOutput, SamplingParams
+from galley.server.context import Context
+from galley.server.protocol.generation import GenerationFields
+from galley.server.sampling import Prompt
+from galley.server.stream import Stream, collect, start_all
+
+#: Fields that the search does not heed, and what they must be.
+_UNHEEDED = GenerationFields()
+_NAMES = (
+    *("stream", "echo", "stop", "stop_token_ids", "min_tokens", "logit_bias", "allowed_token_ids"),
+    *("bad_words", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("prompt_logprobs", "truncate_prompt_tokens", "top_p", "top_k", "min_p"),
+)
+
+
+async def search_all(
+    ctx: Context,
+    prompts: Sequence[Prompt],
+    request: GenerationFields,
+    names: Sequence[str],
+    *,
+    max_tokens: int | None,
+    add_special_tokens: bool,
+) -> list[RequestOutput]:
+    """Each prompt's answers, all prompts side by side. Raises InvalidRequest."""
+    tasks = [
+        asyncio.ensure_future(
+            search(
+                *(ctx, prompt, request, name),
+                max_tokens=max_tokens,
+                add_special_tokens=add_special_tokens,
+            )
+        )
+        for prompt, name in zip(prompts, names, strict=True)
+    ]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def search(
+    ctx: Context,
+    prompt: Prompt,
+    request: GenerationFields,
+    name: str,
+    *,
+    max_tokens: int | None,
+    add_special_tokens: bool,
+) -> RequestOutput:
+    """The `n` most likely answers.
+
+    Raises:
+        InvalidRequest: a field that the search does not heed, or cannot fulfil; names it.
+    """
+    for field in _NAMES:
+        value, neutral = getattr(request, field), getattr(_UNHEEDED, field)
+        if value != neutral and value not in (None, [], {}):
+            raise InvalidRequest(f"{field} is not available with beam search.", field=field)
+    limits = ctx.engine.limits
+    ids = prompt
+    if isinstance(ids, str):
+        text, tokenizer = ids, ctx.require_tokenizer()
+        ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+    room = limits.max_model_len - len(ids)
+    if max_tokens is not None and max_tokens > room:
+        raise InvalidRequest(
+            f"This model's maximum context length is {limits.max_model_len} tokens, but the prompt "
+            f"has {len(ids)} tokens and max_tokens asks for {max_tokens} more.",
+            field="max_tokens",
+        )
+    width = request.n or 1
+    if 2 * width > limits.max_logprobs != -1:
+        raise InvalidRequest(
+            f"beam search of width n={width} looks at {2 * width} candidates a token, which is "
+            f"more than the {limits.max_logprobs} allowed (--max-logprobs).",
+            field="n",
+        )
+    params = BeamSearchParams(
+        beam_width=width,
+        max_tokens=max(room, 1) if max_tokens is None else max_tokens,
+        ignore_eos=request.ignore_eos,
+        length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
+        include_stop_str_in_output=request.include_stop_str_in_output,
+    )
+    beams = BeamSearch(ids, params, limits.eos_token_ids)
+    cached = 0
+    while not beams.done:
+        outputs = await collect(await start_all(_steps(ctx, beams, request, name)))
+        beams.advance([(output.outputs[0].logprobs or [{}])[0] for output in outputs])
+        cached = cached or outputs[0].num_cached_tokens or 0
+    return RequestOutput(
+        request_id=name,
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=ids,
+        outputs=[_output(ctx, ids, i, beam, request) for i, beam in enumerate(beams.best())],
+        finished=True,
+        num_cached_tokens=cached,
+    )
+
+
+def _steps(
+    ctx: Context, beams: BeamSearch, request: GenerationFields, name: str
+) -> list[Coroutine[Any, Any, Stream]]:
+    """A request for the next token of each beam."""
+    params = beams.step_params()
+
+    async def step(ids: list[int], number: int) -> Stream:
+        form: TokensPrompt = {"prompt_token_ids": ids}
+        if request.cache_salt is not None:
+            form["cache_salt"] = request.cache_salt
+        return ctx.engine.generate(form, params, f"{name}-beam-{number}", priority=request.priority)
+
+    return [step(ids, i) for i, ids in enumerate(beams.prompts)]
+
+
+def _output(
+    ctx: Context, prompt: list[int], index: int, beam: Beam, request: GenerationFields
+) -> CompletionOutput:
+    shown = SamplingParams(
+        skip_special_tokens=request.skip_special_tokens,
+        spaces_between_special_tokens=request.spaces_between_special_tokens,
+    )
+    text = ""
+    if ctx.tokenizer is not None:
+        stream = ctx.tokenizer.stream(prompt, shown)
+        text = "".join([*map(stream.push, beam.token_ids), stream.finish()])
+    return CompletionOutput(
+        index=index,
+        text=text,
+        token_ids=list(beam.token_ids),
+        cumulative_logprob=beam.cumulative_logprob,
+        logprobs=list(beam.candidates),
+        finish_reason="length" if beam.stop_id is None else "stop",
+    )
