@@ -1,0 +1,16 @@
+// What the machine can do at best, measured by loops that do nothing else.
+#pragma once
+#include "variants.h"
+
+namespace galley {
+
+GALLEY_VARIANTS(
+    // Reads data[bytes] once.
+    void probe_read(const uint8_t* data, int64_t bytes);
+    // `count` rounds of independent multiply-adds in registers: f32, pairs of bf16, quads of int8.
+    // The number of operations, a multiply-add being two; 0 where the set has no such instruction.
+    int64_t probe_f32(int64_t count);
+    int64_t probe_bf16(int64_t count);
+    int64_t probe_int8(int64_t count);)
+
+}  // namespace galley
