@@ -7,6 +7,7 @@ row's bits are independent of its batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,13 +38,13 @@ class KVCache:
     def zeros(
         layers: Sequence[KVLayer], num_blocks: int, block_size: int, dtype: torch.dtype
     ) -> KVCache:
-        def make() -> list[Tensor]:
-            return [
-                torch.zeros(num_blocks, block_size, la.kv_heads, la.head_dim, dtype=dtype)
-                for la in layers
-            ]
+        def page(layer: KVLayer) -> Tensor:
+            shape = (num_blocks, block_size, layer.kv_heads, layer.head_dim)
+            # Not torch.zeros, which writes: memory is to grow with use (numpy asks for zero pages).
+            raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+            return torch.from_numpy(raw).view(dtype).view(shape)
 
-        return KVCache(make(), make(), block_size)
+        return KVCache([page(la) for la in layers], [page(la) for la in layers], block_size)
 
 
 @dataclass

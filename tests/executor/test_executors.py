@@ -186,12 +186,14 @@ def test_more_than_one_rank_is_refused(checkpoint, name):
     assert error.value.field == name
 
 
-def test_memory_is_touched_as_it_is_used(checkpoint):
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_memory_is_touched_as_it_is_used(checkpoint, backend):
     def resident() -> int:
         with open("/proc/self/statm", encoding="ascii") as f:
             return int(f.read().split()[1]) * 4096
 
     before = resident()
-    runner = open_runner(checkpoint, max_model_len=MAX_LEN, kv_cache_memory_bytes=4 * 10**9)
+    flags = {"max_model_len": MAX_LEN, "kv_cache_memory_bytes": 4 * 10**9, "backend": backend}
+    runner = open_runner(checkpoint, **flags)
     assert runner.memory()["kv_cache"] > 3.9e9
     assert resident() - before < 1e9
