@@ -2,10 +2,10 @@
 
     LAB=… python -m benchmarks.peers.run [--rows S1,S2,…] [--runs 3] [--out FILE.jsonl]
 
-All servers of the chosen rows are up at once (an idle one takes no CPU); run by run and workload by
-workload each has its turn on the same prompts, so that what the machine does meanwhile hits all
-alike. Prints the table of goals with medians and the spread of the ratios; every single run goes to
-the JSON-lines file.
+Servers that are compared with each other are up at once (an idle one takes no CPU); run by run and
+workload by workload each has its turn on the same prompts, so that what the machine does meanwhile
+hits all alike. Prints the table of goals with medians and the spread of the ratios; every single
+run goes to the JSON-lines file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import signal
 import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from galley.cli.bench.datasets.text import Corpus, read_text
 from galley.text.tokenizer import load_tokenizer
 
 Record = dict[str, float]
+Turn = tuple[str, str]
+"""Engine and workload."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def show(name: str, workload: str, record: Record) -> None:
     )
 
 
-def table(rows: dict[str, Row], records: dict[tuple[str, str], list[Record]]) -> str:
+def table(rows: dict[str, Row], records: dict[Turn, list[Record]]) -> str:
     """Markdown: medians of the runs, and ratios to the best peer run by run."""
     lines = [
         "| goal | workload | engine | out tok/s | TTFT p50/p99 ms | ITL p50/p99 ms | failed "
@@ -131,21 +134,37 @@ def main() -> None:
     out = args.out or lab() / "out" / "peers.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     corpus = Corpus(read_text(), load_tokenizer(lab() / "weights" / "smollm2-bf16"))
-    turns = [(engine, row.workload) for row in rows.values() for engine in (row.mine, *row.theirs)]
-    turns = list(dict.fromkeys(turns))
-    records: dict[tuple[str, str], list[Record]] = {turn: [] for turn in turns}
-    names = list(dict.fromkeys(engine for engine, _ in turns))
-    with running(names, args.port, out.parent) as servers, open(out, "a") as file:
-        by_name = {server.name: server for server in servers}
-        for run in range(args.runs):
-            for engine, workload in turns:
-                record = measure(by_name[engine], workload, corpus, run)
-                records[engine, workload].append(record)
+    records: dict[Turn, list[Record]] = {}
+    with open(out, "a") as file:
+        for turns in groups(rows):
+            for (engine, workload), run, record in interleave(turns, args.runs, args.port, corpus):
+                records.setdefault((engine, workload), []).append(record)
                 show(engine, workload, record)
                 line = {"engine": engine, "workload": workload, "run": run, **record}
                 file.write(json.dumps(line) + "\n")
                 file.flush()
     print("\n" + table(rows, records))
+
+
+def groups(rows: dict[str, Row]) -> list[list[Turn]]:
+    """The turns of the rows, those together whose rows share an engine of ours."""
+    by_engine: dict[str, list[Turn]] = {}
+    for row in rows.values():
+        turns = by_engine.setdefault(row.mine, [])
+        turns += [(engine, row.workload) for engine in (row.mine, *row.theirs)]
+    return [list(dict.fromkeys(turns)) for turns in by_engine.values()]
+
+
+def interleave(
+    turns: list[Turn], runs: int, port: int, corpus: Corpus
+) -> Iterator[tuple[Turn, int, Record]]:
+    """Start the engines of these turns, let each turn have its run, `runs` times over."""
+    names = list(dict.fromkeys(engine for engine, _ in turns))
+    with running(names, port, lab() / "out") as servers:
+        by_name = {server.name: server for server in servers}
+        for run in range(runs):
+            for engine, workload in turns:
+                yield (engine, workload), run, measure(by_name[engine], workload, corpus, run)
 
 
 if __name__ == "__main__":
