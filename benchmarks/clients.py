@@ -1,4 +1,4 @@
-"""Clients that stream completions over plain sockets: cheap, so that the server is what is measured.
+"""Clients that stream completions over plain sockets, cheaply: it is the server that is measured.
 
 A client can be a good one, one that reads slowly, or one that goes away.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,18 +69,27 @@ async def stream(
         if answer.status != 200:
             answer.error = (await reader.read(2000)).decode(errors="replace")
             return answer
-        async for line in reader:
+        async for line in _lines(reader, 512 if pause else 2**16, pause):
             if line.startswith(b"data: {"):
                 _note(answer, json.loads(line[6:]))
             elif line.startswith(b"data: [DONE]"):
                 break
             if leave_after is not None and len(answer.times) >= leave_after:
                 break
-            if pause:
-                await asyncio.sleep(pause)
         return answer
     finally:
         writer.close()
+
+
+async def _lines(reader: asyncio.StreamReader, piece: int, pause: float) -> AsyncIterator[bytes]:
+    """Lines as they come; a piece at a time is read, and `pause` seconds are slept after each."""
+    rest = b""
+    while data := await reader.read(piece):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line
+        if pause:
+            await asyncio.sleep(pause)
 
 
 def _note(answer: Answer, event: dict[str, Any]) -> None:

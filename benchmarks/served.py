@@ -60,14 +60,14 @@ class Server:
         return found
 
     def resident(self) -> float:
-        """MB that the processes hold, shared pages counted once (PSS)."""
+        """MB of memory of their own that the processes hold; files that are mapped are not counted."""
         total = 0
         for pid in self.pids():
             try:
                 text = Path(f"/proc/{pid}/smaps_rollup").read_text()
             except OSError:
                 continue
-            total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1])  # type: ignore[index]
+            total += sum(map(int, re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+)", text, re.M)))
         return total / 1024
 
     def wait_idle(self, seconds: float = 60) -> Metrics:

@@ -27,7 +27,26 @@ from benchmarks.served import MODEL, Server, serve
 FLAGS = ("--max-num-seqs", "12", "--num-gpu-blocks-override", "160", "--max-model-len", "1024")
 #: Seconds after which a request counts as lost.
 PATIENCE = 180
-WORDS = "the light of a lamp falls on white paper and some of it comes back to the eye".split()
+WORDS = [
+    "the",
+    "light",
+    "of",
+    "a",
+    "lamp",
+    "falls",
+    "on",
+    "white",
+    "paper",
+    "and",
+    "some",
+    "of",
+    "it",
+    "comes",
+    "back",
+    "to",
+    "the",
+    "eye",
+]
 
 
 @dataclass
@@ -83,7 +102,7 @@ async def client(port: int, seed: int, until: float, soak: Soak) -> None:
                 ),
                 PATIENCE,
             )
-        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as e:
+        except (TimeoutError, OSError, asyncio.IncompleteReadError) as e:
             soak.faults.append(f"{kind}: {e!r}")
             continue
         soak.ends[kind] += 1

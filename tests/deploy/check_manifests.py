@@ -1,0 +1,98 @@
+"""Manifests, chart and containers held to Kubernetes' schemas, Helm and hadolint.
+
+Not a part of the gate: `make check-deploy`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from galley.cli.serve import parser
+from tests.deploy.promql import DEPLOY
+from tests.deploy.tools import BIN, render_chart, run
+
+#: Of other API groups, whose schemas Kubernetes does not know.
+CUSTOM = {"ServiceMonitor", "InferenceService", "Kustomization"}
+CASES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "all": {
+        "apiKey": "secret",
+        "hfToken": "token",
+        "servedModelNames": ["a", "b"],
+        "extraArgs": ["--max-model-len=4k"],
+        "extraEnv": [{"name": "VLLM_MAX_N_SEQUENCES", "value": "8"}],
+        "autoscaling": {"enabled": True},
+        "serviceMonitor": {"enabled": True},
+        "nodeSelector": {"nvidia.com/gpu.present": "true"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "imagePullSecrets": [{"name": "registry"}],
+        "persistence": {"storageClass": "fast"},
+    },
+    "offline": {
+        "model": "",
+        "offline": True,
+        "existingSecret": "mine",
+        "persistence": {"existingClaim": "models"},
+    },
+    "ephemeral": {
+        "persistence": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+        "podDisruptionBudget": {"enabled": False},
+    },
+}
+
+
+def validate(objects: list[dict[str, Any]], folder: Path) -> None:
+    """Against the newest schemas, strictly."""
+    paths = []
+    for i, item in enumerate(o for o in objects if o["kind"] not in CUSTOM):
+        paths.append(folder / f"{i}.yaml")
+        paths[-1].write_text(yaml.safe_dump(item))
+    assert paths
+    run(BIN / "kubernetes-validate", "--strict", *paths)
+
+
+def test_manifests_are_valid(tmp_path: Path) -> None:
+    """Checklist 232, 244, 252, 253."""
+    files = [p for p in (DEPLOY / "k8s").glob("*.yaml") if p.name != "gpu-patch.yaml"]
+    validate([d for p in files for d in yaml.safe_load_all(p.read_text())], tmp_path)
+
+
+def test_kserve_pod_is_valid(tmp_path: Path) -> None:
+    """Checklist 246: the predictor is a pod's specification with a few fields of KServe's own."""
+    service = yaml.safe_load((DEPLOY / "kserve" / "inferenceservice.yaml").read_text())
+    own = ("minReplicas", "maxReplicas")
+    spec = {k: v for k, v in service["spec"]["predictor"].items() if k not in own}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+    validate([pod], tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_chart_renders(case: str, tmp_path: Path) -> None:
+    """Checklist 248."""
+    objects = render_chart(DEPLOY / "helm" / "galley", CASES[case])
+    validate(objects, tmp_path)
+    kinds = {o["kind"] for o in objects}
+    assert ("HorizontalPodAutoscaler" in kinds) == (case == "all")
+    assert ("NetworkPolicy" in kinds) == (case != "ephemeral")
+    assert ("Secret" in kinds) == (case == "all")
+    assert ("PersistentVolumeClaim" in kinds) == (case in ("default", "all"))
+    [deployment] = [o for o in objects if o["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    values = parser().parse(pod["containers"][0]["args"]).values
+    assert values["shutdown_timeout"] < pod["terminationGracePeriodSeconds"]
+    env = {item["name"] for item in pod["containers"][0]["env"]}
+    assert ("VLLM_API_KEY" in env) == (case in ("all", "offline"))
+    assert ("HF_HUB_OFFLINE" in env) == (case == "offline")
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert pod["containers"][0][probe]["httpGet"]["path"] == "/health"
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_containers_are_clean(name: str) -> None:
+    """Checklist 245."""
+    run(BIN / "hadolint", DEPLOY / "docker" / name)
