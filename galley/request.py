@@ -6,7 +6,9 @@ border as msgpack; outputs have vLLM's shapes (spec: `RequestOutput`, `Completio
 
 from __future__ import annotations
 
+import difflib
 import enum
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +24,15 @@ UNSUPPORTED_SAMPLING_FIELDS = (
     "logprob_token_ids",
     "flat_logprobs",
     "stream_interval",
+    "skip_clone",
+    "output_text_buffer_length",
     "structured_outputs",
     "extra_args",
     "skip_reading_prefix_cache",
     "thinking_token_budget",
     "repetition_detection",
+    "routed_experts_prompt_start",
+    "trace_decode_token_ids",
 )
 MAX_LOGPROBS = 20
 
@@ -51,10 +57,46 @@ class FinishReason(enum.IntEnum):
         return self.name.lower()
 
 
-class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
+class _NamesFaults(msgspec.StructMeta):
+    """Constructor calls whose faults are the caller's: each names its field."""
+
+    def __call__(cls, **given: Any) -> Any:
+        """Raises InvalidRequest for an unknown field or a value of the wrong type, Unsupported
+        for a field that vLLM has and Galley has not.
+        """
+        known = cls.__struct_fields__
+        for name in given.keys() - known:
+            refuse_field(name, given.pop(name), known)
+        try:
+            return msgspec.convert({k: _plain(v) for k, v in given.items()}, cls, str_keys=True)
+        except msgspec.ValidationError as e:
+            if isinstance(e.__cause__, InvalidRequest):
+                raise e.__cause__ from None
+            what, _, where = re.sub(r"\barray\b", "list", str(e)).partition(" - at ")
+            field = re.findall(r"\w+", where.partition("$.")[2])[0]
+            raise InvalidRequest(f"{field}: {what.lower()}.", field=field) from None
+
+
+def refuse_field(name: str, value: Any, known: tuple[str, ...]) -> None:
+    """Return if `value` only says what holds anyway; raise Unsupported or InvalidRequest."""
+    if name in UNSUPPORTED_SAMPLING_FIELDS:
+        if value is None or (isinstance(value, int) and value == 0):
+            return
+        raise Unsupported(f"{name} is not supported yet.", field=name)
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise InvalidRequest(f"SamplingParams has no field {name}.{hint}", field=name)
+
+
+def _plain(value: Any) -> Any:
+    """A number of Python's for one of numpy's."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True):
     """How to sample one request (vLLM's names, types and defaults).
 
-    Validation happens in `verify`, which `__post_init__` calls. `max_tokens=None` means up to the
+    Types are checked by the metaclass, ranges in `verify`. `max_tokens=None` means up to the
     model's length. `truncate_prompt_tokens` and `priority` belong to the request and are applied
     by the input processor.
     """
@@ -136,13 +178,6 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
             raise InvalidRequest("bad_words must not contain an empty string.", field="bad_words")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids must not be empty.", field="allowed_token_ids")
-
-    @staticmethod
-    def refuse_unsupported(given: dict[str, Any]) -> None:
-        """Raise `Unsupported` for the first field of `given` that vLLM has and Galley has not."""
-        for name in UNSUPPORTED_SAMPLING_FIELDS:
-            if given.get(name) not in (None, False):
-                raise Unsupported(f"{name} is not supported yet.", field=name)
 
 
 class Request(msgspec.Struct, omit_defaults=True, kw_only=True):

@@ -1,0 +1,73 @@
+"""`SamplingParams` as its users write it: what is wrong names its field, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from galley import SamplingParams
+from galley.errors import InvalidRequest, Unsupported
+from galley.request import UNSUPPORTED_SAMPLING_FIELDS
+
+VLLM_FIELDS = json.loads((Path(__file__).parent / "data/vllm_sampling_params.json").read_text())
+
+
+@pytest.mark.parametrize("name", VLLM_FIELDS)
+def test_every_field_of_vllms_acts_or_is_refused_by_name(name: str) -> None:
+    default = VLLM_FIELDS[name]
+    if name in SamplingParams.__struct_fields__:
+        assert getattr(SamplingParams(), name) == default
+        return
+    SamplingParams(**{name: default})
+    with pytest.raises(Unsupported, match=name) as caught:
+        SamplingParams(**{name: {"some": "thing"}})
+    assert caught.value.field == name
+
+
+def test_no_field_is_refused_that_vllm_does_not_have() -> None:
+    assert set(UNSUPPORTED_SAMPLING_FIELDS) <= set(VLLM_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "words"),
+    [
+        ({"temprature": 1.0}, "temprature", "Did you mean temperature?"),
+        ({"xyzzy": 1}, "xyzzy", "no field xyzzy"),
+        ({"n": "two"}, "n", "expected `int`, got `str`"),
+        ({"max_tokens": 5.5}, "max_tokens", "expected `int"),
+        ({"stop": 5}, "stop", "list"),
+        ({"stop_token_ids": [1, "b"]}, "stop_token_ids", "got `str`"),
+        ({"logit_bias": {"word": 1.0}}, "logit_bias", "expected `int`"),
+        ({"ignore_eos": 1}, "ignore_eos", "expected `bool`"),
+        ({"temperature": float("nan")}, "temperature", "finite"),
+        ({"top_p": 2}, "top_p", "in"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "at most max_tokens=8"),
+        ({"stop": [""]}, "stop", "empty"),
+        ({"allowed_token_ids": []}, "allowed_token_ids", "empty"),
+    ],
+)
+def test_a_fault_names_its_field(given: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(**given)
+    assert caught.value.field == field
+    assert caught.value.message.startswith((field, "SamplingParams has no field"))
+    assert words in caught.value.message
+
+
+def test_numbers_of_numpy_and_forms_of_json_are_read() -> None:
+    params = SamplingParams(
+        temperature=np.float32(0.5), seed=np.int64(3), stop=("a", "b"), logit_bias={"5": 1}
+    )
+    assert (params.temperature, params.seed, params.stop) == (0.5, 3, ["a", "b"])
+    assert params.logit_bias == {5: 1.0}
+    assert SamplingParams(stop="a").stop == ["a"]
+
+
+def test_it_crosses_the_process_border_whole() -> None:
+    params = SamplingParams(n=3, seed=-1, logit_bias={7: -2.5}, bad_words=["no"], output_kind=2)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
