@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from galley import SamplingParams
+from galley import CompletionOutput, RequestOutput, SamplingParams
 from galley.errors import InvalidRequest, Unsupported
 from galley.request import UNSUPPORTED_SAMPLING_FIELDS
 
@@ -71,3 +71,30 @@ def test_numbers_of_numpy_and_forms_of_json_are_read() -> None:
 def test_it_crosses_the_process_border_whole() -> None:
     params = SamplingParams(n=3, seed=-1, logit_bias={7: -2.5}, bad_words=["no"], output_kind=2)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
+
+
+#: Of vLLM 0.32, in their order; `kwargs` there is for what later versions add.
+OUTPUT = """request_id prompt prompt_token_ids prompt_logprobs outputs finished metrics lora_request
+    encoder_prompt encoder_prompt_token_ids num_cached_tokens num_cache_creation_tokens
+    prompt_token_id_logprobs kv_transfer_params ec_transfer_params"""
+COMPLETION = """index text token_ids cumulative_logprob logprobs routed_experts finish_reason
+    stop_reason lora_request sampling_mask spec_decode_metrics weight_versions"""
+
+
+def test_outputs_have_every_attribute_of_vllms() -> None:
+    completion = CompletionOutput(0, "text", [1])
+    output = RequestOutput("id", "prompt", [1], [completion], False)
+    unset = {n for n in OUTPUT.split() if getattr(output, n) is None}
+    assert {n for n in COMPLETION.split() if getattr(completion, n) is not None} == {
+        "index",
+        "text",
+        "token_ids",
+    }
+    assert set(OUTPUT.split()) - unset == {
+        "request_id",
+        "prompt",
+        "prompt_token_ids",
+        "outputs",
+        "finished",
+    }
+    assert not completion.finished()
