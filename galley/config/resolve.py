@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from galley.config.facts import ModelFacts
 from galley.config.flags import coerce, flags_of
 from galley.config.vllm_flags import disposition
 from galley.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 Usage = Literal["server", "offline"]
 #: Token budget and sequences by use (vLLM's CPU defaults).
@@ -116,7 +119,7 @@ def from_kwargs(
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, value in {**environment(env), **given}.items():
         if name not in flags:
-            refuse_unknown(name, list(flags))
+            refuse_unknown(name, value, list(flags))
             continue
         section, flag = flags[name]
         values[section][name] = coerce(flag, value)
@@ -134,10 +137,13 @@ def from_kwargs(
     return config
 
 
-def refuse_unknown(name: str, known: list[str]) -> None:
-    """Return for a vLLM flag that is a mere hint; raise ConfigError for anything else."""
+def refuse_unknown(name: str, value: Any, known: list[str]) -> None:
+    """Return for a vLLM flag that is a mere hint or asks for nothing; else raise ConfigError."""
     verdict, sentence = disposition(name)
     if verdict == "hint":
+        log.info("%s is accepted for vLLM's sake: %s", name, sentence)
+        return
+    if verdict == "refused" and value in (None, False, "", "auto"):
         return
     option = "--" + name.replace("_", "-")
     if verdict == "refused":

@@ -68,6 +68,31 @@ def test_every_serve_flag_of_vllm_is_known():
     assert unknown == []
 
 
+#: Keyword arguments of vLLM 0.32's `LLM` that Galley has no field for, with their defaults.
+LLM_KEYWORDS = {
+    "runner": "auto", "convert": "auto", "trust_remote_code": False,
+    "allowed_local_media_path": "", "allowed_media_domains": None, "quantization": None,
+    "cpu_offload_gb": 0, "offload_group_size": 0, "offload_num_in_group": 1,
+    "offload_prefetch_step": 1, "offload_params": None, "enable_return_routed_experts": False,
+    "return_sampling_mask": False, "disable_custom_all_reduce": False, "hf_token": None,
+    "hf_overrides": None, "mm_processor_kwargs": None, "pooler_config": None,
+    "structured_outputs_config": None, "profiler_config": None, "attention_config": None,
+    "compilation_config": None, "quantization_config": None, "logits_processors": None,
+    "spec_method": None, "spec_model": None, "spec_tokens": None,
+}  # fmt: skip
+
+
+def test_keywords_that_ask_for_nothing_are_accepted():
+    assert from_kwargs(LLM_KEYWORDS, "offline", {}) == from_kwargs({}, "offline", {})
+
+
+@pytest.mark.parametrize("name", [n for n in LLM_KEYWORDS if disposition(n)[0] == "refused"])
+def test_keywords_that_ask_for_something_else_are_refused_by_name(name):
+    with pytest.raises(ConfigError, match="is not supported: ") as caught:
+        from_kwargs({name: "something"}, "offline", {})
+    assert caught.value.field == name
+
+
 def test_no_flag_is_both_supported_and_refused():
     have = {f.name for c in [*SECTIONS.values(), ServerConfig] for f in flags_of(c)}
     assert have & set(TABLE) == set()
