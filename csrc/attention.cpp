@@ -53,7 +53,7 @@ class Attention final : public Op {
     geometry_.block_queries = std::max<int64_t>(1, rows / geometry_.group);
     geometry_.whole_rows =
         out_kind_ == Kind::q8_row ||
-        (out_kind_ == Kind::q8 && geometry_.group * kv_.head_dim % kGroup != 0);
+        (in_groups(out_kind_) && geometry_.group * kv_.head_dim % kGroup != 0);
   }
 
   int64_t tiles(const Step& step, int threads) const override {

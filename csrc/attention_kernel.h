@@ -294,13 +294,12 @@ void finish_states(const AttentionShape& shape, const float* states, int64_t row
 }
 
 void store_columns(const float* x, int64_t first, int64_t n, int64_t k, Kind kind, uint8_t* row) {
-  if (kind != Kind::q8 || n == k) {
+  if (!in_groups(kind) || n == k) {
     const int64_t size = kind == Kind::f32 ? 4 : kind == Kind::bf16 ? 2 : 0;
     store_row(x, n, kind, row + size * first);
     return;
   }
-  const Q8Row out = q8_row_parts(row, k);
-  for (int64_t i = 0; i < n; i += kGroup) quantize_group(x + i, out, (first + i) / kGroup);
+  store_groups(grouped_row(row, kind, k), first, n, x);
 }
 
 void pack_queries(const AttentionShape& shape, const void* q, bool q_is_f32, int64_t heads,

@@ -83,10 +83,7 @@ void bind_weights(nb::module_& m) {
       }, "format"_a, "n"_a, "k"_a, "group"_a = 0, "scale"_a = 0, "has_min"_a = false)
       .def_prop_ro("bytes", &WeightLayout::bytes)
       .def_prop_ro("panel_bytes", &WeightLayout::panel_bytes)
-      .def_prop_ro("zero", &WeightLayout::zero, "The code that stands for the min, or for 0.")
-      .def_prop_ro("activation", [](const WeightLayout& w) {
-        return static_cast<int>(w.activation());
-      }, "Kind of the activation rows that meet this weight.");
+      .def_prop_ro("zero", &WeightLayout::zero, "The code that stands for the min, or for 0.");
   m.def("pack_dense", [](const WeightLayout& w, uint64_t values, bool bf16, int64_t stride,
                          uint64_t out) {
     nb::gil_scoped_release release;
@@ -201,7 +198,7 @@ NB_MODULE(_native, m) {
   }, "Names of the ops a program can hold.");
 
   m.def("activation_bytes", [](int kind, int64_t k) {
-    if (kind < 0 || kind > 3 || k <= 0) throw std::invalid_argument("no such kind or size");
+    if (kind < 0 || kind >= kKinds || k <= 0) throw std::invalid_argument("no such kind or size");
     return activation_bytes(static_cast<Kind>(kind), k);
   }, "kind"_a, "k"_a, "Bytes of one activation row of k values (csrc/linear.h).");
 

@@ -1,9 +1,10 @@
 // Op `linear`: out = x @ W.T (+ bias), W [n, k] packed (linear.h).
-// Pointers: x (rows of the weight's activation kind), weight, out, bias? (f32 [n]).
-// Ints: n, k, format, group, scale, has_min, rows, x_kind, out_kind (f32, bf16, q8),
+// Pointers: x (rows of x_kind), weight, out, bias? (f32 [n]).
+// Ints: n, k, format, group, scale, has_min, rows, x_kind (f32, bf16, q8_row; q8 or q16 for codes
+//   in groups), out_kind (f32, bf16, q8, q16),
 //   out_stride (elements; f32 and bf16 only, default the columns of out),
 //   accumulate (out f32 += result), epilogue (0 none, 1 SiLU·mul of interleaved gate and up).
-// Tile: one panel, or two where they share a group of q8, for up to 240 rows.
+// Tile: one panel, or two where they share a group of out, for up to 240 rows.
 #include "linear.h"
 
 #include <algorithm>
@@ -25,16 +26,16 @@ class Linear final : public Op {
     j.x = a.ptr<uint8_t>("x");
     j.out = a.ptr<uint8_t>("out");
     j.bias = a.ptr_or_null<float>("bias");
-    j.x_bytes = activation_bytes(j.weight.activation(), j.weight.k);
+    j.x_kind = a.kind("x_kind");
+    j.x_bytes = activation_bytes(j.x_kind, j.weight.k);
     j.accumulate = a.choice("accumulate", 2, false);
     j.epilogue = a.choice("epilogue", 2, Epilogue::none);
     j.out_kind = a.kind("out_kind");
     j.out_columns = j.epilogue == Epilogue::silu_mul ? j.weight.n / 2 : j.weight.n;
     const int64_t stride = a.i("out_stride", j.out_columns);
-    check(a, stride);
-    j.out_bytes = j.out_kind == Kind::q8 ? activation_bytes(Kind::q8, j.out_columns)
-                                         : activation_bytes(j.out_kind, stride);
-    panels_per_tile_ = j.epilogue == Epilogue::silu_mul && j.out_kind == Kind::q8 ? 2 : 1;
+    check(stride);
+    j.out_bytes = activation_bytes(j.out_kind, stride);
+    panels_per_tile_ = j.epilogue == Epilogue::silu_mul && in_groups(j.out_kind) ? 2 : 1;
     across_ = (j.weight.panels() + panels_per_tile_ - 1) / panels_per_tile_;
   }
 
@@ -71,17 +72,15 @@ class Linear final : public Op {
 
   static int64_t chunks(int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
 
-  void check(const Args& a, int64_t stride) const {
+  void check(int64_t stride) const {
     const LinearJob& j = job_;
-    const Kind x_kind = a.choice<Kind>("x_kind", 4, j.weight.activation());
-    if (x_kind != j.weight.activation()) {
-      bad("x_kind " + std::to_string(static_cast<int>(x_kind)) + " does not meet this weight, " +
-          std::to_string(static_cast<int>(j.weight.activation())) + " does");
+    if (!j.weight.meets(j.x_kind)) {
+      bad("x_kind " + std::to_string(static_cast<int>(j.x_kind)) + " does not meet this weight");
     }
     if (j.out_kind == Kind::q8_row) bad("out_kind q8_row needs whole rows: use quantize");
     if (j.accumulate && j.out_kind != Kind::f32) bad("accumulate needs out_kind f32");
     if (stride < j.out_columns) bad("out_stride is less than the columns of out");
-    if (stride != j.out_columns && j.out_kind == Kind::q8) bad("rows of q8 have no stride");
+    if (stride != j.out_columns && in_groups(j.out_kind)) bad("rows of integers have no stride");
     if (j.epilogue == Epilogue::silu_mul && j.weight.n % kPanel != 0) {
       bad("SiLU·mul needs n to be a multiple of 32, is " + std::to_string(j.weight.n));
     }

@@ -3,11 +3,14 @@
 //
 // Activation rows, one after the other at `activation_bytes`:
 //   f32, bf16   [k]
-//   q8          [k'] int8 q | by group of 32: f32 scale | int32 start | f32 scaled_sum | int32 half
-//               value = scale * q; start = -8 * sum of q, from which a dot product with codes around
-//               8 starts; half = the same of the group's first 16; scaled_sum = scale * sum of q
+//   q8, q16     [k' / 32] groups of q | [k' / 32] each of f32 scale, int32 start, f32 scaled_sum,
+//               int32 half; value = scale * q; start = -8 * sum of q, from which a dot product with
+//               codes around 8 starts; half = the same of the group's first 16;
+//               scaled_sum = scale * sum of q
+//     q8        a group: [32] int8 q
+//     q16       a group: [32] int8 hi | [32] int8 lo, its two planes; q = 256 * hi + lo
 //   q8_row      [k'] int8 | f32 scale | int32 sum
-// k' is k rounded up to 32, the tail is 0; rows of q8 and q8_row are padded to 64 bytes.
+// k' is k rounded up to 32, the tail is 0; rows of integers are padded to 64 bytes.
 //
 // Packed weights, in panels of 32 outputs (columns of x @ W.T); a panel is one contiguous run:
 //   f32           [k][32 columns]
@@ -36,13 +39,18 @@ static inline int64_t activation_bytes(Kind kind, int64_t k) {
     case Kind::f32: return 4 * k;
     case Kind::bf16: return 2 * k;
     case Kind::q8: return round_up(padded + padded / kGroup * 16, 64);
+    case Kind::q16: return round_up(2 * padded + padded / kGroup * 16, 64);
     case Kind::q8_row: return round_up(padded + 8, 64);
   }
   return 0;
 }
 
-// Where the parts of one q8 row lie.
-struct Q8Row {
+// Kinds with a scale per group of 32.
+static inline bool in_groups(Kind kind) { return kind == Kind::q8 || kind == Kind::q16; }
+
+// Where the parts of one row of q8 or q16 lie.
+struct GroupedRow {
+  int planes;  // of 32 bytes each, per group
   int8_t* q;
   float* scale;
   int32_t* start;
@@ -50,13 +58,14 @@ struct Q8Row {
   int32_t* half;
 };
 
-static inline Q8Row q8_row_parts(void* row, int64_t k) {
-  const int64_t padded = round_up(k, kGroup), groups = padded / kGroup;
+static inline GroupedRow grouped_row(void* row, Kind kind, int64_t k) {
+  const int64_t groups = round_up(k, kGroup) / kGroup;
+  const int planes = kind == Kind::q16 ? 2 : 1;
   int8_t* q = static_cast<int8_t*>(row);
-  float* scale = reinterpret_cast<float*>(q + padded);
+  float* scale = reinterpret_cast<float*>(q + groups * planes * kGroup);
   int32_t* start = reinterpret_cast<int32_t*>(scale + groups);
   float* scaled_sum = reinterpret_cast<float*>(start + groups);
-  return {q, scale, start, scaled_sum, reinterpret_cast<int32_t*>(scaled_sum + groups)};
+  return {planes, q, scale, start, scaled_sum, reinterpret_cast<int32_t*>(scaled_sum + groups)};
 }
 
 enum class Format : int { f32 = 0, bf16 = 1, i8 = 2, i4 = 3 };
@@ -87,10 +96,10 @@ struct WeightLayout {
     return (group == 0 ? kPanel * 4 : 0) + blocks() * block_bytes();
   }
   int64_t bytes() const { return panels() * panel_bytes(); }
-  // What an activation must be to meet this weight.
-  Kind activation() const {
-    if (!quantised()) return format == Format::f32 ? Kind::f32 : Kind::bf16;
-    return group == 0 ? Kind::q8_row : Kind::q8;
+  // Whether activation rows of this kind can meet the weight.
+  bool meets(Kind x) const {
+    if (!quantised()) return x == (format == Format::f32 ? Kind::f32 : Kind::bf16);
+    return group == 0 ? x == Kind::q8_row : in_groups(x);
   }
 };
 
@@ -107,6 +116,7 @@ struct LinearJob {
   WeightLayout weight;
   const uint8_t* panels = nullptr;
   const uint8_t* x = nullptr;
+  Kind x_kind = Kind::f32;
   int64_t x_bytes = 0;          // from row to row
   const float* bias = nullptr;  // or null
   uint8_t* out = nullptr;

@@ -1,7 +1,7 @@
 // Definitions for linear_variants.h; compiled once per instruction set (variants.h).
 //
 //   for a panel of 32 columns
-//     for a block of rows (12, or fewer where registers are fewer)
+//     for a block of rows (12, or fewer where registers are fewer or accumulators more)
 //       all of K in order, one accumulator per output: the order of additions depends on nothing
 //       else, so a row's bits are the same in every batch
 //     epilogue: bias, residual, SiLU·mul, number format
@@ -18,11 +18,11 @@ namespace GALLEY_VARIANT {
 
 // Rows whose accumulators fit the registers, and how many of a panel's halves go side by side.
 #if GALLEY_PARTS == 1
-constexpr int kWordRows = 12, kGroupRows = 6, kWide = 2;
-#elif GALLEY_PARTS == 2
-constexpr int kWordRows = 4, kGroupRows = 2, kWide = 1;
+constexpr int kWordRows = 12, kWide = 2;
+template <int kPlanes> constexpr int kGroupRows = kPlanes == 1 ? 6 : 4;
 #else
-constexpr int kWordRows = 4, kGroupRows = 2, kWide = 1;
+constexpr int kWordRows = 4, kWide = 1;
+template <int kPlanes> constexpr int kGroupRows = 2;
 #endif
 constexpr int64_t kAhead = 4096;  // bytes that a lone row block prefetches ahead
 
@@ -170,92 +170,106 @@ template <bool kKeep> struct Nibbles {
 
 // Codes with a scale per 32 / kSubs values of K, on rows with a scale per 32. Per part, in order:
 // y = fma(dot, w scale * x scale, y), then with mins y = fma(w min, x scale * sum of x, y).
-template <class Codes, int kZero, int kSubs, bool kMin, int R> struct GroupedRows {
-  static void run(const Block& b) {
-    const WeightLayout& w = b.job->weight;
-    const int64_t blocks = w.blocks(), stride = b.job->x_bytes;
-    const int64_t block_bytes = w.block_bytes(), header_bytes = w.header_bytes();
-    const int64_t line = w.scale_line_bytes();
-    const int64_t code_bytes = Codes::kFromScratch ? kGroup * kPanel : block_bytes;
-    const bool f32 = w.scale_f32;
-    for (int half = 0; half < kHalves; half += kWide) {
-      Prefetch prefetch = b.prefetch;
-      const uint8_t* header = b.panel;
-      const uint8_t* codes =
-          (Codes::kFromScratch ? b.scratch : b.panel + header_bytes) + half * 64;
-      uint8_t* scratch = b.scratch + half * 64;
-      const uint8_t* side = b.x + blocks * kGroup;
-      RowPointers<R> q(b.x, stride), scales(side, stride), starts(side + 4 * blocks, stride);
-      RowPointers<R> sums(side + 8 * blocks, stride);
-      Float y[R][kWide];
-      GALLEY_ROWS GALLEY_WIDE y[r][c] = zero();
-      for (const uint8_t* end = side + 4 * blocks; scales[0] < end; scales.advance(4)) {
-        if (prefetch.second) {
-          prefetch_header(header + b.distance, header_bytes);
-          prefetch.at = header + b.distance + header_bytes;
-        } else {
-          advance(prefetch);
-        }
+// The dot product is exact: of rows in two planes it is that of the high bytes times 256 plus that
+// of the low ones, at most 32 * 255 * 32639 < 2^28.
+template <class Codes, int kZero, int kSubs, bool kMin, int kPlanes> struct Grouped {
+  template <int R> struct Rows {
+    static void run(const Block& b) {
+      const WeightLayout& w = b.job->weight;
+      const int64_t blocks = w.blocks(), stride = b.job->x_bytes;
+      const int64_t block_bytes = w.block_bytes(), header_bytes = w.header_bytes();
+      const int64_t code_bytes = Codes::kFromScratch ? kGroup * kPanel : block_bytes;
+      for (int half = 0; half < kHalves; half += kWide) {
+        Prefetch prefetch = b.prefetch;
+        const uint8_t* header = b.panel;
+        const uint8_t* codes =
+            (Codes::kFromScratch ? b.scratch : b.panel + header_bytes) + half * 64;
+        uint8_t* scratch = b.scratch + half * 64;
+        const uint8_t* side = b.x + blocks * kGroup * kPlanes;
+        RowPointers<R> q(b.x, stride), scales(side, stride), starts(side + 4 * blocks, stride);
+        RowPointers<R> sums(side + 8 * blocks, stride);
+        Float y[R][kWide];
+        GALLEY_ROWS GALLEY_WIDE y[r][c] = zero();
+        for (const uint8_t* end = side + 4 * blocks; scales[0] < end; scales.advance(4)) {
+          if (prefetch.second) {
+            prefetch_header(header + b.distance, header_bytes);
+            prefetch.at = header + b.distance + header_bytes;
+          } else {
+            advance(prefetch);
+          }
 #pragma GCC unroll 2
-        for (int sub = 0; sub < kSubs; sub++) {
-          Int acc[R][kWide];
-          GALLEY_ROWS GALLEY_WIDE acc[r][c] = start<kZero>(part_start(starts[r], blocks, sub));
-          Codes::each(codes, scratch, sub * 8 / kSubs, (sub + 1) * 8 / kSubs, prefetch,
-                      [&](int j, const Int (&column)[kWide]) __attribute__((always_inline)) {
+          for (int sub = 0; sub < kSubs; sub++) {
+            Int acc[R][kWide];
+            GALLEY_ROWS GALLEY_WIDE acc[r][c] = start<kZero>(part_start(starts[r], blocks, sub));
+            dot_part(codes, scratch, sub, q, prefetch, acc);
+            Float scale[kWide], low[kWide];
+            load_header(w, header, half, sub, scale, low);
             GALLEY_ROWS {
-              const int32_t value = word_at(q[r] + 4 * j);
-              GALLEY_WIDE acc[r][c] = dot<kZero>(acc[r][c], column[c], value);
+              const Float x_scale = all(float_at(scales[r]));
+              GALLEY_WIDE y[r][c] = fma(to_float(acc[r][c]), scale[c] * x_scale, y[r][c]);
+              if (!kMin) continue;
+              Float x_sum = all(float_at(sums[r]));
+              if (kSubs > 1) {
+                const float sum = -0.125f * static_cast<float>(part_start(starts[r], blocks, sub));
+                x_sum = x_scale * all(sum);
+              }
+              GALLEY_WIDE y[r][c] = fma(low[c], x_sum, y[r][c]);
             }
-          });
-          Float scale[kWide], low[kWide];
-          GALLEY_WIDE {
-            scale[c] = load_scale(header + sub * line, f32, half + c);
-            if (kMin) low[c] = load_scale(header + (kSubs + sub) * line, f32, half + c);
           }
-          GALLEY_ROWS {
-            const Float x_scale = all(float_at(scales[r]));
-            GALLEY_WIDE y[r][c] = fma(to_float(acc[r][c]), scale[c] * x_scale, y[r][c]);
-            if (!kMin) continue;
-            Float x_sum = all(float_at(sums[r]));
-            if (kSubs > 1) {
-              const float sum = -0.125f * static_cast<float>(part_start(starts[r], blocks, sub));
-              x_sum = x_scale * all(sum);
-            }
-            GALLEY_WIDE y[r][c] = fma(low[c], x_sum, y[r][c]);
-          }
+          header += block_bytes;
+          codes += code_bytes;
+          scratch += kGroup * kPanel;
+          q.advance(kGroup * kPlanes);
+          starts.advance(4);
+          sums.advance(4);
         }
-        header += block_bytes;
-        codes += code_bytes;
-        scratch += kGroup * kPanel;
-        q.advance(kGroup);
-        starts.advance(4);
-        sums.advance(4);
+        GALLEY_ROWS GALLEY_WIDE store(b.y + r * kPanel + (half + c) * kLanes, y[r][c]);
       }
-      GALLEY_ROWS GALLEY_WIDE store(b.y + r * kPanel + (half + c) * kLanes, y[r][c]);
     }
-  }
 
-  static GALLEY_INLINE void prefetch_header(const uint8_t* at, int64_t bytes) {
-    for (const uint8_t* end = at + bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
-  }
+   private:
+    // acc += sum of code * q over part `sub` of a block, of rows whose group is at `q`.
+    static GALLEY_INLINE void dot_part(const uint8_t* codes, uint8_t* scratch, int sub,
+                                       const RowPointers<R>& q, Prefetch& prefetch,
+                                       Int (&acc)[R][kWide]) {
+      Int high[R][kWide];  // of the first of two planes
+      GALLEY_ROWS GALLEY_WIDE high[r][c] = Int{};
+      Codes::each(codes, scratch, sub * 8 / kSubs, (sub + 1) * 8 / kSubs, prefetch,
+                  [&](int j, const Int (&column)[kWide]) __attribute__((always_inline)) {
+        GALLEY_ROWS {
+          if (kPlanes == 2) {
+            const int32_t value = word_at(q[r] + 4 * j);
+            GALLEY_WIDE high[r][c] = dot<kZero>(high[r][c], column[c], value);
+          }
+          const int32_t value = word_at(q[r] + (kPlanes - 1) * kGroup + 4 * j);
+          GALLEY_WIDE acc[r][c] = dot<kZero>(acc[r][c], column[c], value);
+        }
+      });
+      if (kPlanes == 1) return;
+      GALLEY_ROWS GALLEY_WIDE acc[r][c] = shift_left<8>(high[r][c]) + acc[r][c];
+    }
 
-  // -8 * the sum of x in a part; `starts` is followed by the scaled sums and then by the halves.
-  static GALLEY_INLINE int32_t part_start(const uint8_t* starts, int64_t blocks, int sub) {
-    if (kSubs == 1) return word_at(starts);
-    const int32_t first = word_at(starts + 8 * blocks);
-    return sub == 0 ? first : word_at(starts) - first;
-  }
+    static GALLEY_INLINE void load_header(const WeightLayout& w, const uint8_t* header, int half,
+                                          int sub, Float (&scale)[kWide], Float (&low)[kWide]) {
+      const int64_t line = w.scale_line_bytes();
+      GALLEY_WIDE {
+        scale[c] = load_scale(header + sub * line, w.scale_f32, half + c);
+        if (kMin) low[c] = load_scale(header + (kSubs + sub) * line, w.scale_f32, half + c);
+      }
+    }
+
+    static GALLEY_INLINE void prefetch_header(const uint8_t* at, int64_t bytes) {
+      for (const uint8_t* end = at + bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+    }
+
+    // -8 * the sum of x in a part; `starts` is followed by the scaled sums and then by the halves.
+    static GALLEY_INLINE int32_t part_start(const uint8_t* starts, int64_t blocks, int sub) {
+      if (kSubs == 1) return word_at(starts);
+      const int32_t first = word_at(starts + 8 * blocks);
+      return sub == 0 ? first : word_at(starts) - first;
+    }
+  };
 };
-template <int R> using Bytes32 = GroupedRows<Bytes<false>, 128, 1, false, R>;
-template <int R> using Bytes32Min = GroupedRows<Bytes<false>, 128, 1, true, R>;
-template <int R> using Bytes16 = GroupedRows<Bytes<false>, 128, 2, false, R>;
-template <int R> using Bytes16Min = GroupedRows<Bytes<false>, 128, 2, true, R>;
-template <int R> using Scratch = GroupedRows<Bytes<true>, 8, 1, false, R>;
-template <int R> using ScratchMin = GroupedRows<Bytes<true>, 0, 1, true, R>;
-template <int R> using Unpack = GroupedRows<Nibbles<false>, 8, 1, false, R>;
-template <int R> using UnpackMin = GroupedRows<Nibbles<false>, 0, 1, true, R>;
-template <int R> using UnpackKeep = GroupedRows<Nibbles<true>, 8, 1, false, R>;
-template <int R> using UnpackKeepMin = GroupedRows<Nibbles<true>, 0, 1, true, R>;
 
 // What becomes of y[rows][32] of a panel: bias, SiLU·mul, the output's number format.
 
@@ -305,27 +319,23 @@ void store_bf16_rows(const float* y, int rows, int64_t width, uint8_t* out, int6
   }
 }
 
-// Columns [column, column + width) of q8 rows, which are all of one group.
+// Columns [column, column + width) of rows of q8 or q16, which are all of one group.
 void store_group(const LinearJob& job, const float* y, int rows, int64_t row, int64_t column,
                  int64_t width) {
   for (int r = 0; r < rows; r++, y += kPanel) {
-    const Q8Row q8 = q8_row_parts(job.out + (row + r) * job.out_bytes, job.out_columns);
-    if (width == kGroup) {
-      quantize_group(y, q8, column / kGroup);
-    } else {
-      quantize_group_tail(y, width, q8, column / kGroup);
-    }
+    uint8_t* out = job.out + (row + r) * job.out_bytes;
+    store_groups(grouped_row(out, job.out_kind, job.out_columns), column, width, y);
   }
 }
 
-// SiLU·mul leaves 16 columns of a panel; two panels make a group of q8, whose first half waits in
-// `pair` [rows][32].
+// SiLU·mul leaves 16 columns of a panel; two panels make a group of q8 or q16, whose first half waits
+// in `pair` [rows][32].
 void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
   if (job.bias) add_bias(job.bias + panel * kPanel, job.weight.n - panel * kPanel, y, rows);
   int64_t full = kPanel, column = panel * kPanel;
   if (job.epilogue == Epilogue::silu_mul) {
     full = kLanes, column = panel * kLanes;
-    if (job.out_kind == Kind::q8) {
+    if (in_groups(job.out_kind)) {
       const bool second = panel % 2 == 1;
       silu_mul(y, rows, pair + (second ? kLanes : 0), kPanel);
       if (!second && column + kLanes < job.out_columns) return;
@@ -335,7 +345,7 @@ void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y
     }
   }
   const int64_t left = job.out_columns - column, width = left < full ? left : full;
-  if (job.out_kind == Kind::q8) return store_group(job, y, rows, row, column, width);
+  if (in_groups(job.out_kind)) return store_group(job, y, rows, row, column, width);
   uint8_t* out = job.out + row * job.out_bytes;
   if (job.out_kind == Kind::bf16) {
     return store_bf16_rows(y, rows, width, out + 2 * column, job.out_bytes);
@@ -363,30 +373,36 @@ template <template <int> class Rows, int kMax> constexpr Kernel same() {
   return {run_block<Rows, kMax>, run_block<Rows, kMax>, run_block<Rows, kMax>, kMax, false};
 }
 
-Kernel kernel_of(const WeightLayout& w) {
-  const bool min = w.has_min;
-  switch (w.format) {
-    case Format::f32: return same<FloatRows, kWordRows>();
-    case Format::bf16: return same<Bf16Rows, kWordRows>();
-    case Format::i8:
-      if (w.group == 0) return same<PerRow, kWordRows>();
-      if (w.group == 16) return min ? same<Bytes16Min, kGroupRows>() : same<Bytes16, kGroupRows>();
-      return min ? same<Bytes32Min, kGroupRows>() : same<Bytes32, kGroupRows>();
-    case Format::i4: break;
+template <int kPlanes, bool kMin> Kernel grouped(const WeightLayout& w) {
+  constexpr int kMax = kGroupRows<kPlanes>, kZero = kMin ? 0 : 8;
+  if (w.format == Format::i4) {
+    return {run_block<Grouped<Nibbles<false>, kZero, 1, kMin, kPlanes>::template Rows, kMax>,
+            run_block<Grouped<Nibbles<true>, kZero, 1, kMin, kPlanes>::template Rows, kMax>,
+            run_block<Grouped<Bytes<true>, kZero, 1, kMin, kPlanes>::template Rows, kMax>, kMax,
+            true};
   }
-  constexpr int kMax = kGroupRows;
-  if (min) {
-    return {run_block<UnpackMin, kMax>, run_block<UnpackKeepMin, kMax>,
-            run_block<ScratchMin, kMax>, kMax, true};
+  if (w.group == 16) {
+    return same<Grouped<Bytes<false>, 128, 2, kMin, kPlanes>::template Rows, kMax>();
   }
-  return {run_block<Unpack, kMax>, run_block<UnpackKeep, kMax>, run_block<Scratch, kMax>, kMax,
-          true};
+  return same<Grouped<Bytes<false>, 128, 1, kMin, kPlanes>::template Rows, kMax>();
+}
+
+Kernel kernel_of(const LinearJob& job) {
+  const WeightLayout& w = job.weight;
+  switch (job.x_kind) {
+    case Kind::f32: return same<FloatRows, kWordRows>();
+    case Kind::bf16: return same<Bf16Rows, kWordRows>();
+    case Kind::q8: return w.has_min ? grouped<1, true>(w) : grouped<1, false>(w);
+    case Kind::q16: return w.has_min ? grouped<2, true>(w) : grouped<2, false>(w);
+    case Kind::q8_row: break;
+  }
+  return same<PerRow, kWordRows>();
 }
 
 // Panel by panel; its rows in blocks of even size.
 void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                  int64_t row_end, uint8_t* scratch) {
-  const Kernel kernel = kernel_of(job.weight);
+  const Kernel kernel = kernel_of(job);
   const int64_t bytes = job.weight.panel_bytes(), rows = row_end - row_begin;
   const int64_t blocks = (rows + kernel.max_rows - 1) / kernel.max_rows;
   const int64_t size = rows / blocks, larger = rows % blocks;  // the first blocks have one more

@@ -73,8 +73,10 @@ static inline int32_t row_count(const Step& s, Rows k) {
   return k == Rows::tokens ? s.tokens : k == Rows::logits ? s.logits : s.rows;
 }
 
-// Kinds of activation values. q8: see linear.h (int8 per group of 32 with scale and sum).
-enum class Kind : int { f32 = 0, bf16 = 1, q8 = 2, q8_row = 3 };
+// Kinds of activation values (linear.h): floats, and integers with a scale per group of 32 (q8: 8
+// bits, q16: 16) or per row (q8_row).
+enum class Kind : int { f32 = 0, bf16 = 1, q8 = 2, q8_row = 3, q16 = 4 };
+constexpr int kKinds = 5;
 
 // Named arguments of an op, as Python gave them. A missing name is an error here; a name that the
 // op's constructor never asked for is an error in `Program::add`.
@@ -111,7 +113,7 @@ class Args {
     }
     return static_cast<E>(v);
   }
-  Kind kind(const std::string& name) const { return choice<Kind>(name, 4, Kind::f32); }
+  Kind kind(const std::string& name) const { return choice<Kind>(name, kKinds, Kind::f32); }
   Rows rows() const { return choice<Rows>("rows", 3, Rows::tokens); }
   // Names that were given and never read.
   std::vector<std::string> unread() const {

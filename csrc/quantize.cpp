@@ -1,4 +1,4 @@
-// Op `quantize`: float32 rows to activation rows (bf16, q8, q8_row).
+// Op `quantize`: float32 rows to activation rows (bf16, q8, q8_row, q16).
 // Pointers: x (f32), out. Ints: k, rows, x_stride (elements, default k), out_kind. Tile: 4 rows.
 #include <algorithm>
 

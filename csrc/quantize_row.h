@@ -1,6 +1,9 @@
 // float32 row -> activation row of any kind (layouts: linear.h). The one definition of rounding:
 //
-//   scale = max|x| / 127,   q = round_to_even(x * (127 / max|x|)),   all 0 where max|x| is 0
+//   scale = max|x| / top,   q = round_to_even(x * (top / max|x|)),   all 0 where max|x| < 1e-30
+//   q8, q8_row: top = 127.   q16: top = 127 * 256 + 127, and q is cut into two planes,
+//   hi = floor((q + 128) / 256),   lo = q - 256 * hi, but -127 instead of -128: kernels that move a
+//   sign from one factor to the other need the opposite of every byte
 //
 // A NaN or an infinity makes the scale NaN or infinite, so that it shows in what is computed.
 // Everything here has internal linkage and is compiled for the instruction set of the file that
@@ -32,7 +35,16 @@ inline float float_from_bf16(uint16_t x) {
   return f;
 }
 
-inline float inverse_scale(float max) { return max > 0.0f ? 127.0f / max : 0.0f; }
+// The largest |q| of so many planes of bytes.
+constexpr int32_t top_of(int planes) { return planes == 1 ? 127 : 127 * 256 + 127; }
+
+// Below 1e-30 the quotient might not be finite.
+template <int kPlanes> inline float inverse_scale(float max) {
+  return max >= 1e-30f ? static_cast<float>(top_of(kPlanes)) / max : 0.0f;
+}
+template <int kPlanes> inline float scale_of(float max) {
+  return max / static_cast<float>(top_of(kPlanes));
+}
 
 // |x| as bits, whose order is that of the numbers with NaN on top: a NaN ends up in the scale.
 inline uint32_t magnitude_bits(float x) {
@@ -53,16 +65,16 @@ inline float largest_magnitude(const float* x, int64_t n) {
 
 // One value; the caller's loop decides what shares the scale. What comes of NaN and infinity does
 // not matter (the scale has it), but must be the same everywhere.
-inline int8_t quantize_value(float x, float inverse) {
+template <int kPlanes> inline int32_t quantize_value(float x, float inverse) {
+  constexpr int32_t top = top_of(kPlanes);
   const float scaled = x * inverse;
-  if (!(scaled >= -127.0f && scaled <= 127.0f)) return scaled > 0.0f ? 127 : -127;
-  return static_cast<int8_t>(__builtin_lrintf(scaled));
+  if (!(scaled >= -top && scaled <= top)) return scaled > 0.0f ? top : -top;
+  return static_cast<int32_t>(__builtin_lrintf(scaled));
 }
 
 // What a group's numbers besides its codes are made of.
-inline void store_group_sums(const Q8Row& row, int64_t group, float max, int32_t first,
+inline void store_group_sums(const GroupedRow& row, int64_t group, float scale, int32_t first,
                              int32_t second) {
-  const float scale = max / 127.0f;
   const int32_t sum = first + second;
   row.scale[group] = scale;
   row.start[group] = -8 * sum;
@@ -71,35 +83,63 @@ inline void store_group_sums(const Q8Row& row, int64_t group, float max, int32_t
 }
 
 // A group of n <= 32 values; the tail is 0.
-inline void quantize_group_tail(const float* x, int64_t n, const Q8Row& row, int64_t group) {
-  const float max = largest_magnitude(x, n), inverse = inverse_scale(max);
-  int8_t* q = row.q + group * kGroup;
+template <int kPlanes>
+inline void quantize_group_tail(const float* x, int64_t n, const GroupedRow& row, int64_t group) {
+  const float max = largest_magnitude(x, n), inverse = inverse_scale<kPlanes>(max);
+  int8_t* q = row.q + group * kPlanes * kGroup;
   int32_t first = 0, second = 0;
   for (int64_t i = 0; i < kGroup; i++) {
-    q[i] = i < n ? quantize_value(x[i], inverse) : int8_t{0};
-    (i < kGroup / 2 ? first : second) += q[i];
+    int32_t value = i < n ? quantize_value<kPlanes>(x[i], inverse) : 0;
+    if (kPlanes == 1) {
+      q[i] = static_cast<int8_t>(value);
+    } else {
+      const int32_t hi = (value + 128) >> 8, lo = value - 256 * hi;
+      q[i] = static_cast<int8_t>(hi);
+      q[kGroup + i] = static_cast<int8_t>(lo < -127 ? -127 : lo);
+      value = 256 * hi + q[kGroup + i];
+    }
+    (i < kGroup / 2 ? first : second) += value;
   }
-  store_group_sums(row, group, max, first, second);
+  store_group_sums(row, group, scale_of<kPlanes>(max), first, second);
 }
 
 // A group of 32 values.
 #if defined(__AVX512F__)
-inline void quantize_group(const float* x, const Q8Row& row, int64_t group) {
+// A plane, and the sums of its halves in lanes 0 and 4.
+inline __m256i store_plane(int8_t* to, __m512i a, __m512i b) {
+  const __m256i codes = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), codes);
+  __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), codes);
+  sums = _mm256_hadd_epi32(sums, sums);
+  return _mm256_hadd_epi32(sums, sums);
+}
+template <int kPlanes>
+inline void quantize_group(const float* x, const GroupedRow& row, int64_t group) {
   const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
   const __m512i most = _mm512_max_epi32((__m512i)_mm512_abs_ps(a), (__m512i)_mm512_abs_ps(b));
   const uint32_t bits = _mm512_reduce_max_epi32(most);
   float max;
   __builtin_memcpy(&max, &bits, 4);
-  const __m512 inverse = _mm512_set1_ps(inverse_scale(max));
-  const __m512i low = _mm512_set1_epi32(-127);  // a NaN becomes the least integer
-  const __m512i qa = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), low);
-  const __m512i qb = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)), low);
-  const __m256i codes = _mm256_set_m128i(_mm512_cvtepi32_epi8(qb), _mm512_cvtepi32_epi8(qa));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.q + group * kGroup), codes);
-  __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), codes);
-  sums = _mm256_hadd_epi32(sums, sums);
-  sums = _mm256_hadd_epi32(sums, sums);
-  store_group_sums(row, group, max, _mm256_extract_epi32(sums, 0), _mm256_extract_epi32(sums, 4));
+  const __m512 inverse = _mm512_set1_ps(inverse_scale<kPlanes>(max));
+  const __m512i least = _mm512_set1_epi32(-top_of(kPlanes));  // a NaN becomes the least integer
+  const __m512i c[2] = {_mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), least),
+                        _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)), least)};
+  int8_t* q = row.q + group * kPlanes * kGroup;
+  __m256i sums;
+  if (kPlanes == 1) {
+    sums = store_plane(q, c[0], c[1]);
+  } else {
+    __m512i hi[2], lo[2];
+    for (int i = 0; i < 2; i++) {
+      hi[i] = _mm512_srai_epi32(_mm512_add_epi32(c[i], _mm512_set1_epi32(128)), 8);
+      const __m512i rest = _mm512_sub_epi32(c[i], _mm512_slli_epi32(hi[i], 8));
+      lo[i] = _mm512_max_epi32(rest, _mm512_set1_epi32(-127));
+    }
+    sums = _mm256_slli_epi32(store_plane(q, hi[0], hi[1]), 8);
+    sums = _mm256_add_epi32(sums, store_plane(q + kGroup, lo[0], lo[1]));
+  }
+  store_group_sums(row, group, scale_of<kPlanes>(max), _mm256_extract_epi32(sums, 0),
+                   _mm256_extract_epi32(sums, 4));
 }
 #elif defined(__AVX2__)
 inline int32_t reduce_add(__m256i v) {
@@ -107,7 +147,16 @@ inline int32_t reduce_add(__m256i v) {
   const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
   return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
 }
-inline void quantize_group(const float* x, const Q8Row& row, int64_t group) {
+// Packing works on 128-bit halves; the permutation puts words of four values back in order.
+inline void store_bytes(int8_t* to, const __m256i (&c)[4]) {
+  const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]),
+                                            _mm256_packs_epi32(c[2], c[3]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm256_permutevar8x32_epi32(packed, order));
+}
+template <int kPlanes>
+inline void quantize_group(const float* x, const GroupedRow& row, int64_t group) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   __m256 v[4];
   __m256i most = _mm256_setzero_si256();
@@ -121,32 +170,46 @@ inline void quantize_group(const float* x, const Q8Row& row, int64_t group) {
   const int32_t bits = one > other ? one : other;
   float max;
   __builtin_memcpy(&max, &bits, 4);
-  const __m256 inverse = _mm256_set1_ps(inverse_scale(max));
-  const __m256i low = _mm256_set1_epi32(-127);  // a NaN becomes the least integer
+  const __m256 inverse = _mm256_set1_ps(inverse_scale<kPlanes>(max));
+  const __m256i least = _mm256_set1_epi32(-top_of(kPlanes));  // a NaN becomes the least integer
   __m256i c[4];
   for (int i = 0; i < 4; i++) {
-    c[i] = _mm256_max_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)), low);
+    c[i] = _mm256_max_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)), least);
   }
-  // Packing works on 128-bit halves; the permutation puts words of four values back in order.
-  const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]),
-                                            _mm256_packs_epi32(c[2], c[3]));
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.q + group * kGroup),
-                      _mm256_permutevar8x32_epi32(packed, order));
-  store_group_sums(row, group, max, reduce_add(_mm256_add_epi32(c[0], c[1])),
+  int8_t* q = row.q + group * kPlanes * kGroup;
+  if (kPlanes == 1) {
+    store_bytes(q, c);
+  } else {
+    __m256i hi[4], lo[4];
+    for (int i = 0; i < 4; i++) {
+      hi[i] = _mm256_srai_epi32(_mm256_add_epi32(c[i], _mm256_set1_epi32(128)), 8);
+      const __m256i shifted = _mm256_slli_epi32(hi[i], 8);
+      lo[i] = _mm256_max_epi32(_mm256_sub_epi32(c[i], shifted), _mm256_set1_epi32(-127));
+      c[i] = _mm256_add_epi32(shifted, lo[i]);
+    }
+    store_bytes(q, hi);
+    store_bytes(q + kGroup, lo);
+  }
+  store_group_sums(row, group, scale_of<kPlanes>(max), reduce_add(_mm256_add_epi32(c[0], c[1])),
                    reduce_add(_mm256_add_epi32(c[2], c[3])));
 }
 #else
-inline void quantize_group(const float* x, const Q8Row& row, int64_t group) {
-  quantize_group_tail(x, kGroup, row, group);
+template <int kPlanes>
+inline void quantize_group(const float* x, const GroupedRow& row, int64_t group) {
+  quantize_group_tail<kPlanes>(x, kGroup, row, group);
 }
 #endif
 
-inline void quantize_row_q8(const float* x, int64_t k, void* out) {
-  const Q8Row row = q8_row_parts(out, k);
-  int64_t g = 0;
-  for (; (g + 1) * kGroup <= k; g++) quantize_group(x + g * kGroup, row, g);
-  if (g * kGroup < k) quantize_group_tail(x + g * kGroup, k - g * kGroup, row, g);
+template <int kPlanes>
+inline void store_groups_in(const GroupedRow& row, int64_t first, int64_t n, const float* x) {
+  int64_t group = first / kGroup;
+  for (; n >= kGroup; n -= kGroup, x += kGroup) quantize_group<kPlanes>(x, row, group++);
+  if (n > 0) quantize_group_tail<kPlanes>(x, n, row, group);
+}
+// Values [first, first + n) of a row: from the border of a group to another, or to the row's end.
+inline void store_groups(const GroupedRow& row, int64_t first, int64_t n, const float* x) {
+  return row.planes == 2 ? store_groups_in<2>(row, first, n, x)
+                         : store_groups_in<1>(row, first, n, x);
 }
 
 // One scale for the whole row.
@@ -154,10 +217,10 @@ inline void quantize_row_q8_row(const float* x, int64_t k, void* out) {
   int8_t* q = static_cast<int8_t*>(out);
   const int64_t padded = round_up(k, kGroup);
   const float max = largest_magnitude(x, k);
-  const float inverse = inverse_scale(max), scale = max / 127.0f;
+  const float inverse = inverse_scale<1>(max), scale = scale_of<1>(max);
   int32_t sum = 0;
   for (int64_t i = 0; i < padded; i++) {
-    q[i] = i < k ? quantize_value(x[i], inverse) : int8_t{0};
+    q[i] = i < k ? static_cast<int8_t>(quantize_value<1>(x[i], inverse)) : int8_t{0};
     sum += q[i];
   }
   __builtin_memcpy(q + padded, &scale, 4);
@@ -171,7 +234,8 @@ inline void store_row(const float* x, int64_t k, Kind kind, void* out) {
     case Kind::bf16:
       for (int64_t i = 0; i < k; i++) static_cast<uint16_t*>(out)[i] = bf16_from_float(x[i]);
       break;
-    case Kind::q8: quantize_row_q8(x, k, out); break;
+    case Kind::q8:
+    case Kind::q16: store_groups(grouped_row(out, kind, k), 0, k, x); break;
     case Kind::q8_row: quantize_row_q8_row(x, k, out); break;
   }
 }

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable
+from galley.config.engine import QuantizedActivations
 from galley.errors import ConfigError
 from galley.kernels.ops import Constant, ForwardContext, KVLayer, Ops, Value, Weight, WeightData
 from galley.kernels.sampling import LogitMasks, Samples
@@ -144,20 +145,27 @@ class Backend(Protocol):
         """The model made executable for steps within the limits."""
 
 
-#: --backend → module and class. A class takes (dense, threads, eager).
+#: --backend → module and class. A class takes the arguments of `open_backend`.
 BACKENDS: dict[str, tuple[str, str]] = {
     "cpu": ("galley.kernels.cpu", "CpuBackend"),
     "reference": ("galley.kernels.reference", "ReferenceBackend"),
 }
 
 
-def open_backend(name: str, dense: Dense, threads: int = 0, eager: bool = False) -> Backend:
+def open_backend(
+    name: str,
+    dense: Dense,
+    threads: int = 0,
+    eager: bool = False,
+    quantized_activations: QuantizedActivations = "auto",
+) -> Backend:
     """The backend called `name`; "auto" is the native CPU one.
 
     Args:
         dense: format of weights that are not quantised.
         threads: compute threads, 0 = one per core that this process may use.
         eager: run op by op (--enforce-eager).
+        quantized_activations: what meets weights of integers in groups, where a backend rounds it.
 
     Raises:
         ConfigError: there is no such backend, or what it needs is not installed.
@@ -174,5 +182,7 @@ def open_backend(name: str, dense: Dense, threads: int = 0, eager: bool = False)
         raise ConfigError(
             f"--backend {name} needs the package {error.name}, which is not installed"
         ) from error
-    backend: Backend = getattr(module, place[1])(dense, threads=threads, eager=eager)
+    backend: Backend = getattr(module, place[1])(
+        dense, threads=threads, eager=eager, quantized_activations=quantized_activations
+    )
     return backend

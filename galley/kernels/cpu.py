@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable
+from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena
 from galley.kernels.backend import Dense, Limits, Model, StepInputs
@@ -37,10 +38,17 @@ class CpuBackend:
     batch_invariant = True
     interleave_gate_up = True
 
-    def __init__(self, dense: Dense = "bf16", threads: int = 0, eager: bool = False) -> None:
+    def __init__(
+        self,
+        dense: Dense = "bf16",
+        threads: int = 0,
+        eager: bool = False,
+        quantized_activations: QuantizedActivations = "auto",
+    ) -> None:
         self._dense = dense
         self._pool = _native.Pool(threads or len(os.sched_getaffinity(0)))
         self._eager = eager
+        self._quantized = quantized_activations
 
     def weight(self, data: WeightData) -> PackedWeight:
         return pack(data, self._dense)
@@ -56,7 +64,7 @@ class CpuBackend:
 
     def build(self, model: Model, limits: Limits) -> CpuExecutable:
         kv_kind = Kind.f32 if self._dense == "f32" else Kind.bf16
-        return CpuExecutable(model, limits, self._pool, kv_kind, self._eager)
+        return CpuExecutable(model, limits, self._pool, kv_kind, self._quantized, self._eager)
 
 
 class KVMemory:
@@ -94,9 +102,15 @@ class CpuExecutable:
     """
 
     def __init__(
-        self, model: Model, limits: Limits, pool: _native.Pool, kv_kind: Kind, eager: bool
+        self,
+        model: Model,
+        limits: Limits,
+        pool: _native.Pool,
+        kv_kind: Kind,
+        quantized: QuantizedActivations,
+        eager: bool,
     ) -> None:
-        recorded, logits = record(model, kv_kind)
+        recorded, logits = record(model, kv_kind, quantized)
         self.nodes = apply(recorded, LOWERING if eager else (*LOWERING, *FUSIONS))
         self._ints = [int_arguments(node) for node in self.nodes]
         self._layers = list(model.kv_layers)

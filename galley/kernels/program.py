@@ -25,6 +25,7 @@ class Kind(IntEnum):
     bf16 = 1
     q8 = 2  # int8, a scale per 32
     q8_row = 3  # int8, a scale per row
+    q16 = 4  # int16 as two planes of int8, a scale per 32
 
 
 class Rows(IntEnum):

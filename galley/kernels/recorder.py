@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.config.engine import QuantizedActivations
+from galley.kernels.activations import activation_kind
 from galley.kernels.backend import Model
 from galley.kernels.ops import KVLayer, Ops, RotaryTable
 from galley.kernels.program import Kind, Node, Rows, Symbol
@@ -36,9 +38,11 @@ class RecordingContext:
     logit_index: Placeholder = field(default_factory=lambda: Placeholder(("logits",)))
 
 
-def record(model: Model, kv_kind: Kind) -> tuple[list[Node], Symbol]:
-    """The model's whole forward pass, and the symbol of its logits."""
-    recorder, ctx = Recorder(kv_kind), RecordingContext()
+def record(
+    model: Model, kv_kind: Kind, quantized: QuantizedActivations = "auto"
+) -> tuple[list[Node], Symbol]:
+    """The model's whole forward pass, and the symbol of its logits. Arguments as `Recorder`'s."""
+    recorder, ctx = Recorder(kv_kind, quantized), RecordingContext()
     ops = Ops(recorder)
     hidden = model.forward(ops, model.embed(ops, ctx), ctx)
     logits = model.logits(ops, hidden, ctx)
@@ -47,12 +51,18 @@ def record(model: Model, kv_kind: Kind) -> tuple[list[Node], Symbol]:
 
 
 class Recorder:
-    """See the module. `kv_kind`: number format of the KV cache and of the queries that meet it."""
+    """See the module.
 
-    def __init__(self, kv_kind: Kind) -> None:
+    Args:
+        kv_kind: number format of the KV cache and of the queries that meet it.
+        quantized: of rows that meet weights of integers in groups.
+    """
+
+    def __init__(self, kv_kind: Kind, quantized: QuantizedActivations = "auto") -> None:
         self.nodes: list[Node] = []
         self._kv_kind = kv_kind
-        self._quantised: dict[tuple[Symbol, Kind], Symbol] = {}
+        self._quantized = quantized
+        self._rounded: dict[tuple[Symbol, Kind], Symbol] = {}
         self._overwritten: set[Symbol] = set()
 
     def embedding(self, weight: PackedWeight, token_ids: Placeholder) -> Symbol:
@@ -68,7 +78,7 @@ class Recorder:
         for weight in weights:
             stop = start + weight.shape[0]
             part = Symbol(out.buffer, stop - start, start)
-            rows = self._as_kind(x, Kind(weight.activation))
+            rows = self._as_kind(x, activation_kind(weight.format, self._quantized))
             constants: dict[str, PackedWeight | NDArray[np.float32]] = {"weight": weight}
             if bias is not None:
                 constants["bias"] = bias[start:stop]
@@ -164,9 +174,9 @@ class Recorder:
         """x as rows of another kind, made once however many layers read them."""
         if x.kind == kind:
             return x
-        made = self._quantised.get((x, kind))
+        made = self._rounded.get((x, kind))
         if made is None:
-            made = self._quantised[x, kind] = Symbol.new(x.buffer.rows, x.columns, kind)
+            made = self._rounded[x, kind] = Symbol.new(x.buffer.rows, x.columns, kind)
             self._add(Node("quantize", {"x": x}, {"out": made}))
         return made
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from galley.batch import I32, RequestTable
+from galley.config.engine import QuantizedActivations
 from galley.kernels.backend import Dense, Limits, Model, StepInputs
 from galley.kernels.ops import GATE_UP_RUN, KVLayer, Ops, RotaryTable, WeightData
 from galley.kernels.reference_sampler import ReferenceSampler
@@ -187,6 +188,7 @@ class ReferenceBackend:
         dense: Dense = "f32",
         threads: int = 0,
         eager: bool = False,
+        quantized_activations: QuantizedActivations = "auto",
         compute: torch.dtype = torch.float32,
     ) -> None:
         if threads:

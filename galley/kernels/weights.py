@@ -123,11 +123,6 @@ class PackedWeight:
         if not self.data.flags.c_contiguous or self.data.ctypes.data % _ALIGNMENT:
             raise ValueError(f"packed weights must be contiguous, at a multiple of {_ALIGNMENT}")
 
-    @property
-    def activation(self) -> int:
-        """Kind of the activation rows that meet this weight (csrc/program.h)."""
-        return int(self.format.layout(self.shape).activation)
-
     def arguments(self) -> dict[str, int]:
         """Sizes and format, as native ops take them."""
         n, k = self.shape

@@ -46,7 +46,11 @@ def open_device(config: EngineConfig, dense: Dense) -> Backend:
     """
     device = config.device
     backend = open_backend(
-        device.backend, dense, threads=device.num_threads or 0, eager=config.model.enforce_eager
+        device.backend,
+        dense,
+        threads=device.num_threads or 0,
+        eager=config.model.enforce_eager,
+        quantized_activations=config.model.quantized_activations,
     )
     if not backend.batch_invariant:
         if device.batch_invariant:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels import _native
-from tests.kernels.native_harness import BF16, F32, Q8, Q8_ROW, Native, aligned
+from tests.kernels.native_harness import BF16, F32, Q8, Q8_ROW, Q16, Native, aligned
 
 Rows = NDArray[np.uint8]
 F32Array = NDArray[np.float32]
@@ -41,13 +41,19 @@ def values(rows: Rows, kind: int, k: int) -> F32Array:
 
 def parts(
     rows: Rows, kind: int, k: int
-) -> tuple[NDArray[np.int8], F32Array, dict[str, NDArray[Any]]]:
+) -> tuple[NDArray[np.int32], F32Array, dict[str, NDArray[Any]]]:
     """Codes [m, k'], scales [m, n] and what else there is per scale, by name, each [m, n]."""
-    assert kind in (Q8, Q8_ROW)
-    padded = -(-k // 32) * 32
-    n = padded // 32 if kind == Q8 else 1
+    assert kind in (Q8, Q8_ROW, Q16)
+    m, padded = len(rows), -(-k // 32) * 32
+    end = 2 * padded if kind == Q16 else padded
+    q = rows[:, :end].view(np.int8).astype(np.int32)
+    if kind == Q16:
+        planes = q.reshape(m, -1, 2, 32)
+        assert planes.min() >= -127
+        q = (256 * planes[:, :, 0] + planes[:, :, 1]).reshape(m, padded)
+    n = 1 if kind == Q8_ROW else padded // 32
     fields: dict[str, Any] = {"scale": np.float32, "sum": np.int32}
-    if kind == Q8:
+    if kind != Q8_ROW:
         fields = {
             "scale": np.float32,
             "start": np.int32,
@@ -56,6 +62,6 @@ def parts(
         }
     columns = {}
     for i, (name, dtype) in enumerate(fields.items()):
-        at = padded + 4 * n * i
+        at = end + 4 * n * i
         columns[name] = np.ascontiguousarray(rows[:, at : at + 4 * n]).view(dtype)
-    return rows[:, :padded].view(np.int8), columns.pop("scale"), columns
+    return q, columns.pop("scale"), columns

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from galley.kernels import _native
 
-F32, BF16, Q8, Q8_ROW = range(4)
+F32, BF16, Q8, Q8_ROW, Q16 = range(5)
 BEST_ISA = _native.isa()
 ISAS = ["generic", "avx2", "avx512"][: ["generic", "avx2", "avx512"].index(BEST_ISA) + 1]
 

@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from tests.kernels.native_harness import BF16, F32, ISAS, Native, aligned, kind_dtype, use_isa
+from galley.kernels import _native
+from tests.kernels import activation_rows
+from tests.kernels.native_harness import (
+    BF16,
+    F32,
+    ISAS,
+    Q8,
+    Q8_ROW,
+    Q16,
+    Native,
+    aligned,
+    kind_dtype,
+    use_isa,
+)
 
 
 def silu_mul(x, n, isa, kind=F32, interleaved=0, threads=1):
@@ -65,6 +78,18 @@ def test_bf16_out_is_f32_out_rounded(isa):
     assert np.array_equal(
         silu_mul(x, 40, isa, kind=BF16), silu_mul(x, 40, isa).astype(kind_dtype(BF16))
     )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [Q8, Q8_ROW, Q16])
+def test_integers_out_are_f32_out_quantised(isa, kind):
+    x = data(4, 40)
+    out = aligned((4, _native.activation_bytes(kind, 40)), np.uint8)
+    with use_isa(isa):
+        native = Native()
+        native.add("silu_mul", {"x": x, "out": out}, n=40, out_kind=kind)
+        native.run([4])
+        assert np.array_equal(out, activation_rows.quantized(silu_mul(x, 40, isa), kind))
 
 
 @pytest.mark.parametrize("isa", ISAS)

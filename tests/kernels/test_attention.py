@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from galley.kernels import _native
 from tests.kernels.kv_pages import KVPages
 from tests.kernels.native_harness import (
     BF16,
@@ -12,11 +13,14 @@ from tests.kernels.native_harness import (
     ISAS,
     Q8,
     Q8_ROW,
+    Q16,
     Native,
     aligned,
     kind_dtype,
     use_isa,
 )
+
+INTEGERS = (Q8, Q8_ROW, Q16)
 
 
 class Case:
@@ -78,13 +82,10 @@ class Case:
 
     def out_width(self):
         n = self.heads * self.dim
-        padded = -(-n // 32) * 32
-        if self.out_kind == Q8:
-            return -(-(padded + padded // 32 * 12) // 64) * 64
-        return -(-(padded + 8) // 64) * 64 if self.out_kind == Q8_ROW else n
+        return _native.activation_bytes(self.out_kind, n) if self.out_kind in INTEGERS else n
 
     def out_dtype(self):
-        return np.uint8 if self.out_kind in (Q8, Q8_ROW) else kind_dtype(self.out_kind)
+        return np.uint8 if self.out_kind in INTEGERS else kind_dtype(self.out_kind)
 
     def step(self, counts, slots=None):
         """Compute `counts[i]` further tokens of slots[i]; returns their output rows."""
@@ -225,7 +226,7 @@ def test_row_in_a_mixed_batch_equals_row_alone(isa, kind):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("out_kind", [BF16, Q8, Q8_ROW])
+@pytest.mark.parametrize("out_kind", [BF16, Q8, Q8_ROW, Q16])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 32), (4, 2, 8), (3, 3, 10)])
 def test_other_out_kinds_are_f32_then_quantize(isa, out_kind, heads, kv_heads, dim):
     lengths = [90, 3]
@@ -238,9 +239,13 @@ def test_other_out_kinds_are_f32_then_quantize(isa, out_kind, heads, kv_heads, d
         )
     out = case.step(lengths)
     f32.step(lengths)
-    used = {BF16: heads * dim, Q8: None, Q8_ROW: None}[out_kind]
     padded = -(-heads * dim // 32) * 32
-    used = used or (padded + padded // 32 * 12 if out_kind == Q8 else padded + 8)
+    used = {
+        BF16: heads * dim,
+        Q8: padded + padded // 32 * 16,
+        Q8_ROW: padded + 8,
+        Q16: 2 * padded + padded // 32 * 16,
+    }[out_kind]
     assert np.array_equal(np.concatenate(out)[:, :used], expected[:, :used])
 
 

@@ -12,7 +12,17 @@ from galley.kernels import _native
 from galley.kernels.weights import PackedWeight, pack
 from galley.quant import Unpacked
 from tests.kernels import activation_rows
-from tests.kernels.native_harness import BF16, F32, ISAS, Q8, Q8_ROW, Native, aligned, use_isa
+from tests.kernels.native_harness import (
+    BF16,
+    F32,
+    ISAS,
+    Q8,
+    Q8_ROW,
+    Q16,
+    Native,
+    aligned,
+    use_isa,
+)
 
 #: Name → how a weight of that format is made: bits, group, zero, scale type, mins. None = dense.
 FORMATS: dict[str, tuple[Any, ...] | None] = {
@@ -65,8 +75,21 @@ def random_rows(m: int, k: int, seed: int = 1) -> np.ndarray:
     return x
 
 
+class Rows:
+    """Activation rows of a kind, [m, bytes]."""
+
+    def __init__(self, data: np.ndarray, kind: int) -> None:
+        self.data, self.kind = data, kind
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, part: slice) -> Rows:
+        return Rows(self.data[part], self.kind)
+
+
 def linear(
-    x: np.ndarray,
+    x: Rows,
     w: PackedWeight,
     out: np.ndarray | None = None,
     bias: np.ndarray | None = None,
@@ -77,21 +100,29 @@ def linear(
     m = len(x)
     if out is None:
         out = aligned((m, w.shape[0]), np.float32)
-    arrays = {"x": x, "weight": w.data, "out": out}
+    arrays = {"x": x.data, "weight": w.data, "out": out}
     if bias is not None:
         arrays["bias"] = bias
     native = Native(max_len=m, threads=threads)
-    native.add("linear", arrays, x_kind=w.activation, **w.arguments(), **ints)
+    native.add("linear", arrays, x_kind=x.kind, **w.arguments(), **ints)
     native.run([m])
     return out
 
 
-def rows_for(w: PackedWeight, x: np.ndarray) -> np.ndarray:
-    return activation_rows.quantized(x, w.activation)
+def kinds_for(name: str) -> list[int]:
+    """Kinds of activation rows that can meet a weight."""
+    recipe = FORMATS[name]
+    if recipe is None:
+        return [F32 if name == "f32" else BF16]
+    return [Q8, Q16] if recipe[1] else [Q8_ROW]
 
 
-def expected(rows: np.ndarray, w: PackedWeight) -> np.ndarray:
-    x = activation_rows.values(rows, w.activation, w.shape[1]).astype(np.float64)
+def rows_of(kind: int, x: np.ndarray) -> Rows:
+    return Rows(activation_rows.quantized(x, kind), kind)
+
+
+def expected(rows: Rows, w: PackedWeight) -> np.ndarray:
+    x = activation_rows.values(rows.data, rows.kind, w.shape[1]).astype(np.float64)
     return x @ w.unpack().astype(np.float64).T
 
 
@@ -103,6 +134,8 @@ def shapes_of(name: str) -> list[tuple[int, int]]:
 
 
 CASES = [(name, n, k) for name in FORMATS for n, k in shapes_of(name)]
+#: Every format with every kind of rows that meets it.
+PAIRS = [(name, kind) for name in FORMATS for kind in kinds_for(name)]
 
 
 class TestPacking:
@@ -202,20 +235,22 @@ class TestPacking:
 
 @pytest.mark.parametrize("isa", ISAS)
 class TestValues:
-    @pytest.mark.parametrize(("name", "n", "k"), CASES)
-    def test_equals_the_product(self, isa, name, n, k):
+    @pytest.mark.parametrize(
+        ("name", "kind", "n", "k"), [(*p, n, k) for p in PAIRS for n, k in shapes_of(p[0])]
+    )
+    def test_equals_the_product(self, isa, name, kind, n, k):
         w = packed(name, n, k)
-        x = rows_for(w, random_rows(13, k))
+        x = rows_of(kind, random_rows(13, k))
         with use_isa(isa):
             y = linear(x, w)
         want = expected(x, w)
         assert np.abs(y - want).max() <= 2e-6 * np.abs(want).max()
 
-    @pytest.mark.parametrize("name", FORMATS)
-    def test_row_does_not_depend_on_its_batch(self, isa, name):
+    @pytest.mark.parametrize(("name", "kind"), PAIRS)
+    def test_row_does_not_depend_on_its_batch(self, isa, name, kind):
         """Every row at M = 1 … 80, on one and three threads, bit for bit."""
         w = packed(name, 70, 640)
-        x = rows_for(w, random_rows(80, 640))
+        x = rows_of(kind, random_rows(80, 640))
         with use_isa(isa):
             whole = linear(x, w, threads=3)
             for m in [*range(1, 32), 33, 47, 48, 49, 64, 79]:
@@ -223,50 +258,81 @@ class TestValues:
             for first in (1, 5, 24, 79):
                 assert linear(x[first:], w).tobytes() == whole[first:].tobytes()
 
-    @pytest.mark.parametrize("name", ["bf16", "Q8_0", "Q4_1"])
-    def test_row_does_not_depend_on_long_prefills(self, isa, name):
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("bf16", BF16), ("Q8_0", Q8), ("Q4_1", Q8), ("Q4_1", Q16)]
+    )
+    def test_row_does_not_depend_on_long_prefills(self, isa, name, kind):
         """More rows than a tile holds."""
         w = packed(name, 64, 96)
-        x = rows_for(w, random_rows(523, 96))
+        x = rows_of(kind, random_rows(523, 96))
         with use_isa(isa):
             whole = linear(x, w, threads=2)
             parts = [linear(x[a:b], w) for a, b in ((0, 100), (100, 341), (341, 523))]
         assert np.concatenate(parts).tobytes() == whole.tobytes()
 
-    @pytest.mark.parametrize("name", ["bf16", "Q4_0", "W8A8"])
-    def test_column_does_not_depend_on_its_panel(self, isa, name):
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("bf16", BF16), ("Q4_0", Q8), ("Q4_1", Q16), ("W8A8", Q8_ROW)]
+    )
+    def test_column_does_not_depend_on_its_panel(self, isa, name, kind):
         """What tensor parallelism relies on: a slice of the outputs gives the same numbers."""
         w = packed(name, 100, 128)
-        x = rows_for(w, random_rows(9, 128))
+        x = rows_of(kind, random_rows(9, 128))
         with use_isa(isa):
             whole = linear(x, w)
             part = linear(x, w.cut(rows=slice(37, 90)))
         assert part.tobytes() == np.ascontiguousarray(whole[:, 37:90]).tobytes()
 
-    @pytest.mark.parametrize("name", ["f32", "bf16", "Q8_0", "Q4_0"])
-    def test_nan_stays_in_its_row(self, isa, name):
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("f32", F32), ("bf16", BF16), ("Q8_0", Q16), ("Q4_0", Q8)]
+    )
+    def test_nan_stays_in_its_row(self, isa, name, kind):
         w = packed(name, 40, 64)
         x = random_rows(7, 64)
         x[3, 5] = np.nan
         with use_isa(isa):
-            y = linear(rows_for(w, x), w)
+            y = linear(rows_of(kind, x), w)
             x[3, 5] = 0
-            clean = linear(rows_for(w, x), w)
+            clean = linear(rows_of(kind, x), w)
         others = [0, 1, 2, 4, 5, 6]
         assert np.array_equal(y[others], clean[others])
         assert np.isnan(y[3]).all()
 
+    @pytest.mark.parametrize("name", [name for name, kind in PAIRS if kind == Q16])
+    def test_largest_codes_do_not_overflow(self, isa, name):
+        """The greatest sums that 32 bits must hold: every code and every q at its end."""
+        bits, group, zero, dtype, has_min = FORMATS[name]
+        n, k = 40, 128
+        q = np.full((n, k), 2**bits - 1, np.uint8)
+        q[::2] = 0
+        scale = np.ones((n, k // group), dtype)
+        low = scale if has_min else None
+        w = pack(Unpacked(q=q, bits=bits, group=group, zero=zero, scale=scale, min=low))
+        x = np.ones((9, k), np.float32)
+        x[::3] = -1
+        x[1] = np.where(np.arange(k) % 2, 1, -1)
+        rows = rows_of(Q16, x)
+        q_of_rows, _, sums = activation_rows.parts(rows.data, Q16, k)
+        assert np.abs(q_of_rows).min() == 32639
+        assert np.abs(sums["start"]).max() == 8 * 32 * 32639
+        with use_isa(isa):
+            y = linear(rows, w)
+        want = expected(rows, w)
+        assert np.abs(y - want).max() <= 2e-6 * np.abs(want).max()
+
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["f32", "bf16", "Q8_0", "Q6_K", "W8A8", "Q4_1"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("f32", F32), ("bf16", BF16), ("Q8_0", Q8), ("Q6_K", Q16), ("W8A8", Q8_ROW), ("Q4_1", Q16)],
+)
 class TestEpilogues:
     """A fused op gives bit for bit what its parts give one after the other."""
 
     @pytest.mark.parametrize("n", [64, 45])
     @pytest.mark.parametrize("m", [1, 14])
-    def test_bias_and_residual(self, isa, name, n, m):
+    def test_bias_and_residual(self, isa, name, kind, n, m):
         w = packed(name, n, 96)
-        x = rows_for(w, random_rows(m, 96))
+        x = rows_of(kind, random_rows(m, 96))
         rng = np.random.default_rng(2)
         bias = rng.standard_normal(n).astype(np.float32)
         residual = rng.standard_normal((m, n)).astype(np.float32)
@@ -277,9 +343,9 @@ class TestEpilogues:
         assert np.array_equal(with_bias, plain + bias)
         assert np.array_equal(both, residual + with_bias)
 
-    def test_out_stride_leaves_the_rest_alone(self, isa, name):
+    def test_out_stride_leaves_the_rest_alone(self, isa, name, kind):
         w = packed(name, 45, 96)
-        x = rows_for(w, random_rows(5, 96))
+        x = rows_of(kind, random_rows(5, 96))
         out = np.full((5, 64), 7, np.float32)
         with use_isa(isa):
             linear(x, w, out=out, out_stride=64)
@@ -287,38 +353,39 @@ class TestEpilogues:
         assert (out[:, 45:] == 7).all()
 
     @pytest.mark.parametrize("n", [64, 45, 17])
-    def test_bf16_out_is_f32_out_rounded(self, isa, name, n):
+    def test_bf16_out_is_f32_out_rounded(self, isa, name, kind, n):
         w = packed(name, n, 96)
-        x = rows_for(w, random_rows(5, 96))
+        x = rows_of(kind, random_rows(5, 96))
         out = aligned((5, n), ml_dtypes.bfloat16)
         with use_isa(isa):
             linear(x, w, out=out, out_kind=BF16)
             assert np.array_equal(out, linear(x, w).astype(ml_dtypes.bfloat16))
 
     @pytest.mark.parametrize("n", [64, 45, 17])
-    def test_q8_out_is_f32_out_quantised(self, isa, name, n):
+    @pytest.mark.parametrize("out_kind", [Q8, Q16])
+    def test_integers_out_are_f32_out_quantised(self, isa, name, kind, n, out_kind):
         w = packed(name, n, 96)
-        x = rows_for(w, random_rows(14, 96))
-        out = aligned((14, _native.activation_bytes(Q8, n)), np.uint8)
+        x = rows_of(kind, random_rows(14, 96))
+        out = aligned((14, _native.activation_bytes(out_kind, n)), np.uint8)
         with use_isa(isa):
-            linear(x, w, out=out, out_kind=Q8)
-            assert np.array_equal(out, activation_rows.quantized(linear(x, w), Q8))
+            linear(x, w, out=out, out_kind=out_kind)
+            assert np.array_equal(out, activation_rows.quantized(linear(x, w), out_kind))
 
     @pytest.mark.parametrize("n", [32, 64, 96, 160])
-    @pytest.mark.parametrize("kind", [F32, BF16, Q8])
-    def test_silu_mul_is_the_op_silu_mul(self, isa, name, n, kind):
+    @pytest.mark.parametrize("out_kind", [F32, BF16, Q8, Q16])
+    def test_silu_mul_is_the_op_silu_mul(self, isa, name, kind, n, out_kind):
         w = packed(name, n, 96)
         m = 14
-        x = rows_for(w, random_rows(m, 96))
+        x = rows_of(kind, random_rows(m, 96))
         bias = np.random.default_rng(2).standard_normal(n).astype(np.float32)
-        size = _native.activation_bytes(kind, n // 2)
+        size = _native.activation_bytes(out_kind, n // 2)
         fused, apart = aligned((m, size), np.uint8), aligned((m, size), np.uint8)
         with use_isa(isa):
-            linear(x, w, out=fused, bias=bias, epilogue=1, out_kind=kind, threads=2)
+            linear(x, w, out=fused, bias=bias, epilogue=1, out_kind=out_kind, threads=2)
             gate_up = linear(x, w, bias=bias)
             native = Native(max_len=m)
             arrays = {"x": gate_up, "out": apart}
-            native.add("silu_mul", arrays, n=n // 2, interleaved=1, out_kind=kind)
+            native.add("silu_mul", arrays, n=n // 2, interleaved=1, out_kind=out_kind)
             native.run([m])
         assert np.array_equal(fused, apart)
 
@@ -326,18 +393,22 @@ class TestEpilogues:
 class TestQuantize:
     @pytest.mark.parametrize("isa", ISAS)
     @pytest.mark.parametrize("k", [1, 31, 32, 33, 100, 576])
-    @pytest.mark.parametrize("kind", [Q8, Q8_ROW])
+    @pytest.mark.parametrize("kind", [Q8, Q8_ROW, Q16])
     def test_definition(self, isa, k, kind):
         x = random_rows(9, k)
+        x[2] *= np.float32(1e-32)  # nothing is left of it
         with use_isa(isa):
             rows = activation_rows.quantized(x, kind)
         q, scale, sums = activation_rows.parts(rows, kind, k)
         padded = activation_rows.pad_columns(x, 32)
         groups = padded.reshape(9, scale.shape[1], -1)
         most = np.abs(groups).max(axis=2)
-        assert np.array_equal(scale, most / np.float32(127))
-        inverse = np.where(most > 0, np.float32(127) / np.maximum(most, 1e-38), np.float32(0))
-        codes = np.rint(groups * inverse[..., None].astype(np.float32)).astype(np.int32)
+        top = np.float32(32639 if kind == Q16 else 127)
+        assert np.array_equal(scale, most / top)
+        inverse = np.where(most >= 1e-30, top / np.maximum(most, np.float32(1e-30)), np.float32(0))
+        codes = np.rint(groups * inverse[..., None]).astype(np.int32)
+        if kind == Q16:
+            codes += (codes + 128) % 256 == 0  # the low byte is never -128
         assert np.array_equal(q.reshape(codes.shape), codes)
         total = codes.sum(axis=2)
         if kind == Q8_ROW:
@@ -353,7 +424,8 @@ class TestQuantize:
         x[5, 3] = np.inf
         x[6, 290:294] = np.nan, 1, -np.inf, np.nan
         x[7, 40] = -np.nan
-        for kind in (BF16, Q8, Q8_ROW):
+        x[8] *= np.float32(1e-36)
+        for kind in (BF16, Q8, Q8_ROW, Q16):
             results = []
             for isa in ISAS:
                 with use_isa(isa):
@@ -364,6 +436,22 @@ class TestQuantize:
         x = random_rows(5, 77)
         rows = activation_rows.quantized(x, BF16)
         assert np.array_equal(rows.view(ml_dtypes.bfloat16), x.astype(ml_dtypes.bfloat16))
+
+    @pytest.mark.parametrize("isa", ISAS)
+    def test_every_16_bit_code(self, isa):
+        """Both bytes of all integers that q16 has, and their sums."""
+        codes = np.arange(-32639, 32640)
+        groups = np.full((-(-len(codes) // 31), 32), 32639, np.float32)
+        groups[:, 1:].flat[: len(codes)] = codes  # the first of a group makes its scale 1
+        with use_isa(isa):
+            rows = activation_rows.quantized(groups, Q16)
+        q, scale, sums = activation_rows.parts(rows, Q16, 32)
+        assert (scale == 1).all()
+        low_byte_is_128 = (codes + 128) % 256 == 0
+        assert low_byte_is_128.any()
+        assert np.array_equal(q[:, 1:].flat[: len(codes)], codes + low_byte_is_128)
+        assert np.array_equal(sums["start"][:, 0], -8 * q.sum(axis=1))
+        assert np.array_equal(sums["half"][:, 0], -8 * q[:, :16].sum(axis=1))
 
     def test_strided_rows(self):
         x = random_rows(6, 96)
@@ -407,11 +495,14 @@ class TestBadArguments:
             ({"format": 4}, "format must be 0 .. 3"),
             ({"group": 24}, "groups of 24"),
             ({"group": 16}, "groups of 16"),
-            ({"x_kind": F32}, "x_kind 0 does not meet this weight, 2 does"),
+            ({"x_kind": F32}, "x_kind 0 does not meet this weight"),
+            ({"x_kind": Q8_ROW}, "x_kind 3 does not meet this weight"),
+            ({"x_kind": 5}, "x_kind must be 0 .. 4"),
             ({"out_kind": Q8_ROW}, "q8_row"),
             ({"accumulate": 1, "out_kind": BF16}, "accumulate needs out_kind f32"),
             ({"accumulate": 2}, "accumulate must be 0 .. 1"),
             ({"out_stride": 10}, "out_stride is less"),
+            ({"out_stride": 70, "out_kind": Q16}, "no stride"),
             ({"epilogue": 1, "n": 40}, "multiple of 32"),
             ({"rows": 3}, "rows must be 0 .. 2"),
             ({"colour": 3}, "unknown arguments: colour"),
@@ -425,5 +516,6 @@ class TestBadArguments:
 
     def test_missing_pointer(self):
         w = packed("Q4_0", 64, 64)
+        arrays = {"weight": w.data, "out": np.zeros(64)}
         with pytest.raises(ValueError, match="linear: missing pointer argument: x"):
-            Native().add("linear", {"weight": w.data, "out": np.zeros(64)}, **w.arguments())
+            Native().add("linear", arrays, x_kind=Q8, **w.arguments())

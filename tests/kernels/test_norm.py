@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from tests.kernels.native_harness import BF16, F32, ISAS, Q8, Native, aligned, kind_dtype, use_isa
+from galley.kernels import _native
+from tests.kernels.native_harness import (
+    BF16,
+    F32,
+    ISAS,
+    Q8,
+    Q16,
+    Native,
+    aligned,
+    kind_dtype,
+    use_isa,
+)
 
 SIZES = [2, 8, 16, 31, 48, 64, 100, 576, 960]
 EPS = 1e-5
@@ -69,17 +80,18 @@ def test_bf16_out_is_f32_out_rounded(isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("n", [64, 100])
-def test_q8_out_is_norm_then_quantize(isa, n):
+@pytest.mark.parametrize("kind", [Q8, Q16])
+def test_integers_out_are_norm_then_quantize(isa, n, kind):
     x, weight = data(5, n)
-    row_bytes = -(-(-(-n // 32) * (32 + 12)) // 64) * 64
+    row_bytes = _native.activation_bytes(kind, n)
     fused, apart = aligned((5, row_bytes), np.uint8), aligned((5, row_bytes), np.uint8)
     normed = aligned((5, n), np.float32)
     with use_isa(isa):
         native = Native()
         arrays = {"x": x, "weight": weight}
-        native.add("rms_norm", {**arrays, "out": fused}, n=n, out_kind=Q8, eps=EPS)
+        native.add("rms_norm", {**arrays, "out": fused}, n=n, out_kind=kind, eps=EPS)
         native.add("rms_norm", {**arrays, "out": normed}, n=n, out_kind=F32, eps=EPS)
-        native.add("quantize", {"x": normed, "out": apart}, k=n, out_kind=Q8)
+        native.add("quantize", {"x": normed, "out": apart}, k=n, out_kind=kind)
         native.run([5])
     assert fused.any()
     assert np.array_equal(fused, apart)

@@ -124,7 +124,7 @@ def test_silu_epilogue_leaves_parts(recording):
     assert names(fuse_silu_epilogue(recorder.nodes)) == ["linear", "linear", "silu_mul"]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "Q4_0", "w8a8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "Q4_0", "Q4_1", "w8a8"])
 def test_quantize_is_stored_by_the_norm(recording, dtype):
     recorder, ops, h = recording
     ops.linear(ops.rms_norm(h, norm_weight(), 1e-5), [weight(16, HIDDEN, dtype)])

@@ -39,7 +39,17 @@ def test_rows_are_quantised_once_per_kind(recording):
     ops.linear(x, [weight(16, 64, "Q4_0"), weight(16, 64, "bfloat16"), weight(16, 64, "Q8_0")])
     ops.linear(x, [weight(16, 64, "Q4_0")])
     kinds = [n.writes["out"].kind for n in recorder.nodes if n.op == "quantize"]
-    assert kinds == [Kind.q8, Kind.bf16]
+    assert kinds == [Kind.q8, Kind.bf16, Kind.q16]
+
+
+def test_quantised_activations_are_of_the_kind_asked_for():
+    for quantized, kind in (("int8", Kind.q8), ("int16", Kind.q16)):
+        recorder = Recorder(Kind.bf16, quantized)
+        ops = Ops(recorder)
+        x = ops.embedding(weight(9, 64), CTX.token_ids)
+        ops.linear(x, [weight(16, 64, "Q4_0"), weight(16, 64, "Q8_0"), weight(16, 64, "w8a8")])
+        kinds = [n.reads["x"].kind for n in recorder.nodes if n.op == "linear"]
+        assert kinds == [kind, kind, Kind.q8_row]
 
 
 def test_a_sum_is_quantised_anew(recording):

@@ -6,9 +6,11 @@ import logging
 
 import pytest
 
-from galley.config import DeviceConfig, EngineConfig
+from galley.config import DeviceConfig, EngineConfig, ModelConfig
 from galley.errors import ConfigError
 from galley.runner.device import dense_format, open_device
+from tests.kernels.test_passes import Chain
+from tests.models.driver import LIMITS
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,18 @@ def test_float16_is_refused_with_what_to_use(dtype):
 def test_the_backend_is_the_one_that_was_named(backend, name):
     config = EngineConfig(device=DeviceConfig(backend=backend, num_threads=1))
     assert open_device(config, "bf16").name == name
+
+
+@pytest.mark.parametrize(
+    ("flag", "kinds"), [("auto", {"q8", "q16"}), ("int8", {"q8"}), ("int16", {"q16"})]
+)
+def test_quantized_activations_are_what_the_flag_says(flag, kinds):
+    config = EngineConfig(
+        model=ModelConfig(quantized_activations=flag), device=DeviceConfig(num_threads=1)
+    )
+    executable = open_device(config, "bf16").build(Chain("Q4_0", "Q4_1"), LIMITS)
+    program = executable.describe()
+    assert {kind for kind in ("q8", "q16") if f" {kind}" in program} == kinds
 
 
 def test_a_backend_that_cannot_promise_invariance_says_so(caplog):

@@ -7,10 +7,11 @@ from dataclasses import replace
 from galley.kernels.passes.neighbours import fuse_neighbours
 from galley.kernels.program import Kind, Node, readers
 
-_ANY = (Kind.bf16, Kind.q8, Kind.q8_row)
+_PARTS = (Kind.bf16, Kind.q8, Kind.q16)
+_ANY = (*_PARTS, Kind.q8_row)
 #: Operations that store rounded rows, and the kinds that they can store. A tile of a linear layer
 #: is not a whole row, so it cannot know the scale of one.
-_STORES = {"rms_norm": _ANY, "silu_mul": _ANY, "attention": _ANY, "linear": (Kind.bf16, Kind.q8)}
+_STORES = {"rms_norm": _ANY, "silu_mul": _ANY, "attention": _ANY, "linear": _PARTS}
 
 
 def fuse_quantize(nodes: list[Node]) -> list[Node]:
