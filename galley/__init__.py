@@ -8,26 +8,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__version_tuple__ = tuple(int(part) for part in __version__.split("."))
 
 if TYPE_CHECKING:
     from galley.frontend.beam_search import BeamSearchParams
+    from galley.frontend.prompts import Prompt as PromptType
+    from galley.frontend.prompts import TextPrompt, TokensPrompt
     from galley.llm import LLM
     from galley.request import CompletionOutput, RequestOutput, SamplingParams
 
+#: Name → where it is defined: the module, and its name there if that is another.
 _WHERE = {
-    "LLM": "galley.llm",
-    "SamplingParams": "galley.request",
-    "BeamSearchParams": "galley.frontend.beam_search",
-    "RequestOutput": "galley.request",
-    "CompletionOutput": "galley.request",
+    "LLM": ("galley.llm", "LLM"),
+    "SamplingParams": ("galley.request", "SamplingParams"),
+    "BeamSearchParams": ("galley.frontend.beam_search", "BeamSearchParams"),
+    "RequestOutput": ("galley.request", "RequestOutput"),
+    "CompletionOutput": ("galley.request", "CompletionOutput"),
+    "PromptType": ("galley.frontend.prompts", "Prompt"),
+    "TextPrompt": ("galley.frontend.prompts", "TextPrompt"),
+    "TokensPrompt": ("galley.frontend.prompts", "TokensPrompt"),
 }
 __all__ = [
     "LLM",
     "BeamSearchParams",
     "CompletionOutput",
+    "PromptType",
     "RequestOutput",
     "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
     "__version__",
+    "__version_tuple__",
 ]
 
 
@@ -36,4 +47,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'galley' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    module, attribute = _WHERE[name]
+    return getattr(importlib.import_module(module), attribute)

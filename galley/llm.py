@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from galley.chat import ChatRenderer
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
-from galley.errors import InvalidRequest, Unsupported
+from galley.errors import GalleyError, InvalidRequest, Unsupported
 from galley.frontend.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
@@ -71,6 +71,7 @@ class LLM:
             InputProcessor(limits, self._tokenizer, seed=self.config.model.seed),
             OutputProcessor(self._tokenizer, self._observer()),
         )
+        self._enqueued: list[RequestState] = []
         self._num_requests = 0
 
     # ------------------------------------------------------------------ generation
@@ -101,7 +102,40 @@ class LLM:
         add_special, truncate = tokenization(tokenization_kwargs)
         listed = as_list(prompts)
         params = self._params_of(sampling_params, len(listed), truncate)
-        return self._run(listed, params, priority, add_special, use_tqdm)
+        return self._finish(self._enter(listed, params, priority, add_special), use_tqdm)
+
+    def enqueue(
+        self,
+        prompts: Prompts,
+        sampling_params: Params | None = None,
+        lora_request: None = None,
+        priority: Sequence[int] | None = None,
+        use_tqdm: bool = True,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Take prompts now and compute them with `wait_for_completion`; returns their ids.
+
+        Arguments and errors as of `generate`; whatever else this object computes meanwhile takes
+        them along.
+        """
+        refuse_lora(lora_request)
+        add_special, truncate = tokenization(tokenization_kwargs)
+        listed = as_list(prompts)
+        params = self._params_of(sampling_params, len(listed), truncate)
+        states = self._enter(listed, params, priority, add_special)
+        self._enqueued += states
+        return [state.submission.request_id for state in states]
+
+    def wait_for_completion(
+        self, output_type: type | None = None, use_tqdm: bool = True
+    ) -> list[RequestOutput]:
+        """The outputs of all prompts that were enqueued, in that order.
+
+        Raises:
+            RequestFailed: a request failed in the engine; the others are given up.
+        """
+        states, self._enqueued = self._enqueued, []
+        return self._finish(states, use_tqdm)
 
     def chat(
         self,
@@ -143,7 +177,7 @@ class LLM:
             for talk in as_conversations(messages)
         ]
         params = self._params_of(sampling_params, len(prompts), truncate)
-        return self._run(prompts, params, priority, False, use_tqdm)
+        return self._finish(self._enter(prompts, params, priority, False), use_tqdm)
 
     def beam_search(
         self,
@@ -210,14 +244,14 @@ class LLM:
         state = self._add(prompt, streamed, 0, add_special_tokens)
         return self._client.stream(state)
 
-    def _run(
+    def _enter(
         self,
         prompts: Sequence[Prompt],
         params: Sequence[SamplingParams],
         priority: Sequence[int] | None,
         add_special_tokens: bool,
-        shown: bool,
-    ) -> list[RequestOutput]:
+    ) -> list[RequestState]:
+        """Hand prompts to the engine: all, or none where one is at fault."""
         if priority is not None and len(priority) != len(prompts):
             raise InvalidRequest(
                 f"{len(prompts)} prompts but {len(priority)} priorities.", field="priority"
@@ -228,15 +262,25 @@ class LLM:
                 final = msgspec.structs.replace(params[i], output_kind=RequestOutputKind.FINAL_ONLY)
                 rank = 0 if priority is None else priority[i]
                 states.append(self._add(prompt, final, rank, add_special_tokens))
+        except GalleyError:
+            self._cancel(states)
+            raise
+        return states
+
+    def _finish(self, states: Sequence[RequestState], shown: bool) -> list[RequestOutput]:
+        """Step until all have ended. Whatever comes between, none is left behind."""
+        try:
             self._drive(states, shown)
             return [output for state in states if (output := state.take()) is not None]
         finally:
-            for state in states:
-                self._client.cancel(state)
+            self._cancel(states)
+
+    def _cancel(self, states: Sequence[RequestState]) -> None:
+        for state in states:
+            self._client.cancel(state)
 
     def _drive(self, states: Sequence[RequestState], shown: bool) -> None:
-        """Step until all have ended."""
-        ended: list[RequestState] = []
+        ended = [state for state in states if state.ended]
         for state in states:
             state.notify = partial(ended.append, state)
         with progress_bar(len(states), "Prompts", shown) as bar:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import galley
 from galley import LLM, BeamSearchParams, RequestOutput, SamplingParams
 from galley.errors import ConfigError, InvalidRequest, ModelError, Unsupported
 from galley.frontend.metric_values import Counter, Histogram
@@ -112,6 +113,22 @@ def test_leaving_a_stream_ends_its_request(llm: LLM) -> None:
     stream.close()  # type: ignore[attr-defined]
     llm.generate(PROMPTS[1], GREEDY, use_tqdm=False)
     assert llm.reset_prefix_cache()
+
+
+def test_enqueued_prompts_wait_for_their_completion(llm: LLM) -> None:
+    expected = said(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+    ids = llm.enqueue(PROMPTS[:2], GREEDY)
+    ids += llm.enqueue(PROMPTS[2], GREEDY)
+    # They are computed beside what is asked meanwhile, and may have ended when they are called for.
+    assert said(llm.generate(PROMPTS[3], GREEDY, use_tqdm=False)) == expected[3:]
+    outputs = llm.wait_for_completion(use_tqdm=False)
+    assert [o.request_id for o in outputs] == ids
+    assert said(outputs) == expected[:3]
+    assert llm.wait_for_completion(use_tqdm=False) == []
+    with pytest.raises(InvalidRequest):
+        llm.enqueue(["fine", ""], GREEDY)
+    assert llm.wait_for_completion(use_tqdm=False) == []
+    assert llm.reset_prefix_cache(), "nothing was left running"
 
 
 def test_stop_strings_and_stop_tokens(llm: LLM) -> None:
@@ -307,3 +324,11 @@ def test_beam_search_finds_what_greedy_search_misses(llm: LLM) -> None:
             (whole,) = llm.generate(sequence.tokens, scored, use_tqdm=False)
             told = zip(whole.prompt_logprobs[len(ids) :], sequence.tokens[len(ids) :], strict=True)
             assert sum(p[t].logprob for p, t in told) == pytest.approx(sequence.cum_logprob)
+
+
+def test_names_that_users_import() -> None:
+    for name in galley.__all__:
+        assert getattr(galley, name) is not None
+    assert ".".join(map(str, galley.__version_tuple__)) == galley.__version__
+    with pytest.raises(ImportError, match="Nothing"):
+        from galley import Nothing  # type: ignore[attr-defined]  # noqa: F401
