@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def _question(kind: str, parts: Sequence[Part]) -> str:
     return kind + "".join(f" {part.name}{list(part.shape)}" for part in parts)
 
 
-class _Source:
+class _Source(ABC):
     """A `WeightSource` that answers for matrices by `_matrices` and passes on the rest.
 
     Gate and up with biases are passed on too: their biases are woven with them.
@@ -58,8 +59,9 @@ class _Source:
         self._source = source
         self._backend = backend
 
+    @abstractmethod
     def _matrices(self, question: str, make: Callable[[], GateUp]) -> GateUp:
-        raise NotImplementedError
+        """The answer to `question`; `make` has the checkpoint's own."""
 
     def rows(self, parts: Sequence[Part]) -> list[Weight]:
         def make() -> GateUp:
