@@ -7,7 +7,7 @@ SERVE_ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy symptoms soak chaos docs chaos clean require
+.PHONY: help serve install test check lint native check-deploy symptoms soak chaos docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -88,10 +88,6 @@ chaos: ## kill the engine of a busy server for CHAOS_MINUTES: no client may be a
 
 docs: ## write the generated pages of docs/ anew
 	@$(BIN)/python docs/generate
-
-CHAOS_MINUTES ?= 10
-chaos: ## kill the engine of a busy server for CHAOS_MINUTES: no client may be able to tell
-	@$(BIN)/python -m benchmarks.chaos --minutes $(CHAOS_MINUTES) $(CHAOS_ARGS)
 
 clean: ## remove what was built
 	@rm -rf build dist $(VENV) galley/kernels/_native*.so
