@@ -194,8 +194,8 @@ template <class Codes, int kZero, int kSubs, bool kMin, int kPlanes> struct Grou
           if (prefetch.second) {
             prefetch_header(header + b.distance, header_bytes);
             prefetch.at = header + b.distance + header_bytes;
-          } else {
-            advance(prefetch);
+          } else {  // beside the header, half of one for each of the two row blocks that prefetch
+            for (int64_t at = 0; at < header_bytes; at += 128) advance(prefetch);
           }
 #pragma GCC unroll 2
           for (int sub = 0; sub < kSubs; sub++) {
