@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -68,10 +67,12 @@ class BenchParser(CommandParser):
             print(f"galley: {notice}", file=sys.stderr)
         if parsed.positionals:
             parsed.values["model"] = parsed.positionals[0]
+        return self.split(parsed.values)
+
+    def split(self, given: dict[str, Any]) -> dict[type, dict[str, Any]]:
+        """Values by the dataclass that owns them; one that two own goes to both."""
         return {
-            group: {
-                f.name: parsed.values[f.name] for f in flags_of(group) if f.name in parsed.values
-            }
+            group: {f.name: given[f.name] for f in flags_of(group) if f.name in given}
             for group in self.groups
         }
 
@@ -79,8 +80,3 @@ class BenchParser(CommandParser):
 def make(group: type[T], values: dict[type, dict[str, Any]]) -> T:
     """The dataclass with the values that were given for it."""
     return group(**values[group])
-
-
-def engine_values(values: dict[type, dict[str, Any]], groups: Iterable[type]) -> dict[str, Any]:
-    """The flags of `groups` in one dict, for `LLM`."""
-    return {name: value for group in groups for name, value in values[group].items()}

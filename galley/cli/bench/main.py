@@ -10,6 +10,13 @@ from galley.errors import ConfigError
 #: name → (module, one line). An open set: a subcommand is a file with `main(argv) -> int`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("galley.cli.bench.serve", "load on a server of any engine (OpenAI's API)"),
+    "throughput": ("galley.cli.bench.throughput", "requests and tokens per second, offline"),
+    "latency": ("galley.cli.bench.latency", "time of one batch, offline"),
+    "startup": ("galley.cli.bench.startup", "command to first token, engine death to next token"),
+    "host": ("galley.cli.bench.host", "host time of a step, kernels stubbed out"),
+    "kernels": ("galley.cli.bench.kernels", "each operation against reference and roofline"),
+    "sweep": ("galley.cli.bench.sweep", "servers and loads over lists of settings, and plots"),
+    "cost": ("galley.cli.bench.cost_command", "price a saved result"),
 }
 
 

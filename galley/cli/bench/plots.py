@@ -56,10 +56,35 @@ def plot_run(run: Run, result: Mapping[str, Any], path: str) -> None:
         moments = o.start - run.began + o.ttft + np.cumsum(o.itls)
         middle.plot(moments, np.array(o.itls) * 1e3, ".", markersize=2, color="C0", alpha=0.4)
     middle.set(xlabel="time, s", ylabel="gap between tokens, ms")
-    gaps = np.sort([gap * 1e3 for o in done for gap in o.itls])
+    gaps = np.sort([gap * 1e3 for o in done for gap in o.itls if gap > 0])
     if len(gaps):
         low.plot(gaps, np.arange(1, len(gaps) + 1) / len(gaps))
     low.set(xlabel="gap between tokens, ms", ylabel="share of gaps below", xscale="log")
+    save(drawing, path)
+
+
+def plot_roofline(result: Mapping[str, Any], path: str) -> None:
+    """Arithmetic over intensity: the machine's roof, and a `bench kernels` result's operations."""
+    drawing, axes = figure(1, 1, height=6.0)
+    axis, limits = axes[0][0], result["limits"]
+    intensity = np.logspace(-1, 4, 200)
+    for name, peak in limits["peak"].items():
+        if peak:
+            roof = np.minimum(intensity * limits["read"], peak) / 1e9
+            axis.plot(intensity, roof, color="0.6", linewidth=1)
+            axis.annotate(name, (intensity[-1], peak / 1e9), fontsize=8)
+    for step in result["steps"]:
+        shape = step["shape"]
+        rows = [r for r in step["operations"] if r["GB/s"] and r["GFLOP/s"]]
+        axis.plot(
+            [r["GFLOP/s"] / r["GB/s"] for r in rows],
+            [r["GFLOP/s"] for r in rows],
+            "o",
+            label=f"{shape['rows']} rows, {shape['new']} new tokens",
+        )
+    axis.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="G(FL)OP/s")
+    axis.legend()
+    axis.grid(True, alpha=0.3)
     save(drawing, path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -140,3 +141,16 @@ def fake_server(**what: Any) -> Iterator[FakeServer]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
+
+
+async def _serve_forever(port: int) -> None:
+    server = FakeServer()
+    listener = await asyncio.start_server(server.handle, "127.0.0.1", port)
+    async with listener:
+        await listener.serve_forever()
+
+
+if __name__ == "__main__":
+    # As a command: --port N, other options are ignored.
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve_forever(int(sys.argv[sys.argv.index("--port") + 1])))

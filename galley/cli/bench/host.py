@@ -1,0 +1,165 @@
+"""`galley bench host`: host time of an engine step with nothing to compute.
+
+A stand-in executor keeps its own table by the plans, as a worker does, and yields one token a row,
+so that schedule, hand-over, commit and outputs are what is measured. Steady decoding: the median is
+a step in which at most a few requests cross a block border, the mean has all of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from galley.batch import GroupSpec, RequestTable, StepPlan, StepResult
+from galley.cli.bench.flags import BenchParser, make
+from galley.cli.bench.offline import write_json
+from galley.cli.bench.tables import print_table
+from galley.config import CacheConfig, EngineConfig, SchedulerConfig
+from galley.engine.core import EngineCore, build
+from galley.errors import ConfigError
+from galley.request import Request, SamplingParams
+
+BLOCK_SIZE: Literal[16] = 16
+_PROMPT = 64
+_WARM_UP = 32
+
+
+@dataclass(frozen=True)
+class HostFlags:
+    """Host time"""
+
+    running: str = "1,16,64,256"
+    """Numbers of running requests, with commas."""
+    steps: int = 2000
+    """Steps to measure, of each."""
+    output_json: str | None = None
+    """Write the result here."""
+
+
+class StandIn:
+    """An executor (`executor.Executor`) that yields token 7 for every row that samples."""
+
+    batch_invariant = True
+
+    def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
+        self.groups = [GroupSpec("full", BLOCK_SIZE, 64)]
+        self.max_model_len = max_model_len
+        self.num_blocks = 1 + max_num_seqs * max_model_len // BLOCK_SIZE
+        self.table = RequestTable(max_num_seqs, max_model_len, self.groups)
+        self.tokens = np.full(max_num_seqs, 7, np.int32)
+        self.plan: StepPlan | None = None
+
+    def submit(self, plan: StepPlan) -> StandIn:
+        self.table.apply_plan(plan)
+        self.plan = plan
+        return self
+
+    def sample(self, mask: Any = None) -> StepResult:
+        plan = self.plan
+        assert plan is not None
+        counts = plan.samples.astype(np.int32)
+        result = StepResult(plan.step, counts, self.tokens[: np.count_nonzero(counts)])
+        self.table.apply_result(plan, result)
+        return result
+
+    def rpc(self, method: str, *args: Any) -> list[Any]:
+        return []
+
+    def shutdown(self) -> None:
+        pass
+
+
+def request(handle: int, prompt: np.ndarray, num_output: int) -> Request:
+    """A request that decodes for `num_output` steps."""
+    return Request(
+        handle=handle,
+        request_id=str(handle),
+        prompt_token_ids=prompt.tobytes(),
+        sampling=SamplingParams(max_tokens=num_output, seed=0),
+        max_total_tokens=len(prompt) + num_output,
+        eos_token_ids=[2],
+    )
+
+
+def make_core(running: int, num_output: int, prompt_len: Callable[[int], int]) -> EngineCore:
+    """A core with `running` requests in steady decode; request i has `prompt_len(i)` tokens."""
+    longest = max(prompt_len(i) for i in range(running)) + num_output
+    max_model_len = -(-longest // BLOCK_SIZE) * BLOCK_SIZE
+    config = EngineConfig(
+        cache=CacheConfig(block_size=BLOCK_SIZE),
+        scheduler=SchedulerConfig(max_num_batched_tokens=16384, max_num_seqs=running),
+    )
+    core = build(config, StandIn(running, max_model_len))
+    rng = np.random.default_rng(0)
+    for i in range(running):
+        prompt = rng.integers(0, 30000, prompt_len(i), dtype=np.int32)
+        core.add([request(i + 1, prompt, num_output)])
+    while core.scheduler.num_waiting:
+        core.step()
+    core.step()
+    return core
+
+
+def measure(running: int, steps: int) -> dict[str, float]:
+    """µs of a step, from the step trace (prompt lengths differ, so block borders are spread)."""
+    core = make_core(running, steps + 64, lambda i: _PROMPT + i % BLOCK_SIZE)
+    for _ in range(_WARM_UP):
+        core.step()
+    first = core.trace.last
+    gc.collect()
+    gc.disable()
+    for _ in range(steps):
+        core.step()
+    gc.enable()
+    records = core.trace.since(first)
+    whole = (records["end"] - records["begin"]) * 1e6
+    return {
+        "running": running,
+        "calls": count_calls(running),
+        "median_us": float(np.median(whole)),
+        "mean_us": float(whole.mean()),
+        "mean_us_per_request": float(whole.mean()) / running,
+        "schedule_us": float((records["submit"] - records["begin"]).mean() * 1e6),
+        "execute_us": float((records["sampled"] - records["submit"]).mean() * 1e6),
+        "commit_us": float((records["end"] - records["sampled"]).mean() * 1e6),
+    }
+
+
+def count_calls(running: int) -> int:
+    """Python and C function calls in one steady decode step without a block border."""
+    core = make_core(running, 64, lambda i: _PROMPT + 1)
+    calls = 0
+
+    def profile(frame: Any, event: str, arg: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(profile)
+    core.step()
+    sys.setprofile(None)
+    return calls
+
+
+def main(argv: list[str]) -> int:
+    parser = BenchParser(
+        "bench host",
+        "Measure the host time of a whole engine step, with the kernels stubbed out.",
+        [HostFlags],
+        examples=("galley bench host --running 1,256",),
+    )
+    flags = make(HostFlags, parser.read(argv))
+    try:
+        counts = [int(part) for part in flags.running.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1 or flags.steps < 1:
+        raise ConfigError("--running takes positive numbers with commas.", field="running")
+    rows = [measure(count, flags.steps) for count in counts]
+    print_table("Host time of a step, µs", rows)
+    write_json(flags.output_json, {"steps": flags.steps, "rows": rows})
+    return 0

@@ -1,0 +1,99 @@
+"""Time of an operation's plain PyTorch definition (`kernels.reference`) at the same shape, float32.
+
+A fused operation is timed as the definitions that it stands for, one after the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from galley.cli.bench.steps import Shape
+from galley.kernels.program import Node, Rows
+from galley.kernels.reference import ReferenceBackend, ReferenceMaker, attend, visible_positions
+from galley.kernels.weights import PackedWeight
+
+_REPETITIONS = 3
+_maker, _tensor = ReferenceMaker(), ReferenceBackend().constant
+
+
+def _random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def seconds(node: Node, shape: Shape) -> float | None:
+    """Median of a few runs; None for an operation that has no definition of its own."""
+    make = _DEFINITIONS.get(node.op)
+    if make is None:
+        return None
+    run = make(node, shape)
+    times = []
+    for _ in range(_REPETITIONS + 1):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times[1:]))
+
+
+def _rows(node: Node, name: str, shape: Shape) -> int:
+    of_logits = node.values[name].buffer.rows == Rows.logits
+    return shape.rows if of_logits else shape.tokens
+
+
+def _linear(node: Node, shape: Shape) -> Callable[[], object]:
+    weight = node.constants["weight"]
+    assert isinstance(weight, PackedWeight)
+    n, k = weight.shape
+    x, w = _tensor(_random(_rows(node, "out", shape), k)), _tensor(_random(n, k))
+    if node.ints.get("epilogue"):
+        return lambda: _maker.silu_and_mul(_maker.linear(x, [w], None), False)
+    if node.ints.get("accumulate"):
+        old = _tensor(_random(x.shape[0], n))
+        return lambda: _maker.add(old, _maker.linear(x, [w], None))
+    return lambda: _maker.linear(x, [w], None)
+
+
+def _rms_norm(node: Node, shape: Shape) -> Callable[[], object]:
+    columns = node.values["x"].columns
+    x = _tensor(_random(_rows(node, "x", shape), columns))
+    weight = _tensor(_random(columns))
+    if "add" in node.values:
+        return lambda: _maker.rms_norm(_maker.add(x, x), weight, 1e-5)
+    return lambda: _maker.rms_norm(x, weight, 1e-5)
+
+
+def _silu_mul(node: Node, shape: Shape) -> Callable[[], object]:
+    x = _tensor(_random(_rows(node, "x", shape), node.values["x"].columns))
+    return lambda: _maker.silu_and_mul(x, False)
+
+
+def _add(node: Node, shape: Shape) -> Callable[[], object]:
+    x = _tensor(_random(_rows(node, "x", shape), node.values["x"].columns))
+    return lambda: _maker.add(x, x)
+
+
+def _attention(node: Node, shape: Shape) -> Callable[[], object]:
+    layer = node.layer
+    assert layer is not None
+    length = shape.context + shape.new
+    q = _tensor(_random(shape.new, node.ints["heads"] * layer.head_dim))
+    keys, values = (_tensor(_random(length, layer.kv_heads, layer.head_dim)) for _ in range(2))
+    visible = visible_positions(shape.context, length, layer.window)
+    scale = layer.head_dim**-0.5
+
+    def run() -> None:
+        for _ in range(shape.rows):
+            attend(q, keys, values, visible, scale)
+
+    return run
+
+
+_DEFINITIONS: dict[str, Callable[[Node, Shape], Callable[[], object]]] = {
+    "linear": _linear,
+    "rms_norm": _rms_norm,
+    "silu_mul": _silu_mul,
+    "add": _add,
+    "attention": _attention,
+}

@@ -1,0 +1,187 @@
+"""`galley bench kernels`: each native operation at a model's real shapes, against the reference's
+time and against the machine's limits of the same run.
+
+The roofline of an operation is the longer of: its weights or KV cache read at the speed of a plain
+loop, and its multiply-adds at the peak of a loop in registers. Operations on activations alone live
+in caches and have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from galley.cli.bench.flags import make
+from galley.cli.bench.limits import MachineLimits, measure_limits
+from galley.cli.bench.offline import engine_flags, engine_parser, write_json
+from galley.cli.bench.steps import Shape, StepBench, Timed
+from galley.cli.bench.tables import print_table
+from galley.errors import ConfigError
+from galley.kernels.program import Node, Rows
+from galley.kernels.weights import PackedWeight
+
+#: Weight format → the multiply-add that meets it.
+_ARITHMETIC = {"f32": "f32", "bf16": "bf16", "i8": "int8", "i4": "int8"}
+
+
+@dataclass(frozen=True)
+class KernelFlags:
+    """Kernels"""
+
+    decode: str = "1,64"
+    """Rows of decoding steps, with commas; empty: none."""
+    context: int = 192
+    """Tokens that each row has in the KV cache."""
+    prefill: str = "512"
+    """Tokens of steps that compute one prompt, with commas; empty: none."""
+    repetitions: int = 15
+    """Steps of each shape; medians are shown."""
+    reference: bool = False
+    """Time the plain PyTorch definition of each operation too (needs torch; slow)."""
+    plot: str | None = None
+    """Draw the roofline to this PNG file (needs matplotlib)."""
+    output_json: str | None = None
+    """Write the result here."""
+
+
+def main(argv: list[str]) -> int:
+    parser = engine_parser(
+        "bench kernels",
+        "Time each native operation of a step, against reference and roofline.",
+        [KernelFlags],
+        "galley bench kernels --decode 1,16,64 --context 512",
+        "galley bench kernels model.gguf --prefill '' --reference",
+    )
+    values = parser.read(argv)
+    flags = make(KernelFlags, values)
+    shapes = read_shapes(flags)
+    bench = StepBench(engine_flags(values), shapes)
+    limits = measure_limits(bench.threads)
+    peaks = ", ".join(f"{name} {rate / 1e9:.0f} G(FL)OP/s" for name, rate in limits.peak.items())
+    print(f"{limits.threads} threads: memory read {limits.read / 1e9:.1f} GB/s, {peaks}")
+    result: dict[str, Any] = {"limits": limits.__dict__, "steps": []}
+    for shape in shapes:
+        rows = operation_rows(bench, shape, limits, flags)
+        whole = sorted(bench.seconds(shape, flags.repetitions))[flags.repetitions // 2]
+        print_table(f"\n{describe(shape)}: {whole * 1e3:.3f} ms", rows)
+        result["steps"].append({"shape": shape.__dict__, "seconds": whole, "operations": rows})
+    if flags.plot:
+        from galley.cli.bench.plots import plot_roofline
+
+        plot_roofline(result, flags.plot)
+    write_json(flags.output_json, result)
+    return 0
+
+
+def read_shapes(flags: KernelFlags) -> list[Shape]:
+    """Raises ConfigError where there is nothing to measure."""
+    try:
+        decode = [int(part) for part in flags.decode.split(",") if part.strip()]
+        prefill = [int(part) for part in flags.prefill.split(",") if part.strip()]
+    except ValueError:
+        decode = prefill = []
+    if min([*decode, *prefill], default=0) < 1 or flags.context < 1 or flags.repetitions < 1:
+        raise ConfigError(
+            "--decode and --prefill take positive numbers with commas.", field="decode"
+        )
+    shapes = [Shape(rows, flags.context, 1) for rows in decode]
+    return shapes + [Shape(1, 0, tokens) for tokens in prefill]
+
+
+def describe(shape: Shape) -> str:
+    if shape.new == 1:
+        return f"decode, {shape.rows} rows, {shape.context} tokens of context each"
+    return f"prefill of {shape.new} tokens"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operation must do at least."""
+
+    label: str
+    bytes: float = 0.0
+    operations: float = 0.0
+    arithmetic: str = "f32"
+
+    def roofline(self, limits: MachineLimits) -> float:
+        """Seconds; 0 where the operation has no roofline."""
+        peak = limits.peak[self.arithmetic] or limits.peak["f32"]
+        return max(self.bytes / limits.read, self.operations / peak)
+
+
+def work_of(node: Node | None, shape: Shape, bench: StepBench) -> Work:
+    """Bytes from memory and multiply-adds (two operations each) of an operation."""
+    if node is None:
+        return Work("sample")
+    weight = node.constants.get("weight")
+    if node.op == "linear" and isinstance(weight, PackedWeight):
+        return _linear(node, weight, shape)
+    if node.op == "attention" and node.layer is not None:
+        layer, heads = node.layer, node.ints["heads"]
+        kv = bench.kv_bytes_per_token / len(bench.kv_layers)
+        return Work(
+            f"attention {heads}/{layer.kv_heads} heads of {layer.head_dim}",
+            bytes=shape.rows * (shape.context + shape.new) * kv,
+            operations=4 * shape.visible * heads * layer.head_dim,
+            arithmetic="bf16" if bench.dense == "bf16" else "f32",
+        )
+    if node.op == "embedding":
+        return Work("embedding")
+    kinds = [symbol.kind.name for symbol in node.writes.values()]
+    return Work(f"{node.op} to {'+'.join(kinds)}" if kinds else node.op)
+
+
+def _linear(node: Node, weight: PackedWeight, shape: Shape) -> Work:
+    n, k = weight.shape
+    rows = shape.rows if node.values["out"].buffer.rows == Rows.logits else shape.tokens
+    fused = " + silu·mul" if node.ints.get("epilogue") else ""
+    fused += " + add" if node.ints.get("accumulate") else ""
+    return Work(
+        f"linear {weight.format.name} {k}→{n}{fused}",
+        bytes=weight.data.nbytes,
+        operations=2 * rows * n * k,
+        arithmetic=_ARITHMETIC[weight.format.name],
+    )
+
+
+def operation_rows(
+    bench: StepBench, shape: Shape, limits: MachineLimits, flags: KernelFlags
+) -> list[dict[str, Any]]:
+    """A row per kind of operation and weight shape, the longest first."""
+    timed = bench.operations(shape, flags.repetitions)
+    total = sum(item.seconds for item in timed)
+    kinds: dict[Work, list[Timed]] = {}
+    for item in timed:
+        kinds.setdefault(work_of(item.node, shape, bench), []).append(item)
+    reference = reference_timer(bench, shape) if flags.reference else lambda node: None
+    rows = []
+    for work, items in sorted(kinds.items(), key=lambda kind: -sum(i.seconds for i in kind[1])):
+        each = sum(item.seconds for item in items) / len(items)
+        roofline = work.roofline(limits)
+        defined = reference(items[0].node)
+        rows.append(
+            {
+                "operation": work.label,
+                "calls": len(items),
+                "µs each": each * 1e6,
+                "% of step": 100 * each * len(items) / total,
+                "GB/s": work.bytes / each / 1e9 if work.bytes else None,
+                "GFLOP/s": work.operations / each / 1e9 if work.operations else None,
+                "roofline µs": roofline * 1e6 if roofline else None,
+                "% of roofline": 100 * roofline / each if roofline else None,
+                "reference µs": None if defined is None else defined * 1e6,
+            }
+        )
+    return rows
+
+
+def reference_timer(bench: StepBench, shape: Shape) -> Callable[[Node | None], float | None]:
+    """Seconds of an operation's definition. Raises ConfigError where torch is not installed."""
+    try:
+        from galley.cli.bench.kernel_reference import seconds
+    except ModuleNotFoundError as e:
+        raise ConfigError(
+            "--reference needs PyTorch: pip install 'galley-llm[torch]'.", field="reference"
+        ) from e
+    return lambda node: None if node is None else seconds(node, shape)

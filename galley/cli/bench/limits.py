@@ -1,0 +1,86 @@
+"""What this machine can do at best: memory read speed and arithmetic peaks, for rooflines."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from galley.kernels import _native
+from galley.kernels.arena import aligned_bytes
+
+_READ, _ARITHMETIC = 0, {"f32": 1, "bf16": 2, "int8": 3}
+#: More than any cache holds.
+_READ_BYTES = 256 << 20
+_ROUNDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class MachineLimits:
+    """Medians over some repetitions.
+
+    Attributes:
+        threads: that took part.
+        read: bytes per second from memory.
+        peak: operations per second (a multiply-add is two) by number format: f32, bf16, int8;
+            0 where the instruction set has no such instruction.
+    """
+
+    threads: int
+    read: float
+    peak: dict[str, float]
+
+
+class Probe:
+    """The native probe op on a pool of its own.
+
+    A program wants a table, although the probe reads none: one slot with one token.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._pool = _native.Pool(threads)
+        self._done = np.zeros(threads, np.int64)
+        self._column = np.ones(1, np.int32)
+        self._zero = np.zeros(1, np.int32)
+        self._data = aligned_bytes(_READ_BYTES)
+        self._data[:] = 1
+
+    def _program(self, what: int, size: int) -> _native.Program:
+        program = _native.Program(self._pool)
+        pointers = {"done": int(self._done.ctypes.data), "data": int(self._data.ctypes.data)}
+        program.add("probe", pointers, {"what": what, "size": size})
+        one, zero = int(self._column.ctypes.data), int(self._zero.ctypes.data)
+        program.bind(
+            num_slots=1,
+            max_tokens=1,
+            max_rows=1,
+            max_logits=1,
+            history=zero,
+            history_stride=1,
+            num_tokens=one,
+            num_prompt=one,
+            num_computed=zero,
+            block_table=zero,
+            table_stride=1,
+            block_size=16,
+        )
+        return program
+
+    def rate(self, what: int, size: int, repetitions: int = 7) -> float:
+        """Bytes or operations per second, median; 0 where there is no such instruction."""
+        program = self._program(what, size)
+        one, zero = int(self._column.ctypes.data), int(self._zero.ctypes.data)
+        rates = []
+        for _ in range(repetitions):
+            begin = time.perf_counter()
+            program.run(zero, one, zero, zero, 1)
+            rates.append(self._done.sum() / (time.perf_counter() - begin))
+        return float(np.median(rates))
+
+
+def measure_limits(threads: int) -> MachineLimits:
+    """Takes about half a second."""
+    probe = Probe(threads)
+    peak = {name: probe.rate(what, _ROUNDS) for name, what in _ARITHMETIC.items()}
+    return MachineLimits(threads, probe.rate(_READ, _READ_BYTES), peak)

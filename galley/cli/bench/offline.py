@@ -1,0 +1,49 @@
+"""What `bench throughput` and `bench latency` share: engine flags, prompts, the JSON file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from galley.cli.bench.flags import BenchParser
+from galley.config.resolve import SECTIONS
+from galley.text.tokenizer import Tokenizer
+
+
+def engine_parser(command: str, summary: str, own: list[type], *examples: str) -> BenchParser:
+    """A command line of its own flags and all engine flags, with MODEL."""
+    return BenchParser(
+        command,
+        summary + " Without MODEL, the built-in one is measured.",
+        [*own, *SECTIONS.values()],
+        positionals=(("MODEL", "directory, FILE.gguf or hub name"),),
+        examples=examples,
+    )
+
+
+def engine_flags(values: dict[type, dict[str, Any]]) -> dict[str, Any]:
+    """The given engine flags by their Python names, for `LLM`."""
+    return {name: value for group in SECTIONS.values() for name, value in values[group].items()}
+
+
+def random_prompts(tokenizer: Tokenizer, count: int, length: int, seed: int) -> list[list[int]]:
+    """Prompts of random ordinary tokens, as ids [count][length]."""
+    from galley.cli.bench.datasets.random_tokens import ordinary_tokens
+
+    rng = np.random.default_rng(seed)
+    ids: list[list[int]] = rng.choice(ordinary_tokens(tokenizer), (count, length)).tolist()
+    return ids
+
+
+def write_json(path: str | None, result: dict[str, Any]) -> None:
+    """Write a result where --output-json says, if it does."""
+    if path is not None:
+        Path(path).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """vLLM's percentiles of a list of seconds: 10, 25, 50, 75, 90, 99."""
+    return {str(p): float(np.percentile(values, p)) for p in (10, 25, 50, 75, 90, 99)}

@@ -1,0 +1,135 @@
+"""Native steps of a model without an engine around them: timed whole, or operation by operation.
+
+A step is made by hand: rows with so many tokens in the KV cache and so many new ones, over blocks
+of their own, tokens at random.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import I32, GroupSpec, RequestTable
+from galley.config.resolve import from_kwargs
+from galley.kernels.backend import Limits, open_backend
+from galley.kernels.cpu import CpuExecutable
+from galley.kernels.program import Node
+from galley.loader import open_checkpoint, resolve_source
+from galley.models.decoder import Stage
+from galley.runner.device import dense_format
+from galley.runner.load import load_model
+from galley.runner.sampler import SamplingTable
+
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A step's rows, all alike: `context` tokens computed before, `new` in this step."""
+
+    rows: int
+    context: int
+    new: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.new
+
+    @property
+    def visible(self) -> int:
+        """Pairs of a new token and a token that it may see."""
+        return self.rows * (self.new * self.context + self.new * (self.new + 1) // 2)
+
+
+@dataclass
+class Columns:
+    """`kernels.backend.StepInputs`."""
+
+    slots: I32
+    num_new: I32
+    num_logits: I32
+    samples: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An operation of a step, and its median seconds. `node` is None for the sampling."""
+
+    node: Node | None
+    seconds: float
+
+
+class StepBench:
+    """A loaded model, with room for every shape that is to be measured.
+
+    Args:
+        engine: engine flags by their Python names (`model`, `num_threads`, `dtype` …).
+    """
+
+    def __init__(self, engine: dict[str, Any], shapes: list[Shape]) -> None:
+        config = from_kwargs(engine, "offline")
+        checkpoint = open_checkpoint(resolve_source(config.model, config.load))
+        self.facts = checkpoint.facts
+        longest = max(shape.context + shape.new for shape in shapes)
+        rows = max(shape.rows for shape in shapes)
+        self.dense = dense_format(config.model.dtype, self.facts.dtype)
+        self.threads = config.device.num_threads or len(os.sched_getaffinity(0))
+        backend = open_backend("cpu", self.dense, self.threads, config.model.enforce_eager)
+        loaded = load_model(self.facts, checkpoint, backend, Stage(longest))
+        self.weight_bytes = loaded.weight_bytes
+        self.kv_layers = list(loaded.model.kv_layers)
+        tokens = max(shape.tokens for shape in shapes)
+        executable = backend.build(loaded.model, Limits(tokens, rows, rows))
+        assert isinstance(executable, CpuExecutable)
+        self.executable = executable
+        per_row = -(-longest // BLOCK_SIZE)
+        self.executable.allocate_kv(1 + rows * per_row, BLOCK_SIZE)
+        self.kv_bytes_per_token = self.executable.kv_block_bytes(BLOCK_SIZE) // BLOCK_SIZE
+        self.table = RequestTable(rows, per_row * BLOCK_SIZE, [GroupSpec("full", BLOCK_SIZE, 1)])
+        blocks = 1 + np.arange(rows * per_row, dtype=np.int32)
+        self.table.block_tables[0][:] = blocks.reshape(rows, per_row)
+        rng = np.random.default_rng(0)
+        self.table.token_ids[:] = rng.integers(0, loaded.model.vocab_size, (rows, 1))
+        self._sampling = SamplingTable(rows, loaded.model.vocab_size, 0)
+        self.executable.bind(self.table, self._sampling.columns)
+
+    def columns(self, shape: Shape) -> Columns:
+        """Set the table up for a step of this shape; every row yields one token."""
+        rows = shape.rows
+        self.table.num_computed[:rows] = shape.context
+        self.table.num_tokens[:rows] = self.table.num_prompt[:rows] = shape.context + shape.new
+        return Columns(
+            np.arange(rows, dtype=np.int32),
+            np.full(rows, shape.new, np.int32),
+            np.ones(rows, np.int32),
+            np.ones(rows, np.uint8),
+        )
+
+    def seconds(self, shape: Shape, repetitions: int) -> list[float]:
+        """Whole steps, forward and drawing; the first, which touches memory, is left out."""
+        step = self.columns(shape)
+        times = []
+        for _ in range(repetitions + 1):
+            begin = time.perf_counter()
+            self.executable.run(step, sample=True)
+            times.append(time.perf_counter() - begin)
+        return times[1:]
+
+    def operations(self, shape: Shape, repetitions: int) -> list[Timed]:
+        """Each operation in order."""
+        step = self.columns(shape)
+        self.executable.run(step, sample=True)
+        runs = []
+        for _ in range(repetitions):
+            self.executable.profile(True)
+            self.executable.run(step, sample=True)
+            runs.append([nanoseconds for _, _, nanoseconds in self.executable.timings()])
+        self.executable.profile(False)
+        medians = np.median(np.array(runs), axis=0) / 1e9
+        nodes: list[Node | None] = [*self.executable.nodes, None]
+        return [Timed(node, float(s)) for node, s in zip(nodes, medians, strict=True)]
