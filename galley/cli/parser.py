@@ -225,7 +225,8 @@ class _Reader:
             values[flag.name] = coerce(flag, inline) if eq else not negated
         elif flag.kind == "list":
             given = [inline] if eq else self._many(option)
-            values[flag.name] = coerce(flag, given)
+            # Said several times it adds up, as `--middleware A --middleware B` does in vLLM.
+            values[flag.name] = (*values.get(flag.name, ()), *coerce(flag, given))
         else:
             values[flag.name] = coerce(flag, inline if eq else self._value(option))
 

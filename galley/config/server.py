@@ -20,6 +20,8 @@ class ServerConfig:
     """Address to listen on. Default: all interfaces."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
+    uds: str | None = None
+    """Path of a Unix socket to listen on, in place of host and port."""
     api_server_count: int = 1
     """Number of API server processes. This version runs one."""
     api_key: tuple[str, ...] = ()
@@ -79,6 +81,9 @@ class ServerConfig:
     """TLS: client certificates are 0 not asked for, 1 optional, 2 required."""
     ssl_ciphers: str | None = None
     """TLS: ciphers for TLS 1.2 and older, in OpenSSL's notation."""
+    middleware: tuple[str, ...] = ()
+    """Further ASGI middleware by import path (`package.module.Class`, or a function of request and
+    call_next); the last one named is the outermost."""
     root_path: str | None = None
     """Path prefix under which a proxy publishes the server."""
     disable_fastapi_docs: bool = False
@@ -89,6 +94,22 @@ class ServerConfig:
     """Most header fields of a request."""
     max_request_body_bytes: int = 64 * 2**20
     """Most bytes of a request body (accepts 64M)."""
+    sse_keep_alive_interval: int = 0
+    """Seconds of silence after which a stream sends a comment, so that proxies keep it; 0 = never.
+    """
+    max_num_queued_reqs: int | None = None
+    """Most sequences in flight, waiting or running, in one API server process; more are answered
+    503. Default: no limit."""
+    max_num_queued_tokens: int | None = None
+    """Most prompt tokens that wait for their first token in one API server process; while they are
+    reached, requests are answered 503. About prompt throughput × the TTFT to be kept."""
+    logging_config: dict[str, object] = field(default_factory=dict)
+    """JSON object: `log_level`, `formatter` (`text`, or `json` for one JSON object a line),
+    `pylogging_config_file` (a file for Python's logging.config), `configure_logging`."""
+    log_level: Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"] | None = None
+    """Level of the log. Default: VLLM_LOGGING_LEVEL, else INFO."""
+    log_config_file: str | None = None
+    """JSON file for Python's logging.config.dictConfig. Default: VLLM_LOGGING_CONFIG_PATH."""
     fingerprint_mode: Literal["full", "hash", "custom", "none"] = "full"
     """What `system_fingerprint` tells: version and configuration hash, the `hash` alone, a
     `custom` value, or nothing."""
@@ -117,6 +138,17 @@ class ServerConfig:
             ),
             (self.h11_max_header_count >= 8, "h11_max_header_count", "at least 8"),
             (self.max_request_body_bytes >= 1024, "max_request_body_bytes", "at least 1024"),
+            (self.sse_keep_alive_interval >= 0, "sse_keep_alive_interval", "at least 0"),
+            (
+                self.max_num_queued_reqs is None or self.max_num_queued_reqs >= 1,
+                "max_num_queued_reqs",
+                "at least 1",
+            ),
+            (
+                self.max_num_queued_tokens is None or self.max_num_queued_tokens >= 1,
+                "max_num_queued_tokens",
+                "at least 1",
+            ),
             (self.shutdown_timeout >= 0, "shutdown_timeout", "at least 0"),
             (self.engine_step_timeout >= 0, "engine_step_timeout", "at least 0"),
             (self.max_engine_restarts >= 0, "max_engine_restarts", "at least 0"),
@@ -132,3 +164,34 @@ class ServerConfig:
             raise ConfigError(
                 "--fingerprint-mode custom needs --fingerprint-value.", field="fingerprint_value"
             )
+
+    def logging_environment(self) -> dict[str, str]:
+        """The flags of the log as the variables that every process reads.
+
+        Raises:
+            ConfigError: a key or value of --logging-config that does not exist.
+        """
+        given = dict(self.logging_config)
+        if self.log_level is not None:
+            given["log_level"] = self.log_level
+        if self.log_config_file is not None:
+            given["pylogging_config_file"] = self.log_config_file
+        found: dict[str, str] = {}
+        for key, value in given.items():
+            if key not in _LOGGING:
+                raise ConfigError(
+                    f"--logging-config has no key {key!r}; one of {', '.join(_LOGGING)}.",
+                    field="logging_config",
+                )
+            if value is not None:
+                text = str(int(value)) if isinstance(value, bool) else str(value)
+                found[f"GALLEY_{_LOGGING[key]}"] = text
+        return found
+
+
+_LOGGING = {
+    "log_level": "LOGGING_LEVEL",
+    "formatter": "LOGGING_FORMAT",
+    "configure_logging": "CONFIGURE_LOGGING",
+    "pylogging_config_file": "LOGGING_CONFIG_PATH",
+}

@@ -87,14 +87,14 @@ _REFUSED: dict[str, str] = {
         kv_cache_metrics_sample enable_mfu_metrics custom_histogram_buckets
         enable_logging_iteration_details""",
     "this version does not have it yet.": """
-        enable_per_request_metrics sse_keep_alive_interval
-        enable_log_outputs log_error_stack uds middleware enable_offline_docs hf_config_path
+        enable_per_request_metrics
+        enable_log_outputs log_error_stack enable_offline_docs hf_config_path
         enable_return_routed_experts return_sampling_mask logprobs_mode disable_sliding_window
         hf_token hf_overrides model_class_overrides model_impl max_num_scheduled_tokens
-        max_num_active_seqs max_num_queued_reqs max_num_queued_tokens
+        max_num_active_seqs
         long_prefill_token_threshold_adaptive scheduler_cls watermark stream_interval
-        prefix_cache_retention_interval prefix_match_unit logging_config log_level
-        log_config_file watermark_config diffusion_config additional_config logits_processors""",
+        prefix_cache_retention_interval prefix_match_unit
+        watermark_config diffusion_config additional_config logits_processors""",
     "the engine restarts by itself; there is nothing to switch on.": """
         enable_fault_tolerance fault_tolerance_config""",
 }

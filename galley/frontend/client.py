@@ -81,17 +81,36 @@ class RequestStream(AsyncIterator[RequestOutput]):
     async def __anext__(self) -> RequestOutput:
         while not self._over:
             self._news.clear()
+            output = self.poll()
+            if output is not None:
+                return output
             try:
-                output = self.state.take()
-                if output is None:
-                    await self._news.wait()
-                    continue
+                await self._news.wait()
             except BaseException:
                 self.close()
                 raise
-            self._over = output.finished
-            return output
         raise StopAsyncIteration
+
+    def poll(self) -> RequestOutput | None:
+        """What there is now, or None. Raises the error with which the request ended."""
+        if self._over:
+            return None
+        try:
+            output = self.state.take()
+        except BaseException:
+            self.close()
+            raise
+        if output is not None:
+            self._over = output.finished
+        return output
+
+    def on_news(self, notify: Callable[[], None]) -> None:
+        """Call `notify` whenever there is something to `poll`, and now if there is: for a reader
+        that does not wait in a task of its own.
+        """
+        self.state.notify = notify
+        if self.state.changed or self.state.ended:
+            notify()
 
     def close(self) -> None:
         """Abort the request unless it has ended; safe to call again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -13,7 +14,12 @@ from galley.engine.control import Channel
 from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
 from galley.engine.flight import last_rows, pulse
 from galley.launcher.child import set_title
-from galley.launcher.sockets import listening_socket, private_directory, url_of
+from galley.launcher.sockets import (
+    listening_socket,
+    private_directory,
+    unix_socket,
+    url_of,
+)
 from galley.launcher.supervisor import Entries, Policy, Supervisor, say
 
 
@@ -24,7 +30,8 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
         ConfigError: the address cannot be bound.
     """
     set_title("Galley::Launcher")
-    sock = listening_socket(server.host, server.port)
+    os.environ.update(server.logging_environment())
+    sock = unix_socket(server.uds) if server.uds else listening_socket(server.host, server.port)
     directory = private_directory()
     policy = Policy(
         num_servers=server.api_server_count,
@@ -39,6 +46,8 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
         ).run()
     finally:
         sock.close()
+        if server.uds:
+            Path(server.uds).unlink(missing_ok=True)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -40,8 +40,41 @@ def listening_socket(host: str | None, port: int) -> socket.socket:
     return sock
 
 
+def unix_socket(path: str) -> socket.socket:
+    """Bind a Unix socket (not yet listen); one that nobody listens on any more is replaced.
+
+    Raises:
+        ConfigError: somebody listens there, or no socket can be made there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if Path(path).is_socket():
+            if _is_served(path):
+                raise ConfigError(f"--uds {path}: another server listens there.", field="uds")
+            os.unlink(path)
+        sock.bind(path)
+    except OSError as e:
+        sock.close()
+        raise ConfigError(f"--uds {path}: {e.strerror or e}", field="uds") from e
+    except ConfigError:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
 def url_of(sock: socket.socket, tls: bool) -> str:
     """What a person types to reach the socket."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "localhost"

@@ -13,6 +13,7 @@ import logging.config
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import TextIO
 
 from galley.errors import ConfigError
@@ -20,6 +21,23 @@ from galley.errors import ConfigError
 _COLORS = {"DEBUG": "37", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "35"}
 _LEVELS = (*_COLORS, "TRACE")
 TRACE = 5
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, pid, exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        fields = {
+            "time": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
 
 
 class LineFormatter(logging.Formatter):
@@ -44,8 +62,8 @@ def configure_logging(env: Mapping[str, str] = os.environ) -> None:
     """Set up logging for this process; safe to call again.
 
     Variables (each as VLLM_… or GALLEY_…): LOGGING_LEVEL, LOGGING_PREFIX, LOGGING_STREAM,
-    LOGGING_COLOR (auto, 1, 0), LOGGING_CONFIG_PATH (a JSON file for `logging.config.dictConfig`),
-    CONFIGURE_LOGGING (0 leaves logging alone).
+    LOGGING_COLOR (auto, 1, 0), LOGGING_FORMAT (text, json), LOGGING_CONFIG_PATH (a JSON
+    file for `logging.config.dictConfig`), CONFIGURE_LOGGING (0 leaves logging alone).
 
     Raises:
         ConfigError: a variable's value cannot be used; names the variable.
@@ -63,20 +81,29 @@ def configure_logging(env: Mapping[str, str] = os.environ) -> None:
             field="VLLM_LOGGING_LEVEL",
         )
     stream = _stream(_variable(env, "LOGGING_STREAM", "ext://sys.stdout"))
-    color = _variable(env, "LOGGING_COLOR", "auto")
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        LineFormatter(
-            _variable(env, "LOGGING_PREFIX", ""),
-            color == "1" or (color == "auto" and stream.isatty() and "NO_COLOR" not in env),
-        )
-    )
+    handler.setFormatter(_formatter(env, stream))
     logging.addLevelName(TRACE, "TRACE")
     for name in ("galley", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
     logging.getLogger("galley").setLevel(TRACE if level == "TRACE" else level)
+
+
+def _formatter(env: Mapping[str, str], stream: TextIO) -> logging.Formatter:
+    form = _variable(env, "LOGGING_FORMAT", "text")
+    if form == "json":
+        return JsonFormatter()
+    if form != "text":
+        raise ConfigError(
+            f"VLLM_LOGGING_FORMAT must be text or json; got {form!r}.", field="VLLM_LOGGING_FORMAT"
+        )
+    color = _variable(env, "LOGGING_COLOR", "auto")
+    return LineFormatter(
+        _variable(env, "LOGGING_PREFIX", ""),
+        color == "1" or (color == "auto" and stream.isatty() and "NO_COLOR" not in env),
+    )
 
 
 def _variable(env: Mapping[str, str], name: str, default: str) -> str:

@@ -123,7 +123,12 @@ class EngineMetrics:
         self._lives: dict[int, Life] = {}
         self._families: dict[int, Family] = {}
         self._counters = [Counters() for _ in range(num_engines)]
-        self._admission_rejections = _admission_rejections(registry, model_name)
+        self._rejections = _admission_rejections(registry, model_name)
+        self._model_name = model_name
+
+    def rejected(self, reason: str) -> None:
+        """A request was turned away by the limit `reason`."""
+        self._rejections.labels(model_name=self._model_name, reason=reason).inc()
 
     # ------------------------------------------------------------------ RequestObserver
 

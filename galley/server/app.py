@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import APIRouter, FastAPI
 
 from galley import __version__
+from galley.errors import ConfigError
 from galley.server import errors, openapi
 from galley.server.context import Context
-from galley.server.middleware import ApiKeys, HttpMetering, LoadCounting, RequestIds, RootPath
+from galley.server.middleware import ApiKeys, Gate, HttpMetering, RequestIds, RootPath
 from galley.server.routes import (
     anthropic,
     chat,
@@ -57,8 +60,7 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> FastAPI:
     errors.install(app)
     openapi.install(app, (route for router in routers for route in router.routes))
     # The last one added is the outermost.
-    if server.enable_server_load_tracking:
-        app.add_middleware(LoadCounting, load=ctx.load)
+    app.add_middleware(Gate, load=ctx.load)
     if server.api_key:
         app.add_middleware(ApiKeys, keys=server.api_key)
     if server.allowed_origins:
@@ -75,6 +77,25 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> FastAPI:
         app.add_middleware(RequestIds)
     if http_metrics is not None:
         app.add_middleware(HttpMetering, metrics=http_metrics)
+    for path in server.middleware:
+        _add_given(app, path)
     if server.root_path:
         app.add_middleware(RootPath, root_path=server.root_path)
     return app
+
+
+def _add_given(app: FastAPI, path: str) -> None:
+    """Add the middleware that `--middleware` names. Raises ConfigError."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise ConfigError(f"--middleware {path}: {e}", field="middleware") from e
+    if inspect.isclass(found):
+        app.add_middleware(cast(Any, found))
+    elif inspect.iscoroutinefunction(found):
+        app.middleware("http")(found)
+    else:
+        raise ConfigError(
+            f"--middleware {path} is neither a class nor an async function.", field="middleware"
+        )

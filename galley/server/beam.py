@@ -69,6 +69,7 @@ async def search(
         value, neutral = getattr(request, field), getattr(_UNHEEDED, field)
         if value != neutral and value not in (None, [], {}):
             raise InvalidRequest(f"{field} is not available with beam search.", field=field)
+    ctx.admit()
     limits = ctx.engine.limits
     ids = prompt
     if isinstance(ids, str):

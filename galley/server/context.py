@@ -6,7 +6,7 @@ import functools
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from galley.frontend.client import EngineClient
 from galley.server.errors import ClientDisconnected
 from galley.server.protocol.base import BodyReader, T
 from galley.server.protocol.generation import Caps
+from galley.server.stream import EventResponse, Events, Relay, Stream
 
 if TYPE_CHECKING:
     from galley.chat import ChatRenderer
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Load:
-    """Requests under way."""
+    """Requests under way, and whether new ones are still let in."""
 
     count: int = 0
+    draining: bool = False
+
+    def drain(self) -> None:
+        self.draining = True
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Context:
         metrics: the text of /metrics and its content type.
         root: the model's path or hub name, as /v1/models tells it.
         store_responses: keep responses for retrieval (VLLM_ENABLE_RESPONSES_API_STORE).
+        admit: raises Overloaded while a limit on what is in flight is reached.
         any_model_name: serve whatever name a request gives (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
@@ -57,8 +63,10 @@ class Context:
     caps: Caps = field(default_factory=Caps)
     root: str = ""
     any_model_name: bool = False
+    admit: Callable[[], None] = lambda: None
     store_responses: bool = False
     load: Load = field(default_factory=Load)
+    relay: Relay = field(default_factory=Relay)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -95,6 +103,12 @@ class Context:
     async def read(self, request: Request, reader: BodyReader[T]) -> T:
         """The request's body as a checked wire type. Raises ClientError, ClientDisconnected."""
         return reader.read(await self.body(request))
+
+    def events(self, streams: Sequence[Stream], answer: Events) -> EventResponse:
+        """The answer of `streams` as events."""
+        # Middleware of others may hold parts back: nothing may overtake them then.
+        relay = None if self.server.middleware else self.relay
+        return EventResponse(relay, streams, answer, self.server.sse_keep_alive_interval)
 
     def fingerprint(self) -> str | None:
         """`system_fingerprint`: equal for equal answers to equal requests."""

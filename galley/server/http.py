@@ -1,23 +1,84 @@
-"""uvicorn's HTTP/1.1 protocol with limits on what may come before a body."""
+"""uvicorn's HTTP/1.1 protocol with limits on what may come before a body and how long that may
+take, and with a short way out for the parts of a stream.
+"""
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+#: Key of a request's scope under which its `Sink` lies.
+SINK = "galley.sink"
+#: Seconds that a client gets to send a request's head.
+HEAD_TIMEOUT = 30.0
 
 
 class HeaderLimitExceeded(Exception):
     """Ends the reading of a request; the parser turns it into a 400."""
 
 
-def limited_protocol(max_bytes: int, max_count: int) -> type[HttpToolsProtocol]:
-    """A protocol class that answers 400 to a request line and headers beyond the limits."""
+class Sink:
+    """Writes parts of a body that has begun, past the layers of the application.
+
+    Between two messages that the application itself sends; order is the writer's business.
+
+    Attributes:
+        written: bytes that went this way.
+    """
+
+    __slots__ = ("_cycle", "written")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self.written = 0
+
+    @property
+    def ready(self) -> bool:
+        """A part may be written now: the reader keeps up, and the body has no length."""
+        cycle = self._cycle
+        return bool(cycle.chunked_encoding) and not cycle.flow.write_paused
+
+    def write(self, part: bytes) -> None:
+        cycle = self._cycle
+        if part and not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+            self.written += len(part)
+
+
+def limited_protocol(
+    max_bytes: int, max_count: int, head_timeout: float = HEAD_TIMEOUT
+) -> type[HttpToolsProtocol]:
+    """A protocol class that answers 400 to a request line and headers beyond the limits, and closes
+    connections that take longer than `head_timeout` seconds to send them.
+    """
 
     class LimitedProtocol(HttpToolsProtocol):
         _in_head = False
         _size = 0
+        _patience: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait_for_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_is_here()
+            super().connection_lost(exc)
+
+        def _wait_for_head(self) -> None:
+            if self._patience is None:
+                self._patience = self.loop.call_later(head_timeout, self.transport.close)
+
+        def _head_is_here(self) -> None:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
 
         def on_message_begin(self) -> None:
             self._in_head, self._size = True, 0
+            self._wait_for_head()
             super().on_message_begin()
 
         def on_header(self, name: bytes, value: bytes) -> None:
@@ -28,7 +89,10 @@ def limited_protocol(max_bytes: int, max_count: int) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._in_head = False
+            self._head_is_here()
             super().on_headers_complete()
+            if self.cycle is not None and self.cycle.scope is self.scope:
+                self.cycle.scope[SINK] = Sink(self.cycle)  # type: ignore[literal-required]
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)

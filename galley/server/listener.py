@@ -31,6 +31,8 @@ class Listener(uvicorn.Server):
     Args:
         on_serving: called once connections are accepted.
         drain: seconds that requests in flight get at the end, before `on_drained`.
+        on_draining: lets no new requests in.
+        is_busy: there are requests in flight.
         on_drained: ends the requests that are still in flight.
     """
 
@@ -40,19 +42,24 @@ class Listener(uvicorn.Server):
         *,
         on_serving: Callable[[], None],
         drain: int,
+        on_draining: Callable[[], None],
+        is_busy: Callable[[], bool],
         on_drained: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._on_serving = on_serving
         self._drain = drain
+        self._on_draining = on_draining
+        self._is_busy = is_busy
         self._on_drained = on_drained
+        self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_serving()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(self._drain, self._on_drained)
+        self._on_drained()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -73,7 +80,20 @@ class Listener(uvicorn.Server):
 
     def _stop(self) -> None:
         """The first signal ends in good order, the second at once."""
-        self.force_exit = self.should_exit
+        if self.should_exit or self._draining is not None:
+            self.should_exit = self.force_exit = True
+        elif self._drain:
+            self._draining = asyncio.ensure_future(self._wait_for_requests())
+        else:
+            self.should_exit = True
+
+    async def _wait_for_requests(self) -> None:
+        """Serve on, but let nothing in, until all is answered or the time is over."""
+        self._on_draining()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._drain
+        while self._is_busy() and loop.time() < end:
+            await asyncio.sleep(0.05)
         self.should_exit = True
 
 
@@ -97,7 +117,7 @@ def uvicorn_config(app: ASGIApp, server: ServerConfig, keep_alive: int) -> uvico
         access_log=not server.disable_uvicorn_access_log,
         server_header=False,
         timeout_keep_alive=keep_alive,
-        timeout_graceful_shutdown=server.shutdown_timeout + LAST_WORDS,
+        timeout_graceful_shutdown=LAST_WORDS,
         backlog=2048,
         **_tls(server),
     )

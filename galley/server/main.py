@@ -25,10 +25,11 @@ from galley.loader import read_facts, resolve_source, resolve_tokenizer
 from galley.observability.http_metrics import HttpMetrics
 from galley.observability.logging import configure_logging, silence_access_log
 from galley.observability.metrics import EngineMetrics
-from galley.observability.observer import Observers
+from galley.observability.observer import Observers, RequestObserver
 from galley.observability.registry import exposition, new_registry
 from galley.observability.reliability import ReliabilityMetrics
 from galley.observability.stats_line import StatsLine
+from galley.server.admission import Admission
 from galley.server.app import build_app
 from galley.server.context import Context
 from galley.server.environment import Environment, read_environment
@@ -94,13 +95,15 @@ async def _serve(
 ) -> None:
     registry = new_registry()
     stats_line = StatsLine()
-    observer = None
+    observers: list[RequestObserver] = []
+    rejected: Callable[[str], None] | None = None
     if not model.config.observability.disable_log_stats:
-        observer = Observers(
-            engine_metrics(registry, model.config, model.facts),
-            ReliabilityMetrics(registry, model.config.model.served_model_name[0]),
-            stats_line,
-        )
+        metrics = engine_metrics(registry, model.config, model.facts)
+        name = model.config.model.served_model_name[0]
+        observers = [metrics, ReliabilityMetrics(registry, name), stats_line]
+        rejected = metrics.rejected
+    admission = Admission(server.max_num_queued_reqs, server.max_num_queued_tokens, rejected)
+    observers.append(admission)
     client = ZmqClient(
         link,
         InputProcessor(
@@ -109,7 +112,7 @@ async def _serve(
             seed=model.config.model.seed,
             client_index=link.client_index,
         ),
-        OutputProcessor(model.tokenizer, observer),
+        OutputProcessor(model.tokenizer, Observers(*observers)),
     )
     client.start()
     ctx = Context(
@@ -122,6 +125,7 @@ async def _serve(
         defaults=default_sampling_params(model.config, model.facts),
         caps=environment.caps,
         root=model.name,
+        admit=admission.check,
         any_model_name=environment.any_model_name,
         store_responses=environment.store_responses,
     )
@@ -130,6 +134,8 @@ async def _serve(
         uvicorn_config(app, server, environment.keep_alive),
         on_serving=lambda: link.channel.send(Serving()),
         drain=server.shutdown_timeout,
+        on_draining=ctx.load.drain,
+        is_busy=lambda: ctx.load.count > 0 or client.num_unfinished > 0,
         on_drained=client.close,
     )
     # What start-up has made lives as long as the process: no collection need look at it again.

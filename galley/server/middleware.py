@@ -1,6 +1,6 @@
 """What every request passes through before a route: plain ASGI, outermost first.
 
-    RootPath → HttpMetering → RequestIds → (CORS) → ApiKeys → LoadCounting → routes
+    RootPath → (--middleware) → HttpMetering → RequestIds → (CORS) → ApiKeys → Gate → routes
 
 Each wraps `send` only where it must: a stream's tokens go through here.
 """
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from galley.errors import Unauthorized
+from galley.errors import Overloaded, Unauthorized
 from galley.server.context import Load
 from galley.server.errors import galley_response
+from galley.server.http import SINK, Sink
 
 if TYPE_CHECKING:
     from galley.observability.http_metrics import HttpMetrics
@@ -82,6 +83,9 @@ class HttpMetering:
         try:
             await self.app(scope, receive, measure)
         finally:
+            sink: Sink | None = scope.get(SINK)
+            if sink is not None:
+                size += sink.written
             length = header(scope, b"content-length") or b"0"
             route = scope.get("route")
             self.metrics.observe(
@@ -145,8 +149,8 @@ class ApiKeys:
         return any(matches)
 
 
-class LoadCounting:
-    """Counts the POST requests under way, for /load."""
+class Gate:
+    """Counts the POST requests under way, and lets no new ones in while the server drains."""
 
     def __init__(self, app: ASGIApp, load: Load) -> None:
         self.app = app
@@ -155,6 +159,11 @@ class LoadCounting:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or path_of(scope) in UNCOUNTED:
             await self.app(scope, receive, send)
+            return
+        if self.load.draining:
+            response = galley_response(Overloaded("The server is shutting down."))
+            response.headers["connection"] = "close"
+            await response(scope, receive, send)
             return
         self.load.count += 1
         try:

@@ -13,6 +13,7 @@ response.completed | response.incomplete | response.failed
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from galley.errors import GalleyError
@@ -37,15 +38,21 @@ class ResponseAnswer:
     Args:
         response: what is known before the first token; completed here.
         top_logprobs: candidates a token, None where no logprobs are asked for.
+        on_end: called when the response is complete.
 
     Attributes:
         response: the answer as it is now.
     """
 
     def __init__(
-        self, response: ResponseObject, top_logprobs: int | None, bytes_of: TokenBytes
+        self,
+        response: ResponseObject,
+        top_logprobs: int | None,
+        bytes_of: TokenBytes,
+        on_end: Callable[[], None],
     ) -> None:
         self.response = response
+        self._on_end = on_end
         self._top = top_logprobs
         self._bytes_of = bytes_of
         self._message = OutputMessage(f"msg_{uuid.uuid4().hex}", "in_progress")
@@ -147,6 +154,7 @@ class ResponseAnswer:
         self.response.status = "incomplete" if cut else "completed"
         if cut:
             self.response.incomplete_details = IncompleteDetails("max_output_tokens")
+        self._on_end()
 
     def _next(self) -> int:
         self._number += 1

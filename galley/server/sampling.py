@@ -89,8 +89,10 @@ async def start(
 
     Raises:
         InvalidRequest, Unsupported: the request cannot be served; names the field.
+        Overloaded: too much is in flight.
         EngineDead: there is no engine, and none will come.
     """
+    ctx.admit()
     _log(ctx.server, request_id, prompt, params)
     ids = prompt if isinstance(prompt, list) else None
     keep_left = request.truncation_side == "right" and params.truncate_prompt_tokens is not None

@@ -1,13 +1,17 @@
 """Answers on their way out: outputs of one or several prompts, awaited whole or sent as events.
 
+    engine client ── news ──▶ EventResponse ──▶ Relay ── once a step, all streams ──▶ Sink, socket
+                                    └── task: begins, waits for slow readers, ends
+
 Whatever runs here ends when its client goes away, and closing an output stream ends its request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
@@ -16,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from galley.errors import GalleyError
 from galley.request import RequestOutput
 from galley.server.errors import ClientDisconnected
+from galley.server.http import SINK, Sink
 
 T = TypeVar("T")
 
@@ -24,6 +29,8 @@ HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+#: What a reader of events skips.
+COMMENT = b": keep-alive\n\n"
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -58,6 +65,8 @@ class Stream(Protocol):
     def __aiter__(self) -> Stream: ...
     async def __anext__(self) -> RequestOutput: ...
     async def aclose(self) -> None: ...
+    def poll(self) -> RequestOutput | None: ...
+    def on_news(self, notify: Callable[[], None]) -> None: ...
 
 
 async def start_all(starting: Iterable[Coroutine[Any, Any, Stream]]) -> list[Stream]:
@@ -135,50 +144,165 @@ class Events(Protocol):
         """All that follows when the outputs end with an error."""
 
 
-class EventResponse(Response):
-    """Streams `outputs` as events.
+class Relay:
+    """Writes what is new in all streams, once a turn of the event loop.
 
-    Nothing is sent before the first output, so that a request that fails at once gets a real
-    status. A later failure is sent as an event with an error object. When the client leaves, the
-    outputs are closed, which ends their request.
+    A step of an engine brings news to many streams at once: here they are encoded and written one
+    after another, without waking a task for each.
     """
 
-    def __init__(self, outputs: AsyncIterator[tuple[int, RequestOutput]], events: Events) -> None:
+    def __init__(self) -> None:
+        self._due: list[EventResponse] = []
+
+    def add(self, response: EventResponse) -> None:
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._due.append(response)
+
+    def _write(self) -> None:
+        due, self._due = self._due, []
+        for response in due:
+            response.push()
+
+
+class EventResponse(Response):
+    """Sends the outputs of `streams` as events.
+
+    Nothing is sent before the first output, so that a request that fails at once gets a real
+    status. A later failure is sent as an event. When the client leaves, the streams are closed,
+    which ends their requests. While the client is slow its news wait where they merge.
+
+    Args:
+        relay: None where all must pass through the application's layers.
+        keep_alive: seconds of silence after which a comment is sent, also before the first
+            output; 0: never.
+    """
+
+    def __init__(
+        self, relay: Relay | None, streams: Sequence[Stream], events: Events, keep_alive: float = 0
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
         self.raw_headers = list(HEADERS)
-        self._outputs = outputs
+        self._relay = relay
+        self._streams = streams
         self._events = events
+        self._keep_alive = keep_alive
+        self._left = len(streams)
+        #: Prompts that have news.
+        self._news: list[int] = []
+        self._wake = asyncio.Event()
+        #: Set while the task sleeps, and the relay may write.
+        self._sink: Sink | None = None
+        self._error: Exception | None = None
+        self._begun = False
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnect(receive, self._stream(send))
+            sink = None if self._relay is None else scope.get(SINK)
+            await until_disconnect(receive, self._run(sink, send))
         except ClientDisconnected:
             # There is nobody to tell; an answer that had not begun still counts as failed.
             if not self._started:
                 raise
+        finally:
+            for stream in self._streams:
+                await stream.aclose()
 
-    async def _stream(self, send: Send) -> None:
-        encode = self._events.encode
+    # ------------------------------------------------------------------ news arrive
+
+    def _on_news(self, index: int) -> None:
+        self._news.append(index)
+        if self._sink is None:
+            self._wake.set()
+        elif len(self._news) == 1 and self._relay is not None:
+            self._relay.add(self)
+
+    def push(self) -> None:
+        """Write what is new, or wake the task where that is not all."""
+        sink = self._sink
+        if sink is None or not sink.ready:
+            self._wake.set()
+            return
         try:
-            async for index, output in self._outputs:
-                body = encode(index, output)
-                if not self._started:
-                    await self._start(send)
-                if body:
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            sink.write(self._take())
+        except Exception as error:  # noqa: BLE001 - raised again in the task
+            self._error = error
+        if not self._left or self._error is not None:
+            self._wake.set()
+
+    def _take(self) -> bytes:
+        """Events for all news. Raises what a request has ended with."""
+        news, self._news = self._news, []
+        parts = []
+        for index in news:
+            output = self._streams[index].poll()
+            if output is not None:
+                self._begun = True
+                self._left -= output.finished
+                parts.append(self._events.encode(index, output))
+        return b"".join(parts)
+
+    # ------------------------------------------------------------------ the task
+
+    async def _run(self, sink: Sink | None, send: Send) -> None:
+        try:
+            for index, stream in enumerate(self._streams):
+                stream.on_news(partial(self._on_news, index))
+            while self._left:
+                await self._sleep(sink, send)
+                await self._send_news(send)
             end = self._events.last()
         except GalleyError as error:
             if not self._started:
                 raise
             end = self._events.failed(error)
-        if not self._started:
-            await self._start(send)
+        await self._start(send)
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
+    async def _sleep(self, sink: Sink | None, send: Send) -> None:
+        """Return when there is something that the relay leaves to the task."""
+        if self._news:
+            return
+        self._wake.clear()
+        if self._started:
+            self._sink = sink
+        try:
+            while not await self._woken():
+                await self._start(send)
+                comment = {"type": "http.response.body", "body": COMMENT, "more_body": True}
+                await send(comment)
+        finally:
+            self._sink = None
+        if self._error is not None:
+            raise self._error
+
+    async def _woken(self) -> bool:
+        """Wait; False after a time in which nothing was sent."""
+        if not self._keep_alive:
+            return await self._wake.wait()
+        while True:
+            before = self._sink.written if self._sink else 0
+            try:
+                return await asyncio.wait_for(self._wake.wait(), self._keep_alive)
+            except TimeoutError:
+                if before == (self._sink.written if self._sink else 0):
+                    return False
+
+    async def _send_news(self, send: Send) -> None:
+        if self._started:
+            # Waits for a slow reader; what comes meanwhile is taken with the rest.
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+        body = self._take()
+        if self._begun:
+            await self._start(send)
+        if body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
     async def _start(self, send: Send) -> None:
-        self._started = True
-        headers = self.raw_headers
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if not self._started:
+            self._started = True
+            headers = self.raw_headers
+            await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -156,3 +156,8 @@ def test_wrong_flags_exit_with_code_2_and_one_line(argv):
     assert done.returncode == 2
     assert done.stderr.startswith("galley: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_list_that_is_given_twice_adds_up() -> None:
+    parsed = serve.parser().parse(["--middleware", "a.B", "--middleware", "c.D", "e.F"])
+    assert parsed.values["middleware"] == ("a.B", "c.D", "e.F")

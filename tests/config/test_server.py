@@ -37,3 +37,20 @@ def test_contradictions() -> None:
         ServerConfig(ssl_keyfile="key.pem")
     with pytest.raises(ConfigError, match="--fingerprint-value"):
         ServerConfig(fingerprint_mode="custom")
+
+
+def test_the_log_is_set_up_by_flags():
+    server = ServerConfig(
+        logging_config={"formatter": "json", "configure_logging": True, "log_level": "ERROR"},
+        log_level="DEBUG",
+        log_config_file="log.json",
+    )
+    assert server.logging_environment() == {
+        "GALLEY_LOGGING_FORMAT": "json",
+        "GALLEY_CONFIGURE_LOGGING": "1",
+        "GALLEY_LOGGING_LEVEL": "DEBUG",
+        "GALLEY_LOGGING_CONFIG_PATH": "log.json",
+    }
+    assert ServerConfig().logging_environment() == {}
+    with pytest.raises(ConfigError, match="colour"):
+        ServerConfig(logging_config={"colour": True}).logging_environment()

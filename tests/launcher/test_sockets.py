@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from galley.errors import ConfigError
-from galley.launcher.sockets import listening_socket, private_directory, url_of
+from galley.launcher.sockets import listening_socket, private_directory, unix_socket, url_of
 
 
 def test_a_free_port_is_bound_but_does_not_listen_yet() -> None:
@@ -84,3 +84,21 @@ def test_a_long_temporary_folder_is_not_used(
         assert len(str(made / "engine-10-1000000")) < 107
     finally:
         made.rmdir()
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with unix_socket(path) as sock:
+        assert url_of(sock, tls=False) == f"unix:{path}"
+        sock.listen()
+        with pytest.raises(ConfigError, match="another server listens"):
+            unix_socket(path)
+    # One that was left behind is replaced.
+    with unix_socket(path):
+        pass
+    (tmp_path / "file").write_text("mine")
+    for bad in (tmp_path / "file", tmp_path / "nowhere" / "s", tmp_path / ("long" * 40)):
+        with pytest.raises(ConfigError, match="--uds") as error:
+            unix_socket(str(bad))
+        assert error.value.field == "uds"
+    assert (tmp_path / "file").read_text() == "mine"

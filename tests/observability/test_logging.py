@@ -5,13 +5,19 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from galley.errors import ConfigError
-from galley.observability.logging import LineFormatter, configure_logging, silence_access_log
+from galley.observability.logging import (
+    JsonFormatter,
+    LineFormatter,
+    configure_logging,
+    silence_access_log,
+)
 
 NAMES = ("galley", "uvicorn", "uvicorn.access")
 
@@ -112,3 +118,26 @@ def test_some_paths_have_no_access_log() -> None:
         ["/healthy"],
         [],
     ]
+
+
+def test_json_lines() -> None:
+    line = json.loads(JsonFormatter().format(record(text='a "word"\nand more')))
+    assert line.pop("pid") > 0
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "level": "INFO",
+        "logger": "galley.server.main",
+        "message": 'a "word"\nand more',
+    }
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        with_error = logging.LogRecord("galley", 40, "f.py", 1, "x", None, sys.exc_info())
+    assert "ValueError: broken" in json.loads(JsonFormatter().format(with_error))["exception"]
+
+
+def test_the_form_is_chosen_by_variable() -> None:
+    configure_logging({"GALLEY_LOGGING_FORMAT": "json"})
+    assert isinstance(logging.getLogger("galley").handlers[0].formatter, JsonFormatter)
+    with pytest.raises(ConfigError, match="VLLM_LOGGING_FORMAT"):
+        configure_logging({"VLLM_LOGGING_FORMAT": "xml"})

@@ -24,9 +24,12 @@ from galley.config.server import ServerConfig
 from galley.frontend.input_processor import Limits
 from galley.observability.http_metrics import HttpMetrics
 from galley.observability.metrics import EngineMetrics
+from galley.observability.observer import Observers
 from galley.observability.registry import exposition, new_registry
+from galley.server.admission import Admission
 from galley.server.app import build_app
 from galley.server.context import Context
+from galley.server.http import limited_protocol
 from galley.server.listener import Listener, uvicorn_config
 from galley.server.protocol.generation import Caps
 from galley.text import Tokenizer, load_tokenizer
@@ -58,6 +61,7 @@ class Served:
     port: int
     engine: FakeEngine
     loop: asyncio.AbstractEventLoop
+    listener: Listener
 
     @property
     def url(self) -> str:
@@ -105,6 +109,7 @@ def serve(
     chat_template: str | None = None,
     names: tuple[str, ...] = (MODEL,),
     store_responses: bool = False,
+    head_timeout: float | None = None,
 ) -> Iterator[Served]:
     ready: threading.Event = threading.Event()
     found: list[Served] = []
@@ -117,14 +122,18 @@ def serve(
         metrics = EngineMetrics(
             registry, names[0], max_model_len=limits.max_model_len, max_num_batched_tokens=64
         )
-        engine = FakeEngine(words, limits, script or reply_with(REPLY), metrics)
-        config = EngineConfig(
+        admission = Admission(
+            server.max_num_queued_reqs, server.max_num_queued_tokens, metrics.rejected
+        )
+        observers = Observers(metrics, admission)
+        engine = FakeEngine(words, limits, script or reply_with(REPLY), observers)
+        engine_config = EngineConfig(
             model=ModelConfig(served_model_name=names),
             scheduler=SchedulerConfig(max_num_batched_tokens=64),
         )
         ctx = Context(
             engine=engine,
-            config=config,
+            config=engine_config,
             server=server,
             tokenizer=words,
             chat=None if words is None else ChatRenderer.of(words, chat_template),
@@ -133,17 +142,24 @@ def serve(
             caps=caps or Caps(),
             root="somewhere/tiny",
             store_responses=store_responses,
+            admit=admission.check,
         )
         sock = socket.create_server(("127.0.0.1", 0))
         quiet = replace(server, disable_uvicorn_access_log=True)
+        config = uvicorn_config(build_app(ctx, HttpMetrics(registry)), quiet, 5)
+        if head_timeout is not None:
+            config.http_protocol_class = limited_protocol(4096, 64, head_timeout)
         listener = Listener(
-            uvicorn_config(build_app(ctx, HttpMetrics(registry)), quiet, 5),
+            config,
             on_serving=ready.set,
-            drain=0,
+            drain=server.shutdown_timeout,
+            on_draining=ctx.load.drain,
+            is_busy=lambda: ctx.load.count > 0,
             on_drained=lambda: None,
         )
         stop.append(listener)
-        found.append(Served(sock.getsockname()[1], engine, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        found.append(Served(sock.getsockname()[1], engine, loop, listener))
         await listener.serve([sock])
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)

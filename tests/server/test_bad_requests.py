@@ -139,7 +139,6 @@ BAD_COMPLETION: list[tuple[str, dict[str, Any]]] = [
     ("request_id", {"request_id": "x" * 300}),
     ("priority", {"priority": "high"}),
     ("best_of", {"best_of": 2}),
-    ("use_beam_search", {"use_beam_search": True}),
     ("prompt_embeds", {"prompt_embeds": "AAAA"}),
     ("suffix", {"suffix": 5}),
     ("kv_transfer_params", {"kv_transfer_params": {"do_remote_decode": True}}),

@@ -22,7 +22,7 @@ from galley.server.protocol.anthropic import (
     messages_reader,
 )
 from galley.server.sampling import sampling_params, start
-from galley.server.stream import EventResponse, collect, merge, until_disconnect
+from galley.server.stream import collect, until_disconnect
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -48,7 +48,7 @@ def routes(ctx: Context) -> APIRouter:
         begin = start(ctx, _prompt(ctx, request), params, id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.stream:
-            return EventResponse(merge([stream]), answer)
+            return ctx.events([stream], answer)
         [output] = await until_disconnect(raw.receive, collect([stream]))
         return json_response(answer.whole(output))
 

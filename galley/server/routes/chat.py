@@ -25,10 +25,8 @@ from galley.server.protocol.chat import (
 )
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import (
-    EventResponse,
     Stream,
     collect,
-    merge,
     start_all,
     until_disconnect,
 )
@@ -80,7 +78,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
         return json_response(answer.whole([await until_disconnect(raw.receive, searching)]))
     stream = await until_disconnect(raw.receive, start_chat(ctx, request, prompt, head.id))
     if request.stream:
-        return EventResponse(merge([stream]), answer)
+        return ctx.events([stream], answer)
     return json_response(answer.whole(await until_disconnect(raw.receive, collect([stream]))))
 
 

@@ -21,10 +21,8 @@ from galley.server.protocol.completions import (
 )
 from galley.server.sampling import Prompt, sampling_params, start
 from galley.server.stream import (
-    EventResponse,
     Stream,
     collect,
-    merge,
     start_all,
     until_disconnect,
 )
@@ -71,7 +69,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
         return json_response(answer.whole(await until_disconnect(raw.receive, searching)))
     streams = await until_disconnect(raw.receive, _start(ctx, request, prompts, head.id))
     if request.stream:
-        return EventResponse(merge(streams), answer)
+        return ctx.events(streams, answer)
     outputs = await until_disconnect(raw.receive, collect(streams))
     return json_response(answer.whole(outputs))
 

@@ -16,8 +16,9 @@ def routes(ctx: Context) -> APIRouter:
 
     @router.get("/health", response_class=Response)
     async def health() -> Response:
-        """200 while an engine accepts requests, 503 otherwise."""
-        return Response(status_code=200 if ctx.engine.healthy else 503)
+        """200 while requests are accepted and an engine is up, 503 otherwise."""
+        up = ctx.engine.healthy and not ctx.load.draining
+        return Response(status_code=200 if up else 503)
 
     @router.get("/ping", response_class=Response)
     async def ping() -> Response:
@@ -40,6 +41,7 @@ def routes(ctx: Context) -> APIRouter:
     @router.get("/load", response_class=Response)
     async def load() -> Response:
         """Requests under way; counted with --enable-server-load-tracking, else 0."""
-        return json_response(to_json({"server_load": ctx.load.count}))
+        counts = ctx.server.enable_server_load_tracking
+        return json_response(to_json({"server_load": ctx.load.count if counts else 0}))
 
     return router

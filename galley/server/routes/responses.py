@@ -33,7 +33,7 @@ from galley.server.protocol.responses import (
 from galley.server.response_answer import ResponseAnswer
 from galley.server.response_store import Record, ResponseStore
 from galley.server.sampling import sampling_params, start
-from galley.server.stream import EventResponse, Stream, collect, merge, until_disconnect
+from galley.server.stream import Stream, collect, merge, until_disconnect
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +102,12 @@ class Desk:
         )
         response = _new_response(request, params, model)
         record = Record(response, messages, [] if request.background and request.stream else None)
+        keep = self.ctx.store_responses and request.store and not request.background
         answer = ResponseAnswer(
             response,
             params.logprobs,
             lambda token_id: self.ctx.require_tokenizer().token_bytes(token_id),
+            on_end=lambda: self.store.add(record) if keep else None,
         )
         prompt = self._prompt(request, messages)
         begin = start(self.ctx, prompt, params, response.id, fields, False)
@@ -113,19 +115,10 @@ class Desk:
         if request.background:
             return self._in_background(record, stream, answer)
         if request.stream:
-            return EventResponse(self._keeping(record, stream, request), answer)
+            return self.ctx.events([stream], answer)
         [output] = await until_disconnect(raw.receive, collect([stream]))
         body = answer.whole(output)
-        if self.ctx.store_responses and request.store:
-            self.store.add(record)
         return json_response(body)
-
-    async def _keeping(self, record: Record, stream: Stream, request: ResponsesRequest) -> Any:
-        """The outputs; when they have all come, the response is kept."""
-        async for item in merge([stream]):
-            if item[1].finished and self.ctx.store_responses and request.store:
-                self.store.add(record)
-            yield item
 
     # ------------------------------------------------------------------ background
 

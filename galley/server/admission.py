@@ -1,0 +1,72 @@
+"""Limits on what may be in flight: --max-num-queued-reqs and --max-num-queued-tokens.
+
+Counted in this process, of its own requests. It watches them as an observer of the engine client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from galley.errors import Overloaded
+from galley.observability.observer import OutputsShape, ReadyShape
+from galley.request import FinishReason, Request
+
+
+class Admission:
+    """A `RequestObserver` that tells whether one more request may come in.
+
+    Args:
+        max_requests: sequences in flight, waiting or running; None: no limit.
+        max_tokens: prompt tokens of those whose first token has not come; None: no limit.
+        rejected: called with the name of the limit that turned a request away.
+    """
+
+    def __init__(
+        self,
+        max_requests: int | None,
+        max_tokens: int | None,
+        rejected: Callable[[str], None] | None = None,
+    ) -> None:
+        self._max_requests = max_requests
+        self._max_tokens = max_tokens
+        self._rejected = rejected or (lambda reason: None)
+        self._in_flight: set[int] = set()
+        #: handle → prompt tokens, until its first token
+        self._prefill: dict[int, int] = {}
+        self._num_tokens = 0
+
+    def check(self) -> None:
+        """Raise Overloaded if a limit is reached."""
+        if self._max_requests is not None and len(self._in_flight) >= self._max_requests:
+            self._rejected("max_num_queued_reqs")
+            raise Overloaded(
+                f"{len(self._in_flight)} requests are in flight, of {self._max_requests} allowed "
+                "(--max-num-queued-reqs). Try again later."
+            )
+        if self._max_tokens is not None and self._num_tokens >= self._max_tokens:
+            self._rejected("max_num_queued_tokens")
+            raise Overloaded(
+                f"{self._num_tokens} prompt tokens are waiting, of {self._max_tokens} allowed "
+                "(--max-num-queued-tokens). Try again later."
+            )
+
+    # ------------------------------------------------------------------ RequestObserver
+
+    def ready(self, message: ReadyShape) -> None:
+        """Nothing to count."""
+
+    def added(self, request: Request, index: int, n: int) -> None:
+        self._in_flight.add(request.handle)
+        if index == 0:
+            # The others of the n share its prompt.
+            self._prefill[request.handle] = len(request.prompt_token_ids) // 4
+            self._num_tokens += self._prefill[request.handle]
+
+    def outputs(self, message: OutputsShape) -> None:
+        if self._prefill and message.handles:
+            for handle in self._prefill.keys() & set(memoryview(message.handles).cast("q")):
+                self._num_tokens -= self._prefill.pop(handle)
+
+    def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
+        self._in_flight.discard(handle)
+        self._num_tokens -= self._prefill.pop(handle, 0)

@@ -1,0 +1,81 @@
+"""--max-num-queued-reqs and --max-num-queued-tokens: 503 with Retry-After, and counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from galley.config.server import ServerConfig
+from tests.server.served import Served, serve
+from tests.server.test_disconnect import send, wait_for
+
+BODY: dict[str, Any] = {"prompt": "hi there", "max_tokens": 4}
+REJECTED = "vllm:admission_rejections_total"
+
+
+def refused(answer: httpx.Response, flag: str) -> None:
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+    error = answer.json()["error"]
+    assert error["type"] == "ServiceUnavailableError"
+    assert flag in error["message"]
+
+
+def hold(served: Served, body: dict[str, Any], sequences: int) -> Any:
+    """A request that the engine keeps."""
+    served.engine.hold = True
+    before = served.engine.num_unfinished
+    sock = send(served, "/v1/completions", body)
+    wait_for(lambda: served.engine.num_unfinished == before + sequences)
+    return sock
+
+
+def test_requests() -> None:
+    with serve(ServerConfig(max_num_queued_reqs=3)) as served:
+        assert served.post("/v1/completions", {**BODY, "n": 5}).status_code == 200
+        with hold(served, {**BODY, "n": 3}, 3):
+            for path, body in (
+                ("/v1/completions", BODY),
+                ("/v1/completions", {**BODY, "use_beam_search": True}),
+                ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+            ):
+                refused(served.post(path, body), "--max-num-queued-reqs")
+            assert served.get("/health").status_code == 200
+            served.engine.hold = False
+        wait_for(lambda: served.engine.num_unfinished == 0)
+        assert served.post("/v1/completions", BODY).status_code == 200
+        assert served.metric(REJECTED + '{reason="max_num_queued_reqs"}') == 3
+        assert served.metric(REJECTED + '{reason="max_num_queued_tokens"}') == 0
+
+
+def test_tokens() -> None:
+    with serve(ServerConfig(max_num_queued_tokens=8)) as served:
+        # The limit bars the next one, however long this one is.
+        long = {**BODY, "prompt": [7] * 20}
+        assert served.post("/v1/completions", long).status_code == 200
+        first = {**BODY, "prompt": [7] * 7, "n": 2}
+        with hold(served, first, 2), hold(served, {**BODY, "prompt": [7]}, 1):
+            refused(served.post("/v1/completions", BODY), "--max-num-queued-tokens")
+            served.engine.pause = 0.2
+            served.engine.hold = False
+            # Past its first token a prompt waits no more.
+            wait_for(lambda: served.post("/v1/completions", BODY).status_code == 200)
+        assert served.metric(REJECTED + '{reason="max_num_queued_tokens"}') >= 1
+
+
+def test_one_of_several_prompts_takes_back_the_others() -> None:
+    with serve(ServerConfig(max_num_queued_reqs=2)) as served:
+        served.engine.hold = True
+        refused(
+            served.post("/v1/completions", {**BODY, "prompt": ["a", "b", "c"]}),
+            "--max-num-queued-reqs",
+        )
+        assert served.engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize("field", ["max_num_queued_reqs", "max_num_queued_tokens"])
+def test_a_limit_is_at_least_one(field: str) -> None:
+    with pytest.raises(ValueError, match=field.replace("_", "-")):
+        ServerConfig(**{field: 0})

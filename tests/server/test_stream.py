@@ -1,0 +1,151 @@
+"""What a stream does besides its events: keeps quiet connections, waits for slow readers, is
+counted to the last byte, and closes on those who never ask.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from galley.config.server import ServerConfig
+from galley.frontend.input_processor import Limits
+from galley.server.stream import COMMENT
+from tests.server.served import REPLY, Served, reply_with, serve, tokenizer
+from tests.server.test_disconnect import send, wait_for
+
+BODY: dict[str, Any] = {"prompt": "hi", "stream": True, "max_tokens": 64}
+
+
+@pytest.fixture(scope="module")
+def patient_server() -> Iterator[Served]:
+    with serve(ServerConfig(sse_keep_alive_interval=1)) as served:
+        yield served
+
+
+@pytest.fixture
+def patient(patient_server: Served) -> Iterator[Served]:
+    engine = patient_server.engine
+    yield patient_server
+    engine.hold, engine.failure, engine.pause = False, None, 0.0
+
+
+def test_silence_is_filled_before_the_first_output(patient: Served) -> None:
+    patient.engine.hold = True
+    with httpx.stream("POST", f"{patient.url}/v1/completions", json=BODY, timeout=20) as answer:
+        assert answer.status_code == 200
+        parts = answer.iter_raw()
+        assert next(parts) == COMMENT
+        assert next(parts) == COMMENT
+        patient.engine.hold = False
+        rest = b"".join(parts)
+    assert rest.count(b"data: {") > 5
+    assert COMMENT not in rest
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+def test_silence_is_filled_between_outputs_and_failures_are_events(patient: Served) -> None:
+    patient.engine.pause = 0.05
+    with httpx.stream("POST", f"{patient.url}/v1/completions", json=BODY, timeout=20) as answer:
+        patient.engine.hold = True
+        parts = answer.iter_raw()
+        for part in parts:
+            if part == COMMENT:
+                break
+        patient.engine.failure = "it broke"
+        patient.engine.hold = False
+        rest = b"".join(parts)
+    assert b"it broke" in rest
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+def test_without_the_flag_nothing_fills_the_silence(served: Served) -> None:
+    served.engine.pause = 0.05
+    text = served.post("/v1/completions", BODY).text
+    assert COMMENT.decode() not in text
+
+
+def test_the_news_of_a_slow_reader_merge() -> None:
+    """A reader that stops costs no memory: when it goes on, it gets the rest in few events."""
+    word = tokenizer().encode("word", False)
+    limits = Limits(vocab_size=49152, max_model_len=60_000, eos_token_ids=(2,))
+    with serve(script=lambda request: word * 50_000, limits=limits) as served:
+        body = {**BODY, "max_tokens": 40_000, "temperature": 0}
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", served.port))
+            ask(sock, body)
+            wait_for(lambda: served.engine.num_unfinished == 1)
+            deadline = time.monotonic() + 60
+            while served.engine.num_unfinished and time.monotonic() < deadline:
+                time.sleep(0.01)
+            received = bytearray()
+            while not received.endswith(b"0\r\n\r\n"):
+                received += sock.recv(1 << 20)
+        events = received.count(b"data: {")
+        # The socket's buffers took the first ones; the rest had merged.
+        assert 100 < events < 35_000
+        assert received.count(b"word") == 40_000
+        assert received.count(b"data: [DONE]") == 1
+
+
+def ask(sock: socket.socket, body: dict[str, Any]) -> None:
+    import json
+
+    content = json.dumps(body).encode()
+    sock.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
+    )
+
+
+def test_every_byte_is_counted(served: Served) -> None:
+    served.engine.pause = 0.002
+    sample = 'http_response_size_bytes_sum{handler="/v1/completions"}'
+    size = len(served.post("/v1/completions", BODY).content)
+    before = served.metric(sample)
+    assert len(served.post("/v1/completions", BODY).content) == size
+    assert served.metric(sample) - before == size
+
+
+def test_many_streams_at_once_do_not_mix() -> None:
+    texts = [f"number {i} " * (i + 1) + REPLY for i in range(8)]
+    scripts = [reply_with(text) for text in texts]
+    prompts = [f"p{i}" for i in range(8)]
+    with serve(script=lambda r: scripts[int(r.request_id.rpartition("-")[2])](r)) as served:
+        served.engine.pause = 0.001
+        body = {**BODY, "prompt": prompts, "max_tokens": 200}
+        found = [""] * 8
+        with served.client() as client:
+            for event in client.completions.create(model="tiny", **body):
+                for choice in event.choices:
+                    found[choice.index] += choice.text
+        assert found == texts
+
+
+def test_pipelined_requests_after_a_stream(served: Served) -> None:
+    """A connection is reusable after parts have gone past the application's layers."""
+    with httpx.Client(base_url=served.url) as client:
+        for _ in range(3):
+            assert client.post("/v1/completions", json=BODY).text.endswith("[DONE]\n\n")
+        assert client.get("/health").status_code == 200
+
+
+def test_a_client_that_sends_no_head_is_let_go() -> None:
+    with serve(head_timeout=0.3) as served:
+        begin = time.monotonic()
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as silent:
+            assert silent.recv(100) == b""
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as slow:
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            assert slow.recv(100) == b""
+        assert time.monotonic() - begin < 5
+        # A head in time is enough, however long the answer takes.
+        served.engine.pause = 0.05
+        sock = send(served, "/v1/completions", {**BODY, "stream": False})
+        assert b"200 OK" in sock.recv(1000)
+        sock.close()
