@@ -60,7 +60,7 @@ class Server:
         return found
 
     def resident(self) -> float:
-        """MB of memory of their own that the processes hold; files that are mapped are not counted."""
+        """MB of memory of the processes' own; files that are mapped are not counted."""
         total = 0
         for pid in self.pids():
             try:
@@ -133,22 +133,26 @@ class Metrics:
 def serve(
     *flags: str,
     env: dict[str, str] | None = None,
+    without: tuple[str, ...] = (),
     program: Sequence[str] = ("-m", "galley"),
     seconds: float = 120,
 ) -> Iterator[Server]:
     """Serve the built-in model on a free port of the loopback interface.
 
     Args:
+        env: variables besides the caller's own.
+        without: beginnings of names of the caller's variables that it shall not have.
         program: what Python runs before `serve`; the package itself unless told.
 
     Raises:
         RuntimeError: it ended, or did not serve in time; says what it logged.
     """
     command = [sys.executable, *program, "serve", "--host", "127.0.0.1", "--port", "0", *flags]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(without)}
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **(env or {})},
+        env={**kept, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

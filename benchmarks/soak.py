@@ -136,7 +136,11 @@ async def _run(server: Server, args: argparse.Namespace, soak: Soak) -> None:
 
 def check_end(server: Server, soak: Soak) -> dict[str, float]:
     """Nothing is left over, and what the server counted adds up."""
-    metrics = server.wait_idle()
+    try:
+        metrics = server.wait_idle()
+    except OSError as e:
+        soak.faults += [f"the server is gone: {e}", *server.log[-20:]]
+        return {}
     left = {
         name: metrics.sum("vllm:" + name)
         for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")

@@ -1,0 +1,331 @@
+"""Troubles of a server, made and mended: does the metric show them, and does the remedy help?
+
+    python -m benchmarks.symptoms [--only NAME] [--dry]
+
+For each symptom a server with the built-in model is brought into trouble by a load and a setting;
+the metrics that show it are read; the same load then meets the setting that mends it. Fails if a
+metric does not move as it should. The numbers go to docs/generate/symptoms.json, from which
+`make docs` writes docs/troubleshooting.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.clients import stream
+from benchmarks.served import MODEL, ROOT, Metrics, Server, serve
+
+RESULTS = ROOT / "docs" / "generate" / "symptoms.json"
+COMMON = ("--max-model-len", "2048", "--disable-uvicorn-access-log")
+TEXT = (ROOT / "tests" / "data" / "opticks.txt").read_text(encoding="utf-8")
+#: Characters of a token of this text, about.
+LETTERS = 4
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A number that shows a symptom.
+
+    Attributes:
+        label: as the page calls it; `query` is the PromQL of the same.
+        read: from the scrapes before and after the load, and the peaks of gauges in between.
+        factor: mended / troubled must be at most this, or at least, if above 1.
+    """
+
+    label: str
+    query: str
+    read: Callable[[Metrics, Metrics, Peaks], float]
+    factor: float
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """`trouble` and `remedy` are flags; `number` is the checklist's."""
+
+    name: str
+    number: int
+    title: str
+    why: str
+    load: Callable[[int], Awaitable[object]]
+    trouble: tuple[str, ...]
+    remedy: tuple[str, ...]
+    readings: tuple[Reading, ...]
+    others: str = ""
+
+
+class Peaks:
+    """The highest values of gauges while it runs."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.highest: dict[str, float] = {}
+
+    def __enter__(self) -> Peaks:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.25):
+            sums: dict[str, float] = {}
+            for name, _, value in self._server.metrics().samples:
+                sums[name] = sums.get(name, 0.0) + value
+            for name, value in sums.items():
+                self.highest[name] = max(value, self.highest.get(name, 0.0))
+
+
+# ---------------------------------------------------------------- loads
+
+
+def request(tokens: int, output: int, start: int = 0) -> dict[str, Any]:
+    """A prompt of about so many tokens, from somewhere in the text."""
+    at = start * 997 % (len(TEXT) // 2)
+    return {
+        "model": MODEL,
+        "prompt": TEXT[at : at + tokens * LETTERS],
+        "max_tokens": output,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+
+
+async def crowd(port: int) -> None:
+    """Sixteen clients at once, with short prompts."""
+    await asyncio.gather(*(stream(port, request(30, 48, i)) for i in range(16)))
+
+
+async def long_among_short(port: int) -> None:
+    """Long prompts while four short requests stream."""
+    streams = [asyncio.ensure_future(stream(port, request(20, 400, i))) for i in range(4)]
+    for i in range(6):
+        await stream(port, request(1200, 1, 50 + i))
+    for task in streams:
+        task.cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
+
+
+async def growing(port: int) -> None:
+    """Twelve requests whose answers grow long."""
+    await asyncio.gather(*(stream(port, request(150, 250, i)) for i in range(12)))
+
+
+async def interrupted(port: int) -> None:
+    """Three streams, and now and then a long prompt."""
+    streams = [asyncio.ensure_future(stream(port, request(20, 400, i))) for i in range(3)]
+    for i in range(6):
+        await asyncio.sleep(0.4)
+        await stream(port, request(1500, 1, 50 + i))
+    await asyncio.gather(*streams)
+
+
+async def arrivals(port: int) -> None:
+    """Four requests a second, for eight seconds."""
+    tasks = []
+    for i in range(32):
+        tasks.append(asyncio.ensure_future(stream(port, request(30, 64, i))))
+        await asyncio.sleep(0.25)
+    await asyncio.gather(*tasks)
+
+
+async def repeated(port: int) -> None:
+    """The same long beginning, twelve times."""
+    for i in range(12):
+        body = request(1000, 4)
+        await stream(port, {**body, "prompt": body["prompt"] + f" Question {i}: why?"})
+
+
+# ---------------------------------------------------------------- readings
+
+
+def mean(name: str, label: str, factor: float) -> Reading:
+    query = f"rate({name}_sum[5m]) / rate({name}_count[5m])"
+    return Reading(label, query, lambda a, b, _: b.mean(name, a), factor, "s")
+
+
+def p99(name: str, label: str, factor: float, unit: str = "s") -> Reading:
+    query = f"histogram_quantile(0.99, rate({name}_bucket[5m]))"
+    return Reading(label, query, lambda a, b, _: b.quantile(name, 0.99, a), factor, unit)
+
+
+def peak(name: str, label: str, factor: float) -> Reading:
+    return Reading(label, name, lambda a, b, peaks: peaks.highest.get(name, 0.0), factor)
+
+
+def growth(name: str, label: str, factor: float) -> Reading:
+    return Reading(label, f"rate({name}[5m])", lambda a, b, _: b.sum(name) - a.sum(name), factor)
+
+
+HITS, QUERIES = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
+HIT_RATE = Reading(
+    "prefix cache hit rate",
+    f"rate({HITS}[5m]) / rate({QUERIES}[5m])",
+    lambda a, b, _: (b.sum(HITS) - a.sum(HITS)) / max(b.sum(QUERIES) - a.sum(QUERIES), 1),
+    2.0,
+)
+TTFT = "vllm:time_to_first_token_seconds"
+
+SYMPTOMS = (
+    Symptom(
+        "ttft-queue",
+        210,
+        "First tokens come late, and requests wait",
+        "Requests stand in the queue because all slots are taken.",
+        crowd,
+        ("--max-num-seqs", "2"),
+        ("--max-num-seqs", "32"),
+        (
+            peak("vllm:num_requests_waiting", "requests waiting, at most", 0.5),
+            mean(TTFT, "time to first token, mean", 0.6),
+        ),
+        "If the KV cache is full as well (`vllm:kv_cache_usage_perc`), more slots do not help: add "
+        "memory or replicas.",
+    ),
+    Symptom(
+        "ttft-prompts",
+        210,
+        "First tokens come late, and nobody waits",
+        "Prompts are long (`vllm:request_prompt_tokens`) and cut into many steps, each of which "
+        "carries the other requests' tokens too.",
+        long_among_short,
+        ("--max-num-batched-tokens", "32", "--max-num-seqs", "8"),
+        ("--max-num-batched-tokens", "2048", "--max-num-seqs", "8"),
+        (
+            p99("vllm:request_prompt_tokens", "prompt tokens, p99", 1.0, ""),
+            mean("vllm:request_prefill_time_seconds", "prefill time, mean", 0.8),
+            mean(TTFT, "time to first token, mean", 0.8),
+        ),
+        "More cores shorten prefill in proportion. If streams get choppy, the step is too large "
+        "again: see below.",
+    ),
+    Symptom(
+        "kv-pressure",
+        211,
+        "The KV cache is full, and requests are preempted",
+        "The running sequences have outgrown the cache; some give their blocks back and are "
+        "computed again.",
+        growing,
+        ("--kv-cache-memory-bytes", "48M"),
+        ("--kv-cache-memory-bytes", "256M"),
+        (
+            peak("vllm:kv_cache_usage_perc", "KV cache usage, at most", 0.8),
+            growth("vllm:num_preemptions_total", "preemptions", 0.2),
+        ),
+        "Also: `--gpu-memory-utilization` up, `--max-num-seqs` or `--max-model-len` down, a "
+        "quantised checkpoint (its weights leave more memory to the cache).",
+    ),
+    Symptom(
+        "choppy",
+        212,
+        "Streams are choppy",
+        "A long prompt fills a step, and every stream waits for that step.",
+        interrupted,
+        ("--max-num-batched-tokens", "2048"),
+        ("--max-num-batched-tokens", "128"),
+        (
+            p99("vllm:inter_token_latency_seconds", "inter-token latency, p99", 0.8),
+            p99("vllm:iteration_tokens_total", "tokens in a step, p99", 0.5, ""),
+        ),
+        "`--long-prefill-token-threshold` caps prompts alone, only while others run.",
+    ),
+    Symptom(
+        "queue",
+        213,
+        "The queue grows",
+        "Requests arrive faster than the slots are freed: the reason of waiting is `capacity`.",
+        arrivals,
+        ("--max-num-seqs", "1"),
+        ("--max-num-seqs", "16"),
+        (
+            mean("vllm:request_queue_time_seconds", "time in the queue, mean", 0.5),
+            peak("vllm:num_requests_waiting_by_reason", "waiting for capacity, at most", 0.5),
+        ),
+        "If it grows with enough slots, the machine is full: add replicas. A reason `deferred` "
+        "means that something else than a slot was missing.",
+    ),
+    Symptom(
+        "prefix",
+        214,
+        "Prompts that begin alike are slow",
+        "Each is computed anew, because prefix caching is off, or their beginnings differ early (a "
+        "date, an id), or the cache is too small to keep them.",
+        repeated,
+        ("--no-enable-prefix-caching",),
+        ("--enable-prefix-caching",),
+        (HIT_RATE, mean(TTFT, "time to first token, mean", 0.6)),
+        "Put what changes at the end of the prompt.",
+    ),
+)
+
+
+# ---------------------------------------------------------------- running
+
+
+def measure(symptom: Symptom, flags: tuple[str, ...]) -> list[float]:
+    """What the readings are under the symptom's load, with these flags."""
+    memory = () if "--kv-cache-memory-bytes" in flags else ("--kv-cache-memory-bytes", "256M")
+    with serve(*COMMON, *memory, *flags) as server:
+        asyncio.run(stream(server.port, request(8, 2, 9999)))
+        before = server.metrics()
+        with Peaks(server) as peaks:
+            asyncio.run(symptom.load(server.port))  # type: ignore[arg-type]
+        after = server.wait_idle()
+    return [reading.read(before, after, peaks) for reading in symptom.readings]
+
+
+def judge(reading: Reading, trouble: float, remedy: float) -> str | None:
+    """What is wrong, if the metric has not moved as it should."""
+    bound = trouble * reading.factor
+    moved = remedy >= bound and remedy > trouble if reading.factor > 1 else remedy <= bound
+    if moved or reading.factor == 1.0:
+        return None
+    return f"{reading.label}: {trouble:.3g} → {remedy:.3g}, wanted × {reading.factor}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=[s.name for s in SYMPTOMS])
+    parser.add_argument("--dry", action="store_true", help="write no file")
+    args = parser.parse_args()
+    faults = []
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for symptom in SYMPTOMS:
+        if args.only not in (None, symptom.name):
+            continue
+        pairs = list(
+            zip(
+                symptom.readings,
+                measure(symptom, symptom.trouble),
+                measure(symptom, symptom.remedy),
+                strict=True,
+            )
+        )
+        results[symptom.name] = {r.label: [round(a, 4), round(b, 4)] for r, a, b in pairs}
+        print(f"{symptom.title}: {' '.join(symptom.trouble)} → {' '.join(symptom.remedy)}")
+        for reading, trouble, remedy in pairs:
+            fault = judge(reading, trouble, remedy)
+            print(f"  {reading.label}: {trouble:.3g} → {remedy:.3g}{'  WRONG' if fault else ''}")
+            faults += [f"{symptom.name}: {fault}"] if fault else []
+    if not args.dry and not faults:
+        results["machine"] = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print("\n".join(faults))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

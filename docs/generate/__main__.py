@@ -1,0 +1,51 @@
+"""Pages that are made from the program: `python docs/generate [--check]`.
+
+With --check nothing is written; what would change is shown, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def pages() -> dict[Path, str]:
+    """Each page's path and text."""
+    import compatibility
+    import security
+    import troubleshooting
+    from probe import probe
+
+    program = probe(compatibility.route_names())
+    return {
+        DOCS / "compatibility.md": compatibility.page(program),
+        DOCS / "security.md": security.fill((DOCS / "security.md").read_text(), program),
+        DOCS / "troubleshooting.md": troubleshooting.page(),
+    }
+
+
+def main(check: bool) -> int:
+    stale = 0
+    for path, text in pages().items():
+        before = path.read_text() if path.exists() else ""
+        if text == before:
+            continue
+        stale += 1
+        if check:
+            old, new = before.splitlines(), text.splitlines()
+            print("\n".join(difflib.unified_diff(old, new, f"{path.name}, as it is", "made", n=0)))
+        else:
+            path.write_text(text)
+            print(f"{path.relative_to(ROOT)}: written")
+    if check and stale:
+        print(f"{stale} pages are not true any more: make docs")
+    return int(check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -1,0 +1,239 @@
+"""Why something of vLLM's is not here: what the program itself has no sentence for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+WORKS, NOTHING, REFUSED, NOT_YET = "works", "no effect", "refused", "not yet"
+Verdict = tuple[str, str]
+
+COMMANDS: dict[str, Verdict] = {
+    "launch": (NOT_YET, "the render-only server"),
+    "launch render": (NOT_YET, "the render-only server"),
+    "bench": (NOT_YET, ""),
+    "bench latency": (NOT_YET, ""),
+    "bench throughput": (NOT_YET, ""),
+    "bench mm-processor": (NOT_YET, "only text models are supported yet"),
+    "bench serve": (NOT_YET, ""),
+    "bench startup": (NOT_YET, ""),
+    "bench sweep": (NOT_YET, ""),
+    "bench sweep serve": (NOT_YET, "`galley bench sweep` has flags of its own"),
+    "bench sweep serve_workload": (NOT_YET, "`galley bench sweep` has flags of its own"),
+    "bench sweep startup": (NOT_YET, "`galley bench sweep` has flags of its own"),
+    "bench sweep plot": (NOT_YET, "`galley bench sweep` has flags of its own"),
+    "bench sweep plot_pareto": (NOT_YET, "`galley bench sweep` has flags of its own"),
+    "collect-env": (NOT_YET, "facts of the machine for a bug report"),
+    "download-kernels": (REFUSED, "the kernels are a part of the package"),
+    "preload": (NOT_YET, "packed weights are cached on disk and mapped by every start"),
+    "run-batch": (NOT_YET, "OpenAI batch files"),
+    "snapshot": (NOT_YET, "a start takes about a second as it is"),
+    "snapshot create": (NOT_YET, "a start takes about a second as it is"),
+    "snapshot inspect": (NOT_YET, "a start takes about a second as it is"),
+    "snapshot restore": (NOT_YET, "a start takes about a second as it is"),
+    "chat": (NOT_YET, ""),
+    "complete": (NOT_YET, ""),
+}
+HINTS = {
+    "--trust-remote-code": "no code of a checkpoint is ever run",
+    "--fail-on-environ-validation": "variables that are not known are not looked at",
+}
+
+_POOLING = "only text generation is supported yet (no pooling, embedding or classification)"
+_MEDIA = "only text models are supported yet"
+_LORA = "LoRA adapters are not supported yet"
+_WEIGHTS = "sleep and weight updates are not supported yet"
+_PARALLEL = "this version runs one engine on one host"
+_ROUTE_GROUPS = {
+    "pooling": _POOLING,
+    "audio": _MEDIA,
+    "realtime": _MEDIA,
+    "lora": _LORA,
+    "cohere": "Cohere's API",
+    "scale-out": "tokens in, tokens out for disaggregated front ends",
+    "elastic-ep": _PARALLEL,
+    "rl-dev": _WEIGHTS,
+    "profile": "profiling over HTTP",
+    "generate-extra": "scores of labels",
+    "anthropic": "Anthropic's API",
+}
+
+
+def route(entry: dict[str, Any]) -> Verdict:
+    if entry["group"] == "fault-tolerance":
+        return REFUSED, "the engine restarts by itself; there is nothing to steer"
+    if "adapters" in entry["path"]:
+        return NOT_YET, _LORA
+    if entry["path"] == "/kv_event_sources":
+        return NOT_YET, "KV events"
+    if entry["path"] in ("/docs/oauth2-redirect", "/static/*"):
+        return NOT_YET, "pages without other sites' scripts (--enable-offline-docs)"
+    if entry["path"] in ("/reset_mm_cache", "/reset_encoder_cache"):
+        return NOT_YET, _MEDIA
+    return NOT_YET, _ROUTE_GROUPS.get(entry["group"], f"with {entry['condition']}")
+
+
+_METRICS = (
+    (r"kv_block_", "--kv-cache-metrics"),
+    (r"lora", _LORA),
+    (r"spec_decode|acceptance", "speculative decoding is not supported yet"),
+    (r"watermark", "watermarking"),
+    (r"corrupted", "NaN checks of logits"),
+    (r"hf3fs|hisparse|nixl|mooncake|offload|kv_|KVCR|lmcache|p2p|tier", "KV transfer and offload"),
+    (r"^http", ""),
+)
+
+
+def metric(entry: dict[str, Any]) -> Verdict:
+    for pattern, reason in _METRICS:
+        if re.search(pattern, entry["name"]):
+            return NOT_YET, reason
+    return NOT_YET, entry["condition"]
+
+
+def still(name: str) -> str:
+    """Why a metric that is there stays 0."""
+    for pattern, reason in (
+        ("estimated_", "--enable-mfu-metrics"),
+        ("external_prefix", "KV connectors"),
+        ("mm_cache", _MEDIA),
+        ("admission", "limits of the queue"),
+        ("sleep", _WEIGHTS),
+    ):
+        if pattern in name:
+            return reason
+    return "its feature is not there"
+
+
+_VARIABLES: dict[str, Verdict] = {
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": (NOTHING, "the server always stays up: a new engine starts"),
+    "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT": (NOTHING, "templates run on a budget of steps"),
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": (NOTHING, "ids get no suffix"),
+    "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": (NOTHING, "a step's outputs are one message of columns"),
+    "VLLM_USE_RUST_FRONTEND": (REFUSED, "there is one front end"),
+    "VLLM_USE_RUST_BENCH": (REFUSED, "there is one bench client"),
+    "VLLM_RUST_FRONTEND_PATH": (REFUSED, "there is one front end"),
+    "VLLM_ENABLE_COHERE_API": (NOT_YET, "Cohere's API"),
+    "VLLM_SERVER_DEV_MODE": (NOT_YET, "development routes"),
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": (NOT_YET, "answers in the log"),
+    "VLLM_BATCH_INVARIANT": (NOTHING, "answers never depend on the batch"),
+    "PYTHONHASHSEED": (NOT_YET, ""),
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": (REFUSED, "nothing is ever unpickled from a socket"),
+    "VLLM_ENABLE_V1_MULTIPROCESSING": (NOTHING, "LLM runs in one process, the server in three"),
+    "VLLM_WORKER_MULTIPROC_METHOD": (NOTHING, "the launcher is small and forks"),
+    "VLLM_ENGINE_READY_TIMEOUT_S": (
+        NOTHING,
+        "a start takes a second; a failed one is told at once",
+    ),
+    "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": (NOTHING, "--engine-step-timeout"),
+    "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": (NOTHING, "there are no workers yet"),
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": (REFUSED, "beyond the model's positions there are no answers"),
+    "VLLM_PLUGINS": (NOT_YET, "plugins"),
+    "VLLM_COMPUTE_NANS_IN_LOGITS": (NOT_YET, "NaN checks of logits"),
+    "VLLM_RAISE_ON_LOGIT_NANS": (NOT_YET, "NaN checks of logits"),
+    "VLLM_HOST_IP": (NOT_YET, "all sockets between the processes are Unix sockets"),
+    "VLLM_PORT": (NOT_YET, "no port is used between the processes"),
+    "VLLM_RPC_BASE_PATH": (NOT_YET, "the sockets' folder is in TMPDIR"),
+    "VLLM_LOOPBACK_IP": (NOTHING, "no port is used between the processes"),
+    "VLLM_USE_MODELSCOPE": (NOT_YET, "downloads come from Hugging Face"),
+    "VLLM_MODEL_REDIRECT_PATH": (NOT_YET, "give the folder itself"),
+    "VLLM_CACHE_ROOT": (NOT_YET, "GALLEY_CACHE_DIR"),
+    "VLLM_CONFIG_ROOT": (NOTHING, "there is no folder of settings"),
+    "VLLM_ASSETS_CACHE": (NOT_YET, _MEDIA),
+    "VLLM_ASSETS_CACHE_MODEL_CLEAN": (NOT_YET, _MEDIA),
+    "VLLM_LOG_BATCHSIZE_INTERVAL": (NOT_YET, "the step trace has the sizes"),
+    "VLLM_LOG_MODEL_INSPECTION": (NOTHING, "`galley inspect` shows the model"),
+    "VLLM_DISABLE_LOG_LOGO": (NOTHING, "there is no logo"),
+    "VLLM_TRACE_FUNCTION": (REFUSED, "use a profiler"),
+    "VLLM_LOGGING_COLOR": (NOT_YET, ""),
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": (NOT_YET, "structured output"),
+    "VLLM_XGRAMMAR_CACHE_MB": (NOT_YET, "structured output"),
+    "VLLM_V1_USE_OUTLINES_CACHE": (NOT_YET, "structured output"),
+    "NO_COLOR": (WORKS, "where the log is a terminal"),
+    "HF_TOKEN": (WORKS, "by the hub's client, when a hub model is asked for"),
+    "HF_HOME": (WORKS, "by the hub's client, when a hub model is asked for"),
+    "HF_HUB_OFFLINE": (WORKS, "by the hub's client, when a hub model is asked for"),
+    "FORCE_COLOR": (NOT_YET, "VLLM_LOGGING_COLOR=1"),
+    "CUDA_VISIBLE_DEVICES": (NOT_YET, "GPUs"),
+    "MOONCAKE_CONFIG_PATH": (NOT_YET, "KV connectors"),
+    "LMCACHE_CONFIG_FILE": (NOT_YET, "KV connectors"),
+    "DO_NOT_TRACK": (NOTHING, "nothing is ever reported to anyone"),
+    "TRANSFORMERS_OFFLINE": (NOTHING, "HF_HUB_OFFLINE; transformers is not used"),
+    "PROMETHEUS_MULTIPROC_DIR": (NOT_YET, "several API servers"),
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": (NOT_YET, "tracing"),
+    "OTEL_EXPORTER_OTLP_TRACES_INSECURE": (NOT_YET, "tracing"),
+    "OTEL_SERVICE_NAME": (NOT_YET, "tracing"),
+}
+_VARIABLE_GROUPS: dict[str, Verdict] = {
+    "server/API": (NOT_YET, "structured output, tools and reasoning"),
+    "engine": (NOTHING, "it tunes how vLLM's engine works"),
+    "network/distributed": (NOT_YET, _PARALLEL),
+    "model/assets": (NOT_YET, "loaders for object stores and other formats"),
+    "LoRA": (NOT_YET, _LORA),
+    "multimodal": (NOT_YET, _MEDIA),
+    "CPU platform": (NOTHING, "it tunes vLLM's CPU kernels; see --num-threads"),
+    "compile": (NOTHING, "nothing is compiled at run time"),
+    "logging/telemetry": (NOTHING, "it tunes vLLM's own diagnosis"),
+}
+
+
+def variable(entry: dict[str, Any]) -> Verdict:
+    name = entry["name"]
+    if "USAGE" in name or "DO_NOT_TRACK" in name:
+        return NOTHING, "nothing is ever reported to anyone"
+    return _VARIABLES.get(name) or _VARIABLE_GROUPS.get(entry["group"], (NOT_YET, ""))
+
+
+def request(name: str) -> Verdict:
+    for pattern, reason in (
+        ("LoRA", _LORA),
+        ("Transcription|Translation", _MEDIA),
+        ("Generate", "tokens in, tokens out for disaggregated front ends"),
+        ("Generative|Structured", "scores of labels"),
+        ("Anthropic", "Anthropic's API"),
+        ("Responses|Batch", "its route"),
+    ):
+        if re.search(pattern, name) and "Embedding" not in name:
+            return NOT_YET, reason
+    return NOT_YET, _POOLING
+
+
+def python(name: str, works: bool) -> str:
+    if works:
+        return ""
+    for pattern, reason in (
+        ("[Pp]ool|[Ee]mbed|[Cc]lassif|[Ss]cor|encode", _POOLING),
+        ("weight|sleep|wake|memory", _WEIGHTS),
+        ("ray|world_size|collective|apply_model", _PARALLEL),
+        ("profile", "profiling"),
+        ("mm_cache", _MEDIA),
+    ):
+        if re.search(pattern, name):
+            return reason
+    return ""
+
+
+def sampling(name: str) -> Verdict:
+    for pattern, reason in (
+        ("structured", "structured output"),
+        ("skip_reading_prefix_cache|extra_args", "reserved for plugins and poolers"),
+    ):
+        if re.search(pattern, name):
+            return NOT_YET, reason
+    return NOT_YET, ""
+
+
+#: Parts of the checklist that need something this version or a test machine has not.
+CHECKLIST: dict[int, str] = {
+    137: "needs the router",
+    148: "needs the router",
+    189: "deferred > 0 needs LoRA",
+    201: "",
+    204: "several engines need data parallelism",
+    225: "one host: all sockets between processes are Unix sockets in a private folder",
+    231: "no socket between processes has an address yet",
+    245: "building the image needs a Docker daemon; hadolint reads the file",
+    249: "several nodes need tensor or pipeline parallelism",
+    251: "the router; compose brings up server, proxy, Prometheus and Grafana",
+    252: "/dev/shm is used by tensor parallelism only",
+}

@@ -1,0 +1,71 @@
+"""docs/troubleshooting.md: the tree from symptom to remedy, with the numbers of symptoms.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.symptoms import SYMPTOMS, Reading, Symptom
+
+HEAD = """# Troubleshooting
+
+From what users notice to the metric that shows it, and to the flag that mends it. Every line has
+been tried: `make symptoms` brings a server into the trouble, applies the remedy, and fails if the
+metric does not move. The numbers are its last run's, with the built-in model ({machine}); your own
+will be other numbers that move the same way.
+
+The panels are those of `deploy/grafana/galley.json`, the alerts those of
+`deploy/prometheus/alerts.yml`.
+
+"""
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    results = json.loads((Path(__file__).parent / "symptoms.json").read_text())
+    parts = [HEAD.format(machine=results["machine"]), tree()]
+    parts += [section(symptom, results[symptom.name]) for symptom in SYMPTOMS]
+    return "".join(parts)
+
+
+def tree() -> str:
+    lines = ["| what you see | what to look at | what to change |", "|---|---|---|"]
+    for s in SYMPTOMS:
+        link = f"[{s.title}](#{anchor(s.title)})"
+        metrics = ", ".join(dict.fromkeys(f"`{first_metric(r)}`" for r in s.readings))
+        lines.append(f"| {link} | {metrics} | {change(s)} |")
+    return "\n".join(lines) + "\n"
+
+
+def section(symptom: Symptom, numbers: dict[str, list[float]]) -> str:
+    lines = [f"\n## {symptom.title}\n", symptom.why, ""]
+    trouble, remedy = " ".join(symptom.trouble), " ".join(symptom.remedy)
+    lines += [f"| | `{trouble}` | `{remedy}` | as a query |", "|---|---|---|---|"]
+    for reading in symptom.readings:
+        before, after = numbers[reading.label]
+        cells = f"{shown(before, reading.unit)} | {shown(after, reading.unit)}"
+        lines.append(f"| {reading.label} | {cells} | `{reading.query}` |")
+    return "\n".join([*lines, "", symptom.others, ""])
+
+
+def shown(value: float, unit: str) -> str:
+    return f"{value:.3g} {unit}".strip()
+
+
+def first_metric(reading: Reading) -> str:
+    words = reading.query.replace("(", " ").replace("[", " ").split()
+    name = next(word for word in words if word.startswith("vllm:"))
+    return name.removesuffix("_sum").removesuffix("_bucket")
+
+
+def anchor(title: str) -> str:
+    return title.lower().replace(",", "").replace(" ", "-")
+
+
+def change(symptom: Symptom) -> str:
+    """The flag whose value differs, with both values."""
+    before, after = list(symptom.trouble), list(symptom.remedy)
+    for i, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old != new:
+            return f"`{new}`" if old.startswith("--") else f"`{before[i - 1]}` ({old} → {new})"
+    raise AssertionError(f"{symptom.name} changes nothing")

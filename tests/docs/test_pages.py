@@ -1,0 +1,50 @@
+"""Generated pages are true, and links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from galley.config.flags import flags_of
+from galley.config.resolve import SECTIONS
+from galley.config.server import ServerConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_generated_pages_are_true() -> None:
+    """Every flag, route, metric, variable and field of vLLM's has its row, and the row is right."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generate", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[p.name for p in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" not in target and not target.startswith("#"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_no_flag_is_swallowed() -> None:
+    """What a flag sets is read by something besides the configuration itself."""
+    read: set[str] = set()
+    for path in (ROOT / "galley").rglob("*.py"):
+        if "config" not in path.relative_to(ROOT / "galley").parts:
+            tree = ast.parse(path.read_text())
+            read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    # Read while resolving, or a promise that is kept by refusing all other values.
+    kept = {"tokenizer_mode", "tensor_parallel_size", "pipeline_parallel_size"}
+    names = {f.name for owner in (ServerConfig, *SECTIONS.values()) for f in flags_of(owner)}
+    assert names - read - kept == set()
