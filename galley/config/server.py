@@ -23,7 +23,8 @@ class ServerConfig:
     uds: str | None = None
     """Path of a Unix socket to listen on, in place of host and port."""
     api_server_count: int = 1
-    """Number of API server processes. This version runs one."""
+    """API server processes that share the port and the engine; for many short requests or many
+    small streams, when one process is busy all the time."""
     api_key: tuple[str, ...] = ()
     """Keys of which a request under /v1, /v2, /inference or /cohere must bear one
     (`Authorization: Bearer KEY`). Default: VLLM_API_KEY; without either, no key is asked for."""
@@ -128,7 +129,7 @@ class ServerConfig:
         """Raise ConfigError for a value out of range, naming the flag."""
         for ok, name, want in (
             (0 <= self.port <= 65_535, "port", "in 0 … 65535"),
-            (self.api_server_count == 1, "api_server_count", "1 in this version"),
+            (1 <= self.api_server_count <= 64, "api_server_count", "in 1 … 64"),
             (self.max_log_len is None or self.max_log_len >= 0, "max_log_len", "at least 0"),
             (self.ssl_cert_reqs in (0, 1, 2), "ssl_cert_reqs", "0, 1 or 2"),
             (

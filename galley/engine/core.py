@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from galley.batch import RequestTable, StepPlan
 from galley.config import EngineConfig
 from galley.engine.messages import Stats
-from galley.engine.outputs import ClientOutputs, Stamp, build_outputs
+from galley.engine.outputs import ClientOutputs, Shares, Stamp, build_outputs
 from galley.errors import ConfigError
 from galley.kv import BlockHasher, BlockPool, KVCacheManager
 from galley.observability.step_trace import StepRows, StepTrace
@@ -54,6 +54,7 @@ class EngineCore:
         self.on_plan: Callable[[NDArray[np.int64]], None] | None = None
         self.while_waiting: Callable[[], None] | None = None
         self.trace = StepTrace()
+        self._shares = Shares()
 
     @property
     def has_work(self) -> bool:
@@ -75,7 +76,7 @@ class EngineCore:
         before = self._counters()
         plan = scheduler.schedule()
         if plan is None:
-            return build_outputs(scheduler.take_events(), self.stats(), self.stamp)
+            return build_outputs(scheduler.take_events(), self.stats(), self.stamp, self._shares)
         if self.on_plan:
             self.on_plan(scheduler.table.handles[plan.slots])
         submit = perf_counter()
@@ -85,7 +86,7 @@ class EngineCore:
         result = handle.sample()
         sampled = perf_counter()
         done = scheduler.commit(plan, result)
-        outputs = build_outputs(done, self.stats(), self.stamp)
+        outputs = build_outputs(done, self.stats(), self.stamp, self._shares)
         self._record(plan, done, (begin, submit, sampled, perf_counter()), before)
         return outputs
 

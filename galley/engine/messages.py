@@ -83,7 +83,11 @@ class Logprobs(msgspec.Struct, array_like=True):
 
 
 class Stats(msgspec.Struct, array_like=True):
-    """State of the scheduler after a step, and counters since the engine's start."""
+    """State of the scheduler after a step, and counters since the engine's start.
+
+    What the counters (from num_preemptions on, step_tokens left out) grow by in a step is told to
+    one of the clients that it concerns: over all clients they add up.
+    """
 
     num_running: int = 0
     num_waiting: int = 0

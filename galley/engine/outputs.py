@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from galley.batch import LogprobColumns
@@ -22,21 +23,61 @@ class Stamp:
     epoch: int = 0
 
 
-def build_outputs(done: Committed, stats: Stats, stamp: Stamp) -> ClientOutputs:
+@dataclass(slots=True)
+class Shares:
+    """Each client's part of the engine's counters; all parts add up to the whole."""
+
+    _told: tuple[int, ...] = (0,) * 4
+    _of: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def grant(self, client: int, stats: Stats) -> None:
+        """Give a client all that the counters have grown by since the last call."""
+        now = (stats.num_preemptions, stats.prefix_queries, stats.prefix_hits, stats.num_steps)
+        if len(self._of) <= 1 and self._of.keys() <= {client}:
+            self._of[client] = self._told = now
+            return
+        before = self._of.get(client, (0,) * len(now))
+        grown = zip(before, now, self._told, strict=True)
+        self._of[client] = tuple(mine + new - old for mine, new, old in grown)
+        self._told = now
+
+    def part(self, client: int, stats: Stats) -> Stats:
+        """`stats` with the client's part of the counters."""
+        mine = self._of.get(client)
+        if mine is self._told:
+            return stats
+        preemptions, queries, hits, steps = mine or (0,) * 4
+        return msgspec.structs.replace(
+            stats,
+            num_preemptions=preemptions,
+            prefix_queries=queries,
+            prefix_hits=hits,
+            num_steps=steps,
+        )
+
+
+def build_outputs(done: Committed, stats: Stats, stamp: Stamp, shares: Shares) -> ClientOutputs:
     """One message per client that had a row in the step or an event since the last.
 
-    Handles are int64, counts and token ids int32, little-endian bytes (`engine.messages`).
+    What the counters in `stats` have grown by goes to the first of them. Handles are int64, counts
+    and token ids int32, little-endian bytes (`engine.messages`).
     """
     clients = done.row_clients
     one_client = not len(clients) or not np.count_nonzero(clients != clients[0])
     if one_client and not done.started and not done.ended:
         if not len(clients):
             return []
-        return [(int(clients[0]), _for_one_client(done, stats, stamp))]
+        client = int(clients[0])
+        shares.grant(client, stats)
+        return [(client, _for_one_client(done, shares.part(client, stats), stamp))]
     concerned = {*np.unique(clients).tolist()}
     concerned.update(s.client_index for s in done.started)
     concerned.update(e.client_index for e in done.ended)
-    return [(c, _for_one_client(_part_of(done, c), stats, stamp)) for c in sorted(concerned)]
+    shares.grant(min(concerned), stats)
+    return [
+        (c, _for_one_client(_part_of(done, c), shares.part(c, stats), stamp))
+        for c in sorted(concerned)
+    ]
 
 
 def _for_one_client(done: Committed, stats: Stats, stamp: Stamp) -> Outputs:

@@ -21,6 +21,7 @@ from galley.launcher.sockets import (
     url_of,
 )
 from galley.launcher.supervisor import Entries, Policy, Supervisor, say
+from galley.observability.registry import VARIABLE, prepare_folder, sweep
 
 
 def launch(config: EngineConfig, server: ServerConfig) -> int:
@@ -33,6 +34,7 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
     os.environ.update(server.logging_environment())
     sock = unix_socket(server.uds) if server.uds else listening_socket(server.host, server.port)
     directory = private_directory()
+    metrics = _share_metrics(server, directory)
     policy = Policy(
         num_servers=server.api_server_count,
         max_restarts=server.max_engine_restarts,
@@ -49,6 +51,21 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
         if server.uds:
             Path(server.uds).unlink(missing_ok=True)
         shutil.rmtree(directory, ignore_errors=True)
+        if metrics is not None:
+            sweep(metrics)
+
+
+def _share_metrics(server: ServerConfig, directory: str) -> str | None:
+    """Give several API servers a folder for common metrics; returns it, None where there is none.
+
+    PROMETHEUS_MULTIPROC_DIR is honoured.
+    """
+    folder = os.environ.get(VARIABLE)
+    if not folder and server.api_server_count > 1:
+        folder = os.environ[VARIABLE] = f"{directory}/metrics"
+    if folder:
+        prepare_folder(folder)
+    return folder
 
 
 def _entries(

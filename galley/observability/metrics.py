@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from galley.observability.catalog import CACHE_TIERS, METRICS, SLEEP_STATES, Metric, bounds
 from galley.observability.observer import OutputsShape, ReadyShape, StartedShape, StatsShape
+from galley.observability.registry import shares_metrics
 from galley.request import FinishReason, Request
 
 
@@ -309,8 +310,10 @@ class _CacheInfo:
             multiprocess_mode="mostrecent",
         )
         self._labels: dict[int, list[str]] = {}
-        for engine in range(num_engines):
-            self._set(engine, self._info)
+        if not shares_metrics():
+            # In a shared folder a series cannot be replaced by a better one.
+            for engine in range(num_engines):
+                self._set(engine, self._info)
 
     def tell(self, message: ReadyShape) -> None:
         tokens = message.num_blocks * message.block_size

@@ -1,25 +1,68 @@
-"""One Prometheus registry a process, with what it tells of the process and of Python."""
+"""The Prometheus registry of a process, and of several that share one port.
+
+With PROMETHEUS_MULTIPROC_DIR set, metrics live in mapped files of that folder, one set a process,
+and any of the processes tells the sum of all. prometheus_client reads the variable when it is
+imported, so the launcher sets it before it starts its children (`prepare_folder`, `sweep`).
+"""
 
 from __future__ import annotations
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+#: counter_PID.db, gauge_MODE_PID.db …
+_FILE = re.compile(r"(?:counter|histogram|summary|gauge_[a-z]+)_(\d+)\.db")
+
+
+def shares_metrics(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process's metrics are told together with those of others."""
+    return bool(env.get(VARIABLE))
 
 
 def new_registry() -> CollectorRegistry:
+    from prometheus_client import (
+        CollectorRegistry,
+        GCCollector,
+        PlatformCollector,
+        ProcessCollector,
+    )
+
     registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
+    if not shares_metrics():
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
     return registry
 
 
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
     """All metrics as text, and its content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+    if shares_metrics():
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def prepare_folder(folder: str) -> None:
+    """Make the folder for a new set of processes: what earlier ones have left there is removed."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+
+
+def sweep(folder: str) -> None:
+    """Remove the files of processes that live no more."""
+    for path in Path(folder).glob("*.db"):
+        match = _FILE.fullmatch(path.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            path.unlink(missing_ok=True)

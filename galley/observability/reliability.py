@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from galley.observability.observer import OutputsShape, ReadyShape
+from galley.observability.registry import shares_metrics
 from galley.request import FinishReason, Request
 
 _LABELS = ["model_name", "engine"]
@@ -19,12 +20,7 @@ class ReliabilityMetrics:
 
     def __init__(self, registry: CollectorRegistry, model_name: str, num_engines: int = 1) -> None:
         self._model_name = model_name
-        self._restarts = Counter(
-            "galley:engine_restarts",
-            "Times that the engine was started anew after its death.",
-            _LABELS,
-            registry=registry,
-        )
+        self._restarts = _restarts(registry)
         self._invariant = Gauge(
             "galley:batch_invariant",
             "1 if an answer does not depend on what else is computed, 0 if it may or if no engine "
@@ -55,3 +51,12 @@ class ReliabilityMetrics:
 
     def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
         """Nothing to count."""
+
+
+def _restarts(registry: CollectorRegistry) -> Counter | Gauge:
+    help = "Times that the engine was started anew after its death."
+    if not shares_metrics():
+        return Counter("galley:engine_restarts", help, _LABELS, registry=registry)
+    # Each process sees them all: told together, they are not a sum.
+    name = "galley:engine_restarts_total"
+    return Gauge(name, help, _LABELS, registry=registry, multiprocess_mode="max")

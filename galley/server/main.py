@@ -18,6 +18,7 @@ from galley.config import EngineConfig, ModelFacts
 from galley.config.resolve import Machine, resolve
 from galley.config.server import ServerConfig
 from galley.engine.control import Serving
+from galley.errors import ConfigError
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
 from galley.frontend.output_processor import OutputProcessor
 from galley.frontend.zmq_client import LauncherLink, ZmqClient
@@ -66,6 +67,12 @@ def run(
     configure_logging()
     environment = read_environment()
     server = environment.apply(server)
+    if environment.store_responses and server.api_server_count > 1:
+        raise ConfigError(
+            "VLLM_ENABLE_RESPONSES_API_STORE=1 needs --api-server-count 1: each process would keep "
+            "its own responses.",
+            field="api_server_count",
+        )
     if server.disable_access_log_for_endpoints:
         silence_access_log(server.disable_access_log_for_endpoints.split(","))
     _run_loop(_serve(sock, link, load_model(config, server), server, environment))

@@ -158,6 +158,6 @@ def test_wrong_flags_exit_with_code_2_and_one_line(argv):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_list_that_is_given_twice_adds_up() -> None:
-    parsed = serve.parser().parse(["--middleware", "a.B", "--middleware", "c.D", "e.F"])
-    assert parsed.values["middleware"] == ("a.B", "c.D", "e.F")
+def test_a_list_that_is_given_twice_adds_up(parser):
+    parsed = parser.parse(["--served-model-name", "a", "--served-model-name", "b", "c"])
+    assert parsed.values == {"served_model_name": ("a", "b", "c")}

@@ -15,7 +15,7 @@ from galley.errors import ConfigError
     [
         ("port", -1),
         ("port", 70_000),
-        ("api_server_count", 2),
+        ("api_server_count", 0),
         ("max_log_len", -1),
         ("ssl_cert_reqs", 3),
         ("h11_max_incomplete_event_size", 10),
