@@ -1,0 +1,1 @@
+"""A measurement for each thing that Galley claims: `make bench-claims`."""

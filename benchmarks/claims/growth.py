@@ -1,0 +1,129 @@
+"""How costs grow: running requests, context, prefix hits, the queue (S10)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+
+from benchmarks.claims.claim import Curve, Finding, Row, Setup
+from galley.cli.bench.host import BLOCK_SIZE, StandIn, make_core, request
+from galley.cli.bench.host import measure as host_time
+from galley.cli.bench.steps import Shape, StepBench
+from galley.config import CacheConfig, EngineConfig, SchedulerConfig
+from galley.engine.core import build
+
+_RUNNING = (1, 4, 16, 64, 128, 256)
+_CONTEXTS = (128, 512, 2048, 8000)
+_QUEUE = 100_000
+_SOME = 1000
+_HITS = (1_000, 4_000, 16_000)
+
+
+def measure(setup: Setup) -> Finding:
+    parts = [host(setup), context(setup), queue(setup), prefix_hits(setup)]
+    return Finding(
+        [row for part in parts for row in part.rows],
+        tuple(curve for part in parts for curve in part.curves),
+    )
+
+
+def host(setup: Setup) -> Finding:
+    """Host time of a decode step, per running request."""
+    points = []
+    for running in _RUNNING:
+        rounds = [host_time(running, 300)["median_us"] for _ in range(setup.rounds)]
+        median = statistics.median(rounds)
+        points.append({"running": running, "us": median, "us_each": median / running})
+    at = {point["running"]: point["us_each"] for point in points}
+    row = Row(
+        "S10",
+        "host time per running request does not grow with their number",
+        f"256 running: {at[256]:.3f} µs each",
+        f"16 running: {at[16]:.3f} µs each",
+        at[16] / at[256],
+    )
+    return Finding([row], (Curve("host", "running", "us_each", points),))
+
+
+def context(setup: Setup) -> Finding:
+    """A decode step of one row over the length of its context."""
+    shapes = [Shape(1, length, 1) for length in _CONTEXTS]
+    bench = StepBench({"model": setup.model}, shapes)
+    points = [
+        {"context": s.context, "ms": statistics.median(bench.seconds(s, 15)) * 1e3} for s in shapes
+    ]
+    short, long = points[0], points[-1]
+    row = Row(
+        "S10",
+        "a decode step over the context grows by the KV cache that it reads",
+        f"{long['context']:,} tokens: {long['ms']:.2f} ms",
+        f"{short['context']} tokens: {short['ms']:.2f} ms",
+        short["ms"] / long["ms"],
+    )
+    return Finding([row], (Curve("one row", "context", "ms", points),))
+
+
+def queue(setup: Setup) -> Finding:
+    """Time to admit a waiting request: the first ones of a queue, and those behind 100,000."""
+    count = setup.some(_QUEUE, 4 * _SOME)
+    core = make_core(1, 64, lambda i: 16)
+    prompt = np.arange(16, dtype=np.int32)
+
+    def admit(first: int) -> float:
+        requests = [request(first + i, prompt, 8) for i in range(_SOME)]
+        begin = time.perf_counter()
+        for waiting in requests:
+            core.add([waiting])
+        return (time.perf_counter() - begin) / _SOME * 1e6
+
+    points = []
+    for first in range(0, count, _SOME):
+        points.append({"waiting": first, "us": admit(10 + first)})
+    edge = max(1, len(points) // 20)
+    start = statistics.median(point["us"] for point in points[:edge])
+    last = statistics.median(point["us"] for point in points[-edge:])
+    row = Row(
+        "S10",
+        f"queueing behind {count:,} requests costs what queueing first does",
+        f"last: {last:.1f} µs",
+        f"first: {start:.1f} µs",
+        start / last,
+    )
+    return Finding([row], (Curve("queue", "waiting", "us", points),))
+
+
+def prefix_hits(setup: Setup) -> Finding:
+    """Host time of the step that admits a prompt which is all in the cache, over its length."""
+    points = []
+    for length in _HITS:
+        rounds = [admission_ms(length, seed) for seed in range(max(setup.rounds, 3))]
+        points.append({"hit_tokens": length, "ms": statistics.median(rounds)})
+    short, long = points[0], points[-1]
+    row = Row(
+        "S10",
+        "admitting a prompt that is in the cache costs a look-up per block",
+        f"{long['hit_tokens']:,} tokens: {long['ms']:.2f} ms",
+        f"{short['hit_tokens']:,} tokens: {short['ms']:.2f} ms",
+        short["ms"] / long["ms"],
+    )
+    return Finding([row], (Curve("prefix hit", "hit_tokens", "ms", points),))
+
+
+def admission_ms(length: int, seed: int) -> float:
+    """Hashing included, computing not: the executor is a stand-in."""
+    config = EngineConfig(
+        cache=CacheConfig(block_size=BLOCK_SIZE),
+        scheduler=SchedulerConfig(max_num_batched_tokens=length + BLOCK_SIZE, max_num_seqs=2),
+    )
+    core = build(config, StandIn(2, length + 4 * BLOCK_SIZE))
+    prompt = np.random.default_rng(seed).integers(0, 30000, length, dtype=np.int32)
+    for handle in (1, 2):
+        begin = time.perf_counter()
+        core.add([request(handle, prompt, 2)])
+        core.step()
+        took = time.perf_counter() - begin
+        while core.has_work:
+            core.step()
+    return took * 1e3

@@ -1,0 +1,66 @@
+"""Prefill is bound by arithmetic, decode by memory (270)."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.claims.claim import Curve, Finding, Row, Setup
+from galley.cli.bench.limits import measure_limits
+from galley.cli.bench.steps import Shape, StepBench
+
+_CONTEXT = 192
+_DECODES = (1, 2, 4, 8, 16, 32, 64)
+_PREFILLS = (16, 64, 256, 1024)
+_REPETITIONS = 9
+
+
+def measure(setup: Setup) -> Finding:
+    """Each step's multiply-adds and bytes (weights and KV cache) against the machine's limits."""
+    decodes = [Shape(rows, _CONTEXT, 1) for rows in _DECODES]
+    prefills = [Shape(1, 0, tokens) for tokens in _PREFILLS]
+    bench = StepBench({"model": setup.model}, decodes + prefills)
+    limits = measure_limits(bench.threads)
+    peak = limits.peak["int8" if bench.facts.dtype.startswith(("Q", "int")) else "bf16"]
+    points = []
+    for shape in decodes + prefills:
+        seconds = statistics.median(bench.seconds(shape, _REPETITIONS))
+        kv = shape.rows * (shape.context + shape.new) * bench.kv_bytes_per_token
+        points.append(
+            {
+                "tokens": shape.tokens,
+                "decode": shape.new == 1,
+                "tokens_per_s": shape.tokens / seconds,
+                "memory": (bench.weight_bytes + kv) / seconds / limits.read,
+                "arithmetic": operations(bench, shape) / seconds / (peak or limits.peak["f32"]),
+            }
+        )
+    one, full = points[0], points[-1]
+    row = Row(
+        "270",
+        "decode is bound by memory, prefill by arithmetic",
+        f"prefill of {full['tokens']}: {full['arithmetic']:.0%} of peak arithmetic, "
+        f"{full['memory']:.0%} of memory read",
+        f"decode of 1: {one['memory']:.0%} of memory read, "
+        f"{one['arithmetic']:.0%} of peak arithmetic",
+    )
+    curves = tuple(
+        Curve(name, "tokens", field, [p for p in points if p["decode"] == decode])
+        for name, decode in (("decode", True), ("prefill", False))
+        for field in ("memory", "arithmetic", "tokens_per_s")
+    )
+    return Finding([row], curves)
+
+
+def operations(bench: StepBench, shape: Shape) -> float:
+    """Multiply-adds, two operations each, of all linear layers and of attention."""
+    from galley.kernels.weights import PackedWeight
+
+    total = 0.0
+    for node in bench.executable.nodes:
+        weight = node.constants.get("weight")
+        if node.op == "linear" and isinstance(weight, PackedWeight):
+            rows = shape.rows if node.values["out"].shape[0] == "logits" else shape.tokens
+            total += 2.0 * rows * weight.shape[0] * weight.shape[1]
+        if node.op == "attention" and node.layer is not None:
+            total += 4.0 * shape.visible * node.ints["heads"] * node.layer.head_dim
+    return total
