@@ -134,7 +134,13 @@ class ObservabilityConfig:
     """Observability"""
 
     disable_log_stats: bool = False
-    """Log no periodic statistics."""
+    """Log no periodic statistics, and expose no metrics of the engine."""
+    kv_cache_metrics: bool = False
+    """Measure how long cached KV blocks live, lie idle before eviction, and between two uses."""
+    kv_cache_metrics_sample: float = 0.01
+    """Share of the blocks that --kv-cache-metrics follows, in (0, 1]."""
+    enable_mfu_metrics: bool = False
+    """Estimate floating point operations and bytes moved of each step."""
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("scheduler", "long_prefill_token_threshold", lambda v: v >= 0, "at least 0"),
     ("model", "max_model_len", lambda v: v == -1 or v >= 1, "at least 1, or -1 or auto"),
     ("model", "max_logprobs", lambda v: v >= -1, "at least -1"),
+    ("observability", "kv_cache_metrics_sample", lambda v: 0.0 < v <= 1.0, "in (0, 1]"),
     ("device", "num_threads", lambda v: 1 <= v <= 1024, "in 1 … 1024"),
     ("parallel", "tensor_parallel_size", lambda v: v == 1, _ONE_RANK),
     ("parallel", "pipeline_parallel_size", lambda v: v == 1, _ONE_RANK),

@@ -83,8 +83,8 @@ _REFUSED: dict[str, str] = {
         weight_transfer_config enable_nccl_comm_suspend""",
     "profiling and tracing are not supported yet.": """
         profiler_config otlp_traces_endpoint collect_detailed_traces
-        enable_layerwise_nvtx_tracing enable_trace_replay kv_cache_metrics
-        kv_cache_metrics_sample enable_mfu_metrics custom_histogram_buckets
+        enable_layerwise_nvtx_tracing enable_trace_replay
+        custom_histogram_buckets
         enable_logging_iteration_details""",
     "this version does not have it yet.": """
         enable_per_request_metrics

@@ -11,7 +11,9 @@ from galley.engine.messages import Ready
 from galley.engine.outputs import Stamp
 from galley.engine.process import EngineSpec
 from galley.executor.build import build as build_executor
+from galley.executor.executor import Executor
 from galley.loader import Source, open_checkpoint, resolve_source
+from galley.observability.meter import Sizes, Workload
 from galley.runner.load import Progress
 
 
@@ -40,7 +42,26 @@ def assemble(
     facts = checkpoint.facts
     resolved = resolve(config, machine, facts)
     executor = build_executor(resolved, facts, checkpoint, machine.available_memory, progress)
-    return Assembled(build(resolved, executor, stamp), resolved, facts, source)
+    workload = None
+    if resolved.observability.enable_mfu_metrics:
+        workload = Workload(sizes_of(resolved, facts, executor))
+    return Assembled(build(resolved, executor, stamp, workload), resolved, facts, source)
+
+
+def sizes_of(config: EngineConfig, facts: ModelFacts, executor: Executor) -> Sizes:
+    """What the work of a step is estimated from."""
+    hidden, layers = facts.hidden_size, facts.num_layers
+    inner = int(facts.hf_config.get("intermediate_size") or 4 * hidden)
+    queries = facts.num_heads * facts.head_dim
+    keys = facts.num_kv_heads * facts.head_dim
+    [memory] = executor.rpc("memory")
+    return Sizes(
+        linear_weights=layers * (2 * hidden * queries + 2 * hidden * keys + 3 * hidden * inner),
+        vocab_weights=hidden * facts.vocab_size,
+        attention_width=layers * queries,
+        weight_bytes=memory["weights"],
+        kv_bytes=sum(g.block_bytes for g in executor.groups) // config.cache.block_size,
+    )
 
 
 def load_engine(config: EngineConfig, spec: EngineSpec) -> tuple[EngineCore, Ready]:

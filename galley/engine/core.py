@@ -23,6 +23,7 @@ from galley.engine.messages import Stats
 from galley.engine.outputs import ClientOutputs, Shares, Stamp, build_outputs
 from galley.errors import ConfigError
 from galley.kv import BlockHasher, BlockPool, KVCacheManager
+from galley.observability.meter import BlockLives, Meter, Workload
 from galley.observability.step_trace import StepRows, StepTrace
 from galley.request import Request
 from galley.scheduler import Committed, Scheduler, SchedulerLimits
@@ -43,6 +44,7 @@ class EngineCore:
         on_plan: called with the handles of a plan's rows before it is submitted.
         while_waiting: called while the device works; it may `add` and `abort`.
         trace: the last steps.
+        meter: measures what is measured only when asked for.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class EngineCore:
         self.on_plan: Callable[[NDArray[np.int64]], None] | None = None
         self.while_waiting: Callable[[], None] | None = None
         self.trace = StepTrace()
+        self.meter: Meter | None = None
         self._shares = Shares()
 
     @property
@@ -76,9 +79,12 @@ class EngineCore:
         before = self._counters()
         plan = scheduler.schedule()
         if plan is None:
-            return build_outputs(scheduler.take_events(), self.stats(), self.stamp, self._shares)
+            return build_outputs(scheduler.take_events(), self._told(), self.stamp, self._shares)
         if self.on_plan:
             self.on_plan(scheduler.table.handles[plan.slots])
+        if self.meter is not None and self.meter.workload is not None:
+            num_computed = scheduler.table.num_computed[plan.slots]
+            self.meter.workload.add(plan.num_new, num_computed, int(plan.num_logits.sum()))
         submit = perf_counter()
         handle = self.executor.submit(plan)
         if self.while_waiting:
@@ -86,7 +92,7 @@ class EngineCore:
         result = handle.sample()
         sampled = perf_counter()
         done = scheduler.commit(plan, result)
-        outputs = build_outputs(done, self.stats(), self.stamp, self._shares)
+        outputs = build_outputs(done, self._told(), self.stamp, self._shares)
         self._record(plan, done, (begin, submit, sampled, perf_counter()), before)
         return outputs
 
@@ -105,6 +111,13 @@ class EngineCore:
             step_tokens=scheduler.step_tokens,
             num_steps=scheduler.step,
         )
+
+    def _told(self) -> Stats:
+        """The state, with what has been measured since it was last told."""
+        stats = self.stats()
+        if self.meter is not None:
+            self.meter.tell(stats)
+        return stats
 
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         """Forget cached prefixes; False while blocks are in use (see `Scheduler`)."""
@@ -149,12 +162,18 @@ class EngineCore:
         self.trace.record(record, StepRows(done.row_handles, plan.num_new))
 
 
-def build(config: EngineConfig, executor: Executor, stamp: Stamp | None = None) -> EngineCore:
+def build(
+    config: EngineConfig,
+    executor: Executor,
+    stamp: Stamp | None = None,
+    workload: Workload | None = None,
+) -> EngineCore:
     """An engine core over an executor that has loaded its model and sized its KV cache.
 
     Args:
         config: resolved (`config.resolve`): no limit is None any more.
         executor: its num_blocks counts the null block.
+        workload: counts the work of each step, where that is wanted.
 
     Raises:
         ConfigError: limits contradict each other, or the pool is too small for one sequence.
@@ -172,7 +191,9 @@ def build(config: EngineConfig, executor: Executor, stamp: Stamp | None = None) 
     )
     table = RequestTable(limits.max_num_seqs, limits.max_model_len, executor.groups)
     hasher = BlockHasher.from_environment(cache.prefix_caching_hash_algo, cache.block_size)
-    pool = BlockPool(executor.num_blocks, keep_cached=cache.enable_prefix_caching)
+    observing = config.observability
+    lives = BlockLives(observing.kv_cache_metrics_sample) if observing.kv_cache_metrics else None
+    pool = BlockPool(executor.num_blocks, cache.enable_prefix_caching, lives)
     kv = KVCacheManager(
         table, pool, hasher, cache.enable_prefix_caching, limits.max_num_batched_tokens
     )
@@ -184,4 +205,7 @@ def build(config: EngineConfig, executor: Executor, stamp: Stamp | None = None) 
             f"--max-model-len to {room} or raise --kv-cache-memory-bytes.",
             field="max_model_len",
         )
-    return EngineCore(Scheduler(kv, table, limits), executor, stamp)
+    core = EngineCore(Scheduler(kv, table, limits), executor, stamp)
+    if lives is not None or workload is not None:
+        core.meter = Meter(workload, lives)
+    return core

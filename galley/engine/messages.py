@@ -87,6 +87,11 @@ class Stats(msgspec.Struct, array_like=True):
 
     What the counters (from num_preemptions on, step_tokens left out) grow by in a step is told to
     one of the clients that it concerns: over all clients they add up.
+
+    Attributes:
+        flops, read_bytes, write_bytes: estimates, with --enable-mfu-metrics.
+        block_times: lifetimes, idle times and gaps of cached blocks as float32 bytes, each told
+            once, with --kv-cache-metrics.
     """
 
     num_running: int = 0
@@ -98,6 +103,10 @@ class Stats(msgspec.Struct, array_like=True):
     prefix_hits: int = 0
     step_tokens: int = 0
     num_steps: int = 0
+    flops: float = 0.0
+    read_bytes: float = 0.0
+    write_bytes: float = 0.0
+    block_times: list[bytes] = []
 
 
 class Outputs(msgspec.Struct, tag="out"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,37 +25,40 @@ class Stamp:
     epoch: int = 0
 
 
+COUNTERS = (
+    *("num_preemptions", "prefix_queries", "prefix_hits", "num_steps"),
+    *("flops", "read_bytes", "write_bytes"),
+)
+_counters = attrgetter(*COUNTERS)
+_NONE = (0,) * len(COUNTERS)
+
+
 @dataclass(slots=True)
 class Shares:
     """Each client's part of the engine's counters; all parts add up to the whole."""
 
-    _told: tuple[int, ...] = (0,) * 4
-    _of: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    _told: tuple[float, ...] = _NONE
+    _of: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     def grant(self, client: int, stats: Stats) -> None:
         """Give a client all that the counters have grown by since the last call."""
-        now = (stats.num_preemptions, stats.prefix_queries, stats.prefix_hits, stats.num_steps)
-        if len(self._of) <= 1 and self._of.keys() <= {client}:
+        now = _counters(stats)
+        if self._of.keys() <= {client}:
             self._of[client] = self._told = now
             return
-        before = self._of.get(client, (0,) * len(now))
-        grown = zip(before, now, self._told, strict=True)
+        grown = zip(self._of.get(client, _NONE), now, self._told, strict=True)
         self._of[client] = tuple(mine + new - old for mine, new, old in grown)
         self._told = now
 
-    def part(self, client: int, stats: Stats) -> Stats:
-        """`stats` with the client's part of the counters."""
-        mine = self._of.get(client)
+    def part(self, client: int, stats: Stats, granted: int) -> Stats:
+        """`stats` with the client's part of the counters, of which `granted` has got the last."""
+        mine = self._of.get(client, _NONE)
         if mine is self._told:
             return stats
-        preemptions, queries, hits, steps = mine or (0,) * 4
-        return msgspec.structs.replace(
-            stats,
-            num_preemptions=preemptions,
-            prefix_queries=queries,
-            prefix_hits=hits,
-            num_steps=steps,
-        )
+        changes: dict[str, Any] = dict(zip(COUNTERS, mine, strict=True))
+        if client != granted:
+            changes["block_times"] = []
+        return msgspec.structs.replace(stats, **changes)
 
 
 def build_outputs(done: Committed, stats: Stats, stamp: Stamp, shares: Shares) -> ClientOutputs:
@@ -69,13 +74,14 @@ def build_outputs(done: Committed, stats: Stats, stamp: Stamp, shares: Shares) -
             return []
         client = int(clients[0])
         shares.grant(client, stats)
-        return [(client, _for_one_client(done, shares.part(client, stats), stamp))]
+        return [(client, _for_one_client(done, shares.part(client, stats, client), stamp))]
     concerned = {*np.unique(clients).tolist()}
     concerned.update(s.client_index for s in done.started)
     concerned.update(e.client_index for e in done.ended)
-    shares.grant(min(concerned), stats)
+    first = min(concerned)
+    shares.grant(first, stats)
     return [
-        (c, _for_one_client(_part_of(done, c), shares.part(c, stats), stamp))
+        (c, _for_one_client(_part_of(done, c), shares.part(c, stats, first), stamp))
         for c in sorted(concerned)
     ]
 

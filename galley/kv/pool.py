@@ -20,10 +20,11 @@ NULL_BLOCK = 0
 
 
 class BlockListener(Protocol):
-    """Told what becomes findable and what ceases to be (KV events, connectors)."""
+    """Told what becomes findable, what ceases to be, and what is found (KV events, metrics)."""
 
     def stored(self, block: int, key: bytes) -> None: ...
     def removed(self, block: int, key: bytes) -> None: ...
+    def shared(self, blocks: list[int]) -> None: ...
     def cleared(self) -> None: ...
 
 
@@ -85,6 +86,8 @@ class BlockPool:
     def share(self, blocks: Iterable[int]) -> None:
         """Take one more reference on each block; free cached ones leave the free list."""
         refs = self.refs
+        if self.listener:
+            self.listener.shared(blocks := list(blocks))
         for b in blocks:
             if b == NULL_BLOCK:
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Buckets = Literal["tokens", "step", "n", "first_token", "token", "request", "preemptions"]
+Buckets = Literal["tokens", "step", "n", "first_token", "token", "request", "preemptions", "block"]
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,21 @@ METRICS = (
     ),
 )
 
+#: Only with --kv-cache-metrics; in the order of `Stats.block_times`.
+BLOCK_METRICS = (
+    _histogram("kv_block_lifetime_seconds", "block", "Life of a KV block, to its eviction."),
+    _histogram(
+        "kv_block_idle_before_evict_seconds", "block", "Last use of a KV block to its eviction."
+    ),
+    _histogram("kv_block_reuse_gap_seconds", "block", "Gap between two uses of a KV block."),
+)
+
 _FIXED: dict[Buckets, tuple[float, ...]] = {
     "n": (1, 2, 5, 10, 20),
+    "block": (
+        *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60),
+        *(120, 300, 600, 1200, 1800),
+    ),
     "preemptions": (1, 2, 3, 4, 5, 10, 20),
     "first_token": (
         *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),

@@ -13,7 +13,14 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from galley.observability.catalog import CACHE_TIERS, METRICS, SLEEP_STATES, Metric, bounds
+from galley.observability.catalog import (
+    BLOCK_METRICS,
+    CACHE_TIERS,
+    METRICS,
+    SLEEP_STATES,
+    Metric,
+    bounds,
+)
 from galley.observability.observer import OutputsShape, ReadyShape, StartedShape, StatsShape
 from galley.observability.registry import shares_metrics
 from galley.request import FinishReason, Request
@@ -85,6 +92,20 @@ class Counters:
     num_preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    flops: float = 0.0
+    read_bytes: float = 0.0
+    write_bytes: float = 0.0
+
+
+#: Counter → attribute of `Stats` and of `Counters`.
+_GROWING = {
+    "num_preemptions": "num_preemptions",
+    "prefix_cache_queries": "prefix_queries",
+    "prefix_cache_hits": "prefix_hits",
+    "estimated_flops_per_gpu": "flops",
+    "estimated_read_bytes_per_gpu": "read_bytes",
+    "estimated_write_bytes_per_gpu": "write_bytes",
+}
 
 
 class EngineMetrics:
@@ -94,6 +115,7 @@ class EngineMetrics:
         registry: where the metrics are registered, all zero.
         max_model_len, max_num_batched_tokens: upper ends of buckets.
         num_engines: engines whose series exist from the start.
+        block_metrics: expose the lives of KV blocks (--kv-cache-metrics).
         cache_info: the KV cache's configuration, for `vllm:cache_config_info`.
     """
 
@@ -105,10 +127,11 @@ class EngineMetrics:
         max_model_len: int,
         max_num_batched_tokens: int,
         num_engines: int = 1,
+        block_metrics: bool = False,
         cache_info: dict[str, object] | None = None,
     ) -> None:
         families: dict[str, tuple[Metric, Any]] = {}
-        for metric in METRICS:
+        for metric in (*METRICS, *(BLOCK_METRICS if block_metrics else ())):
             edges: tuple[float, ...] = ()
             if metric.buckets is not None:
                 edges = bounds(metric.buckets, max_model_len, max_num_batched_tokens)
@@ -246,11 +269,14 @@ class EngineMetrics:
         series.set("num_requests_waiting_by_reason[deferred]", deferred)
         if stats.num_steps > seen.num_steps:
             series.observe("iteration_tokens_total", stats.step_tokens)
-        series.inc("num_preemptions", stats.num_preemptions - seen.num_preemptions)
-        series.inc("prefix_cache_queries", stats.prefix_queries - seen.prefix_queries)
-        series.inc("prefix_cache_hits", stats.prefix_hits - seen.prefix_hits)
-        seen.num_steps, seen.num_preemptions = stats.num_steps, stats.num_preemptions
-        seen.prefix_queries, seen.prefix_hits = stats.prefix_queries, stats.prefix_hits
+        seen.num_steps = stats.num_steps
+        for name, counter in _GROWING.items():
+            value = getattr(stats, counter)
+            series.inc(name, value - getattr(seen, counter))
+            setattr(seen, counter, value)
+        for metric, times in zip(BLOCK_METRICS, stats.block_times, strict=False):
+            for seconds in memoryview(times).cast("f"):
+                series.observe(metric.name, seconds)
 
     def _leave_family(self, life: Life, num_tokens: int) -> None:
         name = "request_max_num_generation_tokens"

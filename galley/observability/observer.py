@@ -35,6 +35,10 @@ class StatsShape(Protocol):
     prefix_hits: int
     step_tokens: int
     num_steps: int
+    flops: float
+    read_bytes: float
+    write_bytes: float
+    block_times: list[bytes]
 
 
 class OutputsShape(Protocol):

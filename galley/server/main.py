@@ -167,6 +167,7 @@ def engine_metrics(
         max_model_len=facts.max_position if length in (None, -1) else int(length or 0),
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens or 2048,
         num_engines=config.parallel.data_parallel_size,
+        block_metrics=config.observability.kv_cache_metrics,
         cache_info=asdict(config.cache),
     )
 

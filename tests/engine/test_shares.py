@@ -27,12 +27,14 @@ def test_parts_add_up_to_the_whole(steps: list[tuple[set[int], int]]) -> None:
             prefix_queries=whole.prefix_queries + 2 * grown,
             prefix_hits=whole.prefix_hits + grown // 2,
             num_steps=number,
+            block_times=[b"told once"],
         )
         shares.grant(min(clients), whole)
         advanced = []
         for client in sorted(clients):
-            part = shares.part(client, whole)
+            part = shares.part(client, whole, min(clients))
             assert part.num_running == 7
+            assert bool(part.block_times) == (client == min(clients))
             before = last.get(client, [0, 0, 0, 0])
             assert all(new >= old for new, old in zip(values(part), before, strict=True))
             advanced += [client] * (part.num_steps - before[3])
@@ -45,4 +47,4 @@ def test_parts_add_up_to_the_whole(steps: list[tuple[set[int], int]]) -> None:
 def test_one_client_gets_the_whole_as_it_is() -> None:
     shares, stats = Shares(), Stats(num_steps=3, prefix_hits=5)
     shares.grant(2, stats)
-    assert shares.part(2, stats) is stats
+    assert shares.part(2, stats, 2) is stats

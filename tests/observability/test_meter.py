@@ -1,0 +1,149 @@
+"""Estimates of a step's work, and the lives of cached blocks (checklist 201, 202, 216)."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from galley import LLM, SamplingParams
+from galley.engine.messages import Outputs, Stats
+from galley.kv.pool import BlockPool
+from galley.observability.meter import BlockLives, Meter, Sizes, Workload
+from galley.observability.metrics import EngineMetrics
+
+SIZES = Sizes(
+    linear_weights=1000, vocab_weights=500, attention_width=8, weight_bytes=3000, kv_bytes=64
+)
+
+
+def test_work_is_that_of_each_token_counted_by_hand() -> None:
+    work = Workload(SIZES)
+    rows = [(3, 0), (1, 10), (5, 16)]
+    new, before = (np.array(column, np.int32) for column in zip(*rows, strict=True))
+    work.add(new, before, logits=2)
+    flops = read = written = 0
+    for n, computed in rows:
+        for j in range(n):
+            flops += 2 * SIZES.linear_weights
+            # A query against each key, and each value's share: two products a place.
+            flops += (computed + j + 1) * SIZES.attention_width * 4
+        read += (computed + n) * SIZES.kv_bytes
+        written += n * SIZES.kv_bytes
+    assert work.flops == flops + 2 * 2 * SIZES.vocab_weights
+    assert work.read_bytes == read + SIZES.weight_bytes
+    assert work.write_bytes == written
+    work.add(new, before, logits=2)
+    assert work.write_bytes == 2 * written
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key(i: int) -> bytes:
+    return i.to_bytes(4, "little") * 8
+
+
+def seconds(column: bytes) -> list[float]:
+    return array("f", column).tolist()
+
+
+def test_the_life_of_a_block() -> None:
+    clock = Clock()
+    lives = BlockLives(1.0, clock)
+    pool = BlockPool(3, listener=lives)
+    [block] = pool.take(1)
+    pool.enter(block, key(1))
+    pool.release([block])
+    clock.now += 2
+    pool.share([block])
+    clock.now += 3
+    pool.share([block])
+    pool.release([block, block])
+    assert lives.take() == [b"", b"", array("f", [2.0, 3.0]).tobytes()]
+    clock.now += 7
+    pool.take(2)
+    lifetimes, idle, gaps = lives.take()
+    assert (seconds(lifetimes), seconds(idle), seconds(gaps)) == ([12.0], [7.0], [])
+    assert lives.take() == []
+
+
+def test_a_cleared_cache_leaves_nothing_behind() -> None:
+    lives = BlockLives(1.0)
+    pool = BlockPool(3, listener=lives)
+    blocks = pool.take(2)
+    for block in blocks:
+        pool.enter(block, key(block))
+    pool.release(blocks)
+    assert pool.clear_index()
+    pool.take(2)
+    assert lives.take() == []
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_a_sample_is_about_its_share(share: float) -> None:
+    lives = BlockLives(share)
+    rng = np.random.default_rng(5)
+    for i in range(20_000):
+        lives.stored(i, rng.bytes(32))
+        lives.removed(i, b"")
+    [lifetimes, _, _] = lives.take()
+    assert len(lifetimes) / 4 == pytest.approx(20_000 * share, rel=0.2)
+
+
+def test_they_are_told_and_counted_once() -> None:
+    lives, work = BlockLives(1.0), Workload(SIZES)
+    lives.stored(1, key(1))
+    lives.removed(1, key(1))
+    work.add(np.array([4], np.int32), np.array([0], np.int32), 1)
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(
+        registry, "m", max_model_len=64, max_num_batched_tokens=64, block_metrics=True
+    )
+    for _ in range(3):
+        stats = Stats()
+        Meter(work, lives).tell(stats)
+        metrics.outputs(Outputs(1, 1, 0, 0.0, stats=stats))
+    labels = {"model_name": "m", "engine": "0"}
+
+    def value(name: str) -> Any:
+        return registry.get_sample_value(f"vllm:{name}", labels)
+
+    assert value("kv_block_lifetime_seconds_count") == 1
+    assert value("kv_block_reuse_gap_seconds_count") == 0
+    assert value("estimated_flops_per_gpu_total") == work.flops
+
+
+def test_measured_on_a_real_model() -> None:
+    flags = {"enable_mfu_metrics": True, "kv_cache_metrics": True, "kv_cache_metrics_sample": 1.0}
+    with LLM(max_model_len=256, max_num_seqs=4, num_gpu_blocks_override=17, **flags) as llm:
+        params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+        prompts = [f"{i}: " + "once upon a time " * 8 for i in range(6)]
+        for prompt in (*prompts, prompts[-1]):
+            llm.generate(prompt, params, use_tqdm=False)
+        told = {m.name: m for m in llm.get_metrics()}
+    computed = told["vllm:iteration_tokens_total"].sum
+    # SmolLM2-135M: operations are about two a weight and token.
+    per_token = told["vllm:estimated_flops_per_gpu"].value / computed
+    assert 0.7 * 2 * 134.5e6 < per_token < 1.3 * 2 * 134.5e6
+    assert told["vllm:estimated_read_bytes_per_gpu"].value > 60e6 * 60
+    assert told["vllm:estimated_write_bytes_per_gpu"].value > 0
+    for name in ("lifetime", "idle_before_evict"):
+        assert told[f"vllm:kv_block_{name}_seconds"].count > 10
+    assert told["vllm:kv_block_reuse_gap_seconds"].count > 0
+
+
+def test_without_the_flags_they_are_absent_or_zero() -> None:
+    registry = CollectorRegistry()
+    EngineMetrics(registry, "m", max_model_len=64, max_num_batched_tokens=64)
+    names = {family.name for family in registry.collect()}
+    assert not any("kv_block" in name for name in names)
+    labels = {"model_name": "m", "engine": "0"}
+    assert registry.get_sample_value("vllm:estimated_flops_per_gpu_total", labels) == 0
