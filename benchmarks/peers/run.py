@@ -1,11 +1,11 @@
 """Galley and its peers in one interleaved run.
 
-    LAB=… python -m benchmarks.peers.run [--rows S1,S2,…] [--runs 3] [--out FILE.jsonl]
+    LAB=… python -m benchmarks.peers.run [--rows S1,S2,…,S4b,…,S8] [--runs 3] [--out FILE.jsonl]
 
 Servers that are compared with each other are up at once (an idle one takes no CPU); run by run and
 workload by workload each has its turn on the same prompts, so that what the machine does meanwhile
-hits all alike. Prints the table of goals with medians and the spread of the ratios; every single
-run goes to the JSON-lines file.
+hits all alike. Prints the table of goals with medians and the spread of the ratios, each engine's
+perplexity on the same text, and starts (S8); every single run goes to the JSON-lines file.
 """
 
 from __future__ import annotations
@@ -13,44 +13,98 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.peers import perplexity
 from benchmarks.peers.engines import Server, lab, running
+from benchmarks.peers.offline import run_offline
+from benchmarks.peers.starts import run_starts
+from benchmarks.peers.table import OFFLINE, ROWS, Row, Turn, table
 from benchmarks.peers.workloads import WORKLOADS, figures, send
 from galley.cli.bench import process
 from galley.cli.bench.datasets.text import Corpus, read_text
 from galley.text.tokenizer import load_tokenizer
 
-Record = dict[str, float]
-Turn = tuple[str, str]
-"""Engine and workload."""
+#: Engines whose starts are measured (vLLM's takes a minute: its health check is in `show`).
+_STARTS = ["galley-q4_0", "llama-q4_0"]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One goal: `mine` against each of `theirs`, by `field`, at least `goal` times the best."""
+@dataclass
+class Bench:
+    """One invocation: what is measured, and what has been found."""
 
-    workload: str
-    mine: str
-    theirs: tuple[str, ...]
-    goal: float
+    corpus: Corpus
+    runs: int
+    port: int
+    windows: int
+    out: Path
+    records: dict[Turn, list[dict[str, float]]] = field(default_factory=dict)
+    perplexities: dict[str, float] = field(default_factory=dict)
+
+    def serve(self, rows: dict[str, Row]) -> None:
+        """All rows over HTTP, group by group."""
+        for turns in groups(rows):
+            names = list(dict.fromkeys(engine for engine, _ in turns))
+            with running(names, self.port, lab() / "out") as servers:
+                by_name = {server.name: server for server in servers}
+                for (engine, workload), run in interleave(turns, self.runs):
+                    record = measure(by_name[engine], workload, self.corpus, run)
+                    self.keep((engine, workload), run, record)
+                if self.windows:
+                    self.judge(servers)
+
+    def keep(self, turn: Turn, run: int, record: dict[str, float]) -> None:
+        self.records.setdefault(turn, []).append(record)
+        show(*turn, record)
+        with open(self.out, "a", encoding="utf-8") as file:
+            line = {"engine": turn[0], "workload": turn[1], "run": run, **record}
+            file.write(json.dumps(line) + "\n")
+
+    def judge(self, servers: list[Server]) -> None:
+        """Perplexities of these engines."""
+        some = perplexity.windows(self.corpus, self.windows)
+        for server in servers:
+            kind, weights = server.name.split("-", 1)
+            if kind == "llama":
+                file = f"smollm2-{weights}.gguf"
+                found = perplexity.of_llama(file, self.corpus, self.windows)
+            else:
+                found = perplexity.of_server(server, some)
+            self.perplexities[server.name] = found
+            print(f"{server.name:<14} perplexity {found:.4f}", flush=True)
+
+    def offline(self) -> None:
+        """S4b."""
+        row = OFFLINE["S4b"]
+        for name, records in run_offline(self.corpus, self.runs).items():
+            for run, record in enumerate(records):
+                self.keep((name, row.workload), run, record)
+
+    def reference(self) -> None:
+        """Perplexities of the dequantised weights in float32."""
+        some = perplexity.windows(self.corpus, self.windows)
+        for weights in ("smollm2-q4_0.gguf", "smollm2-bf16"):
+            name = f"float32 of {weights.removeprefix('smollm2-').removesuffix('.gguf')}"
+            self.perplexities[name] = perplexity.of_reference(weights, some)
 
 
-ROWS = {
-    "S1": Row("W1", "galley-q4_0", ("llama-q4_0",), 2.5),
-    "S2": Row("W1", "galley-bf16", ("llama-bf16",), 1.4),
-    "S3": Row("W4", "galley-bf16", ("vllm-bf16", "llama-bf16"), 1.5),
-    "S4a": Row("W4", "galley-w8a8", ("vllm-w8a8",), 1.6),
-    "S5": Row("W2", "galley-bf16", ("vllm-bf16",), 1.8),
-    "S6": Row("W3", "galley-bf16", ("vllm-bf16", "llama-bf16"), 1.4),
-}
+def groups(rows: dict[str, Row]) -> list[list[Turn]]:
+    """The turns of the rows, those together whose rows share an engine of ours."""
+    by_engine: dict[str, list[Turn]] = {}
+    for row in rows.values():
+        by_engine.setdefault(row.mine, []).extend(row.turns)
+    return [list(dict.fromkeys(turns)) for turns in by_engine.values()]
 
 
-def measure(server: Server, workload: str, corpus: Corpus, run: int) -> Record:
+def interleave(turns: list[Turn], runs: int) -> Iterator[tuple[Turn, int]]:
+    """Each turn once, then each again …"""
+    return ((turn, run) for run in range(runs) for turn in turns)
+
+
+def measure(server: Server, workload: str, corpus: Corpus, run: int) -> dict[str, float]:
     """One run of a workload on a server, with what it and strangers took of the CPU."""
     load = WORKLOADS[workload]
     if run == 0:
@@ -75,96 +129,67 @@ def measure(server: Server, workload: str, corpus: Corpus, run: int) -> Record:
 
 
 def front_cpu(spent: dict[int, float]) -> float:
-    """CPU seconds outside the engine: all but the process that worked most. With one process
-    (llama-server) there is no telling, and the figure is 0."""
-    return sum(spent.values()) - max(spent.values())
+    """CPU seconds outside the engine: of the processes whose title names neither an engine core
+    nor a worker (S9). With one process (llama-server) there is no telling: NaN."""
+    if len(spent) == 1:
+        return float("nan")
+    return sum(seconds for pid, seconds in spent.items() if not _is_engine(pid))
 
 
-def show(name: str, workload: str, record: Record) -> None:
-    print(
-        f"{name:<14} {workload}  out {record['out_tok_s']:7.1f} tok/s"
-        f"  all {record['total_tok_s']:7.1f}  ttft {record['ttft_p50_ms']:6.0f}/"
-        f"{record['ttft_p99_ms']:.0f}  itl {record['itl_p50_ms']:5.1f}/{record['itl_p99_ms']:.1f}"
-        f"  e2e {record['e2el_p50_ms']:.0f} ms  server {record['server_cpu_s']:.1f}"
-        f"/{record['wall_s']:.1f} s  client {record['client_cpu_s']:.2f} s"
-        f"  foreign {record['foreign']:.2f}  failed {record['failures']:.0f}",
-        flush=True,
-    )
+def _is_engine(pid: int) -> bool:
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"EngineCore" in title or b"Worker" in title
 
 
-def table(rows: dict[str, Row], records: dict[Turn, list[Record]]) -> str:
-    """Markdown: medians of the runs, and ratios to the best peer run by run."""
-    lines = [
-        "| goal | workload | engine | out tok/s | TTFT p50/p99 ms | ITL p50/p99 ms | failed "
-        "| foreign CPU | ratio (over the runs) | goal |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        for engine in (row.mine, *row.theirs):
-            runs = records[engine, row.workload]
-            ratio = goal = ""
-            if engine != row.mine:
-                mine = records[row.mine, row.workload]
-                each = [a["out_tok_s"] / b["out_tok_s"] for a, b in zip(mine, runs, strict=True)]
-                ratio = f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
-                goal = f"{row.goal} ×"
-
-            def mid(field: str, runs: list[Record] = runs) -> float:
-                return statistics.median(run[field] for run in runs)
-
-            lines.append(
-                f"| {name} | {row.workload} | {engine} | {mid('out_tok_s'):.0f} "
-                f"| {mid('ttft_p50_ms'):.0f} / {mid('ttft_p99_ms'):.0f} "
-                f"| {mid('itl_p50_ms'):.1f} / {mid('itl_p99_ms'):.1f} "
-                f"| {sum(run['failures'] for run in runs):.0f} | {mid('foreign'):.2f} "
-                f"| {ratio} | {goal} |"
-            )
-    return "\n".join(lines)
+def show(name: str, workload: str, record: dict[str, float]) -> None:
+    """One run in a line."""
+    line = f"{name:<18} {workload:<10} out {record['out_tok_s']:7.1f} tok/s"
+    if "ttft_p50_ms" in record:
+        line += (
+            f"  all {record['total_tok_s']:7.1f}  ttft {record['ttft_p50_ms']:6.0f}/"
+            f"{record['ttft_p99_ms']:.0f}  itl {record['itl_p50_ms']:5.1f}/"
+            f"{record['itl_p99_ms']:.1f}  e2e {record['e2el_p50_ms']:.0f} ms"
+            f"  server {record['server_cpu_s']:.1f}/{record['wall_s']:.1f} s"
+            f"  client {record['client_cpu_s']:.2f} s  foreign {record['foreign']:.2f}"
+        )
+    print(f"{line}  failed {record['failures']:.0f}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", default=",".join([*ROWS, *OFFLINE, "S8"]))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--port", type=int, default=8301, help="first of the servers' ports")
+    parser.add_argument("--perplexity", type=int, default=16, help="windows of text; 0: none")
     parser.add_argument("--out", type=Path, help="default: $LAB/out/peers.jsonl")
     args = parser.parse_args()
+    wanted = args.rows.split(",")
+    unknown = set(wanted) - {*ROWS, *OFFLINE, "S8"}
+    if unknown:
+        parser.error(f"no row {unknown.pop()!r}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    rows = {name: ROWS[name] for name in args.rows.split(",")}
     out = args.out or lab() / "out" / "peers.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     corpus = Corpus(read_text(), load_tokenizer(lab() / "weights" / "smollm2-bf16"))
-    records: dict[Turn, list[Record]] = {}
-    with open(out, "a") as file:
-        for turns in groups(rows):
-            for (engine, workload), run, record in interleave(turns, args.runs, args.port, corpus):
-                records.setdefault((engine, workload), []).append(record)
-                show(engine, workload, record)
-                line = {"engine": engine, "workload": workload, "run": run, **record}
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-    print("\n" + table(rows, records))
-
-
-def groups(rows: dict[str, Row]) -> list[list[Turn]]:
-    """The turns of the rows, those together whose rows share an engine of ours."""
-    by_engine: dict[str, list[Turn]] = {}
-    for row in rows.values():
-        turns = by_engine.setdefault(row.mine, [])
-        turns += [(engine, row.workload) for engine in (row.mine, *row.theirs)]
-    return [list(dict.fromkeys(turns)) for turns in by_engine.values()]
-
-
-def interleave(
-    turns: list[Turn], runs: int, port: int, corpus: Corpus
-) -> Iterator[tuple[Turn, int, Record]]:
-    """Start the engines of these turns, let each turn have its run, `runs` times over."""
-    names = list(dict.fromkeys(engine for engine, _ in turns))
-    with running(names, port, lab() / "out") as servers:
-        by_name = {server.name: server for server in servers}
-        for run in range(runs):
-            for engine, workload in turns:
-                yield (engine, workload), run, measure(by_name[engine], workload, corpus, run)
+    bench = Bench(corpus, args.runs, args.port, args.perplexity, out)
+    rows = {name: row for name, row in ROWS.items() if name in wanted}
+    bench.serve(rows)
+    if "S4b" in wanted:
+        bench.offline()
+        rows |= OFFLINE
+    if args.perplexity and rows:
+        bench.reference()
+    if rows:
+        print("\n" + table(rows, bench.records))
+    if bench.perplexities:
+        print("\n| engine | perplexity |\n|---|---|")
+        for name, value in bench.perplexities.items():
+            print(f"| {name} | {value:.3f} |")
+    if "S8" in wanted:
+        print("\n" + run_starts(_STARTS, args.runs))
 
 
 if __name__ == "__main__":
