@@ -164,6 +164,12 @@ def serve(
     try:
         if not serving.wait(seconds) or not server.port:
             raise RuntimeError("".join(server.log))
+        # The API server may hear of its engine a moment after the launcher has.
+        deadline = time.monotonic() + seconds
+        while server.status("/health") != 200:
+            if time.monotonic() > deadline:
+                raise RuntimeError("".join(server.log))
+            time.sleep(0.05)
         yield server
     finally:
         if process.poll() is None:

@@ -64,13 +64,18 @@ class Symptom:
 
 
 class Peaks:
-    """The highest values of gauges while it runs."""
+    """The highest and the mean values of gauges while it runs."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.highest: dict[str, float] = {}
+        self._seen: list[dict[str, float]] = []
+
+    def mean(self, name: str) -> float:
+        values = [sums.get(name, 0.0) for sums in self._seen]
+        return sum(values) / len(values) if values else 0.0
 
     def __enter__(self) -> Peaks:
         self._thread.start()
@@ -85,6 +90,7 @@ class Peaks:
             sums: dict[str, float] = {}
             for name, _, value in self._server.metrics().samples:
                 sums[name] = sums.get(name, 0.0) + value
+            self._seen.append(sums)
             for name, value in sums.items():
                 self.highest[name] = max(value, self.highest.get(name, 0.0))
 
@@ -106,14 +112,15 @@ def request(tokens: int, output: int, start: int = 0) -> dict[str, Any]:
 
 async def crowd(port: int) -> None:
     """Sixteen clients at once, with short prompts."""
-    await asyncio.gather(*(stream(port, request(30, 48, i)) for i in range(16)))
+    await asyncio.gather(*(stream(port, request(20, 96, i)) for i in range(16)))
 
 
 async def long_among_short(port: int) -> None:
-    """Long prompts while four short requests stream."""
-    streams = [asyncio.ensure_future(stream(port, request(20, 400, i))) for i in range(4)]
-    for i in range(6):
-        await stream(port, request(1200, 1, 50 + i))
+    """Long prompts while twelve short requests stream."""
+    streams = [asyncio.ensure_future(stream(port, request(20, 1000, i))) for i in range(12)]
+    await asyncio.sleep(1)
+    for i in range(4):
+        await stream(port, request(800, 1, 50 + i))
     for task in streams:
         task.cancel()
     await asyncio.gather(*streams, return_exceptions=True)
@@ -166,6 +173,11 @@ def peak(name: str, label: str, factor: float) -> Reading:
     return Reading(label, name, lambda a, b, peaks: peaks.highest.get(name, 0.0), factor)
 
 
+def average(name: str, label: str, factor: float) -> Reading:
+    query = f"avg_over_time({name}[5m])"
+    return Reading(label, query, lambda a, b, peaks: peaks.mean(name), factor)
+
+
 def growth(name: str, label: str, factor: float) -> Reading:
     return Reading(label, f"rate({name}[5m])", lambda a, b, _: b.sum(name) - a.sum(name), factor)
 
@@ -189,7 +201,7 @@ SYMPTOMS = (
         ("--max-num-seqs", "2"),
         ("--max-num-seqs", "32"),
         (
-            peak("vllm:num_requests_waiting", "requests waiting, at most", 0.5),
+            average("vllm:num_requests_waiting", "requests waiting, mean", 0.5),
             mean(TTFT, "time to first token, mean", 0.6),
         ),
         "If the KV cache is full as well (`vllm:kv_cache_usage_perc`), more slots do not help: add "
@@ -199,11 +211,11 @@ SYMPTOMS = (
         "ttft-prompts",
         210,
         "First tokens come late, and nobody waits",
-        "Prompts are long (`vllm:request_prompt_tokens`) and cut into many steps, each of which "
-        "carries the other requests' tokens too.",
+        "Prompts are long (`vllm:request_prompt_tokens`), and get of each step only what the "
+        "running streams leave.",
         long_among_short,
-        ("--max-num-batched-tokens", "32", "--max-num-seqs", "8"),
-        ("--max-num-batched-tokens", "2048", "--max-num-seqs", "8"),
+        ("--max-num-batched-tokens", "16", "--max-num-seqs", "16"),
+        ("--max-num-batched-tokens", "2048", "--max-num-seqs", "16"),
         (
             p99("vllm:request_prompt_tokens", "prompt tokens, p99", 1.0, ""),
             mean("vllm:request_prefill_time_seconds", "prefill time, mean", 0.8),

@@ -11,8 +11,8 @@ HEAD = """# Troubleshooting
 
 From what users notice to the metric that shows it, and to the flag that mends it. Every line has
 been tried: `make symptoms` brings a server into the trouble, applies the remedy, and fails if the
-metric does not move. The numbers are its last run's, with the built-in model ({machine}); your own
-will be other numbers that move the same way.
+metric does not move. The numbers are its last run's, with the built-in model ({machine}); yours
+will be others that move the same way.
 
 The panels are those of `deploy/grafana/galley.json`, the alerts those of
 `deploy/prometheus/alerts.yml`.

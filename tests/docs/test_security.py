@@ -139,7 +139,7 @@ def test_an_absent_model_is_not_looked_for(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     env = {"WATCH_FILE": str(notes), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     with (
-        pytest.raises(RuntimeError, match="HF_HUB_OFFLINE|offline"),
+        pytest.raises(RuntimeError, match=r"HF_HUB_OFFLINE|offline"),
         serve("--model", "nobody/nothing", env=env, program=WATCHED),
     ):
         pass

@@ -1,0 +1,88 @@
+"""docs/compatibility.md against a running server: what it calls refused, is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.served import MODEL, SMALL, Server, serve
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "compatibility.md").read_text()
+DATA = ROOT / "docs" / "generate" / "vllm"
+CHAT = [{"role": "user", "content": "Hi"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": CHAT, "max_tokens": 1},
+    "/v1/chat/completions/batch": {"messages": [CHAT], "max_tokens": 1},
+    "/v1/completions": {"prompt": "Hi", "max_tokens": 1},
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 16},
+    "/v1/messages": {"messages": CHAT, "max_tokens": 1},
+    "/v1/messages/count_tokens": {"messages": CHAT},
+    "/tokenize": {"messages": CHAT},
+    "/detokenize": {"tokens": [1]},
+}
+
+
+def section(title: str) -> list[tuple[str, str, str]]:
+    """Rows of a section's table: name, verdict, note."""
+    text = PAGE.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"^\| (.+?) \| (works|no effect|refused|not yet) \| (.*) \|$", text, re.M)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serve(*SMALL) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("title", "file", "key"),
+    [
+        ("Flags of `serve`", "flags.json", "serve"),
+        ("Routes", "routes.json", "routes"),
+        ("Metrics", "metrics.json", "metrics"),
+        ("Environment variables", "variables.json", "variables"),
+    ],
+)
+def test_every_name_has_one_verdict(title: str, file: str, key: str) -> None:
+    entries = json.loads((DATA / file).read_text())[key]
+    names = [e["name"] if "name" in e else f"{e['method']} {e['path']}" for e in entries]
+    assert [name.strip("`") for name, _, _ in section(title)] == names
+
+
+def test_refused_fields_are_refused(server: Server) -> None:
+    """A 400 that names the field, for every one of them."""
+    asked = 0
+    for name, verdict, note in section("Request fields"):
+        path, _, field = name.strip("`").partition(" ")
+        if path not in BODIES or verdict not in ("refused", "not yet"):
+            continue
+        body = {"model": MODEL, **BODIES[path], field: {"a": [1]}}
+        reply = httpx.post(server.url + path, json=body, timeout=60)
+        assert reply.status_code == 400, f"{name}: {reply.status_code}, {note}"
+        assert field in reply.text, f"{name}: {reply.text}"
+        asked += 1
+    assert asked > 30
+
+
+def test_accepted_flags_are_accepted() -> None:
+    """A server takes the hints of the page, all at once, and says so."""
+    hints = [name.strip("`") for name, verdict, _ in section("Flags of `serve`")
+             if verdict == "no effect"]  # fmt: skip
+    assert len(hints) > 50
+    with serve(*SMALL, *(word for flag in hints for word in (flag, "1"))) as server:
+        assert server.status("/health") == 200
+        log = "".join(server.log)
+    assert all(f"{flag} is accepted" in log for flag in hints)
+
+
+def test_all_of_the_checklist_is_held_or_explained() -> None:
+    titles = json.loads((DATA / "checklist.json").read_text())["titles"]
+    rows = re.findall(r"^\| (\d+) \| .+ \| (.*) \|$", PAGE, re.M)
+    assert [number for number, _ in rows] == list(titles)
