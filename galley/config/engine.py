@@ -81,6 +81,9 @@ class CacheConfig:
     """Number of KV blocks, for tests of preemption."""
     enable_prefix_caching: bool = True
     """Reuse the KV blocks of prompts that begin alike."""
+    keep_kv_cache: bool = True
+    """Keep a server's KV cache in memory that outlives the engine: when that is killed, requests go
+    on without computing their prompts again. Needs prefix caching."""
     prefix_caching_hash_algo: Literal["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"] = "sha256"
     """Hash of block contents. `sha256_cbor` is reproducible across languages."""
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 from galley.config import EngineConfig, ModelFacts
 from galley.config.resolve import Machine, resolve
 from galley.engine.core import EngineCore, build
+from galley.engine.kept import KeptFiles
+from galley.engine.ledger import BlockLedger
 from galley.engine.messages import Ready
 from galley.engine.outputs import Stamp
 from galley.engine.process import EngineSpec
@@ -28,9 +34,15 @@ class Assembled:
 
 
 def assemble(
-    config: EngineConfig, stamp: Stamp | None = None, progress: Progress | None = None
+    config: EngineConfig,
+    stamp: Stamp | None = None,
+    progress: Progress | None = None,
+    kept: KeptFiles | None = None,
 ) -> Assembled:
     """Find and load the model, size the KV cache, wire the parts.
+
+    Args:
+        kept: memory for a KV cache that outlives the engine.
 
     Raises:
         ConfigError: a flag does not go with this machine or this model.
@@ -41,11 +53,20 @@ def assemble(
     checkpoint = open_checkpoint(source)
     facts = checkpoint.facts
     resolved = resolve(config, machine, facts)
-    executor = build_executor(resolved, facts, checkpoint, machine.available_memory, progress)
+    available = machine.available_memory
+    ledger = None
+    if kept is not None and resolved.cache.enable_prefix_caching:
+        ledger = BlockLedger(kept, _signature(resolved, facts))
+        resolved = _as_big_as_before(resolved, ledger.num_blocks)
+    memory = None if ledger is None else ledger.memory
+    executor = build_executor(resolved, facts, checkpoint, available, progress, memory)
+    if ledger is not None and not ledger.used:
+        ledger = None
     workload = None
     if resolved.observability.enable_mfu_metrics:
         workload = Workload(sizes_of(resolved, facts, executor))
-    return Assembled(build(resolved, executor, stamp, workload), resolved, facts, source)
+    core = build(resolved, executor, stamp, workload, ledger)
+    return Assembled(core, resolved, facts, source)
 
 
 def sizes_of(config: EngineConfig, facts: ModelFacts, executor: Executor) -> Sizes:
@@ -64,9 +85,33 @@ def sizes_of(config: EngineConfig, facts: ModelFacts, executor: Executor) -> Siz
     )
 
 
+def _signature(config: EngineConfig, facts: ModelFacts) -> bytes:
+    """What the numbers in a KV cache depend on besides tokens; 32 bytes."""
+    source, native = Path(facts.source), find_spec("galley.kernels._native")
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    if native is not None and native.origin is not None:
+        files.append(Path(native.origin))
+    digest = hashlib.sha256(f"{config} {facts}".encode())
+    for file in files:
+        if file.is_file():
+            stat = file.stat()
+            digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.digest()
+
+
+def _as_big_as_before(config: EngineConfig, num_blocks: int | None) -> EngineConfig:
+    """An engine that is started anew has the KV cache that the one before had, whatever memory
+    others have taken meanwhile.
+    """
+    if num_blocks is None:
+        return config
+    cache = dataclasses.replace(config.cache, num_gpu_blocks_override=num_blocks)
+    return dataclasses.replace(config, cache=cache)
+
+
 def load_engine(config: EngineConfig, spec: EngineSpec) -> tuple[EngineCore, Ready]:
     """What an engine process loads: its core, and what it tells each client."""
-    core = assemble(config, Stamp(spec.index, spec.epoch)).core
+    core = assemble(config, Stamp(spec.index, spec.epoch), kept=spec.kept).core
     executor = core.executor
     ready = Ready(
         engine_index=spec.index,

@@ -47,13 +47,13 @@ class EngineDown(msgspec.Struct, tag="down"):
 
     Attributes:
         crashed: it died by itself (a fault, an exception), not by a signal from outside.
-        rows: the handles that its last step computed.
+        rows: what it was occupied with: handles, and how many tokens each had (0: not known).
     """
 
     index: int
     epoch: int
     crashed: bool = False
-    rows: list[int] = []
+    rows: list[tuple[int, int]] = []
 
 
 class EnginesLost(msgspec.Struct, tag="lost"):

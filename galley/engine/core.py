@@ -10,6 +10,7 @@ from `while_waiting`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from galley.batch import RequestTable, StepPlan
 from galley.config import EngineConfig
+from galley.engine.ledger import BlockLedger
 from galley.engine.messages import Stats
 from galley.engine.outputs import ClientOutputs, Shares, Stamp, build_outputs
 from galley.errors import ConfigError
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from galley.executor.executor import Executor
 
 
+log = logging.getLogger(__name__)
+
+
 class EngineCore:
     """Runs steps.
 
@@ -41,8 +46,9 @@ class EngineCore:
         stamp: which engine and incarnation outputs come from.
 
     Attributes:
-        on_plan: called with the handles of a plan's rows before it is submitted.
+        on_plan: called with handles and lengths of a plan's rows before it is submitted.
         while_waiting: called while the device works; it may `add` and `abort`.
+        on_done: called when a plan has been computed and committed.
         trace: the last steps.
         meter: measures what is measured only when asked for.
     """
@@ -53,8 +59,9 @@ class EngineCore:
         self.scheduler = scheduler
         self.executor = executor
         self.stamp = stamp or Stamp()
-        self.on_plan: Callable[[NDArray[np.int64]], None] | None = None
+        self.on_plan: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None = None
         self.while_waiting: Callable[[], None] | None = None
+        self.on_done: Callable[[], None] | None = None
         self.trace = StepTrace()
         self.meter: Meter | None = None
         self._shares = Shares()
@@ -81,7 +88,9 @@ class EngineCore:
         if plan is None:
             return build_outputs(scheduler.take_events(), self._told(), self.stamp, self._shares)
         if self.on_plan:
-            self.on_plan(scheduler.table.handles[plan.slots])
+            table = scheduler.table
+            lengths = table.num_tokens[plan.slots].astype(np.int64)
+            self.on_plan(table.handles[plan.slots], lengths)
         if self.meter is not None and self.meter.workload is not None:
             num_computed = scheduler.table.num_computed[plan.slots]
             self.meter.workload.add(plan.num_new, num_computed, int(plan.num_logits.sum()))
@@ -92,6 +101,8 @@ class EngineCore:
         result = handle.sample()
         sampled = perf_counter()
         done = scheduler.commit(plan, result)
+        if self.on_done:
+            self.on_done()
         outputs = build_outputs(done, self._told(), self.stamp, self._shares)
         self._record(plan, done, (begin, submit, sampled, perf_counter()), before)
         return outputs
@@ -167,6 +178,7 @@ def build(
     executor: Executor,
     stamp: Stamp | None = None,
     workload: Workload | None = None,
+    ledger: BlockLedger | None = None,
 ) -> EngineCore:
     """An engine core over an executor that has loaded its model and sized its KV cache.
 
@@ -174,6 +186,7 @@ def build(
         config: resolved (`config.resolve`): no limit is None any more.
         executor: its num_blocks counts the null block.
         workload: counts the work of each step, where that is wanted.
+        ledger: of a KV cache that outlives its engines.
 
     Raises:
         ConfigError: limits contradict each other, or the pool is too small for one sequence.
@@ -208,4 +221,9 @@ def build(
     core = EngineCore(Scheduler(kv, table, limits), executor, stamp)
     if lives is not None or workload is not None:
         core.meter = Meter(workload, lives)
+    if ledger is not None:
+        restored = ledger.attach(pool, hasher)
+        if restored:
+            log.info("%d KV blocks were computed before and are still there.", restored)
+        core.on_done = ledger.settle
     return core

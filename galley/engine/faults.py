@@ -157,8 +157,8 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
             self._late: list[tuple[float, int, list[bytes]]] = []
             record, receive = self.flight.record, self.receive
 
-            def on_plan(handles: Any) -> None:
-                record(handles)
+            def on_plan(handles: Any, lengths: Any) -> None:
+                record(handles, lengths)
                 faults.come("step")
 
             def while_waiting() -> None:

@@ -4,7 +4,9 @@ After a death it tells which requests the engine was occupied with: the rows of 
 what has arrived since. Before one, it tells whether the engine still gets on. It outlives its
 writer.
 
-    [pulse: int64][busy: int64][count: int64][handle: int64] * count
+    [pulse: int64][busy: int64][count: int64][capacity: int64]
+    [handle: int64] * capacity      of which `count` are there
+    [length: int64] * capacity      tokens that each of them had, prompt and output; 0 = not known
 
 The pulse is a number that changes whenever the engine has got on; native code counts it up after
 each operation (`pulse_address`), so that a long step is not mistaken for one that hangs.
@@ -18,7 +20,7 @@ import struct
 from array import array
 from typing import Protocol
 
-_PULSE, _BUSY, _COUNT, _ROWS = range(4)
+_PULSE, _BUSY, _COUNT, _CAPACITY, _ROWS = range(5)
 _WORD = 8
 
 
@@ -40,11 +42,12 @@ class FlightRecorder:
         self._capacity = capacity
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            os.ftruncate(fd, _WORD * (_ROWS + capacity))
+            os.ftruncate(fd, _WORD * (_ROWS + 2 * capacity))
             self._map = mmap.mmap(fd, 0)
         finally:
             os.close(fd)
         self._words = memoryview(self._map).cast("q")
+        self._words[_CAPACITY] = capacity
 
     def beat(self) -> None:
         """The engine is awake and gets on."""
@@ -55,31 +58,35 @@ class FlightRecorder:
         """The engine has nothing to do: from now on silence is no sign of trouble."""
         self._words[_BUSY] = 0
 
-    def record(self, handles: Column) -> None:
+    def record(self, handles: Column, lengths: Column) -> None:
         """Note the rows of the step that starts now, in place of what was noted before."""
         self._words[_COUNT] = 0
-        self._note(0, handles)
+        self._note(0, handles.tobytes(), lengths.tobytes())
 
     def arrived(self, handles: Column) -> None:
         """Note requests that the engine looks at from now on; as many as there is room for."""
-        self._note(self._words[_COUNT], handles)
+        self._note(self._words[_COUNT], handles.tobytes(), bytes(_WORD * len(handles)))
 
-    def _note(self, at: int, handles: Column) -> None:
-        n = min(len(handles), self._capacity - at)
-        start = _WORD * (_ROWS + at)
-        self._map[start : start + _WORD * n] = handles.tobytes()[: _WORD * n]
-        self._words[_COUNT] = at + n
+    def _note(self, at: int, handles: bytes, lengths: bytes) -> None:
+        size = min(len(handles), _WORD * (self._capacity - at))
+        for column, words in ((0, handles), (self._capacity, lengths)):
+            start = _WORD * (_ROWS + column + at)
+            self._map[start : start + size] = words[:size]
+        self._words[_COUNT] = at + size // _WORD
 
 
-def last_rows(path: str) -> list[int]:
-    """The launcher's side: what the engine was occupied with; [] if with nothing."""
+def last_rows(path: str) -> list[tuple[int, int]]:
+    """The launcher's side: (handle, length) of what the engine was occupied with."""
     try:
         with open(path, "rb") as f:
             words = array("q")
             words.frombytes(f.read())
     except OSError:
         return []
-    return words[_ROWS : _ROWS + words[_COUNT]].tolist() if words else []
+    if len(words) < _ROWS:
+        return []
+    count, lengths = words[_COUNT], _ROWS + words[_CAPACITY]
+    return list(zip(words[_ROWS : _ROWS + count], words[lengths : lengths + count], strict=True))
 
 
 def pulse(path: str) -> int | None:

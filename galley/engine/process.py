@@ -21,6 +21,7 @@ import zmq
 from galley.config import EngineConfig
 from galley.engine.control import Bound, Channel, ClientGone, Serving
 from galley.engine.flight import FlightRecorder
+from galley.engine.kept import KeptFiles
 from galley.engine.link import Frame, Line, open_frame
 from galley.engine.messages import (
     Abort,
@@ -58,7 +59,7 @@ class Core(Protocol):
     """What is needed of an engine core here."""
 
     executor: Any
-    on_plan: Callable[[NDArray[np.int64]], None] | None
+    on_plan: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None
     while_waiting: Callable[[], None] | None
 
     @property
@@ -76,12 +77,14 @@ class EngineSpec:
     Attributes:
         address: ZMQ address to bind; a TCP port of `*` takes a free one.
         flight_path: file of the flight recorder.
+        kept: memory for a KV cache that outlives the engine.
     """
 
     index: int
     epoch: int
     address: str
     flight_path: str
+    kept: KeptFiles | None = None
 
 
 class EngineProcess:

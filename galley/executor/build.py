@@ -7,6 +7,7 @@ from galley.errors import ConfigError
 from galley.executor.executor import Executor
 from galley.executor.local import LocalExecutor
 from galley.executor.loopback import LoopbackExecutor
+from galley.kernels.backend import MemoryMaker
 from galley.loader import Checkpoint
 from galley.runner.load import Progress
 from galley.runner.runner import Runner
@@ -18,12 +19,14 @@ def build(
     checkpoint: Checkpoint,
     available: int,
     progress: Progress | None = None,
+    kv_memory: MemoryMaker | None = None,
 ) -> Executor:
     """Load the model, size its KV cache and make the executor of --distributed-executor-backend.
 
     Args:
         config: resolved.
         available: bytes of memory that could be taken before anything was loaded.
+        kv_memory: where the KV cache is to lie; None = in memory of its own.
 
     Raises:
         ConfigError: more than one rank is asked for, or memory is short.
@@ -36,7 +39,7 @@ def build(
             raise ConfigError(
                 f"{option} {size}: a model runs on one rank in this version; use 1.", field=name
             )
-    runner = Runner(config, facts, checkpoint, available, progress)
+    runner = Runner(config, facts, checkpoint, available, progress, kv_memory)
     if parallel.distributed_executor_backend == "loopback":
         return LoopbackExecutor(runner)
     return LocalExecutor(runner)

@@ -344,7 +344,7 @@ class ZmqClient:
             return
         self._disconnect(engine)
         if down.crashed:
-            rows = [h for h in down.rows if h in self._outputs.sequences]
+            rows = {h: n for h, n in down.rows if h in self._outputs.sequences}
             guilty = engine.probation.crashed(rows)
             if guilty is not None:
                 self._outputs.fail(
@@ -437,7 +437,10 @@ class ZmqClient:
 
     def _next_trial(self, engine: Engine) -> None:
         sequences = self._outputs.sequences
-        live = {h: len(s.token_ids) for h, s in sequences.items()}
+        live = {
+            h: len(s.state.submission.prompt_token_ids) + len(s.token_ids)
+            for h, s in sequences.items()
+        }
         handle = engine.probation.next_trial(live)
         if handle is not None:
             self._send(engine, Add([self._request(sequences[handle], engine)]))

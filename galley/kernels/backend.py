@@ -6,7 +6,7 @@ Knows the registry of backends, none of them well: each is imported when it is a
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Number format of weights that are not quantised.
 Dense = Literal["f32", "bf16"]
+#: Gives so many bytes of memory, writable and at a multiple of 64.
+MemoryMaker = Callable[[int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,16 @@ class Executable(Protocol):
     def kv_block_bytes(self, block_size: int) -> int:
         """Bytes of one block of `block_size` tokens, all layers together."""
 
-    def allocate_kv(self, num_blocks: int, block_size: int) -> None:
-        """Make the cache: `num_blocks` blocks of zeros, block 0 (the null block) among them.
-        Its memory is touched when blocks are first written."""
+    def allocate_kv(
+        self, num_blocks: int, block_size: int, memory: MemoryMaker | None = None
+    ) -> None:
+        """Make the cache: `num_blocks` blocks, block 0 (the null block) among them.
+        Its memory is touched when blocks are first written.
+
+        Args:
+            memory: gives so many bytes, as an earlier cache of this size left them or zeros; a
+                backend may pass it over. None = zeros of its own.
+        """
 
     def copy_blocks(self, src: I32, dst: I32) -> None:
         """Copy whole blocks, all layers, in order."""

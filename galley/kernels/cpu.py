@@ -19,7 +19,7 @@ from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena
-from galley.kernels.backend import Dense, Limits, Model, StepInputs
+from galley.kernels.backend import Dense, Limits, MemoryMaker, Model, StepInputs
 from galley.kernels.native import int_arguments, pointer_arguments
 from galley.kernels.ops import KVLayer, WeightData
 from galley.kernels.passes import FUSIONS, LOWERING, apply
@@ -73,12 +73,21 @@ class KVMemory:
     block b:  [ layer 0: K and V of its pages | layer 1 | ... ]     `block_bytes` apart
     """
 
-    def __init__(self, layers: list[KVLayer], num_blocks: int, block_size: int, kind: Kind) -> None:
+    def __init__(
+        self,
+        layers: list[KVLayer],
+        num_blocks: int,
+        block_size: int,
+        kind: Kind,
+        memory: MemoryMaker | None = None,
+    ) -> None:
         sizes = [layer_bytes(layer, block_size, kind) for layer in layers]
         self.offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self.block_bytes = sum(sizes)
-        memory = aligned_bytes(num_blocks * self.block_bytes, zeros=True)
-        self.blocks = memory.reshape(num_blocks, self.block_bytes)
+        make = memory or (lambda size: aligned_bytes(size, zeros=True))
+        whole = make(num_blocks * self.block_bytes)
+        assert whole.ctypes.data % ALIGNMENT == 0
+        self.blocks = whole.reshape(num_blocks, self.block_bytes)
 
     def arguments(self, layer: KVLayer) -> tuple[int, int]:
         """The native `kv` and `kv_block_stride` of a layer."""
@@ -135,8 +144,10 @@ class CpuExecutable:
     def kv_block_bytes(self, block_size: int) -> int:
         return sum(layer_bytes(layer, block_size, self._kv_kind) for layer in self._layers)
 
-    def allocate_kv(self, num_blocks: int, block_size: int) -> None:
-        self._kv = KVMemory(self._layers, num_blocks, block_size, self._kv_kind)
+    def allocate_kv(
+        self, num_blocks: int, block_size: int, memory: MemoryMaker | None = None
+    ) -> None:
+        self._kv = KVMemory(self._layers, num_blocks, block_size, self._kv_kind, memory)
 
     def copy_blocks(self, src: I32, dst: I32) -> None:
         assert self._kv is not None

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
-from galley.kernels.backend import Dense, Limits, Model, StepInputs
+from galley.kernels.backend import Dense, Limits, MemoryMaker, Model, StepInputs
 from galley.kernels.ops import GATE_UP_RUN, KVLayer, Ops, RotaryTable, WeightData
 from galley.kernels.reference_sampler import ReferenceSampler
 from galley.kernels.sampling import LogitMasks, Samples
@@ -234,7 +234,9 @@ class ReferenceExecutable:
         numbers = sum(2 * layer.kv_heads * layer.head_dim for layer in self._model.kv_layers)
         return block_size * numbers * self._dtype.itemsize
 
-    def allocate_kv(self, num_blocks: int, block_size: int) -> None:
+    def allocate_kv(
+        self, num_blocks: int, block_size: int, memory: MemoryMaker | None = None
+    ) -> None:
         layers = self._model.kv_layers
         self._cache = KVCache.zeros(layers, num_blocks, block_size, self._dtype)
 

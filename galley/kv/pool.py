@@ -13,7 +13,7 @@ before memory that was never touched; cached ones are evicted only when no plain
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 NULL_BLOCK = 0
@@ -35,7 +35,7 @@ class BlockPool:
         num_blocks: number of ids, the null block included.
         keep_cached: whether a free block stays findable. False where blocks are shared only
             among living requests.
-        listener: told of changes of the index.
+        listener: told of changes of the index; the first of `listeners`.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class BlockPool:
     ) -> None:
         self.num_blocks = num_blocks
         self.keep_cached = keep_cached
-        self.listener = listener
+        self.listeners = [] if listener is None else [listener]
         self.refs = [0] * num_blocks
         self.keys: list[bytes | None] = [None] * num_blocks
         self.index: dict[bytes, int] = {}
@@ -86,8 +86,10 @@ class BlockPool:
     def share(self, blocks: Iterable[int]) -> None:
         """Take one more reference on each block; free cached ones leave the free list."""
         refs = self.refs
-        if self.listener:
-            self.listener.shared(blocks := list(blocks))
+        if self.listeners:
+            blocks = list(blocks)
+            for listener in self.listeners:
+                listener.shared(blocks)
         for b in blocks:
             if b == NULL_BLOCK:
                 continue
@@ -124,8 +126,8 @@ class BlockPool:
         assert self.refs[block] > 0
         if self.keys[block] is None and self.index.setdefault(key, block) == block:
             self.keys[block] = key
-            if self.listener:
-                self.listener.stored(block, key)
+            for listener in self.listeners:
+                listener.stored(block, key)
 
     def forget(self, blocks: Iterable[int]) -> None:
         """Used blocks whose content turned out not to be what their key says."""
@@ -133,6 +135,20 @@ class BlockPool:
             if self.keys[b] is not None:
                 assert self.refs[b] > 0
                 self._unkey(b)
+
+    def restore(self, contents: Mapping[int, bytes]) -> set[int]:
+        """Make blocks findable whose contents are older than this pool, which nobody has used yet.
+
+        Returns those that are: none without `keep_cached`, and one per key.
+        """
+        assert not self.num_taken, "the pool is not fresh"
+        for block, key in contents.items() if self.keep_cached else ():
+            if NULL_BLOCK < block < self.num_blocks and key not in self.index:
+                self.index[key] = block
+                self.keys[block] = key
+                self._cached[block] = None
+        self._plain = [b for b in self._plain if b not in self._cached]
+        return set(self._cached)
 
     def clear_index(self) -> bool:
         """Forget all contents. False, and nothing changes, while blocks are in use."""
@@ -142,8 +158,8 @@ class BlockPool:
         self._cached.clear()
         self.index.clear()
         self.keys = [None] * self.num_blocks
-        if self.listener:
-            self.listener.cleared()
+        for listener in self.listeners:
+            listener.cleared()
         return True
 
     def _unkey(self, block: int) -> None:
@@ -151,8 +167,8 @@ class BlockPool:
         assert key is not None
         del self.index[key]
         self.keys[block] = None
-        if self.listener:
-            self.listener.removed(block, key)
+        for listener in self.listeners:
+            listener.removed(block, key)
 
     def check_integrity(self) -> None:
         """Prove that every block is in exactly one state; AssertionError otherwise. O(blocks)."""

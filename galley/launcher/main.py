@@ -13,6 +13,7 @@ from galley.config.server import ServerConfig
 from galley.engine.control import Channel
 from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
 from galley.engine.flight import last_rows, pulse
+from galley.engine.kept import KeptFiles
 from galley.launcher.child import set_title
 from galley.launcher.sockets import (
     listening_socket,
@@ -79,8 +80,14 @@ def _entries(
     if faults:
         say("faults on demand: " + ", ".join(fault.text for fault in faults))
 
+    kept = KeptFiles.make() if config.cache.keep_kv_cache else None
+
     def flight_path(index: int) -> str:
         return f"{directory}/flight-{index}"
+
+    def discard(index: int) -> None:
+        if kept is not None:
+            kept.discard()
 
     def engine(channel: Channel, index: int, epoch: int) -> None:
         sock.close()
@@ -92,7 +99,7 @@ def _entries(
         from galley.engine.process import EngineSpec, run
 
         address = f"ipc://{directory}/engine-{index}-{epoch}"
-        spec = EngineSpec(index, epoch, address, flight_path(index))
+        spec = EngineSpec(index, epoch, address, flight_path(index), kept)
         if faults:
             mine = Faults(faults, epoch)
             run(spec, config, channel, faulty_loader(load_engine, mine), faulty_process(mine))
@@ -100,6 +107,8 @@ def _entries(
             run(spec, config, channel, load_engine)
 
     def api_server(channel: Channel, client_index: int) -> None:
+        if kept is not None:
+            kept.close()
         fetch_once(config, directory)
         from galley.frontend.zmq_client import LauncherLink
         from galley.server.main import run
@@ -111,6 +120,7 @@ def _entries(
         api_server,
         lambda index: last_rows(flight_path(index)),
         lambda index: pulse(flight_path(index)),
+        discard,
     )
 
 

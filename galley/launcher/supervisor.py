@@ -48,14 +48,16 @@ class Entries:
     Attributes:
         engine: (channel, index, epoch) → runs an engine core until it ends.
         server: (channel, client index) → runs an API server.
-        last_rows: engine index → handles that it was last occupied with.
+        last_rows: engine index → (handle, length) of what it was last occupied with.
         pulse: engine index → a number that changes while it gets on, None while it rests.
+        discard: engine index → forgets what its memory held, which can no longer be trusted.
     """
 
     engine: Callable[[Channel, int, int], None]
     server: Callable[[Channel, int], None]
-    last_rows: Callable[[int], list[int]]
+    last_rows: Callable[[int], list[tuple[int, int]]]
     pulse: Callable[[int], int | None]
+    discard: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,8 @@ class Supervisor:
         if child.kind == "engine":
             self._watchdog.forget(child.pid)
             rows = self.entries.last_rows(child.slot) if crashed else []
+            if crashed:
+                self.entries.discard(child.slot)
             self._tell("server", EngineDown(child.slot, child.number, crashed, rows))
         else:
             self._tell("engine", ClientGone(child.number))

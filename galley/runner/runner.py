@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from galley.batch import MIN_LOGIT_ROWS, GroupSpec, RequestTable, StepPlan, StepResult
 from galley.config import EngineConfig, ModelFacts
-from galley.kernels.backend import Executable, Limits
+from galley.kernels.backend import Executable, Limits, MemoryMaker
 from galley.loader import Checkpoint
 from galley.models.decoder import Stage
 from galley.runner.device import dense_format, open_device
@@ -54,6 +54,7 @@ class Runner:
     Args:
         config: resolved.
         available: bytes of memory that could be taken before the model was loaded.
+        kv_memory: where the KV cache is to lie; None = in memory of its own.
 
     Attributes:
         groups: what the KV cache consists of; one group for plain models.
@@ -73,6 +74,7 @@ class Runner:
         checkpoint: Checkpoint,
         available: int,
         progress: Progress | None = None,
+        kv_memory: MemoryMaker | None = None,
     ) -> None:
         limits = step_limits(config)
         wanted = config.model.max_model_len
@@ -95,7 +97,7 @@ class Runner:
         self.groups = [GroupSpec("full", block_size, block_bytes // block_size)]
         self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
-        self._executable.allocate_kv(self.num_blocks, block_size)
+        self._executable.allocate_kv(self.num_blocks, block_size, kv_memory)
         self._executable.bind(self.table, self._sampling.columns)
         self._masked = False
         self._pending: _Pending | None = None

@@ -39,7 +39,7 @@ def test_the_order_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "commit", noted("commit", scheduler.commit))
     monkeypatch.setattr(executor, "submit", noted("submit", executor.submit))
     monkeypatch.setattr(executor, "sample", noted("sample", executor.sample))
-    core.on_plan = noted("on_plan", lambda handles: None)
+    core.on_plan = noted("on_plan", lambda handles, lengths: None)
     core.while_waiting = noted("while_waiting", lambda: None)
     core.add([request(1, [1, 2])])
     core.step()
@@ -49,7 +49,7 @@ def test_the_order_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_plan_tells_whose_rows_the_step_computes() -> None:
     core = make_core()
     seen: list[list[int]] = []
-    core.on_plan = lambda handles: seen.append(handles.tolist())
+    core.on_plan = lambda handles, lengths: seen.append(handles.tolist())
     core.add(request(h, [1]) for h in (70, 2**40))
     core.step()
     assert seen == [[70, 2**40]]

@@ -320,14 +320,15 @@ def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
     assert last_rows(path) == []
     recorder = FlightRecorder(path, 4)
     assert last_rows(path) == []
-    for rows in ([1, 2, 3, 1 << 41], [7]):
-        recorder.record(array("q", rows))
+    for rows in ([(1, 5), (2, 6), (3, 7), (1 << 41, 8)], [(7, 20)]):
+        handles, lengths = zip(*rows, strict=True)
+        recorder.record(array("q", handles), array("q", lengths))
         assert last_rows(path) == rows
     recorder.arrived(array("q", [8, 9]))
-    assert last_rows(path) == [7, 8, 9]
+    assert last_rows(path) == [(7, 20), (8, 0), (9, 0)]
     recorder.arrived(array("q", [10, 11, 12]))
-    assert last_rows(path) == [7, 8, 9, 10], "as many as there is room for"
-    recorder.record(array("q", []))
+    assert last_rows(path)[3:] == [(10, 0)], "as many as there is room for"
+    recorder.record(array("q"), array("q"))
     assert last_rows(path) == []
     assert os.stat(path).st_mode & 0o777 == 0o600
 
@@ -341,7 +342,7 @@ def test_the_pulse_changes_while_the_engine_gets_on(tmp_path: Path) -> None:
     for _ in range(3):
         recorder.beat()
         seen.add(pulse(path))
-        recorder.record(array("q", [1]))
+        recorder.record(array("q", [1]), array("q", [1]))
     assert len(seen) == 3
     recorder.rest()
     assert pulse(path) is None
@@ -357,7 +358,7 @@ def test_a_busy_engine_has_a_pulse_and_an_idle_one_none(tmp_path: Path) -> None:
     peer.tokens(1, 20)
     assert first is not None
     assert first != pulse(path)
-    assert last_rows(path) == [1]
+    assert [handle for handle, _ in last_rows(path)] == [1]
     peer.send(Abort([1]))
     peer.send(Call(1, "echo", []))
     while not isinstance(peer.receive(), Reply):

@@ -57,7 +57,7 @@ class EngineThread:
     def up(self) -> EngineUp:
         return EngineUp(self.index, self.epoch, self.address)
 
-    def down(self, crashed: bool = False, rows: list[int] | None = None) -> EngineDown:
+    def down(self, crashed: bool = False, rows: list[tuple[int, int]] | None = None) -> EngineDown:
         return EngineDown(self.index, self.epoch, crashed, rows or [])
 
     def kill(self) -> None:

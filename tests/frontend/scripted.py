@@ -97,7 +97,7 @@ class ScriptedCore:
         self.pause = pause
         self.on_step = on_step
         self.short = short or {}
-        self.on_plan: Callable[[Any], None] | None = None
+        self.on_plan: Callable[[Any, Any], None] | None = None
         self.while_waiting: Callable[[], None] | None = None
         self.executor = ScriptedExecutor()
         self.rows: dict[int, Row] = {}
@@ -134,7 +134,8 @@ class ScriptedCore:
         if not rows:
             return [(client, self._outputs([], client)) for client in list(self.aborted)]
         if self.on_plan is not None:
-            self.on_plan(array("q", [r.request.handle for r in rows]))
+            lengths = array("q", [len(r.history) for r in rows])
+            self.on_plan(array("q", [r.request.handle for r in rows]), lengths)
         if self.on_step is not None:
             self.on_step(rows)
         time.sleep(self.pause)

@@ -59,7 +59,7 @@ class House:
         return engine
 
     def fall(
-        self, engine: EngineThread, crashed: bool = False, rows: list[int] | None = None
+        self, engine: EngineThread, crashed: bool = False, rows: list[tuple[int, int]] | None = None
     ) -> None:
         engine.kill()
         self.launcher.send(engine.down(crashed, rows))
@@ -409,6 +409,10 @@ def test_two_engines_share_the_work_and_inherit_from_each_other(tmp_path: Path) 
     with_house(tmp_path, scenario)
 
 
+def rows_of(engine: EngineThread) -> list[tuple[int, int]]:
+    return [(handle, len(row.history)) for handle, row in engine.core.rows.items()]
+
+
 def test_a_request_that_crashes_every_engine_fails_alone(tmp_path: Path) -> None:
     poison = "poison"
 
@@ -429,7 +433,7 @@ def test_a_request_that_crashes_every_engine_fails_alone(tmp_path: Path) -> None
             if engine.thread.is_alive():
                 break
             deaths += 1
-            house.launcher.send(engine.down(crashed=True, rows=list(engine.core.rows)))
+            house.launcher.send(engine.down(crashed=True, rows=rows_of(engine)))
         assert deaths == 2
         for prompt, task in zip(prompts, tasks, strict=True):
             if prompt == poison:

@@ -55,6 +55,19 @@ def test_26_partial_blocks_go_first_then_unused_then_cached_oldest_first() -> No
     pool.check_integrity()
 
 
+def test_contents_from_before_its_time_are_findable_and_free() -> None:
+    pool = BlockPool(6)
+    assert pool.restore({2: b"a", 4: b"b", 5: b"a", 9: b"c", NULL_BLOCK: b"d"}) == {2, 4}
+    assert (pool.find(b"a"), pool.find(b"b"), pool.find(b"c")) == (2, 4, None)
+    assert pool.num_free == 5
+    pool.check_integrity()
+    pool.share([2])
+    assert sorted(pool.take(4)) == [1, 3, 4, 5]
+    assert pool.find(b"b") is None
+    pool.check_integrity()
+    assert BlockPool(6, keep_cached=False).restore({2: b"a"}) == set()
+
+
 def test_27_sharing_a_free_block_takes_it_out_of_the_free_list() -> None:
     pool = BlockPool(3)
     a, b = pool.take(2)

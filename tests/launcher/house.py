@@ -121,6 +121,7 @@ def main(fault: str) -> int:
         server,
         lambda index: last_rows(f"{directory}/flight-{index}"),
         lambda index: pulse(f"{directory}/flight-{index}"),
+        lambda index: None,
     )
     policy = Policy(
         num_servers=2 if fault == "two-servers" else 1,

@@ -49,6 +49,21 @@ def test_killing_the_engine_changes_no_answer(server: Server) -> None:
     server.inspect()
 
 
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "red"), (signal.SIGSEGV, "green")])
+def test_what_was_computed_outlives_an_engine_that_was_killed_but_not_one_that_crashed(
+    server: Server, number: signal.Signals, words: str
+) -> None:
+    """Nobody knows what an engine has written where before it crashed."""
+    body = {"prompt": f"{words} and " * 300, "max_tokens": 80, "temperature": 0}
+    undisturbed = play(server, [{"ignore_eos": True, **body}])[0].seen
+    server.inspect()  # which forgets all that is cached
+    before = server.metric("vllm:prefix_cache_hits_total")
+    answers = play(server, [{"ignore_eos": True, **body}], [20], lambda: server.kill_engine(number))
+    assert answers[0].seen == undisturbed
+    hits = server.metric("vllm:prefix_cache_hits_total") - before
+    assert (hits >= 600) == (number == signal.SIGKILL), hits
+
+
 def test_health_tells_when_there_is_no_engine(server: Server) -> None:
     def status() -> int:
         return httpx.get(f"{server.url}/health").status_code

@@ -1,0 +1,140 @@
+"""The ledger of a KV cache that outlives its engine: which block holds which content.
+
+    header   [magic][signature][number of blocks][length][root of the hashes]
+    entry b  [crc32: u32][length: u8][key]          one per block, zeros = nothing known
+
+A block's content has a key, the hash of all tokens up to its end (`kv.hashing`). The pool tells of
+a key when the step that fills the block is planned; the entry is written when that step has ended
+(`settle`), and wiped before the block is handed out again. So whenever the engine is killed from
+outside, an entry is true or absent. The next engine enters the blocks in its prefix index, and a
+replayed request finds nearly all of its past computed.
+
+After a death by the engine's own fault nobody knows what it may have written where: then the
+launcher discards all.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.engine.kept import KeptFiles, map_file
+from galley.kv import BlockHasher, BlockPool
+
+_MAGIC = b"galleykv"
+_HEADER = struct.Struct("<8s32sqB32s")
+_FIRST = 128
+_ENTRY = 64
+_KEY_AT = 5
+_LONGEST_KEY = _ENTRY - _KEY_AT
+
+
+class BlockLedger:
+    """One incarnation's hold on the kept files; a `BlockListener` of its pool.
+
+    Args:
+        signature: 32 bytes; contents of another signature are discarded.
+
+    Attributes:
+        num_blocks: of the incarnation before, if its contents can be used, else None.
+        used: the cache lies in the kept memory.
+    """
+
+    def __init__(self, files: KeptFiles, signature: bytes) -> None:
+        assert len(signature) == 32
+        self._files = files
+        self._signature = signature
+        self.num_blocks: int | None = None
+        self.used = False
+        self._root = b""
+        self._pending: dict[int, bytes] = {}
+        self._written: set[int] = set()
+        header = os.pread(files.ledger, _HEADER.size, 0)
+        if header[:40] == _MAGIC + signature:
+            _, _, self.num_blocks, length, root = _HEADER.unpack(header)
+            self._root = root[:length]
+        else:
+            files.discard()
+
+    def memory(self, size: int) -> NDArray[np.uint8]:
+        """The cache's bytes, as the incarnation before left them, or zeros."""
+        self.used = True
+        return np.frombuffer(map_file(self._files.kv, size), np.uint8)
+
+    def attach(self, pool: BlockPool, hasher: BlockHasher) -> int:
+        """Tell a fresh pool what is there, and listen to it from now on. Returns how many blocks
+        hold something.
+        """
+        size = _FIRST + _ENTRY * pool.num_blocks
+        self._map = map_file(self._files.ledger, size)
+        if self.num_blocks == pool.num_blocks:
+            hasher.root = self._root
+            found = dict(self._entries())
+            self._written = pool.restore(found)
+            for block in found.keys() - self._written:
+                self._wipe(block)
+        else:
+            self._map[_FIRST:] = bytes(size - _FIRST)
+        root = hasher.root
+        header = (_MAGIC, self._signature, pool.num_blocks, len(root), root)
+        _HEADER.pack_into(self._map, 0, *header)
+        pool.listeners.append(self)
+        return len(self._written)
+
+    def settle(self) -> None:
+        """A step has ended: what it was to write is written."""
+        if not self._pending:
+            return
+        for block, key in self._pending.items():
+            start = _FIRST + _ENTRY * block
+            body = bytes((len(key),)) + key
+            entry = struct.pack("<I", _crc(block, body)) + body
+            self._map[start : start + len(entry)] = entry
+        self._written.update(self._pending)
+        self._pending.clear()
+
+    # ------------------------------------------------------------------ BlockListener
+
+    def stored(self, block: int, key: bytes) -> None:
+        if len(key) <= _LONGEST_KEY:
+            self._pending[block] = key
+
+    def removed(self, block: int, key: bytes) -> None:
+        if self._pending.pop(block, None) is None and block in self._written:
+            self._wipe(block)
+            self._written.discard(block)
+
+    def shared(self, blocks: list[int]) -> None:
+        """What a block holds stays as it is."""
+
+    def cleared(self) -> None:
+        self._pending.clear()
+        for block in self._written:
+            self._wipe(block)
+        self._written.clear()
+
+    # ------------------------------------------------------------------ entries
+
+    def _wipe(self, block: int) -> None:
+        start = _FIRST + _ENTRY * block
+        self._map[start : start + _KEY_AT] = bytes(_KEY_AT)
+
+    def _entries(self) -> Iterator[tuple[int, bytes]]:
+        """Block and key of the entries that were written whole."""
+        table = np.frombuffer(self._map, np.uint8, offset=_FIRST).reshape(-1, _ENTRY)
+        for block in np.flatnonzero(table[:, 4]).tolist():
+            entry = table[block].tobytes()
+            body = entry[4 : _KEY_AT + entry[4]]
+            if entry[:4] == struct.pack("<I", _crc(block, body)):
+                yield block, body[1:]
+            else:
+                self._wipe(block)
+
+
+def _crc(block: int, body: bytes) -> int:
+    return zlib.crc32(body, block)

@@ -1,0 +1,192 @@
+"""What the ledger says of a block is true, at whatever moment the engine is killed."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from galley.engine.kept import KeptFiles, map_file
+from galley.engine.ledger import BlockLedger
+from galley.kv import BlockHasher, BlockPool
+
+SIGNATURE = bytes(range(32))
+BLOCKS = 12
+
+
+@pytest.fixture
+def files() -> Iterator[KeptFiles]:
+    made = KeptFiles.make()
+    assert made is not None
+    yield made
+    made.close()
+
+
+class Life:
+    """One incarnation: a pool, its ledger, and what its blocks really hold (`bytes_of`)."""
+
+    def __init__(
+        self, files: KeptFiles, signature: bytes = SIGNATURE, blocks: int = BLOCKS
+    ) -> None:
+        self.ledger = BlockLedger(files, signature)
+        self.memory = self.ledger.memory(blocks * 64).reshape(blocks, 64)
+        self.pool = BlockPool(blocks)
+        self.hasher = BlockHasher("sha256", 16, None)
+        self.restored = self.ledger.attach(self.pool, self.hasher)
+
+    def write(self, block: int, key: bytes) -> None:
+        self.memory[block] = np.frombuffer(key.ljust(64), np.uint8)
+
+    def bytes_of(self, block: int) -> bytes:
+        return self.memory[block].tobytes().rstrip()
+
+    def fill(self, key: bytes) -> int:
+        """A step that fills a block and ends."""
+        (block,) = self.pool.take(1)
+        self.pool.enter(block, key)
+        self.write(block, key)
+        self.ledger.settle()
+        return block
+
+
+def test_contents_are_found_again_with_their_hashes(files: KeptFiles) -> None:
+    life = Life(files)
+    assert (life.ledger.num_blocks, life.restored) == (None, 0)
+    blocks = {key: life.fill(key) for key in (b"a", b"b" * 33)}
+    root = life.hasher.root
+    again = Life(files)
+    assert (again.ledger.num_blocks, again.restored, again.hasher.root) == (BLOCKS, 2, root)
+    for key, block in blocks.items():
+        assert again.pool.find(key) == block
+        assert again.bytes_of(block) == key
+    assert again.pool.num_free == BLOCKS - 1
+    again.pool.check_integrity()
+
+
+def test_a_step_that_has_not_ended_has_written_nothing(files: KeptFiles) -> None:
+    life = Life(files)
+    (block,) = life.pool.take(1)
+    life.pool.enter(block, b"a")
+    assert Life(files).restored == 0
+
+
+def test_a_block_that_is_handed_out_again_is_not_what_it_was(files: KeptFiles) -> None:
+    life = Life(files)
+    block = life.fill(b"a")
+    life.pool.release([block])
+    life.pool.take(BLOCKS - 1)
+    assert Life(files).restored == 0
+
+
+def test_what_was_planned_and_undone_is_not_there(files: KeptFiles) -> None:
+    life = Life(files)
+    (block,) = life.pool.take(1)
+    life.pool.enter(block, b"a")
+    life.pool.forget([block])
+    life.ledger.settle()
+    assert Life(files).restored == 0
+
+
+def test_a_cache_that_was_reset_is_empty(files: KeptFiles) -> None:
+    life = Life(files)
+    life.pool.release([life.fill(b"a")])
+    assert life.pool.clear_index()
+    assert Life(files).restored == 0
+
+
+@pytest.mark.parametrize("change", ["signature", "size", "discarded"])
+def test_contents_that_mean_something_else_are_not_used(files: KeptFiles, change: str) -> None:
+    Life(files).fill(b"a")
+    if change == "signature":
+        life = Life(files, b"x" * 32)
+        assert life.ledger.num_blocks is None
+    elif change == "size":
+        life = Life(files, blocks=BLOCKS + 1)
+    else:
+        files.discard()
+        assert os.fstat(files.kv).st_size == os.fstat(files.ledger).st_size == 0
+        life = Life(files)
+    assert life.restored == 0
+    life.fill(b"b")
+    assert Life(files, SIGNATURE if change != "signature" else b"x" * 32).restored == (
+        0 if change == "size" else 1
+    )
+
+
+def test_an_entry_that_was_cut_off_is_passed_over(files: KeptFiles) -> None:
+    life = Life(files)
+    good, torn = life.fill(b"a" * 32), life.fill(b"b" * 32)
+    whole = mmap.mmap(files.ledger, 0)
+    start = 128 + 64 * torn
+    for byte in (0, 4, 5, 20, 36):
+        before = whole[start + byte]
+        whole[start + byte] = before ^ 1
+        again = Life(files)
+        assert list(again.pool.index.values()) == [good]
+        again.ledger.stored(torn, b"b" * 32)
+        again.ledger.settle()
+        assert Life(files).restored == 2
+
+
+def test_memory_is_taken_only_where_it_is_written(files: KeptFiles) -> None:
+    mapped = np.frombuffer(map_file(files.kv, 1 << 40), np.uint8)
+    mapped[1 << 39] = 1
+    assert os.fstat(files.kv).st_blocks * 512 <= 4 << 20
+    assert mapped[-1] == 0
+
+
+class Killed(Exception):
+    pass
+
+
+def run_until_killed(life: Life, rng: random.Random, keys: list[bytes]) -> None:
+    """Steps of a busy engine, killed at a random moment of any of them."""
+
+    def moment() -> None:
+        if rng.random() < 0.02:
+            raise Killed
+
+    held: list[int] = []
+    while True:
+        pool = life.pool
+        while held and (rng.random() < 0.5 or pool.num_free < 3):
+            pool.release([held.pop(rng.randrange(len(held)))])
+            moment()
+        for block in (new := pool.take(rng.randint(0, min(3, pool.num_free)))):
+            held.append(block)
+        moment()
+        planned = [(block, rng.choice(keys)) for block in new if rng.random() < 0.8]
+        for block, key in planned:
+            pool.enter(block, key)
+        if planned and rng.random() < 0.1:
+            pool.forget([planned.pop()[0]])
+        moment()
+        # The device works: it overwrites what was handed out, in no particular order.
+        for block in new:
+            life.write(block, b"half")
+            moment()
+        for block, key in planned:
+            life.write(block, key)
+            moment()
+        life.ledger.settle()
+        moment()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whenever_it_is_killed_what_is_found_is_true(files: KeptFiles, seed: int) -> None:
+    rng = random.Random(seed)
+    keys = [bytes([65 + i]) * 32 for i in range(20)]
+    restored = 0
+    for _ in range(10):
+        life = Life(files)
+        restored += life.restored
+        life.pool.check_integrity()
+        for key, block in life.pool.index.items():
+            assert life.bytes_of(block) == key
+        with pytest.raises(Killed):
+            run_until_killed(life, rng, keys)
+    assert restored
