@@ -140,8 +140,8 @@ def int16_rows(x: torch.Tensor) -> torch.Tensor:
     return (q * scale).flatten(-2)
 
 
-#: Where a value lies between two codes, the last bit of a float decides. Of 8 bits few do, and those
-#: rows are far off; of 16 bits some do in every row, and move it little.
+#: Where a value lies between two codes, the last bit of a float decides. Of 8 bits few do, and
+#: those rows are far off; of 16 bits some do in every row, and move it little.
 MEDIAN_ERRORS = {"int8": 1e-5, "int16": 2e-4}
 
 
