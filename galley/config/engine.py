@@ -138,6 +138,12 @@ class ObservabilityConfig:
 
     disable_log_stats: bool = False
     """Log no periodic statistics, and expose no metrics of the engine."""
+    otlp_traces_endpoint: str | None = None
+    """URL of an OpenTelemetry collector, to which a span of each request is sent: over gRPC, or
+    over HTTP with OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf. Needs the extra `otel`."""
+    collect_detailed_traces: tuple[str, ...] = ()
+    """`model`, `worker` or `all`: further spans for a request's time in queue, prefill and decode,
+    and its time in the model."""
     kv_cache_metrics: bool = False
     """Measure how long cached KV blocks live, lie idle before eviction, and between two uses."""
     kv_cache_metrics_sample: float = 0.01

@@ -160,6 +160,18 @@ def check(config: EngineConfig) -> None:
         if value is not None and not ok(value):
             option = "--" + name.replace("_", "-")
             raise ConfigError(f"{option} must be {want}, got {value}.", field=name)
+    observing = config.observability
+    for part in observing.collect_detailed_traces:
+        if part not in ("model", "worker", "all"):
+            raise ConfigError(
+                f"--collect-detailed-traces takes model, worker and all; got {part!r}.",
+                field="collect_detailed_traces",
+            )
+    if observing.collect_detailed_traces and not observing.otlp_traces_endpoint:
+        raise ConfigError(
+            "--collect-detailed-traces needs --otlp-traces-endpoint.",
+            field="collect_detailed_traces",
+        )
     s = config.scheduler
     if (s.max_num_batched_tokens or s.max_num_seqs or 0) < (s.max_num_seqs or 0):
         raise ConfigError(

@@ -65,6 +65,7 @@ class EngineCore:
         self.trace = StepTrace()
         self.meter: Meter | None = None
         self._shares = Shares()
+        self._model_seconds = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -100,6 +101,7 @@ class EngineCore:
             self.while_waiting()
         result = handle.sample()
         sampled = perf_counter()
+        self._model_seconds += sampled - submit
         done = scheduler.commit(plan, result)
         if self.on_done:
             self.on_done()
@@ -121,6 +123,7 @@ class EngineCore:
             prefix_hits=kv.stats.hits,
             step_tokens=scheduler.step_tokens,
             num_steps=scheduler.step,
+            model_seconds=self._model_seconds,
         )
 
     def _told(self) -> Stats:

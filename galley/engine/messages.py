@@ -89,6 +89,7 @@ class Stats(msgspec.Struct, array_like=True):
     one of the clients that it concerns: over all clients they add up.
 
     Attributes:
+        model_seconds: between plan and result, since the engine's start; told to all.
         flops, read_bytes, write_bytes: estimates, with --enable-mfu-metrics.
         block_times: lifetimes, idle times and gaps of cached blocks as float32 bytes, each told
             once, with --kv-cache-metrics.
@@ -107,6 +108,7 @@ class Stats(msgspec.Struct, array_like=True):
     read_bytes: float = 0.0
     write_bytes: float = 0.0
     block_times: list[bytes] = []
+    model_seconds: float = 0.0
 
 
 class Outputs(msgspec.Struct, tag="out"):

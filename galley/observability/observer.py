@@ -39,6 +39,7 @@ class StatsShape(Protocol):
     read_bytes: float
     write_bytes: float
     block_times: list[bytes]
+    model_seconds: float
 
 
 class OutputsShape(Protocol):

@@ -77,6 +77,10 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> FastAPI:
         app.add_middleware(RequestIds)
     if http_metrics is not None:
         app.add_middleware(HttpMetering, metrics=http_metrics)
+    if ctx.config.observability.otlp_traces_endpoint:
+        from galley.observability.tracing import TraceContext
+
+        app.add_middleware(TraceContext)
     for path in server.middleware:
         _add_given(app, path)
     if server.root_path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from galley.chat import ChatRenderer
+    from galley.observability.tracing import RequestTracer
     from galley.text import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -109,6 +111,9 @@ async def _serve(
         name = model.config.model.served_model_name[0]
         observers = [metrics, ReliabilityMetrics(registry, name), stats_line]
         rejected = metrics.rejected
+    tracer = open_tracer_of(model.config)
+    if tracer is not None:
+        observers.append(tracer)
     admission = Admission(server.max_num_queued_reqs, server.max_num_queued_tokens, rejected)
     observers.append(admission)
     client = ZmqClient(
@@ -154,6 +159,23 @@ async def _serve(
     finally:
         ticker.cancel()
         client.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.shutdown)
+
+
+def open_tracer_of(config: EngineConfig) -> RequestTracer | None:
+    """Raises ConfigError where tracing is asked for and cannot be."""
+    observing = config.observability
+    if not observing.otlp_traces_endpoint:
+        return None
+    from galley.observability.tracing import PROTOCOL, open_tracer
+
+    return open_tracer(
+        observing.otlp_traces_endpoint,
+        os.environ.get(PROTOCOL) or "grpc",
+        config.model.served_model_name[0],
+        detailed=bool(observing.collect_detailed_traces),
+    )
 
 
 def engine_metrics(

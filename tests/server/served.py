@@ -19,12 +19,12 @@ import openai
 from prometheus_client.parser import text_string_to_metric_families
 
 from galley.chat import ChatRenderer
-from galley.config import EngineConfig, ModelConfig, SchedulerConfig
+from galley.config import EngineConfig, ModelConfig, ObservabilityConfig, SchedulerConfig
 from galley.config.server import ServerConfig
 from galley.frontend.input_processor import Limits
 from galley.observability.http_metrics import HttpMetrics
 from galley.observability.metrics import EngineMetrics
-from galley.observability.observer import Observers
+from galley.observability.observer import Observers, RequestObserver
 from galley.observability.registry import exposition, new_registry
 from galley.server.admission import Admission
 from galley.server.app import build_app
@@ -110,6 +110,8 @@ def serve(
     names: tuple[str, ...] = (MODEL,),
     store_responses: bool = False,
     head_timeout: float | None = None,
+    observing: ObservabilityConfig | None = None,
+    tracer: RequestObserver | None = None,
 ) -> Iterator[Served]:
     ready: threading.Event = threading.Event()
     found: list[Served] = []
@@ -125,11 +127,12 @@ def serve(
         admission = Admission(
             server.max_num_queued_reqs, server.max_num_queued_tokens, metrics.rejected
         )
-        observers = Observers(metrics, admission)
+        observers = Observers(metrics, admission, *([tracer] if tracer else []))
         engine = FakeEngine(words, limits, script or reply_with(REPLY), observers)
         engine_config = EngineConfig(
             model=ModelConfig(served_model_name=names),
             scheduler=SchedulerConfig(max_num_batched_tokens=64),
+            observability=observing or ObservabilityConfig(),
         )
         ctx = Context(
             engine=engine,
