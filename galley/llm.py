@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from galley.chat import ChatRenderer
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
-from galley.errors import GalleyError, InvalidRequest, Unsupported
+from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
@@ -262,7 +262,7 @@ class LLM:
                 final = msgspec.structs.replace(params[i], output_kind=RequestOutputKind.FINAL_ONLY)
                 rank = 0 if priority is None else priority[i]
                 states.append(self._add(prompt, final, rank, add_special_tokens))
-        except GalleyError:
+        except BaseException:
             self._cancel(states)
             raise
         return states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -332,3 +333,18 @@ def test_names_that_users_import() -> None:
     assert ".".join(map(str, galley.__version_tuple__)) == galley.__version__
     with pytest.raises(ImportError, match="Nothing"):
         from galley import Nothing  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_an_interrupted_call_leaves_the_engine_usable(llm: LLM) -> None:
+    def press(token_ids: list[int], logits: Any) -> Any:
+        if len(token_ids) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return logits
+
+    expected = said(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+    params = [SamplingParams(temperature=0, max_tokens=100) for _ in PROMPTS]
+    params[1].logits_processors = [press]
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(PROMPTS, params, use_tqdm=False)
+    assert said(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == expected
+    assert llm.reset_prefix_cache(), "nothing was left running"

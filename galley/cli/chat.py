@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -72,11 +73,16 @@ def main(argv: list[str]) -> int:
 
 def turns() -> Iterator[str]:
     """What the person types, until they leave."""
-    prompt = "> " if sys.stdin.isatty() else ""
+    prompt = ""
+    if sys.stdin.isatty():
+        prompt = "> "
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - input() then edits lines and knows the last ones
     while True:
         try:
             text = input(prompt).strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
+            print(end="\n" if prompt else "")
             return
         if text in ("/quit", "/exit"):
             return

@@ -6,6 +6,7 @@ import sys
 
 from galley.cli.chat import read_flags, show, turns
 from galley.cli.talk import connect, sampling_options
+from galley.errors import GalleyError
 
 
 def main(argv: list[str]) -> int:
@@ -18,5 +19,8 @@ def main(argv: list[str]) -> int:
         return 0
     print(f"Completing with {talker.name}. Ctrl-D ends.", file=sys.stderr)
     for text in turns():
-        show(talker.complete(text, options), talker, flags.stats)
+        try:
+            show(talker.complete(text, options), talker, flags.stats)
+        except GalleyError as e:
+            print(f"galley: {e.message}", file=sys.stderr)
     return 0

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from galley.engine.messages import Outputs
 from galley.frontend.input_processor import InputProcessor, Limits
+from galley.frontend.interrupt import uninterrupted
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.frontend.prompts import Prompt
 from galley.request import Request, RequestOutput, SamplingParams
@@ -166,8 +167,9 @@ class InprocClient:
             add_special_tokens=add_special_tokens,
             clip_max_tokens=True,
         )
-        state = self.outputs.add(submission)
-        self.core.add(submission.requests)
+        with uninterrupted():
+            state = self.outputs.add(submission)
+            self.core.add(submission.requests)
         return state
 
     def cancel(self, state: RequestState) -> None:
@@ -177,11 +179,12 @@ class InprocClient:
             self.core.abort(handles)
 
     def step(self) -> None:
-        """Run one step of the engine and apply what it yields."""
-        for _, outputs in self.core.step():
-            aborts = self.outputs.process(outputs)
-            if aborts:
-                self.core.abort(aborts)
+        """Run one step of the engine and apply what it yields; Ctrl-C comes behind it."""
+        with uninterrupted():
+            for _, outputs in self.core.step():
+                aborts = self.outputs.process(outputs)
+                if aborts:
+                    self.core.abort(aborts)
 
     def stream(self, state: RequestState) -> Iterator[RequestOutput]:
         """Step until the request has ended; yields its outputs as they come."""
