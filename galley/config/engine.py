@@ -38,8 +38,8 @@ class ModelConfig:
     is int16, but int8 where weights have 4 bits and no minima (Q4_0): their own rounding is
     coarser."""
     max_model_len: int | None = None
-    """Longest sequence, prompt and output together. Default: what the model supports, or less if
-    memory for the KV cache is short. Accepts 4k, 8K, -1 or auto."""
+    """Longest sequence, prompt and output together. Default: what the model supports. Accepts 4k,
+    8K; -1 or auto: as long as the KV cache has room for."""
     seed: int = 0
     """Seed of the engine; requests without a seed of their own get one derived from it."""
     served_model_name: tuple[str, ...] = ()
