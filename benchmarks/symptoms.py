@@ -4,7 +4,7 @@
 
 For each symptom a server with the built-in model is brought into trouble by a load and a setting;
 the metrics that show it are read; the same load then meets the setting that mends it. Fails if a
-metric does not move as it should. The numbers go to docs/generate/symptoms.json, from which
+metric does not move as it should (checklist 210–214, 260). The numbers go to docs/generate/symptoms.json, from which
 `make docs` writes docs/troubleshooting.md.
 """
 

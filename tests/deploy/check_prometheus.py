@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def shortened(folder: Path, port: int) -> Path:
 
 
 async def overload(server: Server, stop: threading.Event) -> None:
+    """Until told to stop; a request that does not end well ends it at once."""
+
     async def client(number: int) -> None:
         while not stop.is_set():
             body = {
@@ -88,8 +91,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         ]
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
-        load = threading.Thread(target=lambda: asyncio.run(overload(server, stop)))
-        load.start()
+        load = ThreadPoolExecutor(1).submit(lambda: asyncio.run(overload(server, stop)))
         try:
             found = Prometheus(f"http://127.0.0.1:{port}")
             wait_until(lambda: found.query("up == 1"), 60, (folder / "log").read_text())
@@ -97,9 +99,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             yield found
         finally:
             stop.set()
-            load.join(60)
             process.terminate()
             process.wait(20)
+            load.result(60)
+            assert not [line for line in server.log if "ERROR" in line]
 
 
 def in_seconds(query: str) -> str:

@@ -77,13 +77,14 @@ def port_of(url: str) -> int:
 
 def test_tokens_come_as_they_are_made(proxy: str) -> None:
     """Checklist 179, 228: nothing is held back."""
-    body = {"model": MODEL, "prompt": "Light", "max_tokens": 120, "ignore_eos": True}
+    body = {"model": MODEL, "prompt": "Light", "max_tokens": 400, "ignore_eos": True}
     answer = asyncio.run(stream(port_of(proxy), body, key=KEY))
     assert answer.finish == "length"
     took = answer.times[-1] - answer.sent
-    assert len(answer.times) > 60
-    assert answer.ttft < took / 2
-    assert max(answer.gaps) < took / 2, "tokens came in one lump"
+    moments = {round(time / 0.02) for time in answer.times}
+    assert len(moments) > took / 0.02 / 4, "tokens came in lumps"
+    assert answer.ttft < took / 3
+    assert max(answer.gaps) < took / 3
 
 
 def test_a_real_client_and_keys(proxy: str) -> None:
