@@ -16,11 +16,11 @@ from galley.engine.ledger import BlockLedger
 from galley.engine.messages import Ready
 from galley.engine.outputs import Stamp
 from galley.engine.process import EngineSpec
+from galley.engine.startup import LoadProgress, log_start
 from galley.executor.build import build as build_executor
 from galley.executor.executor import Executor
 from galley.loader import Source, open_checkpoint, resolve_source
 from galley.observability.meter import Sizes, Workload
-from galley.runner.load import Progress
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Assembled:
 def assemble(
     config: EngineConfig,
     stamp: Stamp | None = None,
-    progress: Progress | None = None,
     kept: KeptFiles | None = None,
 ) -> Assembled:
     """Find and load the model, size the KV cache, wire the parts.
@@ -59,7 +58,9 @@ def assemble(
         ledger = BlockLedger(kept, _signature(resolved, facts))
         resolved = _as_big_as_before(resolved, ledger.num_blocks)
     memory = None if ledger is None else ledger.memory
-    executor = build_executor(resolved, facts, checkpoint, available, progress, memory)
+    with LoadProgress() as progress:
+        executor = build_executor(resolved, facts, checkpoint, available, progress, memory)
+    log_start(resolved, facts, executor, progress.seconds)
     if ledger is not None and not ledger.used:
         ledger = None
     workload = None

@@ -1,0 +1,102 @@
+"""What a person is told while an engine starts: how far loading has come, and what came of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from galley.config import EngineConfig, ModelFacts
+from galley.executor.executor import Executor
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+log = logging.getLogger(__name__)
+
+#: Seconds of loading before anything is shown: small models are there by then.
+PATIENCE = 1.0
+#: Seconds between two lines in a log that is no terminal.
+INTERVAL = 10.0
+GIB, MIB = 2**30, 2**20
+
+
+class LoadProgress:
+    """Told of every tensor; shows a bar at a terminal, and a line now and then in a log.
+
+    A context: leaving it removes the bar.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._due = self._start + PATIENCE
+        self._terminal = sys.stderr.isatty()
+        self._bar: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now < self._due:
+            return
+        if self._terminal:
+            self._due = now + 0.1
+            self._draw(done, total)
+        else:
+            self._due = now + INTERVAL
+            log.info("Loading weights: %d of %d tensors after %.0f s.", done, total, self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def _draw(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+            columns = ("Loading weights", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            console = Console(stderr=True)
+            self._bar = Progress(*columns, console=console, auto_refresh=False, transient=True)
+            self._bar.add_task("", total=total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done, refresh=True)
+
+    def __enter__(self) -> LoadProgress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def log_start(config: EngineConfig, facts: ModelFacts, executor: Executor, seconds: float) -> None:
+    """What was loaded, how much fits, and how much a step takes."""
+    [memory] = executor.rpc("memory")
+    name = (config.model.served_model_name or (config.model.model,))[0]
+    log.info(
+        "Loaded %s (%s, %s) in %.1f s: weights %.0f MiB.",
+        name,
+        facts.architecture,
+        facts.dtype,
+        seconds,
+        memory["weights"] / MIB,
+    )
+    block = config.cache.block_size
+    tokens = (executor.num_blocks - 1) * block
+    log.info(
+        "KV cache: %s tokens (%s blocks of %d), up to %.2f GiB, %.1f sequences of the longest "
+        "length of %s tokens.",
+        f"{tokens:,}",
+        f"{executor.num_blocks - 1:,}",
+        block,
+        memory["kv_cache"] / GIB,
+        tokens / executor.max_model_len,
+        f"{executor.max_model_len:,}",
+    )
+    scheduler = config.scheduler
+    log.info(
+        "A step takes up to %s tokens of %d sequences, on %d threads.",
+        f"{scheduler.max_num_batched_tokens:,}",
+        scheduler.max_num_seqs,
+        config.device.num_threads,
+    )

@@ -1,0 +1,84 @@
+"""What is told while an engine starts."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from galley.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
+from galley.engine import startup
+from galley.engine.startup import LoadProgress, log_start
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def load(tensors: int = 10) -> None:
+    with LoadProgress() as progress:
+        for i in range(tensors):
+            progress(i + 1, tensors)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("galley")
+    before, logger.propagate = logger.propagate, True
+    caplog.set_level("INFO", "galley")
+    yield caplog
+    logger.propagate = before
+
+
+def test_a_long_load_draws_a_bar_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "PATIENCE", 0.0)
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    monkeypatch.setenv("TERM", "xterm")
+    load()
+    assert "Loading weights" in screen.getvalue()
+    assert "1/10" in screen.getvalue()
+
+
+def test_a_long_load_is_a_line_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(startup, "PATIENCE", 0.0)
+    monkeypatch.setattr(sys, "stderr", written := io.StringIO())
+    load()
+    assert [r.getMessage() for r in log.records] == [
+        "Loading weights: 1 of 10 tensors after 0 s."
+    ], "once in ten seconds"
+    assert written.getvalue() == ""
+
+
+def test_of_a_short_load_nothing_is_told(
+    monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    load()
+    assert (screen.getvalue(), log.records) == ("", [])
+
+
+def test_the_log_says_what_came_of_it(log: pytest.LogCaptureFixture) -> None:
+    config = EngineConfig(
+        model=ModelConfig(served_model_name=("tiny",)),
+        cache=CacheConfig(block_size=32),
+        scheduler=SchedulerConfig(max_num_batched_tokens=2048, max_num_seqs=128),
+        device=DeviceConfig(num_threads=2),
+    )
+    memory = {"weights": 5 << 20, "kv_cache": 3 << 30}
+    executor: Any = SimpleNamespace(num_blocks=101, max_model_len=1600, rpc=lambda method: [memory])
+    facts: Any = SimpleNamespace(architecture="LlamaForCausalLM", dtype="bfloat16")
+    log_start(config, facts, executor, 1.23)
+    assert [r.getMessage() for r in log.records] == [
+        "Loaded tiny (LlamaForCausalLM, bfloat16) in 1.2 s: weights 5 MiB.",
+        "KV cache: 3,200 tokens (100 blocks of 32), up to 3.00 GiB, 2.0 sequences of the longest "
+        "length of 1,600 tokens.",
+        "A step takes up to 2,048 tokens of 128 sequences, on 2 threads.",
+    ]
