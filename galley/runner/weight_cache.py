@@ -123,8 +123,11 @@ class RecordingWeights(_Source):
         return made
 
     def write(self, path: Path) -> None:
-        """Keep the answers in a file, unless they are few or the disk has no room."""
-        if self.num_bytes < LEAST_BYTES:
+        """Keep the answers in a file, unless they are few or the disk has no room.
+
+        A backend that packs nothing has none.
+        """
+        if not self._answers or self.num_bytes < LEAST_BYTES:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,9 +75,9 @@ def model_file(tmp_path, monkeypatch):
     return Path(shutil.copy(default_model(), tmp_path / "model.gguf"))
 
 
-def load(path: Path):
+def load(path: Path, name: str = "cpu"):
     checkpoint = open_checkpoint(Source(path, "gguf", "m"))
-    backend = open_backend("cpu", "bf16", threads=1)
+    backend = open_backend(name, "bf16", threads=1)
     cached = cache_path(checkpoint.facts, backend, "bf16")
     return load_model(checkpoint.facts, checkpoint, backend, Stage(64), cached), cached
 
@@ -123,6 +123,12 @@ def test_a_file_without_the_answers_is_replaced(model_file, answers):
     write_answers(path, answers)
     assert not load(model_file)[0].from_cache
     assert load(model_file)[0].from_cache
+
+
+def test_a_backend_that_packs_nothing_leaves_no_file(model_file):
+    loaded, path = load(model_file, "reference")
+    assert not loaded.from_cache
+    assert not path.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(model_file, monkeypatch, tmp_path):
