@@ -3,9 +3,9 @@
     python -m benchmarks.symptoms [--only NAME] [--dry]
 
 For each symptom a server with the built-in model is brought into trouble by a load and a setting;
-the metrics that show it are read; the same load then meets the setting that mends it. Fails if a
-metric does not move as it should (checklist 210–214, 260). The numbers go to docs/generate/symptoms.json, from which
-`make docs` writes docs/troubleshooting.md.
+the metrics that show it are read; the same load then meets the setting that mends it (checklist
+210–214, 260). Fails if a metric does not move as it should. The numbers go to
+docs/generate/symptoms.json, from which `make docs` writes docs/troubleshooting.md.
 """
 
 from __future__ import annotations
@@ -150,9 +150,9 @@ async def arrivals(port: int) -> None:
 
 
 async def repeated(port: int) -> None:
-    """The same long beginning, twelve times."""
-    for i in range(12):
-        body = request(1000, 4)
+    """The same long beginning, eight times."""
+    for i in range(8):
+        body = request(700, 4)
         await stream(port, {**body, "prompt": body["prompt"] + f" Question {i}: why?"})
 
 

@@ -18,7 +18,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_a_full_server_with_clients_that_misbehave() -> None:
     """Blocks all free at the end, every request ended, no error in the log."""
     # In seconds memory has no slope: caches fill.
-    done = run("benchmarks.soak", "--minutes", "0.2", "--clients", "16", "--slope", "10000")
+    done = run("benchmarks.soak", "--minutes", "0.1", "--clients", "16", "--slope", "10000")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
