@@ -82,7 +82,7 @@ _REFUSED: dict[str, str] = {
         enable_sleep_mode sleep_mode_offload_cudagraph sleep_preserve_parameter_names
         weight_transfer_config enable_nccl_comm_suspend""",
     "profiling is not supported yet.": """
-        profiler_config
+
         enable_layerwise_nvtx_tracing enable_trace_replay
         custom_histogram_buckets
         enable_logging_iteration_details""",

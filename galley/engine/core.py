@@ -26,6 +26,7 @@ from galley.engine.outputs import ClientOutputs, Shares, Stamp, build_outputs
 from galley.errors import ConfigError
 from galley.kv import BlockHasher, BlockPool, KVCacheManager
 from galley.observability.meter import BlockLives, Meter, Workload
+from galley.observability.perfetto import Profile
 from galley.observability.step_trace import StepRows, StepTrace
 from galley.request import Request
 from galley.scheduler import Committed, Scheduler, SchedulerLimits
@@ -64,12 +65,14 @@ class EngineCore:
         self.on_done: Callable[[], None] | None = None
         self.trace = StepTrace()
         self.meter: Meter | None = None
+        self._paused = False
+        self._profile: Profile | None = None
         self._shares = Shares()
         self._model_seconds = 0.0
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work and not self._paused
 
     def add(self, requests: Iterable[Request]) -> None:
         """Queue requests in order of arrival."""
@@ -136,6 +139,25 @@ class EngineCore:
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         """Forget cached prefixes; False while blocks are in use (see `Scheduler`)."""
         return self.scheduler.reset_prefix_cache(reset_running_requests)
+
+    def pause(self) -> None:
+        """Take no more steps; what comes in waits."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+
+    def is_paused(self) -> bool:
+        return self._paused
+
+    def start_profile(self, folder: str, prefix: str = "", delay: int = 0, most: int = 0) -> None:
+        """Note the steps from now on; see `Profile`. A profile under way is given up."""
+        self._profile = Profile(self.trace, folder, prefix, delay, most)
+
+    def stop_profile(self) -> str | None:
+        """Write the steps noted since `start_profile`; the file's path, None without a start."""
+        profile, self._profile = self._profile, None
+        return None if profile is None else profile.write()
 
     def check_integrity(self) -> None:
         """Prove the invariants of scheduler and cache; AssertionError otherwise."""

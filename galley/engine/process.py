@@ -48,7 +48,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Methods of the core that a client may call by name; any other goes to the executor's workers.
-CORE_CALLS = ("reset_prefix_cache", "check_integrity")
+CORE_CALLS = (
+    *("reset_prefix_cache", "check_integrity", "pause", "resume", "is_paused"),
+    *("start_profile", "stop_profile"),
+)
 #: Arrivals between two steps that the flight recorder has room for.
 ARRIVALS = 65_536
 #: Steps between two looks at the launcher's channel while there is work.

@@ -204,6 +204,11 @@ class ZmqClient:
         for state in states.values():
             self._cancel(state)
 
+    def abort_all(self) -> None:
+        """End every request of this client: the readers get a last output with "abort"."""
+        for state in {id(s.state): s.state for s in self._outputs.sequences.values()}.values():
+            self._cancel(state)
+
     async def call(self, method: str, *args: Any) -> list[Any]:
         """Run `method` on every engine; one result each.
 

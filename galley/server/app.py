@@ -18,10 +18,12 @@ from galley.server.routes import (
     anthropic,
     chat,
     completions,
+    development,
     health,
     invocations,
     metrics,
     models,
+    profile,
     responses,
     tokenize,
 )
@@ -39,6 +41,8 @@ FAMILIES: tuple[Callable[[Context], APIRouter], ...] = (
     responses.routes,
     anthropic.routes,
     invocations.routes,
+    development.routes,
+    profile.routes,
     tokenize.routes,
 )
 

@@ -50,6 +50,7 @@ class Context:
         root: the model's path or hub name, as /v1/models tells it.
         store_responses: keep responses for retrieval (VLLM_ENABLE_RESPONSES_API_STORE).
         admit: raises Overloaded while a limit on what is in flight is reached.
+        dev_mode: serve what must not be served in production (VLLM_SERVER_DEV_MODE).
         any_model_name: serve whatever name a request gives (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
@@ -65,6 +66,7 @@ class Context:
     any_model_name: bool = False
     admit: Callable[[], None] = lambda: None
     store_responses: bool = False
+    dev_mode: bool = False
     load: Load = field(default_factory=Load)
     relay: Relay = field(default_factory=Relay)
     created: int = field(default_factory=lambda: int(time.time()))

@@ -140,7 +140,13 @@ async def _serve(
         admit=admission.check,
         any_model_name=environment.any_model_name,
         store_responses=environment.store_responses,
+        dev_mode=environment.dev_mode,
     )
+    if environment.dev_mode:
+        logger.warning(
+            "VLLM_SERVER_DEV_MODE=1: routes that anybody can stop the server with are open. "
+            "Never do this in production."
+        )
     app = build_app(ctx, HttpMetrics(registry))
     listener = Listener(
         uvicorn_config(app, server, environment.keep_alive),
