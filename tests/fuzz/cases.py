@@ -1,0 +1,213 @@
+"""Random cases: a small model, an engine configuration, a workload, and what happens meanwhile.
+
+Everything follows from one seed.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import ml_dtypes
+import numpy as np
+
+from galley.config import EngineConfig, ModelFacts
+from galley.config.engine import QuantizedActivations
+from galley.config.resolve import Machine, from_kwargs, resolve
+from galley.loader.dummy import tensor_shapes
+from galley.loader.tensor import RawTensor
+from galley.quant.registry import FORMATS
+from galley.request import SamplingParams
+from tests.quant.blocks import HALVES, random_blocks
+
+VOCAB = 300
+LENGTH = 256
+HIDDEN = 256
+#: Families with what makes them special.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {},
+    "MistralForCausalLM": {"sliding_window": 21},
+    "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 37, "max_window_layers": 1},
+    "Qwen3ForCausalLM": {},
+}
+MACHINE = Machine(num_cores=2, available_memory=2 * 2**30)
+
+
+class TinyCheckpoint:
+    """Two layers of random weights, the matrices in one format of the registry."""
+
+    def __init__(self, family: str, dtype: str, seed: int) -> None:
+        config = {
+            "architectures": [family],
+            "vocab_size": VOCAB,
+            "hidden_size": HIDDEN,
+            "intermediate_size": HIDDEN,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "max_position_embeddings": LENGTH,
+            "tie_word_embeddings": bool(seed % 2),
+            "rms_norm_eps": 1e-6,
+            **FAMILIES[family],
+        }
+        self.facts = ModelFacts(
+            architecture=family,
+            hf_config=config,
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=64,
+            max_position=LENGTH,
+            dtype=dtype,
+            eos_token_ids=(7,),
+        )
+        self._dtype = dtype
+        self._seed = seed
+        self._shapes = tensor_shapes(self.facts)
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def tensor(self, name: str) -> RawTensor:
+        shape = self._shapes[name]
+        rng = np.random.default_rng([self._seed, len(name), *name.encode()])
+        if len(shape) == 1:
+            mean = 1.0 if "norm" in name else 0.0
+            return RawTensor(name, shape, "float32", rng.normal(mean, 0.2, shape).astype("f4"))
+        if self._dtype in HALVES:
+            data = random_blocks(self._dtype, rng, *shape, scale=0.004)
+            return RawTensor(name, shape, self._dtype, data)
+        values = rng.normal(0, 0.12, shape)
+        kinds = {"F32": "f4", "float32": "f4", "F16": "f2", "float16": "f2"}
+        return RawTensor(
+            name, shape, self._dtype, values.astype(kinds.get(self._dtype, ml_dtypes.bfloat16))
+        )
+
+
+@dataclass
+class Ask:
+    """One request: it arrives before step `at`; a decoy is aborted after `leave` steps."""
+
+    prompt: list[int]
+    params: SamplingParams
+    at: int
+    leave: int | None = None
+    priority: int = 0
+    salt: str | None = None
+
+
+@dataclass
+class Case:
+    """All of it. Steps before which something happens: deaths (with the step's plan, before or
+    after it was computed) and resets of the prefix cache.
+    """
+
+    seed: int
+    family: str
+    dtype: str
+    flags: dict[str, Any]
+    asks: list[Ask]
+    deaths: dict[int, str] = field(default_factory=dict)
+    resets: set[int] = field(default_factory=set)
+
+    def checkpoint(self) -> TinyCheckpoint:
+        return TinyCheckpoint(self.family, self.dtype, self.seed % 3)
+
+    def config(self, **flags: Any) -> EngineConfig:
+        given = {"max_model_len": LENGTH, "skip_tokenizer_init": True, **flags}
+        return resolve(from_kwargs(given, "server", {}), MACHINE, self.checkpoint().facts)
+
+
+def draw(seed: int) -> Case:
+    rng = random.Random(seed)
+    flags = _flags(rng)
+    formats = sorted(name for name in FORMATS if not name.startswith("int"))
+    return Case(
+        seed,
+        rng.choice(list(FAMILIES)),
+        rng.choice(formats),
+        flags,
+        _asks(rng, 3 if flags["scheduling_policy"] == "priority" else 1),
+        {rng.randrange(1, 60): rng.choice(("before", "after")) for _ in range(rng.randint(0, 3))},
+        {rng.randrange(1, 60) for _ in range(rng.choice((0, 0, 1, 3)))},
+    )
+
+
+def _flags(rng: random.Random) -> dict[str, Any]:
+    budget = rng.choice((1, 2, 7, 16, 33, 64, 100, 256, 1000))
+    block_size = rng.choice((16, 16, 32, 64, 128))
+    one = -(-LENGTH // block_size)
+    flags: dict[str, Any] = {
+        "max_num_batched_tokens": budget,
+        "max_num_seqs": rng.randint(1, min(budget, 32)),
+        "block_size": block_size,
+        "num_gpu_blocks_override": 1 + rng.choice((one, one + 2, 3 * one, 40 * one)),
+        "enable_prefix_caching": rng.random() < 0.8,
+        "num_threads": rng.choice((1, 2)),
+        "distributed_executor_backend": rng.choice(("uni", "loopback")),
+        "enforce_eager": rng.random() < 0.15,
+        "scheduling_policy": rng.choice(("fcfs", "priority")),
+        "prefix_caching_hash_algo": rng.choice(("sha256", "sha256_cbor")),
+        "dtype": rng.choice(("auto", "float32")),
+        "quantized_activations": rng.choice(get_args(QuantizedActivations)),
+    }
+    if rng.random() < 0.3:
+        flags["long_prefill_token_threshold"] = rng.randint(1, 40)
+    if budget >= LENGTH and rng.random() < 0.3:
+        flags["enable_chunked_prefill"] = False
+    return flags
+
+
+def _asks(rng: random.Random, priorities: int) -> list[Ask]:
+    """Prompts that partly begin alike, arriving alone or in crowds."""
+    stems = [[rng.randrange(VOCAB) for _ in range(rng.choice((5, 16, 48, 130)))] for _ in range(3)]
+    asks = []
+    at = 0
+    for _ in range(rng.choice((1, 3, 8, 20, 40))):
+        prompt = list(rng.choice(stems)) if rng.random() < 0.6 else []
+        prompt += [rng.randrange(VOCAB) for _ in range(rng.choice((0, 1, 3, 15, 16, 17, 60)))]
+        prompt = prompt or [1]
+        at += rng.choice((0, 0, 0, 1, 4))
+        asks.append(
+            Ask(
+                prompt,
+                _params(rng, LENGTH - len(prompt)),
+                at,
+                rng.randrange(1, 15) if rng.random() < 0.15 else None,
+                rng.randrange(priorities),
+                rng.choice((None, None, None, "salt")),
+            )
+        )
+    return asks
+
+
+def _params(rng: random.Random, room: int) -> SamplingParams:
+    params: dict[str, Any] = {"max_tokens": min(rng.choice((1, 5, 20, 40)), room)}
+    params["temperature"] = rng.choice((0.0, 0.0, 0.5, 1.0, 2.0))
+    if params["temperature"]:
+        params["seed"] = rng.randrange(-(2**63), 2**63)
+    extras: list[dict[str, Any]] = [
+        {"top_p": rng.uniform(0.1, 1.0)},
+        {"top_k": rng.choice((1, 2, 40, 1000))},
+        {"min_p": rng.uniform(0.0, 0.5)},
+        {"presence_penalty": rng.uniform(-2, 2)},
+        {"frequency_penalty": rng.uniform(-2, 2)},
+        {"repetition_penalty": rng.uniform(0.5, 2.0)},
+        {"logit_bias": {rng.randrange(VOCAB): rng.uniform(-9, 9) for _ in range(3)}},
+        {"allowed_token_ids": sorted(rng.sample(range(VOCAB), 30))},
+        {"stop_token_ids": rng.sample(range(VOCAB), 40)},
+        {"ignore_eos": True},
+        {"min_tokens": rng.randint(0, params["max_tokens"])},
+        {"logprobs": rng.choice((0, 1, 5, 20))},
+        {"prompt_logprobs": rng.choice((0, 3))},
+        {"n": rng.randint(2, 4)},
+    ]
+    for extra in rng.sample(extras, rng.choice((0, 1, 2, 5))):
+        params |= extra
+    if params.get("n", 1) > 1:
+        params.pop("prompt_logprobs", None)
+    return SamplingParams(**params)
