@@ -27,6 +27,7 @@ from galley.config.engine import (
 )
 from galley.config.facts import ModelFacts
 from galley.config.flags import coerce, flags_of
+from galley.config.server import ServerConfig
 from galley.config.vllm_flags import disposition
 from galley.errors import ConfigError
 
@@ -140,6 +141,8 @@ def from_kwargs(
 def refuse_unknown(name: str, value: Any, known: list[str]) -> None:
     """Return for a vLLM flag that is a mere hint or asks for nothing; else raise ConfigError."""
     verdict, sentence = disposition(name)
+    if any(name == flag.name for flag in flags_of(ServerConfig)):
+        verdict, sentence = "refused", "it is a flag of `galley serve`; here is no server."
     if verdict == "hint":
         log.info("%s is accepted for vLLM's sake: %s", name, sentence)
         return

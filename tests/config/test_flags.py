@@ -168,3 +168,9 @@ def test_configuration_survives_the_process_border():
 
     config = resolved(served_model_name=["a", "b"], override_generation_config={"top_k": 3})
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=EngineConfig) == config
+
+
+def test_flags_of_the_server_are_none_of_the_engine():
+    assert from_kwargs({"middleware": None}, "offline", {}) == from_kwargs({}, "offline", {})
+    with pytest.raises(ConfigError, match="flag of `galley serve`"):
+        from_kwargs({"max_num_queued_reqs": 4}, "offline", {})
