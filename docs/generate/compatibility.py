@@ -358,7 +358,7 @@ def tests_by_number() -> dict[int, list[str]]:
     for folder in ("tests", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text()
-            for numbers in re.findall(r"[Cc]hecklist ((?:\d+[\s,–-]*(?:and )?)+)", text):
+            for numbers in re.findall(r"[Cc]hecklist\s+((?:\d+[\s,–-]*(?:and )?)+)", text):
                 for part in re.findall(r"\d+(?:[–-]\d+)?", numbers):
                     low, _, high = part.replace("-", "–").partition("–")
                     for number in range(int(low), int(high or low) + 1):

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("galley.cli.serve", "serve a model over an OpenAI-compatible HTTP API"),
     "chat": ("galley.cli.chat", "chat with a model, in this process or at a URL"),
     "complete": ("galley.cli.complete", "complete a prompt, in this process or at a URL"),
+    "run-batch": ("galley.cli.run_batch", "answer a file of requests in OpenAI's batch format"),
     "bench": ("galley.cli.bench.main", "measure servers of any engine, and this one"),
     "inspect": ("galley.cli.inspect", "show a checkpoint's facts, or the program a step runs"),
 }

@@ -28,6 +28,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "gpu_memory_utilization": ("--device-memory-utilization",),
     "api_server_count": ("-asc",),
     "quantization": ("-q",),
+    "input_file": ("-i",),
+    "output_file": ("-o",),
 }
 _UNITS = {
     "k": 10**3,

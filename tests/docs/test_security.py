@@ -82,6 +82,14 @@ def test_every_line_names_a_switch_and_a_test_that_there_are() -> None:
     assert PAGE.index("reverse proxy") < PAGE.index("## Hardening")
 
 
+def test_nothing_is_promised_about_fips() -> None:
+    """Checklist 230, 243: the settings are named, and no conformance is claimed."""
+    [line] = [what for _, what, by, _ in rows("## Hardening") if "--prefix-caching-hash-algo" in by]
+    assert "no claim of FIPS" in line
+    assert parser().flags["prefix_caching_hash_algo"].default == "sha256"
+    assert PAGE.count("FIPS") == line.count("FIPS")
+
+
 def test_the_table_of_keys_is_true(watched: Watched) -> None:
     """Checklist 171, 183, 226, 227: with and without a key, and with a wrong one."""
     table = rows("<!-- routes:")

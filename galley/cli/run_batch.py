@@ -1,0 +1,396 @@
+"""`galley run-batch`: answer a file of requests in OpenAI's batch format.
+
+The requests go to a server of this machine's own, on a Unix socket that nobody else can open, so
+that they are answered as `galley serve` answers them. A line that cannot be read or served gets its
+error in the output and does not stop the others.
+
+    input  {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {…}}
+    output {"id": …, "custom_id": "1", "response": {"status_code", "request_id", "body"}, "error"}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import uuid
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from galley.cli.parser import CommandParser
+from galley.config import EngineConfig
+from galley.config.flags import flags_of
+from galley.config.resolve import SECTIONS, from_kwargs
+from galley.config.server import ServerConfig
+from galley.errors import ConfigError
+
+T = TypeVar("T")
+
+#: Endpoints that a line may name.
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+#: Requests under way for each sequence that the engine computes at a time: it is never idle.
+AHEAD = 4
+#: How often a request is sent when the connection breaks before an answer.
+TRIES = 3
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class BatchFlags:
+    """Batch"""
+
+    input_file: str | None = None
+    """File of requests, one JSON object a line: a path, or an http(s) URL."""
+    output_file: str | None = None
+    """File of answers: a path, or an http(s) URL that it is PUT to."""
+    output_tmp_dir: str | None = None
+    """Folder in which a file for a URL is written first."""
+    enable_metrics: bool = False
+    """Serve /metrics, and the rest of the API, at --url and --port while the batch runs."""
+    url: str = "0.0.0.0"
+    """Address for --enable-metrics."""
+
+    def __post_init__(self) -> None:
+        for name in ("input_file", "output_file"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name.replace('_', '-')} is needed.", field=name)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens: a Unix socket, or a port of this machine."""
+
+    path: str | None
+    port: int = 0
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.path is not None:
+            return await asyncio.open_unix_connection(self.path)
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+
+@dataclass
+class Tally:
+    """What has been answered so far."""
+
+    done: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.done += 1
+        self.failed += line["error"] is not None
+        body = line["response"]["body"]
+        usage = body.get("usage") if isinstance(body, dict) else None
+        if isinstance(usage, dict):
+            for field, names in _USAGE.items():
+                count = next((usage[n] for n in names if isinstance(usage.get(n), int)), 0)
+                setattr(self, field, getattr(self, field) + count)
+
+
+_USAGE = {
+    "prompt_tokens": ("prompt_tokens", "input_tokens"),
+    "output_tokens": ("completion_tokens", "output_tokens"),
+}
+
+
+def parser() -> CommandParser:
+    return CommandParser(
+        "run-batch",
+        "Answer a file of requests in OpenAI's batch format.",
+        [BatchFlags, ServerConfig, *SECTIONS.values()],
+        positionals=(("MODEL", "directory, FILE.gguf, or hub name"),),
+        examples=(
+            "galley run-batch -i requests.jsonl -o answers.jsonl",
+            "galley run-batch model.gguf -i https://host/in.jsonl -o https://host/out.jsonl",
+        ),
+    )
+
+
+def main(argv: list[str]) -> int:
+    parsed = parser().parse(argv)
+    values = parsed.values
+    if parsed.positionals:
+        values["model"] = parsed.positionals[0]
+
+    def own(owner: type) -> dict[str, Any]:
+        return {f.name: values.pop(f.name) for f in flags_of(owner) if f.name in values}
+
+    flags, server = BatchFlags(**own(BatchFlags)), ServerConfig(**own(ServerConfig))
+    config = from_kwargs(values, "server")
+    for notice in parsed.notices:
+        print(f"galley: {notice}", file=sys.stderr)
+    lines = read_input(str(flags.input_file))
+    target = Target(str(flags.output_file), flags.output_tmp_dir)
+    with tempfile.TemporaryDirectory(prefix="galley-batch-") as folder:
+        server, address = listening(server, flags, f"{folder}/server")
+        pid = start_server(config, server)
+        try:
+            code = asyncio.run(run(lines, target, address, config, pid))
+        finally:
+            stop_server(pid)
+    if code == 0:
+        target.deliver()
+    return code
+
+
+# ---------------------------------------------------------------------- files
+
+
+def read_input(source: str) -> list[str]:
+    """The lines that are not blank. Raises ConfigError."""
+    try:
+        if source.startswith(("http://", "https://")):
+            with urllib.request.urlopen(source) as reply:
+                text = reply.read().decode()
+        else:
+            text = Path(source).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, urllib.error.URLError) as e:
+        raise ConfigError(f"--input-file {source}: {e}", field="input_file") from e
+    return [line for line in text.splitlines() if line.strip()]
+
+
+class Target:
+    """The output: a file, or a URL that a file is sent to at the end.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+
+    def __init__(self, target: str, folder: str | None) -> None:
+        self._url = target if target.startswith(("http://", "https://")) else None
+        try:
+            if self._url:
+                number, name = tempfile.mkstemp(".jsonl", "galley-batch-", folder)
+                self._path = Path(name)
+                self._file = os.fdopen(number, "w", encoding="utf-8")
+            else:
+                self._path = Path(target).expanduser()
+                self._file = self._path.open("w", encoding="utf-8")
+        except OSError as e:
+            raise ConfigError(f"--output-file {target}: {e}", field="output_file") from e
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def deliver(self) -> None:
+        """All has been written. Raises ConfigError where the URL does not take it."""
+        self._file.close()
+        if self._url is None:
+            return
+        kind = {"Content-Type": "application/jsonl"}
+        request = urllib.request.Request(self._url, self._path.read_bytes(), kind, method="PUT")
+        try:
+            urllib.request.urlopen(request).close()
+        except (OSError, urllib.error.URLError) as e:
+            raise ConfigError(
+                f"--output-file {self._url}: {e}. The answers are in {self._path}.",
+                field="output_file",
+            ) from e
+        self._path.unlink()
+
+
+# ---------------------------------------------------------------------- the server
+
+
+def listening(server: ServerConfig, flags: BatchFlags, path: str) -> tuple[ServerConfig, Address]:
+    """The server's configuration and where it will listen."""
+    quiet = replace(server, disable_uvicorn_access_log=True, uvicorn_log_level="warning")
+    quiet = replace(quiet, api_key=(), ssl_certfile=None, ssl_keyfile=None, ssl_ca_certs=None)
+    if flags.enable_metrics:
+        return replace(quiet, host=flags.url), Address(None, quiet.port)
+    return replace(quiet, uds=path), Address(path)
+
+
+def start_server(config: EngineConfig, server: ServerConfig) -> int:
+    """Fork the launcher of a server; returns its pid."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        die_with(parent)
+        # Keys are for those who come from outside.
+        for name in ("VLLM_API_KEY", "GALLEY_API_KEY"):
+            os.environ.pop(name, None)
+        from galley.cli.parser import run as reporting
+        from galley.launcher.main import launch
+
+        code = reporting(lambda: launch(config, server))
+    finally:
+        os._exit(code)
+
+
+def die_with(parent: int) -> None:
+    """Get a SIGTERM when the parent ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def stop_server(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        # It has ended by itself, and `ended` has seen it.
+        pass
+
+
+def ended(pid: int) -> int | None:
+    """The launcher's exit code, None while it lives."""
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+# ---------------------------------------------------------------------- the batch
+
+
+async def run(
+    lines: list[str], target: Target, address: Address, config: EngineConfig, pid: int
+) -> int:
+    """Answer all lines in their order; returns the exit code."""
+    code = await until_healthy(address, pid)
+    if code is not None:
+        return code or 1
+    from galley.frontend.progress import progress_bar
+
+    tally, ahead = Tally(), AHEAD * (config.scheduler.max_num_seqs or 1)
+    with progress_bar(len(lines), "Requests", sys.stderr.isatty()) as bar:
+        async for line in in_order(lines, lambda text: answer(text, address), ahead):
+            target.write(line)
+            tally.add(line)
+            if bar is not None and bar.is_due(tally.done):
+                bar.draw(tally.done, tally.prompt_tokens, tally.output_tokens)
+    print(
+        f"galley: {tally.done} requests, {tally.failed} of them failed; "
+        f"{tally.prompt_tokens} prompt tokens, {tally.output_tokens} output tokens",
+        file=sys.stderr,
+    )
+    return 0
+
+
+async def until_healthy(address: Address, pid: int) -> int | None:
+    """Wait for the engine; the exit code of a server that ends instead."""
+    while True:
+        code = ended(pid)
+        if code is not None:
+            return code
+        try:
+            status, _ = await exchange(address, "GET", "/health", b"")
+            if status == 200:
+                return None
+        except (OSError, EOFError, ValueError):
+            # It does not listen yet.
+            pass
+        await asyncio.sleep(0.05)
+
+
+async def in_order(
+    lines: Iterable[str], act: Callable[[str], Coroutine[Any, Any, T]], most: int
+) -> AsyncGenerator[T, None]:
+    """Results of `act` in the order of `lines`, at most `most` under way."""
+    pending: deque[asyncio.Task[T]] = deque()
+    rest: Iterator[str] = iter(lines)
+    try:
+        while True:
+            while len(pending) < most and (text := next(rest, None)) is not None:
+                pending.append(asyncio.ensure_future(act(text)))
+            if not pending:
+                return
+            yield await pending.popleft()
+    finally:
+        for task in pending:
+            task.cancel()
+
+
+async def answer(text: str, address: Address) -> dict[str, Any]:
+    """The output line for an input line."""
+    custom_id = None
+    try:
+        given = json.loads(text)
+        if not isinstance(given, dict):
+            raise ValueError("a line must be a JSON object")
+        custom_id = given.get("custom_id")
+        url, body = check(given)
+    except (ValueError, RecursionError) as e:
+        return output(custom_id, 400, {"error": {"message": str(e), "type": "BadRequestError"}})
+    content = json.dumps(body).encode()
+    for _ in range(TRIES):
+        try:
+            status, reply = await exchange(address, "POST", url, content)
+            return output(custom_id, status, json.loads(reply))
+        except (OSError, EOFError, ValueError) as e:
+            failure = str(e) or type(e).__name__
+            await asyncio.sleep(0.2)
+    lost = {"message": f"the server could not be reached: {failure}", "type": "ServerError"}
+    return output(custom_id, 503, {"error": lost})
+
+
+def check(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The URL and body of a line. Raises ValueError with a sentence."""
+    if not isinstance(given.get("custom_id"), str):
+        raise ValueError("custom_id must be a text")
+    if given.get("method") != "POST":
+        raise ValueError("method must be POST")
+    url, body = given.get("url"), given.get("body")
+    if url not in URLS:
+        raise ValueError(f"url must be one of {', '.join(URLS)}; got {str(url)[:100]!r}")
+    if not isinstance(body, dict):
+        raise ValueError("body must be a JSON object")
+    for name in ("stream", "background"):
+        if body.get(name):
+            raise ValueError(f"{name} is not available in a batch")
+    return url, body
+
+
+def output(custom_id: Any, status: int, body: Any) -> dict[str, Any]:
+    """A line of the output file."""
+    error = None
+    if status != 200:
+        found = body.get("error") if isinstance(body, dict) else None
+        message = found.get("message") if isinstance(found, dict) else None
+        error = {"code": str(status), "message": message or f"the server answered {status}"}
+    reply = {"status_code": status, "request_id": f"galley-batch-{uuid.uuid4().hex}", "body": body}
+    line = {"id": f"galley-{uuid.uuid4().hex}", "custom_id": custom_id, "response": reply}
+    return {**line, "error": error}
+
+
+async def exchange(address: Address, method: str, url: str, body: bytes) -> tuple[int, bytes]:
+    """One request on a connection of its own: (status, body of the answer).
+
+    Raises:
+        OSError, EOFError: the connection could not be made, or broke.
+        ValueError: what came is no HTTP.
+    """
+    reader, writer = await address.connect()
+    try:
+        writer.write(
+            f"{method} {url} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        await writer.drain()
+        head = await reader.readuntil(b"\r\n\r\n")
+        first, *fields = head.decode("latin-1").split("\r\n")
+        named = dict(f.lower().split(": ", 1) for f in fields if ": " in f)
+        length = int(named.get("content-length", "0"))
+        return int(first.split()[1]), await reader.readexactly(length)
+    finally:
+        writer.close()

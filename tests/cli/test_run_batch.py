@@ -1,0 +1,202 @@
+"""`galley run-batch` on the default model, as its users run it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from galley.cli.run_batch import BatchFlags, in_order
+from galley.errors import ConfigError
+from tests.server.test_disconnect import wait_for
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["--max-model-len", "512", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "64m"]
+CHAT = "/v1/chat/completions"
+ASK = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+GREEDY = {"temperature": 0, "max_tokens": 8}
+
+
+def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "galley", "run-batch", *FLAGS, *argv],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
+    given = {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+    return json.dumps(given)
+
+
+LINES = [
+    *(line(f"ask-{i}", **ASK, **GREEDY) for i in range(12)),
+    "{ this is no JSON",
+    "",
+    line("text", "/v1/completions", prompt="Once upon a time", **GREEDY),
+    line("response", "/v1/responses", input="Say a word.", temperature=0, max_output_tokens=4),
+    line("message", "/v1/messages", model="x", **ASK, **GREEDY),
+    line("bad", **ASK, temperature=-1),
+    line("nowhere", "/v1/embeddings", input="x"),
+    line("stream", **ASK, stream=True),
+    json.dumps({"custom_id": "get", "method": "GET", "url": CHAT, "body": ASK}),
+    json.dumps({"method": "POST", "url": CHAT, "body": ASK}),
+    "[1, 2]",
+]
+
+
+def test_a_file_of_good_and_bad_lines(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(LINES))
+    # A key in the environment is for clients from outside.
+    done = run("-i", str(source), "-o", str(target), VLLM_API_KEY="secret")
+    assert done.returncode == 0, done.stderr
+    assert "22 requests, 8 of them failed" in done.stderr
+    found = [json.loads(text) for text in target.read_text().splitlines()]
+    ids = [f"ask-{i}" for i in range(12)]
+    ids += [None, "text", "response", "message", "bad", "nowhere", "stream", "get", None, None]
+    assert [f["custom_id"] for f in found] == ids
+    assert len({f["id"] for f in found} | {f["response"]["request_id"] for f in found}) == 44
+    answers = {f["response"]["body"]["choices"][0]["message"]["content"] for f in found[:12]}
+    assert len(answers) == 1
+    assert all(f["error"] is None and f["response"]["status_code"] == 200 for f in found[:12])
+    by_id = {f["custom_id"]: f for f in found}
+    assert by_id["text"]["response"]["body"]["object"] == "text_completion"
+    assert by_id["response"]["response"]["body"]["object"] == "response"
+    for name, status, words in (
+        ("message", 404, "`x` does not exist"),
+        ("bad", 400, "temperature"),
+        ("nowhere", 400, "url must be one of"),
+        ("stream", 400, "stream"),
+        ("get", 400, "method"),
+    ):
+        assert by_id[name]["response"]["status_code"] == status
+        assert words in by_id[name]["error"]["message"]
+        assert by_id[name]["error"]["code"] == str(status)
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    """Gives one file, and takes another."""
+
+    given = b""
+    taken: dict[str, bytes] = {}
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(self.given)))
+        self.end_headers()
+        self.wfile.write(self.given)
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.taken[self.path] = body
+        self.send_response(200 if self.path == "/out" else 403)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def files() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_from_one_url_to_another(files: str, tmp_path: Path) -> None:
+    Files.given = "\n".join(LINES[:2]).encode()
+    done = run("-i", f"{files}/in", "-o", f"{files}/out", "--output-tmp-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    lines = Files.taken["/out"].decode().splitlines()
+    assert [json.loads(text)["custom_id"] for text in lines] == ["ask-0", "ask-1"]
+    assert not list(tmp_path.iterdir())
+    # What cannot be sent is not lost.
+    done = run("-i", f"{files}/in", "-o", f"{files}/no", "--output-tmp-dir", str(tmp_path))
+    assert done.returncode == 2
+    [kept] = tmp_path.iterdir()
+    assert str(kept) in done.stderr
+    assert len(kept.read_text().splitlines()) == 2
+
+
+def test_killed_it_leaves_no_server_behind(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(line(str(i), **ASK, max_tokens=300) for i in range(200)))
+    command = [sys.executable, "-m", "galley", "run-batch", *FLAGS]
+    process = subprocess.Popen(
+        [*command, "-i", str(source), "-o", str(tmp_path / "out")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = next(text for text in process.stderr if "serving at unix:" in text)
+    socket = Path(said.split("unix:")[1].strip())
+    assert socket.exists()
+    process.kill()
+    # The server removes its socket when it ends.
+    wait_for(lambda: not socket.exists())
+    process.stderr.close()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "--input-file is needed"),
+        (["-i", "x"], "--output-file is needed"),
+        (["-i", "/nowhere.jsonl", "-o", "out"], "--input-file /nowhere.jsonl"),
+        (["-i", "README.md", "-o", "/nowhere/out"], "--output-file /nowhere/out"),
+        (["/nowhere", "-i", "README.md", "-o", "/dev/null"], "/nowhere"),
+        (["-i", "README.md", "-o", "/dev/null", "--max-num-seqs", "0"], "--max-num-seqs"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(argv: list[str], words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "galley", "run-batch", *argv],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_order_is_kept_and_the_work_bounded() -> None:
+    under_way, most = 0, 0
+
+    async def act(text: str) -> str:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001 * (int(text) % 3))
+        under_way -= 1
+        return text
+
+    async def collect() -> list[str]:
+        return [found async for found in in_order(map(str, range(40)), act, 5)]
+
+    assert asyncio.run(collect()) == [str(i) for i in range(40)]
+    assert most == 5
+
+
+def test_flags_are_needed() -> None:
+    with pytest.raises(ConfigError, match="--input-file"):
+        BatchFlags(output_file="x")
