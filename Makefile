@@ -39,6 +39,7 @@ require:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "make: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V): make PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: no venv module: apt-get install $(PACKAGE)-venv" >&2; exit 2; }
+	@command -v git >/dev/null || { echo "make: no git: apt-get install git" >&2; exit 2; }
 	@command -v g++ >/dev/null || command -v c++ >/dev/null || { echo "make: no C++ compiler: apt-get install g++" >&2; exit 2; }
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || \
 	  { echo "make: no Python headers: apt-get install $(PACKAGE)-dev" >&2; exit 2; }

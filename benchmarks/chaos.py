@@ -178,12 +178,12 @@ async def events(port: int, body: dict[str, Any]) -> AsyncIterator[dict[str, Any
 
 
 def engine_pid(server: Server) -> int | None:
-    for pid in server.pids()[1:]:
-        try:
+    try:
+        for pid in server.pids()[1:]:
             if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
-        except OSError:
-            continue
+    except OSError:
+        pass  # one of them has just died
     return None
 
 
@@ -271,7 +271,11 @@ class Run:
         outcome = self.outcome
         outcome.num_requests += 1
         try:
-            answer = await ask(self.server, self.pool[number])
+            # A salt keeps prompts from being found in the prefix cache: the long one must be
+            # computed, and half of the others.
+            salted = number == POOL or outcome.num_requests % 2
+            salt = {"cache_salt": f"chaos {outcome.num_requests}"} if salted else {}
+            answer = await ask(self.server, self.pool[number] | salt)
         except (Broken, OSError, TimeoutError) as e:
             outcome.faults.append(f"request {number}: {type(e).__name__}: {e}")
             return
@@ -393,6 +397,8 @@ def main() -> int:
     own, _, flags = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
     outcome = Outcome()
+    # Whoever ends this ends its server, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # Every kill here is wanted: the cap on restarts has tests of its own.
     given = [*([options.model] if options.model else []), "--max-engine-restarts", "9999"]
     given += ["--disable-uvicorn-access-log", "--kv-cache-memory-bytes", "2G", *flags.split()]

@@ -4,12 +4,13 @@ After a death it tells which requests the engine was occupied with: the rows of 
 what has arrived since. Before one, it tells whether the engine still gets on. It outlives its
 writer.
 
-    [pulse: int64][busy: int64][count: int64][capacity: int64]
+    [pulse: int64][busy: int64][restarts told: int64][count: int64][capacity: int64]
     [handle: int64] * capacity      of which `count` are there
     [length: int64] * capacity      tokens that each of them had, prompt and output; 0 = not known
 
-The pulse is a number that changes whenever the engine has got on; native code counts it up after
-each operation (`pulse_address`), so that a long step is not mistaken for one that hangs.
+The pulse is a number that changes whenever the engine has got on. It is the first word, so that
+workers can map it and count it up after each operation (`Runner.show_pulse`): a long step is then
+not mistaken for one that hangs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import struct
 from array import array
 from typing import Protocol
 
-_PULSE, _BUSY, _COUNT, _CAPACITY, _ROWS = range(5)
+_PULSE, _BUSY, _TOLD, _COUNT, _CAPACITY, _ROWS = range(6)
 _WORD = 8
 
 
@@ -29,6 +30,15 @@ class Column(Protocol):
 
     def __len__(self) -> int: ...
     def tobytes(self) -> bytes: ...
+
+
+def flight_file(otherwise: str) -> str:
+    """A path that this process and what it forks can open: of memory, so that no full disk matters,
+    or `otherwise` where the system has no such files.
+    """
+    if not hasattr(os, "memfd_create"):
+        return otherwise
+    return f"/proc/self/fd/{os.memfd_create('galley-flight')}"
 
 
 class FlightRecorder:
@@ -40,13 +50,14 @@ class FlightRecorder:
 
     def __init__(self, path: str, capacity: int) -> None:
         self._capacity = capacity
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(fd, _WORD * (_ROWS + 2 * capacity))
             self._map = mmap.mmap(fd, 0)
         finally:
             os.close(fd)
         self._words = memoryview(self._map).cast("q")
+        self._words[_BUSY] = self._words[_COUNT] = 0
         self._words[_CAPACITY] = capacity
 
     def beat(self) -> None:
@@ -57,6 +68,12 @@ class FlightRecorder:
     def rest(self) -> None:
         """The engine has nothing to do: from now on silence is no sign of trouble."""
         self._words[_BUSY] = 0
+
+    def untold(self, restarts: int) -> int:
+        """Of so many restarts until now, how many nobody has been told of yet; by now they are."""
+        new = restarts - self._words[_TOLD]
+        self._words[_TOLD] = restarts
+        return new
 
     def record(self, handles: Column, lengths: Column) -> None:
         """Note the rows of the step that starts now, in place of what was noted before."""

@@ -135,7 +135,11 @@ class Outputs(msgspec.Struct, tag="out"):
 
 
 class Ready(msgspec.Struct, tag="ready"):
-    """An engine has loaded its model and accepts requests."""
+    """An engine has loaded its model and accepts requests.
+
+    Attributes:
+        restarts: times that it was started anew which nobody has been told of before.
+    """
 
     engine_index: int
     epoch: int
@@ -143,6 +147,7 @@ class Ready(msgspec.Struct, tag="ready"):
     num_blocks: int
     block_size: int
     batch_invariant: bool
+    restarts: int = 0
     info: dict[str, Any] = {}
 
 

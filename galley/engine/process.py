@@ -228,7 +228,8 @@ class EngineProcess:
         """
         for client in list(self._greetings):
             self._greetings.discard(client)
-            self._send(client, self.ready)
+            restarts = self.flight.untold(max(self.ready.epoch - 1, 0))
+            self._send(client, msgspec.structs.replace(self.ready, restarts=restarts))
 
     def _emit(self, client: int, outputs: Outputs) -> None:
         if outputs.finished and client in self._live:
@@ -270,6 +271,7 @@ def run(
     core, ready = load(config, spec)
     rows = config.scheduler.max_num_seqs or 0
     flight = FlightRecorder(spec.flight_path, rows + ARRIVALS)
+    core.executor.rpc("show_pulse", spec.flight_path)
     process = make_process(core, socket, channel, ready, flight)
     # What start-up has made stays for good: no collection need look at it again.
     gc.collect()

@@ -48,4 +48,4 @@ class Executor(Protocol):
 
 
 #: What may be called by name: methods of `Runner`.
-RPC_METHODS = frozenset({"reset", "profile", "timings", "describe", "memory"})
+RPC_METHODS = frozenset({"reset", "show_pulse", "profile", "timings", "describe", "memory"})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import shutil
 from array import array
@@ -44,6 +45,8 @@ from galley.frontend.output_processor import OutputProcessor, RequestState, Sequ
 from galley.frontend.probation import Probation
 from galley.frontend.prompts import Prompt
 from galley.request import Request, SamplingParams
+
+log = logging.getLogger(__name__)
 
 #: Messages applied before the event loop gets a turn.
 BURST = 16
@@ -299,7 +302,13 @@ class ZmqClient:
         engine = self._engines.setdefault(up.index, Engine(up.index))
         self._disconnect(engine)
         engine.epoch = up.epoch
-        socket = self._context.socket(zmq.DEALER)
+        try:
+            socket = self._context.socket(zmq.DEALER)
+        except zmq.ZMQError as e:
+            # Clients' connections hold all file descriptors; they will give some back.
+            log.warning("cannot connect to engine %d yet: %s", up.index, e)
+            self._loop.call_later(TICK, self._connect_late, up)
+            return
         # The engine's outputs must never be dropped, nor a request block the event loop: what is
         # in flight is bounded by the requests themselves.
         socket.setsockopt(zmq.SNDHWM, 0)
@@ -312,6 +321,11 @@ class ZmqClient:
         self._loop.add_reader(socket.fileno(), self._on_readable, engine)
         self._open_session(engine)
         self._on_readable(engine)
+
+    def _connect_late(self, up: EngineUp) -> None:
+        engine = self._engines[up.index]
+        if self._lost is None and engine.epoch == up.epoch and engine.socket is None:
+            self._connect(up)
 
     def _open_session(self, engine: Engine) -> None:
         """Start over with an incarnation: once it is ready it gets what it shall compute."""

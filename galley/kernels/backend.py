@@ -106,6 +106,11 @@ class Executable(Protocol):
     def sample(self, step: StepInputs) -> None:
         """The drawing alone, on `logits` as they are now."""
 
+    def show_pulse(self, pulse: NDArray[np.int64]) -> None:
+        """Count up `pulse` [1] as a step gets on, from now on: after each operation, or at least
+        once a run.
+        """
+
     def profile(self, on: bool) -> None:
         """Start (from zero) or stop timing each operation."""
 

@@ -198,6 +198,11 @@ class CpuExecutable:
     def sample(self, step: StepInputs) -> None:
         self._call(step, self._sample_section, self._sample_section)
 
+    def show_pulse(self, pulse: NDArray[np.int64]) -> None:
+        assert self._program is not None
+        self._kept.append(pulse)
+        self._program.set_pulse(pulse.ctypes.data)
+
     def profile(self, on: bool) -> None:
         assert self._program is not None
         self._program.profile(on)

@@ -229,6 +229,7 @@ class ReferenceExecutable:
         self._sampler: ReferenceSampler | None = None
         self._samples: Samples | None = None
         self._logits = np.empty((0, model.vocab_size), np.float32)
+        self._pulse = np.zeros(1, np.int64)
 
     def kv_block_bytes(self, block_size: int) -> int:
         numbers = sum(2 * layer.kv_heads * layer.head_dim for layer in self._model.kv_layers)
@@ -263,12 +264,16 @@ class ReferenceExecutable:
             hidden = self._model.forward(self._ops, hidden, ctx)
             logits: Any = self._model.logits(self._ops, hidden, ctx)
         self._logits = logits.float().numpy()
+        self._pulse[0] += 1
         if sample:
             self.sample(step)
 
     def sample(self, step: StepInputs) -> None:
         assert self._sampler is not None, "sample before bind"
         self._samples = self._sampler.draw(step, self._logits)
+
+    def show_pulse(self, pulse: NDArray[np.int64]) -> None:
+        self._pulse = pulse
 
     def profile(self, on: bool) -> None:
         """Nothing is timed here; torch has a profiler of its own."""

@@ -12,10 +12,11 @@ from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.engine.control import Channel
 from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
-from galley.engine.flight import last_rows, pulse
+from galley.engine.flight import flight_file, last_rows, pulse
 from galley.engine.kept import KeptFiles
 from galley.launcher.child import set_title
 from galley.launcher.sockets import (
+    allow_many_connections,
     listening_socket,
     private_directory,
     unix_socket,
@@ -33,6 +34,7 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
     """
     set_title("Galley::Launcher")
     os.environ.update(server.logging_environment())
+    allow_many_connections()
     sock = unix_socket(server.uds) if server.uds else listening_socket(server.host, server.port)
     directory = private_directory()
     metrics = _share_metrics(server, directory)
@@ -81,9 +83,11 @@ def _entries(
         say("faults on demand: " + ", ".join(fault.text for fault in faults))
 
     kept = KeptFiles.make() if config.cache.keep_kv_cache else None
+    flight = flight_file(f"{directory}/flight")
 
     def flight_path(index: int) -> str:
-        return f"{directory}/flight-{index}"
+        assert index == 0, "one engine for now"
+        return flight
 
     def discard(index: int) -> None:
         if kept is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from galley.errors import ConfigError
 
 _PREFIX = "galley"
+#: Open files that are enough for any server.
+MANY = 65_536
 
 
 def listening_socket(host: str | None, port: int) -> socket.socket:
@@ -81,6 +84,14 @@ def url_of(sock: socket.socket, tls: bool) -> str:
     if ":" in host:
         host = f"[{host}]"
     return f"{'https' if tls else 'http'}://{host}:{port}"
+
+
+def allow_many_connections() -> None:
+    """Raise the limit of open files, of this process and its children, as far as it may go."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY if hard == resource.RLIM_INFINITY else min(hard, MANY)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def private_directory() -> str:

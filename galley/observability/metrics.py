@@ -71,11 +71,12 @@ class Series:
         self._metrics[name].set(value)
 
     def observe(self, name: str, value: float) -> None:
-        self._metrics[name].observe(value)
+        """One observation; a time that a clock set back has made negative counts as none."""
+        self._metrics[name].observe(max(value, 0.0))
 
     def observe_times(self, name: str, value: float, times: int) -> None:
         """`times` observations of one value, at the cost of one."""
-        histogram = self._metrics[name]
+        histogram, value = self._metrics[name], max(value, 0.0)
         histogram._sum.inc(value * times)
         for bound, bucket in zip(histogram._upper_bounds, histogram._buckets, strict=True):
             if value <= bound:

@@ -66,6 +66,7 @@ class ReadyShape(Protocol):
     num_blocks: int
     block_size: int
     batch_invariant: bool
+    restarts: int
     info: dict[str, Any]
 
 

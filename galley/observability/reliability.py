@@ -12,7 +12,7 @@ _LABELS = ["model_name", "engine"]
 
 
 class ReliabilityMetrics:
-    """A `RequestObserver` that counts incarnations of engines.
+    """A `RequestObserver` that counts what engines say of themselves when they come up.
 
     Args:
         registry: where the metrics are registered, all zero.
@@ -29,7 +29,6 @@ class ReliabilityMetrics:
             registry=registry,
             multiprocess_mode="mostrecent",
         )
-        self._counted = [0] * num_engines
         for engine in range(num_engines):
             self._restarts.labels(model_name, str(engine))
             self._invariant.labels(model_name, str(engine))
@@ -37,10 +36,7 @@ class ReliabilityMetrics:
     def ready(self, message: ReadyShape) -> None:
         engine = message.engine_index
         labels = self._model_name, str(engine)
-        # An engine's first incarnation has epoch 1; a frontend may see a later one first.
-        restarts = max(message.epoch - 1, self._counted[engine])
-        self._restarts.labels(*labels).inc(restarts - self._counted[engine])
-        self._counted[engine] = restarts
+        self._restarts.labels(*labels).inc(message.restarts)
         self._invariant.labels(*labels).set(float(message.batch_invariant))
 
     def added(self, request: Request, index: int, n: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from galley.engine.control import ClientGone
-from galley.engine.flight import FlightRecorder, last_rows, pulse
+from galley.engine.flight import FlightRecorder, flight_file, last_rows, pulse
 from galley.engine.link import Line, open_frame
 from galley.engine.messages import (
     Abort,
@@ -331,6 +331,32 @@ def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
     recorder.record(array("q"), array("q"))
     assert last_rows(path) == []
     assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_each_restart_is_told_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "flight")
+    assert FlightRecorder(path, 4).untold(0) == 0
+    # Two incarnations were not heard of; the third is asked twice.
+    third = FlightRecorder(path, 4)
+    assert [third.untold(3), third.untold(3)] == [3, 0]
+    assert last_rows(path) == []
+
+
+def test_only_the_first_client_hears_of_a_restart(tmp_path: Path) -> None:
+    EngineThread(tmp_path, epoch=1).start().kill()
+    engine = EngineThread(tmp_path, epoch=3).start()
+    assert [Peer(engine.address, client).ready.restarts for client in (0, 1)] == [2, 0]
+    engine.kill()
+
+
+def test_a_flight_file_of_memory_is_shared_with_what_is_forked() -> None:
+    path = flight_file("/no/such/folder")
+    pid = os.fork()
+    if not pid:
+        FlightRecorder(path, 4).record(array("q", [5]), array("q", [9]))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert last_rows(path) == [(5, 9)]
 
 
 def test_the_pulse_changes_while_the_engine_gets_on(tmp_path: Path) -> None:

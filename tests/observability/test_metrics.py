@@ -125,6 +125,19 @@ def test_the_process_tells_of_itself() -> None:
         assert name in body
 
 
+def test_a_clock_that_is_set_back_takes_nothing_from_a_sum(bench: Bench) -> None:
+    bench.add(7)
+    bench.step(started=[Started(7, 0, 1000.5, 900.0)])
+    for at in (905.0, 800.0, 801.0):
+        bench.step([7], at=at)
+    bench.metrics.finished(7, FinishReason.LENGTH, 3)
+    sums = [s for f in bench.registry.collect() for s in f.samples if s.name.endswith("_sum")]
+    assert all(s.value >= 0 for s in sums)
+    assert bench["inter_token_latency_seconds_sum"] == 1.0
+    assert bench["inter_token_latency_seconds_count"] == 2
+    assert bench["request_queue_time_seconds_sum"] == 0.0
+
+
 def test_a_request_from_arrival_to_end(bench: Bench) -> None:
     bench.add(7, prompt=40)
     bench.step(started=[Started(7, 16, 1000.5, 1002.0)])

@@ -1,0 +1,27 @@
+"""A step that takes long is seen to get on, operation by operation, from outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from galley import LLM, SamplingParams
+from galley.engine.flight import FlightRecorder, pulse
+
+
+@pytest.mark.parametrize("flags", [{}, {"enforce_eager": True}])
+def test_each_operation_of_a_step_is_a_beat(tmp_path: Path, flags: dict[str, bool]) -> None:
+    path = str(tmp_path / "flight")
+    recorder = FlightRecorder(path, 1)
+    recorder.beat()
+    with LLM(kv_cache_memory_bytes=64 << 20, max_model_len=256, **flags) as llm:
+        llm._core.executor.rpc("show_pulse", path)
+        operations = len(str(llm._core.executor.rpc("describe")[0]).splitlines())
+        before = pulse(path)
+        llm.generate([{"prompt_token_ids": [5, 6, 7]}], SamplingParams(max_tokens=1), False)
+        after = pulse(path)
+    assert before is not None
+    assert after is not None
+    assert operations > 100
+    assert abs(after - before - operations) <= 2, "one step"
