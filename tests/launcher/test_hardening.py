@@ -105,13 +105,20 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def post(body: bytes) -> bytes:
+    """``body`` as a whole request, for a client that is slow with it."""
+    return (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(body)
+    ) + body
+
+
 def test_clients_that_send_byte_by_byte_hold_up_nobody(
     server: Server, story: tuple[Any, ...]
 ) -> None:
     """Each of them gets its answer in the end."""
     body = json.dumps(SHORT).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    request = head.encode() + body
+    request = post(body)
     slow = [connect(server) for _ in range(30)]
     for at in range(len(request) - 1):
         for connection in slow:
@@ -137,8 +144,7 @@ def test_a_client_that_does_not_read_costs_the_others_nothing(
     lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     host, _, port = server.url.rpartition("/")[2].partition(":")
     lazy.connect((host, int(port)))
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    lazy.sendall(head.encode() + body)
+    lazy.sendall(post(body))
     assert [a.seen for a in play(server, [STORY] * 3)] == [story] * 3
     # It is computed to its end all the same, and what it gets late is whole.
     until(lambda: server.metric("vllm:num_requests_running") == 0, 60)
