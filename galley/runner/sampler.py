@@ -97,7 +97,7 @@ class SamplingTable:
             ("temperature", 0.0 if p.temperature < GREEDY_BELOW else p.temperature),
             ("top_p", p.top_p),
             ("min_p", p.min_p),
-            ("top_k", max(p.top_k, 0)),
+            ("top_k", min(max(p.top_k, 0), self.vocab_size)),
             ("presence", p.presence_penalty),
             ("frequency", p.frequency_penalty),
             ("repetition", p.repetition_penalty),

@@ -169,3 +169,9 @@ def test_a_slot_forgets_who_was_there(leave):
         sampling.set_row(new_row(3, SamplingParams()))
     assert not sampling.specials
     assert logit_masks(sampling, step([3]), table) is None
+
+
+@pytest.mark.parametrize("top_k", [VOCAB, VOCAB + 1, 2**31, 2**63 - 1])
+def test_more_candidates_than_tokens_are_all_of_them(top_k):
+    _, sampling = tables(new_row(3, SamplingParams(top_k=top_k)))
+    assert sampling.columns["top_k"][3] == VOCAB
