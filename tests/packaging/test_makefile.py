@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: What the recipes themselves use.
-NEEDED = ("bash", "sh", "make", "g++", "expand", "grep", "sed")
+NEEDED = ("bash", "sh", "make", "git", "g++", "expand", "grep", "sed")
 
 
 @pytest.fixture
@@ -58,6 +58,13 @@ def test_no_python(machine: Path) -> None:
     code, line = require(machine, "PYTHON=python3.99")
     assert code == 2
     assert line == "make: no python3.99: apt-get install python3.99"
+
+
+def test_no_git(machine: Path) -> None:
+    (machine / "git").unlink()
+    code, line = require(machine)
+    assert code == 2
+    assert line == "make: no git: apt-get install git"
 
 
 def test_no_compiler(machine: Path) -> None:
