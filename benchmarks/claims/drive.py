@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from galley.cli.bench.datasets.text import Corpus, read_text
-from galley.config.resolve import from_kwargs
+from galley.config.resolve import Usage, from_kwargs
 from galley.engine.assembly import assemble
 from galley.engine.messages import Outputs
 from galley.loader import resolve_source
@@ -62,10 +62,10 @@ class Prompts:
 
 
 class Engine:
-    """An engine core that is stepped by hand."""
+    """An engine core that is stepped by hand; `usage` chooses the defaults of its flags."""
 
-    def __init__(self, **flags: Any) -> None:
-        self.core = assemble(from_kwargs(flags, "offline")).core
+    def __init__(self, usage: Usage = "offline", **flags: Any) -> None:
+        self.core = assemble(from_kwargs(flags, usage)).core
         self._jobs: dict[int, Job] = {}
         self._handle = 0
 
@@ -127,9 +127,9 @@ class Engine:
 
 
 @contextmanager
-def engine(**flags: Any) -> Iterator[Engine]:
+def engine(usage: Usage = "offline", **flags: Any) -> Iterator[Engine]:
     """An engine that is let go of afterwards."""
-    made = Engine(**flags)
+    made = Engine(usage, **flags)
     try:
         yield made
     finally:

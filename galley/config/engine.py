@@ -101,6 +101,10 @@ class SchedulerConfig:
     long_prefill_token_threshold: int = 0
     """While other requests wait or run, a prompt gets at most this many tokens of a step.
     0 = no cap."""
+    mixed_prefill_tokens: int | None = None
+    """While sequences decode, prompts together get at most this many tokens of a step, so that a
+    long prompt does not hold the others' next tokens up. 0 = no cap. Default: 512 for a server
+    whose --max-num-batched-tokens is not given, else 0."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """`fcfs` in order of arrival; `priority` smaller number first, then arrival."""
 

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 Usage = Literal["server", "offline"]
 #: Token budget and sequences by use (vLLM's CPU defaults).
 DEFAULTS: dict[Usage, tuple[int, int]] = {"server": (2048, 128), "offline": (4096, 256)}
+#: Tokens of prompts in a step in which others decode, by use: somebody watches a server's answers.
+MIXED_PREFILL_TOKENS: dict[Usage, int] = {"server": 512, "offline": 0}
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "load": LoadConfig,
@@ -124,18 +126,26 @@ def from_kwargs(
             continue
         section, flag = flags[name]
         values[section][name] = coerce(flag, value)
-    scheduler = values["scheduler"]
+    values["scheduler"] = by_use(values["scheduler"], usage)
+    config = EngineConfig(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
+    check(config)
+    return config
+
+
+def by_use(given: Mapping[str, Any], usage: Usage) -> dict[str, Any]:
+    """Scheduler settings with those filled in that depend on the use."""
+    scheduler = dict(given)
+    chunked = scheduler.get("enable_chunked_prefill", True)
+    if scheduler.get("mixed_prefill_tokens") is None:
+        free = chunked and scheduler.get("max_num_batched_tokens") is None
+        scheduler["mixed_prefill_tokens"] = MIXED_PREFILL_TOKENS[usage] if free else 0
     budget, seqs = DEFAULTS[usage]
     if scheduler.get("max_num_seqs") is None:
         wanted = scheduler.get("max_num_batched_tokens")
         scheduler["max_num_seqs"] = min(seqs, wanted) if wanted and wanted > 0 else seqs
-    if scheduler.get("max_num_batched_tokens") is None and scheduler.get(
-        "enable_chunked_prefill", True
-    ):
+    if scheduler.get("max_num_batched_tokens") is None and chunked:
         scheduler["max_num_batched_tokens"] = max(budget, scheduler["max_num_seqs"])
-    config = EngineConfig(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
-    check(config)
-    return config
+    return scheduler
 
 
 def refuse_unknown(name: str, value: Any, known: list[str]) -> None:
@@ -182,6 +192,12 @@ def check(config: EngineConfig) -> None:
             f"--max-num-seqs ({s.max_num_seqs}), or a full batch could not take one token each.",
             field="max_num_batched_tokens",
         )
+    if s.mixed_prefill_tokens and not s.enable_chunked_prefill:
+        raise ConfigError(
+            f"--mixed-prefill-tokens {s.mixed_prefill_tokens} needs chunked prefill: without it a "
+            "prompt runs whole.",
+            field="mixed_prefill_tokens",
+        )
 
 
 _ONE_RANK = "1: this version runs on one rank"
@@ -193,6 +209,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("scheduler", "max_num_seqs", lambda v: 1 <= v <= 65_536, "in 1 … 65536"),
     ("scheduler", "max_num_batched_tokens", lambda v: 1 <= v <= 1 << 20, "in 1 … 1048576"),
     ("scheduler", "long_prefill_token_threshold", lambda v: v >= 0, "at least 0"),
+    ("scheduler", "mixed_prefill_tokens", lambda v: v >= 0, "at least 0"),
     ("model", "max_model_len", lambda v: v == -1 or v >= 1, "at least 1, or -1 or auto"),
     ("model", "max_logprobs", lambda v: v >= -1, "at least -1"),
     ("observability", "kv_cache_metrics_sample", lambda v: 0.0 < v <= 1.0, "in (0, 1]"),

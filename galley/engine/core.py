@@ -225,6 +225,7 @@ def build(
         max_model_len=executor.max_model_len,
         enable_chunked_prefill=scheduling.enable_chunked_prefill,
         long_prefill_token_threshold=scheduling.long_prefill_token_threshold,
+        mixed_prefill_tokens=scheduling.mixed_prefill_tokens or 0,
         policy=scheduling.scheduling_policy,
     )
     table = RequestTable(limits.max_num_seqs, limits.max_model_len, executor.groups)

@@ -19,6 +19,8 @@ class SchedulerLimits:
         max_model_len: longest sequence, prompt and output together.
         enable_chunked_prefill: split prompts over steps.
         long_prefill_token_threshold: cap of a prefill chunk while others wait or run; 0 = none.
+        mixed_prefill_tokens: most tokens of all prompts in a step in which others decode; 0 = no
+            cap. Needs chunked prefill.
         policy: order of admission and choice of the preempted.
         max_waiting: most requests that queue; 0 = no bound.
 
@@ -31,6 +33,7 @@ class SchedulerLimits:
     max_model_len: int
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
+    mixed_prefill_tokens: int = 0
     policy: Literal["fcfs", "priority"] = "fcfs"
     max_waiting: int = 0
 
@@ -48,6 +51,12 @@ class SchedulerLimits:
                 f"({self.max_model_len}).",
                 field="max_num_batched_tokens",
             )
+
+    def left_for_prompts(self, num_decodes: int) -> int:
+        """Tokens of a step that prompts may have beside so many sequences that decode."""
+        left = self.max_num_batched_tokens - num_decodes
+        capped = num_decodes and self.mixed_prefill_tokens
+        return min(left, self.mixed_prefill_tokens) if capped else left
 
     @property
     def max_num_logits(self) -> int:

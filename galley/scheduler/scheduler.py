@@ -33,8 +33,9 @@ Slots = NDArray[np.intp]
 
 @dataclass(slots=True)
 class _Rows:
-    """Rows of the step being built, in scheduling order."""
+    """Rows of the step being built, in scheduling order; `num_decodes` of them come first."""
 
+    num_decodes: int
     slots: Slots
     num_new: I32
     num_logits: I32
@@ -202,12 +203,14 @@ class Scheduler:
         need = self.table.num_tokens[slots] - self.table.num_computed[slots]
         if n <= budget and not np.count_nonzero(need - 1):
             ones = self._ones[:n]
-            return _Rows(slots, ones, ones, self._ones_u8[:n])
+            return _Rows(n, slots, ones, ones, self._ones_u8[:n])
         decode = need == 1
         first = slots[decode][:budget].tolist()
-        granted = [1] * len(first)
-        scored = [1] * len(first)
-        left, logits = budget - len(first), self.limits.max_num_logits - len(first)
+        num_decodes = len(first)
+        granted = [1] * num_decodes
+        scored = [1] * num_decodes
+        left = self.limits.left_for_prompts(num_decodes)
+        logits = self.limits.max_num_logits - num_decodes
         crowded = n > 1 or len(self.queue) > 0
         for slot in slots[~decode].tolist():
             computed = int(self.table.num_computed[slot])
@@ -223,7 +226,13 @@ class Scheduler:
         order = np.array(first, np.intp)
         num_new_column = np.array(granted, np.int32)
         reached = self.table.num_computed[order] + num_new_column == self.table.num_tokens[order]
-        return _Rows(order, num_new_column, np.array(scored, np.int32), reached.astype(np.uint8))
+        return _Rows(
+            num_decodes,
+            order,
+            num_new_column,
+            np.array(scored, np.int32),
+            reached.astype(np.uint8),
+        )
 
     def _chunk(
         self, seq: Sequence, computed: int, need: int, left: int, logits: int, crowded: bool
@@ -252,13 +261,13 @@ class Scheduler:
 
     def _admit(self, rows: _Rows) -> tuple[_Rows, list[NewRow]]:
         """Take waiting sequences into slots, strictly in order, while budget and blocks last."""
-        left = self.limits.max_num_batched_tokens - int(rows.num_new.sum())
+        prefilling = int(rows.num_new.sum()) - rows.num_decodes
+        left = self.limits.left_for_prompts(rows.num_decodes) - prefilling
         logits = self.limits.max_num_logits - int(rows.num_logits.sum())
         new_rows: list[NewRow] = []
         granted: list[tuple[int, int, int, bool]] = []
         now = time.time()
         # What did not fit does not fit until blocks are released or a prompt becomes findable.
-        prefilling = left + len(rows.slots) != self.limits.max_num_batched_tokens
         while left > 0 and self.running.has_room and (seq := self.queue.first()):
             if not prefilling and self._blocked == (seq.arrival, self.kv.pool.num_released):
                 break
@@ -283,6 +292,7 @@ class Scheduler:
             return rows, new_rows
         slots, num_new_column, num_logits_column, samples = zip(*granted, strict=True)
         joined = _Rows(
+            rows.num_decodes,
             np.concatenate((rows.slots, np.array(slots, np.intp))),
             np.concatenate((rows.num_new, np.array(num_new_column, np.int32))),
             np.concatenate((rows.num_logits, np.array(num_logits_column, np.int32))),

@@ -102,6 +102,23 @@ def test_defaults_follow_the_use():
     server, offline = from_kwargs({}, "server", {}), from_kwargs({}, "offline", {})
     assert (server.scheduler.max_num_batched_tokens, server.scheduler.max_num_seqs) == (2048, 128)
     assert (offline.scheduler.max_num_batched_tokens, offline.scheduler.max_num_seqs) == (4096, 256)
+    assert (server.scheduler.mixed_prefill_tokens, offline.scheduler.mixed_prefill_tokens) == (
+        512,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "cap"),
+    [
+        ({"max_num_batched_tokens": 4096}, 0),
+        ({"enable_chunked_prefill": False}, 0),
+        ({"max_num_seqs": 16}, 512),
+        ({"max_num_batched_tokens": 4096, "mixed_prefill_tokens": 256}, 256),
+    ],
+)
+def test_a_budget_that_is_given_is_all_for_prompts_unless_a_cap_is_given_too(given, cap):
+    assert from_kwargs(given, "server", {}).scheduler.mixed_prefill_tokens == cap
 
 
 @pytest.mark.parametrize(
@@ -110,6 +127,10 @@ def test_defaults_follow_the_use():
         ({"gpu_memory_utilization": 0}, r"--gpu-memory-utilization must be in \(0, 1\], got 0"),
         ({"gpu_memory_utilization": 1.1}, r"--gpu-memory-utilization must be in"),
         ({"max_num_seqs": 0}, "--max-num-seqs must be in 1"),
+        (
+            {"mixed_prefill_tokens": 9, "enable_chunked_prefill": False},
+            "--mixed-prefill-tokens 9 needs chunked prefill",
+        ),
         ({"max_num_batched_tokens": "many"}, "--max-num-batched-tokens expects a whole number"),
         ({"max_num_batched_tokens": 8, "max_num_seqs": 16}, "must be at least --max-num-seqs"),
         ({"block_size": 17}, "--block-size must be one of 16, 32, 64, 128; got 17"),

@@ -158,7 +158,10 @@ def test_shutdown_reaches_the_executor() -> None:
 def test_build_takes_its_limits_from_config_and_executor() -> None:
     config = EngineConfig(
         scheduler=SchedulerConfig(
-            max_num_batched_tokens=77, max_num_seqs=8, long_prefill_token_threshold=9
+            max_num_batched_tokens=77,
+            max_num_seqs=8,
+            long_prefill_token_threshold=9,
+            mixed_prefill_tokens=5,
         )
     )
     core = build(config, FakeExecutor(max_model_len=123))
@@ -169,7 +172,7 @@ def test_build_takes_its_limits_from_config_and_executor() -> None:
         8,
         123,
     )
-    assert limits.long_prefill_token_threshold == 9
+    assert (limits.long_prefill_token_threshold, limits.mixed_prefill_tokens) == (9, 5)
     assert core.scheduler.table.token_ids.shape == (8, 123)
 
 

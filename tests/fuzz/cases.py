@@ -159,6 +159,8 @@ def _flags(rng: random.Random) -> dict[str, Any]:
         flags["long_prefill_token_threshold"] = rng.randint(1, 40)
     if budget >= LENGTH and rng.random() < 0.3:
         flags["enable_chunked_prefill"] = False
+    elif rng.random() < 0.3:
+        flags["mixed_prefill_tokens"] = rng.randint(1, 40)
     return flags
 
 

@@ -251,6 +251,7 @@ def make_core(
     chunked: bool = True,
     policy: str = "fcfs",
     threshold: int = 0,
+    mixed: int = 0,
     groups: list[GroupSpec] | None = None,
     burst: int = 1,
     loopback: bool = False,
@@ -267,6 +268,7 @@ def make_core(
             enable_chunked_prefill=chunked,
             scheduling_policy=policy,
             long_prefill_token_threshold=threshold,
+            mixed_prefill_tokens=mixed,
         ),
     )
     return build(config, executor)

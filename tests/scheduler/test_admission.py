@@ -120,6 +120,37 @@ def test_05_the_threshold_caps_a_chunk_only_beside_others() -> None:
     assert tokens_by_step(alone) == [{1: 10, 2: 3}], "another is waiting"
 
 
+def test_prompts_share_a_cap_only_in_steps_in_which_others_decode() -> None:
+    core = make_core(budget=64, mixed=10)
+    core.add([request(1, [1] * 40, max_tokens=6), request(2, [2] * 30, max_tokens=3)])
+    run(core)
+    # Alone they fill the budget; from then on 1 decodes, and 2 gets its last tokens by tens; when
+    # 1 has ended, 2 decodes alone.
+    assert tokens_by_step(core)[:3] == [{1: 40, 2: 24}, {1: 1, 2: 6}, {1: 1, 2: 1}]
+    core = make_core(budget=64, mixed=10)
+    core.add([request(1, [1] * 4, max_tokens=9)])
+    step(core)
+    core.add([request(2, [2] * 14), request(3, [3] * 14)])
+    run(core)
+    assert tokens_by_step(core)[:4] == [
+        {1: 4},
+        {1: 1, 2: 10},
+        {1: 1, 2: 4, 3: 6},
+        {1: 1, 2: 1, 3: 8},
+    ]
+
+
+def test_a_cap_for_prompts_cannot_starve_them_behind_many_decodes() -> None:
+    core = make_core(budget=64, mixed=4, max_num_seqs=20)
+    core.add(request(h, [h], max_tokens=30) for h in range(1, 16))
+    step(core)
+    core.add([request(99, [9] * 8, max_tokens=2)])
+    step(core)
+    step(core)
+    assert [s.get(99) for s in tokens_by_step(core)] == [None, 4, 4]
+    run(core)
+
+
 def test_06_priority_orders_admission_then_arrival() -> None:
     core = make_core(max_num_seqs=1, policy="priority")
     for handle, priority in ((1, 5), (2, 1), (3, 5), (4, 0), (5, 1)):
