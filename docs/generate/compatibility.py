@@ -249,7 +249,9 @@ out here: Galley reads none of them.
 
 
 def variable_rows(program: Program) -> list[Row]:
-    source = "\n".join(path.read_text() for path in (ROOT / "galley").rglob("*.py"))
+    source = "\n".join(
+        path.read_text() for path in (ROOT / "galley").rglob("*.py") if path.name != "variables.py"
+    )
     rows = []
     for variable in load("variables.json")["variables"]:
         name = variable["name"]

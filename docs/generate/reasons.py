@@ -36,13 +36,15 @@ COMMANDS: dict[str, Verdict] = {
 }
 HINTS = {
     "--trust-remote-code": "no code of a checkpoint is ever run",
-    "--fail-on-environ-validation": "variables that are not known are not looked at",
+    "--enable-sleep-mode": "/sleep gives memory back with or without it",
+    "--sleep-mode-offload-cudagraph": "there are no CUDA graphs",
+    "--sleep-preserve-parameter-names": "waking up loads all weights again",
 }
 
 _POOLING = "only text generation is supported yet (no pooling, embedding or classification)"
 _MEDIA = "only text models are supported yet"
 _LORA = "LoRA adapters are not supported yet"
-_WEIGHTS = "sleep and weight updates are not supported yet"
+_WEIGHTS = "weight updates are not supported yet"
 _PARALLEL = "this version runs one engine on one host"
 _ROUTE_GROUPS = {
     "pooling": _POOLING,
@@ -98,7 +100,6 @@ def still(name: str) -> str:
         ("external_prefix", "KV connectors"),
         ("mm_cache", _MEDIA),
         ("admission", "limits of the queue"),
-        ("sleep", _WEIGHTS),
     ):
         if pattern in name:
             return reason
@@ -203,7 +204,7 @@ def python(name: str, works: bool) -> str:
         return ""
     for pattern, reason in (
         ("[Pp]ool|[Ee]mbed|[Cc]lassif|[Ss]cor|encode", _POOLING),
-        ("weight|sleep|wake|memory", _WEIGHTS),
+        ("weight", _WEIGHTS),
         ("ray|world_size|collective|apply_model", _PARALLEL),
         ("profile", "profiling"),
         ("mm_cache", _MEDIA),

@@ -154,6 +154,9 @@ class ObservabilityConfig:
     """Share of the blocks that --kv-cache-metrics follows, in (0, 1]."""
     enable_mfu_metrics: bool = False
     """Estimate floating point operations and bytes moved of each step."""
+    fail_on_environ_validation: bool = False
+    """Refuse to start where a VLLM_ or GALLEY_ variable is set that does not exist, in place of a
+    warning."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from galley.config.cores import usable_cores
 from galley.config.engine import (
     CacheConfig,
     DeviceConfig,
@@ -28,6 +29,7 @@ from galley.config.engine import (
 from galley.config.facts import ModelFacts
 from galley.config.flags import coerce, flags_of
 from galley.config.server import ServerConfig
+from galley.config.variables import check_variables
 from galley.config.vllm_flags import disposition
 from galley.errors import ConfigError
 
@@ -59,8 +61,7 @@ class Machine:
 
     @staticmethod
     def detect() -> Machine:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return Machine(cores or 1, available_memory())
+        return Machine(usable_cores(), available_memory())
 
 
 def available_memory() -> int:
@@ -95,7 +96,6 @@ def environment(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
     for variable, name, read in (
         ("VLLM_CPU_KVCACHE_SPACE", "kv_cache_memory_bytes", lambda v: int(float(v) * 2**30)),
         ("GALLEY_KV_CACHE_MEMORY_BYTES", "kv_cache_memory_bytes", str),
-        ("VLLM_CPU_NUM_THREADS", "num_threads", int),
         ("OMP_NUM_THREADS", "num_threads", int),
         ("GALLEY_NUM_THREADS", "num_threads", int),
         ("VLLM_BATCH_INVARIANT", "batch_invariant", lambda v: bool(int(v))),
@@ -129,6 +129,7 @@ def from_kwargs(
     values["scheduler"] = by_use(values["scheduler"], usage)
     config = EngineConfig(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
     check(config)
+    check_variables(env, config.observability.fail_on_environ_validation)
     return config
 
 

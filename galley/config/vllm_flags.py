@@ -11,7 +11,7 @@ from typing import Literal
 Verdict = Literal["hint", "refused", "unknown"]
 
 _HINTS = """
-aggregate_engine_logging fail_on_environ_validation gdn_prefill_backend kda_prefill_backend
+aggregate_engine_logging gdn_prefill_backend kda_prefill_backend
 kda_decode_backend enable_flash_late_interaction code_revision enable_cumem_allocator
 use_fp64_gumbel disable_cascade_attn use_tqdm_on_load pt_load_map_location
 safetensors_load_strategy safetensors_prefetch_num_threads safetensors_prefetch_block_size
@@ -34,7 +34,8 @@ moe_backend linear_backend sparse_indexer_topk_backend compilation_config kernel
 optimization_level performance_mode enable_log_deltas renderer_num_workers dcp_comm_backend
 dcp_q_replicate dcp_kv_cache_interleave_size cp_kv_cache_interleave_size
 show_hidden_metrics_for_version mm_hasher_algorithm enable_ssl_refresh config_format
-ec_manager_config aux_output_config engram_config trust_remote_code
+ec_manager_config aux_output_config engram_config trust_remote_code enable_sleep_mode
+sleep_mode_offload_cudagraph sleep_preserve_parameter_names enable_nccl_comm_suspend
 """
 
 _REFUSED: dict[str, str] = {
@@ -78,9 +79,7 @@ _REFUSED: dict[str, str] = {
         kv_cache_dtype kv_cache_dtype_skip_layers""",
     "the native CPU kernels are the only attention backend; choose with --backend.": """
         attention_backend attention_config""",
-    "sleep and weight updates are not supported yet.": """
-        enable_sleep_mode sleep_mode_offload_cudagraph sleep_preserve_parameter_names
-        weight_transfer_config enable_nccl_comm_suspend""",
+    "weight updates are not supported yet.": "weight_transfer_config",
     "profiling is not supported yet.": """
 
         enable_layerwise_nvtx_tracing enable_trace_replay

@@ -62,8 +62,8 @@ def configure_logging(env: Mapping[str, str] = os.environ) -> None:
     """Set up logging for this process; safe to call again.
 
     Variables (each as VLLM_… or GALLEY_…): LOGGING_LEVEL, LOGGING_PREFIX, LOGGING_STREAM,
-    LOGGING_COLOR (auto, 1, 0), LOGGING_FORMAT (text, json), LOGGING_CONFIG_PATH (a JSON
-    file for `logging.config.dictConfig`), CONFIGURE_LOGGING (0 leaves logging alone).
+    LOGGING_COLOR (auto, 1, 0), LOGGING_CONFIG_PATH (a JSON file for `logging.config.dictConfig`),
+    CONFIGURE_LOGGING (0 leaves logging alone); and GALLEY_LOGGING_FORMAT (text, json).
 
     Raises:
         ConfigError: a variable's value cannot be used; names the variable.
@@ -92,12 +92,13 @@ def configure_logging(env: Mapping[str, str] = os.environ) -> None:
 
 
 def _formatter(env: Mapping[str, str], stream: TextIO) -> logging.Formatter:
-    form = _variable(env, "LOGGING_FORMAT", "text")
+    form = env.get("GALLEY_LOGGING_FORMAT") or "text"
     if form == "json":
         return JsonFormatter()
     if form != "text":
         raise ConfigError(
-            f"VLLM_LOGGING_FORMAT must be text or json; got {form!r}.", field="VLLM_LOGGING_FORMAT"
+            f"GALLEY_LOGGING_FORMAT must be text or json; got {form!r}.",
+            field="GALLEY_LOGGING_FORMAT",
         )
     color = _variable(env, "LOGGING_COLOR", "auto")
     return LineFormatter(

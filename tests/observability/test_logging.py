@@ -139,5 +139,5 @@ def test_json_lines() -> None:
 def test_the_form_is_chosen_by_variable() -> None:
     configure_logging({"GALLEY_LOGGING_FORMAT": "json"})
     assert isinstance(logging.getLogger("galley").handlers[0].formatter, JsonFormatter)
-    with pytest.raises(ConfigError, match="VLLM_LOGGING_FORMAT"):
-        configure_logging({"VLLM_LOGGING_FORMAT": "xml"})
+    with pytest.raises(ConfigError, match="GALLEY_LOGGING_FORMAT"):
+        configure_logging({"GALLEY_LOGGING_FORMAT": "xml"})

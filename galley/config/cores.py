@@ -1,0 +1,60 @@
+"""How many cores this process may use: by affinity, and by the CPU quota of its control groups."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_ROOT = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def usable_cores(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int:
+    """At least 1. Of a quota of 2.5 cores two are used: a third thread would have all of them
+    wait for each other at the end of every period.
+
+    Args:
+        root, membership: where the control groups are mounted, and which of them are ours.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    for quota in _quotas(root, membership):
+        cores = min(cores, max(int(quota), 1))
+    return cores
+
+
+def _quotas(root: Path, membership: Path) -> list[float]:
+    """The quota, in cores, of each group that we are in and of all around it."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Version 2 has one tree without a name, version 1 one a controller. In a container our
+        # group is often mounted as the root, under whatever name it has outside.
+        base = root / "cpu" if controllers else root
+        group = base / path.strip("/")
+        for folder in (group, *group.parents):
+            if folder == base or base in folder.parents:
+                quota = _quota_of(folder)
+                if quota is not None:
+                    found.append(quota)
+    return found
+
+
+def _quota_of(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:
+            limit = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return None if limit in ("max", "-1") else float(limit) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
