@@ -139,7 +139,12 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
             (self.n >= 1, "n", "at least 1"),
             (-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "in [-2, 2]"),
             (-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "in [-2, 2]"),
-            (0.0 < self.repetition_penalty < float("inf"), "repetition_penalty", "above 0"),
+            (
+                # Beyond these, single precision has no number for what comes of a logit.
+                1e-30 <= self.repetition_penalty <= 1e30,
+                "repetition_penalty",
+                "above 0 (in [1e-30, 1e30])",
+            ),
             (0.0 <= self.temperature < float("inf"), "temperature", "at least 0 and finite"),
             (0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]"),
             (self.top_k >= -1, "top_k", "at least 1, or 0 or -1 for no limit"),

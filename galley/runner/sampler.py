@@ -22,6 +22,8 @@ from galley.request import SamplingParams
 Words = NDArray[np.uint64]
 #: Temperatures below this are greedy, as in vLLM.
 GREEDY_BELOW = 1e-5
+#: Above it all tokens are alike in single precision.
+HOTTEST = 1e30
 #: Row-level marks of `SamplingTable.num_logprobs` and `num_prompt_logprobs`.
 NO_LOGPROBS = -1
 
@@ -94,7 +96,7 @@ class SamplingTable:
         """A request enters its slot."""
         p, slot = row.sampling, row.slot
         for name, value in (
-            ("temperature", 0.0 if p.temperature < GREEDY_BELOW else p.temperature),
+            ("temperature", 0.0 if p.temperature < GREEDY_BELOW else min(p.temperature, HOTTEST)),
             ("top_p", p.top_p),
             ("min_p", p.min_p),
             ("top_k", min(max(p.top_k, 0), self.vocab_size)),

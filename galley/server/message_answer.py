@@ -10,7 +10,13 @@ from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
 from galley.server.answer import to_json
 from galley.server.errors import error_headers, json_response
-from galley.server.protocol.anthropic import Message, MessageUsage, TextBlock
+from galley.server.protocol.anthropic import (
+    ErrorDetail,
+    Message,
+    MessagesError,
+    MessageUsage,
+    TextBlock,
+)
 
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -27,8 +33,8 @@ def error_type(error: GalleyError) -> str:
     return _ERROR_TYPES.get(error.status, other)
 
 
-def error_object(error: GalleyError) -> dict[str, Any]:
-    return {"type": "error", "error": {"type": error_type(error), "message": error.message}}
+def error_object(error: GalleyError) -> MessagesError:
+    return MessagesError("error", ErrorDetail(error_type(error), error.message))
 
 
 def error_response(error: GalleyError) -> Response:

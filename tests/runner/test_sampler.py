@@ -171,6 +171,11 @@ def test_a_slot_forgets_who_was_there(leave):
     assert logit_masks(sampling, step([3]), table) is None
 
 
+def test_a_temperature_beyond_single_precision_is_still_a_number():
+    _, sampling = tables(new_row(3, SamplingParams(temperature=1e300)))
+    assert sampling.columns["temperature"][3] == np.float32(1e30)
+
+
 @pytest.mark.parametrize("top_k", [VOCAB, VOCAB + 1, 2**31, 2**63 - 1])
 def test_more_candidates_than_tokens_are_all_of_them(top_k):
     _, sampling = tables(new_row(3, SamplingParams(top_k=top_k)))

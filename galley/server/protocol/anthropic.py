@@ -7,11 +7,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from galley.errors import InvalidRequest, Unsupported
-from galley.server.protocol.base import BodyReader, Int
+from galley.server.protocol.base import BodyReader
 from galley.server.protocol.fields import ANTHROPIC, ANTHROPIC_COUNT
-from galley.server.protocol.generation import Caps, GenerationFields, check_generation
+from galley.server.protocol.generation import (
+    Caps,
+    CountOrAll,
+    GenerationFields,
+    PositiveShare,
+    Temperature,
+    Text,
+    check_generation,
+)
+from galley.server.protocol.turns import Block
 
-Block = dict[str, Any]
 Content = str | list[Block]
 
 
@@ -72,12 +80,12 @@ class MessagesRequest(Conversation, kw_only=True):
     """Answer a conversation."""
 
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-    stop_sequences: list[str] | None = None
+    stop_sequences: list[Text] | None = None
     stream: bool | None = False
-    temperature: float | None = None
-    top_k: Int | None = None
-    top_p: float | None = None
-    cache_salt: str | None = None
+    temperature: Temperature | None = None
+    top_k: CountOrAll | None = None
+    top_p: PositiveShare | None = None
+    cache_salt: Text | None = None
 
     def generation(self, caps: Caps) -> GenerationFields:
         """The same wishes by the names of the other endpoints. Raises InvalidRequest."""
@@ -128,6 +136,20 @@ class Message(msgspec.Struct, kw_only=True):
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"] | None = None
     stop_sequence: str | None = None
     usage: MessageUsage
+
+
+class ErrorDetail(msgspec.Struct):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class MessagesError(msgspec.Struct):
+    """Anthropic's error object."""
+
+    type: Literal["error"]
+    error: ErrorDetail
 
 
 messages_reader = BodyReader(MessagesRequest, ANTHROPIC)

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-Float = float
 
 T = TypeVar("T", bound=msgspec.Struct)
 

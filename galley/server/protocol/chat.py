@@ -7,19 +7,26 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from galley.errors import InvalidRequest
-from galley.server.protocol.base import BodyReader, Int, PromptLogprob, Usage
+from galley.server.protocol.base import BodyReader, PromptLogprob, Usage
 from galley.server.protocol.fields import CHAT, CHAT_BATCH
-from galley.server.protocol.generation import Caps, GenerationFields, check_generation
+from galley.server.protocol.generation import (
+    Caps,
+    CountOrAll,
+    GenerationFields,
+    Positive,
+    check_generation,
+)
+from galley.server.protocol.turns import Turn
 
-Messages = Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+Messages = Annotated[list[Turn], msgspec.Meta(min_length=1)]
 
 
 class ChatFields(GenerationFields, kw_only=True):
     """What requests for one answer and for a batch of answers have."""
 
-    max_completion_tokens: Int | None = None
+    max_completion_tokens: Positive | None = None
     logprobs: bool | None = False
-    top_logprobs: Int | None = 0
+    top_logprobs: CountOrAll | None = 0
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )

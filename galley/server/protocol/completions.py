@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from galley.errors import InvalidRequest
-from galley.server.protocol.base import BodyReader, Count, Int, PromptLogprob, TokenId, Usage
+from galley.server.protocol.base import BodyReader, PromptLogprob, TokenId, Usage
 from galley.server.protocol.fields import COMPLETION
-from galley.server.protocol.generation import Caps, GenerationFields, check_generation
+from galley.server.protocol.generation import (
+    Caps,
+    Count,
+    CountOrAll,
+    GenerationFields,
+    check_generation,
+)
+
+#: What `_prompts` will take, for the API's description.
+_PROMPTS = [
+    {"type": "string", "minLength": 1},
+    {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+    {"type": "array", "minItems": 1, "items": {"type": "integer"}},
+    {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1}},
+]
+Prompt = Annotated[
+    str | list[str | TokenId | list[TokenId]],
+    msgspec.Meta(extra_json_schema={"allOf": [{"anyOf": _PROMPTS}]}),
+]
 
 
 class CompletionRequest(GenerationFields, kw_only=True):
@@ -18,10 +36,10 @@ class CompletionRequest(GenerationFields, kw_only=True):
     `prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids.
     """
 
-    prompt: str | list[str | Count | list[TokenId]] | None = None
-    max_tokens: Int | None = 16
+    prompt: Prompt
+    max_tokens: Count | None = 16
     suffix: str | None = None
-    logprobs: Int | None = None
+    logprobs: CountOrAll | None = None
     add_special_tokens: bool = True
 
 
@@ -41,8 +59,6 @@ def check_completion(request: CompletionRequest, caps: Caps) -> list[str | list[
 
 
 def _prompts(given: Any, caps: Caps) -> list[str | list[int]]:
-    if given is None:
-        raise InvalidRequest("prompt: Field required.", field="prompt")
     if isinstance(given, str):
         return [given]
     if not given:

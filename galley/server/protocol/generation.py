@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -10,40 +10,58 @@ from galley.errors import InvalidRequest
 from galley.server.protocol.base import Int, StreamOptions
 
 
+def _told(**limits: float) -> msgspec.Meta:
+    """Limits for the API's description alone: they are checked later, with a sentence of their
+    own. In an `allOf`, because those of `Int` would hide them.
+    """
+    return msgspec.Meta(extra_json_schema={"allOf": [limits]})
+
+
+Count = Annotated[Int, _told(minimum=0)]
+CountOrAll = Annotated[Int, _told(minimum=-1)]
+Positive = Annotated[Int, _told(minimum=1)]
+Temperature = Annotated[float, _told(minimum=0)]
+Share = Annotated[float, _told(minimum=0, maximum=1)]
+PositiveShare = Annotated[float, _told(exclusiveMinimum=0, maximum=1)]
+Penalty = Annotated[float, _told(minimum=-2, maximum=2)]
+Factor = Annotated[float, _told(exclusiveMinimum=0)]
+Text = Annotated[str, _told(minLength=1)]
+
+
 class GenerationFields(msgspec.Struct, kw_only=True):
     """What both generation endpoints accept (vLLM's names, types and defaults)."""
 
     model: str | None = None
-    n: Int | None = 1
+    n: Positive | None = 1
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     echo: bool | None = False
-    max_tokens: Int | None = None
-    min_tokens: Int = 0
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
+    max_tokens: Count | None = None
+    min_tokens: Count = 0
+    temperature: Temperature | None = None
+    top_p: PositiveShare | None = None
+    top_k: CountOrAll | None = None
+    min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Factor | None = None
     seed: Int | None = None
-    stop: str | list[str] | None = None
+    stop: str | list[Text] | None = None
     stop_token_ids: list[Int] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logit_bias: dict[Int, float] | None = None
     allowed_token_ids: list[Int] | None = None
-    bad_words: list[str] | None = None
+    bad_words: list[Text] | None = None
     use_beam_search: bool = False
     length_penalty: float | None = 1.0
-    prompt_logprobs: Int | None = None
+    prompt_logprobs: CountOrAll | None = None
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
-    truncate_prompt_tokens: Int | None = None
+    truncate_prompt_tokens: CountOrAll | None = None
     truncation_side: Literal["left", "right"] | None = None
     priority: Int = 0
-    cache_salt: str | None = None
+    cache_salt: Text | None = None
     request_id: str | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -10,11 +10,25 @@ from galley.errors import InvalidRequest, Unsupported
 from galley.server.protocol.base import BodyReader, Int
 from galley.server.protocol.chat import ContentLogprob
 from galley.server.protocol.fields import RESPONSES
-from galley.server.protocol.generation import Caps, GenerationFields, check_generation
+from galley.server.protocol.generation import (
+    Caps,
+    Count,
+    CountOrAll,
+    Factor,
+    GenerationFields,
+    Penalty,
+    Positive,
+    PositiveShare,
+    Share,
+    Temperature,
+    Text,
+    check_generation,
+)
+from galley.server.protocol.turns import Item, Turn
 
 LOGPROBS = "message.output_text.logprobs"
+NOT_EMPTY = msgspec.Meta(extra_json_schema={"minItems": 1})
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
-Item = dict[str, Any]
 
 
 class Reasoning(msgspec.Struct):
@@ -28,31 +42,31 @@ class Reasoning(msgspec.Struct):
 class ResponsesRequest(msgspec.Struct, kw_only=True):
     """Answer a text or a conversation, on top of an earlier answer or not."""
 
-    input: str | list[Item]
+    input: Text | Annotated[list[Item], NOT_EMPTY]
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
-    previous_input_messages: list[dict[str, Any]] | None = None
+    previous_input_messages: list[Turn] | None = None
     background: bool | None = False
     store: bool | None = True
     stream: bool | None = False
     include: list[str] | None = None
-    max_output_tokens: Int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
+    max_output_tokens: Positive | None = None
+    temperature: Temperature | None = None
+    top_p: PositiveShare | None = None
+    top_k: CountOrAll | None = None
+    min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Factor | None = None
     seed: Int | None = None
-    stop: str | list[str] | None = None
+    stop: str | list[Text] | None = None
     stop_token_ids: list[Int] | None = None
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     ignore_eos: bool = False
     logit_bias: dict[Int, float] | None = None
-    top_logprobs: Int | None = 0
+    top_logprobs: Count | None = 0
     truncation: Literal["auto", "disabled"] | None = "disabled"
     reasoning: Reasoning | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -61,7 +75,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
     parallel_tool_calls: bool | None = True
     priority: Int = 0
-    cache_salt: str | None = None
+    cache_salt: Text | None = None
     request_id: str | None = None
 
     @property

@@ -9,6 +9,7 @@ import msgspec
 from galley.errors import InvalidRequest
 from galley.server.protocol.base import BodyReader, TokenId
 from galley.server.protocol.fields import TOKENIZE
+from galley.server.protocol.turns import Turn
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
@@ -16,7 +17,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: list[Turn] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = False
     add_generation_prompt: bool = True

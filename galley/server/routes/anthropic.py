@@ -17,19 +17,25 @@ from galley.server.prompts import render
 from galley.server.protocol.anthropic import (
     Conversation,
     Message,
+    MessagesError,
     TokenCount,
     count_reader,
     messages_reader,
 )
+from galley.server.protocol.base import ErrorResponse
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import collect, until_disconnect
+
+#: While the server drains it answers as on other paths.
+_OF_A_MODEL = {**dict.fromkeys((400, 404, 413), MessagesError), 503: (MessagesError, ErrorResponse)}
+_GENERATING = {**_OF_A_MODEL, 500: MessagesError}
 
 
 def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/messages", response_class=Response)
-    @wire(messages_reader, Message, streams=True)
+    @wire(messages_reader, Message, streams=True, errors=_GENERATING)
     async def create_message(raw: Request) -> Response:
         """Answer a conversation; `stream` sends the text as it comes."""
         raw.scope[DIALECT] = error_response
@@ -53,7 +59,7 @@ def routes(ctx: Context) -> APIRouter:
         return json_response(answer.whole(output))
 
     @router.post("/v1/messages/count_tokens", response_class=Response)
-    @wire(count_reader, TokenCount)
+    @wire(count_reader, TokenCount, errors=_OF_A_MODEL)
     async def count_tokens(raw: Request) -> Response:
         """How many tokens a conversation has as a prompt."""
         raw.scope[DIALECT] = error_response

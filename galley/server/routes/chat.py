@@ -13,7 +13,7 @@ from galley.server.beam import search
 from galley.server.chat_answer import ChatAnswer, Speaker
 from galley.server.context import Context, request_id
 from galley.server.errors import json_response
-from galley.server.openapi import wire
+from galley.server.openapi import GENERATING, wire
 from galley.server.prompts import render
 from galley.server.protocol.chat import (
     ChatCompletionResponse,
@@ -38,13 +38,13 @@ def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/chat/completions", response_class=Response)
-    @wire(reader, ChatCompletionResponse, streams=True)
+    @wire(reader, ChatCompletionResponse, streams=True, errors=GENERATING)
     async def create_chat_completion(raw: Request) -> Response:
         """Answer a conversation; `stream` sends the text as it comes."""
         return await respond(ctx, raw, await ctx.body(raw))
 
     @router.post("/v1/chat/completions/batch", response_class=Response)
-    @wire(batch_reader, ChatCompletionResponse)
+    @wire(batch_reader, ChatCompletionResponse, errors=GENERATING)
     async def create_batch_chat_completion(raw: Request) -> Response:
         """Answer several conversations; one choice each, in their order."""
         request = await ctx.read(raw, batch_reader)

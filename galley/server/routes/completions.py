@@ -11,7 +11,7 @@ from galley.server.beam import search_all
 from galley.server.completion_answer import CompletionAnswer
 from galley.server.context import Context, request_id
 from galley.server.errors import json_response
-from galley.server.openapi import wire
+from galley.server.openapi import GENERATING, wire
 from galley.server.prompts import fill_in_prompt
 from galley.server.protocol.completions import (
     CompletionRequest,
@@ -32,7 +32,7 @@ def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/completions", response_class=Response)
-    @wire(reader, CompletionResponse, streams=True)
+    @wire(reader, CompletionResponse, streams=True, errors=GENERATING)
     async def create_completion(raw: Request) -> Response:
         """Continue a prompt, or several; `stream` sends the text as it comes."""
         return await respond(ctx, raw, await ctx.body(raw))

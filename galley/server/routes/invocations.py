@@ -9,6 +9,9 @@ from starlette.responses import Response
 
 from galley.errors import InvalidRequest
 from galley.server.context import Context
+from galley.server.openapi import GENERATING, wire
+from galley.server.protocol.chat import ChatCompletionResponse
+from galley.server.protocol.completions import CompletionResponse
 from galley.server.routes import chat, completions
 
 #: A key that only bodies of one endpoint have → that endpoint's answer; tried in this order.
@@ -20,6 +23,12 @@ def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.post("/invocations", response_class=Response)
+    @wire(
+        (chat.reader, completions.reader),
+        (ChatCompletionResponse, CompletionResponse),
+        streams=True,
+        errors=GENERATING,
+    )
     async def invocations(raw: Request) -> Response:
         """What the endpoint answers whose body this is: chat (`messages`) or completions
         (`prompt`).

@@ -6,12 +6,14 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from galley.server.context import Context
+from galley.server.openapi import wire
 
 
 def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.get("/metrics", response_class=Response)
+    @wire(response=str)
     async def metrics() -> Response:
         body, content_type = ctx.metrics()
         return Response(body, headers={"content-type": content_type})

@@ -22,8 +22,9 @@ from galley.request import RequestOutput, SamplingParams
 from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import wire
+from galley.server.openapi import GENERATING, wire
 from galley.server.prompts import render
+from galley.server.protocol.base import ErrorResponse
 from galley.server.protocol.responses import (
     ResponseObject,
     ResponsesRequest,
@@ -37,19 +38,21 @@ from galley.server.stream import Stream, collect, merge, until_disconnect
 
 logger = logging.getLogger(__name__)
 
+_UNKNOWN = {400: ErrorResponse, 404: ErrorResponse}
+
 
 def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
     desk = Desk(ctx, ResponseStore())
 
     @router.post("/v1/responses", response_class=Response)
-    @wire(reader, ResponseObject, streams=True)
+    @wire(reader, ResponseObject, streams=True, errors=GENERATING)
     async def create_response(raw: Request) -> Response:
         """Answer a text or a conversation; `stream` sends the text as it comes."""
         return await desk.create(raw, await ctx.read(raw, reader))
 
     @router.get("/v1/responses/{response_id}", response_class=Response)
-    @wire(response=ResponseObject, streams=True)
+    @wire(response=ResponseObject, streams=True, errors=_UNKNOWN)
     async def retrieve_response(
         response_id: str, stream: bool = False, starting_after: int = -1
     ) -> Response:
@@ -62,7 +65,7 @@ def routes(ctx: Context) -> APIRouter:
         return StreamingResponse(record.follow(starting_after), media_type="text/event-stream")
 
     @router.post("/v1/responses/{response_id}/cancel", response_class=Response)
-    @wire(response=ResponseObject)
+    @wire(response=ResponseObject, errors={**_UNKNOWN, 503: ErrorResponse})
     async def cancel_response(response_id: str) -> Response:
         """End a background response that is under way."""
         record = desk.store.get(response_id)

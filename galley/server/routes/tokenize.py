@@ -12,7 +12,7 @@ from galley.errors import InvalidRequest
 from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import wire
+from galley.server.openapi import OF_A_MODEL, wire
 from galley.server.prompts import render
 from galley.server.protocol.tokenize import (
     AddedToken,
@@ -28,7 +28,7 @@ def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.post("/tokenize", response_class=Response)
-    @wire(tokenize_reader, TokenizeResponse)
+    @wire(tokenize_reader, TokenizeResponse, errors=OF_A_MODEL)
     async def tokenize(raw: Request) -> Response:
         """Token ids of a text, or of a conversation."""
         request = await ctx.read(raw, tokenize_reader)
@@ -57,7 +57,7 @@ def routes(ctx: Context) -> APIRouter:
         return json_response(to_json(TokenizeResponse(len(ids), length, ids, names)))
 
     @router.post("/detokenize", response_class=Response)
-    @wire(detokenize_reader, DetokenizeResponse)
+    @wire(detokenize_reader, DetokenizeResponse, errors=OF_A_MODEL)
     async def detokenize(raw: Request) -> Response:
         """The text of token ids, special tokens included."""
         request = await ctx.read(raw, detokenize_reader)

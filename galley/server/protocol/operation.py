@@ -1,0 +1,87 @@
+"""Wire types of probes and of the routes for development and profiles."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from galley.server.protocol.base import BodyReader
+
+Steps = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
+class Version(msgspec.Struct):
+    """The program's version, and whether answers do not depend on what else is computed."""
+
+    version: str
+    batch_invariant: bool | None
+
+
+class ServerLoad(msgspec.Struct):
+    """Requests under way."""
+
+    server_load: int
+
+
+class CollectiveRpc(msgspec.Struct, kw_only=True):
+    """A method to run on all workers."""
+
+    method: str
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    timeout: float | None = None
+
+
+class RpcResults(msgspec.Struct):
+    """What each worker answered."""
+
+    results: list[Any]
+
+
+class AbortRequests(msgspec.Struct, kw_only=True):
+    """Ids of requests to end; without any, all are ended."""
+
+    request_ids: list[str] | None = None
+
+
+class ServerInfo(msgspec.Struct):
+    """The configuration as a text or an object, and the variables that were heeded."""
+
+    vllm_config: str | dict[str, Any]
+    vllm_env: dict[str, str]
+
+
+class WorldSize(msgspec.Struct):
+    """Ranks that compute a step."""
+
+    world_size: int
+
+
+class PauseStatus(msgspec.Struct):
+    """ "paused" or "resumed"."""
+
+    status: str
+
+
+class IsPaused(msgspec.Struct):
+    is_paused: bool
+
+
+class StartProfile(msgspec.Struct, kw_only=True):
+    """What to note: the steps after the first `delay_iterations`, at most `max_iterations`."""
+
+    profile_prefix: str | None = None
+    delay_iterations: Steps | None = None
+    max_iterations: Steps | None = None
+
+
+class ProfileFiles(msgspec.Struct):
+    """One path for each engine."""
+
+    files: list[str]
+
+
+rpc_reader = BodyReader(CollectiveRpc, {})
+abort_reader = BodyReader(AbortRequests, {})
+profile_reader = BodyReader(StartProfile, {})

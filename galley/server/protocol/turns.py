@@ -1,0 +1,52 @@
+"""Turns of a conversation as bodies spell them. They are read as they are: what they must be is
+checked when the prompt is made, by `galley.chat`, and told here to the API's description alone.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from galley.chat.messages import TEXT_PARTS
+
+_TEXT: dict[str, Any] = {"type": "string"}
+
+
+def _part(kind: str, key: str) -> dict[str, Any]:
+    """A part of a content that is text: its type, and the key that holds the text."""
+    properties = {"type": {"const": kind}, key: _TEXT}
+    return {"type": "object", "required": ["type", key], "properties": properties}
+
+
+_ROLE = {"type": "string", "minLength": 1}
+_PARTS = [_TEXT, *(_part(kind, key) for kind, key in TEXT_PARTS.items())]
+_CONTENT = {"anyOf": [_TEXT, {"type": "null"}, {"type": "array", "items": {"anyOf": _PARTS}}]}
+_CALLS = {
+    "anyOf": [
+        {"type": "null"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["function"],
+                "properties": {"function": {"type": "object"}},
+            },
+        },
+    ]
+}
+_TURN = {
+    "required": ["role"],
+    "properties": {"role": _ROLE, "content": _CONTENT, "tool_calls": _CALLS},
+}
+_ITEM = {
+    "required": ["role", "content"],
+    "properties": {"type": {"const": "message"}, "role": _ROLE, "content": _CONTENT},
+}
+
+#: A message of OpenAI's chat completions.
+Turn = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_TURN)]
+#: An item of the input of OpenAI's responses.
+Item = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_ITEM)]
+#: A part of the content of Anthropic's messages.
+Block = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_part("text", "text"))]
