@@ -1,6 +1,6 @@
 """Galley and its peers in one interleaved run.
 
-    LAB=… python -m benchmarks.peers.run [--rows S1,S2,…,S4b,…,S8] [--runs 3] [--out FILE.jsonl]
+    LAB=… python -m benchmarks.peers.run [--rows S1,S2,…,S4b,…,S8,S9] [--runs 3] [--out FILE.jsonl]
 
 Servers that are compared with each other are up at once (an idle one takes no CPU); run by run and
 workload by workload each has its turn on the same prompts, so that what the machine does meanwhile
@@ -22,7 +22,8 @@ from benchmarks.peers import perplexity
 from benchmarks.peers.engines import Server, lab, running
 from benchmarks.peers.offline import run_offline
 from benchmarks.peers.starts import run_starts
-from benchmarks.peers.table import OFFLINE, ROWS, Row, Turn, table
+from benchmarks.peers.table import FRONT_END, OFFLINE, ROWS, Row, Turn, front_end_table, table
+from benchmarks.peers.threads import is_engine
 from benchmarks.peers.workloads import WORKLOADS, figures, send
 from galley.cli.bench import process
 from galley.cli.bench.datasets.text import Corpus, read_text
@@ -30,6 +31,7 @@ from galley.text.tokenizer import load_tokenizer
 
 #: Engines whose starts are measured (vLLM's takes a minute: its health check is in `show`).
 _STARTS = ["galley-q4_0", "llama-q4_0"]
+_ALL = [*ROWS, *OFFLINE, "S8", *FRONT_END]
 
 
 @dataclass
@@ -133,15 +135,7 @@ def front_cpu(spent: dict[int, float]) -> float:
     nor a worker (S9). With one process (llama-server) there is no telling: NaN."""
     if len(spent) == 1:
         return float("nan")
-    return sum(seconds for pid, seconds in spent.items() if not _is_engine(pid))
-
-
-def _is_engine(pid: int) -> bool:
-    try:
-        title = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"EngineCore" in title or b"Worker" in title
+    return sum(seconds for pid, seconds in spent.items() if not is_engine(pid))
 
 
 def show(name: str, workload: str, record: dict[str, float]) -> None:
@@ -160,14 +154,14 @@ def show(name: str, workload: str, record: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", default=",".join([*ROWS, *OFFLINE, "S8"]))
+    parser.add_argument("--rows", default=",".join(_ALL))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--port", type=int, default=8301, help="first of the servers' ports")
     parser.add_argument("--perplexity", type=int, default=16, help="windows of text; 0: none")
     parser.add_argument("--out", type=Path, help="default: $LAB/out/peers.jsonl")
     args = parser.parse_args()
     wanted = args.rows.split(",")
-    unknown = set(wanted) - {*ROWS, *OFFLINE, "S8"}
+    unknown = set(wanted) - set(_ALL)
     if unknown:
         parser.error(f"no row {unknown.pop()!r}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -176,7 +170,8 @@ def main() -> None:
     corpus = Corpus(read_text(), load_tokenizer(lab() / "weights" / "smollm2-bf16"))
     bench = Bench(corpus, args.runs, args.port, args.perplexity, out)
     rows = {name: row for name, row in ROWS.items() if name in wanted}
-    bench.serve(rows)
+    front = {name: row for name, row in FRONT_END.items() if name in wanted}
+    bench.serve({**rows, **front})
     if "S4b" in wanted:
         bench.offline()
         rows |= OFFLINE
@@ -184,6 +179,8 @@ def main() -> None:
         bench.reference()
     if rows:
         print("\n" + table(rows, bench.records))
+    if front:
+        print("\n" + front_end_table(front, bench.records))
     if bench.perplexities:
         print("\n| engine | perplexity |\n|---|---|")
         for name, value in bench.perplexities.items():

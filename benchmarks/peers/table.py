@@ -14,7 +14,8 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """One goal: `mine` reaches `goal` times the output tokens per second of each of `theirs`."""
+    """One goal: `mine` reaches `goal` times the output tokens per second of each of `theirs`, where
+    nothing else is said."""
 
     workload: str
     mine: str
@@ -36,6 +37,8 @@ ROWS = {
 }
 #: Without HTTP (`offline.py`).
 OFFLINE = {"S4b": Row("W4 offline", "galley-q4_0 (LLM)", ("openvino-q4_0",), 1.6)}
+#: CPU time of the front end for a streamed token: at most `goal` times that of each of `theirs`.
+FRONT_END = {"S9": Row("W4", "galley-bf16", ("vllm-bf16",), 1 / 3)}
 
 _COLUMNS = (
     "| goal | workload | engine | out tok/s | TTFT p50 / p99 ms | ITL p50 / p99 ms "
@@ -62,6 +65,7 @@ def ratios(mine: Sequence[Record], theirs: Sequence[Record], field: str) -> str:
     """Mine to theirs, run by run: the median and the spread."""
     pairs = zip(mine, theirs, strict=True)
     each = [a[field] / b[field] for a, b in pairs if field in a and field in b]
+    each = [ratio for ratio in each if not math.isnan(ratio)]
     if not each:
         return ""
     return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
@@ -89,5 +93,24 @@ def table(rows: Mapping[str, Row], records: Mapping[Turn, Sequence[Record]]) -> 
                 "" if ours else ratios(mine, runs, "ttft_p50_ms"),
                 "" if ours else f"{row.goal} ×",
             ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def front_end_table(rows: Mapping[str, Row], records: Mapping[Turn, Sequence[Record]]) -> str:
+    """CPU time of all processes of a server but its engines (/proc/PID/stat), by streamed token."""
+    lines = [
+        "| goal | workload | engine | front-end CPU, µs a token | ratio (over the runs) | goal |",
+        "|---|---|---|---|---|---|",
+    ]
+    field = "front_cpu_us_per_token"
+    for name, row in rows.items():
+        mine = records[row.turns[0]]
+        for turn in row.turns:
+            runs = records[turn]
+            theirs = turn[0] != row.mine
+            ratio = ratios(mine, runs, field) if theirs else ""
+            goal = f"{row.goal:.2f} ×" if theirs else ""
+            cells = [name, row.workload, turn[0], number(median(runs, field)), ratio, goal]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,12 +1,16 @@
 """What the peers' run and the claims make of their figures."""
 
+import os
+
 import pytest
 
 from benchmarks.claims.claim import compare
 from benchmarks.claims.run import table as claims_table
 from benchmarks.peers.perplexity import WINDOW, from_logprobs, second_half
 from benchmarks.peers.run import groups, interleave
-from benchmarks.peers.table import ROWS, Row, table
+from benchmarks.peers.steps import Found, part_table, parts_of_steps, share_table
+from benchmarks.peers.table import ROWS, Row, front_end_table, table
+from benchmarks.peers.threads import role
 from benchmarks.peers.workloads import WORKLOADS, figures
 from galley.cli.bench.backends import Outcome
 from galley.cli.bench.datasets import Sample
@@ -62,6 +66,55 @@ def test_ratios_are_taken_run_by_run():
     }
     last = table(rows, records).splitlines()[-1]
     assert "| 2.50 (2.00 to 3.00) | 1.00 (1.00 to 1.00) | 2.0 × |" in last
+
+
+def test_front_ends_are_compared_by_cpu_time_a_token():
+    rows = {"S9": Row("W4", "a", ("b",), 1 / 3)}
+    records = {
+        ("a", "W4"): [{"front_cpu_us_per_token": 30.0}, {"front_cpu_us_per_token": 20.0}],
+        ("b", "W4"): [{"front_cpu_us_per_token": 100.0}, {"front_cpu_us_per_token": float("nan")}],
+    }
+    first, last = front_end_table(rows, records).splitlines()[-2:]
+    assert first == "| S9 | W4 | a | 25 |  |  |"
+    assert "| 0.30 (0.30 to 0.30) | 0.33 × |" in last
+
+
+def _step(number, begin, rows, tokens, parts):
+    """A step of the trace: parts in µs, one behind the other."""
+    whole = {"ph": "X", "name": f"step {number}", "ts": begin, "dur": sum(parts.values())}
+    yield {**whole, "args": {"num_rows": rows, "num_tokens": tokens}}
+    for name, dur in parts.items():
+        yield {"ph": "X", "name": name, "ts": begin, "dur": dur}
+
+
+def test_parts_of_a_step_are_those_of_decode_steps_in_a_row():
+    parts = {"schedule": 10.0, "execute": 80.0, "commit": 5.0}
+    slow = {"schedule": 99.0, "execute": 999.0, "commit": 99.0}
+    events = [{"ph": "M", "name": "process_name"}]
+    for number, (begin, rows, tokens, of) in enumerate(
+        [(0, 2, 300, slow), (2000, 2, 2, parts), (2100, 2, 2, parts), (2200, 1, 1, slow)]
+    ):
+        events += _step(number, float(begin), rows, tokens, of)
+    found = parts_of_steps(events, 2)
+    assert found == {
+        "step, from one to the next": 100.0,
+        "· schedule": 10.0,
+        "· native call, runner around it": 80.0,
+        "· commit, outputs": 5.0,
+        "· send, receive, flight recorder": 5.0,
+    }
+    assert parts_of_steps(events, 3) == {}
+    goal = Found(ROWS["S1"], [10.0, 20.0], [9.0, 9.0], [9.0, 16.0], [0.0, 0.1], [found, {}])
+    row = share_table({"S1": goal}).splitlines()[-1]
+    assert row.endswith("| 15 | 9 | 12 | 85% (80% to 90%) | 85% | 0.05 |")
+    assert "| · schedule | 10 |" in part_table({"S1": goal})
+
+
+def test_threads_are_told_by_process_and_name():
+    me = os.getpid()
+    assert role(me, me, "python") == "front end: main"
+    assert role(me, me + 1, "ZMQbg/IO/0") == "front end: sockets"
+    assert role(me, me + 1, "pool") == "front end: other threads"
 
 
 def test_perplexity_scores_the_second_half():

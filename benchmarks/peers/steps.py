@@ -1,0 +1,265 @@
+"""What HTTP leaves of the native steps, and where each microsecond of a step goes.
+
+    LAB=… python -m benchmarks.peers.steps [--rows S1,S2 …] [--runs 3]
+
+An engine core in this process runs a goal's workload with a stop watch around the native calls
+alone: tokens over their time is what the steps allow. The server then gets the same prompts over
+HTTP, in turn with the core, run by run. Needs the weights that `setup.sh` makes, no peers.
+
+Of the server's steps the trace tells schedule, execution and commit (`/start_profile`), the kernel
+what its threads took and how long they waited for a core. Decode steps with all clients count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.claims.drive import Engine as Core
+from benchmarks.claims.drive import engine as core_of
+from benchmarks.claims.drive import jobs
+from benchmarks.peers.engines import ENGINES, Server, lab, start, stop
+from benchmarks.peers.table import ROWS, Row
+from benchmarks.peers.threads import Times, by_role, spent
+from benchmarks.peers.workloads import WORKLOADS, figures, send
+from galley.cli.bench import process
+from galley.cli.bench.datasets.text import Corpus, read_text
+from galley.kernels.cpu import CpuExecutable
+from galley.text.tokenizer import load_tokenizer
+
+WANTED = 0.85
+
+
+@dataclass
+class StopWatch:
+    """Adds up the seconds of native steps."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time every `CpuExecutable.run` of this process."""
+        plain = CpuExecutable.run
+
+        @functools.wraps(plain)
+        def timed(*args: Any, **kwargs: Any) -> None:
+            begin = time.perf_counter()
+            plain(*args, **kwargs)
+            self.seconds += time.perf_counter() - begin
+
+        CpuExecutable.run = timed  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            CpuExecutable.run = plain  # type: ignore[method-assign]
+
+
+def native(core: Core, corpus: Corpus, workload: str, run: int) -> tuple[float, float]:
+    """Output tokens per second that the native steps allow, and those of the core around them."""
+    load = WORKLOADS[workload]
+    prompts = [
+        corpus.tokenizer.encode(sample.prompt, add_special_tokens=False)
+        for sample in load.samples(corpus, run)
+    ]
+    watch = StopWatch()
+    with watch.running():
+        wall = core.run(jobs(prompts, load.output), load.concurrency)
+    tokens = load.requests * load.output
+    return tokens / watch.seconds, tokens / wall
+
+
+@dataclass
+class Found:
+    """Of one goal: tokens per second run by run, and the parts of a step over HTTP in µs."""
+
+    row: Row
+    native: list[float] = field(default_factory=list)
+    core: list[float] = field(default_factory=list)
+    http: list[float] = field(default_factory=list)
+    foreign: list[float] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+
+
+def profiled(name: str, folder: Path) -> Server:
+    """The engine with its profiler ready to write to `folder`."""
+    config = json.dumps({"profiler": "torch", "torch_profiler_dir": str(folder)})
+    engine = ENGINES[name]
+    flag = " --profiler-config '" + config.replace("{", "{{").replace("}", "}}") + "'"
+    return start(name, replace(engine, command=engine.command + flag), 8391, folder / f"{name}.log")
+
+
+def ask(server: Server, path: str) -> Any:
+    request = urllib.request.Request(server.base + path, b"", method="POST")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        body = answer.read()
+    return json.loads(body) if body else None
+
+
+def over_http(server: Server, corpus: Corpus, workload: str, run: int) -> dict[str, Any]:
+    """Tokens per second, the share of the machine that strangers took, and the parts of a step."""
+    load = WORKLOADS[workload]
+    samples = load.samples(corpus, run)
+    if run == 0:
+        send(server.base, server.engine.model, load.warm_up(corpus), load.concurrency)
+    pids = process.tree(server.process.pid)
+    ask(server, "/start_profile")
+    before, busy = by_role(pids), process.machine_busy()
+    done = send(server.base, server.engine.model, samples, load.concurrency)
+    busy = process.machine_busy() - busy
+    threads = spent(pids, before)
+    [path] = ask(server, "/stop_profile")["files"]
+    result = figures(done, samples)
+    if result["failures"]:
+        raise RuntimeError(f"{result['failures']:.0f} requests failed on {server.name}")
+    mine = sum(times.cpu for times in threads.values()) + done.client_cpu
+    events = json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]
+    Path(path).unlink()
+    return {
+        "out_tok_s": result["out_tok_s"],
+        "foreign": max(busy - mine, 0.0) / done.duration,
+        "parts": {
+            **parts_of_steps(events, load.concurrency),
+            **parts_of_threads(threads, done.client_cpu, result["output_tokens"]),
+        },
+    }
+
+
+def parts_of_steps(events: Sequence[Mapping[str, Any]], rows: int) -> dict[str, float]:
+    """Medians in µs over the decode steps of `rows` rows that follow on each other."""
+    steps: list[dict[str, float]] = []
+    for event in events:
+        if event["ph"] != "X":
+            continue
+        if event["name"].startswith("step "):
+            full = event["args"]["num_rows"] == event["args"]["num_tokens"] == rows
+            steps.append({"full": full, "begin": event["ts"], "end": event["ts"] + event["dur"]})
+        else:
+            steps[-1][event["name"]] = event["dur"]
+    pairs = [(a, b) for a, b in pairwise(steps) if a["full"] and b["full"]]
+    if not pairs:
+        return {}
+
+    def middle(values: Iterator[float]) -> float:
+        return float(np.median(list(values)))
+
+    return {
+        "step, from one to the next": middle(b["begin"] - a["begin"] for a, b in pairs),
+        "· schedule": middle(a["schedule"] for a, _ in pairs),
+        "· native call, runner around it": middle(a["execute"] for a, _ in pairs),
+        "· commit, outputs": middle(a["commit"] for a, _ in pairs),
+        "· send, receive, flight recorder": middle(b["begin"] - a["end"] for a, b in pairs),
+    }
+
+
+def parts_of_threads(
+    threads: Mapping[str, Times], client: float, tokens: float
+) -> dict[str, float]:
+    """µs a token."""
+    parts = {}
+    for name in sorted(threads):
+        parts[f"{name}, CPU a token"] = threads[name].cpu / tokens * 1e6
+        if name in ("engine: sockets", "front end: main"):
+            parts[f"{name}, waits for a core, a token"] = threads[name].waiting / tokens * 1e6
+    parts["client, CPU a token"] = client / tokens * 1e6
+    return parts
+
+
+def measure(names: Sequence[str], runs: int, corpus: Corpus) -> dict[str, Found]:
+    """All goals, engine by engine; core and server take turns."""
+    found = {name: Found(ROWS[name]) for name in names}
+    for engine in dict.fromkeys(goal.row.mine for goal in found.values()):
+        command = ENGINES[engine].command.split()
+        weights = next(word for word in command if "{lab}" in word).format(lab=lab())
+        server = profiled(engine, lab() / "out")
+        try:
+            with core_of("server", model=weights) as core:
+                for run in range(runs):
+                    for goal in found.values():
+                        if goal.row.mine == engine:
+                            one_turn(goal, core, server, corpus, run)
+        finally:
+            stop(server.process)
+    return found
+
+
+def one_turn(goal: Found, core: Core, server: Server, corpus: Corpus, run: int) -> None:
+    workload = goal.row.workload
+    if run == 0:
+        load = WORKLOADS[workload]
+        ids = [corpus.tokenizer.encode(s.prompt) for s in load.warm_up(corpus)]
+        core.run(jobs(ids, 16))
+    allowed, around = native(core, corpus, workload, run)
+    told = over_http(server, corpus, workload, run)
+    goal.native.append(allowed)
+    goal.core.append(around)
+    goal.http.append(told["out_tok_s"])
+    goal.foreign.append(told["foreign"])
+    goal.parts.append(told["parts"])
+    print(
+        f"{server.name:<12} {workload}  native {allowed:7.1f}  core {around:7.1f}  "
+        f"HTTP {told['out_tok_s']:7.1f} tok/s  foreign {told['foreign']:.2f}",
+        flush=True,
+    )
+
+
+def share_table(found: Mapping[str, Found]) -> str:
+    """Markdown: medians, and the share run by run."""
+    lines = [
+        "| goal | workload | engine | native steps allow, out tok/s | engine core alone "
+        "| over HTTP | share (over the runs) | wanted | foreign CPU |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, goal in found.items():
+        shares = [b / a for a, b in zip(goal.native, goal.http, strict=True)]
+        middle = statistics.median
+        lines.append(
+            f"| {name} | {goal.row.workload} | {goal.row.mine} | {middle(goal.native):.0f} "
+            f"| {middle(goal.core):.0f} | {middle(goal.http):.0f} | {middle(shares):.0%} "
+            f"({min(shares):.0%} to {max(shares):.0%}) | {WANTED:.0%} "
+            f"| {middle(goal.foreign):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def part_table(found: Mapping[str, Found]) -> str:
+    """Markdown: medians over the runs, a column for each goal."""
+    names = list(dict.fromkeys(k for g in found.values() for run in g.parts for k in run))
+    heads = [f"{name}: {g.row.workload}, {g.row.mine}" for name, g in found.items()]
+    lines = ["| µs | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for name in names:
+        cells = []
+        for goal in found.values():
+            values = [run[name] for run in goal.parts if name in run]
+            cells.append(f"{statistics.median(values):,.0f}" if values else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    names = args.rows.split(",")
+    if unknown := set(names) - set(ROWS):
+        parser.error(f"no row {unknown.pop()!r}")
+    (lab() / "out").mkdir(parents=True, exist_ok=True)
+    corpus = Corpus(read_text(), load_tokenizer(lab() / "weights" / "smollm2-bf16"))
+    found = measure(names, args.runs, corpus)
+    print("\n" + share_table(found) + "\n\n" + part_table(found))
+
+
+if __name__ == "__main__":
+    main()
