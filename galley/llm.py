@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from galley.chat import ChatRenderer
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
+from galley.engine.pausing import check_level
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from galley.frontend.client import InprocClient
@@ -66,10 +67,11 @@ class LLM:
             max_model_len=self._core.executor.max_model_len,
         )
         self._registry = CollectorRegistry()
+        self._metrics = self._observer()
         self._client = InprocClient(
             self._core,
             InputProcessor(limits, self._tokenizer, seed=self.config.model.seed),
-            OutputProcessor(self._tokenizer, self._observer()),
+            OutputProcessor(self._tokenizer, self._metrics),
         )
         self._enqueued: list[RequestState] = []
         self._num_requests = 0
@@ -285,6 +287,8 @@ class LLM:
             state.notify = partial(ended.append, state)
         with progress_bar(len(states), "Prompts", shown) as bar:
             while len(ended) < len(states):
+                if self._core.pausing.stopped and not self._core.has_work:
+                    raise InvalidRequest("The model is asleep: call wake_up() first.")
                 self._client.step()
                 if bar is not None and bar.is_due(len(ended)):
                     prompt_tokens = sum(len(s.submission.prompt_token_ids) for s in ended)
@@ -366,6 +370,46 @@ class LLM:
         if reset_connector:
             raise Unsupported("reset_connector: there is no KV connector.", field="reset_connector")
         return self._core.reset_prefix_cache(reset_running_requests)
+
+    def sleep(self, level: int = 1, mode: str = "abort") -> None:
+        """Give memory back until `wake_up`: at level 1 that of the KV cache, at level 2 that of the
+        weights too. At level 0 nothing is computed, and what is enqueued waits.
+
+        Args:
+            mode: what becomes of enqueued requests: "abort", "wait" (they are computed first), or
+                "keep" (they go on after waking up).
+
+        Raises:
+            InvalidRequest: there is no such level or mode.
+        """
+        check_level(level)
+        pausing = self._core.pausing
+        pausing.pause(mode)
+        while self._core.has_work:
+            self._client.step()
+        pausing.sleep(level)
+        self._tell_sleep(level)
+
+    def wake_up(self, tags: list[str] | None = None) -> bool:
+        """Take memory again: all of it, or what `tags` name of weights, kv_cache and scheduling.
+
+        Returns whether it is all there; then the model computes again.
+
+        Raises:
+            InvalidRequest: there is no such tag.
+        """
+        awake = self._core.pausing.wake_up(tags)
+        if awake:
+            self._tell_sleep(None)
+        return awake
+
+    def release_kv_cache_memory(self) -> None:
+        """Give the KV cache's memory back during `sleep(level=0)`, until `wake_up`."""
+        self._core.pausing.release_kv_cache_memory()
+
+    def _tell_sleep(self, level: int | None) -> None:
+        if self._metrics is not None:
+            self._metrics.sleeps(level)
 
     def shutdown(self) -> None:
         """Let go of the model's memory; the object cannot be used afterwards."""

@@ -23,6 +23,7 @@ from galley.config import EngineConfig
 from galley.engine.ledger import BlockLedger
 from galley.engine.messages import Stats
 from galley.engine.outputs import ClientOutputs, Shares, Stamp, build_outputs
+from galley.engine.pausing import Pausing
 from galley.errors import ConfigError
 from galley.kv import BlockHasher, BlockPool, KVCacheManager
 from galley.observability.meter import BlockLives, Meter, Workload
@@ -51,6 +52,7 @@ class EngineCore:
         while_waiting: called while the device works; it may `add` and `abort`.
         on_done: called when a plan has been computed and committed.
         trace: the last steps.
+        pausing: whether steps are taken.
         meter: measures what is measured only when asked for.
     """
 
@@ -65,22 +67,28 @@ class EngineCore:
         self.on_done: Callable[[], None] | None = None
         self.trace = StepTrace()
         self.meter: Meter | None = None
-        self._paused = False
+        self.pausing = Pausing(scheduler, executor)
         self._profile: Profile | None = None
         self._shares = Shares()
         self._model_seconds = 0.0
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work and not self._paused
+        """Whether a step would compute something, or tell of an end."""
+        scheduler = self.scheduler
+        return scheduler.has_ends if self.pausing.stopped else scheduler.has_work
 
     def add(self, requests: Iterable[Request]) -> None:
-        """Queue requests in order of arrival."""
-        for request in requests:
-            self.scheduler.add(request)
+        """Queue requests in order of arrival; those that come during a pause are held."""
+        if not self.pausing.hold(requests):
+            for request in requests:
+                self.scheduler.add(request)
 
     def abort(self, handles: Iterable[int], client_index: int = 0) -> None:
         """End a client's requests; unknown handles are ignored."""
+        if self.pausing.held:
+            handles = list(handles)
+            self.pausing.give_up(handles, client_index)
         self.scheduler.abort(handles, client_index)
 
     def step(self) -> ClientOutputs:
@@ -88,7 +96,7 @@ class EngineCore:
         begin = perf_counter()
         scheduler = self.scheduler
         before = self._counters()
-        plan = scheduler.schedule()
+        plan = None if self.pausing.stopped else scheduler.schedule()
         if plan is None:
             return build_outputs(scheduler.take_events(), self._told(), self.stamp, self._shares)
         if self.on_plan:
@@ -118,7 +126,7 @@ class EngineCore:
         kv = scheduler.kv
         return Stats(
             num_running=len(scheduler.running.order),
-            num_waiting=scheduler.num_waiting,
+            num_waiting=scheduler.num_waiting + len(self.pausing.held),
             waiting_by_reason=scheduler.waiting_by_reason,
             kv_cache_usage=kv.usage,
             num_preemptions=scheduler.num_preemptions,
@@ -139,16 +147,6 @@ class EngineCore:
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         """Forget cached prefixes; False while blocks are in use (see `Scheduler`)."""
         return self.scheduler.reset_prefix_cache(reset_running_requests)
-
-    def pause(self) -> None:
-        """Take no more steps; what comes in waits."""
-        self._paused = True
-
-    def resume(self) -> None:
-        self._paused = False
-
-    def is_paused(self) -> bool:
-        return self._paused
 
     def start_profile(self, folder: str, prefix: str = "", delay: int = 0, most: int = 0) -> None:
         """Note the steps from now on; see `Profile`. A profile under way is given up."""

@@ -139,6 +139,7 @@ class Ready(msgspec.Struct, tag="ready"):
 
     Attributes:
         restarts: times that it was started anew which nobody has been told of before.
+        sleep_level: of the sleep that it is in, None while it is awake.
     """
 
     engine_index: int
@@ -148,15 +149,19 @@ class Ready(msgspec.Struct, tag="ready"):
     block_size: int
     batch_invariant: bool
     restarts: int = 0
+    sleep_level: int | None = None
     info: dict[str, Any] = {}
 
 
 class Reply(msgspec.Struct, tag="reply"):
-    """Answer to a `Call`; `error` is the message of what it raised."""
+    """Answer to a `Call`; `error` is the message of what it raised, `refused` that this is the
+    caller's fault.
+    """
 
     id: int
     result: Any = None
     error: str | None = None
+    refused: bool = False
 
 
 class Pong(msgspec.Struct, tag="pong"):

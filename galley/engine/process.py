@@ -39,6 +39,7 @@ from galley.engine.messages import (
     client_of,
     routing_id,
 )
+from galley.errors import InvalidRequest
 from galley.request import Request
 
 if TYPE_CHECKING:
@@ -47,10 +48,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Methods of the core that a client may call by name; any other goes to the executor's workers.
-CORE_CALLS = (
-    *("reset_prefix_cache", "check_integrity", "pause", "resume", "is_paused"),
-    *("start_profile", "stop_profile"),
+#: What a client may call by name: methods of the core, and of its pausing. Any other name goes to
+#: the executor's workers.
+CORE_CALLS = ("reset_prefix_cache", "check_integrity", "start_profile", "stop_profile")
+PAUSING_CALLS = (
+    *("pause", "resume", "is_paused", "drained", "abort_all"),
+    *("sleep", "wake_up", "is_sleeping", "release_kv_cache_memory"),
 )
 #: Arrivals between two steps that the flight recorder has room for.
 ARRIVALS = 65_536
@@ -62,6 +65,7 @@ class Core(Protocol):
     """What is needed of an engine core here."""
 
     executor: Any
+    pausing: Any
     on_plan: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None
     while_waiting: Callable[[], None] | None
 
@@ -115,6 +119,7 @@ class EngineProcess:
         self._lines: dict[int, Line] = {}
         self._greetings: set[int] = set()
         self._live: dict[int, set[int]] = {}
+        self._calls: list[tuple[int, Call]] = []
         self._orphaned = False
         core.on_plan = flight.record
         core.while_waiting = self.receive
@@ -128,12 +133,13 @@ class EngineProcess:
         poller.register(self.channel.fileno(), zmq.POLLIN)
         core, flight, steps = self.core, self.flight, 0
         while not self._orphaned:
-            if not core.has_work:
+            if not core.has_work and not self._calls:
                 flight.rest()
                 poller.poll()
                 self._control()
             flight.beat()
             self.receive()
+            self._answer_calls()
             if core.has_work or self._greetings:
                 for client, outputs in core.step():
                     self._emit(client, outputs)
@@ -196,13 +202,28 @@ class EngineProcess:
         elif isinstance(message, Ping):
             self._send(client, Pong())
         else:
-            self._send(client, self._call(message))
+            self._calls.append((client, message))
+
+    def _answer_calls(self) -> None:
+        """Do what was asked for, between two steps; it may take longer than a step ever does."""
+        if not self._calls:
+            return
+        self.flight.rest()
+        calls, self._calls = self._calls, []
+        for client, call in calls:
+            self._send(client, self._call(call))
+        self.flight.beat()
 
     def _call(self, call: Call) -> Reply:
+        core = self.core
         try:
             if call.method in CORE_CALLS:
-                return Reply(call.id, getattr(self.core, call.method)(*call.args))
-            return Reply(call.id, self.core.executor.rpc(call.method, *call.args))
+                return Reply(call.id, getattr(core, call.method)(*call.args))
+            if call.method in PAUSING_CALLS:
+                return Reply(call.id, getattr(core.pausing, call.method)(*call.args))
+            return Reply(call.id, core.executor.rpc(call.method, *call.args))
+        except InvalidRequest as e:
+            return Reply(call.id, error=e.message, refused=True)
         except Exception as e:  # noqa: BLE001 - the caller gets it; the loop lives on
             return Reply(call.id, error=f"{type(e).__name__}: {e}")
 
@@ -229,7 +250,9 @@ class EngineProcess:
         for client in list(self._greetings):
             self._greetings.discard(client)
             restarts = self.flight.untold(max(self.ready.epoch - 1, 0))
-            self._send(client, msgspec.structs.replace(self.ready, restarts=restarts))
+            level = self.core.pausing.sleep_level
+            now = msgspec.structs.replace(self.ready, restarts=restarts, sleep_level=level)
+            self._send(client, now)
 
     def _emit(self, client: int, outputs: Outputs) -> None:
         if outputs.finished and client in self._live:

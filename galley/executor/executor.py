@@ -48,4 +48,9 @@ class Executor(Protocol):
 
 
 #: What may be called by name: methods of `Runner`.
-RPC_METHODS = frozenset({"reset", "show_pulse", "profile", "timings", "describe", "memory"})
+RPC_METHODS = frozenset(
+    (
+        *("reset", "show_pulse", "profile", "timings", "describe", "memory"),
+        *("give_back", "release_memory", "restore_memory"),
+    )
+)

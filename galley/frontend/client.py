@@ -56,9 +56,6 @@ class EngineClient(Protocol):
     def abort(self, request_id: str) -> None:
         """End a request whose reader goes on: it gets a last output with "abort"."""
 
-    def abort_all(self) -> None:
-        """End every request of this client: the readers get a last output with "abort"."""
-
     async def call(self, method: str, *args: Any) -> list[Any]:
         """Run a rare operation on every engine; one result each. Raises EngineDead, ServerError."""
 

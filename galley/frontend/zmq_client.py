@@ -38,7 +38,7 @@ from galley.engine.messages import (
     Resync,
     routing_id,
 )
-from galley.errors import EngineDead, RequestFailed, ServerError, Unsupported
+from galley.errors import EngineDead, InvalidRequest, RequestFailed, ServerError, Unsupported
 from galley.frontend.client import RequestStream
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState, Sequence
@@ -205,11 +205,6 @@ class ZmqClient:
             if s.state.submission.request_id == request_id
         }
         for state in states.values():
-            self._cancel(state)
-
-    def abort_all(self) -> None:
-        """End every request of this client: the readers get a last output with "abort"."""
-        for state in {id(s.state): s.state for s in self._outputs.sequences.values()}.values():
             self._cancel(state)
 
     async def call(self, method: str, *args: Any) -> list[Any]:
@@ -470,6 +465,7 @@ class ZmqClient:
         if future is None or future.done():
             return
         if message.error is not None:
-            future.set_exception(ServerError(message.error))
+            kind = InvalidRequest if message.refused else ServerError
+            future.set_exception(kind(message.error))
         else:
             future.set_result(message.result)

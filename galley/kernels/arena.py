@@ -8,6 +8,8 @@ buffer c                   [====]         c lies where a was
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -72,3 +74,21 @@ def aligned_bytes(size: int, zeros: bool = False) -> NDArray[np.uint8]:
     memory = (np.zeros if zeros else np.empty)(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size]
+
+
+#: Advice that frees the pages of a file of memory, and of memory without a file.
+_REMOVE, _DONT_NEED = 9, 4
+
+
+def give_back(memory: NDArray[np.uint8]) -> None:
+    """Return the whole pages of `memory` to the system: they take none until they are written
+    again, and are zeros then. Where the system cannot, nothing happens.
+    """
+    begin = -(-memory.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (memory.ctypes.data + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if begin >= end or advise is None:
+        return
+    span = ctypes.c_void_p(begin), ctypes.c_size_t(end - begin)
+    if advise(*span, _REMOVE):
+        advise(*span, _DONT_NEED)

@@ -93,6 +93,9 @@ class Executable(Protocol):
     def copy_blocks(self, src: I32, dst: I32) -> None:
         """Copy whole blocks, all layers, in order."""
 
+    def give_back(self, blocks: list[int]) -> None:
+        """Return the memory of blocks whose contents nobody needs, where that can be done."""
+
     def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
         """Say where the table's and the sampler's columns are; they must stay there."""
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
-from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena
+from galley.kernels.arena import ALIGNMENT, aligned_bytes, give_back, plan_arena
 from galley.kernels.backend import Dense, Limits, MemoryMaker, Model, StepInputs
 from galley.kernels.native import int_arguments, pointer_arguments
 from galley.kernels.ops import KVLayer, WeightData
@@ -153,6 +153,12 @@ class CpuExecutable:
         assert self._kv is not None
         for source, target in zip(src.tolist(), dst.tolist(), strict=True):
             self._kv.blocks[target] = self._kv.blocks[source]
+
+    def give_back(self, blocks: list[int]) -> None:
+        assert self._kv is not None
+        ids = np.sort(np.array(blocks, np.int64))
+        for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1):
+            give_back(self._kv.blocks[run[0] : run[-1] + 1])
 
     def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
         assert self._kv is not None, "bind before allocate_kv"

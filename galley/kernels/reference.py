@@ -247,6 +247,9 @@ class ReferenceExecutable:
             for cache in (*self._cache.k, *self._cache.v):
                 cache[target] = cache[source]
 
+    def give_back(self, blocks: list[int]) -> None:
+        """Here blocks keep their memory."""
+
     def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
         self._table = table
         self._sampler = ReferenceSampler(table, sampling, self._limits)

@@ -141,9 +141,7 @@ class EngineMetrics:
             Series(families, {"model_name": model_name, "engine": str(i)})
             for i in range(num_engines)
         ]
-        for series in self.series:
-            for state in SLEEP_STATES:
-                series.set(f"engine_sleep_state[{state}]", float(state == "awake"))
+        self.sleeps(None)
         self._cache_info = _CacheInfo(registry, dict(cache_info or {}), num_engines)
         self._lives: dict[int, Life] = {}
         self._families: dict[int, Family] = {}
@@ -155,9 +153,17 @@ class EngineMetrics:
         """A request was turned away by the limit `reason`."""
         self._rejections.labels(model_name=self._model_name, reason=reason).inc()
 
+    def sleeps(self, level: int | None) -> None:
+        """The engines have been put to sleep at a level, or woken up (None)."""
+        now = "awake" if level is None else ("", "weights_offloaded", "discard_all")[level]
+        for series in self.series:
+            for state in SLEEP_STATES:
+                series.set(f"engine_sleep_state[{state}]", float(state == now))
+
     # ------------------------------------------------------------------ RequestObserver
 
     def ready(self, message: ReadyShape) -> None:
+        self.sleeps(message.sleep_level)
         self._cache_info.tell(message)
 
     def added(self, request: Request, index: int, n: int) -> None:

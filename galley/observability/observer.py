@@ -67,6 +67,7 @@ class ReadyShape(Protocol):
     block_size: int
     batch_invariant: bool
     restarts: int
+    sleep_level: int | None
     info: dict[str, Any]
 
 

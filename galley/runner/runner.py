@@ -10,6 +10,7 @@ number of Python calls, however many rows it has.
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 from dataclasses import dataclass
 
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 from galley.batch import MIN_LOGIT_ROWS, GroupSpec, RequestTable, StepPlan, StepResult
 from galley.config import EngineConfig, ModelFacts
 from galley.kernels.backend import Executable, Limits, MemoryMaker
-from galley.loader import Checkpoint
+from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.runner.device import dense_format, open_device
-from galley.runner.load import Progress, load_model
+from galley.runner.heap import trim_heap
+from galley.runner.load import LoadedModel, Progress, load_model
 from galley.runner.memory import MemoryUse, fit_length, kv_capacity
 from galley.runner.processors import apply_processors
 from galley.runner.results import Drawn, step_result
@@ -81,14 +83,13 @@ class Runner:
         wanted = config.model.max_model_len
         wanted = facts.max_position if wanted is None else wanted
         longest = facts.max_position if wanted == -1 else wanted
-        dense = dense_format(config.model.dtype, facts.dtype)
-        backend = open_device(config, dense)
-        cached = None
-        if config.load.load_format != "dummy":
-            cached = cache_path(facts, backend, dense)
-        loaded = load_model(facts, checkpoint, backend, Stage(longest), cached, progress)
-        self.batch_invariant = backend.batch_invariant
-        self._executable: Executable = backend.build(loaded.model, limits)
+        self._config, self._facts, self._kv_memory = config, facts, kv_memory
+        self._dense = dense_format(config.model.dtype, facts.dtype)
+        self._backend = open_device(config, self._dense)
+        self._stage = Stage(longest)
+        self.batch_invariant = self._backend.batch_invariant
+        loaded = self._load(checkpoint, progress)
+        self._awake: Executable | None = self._backend.build(loaded.model, limits)
         block_size = config.cache.block_size
         block_bytes = self._executable.kv_block_bytes(block_size)
         self._memory = MemoryUse(available, loaded.weight_bytes, self._executable.activation_bytes)
@@ -98,10 +99,29 @@ class Runner:
         self.groups = [GroupSpec("full", block_size, block_bytes // block_size)]
         self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
-        self._executable.allocate_kv(self.num_blocks, block_size, kv_memory)
-        self._executable.bind(self.table, self._sampling.columns)
         self._masked = False
         self._pending: _Pending | None = None
+        self._pulse: NDArray[np.int64] | None = None
+        self._make_room()
+
+    @property
+    def _executable(self) -> Executable:
+        assert self._awake is not None, "the model's memory has been released"
+        return self._awake
+
+    def _load(self, checkpoint: Checkpoint, progress: Progress | None = None) -> LoadedModel:
+        cached = None
+        if self._config.load.load_format != "dummy":
+            cached = cache_path(self._facts, self._backend, self._dense)
+        return load_model(self._facts, checkpoint, self._backend, self._stage, cached, progress)
+
+    def _make_room(self) -> None:
+        """The KV cache; its memory is taken as it is written."""
+        block_size = self._config.cache.block_size
+        self._executable.allocate_kv(self.num_blocks, block_size, self._kv_memory)
+        self._executable.bind(self.table, self._sampling.columns)
+        if self._pulse is not None:
+            self._executable.show_pulse(self._pulse)
 
     def execute(self, plan: StepPlan) -> None:
         """Bring the table up to the plan and run the forward pass."""
@@ -154,20 +174,47 @@ class Runner:
     def show_pulse(self, path: str) -> None:
         """Count up the int64 at the start of a file as steps get on; it is watched from outside."""
         with open(path, "r+b") as f:
-            pulse = np.frombuffer(mmap.mmap(f.fileno(), 8), np.int64)
-        self._executable.show_pulse(pulse)
+            self._pulse = np.frombuffer(mmap.mmap(f.fileno(), 8), np.int64)
+        self._executable.show_pulse(self._pulse)
+
+    def release_memory(self, weights: bool) -> None:
+        """Give the memory of the KV cache back, whose content is lost, and with `weights` that of
+        the model and of its steps: then nothing runs until `restore_memory`.
+        """
+        assert self._pending is None, "a step is under way"
+        if self._awake is not None:
+            self._awake.give_back(list(range(self.num_blocks)))
+        if weights:
+            self._awake = None
+            trim_heap()
+
+    def restore_memory(self) -> None:
+        """Load the model again after `release_memory`, from where it came from."""
+        if self._awake is not None:
+            return
+        model = dataclasses.replace(self._config.model, model=self._facts.source)
+        checkpoint = open_checkpoint(resolve_source(model, self._config.load))
+        loaded = self._load(checkpoint)
+        self._awake = self._backend.build(loaded.model, step_limits(self._config))
+        self._masked = False
+        self._make_room()
+
+    def give_back(self, blocks: list[int]) -> None:
+        """Return the memory of KV blocks whose contents nobody needs."""
+        self._executable.give_back(blocks)
 
     def profile(self, on: bool) -> None:
-        """Start (from zero) or stop timing each operation."""
-        self._executable.profile(on)
+        """Start (from zero) or stop timing each operation; nothing where nothing is loaded."""
+        if self._awake is not None:
+            self._awake.profile(on)
 
     def timings(self) -> list[tuple[str, int, int]]:
         """(operation, runs, nanoseconds) of each operation since `profile(True)`."""
-        return self._executable.timings()
+        return [] if self._awake is None else self._awake.timings()
 
     def describe(self) -> str:
         """What a step runs, one operation a line."""
-        return self._executable.describe()
+        return "" if self._awake is None else self._awake.describe()
 
     def memory(self) -> dict[str, int]:
         """Bytes: available, weights, activations, kv_cache."""

@@ -84,6 +84,16 @@ class Scheduler:
         return bool(self._living or self._ended)
 
     @property
+    def living(self) -> list[Request]:
+        """The requests that wait or run, in order of arrival."""
+        return [seq.request for seq in self._living.values()]
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether there are ends to tell that no step is needed for."""
+        return bool(self._ended)
+
+    @property
     def num_running(self) -> int:
         return len(self.running)
 

@@ -23,6 +23,7 @@ from galley.server.routes import (
     invocations,
     metrics,
     models,
+    pausing,
     profile,
     responses,
     tokenize,
@@ -42,6 +43,7 @@ FAMILIES: tuple[Callable[[Context], APIRouter], ...] = (
     anthropic.routes,
     invocations.routes,
     development.routes,
+    pausing.routes,
     profile.routes,
     tokenize.routes,
 )

@@ -7,6 +7,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from galley.server.stream import EventResponse, Events, Relay, Stream
 
 if TYPE_CHECKING:
     from galley.chat import ChatRenderer
+    from galley.observability.sleep_metrics import SleepMetrics
     from galley.text import Tokenizer
 
 
@@ -51,6 +53,9 @@ class Context:
         store_responses: keep responses for retrieval (VLLM_ENABLE_RESPONSES_API_STORE).
         admit: raises Overloaded while a limit on what is in flight is reached.
         dev_mode: serve what must not be served in production (VLLM_SERVER_DEV_MODE).
+        slept: told the level of a sleep that has begun, or None: the engines are awake again.
+        sleep_metrics: of the routes that put engines to sleep.
+        template_thread: where templates run that take long.
         any_model_name: serve whatever name a request gives (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
@@ -67,8 +72,13 @@ class Context:
     admit: Callable[[], None] = lambda: None
     store_responses: bool = False
     dev_mode: bool = False
+    slept: Callable[[int | None], None] = lambda level: None
+    sleep_metrics: SleepMetrics | None = None
     load: Load = field(default_factory=Load)
     relay: Relay = field(default_factory=Relay)
+    template_thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "chat-template")
+    )
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -30,6 +30,7 @@ from galley.observability.metrics import EngineMetrics
 from galley.observability.observer import Observers, RequestObserver
 from galley.observability.registry import exposition, new_registry
 from galley.observability.reliability import ReliabilityMetrics
+from galley.observability.sleep_metrics import SleepMetrics
 from galley.observability.stats_line import StatsLine
 from galley.server.admission import Admission
 from galley.server.app import build_app
@@ -95,6 +96,80 @@ def load_model(config: EngineConfig, server: ServerConfig) -> Model:
     return Model(resolved, facts, source.name, tokenizer, chat)
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Those who look on at the requests of this process.
+
+    Attributes:
+        metrics: None with --disable-log-stats.
+    """
+
+    registry: CollectorRegistry
+    metrics: EngineMetrics | None
+    admission: Admission
+    stats_line: StatsLine
+    tracer: RequestTracer | None
+    observers: Observers
+
+
+def watch(model: Model, server: ServerConfig) -> Watch:
+    """Raises ConfigError where tracing is asked for and cannot be."""
+    registry, stats_line = new_registry(), StatsLine()
+    metrics: EngineMetrics | None = None
+    observers: list[RequestObserver] = []
+    if not model.config.observability.disable_log_stats:
+        metrics = engine_metrics(registry, model.config, model.facts)
+        name = model.config.model.served_model_name[0]
+        observers = [metrics, ReliabilityMetrics(registry, name), stats_line]
+    tracer = open_tracer_of(model.config)
+    if tracer is not None:
+        observers.append(tracer)
+    limits = server.max_num_queued_reqs, server.max_num_queued_tokens
+    admission = Admission(*limits, None if metrics is None else metrics.rejected)
+    observers.append(admission)
+    return Watch(registry, metrics, admission, stats_line, tracer, Observers(*observers))
+
+
+def make_client(
+    link: LauncherLink, model: Model, environment: Environment, observer: RequestObserver
+) -> ZmqClient:
+    limits = limits_of(model.config, model.facts, environment.caps.n)
+    inputs = InputProcessor(
+        limits, model.tokenizer, seed=model.config.model.seed, client_index=link.client_index
+    )
+    return ZmqClient(link, inputs, OutputProcessor(model.tokenizer, observer))
+
+
+def make_context(
+    client: ZmqClient, model: Model, server: ServerConfig, environment: Environment, seen: Watch
+) -> Context:
+    sleeping: dict[str, Any] = {}
+    if environment.dev_mode:
+        logger.warning(
+            "VLLM_SERVER_DEV_MODE=1: routes that anybody can stop the server with are open. "
+            "Never do this in production."
+        )
+        sleeping["sleep_metrics"] = SleepMetrics(seen.registry)
+        if seen.metrics is not None:
+            sleeping["slept"] = seen.metrics.sleeps
+    return Context(
+        engine=client,
+        config=model.config,
+        server=server,
+        tokenizer=model.tokenizer,
+        chat=model.chat,
+        metrics=lambda: exposition(seen.registry),
+        defaults=default_sampling_params(model.config, model.facts),
+        caps=environment.caps,
+        root=model.name,
+        admit=seen.admission.check,
+        any_model_name=environment.any_model_name,
+        store_responses=environment.store_responses,
+        dev_mode=environment.dev_mode,
+        **sleeping,
+    )
+
+
 async def _serve(
     sock: socket.socket,
     link: LauncherLink,
@@ -102,52 +177,11 @@ async def _serve(
     server: ServerConfig,
     environment: Environment,
 ) -> None:
-    registry = new_registry()
-    stats_line = StatsLine()
-    observers: list[RequestObserver] = []
-    rejected: Callable[[str], None] | None = None
-    if not model.config.observability.disable_log_stats:
-        metrics = engine_metrics(registry, model.config, model.facts)
-        name = model.config.model.served_model_name[0]
-        observers = [metrics, ReliabilityMetrics(registry, name), stats_line]
-        rejected = metrics.rejected
-    tracer = open_tracer_of(model.config)
-    if tracer is not None:
-        observers.append(tracer)
-    admission = Admission(server.max_num_queued_reqs, server.max_num_queued_tokens, rejected)
-    observers.append(admission)
-    client = ZmqClient(
-        link,
-        InputProcessor(
-            limits_of(model.config, model.facts, environment.caps.n),
-            model.tokenizer,
-            seed=model.config.model.seed,
-            client_index=link.client_index,
-        ),
-        OutputProcessor(model.tokenizer, Observers(*observers)),
-    )
+    seen = watch(model, server)
+    client = make_client(link, model, environment, seen.observers)
     client.start()
-    ctx = Context(
-        engine=client,
-        config=model.config,
-        server=server,
-        tokenizer=model.tokenizer,
-        chat=model.chat,
-        metrics=lambda: exposition(registry),
-        defaults=default_sampling_params(model.config, model.facts),
-        caps=environment.caps,
-        root=model.name,
-        admit=admission.check,
-        any_model_name=environment.any_model_name,
-        store_responses=environment.store_responses,
-        dev_mode=environment.dev_mode,
-    )
-    if environment.dev_mode:
-        logger.warning(
-            "VLLM_SERVER_DEV_MODE=1: routes that anybody can stop the server with are open. "
-            "Never do this in production."
-        )
-    app = build_app(ctx, HttpMetrics(registry))
+    ctx = make_context(client, model, server, environment, seen)
+    app = build_app(ctx, HttpMetrics(seen.registry))
     listener = Listener(
         uvicorn_config(app, server, environment.keep_alive),
         on_serving=lambda: link.channel.send(Serving()),
@@ -159,14 +193,14 @@ async def _serve(
     # What start-up has made lives as long as the process: no collection need look at it again.
     gc.collect()
     gc.freeze()
-    ticker = asyncio.ensure_future(_every(environment.stats_interval, stats_line.write))
+    ticker = asyncio.ensure_future(_every(environment.stats_interval, seen.stats_line.write))
     try:
         await listener.serve([sock])
     finally:
         ticker.cancel()
         client.close()
-        if tracer is not None:
-            await asyncio.to_thread(tracer.shutdown)
+        if seen.tracer is not None:
+            await asyncio.to_thread(seen.tracer.shutdown)
 
 
 def open_tracer_of(config: EngineConfig) -> RequestTracer | None:

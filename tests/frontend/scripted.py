@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 from galley.engine.messages import Finished, Outputs, Started, Stats
@@ -100,6 +101,7 @@ class ScriptedCore:
         self.on_plan: Callable[[Any, Any], None] | None = None
         self.while_waiting: Callable[[], None] | None = None
         self.executor = ScriptedExecutor()
+        self.pausing = SimpleNamespace(sleep_level=None)
         self.rows: dict[int, Row] = {}
         self.aborted: dict[int, list[int]] = {}
         self.num_steps = 0

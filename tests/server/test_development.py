@@ -22,7 +22,8 @@ from tests.server.test_disconnect import wait_for
 DEVELOPMENT = (
     *("GET /server_info", "GET /get_world_size", "GET /is_paused", "POST /collective_rpc"),
     *("POST /reset_prefix_cache", "POST /reset_mm_cache", "POST /reset_encoder_cache"),
-    *("POST /pause", "POST /resume", "POST /abort_requests"),
+    *("POST /pause", "POST /resume", "POST /abort_requests", "POST /sleep", "POST /wake_up"),
+    *("POST /release_kv_cache_memory", "GET /is_sleeping"),
     *("POST /start_profile", "POST /stop_profile"),
 )
 
@@ -110,7 +111,9 @@ def test_paused_and_resumed(server: Server) -> None:
     thread.start()
     running = lambda: running_requests(server)  # noqa: E731
     wait_for(lambda: running() == 1)
-    assert post(server, "/pause?mode=keep").status_code == 200
+    # Between two steps, whenever it is asked for.
+    assert {post(server, "/reset_prefix_cache").status_code for _ in range(20)} == {409}
+    assert post(server, "/pause?mode=keep&clear_cache=false").status_code == 200
     assert httpx.get(f"{server.url}/is_paused").json() == {"is_paused": True}
     assert post(server, "/reset_prefix_cache").status_code == 409
     # A request that comes now waits.
@@ -133,19 +136,29 @@ def running_requests(server: Server) -> float:
     return float(next(x for x in lines if x.startswith(name)).rpartition(" ")[2])
 
 
-@pytest.mark.parametrize("path", ["/pause", "/abort_requests"])
-def test_aborted(server: Server, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/pause", {}),
+        ("/abort_requests", {}),
+        ("/abort_requests", {"request_ids": ["other", "cmpl-mine"]}),
+    ],
+)
+def test_aborted(server: Server, path: str, body: dict[str, Any]) -> None:
     found: list[dict[str, Any]] = []
 
     def ask() -> None:
-        found.append(complete(server, max_tokens=900, ignore_eos=True).json())
+        mine = complete(server, max_tokens=900, ignore_eos=True, n=2, request_id="mine")
+        found.append(mine.json())
 
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_for(lambda: running_requests(server) == 1)
-    assert post(server, path, json={}).status_code == 200
+    wait_for(lambda: running_requests(server) == 2)
+    post(server, "/abort_requests", json={"request_ids": ["other", "1_cmpl"]})
+    assert running_requests(server) == 2
+    assert post(server, path, json=body).status_code == 200
     thread.join(30)
-    assert found[0]["choices"][0]["finish_reason"] == "abort"
+    assert [choice["finish_reason"] for choice in found[0]["choices"]] == ["abort", "abort"]
     post(server, "/resume")
     assert complete(server).status_code == 200
 

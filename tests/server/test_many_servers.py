@@ -26,7 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Iterator[Server]:
     (folder / "counter_999999999.db").write_bytes(b"left by a process that is gone")
-    server = Server("--api-server-count", "2", env={"PROMETHEUS_MULTIPROC_DIR": str(folder)})
+    server = Server(
+        "--api-server-count",
+        "2",
+        env={"PROMETHEUS_MULTIPROC_DIR": str(folder), "VLLM_SERVER_DEV_MODE": "1"},
+    )
     yield server
     server.close()
     assert not list(folder.iterdir())
@@ -81,6 +85,28 @@ def test_counters_are_those_of_all(two: Server, folder: Path) -> None:
     assert metric(two, "vllm:iteration_tokens_total_sum") == told - hits + made - ended
     pids = {two.children[name] for name in SERVERS}
     assert {int(p.stem.rpartition("_")[2]) for p in folder.iterdir()} == pids
+
+
+@pytest.mark.parametrize("path", ["/pause", "/abort_requests", "/sleep?level=2"])
+def test_requests_of_all_are_aborted(two: Server, path: str) -> None:
+    """Whoever is told, those of the other end too."""
+    found: list[Any] = []
+    body = {"max_tokens": 900, "ignore_eos": True}
+    threads = [
+        threading.Thread(target=lambda: found.append(complete(two, **body)["choices"][0]))
+        for _ in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: metric(two, "vllm:num_requests_running") == 12)
+    assert httpx.post(two.url + path, json={}, timeout=30).status_code == 200
+    for thread in threads:
+        thread.join(30)
+    assert {choice["finish_reason"] for choice in found} == {"abort"}
+    assert len(found) == 12
+    if path != "/abort_requests":
+        assert httpx.post(f"{two.url}/wake_up", timeout=30).json()["status"] == "awake"
+    complete(two)
 
 
 def test_the_death_of_one_is_not_that_of_the_others_requests(two: Server) -> None:

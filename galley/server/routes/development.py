@@ -35,14 +35,7 @@ class CollectiveRpc(msgspec.Struct, kw_only=True):
     timeout: float | None = None
 
 
-class AbortRequests(msgspec.Struct, kw_only=True):
-    """Ids of requests to end; without any, all are ended."""
-
-    request_ids: list[str] | None = None
-
-
 rpc_reader = BodyReader(CollectiveRpc, {})
-abort_reader = BodyReader(AbortRequests, {})
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -51,7 +44,6 @@ def routes(ctx: Context) -> APIRouter:
         return router
     _information(router, ctx)
     _caches(router, ctx)
-    _pausing(router, ctx)
     return router
 
 
@@ -111,44 +103,4 @@ def _caches(router: APIRouter, ctx: Context) -> None:
     @router.post("/reset_encoder_cache", response_class=Response)
     async def reset_mm_cache() -> Response:
         """There are no such caches: nothing to do."""
-        return Response(status_code=200)
-
-
-def _pausing(router: APIRouter, ctx: Context) -> None:
-    @router.post("/pause", response_class=Response)
-    async def pause(
-        mode: Literal["abort", "wait", "keep"] = "abort", clear_cache: bool = True
-    ) -> Response:
-        """Stop computing. Requests under way are aborted, waited for, or kept for /resume; new
-        ones wait.
-        """
-        if mode == "wait":
-            while ctx.engine.num_unfinished:
-                await asyncio.sleep(0.01)
-        await ctx.engine.call("pause")
-        if mode == "abort":
-            ctx.engine.abort_all()
-        if clear_cache and mode != "keep":
-            await ctx.engine.call("reset_prefix_cache", False)
-        return json_response(to_json({"status": "paused"}))
-
-    @router.post("/resume", response_class=Response)
-    async def resume() -> Response:
-        """Compute again."""
-        await ctx.engine.call("resume")
-        return json_response(to_json({"status": "resumed"}))
-
-    @router.get("/is_paused", response_class=Response)
-    async def is_paused() -> Response:
-        paused = any(await ctx.engine.call("is_paused"))
-        return json_response(to_json({"is_paused": paused}))
-
-    @router.post("/abort_requests", response_class=Response)
-    async def abort_requests(raw: Request) -> Response:
-        """End requests by id, or all of this process; their readers get what there is."""
-        request = await ctx.read(raw, abort_reader)
-        if request.request_ids is None:
-            ctx.engine.abort_all()
-        for request_id in request.request_ids or ():
-            ctx.engine.abort(request_id)
         return Response(status_code=200)

@@ -1,0 +1,120 @@
+"""Pauses and sleep, with VLLM_SERVER_DEV_MODE=1. The engines do them: what is said to one API
+server holds for the requests of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Literal
+
+import msgspec
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from galley.observability.sleep_metrics import Operation
+from galley.server.answer import to_json
+from galley.server.context import Context
+from galley.server.errors import json_response
+from galley.server.protocol.base import BodyReader
+
+Mode = Literal["abort", "wait", "keep"]
+#: Seconds between two looks at whether what is waited for has ended.
+LOOK = 0.01
+
+
+class AbortRequests(msgspec.Struct, kw_only=True):
+    """Ids of requests to end; without any, all are ended."""
+
+    request_ids: list[str] | None = None
+
+
+abort_reader = BodyReader(AbortRequests, {})
+
+
+def routes(ctx: Context) -> APIRouter:
+    router = APIRouter()
+    if ctx.dev_mode:
+        _pauses(router, ctx)
+        _sleep(router, ctx)
+    return router
+
+
+def _pauses(router: APIRouter, ctx: Context) -> None:
+    @router.post("/pause", response_class=Response)
+    async def pause(mode: Mode = "abort", clear_cache: bool = True) -> Response:
+        """Stop computing. Requests under way are aborted, waited for, or kept for /resume; new
+        ones wait.
+        """
+        await stand_still(ctx, mode, clear_cache)
+        return json_response(to_json({"status": "paused"}))
+
+    @router.post("/resume", response_class=Response)
+    async def resume() -> Response:
+        """Compute again."""
+        await ctx.engine.call("resume")
+        ctx.slept(None)
+        return json_response(to_json({"status": "resumed"}))
+
+    @router.get("/is_paused", response_class=Response)
+    async def is_paused() -> Response:
+        paused = any(await ctx.engine.call("is_paused"))
+        return json_response(to_json({"is_paused": paused}))
+
+    @router.post("/abort_requests", response_class=Response)
+    async def abort_requests(raw: Request) -> Response:
+        """End requests, all or by their ids; their readers get what there is."""
+        request = await ctx.read(raw, abort_reader)
+        await ctx.engine.call("abort_all", request.request_ids)
+        return Response(status_code=200)
+
+
+def _sleep(router: APIRouter, ctx: Context) -> None:
+    def measure(operation: Operation) -> AbstractContextManager[None]:
+        return ctx.sleep_metrics.record(operation) if ctx.sleep_metrics else nullcontext()
+
+    @router.post("/sleep", response_class=Response)
+    async def sleep(level: Annotated[int, Query(ge=0, le=2)] = 1, mode: Mode = "abort") -> Response:
+        """Pause, and give memory back: at level 1 that of the KV cache, at level 2 that of the
+        weights too.
+        """
+        with measure("sleep"):
+            await stand_still(ctx, mode, clear_cache=level > 0)
+            await ctx.engine.call("sleep", level)
+        ctx.slept(level)
+        return json_response(to_json({"status": "sleeping", "level": level}))
+
+    @router.post("/release_kv_cache_memory", response_class=Response)
+    async def release_kv_cache_memory() -> Response:
+        """Give the memory of the KV cache back during a pause."""
+        with measure("release_kv_cache_memory"):
+            await ctx.engine.call("release_kv_cache_memory")
+        ctx.slept(0)
+        return json_response(to_json({"status": "kv_cache_released"}))
+
+    @router.post("/wake_up", response_class=Response)
+    async def wake_up(tags: Annotated[list[str] | None, Query()] = None) -> Response:
+        """Take memory again: all of it, or what the tags name of weights, kv_cache, scheduling.
+        Requests go on once it is all there.
+        """
+        with measure("wake"):
+            awake = all(await ctx.engine.call("wake_up", tags))
+        if awake:
+            ctx.slept(None)
+        return json_response(to_json({"status": "awake" if awake else "sleeping", "tags": tags}))
+
+    @router.get("/is_sleeping", response_class=Response)
+    async def is_sleeping() -> Response:
+        sleeping = any(await ctx.engine.call("is_sleeping"))
+        return json_response(to_json({"is_sleeping": sleeping}))
+
+
+async def stand_still(ctx: Context, mode: Mode, clear_cache: bool) -> None:
+    """Pause the engines; returns once nothing is computed any more."""
+    await ctx.engine.call("pause", mode, clear_cache)
+    if mode != "wait":
+        return
+    while not all(await ctx.engine.call("drained")):
+        await asyncio.sleep(LOOK)
+    await ctx.engine.call("pause", "keep", clear_cache)
