@@ -11,25 +11,25 @@ from typing import Any
 
 from benchmarks.claims.claim import Curve, Finding, Row, Setup
 from galley.cli.bench.main import main as bench
-from galley.cli.bench.sweep import SweepFlags, served
+from galley.cli.bench.sweep.server import served
 
 _CLIENTS = (1, 8, 32)
 
 
 def measure(setup: Setup) -> Finding:
-    flags = SweepFlags(serve_cmd=f"{sys.executable} -m galley serve {setup.model}".strip())
+    command = f"{sys.executable} -m galley serve {setup.model}".strip()
     settings = {"enable_prompt_tokens_details": True}
     points = []
-    with served(flags, settings) as port, tempfile.TemporaryDirectory() as folder:
+    with served(command, settings, 300) as server, tempfile.TemporaryDirectory() as folder:
         for clients in _CLIENTS:
-            points.append(run(setup, port, Path(folder), clients))
+            points.append(run(setup, server.port, Path(folder), clients))
     rows = [
         Row(
             "282",
             f"{point['clients']} clients over HTTP, prompts of 64 shared and 64 own tokens",
             f"{point['output_throughput']:.0f} output tok/s; TTFT p50 "
             f"{point['median_ttft_ms']:.0f} ms; ITL p50 / p99 {point['median_itl_ms']:.1f} / "
-            f"{point['p99_itl_ms']:.1f} ms",
+            f"{point['p99_itl_ms']:.1f} ms ({point['p99_itl_ms'] / point['median_itl_ms']:.1f} x)",
             f"{point['cache_reuse']:.0%} of prompt tokens reused; fairness "
             f"{point['fairness_index']:.3f}",
         )

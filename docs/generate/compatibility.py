@@ -111,10 +111,13 @@ def command_rows(flags: dict[str, Any]) -> list[Row]:
 
 
 def sub_commands() -> set[str]:
-    """Commands of two words."""
-    from galley.cli.bench import main
+    """Commands of two and three words."""
+    from galley.cli.bench import main, sweep
 
-    return {f"bench {name}" for name in main.COMMANDS}
+    return {
+        *(f"bench {name}" for name in main.COMMANDS),
+        *(f"bench sweep {name}" for name in sweep.COMMANDS),
+    }
 
 
 def flag_row(vllm: dict[str, Any]) -> Row:

@@ -30,6 +30,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "quantization": ("-q",),
     "input_file": ("-i",),
     "output_file": ("-o",),
+    "output_dir": ("-o",),
+    "experiment_name": ("-e",),
 }
 _UNITS = {
     "k": 10**3,

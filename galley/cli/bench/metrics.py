@@ -156,6 +156,8 @@ def summarize(
         "total_token_throughput": (prompt_tokens + output_tokens) / duration,
         "max_output_tokens_per_s": peak_tokens,
         "max_concurrent_requests": peak_requests,
+        # vLLM's figure for audio: how much faster than real time.
+        "rtfx": 0.0,
     }
     for metric in METRICS:
         values = values_of(outcomes, metric)

@@ -29,11 +29,11 @@ def figure(rows: int, columns: int, width: float = 10.0, height: float = 4.0) ->
     return pyplot.subplots(rows, columns, figsize=(width, height * rows), squeeze=False)
 
 
-def save(drawing: Any, path: str) -> None:
+def save(drawing: Any, path: str, dpi: int = 120) -> None:
     from matplotlib import pyplot
 
     drawing.tight_layout()
-    drawing.savefig(path, dpi=120)
+    drawing.savefig(path, dpi=dpi)
     pyplot.close(drawing)
 
 

@@ -1,0 +1,79 @@
+"""A server that is measured: started with its settings, and ended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from galley.cli.bench.endpoint import Endpoint
+from galley.cli.bench.startup import end, free_port
+from galley.cli.bench.sweep.params import Settings, apply, command_of, option_of
+from galley.errors import ServerError
+
+#: Forget what earlier runs have left; a server has some of them, in development mode.
+_RESETS = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers."""
+
+    port: int
+    endpoint: Endpoint
+
+    def forget(self) -> None:
+        """Have it empty its caches, so that one run does not serve the next."""
+        for path in _RESETS:
+            self.endpoint.post(path)
+
+
+@contextmanager
+def served(
+    command: str, settings: Settings, patience: float, show: bool = False
+) -> Iterator[Server]:
+    """A server with these settings, on the port that its command names, else on a free one.
+
+    Raises:
+        ServerError: it ends, or does not answer within `patience` seconds.
+    """
+    whole, port = on_port(apply(settings, command_of(command)))
+    print(f"galley: {shlex.join(whole)}", file=sys.stderr)
+    out = None if show else subprocess.DEVNULL
+    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+    process = subprocess.Popen(whole, stdout=out, stderr=out, env=environment)
+    try:
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", {})
+        wait(process, endpoint, patience)
+        yield Server(port, endpoint)
+    finally:
+        if process.poll() is None:
+            end(process)
+
+
+def on_port(command: Sequence[str]) -> tuple[list[str], int]:
+    given = option_of(command, "-p", "--port")
+    if given is not None:
+        return list(command), int(given)
+    port = free_port()
+    return [*command, "--port", str(port)], port
+
+
+def wait(process: subprocess.Popen[bytes], endpoint: Endpoint, patience: float) -> None:
+    """Return once the server lists its models. Raises ServerError."""
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            endpoint.served(0)
+            return
+        except ServerError:
+            if process.poll() is not None:
+                raise ServerError(f"the server ended with {process.returncode}.") from None
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(0.1)
