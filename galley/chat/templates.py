@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+from jinja2 import nodes
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
+from galley.chat.budget import MAX_STEPS, MoreSteps, TemplateLimit
 from galley.chat.content_format import detect_content_format
 from galley.chat.messages import ContentFormat, Message, prepare
 from galley.chat.sandbox import ChatEnvironment
@@ -22,6 +24,10 @@ from galley.text import Tokenizer
 
 #: What a request's chat_template_kwargs must not set: the request has fields for it.
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+#: Longest template, in characters; real ones have up to 30,000.
+MAX_SOURCE = 1 << 16
+#: Largest syntax tree, which says how long it takes to compile.
+MAX_NODES = 20_000
 #: Put after the final message's text to find where that ends in the prompt.
 _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
@@ -30,14 +36,23 @@ class Template:
     """One compiled template and the content format that it wants."""
 
     def __init__(self, environment: ChatEnvironment, source: str) -> None:
-        """Raises jinja's TemplateSyntaxError, or RecursionError for one nested too deeply."""
+        """Raises ValueError for a source that is not valid jinja or cannot be compiled."""
         self._environment = environment
-        self._source = source
-        self._compiled: jinja2.Template = environment.from_string(source)
-        self.content_format: ContentFormat = detect_content_format(environment.parse(source))
+        if len(source) > MAX_SOURCE:
+            raise ValueError(f"it is longer than {MAX_SOURCE} characters")
+        try:
+            tree = environment.parse(source)
+            if sum(1 for _ in tree.find_all(nodes.Node)) > MAX_NODES:
+                raise ValueError(f"it has more than {MAX_NODES} parts")
+            self.content_format: ContentFormat = detect_content_format(tree)
+            self._compiled: jinja2.Template = environment.from_string(tree)
+        except TemplateSyntaxError as error:
+            raise ValueError(str(error)) from None
+        except Exception as error:  # noqa: BLE001 - jinja compiles it to Python, which has limits too
+            raise ValueError(f"{type(error).__name__}: {error}") from None
 
-    def render(self, variables: dict[str, Any]) -> str:
-        return self._environment.render(self._compiled, variables)
+    def render(self, variables: dict[str, Any], steps: int) -> str:
+        return self._environment.render(self._compiled, variables, steps)
 
 
 class ChatRenderer:
@@ -61,7 +76,7 @@ class ChatRenderer:
             content_format: how content is given to a template; "auto" looks at the template.
 
         Raises:
-            ModelError: a template that is not valid jinja.
+            ModelError: a template that is not valid jinja, or that does not end.
         """
         assert templates, "a renderer without a template cannot render"
         self._environment = ChatEnvironment()
@@ -72,10 +87,12 @@ class ChatRenderer:
         for name, source in templates.items():
             try:
                 self._templates[name] = self._compile(source)
-            except (TemplateSyntaxError, RecursionError) as error:
+            except ValueError as error:
                 raise ModelError(
-                    f"chat template {name!r} is not valid jinja: {error}", field="chat_template"
+                    f"chat template {name!r} is not valid jinja: {str(error)[:500]}",
+                    field="chat_template",
                 ) from None
+            self._try_out(name)
         self.name = "default" if "default" in self._templates else next(iter(self._templates))
 
     @classmethod
@@ -115,6 +132,7 @@ class ChatRenderer:
         tools: list[dict[str, Any]] | None = None,
         documents: list[dict[str, str]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        steps: int = MAX_STEPS,
     ) -> str:
         """The prompt's text. It carries its special tokens: tokenise it without adding any.
 
@@ -124,8 +142,11 @@ class ChatRenderer:
             chat_template: the request's own template, or the name of one of the model's.
             tools, documents: given to the template as they are.
             kwargs: further template variables.
+            steps: of the template's program. Where others wait, try with few, and on MoreSteps
+                again somewhere else with `MAX_STEPS`.
 
         Raises:
+            MoreSteps: `steps` were not enough, but MAX_STEPS may be.
             InvalidRequest: not messages, a bad template, or one that refuses these messages.
             Unsupported: content that is no text.
         """
@@ -152,8 +173,27 @@ class ChatRenderer:
             "documents": documents,
             "add_generation_prompt": add_generation_prompt,
         }
-        text = self._run(template, variables)
+        text = self._run(template, variables, steps)
         return text if final is None else _cut_at_mark(text, final)
+
+    def _try_out(self, name: str) -> None:
+        """Raise ModelError for a template that no request would see the end of."""
+        template = self._templates[name]
+        variables = {
+            **self._special_tokens,
+            "messages": prepare([{"role": "user", "content": "Hello"}], template.content_format),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        try:
+            template.render(variables, MAX_STEPS)
+        except TemplateLimit as error:
+            raise ModelError(
+                f"chat template {name!r} is refused: {error}", field="chat_template"
+            ) from None
+        except Exception:  # noqa: BLE001 - a template may refuse these messages and take others
+            pass
 
     def _compile(self, source: str) -> Template:
         return Template(self._environment, source)
@@ -166,17 +206,21 @@ class ChatRenderer:
             return self._templates[given]
         try:
             return self._compile_given(given)
-        except (TemplateSyntaxError, RecursionError) as error:
+        except ValueError as error:
             raise InvalidRequest(
-                f"chat_template is not valid jinja: {error}", field="chat_template"
+                f"chat_template is not valid jinja: {str(error)[:500]}", field="chat_template"
             ) from None
 
     @staticmethod
-    def _run(template: Template, variables: dict[str, Any]) -> str:
+    def _run(template: Template, variables: dict[str, Any], steps: int) -> str:
         try:
-            return template.render(variables)
+            return template.render(variables, steps)
         except GalleyError:
             raise
+        except MoreSteps as error:
+            if steps < MAX_STEPS:
+                raise
+            message = str(error)
         except TemplateError as error:
             message = error.message or type(error).__name__
         except Exception as error:  # noqa: BLE001 - a template is a program and can raise anything

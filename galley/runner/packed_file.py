@@ -62,7 +62,7 @@ class PackedFile:
             return None
         try:
             return _read(np.frombuffer(mapped, np.uint8))
-        except (ValueError, KeyError, TypeError, struct.error) as error:
+        except (ValueError, LookupError, TypeError, struct.error, RecursionError) as error:
             log.warning("%s is damaged and will be made anew: %s", path, error)
             return None
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any
 
+from galley.chat.budget import QUICK_STEPS, MoreSteps
 from galley.errors import InvalidRequest, Unsupported
 from galley.server.context import Context
 
 
-def render(
+async def render(
     ctx: Context,
     messages: list[dict[str, Any]],
     *,
@@ -19,6 +22,9 @@ def render(
     documents: list[dict[str, str]] | None = None,
 ) -> str:
     """The text that the model is given.
+
+    A template is somebody's program. One that is not done in `QUICK_STEPS`, and one that a request
+    brings, runs in a thread of its own, one at a time, so that others are not held up.
 
     Raises:
         InvalidRequest: messages that are none, a template that the request may not bring, or one
@@ -37,7 +43,8 @@ def render(
             field="messages",
         )
     kwargs = {**ctx.server.default_chat_template_kwargs, **(chat_template_kwargs or {})}
-    return ctx.chat.render(
+    rendering = partial(
+        ctx.chat.render,
         messages,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
@@ -45,6 +52,12 @@ def render(
         documents=documents,
         kwargs=kwargs,
     )
+    if chat_template is None:
+        try:
+            return rendering(steps=QUICK_STEPS)
+        except MoreSteps:
+            pass
+    return await asyncio.get_running_loop().run_in_executor(ctx.template_thread, rendering)
 
 
 def fill_in_prompt(ctx: Context, prompt: str | list[int], suffix: str) -> list[int]:

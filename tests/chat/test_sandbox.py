@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 
 import pytest
@@ -17,6 +18,10 @@ def _render(template: str) -> str:
 
 
 _DEEP = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+_TIMES_60 = (
+    "{{% set ns = namespace(x='aaaaaaaa') %}}{{% for i in range(60) %}}{{% set ns.x = {} %}}"
+    "{{% endfor %}}"
+)
 
 ENDLESS = {
     "nested loops": (
@@ -38,19 +43,125 @@ ENDLESS = {
     "long number": ("{{ 10 ** (10 ** 8) }}", r"\*\*"),
     "padding": ("{{ 'x'.rjust(10 ** 9) }}", "1000000000 characters"),
     "long output": (
-        "{% set line = 'x' * 60000000 %}{% for i in range(9) %}{{ line }}{% endfor %}",
-        "writes more than",
+        "{% set line = 'x' * 8000000 %}{% for i in range(9) %}{{ line }}{% endfor %}",
+        "a value of",
     ),
+    "long output in a block": (
+        "{% set line = 'x' * 8000000 %}{% set all %}{% for i in range(99999) %}{{ line }}"
+        "{% endfor %}{% endset %}{{ all | length }}",
+        "steps",
+    ),
+    "long text of the template's own": (
+        "{% set all %}{% for i in range(99999) %}{% for j in range(9) %}"
+        + "x" * 60_000
+        + "{% endfor %}{% endfor %}{% endset %}",
+        "steps",
+    ),
+    "doubled by +": (_TIMES_60.format("ns.x + ns.x"), "a value of"),
+    "doubled by ~": (_TIMES_60.format("ns.x ~ ns.x"), "a value of"),
+    "doubled by a list": (_TIMES_60.format("[ns.x, ns.x]"), "a value of"),
+    "doubled by a tuple": (_TIMES_60.format("(ns.x, ns.x)"), "a value of"),
+    "doubled by an object": (_TIMES_60.format("{'a': ns.x, 'b': ns.x}"), "a value of"),
+    "doubled by dict": (_TIMES_60.format("dict(a=ns.x, b=ns.x)"), "a value of"),
+    "doubled by join": (_TIMES_60.format("[ns.x, ns.x] | join"), "a value of"),
+    "doubled by replace": (_TIMES_60.format("ns.x | replace('a', 'aa')"), "a value of"),
+    "doubled by a method": (_TIMES_60.format("ns.x.replace('a', 'aa')"), "a value of"),
+    "doubled by format": (_TIMES_60.format("'%s%s' | format(ns.x, ns.x)"), "a value of"),
+    "doubled by %": (_TIMES_60.format("'%s%s' % (ns.x, ns.x)"), "a value of"),
+    "doubled by str.format": (_TIMES_60.format("'{0}{0}'.format(ns.x)"), "a value of"),
+    "doubled by a macro": (
+        "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}" + _TIMES_60.format("f(ns.x)"),
+        "a value of",
+    ),
+    "doubled by a slice": (_TIMES_60.format("[ns.x, ns.x][:2]"), "a value of"),
+    "nested namespaces": (
+        _TIMES_60.format("namespace(a=ns.x, b=ns.x)") + "{{ ns.x | string }}",
+        "steps",
+    ),
+    "nested namespaces written": (
+        _TIMES_60.format("namespace(a=ns.x, b=ns.x)") + "{{ ns.x }}",
+        "steps",
+    ),
+    "empty text replaced": (
+        "{% set x = 'a' * 8000000 %}{{ x.replace('', x) }}",
+        "a value of 64000",
+    ),
+    "joined by a long text": (
+        "{% set x = 'a' * 4000000 %}{{ (range(999) | join(x)) | length }}",
+        "a value of",
+    ),
+    "a text joins itself": ("{% set x = 'a' * 4000000 %}{{ x.join(x) }}", "a value of"),
+    "tabs": ("{{ ('\t' * 8000000).expandtabs(9999) }}", "a value of"),
+    "indented lines": ("{{ ('\n' * 8000000) | indent(9999, true) }}", "a value of"),
+    "format width": ("{{ '%99999999d' % 1 }}", "a value of"),
+    "format width elsewhere": ("{{ '%*d' % (999999999, 1) }}", "a value of"),
+    "format filter": ("{{ '%99999999d' | format(1) }}", "a value of"),
+    "str.format": ("{{ '{:999999999}'.format(1) }}", "a value of"),
+    "str.format width elsewhere": ("{{ '{:{}}'.format(1, 999999999) }}", "characters"),
+    "center": ("{{ 'x' | center(999999999) }}", "999999999 characters"),
+    "JSON": ("{{ messages | tojson(indent=999999999) }}", "999999999 characters"),
+    "batch": ("{{ [1] | batch(999999999, 0) | list | length }}", "999999999 characters"),
+    "slice": ("{{ [1] | slice(999999999) | list | length }}", "999999999 characters"),
+    "long default in map": (
+        "{% set x = 'a' * 8000000 %}{{ range(99999) | map(attribute='y', default=x) | join "
+        "| length }}",
+        "a value of",
+    ),
+    "filters in map": (
+        "{{ range(99999) | map('string') | map('center', 9999) | join | length }}",
+        "a value of",
+    ),
+    "long texts compared": (
+        "{% set x = 'a' * 8000000 %}{% set y = x ~ '' %}"
+        "{% for i in range(99999) %}{% if x == y %}{% endif %}{% endfor %}",
+        "steps",
+    ),
+    "long texts searched": (
+        "{% set x = 'a' * 8000000 %}"
+        "{% for i in range(99999) %}{% if 'b' in x %}{% endif %}{% endfor %}",
+        "steps",
+    ),
+    "long texts tested": (
+        "{% set x = 'a' * 8000000 %}"
+        "{% for i in range(99999) %}{% if 'b' is in x %}{% endif %}{% endfor %}",
+        "steps",
+    ),
+    "long texts counted": (
+        "{% set x = 'a' * 8000000 %}{% for i in range(99999) %}{{ x.count('b') }}{% endfor %}",
+        "steps",
+    ),
+    "long texts cut": (
+        "{% set x = 'a' * 8000000 %}{% for i in range(99999) %}{% set y = x[1:] %}{% endfor %}",
+        "characters|steps",
+    ),
+    "many sorts": (
+        "{% set x = range(99999) | list %}{% for i in range(9999) %}{% set y = x | sort %}"
+        "{% endfor %}",
+        "characters|steps",
+    ),
+    "long product": (
+        "{% set ns = namespace(x=9 ** 9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}"
+        "{% endfor %}",
+        "without bound",
+    ),
+    "sum of lists": ("{{ ([[0]] * 99999) | sum(start=[]) | length }}", "sums of lists"),
 }
+
+
+def _peak() -> int:
+    """Bytes of memory that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @pytest.mark.parametrize("case", ENDLESS)
 def test_a_template_without_end_or_bound_is_stopped(case: str) -> None:
     template, says = ENDLESS[case]
+    before = _peak()
     start = time.process_time()
     with pytest.raises(InvalidRequest, match=says):
         _render(template)
     assert time.process_time() - start < 10
+    assert _peak() - before < 1 << 30
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def routes(ctx: Context) -> APIRouter:
             logprobs=None,
             prompt_logprobs=None,
         )
-        begin = start(ctx, _prompt(ctx, request), params, id, fields, False)
+        begin = start(ctx, await _prompt(ctx, request), params, id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.stream:
             return ctx.events([stream], answer)
@@ -65,15 +65,15 @@ def routes(ctx: Context) -> APIRouter:
         raw.scope[DIALECT] = error_response
         request = await ctx.read(raw, count_reader)
         ctx.model_name(request.model)
-        text = _prompt(ctx, request)
+        text = await _prompt(ctx, request)
         ids = await asyncio.to_thread(ctx.require_tokenizer().encode, text, False)
         return json_response(to_json(TokenCount(len(ids))))
 
     return router
 
 
-def _prompt(ctx: Context, request: Conversation) -> str:
-    return render(
+async def _prompt(ctx: Context, request: Conversation) -> str:
+    return await render(
         ctx,
         request.chat_messages(),
         add_generation_prompt=not request.continues,

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from galley.server.answer import Head, Tally
+from galley.server.answer import Head
 from galley.server.beam import search
 from galley.server.chat_answer import ChatAnswer, Speaker
 from galley.server.context import Context, request_id
@@ -50,7 +50,7 @@ def routes(ctx: Context) -> APIRouter:
         request = await ctx.read(raw, batch_reader)
         check_batch(request, ctx.caps)
         head = _head(ctx, raw, request)
-        prompts = [prompt_of(ctx, request, messages) for messages in request.messages]
+        prompts = [await prompt_of(ctx, request, messages) for messages in request.messages]
         answer = _answer(ctx, head, request, request.messages)
         streams = await until_disconnect(
             raw.receive,
@@ -66,7 +66,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     request = reader.read(body)
     check_chat(request, ctx.caps)
     head = _head(ctx, raw, request)
-    prompt = prompt_of(ctx, request, request.messages)
+    prompt = await prompt_of(ctx, request, request.messages)
     answer = _answer(ctx, head, request, [request.messages], prompt)
     if request.use_beam_search:
         limit = request.max_completion_tokens
@@ -100,7 +100,7 @@ def _answer(
     return ChatAnswer(
         head,
         request,
-        Tally(ctx.server.enable_prompt_tokens_details),
+        ctx.tally(),
         speakers=[_speaker(ctx, request, messages) for messages in conversations],
         bytes_of=lambda token_id: ctx.require_tokenizer().token_bytes(token_id),
         prompt_text=prompt if request.return_prompt_text else None,
@@ -109,9 +109,9 @@ def _answer(
     )
 
 
-def prompt_of(ctx: Context, request: ChatFields, messages: Messages) -> str:
+async def prompt_of(ctx: Context, request: ChatFields, messages: Messages) -> str:
     """The text that the model is given for `messages`."""
-    return render(
+    return await render(
         ctx,
         messages,
         add_generation_prompt=request.add_generation_prompt,

@@ -112,7 +112,7 @@ class Desk:
             lambda token_id: self.ctx.require_tokenizer().token_bytes(token_id),
             on_end=lambda: self.store.add(record) if keep else None,
         )
-        prompt = self._prompt(request, messages)
+        prompt = await self._prompt(request, messages)
         begin = start(self.ctx, prompt, params, response.id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.background:
@@ -190,13 +190,13 @@ class Desk:
             before = record.next_messages()
         return [*before, *request.messages()]
 
-    def _prompt(self, request: ResponsesRequest, messages: list[dict[str, Any]]) -> str:
+    async def _prompt(self, request: ResponsesRequest, messages: list[dict[str, Any]]) -> str:
         kwargs = dict(request.chat_template_kwargs or {})
         if request.reasoning and request.reasoning.effort:
             kwargs.setdefault("reasoning_effort", request.reasoning.effort)
         if request.instructions:
             messages = [{"role": "system", "content": request.instructions}, *messages]
-        return render(
+        return await render(
             self.ctx,
             messages,
             add_generation_prompt=True,

@@ -37,7 +37,7 @@ def routes(ctx: Context) -> APIRouter:
         tokenizer = ctx.require_tokenizer()
         special = request.add_special_tokens
         if request.messages is not None:
-            text = render(
+            text = await render(
                 ctx,
                 request.messages,
                 add_generation_prompt=request.add_generation_prompt,
