@@ -28,6 +28,9 @@ Schema = dict[str, Any]
 READING: Errors = dict.fromkeys((400, 413, 503), ErrorResponse)
 OF_A_MODEL: Errors = {**READING, 404: ErrorResponse}
 GENERATING: Errors = {**OF_A_MODEL, 500: ErrorResponse}
+#: A route that has the engines do something, and one that asks them.
+ASKING: Errors = dict.fromkeys((500, 503), ErrorResponse)
+ACTING: Errors = {**ASKING, 400: ErrorResponse}
 
 _REF = "#/components/schemas/{name}"
 _HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
@@ -48,6 +51,7 @@ class Wire:
         response: type of the JSON of a 200, or a tuple of them; `str` is text and no JSON, None no
             body.
         streams: a 200 can be a stream of events, too.
+        optional: the body can be left out.
         errors: status → type of its JSON, or a tuple of them; None where it has no body.
     """
 
@@ -55,6 +59,7 @@ class Wire:
     response: Any
     streams: bool
     errors: Errors
+    optional: bool = False
 
 
 #: Of a route without parameters that answers nothing but a status.
@@ -67,11 +72,12 @@ def wire(
     *,
     streams: bool = False,
     errors: Errors | None = None,
+    optional: bool = False,
 ) -> Callable[[F], F]:
     """Mark an endpoint with its types."""
 
     def mark(endpoint: F) -> F:
-        types = Wire(_each(reader), response, streams, errors or {})
+        types = Wire(_each(reader), response, streams, errors or {}, optional)
         endpoint.__wire__ = types  # type: ignore[attr-defined]
         return endpoint
 
@@ -141,7 +147,7 @@ class _Writer:
             operation = self.document["paths"][path][method]
             if w.readers:
                 body = self._json(tuple(reader.type for reader in w.readers))
-                operation["requestBody"] = {"required": True, "content": body}
+                operation["requestBody"] = {"required": not w.optional, "content": body}
             operation["responses"] = {
                 "200": _answer(200, self._content(w)),
                 **{str(s): _answer(s, self._json(t)) for s, t in sorted(w.errors.items())},

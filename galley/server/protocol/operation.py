@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -59,9 +59,27 @@ class WorldSize(msgspec.Struct):
 
 
 class PauseStatus(msgspec.Struct):
-    """ "paused" or "resumed"."""
+    """What the engines are now."""
 
-    status: str
+    status: Literal["paused", "resumed", "kv_cache_released"]
+
+
+class SleepStatus(msgspec.Struct):
+    """Asleep, and how deeply."""
+
+    level: int
+    status: Literal["sleeping"] = "sleeping"
+
+
+class WakeStatus(msgspec.Struct):
+    """Awake, or still asleep because not all has been woken up."""
+
+    status: Literal["awake", "sleeping"]
+    tags: list[str] | None
+
+
+class IsSleeping(msgspec.Struct):
+    is_sleeping: bool
 
 
 class IsPaused(msgspec.Struct):

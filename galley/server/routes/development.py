@@ -9,33 +9,22 @@ import os
 from dataclasses import asdict
 from typing import Any, Literal
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from galley.errors import Unsupported
+from galley.errors import InvalidRequest, Unsupported
 from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.protocol.base import BodyReader
+from galley.server.openapi import ACTING, READING, wire
+from galley.server.protocol.base import ErrorResponse
+from galley.server.protocol.operation import RpcResults, ServerInfo, WorldSize, rpc_reader
 
 #: Methods of the workers that only tell.
 RPC_METHODS = ("describe", "memory", "timings", "profile")
 #: Variables whose names begin so are told by /server_info; those of secrets are not.
 _TOLD, _SECRET = ("VLLM_", "GALLEY_", "OMP_", "PROMETHEUS_", "OTEL_"), ("KEY", "TOKEN", "HEADERS")
-
-
-class CollectiveRpc(msgspec.Struct, kw_only=True):
-    """A method to run on all workers."""
-
-    method: str
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    timeout: float | None = None
-
-
-rpc_reader = BodyReader(CollectiveRpc, {})
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -49,6 +38,7 @@ def routes(ctx: Context) -> APIRouter:
 
 def _information(router: APIRouter, ctx: Context) -> None:
     @router.get("/server_info", response_class=Response)
+    @wire(response=ServerInfo, errors={400: ErrorResponse})
     async def server_info(config_format: Literal["text", "json"] = "text") -> Response:
         """The configuration and the variables that were heeded; secrets left out."""
         server = asdict(ctx.server)
@@ -61,16 +51,18 @@ def _information(router: APIRouter, ctx: Context) -> None:
             for name, value in sorted(os.environ.items())
             if name.startswith(_TOLD)
         }
-        return json_response(to_json({"vllm_config": configs, "vllm_env": told}))
+        return json_response(to_json(ServerInfo(configs, told)))
 
     @router.get("/get_world_size", response_class=Response)
+    @wire(response=WorldSize)
     async def get_world_size() -> Response:
         """Ranks that compute a step."""
         parallel = ctx.config.parallel
         size = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
-        return json_response(to_json({"world_size": size}))
+        return json_response(to_json(WorldSize(size)))
 
     @router.post("/collective_rpc", response_class=Response)
+    @wire(rpc_reader, RpcResults, errors={**READING, **ACTING})
     async def collective_rpc(raw: Request) -> Response:
         """Run one of a few harmless methods on all workers; one result each."""
         request = await ctx.read(raw, rpc_reader)
@@ -81,13 +73,19 @@ def _information(router: APIRouter, ctx: Context) -> None:
                 field="method",
             )
         call = ctx.engine.call(request.method, *request.args)
-        results = await asyncio.wait_for(call, request.timeout)
+        try:
+            results = await asyncio.wait_for(call, request.timeout)
+        except TimeoutError as e:
+            raise InvalidRequest(
+                f"{request.method} did not end within {request.timeout} s.", field="timeout"
+            ) from e
         flat = [one for engine in results for one in engine]
-        return json_response(to_json({"results": flat}))
+        return json_response(to_json(RpcResults(flat)))
 
 
 def _caches(router: APIRouter, ctx: Context) -> None:
     @router.post("/reset_prefix_cache", response_class=Response)
+    @wire(errors={**ACTING, 409: None})
     async def reset_prefix_cache(
         reset_running_requests: bool = False, reset_external: bool = False
     ) -> Response:
@@ -101,6 +99,7 @@ def _caches(router: APIRouter, ctx: Context) -> None:
 
     @router.post("/reset_mm_cache", response_class=Response)
     @router.post("/reset_encoder_cache", response_class=Response)
+    @wire(errors={503: ErrorResponse})
     async def reset_mm_cache() -> Response:
         """There are no such caches: nothing to do."""
         return Response(status_code=200)

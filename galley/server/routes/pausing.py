@@ -8,7 +8,6 @@ import asyncio
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
 
-import msgspec
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,20 +16,19 @@ from galley.observability.sleep_metrics import Operation
 from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.protocol.base import BodyReader
+from galley.server.openapi import ACTING, ASKING, READING, wire
+from galley.server.protocol.operation import (
+    IsPaused,
+    IsSleeping,
+    PauseStatus,
+    SleepStatus,
+    WakeStatus,
+    abort_reader,
+)
 
 Mode = Literal["abort", "wait", "keep"]
 #: Seconds between two looks at whether what is waited for has ended.
 LOOK = 0.01
-
-
-class AbortRequests(msgspec.Struct, kw_only=True):
-    """Ids of requests to end; without any, all are ended."""
-
-    request_ids: list[str] | None = None
-
-
-abort_reader = BodyReader(AbortRequests, {})
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -43,26 +41,30 @@ def routes(ctx: Context) -> APIRouter:
 
 def _pauses(router: APIRouter, ctx: Context) -> None:
     @router.post("/pause", response_class=Response)
+    @wire(response=PauseStatus, errors=ACTING)
     async def pause(mode: Mode = "abort", clear_cache: bool = True) -> Response:
         """Stop computing. Requests under way are aborted, waited for, or kept for /resume; new
         ones wait.
         """
         await stand_still(ctx, mode, clear_cache)
-        return json_response(to_json({"status": "paused"}))
+        return json_response(to_json(PauseStatus("paused")))
 
     @router.post("/resume", response_class=Response)
+    @wire(response=PauseStatus, errors=ASKING)
     async def resume() -> Response:
         """Compute again."""
         await ctx.engine.call("resume")
         ctx.slept(None)
-        return json_response(to_json({"status": "resumed"}))
+        return json_response(to_json(PauseStatus("resumed")))
 
     @router.get("/is_paused", response_class=Response)
+    @wire(response=IsPaused, errors=ASKING)
     async def is_paused() -> Response:
         paused = any(await ctx.engine.call("is_paused"))
-        return json_response(to_json({"is_paused": paused}))
+        return json_response(to_json(IsPaused(paused)))
 
     @router.post("/abort_requests", response_class=Response)
+    @wire(abort_reader, errors={**READING, **ASKING})
     async def abort_requests(raw: Request) -> Response:
         """End requests, all or by their ids; their readers get what there is."""
         request = await ctx.read(raw, abort_reader)
@@ -75,6 +77,7 @@ def _sleep(router: APIRouter, ctx: Context) -> None:
         return ctx.sleep_metrics.record(operation) if ctx.sleep_metrics else nullcontext()
 
     @router.post("/sleep", response_class=Response)
+    @wire(response=SleepStatus, errors=ACTING)
     async def sleep(level: Annotated[int, Query(ge=0, le=2)] = 1, mode: Mode = "abort") -> Response:
         """Pause, and give memory back: at level 1 that of the KV cache, at level 2 that of the
         weights too.
@@ -83,17 +86,19 @@ def _sleep(router: APIRouter, ctx: Context) -> None:
             await stand_still(ctx, mode, clear_cache=level > 0)
             await ctx.engine.call("sleep", level)
         ctx.slept(level)
-        return json_response(to_json({"status": "sleeping", "level": level}))
+        return json_response(to_json(SleepStatus(level)))
 
     @router.post("/release_kv_cache_memory", response_class=Response)
+    @wire(response=PauseStatus, errors=ACTING)
     async def release_kv_cache_memory() -> Response:
         """Give the memory of the KV cache back during a pause."""
         with measure("release_kv_cache_memory"):
             await ctx.engine.call("release_kv_cache_memory")
         ctx.slept(0)
-        return json_response(to_json({"status": "kv_cache_released"}))
+        return json_response(to_json(PauseStatus("kv_cache_released")))
 
     @router.post("/wake_up", response_class=Response)
+    @wire(response=WakeStatus, errors=ACTING)
     async def wake_up(tags: Annotated[list[str] | None, Query()] = None) -> Response:
         """Take memory again: all of it, or what the tags name of weights, kv_cache, scheduling.
         Requests go on once it is all there.
@@ -102,12 +107,13 @@ def _sleep(router: APIRouter, ctx: Context) -> None:
             awake = all(await ctx.engine.call("wake_up", tags))
         if awake:
             ctx.slept(None)
-        return json_response(to_json({"status": "awake" if awake else "sleeping", "tags": tags}))
+        return json_response(to_json(WakeStatus("awake" if awake else "sleeping", tags)))
 
     @router.get("/is_sleeping", response_class=Response)
+    @wire(response=IsSleeping, errors=ASKING)
     async def is_sleeping() -> Response:
         sleeping = any(await ctx.engine.call("is_sleeping"))
-        return json_response(to_json({"is_sleeping": sleeping}))
+        return json_response(to_json(IsSleeping(sleeping)))
 
 
 async def stand_still(ctx: Context, mode: Mode, clear_cache: bool) -> None:

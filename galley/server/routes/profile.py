@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,20 +12,8 @@ from galley.errors import InvalidRequest
 from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.protocol.base import BodyReader
-
-Steps = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-
-
-class StartProfile(msgspec.Struct, kw_only=True):
-    """What to note: the steps after the first `delay_iterations`, at most `max_iterations`."""
-
-    profile_prefix: str | None = None
-    delay_iterations: Steps | None = None
-    max_iterations: Steps | None = None
-
-
-reader = BodyReader(StartProfile, {})
+from galley.server.openapi import ACTING, READING, wire
+from galley.server.protocol.operation import ProfileFiles, profile_reader
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -36,10 +23,12 @@ def routes(ctx: Context) -> APIRouter:
         return router
 
     @router.post("/start_profile", response_class=Response)
+    @wire(profile_reader, errors={**READING, **ACTING}, optional=True)
     async def start_profile(raw: Request) -> Response:
         """Note what the steps do from now on."""
-        body = await raw.body() if raw.headers.get("content-length", "0") != "0" else b"{}"
-        asked = reader.read(body)
+        given_one = raw.headers.get("content-length", "0") != "0"
+        body = await ctx.body(raw) if given_one else b"{}"
+        asked = profile_reader.read(body)
 
         def given(name: str) -> Any:
             value = getattr(asked, name)
@@ -55,11 +44,12 @@ def routes(ctx: Context) -> APIRouter:
         return Response(status_code=200)
 
     @router.post("/stop_profile", response_class=Response)
+    @wire(response=ProfileFiles, errors=ACTING)
     async def stop_profile() -> Response:
         """Write the file; tells its path, of each engine."""
         paths = await ctx.engine.call("stop_profile")
         if None in paths:
             raise InvalidRequest("No profile has been started.")
-        return json_response(to_json({"files": paths}))
+        return json_response(to_json(ProfileFiles(paths)))
 
     return router
