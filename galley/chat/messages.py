@@ -36,9 +36,13 @@ def prepare(messages: list[Message], content_format: ContentFormat) -> list[Mess
     """
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a list of at least one message.", field="messages")
-    return [
-        _message(message, f"messages[{i}]", content_format) for i, message in enumerate(messages)
-    ]
+    try:
+        return [
+            _message(message, f"messages[{i}]", content_format)
+            for i, message in enumerate(messages)
+        ]
+    except RecursionError:
+        raise InvalidRequest("messages are nested too deeply.", field="messages") from None
 
 
 def _message(message: Any, where: str, content_format: ContentFormat) -> Message:
