@@ -62,8 +62,9 @@ class LLM:
         if not self.config.model.skip_tokenizer_init:
             path = resolve_tokenizer(self.config.model, self.config.load, assembled.source)
             self._tokenizer = load_tokenizer(path)
+        ends = self._tokenizer.end_ids if self._tokenizer else ()
         limits = dataclasses.replace(
-            limits_of(self.config, self._facts),
+            limits_of(self.config, self._facts, end_ids=ends),
             max_model_len=self._core.executor.max_model_len,
         )
         self._registry = CollectorRegistry()

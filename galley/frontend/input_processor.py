@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -324,13 +324,22 @@ def _signed64(x: int) -> int:
     return x - (1 << 64) if x >> 63 else x
 
 
-def limits_of(config: EngineConfig, facts: ModelFacts, max_n: int = MAX_N_SEQUENCES) -> Limits:
-    """The limits of a resolved configuration; -1 (fit to memory) counts as the model's length."""
+def limits_of(
+    config: EngineConfig,
+    facts: ModelFacts,
+    max_n: int = MAX_N_SEQUENCES,
+    end_ids: Iterable[int] = (),
+) -> Limits:
+    """The limits of a resolved configuration; -1 (fit to memory) counts as the model's length.
+
+    A sequence ends at what the model's config calls its end, and at the tokenizer's `end_ids`.
+    """
+    ends = dict.fromkeys((*facts.eos_token_ids, *sorted(end_ids)))
     length = config.model.max_model_len
     return Limits(
         vocab_size=facts.vocab_size,
         max_model_len=facts.max_position if length is None or length == -1 else length,
-        eos_token_ids=facts.eos_token_ids,
+        eos_token_ids=tuple(i for i in ends if i < facts.vocab_size),
         max_logprobs=config.model.max_logprobs,
         max_n=max_n,
         priority_policy=config.scheduler.scheduling_policy == "priority",

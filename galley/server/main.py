@@ -133,7 +133,8 @@ def watch(model: Model, server: ServerConfig) -> Watch:
 def make_client(
     link: LauncherLink, model: Model, environment: Environment, observer: RequestObserver
 ) -> ZmqClient:
-    limits = limits_of(model.config, model.facts, environment.caps.n)
+    ends = model.tokenizer.end_ids if model.tokenizer else ()
+    limits = limits_of(model.config, model.facts, environment.caps.n, ends)
     inputs = InputProcessor(
         limits, model.tokenizer, seed=model.config.model.seed, client_index=link.client_index
     )

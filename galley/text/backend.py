@@ -22,6 +22,7 @@ class Backend:
         bos, eos, unk, pad: tokens as text, None where the checkpoint names none.
         chat_templates: name → jinja source; "default" is the plain one.
         fim: role ("prefix", "suffix", "middle") → token id, where the checkpoint says so itself.
+        ends: ids beside `eos` at which a text or a turn ends.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -31,6 +32,7 @@ class Backend:
     pad: str | None = None
     chat_templates: dict[str, str] = field(default_factory=dict)
     fim: dict[str, int] = field(default_factory=dict)
+    ends: tuple[int, ...] = ()
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from galley.text.backend import Backend, add_tokens, library_errors, surround
 from galley.text.sentencepiece import Kind, Pieces
 from galley.text.splits import WORD_SPLITS, WordSplit
 
+#: Control tokens that end a text or a turn, as these families spell them. A file names one of them,
+#: where the same model's generation_config.json lists several.
+_ENDS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 _FIM_KEYS = {"prefix": "fim_pre", "suffix": "fim_suf", "middle": "fim_mid"}
 
 
@@ -47,6 +50,7 @@ def build_from_gguf(path: Path) -> Backend:
         pad=vocabulary.special("padding"),
         chat_templates=templates_of_gguf(file),
         fim={role: token_id for role, token_id in fim.items() if token_id is not None},
+        ends=vocabulary.ends(),
     )
 
 
@@ -59,7 +63,7 @@ class _Vocabulary:
         kinds = self.get("token_type", np.ndarray, np.ones(len(self.tokens), np.int32))
         if len(kinds) != len(self.tokens):
             raise self.fail(f"{len(kinds)} token types for {len(self.tokens)} tokens")
-        self.kinds: list[int] = kinds.tolist()
+        self.kinds: np.ndarray = kinds
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         value = self.file.get(f"tokenizer.ggml.{key}")
@@ -84,10 +88,18 @@ class _Vocabulary:
         return None if token_id is None else self.tokens[token_id]
 
     def of_kind(self, kind: Kind) -> list[str]:
-        return [t for t, k in zip(self.tokens, self.kinds, strict=True) if k == kind]
+        return [self.tokens[i] for i in self._ids(kind)]
+
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the control tokens that end a text or a turn."""
+        return tuple(i for i in self._ids(Kind.CONTROL) if self.tokens[i] in _ENDS)
 
     def fail(self, message: str) -> ModelError:
         return ModelError(f"{self.file.path}: {message}")
+
+    def _ids(self, kind: Kind) -> list[int]:
+        ids: list[int] = np.flatnonzero(self.kinds == int(kind)).tolist()
+        return ids
 
 
 def _byte_level(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
@@ -136,7 +148,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
         Pieces(
             vocabulary.tokens,
             scores.tolist(),
-            vocabulary.kinds,
+            vocabulary.kinds.tolist(),
             add_space_prefix=vocabulary.get("add_space_prefix", bool, True),
             squeeze_spaces=vocabulary.get("remove_extra_whitespaces", bool, False),
             unk_id=vocabulary.special_id("unknown"),

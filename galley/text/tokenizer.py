@@ -43,6 +43,8 @@ class Tokenizer:
         chat_templates: name → jinja source, as the checkpoint carries them.
         special_ids: ids of control tokens, which `skip_special_tokens` leaves out.
         added_tokens: id → text of all tokens that are matched whole, special or not.
+        end_ids: ids at which a text ends: that of `eos_token`, and others of a file that names one
+            where several are in use.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -56,6 +58,8 @@ class Tokenizer:
         added = self._library.get_added_tokens_decoder()
         self.added_tokens = {token_id: token.content for token_id, token in added.items()}
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        eos = self.eos_token_id
+        self.end_ids = frozenset(backend.ends if eos is None else (*backend.ends, eos))
         rule = piece_rule(self._library.decoder)
         self._pieces: PieceDecoder | None = None
         if rule is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from galley.frontend.input_processor import (
     Limits,
     default_sampling_params,
     derived_seed,
+    limits_of,
 )
 from galley.request import SamplingParams
 from tests.frontend.scripted import VOCAB, LetterTokenizer
@@ -206,6 +208,12 @@ def test_without_a_tokenizer_prompts_are_token_ids() -> None:
 
 def facts(**generation: Any) -> ModelFacts:
     return ModelFacts("L", {}, VOCAB, 8, 1, 1, 1, 8, 64, "float32", generation=generation)
+
+
+def test_a_sequence_ends_where_config_or_tokenizer_say_so() -> None:
+    config = EngineConfig(model=ModelConfig(model="m", max_model_len=32))
+    ends = dataclasses.replace(facts(), eos_token_ids=(5, 1))
+    assert limits_of(config, ends, end_ids={1, 0, VOCAB}).eos_token_ids == (5, 1, 0)
 
 
 def test_sampling_defaults_come_from_the_model_unless_told_otherwise(tmp_path: Path) -> None:

@@ -126,6 +126,16 @@ def test_kinds_of_tokens(tmp_path: Path) -> None:
     assert tokenizer.token_bytes(tokenizer.token_to_id("<0xE4>") or 0) == b"\xe4"
 
 
+def test_all_tokens_that_end_a_turn_end_a_text_though_the_file_names_one(tmp_path: Path) -> None:
+    keys = byte_level_keys()
+    tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    first = len(tokens)
+    tokens += ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>"]
+    kinds += [3, 3, 3, 1]
+    eos = keys["tokenizer.ggml.eos_token_id"] = first
+    assert _load(tmp_path, keys).end_ids == {eos, tokens.index("</s>"), first + 2}
+
+
 def test_declared_fill_in_the_middle_marks(tmp_path: Path) -> None:
     marks = {f"tokenizer.ggml.fim_{name}_token_id": i for name, i in (("pre", 5), ("suf", 6))}
     assert _load(tmp_path, byte_level_keys(**marks)).fim is None
