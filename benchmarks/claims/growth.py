@@ -12,7 +12,7 @@ from galley.cli.bench.host import BLOCK_SIZE, StandIn, make_core, request
 from galley.cli.bench.host import measure as host_time
 from galley.cli.bench.steps import Shape, StepBench
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
-from galley.engine.core import build
+from galley.engine.build import build
 
 _RUNNING = (1, 4, 16, 64, 128, 256)
 _CONTEXTS = (128, 512, 2048, 8000)

@@ -214,7 +214,8 @@ def route_rows(program: Program) -> list[Row]:
 
 
 METRICS_NOTE = """Names are given without the `_total` of counters. Galley has metrics of its own
-beside these: `galley:engine_restarts`, `galley:batch_invariant`.
+beside these: `galley:engine_restarts`, `galley:batch_invariant`, `galley:memory_short`,
+`galley:kv_blocks_withheld`.
 
 """
 

@@ -77,6 +77,10 @@ class CacheConfig:
     """Share of the machine's available memory that weights and KV cache may take, in (0, 1]."""
     kv_cache_memory_bytes: int | None = None
     """Size of the KV cache in bytes (accepts 512m, 4G); wins over gpu-memory-utilization."""
+    memory_reserve: int | None = None
+    """Bytes of memory to leave free (accepts 512m, 2G): with less the KV cache stops growing and
+    gives memory back, and requests wait. Default: 2 % of all, at least 64m, at most 1G. 0: never.
+    """
     num_gpu_blocks_override: int | None = None
     """Number of KV blocks, for tests of preemption."""
     enable_prefix_caching: bool = True

@@ -206,6 +206,7 @@ _ONE_RANK = "1: this version runs on one rank"
 _RANGES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("cache", "gpu_memory_utilization", lambda v: 0.0 < v <= 1.0, "in (0, 1]"),
     ("cache", "kv_cache_memory_bytes", lambda v: v > 0, "above 0"),
+    ("cache", "memory_reserve", lambda v: v >= 0, "at least 0"),
     ("cache", "num_gpu_blocks_override", lambda v: v >= 2, "at least 2"),
     ("scheduler", "max_num_seqs", lambda v: 1 <= v <= 65_536, "in 1 … 65536"),
     ("scheduler", "max_num_batched_tokens", lambda v: 1 <= v <= 1 << 20, "in 1 … 1048576"),

@@ -9,13 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from galley.config import EngineConfig, ModelFacts
+from galley.config.memory import MachineMemory
 from galley.config.resolve import Machine, resolve
-from galley.engine.core import EngineCore, build
+from galley.engine.build import build
+from galley.engine.core import EngineCore
 from galley.engine.kept import KeptFiles
 from galley.engine.ledger import BlockLedger
+from galley.engine.main import EngineSpec
+from galley.engine.memory_guard import Cache, MemoryGuard
 from galley.engine.messages import Ready
 from galley.engine.outputs import Stamp
-from galley.engine.process import EngineSpec
 from galley.engine.startup import LoadProgress, log_start
 from galley.executor.build import build as build_executor
 from galley.executor.executor import Executor
@@ -67,6 +70,13 @@ def assemble(
     if resolved.observability.enable_mfu_metrics:
         workload = Workload(sizes_of(resolved, facts, executor))
     core = build(resolved, executor, stamp, workload, ledger)
+    [memory_use] = executor.rpc("memory")
+    cache = Cache(
+        memory_use["kv_cache"] // executor.num_blocks,
+        lambda blocks: executor.rpc("give_back", blocks),
+    )
+    reserve = resolved.cache.memory_reserve
+    core.guard = MemoryGuard(core.scheduler, cache, MachineMemory(), reserve)
     return Assembled(core, resolved, facts, source)
 
 

@@ -18,19 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import RequestTable, StepPlan
-from galley.config import EngineConfig
-from galley.engine.ledger import BlockLedger
+from galley.engine.memory_guard import MemoryGuard
 from galley.engine.messages import Stats
-from galley.engine.outputs import ClientOutputs, Shares, Stamp, build_outputs
+from galley.engine.outputs import ClientOutputs, Shares, Stamp, build_news, build_outputs
 from galley.engine.pausing import Pausing
-from galley.errors import ConfigError
-from galley.kv import BlockHasher, BlockPool, KVCacheManager
-from galley.observability.meter import BlockLives, Meter, Workload
+from galley.engine.recorder import StepRecorder
+from galley.engine.upkeep import Upkeep
+from galley.observability.meter import Meter
 from galley.observability.perfetto import Profile
-from galley.observability.step_trace import StepRows, StepTrace
+from galley.observability.step_trace import StepTrace
 from galley.request import Request
-from galley.scheduler import Committed, Scheduler, SchedulerLimits
+from galley.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from galley.executor.executor import Executor
@@ -54,6 +52,8 @@ class EngineCore:
         trace: the last steps.
         pausing: whether steps are taken.
         meter: measures what is measured only when asked for.
+        guard: sheds load before memory runs out.
+        upkeep: to be called on while there is no work.
     """
 
     def __init__(
@@ -66,8 +66,11 @@ class EngineCore:
         self.while_waiting: Callable[[], None] | None = None
         self.on_done: Callable[[], None] | None = None
         self.trace = StepTrace()
+        self._recorder = StepRecorder(scheduler, self.trace)
         self.meter: Meter | None = None
         self.pausing = Pausing(scheduler, executor)
+        self.guard: MemoryGuard | None = None
+        self.upkeep = Upkeep(self)
         self._profile: Profile | None = None
         self._shares = Shares()
         self._model_seconds = 0.0
@@ -94,9 +97,11 @@ class EngineCore:
     def step(self) -> ClientOutputs:
         """Run one step: the outputs of each client concerned, possibly none."""
         begin = perf_counter()
-        scheduler = self.scheduler
-        before = self._counters()
-        plan = None if self.pausing.stopped else scheduler.schedule()
+        scheduler, stopped = self.scheduler, self.pausing.stopped
+        if self.guard is not None and not stopped:
+            self.guard.look(begin)
+        self._recorder.begin()
+        plan = None if stopped else scheduler.schedule()
         if plan is None:
             return build_outputs(scheduler.take_events(), self._told(), self.stamp, self._shares)
         if self.on_plan:
@@ -117,7 +122,7 @@ class EngineCore:
         if self.on_done:
             self.on_done()
         outputs = build_outputs(done, self._told(), self.stamp, self._shares)
-        self._record(plan, done, (begin, submit, sampled, perf_counter()), before)
+        self._recorder.end(plan, done, (begin, submit, sampled, perf_counter()))
         return outputs
 
     def stats(self) -> Stats:
@@ -135,6 +140,8 @@ class EngineCore:
             step_tokens=scheduler.step_tokens,
             num_steps=scheduler.step,
             model_seconds=self._model_seconds,
+            memory_short=self.guard is not None and self.guard.short,
+            withheld_blocks=kv.pool.withheld,
         )
 
     def _told(self) -> Stats:
@@ -161,93 +168,9 @@ class EngineCore:
         """Prove the invariants of scheduler and cache; AssertionError otherwise."""
         self.scheduler.check_integrity()
 
+    def news(self, clients: Iterable[int]) -> ClientOutputs:
+        """The state as it is now for each of these clients, apart from any step."""
+        return build_news(clients, self._told(), self.stamp, self._shares)
+
     def shutdown(self) -> None:
         self.executor.shutdown()
-
-    def _counters(self) -> tuple[int, int, int, int]:
-        scheduler, pool = self.scheduler, self.scheduler.kv.pool
-        return pool.num_taken, pool.num_released, pool.num_evicted, scheduler.num_preemptions
-
-    def _record(
-        self,
-        plan: StepPlan,
-        done: Committed,
-        times: tuple[float, float, float, float],
-        before: tuple[int, int, int, int],
-    ) -> None:
-        scheduler, n = self.scheduler, len(plan.slots)
-        taken, released, evicted, preemptions = self._counters()
-        record = (
-            plan.step,
-            *times,
-            n,
-            scheduler.step_tokens,
-            int(np.count_nonzero((plan.num_new == 1) & plan.samples)),
-            len(scheduler.running.order),
-            scheduler.num_waiting,
-            taken - before[0],
-            released - before[1],
-            evicted - before[2],
-            scheduler.kv.pool.num_free,
-            preemptions - before[3],
-            len(done.started),
-            len(done.ended),
-        )
-        self.trace.record(record, StepRows(done.row_handles, plan.num_new))
-
-
-def build(
-    config: EngineConfig,
-    executor: Executor,
-    stamp: Stamp | None = None,
-    workload: Workload | None = None,
-    ledger: BlockLedger | None = None,
-) -> EngineCore:
-    """An engine core over an executor that has loaded its model and sized its KV cache.
-
-    Args:
-        config: resolved (`config.resolve`): no limit is None any more.
-        executor: its num_blocks counts the null block.
-        workload: counts the work of each step, where that is wanted.
-        ledger: of a KV cache that outlives its engines.
-
-    Raises:
-        ConfigError: limits contradict each other, or the pool is too small for one sequence.
-    """
-    scheduling, cache = config.scheduler, config.cache
-    assert scheduling.max_num_batched_tokens is not None, "the configuration is not resolved"
-    assert scheduling.max_num_seqs is not None, "the configuration is not resolved"
-    limits = SchedulerLimits(
-        max_num_batched_tokens=scheduling.max_num_batched_tokens,
-        max_num_seqs=scheduling.max_num_seqs,
-        max_model_len=executor.max_model_len,
-        enable_chunked_prefill=scheduling.enable_chunked_prefill,
-        long_prefill_token_threshold=scheduling.long_prefill_token_threshold,
-        mixed_prefill_tokens=scheduling.mixed_prefill_tokens or 0,
-        policy=scheduling.scheduling_policy,
-    )
-    table = RequestTable(limits.max_num_seqs, limits.max_model_len, executor.groups)
-    hasher = BlockHasher.from_environment(cache.prefix_caching_hash_algo, cache.block_size)
-    observing = config.observability
-    lives = BlockLives(observing.kv_cache_metrics_sample) if observing.kv_cache_metrics else None
-    pool = BlockPool(executor.num_blocks, cache.enable_prefix_caching, lives)
-    kv = KVCacheManager(
-        table, pool, hasher, cache.enable_prefix_caching, limits.max_num_batched_tokens
-    )
-    if (most := kv.most_held(limits.max_model_len)) > pool.num_blocks - 1:
-        room = (pool.num_blocks - 1) * kv.block_size // max(len(executor.groups), 1)
-        raise ConfigError(
-            f"The KV cache has {pool.num_blocks - 1} blocks of {kv.block_size} tokens, but one "
-            f"sequence of --max-model-len {limits.max_model_len} tokens needs {most}. Lower "
-            f"--max-model-len to {room} or raise --kv-cache-memory-bytes.",
-            field="max_model_len",
-        )
-    core = EngineCore(Scheduler(kv, table, limits), executor, stamp)
-    if lives is not None or workload is not None:
-        core.meter = Meter(workload, lives)
-    if ledger is not None:
-        restored = ledger.attach(pool, hasher)
-        if restored:
-            log.info("%d KV blocks were computed before and are still there.", restored)
-        core.on_done = ledger.settle
-    return core

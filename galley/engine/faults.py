@@ -11,6 +11,8 @@
               raise memory             an exception in Python
               hang sleep               it stands still, for ever or for SECONDS
               starve                   it can get no more memory
+              leak                     a KV block is lost                       (stepN, afterN)
+              short                    for SECONDS the machine seems out of memory      (same)
               drop damage delay twice  a frame is lost, changed, late or doubled (inN: drop, damage)
 
 Nothing here is ever active but by this variable, and that is refused unless GALLEY_DEV_MODE=1 (or
@@ -29,6 +31,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from galley.config.memory import Memory, MemorySource
 from galley.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +41,13 @@ VARIABLE = "GALLEY_FAULTS"
 _SPEC = re.compile(r"(\d+|\*):(start|loaded|step|after|in|out)(\d*)(\+?)=([a-z]+)(?:/([\d.]+))?")
 _SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "abort": signal.SIGABRT}
 _OF_PROCESS = {*_SIGNALS, "raise", "memory", "hang", "sleep", "starve"}
-_OF_FRAME = {"in": {"drop", "damage"}, "out": {"drop", "damage", "delay", "twice"}}
+_OF_CORE = {"leak", "short"}
+_OF_MOMENT = {
+    "in": {"drop", "damage"},
+    "out": {"drop", "damage", "delay", "twice"},
+    "step": _OF_CORE,
+    "after": _OF_CORE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ def _read(item: str) -> Fault:
     if match is None:
         raise ConfigError(f"{VARIABLE}: {item!r} is not EPOCH:MOMENT=ACT[/SECONDS].")
     epoch, moment, count, on, act, seconds = match.groups()
-    if act not in _OF_PROCESS | _OF_FRAME.get(moment, set()):
+    if act not in _OF_PROCESS | _OF_MOMENT.get(moment, set()):
         raise ConfigError(f"{VARIABLE}: there is no {act!r} at {moment}.")
     counted = moment not in ("start", "loaded")
     if counted != bool(count):
@@ -100,7 +109,9 @@ class Faults:
         self._counts: dict[str, int] = {}
 
     def come(self, moment: str) -> list[Fault]:
-        """This moment has come once more: what happens to a frame in it; all else happens here."""
+        """This moment has come once more: what happens to a frame or the core in it; all else
+        happens here.
+        """
         n = self._counts[moment] = self._counts.get(moment, 0) + 1
         due = [f for f in self._faults if f.moment == moment and f.first <= n <= f.last]
         for fault in due:
@@ -159,13 +170,21 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
 
             def on_plan(handles: Any, lengths: Any) -> None:
                 record(handles, lengths)
-                faults.come("step")
+                self._harm(faults.come("step"))
 
             def while_waiting() -> None:
-                faults.come("after")
+                self._harm(faults.come("after"))
                 receive()
 
             self.core.on_plan, self.core.while_waiting = on_plan, while_waiting
+
+        def _harm(self, due: list[Fault]) -> None:
+            core: Any = self.core
+            for fault in due:
+                if fault.act == "leak":
+                    core.scheduler.kv.pool.take(1)
+                else:
+                    core.guard.source = NoMemory(core.guard.source, fault.seconds)
 
         def _post(self, client: int, frames: list[bytes]) -> None:
             due = [late for late in self._late if late[0] <= time.monotonic()]
@@ -193,6 +212,18 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
             return frames
 
     return FaultyProcess
+
+
+class NoMemory:
+    """A `MemorySource` that tells of none for some seconds, and then as another does."""
+
+    def __init__(self, then: MemorySource, seconds: float) -> None:
+        self._then = then
+        self._until = time.monotonic() + seconds
+
+    def read(self) -> Memory:
+        memory = self._then.read()
+        return memory if time.monotonic() > self._until else Memory(memory.total, 0)
 
 
 def damaged(payload: bytes) -> bytes:

@@ -90,6 +90,8 @@ class Stats(msgspec.Struct, array_like=True):
 
     Attributes:
         model_seconds: between plan and result, since the engine's start; told to all.
+        memory_short, withheld_blocks: load is shed for want of memory, and the KV blocks that
+            nobody gets meanwhile.
         flops, read_bytes, write_bytes: estimates, with --enable-mfu-metrics.
         block_times: lifetimes, idle times and gaps of cached blocks as float32 bytes, each told
             once, with --kv-cache-metrics.
@@ -109,6 +111,8 @@ class Stats(msgspec.Struct, array_like=True):
     write_bytes: float = 0.0
     block_times: list[bytes] = []
     model_seconds: float = 0.0
+    memory_short: bool = False
+    withheld_blocks: int = 0
 
 
 class Outputs(msgspec.Struct, tag="out"):

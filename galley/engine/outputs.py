@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -84,6 +85,14 @@ def build_outputs(done: Committed, stats: Stats, stamp: Stamp, shares: Shares) -
         (c, _for_one_client(_part_of(done, c), shares.part(c, stats, first), stamp))
         for c in sorted(concerned)
     ]
+
+
+def build_news(clients: Iterable[int], stats: Stats, stamp: Stamp, shares: Shares) -> ClientOutputs:
+    """`stats` for each client; what its counters have grown by goes to the first."""
+    told = sorted(clients)
+    if told:
+        shares.grant(told[0], stats)
+    return [(c, _for_one_client(Committed(), shares.part(c, stats, told[0]), stamp)) for c in told]
 
 
 def _for_one_client(done: Committed, stats: Stats, stamp: Stamp) -> Outputs:

@@ -7,21 +7,17 @@ client. What the messages mean is the core's business.
 
 from __future__ import annotations
 
-import gc
 import logging
 import select
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import zmq
 
-from galley.config import EngineConfig
-from galley.engine.control import Bound, Channel, ClientGone, Serving
+from galley.engine.control import Channel, ClientGone
 from galley.engine.flight import FlightRecorder
-from galley.engine.kept import KeptFiles
 from galley.engine.link import Frame, Line, open_frame
 from galley.engine.messages import (
     Abort,
@@ -55,8 +51,8 @@ PAUSING_CALLS = (
     *("pause", "resume", "is_paused", "drained", "abort_all"),
     *("sleep", "wake_up", "is_sleeping", "release_kv_cache_memory"),
 )
-#: Arrivals between two steps that the flight recorder has room for.
-ARRIVALS = 65_536
+#: Milliseconds of silence after which an idle engine looks after itself, and between two looks.
+IDLE = 1000
 #: Steps between two looks at the launcher's channel while there is work.
 CONTROL_EVERY = 16
 
@@ -66,6 +62,7 @@ class Core(Protocol):
 
     executor: Any
     pausing: Any
+    upkeep: Any
     on_plan: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None
     while_waiting: Callable[[], None] | None
 
@@ -75,23 +72,6 @@ class Core(Protocol):
     def abort(self, handles: Iterable[int], client_index: int = 0) -> None: ...
     def step(self) -> list[tuple[int, Outputs]]: ...
     def shutdown(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """Which engine this process is, and where it listens.
-
-    Attributes:
-        address: ZMQ address to bind; a TCP port of `*` takes a free one.
-        flight_path: file of the flight recorder.
-        kept: memory for a KV cache that outlives the engine.
-    """
-
-    index: int
-    epoch: int
-    address: str
-    flight_path: str
-    kept: KeptFiles | None = None
 
 
 class EngineProcess:
@@ -135,7 +115,7 @@ class EngineProcess:
         while not self._orphaned:
             if not core.has_work and not self._calls:
                 flight.rest()
-                poller.poll()
+                self._idle(poller)
                 self._control()
             flight.beat()
             self.receive()
@@ -147,6 +127,14 @@ class EngineProcess:
                 steps += 1
                 if steps % CONTROL_EVERY == 0:
                     self._control()
+
+    def _idle(self, poller: zmq.Poller) -> None:
+        """Sleep until something comes. Books that turn out to be wrong end the process: a fresh
+        engine has right ones.
+        """
+        while not poller.poll(IDLE):
+            for client, outputs in self.core.upkeep.look(list(self._lines)):
+                self._send(client, outputs)
 
     # ------------------------------------------------------------------ in
 
@@ -266,41 +254,3 @@ class EngineProcess:
 
     def _post(self, client: int, frames: list[bytes]) -> None:
         self.socket.send_multipart([routing_id(client), *frames])
-
-
-def bind(address: str) -> tuple[zmq.Socket[bytes], str]:
-    """A ROUTER socket on `address`, and the address that was really bound."""
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-    # Outputs are bounded by the requests in flight and must never be dropped.
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.bind(address)
-    bound = socket.getsockopt(zmq.LAST_ENDPOINT)
-    assert isinstance(bound, bytes)
-    return socket, bound.decode().rstrip("\0")
-
-
-def run(
-    spec: EngineSpec,
-    config: EngineConfig,
-    channel: Channel,
-    load: Callable[[EngineConfig, EngineSpec], tuple[Core, Ready]],
-    make_process: type[EngineProcess] = EngineProcess,
-) -> None:
-    """The life of an engine process: bind, load, serve. What `load` raises, the caller reports."""
-    socket, address = bind(spec.address)
-    channel.send(Bound(address))
-    core, ready = load(config, spec)
-    rows = config.scheduler.max_num_seqs or 0
-    flight = FlightRecorder(spec.flight_path, rows + ARRIVALS)
-    core.executor.rpc("show_pulse", spec.flight_path)
-    process = make_process(core, socket, channel, ready, flight)
-    # What start-up has made stays for good: no collection need look at it again.
-    gc.collect()
-    gc.freeze()
-    channel.send(Serving())
-    try:
-        process.run()
-    finally:
-        core.shutdown()

@@ -260,8 +260,8 @@ class KVCacheManager:
 
     @property
     def usage(self) -> float:
-        """Share of the pool in use, 0 … 1."""
-        return self.pool.num_used / max(self.pool.num_blocks - 1, 1)
+        """Share in use of the blocks that may be had, 0 … 1."""
+        return self.pool.usage
 
     def take_changes(self) -> BlockColumns:
         """The block columns recorded since the last call, in the order of the changes."""

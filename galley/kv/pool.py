@@ -3,11 +3,13 @@
 Every id but 0 (the null block, never handed out) is in exactly one state:
 
     used      refs > 0
-    plain     free without content worth finding: freed partial blocks, then never used ones
+    plain     free without content worth finding: freed partial blocks
+    fresh     free, and their memory was never touched, or has been given back
     cached    free but still findable by key, least recently freed first
 
-Blocks are drawn plain first, from the end of the stack, so freed partial blocks are used again
-before memory that was never touched; cached ones are evicted only when no plain one is left.
+Blocks are drawn in this order: plain from the end of the stack, so that what was freed is used
+again before memory that was never touched; fresh; cached ones are evicted only when no other is
+left. Where memory is short, some fresh blocks are withheld (`withhold`): nobody gets them.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ class BlockPool:
         keep_cached: whether a free block stays findable. False where blocks are shared only
             among living requests.
         listener: told of changes of the index; the first of `listeners`.
+
+    Attributes:
+        withheld: blocks that nobody gets for now; as many are fresh.
     """
 
     def __init__(
@@ -47,18 +52,30 @@ class BlockPool:
         self.refs = [0] * num_blocks
         self.keys: list[bytes | None] = [None] * num_blocks
         self.index: dict[bytes, int] = {}
-        self._plain = list(range(num_blocks - 1, NULL_BLOCK, -1))
+        self.withheld = 0
+        self._plain: list[int] = []
+        self._fresh = list(range(num_blocks - 1, NULL_BLOCK, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self.num_taken = self.num_released = self.num_evicted = 0
 
     @property
     def num_free(self) -> int:
         """Blocks that `take` can give, cached ones included."""
-        return len(self._plain) + len(self._cached)
+        return len(self._plain) + len(self._fresh) + len(self._cached) - self.withheld
 
     @property
     def num_used(self) -> int:
-        return self.num_blocks - 1 - self.num_free
+        return self.num_blocks - 1 - self.withheld - self.num_free
+
+    @property
+    def num_fresh(self) -> int:
+        """Free blocks whose memory is not taken, withheld ones included."""
+        return len(self._fresh)
+
+    @property
+    def usage(self) -> float:
+        """Share in use of the blocks that may be had, 0 … 1."""
+        return self.num_used / max(self.num_blocks - 1 - self.withheld, 1)
 
     def num_free_among(self, blocks: Iterable[int]) -> int:
         """How many of `blocks` (found by key) are free, so that sharing them uses up free ones."""
@@ -73,6 +90,9 @@ class BlockPool:
         blocks = plain[cut:]
         blocks.reverse()
         del plain[cut:]
+        if len(blocks) < n:
+            untouched = min(n - len(blocks), len(self._fresh) - self.withheld)
+            blocks += [self._fresh.pop() for _ in range(untouched)]
         while len(blocks) < n:
             block, _ = self._cached.popitem(last=False)
             self._unkey(block)
@@ -147,14 +167,35 @@ class BlockPool:
                 self.index[key] = block
                 self.keys[block] = key
                 self._cached[block] = None
-        self._plain = [b for b in self._plain if b not in self._cached]
+        self._fresh = [b for b in self._fresh if b not in self._cached]
         return set(self._cached)
+
+    def withhold(self, n: int) -> list[int]:
+        """Keep n blocks from everybody, instead of as many as until now; n must not exceed the
+        free and the withheld together.
+
+        Returns the blocks that have become fresh by that, whose memory may be given back: plain
+        ones first, then cached ones in the order of eviction.
+        """
+        assert n <= self.num_free + self.withheld
+        given_back: list[int] = []
+        while len(self._fresh) + len(given_back) < n:
+            if self._plain:
+                given_back.append(self._plain.pop())
+                continue
+            block, _ = self._cached.popitem(last=False)
+            self._unkey(block)
+            self.num_evicted += 1
+            given_back.append(block)
+        self._fresh += given_back
+        self.withheld = n
+        return given_back
 
     def clear_index(self) -> bool:
         """Forget all contents. False, and nothing changes, while blocks are in use."""
         if self.num_used:
             return False
-        self._plain = list(range(self.num_blocks - 1, NULL_BLOCK, -1))
+        self._plain = sorted((*self._plain, *self._cached), reverse=True)
         self._cached.clear()
         self.index.clear()
         self.keys = [None] * self.num_blocks
@@ -172,8 +213,9 @@ class BlockPool:
 
     def check_integrity(self) -> None:
         """Prove that every block is in exactly one state; AssertionError otherwise. O(blocks)."""
-        plain, cached = set(self._plain), set(self._cached)
-        assert len(plain) == len(self._plain), "a block is free twice"
+        plain, cached = {*self._plain, *self._fresh}, set(self._cached)
+        assert len(plain) == len(self._plain) + len(self._fresh), "a block is free twice"
+        assert 0 <= self.withheld <= len(self._fresh), "blocks are withheld that are not fresh"
         assert not plain & cached, "a block is both plain and cached"
         assert NULL_BLOCK not in plain | cached, "the null block is free"
         assert self.refs[NULL_BLOCK] == 0, "the null block was handed out"

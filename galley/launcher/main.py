@@ -100,7 +100,7 @@ def _entries(
         configure_logging()
         fetch_once(config, directory)
         from galley.engine.assembly import load_engine
-        from galley.engine.process import EngineSpec, run
+        from galley.engine.main import EngineSpec, run
 
         address = f"ipc://{directory}/engine-{index}-{epoch}"
         spec = EngineSpec(index, epoch, address, flight_path(index), kept)

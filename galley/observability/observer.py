@@ -40,6 +40,8 @@ class StatsShape(Protocol):
     write_bytes: float
     block_times: list[bytes]
     model_seconds: float
+    memory_short: bool
+    withheld_blocks: int
 
 
 class OutputsShape(Protocol):

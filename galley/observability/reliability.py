@@ -1,4 +1,6 @@
-"""Galley's own metrics of its promises: restarts survived, and whether answers stand alone."""
+"""Galley's own metrics of its promises: restarts survived, whether answers stand alone, and load
+that is shed for want of memory.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,28 @@ class ReliabilityMetrics:
     def __init__(self, registry: CollectorRegistry, model_name: str, num_engines: int = 1) -> None:
         self._model_name = model_name
         self._restarts = _restarts(registry)
-        self._invariant = Gauge(
+        #: Engine → what was last told of its memory.
+        self._memory: dict[int, tuple[bool, int]] = {}
+        self._invariant = _gauge(
+            registry,
             "galley:batch_invariant",
             "1 if an answer does not depend on what else is computed, 0 if it may or if no engine "
             "was up yet.",
-            _LABELS,
-            registry=registry,
-            multiprocess_mode="mostrecent",
+        )
+        self._short = _gauge(
+            registry,
+            "galley:memory_short",
+            "1 while load is shed, as the machine's memory runs short: less KV cache, a longer "
+            "queue.",
+        )
+        self._withheld = _gauge(
+            registry,
+            "galley:kv_blocks_withheld",
+            "KV blocks that no request gets, as there is no memory for them now.",
         )
         for engine in range(num_engines):
-            self._restarts.labels(model_name, str(engine))
-            self._invariant.labels(model_name, str(engine))
+            for metric in (self._restarts, self._invariant, self._short, self._withheld):
+                metric.labels(model_name, str(engine))
 
     def ready(self, message: ReadyShape) -> None:
         engine = message.engine_index
@@ -43,10 +56,22 @@ class ReliabilityMetrics:
         """Nothing to count."""
 
     def outputs(self, message: OutputsShape) -> None:
-        """Nothing to count."""
+        stats = message.stats
+        if stats is None:
+            return
+        now = stats.memory_short, stats.withheld_blocks
+        if self._memory.get(message.engine_index, (False, 0)) != now:
+            self._memory[message.engine_index] = now
+            labels = self._model_name, str(message.engine_index)
+            self._short.labels(*labels).set(now[0])
+            self._withheld.labels(*labels).set(now[1])
 
     def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
         """Nothing to count."""
+
+
+def _gauge(registry: CollectorRegistry, name: str, help: str) -> Gauge:
+    return Gauge(name, help, _LABELS, registry=registry, multiprocess_mode="mostrecent")
 
 
 def _restarts(registry: CollectorRegistry) -> Counter | Gauge:

@@ -362,6 +362,20 @@ class Scheduler:
         self.table.clear_slot(slot)
         self.running.remove(seq)
 
+    def withhold(self, num_blocks: int) -> list[int]:
+        """Keep so many KV blocks from everybody, instead of as many as until now; never so many
+        that one sequence of the longest length would find no room. Running sequences return to the
+        queue where there is no other way. Returns the blocks whose memory may be given back.
+        """
+        assert not self._in_flight
+        pool = self.kv.pool
+        longest = self.kv.most_held(self.limits.max_model_len)
+        num_blocks = max(min(num_blocks, pool.num_blocks - 1 - longest), 0)
+        while num_blocks > pool.num_free + pool.withheld:
+            self._preempt(self._victim())
+        self._blocked = 0, 0
+        return pool.withhold(num_blocks)
+
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         """Forget cached prefixes. False, and nothing changes, while blocks are in use.
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from galley.config import EngineConfig, SchedulerConfig
-from galley.engine.core import EngineCore, build
+from galley.engine.build import build
+from galley.engine.core import EngineCore
 from galley.engine.messages import Outputs
 from galley.engine.outputs import Stamp
 from galley.errors import ConfigError

@@ -10,7 +10,8 @@ import pytest
 
 from galley.batch import GroupSpec, StepPlan, StepResult
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
-from galley.engine.core import EngineCore, build
+from galley.engine.build import build
+from galley.engine.core import EngineCore
 from tests.scheduler.fakes import request
 
 

@@ -44,6 +44,7 @@ def test_the_notation() -> None:
         "1:step=kill",
         "1:start3=kill",
         "1:step3=drop",
+        "1:out3=leak",
         "1:in3=delay",
         "1:step3=explode",
         "1:",

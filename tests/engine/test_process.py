@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import zmq
 
+from galley.engine import process
 from galley.engine.control import ClientGone
 from galley.engine.flight import FlightRecorder, flight_file, last_rows, pulse
 from galley.engine.link import Line, open_frame
@@ -29,6 +30,7 @@ from galley.engine.messages import (
     Ready,
     Reply,
     Resync,
+    Stats,
 )
 from galley.engine.process import CONTROL_EVERY
 from galley.request import FinishReason, Request, SamplingParams
@@ -261,6 +263,26 @@ def test_an_idle_engine_sleeps(engine: EngineThread) -> None:
     # Nothing is waited for: this is the span over which CPU time is measured.
     time.sleep(0.3)
     assert time.process_time() - before < 0.1
+
+
+def test_an_idle_engine_looks_after_itself_and_tells_what_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "IDLE", 10)
+    engine = EngineThread(tmp_path)
+    peer = Peer(engine.start().address)
+    engine.core.upkeep.finds = [None, Stats(withheld_blocks=7)]
+    assert peer.receive().stats.withheld_blocks == 7
+    engine.kill()
+
+
+def test_wrong_books_end_an_idle_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "IDLE", 10)
+    engine = EngineThread(tmp_path)
+    engine.core.upkeep.finds = [None, AssertionError("block 7: 1 refs, free=True")]
+    engine.start()
+    engine.thread.join(10)
+    assert isinstance(engine.error, AssertionError)
 
 
 def test_a_failing_step_ends_the_process(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import zmq
 from galley.engine.control import Channel, EngineDown, EngineUp
 from galley.engine.faults import Faults, faulty_process, read_faults
 from galley.engine.flight import FlightRecorder
+from galley.engine.main import bind
 from galley.engine.messages import Ready
-from galley.engine.process import EngineProcess, bind
+from galley.engine.process import EngineProcess
 from tests.frontend.scripted import ScriptedCore
 
 

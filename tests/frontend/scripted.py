@@ -78,6 +78,19 @@ class Row:
         self.started = False
 
 
+class ScriptedUpkeep:
+    """Tells what each look is to bring, and then nothing more; raises what is an error."""
+
+    def __init__(self) -> None:
+        self.finds: list[Stats | Exception | None] = []
+
+    def look(self, clients: Iterable[int]) -> list[tuple[int, Outputs]]:
+        found = self.finds.pop(0) if self.finds else None
+        if isinstance(found, Exception):
+            raise found
+        return [(c, Outputs(0, 1, 0, 0.0, stats=found)) for c in clients] if found else []
+
+
 class ScriptedCore:
     """One token per request and step.
 
@@ -102,6 +115,7 @@ class ScriptedCore:
         self.while_waiting: Callable[[], None] | None = None
         self.executor = ScriptedExecutor()
         self.pausing = SimpleNamespace(sleep_level=None)
+        self.upkeep = ScriptedUpkeep()
         self.rows: dict[int, Row] = {}
         self.aborted: dict[int, list[int]] = {}
         self.num_steps = 0

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from galley.engine.core import EngineCore, build
+from galley.engine.build import build
+from galley.engine.core import EngineCore
 from galley.engine.kept import KeptFiles
 from galley.engine.ledger import BlockLedger
 from galley.executor.local import LocalExecutor

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from itertools import pairwise
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galley.kernels.arena import ALIGNMENT, aligned_bytes, lifetimes, plan_arena
+from galley.kernels.arena import ALIGNMENT, aligned_bytes, give_back, lifetimes, plan_arena
 from galley.kernels.program import Node, Rows, Symbol
 
 SIZES = st.integers(0, 3000)
@@ -56,3 +59,21 @@ def test_aligned_bytes():
     assert memory.ctypes.data % ALIGNMENT == 0
     assert len(memory) == 1000
     assert not memory.any()
+
+
+def test_memory_given_back_is_zeros_and_takes_none():
+    """Whole pages only; with a file of memory behind it, and without one."""
+    page = mmap.PAGESIZE
+    fd = os.memfd_create("test")
+    os.ftruncate(fd, 8 * page)
+    shared = np.frombuffer(mmap.mmap(fd, 8 * page), np.uint8)
+    for memory in (shared, np.frombuffer(mmap.mmap(-1, 8 * page), np.uint8)):
+        memory[:] = 1
+        give_back(memory[page // 2 : 5 * page + 7])
+        # To look at them is to take them again.
+        assert os.fstat(fd).st_blocks * 512 == (4 if memory is shared else 8) * page
+        assert memory.reshape(8, page).any(1).tolist() == [True] + [False] * 4 + [True] * 3
+        assert memory.reshape(8, page).all(1).tolist() == [True] + [False] * 4 + [True] * 3
+        give_back(memory[10:20])
+        assert memory[10:20].all()
+    os.close(fd)

@@ -161,6 +161,7 @@ def test_a_listener_hears_of_every_change_of_the_index() -> None:
         lambda pool: pool._cached.__setitem__(3, None),
         lambda pool: pool.index.__setitem__(b"x", 1),
         lambda pool: pool.keys.__setitem__(1, b"y"),
+        lambda pool: setattr(pool, "withheld", 4),
     ],
 )
 def test_check_integrity_finds_damage(damage: object) -> None:
@@ -170,6 +171,31 @@ def test_check_integrity_finds_damage(damage: object) -> None:
     damage(pool)
     with pytest.raises(AssertionError):
         pool.check_integrity()
+
+
+def test_withheld_blocks_are_given_to_nobody() -> None:
+    pool = BlockPool(9)
+    assert pool.withhold(5) == []
+    assert (pool.num_free, pool.num_used, pool.num_fresh, pool.usage) == (3, 0, 8, 0.0)
+    a, b, c = pool.take(3)
+    assert (pool.num_free, pool.usage) == (0, 1.0)
+    pool.enter(b, b"b")
+    pool.enter(c, b"c")
+    pool.release([c, b])
+    pool.check_integrity()
+    # What was freed first goes first, and is not found any more.
+    assert pool.withhold(6) == [c]
+    assert (pool.find(b"b"), pool.find(b"c"), pool.num_free) == (b, None, 1)
+    assert pool.withhold(4) == []
+    assert pool.num_free == 3
+    pool.release([a])
+    # Freed partial blocks before cached ones, and those that were used before fresh ones.
+    assert pool.withhold(7) == [a]
+    assert pool.withhold(5) == []
+    assert pool.take(2) == [a, c]
+    assert pool.find(b"b") == b
+    assert not pool.clear_index()
+    pool.check_integrity()
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -198,6 +224,20 @@ class PoolMachine(RuleBasedStateMachine):
         block = self.pool.find(key)
         self.pool.share([block])
         self.users.append([block])
+
+    @rule(data=st.data())
+    def withhold(self, data: st.DataObject) -> None:
+        free = self.pool.num_free + self.pool.withheld
+        n = data.draw(st.integers(0, free))
+        given_back = self.pool.withhold(n)
+        assert not {b for b in given_back if self.pool.refs[b] or self.pool.keys[b]}
+        assert (self.pool.num_free, self.pool.withheld) == (free - n, n)
+
+    @precondition(lambda self: not self.users)
+    @rule()
+    def clear(self) -> None:
+        assert self.pool.clear_index()
+        assert not self.pool.index
 
     @precondition(lambda self: self.users)
     @rule(data=st.data())

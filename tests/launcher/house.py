@@ -20,8 +20,8 @@ from typing import Any
 from galley.config import EngineConfig
 from galley.engine.control import Channel, Serving
 from galley.engine.flight import last_rows, pulse
+from galley.engine.main import EngineSpec, run
 from galley.engine.messages import Ready
-from galley.engine.process import EngineSpec, run
 from galley.errors import ConfigError, GalleyError
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor

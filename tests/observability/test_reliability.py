@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from galley.engine.messages import Ready
+from galley.engine.messages import Outputs, Ready, Stats
 from galley.observability.reliability import ReliabilityMetrics
 
 
@@ -28,6 +28,18 @@ def test_restarts_add_up() -> None:
         bench.ready(restarts=restarts)
         assert bench.value("engine_restarts_total") == total
     assert bench.value("engine_restarts_total", 1) == 0
+
+
+def test_memory_is_as_the_engine_says() -> None:
+    bench = Bench(2)
+    names = "memory_short", "kv_blocks_withheld"
+    assert [bench.value(name, 1) for name in names] == [0.0, 0.0]
+    for engine, short, withheld in ((0, True, 9), (0, False, 4), (1, True, 2), (0, False, 0)):
+        stats = Stats(memory_short=short, withheld_blocks=withheld)
+        bench.metrics.outputs(Outputs(1, 1, engine, 0.0))
+        bench.metrics.outputs(Outputs(2, 1, engine, 0.0, stats=stats))
+        assert [bench.value(name, engine) for name in names] == [short, withheld]
+    assert bench.value("kv_blocks_withheld", 1) == 2.0
 
 
 def test_invariance_is_as_the_engine_says() -> None:

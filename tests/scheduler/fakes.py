@@ -23,7 +23,8 @@ from galley.batch import (
     encode_result,
 )
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
-from galley.engine.core import EngineCore, build
+from galley.engine.build import build
+from galley.engine.core import EngineCore
 from galley.engine.messages import Outputs
 from galley.request import Request, SamplingParams
 

@@ -20,7 +20,8 @@ from galley.cli.bench.flags import BenchParser, make
 from galley.cli.bench.offline import write_json
 from galley.cli.bench.tables import print_table
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
-from galley.engine.core import EngineCore, build
+from galley.engine.build import build
+from galley.engine.core import EngineCore
 from galley.errors import ConfigError
 from galley.request import Request, SamplingParams
 

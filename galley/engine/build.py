@@ -1,0 +1,75 @@
+"""`build`: the parts of an engine core, wired over an executor."""
+
+from __future__ import annotations
+
+import logging
+
+from galley.batch import RequestTable
+from galley.config import EngineConfig
+from galley.engine.core import EngineCore
+from galley.engine.ledger import BlockLedger
+from galley.engine.outputs import Stamp
+from galley.errors import ConfigError
+from galley.executor.executor import Executor
+from galley.kv import BlockHasher, BlockPool, KVCacheManager
+from galley.observability.meter import BlockLives, Meter, Workload
+from galley.scheduler import Scheduler, SchedulerLimits
+
+log = logging.getLogger(__name__)
+
+
+def build(
+    config: EngineConfig,
+    executor: Executor,
+    stamp: Stamp | None = None,
+    workload: Workload | None = None,
+    ledger: BlockLedger | None = None,
+) -> EngineCore:
+    """An engine core over an executor that has loaded its model and sized its KV cache.
+
+    Args:
+        config: resolved (`config.resolve`): no limit is None any more.
+        executor: its num_blocks counts the null block.
+        workload: counts the work of each step, where that is wanted.
+        ledger: of a KV cache that outlives its engines.
+
+    Raises:
+        ConfigError: limits contradict each other, or the pool is too small for one sequence.
+    """
+    scheduling, cache = config.scheduler, config.cache
+    assert scheduling.max_num_batched_tokens is not None, "the configuration is not resolved"
+    assert scheduling.max_num_seqs is not None, "the configuration is not resolved"
+    limits = SchedulerLimits(
+        max_num_batched_tokens=scheduling.max_num_batched_tokens,
+        max_num_seqs=scheduling.max_num_seqs,
+        max_model_len=executor.max_model_len,
+        enable_chunked_prefill=scheduling.enable_chunked_prefill,
+        long_prefill_token_threshold=scheduling.long_prefill_token_threshold,
+        mixed_prefill_tokens=scheduling.mixed_prefill_tokens or 0,
+        policy=scheduling.scheduling_policy,
+    )
+    table = RequestTable(limits.max_num_seqs, limits.max_model_len, executor.groups)
+    hasher = BlockHasher.from_environment(cache.prefix_caching_hash_algo, cache.block_size)
+    observing = config.observability
+    lives = BlockLives(observing.kv_cache_metrics_sample) if observing.kv_cache_metrics else None
+    pool = BlockPool(executor.num_blocks, cache.enable_prefix_caching, lives)
+    kv = KVCacheManager(
+        table, pool, hasher, cache.enable_prefix_caching, limits.max_num_batched_tokens
+    )
+    if (most := kv.most_held(limits.max_model_len)) > pool.num_blocks - 1:
+        room = (pool.num_blocks - 1) * kv.block_size // max(len(executor.groups), 1)
+        raise ConfigError(
+            f"The KV cache has {pool.num_blocks - 1} blocks of {kv.block_size} tokens, but one "
+            f"sequence of --max-model-len {limits.max_model_len} tokens needs {most}. Lower "
+            f"--max-model-len to {room} or raise --kv-cache-memory-bytes.",
+            field="max_model_len",
+        )
+    core = EngineCore(Scheduler(kv, table, limits), executor, stamp)
+    if lives is not None or workload is not None:
+        core.meter = Meter(workload, lives)
+    if ledger is not None:
+        restored = ledger.attach(pool, hasher)
+        if restored:
+            log.info("%d KV blocks were computed before and are still there.", restored)
+        core.on_done = ledger.settle
+    return core

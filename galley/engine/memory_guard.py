@@ -1,0 +1,119 @@
+"""Sheds load before memory runs out, rather than be ended by the kernel for want of it.
+
+    available ────────────────────────────────────────────────────────────────▶ bytes
+    0 ......... reserve ......... + a quarter ......... more
+       give back          stay               grow by what is more
+
+The KV cache takes memory as its blocks are first written. A look at memory says how many blocks
+may still be touched (`BlockPool.withhold` keeps the rest from everybody); below the reserve, blocks
+that are free or only cached give theirs back, and where that is not enough sequences are preempted:
+they wait, and go on when there is room. Blocks for one sequence of the longest length always
+remain, so that something always runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from galley.config.memory import Memory, MemorySource
+from galley.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+MIB = 2**20
+#: Seconds between two looks, and while memory is nearly short.
+INTERVAL, SHORT_INTERVAL = 0.25, 0.05
+#: Memory is nearly short below so many reserves.
+NEAR = 4
+#: Stalled for this share of time, the machine is short of memory whatever it says is available.
+STALLED = 0.1
+
+
+def reserve_of(total: int) -> int:
+    """Bytes to leave free where none are given: 2 % of all, at least 64 MiB and at most 1 GiB."""
+    return min(max(total // 50, 64 * MIB), 1024 * MIB)
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What there is to know of the KV cache's memory.
+
+    Attributes:
+        block_bytes: of one block.
+        give_back: takes blocks whose bytes nobody needs.
+    """
+
+    block_bytes: int
+    give_back: Callable[[list[int]], object]
+
+
+class MemoryGuard:
+    """Looks at memory now and then, between steps.
+
+    Args:
+        reserve: bytes to leave free; None = `reserve_of` what there is; 0 = never look.
+
+    Attributes:
+        source: where memory is read.
+        short: load is being shed.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, cache: Cache, source: MemorySource, reserve: int | None = None
+    ) -> None:
+        self._scheduler = scheduler
+        self._cache = cache
+        self.source = source
+        self.reserve = reserve_of(source.read().total) if reserve is None else reserve
+        self.short = False
+        self._next = 0.0 if self.reserve else float("inf")
+
+    @property
+    def num_withheld(self) -> int:
+        """Blocks that are kept from everybody."""
+        return self._scheduler.kv.pool.withheld
+
+    def look(self, now: float) -> None:
+        """To be called between any two steps; `now` in seconds of any clock."""
+        if now < self._next:
+            return
+        memory = self.source.read()
+        near = memory.available < NEAR * self.reserve
+        self._next = now + (SHORT_INTERVAL if near else INTERVAL)
+        room = self._room(memory)
+        pool = self._scheduler.kv.pool
+        withheld = max(pool.num_fresh - room // self._cache.block_bytes, 0)
+        if withheld != pool.withheld:
+            given_back = self._scheduler.withhold(withheld)
+            if given_back:
+                self._cache.give_back(given_back)
+        self._tell(memory, room)
+
+    def _room(self, memory: Memory) -> int:
+        """Bytes that the cache may still take; below 0: that it should give back."""
+        available, margin = memory.available, self.reserve // 4
+        if memory.stalled > STALLED and available < NEAR * self.reserve:
+            available = min(available, self.reserve - margin)
+        spare = available - self.reserve
+        return spare if spare < 0 else max(spare - margin, 0)
+
+    def _tell(self, memory: Memory, room: int) -> None:
+        """Log when load begins to be shed, and when that is over."""
+        pool = self._scheduler.kv.pool
+        if self.short:
+            if room > self.reserve // 4 or (room >= 0 and not pool.withheld):
+                self.short = False
+                log.warning("Memory is back: %d MiB are available.", memory.available // MIB)
+        elif pool.withheld and room <= 0:
+            self.short = True
+            usable = pool.num_blocks - 1 - pool.withheld
+            log.warning(
+                "Memory runs short: %d MiB are available, and %d MiB are to be left free. The KV "
+                "cache gets %d of its %d blocks for now; what does not fit waits.",
+                memory.available // MIB,
+                self.reserve // MIB,
+                usable,
+                pool.num_blocks - 1,
+            )

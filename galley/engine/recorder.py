@@ -1,0 +1,50 @@
+"""Writes each step of an engine core into its trace."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from galley.batch import StepPlan
+from galley.observability.step_trace import StepRows, StepTrace
+from galley.scheduler import Committed, Scheduler
+
+
+class StepRecorder:
+    """`begin` before a step is planned, `end` when it is committed."""
+
+    def __init__(self, scheduler: Scheduler, trace: StepTrace) -> None:
+        self._scheduler = scheduler
+        self._trace = trace
+        self._before = self._counters()
+
+    def begin(self) -> None:
+        self._before = self._counters()
+
+    def end(
+        self, plan: StepPlan, done: Committed, times: tuple[float, float, float, float]
+    ) -> None:
+        """Note a step; `times` are its begin, submission, result and end (`perf_counter`)."""
+        scheduler, n = self._scheduler, len(plan.slots)
+        before = self._before
+        taken, released, evicted, preemptions = self._counters()
+        record = (
+            plan.step,
+            *times,
+            n,
+            scheduler.step_tokens,
+            int(np.count_nonzero((plan.num_new == 1) & plan.samples)),
+            len(scheduler.running.order),
+            scheduler.num_waiting,
+            taken - before[0],
+            released - before[1],
+            evicted - before[2],
+            scheduler.kv.pool.num_free,
+            preemptions - before[3],
+            len(done.started),
+            len(done.ended),
+        )
+        self._trace.record(record, StepRows(done.row_handles, plan.num_new))
+
+    def _counters(self) -> tuple[int, int, int, int]:
+        scheduler, pool = self._scheduler, self._scheduler.kv.pool
+        return pool.num_taken, pool.num_released, pool.num_evicted, scheduler.num_preemptions

@@ -1,0 +1,74 @@
+"""An engine that rests finds its own mistakes, and tells when memory comes and goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from galley.engine.memory_guard import INTERVAL, Cache, MemoryGuard
+from galley.engine.messages import Stats
+from tests.engine.test_memory_guard import PLENTY, RESERVE, Source
+from tests.scheduler.fakes import make_core, request, run, step
+
+
+def test_after_work_all_blocks_are_free_and_the_books_are_right() -> None:
+    core = make_core()
+    core.add([request(1, [1, 2, 3]), request(2, [4, 5])])
+    step(core)
+    assert core.upkeep.look([0]) == []
+    run(core)
+    assert core.upkeep.look([0]) == []
+
+
+def test_a_block_of_nobody_is_found() -> None:
+    core = make_core()
+    core.add([request(1, [1, 2, 3])])
+    run(core)
+    core.scheduler.kv.pool.take(1)
+    with pytest.raises(AssertionError, match="references differ"):
+        core.upkeep.look([])
+
+
+def test_what_has_been_proven_is_not_proven_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = make_core()
+    proofs: list[int] = []
+    monkeypatch.setattr(core.scheduler, "check_integrity", lambda: proofs.append(1))
+    for work in (True, False, False, True):
+        if work:
+            core.add([request(1, [1, 2, 3])])
+            while core.has_work:
+                core.step()
+        core.upkeep.look([])
+    assert len(proofs) == 2
+
+
+def test_clients_hear_of_memory_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, source = make_core(), Source()
+    core.guard = MemoryGuard(core.scheduler, Cache(1000, lambda blocks: None), source, RESERVE)
+    clock = iter(range(100))
+    monkeypatch.setattr("galley.engine.upkeep.perf_counter", lambda: next(clock) * INTERVAL)
+
+    def told(available: int) -> list[tuple[int, bool, int]]:
+        source.available = available
+        found = core.upkeep.look([3, 7])
+        states = [(client, outputs.stats) for client, outputs in found]
+        assert all(isinstance(stats, Stats) for _, stats in states)
+        return [(c, s.memory_short, s.withheld_blocks) for c, s in states if s]
+
+    assert told(PLENTY) == []
+    most = 63 - 256 // 16
+    assert told(RESERVE) == [(3, True, most), (7, True, most)]
+    assert told(RESERVE) == []
+    assert told(PLENTY) == [(3, False, 0), (7, False, 0)]
+
+
+def test_news_carry_counters_once() -> None:
+    core = make_core()
+    core.add([request(1, [1, 2, 3], client_index=3)])
+    run(core)
+    steps = [
+        (client, outputs.stats.num_steps)
+        for _ in range(2)
+        for client, outputs in core.news([9, 3])
+        if outputs.stats
+    ]
+    assert steps == [(3, core.scheduler.step), (9, 0)] * 2
