@@ -4,52 +4,33 @@ Each request stays here until its last token is delivered: prompt, parameters, t
 an engine dies, its requests go to the next incarnation with the tokens that they have; the engine
 goes on behind them, and by the invariance rule with what it would have said. A request accepted
 while no engine is up waits here, so that first sending and replay are one code path. A frame that
-is lost on the way is missed (`engine.link`); what follows is the same replay in a new session.
+is lost on the way is missed (`connection`); what follows is the same replay in a new session.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import zmq
 
 from galley.engine.control import Channel, EngineDown, EnginesLost, EngineUp
-from galley.engine.link import Line, open_frame
-from galley.engine.messages import (
-    Abort,
-    Add,
-    Call,
-    FromClient,
-    FromEngine,
-    Hello,
-    Outputs,
-    Ping,
-    Ready,
-    Reply,
-    Resync,
-    routing_id,
-)
-from galley.errors import EngineDead, InvalidRequest, RequestFailed, ServerError, Unsupported
+from galley.engine.messages import Abort, Add, FromEngine, Outputs, Ping, Ready
+from galley.errors import EngineDead, RequestFailed, Unsupported
 from galley.frontend.client import RequestStream
+from galley.frontend.connection import Connection
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState, Sequence
-from galley.frontend.probation import Probation
 from galley.frontend.prompts import Prompt
 from galley.request import Request, SamplingParams
 
-log = logging.getLogger(__name__)
-
-#: Messages applied before the event loop gets a turn.
-BURST = 16
 #: Seconds between two looks at whether engines still hear us.
 TICK = 1.0
 
@@ -67,34 +48,6 @@ class LauncherLink:
     channel: Channel
     client_index: int
     directory: str | None = None
-
-
-@dataclass(slots=True)
-class Engine:
-    """One engine: its present incarnation and what was asked of it.
-
-    Attributes:
-        socket: None while there is no incarnation to speak to.
-        line: the session with it.
-        ready: None until that incarnation has loaded its model and opened the session.
-        reported: the last incarnation that the observer was told of.
-        load: sequences that it has, by its last word and what was sent since.
-    """
-
-    index: int
-    epoch: int = 0
-    reported: int = 0
-    socket: zmq.Socket[bytes] | None = None
-    line: Line = field(default_factory=lambda: Line(0))
-    ready: Ready | None = None
-    load: int = 0
-    calls: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
-    probation: Probation = field(default_factory=Probation)
-
-
-def has_arrived(socket: zmq.Socket[bytes]) -> bool:
-    """There is a message to receive (asking also re-arms the socket's file descriptor)."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 class ZmqClient:
@@ -116,12 +69,9 @@ class ZmqClient:
         self._outputs = outputs
         self._on_orphaned = on_orphaned or self._die_with_launcher
         self._context = zmq.Context(1)
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(FromEngine).decode
-        self._engines: dict[int, Engine] = {}
+        self._engines: dict[int, Connection] = {}
         self._batch_invariant: bool | None = None
         self._lost: str | None = None
-        self._next_call = 0
         self._settled = asyncio.Event()
 
     def start(self) -> None:
@@ -138,7 +88,7 @@ class ZmqClient:
         self._loop.remove_reader(self._link.channel.fileno())
         self._ticker.cancel()
         for engine in self._engines.values():
-            self._disconnect(engine)
+            engine.disconnect()
         self._context.term()
 
     # ------------------------------------------------------------------ EngineClient
@@ -216,28 +166,10 @@ class ZmqClient:
         """
         if not self._engines or any(e.ready is None for e in self._engines.values()):
             raise EngineDead("the engine is not up.")
-        waiting = []
-        for engine in self._engines.values():
-            self._next_call += 1
-            future = self._loop.create_future()
-            engine.calls[self._next_call] = future
-            waiting.append(future)
-            self._send(engine, Call(self._next_call, method, list(args)))
-        return list(await asyncio.gather(*waiting))
+        asked = [engine.call(method, list(args)) for engine in self._engines.values()]
+        return list(await asyncio.gather(*asked))
 
     # ------------------------------------------------------------------ sending
-
-    def _send(self, engine: Engine, message: FromClient) -> None:
-        self._post(engine, engine.line.wrap(self._encode(message)))
-
-    def _post(self, engine: Engine, frames: list[bytes]) -> None:
-        socket = engine.socket
-        if socket is None:
-            return
-        socket.send_multipart(frames, zmq.NOBLOCK)
-        # Sending may have consumed the edge that would have announced an arrival.
-        if has_arrived(socket):
-            self._loop.call_soon(self._on_readable, engine)
 
     def _place(self, states: Iterable[RequestState]) -> None:
         """Send states to the least loaded engine that is up; without one they stay unplaced."""
@@ -255,10 +187,10 @@ class ZmqClient:
             ]
         for index, batch in batches.items():
             if batch:
-                self._send(self._engines[index], Add(batch))
+                self._engines[index].send(Add(batch))
 
     @staticmethod
-    def _request(sequence: Sequence, engine: Engine) -> Request:
+    def _request(sequence: Sequence, engine: Connection) -> Request:
         """The request as this incarnation gets it: with the tokens that it has."""
         assert engine.ready is not None
         request = sequence.request
@@ -274,7 +206,7 @@ class ZmqClient:
 
     def _send_aborts(self, state: RequestState, handles: list[int]) -> None:
         if handles and state.engine_index is not None:
-            self._send(self._engines[state.engine_index], Abort(handles))
+            self._engines[state.engine_index].send(Abort(handles))
 
     # ------------------------------------------------------------------ engines come and go
 
@@ -294,69 +226,26 @@ class ZmqClient:
                 self._engines_lost(message.message)
 
     def _connect(self, up: EngineUp) -> None:
-        engine = self._engines.setdefault(up.index, Engine(up.index))
-        self._disconnect(engine)
-        engine.epoch = up.epoch
-        try:
-            socket = self._context.socket(zmq.DEALER)
-        except zmq.ZMQError as e:
-            # Clients' connections hold all file descriptors; they will give some back.
-            log.warning("cannot connect to engine %d yet: %s", up.index, e)
-            self._loop.call_later(TICK, self._connect_late, up)
-            return
-        # The engine's outputs must never be dropped, nor a request block the event loop: what is
-        # in flight is bounded by the requests themselves.
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RECONNECT_IVL, 10)
-        socket.setsockopt(zmq.ROUTING_ID, routing_id(self._link.client_index))
-        socket.connect(up.address)
-        engine.socket = socket
-        self._loop.add_reader(socket.fileno(), self._on_readable, engine)
-        self._open_session(engine)
-        self._on_readable(engine)
-
-    def _connect_late(self, up: EngineUp) -> None:
-        engine = self._engines[up.index]
-        if self._lost is None and engine.epoch == up.epoch and engine.socket is None:
-            self._connect(up)
-
-    def _open_session(self, engine: Engine) -> None:
-        """Start over with an incarnation: once it is ready it gets what it shall compute."""
-        self._forget_session(engine)
-        engine.line = Line(engine.line.session + 1)
-        self._send(engine, Hello(self._link.client_index))
-
-    def _forget_session(self, engine: Engine) -> None:
-        engine.ready = None
-        for future in engine.calls.values():
-            if not future.done():
-                future.set_exception(EngineDead("the engine was lost over this call."))
-        engine.calls.clear()
-
-    def _disconnect(self, engine: Engine) -> None:
-        self._forget_session(engine)
-        if engine.socket is not None:
-            self._loop.remove_reader(engine.socket.fileno())
-            engine.socket.close()
-            engine.socket = None
+        engine = self._engines.get(up.index)
+        if engine is None:
+            engine = Connection(up.index, self._link.client_index, self._context, self._receive)
+            self._engines[up.index] = engine
+        engine.connect(up)
 
     def _tick(self) -> None:
         """Say hello again where no answer came; have the others show that nothing was lost."""
         self._ticker = self._loop.call_later(TICK, self._tick)
         for engine in self._engines.values():
             if engine.ready is None:
-                hello = self._encode(Hello(self._link.client_index))
-                self._post(engine, engine.line.wrap_as(0, hello))
-            elif engine.calls or self.num_unfinished:
-                self._send(engine, Ping())
+                engine.greet_again()
+            elif engine.waits_for_reply or self.num_unfinished:
+                engine.send(Ping())
 
     def _engine_down(self, down: EngineDown) -> None:
         engine = self._engines.get(down.index)
         if engine is None or engine.epoch != down.epoch:
             return
-        self._disconnect(engine)
+        engine.disconnect()
         if down.crashed:
             rows = {h: n for h, n in down.rows if h in self._outputs.sequences}
             guilty = engine.probation.crashed(rows)
@@ -394,48 +283,23 @@ class ZmqClient:
 
     # ------------------------------------------------------------------ receiving
 
-    def _on_readable(self, engine: Engine) -> None:
-        socket = engine.socket
-        for _ in range(BURST):
-            # A message may have replaced the socket that it came from.
-            if socket is None or engine.socket is not socket:
-                return
-            if not has_arrived(socket):
-                return
-            self._on_frames(engine, socket.recv_multipart(zmq.NOBLOCK))
-        self._loop.call_soon(self._on_readable, engine)
-
-    def _on_frames(self, engine: Engine, frames: list[bytes]) -> None:
-        header, payload = frames if len(frames) == 2 else (b"", b"")
-        frame = open_frame(header, payload)
-        arrival = "gap" if frame is None else engine.line.arrival(frame)
-        if arrival == "due":
-            self._receive(engine, self._decode(payload))
-        elif arrival == "gap":
-            self._open_session(engine)
-
-    def _receive(self, engine: Engine, message: FromEngine) -> None:
+    def _receive(self, engine: Connection, message: FromEngine) -> None:
         if isinstance(message, Outputs):
             if message.epoch == engine.epoch:
                 self._on_outputs(engine, message)
-        elif isinstance(message, Ready):
-            if message.epoch == engine.epoch:
-                self._on_ready(engine, message)
-        elif isinstance(message, Reply):
-            self._on_reply(engine, message)
-        elif isinstance(message, Resync):
-            self._open_session(engine)
+        elif isinstance(message, Ready) and message.epoch == engine.epoch:
+            self._on_ready(engine, message)
 
-    def _on_outputs(self, engine: Engine, message: Outputs) -> None:
+    def _on_outputs(self, engine: Connection, message: Outputs) -> None:
         if message.stats is not None:
             engine.load = message.stats.num_running + message.stats.num_waiting
         aborts = self._outputs.process(message)
         if aborts:
-            self._send(engine, Abort(aborts))
+            engine.send(Abort(aborts))
         if engine.probation.active:
             self._next_trial(engine)
 
-    def _on_ready(self, engine: Engine, message: Ready) -> None:
+    def _on_ready(self, engine: Connection, message: Ready) -> None:
         engine.ready = message
         engine.load = 0
         self._batch_invariant = message.batch_invariant
@@ -449,7 +313,7 @@ class ZmqClient:
         self._next_trial(engine)
         self._settled.set()
 
-    def _next_trial(self, engine: Engine) -> None:
+    def _next_trial(self, engine: Connection) -> None:
         sequences = self._outputs.sequences
         live = {
             h: len(s.state.submission.prompt_token_ids) + len(s.token_ids)
@@ -457,15 +321,4 @@ class ZmqClient:
         }
         handle = engine.probation.next_trial(live)
         if handle is not None:
-            self._send(engine, Add([self._request(sequences[handle], engine)]))
-
-    @staticmethod
-    def _on_reply(engine: Engine, message: Reply) -> None:
-        future = engine.calls.pop(message.id, None)
-        if future is None or future.done():
-            return
-        if message.error is not None:
-            kind = InvalidRequest if message.refused else ServerError
-            future.set_exception(kind(message.error))
-        else:
-            future.set_result(message.result)
+            engine.send(Add([self._request(sequences[handle], engine)]))
