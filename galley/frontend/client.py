@@ -105,6 +105,10 @@ class RequestStream(AsyncIterator[RequestOutput]):
             self._over = output.finished
         return output
 
+    def poll_text(self) -> tuple[str, int] | None:
+        """Text and number of tokens that are new where that is all; else None: `poll`."""
+        return None if self._over else self.state.take_text()
+
     def on_news(self, notify: Callable[[], None]) -> None:
         """Call `notify` whenever there is something to `poll`, and now if there is: for a reader
         that does not wait in a task of its own.

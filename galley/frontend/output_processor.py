@@ -123,6 +123,15 @@ class Sequence:
                     reason, stop_reason = "stop", self.text.matched
             self.finish_reason, self.stop_reason = reason, stop_reason
 
+    def news(self) -> tuple[str, int]:
+        """Text and number of tokens since the last call of this or `output`."""
+        num_tokens, num_pieces = len(self.token_ids), len(self.pieces)
+        count, fresh = num_tokens - self.taken_tokens, num_pieces - self.taken_pieces
+        self.taken_tokens, self.taken_pieces = num_tokens, num_pieces
+        if fresh == 1:
+            return self.pieces[-1], count
+        return "".join(self.pieces[num_pieces - fresh :]), count
+
     def output(self, delta: bool) -> CompletionOutput:
         """News since the last call (delta) or all there is."""
         tokens_from = self.taken_tokens if delta else 0
@@ -154,6 +163,7 @@ class RequestState:
         "notify",
         "num_cached_tokens",
         "num_live",
+        "only_text",
         "prompt_logprobs",
         "sequences",
         "submission",
@@ -178,6 +188,13 @@ class RequestState:
                 text = tokenizer.stream(submission.prompt_token_ids, params)
             self.sequences.append(Sequence(i, request, self, text))
         self.num_live = len(self.sequences)
+        #: Until its end there is nothing to tell but the text of one sequence.
+        self.only_text = (
+            params.output_kind == RequestOutputKind.DELTA
+            and self.num_live == 1
+            and self.prompt_logprobs is None
+            and self.sequences[0].logprobs is None
+        )
 
     @property
     def ended(self) -> bool:
@@ -196,6 +213,14 @@ class RequestState:
     def wake(self) -> None:
         if self.notify is not None:
             self.notify()
+
+    def take_text(self) -> tuple[str, int] | None:
+        """Text and number of tokens that are new, where there is nothing else to tell: a short way
+        past `take`. None where only that will do."""
+        if not self.only_text or not self.num_live or self.error is not None or not self.changed:
+            return None
+        self.changed.clear()
+        return self.sequences[0].news()
 
     def take(self) -> RequestOutput | None:
         """What there is to show now, or None. Raises the error with which the request ended."""
@@ -308,6 +333,8 @@ class OutputProcessor:
         handles = memoryview(outputs.handles).cast("q").tolist()
         tokens = memoryview(outputs.token_ids).cast("i").tolist()
         counts = memoryview(outputs.counts).cast("i").tolist()
+        if not counts and not ends:
+            return self._add_single_tokens(handles, tokens, outputs.timestamp)
         now, sequences = outputs.timestamp, self.sequences
         aborts: list[int] = []
         at = 0
@@ -329,6 +356,28 @@ class OutputProcessor:
                 if end is None:
                     aborts.append(handle)
             elif end is None:
+                sequence.state.mark(sequence)
+        return aborts
+
+    def _add_single_tokens(self, handles: list[int], tokens: list[int], now: float) -> list[int]:
+        """A token each, no ends: the steady state."""
+        aborts: list[int] = []
+        sequences = self.sequences
+        for handle, token in zip(handles, tokens, strict=True):
+            sequence = sequences.get(handle)
+            if sequence is None:
+                continue
+            stopped = sequence.push(token)
+            if sequence.logprobs is not None:
+                sequence.count_logprobs(len(sequence.token_ids) - 1)
+            metrics = sequence.metrics
+            metrics.last_token_time = now
+            if metrics.first_token_time == 0.0:
+                metrics.first_token_time = now
+            if stopped:
+                self._leave(sequence, FinishReason.STOP)
+                aborts.append(handle)
+            else:
                 sequence.state.mark(sequence)
         return aborts
 

@@ -64,6 +64,11 @@ class Tally:
             for choice in output.outputs:
                 self._generated += len(choice.token_ids)
 
+    def add_tokens(self, count: int) -> None:
+        """Count generated tokens of a choice that `add` has seen."""
+        if self._count_generated:
+            self._generated += count
+
     def usage(self) -> Usage:
         prompt = sum(self._prompts.values())
         details = PromptTokensDetails(sum(self._cached.values())) if self._details else None

@@ -21,6 +21,8 @@ from galley.server.protocol.chat import (
     ChatMessage,
 )
 
+_PLAIN_END = b'},"logprobs":null,"finish_reason":null}]}\n\n'
+
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
@@ -72,6 +74,7 @@ class ChatAnswer:
         self._plain_starts = [
             self._prefix + b'{"index":%d,"delta":{"content":' % i for i in range(self._n)
         ]
+        self.encode_text = self._encode_text if self._plain else None
 
     # ------------------------------------------------------------------ whole
 
@@ -124,12 +127,16 @@ class ChatAnswer:
         for choice in output.outputs:
             if choice.finish_reason is None and plain:
                 if choice.text:
-                    events.append(self._plain_starts[choice.index])
-                    events.append(to_json(choice.text))
-                    events.append(b'},"logprobs":null,"finish_reason":null}]}\n\n')
+                    start = self._plain_starts[choice.index]
+                    events.append(start + to_json(choice.text) + _PLAIN_END)
             elif choice.finish_reason is not None or choice.token_ids:
                 events.append(self._delta(choice))
         return b"".join(events)
+
+    def _encode_text(self, index: int, text: str, num_tokens: int) -> bytes:
+        """The event of a plain delta of the only choice."""
+        self._tally.add_tokens(num_tokens)
+        return self._plain_starts[0] + to_json(text) + _PLAIN_END if text else b""
 
     def last(self) -> bytes:
         if not self._usage_at_end:

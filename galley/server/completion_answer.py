@@ -55,6 +55,7 @@ class CompletionAnswer:
             or request.return_token_ids
             or request.continuous_usage
         )
+        self.encode_text = self._encode_text if self._plain else None
         self._begun: set[int] = set()
         self._offsets: dict[int, int] = {}
 
@@ -138,13 +139,22 @@ class CompletionAnswer:
             number = index * self._n + choice.index
             if choice.finish_reason is None and self._plain:
                 if choice.text:
-                    events.append(self._prefix)
-                    events.append(b'{"index":%d,"text":' % number)
-                    events.append(to_json(choice.text))
-                    events.append(b',"logprobs":null,"finish_reason":null}]}\n\n')
+                    events.append(self._plain_event(number, choice.text))
             elif choice.finish_reason is not None or choice.token_ids:
                 events.append(self._delta(number, choice, output))
         return b"".join(events)
+
+    def _encode_text(self, index: int, text: str, num_tokens: int) -> bytes:
+        """The event of a plain delta of a prompt's only choice."""
+        self._tally.add_tokens(num_tokens)
+        return self._plain_event(index * self._n, text) if text else b""
+
+    def _plain_event(self, number: int, text: str) -> bytes:
+        return b'%b{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}]}\n\n' % (
+            self._prefix,
+            number,
+            to_json(text),
+        )
 
     def last(self) -> bytes:
         if not self._usage_at_end:

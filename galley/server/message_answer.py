@@ -52,6 +52,9 @@ class MessageAnswer:
     message_delta, message_stop.
     """
 
+    #: Every delta has a number or a name of its own.
+    encode_text = None
+
     def __init__(self, id: str, model: str) -> None:
         self._id = id
         self._model = model

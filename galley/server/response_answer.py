@@ -44,6 +44,9 @@ class ResponseAnswer:
         response: the answer as it is now.
     """
 
+    #: Every delta has a number or a name of its own.
+    encode_text = None
+
     def __init__(
         self,
         response: ResponseObject,

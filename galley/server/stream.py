@@ -66,6 +66,7 @@ class Stream(Protocol):
     async def __anext__(self) -> RequestOutput: ...
     async def aclose(self) -> None: ...
     def poll(self) -> RequestOutput | None: ...
+    def poll_text(self) -> tuple[str, int] | None: ...
     def on_news(self, notify: Callable[[], None]) -> None: ...
 
 
@@ -137,6 +138,11 @@ class Events(Protocol):
     def encode(self, index: int, output: RequestOutput) -> bytes:
         """Events for what is new of prompt `index`; may be empty."""
 
+    @property
+    def encode_text(self) -> Callable[[int, str, int], bytes] | None:
+        """Events for text alone, and the number of its tokens, of a prompt of which `encode` has
+        had an output. None where `encode` is always needed."""
+
     def last(self) -> bytes:
         """All that follows the last output."""
 
@@ -196,7 +202,7 @@ class EventResponse(Response):
         #: Set while the task sleeps, and the relay may write.
         self._sink: Sink | None = None
         self._error: Exception | None = None
-        self._begun = False
+        self._begun: set[int] = set()
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -237,13 +243,20 @@ class EventResponse(Response):
         """Events for all news. Raises what a request has ended with."""
         news, self._news = self._news, []
         parts = []
+        encode_text = self._events.encode_text
         for index in news:
-            output = self._streams[index].poll()
+            stream = self._streams[index]
+            if encode_text is not None and index in self._begun:
+                text = stream.poll_text()
+                if text is not None:
+                    parts.append(encode_text(index, *text))
+                    continue
+            output = stream.poll()
             if output is not None:
-                self._begun = True
+                self._begun.add(index)
                 self._left -= output.finished
                 parts.append(self._events.encode(index, output))
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # ------------------------------------------------------------------ the task
 
