@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy symptoms soak chaos bench-peers bench-claims docs clean require
+.PHONY: help serve install test check lint native check-deploy symptoms soak chaos bench-peers bench-steps bench-claims docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -99,8 +99,12 @@ bench-peers: ## Galley beside vLLM, llama.cpp and OpenVINO in one run; LAB names
 	@sh benchmarks/peers/setup.sh
 	@$(BIN)/python -m benchmarks.peers.run $(PEERS_ARGS)
 
-bench-claims: ## a measured row for each claim (minutes); CLAIMS_ARGS="prefix --rounds 5" for some
-	@$(BIN)/python -m benchmarks.claims.run $(CLAIMS_ARGS)
+bench-steps: ## what HTTP leaves of the native steps, and where a step's time goes; LAB as for bench-peers
+	@$(BIN)/python -m benchmarks.peers.steps $(STEPS_ARGS)
+
+bench-claims: ## a measured row for each claim, curves in build/claims (minutes); CLAIMS_ARGS="prefix --rounds 5" for some
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install --quiet matplotlib
+	@$(BIN)/python -m benchmarks.claims.run --plots build/claims $(CLAIMS_ARGS)
 
 docs: ## write the generated pages of docs/ anew
 	@$(BIN)/python docs/generate

@@ -15,10 +15,10 @@ from galley.config import CacheConfig, EngineConfig, SchedulerConfig
 from galley.engine.build import build
 
 _RUNNING = (1, 4, 16, 64, 128, 256)
-_CONTEXTS = (128, 512, 2048, 8000)
+_CONTEXTS = (128, 512, 2048, 8191)
 _QUEUE = 100_000
 _SOME = 1000
-_HITS = (1_000, 4_000, 16_000)
+_HITS = (1_024, 4_096, 16_384)
 
 
 def measure(setup: Setup) -> Finding:

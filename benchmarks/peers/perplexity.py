@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.engines import LLAMA_BIN, Server, lab
+from benchmarks.peers.engines import Server, lab, llama
 from galley.cli.bench.datasets.text import Corpus
 
 WINDOW = 512
@@ -74,7 +74,7 @@ def of_llama(weights: str, corpus: Corpus, count: int) -> float:
         text = Path(folder) / "text.txt"
         text.write_text(text_of(corpus, count), encoding="utf-8")
         command = [
-            str(lab() / LLAMA_BIN / "llama-perplexity"),
+            str(llama("llama-perplexity")),
             "-m",
             str(lab() / "weights" / weights),
         ]

@@ -7,7 +7,6 @@ is `galley bench startup`'s business, which is run here too.
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 import subprocess
 import tempfile
@@ -27,7 +26,7 @@ _LIMIT = 600.0
 def first_token(engine: Engine, log: Path) -> tuple[float, float]:
     """Seconds from the command to the first streamed token; MB (PSS) once idle."""
     port = free_port()
-    command = shlex.split(engine.command.format(lab=lab(), port=port))
+    command = engine.words(port)
     target = Target.of(f"http://127.0.0.1:{port}/v1/completions", {})
     with open(log, "ab") as out:
         begin = time.perf_counter()

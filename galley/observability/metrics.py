@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -86,19 +87,20 @@ class Series:
 
 @dataclass(slots=True)
 class Counters:
-    """An engine incarnation's own counters, as last seen: only their growth is added."""
+    """An engine incarnation's own figures, as last seen: what has not changed costs nothing.
+
+    Attributes:
+        grown: counters by `_GROWING`; only their growth is added.
+        gauges: running, waiting and deferred requests, share of the KV cache in use.
+    """
 
     epoch: int = -1
     num_steps: int = 0
-    num_preemptions: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    flops: float = 0.0
-    read_bytes: float = 0.0
-    write_bytes: float = 0.0
+    grown: tuple[float, ...] = (0,) * 6
+    gauges: tuple[float, ...] = ()
 
 
-#: Counter → attribute of `Stats` and of `Counters`.
+#: Counter → attribute of `Stats`.
 _GROWING = {
     "num_preemptions": "num_preemptions",
     "prefix_cache_queries": "prefix_queries",
@@ -107,6 +109,7 @@ _GROWING = {
     "estimated_read_bytes_per_gpu": "read_bytes",
     "estimated_write_bytes_per_gpu": "write_bytes",
 }
+_grown = attrgetter(*_GROWING.values())
 
 
 class EngineMetrics:
@@ -148,6 +151,7 @@ class EngineMetrics:
         self._counters = [Counters() for _ in range(num_engines)]
         self._rejections = _admission_rejections(registry, model_name)
         self._model_name = model_name
+        self._shared = shares_metrics()
 
     def rejected(self, reason: str) -> None:
         """A request was turned away by the limit `reason`."""
@@ -268,19 +272,24 @@ class EngineMetrics:
         series, seen = self.series[engine], self._counters[engine]
         if seen.epoch != epoch:
             self._counters[engine] = seen = Counters(epoch)
-        series.set("num_requests_running", stats.num_running)
-        series.set("num_requests_waiting", stats.num_waiting)
-        series.set("kv_cache_usage_perc", stats.kv_cache_usage)
         deferred = stats.num_waiting - stats.waiting_by_reason.get("capacity", 0)
-        series.set("num_requests_waiting_by_reason[capacity]", stats.num_waiting - deferred)
-        series.set("num_requests_waiting_by_reason[deferred]", deferred)
+        gauges = (stats.num_running, stats.num_waiting, deferred, stats.kv_cache_usage)
+        # Beside other processes the last one that sets a gauge is right.
+        if gauges != seen.gauges or self._shared:
+            seen.gauges = gauges
+            series.set("num_requests_running", stats.num_running)
+            series.set("num_requests_waiting", stats.num_waiting)
+            series.set("kv_cache_usage_perc", stats.kv_cache_usage)
+            series.set("num_requests_waiting_by_reason[capacity]", stats.num_waiting - deferred)
+            series.set("num_requests_waiting_by_reason[deferred]", deferred)
         if stats.num_steps > seen.num_steps:
             series.observe("iteration_tokens_total", stats.step_tokens)
         seen.num_steps = stats.num_steps
-        for name, counter in _GROWING.items():
-            value = getattr(stats, counter)
-            series.inc(name, value - getattr(seen, counter))
-            setattr(seen, counter, value)
+        grown = _grown(stats)
+        if grown != seen.grown:
+            for name, value, before in zip(_GROWING, grown, seen.grown, strict=True):
+                series.inc(name, value - before)
+            seen.grown = grown
         for metric, times in zip(BLOCK_METRICS, stats.block_times, strict=False):
             for seconds in memoryview(times).cast("f"):
                 series.observe(metric.name, seconds)

@@ -97,6 +97,9 @@ def plot_curves(
         for name, results in curves.items():
             axis.plot([r[x] for r in results], [r[y] for r in results], "o-", label=name)
         axis.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
+        values = [float(r[x]) for results in curves.values() for r in results]
+        if min(values) > 0 and max(values) > 16 * min(values):
+            axis.set_xscale("log")
         axis.grid(True, alpha=0.3)
     axes[0][0].legend()
     save(drawing, path)
