@@ -11,7 +11,13 @@ from galley.engine.messages import Finished, Logprobs, Outputs, Started
 from galley.errors import RequestFailed
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState
-from galley.request import FinishReason, Request, RequestOutputKind, SamplingParams
+from galley.request import (
+    FinishReason,
+    Logprob,
+    Request,
+    RequestOutputKind,
+    SamplingParams,
+)
 from tests.frontend.scripted import LetterTokenizer
 
 DELTA, FINAL = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
@@ -340,3 +346,50 @@ def test_without_text_there_are_only_tokens(desk: Desk) -> None:
     output = state.take()
     assert output is not None
     assert (output.outputs[0].text, output.outputs[0].token_ids) == ("", [97])
+
+
+def test_text_alone_has_a_short_way(desk: Desk) -> None:
+    state = desk.add(output_kind=DELTA, stop=["END"])
+    h = handle(state)
+    assert state.take_text() is None
+    desk.deliver({h: "x"})
+    assert state.take_text() == ("x", 1)
+    desk.deliver({h: "y"})
+    desk.deliver({h: "zw"})
+    assert state.take_text() == ("yzw", 3)
+    assert state.take_text() is None
+    assert state.take() is None
+    for letter in "END":
+        desk.deliver({h: letter})
+    assert state.take_text() is None, "an end is more than text"
+    output = state.take()
+    assert output is not None
+    assert output.finished
+    assert output.outputs[0].stop_reason == "END"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"output_kind": FINAL},
+        {"output_kind": DELTA, "n": 2},
+        {"output_kind": DELTA, "logprobs": 1},
+        {"output_kind": DELTA, "prompt_logprobs": 1},
+    ],
+)
+def test_who_wants_more_than_text_gets_whole_outputs(desk: Desk, params: dict[str, Any]) -> None:
+    state = desk.add(**params)
+    for sequence in state.sequences:
+        if sequence.logprobs is not None:
+            sequence.logprobs.append({ord("x"): Logprob(-1.0)})
+    desk.deliver({handle(state): "x"})
+    assert state.take_text() is None
+
+
+def test_a_stop_string_in_the_steady_state_ends_the_request_in_the_engine(desk: Desk) -> None:
+    state, other = desk.add(output_kind=DELTA, stop=["ab"]), desk.add(output_kind=DELTA)
+    assert desk.deliver({handle(state): "a", handle(other): "a", 99: "q"}) == []
+    assert desk.deliver({handle(state): "b", handle(other): "b"}) == [handle(state)]
+    assert state.ended
+    assert not other.ended
+    assert other.take_text() == ("ab", 2)
