@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy symptoms soak chaos bench-peers bench-steps bench-claims docs clean require
+.PHONY: help serve install test check lint native check-deploy symptoms soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -94,6 +94,20 @@ soak: ## keep a server full with clients that misbehave, for SOAK_MINUTES
 CHAOS_MINUTES ?= 10
 chaos: ## kill the engine of a busy server for CHAOS_MINUTES: no client may be able to tell
 	@$(BIN)/python -m benchmarks.chaos --minutes $(CHAOS_MINUTES) $(CHAOS_ARGS)
+
+FUZZ_INPUTS ?= 1000000
+fuzz-readers: ## hostile model files, FUZZ_INPUTS of them (a million take half an hour)
+	@$(BIN)/python -m tests.fuzz.readers.run --inputs $(FUZZ_INPUTS) $(FUZZ_ARGS)
+
+sanitize: ## the kernels' tests under AddressSanitizer, UBSan and ThreadSanitizer (a quarter of an hour)
+	@PYTHON=$(BIN)/python sh tests/kernels/sanitized/run.sh address -q
+	@PYTHON=$(BIN)/python sh tests/kernels/sanitized/run.sh thread -q
+
+bench-invariance: ## what batch-invariance costs: our kernels beside oneDNN's and beside ours without it
+	@cmake -S . -B build/variants -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DGALLEY_BENCHMARK_VARIANTS=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
+	@cmake --build build/variants
+	@$(BIN)/python -m benchmarks.invariance
 
 bench-peers: ## Galley beside vLLM, llama.cpp and OpenVINO in one run; LAB names a folder for them (an hour)
 	@sh benchmarks/peers/setup.sh

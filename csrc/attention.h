@@ -12,7 +12,12 @@
 namespace galley {
 
 constexpr int64_t kTile = 64;    // tokens, at absolute multiples of 64
-constexpr int64_t kChunk = 512;  // tokens; each starts from an empty state, states merge in order
+// Tokens; each chunk starts from an empty state, states merge in order.
+#ifdef GALLEY_BENCHMARK_VARIANTS
+extern int64_t kChunk;  // benchmarks/csrc/split.cpp
+#else
+constexpr int64_t kChunk = 512;
+#endif
 constexpr int kTilePages = 4;
 
 struct AttentionShape {

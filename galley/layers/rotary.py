@@ -15,7 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.errors import ModelError
+
 F32 = NDArray[np.float32]
+#: A million positions of 128 values.
+MAX_TABLE_BYTES = 1 << 29
+#: Rows of a table that are computed together: what is between takes little memory then.
+_ROWS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
@@ -150,8 +156,27 @@ class YarnRotary(Rotary):
 
 
 def rotary_table(rotary: Rotary, positions: int) -> F32:
-    """[positions, dim]: row p is cos of the dim / 2 angles of position p, then sin."""
-    p = np.arange(positions, dtype=np.float32)
-    angles = np.outer(p, rotary.inverse_frequencies().astype(np.float32))
-    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
-    return (table * np.float32(rotary.amplitude())).astype(np.float32)
+    """[positions, dim]: row p is cos of the dim / 2 angles of position p, then sin.
+
+    Raises ModelError for settings that make no numbers, and for a table too large to be made.
+    """
+    size = 4 * positions * rotary.dim
+    if size > MAX_TABLE_BYTES:
+        raise ModelError(
+            f"{positions} positions of {rotary.dim} values would make a rotary table of "
+            f"{size / 2**30:.1f} GiB; give a --max-model-len"
+        )
+    try:
+        frequencies = rotary.inverse_frequencies().astype(np.float32)
+        amplitude = np.float32(rotary.amplitude())
+    except (ArithmeticError, ValueError) as error:
+        raise ModelError(f"the rotary embedding's settings make no numbers: {error}") from None
+    if not np.isfinite(frequencies).all() or not np.isfinite(amplitude):
+        raise ModelError("the rotary embedding's settings make no finite numbers")
+    table = np.empty((positions, 2 * len(frequencies)), np.float32)
+    for start in range(0, positions, _ROWS_AT_ONCE):
+        p = np.arange(start, min(start + _ROWS_AT_ONCE, positions), dtype=np.float32)
+        angles = np.outer(p, frequencies)
+        rows = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+        table[start : start + len(p)] = rows * amplitude
+    return table

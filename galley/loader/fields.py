@@ -13,6 +13,12 @@ from galley.errors import ModelError
 #: Largest side file that is read whole; a tokenizer.json with 260,000 tokens has about 35 MB.
 MAX_JSON_BYTES = 256 << 20
 _MAX_INT = 2**53
+#: Sizes of a model beyond which a file is damaged or means harm: memory is taken by them.
+MAX_LAYERS = 4096
+MAX_HEADS = 65_536
+MAX_HEAD_DIM = 65_536
+#: Positions are 32-bit numbers.
+MAX_POSITIONS = 2**31 - 1
 
 
 class Fields:
@@ -22,15 +28,17 @@ class Fields:
         self.values = values
         self.where = where
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 0) -> int:
-        """An integer of at least `least`; without a default, a missing key is an error."""
+    def integer(
+        self, key: str, default: int | None = None, *, least: int = 0, most: int = _MAX_INT
+    ) -> int:
+        """An integer from `least` to `most`; without a default, a missing key is an error."""
         value = self._value(key, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong(key, "an integer")
-        if not least <= value <= _MAX_INT:
-            raise self.wrong(key, f"at least {least} and at most 2**53")
+        if not least <= value <= most:
+            raise self.wrong(key, f"at least {least} and at most {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -38,9 +46,13 @@ class Fields:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(key, "a number")
-        if not math.isfinite(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            raise self.wrong(key, "finite") from None
+        if not math.isfinite(number):
             raise self.wrong(key, "finite")
-        return float(value)
+        return number
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._value(key, default)
@@ -79,7 +91,10 @@ class Fields:
         value = self.values.get(key)
         if value is None:
             return ModelError(f"{self.where}: {key} is missing")
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except (ValueError, RecursionError):  # a number of thousands of digits, or nested so deep
+            shown = f"a {type(value).__name__}"
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         return ModelError(f"{self.where}: {key} is {shown}, but must be {want}")
 

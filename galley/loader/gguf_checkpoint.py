@@ -62,13 +62,16 @@ class GGUFCheckpoint:
         if place is None:
             raise ModelError(f"{self.path}: has no tensor {name}")
         part, info = place
-        return RawTensor(name, info.shape, info.type.name, part.data(info), self._row_order(name))
+        return RawTensor(name, info.shape, info.type.name, part.data(info), self._row_order(info))
 
-    def _row_order(self, name: str) -> np.ndarray | None:
-        if not self._interleaved_qk:
+    def _row_order(self, info: TensorInfo) -> np.ndarray | None:
+        heads = {"attn_q": self.facts.num_heads, "attn_k": self.facts.num_kv_heads}
+        rows = [n for name, n in heads.items() if f".{name}." in info.name]
+        if not self._interleaved_qk or not rows:
             return None
-        if ".self_attn.q_proj." in name:
-            return deinterleaved_rows(self.facts.num_heads, self.facts.head_dim)
-        if ".self_attn.k_proj." in name:
-            return deinterleaved_rows(self.facts.num_kv_heads, self.facts.head_dim)
-        return None
+        if rows[0] * self.facts.head_dim != info.shape[0]:
+            raise ModelError(
+                f"{self.path}: tensor {info.name} of shape {list(info.shape)} should have "
+                f"{rows[0]} heads of {self.facts.head_dim} rows"
+            )
+        return deinterleaved_rows(rows[0], self.facts.head_dim)

@@ -10,7 +10,7 @@ import numpy as np
 from galley.config import ModelFacts
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_gguf
-from galley.loader.fields import Fields
+from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS, MAX_POSITIONS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_names import ARCHITECTURES, ROPE_FACTORS, Architecture
 from galley.loader.rope import max_position
@@ -103,7 +103,11 @@ def _hf_config(
         raise ModelError(f"{file.path}: has no token_embd.weight of two dimensions")
     hidden = meta.integer(f"{arch}.embedding_length", least=1)
     heads = _same_in_all_layers(meta, f"{arch}.attention.head_count")
-    head_dim = meta.integer(f"{arch}.attention.key_length", hidden // heads, least=2)
+    head_dim = meta.integer(
+        f"{arch}.attention.key_length", hidden // heads, least=2, most=MAX_HEAD_DIM
+    )
+    if head_dim % 2:
+        raise ModelError(f"{file.path}: heads of {head_dim} values are not halves to be rotated")
     if meta.integer(f"{arch}.attention.value_length", head_dim) != head_dim:
         raise ModelError(f"{file.path}: keys and values of different length are not supported")
     config: dict[str, Any] = {
@@ -112,11 +116,13 @@ def _hf_config(
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
         "intermediate_size": _same_in_all_layers(meta, f"{arch}.feed_forward_length"),
-        "num_hidden_layers": meta.integer(f"{arch}.block_count", least=1),
+        "num_hidden_layers": meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": _same_in_all_layers(meta, f"{arch}.attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "max_position_embeddings": meta.integer(f"{arch}.context_length", least=1),
+        "max_position_embeddings": meta.integer(
+            f"{arch}.context_length", least=1, most=MAX_POSITIONS
+        ),
         "rms_norm_eps": meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
         "rope_theta": meta.number(f"{arch}.rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(file, meta, arch, head_dim),

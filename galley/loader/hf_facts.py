@@ -8,7 +8,7 @@ from typing import Any
 from galley.config import ModelFacts
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_directory
-from galley.loader.fields import Fields, read_json
+from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, Fields, read_json
 from galley.loader.rope import max_position, with_rope_keys
 
 _DTYPES = {
@@ -37,7 +37,7 @@ def facts_of_directory(directory: Path) -> ModelFacts:
     fields = Fields(config, where)
     architecture = _architecture(config, where)
     generation = _generation_fields(directory)
-    heads = fields.integer("num_attention_heads", least=1)
+    heads = fields.integer("num_attention_heads", least=1, most=MAX_HEADS)
     hidden = fields.integer("hidden_size", least=1)
     if not fields.has("head_dim") and hidden % heads:
         raise fields.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
@@ -48,10 +48,10 @@ def facts_of_directory(directory: Path) -> ModelFacts:
         hf_config=config,
         vocab_size=fields.integer("vocab_size", least=1),
         hidden_size=hidden,
-        num_layers=fields.integer("num_hidden_layers", least=1),
+        num_layers=fields.integer("num_hidden_layers", least=1, most=MAX_LAYERS),
         num_heads=heads,
-        num_kv_heads=fields.integer("num_key_value_heads", heads, least=1),
-        head_dim=fields.integer("head_dim", hidden // heads, least=1),
+        num_kv_heads=fields.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS),
+        head_dim=fields.integer("head_dim", hidden // heads, least=1, most=MAX_HEAD_DIM),
         max_position=max_position(config, where),
         dtype=_dtype(fields),
         quantization=_quantization(fields),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from galley.loader.fields import Fields
+from galley.loader.fields import MAX_POSITIONS, Fields
 
 #: Scalings whose max_position_embeddings already is the scaled length.
 _LENGTH_INCLUDED = ("default", "llama3", "longrope", "su", "frequency_factors")
@@ -33,7 +33,7 @@ def with_rope_keys(config: dict[str, Any], where: str) -> dict[str, Any]:
 
 def max_position(config: dict[str, Any], where: str) -> int:
     """Longest sequence after rope scaling, from a config that `with_rope_keys` has normalised."""
-    length = Fields(config, where).integer("max_position_embeddings", least=1)
+    length = Fields(config, where).integer("max_position_embeddings", least=1, most=MAX_POSITIONS)
     scaling = config.get("rope_scaling")
     if scaling is None:
         return length
@@ -46,4 +46,6 @@ def max_position(config: dict[str, Any], where: str) -> int:
     factor = fields.number("factor", 1.0)
     if factor <= 0:
         raise fields.wrong("factor", "above 0")
+    if length * factor > MAX_POSITIONS:
+        raise fields.wrong("factor", f"such that there are at most {MAX_POSITIONS} positions")
     return int(length * factor)

@@ -36,7 +36,9 @@ def check_scheme(config: Mapping[str, Any]) -> None:
         raise ModelError("compressed-tensors: kv_cache_scheme is not supported")
     for name, group in groups.items():
         for part, wanted in (("weights", _WEIGHTS), ("input_activations", _INPUTS)):
-            given = group.get(part) or {}
+            given = (group.get(part) if isinstance(group, Mapping) else None) or {}
+            if not isinstance(given, Mapping):
+                raise ModelError(f"compressed-tensors {name}.{part} is not an object")
             for key, value in wanted.items():
                 if given.get(key) != value:
                     raise ModelError(

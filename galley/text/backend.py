@@ -10,7 +10,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, processors
 
-from galley.errors import ModelError
+from galley.errors import InvalidRequest, ModelError
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,22 @@ def library_errors(path: Path) -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise ModelError(f"{path}: no usable tokenizer: {error}") from None
+
+
+@contextmanager
+def encoding_errors() -> Iterator[None]:
+    """Turn what the library raises for a text that its vocabulary cannot take into an
+    InvalidRequest."""
+    try:
+        yield
+    except TypeError:
+        raise InvalidRequest("The text is not valid Unicode.", field="prompt") from None
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InvalidRequest(
+            f"The model's tokenizer cannot encode this text: {error}", field="prompt"
+        ) from None
 
 
 def add_tokens(tokenizer: tokenizers.Tokenizer, tokens: Sequence[str], special: bool) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from galley.errors import InvalidRequest, ModelError
+from galley.errors import ModelError
 from galley.request import SamplingParams
-from galley.text.backend import Backend
+from galley.text.backend import Backend, encoding_errors
 from galley.text.detokenizer import PieceStream, StopStream, TextStream, WindowStream
 from galley.text.fim import FimTokens, find_fim
 from galley.text.pieces import PieceDecoder, piece_rule
@@ -87,12 +87,11 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of the whole text. Special tokens spelled in the text are recognised.
 
-        Raises InvalidRequest for text that no UTF-8 can hold (a lone surrogate).
+        Raises InvalidRequest for text that no UTF-8 can hold (a lone surrogate), or that the
+        vocabulary has no tokens for.
         """
-        try:
+        with encoding_errors():
             return self._library.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError:
-            raise InvalidRequest("The text is not valid Unicode.", field="prompt") from None
 
     def decode(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels import _native
+
+_LIBC = ctypes.CDLL(None)
 
 F32, BF16, Q8, Q8_ROW, Q16 = range(5)
 BEST_ISA = _native.isa()
@@ -33,11 +37,20 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def aligned(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
-    """Zeros at a multiple of 64 bytes, as an executable's arena gives them."""
+    """Zeros at a multiple of 64 bytes, as an executable's arena gives them; in a block of exactly
+    that size, so that a sanitizer sees whoever goes beyond it."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
+    if size == 0:
+        return np.zeros(shape, dtype)
+    address = ctypes.c_void_p()
+    assert (
+        _LIBC.posix_memalign(ctypes.byref(address), ctypes.c_size_t(64), ctypes.c_size_t(size)) == 0
+    )
+    assert address.value is not None
+    raw = (ctypes.c_uint8 * size).from_address(address.value)
+    weakref.finalize(raw, _LIBC.free, address)
+    ctypes.memset(address, 0, size)
+    return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def kind_dtype(kind: int) -> Any:

@@ -1,0 +1,473 @@
+"""Small valid files: every family and tensor type of the registries, every kind of tokenizer."""
+
+from __future__ import annotations
+
+import json
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from galley.config import ModelFacts
+from galley.loader.dummy import tensor_shapes
+from galley.loader.ggml_types import GGML_TYPES
+from galley.loader.gguf_names import _IN_LAYER, _TOP
+from galley.loader.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
+from galley.loader.safetensors import DTYPES
+from galley.models.registry import ARCHITECTURES
+from galley.text.byte_level import BYTE_OF_CHAR
+from tests.fuzz.readers.gguf import (
+    ARRAY,
+    BOOL,
+    F32,
+    I32,
+    STRING,
+    U32,
+    File,
+    Key,
+    Tensor,
+)
+
+VOCAB, HIDDEN, INNER, HEAD = 16, 256, 16, 16
+TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ bos_token }}{% endif %}"
+    "<|{{ m['role'] }}|>{{ m.content | trim }}{% if not loop.last %}{{ '\\n' * 2 }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclass
+class Seed:
+    """One valid input.
+
+    Attributes:
+        kind: what reads it (`targets.TARGETS`).
+        files: name → content; all lie in one folder.
+        hot: names of those that are changed.
+        gguf: the file of a GGUF seed as values.
+        header: name → length of the part that holds no numbers of tensors.
+    """
+
+    kind: str
+    name: str
+    files: dict[str, bytes]
+    hot: list[str]
+    gguf: File | None = None
+    header: dict[str, int] = field(default_factory=dict)
+
+
+def all_seeds() -> list[Seed]:
+    """Made of the registries, so that a format or family that is added is in by itself."""
+    return [
+        *_gguf_models(),
+        *_gguf_vocabularies(),
+        *_directories(),
+        *_tokenizers(),
+        *_templates(),
+        _packed(),
+    ]
+
+
+def _config(family: str) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "architectures": [family],
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": HEAD,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "eos_token_id": [2],
+        "bos_token_id": 1,
+        "torch_dtype": "bfloat16",
+    }
+    if family.startswith("Qwen"):
+        config |= {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}
+    elif family.startswith("Mistral"):
+        config["sliding_window"] = 7
+    return config
+
+
+def _shapes(family: str) -> dict[str, tuple[int, ...]]:
+    facts = ModelFacts(
+        architecture=family,
+        hf_config=_config(family),
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=HEAD,
+        max_position=64,
+        dtype="bfloat16",
+    )
+    return tensor_shapes(facts)
+
+
+# ------------------------------------------------------------------------------------------ GGUF
+
+
+def _gguf_models() -> Iterator[Seed]:
+    names = list(GGUF_ARCHITECTURES)
+    for i, kind in enumerate(sorted(GGML_TYPES)):
+        yield _gguf_model(names[i % len(names)], kind)
+    for name in names:
+        for dtype in ("float32", "Q4_0"):
+            kind = next(n for n, t in GGML_TYPES.items() if t.name == dtype)
+            yield _gguf_model(name, kind)
+
+
+def _gguf_model(arch: str, kind: int) -> Seed:
+    back = {ours: theirs for theirs, ours in (_TOP | _IN_LAYER).items()}
+    tensors = []
+    rng = np.random.default_rng(kind)
+    for name, shape in _shapes(GGUF_ARCHITECTURES[arch].hf_class).items():
+        stem, _, last = name.rpartition(".")
+        layer = stem.removeprefix("model.layers.0.")
+        theirs = f"blk.0.{back[layer]}.{last}" if layer != stem else f"{back[stem]}.{last}"
+        fits = len(shape) == 2 and shape[1] % GGML_TYPES[kind].block == 0
+        tensors.append(_gguf_tensor(theirs, shape, kind if fits else 0, rng))
+    file = File(_gguf_keys(arch), tensors)
+    data, header = file.encode()
+    seed_name = f"{arch} {GGML_TYPES[kind].name}"
+    return Seed("gguf", seed_name, {"m.gguf": data}, ["m.gguf"], file, {"m.gguf": header})
+
+
+def _gguf_tensor(name: str, shape: tuple[int, ...], kind: int, rng: np.random.Generator) -> Tensor:
+    what = GGML_TYPES[kind]
+    size = int(np.prod(shape)) // what.block * what.block_bytes
+    if kind == 0:
+        data = rng.normal(0, 0.1, shape).astype("<f4").tobytes()
+    else:
+        # Bytes below 60: no float16 among them is infinite or not a number.
+        data = rng.integers(0, 60, size, np.uint8).tobytes()
+    return Tensor(name, list(shape[::-1]), kind, data)
+
+
+def _gguf_keys(arch: str) -> list[Key]:
+    numbers = {
+        "context_length": 64,
+        "embedding_length": HIDDEN,
+        "block_count": 1,
+        "feed_forward_length": INNER,
+        "attention.head_count": 1,
+        "attention.head_count_kv": 1,
+        "attention.key_length": HEAD,
+        "attention.value_length": HEAD,
+        "rope.dimension_count": HEAD,
+    }
+    return [
+        Key("general.architecture", STRING, arch),
+        Key("general.alignment", U32, 32),
+        *(Key(f"{arch}.{name}", U32, value) for name, value in numbers.items()),
+        Key(f"{arch}.attention.layer_norm_rms_epsilon", F32, 1e-5),
+        Key(f"{arch}.rope.freq_base", F32, 10000.0),
+        Key(f"{arch}.rope.scaling.type", STRING, "yarn"),
+        Key(f"{arch}.rope.scaling.factor", F32, 2.0),
+        Key("general.sampling.temp", F32, 0.5),
+        Key("tokenizer.ggml.bos_token_id", U32, 1),
+        Key("tokenizer.ggml.eos_token_id", U32, 2),
+        Key("tokenizer.chat_template", STRING, TEMPLATE),
+        Key("split.count", U32, 0),
+    ]
+
+
+def _bpe_vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
+    merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w")]
+    tokens = ["<s>", "</s>", "<pad>", *sorted(BYTE_OF_CHAR), *("".join(m) for m in merges)]
+    return tokens, merges
+
+
+def _gguf_vocabularies() -> Iterator[Seed]:
+    tokens, merges = _bpe_vocabulary()
+    kinds = [3] * 3 + [1] * (len(tokens) - 3)
+    for pre in ("gpt-2", "llama-bpe", "qwen2", "deepseek-v3"):
+        yield _gguf_vocabulary(
+            f"gpt2 {pre}",
+            [
+                Key("tokenizer.ggml.model", STRING, "gpt2"),
+                Key("tokenizer.ggml.pre", STRING, pre),
+                Key("tokenizer.ggml.tokens", ARRAY, (STRING, tokens)),
+                Key("tokenizer.ggml.token_type", ARRAY, (I32, kinds)),
+                Key("tokenizer.ggml.merges", ARRAY, (STRING, [" ".join(m) for m in merges])),
+                Key("tokenizer.ggml.add_bos_token", BOOL, True),
+            ],
+        )
+    pieces = _pieces()
+    yield _gguf_vocabulary(
+        "llama",
+        [
+            Key("tokenizer.ggml.model", STRING, "llama"),
+            Key("tokenizer.ggml.tokens", ARRAY, (STRING, [p[0] for p in pieces])),
+            Key("tokenizer.ggml.scores", ARRAY, (F32, [p[1] for p in pieces])),
+            Key("tokenizer.ggml.token_type", ARRAY, (I32, [p[2] for p in pieces])),
+            Key("tokenizer.ggml.unknown_token_id", U32, 0),
+            Key("tokenizer.ggml.add_space_prefix", BOOL, True),
+        ],
+    )
+
+
+def _gguf_vocabulary(name: str, keys: list[Key]) -> Seed:
+    more = [
+        Key("tokenizer.ggml.bos_token_id", U32, 1),
+        Key("tokenizer.ggml.eos_token_id", U32, 2),
+        Key("tokenizer.ggml.fim_pre_token_id", U32, 3),
+        Key("tokenizer.chat_template", STRING, TEMPLATE),
+        Key("tokenizer.chat_template.tool_use", STRING, "{{ tools | tojson }}"),
+    ]
+    file = File([*keys, *more])
+    data, header = file.encode()
+    return Seed("tokenizer", name, {"t.gguf": data}, ["t.gguf"], file, {"t.gguf": header})
+
+
+# ------------------------------------------------------------------------------------ directories
+
+
+def _directories() -> Iterator[Seed]:
+    for i, dtype in enumerate(DTYPES):
+        yield _directory(list(ARCHITECTURES)[i % len(ARCHITECTURES)], dtype)
+    for family in ARCHITECTURES:
+        yield _directory(family, "BF16")
+        yield _directory(family, "BF16", scaling={"rope_type": "llama3", **_LLAMA3})
+        yield _directory(family, "F32", scaling={"rope_type": "yarn", "factor": 4.0})
+        yield _directory(family, "F16", scaling={"type": "dynamic", "factor": 2.0})
+        yield _directory(family, "I8")
+    yield _sharded()
+
+
+_LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+W8A8 = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
+            "input_activations": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "token",
+                "dynamic": True,
+            },
+        }
+    },
+    "ignore": ["lm_head"],
+}
+
+
+def _directory(family: str, dtype: str, scaling: dict[str, Any] | None = None) -> Seed:
+    config = _config(family) | {"rope_scaling": scaling}
+    quantised = dtype == "I8"
+    if quantised:
+        config["quantization_config"] = W8A8
+    generation = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "eos_token_id": [2, 3]}
+    data, header = _safetensors(_arrays(family, dtype))
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "generation_config.json": json.dumps(generation).encode(),
+        "model.safetensors": data,
+    }
+    hot = ["config.json", "config.json", "model.safetensors", "generation_config.json"]
+    return Seed("directory", f"{family} {dtype}", files, hot, header={"model.safetensors": header})
+
+
+def _arrays(family: str, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Tensor name → (safetensors dtype, shape)."""
+    arrays = {}
+    for name, shape in _shapes(family).items():
+        matrix = len(shape) == 2 and "embed" not in name
+        arrays[name] = (dtype if matrix else "BF16" if dtype == "I8" else dtype, shape)
+        if dtype == "I8" and matrix:
+            arrays[name.replace(".weight", ".weight_scale")] = ("F32", (shape[0], 1))
+    return arrays
+
+
+def _safetensors(arrays: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, int]:
+    """(the file, length of its header)."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at, parts = 0, []
+    rng = np.random.default_rng(1)
+    for name, (dtype, shape) in arrays.items():
+        size = int(np.prod(shape)) * DTYPES[dtype][1].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        parts.append(rng.integers(0, 60, size, np.uint8).tobytes())
+        at += size
+    raw = json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + b"".join(parts), 8 + len(raw)
+
+
+def _sharded() -> Seed:
+    family = next(iter(ARCHITECTURES))
+    arrays = _arrays(family, "F32")
+    halves = [dict(list(arrays.items())[i::2]) for i in range(2)]
+    names = [f"model-{i + 1:05}-of-00002.safetensors" for i in range(2)]
+    weight_map = {name: names[i] for i, half in enumerate(halves) for name in half}
+    files = {name: _safetensors(half)[0] for name, half in zip(names, halves, strict=True)}
+    files["config.json"] = json.dumps(_config(family)).encode()
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    header = {name: _safetensors(half)[1] for name, half in zip(names, halves, strict=True)}
+    hot = ["model.safetensors.index.json", *names]
+    return Seed("directory", "sharded", files, hot, header=header)
+
+
+# ------------------------------------------------------------------------------------ tokenizers
+
+
+def _tokenizers() -> Iterator[Seed]:
+    config = {
+        "bos_token": "<s>",
+        "eos_token": {"content": "</s>", "special": True},
+        "add_bos_token": True,
+        "chat_template": [{"name": "default", "template": TEMPLATE}],
+        "additional_special_tokens": ["<|user|>"],
+        "added_tokens_decoder": {"0": {"content": "<s>", "special": True}},
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": 1000000000000000019884624838656,
+    }
+    side = {
+        "tokenizer_config.json": json.dumps(config).encode(),
+        "special_tokens_map.json": json.dumps({"unk_token": "<pad>"}).encode(),
+        "chat_template.jinja": TEMPLATE.encode(),
+    }
+    plain = {k: v for k, v in config.items() if k != "added_tokens_decoder"}
+    for name, tokenizer in _library_tokenizers():
+        if name != "byte-level":
+            side["tokenizer_config.json"] = json.dumps(plain).encode()
+        files = {"tokenizer.json": tokenizer.to_str().encode(), **side}
+        hot = ["tokenizer.json"] * 3 + ["tokenizer_config.json", "special_tokens_map.json"]
+        yield Seed("tokenizer", name, files, hot)
+    for unigram in (False, True):
+        model = {"tokenizer.model": _sentencepiece_model(unigram), **side}
+        yield Seed("tokenizer", f"model {unigram}", model, ["tokenizer.model"])
+    tokens, merges = _bpe_vocabulary()
+    lines = "#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n"
+    vocab = {"vocab.json": json.dumps({t: i for i, t in enumerate(tokens)}).encode()}
+    files = {**vocab, "merges.txt": lines.encode(), **side}
+    yield Seed("tokenizer", "vocab and merges", files, ["vocab.json", "merges.txt"])
+
+
+def _library_tokenizers() -> Iterator[tuple[str, tokenizers.Tokenizer]]:
+    tokens, merges = _bpe_vocabulary()
+    bpe = tokenizers.Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(r"\p{N}{1,3}| ?\p{L}+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+    )
+    yield "byte-level", bpe
+    pieces = [(token, score) for token, score, _ in _pieces()]
+    unigram = tokenizers.Tokenizer(models.Unigram(pieces, 0, byte_fallback=True))
+    unigram.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.decoder = decoders.Metaspace()
+    yield "unigram", unigram
+    words = {t: i for i, t in enumerate(["[UNK]", "[CLS]", "[SEP]", "hello", "##o", "hell", "w"])}
+    wordpiece = tokenizers.Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    wordpiece.normalizer = normalizers.BertNormalizer()
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    wordpiece.decoder = decoders.WordPiece()
+    wordpiece.enable_truncation(8)
+    wordpiece.enable_padding(length=8)
+    yield "wordpiece", wordpiece
+    level = tokenizers.Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    level.pre_tokenizer = pre_tokenizers.Whitespace()
+    yield "words", level
+
+
+def _pieces() -> list[tuple[str, float, int]]:
+    """(piece, score, kind) of a small SentencePiece vocabulary with bytes."""
+    special = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("<tool>", 0.0, 4)]
+    of_bytes = [(f"<0x{i:02X}>", 0.0, 6) for i in range(256)]
+    texts = ["▁", "h", "e", "l", "o", "w", "he", "ll", "hell", "hello", "▁hello", "▁w"]
+    return special + of_bytes + [(text, -float(i), 1) for i, text in enumerate(texts)]
+
+
+def _sentencepiece_model(unigram: bool) -> bytes:
+    parts = []
+    for token, score, kind in _pieces():
+        piece = (
+            _field(1, token.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind)
+        )
+        parts.append(_field(1, piece))
+    trainer = b"\x18" + _varint(1 if unigram else 2) + _varint(40 << 3) + _varint(0)
+    normalizer = _field(1, b"identity") + b"\x18\x01\x20\x01"
+    return b"".join(parts) + _field(2, trainer) + _field(3, normalizer)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+# --------------------------------------------------------------------------------------- the rest
+
+_TEMPLATES = (
+    TEMPLATE,
+    "{% set ns = namespace(n=0) %}{% for m in messages[1:] | reverse %}{% set ns.n = ns.n + 1 %}"
+    "{{ m.content.split('x')[-1].strip() ~ ns.n }}{% endfor %}{% generation %}a{% endgeneration %}",
+    "{% macro f(x, y=2) %}{{ x * y }}{% if y %}{{ f(x, y - 1) }}{% endif %}{% endmacro %}"
+    "{{ f('ab', 3) }}{{ tools | tojson(indent=2) }}{{ '%s-%05d' | format('a', 3) }}",
+    "{{ messages | map(attribute='content') | join(',') }}{{ messages | selectattr('role', "
+    "'equalto', 'user') | list | length }}{{ range(3) | sum }}{{ 'a' | center(20) }}"
+    "{{ strftime_now('%Y') }}{% if messages is defined and messages is not string %}x{% endif %}",
+    "{% for a in messages %}{% for k, v in a.items() %}{{ k | upper }}={{ v | replace('a', 'bb') "
+    "}}{% endfor %}{% endfor %}{{ [1, 2, 3] | batch(2) | list }}{{ 'a b' | indent(2) }}"
+    "{{ '{:>5}'.format('x') }}{{ 'x'.ljust(9) }}{{ cycler(1).next() }}{{ dict(a=1) | dictsort }}",
+)
+
+
+def _templates() -> Iterator[Seed]:
+    for i, template in enumerate(_TEMPLATES):
+        yield Seed("template", str(i), {"t.jinja": template.encode()}, ["t.jinja"])
+
+
+def _packed() -> Seed:
+    """A file of packed weights, as the cache on disk keeps them."""
+    from galley.kernels.weights import pack
+    from galley.quant import Unpacked
+    from galley.runner.packed_file import Answer, write_answers
+
+    rng = np.random.default_rng(0)
+    dense = pack(Unpacked(dense=rng.standard_normal((8, 32)).astype(np.float32)), "bf16")
+    codes = rng.integers(0, 16, (32, 64), np.uint8)
+    scale = rng.standard_normal((32, 2)).astype(np.float16)
+    coded = pack(Unpacked(q=codes, bits=4, group=32, zero=8, scale=scale), "bf16")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w"
+        write_answers(path, [Answer("table", [dense]), Answer("rows", [coded, dense], True)])
+        data = path.read_bytes()
+    return Seed("packed", "weights", {"w": data}, ["w"], header={"w": 500})

@@ -1,0 +1,97 @@
+"""What reads a hostile file: the loader, the quantised formats, the models, the tokenizers.
+
+Each target takes the folder of a seed. It returns what it could load, or raises; only galley's own
+errors are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from galley.chat import ChatRenderer
+from galley.config import ModelConfig
+from galley.config.resolve import Machine, from_kwargs, resolve
+from galley.kernels.backend import Backend, open_backend
+from galley.loader import Source, open_checkpoint, read_facts
+from galley.models.decoder import Stage
+from galley.quant import to_float32
+from galley.quant.registry import FORMATS
+from galley.runner.load import load_model
+from galley.runner.packed_file import PackedFile
+from galley.text import load_tokenizer
+
+MACHINE = Machine(num_cores=1, available_memory=2**30)
+TEXT = "Hello, hello wörld 12345 <s>\n\t日本 \U0001f680"
+MESSAGES = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "axa"}]
+
+
+@cache
+def _backend() -> Backend:
+    return open_backend("cpu", "bf16", threads=1)
+
+
+def _model(source: Source) -> None:
+    facts = read_facts(source)
+    checkpoint = open_checkpoint(source)
+    config = resolve(from_kwargs({"skip_tokenizer_init": True}, "server", {}), MACHINE, facts)
+    longest = config.model.max_model_len
+    assert longest is not None
+    load_model(facts, checkpoint, _backend(), Stage(longest))
+    # The formats that the model did not ask for.
+    for name in checkpoint.names():
+        raw = checkpoint.tensor(name)
+        if raw.dtype in FORMATS:
+            to_float32(raw)
+
+
+def gguf(folder: Path) -> None:
+    _model(Source(folder / "m.gguf", "gguf", "m"))
+
+
+def directory(folder: Path) -> None:
+    _model(Source(folder, "safetensors", "m"))
+
+
+def tokenizer(folder: Path) -> None:
+    gguf_file = folder / "t.gguf"
+    loaded = load_tokenizer(gguf_file if gguf_file.exists() else folder)
+    ids = loaded.encode(TEXT)
+    loaded.decode(ids)
+    loaded.decode([0, 1, 2, 3, 2**31 - 1], skip_special_tokens=False)
+    _ = loaded.fim, loaded.bos_token_id, loaded.eos_token_id
+    if loaded.vocab_size:
+        loaded.token_bytes(loaded.vocab_size - 1)
+    renderer = ChatRenderer.of(loaded)
+    if renderer is not None:
+        renderer.render(MESSAGES)
+
+
+def template(folder: Path) -> None:
+    source = (folder / "t.jinja").read_bytes().decode(errors="replace")
+    ChatRenderer({"default": source}, {"bos_token": "<s>"}).render(MESSAGES)
+
+
+def packed(folder: Path) -> None:
+    opened = PackedFile.open(folder / "w")
+    if opened is None:
+        raise Refused
+    for answer in opened.answers.values():
+        for weight in answer.weights:
+            weight.unpack()
+
+
+class Refused(Exception):
+    """The reader said no in its own way."""
+
+
+TARGETS: dict[str, Callable[[Path], None]] = {
+    "gguf": gguf,
+    "directory": directory,
+    "tokenizer": tokenizer,
+    "template": template,
+    "packed": packed,
+}
+
+__all__ = ["MESSAGES", "TARGETS", "ModelConfig", "Refused"]

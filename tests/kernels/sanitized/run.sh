@@ -1,0 +1,51 @@
+#!/bin/sh
+# Builds the kernels with sanitizers, beside the real ones, and runs their tests over that build.
+#
+#   run.sh address     AddressSanitizer and UndefinedBehaviorSanitizer: all tests, and those of
+#                      whole models once more for each instruction set
+#   run.sh thread      ThreadSanitizer: the pool's own stress program, then the tests
+#
+# Further arguments go to pytest. PYTHON names the interpreter (.venv/bin/python).
+set -e
+cd "$(dirname "$0")/../../.."
+python="${PYTHON:-.venv/bin/python}"
+which="$1"
+shift
+build="build/sanitize-$which"
+case "$which" in
+  address) sanitizers="address,undefined" preload="libasan.so libubsan.so libstdc++.so" ;;
+  thread) sanitizers="thread" preload="libtsan.so libstdc++.so" ;;
+  *) echo "usage: run.sh address|thread" >&2; exit 2 ;;
+esac
+
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGALLEY_SANITIZE="$sanitizers" \
+  -DPython_EXECUTABLE="$(command -v "$python")" >/dev/null
+cmake --build "$build" | tail -1
+
+# A runtime must be there before Python is; libstdc++ too, for exceptions to be seen.
+for library in $preload; do
+  LIBRARIES="$LIBRARIES $(g++ -print-file-name="$library")"
+done
+# Python's own allocations are not looked for leaks: it keeps most of them.
+export ASAN_OPTIONS="detect_leaks=0:abort_on_error=1" UBSAN_OPTIONS="print_stacktrace=1"
+# PyTorch's and numpy's threads are not instrumented, so nothing can be said of them.
+export TSAN_OPTIONS="halt_on_error=1:ignore_noninstrumented_modules=1:exitcode=66"
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+export PYTHONPATH="tests/kernels/sanitized" GALLEY_NATIVE
+GALLEY_NATIVE="$(pwd)/$(ls "$build"/_native*.so)"
+
+run() {
+  LD_PRELOAD="$LIBRARIES" "$python" -m pytest -p no:cacheprovider -x "$@"
+}
+
+if [ "$which" = address ]; then
+  # The stress program of the pool is built with another sanitizer.
+  run tests/kernels --deselect tests/kernels/test_program.py::TestThreads::test_pool_is_free_of_races "$@"
+  for isa in avx2 generic; do
+    GALLEY_CPU_ISA="$isa" run tests/kernels/test_cpu.py "$@"
+  done
+else
+  # Whole models with two threads; one op at a time with up to five.
+  run tests/kernels --deselect tests/kernels/test_program.py::TestThreads::test_a_forked_child_computes_alone_and_ends "$@"
+fi
+echo "clean: $which"
