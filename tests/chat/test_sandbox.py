@@ -8,7 +8,9 @@ import time
 import pytest
 
 from galley.chat import ChatRenderer
-from galley.errors import InvalidRequest
+from galley.chat.budget import MoreSteps
+from galley.chat.templates import MAX_SOURCE
+from galley.errors import InvalidRequest, ModelError
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -208,3 +210,41 @@ def test_long_conversations_fit() -> None:
     )
     messages = [{"role": "user", "content": " x "}] * 500
     assert ChatRenderer({"default": quadratic}, {}).render(messages) == "x" * 500
+
+
+@pytest.mark.parametrize("case", ["nested loops", "doubled by ~", "a text joins itself", "tabs"])
+def test_a_model_whose_template_has_no_end_is_refused_at_the_start(case: str) -> None:
+    with pytest.raises(ModelError, match="chat template 'default' is refused"):
+        ChatRenderer({"default": ENDLESS[case][0]}, {})
+
+
+def test_a_model_may_refuse_a_message() -> None:
+    picky = "{% if messages | length < 2 %}{{ raise_exception('two, please') }}{% endif %}ok"
+    assert ChatRenderer({"default": picky}, {}).render(MESSAGES * 2) == "ok"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ '(' * 3 }}" + "(" * 3 + "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{% for a in messages %}" * 40 + "{% endfor %}" * 40,
+        "{{ " + "1 + " * 20_000 + "1 }}",
+        "x" * (MAX_SOURCE + 1),
+        "{{a+a}}" * 9_000,
+    ],
+    ids=["parentheses", "blocks", "a long sum", "length", "parts"],
+)
+def test_a_template_that_cannot_be_compiled_is_refused_soon(template: str) -> None:
+    start = time.process_time()
+    with pytest.raises(InvalidRequest, match="not valid jinja"):
+        _render(template)
+    assert time.process_time() - start < 3
+
+
+def test_few_steps_say_that_more_are_needed_and_nothing_else() -> None:
+    renderer = ChatRenderer({"default": "{% for i in range(9999) %}{% endfor %}end"}, {})
+    with pytest.raises(MoreSteps):
+        renderer.render(MESSAGES, steps=1000)
+    assert renderer.render(MESSAGES, steps=100_000) == "end"
+    with pytest.raises(InvalidRequest, match="steps"):
+        renderer.render(MESSAGES, chat_template=ENDLESS["nested loops"][0])
