@@ -116,7 +116,7 @@ class LogprobColumns:
     """Logprobs of some positions, ragged: entry i covers indptr[i]..indptr[i+1].
 
     The first candidate of an entry is the sampled (or prompt) token itself, then the top k in
-    order; `ranks` holds the first one's rank (1 = most likely).
+    order, or those that were asked for by id; `ranks` holds the first one's rank (1 = most likely).
 
     Attributes:
         rows: [e] index into the plan's rows.
@@ -130,6 +130,17 @@ class LogprobColumns:
     indptr: I32
     token_ids: I32
     logprobs: NDArray[np.float32]
+
+    def joined(self, other: LogprobColumns) -> LogprobColumns:
+        """These entries, then the other ones."""
+        return LogprobColumns(
+            rows=np.concatenate((self.rows, other.rows)),
+            positions=np.concatenate((self.positions, other.positions)),
+            ranks=np.concatenate((self.ranks, other.ranks)),
+            indptr=np.concatenate((self.indptr, other.indptr[1:] + self.indptr[-1])),
+            token_ids=np.concatenate((self.token_ids, other.token_ids)),
+            logprobs=np.concatenate((self.logprobs, other.logprobs)),
+        )
 
     def select(self, keep: NDArray[np.bool_]) -> LogprobColumns:
         """The entries for which `keep` [e] holds."""

@@ -129,6 +129,41 @@ class LLM:
         self._enqueued += states
         return [state.submission.request_id for state in states]
 
+    def enqueue_chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params | None = None,
+        lora_request: None = None,
+        priority: Sequence[int] | None = None,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        chat_template_content_format: ContentFormat = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Take conversations now and compute them with `wait_for_completion`; returns their ids.
+
+        Arguments and errors as of `chat`.
+        """
+        refuse_lora(lora_request)
+        prompts = self._rendered(
+            messages,
+            chat_template_content_format,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=None if tools is None else [dict(tool) for tool in tools],
+            kwargs=chat_template_kwargs,
+        )
+        _, truncate = tokenization(tokenization_kwargs)
+        params = self._params_of(sampling_params, len(prompts), truncate)
+        states = self._enter(prompts, params, priority, False)
+        self._enqueued += states
+        return [state.submission.request_id for state in states]
+
     def wait_for_completion(
         self, output_type: type | None = None, use_tqdm: bool = True
     ) -> list[RequestOutput]:
@@ -168,19 +203,30 @@ class LLM:
         """
         refuse_lora(lora_request)
         _, truncate = tokenization(tokenization_kwargs)
-        prompts: list[Prompt] = [
-            self._renderer(chat_template_content_format).render(
-                [dict(message) for message in talk],
-                chat_template=chat_template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tools=None if tools is None else [dict(tool) for tool in tools],
-                kwargs=chat_template_kwargs,
-            )
-            for talk in as_conversations(messages)
-        ]
+        prompts = self._rendered(
+            messages,
+            chat_template_content_format,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=None if tools is None else [dict(tool) for tool in tools],
+            kwargs=chat_template_kwargs,
+        )
         params = self._params_of(sampling_params, len(prompts), truncate)
         return self._finish(self._enter(prompts, params, priority, False), use_tqdm)
+
+    def _rendered(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        content_format: ContentFormat,
+        **options: Any,
+    ) -> list[Prompt]:
+        """The prompt of each conversation; `options` as of `ChatRenderer.render`."""
+        renderer = self._renderer(content_format)
+        return [
+            renderer.render([dict(message) for message in talk], **options)
+            for talk in as_conversations(messages)
+        ]
 
     def beam_search(
         self,
@@ -363,6 +409,15 @@ class LLM:
             block_metrics=config.observability.kv_cache_metrics,
             cache_info=dataclasses.asdict(config.cache),
         )
+
+    def get_world_size(self, include_dp: bool = True) -> int:
+        """Ranks that compute a step."""
+        parallel = self.config.parallel
+        size = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+        return size * parallel.data_parallel_size if include_dp else size
+
+    def reset_mm_cache(self) -> None:
+        """There is no cache of media: nothing to do."""
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False

@@ -21,7 +21,6 @@ UNSUPPORTED_SAMPLING_FIELDS = (
     "watermarking",
     "prompt_logprob_token_ids",
     "prompt_logprob_start",
-    "logprob_token_ids",
     "flat_logprobs",
     "stream_interval",
     "skip_clone",
@@ -35,6 +34,8 @@ UNSUPPORTED_SAMPLING_FIELDS = (
     "trace_decode_token_ids",
 )
 MAX_LOGPROBS = 20
+#: Most entries of `SamplingParams.logprob_token_ids`.
+MAX_LOGPROB_TOKEN_IDS = 128
 
 
 class RequestOutputKind(enum.IntEnum):
@@ -117,6 +118,7 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -183,6 +185,27 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
             raise InvalidRequest("bad_words must not contain an empty string.", field="bad_words")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids must not be empty.", field="allowed_token_ids")
+        self._verify_logprob_token_ids()
+
+    def _verify_logprob_token_ids(self) -> None:
+        if self.logprob_token_ids is None:
+            return
+        name, count = "logprob_token_ids", len(self.logprob_token_ids)
+        if not 1 <= count <= MAX_LOGPROB_TOKEN_IDS:
+            raise InvalidRequest(
+                f"{name} must have 1 to {MAX_LOGPROB_TOKEN_IDS} ids, got {count}.", field=name
+            )
+        if self.logprobs not in (None, count):
+            raise InvalidRequest(
+                f"{name} take the place of the most likely tokens: logprobs must be left out or "
+                f"{count}, their number; got {self.logprobs}.",
+                field=name,
+            )
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether logprobs of the generated tokens are wanted, whichever."""
+        return self.logprobs is not None or self.logprob_token_ids is not None
 
 
 class Request(msgspec.Struct, omit_defaults=True, kw_only=True):

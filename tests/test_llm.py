@@ -192,6 +192,31 @@ def test_chat_is_the_template_and_generate(llm: LLM) -> None:
     assert streamed == chatted.outputs[0].text
 
 
+def test_conversations_can_be_enqueued(llm: LLM) -> None:
+    talks = [[{"role": "user", "content": text}] for text in ("Say hi.", "Count to three.")]
+    params = SamplingParams(max_tokens=6, temperature=0)
+    whole = llm.chat(talks, params, use_tqdm=False)
+    ids = llm.enqueue_chat(talks, params)
+    found = llm.wait_for_completion(use_tqdm=False)
+    assert [output.request_id for output in found] == ids
+    assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in whole]
+    assert llm.get_world_size() == 1
+
+
+def test_logprobs_of_given_tokens(llm: LLM) -> None:
+    given = SamplingParams(max_tokens=3, temperature=0, logprob_token_ids=[5, 9])
+    likely = SamplingParams(max_tokens=3, temperature=0, logprobs=1)
+    [some] = llm.generate("Once upon a time", given, use_tqdm=False)
+    [best] = llm.generate("Once upon a time", likely, use_tqdm=False)
+    assert some.outputs[0].token_ids == best.outputs[0].token_ids
+    assert some.outputs[0].cumulative_logprob == best.outputs[0].cumulative_logprob
+    for token, entry in zip(some.outputs[0].token_ids, some.outputs[0].logprobs, strict=True):
+        assert set(entry) == {token, 5, 9}
+        assert entry[5].logprob < entry[token].logprob
+    with pytest.raises(InvalidRequest, match="logprobs must be left out or 2"):
+        SamplingParams(logprob_token_ids=[5, 9], logprobs=3)
+
+
 def test_chat_takes_templates_and_goes_on_with_a_message(llm: LLM) -> None:
     messages = [
         {"role": "user", "content": "Name a colour."},

@@ -20,10 +20,13 @@ def pages() -> dict[Path, str]:
     import troubleshooting
     from probe import probe
 
+    from galley.server.protocol import describe
+
     program = probe(compatibility.route_names())
     return {
         DOCS / "compatibility.md": compatibility.page(program),
         DOCS / "security.md": security.fill((DOCS / "security.md").read_text(), program),
+        DOCS / "request_fields.md": describe.page(),
         DOCS / "troubleshooting.md": troubleshooting.page(),
     }
 

@@ -23,7 +23,6 @@ COMMANDS: dict[str, Verdict] = {
     "bench sweep startup": (NOT_YET, ""),
     "bench sweep plot": (NOT_YET, ""),
     "bench sweep plot_pareto": (NOT_YET, ""),
-    "collect-env": (NOT_YET, "facts of the machine for a bug report"),
     "download-kernels": (REFUSED, "the kernels are a part of the package"),
     "preload": (NOT_YET, "packed weights are cached on disk and mapped by every start"),
     "run-batch": (NOT_YET, "OpenAI batch files"),
@@ -37,6 +36,7 @@ COMMANDS: dict[str, Verdict] = {
 HINTS = {
     "--trust-remote-code": "no code of a checkpoint is ever run",
     "--enable-sleep-mode": "/sleep gives memory back with or without it",
+    "--additional-config": "no plugin reads it",
     "--sleep-mode-offload-cudagraph": "there are no CUDA graphs",
     "--sleep-preserve-parameter-names": "waking up loads all weights again",
 }
@@ -235,6 +235,6 @@ CHECKLIST: dict[int, str] = {
     231: "no socket between processes has an address yet",
     245: "building the image needs a Docker daemon; hadolint reads the file",
     249: "several nodes need tensor or pipeline parallelism",
-    251: "the router; compose brings up server, proxy, Prometheus and Grafana",
+    251: "several engines need the router",
     252: "/dev/shm is used by tensor parallelism only",
 }

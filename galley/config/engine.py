@@ -109,6 +109,11 @@ class SchedulerConfig:
     """While sequences decode, prompts together get at most this many tokens of a step, so that a
     long prompt does not hold the others' next tokens up. 0 = no cap. Default: 512 for a server
     whose --max-num-batched-tokens is not given, else 0."""
+    max_num_active_seqs: int | None = None
+    """Most sequences that run at once, where that is to be less than --max-num-seqs."""
+    max_num_scheduled_tokens: int | None = None
+    """Most tokens that are scheduled in one step, where that is to be less than
+    --max-num-batched-tokens."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """`fcfs` in order of arrival; `priority` smaller number first, then arrival."""
 
@@ -158,6 +163,8 @@ class ObservabilityConfig:
     """Share of the blocks that --kv-cache-metrics follows, in (0, 1]."""
     enable_mfu_metrics: bool = False
     """Estimate floating point operations and bytes moved of each step."""
+    enable_logging_iteration_details: bool = False
+    """Log what each step computes, and how long it takes."""
     fail_on_environ_validation: bool = False
     """Refuse to start where a VLLM_ or GALLEY_ variable is set that does not exist, in place of a
     warning."""

@@ -44,6 +44,9 @@ class ServerConfig:
     text can be told apart."""
     enable_prompt_tokens_details: bool = False
     """Report cached prompt tokens in `usage.prompt_tokens_details`."""
+    enable_per_request_metrics: bool = False
+    """Tell in the answers to chats and completions (`metrics`; in a stream, beside its usage) how
+    long the request waited, how long its first token took, and the others."""
     enable_force_include_usage: bool = False
     """Send usage at the end of every stream, asked for or not."""
     enable_tokenizer_info_endpoint: bool = False
@@ -55,8 +58,12 @@ class ServerConfig:
     """Answer with an X-Request-Id header: the client's own, or a new one."""
     enable_log_requests: bool = False
     """Log each request with its parameters and prompt."""
+    enable_log_outputs: bool = False
+    """Log each answer, too, once it is complete. Needs --enable-log-requests."""
+    log_error_stack: bool = False
+    """Log where in the code an error was found that a request is answered with."""
     max_log_len: int | None = None
-    """Most characters of a prompt, or token ids, that are logged. Default: all."""
+    """Most characters of a prompt or an answer, or token ids, that are logged. Default: all."""
     disable_uvicorn_access_log: bool = False
     """Write no access log."""
     disable_access_log_for_endpoints: str | None = None
@@ -99,15 +106,14 @@ class ServerConfig:
     """Seconds of silence after which a stream sends a comment, so that proxies keep it; 0 = never.
     """
     max_num_queued_reqs: int | None = None
-    """Most sequences in flight, waiting or running, in one API server process; more are answered
-    503. Default: no limit."""
+    """Most sequences in flight, waiting or running; more are answered 503. Default: no limit."""
     max_num_queued_tokens: int | None = None
-    """Most prompt tokens that wait for their first token in one API server process; while they are
-    reached, requests are answered 503. About prompt throughput × the TTFT to be kept."""
+    """Most prompt tokens that wait for their first token; while they are reached, requests are
+    answered 503. About prompt throughput × the TTFT to be kept."""
     logging_config: dict[str, object] = field(default_factory=dict)
     """JSON object: `log_level`, `formatter` (`text`, or `json` for one JSON object a line),
     `pylogging_config_file` (a file for Python's logging.config), `configure_logging`."""
-    log_level: Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"] | None = None
+    log_level: Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET"] | None = None
     """Level of the log. Default: VLLM_LOGGING_LEVEL, else INFO."""
     log_config_file: str | None = None
     """JSON file for Python's logging.config.dictConfig. Default: VLLM_LOGGING_CONFIG_PATH."""
@@ -166,6 +172,10 @@ class ServerConfig:
         self._check_profiler()
         if self.ssl_certfile is None and (self.ssl_keyfile or self.ssl_ca_certs):
             raise ConfigError("TLS needs --ssl-certfile.", field="ssl_certfile")
+        if self.enable_log_outputs and not self.enable_log_requests:
+            raise ConfigError(
+                "--enable-log-outputs needs --enable-log-requests.", field="enable_log_outputs"
+            )
         if self.fingerprint_mode == "custom" and not self.fingerprint_value:
             raise ConfigError(
                 "--fingerprint-mode custom needs --fingerprint-value.", field="fingerprint_value"

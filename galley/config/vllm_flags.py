@@ -35,7 +35,8 @@ optimization_level performance_mode enable_log_deltas renderer_num_workers dcp_c
 dcp_q_replicate dcp_kv_cache_interleave_size cp_kv_cache_interleave_size
 show_hidden_metrics_for_version mm_hasher_algorithm enable_ssl_refresh config_format
 ec_manager_config aux_output_config engram_config trust_remote_code enable_sleep_mode
-sleep_mode_offload_cudagraph sleep_preserve_parameter_names enable_nccl_comm_suspend
+additional_config sleep_mode_offload_cudagraph sleep_preserve_parameter_names
+enable_nccl_comm_suspend
 """
 
 _REFUSED: dict[str, str] = {
@@ -82,18 +83,14 @@ _REFUSED: dict[str, str] = {
     "weight updates are not supported yet.": "weight_transfer_config",
     "profiling is not supported yet.": """
 
-        enable_layerwise_nvtx_tracing enable_trace_replay
-        custom_histogram_buckets
-        enable_logging_iteration_details""",
+        enable_layerwise_nvtx_tracing enable_trace_replay custom_histogram_buckets""",
     "this version does not have it yet.": """
-        enable_per_request_metrics
-        enable_log_outputs log_error_stack enable_offline_docs hf_config_path
+        enable_offline_docs hf_config_path
         enable_return_routed_experts return_sampling_mask logprobs_mode disable_sliding_window
-        hf_token hf_overrides model_class_overrides model_impl max_num_scheduled_tokens
-        max_num_active_seqs
+        hf_token hf_overrides model_class_overrides model_impl
         long_prefill_token_threshold_adaptive scheduler_cls watermark stream_interval
         prefix_cache_retention_interval prefix_match_unit
-        watermark_config diffusion_config additional_config logits_processors""",
+        watermark_config diffusion_config logits_processors""",
     "the engine restarts by itself; there is nothing to switch on.": """
         enable_fault_tolerance fault_tolerance_config""",
 }

@@ -65,6 +65,7 @@ def build(
             field="max_model_len",
         )
     core = EngineCore(Scheduler(kv, table, limits), executor, stamp)
+    core.recorder.logs = observing.enable_logging_iteration_details
     if lives is not None or workload is not None:
         core.meter = Meter(workload, lives)
     if ledger is not None:

@@ -50,6 +50,7 @@ class EngineCore:
         while_waiting: called while the device works; it may `add` and `abort`.
         on_done: called when a plan has been computed and committed.
         trace: the last steps.
+        recorder: writes them.
         pausing: whether steps are taken.
         meter: measures what is measured only when asked for.
         guard: sheds load before memory runs out.
@@ -66,7 +67,7 @@ class EngineCore:
         self.while_waiting: Callable[[], None] | None = None
         self.on_done: Callable[[], None] | None = None
         self.trace = StepTrace()
-        self._recorder = StepRecorder(scheduler, self.trace)
+        self.recorder = StepRecorder(scheduler, self.trace)
         self.meter: Meter | None = None
         self.pausing = Pausing(scheduler, executor)
         self.guard: MemoryGuard | None = None
@@ -100,7 +101,7 @@ class EngineCore:
         scheduler, stopped = self.scheduler, self.pausing.stopped
         if self.guard is not None and not stopped:
             self.guard.look(begin)
-        self._recorder.begin()
+        self.recorder.begin()
         plan = None if stopped else scheduler.schedule()
         if plan is None:
             return build_outputs(scheduler.take_events(), self._told(), self.stamp, self._shares)
@@ -122,7 +123,7 @@ class EngineCore:
         if self.on_done:
             self.on_done()
         outputs = build_outputs(done, self._told(), self.stamp, self._shares)
-        self._recorder.end(plan, done, (begin, submit, sampled, perf_counter()))
+        self.recorder.end(plan, done, (begin, submit, sampled, perf_counter()))
         return outputs
 
     def stats(self) -> Stats:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from galley.batch import StepPlan
 from galley.observability.step_trace import StepRows, StepTrace
 from galley.scheduler import Committed, Scheduler
 
+log = logging.getLogger(__name__)
+
 
 class StepRecorder:
-    """`begin` before a step is planned, `end` when it is committed."""
+    """`begin` before a step is planned, `end` when it is committed.
+
+    Attributes:
+        logs: tell the log of each step, too.
+    """
 
     def __init__(self, scheduler: Scheduler, trace: StepTrace) -> None:
         self._scheduler = scheduler
         self._trace = trace
+        self.logs = False
         self._before = self._counters()
 
     def begin(self) -> None:
@@ -44,6 +53,22 @@ class StepRecorder:
             len(done.ended),
         )
         self._trace.record(record, StepRows(done.row_handles, plan.num_new))
+        if self.logs:
+            self._log(plan, times[3] - times[0])
+
+    def _log(self, plan: StepPlan, seconds: float) -> None:
+        decoding = int(np.count_nonzero(plan.num_new == 1))
+        log.info(
+            "Iteration(%d): %d context requests, %d context tokens, %d generation requests, %d "
+            "generation tokens, iteration elapsed time: %.2f ms, KV cache usage: %.1f%%",
+            plan.step,
+            len(plan.slots) - decoding,
+            self._scheduler.step_tokens - decoding,
+            decoding,
+            decoding,
+            seconds * 1000,
+            self._scheduler.kv.usage * 100,
+        )
 
     def _counters(self) -> tuple[int, int, int, int]:
         scheduler, pool = self._scheduler, self._scheduler.kv.pool

@@ -213,7 +213,7 @@ class InputProcessor:
                     f"{limits.max_logprobs} allowed (--max-logprobs).",
                     field=name,
                 )
-        for name in ("allowed_token_ids", "logit_bias"):
+        for name in ("allowed_token_ids", "logit_bias", "logprob_token_ids"):
             outside = [i for i in getattr(params, name) or () if not 0 <= i < limits.vocab_size]
             if outside:
                 raise InvalidRequest(

@@ -21,7 +21,8 @@ def unpack_logprobs(
     """Yield (handle, absolute position, candidates).
 
     The first candidate of a position is the token itself with its own rank; the rest are the top
-    k in order. Where the token is among them its entry is one and the same.
+    k in order, or the tokens that were asked for, numbered as given. Where the token is among
+    them its entry is one and the same.
 
         indptr:    [0,          3,     ...]
         token_ids: [tok, a, b | tok, a ...]      a, b … have ranks 1, 2 …

@@ -75,7 +75,7 @@ class Sequence:
         self.text = text
         self.token_ids: list[int] = []
         self.pieces: list[str] = []
-        wants = request.sampling.logprobs is not None
+        wants = request.sampling.wants_logprobs
         self.logprobs: list[dict[int, Logprob]] | None = [] if wants else None
         self.cumulative_logprob = 0.0
         self.finish_reason: str | None = None

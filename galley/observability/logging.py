@@ -19,7 +19,7 @@ from typing import TextIO
 from galley.errors import ConfigError
 
 _COLORS = {"DEBUG": "37", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "35"}
-_LEVELS = (*_COLORS, "TRACE")
+_LEVELS = (*_COLORS, "TRACE", "NOTSET")
 TRACE = 5
 
 

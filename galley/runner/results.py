@@ -72,10 +72,35 @@ def _sampled_logprobs(
     slots = drawn.plan.slots[rows]
     top = sampling.num_logprobs[slots]
     wanted = top > NO_LOGPROBS
-    if not wanted.any():
-        return None
-    positions = table.num_tokens[slots[wanted]]
-    return _columns(drawn, rows[wanted], at[wanted], positions, top[wanted])
+    found = None
+    if wanted.any():
+        positions = table.num_tokens[slots[wanted]]
+        found = _columns(drawn, rows[wanted], at[wanted], positions, top[wanted])
+    if not sampling.scored:
+        return found
+    for i, slot in enumerate(slots.tolist()):
+        ids = sampling.scored.get(slot)
+        if ids is not None:
+            one = _scored(drawn, int(rows[i]), int(at[i]), int(table.num_tokens[slot]), ids)
+            found = one if found is None else found.joined(one)
+    return found
+
+
+def _scored(drawn: Drawn, row: int, at: int, position: int, ids: I32) -> LogprobColumns:
+    """One entry: the token of logit row `at`, then the tokens `ids`."""
+    samples = drawn.samples
+    logits = drawn.logits[at].astype(np.float64)
+    peak = logits.max()
+    total = peak + np.log(np.exp(logits - peak).sum())
+    logprobs = (logits[ids] - total).astype(np.float32)
+    return LogprobColumns(
+        rows=np.array([row], np.int32),
+        positions=np.array([position], np.int32),
+        ranks=samples.ranks[at : at + 1],
+        indptr=np.array([0, len(ids) + 1], np.int32),
+        token_ids=np.concatenate((samples.token_ids[at : at + 1], ids)),
+        logprobs=np.concatenate((samples.logprobs[at : at + 1], logprobs)),
+    )
 
 
 def _prompt_logprobs(

@@ -69,6 +69,7 @@ class SamplingTable:
             none. The column `num_logprobs` is the larger one, at most `max_top`: whoever wants
             more gets the rest from the logits.
         special: bool, True where `specials` has an entry.
+        scored: slot → ids of the tokens whose logprobs are wanted in place of the most likely ones.
     """
 
     def __init__(self, num_slots: int, vocab_size: int, max_top: int) -> None:
@@ -89,6 +90,7 @@ class SamplingTable:
         }
         self.num_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.num_prompt_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
+        self.scored: dict[int, I32] = {}
         self.special = np.zeros(num_slots, np.bool_)
         self.specials: dict[int, Special] = {}
 
@@ -110,12 +112,17 @@ class SamplingTable:
         of_prompt = self._wanted(p.prompt_logprobs)
         self.num_logprobs[slot] = wanted
         self.num_prompt_logprobs[slot] = of_prompt
+        if p.logprob_token_ids is not None:
+            self.num_logprobs[slot] = NO_LOGPROBS
+            self.scored[slot] = np.array(p.logprob_token_ids, np.int32)
+            wanted = 0  # of the drawn token itself
         self.columns["num_logprobs"][slot] = min(max(wanted, of_prompt), self.max_top)
         self._set_special(slot, self._special_of(row))
 
     def clear(self, slot: int) -> None:
         """The slot is empty: its callables and masks are let go."""
         self._set_special(slot, None)
+        self.scored.pop(slot, None)
 
     def _wanted(self, k: int | None) -> int:
         if k is None:

@@ -1,6 +1,7 @@
 """Limits on what may be in flight: --max-num-queued-reqs and --max-num-queued-tokens.
 
-Counted in this process, of its own requests. It watches them as an observer of the engine client.
+Counted over all API servers. Each watches its own requests as an observer of its engine client;
+what the others have in flight is in shared memory.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from galley.errors import Overloaded
 from galley.observability.observer import OutputsShape, ReadyShape
 from galley.request import FinishReason, Request
+from galley.server.shared_counts import SharedCounts
 
 
 class Admission:
@@ -19,6 +21,7 @@ class Admission:
         max_requests: sequences in flight, waiting or running; None: no limit.
         max_tokens: prompt tokens of those whose first token has not come; None: no limit.
         rejected: called with the name of the limit that turned a request away.
+        shared: where other API servers count.
     """
 
     def __init__(
@@ -26,10 +29,12 @@ class Admission:
         max_requests: int | None,
         max_tokens: int | None,
         rejected: Callable[[str], None] | None = None,
+        shared: SharedCounts | None = None,
     ) -> None:
         self._max_requests = max_requests
         self._max_tokens = max_tokens
         self._rejected = rejected or (lambda reason: None)
+        self._shared = shared
         self._in_flight: set[int] = set()
         #: handle → prompt tokens, until its first token
         self._prefill: dict[int, int] = {}
@@ -37,18 +42,34 @@ class Admission:
 
     def check(self) -> None:
         """Raise Overloaded if a limit is reached."""
-        if self._max_requests is not None and len(self._in_flight) >= self._max_requests:
-            self._rejected("max_num_queued_reqs")
-            raise Overloaded(
-                f"{len(self._in_flight)} requests are in flight, of {self._max_requests} allowed "
-                "(--max-num-queued-reqs). Try again later."
+        if self._limit_reached() and self._shared is not None:
+            self._shared.forget_dead()
+        if (limit := self._limit_reached()) is not None:
+            self._rejected(limit[0])
+            raise Overloaded(limit[1])
+
+    def _limit_reached(self) -> tuple[str, str] | None:
+        """The name of a limit, and a sentence."""
+        requests, tokens = self._shared.of_others() if self._shared else (0, 0)
+        requests += len(self._in_flight)
+        tokens += self._num_tokens
+        if self._max_requests is not None and requests >= self._max_requests:
+            return (
+                "max_num_queued_reqs",
+                f"{requests} requests are in flight, of {self._max_requests} allowed "
+                "(--max-num-queued-reqs). Try again later.",
             )
-        if self._max_tokens is not None and self._num_tokens >= self._max_tokens:
-            self._rejected("max_num_queued_tokens")
-            raise Overloaded(
-                f"{self._num_tokens} prompt tokens are waiting, of {self._max_tokens} allowed "
-                "(--max-num-queued-tokens). Try again later."
+        if self._max_tokens is not None and tokens >= self._max_tokens:
+            return (
+                "max_num_queued_tokens",
+                f"{tokens} prompt tokens are waiting, of {self._max_tokens} allowed "
+                "(--max-num-queued-tokens). Try again later.",
             )
+        return None
+
+    def _tell(self) -> None:
+        if self._shared is not None:
+            self._shared.tell(len(self._in_flight), self._num_tokens)
 
     # ------------------------------------------------------------------ RequestObserver
 
@@ -61,12 +82,15 @@ class Admission:
             # The others of the n share its prompt.
             self._prefill[request.handle] = len(request.prompt_token_ids) // 4
             self._num_tokens += self._prefill[request.handle]
+        self._tell()
 
     def outputs(self, message: OutputsShape) -> None:
         if self._prefill and message.handles:
             for handle in self._prefill.keys() & set(memoryview(message.handles).cast("q")):
                 self._num_tokens -= self._prefill.pop(handle)
+            self._tell()
 
     def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
         self._in_flight.discard(handle)
         self._num_tokens -= self._prefill.pop(handle, 0)
+        self._tell()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from galley.errors import GalleyError
-from galley.request import RequestOutput
+from galley.request import RequestMetrics, RequestOutput
 from galley.server.errors import error_event
-from galley.server.protocol.base import PromptTokensDetails, Usage
+from galley.server.protocol.base import PerRequestMetrics, PromptTokensDetails, Usage
 
 to_json = msgspec.json.Encoder().encode
 
@@ -46,10 +47,14 @@ class Tally:
         details: whether usage tells of cached prompt tokens.
         count_generated: False where the generated tokens are not part of the answer (echo of a
             prompt with `max_tokens` 0).
+        timed: whether the answer tells how long its parts took.
     """
 
-    def __init__(self, details: bool, count_generated: bool = True) -> None:
+    def __init__(self, details: bool, count_generated: bool = True, timed: bool = False) -> None:
         self._details = details
+        self._timed = timed
+        self._metrics: RequestMetrics | None = None
+        self._choices: set[tuple[int, int]] = set()
         self._count_generated = count_generated
         self._prompts: dict[int, int] = {}
         self._cached: dict[int, int] = {}
@@ -63,13 +68,50 @@ class Tally:
         if self._count_generated:
             for choice in output.outputs:
                 self._generated += len(choice.token_ids)
+        if self._timed:
+            self._metrics = output.metrics
+            self._choices.update((index, choice.index) for choice in output.outputs)
 
     def add_tokens(self, count: int) -> None:
         """Count generated tokens of a choice that `add` has seen."""
         if self._count_generated:
             self._generated += count
 
+    def timings(self) -> PerRequestMetrics | None:
+        """How long the parts of an answer took; there is room for one choice's alone."""
+        if self._metrics is None or len(self._choices) > 1:
+            return None
+        return timings_of(self._metrics, self._generated)
+
     def usage(self) -> Usage:
         prompt = sum(self._prompts.values())
         details = PromptTokensDetails(sum(self._cached.values())) if self._details else None
         return Usage(prompt, prompt + self._generated, self._generated, details)
+
+    def end(self) -> bytes:
+        """What the last event of a stream tells, from its usage on."""
+        end: dict[str, Any] = {"usage": self.usage()}
+        timings = self.timings()
+        if timings is not None:
+            end["metrics"] = timings
+        return to_json(end)[1:] + b"\n\n"
+
+
+def timings_of(metrics: RequestMetrics, num_tokens: int) -> PerRequestMetrics:
+    """Milliseconds between the moments of a request's life; None where one was not reached."""
+    queued, scheduled = metrics.queued_time, metrics.scheduled_time
+    first, last = metrics.first_token_time, metrics.last_token_time
+    decode = _milliseconds(first, last)
+    inference = _milliseconds(scheduled, last)
+    return PerRequestMetrics(
+        time_to_first_token_ms=_milliseconds(scheduled, first),
+        generation_time_ms=decode,
+        queue_time_ms=_milliseconds(queued, scheduled),
+        mean_itl_ms=None if decode is None or num_tokens < 2 else decode / (num_tokens - 1),
+        tokens_per_second=num_tokens / inference * 1000 if inference else None,
+    )
+
+
+def _milliseconds(begin: float, end: float) -> float | None:
+    """A clock that was set back counts as none."""
+    return max(end - begin, 0.0) * 1000 if begin and end else None

@@ -13,7 +13,7 @@ from galley import __version__
 from galley.errors import ConfigError
 from galley.server import errors, openapi
 from galley.server.context import Context
-from galley.server.middleware import ApiKeys, Gate, HttpMetering, RequestIds, RootPath
+from galley.server.middleware import GUARDED, ApiKeys, Gate, HttpMetering, RequestIds, RootPath
 from galley.server.routes import (
     anthropic,
     chat,
@@ -63,8 +63,13 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> FastAPI:
     routers = [family(ctx) for family in FAMILIES]
     for router in routers:
         app.include_router(router)
-    errors.install(app)
-    openapi.install(app, (route for router in routers for route in router.routes))
+    errors.install(app, server.log_error_stack)
+    openapi.install(
+        app,
+        (route for router in routers for route in router.routes),
+        models=() if ctx.any_model_name else ctx.model_names,
+        guarded=GUARDED if server.api_key else (),
+    )
     # The last one added is the outermost.
     app.add_middleware(Gate, load=ctx.load)
     if server.api_key:

@@ -98,6 +98,7 @@ class ChatAnswer:
                 prompt_logprobs=prompt_logprobs(only.prompt_logprobs if only else None),
                 prompt_token_ids=ids,
                 prompt_text=self._prompt_text,
+                metrics=self._tally.timings(),
             )
         )
 
@@ -114,7 +115,7 @@ class ChatAnswer:
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
         if not self._request.logprobs or choice.logprobs is None:
             return None
-        top = self._request.top_logprobs or 0
+        top = None if self._request.logprob_token_ids else self._request.top_logprobs or 0
         return chat_logprobs(choice.token_ids, choice.logprobs, top, self._as_ids, self._bytes_of)
 
     # ------------------------------------------------------------------ events
@@ -141,7 +142,7 @@ class ChatAnswer:
     def last(self) -> bytes:
         if not self._usage_at_end:
             return DONE
-        return self._prefix + b'],"usage":' + to_json(self._tally.usage()) + b"}\n\n" + DONE
+        return self._prefix + b"]," + self._tally.end() + DONE
 
     def failed(self, error: GalleyError) -> bytes:
         return failed_stream(error)

@@ -75,6 +75,7 @@ class CompletionAnswer:
                 choices=choices,
                 system_fingerprint=self._head.fingerprint,
                 usage=self._tally.usage(),
+                metrics=self._tally.timings(),
             )
         )
 
@@ -120,7 +121,7 @@ class CompletionAnswer:
         logprobs = completion_logprobs(
             token_ids,
             positions,
-            self._request.logprobs,
+            None if self._request.logprob_token_ids else self._request.logprobs,
             self._as_ids,
             lambda token_id: self._text_of([token_id]),
             self._offsets.get(index, 0),
@@ -159,7 +160,7 @@ class CompletionAnswer:
     def last(self) -> bytes:
         if not self._usage_at_end:
             return DONE
-        return self._prefix + b'],"usage":' + to_json(self._tally.usage()) + b"}\n\n" + DONE
+        return self._prefix + b"]," + self._tally.end() + DONE
 
     def failed(self, error: GalleyError) -> bytes:
         return failed_stream(error)

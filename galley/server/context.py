@@ -18,7 +18,9 @@ from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
 from galley.frontend.client import EngineClient
+from galley.server.answer import Tally
 from galley.server.errors import ClientDisconnected
+from galley.server.output_log import OutputLog
 from galley.server.protocol.base import BodyReader, T
 from galley.server.protocol.generation import Caps
 from galley.server.stream import EventResponse, Events, Relay, Stream
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from galley.chat import ChatRenderer
     from galley.observability.sleep_metrics import SleepMetrics
     from galley.text import Tokenizer
+
+
+#: Key of a request's scope: the id that was made for it, and that a header tells.
+NEW_ID = "galley.request_id"
 
 
 @dataclass(slots=True)
@@ -53,6 +59,7 @@ class Context:
         store_responses: keep responses for retrieval (VLLM_ENABLE_RESPONSES_API_STORE).
         admit: raises Overloaded while a limit on what is in flight is reached.
         dev_mode: serve what must not be served in production (VLLM_SERVER_DEV_MODE).
+        output_log: of answers (--enable-log-outputs).
         slept: told the level of a sleep that has begun, or None: the engines are awake again.
         sleep_metrics: of the routes that put engines to sleep.
         template_thread: where templates run that take long.
@@ -72,6 +79,7 @@ class Context:
     admit: Callable[[], None] = lambda: None
     store_responses: bool = False
     dev_mode: bool = False
+    output_log: OutputLog | None = None
     slept: Callable[[int | None], None] = lambda level: None
     sleep_metrics: SleepMetrics | None = None
     load: Load = field(default_factory=Load)
@@ -122,6 +130,13 @@ class Context:
         relay = None if self.server.middleware else self.relay
         return EventResponse(relay, streams, answer, self.server.sse_keep_alive_interval)
 
+    def tally(self, count_generated: bool = True) -> Tally:
+        """The count of an answer's tokens; see there."""
+        server = self.server
+        return Tally(
+            server.enable_prompt_tokens_details, count_generated, server.enable_per_request_metrics
+        )
+
     def fingerprint(self) -> str | None:
         """`system_fingerprint`: equal for equal answers to equal requests."""
         mode = self.server.fingerprint_mode
@@ -136,7 +151,8 @@ class Context:
 
 def request_id(request: Request, prefix: str, given: str | None, longest: int) -> str:
     """The id of an answer: the client's X-Request-Id, its `request_id`, or a new one."""
-    own = request.headers.get("x-request-id") or given or uuid.uuid4().hex
+    own = request.headers.get("x-request-id") or given
+    own = own or request.scope.get(NEW_ID) or uuid.uuid4().hex
     if len(own) > longest:
         raise InvalidRequest(
             f"X-Request-Id is limited to {longest} characters.", field="X-Request-Id"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from galley.server.protocol.base import ErrorInfo, ErrorResponse
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
 
 #: Seconds after which an overloaded server may be asked again.
 RETRY_AFTER = "1"
@@ -55,12 +58,18 @@ def galley_response(error: GalleyError) -> Response:
     return json_response(error_event(error), error.status, error_headers(error))
 
 
-def install(app: FastAPI) -> None:
-    """Make `app` answer every failure with an error object."""
+def install(app: FastAPI, log_stack: bool = False) -> None:
+    """Make `app` answer every failure with an error object.
+
+    Args:
+        log_stack: log where each was found, too.
+    """
     from fastapi.exceptions import RequestValidationError
 
     async def on_galley(request: Request, error: Exception) -> Response:
         assert isinstance(error, GalleyError)
+        if log_stack:
+            logger.error("%s", error.message, exc_info=error)
         answer: Response = request.scope.get(DIALECT, galley_response)(error)
         return answer
 

@@ -26,9 +26,13 @@ def token_text(token_id: int, entry: Logprob, as_ids: bool) -> str:
     return entry.decoded_token or ""
 
 
-def by_rank(candidates: Candidates, top: int) -> list[tuple[int, Logprob]]:
-    """The `top` most likely candidates (-1 = all), most likely first, and the token itself."""
+def by_rank(candidates: Candidates, top: int | None) -> list[tuple[int, Logprob]]:
+    """The `top` most likely candidates (-1 = all), most likely first, and the token itself; None:
+    those that were asked for by id, as they come.
+    """
     items = list(candidates.items())
+    if top is None:
+        return items
     ranked = sorted(items, key=lambda item: item[1].rank or 0)
     if top == -1 or top >= len(ranked):
         return ranked
@@ -39,11 +43,13 @@ def by_rank(candidates: Candidates, top: int) -> list[tuple[int, Logprob]]:
 def chat_logprobs(
     token_ids: Sequence[int],
     positions: Sequence[Candidates],
-    top: int,
+    top: int | None,
     as_ids: bool,
     bytes_of: TokenBytes,
 ) -> ChatLogprobs:
-    """`choices[].logprobs` of a chat answer; `top` = 0 gives empty candidate lists."""
+    """`choices[].logprobs` of a chat answer; `top` = 0 gives empty candidate lists, None
+    all candidates as they come.
+    """
 
     def entry(token_id: int, candidate: Logprob) -> TokenLogprob:
         text = token_text(token_id, candidate, as_ids)
@@ -52,7 +58,7 @@ def chat_logprobs(
     content = []
     for token_id, candidates in zip(token_ids, positions, strict=True):
         own = entry(token_id, candidates[token_id])
-        ranked = by_rank(candidates, top) if top else ()
+        ranked = () if top == 0 else by_rank(candidates, top)
         others = [entry(i, candidate) for i, candidate in ranked]
         content.append(ContentLogprob(own.token, own.logprob, own.bytes, others))
     return ChatLogprobs(content)
@@ -61,7 +67,7 @@ def chat_logprobs(
 def completion_logprobs(
     token_ids: Iterable[int],
     positions: Iterable[Candidates | None],
-    top: int,
+    top: int | None,
     as_ids: bool,
     text_of: TokenText,
     offset: int = 0,
@@ -69,7 +75,7 @@ def completion_logprobs(
     """`choices[].logprobs` of a completion.
 
     Args:
-        top: candidates a position; 0 = the token alone.
+        top: candidates a position; 0 = the token alone, None = all as they come.
         offset: characters of the answer before the first of these tokens.
     """
     out = CompletionLogprobs([], [], [], [])

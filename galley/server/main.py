@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from galley.config import EngineConfig, ModelFacts
@@ -37,6 +38,8 @@ from galley.server.app import build_app
 from galley.server.context import Context
 from galley.server.environment import Environment, read_environment
 from galley.server.listener import Listener, uvicorn_config
+from galley.server.output_log import OutputLog
+from galley.server.shared_counts import SharedCounts
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -109,10 +112,11 @@ class Watch:
     admission: Admission
     stats_line: StatsLine
     tracer: RequestTracer | None
+    output_log: OutputLog | None
     observers: Observers
 
 
-def watch(model: Model, server: ServerConfig) -> Watch:
+def watch(model: Model, server: ServerConfig, link: LauncherLink) -> Watch:
     """Raises ConfigError where tracing is asked for and cannot be."""
     registry, stats_line = new_registry(), StatsLine()
     metrics: EngineMetrics | None = None
@@ -124,10 +128,24 @@ def watch(model: Model, server: ServerConfig) -> Watch:
     tracer = open_tracer_of(model.config)
     if tracer is not None:
         observers.append(tracer)
-    limits = server.max_num_queued_reqs, server.max_num_queued_tokens
-    admission = Admission(*limits, None if metrics is None else metrics.rejected)
+    output_log = OutputLog(server.max_log_len) if server.enable_log_outputs else None
+    if output_log is not None:
+        observers.append(output_log)
+    admission = make_admission(server, link, None if metrics is None else metrics.rejected)
     observers.append(admission)
-    return Watch(registry, metrics, admission, stats_line, tracer, Observers(*observers))
+    seen = Observers(*observers)
+    return Watch(registry, metrics, admission, stats_line, tracer, output_log, seen)
+
+
+def make_admission(
+    server: ServerConfig, link: LauncherLink, rejected: Callable[[str], None] | None
+) -> Admission:
+    """Limits that count the requests of all API servers."""
+    limits = server.max_num_queued_reqs, server.max_num_queued_tokens
+    shared = None
+    if server.api_server_count > 1 and link.directory is not None and any(limits):
+        shared = SharedCounts(Path(link.directory) / "admission", link.client_index)
+    return Admission(*limits, rejected, shared)
 
 
 def make_client(
@@ -167,6 +185,7 @@ def make_context(
         any_model_name=environment.any_model_name,
         store_responses=environment.store_responses,
         dev_mode=environment.dev_mode,
+        output_log=seen.output_log,
         **sleeping,
     )
 
@@ -178,7 +197,7 @@ async def _serve(
     server: ServerConfig,
     environment: Environment,
 ) -> None:
-    seen = watch(model, server)
+    seen = watch(model, server, link)
     client = make_client(link, model, environment, seen.observers)
     client.start()
     ctx = make_context(client, model, server, environment, seen)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from galley.errors import Overloaded, Unauthorized
-from galley.server.context import Load
+from galley.server.context import NEW_ID, Load
 from galley.server.errors import galley_response
 from galley.server.http import SINK, Sink
 
@@ -111,9 +111,9 @@ class RequestIds:
         name = header(scope, b"x-request-id")
         if name is None or not _PLAIN.fullmatch(name):
             name = uuid.uuid4().hex.encode()
-            # The answer's id is then made of the id that its header tells.
-            others = [item for item in scope["headers"] if item[0] != b"x-request-id"]
-            scope["headers"] = [*others, (b"x-request-id", name)]
+            # The answer's id is then made of the id that its header tells, unless the body has one.
+            scope[NEW_ID] = name.decode()
+            scope["headers"] = [item for item in scope["headers"] if item[0] != b"x-request-id"]
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -59,8 +59,9 @@ def sampling_params(
         ignore_eos=request.ignore_eos,
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
-        logprobs=logprobs,
+        logprobs=None if request.logprob_token_ids else logprobs,
         prompt_logprobs=prompt_logprobs,
+        logprob_token_ids=request.logprob_token_ids or None,
         skip_special_tokens=request.skip_special_tokens,
         spaces_between_special_tokens=request.spaces_between_special_tokens,
         include_stop_str_in_output=request.include_stop_str_in_output,
@@ -113,13 +114,16 @@ async def start(
         form["prompt"] = prompt
     if request.cache_salt is not None:
         form["cache_salt"] = request.cache_salt
-    return ctx.engine.generate(
+    stream = ctx.engine.generate(
         cast(TokensPrompt, form),
         params,
         request_id,
         priority=request.priority,
         add_special_tokens=add_special_tokens,
     )
+    if ctx.output_log is not None:
+        ctx.output_log.follow(stream.state)
+    return stream
 
 
 def _check_length(ctx: Context, text: str) -> None:

@@ -195,3 +195,12 @@ def test_flags_of_the_server_are_none_of_the_engine():
     assert from_kwargs({"middleware": None}, "offline", {}) == from_kwargs({}, "offline", {})
     with pytest.raises(ConfigError, match="flag of `galley serve`"):
         from_kwargs({"max_num_queued_reqs": 4}, "offline", {})
+
+
+def test_limits_that_lower_others():
+    given = {"max_num_active_seqs": 4, "max_num_scheduled_tokens": 64, "max_num_seqs": 8}
+    scheduler = from_kwargs(given, "server", {}).scheduler
+    assert (scheduler.max_num_seqs, scheduler.max_num_batched_tokens) == (4, 64)
+    for name, value in (("max_num_active_seqs", 129), ("max_num_scheduled_tokens", 0)):
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} must be in 1"):
+            from_kwargs({name: value}, "server", {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -148,6 +150,22 @@ def test_the_trace_tells_what_happened() -> None:
     for a, b in (("begin", "submit"), ("submit", "sampled"), ("sampled", "end")):
         assert (records[a] <= records[b]).all()
     assert core.trace.rows_of(2).num_new.tolist() == [10, 10]
+
+
+def test_steps_are_logged_where_asked(caplog: pytest.LogCaptureFixture) -> None:
+    core = make_core()
+    core.recorder.logs = True
+    core.add([request(1, [3] * 5, max_tokens=2)])
+    with caplog.at_level(logging.INFO):
+        core.step()
+        core.step()
+    words = [message.partition(", iteration")[0] for message in caplog.messages]
+    assert words == [
+        "Iteration(1): 1 context requests, 5 context tokens, 0 generation requests, 0 generation "
+        "tokens",
+        "Iteration(2): 0 context requests, 0 context tokens, 1 generation requests, 1 generation "
+        "tokens",
+    ]
 
 
 def test_shutdown_reaches_the_executor() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from galley.config.server import ServerConfig
+from galley.errors import Overloaded
+from galley.server.admission import Admission
+from galley.server.shared_counts import SharedCounts
 from tests.server.served import Served, serve
 from tests.server.test_disconnect import send, wait_for
 
@@ -79,3 +85,25 @@ def test_one_of_several_prompts_takes_back_the_others() -> None:
 def test_a_limit_is_at_least_one(field: str) -> None:
     with pytest.raises(ValueError, match=field.replace("_", "-")):
         ServerConfig(**{field: 0})
+
+
+def test_limits_hold_over_all_servers(tmp_path: Path) -> None:
+    """What others have in flight counts, as long as they live."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    mine, dead = (SharedCounts(tmp_path / "counts", i) for i in (0, 1))
+    dead.tell(2, 5)
+    assert mine.of_others() == (2, 5)
+    rejected: list[str] = []
+    admission = Admission(3, 6, rejected.append, mine)
+    admission.check()
+    dead.tell(3, 5)
+    with pytest.raises(Overloaded, match="3 requests are in flight"):
+        admission.check()
+    dead.tell(0, 6)
+    with pytest.raises(Overloaded, match="6 prompt tokens are waiting"):
+        admission.check()
+    assert rejected == ["max_num_queued_reqs", "max_num_queued_tokens"]
+    dead._words[dead._own] = gone.pid
+    admission.check()
+    assert mine.of_others() == (0, 0)

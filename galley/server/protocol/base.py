@@ -141,6 +141,17 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = False
 
 
+class PerRequestMetrics(msgspec.Struct):
+    """How long the parts of a request took (--enable-per-request-metrics); null: not reached."""
+
+    time_to_first_token_ms: float | None = None
+    generation_time_ms: float | None = None
+    queue_time_ms: float | None = None
+    mean_itl_ms: float | None = None
+    tokens_per_second: float | None = None
+    speculative_decoding: None = None
+
+
 class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int | None = None
 

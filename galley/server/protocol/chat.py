@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from galley.errors import InvalidRequest
-from galley.server.protocol.base import BodyReader, PromptLogprob, Usage
+from galley.server.protocol.base import BodyReader, PerRequestMetrics, PromptLogprob, Usage
 from galley.server.protocol.fields import CHAT, CHAT_BATCH
 from galley.server.protocol.generation import (
     Caps,
@@ -81,6 +81,11 @@ def check_chat(request: ChatFields, caps: Caps) -> None:
         raise InvalidRequest(
             "when using `top_logprobs`, `logprobs` must be set to true.", field="top_logprobs"
         )
+    if request.logprob_token_ids and not request.logprobs:
+        raise InvalidRequest(
+            "when using `logprob_token_ids`, `logprobs` must be set to true.",
+            field="logprob_token_ids",
+        )
 
 
 class TokenLogprob(msgspec.Struct):
@@ -128,6 +133,7 @@ class ChatCompletionResponse(msgspec.Struct, kw_only=True):
     service_tier: str | None = None
     system_fingerprint: str | None = None
     usage: Usage
+    metrics: PerRequestMetrics | None = None
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | None = None
     prompt_token_ids: list[int] | None = None
     prompt_text: str | None = None

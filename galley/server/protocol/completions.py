@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from galley.errors import InvalidRequest
-from galley.server.protocol.base import BodyReader, PromptLogprob, TokenId, Usage
+from galley.server.protocol.base import BodyReader, PerRequestMetrics, PromptLogprob, TokenId, Usage
 from galley.server.protocol.fields import COMPLETION
 from galley.server.protocol.generation import (
     Caps,
@@ -55,6 +55,18 @@ def check_completion(request: CompletionRequest, caps: Caps) -> list[str | list[
     check_generation(request, caps)
     if request.logprobs is not None and request.logprobs < -1:
         raise InvalidRequest("`logprobs` must be a non-negative value or -1.", field="logprobs")
+    if request.logprob_token_ids:
+        if request.logprobs is None:
+            raise InvalidRequest(
+                "when using `logprob_token_ids`, `logprobs` must be set.",
+                field="logprob_token_ids",
+            )
+        if request.echo and request.max_tokens == 0:
+            raise InvalidRequest(
+                "`logprob_token_ids` is not supported when `echo=True` and `max_tokens=0` because "
+                "no output tokens are generated.",
+                field="logprob_token_ids",
+            )
     return _prompts(request.prompt, caps)
 
 
@@ -109,4 +121,5 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
     service_tier: str | None = None
     system_fingerprint: str | None = None
     usage: Usage
+    metrics: PerRequestMetrics | None = None
     kv_transfer_params: dict[str, Any] | None = None

@@ -33,7 +33,6 @@ GENERATION: FieldTable = {
     "structured_outputs": _STRUCTURED,
     "watermarking": _EXTENSION,
     "thinking_token_budget": _EXTENSION,
-    "logprob_token_ids": _EXTENSION,
     "repetition_detection": _EXTENSION,
     "return_token_offsets": _EXTENSION,
     "return_mm_kwargs": Refused("only text is available yet."),

@@ -56,6 +56,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     use_beam_search: bool = False
     length_penalty: float | None = 1.0
     prompt_logprobs: CountOrAll | None = None
+    logprob_token_ids: list[Int] | None = None
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     truncate_prompt_tokens: CountOrAll | None = None
@@ -117,6 +118,10 @@ def check_generation(request: GenerationFields, caps: Caps) -> None:
             raise InvalidRequest(
                 "`prompt_logprobs` are not available when `stream=True`.", field="prompt_logprobs"
             )
+    if request.logprob_token_ids and request.use_beam_search:
+        raise InvalidRequest(
+            "`logprob_token_ids` is not supported with beam search.", field="logprob_token_ids"
+        )
     if request.cache_salt == "":
         raise InvalidRequest(
             "`cache_salt` must be a non-empty string if provided.", field="cache_salt"

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from galley.server.answer import Head, Tally
+from galley.server.answer import Head
 from galley.server.beam import search_all
 from galley.server.completion_answer import CompletionAnswer
 from galley.server.context import Context, request_id
@@ -55,7 +55,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     answer = CompletionAnswer(
         head,
         request,
-        Tally(ctx.server.enable_prompt_tokens_details, count_generated=not echo_only),
+        ctx.tally(count_generated=not echo_only),
         text_of=lambda ids: ctx.require_tokenizer().decode(ids, False),
         as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
         force_usage=ctx.server.enable_force_include_usage,

@@ -1,0 +1,21 @@
+"""`galley collect-env`: what a bug report should have, and no secret."""
+
+import pytest
+
+from galley import __version__
+from galley.cli.main import main
+
+
+def test_it_tells_facts_and_keeps_secrets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "hidden")
+    monkeypatch.setenv("GALLEY_NUM_THREADS", "7")
+    assert main(["collect-env"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["galley"] == __version__
+    assert lines["numpy"][0].isdigit()
+    assert "usable of" in lines["cores"]
+    assert lines["GALLEY_NUM_THREADS"] == "7"
+    assert lines["VLLM_API_KEY"] == "***"
+    assert main(["collect-env", "--no-such-flag"]) == 2
