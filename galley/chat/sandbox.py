@@ -118,6 +118,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        """Internals are refused at once; methods that change data are undefined, as elsewhere."""
+        if attribute.startswith("_"):
+            raise SecurityError(f"the chat template reads {attribute:.50}")
+        return super().unsafe_undefined(obj, attribute)
+
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = _budget(context)
         budget.spend(CALL_STEPS)

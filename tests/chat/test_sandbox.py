@@ -195,6 +195,12 @@ def test_a_template_reaches_neither_files_nor_internals_nor_the_messages(templat
     assert MESSAGES == [{"role": "user", "content": "hi"}]
 
 
+@pytest.mark.parametrize("what", ["messages.__class__", "''.__class__", "messages|attr('__len__')"])
+def test_a_template_that_reads_internals_is_refused(what: str) -> None:
+    with pytest.raises(InvalidRequest, match="reads __"):
+        _render("{{ " + what + " }}")
+
+
 def test_each_rendering_has_a_budget_of_its_own() -> None:
     renderer = ChatRenderer(
         {"default": "{% for i in range(90000) %}{% endfor %}{{ messages | length }}"}, {}
