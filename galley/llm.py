@@ -72,7 +72,7 @@ class LLM:
         self._client = InprocClient(
             self._core,
             InputProcessor(limits, self._tokenizer, seed=self.config.model.seed),
-            OutputProcessor(self._tokenizer, self._metrics),
+            OutputProcessor(self._tokenizer, self._metrics, self.config.scheduler.stream_interval),
         )
         self._enqueued: list[RequestState] = []
         self._num_requests = 0

@@ -22,7 +22,6 @@ UNSUPPORTED_SAMPLING_FIELDS = (
     "prompt_logprob_token_ids",
     "prompt_logprob_start",
     "flat_logprobs",
-    "stream_interval",
     "skip_clone",
     "output_text_buffer_length",
     "structured_outputs",
@@ -124,6 +123,7 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    stream_interval: int | None = None
     truncate_prompt_tokens: int | None = None
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
@@ -153,6 +153,11 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
             (0.0 <= self.min_p <= 1.0, "min_p", "in [0, 1]"),
             (self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1"),
             (self.min_tokens >= 0, "min_tokens", "at least 0"),
+            (
+                self.stream_interval is None or self.stream_interval >= 1,
+                "stream_interval",
+                "at least 1",
+            ),
             (
                 self.max_tokens is None or self.min_tokens <= self.max_tokens,
                 "min_tokens",

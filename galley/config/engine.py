@@ -114,6 +114,9 @@ class SchedulerConfig:
     max_num_scheduled_tokens: int | None = None
     """Most tokens that are scheduled in one step, where that is to be less than
     --max-num-batched-tokens."""
+    stream_interval: int = 1
+    """Tokens that a streamed event has at least; the first and the last are sent at once. More
+    spare the front end work."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """`fcfs` in order of arrival; `priority` smaller number first, then arrival."""
 

@@ -229,6 +229,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("scheduler", "max_num_seqs", lambda v: 1 <= v <= 65_536, "in 1 … 65536"),
     ("scheduler", "max_num_batched_tokens", lambda v: 1 <= v <= 1 << 20, "in 1 … 1048576"),
     ("scheduler", "long_prefill_token_threshold", lambda v: v >= 0, "at least 0"),
+    ("scheduler", "stream_interval", lambda v: v >= 1, "at least 1"),
     ("scheduler", "mixed_prefill_tokens", lambda v: v >= 0, "at least 0"),
     ("model", "max_model_len", lambda v: v == -1 or v >= 1, "at least 1, or -1 or auto"),
     ("model", "max_logprobs", lambda v: v >= -1, "at least -1"),

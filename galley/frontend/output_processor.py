@@ -123,6 +123,11 @@ class Sequence:
                     reason, stop_reason = "stop", self.text.matched
             self.finish_reason, self.stop_reason = reason, stop_reason
 
+    def is_due(self, interval: int) -> bool:
+        """Whether so many tokens are new, or all are."""
+        taken = self.taken_tokens
+        return not taken or len(self.token_ids) - taken >= interval
+
     def news(self) -> tuple[str, int]:
         """Text and number of tokens since the last call of this or `output`."""
         num_tokens, num_pieces = len(self.token_ids), len(self.pieces)
@@ -159,6 +164,7 @@ class RequestState:
         "changed",
         "engine_index",
         "error",
+        "interval",
         "kind",
         "notify",
         "num_cached_tokens",
@@ -169,10 +175,14 @@ class RequestState:
         "submission",
     )
 
-    def __init__(self, submission: Submission, tokenizer: Detokenizer | None) -> None:
+    def __init__(
+        self, submission: Submission, tokenizer: Detokenizer | None, interval: int = 1
+    ) -> None:
         params = submission.params
         self.submission = submission
         self.kind = params.output_kind
+        #: Tokens between two outputs; the first and the last are told at once.
+        self.interval = max(interval, params.stream_interval or 1)
         self.num_cached_tokens: int | None = None
         self.error: GalleyError | None = None
         self.engine_index: int | None = None
@@ -207,7 +217,9 @@ class RequestState:
         if self.kind == RequestOutputKind.FINAL_ONLY:
             if self.num_live == 0:
                 self.wake()
-        elif first or self.num_live == 0:
+        elif self.num_live == 0 or (
+            first if self.interval == 1 else sequence.is_due(self.interval)
+        ):
             self.wake()
 
     def wake(self) -> None:
@@ -258,14 +270,18 @@ class OutputProcessor:
     """
 
     def __init__(
-        self, tokenizer: Detokenizer | None, observer: RequestObserver | None = None
+        self,
+        tokenizer: Detokenizer | None,
+        observer: RequestObserver | None = None,
+        stream_interval: int = 1,
     ) -> None:
+        self._stream_interval = stream_interval
         self.tokenizer = tokenizer
         self.observer = observer
         self.sequences: dict[int, Sequence] = {}
 
     def add(self, submission: Submission) -> RequestState:
-        state = RequestState(submission, self.tokenizer)
+        state = RequestState(submission, self.tokenizer, self._stream_interval)
         for sequence in state.sequences:
             self.sequences[sequence.request.handle] = sequence
             if self.observer is not None:

@@ -156,7 +156,8 @@ def make_client(
     inputs = InputProcessor(
         limits, model.tokenizer, seed=model.config.model.seed, client_index=link.client_index
     )
-    return ZmqClient(link, inputs, OutputProcessor(model.tokenizer, observer))
+    interval = model.config.scheduler.stream_interval
+    return ZmqClient(link, inputs, OutputProcessor(model.tokenizer, observer, interval))
 
 
 def make_context(

@@ -66,6 +66,7 @@ def sampling_params(
         spaces_between_special_tokens=request.spaces_between_special_tokens,
         include_stop_str_in_output=request.include_stop_str_in_output,
         output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
+        stream_interval=request.stream_interval,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
         logit_bias=_clamped(request.logit_bias),
         allowed_token_ids=request.allowed_token_ids,

@@ -146,7 +146,6 @@ BAD_COMPLETION: list[tuple[str, dict[str, Any]]] = [
     ("thinking_token_budget", {"thinking_token_budget": 5}),
     ("repetition_detection", {"repetition_detection": {"max_pattern_size": 3}}),
     ("vllm_xargs", {"vllm_xargs": {"a": 1}}),
-    ("stream_interval", {"stream_interval": 5}),
     ("logprob_token_ids", {"logprob_token_ids": [5]}),
     ("skip_special_tokens", {"skip_special_tokens": None}),
     ("echo", {"echo": "yes"}),

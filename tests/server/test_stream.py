@@ -4,6 +4,7 @@ counted to the last byte, and closes on those who never ask.
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -149,3 +150,23 @@ def test_a_client_that_sends_no_head_is_let_go() -> None:
         sock = send(served, "/v1/completions", {**BODY, "stream": False})
         assert b"200 OK" in sock.recv(1000)
         sock.close()
+
+
+def test_several_tokens_an_event() -> None:
+    """The first and the last come at once."""
+    ids = tokenizer().encode(REPLY, False)
+    with serve(script=lambda request: ids) as served:
+        served.engine.pause = 0.01
+        body = {"prompt": "hi", "max_tokens": 40, "stream": True, "return_token_ids": True}
+        counts = {}
+        for interval in (1, 5):
+            asked = {**body, "stream_interval": interval}
+            answer = served.post("/v1/completions", asked).text
+            events = [json.loads(e[6:]) for e in answer.split("\n\n") if e.startswith("data: {")]
+            tokens = [len(e["choices"][0]["token_ids"]) for e in events]
+            counts[interval] = tokens
+        assert sum(counts[5]) == sum(counts[1]) > len(ids)  # with the one that ends it
+        assert counts[5][:2] == [1, 5]
+        assert len(counts[5]) < len(counts[1])
+        refused = served.post("/v1/completions", {**body, "stream_interval": 0})
+        assert refused.json()["error"]["param"] == "stream_interval"

@@ -37,7 +37,6 @@ GENERATION: FieldTable = {
     "return_token_offsets": _EXTENSION,
     "return_mm_kwargs": Refused("only text is available yet."),
     "vllm_xargs": Refused("no custom sampling arguments are defined."),
-    "stream_interval": Refused("every token is streamed.", (1,)),
     "kv_transfer_params": _TRANSFER,
     "ec_transfer_params": _TRANSFER,
 }

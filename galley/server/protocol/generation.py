@@ -35,6 +35,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     n: Positive | None = 1
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    stream_interval: Positive | None = None
     echo: bool | None = False
     max_tokens: Count | None = None
     min_tokens: Count = 0
