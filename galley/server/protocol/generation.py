@@ -28,17 +28,9 @@ Factor = Annotated[float, _told(exclusiveMinimum=0)]
 Text = Annotated[str, _told(minLength=1)]
 
 
-class GenerationFields(msgspec.Struct, kw_only=True):
-    """What both generation endpoints accept (vLLM's names, types and defaults)."""
+class SamplingFields(msgspec.Struct, kw_only=True):
+    """How to sample and when to stop: fields of every endpoint that generates, but Anthropic's."""
 
-    model: str | None = None
-    n: Positive | None = 1
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    stream_interval: Positive | None = None
-    echo: bool | None = False
-    max_tokens: Count | None = None
-    min_tokens: Count = 0
     temperature: Temperature | None = None
     top_p: PositiveShare | None = None
     top_k: CountOrAll | None = None
@@ -50,21 +42,34 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     stop: str | list[Text] | None = None
     stop_token_ids: list[Int] | None = None
     include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
     ignore_eos: bool = False
     logit_bias: dict[Int, float] | None = None
+    stream: bool | None = False
+    model: str | None = None
+    priority: Int = 0
+    cache_salt: Text | None = None
+    request_id: str | None = None
+
+
+class GenerationFields(SamplingFields, kw_only=True):
+    """What both generation endpoints accept (vLLM's names, types and defaults)."""
+
+    n: Positive | None = 1
+    stream_options: StreamOptions | None = None
+    stream_interval: Positive | None = None
+    echo: bool | None = False
+    max_tokens: Count | None = None
+    min_tokens: Count = 0
     allowed_token_ids: list[Int] | None = None
     bad_words: list[Text] | None = None
     use_beam_search: bool = False
     length_penalty: float | None = 1.0
     prompt_logprobs: CountOrAll | None = None
     logprob_token_ids: list[Int] | None = None
-    skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     truncate_prompt_tokens: CountOrAll | None = None
     truncation_side: Literal["left", "right"] | None = None
-    priority: Int = 0
-    cache_salt: Text | None = None
-    request_id: str | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 

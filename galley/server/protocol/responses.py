@@ -7,20 +7,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from galley.errors import InvalidRequest, Unsupported
-from galley.server.protocol.base import BodyReader, Int
+from galley.server.protocol.base import BodyReader
 from galley.server.protocol.chat import ContentLogprob
 from galley.server.protocol.fields import RESPONSES
 from galley.server.protocol.generation import (
     Caps,
     Count,
-    CountOrAll,
-    Factor,
     GenerationFields,
-    Penalty,
     Positive,
-    PositiveShare,
-    Share,
-    Temperature,
+    SamplingFields,
     Text,
     check_generation,
 )
@@ -39,33 +34,17 @@ class Reasoning(msgspec.Struct):
     generate_summary: str | None = None
 
 
-class ResponsesRequest(msgspec.Struct, kw_only=True):
+class ResponsesRequest(SamplingFields, kw_only=True):
     """Answer a text or a conversation, on top of an earlier answer or not."""
 
     input: Text | Annotated[list[Item], NOT_EMPTY]
-    model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     previous_input_messages: list[Turn] | None = None
     background: bool | None = False
     store: bool | None = True
-    stream: bool | None = False
     include: list[str] | None = None
     max_output_tokens: Positive | None = None
-    temperature: Temperature | None = None
-    top_p: PositiveShare | None = None
-    top_k: CountOrAll | None = None
-    min_p: Share | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Factor | None = None
-    seed: Int | None = None
-    stop: str | list[Text] | None = None
-    stop_token_ids: list[Int] | None = None
-    include_stop_str_in_output: bool = False
-    skip_special_tokens: bool = True
-    ignore_eos: bool = False
-    logit_bias: dict[Int, float] | None = None
     top_logprobs: Count | None = 0
     truncation: Literal["auto", "disabled"] | None = "disabled"
     reasoning: Reasoning | None = None
@@ -74,9 +53,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     user: str | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
     parallel_tool_calls: bool | None = True
-    priority: Int = 0
-    cache_salt: Text | None = None
-    request_id: str | None = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -84,27 +60,9 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 
     def generation(self, caps: Caps) -> GenerationFields:
         """The same wishes by the names of the other endpoints. Raises InvalidRequest."""
+        shared = {name: getattr(self, name) for name in SamplingFields.__struct_fields__}
         fields = GenerationFields(
-            model=self.model,
-            stream=self.stream,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-            stop=self.stop,
-            stop_token_ids=self.stop_token_ids,
-            include_stop_str_in_output=self.include_stop_str_in_output,
-            skip_special_tokens=self.skip_special_tokens,
-            ignore_eos=self.ignore_eos,
-            logit_bias=self.logit_bias,
-            truncate_prompt_tokens=-1 if self.truncation == "auto" else None,
-            priority=self.priority,
-            cache_salt=self.cache_salt,
-            request_id=self.request_id,
+            truncate_prompt_tokens=-1 if self.truncation == "auto" else None, **shared
         )
         check_generation(fields, caps)
         return fields
