@@ -89,7 +89,7 @@ class IsPaused(msgspec.Struct):
 class StartProfile(msgspec.Struct, kw_only=True):
     """What to note: the steps after the first `delay_iterations`, at most `max_iterations`."""
 
-    profile_prefix: str | None = None
+    profile_prefix: Annotated[str, msgspec.Meta(max_length=48)] | None = None
     delay_iterations: Steps | None = None
     max_iterations: Steps | None = None
 

@@ -19,10 +19,21 @@ from galley.server.context import Context
 from galley.server.errors import json_response
 from galley.server.openapi import ACTING, READING, wire
 from galley.server.protocol.base import ErrorResponse
-from galley.server.protocol.operation import RpcResults, ServerInfo, WorldSize, rpc_reader
+from galley.server.protocol.operation import (
+    CollectiveRpc,
+    RpcResults,
+    ServerInfo,
+    WorldSize,
+    rpc_reader,
+)
 
-#: Methods of the workers that only tell.
-RPC_METHODS = ("describe", "memory", "timings", "profile")
+#: Methods of the workers that only tell, and the types of their arguments.
+RPC_METHODS: dict[str, list[type]] = {
+    "describe": [],
+    "memory": [],
+    "timings": [],
+    "profile": [bool],
+}
 #: Variables whose names begin so are told by /server_info; those of secrets are not.
 _TOLD, _SECRET = ("VLLM_", "GALLEY_", "OMP_", "PROMETHEUS_", "OTEL_"), ("KEY", "TOKEN", "HEADERS")
 
@@ -66,12 +77,7 @@ def _information(router: APIRouter, ctx: Context) -> None:
     async def collective_rpc(raw: Request) -> Response:
         """Run one of a few harmless methods on all workers; one result each."""
         request = await ctx.read(raw, rpc_reader)
-        if request.method not in RPC_METHODS or request.kwargs:
-            raise Unsupported(
-                f"collective_rpc runs {', '.join(RPC_METHODS)}, without keyword arguments; got "
-                f"{request.method:.100}.",
-                field="method",
-            )
+        _check(request)
         call = ctx.engine.call(request.method, *request.args)
         try:
             results = await asyncio.wait_for(call, request.timeout)
@@ -81,6 +87,20 @@ def _information(router: APIRouter, ctx: Context) -> None:
             ) from e
         flat = [one for engine in results for one in engine]
         return json_response(to_json(RpcResults(flat)))
+
+
+def _check(request: CollectiveRpc) -> None:
+    """Raise Unsupported for another method, InvalidRequest for arguments that it does not take."""
+    types = RPC_METHODS.get(request.method)
+    if types is None or request.kwargs:
+        raise Unsupported(
+            f"collective_rpc runs {', '.join(RPC_METHODS)}, without keyword arguments; got "
+            f"{request.method:.100}.",
+            field="method",
+        )
+    if [type(arg) for arg in request.args] != types:
+        names = ", ".join(t.__name__ for t in types) or "none"
+        raise InvalidRequest(f"arguments of {request.method}: {names}.", field="args")
 
 
 def _caches(router: APIRouter, ctx: Context) -> None:
