@@ -89,6 +89,8 @@ class ServerConfig:
     """TLS: client certificates are 0 not asked for, 1 optional, 2 required."""
     ssl_ciphers: str | None = None
     """TLS: ciphers for TLS 1.2 and older, in OpenSSL's notation."""
+    enable_ssl_refresh: bool = False
+    """TLS: use certificates that have been replaced on disk, for new connections."""
     middleware: tuple[str, ...] = ()
     """Further ASGI middleware by import path (`package.module.Class`, or a function of request and
     call_next); the last one named is the outermost."""
@@ -172,6 +174,8 @@ class ServerConfig:
         self._check_profiler()
         if self.ssl_certfile is None and (self.ssl_keyfile or self.ssl_ca_certs):
             raise ConfigError("TLS needs --ssl-certfile.", field="ssl_certfile")
+        if self.enable_ssl_refresh and self.ssl_certfile is None:
+            raise ConfigError("--enable-ssl-refresh needs --ssl-certfile.", field="ssl_certfile")
         if self.enable_log_outputs and not self.enable_log_requests:
             raise ConfigError(
                 "--enable-log-outputs needs --enable-log-requests.", field="enable_log_outputs"

@@ -95,8 +95,11 @@ def allow_many_connections() -> None:
 
 
 def private_directory() -> str:
-    """A new folder that only this user can enter; removes those that dead launchers left."""
-    base = Path(tempfile.gettempdir())
+    """A new folder that only this user can enter; removes those that dead launchers left.
+
+    It lies in VLLM_RPC_BASE_PATH, or among temporary files.
+    """
+    base = Path(os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir())
     if len(str(base)) > 60:
         # The name of a Unix socket has at most 107 bytes.
         base = Path("/tmp")

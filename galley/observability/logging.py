@@ -101,9 +101,10 @@ def _formatter(env: Mapping[str, str], stream: TextIO) -> logging.Formatter:
             field="GALLEY_LOGGING_FORMAT",
         )
     color = _variable(env, "LOGGING_COLOR", "auto")
+    wanted = stream.isatty() and "NO_COLOR" not in env
     return LineFormatter(
         _variable(env, "LOGGING_PREFIX", ""),
-        color == "1" or (color == "auto" and stream.isatty() and "NO_COLOR" not in env),
+        color == "1" or (color == "auto" and (wanted or "FORCE_COLOR" in env)),
     )
 
 

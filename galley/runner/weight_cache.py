@@ -1,6 +1,6 @@
 """Packed weights on disk: made at a model's first start, mapped at the next.
 
-    GALLEY_CACHE_DIR | $XDG_CACHE_HOME/galley | ~/.cache/galley
+    GALLEY_CACHE_DIR | $VLLM_CACHE_ROOT/galley | $XDG_CACHE_HOME/galley | ~/.cache/galley
         weights/<name>-<place>-<key>.packed
 
 The key covers what the bytes depend on: the checkpoint's files (name, size, time of change), the
@@ -159,6 +159,8 @@ def cache_root(env: Mapping[str, str] = os.environ) -> Path:
     """The folder for what can be made again."""
     if own := env.get("GALLEY_CACHE_DIR"):
         return Path(own)
+    if shared := env.get("VLLM_CACHE_ROOT"):
+        return Path(shared) / "galley"
     return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "galley"
 
 

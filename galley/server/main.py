@@ -35,6 +35,7 @@ from galley.observability.sleep_metrics import SleepMetrics
 from galley.observability.stats_line import StatsLine
 from galley.server.admission import Admission
 from galley.server.app import build_app
+from galley.server.certificates import Certificates
 from galley.server.context import Context
 from galley.server.environment import Environment, read_environment
 from galley.server.listener import Listener, uvicorn_config
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from galley.text import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether TLS files have been replaced.
+LOOK_AT_CERTIFICATES = 2.0
 
 
 @dataclass(frozen=True)
@@ -203,8 +207,9 @@ async def _serve(
     client.start()
     ctx = make_context(client, model, server, environment, seen)
     app = build_app(ctx, HttpMetrics(seen.registry))
+    http = uvicorn_config(app, server, environment.keep_alive)
     listener = Listener(
-        uvicorn_config(app, server, environment.keep_alive),
+        http,
         on_serving=lambda: link.channel.send(Serving()),
         drain=server.shutdown_timeout,
         on_draining=ctx.load.drain,
@@ -214,11 +219,15 @@ async def _serve(
     # What start-up has made lives as long as the process: no collection need look at it again.
     gc.collect()
     gc.freeze()
-    ticker = asyncio.ensure_future(_every(environment.stats_interval, seen.stats_line.write))
+    upkeep = [_every(environment.stats_interval, seen.stats_line.write)]
+    if server.enable_ssl_refresh and http.ssl is not None:
+        upkeep.append(_every(LOOK_AT_CERTIFICATES, Certificates(http.ssl, server).look))
+    tickers = [asyncio.ensure_future(work) for work in upkeep]
     try:
         await listener.serve([sock])
     finally:
-        ticker.cancel()
+        for ticker in tickers:
+            ticker.cancel()
         client.close()
         if seen.tracer is not None:
             await asyncio.to_thread(seen.tracer.shutdown)

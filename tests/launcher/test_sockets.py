@@ -72,6 +72,12 @@ def test_the_folder_is_private_and_those_of_the_dead_are_swept(
     assert other.exists()
 
 
+def test_the_folder_lies_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as base:
+        monkeypatch.setenv("VLLM_RPC_BASE_PATH", base)
+        assert Path(private_directory()).parent == Path(base)
+
+
 def test_a_long_temporary_folder_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,3 +141,19 @@ def test_the_form_is_chosen_by_variable() -> None:
     assert isinstance(logging.getLogger("galley").handlers[0].formatter, JsonFormatter)
     with pytest.raises(ConfigError, match="GALLEY_LOGGING_FORMAT"):
         configure_logging({"GALLEY_LOGGING_FORMAT": "xml"})
+
+
+@pytest.mark.parametrize(
+    ("env", "colored"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"VLLM_LOGGING_COLOR": "1", "NO_COLOR": "1"}, True),
+        ({"VLLM_LOGGING_COLOR": "0", "FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_color_where_the_log_is_no_terminal(env: dict[str, str], colored: bool) -> None:
+    configure_logging(env)
+    formatter = logging.getLogger("galley").handlers[0].formatter
+    assert formatter is not None
+    assert ("\033[" in formatter.format(record())) is colored

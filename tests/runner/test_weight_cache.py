@@ -143,5 +143,6 @@ def test_the_key_knows_the_number_format_and_the_folder_the_environment(tmp_path
     names = {cache_path(checkpoint.facts, backend, d).name for d in ("bf16", "f32")}
     assert len(names) == 2
     assert cache_root({"GALLEY_CACHE_DIR": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
+    assert cache_root({"VLLM_CACHE_ROOT": "/c", "XDG_CACHE_HOME": "/b"}) == Path("/c/galley")
     assert cache_root({"XDG_CACHE_HOME": "/b"}) == Path("/b/galley")
     assert cache_root({}) == Path.home() / ".cache" / "galley"
