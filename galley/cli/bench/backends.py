@@ -170,6 +170,7 @@ def _events(pieces: list[Mark]) -> Iterator[tuple[float, bytes]]:
 def _read_events(outcome: Outcome, pieces: list[Mark]) -> None:
     texts: list[str] = []
     times: list[float] = []
+    ended = 0.0
     usage: _Usage | None = None
     for when, data in _events(pieces):
         if data == b"[DONE]":
@@ -180,22 +181,25 @@ def _read_events(outcome: Outcome, pieces: list[Mark]) -> None:
             return
         usage = event.usage or usage
         for choice in event.choices:
-            outcome.finish_reason = choice.finish_reason or outcome.finish_reason
+            if choice.finish_reason is not None:
+                outcome.finish_reason, ended = choice.finish_reason, when
             said = choice.said()
             if said:
                 texts.append(said)
                 times.append(when)
-    if not times:
+    if not times and outcome.finish_reason is None:
         outcome.error = "the answer has no text"
         return
+    # A model may end at once: the answer is empty, and complete.
+    times = times or [ended]
     outcome.success = True
     outcome.text = "".join(texts)
     outcome.ttft = times[0] - outcome.start
     outcome.itls = [after - before for before, after in pairwise(times)]
     outcome.latency = times[-1] - outcome.start
-    outcome.output_tokens = len(times)
+    outcome.output_tokens = len(texts)
     if usage is not None:
         outcome.prompt_tokens = usage.prompt_tokens
-        outcome.output_tokens = usage.completion_tokens or len(times)
+        outcome.output_tokens = usage.completion_tokens or len(texts)
         if usage.prompt_tokens_details is not None:
             outcome.cached_tokens = usage.prompt_tokens_details.get("cached_tokens") or 0

@@ -143,3 +143,14 @@ def test_bodies_by_backend():
         '{"model": "m", "messages": [{"role": "user", "content": "Hello"}], '
         '"max_completion_tokens": 5}'
     )
+
+
+def test_an_answer_that_ends_at_once_is_complete():
+    head = b"HTTP/1.1 200 OK\r\n\r\n"
+    marks = [(1.0, head), (2.0, event(b'{"choices":[{"text":"","finish_reason":"stop"}]}'))]
+    outcome = read_reply(Reply(0.5, marks), SAMPLE)
+    assert outcome.success
+    assert (outcome.text, outcome.output_tokens, outcome.itls) == ("", 0, [])
+    assert (outcome.ttft, outcome.latency) == (1.5, 1.5)
+    broken = [(1.0, head), (2.0, event(b'{"choices":[{"text":""}]}'))]
+    assert read_reply(Reply(0.5, broken), SAMPLE).error == "the answer has no text"
