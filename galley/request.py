@@ -28,7 +28,6 @@ UNSUPPORTED_SAMPLING_FIELDS = (
     "extra_args",
     "skip_reading_prefix_cache",
     "thinking_token_budget",
-    "repetition_detection",
     "routed_experts_prompt_start",
     "trace_decode_token_ids",
 )
@@ -52,6 +51,7 @@ class FinishReason(enum.IntEnum):
     LENGTH = 1
     ABORT = 2
     ERROR = 3
+    REPETITION = 4
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -93,6 +93,28 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
+class RepetitionDetectionParams(msgspec.Struct, frozen=True):
+    """When an answer counts as repeating itself: its end is a pattern of min_pattern_size (0 is 1)
+    to max_pattern_size tokens, min_count times in a row. max_pattern_size 0 switches it off.
+    """
+
+    max_pattern_size: int = 0
+    min_pattern_size: int = 0
+    min_count: int = 0
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the numbers, as a sentence."""
+        if not 0 <= self.min_pattern_size <= self.max_pattern_size:
+            return (
+                "max_pattern_size and min_pattern_size must be at least 0, with min_pattern_size "
+                "<= max_pattern_size."
+            )
+        if self.max_pattern_size and self.min_count < 2:
+            return "min_count must be at least 2; max_pattern_size 0 switches detection off."
+        return None
+
+
 class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True):
     """How to sample one request (vLLM's names, types and defaults).
 
@@ -128,6 +150,7 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    repetition_detection: RepetitionDetectionParams | None = None
     logits_processors: list[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -190,6 +213,8 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
             raise InvalidRequest("bad_words must not contain an empty string.", field="bad_words")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids must not be empty.", field="allowed_token_ids")
+        if self.repetition_detection is not None and (fault := self.repetition_detection.fault):
+            raise InvalidRequest(f"repetition_detection: {fault}", field="repetition_detection")
         self._verify_logprob_token_ids()
 
     def _verify_logprob_token_ids(self) -> None:

@@ -63,11 +63,11 @@ class Started(msgspec.Struct, array_like=True):
 
 
 class Finished(msgspec.Struct, array_like=True):
-    """The one end of a request. `stop_reason` is the stop token id that was hit, if any."""
+    """The one end of a request. `stop_reason` is the stop token id that was hit, or a word."""
 
     handle: int
     reason: int
-    stop_reason: int | None = None
+    stop_reason: int | str | None = None
     error: str | None = None
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from galley.batch import EMPTY_I32, I32, LogprobColumns, RequestTable
 from galley.scheduler.running import Running
-from galley.scheduler.sequence import Ended, Started
+from galley.scheduler.sequence import Ended, Sequence, Started
 
 EMPTY_I64: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -78,10 +78,21 @@ def find_ends(
     if np.count_nonzero(hits):
         over |= hits.any(1)
     rows = np.flatnonzero(over).tolist() if np.count_nonzero(over) else []
-    if running.many_stops:
-        rows = sorted({*rows, *np.flatnonzero(np.isin(slots, list(running.many_stops))).tolist()})
-    ends = (running.at(int(slots[i])).ending(int(done.token_ids[i]), int(lengths[i])) for i in rows)
+    if running.watched:
+        rows = sorted({*rows, *np.flatnonzero(np.isin(slots, list(running.watched))).tolist()})
+    ends = (
+        _end_of(running.at(int(slots[i])), int(done.token_ids[i]), int(lengths[i]), table)
+        for i in rows
+    )
     return [end for end in ends if end is not None]
+
+
+def _end_of(seq: Sequence, token: int, num_tokens: int, table: RequestTable) -> Ended | None:
+    """The end that `token` brings as token number `num_tokens`, or None."""
+    end = seq.ending(token, num_tokens)
+    if end is None and seq.repetition is not None:
+        end = seq.repeating(table.token_ids[seq.slot, seq.num_prompt : num_tokens])
+    return end
 
 
 def _find_ends_ragged(
@@ -99,7 +110,7 @@ def _find_ends_ragged(
     for i, (slot, count) in enumerate(zip(slots.tolist(), counts.tolist(), strict=True)):
         before = int(table.num_tokens[slot]) - count
         for j, token in enumerate(done.token_ids[start : start + count].tolist()):
-            end = running.at(slot).ending(token, before + j + 1)
+            end = _end_of(running.at(slot), token, before + j + 1, table)
             if end is not None:
                 ends.append(end)
                 kept[i] = j + 1

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from galley.batch import I32
 from galley.scheduler.sequence import NO_SLOT, Sequence
 
-#: Stop ids compared as columns; a sequence with more is looked up in its set (`many_stops`).
+#: Stop ids compared as columns; a sequence with more is looked up in its set (`watched`).
 STOP_COLUMNS = 8
 NO_TOKEN = -1
 
@@ -21,7 +21,8 @@ class Running:
         sequences: by slot.
         limits: [slots] number of tokens at which the sequence ends.
         stop_ids: [slots, STOP_COLUMNS] end-of-sequence and stop ids, NO_TOKEN where unused.
-        many_stops: slots whose stop ids do not fit the columns.
+        watched: slots that are looked at after each token: their stop ids do not fit the columns,
+            or they may not repeat themselves.
         scoring: slots whose prompt logprobs are not complete.
         clients: [slots] client index.
         freed: slots emptied since the last plan.
@@ -32,7 +33,7 @@ class Running:
         self.sequences: list[Sequence | None] = [None] * num_slots
         self.limits: I32 = np.zeros(num_slots, np.int32)
         self.stop_ids: I32 = np.full((num_slots, STOP_COLUMNS), NO_TOKEN, np.int32)
-        self.many_stops: set[int] = set()
+        self.watched: set[int] = set()
         self.scoring: set[int] = set()
         self.clients: I32 = np.zeros(num_slots, np.int32)
         self.freed: list[int] = []
@@ -62,8 +63,8 @@ class Running:
         self.stop_ids[slot] = NO_TOKEN
         if len(stops) <= STOP_COLUMNS:
             self.stop_ids[slot, : len(stops)] = list(stops)
-        else:
-            self.many_stops.add(slot)
+        if len(stops) > STOP_COLUMNS or seq.repetition is not None:
+            self.watched.add(slot)
         if seq.wants_prompt_logprobs:
             self.scoring.add(slot)
         return slot
@@ -73,7 +74,7 @@ class Running:
         seq.slot = NO_SLOT
         self.sequences[slot] = None
         self.order = self.order[self.order != slot]
-        self.many_stops.discard(slot)
+        self.watched.discard(slot)
         self.scoring.discard(slot)
         self.freed.append(slot)
         self._empty.append(slot)

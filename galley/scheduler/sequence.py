@@ -31,12 +31,12 @@ class Started:
 
 @dataclass(slots=True)
 class Ended:
-    """The one end of a request. `stop_reason` is the stop token id that was hit, if any."""
+    """The one end of a request. `stop_reason` is the stop token id that was hit, or a word."""
 
     client_index: int
     handle: int
     reason: FinishReason
-    stop_reason: int | None = None
+    stop_reason: int | str | None = None
     error: str | None = None
 
 
@@ -48,6 +48,7 @@ class Sequence:
         token_ids: int32, prompt and output; up to date only while waiting.
         limit: number of tokens at which it ends with "length".
         chain: hashes of its full blocks, None if it shares with nobody.
+        repetition: how long it may repeat itself, None if for ever.
         prompt_scored: prompt positions whose logits have been used for prompt logprobs.
         slot: its row in the table, NO_SLOT while waiting.
     """
@@ -62,6 +63,7 @@ class Sequence:
         "num_prompt",
         "prompt_scored",
         "queued_time",
+        "repetition",
         "request",
         "slot",
         "stop_token_ids",
@@ -90,6 +92,8 @@ class Sequence:
         self.chain = chain
         self.eos_token_ids = frozenset(() if sampling.ignore_eos else request.eos_token_ids)
         self.stop_token_ids = frozenset(sampling.stop_token_ids or ())
+        asked = sampling.repetition_detection
+        self.repetition = asked if asked is not None and asked.max_pattern_size else None
         # A replayed request has had its prompt logprobs before its first token.
         scored = sampling.prompt_logprobs is None or bool(request.output_token_ids)
         self.prompt_scored = self.num_prompt if scored else 0
@@ -121,7 +125,23 @@ class Sequence:
             return self.end(FinishReason.LENGTH)
         return None
 
+    def repeating(self, output: I32) -> Ended | None:
+        """The end that it brings that `output`, all of it, repeats itself at its end, or None."""
+        asked = self.repetition
+        if asked is None or len(output) < self.request.sampling.min_tokens:
+            return None
+        longest = min(asked.max_pattern_size, len(output) // asked.min_count)
+        # Whatever repeats with a period of n tokens has its last token n tokens before, too.
+        recent = output[::-1][: longest + 1]
+        for size in np.flatnonzero(recent[1:] == recent[0]) + 1:
+            if size < asked.min_pattern_size:
+                continue
+            tail = output[len(output) - size * asked.min_count :]
+            if (tail[size:] == tail[:-size]).all():
+                return self.end(FinishReason.REPETITION, "repetition_detected")
+        return None
+
     def end(
-        self, reason: FinishReason, stop_reason: int | None = None, error: str | None = None
+        self, reason: FinishReason, stop_reason: int | str | None = None, error: str | None = None
     ) -> Ended:
         return Ended(self.request.client_index, self.request.handle, reason, stop_reason, error)

@@ -71,6 +71,7 @@ def sampling_params(
         logit_bias=_clamped(request.logit_bias),
         allowed_token_ids=request.allowed_token_ids,
         bad_words=request.bad_words or None,
+        repetition_detection=request.repetition_detection,
     )
 
 

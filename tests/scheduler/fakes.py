@@ -358,4 +358,4 @@ def assert_all_free(core: EngineCore) -> None:
     assert scheduler.table.num_tokens.sum() == 0
     assert all(seq is None for seq in scheduler.running.sequences)
     assert not scheduler.running.scoring
-    assert not scheduler.running.many_stops
+    assert not scheduler.running.watched

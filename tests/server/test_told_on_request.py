@@ -98,6 +98,22 @@ def test_tokens_that_cannot_be_asked_for(server: Server, path: str, fields: dict
     assert answer.json()["error"]["param"] == "logprob_token_ids"
 
 
+def test_an_answer_that_repeats_itself_ends(server: Server, client: openai.OpenAI) -> None:
+    detection = {"max_pattern_size": 2, "min_count": 4}
+    extra = {"repetition_detection": detection, "ignore_eos": True}
+    repeating = complete(client, max_tokens=50, logit_bias={"504": 100}, extra_body=extra)
+    [choice] = repeating.choices
+    assert choice.finish_reason == "repetition"
+    assert choice.model_extra["stop_reason"] == "repetition_detected"
+    assert repeating.usage.completion_tokens == 4
+    told = httpx.get(f"{server.url}/metrics").text.splitlines()
+    [line] = [x for x in told if "request_success_total" in x and '"repetition"' in x]
+    assert line.endswith(" 1.0")
+    free = complete(client, max_tokens=50, logit_bias={"504": 100}, extra_body={"ignore_eos": True})
+    assert free.usage.completion_tokens == 50
+    server.inspect()
+
+
 def test_timings(server: Server, client: openai.OpenAI) -> None:
     answer = complete(client, max_tokens=20, extra_body={"ignore_eos": True})
     told = answer.model_extra["metrics"]

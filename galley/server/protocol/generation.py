@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from galley.errors import InvalidRequest
+from galley.request import RepetitionDetectionParams
 from galley.server.protocol.base import Int, StreamOptions
 
 
@@ -42,6 +43,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stop: str | list[Text] | None = None
     stop_token_ids: list[Int] | None = None
     include_stop_str_in_output: bool = False
+    repetition_detection: RepetitionDetectionParams | None = None
     skip_special_tokens: bool = True
     ignore_eos: bool = False
     logit_bias: dict[Int, float] | None = None
