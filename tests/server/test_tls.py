@@ -1,4 +1,4 @@
-"""HTTPS with a real certificate (tests/server/tls: self-signed, for 127.0.0.1)."""
+"""HTTPS with a real certificate (tests/server/tls: self-signed, for 127.0.0.1), checklist 229."""
 
 from __future__ import annotations
 
@@ -40,3 +40,21 @@ def test_client_certificates() -> None:
         assert httpx.get(url, verify=client_context(True)).status_code == 200
         with pytest.raises(httpx.HTTPError):
             httpx.get(url, verify=client_context())
+
+
+def test_ciphers() -> None:
+    """Of TLS 1.2 the ciphers that are allowed, and no other."""
+    allowed, other = "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256"
+    config = ServerConfig(ssl_certfile=CERT, ssl_keyfile=KEY, ssl_ciphers=allowed)
+
+    def knowing(ciphers: str) -> ssl.SSLContext:
+        context = client_context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(ciphers)
+        return context
+
+    with serve(config) as served:
+        url = f"https://127.0.0.1:{served.port}/health"
+        assert httpx.get(url, verify=knowing(allowed)).status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url, verify=knowing(other))

@@ -1,4 +1,4 @@
-"""Spans at a collector, over gRPC and over HTTP (checklist 217 to 221)."""
+"""Spans at a collector, over gRPC and over HTTP (checklist 217–221)."""
 
 from __future__ import annotations
 
