@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy symptoms soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-clients front-ends symptoms soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -83,6 +83,23 @@ build/tools/.installed:
 check-deploy: build/tools/.installed ## hold deploy/ to Prometheus, nginx, haproxy, Helm, hadolint (apt-get: root)
 	@$(BIN)/python -m pytest tests/deploy/check_manifests.py tests/deploy/check_prometheus.py \
 	  tests/deploy/check_proxies.py
+
+check-schema: ## 20,000 requests made from the server's own description (minutes)
+	@$(BIN)/python -m pytest tests/schema/check_schema.py
+
+# Clients that are too heavy for .venv; vLLM's is under LAB where that is set, as for bench-peers.
+CLIENTS := litellm==1.110.2 langchain-openai==1.7.4 guidellm==0.8.1
+build/clients/.installed:
+	@$(PYTHON) -m venv build/clients
+	@build/clients/bin/python -m pip --disable-pip-version-check install --quiet $(CLIENTS)
+	@touch $@
+
+check-clients: build/clients/.installed ## litellm, langchain, guidellm and `vllm bench serve` drive the server
+	@LAB=$${LAB:-build/lab} sh benchmarks/peers/vllm.sh
+	@$(BIN)/python -m pytest tests/clients/check_clients.py
+
+front-ends: ## many small streams over 1, 2 and 4 front ends (minutes)
+	@$(BIN)/python -m benchmarks.front_ends
 
 symptoms: ## reproduce the troubles of docs/troubleshooting.md and write its numbers anew (minutes)
 	@$(BIN)/python -m benchmarks.symptoms
