@@ -20,6 +20,14 @@ from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
 from galley.engine.pausing import check_level
 from galley.errors import InvalidRequest, Unsupported
+from galley.frontend.arguments import (
+    Message,
+    Prompts,
+    as_conversations,
+    as_list,
+    refuse_lora,
+    tokenization,
+)
 from galley.frontend.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
@@ -32,8 +40,6 @@ from galley.observability.metrics import EngineMetrics
 from galley.request import RequestOutput, RequestOutputKind, SamplingParams
 from galley.text import Tokenizer, load_tokenizer
 
-Message = Mapping[str, Any]
-Prompts = Prompt | Sequence[Prompt]
 Params = SamplingParams | Sequence[SamplingParams]
 ContentFormat = Literal["auto", "string", "openai"]
 
@@ -136,31 +142,14 @@ class LLM:
         lora_request: None = None,
         priority: Sequence[int] | None = None,
         use_tqdm: bool = True,
-        chat_template: str | None = None,
-        chat_template_content_format: ContentFormat = "auto",
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        tokenization_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> list[str]:
         """Take conversations now and compute them with `wait_for_completion`; returns their ids.
 
         Arguments and errors as of `chat`.
         """
         refuse_lora(lora_request)
-        prompts = self._rendered(
-            messages,
-            chat_template_content_format,
-            chat_template=chat_template,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=None if tools is None else [dict(tool) for tool in tools],
-            kwargs=chat_template_kwargs,
-        )
-        _, truncate = tokenization(tokenization_kwargs)
-        params = self._params_of(sampling_params, len(prompts), truncate)
-        states = self._enter(prompts, params, priority, False)
+        states = self._enter_chat(messages, sampling_params, priority, **options)
         self._enqueued += states
         return [state.submission.request_id for state in states]
 
@@ -202,31 +191,46 @@ class LLM:
         Raises: as `generate`.
         """
         refuse_lora(lora_request)
-        _, truncate = tokenization(tokenization_kwargs)
-        prompts = self._rendered(
+        states = self._enter_chat(
             messages,
-            chat_template_content_format,
+            sampling_params,
+            priority,
             chat_template=chat_template,
+            chat_template_content_format=chat_template_content_format,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            tools=None if tools is None else [dict(tool) for tool in tools],
-            kwargs=chat_template_kwargs,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            tokenization_kwargs=tokenization_kwargs,
         )
-        params = self._params_of(sampling_params, len(prompts), truncate)
-        return self._finish(self._enter(prompts, params, priority, False), use_tqdm)
+        return self._finish(states, use_tqdm)
 
-    def _rendered(
+    def _enter_chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        content_format: ContentFormat,
+        sampling_params: Params | None,
+        priority: Sequence[int] | None,
+        *,
+        chat_template_content_format: ContentFormat = "auto",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
-    ) -> list[Prompt]:
-        """The prompt of each conversation; `options` as of `ChatRenderer.render`."""
-        renderer = self._renderer(content_format)
-        return [
-            renderer.render([dict(message) for message in talk], **options)
+    ) -> list[RequestState]:
+        """Hand conversations to the engine: all, or none where one is at fault."""
+        _, truncate = tokenization(tokenization_kwargs)
+        renderer = self._renderer(chat_template_content_format)
+        prompts: list[Prompt] = [
+            renderer.render(
+                [dict(message) for message in talk],
+                tools=None if tools is None else [dict(tool) for tool in tools],
+                kwargs=chat_template_kwargs,
+                **options,
+            )
             for talk in as_conversations(messages)
         ]
+        params = self._params_of(sampling_params, len(prompts), truncate)
+        return self._enter(prompts, params, priority, False)
 
     def beam_search(
         self,
@@ -476,38 +480,3 @@ class LLM:
 
     def __exit__(self, *exc: object) -> None:
         self.shutdown()
-
-
-def as_list(prompts: Prompts) -> list[Prompt]:
-    """Several prompts, where one may have been given."""
-    if isinstance(prompts, str | Mapping):
-        return [prompts]  # type: ignore[list-item]
-    listed = list(prompts)
-    if listed and all(isinstance(item, int) for item in listed):
-        return [listed]  # type: ignore[list-item]
-    return listed  # type: ignore[return-value]
-
-
-def as_conversations(
-    messages: Sequence[Message] | Sequence[Sequence[Message]],
-) -> list[Sequence[Message]]:
-    """Several conversations, where one may have been given."""
-    if not messages:
-        raise InvalidRequest("messages must not be empty.", field="messages")
-    if isinstance(messages[0], Mapping):
-        return [messages]  # type: ignore[list-item]
-    return list(messages)  # type: ignore[arg-type]
-
-
-def tokenization(kwargs: Mapping[str, Any] | None) -> tuple[bool, int | None]:
-    """`tokenization_kwargs` as (add_special_tokens, truncate_prompt_tokens)."""
-    given = dict(kwargs or {})
-    found = bool(given.pop("add_special_tokens", True)), given.pop("truncate_prompt_tokens", None)
-    for name in given:
-        raise Unsupported(f"tokenization_kwargs: {name} is not supported.", field=name)
-    return found
-
-
-def refuse_lora(lora_request: object) -> None:
-    if lora_request is not None:
-        raise Unsupported("lora_request is not supported yet.", field="lora_request")
