@@ -3,7 +3,8 @@
 tokenizer.json is the library's own format and says all about encoding; tokenizer_config.json adds
 names of special tokens and the chat template. Older checkpoints have only tokenizer.model
 (SentencePiece) or vocab.json and merges.txt (byte-level BPE), from which the same tokenizer is
-built; there add_bos_token and add_eos_token say what is put around a text.
+built; there add_bos_token and add_eos_token say what is put around a text, and added_tokens.json
+which tokens come after the vocabulary.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ def build_from_directory(directory: Path) -> Backend:
         says_all = True
     elif (directory / "tokenizer.model").is_file():
         tokenizer = _from_model_file(directory / "tokenizer.model", config)
+        _list_added_tokens(directory / "added_tokens.json", config)
         says_all = False
     elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         tokenizer = _from_merges(directory, config)
+        _list_added_tokens(directory / "added_tokens.json", config)
         says_all = False
     else:
         raise ModelError(
@@ -123,6 +126,16 @@ def _from_merges(directory: Path, config: dict[str, Any]) -> tokenizers.Tokenize
         raise ModelError(f"{path}: has a line that is not two tokens")
     with library_errors(directory):
         return byte_level_tokenizer(read_json(directory / "vocab.json"), merges, split)
+
+
+def _list_added_tokens(path: Path, config: dict[str, Any]) -> None:
+    """Put the {token: id} of an added_tokens.json where newer files list such tokens."""
+    if not path.is_file() or "added_tokens_decoder" in config:
+        return
+    fields = Fields(read_json(path), str(path))
+    config["added_tokens_decoder"] = {
+        str(fields.integer(token)): {"content": token} for token in fields.values
+    }
 
 
 def _add_listed_tokens(

@@ -83,14 +83,20 @@ CASES: dict[str, Case] = {
         "Llama",
         {"hidden_size": 72, "intermediate_size": 88, "head_dim": 18, "num_attention_heads": 6},
     ),
+    "llama-head-80": Case("Llama", {"hidden_size": 80, "head_dim": 80, "num_key_value_heads": 1}),
     "mistral-window": Case("Mistral", {"sliding_window": 7}),
     "mistral-no-window": Case("Mistral", {"sliding_window": None}),
     "qwen2": Case("Qwen2", {}),
+    "qwen2-seven-heads-a-group": Case(
+        "Qwen2",
+        {"hidden_size": 112, "num_attention_heads": 14, "intermediate_size": 152, "head_dim": 8},
+    ),
     "qwen2-windows": Case(
         "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
     ),
     "qwen2-tied": Case("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": Case("Qwen3", {"head_dim": 32}),
+    "qwen3-head-256": Case("Qwen3", {"head_dim": 256, "num_attention_heads": 2}),
     "qwen3-bias-windows": Case(
         "Qwen3",
         {

@@ -166,6 +166,18 @@ def test_vocab_and_merges_alone(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- broken files
 
 
+def test_added_tokens_in_a_file_of_their_own(tmp_path: Path) -> None:
+    """As fine-tunes of Llama 2 have them; a name that special tokens have makes them special."""
+    (tmp_path / "tokenizer.model").write_bytes(trained_sentencepiece())
+    config = {"eos_token": "<|im_end|>"}
+    added = {"<|im_start|>": 801, "<|im_end|>": 800}
+    ours = load_tokenizer(_directory(tmp_path, config=config, added_tokens=added))
+    assert ours.encode("<|im_start|>a<|im_end|>", False)[::2] == [801, 800]
+    assert ours.eos_token_id == 800
+    assert 800 in ours.special_ids
+    assert 801 in ours.added_tokens
+
+
 def test_nothing_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
