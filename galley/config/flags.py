@@ -28,6 +28,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "gpu_memory_utilization": ("--device-memory-utilization",),
     "api_server_count": ("-asc",),
     "quantization": ("-q",),
+    "quick": ("-q",),
     "input_file": ("-i",),
     "output_file": ("-o",),
     "output_dir": ("-o",),

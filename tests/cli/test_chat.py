@@ -79,7 +79,7 @@ def test_one_question_to_a_url(served: Served) -> None:
     (prompt,) = prompts(served)
     assert "Be brief." in prompt
     assert "Where?" in prompt
-    done = galley("complete", *where, "--quick", "A text", "--max-tokens", "3")
+    done = galley("complete", *where, "-q", "A text", "--max-tokens", "3")
     assert done.returncode == 0
     assert done.stdout.startswith("A text")
     assert len(done.stdout) < len(REPLY)
