@@ -28,7 +28,7 @@ from tests.fuzz.readers.seeds import W8A8, all_seeds
 from tests.fuzz.readers.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
-INPUTS = 4000
+INPUTS = 2000
 HUGE = 2**53
 DEEP: Any = 1
 for _ in range(900):
