@@ -105,6 +105,8 @@ class SchedulerConfig:
     long_prefill_token_threshold: int = 0
     """While other requests wait or run, a prompt gets at most this many tokens of a step.
     0 = no cap."""
+    long_prefill_token_threshold_adaptive: bool = False
+    """That cap is at least a fair share: the token budget over the requests that wait or run."""
     mixed_prefill_tokens: int | None = None
     """While sequences decode, prompts together get at most this many tokens of a step, so that a
     long prompt does not hold the others' next tokens up. 0 = no cap. Default: 512 for a server

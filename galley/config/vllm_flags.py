@@ -88,7 +88,7 @@ _REFUSED: dict[str, str] = {
         enable_offline_docs hf_config_path
         enable_return_routed_experts return_sampling_mask logprobs_mode disable_sliding_window
         hf_token hf_overrides model_class_overrides model_impl
-        long_prefill_token_threshold_adaptive scheduler_cls watermark
+        scheduler_cls watermark
         prefix_cache_retention_interval prefix_match_unit
         watermark_config diffusion_config logits_processors""",
     "the engine restarts by itself; there is nothing to switch on.": """

@@ -45,6 +45,7 @@ def build(
         max_model_len=executor.max_model_len,
         enable_chunked_prefill=scheduling.enable_chunked_prefill,
         long_prefill_token_threshold=scheduling.long_prefill_token_threshold,
+        long_prefill_token_threshold_adaptive=scheduling.long_prefill_token_threshold_adaptive,
         mixed_prefill_tokens=scheduling.mixed_prefill_tokens or 0,
         policy=scheduling.scheduling_policy,
     )

@@ -19,6 +19,7 @@ class SchedulerLimits:
         max_model_len: longest sequence, prompt and output together.
         enable_chunked_prefill: split prompts over steps.
         long_prefill_token_threshold: cap of a prefill chunk while others wait or run; 0 = none.
+        long_prefill_token_threshold_adaptive: that cap is at least a fair share of a step.
         mixed_prefill_tokens: most tokens of all prompts in a step in which others decode; 0 = no
             cap. Needs chunked prefill.
         policy: order of admission and choice of the preempted.
@@ -33,6 +34,7 @@ class SchedulerLimits:
     max_model_len: int
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
     mixed_prefill_tokens: int = 0
     policy: Literal["fcfs", "priority"] = "fcfs"
     max_waiting: int = 0
@@ -51,6 +53,15 @@ class SchedulerLimits:
                 f"({self.max_model_len}).",
                 field="max_num_batched_tokens",
             )
+
+    def chunk_cap(self, num_requests: int) -> int:
+        """Most tokens of a prompt in a step while so many requests wait or run; 0 = no cap."""
+        cap = self.long_prefill_token_threshold
+        if not cap or num_requests < 2:
+            return 0
+        if self.long_prefill_token_threshold_adaptive:
+            return max(cap, self.max_num_batched_tokens // num_requests)
+        return cap
 
     def left_for_prompts(self, num_decodes: int) -> int:
         """Tokens of a step that prompts may have beside so many sequences that decode."""

@@ -221,12 +221,12 @@ class Scheduler:
         scored = [1] * num_decodes
         left = self.limits.left_for_prompts(num_decodes)
         logits = self.limits.max_num_logits - num_decodes
-        crowded = n > 1 or len(self.queue) > 0
+        cap = self.limits.chunk_cap(n + len(self.queue))
         for slot in slots[~decode].tolist():
             computed = int(self.table.num_computed[slot])
             remaining = int(self.table.num_tokens[slot]) - computed
             seq = self.running.at(slot)
-            num_new, num_logits = self._chunk(seq, computed, remaining, left, logits, crowded)
+            num_new, num_logits = self._chunk(seq, computed, remaining, left, logits, cap)
             if num_new:
                 first.append(slot)
                 granted.append(num_new)
@@ -245,13 +245,13 @@ class Scheduler:
         )
 
     def _chunk(
-        self, seq: Sequence, computed: int, need: int, left: int, logits: int, crowded: bool
+        self, seq: Sequence, computed: int, need: int, left: int, logits: int, cap: int
     ) -> tuple[int, int]:
         """Tokens and rows of logits for a sequence that needs `need` tokens from `computed` on.
 
         Args:
             left, logits: what is left of the step's budgets of tokens and rows of logits.
-            crowded: whether others run or wait.
+            cap: most tokens of a prompt; 0 = as many as are left.
         """
         n = min(need, left)
         if seq.wants_prompt_logprobs:
@@ -261,8 +261,8 @@ class Scheduler:
         elif n == need and not logits:
             n -= 1  # its last position has to wait for a row of logits
         if self.limits.enable_chunked_prefill:
-            if crowded and 0 < self.limits.long_prefill_token_threshold < n:
-                n = self.limits.long_prefill_token_threshold
+            if 0 < cap < n:
+                n = cap
         elif n < need and not seq.wants_prompt_logprobs:
             return 0, 0
         if seq.wants_prompt_logprobs:
@@ -277,6 +277,7 @@ class Scheduler:
         new_rows: list[NewRow] = []
         granted: list[tuple[int, int, int, bool]] = []
         now = time.time()
+        cap = self.limits.chunk_cap(len(self.running) + len(self.queue))
         # What did not fit does not fit until blocks are released or a prompt becomes findable.
         while left > 0 and self.running.has_room and (seq := self.queue.first()):
             if not prefilling and self._blocked == (seq.arrival, self.kv.pool.num_released):
@@ -286,8 +287,7 @@ class Scheduler:
                 hit = self.kv.find_hit(seq.chain, seq.token_ids)
             n = len(seq.token_ids)
             need = n - hit.num_tokens
-            crowded = len(self.running) > 0 or len(self.queue) > 1
-            num_new, num_logits = self._chunk(seq, hit.num_tokens, need, left, logits, crowded)
+            num_new, num_logits = self._chunk(seq, hit.num_tokens, need, left, logits, cap)
             if not num_new:
                 break
             if not self.kv.can_admit(hit, n):

@@ -157,6 +157,7 @@ def _flags(rng: random.Random) -> dict[str, Any]:
     }
     if rng.random() < 0.3:
         flags["long_prefill_token_threshold"] = rng.randint(1, 40)
+        flags["long_prefill_token_threshold_adaptive"] = rng.random() < 0.5
     if budget >= LENGTH and rng.random() < 0.3:
         flags["enable_chunked_prefill"] = False
     elif rng.random() < 0.3:

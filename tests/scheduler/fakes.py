@@ -252,6 +252,7 @@ def make_core(
     chunked: bool = True,
     policy: str = "fcfs",
     threshold: int = 0,
+    adaptive: bool = False,
     mixed: int = 0,
     groups: list[GroupSpec] | None = None,
     burst: int = 1,
@@ -269,6 +270,7 @@ def make_core(
             enable_chunked_prefill=chunked,
             scheduling_policy=policy,
             long_prefill_token_threshold=threshold,
+            long_prefill_token_threshold_adaptive=adaptive,
             mixed_prefill_tokens=mixed,
         ),
     )

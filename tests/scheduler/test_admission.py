@@ -120,6 +120,17 @@ def test_05_the_threshold_caps_a_chunk_only_beside_others() -> None:
     assert tokens_by_step(alone) == [{1: 10, 2: 3}], "another is waiting"
 
 
+def test_an_adaptive_threshold_is_at_least_a_fair_share() -> None:
+    core = make_core(budget=120, threshold=10, adaptive=True)
+    core.add([request(1, [1] * 100, max_tokens=9), request(2, [2] * 100, max_tokens=9)])
+    step(core)
+    core.add([request(3, [3] * 100, max_tokens=9)])
+    step(core)
+    run(core)
+    # A half of the budget for each of two, a third for each of three.
+    assert tokens_by_step(core)[:2] == [{1: 60, 2: 60}, {1: 40, 2: 40, 3: 40}]
+
+
 def test_prompts_share_a_cap_only_in_steps_in_which_others_decode() -> None:
     core = make_core(budget=64, mixed=10)
     core.add([request(1, [1] * 40, max_tokens=6), request(2, [2] * 30, max_tokens=3)])

@@ -187,8 +187,8 @@ def free_port() -> int:
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
-    """Ask a server to end, and make it after 20 s."""
-    server.send_signal(signal.SIGINT)
+    """Ask a server to end, and make it after 20 s. (Jobs of a shell's background ignore SIGINT.)"""
+    server.terminate()
     try:
         server.wait(20)
     except subprocess.TimeoutExpired:

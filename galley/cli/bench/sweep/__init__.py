@@ -1,7 +1,7 @@
 """`galley bench sweep`: servers, loads and starts over lists of settings, and pictures of them.
 
-    galley bench sweep serve --serve-cmd 'galley serve' --bench-cmd 'galley bench serve …' \
-        --serve-params '{"max_num_batched_tokens": [256, 2048]}' \
+    galley bench sweep serve --serve-cmd 'galley serve' --bench-cmd 'galley bench serve …' \\
+        --serve-params '{"max_num_batched_tokens": [256, 2048]}' \\
         --bench-params '{"max_concurrency": [1, 8, 32]}'
 
 Flags, files and names are those of vLLM's `bench sweep`. Every combination of server settings gets
