@@ -292,6 +292,8 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    #: What it was drawn with: its own, or one that it got on arrival; None where it is greedy.
+    seed: int | None = None
     #: Of features that are not there yet.
     lora_request: ClassVar[None] = None
     routed_experts: ClassVar[None] = None

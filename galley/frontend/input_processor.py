@@ -309,14 +309,16 @@ class InputProcessor:
 
 
 def derived_seed(engine_seed: int, client_index: int, arrival: int) -> int:
-    """A signed 64-bit seed from the engine's seed and a request's number (SplitMix64)."""
+    """A seed from the engine's seed and a request's number (SplitMix64): 52 bits, so that it stays
+    what it is in a client whose numbers are floating point.
+    """
     x = engine_seed & _MASK
     for part in (client_index, arrival):
         x = (x + 0x9E3779B97F4A7C15 * (part + 1)) & _MASK
         x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
         x ^= x >> 31
-    return _signed64(x)
+    return x >> 12
 
 
 def _signed64(x: int) -> int:

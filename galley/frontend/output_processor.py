@@ -151,6 +151,7 @@ class Sequence:
             logprobs=None if logprobs is None else logprobs[tokens_from:],
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
+            seed=self.request.sampling.seed,
         )
 
 

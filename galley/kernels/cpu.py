@@ -157,7 +157,7 @@ class CpuExecutable:
     def give_back(self, blocks: list[int]) -> None:
         assert self._kv is not None
         ids = np.sort(np.array(blocks, np.int64))
-        for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1):
+        for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if blocks else ():
             give_back(self._kv.blocks[run[0] : run[-1] + 1])
 
     def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:

@@ -14,12 +14,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from galley.engine.control import Channel, Failed
 from galley.errors import SetupError
 
 _PR_SET_PDEATHSIG = 1
+#: Of 1000: how much sooner the kernel should choose an engine for want of memory.
+_OFFER = 200
 
 
 @dataclass(slots=True)
@@ -114,6 +117,17 @@ def _run(entry: Callable[[Channel], None], channel: Channel) -> int:
         channel.send(Failed(f"{type(e).__name__}: {e}", 1))
         return 1
     return 0
+
+
+def offer_to_memory_killer() -> None:
+    """Have the kernel end this process rather than its siblings where memory has run out: what it
+    does can be done again by another.
+    """
+    path = Path("/proc/self/oom_score_adj")
+    try:
+        path.write_text(str(min(int(path.read_text()) + _OFFER, 1000)))
+    except OSError:
+        pass  # no such system, or not allowed
 
 
 def set_title(title: str) -> None:

@@ -14,7 +14,7 @@ from galley.engine.control import Channel
 from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
 from galley.engine.flight import flight_file, last_rows, pulse
 from galley.engine.kept import KeptFiles
-from galley.launcher.child import set_title
+from galley.launcher.child import offer_to_memory_killer, set_title
 from galley.launcher.sockets import (
     allow_many_connections,
     listening_socket,
@@ -95,6 +95,7 @@ def _entries(
 
     def engine(channel: Channel, index: int, epoch: int) -> None:
         sock.close()
+        offer_to_memory_killer()
         from galley.observability.logging import configure_logging
 
         configure_logging()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET
+
 from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
 from galley.server.answer import DONE, Head, Tally, failed_stream, to_json
@@ -110,6 +112,7 @@ class ChatAnswer:
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if self._request.return_token_ids else None,
+            seed=choice.seed if self._request.return_seed else UNSET,
         )
 
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
@@ -177,6 +180,8 @@ class ChatAnswer:
         }
         if choice.finish_reason is not None:
             fields["stop_reason"] = choice.stop_reason
+            if self._request.return_seed:
+                fields["seed"] = choice.seed
         if self._request.return_token_ids:
             fields["token_ids"] = choice.token_ids
         return self._event(fields, {})

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import UNSET
+
 from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
 from galley.server.answer import DONE, Head, Tally, failed_stream, to_json
@@ -94,6 +96,7 @@ class CompletionAnswer:
             token_ids=self._token_ids(choice) if asks_ids else None,
             prompt_logprobs=prompt_logprobs(output.prompt_logprobs) if asks_prompt else None,
             prompt_token_ids=output.prompt_token_ids if asks_ids else None,
+            seed=choice.seed if self._request.return_seed else UNSET,
         )
 
     def _token_ids(self, choice: CompletionOutput) -> list[int]:
@@ -179,6 +182,8 @@ class CompletionAnswer:
             fields["token_ids"] = self._token_ids(choice)
             if first:
                 fields["prompt_token_ids"] = output.prompt_token_ids
+        if self._request.return_seed and choice.finish_reason is not None:
+            fields["seed"] = choice.seed
         event = self._prefix + to_json(fields) + b"]"
         if self._request.continuous_usage:
             event += b',"usage":' + to_json(self._tally.usage())

@@ -90,6 +90,15 @@ def test_blocks_threads_and_op_by_op(executor, alone, flags):
         assert run(llm) == alone
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_after_sleep(executor, alone, level):
+    with make(executor) as llm:
+        run(llm, list(range(8)))
+        llm.sleep(level)
+        llm.wake_up()
+        assert run(llm) == alone
+
+
 def test_streamed_pieces_add_up(executor, alone):
     with make(executor) as llm:
         for i in (0, 2, 5, 9):

@@ -23,9 +23,10 @@ OPENAI = {"temperature", "top_p", "seed", "presence_penalty", "frequency_penalty
 Answer = tuple[list[int], str, list[float] | None, str]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server("--max-num-seqs", str(COUNT))
+@pytest.fixture(scope="module", params=["1", "2"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """With one API server, and with two that share the clients."""
+    server = Server("--max-num-seqs", str(COUNT), "--api-server-count", request.param)
     yield server
     server.close()
 

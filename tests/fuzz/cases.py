@@ -17,6 +17,7 @@ from galley.config.engine import QuantizedActivations
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.loader.dummy import tensor_shapes
 from galley.loader.tensor import RawTensor
+from galley.models.registry import ARCHITECTURES
 from galley.quant.registry import FORMATS
 from galley.request import SamplingParams
 from tests.quant.blocks import HALVES, random_blocks
@@ -24,13 +25,12 @@ from tests.quant.blocks import HALVES, random_blocks
 VOCAB = 300
 LENGTH = 256
 HIDDEN = 256
-#: Families with what makes them special.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": {},
+#: What makes families special.
+SPECIALS: dict[str, dict[str, Any]] = {
     "MistralForCausalLM": {"sliding_window": 21},
     "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 37, "max_window_layers": 1},
-    "Qwen3ForCausalLM": {},
 }
+FAMILIES = {family: SPECIALS.get(family, {}) for family in ARCHITECTURES}
 MACHINE = Machine(num_cores=2, available_memory=2 * 2**30)
 
 
@@ -103,7 +103,8 @@ class Ask:
 @dataclass
 class Case:
     """All of it. Steps before which something happens: deaths (with the step's plan, before or
-    after it was computed) and resets of the prefix cache.
+    after it was computed), resets of the prefix cache, and the share of the KV cache for which
+    there is no memory from then on.
     """
 
     seed: int
@@ -113,6 +114,7 @@ class Case:
     asks: list[Ask]
     deaths: dict[int, str] = field(default_factory=dict)
     resets: set[int] = field(default_factory=set)
+    squeezes: dict[int, float] = field(default_factory=dict)
 
     def checkpoint(self) -> TinyCheckpoint:
         return TinyCheckpoint(self.family, self.dtype, self.seed % 3)
@@ -124,20 +126,22 @@ class Case:
 
 def draw(seed: int) -> Case:
     rng = random.Random(seed)
-    flags = _flags(rng)
+    flags = draw_flags(rng)
     formats = sorted(name for name in FORMATS if not name.startswith("int"))
     return Case(
         seed,
         rng.choice(list(FAMILIES)),
         rng.choice(formats),
         flags,
-        _asks(rng, 3 if flags["scheduling_policy"] == "priority" else 1),
+        draw_asks(rng, flags["scheduling_policy"]),
         {rng.randrange(1, 60): rng.choice(("before", "after")) for _ in range(rng.randint(0, 3))},
         {rng.randrange(1, 60) for _ in range(rng.choice((0, 0, 1, 3)))},
+        draw_squeezes(random.Random(f"memory {seed}")),
     )
 
 
-def _flags(rng: random.Random) -> dict[str, Any]:
+def draw_flags(rng: random.Random) -> dict[str, Any]:
+    """An engine configuration, small enough that all that can happen does happen."""
     budget = rng.choice((1, 2, 7, 16, 33, 64, 100, 256, 1000))
     block_size = rng.choice((16, 16, 32, 64, 128))
     one = -(-LENGTH // block_size)
@@ -165,12 +169,19 @@ def _flags(rng: random.Random) -> dict[str, Any]:
     return flags
 
 
-def _asks(rng: random.Random, priorities: int) -> list[Ask]:
-    """Prompts that partly begin alike, arriving alone or in crowds."""
+def draw_squeezes(rng: random.Random) -> dict[int, float]:
+    """Memory runs short now and then, and is back or gets shorter."""
+    steps = rng.sample(range(1, 40), rng.choice((0, 4, 6)))
+    return {step: rng.choice((0.0, 0.5, 0.9, 1.0)) for step in steps}
+
+
+def draw_asks(rng: random.Random, policy: str, count: int | None = None) -> list[Ask]:
+    """Prompts that partly begin alike, arriving alone or in crowds; `count` of them, or a few."""
+    priorities = 3 if policy == "priority" else 1
     stems = [[rng.randrange(VOCAB) for _ in range(rng.choice((5, 16, 48, 130)))] for _ in range(3)]
     asks = []
     at = 0
-    for _ in range(rng.choice((1, 3, 8, 20, 40))):
+    for _ in range(count or rng.choice((1, 3, 8, 20, 40))):
         prompt = list(rng.choice(stems)) if rng.random() < 0.6 else []
         prompt += [rng.randrange(VOCAB) for _ in range(rng.choice((0, 1, 3, 15, 16, 17, 60)))]
         prompt = prompt or [1]

@@ -86,6 +86,14 @@ class Engine:
             prompt["cache_salt"] = ask.salt
         return self.client.add(prompt, params, name, priority=ask.priority)
 
+    def squeeze(self, share: float) -> None:
+        """There is no memory for this share of the KV cache."""
+        core = self.client.core
+        assert isinstance(core, EngineCore)
+        given_back = core.scheduler.withhold(int(share * core.executor.num_blocks))
+        core.executor.rpc("give_back", given_back)
+        self.events["given back"] += len(given_back)
+
     def step(self, death: str | None = None) -> None:
         """One step, in which the engine may die before or after the forward pass."""
         core = self.client.core
@@ -126,14 +134,16 @@ class Engine:
         return [again(s) for s in self.client.outputs.sequences.values()]
 
 
-def run_alone(case: Case) -> list[Any]:
-    """Each request in an engine that has nothing else to do and remembers nothing."""
+def run_alone(case: Case, picks: list[int] | None = None) -> list[Any]:
+    """Each request, or each of `picks`, in an engine that has nothing else to do and remembers
+    nothing.
+    """
     flags = {name: case.flags[name] for name in SAME}
     flags |= {"enable_prefix_caching": False, "num_threads": 1, "num_gpu_blocks_override": 40}
     engine = Engine(case, flags)
     answers = []
-    for ask in case.asks:
-        state = engine.add(ask, "alone")
+    for i in range(len(case.asks)) if picks is None else picks:
+        state = engine.add(case.asks[i], "alone")
         while not state.ended:
             engine.step()
         answers.append(answer(state))
@@ -159,6 +169,8 @@ def run_together(case: Case) -> tuple[list[Any], Counter[str]]:
                 left.add(i)
         if step in case.resets:
             engine.client.core.reset_prefix_cache(True)  # type: ignore[attr-defined]
+        if step in case.squeezes:
+            engine.squeeze(case.squeezes[step])
         engine.step(case.deaths.get(step))
         step += 1
         assert step < PATIENCE, "it does not end"

@@ -110,6 +110,7 @@ class CompletionChoice(msgspec.Struct):
     token_ids: list[int] | None = None
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | None = None
     prompt_token_ids: list[int] | None = None
+    seed: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class CompletionResponse(msgspec.Struct, kw_only=True):

@@ -73,6 +73,7 @@ class GenerationFields(SamplingFields, kw_only=True):
     truncate_prompt_tokens: CountOrAll | None = None
     truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
+    return_seed: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
     @property

@@ -1,0 +1,45 @@
+"""A real server whose memory runs short, and one whose engine loses count of its blocks."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.chaos.workload import REQUESTS
+from tests.launcher.serving import Server, play
+from tests.launcher.test_supervisor import until
+
+FLAGS = ["--max-num-batched-tokens", "64"]
+
+
+def faulty(faults: str) -> Server:
+    return Server(*FLAGS, env={"GALLEY_FAULTS": faults, "GALLEY_DEV_MODE": "1"})
+
+
+def test_memory_runs_short_and_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
+    """Requests wait meanwhile; nobody is told anything else than what they would be."""
+    server = faulty("1:step40=short/0.7")
+    shed = [a.seen for a in play(server, REQUESTS)]
+    assert server.metric("vllm:num_preemptions_total") > 0
+    # An engine at rest notices that memory is back, and tells.
+    until(lambda: server.metric("galley:memory_short") == 0)
+    until(lambda: server.metric("galley:kv_blocks_withheld") == 0)
+    log = capfd.readouterr().out
+    assert log.count("Memory runs short: 0 MiB are available") == 1
+    assert log.count("Memory is back") == 1
+    server.inspect()
+    assert [a.seen for a in play(server, REQUESTS)] == shed
+    assert server.metric("galley:engine_restarts_total") == 0
+    server.close()
+
+
+def test_an_engine_at_rest_that_finds_its_books_wrong_is_replaced() -> None:
+    server = faulty("1:after50=leak")
+    before = [a.seen for a in play(server, REQUESTS)]
+    until(lambda: server.count("starting it anew"))
+    assert server.count("AssertionError: references differ from the tables' entries") > 0
+    until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+    assert [a.seen for a in play(server, REQUESTS)] == before
+    server.inspect()
+    assert server.metric("galley:engine_restarts_total") == 1
+    server.close()

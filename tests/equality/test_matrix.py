@@ -1,0 +1,95 @@
+"""Every family × every weight format of the registries, alone and in company: the same bits.
+
+A family or a format that is added later is in here by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+import msgspec
+import pytest
+
+from galley.quant.registry import FORMATS
+from galley.request import SamplingParams
+from tests.fuzz.cases import FAMILIES, Case, draw, draw_asks, draw_flags, draw_squeezes
+from tests.fuzz.run import run_alone, run_together
+
+MATRIX = [(family, dtype) for family in sorted(FAMILIES) for dtype in sorted(FORMATS)]
+#: Others that a request meets.
+COMPANY = (1, 2, 5, 12, 31, 64, 128)
+#: Requests of a case that are asked alone, too.
+PICKS = 6
+
+
+def case_of(index: int) -> Case:
+    """An engine and a workload for one cell of the matrix; the company differs from cell to cell,
+    and from one format to the next within a family.
+    """
+    family, dtype = MATRIX[index]
+    rng = random.Random(f"{family} {dtype}")
+    flags = draw_flags(rng)
+    others = COMPANY[index % len(COMPANY)]
+    if others > 31:
+        # All of them at once, so that a row of a step is one among as many.
+        flags |= {"max_num_seqs": 129, "max_num_batched_tokens": rng.choice((129, 300, 2048))}
+        flags |= {"enable_chunked_prefill": True, "num_gpu_blocks_override": 1300}
+    flags["num_threads"] = 1 + index % 2
+    asks = draw_asks(rng, flags["scheduling_policy"], 1 + others)
+    return Case(index, family, dtype, flags, asks, squeezes=draw_squeezes(rng))
+
+
+@pytest.mark.parametrize("index", range(len(MATRIX)), ids=["-".join(cell) for cell in MATRIX])
+def test_alone_and_in_company(index: int) -> None:
+    case = case_of(index)
+    for ask in case.asks[:: max(len(case.asks) // PICKS, 1)]:
+        ask.leave = None
+    picks = [i for i, ask in enumerate(case.asks) if ask.leave is None]
+    picks = picks[:: max(len(picks) // PICKS, 1)]
+    together, _ = run_together(case)
+    assert [together[i] for i in picks] == run_alone(case, picks)
+
+
+def test_one_among_128() -> None:
+    """Each of them alone, once: the default model's format, arriving at random."""
+    index = MATRIX.index(("LlamaForCausalLM", "Q4_1"))
+    case = case_of(index)
+    rng = random.Random(0)
+    case.flags |= {"max_num_seqs": 129, "max_num_batched_tokens": 2048, "num_threads": 2}
+    case.flags |= {"num_gpu_blocks_override": 2500, "enable_chunked_prefill": True}
+    case.asks = draw_asks(rng, case.flags["scheduling_policy"], 129)
+    for ask in case.asks:
+        ask.leave = None
+    together, events = run_together(case)
+    assert together == run_alone(case)
+    assert len(set(map(repr, together))) > 100
+    assert events["steps"] < 129 * 4, "they were computed together"
+
+
+#: What does not change which tokens are drawn, or is tested where there is text.
+NOT_DRAWN = {
+    *("detokenize", "skip_special_tokens", "spaces_between_special_tokens", "output_kind"),
+    *("include_stop_str_in_output", "stop", "bad_words", "truncate_prompt_tokens"),
+    *("logits_processors", "logprob_token_ids", "temperature", "max_tokens"),
+}
+
+
+def test_the_fuzzer_knows_every_sampling_parameter() -> None:
+    """One that is added later must be drawn, too."""
+    defaults = SamplingParams()
+    seen: Counter[str] = Counter()
+    for seed in range(60):
+        for ask in draw(seed).asks:
+            for name in names_of(ask.params):
+                seen[name] += getattr(ask.params, name) != getattr(defaults, name)
+    drawn = {name for name, count in seen.items() if count}
+    assert drawn | NOT_DRAWN >= set(names_of(defaults))
+
+
+def names_of(params: Any) -> list[str]:
+    if isinstance(params, msgspec.Struct):
+        return [field.name for field in msgspec.structs.fields(params)]
+    return [field.name for field in fields(params)]

@@ -1,0 +1,79 @@
+"""What a running server says of its promises, and what it keeps over deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.launcher.serving import API_SERVER, Server, play
+from tests.launcher.test_supervisor import ROOT, until
+
+
+def test_the_default_backend_promises_it() -> None:
+    server = Server(env={"VLLM_BATCH_INVARIANT": "1"})
+    assert httpx.get(f"{server.url}/version").json()["batch_invariant"] is True
+    assert server.metric("galley:batch_invariant") == 1
+    server.close()
+
+
+def test_the_reference_backend_says_that_it_may_differ(capfd: pytest.CaptureFixture[str]) -> None:
+    server = Server("--backend", "reference")
+    until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+    assert httpx.get(f"{server.url}/version").json()["batch_invariant"] is False
+    assert server.metric("galley:batch_invariant") == 0
+    server.close()
+    assert "an answer may depend on what else is computed" in capfd.readouterr().out
+
+
+def test_a_demand_that_cannot_be_met_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "galley", "serve", "--port", "0", "--backend", "reference"],
+        cwd=ROOT,
+        env={**os.environ, "VLLM_BATCH_INVARIANT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot promise" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_counters_outlive_one_of_several_api_servers() -> None:
+    server = Server("--api-server-count", "2")
+    body = {"prompt": "Once", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    play(server, [body] * 12)
+    server.kill_engine(signal.SIGKILL)
+    until(lambda: server.metric("galley:engine_restarts_total") == 1)
+    names = ("vllm:generation_tokens_total", "vllm:request_success_total")
+    names += ("vllm:iteration_tokens_total_count", "galley:engine_restarts_total")
+    before = {name: server.metric(name) for name in names}
+    assert before["vllm:generation_tokens_total"] == 12 * 8
+    os.kill(server.children[API_SERVER], signal.SIGKILL)
+    until(lambda: server.count("API server 0 was ended by SIGKILL: starting it anew"))
+    assert {name: server.metric(name) for name in names} == before
+    until(lambda: len(server.children) == 3)
+    play(server, [body] * 12)
+    after = {name: server.metric(name) for name in names}
+    assert after["vllm:generation_tokens_total"] == 2 * 12 * 8
+    assert after["galley:engine_restarts_total"] == 1
+    server.close()
+
+
+def test_the_engine_is_what_the_kernel_would_end_first() -> None:
+    """For want of memory: of all, it is what can be replaced."""
+    server = Server()
+    scores = {
+        name: int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+        for name, pid in server.children.items()
+    }
+    launcher = int(Path(f"/proc/{server.process.pid}/oom_score_adj").read_text())
+    assert scores.pop("Galley::EngineCore_0") > launcher
+    assert set(scores.values()) == {launcher}
+    server.close()
