@@ -63,9 +63,10 @@ $(VENV)/.tested: pyproject.toml $(SOURCES) | $(VENV)/bin/python
 native: ## build the kernels into galley/kernels, for work on csrc/
 	@cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
 	@cmake --build build/dev
-	@cp build/dev/_native*.so galley/kernels/
+	@# Not written over: who runs has the old file mapped, and would crash.
+	@cp --remove-destination build/dev/_native*.so galley/kernels/
 	@for installed in $(VENV)/lib/python3*/site-packages/galley/kernels; do \
-	  test ! -d $$installed || cp build/dev/_native*.so $$installed; done
+	  test ! -d $$installed || cp --remove-destination build/dev/_native*.so $$installed; done
 
 # What the checks below need beyond `make test`: Debian's packages, and tools in a venv of their own.
 DEPLOY_PACKAGES := prometheus:prometheus nginx:nginx haproxy:haproxy ss:iproute2
