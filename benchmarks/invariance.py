@@ -188,8 +188,8 @@ def our_linear(native: Any, n: int, k: int, rows: int, threads: int, int8: bool)
 
 
 def split_linear(native: Any, n: int, k: int, rows: int, threads: int, int8: bool) -> float:
-    """Ours with K cut into one part a thread."""
-    parts = threads
+    """Ours with K cut into one part a thread, two at least."""
+    parts = max(2, threads)
     w = weights(native, n, k, rows, parts, int8)
     partial = buffer((parts, rows, n), np.float32)
     out = buffer((rows, n), np.uint16)
