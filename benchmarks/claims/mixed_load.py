@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import statistics
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.claims.claim import Curve, Finding, Row, Setup
@@ -21,19 +23,29 @@ Figures = dict[str, float]
 def measure(setup: Setup) -> Finding:
     long = setup.some(_LONG, 1024)
 
-    def run(**flags: Any) -> Figures:
+    def make(**flags: Any) -> AbstractContextManager[Engine]:
         limits = {"max_num_seqs": 16, "max_model_len": _LENGTH}
-        with engine("server", model=setup.model, **limits, **flags) as side:
-            return figures(setup, side, long)
+        return engine("server", model=setup.model, **limits, **flags)
 
+    def run(**flags: Any) -> Figures:
+        with make(**flags) as side:
+            return medians([one_round(setup, side, long) for _ in range(setup.rounds)])
+
+    with (
+        make() as default,
+        make(enable_chunked_prefill=False, max_num_batched_tokens=_LENGTH) as unchunked,
+    ):
+        pairs = [
+            (one_round(setup, default, long), one_round(setup, unchunked, long))
+            for _ in range(setup.rounds)
+        ]
+    without = medians([other for _, other in pairs])
     budgets = [{"tokens": n, **run(max_num_batched_tokens=n)} for n in _BUDGETS]
     shares = [{"tokens": n, **run(mixed_prefill_tokens=n)} for n in _SHARES]
-    default = run()
-    without = run(enable_chunked_prefill=False, max_num_batched_tokens=_LENGTH)
     best = min(budgets, key=lambda point: point["p99_itl_ms"])
     widest = next(point for point in budgets if point["tokens"] == 2048)
     rows = [
-        beside(long, "defaults of a server", default, without),
+        in_turn(long, pairs),
         beside(long, f"budget {best['tokens']}", best, without),
         beside(long, f"budget {widest['tokens']}, all for prompts", widest, without),
         trade(budgets[0], budgets[-1]),
@@ -45,6 +57,14 @@ def measure(setup: Setup) -> Finding:
         for field in ("p99_itl_ms", "long_ttft_ms")
     )
     return Finding(rows, curves)
+
+
+def in_turn(long: int, pairs: list[tuple[Figures, Figures]]) -> Row:
+    """The defaults of a server against no chunks, round by round."""
+    default, without = (medians([pair[i] for pair in pairs]) for i in (0, 1))
+    each = [other["p99_itl_ms"] / ours["p99_itl_ms"] for ours, other in pairs]
+    row = beside(long, "defaults of a server", default, without)
+    return replace(row, ratio=statistics.median(each), spread=(min(each), max(each)))
 
 
 def beside(long: int, name: str, side: Figures, without: Figures) -> Row:
@@ -68,9 +88,7 @@ def trade(small: Figures, large: Figures) -> Row:
     )
 
 
-def figures(setup: Setup, side: Engine, long: int) -> Figures:
-    """Medians over the rounds."""
-    rounds = [one_round(setup, side, long) for _ in range(setup.rounds)]
+def medians(rounds: list[Figures]) -> Figures:
     return {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
 
 
