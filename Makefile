@@ -118,8 +118,8 @@ fuzz-readers: ## hostile model files, FUZZ_INPUTS of them (a million take half a
 	@$(BIN)/python -m tests.fuzz.readers.run --inputs $(FUZZ_INPUTS) $(FUZZ_ARGS)
 
 sanitize: ## the kernels' tests under AddressSanitizer, UBSan and ThreadSanitizer (a quarter of an hour)
-	@PYTHON=$(BIN)/python sh tests/kernels/sanitized/run.sh address -q
-	@PYTHON=$(BIN)/python sh tests/kernels/sanitized/run.sh thread -q
+	@sh tests/kernels/sanitized/run.sh address -q
+	@sh tests/kernels/sanitized/run.sh thread -q
 
 bench-invariance: ## what batch-invariance costs: our kernels beside oneDNN's and beside ours without it
 	@cmake -S . -B build/variants -G Ninja -DCMAKE_BUILD_TYPE=Release \

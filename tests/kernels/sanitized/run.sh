@@ -5,10 +5,10 @@
 #                      whole models once more for each instruction set
 #   run.sh thread      ThreadSanitizer: the pool's own stress program, then the tests
 #
-# Further arguments go to pytest. PYTHON names the interpreter (.venv/bin/python).
+# Further arguments go to pytest.
 set -e
 cd "$(dirname "$0")/../../.."
-python="${PYTHON:-.venv/bin/python}"
+python="$(pwd)/.venv/bin/python"
 which="$1"
 shift
 build="build/sanitize-$which"
@@ -19,7 +19,7 @@ case "$which" in
 esac
 
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGALLEY_SANITIZE="$sanitizers" \
-  -DPython_EXECUTABLE="$(command -v "$python")" >/dev/null
+  -DPython_EXECUTABLE="$python" >/dev/null
 cmake --build "$build" | tail -1
 
 # A runtime must be there before Python is; libstdc++ too, for exceptions to be seen.
