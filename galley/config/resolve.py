@@ -128,6 +128,7 @@ def from_kwargs(
         values[section][name] = coerce(flag, value)
     values["scheduler"] = by_use(values["scheduler"], usage)
     config = EngineConfig(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
+    config = dataclasses.replace(config, scheduler=lowered(config.scheduler))
     check(config)
     check_variables(env, config.observability.fail_on_environ_validation)
     return config
@@ -146,25 +147,27 @@ def by_use(given: Mapping[str, Any], usage: Usage) -> dict[str, Any]:
         scheduler["max_num_seqs"] = min(seqs, wanted) if wanted and wanted > 0 else seqs
     if scheduler.get("max_num_batched_tokens") is None and chunked:
         scheduler["max_num_batched_tokens"] = max(budget, scheduler["max_num_seqs"])
-    for name, whole in _LOWERING.items():
-        if scheduler.get(name) is not None:
-            scheduler[whole] = lowered(name, scheduler[name], whole, scheduler.get(whole))
     return scheduler
 
 
-#: Limit → the one that it lowers.
-_LOWERING = {
-    "max_num_active_seqs": "max_num_seqs",
-    "max_num_scheduled_tokens": "max_num_batched_tokens",
-}
-
-
-def lowered(name: str, limit: int, whole: str, most: int | None) -> int:
-    """`limit`. Raises ConfigError where it is out of range, or above the one that it lowers."""
-    if limit < 1 or (most is not None and limit > most):
-        option, of = ("--" + n.replace("_", "-") for n in (name, whole))
-        raise ConfigError(f"{option} must be in 1 … {most} ({of}), got {limit}.", field=name)
-    return limit
+def lowered(s: SchedulerConfig) -> SchedulerConfig:
+    """Limits with those that lower them applied. Raises ConfigError for one above its limit."""
+    pairs = (
+        ("max_num_active_seqs", s.max_num_active_seqs, "max_num_seqs", s.max_num_seqs),
+        (
+            *("max_num_scheduled_tokens", s.max_num_scheduled_tokens),
+            *("max_num_batched_tokens", s.max_num_batched_tokens),
+        ),
+    )
+    changes: dict[str, Any] = {}
+    for name, limit, whole, most in pairs:
+        if limit is None:
+            continue
+        if limit < 1 or (most is not None and limit > most):
+            option, of = ("--" + n.replace("_", "-") for n in (name, whole))
+            raise ConfigError(f"{option} must be in 1 … {most} ({of}), got {limit}.", field=name)
+        changes[whole] = limit
+    return dataclasses.replace(s, **changes)
 
 
 def refuse_unknown(name: str, value: Any, known: list[str]) -> None:
