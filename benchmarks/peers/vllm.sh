@@ -15,3 +15,4 @@ if [ ! -d "$LAB/vllmcpu" ]; then
   printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
     >"$site/vllm-0.32.0+cpu.dist-info/METADATA"
 fi
+"$LAB/vllmcpu/bin/pip" install --quiet pandas # which some of its data sets ask for
