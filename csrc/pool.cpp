@@ -22,6 +22,12 @@ constexpr int64_t kMaxTiles = int64_t{1} << 31;
 constexpr auto kSpin = std::chrono::microseconds(50);
 // How long a step goes on without workers that fell asleep in it.
 constexpr auto kWakeEvery = std::chrono::milliseconds(2);
+// Who waits this long for the last tiles of a small step has lost a time slice (3 ms or more): the
+// other thread's core was taken in the middle of a tile. Then small steps run alone, twice as long
+// each time that this happens again soon.
+constexpr auto kLostSlice = std::chrono::milliseconds(1);
+constexpr auto kAloneFirst = std::chrono::milliseconds(50);
+constexpr auto kAloneMost = std::chrono::milliseconds(1600);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -60,6 +66,7 @@ Pool::Pool(int threads) : owner_process_(getpid()) {
                                 std::to_string(threads));
   }
   ranges_ = std::vector<Range>(threads);
+  alone_ = threads == 1;
   for (int t = 1; t < threads; t++) workers_.emplace_back([this, t] { worker(t); });
 }
 
@@ -74,29 +81,31 @@ Pool::~Pool() {
   {
     std::lock_guard<std::mutex> lock(sleep_->mutex);
     stop_ = true;
-    epoch_.fetch_add(1);
+    now_.epoch.fetch_add(1);
   }
   sleep_->work.notify_all();
   for (auto& w : workers_) w.join();
 }
 
-void Pool::begin_step() {
+void Pool::begin_step(bool small) {
   std::lock_guard<std::mutex> one_caller(callers_);
+  small_ = small;
+  alone_ = workers_.empty() || getpid() != owner_process_ ||
+           (small && Clock::now() < alone_until_);
   last_wake_ = {};
 }
 
 void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
   if (tiles <= 0) return;
   if (tiles >= kMaxTiles) throw std::invalid_argument("too many tiles: " + std::to_string(tiles));
-  const bool alone = tiles == 1 || workers_.empty() || getpid() != owner_process_;
-  if (alone) {
+  if (tiles == 1 || alone_.load(std::memory_order_relaxed)) {
     run(job, 0, tiles, 0);
     return;
   }
   std::lock_guard<std::mutex> one_caller(callers_);
-  run_ = run;
-  job_ = job;
-  grain_.store(std::max<int64_t>(1, grain), std::memory_order_relaxed);
+  now_.run = run;
+  now_.job = job;
+  now_.grain.store(std::max<int64_t>(1, grain), std::memory_order_relaxed);
   error_ = nullptr;
   remaining_.store(tiles, std::memory_order_relaxed);
   const int64_t n = threads();
@@ -104,7 +113,7 @@ void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
     ranges_[t].word.store(range_word(t * tiles / n, (t + 1) * tiles / n),
                           std::memory_order_release);
   }
-  epoch_.fetch_add(1);
+  now_.epoch.fetch_add(1);
   if (sleepers_.load() > 0) wake_workers();
   drain(0);
   wait_until_done();
@@ -113,7 +122,7 @@ void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
 
 // A quarter of what is left at a time: few claims, and enough left over to be taken by others.
 bool Pool::claim(Range& range, bool far_end, int64_t* begin, int64_t* end) const {
-  const int64_t grain = grain_.load(std::memory_order_relaxed);
+  const int64_t grain = now_.grain.load(std::memory_order_relaxed);
   uint64_t word = range.word.load(std::memory_order_relaxed);
   for (;;) {
     const int64_t next = static_cast<int64_t>(word >> 32);
@@ -142,7 +151,7 @@ void Pool::drain(int thread) {
 
 void Pool::work(int64_t begin, int64_t end, int thread) {
   try {
-    run_(job_, begin, end, thread);
+    now_.run(now_.job, begin, end, thread);
   } catch (...) {
     std::lock_guard<std::mutex> lock(sleep_->mutex);
     if (!error_) error_ = std::current_exception();
@@ -167,21 +176,33 @@ void Pool::wake_workers() {
 void Pool::wait_until_done() {
   auto done = [this] { return remaining_.load() == 0; };
   if (spin_until(done)) return;
-  std::unique_lock<std::mutex> lock(sleep_->mutex);
-  caller_sleeps_ = true;
-  sleep_->done.wait(lock, done);
-  caller_sleeps_ = false;
+  const auto begin = Clock::now();
+  {
+    std::unique_lock<std::mutex> lock(sleep_->mutex);
+    caller_sleeps_ = true;
+    sleep_->done.wait(lock, done);
+    caller_sleeps_ = false;
+  }
+  if (small_ && Clock::now() - begin > kLostSlice) lost_a_slice();
+}
+
+void Pool::lost_a_slice() {
+  const auto now = Clock::now();
+  const bool again = now - alone_until_ < 4 * alone_for_;
+  alone_for_ = again ? std::min<Clock::duration>(2 * alone_for_, kAloneMost) : kAloneFirst;
+  alone_until_ = now + alone_for_;
+  alone_ = true;  // the rest of this step, too
 }
 
 uint32_t Pool::wait_for_epoch(uint32_t seen) {
-  auto changed = [this, seen] { return epoch_.load() != seen; };
+  auto changed = [this, seen] { return now_.epoch.load() != seen; };
   if (!spin_until(changed)) {
     std::unique_lock<std::mutex> lock(sleep_->mutex);
     sleepers_.fetch_add(1);
     sleep_->work.wait(lock, changed);
     sleepers_.fetch_sub(1);
   }
-  return epoch_.load();
+  return now_.epoch.load();
 }
 
 void Pool::worker(int thread) {

@@ -23,6 +23,9 @@ Isa best_isa() {
   return Isa::generic;
 }
 
+// A step of no more tokens is a small one (Pool::begin_step).
+constexpr int32_t kSmallStep = 4;
+
 struct TilesOfOp {
   Op* op;
   const Step* step;
@@ -196,7 +199,7 @@ void Program::run(const int32_t* slots, const int32_t* num_new, const int32_t* n
     throw std::invalid_argument("a step needs all four columns");
   }
   prepare(slots, num_new, num_logits, samples, n);
-  pool_->begin_step();
+  pool_->begin_step(step_.tokens <= kSmallStep);
   for (Entry& entry : ops_) {
     if (entry.timing.section >= first_section && entry.timing.section <= last_section) {
       run_op(entry);

@@ -77,20 +77,55 @@ bool two_callers_take_turns() {
   return right[0] && right[1];
 }
 
-// Two tiles that each wait for the other: only two threads at once can end them. The pause lets the
-// workers fall asleep first.
+// Two tiles that each wait for the other: only two threads at once can end them. The second thread
+// is late by so much.
+void meet(galley::Pool& pool, int late_ms) {
+  struct Meeting {
+    std::atomic<int> met{0};
+    int late_ms;
+  } meeting;
+  meeting.late_ms = late_ms;
+  auto tile = [](void* data, int64_t, int64_t, int thread) {
+    auto* m = static_cast<Meeting*>(data);
+    m->met.fetch_add(1);
+    while (m->met.load() < 2) std::this_thread::yield();
+    if (thread == 1) std::this_thread::sleep_for(std::chrono::milliseconds(m->late_ms));
+  };
+  pool.run(2, 1, tile, &meeting);
+}
+
+// The pause lets the workers fall asleep first.
 bool sleeping_workers_are_woken() {
   galley::Pool pool(2);
   for (int j = 0; j < 20; j++) {
-    std::atomic<int> met{0};
-    auto meet = [](void* data, int64_t, int64_t, int) {
-      auto* count = static_cast<std::atomic<int>*>(data);
-      count->fetch_add(1);
-      while (count->load() < 2) std::this_thread::yield();
-    };
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    pool.run(2, 1, meet, &met);
+    if (j % 2) pool.begin_step(false);
+    meet(pool, 0);
   }
+  return true;
+}
+
+// A second thread that keeps a small step waiting is done without for a while, by small steps.
+bool small_steps_run_alone_after_a_lost_slice() {
+  galley::Pool pool(2);
+  auto calls = [&](bool small) {
+    std::atomic<int> count{0};
+    auto tile = [](void* data, int64_t, int64_t, int thread) {
+      static_cast<std::atomic<int>*>(data)->fetch_add(thread == 0 ? 1 : 1000);
+    };
+    pool.begin_step(small);
+    pool.run(1 << 20, 1, tile, &count);
+    return count.load();
+  };
+  pool.begin_step(false);
+  meet(pool, 5);
+  if (calls(true) == 1) return false;
+  pool.begin_step(true);
+  meet(pool, 5);
+  if (calls(true) != 1 || calls(false) == 1) return false;
+  std::this_thread::sleep_for(std::chrono::milliseconds(60));
+  pool.begin_step(true);
+  meet(pool, 0);
   return true;
 }
 
@@ -107,7 +142,7 @@ int main() {
     for (int i = 0; i < 20; i++) galley::Pool idle(threads);  // made and ended without work
   }
   right = right && errors_come_through() && two_callers_take_turns();
-  right = right && sleeping_workers_are_woken();
+  right = right && sleeping_workers_are_woken() && small_steps_run_alone_after_a_lost_slice();
   std::puts(right ? "right" : "wrong");
   return right ? 0 : 1;
 }
