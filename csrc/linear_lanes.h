@@ -113,7 +113,8 @@ GALLEY_INLINE Float load_scale(const uint8_t* line, bool f32, int half) {
              : load_f16(line + half * kLanes * 2);
 }
 
-// A walk over weights that will be needed soon, into the L2 cache; `at` = null for none.
+// A walk over weights that will be needed soon; `at` = null for none. Into the L1 cache, although L2
+// would be near enough: with 16 rows bf16 took 11 % longer with L2 as the aim, other shapes as long.
 struct Prefetch {
   const uint8_t* at = nullptr;
   int64_t step = 64;   // bytes for each line of words in use, of which there are two
@@ -122,8 +123,8 @@ struct Prefetch {
 // Once for every two lines in use: evenly spread prefetches cost nothing, bursts do.
 GALLEY_INLINE void advance(Prefetch& p) {
   if (p.at == nullptr) return;
-  __builtin_prefetch(p.at, 0, 2);
-  __builtin_prefetch(p.at + p.second, 0, 2);
+  __builtin_prefetch(p.at);
+  __builtin_prefetch(p.at + p.second);
   p.at += p.step;
 }
 
