@@ -54,19 +54,11 @@ class RopeKv final : public Op {
   }
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
-    const int64_t width = (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim;
-    const int64_t q_bytes = shape_.heads * shape_.head_dim * (shape_.q_is_f32 ? 4 : 2);
     float* scratch = thread_scratch(2 * shape_.head_dim);
     for (int64_t i = begin; i < end; i++) {
-      const PageRun& r = runs_[i];
-      const int64_t position = step.computed[r.row] + (r.token - step.query_start[r.row]);
-      const RopeRun run{qkv_ + r.token * width,
-                        table_ + position * shape_.rot_dim,
-                        q_out_ + r.token * q_bytes,
-                        kv_.page(step, step.slots[r.row], position),
-                        static_cast<int>(position % kPage),
-                        r.count};
-      kernel_(shape_, run, scratch);
+      const RopeRun run = run_of(step, runs_[i]);
+      const RopeRun next = run_of(step, runs_[i + 1 < end ? i + 1 : i]);
+      kernel_(shape_, run, i + 1 < end ? &next : nullptr, scratch);
     }
   }
 
@@ -74,6 +66,19 @@ class RopeKv final : public Op {
   struct PageRun {
     int32_t row, token, count;
   };
+
+  RopeRun run_of(const Step& step, const PageRun& r) const {
+    const int64_t width = (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim;
+    const int64_t q_bytes = shape_.heads * shape_.head_dim * (shape_.q_is_f32 ? 4 : 2);
+    const int64_t position = step.computed[r.row] + (r.token - step.query_start[r.row]);
+    return {qkv_ + r.token * width,
+            table_ + position * shape_.rot_dim,
+            q_out_ + r.token * q_bytes,
+            kv_.page(step, step.slots[r.row], position),
+            static_cast<int>(position % kPage),
+            r.count};
+  }
+
   const float* qkv_;
   const float* table_;
   uint8_t* q_out_;

@@ -28,7 +28,9 @@ struct RopeRun {
 };
 
 GALLEY_VARIANTS(
+    // `next` (or null) will come next: the memory of its first tokens is fetched meanwhile.
     // `scratch`: 2 * head_dim floats.
-    void rope_kv_run(const RopeShape& shape, const RopeRun& run, float* scratch);)
+    void rope_kv_run(const RopeShape& shape, const RopeRun& run, const RopeRun* next,
+                     float* scratch);)
 
 }  // namespace galley

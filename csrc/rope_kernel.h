@@ -91,7 +91,22 @@ GALLEY_INLINE void write_v(const float* x, int64_t n, bool is_f32, uint8_t* v, i
   }
 }
 
-void rope_kv_run(const RopeShape& s, const RopeRun& run, float* scratch) {
+// What a run's first token reads, and what it writes to: a piece of every line of K, a row of V.
+GALLEY_INLINE void fetch_run(const RopeShape& s, const RopeRun& run) {
+  constexpr int64_t kLine = 64;
+  const int64_t width = (s.heads + 2 * s.kv_heads) * s.head_dim;
+  const int64_t row_bytes = s.head_dim * 4, half_bytes = row_bytes * (s.kv_is_f32 ? 16 : 8);
+  const int64_t v = half_bytes + (s.kv_is_f32 ? run.slot : run.slot / 2) * row_bytes;
+  for (int64_t i = 0; i < width; i += kLanes) __builtin_prefetch(run.qkv + i);
+  for (int64_t h = 0; h < s.kv_heads; h++) {
+    const uint8_t* head = run.page + 2 * h * half_bytes;
+    for (int64_t at = 0; at < half_bytes; at += kLine) __builtin_prefetch(head + at, 1);
+    for (int64_t at = v; at < v + row_bytes; at += kLine) __builtin_prefetch(head + at, 1);
+  }
+}
+
+void rope_kv_run(const RopeShape& s, const RopeRun& run, const RopeRun* next, float* scratch) {
+  if (next) fetch_run(s, *next);
   const int64_t dim = s.head_dim, width = (s.heads + 2 * s.kv_heads) * dim;
   const int64_t half_bytes = kPageTokens * dim * (s.kv_is_f32 ? 4 : 2);
   const int64_t q_head_bytes = dim * (s.q_is_f32 ? 4 : 2);
