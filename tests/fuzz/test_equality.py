@@ -12,7 +12,7 @@ BATCH = 36
 #: Seeds that have failed once, beside those of the batches.
 REGRESSIONS: list[int] = []
 EVENTS = {"steps", "preemptions", "cached tokens", "evictions"}
-EVENTS |= {"deaths", "kept blocks", "given back"}
+EVENTS |= {"deaths", "kept blocks"}
 
 
 @pytest.mark.parametrize("batch", range(4))
@@ -22,4 +22,4 @@ def test_random_cases(batch: int) -> None:
         found, happened = differences(seed)
         assert found == []
         events += happened
-    assert set(events) == EVENTS, "not all has happened that could matter"
+    assert set(events) >= EVENTS, "not all has happened that could matter"
