@@ -28,6 +28,7 @@ CLAIMS = (
     "regimes",
     "prefix",
     "program",
+    "borrowed_core",
     "concurrency",
     "serving",
     "growth",
