@@ -73,6 +73,7 @@ def test_one_among_128() -> None:
 NOT_DRAWN = {
     *("detokenize", "skip_special_tokens", "spaces_between_special_tokens", "output_kind"),
     *("include_stop_str_in_output", "stop", "bad_words", "truncate_prompt_tokens"),
+    "stream_interval",
     *("logits_processors", "logprob_token_ids", "temperature", "max_tokens"),
 }
 

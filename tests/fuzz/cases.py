@@ -19,7 +19,7 @@ from galley.loader.dummy import tensor_shapes
 from galley.loader.tensor import RawTensor
 from galley.models.registry import ARCHITECTURES
 from galley.quant.registry import FORMATS
-from galley.request import SamplingParams
+from galley.request import RepetitionDetectionParams, SamplingParams
 from tests.quant.blocks import HALVES, random_blocks
 
 VOCAB = 300
@@ -219,6 +219,7 @@ def _params(rng: random.Random, room: int) -> SamplingParams:
         {"logprobs": rng.choice((0, 1, 5, 20))},
         {"prompt_logprobs": rng.choice((0, 3))},
         {"n": rng.randint(2, 4)},
+        {"repetition_detection": RepetitionDetectionParams(rng.randint(1, 4), 0, 2)},
     ]
     for extra in rng.sample(extras, rng.choice((0, 1, 2, 5))):
         params |= extra
