@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -17,3 +18,10 @@ def cache_folder(tmp_path_factory):
         del os.environ["GALLEY_CACHE_DIR"]
     else:
         os.environ["GALLEY_CACHE_DIR"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts():
+    """A shell's background job ignores SIGINT, and so would every program that a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
