@@ -17,6 +17,7 @@ from tests.launcher.test_supervisor import ROOT, until
 
 def test_the_default_backend_promises_it() -> None:
     server = Server(env={"VLLM_BATCH_INVARIANT": "1"})
+    until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
     assert httpx.get(f"{server.url}/version").json()["batch_invariant"] is True
     assert server.metric("galley:batch_invariant") == 1
     server.close()
