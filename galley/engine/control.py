@@ -10,6 +10,7 @@ never pass here (see `messages`).
 
 from __future__ import annotations
 
+import os
 import socket
 
 import msgspec
@@ -113,3 +114,14 @@ class Channel:
 
     def close(self) -> None:
         self.sock.close()
+
+
+def is_alive(pid: int) -> bool:
+    """A process of this number exists, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -10,7 +10,6 @@ from `while_waiting`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -32,9 +31,6 @@ from galley.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from galley.executor.executor import Executor
-
-
-log = logging.getLogger(__name__)
 
 
 class EngineCore:

@@ -9,6 +9,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+from galley.engine.control import is_alive
 from galley.errors import ConfigError
 
 _PREFIX = "galley"
@@ -106,16 +107,6 @@ def private_directory() -> str:
     prefix = f"{_PREFIX}-{os.getuid()}-"
     for old in base.glob(prefix + "*"):
         pid = old.name.removeprefix(prefix).split("-")[0]
-        if pid.isdigit() and not _is_alive(int(pid)) and old.stat().st_uid == os.getuid():
+        if pid.isdigit() and not is_alive(int(pid)) and old.stat().st_uid == os.getuid():
             shutil.rmtree(old, ignore_errors=True)
     return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=base)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

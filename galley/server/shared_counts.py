@@ -12,6 +12,8 @@ import mmap
 import os
 from pathlib import Path
 
+from galley.engine.control import is_alive
+
 _SLOTS = 256
 _FIELDS = 3
 _SIZE = 8 * _SLOTS * _FIELDS
@@ -53,15 +55,5 @@ class SharedCounts:
         """Give up the slots of processes that are gone."""
         for slot in range(0, _SLOTS * _FIELDS, _FIELDS):
             pid = self._words[slot]
-            if pid and not _is_alive(pid):
+            if pid and not is_alive(pid):
                 self._words[slot] = 0
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
