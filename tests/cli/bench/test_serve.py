@@ -140,10 +140,11 @@ def test_arrivals_keep_the_rate(tmp_path):
             "--result-dir", str(tmp_path), "--result-filename", "r.json",
         )  # fmt: skip
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["duration"] >= 6 / 20
     starts = result["start_times"]
     assert starts == sorted(starts)
-    assert starts[-1] >= 6 / 20
+    # The loop's clock counts whole milliseconds: a timer may ring up to one of them early,
+    # and the loop's idea of "now" may be one old when it is set.
+    assert result["duration"] >= starts[-1] >= 6 / 20 - 0.002
 
 
 def test_two_servers_are_compared_in_turn(tmp_path, capsys):
