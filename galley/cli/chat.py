@@ -7,9 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from galley.cli.parser import CommandParser
+from galley.cli.parser import CommandParser, engine_flags, make
 from galley.cli.talk import ChatFlags, Message, Talker, connect, sampling_options
-from galley.config.flags import flags_of
 from galley.config.resolve import SECTIONS
 from galley.errors import GalleyError
 
@@ -32,15 +31,8 @@ def parser(command: str = "chat") -> CommandParser:
 
 def read_flags(command: str, argv: list[str]) -> tuple[ChatFlags, dict[str, object]]:
     """Split a command line into the talk's flags and the engine's."""
-    parsed = parser(command).parse(argv)
-    names = {f.name for f in flags_of(ChatFlags)}
-    talk = ChatFlags(**{k: v for k, v in parsed.values.items() if k in names})
-    engine = {k: v for k, v in parsed.values.items() if k not in names}
-    if parsed.positionals:
-        engine["model"] = parsed.positionals[0]
-    for notice in parsed.notices:
-        print(f"galley: {notice}", file=sys.stderr)
-    return talk, engine
+    given = parser(command).read(argv)
+    return make(ChatFlags, given), engine_flags(given)
 
 
 def main(argv: list[str]) -> int:

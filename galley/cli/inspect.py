@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from galley.cli.parser import CommandParser
-from galley.config.flags import flags_of
+from galley.cli.parser import CommandParser, engine_flags, make
 from galley.config.resolve import SECTIONS, from_kwargs
 
 
@@ -33,14 +31,8 @@ def main(argv: list[str]) -> int:
         positionals=(("MODEL", "directory, FILE.gguf or hub name"),),
         examples=("galley inspect model.gguf --tensors", "galley inspect --program"),
     )
-    parsed = parser.parse(argv)
-    for notice in parsed.notices:
-        print(f"galley: {notice}", file=sys.stderr)
-    if parsed.positionals:
-        parsed.values["model"] = parsed.positionals[0]
-    names = {f.name for f in flags_of(InspectFlags)}
-    show = InspectFlags(**{k: v for k, v in parsed.values.items() if k in names})
-    engine = {k: v for k, v in parsed.values.items() if k not in names}
+    given = parser.read(argv)
+    show, engine = make(InspectFlags, given), engine_flags(given)
     if show.program or show.memory:
         print_loaded(show, engine)
     else:

@@ -15,11 +15,16 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from galley.config.flags import Flag, coerce, flags_of
+from galley.config.resolve import SECTIONS
 from galley.config.vllm_flags import disposition
 from galley.errors import ConfigError
+
+T = TypeVar("T")
+#: What was given, by the dataclass whose fields it is.
+Given = dict[type, dict[str, Any]]
 
 
 @dataclass
@@ -74,6 +79,22 @@ class CommandParser:
                 else:
                     parsed.values.setdefault(name, coerce(flag, value))
         return parsed
+
+    def read(self, argv: list[str]) -> Given:
+        """Values by the dataclass that owns them; a positional is MODEL. Prints notices."""
+        parsed = self.parse(argv)
+        for notice in parsed.notices:
+            print(f"galley: {notice}", file=sys.stderr)
+        if parsed.positionals:
+            parsed.values["model"] = parsed.positionals[0]
+        return self.split(parsed.values)
+
+    def split(self, given: dict[str, Any]) -> Given:
+        """Values by the dataclass that owns them; one that two own goes to both."""
+        return {
+            group: {f.name: given[f.name] for f in flags_of(group) if f.name in given}
+            for group in self.groups
+        }
 
     def find(self, option: str) -> tuple[Flag | None, bool]:
         """The flag spelt `option` and whether it is its ``--no-`` form."""
@@ -139,6 +160,16 @@ class CommandParser:
         if verdict != "unknown":
             return f"--{wanted.replace('_', '-')}: a flag of vLLM's; {sentence}"
         raise ConfigError(f"no flag or group matches {topic!r}; see --help.")
+
+
+def make(group: type[T], given: Given) -> T:
+    """The dataclass with the values that were given for it."""
+    return group(**given[group])
+
+
+def engine_flags(given: Given) -> dict[str, Any]:
+    """What was given for the engine, by name."""
+    return {n: v for section in SECTIONS.values() for n, v in given.get(section, {}).items()}
 
 
 def _title(group: type) -> str:

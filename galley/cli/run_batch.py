@@ -26,9 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from galley.cli.parser import CommandParser
+from galley.cli.parser import CommandParser, engine_flags, make
 from galley.config import EngineConfig
-from galley.config.flags import flags_of
 from galley.config.resolve import SECTIONS, from_kwargs
 from galley.config.server import ServerConfig
 from galley.errors import ConfigError
@@ -118,18 +117,9 @@ def parser() -> CommandParser:
 
 
 def main(argv: list[str]) -> int:
-    parsed = parser().parse(argv)
-    values = parsed.values
-    if parsed.positionals:
-        values["model"] = parsed.positionals[0]
-
-    def own(owner: type) -> dict[str, Any]:
-        return {f.name: values.pop(f.name) for f in flags_of(owner) if f.name in values}
-
-    flags, server = BatchFlags(**own(BatchFlags)), ServerConfig(**own(ServerConfig))
-    config = from_kwargs(values, "server")
-    for notice in parsed.notices:
-        print(f"galley: {notice}", file=sys.stderr)
+    given = parser().read(argv)
+    flags, server = make(BatchFlags, given), make(ServerConfig, given)
+    config = from_kwargs(engine_flags(given), "server")
     lines = read_input(str(flags.input_file))
     target = Target(str(flags.output_file), flags.output_tmp_dir)
     with tempfile.TemporaryDirectory(prefix="galley-batch-") as folder:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from galley.cli.parser import CommandParser
-from galley.config.flags import flags_of
+from galley.cli.parser import CommandParser, engine_flags, make
 from galley.config.resolve import SECTIONS, from_kwargs
 from galley.config.server import ServerConfig
 
@@ -27,15 +26,9 @@ def parser() -> CommandParser:
 
 
 def main(argv: list[str]) -> int:
-    parsed = parser().parse(argv)
-    values = parsed.values
-    if parsed.positionals:
-        values["model"] = parsed.positionals[0]
-    server_fields = {f.name for f in flags_of(ServerConfig)}
-    server = ServerConfig(**{k: v for k, v in values.items() if k in server_fields})
-    config = from_kwargs({k: v for k, v in values.items() if k not in server_fields}, "server")
-    for notice in parsed.notices:
-        print(f"galley: {notice}", file=sys.stderr)
+    given = parser().read(argv)
+    server = make(ServerConfig, given)
+    config = from_kwargs(engine_flags(given), "server")
     if not config.model.model:
         print("galley: no model given: serving the built-in SmolLM2-135M-Instruct", file=sys.stderr)
     from galley.launcher.main import launch

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-from galley.cli.parser import CommandParser
-from galley.config.flags import flags_of
+from galley.cli.parser import CommandParser, make
 from galley.errors import ConfigError
+
+__all__ = ["BenchParser", "TokenizerFlags", "make"]
 
 #: vLLM's bench flags that change nothing here.
 _HINTS = "trust_remote_code tokenizer_mode custom_ensure_client_side_data no_reranker"
@@ -34,8 +33,6 @@ _REFUSED = {
 }
 _VERDICTS = {name: sentence for sentence, names in _REFUSED.items() for name in names.split()}
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class TokenizerFlags:
@@ -59,24 +56,3 @@ class BenchParser(CommandParser):
         if name in _VERDICTS:
             raise ConfigError(f"{option} is not supported: {_VERDICTS[name]}", field=name)
         super().refuse(option, notices)
-
-    def read(self, argv: list[str]) -> dict[type, dict[str, Any]]:
-        """Values by the dataclass that owns them; a positional is MODEL. Prints notices."""
-        parsed = self.parse(argv)
-        for notice in parsed.notices:
-            print(f"galley: {notice}", file=sys.stderr)
-        if parsed.positionals:
-            parsed.values["model"] = parsed.positionals[0]
-        return self.split(parsed.values)
-
-    def split(self, given: dict[str, Any]) -> dict[type, dict[str, Any]]:
-        """Values by the dataclass that owns them; one that two own goes to both."""
-        return {
-            group: {f.name: given[f.name] for f in flags_of(group) if f.name in given}
-            for group in self.groups
-        }
-
-
-def make(group: type[T], values: dict[type, dict[str, Any]]) -> T:
-    """The dataclass with the values that were given for it."""
-    return group(**values[group])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from galley.cli.bench.flags import BenchParser
+from galley.cli.parser import engine_flags as engine_flags
 from galley.config.resolve import SECTIONS
 from galley.text.tokenizer import Tokenizer
 
@@ -22,11 +23,6 @@ def engine_parser(command: str, summary: str, own: list[type], *examples: str) -
         positionals=(("MODEL", "directory, FILE.gguf or hub name"),),
         examples=examples,
     )
-
-
-def engine_flags(values: dict[type, dict[str, Any]]) -> dict[str, Any]:
-    """The given engine flags by their Python names, for `LLM`."""
-    return {name: value for group in SECTIONS.values() for name, value in values[group].items()}
 
 
 def random_prompts(tokenizer: Tokenizer, count: int, length: int, seed: int) -> list[list[int]]:
