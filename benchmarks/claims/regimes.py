@@ -7,6 +7,7 @@ import statistics
 from benchmarks.claims.claim import Curve, Finding, Row, Setup
 from galley.cli.bench.limits import measure_limits
 from galley.cli.bench.steps import Shape, StepBench
+from galley.cli.bench.work import work_of
 
 _CONTEXT = 192
 _DECODES = (1, 2, 4, 8, 16, 32, 64)
@@ -24,14 +25,17 @@ def measure(setup: Setup) -> Finding:
     points = []
     for shape in decodes + prefills:
         seconds = statistics.median(bench.seconds(shape, _REPETITIONS))
-        kv = shape.rows * (shape.context + shape.new) * bench.kv_bytes_per_token
+        operations = sum(
+            work_of(node, shape, bench.cache).operations for node in bench.executable.nodes
+        )
+        kv = shape.cached * bench.kv_bytes_per_token
         points.append(
             {
                 "tokens": shape.tokens,
                 "decode": shape.new == 1,
                 "tokens_per_s": shape.tokens / seconds,
                 "memory": (bench.weight_bytes + kv) / seconds / limits.read,
-                "arithmetic": operations(bench, shape) / seconds / (peak or limits.peak["f32"]),
+                "arithmetic": operations / seconds / (peak or limits.peak["f32"]),
             }
         )
     one, full = points[0], points[-1]
@@ -49,18 +53,3 @@ def measure(setup: Setup) -> Finding:
         for field in ("memory", "arithmetic", "tokens_per_s")
     )
     return Finding([row], curves)
-
-
-def operations(bench: StepBench, shape: Shape) -> float:
-    """Multiply-adds, two operations each, of all linear layers and of attention."""
-    from galley.kernels.weights import PackedWeight
-
-    total = 0.0
-    for node in bench.executable.nodes:
-        weight = node.constants.get("weight")
-        if node.op == "linear" and isinstance(weight, PackedWeight):
-            rows = shape.rows if node.values["out"].shape[0] == "logits" else shape.tokens
-            total += 2.0 * rows * weight.shape[0] * weight.shape[1]
-        if node.op == "attention" and node.layer is not None:
-            total += 4.0 * shape.visible * node.ints["heads"] * node.layer.head_dim
-    return total

@@ -3,7 +3,8 @@
     LAB=… python -m benchmarks.peers.steps [--rows S1,S2 …] [--runs 3]
 
 An engine core in this process runs a goal's workload with a stop watch around the native calls
-alone: tokens over their time is what the steps allow. The server then gets the same prompts over
+alone: tokens over their time is what the steps allow, and beside it what the machine's memory and
+arithmetic would allow in the same minute (`watch.py`). The server then gets the same prompts over
 HTTP, in turn with the core, run by run. Needs the weights that `setup.sh` makes, no peers.
 
 Of the server's steps the trace tells schedule, execution and commit (`/start_profile`), the kernel
@@ -13,13 +14,11 @@ what its threads took and how long they waited for a core. Decode steps with all
 from __future__ import annotations
 
 import argparse
-import functools
 import json
+import os
 import statistics
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,51 +32,30 @@ from benchmarks.claims.drive import jobs
 from benchmarks.peers.engines import ENGINES, Server, lab, start, stop
 from benchmarks.peers.table import ROWS, Row
 from benchmarks.peers.threads import Times, by_role, spent
+from benchmarks.peers.watch import StopWatch
 from benchmarks.peers.workloads import WORKLOADS, figures, send
 from galley.cli.bench import process
 from galley.cli.bench.datasets.text import Corpus, read_text
-from galley.kernels.cpu import CpuExecutable
+from galley.cli.bench.limits import measure_limits
 from galley.text.tokenizer import load_tokenizer
 
 WANTED = 0.85
 
 
-@dataclass
-class StopWatch:
-    """Adds up the seconds of native steps."""
-
-    seconds: float = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Time every `CpuExecutable.run` of this process."""
-        plain = CpuExecutable.run
-
-        @functools.wraps(plain)
-        def timed(*args: Any, **kwargs: Any) -> None:
-            begin = time.perf_counter()
-            plain(*args, **kwargs)
-            self.seconds += time.perf_counter() - begin
-
-        CpuExecutable.run = timed  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            CpuExecutable.run = plain  # type: ignore[method-assign]
-
-
-def native(core: Core, corpus: Corpus, workload: str, run: int) -> tuple[float, float]:
-    """Output tokens per second that the native steps allow, and those of the core around them."""
+def native(core: Core, corpus: Corpus, workload: str, run: int) -> tuple[float, float, float]:
+    """Output tokens per second: at the machine's limits, as the native steps allow, and of the
+    core around them."""
     load = WORKLOADS[workload]
     prompts = [
         corpus.tokenizer.encode(sample.prompt, add_special_tokens=False)
         for sample in load.samples(corpus, run)
     ]
     watch = StopWatch()
+    limits = measure_limits(len(os.sched_getaffinity(0)))
     with watch.running():
         wall = core.run(jobs(prompts, load.output), load.concurrency)
     tokens = load.requests * load.output
-    return tokens / watch.seconds, tokens / wall
+    return tokens / watch.floor(limits), tokens / watch.seconds, tokens / wall
 
 
 @dataclass
@@ -85,6 +63,7 @@ class Found:
     """Of one goal: tokens per second run by run, and the parts of a step over HTTP in µs."""
 
     row: Row
+    limit: list[float] = field(default_factory=list)
     native: list[float] = field(default_factory=list)
     core: list[float] = field(default_factory=list)
     http: list[float] = field(default_factory=list)
@@ -200,16 +179,17 @@ def one_turn(goal: Found, core: Core, server: Server, corpus: Corpus, run: int) 
         load = WORKLOADS[workload]
         ids = [corpus.tokenizer.encode(s.prompt) for s in load.warm_up(corpus)]
         core.run(jobs(ids, 16))
-    allowed, around = native(core, corpus, workload, run)
+    limit, allowed, around = native(core, corpus, workload, run)
     told = over_http(server, corpus, workload, run)
+    goal.limit.append(limit)
     goal.native.append(allowed)
     goal.core.append(around)
     goal.http.append(told["out_tok_s"])
     goal.foreign.append(told["foreign"])
     goal.parts.append(told["parts"])
     print(
-        f"{server.name:<12} {workload}  native {allowed:7.1f}  core {around:7.1f}  "
-        f"HTTP {told['out_tok_s']:7.1f} tok/s  foreign {told['foreign']:.2f}",
+        f"{server.name:<12} {workload}  limit {limit:7.1f}  native {allowed:7.1f}  "
+        f"core {around:7.1f}  HTTP {told['out_tok_s']:7.1f} tok/s  foreign {told['foreign']:.2f}",
         flush=True,
     )
 
@@ -217,15 +197,17 @@ def one_turn(goal: Found, core: Core, server: Server, corpus: Corpus, run: int) 
 def share_table(found: Mapping[str, Found]) -> str:
     """Markdown: medians, and the share run by run."""
     lines = [
-        "| goal | workload | engine | native steps allow, out tok/s | engine core alone "
-        "| over HTTP | share (over the runs) | wanted | foreign CPU |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| goal | workload | engine | machine's limit, out tok/s | native steps allow "
+        "| engine core alone | over HTTP | share (over the runs) | wanted | foreign CPU |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, goal in found.items():
         shares = [b / a for a, b in zip(goal.native, goal.http, strict=True)]
+        nearness = [b / a for a, b in zip(goal.limit, goal.native, strict=True)]
         middle = statistics.median
         lines.append(
-            f"| {name} | {goal.row.workload} | {goal.row.mine} | {middle(goal.native):.0f} "
+            f"| {name} | {goal.row.workload} | {goal.row.mine} | {middle(goal.limit):.0f} "
+            f"| {middle(goal.native):.0f} ({middle(nearness):.0%}) "
             f"| {middle(goal.core):.0f} | {middle(goal.http):.0f} | {middle(shares):.0%} "
             f"({min(shares):.0%} to {max(shares):.0%}) | {WANTED:.0%} "
             f"| {middle(goal.foreign):.2f} |"

@@ -1,10 +1,5 @@
 """`galley bench kernels`: each native operation at a model's real shapes, against the reference's
-time and against the machine's limits of the same run.
-
-The roofline of an operation is the longer of: its weights or KV cache read at the speed of a plain
-loop, and its multiply-adds at the peak of a loop in registers. Operations on activations alone live
-in caches and have none.
-"""
+time and against the machine's limits of the same run (`work.py`)."""
 
 from __future__ import annotations
 
@@ -17,12 +12,9 @@ from galley.cli.bench.limits import MachineLimits, measure_limits
 from galley.cli.bench.offline import engine_flags, engine_parser, write_json
 from galley.cli.bench.steps import Shape, StepBench, Timed
 from galley.cli.bench.tables import print_table
+from galley.cli.bench.work import Work, work_of
 from galley.errors import ConfigError
-from galley.kernels.program import Node, Rows
-from galley.kernels.weights import PackedWeight
-
-#: Weight format → the multiply-add that meets it.
-_ARITHMETIC = {"f32": "f32", "bf16": "bf16", "i8": "int8", "i4": "int8"}
+from galley.kernels.program import Node
 
 
 @dataclass(frozen=True)
@@ -95,56 +87,6 @@ def describe(shape: Shape) -> str:
     return f"prefill of {shape.new} tokens"
 
 
-@dataclass(frozen=True)
-class Work:
-    """What an operation must do at least."""
-
-    label: str
-    bytes: float = 0.0
-    operations: float = 0.0
-    arithmetic: str = "f32"
-
-    def roofline(self, limits: MachineLimits) -> float:
-        """Seconds; 0 where the operation has no roofline."""
-        peak = limits.peak[self.arithmetic] or limits.peak["f32"]
-        return max(self.bytes / limits.read, self.operations / peak)
-
-
-def work_of(node: Node | None, shape: Shape, bench: StepBench) -> Work:
-    """Bytes from memory and multiply-adds (two operations each) of an operation."""
-    if node is None:
-        return Work("sample")
-    weight = node.constants.get("weight")
-    if node.op == "linear" and isinstance(weight, PackedWeight):
-        return _linear(node, weight, shape)
-    if node.op == "attention" and node.layer is not None:
-        layer, heads = node.layer, node.ints["heads"]
-        kv = bench.kv_bytes_per_token / len(bench.kv_layers)
-        return Work(
-            f"attention {heads}/{layer.kv_heads} heads of {layer.head_dim}",
-            bytes=shape.rows * (shape.context + shape.new) * kv,
-            operations=4 * shape.visible * heads * layer.head_dim,
-            arithmetic="bf16" if bench.dense == "bf16" else "f32",
-        )
-    if node.op == "embedding":
-        return Work("embedding")
-    kinds = [symbol.kind.name for symbol in node.writes.values()]
-    return Work(f"{node.op} to {'+'.join(kinds)}" if kinds else node.op)
-
-
-def _linear(node: Node, weight: PackedWeight, shape: Shape) -> Work:
-    n, k = weight.shape
-    rows = shape.rows if node.values["out"].buffer.rows == Rows.logits else shape.tokens
-    fused = " + silu·mul" if node.ints.get("epilogue") else ""
-    fused += " + add" if node.ints.get("accumulate") else ""
-    return Work(
-        f"linear {weight.format.name} {k}→{n}{fused}",
-        bytes=weight.data.nbytes,
-        operations=2 * rows * n * k,
-        arithmetic=_ARITHMETIC[weight.format.name],
-    )
-
-
 def operation_rows(
     bench: StepBench, shape: Shape, limits: MachineLimits, flags: KernelFlags
 ) -> list[dict[str, Any]]:
@@ -153,7 +95,7 @@ def operation_rows(
     total = sum(item.seconds for item in timed)
     kinds: dict[Work, list[Timed]] = {}
     for item in timed:
-        kinds.setdefault(work_of(item.node, shape, bench), []).append(item)
+        kinds.setdefault(work_of(item.node, shape, bench.cache), []).append(item)
     reference = reference_timer(bench, shape) if flags.reference else lambda node: None
     rows = []
     for work, items in sorted(kinds.items(), key=lambda kind: -sum(i.seconds for i in kind[1])):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, GroupSpec, RequestTable
+from galley.cli.bench.work import Cache
 from galley.config.resolve import from_kwargs
 from galley.kernels.backend import Limits, open_backend
 from galley.kernels.cpu import CpuExecutable
@@ -39,6 +40,15 @@ class Shape:
     @property
     def tokens(self) -> int:
         return self.rows * self.new
+
+    @property
+    def logits(self) -> int:
+        return self.rows
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose K and V are read, the new ones included."""
+        return self.rows * (self.context + self.new)
 
     @property
     def visible(self) -> int:
@@ -90,6 +100,7 @@ class StepBench:
         per_row = -(-longest // BLOCK_SIZE)
         self.executable.allocate_kv(1 + rows * per_row, BLOCK_SIZE)
         self.kv_bytes_per_token = self.executable.kv_block_bytes(BLOCK_SIZE) // BLOCK_SIZE
+        self.cache = Cache(self.kv_bytes_per_token / len(self.kv_layers), self.dense)
         self.table = RequestTable(rows, per_row * BLOCK_SIZE, [GroupSpec("full", BLOCK_SIZE, 1)])
         blocks = 1 + np.arange(rows * per_row, dtype=np.int32)
         self.table.block_tables[0][:] = blocks.reshape(rows, per_row)

@@ -1,0 +1,95 @@
+"""A stop watch around the native calls of this process, and what those calls would take at best.
+
+The floor of a step is the sum of its operations' rooflines (`galley.cli.bench.work`): weights and
+KV cache read at the speed of a plain loop, or multiply-adds at the peak of a loop in registers, as
+the machine gave them in the same minute. Only what stays in a cache from step to step beats it.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from galley.batch import RequestTable, StepPlan
+from galley.cli.bench.limits import MachineLimits
+from galley.cli.bench.work import Cache, work_of
+from galley.kernels.cpu import CpuExecutable
+from galley.kernels.program import Node
+from galley.runner.runner import Runner
+
+_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class StepLoad:
+    """`galley.cli.bench.work.Load` of a plan."""
+
+    tokens: int
+    logits: int
+    visible: int
+    cached: int
+
+    @classmethod
+    def of(cls, plan: StepPlan, table: RequestTable) -> StepLoad:
+        """The plan is in the table, and its tokens are not counted as computed yet."""
+        new = plan.num_new.astype(np.int64)
+        before = table.num_computed[plan.slots].astype(np.int64)
+        return cls(
+            int(new.sum()),
+            int(plan.num_logits.sum()),
+            int((new * before + new * (new + 1) // 2).sum()),
+            int((before + new)[new > 0].sum()),
+        )
+
+
+@dataclass
+class StopWatch:
+    """Adds up the native steps' seconds, and notes what they had to do."""
+
+    seconds: float = 0.0
+    loads: list[StepLoad] = field(default_factory=list)
+    _executable: CpuExecutable | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time every `CpuExecutable.run` of this process."""
+        run, execute = CpuExecutable.run, Runner.execute
+
+        @functools.wraps(run)
+        def timed(executable: CpuExecutable, *args: Any, **kwargs: Any) -> None:
+            self._executable = executable
+            begin = time.perf_counter()
+            run(executable, *args, **kwargs)
+            self.seconds += time.perf_counter() - begin
+
+        @functools.wraps(execute)
+        def noted(runner: Runner, plan: StepPlan) -> None:
+            execute(runner, plan)
+            self.loads.append(StepLoad.of(plan, runner.table))
+
+        with (
+            mock.patch.object(CpuExecutable, "run", timed),
+            mock.patch.object(Runner, "execute", noted),
+        ):
+            yield
+
+    def floor(self, limits: MachineLimits) -> float:
+        """Seconds that the machine needs at least for the steps seen (one or more)."""
+        assert self._executable is not None
+        nodes = self._executable.nodes
+        layers = {node.layer for node in nodes if node.op == "attention"}
+        token_bytes = self._executable.kv_block_bytes(_BLOCK) / _BLOCK / max(len(layers), 1)
+        cache = Cache(token_bytes, "bf16" if limits.peak["bf16"] else "f32")
+        return sum(seconds_of(nodes, load, cache, limits) for load in self.loads)
+
+
+def seconds_of(nodes: list[Node], load: StepLoad, cache: Cache, limits: MachineLimits) -> float:
+    """The rooflines of all operations of a step."""
+    return sum(work_of(node, load, cache).roofline(limits) for node in nodes)
