@@ -103,8 +103,13 @@ inline void quantize_group_tail(const float* x, int64_t n, const GroupedRow& row
   store_group_sums(row, group, scale_of<kPlanes>(max), first, second);
 }
 
-// A group of 32 values.
+// 32 values: a group (quantize_group), or a part of a row with one scale (quantize_part, which gives
+// the sum of the codes).
 #if defined(__AVX512F__)
+template <int kPlanes> inline __m512i codes_of(__m512 x, __m512 inverse) {
+  const __m512i least = _mm512_set1_epi32(-top_of(kPlanes));  // a NaN becomes the least integer
+  return _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)), least);
+}
 // A plane, and the sums of its halves in lanes 0 and 4.
 inline __m256i store_plane(int8_t* to, __m512i a, __m512i b) {
   const __m256i codes = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
@@ -121,9 +126,7 @@ inline void quantize_group(const float* x, const GroupedRow& row, int64_t group)
   float max;
   __builtin_memcpy(&max, &bits, 4);
   const __m512 inverse = _mm512_set1_ps(inverse_scale<kPlanes>(max));
-  const __m512i least = _mm512_set1_epi32(-top_of(kPlanes));  // a NaN becomes the least integer
-  const __m512i c[2] = {_mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), least),
-                        _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)), least)};
+  const __m512i c[2] = {codes_of<kPlanes>(a, inverse), codes_of<kPlanes>(b, inverse)};
   int8_t* q = row.q + group * kPlanes * kGroup;
   __m256i sums;
   if (kPlanes == 1) {
@@ -141,7 +144,17 @@ inline void quantize_group(const float* x, const GroupedRow& row, int64_t group)
   store_group_sums(row, group, scale_of<kPlanes>(max), _mm256_extract_epi32(sums, 0),
                    _mm256_extract_epi32(sums, 4));
 }
+inline int32_t quantize_part(const float* x, float inverse, int8_t* q) {
+  const __m512 by = _mm512_set1_ps(inverse);
+  const __m256i sums = store_plane(q, codes_of<1>(_mm512_loadu_ps(x), by),
+                                   codes_of<1>(_mm512_loadu_ps(x + 16), by));
+  return _mm256_extract_epi32(sums, 0) + _mm256_extract_epi32(sums, 4);
+}
 #elif defined(__AVX2__)
+template <int kPlanes> inline __m256i codes_of(__m256 x, __m256 inverse) {
+  const __m256i least = _mm256_set1_epi32(-top_of(kPlanes));  // a NaN becomes the least integer
+  return _mm256_max_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)), least);
+}
 inline int32_t reduce_add(__m256i v) {
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
@@ -171,11 +184,8 @@ inline void quantize_group(const float* x, const GroupedRow& row, int64_t group)
   float max;
   __builtin_memcpy(&max, &bits, 4);
   const __m256 inverse = _mm256_set1_ps(inverse_scale<kPlanes>(max));
-  const __m256i least = _mm256_set1_epi32(-top_of(kPlanes));  // a NaN becomes the least integer
   __m256i c[4];
-  for (int i = 0; i < 4; i++) {
-    c[i] = _mm256_max_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)), least);
-  }
+  for (int i = 0; i < 4; i++) c[i] = codes_of<kPlanes>(v[i], inverse);
   int8_t* q = row.q + group * kPlanes * kGroup;
   if (kPlanes == 1) {
     store_bytes(q, c);
@@ -193,10 +203,26 @@ inline void quantize_group(const float* x, const GroupedRow& row, int64_t group)
   store_group_sums(row, group, scale_of<kPlanes>(max), reduce_add(_mm256_add_epi32(c[0], c[1])),
                    reduce_add(_mm256_add_epi32(c[2], c[3])));
 }
+inline int32_t quantize_part(const float* x, float inverse, int8_t* q) {
+  __m256i c[4];
+  for (int i = 0; i < 4; i++) {
+    c[i] = codes_of<1>(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse));
+  }
+  store_bytes(q, c);
+  return reduce_add(_mm256_add_epi32(_mm256_add_epi32(c[0], c[1]), _mm256_add_epi32(c[2], c[3])));
+}
 #else
 template <int kPlanes>
 inline void quantize_group(const float* x, const GroupedRow& row, int64_t group) {
   quantize_group_tail<kPlanes>(x, kGroup, row, group);
+}
+inline int32_t quantize_part(const float* x, float inverse, int8_t* q) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < kGroup; i++) {
+    q[i] = static_cast<int8_t>(quantize_value<1>(x[i], inverse));
+    sum += q[i];
+  }
+  return sum;
 }
 #endif
 
@@ -219,7 +245,9 @@ inline void quantize_row_q8_row(const float* x, int64_t k, void* out) {
   const float max = largest_magnitude(x, k);
   const float inverse = inverse_scale<1>(max), scale = scale_of<1>(max);
   int32_t sum = 0;
-  for (int64_t i = 0; i < padded; i++) {
+  int64_t i = 0;
+  for (; i + kGroup <= k; i += kGroup) sum += quantize_part(x + i, inverse, q + i);
+  for (; i < padded; i++) {
     q[i] = i < k ? static_cast<int8_t>(quantize_value<1>(x[i], inverse)) : int8_t{0};
     sum += q[i];
   }
