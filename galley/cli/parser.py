@@ -194,9 +194,13 @@ def _describe(flag: Flag, width: int) -> str:
     elif flag.choices:
         head += " {" + ",".join(str(c) for c in flag.choices) + "}"
     else:
-        head += {"int": " N", "float": " X", "str": " TEXT", "list": " A [B …]"}.get(
-            flag.kind, " JSON"
-        )
+        head += {
+            "int": " N",
+            "float": " X",
+            "str": " TEXT",
+            "switch": " [TEXT]",
+            "list": " A [B …]",
+        }.get(flag.kind, " JSON")
     text = flag.help
     if flag.default not in (None, (), {}, ""):
         text += f" (default: {flag.default})"
@@ -239,7 +243,7 @@ class _Reader:
         flag, negated = self.parser.find(base)
         if flag is None:
             self.parser.refuse(option, self.parsed.notices)
-            while not eq and self.at < len(self.words) and not self.words[self.at].startswith("-"):
+            while not eq and self._more():
                 self.at += 1
             return
         values = self.parsed.values
@@ -258,6 +262,8 @@ class _Reader:
             given = [inline] if eq else self._many(option)
             # Said several times it adds up, as `--middleware A --middleware B` does in vLLM.
             values[flag.name] = (*values.get(flag.name, ()), *coerce(flag, given))
+        elif flag.kind == "switch" and not eq and not self._more():
+            values[flag.name] = True
         else:
             values[flag.name] = coerce(flag, inline if eq else self._value(option))
 
@@ -267,9 +273,13 @@ class _Reader:
         self.at += 1
         return self.words[self.at - 1]
 
+    def _more(self) -> bool:
+        """Whether the next word is a value."""
+        return self.at < len(self.words) and not self.words[self.at].startswith("-")
+
     def _many(self, option: str) -> list[str]:
         start = self.at
-        while self.at < len(self.words) and not self.words[self.at].startswith("-"):
+        while self._more():
             self.at += 1
         if self.at == start:
             raise ConfigError(f"{option} needs at least one value.", field=option.lstrip("-"))

@@ -27,6 +27,15 @@ class ModelConfig:
     """How the tokenizer is loaded. Galley uses the `tokenizers` library for all."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
+    hf_config_path: str | None = None
+    """Directory or hub name whose config.json and generation_config.json are read in place of the
+    model's own, as for a GGUF file whose metadata are incomplete."""
+    hf_overrides: dict[str, object] = field(default_factory=dict)
+    """JSON object of keys of config.json that win over the model's, before the model is built:
+    `{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}` for longer texts, say."""
+    hf_token: bool | str | None = field(default=None, repr=False)
+    """Token for the hub, for private and gated models; better in HF_TOKEN, where a list of
+    processes does not show it. Alone: the one of `hf auth login`."""
     tokenizer_revision: str | None = None
     """Branch, tag or commit of a hub tokenizer."""
     dtype: DType = "auto"

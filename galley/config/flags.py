@@ -53,7 +53,7 @@ class Flag:
 
     name: str
     owner: type
-    kind: Literal["bool", "int", "float", "str", "list", "json"]
+    kind: Literal["bool", "int", "float", "str", "switch", "list", "json"]
     choices: tuple[Any, ...]
     default: Any
     optional: bool
@@ -95,13 +95,14 @@ def _flag(owner: type, field: dataclasses.Field[Any], hint: Any) -> Flag:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         parts = [a for a in typing.get_args(hint) if a is not type(None)]
         optional = len(parts) < len(typing.get_args(hint))
-        hint = parts[0]
+        hint = parts[0] if len(parts) == 1 else tuple(parts)
     origin = typing.get_origin(hint)
     choices: tuple[Any, ...] = ()
     if origin is Literal:
         choices = typing.get_args(hint)
         hint = type(choices[0])
-    kind = {bool: "bool", int: "int", float: "float", str: "str"}.get(hint)
+    kinds = {bool: "bool", int: "int", float: "float", str: "str", (bool, str): "switch"}
+    kind = kinds.get(hint)
     if kind is None:
         kind = "list" if hint is tuple or origin is tuple else "json"
     default = field.default
@@ -137,6 +138,8 @@ def coerce(flag: Flag, value: Any) -> Any:
     if value is None:
         if flag.optional or flag.default is None:
             return None
+        if not flag.default and flag.kind in ("list", "json"):
+            return flag.default
         raise ConfigError(f"{flag.option} must not be empty.", field=flag.name)
     try:
         value = _READERS[flag.kind](value)
@@ -178,6 +181,14 @@ def _read_str(value: Any) -> str:
     return str(value)
 
 
+def _read_switch(value: Any) -> bool | str:
+    """Text, or true or false."""
+    try:
+        return _read_bool(value)
+    except ValueError:
+        return _read_str(value)
+
+
 def _read_list(value: Any) -> tuple[str, ...]:
     """Words, one word, or a JSON list (as vLLM takes for `--allowed-origins`)."""
     if isinstance(value, str):
@@ -205,6 +216,7 @@ _READERS: dict[str, Any] = {
     "int": _read_int,
     "float": _read_float,
     "str": _read_str,
+    "switch": _read_switch,
     "list": _read_list,
     "json": _read_json,
 }
@@ -213,6 +225,7 @@ _WANTS = {
     "int": "a whole number (4096, 4k, 4K)",
     "float": "a number",
     "str": "text",
+    "switch": "text, or true or false",
     "list": "a list of words",
     "json": "a JSON object",
 }

@@ -17,10 +17,10 @@ def read_facts(source: Source) -> ModelFacts:
         from galley.loader.gguf_facts import facts_of_gguf
 
         parts = open_parts(source.path)
-        return facts_of_gguf(parts[0], tensors_of(parts))
+        return facts_of_gguf(parts[0], tensors_of(parts), source.changes)
     from galley.loader.hf_facts import facts_of_directory
 
-    return facts_of_directory(source.path)
+    return facts_of_directory(source.path, source.changes)
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -35,7 +35,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
     if source.is_gguf:
         from galley.loader.gguf_checkpoint import GGUFCheckpoint
 
-        return GGUFCheckpoint(source.path)
+        return GGUFCheckpoint(source.path, source.changes)
     from galley.loader.safetensors import SafetensorsCheckpoint
 
-    return SafetensorsCheckpoint(source.path)
+    return SafetensorsCheckpoint(source.path, source.changes)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from galley.errors import ModelError
+from galley.loader.config_changes import ConfigChanges
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_facts import architecture_of, facts_of_gguf
 from galley.loader.gguf_names import ROPE_FACTORS, deinterleaved_rows, hf_name
@@ -41,11 +42,11 @@ def tensors_of(parts: list[GGUFFile]) -> dict[str, TensorInfo]:
 class GGUFCheckpoint:
     """Tensors by Hugging Face name, data mapped from the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, changes: ConfigChanges | None = None) -> None:
         """Raises ModelError for a damaged file or an unsupported architecture."""
         self.path = path
         parts = open_parts(path)
-        self.facts = facts_of_gguf(parts[0], tensors_of(parts))
+        self.facts = facts_of_gguf(parts[0], tensors_of(parts), changes)
         self._interleaved_qk = architecture_of(parts[0])[1].interleaved_qk
         self._places = {
             hf_name(info.name): (part, info)

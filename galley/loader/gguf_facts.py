@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 from galley.config import ModelFacts
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_gguf
-from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS, MAX_POSITIONS, Fields
+from galley.loader.config_changes import ConfigChanges
+from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_names import ARCHITECTURES, ROPE_FACTORS, Architecture
+from galley.loader.hf_facts import architecture_in, facts_of_directory
 from galley.loader.rope import max_position
 
 _GENERATION = {
@@ -24,40 +27,62 @@ _GENERATION = {
 }
 
 
-def facts_of_gguf(file: GGUFFile, tensors: dict[str, TensorInfo] | None = None) -> ModelFacts:
+def facts_of_gguf(
+    file: GGUFFile,
+    tensors: dict[str, TensorInfo] | None = None,
+    changes: ConfigChanges | None = None,
+) -> ModelFacts:
     """Facts of a GGUF model.
 
     Args:
         file: the file with the metadata (the first part of a split one).
         tensors: all tensors of a split file; default: the file's own.
+        changes: a config of Hugging Face's takes the place of what the metadata say.
 
     Raises:
         ModelError: an unsupported architecture or option, by name, or a missing or wrong key.
     """
     tensors = file.tensors if tensors is None else tensors
+    changes = changes or ConfigChanges()
     arch, known = architecture_of(file)
-    meta = _metadata(file, arch)
-    config = _hf_config(file, meta, arch, known, tensors)
     dtype = _main_dtype(tensors)
+    quantization = "gguf" if any(t.type.dense is None for t in tensors.values()) else None
+    template = templates_of_gguf(file).get("default")
+    if changes.directory is not None:
+        facts = facts_of_directory(changes.directory, changes)
+        return dataclasses.replace(
+            facts,
+            dtype=dtype,
+            quantization=quantization,
+            chat_template=template or facts.chat_template,
+            source=str(file.path),
+        )
+    meta = _metadata(file, arch)
+    config = changes.applied(_hf_config(file, meta, arch, known, tensors), str(file.path))
+    fields = Fields(config, str(file.path))
     generation = {ours: meta.number(key) for key, ours in _GENERATION.items() if meta.has(key)}
     if "top_k" in generation:
         generation["top_k"] = int(generation["top_k"])
     return ModelFacts(
-        architecture=known.hf_class,
+        architecture=architecture_in(config, str(file.path)),
         hf_config=config,
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
+        vocab_size=fields.integer("vocab_size", least=1),
+        hidden_size=fields.integer("hidden_size", least=1),
+        num_layers=fields.integer("num_hidden_layers", least=1, most=MAX_LAYERS),
+        num_heads=fields.integer("num_attention_heads", least=1, most=MAX_HEADS),
+        num_kv_heads=fields.integer("num_key_value_heads", least=1, most=MAX_HEADS),
+        head_dim=fields.integer("head_dim", least=1, most=MAX_HEAD_DIM),
         max_position=max_position(config, str(file.path)),
         dtype=dtype,
-        quantization="gguf" if any(t.type.dense is None for t in tensors.values()) else None,
-        bos_token_id=config["bos_token_id"],
-        eos_token_ids=_eos_token_ids(meta),
+        quantization=quantization,
+        bos_token_id=next(iter(fields.ids("bos_token_id")), None),
+        eos_token_ids=(
+            fields.ids("eos_token_id")
+            if "eos_token_id" in changes.overrides
+            else _eos_token_ids(meta)
+        ),
         generation=generation,
-        chat_template=templates_of_gguf(file).get("default"),
+        chat_template=template,
         source=str(file.path),
     )
 

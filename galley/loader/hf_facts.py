@@ -8,6 +8,7 @@ from typing import Any
 from galley.config import ModelFacts
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_directory
+from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, Fields, read_json
 from galley.loader.rope import max_position, with_rope_keys
 
@@ -22,7 +23,7 @@ _GENERATION_INTS = ("top_k", "max_new_tokens")
 _GENERATION_FLOATS = ("temperature", "top_p", "repetition_penalty", "min_p")
 
 
-def facts_of_directory(directory: Path) -> ModelFacts:
+def facts_of_directory(directory: Path, changes: ConfigChanges | None = None) -> ModelFacts:
     """Facts of a Hugging Face directory; opens no weight file.
 
     `hf_config` is config.json with its rope settings in `rope_theta` and `rope_scaling`
@@ -31,12 +32,14 @@ def facts_of_directory(directory: Path) -> ModelFacts:
     Raises:
         ModelError: a file is missing or damaged, or a key missing or of the wrong type.
     """
-    path = directory / "config.json"
+    changes = changes or ConfigChanges()
+    home = changes.directory or directory
+    path = home / "config.json"
     where = str(path)
-    config = with_rope_keys(read_json(path), where)
+    config = changes.applied(with_rope_keys(read_json(path), where), where)
     fields = Fields(config, where)
-    architecture = _architecture(config, where)
-    generation = _generation_fields(directory)
+    architecture = architecture_in(config, where)
+    generation = _generation_fields(home)
     heads = fields.integer("num_attention_heads", least=1, most=MAX_HEADS)
     hidden = fields.integer("hidden_size", least=1)
     if not fields.has("head_dim") and hidden % heads:
@@ -83,7 +86,8 @@ def _generation_fields(directory: Path) -> Fields:
     return Fields(read_json(path) if path.is_file() else {}, str(path))
 
 
-def _architecture(config: dict[str, Any], where: str) -> str:
+def architecture_in(config: dict[str, Any], where: str) -> str:
+    """The model class that a config names. Raises ModelError."""
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f"{where}: architectures names no model class")

@@ -22,14 +22,21 @@ _OTHER_FORMS = ("original/*", "consolidated*", "onnx/*", "*/*.safetensors")
 _PART = r"(?:-\d{5}-of-\d{5})?"
 
 
-def download_model(name: str, revision: str | None, load: LoadConfig) -> Path:
+Token = str | bool | None
+
+
+def download_model(name: str, revision: str | None, load: LoadConfig, token: Token = None) -> Path:
     """The local directory of `org/name`, or the local .gguf file of `org/name:quant`.
+
+    Args:
+        token: whose access it is; None or True = HF_TOKEN's or that of `hf auth login`, False =
+            nobody's.
 
     Raises ModelError: no such repository, quantisation or revision; no access; no network and not
     in the cache. The message says what to do.
     """
     repo, _, quant = name.partition(":")
-    hub = _Hub(repo, revision, load.download_dir)
+    hub = _Hub(repo, revision, load.download_dir, token)
     files = hub.list_files()
     if quant:
         return hub.fetch_gguf(quantised_files(name, files, quant))
@@ -43,9 +50,11 @@ def download_model(name: str, revision: str | None, load: LoadConfig) -> Path:
     return hub.fetch(wanted)
 
 
-def download_tokenizer(name: str, revision: str | None, load: LoadConfig) -> Path:
-    """The local directory with the tokenizer files of a hub repository."""
-    hub = _Hub(name, revision, load.download_dir)
+def download_side_files(
+    name: str, revision: str | None, load: LoadConfig, token: Token = None
+) -> Path:
+    """The local directory with the configs and tokenizer files of a hub repository."""
+    hub = _Hub(name, revision, load.download_dir, token)
     return hub.fetch([file for file in hub.list_files() if _matches(file, SIDE_FILES)])
 
 
@@ -88,10 +97,11 @@ def _matches(file: str, patterns: tuple[str, ...]) -> bool:
 class _Hub:
     """One repository at one revision."""
 
-    def __init__(self, repo: str, revision: str | None, cache: str | None) -> None:
+    def __init__(self, repo: str, revision: str | None, cache: str | None, token: Token) -> None:
         self.repo = repo
         self.revision = revision
         self.cache = cache
+        self.token = token
 
     def list_files(self) -> list[str]:
         """Names of the repository's files; of its cached copy where there is no network."""
@@ -99,7 +109,9 @@ class _Hub:
 
         if constants.HF_HUB_OFFLINE:
             return self._cached_files("HF_HUB_OFFLINE is set")
-        answer, error = self._ask(lambda: HfApi().model_info(self.repo, revision=self.revision))
+        answer, error = self._ask(
+            lambda: HfApi(token=self.token).model_info(self.repo, revision=self.revision)
+        )
         if error is None:
             return [entry.rfilename for entry in answer.siblings or ()]
         return self._cached_files(f"the hub cannot be reached: {error}")
@@ -110,7 +122,11 @@ class _Hub:
 
         found, error = self._ask(
             lambda: snapshot_download(
-                self.repo, revision=self.revision, cache_dir=self.cache, allow_patterns=files
+                self.repo,
+                revision=self.revision,
+                cache_dir=self.cache,
+                allow_patterns=files,
+                token=self.token,
             )
         )
         if error is not None:
@@ -152,7 +168,8 @@ class _Hub:
             return call(), None
         except errors.GatedRepoError:
             raise ModelError(
-                f"{self.repo}: access is restricted; accept its terms on the hub and set HF_TOKEN.",
+                f"{self.repo}: access is restricted; accept its terms on the hub and give a token "
+                "(--hf-token or HF_TOKEN).",
                 field="model",
             ) from None
         except errors.RevisionNotFoundError:
@@ -162,7 +179,7 @@ class _Hub:
         except errors.RepositoryNotFoundError:
             raise ModelError(
                 f"{self.repo}: no such file or directory here and no such model on the hub "
-                "(a private one needs HF_TOKEN).",
+                "(a private one needs --hf-token or HF_TOKEN).",
                 field="model",
             ) from None
         except errors.HFValidationError as error:

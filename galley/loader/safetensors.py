@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from galley.errors import ModelError
+from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import read_json
 from galley.loader.hf_facts import facts_of_directory
 from galley.loader.tensor import RawTensor
@@ -145,10 +146,10 @@ class SafetensorsFile:
 class SafetensorsCheckpoint:
     """The safetensors of a Hugging Face directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, changes: ConfigChanges | None = None) -> None:
         """Raises ModelError for missing, damaged or unsupported files."""
         self.directory = directory
-        self.facts = facts_of_directory(directory)
+        self.facts = facts_of_directory(directory, changes)
         self._places = _open_all(directory)
 
     def names(self) -> list[str]:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from galley.config import LoadConfig, ModelConfig
 from galley.errors import ModelError
+from galley.loader.config_changes import ConfigChanges
 
 Format = Literal["safetensors", "gguf", "dummy"]
 
@@ -39,6 +40,7 @@ class Source:
         name: what the user called it, or the default model's name.
         is_default: nothing was named, this is the built-in model.
         seed: of a dummy checkpoint's random weights.
+        changes: what is said in place of the checkpoint's own config.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Source:
     name: str
     is_default: bool = False
     seed: int = 0
+    changes: ConfigChanges = field(default_factory=ConfigChanges)
 
     @property
     def is_gguf(self) -> bool:
@@ -67,7 +70,7 @@ def resolve_source(config: ModelConfig, load: LoadConfig) -> Source:
         raise ModelError(f"{config.model}: no such file or directory", field="model")
     from galley.loader.hub import download_model
 
-    found = download_model(config.model, config.revision, load)
+    found = download_model(config.model, config.revision, load, config.hf_token)
     return _source(found, config.model, config, load)
 
 
@@ -84,9 +87,9 @@ def resolve_tokenizer(config: ModelConfig, load: LoadConfig, source: Source) -> 
         return path.absolute()
     if not _looks_like_hub_name(config.tokenizer):
         raise ModelError(f"{config.tokenizer}: no such file or directory", field="tokenizer")
-    from galley.loader.hub import download_tokenizer
+    from galley.loader.hub import download_side_files
 
-    return download_tokenizer(config.tokenizer, config.tokenizer_revision, load)
+    return download_side_files(config.tokenizer, config.tokenizer_revision, load, config.hf_token)
 
 
 def default_model() -> Path:
@@ -153,7 +156,28 @@ def _source(
             f"--load-format {wanted}: {path} holds {stored} weights", field="load_format"
         )
     chosen: Format = "dummy" if wanted == "dummy" else stored
-    return Source(path, chosen, name, is_default, config.seed)
+    changes = ConfigChanges(_config_directory(config, load), config.hf_overrides)
+    return Source(path, chosen, name, is_default, config.seed, changes)
+
+
+def _config_directory(config: ModelConfig, load: LoadConfig) -> Path | None:
+    """The folder with the config.json that --hf-config-path names."""
+    name = config.hf_config_path
+    if name is None:
+        return None
+    path = Path(name).expanduser().absolute()
+    if path.exists():
+        path = path.parent if path.name == "config.json" else path
+    elif _looks_like_hub_name(name):
+        from galley.loader.hub import download_side_files
+
+        path = download_side_files(name, config.revision, load, config.hf_token)
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"--hf-config-path {name}: no folder with a config.json, and no such hub name",
+            field="hf_config_path",
+        )
+    return path
 
 
 def _model_path(path: Path, load_format: str) -> Path:

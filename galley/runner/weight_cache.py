@@ -3,14 +3,16 @@
     GALLEY_CACHE_DIR | $VLLM_CACHE_ROOT/galley | $XDG_CACHE_HOME/galley | ~/.cache/galley
         weights/<name>-<place>-<key>.packed
 
-The key covers what the bytes depend on: the checkpoint's files (name, size, time of change), the
-kernels' library, the number format. A file that is of another key or damaged is passed over and
-made anew; a disk that is full or read-only means no cache, nothing else.
+The key covers what the bytes depend on: the checkpoint's files (name, size, time of change) and its
+config with --hf-overrides, the kernels' library, the number format. A file that is of another key
+or damaged is passed over and made anew; a disk that is full or read-only means no cache, nothing
+else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -179,6 +181,7 @@ def cache_path(facts: ModelFacts, backend: Backend, dense: Dense) -> Path | None
     place = hashlib.sha256(f"{source.resolve()} {backend.name} {dense}".encode())
     key = hashlib.sha256(Path(_native.__file__).read_bytes())
     key.update(f"{VERSION} {backend.interleave_gate_up}".encode())
+    key.update(json.dumps(facts.hf_config, sort_keys=True, default=str).encode())
     for file in files:
         stat = file.stat()
         key.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())

@@ -158,6 +158,24 @@ def test_wrong_flags_exit_with_code_2_and_one_line(argv):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "value"),
+    [
+        (["--hf-token", "hf_x"], "hf_x"),
+        (["--hf-token"], True),
+        (["--hf-token", "--seed", "1"], True),
+        (["--hf-token=false"], False),
+    ],
+)
+def test_a_token_may_be_left_out_of_its_flag(parser, argv, value):
+    assert parser.parse(argv).values["hf_token"] == value
+
+
+def test_overrides_of_the_config_by_dots(parser):
+    parsed = parser.parse(["--hf-overrides.rope_scaling.factor", "4", "--hf-overrides.x", "y"])
+    assert parsed.values == {"hf_overrides": {"rope_scaling": {"factor": 4}, "x": "y"}}
+
+
 def test_a_list_that_is_given_twice_adds_up(parser):
     parsed = parser.parse(["--served-model-name", "a", "--served-model-name", "b", "c"])
     assert parsed.values == {"served_model_name": ("a", "b", "c")}

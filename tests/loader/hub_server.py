@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+#: Repositories with this in their name are shown to who has the token.
+PRIVATE, TOKEN = "private", "hf_secret"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -31,6 +33,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.asked.append(path)
+        if PRIVATE in path and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
+            return
         for name, files in self.repositories.items():
             if path.startswith(f"/api/models/{name}"):
                 self._send_listing(path, name, files, with_body)

@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from galley.errors import ModelError
 from galley.loader.hub import checkpoint_files, quantised_files
-from tests.loader.hub_server import hub
+from tests.loader.hub_server import TOKEN, hub
 
 REPOSITORIES = {
     "org/plain": {
@@ -35,6 +36,7 @@ REPOSITORIES = {
         "m-Q8_0-00002-of-00002.gguf": b"GGUF eight, part two",
         "mmproj-m-f16.gguf": b"GGUF projector",
     },
+    "org/private": {"config.json": b"{}", "model.safetensors": b"weights"},
     "org/single": {"model-f16.gguf": b"GGUF only"},
 }
 
@@ -66,7 +68,7 @@ def endpoint() -> Iterator[str]:
 def ask(
     home: Path,
     endpoint: str,
-    model: dict[str, str],
+    model: dict[str, Any],
     load: dict[str, str] | None = None,
     offline: bool = False,
 ) -> dict[str, str]:
@@ -119,6 +121,16 @@ def test_one_quantisation_of_many(tmp_path: Path, endpoint: str) -> None:
 def test_a_repository_with_one_gguf_needs_no_quantisation(tmp_path: Path, endpoint: str) -> None:
     answer = ask(tmp_path, endpoint, {"model": "org/single"})
     assert Path(answer["path"]).read_bytes() == b"GGUF only"
+
+
+def test_a_token_opens_what_is_private(tmp_path: Path, endpoint: str) -> None:
+    refused = ask(tmp_path, endpoint, {"model": "org/private"})
+    assert "--hf-token" in refused["error"]
+    answer = ask(tmp_path, endpoint, {"model": "org/private", "hf_token": TOKEN})
+    assert (Path(answer["path"]) / "model.safetensors").read_bytes() == b"weights"
+    beside = {"model": str(tmp_path), "hf_config_path": "org/private", "hf_token": TOKEN}
+    (tmp_path / "m.gguf").touch()
+    assert Path(ask(tmp_path, endpoint, beside)["path"]).name == "m.gguf"
 
 
 def test_the_download_folder_is_used(tmp_path: Path, endpoint: str) -> None:

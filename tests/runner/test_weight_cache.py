@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -137,11 +138,14 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(model_file, monkeypatch,
     assert not load(model_file)[0].from_cache
 
 
-def test_the_key_knows_the_number_format_and_the_folder_the_environment(tmp_path):
+def test_the_key_knows_number_format_and_config_and_the_folder_the_environment(tmp_path):
     checkpoint = open_checkpoint(Source(default_model(), "gguf", "m"))
     backend = open_backend("cpu", "bf16", threads=1)
     names = {cache_path(checkpoint.facts, backend, d).name for d in ("bf16", "f32")}
-    assert len(names) == 2
+    facts = checkpoint.facts
+    wider = dataclasses.replace(facts, hf_config={**facts.hf_config, "rope_theta": 1.0})
+    names.add(cache_path(wider, backend, "bf16").name)
+    assert len(names) == 3
     assert cache_root({"GALLEY_CACHE_DIR": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
     assert cache_root({"VLLM_CACHE_ROOT": "/c", "XDG_CACHE_HOME": "/b"}) == Path("/c/galley")
     assert cache_root({"XDG_CACHE_HOME": "/b"}) == Path("/b/galley")

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
     config = {"profiler": "torch", "torch_profiler_dir": str(folder)}
-    flags = ["--profiler-config", json.dumps(config), "--api-key", "secret"]
+    flags = ["--profiler-config", json.dumps(config), "--api-key", "secret", "--hf-token", "secret"]
     server = Server(*flags, env={"VLLM_SERVER_DEV_MODE": "1"})
     yield server
     server.close()

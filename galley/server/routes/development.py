@@ -55,6 +55,8 @@ def _information(router: APIRouter, ctx: Context) -> None:
         server = asdict(ctx.server)
         server["api_key"] = ["***"] * len(ctx.server.api_key)
         configs: Any = {**asdict(ctx.config), "server": server}
+        if isinstance(ctx.config.model.hf_token, str):
+            configs["model"]["hf_token"] = "***"
         if config_format == "text":
             configs = str(configs)
         told = {

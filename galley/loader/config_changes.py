@@ -1,0 +1,36 @@
+"""What a user puts in place of a checkpoint's own config: --hf-config-path and --hf-overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from galley.loader.rope import with_rope_keys
+
+_ROPE = ("rope_theta", "rope_scaling")
+
+
+@dataclass(frozen=True)
+class ConfigChanges:
+    """The defaults change nothing.
+
+    Attributes:
+        directory: where config.json and generation_config.json are; None = with the checkpoint.
+        overrides: keys of config.json that win over the file's. An object takes the place of the
+            whole object under its key.
+    """
+
+    directory: Path | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def applied(self, config: dict[str, Any], where: str) -> dict[str, Any]:
+        """`config`, which `with_rope_keys` has been through, with the overrides; likewise."""
+        if not self.overrides:
+            return config
+        config = dict(config)
+        if any(key in self.overrides for key in _ROPE):
+            # Else the file's own newer spelling would win over the overrides' older one.
+            config.pop("rope_parameters", None)
+        return with_rope_keys(config | dict(self.overrides), where)
