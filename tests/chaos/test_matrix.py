@@ -17,7 +17,7 @@ from tests.launcher.test_supervisor import until
 
 #: Small steps, so that a prompt takes many; restarts as often as a chain needs them.
 FLAGS = ["--max-num-batched-tokens", "64", "--max-engine-restarts", "99"]
-FLAGS += ["--engine-step-timeout", "3"]
+FLAGS += ["--engine-step-timeout", "6"]
 
 
 @pytest.fixture(scope="module")

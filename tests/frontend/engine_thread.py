@@ -64,7 +64,7 @@ class EngineThread:
     def kill(self) -> None:
         """Its launcher's end of the channel is gone: it leaves its loop and closes its socket."""
         self.ours.close()
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -73,6 +73,6 @@ def dealer(address: str, client: int = 0) -> zmq.Socket[bytes]:
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.ROUTING_ID, b"c%d" % client)
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVTIMEO, 10_000)
+    socket.setsockopt(zmq.RCVTIMEO, 60_000)
     socket.connect(address)
     return socket

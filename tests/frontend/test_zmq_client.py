@@ -231,7 +231,7 @@ def test_words_of_a_dead_engine_are_not_believed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["cancel", "close", "drop", "break"])
 def test_a_reader_that_leaves_frees_the_engine(tmp_path: Path, how: str) -> None:
     async def scenario(house: House) -> None:
-        engine = house.engine(pause=0.001)
+        engine = house.engine(pause=0.01)
         stream = house.generate(900)
         await anext(stream)
         if how == "cancel":
@@ -261,7 +261,7 @@ def test_a_reader_that_leaves_frees_the_engine(tmp_path: Path, how: str) -> None
 
 def test_an_aborted_request_gets_its_last_output(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
-        engine = house.engine(pause=0.001)
+        engine = house.engine(pause=0.01)
         stream = house.generate(900)
         await anext(stream)
         house.client.abort("r900")
@@ -290,7 +290,7 @@ def test_calls_are_answered_or_fail_with_their_engine(tmp_path: Path) -> None:
         with pytest.raises(EngineDead):
             await house.client.call("echo", 1)
         hold = threading.Event()
-        engine = house.engine(on_step=lambda rows: hold.wait(30))
+        engine = house.engine(on_step=lambda rows: hold.wait(60))
         await house.client.wait_healthy()
         assert await house.client.call("echo", 1, "a") == [[1, "a"]]
         with pytest.raises(ServerError, match="no method"):

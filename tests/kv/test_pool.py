@@ -254,5 +254,5 @@ class PoolMachine(RuleBasedStateMachine):
         assert refs == self.pool.refs
 
 
-PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestPoolMachine = PoolMachine.TestCase

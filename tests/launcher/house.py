@@ -125,7 +125,8 @@ def main(fault: str) -> int:
     )
     policy = Policy(
         num_servers=2 if fault == "two-servers" else 1,
-        step_timeout=0.4 if fault == "impatient" else 60.0,
+        step_timeout=1.5 if fault == "impatient" else 60.0,
+        drain=60.0 if fault == "stubborn" else 0.0,
     )
 
     def announce() -> None:

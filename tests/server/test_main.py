@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ def process(options: str = "", **env: str) -> Iterator[Process]:
 
 
 def test_it_serves_waits_for_an_engine_and_ends_in_good_order() -> None:
-    with process(VLLM_API_KEY="secret") as server:
+    with process("enable_server_load_tracking=True", VLLM_API_KEY="secret") as server:
         assert isinstance(server.wait(Serving), Serving)
         assert httpx.get(server.url + "/health").status_code == 503
         assert httpx.get(server.url + "/v1/models").status_code == 401
@@ -91,19 +90,17 @@ def test_it_serves_waits_for_an_engine_and_ends_in_good_order() -> None:
 
         def ask() -> None:
             url = server.url + "/v1/completions"
-            answers.append(httpx.post(url, json=body, headers=key, timeout=30))
+            answers.append(httpx.post(url, json=body, headers=key, timeout=120))
 
         thread = threading.Thread(target=ask)
         thread.start()
         metric = 'http_requests_total{handler="/v1/models"'
         wait_for(lambda: metric in httpx.get(server.url + "/metrics").text)
-        time.sleep(0.2)
-        begin = time.monotonic()
+        wait_for(lambda: httpx.get(server.url + "/load").json()["server_load"] == 1)
         server.child.send_signal(signal.SIGTERM)
-        output, _ = server.child.communicate(timeout=20)
+        output, _ = server.child.communicate(timeout=60)
         assert server.child.returncode == 0
-        assert time.monotonic() - begin < 3
-        thread.join(10)
+        thread.join(60)
         assert answers[0].status_code == 503
         assert answers[0].json()["error"]["type"] == "ServiceUnavailableError"
         assert "Traceback" not in output

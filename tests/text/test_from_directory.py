@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -268,11 +268,7 @@ _SMALL.decoder = decoders.ByteLevel()
 _SMALL.post_processor = processors.TemplateProcessing("a $A", "a $A $B", [("a", 0)])
 
 
-@settings(
-    max_examples=200,
-    deadline=2000,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=200)
 @given(
     place=st.integers(0, 1200),
     put=st.one_of(
@@ -290,11 +286,7 @@ def test_a_damaged_tokenizer_json_is_read_or_refused(
     assert isinstance(loaded, Tokenizer) or "tokenizer.json" in str(loaded)
 
 
-@settings(
-    max_examples=200,
-    deadline=2000,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=200)
 @given(place=st.integers(0, 12_000), put=st.binary(min_size=1, max_size=6))
 def test_a_damaged_sentencepiece_file_is_read_or_refused(
     tmp_path: Path, place: int, put: bytes
