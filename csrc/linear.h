@@ -30,6 +30,8 @@ namespace galley {
 
 constexpr int64_t kGroup = 32;  // values per activation scale and per weight block
 constexpr int64_t kPanel = 32;  // columns per weight panel
+constexpr int64_t kChunkRows = 240;  // rows that a tile holds at most: x, or a piece of it, stays in
+                                     // the L2 cache
 
 static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -127,9 +129,13 @@ struct LinearJob {
   Epilogue epilogue = Epilogue::none;
 };
 
+constexpr int64_t kPiecePanels = 4;  // that go through a piece of K together
+
 // Bytes of scratch memory that a tile needs (64-byte aligned).
 static inline int64_t linear_scratch_bytes(const WeightLayout& w) {
-  return w.format == Format::i4 ? w.blocks() * kGroup * kPanel : 0;
+  if (w.format == Format::i4) return w.blocks() * kGroup * kPanel;
+  if (w.quantised() && w.group != 0) return 0;
+  return kPiecePanels * kChunkRows * kPanel * 4;
 }
 
 }  // namespace galley

@@ -6,6 +6,10 @@
 //       else, so a row's bits are the same in every batch
 //     epilogue: bias, residual, SiLU·mul, number format
 //
+// Where K is long and row blocks are several, K is cut into pieces that a few panels and all rows go
+// through before the next, so that what they read again stays in the L2 cache; the accumulators wait
+// in memory meanwhile, which changes none of their bits.
+//
 // The weights of the next panel are prefetched while this one is used: the first two row blocks
 // bring in half of it each; a lone block, bound by memory, prefetches a little ahead of itself.
 #pragma once
@@ -25,6 +29,10 @@ constexpr int kWordRows = 4, kWide = 1;
 template <int kPlanes> constexpr int kGroupRows = 2;
 #endif
 constexpr int64_t kAhead = 4096;  // bytes that a lone row block prefetches ahead
+constexpr int64_t kWordBytes = kHalves * 64;  // of a panel, for one word of K
+// K is cut where a panel is longer than kUncut words, 384 KB: together with the rows it no longer
+// fits the L2 cache. A piece of 240 rows takes 480 KB, one of a panel 64 KB.
+constexpr int64_t kUncut = 3072, kPiece = 512;
 
 // What one block of rows computes: y[rows][32].
 struct Block {
@@ -34,7 +42,8 @@ struct Block {
   const uint8_t* x;       // the first row
   Prefetch prefetch;
   int64_t distance;       // from weights in use to those to prefetch, where `prefetch` sees both
-  float* y;
+  float* y;               // sums; what is computed so far where `word` > 0
+  int64_t word, end;      // words of K, [word, end) of them: all but where K is cut
 };
 
 #define GALLEY_ROWS _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)
@@ -88,9 +97,12 @@ template <class Word, int R> struct DenseRows {
     const int64_t whole = k / Word::kValues;
     for (int half = 0; half < kHalves; half += kWide) {
       Float acc[R][kWide];
-      GALLEY_ROWS GALLEY_WIDE acc[r][c] = zero();
-      walk_words<Word, R>(b.panel + half * 64, whole, b.x, x_bytes, b.prefetch, acc);
-      if (k % Word::kValues) {  // an odd bf16: the missing one is 0
+      GALLEY_ROWS GALLEY_WIDE {
+        acc[r][c] = b.word ? load(b.y + r * kPanel + (half + c) * kLanes) : zero();
+      }
+      walk_words<Word, R>(b.panel + b.word * kWordBytes + half * 64, b.end - b.word,
+                          b.x + 4 * b.word, x_bytes, b.prefetch, acc);
+      if (b.end == whole && k % Word::kValues) {  // an odd bf16: the missing one is 0
         const uint8_t* w = b.panel + whole * kHalves * 64 + half * 64;
         GALLEY_ROWS {
           uint16_t last;
@@ -109,13 +121,20 @@ template <int R> using Bf16Rows = DenseRows<Bf16Word, R>;
 template <int R> struct PerRow {
   static void run(const Block& b) {
     const int64_t padded = b.job->weight.blocks() * kGroup, x_bytes = b.job->x_bytes;
-    const uint8_t* codes = b.panel + kPanel * 4;
+    const uint8_t* codes = b.panel + kPanel * 4 + b.word * kWordBytes;
+    int32_t* sums = reinterpret_cast<int32_t*>(b.y);
     for (int half = 0; half < kHalves; half += kWide) {
       Int acc[R][kWide];
       GALLEY_ROWS GALLEY_WIDE {
-        acc[r][c] = start<128>(-8 * word_at(b.x + r * x_bytes + padded + 4));
+        acc[r][c] = b.word ? load(sums + r * kPanel + (half + c) * kLanes)
+                           : start<128>(-8 * word_at(b.x + r * x_bytes + padded + 4));
       }
-      walk_words<CodeWord, R>(codes + half * 64, padded / 4, b.x, x_bytes, b.prefetch, acc);
+      walk_words<CodeWord, R>(codes + half * 64, b.end - b.word, b.x + 4 * b.word, x_bytes,
+                              b.prefetch, acc);
+      if (b.end < padded / 4) {
+        GALLEY_ROWS GALLEY_WIDE store(sums + r * kPanel + (half + c) * kLanes, acc[r][c]);
+        continue;
+      }
       GALLEY_ROWS GALLEY_WIDE {
         const Float scale = load_scale(b.panel, true, half + c);
         const Float both = scale * all(float_at(b.x + r * x_bytes + padded));
@@ -367,10 +386,11 @@ struct Kernel {
   RunBlock lone, first, other;
   int max_rows;
   bool first_sees_all;  // `first` prefetches the whole next panel, not half of it
+  int64_t words;        // of K, where it can be cut; else 0
 };
 
-template <template <int> class Rows, int kMax> constexpr Kernel same() {
-  return {run_block<Rows, kMax>, run_block<Rows, kMax>, run_block<Rows, kMax>, kMax, false};
+template <template <int> class Rows, int kMax> constexpr Kernel same(int64_t words = 0) {
+  return {run_block<Rows, kMax>, run_block<Rows, kMax>, run_block<Rows, kMax>, kMax, false, words};
 }
 
 template <int kPlanes, bool kMin> Kernel grouped(const WeightLayout& w) {
@@ -379,7 +399,7 @@ template <int kPlanes, bool kMin> Kernel grouped(const WeightLayout& w) {
     return {run_block<Grouped<Nibbles<false>, kZero, 1, kMin, kPlanes>::template Rows, kMax>,
             run_block<Grouped<Nibbles<true>, kZero, 1, kMin, kPlanes>::template Rows, kMax>,
             run_block<Grouped<Bytes<true>, kZero, 1, kMin, kPlanes>::template Rows, kMax>, kMax,
-            true};
+            true, 0};
   }
   if (w.group == 16) {
     return same<Grouped<Bytes<false>, 128, 2, kMin, kPlanes>::template Rows, kMax>();
@@ -390,29 +410,43 @@ template <int kPlanes, bool kMin> Kernel grouped(const WeightLayout& w) {
 Kernel kernel_of(const LinearJob& job) {
   const WeightLayout& w = job.weight;
   switch (job.x_kind) {
-    case Kind::f32: return same<FloatRows, kWordRows>();
-    case Kind::bf16: return same<Bf16Rows, kWordRows>();
+    case Kind::f32: return same<FloatRows, kWordRows>(w.k);
+    case Kind::bf16: return same<Bf16Rows, kWordRows>(w.k / 2);
     case Kind::q8: return w.has_min ? grouped<1, true>(w) : grouped<1, false>(w);
     case Kind::q16: return w.has_min ? grouped<2, true>(w) : grouped<2, false>(w);
     case Kind::q8_row: break;
   }
-  return same<PerRow, kWordRows>();
+  return same<PerRow, kWordRows>(w.blocks() * (kGroup / 4));
 }
 
-// Panel by panel; its rows in blocks of even size.
-void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
-                 int64_t row_end, uint8_t* scratch) {
-  const Kernel kernel = kernel_of(job);
-  const int64_t bytes = job.weight.panel_bytes(), rows = row_end - row_begin;
-  const int64_t blocks = (rows + kernel.max_rows - 1) / kernel.max_rows;
-  const int64_t size = rows / blocks, larger = rows % blocks;  // the first blocks have one more
+// The rows of a tile, in blocks of even size.
+struct RowBlocks {
+  int64_t begin, end, count, size, larger;  // the first `larger` blocks have one row more
+
+  RowBlocks(int64_t begin, int64_t end, int max_rows)
+      : begin(begin), end(end), count((end - begin + max_rows - 1) / max_rows),
+        size((end - begin) / count), larger((end - begin) % count) {}
+  // Calls use(number of the block, first row, rows).
+  template <class Use> void each(const Use& use) const {
+    int64_t row = begin;
+    for (int64_t i = 0; i < count; i++) {
+      const int rows = static_cast<int>(size + (i < larger));
+      use(i, row, rows);
+      row += rows;
+    }
+  }
+};
+
+// Panel by panel.
+void whole_panels(const LinearJob& job, const Kernel& kernel, int64_t panel, int64_t count,
+                  const RowBlocks& blocks, uint8_t* scratch) {
+  const int64_t bytes = job.weight.panel_bytes();
+  const bool lone = blocks.count == 1, whole = lone || kernel.first_sees_all;
   alignas(64) float y[kWordRows * kPanel];
   alignas(64) float pair[kChunkRows * kPanel];
   for (int64_t p = panel; p < panel + count; p++) {
-    Block b{&job, job.panels + p * bytes, scratch, nullptr, {}, 0, y};
-    int64_t row = row_begin;
-    for (int64_t i = 0; i < blocks; i++) {
-      const bool lone = blocks == 1, whole = lone || kernel.first_sees_all;
+    Block b{&job, job.panels + p * bytes, scratch, nullptr, {}, 0, y, 0, kernel.words};
+    blocks.each([&](int64_t i, int64_t row, int rows) {
       b.x = job.x + row * job.x_bytes;
       b.distance = lone ? kAhead : bytes;
       b.prefetch = Prefetch{};
@@ -421,11 +455,49 @@ void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row
       } else if (!whole && i < 2) {
         b.prefetch = {b.panel + bytes + i * (bytes / 2), 64, 0};
       }
-      const int height = static_cast<int>(size + (i < larger));
-      (lone ? kernel.lone : i == 0 ? kernel.first : kernel.other)(height, b);
-      finish(job, p, row, height, y, pair + (row - row_begin) * kPanel);
-      row += height;
+      (lone ? kernel.lone : i == 0 ? kernel.first : kernel.other)(rows, b);
+      finish(job, p, row, rows, y, pair + (row - blocks.begin) * kPanel);
+    });
+  }
+}
+
+// Some panels, piece by piece of K. `sums`: [panel][row][32].
+void panels_in_pieces(const LinearJob& job, const Kernel& kernel, int64_t panel, int64_t count,
+                      const RowBlocks& blocks, float* sums) {
+  const int64_t bytes = job.weight.panel_bytes(), rows_in_all = blocks.end - blocks.begin;
+  alignas(64) float pair[kChunkRows * kPanel];
+  for (int64_t word = 0; word < kernel.words; word += kPiece) {
+    const int64_t end = word + kPiece < kernel.words ? word + kPiece : kernel.words;
+    for (int64_t p = 0; p < count; p++) {
+      const uint8_t* at = job.panels + (panel + p) * bytes;
+      Block b{&job, at, nullptr, nullptr, {}, 0, nullptr, word, end};
+      const uint8_t* next = p + 1 < count        ? at + bytes + word * kWordBytes
+                            : end < kernel.words ? at - p * bytes + end * kWordBytes
+                                                 : at + bytes;
+      blocks.each([&](int64_t i, int64_t row, int rows) {
+        b.x = job.x + row * job.x_bytes;
+        b.y = sums + (p * rows_in_all + row - blocks.begin) * kPanel;
+        b.prefetch = i < 2 ? Prefetch{next + i * (kPiece * kWordBytes / 2), 64, 0} : Prefetch{};
+        kernel.other(rows, b);
+        if (end < kernel.words) return;
+        finish(job, panel + p, row, rows, b.y, pair + (row - blocks.begin) * kPanel);
+      });
     }
+  }
+}
+
+void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
+                 int64_t row_end, uint8_t* scratch) {
+  const Kernel kernel = kernel_of(job);
+  const RowBlocks blocks(row_begin, row_end, kernel.max_rows);
+  if (blocks.count == 1 || kernel.words <= kUncut) {
+    whole_panels(job, kernel, panel, count, blocks, scratch);
+    return;
+  }
+  for (int64_t done = 0; done < count; done += kPiecePanels) {
+    const int64_t left = count - done;
+    panels_in_pieces(job, kernel, panel + done, left < kPiecePanels ? left : kPiecePanels, blocks,
+                     reinterpret_cast<float*>(scratch));
   }
 }
 

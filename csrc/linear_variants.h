@@ -5,8 +5,6 @@
 
 namespace galley {
 
-constexpr int64_t kChunkRows = 240;  // rows that a tile holds at most: x stays in the L2 cache
-
 GALLEY_VARIANTS(
     // Rows [row_begin, row_end), at most kChunkRows of them, of panels [panel, panel + count).
     // `scratch` holds linear_scratch_bytes.

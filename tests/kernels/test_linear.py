@@ -271,6 +271,35 @@ class TestValues:
         assert np.concatenate(parts).tobytes() == whole.tobytes()
 
     @pytest.mark.parametrize(
+        ("name", "kind", "k"), [("f32", F32, 3331), ("bf16", BF16, 6401), ("W8A8", Q8_ROW, 12500)]
+    )
+    def test_row_of_long_k_does_not_depend_on_its_batch(self, isa, name, kind, k):
+        """Long enough for several row blocks to go through K in pieces, a lone block in one."""
+        n = 170  # more panels than share a piece, the last one partly empty
+        w = packed(name, n, k)
+        x = rows_of(kind, random_rows(25, k))
+        bias = np.random.default_rng(2).standard_normal(n).astype(np.float32)
+        with use_isa(isa):
+            whole = linear(x, w, bias=bias, threads=2)
+            for r in (0, 11, 24):
+                assert linear(x[r : r + 1], w, bias=bias).tobytes() == whole[r : r + 1].tobytes()
+            assert linear(x[3:20], w, bias=bias).tobytes() == whole[3:20].tobytes()
+        want = expected(x, w) + bias
+        assert np.abs(whole - want).max() <= 4e-6 * np.abs(want).max()
+
+    def test_long_k_writes_groups_of_two_panels(self, isa):
+        """SiLU·mul into groups of 32, of which a panel has half."""
+        w = packed("bf16", 320, 6400)
+        x = rows_of(BF16, random_rows(25, 6400))
+        size = _native.activation_bytes(Q8, 160)
+        with use_isa(isa):
+            whole = linear(x, w, out=aligned((25, size), np.uint8), epilogue=1, out_kind=Q8)
+            for r in (0, 24):
+                one = aligned((1, size), np.uint8)
+                linear(x[r : r + 1], w, out=one, epilogue=1, out_kind=Q8)
+                assert one.tobytes() == whole[r : r + 1].tobytes()
+
+    @pytest.mark.parametrize(
         ("name", "kind"), [("bf16", BF16), ("Q4_0", Q8), ("Q4_1", Q16), ("W8A8", Q8_ROW)]
     )
     def test_column_does_not_depend_on_its_panel(self, isa, name, kind):
