@@ -11,6 +11,7 @@ from typing import Literal
 
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 Backend = Literal["auto", "cpu", "reference"]
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 QuantizedActivations = Literal["auto", "int8", "int16"]
 
 
@@ -62,6 +63,10 @@ class ModelConfig:
     """Run op by op instead of replaying captured steps (for debugging)."""
     max_logprobs: int = 20
     """Most logprobs that a request may ask for; -1 = the vocabulary."""
+    logprobs_mode: LogprobsMode = "raw_logprobs"
+    """What logprobs are: of the model's own distribution (raw) or of the one that was drawn from,
+    after penalties, temperature, top_k, top_p … (processed; -inf for what was left out); as
+    logprobs, or the logits themselves."""
     skip_tokenizer_init: bool = False
     """Load no tokenizer: prompts are token ids and outputs have no text."""
 

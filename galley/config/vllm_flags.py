@@ -86,7 +86,7 @@ _REFUSED: dict[str, str] = {
         enable_layerwise_nvtx_tracing enable_trace_replay custom_histogram_buckets""",
     "this version does not have it yet.": """
         enable_offline_docs
-        enable_return_routed_experts return_sampling_mask logprobs_mode disable_sliding_window
+        enable_return_routed_experts return_sampling_mask disable_sliding_window
         model_class_overrides model_impl
         scheduler_cls watermark
         prefix_cache_retention_interval prefix_match_unit

@@ -116,24 +116,35 @@ def kept_weights(x: F32, params: DrawParams) -> NDArray[np.float64]:
     top_k keeps all that equal the k-th. top_p keeps, in descending order (of equal tokens the
     lowest id first), each token before which less than top_p of the mass has been kept.
     """
+    weights = weights_of(x, params)
+    return np.where(kept(x, weights, params), weights, 0)
+
+
+def weights_of(x: F32, params: DrawParams) -> NDArray[np.float64]:
+    """exp((x - max) / temperature), [V]."""
     wide = x.astype(np.float64)
-    weights = np.exp((wide - wide.max()) / np.float32(params.temperature))
-    weights[weights < np.float32(params.min_p)] = 0
+    return np.exp((wide - np.max(wide)) / np.float32(params.temperature))
+
+
+def kept(x: F32, weights: NDArray[np.float64], params: DrawParams) -> NDArray[np.bool_]:
+    """Whether a token is kept, [V]; `weights` are `weights_of(x)`."""
+    keep = (x > -np.inf) & (weights >= np.float32(params.min_p))
     if 0 < params.top_k < len(x):
-        left = np.where(weights > 0, x, -np.inf)
-        weights[left < np.sort(left)[-params.top_k]] = 0
+        left = np.where(keep, x, -np.inf)
+        keep &= left >= np.sort(left)[-params.top_k]
     if params.top_p < 1:
         order = np.lexsort((np.arange(len(x)), -x))
-        before = np.cumsum(weights[order]) - weights[order]
-        dropped = order[before >= np.float32(params.top_p) * weights.sum()]
-        weights[dropped[dropped != order[0]]] = 0
-    return weights
+        left = np.where(keep, weights, 0)[order]
+        before = np.cumsum(left) - left
+        dropped = order[before >= np.float32(params.top_p) * left.sum()]
+        keep[dropped[dropped != order[0]]] = False
+    return keep
 
 
 def logprobs_row(logits: F32, token: int, k: int) -> RowLogprobs:
     """Log-softmax of the raw row at `token` and at its k most likely tokens (lowest id first)."""
     wide = logits.astype(np.float64)
-    wide = wide - wide.max()
+    wide = wide - np.max(wide)
     logprobs = (wide - np.log(np.exp(wide).sum())).astype(np.float32)
     top = np.lexsort((np.arange(len(logits)), -logits))[:k].astype(np.int32)
     rank = 1 + int((logits > logits[token]).sum())

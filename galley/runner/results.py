@@ -8,6 +8,7 @@ logit rows of a step, rows r of the plan with num_logits[r] = 1, 3, 0, 1:
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from galley.batch import I32, LogprobColumns, RequestTable, StepPlan, StepResult
 from galley.kernels.sampling import Samples
 from galley.runner.sampler import NO_LOGPROBS, SamplingTable
+from galley.runner.scores import Scores, highest, rank_of
 
 NOTHING_TO_DRAW = "no token can be drawn: the logits are not finite, or every token is masked"
 
@@ -27,12 +29,14 @@ class Drawn:
     Attributes:
         samples, logits: of its executable; logits [L, V].
         failed: row of the plan → message, for rows that failed before the drawing.
+        scores: what is told in place of raw logprobs; None = those.
     """
 
     plan: StepPlan
     samples: Samples
     logits: NDArray[np.float32]
     failed: dict[int, str]
+    scores: Scores | None = None
 
 
 def step_result(drawn: Drawn, table: RequestTable, sampling: SamplingTable) -> StepResult:
@@ -75,7 +79,7 @@ def _sampled_logprobs(
     found = None
     if wanted.any():
         positions = table.num_tokens[slots[wanted]]
-        found = _columns(drawn, rows[wanted], at[wanted], positions, top[wanted])
+        found = _columns(drawn, rows[wanted], at[wanted], positions, top[wanted], True)
     if not sampling.scored:
         return found
     for i, slot in enumerate(slots.tolist()):
@@ -89,6 +93,9 @@ def _sampled_logprobs(
 def _scored(drawn: Drawn, row: int, at: int, position: int, ids: I32) -> LogprobColumns:
     """One entry: the token of logit row `at`, then the tokens `ids`."""
     samples = drawn.samples
+    if drawn.scores is not None:
+        scores = drawn.scores.row(at, int(drawn.plan.slots[row]), drawn=True)
+        return _entry(row, position, int(samples.token_ids[at]), scores, ids)
     logits = drawn.logits[at].astype(np.float64)
     peak = logits.max()
     total = peak + np.log(np.exp(logits - peak).sum())
@@ -100,6 +107,21 @@ def _scored(drawn: Drawn, row: int, at: int, position: int, ids: I32) -> Logprob
         indptr=np.array([0, len(ids) + 1], np.int32),
         token_ids=np.concatenate((samples.token_ids[at : at + 1], ids)),
         logprobs=np.concatenate((samples.logprobs[at : at + 1], logprobs)),
+    )
+
+
+def _entry(
+    row: int, position: int, token: int, scores: NDArray[np.float32], others: I32
+) -> LogprobColumns:
+    """One entry: a token, then `others`."""
+    ids = np.concatenate((np.array([token], np.int32), others))
+    return LogprobColumns(
+        rows=np.array([row], np.int32),
+        positions=np.array([position], np.int32),
+        ranks=np.array([rank_of(scores, token)], np.int32),
+        indptr=np.array([0, len(ids)], np.int32),
+        token_ids=ids,
+        logprobs=scores[ids],
     )
 
 
@@ -123,16 +145,30 @@ def _prompt_logprobs(
     at = np.flatnonzero((top[rows] > NO_LOGPROBS) & (positions < table.num_prompt[slots]))
     if not len(at):
         return None
-    return _columns(drawn, rows[at], at, positions[at], top[rows[at]])
+    return _columns(drawn, rows[at], at, positions[at], top[rows[at]], False)
 
 
 def _columns(
-    drawn: Drawn, rows: NDArray[np.intp], at: NDArray[np.intp], positions: I32, top: I32
+    drawn: Drawn,
+    rows: NDArray[np.intp],
+    at: NDArray[np.intp],
+    positions: I32,
+    top: I32,
+    sampled: bool,
 ) -> LogprobColumns:
     """Entry i: the token of logit row at[i], then its top[i] most likely ones."""
     samples = drawn.samples
+    if drawn.scores is not None:
+        entries = []
+        for row, logit_row, position, count in zip(rows, at, positions, top, strict=True):
+            scores = drawn.scores.row(int(logit_row), int(drawn.plan.slots[row]), sampled)
+            token = int(samples.token_ids[logit_row])
+            entries.append(
+                _entry(int(row), int(position), token, scores, highest(scores, int(count)))
+            )
+        return functools.reduce(LogprobColumns.joined, entries)
     listed = samples.top_ids.shape[1]
-    most = int(top.max())
+    most = int(np.max(top))
     if most <= listed:
         ids, logprobs = samples.top_ids[at, :most], samples.top_logprobs[at, :most]
     else:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from galley.batch import MIN_LOGIT_ROWS, GroupSpec, RequestTable, StepPlan, StepResult
 from galley.config import EngineConfig, ModelFacts
 from galley.kernels.backend import Executable, Limits, MemoryMaker
+from galley.kernels.sampling import LogitMasks
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.runner.device import dense_format, open_device
@@ -29,6 +30,7 @@ from galley.runner.memory import MemoryUse, fit_length, kv_capacity
 from galley.runner.processors import apply_processors
 from galley.runner.results import Drawn, step_result
 from galley.runner.sampler import SamplingTable
+from galley.runner.scores import Scores
 from galley.runner.weight_cache import cache_path
 
 #: Most candidates that the sampling kernel lists per row; who asks for more pays for it.
@@ -43,12 +45,14 @@ class _Pending:
         special: rows that have masks, biases or processors.
         processed: those whose processors must run before the drawing.
         drawn: whether the drawing is done already.
+        masks: what the drawing heeds (or heeded).
     """
 
     plan: StepPlan
     special: NDArray[np.intp]
     processed: list[int]
     drawn: bool
+    masks: LogitMasks | None = None
 
 
 class Runner:
@@ -159,7 +163,7 @@ class Runner:
             )
             self._set_masks(pending, mask)
             executable.sample(plan)
-        drawn = Drawn(plan, executable.samples, executable.logits, failed)
+        drawn = Drawn(plan, executable.samples, executable.logits, failed, self._scores(pending))
         result = step_result(drawn, self.table, self._sampling)
         self.table.apply_result(plan, result)
         return result
@@ -231,6 +235,14 @@ class Runner:
         if masks is not None or self._masked:
             self._executable.set_masks(masks)
         self._masked = masks is not None
+        pending.masks = masks
+
+    def _scores(self, pending: _Pending) -> Scores | None:
+        mode = self._config.model.logprobs_mode
+        if mode == "raw_logprobs":
+            return None
+        columns = self._sampling.columns
+        return Scores(mode, self._executable.logits, self.table, columns, pending.masks)
 
 
 def step_limits(config: EngineConfig) -> Limits:

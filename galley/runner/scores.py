@@ -1,0 +1,94 @@
+"""What is told of a position's candidates: --logprobs-mode.
+
+    raw_logprobs         log-softmax of the model's logits; the sampling kernel lists them itself
+    raw_logits           the model's logits
+    processed_logits     what was drawn from: with mask, bias and penalties, over the temperature,
+                         and -inf where min_p, top_k, top_p or the mask left a token out
+    processed_logprobs   log-softmax of that
+
+All but the first are computed here, for the rows that ask, each from its own row alone: they do
+not depend on the batch. Nothing is drawn at a prompt's positions, so that processed ones are raw
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import I32, RequestTable
+from galley.config import LogprobsMode
+from galley.kernels.sampling import LogitMasks
+from galley.kernels.sampling_reference import DrawParams, adjusted, kept, weights_of
+
+F32 = NDArray[np.float32]
+GREEDY = 0.0
+
+
+class Scores:
+    """The scores of one step's logit rows.
+
+    Args:
+        logits: [L, V] of the step.
+        columns: sampling parameters by slot (`SamplingTable.columns`).
+        masks: masks and biases of the step's logit rows.
+    """
+
+    def __init__(
+        self,
+        mode: LogprobsMode,
+        logits: F32,
+        table: RequestTable,
+        columns: Mapping[str, NDArray[Any]],
+        masks: LogitMasks | None,
+    ) -> None:
+        self._processed = mode.startswith("processed")
+        self._normalised = mode.endswith("logprobs")
+        self._logits = logits
+        self._table = table
+        self._columns = columns
+        self._masks = masks
+
+    def row(self, at: int, slot: int, drawn: bool) -> F32:
+        """[V], of logit row `at`, where a token was drawn or (not `drawn`) a prompt's is known."""
+        x = self._logits[at]
+        if self._processed and drawn:
+            x = self._drawn_from(at, slot)
+        return log_softmax(x) if self._normalised else x
+
+    def _drawn_from(self, at: int, slot: int) -> F32:
+        names = DrawParams.__dataclass_fields__
+        params = DrawParams(**{name: self._columns[name][slot].item() for name in names})
+        mask = bias = None
+        if self._masks is not None:
+            start, stop = self._masks.bias_indptr[at : at + 2]
+            mask = self._masks.masks[at]
+            bias = (self._masks.bias_ids[start:stop], self._masks.bias_values[start:stop])
+        history = self._table.token_ids[slot, : self._table.num_tokens[slot]]
+        prompt = int(self._table.num_prompt[slot])
+        x = adjusted(self._logits[at], params, history, prompt, mask, bias)
+        if params.temperature == GREEDY or not np.isfinite(x.max()):
+            return x
+        keep = kept(x, weights_of(x, params), params)
+        return np.where(keep, x / np.float32(params.temperature), np.float32(-np.inf))
+
+
+def log_softmax(x: F32) -> F32:
+    """[V]; in double precision inside."""
+    wide = x.astype(np.float64)
+    wide -= wide.max()
+    wide -= np.log(np.exp(wide).sum())
+    return wide.astype(np.float32)
+
+
+def rank_of(scores: F32, token: int) -> int:
+    """1 = the highest score; 0 for no token."""
+    return 1 + int((scores > scores[token]).sum()) if token >= 0 else 0
+
+
+def highest(scores: F32, count: int) -> I32:
+    """The tokens with the `count` highest scores in order; of equal ones the smaller id first."""
+    return np.argsort(-scores, kind="stable")[:count].astype(np.int32)
