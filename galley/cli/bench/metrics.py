@@ -122,7 +122,7 @@ def peaks(outcomes: Sequence[Outcome]) -> tuple[float, int]:
         [(o.start, 1) for o in done] + [(o.start + o.latency, -1) for o in done],
     )
     running = np.cumsum([step for _, step in edges])
-    return float(np.bincount(seconds).max()), int(running.max())
+    return float(np.max(np.bincount(seconds))), int(np.max(running))
 
 
 def summarize(
