@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from galley.engine.messages import Outputs
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.interrupt import uninterrupted
-from galley.frontend.output_processor import OutputProcessor, RequestState
+from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
 from galley.frontend.prompts import Prompt
 from galley.request import Request, RequestOutput, SamplingParams
 
@@ -105,9 +105,11 @@ class RequestStream(AsyncIterator[RequestOutput]):
             self._over = output.finished
         return output
 
-    def poll_text(self) -> tuple[str, int] | None:
-        """Text and number of tokens that are new where that is all; else None: `poll`."""
-        return None if self._over else self.state.take_text()
+    def set_tap(self, tap: Tap | None) -> None:
+        """Have plain text written to `tap` as it comes, in place of being told as news; see
+        `RequestState`. None: no more.
+        """
+        self.state.set_tap(tap)
 
     def on_news(self, notify: Callable[[], None]) -> None:
         """Call `notify` whenever there is something to `poll`, and now if there is: for a reader

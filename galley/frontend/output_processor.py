@@ -41,6 +41,12 @@ class TextStream(Protocol):
     def finish(self) -> str: ...
 
 
+class Tap(Protocol):
+    """Where a sequence's text goes past its state; False: not now, nor until it is set again."""
+
+    def write(self, text: str) -> bool: ...
+
+
 class Detokenizer(TokenTexts, Protocol):
     """What is needed of a tokenizer here."""
 
@@ -48,12 +54,17 @@ class Detokenizer(TokenTexts, Protocol):
 
 
 class Sequence:
-    """One of the n answers while it grows."""
+    """One of the n answers while it grows.
+
+    With a `tap` the text of a token goes there and not into `pieces`, until it is refused or the
+    sequence ends. The tokens count as news all the while: the next output tells them.
+    """
 
     __slots__ = (
         "cumulative_logprob",
         "finish_reason",
         "index",
+        "last_token_time",
         "logprobs",
         "metrics",
         "pieces",
@@ -62,6 +73,7 @@ class Sequence:
         "stop_reason",
         "taken_pieces",
         "taken_tokens",
+        "tap",
         "text",
         "token_ids",
     )
@@ -81,8 +93,10 @@ class Sequence:
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.metrics = RequestMetrics(arrival_time=request.arrival_time)
+        self.last_token_time = 0.0
         self.taken_tokens = 0
         self.taken_pieces = 0
+        self.tap: Tap | None = None
 
     def push(self, token_id: int) -> bool:
         """Take a token; True if its text completed a stop string: the sequence has ended."""
@@ -91,12 +105,25 @@ class Sequence:
         if text is None:
             return False
         piece = text.push(token_id)
+        if text.matched is None:
+            tap = self.tap
+            if tap is None:
+                if piece:
+                    self.pieces.append(piece)
+            elif piece and not tap.write(piece):
+                self.tap = None
+                self.pieces.append(piece)
+            return False
         if piece:
             self.pieces.append(piece)
-        if text.matched is None:
-            return False
         self.finish_reason, self.stop_reason = "stop", text.matched
         return True
+
+    def came(self, now: float) -> None:
+        """Tokens came at this time."""
+        if self.last_token_time == 0.0:
+            self.metrics.first_token_time = now
+        self.last_token_time = now
 
     def push_last(self, token_id: int, hide: bool) -> bool:
         """Take the token that ended the sequence; `hide` keeps a stop token out of the text."""
@@ -127,15 +154,6 @@ class Sequence:
         """Whether so many tokens are new, or all are."""
         taken = self.taken_tokens
         return not taken or len(self.token_ids) - taken >= interval
-
-    def news(self) -> tuple[str, int]:
-        """Text and number of tokens since the last call of this or `output`."""
-        num_tokens, num_pieces = len(self.token_ids), len(self.pieces)
-        count, fresh = num_tokens - self.taken_tokens, num_pieces - self.taken_pieces
-        self.taken_tokens, self.taken_pieces = num_tokens, num_pieces
-        if fresh == 1:
-            return self.pieces[-1], count
-        return "".join(self.pieces[num_pieces - fresh :]), count
 
     def output(self, delta: bool) -> CompletionOutput:
         """News since the last call (delta) or all there is."""
@@ -202,7 +220,7 @@ class RequestState:
         #: Until its end there is nothing to tell but the text of one sequence.
         self.only_text = (
             params.output_kind == RequestOutputKind.DELTA
-            and self.num_live == 1
+            and self.num_live == self.interval == 1
             and self.prompt_logprobs is None
             and self.sequences[0].logprobs is None
         )
@@ -227,13 +245,11 @@ class RequestState:
         if self.notify is not None:
             self.notify()
 
-    def take_text(self) -> tuple[str, int] | None:
-        """Text and number of tokens that are new, where there is nothing else to tell: a short way
-        past `take`. None where only that will do."""
-        if not self.only_text or not self.num_live or self.error is not None or not self.changed:
-            return None
-        self.changed.clear()
-        return self.sequences[0].news()
+    def set_tap(self, tap: Tap | None) -> None:
+        """Let the text that comes go past `take`, where nothing else is to be told until the end
+        and all that came before has been taken; None: let it come here again."""
+        if tap is None or (self.only_text and not self.changed):
+            self.sequences[0].tap = tap
 
     def take(self) -> RequestOutput | None:
         """What there is to show now, or None. Raises the error with which the request ended."""
@@ -251,6 +267,8 @@ class RequestState:
         self.changed = {}
         delta = kind == RequestOutputKind.DELTA
         submission = self.submission
+        first = self.sequences[0]
+        first.metrics.last_token_time = first.last_token_time
         return RequestOutput(
             request_id=submission.request_id,
             prompt=submission.prompt,
@@ -259,7 +277,7 @@ class RequestState:
             finished=self.num_live == 0,
             prompt_logprobs=self.prompt_logprobs,
             num_cached_tokens=self.num_cached_tokens,
-            metrics=self.sequences[0].metrics,
+            metrics=first.metrics,
         )
 
 
@@ -363,16 +381,16 @@ class OutputProcessor:
             if sequence is None:
                 continue
             end = ends.get(handle)
+            if end is not None:
+                # The last text is told with the end.
+                sequence.tap = None
             stopped = self._push(sequence, new, end)
-            metrics = sequence.metrics
-            metrics.last_token_time = now
-            if metrics.first_token_time == 0.0:
-                metrics.first_token_time = now
+            sequence.came(now)
             if stopped:
                 self._leave(sequence, FinishReason.STOP)
                 if end is None:
                     aborts.append(handle)
-            elif end is None:
+            elif end is None and sequence.tap is None:
                 sequence.state.mark(sequence)
         return aborts
 
@@ -387,14 +405,11 @@ class OutputProcessor:
             stopped = sequence.push(token)
             if sequence.logprobs is not None:
                 sequence.count_logprobs(len(sequence.token_ids) - 1)
-            metrics = sequence.metrics
-            metrics.last_token_time = now
-            if metrics.first_token_time == 0.0:
-                metrics.first_token_time = now
+            sequence.came(now)
             if stopped:
                 self._leave(sequence, FinishReason.STOP)
                 aborts.append(handle)
-            else:
+            elif sequence.tap is None:
                 sequence.state.mark(sequence)
         return aborts
 

@@ -72,11 +72,6 @@ class Tally:
             self._metrics = output.metrics
             self._choices.update((index, choice.index) for choice in output.outputs)
 
-    def add_tokens(self, count: int) -> None:
-        """Count generated tokens of a choice that `add` has seen."""
-        if self._count_generated:
-            self._generated += count
-
     def timings(self) -> PerRequestMetrics | None:
         """How long the parts of an answer took; there is room for one choice's alone."""
         if self._metrics is None or len(self._choices) > 1:

@@ -76,7 +76,6 @@ class ChatAnswer:
         self._plain_starts = [
             self._prefix + b'{"index":%d,"delta":{"content":' % i for i in range(self._n)
         ]
-        self.encode_text = self._encode_text if self._plain else None
 
     # ------------------------------------------------------------------ whole
 
@@ -137,10 +136,8 @@ class ChatAnswer:
                 events.append(self._delta(choice))
         return b"".join(events)
 
-    def _encode_text(self, index: int, text: str, num_tokens: int) -> bytes:
-        """The event of a plain delta of the only choice."""
-        self._tally.add_tokens(num_tokens)
-        return self._plain_starts[0] + to_json(text) + _PLAIN_END if text else b""
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        return (self._plain_starts[0], _PLAIN_END) if self._plain else None
 
     def last(self) -> bytes:
         if not self._usage_at_end:

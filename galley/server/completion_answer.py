@@ -21,6 +21,8 @@ from galley.server.protocol.completions import (
     CompletionResponse,
 )
 
+_PLAIN_END = b',"logprobs":null,"finish_reason":null}]}\n\n'
+
 
 class CompletionAnswer:
     """One answer in the making, for one prompt or several.
@@ -57,7 +59,6 @@ class CompletionAnswer:
             or request.return_token_ids
             or request.continuous_usage
         )
-        self.encode_text = self._encode_text if self._plain else None
         self._begun: set[int] = set()
         self._offsets: dict[int, int] = {}
 
@@ -143,22 +144,18 @@ class CompletionAnswer:
             number = index * self._n + choice.index
             if choice.finish_reason is None and self._plain:
                 if choice.text:
-                    events.append(self._plain_event(number, choice.text))
+                    before, after = self._around(number)
+                    events.append(before + to_json(choice.text) + after)
             elif choice.finish_reason is not None or choice.token_ids:
                 events.append(self._delta(number, choice, output))
         return b"".join(events)
 
-    def _encode_text(self, index: int, text: str, num_tokens: int) -> bytes:
-        """The event of a plain delta of a prompt's only choice."""
-        self._tally.add_tokens(num_tokens)
-        return self._plain_event(index * self._n, text) if text else b""
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        return self._around(index * self._n) if self._plain else None
 
-    def _plain_event(self, number: int, text: str) -> bytes:
-        return b'%b{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}]}\n\n' % (
-            self._prefix,
-            number,
-            to_json(text),
-        )
+    def _around(self, number: int) -> tuple[bytes, bytes]:
+        """What a plain event of a choice has before and after its text."""
+        return self._prefix + b'{"index":%d,"text":' % number, _PLAIN_END
 
     def last(self) -> bytes:
         if not self._usage_at_end:

@@ -126,8 +126,10 @@ class Context:
 
     def events(self, streams: Sequence[Stream], answer: Events) -> EventResponse:
         """The answer of `streams` as events."""
-        # Middleware of others may hold parts back: nothing may overtake them then.
-        relay = None if self.server.middleware else self.relay
+        # Middleware of others may hold parts back: nothing may overtake them then. And who logs
+        # answers wants all of them to pass where they are kept.
+        passing = self.server.middleware or self.output_log is not None
+        relay = None if passing else self.relay
         return EventResponse(relay, streams, answer, self.server.sse_keep_alive_interval)
 
     def tally(self, count_generated: bool = True) -> Tally:

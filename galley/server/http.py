@@ -5,6 +5,7 @@ take, and with a short way out for the parts of a stream.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -25,25 +26,27 @@ class Sink:
     Between two messages that the application itself sends; order is the writer's business.
 
     Attributes:
+        open: the reader is there and keeps up.
         written: bytes that went this way.
+        transport: where chunks go; who writes one there counts its part in `written`.
     """
 
-    __slots__ = ("_cycle", "written")
+    __slots__ = ("_cycle", "open", "transport", "written")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
+        self.open = not cycle.flow.write_paused
         self.written = 0
+        self.transport = cycle.transport
 
     @property
     def ready(self) -> bool:
-        """A part may be written now: the reader keeps up, and the body has no length."""
-        cycle = self._cycle
-        return bool(cycle.chunked_encoding) and not cycle.flow.write_paused
+        """A part may be written now: it is open, and the body has no length."""
+        return self.open and bool(self._cycle.chunked_encoding)
 
     def write(self, part: bytes) -> None:
-        cycle = self._cycle
-        if part and not cycle.disconnected:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        if part and self.open:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
             self.written += len(part)
 
 
@@ -58,13 +61,17 @@ def limited_protocol(
         _in_head = False
         _size = 0
         _patience: asyncio.TimerHandle | None = None
+        #: Of the requests that are not answered yet, which are answered one after another.
+        _sinks: deque[Sink]
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._sinks = deque()
             self._wait_for_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_is_here()
+            self._open_sinks(False)
             super().connection_lost(exc)
 
         def _wait_for_head(self) -> None:
@@ -92,7 +99,26 @@ def limited_protocol(
             self._head_is_here()
             super().on_headers_complete()
             if self.cycle is not None and self.cycle.scope is self.scope:
-                self.cycle.scope[SINK] = Sink(self.cycle)  # type: ignore[literal-required]
+                sink = Sink(self.cycle)
+                self._sinks.append(sink)
+                self.cycle.scope[SINK] = sink  # type: ignore[literal-required]
+
+        def on_response_complete(self) -> None:
+            if self._sinks:
+                self._sinks.popleft()
+            super().on_response_complete()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._open_sinks(False)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._open_sinks(True)
+
+        def _open_sinks(self, open: bool) -> None:
+            for sink in self._sinks:
+                sink.open = open
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)

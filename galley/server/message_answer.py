@@ -52,9 +52,6 @@ class MessageAnswer:
     message_delta, message_stop.
     """
 
-    #: Every delta has a number or a name of its own.
-    encode_text = None
-
     def __init__(self, id: str, model: str) -> None:
         self._id = id
         self._model = model
@@ -76,8 +73,11 @@ class MessageAnswer:
         [choice] = output.outputs
         self._last = choice
         if choice.text:
-            events.append(_DELTA + to_json(choice.text) + b"}}\n\n")
+            events.append(_DELTA + to_json(choice.text) + _DELTA_END)
         return b"".join(events)
+
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        return _DELTA, _DELTA_END
 
     def last(self) -> bytes:
         assert self._last is not None
@@ -119,6 +119,7 @@ _DELTA = (
     b"event: content_block_delta\n"
     b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":'
 )
+_DELTA_END = b"}}\n\n"
 
 
 def _stop(choice: CompletionOutput) -> tuple[Any, str | None]:

@@ -44,9 +44,6 @@ class ResponseAnswer:
         response: the answer as it is now.
     """
 
-    #: Every delta has a number or a name of its own.
-    encode_text = None
-
     def __init__(
         self,
         response: ResponseObject,
@@ -85,6 +82,10 @@ class ResponseAnswer:
                 % (self._next(), self._delta_head, to_json(choice.text), to_json(logprobs))
             )
         return b"".join(events)
+
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        """Every delta has a number of its own."""
+        return None
 
     def last(self) -> bytes:
         self._finish()

@@ -1,6 +1,7 @@
 """Answers on their way out: outputs of one or several prompts, awaited whole or sent as events.
 
     engine client ── news ──▶ EventResponse ──▶ Relay ── once a step, all streams ──▶ Sink, socket
+                                    │       text alone, as it comes ─▶ EventTap ─┘
                                     └── task: begins, waits for slow readers, ends
 
 Whatever runs here ends when its client goes away, and closing an output stream ends its request.
@@ -19,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from galley.errors import GalleyError
 from galley.request import RequestOutput
+from galley.server.answer import to_json
 from galley.server.errors import ClientDisconnected
 from galley.server.http import SINK, Sink
 
@@ -66,7 +68,7 @@ class Stream(Protocol):
     async def __anext__(self) -> RequestOutput: ...
     async def aclose(self) -> None: ...
     def poll(self) -> RequestOutput | None: ...
-    def poll_text(self) -> tuple[str, int] | None: ...
+    def set_tap(self, tap: EventTap | None) -> None: ...
     def on_news(self, notify: Callable[[], None]) -> None: ...
 
 
@@ -138,16 +140,42 @@ class Events(Protocol):
     def encode(self, index: int, output: RequestOutput) -> bytes:
         """Events for what is new of prompt `index`; may be empty."""
 
-    @property
-    def encode_text(self) -> Callable[[int, str, int], bytes] | None:
-        """Events for text alone, and the number of its tokens, of a prompt of which `encode` has
-        had an output. None where `encode` is always needed."""
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        """What stands before and after the text, as JSON, in an event of prompt `index` that has
+        nothing else to tell, of which `encode` has had an output and will have the last: it is
+        told of all tokens there. None where `encode` is always needed."""
 
     def last(self) -> bytes:
         """All that follows the last output."""
 
     def failed(self, error: GalleyError) -> bytes:
         """All that follows when the outputs end with an error."""
+
+
+class EventTap:
+    """Writes the text of one prompt as it comes: an event and a chunk of its own each time.
+
+    This is once a token, with cold caches: one format, and no object that could be spared.
+    """
+
+    __slots__ = ("_chunk", "_sink", "_size")
+
+    def __init__(self, sink: Sink, before: bytes, after: bytes) -> None:
+        self._sink = sink
+        self._size = len(before) + len(after)
+        around = before.replace(b"%", b"%%"), after.replace(b"%", b"%%")
+        self._chunk = b"%%x\r\n%b%%b%b\r\n" % around
+
+    def write(self, text: str) -> bool:
+        """False, and nothing is written, while the reader does not keep up."""
+        sink = self._sink
+        if not sink.open:
+            return False
+        body = to_json(text)
+        size = self._size + len(body)
+        sink.transport.write(self._chunk % (size, body))
+        sink.written += size
+        return True
 
 
 class Relay:
@@ -202,7 +230,8 @@ class EventResponse(Response):
         #: Set while the task sleeps, and the relay may write.
         self._sink: Sink | None = None
         self._error: Exception | None = None
-        self._begun: set[int] = set()
+        #: Prompts that have had an output → where their text alone may go.
+        self._begun: dict[int, EventTap | None] = {}
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -228,12 +257,13 @@ class EventResponse(Response):
 
     def push(self) -> None:
         """Write what is new, or wake the task where that is not all."""
-        sink = self._sink
+        sink, news = self._sink, self._news
         if sink is None or not sink.ready:
             self._wake.set()
             return
         try:
             sink.write(self._take())
+            self._set_taps(sink, news)
         except Exception as error:  # noqa: BLE001 - raised again in the task
             self._error = error
         if not self._left or self._error is not None:
@@ -243,20 +273,26 @@ class EventResponse(Response):
         """Events for all news. Raises what a request has ended with."""
         news, self._news = self._news, []
         parts = []
-        encode_text = self._events.encode_text
         for index in news:
-            stream = self._streams[index]
-            if encode_text is not None and index in self._begun:
-                text = stream.poll_text()
-                if text is not None:
-                    parts.append(encode_text(index, *text))
-                    continue
-            output = stream.poll()
+            output = self._streams[index].poll()
             if output is not None:
-                self._begun.add(index)
+                self._begun.setdefault(index, None)
                 self._left -= output.finished
                 parts.append(self._events.encode(index, output))
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _set_taps(self, sink: Sink, indices: Iterable[int]) -> None:
+        """From here on text alone need not come by."""
+        for index in indices:
+            if index not in self._begun:
+                continue
+            tap = self._begun[index]
+            if tap is None:
+                around = self._events.around_text(index)
+                if around is None:
+                    continue
+                tap = self._begun[index] = EventTap(sink, *around)
+            self._streams[index].set_tap(tap)
 
     # ------------------------------------------------------------------ the task
 
@@ -280,8 +316,10 @@ class EventResponse(Response):
         if self._news:
             return
         self._wake.clear()
-        if self._started:
+        if self._started and sink is not None:
             self._sink = sink
+            if sink.ready:
+                self._set_taps(sink, list(self._begun))
         try:
             while not await self._woken():
                 await self._start(send)
@@ -289,6 +327,8 @@ class EventResponse(Response):
                 await send(comment)
         finally:
             self._sink = None
+            for index in self._begun:
+                self._streams[index].set_tap(None)
         if self._error is not None:
             raise self._error
 

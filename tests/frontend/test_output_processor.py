@@ -348,24 +348,86 @@ def test_without_text_there_are_only_tokens(desk: Desk) -> None:
     assert (output.outputs[0].text, output.outputs[0].token_ids) == ("", [97])
 
 
-def test_text_alone_has_a_short_way(desk: Desk) -> None:
-    state = desk.add(output_kind=DELTA, stop=["END"])
+class Glass:
+    """A tap that holds what came; `full`: nothing more goes in."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.full = False
+
+    def write(self, text: str) -> bool:
+        if self.full:
+            return False
+        self.text += text
+        return True
+
+
+def test_text_alone_goes_past_the_outputs(desk: Desk) -> None:
+    state, glass, told = desk.add(output_kind=DELTA, stop=["END"]), Glass(), []
+    state.notify = lambda: told.append(1)
     h = handle(state)
-    assert state.take_text() is None
     desk.deliver({h: "x"})
-    assert state.take_text() == ("x", 1)
+    state.set_tap(glass)
     desk.deliver({h: "y"})
-    desk.deliver({h: "zw"})
-    assert state.take_text() == ("yzw", 3)
-    assert state.take_text() is None
+    assert glass.text == "", "what came before must be taken first"
+    first = state.take()
+    assert first is not None
+    assert first.outputs[0].text == "xy"
+    state.set_tap(glass)
+    told.clear()
+    desk.deliver({h: "z"})
+    desk.deliver({h: "uv"})
+    desk.deliver({h: "E"})
+    assert glass.text == "zuv", "a stop string may have begun"
     assert state.take() is None
-    for letter in "END":
-        desk.deliver({h: letter})
-    assert state.take_text() is None, "an end is more than text"
+    assert not told
+    desk.deliver({h: "N"})
+    desk.deliver({h: "D"})
     output = state.take()
     assert output is not None
+    assert told
     assert output.finished
-    assert output.outputs[0].stop_reason == "END"
+    [last] = output.outputs
+    assert (last.text, last.stop_reason) == ("", "END")
+    assert bytes(last.token_ids) == b"zuvEND", "the end tells of all tokens since the last output"
+    assert output.metrics is not None
+    assert output.metrics.last_token_time == 7.0
+
+
+def test_a_tap_that_refuses_gets_nothing_until_it_is_set_again(desk: Desk) -> None:
+    state, glass, told = desk.add(output_kind=DELTA), Glass(), []
+    state.notify = lambda: told.append(1)
+    h = handle(state)
+    state.set_tap(glass)
+    desk.deliver({h: "a"})
+    glass.full = True
+    desk.deliver({h: "b"})
+    assert told
+    glass.full = False
+    desk.deliver({h: "c"})
+    output = state.take()
+    assert output is not None
+    assert (glass.text, output.outputs[0].text) == ("a", "bc")
+    state.set_tap(glass)
+    desk.deliver({h: "d"})
+    state.set_tap(None)
+    desk.deliver({h: "e"})
+    output = state.take()
+    assert output is not None
+    assert (glass.text, output.outputs[0].text) == ("ad", "e")
+
+
+def test_the_last_text_is_told_with_the_end(desk: Desk) -> None:
+    state, other, glass = desk.add(output_kind=DELTA), desk.add(output_kind=DELTA), Glass()
+    state.set_tap(glass)
+    other.set_tap(tap := Glass())
+    h = handle(state)
+    desk.deliver({h: "a", handle(other): "x"})
+    desk.deliver({h: "b", handle(other): "y"}, finished=end(h, FinishReason.LENGTH))
+    output = state.take()
+    assert output is not None
+    assert (glass.text, output.outputs[0].text, output.finished) == ("a", "b", True)
+    assert tap.text == "xy", "others go on as they were"
 
 
 @pytest.mark.parametrize(
@@ -382,8 +444,9 @@ def test_who_wants_more_than_text_gets_whole_outputs(desk: Desk, params: dict[st
     for sequence in state.sequences:
         if sequence.logprobs is not None:
             sequence.logprobs.append({ord("x"): Logprob(-1.0)})
+    state.set_tap(glass := Glass())
     desk.deliver({handle(state): "x"})
-    assert state.take_text() is None
+    assert glass.text == ""
 
 
 def test_a_stop_string_in_the_steady_state_ends_the_request_in_the_engine(desk: Desk) -> None:
@@ -392,4 +455,6 @@ def test_a_stop_string_in_the_steady_state_ends_the_request_in_the_engine(desk: 
     assert desk.deliver({handle(state): "b", handle(other): "b"}) == [handle(state)]
     assert state.ended
     assert not other.ended
-    assert other.take_text() == ("ab", 2)
+    output = other.take()
+    assert output is not None
+    assert output.outputs[0].text == "ab"

@@ -170,3 +170,30 @@ def test_several_tokens_an_event() -> None:
         assert len(counts[5]) < len(counts[1])
         refused = served.post("/v1/completions", {**body, "stream_interval": 0})
         assert refused.json()["error"]["param"] == "stream_interval"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_names_and_texts_are_not_formats(path: str) -> None:
+    """What stands around the text of plain events is made once; a `%` in it is a `%`."""
+    text = 'from 5% to 10%b, "quoted", %%x and a line\nbreak ' * 3
+    with serve(script=reply_with(text), names=("100%b%x",)) as served:
+        asked = {"messages": [{"role": "user", "content": "hi"}], **BODY, "max_tokens": 200}
+        del asked["messages" if path == "/v1/completions" else "prompt"]
+        served.engine.pause = 0.001
+        answer = served.post(path, asked).text
+    events = [json.loads(e[6:]) for e in answer.split("\n\n") if e.startswith("data: {")]
+    assert len(events) > 20
+    assert {e["model"] for e in events} == {"100%b%x"}
+    choices = [e["choices"][0] for e in events]
+    said = "".join(c["text"] if "text" in c else c["delta"].get("content") or "" for c in choices)
+    assert said == text
+
+
+def test_the_usage_of_a_stream_counts_every_token(served: Served) -> None:
+    ids = tokenizer().encode(REPLY, False)
+    served.engine.pause = 0.001
+    asked = {**BODY, "stream_options": {"include_usage": True}}
+    answer = served.post("/v1/completions", asked).text
+    events = [json.loads(e[6:]) for e in answer.split("\n\n") if e.startswith("data: {")]
+    assert events[-1]["usage"]["completion_tokens"] == len(ids) + 1
+    assert len(events) > len(ids) / 2, "tokens came one by one"
