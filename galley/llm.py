@@ -409,9 +409,9 @@ class LLM:
             self._registry,
             config.model.served_model_name[0],
             max_model_len=self._core.executor.max_model_len,
-            max_num_batched_tokens=config.scheduler.max_num_batched_tokens or 1,
             block_metrics=config.observability.kv_cache_metrics,
             cache_info=dataclasses.asdict(config.cache),
+            buckets=config.observability.custom_histogram_buckets,
         )
 
     def get_world_size(self, include_dp: bool = True) -> int:

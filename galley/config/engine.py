@@ -180,6 +180,10 @@ class ObservabilityConfig:
     """Measure how long cached KV blocks live, lie idle before eviction, and between two uses."""
     kv_cache_metrics_sample: float = 0.01
     """Share of the blocks that --kv-cache-metrics follows, in (0, 1]."""
+    custom_histogram_buckets: dict[str, list[float]] = field(default_factory=dict)
+    """JSON object: upper bounds of the buckets of a family of histograms in place of vLLM's:
+    request_latency, time_to_first_token, inter_token_latency, iteration_tokens, request_params_n,
+    request_num_preemptions, request_tokens, kv_cache_residency."""
     enable_mfu_metrics: bool = False
     """Estimate floating point operations and bytes moved of each step."""
     enable_logging_iteration_details: bool = False

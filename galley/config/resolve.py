@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from galley.config.buckets import check_buckets
 from galley.config.cores import usable_cores
 from galley.config.engine import (
     CacheConfig,
@@ -207,6 +208,7 @@ def check(config: EngineConfig) -> None:
             "--collect-detailed-traces needs --otlp-traces-endpoint.",
             field="collect_detailed_traces",
         )
+    check_buckets(observing.custom_histogram_buckets)
     s = config.scheduler
     if (s.max_num_batched_tokens or s.max_num_seqs or 0) < (s.max_num_seqs or 0):
         raise ConfigError(

@@ -82,8 +82,7 @@ _REFUSED: dict[str, str] = {
         attention_backend attention_config""",
     "weight updates are not supported yet.": "weight_transfer_config",
     "profiling is not supported yet.": """
-
-        enable_layerwise_nvtx_tracing enable_trace_replay custom_histogram_buckets""",
+        enable_layerwise_nvtx_tracing enable_trace_replay""",
     "this version does not have it yet.": """
         enable_offline_docs
         enable_return_routed_experts return_sampling_mask disable_sliding_window

@@ -5,10 +5,11 @@ Counters are named without the suffix `_total`, which the text format adds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Buckets = Literal["tokens", "step", "n", "first_token", "token", "request", "preemptions", "block"]
+from galley.config.buckets import BucketFamily
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Metric:
     kind: Literal["counter", "gauge", "histogram"] = "counter"
     label: str | None = None
     values: tuple[str, ...] = ()
-    buckets: Buckets | None = None
+    buckets: BucketFamily | None = None
 
 
-def _histogram(name: str, buckets: Buckets, help: str) -> Metric:
+def _histogram(name: str, buckets: BucketFamily, help: str) -> Metric:
     return Metric(name, help, "histogram", buckets=buckets)
 
 
@@ -81,71 +82,87 @@ METRICS = (
         label="finished_reason",
         values=FINISH_REASONS,
     ),
-    _histogram("request_prompt_tokens", "tokens", "Prompt tokens of a request."),
-    _histogram("request_generation_tokens", "tokens", "Tokens generated for a request."),
-    _histogram("iteration_tokens_total", "step", "Tokens computed in an engine step."),
+    _histogram("request_prompt_tokens", "request_tokens", "Prompt tokens of a request."),
+    _histogram("request_generation_tokens", "request_tokens", "Tokens generated for a request."),
+    _histogram("iteration_tokens_total", "iteration_tokens", "Tokens computed in an engine step."),
     _histogram(
-        "request_max_num_generation_tokens", "tokens", "Most tokens of the answers to a request."
+        "request_max_num_generation_tokens",
+        "request_tokens",
+        "Most tokens of the answers to a request.",
     ),
-    _histogram("request_params_n", "n", "The request parameter n."),
-    _histogram("request_params_max_tokens", "tokens", "The request parameter max_tokens."),
-    _histogram("time_to_first_token_seconds", "first_token", "Arrival to first token."),
-    _histogram("inter_token_latency_seconds", "token", "Gap between two tokens of a request."),
+    _histogram("request_params_n", "request_params_n", "The request parameter n."),
+    _histogram("request_params_max_tokens", "request_tokens", "The request parameter max_tokens."),
+    _histogram("time_to_first_token_seconds", "time_to_first_token", "Arrival to first token."),
     _histogram(
-        "request_time_per_output_token_seconds", "token", "Mean gap between tokens of a request."
+        "inter_token_latency_seconds", "inter_token_latency", "Gap between two tokens of a request."
     ),
-    _histogram("e2e_request_latency_seconds", "request", "Arrival to end."),
-    _histogram("request_queue_time_seconds", "request", "Time in the WAITING phase."),
-    _histogram("request_inference_time_seconds", "request", "Time in the RUNNING phase."),
-    _histogram("request_prefill_time_seconds", "request", "Time in the PREFILL phase."),
-    _histogram("request_decode_time_seconds", "request", "Time in the DECODE phase."),
-    _histogram("request_num_preemptions", "preemptions", "How often a request was preempted."),
+    _histogram(
+        "request_time_per_output_token_seconds",
+        "inter_token_latency",
+        "Mean gap between tokens of a request.",
+    ),
+    _histogram("e2e_request_latency_seconds", "request_latency", "Arrival to end."),
+    _histogram("request_queue_time_seconds", "request_latency", "Time in the WAITING phase."),
+    _histogram("request_inference_time_seconds", "request_latency", "Time in the RUNNING phase."),
+    _histogram("request_prefill_time_seconds", "request_latency", "Time in the PREFILL phase."),
+    _histogram("request_decode_time_seconds", "request_latency", "Time in the DECODE phase."),
+    _histogram(
+        "request_num_preemptions", "request_num_preemptions", "How often a request was preempted."
+    ),
     _histogram(
         "request_prefill_kv_computed_tokens",
-        "tokens",
+        "request_tokens",
         "KV tokens computed for a prompt, cached ones left out.",
     ),
 )
 
 #: Only with --kv-cache-metrics; in the order of `Stats.block_times`.
 BLOCK_METRICS = (
-    _histogram("kv_block_lifetime_seconds", "block", "Life of a KV block, to its eviction."),
     _histogram(
-        "kv_block_idle_before_evict_seconds", "block", "Last use of a KV block to its eviction."
+        "kv_block_lifetime_seconds", "kv_cache_residency", "Life of a KV block, to its eviction."
     ),
-    _histogram("kv_block_reuse_gap_seconds", "block", "Gap between two uses of a KV block."),
+    _histogram(
+        "kv_block_idle_before_evict_seconds",
+        "kv_cache_residency",
+        "Last use of a KV block to its eviction.",
+    ),
+    _histogram(
+        "kv_block_reuse_gap_seconds", "kv_cache_residency", "Gap between two uses of a KV block."
+    ),
 )
 
-_FIXED: dict[Buckets, tuple[float, ...]] = {
-    "n": (1, 2, 5, 10, 20),
-    "block": (
+_FIXED: dict[BucketFamily, tuple[float, ...]] = {
+    "iteration_tokens": (1, *(2**e for e in range(3, 15))),
+    "request_params_n": (1, 2, 5, 10, 20),
+    "kv_cache_residency": (
         *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60),
         *(120, 300, 600, 1200, 1800),
     ),
-    "preemptions": (1, 2, 3, 4, 5, 10, 20),
-    "first_token": (
+    "request_num_preemptions": (1, 2, 3, 4, 5, 10, 20),
+    "time_to_first_token": (
         *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
         *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
     ),
-    "token": (
+    "inter_token_latency": (
         *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
         *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
     ),
-    "request": (
+    "request_latency": (
         *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
         *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
     ),
 }
 
 
-def bounds(buckets: Buckets, max_model_len: int, max_num_batched_tokens: int) -> tuple[float, ...]:
-    """Upper bounds: 1-2-5 up to the model's length, powers of two up to the step's budget."""
-    if buckets == "tokens":
+def bounds(
+    family: BucketFamily, max_model_len: int, custom: Mapping[str, list[float]]
+) -> tuple[float, ...]:
+    """Upper bounds: those of --custom-histogram-buckets, else vLLM's."""
+    if family in custom:
+        return tuple(custom[family])
+    if family == "request_tokens":
         return _one_two_five(max_model_len)
-    if buckets == "step":
-        powers = [2**e for e in range(3, 31) if 2**e <= max_num_batched_tokens]
-        return (1, *powers)
-    return _FIXED[buckets]
+    return _FIXED[family]
 
 
 def _one_two_five(largest: int) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ spends per token one look-up and a subtraction. What it exposes is listed in `ca
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -117,10 +117,11 @@ class EngineMetrics:
 
     Args:
         registry: where the metrics are registered, all zero.
-        max_model_len, max_num_batched_tokens: upper ends of buckets.
+        max_model_len: upper end of buckets of tokens.
         num_engines: engines whose series exist from the start.
         block_metrics: expose the lives of KV blocks (--kv-cache-metrics).
         cache_info: the KV cache's configuration, for `vllm:cache_config_info`.
+        buckets: family → bounds in place of vLLM's (--custom-histogram-buckets).
     """
 
     def __init__(
@@ -129,16 +130,16 @@ class EngineMetrics:
         model_name: str,
         *,
         max_model_len: int,
-        max_num_batched_tokens: int,
         num_engines: int = 1,
         block_metrics: bool = False,
         cache_info: dict[str, object] | None = None,
+        buckets: Mapping[str, list[float]] | None = None,
     ) -> None:
         families: dict[str, tuple[Metric, Any]] = {}
         for metric in (*METRICS, *(BLOCK_METRICS if block_metrics else ())):
             edges: tuple[float, ...] = ()
             if metric.buckets is not None:
-                edges = bounds(metric.buckets, max_model_len, max_num_batched_tokens)
+                edges = bounds(metric.buckets, max_model_len, buckets or {})
             families[metric.name] = metric, _make(metric, edges, registry)
         self.series = [
             Series(families, {"model_name": model_name, "engine": str(i)})

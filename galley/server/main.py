@@ -257,10 +257,10 @@ def engine_metrics(
         registry,
         config.model.served_model_name[0],
         max_model_len=facts.max_position if length in (None, -1) else int(length or 0),
-        max_num_batched_tokens=config.scheduler.max_num_batched_tokens or 2048,
         num_engines=config.parallel.data_parallel_size,
         block_metrics=config.observability.kv_cache_metrics,
         cache_info=asdict(config.cache),
+        buckets=config.observability.custom_histogram_buckets,
     )
 
 

@@ -93,6 +93,25 @@ def test_keywords_that_ask_for_something_else_are_refused_by_name(name):
     assert caught.value.field == name
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"latency": [1]}, "no family 'latency'"),
+        ({"request_latency": []}, "a list of numbers"),
+        ({"request_latency": 3}, "a list of numbers"),
+        ({"request_latency": [True]}, "not a number"),
+        ({"request_latency": ["1"]}, "not a number"),
+        ({"request_latency": [0.0]}, "not above 0"),
+        ({"request_latency": [1, float("inf")]}, "finite"),
+        ({"request_latency": [1, 2, 2]}, "do not rise"),
+    ],
+)
+def test_buckets_that_are_none_are_refused(given, wanted):
+    with pytest.raises(ConfigError, match=wanted) as caught:
+        from_kwargs({"custom_histogram_buckets": given}, "server", {})
+    assert caught.value.field == "custom_histogram_buckets"
+
+
 def test_no_flag_is_both_supported_and_refused():
     have = {f.name for c in [*SECTIONS.values(), ServerConfig] for f in flags_of(c)}
     assert have & set(TABLE) == set()

@@ -104,9 +104,7 @@ def test_they_are_told_and_counted_once() -> None:
     lives.removed(1, key(1))
     work.add(np.array([4], np.int32), np.array([0], np.int32), 1)
     registry = CollectorRegistry()
-    metrics = EngineMetrics(
-        registry, "m", max_model_len=64, max_num_batched_tokens=64, block_metrics=True
-    )
+    metrics = EngineMetrics(registry, "m", max_model_len=64, block_metrics=True)
     for _ in range(3):
         stats = Stats()
         Meter(work, lives).tell(stats)
@@ -142,7 +140,7 @@ def test_measured_on_a_real_model() -> None:
 
 def test_without_the_flags_they_are_absent_or_zero() -> None:
     registry = CollectorRegistry()
-    EngineMetrics(registry, "m", max_model_len=64, max_num_batched_tokens=64)
+    EngineMetrics(registry, "m", max_model_len=64)
     names = {family.name for family in registry.collect()}
     assert not any("kv_block" in name for name in names)
     labels = {"model_name": "m", "engine": "0"}

@@ -31,7 +31,6 @@ class Bench:
             self.registry,
             "m",
             max_model_len=131_072,
-            max_num_batched_tokens=16_384,
             cache_info={"block_size": 16, "enable_prefix_caching": True},
         )
 
@@ -93,7 +92,6 @@ def test_names_types_labels_and_buckets_are_vllms() -> None:
         registry,
         "m",
         max_model_len=131_072,
-        max_num_batched_tokens=16_384,
         cache_info={label: 1 for label in cache["labels"] if label not in ours},
     )
     HttpMetrics(registry)
@@ -270,9 +268,10 @@ def test_cache_info_becomes_whole_when_the_engine_is_ready(bench: Bench) -> None
     assert after["kv_cache_max_concurrency"] == "4.0"
 
 
-def test_buckets_follow_the_limits() -> None:
+def test_buckets_follow_the_model_s_length_and_the_user() -> None:
     registry = CollectorRegistry()
-    EngineMetrics(registry, "m", max_model_len=300, max_num_batched_tokens=100)
+    custom: dict[str, list[float]] = {"inter_token_latency": [0.002, 0.5, 3]}
+    EngineMetrics(registry, "m", max_model_len=300, buckets=custom)
     families = {family.name: family for family in registry.collect()}
 
     def edges(name: str) -> list[float]:
@@ -280,4 +279,6 @@ def test_buckets_follow_the_limits() -> None:
         return [float(s.labels["le"]) for s in samples if "le" in s.labels][:-1]
 
     assert edges("vllm:request_prompt_tokens") == [1, 2, 5, 10, 20, 50, 100, 200]
-    assert edges("vllm:iteration_tokens_total") == [1, 8, 16, 32, 64]
+    assert edges("vllm:inter_token_latency_seconds") == [0.002, 0.5, 3]
+    assert edges("vllm:request_time_per_output_token_seconds") == [0.002, 0.5, 3]
+    assert edges("vllm:request_params_n") == [1, 2, 5, 10, 20]

@@ -122,7 +122,7 @@ def serve(
     async def main() -> None:
         registry = new_registry()
         metrics = EngineMetrics(
-            registry, names[0], max_model_len=limits.max_model_len, max_num_batched_tokens=64
+            registry, names[0], max_model_len=limits.max_model_len
         )
         admission = Admission(
             server.max_num_queued_reqs, server.max_num_queued_tokens, metrics.rejected
