@@ -70,7 +70,7 @@ class Scores:
         history = self._table.token_ids[slot, : self._table.num_tokens[slot]]
         prompt = int(self._table.num_prompt[slot])
         x = adjusted(self._logits[at], params, history, prompt, mask, bias)
-        if params.temperature == GREEDY or not np.isfinite(x.max()):
+        if params.temperature == GREEDY or not np.isfinite(np.max(x)):
             return x
         keep = kept(x, weights_of(x, params), params)
         return np.where(keep, x / np.float32(params.temperature), np.float32(-np.inf))
@@ -79,7 +79,7 @@ class Scores:
 def log_softmax(x: F32) -> F32:
     """[V]; in double precision inside."""
     wide = x.astype(np.float64)
-    wide -= wide.max()
+    wide -= np.max(wide)
     wide -= np.log(np.exp(wide).sum())
     return wide.astype(np.float32)
 
