@@ -55,7 +55,6 @@ class Limits:
     eos_token_ids: tuple[int, ...] = ()
     max_logprobs: int = 20
     max_n: int = MAX_N_SEQUENCES
-    priority_policy: bool = False
 
 
 class InputProcessor:
@@ -93,14 +92,15 @@ class InputProcessor:
         Args:
             arrival_time: seconds of `time.time`; default now.
             add_special_tokens: the tokenizer's own (BOS …) are put around text prompts.
-            clip_max_tokens: a prompt that leaves less room than max_tokens is served to the
-                model's length (offline); otherwise it is refused (HTTP).
+            clip_max_tokens: more tokens than the model's length, or a minimum above the room that
+                the prompt leaves, are served to the model's length (offline); otherwise they are
+                refused (HTTP).
 
         Raises:
             InvalidRequest, Unsupported: with the field at fault.
         """
         parsed = parse_prompt(prompt)
-        self._check_params(params, priority)
+        self._check_params(params)
         ids = self._token_ids(parsed["text"], parsed["token_ids"], params, add_special_tokens)
         max_total = self._max_total_tokens(len(ids), params, clip_max_tokens)
         submission = Submission(
@@ -171,7 +171,9 @@ class InputProcessor:
         return keep
 
     def _max_total_tokens(self, num_prompt: int, params: SamplingParams, clip: bool) -> int:
-        """Prompt + output tokens at which the request ends."""
+        """Prompt + output tokens at which the request ends: what is left of the model's length
+        lowers max_tokens.
+        """
         length, wanted = self.limits.max_model_len, params.max_tokens
         room = length - num_prompt
         if room < 1:
@@ -180,11 +182,10 @@ class InputProcessor:
                 f"{num_prompt} tokens, which leaves no room for an answer. Please shorten it.",
                 field="prompt",
             )
-        if wanted is not None and wanted > room and not clip:
+        if wanted is not None and wanted > length and not clip:
             raise InvalidRequest(
-                f"This model's maximum context length is {length} tokens, but the prompt has "
-                f"{num_prompt} tokens and max_tokens asks for {wanted} more "
-                f"({num_prompt + wanted} in all). Please shorten the prompt or lower max_tokens.",
+                f"max_tokens={wanted} is above the model's maximum context length of {length} "
+                "tokens. Please lower it.",
                 field="max_tokens",
             )
         granted = room if wanted is None else min(wanted, room)
@@ -198,7 +199,7 @@ class InputProcessor:
 
     # ------------------------------------------------------------------ parameters
 
-    def _check_params(self, params: SamplingParams, priority: int) -> None:
+    def _check_params(self, params: SamplingParams) -> None:
         limits = self.limits
         if params.n > limits.max_n:
             raise InvalidRequest(f"n must be at most {limits.max_n}, got {params.n}.", field="n")
@@ -221,12 +222,6 @@ class InputProcessor:
                     f"{limits.vocab_size}): {outside[:8]}.",
                     field=name,
                 )
-        if priority and not limits.priority_policy:
-            raise InvalidRequest(
-                f"priority={priority} has no effect under first come, first served: start with "
-                "--scheduling-policy priority.",
-                field="priority",
-            )
         if self.tokenizer is None:
             self._check_without_tokenizer(params)
 
@@ -344,7 +339,6 @@ def limits_of(
         eos_token_ids=tuple(i for i in ends if i < facts.vocab_size),
         max_logprobs=config.model.max_logprobs,
         max_n=max_n,
-        priority_policy=config.scheduler.scheduling_policy == "priority",
     )
 
 

@@ -75,13 +75,14 @@ async def search(
     if isinstance(ids, str):
         text, tokenizer = ids, ctx.require_tokenizer()
         ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
-    room = limits.max_model_len - len(ids)
-    if max_tokens is not None and max_tokens > room:
+    length = limits.max_model_len
+    if max_tokens is not None and max_tokens > length:
         raise InvalidRequest(
-            f"This model's maximum context length is {limits.max_model_len} tokens, but the prompt "
-            f"has {len(ids)} tokens and max_tokens asks for {max_tokens} more.",
+            f"max_tokens={max_tokens} is above the model's maximum context length of {length} "
+            "tokens. Please lower it.",
             field="max_tokens",
         )
+    room = max(length - len(ids), 1)
     width = request.n or 1
     if 2 * width > limits.max_logprobs != -1:
         raise InvalidRequest(
@@ -91,7 +92,7 @@ async def search(
         )
     params = BeamSearchParams(
         beam_width=width,
-        max_tokens=max(room, 1) if max_tokens is None else max_tokens,
+        max_tokens=room if max_tokens is None else min(max_tokens, room),
         ignore_eos=request.ignore_eos,
         length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
         include_stop_str_in_output=request.include_stop_str_in_output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 import time
@@ -102,6 +103,18 @@ class Context:
         return asked
 
     @functools.cached_property
+    def max_tokens_cap(self) -> int | None:
+        """The operator's limit on the tokens of every answer: `max_new_tokens` of
+        --override-generation-config, or of another folder's generation_config.json.
+        """
+        model = self.config.model
+        if model.generation_config in ("auto", "vllm"):
+            cap = model.override_generation_config.get("max_new_tokens")
+        else:
+            cap = self.defaults.get("max_tokens")
+        return cap if isinstance(cap, int) else None
+
+    @functools.cached_property
     def longest_token(self) -> int:
         """Characters of the longest token: a text has at least its length through this tokens."""
         tokenizer = self.require_tokenizer()
@@ -188,7 +201,8 @@ async def read_json_body(request: Request, limit: int) -> bytes:
             parts.append(part)
     except ClientDisconnect as e:
         raise ClientDisconnected from e
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    return body.removeprefix(codecs.BOM_UTF8)
 
 
 def too_large(limit: int) -> PayloadTooLarge:

@@ -97,7 +97,7 @@ def install(
         models: the names that `model` may be; none = any.
         guarded: beginnings of the paths that need a key.
     """
-    routes = list(routes)
+    routes = [route for route in routes if route.include_in_schema]
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -99,18 +99,16 @@ async def start(
     _log(ctx.server, request_id, prompt, params)
     ids = prompt if isinstance(prompt, list) else None
     keep_left = request.truncation_side == "right" and params.truncate_prompt_tokens is not None
-    fit = params.max_tokens is None and "max_tokens" in ctx.defaults
+    params = _limited(ctx, params)
     _check_bad_words(ctx, params)
     if isinstance(prompt, str) and len(prompt) >= LONG_TEXT and ctx.tokenizer is not None:
         if params.truncate_prompt_tokens is None:
             _check_length(ctx, prompt)
         ids = await asyncio.to_thread(ctx.tokenizer.encode, prompt, add_special_tokens)
-    elif isinstance(prompt, str) and (keep_left or fit) and ctx.tokenizer is not None:
+    elif isinstance(prompt, str) and keep_left and ctx.tokenizer is not None:
         ids = ctx.tokenizer.encode(prompt, add_special_tokens)
     if ids is not None and keep_left:
         ids, params = _cut_right(ids, params, ctx.engine.limits.max_model_len)
-    if ids is not None and fit:
-        params = _fit(len(ids), params, ctx)
     form: dict[str, Any] = {} if ids is None else {"prompt_token_ids": ids}
     if isinstance(prompt, str):
         form["prompt"] = prompt
@@ -167,16 +165,21 @@ def _cut_right(
     return ids[:room], msgspec.structs.replace(params, truncate_prompt_tokens=None)
 
 
-def _fit(num_prompt: int, params: SamplingParams, ctx: Context) -> SamplingParams:
-    """The model's default maximum, lowered to the room that the prompt leaves.
+def _limited(ctx: Context, params: SamplingParams) -> SamplingParams:
+    """`params` with the maximum of the server: the model's default where a request names none, and
+    never more than the operator's (`max_new_tokens` of --override-generation-config).
 
-    Where it leaves none, the engine client says so; `min_tokens` above the result is refused.
+    Raises InvalidRequest where `min_tokens` is above it.
     """
-    keep = params.truncate_prompt_tokens
-    if keep is not None and keep >= 0:
-        num_prompt = min(num_prompt, keep)
-    room = max(ctx.engine.limits.max_model_len - num_prompt, 1)
-    return msgspec.structs.replace(params, max_tokens=min(ctx.defaults["max_tokens"], room))
+    length, wanted = ctx.engine.limits.max_model_len, params.max_tokens
+    if wanted is None:
+        default = ctx.defaults.get("max_tokens")
+        wanted = None if default is None else min(default, length)
+    if ctx.max_tokens_cap is not None and (wanted is None or wanted <= length):
+        wanted = ctx.max_tokens_cap if wanted is None else min(wanted, ctx.max_tokens_cap)
+    if wanted == params.max_tokens:
+        return params
+    return msgspec.structs.replace(params, max_tokens=wanted)
 
 
 def _log(

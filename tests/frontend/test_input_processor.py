@@ -155,7 +155,7 @@ BAD: list[tuple[Any, dict[str, Any], str, str]] = [
     ({"prompt": 5}, {}, "prompt", "text"),
     ({"prompt": "a", "cache_salt": ""}, {}, "cache_salt", "non-empty"),
     ("a" * 32, {}, "prompt", "32 tokens, but the prompt has 32"),
-    ("a" * 20, {"max_tokens": 13}, "max_tokens", "33 in all"),
+    ("a" * 20, {"max_tokens": 33}, "max_tokens", "length of 32 tokens"),
     ("a" * 20, {"max_tokens": None, "min_tokens": 13}, "min_tokens", "12 tokens"),
     ("a", {"n": 9}, "n", "at most 8"),
     ("a", {"logprobs": 21}, "logprobs", "20 allowed"),
@@ -188,12 +188,15 @@ def test_unlimited_logprobs() -> None:
     assert request.sampling.logprobs == -1
 
 
-def test_priority_needs_its_policy() -> None:
-    with pytest.raises(InvalidRequest, match="--scheduling-policy priority"):
-        processor().process("a", SamplingParams(), "r", priority=1)
-    limits = Limits(vocab_size=VOCAB, max_model_len=32, priority_policy=True)
-    (request,) = processor(limits).process("a", SamplingParams(), "r", priority=1).requests
+def test_priority_is_handed_on() -> None:
+    (request,) = processor().process("a", SamplingParams(), "r", priority=1).requests
     assert request.priority == 1
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_room_that_a_prompt_leaves_lowers_the_maximum(clip: bool) -> None:
+    made = processor().process("a" * 20, SamplingParams(max_tokens=32), "r", clip_max_tokens=clip)
+    assert made.requests[0].max_total_tokens == 32
 
 
 def test_without_a_tokenizer_prompts_are_token_ids() -> None:

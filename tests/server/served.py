@@ -37,7 +37,7 @@ from tests.server.fake_engine import FakeEngine, Script
 
 MODEL = "tiny"
 REPLY = "The capital of France is Paris, a city on the Seine."
-LIMITS = Limits(vocab_size=49152, max_model_len=256, eos_token_ids=(2,), priority_policy=True)
+LIMITS = Limits(vocab_size=49152, max_model_len=256, eos_token_ids=(2,))
 
 
 @functools.cache
@@ -105,6 +105,7 @@ def serve(
     limits: Limits = LIMITS,
     caps: Caps | None = None,
     defaults: dict[str, Any] | None = None,
+    overriding: dict[str, Any] | None = None,
     with_tokenizer: bool = True,
     chat_template: str | None = None,
     names: tuple[str, ...] = (MODEL,),
@@ -121,16 +122,14 @@ def serve(
 
     async def main() -> None:
         registry = new_registry()
-        metrics = EngineMetrics(
-            registry, names[0], max_model_len=limits.max_model_len
-        )
+        metrics = EngineMetrics(registry, names[0], max_model_len=limits.max_model_len)
         admission = Admission(
             server.max_num_queued_reqs, server.max_num_queued_tokens, metrics.rejected
         )
         observers = Observers(metrics, admission, *([tracer] if tracer else []))
         engine = FakeEngine(words, limits, script or reply_with(REPLY), observers)
         engine_config = EngineConfig(
-            model=ModelConfig(served_model_name=names),
+            model=ModelConfig(served_model_name=names, override_generation_config=overriding or {}),
             scheduler=SchedulerConfig(max_num_batched_tokens=64),
             observability=observing or ObservabilityConfig(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import socket
 from typing import Any
@@ -166,6 +167,8 @@ BAD_BODIES: list[bytes] = [
     b'{"prompt": "a", "temperature": Infinity}',
     b'{"prompt": "\\ud800"}',
     b'{"prompt": "\xff"}',
+    b'{"prompt": "a", "user": "\xff"}',
+    b'{"prompt": "a", "no_such_field": "\xff"}',
     b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     b'{"no_such_field": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
     b"\x00\x01\x02",
@@ -220,7 +223,8 @@ def test_content_type(served: Served, content_type: str | None) -> None:
     body = json.dumps({"prompt": "hi"}).encode()
     check(served.post(COMPLETIONS, content=body, headers=headers), 400, "Content-Type")
     good = {"content-type": "application/json; charset=utf-8"}
-    assert served.post(COMPLETIONS, content=body, headers=good).status_code == 200
+    for sent in (body, codecs.BOM_UTF8 + body):
+        assert served.post(COMPLETIONS, content=sent, headers=good).status_code == 200
 
 
 def test_unknown_model(served: Served) -> None:

@@ -96,8 +96,10 @@ def test_continuous_usage_grows_with_every_chunk(served: Served) -> None:
     assert {e["usage"]["prompt_tokens"] for e in found} == {found[-1]["usage"]["prompt_tokens"]}
 
 
-def test_empty_stream_options_mean_usage(served: Served) -> None:
-    assert events(served, {"messages": HI, "stream_options": {}})[-1]["choices"] == []
+@pytest.mark.parametrize("options", [{}, {"continuous_usage_stats": True}])
+def test_stream_options_alone_ask_for_no_usage(served: Served, options: dict[str, bool]) -> None:
+    found = events(served, {"messages": HI, "stream_options": options})
+    assert all(event["choices"] and "usage" not in event for event in found)
 
 
 def test_logprobs_without_top_have_empty_top_lists(served: Served) -> None:
@@ -315,6 +317,21 @@ def test_a_default_maximum_shrinks_to_the_room_that_is_left() -> None:
     with serve(defaults={"max_tokens": 10_000}) as served:
         assert chat(served).choices[0].finish_reason == "stop"
         assert served.engine.seen[-1].max_total_tokens == LIMITS.max_model_len
+
+
+def test_a_maximum_shrinks_to_the_room_that_is_left(served: Served) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        chat(served, **{name: LIMITS.max_model_len})
+        assert served.engine.seen[-1].max_total_tokens == LIMITS.max_model_len
+
+
+def test_the_operators_maximum_lowers_the_requests() -> None:
+    with serve(overriding={"max_new_tokens": 5}) as served:
+        assert chat(served).usage.completion_tokens == 5
+        assert chat(served, max_tokens=8).usage.completion_tokens == 5
+        assert chat(served, max_tokens=3).usage.completion_tokens == 3
+        with pytest.raises(openai.BadRequestError, match="min_tokens"):
+            chat(served, max_tokens=8, extra_body={"min_tokens": 6})
 
 
 def test_cached_tokens_are_told_with_the_flag() -> None:

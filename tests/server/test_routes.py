@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import httpx
+
 from galley import __version__
 from galley.config.server import ServerConfig
 from tests.server.served import LIMITS, MODEL, Served, serve, tokenizer
@@ -104,6 +106,8 @@ def test_metrics_are_prometheus_text(served: Served) -> None:
     """Checklist 177."""
     response = served.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
+    head = httpx.head(served.url + "/metrics")
+    assert (head.status_code, head.content) == (200, b"")
     line = re.compile(r"#.*|[a-zA-Z_:][a-zA-Z0-9_:]*(\{[^{}]*\})? [0-9eE.+-]+")
     for text in response.text.splitlines():
         assert line.fullmatch(text), text

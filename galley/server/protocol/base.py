@@ -86,15 +86,14 @@ class BodyReader(Generic[T]):
 
     def _check_other(self, name: str, raw: msgspec.Raw) -> None:
         field = self.others.get(name)
+        wanted = field.type if isinstance(field, NoEffect) else Any
+        try:
+            value = msgspec.json.decode(raw, type=wanted)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            raise InvalidRequest(f"{name:.100}: {e}", field=name[:100]) from e
         if field is None:
             self._warn_unknown(name)
-            return
-        if isinstance(field, NoEffect):
-            try:
-                msgspec.json.decode(raw, type=field.type)
-            except msgspec.ValidationError as e:
-                raise InvalidRequest(f"{name}: {e}", field=name) from e
-        elif field.asks(msgspec.json.decode(raw)):
+        elif isinstance(field, Refused) and field.asks(value):
             raise Unsupported(f"{name} is not supported: {field.why}", field=name)
 
     def _warn_unknown(self, name: str) -> None:
@@ -137,7 +136,7 @@ def _explain(message: str) -> tuple[str, str | None]:
 class StreamOptions(msgspec.Struct):
     """What a stream tells besides its deltas."""
 
-    include_usage: bool | None = True
+    include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
 
 

@@ -17,6 +17,7 @@ from galley.server.protocol.generation import (
     check_generation,
 )
 
+DEFAULT_MAX_TOKENS = 16
 #: What `_prompts` will take, for the API's description.
 _PROMPTS = [
     {"type": "string", "minLength": 1},
@@ -34,13 +35,18 @@ class CompletionRequest(GenerationFields, kw_only=True):
     """Continue a prompt, or several.
 
     `prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids.
+    `max_tokens` null is as none given.
     """
 
     prompt: Prompt
-    max_tokens: Count | None = 16
+    max_tokens: Count | None = DEFAULT_MAX_TOKENS
     suffix: str | None = None
     logprobs: CountOrAll | None = None
     add_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is None:
+            self.max_tokens = DEFAULT_MAX_TOKENS
 
 
 reader = BodyReader(CompletionRequest, COMPLETION)

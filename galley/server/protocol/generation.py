@@ -123,7 +123,7 @@ def check_generation(request: GenerationFields, caps: Caps) -> None:
             raise InvalidRequest(
                 "`prompt_logprobs` must be a non-negative value or -1.", field="prompt_logprobs"
             )
-        if request.stream:
+        if request.stream and request.prompt_logprobs != 0:
             raise InvalidRequest(
                 "`prompt_logprobs` are not available when `stream=True`.", field="prompt_logprobs"
             )

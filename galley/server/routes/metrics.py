@@ -12,6 +12,7 @@ from galley.server.openapi import wire
 def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=Response)
     @wire(response=str)
     async def metrics() -> Response:
