@@ -1,7 +1,9 @@
-"""A file of packed weights: written whole, mapped and proven whole before use.
+"""A file of packed weights: written whole, mapped, and proven whole before use.
 
     file:  magic | length of header | crc of header | header (JSON) | padding | data
     data:  one packed weight after the other, each at a multiple of 64 bytes
+
+Its header is proven each time; its data once in each boot of the machine (`proofs`), by all cores.
 
 Knows nothing of checkpoints: what it holds are the answers to a model's questions, by their text.
 """
@@ -16,20 +18,24 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels.weights import PackedWeight, WeightFormat
+from galley.runner.proofs import is_proven, proven, stamp_of
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"galleypw"
 _LENGTHS = struct.Struct("<QI")
 _ALIGNMENT = 64
+#: Bytes from which on their checksums are made by more than one thread.
+WORTH_THREADS = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +63,17 @@ class PackedFile:
         """Map the file; None if there is none, or if it is damaged."""
         try:
             with path.open("rb") as f:
+                status = os.fstat(f.fileno())
                 mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
             return None
         try:
-            return _read(np.frombuffer(mapped, np.uint8))
+            found = _read(np.frombuffer(mapped, np.uint8))
+            stamp = stamp_of(status, found.header)
+            if not is_proven(path, stamp):
+                _prove(found)
+                proven(path, stamp)
+            return found.file
         except (ValueError, LookupError, TypeError, struct.error, RecursionError) as error:
             log.warning("%s is damaged and will be made anew: %s", path, error)
             return None
@@ -69,17 +81,17 @@ class PackedFile:
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     """Make the file, or leave what was there: it appears whole or not at all. Raises OSError."""
-    at, crc, entries = 0, 0, []
+    at, entries = 0, []
     arrays = [packed.data for answer in answers for packed in answer.weights]
     for answer in answers:
         weights = []
         for packed in answer.weights:
-            weights.append({"format": asdict(packed.format), "shape": list(packed.shape), "at": at})
+            fmt, shape = asdict(packed.format), list(packed.shape)
+            crc = zlib.crc32(packed.data.data)
+            weights.append({"format": fmt, "shape": shape, "at": at, "crc": crc})
             at += _padded(packed.data.nbytes)
         entries.append([answer.question, answer.interleaved, weights])
-    for data in arrays:
-        crc = zlib.crc32(data.data, crc)
-    header = json.dumps({"bytes": at, "crc": crc, "answers": entries}).encode()
+    header = json.dumps({"bytes": at, "answers": entries}).encode()
     temporary = tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False)  # noqa: SIM115
     try:
         with temporary as f:
@@ -94,7 +106,15 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
         raise
 
 
-def _read(whole: NDArray[np.uint8]) -> PackedFile:
+class _Found(NamedTuple):
+    """What a file holds, and the checksums of its header and of each weight's data."""
+
+    file: PackedFile
+    header: int
+    data: list[int]
+
+
+def _read(whole: NDArray[np.uint8]) -> _Found:
     fixed = len(MAGIC) + _LENGTHS.size
     head = whole[:fixed].tobytes()
     if not head.startswith(MAGIC):
@@ -107,16 +127,25 @@ def _read(whole: NDArray[np.uint8]) -> PackedFile:
     data = whole[_padded(fixed + length) :]
     if len(data) != header["bytes"]:
         raise ValueError(f"{len(data)} bytes of weights where {header['bytes']} are needed")
-    answers, crc, total = {}, 0, 0
+    answers, checksums, total = {}, [], 0
     for question, interleaved, entries in header["answers"]:
         weights = [_weight(data, entry) for entry in entries]
-        for packed in weights:
-            crc = zlib.crc32(packed.data.data, crc)
-            total += packed.data.nbytes
+        checksums += [entry["crc"] for entry in entries]
+        total += sum(packed.data.nbytes for packed in weights)
         answers[question] = Answer(question, weights, interleaved)
-    if crc != header["crc"]:
+    return _Found(PackedFile(answers, total), crc, checksums)
+
+
+def _prove(found: _Found) -> None:
+    """Raises ValueError if the data of any weight is not what was written."""
+    data = [packed.data.data for answer in found.file.answers.values() for packed in answer.weights]
+    if found.file.num_bytes < WORTH_THREADS:
+        checksums = [zlib.crc32(d) for d in data]
+    else:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            checksums = list(pool.map(zlib.crc32, data))
+    if checksums != found.data:
         raise ValueError("its weights are not what was written")
-    return PackedFile(answers, total)
 
 
 def _weight(data: NDArray[np.uint8], entry: dict[str, Any]) -> PackedWeight:
