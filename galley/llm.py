@@ -37,6 +37,7 @@ from galley.frontend.progress import progress_bar
 from galley.frontend.prompts import Prompt, parse_prompt
 from galley.loader import resolve_tokenizer
 from galley.observability.metrics import EngineMetrics
+from galley.observability.perfetto import profile_settings
 from galley.request import RequestOutput, RequestOutputKind, SamplingParams
 from galley.text import Tokenizer, load_tokenizer
 
@@ -401,18 +402,31 @@ class LLM:
         """
         return read_metrics(self._registry)
 
-    def _observer(self) -> EngineMetrics | None:
-        config = self.config
-        if config.observability.disable_log_stats:
-            return None
-        return EngineMetrics(
-            self._registry,
-            config.model.served_model_name[0],
-            max_model_len=self._core.executor.max_model_len,
-            block_metrics=config.observability.kv_cache_metrics,
-            cache_info=dataclasses.asdict(config.cache),
-            buckets=config.observability.custom_histogram_buckets,
+    def start_profile(
+        self,
+        profile_prefix: str | None = None,
+        *,
+        delay_iterations: int | None = None,
+        max_iterations: int | None = None,
+    ) -> None:
+        """Note what the steps do from now on, as `LLM(profiler_config=…)` and these say.
+
+        Raises:
+            InvalidRequest: no profiler is configured.
+        """
+        config = self.config.observability.profiler_config
+        self._core.start_profile(
+            *profile_settings(config, profile_prefix, delay_iterations, max_iterations)
         )
+
+    def stop_profile(self) -> str | None:
+        """Write the profile, for ui.perfetto.dev; the file's path, None without a start."""
+        return self._core.stop_profile()
+
+    def _observer(self) -> EngineMetrics | None:
+        if self.config.observability.disable_log_stats:
+            return None
+        return EngineMetrics.of(self._registry, self.config, self._core.executor.max_model_len)
 
     def get_world_size(self, include_dp: bool = True) -> int:
         """Ranks that compute a step."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -270,8 +272,9 @@ def test_bad_input_computes_nothing(llm: LLM, prompts: Any, params: Any, words: 
 def test_priorities_are_one_each(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="2 prompts but 1 priorities"):
         llm.generate(PROMPTS[:2], GREEDY, use_tqdm=False, priority=[1])
-    with pytest.raises(InvalidRequest, match="scheduling-policy"):
-        llm.generate(PROMPTS[:2], GREEDY, use_tqdm=False, priority=[1, 2])
+    # First come, first served heeds none.
+    expected = said(llm.generate(PROMPTS[:2], GREEDY, use_tqdm=False))
+    assert said(llm.generate(PROMPTS[:2], GREEDY, use_tqdm=False, priority=[1, 2])) == expected
 
 
 def test_what_is_not_supported_is_refused_by_name(llm: LLM) -> None:
@@ -350,6 +353,22 @@ def test_beam_search_finds_what_greedy_search_misses(llm: LLM) -> None:
             (whole,) = llm.generate(sequence.tokens, scored, use_tqdm=False)
             told = zip(whole.prompt_logprobs[len(ids) :], sequence.tokens[len(ids) :], strict=True)
             assert sum(p[t].logprob for p, t in told) == pytest.approx(sequence.cum_logprob)
+
+
+def test_a_profile_of_some_steps(llm: LLM, tmp_path: Path) -> None:
+    """Checklist 175: what /start_profile and /stop_profile do for a server."""
+    with pytest.raises(InvalidRequest, match="profiler_config"):
+        llm.start_profile()
+    config = {"profiler": "torch", "torch_profiler_dir": str(tmp_path)}
+    with LLM(max_model_len=64, kv_cache_memory_bytes=16 << 20, profiler_config=config) as other:
+        assert other.stop_profile() is None
+        other.start_profile("run-", delay_iterations=1, max_iterations=2)
+        other.generate(PROMPTS[:1], SamplingParams(max_tokens=6), use_tqdm=False)
+        path = other.stop_profile()
+    assert path is not None
+    assert Path(path).name.startswith("run-")
+    events = json.loads(Path(path).read_text())["traceEvents"]
+    assert len([e for e in events if e["name"].startswith("step ")]) == 2
 
 
 def test_names_that_users_import() -> None:

@@ -186,6 +186,10 @@ class ObservabilityConfig:
     request_num_preemptions, request_tokens, kv_cache_residency."""
     enable_mfu_metrics: bool = False
     """Estimate floating point operations and bytes moved of each step."""
+    profiler_config: dict[str, object] = field(default_factory=dict)
+    """JSON object; with `profiler` and `torch_profiler_dir` set, /start_profile and /stop_profile
+    (of `LLM`: start_profile, stop_profile) write what the steps between them did into that folder,
+    for ui.perfetto.dev. Also `delay_iterations` and `max_iterations`. Not for production."""
     enable_logging_iteration_details: bool = False
     """Log what each step computes, and how long it takes."""
     fail_on_environ_validation: bool = False

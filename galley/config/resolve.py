@@ -209,6 +209,7 @@ def check(config: EngineConfig) -> None:
             field="collect_detailed_traces",
         )
     check_buckets(observing.custom_histogram_buckets)
+    check_profiler(observing.profiler_config)
     s = config.scheduler
     if (s.max_num_batched_tokens or s.max_num_seqs or 0) < (s.max_num_seqs or 0):
         raise ConfigError(
@@ -221,6 +222,19 @@ def check(config: EngineConfig) -> None:
             f"--mixed-prefill-tokens {s.mixed_prefill_tokens} needs chunked prefill: without it a "
             "prompt runs whole.",
             field="mixed_prefill_tokens",
+        )
+
+
+def check_profiler(given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a key that does not exist, and for a profiler without a folder."""
+    for name in given:
+        if name not in ("profiler", "torch_profiler_dir", "delay_iterations", "max_iterations"):
+            raise ConfigError(
+                f"--profiler-config has no key {name!r} here.", field="profiler_config"
+            )
+    if given.get("profiler") and not given.get("torch_profiler_dir"):
+        raise ConfigError(
+            "--profiler-config needs torch_profiler_dir, a folder.", field="profiler_config"
         )
 
 

@@ -119,10 +119,6 @@ class ServerConfig:
     """Level of the log. Default: VLLM_LOGGING_LEVEL, else INFO."""
     log_config_file: str | None = None
     """JSON file for Python's logging.config.dictConfig. Default: VLLM_LOGGING_CONFIG_PATH."""
-    profiler_config: dict[str, object] = field(default_factory=dict)
-    """JSON object; with `profiler` and `torch_profiler_dir` set, /start_profile and /stop_profile
-    write what the steps between them did into that folder, for ui.perfetto.dev. Also
-    `delay_iterations` and `max_iterations`. Not for production."""
     fingerprint_mode: Literal["full", "hash", "custom", "none"] = "full"
     """What `system_fingerprint` tells: version and configuration hash, the `hash` alone, a
     `custom` value, or nothing."""
@@ -171,7 +167,6 @@ class ServerConfig:
                 raise ConfigError(
                     f"{option} must be {want}, got {getattr(self, name)}.", field=name
                 )
-        self._check_profiler()
         if self.ssl_certfile is None and (self.ssl_keyfile or self.ssl_ca_certs):
             raise ConfigError("TLS needs --ssl-certfile.", field="ssl_certfile")
         if self.enable_ssl_refresh and self.ssl_certfile is None:
@@ -183,19 +178,6 @@ class ServerConfig:
         if self.fingerprint_mode == "custom" and not self.fingerprint_value:
             raise ConfigError(
                 "--fingerprint-mode custom needs --fingerprint-value.", field="fingerprint_value"
-            )
-
-    def _check_profiler(self) -> None:
-        for name in self.profiler_config:
-            if name not in ("profiler", "torch_profiler_dir", "delay_iterations", "max_iterations"):
-                raise ConfigError(
-                    f"--profiler-config has no key {name!r} here.", field="profiler_config"
-                )
-        if self.profiler_config.get("profiler") and not self.profiler_config.get(
-            "torch_profiler_dir"
-        ):
-            raise ConfigError(
-                "--profiler-config needs torch_profiler_dir, a folder.", field="profiler_config"
             )
 
     def logging_environment(self) -> dict[str, str]:

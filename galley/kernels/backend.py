@@ -140,11 +140,13 @@ class Backend(Protocol):
         batch_invariant: a row's result depends on nothing but the row (design 3.1).
         interleave_gate_up: gate and up projections are to be packed in turn, in runs of
             `GATE_UP_RUN` rows, so that SiLU·mul can be fused to them.
+        kv_itemsize: bytes of a number in the KV cache.
     """
 
     name: str
     batch_invariant: bool
     interleave_gate_up: bool
+    kv_itemsize: int
 
     def weight(self, data: WeightData) -> Weight:
         """The handle that `Ops.linear` and `Ops.embedding` take."""

@@ -46,6 +46,7 @@ class CpuBackend:
         quantized_activations: QuantizedActivations = "auto",
     ) -> None:
         self._dense = dense
+        self.kv_itemsize = 4 if dense == "f32" else 2
         self._pool = _native.Pool(threads or len(os.sched_getaffinity(0)))
         self._eager = eager
         self._quantized = quantized_activations

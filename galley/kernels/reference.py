@@ -195,6 +195,7 @@ class ReferenceBackend:
             torch.set_num_threads(threads)
         self._round = dense == "bf16"
         self._compute = compute
+        self.kv_itemsize = compute.itemsize
 
     def weight(self, data: WeightData) -> Tensor:
         values = torch.from_numpy(data.to_float32())

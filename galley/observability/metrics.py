@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from galley.config import EngineConfig
 from galley.observability.catalog import (
     BLOCK_METRICS,
     CACHE_TIERS,
@@ -153,6 +154,21 @@ class EngineMetrics:
         self._rejections = _admission_rejections(registry, model_name)
         self._model_name = model_name
         self._shared = shares_metrics()
+
+    @classmethod
+    def of(
+        cls, registry: CollectorRegistry, config: EngineConfig, max_model_len: int
+    ) -> EngineMetrics:
+        """As a configuration says, under the model's first name."""
+        return cls(
+            registry,
+            config.model.served_model_name[0],
+            max_model_len=max_model_len,
+            num_engines=config.parallel.data_parallel_size,
+            block_metrics=config.observability.kv_cache_metrics,
+            cache_info=asdict(config.cache),
+            buckets=config.observability.custom_histogram_buckets,
+        )
 
     def rejected(self, reason: str) -> None:
         """A request was turned away by the limit `reason`."""

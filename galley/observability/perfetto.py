@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.errors import InvalidRequest
 from galley.observability.step_trace import StepTrace
 
 #: Name of a part of a step, and the fields at which it begins and ends.
@@ -53,6 +55,24 @@ def trace_events(records: NDArray[np.void], pid: int) -> list[dict[str, Any]]:
 def _span(record: np.void, begin: str, end: str) -> dict[str, float]:
     at = float(record[begin])
     return {"ts": at * 1e6, "dur": (float(record[end]) - at) * 1e6}
+
+
+def profile_settings(
+    config: Mapping[str, Any], prefix: str | None, delay: int | None, most: int | None
+) -> tuple[str, str, int, int]:
+    """What `Profile` wants besides the trace: --profiler-config, and what is asked for over it.
+
+    Raises:
+        InvalidRequest: no profiler is configured.
+    """
+    if not config.get("profiler"):
+        raise InvalidRequest(
+            'profiler_config must be {"profiler": "torch", "torch_profiler_dir": FOLDER}.',
+            field="profiler_config",
+        )
+    given = {"delay_iterations": delay, "max_iterations": most}
+    delay, most = (int(config.get(k) or 0) if v is None else v for k, v in given.items())
+    return str(config["torch_profiler_dir"]), prefix or "", delay, most
 
 
 class Profile:

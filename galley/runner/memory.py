@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from galley.config import CacheConfig
+from galley.config import CacheConfig, ModelFacts
 from galley.errors import ConfigError
 
 GIB = 2**30
@@ -61,14 +61,43 @@ def kv_capacity(cache: CacheConfig, block_bytes: int, memory: MemoryUse) -> KVCa
         budget, flag = share - memory.weights - memory.activations, "--gpu-memory-utilization"
     num_blocks = max(budget, 0) // block_bytes
     if num_blocks <= NULL_BLOCKS:
+        of = (
+            f" ({memory.available / GIB:.2f} GiB available, weights {memory.weights / GIB:.2f} "
+            f"GiB, activations {memory.activations / GIB:.2f} GiB)"
+        )
         raise ConfigError(
-            f"no memory is left for the KV cache: {flag} leaves it {budget / GIB:.2f} GiB "
-            f"({memory.available / GIB:.2f} GiB available, weights {memory.weights / GIB:.2f} GiB, "
-            f"activations {memory.activations / GIB:.2f} GiB) and two blocks take "
+            f"no memory is left for the KV cache: {flag} leaves it {budget / GIB:.2f} GiB"
+            f"{of if cache.kv_cache_memory_bytes is None else ''} and two blocks take "
             f"{2 * block_bytes / GIB:.4f} GiB. Increase {flag}.",
             field=flag.lstrip("-").replace("-", "_"),
         )
     return KVCapacity(num_blocks, budget, flag)
+
+
+def check_given_size(
+    cache: CacheConfig, facts: ModelFacts, itemsize: int, wanted: int, longest: int
+) -> None:
+    """Before anything is loaded: where the cache's size is given in bytes or blocks, whether
+    `fit_length` will find one sequence to fit. Where it depends on the memory that the weights
+    leave, nothing can be said yet.
+
+    Args:
+        itemsize: bytes of a number in the cache.
+        wanted, longest: as for `fit_length`.
+
+    Raises:
+        ConfigError: it will not.
+    """
+    if cache.num_gpu_blocks_override is None and cache.kv_cache_memory_bytes is None:
+        return
+    block_bytes = kv_block_bytes(facts, itemsize, cache.block_size)
+    capacity = kv_capacity(cache, block_bytes, MemoryUse(0, 0, 0))
+    fit_length(wanted, longest, capacity, cache.block_size)
+
+
+def kv_block_bytes(facts: ModelFacts, itemsize: int, block_size: int) -> int:
+    """Bytes of a block, K and V of all layers."""
+    return 2 * block_size * facts.num_kv_heads * facts.head_dim * facts.num_layers * itemsize
 
 
 def fit_length(wanted: int, longest: int, capacity: KVCapacity, block_size: int) -> int:

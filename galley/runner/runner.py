@@ -26,7 +26,7 @@ from galley.models.decoder import Stage
 from galley.runner.device import dense_format, open_device
 from galley.runner.heap import trim_heap
 from galley.runner.load import LoadedModel, Progress, load_model
-from galley.runner.memory import MemoryUse, fit_length, kv_capacity
+from galley.runner.memory import MemoryUse, check_given_size, fit_length, kv_capacity
 from galley.runner.processors import apply_processors
 from galley.runner.results import Drawn, step_result
 from galley.runner.sampler import SamplingTable
@@ -90,6 +90,7 @@ class Runner:
         self._config, self._facts, self._kv_memory = config, facts, kv_memory
         self._dense = dense_format(config.model.dtype, facts.dtype)
         self._backend = open_device(config, self._dense)
+        check_given_size(config.cache, facts, self._backend.kv_itemsize, wanted, longest)
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)

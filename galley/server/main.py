@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -253,15 +253,8 @@ def engine_metrics(
 ) -> EngineMetrics:
     """The engines' metrics under the model's first name."""
     length = config.model.max_model_len
-    return EngineMetrics(
-        registry,
-        config.model.served_model_name[0],
-        max_model_len=facts.max_position if length in (None, -1) else int(length or 0),
-        num_engines=config.parallel.data_parallel_size,
-        block_metrics=config.observability.kv_cache_metrics,
-        cache_info=asdict(config.cache),
-        buckets=config.observability.custom_histogram_buckets,
-    )
+    longest = facts.max_position if length in (None, -1) else int(length or 0)
+    return EngineMetrics.of(registry, config, longest)
 
 
 async def _every(seconds: float, act: Callable[[], None]) -> None:

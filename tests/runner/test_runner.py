@@ -13,6 +13,7 @@ from galley.kernels.sampling_reference import DrawParams, logprobs_row, sample_r
 from galley.loader import open_checkpoint
 from galley.loader.source import Source, default_model
 from galley.request import SamplingParams
+from galley.runner.memory import kv_block_bytes
 from galley.runner.runner import Runner
 from tests.executor.toy import GREEDY, Toy
 from tests.models.checkpoints import CASES, SIZES, StateDict, make
@@ -268,6 +269,34 @@ def test_a_pool_too_small_for_the_length_is_refused_with_numbers(checkpoint):
         open_runner(checkpoint, max_model_len=128, num_gpu_blocks_override=4)
     with pytest.raises(ConfigError, match=r"--kv-cache-memory-bytes leaves it 0\.00 GiB"):
         open_runner(checkpoint, max_model_len=128, kv_cache_memory_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        ({"kv_cache_memory_bytes": 1000}, "kv_cache_memory_bytes"),
+        ({"kv_cache_memory_bytes": 30_000}, "max_model_len"),
+        ({"num_gpu_blocks_override": 3}, "max_model_len"),
+    ],
+)
+def test_a_given_size_that_is_too_small_is_told_before_anything_is_loaded(
+    checkpoint, monkeypatch, flags, field
+):
+    def asked(name):
+        raise AssertionError(f"{name} was loaded")
+
+    monkeypatch.setattr(checkpoint, "tensor", asked)
+    with pytest.raises(ConfigError) as error:
+        open_runner(checkpoint, max_model_len=128, **flags)
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_size_of_a_block_is_known_without_the_model(checkpoint, backend, dtype):
+    runner = open_runner(checkpoint, max_model_len=64, backend=backend, dtype=dtype)
+    known = kv_block_bytes(checkpoint.facts, runner._backend.kv_itemsize, 16)
+    assert runner.groups[0].block_bytes == known
 
 
 def test_minus_one_fits_the_length_to_the_pool(checkpoint):

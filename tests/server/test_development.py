@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from galley.config.server import ServerConfig
+from galley.config.resolve import from_kwargs
 from galley.errors import ConfigError
 from galley.observability.perfetto import trace_events
 from galley.observability.step_trace import STEP_DTYPE
@@ -199,6 +199,6 @@ def test_slices_of_a_step_nest() -> None:
 
 def test_a_profiler_needs_a_folder() -> None:
     with pytest.raises(ConfigError, match="torch_profiler_dir"):
-        ServerConfig(profiler_config={"profiler": "torch"})
+        from_kwargs({"profiler_config": {"profiler": "torch"}}, "server", {})
     with pytest.raises(ConfigError, match="'proton_dir'"):
-        ServerConfig(profiler_config={"proton_dir": "x"})
+        from_kwargs({"profiler_config": {"proton_dir": "x"}}, "server", {})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import InvalidRequest
+from galley.observability.perfetto import profile_settings
 from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
@@ -18,7 +17,7 @@ from galley.server.protocol.operation import ProfileFiles, profile_reader
 
 def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
-    config = ctx.server.profiler_config
+    config = ctx.config.observability.profiler_config
     if not config.get("profiler"):
         return router
 
@@ -29,18 +28,10 @@ def routes(ctx: Context) -> APIRouter:
         given_one = raw.headers.get("content-length", "0") != "0"
         body = await ctx.body(raw) if given_one else b"{}"
         asked = profile_reader.read(body)
-
-        def given(name: str) -> Any:
-            value = getattr(asked, name)
-            return config.get(name, 0) if value is None else value
-
-        await ctx.engine.call(
-            "start_profile",
-            str(config["torch_profiler_dir"]),
-            asked.profile_prefix or "",
-            given("delay_iterations"),
-            given("max_iterations"),
+        settings = profile_settings(
+            config, asked.profile_prefix, asked.delay_iterations, asked.max_iterations
         )
+        await ctx.engine.call("start_profile", *settings)
         return Response(status_code=200)
 
     @router.post("/stop_profile", response_class=Response)
