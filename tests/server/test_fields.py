@@ -87,3 +87,36 @@ def test_the_page_of_the_documentation_is_true() -> None:
     """Made by `python -m galley.server.protocol.describe > docs/request_fields.md`."""
     path = Path(__file__).parents[2] / "docs" / "request_fields.md"
     assert path.read_text() == describe.page()
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "meant"),
+    [
+        ("max_tokens", 16.0, 16),
+        ("n", 2.0, 2),
+        ("top_k", 5.0, 5),
+        ("seed", 1e3, 1000),
+        ("stop_token_ids", [5.0, 6], [5, 6]),
+        ("prompt_logprobs", 3.0, 3),
+    ],
+)
+@pytest.mark.parametrize("reader", [chat.reader, completions.reader])
+def test_whole_numbers_may_be_spelt_as_floats(
+    reader: BodyReader[Any], field: str, given: Any, meant: Any
+) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", field: given}
+    assert getattr(reader.read(json.dumps(body).encode()), field) == meant
+
+
+@pytest.mark.parametrize("prompt", [[5.0, 6.0], [[5.0], [6]]])
+def test_token_ids_may_be_spelt_as_floats(prompt: Any) -> None:
+    read = completions.reader.read(json.dumps({"prompt": prompt}).encode())
+    assert json.dumps(read.prompt) == json.dumps(prompt).replace(".0", "")
+
+
+@pytest.mark.parametrize("given", [1.5, "many", "16", 1e300, True, [1], float(2**63)])
+def test_what_is_no_whole_number_is_refused(given: Any) -> None:
+    body = {"prompt": "hi", "max_tokens": given}
+    with pytest.raises(InvalidRequest) as refused:
+        completions.reader.read(json.dumps(body).encode())
+    assert refused.value.field == "max_tokens"

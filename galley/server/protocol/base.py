@@ -60,6 +60,8 @@ class BodyReader(Generic[T]):
     Args:
         type: the struct of the fields that act.
         others: the fields of the API that do not act.
+
+    A whole number may be spelt as a float, as in vLLM: `16.0` is 16.
     """
 
     def __init__(self, type: type[T], others: FieldTable) -> None:
@@ -68,6 +70,7 @@ class BodyReader(Generic[T]):
         self.fields = frozenset(f.encode_name for f in msgspec.structs.fields(type))
         self._keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
         self._decoder = msgspec.json.Decoder(type)
+        self._lax = msgspec.json.Decoder(type, strict=False)
         self._warned: set[str] = set()
 
     def read(self, body: bytes) -> T:
@@ -80,7 +83,7 @@ class BodyReader(Generic[T]):
         given = _decode(self._keys, body)
         for name in given.keys() - self.fields:
             self._check_other(name, given[name])
-        request = _decode(self._decoder, body)
+        request = _decode(self._decoder, body, self._lax)
         assert isinstance(request, self.type)
         return request
 
@@ -88,7 +91,9 @@ class BodyReader(Generic[T]):
         field = self.others.get(name)
         wanted = field.type if isinstance(field, NoEffect) else Any
         try:
-            value = msgspec.json.decode(raw, type=wanted)
+            value = _with_floats(
+                msgspec.json.Decoder(wanted), raw, msgspec.json.Decoder(wanted, strict=False)
+            )
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             raise InvalidRequest(f"{name:.100}: {e}", field=name[:100]) from e
         if field is None:
@@ -105,9 +110,20 @@ class BodyReader(Generic[T]):
             )
 
 
-def _decode(decoder: Any, body: bytes) -> Any:
+def _with_floats(strict: Any, body: bytes | msgspec.Raw, lax: Any) -> Any:
+    """What `strict` reads; where that meets a float for a whole number, what `lax` reads: it takes
+    16.0 for 16 (and "16", which asks for no more)."""
     try:
-        return decoder.decode(body)
+        return strict.decode(body)
+    except msgspec.ValidationError as e:
+        if "`int" in str(e) and "got `float`" in str(e):
+            return lax.decode(body)
+        raise
+
+
+def _decode(decoder: Any, body: bytes, lax: Any = None) -> Any:
+    try:
+        return decoder.decode(body) if lax is None else _with_floats(decoder, body, lax)
     except msgspec.ValidationError as e:
         message, field = _explain(str(e))
         raise InvalidRequest(message, field=field) from e
