@@ -119,8 +119,8 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
     """How to sample one request (vLLM's names, types and defaults).
 
     Types are checked by the metaclass, ranges in `verify`. `max_tokens=None` means up to the
-    model's length. `truncate_prompt_tokens` and `priority` belong to the request and are applied
-    by the input processor.
+    model's length. A `seed` of -1 is none. `truncate_prompt_tokens` and `priority` belong to the
+    request and are applied by the input processor.
     """
 
     n: int = 1

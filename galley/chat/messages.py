@@ -27,7 +27,8 @@ def prepare(messages: list[Message], content_format: ContentFormat) -> list[Mess
     """Checked copies for a template; nothing of the caller's is changed.
 
     Content is one text ("string": parts joined by line feeds) or a list of text parts ("openai").
-    Arguments of tool calls, which the API spells as JSON text, become objects, and reasoning is
+    Arguments of tool calls, which the API spells as JSON text, become objects (an empty one where
+    a model has written something else: a talk must be able to go on after that), and reasoning is
     given under every name that templates read.
 
     Raises:
@@ -103,15 +104,32 @@ def _parse_arguments(tool_calls: Any, where: str) -> None:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             raise InvalidRequest(f"{where}[{i}].function must be an object.", field="messages")
-        arguments = function.get("arguments")
-        if isinstance(arguments, dict | list):
-            continue
+        function["arguments"] = _object(function.get("arguments"))
+
+
+def _object(arguments: Any) -> dict[str, Any]:
+    if isinstance(arguments, str):
         try:
-            function["arguments"] = json.loads(arguments) if arguments else {}
-        except (TypeError, ValueError, RecursionError):
-            raise InvalidRequest(
-                f"{where}[{i}].function.arguments must be JSON.", field="messages"
-            ) from None
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return {}
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def developer_as_system(messages: list[Message], content_format: ContentFormat) -> list[Message]:
+    """Prepared messages for a template that knows no developer: their turns and the system's are
+    one system turn, at the start, where templates look for it.
+    """
+    if all(message["role"] != "developer" for message in messages):
+        return messages
+    roles = ("system", "developer")
+    contents = [message["content"] for message in messages if message["role"] in roles]
+    rest = [message for message in messages if message["role"] not in roles]
+    if content_format == "openai":
+        content: Any = [part for parts in contents for part in parts]
+    else:
+        content = "\n\n".join(text for text in contents if text)
+    return [{"role": "system", "content": content}, *rest]
 
 
 def _plain(value: Any) -> Any:

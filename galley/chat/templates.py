@@ -17,7 +17,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from galley.chat.budget import MAX_STEPS, MoreSteps, TemplateLimit
 from galley.chat.content_format import detect_content_format
-from galley.chat.messages import ContentFormat, Message, prepare
+from galley.chat.messages import ContentFormat, Message, developer_as_system, prepare
 from galley.chat.sandbox import ChatEnvironment
 from galley.errors import GalleyError, InvalidRequest, ModelError
 from galley.text import Tokenizer
@@ -33,11 +33,12 @@ _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class Template:
-    """One compiled template and the content format that it wants."""
+    """One compiled template, the content format that it wants, and whether it knows developers."""
 
     def __init__(self, environment: ChatEnvironment, source: str) -> None:
         """Raises ValueError for a source that is not valid jinja or cannot be compiled."""
         self._environment = environment
+        self.knows_developer = "'developer'" in source or '"developer"' in source
         if len(source) > MAX_SOURCE:
             raise ValueError(f"it is longer than {MAX_SOURCE} characters")
         try:
@@ -163,7 +164,10 @@ class ChatRenderer:
             )
         template = self._choose(chat_template, bool(tools))
         wanted = self._content_format
-        prepared = prepare(messages, template.content_format if wanted == "auto" else wanted)
+        content_format = template.content_format if wanted == "auto" else wanted
+        prepared = prepare(messages, content_format)
+        if not template.knows_developer:
+            prepared = developer_as_system(prepared, content_format)
         final = _mark_final_text(prepared[-1]) if continue_final_message else None
         variables = {
             **self._special_tokens,

@@ -298,8 +298,9 @@ class InputProcessor:
     def _seed(self, params: SamplingParams) -> int | None:
         """The request's own seed, or one drawn now, so that a replay samples the same."""
         self._arrivals += 1
-        if params.seed is not None or params.temperature == 0.0:
-            return params.seed
+        own = None if params.seed == -1 else params.seed
+        if own is not None or params.temperature == 0.0:
+            return own
         return derived_seed(self.seed, self.client_index, self._arrivals)
 
 

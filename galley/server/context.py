@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import functools
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from galley.server.answer import Tally
 from galley.server.errors import ClientDisconnected
 from galley.server.output_log import OutputLog
 from galley.server.protocol.base import BodyReader, T
-from galley.server.protocol.generation import Caps
+from galley.server.protocol.generation import Caps, SamplingFields
 from galley.server.stream import EventResponse, Events, Relay, Stream
 
 if TYPE_CHECKING:
@@ -173,6 +174,13 @@ def request_id(request: Request, prefix: str, given: str | None, longest: int) -
             f"X-Request-Id is limited to {longest} characters.", field="X-Request-Id"
         )
     return f"{prefix}-{own}"
+
+
+def heed_priority(raw: Request, request: SamplingFields) -> None:
+    """Let an X-Vllm-Priority header win over `request.priority`; one that is no number is none."""
+    given = raw.headers.get("x-vllm-priority", "")
+    if re.fullmatch(r"[+-]?\d{1,18}", given.strip(), re.ASCII):
+        request.priority = int(given)
 
 
 async def read_json_body(request: Request, limit: int) -> bytes:

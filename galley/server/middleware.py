@@ -15,9 +15,11 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from galley.errors import Overloaded, Unauthorized
+from galley.errors import GalleyError, Overloaded, Unauthorized
+from galley.server import message_answer
 from galley.server.context import NEW_ID, Load
 from galley.server.errors import galley_response
 from galley.server.http import SINK, Sink
@@ -44,6 +46,13 @@ def path_of(scope: Scope) -> str:
     """The path without the prefix under which a proxy publishes the server."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path") or "")
+
+
+def _refusal(scope: Scope, error: GalleyError) -> Response:
+    """The answer to a request that reaches no route, as its API spells errors."""
+    if path_of(scope).startswith("/v1/messages"):
+        return message_answer.error_response(error)
+    return galley_response(error)
 
 
 class RootPath:
@@ -133,7 +142,7 @@ class ApiKeys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         guarded = scope["type"] in ("http", "websocket") and scope.get("method") != "OPTIONS"
         if guarded and path_of(scope).startswith(GUARDED) and not self._is_known(scope):
-            response = galley_response(Unauthorized("Unauthorized: a valid API key is needed."))
+            response = _refusal(scope, Unauthorized("Unauthorized: a valid API key is needed."))
             await response(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -161,7 +170,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         if self.load.draining:
-            response = galley_response(Overloaded("The server is shutting down."))
+            response = _refusal(scope, Overloaded("The server is shutting down."))
             response.headers["connection"] = "close"
             await response(scope, receive, send)
             return

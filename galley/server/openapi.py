@@ -196,11 +196,12 @@ def _answer(status: int, content: Schema) -> Schema:
 
 
 def _guard(document: Schema, prefixes: tuple[str, ...]) -> None:
-    """Say where a key is needed, and what is answered without one."""
+    """Say where a key is needed, and what is answered without one: as a path spells errors."""
     error = {"application/json": {"schema": {"$ref": _REF.format(name=ErrorResponse.__name__)}}}
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         if path.startswith(prefixes):
             for operation in operations.values():
                 operation["security"] = [{"key": []}]
-                operation["responses"]["401"] = _answer(401, error)
+                own = operation["responses"].get("400", {}).get("content")
+                operation["responses"]["401"] = _answer(401, own or error)

@@ -141,6 +141,27 @@ def test_documents_and_variables_reach_the_template() -> None:
     assert text == "[T: x]calm"
 
 
+def test_developers_are_the_system_where_the_template_knows_none() -> None:
+    talk = [
+        {"role": "user", "content": "Hi"},
+        {"role": "developer", "content": "Be brief."},
+        {"role": "assistant", "content": "Ho"},
+        {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
+    ]
+    plain = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
+    looping = (
+        "{% for m in messages %}[{{ m.role }}:{% for p in m.content %}{{ p.text }};{% endfor %}]"
+        "{% endfor %}"
+    )
+    knowing = plain + "{% if false and messages[0].role == 'developer' %}{% endif %}"
+    for source, want in (
+        (plain, "[system:Be brief.\n\nBe kind.][user:Hi][assistant:Ho]"),
+        (looping, "[system:Be brief.;Be kind.;][user:Hi;][assistant:Ho;]"),
+        (knowing, "[user:Hi][developer:Be brief.][assistant:Ho][system:Be kind.]"),
+    ):
+        assert ChatRenderer({"default": source}, {}).render(talk) == want
+
+
 def test_what_the_caller_gave_is_not_changed() -> None:
     message = {"role": "assistant", "content": "x", "tool_calls": [_CALL], "reasoning": "r"}
     messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, message]

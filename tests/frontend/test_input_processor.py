@@ -78,6 +78,18 @@ def test_a_request_without_a_seed_gets_one_from_its_number() -> None:
     assert all(0 <= derived_seed(s, c, n) < 2**52 for s in (0, -1) for c in (0, 9) for n in (1, 2))
 
 
+def test_a_seed_of_minus_one_is_none() -> None:
+    none, minus = (
+        processor(seed=3).process("a", SamplingParams(seed=seed, n=2), "r").requests
+        for seed in (None, -1)
+    )
+    assert [r.sampling.seed for r in minus] == [r.sampling.seed for r in none]
+    (greedy,) = processor().process("a", SamplingParams(seed=-1, temperature=0.0), "r").requests
+    assert greedy.sampling.seed is None
+    _, second = processor().process("a", SamplingParams(seed=-2, n=2), "r").requests
+    assert second.sampling.seed == -1
+
+
 def test_greedy_needs_no_seed() -> None:
     made = processor().process("a", SamplingParams(temperature=0.0), "r")
     assert made.requests[0].sampling.seed is None

@@ -39,7 +39,7 @@ def test_whole_answer(served: Served) -> None:
     [choice] = answer.choices
     assert choice.message.role == "assistant"
     assert choice.message.content == REPLY
-    assert choice.message.tool_calls == []
+    assert choice.message.tool_calls is None
     assert choice.finish_reason == "stop"
     num_reply = len(tokenizer().encode(REPLY, False)) + 1
     assert answer.usage.completion_tokens == num_reply
@@ -288,6 +288,17 @@ def test_a_request_may_bring_its_template_only_if_trusted(served: Served) -> Non
         chat(served, extra_body=body)
     with serve(ServerConfig(trust_request_chat_template=True)) as trusting:
         assert chat(trusting, extra_body=body).prompt_text == HI[0]["content"] + "!"
+
+
+@pytest.mark.parametrize(("given", "want"), [("-7", -7), ("soon", 4), ("9" * 30, 4), ("", 4)])
+def test_a_header_may_set_the_priority(served: Served, given: str, want: int) -> None:
+    for path, body in (
+        ("/v1/chat/completions", {"messages": HI, "priority": 4}),
+        ("/v1/completions", {"prompt": "hi", "priority": 4}),
+        ("/v1/responses", {"input": "hi", "priority": 4}),
+    ):
+        assert served.post(path, body, headers={"X-Vllm-Priority": given}).status_code == 200
+        assert served.engine.seen[-1].priority == want
 
 
 def test_a_model_without_template_refuses_chat(served: Served) -> None:

@@ -55,6 +55,9 @@ def test_keys() -> None:
         assert ask(served, "GET", "/v2/nothing", None).status_code == 401
         assert ask(served, "GET", "/nothing", None).status_code == 404
         assert ask(served, "OPTIONS", "/v1/models", None).status_code == 405
+        claude = ask(served, "POST", "/v1/messages", {"messages": HI})
+        assert (claude.status_code, claude.json()["type"]) == (401, "error")
+        assert claude.json()["error"]["type"] == "authentication_error"
         models = served.client(api_key="other").models.list()
         assert [m.id for m in models.data] == [MODEL]
         with pytest.raises(openai.AuthenticationError):

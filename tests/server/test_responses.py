@@ -156,8 +156,8 @@ def test_logprobs(served: Served) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
         ({"text": {"format": {"type": "json_object"}}}, "text"),
-        ({"include": ["file_search_call.results"]}, "include"),
-        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"include": ["thoughts"]}, "include"),
+        ({"top_logprobs": -1}, "top_logprobs"),
         ({"temperature": 7, "top_p": 0}, "top_p"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"max_output_tokens": 0}, "max_tokens"),
@@ -168,6 +168,22 @@ def test_what_is_wrong_is_named(served: Served, change: dict[str, Any], field: s
     answer = served.post("/v1/responses", {"model": MODEL, "input": ASK, **change})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == field
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"include": ["reasoning.encrypted_content"], "top_logprobs": 3},
+        {"text": {"verbosity": "low"}},
+        {"text": {"format": {"type": "text"}, "verbosity": "medium"}},
+    ],
+)
+def test_what_asks_for_nothing_that_an_answer_has_is_accepted(
+    served: Served, change: dict[str, Any]
+) -> None:
+    answer = served.post("/v1/responses", {"input": ASK, **change})
+    assert answer.status_code == 200
+    assert answer.json()["output"][0]["content"][0]["logprobs"] is None
 
 
 def test_truncation_makes_a_long_input_fit(served: Served) -> None:

@@ -111,7 +111,7 @@ class ChatMessage(msgspec.Struct):
     annotations: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[Any] = []
+    tool_calls: list[Any] | msgspec.UnsetType = msgspec.UNSET
     reasoning: str | None = None
 
 

@@ -90,6 +90,11 @@ ANTHROPIC: FieldTable = {
     "context_management": Refused("it is not available yet."),
 }
 
+#: `text` of a plain answer; no template is told how wordy it shall be.
+_TEXT_FORMAT = {"format": {"type": "text"}}
+_WORDINESS = [{"verbosity": v} for v in ("low", "medium", "high")]
+_PLAIN_TEXT = (_TEXT_FORMAT, *_WORDINESS, *({**_TEXT_FORMAT, **wordy} for wordy in _WORDINESS))
+
 #: Further fields of responses.
 RESPONSES: FieldTable = {
     "prompt_cache_key": NoEffect(str | None, "the prefix cache finds prompts by content"),
@@ -102,7 +107,7 @@ RESPONSES: FieldTable = {
     "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
     "tools": _TOOLS,
     "tool_choice": Refused("tools are not available yet.", ("none", "auto")),
-    "text": Refused("structured output is not available yet.", ({"format": {"type": "text"}},)),
+    "text": Refused("structured output is not available yet.", _PLAIN_TEXT),
     "prompt": Refused("there are no stored prompts."),
     "conversation": Refused("use `previous_response_id`."),
     "structured_outputs": _STRUCTURED,

@@ -22,6 +22,17 @@ from galley.server.protocol.generation import (
 from galley.server.protocol.turns import Item, Turn
 
 LOGPROBS = "message.output_text.logprobs"
+#: What `include` may name: all but logprobs are of tools, images and reasoning that no answer has.
+Include = Literal[
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+]
 NOT_EMPTY = msgspec.Meta(extra_json_schema={"minItems": 1})
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
@@ -43,7 +54,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     previous_input_messages: list[Turn] | None = None
     background: bool | None = False
     store: bool | None = True
-    include: list[str] | None = None
+    include: list[Include] | None = None
     max_output_tokens: Positive | None = None
     top_logprobs: Count | None = 0
     truncation: Literal["auto", "disabled"] | None = "disabled"
@@ -92,16 +103,9 @@ def check_responses(request: ResponsesRequest) -> None:
     """Raise InvalidRequest or Unsupported for fields that contradict each other; names one."""
     if not request.input:
         raise InvalidRequest("input must not be empty.", field="input")
-    for name in request.include or ():
-        if name != LOGPROBS:
-            raise Unsupported(f"include: {name:.100} is not available.", field="include")
     top = request.top_logprobs or 0
     if top < 0:
         raise InvalidRequest("`top_logprobs` must be non-negative.", field="top_logprobs")
-    if top and not request.wants_logprobs:
-        raise InvalidRequest(
-            f'`top_logprobs` needs "{LOGPROBS}" in `include`.', field="top_logprobs"
-        )
     if request.background and not request.store:
         raise InvalidRequest("`background` needs `store`.", field="background")
     if request.previous_response_id and request.previous_input_messages:

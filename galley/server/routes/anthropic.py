@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.server.answer import to_json
-from galley.server.context import Context, request_id
+from galley.server.context import Context, heed_priority, request_id
 from galley.server.errors import DIALECT, json_response
 from galley.server.message_answer import MessageAnswer, error_response
 from galley.server.openapi import wire
@@ -22,12 +22,10 @@ from galley.server.protocol.anthropic import (
     count_reader,
     messages_reader,
 )
-from galley.server.protocol.base import ErrorResponse
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import collect, until_disconnect
 
-#: While the server drains it answers as on other paths.
-_OF_A_MODEL = {**dict.fromkeys((400, 404, 413), MessagesError), 503: (MessagesError, ErrorResponse)}
+_OF_A_MODEL = dict.fromkeys((400, 404, 413, 503), MessagesError)
 _GENERATING = {**_OF_A_MODEL, 500: MessagesError}
 
 
@@ -41,6 +39,7 @@ def routes(ctx: Context) -> APIRouter:
         raw.scope[DIALECT] = error_response
         request = await ctx.read(raw, messages_reader)
         fields = request.generation(ctx.caps)
+        heed_priority(raw, fields)
         model = ctx.model_name(request.model)
         id = request_id(raw, "msg", None, ctx.caps.request_id)
         answer = MessageAnswer(id, model)

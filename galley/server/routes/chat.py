@@ -11,7 +11,7 @@ from starlette.responses import Response
 from galley.server.answer import Head
 from galley.server.beam import search
 from galley.server.chat_answer import ChatAnswer, Speaker
-from galley.server.context import Context, request_id
+from galley.server.context import Context, heed_priority, request_id
 from galley.server.errors import json_response
 from galley.server.openapi import GENERATING, wire
 from galley.server.prompts import render
@@ -48,6 +48,7 @@ def routes(ctx: Context) -> APIRouter:
     async def create_batch_chat_completion(raw: Request) -> Response:
         """Answer several conversations; one choice each, in their order."""
         request = await ctx.read(raw, batch_reader)
+        heed_priority(raw, request)
         check_batch(request, ctx.caps)
         head = _head(ctx, raw, request)
         prompts = [await prompt_of(ctx, request, messages) for messages in request.messages]
@@ -64,6 +65,7 @@ def routes(ctx: Context) -> APIRouter:
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a chat request with this body. Raises ClientError, ServerError."""
     request = reader.read(body)
+    heed_priority(raw, request)
     check_chat(request, ctx.caps)
     head = _head(ctx, raw, request)
     prompt = await prompt_of(ctx, request, request.messages)

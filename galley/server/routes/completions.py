@@ -9,7 +9,7 @@ from starlette.responses import Response
 from galley.server.answer import Head
 from galley.server.beam import search_all
 from galley.server.completion_answer import CompletionAnswer
-from galley.server.context import Context, request_id
+from galley.server.context import Context, heed_priority, request_id
 from galley.server.errors import json_response
 from galley.server.openapi import GENERATING, wire
 from galley.server.prompts import fill_in_prompt
@@ -43,6 +43,7 @@ def routes(ctx: Context) -> APIRouter:
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a completion request with this body. Raises ClientError, ServerError."""
     request = reader.read(body)
+    heed_priority(raw, request)
     prompts: list[Prompt] = check_completion(request, ctx.caps)
     head = Head(
         request_id(raw, "cmpl", request.request_id, ctx.caps.request_id),

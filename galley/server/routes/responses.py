@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from galley.errors import GalleyError, InvalidRequest, ServerError
 from galley.request import RequestOutput, SamplingParams
 from galley.server.answer import to_json
-from galley.server.context import Context
+from galley.server.context import Context, heed_priority
 from galley.server.errors import json_response
 from galley.server.openapi import GENERATING, wire
 from galley.server.prompts import render
@@ -91,6 +91,7 @@ class Desk:
 
     async def create(self, raw: Request, request: ResponsesRequest) -> Response:
         check_responses(request)
+        heed_priority(raw, request)
         if not self.ctx.store_responses:
             self._refuse_what_needs_a_store(request)
         messages = self._messages(request)
@@ -225,8 +226,8 @@ def _new_response(request: ResponsesRequest, params: SamplingParams, model: str)
         top_logprobs=request.top_logprobs,
         truncation=request.truncation or "disabled",
         user=request.user,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
     )
 
 
