@@ -14,7 +14,7 @@ from galley.cli.parser import CommandParser
 
 #: Distributions whose versions matter, and those of the extras.
 PACKAGES = (
-    *("numpy", "tokenizers", "huggingface_hub", "msgspec", "pyzmq", "fastapi", "starlette"),
+    *("numpy", "tokenizers", "huggingface_hub", "msgspec", "fastapi", "starlette"),
     *("uvicorn", "uvloop", "jinja2", "prometheus-client", "torch", "opentelemetry-sdk"),
 )
 #: Variables that begin so are told; those of secrets without their value.

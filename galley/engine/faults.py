@@ -202,14 +202,13 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
                     frames = [frames[0], damaged(frames[1])]
             super()._post(client, frames)
 
-        def _take(self) -> list[bytes]:
-            frames = super()._take()
+        def _take(self, client: int, header: bytes, payload: bytes) -> None:
             for fault in faults.come("in"):
                 if fault.act == "drop":
-                    return []
+                    return
                 if fault.act == "damage":
-                    frames = [*frames[:-1], damaged(frames[-1])]
-            return frames
+                    payload = damaged(payload)
+            super()._take(client, header, payload)
 
     return FaultyProcess
 

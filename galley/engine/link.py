@@ -5,7 +5,8 @@
 Both sides number what they send, from 0 in each session, and check what they get. A frontend opens
 a session with `Hello`; that is number 0, and so is the `Ready` that answers it. When a frame is
 lost or damaged, either way, the frontend opens the next session and says again what it wants: the
-engine then has forgotten all that it was asked in the one before. Knows nothing of messages.
+engine then has forgotten all that it was asked in the one before. Knows nothing of messages,
+nor of sockets (`wire`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 
 _HEADER = struct.Struct("<IQI")
 _CRC_AT = 12
+HEADER_SIZE = _HEADER.size
 
 #: What a frame is to its receiver: the one that is due, one that is of no interest any more, or
 #: the sign that something was lost.

@@ -1,4 +1,4 @@
-"""What crosses the border between a frontend and an engine core (msgpack over ZMQ).
+"""What crosses the border between a frontend and an engine core (msgpack).
 
     frontend ── Hello | Add | Abort | Call | Ping ──▶ engine core
     frontend ◀── Ready | Outputs | Reply | Pong | Resync ── engine core
@@ -6,7 +6,7 @@
 Outputs carry the engine's epoch (its incarnation number, counted by the launcher): a frontend drops
 those of a dead engine and resubmits its requests, with the tokens that it has already, to the next
 one. A step's outputs travel as one message of columns per client. Messages travel in numbered
-frames (`link`).
+frames (`link`) over sockets (`wire`).
 """
 
 from __future__ import annotations
@@ -178,12 +178,3 @@ class Resync(msgspec.Struct, tag="resync"):
 
 FromClient = Hello | Add | Abort | Call | Ping
 FromEngine = Ready | Outputs | Reply | Pong | Resync
-
-
-def routing_id(client_index: int) -> bytes:
-    """A client's name on the engine's ROUTER socket."""
-    return b"c%d" % client_index
-
-
-def client_of(routing_id: bytes) -> int:
-    return int(routing_id[1:])

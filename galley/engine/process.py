@@ -7,14 +7,12 @@ client. What the messages mean is the core's business.
 
 from __future__ import annotations
 
-import logging
 import select
 from array import array
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-import zmq
 
 from galley.engine.control import Channel, ClientGone
 from galley.engine.flight import FlightRecorder
@@ -32,17 +30,14 @@ from galley.engine.messages import (
     Ready,
     Reply,
     Resync,
-    client_of,
-    routing_id,
 )
+from galley.engine.wire import Switchboard
 from galley.errors import InvalidRequest
 from galley.request import Request
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 #: What a client may call by name: methods of the core, and of its pausing. Any other name goes to
 #: the executor's workers.
@@ -51,8 +46,8 @@ PAUSING_CALLS = (
     *("pause", "resume", "is_paused", "drained", "abort_all"),
     *("sleep", "wake_up", "is_sleeping", "release_kv_cache_memory"),
 )
-#: Milliseconds of silence after which an idle engine looks after itself, and between two looks.
-IDLE = 1000
+#: Seconds of silence after which an idle engine looks after itself, and between two looks.
+IDLE = 1.0
 #: Steps between two looks at the launcher's channel while there is work.
 CONTROL_EVERY = 16
 
@@ -75,22 +70,23 @@ class Core(Protocol):
 
 
 class EngineProcess:
-    """Drives a core from a bound ROUTER socket.
+    """Drives a core by what its clients ask.
 
     Args:
+        clients: where they call.
         ready: what each client is told when it says hello.
     """
 
     def __init__(
         self,
         core: Core,
-        socket: zmq.Socket[bytes],
+        clients: Switchboard,
         channel: Channel,
         ready: Ready,
         flight: FlightRecorder,
     ) -> None:
         self.core = core
-        self.socket = socket
+        self.clients = clients
         self.channel = channel
         self.ready = ready
         self.flight = flight
@@ -108,14 +104,11 @@ class EngineProcess:
         """Serve until the launcher is gone. An exception in a step ends the process: its requests
         live with their clients, and a fresh engine is a safer place for them.
         """
-        poller = zmq.Poller()
-        poller.register(self.socket, zmq.POLLIN)
-        poller.register(self.channel.fileno(), zmq.POLLIN)
         core, flight, steps = self.core, self.flight, 0
         while not self._orphaned:
             if not core.has_work and not self._calls:
                 flight.rest()
-                self._idle(poller)
+                self._idle()
                 self._control()
             flight.beat()
             self.receive()
@@ -128,11 +121,11 @@ class EngineProcess:
                 if steps % CONTROL_EVERY == 0:
                     self._control()
 
-    def _idle(self, poller: zmq.Poller) -> None:
+    def _idle(self) -> None:
         """Sleep until something comes. Books that turn out to be wrong end the process: a fresh
         engine has right ones.
         """
-        while not poller.poll(IDLE):
+        while not self.clients.wait(self.channel.fileno(), IDLE):
             for client, outputs in self.core.upkeep.look(list(self._lines)):
                 self._send(client, outputs)
 
@@ -140,19 +133,12 @@ class EngineProcess:
 
     def receive(self) -> None:
         """Take all that clients have sent so far."""
-        socket = self.socket
-        while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            try:
-                identity, header, payload = self._take()
-                client = client_of(identity)
-            except ValueError:
-                log.warning("dropped a message that no client of ours sends.")
-                continue
-            if self._is_due(client, open_frame(header, payload)):
-                self._apply(client, self._decode(payload))
+        for client, (header, payload) in self.clients.receive():
+            self._take(client, header, payload)
 
-    def _take(self) -> list[bytes]:
-        return self.socket.recv_multipart(zmq.NOBLOCK)
+    def _take(self, client: int, header: bytes, payload: bytes) -> None:
+        if self._is_due(client, open_frame(header, payload)):
+            self._apply(client, self._decode(payload))
 
     def _is_due(self, client: int, frame: Frame | None) -> bool:
         """Whether a frame (None: damaged) is the next of its client's session.
@@ -228,6 +214,7 @@ class EngineProcess:
                 self.core.abort(self._live.pop(message.client_index, ()), message.client_index)
                 self._lines.pop(message.client_index, None)
                 self._greetings.discard(message.client_index)
+                self.clients.forget(message.client_index)
 
     # ------------------------------------------------------------------ out
 
@@ -253,4 +240,4 @@ class EngineProcess:
             self._post(client, line.wrap(self._encode(message)))
 
     def _post(self, client: int, frames: list[bytes]) -> None:
-        self.socket.send_multipart([routing_id(client), *frames])
+        self.clients.send(client, frames)

@@ -1,7 +1,7 @@
 """The engine as its users see it: the client's contract, and a stream of one request's outputs.
 
-`InprocClient` owns an engine core and is driven step by step (offline); `ZmqClient`
-(zmq_client.py) speaks to engine processes and outlives them (server).
+`InprocClient` owns an engine core and is driven step by step (offline); `RemoteClient`
+(remote_client.py) speaks to engine processes and outlives them (server).
 """
 
 from __future__ import annotations

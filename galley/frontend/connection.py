@@ -1,8 +1,8 @@
-"""A front end's connection to one engine: sockets come and go with the engine's incarnations.
+"""A front end's connection to one engine: wires come and go with the engine's incarnations.
 
 Every message to and from the engine passes here, in numbered frames (`engine.link`); where one was
-lost, the next session is opened. What a message means, and which request goes where, its owner
-(`zmq_client`) knows.
+lost, the next session is opened. The event loop reads the socket itself. What a message means, and
+which request goes where, its owner (`remote_client`) knows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import zmq
 
 from galley.engine.control import EngineUp
 from galley.engine.link import Line, open_frame
@@ -25,15 +24,13 @@ from galley.engine.messages import (
     Ready,
     Reply,
     Resync,
-    routing_id,
 )
+from galley.engine.wire import Wire, dial
 from galley.errors import EngineDead, InvalidRequest, ServerError
 from galley.frontend.probation import Probation
 
 log = logging.getLogger(__name__)
 
-#: Messages applied before the event loop gets a turn.
-BURST = 16
 #: Seconds between two tries to connect.
 RETRY = 1.0
 
@@ -59,7 +56,6 @@ class Connection:
         self,
         index: int,
         client_index: int,
-        context: zmq.Context[Any],
         receive: Callable[[Connection, FromEngine], None],
     ) -> None:
         self.index = index
@@ -69,10 +65,10 @@ class Connection:
         self.load = 0
         self.probation = Probation()
         self._client_index = client_index
-        self._context = context
         self._receive = receive
         self._loop = asyncio.get_running_loop()
-        self._socket: zmq.Socket[bytes] | None = None
+        self._wire: Wire | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._line = Line(0)
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_call = 0
@@ -88,36 +84,28 @@ class Connection:
         self.disconnect()
         self.epoch = up.epoch
         try:
-            socket = self._context.socket(zmq.DEALER)
-        except zmq.ZMQError as e:
-            # Clients' connections hold all file descriptors; they will give some back.
-            log.warning("cannot connect to engine %d yet: %s", up.index, e)
-            self._loop.call_later(RETRY, self._connect_late, up)
+            wire = dial(up.address, self._client_index)
+        except OSError as e:
+            # It is dead, which its launcher will tell; or clients' connections hold all file
+            # descriptors: they will give some back.
+            log.warning("cannot connect to engine %d: %s", up.index, e)
+            self._retry = self._loop.call_later(RETRY, self.connect, up)
             return
-        # The engine's outputs must never be dropped, nor a request block the event loop: what is
-        # in flight is bounded by the requests themselves.
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RECONNECT_IVL, 10)
-        socket.setsockopt(zmq.ROUTING_ID, routing_id(self._client_index))
-        socket.connect(up.address)
-        self._socket = socket
-        self._loop.add_reader(socket.fileno(), self._on_readable)
+        self._wire = wire
+        self._loop.add_reader(wire.fileno(), self._on_readable, up, wire)
         self._open_session()
-        self._on_readable()
-
-    def _connect_late(self, up: EngineUp) -> None:
-        if not self._context.closed and self.epoch == up.epoch and self._socket is None:
-            self.connect(up)
 
     def disconnect(self) -> None:
         """Let go of the incarnation; calls that it has not answered fail."""
         self._forget_session()
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._wire is not None:
+            self._loop.remove_reader(self._wire.fileno())
+            self._loop.remove_writer(self._wire.fileno())
+            self._wire.close()
+            self._wire = None
 
     def _open_session(self) -> None:
         """Start over with the incarnation: once it is ready it gets what it shall compute."""
@@ -143,33 +131,42 @@ class Connection:
         self._post(self._line.wrap_as(0, _encode(Hello(self._client_index))))
 
     def call(self, method: str, args: list[Any]) -> asyncio.Future[Any]:
-        """Have the engine run `method`. The future raises what `ZmqClient.call` says."""
+        """Have the engine run `method`. The future raises what `RemoteClient.call` says."""
         self._next_call += 1
         future = self._calls[self._next_call] = self._loop.create_future()
         self.send(Call(self._next_call, method, args))
         return future
 
     def _post(self, frames: list[bytes]) -> None:
-        if self._socket is None:
+        wire = self._wire
+        if wire is None:
             return
-        self._socket.send_multipart(frames, zmq.NOBLOCK)
-        # Sending may have consumed the edge that would have announced an arrival.
-        if _has_arrived(self._socket):
-            self._loop.call_soon(self._on_readable)
+        wire.send(frames)
+        if wire.unsent:
+            self._loop.add_writer(wire.fileno(), self._on_writable, wire)
+
+    def _on_writable(self, wire: Wire) -> None:
+        wire.flush()
+        if not wire.unsent:
+            self._loop.remove_writer(wire.fileno())
 
     # ------------------------------------------------------------------ receiving
 
-    def _on_readable(self) -> None:
-        socket = self._socket
-        for _ in range(BURST):
-            # A message may have replaced the socket that it came from.
-            if socket is None or self._socket is not socket or not _has_arrived(socket):
+    def _on_readable(self, up: EngineUp, wire: Wire) -> None:
+        try:
+            frames = wire.receive()
+        except EOFError:
+            # It is dead, or it has hung up.
+            self.disconnect()
+            self._retry = self._loop.call_later(RETRY, self.connect, up)
+            return
+        for header, payload in frames:
+            # A message may have replaced the wire that it came from.
+            if self._wire is not wire:
                 return
-            self._on_frames(socket.recv_multipart(zmq.NOBLOCK))
-        self._loop.call_soon(self._on_readable)
+            self._on_frame(header, payload)
 
-    def _on_frames(self, frames: list[bytes]) -> None:
-        header, payload = frames if len(frames) == 2 else (b"", b"")
+    def _on_frame(self, header: bytes, payload: bytes) -> None:
         frame = open_frame(header, payload)
         arrival = "gap" if frame is None else self._line.arrival(frame)
         if arrival == "due":
@@ -194,8 +191,3 @@ class Connection:
             future.set_exception(kind(message.error))
         else:
             future.set_result(message.result)
-
-
-def _has_arrived(socket: zmq.Socket[bytes]) -> bool:
-    """There is a message to receive (asking also re-arms the socket's file descriptor)."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

@@ -115,7 +115,7 @@ def _entries(
         if kept is not None:
             kept.close()
         fetch_once(config, directory)
-        from galley.frontend.zmq_client import LauncherLink
+        from galley.frontend.remote_client import LauncherLink
         from galley.server.main import run
 
         run(sock, LauncherLink(channel, client_index, directory), config, server)

@@ -1,7 +1,7 @@
 """What the frontend tells of its requests, as plain events: the seam that metrics hang on.
 
 An engine client calls an observer at four moments; it knows nothing of metrics, and an observer
-knows nothing of ZMQ or HTTP. Messages are described by their shape, since their types
+knows nothing of sockets or HTTP. Messages are described by their shape, since their types
 (`engine.messages`) belong to a room above this one.
 """
 

@@ -23,7 +23,7 @@ from galley.engine.control import Serving
 from galley.errors import ConfigError
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
 from galley.frontend.output_processor import OutputProcessor
-from galley.frontend.zmq_client import LauncherLink, ZmqClient
+from galley.frontend.remote_client import LauncherLink, RemoteClient
 from galley.loader import read_facts, resolve_source, resolve_tokenizer
 from galley.observability.http_metrics import HttpMetrics
 from galley.observability.logging import configure_logging, silence_access_log
@@ -154,18 +154,18 @@ def make_admission(
 
 def make_client(
     link: LauncherLink, model: Model, environment: Environment, observer: RequestObserver
-) -> ZmqClient:
+) -> RemoteClient:
     ends = model.tokenizer.end_ids if model.tokenizer else ()
     limits = limits_of(model.config, model.facts, environment.caps.n, ends)
     inputs = InputProcessor(
         limits, model.tokenizer, seed=model.config.model.seed, client_index=link.client_index
     )
     interval = model.config.scheduler.stream_interval
-    return ZmqClient(link, inputs, OutputProcessor(model.tokenizer, observer, interval))
+    return RemoteClient(link, inputs, OutputProcessor(model.tokenizer, observer, interval))
 
 
 def make_context(
-    client: ZmqClient, model: Model, server: ServerConfig, environment: Environment, seen: Watch
+    client: RemoteClient, model: Model, server: ServerConfig, environment: Environment, seen: Watch
 ) -> Context:
     sleeping: dict[str, Any] = {}
     if environment.dev_mode:

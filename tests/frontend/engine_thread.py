@@ -1,19 +1,18 @@
-"""A scripted engine behind real ZMQ sockets, in a thread, that a test can kill and replace."""
+"""A scripted engine behind real sockets, in a thread, that a test can kill and replace."""
 
 from __future__ import annotations
 
+import select
 import threading
 from pathlib import Path
 from typing import Any
 
-import zmq
-
 from galley.engine.control import Channel, EngineDown, EngineUp
 from galley.engine.faults import Faults, faulty_process, read_faults
 from galley.engine.flight import FlightRecorder
-from galley.engine.main import bind
 from galley.engine.messages import Ready
 from galley.engine.process import EngineProcess
+from galley.engine.wire import Frame, Switchboard, dial
 from tests.frontend.scripted import ScriptedCore
 
 
@@ -30,7 +29,8 @@ class EngineThread:
     ) -> None:
         self.core = ScriptedCore(epoch, **core)
         self.index, self.epoch = index, epoch
-        self.socket, self.address = bind(f"ipc://{folder}/engine-{index}-{epoch}")
+        self.clients = Switchboard(f"ipc://{folder}/engine-{index}-{epoch}")
+        self.address = self.clients.address
         self.ours, theirs = Channel.pair()
         ready = Ready(
             index, epoch, max_model_len=1000, num_blocks=9, block_size=16, batch_invariant=True
@@ -38,7 +38,7 @@ class EngineThread:
         flight = FlightRecorder(str(folder / "flight"), 1000)
         asked = read_faults({"GALLEY_FAULTS": faults, "GALLEY_DEV_MODE": "1"})
         make = faulty_process(Faults(asked, epoch)) if asked else EngineProcess
-        self.process = make(self.core, self.socket, theirs, ready, flight)
+        self.process = make(self.core, self.clients, theirs, ready, flight)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -52,7 +52,7 @@ class EngineThread:
         except BaseException as e:
             self.error = e
         finally:
-            self.socket.close()
+            self.clients.close()
 
     @property
     def up(self) -> EngineUp:
@@ -68,11 +68,24 @@ class EngineThread:
         assert not self.thread.is_alive()
 
 
-def dealer(address: str, client: int = 0) -> zmq.Socket[bytes]:
-    """A client's socket, as `ZmqClient` makes it."""
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    socket.setsockopt(zmq.ROUTING_ID, b"c%d" % client)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVTIMEO, 60_000)
-    socket.connect(address)
-    return socket
+class Caller:
+    """A client's end of a wire, for a thread that may wait."""
+
+    def __init__(self, address: str, client: int = 0) -> None:
+        self.wire = dial(address, client)
+        self._frames: list[Frame] = []
+
+    def send(self, frame: list[bytes]) -> None:
+        self.wire.send(frame)
+        while self.wire.unsent:
+            assert select.select([], [self.wire], [], 60)[1]
+            self.wire.flush()
+
+    def receive(self) -> Frame:
+        while not self._frames:
+            assert select.select([self.wire], [], [], 60)[0], "nothing came"
+            self._frames += self.wire.receive()
+        return self._frames.pop(0)
+
+    def close(self) -> None:
+        self.wire.close()

@@ -25,7 +25,7 @@ from galley.engine.messages import Ready
 from galley.errors import ConfigError, GalleyError
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor
-from galley.frontend.zmq_client import LauncherLink, ZmqClient
+from galley.frontend.remote_client import LauncherLink, RemoteClient
 from galley.launcher.child import set_title
 from galley.launcher.sockets import listening_socket, private_directory, url_of
 from galley.launcher.supervisor import Entries, Policy, Supervisor
@@ -67,7 +67,7 @@ def load(fault: str) -> Any:
 
 async def serve(sock: Any, link: LauncherLink, stubborn: bool) -> None:
     tokenizer = LetterTokenizer()
-    client = ZmqClient(
+    client = RemoteClient(
         link,
         InputProcessor(Limits(128, 1000), tokenizer, client_index=link.client_index),
         OutputProcessor(tokenizer),

@@ -16,10 +16,10 @@ from typing import Any
 
 import httpx
 import msgspec
-import zmq
 
 from galley.engine.link import Line, open_frame
 from galley.engine.messages import Call, FromEngine, Hello, Reply
+from tests.frontend.engine_thread import Caller
 from tests.launcher.test_supervisor import ROOT, children_of, is_alive, until
 
 FLAGS = ["--host", "127.0.0.1", "--port", "0", "--max-model-len", "1024", "--max-num-seqs", "16"]
@@ -133,19 +133,15 @@ class Server:
 
 def call_engine(socket_path: str, methods: Sequence[str]) -> list[tuple[Any, str | None]]:
     """Call methods of an engine over its socket, as a client of its own: (result, error) each."""
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    socket.setsockopt(zmq.ROUTING_ID, b"c9999")
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVTIMEO, 60_000)
-    socket.connect(f"ipc://{socket_path}")
+    caller = Caller(f"ipc://{socket_path}", 9999)
     decode = msgspec.msgpack.Decoder(FromEngine).decode
     # A session above those of earlier looks at the same engine.
     line = Line(call_engine_session())
     found = []
     for i, message in enumerate([Hello(9999), *(Call(i, m) for i, m in enumerate(methods))]):
-        socket.send_multipart(line.wrap(msgspec.msgpack.encode(message)))
+        caller.send(line.wrap(msgspec.msgpack.encode(message)))
         while True:
-            header, payload = socket.recv_multipart()
+            header, payload = caller.receive()
             frame = open_frame(header, payload)
             if frame is not None and line.arrival(frame) == "due":
                 break
@@ -153,7 +149,7 @@ def call_engine(socket_path: str, methods: Sequence[str]) -> list[tuple[Any, str
         if i:
             assert isinstance(answer, Reply)
             found.append((answer.result, answer.error))
-    socket.close()
+    caller.close()
     return found
 
 

@@ -26,7 +26,7 @@ from galley.config.resolve import from_kwargs
 from galley.config.server import ServerConfig
 from galley.engine.control import Channel, Failed
 from galley.errors import SetupError
-from galley.frontend.zmq_client import LauncherLink
+from galley.frontend.remote_client import LauncherLink
 from galley.server.main import run
 listening, control = (socket.socket(fileno=int(a)) for a in sys.argv[1:3])
 channel = Channel(control)

@@ -16,7 +16,7 @@ from galley.errors import EngineDead, InvalidRequest, RequestFailed, ServerError
 from galley.frontend.client import RequestStream
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor
-from galley.frontend.zmq_client import LauncherLink, ZmqClient
+from galley.frontend.remote_client import LauncherLink, RemoteClient
 from galley.request import FinishReason, RequestOutputKind, SamplingParams
 from tests.frontend.engine_thread import EngineThread
 from tests.frontend.scripted import LetterTokenizer, Row, answer
@@ -42,7 +42,7 @@ class House:
         self.recorder = Recorder()
         tokenizer = LetterTokenizer()
         self.orphaned = asyncio.Event()
-        self.client = ZmqClient(
+        self.client = RemoteClient(
             LauncherLink(theirs, 0),
             InputProcessor(Limits(128, 10_000), tokenizer),
             OutputProcessor(tokenizer, self.recorder),
@@ -337,7 +337,7 @@ def test_a_frame_that_goes_wrong_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """Each frame of a conversation is lost, damaged, doubled or late, also the first and last."""
-    monkeypatch.setattr("galley.frontend.zmq_client.TICK", 0.05)
+    monkeypatch.setattr("galley.frontend.remote_client.TICK", 0.05)
 
     async def scenario(house: House) -> None:
         engine = house.engine(faults=fault, pause=0.001)
@@ -358,7 +358,7 @@ def test_a_frame_that_goes_wrong_changes_nothing(
 
 
 def test_a_call_whose_answer_is_lost_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("galley.frontend.zmq_client.TICK", 0.05)
+    monkeypatch.setattr("galley.frontend.remote_client.TICK", 0.05)
 
     async def scenario(house: House) -> None:
         house.engine(faults="1:out2=drop")
@@ -374,12 +374,33 @@ def test_a_call_whose_answer_is_lost_fails(tmp_path: Path, monkeypatch: pytest.M
 def test_a_session_that_is_started_over_is_no_new_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("galley.frontend.zmq_client.TICK", 0.05)
+    monkeypatch.setattr("galley.frontend.remote_client.TICK", 0.05)
 
     async def scenario(house: House) -> None:
         engine = house.engine(faults="1:out9=drop")
         assert (await collect(house.generate(30)))[1] == "length"
         assert len(engine.core.added) == 2, "it was replayed"
+        assert [e for e in house.recorder.events if e[0] == "ready"] == [("ready",)]
+
+    with_house(tmp_path, scenario)
+
+
+def test_an_engine_that_has_hung_up_is_called_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where a client has not read for long: nothing is lost by it."""
+    monkeypatch.setattr("galley.frontend.connection.RETRY", 0.01)
+    lengths: list[int] = []
+
+    async def scenario(house: House) -> None:
+        def hang_up(rows: list[Row]) -> None:
+            lengths.append(len(rows[0].history))
+            if len(lengths) in (5, 9):
+                engine.clients.forget(0)
+
+        engine = house.engine(on_step=hang_up)
+        assert await collect(house.generate(30)) == (text_of(30), "length")
+        assert len(engine.core.added) > 1, "it was replayed"
         assert [e for e in house.recorder.events if e[0] == "ready"] == [("ready",)]
 
     with_house(tmp_path, scenario)

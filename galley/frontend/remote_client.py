@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import zmq
 
 from galley.engine.control import Channel, EngineDown, EnginesLost, EngineUp
 from galley.engine.messages import Abort, Add, FromEngine, Outputs, Ping, Ready
@@ -50,8 +49,8 @@ class LauncherLink:
     directory: str | None = None
 
 
-class ZmqClient:
-    """An `EngineClient` over ZMQ. `start` it inside the event loop before the first request.
+class RemoteClient:
+    """An `EngineClient` over sockets. `start` it inside the event loop before the first request.
 
     Args:
         on_orphaned: called when the launcher is gone; the default ends the process.
@@ -68,7 +67,6 @@ class ZmqClient:
         self._inputs = inputs
         self._outputs = outputs
         self._on_orphaned = on_orphaned or self._die_with_launcher
-        self._context = zmq.Context(1)
         self._engines: dict[int, Connection] = {}
         self._batch_invariant: bool | None = None
         self._lost: str | None = None
@@ -89,7 +87,6 @@ class ZmqClient:
         self._ticker.cancel()
         for engine in self._engines.values():
             engine.disconnect()
-        self._context.term()
 
     # ------------------------------------------------------------------ EngineClient
 
@@ -228,7 +225,7 @@ class ZmqClient:
     def _connect(self, up: EngineUp) -> None:
         engine = self._engines.get(up.index)
         if engine is None:
-            engine = Connection(up.index, self._link.client_index, self._context, self._receive)
+            engine = Connection(up.index, self._link.client_index, self._receive)
             self._engines[up.index] = engine
         engine.connect(up)
 
