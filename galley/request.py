@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import enum
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +22,6 @@ UNSUPPORTED_SAMPLING_FIELDS = (
     "watermarking",
     "prompt_logprob_token_ids",
     "prompt_logprob_start",
-    "flat_logprobs",
     "skip_clone",
     "output_text_buffer_length",
     "structured_outputs",
@@ -140,6 +140,7 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logprob_token_ids: list[int] | None = None
+    flat_logprobs: bool = False
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -289,7 +290,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None = None
-    logprobs: list[dict[int, Logprob]] | None = None
+    logprobs: Sequence[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     #: What it was drawn with: its own, or one that it got on arrival; None where it is greedy.
@@ -326,7 +327,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    prompt_logprobs: Sequence[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int | None = None
     metrics: RequestMetrics | None = None
     #: Of features that are not there yet.

@@ -14,6 +14,7 @@ import pytest
 import galley
 from galley import LLM, BeamSearchParams, RequestOutput, SamplingParams
 from galley.errors import ConfigError, InvalidRequest, ModelError, Unsupported
+from galley.frontend.flat_logprobs import FlatLogprobs
 from galley.frontend.metric_values import Counter, Histogram
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -65,7 +66,7 @@ def test_logprobs_of_answer_and_prompt(llm: LLM) -> None:
     for token, entry in zip(answer.token_ids, answer.logprobs, strict=True):
         assert next(iter(entry)) == token
         assert entry[token].rank == 1
-        assert entry[token].decoded_token == llm.get_tokenizer().decode_token(token)
+        assert entry[token].decoded_token == llm.get_tokenizer().decode(token)
         assert len(entry) == 3
         values = [p.logprob for p in entry.values()]
         assert values == sorted(values, reverse=True)
@@ -203,6 +204,26 @@ def test_conversations_can_be_enqueued(llm: LLM) -> None:
     assert [output.request_id for output in found] == ids
     assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in whole]
     assert llm.get_world_size() == 1
+
+
+def test_flat_logprobs_say_the_same(llm: LLM) -> None:
+    def ask(flat: bool) -> RequestOutput:
+        params = SamplingParams(
+            temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1, flat_logprobs=flat
+        )
+        return llm.generate(PROMPTS[0], params, use_tqdm=False)[0]
+
+    lists, flat = ask(False), ask(True)
+    answer = flat.outputs[0].logprobs
+    assert isinstance(answer, FlatLogprobs)
+    assert isinstance(flat.prompt_logprobs, FlatLogprobs)
+    assert list(answer) == lists.outputs[0].logprobs
+    assert list(flat.prompt_logprobs[1:]) == lists.prompt_logprobs[1:]
+    assert flat.prompt_logprobs[0] == {}
+    assert answer[-1] == answer[1:][2] == lists.outputs[0].logprobs[3]
+    assert answer.start_indices == [0, *answer.end_indices[:-1]]
+    assert answer.token_ids == [t for p in lists.outputs[0].logprobs for t in p]
+    assert flat.outputs[0].cumulative_logprob == lists.outputs[0].cumulative_logprob
 
 
 def test_logprobs_of_given_tokens(llm: LLM) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from galley.engine.messages import Finished, Outputs, Started
 from galley.errors import GalleyError, RequestFailed
+from galley.frontend.flat_logprobs import prompt_logprobs, sample_logprobs
 from galley.frontend.input_processor import Submission
 from galley.frontend.logprobs import TokenTexts, unpack_logprobs
 from galley.observability.observer import RequestObserver
@@ -160,16 +161,18 @@ class Sequence:
         tokens_from = self.taken_tokens if delta else 0
         pieces_from = self.taken_pieces if delta else 0
         self.taken_tokens, self.taken_pieces = len(self.token_ids), len(self.pieces)
-        logprobs = self.logprobs
+        logprobs, params = self.logprobs, self.request.sampling
+        if logprobs is not None:
+            logprobs = logprobs[tokens_from:]
         return CompletionOutput(
             index=self.index,
             text="".join(self.pieces[pieces_from:]),
             token_ids=self.token_ids[tokens_from:],
             cumulative_logprob=None if logprobs is None else self.cumulative_logprob,
-            logprobs=None if logprobs is None else logprobs[tokens_from:],
+            logprobs=sample_logprobs(logprobs, params.flat_logprobs),
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
-            seed=self.request.sampling.seed,
+            seed=params.seed,
         )
 
 
@@ -269,13 +272,14 @@ class RequestState:
         submission = self.submission
         first = self.sequences[0]
         first.metrics.last_token_time = first.last_token_time
+        flat = first.request.sampling.flat_logprobs
         return RequestOutput(
             request_id=submission.request_id,
             prompt=submission.prompt,
             prompt_token_ids=submission.prompt_token_ids,
             outputs=[s.output(delta) for s in news],
             finished=self.num_live == 0,
-            prompt_logprobs=self.prompt_logprobs,
+            prompt_logprobs=prompt_logprobs(self.prompt_logprobs, flat),
             num_cached_tokens=self.num_cached_tokens,
             metrics=first.metrics,
         )

@@ -1,0 +1,72 @@
+"""Logprobs of many positions in a few long lists: `SamplingParams.flat_logprobs`.
+
+A list of dicts of objects costs Python's garbage collector a look at each; these lists cost it one.
+They read like the list of dicts that they stand for.
+
+    position        0          1     2
+    start, end      0,3        3,5   5,5      no candidates: a prompt's first position
+    token_ids     [ a  b  c  | d  e ]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+from galley.request import Logprob
+
+
+class FlatLogprobs(Sequence[dict[int, Logprob]]):
+    """Candidates by position (vLLM's names).
+
+    Attributes:
+        start_indices, end_indices: of each position's candidates in the other lists.
+        token_ids, logprobs, ranks, decoded_tokens: one entry a candidate.
+    """
+
+    def __init__(self, positions: Iterable[dict[int, Logprob] | None] = ()) -> None:
+        self.start_indices: list[int] = []
+        self.end_indices: list[int] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.ranks: list[int | None] = []
+        self.decoded_tokens: list[str | None] = []
+        for candidates in positions:
+            self.start_indices.append(len(self.token_ids))
+            for token_id, entry in (candidates or {}).items():
+                self.token_ids.append(token_id)
+                self.logprobs.append(entry.logprob)
+                self.ranks.append(entry.rank)
+                self.decoded_tokens.append(entry.decoded_token)
+            self.end_indices.append(len(self.token_ids))
+
+    def __len__(self) -> int:
+        return len(self.start_indices)
+
+    @overload
+    def __getitem__(self, at: int) -> dict[int, Logprob]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> FlatLogprobs: ...
+
+    def __getitem__(self, at: int | slice) -> dict[int, Logprob] | FlatLogprobs:
+        if isinstance(at, slice):
+            return FlatLogprobs(self[i] for i in range(*at.indices(len(self))))
+        span = slice(self.start_indices[at], self.end_indices[at])
+        columns = (self.logprobs[span], self.ranks[span], self.decoded_tokens[span])
+        entries = (Logprob(*values) for values in zip(*columns, strict=True))
+        return dict(zip(self.token_ids[span], entries, strict=True))
+
+
+def sample_logprobs(
+    positions: list[dict[int, Logprob]] | None, flat: bool
+) -> Sequence[dict[int, Logprob]] | None:
+    """Of generated tokens, as asked for."""
+    return FlatLogprobs(positions) if flat and positions is not None else positions
+
+
+def prompt_logprobs(
+    positions: list[dict[int, Logprob] | None] | None, flat: bool
+) -> Sequence[dict[int, Logprob] | None] | None:
+    """Of a prompt, as asked for; flat, its first position has no candidates in place of None."""
+    return FlatLogprobs(positions) if flat and positions is not None else positions
