@@ -45,11 +45,22 @@ struct RowBlock {
   const AttentionShape* shape;
   const AttentionTile* tile;
   int64_t first;   // row of the tile
+  int64_t rows;    // kRows at most
   int64_t tokens;  // of the tile that any of the rows attends to
   alignas(64) float scores[kRows][kTileTokens];
   alignas(64) uint32_t p[kRows][kTileTokens];  // words
   float shrink[kRows];                         // 2^(m - m')
 
+  // Up to kRows rows from `row` on; returns how many.
+  GALLEY_INLINE int64_t take(int64_t row) {
+    const int64_t left = tile->rows - row;
+    first = row;
+    rows = left < kRows ? left : kRows;
+    // A row's tokens never end before those of the row before it.
+    const int64_t reach = tile->last[first + rows - 1] - tile->start;
+    tokens = reach < kTileTokens ? reach : kTileTokens;
+    return rows;
+  }
   float* state(int r) const { return tile->state + (first + r) * shape->state_size(); }
 };
 
@@ -131,22 +142,26 @@ GALLEY_INLINE void mask_scores(RowBlock& b, int r) {
   }
 }
 
-template <class W> GALLEY_INLINE void weigh_row(RowBlock& b, int r) {
+// The maximum of row r, this tile's scores among them.
+GALLEY_INLINE float new_maximum(RowBlock& b, int r) {
   mask_scores(b, r);
-  const float scale = b.shape->scale;
+  const float* s = b.scores[r];
+  const Float highest = max(max(load(s), load(s + 16)), max(load(s + 32), load(s + 48)));
+  return greater(b.state(r)[0], max_lane(highest) * b.shape->scale);
+}
+
+// Scores to weights p, relative to the maximum m.
+template <class W> GALLEY_INLINE void weigh_row(RowBlock& b, int r, float m, float shrink) {
+  const Float scale = all(b.shape->scale), minus_m = all(-m);
   float* state = b.state(r);
   const float* s = b.scores[r];
-  const Float s0 = load(s), s1 = load(s + 16), s2 = load(s + 32), s3 = load(s + 48);
-  const float highest = max_lane(max(max(s0, s1), max(s2, s3)));
-  const float m = greater(state[0], highest * scale);
-  const Float minus_m = all(-m);
-  const Float p0 = exp2_nonpositive(fma(s0, all(scale), minus_m));
-  const Float p1 = exp2_nonpositive(fma(s1, all(scale), minus_m));
-  const Float p2 = exp2_nonpositive(fma(s2, all(scale), minus_m));
-  const Float p3 = exp2_nonpositive(fma(s3, all(scale), minus_m));
-  b.shrink[r] = exp2_one(state[0] - m);
+  const Float p0 = exp2_nonpositive(fma(load(s), scale, minus_m));
+  const Float p1 = exp2_nonpositive(fma(load(s + 16), scale, minus_m));
+  const Float p2 = exp2_nonpositive(fma(load(s + 32), scale, minus_m));
+  const Float p3 = exp2_nonpositive(fma(load(s + 48), scale, minus_m));
+  b.shrink[r] = shrink;
   state[0] = m;
-  store(state + 16, fma(load(state + 16), all(b.shrink[r]), (p0 + p1) + (p2 + p3)));
+  store(state + 16, fma(load(state + 16), all(shrink), (p0 + p1) + (p2 + p3)));
   if (W::kTokens == 2) {
     uint16_t* p = reinterpret_cast<uint16_t*>(b.p[r]);
     store_bf16(p, p0, p1);
@@ -207,10 +222,7 @@ GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
   }
 }
 
-template <class W, int R, bool Ahead> void attend_rows(RowBlock& b) {
-  score_tile<W, R, Ahead>(b);
-#pragma GCC unroll 6
-  for (int r = 0; r < R; r++) weigh_row<W>(b, r);
+template <class W, int R, bool Ahead> GALLEY_INLINE void value_tile(RowBlock& b) {
   const int64_t dims = b.shape->head_dim;
   int64_t d = 0;
   if (kSlice > 1) {
@@ -223,33 +235,72 @@ template <class W, int R, bool Ahead> void attend_rows(RowBlock& b) {
   }
 }
 
-// Up to kRows rows from b.first on; returns how many.
-template <class W, bool Ahead> GALLEY_INLINE int64_t attend_block(RowBlock& b) {
-  const int64_t left = b.tile->rows - b.first, rows = left < kRows ? left : kRows;
-  // A row's tokens never end before those of the row before it.
-  const int64_t reach = b.tile->last[b.first + rows - 1] - b.tile->start;
-  b.tokens = reach < kTileTokens ? reach : kTileTokens;
-  switch (rows) {
-    case 1: attend_rows<W, 1, Ahead>(b); break;
-    case 2: attend_rows<W, 2, Ahead>(b); break;
+// What is computed for the rows of a block: all, or what lies on either side of the weights.
+enum class Part { all, scores, values };
+template <class W, Part part, bool Ahead, int R> void attend_rows(RowBlock& b) {
+  if (part != Part::values) score_tile<W, R, Ahead>(b);
+  if (part == Part::all) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      const float m = new_maximum(b, r);
+      weigh_row<W>(b, r, m, exp2_one(b.state(r)[0] - m));
+    }
+  }
+  if (part != Part::scores) value_tile<W, R, Ahead>(b);
+}
+
+template <class W, Part part, bool Ahead> GALLEY_INLINE void attend_block(RowBlock& b) {
+  switch (b.rows) {
+    case 1: return attend_rows<W, part, Ahead, 1>(b);
+    case 2: return attend_rows<W, part, Ahead, 2>(b);
 #if GALLEY_PARTS == 1
-    case 3: attend_rows<W, 3, Ahead>(b); break;
-    case 4: attend_rows<W, 4, Ahead>(b); break;
-    case 5: attend_rows<W, 5, Ahead>(b); break;
-    case 6: attend_rows<W, 6, Ahead>(b); break;
+    case 3: return attend_rows<W, part, Ahead, 3>(b);
+    case 4: return attend_rows<W, part, Ahead, 4>(b);
+    case 5: return attend_rows<W, part, Ahead, 5>(b);
+    case 6: return attend_rows<W, part, Ahead, 6>(b);
 #endif
   }
-  return rows;
+}
+
+// Where a tile has many rows, the exponentials of two full blocks are computed between all their
+// scores and all their values: the latencies of a row hide behind the others. The maxima come first,
+// and one exponential gives `shrink` of sixteen rows.
+template <class W> GALLEY_INLINE void weigh_two(RowBlock (&two)[2]) {
+  static_assert(2 * kRows <= kLanes, "");
+  float m[kLanes], fall[kLanes] = {}, shrink[kLanes];
+  for (int i = 0; i < 2 * kRows; i++) {
+    RowBlock& b = two[i / kRows];
+    m[i] = new_maximum(b, i % kRows);
+    fall[i] = b.state(i % kRows)[0] - m[i];
+  }
+  store(shrink, exp2_nonpositive(load(fall)));
+  for (int i = 0; i < 2 * kRows; i++) weigh_row<W>(two[i / kRows], i % kRows, m[i], shrink[i]);
+}
+
+template <class W, Part part> GALLEY_INLINE void attend_block(RowBlock& b, bool ahead) {
+  if (W::kTokens == 2 && ahead) return attend_block<W, part, true>(b);
+  attend_block<W, part, false>(b);
 }
 
 template <class W>
 GALLEY_INLINE void attend(const AttentionShape& shape, const AttentionTile& tile) {
-  RowBlock b;
-  b.shape = &shape;
-  b.tile = &tile;
-  b.first = 0;
-  if (W::kTokens == 2 && tile.ahead[0] != nullptr) b.first = attend_block<W, true>(b);
-  while (b.first < tile.rows) b.first += attend_block<W, false>(b);
+  RowBlock two[2];
+  two[0].shape = two[1].shape = &shape;
+  two[0].tile = two[1].tile = &tile;
+  bool ahead = tile.ahead[0] != nullptr;  // what comes next is prefetched by the first block
+  int64_t row = 0;
+  for (; tile.rows - row >= 2 * kRows; ahead = false) {
+    for (RowBlock& b : two) row += b.take(row);
+    attend_block<W, Part::scores>(two[0], ahead);
+    attend_block<W, Part::scores>(two[1], false);
+    weigh_two<W>(two);
+    attend_block<W, Part::values>(two[0], ahead);
+    attend_block<W, Part::values>(two[1], false);
+  }
+  for (; row < tile.rows; ahead = false) {
+    row += two[0].take(row);
+    attend_block<W, Part::all>(two[0], ahead);
+  }
 }
 
 void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {

@@ -198,7 +198,9 @@ def test_any_chunking_gives_the_same_bits(isa, kind, window, threads):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (14, 2, 20), (4, 4, 80)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(9, 3, 64), (14, 2, 20), (8, 1, 32), (4, 4, 80)]
+)
 def test_decoding_one_by_one_equals_prefill(isa, heads, kv_heads, dim):
     case = Case([150], heads, kv_heads, dim, BF16, isa=isa)
     whole = case.in_chunks(0, [150])
