@@ -1,7 +1,7 @@
 // Op `sample`: logprobs and the next token of each logits row, in vLLM's order.
-// Pointers: logits (f32 [logits][vocab]), token_ids (int32 [logits]), logprob? (f32 [logits]),
+// Pointers: logits (f32 [logits][logits_stride]), token_ids (int32 [logits]), logprob? (f32 [logits]),
 // rank? (int32 [logits]), top_ids? (int32 [logits][top_stride]), top_logprobs? (f32, same shape).
-// Ints: vocab, top_stride (0 = no lists). What is wanted of a row: Sampling in program.h.
+// Ints: vocab, logits_stride (default vocab), top_stride (0 = no lists). What is wanted of a row: Sampling in program.h.
 // Tile: one row.
 //
 //   logits ── logprobs (raw) ──▶ logprob, rank, top lists
@@ -33,10 +33,11 @@ class Sample final : public Op {
         logprob_(a.ptr_or_null<float>("logprob")), rank_(a.ptr_or_null<int32_t>("rank")),
         top_ids_(a.ptr_or_null<int32_t>("top_ids")),
         top_logprobs_(a.ptr_or_null<float>("top_logprobs")), vocab_(a.size("vocab")),
-        top_stride_(a.i("top_stride", 0)) {
+        stride_(a.i("logits_stride", vocab_)), top_stride_(a.i("top_stride", 0)) {
     if (vocab_ > std::numeric_limits<int32_t>::max()) {
       throw std::invalid_argument("vocab is too large");
     }
+    if (stride_ < vocab_) throw std::invalid_argument("logits_stride is less than vocab");
     if (top_stride_ > 0 && (!top_ids_ || !top_logprobs_)) {
       throw std::invalid_argument("top_stride needs top_ids and top_logprobs");
     }
@@ -64,7 +65,7 @@ class Sample final : public Op {
   int32_t* rank_;
   int32_t* top_ids_;
   float* top_logprobs_;
-  int64_t vocab_, top_stride_;
+  int64_t vocab_, stride_, top_stride_;
   mutable std::vector<RowSampler> samplers_;  // [threads]
 };
 
@@ -79,7 +80,7 @@ void Sample::run_row(const Step& step, int64_t l, RowSampler& sampler) const {
   }
   token_ids_[l] = token;
   const int32_t k = at(step.sampling.num_logprobs, slot, -1);
-  if (k >= 0) write_logprobs(logits_ + l * vocab_, l, token, k, sampler);
+  if (k >= 0) write_logprobs(logits_ + l * stride_, l, token, k, sampler);
 }
 
 int32_t Sample::draw(const Step& step, int64_t l, RowSampler& sampler) const {
@@ -101,7 +102,7 @@ int32_t Sample::draw(const Step& step, int64_t l, RowSampler& sampler) const {
 const float* Sample::adjusted(const Step& step, int64_t l, RowSampler& sampler) const {
   const Sampling& s = step.sampling;
   const int32_t slot = step.slots[step.logit_row[l]];
-  const float* raw = logits_ + l * vocab_;
+  const float* raw = logits_ + l * stride_;
   const uint64_t* mask =
       s.mask ? reinterpret_cast<const uint64_t*>(static_cast<uintptr_t>(s.mask[l])) : nullptr;
   const int32_t bias_begin = s.bias_indptr ? s.bias_indptr[l] : 0;

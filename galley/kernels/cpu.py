@@ -102,6 +102,14 @@ def layer_bytes(layer: KVLayer, block_size: int, kind: Kind) -> int:
     return size
 
 
+def _logit_rows(rows: int, vocab: int) -> NDArray[np.float32]:
+    """[rows, vocab]; rows that would lie whole pages apart get a cache line between them: with the
+    same place in each, all would share a few sets of the caches."""
+    line, page = 16, 1024
+    stride = vocab + line if vocab % page == 0 else vocab
+    return np.empty((rows, stride), np.float32)[:, :vocab]
+
+
 class CpuExecutable:
     """A recorded model (`backend.Executable`).
 
@@ -133,9 +141,9 @@ class CpuExecutable:
         self._arena_plan = plan_arena(
             self.nodes, lambda b: 0 if b is self._output else self._buffer_bytes(b)
         )
-        self._logits = np.empty((limits.logits, model.vocab_size), np.float32)
+        self._logits = _logit_rows(limits.logits, model.vocab_size)
         self._drawn = _SampleArrays(limits)
-        self.activation_bytes = self._arena_plan.size + self._logits.nbytes
+        self.activation_bytes = self._arena_plan.size + self._logits.strides[0] * limits.logits
         self._kv: KVMemory | None = None
         self._masks: LogitMasks | None = None
         self._program: _native.Program | None = None
@@ -254,14 +262,22 @@ class CpuExecutable:
                 return int(self._logits.ctypes.data)
             return int(arena.ctypes.data) + self._arena_plan.spans[buffer].start
 
+        logits_stride = self._logits.strides[0] // self._logits.itemsize
         program = _native.Program(self._pool)
         for i, node in enumerate(self.nodes):
             pointers, ints = pointer_arguments(node, address_of), dict(self._ints[i])
+            results = (*node.writes.values(), *node.updates.values())
+            if any(result.buffer is self._output for result in results):
+                ints["out_stride"] = logits_stride
             if node.layer is not None:
                 pointers["kv"], ints["kv_block_stride"] = kv.arguments(node.layer)
             program.add(node.op, pointers, ints, dict(node.floats), i if self._eager else 0)
         pointers = {"logits": self._logits.ctypes.data, **self._drawn.pointers()}
-        ints = {"vocab": self._logits.shape[1], "top_stride": self._limits.top_logprobs}
+        ints = {
+            "vocab": self._logits.shape[1],
+            "logits_stride": logits_stride,
+            "top_stride": self._limits.top_logprobs,
+        }
         program.add("sample", pointers, ints, {}, self._sample_section)
         return program
 

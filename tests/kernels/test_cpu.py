@@ -214,6 +214,35 @@ def test_what_no_kernel_does_is_refused_when_built(eager):
         CpuBackend("f32", threads=1, eager=eager).build(NormOfAPart(), LIMITS)
 
 
+class HeadAlone:
+    """A head on embeddings, of so many outputs."""
+
+    kv_layers = ()
+
+    def __init__(self, vocab: int) -> None:
+        self.vocab_size = vocab
+
+    def embed(self, ops, ctx):
+        return ops.embedding(weight(VOCAB, 64), ctx.token_ids)
+
+    def forward(self, ops, hidden, ctx):
+        return hidden
+
+    def logits(self, ops, hidden, ctx):
+        return ops.linear(ops.select_rows(hidden, ctx.logit_index), [weight(self.vocab_size, 64)])
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("vocab", [1000, 1024])
+def test_logits_are_those_of_their_row_whatever_the_vocabulary(vocab, eager):
+    """Rows of logits that are whole pages lie farther apart than that."""
+    native = CpuBackend("f32", threads=1, eager=eager).build(HeadAlone(vocab), LIMITS)
+    logits = solo_logits(native, IDS[:5], [3, 2])
+    x, w = (weight(n, 64).unpack() for n in (VOCAB, vocab))
+    np.testing.assert_allclose(logits, x[IDS[:5]] @ w.T, atol=1e-5)
+    assert native.logits.shape == (2, vocab)
+
+
 def test_packed_weights_come_back(checkpoint):
     """What the cache on disk keeps gives the same handle again."""
     backend = CpuBackend("bf16", threads=1)

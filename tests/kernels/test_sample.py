@@ -22,7 +22,9 @@ DTYPES = {"top_k": np.int32, "seed": np.uint64, "num_logprobs": np.int32}
 class Case:
     """Slots with their own parameters, history and one logits row each."""
 
-    def __init__(self, logits, params, num_logprobs=None, top=0, max_len=48, isa=ISAS[-1], **kw):
+    def __init__(
+        self, logits, params, num_logprobs=None, top=0, max_len=48, isa=ISAS[-1], gap=0, **kw
+    ):
         rows, self.vocab = logits.shape
         self.params = params
         columns = {
@@ -38,13 +40,15 @@ class Case:
         self.native.num_tokens[:] = rng.integers(2, max_len, rows)
         self.native.num_prompt[:] = rng.integers(1, self.native.num_tokens)
         self.native.num_computed[:] = self.native.num_tokens - 1
-        self.logits = logits.copy()
+        memory = np.full((rows, self.vocab + gap), np.nan, np.float32)
+        memory[:, : self.vocab] = logits
+        self.logits = memory[:, : self.vocab]
         self.token_ids = aligned(rows, np.int32)
         self.logprob, self.rank = aligned(rows, np.float32), aligned(rows, np.int32)
         self.top_ids = aligned((rows, max(top, 1)), np.int32)
         self.top_logprobs = aligned((rows, max(top, 1)), np.float32)
         arrays = {
-            "logits": self.logits,
+            "logits": memory,
             "token_ids": self.token_ids,
             "logprob": self.logprob,
             "rank": self.rank,
@@ -52,7 +56,9 @@ class Case:
             "top_logprobs": self.top_logprobs,
         }
         with use_isa(isa):
-            self.native.add("sample", arrays, vocab=self.vocab, top_stride=top)
+            self.native.add(
+                "sample", arrays, vocab=self.vocab, logits_stride=self.vocab + gap, top_stride=top
+            )
 
     def history(self, slot):
         return self.native.history[slot, : self.native.num_tokens[slot]]
@@ -339,6 +345,22 @@ def test_some_minus_infinities_are_never_drawn(isa):
     for params in (DrawParams(1.0), DrawParams(1.0, top_p=0.99), DrawParams(1.0, top_k=10)):
         case = Case(logits, [replace(params, seed=s) for s in range(200)], isa=isa)
         assert set(case.run().tolist()) == {5, 80}
+
+
+def test_rows_may_lie_apart():
+    logits, rng = random_logits(6, 500), np.random.default_rng(3)
+    params = [random_params(rng) for _ in range(6)]
+    close, apart = (Case(logits, params, [5] * 6, top=5, gap=gap) for gap in (0, 16))
+    assert np.array_equal(close.run(), apart.run())
+    assert np.array_equal(close.top_ids, apart.top_ids)
+    assert np.array_equal(close.top_logprobs, apart.top_logprobs)
+    with pytest.raises(ValueError, match="logits_stride is less than vocab"):
+        close.native.add(
+            "sample",
+            {"logits": close.logits, "token_ids": close.token_ids},
+            vocab=500,
+            logits_stride=499,
+        )
 
 
 def test_logits_are_left_alone():
