@@ -103,16 +103,12 @@ class Context:
             raise NotFound(f"The model `{asked:.200}` does not exist.", field="model")
         return asked
 
-    @functools.cached_property
+    @property
     def max_tokens_cap(self) -> int | None:
-        """The operator's limit on the tokens of every answer: `max_new_tokens` of
-        --override-generation-config, or of another folder's generation_config.json.
+        """The operator's limit on the tokens of every answer (`max_new_tokens` of
+        --override-generation-config; that of a file limits requests that name no maximum).
         """
-        model = self.config.model
-        if model.generation_config in ("auto", "vllm"):
-            cap = model.override_generation_config.get("max_new_tokens")
-        else:
-            cap = self.defaults.get("max_tokens")
+        cap = self.config.model.override_generation_config.get("max_new_tokens")
         return cap if isinstance(cap, int) else None
 
     @functools.cached_property
