@@ -22,7 +22,7 @@ from galley.cli.serve import parser
 from galley.config.flags import Flag
 from galley.config.resolve import from_kwargs
 from galley.config.server import ServerConfig
-from galley.config.vllm_flags import disposition
+from galley.config.vllm_flags import HOLDS, disposition
 from galley.errors import ConfigError
 from galley.observability.catalog import BLOCK_METRICS
 from galley.server.protocol.base import NoEffect
@@ -128,7 +128,9 @@ def flag_row(vllm: dict[str, Any]) -> Row:
         verdict, sentence = disposition(name[2:].replace("-", "_"))
         if verdict == "hint":
             return name, NOTHING, reasons.HINTS.get(name, "")
-        return name, by_sentence(sentence), sentence
+        taken = HOLDS.get(name[2:].replace("-", "_"), ())
+        but = "".join(f" `{value}` is so anyway." for value in taken)
+        return name, by_sentence(sentence), sentence + but
     return name, WORKS, "" if flag is None else flag_note(flag, vllm)
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from galley.config.flags import Flag, coerce, flags_of
 from galley.config.resolve import SECTIONS
-from galley.config.vllm_flags import disposition
+from galley.config.vllm_flags import asks, disposition
 from galley.errors import ConfigError
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class CommandParser:
             for name, value in read_yaml(reader.config_file, parsed.positionals).items():
                 flag = self.flags.get(name)
                 if flag is None:
-                    self.refuse(f"--{name.replace('_', '-')}", parsed.notices)
+                    self.refuse(f"--{name.replace('_', '-')}", parsed.notices, value)
                 else:
                     parsed.values.setdefault(name, coerce(flag, value))
         return parsed
@@ -107,13 +107,18 @@ class CommandParser:
                 return flag, True
         return None, False
 
-    def refuse(self, option: str, notices: list[str]) -> None:
-        """Note a vLLM flag that is only a hint; raise ConfigError for any other."""
+    def refuse(self, option: str, notices: list[str], value: Any = True) -> None:
+        """Note a vLLM flag that is only a hint, or asks for what holds anyway; raise ConfigError
+        for any other.
+        """
         name = option.lstrip("-").split(".")[0].replace("-", "_")
         for candidate in (name, name.removeprefix("no_")):
             verdict, sentence = disposition(candidate)
             if verdict == "hint":
                 notices.append(f"{option} is accepted for vLLM's sake: {sentence}")
+                return
+            if verdict == "refused" and not (candidate == name and asks(name, value)):
+                notices.append(f"{option} is accepted: it asks for nothing that is not so anyway.")
                 return
             if verdict == "refused":
                 raise ConfigError(f"{option} is not supported: {sentence}", field=candidate)
@@ -242,9 +247,11 @@ class _Reader:
         base, _, dotted = option.partition(".")
         flag, negated = self.parser.find(base)
         if flag is None:
-            self.parser.refuse(option, self.parsed.notices)
+            start = self.at
             while not eq and self._more():
                 self.at += 1
+            value = inline if eq else " ".join(self.words[start : self.at]) or True
+            self.parser.refuse(option, self.parsed.notices, value)
             return
         values = self.parsed.values
         if dotted and flag.kind == "json":

@@ -42,6 +42,9 @@ class ModelConfig:
     dtype: DType = "auto"
     """Number format of weights and activations that are not quantised. `auto` takes the
     checkpoint's, in the nearest format that this machine computes."""
+    quantization: str | None = None
+    """What the checkpoint's quantisation must be (`gguf`, `compressed-tensors`); another one is an
+    error. Default: whatever it is."""
     quantized_activations: QuantizedActivations = "auto"
     """Precision of activations where weights are integers with a scale per group: int16 is as near
     to the model as the weights are, int8 is up to 1.6 times as fast for many tokens at once. `auto`
@@ -147,8 +150,9 @@ class ParallelConfig:
     """Ranks that hold a stretch of layers each."""
     data_parallel_size: int = 1
     """Engines that serve side by side."""
-    distributed_executor_backend: Literal["uni", "loopback"] | None = None
-    """How a step reaches its workers. `loopback` packs every plan into bytes (a test aid)."""
+    distributed_executor_backend: Literal["uni", "mp", "loopback"] | None = None
+    """How a step reaches its workers. `mp` is `uni`: one rank computes in the engine's own process.
+    `loopback` packs every plan into bytes (a test aid)."""
 
 
 @dataclass(frozen=True)

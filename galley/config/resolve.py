@@ -31,7 +31,7 @@ from galley.config.facts import ModelFacts
 from galley.config.flags import coerce, flags_of
 from galley.config.server import ServerConfig
 from galley.config.variables import check_variables
-from galley.config.vllm_flags import disposition
+from galley.config.vllm_flags import asks, disposition
 from galley.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def refuse_unknown(name: str, value: Any, known: list[str]) -> None:
     if verdict == "hint":
         log.info("%s is accepted for vLLM's sake: %s", name, sentence)
         return
-    if verdict == "refused" and value in (None, False, "", "auto"):
+    if verdict == "refused" and not asks(name, value):
         return
     option = "--" + name.replace("_", "-")
     if verdict == "refused":
@@ -284,6 +284,13 @@ def resolve(config: EngineConfig, machine: Machine, facts: ModelFacts) -> Engine
                 "lower --max-model-len, or leave chunked prefill on.",
                 field="max_num_batched_tokens",
             )
+    if model.quantization not in (None, facts.quantization):
+        raise ConfigError(
+            f"--quantization {model.quantization}: the checkpoint's is {facts.quantization}, and "
+            "weights are taken in the checkpoint's own format. Leave the flag out, or name a "
+            "checkpoint of that format.",
+            field="quantization",
+        )
     names = model.served_model_name or (served_name(model, facts),)
     return dataclasses.replace(
         config,

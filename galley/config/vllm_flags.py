@@ -75,7 +75,7 @@ _REFUSED: dict[str, str] = {
         kv_transfer_config kv_events_config ec_transfer_config kv_offloading_size cpu_offload_gb
         cpu_offload_params offload_group_size offload_params""",
     "weights are taken in the checkpoint's own format.": """
-        quantization quantization_config allow_deprecated_quantization""",
+        quantization_config allow_deprecated_quantization""",
     "the KV cache has the format of the model's activations.": """
         kv_cache_dtype kv_cache_dtype_skip_layers""",
     "the native CPU kernels are the only attention backend; choose with --backend.": """
@@ -94,6 +94,21 @@ _REFUSED: dict[str, str] = {
         enable_fault_tolerance fault_tolerance_config""",
 }
 
+#: Values of refused flags that ask for what holds anyway. Of any: none, false, 0, auto.
+HOLDS: dict[str, tuple[str, ...]] = {
+    "attention_backend": ("CPU_ATTN", "TORCH_SDPA"),
+    "convert": ("none",),
+    "data_parallel_backend": ("mp",),
+    "data_parallel_size_local": ("1",),
+    "decode_context_parallel_size": ("1",),
+    "model_impl": ("vllm",),
+    "nnodes": ("1",),
+    "per_request_spec_decode_metrics": ("none",),
+    "prefill_context_parallel_size": ("1",),
+    "runner": ("generate",),
+}
+_NOTHING = ("", "none", "null", "false", "auto", "0", "0.0", "{}", "[]")
+
 
 def _table() -> dict[str, tuple[Verdict, str]]:
     table: dict[str, tuple[Verdict, str]] = {}
@@ -106,6 +121,12 @@ def _table() -> dict[str, tuple[Verdict, str]]:
 
 
 TABLE = _table()
+
+
+def asks(name: str, value: object) -> bool:
+    """Whether `value` of the refused flag `name` asks for something that does not hold anyway."""
+    text = str(value)
+    return bool(value) and text.lower() not in _NOTHING and text not in HOLDS.get(name, ())
 
 
 def disposition(name: str) -> tuple[Verdict, str]:

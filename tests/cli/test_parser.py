@@ -91,6 +91,48 @@ def test_refusals_name_the_flag(parser, argv, message):
         parser.parse(argv)
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--runner", "generate", "--convert=none"],
+        ["--no-enable-lora"],
+        ["--enable-lora=false"],
+        ["--kv-cache-dtype", "auto"],
+        ["--nnodes", "1", "--cpu-offload-gb", "0"],
+        ["--attention-backend", "CPU_ATTN"],
+        ["--model-impl", "vllm", "--data-parallel-backend", "mp"],
+    ],
+)
+def test_what_is_so_anyway_may_be_asked_for(parser, argv):
+    parsed = parser.parse([*argv, "--seed", "1"])
+    assert parsed.values == {"seed": 1}
+    assert all("asks for nothing that is not so anyway" in n for n in parsed.notices)
+    assert len(parsed.notices) == sum(word.startswith("--") for word in argv)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--runner", "pooling"],
+        ["--kv-cache-dtype", "fp8"],
+        ["--nnodes", "2"],
+        ["--cpu-offload-gb", "4"],
+    ],
+)
+def test_what_is_not_so_is_refused(parser, argv):
+    with pytest.raises(ConfigError):
+        parser.parse(argv)
+
+
+def test_a_file_may_switch_off_what_is_not_there(parser, tmp_path):
+    path = tmp_path / "serve.yaml"
+    path.write_text("enable-lora: false\nkv-cache-dtype: auto\nseed: 3\n")
+    assert parser.parse(["--config", str(path)]).values == {"seed": 3}
+    path.write_text("enable-lora: true\n")
+    with pytest.raises(ConfigError, match="LoRA"):
+        parser.parse(["--config", str(path)])
+
+
 def test_hints_of_vllm_are_noted(parser):
     parsed = parser.parse(["--async-scheduling", "--optimization-level", "3", "--seed", "1"])
     assert parsed.values == {"seed": 1}

@@ -1,5 +1,6 @@
 """Flags come from dataclasses: kinds, readings, refusals."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -25,6 +26,7 @@ FACTS = ModelFacts(
     max_position=2048,
     dtype="bfloat16",
 )
+QUANTIZED = dataclasses.replace(FACTS, dtype="Q4_1", quantization="gguf")
 VLLM_SERVE_FLAGS = json.loads((pathlib.Path(__file__).parent / "vllm_serve_flags.json").read_text())
 
 
@@ -110,6 +112,17 @@ def test_buckets_that_are_none_are_refused(given, wanted):
     with pytest.raises(ConfigError, match=wanted) as caught:
         from_kwargs({"custom_histogram_buckets": given}, "server", {})
     assert caught.value.field == "custom_histogram_buckets"
+
+
+def test_quantization_must_be_the_checkpoint_s():
+    def given(name):
+        return resolve(from_kwargs({"quantization": name}, "server", {}), MACHINE, QUANTIZED)
+
+    assert given("gguf").model.quantization == "gguf"
+    assert given(None).model.quantization is None
+    with pytest.raises(ConfigError, match="the checkpoint's is gguf") as caught:
+        given("awq")
+    assert caught.value.field == "quantization"
 
 
 def test_no_flag_is_both_supported_and_refused():

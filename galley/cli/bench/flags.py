@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from galley.cli.parser import CommandParser, make
 from galley.errors import ConfigError
@@ -48,11 +49,11 @@ class TokenizerFlags:
 class BenchParser(CommandParser):
     """A command line of `galley bench`."""
 
-    def refuse(self, option: str, notices: list[str]) -> None:
+    def refuse(self, option: str, notices: list[str], value: Any = True) -> None:
         name = option.lstrip("-").split(".")[0].replace("-", "_").removeprefix("no_")
         if name in _HINTS.split():
             notices.append(f"{option} is accepted for vLLM's sake and has no effect.")
             return
         if name in _VERDICTS:
             raise ConfigError(f"{option} is not supported: {_VERDICTS[name]}", field=name)
-        super().refuse(option, notices)
+        super().refuse(option, notices, value)
