@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from galley.chat import ChatRenderer
+from galley.chat import ChatRenderer, ChatTokenizer
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
 from galley.engine.pausing import check_level
@@ -275,7 +275,7 @@ class LLM:
         parsed = parse_prompt(prompt)
         if parsed["token_ids"] is not None:
             return list(parsed["token_ids"])
-        return self.get_tokenizer().encode(parsed["text"] or "")
+        return self._words().encode(parsed["text"] or "")
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -372,15 +372,18 @@ class LLM:
 
     # ------------------------------------------------------------------ text
 
-    def get_tokenizer(self) -> Tokenizer:
+    def get_tokenizer(self) -> ChatTokenizer:
         """Raises InvalidRequest where none is loaded (skip_tokenizer_init)."""
+        return ChatTokenizer(self._words(), self._chat_template)
+
+    def _words(self) -> Tokenizer:
         if self._tokenizer is None:
             raise InvalidRequest("No tokenizer is loaded (skip_tokenizer_init=True).")
         return self._tokenizer
 
     def _renderer(self, content_format: ContentFormat = "auto") -> ChatRenderer:
         if content_format not in self._renderers:
-            made = ChatRenderer.of(self.get_tokenizer(), self._chat_template, content_format)
+            made = ChatRenderer.of(self._words(), self._chat_template, content_format)
             if made is None:
                 raise Unsupported(
                     "this model has no chat template: give one to LLM(chat_template=…).",

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     )
     latencies = []
     with LLM(**engine_flags(values)) as llm:
-        tokenizer = llm.get_tokenizer()
+        tokenizer = llm.get_tokenizer().plain
         for i in range(flags.num_iters_warmup + flags.num_iters):
             ids = random_prompts(tokenizer, flags.batch_size, flags.input_len, i)
             begin = time.perf_counter()

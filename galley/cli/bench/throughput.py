@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     from galley.llm import LLM
 
     with LLM(**engine_flags(values)) as llm:
-        tokenizer = llm.get_tokenizer()
+        tokenizer = llm.get_tokenizer().plain
         if flags.num_warmups:
             warm = replace(data, num_prompts=flags.num_warmups, seed=data.seed + 999983)
             run(llm, flags, load_samples(warm, tokenizer), False)
