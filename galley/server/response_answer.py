@@ -26,6 +26,7 @@ from galley.server.protocol.responses import (
     InputDetails,
     OutputMessage,
     OutputText,
+    RawMessage,
     ResponseError,
     ResponseObject,
     ResponseUsage,
@@ -38,6 +39,7 @@ class ResponseAnswer:
     Args:
         response: what is known before the first token; completed here.
         top_logprobs: candidates a token, None where no logprobs are asked for.
+        raw: tell prompt and answer as the model has them, too.
         on_end: called when the response is complete.
 
     Attributes:
@@ -48,6 +50,7 @@ class ResponseAnswer:
         self,
         response: ResponseObject,
         top_logprobs: int | None,
+        raw: bool,
         bytes_of: TokenBytes,
         on_end: Callable[[], None],
     ) -> None:
@@ -58,7 +61,8 @@ class ResponseAnswer:
         self._message = OutputMessage(f"msg_{uuid.uuid4().hex}", "in_progress")
         self._text = OutputText("", logprobs=None if top_logprobs is None else [])
         self._pieces: list[str] = []
-        self._num_output = 0
+        self._raw = raw
+        self._tokens: list[int] = []
         self._number = 0
         self._last: CompletionOutput | None = None
         self._delta_head = b'"item_id":"%b","output_index":0,"content_index":0,"delta":' % (
@@ -131,14 +135,17 @@ class ResponseAnswer:
         [choice] = output.outputs
         self._last = choice
         self._pieces.append(choice.text)
-        self._num_output += len(choice.token_ids)
+        self._tokens += choice.token_ids
         prompt, cached = len(output.prompt_token_ids), output.num_cached_tokens or 0
         self.response.usage = ResponseUsage(
             input_tokens=prompt,
             input_tokens_details=InputDetails(cached),
-            output_tokens=self._num_output,
-            total_tokens=prompt + self._num_output,
+            output_tokens=len(self._tokens),
+            total_tokens=prompt + len(self._tokens),
         )
+        if self._raw:
+            read = RawMessage(output.prompt or "", output.prompt_token_ids)
+            self.response.input_messages = [read]
         logprobs: list[ContentLogprob] = []
         if self._top is not None and choice.logprobs is not None:
             logprobs = chat_logprobs(
@@ -155,6 +162,8 @@ class ResponseAnswer:
         self._message.content = [self._text]
         self._message.status = "incomplete" if cut else "completed"
         self.response.output = [self._message]
+        if self._raw:
+            self.response.output_messages = [RawMessage(self._text.text, self._tokens)]
         self.response.status = "incomplete" if cut else "completed"
         if cut:
             self.response.incomplete_details = IncompleteDetails("max_output_tokens")

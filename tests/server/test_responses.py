@@ -63,6 +63,25 @@ def test_whole_answer(served: Served) -> None:
     assert seen(served) == prompt(("system", "Be brief."), ("user", ASK))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_messages_as_the_model_has_them(served: Served, stream: bool) -> None:
+    asked: dict[str, Any] = {"extra_body": {"enable_response_messages": True}, "stream": stream}
+    answer = ask(served, **asked)
+    if stream:
+        answer = list(answer)[-1].response
+    [read], [written] = answer.input_messages, answer.output_messages
+    request = memoryview(served.engine.seen[-1].prompt_token_ids).cast("i").tolist()
+    assert read["message"] == seen(served)
+    assert read["tokens"] == request
+    assert written["message"] == REPLY
+    assert written["type"] == "raw_message_tokens"
+    assert len(written["tokens"]) == answer.usage.output_tokens
+    assert tokenizer().decode(written["tokens"]) == REPLY
+    plain = ask(served)
+    assert plain.input_messages is None
+    assert plain.output_messages is None
+
+
 def test_input_as_items(served: Served) -> None:
     ask(
         served,

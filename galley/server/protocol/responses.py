@@ -64,6 +64,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     user: str | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
     parallel_tool_calls: bool | None = True
+    enable_response_messages: bool = False
 
     @property
     def wants_logprobs(self) -> bool:
@@ -153,6 +154,14 @@ class IncompleteDetails(msgspec.Struct):
     reason: Literal["max_output_tokens", "content_filter"]
 
 
+class RawMessage(msgspec.Struct):
+    """What the model reads or writes, whole: text and tokens (enable_response_messages)."""
+
+    message: str
+    tokens: list[int]
+    type: Literal["raw_message_tokens"] = "raw_message_tokens"
+
+
 class ResponseError(msgspec.Struct):
     code: str
     message: str
@@ -190,6 +199,8 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     user: str | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    input_messages: list[RawMessage] | None = None
+    output_messages: list[RawMessage] | None = None
 
 
 reader = BodyReader(ResponsesRequest, RESPONSES)

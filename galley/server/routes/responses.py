@@ -110,6 +110,7 @@ class Desk:
         answer = ResponseAnswer(
             response,
             params.logprobs,
+            request.enable_response_messages,
             lambda token_id: self.ctx.require_tokenizer().token_bytes(token_id),
             on_end=lambda: self.store.add(record) if keep else None,
         )
