@@ -1,4 +1,4 @@
-"""Clients that stream completions over plain sockets, cheaply: it is the server that is measured.
+"""Clients that stream texts and chats over plain sockets, cheaply: the server is what is measured.
 
 A client can be a good one, one that reads slowly, or one that goes away.
 """
@@ -11,6 +11,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
 @dataclass
@@ -46,10 +48,12 @@ async def stream(
     leave_after: int | None = None,
     pause: float = 0.0,
     key: str | None = None,
+    path: str = COMPLETIONS,
 ) -> Answer:
     """One streamed completion.
 
     Args:
+        path: `COMPLETIONS` or `CHAT`.
         leave_after: close the connection after so many texts; 0 = before the first.
         pause: seconds that the client sleeps after each read (a slow reader).
         key: API key.
@@ -59,7 +63,7 @@ async def stream(
         "127.0.0.1", port, limit=2048 if pause else 2**16
     )
     try:
-        writer.write(_request(body, key))
+        writer.write(_request(path, body, key))
         await writer.drain()
         if leave_after == 0:
             await asyncio.sleep(0.05)
@@ -97,15 +101,15 @@ def _note(answer: Answer, event: dict[str, Any]) -> None:
         answer.error = str(event["error"])
         return
     for choice in event["choices"]:
-        if choice["text"]:
+        if choice["text"] if "text" in choice else choice["delta"].get("content"):
             answer.times.append(time.monotonic())
         answer.finish = choice["finish_reason"] or answer.finish
 
 
-def _request(body: dict[str, Any], key: str | None) -> bytes:
+def _request(path: str, body: dict[str, Any], key: str | None) -> bytes:
     payload = json.dumps({"stream": True, **body}).encode()
     lines = [
-        "POST /v1/completions HTTP/1.1",
+        f"POST {path} HTTP/1.1",
         "Host: localhost",
         "Content-Type: application/json",
         f"Content-Length: {len(payload)}",

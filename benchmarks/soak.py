@@ -2,10 +2,10 @@
 
     python -m benchmarks.soak [--minutes 20] [--clients 24] [--settle 5] [--json FILE]
 
-Keeps a small server full with requests of all sizes. Half of the clients are good, the others go
-away before the first token, in mid-stream, or read slowly. Fails if after `--settle` minutes the
-memory of all processes grows by more than `--slope` MB a minute, if at the end a request or a KV
-block is left over or an end is missing, or if the log holds an error.
+Keeps a small server full with texts and chats of all sizes. Half of the clients are good, the
+others go away before the first token, in mid-stream, or read slowly. Fails if after `--settle`
+minutes the memory of all processes grows by more than `--slope` MB a minute, if at the end a
+request or a KV block is left over or an end is missing, or if the log holds an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.clients import Answer, stream
+from benchmarks.clients import CHAT, COMPLETIONS, Answer, stream
 from benchmarks.served import MODEL, Server, serve
 
 #: Few blocks and few slots, so that there is always a queue and now and then a preemption.
@@ -51,9 +51,15 @@ WORDS = [
 
 @dataclass
 class Soak:
-    """What happened."""
+    """What happened.
+
+    Attributes:
+        ends: answers by kind of client.
+        paths: answers by route.
+    """
 
     ends: Counter[str] = field(default_factory=Counter)
+    paths: Counter[str] = field(default_factory=Counter)
     samples: list[tuple[float, float]] = field(default_factory=list)  # minutes, MB
     faults: list[str] = field(default_factory=list)
 
@@ -84,12 +90,29 @@ def body(rng: random.Random) -> dict[str, Any]:
     }
 
 
+def talk(rng: random.Random) -> dict[str, Any]:
+    """A chat of a random shape: some turns, of which the first are common to many."""
+    request = body(rng)
+    words = request.pop("prompt").split()
+    turns = rng.choice((1, 1, 3, 5))
+    size = max(len(words) // turns, 1)
+    said = [" ".join(words[i * size : (i + 1) * size]) or "More?" for i in range(turns)]
+    roles = ("user", "assistant", "user", "assistant", "user")
+    messages = [{"role": r, "content": text} for r, text in zip(roles, said, strict=False)]
+    if rng.random() < 0.5:
+        messages.insert(0, {"role": "system", "content": "You speak of light. " * 10})
+    if "logprobs" in request:
+        request |= {"logprobs": True, "top_logprobs": 2}
+    return {**request, "messages": messages, "stream_options": {"include_usage": True}}
+
+
 async def client(port: int, seed: int, until: float, soak: Soak) -> None:
     """One client after another, at one place."""
     rng = random.Random(seed)
     while time.monotonic() < until:
         kind = rng.choices(("good", "early", "middle", "slow", "wrong"), (10, 3, 4, 2, 1))[0]
-        request = body(rng)
+        path = rng.choice((COMPLETIONS, CHAT))
+        request = talk(rng) if path == CHAT else body(rng)
         if kind == "wrong":
             request["max_tokens"] = -1
         try:
@@ -99,13 +122,15 @@ async def client(port: int, seed: int, until: float, soak: Soak) -> None:
                     request,
                     leave_after={"early": 0, "middle": rng.randint(1, 40)}.get(kind),
                     pause=0.05 if kind == "slow" else 0.0,
+                    path=path,
                 ),
                 PATIENCE,
             )
         except (TimeoutError, OSError, asyncio.IncompleteReadError) as e:
-            soak.faults.append(f"{kind}: {e!r}")
+            soak.faults.append(f"{kind} at {path}: {e!r}")
             continue
         soak.ends[kind] += 1
+        soak.paths[path] += 1
         _judge(kind, answer, soak)
 
 
@@ -183,6 +208,7 @@ def main() -> int:
     figures = {
         "minutes": args.minutes,
         "clients": dict(soak.ends),
+        "paths": dict(soak.paths),
         "ends": ends,
         "first_mb": soak.samples[0][1],
         "last_mb": soak.samples[-1][1],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import httpx
 import pytest
 
@@ -30,6 +32,27 @@ def test_memory_runs_short_and_comes_back(capfd: pytest.CaptureFixture[str]) -> 
     server.inspect()
     assert [a.seen for a in play(server, REQUESTS)] == shed
     assert server.metric("galley:engine_restarts_total") == 0
+    server.close()
+
+
+def test_blocks_come_back_while_streams_run() -> None:
+    """What waited for want of memory goes on as soon as there is some, beside what ran."""
+    server = faulty("1:step40=short/3")
+    length = {"max_tokens": 700, "ignore_eos": True, "temperature": 0}
+    stories = [{"prompt": f"{i}. Once upon a time", **length} for i in range(6)]
+    shed: list[object] = []
+    clients = threading.Thread(target=lambda: shed.extend(a.seen for a in play(server, stories)))
+    clients.start()
+    states: list[tuple[bool, int]] = []
+    while clients.is_alive():
+        withheld = server.metric("galley:kv_blocks_withheld") > 0
+        states.append((withheld, int(server.metric("vllm:num_requests_running"))))
+    short = [running for withheld, running in states if withheld]
+    after = states[max(i for i, (withheld, _) in enumerate(states) if withheld) :]
+    assert max(running for _, running in after) > short[-1] > 0
+    assert server.metric("vllm:num_preemptions_total") > 0
+    assert [a.seen for a in play(server, stories)] == shed
+    server.inspect()
     server.close()
 
 
