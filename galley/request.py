@@ -159,6 +159,10 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
             self.stop = [self.stop]
         self.verify()
 
+    def clone(self) -> SamplingParams:
+        """A copy with lists of its own."""
+        return SamplingParams(**msgspec.structs.asdict(self))
+
     def verify(self) -> None:
         """Raise `InvalidRequest` naming the first field that is out of range."""
         for ok, name, want in (
@@ -210,6 +214,8 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
                 )
         if self.stop is not None and any(not s for s in self.stop):
             raise InvalidRequest("stop must not contain an empty string.", field="stop")
+        if self.stop and not self.detokenize:
+            raise InvalidRequest("stop strings need detokenize=True.", field="stop")
         if self.bad_words is not None and any(not s for s in self.bad_words):
             raise InvalidRequest("bad_words must not contain an empty string.", field="bad_words")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
@@ -316,6 +322,29 @@ class RequestMetrics:
     first_token_time: float = 0.0
     last_token_time: float = 0.0
     num_preemptions: int = 0
+
+    # The same by the names of vLLM 0.32.
+
+    @property
+    def queued_ts(self) -> float:
+        return self.queued_time
+
+    @property
+    def scheduled_ts(self) -> float:
+        return self.scheduled_time
+
+    @property
+    def first_token_ts(self) -> float:
+        return self.first_token_time
+
+    @property
+    def last_token_ts(self) -> float:
+        return self.last_token_time
+
+    @property
+    def first_token_latency(self) -> float:
+        """Seconds from arrival to the first token; 0.0 before it."""
+        return self.first_token_time - self.arrival_time if self.first_token_time else 0.0
 
 
 @dataclass(slots=True)

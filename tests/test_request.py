@@ -12,7 +12,7 @@ import pytest
 
 from galley import CompletionOutput, RequestOutput, SamplingParams
 from galley.errors import InvalidRequest, Unsupported
-from galley.request import UNSUPPORTED_SAMPLING_FIELDS
+from galley.request import UNSUPPORTED_SAMPLING_FIELDS, RequestMetrics
 
 VLLM_FIELDS = json.loads((Path(__file__).parent / "data/vllm_sampling_params.json").read_text())
 
@@ -48,6 +48,7 @@ def test_no_field_is_refused_that_vllm_does_not_have() -> None:
         ({"top_p": 2}, "top_p", "in"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "at most max_tokens=8"),
         ({"stop": [""]}, "stop", "empty"),
+        ({"stop": "x", "detokenize": False}, "stop", "detokenize"),
         ({"allowed_token_ids": []}, "allowed_token_ids", "empty"),
     ],
 )
@@ -66,6 +67,22 @@ def test_numbers_of_numpy_and_forms_of_json_are_read() -> None:
     assert (params.temperature, params.seed, params.stop) == (0.5, 3, ["a", "b"])
     assert params.logit_bias == {5: 1.0}
     assert SamplingParams(stop="a").stop == ["a"]
+
+
+def test_a_clone_has_lists_of_its_own() -> None:
+    params = SamplingParams(stop=["a"], stop_token_ids=[1], logits_processors=[len])
+    clone = params.clone()
+    assert clone == params
+    assert clone.stop is not None
+    clone.stop.append("b")  # type: ignore[union-attr]
+    assert params.stop == ["a"]
+
+
+def test_times_also_go_by_vllms_names() -> None:
+    times = RequestMetrics(10.0, 11.0, 12.0, 13.0, 14.0)
+    told = (times.queued_ts, times.scheduled_ts, times.first_token_ts, times.last_token_ts)
+    assert (told, times.first_token_latency) == ((11.0, 12.0, 13.0, 14.0), 3.0)
+    assert RequestMetrics(10.0).first_token_latency == 0.0
 
 
 def test_it_crosses_the_process_border_whole() -> None:
