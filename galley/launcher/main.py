@@ -45,10 +45,13 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
         drain=float(server.shutdown_timeout),
     )
     url = url_of(sock, tls=server.ssl_certfile is not None)
+
+    def up() -> None:
+        say("Application startup complete.")  # What scripts around vLLM wait for in its log.
+        say(f"serving at {url}")
+
     try:
-        return Supervisor(
-            _entries(config, server, sock, directory), policy, lambda: say(f"serving at {url}")
-        ).run()
+        return Supervisor(_entries(config, server, sock, directory), policy, up).run()
     finally:
         sock.close()
         if server.uds:

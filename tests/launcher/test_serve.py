@@ -65,6 +65,10 @@ def test_what_was_computed_outlives_an_engine_that_was_killed_but_not_one_that_c
     assert (hits >= 600) == (number == signal.SIGKILL), hits
 
 
+def test_the_log_says_that_it_is_up(server: Server) -> None:
+    assert "galley: Application startup complete.\n" in server.said
+
+
 def test_health_tells_when_there_is_no_engine(server: Server) -> None:
     def status() -> int:
         return httpx.get(f"{server.url}/health").status_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import openai
@@ -15,6 +16,20 @@ from tests.server.test_disconnect import send, wait_for
 def fresh() -> Iterator[Served]:
     with serve() as served:
         yield served
+
+
+def test_an_answer_tells_the_load_where_a_proxy_asks(fresh: Served) -> None:
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    named = {"num_requests_waiting": 0.0, "kv_cache_usage_perc": 0.0}
+    text = "named_metrics.num_requests_waiting=0.0, named_metrics.kv_cache_usage_perc=0.0"
+    for path, body in (("/v1/chat/completions", chat), ("/v1/completions", {"prompt": "hi"})):
+        told = {}
+        for form in ("text", "JSON", "BIN", ""):
+            answer = fresh.post(path, body, headers={"endpoint-load-metrics-format": form})
+            told[form] = answer.headers.get("endpoint-load-metrics")
+        kind, _, report = told.pop("JSON").partition(" ")
+        assert (kind, json.loads(report)) == ("JSON", {"named_metrics": named})
+        assert told == {"text": f"TEXT {text}", "BIN": None, "": None}
 
 
 def test_ten_requests_are_ten(fresh: Served) -> None:

@@ -13,6 +13,7 @@ from galley.server.beam import search
 from galley.server.chat_answer import ChatAnswer, Speaker
 from galley.server.context import Context, heed_priority, request_id
 from galley.server.errors import json_response
+from galley.server.load_report import load_report
 from galley.server.openapi import GENERATING, wire
 from galley.server.prompts import render
 from galley.server.protocol.chat import (
@@ -77,11 +78,17 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
             max_tokens=request.max_tokens if limit is None else limit,
             add_special_tokens=request.add_special_tokens,
         )
-        return json_response(answer.whole([await until_disconnect(raw.receive, searching)]))
+        return json_response(
+            answer.whole([await until_disconnect(raw.receive, searching)]),
+            headers=load_report(raw, ctx.metrics),
+        )
     stream = await until_disconnect(raw.receive, start_chat(ctx, request, prompt, head.id))
     if request.stream:
         return ctx.events([stream], answer)
-    return json_response(answer.whole(await until_disconnect(raw.receive, collect([stream]))))
+    return json_response(
+        answer.whole(await until_disconnect(raw.receive, collect([stream]))),
+        headers=load_report(raw, ctx.metrics),
+    )
 
 
 def _head(ctx: Context, raw: Request, request: ChatFields) -> Head:

@@ -11,6 +11,7 @@ from galley.server.beam import search_all
 from galley.server.completion_answer import CompletionAnswer
 from galley.server.context import Context, heed_priority, request_id
 from galley.server.errors import json_response
+from galley.server.load_report import load_report
 from galley.server.openapi import GENERATING, wire
 from galley.server.prompts import fill_in_prompt
 from galley.server.protocol.completions import (
@@ -67,12 +68,15 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
             max_tokens=request.max_tokens,
             add_special_tokens=request.add_special_tokens,
         )
-        return json_response(answer.whole(await until_disconnect(raw.receive, searching)))
+        return json_response(
+            answer.whole(await until_disconnect(raw.receive, searching)),
+            headers=load_report(raw, ctx.metrics),
+        )
     streams = await until_disconnect(raw.receive, _start(ctx, request, prompts, head.id))
     if request.stream:
         return ctx.events(streams, answer)
     outputs = await until_disconnect(raw.receive, collect(streams))
-    return json_response(answer.whole(outputs))
+    return json_response(answer.whole(outputs), headers=load_report(raw, ctx.metrics))
 
 
 async def _start(
