@@ -28,7 +28,7 @@ from galley.loader import read_facts, resolve_source, resolve_tokenizer
 from galley.observability.http_metrics import HttpMetrics
 from galley.observability.logging import configure_logging, silence_access_log
 from galley.observability.metrics import EngineMetrics
-from galley.observability.observer import Observers, RequestObserver
+from galley.observability.observer import Bunched, Observers, RequestObserver
 from galley.observability.registry import exposition, new_registry
 from galley.observability.reliability import ReliabilityMetrics
 from galley.observability.sleep_metrics import SleepMetrics
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds after which metrics are up to date where nobody asks for them here.
+CATCH_UP = 1.0
 #: Seconds between two looks at whether TLS files have been replaced.
 LOOK_AT_CERTIFICATES = 2.0
 
@@ -117,7 +119,16 @@ class Watch:
     stats_line: StatsLine
     tracer: RequestTracer | None
     output_log: OutputLog | None
-    observers: Observers
+    observers: Bunched
+
+    def exposition(self) -> tuple[bytes, str]:
+        """The text of /metrics and its content type."""
+        self.observers.catch_up()
+        return exposition(self.registry)
+
+    def write_line(self) -> None:
+        self.observers.catch_up()
+        self.stats_line.write()
 
 
 def watch(model: Model, server: ServerConfig, link: LauncherLink) -> Watch:
@@ -137,7 +148,7 @@ def watch(model: Model, server: ServerConfig, link: LauncherLink) -> Watch:
         observers.append(output_log)
     admission = make_admission(server, link, None if metrics is None else metrics.rejected)
     observers.append(admission)
-    seen = Observers(*observers)
+    seen = Bunched(Observers(*observers))
     return Watch(registry, metrics, admission, stats_line, tracer, output_log, seen)
 
 
@@ -182,7 +193,7 @@ def make_context(
         server=server,
         tokenizer=model.tokenizer,
         chat=model.chat,
-        metrics=lambda: exposition(seen.registry),
+        metrics=seen.exposition,
         defaults=default_sampling_params(model.config, model.facts),
         caps=environment.caps,
         root=model.name,
@@ -219,7 +230,11 @@ async def _serve(
     # What start-up has made lives as long as the process: no collection need look at it again.
     gc.collect()
     gc.freeze()
-    upkeep = [_every(environment.stats_interval, seen.stats_line.write)]
+    upkeep = [
+        _every(environment.stats_interval, seen.write_line),
+        # Other API servers tell of what is counted here.
+        _every(CATCH_UP, seen.observers.catch_up),
+    ]
     if server.enable_ssl_refresh and http.ssl is not None:
         upkeep.append(_every(LOOK_AT_CERTIFICATES, Certificates(http.ssl, server).look))
     tickers = [asyncio.ensure_future(work) for work in upkeep]
