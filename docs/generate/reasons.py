@@ -214,6 +214,7 @@ def python(name: str, works: bool) -> str:
 def sampling(name: str) -> Verdict:
     for pattern, reason in (
         ("structured", "structured output"),
+        ("prompt_logprob_", "refused by vLLM's runner for CPUs too; prompt_logprobs is there"),
         ("skip_reading_prefix_cache|extra_args", "reserved for plugins and poolers"),
     ):
         if re.search(pattern, name):

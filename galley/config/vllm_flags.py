@@ -84,12 +84,13 @@ _REFUSED: dict[str, str] = {
     "profiling is not supported yet.": """
         enable_layerwise_nvtx_tracing enable_trace_replay""",
     "this version does not have it yet.": """
-        enable_offline_docs
-        enable_return_routed_experts return_sampling_mask disable_sliding_window
-        model_class_overrides model_impl
-        scheduler_cls watermark
-        prefix_cache_retention_interval prefix_match_unit
-        watermark_config diffusion_config logits_processors""",
+        enable_return_routed_experts return_sampling_mask disable_sliding_window model_impl
+        watermark watermark_config prefix_cache_retention_interval prefix_match_unit
+        diffusion_config""",
+    "its classes work on torch tensors and on vLLM's own batch, of which there is neither here; "
+    "callables in SamplingParams.logits_processors act in LLM.": "logits_processors",
+    "no scripts of other projects are shipped; /openapi.json needs none.": "enable_offline_docs",
+    "it names Python classes written for vLLM's insides.": "scheduler_cls model_class_overrides",
     "the engine restarts by itself; there is nothing to switch on.": """
         enable_fault_tolerance fault_tolerance_config""",
 }
