@@ -104,9 +104,17 @@ def test_parts_of_a_step_are_those_of_decode_steps_in_a_row():
         "· send, receive, flight recorder": 5.0,
     }
     assert parts_of_steps(events, 3) == {}
-    goal = Found(ROWS["S1"], [10.0, 20.0], [9.0, 9.0], [9.0, 16.0], [0.0, 0.1], [found, {}])
+    goal = Found(
+        ROWS["S1"],
+        limit=[20.0, 20.0],
+        native=[10.0, 20.0],
+        core=[9.0, 9.0],
+        http=[9.0, 16.0],
+        foreign=[0.0, 0.1],
+        parts=[found, {}],
+    )
     row = share_table({"S1": goal}).splitlines()[-1]
-    assert row.endswith("| 15 | 9 | 12 | 85% (80% to 90%) | 85% | 0.05 |")
+    assert row.endswith("| 20 | 15 (75%) | 9 | 12 | 85% (80% to 90%) | 85% | 0.05 |")
     assert "| · schedule | 10 |" in part_table({"S1": goal})
 
 
