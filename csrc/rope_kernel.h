@@ -21,8 +21,14 @@ GALLEY_INLINE void turn(const RopeShape& s, const float* x, const float* table, 
       out[2 * i + 1] = fma(b, cos[i], a * sin[i]);
     }
   } else {
-    for (int64_t i = 0; i < half; i += kLanes) {
-      const int n = half - i < kLanes ? static_cast<int>(half - i) : kLanes;
+    int64_t i = 0;
+    for (; i + kLanes <= half; i += kLanes) {  // without masks, which cost more than the rest
+      const Float a = load(x + i), b = load(x + half + i), c = load(cos + i), d = load(sin + i);
+      store(out + i, fma(a, c, zero() - b * d));
+      store(out + half + i, fma(b, c, a * d));
+    }
+    if (i < half) {
+      const int n = static_cast<int>(half - i);
       const Float a = load_part(x + i, n), b = load_part(x + half + i, n);
       const Float c = load_part(cos + i, n), d = load_part(sin + i, n);
       store_part(out + i, fma(a, c, zero() - b * d), n);
@@ -50,9 +56,14 @@ GALLEY_INLINE void store_vector(const float* x, int64_t n, bool is_f32, void* ou
     memcpy(out, x, n * sizeof(float));
     return;
   }
-  for (int64_t i = 0; i < n; i += kLanes) {
+  uint16_t* to = static_cast<uint16_t*>(out);
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    store_bf16(to + i, load(x + i), load(x + i + kLanes));
+  }
+  for (; i < n; i += kLanes) {
     const int part = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
-    store_bf16_part(static_cast<uint16_t*>(out) + i, load_part(x + i, part), part);
+    store_bf16_part(to + i, load_part(x + i, part), part);
   }
 }
 
