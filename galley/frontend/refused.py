@@ -1,0 +1,27 @@
+"""What vLLM's `LLM` has and this one has not, and why: for whoever asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+_GENERATES = "only text generation is supported yet: no pooling, embeddings, scores or classes"
+_ONE_ENGINE = "there is no such object here; LLM.config has the configuration"
+_WEIGHTS = "weight updates are not supported yet"
+
+WHY = {
+    **dict.fromkeys(("embed", "encode", "score", "classify"), _GENERATES),
+    **dict.fromkeys(("llm_engine", "model_config"), _ONE_ENGINE),
+    **dict.fromkeys(("update_weights", "start_weight_update", "finish_weight_update"), _WEIGHTS),
+    "collective_rpc": "there is one engine, in this process",
+    "apply_model": "the model is no torch module",
+}
+
+
+class Refusing:
+    """An object whose missing attributes say why they are missing."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            what = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(f"{what}: {WHY[name]}" if name in WHY else what)

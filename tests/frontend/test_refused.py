@@ -1,0 +1,22 @@
+"""Attributes that vLLM's LLM has and ours has not."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from galley import LLM
+from galley.frontend.refused import WHY, Refusing
+
+
+@pytest.mark.parametrize("name", WHY)
+def test_a_missing_attribute_says_why(name: str) -> None:
+    assert not hasattr(LLM, name)
+    with pytest.raises(AttributeError, match=re.escape(f"{name!r}: {WHY[name]}")):
+        getattr(Refusing(), name)
+
+
+def test_others_are_merely_missing() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
+        _ = Refusing().nothing  # type: ignore[attr-defined]
