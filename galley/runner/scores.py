@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import I32, RequestTable
+from galley.batch import EMPTY_I32, I32, RequestTable
 from galley.config import LogprobsMode
 from galley.kernels.sampling import LogitMasks
 from galley.kernels.sampling_reference import DrawParams, adjusted, kept, weights_of
@@ -91,4 +91,12 @@ def rank_of(scores: F32, token: int) -> int:
 
 def highest(scores: F32, count: int) -> I32:
     """The tokens with the `count` highest scores in order; of equal ones the smaller id first."""
-    return np.argsort(-scores, kind="stable")[:count].astype(np.int32)
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable").astype(np.int32)
+    if count == 0:
+        return EMPTY_I32
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    above = np.flatnonzero(scores > least)
+    above = above[np.argsort(-scores[above], kind="stable")]
+    equal = np.flatnonzero(scores == least)[: count - len(above)]
+    return np.concatenate((above, equal)).astype(np.int32)

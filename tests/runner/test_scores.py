@@ -8,6 +8,7 @@ import torch
 
 from galley.executor.local import LocalExecutor
 from galley.request import SamplingParams
+from galley.runner.scores import highest
 from tests.executor.toy import Toy
 from tests.models.checkpoints import CASES, SIZES, StateDict, make
 from tests.runner.models import open_runner
@@ -98,6 +99,13 @@ def test_scores_are_those_of_the_mode(checkpoint, mode, name):
         assert told.ranks[0] == 1 + (want > want[ids[0]]).sum()
         assert np.allclose(told.logprobs[1:], np.sort(want)[::-1][:4], rtol=1e-5, atol=1e-5)
         assert np.isfinite(told.logprobs[0])
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 5, 9, 10, 11])
+def test_the_highest_of_equal_ones_are_those_of_smaller_ids(count):
+    least = -np.inf
+    scores = np.array([1, 4, least, 4, 2, least, 9, 1, 1, least], np.float32)
+    assert highest(scores, count).tolist() == [6, 1, 3, 4, 0, 7, 8, 2, 5, 9][:count]
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
