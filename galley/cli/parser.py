@@ -61,7 +61,8 @@ class CommandParser:
         self.positionals = positionals
         self.examples = examples
         self.flags: dict[str, Flag] = {f.name: f for g in self.groups for f in flags_of(g)}
-        self._by_spelling = {s: f for f in self.flags.values() for s in f.spellings}
+        # A spelling of two is the earlier one's: `-q` is --quick where there is that.
+        self._by_spelling = {s: f for f in reversed(self.flags.values()) for s in f.spellings}
 
     def parse(self, argv: list[str]) -> Parsed:
         """Read `argv`. Prints help and exits 0 where asked; raises ConfigError."""
