@@ -111,7 +111,7 @@ def _object(arguments: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
+        except ValueError:
             return {}
     return arguments if isinstance(arguments, dict) else {}
 

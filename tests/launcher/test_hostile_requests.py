@@ -55,7 +55,7 @@ BODIES = {
     "deep content": (CHAT, f'"messages": [{{"role": "user", "content": {_deep(900)}}}]'),
     "deep field of a message": (
         CHAT,
-        f'"messages": [{{"role": "user", "content": "x", "more": {_deep(900)}}}]',
+        f'"messages": [{{"role": "user", "content": "x", "more": {_deep(2_000)}}}]',
     ),
     "deep arguments": (
         CHAT,
