@@ -75,6 +75,7 @@ NOT_DRAWN = {
     *("include_stop_str_in_output", "stop", "bad_words", "truncate_prompt_tokens"),
     "stream_interval",
     *("logits_processors", "logprob_token_ids", "temperature", "max_tokens"),
+    "flat_logprobs",  # the same numbers in another shape
 }
 
 
