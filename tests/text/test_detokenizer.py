@@ -69,7 +69,8 @@ def test_byte_level_pieces_are_what_the_library_decodes(
     assert "".join(shown) == byte_level._library.decode(ids, skip_special_tokens=skip)
 
 
-@given(text=st.text(max_size=40))
+# The library's own mark of a space cannot be told from one.
+@given(text=st.text(st.characters(exclude_characters="▁"), max_size=40))
 def test_sentencepiece_pieces_are_what_the_library_decodes(pieces: Tokenizer, text: str) -> None:
     ids = pieces.encode(text)
     shown = "".join(run(pieces.stream([], SamplingParams()), ids))
