@@ -149,7 +149,7 @@ def parts_of_threads(
     parts = {}
     for name in sorted(threads):
         parts[f"{name}, CPU a token"] = threads[name].cpu / tokens * 1e6
-        if name in ("engine: sockets", "front end: main"):
+        if name == "front end: main":
             parts[f"{name}, waits for a core, a token"] = threads[name].waiting / tokens * 1e6
     parts["client, CPU a token"] = client / tokens * 1e6
     return parts

@@ -1,7 +1,7 @@
 """CPU time of a server's threads by what they do, and how long they waited for a core (Linux).
 
-A thread's role is told by its process's title and its own name: Galley's compute threads, the
-threads of its sockets, the main threads of engine and front end.
+A thread's role is told by its process's title: the main threads of engine and front end, and the
+others, which compute.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ def is_engine(pid: int) -> bool:
     return b"EngineCore" in title or b"Worker" in title
 
 
-def role(pid: int, thread: int, name: str) -> str:
+def role(pid: int, thread: int) -> str:
     side = "engine" if is_engine(pid) else "front end"
-    if name.startswith("ZMQ"):
-        return f"{side}: sockets"
     if thread == pid:
         return f"{side}: main"
     return f"{side}: other threads"
@@ -55,10 +53,9 @@ def by_role(pids: list[int]) -> dict[str, Times]:
             folder = Path(f"/proc/{pid}/task/{thread}")
             try:
                 on, ready, _ = folder.joinpath("schedstat").read_text().split()
-                name = folder.joinpath("comm").read_text().strip()
             except OSError:
                 continue
-            key = role(pid, thread, name)
+            key = role(pid, thread)
             found[key] = found.get(key, Times()) + Times(int(on) / 1e9, int(ready) / 1e9)
     return found
 

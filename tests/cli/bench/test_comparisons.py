@@ -118,11 +118,10 @@ def test_parts_of_a_step_are_those_of_decode_steps_in_a_row():
     assert "| · schedule | 10 |" in part_table({"S1": goal})
 
 
-def test_threads_are_told_by_process_and_name():
+def test_threads_are_told_by_process_and_place():
     me = os.getpid()
-    assert role(me, me, "python") == "front end: main"
-    assert role(me, me + 1, "ZMQbg/IO/0") == "front end: sockets"
-    assert role(me, me + 1, "pool") == "front end: other threads"
+    assert role(me, me) == "front end: main"
+    assert role(me, me + 1) == "front end: other threads"
 
 
 def test_perplexity_scores_the_second_half():
