@@ -50,82 +50,88 @@ class Sink:
             self.written += len(part)
 
 
-def limited_protocol(
-    max_bytes: int, max_count: int, head_timeout: float = HEAD_TIMEOUT
-) -> type[HttpToolsProtocol]:
-    """A protocol class that answers 400 to a request line and headers beyond the limits, and closes
-    connections that take longer than `head_timeout` seconds to send them.
+class LimitedProtocol(HttpToolsProtocol):
+    """Answers 400 to a request line and headers beyond the limits, and closes connections that take
+    longer than `head_timeout` seconds to send them.
     """
 
-    class LimitedProtocol(HttpToolsProtocol):
-        _in_head = False
-        _size = 0
-        _patience: asyncio.TimerHandle | None = None
-        #: Of the requests that are not answered yet, which are answered one after another.
-        _sinks: deque[Sink]
+    max_bytes: int
+    max_count: int
+    head_timeout: float
+    _in_head = False
+    _size = 0
+    _patience: asyncio.TimerHandle | None = None
+    #: Of the requests that are not answered yet, which are answered one after another.
+    _sinks: deque[Sink]
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._sinks = deque()
-            self._wait_for_head()
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._sinks = deque()
+        self._wait_for_head()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._head_is_here()
-            self._open_sinks(False)
-            super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_here()
+        self._open_sinks(False)
+        super().connection_lost(exc)
 
-        def _wait_for_head(self) -> None:
-            if self._patience is None:
-                self._patience = self.loop.call_later(head_timeout, self.transport.close)
+    def _wait_for_head(self) -> None:
+        if self._patience is None:
+            self._patience = self.loop.call_later(self.head_timeout, self.transport.close)
 
-        def _head_is_here(self) -> None:
-            if self._patience is not None:
-                self._patience.cancel()
-                self._patience = None
+    def _head_is_here(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
-        def on_message_begin(self) -> None:
-            self._in_head, self._size = True, 0
-            self._wait_for_head()
-            super().on_message_begin()
+    def on_message_begin(self) -> None:
+        self._in_head, self._size = True, 0
+        self._wait_for_head()
+        super().on_message_begin()
 
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self._size += len(name) + len(value)
-            if self._size > max_bytes or len(self.headers) >= max_count:
-                raise HeaderLimitExceeded
-            super().on_header(name, value)
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._size += len(name) + len(value)
+        if self._size > self.max_bytes or len(self.headers) >= self.max_count:
+            raise HeaderLimitExceeded
+        super().on_header(name, value)
 
-        def on_headers_complete(self) -> None:
-            self._in_head = False
-            self._head_is_here()
-            super().on_headers_complete()
-            if self.cycle is not None and self.cycle.scope is self.scope:
-                sink = Sink(self.cycle)
-                self._sinks.append(sink)
-                self.cycle.scope[SINK] = sink  # type: ignore[literal-required]
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_is_here()
+        super().on_headers_complete()
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            sink = Sink(self.cycle)
+            self._sinks.append(sink)
+            self.cycle.scope[SINK] = sink  # type: ignore[literal-required]
 
-        def on_response_complete(self) -> None:
-            if self._sinks:
-                self._sinks.popleft()
-            super().on_response_complete()
+    def on_response_complete(self) -> None:
+        if self._sinks:
+            self._sinks.popleft()
+        super().on_response_complete()
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._open_sinks(False)
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._open_sinks(False)
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._open_sinks(True)
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._open_sinks(True)
 
-        def _open_sinks(self, open: bool) -> None:
-            for sink in self._sinks:
-                sink.open = open
+    def _open_sinks(self, open: bool) -> None:
+        for sink in self._sinks:
+            sink.open = open
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._in_head:
-                # One endless header is not told of until it is complete.
-                self._size += len(data)
-                if self._size > 2 * max_bytes and not self.transport.is_closing():
-                    self.send_400_response("Request headers are too large.")
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            # One endless header is not told of until it is complete.
+            self._size += len(data)
+            if self._size > 2 * self.max_bytes and not self.transport.is_closing():
+                self.send_400_response("Request headers are too large.")
 
-    return LimitedProtocol
+
+def limited_protocol(
+    max_bytes: int, max_count: int, head_timeout: float = HEAD_TIMEOUT
+) -> type[LimitedProtocol]:
+    """The protocol with these limits: uvicorn makes its instances without arguments of ours."""
+    limits = {"max_bytes": max_bytes, "max_count": max_count, "head_timeout": head_timeout}
+    return type("LimitedProtocol", (LimitedProtocol,), limits)
