@@ -6,9 +6,10 @@ import json
 from dataclasses import asdict, dataclass
 
 from galley.cli.bench.cost import CostFlags, cost_lines, cost_of
-from galley.cli.bench.flags import BenchParser, make
+from galley.cli.bench.flags import BenchParser
 from galley.cli.bench.offline import write_json
 from galley.cli.bench.report import line
+from galley.cli.parser import make
 from galley.errors import ConfigError
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from galley.cli.parser import CommandParser, make
+from galley.cli.parser import CommandParser
 from galley.errors import ConfigError
-
-__all__ = ["BenchParser", "TokenizerFlags", "make"]
 
 #: vLLM's bench flags that change nothing here.
 _HINTS = "trust_remote_code tokenizer_mode custom_ensure_client_side_data no_reranker"

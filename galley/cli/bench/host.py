@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from galley.batch import GroupSpec, RequestTable, StepPlan, StepResult
-from galley.cli.bench.flags import BenchParser, make
+from galley.cli.bench.flags import BenchParser
 from galley.cli.bench.offline import write_json
 from galley.cli.bench.tables import print_table
+from galley.cli.parser import make
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
 from galley.engine.build import build
 from galley.engine.core import EngineCore

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from galley.cli.bench.flags import make
 from galley.cli.bench.limits import MachineLimits, measure_limits
-from galley.cli.bench.offline import engine_flags, engine_parser, write_json
+from galley.cli.bench.offline import engine_parser, write_json
 from galley.cli.bench.steps import Shape, StepBench, Timed
 from galley.cli.bench.tables import print_table
 from galley.cli.bench.work import Work, work_of
+from galley.cli.parser import engine_flags, make
 from galley.errors import ConfigError
 from galley.kernels.program import Node
 

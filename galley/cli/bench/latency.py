@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galley.cli.bench.flags import make
 from galley.cli.bench.offline import (
-    engine_flags,
     engine_parser,
     percentiles,
     random_prompts,
     write_json,
 )
+from galley.cli.parser import engine_flags, make
 from galley.errors import ConfigError
 from galley.request import SamplingParams
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from galley.cli.bench.flags import BenchParser
-from galley.cli.parser import engine_flags as engine_flags
 from galley.config.resolve import SECTIONS
 from galley.text.tokenizer import Tokenizer
 

@@ -17,7 +17,7 @@ from galley.cli.bench.compare import comparison, ratios
 from galley.cli.bench.cost import CostFlags, cost_lines, cost_of
 from galley.cli.bench.datasets import DataFlags, Sample, load_samples, with_clients
 from galley.cli.bench.endpoint import Endpoint, find_tokenizer, metadata, read_headers
-from galley.cli.bench.flags import BenchParser, TokenizerFlags, make
+from galley.cli.bench.flags import BenchParser, TokenizerFlags
 from galley.cli.bench.metrics import (
     details,
     parse_goodput,
@@ -27,6 +27,7 @@ from galley.cli.bench.metrics import (
 )
 from galley.cli.bench.report import report
 from galley.cli.bench.traffic import ALL_AT_ONCE, Run, Traffic, progress, run_load
+from galley.cli.parser import make
 from galley.errors import ConfigError, ServerError
 
 #: Seed distance between rounds and from the warm-up: no prompt comes twice.

@@ -26,9 +26,9 @@ from galley.cli.bench import process
 from galley.cli.bench.backends import BACKENDS, Options, request_body
 from galley.cli.bench.client import Target
 from galley.cli.bench.datasets import Sample
-from galley.cli.bench.flags import make
-from galley.cli.bench.offline import engine_flags, engine_parser, percentiles, write_json
+from galley.cli.bench.offline import engine_parser, percentiles, write_json
 from galley.cli.bench.tables import print_table
+from galley.cli.parser import engine_flags, make
 from galley.errors import ConfigError, ServerError
 
 _LIMIT = 600.0

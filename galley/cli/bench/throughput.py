@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from galley.cli.bench.datasets import DataFlags, Sample, load_samples
-from galley.cli.bench.flags import make
-from galley.cli.bench.offline import engine_flags, engine_parser, write_json
+from galley.cli.bench.offline import engine_parser, write_json
+from galley.cli.parser import engine_flags, make
 from galley.errors import ConfigError
 from galley.request import SamplingParams
 

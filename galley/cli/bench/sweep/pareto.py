@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from galley.cli.bench.flags import BenchParser, make
+from galley.cli.bench.flags import BenchParser
 from galley.cli.bench.plots import figure, require, save
 from galley.cli.bench.sweep.experiment import Record, read_records
 from galley.cli.bench.sweep.plot import experiment_folder
 from galley.cli.bench.sweep.select import listed, number_or_text
+from galley.cli.parser import make
 from galley.errors import ConfigError
 
 _RANKS = (

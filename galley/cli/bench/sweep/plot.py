@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from galley.cli.bench.flags import BenchParser, make
+from galley.cli.bench.flags import BenchParser
 from galley.cli.bench.plots import figure, require, save
 from galley.cli.bench.sweep.experiment import Record, read_records
 from galley.cli.bench.sweep.params import safe
 from galley.cli.bench.sweep.select import group, keep, listed, number_or_text, rounded, value_of
+from galley.cli.parser import make
 from galley.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from galley.cli.bench.flags import BenchParser, make
+from galley.cli.bench.flags import BenchParser
 from galley.cli.bench.sweep.experiment import (
     ExperimentFlags,
     Record,
@@ -37,6 +37,7 @@ from galley.cli.bench.sweep.params import (
 )
 from galley.cli.bench.sweep.server import Server, served
 from galley.cli.bench.tables import print_table
+from galley.cli.parser import make
 from galley.errors import ConfigError, ServerError
 
 _SHOWN = ("output_throughput", "median_ttft_ms", "median_itl_ms", "p99_itl_ms")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from galley.cli.bench.flags import BenchParser, make
+from galley.cli.bench.flags import BenchParser
 from galley.cli.bench.startup import StartupFlags
 from galley.cli.bench.sweep.experiment import (
     ExperimentFlags,
@@ -22,6 +22,7 @@ from galley.cli.bench.sweep.experiment import (
 from galley.cli.bench.sweep.params import NAME, Settings, apply, command_of, read_params
 from galley.cli.bench.sweep.serve import execute
 from galley.cli.bench.tables import print_table
+from galley.cli.parser import make
 from galley.config.flags import flags_of
 from galley.config.resolve import SECTIONS
 from galley.errors import ConfigError
