@@ -27,7 +27,7 @@ from galley.observability.meter import Sizes, Workload
 
 
 @dataclass(frozen=True)
-class Assembled:
+class LoadedEngine:
     """An engine core and what became known on the way to it. `config` is resolved."""
 
     core: EngineCore
@@ -40,7 +40,7 @@ def assemble(
     config: EngineConfig,
     stamp: Stamp | None = None,
     kept: KeptFiles | None = None,
-) -> Assembled:
+) -> LoadedEngine:
     """Find and load the model, size the KV cache, wire the parts.
 
     Args:
@@ -77,7 +77,7 @@ def assemble(
     )
     reserve = resolved.cache.memory_reserve
     core.guard = MemoryGuard(core.scheduler, cache, MachineMemory(), reserve)
-    return Assembled(core, resolved, facts, source)
+    return LoadedEngine(core, resolved, facts, source)
 
 
 def sizes_of(config: EngineConfig, facts: ModelFacts, executor: Executor) -> Sizes:

@@ -82,7 +82,7 @@ class WeightSource(Protocol):
     def constant(self, values: NDArray[np.float32]) -> Constant:
         """Numbers that are computed, not loaded."""
 
-    def waive(self, prefix: str) -> None:
+    def ignore_unused(self, prefix: str) -> None:
         """Names that begin so may stay in the checkpoint without being taken."""
 
 
@@ -140,7 +140,7 @@ class CheckpointWeights:
     def constant(self, values: NDArray[np.float32]) -> Constant:
         return self._backend.constant(values)
 
-    def waive(self, prefix: str) -> None:
+    def ignore_unused(self, prefix: str) -> None:
         self._left = {name for name in self._left if not name.startswith(prefix)}
 
     def finish(self) -> None:

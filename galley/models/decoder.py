@@ -108,7 +108,7 @@ class Decoder:
                 if spec.tied
                 else LMHead.load(source, "lm_head", spec.vocab, hidden)
             )
-        self._waive_other_stages(spec, source, stage.start, end)
+        self._ignore_other_stages(spec, source, stage.start, end)
 
     def embed(self, ops: Ops, ctx: ForwardContext) -> Value:
         """[T, H]: what `forward` of the first stage starts from."""
@@ -128,17 +128,17 @@ class Decoder:
         selected = ops.select_rows(hidden, ctx.logit_index)
         return self.head(ops, self.norm(ops, selected))
 
-    def _waive_other_stages(
+    def _ignore_other_stages(
         self, spec: DecoderSpec, source: WeightSource, start: int, end: int
     ) -> None:
         for index in (*range(start), *range(end, len(spec.windows))):
-            source.waive(f"model.layers.{index}.")
+            source.ignore_unused(f"model.layers.{index}.")
         if not self._first:
-            source.waive("model.embed_tokens.")
+            source.ignore_unused("model.embed_tokens.")
         if not self._last:
-            source.waive("model.norm.")
+            source.ignore_unused("model.norm.")
         if not self._last or spec.tied:
-            source.waive("lm_head.")  # some checkpoints keep a copy of a tied weight
+            source.ignore_unused("lm_head.")  # some checkpoints keep a copy of a tied weight
 
 
 def _kv_layers(spec: DecoderSpec, ranks: int, start: int, end: int) -> list[KVLayer]:

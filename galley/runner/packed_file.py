@@ -1,11 +1,13 @@
-"""A file of packed weights: written whole, mapped, and proven whole before use.
+"""A file of packed weights: written atomically, mapped, and verified before use.
 
     file:  magic | length of header | crc of header | header (JSON) | padding | data
     data:  one packed weight after the other, each at a multiple of 64 bytes
 
-Its header is proven each time; its data once in each boot of the machine (`proofs`), by all cores.
+The header's checksum is verified at every open, the data's once per boot (`checksum_cache`), on all
+cores.
 
-Knows nothing of checkpoints: what it holds are the answers to a model's questions, by their text.
+Knows nothing of checkpoints: the file maps the text of a layer's question to the weights that
+answered it.
 """
 
 from __future__ import annotations
@@ -27,20 +29,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels.weights import PackedWeight, WeightFormat
-from galley.runner.proofs import is_proven, proven, stamp_of
+from galley.runner.checksum_cache import file_state, is_verified, mark_verified
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"galleypw"
 _LENGTHS = struct.Struct("<QI")
 _ALIGNMENT = 64
-#: Bytes from which on their checksums are made by more than one thread.
-WORTH_THREADS = 64 << 20
+#: Checksums of at least so many bytes are computed by several threads.
+MIN_BYTES_FOR_THREADS = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The weights that one question of a layer was answered with."""
+    """The weights that answered one question of a layer."""
 
     question: str
     weights: list[PackedWeight]
@@ -49,10 +51,10 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class PackedFile:
-    """A mapped file of packed weights, proven whole.
+    """A mapped and verified file of packed weights.
 
     Attributes:
-        num_bytes: of its weights.
+        num_bytes: size of its weights.
     """
 
     answers: Mapping[str, Answer]
@@ -68,30 +70,30 @@ class PackedFile:
         except (OSError, ValueError):
             return None
         try:
-            found = _read(np.frombuffer(mapped, np.uint8))
-            stamp = stamp_of(status, found.header)
-            if not is_proven(path, stamp):
-                _prove(found)
-                proven(path, stamp)
-            return found.file
+            content = _read(np.frombuffer(mapped, np.uint8))
+            state = file_state(status, content.header_crc)
+            if not is_verified(path, state):
+                _verify(content)
+                mark_verified(path, state)
+            return content.file
         except (ValueError, LookupError, TypeError, struct.error, RecursionError) as error:
-            log.warning("%s is damaged and will be made anew: %s", path, error)
+            log.warning("%s is damaged and will be rebuilt: %s", path, error)
             return None
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Make the file, or leave what was there: it appears whole or not at all. Raises OSError."""
-    at, entries = 0, []
+    """Write the file atomically; an existing file stays until then. Raises OSError."""
+    offset, entries = 0, []
     arrays = [packed.data for answer in answers for packed in answer.weights]
     for answer in answers:
         weights = []
         for packed in answer.weights:
             fmt, shape = asdict(packed.format), list(packed.shape)
             crc = zlib.crc32(packed.data.data)
-            weights.append({"format": fmt, "shape": shape, "at": at, "crc": crc})
-            at += _padded(packed.data.nbytes)
+            weights.append({"format": fmt, "shape": shape, "at": offset, "crc": crc})
+            offset += _padded(packed.data.nbytes)
         entries.append([answer.question, answer.interleaved, weights])
-    header = json.dumps({"bytes": at, "answers": entries}).encode()
+    header = json.dumps({"bytes": offset, "answers": entries}).encode()
     temporary = tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False)  # noqa: SIM115
     try:
         with temporary as f:
@@ -106,15 +108,15 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
         raise
 
 
-class _Found(NamedTuple):
-    """What a file holds, and the checksums of its header and of each weight's data."""
+class _Content(NamedTuple):
+    """A file's weights, and the checksums of its header and of each weight's data."""
 
     file: PackedFile
-    header: int
-    data: list[int]
+    header_crc: int
+    data_crcs: list[int]
 
 
-def _read(whole: NDArray[np.uint8]) -> _Found:
+def _read(whole: NDArray[np.uint8]) -> _Content:
     fixed = len(MAGIC) + _LENGTHS.size
     head = whole[:fixed].tobytes()
     if not head.startswith(MAGIC):
@@ -126,26 +128,27 @@ def _read(whole: NDArray[np.uint8]) -> _Found:
     header: dict[str, Any] = json.loads(text)
     data = whole[_padded(fixed + length) :]
     if len(data) != header["bytes"]:
-        raise ValueError(f"{len(data)} bytes of weights where {header['bytes']} are needed")
+        raise ValueError(f"{len(data)} bytes of weights, expected {header['bytes']}")
     answers, checksums, total = {}, [], 0
     for question, interleaved, entries in header["answers"]:
         weights = [_weight(data, entry) for entry in entries]
         checksums += [entry["crc"] for entry in entries]
         total += sum(packed.data.nbytes for packed in weights)
         answers[question] = Answer(question, weights, interleaved)
-    return _Found(PackedFile(answers, total), crc, checksums)
+    return _Content(PackedFile(answers, total), crc, checksums)
 
 
-def _prove(found: _Found) -> None:
-    """Raises ValueError if the data of any weight is not what was written."""
-    data = [packed.data.data for answer in found.file.answers.values() for packed in answer.weights]
-    if found.file.num_bytes < WORTH_THREADS:
+def _verify(content: _Content) -> None:
+    """Raises ValueError if the data of any weight differs from what was written."""
+    answers = content.file.answers.values()
+    data = [packed.data.data for answer in answers for packed in answer.weights]
+    if content.file.num_bytes < MIN_BYTES_FOR_THREADS:
         checksums = [zlib.crc32(d) for d in data]
     else:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             checksums = list(pool.map(zlib.crc32, data))
-    if checksums != found.data:
-        raise ValueError("its weights are not what was written")
+    if checksums != content.data_crcs:
+        raise ValueError("the checksum of its weights does not match")
 
 
 def _weight(data: NDArray[np.uint8], entry: dict[str, Any]) -> PackedWeight:

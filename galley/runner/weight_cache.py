@@ -98,8 +98,8 @@ class _Source(ABC):
     def constant(self, values: NDArray[np.float32]) -> Constant:
         return self._source.constant(values)
 
-    def waive(self, prefix: str) -> None:
-        self._source.waive(prefix)
+    def ignore_unused(self, prefix: str) -> None:
+        self._source.ignore_unused(prefix)
 
 
 class RecordingWeights(_Source):

@@ -19,7 +19,7 @@ from galley.loader import open_checkpoint
 from galley.loader.source import Source, default_model
 from galley.models.decoder import Stage
 from galley.quant import Unpacked
-from galley.runner import packed_file, proofs
+from galley.runner import checksum_cache, packed_file
 from galley.runner.load import load_model
 from galley.runner.packed_file import Answer, PackedFile, write_answers
 from galley.runner.weight_cache import cache_path, cache_root
@@ -58,7 +58,7 @@ def test_a_changed_byte_is_noticed(tmp_path, answers, at, caplog):
     data[at] ^= 1
     path.write_bytes(data)
     assert PackedFile.open(path) is None
-    assert "is damaged and will be made anew" in caplog.text
+    assert "is damaged and will be rebuilt" in caplog.text
 
 
 @pytest.mark.parametrize("size", [0, 5, 20, 200, -64, -1])
@@ -74,27 +74,27 @@ def old_file(tmp_path, answers, monkeypatch):
     """A file that changed long enough ago, as a later start finds it."""
     path = tmp_path / "w.packed"
     write_answers(path, answers)
-    monkeypatch.setattr(proofs, "SETTLED_NS", -1)
+    monkeypatch.setattr(checksum_cache, "SETTLED_NS", -1)
     return path
 
 
 def checked(path, monkeypatch) -> bool | None:
     """Whether opening read all of the data; None if it was refused."""
-    proofs_made = []
-    prove = packed_file._prove
+    verified = []
+    verify = packed_file._verify
     with monkeypatch.context() as patch:
-        patch.setattr(packed_file, "_prove", lambda f: (proofs_made.append(f), prove(f)))
+        patch.setattr(packed_file, "_verify", lambda f: (verified.append(f), verify(f)))
         opened = PackedFile.open(path)
-    return None if opened is None else bool(proofs_made)
+    return None if opened is None else bool(verified)
 
 
-def test_a_file_is_proven_once_in_a_boot(old_file, monkeypatch, tmp_path):
+def test_a_file_is_verified_once_per_boot(old_file, monkeypatch, tmp_path):
     assert [checked(old_file, monkeypatch) for _ in range(3)] == [True, False, False]
     boot = tmp_path / "boot"
     boot.write_text("the next boot\n")
-    monkeypatch.setattr(proofs, "_BOOT", boot)
+    monkeypatch.setattr(checksum_cache, "_BOOT", boot)
     assert [checked(old_file, monkeypatch) for _ in range(2)] == [True, False]
-    monkeypatch.setattr(proofs, "_BOOT", tmp_path / "nowhere")
+    monkeypatch.setattr(checksum_cache, "_BOOT", tmp_path / "nowhere")
     assert [checked(old_file, monkeypatch) for _ in range(2)] == [True, True]
 
 
@@ -113,40 +113,48 @@ def _map(path, data):
         mapped[:] = data
 
 
+def test_a_damaged_file_is_refused_at_every_open(old_file, monkeypatch):
+    """Its checksum is recorded as verified only after it was verified."""
+    data = bytearray(old_file.read_bytes())
+    data[-700] ^= 1
+    _replace(old_file, bytes(data))
+    assert [checked(old_file, monkeypatch) for _ in range(3)] == [None, None, None]
+
+
 @pytest.mark.parametrize("change", [_write, _replace, _map])
-def test_whatever_changes_a_proven_file_is_noticed(old_file, monkeypatch, change):
+def test_any_change_to_a_verified_file_is_noticed(old_file, monkeypatch, change):
     """Also if its size and its times of writing are as before."""
     before = old_file.stat()
     assert checked(old_file, monkeypatch) is True
     data = bytearray(old_file.read_bytes())
     data[-700] ^= 1
     while time.time_ns() - before.st_ctime_ns < 50_000_000:
-        pass  # the clock of files is coarse; in earnest SETTLED_NS sees to it
+        pass  # the clock of files is coarse; in production SETTLED_NS covers this
     change(old_file, bytes(data))
     os.utime(old_file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert checked(old_file, monkeypatch) is None
 
 
-def test_a_file_that_has_just_changed_is_proven_each_time(tmp_path, answers, monkeypatch):
+def test_a_file_that_has_just_changed_is_verified_each_time(tmp_path, answers, monkeypatch):
     """It might change again at the same time of change."""
     path = tmp_path / "w.packed"
     write_answers(path, answers)
-    monkeypatch.setattr(proofs, "SETTLED_NS", 10**15)
+    monkeypatch.setattr(checksum_cache, "SETTLED_NS", 10**15)
     assert [checked(path, monkeypatch) for _ in range(2)] == [True, True]
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"w.packed": 5}', "[" * 100_000, "\xff"])
-def test_damaged_proofs_are_none(old_file, monkeypatch, text):
-    proven = old_file.parent / "proven.json"
-    proven.write_text(text)
+def test_a_damaged_index_is_ignored(old_file, monkeypatch, text):
+    index = old_file.parent / "verified.json"
+    index.write_text(text)
     (old_file.parent / "gone").touch()
     assert [checked(old_file, monkeypatch) for _ in range(2)] == [True, False]
-    assert json.loads(proven.read_text()).keys() == {"w.packed"}
+    assert json.loads(index.read_text()).keys() == {"w.packed"}
 
 
-def test_a_large_file_is_proven_by_several_threads(old_file, monkeypatch):
-    monkeypatch.setattr(packed_file, "WORTH_THREADS", 1)
+def test_a_large_file_is_verified_by_several_threads(old_file, monkeypatch):
+    monkeypatch.setattr(packed_file, "MIN_BYTES_FOR_THREADS", 1)
     assert checked(old_file, monkeypatch) is True
     data = bytearray(old_file.read_bytes())
     data[-700] ^= 1
