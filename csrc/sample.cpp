@@ -86,7 +86,7 @@ void Sample::run_row(const Step& step, int64_t l, RowSampler& sampler) const {
 int32_t Sample::draw(const Step& step, int64_t l, RowSampler& sampler) const {
   const Sampling& s = step.sampling;
   const int32_t slot = step.slots[step.logit_row[l]];
-  DrawParams params;
+  SampleParams params;
   params.temperature = at(s.temperature, slot, 0.0f);
   if (params.temperature < 1e-5f) params.temperature = 0.0f;
   params.top_p = at(s.top_p, slot, 1.0f);

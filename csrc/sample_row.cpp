@@ -112,7 +112,7 @@ double RowSampler::log_sum_exp(const float* x, int64_t n, float max) {
   return max + std::log(weigh_blocks_(x, n, Weighing{max, 1.0f}, sums_.data()));
 }
 
-int32_t RowSampler::draw(const float* x, int64_t n, const DrawParams& params) {
+int32_t RowSampler::draw(const float* x, int64_t n, const SampleParams& params) {
   const RowScan row = scan_(x, n);
   if (row.has_nan || !(std::fabs(row.max) < kInfinity)) return -1;
   if (params.temperature == 0.0f) return row.argmax;

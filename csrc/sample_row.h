@@ -8,7 +8,7 @@
 namespace galley {
 
 // How a token is drawn; values that do nothing: 0, 1, 0, 0.
-struct DrawParams {
+struct SampleParams {
   float temperature;  // 0 = greedy
   float top_p;
   float min_p;
@@ -28,7 +28,7 @@ class RowSampler {
   // log(sum(exp(x))) of a row whose maximum is finite.
   double log_sum_exp(const float* x, int64_t n, float max);
   // A token, or -1 where none can be drawn: all are -infinity, or the largest is not a number.
-  int32_t draw(const float* x, int64_t n, const DrawParams& params);
+  int32_t draw(const float* x, int64_t n, const SampleParams& params);
 
   RowScan scan(const float* x, int64_t n) const { return scan_(x, n); }
   int64_t count_greater(const float* x, int64_t n, float v) const { return count_(x, n, v); }

@@ -73,7 +73,7 @@ def assemble(
     [memory_use] = executor.rpc("memory")
     cache = Cache(
         memory_use["kv_cache"] // executor.num_blocks,
-        lambda blocks: executor.rpc("give_back", blocks),
+        lambda blocks: executor.rpc("release_blocks", blocks),
     )
     reserve = resolved.cache.memory_reserve
     core.guard = MemoryGuard(core.scheduler, cache, MachineMemory(), reserve)

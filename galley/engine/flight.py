@@ -9,8 +9,8 @@ writer.
     [length: int64] * capacity      tokens that each of them had, prompt and output; 0 = not known
 
 The pulse is a number that changes whenever the engine has got on. It is the first word, so that
-workers can map it and count it up after each operation (`Runner.show_pulse`): a long step is then
-not mistaken for one that hangs.
+workers can map it and count it up after each operation (`Runner.set_heartbeat`): a long step
+is then not mistaken for one that hangs.
 """
 
 from __future__ import annotations

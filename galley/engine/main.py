@@ -48,7 +48,7 @@ def run(
     core, ready = load(config, spec)
     rows = config.scheduler.max_num_seqs or 0
     flight = FlightRecorder(spec.flight_path, rows + ARRIVALS)
-    core.executor.rpc("show_pulse", spec.flight_path)
+    core.executor.rpc("set_heartbeat", spec.flight_path)
     process = make_process(core, clients, channel, ready, flight)
     # What start-up has made stays for good: no collection need look at it again.
     gc.collect()

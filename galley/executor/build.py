@@ -7,7 +7,7 @@ from galley.errors import ConfigError
 from galley.executor.executor import Executor
 from galley.executor.local import LocalExecutor
 from galley.executor.loopback import LoopbackExecutor
-from galley.kernels.backend import MemoryMaker
+from galley.kernels.backend import MemoryAllocator
 from galley.loader import Checkpoint
 from galley.runner.load import Progress
 from galley.runner.runner import Runner
@@ -19,7 +19,7 @@ def build(
     checkpoint: Checkpoint,
     available: int,
     progress: Progress | None = None,
-    kv_memory: MemoryMaker | None = None,
+    kv_memory: MemoryAllocator | None = None,
 ) -> Executor:
     """Load the model, size its KV cache and make the executor of --distributed-executor-backend.
 

@@ -50,7 +50,7 @@ class Executor(Protocol):
 #: What may be called by name: methods of `Runner`.
 RPC_METHODS = frozenset(
     (
-        *("reset", "show_pulse", "profile", "timings", "describe", "memory"),
-        *("give_back", "release_memory", "restore_memory"),
+        *("reset", "set_heartbeat", "profile", "timings", "describe", "memory"),
+        *("release_blocks", "release_memory", "restore_memory"),
     )
 )

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 #: Number format of weights that are not quantised.
 Dense = Literal["f32", "bf16"]
 #: Gives so many bytes of memory, writable and at a multiple of 64.
-MemoryMaker = Callable[[int], NDArray[np.uint8]]
+MemoryAllocator = Callable[[int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class Limits:
+class StepLimits:
     """The most that one step may hold; buffers are sized for it.
 
     Attributes:
@@ -80,7 +80,7 @@ class Executable(Protocol):
         """Bytes of one block of `block_size` tokens, all layers together."""
 
     def allocate_kv(
-        self, num_blocks: int, block_size: int, memory: MemoryMaker | None = None
+        self, num_blocks: int, block_size: int, memory: MemoryAllocator | None = None
     ) -> None:
         """Make the cache: `num_blocks` blocks, block 0 (the null block) among them.
         Its memory is touched when blocks are first written.
@@ -93,7 +93,7 @@ class Executable(Protocol):
     def copy_blocks(self, src: I32, dst: I32) -> None:
         """Copy whole blocks, all layers, in order."""
 
-    def give_back(self, blocks: list[int]) -> None:
+    def release_blocks(self, blocks: list[int]) -> None:
         """Return the memory of blocks whose contents nobody needs, where that can be done."""
 
     def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
@@ -109,7 +109,7 @@ class Executable(Protocol):
     def sample(self, step: StepInputs) -> None:
         """The drawing alone, on `logits` as they are now."""
 
-    def show_pulse(self, pulse: NDArray[np.int64]) -> None:
+    def set_heartbeat(self, pulse: NDArray[np.int64]) -> None:
         """Count up `pulse` [1] as a step gets on, from now on: after each operation, or at least
         once a run.
         """
@@ -160,7 +160,7 @@ class Backend(Protocol):
     def from_packed(self, packed: PackedWeight) -> Weight:
         """A weight whose packed data lies elsewhere already, in a mapped file say."""
 
-    def build(self, model: Model, limits: Limits) -> Executable:
+    def build(self, model: Model, limits: StepLimits) -> Executable:
         """The model made executable for steps within the limits."""
 
 

@@ -19,7 +19,7 @@ from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, give_back, plan_arena
-from galley.kernels.backend import Dense, Limits, MemoryMaker, Model, StepInputs
+from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits
 from galley.kernels.native import int_arguments, pointer_arguments
 from galley.kernels.ops import KVLayer, WeightData
 from galley.kernels.passes import FUSIONS, LOWERING, apply
@@ -63,7 +63,7 @@ class CpuBackend:
     def from_packed(self, packed: PackedWeight) -> PackedWeight:
         return packed
 
-    def build(self, model: Model, limits: Limits) -> CpuExecutable:
+    def build(self, model: Model, limits: StepLimits) -> CpuExecutable:
         kv_kind = Kind.f32 if self._dense == "f32" else Kind.bf16
         return CpuExecutable(model, limits, self._pool, kv_kind, self._quantized, self._eager)
 
@@ -80,7 +80,7 @@ class KVMemory:
         num_blocks: int,
         block_size: int,
         kind: Kind,
-        memory: MemoryMaker | None = None,
+        memory: MemoryAllocator | None = None,
     ) -> None:
         sizes = [layer_bytes(layer, block_size, kind) for layer in layers]
         self.offsets = np.cumsum([0, *sizes[:-1]]).tolist()
@@ -122,7 +122,7 @@ class CpuExecutable:
     def __init__(
         self,
         model: Model,
-        limits: Limits,
+        limits: StepLimits,
         pool: _native.Pool,
         kv_kind: Kind,
         quantized: QuantizedActivations,
@@ -154,7 +154,7 @@ class CpuExecutable:
         return sum(layer_bytes(layer, block_size, self._kv_kind) for layer in self._layers)
 
     def allocate_kv(
-        self, num_blocks: int, block_size: int, memory: MemoryMaker | None = None
+        self, num_blocks: int, block_size: int, memory: MemoryAllocator | None = None
     ) -> None:
         self._kv = KVMemory(self._layers, num_blocks, block_size, self._kv_kind, memory)
 
@@ -163,7 +163,7 @@ class CpuExecutable:
         for source, target in zip(src.tolist(), dst.tolist(), strict=True):
             self._kv.blocks[target] = self._kv.blocks[source]
 
-    def give_back(self, blocks: list[int]) -> None:
+    def release_blocks(self, blocks: list[int]) -> None:
         assert self._kv is not None
         ids = np.sort(np.array(blocks, np.int64))
         for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if blocks else ():
@@ -213,7 +213,7 @@ class CpuExecutable:
     def sample(self, step: StepInputs) -> None:
         self._call(step, self._sample_section, self._sample_section)
 
-    def show_pulse(self, pulse: NDArray[np.int64]) -> None:
+    def set_heartbeat(self, pulse: NDArray[np.int64]) -> None:
         assert self._program is not None
         self._kept.append(pulse)
         self._program.set_pulse(pulse.ctypes.data)
@@ -289,7 +289,7 @@ class CpuExecutable:
 class _SampleArrays:
     """Where the drawing puts its results, for the most logit rows that a step may have."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: StepLimits) -> None:
         rows, top = limits.logits, limits.top_logprobs
         self._token_ids = np.full(rows, -1, np.int32)
         self._logprobs = np.zeros(rows, np.float32)

@@ -106,7 +106,7 @@ class ForwardContext(Protocol):
         """[L] int32, index among the step's tokens"""
 
 
-class Group(Protocol):
+class RankGroup(Protocol):
     """Ranks that share a layer. `all_reduce` sums a value over them in a fixed order."""
 
     rank: int
@@ -115,7 +115,7 @@ class Group(Protocol):
     def all_reduce(self, x: Value) -> Value: ...
 
 
-class Solo:
+class SingleRank:
     """The group of one."""
 
     rank = 0
@@ -125,7 +125,7 @@ class Solo:
         return x
 
 
-class Maker(Protocol):
+class OpBackend(Protocol):
     """Who computes or records; arguments are checked already. Methods as in `Ops`."""
 
     def embedding(self, weight: Any, token_ids: Any) -> Any: ...
@@ -153,14 +153,14 @@ def _columns(what: str, x: Value, columns: int) -> None:
 class Ops:
     """The operations. A wrong shape raises ValueError when the model is first run or recorded."""
 
-    def __init__(self, maker: Maker, group: Group | None = None) -> None:
-        self._maker = maker
-        self._group: Group = group or Solo()
+    def __init__(self, backend: OpBackend, group: RankGroup | None = None) -> None:
+        self._backend = backend
+        self._group: RankGroup = group or SingleRank()
 
     def embedding(self, weight: Weight, token_ids: Value) -> Value:
         """[T, K]: row `token_ids[t]` of the [N, K] weight."""
         _check(len(weight.shape) == 2, f"embedding: a weight of shape {weight.shape}")
-        return self._maker.embedding(weight, token_ids)
+        return self._backend.embedding(weight, token_ids)
 
     def linear(self, x: Value, weights: Sequence[Weight], bias: Constant | None = None) -> Value:
         """[T, N]: x @ W.T + bias, where W is the rows of `weights` one below the other."""
@@ -171,35 +171,35 @@ class Ops:
         if bias is not None:
             given = tuple(bias.shape)
             _check(given == (n,), f"linear: a bias of shape {given} for {n} outputs")
-        return self._maker.linear(x, weights, bias)
+        return self._backend.linear(x, weights, bias)
 
     def rms_norm(self, x: Value, weight: Constant, eps: float) -> Value:
         """[T, H]: x / sqrt(mean(x²) + eps) * weight, mean over a row."""
         _columns("rms_norm", x, weight.shape[0])
-        return self._maker.rms_norm(x, weight, eps)
+        return self._backend.rms_norm(x, weight, eps)
 
     def head_norm(self, x: Value, weight: Constant, eps: float) -> Value:
         """[T, heads * D]: `rms_norm` of each head by itself; weight [D]."""
         d = weight.shape[0]
         _check(x.shape[-1] % d == 0, f"head_norm: {x.shape[-1]} columns in heads of {d}")
-        return self._maker.head_norm(x, weight, eps)
+        return self._backend.head_norm(x, weight, eps)
 
     def add(self, x: Value, y: Value) -> Value:
         """x + y. The maker may write the sum into x's memory: x must not be used afterwards."""
         _columns("add", y, x.shape[-1])
-        return self._maker.add(x, y)
+        return self._backend.add(x, y)
 
     def split(self, x: Value, sizes: Sequence[int]) -> Sequence[Value]:
         """Column ranges of x, of the given sizes, from left to right. Views, not copies."""
         _columns("split", x, sum(sizes))
-        return self._maker.split(x, sizes)
+        return self._backend.split(x, sizes)
 
     def silu_and_mul(self, gate_up: Value, interleaved: bool = False) -> Value:
         """[T, I]: silu(gate) * up, of [T, 2 I]: gate | up, or both in turn in runs of 16."""
         i = gate_up.shape[-1] // 2
         _check(gate_up.shape[-1] == 2 * i, "silu_and_mul: an odd number of columns")
         _check(not interleaved or i % GATE_UP_RUN == 0, f"silu_and_mul: {i} columns in runs")
-        return self._maker.silu_and_mul(gate_up, interleaved)
+        return self._backend.silu_and_mul(gate_up, interleaved)
 
     def rotary(
         self, q: Value, k: Value, positions: Value, table: RotaryTable, head_dim: int
@@ -208,24 +208,24 @@ class Ops:
         for name, x in (("q", q), ("k", k)):
             _check(x.shape[-1] % head_dim == 0, f"rotary: {name} is not whole heads of {head_dim}")
         _check(table.rot_dim <= head_dim, f"rotary: {table.rot_dim} of {head_dim} elements")
-        rotated_q, rotated_k = self._maker.rotary(q, k, positions, table, head_dim)
+        rotated_q, rotated_k = self._backend.rotary(q, k, positions, table, head_dim)
         return rotated_q, rotated_k
 
     def write_kv(self, k: Value, v: Value, layer: KVLayer, ctx: ForwardContext) -> None:
         """Put the step's k and v [T, Hkv * D] into the cache at their tokens' positions."""
         _columns("write_kv", k, layer.kv_heads * layer.head_dim)
         _columns("write_kv", v, layer.kv_heads * layer.head_dim)
-        self._maker.write_kv(k, v, layer, ctx)
+        self._backend.write_kv(k, v, layer, ctx)
 
     def attention(self, q: Value, layer: KVLayer, scale: float, ctx: ForwardContext) -> Value:
         """[T, Hq * D]: causal attention of q over the cache, this step's K and V included."""
         heads = layer.kv_heads * layer.head_dim
         _check(q.shape[-1] % heads == 0, f"attention: {q.shape[-1]} columns for {layer}")
-        return self._maker.attention(q, layer, scale, ctx)
+        return self._backend.attention(q, layer, scale, ctx)
 
     def select_rows(self, x: Value, index: Value) -> Value:
         """[L, H]: rows `index` of x."""
-        return self._maker.select_rows(x, index)
+        return self._backend.select_rows(x, index)
 
     def all_reduce(self, x: Value) -> Value:
         """The sum over the group's ranks; x itself in a group of one."""

@@ -131,20 +131,20 @@ class Recorder:
         self, q: Symbol, k: Symbol, positions: Placeholder, table: RotaryTable, head_dim: int
     ) -> tuple[Symbol, Symbol]:
         # What meets the cache is rounded as the cache is.
-        turned_q = Symbol.new(Rows.tokens, q.columns, self._kv_kind)
-        turned_k = Symbol.new(Rows.tokens, k.columns, self._kv_kind)
+        q_rotated = Symbol.new(Rows.tokens, q.columns, self._kv_kind)
+        k_rotated = Symbol.new(Rows.tokens, k.columns, self._kv_kind)
         values = table.values
         assert isinstance(values, np.ndarray)
         self._add(
             Node(
                 "rotary",
                 {"q": q, "k": k},
-                {"q_out": turned_q, "k_out": turned_k},
+                {"q_out": q_rotated, "k_out": k_rotated},
                 constants={"table": values},
                 ints={"head_dim": head_dim, "rot_dim": table.rot_dim},
             )
         )
-        return turned_q, turned_k
+        return q_rotated, k_rotated
 
     def write_kv(self, k: Symbol, v: Symbol, layer: KVLayer, ctx: RecordingContext) -> None:
         self._add(Node("write_kv", {"k": k, "v": v}, layer=layer))

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
-from galley.kernels.backend import Dense, Limits, MemoryMaker, Model, StepInputs
+from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits
 from galley.kernels.ops import GATE_UP_RUN, KVLayer, Ops, RotaryTable, WeightData
 from galley.kernels.reference_sampler import ReferenceSampler
 from galley.kernels.sampling import LogitMasks, Samples
@@ -75,7 +75,7 @@ class ReferenceContext:
         return block * self.cache.block_size + position % self.cache.block_size
 
 
-class ReferenceMaker:
+class ReferenceOps:
     """The definitions. Values are tensors of `dtype`, weights tensors [N, K]."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
@@ -212,18 +212,18 @@ class ReferenceBackend:
     def from_packed(self, packed: PackedWeight) -> Tensor:
         return torch.from_numpy(packed.unpack()).to(self._compute)
 
-    def build(self, model: Model, limits: Limits) -> ReferenceExecutable:
+    def build(self, model: Model, limits: StepLimits) -> ReferenceExecutable:
         return ReferenceExecutable(model, limits, self._compute)
 
 
 class ReferenceExecutable:
     """Runs the model's forward anew at each step (`backend.Executable`)."""
 
-    def __init__(self, model: Model, limits: Limits, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, limits: StepLimits, dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = dtype
         self._limits = limits
-        self._ops = Ops(ReferenceMaker(dtype))
+        self._ops = Ops(ReferenceOps(dtype))
         self.activation_bytes = limits.logits * model.vocab_size * 4
         self._cache: KVCache | None = None
         self._table: RequestTable | None = None
@@ -237,7 +237,7 @@ class ReferenceExecutable:
         return block_size * numbers * self._dtype.itemsize
 
     def allocate_kv(
-        self, num_blocks: int, block_size: int, memory: MemoryMaker | None = None
+        self, num_blocks: int, block_size: int, memory: MemoryAllocator | None = None
     ) -> None:
         layers = self._model.kv_layers
         self._cache = KVCache.zeros(layers, num_blocks, block_size, self._dtype)
@@ -248,7 +248,7 @@ class ReferenceExecutable:
             for cache in (*self._cache.k, *self._cache.v):
                 cache[target] = cache[source]
 
-    def give_back(self, blocks: list[int]) -> None:
+    def release_blocks(self, blocks: list[int]) -> None:
         """Here blocks keep their memory."""
 
     def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
@@ -274,9 +274,9 @@ class ReferenceExecutable:
 
     def sample(self, step: StepInputs) -> None:
         assert self._sampler is not None, "sample before bind"
-        self._samples = self._sampler.draw(step, self._logits)
+        self._samples = self._sampler.sample(step, self._logits)
 
-    def show_pulse(self, pulse: NDArray[np.int64]) -> None:
+    def set_heartbeat(self, pulse: NDArray[np.int64]) -> None:
         self._pulse = pulse
 
     def profile(self, on: bool) -> None:

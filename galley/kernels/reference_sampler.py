@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import RequestTable
-from galley.kernels.backend import Limits, StepInputs
+from galley.kernels.backend import StepInputs, StepLimits
 from galley.kernels.sampling import LogitMasks, Samples
-from galley.kernels.sampling_reference import DrawParams, logprobs_row, sample_row
+from galley.kernels.sampling_reference import SampleParams, logprobs_row, sample_row
 
 
 class ReferenceSampler:
@@ -24,14 +24,14 @@ class ReferenceSampler:
     """
 
     def __init__(
-        self, table: RequestTable, columns: Mapping[str, NDArray[Any]], limits: Limits
+        self, table: RequestTable, columns: Mapping[str, NDArray[Any]], limits: StepLimits
     ) -> None:
         self._table = table
         self._columns = dict(columns)
         self._top = limits.top_logprobs
         self.masks: LogitMasks | None = None
 
-    def draw(self, step: StepInputs, logits: NDArray[np.float32]) -> Samples:
+    def sample(self, step: StepInputs, logits: NDArray[np.float32]) -> Samples:
         """One entry per logit row [L, V] of the step."""
         rows, top = len(logits), self._top
         drawn = Samples(
@@ -68,9 +68,9 @@ class ReferenceSampler:
         prompt = min(int(self._table.num_prompt[slot]), known)
         return sample_row(logits, self._params(slot), history[:known], prompt, mask, bias)
 
-    def _params(self, slot: int) -> DrawParams:
-        names = DrawParams.__dataclass_fields__
-        return DrawParams(
+    def _params(self, slot: int) -> SampleParams:
+        names = SampleParams.__dataclass_fields__
+        return SampleParams(
             **{name: self._columns[name][slot].item() for name in names if name in self._columns}
         )
 

@@ -25,7 +25,7 @@ GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True)
-class DrawParams:
+class SampleParams:
     """How a token is drawn; the defaults do nothing (temperature 0 is greedy)."""
 
     temperature: float = 0.0
@@ -50,7 +50,7 @@ class RowLogprobs:
 
 def sample_row(
     logits: F32,
-    params: DrawParams,
+    params: SampleParams,
     history: I32,
     num_prompt: int,
     mask: NDArray[np.uint64] | None = None,
@@ -82,7 +82,7 @@ def sample_row(
 
 def adjusted(
     logits: F32,
-    params: DrawParams,
+    params: SampleParams,
     history: I32,
     num_prompt: int,
     mask: NDArray[np.uint64] | None = None,
@@ -110,7 +110,7 @@ def adjusted(
     return x
 
 
-def kept_weights(x: F32, params: DrawParams) -> NDArray[np.float64]:
+def kept_weights(x: F32, params: SampleParams) -> NDArray[np.float64]:
     """exp((x - max) / temperature) of the tokens that min_p, top_k and top_p keep, else 0; [V].
 
     top_k keeps all that equal the k-th. top_p keeps, in descending order (of equal tokens the
@@ -120,13 +120,13 @@ def kept_weights(x: F32, params: DrawParams) -> NDArray[np.float64]:
     return np.where(kept(x, weights, params), weights, 0)
 
 
-def weights_of(x: F32, params: DrawParams) -> NDArray[np.float64]:
+def weights_of(x: F32, params: SampleParams) -> NDArray[np.float64]:
     """exp((x - max) / temperature), [V]."""
     wide = x.astype(np.float64)
     return np.exp((wide - np.max(wide)) / np.float32(params.temperature))
 
 
-def kept(x: F32, weights: NDArray[np.float64], params: DrawParams) -> NDArray[np.bool_]:
+def kept(x: F32, weights: NDArray[np.float64], params: SampleParams) -> NDArray[np.bool_]:
     """Whether a token is kept, [V]; `weights` are `weights_of(x)`."""
     keep = (x > -np.inf) & (weights >= np.float32(params.min_p))
     if 0 < params.top_k < len(x):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.backend import Backend
-from galley.kernels.ops import GATE_UP_RUN, Constant, Group, Solo, Weight
+from galley.kernels.ops import GATE_UP_RUN, Constant, RankGroup, SingleRank, Weight
 from galley.loader.tensor import Checkpoint, RawTensor
 from galley.quant import (
     Unpacked,
@@ -58,7 +58,7 @@ class WeightSource(Protocol):
     All methods raise ModelError naming a tensor that is missing or has another shape.
     """
 
-    group: Group
+    group: RankGroup
 
     def rows(self, parts: Sequence[Part]) -> list[Weight]:
         """Weights of `parts` below each other, outputs cut: one Weight per run of parts whose
@@ -90,9 +90,9 @@ class CheckpointWeights:
     """A `WeightSource` over a checkpoint, a backend and a parallel group."""
 
     def __init__(
-        self, checkpoint: Checkpoint, backend: Backend, group: Group | None = None
+        self, checkpoint: Checkpoint, backend: Backend, group: RankGroup | None = None
     ) -> None:
-        self.group: Group = group or Solo()
+        self.group: RankGroup = group or SingleRank()
         self._checkpoint = checkpoint
         self._backend = backend
         self._left = set(checkpoint.names())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from galley.batch import MIN_LOGIT_ROWS, GroupSpec, RequestTable, StepPlan, StepResult
 from galley.config import EngineConfig, ModelFacts
-from galley.kernels.backend import Executable, Limits, MemoryMaker
+from galley.kernels.backend import Executable, MemoryAllocator, StepLimits
 from galley.kernels.sampling import LogitMasks
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
@@ -81,7 +81,7 @@ class Runner:
         checkpoint: Checkpoint,
         available: int,
         progress: Progress | None = None,
-        kv_memory: MemoryMaker | None = None,
+        kv_memory: MemoryAllocator | None = None,
     ) -> None:
         limits = step_limits(config)
         wanted = config.model.max_model_len
@@ -126,7 +126,7 @@ class Runner:
         self._executable.allocate_kv(self.num_blocks, block_size, self._kv_memory)
         self._executable.bind(self.table, self._sampling.columns)
         if self._pulse is not None:
-            self._executable.show_pulse(self._pulse)
+            self._executable.set_heartbeat(self._pulse)
 
     def execute(self, plan: StepPlan) -> None:
         """Bring the table up to the plan and run the forward pass."""
@@ -176,11 +176,11 @@ class Runner:
             self.table.clear_slot(slot)
             self._sampling.clear(slot)
 
-    def show_pulse(self, path: str) -> None:
+    def set_heartbeat(self, path: str) -> None:
         """Count up the int64 at the start of a file as steps get on; it is watched from outside."""
         with open(path, "r+b") as f:
             self._pulse = np.frombuffer(mmap.mmap(f.fileno(), 8), np.int64)
-        self._executable.show_pulse(self._pulse)
+        self._executable.set_heartbeat(self._pulse)
 
     def release_memory(self, weights: bool) -> None:
         """Give the memory of the KV cache back, whose content is lost, and with `weights` that of
@@ -188,7 +188,7 @@ class Runner:
         """
         assert self._pending is None, "a step is under way"
         if self._awake is not None:
-            self._awake.give_back(list(range(self.num_blocks)))
+            self._awake.release_blocks(list(range(self.num_blocks)))
         if weights:
             self._awake = None
             trim_heap()
@@ -204,9 +204,9 @@ class Runner:
         self._masked = False
         self._make_room()
 
-    def give_back(self, blocks: list[int]) -> None:
+    def release_blocks(self, blocks: list[int]) -> None:
         """Return the memory of KV blocks whose contents nobody needs."""
-        self._executable.give_back(blocks)
+        self._executable.release_blocks(blocks)
 
     def profile(self, on: bool) -> None:
         """Start (from zero) or stop timing each operation; nothing where nothing is loaded."""
@@ -246,13 +246,13 @@ class Runner:
         return Scores(mode, self._executable.logits, self.table, columns, pending.masks)
 
 
-def step_limits(config: EngineConfig) -> Limits:
+def step_limits(config: EngineConfig) -> StepLimits:
     """The most that a step holds, of a resolved configuration."""
     tokens, rows = config.scheduler.max_num_batched_tokens, config.scheduler.max_num_seqs
     assert tokens is not None, "the configuration is not resolved"
     assert rows is not None, "the configuration is not resolved"
     listed = config.model.max_logprobs
-    return Limits(
+    return StepLimits(
         tokens=max(tokens, rows),
         rows=rows,
         logits=max(rows, MIN_LOGIT_ROWS),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from galley.batch import EMPTY_I32, I32, RequestTable
 from galley.config import LogprobsMode
 from galley.kernels.sampling import LogitMasks
-from galley.kernels.sampling_reference import DrawParams, adjusted, kept, weights_of
+from galley.kernels.sampling_reference import SampleParams, adjusted, kept, weights_of
 
 F32 = NDArray[np.float32]
 GREEDY = 0.0
@@ -60,8 +60,8 @@ class Scores:
         return log_softmax(x) if self._normalised else x
 
     def _drawn_from(self, at: int, slot: int) -> F32:
-        names = DrawParams.__dataclass_fields__
-        params = DrawParams(**{name: self._columns[name][slot].item() for name in names})
+        names = SampleParams.__dataclass_fields__
+        params = SampleParams(**{name: self._columns[name][slot].item() for name in names})
         mask = bias = None
         if self._masks is not None:
             start, stop = self._masks.bias_indptr[at : at + 2]

@@ -16,7 +16,7 @@ def test_each_operation_of_a_step_is_a_beat(tmp_path: Path, flags: dict[str, boo
     recorder = FlightRecorder(path, 1)
     recorder.beat()
     with LLM(kv_cache_memory_bytes=64 << 20, max_model_len=256, **flags) as llm:
-        llm._core.executor.rpc("show_pulse", path)
+        llm._core.executor.rpc("set_heartbeat", path)
         operations = len(str(llm._core.executor.rpc("describe")[0]).splitlines())
         before = pulse(path)
         llm.generate([{"prompt_token_ids": [5, 6, 7]}], SamplingParams(max_tokens=1), False)

@@ -201,7 +201,7 @@ class ScriptedCore:
 
 class ScriptedExecutor:
     def rpc(self, method: str, *args: Any) -> list[Any]:
-        if method == "show_pulse":
+        if method == "set_heartbeat":
             return [None]
         if method != "echo":
             raise ValueError(f"no method {method}")

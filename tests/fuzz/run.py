@@ -91,7 +91,7 @@ class Engine:
         core = self.client.core
         assert isinstance(core, EngineCore)
         given_back = core.scheduler.withhold(int(share * core.executor.num_blocks))
-        core.executor.rpc("give_back", given_back)
+        core.executor.rpc("release_blocks", given_back)
         self.events["given back"] += len(given_back)
 
     def step(self, death: str | None = None) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from galley.batch import GroupSpec, NewRow, RequestTable, StepPlan
 from galley.errors import ConfigError
-from galley.kernels.backend import Limits, open_backend
+from galley.kernels.backend import StepLimits, open_backend
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.reference import ReferenceBackend
 from galley.kernels.sampling import LogitMasks
@@ -37,7 +37,7 @@ def test_kv_bytes_are_known_before_there_is_a_cache(checkpoint):
 
 
 def test_activation_bytes_grow_with_the_limits(checkpoint):
-    few, many = (build(checkpoint, Limits(n, 8, 8)).activation_bytes for n in (64, 640))
+    few, many = (build(checkpoint, StepLimits(n, 8, 8)).activation_bytes for n in (64, 640))
     assert 8 * VOCAB * 4 < few < many < 11 * few
 
 
@@ -84,7 +84,7 @@ def test_copied_blocks_hold_the_same_keys(checkpoint, name):
 
 
 def test_a_step_beyond_the_limits_is_refused(checkpoint):
-    executable = build(checkpoint, Limits(tokens=8, rows=8, logits=8))
+    executable = build(checkpoint, StepLimits(tokens=8, rows=8, logits=8))
     driver = Driver(executable)
     driver.put(0, IDS)
     with pytest.raises(ValueError, match=r"9 tokens.*8"):
@@ -149,7 +149,7 @@ def masks() -> LogitMasks:
 @pytest.mark.parametrize("masked", [False, True])
 def test_both_backends_draw_alike(checkpoint, masked, eager):
     """The reference draws by the definition; given the same logits, the tokens are the same."""
-    limits = Limits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
+    limits = StepLimits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
     native = Sampling(build(checkpoint, limits, eager=eager))
     reference_backend = ReferenceBackend()
     reference = Sampling(reference_backend.build(load(checkpoint, reference_backend), limits))
@@ -183,7 +183,7 @@ def test_both_backends_draw_alike(checkpoint, masked, eager):
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 def test_logits_can_be_changed_before_drawing(checkpoint, name):
     backend = open_backend(name, "f32", threads=1)
-    limits = Limits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
+    limits = StepLimits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
     side = Sampling(backend.build(load(checkpoint, backend), limits))
     side.executable.run(side.plan, sample=False)
     side.executable.logits[0, 33] = 1000

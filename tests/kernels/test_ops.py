@@ -10,10 +10,10 @@ import torch
 
 from galley.batch import GroupSpec, NewRow, RequestTable, StepPlan
 from galley.kernels.ops import KVLayer, Ops, RotaryTable
-from galley.kernels.reference import KVCache, ReferenceContext, ReferenceMaker, step_context
+from galley.kernels.reference import KVCache, ReferenceContext, ReferenceOps, step_context
 from galley.request import SamplingParams
 
-OPS = Ops(ReferenceMaker())
+OPS = Ops(ReferenceOps())
 LAYER = KVLayer(index=0, kv_heads=2, head_dim=4)
 
 
@@ -77,7 +77,7 @@ def test_all_reduce_asks_the_group():
 
     x = values(2, 3)
     assert OPS.all_reduce(x) is x
-    assert torch.equal(Ops(ReferenceMaker(), Doubling()).all_reduce(x), 2 * x)
+    assert torch.equal(Ops(ReferenceOps(), Doubling()).all_reduce(x), 2 * x)
 
 
 def test_embedding_and_select_rows():
@@ -122,10 +122,10 @@ def test_rotary_turns_pairs(rot_dim):
     table = RotaryTable(torch.from_numpy(np.hstack([np.cos(angles), np.sin(angles)])).float())
     ctx = context([5, 0], [2, 3])
     q, k = values(5, 2 * head_dim), values(5, head_dim, seed=1)
-    turned_q, turned_k = OPS.rotary(q, k, ctx.positions, table, head_dim)
+    q_rotated, k_rotated = OPS.rotary(q, k, ctx.positions, table, head_dim)
     assert ctx.positions.tolist() == [[5, 6, 0, 1, 2]]
     for token, position in enumerate([5, 6, 0, 1, 2]):
-        for before, after in [(q, turned_q), (k, turned_k)]:
+        for before, after in [(q, q_rotated), (k, k_rotated)]:
             for head in range(before.shape[1] // head_dim):
                 start = head * head_dim
                 x = before[token, start : start + head_dim].numpy().astype(np.float64)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from galley.kernels.sampling_reference import (
-    DrawParams,
+    SampleParams,
     kept_weights,
     logprobs_row,
     sample_row,
@@ -29,7 +29,7 @@ class Case:
         self.params = params
         columns = {
             f.name: np.array([getattr(p, f.name) for p in params], DTYPES.get(f.name, np.float32))
-            for f in fields(DrawParams)
+            for f in fields(SampleParams)
         }
         wanted = [-1] * rows if num_logprobs is None else num_logprobs
         columns["num_logprobs"] = np.array(wanted, np.int32)
@@ -88,7 +88,7 @@ def random_params(rng):
     def maybe(value, off):
         return value if rng.random() < 0.5 else off
 
-    return DrawParams(
+    return SampleParams(
         temperature=float(rng.choice([0.0, 0.3, 0.7, 1.0, 1.5, 5.0])),
         top_p=maybe(float(rng.uniform(0.05, 1.0)), 1.0),
         min_p=maybe(float(rng.uniform(0.0, 0.3)), 0.0),
@@ -117,7 +117,7 @@ def test_tokens_equal_the_definition(isa, vocab):
     [{}, {"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 50}, {"top_k": 30000}, {"min_p": 0.02}],
 )
 def test_large_vocabulary(isa, temperature, limits):
-    params = [DrawParams(temperature=temperature, seed=s, **limits) for s in range(8)]
+    params = [SampleParams(temperature=temperature, seed=s, **limits) for s in range(8)]
     case = Case(random_logits(8, 49152), params, isa=isa)
     assert case.run().tolist() == [case.expected(s) for s in range(8)]
 
@@ -127,7 +127,7 @@ def test_greedy_takes_the_lowest_of_equal_ids(isa):
     logits = random_logits(4, 1000)
     for row, ids in enumerate([[3, 900], [16, 17], [999, 15], [0, 512]]):
         logits[row, ids] = 50
-    case = Case(logits, [DrawParams()] * 4, isa=isa)
+    case = Case(logits, [SampleParams()] * 4, isa=isa)
     assert case.run().tolist() == [3, 16, 15, 0]
 
 
@@ -136,11 +136,11 @@ def test_equal_logits_at_the_border(isa):
     """top_k keeps all that equal the k-th, top_p the lowest ids first."""
     logits = np.zeros((64, 8), np.float32)
     for params, kept in [
-        (DrawParams(temperature=1, top_k=3), set(range(8))),
-        (DrawParams(temperature=1, top_p=0.5), {0, 1, 2, 3}),
-        (DrawParams(temperature=1, top_p=0.501), {0, 1, 2, 3, 4}),
-        (DrawParams(temperature=1, top_p=1e-9), {0}),
-        (DrawParams(temperature=1, min_p=1.0), set(range(8))),
+        (SampleParams(temperature=1, top_k=3), set(range(8))),
+        (SampleParams(temperature=1, top_p=0.5), {0, 1, 2, 3}),
+        (SampleParams(temperature=1, top_p=0.501), {0, 1, 2, 3, 4}),
+        (SampleParams(temperature=1, top_p=1e-9), {0}),
+        (SampleParams(temperature=1, min_p=1.0), set(range(8))),
     ]:
         case = Case(logits, [replace(params, seed=s) for s in range(64)], isa=isa)
         assert set(case.run().tolist()) == kept
@@ -151,11 +151,11 @@ def test_equal_logits_at_the_border(isa):
 @pytest.mark.parametrize(
     "params",
     [
-        DrawParams(temperature=1.0),
-        DrawParams(temperature=0.7, top_p=0.8),
-        DrawParams(temperature=1.3, top_k=6),
-        DrawParams(temperature=1.0, min_p=0.1),
-        DrawParams(temperature=2.0, min_p=0.05, top_k=12, top_p=0.95),
+        SampleParams(temperature=1.0),
+        SampleParams(temperature=0.7, top_p=0.8),
+        SampleParams(temperature=1.3, top_k=6),
+        SampleParams(temperature=1.0, min_p=0.1),
+        SampleParams(temperature=2.0, min_p=0.05, top_k=12, top_p=0.95),
     ],
 )
 def test_distribution_by_chi_square(isa, params):
@@ -207,7 +207,7 @@ def test_row_does_not_depend_on_its_batch(isa):
 @pytest.mark.parametrize("isa", ISAS)
 def test_draw_depends_on_seed_and_position(isa):
     logits = np.zeros((40, 5000), np.float32)
-    params = [DrawParams(temperature=1.0, seed=s) for s in range(20)] * 2
+    params = [SampleParams(temperature=1.0, seed=s) for s in range(20)] * 2
     case = Case(logits, params, isa=isa)
     case.native.num_tokens[:] = 20
     case.native.num_computed[:] = [10] * 20 + [11] * 20
@@ -223,7 +223,7 @@ def test_logprobs(isa, k, vocab):
     logits = random_logits(6, vocab)
     logits[1] = np.round(logits[1])  # many equal ones
     logits[2, 50:] = -np.inf
-    case = Case(logits, [DrawParams()] * 5 + [DrawParams(1.0, seed=9)], [k] * 6, top=k, isa=isa)
+    case = Case(logits, [SampleParams()] * 5 + [SampleParams(1.0, seed=9)], [k] * 6, top=k, isa=isa)
     tokens = case.run()
     for row, token in enumerate(tokens):
         expected = logprobs_row(logits[row], int(token), k)
@@ -238,7 +238,7 @@ def test_logprobs(isa, k, vocab):
 def test_all_logprobs_of_a_large_vocabulary():
     vocab = 20000
     logits = random_logits(1, vocab)
-    case = Case(logits, [DrawParams()], [vocab], top=vocab)
+    case = Case(logits, [SampleParams()], [vocab], top=vocab)
     token = case.run()[0]
     assert np.array_equal(case.top_ids[0], logprobs_row(logits[0], int(token), vocab).top_ids)
     assert abs(np.exp(case.top_logprobs[0].astype(np.float64)).sum() - 1) < 1e-5
@@ -246,7 +246,7 @@ def test_all_logprobs_of_a_large_vocabulary():
 
 def test_logprobs_are_of_the_raw_row():
     logits = random_logits(1, 100)
-    params = [DrawParams(0.5, top_k=3, repetition=1.7, presence=1.0, seed=1)]
+    params = [SampleParams(0.5, top_k=3, repetition=1.7, presence=1.0, seed=1)]
     case = Case(logits, params, [3], top=3)
     token = case.run()[0]
     expected = logprobs_row(logits[0], int(token), 3)
@@ -255,7 +255,7 @@ def test_logprobs_are_of_the_raw_row():
 
 
 def test_lists_are_cut_at_the_stride():
-    case = Case(random_logits(2, 100), [DrawParams()] * 2, [50, 2], top=4)
+    case = Case(random_logits(2, 100), [SampleParams()] * 2, [50, 2], top=4)
     case.top_ids[:] = -7
     case.run()
     assert (case.top_ids[0] >= 0).all()
@@ -265,7 +265,7 @@ def test_lists_are_cut_at_the_stride():
 def test_prompt_rows_get_their_next_token():
     vocab = 100
     logits = random_logits(3, vocab)
-    case = Case(logits, [DrawParams(1.0)] * 3, [2] * 3, top=2, max_len=32)
+    case = Case(logits, [SampleParams(1.0)] * 3, [2] * 3, top=2, max_len=32)
     case.native.num_tokens[:] = 20
     case.native.num_computed[:] = [5, 18, 19]
     tokens = case.run(samples=[0, 0, 0])
@@ -311,7 +311,7 @@ def test_masks_and_biases(isa, vocab):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     "params",
-    [DrawParams(), DrawParams(1.0), DrawParams(1.0, top_p=0.5), DrawParams(1.0, top_k=2)],
+    [SampleParams(), SampleParams(1.0), SampleParams(1.0, top_p=0.5), SampleParams(1.0, top_k=2)],
 )
 def test_broken_rows_fail_alone(isa, params):
     logits = random_logits(6, 200)
@@ -333,7 +333,7 @@ def test_masked_nan_is_still_an_error(isa):
     logits[0, 3] = np.nan
     mask = np.array([1 << 9], np.uint64)
     address = np.array([mask.ctypes.data], np.uint64)
-    case = Case(logits, [DrawParams()], isa=isa)
+    case = Case(logits, [SampleParams()], isa=isa)
     case.native.program.set_logit_masks(address.ctypes.data, 0, 0, 0)
     assert case.run().tolist() == [-1]
 
@@ -342,7 +342,7 @@ def test_masked_nan_is_still_an_error(isa):
 def test_some_minus_infinities_are_never_drawn(isa):
     logits = np.full((200, 90), -np.inf, np.float32)
     logits[:, [5, 80]] = 1.0
-    for params in (DrawParams(1.0), DrawParams(1.0, top_p=0.99), DrawParams(1.0, top_k=10)):
+    for params in (SampleParams(1.0), SampleParams(1.0, top_p=0.99), SampleParams(1.0, top_k=10)):
         case = Case(logits, [replace(params, seed=s) for s in range(200)], isa=isa)
         assert set(case.run().tolist()) == {5, 80}
 

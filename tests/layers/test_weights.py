@@ -7,8 +7,8 @@ import pytest
 from gguf import quants
 
 from galley.errors import ModelError
-from galley.kernels.ops import Ops, Solo
-from galley.kernels.reference import ReferenceBackend, ReferenceMaker
+from galley.kernels.ops import Ops, SingleRank
+from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.layers.linear import Linear
 from galley.layers.mlp import GatedMLP
 from galley.layers.weights import CheckpointWeights, Part
@@ -74,7 +74,7 @@ def run_mlp(checkpoint: Arrays, backend, group=None, bias: bool = False) -> np.n
     mlp = GatedMLP(source, "mlp", HIDDEN, INTERMEDIATE, bias)
     source.finish()
     x = backend.constant(np.random.default_rng(1).standard_normal((5, HIDDEN)).astype(np.float32))
-    return mlp(Ops(ReferenceMaker(), source.group), x).numpy()
+    return mlp(Ops(ReferenceOps(), source.group), x).numpy()
 
 
 def silu(x):
@@ -109,7 +109,7 @@ def test_gated_mlp(types, backend, bias):
 def test_ranks_sum_to_the_whole(backend, bias):
     arrays = mlp_arrays(bias)
     ranks = [run_mlp(Arrays(arrays), backend, Rank(r, 3), bias) for r in range(3)]
-    whole = run_mlp(Arrays(arrays), backend, Solo(), bias)
+    whole = run_mlp(Arrays(arrays), backend, SingleRank(), bias)
     np.testing.assert_allclose(sum(ranks), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -121,7 +121,7 @@ def test_parts_of_one_format_become_one_weight():
     weights = source.rows([Part(n, (32, 64)) for n in "abcd"])
     assert [w.shape[0] for w in weights] == [64, 32, 32]
     x = rng.standard_normal((3, 64)).astype(np.float32)
-    y = Linear(weights)(Ops(ReferenceMaker()), ReferenceBackend().constant(x)).numpy()
+    y = Linear(weights)(Ops(ReferenceOps()), ReferenceBackend().constant(x)).numpy()
     want = x @ np.concatenate([source._checkpoint.values(f"{n}.weight") for n in "abcd"]).T
     np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from galley.batch import GroupSpec, NewRow, RequestTable, StepPlan
-from galley.kernels.backend import Backend, Executable, Limits
+from galley.kernels.backend import Backend, Executable, StepLimits
 from galley.layers.weights import CheckpointWeights
 from galley.models.decoder import Decoder, Stage
 from galley.models.registry import build_model
 from galley.request import SamplingParams
 
 SLOTS, MAX_LEN = 8, 256
-LIMITS = Limits(tokens=512, rows=SLOTS, logits=512)
+LIMITS = StepLimits(tokens=512, rows=SLOTS, logits=512)
 
 
 def load(checkpoint, backend: Backend) -> Decoder:

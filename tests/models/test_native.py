@@ -10,7 +10,7 @@ from galley.kernels.activations import activation_kind
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.ops import Ops
 from galley.kernels.program import Kind
-from galley.kernels.reference import ReferenceBackend, ReferenceMaker
+from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.kernels.weights import pack
 from galley.loader.tensor import RawTensor
 from tests.models.checkpoints import (
@@ -115,13 +115,13 @@ class RoundingBackend(ReferenceBackend):
 
     def build(self, model, limits):
         executable = super().build(model, limits)
-        executable._ops = Ops(RoundingMaker())
+        executable._ops = Ops(RoundingOps())
         return executable
 
 
-class RoundingMaker(ReferenceMaker):
+class RoundingOps(ReferenceOps):
     def linear(self, x, weights, bias):
-        parts = [super(RoundingMaker, self).linear(w.round_input(x), [w], None) for w in weights]
+        parts = [super(RoundingOps, self).linear(w.round_input(x), [w], None) for w in weights]
         y = torch.cat(parts, dim=-1)
         return y if bias is None else y + bias
 

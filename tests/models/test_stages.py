@@ -14,7 +14,7 @@ from galley.batch import GroupSpec, NewRow, RequestTable, StepPlan
 from galley.config import LoadConfig, ModelConfig
 from galley.errors import ModelError
 from galley.kernels.ops import Ops
-from galley.kernels.reference import KVCache, ReferenceBackend, ReferenceMaker, step_context
+from galley.kernels.reference import KVCache, ReferenceBackend, ReferenceOps, step_context
 from galley.layers.weights import CheckpointWeights
 from galley.loader import open_checkpoint, resolve_source
 from galley.models.decoder import Stage
@@ -39,7 +39,7 @@ def test_stages_pass_hidden_states_on(name):
     checkpoint = StateDict(model)
     stages = [stage_of(checkpoint, start, end) for start, end in ((0, 1), (1, 2), (2, None))]
     assert [layer.index for stage in stages for layer in stage.kv_layers] == [0, 0, 0]
-    ops, hidden = Ops(ReferenceMaker()), None
+    ops, hidden = Ops(ReferenceOps()), None
     with torch.inference_mode():
         for stage in stages:
             ctx = whole_prompt(stage.kv_layers)

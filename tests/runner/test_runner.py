@@ -9,7 +9,7 @@ import pytest
 
 from galley.errors import ConfigError, ModelError
 from galley.executor.local import LocalExecutor
-from galley.kernels.sampling_reference import DrawParams, logprobs_row, sample_row
+from galley.kernels.sampling_reference import SampleParams, logprobs_row, sample_row
 from galley.loader import open_checkpoint
 from galley.loader.source import Source, default_model
 from galley.request import SamplingParams
@@ -48,19 +48,19 @@ def words(allowed) -> np.ndarray:
 
 
 CASES_OF_SAMPLING = {
-    "greedy": ({"temperature": 0.0}, DrawParams()),
-    "temperature": ({"temperature": 1.3, "seed": 7}, DrawParams(temperature=1.3, seed=7)),
+    "greedy": ({"temperature": 0.0}, SampleParams()),
+    "temperature": ({"temperature": 1.3, "seed": 7}, SampleParams(temperature=1.3, seed=7)),
     "top-p": (
         {"temperature": 2.0, "top_p": 0.8, "seed": 1},
-        DrawParams(temperature=2.0, top_p=0.8, seed=1),
+        SampleParams(temperature=2.0, top_p=0.8, seed=1),
     ),
     "top-k": (
         {"temperature": 3.0, "top_k": 4, "seed": 2},
-        DrawParams(temperature=3.0, top_k=4, seed=2),
+        SampleParams(temperature=3.0, top_k=4, seed=2),
     ),
     "min-p": (
         {"temperature": 2.0, "min_p": 0.1, "seed": -3},
-        DrawParams(temperature=2.0, min_p=0.1, seed=2**64 - 3),
+        SampleParams(temperature=2.0, min_p=0.1, seed=2**64 - 3),
     ),
     "penalties": (
         {
@@ -69,7 +69,7 @@ CASES_OF_SAMPLING = {
             "frequency_penalty": 0.7,
             "repetition_penalty": 1.4,
         },
-        DrawParams(presence=1.5, frequency=0.7, repetition=1.4),
+        SampleParams(presence=1.5, frequency=0.7, repetition=1.4),
     ),
 }
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from galley.cli.bench.steps import Shape
 from galley.kernels.program import Node, Rows
-from galley.kernels.reference import ReferenceBackend, ReferenceMaker, attend, visible_positions
+from galley.kernels.reference import ReferenceBackend, ReferenceOps, attend, visible_positions
 from galley.kernels.weights import PackedWeight
 
 _REPETITIONS = 3
-_maker, _tensor = ReferenceMaker(), ReferenceBackend().constant
+_reference, _tensor = ReferenceOps(), ReferenceBackend().constant
 
 
 def _random(*shape: int) -> np.ndarray:
@@ -48,11 +48,11 @@ def _linear(node: Node, shape: Shape) -> Callable[[], object]:
     n, k = weight.shape
     x, w = _tensor(_random(_rows(node, "out", shape), k)), _tensor(_random(n, k))
     if node.ints.get("epilogue"):
-        return lambda: _maker.silu_and_mul(_maker.linear(x, [w], None), False)
+        return lambda: _reference.silu_and_mul(_reference.linear(x, [w], None), False)
     if node.ints.get("accumulate"):
         old = _tensor(_random(x.shape[0], n))
-        return lambda: _maker.add(old, _maker.linear(x, [w], None))
-    return lambda: _maker.linear(x, [w], None)
+        return lambda: _reference.add(old, _reference.linear(x, [w], None))
+    return lambda: _reference.linear(x, [w], None)
 
 
 def _rms_norm(node: Node, shape: Shape) -> Callable[[], object]:
@@ -60,18 +60,18 @@ def _rms_norm(node: Node, shape: Shape) -> Callable[[], object]:
     x = _tensor(_random(_rows(node, "x", shape), columns))
     weight = _tensor(_random(columns))
     if "add" in node.values:
-        return lambda: _maker.rms_norm(_maker.add(x, x), weight, 1e-5)
-    return lambda: _maker.rms_norm(x, weight, 1e-5)
+        return lambda: _reference.rms_norm(_reference.add(x, x), weight, 1e-5)
+    return lambda: _reference.rms_norm(x, weight, 1e-5)
 
 
 def _silu_mul(node: Node, shape: Shape) -> Callable[[], object]:
     x = _tensor(_random(_rows(node, "x", shape), node.values["x"].columns))
-    return lambda: _maker.silu_and_mul(x, False)
+    return lambda: _reference.silu_and_mul(x, False)
 
 
 def _add(node: Node, shape: Shape) -> Callable[[], object]:
     x = _tensor(_random(_rows(node, "x", shape), node.values["x"].columns))
-    return lambda: _maker.add(x, x)
+    return lambda: _reference.add(x, x)
 
 
 def _attention(node: Node, shape: Shape) -> Callable[[], object]:

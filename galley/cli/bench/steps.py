@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from galley.batch import I32, GroupSpec, RequestTable
 from galley.cli.bench.work import Cache
 from galley.config.resolve import from_kwargs
-from galley.kernels.backend import Limits, open_backend
+from galley.kernels.backend import StepLimits, open_backend
 from galley.kernels.cpu import CpuExecutable
 from galley.kernels.program import Node
 from galley.loader import open_checkpoint, resolve_source
@@ -94,7 +94,7 @@ class StepBench:
         self.weight_bytes = loaded.weight_bytes
         self.kv_layers = list(loaded.model.kv_layers)
         tokens = max(shape.tokens for shape in shapes)
-        executable = backend.build(loaded.model, Limits(tokens, rows, rows))
+        executable = backend.build(loaded.model, StepLimits(tokens, rows, rows))
         assert isinstance(executable, CpuExecutable)
         self.executable = executable
         per_row = -(-longest // BLOCK_SIZE)
