@@ -35,7 +35,7 @@ from galley.frontend.metric_values import Metric, read_metrics
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.frontend.progress import progress_bar
 from galley.frontend.prompts import Prompt, parse_prompt
-from galley.frontend.refused import Refusing
+from galley.frontend.unsupported import UnsupportedMethods
 from galley.loader import resolve_tokenizer
 from galley.observability.metrics import EngineMetrics
 from galley.observability.perfetto import profile_settings
@@ -46,7 +46,7 @@ Params = SamplingParams | Sequence[SamplingParams]
 ContentFormat = Literal["auto", "string", "openai"]
 
 
-class LLM(Refusing):
+class LLM(UnsupportedMethods):
     """A model in this process.
 
     Args:

@@ -13,7 +13,7 @@ from galley.request import CompletionOutput, RequestOutput, SamplingParams
 from galley.server.context import Context
 from galley.server.protocol.generation import GenerationFields
 from galley.server.sampling import Prompt
-from galley.server.stream import Stream, collect, start_all
+from galley.server.stream import OutputStream, collect, start_all
 
 #: Fields that the search does not heed, and what they must be.
 _UNHEEDED = GenerationFields()
@@ -115,11 +115,11 @@ async def search(
 
 def _steps(
     ctx: Context, beams: BeamSearch, request: GenerationFields, name: str
-) -> list[Coroutine[Any, Any, Stream]]:
+) -> list[Coroutine[Any, Any, OutputStream]]:
     """A request for the next token of each beam."""
     params = beams.step_params()
 
-    async def step(ids: list[int], number: int) -> Stream:
+    async def step(ids: list[int], number: int) -> OutputStream:
         form: TokensPrompt = {"prompt_token_ids": ids}
         if request.cache_salt is not None:
             form["cache_salt"] = request.cache_salt

@@ -20,12 +20,12 @@ from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
 from galley.frontend.client import EngineClient
-from galley.server.answer import Tally
 from galley.server.errors import ClientDisconnected
 from galley.server.output_log import OutputLog
 from galley.server.protocol.base import BodyReader, T
 from galley.server.protocol.generation import Caps, SamplingFields
-from galley.server.stream import EventResponse, Events, Relay, Stream
+from galley.server.response_builder import UsageCounter
+from galley.server.stream import EventEncoder, EventResponse, OutputStream, Relay
 
 if TYPE_CHECKING:
     from galley.chat import ChatRenderer
@@ -134,7 +134,7 @@ class Context:
         """The request's body as a checked wire type. Raises ClientError, ClientDisconnected."""
         return reader.read(await self.body(request))
 
-    def events(self, streams: Sequence[Stream], answer: Events) -> EventResponse:
+    def events(self, streams: Sequence[OutputStream], answer: EventEncoder) -> EventResponse:
         """The answer of `streams` as events."""
         # Middleware of others may hold parts back: nothing may overtake them then. And who logs
         # answers wants all of them to pass where they are kept.
@@ -142,10 +142,10 @@ class Context:
         relay = None if passing else self.relay
         return EventResponse(relay, streams, answer, self.server.sse_keep_alive_interval)
 
-    def tally(self, count_generated: bool = True) -> Tally:
+    def usage_counter(self, count_generated: bool = True) -> UsageCounter:
         """The count of an answer's tokens; see there."""
         server = self.server
-        return Tally(
+        return UsageCounter(
             server.enable_prompt_tokens_details, count_generated, server.enable_per_request_metrics
         )
 
@@ -172,7 +172,7 @@ def request_id(request: Request, prefix: str, given: str | None, longest: int) -
     return f"{prefix}-{own}"
 
 
-def heed_priority(raw: Request, request: SamplingFields) -> None:
+def apply_priority_header(raw: Request, request: SamplingFields) -> None:
     """Let an X-Vllm-Priority header win over `request.priority`; one that is no number is none."""
     given = raw.headers.get("x-vllm-priority", "")
     if re.fullmatch(r"[+-]?\d{1,18}", given.strip(), re.ASCII):

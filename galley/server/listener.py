@@ -22,7 +22,7 @@ from galley.server.http import limited_protocol
 logger = logging.getLogger(__name__)
 
 #: Seconds that answers get to end after the engine client has ended their requests.
-LAST_WORDS = 2
+ABORT_GRACE = 2
 
 
 class Listener(uvicorn.Server):
@@ -117,7 +117,7 @@ def uvicorn_config(app: ASGIApp, server: ServerConfig, keep_alive: int) -> uvico
         access_log=not server.disable_uvicorn_access_log,
         server_header=False,
         timeout_keep_alive=keep_alive,
-        timeout_graceful_shutdown=LAST_WORDS,
+        timeout_graceful_shutdown=ABORT_GRACE,
         backlog=2048,
         **_tls(server),
     )

@@ -15,7 +15,7 @@ from galley.server.protocol.completions import CompletionLogprobs
 
 Candidates = dict[int, Logprob]
 #: JSON has no -inf (a token that could not be drawn, with --logprobs-mode processed_…); as vLLM.
-LEAST = -9999.0
+MIN_LOGPROB = -9999.0
 #: Text of a token id, where no candidate carries it.
 TokenText = Callable[[int], str]
 #: The bytes that a token adds to a text: exact, where its text has "�" for half a character.
@@ -55,7 +55,7 @@ def chat_logprobs(
 
     def entry(token_id: int, candidate: Logprob) -> TokenLogprob:
         text = token_text(token_id, candidate, as_ids)
-        return TokenLogprob(text, max(candidate.logprob, LEAST), list(bytes_of(token_id)))
+        return TokenLogprob(text, max(candidate.logprob, MIN_LOGPROB), list(bytes_of(token_id)))
 
     content = []
     for token_id, candidates in zip(token_ids, positions, strict=True):
@@ -89,10 +89,10 @@ def completion_logprobs(
         else:
             own = candidates[token_id]
             text = token_text(token_id, own, as_ids)
-            out.token_logprobs.append(max(own.logprob, LEAST))
+            out.token_logprobs.append(max(own.logprob, MIN_LOGPROB))
             ranked = by_rank(candidates, top)
             out.top_logprobs.append(
-                {token_text(i, e, as_ids): max(e.logprob, LEAST) for i, e in ranked}
+                {token_text(i, e, as_ids): max(e.logprob, MIN_LOGPROB) for i, e in ranked}
             )
         out.tokens.append(text)
         out.text_offset.append(offset)
@@ -110,7 +110,7 @@ def prompt_logprobs(
         None
         if candidates is None
         else {
-            i: PromptLogprob(max(e.logprob, LEAST), e.rank, e.decoded_token)
+            i: PromptLogprob(max(e.logprob, MIN_LOGPROB), e.rank, e.decoded_token)
             for i, e in candidates.items()
         }
         for candidates in positions

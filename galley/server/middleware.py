@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from galley.errors import GalleyError, Overloaded, Unauthorized
-from galley.server import message_answer
+from galley.server import message_builder
 from galley.server.context import NEW_ID, Load
 from galley.server.errors import galley_response
 from galley.server.http import SINK, Sink
@@ -51,7 +51,7 @@ def path_of(scope: Scope) -> str:
 def _refusal(scope: Scope, error: GalleyError) -> Response:
     """The answer to a request that reaches no route, as its API spells errors."""
     if path_of(scope).startswith("/v1/messages"):
-        return message_answer.error_response(error)
+        return message_builder.error_response(error)
     return galley_response(error)
 
 

@@ -25,12 +25,12 @@ Schema = dict[str, Any]
 
 #: What a route that reads a body may answer besides 200, and one that generates. While the server
 #: drains, and while there is no engine, every POST is answered 503.
-READING: Errors = dict.fromkeys((400, 413, 503), ErrorResponse)
-OF_A_MODEL: Errors = {**READING, 404: ErrorResponse}
-GENERATING: Errors = {**OF_A_MODEL, 500: ErrorResponse}
+BODY_ERRORS: Errors = dict.fromkeys((400, 413, 503), ErrorResponse)
+MODEL_ERRORS: Errors = {**BODY_ERRORS, 404: ErrorResponse}
+GENERATION_ERRORS: Errors = {**MODEL_ERRORS, 500: ErrorResponse}
 #: A route that has the engines do something, and one that asks them.
-ASKING: Errors = dict.fromkeys((500, 503), ErrorResponse)
-ACTING: Errors = {**ASKING, 400: ErrorResponse}
+QUERY_ERRORS: Errors = dict.fromkeys((500, 503), ErrorResponse)
+COMMAND_ERRORS: Errors = {**QUERY_ERRORS, 400: ErrorResponse}
 
 _REF = "#/components/schemas/{name}"
 _HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}

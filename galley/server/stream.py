@@ -20,9 +20,9 @@ from starlette.types import Receive, Scope, Send
 
 from galley.errors import GalleyError
 from galley.request import RequestOutput
-from galley.server.answer import to_json
 from galley.server.errors import ClientDisconnected
 from galley.server.http import SINK, Sink
+from galley.server.response_builder import to_json
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ HEADERS = (
     (b"x-accel-buffering", b"no"),
 )
 #: What a reader of events skips.
-COMMENT = b": keep-alive\n\n"
+KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -61,10 +61,10 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class Stream(Protocol):
+class OutputStream(Protocol):
     """The outputs of one prompt; closing it before its end aborts the request."""
 
-    def __aiter__(self) -> Stream: ...
+    def __aiter__(self) -> OutputStream: ...
     async def __anext__(self) -> RequestOutput: ...
     async def aclose(self) -> None: ...
     def poll(self) -> RequestOutput | None: ...
@@ -72,9 +72,9 @@ class Stream(Protocol):
     def on_news(self, notify: Callable[[], None]) -> None: ...
 
 
-async def start_all(starting: Iterable[Coroutine[Any, Any, Stream]]) -> list[Stream]:
+async def start_all(starting: Iterable[Coroutine[Any, Any, OutputStream]]) -> list[OutputStream]:
     """Start several requests one after another, or none: one's failure takes back the others."""
-    streams: list[Stream] = []
+    streams: list[OutputStream] = []
     try:
         for coroutine in starting:
             streams.append(await coroutine)
@@ -85,7 +85,7 @@ async def start_all(starting: Iterable[Coroutine[Any, Any, Stream]]) -> list[Str
     return streams
 
 
-async def merge(streams: list[Stream]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+async def merge(streams: list[OutputStream]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """Outputs as they come, each with its prompt's index.
 
     Closing the merged stream closes all; the failure of one ends all and is raised here.
@@ -98,7 +98,7 @@ async def merge(streams: list[Stream]) -> AsyncGenerator[tuple[int, RequestOutpu
     # Bounded, so that a slow reader is felt by the streams, which then merge their news.
     queue: asyncio.Queue[tuple[int, RequestOutput | Exception | None]] = asyncio.Queue(1)
 
-    async def pump(index: int, stream: Stream) -> None:
+    async def pump(index: int, stream: OutputStream) -> None:
         try:
             async with aclosing(stream):
                 async for output in stream:
@@ -124,7 +124,7 @@ async def merge(streams: list[Stream]) -> AsyncGenerator[tuple[int, RequestOutpu
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def collect(streams: list[Stream]) -> list[RequestOutput]:
+async def collect(streams: list[OutputStream]) -> list[RequestOutput]:
     """The last output of each stream. The failure of one ends all and is raised here."""
     last: list[RequestOutput | None] = [None] * len(streams)
     async with aclosing(merge(streams)) as merged:
@@ -134,7 +134,7 @@ async def collect(streams: list[Stream]) -> list[RequestOutput]:
     return [output for output in last if output is not None]
 
 
-class Events(Protocol):
+class EventEncoder(Protocol):
     """Turns outputs into events; one object a stream."""
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
@@ -213,7 +213,11 @@ class EventResponse(Response):
     """
 
     def __init__(
-        self, relay: Relay | None, streams: Sequence[Stream], events: Events, keep_alive: float = 0
+        self,
+        relay: Relay | None,
+        streams: Sequence[OutputStream],
+        events: EventEncoder,
+        keep_alive: float = 0,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -323,7 +327,11 @@ class EventResponse(Response):
         try:
             while not await self._woken():
                 await self._start(send)
-                comment = {"type": "http.response.body", "body": COMMENT, "more_body": True}
+                comment = {
+                    "type": "http.response.body",
+                    "body": KEEP_ALIVE_COMMENT,
+                    "more_body": True,
+                }
                 await send(comment)
         finally:
             self._sink = None

@@ -19,9 +19,9 @@ from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_directory
 from galley.loader.fields import MAX_JSON_BYTES, Fields, read_json
 from galley.text import sentencepiece
-from galley.text.backend import Backend, add_tokens, library_errors, surround
 from galley.text.from_gguf import byte_level_tokenizer
 from galley.text.splits import WORD_SPLITS
+from galley.text.tokenizer_spec import TokenizerSpec, add_tokens, library_errors, surround
 
 #: tokenizer_class → how words are split, for directories with vocab.json and merges.txt only.
 _SPLIT_OF_CLASS = {
@@ -33,7 +33,7 @@ _SPLIT_OF_CLASS = {
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def build_from_directory(directory: Path) -> Backend:
+def build_from_directory(directory: Path) -> TokenizerSpec:
     """Raises ModelError if no tokenizer file is there, or one is damaged or unsupported."""
     config = _config(directory)
     fields = Fields(config, str(directory / "tokenizer_config.json"))
@@ -61,7 +61,7 @@ def build_from_directory(directory: Path) -> Backend:
             first = named["bos_token"] if fields.flag("add_bos_token", False) else None
             last = named["eos_token"] if fields.flag("add_eos_token", False) else None
             surround(tokenizer, first, last)
-    return Backend(
+    return TokenizerSpec(
         tokenizer,
         bos=named["bos_token"],
         eos=named["eos_token"],

@@ -13,9 +13,9 @@ from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_gguf
 from galley.loader.gguf import GGUFFile
 from galley.text import sentencepiece
-from galley.text.backend import Backend, add_tokens, library_errors, surround
-from galley.text.sentencepiece import Kind, Pieces
+from galley.text.sentencepiece import SentencePieceVocab, TokenKind
 from galley.text.splits import WORD_SPLITS, WordSplit
+from galley.text.tokenizer_spec import TokenizerSpec, add_tokens, library_errors, surround
 
 #: Control tokens that end a text or a turn, as these families spell them. A file names one of them,
 #: where the same model's generation_config.json lists several.
@@ -23,7 +23,7 @@ _ENDS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eom_id|>",
 _FIM_KEYS = {"prefix": "fim_pre", "suffix": "fim_suf", "middle": "fim_mid"}
 
 
-def build_from_gguf(path: Path) -> Backend:
+def build_from_gguf(path: Path) -> TokenizerSpec:
     """Raises ModelError for a vocabulary that is missing, damaged or of an unsupported kind."""
     file = GGUFFile(path)
     vocabulary = _Vocabulary(file)
@@ -42,7 +42,7 @@ def build_from_gguf(path: Path) -> Backend:
         last = eos if vocabulary.get("add_eos_token", bool, False) else None
         surround(tokenizer, first, last)
     fim = {role: vocabulary.special_id(name) for role, name in _FIM_KEYS.items()}
-    return Backend(
+    return TokenizerSpec(
         tokenizer,
         bos=bos,
         eos=eos,
@@ -87,17 +87,17 @@ class _Vocabulary:
         token_id = self.special_id(name)
         return None if token_id is None else self.tokens[token_id]
 
-    def of_kind(self, kind: Kind) -> list[str]:
+    def of_kind(self, kind: TokenKind) -> list[str]:
         return [self.tokens[i] for i in self._ids(kind)]
 
     def ends(self) -> tuple[int, ...]:
         """Ids of the control tokens that end a text or a turn."""
-        return tuple(i for i in self._ids(Kind.CONTROL) if self.tokens[i] in _ENDS)
+        return tuple(i for i in self._ids(TokenKind.CONTROL) if self.tokens[i] in _ENDS)
 
     def fail(self, message: str) -> ModelError:
         return ModelError(f"{self.file.path}: {message}")
 
-    def _ids(self, kind: Kind) -> list[int]:
+    def _ids(self, kind: TokenKind) -> list[int]:
         ids: list[int] = np.flatnonzero(self.kinds == int(kind)).tolist()
         return ids
 
@@ -113,8 +113,8 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
     merges = [_merge(vocabulary, text) for text in vocabulary.get("merges", list)]
     vocab = {token: i for i, token in enumerate(vocabulary.tokens)}
     tokenizer = byte_level_tokenizer(vocab, merges, split)
-    add_tokens(tokenizer, vocabulary.of_kind(Kind.CONTROL), special=True)
-    add_tokens(tokenizer, vocabulary.of_kind(Kind.USER_DEFINED), special=False)
+    add_tokens(tokenizer, vocabulary.of_kind(TokenKind.CONTROL), special=True)
+    add_tokens(tokenizer, vocabulary.of_kind(TokenKind.USER_DEFINED), special=False)
     return tokenizer, split.add_bos
 
 
@@ -145,7 +145,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
     if len(scores) != len(vocabulary.tokens):
         raise vocabulary.fail(f"{len(scores)} scores for {len(vocabulary.tokens)} tokens")
     return sentencepiece.build(
-        Pieces(
+        SentencePieceVocab(
             vocabulary.tokens,
             scores.tolist(),
             vocabulary.kinds.tolist(),

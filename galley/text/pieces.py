@@ -17,7 +17,7 @@ from galley.text.byte_level import token_to_bytes
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class Pieces(dict[int, str | bytes]):
+class PieceTable(dict[int, str | bytes]):
     """token id → its text, or its bytes where they are not whole characters.
 
     Filled on demand; an id outside the vocabulary and, in the table without special tokens, a
@@ -57,8 +57,8 @@ class PieceDecoder:
         self._token_of = token_of
         self._special = special
         self.strips_space = strips_space
-        self.all = Pieces(self.token_bytes)
-        self.visible = Pieces(self._visible_bytes)
+        self.all = PieceTable(self.token_bytes)
+        self.visible = PieceTable(self._visible_bytes)
 
     def token_bytes(self, token_id: int) -> bytes:
         token = self._token_of(token_id)

@@ -17,12 +17,12 @@ import tokenizers
 from tokenizers import decoders, models, normalizers
 
 from galley.errors import ModelError
-from galley.text.backend import add_tokens
+from galley.text.tokenizer_spec import add_tokens
 
 SPACE = "▁"
 
 
-class Kind(enum.IntEnum):
+class TokenKind(enum.IntEnum):
     """Token types, numbered alike in GGUF and in SentencePiece."""
 
     NORMAL = 1
@@ -33,11 +33,11 @@ class Kind(enum.IntEnum):
     BYTE = 6
 
 
-_MERGEABLE = (Kind.NORMAL, Kind.UNUSED)
+_MERGEABLE = (TokenKind.NORMAL, TokenKind.UNUSED)
 
 
 @dataclass
-class Pieces:
+class SentencePieceVocab:
     """A SentencePiece vocabulary.
 
     Attributes:
@@ -68,7 +68,7 @@ class Pieces:
         return self.tokens[token_id]
 
 
-def build(pieces: Pieces) -> tokenizers.Tokenizer:
+def build(pieces: SentencePieceVocab) -> tokenizers.Tokenizer:
     """The library tokenizer of a vocabulary. Raises what the library raises for a broken one."""
     unk = pieces.token(pieces.unk_id)
     if pieces.unigram:
@@ -94,13 +94,13 @@ def build(pieces: Pieces) -> tokenizers.Tokenizer:
     of_kind: dict[int, list[str]] = {}
     for token, kind in zip(pieces.tokens, pieces.kinds, strict=True):
         of_kind.setdefault(kind, []).append(token)
-    control = of_kind.get(Kind.UNKNOWN, []) + of_kind.get(Kind.CONTROL, [])
+    control = of_kind.get(TokenKind.UNKNOWN, []) + of_kind.get(TokenKind.CONTROL, [])
     add_tokens(tokenizer, control, special=True)
-    add_tokens(tokenizer, of_kind.get(Kind.USER_DEFINED, []), special=False)
+    add_tokens(tokenizer, of_kind.get(TokenKind.USER_DEFINED, []), special=False)
     return tokenizer
 
 
-def merges_by_score(pieces: Pieces) -> list[tuple[str, str]]:
+def merges_by_score(pieces: SentencePieceVocab) -> list[tuple[str, str]]:
     """The merges that a scored vocabulary implies, best first.
 
     SentencePiece merges the neighbours whose union has the highest score. The library wants pairs
@@ -123,13 +123,13 @@ def merges_by_score(pieces: Pieces) -> list[tuple[str, str]]:
     return [merge[3:] for merge in merges]
 
 
-def read_model_file(path: Path) -> Pieces:
+def read_model_file(path: Path) -> SentencePieceVocab:
     """The vocabulary of a tokenizer.model. Raises ModelError naming the file and what is wrong."""
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
-    pieces = Pieces()
+    pieces = SentencePieceVocab()
     try:
         for number, value in _fields(raw):
             if number == 1 and isinstance(value, bytes):
@@ -145,7 +145,7 @@ def read_model_file(path: Path) -> Pieces:
     return pieces
 
 
-def _normalizers(pieces: Pieces) -> list[normalizers.Normalizer]:
+def _normalizers(pieces: SentencePieceVocab) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = []
     if pieces.charsmap:
         steps.append(normalizers.Precompiled(pieces.charsmap))
@@ -157,12 +157,12 @@ def _normalizers(pieces: Pieces) -> list[normalizers.Normalizer]:
     return [*steps, normalizers.Replace(" ", SPACE)]
 
 
-def _has_bytes(pieces: Pieces) -> bool:
-    return Kind.BYTE in pieces.kinds
+def _has_bytes(pieces: SentencePieceVocab) -> bool:
+    return TokenKind.BYTE in pieces.kinds
 
 
-def _read_piece(message: bytes, pieces: Pieces) -> None:
-    token, score, kind = "", 0.0, int(Kind.NORMAL)
+def _read_piece(message: bytes, pieces: SentencePieceVocab) -> None:
+    token, score, kind = "", 0.0, int(TokenKind.NORMAL)
     for number, value in _fields(message):
         if number == 1 and isinstance(value, bytes):
             token = value.decode()
@@ -175,7 +175,7 @@ def _read_piece(message: bytes, pieces: Pieces) -> None:
     pieces.kinds.append(kind)
 
 
-def _read_trainer(message: bytes, pieces: Pieces) -> None:
+def _read_trainer(message: bytes, pieces: SentencePieceVocab) -> None:
     numbers = {number: value for number, value in _fields(message) if isinstance(value, int)}
     # model_type: 1 unigram (the default), 2 BPE, 3 word, 4 character
     pieces.unigram = numbers.get(3, 1) == 1
@@ -188,7 +188,7 @@ def _read_trainer(message: bytes, pieces: Pieces) -> None:
     pieces.pad_id = ids.get(43)
 
 
-def _read_normalizer(message: bytes, pieces: Pieces) -> None:
+def _read_normalizer(message: bytes, pieces: SentencePieceVocab) -> None:
     fields = dict(_fields(message))
     pieces.add_space_prefix = bool(fields.get(3, 1))
     pieces.squeeze_spaces = bool(fields.get(4, 1))

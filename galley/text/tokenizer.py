@@ -11,11 +11,11 @@ from pathlib import Path
 
 from galley.errors import ModelError
 from galley.request import SamplingParams
-from galley.text.backend import Backend, encoding_errors
 from galley.text.detokenizer import PieceStream, StopStream, TextStream, WindowStream
 from galley.text.fim import FimTokens, find_fim
 from galley.text.pieces import PieceDecoder, piece_rule
 from galley.text.stop import StopMatcher
+from galley.text.tokenizer_spec import TokenizerSpec, encoding_errors
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -47,7 +47,7 @@ class Tokenizer:
             where several are in use.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: TokenizerSpec) -> None:
         self._library = backend.tokenizer
         self._declared_fim = backend.fim
         self.bos_token = backend.bos

@@ -7,16 +7,16 @@ import re
 import pytest
 
 from galley import LLM
-from galley.frontend.refused import WHY, Refusing
+from galley.frontend.unsupported import WHY, UnsupportedMethods
 
 
 @pytest.mark.parametrize("name", WHY)
 def test_a_missing_attribute_says_why(name: str) -> None:
     assert not hasattr(LLM, name)
     with pytest.raises(AttributeError, match=re.escape(f"{name!r}: {WHY[name]}")):
-        getattr(Refusing(), name)
+        getattr(UnsupportedMethods(), name)
 
 
 def test_others_are_merely_missing() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
-        _ = Refusing().nothing  # type: ignore[attr-defined]
+        _ = UnsupportedMethods().nothing  # type: ignore[attr-defined]

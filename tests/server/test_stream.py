@@ -14,7 +14,7 @@ import pytest
 
 from galley.config.server import ServerConfig
 from galley.frontend.input_processor import Limits
-from galley.server.stream import COMMENT
+from galley.server.stream import KEEP_ALIVE_COMMENT
 from tests.server.served import REPLY, Served, reply_with, serve, tokenizer
 from tests.server.test_disconnect import send, wait_for
 
@@ -41,13 +41,13 @@ def test_silence_is_filled_before_the_first_output(patient: Served) -> None:
         assert answer.status_code == 200
         parts = answer.iter_raw()
         silence = b""
-        while silence.count(COMMENT) < 2:
+        while silence.count(KEEP_ALIVE_COMMENT) < 2:
             silence += next(parts)
-        assert not silence.replace(COMMENT, b"")
+        assert not silence.replace(KEEP_ALIVE_COMMENT, b"")
         patient.engine.hold = False
         rest = b"".join(parts)
     assert rest.count(b"data: {") > 5
-    assert rest.count(COMMENT) < 5, "what comes in time needs no filling"
+    assert rest.count(KEEP_ALIVE_COMMENT) < 5, "what comes in time needs no filling"
     assert rest.endswith(b"data: [DONE]\n\n")
 
 
@@ -58,7 +58,7 @@ def test_silence_is_filled_between_outputs_and_failures_are_events(patient: Serv
         patient.engine.hold = True
         parts = answer.iter_raw()
         for part in parts:
-            if COMMENT in part:
+            if KEEP_ALIVE_COMMENT in part:
                 break
         patient.engine.failure = "it broke"
         patient.engine.hold = False
@@ -70,7 +70,7 @@ def test_silence_is_filled_between_outputs_and_failures_are_events(patient: Serv
 def test_without_the_flag_nothing_fills_the_silence(served: Served) -> None:
     served.engine.pause = 0.05
     text = served.post("/v1/completions", BODY).text
-    assert COMMENT.decode() not in text
+    assert KEEP_ALIVE_COMMENT.decode() not in text
 
 
 def test_the_news_of_a_slow_reader_merge() -> None:

@@ -11,22 +11,22 @@ from galley.request import RepetitionDetectionParams
 from galley.server.protocol.base import Int, StreamOptions
 
 
-def _told(**limits: float) -> msgspec.Meta:
+def _schema_limits(**limits: float) -> msgspec.Meta:
     """Limits for the API's description alone: they are checked later, with a sentence of their
     own. In an `allOf`, because those of `Int` would hide them.
     """
     return msgspec.Meta(extra_json_schema={"allOf": [limits]})
 
 
-Count = Annotated[Int, _told(minimum=0)]
-CountOrAll = Annotated[Int, _told(minimum=-1)]
-Positive = Annotated[Int, _told(minimum=1)]
-Temperature = Annotated[float, _told(minimum=0)]
-Share = Annotated[float, _told(minimum=0, maximum=1)]
-PositiveShare = Annotated[float, _told(exclusiveMinimum=0, maximum=1)]
-Penalty = Annotated[float, _told(minimum=-2, maximum=2)]
-Factor = Annotated[float, _told(exclusiveMinimum=0)]
-Text = Annotated[str, _told(minLength=1)]
+Count = Annotated[Int, _schema_limits(minimum=0)]
+CountOrAll = Annotated[Int, _schema_limits(minimum=-1)]
+Positive = Annotated[Int, _schema_limits(minimum=1)]
+Temperature = Annotated[float, _schema_limits(minimum=0)]
+Share = Annotated[float, _schema_limits(minimum=0, maximum=1)]
+PositiveShare = Annotated[float, _schema_limits(exclusiveMinimum=0, maximum=1)]
+Penalty = Annotated[float, _schema_limits(minimum=-2, maximum=2)]
+Factor = Annotated[float, _schema_limits(exclusiveMinimum=0)]
+Text = Annotated[str, _schema_limits(minLength=1)]
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):

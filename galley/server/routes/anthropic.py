@@ -8,12 +8,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from galley.server.answer import to_json
-from galley.server.context import Context, heed_priority, request_id
+from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import DIALECT, json_response
-from galley.server.message_answer import MessageAnswer, error_response
+from galley.server.message_builder import MessageBuilder, error_response
 from galley.server.openapi import wire
-from galley.server.prompts import render
 from galley.server.protocol.anthropic import (
     Conversation,
     Message,
@@ -22,27 +20,29 @@ from galley.server.protocol.anthropic import (
     count_reader,
     messages_reader,
 )
+from galley.server.rendering import render
+from galley.server.response_builder import to_json
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import collect, until_disconnect
 
-_OF_A_MODEL = dict.fromkeys((400, 404, 413, 503), MessagesError)
-_GENERATING = {**_OF_A_MODEL, 500: MessagesError}
+_MODEL_ERRORS = dict.fromkeys((400, 404, 413, 503), MessagesError)
+_GENERATION_ERRORS = {**_MODEL_ERRORS, 500: MessagesError}
 
 
 def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/messages", response_class=Response)
-    @wire(messages_reader, Message, streams=True, errors=_GENERATING)
+    @wire(messages_reader, Message, streams=True, errors=_GENERATION_ERRORS)
     async def create_message(raw: Request) -> Response:
         """Answer a conversation; `stream` sends the text as it comes."""
         raw.scope[DIALECT] = error_response
         request = await ctx.read(raw, messages_reader)
         fields = request.generation(ctx.caps)
-        heed_priority(raw, fields)
+        apply_priority_header(raw, fields)
         model = ctx.model_name(request.model)
         id = request_id(raw, "msg", None, ctx.caps.request_id)
-        answer = MessageAnswer(id, model)
+        answer = MessageBuilder(id, model)
         params = sampling_params(
             fields,
             ctx.defaults,
@@ -58,7 +58,7 @@ def routes(ctx: Context) -> APIRouter:
         return json_response(answer.whole(output))
 
     @router.post("/v1/messages/count_tokens", response_class=Response)
-    @wire(count_reader, TokenCount, errors=_OF_A_MODEL)
+    @wire(count_reader, TokenCount, errors=_MODEL_ERRORS)
     async def count_tokens(raw: Request) -> Response:
         """How many tokens a conversation has as a prompt."""
         raw.scope[DIALECT] = error_response

@@ -8,14 +8,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from galley.server.answer import Head
 from galley.server.beam import search
-from galley.server.chat_answer import ChatAnswer, Speaker
-from galley.server.context import Context, heed_priority, request_id
+from galley.server.chat_builder import AnswerRole, ChatResponseBuilder
+from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
-from galley.server.openapi import GENERATING, wire
-from galley.server.prompts import render
+from galley.server.openapi import GENERATION_ERRORS, wire
 from galley.server.protocol.chat import (
     ChatCompletionResponse,
     ChatFields,
@@ -24,9 +22,11 @@ from galley.server.protocol.chat import (
     check_chat,
     reader,
 )
+from galley.server.rendering import render
+from galley.server.response_builder import ResponseHeader
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import (
-    Stream,
+    OutputStream,
     collect,
     start_all,
     until_disconnect,
@@ -39,17 +39,17 @@ def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/chat/completions", response_class=Response)
-    @wire(reader, ChatCompletionResponse, streams=True, errors=GENERATING)
+    @wire(reader, ChatCompletionResponse, streams=True, errors=GENERATION_ERRORS)
     async def create_chat_completion(raw: Request) -> Response:
         """Answer a conversation; `stream` sends the text as it comes."""
         return await respond(ctx, raw, await ctx.body(raw))
 
     @router.post("/v1/chat/completions/batch", response_class=Response)
-    @wire(batch_reader, ChatCompletionResponse, errors=GENERATING)
+    @wire(batch_reader, ChatCompletionResponse, errors=GENERATION_ERRORS)
     async def create_batch_chat_completion(raw: Request) -> Response:
         """Answer several conversations; one choice each, in their order."""
         request = await ctx.read(raw, batch_reader)
-        heed_priority(raw, request)
+        apply_priority_header(raw, request)
         check_batch(request, ctx.caps)
         head = _head(ctx, raw, request)
         prompts = [await prompt_of(ctx, request, messages) for messages in request.messages]
@@ -66,7 +66,7 @@ def routes(ctx: Context) -> APIRouter:
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a chat request with this body. Raises ClientError, ServerError."""
     request = reader.read(body)
-    heed_priority(raw, request)
+    apply_priority_header(raw, request)
     check_chat(request, ctx.caps)
     head = _head(ctx, raw, request)
     prompt = await prompt_of(ctx, request, request.messages)
@@ -91,8 +91,8 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     )
 
 
-def _head(ctx: Context, raw: Request, request: ChatFields) -> Head:
-    return Head(
+def _head(ctx: Context, raw: Request, request: ChatFields) -> ResponseHeader:
+    return ResponseHeader(
         request_id(raw, "chatcmpl", request.request_id, ctx.caps.request_id),
         ctx.model_name(request.model),
         ctx.fingerprint(),
@@ -101,16 +101,16 @@ def _head(ctx: Context, raw: Request, request: ChatFields) -> Head:
 
 def _answer(
     ctx: Context,
-    head: Head,
+    head: ResponseHeader,
     request: ChatFields,
     conversations: list[Messages],
     prompt: str | None = None,
-) -> ChatAnswer:
-    return ChatAnswer(
+) -> ChatResponseBuilder:
+    return ChatResponseBuilder(
         head,
         request,
-        ctx.tally(),
-        speakers=[_speaker(ctx, request, messages) for messages in conversations],
+        ctx.usage_counter(),
+        roles=[_answer_role(ctx, request, messages) for messages in conversations],
         bytes_of=lambda token_id: ctx.require_tokenizer().token_bytes(token_id),
         prompt_text=prompt if request.return_prompt_text else None,
         as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
@@ -131,7 +131,7 @@ async def prompt_of(ctx: Context, request: ChatFields, messages: Messages) -> st
     )
 
 
-async def start_chat(ctx: Context, request: ChatFields, prompt: str, name: str) -> Stream:
+async def start_chat(ctx: Context, request: ChatFields, prompt: str, name: str) -> OutputStream:
     """Hand a rendered conversation to the engine."""
     limit = request.max_completion_tokens
     params = sampling_params(
@@ -144,16 +144,16 @@ async def start_chat(ctx: Context, request: ChatFields, prompt: str, name: str) 
     return await start(ctx, prompt, params, name, request, request.add_special_tokens)
 
 
-def _speaker(ctx: Context, request: ChatFields, messages: Messages) -> Speaker:
+def _answer_role(ctx: Context, request: ChatFields, messages: Messages) -> AnswerRole:
     """The last message's role, where the answer continues it; its text, where it is asked for."""
     last = messages[-1]
     role = ctx.server.response_role if request.add_generation_prompt else str(last["role"])
     if not request.echo or last["role"] != role:
-        return Speaker(role)
+        return AnswerRole(role)
     content = last.get("content")
     if isinstance(content, list):
         content = "".join(p if isinstance(p, str) else p.get("text", "") for p in content)
-    return Speaker(role, content or "")
+    return AnswerRole(role, content or "")
 
 
 def _template_kwargs(request: ChatFields) -> dict[str, Any]:

@@ -6,23 +6,23 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from galley.server.answer import Head
 from galley.server.beam import search_all
-from galley.server.completion_answer import CompletionAnswer
-from galley.server.context import Context, heed_priority, request_id
+from galley.server.completion_builder import CompletionResponseBuilder
+from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
-from galley.server.openapi import GENERATING, wire
-from galley.server.prompts import fill_in_prompt
+from galley.server.openapi import GENERATION_ERRORS, wire
 from galley.server.protocol.completions import (
     CompletionRequest,
     CompletionResponse,
     check_completion,
     reader,
 )
+from galley.server.rendering import infill_prompt
+from galley.server.response_builder import ResponseHeader
 from galley.server.sampling import Prompt, sampling_params, start
 from galley.server.stream import (
-    Stream,
+    OutputStream,
     collect,
     start_all,
     until_disconnect,
@@ -33,7 +33,7 @@ def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/completions", response_class=Response)
-    @wire(reader, CompletionResponse, streams=True, errors=GENERATING)
+    @wire(reader, CompletionResponse, streams=True, errors=GENERATION_ERRORS)
     async def create_completion(raw: Request) -> Response:
         """Continue a prompt, or several; `stream` sends the text as it comes."""
         return await respond(ctx, raw, await ctx.body(raw))
@@ -44,20 +44,20 @@ def routes(ctx: Context) -> APIRouter:
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a completion request with this body. Raises ClientError, ServerError."""
     request = reader.read(body)
-    heed_priority(raw, request)
+    apply_priority_header(raw, request)
     prompts: list[Prompt] = check_completion(request, ctx.caps)
-    head = Head(
+    head = ResponseHeader(
         request_id(raw, "cmpl", request.request_id, ctx.caps.request_id),
         ctx.model_name(request.model),
         ctx.fingerprint(),
     )
     if request.suffix:
-        prompts = [fill_in_prompt(ctx, p, request.suffix) for p in prompts]
+        prompts = [infill_prompt(ctx, p, request.suffix) for p in prompts]
     echo_only = bool(request.echo) and request.max_tokens == 0
-    answer = CompletionAnswer(
+    answer = CompletionResponseBuilder(
         head,
         request,
-        ctx.tally(count_generated=not echo_only),
+        ctx.usage_counter(count_generated=not echo_only),
         text_of=lambda ids: ctx.require_tokenizer().decode(ids, False),
         as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
         force_usage=ctx.server.enable_force_include_usage,
@@ -81,7 +81,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
 
 async def _start(
     ctx: Context, request: CompletionRequest, prompts: list[Prompt], id: str
-) -> list[Stream]:
+) -> list[OutputStream]:
     """Hand all prompts to the engine."""
     logprobs = request.logprobs
     prompt_logprobs = request.prompt_logprobs

@@ -14,10 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import InvalidRequest, Unsupported
-from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import ACTING, READING, wire
+from galley.server.openapi import BODY_ERRORS, COMMAND_ERRORS, wire
 from galley.server.protocol.base import ErrorResponse
 from galley.server.protocol.operation import (
     CollectiveRpc,
@@ -26,6 +25,7 @@ from galley.server.protocol.operation import (
     WorldSize,
     rpc_reader,
 )
+from galley.server.response_builder import to_json
 
 #: Methods of the workers that only tell, and the types of their arguments.
 RPC_METHODS: dict[str, list[type]] = {
@@ -75,7 +75,7 @@ def _information(router: APIRouter, ctx: Context) -> None:
         return json_response(to_json(WorldSize(size)))
 
     @router.post("/collective_rpc", response_class=Response)
-    @wire(rpc_reader, RpcResults, errors={**READING, **ACTING})
+    @wire(rpc_reader, RpcResults, errors={**BODY_ERRORS, **COMMAND_ERRORS})
     async def collective_rpc(raw: Request) -> Response:
         """Run one of a few harmless methods on all workers; one result each."""
         request = await ctx.read(raw, rpc_reader)
@@ -107,7 +107,7 @@ def _check(request: CollectiveRpc) -> None:
 
 def _caches(router: APIRouter, ctx: Context) -> None:
     @router.post("/reset_prefix_cache", response_class=Response)
-    @wire(errors={**ACTING, 409: None})
+    @wire(errors={**COMMAND_ERRORS, 409: None})
     async def reset_prefix_cache(
         reset_running_requests: bool = False, reset_external: bool = False
     ) -> Response:

@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from galley import __version__
-from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
 from galley.server.openapi import wire
 from galley.server.protocol.operation import ServerLoad, Version
+from galley.server.response_builder import to_json
 
 
 def routes(ctx: Context) -> APIRouter:

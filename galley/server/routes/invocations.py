@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from galley.errors import InvalidRequest
 from galley.server.context import Context
-from galley.server.openapi import GENERATING, wire
+from galley.server.openapi import GENERATION_ERRORS, wire
 from galley.server.protocol.chat import ChatCompletionResponse
 from galley.server.protocol.completions import CompletionResponse
 from galley.server.routes import chat, completions
@@ -27,7 +27,7 @@ def routes(ctx: Context) -> APIRouter:
         (chat.reader, completions.reader),
         (ChatCompletionResponse, CompletionResponse),
         streams=True,
-        errors=GENERATING,
+        errors=GENERATION_ERRORS,
     )
     async def invocations(raw: Request) -> Response:
         """What the endpoint answers whose body this is: chat (`messages`) or completions

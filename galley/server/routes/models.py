@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
 from galley.server.openapi import wire
 from galley.server.protocol.models import ModelCard, ModelList, ModelPermission
+from galley.server.response_builder import to_json
 
 
 def routes(ctx: Context) -> APIRouter:

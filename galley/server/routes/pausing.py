@@ -13,10 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.observability.sleep_metrics import Operation
-from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import ACTING, ASKING, READING, wire
+from galley.server.openapi import BODY_ERRORS, COMMAND_ERRORS, QUERY_ERRORS, wire
 from galley.server.protocol.operation import (
     IsPaused,
     IsSleeping,
@@ -25,6 +24,7 @@ from galley.server.protocol.operation import (
     WakeStatus,
     abort_reader,
 )
+from galley.server.response_builder import to_json
 
 Mode = Literal["abort", "wait", "keep"]
 #: Seconds between two looks at whether what is waited for has ended.
@@ -41,16 +41,16 @@ def routes(ctx: Context) -> APIRouter:
 
 def _pauses(router: APIRouter, ctx: Context) -> None:
     @router.post("/pause", response_class=Response)
-    @wire(response=PauseStatus, errors=ACTING)
+    @wire(response=PauseStatus, errors=COMMAND_ERRORS)
     async def pause(mode: Mode = "abort", clear_cache: bool = True) -> Response:
         """Stop computing. Requests under way are aborted, waited for, or kept for /resume; new
         ones wait.
         """
-        await stand_still(ctx, mode, clear_cache)
+        await pause_engines(ctx, mode, clear_cache)
         return json_response(to_json(PauseStatus("paused")))
 
     @router.post("/resume", response_class=Response)
-    @wire(response=PauseStatus, errors=ASKING)
+    @wire(response=PauseStatus, errors=QUERY_ERRORS)
     async def resume() -> Response:
         """Compute again."""
         await ctx.engine.call("resume")
@@ -58,13 +58,13 @@ def _pauses(router: APIRouter, ctx: Context) -> None:
         return json_response(to_json(PauseStatus("resumed")))
 
     @router.get("/is_paused", response_class=Response)
-    @wire(response=IsPaused, errors=ASKING)
+    @wire(response=IsPaused, errors=QUERY_ERRORS)
     async def is_paused() -> Response:
         paused = any(await ctx.engine.call("is_paused"))
         return json_response(to_json(IsPaused(paused)))
 
     @router.post("/abort_requests", response_class=Response)
-    @wire(abort_reader, errors={**READING, **ASKING})
+    @wire(abort_reader, errors={**BODY_ERRORS, **QUERY_ERRORS})
     async def abort_requests(raw: Request) -> Response:
         """End requests, all or by their ids; their readers get what there is."""
         request = await ctx.read(raw, abort_reader)
@@ -77,19 +77,19 @@ def _sleep(router: APIRouter, ctx: Context) -> None:
         return ctx.sleep_metrics.record(operation) if ctx.sleep_metrics else nullcontext()
 
     @router.post("/sleep", response_class=Response)
-    @wire(response=SleepStatus, errors=ACTING)
+    @wire(response=SleepStatus, errors=COMMAND_ERRORS)
     async def sleep(level: Annotated[int, Query(ge=0, le=2)] = 1, mode: Mode = "abort") -> Response:
         """Pause, and give memory back: at level 1 that of the KV cache, at level 2 that of the
         weights too.
         """
         with measure("sleep"):
-            await stand_still(ctx, mode, clear_cache=level > 0)
+            await pause_engines(ctx, mode, clear_cache=level > 0)
             await ctx.engine.call("sleep", level)
         ctx.slept(level)
         return json_response(to_json(SleepStatus(level)))
 
     @router.post("/release_kv_cache_memory", response_class=Response)
-    @wire(response=PauseStatus, errors=ACTING)
+    @wire(response=PauseStatus, errors=COMMAND_ERRORS)
     async def release_kv_cache_memory() -> Response:
         """Give the memory of the KV cache back during a pause."""
         with measure("release_kv_cache_memory"):
@@ -98,7 +98,7 @@ def _sleep(router: APIRouter, ctx: Context) -> None:
         return json_response(to_json(PauseStatus("kv_cache_released")))
 
     @router.post("/wake_up", response_class=Response)
-    @wire(response=WakeStatus, errors=ACTING)
+    @wire(response=WakeStatus, errors=COMMAND_ERRORS)
     async def wake_up(tags: Annotated[list[str] | None, Query()] = None) -> Response:
         """Take memory again: all of it, or what the tags name of weights, kv_cache, scheduling.
         Requests go on once it is all there.
@@ -110,13 +110,13 @@ def _sleep(router: APIRouter, ctx: Context) -> None:
         return json_response(to_json(WakeStatus("awake" if awake else "sleeping", tags)))
 
     @router.get("/is_sleeping", response_class=Response)
-    @wire(response=IsSleeping, errors=ASKING)
+    @wire(response=IsSleeping, errors=QUERY_ERRORS)
     async def is_sleeping() -> Response:
         sleeping = any(await ctx.engine.call("is_sleeping"))
         return json_response(to_json(IsSleeping(sleeping)))
 
 
-async def stand_still(ctx: Context, mode: Mode, clear_cache: bool) -> None:
+async def pause_engines(ctx: Context, mode: Mode, clear_cache: bool) -> None:
     """Pause the engines; returns once nothing is computed any more."""
     await ctx.engine.call("pause", mode, clear_cache)
     if mode != "wait":

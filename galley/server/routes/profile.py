@@ -8,11 +8,11 @@ from starlette.responses import Response
 
 from galley.errors import InvalidRequest
 from galley.observability.perfetto import profile_settings
-from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import ACTING, READING, wire
+from galley.server.openapi import BODY_ERRORS, COMMAND_ERRORS, wire
 from galley.server.protocol.operation import ProfileFiles, profile_reader
+from galley.server.response_builder import to_json
 
 
 def routes(ctx: Context) -> APIRouter:
@@ -22,7 +22,7 @@ def routes(ctx: Context) -> APIRouter:
         return router
 
     @router.post("/start_profile", response_class=Response)
-    @wire(profile_reader, errors={**READING, **ACTING}, optional=True)
+    @wire(profile_reader, errors={**BODY_ERRORS, **COMMAND_ERRORS}, optional=True)
     async def start_profile(raw: Request) -> Response:
         """Note what the steps do from now on."""
         given_one = raw.headers.get("content-length", "0") != "0"
@@ -35,7 +35,7 @@ def routes(ctx: Context) -> APIRouter:
         return Response(status_code=200)
 
     @router.post("/stop_profile", response_class=Response)
-    @wire(response=ProfileFiles, errors=ACTING)
+    @wire(response=ProfileFiles, errors=COMMAND_ERRORS)
     async def stop_profile() -> Response:
         """Write the file; tells its path, of each engine."""
         paths = await ctx.engine.call("stop_profile")

@@ -19,11 +19,9 @@ from starlette.responses import Response, StreamingResponse
 
 from galley.errors import GalleyError, InvalidRequest, ServerError
 from galley.request import RequestOutput, SamplingParams
-from galley.server.answer import to_json
-from galley.server.context import Context, heed_priority
+from galley.server.context import Context, apply_priority_header
 from galley.server.errors import json_response
-from galley.server.openapi import GENERATING, wire
-from galley.server.prompts import render
+from galley.server.openapi import GENERATION_ERRORS, wire
 from galley.server.protocol.base import ErrorResponse
 from galley.server.protocol.responses import (
     ResponseObject,
@@ -31,10 +29,12 @@ from galley.server.protocol.responses import (
     check_responses,
     reader,
 )
-from galley.server.response_answer import ResponseAnswer
+from galley.server.rendering import render
+from galley.server.response_builder import to_json
+from galley.server.response_object_builder import ResponseObjectBuilder
 from galley.server.response_store import Record, ResponseStore
 from galley.server.sampling import sampling_params, start
-from galley.server.stream import Stream, collect, merge, until_disconnect
+from galley.server.stream import OutputStream, collect, merge, until_disconnect
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ _UNKNOWN = {400: ErrorResponse, 404: ErrorResponse}
 
 def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
-    desk = Desk(ctx, ResponseStore())
+    handler = ResponsesHandler(ctx, ResponseStore())
 
     @router.post("/v1/responses", response_class=Response)
-    @wire(reader, ResponseObject, streams=True, errors=GENERATING)
+    @wire(reader, ResponseObject, streams=True, errors=GENERATION_ERRORS)
     async def create_response(raw: Request) -> Response:
         """Answer a text or a conversation; `stream` sends the text as it comes."""
-        return await desk.create(raw, await ctx.read(raw, reader))
+        return await handler.create(raw, await ctx.read(raw, reader))
 
     @router.get("/v1/responses/{response_id}", response_class=Response)
     @wire(response=ResponseObject, streams=True, errors=_UNKNOWN)
@@ -57,7 +57,7 @@ def routes(ctx: Context) -> APIRouter:
         response_id: str, stream: bool = False, starting_after: int = -1
     ) -> Response:
         """A stored response as it is now; with `stream`, its events from the one that follows."""
-        record = desk.store.get(response_id)
+        record = handler.store.get(response_id)
         if not stream:
             return json_response(to_json(record.response))
         if record.events is None:
@@ -68,7 +68,7 @@ def routes(ctx: Context) -> APIRouter:
     @wire(response=ResponseObject, errors={**_UNKNOWN, 503: ErrorResponse})
     async def cancel_response(response_id: str) -> Response:
         """End a background response that is under way."""
-        record = desk.store.get(response_id)
+        record = handler.store.get(response_id)
         if record.task is None:
             raise InvalidRequest(
                 "Cannot cancel a synchronous response: close its connection.", field="response_id"
@@ -83,7 +83,7 @@ def routes(ctx: Context) -> APIRouter:
 
 
 @dataclass
-class Desk:
+class ResponsesHandler:
     """Where responses are ordered, and kept where that is on."""
 
     ctx: Context
@@ -91,7 +91,7 @@ class Desk:
 
     async def create(self, raw: Request, request: ResponsesRequest) -> Response:
         check_responses(request)
-        heed_priority(raw, request)
+        apply_priority_header(raw, request)
         if not self.ctx.store_responses:
             self._refuse_what_needs_a_store(request)
         messages = self._messages(request)
@@ -107,7 +107,7 @@ class Desk:
         response = _new_response(request, params, model)
         record = Record(response, messages, [] if request.background and request.stream else None)
         keep = self.ctx.store_responses and request.store and not request.background
-        answer = ResponseAnswer(
+        answer = ResponseObjectBuilder(
             response,
             params.logprobs,
             request.enable_response_messages,
@@ -127,7 +127,9 @@ class Desk:
 
     # ------------------------------------------------------------------ background
 
-    def _in_background(self, record: Record, stream: Stream, answer: ResponseAnswer) -> Response:
+    def _in_background(
+        self, record: Record, stream: OutputStream, answer: ResponseObjectBuilder
+    ) -> Response:
         self.store.add(record)
         streamed = record.events is not None
         if not streamed:
@@ -139,7 +141,9 @@ class Desk:
             return StreamingResponse(record.follow(), media_type="text/event-stream")
         return json_response(queued)
 
-    async def _produce(self, record: Record, stream: Stream, answer: ResponseAnswer) -> None:
+    async def _produce(
+        self, record: Record, stream: OutputStream, answer: ResponseObjectBuilder
+    ) -> None:
         """Run a background response to its end; whatever happens shows in the record."""
         try:
             record.response.status = "in_progress"
@@ -163,7 +167,7 @@ class Desk:
             await stream.aclose()
 
     @staticmethod
-    def _failed(record: Record, answer: ResponseAnswer, error: GalleyError) -> None:
+    def _failed(record: Record, answer: ResponseObjectBuilder, error: GalleyError) -> None:
         end = answer.failed(error)
         if record.events is not None:
             record.add(_split(end))

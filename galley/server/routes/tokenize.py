@@ -9,11 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import InvalidRequest
-from galley.server.answer import to_json
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import OF_A_MODEL, wire
-from galley.server.prompts import render
+from galley.server.openapi import MODEL_ERRORS, wire
 from galley.server.protocol.tokenize import (
     AddedToken,
     DetokenizeResponse,
@@ -22,13 +20,15 @@ from galley.server.protocol.tokenize import (
     detokenize_reader,
     tokenize_reader,
 )
+from galley.server.rendering import render
+from galley.server.response_builder import to_json
 
 
 def routes(ctx: Context) -> APIRouter:
     router = APIRouter()
 
     @router.post("/tokenize", response_class=Response)
-    @wire(tokenize_reader, TokenizeResponse, errors=OF_A_MODEL)
+    @wire(tokenize_reader, TokenizeResponse, errors=MODEL_ERRORS)
     async def tokenize(raw: Request) -> Response:
         """Token ids of a text, or of a conversation."""
         request = await ctx.read(raw, tokenize_reader)
@@ -57,7 +57,7 @@ def routes(ctx: Context) -> APIRouter:
         return json_response(to_json(TokenizeResponse(len(ids), length, ids, names)))
 
     @router.post("/detokenize", response_class=Response)
-    @wire(detokenize_reader, DetokenizeResponse, errors=OF_A_MODEL)
+    @wire(detokenize_reader, DetokenizeResponse, errors=MODEL_ERRORS)
     async def detokenize(raw: Request) -> Response:
         """The text of token ids, special tokens included."""
         request = await ctx.read(raw, detokenize_reader)

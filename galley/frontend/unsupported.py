@@ -8,7 +8,7 @@ _GENERATES = "only text generation is supported yet: no pooling, embeddings, sco
 _ONE_ENGINE = "there is no such object here; LLM.config has the configuration"
 _WEIGHTS = "weight updates are not supported yet"
 
-WHY = {
+REASONS = {
     **dict.fromkeys(("embed", "encode", "score", "classify"), _GENERATES),
     **dict.fromkeys(("llm_engine", "model_config"), _ONE_ENGINE),
     **dict.fromkeys(("update_weights", "start_weight_update", "finish_weight_update"), _WEIGHTS),
@@ -17,11 +17,11 @@ WHY = {
 }
 
 
-class Refusing:
+class UnsupportedMethods:
     """An object whose missing attributes say why they are missing."""
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             what = f"{type(self).__name__!r} object has no attribute {name!r}"
-            raise AttributeError(f"{what}: {WHY[name]}" if name in WHY else what)
+            raise AttributeError(f"{what}: {REASONS[name]}" if name in REASONS else what)

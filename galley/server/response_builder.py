@@ -18,13 +18,13 @@ to_json = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
 
 
-def failed_stream(error: GalleyError) -> bytes:
+def error_event_and_done(error: GalleyError) -> bytes:
     """The end of one of OpenAI's streams that has begun and cannot go on."""
     return b"data: " + error_event(error) + b"\n\n" + DONE
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ResponseHeader:
     """The fields that are the same in every chunk of an answer."""
 
     id: str
@@ -40,7 +40,7 @@ class Head:
         return b"data: " + to_json(head)[:-1] + b',"choices":['
 
 
-class Tally:
+class UsageCounter:
     """Tokens of an answer as they come, over all its prompts and choices.
 
     Args:

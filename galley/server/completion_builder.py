@@ -12,7 +12,6 @@ from msgspec import UNSET
 
 from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
-from galley.server.answer import DONE, Head, Tally, failed_stream, to_json
 from galley.server.logprobs import Candidates, completion_logprobs, prompt_logprobs
 from galley.server.protocol.completions import (
     CompletionChoice,
@@ -20,11 +19,18 @@ from galley.server.protocol.completions import (
     CompletionRequest,
     CompletionResponse,
 )
+from galley.server.response_builder import (
+    DONE,
+    ResponseHeader,
+    UsageCounter,
+    error_event_and_done,
+    to_json,
+)
 
 _PLAIN_END = b',"logprobs":null,"finish_reason":null}]}\n\n'
 
 
-class CompletionAnswer:
+class CompletionResponseBuilder:
     """One answer in the making, for one prompt or several.
 
     Args:
@@ -35,9 +41,9 @@ class CompletionAnswer:
 
     def __init__(
         self,
-        head: Head,
+        head: ResponseHeader,
         request: CompletionRequest,
-        tally: Tally,
+        usage: UsageCounter,
         *,
         text_of: Callable[[list[int]], str],
         as_ids: bool = False,
@@ -45,7 +51,7 @@ class CompletionAnswer:
     ) -> None:
         self._head = head
         self._request = request
-        self._tally = tally
+        self._usage = usage
         self._text_of = text_of
         self._as_ids = as_ids
         self._usage_at_end = request.include_usage or force_usage
@@ -67,7 +73,7 @@ class CompletionAnswer:
     def whole(self, outputs: list[RequestOutput]) -> bytes:
         choices = []
         for i, output in enumerate(outputs):
-            self._tally.add(i, output)
+            self._usage.add(i, output)
             for choice in output.outputs:
                 choices.append(self._choice(i * self._n + choice.index, choice, output))
         return to_json(
@@ -77,8 +83,8 @@ class CompletionAnswer:
                 model=self._head.model,
                 choices=choices,
                 system_fingerprint=self._head.fingerprint,
-                usage=self._tally.usage(),
-                metrics=self._tally.timings(),
+                usage=self._usage.usage(),
+                metrics=self._usage.timings(),
             )
         )
 
@@ -138,7 +144,7 @@ class CompletionAnswer:
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
         """Events for the news in `output` of prompt `index`."""
-        self._tally.add(index, output)
+        self._usage.add(index, output)
         events = []
         for choice in output.outputs:
             number = index * self._n + choice.index
@@ -160,10 +166,10 @@ class CompletionAnswer:
     def last(self) -> bytes:
         if not self._usage_at_end:
             return DONE
-        return self._prefix + b"]," + self._tally.end() + DONE
+        return self._prefix + b"]," + self._usage.end() + DONE
 
     def failed(self, error: GalleyError) -> bytes:
-        return failed_stream(error)
+        return error_event_and_done(error)
 
     def _delta(self, number: int, choice: CompletionOutput, output: RequestOutput) -> bytes:
         first = number not in self._begun
@@ -183,5 +189,5 @@ class CompletionAnswer:
             fields["seed"] = choice.seed
         event = self._prefix + to_json(fields) + b"]"
         if self._request.continuous_usage:
-            event += b',"usage":' + to_json(self._tally.usage())
+            event += b',"usage":' + to_json(self._usage.usage())
         return event + b"}\n\n"

@@ -18,7 +18,6 @@ from typing import Any
 
 from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
-from galley.server.answer import to_json
 from galley.server.logprobs import TokenBytes, chat_logprobs
 from galley.server.protocol.chat import ContentLogprob
 from galley.server.protocol.responses import (
@@ -31,9 +30,10 @@ from galley.server.protocol.responses import (
     ResponseObject,
     ResponseUsage,
 )
+from galley.server.response_builder import to_json
 
 
-class ResponseAnswer:
+class ResponseObjectBuilder:
     """One answer in the making: one message with one text.
 
     Args:

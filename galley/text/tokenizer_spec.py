@@ -14,7 +14,7 @@ from galley.errors import InvalidRequest, ModelError
 
 
 @dataclass(frozen=True)
-class Backend:
+class TokenizerSpec:
     """A library tokenizer and what the checkpoint says beside it.
 
     Attributes:

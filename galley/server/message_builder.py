@@ -8,7 +8,6 @@ from starlette.responses import Response
 
 from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
-from galley.server.answer import to_json
 from galley.server.errors import error_headers, json_response
 from galley.server.protocol.anthropic import (
     ErrorDetail,
@@ -17,6 +16,7 @@ from galley.server.protocol.anthropic import (
     MessageUsage,
     TextBlock,
 )
+from galley.server.response_builder import to_json
 
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -45,7 +45,7 @@ def event(name: str, fields: dict[str, Any]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), to_json({"type": name, **fields}))
 
 
-class MessageAnswer:
+class MessageBuilder:
     """One answer in the making: one text block.
 
     Events: message_start, content_block_start, ping, content_block_delta …, content_block_stop,

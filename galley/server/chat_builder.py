@@ -13,7 +13,6 @@ from msgspec import UNSET
 
 from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
-from galley.server.answer import DONE, Head, Tally, failed_stream, to_json
 from galley.server.logprobs import TokenBytes, chat_logprobs, prompt_logprobs
 from galley.server.protocol.chat import (
     ChatChoice,
@@ -22,12 +21,19 @@ from galley.server.protocol.chat import (
     ChatLogprobs,
     ChatMessage,
 )
+from galley.server.response_builder import (
+    DONE,
+    ResponseHeader,
+    UsageCounter,
+    error_event_and_done,
+    to_json,
+)
 
 _PLAIN_END = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
+class AnswerRole:
     """Who answers a conversation: the role of the answer's messages, and the text that goes before
     each choice's own.
     """
@@ -36,13 +42,13 @@ class Speaker:
     echo: str = ""
 
 
-class ChatAnswer:
+class ChatResponseBuilder:
     """One answer in the making: to a conversation or, unstreamed, to several.
 
     Choices are numbered over all conversations: choice j of conversation i is i * n + j.
 
     Args:
-        speakers: one a conversation.
+        roles: one a conversation.
         bytes_of: the bytes of a token id, for logprobs.
         prompt_text: the rendered prompt, where the request asks for it.
         as_ids: write `token_id:N` for token texts in logprobs.
@@ -51,11 +57,11 @@ class ChatAnswer:
 
     def __init__(
         self,
-        head: Head,
+        head: ResponseHeader,
         request: ChatFields,
-        tally: Tally,
+        usage: UsageCounter,
         *,
-        speakers: Sequence[Speaker],
+        roles: Sequence[AnswerRole],
         bytes_of: TokenBytes,
         prompt_text: str | None = None,
         as_ids: bool = False,
@@ -63,8 +69,8 @@ class ChatAnswer:
     ) -> None:
         self._head = head
         self._request = request
-        self._tally = tally
-        self._speakers = speakers
+        self._usage = usage
+        self._roles = roles
         self._bytes_of = bytes_of
         self._prompt_text = prompt_text
         self._as_ids = as_ids
@@ -82,8 +88,8 @@ class ChatAnswer:
     def whole(self, outputs: Sequence[RequestOutput]) -> bytes:
         choices = []
         for i, output in enumerate(outputs):
-            self._tally.add(i, output)
-            speaker = self._speakers[i]
+            self._usage.add(i, output)
+            speaker = self._roles[i]
             choices += [self._choice(i * self._n + c.index, c, speaker) for c in output.outputs]
         # What is told of the prompt has room for one.
         [only] = outputs if len(outputs) == 1 else [None]
@@ -95,15 +101,15 @@ class ChatAnswer:
                 model=self._head.model,
                 choices=choices,
                 system_fingerprint=self._head.fingerprint,
-                usage=self._tally.usage(),
+                usage=self._usage.usage(),
                 prompt_logprobs=prompt_logprobs(only.prompt_logprobs if only else None),
                 prompt_token_ids=ids,
                 prompt_text=self._prompt_text,
-                metrics=self._tally.timings(),
+                metrics=self._usage.timings(),
             )
         )
 
-    def _choice(self, index: int, choice: CompletionOutput, speaker: Speaker) -> ChatChoice:
+    def _choice(self, index: int, choice: CompletionOutput, speaker: AnswerRole) -> ChatChoice:
         return ChatChoice(
             index=index,
             message=ChatMessage(speaker.role, speaker.echo + choice.text),
@@ -124,7 +130,7 @@ class ChatAnswer:
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
         """Events for the news in `output` (one prompt: `index` is 0)."""
-        self._tally.add(index, output)
+        self._usage.add(index, output)
         events = [] if self._begun else self._begin(output)
         plain = self._plain
         for choice in output.outputs:
@@ -142,10 +148,10 @@ class ChatAnswer:
     def last(self) -> bytes:
         if not self._usage_at_end:
             return DONE
-        return self._prefix + b"]," + self._tally.end() + DONE
+        return self._prefix + b"]," + self._usage.end() + DONE
 
     def failed(self, error: GalleyError) -> bytes:
-        return failed_stream(error)
+        return error_event_and_done(error)
 
     def _begin(self, output: RequestOutput) -> list[bytes]:
         """A chunk with the role for each choice, then the echo."""
@@ -155,7 +161,7 @@ class ChatAnswer:
             extra["prompt_token_ids"] = output.prompt_token_ids
         if self._prompt_text is not None:
             extra["prompt_text"] = self._prompt_text
-        [speaker] = self._speakers
+        [speaker] = self._roles
         events = []
         for i in range(self._n):
             delta = {"role": speaker.role, "content": ""}
@@ -185,6 +191,6 @@ class ChatAnswer:
 
     def _event(self, choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
         if self._request.continuous_usage:
-            extra = {**extra, "usage": self._tally.usage()}
+            extra = {**extra, "usage": self._usage.usage()}
         after = b"," + to_json(extra)[1:] if extra else b"}"
         return self._prefix + to_json(choice) + b"]" + after + b"\n\n"

@@ -60,7 +60,7 @@ async def render(
     return await asyncio.get_running_loop().run_in_executor(ctx.template_thread, rendering)
 
 
-def fill_in_prompt(ctx: Context, prompt: str | list[int], suffix: str) -> list[int]:
+def infill_prompt(ctx: Context, prompt: str | list[int], suffix: str) -> list[int]:
     """Token ids that ask for what stands between `prompt` and `suffix`.
 
     Raises:
