@@ -136,7 +136,7 @@ class Weights:
 
 def weights(native: Any, n: int, k: int, rows: int, parts: int, int8: bool) -> Weights:
     from galley.kernels.weights import pack
-    from galley.quant import Unpacked
+    from galley.quant import QuantizedWeight
 
     rng = np.random.default_rng(0)
     kind = Q8 if int8 else BF16
@@ -147,10 +147,10 @@ def weights(native: Any, n: int, k: int, rows: int, parts: int, int8: bool) -> W
         if int8:
             q = rng.integers(1, 256, (n, each), np.uint8)
             scale = np.full((n, each // 32), 0.01, np.float16)
-            one = pack(Unpacked(q=q, bits=8, group=32, zero=128, scale=scale), "bf16")
+            one = pack(QuantizedWeight(q=q, bits=8, group=32, zero=128, scale=scale), "bf16")
         else:
             dense = rng.standard_normal((n, each), np.float32).astype(ml_dtypes.bfloat16)
-            one = pack(Unpacked(dense=dense), "bf16")
+            one = pack(QuantizedWeight(dense=dense), "bf16")
         packed.append(one)
         x.append(_rows(native, rng.standard_normal((rows, each), np.float32), kind))
     bytes_of = [[one.data] + [one.data.copy() for _ in range(copies - 1)] for one in packed]

@@ -74,7 +74,7 @@ class Linear final : public Op {
 
   void check(int64_t stride) const {
     const LinearJob& j = job_;
-    if (!j.weight.meets(j.x_kind)) {
+    if (!j.weight.accepts(j.x_kind)) {
       bad("x_kind " + std::to_string(static_cast<int>(j.x_kind)) + " does not meet this weight");
     }
     if (j.out_kind == Kind::q8_row) bad("out_kind q8_row needs whole rows: use quantize");

@@ -99,7 +99,7 @@ struct WeightLayout {
   }
   int64_t bytes() const { return panels() * panel_bytes(); }
   // Whether activation rows of this kind can meet the weight.
-  bool meets(Kind x) const {
+  bool accepts(Kind x) const {
     if (!quantised()) return x == (format == Format::f32 ? Kind::f32 : Kind::bf16);
     return group == 0 ? x == Kind::q8_row : in_groups(x);
   }

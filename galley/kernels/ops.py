@@ -41,7 +41,7 @@ class Constant(Protocol):
 
 
 class WeightData(Protocol):
-    """What a backend makes a `Weight` of: `galley.quant.Unpacked`, seen from below."""
+    """What a backend makes a `Weight` of: `galley.quant.QuantizedWeight`, seen from below."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

@@ -62,7 +62,7 @@ class WeightFormat:
 class Codes:
     """A quantised weight as arrays; `value = scale * (q - zero) + min` per group along K.
 
-    Fields as in `galley.quant.Unpacked`; group 0 = one scale per output.
+    Fields as in `galley.quant.QuantizedWeight`; group 0 = one scale per output.
     """
 
     q: NDArray[np.uint8]

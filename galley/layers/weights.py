@@ -20,12 +20,12 @@ from galley.kernels.backend import Backend
 from galley.kernels.ops import GATE_UP_RUN, Constant, RankGroup, SingleRank, Weight
 from galley.loader.tensor import Checkpoint, RawTensor
 from galley.quant import (
-    Unpacked,
+    QuantizedWeight,
     channel_int8,
     concat_rows,
     interleave_rows,
+    read_weight,
     to_float32,
-    unpack,
 )
 
 #: Tensors that old checkpoints carry and that are no weights.
@@ -159,10 +159,10 @@ class CheckpointWeights:
             values.append(to_float32(self._take(name, (n,)))[start:stop])
         return values
 
-    def _weight(self, part: Part) -> Unpacked:
+    def _weight(self, part: Part) -> QuantizedWeight:
         raw = self._take(f"{part.name}.weight", part.shape)
         if raw.dtype != "int8":
-            return unpack(raw)
+            return read_weight(raw)
         return channel_int8(raw, self._take(f"{part.name}.weight_scale", (part.shape[0], 1)))
 
     def _take(self, name: str, shape: tuple[int, ...]) -> RawTensor:
@@ -176,7 +176,7 @@ class CheckpointWeights:
         self._left.discard(name)
         return raw
 
-    def _share(self, part: Part) -> Unpacked:
+    def _share(self, part: Part) -> QuantizedWeight:
         """This rank's outputs of a part."""
         whole = self._weight(part)
         if self.group.size == 1:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from galley.errors import ModelError
+from galley.kernels.quantized import QuantizedWeight
 from galley.quant.registry import to_float32
-from galley.quant.unpacked import Unpacked
 
 if TYPE_CHECKING:
     from galley.loader.tensor import RawTensor
@@ -47,11 +47,11 @@ def check_scheme(config: Mapping[str, Any]) -> None:
                     )
 
 
-def channel_int8(weight: RawTensor, scale: RawTensor) -> Unpacked:
+def channel_int8(weight: RawTensor, scale: RawTensor) -> QuantizedWeight:
     """An int8 weight [N, K] with one scale per output [N, 1].
 
     `group` is 0: all of K; kernels then round activations with one scale per row.
     """
     # Adding 128 to a signed byte is flipping its top bit.
     codes = weight.data.view(np.uint8) ^ np.uint8(0x80)
-    return Unpacked(q=codes, bits=8, group=0, zero=128, scale=to_float32(scale))
+    return QuantizedWeight(q=codes, bits=8, group=0, zero=128, scale=to_float32(scale))

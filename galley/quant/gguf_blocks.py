@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.quant.unpacked import Unpacked
+from galley.kernels.quantized import QuantizedWeight
 
 GROUP = 32
 Bytes = NDArray[np.uint8]
@@ -52,16 +52,18 @@ def _in_rows(codes: Bytes) -> Bytes:
     return codes.reshape(codes.shape[0], -1)
 
 
-def q4_0(data: Bytes) -> Unpacked:
+def q4_0(data: Bytes) -> QuantizedWeight:
     """value = d * (q - 8), q of 4 bits."""
     b = blocks_of(data, Q4_0_BLOCK)
-    return Unpacked(q=_in_rows(nibbles(b["qs"])), bits=4, group=GROUP, zero=8, scale=b["d"].copy())
+    return QuantizedWeight(
+        q=_in_rows(nibbles(b["qs"])), bits=4, group=GROUP, zero=8, scale=b["d"].copy()
+    )
 
 
-def q4_1(data: Bytes) -> Unpacked:
+def q4_1(data: Bytes) -> QuantizedWeight:
     """value = d * q + m, q of 4 bits."""
     b = blocks_of(data, Q4_1_BLOCK)
-    return Unpacked(
+    return QuantizedWeight(
         q=_in_rows(nibbles(b["qs"])),
         bits=4,
         group=GROUP,
@@ -70,23 +72,25 @@ def q4_1(data: Bytes) -> Unpacked:
     )
 
 
-def q5_0(data: Bytes) -> Unpacked:
+def q5_0(data: Bytes) -> QuantizedWeight:
     """value = d * (q - 16), q of 5 bits."""
     b = blocks_of(data, Q5_0_BLOCK)
-    return Unpacked(q=_in_rows(_five_bits(b)), bits=8, group=GROUP, zero=16, scale=b["d"].copy())
+    return QuantizedWeight(
+        q=_in_rows(_five_bits(b)), bits=8, group=GROUP, zero=16, scale=b["d"].copy()
+    )
 
 
-def q5_1(data: Bytes) -> Unpacked:
+def q5_1(data: Bytes) -> QuantizedWeight:
     """value = d * q + m, q of 5 bits."""
     b = blocks_of(data, Q5_1_BLOCK)
-    return Unpacked(
+    return QuantizedWeight(
         q=_in_rows(_five_bits(b)), bits=8, group=GROUP, scale=b["d"].copy(), min=b["m"].copy()
     )
 
 
-def q8_0(data: Bytes) -> Unpacked:
+def q8_0(data: Bytes) -> QuantizedWeight:
     """value = d * q, q a signed byte."""
     b = blocks_of(data, Q8_0_BLOCK)
     # Adding 128 to a signed byte is flipping its top bit.
     codes = _in_rows(b["qs"].view(np.uint8) ^ np.uint8(0x80))
-    return Unpacked(q=codes, bits=8, group=GROUP, zero=128, scale=b["d"].copy())
+    return QuantizedWeight(q=codes, bits=8, group=GROUP, zero=128, scale=b["d"].copy())

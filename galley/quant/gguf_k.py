@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.kernels.quantized import QuantizedWeight
 from galley.quant.gguf_blocks import Bytes, blocks_of, nibbles
-from galley.quant.unpacked import Unpacked
 
 _F16 = "<f2"
 Q4_K_BLOCK = np.dtype([("d", _F16), ("dmin", _F16), ("scales", "u1", 12), ("qs", "u1", (4, 32))])
@@ -43,15 +43,17 @@ def _scale_and_min(b: NDArray[np.void]) -> tuple[F32, F32]:
     return scale.reshape(n, -1), minimum.reshape(n, -1)
 
 
-def q4_k(data: Bytes) -> Unpacked:
+def q4_k(data: Bytes) -> QuantizedWeight:
     """4-bit codes in groups of 32. Each 32 bytes hold two groups: low nibbles, high nibbles."""
     b = blocks_of(data, Q4_K_BLOCK)
     scale, minimum = _scale_and_min(b)
     codes = nibbles(b["qs"])
-    return Unpacked(q=codes.reshape(codes.shape[0], -1), bits=4, group=32, scale=scale, min=minimum)
+    return QuantizedWeight(
+        q=codes.reshape(codes.shape[0], -1), bits=4, group=32, scale=scale, min=minimum
+    )
 
 
-def q5_k(data: Bytes) -> Unpacked:
+def q5_k(data: Bytes) -> QuantizedWeight:
     """5-bit codes in groups of 32: nibbles as in Q4_K, bit g of `qh[j]` on value j of group g."""
     b = blocks_of(data, Q5_K_BLOCK)
     scale, minimum = _scale_and_min(b)
@@ -60,10 +62,10 @@ def q5_k(data: Bytes) -> Unpacked:
     qh = b["qh"]
     for g in range(8):
         codes[:, :, g] |= ((qh >> g) & 1) << 4
-    return Unpacked(q=codes.reshape(n, -1), bits=8, group=32, scale=scale, min=minimum)
+    return QuantizedWeight(q=codes.reshape(n, -1), bits=8, group=32, scale=scale, min=minimum)
 
 
-def q6_k(data: Bytes) -> Unpacked:
+def q6_k(data: Bytes) -> QuantizedWeight:
     """6-bit codes around 32 in groups of 16.
 
     Each half block of 128 values, as four runs of 32:
@@ -80,4 +82,6 @@ def q6_k(data: Bytes) -> Unpacked:
     for run in range(4):
         codes[..., run, :] |= ((qh[..., 0, :] >> (2 * run)) & 3) << 4
     scale = b["d"].astype(np.float32)[..., None] * b["scales"]
-    return Unpacked(q=codes.reshape(n, -1), bits=8, group=16, zero=32, scale=scale.reshape(n, -1))
+    return QuantizedWeight(
+        q=codes.reshape(n, -1), bits=8, group=16, zero=32, scale=scale.reshape(n, -1)
+    )

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.errors import ModelError
+from galley.kernels.quantized import QuantizedWeight
 from galley.quant import dense, gguf_blocks, gguf_k
-from galley.quant.unpacked import Unpacked
 
 if TYPE_CHECKING:
     from galley.loader.tensor import RawTensor
 
-#: Format name -> raw array in logical row order -> Unpacked.
-FORMATS: dict[str, Callable[[NDArray[Any]], Unpacked]] = {
+#: Format name -> raw array in logical row order -> QuantizedWeight.
+FORMATS: dict[str, Callable[[NDArray[Any]], QuantizedWeight]] = {
     "float32": dense.float32,
     "float16": dense.float32,
     "bfloat16": dense.bfloat16,
@@ -34,7 +34,7 @@ FORMATS: dict[str, Callable[[NDArray[Any]], Unpacked]] = {
 }
 
 
-def unpack(raw: RawTensor) -> Unpacked:
+def read_weight(raw: RawTensor) -> QuantizedWeight:
     """The weight's codes and scales, without loss, rows in logical order.
 
     Raises:
@@ -64,4 +64,4 @@ def unpack(raw: RawTensor) -> Unpacked:
 
 def to_float32(raw: RawTensor) -> NDArray[np.float32]:
     """The tensor's values, float32 of its shape: equal to `gguf.dequantize` for GGUF types."""
-    return unpack(raw).to_float32()
+    return read_weight(raw).to_float32()

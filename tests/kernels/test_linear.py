@@ -10,7 +10,7 @@ import pytest
 
 from galley.kernels import _native
 from galley.kernels.weights import PackedWeight, pack
-from galley.quant import Unpacked
+from galley.quant import QuantizedWeight
 from tests.kernels import activation_rows
 from tests.kernels.native_harness import (
     BF16,
@@ -44,21 +44,21 @@ SHAPES = [(960, 576), (576, 1536), (64, 128), (33, 160), (1, 32), (31, 288), (70
 ODD_K = [(40, 7), (5, 1), (37, 71), (64, 33)]
 
 
-def random_weight(name: str, n: int, k: int, seed: int = 0) -> Unpacked:
+def random_weight(name: str, n: int, k: int, seed: int = 0) -> QuantizedWeight:
     rng = np.random.default_rng(seed)
     recipe = FORMATS[name]
     if recipe is None:
         dense = rng.standard_normal((n, k)).astype(np.float32)
-        return Unpacked(dense=dense if name == "f32" else dense.astype(ml_dtypes.bfloat16))
+        return QuantizedWeight(dense=dense if name == "f32" else dense.astype(ml_dtypes.bfloat16))
     bits, group, zero, dtype, has_min = recipe
     groups = -(-k // group) if group else 1
     q = rng.integers(0 if bits < 8 else 1, 2**bits, (n, k), np.uint8)
     scale = (rng.standard_normal((n, groups)) * 0.02).astype(dtype)
     low = (rng.standard_normal((n, groups)) * 0.1).astype(dtype) if has_min else None
-    return Unpacked(q=q, bits=bits, group=group, zero=zero, scale=scale, min=low)
+    return QuantizedWeight(q=q, bits=bits, group=group, zero=zero, scale=scale, min=low)
 
 
-def original_values(weight: Unpacked) -> np.ndarray:
+def original_values(weight: QuantizedWeight) -> np.ndarray:
     if weight.q is not None and weight.group == 0:  # one scale per output
         return (weight.q.astype(np.float32) - weight.zero) * weight.scale
     return weight.to_float32()
@@ -165,14 +165,16 @@ class TestPacking:
 
     def test_four_bit_codes_around_another_zero_take_eight_bits(self):
         weight = random_weight("Q4_0", 40, 64)
-        shifted = Unpacked(q=weight.q, bits=4, group=32, zero=7, scale=weight.scale, min=weight.min)
+        shifted = QuantizedWeight(
+            q=weight.q, bits=4, group=32, zero=7, scale=weight.scale, min=weight.min
+        )
         w = pack(shifted)
         assert w.format.name == "i8"
         assert np.array_equal(w.unpack(), shifted.to_float32())
 
     def test_groups_that_no_kernel_has_become_dense(self):
         rng = np.random.default_rng(0)
-        weight = Unpacked(
+        weight = QuantizedWeight(
             q=rng.integers(0, 16, (40, 48), np.uint8),
             bits=4,
             group=24,
@@ -186,7 +188,7 @@ class TestPacking:
 
     def test_float32_is_rounded_to_even_bf16(self):
         values = np.array([[1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), np.inf, 1e-40]], np.float32)
-        w = pack(Unpacked(dense=values), "bf16")
+        w = pack(QuantizedWeight(dense=values), "bf16")
         assert np.array_equal(w.unpack(), values.astype(ml_dtypes.bfloat16).astype(np.float32))
 
     @pytest.mark.parametrize("name", FORMATS)
@@ -210,13 +212,13 @@ class TestPacking:
         with pytest.raises(ValueError, match="do not fit 4 bits"):
             pack(weight)
         weight = random_weight("Q8_0", 8, 32)
-        high = Unpacked(q=weight.q, bits=8, group=32, zero=0, scale=weight.scale)
+        high = QuantizedWeight(q=weight.q, bits=8, group=32, zero=0, scale=weight.scale)
         with pytest.raises(ValueError, match="do not fit int8"):
             pack(high)
 
     def test_only_matrices_are_packed(self):
         with pytest.raises(ValueError, match="matrix"):
-            pack(Unpacked(dense=np.zeros(5, np.float32)))
+            pack(QuantizedWeight(dense=np.zeros(5, np.float32)))
 
     def test_wrong_memory_is_refused(self):
         w = packed("Q4_0", 64, 128)
@@ -230,7 +232,7 @@ class TestPacking:
     def test_strided_dense_weights(self):
         values = np.random.default_rng(0).standard_normal((80, 120)).astype(np.float32)
         for view in (values[::2, 10:50], values.T, values[:, ::-1]):
-            assert np.array_equal(pack(Unpacked(dense=view), "f32").unpack(), view)
+            assert np.array_equal(pack(QuantizedWeight(dense=view), "f32").unpack(), view)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -335,7 +337,7 @@ class TestValues:
         q[::2] = 0
         scale = np.ones((n, k // group), dtype)
         low = scale if has_min else None
-        w = pack(Unpacked(q=q, bits=bits, group=group, zero=zero, scale=scale, min=low))
+        w = pack(QuantizedWeight(q=q, bits=bits, group=group, zero=zero, scale=scale, min=low))
         x = np.ones((9, k), np.float32)
         x[::3] = -1
         x[1] = np.where(np.arange(k) % 2, 1, -1)

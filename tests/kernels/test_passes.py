@@ -15,7 +15,7 @@ from galley.kernels.passes.quantize import fuse_quantize
 from galley.kernels.program import Kind, Node
 from galley.kernels.recorder import Recorder, RecordingContext
 from galley.kernels.weights import Codes, pack
-from galley.quant import unpack
+from galley.quant import read_weight
 from tests.models.checkpoints import quantized
 from tests.models.driver import LIMITS, Driver
 
@@ -32,7 +32,7 @@ def weight(n: int, k: int, dtype: str = "float32", seed: int = 0):
         return pack(Codes(codes, bits=8, group=0, zero=128, scale=scale))
     values = (rng.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32)
     dense = "f32" if dtype == "float32" else "bf16"
-    return pack(unpack(quantized("w", values, dtype)), dense)
+    return pack(read_weight(quantized("w", values, dtype)), dense)
 
 
 def norm_weight(seed: int = 0):

@@ -18,7 +18,7 @@ from galley.kernels.weights import pack
 from galley.loader import open_checkpoint
 from galley.loader.source import Source, default_model
 from galley.models.decoder import Stage
-from galley.quant import Unpacked
+from galley.quant import QuantizedWeight
 from galley.runner import checksum_cache, packed_file
 from galley.runner.load import load_model
 from galley.runner.packed_file import Answer, PackedFile, write_answers
@@ -29,7 +29,7 @@ from galley.runner.weight_cache import cache_path, cache_root
 def answers():
     rng = np.random.default_rng(0)
     weights = [
-        pack(Unpacked(dense=rng.normal(size=(n, 64)).astype(np.float32)), dense)
+        pack(QuantizedWeight(dense=rng.normal(size=(n, 64)).astype(np.float32)), dense)
         for n, dense in ((48, "bf16"), (7, "f32"))
     ]
     return [Answer("rows a[48, 64] b[7, 64]", weights), Answer("table t[7, 64]", weights[1:], True)]

@@ -460,14 +460,14 @@ def _templates() -> Iterator[Seed]:
 def _packed() -> Seed:
     """A file of packed weights, as the cache on disk keeps them."""
     from galley.kernels.weights import pack
-    from galley.quant import Unpacked
+    from galley.quant import QuantizedWeight
     from galley.runner.packed_file import Answer, write_answers
 
     rng = np.random.default_rng(0)
-    dense = pack(Unpacked(dense=rng.standard_normal((8, 32)).astype(np.float32)), "bf16")
+    dense = pack(QuantizedWeight(dense=rng.standard_normal((8, 32)).astype(np.float32)), "bf16")
     codes = rng.integers(0, 16, (32, 64), np.uint8)
     scale = rng.standard_normal((32, 2)).astype(np.float16)
-    coded = pack(Unpacked(q=codes, bits=4, group=32, zero=8, scale=scale), "bf16")
+    coded = pack(QuantizedWeight(q=codes, bits=4, group=32, zero=8, scale=scale), "bf16")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w"
         write_answers(path, [Answer("table", [dense]), Answer("rows", [coded, dense], True)])

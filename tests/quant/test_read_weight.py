@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 
 from galley.errors import ModelError
 from galley.loader.tensor import RawTensor
-from galley.quant import FORMATS, Unpacked, to_float32, unpack
+from galley.quant import FORMATS, QuantizedWeight, read_weight, to_float32
 from tests.quant.blocks import random_blocks
 
 ROWS, K = 24, 512
@@ -40,7 +40,7 @@ def test_quantised_weights_equal_gguf(name):
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", *K_TYPES])
 def test_random_blocks_equal_gguf(name):
     data = random_blocks(name, np.random.default_rng(1), ROWS, K)
-    u = unpack(raw(name, data, (ROWS, K)))
+    u = read_weight(raw(name, data, (ROWS, K)))
     assert np.array_equal(u.to_float32(), gguf.dequantize(data, Type[name]))
     assert u.bits == BITS.get(name, 8)
     assert u.group == GROUP.get(name, 32)
@@ -63,7 +63,7 @@ def test_random_blocks_equal_gguf(name):
     ],
 )
 def test_dense_values_are_kept(dtype, array):
-    u = unpack(raw(dtype, array, array.shape))
+    u = read_weight(raw(dtype, array, array.shape))
     assert u.dense.dtype.name in ("float32", "bfloat16")
     assert np.array_equal(u.to_float32(), array.astype(np.float32))
 
@@ -90,15 +90,15 @@ def test_read_only_maps_are_enough(tmp_path):
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "IQ4_XS", "MXFP4", "float8_e4m3fn", "int3"])
 def test_unknown_formats_are_refused_by_name(name):
     with pytest.raises(ModelError, match=rf"tensor w: weight format {name} is not supported"):
-        unpack(raw(name, np.zeros((2, 8), np.uint8), (2, 16)))
+        read_weight(raw(name, np.zeros((2, 8), np.uint8), (2, 16)))
 
 
 def test_data_of_another_shape_is_refused():
     data = random_blocks("Q8_0", np.random.default_rng(4), ROWS, K)
     with pytest.raises(ModelError, match="not whole blocks"):
-        unpack(raw("Q8_0", data[:, :-1], (ROWS, K)))
+        read_weight(raw("Q8_0", data[:, :-1], (ROWS, K)))
     with pytest.raises(ModelError, match=r"the checkpoint says \(24, 480\)"):
-        unpack(raw("Q8_0", data, (ROWS, K - 32)))
+        read_weight(raw("Q8_0", data, (ROWS, K - 32)))
 
 
 def test_every_listed_format_is_reached_by_a_test():
@@ -109,7 +109,7 @@ def test_every_listed_format_is_reached_by_a_test():
 def test_a_hundred_million_parameters_take_about_a_second(name):
     data = random_blocks(name, np.random.default_rng(5), 4096, 2048)
     start = time.process_time()
-    u = unpack(raw(name, data, (4096, 2048)))
+    u = read_weight(raw(name, data, (4096, 2048)))
     per_parameter = (time.process_time() - start) / (4096 * 2048)
-    assert isinstance(u, Unpacked)
+    assert isinstance(u, QuantizedWeight)
     assert per_parameter * 135e6 < 10.0

@@ -1,4 +1,4 @@
-"""`Unpacked`: a weight as codes, scales and minima (or dense), before a kernel's layout.
+"""`QuantizedWeight`: a weight as codes, scales and minima (or dense), before a kernel's layout.
 
 It is what every checkpoint format becomes and what `kernels.weights.pack` starts from. Rows can be
 joined (q, k, v into one weight), interleaved (gate with up) and cut along either axis.
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Unpacked:
+class QuantizedWeight:
     """A weight of N outputs and K inputs: dense, or quantised in groups along K.
 
         row n, group g:   value[n, k] = scale[n, g] * (q[n, k] - zero) + min[n, g]
@@ -78,7 +78,7 @@ class Unpacked:
             value += self.min.astype(np.float32)[..., None]
         return value.reshape(n, k)
 
-    def rows(self, start: int, stop: int) -> Unpacked:
+    def rows(self, start: int, stop: int) -> QuantizedWeight:
         """Outputs [start, stop): the slice of a column-parallel rank. Views, not copies."""
         assert 0 <= start < stop <= self.shape[0]
 
@@ -89,7 +89,7 @@ class Unpacked:
             self, dense=cut(self.dense), q=cut(self.q), scale=cut(self.scale), min=cut(self.min)
         )
 
-    def columns(self, start: int, stop: int) -> Unpacked:
+    def columns(self, start: int, stop: int) -> QuantizedWeight:
         """Inputs [start, stop): the slice of a row-parallel rank.
 
         Raises ValueError where a border would cut through a group of shared scales.
@@ -111,12 +111,12 @@ class Unpacked:
         )
 
 
-def concat_rows(parts: Sequence[Unpacked]) -> Unpacked:
+def concat_rows(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """One weight whose outputs are those of `parts`, which have one format, one after the other."""
     return _join(parts, np.concatenate)
 
 
-def interleave_rows(first: Unpacked, second: Unpacked, run: int) -> Unpacked:
+def interleave_rows(first: QuantizedWeight, second: QuantizedWeight, run: int) -> QuantizedWeight:
     """Outputs of two weights of one shape and format in turn, `run` rows of each at a time.
 
         run = 2:   first 0, first 1, second 0, second 1, first 2, first 3, ...
@@ -133,7 +133,9 @@ def interleave_rows(first: Unpacked, second: Unpacked, run: int) -> Unpacked:
     return _join([first, second], weave)
 
 
-def _join(parts: Sequence[Unpacked], how: Callable[[Sequence[Array]], Array]) -> Unpacked:
+def _join(
+    parts: Sequence[QuantizedWeight], how: Callable[[Sequence[Array]], Array]
+) -> QuantizedWeight:
     first = parts[0]
     assert all(p.format == first.format for p in parts)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from galley.quant import Unpacked, concat_rows, interleave_rows
+from galley.quant import QuantizedWeight, concat_rows, interleave_rows
 
 K = 64
 
 
-def make(kind: str, rows: int, seed: int = 0) -> Unpacked:
+def make(kind: str, rows: int, seed: int = 0) -> QuantizedWeight:
     rng = np.random.default_rng(seed)
     if kind == "f32":
-        return Unpacked(dense=rng.normal(size=(rows, K)).astype(np.float32))
+        return QuantizedWeight(dense=rng.normal(size=(rows, K)).astype(np.float32))
     bits, group, zero, dtype, has_min = {
         "q4_0": (4, 32, 8, np.float16, False),
         "q4_1": (4, 32, 0, np.float16, True),
@@ -25,7 +25,7 @@ def make(kind: str, rows: int, seed: int = 0) -> Unpacked:
     }[kind]
     top = {8: 15, 0: 15, 16: 31, 128: 255, 32: 63}[zero]
     shape = (rows, K // group)
-    return Unpacked(
+    return QuantizedWeight(
         q=rng.integers(0, top + 1, (rows, K), dtype=np.uint8),
         bits=bits,
         group=group,
