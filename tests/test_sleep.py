@@ -44,7 +44,7 @@ def test_it_answers_alike_after_waking_up(llm: LLM, level: int, least: int) -> N
     before, full = answers(llm), pss()
     llm.sleep(level)
     assert full - pss() > least * MIB
-    assert llm._core.scheduler.kv.pool.num_fresh == llm._core.executor.num_blocks - 1
+    assert llm._core.scheduler.kv.pool.num_untouched == llm._core.executor.num_blocks - 1
     assert awake(llm) == 0
     with pytest.raises(InvalidRequest, match="asleep"):
         llm.generate("Hello", use_tqdm=False)

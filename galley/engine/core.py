@@ -138,7 +138,7 @@ class EngineCore:
             num_steps=scheduler.step,
             model_seconds=self._model_seconds,
             memory_short=self.guard is not None and self.guard.short,
-            withheld_blocks=kv.pool.withheld,
+            reserved_blocks=kv.pool.num_reserved,
         )
 
     def _told(self) -> Stats:

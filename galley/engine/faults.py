@@ -182,7 +182,7 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
             core: Any = self.core
             for fault in due:
                 if fault.act == "leak":
-                    core.scheduler.kv.pool.take(1)
+                    core.scheduler.kv.pool.allocate(1)
                 else:
                     core.guard.source = NoMemory(core.guard.source, fault.seconds)
 

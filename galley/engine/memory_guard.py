@@ -5,7 +5,7 @@
        give back          stay               grow by what is more
 
 The KV cache takes memory as its blocks are first written. A look at memory says how many blocks
-may still be touched (`BlockPool.withhold` keeps the rest from everybody); below the reserve, blocks
+may still be touched (`BlockPool.set_reserved` withholds the rest); below the reserve, blocks
 that are free or only cached give theirs back, and where that is not enough sequences are preempted:
 they wait, and go on when there is room. Blocks for one sequence of the longest length always
 remain, so that something always runs.
@@ -71,9 +71,9 @@ class MemoryGuard:
         self._next = 0.0 if self.reserve else float("inf")
 
     @property
-    def num_withheld(self) -> int:
+    def num_reserved(self) -> int:
         """Blocks that are kept from everybody."""
-        return self._scheduler.kv.pool.withheld
+        return self._scheduler.kv.pool.num_reserved
 
     def look(self, now: float) -> None:
         """To be called between any two steps; `now` in seconds of any clock."""
@@ -84,9 +84,9 @@ class MemoryGuard:
         self._next = now + (SHORT_INTERVAL if near else INTERVAL)
         room = self._room(memory)
         pool = self._scheduler.kv.pool
-        withheld = max(pool.num_fresh - room // self._cache.block_bytes, 0)
-        if withheld != pool.withheld:
-            given_back = self._scheduler.withhold(withheld)
+        reserved = max(pool.num_untouched - room // self._cache.block_bytes, 0)
+        if reserved != pool.num_reserved:
+            given_back = self._scheduler.set_reserved_blocks(reserved)
             if given_back:
                 self._cache.give_back(given_back)
         self._tell(memory, room)
@@ -103,12 +103,12 @@ class MemoryGuard:
         """Log when load begins to be shed, and when that is over."""
         pool = self._scheduler.kv.pool
         if self.short:
-            if room > self.reserve // 4 or (room >= 0 and not pool.withheld):
+            if room > self.reserve // 4 or (room >= 0 and not pool.num_reserved):
                 self.short = False
                 log.warning("Memory is back: %d MiB are available.", memory.available // MIB)
-        elif pool.withheld and room <= 0:
+        elif pool.num_reserved and room <= 0:
             self.short = True
-            usable = pool.num_blocks - 1 - pool.withheld
+            usable = pool.num_blocks - 1 - pool.num_reserved
             log.warning(
                 "Memory runs short: %d MiB are available, and %d MiB are to be left free. The KV "
                 "cache gets %d of its %d blocks for now; what does not fit waits.",

@@ -90,7 +90,7 @@ class Stats(msgspec.Struct, array_like=True):
 
     Attributes:
         model_seconds: between plan and result, since the engine's start; told to all.
-        memory_short, withheld_blocks: load is shed for want of memory, and the KV blocks that
+        memory_short, reserved_blocks: load is shed for want of memory, and the KV blocks that
             nobody gets meanwhile.
         flops, read_bytes, write_bytes: estimates, with --enable-mfu-metrics.
         block_times: lifetimes, idle times and gaps of cached blocks as float32 bytes, each told
@@ -112,7 +112,7 @@ class Stats(msgspec.Struct, array_like=True):
     block_times: list[bytes] = []
     model_seconds: float = 0.0
     memory_short: bool = False
-    withheld_blocks: int = 0
+    reserved_blocks: int = 0
 
 
 class Outputs(msgspec.Struct, tag="out"):

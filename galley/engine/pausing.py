@@ -178,9 +178,9 @@ class Pausing:
     def _release(self, tags: tuple[str, ...], weights: bool) -> None:
         self._scheduler.reset_prefix_cache(True)
         pool = self._scheduler.kv.pool
-        withheld = pool.withheld
-        pool.withhold(pool.num_blocks - 1)  # from now on no block has memory
-        pool.withhold(withheld)
+        reserved = pool.num_reserved
+        pool.set_reserved(pool.num_blocks - 1)  # from now on no block has memory
+        pool.set_reserved(reserved)
         self._executor.rpc("release_memory", weights)
         self._asleep |= set(tags)
         self._dropped |= weights

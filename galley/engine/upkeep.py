@@ -38,6 +38,6 @@ class Upkeep:
             self._proven = scheduler.step
         if guard is None or core.pausing.stopped:
             return []  # what sleeps has given its memory back
-        before = guard.short, guard.num_withheld
+        before = guard.short, guard.num_reserved
         guard.look(perf_counter())
-        return core.news(clients) if (guard.short, guard.num_withheld) != before else []
+        return core.news(clients) if (guard.short, guard.num_reserved) != before else []

@@ -131,13 +131,13 @@ class KVCacheManager:
         is not begun only to be preempted before its end.
         """
         pool = self.pool
-        lack = 0
+        missing = 0
         free = pool.num_free
         for g, group in enumerate(self._groups):
             held = hit.blocks[g] if hit.blocks else ()
-            lack += max(group.most_held(num_tokens) - len(held) + held.count(NULL_BLOCK), 0)
+            missing += max(group.most_held(num_tokens) - len(held) + held.count(NULL_BLOCK), 0)
             free -= pool.num_free_among(held)
-        return lack <= free
+        return missing <= free
 
     def admit(self, slot: int, chain: HashChain | None, hit: Hit) -> None:
         """Give `slot` (empty) the blocks of `hit`; the rest comes by `grow`.
@@ -170,18 +170,18 @@ class KVCacheManager:
 
     # --- growth ---------------------------------------------------------------------------------
 
-    def lack(self, slots: NDArray[np.intp], totals: I32) -> I32:
+    def missing_blocks(self, slots: NDArray[np.intp], totals: I32) -> I32:
         """Blocks that each slot lacks to hold `totals` tokens: [groups, n]."""
         want = (totals + (self.block_size - 1)) >> self._shift
-        lack: I32 = want - self.table.num_blocks.take(slots, axis=1)
-        return lack
+        missing: I32 = want - self.table.num_blocks.take(slots, axis=1)
+        return missing
 
-    def can_grow(self, lack: I32) -> bool:
-        return int(lack.sum()) <= self.pool.num_free
+    def can_grow(self, missing: I32) -> bool:
+        return int(missing.sum()) <= self.pool.num_free
 
-    def grow(self, slots: NDArray[np.intp], lack: I32) -> None:
-        """Give each slot the blocks that it lacks (an answer of `lack`, none negative)."""
-        for g, counts in enumerate(lack):
+    def grow(self, slots: NDArray[np.intp], missing: I32) -> None:
+        """Give each slot the blocks that it lacks (an answer of `missing`, none negative)."""
+        for g, counts in enumerate(missing):
             lacking = np.flatnonzero(counts)
             if not len(lacking):
                 continue
@@ -194,14 +194,14 @@ class KVCacheManager:
                 begin = np.cumsum(counts) - counts - indices
                 rows = np.repeat(rows, counts)
                 indices = np.arange(total, dtype=np.int32) - np.repeat(begin, counts)
-            ids = np.array(self.pool.take(total), np.int32)
+            ids = np.array(self.pool.allocate(total), np.int32)
             self.table.block_tables[g][rows, indices] = ids
             self._record(g, rows.astype(np.int32), indices.astype(np.int32), ids)
 
-    def enter(self, slots: list[int], totals: list[int]) -> None:
+    def cache_blocks(self, slots: list[int], totals: list[int]) -> None:
         """Make the full blocks among each slot's first `totals` tokens findable."""
         indexed, chains, shift = self._indexed, self._chains, self._shift
-        token_ids, extend, enter = self.table.token_ids, self.hasher.extend, self.pool.enter
+        token_ids, extend, enter = self.table.token_ids, self.hasher.extend, self.pool.cache_block
         for slot, total in zip(slots, totals, strict=True):
             done, full = indexed[slot], total >> shift
             chain = chains[slot]
@@ -216,7 +216,7 @@ class KVCacheManager:
                     if block != NULL_BLOCK:
                         enter(block, hashes[i] + suffix)
 
-    def let_go(self, slots: NDArray[np.intp]) -> None:
+    def free_out_of_window(self, slots: NDArray[np.intp]) -> None:
         """Release the blocks that have left the window of their group."""
         computed = self.table.num_computed[slots]
         for g in self._windows:
@@ -225,7 +225,7 @@ class KVCacheManager:
                 slot, end = int(slots[i]), int(live[i])
                 start = int(self._let_go[g, slot])
                 row = self.table.block_tables[g][slot, start:end]
-                self.pool.release(row[::-1].tolist())
+                self.pool.free(row[::-1].tolist())
                 row[:] = NULL_BLOCK
                 self._let_go[g, slot] = end
                 n = end - start
@@ -242,13 +242,13 @@ class KVCacheManager:
         """
         if self._changes:  # of the step being built: an empty slot has no blocks
             self._changes = [c for c in self._changes if slot not in c[1]]
-        self.enter([slot], [num_valid])
+        self.cache_blocks([slot], [num_valid])
         valid = num_valid >> self._shift
         for g, table in enumerate(self.table.block_tables):
             blocks = table[slot, : self.table.num_blocks[g, slot]].tolist()
-            self.pool.forget(b for b in blocks[valid : self._indexed[slot]] if b != NULL_BLOCK)
+            self.pool.uncache(b for b in blocks[valid : self._indexed[slot]] if b != NULL_BLOCK)
             blocks.reverse()
-            self.pool.release(blocks)
+            self.pool.free(blocks)
         self.table.num_blocks[:, slot] = 0
         self._let_go[:, slot] = 0
         self._indexed[slot] = 0
@@ -286,7 +286,7 @@ class KVCacheManager:
         assert counted.tolist() == self.pool.refs, "references differ from the tables' entries"
 
     def _finder(self, g: int, hashes: list[bytes]) -> Find:
-        find = self.pool.find
+        find = self.pool.lookup
         if not g:
             return lambda i: find(hashes[i])
         suffix = bytes((g,))

@@ -41,7 +41,7 @@ class StatsShape(Protocol):
     block_times: list[bytes]
     model_seconds: float
     memory_short: bool
-    withheld_blocks: int
+    reserved_blocks: int
 
 
 class OutputsShape(Protocol):

@@ -59,7 +59,7 @@ class ReliabilityMetrics:
         stats = message.stats
         if stats is None:
             return
-        now = stats.memory_short, stats.withheld_blocks
+        now = stats.memory_short, stats.reserved_blocks
         if self._memory.get(message.engine_index, (False, 0)) != now:
             self._memory[message.engine_index] = now
             labels = self._model_name, str(message.engine_index)

@@ -192,18 +192,18 @@ class Scheduler:
         """Grant tokens and blocks to the running, preempting until the blocks suffice."""
         kv, table = self.kv, self.table
         if kv.has_windows:
-            kv.let_go(self.running.order)
+            kv.free_out_of_window(self.running.order)
         while True:
             rows = self._grant()
             totals = table.num_computed[rows.slots] + rows.num_new
-            lack = kv.lack(rows.slots, totals)
-            if kv.can_grow(lack):
+            missing = kv.missing_blocks(rows.slots, totals)
+            if kv.can_grow(missing):
                 break
             self._preempt(self._victim())
-        if np.count_nonzero(lack) or np.count_nonzero(rows.num_new - 1):
-            kv.grow(rows.slots, lack)
-            changed = (rows.num_new > 1) | lack.any(0)
-            kv.enter(rows.slots[changed].tolist(), totals[changed].tolist())
+        if np.count_nonzero(missing) or np.count_nonzero(rows.num_new - 1):
+            kv.grow(rows.slots, missing)
+            changed = (rows.num_new > 1) | missing.any(0)
+            kv.cache_blocks(rows.slots[changed].tolist(), totals[changed].tolist())
         return rows
 
     def _grant(self) -> _Rows:
@@ -280,7 +280,7 @@ class Scheduler:
         cap = self.limits.chunk_cap(len(self.running) + len(self.queue))
         # What did not fit does not fit until blocks are released or a prompt becomes findable.
         while left > 0 and self.running.has_room and (seq := self.queue.first()):
-            if not prefilling and self._blocked == (seq.arrival, self.kv.pool.num_released):
+            if not prefilling and self._blocked == (seq.arrival, self.kv.pool.num_freed):
                 break
             hit = Hit()
             if seq.chain is not None and not seq.wants_prompt_logprobs:
@@ -291,7 +291,7 @@ class Scheduler:
             if not num_new:
                 break
             if not self.kv.can_admit(hit, n):
-                self._blocked = seq.arrival, self.kv.pool.num_released
+                self._blocked = seq.arrival, self.kv.pool.num_freed
                 break
             self.queue.pop()
             new_rows.append(self._enter_slot(seq, hit, num_new, now))
@@ -327,8 +327,8 @@ class Scheduler:
         kv.admit(slot, seq.chain, hit)
         slots = np.array([slot])
         total = hit.num_tokens + num_new
-        kv.grow(slots, kv.lack(slots, np.array([total], np.int32)))
-        kv.enter([slot], [total])
+        kv.grow(slots, kv.missing_blocks(slots, np.array([total], np.int32)))
+        kv.cache_blocks([slot], [total])
         resumed = seq.num_preemptions > 0
         if seq.chain is not None and not seq.wants_prompt_logprobs:
             kv.count_query(len(seq.token_ids), hit, resumed)
@@ -362,7 +362,7 @@ class Scheduler:
         self.table.clear_slot(slot)
         self.running.remove(seq)
 
-    def withhold(self, num_blocks: int) -> list[int]:
+    def set_reserved_blocks(self, num_blocks: int) -> list[int]:
         """Keep so many KV blocks from everybody, instead of as many as until now; never so many
         that one sequence of the longest length would find no room. Running sequences return to the
         queue where there is no other way. Returns the blocks whose memory may be given back.
@@ -371,10 +371,10 @@ class Scheduler:
         pool = self.kv.pool
         longest = self.kv.most_held(self.limits.max_model_len)
         num_blocks = max(min(num_blocks, pool.num_blocks - 1 - longest), 0)
-        while num_blocks > pool.num_free + pool.withheld:
+        while num_blocks > pool.num_free + pool.num_reserved:
             self._preempt(self._victim())
         self._blocked = 0, 0
-        return pool.withhold(num_blocks)
+        return pool.set_reserved(num_blocks)
 
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         """Forget cached prefixes. False, and nothing changes, while blocks are in use.

@@ -46,8 +46,8 @@ class Life:
 
     def fill(self, key: bytes) -> int:
         """A step that fills a block and ends."""
-        (block,) = self.pool.take(1)
-        self.pool.enter(block, key)
+        (block,) = self.pool.allocate(1)
+        self.pool.cache_block(block, key)
         self.write(block, key)
         self.ledger.settle()
         return block
@@ -61,7 +61,7 @@ def test_contents_are_found_again_with_their_hashes(files: KeptFiles) -> None:
     again = Life(files)
     assert (again.ledger.num_blocks, again.restored, again.hasher.root) == (BLOCKS, 2, root)
     for key, block in blocks.items():
-        assert again.pool.find(key) == block
+        assert again.pool.lookup(key) == block
         assert again.bytes_of(block) == key
     assert again.pool.num_free == BLOCKS - 1
     again.pool.check_integrity()
@@ -69,31 +69,31 @@ def test_contents_are_found_again_with_their_hashes(files: KeptFiles) -> None:
 
 def test_a_step_that_has_not_ended_has_written_nothing(files: KeptFiles) -> None:
     life = Life(files)
-    (block,) = life.pool.take(1)
-    life.pool.enter(block, b"a")
+    (block,) = life.pool.allocate(1)
+    life.pool.cache_block(block, b"a")
     assert Life(files).restored == 0
 
 
 def test_a_block_that_is_handed_out_again_is_not_what_it_was(files: KeptFiles) -> None:
     life = Life(files)
     block = life.fill(b"a")
-    life.pool.release([block])
-    life.pool.take(BLOCKS - 1)
+    life.pool.free([block])
+    life.pool.allocate(BLOCKS - 1)
     assert Life(files).restored == 0
 
 
 def test_what_was_planned_and_undone_is_not_there(files: KeptFiles) -> None:
     life = Life(files)
-    (block,) = life.pool.take(1)
-    life.pool.enter(block, b"a")
-    life.pool.forget([block])
+    (block,) = life.pool.allocate(1)
+    life.pool.cache_block(block, b"a")
+    life.pool.uncache([block])
     life.ledger.settle()
     assert Life(files).restored == 0
 
 
 def test_a_cache_that_was_reset_is_empty(files: KeptFiles) -> None:
     life = Life(files)
-    life.pool.release([life.fill(b"a")])
+    life.pool.free([life.fill(b"a")])
     assert life.pool.clear_index()
     assert Life(files).restored == 0
 
@@ -154,16 +154,16 @@ def run_until_killed(life: Life, rng: random.Random, keys: list[bytes]) -> None:
     while True:
         pool = life.pool
         while held and (rng.random() < 0.5 or pool.num_free < 3):
-            pool.release([held.pop(rng.randrange(len(held)))])
+            pool.free([held.pop(rng.randrange(len(held)))])
             moment()
-        for block in (new := pool.take(rng.randint(0, min(3, pool.num_free)))):
+        for block in (new := pool.allocate(rng.randint(0, min(3, pool.num_free)))):
             held.append(block)
         moment()
         planned = [(block, rng.choice(keys)) for block in new if rng.random() < 0.8]
         for block, key in planned:
-            pool.enter(block, key)
+            pool.cache_block(block, key)
         if planned and rng.random() < 0.1:
-            pool.forget([planned.pop()[0]])
+            pool.uncache([planned.pop()[0]])
         moment()
         # The device works: it overwrites what was handed out, in no particular order.
         for block in new:

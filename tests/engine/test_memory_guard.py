@@ -91,7 +91,7 @@ class Bench:
     @property
     def resident(self) -> int:
         """Blocks that take memory."""
-        return 64 - self.pool.num_fresh
+        return 64 - self.pool.num_untouched
 
 
 @pytest.fixture
@@ -101,10 +101,10 @@ def bench() -> Bench:
 
 def test_the_cache_grows_as_far_as_there_is_memory(bench: Bench) -> None:
     bench.look(PLENTY)
-    assert bench.pool.withheld == 0
+    assert bench.pool.num_reserved == 0
     for blocks in (40, 20):
         bench.look(GROWTH + blocks * BLOCK + BLOCK - 1)
-        assert (bench.pool.withheld, bench.pool.num_free) == (64 - blocks, blocks)
+        assert (bench.pool.num_reserved, bench.pool.num_free) == (64 - blocks, blocks)
     bench.look(PLENTY)
     assert bench.pool.num_free == 64
     assert bench.given_back == []
@@ -175,7 +175,7 @@ def test_a_stalled_machine_is_short_unless_there_is_plenty(bench: Bench) -> None
     run(bench.core)
     bench.source.stalled = 0.5
     bench.look(PLENTY)
-    assert bench.pool.withheld == 0
+    assert bench.pool.num_reserved == 0
     bench.look(2 * RESERVE)
     assert len(bench.given_back) == 3  # a quarter of the reserve
     bench.source.stalled = 0.0
@@ -214,7 +214,7 @@ def test_the_reserve(bench: Bench) -> None:
     source = Source(0)
     never = MemoryGuard(bench.core.scheduler, Cache(BLOCK, bench.give_back), source, 0)
     never.look(1.0)
-    assert bench.pool.withheld == 0
+    assert bench.pool.num_reserved == 0
 
 
 def test_a_real_model_gives_its_memory_back_and_answers_the_same() -> None:
@@ -236,7 +236,7 @@ def test_a_real_model_gives_its_memory_back_and_answers_the_same() -> None:
         def shift(*_: object) -> None:
             source.available = (0, 1 << 40)[next(steps) // 6 % 2]
             core.guard._next = 0.0
-            seen.add((core.guard.short, core.stats().withheld_blocks > 0))
+            seen.add((core.guard.short, core.stats().reserved_blocks > 0))
 
         core.on_plan = shift
         assert answers(llm) == undisturbed

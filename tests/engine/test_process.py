@@ -274,8 +274,8 @@ def test_an_idle_engine_looks_after_itself_and_tells_what_has_changed(
     monkeypatch.setattr(process, "IDLE", 0.01)
     engine = EngineThread(tmp_path)
     peer = Peer(engine.start().address)
-    engine.core.upkeep.finds = [None, Stats(withheld_blocks=7)]
-    assert peer.receive().stats.withheld_blocks == 7
+    engine.core.upkeep.finds = [None, Stats(reserved_blocks=7)]
+    assert peer.receive().stats.reserved_blocks == 7
     engine.kill()
 
 

@@ -23,7 +23,7 @@ def test_a_block_of_nobody_is_found() -> None:
     core = make_core()
     core.add([request(1, [1, 2, 3])])
     run(core)
-    core.scheduler.kv.pool.take(1)
+    core.scheduler.kv.pool.allocate(1)
     with pytest.raises(AssertionError, match="references differ"):
         core.upkeep.look([])
 
@@ -52,7 +52,7 @@ def test_clients_hear_of_memory_when_it_changes(monkeypatch: pytest.MonkeyPatch)
         found = core.upkeep.look([3, 7])
         states = [(client, outputs.stats) for client, outputs in found]
         assert all(isinstance(stats, Stats) for _, stats in states)
-        return [(c, s.memory_short, s.withheld_blocks) for c, s in states if s]
+        return [(c, s.memory_short, s.reserved_blocks) for c, s in states if s]
 
     assert told(PLENTY) == []
     most = 63 - 256 // 16

@@ -90,7 +90,7 @@ class Engine:
         """There is no memory for this share of the KV cache."""
         core = self.client.core
         assert isinstance(core, EngineCore)
-        given_back = core.scheduler.withhold(int(share * core.executor.num_blocks))
+        given_back = core.scheduler.set_reserved_blocks(int(share * core.executor.num_blocks))
         core.executor.rpc("release_blocks", given_back)
         self.events["given back"] += len(given_back)
 

@@ -24,10 +24,10 @@ def hold(kv: KVCacheManager, slot: int, tokens: list[int], hit: Hit | None = Non
     kv.table.token_ids[slot, : len(tokens)] = tokens
     kv.admit(slot, chain, hit or Hit())
     slots, totals = np.array([slot]), np.array([len(tokens)], np.int32)
-    lack = kv.lack(slots, totals)
-    assert kv.can_grow(lack)
-    kv.grow(slots, lack)
-    kv.enter([slot], [len(tokens)])
+    missing = kv.missing_blocks(slots, totals)
+    assert kv.can_grow(missing)
+    kv.grow(slots, missing)
+    kv.cache_blocks([slot], [len(tokens)])
     kv.table.num_computed[slot] = len(tokens)
 
 
@@ -74,9 +74,9 @@ def test_growing_rows_of_different_needs_at_once() -> None:
     for slot in range(3):
         hold(kv, slot, [slot] * 4)
     slots, totals = np.array([2, 0, 1]), np.array([13, 4, 5], np.int32)
-    lack = kv.lack(slots, totals)
-    assert lack.tolist() == [[3, 0, 1]]
-    kv.grow(slots, lack)
+    missing = kv.missing_blocks(slots, totals)
+    assert missing.tolist() == [[3, 0, 1]]
+    kv.grow(slots, missing)
     assert kv.table.num_blocks.tolist() == [[1, 2, 4]]
     held = [kv.table.block_tables[0][s, :n].tolist() for s, n in ((0, 1), (1, 2), (2, 4))]
     assert len({b for row in held for b in row}) == 7

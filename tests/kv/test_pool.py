@@ -12,44 +12,44 @@ from galley.kv.pool import NULL_BLOCK, BlockPool
 
 def test_20_the_null_block_is_never_handed_out() -> None:
     pool = BlockPool(5)
-    assert sorted(pool.take(4)) == [1, 2, 3, 4]
+    assert sorted(pool.allocate(4)) == [1, 2, 3, 4]
     assert pool.num_free == 0
     pool.check_integrity()
 
 
 def test_24_a_shared_block_returns_when_its_last_user_leaves() -> None:
     pool = BlockPool(4)
-    (block,) = pool.take(1)
-    pool.enter(block, b"k")
+    (block,) = pool.allocate(1)
+    pool.cache_block(block, b"k")
     pool.share([block])
-    pool.release([block])
+    pool.free([block])
     assert (pool.num_used, pool.num_free) == (1, 2)
-    pool.release([block])
+    pool.free([block])
     assert (pool.num_used, pool.num_free) == (0, 3)
-    assert pool.find(b"k") == block
+    assert pool.lookup(b"k") == block
 
 
 def test_25_free_cached_blocks_stay_findable_until_reused() -> None:
     pool = BlockPool(3)
-    a, b = pool.take(2)
-    pool.enter(a, b"a")
-    pool.enter(b, b"b")
-    pool.release([b, a])
-    assert pool.find(b"a") == a
-    assert pool.take(1) == [b]
-    assert pool.find(b"b") is None
-    assert pool.find(b"a") == a
+    a, b = pool.allocate(2)
+    pool.cache_block(a, b"a")
+    pool.cache_block(b, b"b")
+    pool.free([b, a])
+    assert pool.lookup(b"a") == a
+    assert pool.allocate(1) == [b]
+    assert pool.lookup(b"b") is None
+    assert pool.lookup(b"a") == a
     pool.check_integrity()
 
 
 def test_26_partial_blocks_go_first_then_unused_then_cached_oldest_first() -> None:
     pool = BlockPool(7)
-    a, b, c, partial = pool.take(4)
+    a, b, c, partial = pool.allocate(4)
     for block, key in ((a, b"a"), (b, b"b"), (c, b"c")):
-        pool.enter(block, key)
-    pool.release([c, b])  # one request: tail before head
-    pool.release([partial, a])
-    assert pool.take(6) == [partial, 5, 6, c, b, a]
+        pool.cache_block(block, key)
+    pool.free([c, b])  # one request: tail before head
+    pool.free([partial, a])
+    assert pool.allocate(6) == [partial, 5, 6, c, b, a]
     assert pool.num_evicted == 3
     assert not pool.index
     pool.check_integrity()
@@ -58,72 +58,72 @@ def test_26_partial_blocks_go_first_then_unused_then_cached_oldest_first() -> No
 def test_contents_from_before_its_time_are_findable_and_free() -> None:
     pool = BlockPool(6)
     assert pool.restore({2: b"a", 4: b"b", 5: b"a", 9: b"c", NULL_BLOCK: b"d"}) == {2, 4}
-    assert (pool.find(b"a"), pool.find(b"b"), pool.find(b"c")) == (2, 4, None)
+    assert (pool.lookup(b"a"), pool.lookup(b"b"), pool.lookup(b"c")) == (2, 4, None)
     assert pool.num_free == 5
     pool.check_integrity()
     pool.share([2])
-    assert sorted(pool.take(4)) == [1, 3, 4, 5]
-    assert pool.find(b"b") is None
+    assert sorted(pool.allocate(4)) == [1, 3, 4, 5]
+    assert pool.lookup(b"b") is None
     pool.check_integrity()
     assert BlockPool(6, keep_cached=False).restore({2: b"a"}) == set()
 
 
 def test_27_sharing_a_free_block_takes_it_out_of_the_free_list() -> None:
     pool = BlockPool(3)
-    a, b = pool.take(2)
-    pool.enter(a, b"a")
-    pool.release([a])
-    pool.release([b])
+    a, b = pool.allocate(2)
+    pool.cache_block(a, b"a")
+    pool.free([a])
+    pool.free([b])
     assert pool.num_free_among([a]) == 1
     pool.share([a])
     assert pool.num_free_among([a]) == 0
-    assert pool.take(1) == [b]
+    assert pool.allocate(1) == [b]
     assert pool.num_free == 0
-    assert pool.find(b"a") == a
+    assert pool.lookup(b"a") == a
     pool.check_integrity()
 
 
 def test_the_first_block_of_a_content_keeps_the_key() -> None:
     pool = BlockPool(4)
-    a, b = pool.take(2)
-    pool.enter(a, b"k")
-    pool.enter(b, b"k")
-    assert pool.find(b"k") == a
-    pool.release([b])
+    a, b = pool.allocate(2)
+    pool.cache_block(a, b"k")
+    pool.cache_block(b, b"k")
+    assert pool.lookup(b"k") == a
+    pool.free([b])
     pool.check_integrity()
-    assert pool.find(b"k") == a
+    assert pool.lookup(b"k") == a
 
 
 def test_without_keeping_cached_blocks_only_the_living_are_findable() -> None:
     pool = BlockPool(3, keep_cached=False)
-    (a,) = pool.take(1)
-    pool.enter(a, b"a")
-    assert pool.find(b"a") == a
-    pool.release([a])
-    assert pool.find(b"a") is None
+    (a,) = pool.allocate(1)
+    pool.cache_block(a, b"a")
+    assert pool.lookup(b"a") == a
+    pool.free([a])
+    assert pool.lookup(b"a") is None
     pool.check_integrity()
 
 
 def test_forgotten_contents_are_not_found() -> None:
     pool = BlockPool(3)
-    (a,) = pool.take(1)
-    pool.enter(a, b"a")
-    pool.forget([a])
-    assert pool.find(b"a") is None
-    pool.release([a])
+    (a,) = pool.allocate(1)
+    pool.cache_block(a, b"a")
+    pool.uncache([a])
+    assert pool.lookup(b"a") is None
+    pool.free([a])
     pool.check_integrity()
 
 
 def test_34_clearing_the_index_fails_while_blocks_are_in_use() -> None:
     pool = BlockPool(4)
-    a, b = pool.take(2)
-    pool.enter(a, b"a")
-    pool.release([a])
+    a, b = pool.allocate(2)
+    pool.cache_block(a, b"a")
+    pool.free([a])
     assert not pool.clear_index()
-    assert pool.find(b"a") == a
-    pool.release([b])
+    assert pool.lookup(b"a") == a
+    pool.free([b])
     assert pool.clear_index()
-    assert pool.find(b"a") is None
+    assert pool.lookup(b"a") is None
     assert pool.num_free == 3
     pool.check_integrity()
 
@@ -142,11 +142,11 @@ def test_a_listener_hears_of_every_change_of_the_index() -> None:
             heard.append(("cleared",))
 
     pool = BlockPool(2, listener=Listener())
-    pool.take(1)
-    pool.enter(1, b"a")
-    pool.release([1])
-    pool.take(1)
-    pool.release([1])
+    pool.allocate(1)
+    pool.cache_block(1, b"a")
+    pool.free([1])
+    pool.allocate(1)
+    pool.free([1])
     pool.clear_index()
     assert heard == [("stored", 1, b"a"), ("removed", 1, b"a"), ("cleared",)]
 
@@ -156,17 +156,17 @@ def test_a_listener_hears_of_every_change_of_the_index() -> None:
     [
         lambda pool: pool.refs.__setitem__(3, 1),
         lambda pool: pool.refs.__setitem__(1, 0),
-        lambda pool: pool._plain.append(3),
-        lambda pool: pool._plain.append(NULL_BLOCK),
+        lambda pool: pool._recycled.append(3),
+        lambda pool: pool._recycled.append(NULL_BLOCK),
         lambda pool: pool._cached.__setitem__(3, None),
         lambda pool: pool.index.__setitem__(b"x", 1),
         lambda pool: pool.keys.__setitem__(1, b"y"),
-        lambda pool: setattr(pool, "withheld", 4),
+        lambda pool: setattr(pool, "num_reserved", 4),
     ],
 )
 def test_check_integrity_finds_damage(damage: object) -> None:
     pool = BlockPool(5)
-    pool.enter(pool.take(1)[0], b"k")
+    pool.cache_block(pool.allocate(1)[0], b"k")
     pool.check_integrity()
     damage(pool)
     with pytest.raises(AssertionError):
@@ -175,25 +175,25 @@ def test_check_integrity_finds_damage(damage: object) -> None:
 
 def test_withheld_blocks_are_given_to_nobody() -> None:
     pool = BlockPool(9)
-    assert pool.withhold(5) == []
-    assert (pool.num_free, pool.num_used, pool.num_fresh, pool.usage) == (3, 0, 8, 0.0)
-    a, b, c = pool.take(3)
+    assert pool.set_reserved(5) == []
+    assert (pool.num_free, pool.num_used, pool.num_untouched, pool.usage) == (3, 0, 8, 0.0)
+    a, b, c = pool.allocate(3)
     assert (pool.num_free, pool.usage) == (0, 1.0)
-    pool.enter(b, b"b")
-    pool.enter(c, b"c")
-    pool.release([c, b])
+    pool.cache_block(b, b"b")
+    pool.cache_block(c, b"c")
+    pool.free([c, b])
     pool.check_integrity()
     # What was freed first goes first, and is not found any more.
-    assert pool.withhold(6) == [c]
-    assert (pool.find(b"b"), pool.find(b"c"), pool.num_free) == (b, None, 1)
-    assert pool.withhold(4) == []
+    assert pool.set_reserved(6) == [c]
+    assert (pool.lookup(b"b"), pool.lookup(b"c"), pool.num_free) == (b, None, 1)
+    assert pool.set_reserved(4) == []
     assert pool.num_free == 3
-    pool.release([a])
+    pool.free([a])
     # Freed partial blocks before cached ones, and those that were used before fresh ones.
-    assert pool.withhold(7) == [a]
-    assert pool.withhold(5) == []
-    assert pool.take(2) == [a, c]
-    assert pool.find(b"b") == b
+    assert pool.set_reserved(7) == [a]
+    assert pool.set_reserved(5) == []
+    assert pool.allocate(2) == [a, c]
+    assert pool.lookup(b"b") == b
     assert not pool.clear_index()
     pool.check_integrity()
 
@@ -211,27 +211,27 @@ class PoolMachine(RuleBasedStateMachine):
     def take(self, n: int, keyed: int) -> None:
         if n > self.pool.num_free:
             return
-        blocks = self.pool.take(n)
+        blocks = self.pool.allocate(n)
         for block in blocks[:keyed]:
             self.contents += 1
-            self.pool.enter(block, self.contents.to_bytes(4, "big"))
+            self.pool.cache_block(block, self.contents.to_bytes(4, "big"))
         self.users.append(blocks)
 
     @precondition(lambda self: self.pool.index)
     @rule(data=st.data())
     def hit(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.pool.index)))
-        block = self.pool.find(key)
+        block = self.pool.lookup(key)
         self.pool.share([block])
         self.users.append([block])
 
     @rule(data=st.data())
     def withhold(self, data: st.DataObject) -> None:
-        free = self.pool.num_free + self.pool.withheld
+        free = self.pool.num_free + self.pool.num_reserved
         n = data.draw(st.integers(0, free))
-        given_back = self.pool.withhold(n)
+        given_back = self.pool.set_reserved(n)
         assert not {b for b in given_back if self.pool.refs[b] or self.pool.keys[b]}
-        assert (self.pool.num_free, self.pool.withheld) == (free - n, n)
+        assert (self.pool.num_free, self.pool.num_reserved) == (free - n, n)
 
     @precondition(lambda self: not self.users)
     @rule()
@@ -242,7 +242,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.users)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        self.pool.release(self.users.pop(data.draw(st.integers(0, len(self.users) - 1)))[::-1])
+        self.pool.free(self.users.pop(data.draw(st.integers(0, len(self.users) - 1)))[::-1])
 
     @invariant()
     def references_are_the_users(self) -> None:

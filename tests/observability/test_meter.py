@@ -59,17 +59,17 @@ def test_the_life_of_a_block() -> None:
     clock = Clock()
     lives = BlockLives(1.0, clock)
     pool = BlockPool(3, listener=lives)
-    [block] = pool.take(1)
-    pool.enter(block, key(1))
-    pool.release([block])
+    [block] = pool.allocate(1)
+    pool.cache_block(block, key(1))
+    pool.free([block])
     clock.now += 2
     pool.share([block])
     clock.now += 3
     pool.share([block])
-    pool.release([block, block])
+    pool.free([block, block])
     assert lives.take() == [b"", b"", array("f", [2.0, 3.0]).tobytes()]
     clock.now += 7
-    pool.take(2)
+    pool.allocate(2)
     lifetimes, idle, gaps = lives.take()
     assert (seconds(lifetimes), seconds(idle), seconds(gaps)) == ([12.0], [7.0], [])
     assert lives.take() == []
@@ -78,12 +78,12 @@ def test_the_life_of_a_block() -> None:
 def test_a_cleared_cache_leaves_nothing_behind() -> None:
     lives = BlockLives(1.0)
     pool = BlockPool(3, listener=lives)
-    blocks = pool.take(2)
+    blocks = pool.allocate(2)
     for block in blocks:
-        pool.enter(block, key(block))
-    pool.release(blocks)
+        pool.cache_block(block, key(block))
+    pool.free(blocks)
     assert pool.clear_index()
-    pool.take(2)
+    pool.allocate(2)
     assert lives.take() == []
 
 

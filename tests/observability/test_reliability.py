@@ -35,7 +35,7 @@ def test_memory_is_as_the_engine_says() -> None:
     names = "memory_short", "kv_blocks_withheld"
     assert [bench.value(name, 1) for name in names] == [0.0, 0.0]
     for engine, short, withheld in ((0, True, 9), (0, False, 4), (1, True, 2), (0, False, 0)):
-        stats = Stats(memory_short=short, withheld_blocks=withheld)
+        stats = Stats(memory_short=short, reserved_blocks=withheld)
         bench.metrics.outputs(Outputs(1, 1, engine, 0.0))
         bench.metrics.outputs(Outputs(2, 1, engine, 0.0, stats=stats))
         assert [bench.value(name, engine) for name in names] == [short, withheld]

@@ -34,16 +34,16 @@ def test_21_blocks_are_allocated_lazily() -> None:
     core.add([request(1, [1] * 50, max_tokens=40)])
     slot = None
     while core.has_work:
-        before = core.scheduler.kv.pool.num_taken
+        before = core.scheduler.kv.pool.num_allocated
         step(core)
         if core.scheduler.num_running:
             slot = int(core.scheduler.running.order[0])
             computed = int(core.scheduler.table.num_computed[slot])
             assert core.scheduler.kv.pool.num_used == -(-computed // 16)
             if computed > 50 and computed % 16 != 1:
-                assert core.scheduler.kv.pool.num_taken == before, "only a border takes a block"
+                assert core.scheduler.kv.pool.num_allocated == before, "only a border takes a block"
     assert slot is not None
-    assert core.scheduler.kv.pool.num_taken == 6
+    assert core.scheduler.kv.pool.num_allocated == 6
 
 
 @pytest.mark.parametrize(
