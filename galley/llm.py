@@ -62,7 +62,7 @@ class LLM(UnsupportedMethods):
     def __init__(self, model: str = "", *, chat_template: str | None = None, **flags: Any) -> None:
         assembled = assemble(from_kwargs({"model": model, **flags}, "offline"))
         self.config = assembled.config
-        self._facts = assembled.facts
+        self._model_info = assembled.model_info
         self._core = assembled.core
         self._chat_template = chat_template
         self._renderers: dict[str, ChatRenderer] = {}
@@ -72,7 +72,7 @@ class LLM(UnsupportedMethods):
             self._tokenizer = load_tokenizer(path)
         ends = self._tokenizer.end_ids if self._tokenizer else ()
         limits = dataclasses.replace(
-            limits_of(self.config, self._facts, end_ids=ends),
+            limits_of(self.config, self._model_info, end_ids=ends),
             max_model_len=self._core.executor.max_model_len,
         )
         self._registry = CollectorRegistry()
@@ -395,7 +395,7 @@ class LLM(UnsupportedMethods):
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The model's own sampling defaults (generation_config.json)."""
-        return SamplingParams(**default_sampling_params(self.config, self._facts))
+        return SamplingParams(**default_sampling_params(self.config, self._model_info))
 
     # ------------------------------------------------------------------ engine
 

@@ -21,7 +21,7 @@ def measure(setup: Setup) -> Finding:
     prefills = [Shape(1, 0, tokens) for tokens in _PREFILLS]
     bench = StepBench({"model": setup.model}, decodes + prefills)
     limits = measure_limits(bench.threads)
-    peak = limits.peak["int8" if bench.facts.dtype.startswith(("Q", "int")) else "bf16"]
+    peak = limits.peak["int8" if bench.model_info.dtype.startswith(("Q", "int")) else "bf16"]
     points = []
     for shape in decodes + prefills:
         seconds = statistics.median(bench.seconds(shape, _REPETITIONS))

@@ -1,4 +1,4 @@
-"""`galley collect-env`: the facts of a machine that a report of a fault should have."""
+"""`galley collect-env`: prints what a bug report should say about the machine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def main(argv: list[str]) -> int:
         examples=("galley collect-env",),
     )
     parser.parse(argv)
-    for name, value in facts():
+    for name, value in properties():
         print(f"{name:<22}{value}")
     return 0
 
 
-def facts() -> Iterator[tuple[str, str]]:
+def properties() -> Iterator[tuple[str, str]]:
     """Name and value of each fact."""
     from galley import __version__
     from galley.config.resolve import Machine

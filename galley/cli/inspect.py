@@ -41,15 +41,15 @@ def main(argv: list[str]) -> int:
 
 
 def print_checkpoint(show: InspectFlags, engine: dict[str, Any]) -> None:
-    """The facts, and the tensors where asked; loads no weights."""
+    """Prints what a checkpoint declares, and its tensors on request. Loads no weights."""
     from galley.loader import open_checkpoint, resolve_source
 
     config = from_kwargs(engine, "offline")
     checkpoint = open_checkpoint(resolve_source(config.model, config.load))
-    for field in dataclasses.fields(checkpoint.facts):
+    for field in dataclasses.fields(checkpoint.model_info):
         if field.name not in ("hf_config", "chat_template"):
-            print(f"{field.name:<16}{getattr(checkpoint.facts, field.name)}")
-    for key, value in sorted(checkpoint.facts.hf_config.items()):
+            print(f"{field.name:<16}{getattr(checkpoint.model_info, field.name)}")
+    for key, value in sorted(checkpoint.model_info.hf_config.items()):
         print(f"  {key:<28}{value}")
     if show.tensors:
         for name in sorted(checkpoint.names()):

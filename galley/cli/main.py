@@ -16,8 +16,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "complete": ("galley.cli.complete", "complete a prompt, in this process or at a URL"),
     "run-batch": ("galley.cli.run_batch", "answer a file of requests in OpenAI's batch format"),
     "bench": ("galley.cli.bench.main", "measure servers of any engine, and this one"),
-    "collect-env": ("galley.cli.collect_env", "print the facts that a bug report should have"),
-    "inspect": ("galley.cli.inspect", "show a checkpoint's facts, or the program a step runs"),
+    "collect-env": ("galley.cli.collect_env", "print what a bug report should contain"),
+    "inspect": (
+        "galley.cli.inspect",
+        "show what a checkpoint declares, or the program that a step runs",
+    ),
 }
 
 

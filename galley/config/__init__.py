@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses whose fields are the flags, and the facts of a model."""
+"""Configuration: frozen dataclasses whose fields are the flags, and `ModelInfo`."""
 
 from galley.config.engine import (
     CacheConfig,
@@ -11,7 +11,7 @@ from galley.config.engine import (
     ParallelConfig,
     SchedulerConfig,
 )
-from galley.config.facts import ModelFacts
+from galley.config.model_info import ModelInfo
 
 __all__ = [
     "CacheConfig",
@@ -20,7 +20,7 @@ __all__ = [
     "LoadConfig",
     "LogprobsMode",
     "ModelConfig",
-    "ModelFacts",
+    "ModelInfo",
     "ObservabilityConfig",
     "ParallelConfig",
     "SchedulerConfig",

@@ -27,8 +27,8 @@ from galley.config.engine import (
     ParallelConfig,
     SchedulerConfig,
 )
-from galley.config.facts import ModelFacts
 from galley.config.flags import coerce, flags_of
+from galley.config.model_info import ModelInfo
 from galley.config.server import ServerConfig
 from galley.config.variables import check_variables
 from galley.config.vllm_flags import asks, disposition
@@ -260,20 +260,20 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def resolve(config: EngineConfig, machine: Machine, facts: ModelFacts) -> EngineConfig:
+def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> EngineConfig:
     """Fill in what depends on the machine and the model.
 
     `max_model_len` -1 stays -1: the runner fits it to the memory. Raises ConfigError.
     """
     model, s = config.model, config.scheduler
-    length = facts.max_position if model.max_model_len is None else model.max_model_len
-    if length > facts.max_position:
+    length = model_info.max_position if model.max_model_len is None else model.max_model_len
+    if length > model_info.max_position:
         raise ConfigError(
-            f"--max-model-len {length} is longer than the {facts.max_position} tokens that the "
-            "model supports.",
+            f"--max-model-len {length} is longer than the {model_info.max_position} tokens that "
+            "the model supports.",
             field="max_model_len",
         )
-    bound = facts.max_position if length == -1 else length
+    bound = model_info.max_position if length == -1 else length
     budget = s.max_num_batched_tokens
     if not s.enable_chunked_prefill:
         budget = max(bound, s.max_num_seqs or 1) if budget is None else budget
@@ -284,14 +284,14 @@ def resolve(config: EngineConfig, machine: Machine, facts: ModelFacts) -> Engine
                 "lower --max-model-len, or leave chunked prefill on.",
                 field="max_num_batched_tokens",
             )
-    if model.quantization not in (None, facts.quantization):
+    if model.quantization not in (None, model_info.quantization):
         raise ConfigError(
-            f"--quantization {model.quantization}: the checkpoint's is {facts.quantization}, and "
-            "weights are taken in the checkpoint's own format. Leave the flag out, or name a "
+            f"--quantization {model.quantization}: the checkpoint's is {model_info.quantization}, "
+            "and weights are taken in the checkpoint's own format. Leave the flag out, or name a "
             "checkpoint of that format.",
             field="quantization",
         )
-    names = model.served_model_name or (served_name(model, facts),)
+    names = model.served_model_name or (served_name(model, model_info),)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, max_model_len=length, served_model_name=names),
@@ -302,6 +302,6 @@ def resolve(config: EngineConfig, machine: Machine, facts: ModelFacts) -> Engine
     )
 
 
-def served_name(model: ModelConfig, facts: ModelFacts) -> str:
+def served_name(model: ModelConfig, model_info: ModelInfo) -> str:
     """The name that the API uses: what the user typed, or the default model's own."""
     return model.model or "SmolLM2-135M-Instruct"

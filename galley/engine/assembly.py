@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from galley.config import EngineConfig, ModelFacts
+from galley.config import EngineConfig, ModelInfo
 from galley.config.memory import MachineMemory
 from galley.config.resolve import Machine, resolve
 from galley.engine.build import build
@@ -32,7 +32,7 @@ class LoadedEngine:
 
     core: EngineCore
     config: EngineConfig
-    facts: ModelFacts
+    model_info: ModelInfo
     source: Source
 
 
@@ -53,22 +53,22 @@ def assemble(
     machine = Machine.detect()
     source = resolve_source(config.model, config.load)
     checkpoint = open_checkpoint(source)
-    facts = checkpoint.facts
-    resolved = resolve(config, machine, facts)
+    model_info = checkpoint.model_info
+    resolved = resolve(config, machine, model_info)
     available = machine.available_memory
     ledger = None
     if kept is not None and resolved.cache.enable_prefix_caching:
-        ledger = BlockLedger(kept, _signature(resolved, facts))
+        ledger = BlockLedger(kept, _signature(resolved, model_info))
         resolved = _as_big_as_before(resolved, ledger.num_blocks)
     memory = None if ledger is None else ledger.memory
     with LoadProgress() as progress:
-        executor = build_executor(resolved, facts, checkpoint, available, progress, memory)
-    log_start(resolved, facts, executor, progress.seconds)
+        executor = build_executor(resolved, model_info, checkpoint, available, progress, memory)
+    log_start(resolved, model_info, executor, progress.seconds)
     if ledger is not None and not ledger.used:
         ledger = None
     workload = None
     if resolved.observability.enable_mfu_metrics:
-        workload = Workload(sizes_of(resolved, facts, executor))
+        workload = Workload(sizes_of(resolved, model_info, executor))
     core = build(resolved, executor, stamp, workload, ledger)
     [memory_use] = executor.rpc("memory")
     cache = Cache(
@@ -77,32 +77,32 @@ def assemble(
     )
     reserve = resolved.cache.memory_reserve
     core.guard = MemoryGuard(core.scheduler, cache, MachineMemory(), reserve)
-    return LoadedEngine(core, resolved, facts, source)
+    return LoadedEngine(core, resolved, model_info, source)
 
 
-def sizes_of(config: EngineConfig, facts: ModelFacts, executor: Executor) -> Sizes:
+def sizes_of(config: EngineConfig, model_info: ModelInfo, executor: Executor) -> Sizes:
     """What the work of a step is estimated from."""
-    hidden, layers = facts.hidden_size, facts.num_layers
-    inner = int(facts.hf_config.get("intermediate_size") or 4 * hidden)
-    queries = facts.num_heads * facts.head_dim
-    keys = facts.num_kv_heads * facts.head_dim
+    hidden, layers = model_info.hidden_size, model_info.num_layers
+    inner = int(model_info.hf_config.get("intermediate_size") or 4 * hidden)
+    queries = model_info.num_heads * model_info.head_dim
+    keys = model_info.num_kv_heads * model_info.head_dim
     [memory] = executor.rpc("memory")
     return Sizes(
         linear_weights=layers * (2 * hidden * queries + 2 * hidden * keys + 3 * hidden * inner),
-        vocab_weights=hidden * facts.vocab_size,
+        vocab_weights=hidden * model_info.vocab_size,
         attention_width=layers * queries,
         weight_bytes=memory["weights"],
         kv_bytes=sum(g.block_bytes for g in executor.groups) // config.cache.block_size,
     )
 
 
-def _signature(config: EngineConfig, facts: ModelFacts) -> bytes:
+def _signature(config: EngineConfig, model_info: ModelInfo) -> bytes:
     """What the numbers in a KV cache depend on besides tokens; 32 bytes."""
-    source, native = Path(facts.source), find_spec("galley.kernels._native")
+    source, native = Path(model_info.source), find_spec("galley.kernels._native")
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     if native is not None and native.origin is not None:
         files.append(Path(native.origin))
-    digest = hashlib.sha256(f"{config} {facts}".encode())
+    digest = hashlib.sha256(f"{config} {model_info}".encode())
     for file in files:
         if file.is_file():
             stat = file.stat()

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from galley.config import EngineConfig, ModelFacts
+from galley.config import EngineConfig, ModelInfo
 from galley.executor.executor import Executor
 
 if TYPE_CHECKING:
@@ -69,15 +69,17 @@ class LoadProgress:
             self._bar.stop()
 
 
-def log_start(config: EngineConfig, facts: ModelFacts, executor: Executor, seconds: float) -> None:
+def log_start(
+    config: EngineConfig, model_info: ModelInfo, executor: Executor, seconds: float
+) -> None:
     """What was loaded, how much fits, and how much a step takes."""
     [memory] = executor.rpc("memory")
     name = (config.model.served_model_name or (config.model.model,))[0]
     log.info(
         "Loaded %s (%s, %s) in %.1f s: weights %.0f MiB.",
         name,
-        facts.architecture,
-        facts.dtype,
+        model_info.architecture,
+        model_info.dtype,
         seconds,
         memory["weights"] / MIB,
     )

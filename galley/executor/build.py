@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from galley.config import EngineConfig, ModelFacts
+from galley.config import EngineConfig, ModelInfo
 from galley.errors import ConfigError
 from galley.executor.executor import Executor
 from galley.executor.local import LocalExecutor
@@ -15,7 +15,7 @@ from galley.runner.runner import Runner
 
 def build(
     config: EngineConfig,
-    facts: ModelFacts,
+    model_info: ModelInfo,
     checkpoint: Checkpoint,
     available: int,
     progress: Progress | None = None,
@@ -39,7 +39,7 @@ def build(
             raise ConfigError(
                 f"{option} {size}: a model runs on one rank in this version; use 1.", field=name
             )
-    runner = Runner(config, facts, checkpoint, available, progress, kv_memory)
+    runner = Runner(config, model_info, checkpoint, available, progress, kv_memory)
     if parallel.distributed_executor_backend == "loopback":
         return LoopbackExecutor(runner)
     return LocalExecutor(runner)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from galley.config import EngineConfig, ModelFacts
+from galley.config import EngineConfig, ModelInfo
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.prompts import Prompt, parse_prompt
 from galley.request import Request, SamplingParams
@@ -324,7 +324,7 @@ def _signed64(x: int) -> int:
 
 def limits_of(
     config: EngineConfig,
-    facts: ModelFacts,
+    model_info: ModelInfo,
     max_n: int = MAX_N_SEQUENCES,
     end_ids: Iterable[int] = (),
 ) -> Limits:
@@ -332,12 +332,12 @@ def limits_of(
 
     A sequence ends at what the model's config calls its end, and at the tokenizer's `end_ids`.
     """
-    ends = dict.fromkeys((*facts.eos_token_ids, *sorted(end_ids)))
+    ends = dict.fromkeys((*model_info.eos_token_ids, *sorted(end_ids)))
     length = config.model.max_model_len
     return Limits(
-        vocab_size=facts.vocab_size,
-        max_model_len=facts.max_position if length is None or length == -1 else length,
-        eos_token_ids=tuple(i for i in ends if i < facts.vocab_size),
+        vocab_size=model_info.vocab_size,
+        max_model_len=model_info.max_position if length is None or length == -1 else length,
+        eos_token_ids=tuple(i for i in ends if i < model_info.vocab_size),
         max_logprobs=config.model.max_logprobs,
         max_n=max_n,
     )
@@ -354,7 +354,7 @@ _GENERATION_FIELDS = {
 }
 
 
-def default_sampling_params(config: EngineConfig, facts: ModelFacts) -> dict[str, Any]:
+def default_sampling_params(config: EngineConfig, model_info: ModelInfo) -> dict[str, Any]:
     """Sampling defaults by `SamplingParams` field; callers apply them where a request is silent.
 
     From the model's own generation_config.json, that of another folder, or nowhere, as
@@ -365,11 +365,11 @@ def default_sampling_params(config: EngineConfig, facts: ModelFacts) -> dict[str
     """
     chosen = config.model.generation_config
     if chosen == "auto":
-        found = dict(facts.generation)
+        found = dict(model_info.generation)
     elif chosen == "vllm":
         found = {}
     else:
-        from galley.loader.hf_facts import read_generation_config
+        from galley.loader.hf_info import read_generation_config
 
         found = read_generation_config(Path(chosen))
     found.update(config.model.override_generation_config)

@@ -1,6 +1,6 @@
 """Checkpoints: find them, read their facts, map their tensors. Knows no model and no kernel."""
 
-from galley.loader.checkpoint import open_checkpoint, read_facts
+from galley.loader.checkpoint import open_checkpoint, read_model_info
 from galley.loader.source import Source, resolve_source, resolve_tokenizer
 from galley.loader.tensor import Checkpoint, RawTensor
 
@@ -9,7 +9,7 @@ __all__ = [
     "RawTensor",
     "Source",
     "open_checkpoint",
-    "read_facts",
+    "read_model_info",
     "resolve_source",
     "resolve_tokenizer",
 ]

@@ -1,26 +1,26 @@
-"""The doors of the loader: `read_facts` for who only needs facts, `open_checkpoint` for weights."""
+"""The loader's interface: `read_model_info` reads headers, `open_checkpoint` gives the weights."""
 
 from __future__ import annotations
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.loader.source import Source
 from galley.loader.tensor import Checkpoint
 
 
-def read_facts(source: Source) -> ModelFacts:
-    """The facts alone, from config.json or the GGUF header; no weight file is opened.
+def read_model_info(source: Source) -> ModelInfo:
+    """What the checkpoint declares, from config.json or the GGUF header; no weight file is opened.
 
     Raises ModelError naming the file and what is wrong.
     """
     if source.is_gguf:
         from galley.loader.gguf_checkpoint import open_parts, tensors_of
-        from galley.loader.gguf_facts import facts_of_gguf
+        from galley.loader.gguf_info import info_of_gguf
 
         parts = open_parts(source.path)
-        return facts_of_gguf(parts[0], tensors_of(parts), source.changes)
-    from galley.loader.hf_facts import facts_of_directory
+        return info_of_gguf(parts[0], tensors_of(parts), source.changes)
+    from galley.loader.hf_info import info_of_directory
 
-    return facts_of_directory(source.path, source.changes)
+    return info_of_directory(source.path, source.changes)
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -31,7 +31,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
     if source.format == "dummy":
         from galley.loader.dummy import DummyCheckpoint
 
-        return DummyCheckpoint(read_facts(source), source.seed)
+        return DummyCheckpoint(read_model_info(source), source.seed)
     if source.is_gguf:
         from galley.loader.gguf_checkpoint import GGUFCheckpoint
 

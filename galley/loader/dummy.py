@@ -11,7 +11,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader.fields import Fields
 from galley.loader.tensor import RawTensor
@@ -28,11 +28,11 @@ _NUMPY = {
 class DummyCheckpoint:
     """Tensors of the facts' dtype (bfloat16 for quantised facts); norms are ones."""
 
-    def __init__(self, facts: ModelFacts, seed: int = 0) -> None:
-        self.facts = facts
+    def __init__(self, model_info: ModelInfo, seed: int = 0) -> None:
+        self.model_info = model_info
         self._seed = seed & (2**64 - 1)
-        self._dtype = facts.dtype if facts.dtype in _NUMPY else "bfloat16"
-        self._shapes = tensor_shapes(facts)
+        self._dtype = model_info.dtype if model_info.dtype in _NUMPY else "bfloat16"
+        self._shapes = tensor_shapes(model_info)
 
     def names(self) -> list[str]:
         return list(self._shapes)
@@ -40,7 +40,7 @@ class DummyCheckpoint:
     def tensor(self, name: str) -> RawTensor:
         shape = self._shapes.get(name)
         if shape is None:
-            raise ModelError(f"{self.facts.source}: has no tensor {name}")
+            raise ModelError(f"{self.model_info.source}: has no tensor {name}")
         if name.endswith("norm.weight"):
             values = np.ones(shape, np.float32)
         else:
@@ -49,12 +49,15 @@ class DummyCheckpoint:
         return RawTensor(name, shape, self._dtype, values.astype(_NUMPY[self._dtype]))
 
 
-def tensor_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(model_info: ModelInfo) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors of a Llama-like model."""
-    config = Fields(facts.hf_config, facts.source)
-    hidden, inner = facts.hidden_size, config.integer("intermediate_size", least=1)
-    queries, keys = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
-    qwen2 = facts.architecture.startswith("Qwen2")
+    config = Fields(model_info.hf_config, model_info.source)
+    hidden, inner = model_info.hidden_size, config.integer("intermediate_size", least=1)
+    queries, keys = (
+        model_info.num_heads * model_info.head_dim,
+        model_info.num_kv_heads * model_info.head_dim,
+    )
+    qwen2 = model_info.architecture.startswith("Qwen2")
     qkv_bias = qwen2 or config.flag("attention_bias", False)
     linears = {
         "self_attn.q_proj": (queries, hidden, qkv_bias),
@@ -66,10 +69,12 @@ def tensor_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
         "mlp.down_proj": (hidden, inner, config.flag("mlp_bias", False)),
     }
     norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-    if facts.architecture.startswith("Qwen3"):
-        norms |= {"self_attn.q_norm": facts.head_dim, "self_attn.k_norm": facts.head_dim}
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (facts.vocab_size, hidden)}
-    for layer in range(facts.num_layers):
+    if model_info.architecture.startswith("Qwen3"):
+        norms |= {"self_attn.q_norm": model_info.head_dim, "self_attn.k_norm": model_info.head_dim}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (model_info.vocab_size, hidden)
+    }
+    for layer in range(model_info.num_layers):
         prefix = f"model.layers.{layer}"
         for name, (rows, columns, bias) in linears.items():
             shapes[f"{prefix}.{name}.weight"] = (rows, columns)
@@ -78,5 +83,5 @@ def tensor_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
         shapes |= {f"{prefix}.{name}.weight": (size,) for name, size in norms.items()}
     shapes["model.norm.weight"] = (hidden,)
     if not config.flag("tie_word_embeddings", False):
-        shapes["lm_head.weight"] = (facts.vocab_size, hidden)
+        shapes["lm_head.weight"] = (model_info.vocab_size, hidden)
     return shapes

@@ -9,7 +9,7 @@ import numpy as np
 from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.gguf import GGUFFile, TensorInfo
-from galley.loader.gguf_facts import architecture_of, facts_of_gguf
+from galley.loader.gguf_info import architecture_of, info_of_gguf
 from galley.loader.gguf_names import ROPE_FACTORS, deinterleaved_rows, hf_name
 from galley.loader.source import split_parts
 from galley.loader.tensor import RawTensor
@@ -46,7 +46,7 @@ class GGUFCheckpoint:
         """Raises ModelError for a damaged file or an unsupported architecture."""
         self.path = path
         parts = open_parts(path)
-        self.facts = facts_of_gguf(parts[0], tensors_of(parts), changes)
+        self.model_info = info_of_gguf(parts[0], tensors_of(parts), changes)
         self._interleaved_qk = architecture_of(parts[0])[1].interleaved_qk
         self._places = {
             hf_name(info.name): (part, info)
@@ -66,13 +66,13 @@ class GGUFCheckpoint:
         return RawTensor(name, info.shape, info.type.name, part.data(info), self._row_order(info))
 
     def _row_order(self, info: TensorInfo) -> np.ndarray | None:
-        heads = {"attn_q": self.facts.num_heads, "attn_k": self.facts.num_kv_heads}
+        heads = {"attn_q": self.model_info.num_heads, "attn_k": self.model_info.num_kv_heads}
         rows = [n for name, n in heads.items() if f".{name}." in info.name]
         if not self._interleaved_qk or not rows:
             return None
-        if rows[0] * self.facts.head_dim != info.shape[0]:
+        if rows[0] * self.model_info.head_dim != info.shape[0]:
             raise ModelError(
                 f"{self.path}: tensor {info.name} of shape {list(info.shape)} should have "
-                f"{rows[0]} heads of {self.facts.head_dim} rows"
+                f"{rows[0]} heads of {self.model_info.head_dim} rows"
             )
-        return deinterleaved_rows(rows[0], self.facts.head_dim)
+        return deinterleaved_rows(rows[0], self.model_info.head_dim)

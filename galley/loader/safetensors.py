@@ -19,7 +19,7 @@ import numpy as np
 from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import read_json
-from galley.loader.hf_facts import facts_of_directory
+from galley.loader.hf_info import info_of_directory
 from galley.loader.tensor import RawTensor
 
 #: The format's own limit.
@@ -149,7 +149,7 @@ class SafetensorsCheckpoint:
     def __init__(self, directory: Path, changes: ConfigChanges | None = None) -> None:
         """Raises ModelError for missing, damaged or unsupported files."""
         self.directory = directory
-        self.facts = facts_of_directory(directory, changes)
+        self.model_info = info_of_directory(directory, changes)
         self._places = _open_all(directory)
 
     def names(self) -> list[str]:

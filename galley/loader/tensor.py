@@ -1,4 +1,4 @@
-"""What a checkpoint is to the rest of the house: facts, names and raw tensors.
+"""What a checkpoint is to the rest of the house: model_info, names and raw tensors.
 
 Knows no file format, no model and no kernel.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ class RawTensor:
 class Checkpoint(Protocol):
     """An opened checkpoint; one class per file format."""
 
-    facts: ModelFacts
+    model_info: ModelInfo
 
     def names(self) -> list[str]:
         """Hugging Face names of all tensors, whatever the format."""

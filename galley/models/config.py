@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.layers.rotary import (
     DynamicNTK,
@@ -19,7 +19,7 @@ from galley.loader.fields import Fields
 
 
 class ModelFields(Fields):
-    """Reads `ModelFacts.hf_config`. A wrong type or an unsupported value is a ModelError that
+    """Reads `ModelInfo.hf_config`. A wrong type or an unsupported value is a ModelError that
     names the key; null counts as missing."""
 
     def require(self, key: str, *allowed: object, default: object = None) -> None:
@@ -34,8 +34,10 @@ class ModelFields(Fields):
         return self.integer(key, least=1) if self.has(key) else None
 
 
-def model_fields(facts: ModelFacts) -> ModelFields:
-    return ModelFields(facts.hf_config, f"{facts.source or facts.architecture}: config")
+def model_fields(model_info: ModelInfo) -> ModelFields:
+    return ModelFields(
+        model_info.hf_config, f"{model_info.source or model_info.architecture}: config"
+    )
 
 
 RotaryReader = Callable[[int, float, Fields, int], Rotary]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.layers.attention import AttentionShape
 from galley.layers.weights import WeightSource
@@ -50,8 +50,8 @@ def read_spec(
 class LlamaForCausalLM(Decoder):
     """Biases by config, no window."""
 
-    def __init__(self, facts: ModelFacts, source: WeightSource, stage: Stage) -> None:
-        config = model_fields(facts)
+    def __init__(self, model_info: ModelInfo, source: WeightSource, stage: Stage) -> None:
+        config = model_fields(model_info)
         bias = config.flag("attention_bias", False)
         layers = config.integer("num_hidden_layers", least=1)
         spec = read_spec(
@@ -66,8 +66,8 @@ class LlamaForCausalLM(Decoder):
 class MistralForCausalLM(Decoder):
     """No biases; every layer slides where the config names a window."""
 
-    def __init__(self, facts: ModelFacts, source: WeightSource, stage: Stage) -> None:
-        config = model_fields(facts)
+    def __init__(self, model_info: ModelInfo, source: WeightSource, stage: Stage) -> None:
+        config = model_fields(model_info)
         if config.has("layer_types"):
             raise ModelError(f"{config.where}: layer_types is not supported for Mistral")
         window = config.optional_int("sliding_window") or 0

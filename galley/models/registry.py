@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.layers.weights import WeightSource
 from galley.models.decoder import Decoder, Stage
@@ -19,7 +19,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 }
 
 
-def build_model(facts: ModelFacts, source: WeightSource, stage: Stage) -> Decoder:
+def build_model(model_info: ModelInfo, source: WeightSource, stage: Stage) -> Decoder:
     """The model that the checkpoint's architecture names, its weights taken from `source`.
 
     Raises:
@@ -27,12 +27,12 @@ def build_model(facts: ModelFacts, source: WeightSource, stage: Stage) -> Decode
             value is not supported, or a tensor is missing or misshapen. Left-over tensors are
             the source's to report (`CheckpointWeights.finish`).
     """
-    place = ARCHITECTURES.get(facts.architecture)
+    place = ARCHITECTURES.get(model_info.architecture)
     if place is None:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ModelError(
-            f"architecture {facts.architecture!r} is not supported; supported are {known}"
+            f"architecture {model_info.architecture!r} is not supported; supported are {known}"
         )
-    check_quantization(facts)
-    model: Decoder = getattr(importlib.import_module(place[0]), place[1])(facts, source, stage)
+    check_quantization(model_info)
+    model: Decoder = getattr(importlib.import_module(place[0]), place[1])(model_info, source, stage)
     return model

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.kernels.backend import Backend
 from galley.layers.weights import CheckpointWeights
 from galley.loader import Checkpoint, RawTensor
@@ -42,7 +42,7 @@ class _Counting:
     """A checkpoint that reports how many of its tensors have been asked for."""
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
-        self.facts = checkpoint.facts
+        self.model_info = checkpoint.model_info
         self._checkpoint = checkpoint
         self._progress = progress
         self._done = 0
@@ -58,7 +58,7 @@ class _Counting:
 
 
 def load_model(
-    facts: ModelFacts,
+    model_info: ModelInfo,
     checkpoint: Checkpoint,
     backend: Backend,
     stage: Stage,
@@ -77,14 +77,14 @@ def load_model(
     if cached is not None and (stored := PackedFile.open(cached)) is not None:
         try:
             source = StoredWeights(stored, CheckpointWeights(counted, backend), backend)
-            return LoadedModel(build_model(facts, source, stage), stored.num_bytes, True)
+            return LoadedModel(build_model(model_info, source, stage), stored.num_bytes, True)
         except CacheMiss as miss:
             log.info(
                 "Packed weights in %s are of another model code (%s): packing anew.", cached, miss
             )
     weights = CheckpointWeights(counted, backend)
     recording = RecordingWeights(weights, backend)
-    model = build_model(facts, recording, stage)
+    model = build_model(model_info, recording, stage)
     weights.finish()
     if cached is not None:
         recording.write(cached)

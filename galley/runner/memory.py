@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from galley.config import CacheConfig, ModelFacts
+from galley.config import CacheConfig, ModelInfo
 from galley.errors import ConfigError
 
 GIB = 2**30
@@ -75,7 +75,7 @@ def kv_capacity(cache: CacheConfig, block_bytes: int, memory: MemoryUse) -> KVCa
 
 
 def check_given_size(
-    cache: CacheConfig, facts: ModelFacts, itemsize: int, wanted: int, longest: int
+    cache: CacheConfig, model_info: ModelInfo, itemsize: int, wanted: int, longest: int
 ) -> None:
     """Before anything is loaded: where the cache's size is given in bytes or blocks, whether
     `fit_length` will find one sequence to fit. Where it depends on the memory that the weights
@@ -90,14 +90,21 @@ def check_given_size(
     """
     if cache.num_gpu_blocks_override is None and cache.kv_cache_memory_bytes is None:
         return
-    block_bytes = kv_block_bytes(facts, itemsize, cache.block_size)
+    block_bytes = kv_block_bytes(model_info, itemsize, cache.block_size)
     capacity = kv_capacity(cache, block_bytes, MemoryUse(0, 0, 0))
     fit_length(wanted, longest, capacity, cache.block_size)
 
 
-def kv_block_bytes(facts: ModelFacts, itemsize: int, block_size: int) -> int:
+def kv_block_bytes(model_info: ModelInfo, itemsize: int, block_size: int) -> int:
     """Bytes of a block, K and V of all layers."""
-    return 2 * block_size * facts.num_kv_heads * facts.head_dim * facts.num_layers * itemsize
+    return (
+        2
+        * block_size
+        * model_info.num_kv_heads
+        * model_info.head_dim
+        * model_info.num_layers
+        * itemsize
+    )
 
 
 def fit_length(wanted: int, longest: int, capacity: KVCapacity, block_size: int) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import MIN_LOGIT_ROWS, GroupSpec, RequestTable, StepPlan, StepResult
-from galley.config import EngineConfig, ModelFacts
+from galley.config import EngineConfig, ModelInfo
 from galley.kernels.backend import Executable, MemoryAllocator, StepLimits
 from galley.kernels.sampling import LogitMasks
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
@@ -77,7 +77,7 @@ class Runner:
     def __init__(
         self,
         config: EngineConfig,
-        facts: ModelFacts,
+        model_info: ModelInfo,
         checkpoint: Checkpoint,
         available: int,
         progress: Progress | None = None,
@@ -85,12 +85,12 @@ class Runner:
     ) -> None:
         limits = step_limits(config)
         wanted = config.model.max_model_len
-        wanted = facts.max_position if wanted is None else wanted
-        longest = facts.max_position if wanted == -1 else wanted
-        self._config, self._facts, self._kv_memory = config, facts, kv_memory
-        self._dense = dense_format(config.model.dtype, facts.dtype)
+        wanted = model_info.max_position if wanted is None else wanted
+        longest = model_info.max_position if wanted == -1 else wanted
+        self._config, self._model_info, self._kv_memory = config, model_info, kv_memory
+        self._dense = dense_format(config.model.dtype, model_info.dtype)
         self._backend = open_device(config, self._dense)
-        check_given_size(config.cache, facts, self._backend.kv_itemsize, wanted, longest)
+        check_given_size(config.cache, model_info, self._backend.kv_itemsize, wanted, longest)
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)
@@ -117,8 +117,10 @@ class Runner:
     def _load(self, checkpoint: Checkpoint, progress: Progress | None = None) -> LoadedModel:
         cached = None
         if self._config.load.load_format != "dummy":
-            cached = cache_path(self._facts, self._backend, self._dense)
-        return load_model(self._facts, checkpoint, self._backend, self._stage, cached, progress)
+            cached = cache_path(self._model_info, self._backend, self._dense)
+        return load_model(
+            self._model_info, checkpoint, self._backend, self._stage, cached, progress
+        )
 
     def _make_room(self) -> None:
         """The KV cache; its memory is taken as it is written."""
@@ -197,7 +199,7 @@ class Runner:
         """Load the model again after `release_memory`, from where it came from."""
         if self._awake is not None:
             return
-        model = dataclasses.replace(self._config.model, model=self._facts.source)
+        model = dataclasses.replace(self._config.model, model=self._model_info.source)
         checkpoint = open_checkpoint(resolve_source(model, self._config.load))
         loaded = self._load(checkpoint)
         self._awake = self._backend.build(loaded.model, step_limits(self._config))

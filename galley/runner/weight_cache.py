@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.kernels import _native
 from galley.kernels.backend import Backend, Dense
 from galley.kernels.ops import Constant, Weight
@@ -166,22 +166,22 @@ def cache_root(env: Mapping[str, str] = os.environ) -> Path:
     return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "galley"
 
 
-def cache_path(facts: ModelFacts, backend: Backend, dense: Dense) -> Path | None:
+def cache_path(model_info: ModelInfo, backend: Backend, dense: Dense) -> Path | None:
     """Where the packed weights of a checkpoint are kept; None where there is no file to pack.
 
     The name begins alike for all keys of one checkpoint, so that an old one can be removed.
     """
-    source = Path(facts.source)
+    source = Path(model_info.source)
     if source.is_file():  # a split GGUF model's parts lie side by side
         files = sorted(source.parent.glob(source.name.replace("-00001-of-", "-*-of-")))
     else:
         files = sorted(source.glob("*.safetensors"))
-    if not facts.source or not files:
+    if not model_info.source or not files:
         return None
     place = hashlib.sha256(f"{source.resolve()} {backend.name} {dense}".encode())
     key = hashlib.sha256(Path(_native.__file__).read_bytes())
     key.update(f"{VERSION} {backend.interleave_gate_up}".encode())
-    key.update(json.dumps(facts.hf_config, sort_keys=True, default=str).encode())
+    key.update(json.dumps(model_info.hf_config, sort_keys=True, default=str).encode())
     for file in files:
         stat = file.stat()
         key.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())

@@ -156,8 +156,8 @@ class Context:
             return None
         if mode == "custom":
             return self.server.fingerprint_value
-        facts = (__version__, self.config.model, self.config.device.backend)
-        digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
+        model_info = (__version__, self.config.model, self.config.device.backend)
+        digest = hashlib.sha256(repr(model_info).encode()).hexdigest()[:8]
         return digest if mode == "hash" else f"galley-{__version__}-{digest}"
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from galley.config import EngineConfig, ModelFacts
+from galley.config import EngineConfig, ModelInfo
 from galley.config.resolve import Machine, resolve
 from galley.config.server import ServerConfig
 from galley.engine.control import Serving
@@ -24,7 +24,7 @@ from galley.errors import ConfigError
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
 from galley.frontend.output_processor import OutputProcessor
 from galley.frontend.remote_client import LauncherLink, RemoteClient
-from galley.loader import read_facts, resolve_source, resolve_tokenizer
+from galley.loader import read_model_info, resolve_source, resolve_tokenizer
 from galley.observability.http_metrics import HttpMetrics
 from galley.observability.logging import configure_logging, silence_access_log
 from galley.observability.metrics import EngineMetrics
@@ -62,7 +62,7 @@ class Model:
     """What the server knows of the model: no weights."""
 
     config: EngineConfig
-    facts: ModelFacts
+    model_info: ModelInfo
     name: str
     tokenizer: Tokenizer | None
     chat: ChatRenderer | None
@@ -93,7 +93,7 @@ def run(
 def load_model(config: EngineConfig, server: ServerConfig) -> Model:
     """Tokenizer, template and facts of the model, from its files' headers."""
     source = resolve_source(config.model, config.load)
-    facts = read_facts(source)
+    model_info = read_model_info(source)
     tokenizer = chat = None
     if not config.model.skip_tokenizer_init:
         from galley.chat import ChatRenderer
@@ -101,8 +101,8 @@ def load_model(config: EngineConfig, server: ServerConfig) -> Model:
 
         tokenizer = load_tokenizer(resolve_tokenizer(config.model, config.load, source))
         chat = ChatRenderer.of(tokenizer, server.chat_template, server.chat_template_content_format)
-    resolved = resolve(config, Machine.detect(), facts)
-    return Model(resolved, facts, source.name, tokenizer, chat)
+    resolved = resolve(config, Machine.detect(), model_info)
+    return Model(resolved, model_info, source.name, tokenizer, chat)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def watch(model: Model, server: ServerConfig, link: LauncherLink) -> Watch:
     metrics: EngineMetrics | None = None
     observers: list[RequestObserver] = []
     if not model.config.observability.disable_log_stats:
-        metrics = engine_metrics(registry, model.config, model.facts)
+        metrics = engine_metrics(registry, model.config, model.model_info)
         name = model.config.model.served_model_name[0]
         observers = [metrics, ReliabilityMetrics(registry, name), stats_line]
     tracer = open_tracer_of(model.config)
@@ -167,7 +167,7 @@ def make_client(
     link: LauncherLink, model: Model, environment: Environment, observer: RequestObserver
 ) -> RemoteClient:
     ends = model.tokenizer.end_ids if model.tokenizer else ()
-    limits = limits_of(model.config, model.facts, environment.caps.n, ends)
+    limits = limits_of(model.config, model.model_info, environment.caps.n, ends)
     inputs = InputProcessor(
         limits, model.tokenizer, seed=model.config.model.seed, client_index=link.client_index
     )
@@ -194,7 +194,7 @@ def make_context(
         tokenizer=model.tokenizer,
         chat=model.chat,
         metrics=seen.exposition,
-        defaults=default_sampling_params(model.config, model.facts),
+        defaults=default_sampling_params(model.config, model.model_info),
         caps=environment.caps,
         root=model.name,
         admit=seen.admission.check,
@@ -264,11 +264,11 @@ def open_tracer_of(config: EngineConfig) -> RequestTracer | None:
 
 
 def engine_metrics(
-    registry: CollectorRegistry, config: EngineConfig, facts: ModelFacts
+    registry: CollectorRegistry, config: EngineConfig, model_info: ModelInfo
 ) -> EngineMetrics:
     """The engines' metrics under the model's first name."""
     length = config.model.max_model_len
-    longest = facts.max_position if length in (None, -1) else int(length or 0)
+    longest = model_info.max_position if length in (None, -1) else int(length or 0)
     return EngineMetrics.of(registry, config, longest)
 
 

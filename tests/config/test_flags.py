@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from galley.config import EngineConfig, ModelFacts
+from galley.config import EngineConfig, ModelInfo
 from galley.config.flags import flags_of, human_int
 from galley.config.resolve import SECTIONS, Machine, environment, from_kwargs, resolve
 from galley.config.server import ServerConfig
@@ -14,7 +14,7 @@ from galley.config.vllm_flags import TABLE, disposition
 from galley.errors import ConfigError
 
 MACHINE = Machine(num_cores=2, available_memory=8 << 30)
-FACTS = ModelFacts(
+FACTS = ModelInfo(
     architecture="LlamaForCausalLM",
     hf_config={},
     vocab_size=100,

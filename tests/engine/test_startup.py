@@ -74,8 +74,8 @@ def test_the_log_says_what_came_of_it(log: pytest.LogCaptureFixture) -> None:
     )
     memory = {"weights": 5 << 20, "kv_cache": 3 << 30}
     executor: Any = SimpleNamespace(num_blocks=101, max_model_len=1600, rpc=lambda method: [memory])
-    facts: Any = SimpleNamespace(architecture="LlamaForCausalLM", dtype="bfloat16")
-    log_start(config, facts, executor, 1.23)
+    model_info: Any = SimpleNamespace(architecture="LlamaForCausalLM", dtype="bfloat16")
+    log_start(config, model_info, executor, 1.23)
     assert [r.getMessage() for r in log.records] == [
         "Loaded tiny (LlamaForCausalLM, bfloat16) in 1.2 s: weights 5 MiB.",
         "KV cache: 3,200 tokens (100 blocks of 32), up to 3.00 GiB, 2.0 sequences of the longest "

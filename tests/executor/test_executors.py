@@ -26,12 +26,12 @@ def executors(checkpoint):
     made = {
         name: build(
             configure(
-                checkpoint.facts,
+                checkpoint.model_info,
                 max_model_len=MAX_LEN,
                 kv_cache_memory_bytes=64 * 2**20,
                 distributed_executor_backend=kind,
             ),
-            checkpoint.facts,
+            checkpoint.model_info,
             checkpoint,
             MACHINE.available_memory,
         )
@@ -182,7 +182,7 @@ def test_what_the_scheduler_needs_to_know(executors, checkpoint):
 def test_more_than_one_rank_is_refused(checkpoint, name):
     config = EngineConfig(parallel=ParallelConfig(**{name: 2}))
     with pytest.raises(ConfigError, match="--" + name.replace("_", "-") + " 2:.*use 1") as error:
-        build(config, checkpoint.facts, checkpoint, MACHINE.available_memory)
+        build(config, checkpoint.model_info, checkpoint, MACHINE.available_memory)
     assert error.value.field == name
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from galley.config import EngineConfig, ModelConfig, ModelFacts
+from galley.config import EngineConfig, ModelConfig, ModelInfo
 from galley.errors import InvalidRequest, ModelError, Unsupported
 from galley.frontend.input_processor import (
     InputProcessor,
@@ -219,8 +219,8 @@ def test_without_a_tokenizer_prompts_are_token_ids() -> None:
             bare.process(prompt, SamplingParams(**params), "r")
 
 
-def facts(**generation: Any) -> ModelFacts:
-    return ModelFacts("L", {}, VOCAB, 8, 1, 1, 1, 8, 64, "float32", generation=generation)
+def facts(**generation: Any) -> ModelInfo:
+    return ModelInfo("L", {}, VOCAB, 8, 1, 1, 1, 8, 64, "float32", generation=generation)
 
 
 def test_a_sequence_ends_where_config_or_tokenizer_say_so() -> None:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import ml_dtypes
 import numpy as np
 
-from galley.config import EngineConfig, ModelFacts
+from galley.config import EngineConfig, ModelInfo
 from galley.config.engine import QuantizedActivations
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.loader.dummy import tensor_shapes
@@ -52,7 +52,7 @@ class TinyCheckpoint:
             "rms_norm_eps": 1e-6,
             **FAMILIES[family],
         }
-        self.facts = ModelFacts(
+        self.model_info = ModelInfo(
             architecture=family,
             hf_config=config,
             vocab_size=VOCAB,
@@ -67,7 +67,7 @@ class TinyCheckpoint:
         )
         self._dtype = dtype
         self._seed = seed
-        self._shapes = tensor_shapes(self.facts)
+        self._shapes = tensor_shapes(self.model_info)
 
     def names(self) -> list[str]:
         return list(self._shapes)
@@ -121,7 +121,7 @@ class Case:
 
     def config(self, **flags: Any) -> EngineConfig:
         given = {"max_model_len": LENGTH, "skip_tokenizer_init": True, **flags}
-        return resolve(from_kwargs(given, "server", {}), MACHINE, self.checkpoint().facts)
+        return resolve(from_kwargs(given, "server", {}), MACHINE, self.checkpoint().model_info)
 
 
 def draw(seed: int) -> Case:

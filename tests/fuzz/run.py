@@ -49,7 +49,7 @@ class Engine:
         self.files = KeptFiles.make()
         self.client = InprocClient(
             self.make_core(),
-            InputProcessor(limits_of(self.config, case.checkpoint().facts), None),
+            InputProcessor(limits_of(self.config, case.checkpoint().model_info), None),
             OutputProcessor(None),
         )
         self.events: Counter[str] = Counter()
@@ -62,7 +62,7 @@ class Engine:
         memory = None if ledger is None else ledger.memory
         runner = Runner(
             self.config,
-            checkpoint.facts,
+            checkpoint.model_info,
             checkpoint,
             MACHINE.available_memory,
             kv_memory=memory,

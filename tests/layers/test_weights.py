@@ -21,7 +21,7 @@ HIDDEN, INTERMEDIATE = 64, 96
 class Arrays:
     """A checkpoint of float32 arrays, some of them quantised to a GGUF type."""
 
-    facts = None
+    model_info = None
 
     def __init__(self, arrays: dict[str, np.ndarray], types: dict[str, str] | None = None):
         self.arrays, self.types = arrays, types or {}

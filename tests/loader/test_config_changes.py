@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from galley.config import LoadConfig, ModelConfig, ModelFacts
+from galley.config import LoadConfig, ModelConfig, ModelInfo
 from galley.errors import ModelError
-from galley.loader import open_checkpoint, read_facts, resolve_source
+from galley.loader import open_checkpoint, read_model_info, resolve_source
 from tests.loader.gguf_files import write_gguf
 
 BASE: dict[str, Any] = {
@@ -33,8 +33,8 @@ def folder(path: Path, config: dict[str, Any], **files: Any) -> str:
     return str(path)
 
 
-def facts(model: str, **config: Any) -> ModelFacts:
-    return read_facts(resolve_source(ModelConfig(model=model, **config), LoadConfig()))
+def facts(model: str, **config: Any) -> ModelInfo:
+    return read_model_info(resolve_source(ModelConfig(model=model, **config), LoadConfig()))
 
 
 @pytest.mark.parametrize("spelt", ["rope_scaling", "rope_parameters"])
@@ -85,7 +85,7 @@ def test_a_gguf_file_takes_both(tmp_path: Path) -> None:
     other = folder(tmp_path / "o", config)
     changed = ModelConfig(model=str(file), hf_config_path=other, hf_overrides={"eos_token_id": 5})
     checkpoint = open_checkpoint(resolve_source(changed, LoadConfig()))
-    found = checkpoint.facts
+    found = checkpoint.model_info
     assert (found.max_position, found.eos_token_ids) == (55, (5,))
     assert (found.dtype, found.quantization) == (plain.dtype, plain.quantization)
     assert found.source == str(file)

@@ -1,4 +1,4 @@
-"""GGUF models as checkpoints: Hugging Face names, logical row order, facts."""
+"""GGUF models as checkpoints: Hugging Face names, logical row order, model_info."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from galley.config import LoadConfig, ModelConfig
 from galley.errors import ModelError
-from galley.loader import open_checkpoint, read_facts, resolve_source
+from galley.loader import open_checkpoint, read_model_info, resolve_source
 from galley.loader.gguf_checkpoint import GGUFCheckpoint
 from galley.loader.source import default_model
 from galley.quant import to_float32
@@ -32,18 +32,26 @@ def test_the_default_model() -> None:
     assert source.is_default
     assert source.name == "SmolLM2-135M-Instruct"
     checkpoint = open_checkpoint(source)
-    facts = checkpoint.facts
-    assert facts == read_facts(source)
-    assert facts.architecture == "LlamaForCausalLM"
-    assert (facts.vocab_size, facts.hidden_size, facts.num_layers) == (49152, 576, 30)
-    assert (facts.num_heads, facts.num_kv_heads, facts.head_dim) == (9, 3, 64)
-    assert (facts.max_position, facts.dtype, facts.quantization) == (8192, "Q4_1", "gguf")
-    assert (facts.bos_token_id, facts.eos_token_ids) == (1, (2,))
-    assert facts.hf_config["rms_norm_eps"] == 1e-5
-    assert facts.hf_config["rope_theta"] == 100000.0
-    assert facts.hf_config["tie_word_embeddings"] is True
-    assert facts.chat_template is not None
-    assert "<|im_start|>" in facts.chat_template
+    model_info = checkpoint.model_info
+    assert model_info == read_model_info(source)
+    assert model_info.architecture == "LlamaForCausalLM"
+    assert (model_info.vocab_size, model_info.hidden_size, model_info.num_layers) == (
+        49152,
+        576,
+        30,
+    )
+    assert (model_info.num_heads, model_info.num_kv_heads, model_info.head_dim) == (9, 3, 64)
+    assert (model_info.max_position, model_info.dtype, model_info.quantization) == (
+        8192,
+        "Q4_1",
+        "gguf",
+    )
+    assert (model_info.bos_token_id, model_info.eos_token_ids) == (1, (2,))
+    assert model_info.hf_config["rms_norm_eps"] == 1e-5
+    assert model_info.hf_config["rope_theta"] == 100000.0
+    assert model_info.hf_config["tie_word_embeddings"] is True
+    assert model_info.chat_template is not None
+    assert "<|im_start|>" in model_info.chat_template
     assert len(checkpoint.names()) == 272
     raw = checkpoint.tensor("model.layers.29.mlp.down_proj.weight")
     assert (raw.shape, raw.dtype, raw.data.shape) == ((576, 1536), "Q4_1", (576, 960))
@@ -95,7 +103,7 @@ def test_biases_of_llama_files_are_permuted_and_qwen_files_are_not(tmp_path: Pat
     raw = llama.tensor("model.layers.0.self_attn.q_proj.bias")
     assert raw.row_order is not None
     assert np.array_equal(raw.data[raw.row_order], bias)
-    assert llama.facts.hf_config["attention_bias"] is True
+    assert llama.model_info.hf_config["attention_bias"] is True
     qwen = GGUFCheckpoint(write_gguf(tmp_path / "q.gguf", "qwen2", tensors=tiny_tensors(extra)))
     assert qwen.tensor("model.layers.0.self_attn.q_proj.bias").row_order is None
 
@@ -117,12 +125,12 @@ def test_architectures(tmp_path: Path, arch: str, hf_class: str) -> None:
         keys={"{arch}.attention.key_length": 16, "{arch}.attention.value_length": 16},
         tensors=tiny_tensors(output),
     )
-    facts = GGUFCheckpoint(path).facts
-    assert facts.architecture == hf_class
-    assert facts.hf_config["architectures"] == [hf_class]
-    assert facts.hf_config["tie_word_embeddings"] is False
-    assert (facts.vocab_size, facts.head_dim, facts.dtype) == (32, 16, "float32")
-    assert facts.quantization is None
+    model_info = GGUFCheckpoint(path).model_info
+    assert model_info.architecture == hf_class
+    assert model_info.hf_config["architectures"] == [hf_class]
+    assert model_info.hf_config["tie_word_embeddings"] is False
+    assert (model_info.vocab_size, model_info.head_dim, model_info.dtype) == (32, 16, "float32")
+    assert model_info.quantization is None
 
 
 def test_end_of_turn_ends_too_and_sampling_defaults_are_read(tmp_path: Path) -> None:
@@ -134,9 +142,9 @@ def test_end_of_turn_ends_too_and_sampling_defaults_are_read(tmp_path: Path) -> 
         "general.sampling.temp": 0.6,
         "general.sampling.top_k": 20,
     }
-    facts = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", keys=keys)).facts
-    assert (facts.bos_token_id, facts.eos_token_ids) == (1, (2, 5))
-    assert facts.generation == {"temperature": 0.6, "top_k": 20}
+    model_info = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", keys=keys)).model_info
+    assert (model_info.bos_token_id, model_info.eos_token_ids) == (1, (2, 5))
+    assert model_info.generation == {"temperature": 0.6, "top_k": 20}
 
 
 SCALINGS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, int]] = {
@@ -181,18 +189,18 @@ SCALINGS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, int]] = {
 @pytest.mark.parametrize("case", SCALINGS)
 def test_rope_scaling(tmp_path: Path, case: str) -> None:
     keys, scaling, longest = SCALINGS[case]
-    facts = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", keys=keys)).facts
-    assert facts.hf_config["rope_scaling"] == scaling
-    assert facts.max_position == longest
+    model_info = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", keys=keys)).model_info
+    assert model_info.hf_config["rope_scaling"] == scaling
+    assert model_info.max_position == longest
 
 
 def test_frequency_factors_are_facts_not_a_weight(tmp_path: Path) -> None:
     factors = np.linspace(1, 8, 8, dtype=np.float32)
     path = write_gguf(tmp_path / "m.gguf", tensors=tiny_tensors({"rope_freqs.weight": factors}))
     checkpoint = GGUFCheckpoint(path)
-    scaling = checkpoint.facts.hf_config["rope_scaling"]
+    scaling = checkpoint.model_info.hf_config["rope_scaling"]
     assert scaling == {"rope_type": "frequency_factors", "factors": factors.tolist()}
-    assert checkpoint.facts.max_position == 128
+    assert checkpoint.model_info.max_position == 128
     assert not any("rope" in name for name in checkpoint.names())
 
 

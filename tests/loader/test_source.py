@@ -10,7 +10,7 @@ import pytest
 
 from galley.config import LoadConfig, ModelConfig
 from galley.errors import ModelError
-from galley.loader import open_checkpoint, read_facts, resolve_source, resolve_tokenizer
+from galley.loader import open_checkpoint, read_model_info, resolve_source, resolve_tokenizer
 from galley.loader.source import default_model
 from tests.loader.gguf_files import write_gguf
 
@@ -115,6 +115,6 @@ def test_facts_are_read_without_opening_weights(tmp_path: Path) -> None:
         ' "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}'
     )
     source = resolve_source(ModelConfig(model=str(tmp_path)), LoadConfig())
-    assert read_facts(source).max_position == 64
+    assert read_model_info(source).max_position == 64
     with pytest.raises(ModelError, match="safetensors"):
         open_checkpoint(source)

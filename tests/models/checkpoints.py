@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.loader.tensor import RawTensor
 
 SIZES = {
@@ -136,9 +136,9 @@ class StateDict:
 
     def __init__(self, model: torch.nn.Module, **changes: Any) -> None:
         own = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-        self.facts = replace(facts_of(own), hf_config={**own, **changes})
+        self.model_info = replace(info_of(own), hf_config={**own, **changes})
         state = dict(model.state_dict())
-        if self.facts.hf_config["tie_word_embeddings"]:
+        if self.model_info.hf_config["tie_word_embeddings"]:
             state.pop("lm_head.weight")
         self.arrays = {name: t.detach().float().numpy() for name, t in state.items()}
 
@@ -150,9 +150,9 @@ class StateDict:
         return RawTensor(name, tuple(data.shape), str(data.dtype), data)
 
 
-def facts_of(config: dict[str, Any]) -> ModelFacts:
+def info_of(config: dict[str, Any]) -> ModelInfo:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    return ModelFacts(
+    return ModelInfo(
         architecture=config["architectures"][0],
         hf_config=config,
         vocab_size=config["vocab_size"],

@@ -17,7 +17,7 @@ LIMITS = StepLimits(tokens=512, rows=SLOTS, logits=512)
 
 def load(checkpoint, backend: Backend) -> Decoder:
     source = CheckpointWeights(checkpoint, backend)
-    model = build_model(checkpoint.facts, source, Stage(max_positions=MAX_LEN))
+    model = build_model(checkpoint.model_info, source, Stage(max_positions=MAX_LEN))
     source.finish()
     return model
 

@@ -19,9 +19,11 @@ from tests.models.driver import LIMITS, load, solo_logits
 FIRST_CASE = {f"{case.family}ForCausalLM": name for name, case in reversed(CASES.items())}
 
 
-def build(checkpoint, **facts):
+def build(checkpoint, **model_info):
     source = CheckpointWeights(checkpoint, ReferenceBackend())
-    return build_model(replace(checkpoint.facts, **facts), source, Stage(max_positions=32))
+    return build_model(
+        replace(checkpoint.model_info, **model_info), source, Stage(max_positions=32)
+    )
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
@@ -110,7 +112,7 @@ def test_head_dim_and_kv_heads_have_defaults(value):
     checkpoint = StateDict(model, head_dim=None, num_key_value_heads=None)
     if value == "missing":
         for key in ("head_dim", "num_key_value_heads"):
-            del checkpoint.facts.hf_config[key]
+            del checkpoint.model_info.hf_config[key]
     ids = np.arange(20)
     backend = ReferenceBackend()
     got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), ids, [20])

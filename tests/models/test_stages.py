@@ -28,7 +28,9 @@ IDS = np.random.default_rng(2).integers(0, 131, 40)
 
 def stage_of(checkpoint, start: int, end: int | None):
     source = CheckpointWeights(checkpoint, ReferenceBackend())
-    model = build_model(checkpoint.facts, source, Stage(max_positions=64, start=start, end=end))
+    model = build_model(
+        checkpoint.model_info, source, Stage(max_positions=64, start=start, end=end)
+    )
     source.finish()
     return model
 

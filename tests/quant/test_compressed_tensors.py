@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader import RawTensor
 from galley.quant import channel_int8, check_quantization
@@ -43,8 +43,8 @@ CONFIG = {
 }
 
 
-def facts(config, method="compressed-tensors") -> ModelFacts:
-    return ModelFacts(
+def facts(config, method="compressed-tensors") -> ModelInfo:
+    return ModelInfo(
         "LlamaForCausalLM",
         {"quantization_config": config},
         *([1] * 7),
@@ -95,7 +95,7 @@ def test_a_w8a8_model_computes_what_the_scheme_prescribes():
         else:
             tensors[name] = RawTensor(name, parameter.shape, "float32", parameter)
     state = StateDict(model, quantization_config=CONFIG)
-    checkpoint = ArrayCheckpoint(state.facts, tensors)
+    checkpoint = ArrayCheckpoint(state.model_info, tensors)
     ids = np.random.default_rng(1).integers(0, 131, (3, 40))
     want = torch_logits(model, ids)
     got = teacher_forced(open_runner(checkpoint, max_model_len=64, dtype="float32"), ids)
@@ -111,7 +111,7 @@ def test_an_int8_weight_without_its_scale_is_an_error():
     codes, _ = quantise(state.arrays[name])
     tensors[name] = RawTensor(name, codes.shape, "int8", codes)
     with pytest.raises(ModelError, match=r"no tensor .*q_proj\.weight_scale"):
-        open_runner(ArrayCheckpoint(state.facts, tensors))
+        open_runner(ArrayCheckpoint(state.model_info, tensors))
 
 
 def test_the_scheme_is_accepted_and_others_are_refused_by_name():

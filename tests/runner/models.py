@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from galley.config import EngineConfig, LoadConfig, ModelConfig, ModelFacts
+from galley.config import EngineConfig, LoadConfig, ModelConfig, ModelInfo
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.loader import Checkpoint, RawTensor, open_checkpoint, resolve_source
 from galley.quant import to_float32
@@ -26,8 +26,8 @@ MACHINE = Machine(num_cores=2, available_memory=8 * 2**30)
 class ArrayCheckpoint:
     """A checkpoint in memory: name → raw tensor."""
 
-    def __init__(self, facts: ModelFacts, tensors: dict[str, RawTensor]) -> None:
-        self.facts = dataclasses.replace(facts, source="")
+    def __init__(self, model_info: ModelInfo, tensors: dict[str, RawTensor]) -> None:
+        self.model_info = dataclasses.replace(model_info, source="")
         self._tensors = tensors
 
     def names(self) -> list[str]:
@@ -51,7 +51,7 @@ def rounded(arrays: Arrays) -> Arrays:
     return {k: a.astype(ml_dtypes.bfloat16).astype(np.float32) for k, a in arrays.items()}
 
 
-def in_format(facts: ModelFacts, arrays: Arrays, name: str) -> ArrayCheckpoint:
+def in_format(model_info: ModelInfo, arrays: Arrays, name: str) -> ArrayCheckpoint:
     """Matrices in a GGUF type or "bfloat16", vectors in float32."""
 
     def tensors() -> Iterator[RawTensor]:
@@ -64,12 +64,12 @@ def in_format(facts: ModelFacts, arrays: Arrays, name: str) -> ArrayCheckpoint:
                 data = gguf.quantize(a, gguf.GGMLQuantizationType[name])
                 yield RawTensor(key, a.shape, name, data)
 
-    return ArrayCheckpoint(facts, {t.name: t for t in tensors()})
+    return ArrayCheckpoint(model_info, {t.name: t for t in tensors()})
 
 
-def torch_model(facts: ModelFacts, arrays: Arrays) -> torch.nn.Module:
+def torch_model(model_info: ModelInfo, arrays: Arrays) -> torch.nn.Module:
     """transformers' model with these weights, float32."""
-    config = transformers.LlamaConfig(**facts.hf_config)
+    config = transformers.LlamaConfig(**model_info.hf_config)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
     model = model.to_empty(device="cpu")
@@ -82,12 +82,12 @@ def torch_model(facts: ModelFacts, arrays: Arrays) -> torch.nn.Module:
     return model.eval()
 
 
-def configure(facts: ModelFacts, **flags: object) -> EngineConfig:
+def configure(model_info: ModelInfo, **flags: object) -> EngineConfig:
     """A resolved configuration of small limits; `flags` by their Python names."""
-    given = {"max_model_len": min(1024, facts.max_position), "max_num_seqs": 8, **flags}
-    return resolve(from_kwargs(given, "offline", {}), MACHINE, facts)
+    given = {"max_model_len": min(1024, model_info.max_position), "max_num_seqs": 8, **flags}
+    return resolve(from_kwargs(given, "offline", {}), MACHINE, model_info)
 
 
 def open_runner(checkpoint: Checkpoint, **flags: object) -> Runner:
-    facts = checkpoint.facts
-    return Runner(configure(facts, **flags), facts, checkpoint, MACHINE.available_memory)
+    model_info = checkpoint.model_info
+    return Runner(configure(model_info, **flags), model_info, checkpoint, MACHINE.available_memory)

@@ -47,7 +47,7 @@ def one_torch_thread():
 
 @pytest.fixture(scope="module")
 def facts():
-    return default_checkpoint().facts
+    return default_checkpoint().model_info
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def arrays():
 
 
 @pytest.fixture(scope="module")
-def token_ids(facts):
-    return load_tokenizer(Path(facts.source)).encode(TEXT.read_text(encoding="utf-8"))
+def token_ids(model_info):
+    return load_tokenizer(Path(model_info.source)).encode(TEXT.read_text(encoding="utf-8"))
 
 
 def pieces(token_ids: list[int], count: int, length: int) -> np.ndarray:
@@ -95,13 +95,13 @@ def top1(want: np.ndarray, got: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("weights", ["as they are", "in bfloat16"])
-def test_default_model_against_float32(facts, arrays, token_ids, weights):
+def test_default_model_against_float32(model_info, arrays, token_ids, weights):
     """On the same weights in float32 no further off than torch in bfloat16."""
     ids = pieces(token_ids, 20, 64)
     quantised = weights == "as they are"
-    model = torch_model(facts, arrays if quantised else rounded(arrays))
+    model = torch_model(model_info, arrays if quantised else rounded(arrays))
     want = torch_logits(model, ids)
-    checkpoint = default_checkpoint() if quantised else in_format(facts, arrays, "bfloat16")
+    checkpoint = default_checkpoint() if quantised else in_format(model_info, arrays, "bfloat16")
     got = teacher_forced(open_runner(checkpoint, max_model_len=128), ids)
     torch_bf16 = torch_logits(model.to(torch.bfloat16), ids)
     print(
@@ -112,29 +112,29 @@ def test_default_model_against_float32(facts, arrays, token_ids, weights):
     assert top1(want, got) >= top1(want, torch_bf16)
 
 
-def test_int8_activations_when_asked_for(facts, arrays, token_ids):
+def test_int8_activations_when_asked_for(model_info, arrays, token_ids):
     """Faster for many tokens at once, further off, and still the same model."""
     ids = pieces(token_ids, 5, 64)
-    want = torch_logits(torch_model(facts, arrays), ids)
+    want = torch_logits(torch_model(model_info, arrays), ids)
     flags = {"max_model_len": 128, "quantized_activations": "int8"}
     got = teacher_forced(open_runner(default_checkpoint(), **flags), ids)
     assert 1e-3 < mean_kl(want, got) <= 1e-2
     assert top1(want, got) >= 0.9
 
 
-def test_float32_kernels_are_float32(facts, arrays, token_ids):
+def test_float32_kernels_are_float32(model_info, arrays, token_ids):
     ids = pieces(token_ids, 2, 64)
-    want = torch_logits(torch_model(facts, rounded(arrays)), ids)
+    want = torch_logits(torch_model(model_info, rounded(arrays)), ids)
     runner = open_runner(
-        in_format(facts, rounded(arrays), "F32"), max_model_len=128, dtype="float32"
+        in_format(model_info, rounded(arrays), "F32"), max_model_len=128, dtype="float32"
     )
     got = teacher_forced(runner, ids)
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
 
 
-def test_the_reference_backend_continues_as_transformers_does(facts, arrays, token_ids):
+def test_the_reference_backend_continues_as_transformers_does(model_info, arrays, token_ids):
     ids = pieces(token_ids, 20, 24)
-    model = torch_model(facts, arrays)
+    model = torch_model(model_info, arrays)
     with torch.inference_mode():
         want = model.generate(
             torch.from_numpy(ids),
@@ -187,12 +187,12 @@ def torch_perplexity(model: torch.nn.Module, windows: np.ndarray) -> float:
 
 @pytest.mark.timeout(1800)  # float32 on 12k tokens: seconds when alone, minutes in company
 @pytest.mark.parametrize("name", LEGACY)
-def test_perplexity_of_quantised_weights(facts, arrays, token_ids, name):
+def test_perplexity_of_quantised_weights(model_info, arrays, token_ids, name):
     windows = np.array(token_ids[: NUM_WINDOWS * WINDOW]).reshape(NUM_WINDOWS, WINDOW)
     assert windows.size >= 12_000
-    checkpoint = in_format(facts, arrays, name)
+    checkpoint = in_format(model_info, arrays, name)
     got = native_perplexity(checkpoint, windows)
-    want = torch_perplexity(torch_model(facts, dequantised(checkpoint)), windows)
+    want = torch_perplexity(torch_model(model_info, dequantised(checkpoint)), windows)
     print(f"{name}: perplexity {got:.3f}, float32 {want:.3f}, ratio {got / want:.4f}")
     assert got <= 1.01 * want
 
@@ -221,7 +221,7 @@ def test_k_types_on_a_tiny_model(name, backend, tolerance):
         tensors[key] = RawTensor(key, shape, name, data)
         values = gguf.dequantize(data, gguf.GGMLQuantizationType[name])
         parameter.data = torch.from_numpy(values.reshape(shape))
-    checkpoint = ArrayCheckpoint(StateDict(model).facts, tensors)
+    checkpoint = ArrayCheckpoint(StateDict(model).model_info, tensors)
     ids = rng.integers(0, 131, (3, 40))
     want = torch_logits(model, ids)
     runner = open_runner(checkpoint, max_model_len=64, backend=backend, dtype="float32")

@@ -295,7 +295,7 @@ def test_a_given_size_that_is_too_small_is_told_before_anything_is_loaded(
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_the_size_of_a_block_is_known_without_the_model(checkpoint, backend, dtype):
     runner = open_runner(checkpoint, max_model_len=64, backend=backend, dtype=dtype)
-    known = kv_block_bytes(checkpoint.facts, runner._backend.kv_itemsize, 16)
+    known = kv_block_bytes(checkpoint.model_info, runner._backend.kv_itemsize, 16)
     assert runner.groups[0].block_bytes == known
 
 
@@ -329,7 +329,7 @@ def test_block_sizes_do_not_change_tokens(checkpoint, runner, block_size):
 
 def test_tensors_left_over_or_missing_are_errors(checkpoint):
     class Changed:
-        facts = checkpoint.facts
+        model_info = checkpoint.model_info
 
         def __init__(self, names):
             self._names = names
@@ -364,10 +364,10 @@ def test_a_dummy_checkpoint_runs_and_is_never_cached(tmp_path, monkeypatch):
 
 def test_progress_counts_the_tensors(checkpoint):
     seen = []
-    config = configure(checkpoint.facts, max_model_len=64)
+    config = configure(checkpoint.model_info, max_model_len=64)
     Runner(
         config,
-        checkpoint.facts,
+        checkpoint.model_info,
         checkpoint,
         MACHINE.available_memory,
         lambda done, total: seen.append((done, total)),

@@ -176,8 +176,8 @@ def model_file(tmp_path, monkeypatch):
 def load(path: Path, name: str = "cpu"):
     checkpoint = open_checkpoint(Source(path, "gguf", "m"))
     backend = open_backend(name, "bf16", threads=1)
-    cached = cache_path(checkpoint.facts, backend, "bf16")
-    return load_model(checkpoint.facts, checkpoint, backend, Stage(64), cached), cached
+    cached = cache_path(checkpoint.model_info, backend, "bf16")
+    return load_model(checkpoint.model_info, checkpoint, backend, Stage(64), cached), cached
 
 
 def matrices(model):
@@ -216,7 +216,7 @@ def test_the_second_start_maps_what_the_first_packed(model_file):
 def test_a_file_without_the_answers_is_replaced(model_file, answers):
     checkpoint = open_checkpoint(Source(model_file, "gguf", "m"))
     backend = open_backend("cpu", "bf16", threads=1)
-    path = cache_path(checkpoint.facts, backend, "bf16")
+    path = cache_path(checkpoint.model_info, backend, "bf16")
     path.parent.mkdir(parents=True)
     write_answers(path, answers)
     assert not load(model_file)[0].from_cache
@@ -238,9 +238,9 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(model_file, monkeypatch,
 def test_the_key_knows_number_format_and_config_and_the_folder_the_environment(tmp_path):
     checkpoint = open_checkpoint(Source(default_model(), "gguf", "m"))
     backend = open_backend("cpu", "bf16", threads=1)
-    names = {cache_path(checkpoint.facts, backend, d).name for d in ("bf16", "f32")}
-    facts = checkpoint.facts
-    wider = dataclasses.replace(facts, hf_config={**facts.hf_config, "rope_theta": 1.0})
+    names = {cache_path(checkpoint.model_info, backend, d).name for d in ("bf16", "f32")}
+    model_info = checkpoint.model_info
+    wider = dataclasses.replace(model_info, hf_config={**model_info.hf_config, "rope_theta": 1.0})
     names.add(cache_path(wider, backend, "bf16").name)
     assert len(names) == 3
     assert cache_root({"GALLEY_CACHE_DIR": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")

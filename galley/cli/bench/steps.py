@@ -84,13 +84,13 @@ class StepBench:
     def __init__(self, engine: dict[str, Any], shapes: list[Shape]) -> None:
         config = from_kwargs(engine, "offline")
         checkpoint = open_checkpoint(resolve_source(config.model, config.load))
-        self.facts = checkpoint.facts
+        self.model_info = checkpoint.model_info
         longest = max(shape.context + shape.new for shape in shapes)
         rows = max(shape.rows for shape in shapes)
-        self.dense = dense_format(config.model.dtype, self.facts.dtype)
+        self.dense = dense_format(config.model.dtype, self.model_info.dtype)
         self.threads = config.device.num_threads or len(os.sched_getaffinity(0))
         backend = open_backend("cpu", self.dense, self.threads, config.model.enforce_eager)
-        loaded = load_model(self.facts, checkpoint, backend, Stage(longest))
+        loaded = load_model(self.model_info, checkpoint, backend, Stage(longest))
         self.weight_bytes = loaded.weight_bytes
         self.kv_layers = list(loaded.model.kv_layers)
         tokens = max(shape.tokens for shape in shapes)

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.loader.dummy import tensor_shapes
 from galley.loader.ggml_types import GGML_TYPES
 from galley.loader.gguf_names import _IN_LAYER, _TOP
@@ -103,7 +103,7 @@ def _config(family: str) -> dict[str, Any]:
 
 
 def _shapes(family: str) -> dict[str, tuple[int, ...]]:
-    facts = ModelFacts(
+    model_info = ModelInfo(
         architecture=family,
         hf_config=_config(family),
         vocab_size=VOCAB,
@@ -115,7 +115,7 @@ def _shapes(family: str) -> dict[str, tuple[int, ...]]:
         max_position=64,
         dtype="bfloat16",
     )
-    return tensor_shapes(facts)
+    return tensor_shapes(model_info)
 
 
 # ------------------------------------------------------------------------------------------ GGUF

@@ -14,7 +14,7 @@ from galley.chat import ChatRenderer
 from galley.config import ModelConfig
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.kernels.backend import Backend, open_backend
-from galley.loader import Source, open_checkpoint, read_facts
+from galley.loader import Source, open_checkpoint, read_model_info
 from galley.models.decoder import Stage
 from galley.quant import to_float32
 from galley.quant.registry import FORMATS
@@ -33,12 +33,12 @@ def _backend() -> Backend:
 
 
 def _model(source: Source) -> None:
-    facts = read_facts(source)
+    model_info = read_model_info(source)
     checkpoint = open_checkpoint(source)
-    config = resolve(from_kwargs({"skip_tokenizer_init": True}, "server", {}), MACHINE, facts)
+    config = resolve(from_kwargs({"skip_tokenizer_init": True}, "server", {}), MACHINE, model_info)
     longest = config.model.max_model_len
     assert longest is not None
-    load_model(facts, checkpoint, _backend(), Stage(longest))
+    load_model(model_info, checkpoint, _backend(), Stage(longest))
     # The formats that the model did not ask for.
     for name in checkpoint.names():
         raw = checkpoint.tensor(name)

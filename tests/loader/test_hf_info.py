@@ -10,7 +10,7 @@ import pytest
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from galley.errors import ModelError
-from galley.loader.hf_facts import facts_of_directory, read_generation_config
+from galley.loader.hf_info import info_of_directory, read_generation_config
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -58,20 +58,28 @@ def test_configs_as_transformers_writes_them(
         dtype="bfloat16",
     )
     config.save_pretrained(tmp_path)
-    facts = facts_of_directory(tmp_path)
-    assert facts.architecture == name
-    assert (facts.num_heads, facts.num_kv_heads, facts.head_dim) == (4, 2, 32)
-    assert (facts.max_position, facts.dtype, facts.eos_token_ids) == (4096, "bfloat16", (7,))
-    assert facts.hf_config["rope_theta"] == 5000.0
-    assert facts.hf_config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    model_info = info_of_directory(tmp_path)
+    assert model_info.architecture == name
+    assert (model_info.num_heads, model_info.num_kv_heads, model_info.head_dim) == (4, 2, 32)
+    assert (model_info.max_position, model_info.dtype, model_info.eos_token_ids) == (
+        4096,
+        "bfloat16",
+        (7,),
+    )
+    assert model_info.hf_config["rope_theta"] == 5000.0
+    assert model_info.hf_config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
 
 
 def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
-    facts = facts_of_directory(_directory(tmp_path))
-    assert (facts.num_kv_heads, facts.head_dim, facts.dtype) == (4, 16, "float32")
-    assert (facts.quantization, facts.bos_token_id, facts.eos_token_ids) == (None, None, ())
-    assert (facts.generation, facts.chat_template) == ({}, None)
-    assert facts.source == str(tmp_path)
+    model_info = info_of_directory(_directory(tmp_path))
+    assert (model_info.num_kv_heads, model_info.head_dim, model_info.dtype) == (4, 16, "float32")
+    assert (model_info.quantization, model_info.bos_token_id, model_info.eos_token_ids) == (
+        None,
+        None,
+        (),
+    )
+    assert (model_info.generation, model_info.chat_template) == ({}, None)
+    assert model_info.source == str(tmp_path)
 
 
 SCALINGS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, int]] = {
@@ -110,9 +118,9 @@ SCALINGS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, int]] = {
 @pytest.mark.parametrize("case", SCALINGS)
 def test_rope_scaling_and_the_longest_sequence(tmp_path: Path, case: str) -> None:
     config, scaling, longest = SCALINGS[case]
-    facts = facts_of_directory(_directory(tmp_path, BASE | config))
-    assert facts.hf_config["rope_scaling"] == scaling
-    assert facts.max_position == longest
+    model_info = info_of_directory(_directory(tmp_path, BASE | config))
+    assert model_info.hf_config["rope_scaling"] == scaling
+    assert model_info.max_position == longest
 
 
 def test_generation_config_adds_ends_and_defaults(tmp_path: Path) -> None:
@@ -127,10 +135,10 @@ def test_generation_config_adds_ends_and_defaults(tmp_path: Path) -> None:
         "transformers_version": "4",
     }
     path = _directory(tmp_path, BASE | {"eos_token_id": 2}, generation_config=generation)
-    facts = facts_of_directory(path)
-    assert (facts.bos_token_id, facts.eos_token_ids) == (1, (2, 5))
+    model_info = info_of_directory(path)
+    assert (model_info.bos_token_id, model_info.eos_token_ids) == (1, (2, 5))
     want = {"temperature": 0.7, "top_k": 20, "top_p": 1.0, "max_new_tokens": 99}
-    assert facts.generation == want
+    assert model_info.generation == want
     assert read_generation_config(path) == want
 
 
@@ -141,19 +149,19 @@ def test_a_missing_generation_config_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_the_quantisation_method_is_noted(tmp_path: Path) -> None:
     config = BASE | {"quantization_config": {"quant_method": "awq", "bits": 4}}
-    assert facts_of_directory(_directory(tmp_path, config)).quantization == "awq"
+    assert info_of_directory(_directory(tmp_path, config)).quantization == "awq"
 
 
 def test_chat_templates_come_from_where_they_may_lie(tmp_path: Path) -> None:
     path = _directory(tmp_path, tokenizer_config={"chat_template": "from config"})
-    assert facts_of_directory(path).chat_template == "from config"
+    assert info_of_directory(path).chat_template == "from config"
     named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
     _directory(path, tokenizer_config={"chat_template": named})
-    assert facts_of_directory(path).chat_template == "D"
+    assert info_of_directory(path).chat_template == "D"
     (path / "chat_template.json").write_text('{"chat_template": "from json"}')
-    assert facts_of_directory(path).chat_template == "from json"
+    assert info_of_directory(path).chat_template == "from json"
     (path / "chat_template.jinja").write_text("from jinja")
-    assert facts_of_directory(path).chat_template == "from jinja"
+    assert info_of_directory(path).chat_template == "from jinja"
 
 
 BAD_CONFIGS: dict[str, tuple[Any, str]] = {
@@ -195,7 +203,7 @@ BAD_CONFIGS: dict[str, tuple[Any, str]] = {
 def test_a_bad_config_is_an_error_that_names_file_and_key(tmp_path: Path, case: str) -> None:
     config, says = BAD_CONFIGS[case]
     with pytest.raises(ModelError, match=says) as caught:
-        facts_of_directory(_directory(tmp_path, config))
+        info_of_directory(_directory(tmp_path, config))
     assert str(tmp_path / "config.json") in str(caught.value)
 
 
@@ -211,10 +219,10 @@ def test_a_bad_config_is_an_error_that_names_file_and_key(tmp_path: Path, case: 
 )
 def test_a_bad_side_file_is_an_error(tmp_path: Path, file: str, content: Any, says: str) -> None:
     with pytest.raises(ModelError, match=says) as caught:
-        facts_of_directory(_directory(tmp_path, None, **{file: content}))
+        info_of_directory(_directory(tmp_path, None, **{file: content}))
     assert f"{file}.json" in str(caught.value)
 
 
 def test_a_directory_without_config_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
-        facts_of_directory(tmp_path)
+        info_of_directory(tmp_path)

@@ -1,4 +1,4 @@
-"""GGUF metadata → Hugging Face config keys and ModelFacts."""
+"""GGUF metadata → Hugging Face config keys and ModelInfo."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_gguf
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_names import ARCHITECTURES, ROPE_FACTORS, Architecture
-from galley.loader.hf_facts import architecture_in, facts_of_directory
+from galley.loader.hf_info import architecture_in, info_of_directory
 from galley.loader.rope import max_position
 
 _GENERATION = {
@@ -27,11 +27,11 @@ _GENERATION = {
 }
 
 
-def facts_of_gguf(
+def info_of_gguf(
     file: GGUFFile,
     tensors: dict[str, TensorInfo] | None = None,
     changes: ConfigChanges | None = None,
-) -> ModelFacts:
+) -> ModelInfo:
     """Facts of a GGUF model.
 
     Args:
@@ -49,12 +49,12 @@ def facts_of_gguf(
     quantization = "gguf" if any(t.type.dense is None for t in tensors.values()) else None
     template = templates_of_gguf(file).get("default")
     if changes.directory is not None:
-        facts = facts_of_directory(changes.directory, changes)
+        model_info = info_of_directory(changes.directory, changes)
         return dataclasses.replace(
-            facts,
+            model_info,
             dtype=dtype,
             quantization=quantization,
-            chat_template=template or facts.chat_template,
+            chat_template=template or model_info.chat_template,
             source=str(file.path),
         )
     meta = _metadata(file, arch)
@@ -63,7 +63,7 @@ def facts_of_gguf(
     generation = {ours: meta.number(key) for key, ours in _GENERATION.items() if meta.has(key)}
     if "top_k" in generation:
         generation["top_k"] = int(generation["top_k"])
-    return ModelFacts(
+    return ModelInfo(
         architecture=architecture_in(config, str(file.path)),
         hf_config=config,
         vocab_size=fields.integer("vocab_size", least=1),

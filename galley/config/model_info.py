@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """Filled by the loader from config.json or GGUF metadata; plain data, crosses processes.
 
     Attributes:

@@ -1,11 +1,11 @@
-"""config.json and generation_config.json of a Hugging Face directory → ModelFacts."""
+"""config.json and generation_config.json of a Hugging Face directory → ModelInfo."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from galley.config import ModelFacts
+from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_directory
 from galley.loader.config_changes import ConfigChanges
@@ -23,7 +23,7 @@ _GENERATION_INTS = ("top_k", "max_new_tokens")
 _GENERATION_FLOATS = ("temperature", "top_p", "repetition_penalty", "min_p")
 
 
-def facts_of_directory(directory: Path, changes: ConfigChanges | None = None) -> ModelFacts:
+def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> ModelInfo:
     """Facts of a Hugging Face directory; opens no weight file.
 
     `hf_config` is config.json with its rope settings in `rope_theta` and `rope_scaling`
@@ -46,7 +46,7 @@ def facts_of_directory(directory: Path, changes: ConfigChanges | None = None) ->
         raise fields.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
     eos = dict.fromkeys((*fields.ids("eos_token_id"), *generation.ids("eos_token_id")))
     bos = fields.ids("bos_token_id") or generation.ids("bos_token_id")
-    return ModelFacts(
+    return ModelInfo(
         architecture=architecture,
         hf_config=config,
         vocab_size=fields.integer("vocab_size", least=1),
