@@ -299,7 +299,7 @@ class CompletionOutput:
     logprobs: Sequence[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    #: What it was drawn with: its own, or one that it got on arrival; None where it is greedy.
+    #: What it was sampled with: its own, or one that it got on arrival; None where it is greedy.
     seed: int | None = None
     #: Of features that are not there yet.
     lora_request: ClassVar[None] = None

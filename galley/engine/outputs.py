@@ -13,7 +13,7 @@ import numpy as np
 
 from galley.batch import LogprobColumns
 from galley.engine.messages import Finished, Logprobs, Outputs, Started, Stats
-from galley.scheduler import Committed
+from galley.scheduler import CommittedStep
 
 ClientOutputs = list[tuple[int, Outputs]]
 
@@ -62,7 +62,7 @@ class Shares:
         return msgspec.structs.replace(stats, **changes)
 
 
-def build_outputs(done: Committed, stats: Stats, stamp: Stamp, shares: Shares) -> ClientOutputs:
+def build_outputs(done: CommittedStep, stats: Stats, stamp: Stamp, shares: Shares) -> ClientOutputs:
     """One message per client that had a row in the step or an event since the last.
 
     What the counters in `stats` have grown by goes to the first of them. Handles are int64, counts
@@ -92,10 +92,12 @@ def build_news(clients: Iterable[int], stats: Stats, stamp: Stamp, shares: Share
     told = sorted(clients)
     if told:
         shares.grant(told[0], stats)
-    return [(c, _for_one_client(Committed(), shares.part(c, stats, told[0]), stamp)) for c in told]
+    return [
+        (c, _for_one_client(CommittedStep(), shares.part(c, stats, told[0]), stamp)) for c in told
+    ]
 
 
-def _for_one_client(done: Committed, stats: Stats, stamp: Stamp) -> Outputs:
+def _for_one_client(done: CommittedStep, stats: Stats, stamp: Stamp) -> Outputs:
     handles = done.row_handles if done.rows is None else done.row_handles[done.rows]
     return Outputs(
         step=done.step,
@@ -120,7 +122,7 @@ def _for_one_client(done: Committed, stats: Stats, stamp: Stamp) -> Outputs:
     )
 
 
-def _logprobs(columns: LogprobColumns | None, done: Committed) -> Logprobs | None:
+def _logprobs(columns: LogprobColumns | None, done: CommittedStep) -> Logprobs | None:
     if columns is None or not len(columns.rows):
         return None
     return Logprobs(
@@ -133,7 +135,7 @@ def _logprobs(columns: LogprobColumns | None, done: Committed) -> Logprobs | Non
     )
 
 
-def _part_of(done: Committed, client: int) -> Committed:
+def _part_of(done: CommittedStep, client: int) -> CommittedStep:
     """The rows and events of one client; logprobs keep naming rows of the whole plan."""
     rows = np.arange(len(done.row_handles)) if done.rows is None else done.rows
     mine = done.row_clients[rows] == client
@@ -141,7 +143,7 @@ def _part_of(done: Committed, client: int) -> Committed:
     if not len(done.token_ids):
         token_mask = mine = mine[:0]
         rows = rows[:0]
-    return Committed(
+    return CommittedStep(
         step=done.step,
         row_handles=done.row_handles,
         row_clients=done.row_clients,
@@ -156,7 +158,7 @@ def _part_of(done: Committed, client: int) -> Committed:
 
 
 def _entries_of(
-    columns: LogprobColumns | None, done: Committed, client: int
+    columns: LogprobColumns | None, done: CommittedStep, client: int
 ) -> LogprobColumns | None:
     if columns is None:
         return None

@@ -69,7 +69,7 @@ class Pausing:
             return request_ids is None or belongs(request, request_ids)
 
         self._unhold(is_meant)
-        for request in filter(is_meant, self._scheduler.living):
+        for request in filter(is_meant, self._scheduler.unfinished):
             self._scheduler.abort([request.handle], request.client_index)
 
     # ------------------------------------------------------------------ pauses

@@ -8,7 +8,7 @@ import numpy as np
 
 from galley.batch import StepPlan
 from galley.observability.step_trace import StepRows, StepTrace
-from galley.scheduler import Committed, Scheduler
+from galley.scheduler import CommittedStep, Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class StepRecorder:
         self._before = self._counters()
 
     def end(
-        self, plan: StepPlan, done: Committed, times: tuple[float, float, float, float]
+        self, plan: StepPlan, done: CommittedStep, times: tuple[float, float, float, float]
     ) -> None:
         """Note a step; `times` are its begin, submission, result and end (`perf_counter`)."""
         scheduler, n = self._scheduler, len(plan.slots)

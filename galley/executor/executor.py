@@ -14,7 +14,7 @@ class Handle(Protocol):
     """A step under way."""
 
     def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
-        """Wait for the forward pass, draw, and give the result; once per step.
+        """Wait for the forward pass, sample, and give the result; once per step.
 
         Args:
             mask: int32 [grammar rows, ceil(V / 32)] bits of allowed tokens, for the plan's

@@ -1,4 +1,4 @@
-"""The local executor with a process border drawn through it: all that crosses is bytes.
+"""The local executor with a process border through it: only bytes cross it.
 
 A test aid: a plan or result that is not complete in itself, or an array that both sides write to,
 shows here and not first when the worker is another process.

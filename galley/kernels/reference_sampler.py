@@ -1,4 +1,4 @@
-"""A step's drawing, row by row, by the sampler's definition (`sampling_reference`)."""
+"""A step sampled row by row, by the sampler's definition (`sampling_reference`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from galley.kernels.sampling_reference import SampleParams, logprobs_row, sample
 
 
 class ReferenceSampler:
-    """Draws what the native `sample` draws.
+    """Samples what the native op `sample` samples.
 
     Args:
         table: where a row's history is.
@@ -34,7 +34,7 @@ class ReferenceSampler:
     def sample(self, step: StepInputs, logits: NDArray[np.float32]) -> Samples:
         """One entry per logit row [L, V] of the step."""
         rows, top = len(logits), self._top
-        drawn = Samples(
+        samples = Samples(
             np.full(rows, -1, np.int32),
             np.zeros(rows, np.float32),
             np.zeros(rows, np.int32),
@@ -42,23 +42,23 @@ class ReferenceSampler:
             np.zeros((rows, top), np.float32),
         )
         row = 0
-        for slot, new, wanted, samples in zip(
+        for slot, new, wanted, yields in zip(
             step.slots, step.num_new, step.num_logits, step.samples, strict=True
         ):
             end = int(self._table.num_computed[slot] + new)
             for known in range(end - int(wanted) + 1, end + 1):
-                last = bool(samples) and known == end
-                drawn.token_ids[row] = self._token(int(slot), known, row, logits[row], last)
-                self._list_logprobs(int(slot), row, logits[row], drawn)
+                last = bool(yields) and known == end
+                samples.token_ids[row] = self._token(int(slot), known, row, logits[row], last)
+                self._list_logprobs(int(slot), row, logits[row], samples)
                 row += 1
-        return drawn
+        return samples
 
     def _token(
-        self, slot: int, known: int, row: int, logits: NDArray[np.float32], draw: bool
+        self, slot: int, known: int, row: int, logits: NDArray[np.float32], sampled: bool
     ) -> int:
-        """The token after the first `known` ones: drawn, or the prompt's own, -1 if unknown."""
+        """The token after the first `known` ones: sampled, or the prompt's own, -1 if unknown."""
         history = self._table.token_ids[slot]
-        if not draw:
+        if not sampled:
             return int(history[known]) if known < self._table.num_tokens[slot] else -1
         mask, bias = None, None
         if self.masks is not None:
@@ -75,16 +75,16 @@ class ReferenceSampler:
         )
 
     def _list_logprobs(
-        self, slot: int, row: int, logits: NDArray[np.float32], drawn: Samples
+        self, slot: int, row: int, logits: NDArray[np.float32], samples: Samples
     ) -> None:
         wanted = self._columns.get("num_logprobs")
         if wanted is None or wanted[slot] < 0:
             return
         listed = min(int(wanted[slot]), self._top, len(logits))
-        token = int(drawn.token_ids[row])
+        token = int(samples.token_ids[row])
         of_row = logprobs_row(logits, token, listed)
-        drawn.logprobs[row], drawn.ranks[row] = (
+        samples.logprobs[row], samples.ranks[row] = (
             (of_row.logprob, of_row.rank) if token >= 0 else (-np.inf, 0)
         )
-        drawn.top_ids[row, :listed] = of_row.top_ids
-        drawn.top_logprobs[row, :listed] = of_row.top_logprobs
+        samples.top_ids[row, :listed] = of_row.top_ids
+        samples.top_logprobs[row, :listed] = of_row.top_logprobs

@@ -36,7 +36,7 @@ class Samples:
     """The draws of a step, one entry per logit row.
 
     Attributes:
-        token_ids: int32 [L]; -1 where no token can be drawn (no finite logit is allowed).
+        token_ids: int32 [L]; -1 where no token can be sampled (no finite logit is allowed).
         logprobs: float32 [L] of those tokens in the raw distribution.
         ranks: int32 [L], 1 = the most likely token.
         top_ids, top_logprobs: [L, top] int32, float32, the most likely tokens in order; filled as

@@ -39,7 +39,7 @@ def apply_processors(
         output = table.token_ids[slot, first:end].tolist()
         target = logits[ends[row] - 1]
         try:
-            for processor in sampling.specials[slot].processors:
+            for processor in sampling.rules[slot].processors:
                 target[:] = _call(processor, prompt, output, target)
         except Exception as error:  # noqa: BLE001 - a user's callable fails its own request only
             failed[row] = f"a logits processor failed: {type(error).__name__}: {error}"

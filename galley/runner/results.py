@@ -3,7 +3,7 @@
 logit rows of a step, rows r of the plan with num_logits[r] = 1, 3, 0, 1:
 
     | r0 | r1 r1 r1 | r3 |      a row's last one is at cumsum(num_logits)[r] - 1; only there
-                                may a token be drawn, the others are for prompt logprobs
+                                may a token be sampled, the others are for prompt logprobs
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from galley.kernels.sampling import Samples
 from galley.runner.sampler import NO_LOGPROBS, SamplingTable
 from galley.runner.scores import Scores, highest, rank_of
 
-NOTHING_TO_DRAW = "no token can be drawn: the logits are not finite, or every token is masked"
+NOTHING_TO_SAMPLE = "no token can be sampled: the logits are not finite, or every token is masked"
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class SampledStep:
     """A step that has been run and sampled.
 
     Attributes:
         samples, logits: of its executable; logits [L, V].
-        failed: row of the plan → message, for rows that failed before the drawing.
+        failed: row of the plan → message, for rows that failed before the sampling.
         scores: what is told in place of raw logprobs; None = those.
     """
 
@@ -39,18 +39,19 @@ class Drawn:
     scores: Scores | None = None
 
 
-def step_result(drawn: Drawn, table: RequestTable, sampling: SamplingTable) -> StepResult:
+def step_result(step: SampledStep, table: RequestTable, sampling: SamplingTable) -> StepResult:
     """The step's result; `table` is as it was before the step."""
-    plan = drawn.plan
+    plan = step.plan
     rows = np.flatnonzero(plan.samples)
     at = np.cumsum(plan.num_logits, dtype=np.intp)[rows] - 1
-    tokens = drawn.samples.token_ids[at]
+    tokens = step.samples.token_ids[at]
     good = tokens >= 0
     errors: dict[int, str] = {}
-    if drawn.failed or not good.all():
-        good &= ~np.isin(rows, list(drawn.failed))
+    if step.failed or not good.all():
+        good &= ~np.isin(rows, list(step.failed))
         errors = {
-            int(plan.slots[row]): drawn.failed.get(int(row), NOTHING_TO_DRAW) for row in rows[~good]
+            int(plan.slots[row]): step.failed.get(int(row), NOTHING_TO_SAMPLE)
+            for row in rows[~good]
         }
         rows, at, tokens = rows[good], at[good], tokens[good]
     num_sampled = np.zeros(len(plan.slots), np.int32)
@@ -59,44 +60,44 @@ def step_result(drawn: Drawn, table: RequestTable, sampling: SamplingTable) -> S
         step=plan.step,
         num_sampled=num_sampled,
         token_ids=tokens,
-        logprobs=_sampled_logprobs(drawn, rows, at, table, sampling),
-        prompt_logprobs=_prompt_logprobs(drawn, table, sampling),
+        logprobs=_sampled_logprobs(step, rows, at, table, sampling),
+        prompt_logprobs=_prompt_logprobs(step, table, sampling),
         errors=errors,
     )
 
 
 def _sampled_logprobs(
-    drawn: Drawn,
+    step: SampledStep,
     rows: NDArray[np.intp],
     at: NDArray[np.intp],
     table: RequestTable,
     sampling: SamplingTable,
 ) -> LogprobColumns | None:
-    """Of the drawn tokens, for rows that asked; `at` is each row's logit row."""
-    slots = drawn.plan.slots[rows]
+    """Of the sampled tokens, for rows that asked; `at` is each row's logit row."""
+    slots = step.plan.slots[rows]
     top = sampling.num_logprobs[slots]
     wanted = top > NO_LOGPROBS
     found = None
     if wanted.any():
         positions = table.num_tokens[slots[wanted]]
-        found = _columns(drawn, rows[wanted], at[wanted], positions, top[wanted], True)
+        found = _columns(step, rows[wanted], at[wanted], positions, top[wanted], True)
     if not sampling.scored:
         return found
     for i, slot in enumerate(slots.tolist()):
         ids = sampling.scored.get(slot)
         if ids is not None:
-            one = _scored(drawn, int(rows[i]), int(at[i]), int(table.num_tokens[slot]), ids)
+            one = _scored(step, int(rows[i]), int(at[i]), int(table.num_tokens[slot]), ids)
             found = one if found is None else found.joined(one)
     return found
 
 
-def _scored(drawn: Drawn, row: int, at: int, position: int, ids: I32) -> LogprobColumns:
+def _scored(step: SampledStep, row: int, at: int, position: int, ids: I32) -> LogprobColumns:
     """One entry: the token of logit row `at`, then the tokens `ids`."""
-    samples = drawn.samples
-    if drawn.scores is not None:
-        scores = drawn.scores.row(at, int(drawn.plan.slots[row]), drawn=True)
+    samples = step.samples
+    if step.scores is not None:
+        scores = step.scores.row(at, int(step.plan.slots[row]), sampled=True)
         return _entry(row, position, int(samples.token_ids[at]), scores, ids)
-    logits = drawn.logits[at].astype(np.float64)
+    logits = step.logits[at].astype(np.float64)
     peak = logits.max()
     total = peak + np.log(np.exp(logits - peak).sum())
     logprobs = (logits[ids] - total).astype(np.float32)
@@ -126,14 +127,14 @@ def _entry(
 
 
 def _prompt_logprobs(
-    drawn: Drawn, table: RequestTable, sampling: SamplingTable
+    step: SampledStep, table: RequestTable, sampling: SamplingTable
 ) -> LogprobColumns | None:
     """Of the prompt tokens that this step's logits predict, for rows that asked.
 
     The logits at position p say what token p + 1 would be: the first prompt token has none, and
     the last prompt position's belong to the first output token.
     """
-    plan = drawn.plan
+    plan = step.plan
     top = sampling.num_prompt_logprobs[plan.slots]
     if not ((top > NO_LOGPROBS) & (plan.num_logits > 0)).any():
         return None
@@ -145,11 +146,11 @@ def _prompt_logprobs(
     at = np.flatnonzero((top[rows] > NO_LOGPROBS) & (positions < table.num_prompt[slots]))
     if not len(at):
         return None
-    return _columns(drawn, rows[at], at, positions[at], top[rows[at]], False)
+    return _columns(step, rows[at], at, positions[at], top[rows[at]], False)
 
 
 def _columns(
-    drawn: Drawn,
+    step: SampledStep,
     rows: NDArray[np.intp],
     at: NDArray[np.intp],
     positions: I32,
@@ -157,11 +158,11 @@ def _columns(
     sampled: bool,
 ) -> LogprobColumns:
     """Entry i: the token of logit row at[i], then its top[i] most likely ones."""
-    samples = drawn.samples
-    if drawn.scores is not None:
+    samples = step.samples
+    if step.scores is not None:
         entries = []
         for row, logit_row, position, count in zip(rows, at, positions, top, strict=True):
-            scores = drawn.scores.row(int(logit_row), int(drawn.plan.slots[row]), sampled)
+            scores = step.scores.row(int(logit_row), int(step.plan.slots[row]), sampled)
             token = int(samples.token_ids[logit_row])
             entries.append(
                 _entry(int(row), int(position), token, scores, highest(scores, int(count)))
@@ -172,7 +173,7 @@ def _columns(
     if most <= listed:
         ids, logprobs = samples.top_ids[at, :most], samples.top_logprobs[at, :most]
     else:
-        ids, logprobs = _ranked(drawn.logits[at], most)
+        ids, logprobs = _ranked(step.logits[at], most)
     ids = np.concatenate([samples.token_ids[at, None], ids], axis=1)
     logprobs = np.concatenate([samples.logprobs[at, None], logprobs], axis=1)
     kept = np.arange(most + 1) <= top[:, None]

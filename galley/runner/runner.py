@@ -1,8 +1,8 @@
 """The runner: loads a model, makes room for its KV cache, executes plans.
 
-    execute(plan)   table ← plan, block copies, masks; forward, and drawing where nothing must
+    execute(plan)   table ← plan, block copies, masks; forward, and sampling where nothing must
                     come between
-    sample(mask)    grammar mask and processors, drawing; result; table ← result
+    sample(mask)    grammar mask and processors, sampling; result; table ← result
 
 One plan at a time. A step whose rows have nothing but numbers is one native call and a fixed
 number of Python calls, however many rows it has.
@@ -28,13 +28,13 @@ from galley.runner.heap import trim_heap
 from galley.runner.load import LoadedModel, Progress, load_model
 from galley.runner.memory import MemoryUse, check_given_size, fit_length, kv_capacity
 from galley.runner.processors import apply_processors
-from galley.runner.results import Drawn, step_result
+from galley.runner.results import SampledStep, step_result
 from galley.runner.sampler import SamplingTable
 from galley.runner.scores import Scores
 from galley.runner.weight_cache import cache_path
 
 #: Most candidates that the sampling kernel lists per row; who asks for more pays for it.
-MAX_LISTED = 32
+MAX_TOP_LOGPROBS = 32
 
 
 @dataclass(slots=True)
@@ -43,15 +43,15 @@ class _Pending:
 
     Attributes:
         special: rows that have masks, biases or processors.
-        processed: those whose processors must run before the drawing.
-        drawn: whether the drawing is done already.
-        masks: what the drawing heeds (or heeded).
+        processed: those whose processors must run before the sampling.
+        sampled: whether the sampling is done already.
+        masks: what it is (or was) sampled with.
     """
 
     plan: StepPlan
     special: NDArray[np.intp]
     processed: list[int]
-    drawn: bool
+    sampled: bool
     masks: LogitMasks | None = None
 
 
@@ -140,9 +140,9 @@ class Runner:
             self._sampling.set_row(row)
         if len(plan.copy_src):
             self._executable.copy_blocks(plan.copy_src, plan.copy_dst)
-        special = self._sampling.special_rows(plan)
-        specials = self._sampling.specials
-        processed = [int(row) for row in special if specials[int(plan.slots[row])].processors]
+        special = self._sampling.rows_with_rules(plan)
+        rules = self._sampling.rules
+        processed = [int(row) for row in special if rules[int(plan.slots[row])].processors]
         whole = not processed and not len(plan.grammar_rows)
         self._pending = _Pending(plan, special, processed, whole)
         if whole:
@@ -160,14 +160,16 @@ class Runner:
         pending, self._pending = self._pending, None
         plan, executable = pending.plan, self._executable
         failed: dict[int, str] = {}
-        if not pending.drawn:
+        if not pending.sampled:
             failed = apply_processors(
                 plan, pending.processed, self.table, self._sampling, executable.logits
             )
             self._set_masks(pending, mask)
             executable.sample(plan)
-        drawn = Drawn(plan, executable.samples, executable.logits, failed, self._scores(pending))
-        result = step_result(drawn, self.table, self._sampling)
+        step = SampledStep(
+            plan, executable.samples, executable.logits, failed, self._scores(pending)
+        )
+        result = step_result(step, self.table, self._sampling)
         self.table.apply_result(plan, result)
         return result
 
@@ -258,5 +260,5 @@ def step_limits(config: EngineConfig) -> StepLimits:
         tokens=max(tokens, rows),
         rows=rows,
         logits=max(rows, MIN_LOGIT_ROWS),
-        top_logprobs=MAX_LISTED if listed == -1 else min(listed, MAX_LISTED),
+        top_logprobs=MAX_TOP_LOGPROBS if listed == -1 else min(listed, MAX_TOP_LOGPROBS),
     )

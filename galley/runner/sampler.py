@@ -23,18 +23,18 @@ Words = NDArray[np.uint64]
 #: Temperatures below this are greedy, as in vLLM.
 GREEDY_BELOW = 1e-5
 #: Above it all tokens are alike in single precision.
-HOTTEST = 1e30
+MAX_TEMPERATURE = 1e30
 #: Row-level marks of `SamplingTable.num_logprobs` and `num_prompt_logprobs`.
 NO_LOGPROBS = -1
 
 
 @dataclass(slots=True)
-class Special:
+class LogitRules:
     """What a special row needs beside its numbers.
 
     Attributes:
-        allowed: words of the tokens that may be drawn at all; None = every token.
-        stop_ids: not to be drawn before `min_tokens` tokens are out.
+        allowed: words of the tokens that may be sampled at all; None = every token.
+        stop_ids: not to be sampled before `min_tokens` tokens are out.
         bad_words: token sequences whose last token must not follow the others.
         bias_ids, bias_values: added to the logits.
         processors: callables on the row's logits, in order.
@@ -49,7 +49,7 @@ class Special:
     processors: list[Any] = field(default_factory=list)
 
     @property
-    def is_plain(self) -> bool:
+    def is_empty(self) -> bool:
         return not (
             self.allowed is not None
             or self.min_tokens
@@ -68,7 +68,7 @@ class SamplingTable:
         num_logprobs, num_prompt_logprobs: int32, k wanted of sampled and of prompt tokens, -1 =
             none. The column `num_logprobs` is the larger one, at most `max_top`: whoever wants
             more gets the rest from the logits.
-        special: bool, True where `specials` has an entry.
+        special: bool, True where `rules` has an entry.
         scored: slot → ids of the tokens whose logprobs are wanted in place of the most likely ones.
     """
 
@@ -92,13 +92,16 @@ class SamplingTable:
         self.num_prompt_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.scored: dict[int, I32] = {}
         self.special = np.zeros(num_slots, np.bool_)
-        self.specials: dict[int, Special] = {}
+        self.rules: dict[int, LogitRules] = {}
 
     def set_row(self, row: NewRow) -> None:
         """A request enters its slot."""
         p, slot = row.sampling, row.slot
         for name, value in (
-            ("temperature", 0.0 if p.temperature < GREEDY_BELOW else min(p.temperature, HOTTEST)),
+            (
+                "temperature",
+                0.0 if p.temperature < GREEDY_BELOW else min(p.temperature, MAX_TEMPERATURE),
+            ),
             ("top_p", p.top_p),
             ("min_p", p.min_p),
             ("top_k", min(max(p.top_k, 0), self.vocab_size)),
@@ -115,13 +118,13 @@ class SamplingTable:
         if p.logprob_token_ids is not None:
             self.num_logprobs[slot] = NO_LOGPROBS
             self.scored[slot] = np.array(p.logprob_token_ids, np.int32)
-            wanted = 0  # of the drawn token itself
+            wanted = 0  # of the sampled token itself
         self.columns["num_logprobs"][slot] = min(max(wanted, of_prompt), self.max_top)
-        self._set_special(slot, self._special_of(row))
+        self._set_rules(slot, self._rules_of(row))
 
     def clear(self, slot: int) -> None:
         """The slot is empty: its callables and masks are let go."""
-        self._set_special(slot, None)
+        self._set_rules(slot, None)
         self.scored.pop(slot, None)
 
     def _wanted(self, k: int | None) -> int:
@@ -129,18 +132,18 @@ class SamplingTable:
             return NO_LOGPROBS
         return self.vocab_size if k == -1 else min(k, self.vocab_size)
 
-    def _set_special(self, slot: int, special: Special | None) -> None:
+    def _set_rules(self, slot: int, special: LogitRules | None) -> None:
         self.special[slot] = special is not None
         if special is None:
-            self.specials.pop(slot, None)
+            self.rules.pop(slot, None)
         else:
-            self.specials[slot] = special
+            self.rules[slot] = special
 
-    def _special_of(self, row: NewRow) -> Special | None:
+    def _rules_of(self, row: NewRow) -> LogitRules | None:
         p: SamplingParams = row.sampling
-        # A token beyond the vocabulary can never be drawn: nothing to forbid.
+        # A token beyond the vocabulary can never be sampled: nothing to forbid.
         words = [word for word in row.bad_words_token_ids if word[-1] < self.vocab_size]
-        special = Special(bad_words=words)
+        special = LogitRules(bad_words=words)
         if p.allowed_token_ids is not None:
             special.allowed = self.words(p.allowed_token_ids)
         if p.min_tokens:
@@ -153,7 +156,7 @@ class SamplingTable:
             special.bias_ids = np.array(list(p.logit_bias), np.int32)
             special.bias_values = np.array(list(p.logit_bias.values()), np.float32)
         special.processors = list(p.logits_processors or ())
-        return None if special.is_plain else special
+        return None if special.is_empty else special
 
     def words(self, token_ids: Iterable[int]) -> Words:
         """A mask in which only `token_ids` are allowed."""
@@ -161,8 +164,8 @@ class SamplingTable:
         allowed[np.fromiter(token_ids, np.int64)] = True
         return np.packbits(allowed, bitorder="little").view(np.uint64)
 
-    def special_rows(self, plan: StepPlan) -> NDArray[np.intp]:
-        """Rows of the plan that draw a token and have an entry in `specials`."""
+    def rows_with_rules(self, plan: StepPlan) -> NDArray[np.intp]:
+        """Rows of the plan that sample a token and have an entry in `rules`."""
         return np.flatnonzero(self.special[plan.slots] & (plan.samples == 1))
 
     def logit_masks(
@@ -175,7 +178,7 @@ class SamplingTable:
         """Masks and biases of this step's logit rows; None where no row has any.
 
         Args:
-            special: the plan's `special_rows`.
+            special: the plan's `rows_with_rules`.
             grammar: int32 [len(plan.grammar_rows), >= V / 32] bits of the tokens that the grammar
                 allows, for the plan's `grammar_rows`.
         """
@@ -185,10 +188,10 @@ class SamplingTable:
         total = int(last_logit[-1]) + 1
         masks: list[Words | None] = [None] * total
         counts = np.zeros(total + 1, np.int32)
-        biased: list[Special] = []
+        biased: list[LogitRules] = []
         for row in special:
             slot, at = int(plan.slots[row]), int(last_logit[row])
-            s = self.specials[slot]
+            s = self.rules[slot]
             masks[at] = self._mask(s, slot, table)
             if len(s.bias_ids):
                 counts[at + 1] = len(s.bias_ids)
@@ -210,7 +213,7 @@ class SamplingTable:
             ),
         )
 
-    def _mask(self, s: Special, slot: int, table: RequestTable) -> Words | None:
+    def _mask(self, s: LogitRules, slot: int, table: RequestTable) -> Words | None:
         """The row's mask at this point of its sequence; None = every token is allowed."""
         first, end = int(table.num_prompt[slot]), int(table.num_tokens[slot])
         forbidden = list(s.stop_ids) if end - first < s.min_tokens else []

@@ -2,12 +2,12 @@
 
     raw_logprobs         log-softmax of the model's logits; the sampling kernel lists them itself
     raw_logits           the model's logits
-    processed_logits     what was drawn from: with mask, bias and penalties, over the temperature,
+    processed_logits     what was sampled from: with mask, bias and penalties, over the temperature,
                          and -inf where min_p, top_k, top_p or the mask left a token out
     processed_logprobs   log-softmax of that
 
 All but the first are computed here, for the rows that ask, each from its own row alone: they do
-not depend on the batch. Nothing is drawn at a prompt's positions, so that processed ones are raw
+not depend on the batch. Nothing is sampled at a prompt's positions, so that processed ones are raw
 there.
 """
 
@@ -52,14 +52,14 @@ class Scores:
         self._columns = columns
         self._masks = masks
 
-    def row(self, at: int, slot: int, drawn: bool) -> F32:
-        """[V], of logit row `at`, where a token was drawn or (not `drawn`) a prompt's is known."""
+    def row(self, at: int, slot: int, sampled: bool) -> F32:
+        """[V], of logit row `at`; `sampled` is False where the next token is the prompt's."""
         x = self._logits[at]
-        if self._processed and drawn:
-            x = self._drawn_from(at, slot)
+        if self._processed and sampled:
+            x = self._processed_row(at, slot)
         return log_softmax(x) if self._normalised else x
 
-    def _drawn_from(self, at: int, slot: int) -> F32:
+    def _processed_row(self, at: int, slot: int) -> F32:
         names = SampleParams.__dataclass_fields__
         params = SampleParams(**{name: self._columns[name][slot].item() for name in names})
         mask = bias = None

@@ -1,17 +1,17 @@
 """Who runs and how many tokens: queues, policies, the step's plan and what its result means."""
 
-from galley.scheduler.commit import Committed
+from galley.scheduler.commit import CommittedStep
 from galley.scheduler.limits import SchedulerLimits
 from galley.scheduler.queue import WaitReason
 from galley.scheduler.scheduler import Scheduler
-from galley.scheduler.sequence import Ended, Sequence, Started
+from galley.scheduler.sequence import Sequence, SequenceEnd, SequenceStart
 
 __all__ = [
-    "Committed",
-    "Ended",
+    "CommittedStep",
     "Scheduler",
     "SchedulerLimits",
     "Sequence",
-    "Started",
+    "SequenceEnd",
+    "SequenceStart",
     "WaitReason",
 ]

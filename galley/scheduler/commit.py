@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from galley.batch import EMPTY_I32, I32, LogprobColumns, RequestTable
 from galley.scheduler.running import Running
-from galley.scheduler.sequence import Ended, Sequence, Started
+from galley.scheduler.sequence import Sequence, SequenceEnd, SequenceStart
 
 EMPTY_I64: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
-class Committed:
+class CommittedStep:
     """All that a step yields, for all clients.
 
     Attributes:
@@ -40,12 +40,12 @@ class Committed:
     token_ids: I32 = field(default_factory=lambda: EMPTY_I32)
     logprobs: LogprobColumns | None = None
     prompt_logprobs: LogprobColumns | None = None
-    started: list[Started] = field(default_factory=list)
-    ended: list[Ended] = field(default_factory=list)
+    started: list[SequenceStart] = field(default_factory=list)
+    ended: list[SequenceEnd] = field(default_factory=list)
 
 
 def drop_rows(
-    done: Committed, slots: NDArray[np.intp], counts: I32, dead: list[int]
+    done: CommittedStep, slots: NDArray[np.intp], counts: I32, dead: list[int]
 ) -> NDArray[np.intp]:
     """Take the tokens and logprobs of rows in `dead` slots out of `done`; return their rows."""
     gone = np.isin(slots, dead)
@@ -58,12 +58,12 @@ def drop_rows(
 
 
 def find_ends(
-    done: Committed,
+    done: CommittedStep,
     slots: NDArray[np.intp],
     counts: I32,
     table: RequestTable,
     running: Running,
-) -> list[Ended]:
+) -> list[SequenceEnd]:
     """The sequences that end with this step's tokens.
 
     Args:
@@ -87,7 +87,7 @@ def find_ends(
     return [end for end in ends if end is not None]
 
 
-def _end_of(seq: Sequence, token: int, num_tokens: int, table: RequestTable) -> Ended | None:
+def _end_of(seq: Sequence, token: int, num_tokens: int, table: RequestTable) -> SequenceEnd | None:
     """The end that `token` brings as token number `num_tokens`, or None."""
     end = seq.ending(token, num_tokens)
     if end is None and seq.repetition is not None:
@@ -96,14 +96,14 @@ def _end_of(seq: Sequence, token: int, num_tokens: int, table: RequestTable) -> 
 
 
 def _find_ends_ragged(
-    done: Committed,
+    done: CommittedStep,
     slots: NDArray[np.intp],
     counts: I32,
     table: RequestTable,
     running: Running,
-) -> list[Ended]:
+) -> list[SequenceEnd]:
     """Rows with several tokens: those after the first end are dropped."""
-    ends: list[Ended] = []
+    ends: list[SequenceEnd] = []
     kept = counts.copy()
     keep = np.ones(len(done.token_ids), np.bool_)
     start = 0
@@ -124,7 +124,7 @@ def _find_ends_ragged(
 
 
 def _cut_logprobs(
-    done: Committed, slots: NDArray[np.intp], counts: I32, kept: I32, table: RequestTable
+    done: CommittedStep, slots: NDArray[np.intp], counts: I32, kept: I32, table: RequestTable
 ) -> None:
     if done.logprobs is None or (counts == kept).all():
         return

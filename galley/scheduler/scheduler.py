@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from galley.batch import I32, NewRow, RequestTable, StepPlan, StepResult
 from galley.kv import Hit, KVCacheManager
 from galley.request import FinishReason, Request
-from galley.scheduler.commit import Committed, drop_rows, find_ends
+from galley.scheduler.commit import CommittedStep, drop_rows, find_ends
 from galley.scheduler.limits import SchedulerLimits
 from galley.scheduler.queue import WaitingQueue, WaitReason
 from galley.scheduler.running import Running
-from galley.scheduler.sequence import Ended, Sequence, Started
+from galley.scheduler.sequence import Sequence, SequenceEnd, SequenceStart
 
 Slots = NDArray[np.intp]
 
@@ -66,13 +66,13 @@ class Scheduler:
         self.step = 0
         self.step_tokens = 0
         self.num_preemptions = 0
-        self._living: dict[tuple[int, int], Sequence] = {}
+        self._unfinished: dict[tuple[int, int], Sequence] = {}
         self._num_arrived = 0
         self._blocked = 0, 0
         self._in_flight = False
         self._aborted: list[Sequence] = []
-        self._started: list[Started] = []
-        self._ended: list[Ended] = []
+        self._started: list[SequenceStart] = []
+        self._ended: list[SequenceEnd] = []
         self._ones: I32 = np.ones(table.num_slots, np.int32)
         self._ones_u8 = np.ones(table.num_slots, np.uint8)
 
@@ -81,12 +81,12 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a step would compute something or has an event to tell."""
-        return bool(self._living or self._ended)
+        return bool(self._unfinished or self._ended)
 
     @property
-    def living(self) -> list[Request]:
+    def unfinished(self) -> list[Request]:
         """The requests that wait or run, in order of arrival."""
-        return [seq.request for seq in self._living.values()]
+        return [seq.request for seq in self._unfinished.values()]
 
     @property
     def has_ends(self) -> bool:
@@ -115,15 +115,15 @@ class Scheduler:
         )
         limits = self.limits
         seq = Sequence(request, self._num_arrived, time.time(), limits.max_model_len, chain)
-        assert seq.key not in self._living, f"handle {seq.key} is in use"
+        assert seq.key not in self._unfinished, f"handle {seq.key} is in use"
         end = self._end_on_arrival(seq)
         if end is not None:
             self._ended.append(end)
             return
-        self._living[seq.key] = seq
+        self._unfinished[seq.key] = seq
         self.queue.push(seq)
 
-    def _end_on_arrival(self, seq: Sequence) -> Ended | None:
+    def _end_on_arrival(self, seq: Sequence) -> SequenceEnd | None:
         n, limits = len(seq.token_ids), self.limits
         if not seq.num_prompt:
             return seq.end(FinishReason.ERROR, error="The prompt is empty.")
@@ -146,7 +146,7 @@ class Scheduler:
         While a step is in flight, its rows stay in place until `commit`, which drops their tokens.
         """
         for handle in handles:
-            seq = self._living.get((client_index, handle))
+            seq = self._unfinished.get((client_index, handle))
             if seq is None or seq.ended:
                 continue
             if seq.slot < 0:
@@ -164,7 +164,7 @@ class Scheduler:
         """Plan a step, or None if nothing can run. `commit` must follow before the next call."""
         assert not self._in_flight, "the last plan is not committed"
         preempted = self.num_preemptions
-        rows = self._serve_running()
+        rows = self._schedule_running()
         new_rows: list[NewRow] = []
         if len(self.queue) and self.num_preemptions == preempted:
             rows, new_rows = self._admit(rows)
@@ -188,7 +188,7 @@ class Scheduler:
             block_ids=ids,
         )
 
-    def _serve_running(self) -> _Rows:
+    def _schedule_running(self) -> _Rows:
         """Grant tokens and blocks to the running, preempting until the blocks suffice."""
         kv, table = self.kv, self.table
         if kv.has_windows:
@@ -256,7 +256,7 @@ class Scheduler:
         n = min(need, left)
         if seq.wants_prompt_logprobs:
             # Positions from `first` on yield logits; a chunk ends where their rows run out.
-            first = max(computed, seq.prompt_scored)
+            first = max(computed, seq.num_prompt_scored)
             n = min(n, first - computed + logits)
         elif n == need and not logits:
             n -= 1  # its last position has to wait for a row of logits
@@ -334,7 +334,9 @@ class Scheduler:
             kv.count_query(len(seq.token_ids), hit, resumed)
         cached = hit.num_tokens if kv.enable_prefix_caching else 0
         self._started.append(
-            Started(request.client_index, request.handle, cached, seq.queued_time, now, resumed)
+            SequenceStart(
+                request.client_index, request.handle, cached, seq.queued_time, now, resumed
+            )
         )
         return row
 
@@ -353,10 +355,10 @@ class Scheduler:
         seq.token_ids = self.table.token_ids[slot, : self.table.num_tokens[slot]].copy()
         seq.num_preemptions += 1
         self.num_preemptions += 1
-        self._vacate(seq)
+        self._free_slot(seq)
         self.queue.push_front(seq)
 
-    def _vacate(self, seq: Sequence) -> None:
+    def _free_slot(self, seq: Sequence) -> None:
         slot = seq.slot
         self.kv.free(slot, int(self.table.num_computed[slot]))
         self.table.clear_slot(slot)
@@ -390,7 +392,7 @@ class Scheduler:
 
     # --- commit ---------------------------------------------------------------------------------
 
-    def commit(self, plan: StepPlan, result: StepResult) -> Committed:
+    def commit(self, plan: StepPlan, result: StepResult) -> CommittedStep:
         """Take in what the step produced: advance, find the ends, free what has ended."""
         assert self._in_flight
         assert result.step == plan.step
@@ -399,7 +401,7 @@ class Scheduler:
         table.apply_result(plan, result)
         slots = plan.slots.astype(np.intp)
         counts = result.num_sampled
-        done = Committed(
+        done = CommittedStep(
             step=plan.step,
             row_handles=table.handles[slots],
             row_clients=running.clients[slots],
@@ -411,7 +413,7 @@ class Scheduler:
             self._advance_scoring(slots)
         failures = self._failures(result) if result.errors or self._aborted else []
         if failures:
-            dead = [self._living[end.client_index, end.handle].slot for end in failures]
+            dead = [self._unfinished[end.client_index, end.handle].slot for end in failures]
             done.rows = drop_rows(done, slots, counts, dead)
         elif np.count_nonzero(counts) < len(slots):
             done.rows = np.flatnonzero(counts)
@@ -421,18 +423,18 @@ class Scheduler:
             self._finish(end)
         return self._with_events(done)
 
-    def take_events(self) -> Committed:
+    def take_events(self) -> CommittedStep:
         """Ends that came up without a step (aborts, refused arrivals)."""
-        return self._with_events(Committed())
+        return self._with_events(CommittedStep())
 
-    def _with_events(self, done: Committed) -> Committed:
+    def _with_events(self, done: CommittedStep) -> CommittedStep:
         if self._started:
             done.started, self._started = self._started, []
         if self._ended:
             done.ended, self._ended = self._ended, []
         return done
 
-    def _failures(self, result: StepResult) -> list[Ended]:
+    def _failures(self, result: StepResult) -> list[SequenceEnd]:
         """Ends of rows that were aborted in flight or failed alone."""
         ends = [seq.end(FinishReason.ABORT) for seq in self._aborted]
         gone = {seq.slot for seq in self._aborted}
@@ -446,17 +448,17 @@ class Scheduler:
         """Prompt positions just computed have yielded their logprobs."""
         for slot in self.running.scoring & set(slots.tolist()):
             seq = self.running.at(slot)
-            seq.prompt_scored = max(seq.prompt_scored, int(self.table.num_computed[slot]))
+            seq.num_prompt_scored = max(seq.num_prompt_scored, int(self.table.num_computed[slot]))
             if not seq.wants_prompt_logprobs:
                 self.running.scoring.discard(slot)
 
-    def _finish(self, end: Ended) -> None:
+    def _finish(self, end: SequenceEnd) -> None:
         """A running sequence ends: its blocks and its slot are free."""
-        self._vacate(self._living[end.client_index, end.handle])
+        self._free_slot(self._unfinished[end.client_index, end.handle])
         self._forget(end)
 
-    def _forget(self, end: Ended) -> None:
-        self._living.pop((end.client_index, end.handle)).ended = True
+    def _forget(self, end: SequenceEnd) -> None:
+        self._unfinished.pop((end.client_index, end.handle)).ended = True
         self._ended.append(end)
 
     def check_integrity(self) -> None:
@@ -466,9 +468,9 @@ class Scheduler:
         assert len(set(order)) == len(order)
         waiting = list(self.queue)
         assert len(waiting) == len(self.queue)
-        assert len(waiting) + len(order) == len(self._living)
+        assert len(waiting) + len(order) == len(self._unfinished)
         for slot in order:
-            assert self._living[self.running.at(slot).key].slot == slot
+            assert self._unfinished[self.running.at(slot).key].slot == slot
             n, computed = int(self.table.num_tokens[slot]), int(self.table.num_computed[slot])
             held = -(-computed // self.kv.block_size)
             assert 0 <= computed < n or self._in_flight

@@ -18,7 +18,7 @@ NO_SLOT = -1
 
 
 @dataclass(slots=True)
-class Started:
+class SequenceStart:
     """A sequence was admitted to a slot. Times in seconds since the epoch."""
 
     client_index: int
@@ -30,7 +30,7 @@ class Started:
 
 
 @dataclass(slots=True)
-class Ended:
+class SequenceEnd:
     """The one end of a request. `stop_reason` is the stop token id that was hit, or a word."""
 
     client_index: int
@@ -49,7 +49,7 @@ class Sequence:
         limit: number of tokens at which it ends with "length".
         chain: hashes of its full blocks, None if it shares with nobody.
         repetition: how long it may repeat itself, None if for ever.
-        prompt_scored: prompt positions whose logits have been used for prompt logprobs.
+        num_prompt_scored: prompt positions whose logits have been used for prompt logprobs.
         slot: its row in the table, NO_SLOT while waiting.
     """
 
@@ -61,7 +61,7 @@ class Sequence:
         "limit",
         "num_preemptions",
         "num_prompt",
-        "prompt_scored",
+        "num_prompt_scored",
         "queued_time",
         "repetition",
         "request",
@@ -96,7 +96,7 @@ class Sequence:
         self.repetition = asked if asked is not None and asked.max_pattern_size else None
         # A replayed request has had its prompt logprobs before its first token.
         scored = sampling.prompt_logprobs is None or bool(request.output_token_ids)
-        self.prompt_scored = self.num_prompt if scored else 0
+        self.num_prompt_scored = self.num_prompt if scored else 0
         self.num_preemptions = 0
         self.slot = NO_SLOT
         self.ended = False
@@ -113,9 +113,9 @@ class Sequence:
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt positions are left whose logits are wanted (the last one samples)."""
-        return self.prompt_scored < self.num_prompt - 1
+        return self.num_prompt_scored < self.num_prompt - 1
 
-    def ending(self, token: int, num_tokens: int) -> Ended | None:
+    def ending(self, token: int, num_tokens: int) -> SequenceEnd | None:
         """The end that `token` brings as token number `num_tokens`, or None."""
         if token in self.eos_token_ids:
             return self.end(FinishReason.STOP)
@@ -125,7 +125,7 @@ class Sequence:
             return self.end(FinishReason.LENGTH)
         return None
 
-    def repeating(self, output: I32) -> Ended | None:
+    def repeating(self, output: I32) -> SequenceEnd | None:
         """The end that it brings that `output`, all of it, repeats itself at its end, or None."""
         asked = self.repetition
         if asked is None or len(output) < self.request.sampling.min_tokens:
@@ -143,5 +143,7 @@ class Sequence:
 
     def end(
         self, reason: FinishReason, stop_reason: int | str | None = None, error: str | None = None
-    ) -> Ended:
-        return Ended(self.request.client_index, self.request.handle, reason, stop_reason, error)
+    ) -> SequenceEnd:
+        return SequenceEnd(
+            self.request.client_index, self.request.handle, reason, stop_reason, error
+        )

@@ -63,11 +63,11 @@ class Toy:
                 sequence.entered = True
                 first = 1 + sequence.slot * self.each
                 blocks += [(sequence.slot, i, first + i) for i in range(self.each)]
-            draws = sequence.computed + n == len(sequence.tokens)
+            yields = sequence.computed + n == len(sequence.tokens)
             wants_all = all_logits or sequence.params.prompt_logprobs is not None
             num_new.append(n)
-            num_logits.append(n if wants_all else int(draws))
-            samples.append(int(draws))
+            num_logits.append(n if wants_all else int(yields))
+            samples.append(int(yields))
         columns = np.array(blocks, np.int32).reshape(-1, 3)
         freed, self.freed = self.freed, []
         return StepPlan(

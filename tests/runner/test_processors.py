@@ -16,7 +16,7 @@ def run(*processors, tokens=(1, 2, 3, 4), num_prompt=3):
     )
     plan = step([0, 5], num_logits=[2, 1])
     logits = np.zeros((3, VOCAB), np.float32)
-    rows = sampling.special_rows(plan).tolist()
+    rows = sampling.rows_with_rules(plan).tolist()
     assert rows == [1]
     return logits, apply_processors(plan, rows, table, sampling, logits)
 
@@ -64,4 +64,4 @@ def test_a_failing_processor_fails_its_row():
 def test_rows_that_do_not_draw_are_left_alone():
     params = SamplingParams(logits_processors=[lambda _, row: row])
     _, sampling = tables(new_row(5, params))
-    assert sampling.special_rows(step([5], num_logits=[0], samples=[0])).tolist() == []
+    assert sampling.rows_with_rules(step([5], num_logits=[0], samples=[0])).tolist() == []

@@ -1,4 +1,4 @@
-"""The runner on a tiny model: draws as the sampler's definition does, masks, failures, sizes."""
+"""The runner on a tiny model: samples as the sampler's definition does, masks, failures, sizes."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_row_fails_alone(runner):
     result = toy.run([(s, len(PROMPT)) for s in rows])
     assert result.num_sampled.tolist() == [1, 0, 0]
     assert set(result.errors) == {1, 2}
-    assert "no token can be drawn" in result.errors[1]
+    assert "no token can be sampled" in result.errors[1]
     assert "KeyError" in result.errors[2]
 
 

@@ -10,7 +10,7 @@ from tests.runner.rows import VOCAB, new_row, step, tables
 
 
 def logit_masks(sampling, plan, table, grammar=None):
-    return sampling.logit_masks(plan, sampling.special_rows(plan), table, grammar)
+    return sampling.logit_masks(plan, sampling.rows_with_rules(plan), table, grammar)
 
 
 def allowed(mask):
@@ -167,7 +167,7 @@ def test_a_slot_forgets_who_was_there(leave):
         sampling.clear(3)
     else:
         sampling.set_row(new_row(3, SamplingParams()))
-    assert not sampling.specials
+    assert not sampling.rules
     assert logit_masks(sampling, step([3]), table) is None
 
 

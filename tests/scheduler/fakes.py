@@ -135,7 +135,7 @@ class FakeExecutor:
                 continue
             assert plan.num_logits[row] >= 1
             assert start + num_new == table.num_tokens[slot]
-            fresh = self.draw(slot, handle, digest)
+            fresh = self.sample_row(slot, handle, digest)
             if sampling.logprobs is not None:
                 for i, token in enumerate(fresh):
                     logprobs.add(row, start + num_new + i, token)
@@ -177,7 +177,7 @@ class FakeExecutor:
         assert len(digests) == 1, "groups disagree"
         return digests.pop()
 
-    def draw(self, slot: int, handle: int, digest: int) -> list[int]:
+    def sample_row(self, slot: int, handle: int, digest: int) -> list[int]:
         room = self.max_model_len - int(self.table.num_tokens[slot])
         fresh: list[int] = []
         for _ in range(min(self.burst, room)):
