@@ -1,7 +1,7 @@
-// Ops on one row at a time that look at nothing but that row. Tile: 4 rows.
+// Ops on single rows. Tile: 4 rows.
 //
 // `silu_mul`: out = silu(gate) * up. Pointers: x (f32 [rows][2n]), out. Ints: n, rows, out_kind,
-//   interleaved? (0 = gate then up, 1 = in turn, 16 columns each).
+//   interleaved? (0 = gate then up, 1 = interleaved in runs of 16 columns).
 // `add`: x += y. Pointers: x, y (f32 [rows][n]). Ints: n, rows.
 #include "activation_kernel.h"
 

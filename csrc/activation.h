@@ -4,7 +4,7 @@
 
 namespace galley {
 
-// Where the gate's and the up projection's columns lie in a row of 2n.
+// Order of the columns of the gate and the up projection in a row of 2n.
 enum class GateUp : int { halves = 0, interleaved16 = 1 };
 
 GALLEY_VARIANTS(

@@ -1,14 +1,13 @@
 // Op `attention`: causal attention of this step's tokens over the cache, prefill and decode in one.
 // Pointers: q ([tokens][heads * head_dim] of q_kind), kv (the layer's base), out ([tokens][heads *
 // head_dim] of out_kind). Ints: heads, kv_heads, head_dim, q_kind, kv_kind (0 f32, 1 bf16),
-// kv_block_stride (bytes), window (0 = all, else the last `window` tokens, the token itself among
-// them), out_kind. Floats: scale.
+// kv_block_stride (bytes), window (0 = all, else the last `window` tokens including the token itself),
+// out_kind. Floats: scale.
 //
 // A row's bits depend on its own tokens alone: the cache is walked in tiles of 64 tokens at
 // absolute multiples of 64, in chunks of 512 at absolute multiples of 512; each chunk starts from
-// an empty state, and the states of the chunks are merged in order. How rows are put into items, and
-// who computes which chunk, is free
-// (attention_plan.h).
+// an empty state, and the states of the chunks are merged in order. The division into work items
+// (attention_plan.h) is free.
 #include "attention_kernel.h"
 
 #include <algorithm>
@@ -77,7 +76,7 @@ class Attention final : public Op {
     float* total;
     float* out;     // [columns]
     uint32_t* q;    // packed queries
-    int32_t* first;  // tokens that each of a head's rows attends to
+    int32_t* first;  // range of tokens that each of a head's rows attends to
     int32_t* last;
     const uint8_t* next[kTilePages] = {};  // first pages of the thread's next item
   };
@@ -134,7 +133,7 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
   }
   if (g.chunks == 1) {
     attend_chunk(step, g, item.first_chunk, true, work);
-    finish(g, work.states, work.out);  // merged into an empty state it would be the same
+    finish(g, work.states, work.out);  // merging into an empty state would change nothing
     return;
   }
   if (g.partial < 0) {
@@ -156,7 +155,7 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
   finish(g, work.total, work.out);
 }
 
-// The queries by KV head, and which tokens each of a head's rows attends to.
+// Packs the queries by KV head and sets the range of tokens that each of a head's rows attends to.
 void Attention::gather(const AttentionGroup& g, const Work& work) const {
   const int64_t per_head = g.queries * geometry_.group;
   const int64_t head_bytes = shape_.head_dim * (q_is_f32_ ? 4 : 2);
@@ -174,8 +173,8 @@ void Attention::gather(const AttentionGroup& g, const Work& work) const {
   }
 }
 
-// K of the group's first head in the pages of the tile at `start`; past the sequence's end the
-// first page again.
+// Addresses of K of the group's first head in the pages of the tile at `start`; past the sequence's
+// end, the first page again.
 void Attention::find_pages(const Step& step, const AttentionGroup& g, int64_t start,
                            const uint8_t** pages) const {
   const int64_t known = known_tokens(step, g.row);
@@ -196,7 +195,7 @@ void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t 
   const int64_t to = std::min<int64_t>((chunk + 1) * kChunk, end_of_rows);
   const uint8_t* following[kTilePages];
   find_pages(step, g, from, following);
-  int64_t begin = 0, end = 0;  // rows that the tile is for: both bounds only grow
+  int64_t begin = 0, end = 0;  // rows that attend to the tile; both bounds only grow
   for (int64_t start = from; start < to; start += kTile) {
     while (end < per_head && work.first[end] < start + kTile) end++;
     while (begin < end && work.last[begin] <= start) begin++;

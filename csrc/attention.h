@@ -28,18 +28,18 @@ struct AttentionShape {
   bool is_f32;         // K, V and q; otherwise bf16
 
   __attribute__((always_inline)) int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
-  // Floats of a row's state: m alone in 16, then l, then o.
+  // Floats of a row's state: m in the first 16, then l, then o.
   __attribute__((always_inline)) int64_t state_size() const { return 32 + padded_dim(); }
 };
 
 struct AttentionTile {
   const uint8_t* pages[kTilePages];  // the head's K in each page; all can be read
-  const uint8_t* ahead[kTilePages];  // what will be read next: prefetched; null = nothing
+  const uint8_t* ahead[kTilePages];  // read next, to be prefetched; null = nothing
   int64_t start;                     // absolute position of the first token
   int64_t rows;
   const uint32_t* q;     // [rows][words]
-  const int32_t* first;  // [rows] absolute tokens first .. last - 1 count, one in the tile at least;
-  const int32_t* last;   // both never fall from row to row, and `last` is within the sequence
+  const int32_t* first;  // [rows] attends to absolute tokens first .. last - 1, at least one of them
+  const int32_t* last;   // in the tile; neither decreases from row to row; `last` <= the sequence's end
   float* state;          // [rows][state_size]
 };
 

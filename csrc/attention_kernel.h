@@ -7,7 +7,7 @@
 namespace galley {
 namespace GALLEY_VARIANT {
 
-// What the registers hold at once: query rows, pages of scores, registers' worth of output dims.
+// Sizes of a register block: query rows, pages of scores, registers of output dimensions.
 #if GALLEY_PARTS == 1
 constexpr int kRows = 6, kPages = 4, kSlice = 4;
 #elif GALLEY_PARTS == 2
@@ -18,7 +18,7 @@ constexpr int kRows = 2, kPages = 1, kSlice = 1;
 constexpr int kPageTokens = 16;
 constexpr int kTileTokens = 64;
 
-// How one 32-bit word of q or p meets a line of K or V.
+// Multiplication of one 32-bit word of q or p with a line of K or V.
 struct Bf16Words {
   static constexpr int kTokens = 2;  // tokens per word of p
   static GALLEY_INLINE Float add(const Float& acc, uint32_t word, const Int& line) {
@@ -40,23 +40,23 @@ GALLEY_INLINE float exp2_one(float x) {
   return lane[0];
 }
 
-// Some rows of a tile, and what is computed for them on the way.
+// Some rows of a tile, and intermediate results for them.
 struct RowBlock {
   const AttentionShape* shape;
   const AttentionTile* tile;
   int64_t first;   // row of the tile
   int64_t rows;    // kRows at most
-  int64_t tokens;  // of the tile that any of the rows attends to
+  int64_t tokens;  // tokens of the tile that at least one of the rows attends to
   alignas(64) float scores[kRows][kTileTokens];
   alignas(64) uint32_t p[kRows][kTileTokens];  // words
   float shrink[kRows];                         // 2^(m - m')
 
-  // Up to kRows rows from `row` on; returns how many.
+  // Up to kRows rows from `row` on; returns their number.
   GALLEY_INLINE int64_t take(int64_t row) {
     const int64_t left = tile->rows - row;
     first = row;
     rows = left < kRows ? left : kRows;
-    // A row's tokens never end before those of the row before it.
+    // `last` never decreases from row to row.
     const int64_t reach = tile->last[first + rows - 1] - tile->start;
     tokens = reach < kTileTokens ? reach : kTileTokens;
     return rows;
@@ -64,9 +64,9 @@ struct RowBlock {
   float* state(int r) const { return tile->state + (first + r) * shape->state_size(); }
 };
 
-// What comes next is fetched while this tile is computed: a few lines at every step of the loops,
-// in the order of their addresses, the scores' steps the first half. This is where `line` of all
-// lies; K and V of a page's head are head_dim lines.
+// Prefetch of the next tile while this one is computed: a few lines at every step of the loops, in
+// the order of their addresses, the first half during the scores. Returns the address of `line`
+// among all of them; K and V of a page's head are head_dim lines.
 GALLEY_INLINE const uint8_t* ahead_line(const RowBlock& b, int64_t line) {
   const int64_t per_page = b.shape->half_bytes / 32;
   int page = 0;
@@ -114,20 +114,20 @@ template <class W, int R, bool Ahead> GALLEY_INLINE void score_tile(RowBlock& b)
   const int pages = static_cast<int>((b.tokens + kPageTokens - 1) / kPageTokens);
   int page = 0;
   if (kPages == 4 && pages > 2) {
-    score_pages<W, R, kPages, Ahead>(b, 0);  // of three pages the fourth is computed in vain
+    score_pages<W, R, kPages, Ahead>(b, 0);  // for three pages the fourth is computed and ignored
     return;
   }
   if (kPages > 1) {
     for (; page + 2 <= pages; page += 2) score_pages<W, R, 2, Ahead>(b, page);
   }
   for (; page < pages; page++) score_pages<W, R, 1, Ahead>(b, page);
-  // The others get no scores; they are masked, but read.
+  // The other pages get no scores; they are masked, but read.
   for (int r = 0; r < R && pages < kTilePages; r++) {
     memset(b.scores[r] + pages * kPageTokens, 0, (kTilePages - pages) * kPageTokens * 4);
   }
 }
 
-// Scores that do not count become -infinity, so that their p is exactly 0.
+// Masked scores become -infinity, so that their p is exactly 0.
 GALLEY_INLINE void mask_scores(RowBlock& b, int r) {
   const int64_t row = b.first + r;
   const int64_t first = b.tile->first[row] - b.tile->start;
@@ -142,7 +142,7 @@ GALLEY_INLINE void mask_scores(RowBlock& b, int r) {
   }
 }
 
-// The maximum of row r, this tile's scores among them.
+// The maximum of row r, including this tile's scores.
 GALLEY_INLINE float new_maximum(RowBlock& b, int r) {
   mask_scores(b, r);
   const float* s = b.scores[r];
@@ -175,7 +175,7 @@ template <class W> GALLEY_INLINE void weigh_row(RowBlock& b, int r, float m, flo
   }
 }
 
-// o[r][dim .. dim + 16 N] = o * shrink + p V. `part` < 16 lanes count where N is 1.
+// o[r][dim .. dim + 16 N] = o * shrink + p V. Where N is 1, only `part` < 16 lanes are used.
 template <class W, int R, int N, bool Ahead>
 GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
   constexpr int kWordsPerPage = kPageTokens / W::kTokens;
@@ -188,7 +188,7 @@ GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
       acc[r][i] = load(b.state(r) + 32 + dim + i * kLanes) * all(b.shrink[r]);
     }
   }
-  // Not a token more: behind the sequence's end anything may lie, and 0 * NaN is not 0.
+  // Stop at the last token: memory past the sequence's end may hold NaN, and 0 * NaN is not 0.
   const int words = static_cast<int>(b.tokens / W::kTokens);
   const bool odd = b.tokens % W::kTokens != 0;
   const uint8_t* v = nullptr;
@@ -235,7 +235,7 @@ template <class W, int R, bool Ahead> GALLEY_INLINE void value_tile(RowBlock& b)
   }
 }
 
-// What is computed for the rows of a block: all, or what lies on either side of the weights.
+// Which phases of a block's rows to compute: all, or those on either side of the weights.
 enum class Part { all, scores, values };
 template <class W, Part part, bool Ahead, int R> void attend_rows(RowBlock& b) {
   if (part != Part::values) score_tile<W, R, Ahead>(b);
@@ -263,8 +263,8 @@ template <class W, Part part, bool Ahead> GALLEY_INLINE void attend_block(RowBlo
 }
 
 // Where a tile has many rows, the exponentials of two full blocks are computed between all their
-// scores and all their values: the latencies of a row hide behind the others. The maxima come first,
-// and one exponential gives `shrink` of sixteen rows.
+// scores and all their values, which hides each row's latencies. The maxima come first, and one
+// exponential gives `shrink` of sixteen rows.
 template <class W> GALLEY_INLINE void weigh_two(RowBlock (&two)[2]) {
   static_assert(2 * kRows <= kLanes, "");
   float m[kLanes], fall[kLanes] = {}, shrink[kLanes];
@@ -287,7 +287,7 @@ GALLEY_INLINE void attend(const AttentionShape& shape, const AttentionTile& tile
   RowBlock two[2];
   two[0].shape = two[1].shape = &shape;
   two[0].tile = two[1].tile = &tile;
-  bool ahead = tile.ahead[0] != nullptr;  // what comes next is prefetched by the first block
+  bool ahead = tile.ahead[0] != nullptr;  // the first block prefetches the next tile
   int64_t row = 0;
   for (; tile.rows - row >= 2 * kRows; ahead = false) {
     for (RowBlock& b : two) row += b.take(row);
@@ -337,7 +337,7 @@ void finish_states(const AttentionShape& shape, const float* states, int64_t row
     const Float inverse = all(1.0f / sum(load(states + 16)));
     for (int64_t d = 0; d < shape.head_dim; d += kLanes) {
       const int64_t left = shape.head_dim - d;
-      // + 0: whether p = 0 was added or left out must not show in the sign of a zero.
+      // + 0: the sign of a zero must not show whether p = 0 was added or skipped.
       const Float o = load(states + 32 + d) * inverse + zero();
       store_part(out + d, o, left < kLanes ? static_cast<int>(left) : kLanes);
     }

@@ -1,4 +1,4 @@
-// Where K and V of a token lie: shared by what writes them (rope_kv) and what reads them.
+// Layout of K and V in the cache, shared by the ops that write it (rope_kv) and read it (attention).
 //
 //   layer base ─ block 0 ─ block 1 ─ ...      kv_block_stride bytes apart
 //                   └ page of 16 tokens, page of 16 tokens, ...     (block_size / 16 pages)
@@ -6,8 +6,8 @@
 //   bf16:  K [head_dim / 2][16 tokens][2]     V [8 token pairs][head_dim][2]
 //   f32:   K [head_dim][16 tokens]            V [16 tokens][head_dim]
 //
-// So one register holds one piece of all 16 tokens' K (scores need no sum over lanes), and one
-// piece of V, for the bf16 pairs that the dot instruction wants.
+// One register thus holds one element of all 16 tokens' K, so that scores need no sum over lanes;
+// bf16 is stored in the pairs that the dot-product instruction takes.
 #pragma once
 #include <cstdint>
 

@@ -1,9 +1,9 @@
-// Cutting attention into items. See attention_plan.h.
+// Division of attention into work items. See attention_plan.h.
 //
 //   many new tokens    item = (block of queries, KV head): K and V stay in L1 for all its rows
 //   few new tokens     item = (all new tokens, all KV heads): the cache is read in address order
-//   ... and hardly any work: by KV head, so that all threads have some
-//   a group that is much of the work: by chunk; who ends last merges the chunks
+//   ... and little work:  one item per KV head, so that all threads have some
+//   a group that is a large part of the work: one item per chunk; the last to end merges them
 #include "attention_plan.h"
 
 #include <algorithm>
@@ -19,7 +19,7 @@ void AttentionPlan::make(const AttentionGeometry& geometry, const Step& step, in
   for (int32_t r = 0; r < step.rows; r++) chunks += known_tokens(step, r) / kChunk + 1;
   const bool by_head = threads > 1 && chunks < 2 * threads;
   for (int32_t r = 0; r < step.rows; r++) add_groups(geometry, step, r, by_head);
-  cut(geometry, threads);
+  split(geometry, threads);
 }
 
 void AttentionPlan::add_groups(const AttentionGeometry& geometry, const Step& step, int32_t row,
@@ -41,20 +41,20 @@ void AttentionPlan::add_groups(const AttentionGeometry& geometry, const Step& st
   }
 }
 
-void AttentionPlan::cut(const AttentionGeometry& geometry, int threads) {
+void AttentionPlan::split(const AttentionGeometry& geometry, int threads) {
   int64_t work = 0;
   for (const AttentionGroup& g : groups) work += g.chunks * g.heads;
   int64_t floats = 0;
   int32_t counters = 0;
   for (size_t i = 0; i < groups.size(); i++) {
     AttentionGroup& g = groups[i];
-    const bool much = threads > 1 && g.chunks > 1 && g.chunks * g.heads * 4 * threads > work;
-    if (much) {
+    const bool is_large = threads > 1 && g.chunks > 1 && g.chunks * g.heads * 4 * threads > work;
+    if (is_large) {
       g.partial = floats;
       g.counter = counters++;
       floats += g.chunks * geometry.rows(g) * geometry.state_size;
     }
-    const int64_t step = much ? 1 : g.chunks;
+    const int64_t step = is_large ? 1 : g.chunks;
     for (int64_t c = 0; c < g.chunks; c += step) {
       items.push_back({static_cast<int32_t>(i), g.first_chunk + c, step});
     }

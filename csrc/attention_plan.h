@@ -1,5 +1,5 @@
-// How one step's attention is cut into items that threads take. Nothing here changes a bit of the
-// result, only who computes what and in which order memory is read.
+// How one step's attention is divided into work items for the threads. This changes only which thread
+// computes an item and in which order memory is read, never a bit of the result.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -15,7 +15,7 @@ struct AttentionGroup {
   int32_t position;             // of the first query
   int32_t head, heads;          // KV heads
   int64_t first_chunk, chunks;
-  int64_t partial = -1;         // where its chunks' states lie in `partial`, -1 = it is one item
+  int64_t partial = -1;         // where its chunks' states lie in `partial`; -1 = the group is one item
   int32_t counter = -1;         // in `unfinished`
 };
 
@@ -28,9 +28,9 @@ struct AttentionItem {
 struct AttentionGeometry {
   int64_t kv_heads, group;  // query heads per KV head
   int64_t state_size;       // floats of a row's state
-  int64_t block_queries;    // queries of a group at most
+  int64_t block_queries;    // most queries of a group
   int64_t window;           // 0 = none
-  bool whole_rows;          // an output row must be written in one go
+  bool whole_rows;          // an output row must be written by one item
 
   // First position that the query at `position` sees.
   int64_t first_of(int64_t position) const {
@@ -50,12 +50,12 @@ class AttentionPlan {
 
   std::vector<AttentionGroup> groups;
   std::vector<AttentionItem> items;
-  std::vector<std::atomic<int32_t>> unfinished;  // chunks of each group that is cut
-  float* partial = nullptr;                      // states of the chunks of groups that are cut
+  std::vector<std::atomic<int32_t>> unfinished;  // unfinished chunks of each split group
+  float* partial = nullptr;                      // states of the chunks of split groups
 
  private:
   void add_groups(const AttentionGeometry& geometry, const Step& step, int32_t row, bool by_head);
-  void cut(const AttentionGeometry& geometry, int threads);
+  void split(const AttentionGeometry& geometry, int threads);
   std::vector<float> memory_;
 };
 

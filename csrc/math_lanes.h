@@ -1,11 +1,11 @@
-// Sixteen float lanes in whatever registers the instruction set has, and the functions that the
-// kernels compute on them. A kernel is written once on these types (NAME_kernel.h); its source is
+// Sixteen float lanes in the registers of the instruction set, and the functions that kernels use on
+// them. A kernel is written once on these types (NAME_kernel.h); its source is
 // compiled once for each instruction set, each time in a namespace of its own (variants.h), so that
 // the linker can never take one set's code for another's. Keep `std::` templates out of kernels: an
 // inline function of the library compiled with AVX-512 could be linked into the generic code.
 //
 // The invariance rule: the tail of a row goes through the same functions as its body, with the
-// missing lanes zero (`load_part`). Nothing here is fused or reassociated but where `fma` says so.
+// missing lanes zero (`load_part`). Nothing is fused or reassociated except where `fma` is written.
 // Results may differ between instruction sets (fma rounds once, its portable form twice).
 #pragma once
 #include <cstdint>
@@ -150,7 +150,7 @@ GALLEY_INLINE float fma(float a, float b, float c) {
   return __builtin_fmaf(a, b, c);
 #endif
 }
-// Of a NaN in `b` a NaN comes out; one in `a` is lost (as x86 instructions do it).
+// A NaN in `b` gives a NaN; a NaN in `a` is ignored (as x86 instructions do).
 GALLEY_INLINE Float max(const Float& a, const Float& b) {
 #if GALLEY_PARTS == 1
   return Float{{_mm512_max_ps(a.part[0], b.part[0])}};
@@ -182,7 +182,7 @@ GALLEY_INLINE Int load(const int32_t* p) {
   return r;
 }
 GALLEY_INLINE void store(int32_t* p, const Int& a) { memcpy(p, &a, sizeof a); }
-// The first n lanes (0 .. 16); the others are zero, or left alone in memory.
+// The first n lanes (0 .. 16); the others are zero, or left unchanged in memory.
 GALLEY_INLINE Float load_part(const float* p, int n) {
 #if GALLEY_PARTS == 1
   return Float{{_mm512_maskz_loadu_ps((1u << n) - 1, p)}};

@@ -20,14 +20,14 @@ constexpr int64_t kMaxTiles = int64_t{1} << 31;
 // How long to spin before sleeping: about the length of an op. A futex sleep costs some 25 us
 // (kernel_study.md, section 5), and a step has hundreds of ops.
 constexpr auto kSpin = std::chrono::microseconds(50);
-// How long a step goes on without workers that fell asleep in it.
+// Sleeping workers are woken at most this often within a step.
 constexpr auto kWakeEvery = std::chrono::milliseconds(2);
-// Who waits this long for the last tiles of a small step has lost a time slice (3 ms or more): the
-// other thread's core was taken in the middle of a tile. Then small steps run alone, twice as long
-// each time that this happens again soon.
-constexpr auto kLostSlice = std::chrono::milliseconds(1);
-constexpr auto kAloneFirst = std::chrono::milliseconds(50);
-constexpr auto kAloneMost = std::chrono::milliseconds(1600);
+// A caller that waits this long for the last tiles of a small step was waiting for a preempted
+// thread, which lost its core in the middle of a tile (a time slice is 3 ms or more). Small steps
+// then run single-threaded, for twice as long each time that this happens again soon.
+constexpr auto kPreemptedAfter = std::chrono::milliseconds(1);
+constexpr auto kSingleThreadedFirst = std::chrono::milliseconds(50);
+constexpr auto kSingleThreadedMost = std::chrono::milliseconds(1600);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -37,7 +37,7 @@ inline void pause() {
 #endif
 }
 
-// True once `ready` is, false when the spin was in vain.
+// True as soon as `ready` is, false when the spin timed out.
 template <class Ready> bool spin_until(Ready ready) {
   using Clock = std::chrono::steady_clock;
   for (int i = 0; i < 32; i++) {
@@ -66,14 +66,14 @@ Pool::Pool(int threads) : owner_process_(getpid()) {
                                 std::to_string(threads));
   }
   ranges_ = std::vector<Range>(threads);
-  alone_ = threads == 1;
+  single_threaded_ = threads == 1;
   for (int t = 1; t < threads; t++) workers_.emplace_back([this, t] { worker(t); });
 }
 
 Pool::~Pool() {
   if (getpid() != owner_process_) {
-    // A forked child: there are no threads to be joined, and a condition variable on which they
-    // seem to wait would never let itself be destroyed.
+    // A forked child: there are no threads to join, and destroying a condition variable on which
+    // they seem to wait would block forever.
     for (auto& w : workers_) w.detach();
     sleep_.release();
     return;
@@ -90,15 +90,15 @@ Pool::~Pool() {
 void Pool::begin_step(bool small) {
   std::lock_guard<std::mutex> one_caller(callers_);
   small_ = small;
-  alone_ = workers_.empty() || getpid() != owner_process_ ||
-           (small && Clock::now() < alone_until_);
+  single_threaded_ = workers_.empty() || getpid() != owner_process_ ||
+           (small && Clock::now() < single_threaded_until_);
   last_wake_ = {};
 }
 
 void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
   if (tiles <= 0) return;
   if (tiles >= kMaxTiles) throw std::invalid_argument("too many tiles: " + std::to_string(tiles));
-  if (tiles == 1 || alone_.load(std::memory_order_relaxed)) {
+  if (tiles == 1 || single_threaded_.load(std::memory_order_relaxed)) {
     run(job, 0, tiles, 0);
     return;
   }
@@ -120,7 +120,7 @@ void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
   if (error_) std::rethrow_exception(error_);
 }
 
-// A quarter of what is left at a time: few claims, and enough left over to be taken by others.
+// Claims a quarter of the remaining range at a time: few claims, and enough left for others to steal.
 bool Pool::claim(Range& range, bool far_end, int64_t* begin, int64_t* end) const {
   const int64_t grain = now_.grain.load(std::memory_order_relaxed);
   uint64_t word = range.word.load(std::memory_order_relaxed);
@@ -163,8 +163,7 @@ void Pool::work(int64_t begin, int64_t end, int thread) {
   }
 }
 
-// Not again at once: with the cores busy, the one who is woken is often put on the caller's core,
-// in its place.
+// Rate-limited: with the cores busy, the kernel often puts the woken thread on the caller's core.
 void Pool::wake_workers() {
   const auto now = std::chrono::steady_clock::now();
   if (now - last_wake_ < kWakeEvery) return;
@@ -183,15 +182,15 @@ void Pool::wait_until_done() {
     sleep_->done.wait(lock, done);
     caller_sleeps_ = false;
   }
-  if (small_ && Clock::now() - begin > kLostSlice) lost_a_slice();
+  if (small_ && Clock::now() - begin > kPreemptedAfter) on_preempted();
 }
 
-void Pool::lost_a_slice() {
+void Pool::on_preempted() {
   const auto now = Clock::now();
-  const bool again = now - alone_until_ < 4 * alone_for_;
-  alone_for_ = again ? std::min<Clock::duration>(2 * alone_for_, kAloneMost) : kAloneFirst;
-  alone_until_ = now + alone_for_;
-  alone_ = true;  // the rest of this step, too
+  const bool again = now - single_threaded_until_ < 4 * single_threaded_for_;
+  single_threaded_for_ = again ? std::min<Clock::duration>(2 * single_threaded_for_, kSingleThreadedMost) : kSingleThreadedFirst;
+  single_threaded_until_ = now + single_threaded_for_;
+  single_threaded_ = true;  // also for the rest of this step
 }
 
 uint32_t Pool::wait_for_epoch(uint32_t seen) {

@@ -1,4 +1,4 @@
-// Op `probe`: the machine's own limits, for rooflines; part of no model.
+// Op `probe`: measures the machine's limits, for rooflines; not part of any model.
 // Pointers: data? (read), done (int64 [threads]: operations, or bytes, of each thread's tile).
 // Ints: what (0 read memory, 1 f32, 2 bf16, 3 int8 multiply-adds), size (bytes to read in all, or
 // rounds per thread). Tile: a thread's share.

@@ -9,7 +9,7 @@ namespace GALLEY_VARIANT {
 // Enough chains to hide an instruction's latency, and few enough for the registers.
 constexpr int kChains = 12 / kParts;
 
-// The compiler must take these values to be used, or to have changed.
+// Makes the compiler assume that these values are used, or have changed.
 GALLEY_INLINE void touch(Float& v) {
   GALLEY_EACH_PART asm volatile("" : "+m"(v.part[i]));
 }

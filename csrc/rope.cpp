@@ -1,10 +1,10 @@
-// Op `rope_kv`: turns queries and keys by their positions, writes q_out, and K and V into the
+// Op `rope_kv`: rotates queries and keys by their positions, writes q_out, and K and V to the
 // cache. Pointers: qkv (f32 [tokens][(heads + 2 kv_heads) * head_dim]), table (f32
 // [positions][rot_dim]: cos half, then sin half), q_weight?, k_weight? (f32 [head_dim]: RMS norm of
 // each head first), q_out ([tokens][heads * head_dim] of q_kind), kv (the layer's base). Ints:
 // heads, kv_heads, head_dim, rot_dim, style, q_kind, kv_kind (0 f32, 1 bf16), kv_block_stride
 // (bytes). Floats: eps?. Layout of the cache: attention_layout.h.
-// Tile: the tokens that one sequence adds to one page, so no two threads share a line of K.
+// Tile: the tokens that one sequence adds to one page, so that no two threads share a line of K.
 #include <algorithm>
 
 #include "attention_layout.h"

@@ -1,19 +1,19 @@
-// Rotary embedding of the queries and keys, and K and V into the cache.
+// Rotary embedding of queries and keys, and writing K and V to the cache.
 #pragma once
 #include "variants.h"
 
 namespace galley {
 
 enum class RopeStyle : int {
-  halves = 0,       // element i turns with element i + rot_dim / 2 (Hugging Face checkpoints)
-  interleaved = 1,  // element 2i turns with element 2i + 1
+  halves = 0,       // element i is rotated with element i + rot_dim / 2 (NeoX, Hugging Face checkpoints)
+  interleaved = 1,  // element 2i is rotated with element 2i + 1
 };
 
 struct RopeShape {
   int64_t heads, kv_heads, head_dim, rot_dim;
   RopeStyle style;
   bool q_is_f32, kv_is_f32;  // otherwise bf16
-  const float* q_weight;     // [head_dim] RMS norm of each head before the turn, or null
+  const float* q_weight;     // [head_dim] RMS norm of each head before the rotation, or null
   const float* k_weight;
   float eps;
 };
@@ -28,7 +28,7 @@ struct RopeRun {
 };
 
 GALLEY_VARIANTS(
-    // `next` (or null) will come next: the memory of its first tokens is fetched meanwhile.
+    // `next`, or null: the run after this one, whose first tokens are prefetched.
     // `scratch`: 2 * head_dim floats.
     void rope_kv_run(const RopeShape& shape, const RopeRun& run, const RopeRun* next,
                      float* scratch);)

@@ -9,8 +9,8 @@ namespace GALLEY_VARIANT {
 
 constexpr int kPageTokens = 16;
 
-// out = x turned by the angles of one position; what lies beyond rot_dim stays.
-GALLEY_INLINE void turn(const RopeShape& s, const float* x, const float* table, float* out) {
+// out = x rotated by the angles of one position; elements from rot_dim on are copied.
+GALLEY_INLINE void rotate(const RopeShape& s, const float* x, const float* table, float* out) {
   const int64_t half = s.rot_dim / 2;
   const float* cos = table;
   const float* sin = table + half;
@@ -22,7 +22,7 @@ GALLEY_INLINE void turn(const RopeShape& s, const float* x, const float* table, 
     }
   } else {
     int64_t i = 0;
-    for (; i + kLanes <= half; i += kLanes) {  // without masks, which cost more than the rest
+    for (; i + kLanes <= half; i += kLanes) {  // without masks, which would cost more than the arithmetic
       const Float a = load(x + i), b = load(x + half + i), c = load(cos + i), d = load(sin + i);
       store(out + i, fma(a, c, zero() - b * d));
       store(out + half + i, fma(b, c, a * d));
@@ -38,17 +38,17 @@ GALLEY_INLINE void turn(const RopeShape& s, const float* x, const float* table, 
   for (int64_t i = s.rot_dim; i < s.head_dim; i++) out[i] = x[i];
 }
 
-// One head's vector, normed where the model says so and turned.
+// One head's vector, normalised where a weight is given, then rotated.
 GALLEY_INLINE const float* head_vector(const RopeShape& s, const float* x, const float* weight,
                                        const float* table, float* scratch) {
-  float* turned = scratch;
+  float* rotated = scratch;
   if (weight) {
     float* normed = scratch + s.head_dim;
     rms_norm_row(const_cast<float*>(x), nullptr, weight, s.head_dim, s.eps, normed);
     x = normed;
   }
-  turn(s, x, table, turned);
-  return turned;
+  rotate(s, x, table, rotated);
+  return rotated;
 }
 
 GALLEY_INLINE void store_vector(const float* x, int64_t n, bool is_f32, void* out) {
@@ -102,8 +102,8 @@ GALLEY_INLINE void write_v(const float* x, int64_t n, bool is_f32, uint8_t* v, i
   }
 }
 
-// What a run's first token reads, and what it writes to: a piece of every line of K, a row of V.
-GALLEY_INLINE void fetch_run(const RopeShape& s, const RopeRun& run) {
+// Prefetches what a run's first token reads and writes: a piece of every line of K, a row of V.
+GALLEY_INLINE void prefetch_run(const RopeShape& s, const RopeRun& run) {
   constexpr int64_t kLine = 64;
   const int64_t width = (s.heads + 2 * s.kv_heads) * s.head_dim;
   const int64_t row_bytes = s.head_dim * 4, half_bytes = row_bytes * (s.kv_is_f32 ? 16 : 8);
@@ -111,13 +111,13 @@ GALLEY_INLINE void fetch_run(const RopeShape& s, const RopeRun& run) {
   for (int64_t i = 0; i < width; i += kLanes) __builtin_prefetch(run.qkv + i);
   for (int64_t h = 0; h < s.kv_heads; h++) {
     const uint8_t* head = run.page + 2 * h * half_bytes;
-    for (int64_t at = 0; at < half_bytes; at += kLine) __builtin_prefetch(head + at, 1);
-    for (int64_t at = v; at < v + row_bytes; at += kLine) __builtin_prefetch(head + at, 1);
+    for (int64_t i = 0; i < half_bytes; i += kLine) __builtin_prefetch(head + i, 1);
+    for (int64_t i = v; i < v + row_bytes; i += kLine) __builtin_prefetch(head + i, 1);
   }
 }
 
 void rope_kv_run(const RopeShape& s, const RopeRun& run, const RopeRun* next, float* scratch) {
-  if (next) fetch_run(s, *next);
+  if (next) prefetch_run(s, *next);
   const int64_t dim = s.head_dim, width = (s.heads + 2 * s.kv_heads) * dim;
   const int64_t half_bytes = kPageTokens * dim * (s.kv_is_f32 ? 4 : 2);
   const int64_t q_head_bytes = dim * (s.q_is_f32 ? 4 : 2);

@@ -1,15 +1,16 @@
 // Op `sample`: logprobs and the next token of each logits row, in vLLM's order.
 // Pointers: logits (f32 [logits][logits_stride]), token_ids (int32 [logits]), logprob? (f32 [logits]),
 // rank? (int32 [logits]), top_ids? (int32 [logits][top_stride]), top_logprobs? (f32, same shape).
-// Ints: vocab, logits_stride (default vocab), top_stride (0 = no lists). What is wanted of a row: Sampling in program.h.
+// Ints: vocab, logits_stride (default vocab), top_stride (0 = no lists). A row's parameters:
+// Sampling in program.h.
 // Tile: one row.
 //
 //   logits ── logprobs (raw) ──▶ logprob, rank, top lists
-//      └─ mask ─ bias ─ penalties ─ temperature ─ min_p ─ top_k ─ top_p ─ draw ──▶ token id
+//      └─ mask ─ bias ─ penalties ─ temperature ─ min_p ─ top_k ─ top_p ─ sample ──▶ token id
 //
 // A token is a function of (row, parameters, history, seed, absolute position) alone. Token -1:
-// none can be drawn, all are masked or a logit is not a number. A row that is not drawn from
-// (logit_samples 0) gets its known next token, and logprobs of it.
+// none can be sampled, because all are masked or a logit is not a number. A row that is not sampled
+// (logit_samples 0) gets its known next token, and the logprobs of that.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -22,7 +23,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-template <class T> T at(const T* column, int32_t slot, T otherwise) {
+template <class T> T value_or(const T* column, int32_t slot, T otherwise) {
   return column ? column[slot] : otherwise;
 }
 
@@ -54,7 +55,7 @@ class Sample final : public Op {
 
  private:
   void run_row(const Step& step, int64_t l, RowSampler& sampler) const;
-  int32_t draw(const Step& step, int64_t l, RowSampler& sampler) const;
+  int32_t sample(const Step& step, int64_t l, RowSampler& sampler) const;
   const float* adjusted(const Step& step, int64_t l, RowSampler& sampler) const;
   void write_logprobs(const float* x, int64_t l, int32_t token, int64_t k,
                       RowSampler& sampler) const;
@@ -74,31 +75,31 @@ void Sample::run_row(const Step& step, int64_t l, RowSampler& sampler) const {
   const int64_t next = step.positions[step.logit_index[l]] + 1;
   int32_t token = -1;
   if (step.logit_samples[l]) {
-    token = draw(step, l, sampler);
+    token = sample(step, l, sampler);
   } else if (next < step.num_tokens[slot]) {
     token = step.history[slot * step.history_stride + next];
   }
   token_ids_[l] = token;
-  const int32_t k = at(step.sampling.num_logprobs, slot, -1);
+  const int32_t k = value_or(step.sampling.num_logprobs, slot, -1);
   if (k >= 0) write_logprobs(logits_ + l * stride_, l, token, k, sampler);
 }
 
-int32_t Sample::draw(const Step& step, int64_t l, RowSampler& sampler) const {
+int32_t Sample::sample(const Step& step, int64_t l, RowSampler& sampler) const {
   const Sampling& s = step.sampling;
   const int32_t slot = step.slots[step.logit_row[l]];
   SampleParams params;
-  params.temperature = at(s.temperature, slot, 0.0f);
+  params.temperature = value_or(s.temperature, slot, 0.0f);
   if (params.temperature < 1e-5f) params.temperature = 0.0f;
-  params.top_p = at(s.top_p, slot, 1.0f);
-  params.min_p = at(s.min_p, slot, 0.0f);
-  params.top_k = at(s.top_k, slot, 0);
-  params.seed = at(s.seed, slot, uint64_t{0});
+  params.top_p = value_or(s.top_p, slot, 1.0f);
+  params.min_p = value_or(s.min_p, slot, 0.0f);
+  params.top_k = value_or(s.top_k, slot, 0);
+  params.seed = value_or(s.seed, slot, uint64_t{0});
   params.position = static_cast<uint64_t>(step.positions[step.logit_index[l]]) + 1;
   const float* x = adjusted(step, l, sampler);
-  return x ? sampler.draw(x, vocab_, params) : -1;
+  return x ? sampler.sample(x, vocab_, params) : -1;
 }
 
-// The row with mask, bias and penalties; null where it is broken.
+// The row with mask, bias and penalties applied; null where it is broken.
 const float* Sample::adjusted(const Step& step, int64_t l, RowSampler& sampler) const {
   const Sampling& s = step.sampling;
   const int32_t slot = step.slots[step.logit_row[l]];
@@ -107,11 +108,12 @@ const float* Sample::adjusted(const Step& step, int64_t l, RowSampler& sampler) 
       s.mask ? reinterpret_cast<const uint64_t*>(static_cast<uintptr_t>(s.mask[l])) : nullptr;
   const int32_t bias_begin = s.bias_indptr ? s.bias_indptr[l] : 0;
   const int32_t bias_end = s.bias_indptr ? s.bias_indptr[l + 1] : 0;
-  const float repetition = at(s.repetition, slot, 1.0f);
-  const float frequency = at(s.frequency, slot, 0.0f), presence = at(s.presence, slot, 0.0f);
+  const float repetition = value_or(s.repetition, slot, 1.0f);
+  const float frequency = value_or(s.frequency, slot, 0.0f);
+  const float presence = value_or(s.presence, slot, 0.0f);
   const bool penalties = repetition != 1.0f || frequency != 0.0f || presence != 0.0f;
   if (!mask && bias_begin == bias_end && !penalties) return raw;
-  // A mask would hide that the row is broken, and then the answer would hang on the mask.
+  // A mask could hide that the row is broken; the result would then depend on the mask.
   if (mask && sampler.scan(raw, vocab_).has_nan) return nullptr;
   float* x = sampler.copy(raw, vocab_, mask);
   for (int32_t i = bias_begin; i < bias_end; i++) {
@@ -135,7 +137,7 @@ void Sample::write_logprobs(const float* x, int64_t l, int32_t token, int64_t k,
   float own = -kInfinity;
   int32_t rank = 0;
   if (row.has_nan || !(std::fabs(row.max) < kInfinity)) {
-    // A broken row has no order: any tokens, logprob -infinity, rank 0.
+    // A broken row has no order: list any tokens, with logprob -infinity and rank 0.
     for (int64_t i = 0; i < top; i++) ids[i] = static_cast<int32_t>(i), logprobs[i] = -kInfinity;
   } else {
     const double log_sum = sampler.log_sum_exp(x, vocab_, row.max);

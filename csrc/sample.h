@@ -1,4 +1,4 @@
-// Passes over a row of logits that the sampler (sample.cpp) is made of.
+// Passes over a row of logits, the building blocks of the sampler (sample_row.cpp).
 #pragma once
 #include "variants.h"
 
@@ -8,7 +8,7 @@ constexpr int64_t kSumBlock = 1024;  // logits per partial sum
 constexpr int64_t kMaxGroup = 64;    // logits per partial maximum
 
 struct RowScan {
-  float max;       // -infinity where there is nothing else
+  float max;       // -infinity where no logit is larger
   int32_t argmax;  // the lowest index with that value; -1 where max is -infinity
   bool has_nan;
 };

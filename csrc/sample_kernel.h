@@ -8,15 +8,15 @@ namespace GALLEY_VARIANT {
 
 GALLEY_INLINE int part_of(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 
-// A register of x, -infinity behind the end.
+// A register of x, with -infinity past the end.
 GALLEY_INLINE Float load_logits(const float* x, int64_t left) {
   if (left >= kLanes) return load(x);
   const Int inside = lane_numbers() < all(static_cast<int32_t>(left));
   return select(inside, load_part(x, static_cast<int>(left)), all(-__builtin_inff()));
 }
 
-// Maxima and where they were first seen, of one of several interleaved runs through a row: a single
-// run would wait for its own comparisons.
+// Maxima and their first positions in one of several interleaved passes over a row: a single pass
+// would wait for its own comparisons.
 struct RunningMax {
   Float best = all(-__builtin_inff());
   Int where = all(-1), nan = all(0);
@@ -62,7 +62,7 @@ RowScan scan_row(const float* x, int64_t n) {
 
 void mask_row(const float* x, const uint64_t* mask, int64_t n, float* out) {
   const Float removed = all(-__builtin_inff());
-  // Lane i looks at bit i of 16.
+  // Lane i tests bit i of 16.
   alignas(64) static const int32_t bits[kLanes] = {1 << 0,  1 << 1,  1 << 2,  1 << 3,
                                                    1 << 4,  1 << 5,  1 << 6,  1 << 7,
                                                    1 << 8,  1 << 9,  1 << 10, 1 << 11,
@@ -77,7 +77,7 @@ void mask_row(const float* x, const uint64_t* mask, int64_t n, float* out) {
 }
 
 int64_t count_greater(const float* x, int64_t n, float value) {
-  Int count = all(0);  // a comparison that holds is -1
+  Int count = all(0);  // a true comparison is -1
   for (int64_t i = 0; i < n; i += kLanes) {
     count = count + (load_logits(x + i, n - i) > all(value));
   }
@@ -103,7 +103,7 @@ int64_t collect(const float* x, int64_t n, float bound, int32_t* out) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; i += kLanes) {
     uint32_t bits = mask_bits(load_logits(x + i, n - i) >= all(bound));
-    // Where the bound is -infinity, what load_logits put behind the end would pass.
+    // Where the bound is -infinity, the padding of load_logits would pass.
     if (n - i < kLanes) bits &= (1u << (n - i)) - 1;
     for (; bits; bits &= bits - 1) {
       out[count++] = static_cast<int32_t>(i) + __builtin_ctz(bits);

@@ -1,14 +1,14 @@
 // One row of logits. See sample_row.h.
 //
-// Nothing sorts the vocabulary. Which tokens can matter is bounded first, in one or two passes:
+// The vocabulary is never sorted. One or two passes first bound which tokens can matter:
 //
 //   top_k   the k-th largest of the maxima of groups of 64 is no larger than the k-th logit
 //   min_p   e = exp((x - max) / temperature) >= min_p, so x >= max + temperature * log(min_p)
 //   top_p   all tokens with e <= (1 - top_p) * sum / n together weigh at most (1 - top_p) * sum:
-//           they are among those that are cut off
+//           they are among those that top_p removes
 //
-// The few candidates that are left are looked at one by one. A draw goes through what is kept in
-// the vocabulary's order: the first token at which the running sum exceeds u * sum.
+// The few remaining candidates are examined one by one. Sampling walks them in the vocabulary's
+// order and takes the first token at which the running sum exceeds u * sum.
 #include "sample_row.h"
 
 #include <algorithm>
@@ -112,7 +112,7 @@ double RowSampler::log_sum_exp(const float* x, int64_t n, float max) {
   return max + std::log(weigh_blocks_(x, n, Weighing{max, 1.0f}, sums_.data()));
 }
 
-int32_t RowSampler::draw(const float* x, int64_t n, const SampleParams& params) {
+int32_t RowSampler::sample(const float* x, int64_t n, const SampleParams& params) {
   const RowScan row = scan_(x, n);
   if (row.has_nan || !(std::fabs(row.max) < kInfinity)) return -1;
   if (params.temperature == 0.0f) return row.argmax;
@@ -121,12 +121,12 @@ int32_t RowSampler::draw(const float* x, int64_t n, const SampleParams& params) 
   const double u = uniform(params.seed, params.position);
   const bool by_p = params.top_p < 1.0f, by_min = params.min_p > 0.0f;
   const bool by_k = params.top_k > 0 && params.top_k < n;
-  if (!by_p && !by_min && !by_k) return draw_from_all(x, n, w, u);
+  if (!by_p && !by_min && !by_k) return sample_from_all(x, n, w, u);
 
-  // x at which a weight is certainly below `weight`.
+  // A logit whose weight is certainly below `weight`.
   auto bound = [&](double weight) {
-    const double at = row.max + params.temperature * (std::log(weight) - 1e-3);
-    return static_cast<float>(at - 1e-5 * std::fabs(at));
+    const double logit = row.max + params.temperature * (std::log(weight) - 1e-3);
+    return static_cast<float>(logit - 1e-5 * std::fabs(logit));
   };
   if (by_min || by_k) {
     float from = by_k ? lower_bound_of_kth(x, n, params.top_k) : -kInfinity;
@@ -144,7 +144,7 @@ int32_t RowSampler::draw(const float* x, int64_t n, const SampleParams& params) 
     collect(x, n, bound((1.0 - params.top_p) * sum / n), w);
     keep_top_p(params.top_p * sum, row.max);
   }
-  return draw_from_candidates(u);
+  return sample_from_candidates(u);
 }
 
 void RowSampler::collect(const float* x, int64_t n, float bound, const Weighing& w) {
@@ -160,7 +160,7 @@ void RowSampler::collect(const float* x, int64_t n, float bound, const Weighing&
 template <class Keep> void RowSampler::keep_if(Keep keep) {
   size_t kept = 0;
   for (size_t i = 0; i < ids_.size(); i++) {
-    const bool stays = keep(i);  // written anyway: a branch could not be predicted
+    const bool stays = keep(i);  // no branch: it could not be predicted
     ids_[kept] = ids_[i];
     values_[kept] = values_[i];
     weights_[kept] = weights_[i];
@@ -181,9 +181,9 @@ void RowSampler::keep_top_k(int64_t k) {
   keep_if([&](size_t i) { return values_[i] >= kth; });
 }
 
-// In descending order (of equal ones the lowest id first), every candidate before which less than
-// `mass` has been kept. A histogram of the mass over the values finds the bin in which that ends;
-// only what lies in this bin is sorted.
+// Keeps, in descending order (of equal values the lowest id first), every candidate before which less
+// than `mass` has been kept. A histogram of the mass over the values finds the bin in which that
+// ends; only this bin is sorted.
 void RowSampler::keep_top_p(double mass, float max) {
   constexpr int kBins = 1024;
   float lowest = max;
@@ -212,7 +212,7 @@ void RowSampler::keep_top_p(double mass, float max) {
   keep_if([&](size_t i) { return (weights_[i] >= 0.0f) & (bin_of(values_[i]) <= last); });
 }
 
-int32_t RowSampler::draw_from_candidates(double u) const {
+int32_t RowSampler::sample_from_candidates(double u) const {
   const double sum = std::accumulate(weights_.begin(), weights_.end(), 0.0);
   double running = 0;
   int32_t last = -1;
@@ -225,7 +225,7 @@ int32_t RowSampler::draw_from_candidates(double u) const {
   return last;
 }
 
-int32_t RowSampler::draw_from_all(const float* x, int64_t n, const Weighing& w, double u) {
+int32_t RowSampler::sample_from_all(const float* x, int64_t n, const Weighing& w, double u) {
   sums_.resize((n + kSumBlock - 1) / kSumBlock);
   const double target = u * weigh_blocks_(x, n, w, sums_.data());
   double running = 0;

@@ -1,8 +1,8 @@
-// A kernel's variants, one per instruction set, and the choice between them.
+// Variants of a kernel, one per instruction set, and the choice between them.
 //
 //   NAME.h          GALLEY_VARIANTS(declarations)
 //   NAME_kernel.h   the definitions, in namespace GALLEY_VARIANT (math_lanes.h)
-//   NAME.cpp        includes NAME_kernel.h: the generic variant; and holds the op
+//   NAME.cpp        includes NAME_kernel.h (the generic variant) and defines the op
 //   avx2/NAME.cpp   #define GALLEY_AVX2, then includes NAME_kernel.h; avx512 likewise
 #pragma once
 #include "program.h"

@@ -1,9 +1,9 @@
-"""Memory for a program's buffers: one block, shared by buffers whose lifetimes do not meet.
+"""Memory for a program's buffers: one block, shared by buffers whose lifetimes do not overlap.
 
 time →      node 0    1    2    3
 buffer a    [=========]
-buffer b         [=========]              b lies beside a
-buffer c                   [====]         c lies where a was
+buffer b         [=========]              b is beside a
+buffer c                   [====]         c reuses the bytes of a
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Span:
 
 @dataclass(frozen=True)
 class ArenaPlan:
-    """Where each buffer lies. `size` is the arena's, in bytes."""
+    """Offset of each buffer; `size` is the size of the arena in bytes."""
 
     spans: dict[Buffer, Span]
     size: int
@@ -49,10 +49,10 @@ def lifetimes(nodes: Sequence[Node]) -> dict[Buffer, tuple[int, int]]:
 
 
 def plan_arena(nodes: Sequence[Node], size_of: Callable[[Buffer], int]) -> ArenaPlan:
-    """Place every buffer, the largest first, at the lowest bytes that are free while it lives.
+    """Place every buffer, largest first, at the lowest offset that is free during its lifetime.
 
-    A buffer is alive from the node that first touches it to the one that last does, both
-    included: what a node reads and what it writes never overlap.
+    A buffer is live from the first node that uses it to the last, both included, so that a node's
+    inputs and outputs never overlap.
     """
     lives = lifetimes(nodes)
     spans: dict[Buffer, Span] = {}
@@ -70,19 +70,19 @@ def plan_arena(nodes: Sequence[Node], size_of: Callable[[Buffer], int]) -> Arena
 
 
 def aligned_bytes(size: int, zeros: bool = False) -> NDArray[np.uint8]:
-    """`size` bytes at a multiple of `ALIGNMENT`, untouched until first written."""
+    """`size` bytes aligned to `ALIGNMENT`; pages are not touched before the first write."""
     memory = (np.zeros if zeros else np.empty)(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size]
 
 
-#: Advice that frees the pages of a file of memory, and of memory without a file.
+#: madvise values that free the pages of shared memory, and of private memory.
 _REMOVE, _DONT_NEED = 9, 4
 
 
 def give_back(memory: NDArray[np.uint8]) -> None:
-    """Return the whole pages of `memory` to the system: they take none until they are written
-    again, and are zeros then. Where the system cannot, nothing happens.
+    """Return whole pages of `memory` to the system; they read as zeros afterwards. Does nothing
+    where the system has no madvise.
     """
     begin = -(-memory.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (memory.ctypes.data + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE

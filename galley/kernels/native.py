@@ -1,4 +1,4 @@
-"""From a node to the named arguments of its native operation (docs/native_ops.md)."""
+"""Converts a node to the named arguments of its native op (docs/native_ops.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from galley.kernels.program import Buffer, Constant, Kind, Node, Symbol
 from galley.kernels.weights import PackedWeight
 
-#: Bytes of one number, of the kinds whose rows are plain numbers.
+#: Bytes of one element, for kinds without scales.
 _ITEM_BYTES = {Kind.f32: 4, Kind.bf16: 2}
 
 
@@ -18,7 +18,7 @@ def _weight(node: Node) -> dict[str, int]:
 
 
 def _whole(value: Symbol) -> Symbol:
-    """Native operations that take no stride read and write whole rows."""
+    """The value; ValueError if it is a column range, which ops without a stride cannot take."""
     if not value.is_whole:
         raise ValueError(f"columns from {value.start} where whole rows are needed")
     return value
@@ -84,7 +84,7 @@ def _add(node: Node) -> dict[str, int]:
     return {"n": x.columns, "rows": int(x.buffer.rows)}
 
 
-#: Operation → its integer arguments that follow from shapes; the rest is in the node.
+#: Op → its integer arguments that follow from shapes; the others are in the node.
 _INTS: dict[str, Callable[[Node], dict[str, int]]] = {
     "embedding": _embedding,
     "linear": _linear,
@@ -99,12 +99,12 @@ _INTS: dict[str, Callable[[Node], dict[str, int]]] = {
 
 
 def int_arguments(node: Node) -> dict[str, int]:
-    """All integers of the operation but those of the KV cache."""
+    """All integer arguments except those of the KV cache."""
     return {**_INTS[node.op](node), **node.ints}
 
 
 def pointer_arguments(node: Node, address_of: Callable[[Buffer], int]) -> dict[str, int]:
-    """All pointers of the operation but that of the KV cache."""
+    """All pointer arguments except that of the KV cache."""
     pointers = {name: _constant_address(c) for name, c in node.constants.items()}
     for name, value in node.values.items():
         pointers[name] = address_of(value.buffer)

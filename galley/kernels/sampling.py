@@ -1,7 +1,7 @@
-"""What goes into sampling beside the columns of `runner.SamplingTable`, and what comes out.
+"""Inputs of sampling besides the columns of `runner.SamplingTable`, and its results.
 
-L logit rows, V vocabulary. Rows that only want prompt logprobs are among the L: nothing is drawn
-for them, and their `token_ids` are the prompt's own next tokens.
+L logit rows, V vocabulary. The L rows include those that only yield prompt logprobs: no token is
+sampled for them, and their `token_ids` are the prompt's own next tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class LogitMasks:
-    """Per logit row what most rows do not have. Whoever sets it keeps the arrays alive.
+    """Masks and biases by logit row. The caller keeps the arrays alive.
 
     Attributes:
         masks: per row its allowed tokens, uint64 words, bit i of word w = token 64 w + i, or None
             where all are allowed.
-        addresses: uint64 [L] of those words, 0 = None.
+        addresses: uint64 [L] addresses of those words, 0 = None.
         bias_indptr, bias_ids, bias_values: added to the logits; row l has entries
             bias_indptr[l] .. bias_indptr[l + 1]. int32 [L + 1], int32, float32.
     """
@@ -33,14 +33,14 @@ class LogitMasks:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The draws of a step, one entry per logit row.
+    """Sampled tokens of a step, one entry per logit row.
 
     Attributes:
         token_ids: int32 [L]; -1 where no token can be sampled (no finite logit is allowed).
         logprobs: float32 [L] of those tokens in the raw distribution.
         ranks: int32 [L], 1 = the most likely token.
-        top_ids, top_logprobs: [L, top] int32, float32, the most likely tokens in order; filled as
-            far as the row's `num_logprobs` column asks.
+        top_ids, top_logprobs: [L, top] int32, float32, the most likely tokens in order; only
+            the first `num_logprobs` (a column) of a row are set.
     """
 
     token_ids: NDArray[np.int32]

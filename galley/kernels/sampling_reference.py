@@ -3,9 +3,9 @@
 What the native op `sample` computes, in vLLM's order:
 
     logits ── logprobs (raw) ──▶ logprob, rank, top tokens
-       └─ mask ─ bias ─ penalties ─ temperature ─ min_p ─ top_k ─ top_p ─ draw ──▶ token
+       └─ mask ─ bias ─ penalties ─ temperature ─ min_p ─ top_k ─ top_p ─ sample ──▶ token
 
-A draw is a function of (row, parameters, history, seed, absolute position). It inverts the
+A token is a function of (row, parameters, history, seed, absolute position): the inverse of the
 cumulative distribution in the vocabulary's order, at a uniform number from a counter-based
 generator. Knows nothing of slots, steps or batches.
 """
@@ -26,7 +26,7 @@ GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True)
 class SampleParams:
-    """How a token is drawn; the defaults do nothing (temperature 0 is greedy)."""
+    """Sampling parameters; the defaults do nothing (temperature 0 is greedy)."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -56,14 +56,14 @@ def sample_row(
     mask: NDArray[np.uint64] | None = None,
     bias: tuple[I32, F32] | None = None,
 ) -> int:
-    """The token that follows `history`, or -1 where none can be drawn.
+    """The token that follows `history`, or -1 where none can be sampled.
 
     Args:
         logits: [V], those of the last token of `history`.
-        history: all known tokens; the first `num_prompt` are the prompt. The drawn token's
+        history: all known tokens; the first `num_prompt` are the prompt. The sampled token's
             position is len(history).
         mask: bit i of word w allows token 64 w + i; None allows all.
-        bias: token ids and what is added to their logits.
+        bias: token ids and the values added to their logits.
     """
     if np.isnan(logits).any():
         return -1
@@ -76,8 +76,8 @@ def sample_row(
     weights = kept_weights(x, params)
     running = np.cumsum(weights)
     target = uniform(params.seed, len(history)) * running[-1]
-    drawn = int(np.searchsorted(running, target, side="right"))
-    return min(drawn, int(np.flatnonzero(weights)[-1]))
+    token = int(np.searchsorted(running, target, side="right"))
+    return min(token, int(np.flatnonzero(weights)[-1]))
 
 
 def adjusted(

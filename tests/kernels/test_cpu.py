@@ -131,7 +131,7 @@ class Sampling:
 
 
 def masks() -> LogitMasks:
-    """Of 14 logit rows, two may draw few tokens and one is biased."""
+    """Of 14 logit rows, two allow few tokens and one is biased."""
     words = [None] * 14
     words[0] = np.array([1 << 17 | 1 << 63, 5, 0], np.uint64)
     words[13] = np.array([0, 1 << 3, 4], np.uint64)
@@ -147,9 +147,9 @@ def masks() -> LogitMasks:
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_both_backends_draw_alike(checkpoint, masked, eager):
-    """The reference draws by the definition; given the same logits, the tokens are the same."""
-    limits = StepLimits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
+def test_both_backends_sample_alike(checkpoint, masked, eager):
+    """The reference samples by the definition; given the same logits, the tokens are the same."""
+    limits = Limits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
     native = Sampling(build(checkpoint, limits, eager=eager))
     reference_backend = ReferenceBackend()
     reference = Sampling(reference_backend.build(load(checkpoint, reference_backend), limits))
@@ -170,7 +170,7 @@ def test_both_backends_draw_alike(checkpoint, masked, eager):
     assert np.array_equal(got[2][asked], want[2][asked])
     for row, count in enumerate(listed):
         assert np.array_equal(got[3][row, : max(count, 0)], want[3][row, : max(count, 0)])
-    # Row 4 draws nothing: its tokens are the prompt's own.
+    # Row 4 samples nothing: its tokens are the prompt's own.
     assert got[0][4:13].tolist() == IDS[1:10].tolist()
     if masked:
         assert got[0][0] in (17, 63, 64, 66)
@@ -181,7 +181,7 @@ def test_both_backends_draw_alike(checkpoint, masked, eager):
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_logits_can_be_changed_before_drawing(checkpoint, name):
+def test_logits_can_be_changed_before_sampling(checkpoint, name):
     backend = open_backend(name, "f32", threads=1)
     limits = StepLimits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
     side = Sampling(backend.build(load(checkpoint, backend), limits))

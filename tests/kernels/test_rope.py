@@ -1,4 +1,4 @@
-"""rope_kv: queries and keys turned by their positions, K and V in their place in the cache."""
+"""rope_kv: queries and keys rotated by their positions, K and V in their place in the cache."""
 
 from __future__ import annotations
 
@@ -97,22 +97,22 @@ class Case:
         n = self.lengths[slot]
         x = self.qkv[slot].reshape(n, -1, self.dim).astype(np.float64)
         q, k, v = np.split(x, [self.heads, self.heads + self.kv_heads], axis=1)
-        return self.turn(q, self.weights[0]).reshape(n, -1), self.turn(k, self.weights[1]), v
+        return self.rotate(q, self.weights[0]).reshape(n, -1), self.rotate(k, self.weights[1]), v
 
-    def turn(self, x, weight):
+    def rotate(self, x, weight):
         if weight is not None:
             x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + EPS) * weight
         half = self.rot_dim // 2
         table = self.table[: len(x), None].astype(np.float64)
         z = table[..., :half] + 1j * table[..., half:]
-        turned = x.copy()
+        rotated = x.copy()
         if self.style == HALVES:
             a, b = slice(0, half), slice(half, self.rot_dim)
         else:
             a, b = slice(0, self.rot_dim, 2), slice(1, self.rot_dim, 2)
         y = (x[..., a] + 1j * x[..., b]) * z
-        turned[..., a], turned[..., b] = y.real, y.imag
-        return turned
+        rotated[..., a], rotated[..., b] = y.real, y.imag
+        return rotated
 
 
 def close(got, exact, kind):

@@ -159,27 +159,27 @@ def test_equal_logits_at_the_border(isa):
     ],
 )
 def test_distribution_by_chi_square(isa, params):
-    draws, vocab = 20000, 20
-    logits = np.repeat(random_logits(1, vocab, scale=1.5), draws, axis=0)
-    case = Case(logits, [replace(params, seed=s) for s in range(draws)], max_len=16, isa=isa)
+    samples, vocab = 20000, 20
+    logits = np.repeat(random_logits(1, vocab, scale=1.5), samples, axis=0)
+    case = Case(logits, [replace(params, seed=s) for s in range(samples)], max_len=16, isa=isa)
     counts = np.bincount(case.run(), minlength=vocab)
     weights = kept_weights(logits[0], params)
     kept = weights > 0
     assert counts[~kept].sum() == 0
-    expected = draws * weights[kept] / weights.sum()
+    expected = samples * weights[kept] / weights.sum()
     chi_square = ((counts[kept] - expected) ** 2 / expected).sum()
     freedom = kept.sum() - 1
     assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
 
 
 def test_distribution_over_positions():
-    """One seed, many positions: what a single request draws."""
-    draws = 20000
+    """One seed, many positions: tokens of a single request."""
+    samples = 20000
     counts = np.zeros(10, np.int64)
     running = np.arange(1, 11) / 10
-    for position in range(draws):
+    for position in range(samples):
         counts[np.searchsorted(running, uniform(42, position), side="right")] += 1
-    assert ((counts - draws / 10) ** 2 / (draws / 10)).sum() < 9 + 4 * np.sqrt(18)
+    assert ((counts - samples / 10) ** 2 / (samples / 10)).sum() < 9 + 4 * np.sqrt(18)
 
 
 def test_generator_is_philox():
@@ -205,7 +205,7 @@ def test_row_does_not_depend_on_its_batch(isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_draw_depends_on_seed_and_position(isa):
+def test_sample_depends_on_seed_and_position(isa):
     logits = np.zeros((40, 5000), np.float32)
     params = [SampleParams(temperature=1.0, seed=s) for s in range(20)] * 2
     case = Case(logits, params, isa=isa)
@@ -339,7 +339,7 @@ def test_masked_nan_is_still_an_error(isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_some_minus_infinities_are_never_drawn(isa):
+def test_some_minus_infinities_are_never_sampled(isa):
     logits = np.full((200, 90), -np.inf, np.float32)
     logits[:, [5, 80]] = 1.0
     for params in (SampleParams(1.0), SampleParams(1.0, top_p=0.99), SampleParams(1.0, top_k=10)):
