@@ -149,7 +149,7 @@ def masks() -> LogitMasks:
 @pytest.mark.parametrize("masked", [False, True])
 def test_both_backends_sample_alike(checkpoint, masked, eager):
     """The reference samples by the definition; given the same logits, the tokens are the same."""
-    limits = Limits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
+    limits = StepLimits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
     native = Sampling(build(checkpoint, limits, eager=eager))
     reference_backend = ReferenceBackend()
     reference = Sampling(reference_backend.build(load(checkpoint, reference_backend), limits))
