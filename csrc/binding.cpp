@@ -176,9 +176,9 @@ void bind_program(nb::module_& m) {
          "last_section"_a = 0,
          "Prepare the step from the table and run the ops of sections first .. last, inclusive.")
       .def("step", &step_arrays, "The last run's prepared columns, as lists.")
-      .def("set_pulse", [](Program& p, uint64_t pulse) {
-        p.set_pulse(reinterpret_cast<int64_t*>(static_cast<uintptr_t>(pulse)));
-      }, "pulse"_a, "An int64 that is counted up after each op; 0 = none.")
+      .def("set_heartbeat", [](Program& p, uint64_t heartbeat) {
+        p.set_heartbeat(reinterpret_cast<int64_t*>(static_cast<uintptr_t>(heartbeat)));
+      }, "heartbeat"_a, "An int64 that is counted up after each op; 0 = none.")
       .def("profile", &Program::profile, "on"_a, "Start (from zero) or stop timing each op.")
       .def("timings", [](Program& p) {
         nb::list list;

@@ -203,7 +203,7 @@ void Program::run(const int32_t* slots, const int32_t* num_new, const int32_t* n
   for (Entry& entry : ops_) {
     if (entry.timing.section >= first_section && entry.timing.section <= last_section) {
       run_op(entry);
-      if (pulse_ != nullptr) *static_cast<volatile int64_t*>(pulse_) += 1;
+      if (heartbeat_ != nullptr) *static_cast<volatile int64_t*>(heartbeat_) += 1;
     }
   }
 }
@@ -220,9 +220,9 @@ void Program::run_op(Entry& entry) {
       std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
 }
 
-void Program::set_pulse(int64_t* pulse) {
+void Program::set_heartbeat(int64_t* heartbeat) {
   std::lock_guard<std::mutex> lock(running_);
-  pulse_ = pulse;
+  heartbeat_ = heartbeat;
 }
 
 void Program::profile(bool on) {

@@ -216,7 +216,7 @@ class Program {
            const uint8_t* samples, int32_t n, int first_section, int last_section);
   // A number that is counted up after each op (null = none): who watches it from outside can tell
   // a long step from one that hangs.
-  void set_pulse(int64_t* pulse);
+  void set_heartbeat(int64_t* heartbeat);
   void profile(bool on);
   std::vector<OpTiming> timings();
   const Step& step() const { return step_; }
@@ -235,7 +235,7 @@ class Program {
   Table table_;
   Limits limits_;
   bool bound_ = false, profile_ = false;
-  int64_t* pulse_ = nullptr;
+  int64_t* heartbeat_ = nullptr;
   std::mutex running_;  // one run at a time: the arrays below are shared
   Step step_;
   std::vector<int32_t> slots_, query_start_, computed_, token_ids_, positions_, token_row_,

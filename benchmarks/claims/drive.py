@@ -17,8 +17,8 @@ import numpy as np
 from galley.cli.bench.datasets.text import Corpus, read_text
 from galley.config.resolve import Usage, from_kwargs
 from galley.engine.assembly import assemble
-from galley.engine.messages import Outputs
 from galley.loader import resolve_source
+from galley.messages import Outputs
 from galley.request import Request, SamplingParams
 from galley.text.tokenizer import load_tokenizer
 

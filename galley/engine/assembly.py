@@ -11,18 +11,18 @@ from pathlib import Path
 from galley.config import EngineConfig, ModelInfo
 from galley.config.memory import MachineMemory
 from galley.config.resolve import Machine, resolve
-from galley.engine.build import build
+from galley.engine.block_index import BlockIndex
+from galley.engine.build import build_core
 from galley.engine.core import EngineCore
-from galley.engine.kept import KeptFiles
-from galley.engine.ledger import BlockLedger
 from galley.engine.main import EngineSpec
 from galley.engine.memory_guard import Cache, MemoryGuard
-from galley.engine.messages import Ready
-from galley.engine.outputs import Stamp
+from galley.engine.outputs import EngineId
+from galley.engine.persistent_kv import KVFiles
 from galley.engine.startup import LoadProgress, log_start
 from galley.executor.build import build as build_executor
 from galley.executor.executor import Executor
 from galley.loader import Source, open_checkpoint, resolve_source
+from galley.messages import Ready
 from galley.observability.meter import Sizes, Workload
 
 
@@ -38,13 +38,13 @@ class LoadedEngine:
 
 def assemble(
     config: EngineConfig,
-    stamp: Stamp | None = None,
-    kept: KeptFiles | None = None,
+    engine_id: EngineId | None = None,
+    kv_files: KVFiles | None = None,
 ) -> LoadedEngine:
     """Find and load the model, size the KV cache, wire the parts.
 
     Args:
-        kept: memory for a KV cache that outlives the engine.
+        kv_files: memory for a KV cache that outlives the engine.
 
     Raises:
         ConfigError: a flag does not go with this machine or this model.
@@ -56,20 +56,20 @@ def assemble(
     model_info = checkpoint.model_info
     resolved = resolve(config, machine, model_info)
     available = machine.available_memory
-    ledger = None
-    if kept is not None and resolved.cache.enable_prefix_caching:
-        ledger = BlockLedger(kept, _signature(resolved, model_info))
-        resolved = _as_big_as_before(resolved, ledger.num_blocks)
-    memory = None if ledger is None else ledger.memory
+    block_index = None
+    if kv_files is not None and resolved.cache.enable_prefix_caching:
+        block_index = BlockIndex(kv_files, _signature(resolved, model_info))
+        resolved = _as_big_as_before(resolved, block_index.num_blocks)
+    memory = None if block_index is None else block_index.memory
     with LoadProgress() as progress:
         executor = build_executor(resolved, model_info, checkpoint, available, progress, memory)
     log_start(resolved, model_info, executor, progress.seconds)
-    if ledger is not None and not ledger.used:
-        ledger = None
+    if block_index is not None and not block_index.used:
+        block_index = None
     workload = None
     if resolved.observability.enable_mfu_metrics:
         workload = Workload(sizes_of(resolved, model_info, executor))
-    core = build(resolved, executor, stamp, workload, ledger)
+    core = build_core(resolved, executor, engine_id, workload, block_index)
     [memory_use] = executor.rpc("memory")
     cache = Cache(
         memory_use["kv_cache"] // executor.num_blocks,
@@ -122,7 +122,7 @@ def _as_big_as_before(config: EngineConfig, num_blocks: int | None) -> EngineCon
 
 def load_engine(config: EngineConfig, spec: EngineSpec) -> tuple[EngineCore, Ready]:
     """What an engine process loads: its core, and what it tells each client."""
-    core = assemble(config, Stamp(spec.index, spec.epoch), kept=spec.kept).core
+    core = assemble(config, EngineId(spec.index, spec.epoch), kv_files=spec.kv_files).core
     executor = core.executor
     ready = Ready(
         engine_index=spec.index,

@@ -6,24 +6,24 @@ import logging
 
 from galley.batch import RequestTable
 from galley.config import EngineConfig
+from galley.engine.block_index import BlockIndex
 from galley.engine.core import EngineCore
-from galley.engine.ledger import BlockLedger
-from galley.engine.outputs import Stamp
+from galley.engine.outputs import EngineId
 from galley.errors import ConfigError
 from galley.executor.executor import Executor
 from galley.kv import BlockHasher, BlockPool, KVCacheManager
-from galley.observability.meter import BlockLives, Meter, Workload
+from galley.observability.meter import BlockLifetimes, Meter, Workload
 from galley.scheduler import Scheduler, SchedulerLimits
 
 log = logging.getLogger(__name__)
 
 
-def build(
+def build_core(
     config: EngineConfig,
     executor: Executor,
-    stamp: Stamp | None = None,
+    engine_id: EngineId | None = None,
     workload: Workload | None = None,
-    ledger: BlockLedger | None = None,
+    block_index: BlockIndex | None = None,
 ) -> EngineCore:
     """An engine core over an executor that has loaded its model and sized its KV cache.
 
@@ -31,7 +31,7 @@ def build(
         config: resolved (`config.resolve`): no limit is None any more.
         executor: its num_blocks counts the null block.
         workload: counts the work of each step, where that is wanted.
-        ledger: of a KV cache that outlives its engines.
+        block_index: of a KV cache that outlives its engines.
 
     Raises:
         ConfigError: limits contradict each other, or the pool is too small for one sequence.
@@ -52,7 +52,9 @@ def build(
     table = RequestTable(limits.max_num_seqs, limits.max_model_len, executor.groups)
     hasher = BlockHasher.from_environment(cache.prefix_caching_hash_algo, cache.block_size)
     observing = config.observability
-    lives = BlockLives(observing.kv_cache_metrics_sample) if observing.kv_cache_metrics else None
+    lives = (
+        BlockLifetimes(observing.kv_cache_metrics_sample) if observing.kv_cache_metrics else None
+    )
     pool = BlockPool(executor.num_blocks, cache.enable_prefix_caching, lives)
     kv = KVCacheManager(
         table, pool, hasher, cache.enable_prefix_caching, limits.max_num_batched_tokens
@@ -65,13 +67,13 @@ def build(
             f"--max-model-len to {room} or raise --kv-cache-memory-bytes.",
             field="max_model_len",
         )
-    core = EngineCore(Scheduler(kv, table, limits), executor, stamp)
+    core = EngineCore(Scheduler(kv, table, limits), executor, engine_id)
     core.recorder.logs = observing.enable_logging_iteration_details
     if lives is not None or workload is not None:
         core.meter = Meter(workload, lives)
-    if ledger is not None:
-        restored = ledger.attach(pool, hasher)
+    if block_index is not None:
+        restored = block_index.attach(pool, hasher)
         if restored:
             log.info("%d KV blocks were computed before and are still there.", restored)
-        core.on_done = ledger.settle
+        core.on_done = block_index.settle
     return core

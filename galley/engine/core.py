@@ -17,12 +17,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.engine.idle_tasks import IdleTasks
 from galley.engine.memory_guard import MemoryGuard
-from galley.engine.messages import Stats
-from galley.engine.outputs import ClientOutputs, Shares, Stamp, build_news, build_outputs
+from galley.engine.outputs import (
+    ClientOutputs,
+    EngineId,
+    Shares,
+    build_outputs,
+    build_stats_updates,
+)
 from galley.engine.pausing import Pausing
 from galley.engine.recorder import StepRecorder
-from galley.engine.upkeep import Upkeep
+from galley.messages import Stats
 from galley.observability.meter import Meter
 from galley.observability.perfetto import Profile
 from galley.observability.step_trace import StepTrace
@@ -39,7 +45,7 @@ class EngineCore:
     Args:
         scheduler: decides and keeps the books.
         executor: computes.
-        stamp: which engine and incarnation outputs come from.
+        engine_id: which engine and incarnation outputs come from.
 
     Attributes:
         on_plan: called with handles and lengths of a plan's rows before it is submitted.
@@ -50,15 +56,15 @@ class EngineCore:
         pausing: whether steps are taken.
         meter: measures what is measured only when asked for.
         guard: sheds load before memory runs out.
-        upkeep: to be called on while there is no work.
+        idle_tasks: to be called on while there is no work.
     """
 
     def __init__(
-        self, scheduler: Scheduler, executor: Executor, stamp: Stamp | None = None
+        self, scheduler: Scheduler, executor: Executor, engine_id: EngineId | None = None
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
-        self.stamp = stamp or Stamp()
+        self.engine_id = engine_id or EngineId()
         self.on_plan: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None = None
         self.while_waiting: Callable[[], None] | None = None
         self.on_done: Callable[[], None] | None = None
@@ -67,7 +73,7 @@ class EngineCore:
         self.meter: Meter | None = None
         self.pausing = Pausing(scheduler, executor)
         self.guard: MemoryGuard | None = None
-        self.upkeep = Upkeep(self)
+        self.idle_tasks = IdleTasks(self)
         self._profile: Profile | None = None
         self._shares = Shares()
         self._model_seconds = 0.0
@@ -96,11 +102,13 @@ class EngineCore:
         begin = perf_counter()
         scheduler, stopped = self.scheduler, self.pausing.stopped
         if self.guard is not None and not stopped:
-            self.guard.look(begin)
+            self.guard.poll(begin)
         self.recorder.begin()
         plan = None if stopped else scheduler.schedule()
         if plan is None:
-            return build_outputs(scheduler.take_events(), self._told(), self.stamp, self._shares)
+            return build_outputs(
+                scheduler.take_events(), self._stats_update(), self.engine_id, self._shares
+            )
         if self.on_plan:
             table = scheduler.table
             lengths = table.num_tokens[plan.slots].astype(np.int64)
@@ -118,7 +126,7 @@ class EngineCore:
         done = scheduler.commit(plan, result)
         if self.on_done:
             self.on_done()
-        outputs = build_outputs(done, self._told(), self.stamp, self._shares)
+        outputs = build_outputs(done, self._stats_update(), self.engine_id, self._shares)
         self.recorder.end(plan, done, (begin, submit, sampled, perf_counter()))
         return outputs
 
@@ -141,7 +149,7 @@ class EngineCore:
             reserved_blocks=kv.pool.num_reserved,
         )
 
-    def _told(self) -> Stats:
+    def _stats_update(self) -> Stats:
         """The state, with what has been measured since it was last told."""
         stats = self.stats()
         if self.meter is not None:
@@ -165,9 +173,9 @@ class EngineCore:
         """Prove the invariants of scheduler and cache; AssertionError otherwise."""
         self.scheduler.check_integrity()
 
-    def news(self, clients: Iterable[int]) -> ClientOutputs:
+    def stats_updates(self, clients: Iterable[int]) -> ClientOutputs:
         """The state as it is now for each of these clients, apart from any step."""
-        return build_news(clients, self._told(), self.stamp, self._shares)
+        return build_stats_updates(clients, self._stats_update(), self.engine_id, self._shares)
 
     def shutdown(self) -> None:
         self.executor.shutdown()

@@ -166,7 +166,7 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self._late: list[tuple[float, int, list[bytes]]] = []
-            record, receive = self.flight.record, self.receive
+            record, receive = self.status.record, self.receive
 
             def on_plan(handles: Any, lengths: Any) -> None:
                 record(handles, lengths)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from galley.config import EngineConfig
 from galley.engine.control import Bound, Channel, Serving
-from galley.engine.flight import FlightRecorder
-from galley.engine.kept import KeptFiles
-from galley.engine.messages import Ready
+from galley.engine.frames import FrameServer
+from galley.engine.heartbeat import StatusFile
+from galley.engine.persistent_kv import KVFiles
 from galley.engine.process import Core, EngineProcess
-from galley.engine.wire import Switchboard
+from galley.messages import Ready
 
-#: Arrivals between two steps that the flight recorder has room for.
+#: Arrivals between two steps that the status recorder has room for.
 ARRIVALS = 65_536
 
 
@@ -23,16 +23,16 @@ class EngineSpec:
     """Which engine this process is, and where it listens.
 
     Attributes:
-        address: see `Switchboard`.
-        flight_path: file of the flight recorder.
-        kept: memory for a KV cache that outlives the engine.
+        address: see `FrameServer`.
+        status_path: file of the status recorder.
+        kv_files: memory for a KV cache that outlives the engine.
     """
 
     index: int
     epoch: int
     address: str
-    flight_path: str
-    kept: KeptFiles | None = None
+    status_path: str
+    kv_files: KVFiles | None = None
 
 
 def run(
@@ -43,13 +43,13 @@ def run(
     make_process: type[EngineProcess] = EngineProcess,
 ) -> None:
     """The life of an engine process: bind, load, serve. What `load` raises, the caller reports."""
-    clients = Switchboard(spec.address)
+    clients = FrameServer(spec.address)
     channel.send(Bound(clients.address))
     core, ready = load(config, spec)
     rows = config.scheduler.max_num_seqs or 0
-    flight = FlightRecorder(spec.flight_path, rows + ARRIVALS)
-    core.executor.rpc("set_heartbeat", spec.flight_path)
-    process = make_process(core, clients, channel, ready, flight)
+    status = StatusFile(spec.status_path, rows + ARRIVALS)
+    core.executor.rpc("set_heartbeat", spec.status_path)
+    process = make_process(core, clients, channel, ready, status)
     # What start-up has made stays for good: no collection need look at it again.
     gc.collect()
     gc.freeze()

@@ -75,7 +75,7 @@ class MemoryGuard:
         """Blocks that are kept from everybody."""
         return self._scheduler.kv.pool.num_reserved
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """To be called between any two steps; `now` in seconds of any clock."""
         if now < self._next:
             return

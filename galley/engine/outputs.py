@@ -12,14 +12,14 @@ import msgspec
 import numpy as np
 
 from galley.batch import LogprobColumns
-from galley.engine.messages import Finished, Logprobs, Outputs, Started, Stats
+from galley.messages import Finished, Logprobs, Outputs, Started, Stats
 from galley.scheduler import CommittedStep
 
 ClientOutputs = list[tuple[int, Outputs]]
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class EngineId:
     """Which engine speaks: its index and its incarnation."""
 
     engine_index: int = 0
@@ -62,11 +62,13 @@ class Shares:
         return msgspec.structs.replace(stats, **changes)
 
 
-def build_outputs(done: CommittedStep, stats: Stats, stamp: Stamp, shares: Shares) -> ClientOutputs:
+def build_outputs(
+    done: CommittedStep, stats: Stats, engine_id: EngineId, shares: Shares
+) -> ClientOutputs:
     """One message per client that had a row in the step or an event since the last.
 
     What the counters in `stats` have grown by goes to the first of them. Handles are int64, counts
-    and token ids int32, little-endian bytes (`engine.messages`).
+    and token ids int32, little-endian bytes (`galley.messages`).
     """
     clients = done.row_clients
     one_client = not len(clients) or not np.count_nonzero(clients != clients[0])
@@ -75,34 +77,37 @@ def build_outputs(done: CommittedStep, stats: Stats, stamp: Stamp, shares: Share
             return []
         client = int(clients[0])
         shares.grant(client, stats)
-        return [(client, _for_one_client(done, shares.part(client, stats, client), stamp))]
+        return [(client, _for_one_client(done, shares.part(client, stats, client), engine_id))]
     concerned = {*np.unique(clients).tolist()}
     concerned.update(s.client_index for s in done.started)
     concerned.update(e.client_index for e in done.ended)
     first = min(concerned)
     shares.grant(first, stats)
     return [
-        (c, _for_one_client(_part_of(done, c), shares.part(c, stats, first), stamp))
+        (c, _for_one_client(_part_of(done, c), shares.part(c, stats, first), engine_id))
         for c in sorted(concerned)
     ]
 
 
-def build_news(clients: Iterable[int], stats: Stats, stamp: Stamp, shares: Shares) -> ClientOutputs:
+def build_stats_updates(
+    clients: Iterable[int], stats: Stats, engine_id: EngineId, shares: Shares
+) -> ClientOutputs:
     """`stats` for each client; what its counters have grown by goes to the first."""
     told = sorted(clients)
     if told:
         shares.grant(told[0], stats)
     return [
-        (c, _for_one_client(CommittedStep(), shares.part(c, stats, told[0]), stamp)) for c in told
+        (c, _for_one_client(CommittedStep(), shares.part(c, stats, told[0]), engine_id))
+        for c in told
     ]
 
 
-def _for_one_client(done: CommittedStep, stats: Stats, stamp: Stamp) -> Outputs:
+def _for_one_client(done: CommittedStep, stats: Stats, engine_id: EngineId) -> Outputs:
     handles = done.row_handles if done.rows is None else done.row_handles[done.rows]
     return Outputs(
         step=done.step,
-        epoch=stamp.epoch,
-        engine_index=stamp.engine_index,
+        epoch=engine_id.epoch,
+        engine_index=engine_id.engine_index,
         timestamp=time.time(),
         handles=handles.tobytes() if len(done.token_ids) else b"",
         counts=done.counts.tobytes(),

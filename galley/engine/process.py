@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from galley.engine.control import Channel, ClientGone
-from galley.engine.flight import FlightRecorder
+from galley.engine.frames import FrameServer
+from galley.engine.heartbeat import StatusFile
 from galley.engine.link import Frame, Line, open_frame
-from galley.engine.messages import (
+from galley.errors import InvalidRequest
+from galley.messages import (
     Abort,
     Add,
     Call,
@@ -31,8 +33,6 @@ from galley.engine.messages import (
     Reply,
     Resync,
 )
-from galley.engine.wire import Switchboard
-from galley.errors import InvalidRequest
 from galley.request import Request
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Core(Protocol):
 
     executor: Any
     pausing: Any
-    upkeep: Any
+    idle_tasks: Any
     on_plan: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None
     while_waiting: Callable[[], None] | None
 
@@ -80,16 +80,16 @@ class EngineProcess:
     def __init__(
         self,
         core: Core,
-        clients: Switchboard,
+        clients: FrameServer,
         channel: Channel,
         ready: Ready,
-        flight: FlightRecorder,
+        status: StatusFile,
     ) -> None:
         self.core = core
         self.clients = clients
         self.channel = channel
         self.ready = ready
-        self.flight = flight
+        self.status = status
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(FromClient).decode
         self._lines: dict[int, Line] = {}
@@ -97,20 +97,20 @@ class EngineProcess:
         self._live: dict[int, set[int]] = {}
         self._calls: list[tuple[int, Call]] = []
         self._orphaned = False
-        core.on_plan = flight.record
+        core.on_plan = status.record
         core.while_waiting = self.receive
 
     def run(self) -> None:
         """Serve until the launcher is gone. An exception in a step ends the process: its requests
         live with their clients, and a fresh engine is a safer place for them.
         """
-        core, flight, steps = self.core, self.flight, 0
+        core, status, steps = self.core, self.status, 0
         while not self._orphaned:
             if not core.has_work and not self._calls:
-                flight.rest()
+                status.mark_idle()
                 self._idle()
                 self._control()
-            flight.beat()
+            status.heartbeat()
             self.receive()
             self._answer_calls()
             if core.has_work or self._greetings:
@@ -126,7 +126,7 @@ class EngineProcess:
         engine has right ones.
         """
         while not self.clients.wait(self.channel.fileno(), IDLE):
-            for client, outputs in self.core.upkeep.look(list(self._lines)):
+            for client, outputs in self.core.idle_tasks.run(list(self._lines)):
                 self._send(client, outputs)
 
     # ------------------------------------------------------------------ in
@@ -166,7 +166,7 @@ class EngineProcess:
     def _apply(self, client: int, message: FromClient) -> None:
         if isinstance(message, Add):
             mine = [r for r in message.requests if r.epoch == self.ready.epoch]
-            self.flight.arrived(array("q", [r.handle for r in mine]))
+            self.status.arrived(array("q", [r.handle for r in mine]))
             self._live.setdefault(client, set()).update(r.handle for r in mine)
             self.core.add(mine)
         elif isinstance(message, Abort):
@@ -182,11 +182,11 @@ class EngineProcess:
         """Do what was asked for, between two steps; it may take longer than a step ever does."""
         if not self._calls:
             return
-        self.flight.rest()
+        self.status.mark_idle()
         calls, self._calls = self._calls, []
         for client, call in calls:
             self._send(client, self._call(call))
-        self.flight.beat()
+        self.status.heartbeat()
 
     def _call(self, call: Call) -> Reply:
         core = self.core
@@ -224,7 +224,7 @@ class EngineProcess:
         """
         for client in list(self._greetings):
             self._greetings.discard(client)
-            restarts = self.flight.untold(max(self.ready.epoch - 1, 0))
+            restarts = self.status.take_unreported(max(self.ready.epoch - 1, 0))
             level = self.core.pausing.sleep_level
             now = msgspec.structs.replace(self.ready, restarts=restarts, sleep_level=level)
             self._send(client, now)

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from galley.engine.messages import Outputs
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.interrupt import uninterrupted
 from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
 from galley.frontend.prompts import Prompt
+from galley.messages import Outputs
 from galley.request import Request, RequestOutput, SamplingParams
 
 
@@ -68,9 +68,9 @@ class RequestStream(AsyncIterator[RequestOutput]):
     def __init__(self, state: RequestState, cancel: Callable[[RequestState], None]) -> None:
         self.state = state
         self._cancel = cancel
-        self._news = asyncio.Event()
+        self._updates = asyncio.Event()
         self._over = False
-        state.notify = self._news.set
+        state.notify = self._updates.set
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -81,12 +81,12 @@ class RequestStream(AsyncIterator[RequestOutput]):
 
     async def __anext__(self) -> RequestOutput:
         while not self._over:
-            self._news.clear()
+            self._updates.clear()
             output = self.poll()
             if output is not None:
                 return output
             try:
-                await self._news.wait()
+                await self._updates.wait()
             except BaseException:
                 self.close()
                 raise
@@ -106,12 +106,12 @@ class RequestStream(AsyncIterator[RequestOutput]):
         return output
 
     def set_tap(self, tap: Tap | None) -> None:
-        """Have plain text written to `tap` as it comes, in place of being told as news; see
+        """Have plain text written to `tap` as it comes, in place of being told as updates; see
         `RequestState`. None: no more.
         """
         self.state.set_tap(tap)
 
-    def on_news(self, notify: Callable[[], None]) -> None:
+    def on_update(self, notify: Callable[[], None]) -> None:
         """Call `notify` whenever there is something to `poll`, and now if there is: for a reader
         that does not wait in a task of its own.
         """

@@ -15,8 +15,11 @@ from typing import Any
 import msgspec
 
 from galley.engine.control import EngineUp
+from galley.engine.frames import FrameSocket, connect
 from galley.engine.link import Line, open_frame
-from galley.engine.messages import (
+from galley.errors import EngineDead, InvalidRequest, ServerError
+from galley.frontend.probation import Probation
+from galley.messages import (
     Call,
     FromClient,
     FromEngine,
@@ -25,9 +28,6 @@ from galley.engine.messages import (
     Reply,
     Resync,
 )
-from galley.engine.wire import Wire, dial
-from galley.errors import EngineDead, InvalidRequest, ServerError
-from galley.frontend.probation import Probation
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Connection:
         self._client_index = client_index
         self._receive = receive
         self._loop = asyncio.get_running_loop()
-        self._wire: Wire | None = None
+        self._wire: FrameSocket | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._line = Line(0)
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -84,7 +84,7 @@ class Connection:
         self.disconnect()
         self.epoch = up.epoch
         try:
-            wire = dial(up.address, self._client_index)
+            wire = connect(up.address, self._client_index)
         except OSError as e:
             # It is dead, which its launcher will tell; or clients' connections hold all file
             # descriptors: they will give some back.
@@ -145,14 +145,14 @@ class Connection:
         if wire.unsent:
             self._loop.add_writer(wire.fileno(), self._on_writable, wire)
 
-    def _on_writable(self, wire: Wire) -> None:
+    def _on_writable(self, wire: FrameSocket) -> None:
         wire.flush()
         if not wire.unsent:
             self._loop.remove_writer(wire.fileno())
 
     # ------------------------------------------------------------------ receiving
 
-    def _on_readable(self, up: EngineUp, wire: Wire) -> None:
+    def _on_readable(self, up: EngineUp, wire: FrameSocket) -> None:
         try:
             frames = wire.receive()
         except EOFError:

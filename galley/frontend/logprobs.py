@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from galley.engine.messages import Logprobs
+from galley.messages import Logprobs
 from galley.request import Logprob
 
 

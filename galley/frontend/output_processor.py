@@ -2,7 +2,7 @@
 
 One `Sequence` per engine request holds what it has produced (which is also what a replay needs);
 one `RequestState` per call of generate joins its n sequences and is at the same time the buffer
-between engine and reader: news are merged into it, so that a slow reader costs no memory. It knows
+between engine and reader: updates merge into it, so that a slow reader costs no memory. It knows
 no sockets and no event loop: a state calls `notify` when there is something to take.
 """
 
@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from galley.engine.messages import Finished, Outputs, Started
 from galley.errors import GalleyError, RequestFailed
 from galley.frontend.flat_logprobs import prompt_logprobs, sample_logprobs
 from galley.frontend.input_processor import Submission
 from galley.frontend.logprobs import TokenTexts, unpack_logprobs
+from galley.messages import Finished, Outputs, Started
 from galley.observability.observer import RequestObserver
 from galley.request import (
     CompletionOutput,
@@ -58,7 +58,7 @@ class Sequence:
     """One of the n answers while it grows.
 
     With a `tap` the text of a token goes there and not into `pieces`, until it is refused or the
-    sequence ends. The tokens count as news all the while: the next output tells them.
+    sequence ends. The tokens count as updates all the while: the next output tells them.
     """
 
     __slots__ = (
@@ -120,7 +120,7 @@ class Sequence:
         self.finish_reason, self.stop_reason = "stop", text.matched
         return True
 
-    def came(self, now: float) -> None:
+    def record_token_time(self, now: float) -> None:
         """Tokens came at this time."""
         if self.last_token_time == 0.0:
             self.metrics.first_token_time = now
@@ -233,7 +233,7 @@ class RequestState:
         return self.num_live == 0 or self.error is not None
 
     def mark(self, sequence: Sequence) -> None:
-        """There is news of `sequence`: wake the reader, if this is what it waits for."""
+        """There is updates of `sequence`: wake the reader, if this is what it waits for."""
         first = not self.changed
         self.changed[sequence.index] = sequence
         if self.kind == RequestOutputKind.FINAL_ONLY:
@@ -262,11 +262,11 @@ class RequestState:
         if kind == RequestOutputKind.FINAL_ONLY:
             if self.num_live:
                 return None
-            news = self.sequences
+            updates = self.sequences
         else:
             if not self.changed:
                 return None
-            news = [self.changed[i] for i in sorted(self.changed)]
+            updates = [self.changed[i] for i in sorted(self.changed)]
         self.changed = {}
         delta = kind == RequestOutputKind.DELTA
         submission = self.submission
@@ -277,7 +277,7 @@ class RequestState:
             request_id=submission.request_id,
             prompt=submission.prompt,
             prompt_token_ids=submission.prompt_token_ids,
-            outputs=[s.output(delta) for s in news],
+            outputs=[s.output(delta) for s in updates],
             finished=self.num_live == 0,
             prompt_logprobs=prompt_logprobs(self.prompt_logprobs, flat),
             num_cached_tokens=self.num_cached_tokens,
@@ -389,7 +389,7 @@ class OutputProcessor:
                 # The last text is told with the end.
                 sequence.tap = None
             stopped = self._push(sequence, new, end)
-            sequence.came(now)
+            sequence.record_token_time(now)
             if stopped:
                 self._leave(sequence, FinishReason.STOP)
                 if end is None:
@@ -409,7 +409,7 @@ class OutputProcessor:
             stopped = sequence.push(token)
             if sequence.logprobs is not None:
                 sequence.count_logprobs(len(sequence.token_ids) - 1)
-            sequence.came(now)
+            sequence.record_token_time(now)
             if stopped:
                 self._leave(sequence, FinishReason.STOP)
                 aborts.append(handle)

@@ -21,13 +21,13 @@ from typing import Any
 import msgspec
 
 from galley.engine.control import Channel, EngineDown, EnginesLost, EngineUp
-from galley.engine.messages import Abort, Add, FromEngine, Outputs, Ping, Ready
 from galley.errors import EngineDead, RequestFailed, Unsupported
 from galley.frontend.client import RequestStream
 from galley.frontend.connection import Connection
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState, Sequence
 from galley.frontend.prompts import Prompt
+from galley.messages import Abort, Add, FromEngine, Outputs, Ping, Ready
 from galley.request import Request, SamplingParams
 
 #: Seconds between two looks at whether engines still hear us.

@@ -109,9 +109,9 @@ class Executable(Protocol):
     def sample(self, step: StepInputs) -> None:
         """The drawing alone, on `logits` as they are now."""
 
-    def set_heartbeat(self, pulse: NDArray[np.int64]) -> None:
-        """Count up `pulse` [1] as a step gets on, from now on: after each operation, or at least
-        once a run.
+    def set_heartbeat(self, heartbeat: NDArray[np.int64]) -> None:
+        """Increment `heartbeat` [1] from now on as a step progresses: after each operation, or at
+        least once a run.
         """
 
     def profile(self, on: bool) -> None:

@@ -213,10 +213,10 @@ class CpuExecutable:
     def sample(self, step: StepInputs) -> None:
         self._call(step, self._sample_section, self._sample_section)
 
-    def set_heartbeat(self, pulse: NDArray[np.int64]) -> None:
+    def set_heartbeat(self, heartbeat: NDArray[np.int64]) -> None:
         assert self._program is not None
-        self._kept.append(pulse)
-        self._program.set_pulse(pulse.ctypes.data)
+        self._kept.append(heartbeat)
+        self._program.set_heartbeat(heartbeat.ctypes.data)
 
     def profile(self, on: bool) -> None:
         assert self._program is not None

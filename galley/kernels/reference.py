@@ -230,7 +230,7 @@ class ReferenceExecutable:
         self._sampler: ReferenceSampler | None = None
         self._samples: Samples | None = None
         self._logits = np.empty((0, model.vocab_size), np.float32)
-        self._pulse = np.zeros(1, np.int64)
+        self._heartbeat = np.zeros(1, np.int64)
 
     def kv_block_bytes(self, block_size: int) -> int:
         numbers = sum(2 * layer.kv_heads * layer.head_dim for layer in self._model.kv_layers)
@@ -268,7 +268,7 @@ class ReferenceExecutable:
             hidden = self._model.forward(self._ops, hidden, ctx)
             logits: Any = self._model.logits(self._ops, hidden, ctx)
         self._logits = logits.float().numpy()
-        self._pulse[0] += 1
+        self._heartbeat[0] += 1
         if sample:
             self.sample(step)
 
@@ -276,8 +276,8 @@ class ReferenceExecutable:
         assert self._sampler is not None, "sample before bind"
         self._samples = self._sampler.sample(step, self._logits)
 
-    def set_heartbeat(self, pulse: NDArray[np.int64]) -> None:
-        self._pulse = pulse
+    def set_heartbeat(self, heartbeat: NDArray[np.int64]) -> None:
+        self._heartbeat = heartbeat
 
     def profile(self, on: bool) -> None:
         """Nothing is timed here; torch has a profiler of its own."""

@@ -12,8 +12,8 @@ from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.engine.control import Channel
 from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
-from galley.engine.flight import flight_file, last_rows, pulse
-from galley.engine.kept import KeptFiles
+from galley.engine.heartbeat import last_rows, read_heartbeat, status_file_path
+from galley.engine.persistent_kv import KVFiles
 from galley.launcher.child import offer_to_memory_killer, set_title
 from galley.launcher.sockets import (
     allow_many_connections,
@@ -85,16 +85,16 @@ def _entries(
     if faults:
         say("faults on demand: " + ", ".join(fault.text for fault in faults))
 
-    kept = KeptFiles.make() if config.cache.keep_kv_cache else None
-    flight = flight_file(f"{directory}/flight")
+    kv_files = KVFiles.make() if config.cache.keep_kv_cache else None
+    status = status_file_path(f"{directory}/status")
 
-    def flight_path(index: int) -> str:
+    def status_path(index: int) -> str:
         assert index == 0, "one engine for now"
-        return flight
+        return status
 
     def discard(index: int) -> None:
-        if kept is not None:
-            kept.discard()
+        if kv_files is not None:
+            kv_files.discard()
 
     def engine(channel: Channel, index: int, epoch: int) -> None:
         sock.close()
@@ -107,7 +107,7 @@ def _entries(
         from galley.engine.main import EngineSpec, run
 
         address = f"ipc://{directory}/engine-{index}-{epoch}"
-        spec = EngineSpec(index, epoch, address, flight_path(index), kept)
+        spec = EngineSpec(index, epoch, address, status_path(index), kv_files)
         if faults:
             mine = Faults(faults, epoch)
             run(spec, config, channel, faulty_loader(load_engine, mine), faulty_process(mine))
@@ -115,8 +115,8 @@ def _entries(
             run(spec, config, channel, load_engine)
 
     def api_server(channel: Channel, client_index: int) -> None:
-        if kept is not None:
-            kept.close()
+        if kv_files is not None:
+            kv_files.close()
         fetch_once(config, directory)
         from galley.frontend.remote_client import LauncherLink
         from galley.server.main import run
@@ -126,8 +126,8 @@ def _entries(
     return Entries(
         engine,
         api_server,
-        lambda index: last_rows(flight_path(index)),
-        lambda index: pulse(flight_path(index)),
+        lambda index: last_rows(status_path(index)),
+        lambda index: read_heartbeat(status_path(index)),
         discard,
     )
 

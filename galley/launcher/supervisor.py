@@ -49,14 +49,14 @@ class Entries:
         engine: (channel, index, epoch) → runs an engine core until it ends.
         server: (channel, client index) → runs an API server.
         last_rows: engine index → (handle, length) of what it was last occupied with.
-        pulse: engine index → a number that changes while it gets on, None while it rests.
+        heartbeat: engine index → a number that changes while it gets on, None while it rests.
         discard: engine index → forgets what its memory held, which can no longer be trusted.
     """
 
     engine: Callable[[Channel, int, int], None]
     server: Callable[[Channel, int], None]
     last_rows: Callable[[int], list[tuple[int, int]]]
-    pulse: Callable[[int], int | None]
+    heartbeat: Callable[[int], int | None]
     discard: Callable[[int], None]
 
 
@@ -270,7 +270,7 @@ class Supervisor:
         for child in self._of_kind("engine"):
             if not child.serving or child.failing:
                 continue
-            if self._watchdog.hangs(child.pid, self.entries.pulse(child.slot), now):
+            if self._watchdog.hangs(child.pid, self.entries.heartbeat(child.slot), now):
                 child.failing = f"made no progress for {self.policy.step_timeout:g} s"
                 child.signal(signal.SIGKILL)
 

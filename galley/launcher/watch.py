@@ -12,40 +12,40 @@ LONGEST_PAUSE = 1.0
 
 
 class Watchdog:
-    """Tells when processes have stopped getting on, from the pulses that they show.
+    """Tells when processes have stopped getting on, from the heartbeats that they show.
 
     Time counts only while this process runs, too: of a pause in which all stood still (a suspended
     machine, a frozen container) at most two intervals are held against anyone.
 
     Args:
-        limit: seconds without a change of pulse; 0 or less: never.
+        limit: seconds without a change of heartbeat; 0 or less: never.
     """
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self.interval = min(limit / LOOKS, LONGEST_PAUSE) if limit > 0 else float("inf")
-        self._pulses: dict[int, int] = {}
+        self._heartbeats: dict[int, int] = {}
         self._still: dict[int, float] = {}
         self._looked: dict[int, float] = {}
 
-    def hangs(self, pid: int, pulse: int | None, now: float) -> bool:
+    def hangs(self, pid: int, heartbeat: int | None, now: float) -> bool:
         """Look at one process; to be called every `interval` seconds.
 
         Args:
-            pulse: a number that changes while it gets on, None while it has nothing to do.
+            heartbeat: a number that changes while it gets on, None while it has nothing to do.
             now: `time.monotonic`.
         """
-        if pulse is None or self._pulses.get(pid) != pulse:
+        if heartbeat is None or self._heartbeats.get(pid) != heartbeat:
             self.forget(pid)
-            if pulse is not None:
-                self._pulses[pid], self._still[pid], self._looked[pid] = pulse, 0.0, now
+            if heartbeat is not None:
+                self._heartbeats[pid], self._still[pid], self._looked[pid] = heartbeat, 0.0, now
             return False
         self._still[pid] += min(now - self._looked[pid], 2 * self.interval)
         self._looked[pid] = now
         return self._still[pid] > self._limit
 
     def forget(self, pid: int) -> None:
-        for seen in (self._pulses, self._still, self._looked):
+        for seen in (self._heartbeats, self._still, self._looked):
             seen.pop(pid, None)
 
 

@@ -64,7 +64,7 @@ class Workload:
         self.write_bytes += tokens * size.kv_bytes
 
 
-class BlockLives:
+class BlockLifetimes:
     """Lives of cached blocks, in seconds: from birth to eviction, idle before it, and between two
     uses. A `BlockListener` of the block pool (galley.kv).
 
@@ -119,7 +119,7 @@ class BlockLives:
 
 
 class MeteredStats(Protocol):
-    """What is filled in of `engine.messages.Stats`."""
+    """What is filled in of `galley.messages.Stats`."""
 
     flops: float
     read_bytes: float
@@ -130,7 +130,7 @@ class MeteredStats(Protocol):
 class Meter:
     """Both, where they are wanted."""
 
-    def __init__(self, workload: Workload | None, lives: BlockLives | None) -> None:
+    def __init__(self, workload: Workload | None, lives: BlockLifetimes | None) -> None:
         self.workload = workload
         self.lives = lives
 

@@ -29,7 +29,7 @@ from galley.request import FinishReason, Request
 
 
 @dataclass(slots=True)
-class Life:
+class RequestTimeline:
     """What is remembered of a sequence while it lives. Times are `time.time`, 0.0 = not yet."""
 
     request: Request
@@ -46,7 +46,7 @@ class Life:
 
 
 @dataclass(slots=True)
-class Family:
+class SiblingGroup:
     """The n sequences of one request."""
 
     living: int
@@ -148,8 +148,8 @@ class EngineMetrics:
         ]
         self.sleeps(None)
         self._cache_info = _CacheInfo(registry, dict(cache_info or {}), num_engines)
-        self._lives: dict[int, Life] = {}
-        self._families: dict[int, Family] = {}
+        self._lives: dict[int, RequestTimeline] = {}
+        self._families: dict[int, SiblingGroup] = {}
         self._counters = [Counters() for _ in range(num_engines)]
         self._rejections = _admission_rejections(registry, model_name)
         self._model_name = model_name
@@ -189,9 +189,9 @@ class EngineMetrics:
 
     def added(self, request: Request, index: int, n: int) -> None:
         num_prompt = len(request.prompt_token_ids) // 4
-        self._lives[request.handle] = Life(request, index, n, num_prompt)
+        self._lives[request.handle] = RequestTimeline(request, index, n, num_prompt)
         if n > 1 and index == 0:
-            self._families[request.share_group] = Family(n)
+            self._families[request.share_group] = SiblingGroup(n)
 
     def outputs(self, message: OutputsShape) -> None:
         engine = message.engine_index
@@ -272,7 +272,7 @@ class EngineMetrics:
             series.observe_times("inter_token_latency_seconds", now - last, times)
 
     @staticmethod
-    def _first_token(series: Series, life: Life) -> None:
+    def _first_token(series: Series, life: RequestTimeline) -> None:
         """The prompt is done. It counts once for the n sequences that share it, as in usage."""
         wait = time.time() - life.request.arrival_time
         series.observe("time_to_first_token_seconds", wait)
@@ -311,7 +311,7 @@ class EngineMetrics:
             for seconds in memoryview(times).cast("f"):
                 series.observe(metric.name, seconds)
 
-    def _leave_family(self, life: Life, num_tokens: int) -> None:
+    def _leave_family(self, life: RequestTimeline, num_tokens: int) -> None:
         name = "request_max_num_generation_tokens"
         family = self._families.get(life.request.share_group) if life.n > 1 else None
         if family is None:

@@ -2,7 +2,7 @@
 
 An engine client calls an observer at four moments; it knows nothing of metrics, and an observer
 knows nothing of sockets or HTTP. Messages are described by their shape, since their types
-(`engine.messages`) belong to a room above this one.
+(`galley.messages`) belong to a room above this one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from galley.request import FinishReason, Request
 
 
 class StartedShape(Protocol):
-    """`engine.messages.Started`: a request was admitted to a slot. Times are `time.time`."""
+    """`galley.messages.Started`: a request was admitted to a slot. Times are `time.time`."""
 
     handle: int
     num_cached_tokens: int
@@ -24,7 +24,7 @@ class StartedShape(Protocol):
 
 
 class StatsShape(Protocol):
-    """`engine.messages.Stats`: the scheduler's state, and counters since the engine's start."""
+    """`galley.messages.Stats`: the scheduler's state, and counters since the engine's start."""
 
     num_running: int
     num_waiting: int
@@ -45,7 +45,7 @@ class StatsShape(Protocol):
 
 
 class OutputsShape(Protocol):
-    """`engine.messages.Outputs`: what one step yielded for this client."""
+    """`galley.messages.Outputs`: what one step yielded for this client."""
 
     epoch: int
     engine_index: int
@@ -60,7 +60,7 @@ class OutputsShape(Protocol):
 
 
 class ReadyShape(Protocol):
-    """`engine.messages.Ready`: an engine accepts requests."""
+    """`galley.messages.Ready`: an engine accepts requests."""
 
     engine_index: int
     epoch: int
@@ -119,10 +119,10 @@ class Observers:
 
 
 #: Steps told at a time.
-BUNCH = 32
+BATCH = 32
 
 
-class Bunched:
+class BatchingObserver:
     """Tells an observer of steps that are like the one before, a token each for the same requests,
     in bunches: all that it looks at is then in the caches, and at one stream that is a quarter of
     what a token costs. Order is kept: anything else is told at once, and what was held back before
@@ -151,7 +151,7 @@ class Bunched:
     def outputs(self, message: OutputsShape) -> None:
         same = message.handles == self._handles and not message.counts and not message.started
         self._held.append(message)
-        if not same or not self._handles or len(self._held) >= BUNCH:
+        if not same or not self._handles or len(self._held) >= BATCH:
             self._handles = message.handles
             self.catch_up()
 

@@ -106,7 +106,7 @@ class Runner:
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
         self._masked = False
         self._pending: _Pending | None = None
-        self._pulse: NDArray[np.int64] | None = None
+        self._heartbeat: NDArray[np.int64] | None = None
         self._make_room()
 
     @property
@@ -127,8 +127,8 @@ class Runner:
         block_size = self._config.cache.block_size
         self._executable.allocate_kv(self.num_blocks, block_size, self._kv_memory)
         self._executable.bind(self.table, self._sampling.columns)
-        if self._pulse is not None:
-            self._executable.set_heartbeat(self._pulse)
+        if self._heartbeat is not None:
+            self._executable.set_heartbeat(self._heartbeat)
 
     def execute(self, plan: StepPlan) -> None:
         """Bring the table up to the plan and run the forward pass."""
@@ -183,8 +183,8 @@ class Runner:
     def set_heartbeat(self, path: str) -> None:
         """Count up the int64 at the start of a file as steps get on; it is watched from outside."""
         with open(path, "r+b") as f:
-            self._pulse = np.frombuffer(mmap.mmap(f.fileno(), 8), np.int64)
-        self._executable.set_heartbeat(self._pulse)
+            self._heartbeat = np.frombuffer(mmap.mmap(f.fileno(), 8), np.int64)
+        self._executable.set_heartbeat(self._heartbeat)
 
     def release_memory(self, weights: bool) -> None:
         """Give the memory of the KV cache back, whose content is lost, and with `weights` that of

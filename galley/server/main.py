@@ -28,7 +28,7 @@ from galley.loader import read_model_info, resolve_source, resolve_tokenizer
 from galley.observability.http_metrics import HttpMetrics
 from galley.observability.logging import configure_logging, silence_access_log
 from galley.observability.metrics import EngineMetrics
-from galley.observability.observer import Bunched, Observers, RequestObserver
+from galley.observability.observer import BatchingObserver, Observers, RequestObserver
 from galley.observability.registry import exposition, new_registry
 from galley.observability.reliability import ReliabilityMetrics
 from galley.observability.sleep_metrics import SleepMetrics
@@ -119,7 +119,7 @@ class Watch:
     stats_line: StatsLine
     tracer: RequestTracer | None
     output_log: OutputLog | None
-    observers: Bunched
+    observers: BatchingObserver
 
     def exposition(self) -> tuple[bytes, str]:
         """The text of /metrics and its content type."""
@@ -148,7 +148,7 @@ def watch(model: Model, server: ServerConfig, link: LauncherLink) -> Watch:
         observers.append(output_log)
     admission = make_admission(server, link, None if metrics is None else metrics.rejected)
     observers.append(admission)
-    seen = Bunched(Observers(*observers))
+    seen = BatchingObserver(Observers(*observers))
     return Watch(registry, metrics, admission, stats_line, tracer, output_log, seen)
 
 

@@ -67,7 +67,7 @@ class MessageBuilder:
         return to_json(message)
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
-        """Events for the news in `output` (one prompt: `index` is 0)."""
+        """Events for the updates in `output` (one prompt: `index` is 0)."""
         events = [] if self._last else self._begin(output)
         self._count(output)
         [choice] = output.outputs

@@ -75,7 +75,7 @@ class ResponseObjectBuilder:
         return to_json(self.response)
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
-        """Events for the news in `output` (one prompt: `index` is 0)."""
+        """Events for the updates in `output` (one prompt: `index` is 0)."""
         events = [] if self._last else self._begin()
         choice, logprobs = self._take(output)
         if choice.text or logprobs:

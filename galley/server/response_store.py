@@ -30,7 +30,7 @@ class Record:
     messages: list[dict[str, Any]]
     events: list[bytes] | None = None
     task: asyncio.Task[None] | None = None
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _updates: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def under_way(self) -> bool:
@@ -43,21 +43,21 @@ class Record:
 
     def wake(self) -> None:
         """Those who follow look again."""
-        self._news.set()
-        self._news = asyncio.Event()
+        self._updates.set()
+        self._updates = asyncio.Event()
 
     async def follow(self, after: int = -1) -> AsyncGenerator[bytes, None]:
         """Events with numbers above `after`, until the last has come."""
         assert self.events is not None
         at = after + 1
         while True:
-            news = self._news
+            updates = self._updates
             while at < len(self.events):
                 yield self.events[at]
                 at += 1
             if not self.under_way:
                 return
-            await news.wait()
+            await updates.wait()
 
     def next_messages(self) -> list[dict[str, Any]]:
         """The conversation with this answer at its end."""

@@ -1,6 +1,6 @@
 """Answers on their way out: outputs of one or several prompts, awaited whole or sent as events.
 
-    engine client ── news ──▶ EventResponse ──▶ Relay ── once a step, all streams ──▶ Sink, socket
+    engine client ── update ──▶ EventResponse ──▶ Relay ── once a step, all streams ──▶ Sink, socket
                                     │       text alone, as it comes ─▶ EventTap ─┘
                                     └── task: begins, waits for slow readers, ends
 
@@ -69,7 +69,7 @@ class OutputStream(Protocol):
     async def aclose(self) -> None: ...
     def poll(self) -> RequestOutput | None: ...
     def set_tap(self, tap: EventTap | None) -> None: ...
-    def on_news(self, notify: Callable[[], None]) -> None: ...
+    def on_update(self, notify: Callable[[], None]) -> None: ...
 
 
 async def start_all(starting: Iterable[Coroutine[Any, Any, OutputStream]]) -> list[OutputStream]:
@@ -95,7 +95,7 @@ async def merge(streams: list[OutputStream]) -> AsyncGenerator[tuple[int, Reques
             async for output in stream:
                 yield 0, output
         return
-    # Bounded, so that a slow reader is felt by the streams, which then merge their news.
+    # Bounded, so that a slow reader is felt by the streams, which then merge their updates.
     queue: asyncio.Queue[tuple[int, RequestOutput | Exception | None]] = asyncio.Queue(1)
 
     async def pump(index: int, stream: OutputStream) -> None:
@@ -181,7 +181,7 @@ class EventTap:
 class Relay:
     """Writes what is new in all streams, once a turn of the event loop.
 
-    A step of an engine brings news to many streams at once: here they are encoded and written one
+    A step of an engine updates many streams at once: here they are encoded and written one
     after another, without waking a task for each.
     """
 
@@ -204,7 +204,7 @@ class EventResponse(Response):
 
     Nothing is sent before the first output, so that a request that fails at once gets a real
     status. A later failure is sent as an event. When the client leaves, the streams are closed,
-    which ends their requests. While the client is slow its news wait where they merge.
+    which ends their requests. While the client is slow its updates wait where they merge.
 
     Args:
         relay: None where all must pass through the application's layers.
@@ -228,8 +228,8 @@ class EventResponse(Response):
         self._events = events
         self._keep_alive = keep_alive
         self._left = len(streams)
-        #: Prompts that have news.
-        self._news: list[int] = []
+        #: Prompts that have updates.
+        self._updates: list[int] = []
         self._wake = asyncio.Event()
         #: Set while the task sleeps, and the relay may write.
         self._sink: Sink | None = None
@@ -250,34 +250,34 @@ class EventResponse(Response):
             for stream in self._streams:
                 await stream.aclose()
 
-    # ------------------------------------------------------------------ news arrive
+    # ------------------------------------------------------------------ updates arrive
 
-    def _on_news(self, index: int) -> None:
-        self._news.append(index)
+    def _on_update(self, index: int) -> None:
+        self._updates.append(index)
         if self._sink is None:
             self._wake.set()
-        elif len(self._news) == 1 and self._relay is not None:
+        elif len(self._updates) == 1 and self._relay is not None:
             self._relay.add(self)
 
     def push(self) -> None:
         """Write what is new, or wake the task where that is not all."""
-        sink, news = self._sink, self._news
+        sink, updates = self._sink, self._updates
         if sink is None or not sink.ready:
             self._wake.set()
             return
         try:
             sink.write(self._take())
-            self._set_taps(sink, news)
+            self._set_taps(sink, updates)
         except Exception as error:  # noqa: BLE001 - raised again in the task
             self._error = error
         if not self._left or self._error is not None:
             self._wake.set()
 
     def _take(self) -> bytes:
-        """Events for all news. Raises what a request has ended with."""
-        news, self._news = self._news, []
+        """Events for all updates. Raises what a request has ended with."""
+        updates, self._updates = self._updates, []
         parts = []
-        for index in news:
+        for index in updates:
             output = self._streams[index].poll()
             if output is not None:
                 self._begun.setdefault(index, None)
@@ -303,7 +303,7 @@ class EventResponse(Response):
     async def _run(self, sink: Sink | None, send: Send) -> None:
         try:
             for index, stream in enumerate(self._streams):
-                stream.on_news(partial(self._on_news, index))
+                stream.on_update(partial(self._on_update, index))
             while self._left:
                 await self._sleep(sink, send)
                 await self._send_news(send)
@@ -317,7 +317,7 @@ class EventResponse(Response):
 
     async def _sleep(self, sink: Sink | None, send: Send) -> None:
         """Return when there is something that the relay leaves to the task."""
-        if self._news:
+        if self._updates:
             return
         self._wake.clear()
         if self._started and sink is not None:

@@ -135,18 +135,18 @@ class WindowStream:
     def push(self, token_id: int) -> str:
         after_added, self._last_added = self._last_added, token_id in self._added
         self._window.append(token_id)
-        text = self._news()
+        text = self._updates()
         if text.endswith("�") and len(self._window) - self._shown <= MAX_INCOMPLETE_TOKENS:
             return ""
         self._advance()
         return self._added[token_id] if after_added and self._last_added else text
 
     def finish(self) -> str:
-        text = self._news()
+        text = self._updates()
         self._advance()
         return text
 
-    def _news(self) -> str:
+    def _updates(self) -> str:
         return self._decode(self._window)[len(self._decode(self._window[: self._shown])) :]
 
     def _advance(self) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from galley.config import EngineConfig, SchedulerConfig
-from galley.engine.build import build
+from galley.engine.build import build_core
 from galley.engine.core import EngineCore
-from galley.engine.messages import Outputs
-from galley.engine.outputs import Stamp
+from galley.engine.outputs import EngineId
 from galley.errors import ConfigError
+from galley.messages import Outputs
 from galley.request import FinishReason
 from tests.scheduler.fakes import (
     Collected,
@@ -66,7 +66,7 @@ def test_an_idle_core_yields_nothing() -> None:
 
 def test_outputs_are_one_message_of_columns() -> None:
     core = make_core()
-    core.stamp = Stamp(engine_index=2, epoch=5)
+    core.engine_id = EngineId(engine_index=2, epoch=5)
     core.add(request(h, [h] * 3, max_tokens=5) for h in (1, 2, 3))
     core.step()
     ((client, out),) = core.step()
@@ -183,7 +183,7 @@ def test_build_takes_its_limits_from_config_and_executor() -> None:
             mixed_prefill_tokens=5,
         )
     )
-    core = build(config, FakeExecutor(max_model_len=123))
+    core = build_core(config, FakeExecutor(max_model_len=123))
     limits = core.scheduler.limits
     assert isinstance(core, EngineCore)
     assert (limits.max_num_batched_tokens, limits.max_num_seqs, limits.max_model_len) == (
@@ -198,6 +198,6 @@ def test_build_takes_its_limits_from_config_and_executor() -> None:
 def test_build_refuses_a_pool_too_small_for_one_sequence() -> None:
     config = EngineConfig(scheduler=SchedulerConfig(max_num_batched_tokens=64, max_num_seqs=8))
     with pytest.raises(ConfigError, match="--max-model-len") as error:
-        build(config, FakeExecutor(num_blocks=16, max_model_len=256))
+        build_core(config, FakeExecutor(num_blocks=16, max_model_len=256))
     assert "15 blocks" in str(error.value)
     assert "--kv-cache-memory-bytes" in str(error.value)

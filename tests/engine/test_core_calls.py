@@ -10,7 +10,7 @@ import pytest
 
 from galley.batch import GroupSpec, StepPlan, StepResult
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
-from galley.engine.build import build
+from galley.engine.build import build_core
 from galley.engine.core import EngineCore
 from tests.scheduler.fakes import request
 
@@ -46,7 +46,7 @@ def decoding_core(n: int, clients: int, waiting: int) -> EngineCore:
         cache=CacheConfig(block_size=16),
         scheduler=SchedulerConfig(max_num_batched_tokens=8192, max_num_seqs=n),
     )
-    core = build(config, OneToken(n))
+    core = build_core(config, OneToken(n))
     core.add(
         request(h, [h % 7] * 17, max_tokens=60, client_index=h % clients, eos=[2])
         for h in range(n + waiting)

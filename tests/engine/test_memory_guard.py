@@ -68,16 +68,16 @@ class Bench:
         assert isinstance(executor, FakeExecutor)
         executor.kv[:, blocks] = GARBAGE
 
-    def look(self, available: int) -> None:
+    def poll(self, available: int) -> None:
         self.source.available = available
         self.now += INTERVAL
-        self.guard.look(self.now)
+        self.guard.poll(self.now)
         self.core.check_integrity()
 
     def squeeze(self) -> None:
         """There is nothing however much is given back."""
         for _ in range(8):
-            self.look(0)
+            self.poll(0)
 
     def compute(self, num_requests: int, max_tokens: int = 20) -> dict[int, list[int]]:
         """What so many requests, no two alike, will answer; they are not run yet."""
@@ -100,12 +100,12 @@ def bench() -> Bench:
 
 
 def test_the_cache_grows_as_far_as_there_is_memory(bench: Bench) -> None:
-    bench.look(PLENTY)
+    bench.poll(PLENTY)
     assert bench.pool.num_reserved == 0
     for blocks in (40, 20):
-        bench.look(GROWTH + blocks * BLOCK + BLOCK - 1)
+        bench.poll(GROWTH + blocks * BLOCK + BLOCK - 1)
         assert (bench.pool.num_reserved, bench.pool.num_free) == (64 - blocks, blocks)
-    bench.look(PLENTY)
+    bench.poll(PLENTY)
     assert bench.pool.num_free == 64
     assert bench.given_back == []
 
@@ -116,9 +116,9 @@ def test_between_growing_and_giving_back_all_stays(bench: Bench) -> None:
     resident = bench.resident
     assert resident == 2 * 5
     for available in (GROWTH, RESERVE):
-        bench.look(available)
+        bench.poll(available)
         assert (bench.pool.num_free, bench.given_back) == (resident, [])
-    bench.look(RESERVE - 1)
+    bench.poll(RESERVE - 1)
     assert (bench.pool.num_free, len(bench.given_back)) == (resident - 1, 1)
 
 
@@ -127,12 +127,12 @@ def test_blocks_are_given_back_but_for_one_longest_sequence(bench: Bench) -> Non
     run(bench.core)
     resident = bench.resident
     assert resident > LONGEST + 3
-    bench.look(RESERVE - 3 * BLOCK)
+    bench.poll(RESERVE - 3 * BLOCK)
     assert len(set(bench.given_back)) == 3
     assert bench.pool.num_free == resident - 3
     bench.squeeze()
     assert (bench.pool.num_free, bench.pool.num_used) == (LONGEST, 0)
-    bench.look(PLENTY)
+    bench.poll(PLENTY)
     assert bench.pool.num_free == 64
 
 
@@ -148,13 +148,13 @@ def test_what_runs_waits_and_goes_on_with_the_same_answers(bench: Bench) -> None
             assert scheduler.num_waiting > 3
             assert 0.0 < bench.core.stats().kv_cache_usage <= 1.0
         if n == 14:
-            bench.look(PLENTY)
+            bench.poll(PLENTY)
     assert scheduler.num_preemptions > 0
     assert bench.given_back
     # All of them end although there is no more memory than for one at a time.
     assert run(bench.core, told).tokens == answers
     assert bench.pool.num_free == LONGEST
-    bench.look(PLENTY)
+    bench.poll(PLENTY)
     assert_all_free(bench.core)
     assert bench.pool.num_free == 64
 
@@ -165,7 +165,7 @@ def test_what_did_not_fit_is_admitted_once_memory_is_back(bench: Bench) -> None:
     step(bench.core)
     assert (len(bench.core.scheduler.running), bench.core.scheduler.num_waiting) == (2, 1)
     step(bench.core)
-    bench.look(PLENTY)
+    bench.poll(PLENTY)
     step(bench.core)
     assert (len(bench.core.scheduler.running), bench.core.scheduler.num_waiting) == (3, 0)
 
@@ -174,12 +174,12 @@ def test_a_stalled_machine_is_short_unless_there_is_plenty(bench: Bench) -> None
     bench.compute(4)
     run(bench.core)
     bench.source.stalled = 0.5
-    bench.look(PLENTY)
+    bench.poll(PLENTY)
     assert bench.pool.num_reserved == 0
-    bench.look(2 * RESERVE)
+    bench.poll(2 * RESERVE)
     assert len(bench.given_back) == 3  # a quarter of the reserve
     bench.source.stalled = 0.0
-    bench.look(2 * RESERVE)
+    bench.poll(2 * RESERVE)
     assert bench.pool.num_free > bench.resident
 
 
@@ -189,7 +189,7 @@ def test_it_is_said_once_when_load_is_shed_and_once_when_that_is_over(
     caplog.set_level(logging.WARNING)
     states = []
     for available in (PLENTY, RESERVE, 0, RESERVE, GROWTH, PLENTY, PLENTY):
-        bench.look(available)
+        bench.poll(available)
         states.append(bench.guard.short)
     assert states == [False, True, True, True, True, False, False]
     said = [record.getMessage() for record in caplog.records]
@@ -200,12 +200,12 @@ def test_it_looks_now_and_then_and_more_often_where_memory_is_nearly_short(bench
     guard, source = bench.guard, bench.source
     before = source.reads
     for _ in range(100):
-        guard.look(1.0)
+        guard.poll(1.0)
     assert source.reads == before + 1
-    guard.look(1.0 + INTERVAL)
+    guard.poll(1.0 + INTERVAL)
     source.available = 2 * RESERVE
-    guard.look(1.0 + 2 * INTERVAL)
-    guard.look(1.0 + 2 * INTERVAL + SHORT_INTERVAL)
+    guard.poll(1.0 + 2 * INTERVAL)
+    guard.poll(1.0 + 2 * INTERVAL + SHORT_INTERVAL)
     assert source.reads == before + 4
 
 
@@ -213,7 +213,7 @@ def test_the_reserve(bench: Bench) -> None:
     assert [reserve_of(gib * 1024 * MIB) // MIB for gib in (1, 16, 1000)] == [64, 327, 1024]
     source = Source(0)
     never = MemoryGuard(bench.core.scheduler, Cache(BLOCK, bench.give_back), source, 0)
-    never.look(1.0)
+    never.poll(1.0)
     assert bench.pool.num_reserved == 0
 
 
@@ -242,4 +242,4 @@ def test_a_real_model_gives_its_memory_back_and_answers_the_same() -> None:
         assert answers(llm) == undisturbed
         assert core.scheduler.num_preemptions > 0
         assert seen == {(False, False), (True, True)}
-        core.upkeep.look([])
+        core.idle_tasks.run([])

@@ -16,9 +16,10 @@ import pytest
 
 from galley.engine import process
 from galley.engine.control import ClientGone
-from galley.engine.flight import FlightRecorder, flight_file, last_rows, pulse
+from galley.engine.heartbeat import StatusFile, last_rows, read_heartbeat, status_file_path
 from galley.engine.link import Line, open_frame
-from galley.engine.messages import (
+from galley.engine.process import CONTROL_EVERY
+from galley.messages import (
     Abort,
     Add,
     Call,
@@ -32,7 +33,6 @@ from galley.engine.messages import (
     Resync,
     Stats,
 )
-from galley.engine.process import CONTROL_EVERY
 from galley.request import FinishReason, Request, SamplingParams
 from tests.frontend.engine_thread import Caller, EngineThread
 from tests.frontend.scripted import Row, answer
@@ -274,7 +274,7 @@ def test_an_idle_engine_looks_after_itself_and_tells_what_has_changed(
     monkeypatch.setattr(process, "IDLE", 0.01)
     engine = EngineThread(tmp_path)
     peer = Peer(engine.start().address)
-    engine.core.upkeep.finds = [None, Stats(reserved_blocks=7)]
+    engine.core.idle_tasks.finds = [None, Stats(reserved_blocks=7)]
     assert peer.receive().stats.reserved_blocks == 7
     engine.kill()
 
@@ -282,7 +282,7 @@ def test_an_idle_engine_looks_after_itself_and_tells_what_has_changed(
 def test_wrong_books_end_an_idle_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "IDLE", 0.01)
     engine = EngineThread(tmp_path)
-    engine.core.upkeep.finds = [None, AssertionError("block 7: 1 refs, free=True")]
+    engine.core.idle_tasks.finds = [None, AssertionError("block 7: 1 refs, free=True")]
     engine.start()
     engine.thread.join(60)
     assert isinstance(engine.error, AssertionError)
@@ -344,9 +344,9 @@ def test_garbage_on_the_socket_does_not_end_the_engine(engine: EngineThread) -> 
 
 
 def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
-    path = str(tmp_path / "flight")
+    path = str(tmp_path / "status")
     assert last_rows(path) == []
-    recorder = FlightRecorder(path, 4)
+    recorder = StatusFile(path, 4)
     assert last_rows(path) == []
     for rows in ([(1, 5), (2, 6), (3, 7), (1 << 41, 8)], [(7, 20)]):
         handles, lengths = zip(*rows, strict=True)
@@ -362,11 +362,11 @@ def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
 
 
 def test_each_restart_is_told_once(tmp_path: Path) -> None:
-    path = str(tmp_path / "flight")
-    assert FlightRecorder(path, 4).untold(0) == 0
+    path = str(tmp_path / "status")
+    assert StatusFile(path, 4).take_unreported(0) == 0
     # Two incarnations were not heard of; the third is asked twice.
-    third = FlightRecorder(path, 4)
-    assert [third.untold(3), third.untold(3)] == [3, 0]
+    third = StatusFile(path, 4)
+    assert [third.take_unreported(3), third.take_unreported(3)] == [3, 0]
     assert last_rows(path) == []
 
 
@@ -378,11 +378,11 @@ def test_only_the_first_client_hears_of_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_flight_file_of_memory_is_shared_with_what_is_forked() -> None:
-    path = flight_file("/no/such/folder")
+    path = status_file_path("/no/such/folder")
     pid = os.fork()
     if not pid:
         try:
-            FlightRecorder(path, 4).record(array("q", [5]), array("q", [9]))
+            StatusFile(path, 4).record(array("q", [5]), array("q", [9]))
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -390,35 +390,35 @@ def test_a_flight_file_of_memory_is_shared_with_what_is_forked() -> None:
 
 
 def test_the_pulse_changes_while_the_engine_gets_on(tmp_path: Path) -> None:
-    path = str(tmp_path / "flight")
-    assert pulse(path) is None
-    recorder = FlightRecorder(path, 4)
-    assert pulse(path) is None
+    path = str(tmp_path / "status")
+    assert read_heartbeat(path) is None
+    recorder = StatusFile(path, 4)
+    assert read_heartbeat(path) is None
     seen = set()
     for _ in range(3):
-        recorder.beat()
-        seen.add(pulse(path))
+        recorder.heartbeat()
+        seen.add(read_heartbeat(path))
         recorder.record(array("q", [1]), array("q", [1]))
     assert len(seen) == 3
-    recorder.rest()
-    assert pulse(path) is None
+    recorder.mark_idle()
+    assert read_heartbeat(path) is None
 
 
 def test_a_busy_engine_has_a_pulse_and_an_idle_one_none(tmp_path: Path) -> None:
     engine = EngineThread(tmp_path, pause=0.001).start()
-    path = str(tmp_path / "flight")
+    path = str(tmp_path / "status")
     peer = Peer(engine.address)
     peer.send(Add([request(1, ENDLESS)]))
     peer.tokens(1, 1)
-    first = pulse(path)
+    first = read_heartbeat(path)
     peer.tokens(1, 20)
     assert first is not None
-    assert first != pulse(path)
+    assert first != read_heartbeat(path)
     assert [handle for handle, _ in last_rows(path)] == [1]
     peer.send(Abort([1]))
     peer.send(Call(1, "echo", []))
     while not isinstance(peer.receive(), Reply):
         pass
-    while pulse(path) is not None:
+    while read_heartbeat(path) is not None:
         time.sleep(0.001)
     engine.kill()

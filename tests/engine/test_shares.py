@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galley.engine.messages import Stats
 from galley.engine.outputs import Shares
+from galley.messages import Stats
 
 COUNTERS = ("num_preemptions", "prefix_queries", "prefix_hits", "num_steps")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from galley.engine.control import Channel, EngineDown, EngineUp
 from galley.engine.faults import Faults, faulty_process, read_faults
-from galley.engine.flight import FlightRecorder
-from galley.engine.messages import Ready
+from galley.engine.frames import Frame, FrameServer, connect
+from galley.engine.heartbeat import StatusFile
 from galley.engine.process import EngineProcess
-from galley.engine.wire import Frame, Switchboard, dial
+from galley.messages import Ready
 from tests.frontend.scripted import ScriptedCore
 
 
@@ -29,16 +29,16 @@ class EngineThread:
     ) -> None:
         self.core = ScriptedCore(epoch, **core)
         self.index, self.epoch = index, epoch
-        self.clients = Switchboard(f"ipc://{folder}/engine-{index}-{epoch}")
+        self.clients = FrameServer(f"ipc://{folder}/engine-{index}-{epoch}")
         self.address = self.clients.address
         self.ours, theirs = Channel.pair()
         ready = Ready(
             index, epoch, max_model_len=1000, num_blocks=9, block_size=16, batch_invariant=True
         )
-        flight = FlightRecorder(str(folder / "flight"), 1000)
+        status = StatusFile(str(folder / "status"), 1000)
         asked = read_faults({"GALLEY_FAULTS": faults, "GALLEY_DEV_MODE": "1"})
         make = faulty_process(Faults(asked, epoch)) if asked else EngineProcess
-        self.process = make(self.core, self.clients, theirs, ready, flight)
+        self.process = make(self.core, self.clients, theirs, ready, status)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -72,7 +72,7 @@ class Caller:
     """A client's end of a wire, for a thread that may wait."""
 
     def __init__(self, address: str, client: int = 0) -> None:
-        self.wire = dial(address, client)
+        self.wire = connect(address, client)
         self._frames: list[Frame] = []
 
     def send(self, frame: list[bytes]) -> None:

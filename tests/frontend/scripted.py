@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from galley.engine.messages import Finished, Outputs, Started, Stats
+from galley.messages import Finished, Outputs, Started, Stats
 from galley.request import FinishReason, Request, SamplingParams
 
 VOCAB = 128
@@ -78,13 +78,13 @@ class Row:
         self.started = False
 
 
-class ScriptedUpkeep:
+class ScriptedIdleTasks:
     """Tells what each look is to bring, and then nothing more; raises what is an error."""
 
     def __init__(self) -> None:
         self.finds: list[Stats | Exception | None] = []
 
-    def look(self, clients: Iterable[int]) -> list[tuple[int, Outputs]]:
+    def run(self, clients: Iterable[int]) -> list[tuple[int, Outputs]]:
         found = self.finds.pop(0) if self.finds else None
         if isinstance(found, Exception):
             raise found
@@ -115,7 +115,7 @@ class ScriptedCore:
         self.while_waiting: Callable[[], None] | None = None
         self.executor = ScriptedExecutor()
         self.pausing = SimpleNamespace(sleep_level=None)
-        self.upkeep = ScriptedUpkeep()
+        self.idle_tasks = ScriptedIdleTasks()
         self.rows: dict[int, Row] = {}
         self.aborted: dict[int, list[int]] = {}
         self.num_steps = 0

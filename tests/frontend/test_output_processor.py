@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from galley.engine.messages import Finished, Logprobs, Outputs, Started
 from galley.errors import RequestFailed
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState
+from galley.messages import Finished, Logprobs, Outputs, Started
 from galley.request import (
     FinishReason,
     Logprob,

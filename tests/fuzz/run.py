@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from galley.engine.build import build
+from galley.engine.block_index import BlockIndex
+from galley.engine.build import build_core
 from galley.engine.core import EngineCore
-from galley.engine.kept import KeptFiles
-from galley.engine.ledger import BlockLedger
+from galley.engine.persistent_kv import KVFiles
 from galley.executor.local import LocalExecutor
 from galley.executor.loopback import LoopbackExecutor
 from galley.frontend.client import InprocClient
@@ -46,7 +46,7 @@ class Engine:
     def __init__(self, case: Case, flags: dict[str, Any]) -> None:
         self.case = case
         self.config = case.config(**flags)
-        self.files = KeptFiles.make()
+        self.files = KVFiles.make()
         self.client = InprocClient(
             self.make_core(),
             InputProcessor(limits_of(self.config, case.checkpoint().model_info), None),
@@ -55,11 +55,11 @@ class Engine:
         self.events: Counter[str] = Counter()
 
     def make_core(self) -> EngineCore:
-        ledger = None
+        index = None
         if self.files is not None and self.config.cache.enable_prefix_caching:
-            ledger = BlockLedger(self.files, b"f" * 32)
+            index = BlockIndex(self.files, b"f" * 32)
         checkpoint = self.case.checkpoint()
-        memory = None if ledger is None else ledger.memory
+        memory = None if index is None else index.memory
         runner = Runner(
             self.config,
             checkpoint.model_info,
@@ -69,7 +69,7 @@ class Engine:
         )
         loopback = self.config.parallel.distributed_executor_backend == "loopback"
         executor = LoopbackExecutor(runner) if loopback else LocalExecutor(runner)
-        return build(self.config, executor, ledger=ledger)
+        return build_core(self.config, executor, block_index=index)
 
     def close(self) -> Counter[str]:
         """What has happened to it."""

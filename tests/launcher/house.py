@@ -19,9 +19,8 @@ from typing import Any
 
 from galley.config import EngineConfig
 from galley.engine.control import Channel, Serving
-from galley.engine.flight import last_rows, pulse
+from galley.engine.heartbeat import last_rows, read_heartbeat
 from galley.engine.main import EngineSpec, run
-from galley.engine.messages import Ready
 from galley.errors import ConfigError, GalleyError
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor
@@ -29,6 +28,7 @@ from galley.frontend.remote_client import LauncherLink, RemoteClient
 from galley.launcher.child import set_title
 from galley.launcher.sockets import listening_socket, private_directory, url_of
 from galley.launcher.supervisor import Entries, Policy, Supervisor
+from galley.messages import Ready
 from galley.request import RequestOutputKind, SamplingParams
 from tests.frontend.scripted import LetterTokenizer, Row, ScriptedCore
 
@@ -105,7 +105,7 @@ def main(fault: str) -> int:
 
     def engine(channel: Channel, index: int, epoch: int) -> None:
         address = f"ipc://{directory}/engine-{index}-{epoch}"
-        spec = EngineSpec(index, epoch, address, f"{directory}/flight-{index}")
+        spec = EngineSpec(index, epoch, address, f"{directory}/status-{index}")
         run(spec, EngineConfig(), channel, load(fault))
 
     def server(channel: Channel, client_index: int) -> None:
@@ -119,8 +119,8 @@ def main(fault: str) -> int:
     entries = Entries(
         engine,
         server,
-        lambda index: last_rows(f"{directory}/flight-{index}"),
-        lambda index: pulse(f"{directory}/flight-{index}"),
+        lambda index: last_rows(f"{directory}/status-{index}"),
+        lambda index: read_heartbeat(f"{directory}/status-{index}"),
         lambda index: None,
     )
     policy = Policy(

@@ -20,7 +20,7 @@ import httpx
 import msgspec
 
 from galley.engine.link import Line, open_frame
-from galley.engine.messages import Call, FromEngine, Hello, Reply
+from galley.messages import Call, FromEngine, Hello, Reply
 from tests.frontend.engine_thread import Caller
 from tests.launcher.test_supervisor import ROOT, children_of, is_alive, until
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from galley.launcher.watch import Watchdog, memory_kills
 
 
-def looks(dog: Watchdog, pulses: list[int | None], step: float = 1.0) -> list[bool]:
-    return [dog.hangs(7, pulse, i * step) for i, pulse in enumerate(pulses)]
+def looks(dog: Watchdog, heartbeats: list[int | None], step: float = 1.0) -> list[bool]:
+    return [dog.hangs(7, heartbeat, i * step) for i, heartbeat in enumerate(heartbeats)]
 
 
 def test_a_pulse_that_stands_still_for_too_long_is_a_hang() -> None:

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from galley import LLM, SamplingParams
-from galley.engine.messages import Outputs, Stats
 from galley.kv.pool import BlockPool
-from galley.observability.meter import BlockLives, Meter, Sizes, Workload
+from galley.messages import Outputs, Stats
+from galley.observability.meter import BlockLifetimes, Meter, Sizes, Workload
 from galley.observability.metrics import EngineMetrics
 
 SIZES = Sizes(
@@ -57,7 +57,7 @@ def seconds(column: bytes) -> list[float]:
 
 def test_the_life_of_a_block() -> None:
     clock = Clock()
-    lives = BlockLives(1.0, clock)
+    lives = BlockLifetimes(1.0, clock)
     pool = BlockPool(3, listener=lives)
     [block] = pool.allocate(1)
     pool.cache_block(block, key(1))
@@ -76,7 +76,7 @@ def test_the_life_of_a_block() -> None:
 
 
 def test_a_cleared_cache_leaves_nothing_behind() -> None:
-    lives = BlockLives(1.0)
+    lives = BlockLifetimes(1.0)
     pool = BlockPool(3, listener=lives)
     blocks = pool.allocate(2)
     for block in blocks:
@@ -89,7 +89,7 @@ def test_a_cleared_cache_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("share", [0.01, 0.3])
 def test_a_sample_is_about_its_share(share: float) -> None:
-    lives = BlockLives(share)
+    lives = BlockLifetimes(share)
     rng = np.random.default_rng(5)
     for i in range(20_000):
         lives.stored(i, rng.bytes(32))
@@ -99,7 +99,7 @@ def test_a_sample_is_about_its_share(share: float) -> None:
 
 
 def test_they_are_told_and_counted_once() -> None:
-    lives, work = BlockLives(1.0), Workload(SIZES)
+    lives, work = BlockLifetimes(1.0), Workload(SIZES)
     lives.stored(1, key(1))
     lives.removed(1, key(1))
     work.add(np.array([4], np.int32), np.array([0], np.int32), 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from galley.engine.messages import Outputs, Ready, Started, Stats
+from galley.messages import Outputs, Ready, Started, Stats
 from galley.observability.http_metrics import HttpMetrics
 from galley.observability.metrics import EngineMetrics
 from galley.observability.registry import exposition, new_registry

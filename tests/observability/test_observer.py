@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from galley.engine.messages import Outputs, Started
-from galley.observability.observer import BUNCH, Bunched, Observers
+from galley.messages import Outputs, Started
+from galley.observability.observer import BATCH, BatchingObserver, Observers
 from galley.request import FinishReason
 
 
@@ -45,22 +45,22 @@ def test_all_observers_hear_all() -> None:
 
 def test_steps_of_the_same_requests_are_told_in_bunches() -> None:
     notes = Notes()
-    bunched = Bunched(notes)
-    for number in range(1 + 2 * BUNCH):
+    bunched = BatchingObserver(notes)
+    for number in range(1 + 2 * BATCH):
         bunched.outputs(step(number, 7, 8))
-        told = 1 + (len(notes.heard) - 1) // BUNCH * BUNCH
+        told = 1 + (len(notes.heard) - 1) // BATCH * BATCH
         assert notes.heard == list(range(told))
-        assert number - told < BUNCH
+        assert number - told < BATCH
     bunched.outputs(step(1000, 7, 8))
     bunched.catch_up()
-    assert notes.heard == [*range(1 + 2 * BUNCH), 1000]
+    assert notes.heard == [*range(1 + 2 * BATCH), 1000]
     bunched.catch_up()
-    assert notes.heard[-2:] == [2 * BUNCH, 1000]
+    assert notes.heard[-2:] == [2 * BATCH, 1000]
 
 
 def test_anything_else_is_told_at_once_and_in_order() -> None:
     notes = Notes()
-    bunched: Any = Bunched(notes)
+    bunched: Any = BatchingObserver(notes)
     bunched.outputs(step(1, 7))
     bunched.outputs(step(2, 7))
     assert notes.heard == [1]
@@ -83,4 +83,4 @@ def test_anything_else_is_told_at_once_and_in_order() -> None:
         assert notes.heard[-2:] == [8, word]
     bunched.outputs(step(9))
     bunched.outputs(step(10))
-    assert notes.heard[-2:] == [9, 10], "news without tokens"
+    assert notes.heard[-2:] == [9, 10], "updates without tokens"

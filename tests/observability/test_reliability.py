@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from galley.engine.messages import Outputs, Ready, Stats
+from galley.messages import Outputs, Ready, Stats
 from galley.observability.reliability import ReliabilityMetrics
 
 

@@ -6,7 +6,7 @@ from array import array
 
 import pytest
 
-from galley.engine.messages import Outputs, Ready, Started, Stats
+from galley.messages import Outputs, Ready, Started, Stats
 from galley.observability.observer import Observers
 from galley.observability.stats_line import StatsLine
 from galley.request import FinishReason, Request, SamplingParams

@@ -23,9 +23,9 @@ from galley.batch import (
     encode_result,
 )
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
-from galley.engine.build import build
+from galley.engine.build import build_core
 from galley.engine.core import EngineCore
-from galley.engine.messages import Outputs
+from galley.messages import Outputs
 from galley.request import Request, SamplingParams
 
 VOCAB = 1000
@@ -274,7 +274,7 @@ def make_core(
             mixed_prefill_tokens=mixed,
         ),
     )
-    return build(config, executor)
+    return build_core(config, executor)
 
 
 class Collected:

@@ -12,11 +12,11 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from galley.engine.messages import Finished, Logprobs, Outputs, Ready, Started, Stats
 from galley.errors import EngineDead
 from galley.frontend.client import RequestStream
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState
+from galley.messages import Finished, Logprobs, Outputs, Ready, Started, Stats
 from galley.observability.observer import RequestObserver
 from galley.request import FinishReason, Request, SamplingParams
 from galley.text import Tokenizer

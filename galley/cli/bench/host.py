@@ -21,7 +21,7 @@ from galley.cli.bench.offline import write_json
 from galley.cli.bench.tables import print_table
 from galley.cli.parser import make
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
-from galley.engine.build import build
+from galley.engine.build import build_core
 from galley.engine.core import EngineCore
 from galley.errors import ConfigError
 from galley.request import Request, SamplingParams
@@ -96,7 +96,7 @@ def make_core(running: int, num_output: int, prompt_len: Callable[[int], int]) -
         cache=CacheConfig(block_size=BLOCK_SIZE),
         scheduler=SchedulerConfig(max_num_batched_tokens=16384, max_num_seqs=running),
     )
-    core = build(config, StandIn(running, max_model_len))
+    core = build_core(config, StandIn(running, max_model_len))
     rng = np.random.default_rng(0)
     for i in range(running):
         prompt = rng.integers(0, 30000, prompt_len(i), dtype=np.int32)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from galley.engine.kept import KeptFiles, map_file
-from galley.engine.ledger import BlockLedger
+from galley.engine.block_index import BlockIndex
+from galley.engine.persistent_kv import KVFiles, map_file
 from galley.kv import BlockHasher, BlockPool
 
 SIGNATURE = bytes(range(32))
@@ -19,8 +19,8 @@ BLOCKS = 12
 
 
 @pytest.fixture
-def files() -> Iterator[KeptFiles]:
-    made = KeptFiles.make()
+def files() -> Iterator[KVFiles]:
+    made = KVFiles.make()
     assert made is not None
     yield made
     made.close()
@@ -29,14 +29,12 @@ def files() -> Iterator[KeptFiles]:
 class Life:
     """One incarnation: a pool, its ledger, and what its blocks really hold (`bytes_of`)."""
 
-    def __init__(
-        self, files: KeptFiles, signature: bytes = SIGNATURE, blocks: int = BLOCKS
-    ) -> None:
-        self.ledger = BlockLedger(files, signature)
-        self.memory = self.ledger.memory(blocks * 64).reshape(blocks, 64)
+    def __init__(self, files: KVFiles, signature: bytes = SIGNATURE, blocks: int = BLOCKS) -> None:
+        self.index = BlockIndex(files, signature)
+        self.memory = self.index.memory(blocks * 64).reshape(blocks, 64)
         self.pool = BlockPool(blocks)
         self.hasher = BlockHasher("sha256", 16, None)
-        self.restored = self.ledger.attach(self.pool, self.hasher)
+        self.restored = self.index.attach(self.pool, self.hasher)
 
     def write(self, block: int, key: bytes) -> None:
         self.memory[block] = np.frombuffer(key.ljust(64), np.uint8)
@@ -49,17 +47,17 @@ class Life:
         (block,) = self.pool.allocate(1)
         self.pool.cache_block(block, key)
         self.write(block, key)
-        self.ledger.settle()
+        self.index.settle()
         return block
 
 
-def test_contents_are_found_again_with_their_hashes(files: KeptFiles) -> None:
+def test_contents_are_found_again_with_their_hashes(files: KVFiles) -> None:
     life = Life(files)
-    assert (life.ledger.num_blocks, life.restored) == (None, 0)
+    assert (life.index.num_blocks, life.restored) == (None, 0)
     blocks = {key: life.fill(key) for key in (b"a", b"b" * 33)}
     root = life.hasher.root
     again = Life(files)
-    assert (again.ledger.num_blocks, again.restored, again.hasher.root) == (BLOCKS, 2, root)
+    assert (again.index.num_blocks, again.restored, again.hasher.root) == (BLOCKS, 2, root)
     for key, block in blocks.items():
         assert again.pool.lookup(key) == block
         assert again.bytes_of(block) == key
@@ -67,14 +65,14 @@ def test_contents_are_found_again_with_their_hashes(files: KeptFiles) -> None:
     again.pool.check_integrity()
 
 
-def test_a_step_that_has_not_ended_has_written_nothing(files: KeptFiles) -> None:
+def test_a_step_that_has_not_ended_has_written_nothing(files: KVFiles) -> None:
     life = Life(files)
     (block,) = life.pool.allocate(1)
     life.pool.cache_block(block, b"a")
     assert Life(files).restored == 0
 
 
-def test_a_block_that_is_handed_out_again_is_not_what_it_was(files: KeptFiles) -> None:
+def test_a_block_that_is_handed_out_again_is_not_what_it_was(files: KVFiles) -> None:
     life = Life(files)
     block = life.fill(b"a")
     life.pool.free([block])
@@ -82,16 +80,16 @@ def test_a_block_that_is_handed_out_again_is_not_what_it_was(files: KeptFiles) -
     assert Life(files).restored == 0
 
 
-def test_what_was_planned_and_undone_is_not_there(files: KeptFiles) -> None:
+def test_what_was_planned_and_undone_is_not_there(files: KVFiles) -> None:
     life = Life(files)
     (block,) = life.pool.allocate(1)
     life.pool.cache_block(block, b"a")
     life.pool.uncache([block])
-    life.ledger.settle()
+    life.index.settle()
     assert Life(files).restored == 0
 
 
-def test_a_cache_that_was_reset_is_empty(files: KeptFiles) -> None:
+def test_a_cache_that_was_reset_is_empty(files: KVFiles) -> None:
     life = Life(files)
     life.pool.free([life.fill(b"a")])
     assert life.pool.clear_index()
@@ -99,16 +97,16 @@ def test_a_cache_that_was_reset_is_empty(files: KeptFiles) -> None:
 
 
 @pytest.mark.parametrize("change", ["signature", "size", "discarded"])
-def test_contents_that_mean_something_else_are_not_used(files: KeptFiles, change: str) -> None:
+def test_contents_that_mean_something_else_are_not_used(files: KVFiles, change: str) -> None:
     Life(files).fill(b"a")
     if change == "signature":
         life = Life(files, b"x" * 32)
-        assert life.ledger.num_blocks is None
+        assert life.index.num_blocks is None
     elif change == "size":
         life = Life(files, blocks=BLOCKS + 1)
     else:
         files.discard()
-        assert os.fstat(files.kv).st_size == os.fstat(files.ledger).st_size == 0
+        assert os.fstat(files.kv).st_size == os.fstat(files.index).st_size == 0
         life = Life(files)
     assert life.restored == 0
     life.fill(b"b")
@@ -117,22 +115,22 @@ def test_contents_that_mean_something_else_are_not_used(files: KeptFiles, change
     )
 
 
-def test_an_entry_that_was_cut_off_is_passed_over(files: KeptFiles) -> None:
+def test_an_entry_that_was_cut_off_is_passed_over(files: KVFiles) -> None:
     life = Life(files)
     good, torn = life.fill(b"a" * 32), life.fill(b"b" * 32)
-    whole = mmap.mmap(files.ledger, 0)
+    whole = mmap.mmap(files.index, 0)
     start = 128 + 64 * torn
     for byte in (0, 4, 5, 20, 36):
         before = whole[start + byte]
         whole[start + byte] = before ^ 1
         again = Life(files)
         assert list(again.pool.index.values()) == [good]
-        again.ledger.stored(torn, b"b" * 32)
-        again.ledger.settle()
+        again.index.stored(torn, b"b" * 32)
+        again.index.settle()
         assert Life(files).restored == 2
 
 
-def test_memory_is_taken_only_where_it_is_written(files: KeptFiles) -> None:
+def test_memory_is_taken_only_where_it_is_written(files: KVFiles) -> None:
     mapped = np.frombuffer(map_file(files.kv, 1 << 40), np.uint8)
     mapped[1 << 39] = 1
     assert os.fstat(files.kv).st_blocks * 512 <= 4 << 20
@@ -172,12 +170,12 @@ def run_until_killed(life: Life, rng: random.Random, keys: list[bytes]) -> None:
         for block, key in planned:
             life.write(block, key)
             moment()
-        life.ledger.settle()
+        life.index.settle()
         moment()
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whenever_it_is_killed_what_is_found_is_true(files: KeptFiles, seed: int) -> None:
+def test_whenever_it_is_killed_what_is_found_is_true(files: KVFiles, seed: int) -> None:
     rng = random.Random(seed)
     keys = [bytes([65 + i]) * 32 for i in range(20)]
     restored = 0

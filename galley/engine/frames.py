@@ -34,7 +34,7 @@ LONGEST = 1 << 30
 PATIENCE = 1 << 28
 
 
-class Wire:
+class FrameSocket:
     """One connection.
 
     Args:
@@ -128,7 +128,7 @@ def _split(data: memoryview) -> tuple[list[Frame], int]:
     return frames, at
 
 
-def dial(address: str, client: int) -> Wire:
+def connect(address: str, client: int) -> FrameSocket:
     """Call an engine. Raises OSError where it does not listen, or no socket is to be had."""
     family, where = _place(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -139,7 +139,7 @@ def dial(address: str, client: int) -> Wire:
     except BaseException:
         sock.close()
         raise
-    wire = Wire(sock)
+    wire = FrameSocket(sock)
     wire.send((b"c%d" % client, b""))
     return wire
 
@@ -152,7 +152,7 @@ def _place(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
     return socket.AF_INET, (host, int(port))
 
 
-class Switchboard:
+class FrameServer:
     """The engine's side: who has called, by the name that they gave.
 
     Args:
@@ -172,9 +172,9 @@ class Switchboard:
             address = "tcp://{}:{}".format(*self._listening.getsockname())
         self.address = address
         self._path = where if isinstance(where, str) else None
-        self._wires: dict[int, Wire] = {}
+        self._wires: dict[int, FrameSocket] = {}
         #: file descriptor → a wire, and the client's index once it has told that
-        self._calls: dict[int, tuple[Wire, int | None]] = {}
+        self._calls: dict[int, tuple[FrameSocket, int | None]] = {}
         self._poll = select.poll()
         self._poll.register(self._listening, select.POLLIN)
 
@@ -229,7 +229,7 @@ class Switchboard:
             sock, _ = self._listening.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return  # nobody is there any more
-        wire = Wire(sock)
+        wire = FrameSocket(sock)
         self._calls[wire.fileno()] = wire, None
         self._poll.register(wire.fileno(), select.POLLIN)
 
@@ -245,7 +245,7 @@ class Switchboard:
         except (EOFError, ValueError):
             self._hang_up(fd)
 
-    def _name(self, fd: int, wire: Wire, frame: Frame) -> int:
+    def _name(self, fd: int, wire: FrameSocket, frame: Frame) -> int:
         """Whose wire this is; it takes the place of one that the client had before. Raises
         ValueError where nobody of ours calls.
         """

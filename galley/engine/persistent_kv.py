@@ -13,26 +13,26 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class KeptFiles:
+class KVFiles:
     """File descriptors, good in the launcher and in what it forks."""
 
     kv: int
-    ledger: int
+    index: int
 
     @staticmethod
-    def make() -> KeptFiles | None:
+    def make() -> KVFiles | None:
         """None where the system has no such files."""
         if not hasattr(os, "memfd_create"):
             return None
-        return KeptFiles(os.memfd_create("galley-kv"), os.memfd_create("galley-kv-ledger"))
+        return KVFiles(os.memfd_create("galley-kv"), os.memfd_create("galley-kv-index"))
 
     def discard(self) -> None:
         """Forget the contents and free their memory; nobody may have them mapped."""
-        for fd in (self.ledger, self.kv):
+        for fd in (self.index, self.kv):
             os.ftruncate(fd, 0)
 
     def close(self) -> None:
-        for fd in (self.ledger, self.kv):
+        for fd in (self.index, self.kv):
             os.close(fd)
 
 

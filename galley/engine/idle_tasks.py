@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from galley.engine.outputs import ClientOutputs
 
 
-class Upkeep:
+class IdleTasks:
     """Of one core; called now and then between its steps."""
 
     def __init__(self, core: EngineCore) -> None:
         self._core = core
         self._proven = 0
 
-    def look(self, clients: Iterable[int]) -> ClientOutputs:
+    def run(self, clients: Iterable[int]) -> ClientOutputs:
         """Check what has been done since the last time, and look at memory.
 
         Args:
@@ -39,5 +39,5 @@ class Upkeep:
         if guard is None or core.pausing.stopped:
             return []  # what sleeps has given its memory back
         before = guard.short, guard.num_reserved
-        guard.look(perf_counter())
-        return core.news(clients) if (guard.short, guard.num_reserved) != before else []
+        guard.poll(perf_counter())
+        return core.stats_updates(clients) if (guard.short, guard.num_reserved) != before else []

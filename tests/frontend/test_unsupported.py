@@ -7,13 +7,13 @@ import re
 import pytest
 
 from galley import LLM
-from galley.frontend.unsupported import WHY, UnsupportedMethods
+from galley.frontend.unsupported import REASONS, UnsupportedMethods
 
 
-@pytest.mark.parametrize("name", WHY)
+@pytest.mark.parametrize("name", REASONS)
 def test_a_missing_attribute_says_why(name: str) -> None:
     assert not hasattr(LLM, name)
-    with pytest.raises(AttributeError, match=re.escape(f"{name!r}: {WHY[name]}")):
+    with pytest.raises(AttributeError, match=re.escape(f"{name!r}: {REASONS[name]}")):
         getattr(UnsupportedMethods(), name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from galley.engine.memory_guard import INTERVAL, Cache, MemoryGuard
-from galley.engine.messages import Stats
+from galley.messages import Stats
 from tests.engine.test_memory_guard import PLENTY, RESERVE, Source
 from tests.scheduler.fakes import make_core, request, run, step
 
@@ -14,9 +14,9 @@ def test_after_work_all_blocks_are_free_and_the_books_are_right() -> None:
     core = make_core()
     core.add([request(1, [1, 2, 3]), request(2, [4, 5])])
     step(core)
-    assert core.upkeep.look([0]) == []
+    assert core.idle_tasks.run([0]) == []
     run(core)
-    assert core.upkeep.look([0]) == []
+    assert core.idle_tasks.run([0]) == []
 
 
 def test_a_block_of_nobody_is_found() -> None:
@@ -25,7 +25,7 @@ def test_a_block_of_nobody_is_found() -> None:
     run(core)
     core.scheduler.kv.pool.allocate(1)
     with pytest.raises(AssertionError, match="references differ"):
-        core.upkeep.look([])
+        core.idle_tasks.run([])
 
 
 def test_what_has_been_proven_is_not_proven_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +37,7 @@ def test_what_has_been_proven_is_not_proven_again(monkeypatch: pytest.MonkeyPatc
             core.add([request(1, [1, 2, 3])])
             while core.has_work:
                 core.step()
-        core.upkeep.look([])
+        core.idle_tasks.run([])
     assert len(proofs) == 2
 
 
@@ -45,11 +45,11 @@ def test_clients_hear_of_memory_when_it_changes(monkeypatch: pytest.MonkeyPatch)
     core, source = make_core(), Source()
     core.guard = MemoryGuard(core.scheduler, Cache(1000, lambda blocks: None), source, RESERVE)
     clock = iter(range(100))
-    monkeypatch.setattr("galley.engine.upkeep.perf_counter", lambda: next(clock) * INTERVAL)
+    monkeypatch.setattr("galley.engine.idle_tasks.perf_counter", lambda: next(clock) * INTERVAL)
 
     def told(available: int) -> list[tuple[int, bool, int]]:
         source.available = available
-        found = core.upkeep.look([3, 7])
+        found = core.idle_tasks.run([3, 7])
         states = [(client, outputs.stats) for client, outputs in found]
         assert all(isinstance(stats, Stats) for _, stats in states)
         return [(c, s.memory_short, s.reserved_blocks) for c, s in states if s]
@@ -68,7 +68,7 @@ def test_news_carry_counters_once() -> None:
     steps = [
         (client, outputs.stats.num_steps)
         for _ in range(2)
-        for client, outputs in core.news([9, 3])
+        for client, outputs in core.stats_updates([9, 3])
         if outputs.stats
     ]
     assert steps == [(3, core.scheduler.step), (9, 0)] * 2

@@ -10,29 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from galley.engine import wire as wires
-from galley.engine.wire import Frame, Switchboard, Wire, dial
+from galley.engine import frames
+from galley.engine.frames import Frame, FrameServer, FrameSocket, connect
 
 HEADER = b"sixteen bytes...."[:16]
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, Wire]]:
+def pair() -> Iterator[tuple[socket.socket, FrameSocket]]:
     theirs, ours = socket.socketpair()
-    wire = Wire(ours)
+    wire = FrameSocket(ours)
     yield theirs, wire
     theirs.close()
     wire.close()
 
 
 @pytest.fixture(params=["ipc", "tcp"])
-def board(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Switchboard]:
-    board = Switchboard(f"ipc://{tmp_path}/e" if request.param == "ipc" else "tcp://127.0.0.1:0")
+def board(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FrameServer]:
+    board = FrameServer(f"ipc://{tmp_path}/e" if request.param == "ipc" else "tcp://127.0.0.1:0")
     yield board
     board.close()
 
 
-def arrived(board: Switchboard, number: int) -> list[tuple[int, Frame]]:
+def arrived(board: FrameServer, number: int) -> list[tuple[int, Frame]]:
     found: list[tuple[int, Frame]] = []
     with socket.socket() as never:
         never.bind(("127.0.0.1", 0))
@@ -45,7 +45,7 @@ def arrived(board: Switchboard, number: int) -> list[tuple[int, Frame]]:
     return found
 
 
-def received(wire: Wire, number: int) -> list[Frame]:
+def received(wire: FrameSocket, number: int) -> list[Frame]:
     found: list[Frame] = []
     end = time.monotonic() + 60
     while len(found) < number and time.monotonic() < end:
@@ -53,7 +53,7 @@ def received(wire: Wire, number: int) -> list[Frame]:
     return found
 
 
-def to_the_end(wire: Wire) -> list[Frame]:
+def to_the_end(wire: FrameSocket) -> list[Frame]:
     """What comes until the other side hangs up."""
     found: list[Frame] = []
     try:
@@ -67,9 +67,9 @@ def framed(*parts: bytes) -> bytes:
     return struct.pack("<I", sum(map(len, parts))) + b"".join(parts)
 
 
-def test_frames_come_out_as_they_went_in(board: Switchboard) -> None:
+def test_frames_come_out_as_they_went_in(board: FrameServer) -> None:
     """Larger than any socket's buffer, empty, and many at once."""
-    wire = dial(board.address, 3)
+    wire = connect(board.address, 3)
     sent = [(HEADER, b"x" * size) for size in (0, 1, 1000, 3_000_000, 5)]
     for frame in sent:
         wire.send(frame)
@@ -88,7 +88,7 @@ def test_frames_come_out_as_they_went_in(board: Switchboard) -> None:
     wire.close()
 
 
-def test_frames_in_pieces(pair: tuple[socket.socket, Wire]) -> None:
+def test_frames_in_pieces(pair: tuple[socket.socket, FrameSocket]) -> None:
     theirs, wire = pair
     data = framed(HEADER, b"first") + framed(HEADER) + framed(b"short") + framed(HEADER, b"last")
     found: list[Frame] = []
@@ -99,7 +99,7 @@ def test_frames_in_pieces(pair: tuple[socket.socket, Wire]) -> None:
     assert found == [(HEADER, b"first"), (HEADER, b""), (b"short", b""), (HEADER, b"last")]
 
 
-def test_what_was_said_before_the_end_is_heard(pair: tuple[socket.socket, Wire]) -> None:
+def test_what_was_said_before_the_end_is_heard(pair: tuple[socket.socket, FrameSocket]) -> None:
     theirs, wire = pair
     theirs.sendall(framed(HEADER, b"whole") + framed(HEADER, b"half")[:9])
     theirs.close()
@@ -111,7 +111,9 @@ def test_what_was_said_before_the_end_is_heard(pair: tuple[socket.socket, Wire])
     assert wire.unsent == 0
 
 
-def test_a_length_that_no_client_sends_ends_the_wire(pair: tuple[socket.socket, Wire]) -> None:
+def test_a_length_that_no_client_sends_ends_the_wire(
+    pair: tuple[socket.socket, FrameSocket],
+) -> None:
     theirs, wire = pair
     theirs.sendall(b"\xff" * 10)
     with pytest.raises(EOFError):
@@ -119,14 +121,14 @@ def test_a_length_that_no_client_sends_ends_the_wire(pair: tuple[socket.socket, 
 
 
 def test_nobody_waits_for_a_client_that_does_not_read(
-    board: Switchboard, monkeypatch: pytest.MonkeyPatch
+    board: FrameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gets what it can have later, up to a limit; then it is hung up on, and others go on."""
-    slow, quick = dial(board.address, 1), dial(board.address, 2)
+    slow, quick = connect(board.address, 1), connect(board.address, 2)
     slow.send((HEADER, b"hello"))
     quick.send((HEADER, b"hello"))
     arrived(board, 2)
-    monkeypatch.setattr(wires, "PATIENCE", 5_000_000)
+    monkeypatch.setattr(frames, "PATIENCE", 5_000_000)
     payload = b"y" * 1_000_000
     for _ in range(3):
         board.send(1, (HEADER, payload))
@@ -136,18 +138,18 @@ def test_nobody_waits_for_a_client_that_does_not_read(
     board.send(2, (HEADER, b"for you"))
     assert received(quick, 1) == [(HEADER, b"for you")]
     to_the_end(slow)
-    again = dial(board.address, 1)
+    again = connect(board.address, 1)
     again.send((HEADER, b"once more"))
     assert arrived(board, 1) == [(1, (HEADER, b"once more"))]
     for wire in (slow, quick, again):
         wire.close()
 
 
-def test_the_later_call_of_a_client_takes_the_place_of_the_earlier(board: Switchboard) -> None:
-    first = dial(board.address, 1)
+def test_the_later_call_of_a_client_takes_the_place_of_the_earlier(board: FrameServer) -> None:
+    first = connect(board.address, 1)
     first.send((HEADER, b"1"))
     assert arrived(board, 1) == [(1, (HEADER, b"1"))]
-    second = dial(board.address, 1)
+    second = connect(board.address, 1)
     second.send((HEADER, b"2"))
     assert arrived(board, 1) == [(1, (HEADER, b"2"))]
     board.send(1, (HEADER, b"to the second"))
@@ -157,9 +159,9 @@ def test_the_later_call_of_a_client_takes_the_place_of_the_earlier(board: Switch
     second.close()
 
 
-def test_what_is_for_nobody_is_lost(board: Switchboard) -> None:
+def test_what_is_for_nobody_is_lost(board: FrameServer) -> None:
     board.send(5, (HEADER, b"?"))
-    wire = dial(board.address, 5)
+    wire = connect(board.address, 5)
     wire.send((HEADER, b"!"))
     arrived(board, 1)
     board.forget(5)
@@ -171,7 +173,7 @@ def test_what_is_for_nobody_is_lost(board: Switchboard) -> None:
 
 def test_an_engine_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
-        dial(f"ipc://{tmp_path}/nothing", 0)
-    board = Switchboard(f"ipc://{tmp_path}/e")
+        connect(f"ipc://{tmp_path}/nothing", 0)
+    board = FrameServer(f"ipc://{tmp_path}/e")
     board.close()
     assert not (tmp_path / "e").exists()

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.engine.kept import KeptFiles, map_file
+from galley.engine.persistent_kv import KVFiles, map_file
 from galley.kv import BlockHasher, BlockPool
 
 _MAGIC = b"galleykv"
@@ -34,7 +34,7 @@ _KEY_AT = 5
 _LONGEST_KEY = _ENTRY - _KEY_AT
 
 
-class BlockLedger:
+class BlockIndex:
     """One incarnation's hold on the kept files; a `BlockListener` of its pool.
 
     Args:
@@ -45,7 +45,7 @@ class BlockLedger:
         used: the cache lies in the kept memory.
     """
 
-    def __init__(self, files: KeptFiles, signature: bytes) -> None:
+    def __init__(self, files: KVFiles, signature: bytes) -> None:
         assert len(signature) == 32
         self._files = files
         self._signature = signature
@@ -54,7 +54,7 @@ class BlockLedger:
         self._root = b""
         self._pending: dict[int, bytes] = {}
         self._written: set[int] = set()
-        header = os.pread(files.ledger, _HEADER.size, 0)
+        header = os.pread(files.index, _HEADER.size, 0)
         if header[:40] == _MAGIC + signature:
             _, _, self.num_blocks, length, root = _HEADER.unpack(header)
             self._root = root[:length]
@@ -71,7 +71,7 @@ class BlockLedger:
         hold something.
         """
         size = _FIRST + _ENTRY * pool.num_blocks
-        self._map = map_file(self._files.ledger, size)
+        self._map = map_file(self._files.index, size)
         if self.num_blocks == pool.num_blocks:
             hasher.root = self._root
             found = dict(self._entries())

@@ -1,16 +1,16 @@
-"""The flight recorder: a small shared file that the engine writes and its launcher reads.
+"""The status file: a small shared file that the engine writes and its launcher reads.
 
-After a death it tells which requests the engine was occupied with: the rows of its last step and
-what has arrived since. Before one, it tells whether the engine still gets on. It outlives its
+After a death it lists the requests that the engine was working on: the rows of its last step and
+later arrivals. Before one, its heartbeat shows whether the engine makes progress. It outlives its
 writer.
 
-    [pulse: int64][busy: int64][restarts told: int64][count: int64][capacity: int64]
+    [heartbeat: int64][busy: int64][restarts reported: int64][count: int64][capacity: int64]
     [handle: int64] * capacity      of which `count` are there
-    [length: int64] * capacity      tokens that each of them had, prompt and output; 0 = not known
+    [length: int64] * capacity      tokens of each, prompt and output; 0 = not known
 
-The pulse is a number that changes whenever the engine has got on. It is the first word, so that
-workers can map it and count it up after each operation (`Runner.set_heartbeat`): a long step
-is then not mistaken for one that hangs.
+The heartbeat is a number that changes with every bit of progress. It is the first word, so that
+workers can map it and increment it after each operation (`Runner.set_heartbeat`): a long step is
+then not mistaken for a hang.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import struct
 from array import array
 from typing import Protocol
 
-_PULSE, _BUSY, _TOLD, _COUNT, _CAPACITY, _ROWS = range(6)
+_HEARTBEAT, _BUSY, _TOLD, _COUNT, _CAPACITY, _ROWS = range(6)
 _WORD = 8
 
 
@@ -32,16 +32,16 @@ class Column(Protocol):
     def tobytes(self) -> bytes: ...
 
 
-def flight_file(otherwise: str) -> str:
+def status_file_path(otherwise: str) -> str:
     """A path that this process and what it forks can open: of memory, so that no full disk matters,
     or `otherwise` where the system has no such files.
     """
     if not hasattr(os, "memfd_create"):
         return otherwise
-    return f"/proc/self/fd/{os.memfd_create('galley-flight')}"
+    return f"/proc/self/fd/{os.memfd_create('galley-status')}"
 
 
-class FlightRecorder:
+class StatusFile:
     """The engine's side.
 
     Args:
@@ -60,16 +60,16 @@ class FlightRecorder:
         self._words[_BUSY] = self._words[_COUNT] = 0
         self._words[_CAPACITY] = capacity
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """The engine is awake and gets on."""
-        self._words[_PULSE] += 1
+        self._words[_HEARTBEAT] += 1
         self._words[_BUSY] = 1
 
-    def rest(self) -> None:
+    def mark_idle(self) -> None:
         """The engine has nothing to do: from now on silence is no sign of trouble."""
         self._words[_BUSY] = 0
 
-    def untold(self, restarts: int) -> int:
+    def take_unreported(self, restarts: int) -> int:
         """Of so many restarts until now, how many nobody has been told of yet; by now they are."""
         new = restarts - self._words[_TOLD]
         self._words[_TOLD] = restarts
@@ -106,7 +106,7 @@ def last_rows(path: str) -> list[tuple[int, int]]:
     return list(zip(words[_ROWS : _ROWS + count], words[lengths : lengths + count], strict=True))
 
 
-def pulse(path: str) -> int | None:
+def read_heartbeat(path: str) -> int | None:
     """The launcher's side: a number that changes as the engine gets on; None while it rests."""
     try:
         with open(path, "rb") as f:
