@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
+from galley.config.extras import install_command
 from galley.errors import ConfigError
 from galley.kernels.ops import Constant, ForwardContext, KVLayer, Ops, Value, Weight, WeightData
 from galley.kernels.sampling import LogitMasks, Samples
@@ -200,7 +201,7 @@ def open_backend(
             raise  # our own fault, or a build without kernels: the trace says more
         raise ConfigError(
             f"--backend {name} needs the package {error.name}, which is not installed: "
-            f"pip install 'galley-llm[{error.name}]'."
+            f"{install_command(error.name)}"
         ) from error
     backend: Backend = getattr(module, place[1])(
         dense, threads=threads, eager=eager, quantized_activations=quantized_activations

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from galley.config.extras import install_command
 from galley.errors import ConfigError
 from galley.observability.observer import OutputsShape, ReadyShape
 from galley.request import FinishReason, Request
@@ -223,7 +224,7 @@ def open_tracer(endpoint: str, protocol: str, model_name: str, detailed: bool) -
     except ImportError as e:
         raise ConfigError(
             f"--otlp-traces-endpoint needs the OpenTelemetry packages ({e}): "
-            "pip install 'galley-llm[otel]'.",
+            f"{install_command('otel')}",
             field="otlp_traces_endpoint",
         ) from e
     resource = Resource.create()

@@ -115,5 +115,5 @@ def test_what_lacks_an_extra_says_so(elsewhere: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 2, done.stderr
-    assert "galley-llm[torch]" in done.stderr
+    assert "-m pip install 'torch>=2.8'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,6 +13,7 @@ from galley.cli.bench.steps import Shape, StepBench, Timed
 from galley.cli.bench.tables import print_table
 from galley.cli.bench.work import Work, work_of
 from galley.cli.parser import engine_flags, make
+from galley.config.extras import install_command
 from galley.errors import ConfigError
 from galley.kernels.program import Node
 
@@ -124,6 +125,6 @@ def reference_timer(bench: StepBench, shape: Shape) -> Callable[[Node | None], f
         from galley.cli.bench.kernel_reference import seconds
     except ModuleNotFoundError as e:
         raise ConfigError(
-            "--reference needs PyTorch: pip install 'galley-llm[torch]'.", field="reference"
+            f"--reference needs PyTorch: {install_command('torch')}", field="reference"
         ) from e
     return lambda node: None if node is None else seconds(node, shape)

@@ -1,4 +1,4 @@
-"""Pictures of results. matplotlib is an optional extra, `pip install 'galley-llm[bench]'`."""
+"""Plots of benchmark results. Needs matplotlib, the optional extra `bench`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from galley.cli.bench.traffic import Run
+from galley.config.extras import install_command
 from galley.errors import ConfigError
 
 
 def require() -> None:
     """Raises ConfigError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: pip install 'galley-llm[bench]'.", field="plot")
+        raise ConfigError(f"--plot needs matplotlib: {install_command('bench')}", field="plot")
 
 
 def figure(rows: int, columns: int, width: float = 10.0, height: float = 4.0) -> tuple[Any, Any]:
