@@ -17,7 +17,8 @@ from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.config.extras import install_command
 from galley.errors import ConfigError
-from galley.kernels.ops import Constant, ForwardContext, KVLayer, Ops, Value, Weight, WeightData
+from galley.kernels.ops import Constant, ForwardContext, KVLayer, Ops, Value, Weight
+from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.sampling import LogitMasks, Samples
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Backend(Protocol):
     interleave_gate_up: bool
     kv_itemsize: int
 
-    def weight(self, data: WeightData) -> Weight:
+    def weight(self, data: QuantizedWeight) -> Weight:
         """The handle that `Ops.linear` and `Ops.embedding` take."""
 
     def constant(self, values: NDArray[np.float32]) -> Constant:

@@ -21,9 +21,10 @@ from galley.kernels import _native
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, give_back, plan_arena
 from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits
 from galley.kernels.native import int_arguments, pointer_arguments
-from galley.kernels.ops import KVLayer, WeightData
+from galley.kernels.ops import KVLayer
 from galley.kernels.passes import FUSIONS, LOWERING, apply
 from galley.kernels.program import Buffer, Kind, Rows, describe
+from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.recorder import record
 from galley.kernels.sampling import LogitMasks, Samples
 from galley.kernels.weights import PackedWeight, pack
@@ -51,7 +52,7 @@ class CpuBackend:
         self._eager = eager
         self._quantized = quantized_activations
 
-    def weight(self, data: WeightData) -> PackedWeight:
+    def weight(self, data: QuantizedWeight) -> PackedWeight:
         return pack(data, self._dense)
 
     def constant(self, values: NDArray[np.float32]) -> NDArray[np.float32]:

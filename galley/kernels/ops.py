@@ -15,9 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 
 class Value(Protocol):
     """[rows, columns]; rows are known when a step runs, columns always."""
@@ -38,28 +35,6 @@ class Constant(Protocol):
 
     @property
     def shape(self) -> Any: ...
-
-
-class WeightData(Protocol):
-    """What a backend makes a `Weight` of: `galley.quant.QuantizedWeight`, seen from below."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dense(self) -> NDArray[Any] | None: ...
-    @property
-    def q(self) -> NDArray[np.uint8] | None: ...
-    @property
-    def bits(self) -> int: ...
-    @property
-    def group(self) -> int: ...
-    @property
-    def zero(self) -> int: ...
-    @property
-    def scale(self) -> NDArray[Any] | None: ...
-    @property
-    def min(self) -> NDArray[Any] | None: ...
-    def to_float32(self) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)

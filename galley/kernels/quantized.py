@@ -1,44 +1,60 @@
-"""`QuantizedWeight`: a weight as codes, scales and minima (or dense), before a kernel's layout.
+"""`QuantizedWeight`: a weight as codes with scales (or dense), before it is packed for a kernel.
 
-It is what every checkpoint format becomes and what `kernels.weights.pack` starts from. Rows can be
-joined (q, k, v into one weight), interleaved (gate with up) and cut along either axis.
+Checkpoint formats (`galley.quant`) produce it, backends consume it. Rows can be concatenated (q, k
+and v as one weight), interleaved (gate with up) and cut along either axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+#: Precision of a linear layer's input, as the weight's format prescribes it: as_is = not rounded
+#: below 16 bits, token = int8 with one scale per token, group = integers with a scale per 32 values
+#: whose width the backend chooses.
+Activations = Literal["as_is", "token", "group"]
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A weight of N outputs and K inputs: dense, or quantised in groups along K.
+    """A weight of N outputs and K inputs: dense, or quantized in groups along K.
 
-        row n, group g:   value[n, k] = scale[n, g] * (q[n, k] - zero) + min[n, g]
-                          for k in g * group ... (g + 1) * group - 1
+        group g = k // group:   value[n, k] = s[n, g] * level[n, k] + m[n, g]
+
+        level = table[q], or q - zero without a table
+        s     = scale, or super_scale * scale     (likewise m from min and super_min)
 
     Attributes:
-        dense: [N, K] (or [N] for norms and biases) float32 or bfloat16; None if quantised.
-        q: [N, K] uint8 codes.
-        bits: what a code needs in a kernel: 4 (0 … 15) or 8 (code - zero fits int8).
+        dense: [N, K] (or [N] for norms and biases) float32 or bfloat16; None if quantized.
+        q: [N, K] uint8 codes below 2**bits.
+        bits: bits per code: 4, 5, 6 or 8.
         group: values along K that share a scale; 0 = all of them, one scale per output.
-        zero: the code of value `min`; one number per format.
-        scale, min: [N, K / group], both float16 or both float32; min None = 0.
+        zero: the code of level 0; one integer, or uint8 [N, K / group].
+        scale, min: [N, K / group], floating point, or integers if there is a super scale; min None
+            = 0.
+        super_scale, super_min: [N, K / S] floating point factors of `scale` and `min`, shared by S
+            values along K; None = 1.
+        table: float32 [2**bits] levels by code; None = affine codes.
+        activations: precision of the layer's input.
     """
 
     dense: NDArray[np.generic] | None = None
     q: NDArray[np.uint8] | None = None
     bits: int = 0
     group: int = 0
-    zero: int = 0
-    scale: NDArray[np.floating] | None = None
-    min: NDArray[np.floating] | None = None
+    zero: int | NDArray[np.uint8] = 0
+    scale: Array | None = None
+    min: Array | None = None
+    super_scale: NDArray[np.floating] | None = None
+    super_min: NDArray[np.floating] | None = None
+    table: NDArray[np.float32] | None = None
+    activations: Activations = "group"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,11 +62,13 @@ class QuantizedWeight:
 
     @property
     def format(self) -> tuple[object, ...]:
-        """Two weights whose formats are equal can be joined as they are."""
+        """Weights whose formats are equal can be concatenated without a conversion."""
         if self.dense is not None:
             return ("dense", self.dense.dtype.name)
-        scale = self._codes[1]
-        return (self.bits, self.group, self.zero, scale.dtype.name, self.min is not None)
+        dtypes = [_dtype(a) for a in (self.scale, self.min, self.super_scale, self.super_min)]
+        zero = self.zero if isinstance(self.zero, int) else "zero per group"
+        table = None if self.table is None else self.table.tobytes()
+        return (self.bits, self.group, zero, *dtypes, table, self.activations)
 
     @property
     def _main(self) -> NDArray[np.generic]:
@@ -58,79 +76,130 @@ class QuantizedWeight:
         assert main is not None
         return main
 
-    @property
-    def _codes(self) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-        assert self.q is not None
+    def scales(self) -> NDArray[np.float32]:
+        """The scale of every group, [N, K / group] float32."""
         assert self.scale is not None
-        return self.q, self.scale
+        return _product(self.scale, self.super_scale)
+
+    def mins(self) -> NDArray[np.float32] | None:
+        """The minimum of every group, [N, K / group] float32; None = 0."""
+        return None if self.min is None else _product(self.min, self.super_min)
 
     def to_float32(self) -> NDArray[np.float32]:
-        """The values, [N, K] float32, in the arithmetic that defines the format."""
+        """The values, float32 of the weight's shape, in the arithmetic that defines the format."""
         if self.dense is not None:
             return self.dense.astype(np.float32)
-        q, scale = self._codes
-        n, k = q.shape
+        assert self.q is not None
+        n, k = self.q.shape
         group = self.group or k
-        value = q.astype(np.float32).reshape(n, k // group, group)
-        value -= np.float32(self.zero)
-        value *= scale.astype(np.float32)[..., None]
-        if self.min is not None:
-            value += self.min.astype(np.float32)[..., None]
-        return value.reshape(n, k)
+        whole = k - k % group
+        values = np.empty((n, k), np.float32)
+        scales, mins = self.scales(), self.mins()
+        for columns in (slice(0, whole), slice(whole, k)):  # whole groups, then the rest
+            q = self.q[:, columns]
+            if q.size == 0:
+                continue
+            first = columns.start // group
+            groups = slice(first, first + -(-q.shape[1] // group))
+            grouped = q.reshape(n, groups.stop - first, -1)
+            value = values[:, columns].reshape(grouped.shape)
+            self._levels(grouped, groups, value)
+            value *= scales[:, groups, None]
+            if mins is not None:
+                value += mins[:, groups, None]
+            values[:, columns] = value.reshape(q.shape)
+        return values
+
+    def _levels(
+        self, q: NDArray[np.uint8], groups: slice, out: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Levels of codes [N, groups, ...], into `out`."""
+        if self.table is not None:
+            out[...] = self.table[q]
+            return out
+        zero = self.zero if isinstance(self.zero, int) else self.zero[:, groups, None]
+        return np.subtract(q, zero, out=out, dtype=np.float32)
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
-        """Outputs [start, stop): the slice of a column-parallel rank. Views, not copies."""
+        """Outputs [start, stop): the shard of a column-parallel rank. Views, not copies."""
         assert 0 <= start < stop <= self.shape[0]
-
-        def cut(a: Array | None) -> Array | None:
-            return None if a is None else a[start:stop]
-
-        return replace(
-            self, dense=cut(self.dense), q=cut(self.q), scale=cut(self.scale), min=cut(self.min)
-        )
+        return self._map(lambda _, array: array[start:stop])
 
     def columns(self, start: int, stop: int) -> QuantizedWeight:
-        """Inputs [start, stop): the slice of a row-parallel rank.
+        """Inputs [start, stop): the shard of a row-parallel rank. Views, not copies.
 
-        Raises ValueError where a border would cut through a group of shared scales.
+        Raises ValueError if a border cuts through a group of values that share a scale.
         """
-        assert 0 <= start < stop <= self.shape[1]
-        if self.dense is not None:
-            return replace(self, dense=self.dense[:, start:stop])
-        q, scale = self._codes
-        if self.group == 0:
-            return replace(self, q=q[:, start:stop])
-        if start % self.group or stop % self.group:
-            raise ValueError(f"columns {start}:{stop} cut through groups of {self.group}")
-        groups = slice(start // self.group, stop // self.group)
-        return replace(
-            self,
-            q=q[:, start:stop],
-            scale=scale[:, groups],
-            min=None if self.min is None else self.min[:, groups],
-        )
+        k = self.shape[1]
+        assert 0 <= start < stop <= k
+
+        def cut(name: str, array: Array) -> Array:
+            if name in ("dense", "q"):
+                return array[:, start:stop]
+            span = self._span(array)
+            if span >= k:
+                return array
+            if start % span or (stop % span and stop != k):
+                raise ValueError(f"columns {start}:{stop} cut through groups of {span}")
+            return array[:, start // span : -(-stop // span)]
+
+        return self._map(cut)
+
+    def _span(self, per_group: Array) -> int:
+        """How many values along K one number of a scale, minimum or zero array is for."""
+        k = self.shape[1]
+        assert self.scale is not None
+        group = self.group or k
+        return group * (self.scale.shape[1] // per_group.shape[1])
+
+    def _map(self, change: Callable[[str, Array], Array]) -> QuantizedWeight:
+        """The weight with every per-row array replaced by change(name, array)."""
+        arrays = {name: getattr(self, name) for name in _PER_ROW}
+        changed: dict[str, Any] = {
+            name: change(name, array)
+            for name, array in arrays.items()
+            if isinstance(array, np.ndarray)
+        }
+        return replace(self, **changed)
+
+
+#: Fields that have one row per output.
+_PER_ROW = ("dense", "q", "zero", "scale", "min", "super_scale", "super_min")
+
+
+def _dtype(array: Array | None) -> str | None:
+    return None if array is None else array.dtype.name
+
+
+def _product(values: Array, factors: NDArray[np.floating] | None) -> NDArray[np.float32]:
+    product = values.astype(np.float32)
+    if factors is not None:
+        n, groups = product.shape
+        product = product.reshape(n, factors.shape[1], -1) * factors.astype(np.float32)[..., None]
+        product = product.reshape(n, groups)
+    return product
 
 
 def concat_rows(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """One weight whose outputs are those of `parts`, which have one format, one after the other."""
+    """One weight with the outputs of all `parts`, in order. Their formats must be equal."""
     return _join(parts, np.concatenate)
 
 
 def interleave_rows(first: QuantizedWeight, second: QuantizedWeight, run: int) -> QuantizedWeight:
-    """Outputs of two weights of one shape and format in turn, `run` rows of each at a time.
+    """Outputs of two weights of equal shape and format, alternating in runs of `run` rows.
 
         run = 2:   first 0, first 1, second 0, second 1, first 2, first 3, ...
 
-    The fused SiLU·mul reads gate and up so.
+    The fused SiLU·mul reads gate and up in this order.
     """
     assert first.shape == second.shape
     assert first.shape[0] % run == 0
 
-    def weave(arrays: Sequence[Array]) -> Array:
+    def interleave(arrays: Sequence[Array]) -> Array:
         a, b = (x.reshape(-1, run, *x.shape[1:]) for x in arrays)
         return np.stack([a, b], axis=1).reshape(-1, *arrays[0].shape[1:])
 
-    return _join([first, second], weave)
+    return _join([first, second], interleave)
 
 
 def _join(
@@ -138,9 +207,4 @@ def _join(
 ) -> QuantizedWeight:
     first = parts[0]
     assert all(p.format == first.format for p in parts)
-
-    def over(name: str) -> Array | None:
-        arrays = [getattr(p, name) for p in parts]
-        return None if arrays[0] is None else how(arrays)
-
-    return replace(first, dense=over("dense"), q=over("q"), scale=over("scale"), min=over("min"))
+    return first._map(lambda name, _: how([getattr(p, name) for p in parts]))

@@ -21,7 +21,8 @@ from torch.nn import functional
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits
-from galley.kernels.ops import GATE_UP_RUN, KVLayer, Ops, RotaryTable, WeightData
+from galley.kernels.ops import GATE_UP_RUN, KVLayer, Ops, RotaryTable
+from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.reference_sampler import ReferenceSampler
 from galley.kernels.sampling import LogitMasks, Samples
 from galley.kernels.weights import PackedWeight
@@ -197,7 +198,7 @@ class ReferenceBackend:
         self._compute = compute
         self.kv_itemsize = compute.itemsize
 
-    def weight(self, data: WeightData) -> Tensor:
+    def weight(self, data: QuantizedWeight) -> Tensor:
         values = torch.from_numpy(data.to_float32())
         if data.dense is not None and self._round:
             values = values.to(torch.bfloat16)

@@ -6,14 +6,14 @@ checkpoint formats (`galley.quant` makes codes of those) nor models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels import _native
-from galley.kernels.ops import WeightData
+from galley.kernels.quantized import QuantizedWeight
 
 FormatName = Literal["f32", "bf16", "i8", "i4"]
 
@@ -59,51 +59,6 @@ class WeightFormat:
 
 
 @dataclass(frozen=True, eq=False)
-class Codes:
-    """A quantised weight as arrays; `value = scale * (q - zero) + min` per group along K.
-
-    Fields as in `galley.quant.QuantizedWeight`; group 0 = one scale per output.
-    """
-
-    q: NDArray[np.uint8]
-    bits: int
-    group: int
-    zero: int
-    scale: NDArray[np.floating]
-    min: NDArray[np.floating] | None = None
-    dense: None = field(default=None, init=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.q.shape
-
-    def to_float32(self) -> NDArray[np.float32]:
-        k = self.q.shape[1]
-        groups = np.arange(k) // (self.group or k)
-        value = self.q.astype(np.float32) - np.float32(self.zero)
-        value *= self.scale.astype(np.float32)[:, groups]
-        if self.min is not None:
-            value += self.min.astype(np.float32)[:, groups]
-        return value
-
-    def cut(self, rows: slice, columns: slice) -> Codes:
-        """Part of the weight. ValueError where a border of columns cuts through a group."""
-        k = self.q.shape[1]
-        start, stop, _ = columns.indices(k)
-        groups = slice(None)
-        if self.group:
-            if start % self.group or (stop % self.group and stop != k):
-                raise ValueError(f"columns {start}:{stop} cut through groups of {self.group}")
-            groups = slice(start // self.group, -(-stop // self.group))
-        return replace(
-            self,
-            q=self.q[rows, columns],
-            scale=self.scale[rows, groups],
-            min=None if self.min is None else self.min[rows, groups],
-        )
-
-
-@dataclass(frozen=True, eq=False)
 class PackedWeight:
     """A weight of N outputs and K inputs in panels of 32 outputs.
 
@@ -135,7 +90,7 @@ class PackedWeight:
         _native.unpack_rows(layout, self.data.ctypes.data, 0, self.shape[0], out.ctypes.data)
         return out
 
-    def codes(self) -> Codes:
+    def codes(self) -> QuantizedWeight:
         """The codes, scales and mins of an integer weight. ValueError for a dense one."""
         n, k = self.shape
         layout = self.format.layout(self.shape)
@@ -148,7 +103,9 @@ class PackedWeight:
         )
         bits = 4 if self.format.name == "i4" else 8
         minimum = low if self.format.has_min else None
-        return Codes(q, bits, self.format.group, layout.zero, scale, minimum)
+        return QuantizedWeight(
+            q=q, bits=bits, group=self.format.group, zero=layout.zero, scale=scale, min=minimum
+        )
 
     def cut(self, rows: slice = slice(None), columns: slice = slice(None)) -> PackedWeight:
         """Part of the weight, in the same format: a rank's share. Copies.
@@ -157,10 +114,12 @@ class PackedWeight:
         """
         if self.format.name in ("f32", "bf16"):
             return _pack_dense(self.unpack()[rows, columns], self.format)
-        return _pack_codes(self.codes().cut(rows, columns), self.format)
+        start, stop, _ = rows.indices(self.shape[0])
+        first, last, _ = columns.indices(self.shape[1])
+        return _pack_codes(self.codes().rows(start, stop).columns(first, last), self.format)
 
 
-def pack(weight: WeightData, dense: Literal["f32", "bf16"] = "bf16") -> PackedWeight:
+def pack(weight: QuantizedWeight, dense: Literal["f32", "bf16"] = "bf16") -> PackedWeight:
     """Pack a weight for the native kernels.
 
     Codes are packed without loss, in the narrowest format that holds them:
@@ -181,17 +140,15 @@ def pack(weight: WeightData, dense: Literal["f32", "bf16"] = "bf16") -> PackedWe
         raise ValueError(f"a packed weight is a matrix; this one has shape {weight.shape}")
     if weight.dense is not None:
         return _pack_dense(weight.dense, WeightFormat(dense))
-    assert weight.q is not None
-    assert weight.scale is not None
-    source = Codes(weight.q, weight.bits, weight.group, weight.zero, weight.scale, weight.min)
-    code_format = _format_of(source)
+    code_format = _format_of(weight)
     if code_format is None:
         return _pack_dense(weight.to_float32(), WeightFormat(dense))
-    return _pack_codes(source, code_format)
+    return _pack_codes(weight, code_format)
 
 
-def _format_of(source: Codes) -> WeightFormat | None:
+def _format_of(source: QuantizedWeight) -> WeightFormat | None:
     """The narrowest format for these codes, None where their groups fit no kernel's."""
+    assert source.scale is not None
     has_min = source.min is not None
     if source.group == 0:
         return None if has_min else WeightFormat("i8", 0, "f32")
@@ -224,7 +181,10 @@ def _pack_dense(values: NDArray[np.generic], to: WeightFormat) -> PackedWeight:
     return PackedWeight(to, (n, k), data)
 
 
-def _pack_codes(source: Codes, to: WeightFormat) -> PackedWeight:
+def _pack_codes(source: QuantizedWeight, to: WeightFormat) -> PackedWeight:
+    assert source.q is not None
+    assert source.scale is not None
+    assert isinstance(source.zero, int)
     n, k = source.q.shape
     layout = to.layout((n, k))
     q = np.ascontiguousarray(source.q, np.uint8)

@@ -13,8 +13,9 @@ from galley.kernels.passes.add_norm import fuse_add_norm
 from galley.kernels.passes.epilogue import fuse_silu_epilogue
 from galley.kernels.passes.quantize import fuse_quantize
 from galley.kernels.program import Kind, Node
+from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.recorder import Recorder, RecordingContext
-from galley.kernels.weights import Codes, pack
+from galley.kernels.weights import pack
 from galley.quant import read_weight
 from tests.models.checkpoints import quantized
 from tests.models.driver import LIMITS, Driver
@@ -29,7 +30,7 @@ def weight(n: int, k: int, dtype: str = "float32", seed: int = 0):
     if dtype == "w8a8":
         codes = rng.integers(1, 256, (n, k)).astype(np.uint8)
         scale = rng.uniform(0.5, 1, (n, 1)).astype(np.float32) / 1000
-        return pack(Codes(codes, bits=8, group=0, zero=128, scale=scale))
+        return pack(QuantizedWeight(q=codes, bits=8, group=0, zero=128, scale=scale))
     values = (rng.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32)
     dense = "f32" if dtype == "float32" else "bf16"
     return pack(read_weight(quantized("w", values, dtype)), dense)
