@@ -1,4 +1,4 @@
-// Layout of K and V in the cache, shared by the ops that write it (rope_kv) and read it (attention).
+// Layout of K and V in the cache, shared by the ops that write it (write_kv, rope_kv) and read it (attention).
 //
 //   layer base ─ block 0 ─ block 1 ─ ...      kv_block_stride bytes apart
 //                   └ page of 16 tokens, page of 16 tokens, ...     (block_size / 16 pages)

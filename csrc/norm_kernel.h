@@ -47,11 +47,13 @@ void rms_norm_row(float* x, const float* add, const float* weight, int64_t n, fl
   }
 }
 
-void rms_norm_row_as(float* x, const float* add, const float* weight, int64_t n, float eps,
-                     float* scratch, Kind kind, void* out) {
+void rms_norm_row_as(float* x, const float* add, const float* weight, int64_t heads, int64_t n,
+                     float eps, float* scratch, Kind kind, void* out) {
   float* normed = kind == Kind::f32 ? static_cast<float*>(out) : scratch;
-  rms_norm_row(x, add, weight, n, eps, normed);
-  if (kind != Kind::f32) store_row(normed, n, kind, out);
+  for (int64_t i = 0; i < heads * n; i += n) {
+    rms_norm_row(x + i, add ? add + i : nullptr, weight, n, eps, normed + i);
+  }
+  if (kind != Kind::f32) store_row(normed, heads * n, kind, out);
 }
 
 }  // namespace GALLEY_VARIANT

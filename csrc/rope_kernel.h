@@ -10,11 +10,11 @@ namespace GALLEY_VARIANT {
 constexpr int kPageTokens = 16;
 
 // out = x rotated by the angles of one position; elements from rot_dim on are copied.
-GALLEY_INLINE void rotate(const RopeShape& s, const float* x, const float* table, float* out) {
-  const int64_t half = s.rot_dim / 2;
-  const float* cos = table;
-  const float* sin = table + half;
-  if (s.style == RopeStyle::interleaved) {
+GALLEY_INLINE void rotate(const Rotation& r, const float* x, int32_t position, float* out) {
+  const int64_t half = r.rot_dim / 2;
+  const float* cos = r.table + position * r.rot_dim;
+  const float* sin = cos + half;
+  if (r.style == RopeStyle::interleaved) {
     for (int64_t i = 0; i < half; i++) {
       const float a = x[2 * i], b = x[2 * i + 1];
       out[2 * i] = fma(a, cos[i], -(b * sin[i]));
@@ -35,19 +35,19 @@ GALLEY_INLINE void rotate(const RopeShape& s, const float* x, const float* table
       store_part(out + half + i, fma(b, c, a * d), n);
     }
   }
-  for (int64_t i = s.rot_dim; i < s.head_dim; i++) out[i] = x[i];
+  for (int64_t i = r.rot_dim; i < r.head_dim; i++) out[i] = x[i];
 }
 
 // One head's vector, normalised where a weight is given, then rotated.
-GALLEY_INLINE const float* head_vector(const RopeShape& s, const float* x, const float* weight,
-                                       const float* table, float* scratch) {
+GALLEY_INLINE const float* head_vector(const RopeKvShape& s, const float* x, const float* weight,
+                                       int32_t position, float* scratch) {
   float* rotated = scratch;
   if (weight) {
-    float* normed = scratch + s.head_dim;
-    rms_norm_row(const_cast<float*>(x), nullptr, weight, s.head_dim, s.eps, normed);
+    float* normed = scratch + s.kv.head_dim;
+    rms_norm_row(const_cast<float*>(x), nullptr, weight, s.kv.head_dim, s.eps, normed);
     x = normed;
   }
-  rotate(s, x, table, rotated);
+  rotate(s.rotation, x, position, rotated);
   return rotated;
 }
 
@@ -102,39 +102,76 @@ GALLEY_INLINE void write_v(const float* x, int64_t n, bool is_f32, uint8_t* v, i
   }
 }
 
+// n numbers of a row as floats; through `scratch` where they are bf16.
+GALLEY_INLINE const float* as_floats(const uint8_t* x, int64_t n, bool is_f32, float* scratch) {
+  if (is_f32) return reinterpret_cast<const float*>(x);
+  const uint16_t* from = reinterpret_cast<const uint16_t*>(x);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int part = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+    store_part(scratch + i, load_bf16_part(from + i, part), part);
+  }
+  return scratch;
+}
+
 // Prefetches what a run's first token reads and writes: a piece of every line of K, a row of V.
-GALLEY_INLINE void prefetch_run(const RopeShape& s, const RopeRun& run) {
+GALLEY_INLINE void prefetch_run(const RopeKvShape& s, const RopeKvRun& run) {
   constexpr int64_t kLine = 64;
-  const int64_t width = (s.heads + 2 * s.kv_heads) * s.head_dim;
-  const int64_t row_bytes = s.head_dim * 4, half_bytes = row_bytes * (s.kv_is_f32 ? 16 : 8);
-  const int64_t v = half_bytes + (s.kv_is_f32 ? run.slot : run.slot / 2) * row_bytes;
+  const int64_t width = (s.heads + 2 * s.kv.heads) * s.kv.head_dim;
+  const int64_t row_bytes = s.kv.head_dim * 4, half_bytes = row_bytes * (s.kv.is_f32 ? 16 : 8);
+  const int64_t v = half_bytes + (s.kv.is_f32 ? run.kv.slot : run.kv.slot / 2) * row_bytes;
   for (int64_t i = 0; i < width; i += kLanes) __builtin_prefetch(run.qkv + i);
-  for (int64_t h = 0; h < s.kv_heads; h++) {
-    const uint8_t* head = run.page + 2 * h * half_bytes;
+  for (int64_t h = 0; h < s.kv.heads; h++) {
+    const uint8_t* head = run.kv.page + 2 * h * half_bytes;
     for (int64_t i = 0; i < half_bytes; i += kLine) __builtin_prefetch(head + i, 1);
     for (int64_t i = v; i < v + row_bytes; i += kLine) __builtin_prefetch(head + i, 1);
   }
 }
 
-void rope_kv_run(const RopeShape& s, const RopeRun& run, const RopeRun* next, float* scratch) {
-  if (next) prefetch_run(s, *next);
-  const int64_t dim = s.head_dim, width = (s.heads + 2 * s.kv_heads) * dim;
-  const int64_t half_bytes = kPageTokens * dim * (s.kv_is_f32 ? 4 : 2);
-  const int64_t q_head_bytes = dim * (s.q_is_f32 ? 4 : 2);
+void rope_row(const Rotation& r, const float* x, int64_t heads, int32_t position, bool out_is_f32,
+              void* out, float* scratch) {
+  const int64_t head_bytes = r.head_dim * (out_is_f32 ? 4 : 2);
+  for (int64_t h = 0; h < heads; h++) {
+    rotate(r, x + h * r.head_dim, position, scratch);
+    store_vector(scratch, r.head_dim, out_is_f32, static_cast<uint8_t*>(out) + h * head_bytes);
+  }
+}
+
+void write_kv_run(const KvShape& s, const KvRun& run, const KvRows& k, const KvRows& v,
+                  float* scratch) {
+  const int64_t dim = s.head_dim, half_bytes = kPageTokens * dim * (s.is_f32 ? 4 : 2);
+  const int64_t k_bytes = dim * (k.is_f32 ? 4 : 2), v_bytes = dim * (v.is_f32 ? 4 : 2);
   for (int t = 0; t < run.count; t++) {
+    for (int64_t h = 0; h < s.heads; h++) {
+      uint8_t* head = run.page + 2 * h * half_bytes;
+      const uint8_t* from = k.data + t * k.bytes + h * k_bytes;
+      write_k(as_floats(from, dim, k.is_f32, scratch), dim, s.is_f32, head, run.slot + t);
+      from = v.data + t * v.bytes + h * v_bytes;
+      write_v(as_floats(from, dim, v.is_f32, scratch), dim, s.is_f32, head + half_bytes,
+              run.slot + t);
+    }
+  }
+}
+
+void rope_kv_run(const RopeKvShape& s, const RopeKvRun& run, const RopeKvRun* next,
+                 float* scratch) {
+  if (next) prefetch_run(s, *next);
+  const int64_t dim = s.kv.head_dim, width = (s.heads + 2 * s.kv.heads) * dim;
+  const int64_t half_bytes = kPageTokens * dim * (s.kv.is_f32 ? 4 : 2);
+  const int64_t q_head_bytes = dim * (s.q_is_f32 ? 4 : 2);
+  for (int t = 0; t < run.kv.count; t++) {
     const float* q = run.qkv + t * width;
     const float* k = q + s.heads * dim;
-    const float* v = k + s.kv_heads * dim;
-    const float* table = run.table + t * s.rot_dim;
+    const float* v = k + s.kv.heads * dim;
+    const int32_t position = run.positions[t];
     for (int64_t h = 0; h < s.heads; h++) {
-      const float* x = head_vector(s, q + h * dim, s.q_weight, table, scratch);
+      const float* x = head_vector(s, q + h * dim, s.q_weight, position, scratch);
       store_vector(x, dim, s.q_is_f32, run.q_out + (t * s.heads + h) * q_head_bytes);
     }
-    for (int64_t h = 0; h < s.kv_heads; h++) {
-      uint8_t* head = run.page + 2 * h * half_bytes;
-      const float* x = head_vector(s, k + h * dim, s.k_weight, table, scratch);
-      write_k(x, dim, s.kv_is_f32, head, run.slot + t);
-      write_v(v + h * dim, dim, s.kv_is_f32, head + half_bytes, run.slot + t);
+    for (int64_t h = 0; h < s.kv.heads; h++) {
+      uint8_t* head = run.kv.page + 2 * h * half_bytes;
+      const float* x = head_vector(s, k + h * dim, s.k_weight, position, scratch);
+      write_k(x, dim, s.kv.is_f32, head, run.kv.slot + t);
+      write_v(v + h * dim, dim, s.kv.is_f32, head + half_bytes, run.kv.slot + t);
     }
   }
 }

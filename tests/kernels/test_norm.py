@@ -71,6 +71,38 @@ def test_row_alone_equals_row_in_batch(isa, n):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [F32, BF16, Q8])
+def test_heads_of_a_column_range_are_rows_by_themselves(isa, kind):
+    """Three heads of 20 columns out of rows of 100."""
+    x, weight = data(5, 100)
+    weight = weight[:20].copy()
+    heads = np.ascontiguousarray(x[:, 8:68].reshape(15, 20))
+    expected = aligned((15, 20), np.float32)
+    rounded = aligned((5, _native.activation_bytes(kind, 60)), np.uint8)
+    got = aligned(rounded.shape, np.uint8)
+    with use_isa(isa):
+        native = Native(max_len=16)
+        rows = {"x": heads, "weight": weight, "out": expected}
+        native.add("rms_norm", rows, n=20, eps=EPS)
+        native.run([15])
+        native = Native(max_len=16)
+        native.add("quantize", {"x": expected, "out": rounded}, k=60, out_kind=kind)
+        ranges = {"x": x.reshape(-1)[8:], "weight": weight, "out": got}
+        native.add("rms_norm", ranges, n=20, heads=3, x_stride=100, out_kind=kind, eps=EPS)
+        native.run([5])
+    assert rounded.any()
+    assert np.array_equal(got, rounded)
+
+
+def test_bad_sizes_are_refused():
+    x = np.zeros(64, np.float32)
+    for wrong in ({"heads": 0}, {"x_stride": 31}, {"n": 0}):
+        numbers = {"n": 16, "heads": 2, "eps": EPS, **wrong}
+        with pytest.raises(ValueError, match="rms_norm: "):
+            Native().add("rms_norm", {"x": x, "weight": x, "out": x}, **numbers)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_bf16_out_is_f32_out_rounded(isa):
     x, weight = data(5, 100)
     exact, _ = rms_norm(x, weight, isa=isa)

@@ -1,4 +1,4 @@
-"""rope_kv: queries and keys rotated by their positions, K and V in their place in the cache."""
+"""rope_kv, and the plain ops that it fuses: rms_norm per head, rope, write_kv."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Case:
         block_size=16,
         threads=1,
         isa=ISAS[-1],
+        plain=False,
     ):
         self.lengths, self.heads, self.kv_heads, self.dim = lengths, heads, kv_heads, dim
         self.rot_dim, self.style, self.kind = rot_dim or dim, style, kind
@@ -48,28 +49,74 @@ class Case:
         ]
         self.qkv_in = aligned((sum(lengths), width), np.float32)
         self.q_out = aligned((sum(lengths), heads * dim), kind_dtype(kind))
+        with use_isa(isa):
+            if plain:
+                self.add_plain()
+            else:
+                self.add_fused()
+
+    def add_fused(self):
         arrays = {
             "qkv": self.qkv_in,
             "table": self.table,
             "q_out": self.q_out,
             "kv": self.pages.data,
         }
-        if norms:
+        if self.weights[0] is not None:
             arrays |= {"q_weight": self.weights[0], "k_weight": self.weights[1]}
-        with use_isa(isa):
+        self.native.add(
+            "rope_kv",
+            arrays,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.dim,
+            rot_dim=self.rot_dim,
+            style=self.style,
+            q_kind=self.kind,
+            kv_kind=self.kind,
+            kv_block_stride=self.pages.block_stride,
+            eps=EPS,
+        )
+
+    def add_plain(self):
+        """The ops one after the other, on column ranges of qkv."""
+        rows, width = self.qkv_in.shape
+        k_out = aligned((rows, self.kv_heads * self.dim), kind_dtype(self.kind))
+        columns = self.qkv_in.reshape(-1)
+        for heads, weight, out, start in (
+            (self.heads, self.weights[0], self.q_out, 0),
+            (self.kv_heads, self.weights[1], k_out, self.heads * self.dim),
+        ):
+            x, stride = columns[start:], width
+            if weight is not None:
+                normed = aligned((rows, heads * self.dim), np.float32)
+                arrays = {"x": x, "weight": weight, "out": normed}
+                self.native.add(
+                    "rms_norm", arrays, n=self.dim, heads=heads, x_stride=stride, eps=EPS
+                )
+                x, stride = normed, heads * self.dim
             self.native.add(
-                "rope_kv",
-                arrays,
+                "rope",
+                {"x": x, "table": self.table, "out": out},
                 heads=heads,
-                kv_heads=kv_heads,
-                head_dim=dim,
+                head_dim=self.dim,
                 rot_dim=self.rot_dim,
-                style=style,
-                q_kind=kind,
-                kv_kind=kind,
-                kv_block_stride=self.pages.block_stride,
-                eps=EPS,
+                style=self.style,
+                x_stride=stride,
+                out_kind=self.kind,
             )
+        v = columns[(self.heads + self.kv_heads) * self.dim :]
+        self.native.add(
+            "write_kv",
+            {"k": k_out, "v": v, "kv": self.pages.data},
+            kv_heads=self.kv_heads,
+            head_dim=self.dim,
+            k_kind=self.kind,
+            v_kind=F32,
+            v_stride=width,
+            kv_kind=self.kind,
+            kv_block_stride=self.pages.block_stride,
+        )
 
     def step(self, counts, slots):
         t = 0
@@ -136,6 +183,54 @@ def test_equals_complex_multiplication(isa, kind, style, heads, kv_heads, dim, r
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
+@pytest.mark.parametrize("style", [HALVES, INTERLEAVED])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "rot_dim"), [(4, 2, 64, 64), (2, 2, 80, 32), (1, 1, 10, 6)]
+)
+@pytest.mark.parametrize("norms", [False, True])
+def test_fused_is_the_plain_ops(isa, kind, style, heads, kv_heads, dim, rot_dim, norms):
+    cases = [
+        Case([45], heads, kv_heads, dim, rot_dim, style, kind, norms, isa=isa, plain=plain)
+        for plain in (False, True)
+    ]
+    fused, plain = (case.in_chunks(0, [13, 1, 31]) for case in cases)
+    for a, b in zip(fused, plain, strict=True):
+        assert a.any()
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
+def test_keys_need_no_rotation(isa, kind):
+    """write_kv alone: k and v from buffers of their own, in either number format."""
+    native = Native(slots=2, max_len=64, block_size=32)
+    pages = KVPages(native, 2, 24, kind)
+    rng = np.random.default_rng(5)
+    k = rng.standard_normal((40, 50)).astype(np.float32)  # two more columns than two heads have
+    v = rng.standard_normal((40, 48)).astype(kind_dtype(BF16))
+    with use_isa(isa):
+        native.add(
+            "write_kv",
+            {"k": k, "v": v, "kv": pages.data},
+            kv_heads=2,
+            head_dim=24,
+            k_kind=F32,
+            v_kind=BF16,
+            k_stride=50,
+            kv_kind=kind,
+            kv_block_stride=pages.block_stride,
+        )
+    native.num_computed[:] = [11, 0]
+    native.run([17, 23])
+    for token in range(40):
+        slot, position = (0, 11 + token) if token < 17 else (1, token - 17)
+        got_k, got_v = pages.read(slot, position)
+        assert np.array_equal(got_k, k[token, :48].reshape(2, 24).astype(kind_dtype(kind)))
+        assert np.array_equal(got_v, v[token].reshape(2, 24).astype(kind_dtype(kind)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
 def test_values_are_stored_as_they_are(isa, kind):
     case = Case([20], kind=kind, isa=isa)
     _, _, v = case.in_chunks(0, [20])
@@ -187,3 +282,15 @@ def test_bad_arguments_are_refused(wrong):
     numbers = {"heads": 2, "kv_heads": 1, "head_dim": 16, "rot_dim": 16, "kv_block_stride": 4096}
     with pytest.raises(ValueError, match="rope_kv"):
         Native().add("rope_kv", {"qkv": x, "table": x, "q_out": x, "kv": x}, **(numbers | wrong))
+
+
+def test_bad_arguments_of_the_plain_ops_are_refused():
+    x = np.zeros(64, np.float32)
+    rope = {"heads": 2, "head_dim": 16, "rot_dim": 16}
+    for wrong in ({"x_stride": 31}, {"rot_dim": 18}, {"out_kind": 2}, {"heads": 0}):
+        with pytest.raises(ValueError, match="rope: "):
+            Native().add("rope", {"x": x, "table": x, "out": x}, **(rope | wrong))
+    kv = {"kv_heads": 2, "head_dim": 16, "kv_block_stride": 4096}
+    for wrong in ({"k_stride": 31}, {"v_stride": 31}, {"k_kind": 2}, {"kv_kind": 4}):
+        with pytest.raises(ValueError, match="write_kv: "):
+            Native().add("write_kv", {"k": x, "v": x, "kv": x}, **(kv | wrong))
