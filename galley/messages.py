@@ -1,12 +1,13 @@
-"""What crosses the border between a frontend and an engine core (msgpack).
+"""Messages between a frontend and an engine core (msgpack).
 
-    frontend ── Hello | Add | Abort | Call | Ping ──▶ engine core
-    frontend ◀── Ready | Outputs | Reply | Pong | Resync ── engine core
+    frontend ── Add | Abort | Call ──▶ engine core
+    frontend ◀── Ready | Outputs | Reply ── engine core
 
-Outputs carry the engine's epoch (its incarnation number, counted by the launcher): a frontend drops
-those of a dead engine and resubmits its requests, with the tokens that it has already, to the next
-one. A step's outputs travel as one message of columns per client. Messages travel in numbered
-frames (`link`) over sockets (`wire`).
+Each message is one frame of a connection (`engine.frames`), and a connection is a session: the
+engine opens it with `Ready` once its model is loaded, and aborts what the client has requested when
+it ends. Outputs carry the engine's epoch (its incarnation, counted by the launcher): a frontend
+drops those of a dead engine and resubmits its requests, with the tokens that it has already, to the
+next one. The outputs of a step travel as one message of columns per client.
 """
 
 from __future__ import annotations
@@ -16,14 +17,6 @@ from typing import Any
 import msgspec
 
 from galley.request import Request
-
-
-class Hello(msgspec.Struct, tag="hello"):
-    """Opens a session: the engine forgets what this client has asked before, and answers with
-    `Ready` once the model is loaded. Sent again until the answer comes.
-    """
-
-    client_index: int
 
 
 class Add(msgspec.Struct, tag="add"):
@@ -44,12 +37,6 @@ class Call(msgspec.Struct, tag="call"):
     id: int
     method: str
     args: list[Any] = []
-
-
-class Ping(msgspec.Struct, tag="ping"):
-    """Answered by `Pong`: now and then while something is in flight, so that a frame that was
-    lost is missed even if it was the last.
-    """
 
 
 class Started(msgspec.Struct, array_like=True):
@@ -142,7 +129,7 @@ class Ready(msgspec.Struct, tag="ready"):
     """An engine has loaded its model and accepts requests.
 
     Attributes:
-        restarts: times that it was started anew which nobody has been told of before.
+        epoch: incarnation, from 1.
         sleep_level: of the sleep that it is in, None while it is awake.
     """
 
@@ -152,7 +139,6 @@ class Ready(msgspec.Struct, tag="ready"):
     num_blocks: int
     block_size: int
     batch_invariant: bool
-    restarts: int = 0
     sleep_level: int | None = None
     info: dict[str, Any] = {}
 
@@ -168,13 +154,5 @@ class Reply(msgspec.Struct, tag="reply"):
     refused: bool = False
 
 
-class Pong(msgspec.Struct, tag="pong"):
-    """Answer to `Ping`."""
-
-
-class Resync(msgspec.Struct, tag="resync"):
-    """Something that the client has sent was lost: it shall open another session."""
-
-
-FromClient = Hello | Add | Abort | Call | Ping
-FromEngine = Ready | Outputs | Reply | Pong | Resync
+FromClient = Add | Abort | Call
+FromEngine = Ready | Outputs | Reply

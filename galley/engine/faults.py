@@ -1,19 +1,19 @@
-"""Faults on demand, for tests: an engine that dies, hangs, or loses frames at a chosen moment.
+"""Fault injection, for tests: an engine that dies, hangs or disconnects at a chosen moment.
 
-    GALLEY_FAULTS="1:step12=kill, 2:start=memory, 3:out7=drop, *:step5+=sleep/0.2"
+    GALLEY_FAULTS="1:step12=kill, 2:start=memory, 3:out7=close, *:step5+=sleep/0.2"
 
     EPOCH:MOMENT=ACT[/SECONDS]
       EPOCH   the incarnation that it happens to, or * for all
       MOMENT  start     before the model is loaded       stepN   before step N is computed
               loaded    after it, before requests        afterN  after it, before its outputs go out
-              inN, outN frame N that it receives or sends; N+ = from N on. All count from 1.
+              outN      when it sends frame N       (N+ = from N on; all count from 1)
       ACT     kill segv abort          it sends itself the signal
               raise memory             an exception in Python
               hang sleep               it stands still, for ever or for SECONDS
               starve                   it can get no more memory
               leak                     a KV block is lost                       (stepN, afterN)
               short                    for SECONDS the machine seems out of memory      (same)
-              drop damage delay twice  a frame is lost, changed, late or doubled (inN: drop, damage)
+              close                    the frame's connection is closed         (outN)
 
 Nothing here is ever active but by this variable, and that is refused unless GALLEY_DEV_MODE=1 (or
 VLLM_SERVER_DEV_MODE=1) says that no one depends on the server.
@@ -38,16 +38,11 @@ if TYPE_CHECKING:
     from galley.engine.process import EngineProcess
 
 VARIABLE = "GALLEY_FAULTS"
-_SPEC = re.compile(r"(\d+|\*):(start|loaded|step|after|in|out)(\d*)(\+?)=([a-z]+)(?:/([\d.]+))?")
+_SPEC = re.compile(r"(\d+|\*):(start|loaded|step|after|out)(\d*)(\+?)=([a-z]+)(?:/([\d.]+))?")
 _SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "abort": signal.SIGABRT}
 _OF_PROCESS = {*_SIGNALS, "raise", "memory", "hang", "sleep", "starve"}
 _OF_CORE = {"leak", "short"}
-_OF_MOMENT = {
-    "in": {"drop", "damage"},
-    "out": {"drop", "damage", "delay", "twice"},
-    "step": _OF_CORE,
-    "after": _OF_CORE,
-}
+_OF_MOMENT = {"out": {"close"}, "step": _OF_CORE, "after": _OF_CORE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +160,6 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
     class FaultyProcess(EngineProcess):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            self._late: list[tuple[float, int, list[bytes]]] = []
             record, receive = self.status.record, self.receive
 
             def on_plan(handles: Any, lengths: Any) -> None:
@@ -186,29 +180,10 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
                 else:
                     core.guard.source = NoMemory(core.guard.source, fault.seconds)
 
-        def _post(self, client: int, frames: list[bytes]) -> None:
-            due = [late for late in self._late if late[0] <= time.monotonic()]
-            self._late = [late for late in self._late if late not in due]
-            for _, to, held in due:
-                super()._post(to, held)
-            for fault in faults.come("out"):
-                if fault.act == "delay":
-                    self._late.append((time.monotonic() + fault.seconds, client, frames))
-                if fault.act in ("drop", "delay"):
-                    return
-                if fault.act == "twice":
-                    super()._post(client, frames)
-                if fault.act == "damage":
-                    frames = [frames[0], damaged(frames[1])]
-            super()._post(client, frames)
-
-        def _take(self, client: int, header: bytes, payload: bytes) -> None:
-            for fault in faults.come("in"):
-                if fault.act == "drop":
-                    return
-                if fault.act == "damage":
-                    payload = damaged(payload)
-            super()._take(client, header, payload)
+        def _post(self, client: int, payload: bytes) -> None:
+            if faults.come("out"):
+                self.clients.disconnect(client)
+            super()._post(client, payload)
 
     return FaultyProcess
 
@@ -223,9 +198,3 @@ class NoMemory:
     def read(self) -> Memory:
         memory = self._then.read()
         return memory if time.monotonic() > self._until else Memory(memory.total, 0)
-
-
-def damaged(payload: bytes) -> bytes:
-    """One bit in the middle is wrong."""
-    at = len(payload) // 2
-    return payload[:at] + bytes([payload[at] ^ 16]) + payload[at + 1 :]

@@ -1,51 +1,59 @@
-"""Frames over a plain stream socket, read and written by the thread that has something to say.
+"""Frames over stream sockets, read and written by the thread that uses them.
 
-    on the wire: [length: u32] frame, again and again; the first one is the caller's name
+    on the wire: [length: u32] payload, repeated; the first payload names the client ("c3")
 
-Neither side ever waits for the other: what a socket does not take now is kept and goes out before
-anything else. An engine writes a step's message itself, and the kernel wakes its reader: on a
-machine whose cores all compute, a thread between the two would first have to wait for a core.
-Knows nothing of sessions or messages (`link`, `messages`).
+Neither side ever blocks on the other: bytes that a socket does not accept now are buffered and
+sent before anything else. An engine writes a step's message itself, and the kernel wakes its
+reader: on a machine whose cores are all busy, a thread between the two would first have to wait for
+a core. A connection is a session: whatever breaks it ends the session. Knows nothing of messages
+(`galley.messages`).
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
-
-from galley.engine.link import HEADER_SIZE
 
 log = logging.getLogger(__name__)
 
-#: A frame: its header and its payload.
-Frame = tuple[bytes, bytes]
-
 _LENGTH = struct.Struct("<I")
-#: Bytes read at a time: some steps' messages, so that a reader who is behind does other things too.
-_AT_ONCE = 32_768
-#: Bytes of the longest frame: what is longer, no client of ours has sent.
-LONGEST = 1 << 30
-#: Bytes that may wait for a client. One that is further behind is hung up on: it calls again, and
+#: Bytes read at a time: the messages of several steps, so that a reader with a backlog also gets to
+#: other work.
+READ_SIZE = 32_768
+#: Bytes of the longest frame. No client of ours sends a longer one.
+MAX_FRAME = 1 << 30
+#: Bytes buffered for a client. One that is further behind is disconnected: it connects again and
 #: asks for what it has not seen.
-PATIENCE = 1 << 28
+MAX_UNSENT = 1 << 28
+
+
+class Change(enum.Enum):
+    """What may happen to a client's connection."""
+
+    OPENED = enum.auto()
+    CLOSED = enum.auto()
+
+
+#: A client's index, and a frame of it or a change of its connection.
+Event = tuple[int, bytes | Change]
 
 
 class FrameSocket:
-    """One connection.
+    """One end of a connection.
 
     Args:
-        sock: connected; nobody else's from now on.
+        sock: connected; owned by this object from now on.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._buffer = memoryview(bytearray(_AT_ONCE))
-        self._rest = bytearray()
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._partial = bytearray()
         self._unsent = bytearray()
 
     def fileno(self) -> int:
@@ -53,14 +61,14 @@ class FrameSocket:
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait to be sent."""
+        """Number of buffered bytes."""
         return len(self._unsent)
 
-    def send(self, frame: Frame | list[bytes]) -> None:
-        """Send a frame, or keep what of it must wait. A peer that is gone is noticed by whoever
-        reads, not here.
+    def send(self, payload: bytes) -> None:
+        """Send a frame, or buffer what the socket does not accept. A closed peer is noticed when
+        reading, not here.
         """
-        data = b"".join((_LENGTH.pack(sum(map(len, frame))), *frame))
+        data = _LENGTH.pack(len(payload)) + payload
         if self._unsent:
             self._unsent += data
             self.flush()
@@ -70,7 +78,7 @@ class FrameSocket:
             self._unsent += memoryview(data)[sent:]
 
     def flush(self) -> None:
-        """Send what waits, as far as that is possible now."""
+        """Send as much of the buffer as the socket accepts."""
         if self._unsent:
             del self._unsent[: self._write(self._unsent)]
 
@@ -80,13 +88,13 @@ class FrameSocket:
         except BlockingIOError:
             return 0
         except OSError:
-            return len(data)  # nobody is there
+            return len(data)  # the peer is gone
 
-    def receive(self) -> list[Frame]:
-        """Frames that have arrived; a few at a time, and none where nothing has.
+    def receive(self) -> list[bytes]:
+        """The frames that have arrived, a few at a time; [] if none has.
 
         Raises:
-            EOFError: the other side is gone, or sends what are no frames.
+            EOFError: the peer has closed the connection, or sends something that is not a frame.
         """
         try:
             size = self._sock.recv_into(self._buffer)
@@ -96,128 +104,142 @@ class FrameSocket:
             raise EOFError from e
         if not size:
             raise EOFError
-        if not self._rest:
+        if not self._partial:
             frames, used = _split(self._buffer[:size])
-            self._rest += self._buffer[used:size]
+            self._partial += self._buffer[used:size]
             return frames
-        self._rest += self._buffer[:size]
-        with memoryview(self._rest) as whole:
-            frames, used = _split(whole)
-        del self._rest[:used]
+        self._partial += self._buffer[:size]
+        with memoryview(self._partial) as data:
+            frames, used = _split(data)
+        del self._partial[:used]
         return frames
 
     def close(self) -> None:
         self._sock.close()
 
 
-def _split(data: memoryview) -> tuple[list[Frame], int]:
-    """The whole frames at the beginning of `data`, and how many bytes they take."""
-    frames: list[Frame] = []
-    at = 0
-    while at + _LENGTH.size <= len(data):
-        [length] = _LENGTH.unpack_from(data, at)
-        if length > LONGEST:
+def _split(data: memoryview) -> tuple[list[bytes], int]:
+    """The complete frames at the start of `data`, and the number of bytes that they take."""
+    frames: list[bytes] = []
+    offset = 0
+    while offset + _LENGTH.size <= len(data):
+        [length] = _LENGTH.unpack_from(data, offset)
+        if length > MAX_FRAME:
             raise EOFError
-        start = at + _LENGTH.size
+        start = offset + _LENGTH.size
         end = start + length
         if end > len(data):
             break
-        header = min(start + HEADER_SIZE, end)
-        frames.append((bytes(data[start:header]), bytes(data[header:end])))
-        at = end
-    return frames, at
+        frames.append(bytes(data[start:end]))
+        offset = end
+    return frames, offset
 
 
 def connect(address: str, client: int) -> FrameSocket:
-    """Call an engine. Raises OSError where it does not listen, or no socket is to be had."""
-    family, where = _place(address)
+    """Connect to an engine. Raises OSError if it does not listen or no socket is available."""
+    family, target = _parse(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.connect(where)
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.connect(target)
+        _configure(sock)
     except BaseException:
         sock.close()
         raise
-    wire = FrameSocket(sock)
-    wire.send((b"c%d" % client, b""))
-    return wire
+    frames = FrameSocket(sock)
+    frames.send(b"c%d" % client)
+    return frames
 
 
-def _place(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
-    kind, _, rest = address.partition("://")
-    if kind == "ipc":
+def _configure(sock: socket.socket) -> None:
+    """Over TCP: send at once, and notice a peer whose machine has disappeared."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _parse(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
+    scheme, _, rest = address.partition("://")
+    if scheme == "ipc":
         return socket.AF_UNIX, rest
     host, _, port = rest.rpartition(":")
     return socket.AF_INET, (host, int(port))
 
 
 class FrameServer:
-    """The engine's side: who has called, by the name that they gave.
+    """The engine's side: listens, and knows each client's connection by the index that it sent.
 
     Args:
-        address: `ipc://PATH` of a Unix socket, or `tcp://HOST:PORT` (port 0: a free one).
+        address: `ipc://PATH` of a Unix socket, or `tcp://HOST:PORT` (port 0: any free port).
 
     Attributes:
-        address: where it really listens.
+        address: where it listens, with the actual port.
     """
 
     def __init__(self, address: str) -> None:
-        family, where = _place(address)
-        self._listening = socket.socket(family, socket.SOCK_STREAM)
-        self._listening.setblocking(False)
-        self._listening.bind(where)
-        self._listening.listen()
+        family, target = _parse(address)
+        self._listener = socket.socket(family, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        self._listener.bind(target)
+        self._listener.listen()
         if family != socket.AF_UNIX:
-            address = "tcp://{}:{}".format(*self._listening.getsockname())
+            address = "tcp://{}:{}".format(*self._listener.getsockname())
         self.address = address
-        self._path = where if isinstance(where, str) else None
-        self._wires: dict[int, FrameSocket] = {}
-        #: file descriptor → a wire, and the client's index once it has told that
-        self._calls: dict[int, tuple[FrameSocket, int | None]] = {}
+        self._path = target if isinstance(target, str) else None
+        self._clients: dict[int, FrameSocket] = {}
+        #: file descriptor → its connection, and the client's index once it has sent that
+        self._connections: dict[int, tuple[FrameSocket, int | None]] = {}
+        self._events: list[Event] = []
         self._poll = select.poll()
-        self._poll.register(self._listening, select.POLLIN)
+        self._poll.register(self._listener, select.POLLIN)
 
     def wait(self, other: int, seconds: float) -> bool:
-        """Sleep until something arrives here or at the file descriptor `other`; False: in vain."""
+        """Sleep until there is something to receive or to send, here or at the file descriptor
+        `other`; False after `seconds` without.
+        """
+        if self._events:
+            return True
         poll = select.poll()
         poll.register(other, select.POLLIN)
-        poll.register(self._listening, select.POLLIN)
-        for fd, (wire, _) in self._calls.items():
-            poll.register(fd, select.POLLIN | (select.POLLOUT if wire.unsent else 0))
+        poll.register(self._listener, select.POLLIN)
+        for fd, (connection, _) in self._connections.items():
+            poll.register(fd, select.POLLIN | (select.POLLOUT if connection.unsent else 0))
         return bool(poll.poll(seconds * 1000))
 
-    def receive(self) -> Iterator[tuple[int, Frame]]:
-        """All that has arrived, each frame with the index of the client that sent it."""
-        for wire in self._wires.values():
-            wire.flush()
+    def receive(self) -> list[Event]:
+        """What has happened since the last call, in order: a client's OPENED comes before its
+        frames, its CLOSED after them.
+        """
+        for connection in self._clients.values():
+            connection.flush()
         while ready := self._poll.poll(0):
             for fd, _ in ready:
-                if fd == self._listening.fileno():
+                if fd == self._listener.fileno():
                     self._accept()
-                elif fd in self._calls:
-                    yield from self._read(fd)
+                elif fd in self._connections:
+                    self._read(fd)
+        events, self._events = self._events, []
+        return events
 
-    def send(self, client: int, frame: Frame | list[bytes]) -> None:
-        """Send to a client; what is for one who has not called, or is gone, is lost."""
-        wire = self._wires.get(client)
-        if wire is None:
+    def send(self, client: int, payload: bytes) -> None:
+        """Send a frame to a client; dropped if it is not connected."""
+        connection = self._clients.get(client)
+        if connection is None:
             return
-        wire.send(frame)
-        if wire.unsent > PATIENCE:
-            log.warning("client %d does not take what it has asked for.", client)
-            self.forget(client)
+        connection.send(payload)
+        if connection.unsent > MAX_UNSENT:
+            log.warning("client %d does not read; disconnecting it.", client)
+            self.disconnect(client)
 
-    def forget(self, client: int) -> None:
-        """A client is gone for good."""
-        wire = self._wires.get(client)
-        if wire is not None:
-            self._hang_up(wire.fileno())
+    def disconnect(self, client: int) -> None:
+        """Close a client's connection, if it has one."""
+        connection = self._clients.get(client)
+        if connection is not None:
+            self._close(connection.fileno())
 
     def close(self) -> None:
-        for fd in list(self._calls):
-            self._hang_up(fd)
-        self._listening.close()
+        for fd in list(self._connections):
+            self._close(fd)
+        self._listener.close()
         if self._path is not None:
             try:
                 os.unlink(self._path)
@@ -226,44 +248,43 @@ class FrameServer:
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._listening.accept()
+            sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return  # nobody is there any more
-        wire = FrameSocket(sock)
-        self._calls[wire.fileno()] = wire, None
-        self._poll.register(wire.fileno(), select.POLLIN)
+            return  # the peer is gone again
+        _configure(sock)
+        connection = FrameSocket(sock)
+        self._connections[connection.fileno()] = connection, None
+        self._poll.register(connection.fileno(), select.POLLIN)
 
-    def _read(self, fd: int) -> Iterator[tuple[int, Frame]]:
-        wire, client = self._calls[fd]
+    def _read(self, fd: int) -> None:
+        connection, client = self._connections[fd]
         try:
-            frames = wire.receive()
-            for frame in frames:
+            for payload in connection.receive():
                 if client is None:
-                    client = self._name(fd, wire, frame)
+                    client = self._identify(fd, connection, payload)
                 else:
-                    yield client, frame
-        except (EOFError, ValueError):
-            self._hang_up(fd)
+                    self._events.append((client, payload))
+        except EOFError:
+            self._close(fd)
 
-    def _name(self, fd: int, wire: FrameSocket, frame: Frame) -> int:
-        """Whose wire this is; it takes the place of one that the client had before. Raises
-        ValueError where nobody of ours calls.
+    def _identify(self, fd: int, connection: FrameSocket, name: bytes) -> int:
+        """The index of the client that has connected; an earlier connection of it is closed.
+        Raises EOFError if it is not a Galley client.
         """
-        name = frame[0] + frame[1]
-        if name[:1] != b"c":
-            log.warning("hung up on a caller that is no client of ours.")
-            raise ValueError
+        if name[:1] != b"c" or not name[1:].isdigit() or len(name) > 20:
+            log.warning("rejected a connection that is not a Galley client.")
+            raise EOFError
         client = int(name[1:])
-        self.forget(client)
-        self._wires[client] = wire
-        self._calls[fd] = wire, client
+        self.disconnect(client)
+        self._clients[client] = connection
+        self._connections[fd] = connection, client
+        self._events.append((client, Change.OPENED))
         return client
 
-    def _hang_up(self, fd: int) -> None:
-        if fd not in self._calls:
-            return
-        wire, client = self._calls.pop(fd)
-        if client is not None and self._wires.get(client) is wire:
-            del self._wires[client]
+    def _close(self, fd: int) -> None:
+        connection, client = self._connections.pop(fd)
+        if client is not None:
+            del self._clients[client]
+            self._events.append((client, Change.CLOSED))
         self._poll.unregister(fd)
-        wire.close()
+        connection.close()

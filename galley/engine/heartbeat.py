@@ -4,7 +4,7 @@ After a death it lists the requests that the engine was working on: the rows of 
 later arrivals. Before one, its heartbeat shows whether the engine makes progress. It outlives its
 writer.
 
-    [heartbeat: int64][busy: int64][restarts reported: int64][count: int64][capacity: int64]
+    [heartbeat: int64][busy: int64][count: int64][capacity: int64]
     [handle: int64] * capacity      of which `count` are there
     [length: int64] * capacity      tokens of each, prompt and output; 0 = not known
 
@@ -21,7 +21,7 @@ import struct
 from array import array
 from typing import Protocol
 
-_HEARTBEAT, _BUSY, _TOLD, _COUNT, _CAPACITY, _ROWS = range(6)
+_HEARTBEAT, _BUSY, _COUNT, _CAPACITY, _ROWS = range(5)
 _WORD = 8
 
 
@@ -68,12 +68,6 @@ class StatusFile:
     def mark_idle(self) -> None:
         """The engine has nothing to do: from now on silence is no sign of trouble."""
         self._words[_BUSY] = 0
-
-    def take_unreported(self, restarts: int) -> int:
-        """Of so many restarts until now, how many nobody has been told of yet; by now they are."""
-        new = restarts - self._words[_TOLD]
-        self._words[_TOLD] = restarts
-        return new
 
     def record(self, handles: Column, lengths: Column) -> None:
         """Note the rows of the step that starts now, in place of what was noted before."""

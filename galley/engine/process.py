@@ -1,12 +1,14 @@
 """The engine core as a process: sockets in, steps, sockets out.
 
-One thread does everything. Between steps, and once while the device works, it takes what clients
-have sent; with nothing to compute it sleeps in poll. Outputs of a step go out as one message per
-client. What the messages mean is the core's business.
+One thread does everything. Between steps, and once while the device computes, it handles what
+clients have sent; with nothing to compute it sleeps in poll. The outputs of a step go out as one
+message per client. A client's session is its connection: when that ends, its requests are aborted,
+and a client that connects again sends them again.
 """
 
 from __future__ import annotations
 
+import logging
 import select
 from array import array
 from collections.abc import Callable, Iterable
@@ -15,40 +17,30 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from galley.engine.control import Channel, ClientGone
-from galley.engine.frames import FrameServer
+from galley.engine.frames import Change, FrameServer
 from galley.engine.heartbeat import StatusFile
-from galley.engine.link import Frame, Line, open_frame
 from galley.errors import InvalidRequest
-from galley.messages import (
-    Abort,
-    Add,
-    Call,
-    FromClient,
-    FromEngine,
-    Hello,
-    Outputs,
-    Ping,
-    Pong,
-    Ready,
-    Reply,
-    Resync,
-)
+from galley.messages import Abort, Add, Call, FromClient, FromEngine, Outputs, Ready, Reply
 from galley.request import Request
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+log = logging.getLogger(__name__)
+
 #: What a client may call by name: methods of the core, and of its pausing. Any other name goes to
 #: the executor's workers.
 CORE_CALLS = ("reset_prefix_cache", "check_integrity", "start_profile", "stop_profile")
+# fmt: off
 PAUSING_CALLS = (
-    *("pause", "resume", "is_paused", "drained", "abort_all"),
-    *("sleep", "wake_up", "is_sleeping", "release_kv_cache_memory"),
+    "pause", "resume", "is_paused", "drained", "abort_all",
+    "sleep", "wake_up", "is_sleeping", "release_kv_cache_memory",
 )
-#: Seconds of silence after which an idle engine looks after itself, and between two looks.
+# fmt: on
+#: Seconds between two runs of the idle tasks.
 IDLE = 1.0
-#: Steps between two looks at the launcher's channel while there is work.
+#: Steps between two reads of the launcher's channel while there is work.
 CONTROL_EVERY = 16
 
 
@@ -70,11 +62,12 @@ class Core(Protocol):
 
 
 class EngineProcess:
-    """Drives a core by what its clients ask.
+    """Runs a core for its clients.
 
     Args:
-        clients: where they call.
-        ready: what each client is told when it says hello.
+        clients: their connections.
+        ready: sent to each client when its session begins.
+        status: the shared file that the launcher reads.
     """
 
     def __init__(
@@ -92,9 +85,10 @@ class EngineProcess:
         self.status = status
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(FromClient).decode
-        self._lines: dict[int, Line] = {}
-        self._greetings: set[int] = set()
-        self._live: dict[int, set[int]] = {}
+        #: client → handles of its unfinished requests
+        self._sessions: dict[int, set[int]] = {}
+        #: clients that have not been sent `Ready`
+        self._new: set[int] = set()
         self._calls: list[tuple[int, Call]] = []
         self._orphaned = False
         core.on_plan = status.record
@@ -113,73 +107,63 @@ class EngineProcess:
             status.heartbeat()
             self.receive()
             self._answer_calls()
-            if core.has_work or self._greetings:
+            if core.has_work or self._new:
                 for client, outputs in core.step():
                     self._emit(client, outputs)
-                self._greet()
+                self._send_ready()
                 steps += 1
                 if steps % CONTROL_EVERY == 0:
                     self._control()
 
     def _idle(self) -> None:
-        """Sleep until something comes. Books that turn out to be wrong end the process: a fresh
-        engine has right ones.
+        """Sleep until there is something to do, and run the idle tasks meanwhile. A violated
+        invariant ends the process: a fresh engine has none.
         """
         while not self.clients.wait(self.channel.fileno(), IDLE):
-            for client, outputs in self.core.idle_tasks.run(list(self._lines)):
+            for client, outputs in self.core.idle_tasks.run(list(self._sessions)):
                 self._send(client, outputs)
 
     # ------------------------------------------------------------------ in
 
     def receive(self) -> None:
-        """Take all that clients have sent so far."""
-        for client, (header, payload) in self.clients.receive():
-            self._take(client, header, payload)
+        """Handle everything that clients have sent so far."""
+        for client, event in self.clients.receive():
+            if event is Change.OPENED:
+                self._sessions[client] = set()
+                self._new.add(client)
+            elif event is Change.CLOSED:
+                self._end_session(client)
+            elif client in self._sessions:
+                self._on_frame(client, event)
 
-    def _take(self, client: int, header: bytes, payload: bytes) -> None:
-        if self._is_due(client, open_frame(header, payload)):
-            self._apply(client, self._decode(payload))
+    def _end_session(self, client: int) -> None:
+        """Abort what the client has requested: it will send it again if it still wants it."""
+        self._new.discard(client)
+        self.core.abort(self._sessions.pop(client, ()), client)
 
-    def _is_due(self, client: int, frame: Frame | None) -> bool:
-        """Whether a frame (None: damaged) is the next of its client's session.
-
-        An opening frame starts the session, or is answered once more if it is repeated; what does
-        not follow on the frames before is answered with `Resync`.
-        """
-        line = self._lines.get(client)
-        if frame is not None and frame.number == 0:
-            if line is None or frame.session > line.session:
-                self.core.abort(self._live.pop(client, ()), client)
-                line = self._lines[client] = Line(frame.session)
-                self._greetings.discard(client)
-            elif frame.session == line.session and client not in self._greetings:
-                self._post(client, line.wrap_as(0, self._encode(self.ready)))
-                return False
-        if line is None:
-            # Whatever it was, its sender still waits for an answer to its hello and repeats that.
-            return False
-        arrival = "gap" if frame is None else line.arrival(frame)
-        if arrival == "gap":
-            self._send(client, Resync())
-        return arrival == "due"
-
-    def _apply(self, client: int, message: FromClient) -> None:
+    def _on_frame(self, client: int, payload: bytes) -> None:
+        try:
+            message = self._decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            log.warning("client %d has sent a malformed message; disconnecting it: %s", client, e)
+            self.clients.disconnect(client)
+            self._end_session(client)
+            return
         if isinstance(message, Add):
-            mine = [r for r in message.requests if r.epoch == self.ready.epoch]
-            self.status.arrived(array("q", [r.handle for r in mine]))
-            self._live.setdefault(client, set()).update(r.handle for r in mine)
-            self.core.add(mine)
+            requests = [r for r in message.requests if r.epoch == self.ready.epoch]
+            handles = [r.handle for r in requests]
+            self.status.arrived(array("q", handles))
+            self._sessions[client].update(handles)
+            self.core.add(requests)
         elif isinstance(message, Abort):
             self.core.abort(message.handles, client)
-        elif isinstance(message, Hello):
-            self._greetings.add(client)
-        elif isinstance(message, Ping):
-            self._send(client, Pong())
         else:
             self._calls.append((client, message))
 
     def _answer_calls(self) -> None:
-        """Do what was asked for, between two steps; it may take longer than a step ever does."""
+        """Run calls, between two steps. One may take longer than any step: the engine counts as
+        idle meanwhile.
+        """
         if not self._calls:
             return
         self.status.mark_idle()
@@ -198,7 +182,7 @@ class EngineProcess:
             return Reply(call.id, core.executor.rpc(call.method, *call.args))
         except InvalidRequest as e:
             return Reply(call.id, error=e.message, refused=True)
-        except Exception as e:  # noqa: BLE001 - the caller gets it; the loop lives on
+        except Exception as e:  # noqa: BLE001 - the caller gets the error, the engine goes on
             return Reply(call.id, error=f"{type(e).__name__}: {e}")
 
     def _control(self) -> None:
@@ -211,33 +195,29 @@ class EngineProcess:
             return
         for message in messages:
             if isinstance(message, ClientGone):
-                self.core.abort(self._live.pop(message.client_index, ()), message.client_index)
-                self._lines.pop(message.client_index, None)
-                self._greetings.discard(message.client_index)
-                self.clients.forget(message.client_index)
+                self.clients.disconnect(message.client_index)
+                self._end_session(message.client_index)
 
     # ------------------------------------------------------------------ out
 
-    def _greet(self) -> None:
-        """Answer the hellos. By now a step has ended that tells the ends of what their clients had
-        asked before, which is of no interest to them any more: `Ready` is the first that they get.
+    def _send_ready(self) -> None:
+        """Answer new sessions. A step has ended since they were opened, so the ends of what the
+        client's previous session had requested are out: `Ready` is the first message that it gets.
         """
-        for client in list(self._greetings):
-            self._greetings.discard(client)
-            restarts = self.status.take_unreported(max(self.ready.epoch - 1, 0))
+        new, self._new = self._new, set()
+        for client in new:
             level = self.core.pausing.sleep_level
-            now = msgspec.structs.replace(self.ready, restarts=restarts, sleep_level=level)
-            self._send(client, now)
+            self._send(client, msgspec.structs.replace(self.ready, sleep_level=level))
 
     def _emit(self, client: int, outputs: Outputs) -> None:
-        if outputs.finished and client in self._live:
-            self._live[client].difference_update(f.handle for f in outputs.finished)
+        if outputs.finished and client in self._sessions:
+            self._sessions[client].difference_update(f.handle for f in outputs.finished)
         self._send(client, outputs)
 
     def _send(self, client: int, message: FromEngine) -> None:
-        line = self._lines.get(client)
-        if line is not None and client not in self._greetings:
-            self._post(client, line.wrap(self._encode(message)))
+        """Send to a client, unless its session is new or has ended."""
+        if client in self._sessions and client not in self._new:
+            self._post(client, self._encode(message))
 
-    def _post(self, client: int, frames: list[bytes]) -> None:
-        self.clients.send(client, frames)
+    def _post(self, client: int, payload: bytes) -> None:
+        self.clients.send(client, payload)

@@ -3,8 +3,8 @@
 Each request stays here until its last token is delivered: prompt, parameters, tokens so far. When
 an engine dies, its requests go to the next incarnation with the tokens that they have; the engine
 goes on behind them, and by the invariance rule with what it would have said. A request accepted
-while no engine is up waits here, so that first sending and replay are one code path. A frame that
-is lost on the way is missed (`connection`); what follows is the same replay in a new session.
+while no engine is up waits here, so that first sending and replay are one code path. A connection
+that breaks (`connection`) causes the same replay in a new session.
 """
 
 from __future__ import annotations
@@ -27,11 +27,8 @@ from galley.frontend.connection import Connection
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState, Sequence
 from galley.frontend.prompts import Prompt
-from galley.messages import Abort, Add, FromEngine, Outputs, Ping, Ready
+from galley.messages import Abort, Add, FromEngine, Outputs, Ready
 from galley.request import Request, SamplingParams
-
-#: Seconds between two looks at whether engines still hear us.
-TICK = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,6 @@ class RemoteClient:
         """Listen to the launcher; engines come as it names them."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._link.channel.fileno(), self._on_control)
-        self._ticker = self._loop.call_later(TICK, self._tick)
 
     def close(self) -> None:
         """End what is in flight and let go of all sockets; nothing is accepted from now on."""
@@ -84,7 +80,6 @@ class RemoteClient:
         for state in {id(s.state): s.state for s in self._outputs.sequences.values()}.values():
             self._send_aborts(state, self._outputs.fail(state, EngineDead(self._lost)))
         self._loop.remove_reader(self._link.channel.fileno())
-        self._ticker.cancel()
         for engine in self._engines.values():
             engine.disconnect()
 
@@ -228,15 +223,6 @@ class RemoteClient:
             engine = Connection(up.index, self._link.client_index, self._receive)
             self._engines[up.index] = engine
         engine.connect(up)
-
-    def _tick(self) -> None:
-        """Say hello again where no answer came; have the others show that nothing was lost."""
-        self._ticker = self._loop.call_later(TICK, self._tick)
-        for engine in self._engines.values():
-            if engine.ready is None:
-                engine.greet_again()
-            elif engine.waits_for_reply or self.num_unfinished:
-                engine.send(Ping())
 
     def _engine_down(self, down: EngineDown) -> None:
         engine = self._engines.get(down.index)

@@ -68,7 +68,6 @@ class ReadyShape(Protocol):
     num_blocks: int
     block_size: int
     batch_invariant: bool
-    restarts: int
     sleep_level: int | None
     info: dict[str, Any]
 

@@ -23,7 +23,9 @@ class ReliabilityMetrics:
     def __init__(self, registry: CollectorRegistry, model_name: str, num_engines: int = 1) -> None:
         self._model_name = model_name
         self._restarts = _restarts(registry)
-        #: Engine → what was last told of its memory.
+        #: engine → its restarts in the metric
+        self._reported: dict[int, int] = {}
+        #: engine → what it last reported of its memory
         self._memory: dict[int, tuple[bool, int]] = {}
         self._invariant = _gauge(
             registry,
@@ -49,7 +51,9 @@ class ReliabilityMetrics:
     def ready(self, message: ReadyShape) -> None:
         engine = message.engine_index
         labels = self._model_name, str(engine)
-        self._restarts.labels(*labels).inc(message.restarts)
+        restarts = message.epoch - 1
+        self._restarts.labels(*labels).inc(restarts - self._reported.get(engine, 0))
+        self._reported[engine] = restarts
         self._invariant.labels(*labels).set(float(message.batch_invariant))
 
     def added(self, request: Request, index: int, n: int) -> None:
@@ -75,9 +79,9 @@ def _gauge(registry: CollectorRegistry, name: str, help: str) -> Gauge:
 
 
 def _restarts(registry: CollectorRegistry) -> Counter | Gauge:
-    help = "Times that the engine was started anew after its death."
+    help = "Restarts of the engine after its death."
     if not shares_metrics():
         return Counter("galley:engine_restarts", help, _LABELS, registry=registry)
-    # Each process sees them all: told together, they are not a sum.
+    # Each process counts all of them, so the sum over processes would be wrong.
     name = "galley:engine_restarts_total"
     return Gauge(name, help, _LABELS, registry=registry, multiprocess_mode="max")

@@ -55,9 +55,8 @@ CHAINS = {
     "out of memory": chain("step70=starve"),
     "hanging": chain("step40=hang"),
     "slow": ["*:step3+=sleep/0.02"],
-    "frames out": ["*:out5=drop", "*:out30=damage", "*:out60=delay", "*:out90=twice"],
-    "frames in": ["*:in2=drop", "*:in5=damage", "*:in9=drop"],
-    "frames and deaths": ["1:out9=drop", "1:step30=kill", "2:in1=drop", "2:out4=damage"],
+    "connections": ["*:out1=close", "*:out5=close", "*:out30=close", "*:out90=close"],
+    "connections and deaths": ["1:out9=close", "1:step30=kill", "2:out1=close", "2:out4=close"],
 }
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from galley.engine.faults import Fault, Faults, damaged, read_faults
+from galley.engine.faults import Fault, Faults, read_faults
 from galley.errors import ConfigError
 
 DEV = {"GALLEY_DEV_MODE": "1"}
@@ -27,13 +27,13 @@ def test_they_are_refused_where_someone_may_depend_on_the_server() -> None:
 
 
 def test_the_notation() -> None:
-    text = "1:step12=kill, *:start=memory,3:out7+=delay/0.5, 2:in1=damage"
+    text = "1:step12=kill, *:start=memory,3:out7+=close, 2:step1+=sleep/0.5"
     for mode in (DEV, {"VLLM_SERVER_DEV_MODE": "1"}):
         assert read_faults({"GALLEY_FAULTS": text, **mode}) == [
             Fault("1:step12=kill", 1, "step", 12, 12, "kill", 0.2),
             Fault("*:start=memory", None, "start", 1, 1, "memory", 0.2),
-            Fault("3:out7+=delay/0.5", 3, "out", 7, float("inf"), "delay", 0.5),
-            Fault("2:in1=damage", 2, "in", 1, 1, "damage", 0.2),
+            Fault("3:out7+=close", 3, "out", 7, float("inf"), "close", 0.2),
+            Fault("2:step1+=sleep/0.5", 2, "step", 1, float("inf"), "sleep", 0.5),
         ]
 
 
@@ -43,9 +43,9 @@ def test_the_notation() -> None:
         "kill",
         "1:step=kill",
         "1:start3=kill",
-        "1:step3=drop",
+        "1:step3=close",
         "1:out3=leak",
-        "1:in3=delay",
+        "1:in3=close",
         "1:step3=explode",
         "1:",
     ],
@@ -60,9 +60,9 @@ def faults(text: str, epoch: int = 1) -> Faults:
 
 
 def test_moments_are_counted_apart_and_only_in_their_incarnation() -> None:
-    mine = faults("1:out2=drop,1:out4+=twice,1:step2=raise,2:step1=raise")
+    mine = faults("1:out2=close,1:out4+=close,1:step2=raise,2:step1=raise")
     acts = [[f.act for f in mine.come("out")] for _ in range(6)]
-    assert acts == [[], ["drop"], [], ["twice"], ["twice"], ["twice"]]
+    assert acts == [[], ["close"], [], ["close"], ["close"], ["close"]]
     mine.come("step")
     with pytest.raises(RuntimeError):
         mine.come("step")
@@ -92,9 +92,3 @@ def test_a_starved_process_gets_no_more_memory() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "MemoryError" in done.stderr
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
-
-
-def test_damage_is_one_bit() -> None:
-    for payload in (b"x", b"twelve bytes"):
-        pairs = zip(payload, damaged(payload), strict=True)
-        assert sum((a ^ b).bit_count() for a, b in pairs) == 1

@@ -1,7 +1,8 @@
-"""Wires under a short buffer, in pieces, and when one side goes."""
+"""Frames through short buffers and in pieces, and connections that end."""
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -11,169 +12,213 @@ from pathlib import Path
 import pytest
 
 from galley.engine import frames
-from galley.engine.frames import Frame, FrameServer, FrameSocket, connect
+from galley.engine.frames import Change, Event, FrameServer, FrameSocket, connect
 
-HEADER = b"sixteen bytes...."[:16]
+#: Seconds after which a read that should have ended is a failure.
+LIMIT = 60
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, FrameSocket]]:
-    theirs, ours = socket.socketpair()
-    wire = FrameSocket(ours)
-    yield theirs, wire
-    theirs.close()
-    wire.close()
+    peer, ours = socket.socketpair()
+    sock = FrameSocket(ours)
+    yield peer, sock
+    peer.close()
+    sock.close()
 
 
 @pytest.fixture(params=["ipc", "tcp"])
-def board(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FrameServer]:
-    board = FrameServer(f"ipc://{tmp_path}/e" if request.param == "ipc" else "tcp://127.0.0.1:0")
-    yield board
-    board.close()
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FrameServer]:
+    server = FrameServer(f"ipc://{tmp_path}/e" if request.param == "ipc" else "tcp://127.0.0.1:0")
+    yield server
+    server.close()
 
 
-def arrived(board: FrameServer, number: int) -> list[tuple[int, Frame]]:
-    found: list[tuple[int, Frame]] = []
-    with socket.socket() as never:
-        never.bind(("127.0.0.1", 0))
-        never.listen()
-        end = time.monotonic() + 60
-        while len(found) < number and time.monotonic() < end:
-            found += board.receive()
-            if len(found) < number:
-                board.wait(never.fileno(), 1)
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A file descriptor with nothing to read."""
+    reader, writer = os.pipe()
+    yield reader
+    os.close(reader)
+    os.close(writer)
+
+
+def events(server: FrameServer, number: int, silent: int) -> list[Event]:
+    """Receive until there are `number` events."""
+    found: list[Event] = []
+    while len(found) < number:
+        assert server.wait(silent, LIMIT), f"only {found} have arrived"
+        found += server.receive()
     return found
 
 
-def received(wire: FrameSocket, number: int) -> list[Frame]:
-    found: list[Frame] = []
-    end = time.monotonic() + 60
-    while len(found) < number and time.monotonic() < end:
-        found += wire.receive()
+def received(sock: FrameSocket, number: int) -> list[bytes]:
+    """Receive until there are `number` frames."""
+    found: list[bytes] = []
+    end = time.monotonic() + LIMIT
+    while len(found) < number:
+        assert time.monotonic() < end, f"only {found} have arrived"
+        found += sock.receive()
     return found
 
 
-def to_the_end(wire: FrameSocket) -> list[Frame]:
-    """What comes until the other side hangs up."""
-    found: list[Frame] = []
+def until_closed(sock: FrameSocket) -> list[bytes]:
+    """The frames up to the end of the connection."""
+    found: list[bytes] = []
+    end = time.monotonic() + LIMIT
     try:
         while True:
-            found += wire.receive()
+            assert time.monotonic() < end, "the connection is still open"
+            found += sock.receive()
     except EOFError:
         return found
 
 
-def framed(*parts: bytes) -> bytes:
-    return struct.pack("<I", sum(map(len, parts))) + b"".join(parts)
+def framed(payload: bytes) -> bytes:
+    return struct.pack("<I", len(payload)) + payload
 
 
-def test_frames_come_out_as_they_went_in(board: FrameServer) -> None:
+def test_frames_come_out_as_they_went_in(server: FrameServer) -> None:
     """Larger than any socket's buffer, empty, and many at once."""
-    wire = connect(board.address, 3)
-    sent = [(HEADER, b"x" * size) for size in (0, 1, 1000, 3_000_000, 5)]
-    for frame in sent:
-        wire.send(frame)
-    found: list[tuple[int, Frame]] = []
-    while len(found) < len(sent):
-        wire.flush()
-        found += board.receive()
-    assert found == [(3, frame) for frame in sent]
-    for frame in sent:
-        board.send(3, frame)
-    answers: list[Frame] = []
-    while len(answers) < len(sent):
-        list(board.receive())  # what had to wait goes out with whatever the engine does next
-        answers += wire.receive()
+    sock = connect(server.address, 3)
+    sent = [b"x" * size for size in (0, 1, 1000, 3_000_000, 5)]
+    for payload in sent:
+        sock.send(payload)
+    found: list[Event] = []
+    end = time.monotonic() + LIMIT
+    while len(found) < 1 + len(sent) and time.monotonic() < end:
+        sock.flush()
+        found += server.receive()
+    assert found == [(3, Change.OPENED), *((3, payload) for payload in sent)]
+    for payload in sent:
+        server.send(3, payload)
+    answers: list[bytes] = []
+    while len(answers) < len(sent) and time.monotonic() < end:
+        server.receive()  # sends what was buffered
+        answers += sock.receive()
     assert answers == sent
-    wire.close()
+    sock.close()
 
 
 def test_frames_in_pieces(pair: tuple[socket.socket, FrameSocket]) -> None:
-    theirs, wire = pair
-    data = framed(HEADER, b"first") + framed(HEADER) + framed(b"short") + framed(HEADER, b"last")
-    found: list[Frame] = []
-    assert wire.receive() == []
-    for at in range(len(data)):
-        theirs.sendall(data[at : at + 1])
-        found += wire.receive()
-    assert found == [(HEADER, b"first"), (HEADER, b""), (b"short", b""), (HEADER, b"last")]
+    peer, sock = pair
+    data = framed(b"first") + framed(b"") + framed(b"last")
+    found: list[bytes] = []
+    assert sock.receive() == []
+    for i in range(len(data)):
+        peer.sendall(data[i : i + 1])
+        found += sock.receive()
+    assert found == [b"first", b"", b"last"]
 
 
-def test_what_was_said_before_the_end_is_heard(pair: tuple[socket.socket, FrameSocket]) -> None:
-    theirs, wire = pair
-    theirs.sendall(framed(HEADER, b"whole") + framed(HEADER, b"half")[:9])
-    theirs.close()
-    assert wire.receive() == [(HEADER, b"whole")]
+def test_frames_before_the_end_are_received(pair: tuple[socket.socket, FrameSocket]) -> None:
+    peer, sock = pair
+    peer.sendall(framed(b"whole") + framed(b"half")[:6])
+    peer.close()
+    assert sock.receive() == [b"whole"]
     with pytest.raises(EOFError):
-        wire.receive()
-    wire.send((HEADER, b"to nobody"))
-    wire.flush()
-    assert wire.unsent == 0
+        sock.receive()
+    sock.send(b"to a closed peer")
+    sock.flush()
+    assert sock.unsent == 0
 
 
-def test_a_length_that_no_client_sends_ends_the_wire(
-    pair: tuple[socket.socket, FrameSocket],
-) -> None:
-    theirs, wire = pair
-    theirs.sendall(b"\xff" * 10)
+def test_an_impossible_length_ends_the_connection(pair: tuple[socket.socket, FrameSocket]) -> None:
+    peer, sock = pair
+    peer.sendall(b"\xff" * 10)
     with pytest.raises(EOFError):
-        wire.receive()
+        sock.receive()
 
 
-def test_nobody_waits_for_a_client_that_does_not_read(
-    board: FrameServer, monkeypatch: pytest.MonkeyPatch
+def test_a_waiting_server_sends_what_it_has_buffered(server: FrameServer, silent: int) -> None:
+    """As soon as the client reads: not at the next tick, nor when something arrives."""
+    sock = connect(server.address, 1)
+    assert events(server, 1, silent) == [(1, Change.OPENED)]
+    payload = b"y" * 8_000_000
+    server.send(1, payload)
+    assert not server.wait(silent, 0.01), "the client's buffer is full"
+    found: list[bytes] = []
+    waits = 0
+    end = time.monotonic() + LIMIT
+    while not found:
+        assert time.monotonic() < end, "it was not sent"
+        found += sock.receive()
+        if server.wait(silent, 0):
+            waits += 1
+            server.receive()
+    assert found == [payload]
+    assert waits > 1
+    assert not server.wait(silent, 0), "with nothing to send it sleeps"
+    sock.close()
+
+
+def test_a_client_that_does_not_read_delays_nothing_and_is_disconnected(
+    server: FrameServer, silent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets what it can have later, up to a limit; then it is hung up on, and others go on."""
-    slow, quick = connect(board.address, 1), connect(board.address, 2)
-    slow.send((HEADER, b"hello"))
-    quick.send((HEADER, b"hello"))
-    arrived(board, 2)
-    monkeypatch.setattr(frames, "PATIENCE", 5_000_000)
+    """Its frames are buffered up to a limit."""
+    slow, quick = connect(server.address, 1), connect(server.address, 2)
+    events(server, 2, silent)
+    monkeypatch.setattr(frames, "MAX_UNSENT", 5_000_000)
     payload = b"y" * 1_000_000
     for _ in range(3):
-        board.send(1, (HEADER, payload))
+        server.send(1, payload)
     assert slow.receive() is not None
     for _ in range(30):
-        board.send(1, (HEADER, payload))
-    board.send(2, (HEADER, b"for you"))
-    assert received(quick, 1) == [(HEADER, b"for you")]
-    to_the_end(slow)
-    again = connect(board.address, 1)
-    again.send((HEADER, b"once more"))
-    assert arrived(board, 1) == [(1, (HEADER, b"once more"))]
-    for wire in (slow, quick, again):
-        wire.close()
+        server.send(1, payload)
+    server.send(2, b"for you")
+    assert received(quick, 1) == [b"for you"]
+    assert server.wait(silent, 0), "the end of a session is an event"
+    assert server.receive() == [(1, Change.CLOSED)]
+    until_closed(slow)
+    again = connect(server.address, 1)
+    again.send(b"once more")
+    assert events(server, 2, silent) == [(1, Change.OPENED), (1, b"once more")]
+    for sock in (slow, quick, again):
+        sock.close()
 
 
-def test_the_later_call_of_a_client_takes_the_place_of_the_earlier(board: FrameServer) -> None:
-    first = connect(board.address, 1)
-    first.send((HEADER, b"1"))
-    assert arrived(board, 1) == [(1, (HEADER, b"1"))]
-    second = connect(board.address, 1)
-    second.send((HEADER, b"2"))
-    assert arrived(board, 1) == [(1, (HEADER, b"2"))]
-    board.send(1, (HEADER, b"to the second"))
-    assert received(second, 1) == [(HEADER, b"to the second")]
-    to_the_end(first)
+def test_a_client_that_closes_is_reported_after_its_frames(
+    server: FrameServer, silent: int
+) -> None:
+    sock = connect(server.address, 4)
+    sock.send(b"last")
+    sock.close()
+    assert events(server, 3, silent) == [(4, Change.OPENED), (4, b"last"), (4, Change.CLOSED)]
+
+
+def test_a_later_connection_of_a_client_replaces_the_earlier(
+    server: FrameServer, silent: int
+) -> None:
+    first = connect(server.address, 1)
+    first.send(b"1")
+    assert events(server, 2, silent) == [(1, Change.OPENED), (1, b"1")]
+    second = connect(server.address, 1)
+    second.send(b"2")
+    assert events(server, 3, silent) == [(1, Change.CLOSED), (1, Change.OPENED), (1, b"2")]
+    server.send(1, b"to the second")
+    assert received(second, 1) == [b"to the second"]
+    assert until_closed(first) == []
     first.close()
     second.close()
 
 
-def test_what_is_for_nobody_is_lost(board: FrameServer) -> None:
-    board.send(5, (HEADER, b"?"))
-    wire = connect(board.address, 5)
-    wire.send((HEADER, b"!"))
-    arrived(board, 1)
-    board.forget(5)
-    board.forget(5)
-    board.send(5, (HEADER, b"?"))
-    assert to_the_end(wire) == []
-    wire.close()
+def test_frames_to_a_client_that_is_not_connected_are_dropped(
+    server: FrameServer, silent: int
+) -> None:
+    server.send(5, b"?")
+    sock = connect(server.address, 5)
+    events(server, 1, silent)
+    server.disconnect(5)
+    server.disconnect(5)
+    server.send(5, b"?")
+    assert until_closed(sock) == []
+    assert server.receive() == [(5, Change.CLOSED)]
+    sock.close()
 
 
 def test_an_engine_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         connect(f"ipc://{tmp_path}/nothing", 0)
-    board = FrameServer(f"ipc://{tmp_path}/e")
-    board.close()
+    server = FrameServer(f"ipc://{tmp_path}/e")
+    server.close()
     assert not (tmp_path / "e").exists()

@@ -1,4 +1,4 @@
-"""The engine's main loop over a real socket: who says what to whom, and when it ends."""
+"""The engine's main loop over a real socket: sessions, requests, calls, and its end."""
 
 from __future__ import annotations
 
@@ -17,24 +17,10 @@ import pytest
 from galley.engine import process
 from galley.engine.control import ClientGone
 from galley.engine.heartbeat import StatusFile, last_rows, read_heartbeat, status_file_path
-from galley.engine.link import Line, open_frame
 from galley.engine.process import CONTROL_EVERY
-from galley.messages import (
-    Abort,
-    Add,
-    Call,
-    FromEngine,
-    Hello,
-    Outputs,
-    Ping,
-    Pong,
-    Ready,
-    Reply,
-    Resync,
-    Stats,
-)
+from galley.messages import Abort, Add, Call, FromEngine, Outputs, Ready, Reply, Stats
 from galley.request import FinishReason, Request, SamplingParams
-from tests.frontend.engine_thread import Caller, EngineThread
+from tests.frontend.engine_thread import BlockingClient, EngineThread
 from tests.frontend.scripted import Row, answer
 
 encode = msgspec.msgpack.Encoder().encode
@@ -59,29 +45,30 @@ def request(handle: int, n: int = 5, client: int = 0, epoch: int = 1) -> Request
 class Peer:
     """One client of the engine, with an open session."""
 
-    def __init__(self, address: str, client: int = 0, session: int = 1) -> None:
-        self.client = client
-        self.caller = Caller(address, client)
-        self.open(session)
-
-    def open(self, session: int) -> None:
-        """Start a session; passes over what is left of the one before."""
-        self.line = Line(session)
-        self.send(Hello(self.client))
+    def __init__(self, address: str, client: int = 0) -> None:
+        self.connection = BlockingClient(address, client)
         self.ready = self.receive()
 
     def send(self, message: Any) -> None:
-        self.caller.send(self.line.wrap(encode(message)))
+        self.connection.send(encode(message))
 
     def receive(self) -> Any:
-        while True:
-            header, payload = self.caller.receive()
-            frame = open_frame(header, payload)
-            assert frame is not None
-            arrival = self.line.arrival(frame)
-            assert arrival != "gap"
-            if arrival == "due":
-                return decode(payload)
+        return decode(self.connection.receive())
+
+    def reply(self) -> Reply:
+        """The next reply; passes over outputs."""
+        while not isinstance(message := self.receive(), Reply):
+            pass
+        return message
+
+    def is_disconnected(self) -> bool:
+        """Read until the engine closes the connection; False if it stays open."""
+        self.send(Call(1, "echo", []))
+        try:
+            self.reply()
+        except EOFError:
+            return True
+        return False
 
     def tokens(self, handle: int, n: int) -> list[int]:
         """Receive until `handle` has n tokens."""
@@ -102,7 +89,7 @@ def engine(tmp_path: Path) -> Iterator[EngineThread]:
         engine.kill()
 
 
-def test_hello_is_answered_with_ready_also_late(engine: EngineThread) -> None:
+def test_a_connection_is_answered_with_ready(engine: EngineThread) -> None:
     for client in (0, 1):
         ready = Peer(engine.address, client).ready
         assert isinstance(ready, Ready)
@@ -137,8 +124,7 @@ def test_an_aborted_request_yields_nothing_more(tmp_path: Path) -> None:
     peer.tokens(1, 3)
     peer.send(Abort([1, 77]))
     peer.send(Call(5, "reset_prefix_cache", []))
-    while not isinstance(message := peer.receive(), Reply):
-        pass
+    message = peer.reply()
     assert (message.id, message.result) == (5, True)
     assert not engine.core.rows
     engine.kill()
@@ -168,15 +154,16 @@ def test_calls_reach_the_core_or_the_workers_and_errors_come_back(engine: Engine
         assert (reply.error is None) == (error is None)
 
 
-def test_a_new_session_forgets_what_the_one_before_has_asked(tmp_path: Path) -> None:
-    """Not even their ends are told: the client may have asked for the same again."""
+def test_a_new_connection_forgets_the_requests_of_the_one_before(tmp_path: Path) -> None:
+    """Not even their ends are sent: the client may have requested the same again."""
     engine = EngineThread(tmp_path, pause=0.002).start()
+    before = Peer(engine.address)
+    before.send(Add([request(1, ENDLESS), request(2, ENDLESS)]))
+    before.tokens(1, 3)
     peer = Peer(engine.address)
-    peer.send(Add([request(1, ENDLESS), request(2, ENDLESS)]))
-    peer.tokens(1, 3)
-    peer.open(2)
     assert isinstance(peer.ready, Ready)
     assert not engine.core.rows
+    assert before.is_disconnected()
     peer.send(Add([request(1, 20)]))
     ends: list[tuple[int, int]] = []
     tokens: list[int] = []
@@ -189,47 +176,19 @@ def test_a_new_session_forgets_what_the_one_before_has_asked(tmp_path: Path) -> 
     engine.kill()
 
 
-def test_a_hello_that_is_repeated_is_answered_again_and_starts_nothing_anew(
-    tmp_path: Path,
-) -> None:
+def test_a_client_that_disconnects_has_its_unfinished_requests_aborted(tmp_path: Path) -> None:
+    """Only those: what has finished is remembered nowhere."""
     engine = EngineThread(tmp_path, pause=0.002).start()
-    peer = Peer(engine.address)
-    peer.send(Add([request(1, ENDLESS)]))
-    peer.tokens(1, 3)
-    peer.caller.send(peer.line.wrap_as(0, encode(Hello(0))))
-    while True:
-        header, payload = peer.caller.receive()
-        frame = open_frame(header, payload)
-        assert frame is not None
-        if frame.number == 0:
-            break
-    assert isinstance(decode(payload), Ready)
-    assert list(engine.core.rows) == [1]
+    leaving, staying = Peer(engine.address, 0), Peer(engine.address, 1)
+    leaving.send(Add([request(1, 3), request(2, ENDLESS), request(3, 3)]))
+    leaving.tokens(3, 3)
+    leaving.tokens(2, 1)
+    leaving.connection.close()
+    staying.send(Add([request(4, 100, client=1)]))
+    assert staying.tokens(4, 100) == answer(PROMPT, 100)
+    assert not engine.core.rows
+    assert engine.core.aborts == [({2}, 0)]
     engine.kill()
-
-
-@pytest.mark.parametrize("how", ["lost", "damaged"])
-def test_a_frame_that_is_missed_is_told(engine: EngineThread, how: str) -> None:
-    peer = Peer(engine.address)
-    frames = peer.line.wrap(encode(Add([request(1)])))
-    if how == "damaged":
-        peer.caller.send([frames[0], frames[1][:-1]])
-    else:
-        peer.send(Ping())
-    assert isinstance(peer.receive(), Resync)
-    peer.open(2)
-    peer.send(Ping())
-    assert isinstance(peer.receive(), Pong)
-    assert not engine.core.added
-
-
-def test_frames_of_an_earlier_session_are_not_heard(engine: EngineThread) -> None:
-    peer = Peer(engine.address, session=5)
-    for session, number in ((4, 0), (4, 1), (6, 1)):
-        peer.caller.send(Line(session).wrap_as(number, encode(Add([request(1)]))))
-    peer.send(Ping())
-    assert isinstance(peer.receive(), Pong)
-    assert not engine.core.added
 
 
 def test_a_dead_clients_requests_are_dropped_while_others_go_on(tmp_path: Path) -> None:
@@ -293,7 +252,8 @@ def test_a_failing_step_ends_the_process(tmp_path: Path) -> None:
         raise MemoryError("no more")
 
     engine = EngineThread(tmp_path, on_step=crash).start()
-    Peer(engine.address).send(Add([request(1)]))
+    peer = Peer(engine.address)
+    peer.send(Add([request(1)]))
     engine.thread.join(60)
     assert isinstance(engine.error, MemoryError)
 
@@ -330,17 +290,49 @@ def test_arrivals_are_taken_while_the_device_works(tmp_path: Path) -> None:
 def test_garbage_on_the_socket_does_not_end_the_engine(engine: EngineThread) -> None:
     path = engine.address.removeprefix("ipc://")
     strangers = [b"\xff" * 8, b"GET / HTTP/1.1\r\n\r\n", b"\4\0\0\0name", b"\2\0\0\0cx", b""]
-    for said in strangers:
+    strangers += [b"\3\0\0\0c-1", b"\4\0\0\0c\xc2\xb2x", b"\x1e\0\0\0c" + b"9" * 29]
+    for data in strangers:
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(path)
-            stranger.sendall(said)
-    named = Caller(engine.address, 9)
-    named.send([b"\xc1 not msgpack"])
-    named.send([b"a" * 16, b"b"])
-    named.send(Line(5).wrap_as(7, b"\xc1"))
+            stranger.sendall(data)
     peer = Peer(engine.address)
     peer.send(Add([request(1)]))
     assert peer.tokens(1, 5) == answer(PROMPT, 5)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        b"\x91" * 100_000,
+        encode({"type": "add"}),
+        encode({"type": "add", "requests": [1]}),
+        encode({"type": "add", "requests": "none"}),
+        encode({"type": "abort", "handles": [-(2**63), "x"]}),
+        encode({"type": "nothing"}),
+        encode(Add([request(1)]))[:-3],
+        encode(Abort([7])) + b"\0",
+        encode({"type": "call", "id": 1, "method": 5}),
+        b"\xa5\xff\xff\xff\xff\xff",
+        b"\x81\xa4type\xa5\xff\xfe\xfd\xfc\xfb",
+    ],
+)
+def test_a_client_that_sends_a_malformed_message_is_disconnected_alone(
+    tmp_path: Path, payload: bytes
+) -> None:
+    engine = EngineThread(tmp_path, pause=0.001).start()
+    malformed, other = Peer(engine.address, 0), Peer(engine.address, 1)
+    malformed.send(Add([request(1, ENDLESS)]))
+    malformed.tokens(1, 1)
+    other.send(Add([request(2, 50, client=1)]))
+    malformed.connection.send(payload)
+    malformed.connection.send(encode(Add([request(3, ENDLESS)])))
+    assert malformed.is_disconnected()
+    assert other.tokens(2, 50) == answer(PROMPT, 50)
+    assert not engine.core.rows
+    assert Peer(engine.address, 0).ready.epoch == 1
+    engine.kill()
 
 
 def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
@@ -359,22 +351,6 @@ def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
     recorder.record(array("q"), array("q"))
     assert last_rows(path) == []
     assert os.stat(path).st_mode & 0o777 == 0o600
-
-
-def test_each_restart_is_told_once(tmp_path: Path) -> None:
-    path = str(tmp_path / "status")
-    assert StatusFile(path, 4).take_unreported(0) == 0
-    # Two incarnations were not heard of; the third is asked twice.
-    third = StatusFile(path, 4)
-    assert [third.take_unreported(3), third.take_unreported(3)] == [3, 0]
-    assert last_rows(path) == []
-
-
-def test_only_the_first_client_hears_of_a_restart(tmp_path: Path) -> None:
-    EngineThread(tmp_path, epoch=1).start().kill()
-    engine = EngineThread(tmp_path, epoch=3).start()
-    assert [Peer(engine.address, client).ready.restarts for client in (0, 1)] == [2, 0]
-    engine.kill()
 
 
 def test_a_flight_file_of_memory_is_shared_with_what_is_forked() -> None:
@@ -417,8 +393,7 @@ def test_a_busy_engine_has_a_pulse_and_an_idle_one_none(tmp_path: Path) -> None:
     assert [handle for handle, _ in last_rows(path)] == [1]
     peer.send(Abort([1]))
     peer.send(Call(1, "echo", []))
-    while not isinstance(peer.receive(), Reply):
-        pass
+    peer.reply()
     while read_heartbeat(path) is not None:
         time.sleep(0.001)
     engine.kill()

@@ -9,7 +9,7 @@ from typing import Any
 
 from galley.engine.control import Channel, EngineDown, EngineUp
 from galley.engine.faults import Faults, faulty_process, read_faults
-from galley.engine.frames import Frame, FrameServer, connect
+from galley.engine.frames import FrameServer, connect
 from galley.engine.heartbeat import StatusFile
 from galley.engine.process import EngineProcess
 from galley.messages import Ready
@@ -68,24 +68,25 @@ class EngineThread:
         assert not self.thread.is_alive()
 
 
-class Caller:
-    """A client's end of a wire, for a thread that may wait."""
+class BlockingClient:
+    """A client's end of a connection, for a thread that may block."""
 
     def __init__(self, address: str, client: int = 0) -> None:
-        self.wire = connect(address, client)
-        self._frames: list[Frame] = []
+        self.socket = connect(address, client)
+        self._payloads: list[bytes] = []
 
-    def send(self, frame: list[bytes]) -> None:
-        self.wire.send(frame)
-        while self.wire.unsent:
-            assert select.select([], [self.wire], [], 60)[1]
-            self.wire.flush()
+    def send(self, payload: bytes) -> None:
+        self.socket.send(payload)
+        while self.socket.unsent:
+            assert select.select([], [self.socket], [], 60)[1]
+            self.socket.flush()
 
-    def receive(self) -> Frame:
-        while not self._frames:
-            assert select.select([self.wire], [], [], 60)[0], "nothing came"
-            self._frames += self.wire.receive()
-        return self._frames.pop(0)
+    def receive(self) -> bytes:
+        """The next payload. Raises EOFError once the engine has closed the connection."""
+        while not self._payloads:
+            assert select.select([self.socket], [], [], 60)[0], "nothing has arrived"
+            self._payloads += self.socket.receive()
+        return self._payloads.pop(0)
 
     def close(self) -> None:
-        self.wire.close()
+        self.socket.close()

@@ -118,6 +118,7 @@ class ScriptedCore:
         self.idle_tasks = ScriptedIdleTasks()
         self.rows: dict[int, Row] = {}
         self.aborted: dict[int, list[int]] = {}
+        self.aborts: list[tuple[set[int], int]] = []
         self.num_steps = 0
         self.added: list[Request] = []
         self.shut = False
@@ -132,6 +133,9 @@ class ScriptedCore:
             self.rows[request.handle] = Row(request)
 
     def abort(self, handles: Iterable[int], client_index: int = 0) -> None:
+        handles = set(handles)
+        if handles:
+            self.aborts.append((handles, client_index))
         for handle in handles:
             if self.rows.pop(handle, None):
                 self.aborted.setdefault(client_index, []).append(handle)

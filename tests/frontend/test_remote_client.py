@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from galley.engine.control import Channel, EnginesLost
+from galley.engine.control import Channel, EnginesLost, EngineUp
 from galley.errors import EngineDead, InvalidRequest, RequestFailed, ServerError, Unsupported
 from galley.frontend.client import RequestStream
 from galley.frontend.input_processor import InputProcessor, Limits
@@ -24,9 +24,6 @@ from tests.frontend.test_output_processor import Recorder
 
 DELTA = RequestOutputKind.DELTA
 PROMPT = "hello"
-#: Frames to lose: of start-up (1), of the first requests, in mid-stream, near the end.
-LOST = [("in", 1), ("out", 1), *(("in", n) for n in range(2, 8)), ("out", 2), ("out", 9)]
-LOST += [("out", n) for n in range(28, 36)]
 
 
 def text_of(n: int, prompt: str = PROMPT) -> str:
@@ -327,20 +324,21 @@ def test_when_no_engine_will_come_all_requests_end(tmp_path: Path) -> None:
     with_house(tmp_path, scenario)
 
 
+@pytest.fixture
+def retry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("galley.frontend.connection.RETRY", 0.01)
+
+
 @pytest.mark.parametrize(
-    "fault",
-    [f"1:{way}{n}={act}" for act in ("drop", "damage") for way, n in LOST]
-    + ["1:out1=twice", "1:out9=twice", "1:out9=delay/0.05", "1:out10+=delay/0.02"]
-    + ["1:in1=drop,1:out1=drop,1:out9=drop,1:in5=drop,1:out30=damage"],
+    "frames", [(n,) for n in (1, 2, 3, 9, 30, 31, 32, 33, 34)] + [(1, 2, 9, 11)]
 )
-def test_a_frame_that_goes_wrong_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    """Each frame of a conversation is lost, damaged, doubled or late, also the first and last."""
-    monkeypatch.setattr("galley.frontend.remote_client.TICK", 0.05)
+@pytest.mark.usefixtures("retry_soon")
+def test_a_connection_that_breaks_changes_nothing(tmp_path: Path, frames: tuple[int, ...]) -> None:
+    """At each frame of a conversation, also the first and the last."""
+    faults = ",".join(f"1:out{n}=close" for n in frames)
 
     async def scenario(house: House) -> None:
-        engine = house.engine(faults=fault, pause=0.001)
+        engine = house.engine(faults=faults, pause=0.001)
         streams = [house.generate(30, f"p{i}") for i in range(3)]
         got = await asyncio.gather(*(collect(s) for s in streams))
         assert got == [(text_of(30, f"p{i}"), "length") for i in range(3)]
@@ -357,51 +355,81 @@ def test_a_frame_that_goes_wrong_changes_nothing(
     with_house(tmp_path, scenario)
 
 
-def test_a_call_whose_answer_is_lost_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("galley.frontend.remote_client.TICK", 0.05)
-
+@pytest.mark.usefixtures("retry_soon")
+def test_a_call_whose_reply_is_lost_fails(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
-        house.engine(faults="1:out2=drop")
+        house.engine(faults="1:out2=close")
         await house.client.wait_healthy()
         with pytest.raises(EngineDead, match="over this call"):
             await house.client.call("echo", 1)
-        await house.client.wait_healthy()
+        await until(lambda: house.client.healthy)
         assert await house.client.call("echo", 2) == [[2]]
 
     with_house(tmp_path, scenario)
 
 
-def test_a_session_that_is_started_over_is_no_new_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("galley.frontend.remote_client.TICK", 0.05)
-
+@pytest.mark.usefixtures("retry_soon")
+def test_a_new_session_is_not_a_new_engine(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
-        engine = house.engine(faults="1:out9=drop")
-        assert (await collect(house.generate(30)))[1] == "length"
+        engine = house.engine(faults="1:out9=close")
+        assert await collect(house.generate(30)) == (text_of(30), "length")
         assert len(engine.core.added) == 2, "it was replayed"
         assert [e for e in house.recorder.events if e[0] == "ready"] == [("ready",)]
 
     with_house(tmp_path, scenario)
 
 
-def test_an_engine_that_has_hung_up_is_called_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it does where a client has not read for long: nothing is lost by it."""
-    monkeypatch.setattr("galley.frontend.connection.RETRY", 0.01)
-    lengths: list[int] = []
+@pytest.mark.usefixtures("retry_soon")
+def test_an_attempt_to_connect_ends_with_its_incarnation(tmp_path: Path) -> None:
+    """The address of the dead one is tried no more once the next one is known."""
 
     async def scenario(house: House) -> None:
-        def hang_up(rows: list[Row]) -> None:
-            lengths.append(len(rows[0].history))
-            if len(lengths) in (5, 9):
-                engine.clients.forget(0)
+        dead = EngineUp(0, 1, f"ipc://{tmp_path}/nothing")
+        house.launcher.send(dead)
+        await until(lambda: house.client._engines)
+        engine = house.engine(2, pause=0.002)
+        stream = house.generate(100)
+        await anext(stream)
+        # Nothing is waited for: in this time the old attempt would be repeated many times.
+        await asyncio.sleep(0.1)
+        await collect(stream)
+        assert len(engine.core.added) == 1, "the session was never broken"
 
-        engine = house.engine(on_step=hang_up)
-        assert await collect(house.generate(30)) == (text_of(30), "length")
-        assert len(engine.core.added) > 1, "it was replayed"
-        assert [e for e in house.recorder.events if e[0] == "ready"] == [("ready",)]
+    with_house(tmp_path, scenario)
+
+
+def test_what_a_socket_does_not_take_is_sent_as_soon_as_the_engine_reads(tmp_path: Path) -> None:
+    """Without anything else to send meanwhile; and then the event loop sleeps again."""
+
+    async def scenario(house: House) -> None:
+        busy, go_on = threading.Event(), threading.Event()
+
+        def step(rows: list[Row]) -> None:
+            busy.set()
+            go_on.wait(60)
+
+        house.engine(on_step=step)
+        await house.client.wait_healthy()
+        first = house.generate(5)
+        await until(busy.is_set)
+        writes = 0
+        connection = house.client._engines[0]
+        on_writable = connection._on_writable
+
+        def count(socket: Any) -> None:
+            nonlocal writes
+            writes += 1
+            on_writable(socket)
+
+        connection._on_writable = count  # type: ignore[method-assign]
+        many = [house.generate(2, "x" * 900) for _ in range(400)]
+        go_on.set()
+        await asyncio.gather(*(collect(s) for s in [first, *many]))
+        assert writes > 0, "everything went out at once"
+        before = writes
+        # Nothing is waited for: a writer that is left would be called thousands of times.
+        await asyncio.sleep(0.05)
+        assert writes == before
 
     with_house(tmp_path, scenario)
 

@@ -1,4 +1,4 @@
-"""Restarts are counted once, whoever hears of them."""
+"""Restarts, memory and invariance as engines report them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ class Bench:
         self.registry = CollectorRegistry()
         self.metrics = ReliabilityMetrics(self.registry, "m", num_engines)
 
-    def ready(self, engine: int = 0, invariant: bool = True, restarts: int = 0) -> None:
-        self.metrics.ready(Ready(engine, 1, 1000, 9, 16, invariant, restarts))
+    def ready(self, engine: int = 0, invariant: bool = True, epoch: int = 1) -> None:
+        self.metrics.ready(Ready(engine, epoch, 1000, 9, 16, invariant))
 
     def value(self, name: str, engine: int = 0) -> float | None:
         labels = {"model_name": "m", "engine": str(engine)}
         return self.registry.get_sample_value(f"galley:{name}", labels)
 
 
-def test_restarts_add_up() -> None:
+def test_restarts_are_counted_also_those_that_this_process_has_not_seen() -> None:
     bench = Bench(2)
     assert bench.value("engine_restarts_total") == 0.0
-    for restarts, total in ((0, 0), (1, 1), (0, 1), (3, 4)):
-        bench.ready(restarts=restarts)
+    for epoch, total in ((1, 0), (2, 1), (2, 1), (5, 4)):
+        bench.ready(epoch=epoch)
         assert bench.value("engine_restarts_total") == total
     assert bench.value("engine_restarts_total", 1) == 0
 
