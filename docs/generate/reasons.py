@@ -1,4 +1,4 @@
-"""Why something of vLLM's is not here: what the program itself has no sentence for."""
+"""Reasons for missing features of vLLM that the program itself has no sentence for."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ COMMANDS: dict[str, Verdict] = {
     "snapshot restore": (NOT_YET, "a start takes about a second as it is"),
     "chat": (NOT_YET, ""),
     "complete": (NOT_YET, ""),
+}
+#: Flags that the parser knows and whose other values do not act yet.
+FLAGS: dict[str, Verdict] = {
+    "--distributed-executor-backend": (
+        NOT_YET,
+        "every engine runs its model in its own process (`uni`). `mp` is accepted with one worker "
+        "and changes nothing; `loopback` is for tests",
+    ),
 }
 HINTS = {
     "--trust-remote-code": "no code of a checkpoint is ever run",

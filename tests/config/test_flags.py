@@ -10,7 +10,7 @@ from galley.config import EngineConfig, ModelInfo
 from galley.config.flags import flags_of, human_int
 from galley.config.resolve import SECTIONS, Machine, environment, from_kwargs, resolve
 from galley.config.server import ServerConfig
-from galley.config.vllm_flags import TABLE, disposition
+from galley.config.vllm_flags import disposition, dispositions
 from galley.errors import ConfigError
 
 MACHINE = Machine(num_cores=2, available_memory=8 << 30)
@@ -127,7 +127,7 @@ def test_quantization_must_be_the_checkpoint_s():
 
 def test_no_flag_is_both_supported_and_refused():
     have = {f.name for c in [*SECTIONS.values(), ServerConfig] for f in flags_of(c)}
-    assert have & set(TABLE) == set()
+    assert have & set(dispositions()) == set()
 
 
 def test_defaults_follow_the_use():

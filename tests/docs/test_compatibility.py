@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from benchmarks.served import MODEL, SMALL, Server, serve
+from galley.config.resolve import from_kwargs
+from galley.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
@@ -80,6 +82,15 @@ def test_accepted_flags_are_accepted() -> None:
         assert server.status("/health") == 200
         log = "".join(server.log)
     assert all(f"{flag} is accepted" in log for flag in hints)
+
+
+def test_a_flag_that_accepts_one_value_does_not_count_as_working() -> None:
+    verdicts = {name.strip("`"): verdict for name, verdict, _ in section("Flags of `serve`")}
+    sizes = ("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
+    for flag in (*sizes, "--distributed-executor-backend"):
+        assert verdicts[flag] == "not yet"
+    with pytest.raises(ConfigError, match="must be 1"):
+        from_kwargs({"tensor_parallel_size": 2}, "server", {})
 
 
 #: Items of the checklist of production serving: first and last of each run of numbers.
