@@ -16,6 +16,7 @@ DOCS = ROOT / "docs"
 def pages() -> dict[Path, str]:
     """Each page's path and text."""
     import compatibility
+    import native_ops
     import security
     import troubleshooting
     from probe import probe
@@ -25,6 +26,7 @@ def pages() -> dict[Path, str]:
     program = probe(compatibility.route_names())
     return {
         DOCS / "compatibility.md": compatibility.page(program),
+        DOCS / "native_ops.md": native_ops.fill((DOCS / "native_ops.md").read_text()),
         DOCS / "security.md": security.fill((DOCS / "security.md").read_text(), program),
         DOCS / "request_fields.md": describe.page(),
         DOCS / "troubleshooting.md": troubleshooting.page(),

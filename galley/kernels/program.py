@@ -14,7 +14,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.kernels.ops import KVLayer
+from galley.kernels.values import KVLayer
 from galley.kernels.weights import PackedWeight
 
 

@@ -1,8 +1,8 @@
-"""Each operation's definition in plain PyTorch, and the backend that runs a model with them.
+"""The reference backend: runs a model by the ops' definitions in plain PyTorch (`ops/`).
 
-This is the oracle of the kernel tests and what `--backend reference` serves with. It values
-clearness over speed, computes one row's attention after the other, and does not promise that a
-row's bits are independent of its batch.
+It is what the kernels are tested against and what `--backend reference` serves with. It is clear
+rather than fast, computes one row's attention after the other, and does not promise that a row's
+bits are independent of its batch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits
-from galley.kernels.ops import GATE_UP_RUN, KVLayer, Ops, RotaryTable
+from galley.kernels.ops import KVLayer, Op, Ops
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.reference_sampler import ReferenceSampler
 from galley.kernels.sampling import LogitMasks, Samples
@@ -77,99 +76,13 @@ class ReferenceContext:
 
 
 class ReferenceOps:
-    """The definitions. Values are tensors of `dtype`, weights tensors [N, K]."""
+    """Runs the ops' definitions. Values are tensors of `dtype`, weights tensors [N, K]."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
 
-    def embedding(self, weight: Tensor, token_ids: Tensor) -> Tensor:
-        return weight[token_ids].to(self.dtype)
-
-    def linear(self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-        y = torch.cat([functional.linear(x, w.to(self.dtype)) for w in weights], dim=-1)
-        return y if bias is None else y + bias.to(self.dtype)
-
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        return normed.to(x.dtype) * weight.to(x.dtype)
-
-    def head_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        heads = x.unflatten(-1, (-1, weight.shape[0]))
-        return self.rms_norm(heads, weight, eps).flatten(-2)
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
-
-    def split(self, x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-        return x.split(list(sizes), dim=-1)
-
-    def silu_and_mul(self, gate_up: Tensor, interleaved: bool) -> Tensor:
-        if interleaved:
-            runs = gate_up.unflatten(-1, (-1, 2, GATE_UP_RUN))
-            gate, up = runs[..., 0, :].flatten(-2), runs[..., 1, :].flatten(-2)
-        else:
-            gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate) * up
-
-    def rotary(
-        self, q: Tensor, k: Tensor, positions: Tensor, table: RotaryTable, head_dim: int
-    ) -> tuple[Tensor, Tensor]:
-        half = table.rot_dim // 2
-        rows: Tensor = table.values[positions[0]]  # type: ignore[index]
-        cos, sin = (c[:, None].to(self.dtype) for c in (rows[:, :half], rows[:, half:]))
-
-        def rotate(x: Tensor) -> Tensor:
-            # a head: [ a (half) | b (half) | passed through ]
-            heads = x.unflatten(-1, (-1, head_dim))
-            a, b, rest = heads.split([half, half, head_dim - 2 * half], dim=-1)
-            return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).flatten(-2)
-
-        return rotate(q), rotate(k)
-
-    def write_kv(self, k: Tensor, v: Tensor, layer: KVLayer, ctx: ReferenceContext) -> None:
-        shape = (-1, layer.kv_heads, layer.head_dim)
-        for cache, new in ((ctx.cache.k, k), (ctx.cache.v, v)):
-            flat = cache[layer.index].view(shape)
-            for row, computed in enumerate(ctx.computed):
-                start, stop = ctx.query_start[row], ctx.query_start[row + 1]
-                slots = ctx.row_slots(row, computed + stop - start)[computed:]
-                flat[slots] = new[start:stop].reshape(shape)
-
-    def attention(self, q: Tensor, layer: KVLayer, scale: float, ctx: ReferenceContext) -> Tensor:
-        shape = (-1, layer.kv_heads, layer.head_dim)
-        keys, values = (c[layer.index].view(shape) for c in (ctx.cache.k, ctx.cache.v))
-        out = torch.empty_like(q)
-        for row, computed in enumerate(ctx.computed):
-            start, stop = ctx.query_start[row], ctx.query_start[row + 1]
-            length = computed + stop - start
-            slots = ctx.row_slots(row, length)
-            visible = visible_positions(computed, length, layer.window)
-            out[start:stop] = attend(q[start:stop], keys[slots], values[slots], visible, scale)
-        return out
-
-    def select_rows(self, x: Tensor, index: Tensor) -> Tensor:
-        return x[index]
-
-
-def visible_positions(computed: int, length: int, window: int) -> Tensor:
-    """[length - computed, length] bool: which keys the queries from `computed` on may see."""
-    query = torch.arange(computed, length)[:, None]
-    key = torch.arange(length)[None]
-    visible = key <= query
-    return visible & (query - key < window) if window else visible
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
-    """Attention of one sequence: q [n, Hq * D], k and v [m, Hkv, D], visible [n, m] → like q.
-
-    Query head h reads KV head h // (Hq / Hkv). Scores and softmax are float32.
-    """
-    kv_heads, head_dim = k.shape[1:]
-    heads = q.unflatten(-1, (kv_heads, -1, head_dim))  # [n, Hkv, Hq / Hkv, D]
-    scores = torch.einsum("nhgd,mhd->hgnm", heads.float(), k.float()) * scale
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(v.dtype)
-    return torch.einsum("hgnm,mhd->nhgd", weights, v).flatten(1)
+    def run(self, op: Op, *args: Any) -> Any:
+        return op.reference(self, *args)
 
 
 class ReferenceBackend:

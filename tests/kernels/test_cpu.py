@@ -191,8 +191,8 @@ def test_logits_can_be_changed_before_sampling(checkpoint, name):
     assert side.executable.samples.token_ids[0] == 33
 
 
-class NormOfAPart:
-    """Asks for the norm of some columns, for which there is no kernel."""
+class ActivationOfAPart:
+    """Asks for the gated activation of some columns, for which there is no kernel."""
 
     vocab_size = VOCAB
     kv_layers = ()
@@ -202,16 +202,16 @@ class NormOfAPart:
 
     def forward(self, ops, hidden, ctx):
         left, _ = ops.split(hidden, [32, 32])
-        return ops.rms_norm(left, np.ones(32, np.float32), 1e-5)
+        return ops.silu_and_mul(left)
 
     def logits(self, ops, hidden, ctx):
-        return ops.linear(ops.select_rows(hidden, ctx.logit_index), [weight(VOCAB, 32)])
+        return ops.linear(ops.select_rows(hidden, ctx.logit_index), [weight(VOCAB, 16)])
 
 
 @pytest.mark.parametrize("eager", [False, True])
 def test_what_no_kernel_does_is_refused_when_built(eager):
     with pytest.raises(ValueError, match="whole rows"):
-        CpuBackend("f32", threads=1, eager=eager).build(NormOfAPart(), LIMITS)
+        CpuBackend("f32", threads=1, eager=eager).build(ActivationOfAPart(), LIMITS)
 
 
 class HeadAlone:

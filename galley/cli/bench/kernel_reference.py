@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from galley.cli.bench.steps import Shape
+from galley.kernels.ops import Ops
+from galley.kernels.ops.attention import attend, visible_positions
 from galley.kernels.program import Node, Rows
-from galley.kernels.reference import ReferenceBackend, ReferenceOps, attend, visible_positions
+from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.kernels.weights import PackedWeight
 
 _REPETITIONS = 3
-_reference, _tensor = ReferenceOps(), ReferenceBackend().constant
+_reference, _tensor = Ops(ReferenceOps()), ReferenceBackend().constant
 
 
 def _random(*shape: int) -> np.ndarray:
@@ -46,13 +49,14 @@ def _linear(node: Node, shape: Shape) -> Callable[[], object]:
     weight = node.constants["weight"]
     assert isinstance(weight, PackedWeight)
     n, k = weight.shape
-    x, w = _tensor(_random(_rows(node, "out", shape), k)), _tensor(_random(n, k))
+    x = _tensor(_random(_rows(node, "out", shape), k))
+    weights: list[Any] = [_tensor(_random(n, k))]
     if node.ints.get("epilogue"):
-        return lambda: _reference.silu_and_mul(_reference.linear(x, [w], None), False)
+        return lambda: _reference.silu_and_mul(_reference.linear(x, weights), False)
     if node.ints.get("accumulate"):
         old = _tensor(_random(x.shape[0], n))
-        return lambda: _reference.add(old, _reference.linear(x, [w], None))
-    return lambda: _reference.linear(x, [w], None)
+        return lambda: _reference.add(old, _reference.linear(x, weights))
+    return lambda: _reference.linear(x, weights)
 
 
 def _rms_norm(node: Node, shape: Shape) -> Callable[[], object]:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from galley.kernels.ops import NATIVE_OPS
 from galley.kernels.passes.neighbours import fuse_neighbours
-from galley.kernels.program import Kind, Node, readers
-
-_PARTS = (Kind.bf16, Kind.q8, Kind.q16)
-_ANY = (*_PARTS, Kind.q8_row)
-#: Operations that store rounded rows, and the kinds that they can store. A tile of a linear layer
-#: is not a whole row, so it cannot know the scale of one.
-_STORES = {"rms_norm": _ANY, "silu_mul": _ANY, "attention": _ANY, "linear": _PARTS}
+from galley.kernels.program import Node, readers
 
 
 def fuse_quantize(nodes: list[Node]) -> list[Node]:
@@ -22,7 +17,7 @@ def _fuse(node: Node, quantize: Node, nodes: list[Node]) -> Node | None:
     if quantize.op != "quantize" or "out" not in node.writes:
         return None
     x, rounded, out = quantize.reads["x"], quantize.writes["out"], node.writes["out"]
-    if rounded.kind not in _STORES.get(node.op, ()):
+    if rounded.kind not in NATIVE_OPS[node.op].stores:
         return None
     # Whoever else reads the f32 rows must still find them.
     if out.buffer is not x.buffer or not out.is_whole or readers(nodes, x) != 1:

@@ -1,0 +1,77 @@
+"""Every operation that a model may use: the only interface to the kernels.
+
+`Ops` checks arguments and runs each op on a backend. A *value* is whatever the backend computes
+with: a torch tensor where `reference.py` computes at once, a symbol while `recorder.py` records a
+program. A model is written once against this interface; it gets the `Ops` and a `ForwardContext`
+as arguments and knows nothing of batches, caches, devices or number formats.
+"""
+
+from __future__ import annotations
+
+from galley.kernels.ops.definition import NativeOp, Op, OpBackend
+from galley.kernels.ops.probe import PROBE
+from galley.kernels.ops.quantize import QUANTIZE
+from galley.kernels.ops.rope_kv import ROPE_KV
+from galley.kernels.ops.sample import SAMPLE
+from galley.kernels.ops.silu_and_mul import GATE_UP_RUN
+from galley.kernels.values import (
+    Constant,
+    ForwardContext,
+    KVLayer,
+    RankGroup,
+    RotaryTable,
+    SingleRank,
+    Value,
+    Weight,
+)
+
+
+class Ops:
+    """The ops. A wrong shape raises ValueError when the model is first run or recorded."""
+
+    from galley.kernels.ops.add import add
+    from galley.kernels.ops.attention import attention
+    from galley.kernels.ops.embedding import embedding
+    from galley.kernels.ops.head_norm import head_norm
+    from galley.kernels.ops.linear import linear
+    from galley.kernels.ops.rms_norm import rms_norm
+    from galley.kernels.ops.rotary import rotary
+    from galley.kernels.ops.select_rows import select_rows
+    from galley.kernels.ops.silu_and_mul import silu_and_mul
+    from galley.kernels.ops.split import split
+    from galley.kernels.ops.write_kv import write_kv
+
+    def __init__(self, backend: OpBackend, group: RankGroup | None = None) -> None:
+        self.backend = backend
+        self.group: RankGroup = group or SingleRank()
+
+    def all_reduce(self, x: Value) -> Value:
+        """The sum over the group's ranks; x itself in a group of one."""
+        return self.group.all_reduce(x)
+
+
+#: Ops by name, and the native ops that programs are made of.
+OPS: dict[str, Op] = {name: op for name, op in vars(Ops).items() if isinstance(op, Op)}
+NATIVE_OPS: dict[str, NativeOp] = {
+    native.name: native
+    for native in (*(op.native for op in OPS.values()), QUANTIZE, ROPE_KV, SAMPLE, PROBE)
+    if native is not None
+}
+
+__all__ = [
+    "GATE_UP_RUN",
+    "NATIVE_OPS",
+    "OPS",
+    "Constant",
+    "ForwardContext",
+    "KVLayer",
+    "NativeOp",
+    "Op",
+    "OpBackend",
+    "Ops",
+    "RankGroup",
+    "RotaryTable",
+    "SingleRank",
+    "Value",
+    "Weight",
+]

@@ -1,0 +1,107 @@
+"""Attention over the KV cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
+from galley.kernels.program import Node, Rows, Symbol
+from galley.kernels.values import ForwardContext, KVLayer, Value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from galley.kernels.recorder import Recorder
+    from galley.kernels.reference import ReferenceContext, ReferenceOps
+
+
+def _arguments(node: Node) -> dict[str, int]:
+    q, out = whole(node.reads["q"]), whole(output(node))
+    return {"q_kind": int(q.kind), "out_kind": int(out.kind)}
+
+
+class Attention(Op):
+    name = "attention"
+    native = NativeOp(
+        "attention",
+        pointers={"q": "", "kv": "this layer's base", "out": ""},
+        ints={
+            "heads": "",
+            "kv_heads": "",
+            "head_dim": "",
+            "q_kind": "",
+            "kv_kind": "",
+            "kv_block_stride": "bytes",
+            "window?": "0 = full",
+            "out_kind": "",
+        },
+        floats={"scale": ""},
+        arguments=_arguments,
+        stores=WHOLE_ROWS,
+    )
+
+    def __call__(self, q: Value, layer: KVLayer, scale: float, ctx: ForwardContext) -> Value:
+        """[T, Hq * D]: causal attention of q over the cache, this step's K and V included."""
+        heads = layer.kv_heads * layer.head_dim
+        self.require(q.shape[-1] % heads == 0, f"{q.shape[-1]} columns for {layer}")
+        return self.run(q, layer, scale, ctx)
+
+    def reference(
+        self, ref: ReferenceOps, q: Tensor, layer: KVLayer, scale: float, ctx: ReferenceContext
+    ) -> Tensor:
+        import torch
+
+        shape = (-1, layer.kv_heads, layer.head_dim)
+        keys, values = (c[layer.index].view(shape) for c in (ctx.cache.k, ctx.cache.v))
+        out = torch.empty_like(q)
+        for row, computed in enumerate(ctx.computed):
+            start, stop = ctx.query_start[row], ctx.query_start[row + 1]
+            length = computed + stop - start
+            slots = ctx.row_slots(row, length)
+            visible = visible_positions(computed, length, layer.window)
+            out[start:stop] = attend(q[start:stop], keys[slots], values[slots], visible, scale)
+        return out
+
+    def record(
+        self, recorder: Recorder, q: Symbol, layer: KVLayer, scale: float, ctx: ForwardContext
+    ) -> Symbol:
+        out = Symbol.new(Rows.tokens, q.columns)
+        ints = {
+            "heads": q.columns // layer.head_dim,
+            "kv_heads": layer.kv_heads,
+            "head_dim": layer.head_dim,
+            "kv_kind": int(recorder.kv_kind),
+            "window": layer.window,
+        }
+        floats = {"scale": scale}
+        recorder.add(
+            Node("attention", {"q": q}, {"out": out}, ints=ints, floats=floats, layer=layer)
+        )
+        return out
+
+
+attention: Attention = Attention()
+
+
+def visible_positions(computed: int, length: int, window: int) -> Tensor:
+    """[length - computed, length] bool: which keys the queries from `computed` on may see."""
+    import torch
+
+    query = torch.arange(computed, length)[:, None]
+    key = torch.arange(length)[None]
+    visible = key <= query
+    return visible & (query - key < window) if window else visible
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+    """Attention of one sequence: q [n, Hq * D], k and v [m, Hkv, D], visible [n, m] → like q.
+
+    Query head h reads KV head h // (Hq / Hkv). Scores and softmax are float32.
+    """
+    import torch
+
+    kv_heads, head_dim = k.shape[1:]
+    heads = q.unflatten(-1, (kv_heads, -1, head_dim))  # [n, Hkv, Hq / Hkv, D]
+    scores = torch.einsum("nhgd,mhd->hgnm", heads.float(), k.float()) * scale
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(v.dtype)
+    return torch.einsum("hgnm,mhd->nhgd", weights, v).flatten(1)

@@ -1,0 +1,78 @@
+"""Root-mean-square norm of each row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
+from galley.kernels.program import Node, Symbol
+from galley.kernels.values import Constant, Value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from galley.kernels.recorder import Recorder
+    from galley.kernels.reference import ReferenceOps
+
+
+def _arguments(node: Node) -> dict[str, int]:
+    x, out = node.values["x"], whole(output(node))
+    (n,) = node.constants["weight"].shape
+    return {
+        "n": n,
+        "heads": out.columns // n,
+        "x_stride": x.buffer.columns,
+        "rows": int(out.buffer.rows),
+        "out_kind": int(out.kind),
+    }
+
+
+class RMSNorm(Op):
+    name = "rms_norm"
+    native: ClassVar[NativeOp | None] = NativeOp(
+        "rms_norm",
+        pointers={
+            "x": "f32",
+            "add?": "f32, x += add first, written back",
+            "weight": "f32 [n]",
+            "out": "",
+        },
+        ints={
+            "n": "",
+            "heads?": "default 1: vectors of n columns, each normalised by itself",
+            "x_stride?": "default heads * n",
+            "rows": "",
+            "out_kind": "",
+        },
+        floats={"eps": ""},
+        arguments=_arguments,
+        stores=WHOLE_ROWS,
+    )
+
+    def __call__(self, x: Value, weight: Constant, eps: float) -> Value:
+        """[T, H]: x / sqrt(mean(x²) + eps) * weight, mean over a row."""
+        self.require_columns(x, weight.shape[0])
+        return self.run(x, weight, eps)
+
+    def reference(self, ref: ReferenceOps, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        import torch
+
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return normed.to(x.dtype) * weight.to(x.dtype)
+
+    def record(
+        self, recorder: Recorder, x: Symbol, weight: NDArray[np.float32], eps: float
+    ) -> Symbol:
+        out = Symbol.new(x.buffer.rows, x.columns)
+        constants = {"weight": weight}
+        recorder.add(
+            Node(self.name, {"x": x}, {"out": out}, constants=constants, floats={"eps": eps})
+        )
+        return out
+
+
+rms_norm: RMSNorm = RMSNorm()

@@ -1,0 +1,58 @@
+"""New keys and values into the KV cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from galley.kernels.ops.definition import NativeOp, Op
+from galley.kernels.program import Node, Symbol
+from galley.kernels.values import ForwardContext, KVLayer, Value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from galley.kernels.recorder import Recorder
+    from galley.kernels.reference import ReferenceContext, ReferenceOps
+
+
+class WriteKV(Op):
+    name = "write_kv"
+    native = NativeOp(
+        "write_kv",
+        pointers={"k": "", "v": "", "kv": "this layer's base"},
+        ints={
+            "kv_heads": "",
+            "head_dim": "",
+            "k_kind": "f32, bf16",
+            "v_kind": "f32, bf16",
+            "k_stride?": "default kv_heads * head_dim",
+            "v_stride?": "default kv_heads * head_dim",
+            "kv_kind": "",
+            "kv_block_stride": "bytes",
+        },
+    )
+
+    def __call__(self, k: Value, v: Value, layer: KVLayer, ctx: ForwardContext) -> None:
+        """Put the step's k and v [T, Hkv * D] into the cache at their tokens' positions."""
+        self.require_columns(k, layer.kv_heads * layer.head_dim)
+        self.require_columns(v, layer.kv_heads * layer.head_dim)
+        self.run(k, v, layer, ctx)
+
+    def reference(
+        self, ref: ReferenceOps, k: Tensor, v: Tensor, layer: KVLayer, ctx: ReferenceContext
+    ) -> None:
+        shape = (-1, layer.kv_heads, layer.head_dim)
+        for cache, new in ((ctx.cache.k, k), (ctx.cache.v, v)):
+            flat = cache[layer.index].view(shape)
+            for row, computed in enumerate(ctx.computed):
+                start, stop = ctx.query_start[row], ctx.query_start[row + 1]
+                slots = ctx.row_slots(row, computed + stop - start)[computed:]
+                flat[slots] = new[start:stop].reshape(shape)
+
+    def record(
+        self, recorder: Recorder, k: Symbol, v: Symbol, layer: KVLayer, ctx: ForwardContext
+    ) -> None:
+        recorder.add(Node("write_kv", {"k": k, "v": v}, layer=layer))
+
+
+write_kv: WriteKV = WriteKV()

@@ -1,0 +1,94 @@
+"""What models, ops and backends exchange: values, weights, KV layers and the step's context.
+
+Shapes: T tokens of this step (all rows one after the other), L positions that yield logits,
+H hidden size, Hq and Hkv query and KV heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Value(Protocol):
+    """[rows, columns]; rows are known when a step runs, columns always."""
+
+    @property
+    def shape(self) -> Any: ...
+
+
+class Weight(Protocol):
+    """A matrix as its backend holds it, of logical shape [N outputs, K inputs]."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+
+class Constant(Protocol):
+    """Numbers that are no matrix of a linear layer: norm weights, biases, rotary tables."""
+
+    @property
+    def shape(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class KVLayer:
+    """One layer's part of the KV cache.
+
+    Attributes:
+        index: place among the layers that this process holds, from 0.
+        kv_heads, head_dim: shape of a token's K and V.
+        window: how many last positions a query sees, its own included; 0 = all.
+    """
+
+    index: int
+    kv_heads: int
+    head_dim: int
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """Rotations by position: values [positions, rot_dim] float32, cos in the first half of a row,
+    sin in the second. A head's element i is rotated with element i + rot_dim / 2."""
+
+    values: Constant
+
+    @property
+    def rot_dim(self) -> int:
+        return int(self.values.shape[1])
+
+
+class ForwardContext(Protocol):
+    """What a step is made of. Models read the three values and hand the rest on to `Ops`."""
+
+    @property
+    def token_ids(self) -> Value:
+        """[T] int32"""
+
+    @property
+    def positions(self) -> Value:
+        """[axes, T] int32, absolute; one axis for text."""
+
+    @property
+    def logit_index(self) -> Value:
+        """[L] int32, index among the step's tokens"""
+
+
+class RankGroup(Protocol):
+    """Ranks that share a layer. `all_reduce` sums a value over them in a fixed order."""
+
+    rank: int
+    size: int
+
+    def all_reduce(self, x: Value) -> Value: ...
+
+
+class SingleRank:
+    """The group of one."""
+
+    rank = 0
+    size = 1
+
+    def all_reduce(self, x: Value) -> Value:
+        return x

@@ -1,0 +1,83 @@
+"""The open set of ops: what `Ops` offers, and that the native arguments are as documented."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from galley.kernels import _native
+from galley.kernels.ops import NATIVE_OPS, OPS, Ops
+from tests.kernels.native_harness import Native, aligned
+
+#: Numbers that every op accepts: sizes and strides; flags and number formats are 0.
+SIZES = {"n": 64, "k": 64, "heads": 2, "kv_heads": 2, "head_dim": 64, "rot_dim": 64, "vocab": 64}
+STRIDES = {"x_stride", "k_stride", "v_stride", "out_stride", "kv_block_stride", "logits_stride"}
+NUMBERS = SIZES | dict.fromkeys(STRIDES, 1024) | {"size": 64, "window": 64, "what": 1}
+
+
+def test_an_op_is_a_typed_attribute_of_ops():
+    """Without the annotation, mypy would take every call of the op."""
+    for name, op in OPS.items():
+        module = importlib.import_module(f"galley.kernels.ops.{name}")
+        assert op.name == name
+        assert module.__annotations__[name] == type(op).__name__
+
+
+def test_an_op_runs_on_the_backend_of_its_ops():
+    x = np.ones((2, 3), np.float32)
+
+    class Names:
+        def run(self, op, *args):
+            return op.name, len(args)
+
+    assert Ops(Names()).add(x, x) == ("add", 2)
+    assert Ops(Names()).split(x, [1, 2]) == ("split", 2)
+    with pytest.raises(AssertionError, match="without an Ops"):
+        Ops.add(x, x)
+
+
+def test_the_native_ops_are_all_there():
+    assert set(NATIVE_OPS) == set(_native.ops())
+
+
+def arguments(native):
+    """A value for every documented argument, and the names of those that may be absent."""
+    names = [*native.pointers, *native.ints, *native.floats]
+    pointers = {n.removesuffix("?"): aligned((4096,), np.float32) for n in native.pointers}
+    ints = {n.removesuffix("?"): NUMBERS.get(n.removesuffix("?"), 0) for n in native.ints}
+    floats = {n.removesuffix("?"): 1.0 for n in native.floats}
+    optional = {n.removesuffix("?") for n in names if n.endswith("?")}
+    # An absent kind, dimension or flag is 0.
+    return pointers, {**ints, **floats}, optional | {n for n, v in ints.items() if v == 0}
+
+
+@pytest.mark.parametrize("name", sorted(NATIVE_OPS))
+def test_native_arguments_are_those_that_are_documented(name):
+    pointers, numbers, optional = arguments(NATIVE_OPS[name])
+    Native().add(name, pointers, **numbers)
+    for absent in (*pointers, *numbers):
+        rest = {k: v for k, v in pointers.items() if k != absent}
+        others = {k: v for k, v in numbers.items() if k != absent}
+        if absent in optional:
+            Native().add(name, rest, **others)
+            continue
+        with pytest.raises(ValueError, match=rf"missing \w+ argument: {absent}\b"):
+            Native().add(name, rest, **others)
+
+
+def test_no_op_needs_torch_to_be_recorded():
+    code = "import sys, galley.kernels.ops, galley.kernels.recorder; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_every_op_has_a_definition():
+    """No method of `Op` that raises NotImplementedError is left."""
+    for op in OPS.values():
+        for method in ("reference", "record", "__call__"):
+            owner = next(c for c in type(op).__mro__ if method in vars(c))
+            assert owner.__module__ != "galley.kernels.ops.definition", (op.name, method)
