@@ -86,7 +86,7 @@ class Ours:
             np.arange(slots, dtype=np.int32),
             np.asarray(rows, np.int32),
             np.zeros(slots, np.int32),
-            np.zeros(slots, np.uint8),
+            np.zeros(slots, np.int32),
         ]
         self._keep: list[Any] = []
         self._program.bind(

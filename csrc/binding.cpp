@@ -168,11 +168,11 @@ void bind_program(nb::module_& m) {
       }, "mask"_a = 0, "bias_indptr"_a = 0, "bias_ids"_a = 0, "bias_values"_a = 0,
          "Columns by logit row for the runs to come; 0 = none.")
       .def("run", [](Program& p, uint64_t slots, uint64_t num_new, uint64_t num_logits,
-                     uint64_t samples, int32_t n, int first_section, int last_section) {
+                     uint64_t num_sampled, int32_t n, int first_section, int last_section) {
         nb::gil_scoped_release release;
         p.run(at<int32_t>(slots), at<int32_t>(num_new), at<int32_t>(num_logits),
-              at<uint8_t>(samples), n, first_section, last_section);
-      }, "slots"_a, "num_new"_a, "num_logits"_a, "samples"_a, "n"_a, "first_section"_a = 0,
+              at<int32_t>(num_sampled), n, first_section, last_section);
+      }, "slots"_a, "num_new"_a, "num_logits"_a, "num_sampled"_a, "n"_a, "first_section"_a = 0,
          "last_section"_a = 0,
          "Prepare the step from the table and run the ops of sections first .. last, inclusive.")
       .def("step", &step_arrays, "The last run's prepared columns, as lists.")

@@ -143,7 +143,7 @@ void Program::set_logit_masks(const uint64_t* mask, const int32_t* bias_indptr,
 }
 
 void Program::prepare(const int32_t* slots, const int32_t* num_new, const int32_t* num_logits,
-                      const uint8_t* samples, int32_t n) {
+                      const int32_t* num_sampled, int32_t n) {
   check_limit("rows", n, limits_.rows);
   int64_t tokens = 0, logits = 0;
   for (int32_t r = 0; r < n; r++) {
@@ -159,6 +159,9 @@ void Program::prepare(const int32_t* slots, const int32_t* num_new, const int32_
     }
     if (num_logits[r] < 0 || num_logits[r] > num_new[r]) {
       out_of_bounds("num_logits", r, num_logits[r], num_new[r]);
+    }
+    if (num_sampled[r] < 0 || num_sampled[r] > num_logits[r]) {
+      out_of_bounds("num_sampled", r, num_sampled[r], num_logits[r]);
     }
     tokens += num_new[r];
     logits += num_logits[r];
@@ -178,11 +181,11 @@ void Program::prepare(const int32_t* slots, const int32_t* num_new, const int32_
       positions_[t] = computed + j;
       token_row_[t] = r;
     }
-    // The row's last positions give logits; the very last one may be drawn from.
+    // The row's last positions give logits; the last num_sampled of these are sampled.
     for (int32_t j = num_logits[r]; j > 0; j--, l++) {
       logit_index_[l] = t - j;
       logit_row_[l] = r;
-      logit_samples_[l] = j == 1 && samples[r] ? 1 : 0;
+      logit_samples_[l] = j <= num_sampled[r] ? 1 : 0;
     }
   }
   query_start_[n] = t;
@@ -192,13 +195,13 @@ void Program::prepare(const int32_t* slots, const int32_t* num_new, const int32_
 }
 
 void Program::run(const int32_t* slots, const int32_t* num_new, const int32_t* num_logits,
-                  const uint8_t* samples, int32_t n, int first_section, int last_section) {
+                  const int32_t* num_sampled, int32_t n, int first_section, int last_section) {
   std::lock_guard<std::mutex> lock(running_);
   if (!bound_) throw std::invalid_argument("a program is run before bind()");
-  if (n > 0 && (!slots || !num_new || !num_logits || !samples)) {
+  if (n > 0 && (!slots || !num_new || !num_logits || !num_sampled)) {
     throw std::invalid_argument("a step needs all four columns");
   }
-  prepare(slots, num_new, num_logits, samples, n);
+  prepare(slots, num_new, num_logits, num_sampled, n);
   pool_->begin_step(step_.tokens <= kSmallStep);
   for (Entry& entry : ops_) {
     if (entry.timing.section >= first_section && entry.timing.section <= last_section) {

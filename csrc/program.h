@@ -213,7 +213,7 @@ class Program {
   // Prepare the step from the table and the plan's columns [n], then run the ops of sections
   // first .. last (inclusive). Throws before the first op where a column is out of bounds.
   void run(const int32_t* slots, const int32_t* num_new, const int32_t* num_logits,
-           const uint8_t* samples, int32_t n, int first_section, int last_section);
+           const int32_t* num_sampled, int32_t n, int first_section, int last_section);
   // A number that is counted up after each op (null = none): who watches it from outside can tell
   // a long step from one that hangs.
   void set_heartbeat(int64_t* heartbeat);
@@ -227,7 +227,7 @@ class Program {
     OpTiming timing;
   };
   void prepare(const int32_t* slots, const int32_t* num_new, const int32_t* num_logits,
-               const uint8_t* samples, int32_t n);
+               const int32_t* num_sampled, int32_t n);
   void run_op(Entry& entry);
 
   std::shared_ptr<Pool> pool_;

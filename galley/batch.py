@@ -82,7 +82,7 @@ class StepPlan:
         num_new: [n] tokens to compute per row, >= 0, draft tokens included.
         num_logits: [n] how many of a row's last positions yield logits: 0 for an unfinished
             prefill chunk, 1 for a row that samples, num_new where prompt logprobs are wanted.
-        samples: [n] uint8, 1 where the row's last position yields a token.
+        num_sampled: [n] of a row's last logit rows, how many are sampled: 0, 1, or 1 + its drafts.
         new_rows: requests that enter a slot before this step.
         freed_slots: slots that are empty before this step (applied before new_rows).
         block_groups, block_slots, block_indices, block_ids: [m] new blocks: group g's table of
@@ -96,7 +96,7 @@ class StepPlan:
     slots: I32
     num_new: I32
     num_logits: I32
-    samples: NDArray[np.uint8]
+    num_sampled: I32
     new_rows: list[NewRow] = field(default_factory=list)
     freed_slots: I32 = field(default_factory=lambda: EMPTY_I32)
     block_groups: I32 = field(default_factory=lambda: EMPTY_I32)

@@ -36,13 +36,15 @@ def new_row(slot: int, tokens: list[int], num_computed: int = 0) -> NewRow:
     )
 
 
-def plan(step: int, slots: list[int], num_new: list[int], samples: list[int], **more) -> StepPlan:
+def plan(
+    step: int, slots: list[int], num_new: list[int], num_sampled: list[int], **more
+) -> StepPlan:
     return StepPlan(
         step=step,
         slots=i32(*slots),
         num_new=i32(*num_new),
-        num_logits=i32(*samples),
-        samples=np.array(samples, np.uint8),
+        num_logits=i32(*num_sampled),
+        num_sampled=i32(*num_sampled),
         **more,
     )
 

@@ -41,7 +41,7 @@ class StepRecorder:
             *times,
             n,
             scheduler.step_tokens,
-            int(np.count_nonzero((plan.num_new == 1) & plan.samples)),
+            int(np.count_nonzero(plan.num_new == plan.num_sampled)),
             len(scheduler.running.order),
             scheduler.num_waiting,
             taken - before[0],

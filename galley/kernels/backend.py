@@ -66,7 +66,7 @@ class StepInputs(Protocol):
     slots: I32
     num_new: I32
     num_logits: I32
-    samples: NDArray[np.uint8]
+    num_sampled: I32
 
 
 class Executable(Protocol):

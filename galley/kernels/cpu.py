@@ -245,14 +245,12 @@ class CpuExecutable:
 
     def _call(self, step: StepInputs, first: int, last: int) -> None:
         assert self._program is not None, "run before bind"
-        ints = [
-            np.ascontiguousarray(c, np.int32) for c in (step.slots, step.num_new, step.num_logits)
+        columns = [
+            np.ascontiguousarray(column, np.int32)
+            for column in (step.slots, step.num_new, step.num_logits, step.num_sampled)
         ]
-        samples = np.ascontiguousarray(step.samples, np.uint8)
-        slots, num_new, num_logits = (column.ctypes.data for column in ints)
-        self._program.run(
-            slots, num_new, num_logits, samples.ctypes.data, len(step.slots), first, last
-        )
+        slots, num_new, num_logits, num_sampled = (column.ctypes.data for column in columns)
+        self._program.run(slots, num_new, num_logits, num_sampled, len(step.slots), first, last)
 
     def _make_program(self, kv: KVMemory) -> _native.Program:
         arena = aligned_bytes(self._arena_plan.size)

@@ -42,13 +42,13 @@ class ReferenceSampler:
             np.zeros((rows, top), np.float32),
         )
         row = 0
-        for slot, new, wanted, yields in zip(
-            step.slots, step.num_new, step.num_logits, step.samples, strict=True
+        for slot, new, num_logits, num_sampled in zip(
+            step.slots, step.num_new, step.num_logits, step.num_sampled, strict=True
         ):
             end = int(self._table.num_computed[slot] + new)
-            for known in range(end - int(wanted) + 1, end + 1):
-                last = bool(yields) and known == end
-                samples.token_ids[row] = self._token(int(slot), known, row, logits[row], last)
+            for known in range(end - int(num_logits) + 1, end + 1):
+                sampled = known > end - int(num_sampled)
+                samples.token_ids[row] = self._token(int(slot), known, row, logits[row], sampled)
                 self._list_logprobs(int(slot), row, logits[row], samples)
                 row += 1
         return samples

@@ -42,7 +42,7 @@ class SampledStep:
 def step_result(step: SampledStep, table: RequestTable, sampling: SamplingTable) -> StepResult:
     """The step's result; `table` is as it was before the step."""
     plan = step.plan
-    rows = np.flatnonzero(plan.samples)
+    rows = np.flatnonzero(plan.num_sampled)
     at = np.cumsum(plan.num_logits, dtype=np.intp)[rows] - 1
     tokens = step.samples.token_ids[at]
     good = tokens >= 0

@@ -166,7 +166,7 @@ class SamplingTable:
 
     def rows_with_rules(self, plan: StepPlan) -> NDArray[np.intp]:
         """Rows of the plan that sample a token and have an entry in `rules`."""
-        return np.flatnonzero(self.special[plan.slots] & (plan.samples == 1))
+        return np.flatnonzero(self.special[plan.slots] & (plan.num_sampled > 0))
 
     def logit_masks(
         self,

@@ -39,7 +39,7 @@ class _Rows:
     slots: Slots
     num_new: I32
     num_logits: I32
-    samples: NDArray[np.uint8]
+    num_sampled: I32
 
 
 class Scheduler:
@@ -74,7 +74,6 @@ class Scheduler:
         self._started: list[SequenceStart] = []
         self._ended: list[SequenceEnd] = []
         self._ones: I32 = np.ones(table.num_slots, np.int32)
-        self._ones_u8 = np.ones(table.num_slots, np.uint8)
 
     # --- arrivals and aborts --------------------------------------------------------------------
 
@@ -179,7 +178,7 @@ class Scheduler:
             slots=rows.slots.astype(np.int32),
             num_new=rows.num_new,
             num_logits=rows.num_logits,
-            samples=rows.samples,
+            num_sampled=rows.num_sampled,
             new_rows=new_rows,
             freed_slots=self.running.take_freed(),
             block_groups=groups,
@@ -213,7 +212,7 @@ class Scheduler:
         need = self.table.num_tokens[slots] - self.table.num_computed[slots]
         if n <= budget and not np.count_nonzero(need - 1):
             ones = self._ones[:n]
-            return _Rows(n, slots, ones, ones, self._ones_u8[:n])
+            return _Rows(n, slots, ones, ones, ones)
         decode = need == 1
         first = slots[decode][:budget].tolist()
         num_decodes = len(first)
@@ -241,7 +240,7 @@ class Scheduler:
             order,
             num_new_column,
             np.array(scored, np.int32),
-            reached.astype(np.uint8),
+            reached.astype(np.int32),
         )
 
     def _chunk(
@@ -300,13 +299,13 @@ class Scheduler:
             logits -= num_logits
         if not granted:
             return rows, new_rows
-        slots, num_new_column, num_logits_column, samples = zip(*granted, strict=True)
+        slots, num_new_column, num_logits_column, num_sampled_column = zip(*granted, strict=True)
         joined = _Rows(
             rows.num_decodes,
             np.concatenate((rows.slots, np.array(slots, np.intp))),
             np.concatenate((rows.num_new, np.array(num_new_column, np.int32))),
             np.concatenate((rows.num_logits, np.array(num_logits_column, np.int32))),
-            np.concatenate((rows.samples, np.array(samples, np.uint8))),
+            np.concatenate((rows.num_sampled, np.array(num_sampled_column, np.int32))),
         )
         return joined, new_rows
 

@@ -30,7 +30,7 @@ class OneToken:
         return self
 
     def sample(self, mask: Any = None) -> StepResult:
-        counts = self.plan.samples.astype(np.int32)
+        counts = self.plan.num_sampled
         return StepResult(self.plan.step, counts, np.full(np.count_nonzero(counts), 5, np.int32))
 
     def rpc(self, method: str, *args: Any) -> list[Any]:

@@ -56,7 +56,7 @@ class Toy:
         """One step: (sequence, tokens to compute) per row."""
         self.step += 1
         new_rows, blocks = [], []
-        num_new, num_logits, samples = [], [], []
+        num_new, num_logits, num_sampled = [], [], []
         for sequence, n in rows:
             if not sequence.entered:
                 new_rows.append(new_row(sequence))
@@ -67,7 +67,7 @@ class Toy:
             wants_all = all_logits or sequence.params.prompt_logprobs is not None
             num_new.append(n)
             num_logits.append(n if wants_all else int(yields))
-            samples.append(int(yields))
+            num_sampled.append(int(yields))
         columns = np.array(blocks, np.int32).reshape(-1, 3)
         freed, self.freed = self.freed, []
         return StepPlan(
@@ -75,7 +75,7 @@ class Toy:
             slots=np.array([s.slot for s, _ in rows], np.int32),
             num_new=np.array(num_new, np.int32),
             num_logits=np.array(num_logits, np.int32),
-            samples=np.array(samples, np.uint8),
+            num_sampled=np.array(num_sampled, np.int32),
             new_rows=new_rows,
             freed_slots=np.array(freed, np.int32),
             block_groups=np.zeros(len(columns), np.int32),

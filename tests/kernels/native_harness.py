@@ -119,14 +119,15 @@ class Native:
         num_new: Sequence[int],
         slots: Sequence[int] | None = None,
         num_logits: Sequence[int] | None = None,
-        samples: Sequence[int] | None = None,
+        num_sampled: Sequence[int] | None = None,
     ) -> None:
         """One step: row i computes num_new[i] tokens of slots[i]."""
         n = len(num_new)
+        logits = np.asarray([0] * n if num_logits is None else num_logits, np.int32)
         columns = [
             np.asarray(range(n) if slots is None else slots, np.int32),
             np.asarray(num_new, np.int32),
-            np.asarray([0] * n if num_logits is None else num_logits, np.int32),
-            np.asarray([1] * n if samples is None else samples, np.uint8),
+            logits,
+            np.minimum(logits, 1) if num_sampled is None else np.asarray(num_sampled, np.int32),
         ]
         self.program.run(*(c.ctypes.data for c in columns), n)

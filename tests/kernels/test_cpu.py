@@ -119,8 +119,8 @@ class Sampling:
         executable.bind(self.table, COLUMNS)
         num_new = np.array([10, 11, 12, 13, 9, 15], np.int32)
         wanted = np.array([1, 1, 1, 1, 9, 1], np.int32)
-        samples = np.array([1, 1, 1, 1, 0, 1], np.uint8)
-        self.plan = StepPlan(1, np.arange(6, dtype=np.int32), num_new, wanted, samples)
+        num_sampled = np.array([1, 1, 1, 1, 0, 1], np.int32)
+        self.plan = StepPlan(1, np.arange(6, dtype=np.int32), num_new, wanted, num_sampled)
 
     def results(self):
         samples = self.executable.samples

@@ -29,7 +29,9 @@ class TestPrepare:
     def test_rows_become_tokens_and_logits(self):
         native = Native(slots=4, max_len=16)
         native.num_computed[:] = [0, 3, 5, 9]
-        native.run([4, 1, 0, 3], slots=[3, 1, 0, 2], num_logits=[2, 1, 0, 3], samples=[1, 0, 1, 0])
+        native.run(
+            [4, 1, 0, 3], slots=[3, 1, 0, 2], num_logits=[2, 1, 0, 3], num_sampled=[1, 0, 0, 2]
+        )
         step = native.program.step()
         history = native.history
         tokens = [*history[3, 9:13], history[1, 3], *history[2, 5:8]]
@@ -42,7 +44,7 @@ class TestPrepare:
             "token_row": [0, 0, 0, 0, 1, 3, 3, 3],
             "logit_index": [2, 3, 4, 5, 6, 7],
             "logit_row": [0, 0, 1, 3, 3, 3],
-            "logit_samples": [0, 1, 0, 0, 0, 0],
+            "logit_samples": [0, 1, 0, 0, 1, 1],
         }
 
     def test_reads_the_table_anew_each_step(self):
@@ -83,7 +85,7 @@ class TestSections:
             addresses = {"x": x.ctypes.data, "y": y.ctypes.data}
             native.program.add("add", addresses, {"n": 8}, section=section)
             arrays.append(x)
-        columns = [np.array([v], np.int32) for v in (0, 4, 0)] + [np.zeros(1, np.uint8)]
+        columns = [np.array([v], np.int32) for v in (0, 4, 0, 0)]
         addresses = [c.ctypes.data for c in columns]
         native.program.run(*addresses, 1)
         native.program.run(*addresses, 1, 1, 2)

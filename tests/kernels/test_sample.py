@@ -63,10 +63,10 @@ class Case:
     def history(self, slot):
         return self.native.history[slot, : self.native.num_tokens[slot]]
 
-    def run(self, slots=None, samples=None):
+    def run(self, slots=None, num_sampled=None):
         slots = list(range(len(self.logits))) if slots is None else slots
         n = len(slots)
-        self.native.run([1] * n, slots=slots, num_logits=[1] * n, samples=samples)
+        self.native.run([1] * n, slots=slots, num_logits=[1] * n, num_sampled=num_sampled)
         return self.token_ids[:n].copy()
 
     def expected(self, slot, mask=None, bias=None):
@@ -268,7 +268,7 @@ def test_prompt_rows_get_their_next_token():
     case = Case(logits, [SampleParams(1.0)] * 3, [2] * 3, top=2, max_len=32)
     case.native.num_tokens[:] = 20
     case.native.num_computed[:] = [5, 18, 19]
-    tokens = case.run(samples=[0, 0, 0])
+    tokens = case.run(num_sampled=[0, 0, 0])
     history = case.native.history
     assert tokens.tolist() == [history[0, 6], history[1, 19], -1]
     for row in (0, 1):

@@ -23,14 +23,14 @@ def new_row(slot, params, tokens=(1, 2, 3), num_prompt=3, eos=(9,), bad=()):
     )
 
 
-def step(slots, num_logits=None, samples=None, grammar=()):
+def step(slots, num_logits=None, num_sampled=None, grammar=()):
     n = len(slots)
     return StepPlan(
         step=1,
         slots=np.array(slots, np.int32),
         num_new=np.ones(n, np.int32),
         num_logits=np.array(num_logits or [1] * n, np.int32),
-        samples=np.array(samples if samples is not None else [1] * n, np.uint8),
+        num_sampled=np.array(num_sampled if num_sampled is not None else [1] * n, np.int32),
         grammar_rows=np.array(grammar, np.int32) if len(grammar) else EMPTY_I32,
     )
 

@@ -64,4 +64,4 @@ def test_a_failing_processor_fails_its_row():
 def test_rows_that_do_not_draw_are_left_alone():
     params = SamplingParams(logits_processors=[lambda _, row: row])
     _, sampling = tables(new_row(5, params))
-    assert sampling.rows_with_rules(step([5], num_logits=[0], samples=[0])).tolist() == []
+    assert sampling.rows_with_rules(step([5], num_logits=[0], num_sampled=[0])).tolist() == []

@@ -15,13 +15,13 @@ from tests.runner.rows import VOCAB, new_row, tables
 TOP = 20
 
 
-def plan_of(slots, num_new, num_logits, samples):
+def plan_of(slots, num_new, num_logits, num_sampled):
     return StepPlan(
         step=4,
         slots=np.array(slots, np.int32),
         num_new=np.array(num_new, np.int32),
         num_logits=np.array(num_logits, np.int32),
-        samples=np.array(samples, np.uint8),
+        num_sampled=np.array(num_sampled, np.int32),
     )
 
 

@@ -90,7 +90,7 @@ def test_masks_sit_at_a_row_s_last_logit_and_only_where_it_draws():
     masks = logit_masks(sampling, step([0, 1], num_logits=[3, 1]), table)
     assert [m is not None for m in masks.masks] == [False, False, True, True]
     assert allowed(masks.masks[3]) == {6}
-    assert logit_masks(sampling, step([0, 1], [3, 0], samples=[0, 0]), table) is None
+    assert logit_masks(sampling, step([0, 1], [3, 0], num_sampled=[0, 0]), table) is None
 
 
 def test_min_tokens_forbids_eos_and_stop_ids_until_enough_are_out():

@@ -130,7 +130,7 @@ class FakeExecutor:
                 errors[slot] = self.failing[handle]
                 counts.append(0)
                 continue
-            if not plan.samples[row]:
+            if not plan.num_sampled[row]:
                 counts.append(0)
                 continue
             assert plan.num_logits[row] >= 1

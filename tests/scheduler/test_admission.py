@@ -278,7 +278,7 @@ def test_columns_of_a_plan_agree() -> None:
     run(core)
     for plan in core.executor.plans:
         n = len(plan.slots)
-        assert len(plan.num_new) == len(plan.num_logits) == len(plan.samples) == n
+        assert len(plan.num_new) == len(plan.num_logits) == len(plan.num_sampled) == n
         assert (plan.num_new >= 1).all()
         assert len(np.unique(plan.slots)) == n
         for column in (plan.slots, plan.num_new, plan.num_logits, plan.block_ids):

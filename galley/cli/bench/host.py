@@ -64,7 +64,7 @@ class StandIn:
     def sample(self, mask: Any = None) -> StepResult:
         plan = self.plan
         assert plan is not None
-        counts = plan.samples.astype(np.int32)
+        counts = plan.num_sampled
         result = StepResult(plan.step, counts, self.tokens[: np.count_nonzero(counts)])
         self.table.apply_result(plan, result)
         return result

@@ -63,7 +63,7 @@ class Columns:
     slots: I32
     num_new: I32
     num_logits: I32
-    samples: NDArray[np.uint8]
+    num_sampled: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class StepBench:
             np.arange(rows, dtype=np.int32),
             np.full(rows, shape.new, np.int32),
             np.ones(rows, np.int32),
-            np.ones(rows, np.uint8),
+            np.ones(rows, np.int32),
         )
 
     def seconds(self, shape: Shape, repetitions: int) -> list[float]:
