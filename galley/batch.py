@@ -1,15 +1,20 @@
-"""What the scheduler and the runner say to each other, as columns: table, plan, result.
+"""Shared types of scheduler and runner, as columns: request table, step plan, step result.
 
-Shared nouns: imports nothing of ours but `errors` and `request`; no torch. The scheduler owns one
-`RequestTable`, each runner another; both are kept equal by `apply_plan` and `apply_result` alone,
-so a worker may be another process (`encode_plan`, `encode_result` give bytes).
+Imports only `errors` and `request`; no torch. The scheduler owns one `RequestTable`, each runner
+another; both are kept equal by `apply_plan` and `apply_result` alone, so a worker may be another
+process (`encode_plan` and `encode_result` give bytes).
 
 A row of a step is a slot with `num_new` tokens to compute, at positions
 
     0 ........ num_computed ....... num_computed + num_new ..... num_tokens
     |  in the KV cache   |  this step's tokens   |  later (chunked)     |
 
-`num_computed + num_new == num_tokens` means that the row's last position yields a token.
+A row that reaches `num_tokens` samples the next token. With drafts it computes these as well; they
+lie behind the known tokens, and a draft is accepted if it is the token sampled at its position:
+
+    positions     num_computed = num_tokens - 1 | num_tokens  num_tokens + 1 | (num_drafts = 2)
+    this step         last known token          |   draft 1      draft 2     |
+    samples            for draft 1              |  for draft 2    new token  | (num_sampled = 3)
 """
 
 from __future__ import annotations
@@ -25,8 +30,26 @@ from galley.request import SamplingParams
 
 I32 = NDArray[np.int32]
 EMPTY_I32: I32 = np.empty(0, np.int32)
-#: A step may have this many logit rows however few sequences it may have (prompt logprobs).
+EMPTY_I64: NDArray[np.int64] = np.empty(0, np.int64)
+#: A step may have this many logit rows however few sequences it may have.
 MIN_LOGIT_ROWS = 256
+
+
+def max_logit_rows(max_num_seqs: int) -> int:
+    """Most logit rows of a step. Drafts and prompt logprobs share what sampling rows leave."""
+    return max(max_num_seqs, MIN_LOGIT_ROWS)
+
+
+def ragged_positions(counts: I32, starts: I32) -> I32:
+    """counts[i] consecutive numbers from starts[i], for each i in turn: int32 [sum(counts)].
+
+    counts 2 1 3, starts 7 0 4:   | 7 8 | 0 | 4 5 6 |
+    """
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    positions: I32 = np.arange(total, dtype=np.int32) - np.repeat(ends - counts - starts, counts)
+    return positions.astype(np.int32, copy=False)
+
 
 GroupKind = Literal["full", "window", "mla", "state", "cross"]
 
@@ -56,7 +79,7 @@ class GroupSpec:
 
 @dataclass(slots=True)
 class NewRow:
-    """A request that enters a slot: everything a worker needs to know of it.
+    """A request that enters a slot, with everything that a worker needs.
 
     `token_ids` is prompt + tokens produced so far, int32; `num_computed` counts the tokens found
     in the prefix cache (their blocks are in the plan's block columns).
@@ -74,22 +97,26 @@ class NewRow:
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step's work, complete in itself. Rows are in scheduling order.
+    """One step's work, self-contained. Rows are in scheduling order.
 
     Attributes:
         step: counts from 1.
-        slots: [n] the rows.
+        slots: [n] slot of each row.
         num_new: [n] tokens to compute per row, >= 0, draft tokens included.
         num_logits: [n] how many of a row's last positions yield logits: 0 for an unfinished
-            prefill chunk, 1 for a row that samples, num_new where prompt logprobs are wanted.
+            prefill chunk, num_sampled for a row that samples, more for prompt logprobs.
         num_sampled: [n] of a row's last logit rows, how many are sampled: 0, 1, or 1 + its drafts.
+        handles, clients: [n] int64, int32, the request of each row and its client. Fixed when the
+            step is planned: a slot may have another request when the result arrives.
         new_rows: requests that enter a slot before this step.
         freed_slots: slots that are empty before this step (applied before new_rows).
         block_groups, block_slots, block_indices, block_ids: [m] new blocks: group g's table of
             slot s gets block_ids at index i.
         copy_src, copy_dst: [c] block copies, done before the forward pass.
         draft_indptr, draft_ids: ragged draft tokens per row, [n + 1] and [sum]; empty = none.
-        grammar_rows: rows whose sampling is masked by a grammar (the mask comes separately).
+            `apply_plan` writes them behind the known tokens.
+        masked_logits: logit rows whose sampling is restricted by a mask, which comes separately
+            (`Handle.sample`); ascending.
     """
 
     step: int
@@ -97,6 +124,8 @@ class StepPlan:
     num_new: I32
     num_logits: I32
     num_sampled: I32
+    handles: NDArray[np.int64] = field(default_factory=lambda: EMPTY_I64)
+    clients: I32 = field(default_factory=lambda: EMPTY_I32)
     new_rows: list[NewRow] = field(default_factory=list)
     freed_slots: I32 = field(default_factory=lambda: EMPTY_I32)
     block_groups: I32 = field(default_factory=lambda: EMPTY_I32)
@@ -107,7 +136,7 @@ class StepPlan:
     copy_dst: I32 = field(default_factory=lambda: EMPTY_I32)
     draft_indptr: I32 = field(default_factory=lambda: EMPTY_I32)
     draft_ids: I32 = field(default_factory=lambda: EMPTY_I32)
-    grammar_rows: I32 = field(default_factory=lambda: EMPTY_I32)
+    masked_logits: I32 = field(default_factory=lambda: EMPTY_I32)
     connector: dict[str, Any] | None = None
 
 
@@ -163,8 +192,10 @@ class StepResult:
     """What a step produced; rows as in its plan.
 
     Attributes:
-        num_sampled: [n] tokens produced per row (any number >= 0).
+        num_sampled: [n] tokens produced per row: its accepted drafts and one more, or 0.
         token_ids: [sum(num_sampled)] in row order.
+        drafts_indptr, drafts_ids: ragged draft tokens for the next plan, [n + 1] and [sum], the
+            guessed continuation of each row; empty = none.
         logprobs: of the sampled tokens, for rows that asked.
         prompt_logprobs: of prompt tokens, for rows that asked.
         errors: slot -> message, for rows that failed alone.
@@ -220,7 +251,7 @@ class RequestTable:
         self.sampling[row.slot] = row.sampling
 
     def apply_plan(self, plan: StepPlan) -> None:
-        """Bring in freed slots, new rows and new blocks; lengths stay until the result."""
+        """Apply freed slots, new rows, new blocks and drafts; lengths stay until the result."""
         for slot in plan.freed_slots:
             self.clear_slot(int(slot))
         for row in plan.new_rows:
@@ -231,22 +262,28 @@ class RequestTable:
                 s, i = plan.block_slots[of], plan.block_indices[of]
                 table[s, i] = plan.block_ids[of]
                 np.maximum.at(self.num_blocks[g], s, i + 1)
+        if len(plan.draft_ids):
+            self.write_tokens(plan.slots, np.diff(plan.draft_indptr), plan.draft_ids)
+
+    def write_tokens(self, slots: NDArray[Any], counts: I32, token_ids: I32) -> None:
+        """Write counts[i] tokens behind the known ones of slots[i]; lengths stay."""
+        rows = np.repeat(slots, counts)
+        self.token_ids[rows, ragged_positions(counts, self.num_tokens[slots])] = token_ids
 
     def apply_result(self, plan: StepPlan, result: StepResult) -> None:
-        """Advance lengths and append the sampled tokens (one per row in the common case)."""
+        """Advance lengths and append the sampled tokens."""
         slots = plan.slots.astype(np.intp)
+        counts = result.num_sampled
         if len(plan.draft_ids):
-            # Tokens computed for rejected drafts do not count: a row has gained one token per
-            # accepted draft plus the sampled one.
-            drafted = np.diff(plan.draft_indptr)
-            rejected = np.where(drafted > 0, drafted - (result.num_sampled - 1), 0)
-            self.num_computed[slots] += plan.num_new - rejected
+            # What was computed for rejected drafts does not count.
+            drafts = np.diff(plan.draft_indptr)
+            accepted = np.minimum(drafts, np.maximum(counts - 1, 0))
+            self.num_computed[slots] += plan.num_new - (drafts - accepted)
         else:
             self.num_computed[slots] += plan.num_new
         total = len(result.token_ids)
         if not total:
             return
-        counts = result.num_sampled
         sampled = np.count_nonzero(counts)
         if sampled == total:  # at most one each
             if sampled < len(slots):
@@ -255,9 +292,7 @@ class RequestTable:
             self.token_ids[slots, ends] = result.token_ids
             self.num_tokens[slots] = ends + 1
             return
-        rows = np.repeat(slots, counts)
-        begin = np.cumsum(counts) - counts - self.num_tokens[slots]
-        self.token_ids[rows, np.arange(total) - np.repeat(begin, counts)] = result.token_ids
+        self.write_tokens(slots, counts, result.token_ids)
         self.num_tokens[slots] += counts
 
 

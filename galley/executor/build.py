@@ -9,6 +9,7 @@ from galley.executor.local import LocalExecutor
 from galley.executor.loopback import LoopbackExecutor
 from galley.kernels.backend import MemoryAllocator
 from galley.loader import Checkpoint
+from galley.runner.drafts import Proposer
 from galley.runner.load import Progress
 from galley.runner.runner import Runner
 
@@ -20,13 +21,15 @@ def build(
     available: int,
     progress: Progress | None = None,
     kv_memory: MemoryAllocator | None = None,
+    proposer: Proposer | None = None,
 ) -> Executor:
     """Load the model, size its KV cache and make the executor of --distributed-executor-backend.
 
     Args:
         config: resolved.
         available: bytes of memory that could be taken before anything was loaded.
-        kv_memory: where the KV cache is to lie; None = in memory of its own.
+        kv_memory: allocates the KV cache; None = in ordinary memory.
+        proposer: proposes drafts after each step; None = no speculation.
 
     Raises:
         ConfigError: more than one rank is asked for, or memory is short.
@@ -39,7 +42,7 @@ def build(
             raise ConfigError(
                 f"{option} {size}: a model runs on one rank in this version; use 1.", field=name
             )
-    runner = Runner(config, model_info, checkpoint, available, progress, kv_memory)
+    runner = Runner(config, model_info, checkpoint, available, progress, kv_memory, proposer)
     if parallel.distributed_executor_backend == "loopback":
         return LoopbackExecutor(runner)
     return LocalExecutor(runner)

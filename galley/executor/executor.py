@@ -17,8 +17,8 @@ class Handle(Protocol):
         """Wait for the forward pass, sample, and give the result; once per step.
 
         Args:
-            mask: int32 [grammar rows, ceil(V / 32)] bits of allowed tokens, for the plan's
-                `grammar_rows`.
+            mask: int32 [masked logit rows, ceil(V / 32)] bits of allowed tokens, for the plan's
+                `masked_logits`.
         """
 
 

@@ -85,7 +85,7 @@ class KVCacheManager:
         self._windows = [g for g, spec in enumerate(table.groups) if spec.kind == "window"]
         self.has_windows = bool(self._windows)
         self._let_go = np.zeros((len(self._groups), table.num_slots), np.int32)
-        self._indexed = [0] * table.num_slots
+        self._indexed = np.zeros(table.num_slots, np.int32)
         self._chains: list[HashChain | None] = [None] * table.num_slots
         self._changes: list[BlockColumns] = []
 
@@ -176,6 +176,11 @@ class KVCacheManager:
         missing: I32 = want - self.table.num_blocks.take(slots, axis=1)
         return missing
 
+    def has_uncached(self, slots: NDArray[np.intp], totals: I32) -> NDArray[np.bool_]:
+        """Whether the first `totals` tokens of a slot fill a block that is not cached yet: [n]."""
+        uncached: NDArray[np.bool_] = (totals >> self._shift) > self._indexed[slots]
+        return uncached
+
     def can_grow(self, missing: I32) -> bool:
         return int(missing.sum()) <= self.pool.num_free
 
@@ -203,7 +208,7 @@ class KVCacheManager:
         indexed, chains, shift = self._indexed, self._chains, self._shift
         token_ids, extend, enter = self.table.token_ids, self.hasher.extend, self.pool.cache_block
         for slot, total in zip(slots, totals, strict=True):
-            done, full = indexed[slot], total >> shift
+            done, full = int(indexed[slot]), total >> shift
             chain = chains[slot]
             if full <= done or chain is None:
                 continue

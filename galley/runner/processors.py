@@ -12,32 +12,38 @@ returned. Logprobs are of the row that the processors return.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import RequestTable, StepPlan
+from galley.batch import RequestTable
+from galley.runner.sampled_rows import SampledRows
 from galley.runner.sampler import SamplingTable
 
 
 def apply_processors(
-    plan: StepPlan,
-    rows: Sequence[int],
+    processed: SampledRows,
     table: RequestTable,
     sampling: SamplingTable,
     logits: NDArray[np.float32],
 ) -> dict[int, str]:
-    """Rewrite the logits of `rows`; row → message for those whose processor failed."""
-    ends = np.cumsum(plan.num_logits)
+    """Rewrite the logits of these rows; row of the plan → message for those that failed.
+
+    Rows with processors have no drafts, so each is the one sampled row of its sequence.
+    """
     failed: dict[int, str] = {}
-    for row in rows:
-        slot = int(plan.slots[row])
-        first, end = int(table.num_prompt[slot]), int(table.num_tokens[slot])
+    for row, logit_row, slot, known in zip(
+        processed.rows.tolist(),
+        processed.logit_rows.tolist(),
+        processed.slots.tolist(),
+        processed.positions.tolist(),
+        strict=True,
+    ):
+        first = int(table.num_prompt[slot])
         prompt = table.token_ids[slot, :first].tolist()
-        output = table.token_ids[slot, first:end].tolist()
-        target = logits[ends[row] - 1]
+        output = table.token_ids[slot, first:known].tolist()
+        target = logits[logit_row]
         try:
             for processor in sampling.rules[slot].processors:
                 target[:] = _call(processor, prompt, output, target)

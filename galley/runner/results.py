@@ -1,10 +1,4 @@
-"""From a step's samples to its `StepResult`: tokens, errors, logprobs as columns.
-
-logit rows of a step, rows r of the plan with num_logits[r] = 1, 3, 0, 1:
-
-    | r0 | r1 r1 r1 | r3 |      a row's last one is at cumsum(num_logits)[r] - 1; only there
-                                may a token be sampled, the others are for prompt logprobs
-"""
+"""From a step's samples to its `StepResult`: accepted tokens, errors, logprobs as columns."""
 
 from __future__ import annotations
 
@@ -16,6 +10,8 @@ from numpy.typing import NDArray
 
 from galley.batch import I32, LogprobColumns, RequestTable, StepPlan, StepResult
 from galley.kernels.sampling import Samples
+from galley.runner.drafts import verify
+from galley.runner.sampled_rows import SampledRows
 from galley.runner.sampler import NO_LOGPROBS, SamplingTable
 from galley.runner.scores import Scores, highest, rank_of
 
@@ -27,87 +23,104 @@ class SampledStep:
     """A step that has been run and sampled.
 
     Attributes:
+        sampled: the plan's sampled logit rows.
         samples, logits: of its executable; logits [L, V].
-        failed: row of the plan → message, for rows that failed before the sampling.
-        scores: what is told in place of raw logprobs; None = those.
+        failed: row of the plan → message, for rows that failed before sampling.
+        scores: returned instead of raw logprobs; None = raw logprobs.
     """
 
     plan: StepPlan
+    sampled: SampledRows
     samples: Samples
     logits: NDArray[np.float32]
     failed: dict[int, str]
     scores: Scores | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Entries:
+    """Logit rows whose logprobs are wanted, [e] each.
+
+    Attributes:
+        rows: index into the plan's rows.
+        logit_rows: index into the step's logit rows.
+        positions: position of the token that the logprobs are of.
+        num_top: how many of the most likely tokens.
+    """
+
+    rows: NDArray[np.intp]
+    logit_rows: NDArray[np.intp]
+    positions: I32
+    num_top: I32
+
+
 def step_result(step: SampledStep, table: RequestTable, sampling: SamplingTable) -> StepResult:
     """The step's result; `table` is as it was before the step."""
-    plan = step.plan
-    rows = np.flatnonzero(plan.num_sampled)
-    at = np.cumsum(plan.num_logits, dtype=np.intp)[rows] - 1
-    tokens = step.samples.token_ids[at]
-    good = tokens >= 0
+    plan, sampled = step.plan, step.sampled
+    token_ids = step.samples.token_ids[sampled.logit_rows]
+    num_sampled, accepted = plan.num_sampled, token_ids >= 0
     errors: dict[int, str] = {}
-    if step.failed or not good.all():
-        good &= ~np.isin(rows, list(step.failed))
+    if len(plan.draft_ids):
+        num_sampled, accepted = verify(plan, token_ids)
+    if step.failed or not accepted.all():
+        accepted &= ~np.isin(sampled.rows, list(step.failed))
+        accepted_rows = np.bincount(sampled.rows[accepted], minlength=len(plan.slots))
+        num_sampled = accepted_rows.astype(np.int32)
         errors = {
-            int(plan.slots[row]): step.failed.get(int(row), NOTHING_TO_SAMPLE)
-            for row in rows[~good]
+            int(plan.slots[row]): step.failed.get(row, NOTHING_TO_SAMPLE)
+            for row in np.flatnonzero((num_sampled == 0) & (plan.num_sampled > 0)).tolist()
         }
-        rows, at, tokens = rows[good], at[good], tokens[good]
-    num_sampled = np.zeros(len(plan.slots), np.int32)
-    num_sampled[rows] = 1
+        sampled, token_ids = sampled.select(accepted), token_ids[accepted]
     return StepResult(
         step=plan.step,
         num_sampled=num_sampled,
-        token_ids=tokens,
-        logprobs=_sampled_logprobs(step, rows, at, table, sampling),
+        token_ids=token_ids,
+        logprobs=_sampled_logprobs(step, sampled, sampling),
         prompt_logprobs=_prompt_logprobs(step, table, sampling),
         errors=errors,
     )
 
 
 def _sampled_logprobs(
-    step: SampledStep,
-    rows: NDArray[np.intp],
-    at: NDArray[np.intp],
-    table: RequestTable,
-    sampling: SamplingTable,
+    step: SampledStep, sampled: SampledRows, sampling: SamplingTable
 ) -> LogprobColumns | None:
-    """Of the sampled tokens, for rows that asked; `at` is each row's logit row."""
-    slots = step.plan.slots[rows]
-    top = sampling.num_logprobs[slots]
-    wanted = top > NO_LOGPROBS
-    found = None
-    if wanted.any():
-        positions = table.num_tokens[slots[wanted]]
-        found = _columns(step, rows[wanted], at[wanted], positions, top[wanted], True)
-    if not sampling.scored:
-        return found
-    for i, slot in enumerate(slots.tolist()):
-        ids = sampling.scored.get(slot)
+    """Logprobs of the sampled tokens, for rows that asked."""
+    num_top = sampling.num_logprobs[sampled.slots]
+    rows = np.flatnonzero(num_top > NO_LOGPROBS)
+    columns = None
+    if len(rows):
+        chosen = sampled.select(rows)
+        entries = _Entries(chosen.rows, chosen.logit_rows, chosen.positions, num_top[rows])
+        columns = _columns(step, entries, sampled=True)
+    if not sampling.logprob_ids:
+        return columns
+    for i, slot in enumerate(sampled.slots.tolist()):
+        ids = sampling.logprob_ids.get(slot)
         if ids is not None:
-            one = _scored(step, int(rows[i]), int(at[i]), int(table.num_tokens[slot]), ids)
-            found = one if found is None else found.joined(one)
-    return found
+            entry = _entry_of_ids(step, sampled, i, ids)
+            columns = entry if columns is None else columns.joined(entry)
+    return columns
 
 
-def _scored(step: SampledStep, row: int, at: int, position: int, ids: I32) -> LogprobColumns:
-    """One entry: the token of logit row `at`, then the tokens `ids`."""
-    samples = step.samples
+def _entry_of_ids(step: SampledStep, sampled: SampledRows, i: int, ids: I32) -> LogprobColumns:
+    """One entry: the token of sampled row i, then the tokens `ids`."""
+    row, logit_row = int(sampled.rows[i]), int(sampled.logit_rows[i])
+    position, samples = int(sampled.positions[i]), step.samples
     if step.scores is not None:
-        scores = step.scores.row(at, int(step.plan.slots[row]), sampled=True)
-        return _entry(row, position, int(samples.token_ids[at]), scores, ids)
-    logits = step.logits[at].astype(np.float64)
+        scores = step.scores.row(logit_row, int(sampled.slots[i]), position)
+        return _entry(row, position, int(samples.token_ids[logit_row]), scores, ids)
+    logits = step.logits[logit_row].astype(np.float64)
     peak = logits.max()
     total = peak + np.log(np.exp(logits - peak).sum())
     logprobs = (logits[ids] - total).astype(np.float32)
+    own = slice(logit_row, logit_row + 1)
     return LogprobColumns(
         rows=np.array([row], np.int32),
         positions=np.array([position], np.int32),
-        ranks=samples.ranks[at : at + 1],
+        ranks=samples.ranks[own],
         indptr=np.array([0, len(ids) + 1], np.int32),
-        token_ids=np.concatenate((samples.token_ids[at : at + 1], ids)),
-        logprobs=np.concatenate((samples.logprobs[at : at + 1], logprobs)),
+        token_ids=np.concatenate((samples.token_ids[own], ids)),
+        logprobs=np.concatenate((samples.logprobs[own], logprobs)),
     )
 
 
@@ -129,60 +142,72 @@ def _entry(
 def _prompt_logprobs(
     step: SampledStep, table: RequestTable, sampling: SamplingTable
 ) -> LogprobColumns | None:
-    """Of the prompt tokens that this step's logits predict, for rows that asked.
+    """Logprobs of the prompt tokens that this step's logits predict, for rows that asked.
 
-    The logits at position p say what token p + 1 would be: the first prompt token has none, and
-    the last prompt position's belong to the first output token.
+    The logits at position p predict token p + 1: the first prompt token has none, and the last
+    prompt position's belong to the first output token.
     """
     plan = step.plan
-    top = sampling.num_prompt_logprobs[plan.slots]
-    if not ((top > NO_LOGPROBS) & (plan.num_logits > 0)).any():
+    num_top = sampling.num_prompt_logprobs[plan.slots]
+    if not ((num_top > NO_LOGPROBS) & (plan.num_logits > 0)).any():
         return None
     rows = np.repeat(np.arange(len(plan.slots)), plan.num_logits)
     ends = np.cumsum(plan.num_logits)[rows]
     back = ends - np.arange(len(rows))  # 1 for a row's last logit row
     slots = plan.slots[rows]
     positions = (table.num_computed[slots] + plan.num_new[rows] - back + 1).astype(np.int32)
-    at = np.flatnonzero((top[rows] > NO_LOGPROBS) & (positions < table.num_prompt[slots]))
-    if not len(at):
+    logit_rows = np.flatnonzero(
+        (num_top[rows] > NO_LOGPROBS) & (positions < table.num_prompt[slots])
+    )
+    if not len(logit_rows):
         return None
-    return _columns(step, rows[at], at, positions[at], top[rows[at]], False)
+    rows = rows[logit_rows]
+    entries = _Entries(rows, logit_rows, positions[logit_rows], num_top[rows])
+    return _columns(step, entries, sampled=False)
 
 
-def _columns(
-    step: SampledStep,
-    rows: NDArray[np.intp],
-    at: NDArray[np.intp],
-    positions: I32,
-    top: I32,
-    sampled: bool,
-) -> LogprobColumns:
-    """Entry i: the token of logit row at[i], then its top[i] most likely ones."""
-    samples = step.samples
+def _columns(step: SampledStep, entries: _Entries, sampled: bool) -> LogprobColumns:
+    """Entry i: the token of logit row i, then its most likely ones."""
     if step.scores is not None:
-        entries = []
-        for row, logit_row, position, count in zip(rows, at, positions, top, strict=True):
-            scores = step.scores.row(int(logit_row), int(step.plan.slots[row]), sampled)
-            token = int(samples.token_ids[logit_row])
-            entries.append(
-                _entry(int(row), int(position), token, scores, highest(scores, int(count)))
-            )
-        return functools.reduce(LogprobColumns.joined, entries)
-    listed = samples.top_ids.shape[1]
-    most = int(np.max(top))
-    if most <= listed:
-        ids, logprobs = samples.top_ids[at, :most], samples.top_logprobs[at, :most]
+        return _scored_columns(step, step.scores, entries, sampled)
+    return _kernel_columns(step, entries)
+
+
+def _scored_columns(
+    step: SampledStep, scores: Scores, entries: _Entries, sampled: bool
+) -> LogprobColumns:
+    """Entries of `scores`, one row at a time."""
+    columns = []
+    for row, logit_row, position, count in zip(
+        entries.rows.tolist(),
+        entries.logit_rows.tolist(),
+        entries.positions.tolist(),
+        entries.num_top.tolist(),
+        strict=True,
+    ):
+        of_row = scores.row(logit_row, int(step.plan.slots[row]), position if sampled else None)
+        token = int(step.samples.token_ids[logit_row])
+        columns.append(_entry(row, position, token, of_row, highest(of_row, count)))
+    return functools.reduce(LogprobColumns.joined, columns)
+
+
+def _kernel_columns(step: SampledStep, entries: _Entries) -> LogprobColumns:
+    """Entries of what the sampling kernel lists, or of the logits where more is wanted."""
+    samples, logit_rows, num_top = step.samples, entries.logit_rows, entries.num_top
+    most = int(np.max(num_top))
+    if most <= samples.top_ids.shape[1]:
+        ids, logprobs = samples.top_ids[logit_rows, :most], samples.top_logprobs[logit_rows, :most]
     else:
-        ids, logprobs = _ranked(step.logits[at], most)
-    ids = np.concatenate([samples.token_ids[at, None], ids], axis=1)
-    logprobs = np.concatenate([samples.logprobs[at, None], logprobs], axis=1)
-    kept = np.arange(most + 1) <= top[:, None]
-    indptr = np.zeros(len(at) + 1, np.int32)
-    np.cumsum(top + 1, out=indptr[1:])
+        ids, logprobs = _ranked(step.logits[logit_rows], most)
+    ids = np.concatenate([samples.token_ids[logit_rows, None], ids], axis=1)
+    logprobs = np.concatenate([samples.logprobs[logit_rows, None], logprobs], axis=1)
+    kept = np.arange(most + 1) <= num_top[:, None]
+    indptr = np.zeros(len(logit_rows) + 1, np.int32)
+    np.cumsum(num_top + 1, out=indptr[1:])
     return LogprobColumns(
-        rows=rows.astype(np.int32),
-        positions=positions,
-        ranks=samples.ranks[at],
+        rows=entries.rows.astype(np.int32),
+        positions=entries.positions,
+        ranks=samples.ranks[logit_rows],
         indptr=indptr,
         token_ids=ids[kept],
         logprobs=logprobs[kept],
@@ -192,7 +217,7 @@ def _columns(
 def _ranked(logits: NDArray[np.float32], top: int) -> tuple[I32, NDArray[np.float32]]:
     """The `top` most likely tokens of each row [e, top] and their logprobs; ties by smaller id.
 
-    For requests that want more than the sampling kernel lists: the whole vocabulary, say.
+    For requests that want more than the sampling kernel lists, such as the whole vocabulary.
     """
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)

@@ -17,18 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import MIN_LOGIT_ROWS, GroupSpec, RequestTable, StepPlan, StepResult
+from galley.batch import GroupSpec, RequestTable, StepPlan, StepResult, max_logit_rows
 from galley.config import EngineConfig, ModelInfo
 from galley.kernels.backend import Executable, MemoryAllocator, StepLimits
 from galley.kernels.sampling import LogitMasks
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.runner.device import dense_format, open_device
+from galley.runner.drafts import Proposer, propose
 from galley.runner.heap import trim_heap
 from galley.runner.load import LoadedModel, Progress, load_model
 from galley.runner.memory import MemoryUse, check_given_size, fit_length, kv_capacity
 from galley.runner.processors import apply_processors
 from galley.runner.results import SampledStep, step_result
+from galley.runner.sampled_rows import SampledRows, sampled_rows
 from galley.runner.sampler import SamplingTable
 from galley.runner.scores import Scores
 from galley.runner.weight_cache import cache_path
@@ -42,16 +44,18 @@ class _Pending:
     """A plan between `execute` and `sample`.
 
     Attributes:
-        special: rows that have masks, biases or processors.
-        processed: those whose processors must run before the sampling.
-        sampled: whether the sampling is done already.
-        masks: what it is (or was) sampled with.
+        sampled: its logit rows that are sampled.
+        ruled: those with masks, biases or processors.
+        processed: those whose processors must run between forward pass and sampling.
+        done: whether sampling was part of the forward pass.
+        masks: what the sampling was restricted by.
     """
 
     plan: StepPlan
-    special: NDArray[np.intp]
-    processed: list[int]
-    sampled: bool
+    sampled: SampledRows
+    ruled: SampledRows
+    processed: SampledRows
+    done: bool
     masks: LogitMasks | None = None
 
 
@@ -61,7 +65,8 @@ class Runner:
     Args:
         config: resolved.
         available: bytes of memory that could be taken before the model was loaded.
-        kv_memory: where the KV cache is to lie; None = in memory of its own.
+        kv_memory: allocates the KV cache; None = in ordinary memory.
+        proposer: proposes drafts after each step; None = no speculation.
 
     Attributes:
         groups: what the KV cache consists of; one group for plain models.
@@ -82,11 +87,13 @@ class Runner:
         available: int,
         progress: Progress | None = None,
         kv_memory: MemoryAllocator | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
         limits = step_limits(config)
         wanted = config.model.max_model_len
         wanted = model_info.max_position if wanted is None else wanted
         longest = model_info.max_position if wanted == -1 else wanted
+        self._proposer = proposer
         self._config, self._model_info, self._kv_memory = config, model_info, kv_memory
         self._dense = dense_format(config.model.dtype, model_info.dtype)
         self._backend = open_device(config, self._dense)
@@ -140,38 +147,53 @@ class Runner:
             self._sampling.set_row(row)
         if len(plan.copy_src):
             self._executable.copy_blocks(plan.copy_src, plan.copy_dst)
-        special = self._sampling.rows_with_rules(plan)
-        rules = self._sampling.rules
-        processed = [int(row) for row in special if rules[int(plan.slots[row])].processors]
-        whole = not processed and not len(plan.grammar_rows)
-        self._pending = _Pending(plan, special, processed, whole)
-        if whole:
+        sampled = sampled_rows(plan, self.table)
+        ruled = self._sampling.ruled(sampled)
+        processed = self._sampling.processed(ruled)
+        done = not len(processed) and not len(plan.masked_logits)
+        self._pending = _Pending(plan, sampled, ruled, processed, done)
+        if done:
             self._set_masks(self._pending, None)
-        self._executable.run(plan, sample=whole)
+        self._executable.run(plan, sample=done)
 
     def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
         """The result of the plan that was executed last.
 
         Args:
-            mask: int32 [grammar rows, ceil(V / 32)], bit t % 32 of word t / 32 = token t is
-                allowed; for the plan's `grammar_rows`, in order.
+            mask: int32 [masked logit rows, ceil(V / 32)], bit t % 32 of word t / 32 = token t is
+                allowed; for the plan's `masked_logits`, in order.
         """
         assert self._pending is not None, "nothing was executed"
         pending, self._pending = self._pending, None
         plan, executable = pending.plan, self._executable
         failed: dict[int, str] = {}
-        if not pending.sampled:
+        if not pending.done:
             failed = apply_processors(
-                plan, pending.processed, self.table, self._sampling, executable.logits
+                pending.processed, self.table, self._sampling, executable.logits
             )
             self._set_masks(pending, mask)
             executable.sample(plan)
         step = SampledStep(
-            plan, executable.samples, executable.logits, failed, self._scores(pending)
+            plan,
+            pending.sampled,
+            executable.samples,
+            executable.logits,
+            failed,
+            self._scores(pending),
         )
         result = step_result(step, self.table, self._sampling)
         self.table.apply_result(plan, result)
+        if self._proposer is not None:
+            self._propose(self._proposer, plan, result)
         return result
+
+    def _propose(self, proposer: Proposer, plan: StepPlan, result: StepResult) -> None:
+        """Add drafts for the next step; not for rows whose processors would see them."""
+        slots = plan.slots.astype(np.intp)
+        wanted = result.num_sampled > 0
+        if self._sampling.rules:
+            wanted &= ~self._sampling.has_processors[slots]
+        result.drafts_indptr, result.drafts_ids = propose(proposer, self.table, slots, wanted)
 
     def reset(self) -> None:
         """Forget all requests: every slot is empty, as at the start."""
@@ -236,7 +258,7 @@ class Runner:
         }
 
     def _set_masks(self, pending: _Pending, grammar: NDArray[np.int32] | None) -> None:
-        masks = self._sampling.logit_masks(pending.plan, pending.special, self.table, grammar)
+        masks = self._sampling.logit_masks(pending.plan, pending.ruled, self.table, grammar)
         if masks is not None or self._masked:
             self._executable.set_masks(masks)
         self._masked = masks is not None
@@ -259,6 +281,6 @@ def step_limits(config: EngineConfig) -> StepLimits:
     return StepLimits(
         tokens=max(tokens, rows),
         rows=rows,
-        logits=max(rows, MIN_LOGIT_ROWS),
+        logits=max_logit_rows(rows),
         top_logprobs=MAX_TOP_LOGPROBS if listed == -1 else min(listed, MAX_TOP_LOGPROBS),
     )

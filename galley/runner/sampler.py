@@ -2,7 +2,7 @@
 
 Numbers (temperature, top_p, penalties …) are columns that the sampling kernel reads by itself:
 they change when a row enters or leaves a slot, not in a step. The few rows that need more (a mask
-of tokens, biases, a Python callable on their logits) are marked `special`; a step without one
+of tokens, biases, a Python callable on their logits) have `LogitRules`; a step without such rows
 costs the same however many rows it has.
 """
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from galley.batch import EMPTY_I32, I32, NewRow, RequestTable, StepPlan
 from galley.kernels.sampling import LogitMasks
 from galley.request import SamplingParams
+from galley.runner.sampled_rows import NO_ROWS, SampledRows
 
 Words = NDArray[np.uint64]
 #: Temperatures below this are greedy, as in vLLM.
@@ -30,7 +31,7 @@ NO_LOGPROBS = -1
 
 @dataclass(slots=True)
 class LogitRules:
-    """What a special row needs beside its numbers.
+    """What restricts or changes the logits of a row, beyond the columns.
 
     Attributes:
         allowed: words of the tokens that may be sampled at all; None = every token.
@@ -68,8 +69,8 @@ class SamplingTable:
         num_logprobs, num_prompt_logprobs: int32, k wanted of sampled and of prompt tokens, -1 =
             none. The column `num_logprobs` is the larger one, at most `max_top`: whoever wants
             more gets the rest from the logits.
-        special: bool, True where `rules` has an entry.
-        scored: slot → ids of the tokens whose logprobs are wanted in place of the most likely ones.
+        has_rules, has_processors: bool, True where `rules` has an entry, and one with processors.
+        logprob_ids: slot → tokens whose logprobs are wanted instead of the most likely ones.
     """
 
     def __init__(self, num_slots: int, vocab_size: int, max_top: int) -> None:
@@ -90,8 +91,9 @@ class SamplingTable:
         }
         self.num_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.num_prompt_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
-        self.scored: dict[int, I32] = {}
-        self.special = np.zeros(num_slots, np.bool_)
+        self.logprob_ids: dict[int, I32] = {}
+        self.has_rules = np.zeros(num_slots, np.bool_)
+        self.has_processors = np.zeros(num_slots, np.bool_)
         self.rules: dict[int, LogitRules] = {}
 
     def set_row(self, row: NewRow) -> None:
@@ -117,7 +119,7 @@ class SamplingTable:
         self.num_prompt_logprobs[slot] = of_prompt
         if p.logprob_token_ids is not None:
             self.num_logprobs[slot] = NO_LOGPROBS
-            self.scored[slot] = np.array(p.logprob_token_ids, np.int32)
+            self.logprob_ids[slot] = np.array(p.logprob_token_ids, np.int32)
             wanted = 0  # of the sampled token itself
         self.columns["num_logprobs"][slot] = min(max(wanted, of_prompt), self.max_top)
         self._set_rules(slot, self._rules_of(row))
@@ -125,38 +127,37 @@ class SamplingTable:
     def clear(self, slot: int) -> None:
         """The slot is empty: its callables and masks are let go."""
         self._set_rules(slot, None)
-        self.scored.pop(slot, None)
+        self.logprob_ids.pop(slot, None)
 
     def _wanted(self, k: int | None) -> int:
         if k is None:
             return NO_LOGPROBS
         return self.vocab_size if k == -1 else min(k, self.vocab_size)
 
-    def _set_rules(self, slot: int, special: LogitRules | None) -> None:
-        self.special[slot] = special is not None
-        if special is None:
+    def _set_rules(self, slot: int, rules: LogitRules | None) -> None:
+        self.has_rules[slot] = rules is not None
+        self.has_processors[slot] = rules is not None and bool(rules.processors)
+        if rules is None:
             self.rules.pop(slot, None)
         else:
-            self.rules[slot] = special
+            self.rules[slot] = rules
 
     def _rules_of(self, row: NewRow) -> LogitRules | None:
         p: SamplingParams = row.sampling
         # A token beyond the vocabulary can never be sampled: nothing to forbid.
         words = [word for word in row.bad_words_token_ids if word[-1] < self.vocab_size]
-        special = LogitRules(bad_words=words)
+        rules = LogitRules(bad_words=words)
         if p.allowed_token_ids is not None:
-            special.allowed = self.words(p.allowed_token_ids)
+            rules.allowed = self.words(p.allowed_token_ids)
         if p.min_tokens:
-            special.min_tokens = p.min_tokens
+            rules.min_tokens = p.min_tokens
             stop = {*row.eos_token_ids, *(p.stop_token_ids or ())}
-            special.stop_ids = np.array(
-                sorted(i for i in stop if 0 <= i < self.vocab_size), np.int32
-            )
+            rules.stop_ids = np.array(sorted(i for i in stop if 0 <= i < self.vocab_size), np.int32)
         if p.logit_bias:
-            special.bias_ids = np.array(list(p.logit_bias), np.int32)
-            special.bias_values = np.array(list(p.logit_bias.values()), np.float32)
-        special.processors = list(p.logits_processors or ())
-        return None if special.is_empty else special
+            rules.bias_ids = np.array(list(p.logit_bias), np.int32)
+            rules.bias_values = np.array(list(p.logit_bias.values()), np.float32)
+        rules.processors = list(p.logits_processors or ())
+        return None if rules.is_empty else rules
 
     def words(self, token_ids: Iterable[int]) -> Words:
         """A mask in which only `token_ids` are allowed."""
@@ -164,68 +165,82 @@ class SamplingTable:
         allowed[np.fromiter(token_ids, np.int64)] = True
         return np.packbits(allowed, bitorder="little").view(np.uint64)
 
-    def rows_with_rules(self, plan: StepPlan) -> NDArray[np.intp]:
-        """Rows of the plan that sample a token and have an entry in `rules`."""
-        return np.flatnonzero(self.special[plan.slots] & (plan.num_sampled > 0))
+    def ruled(self, sampled: SampledRows) -> SampledRows:
+        """Those whose slot has rules."""
+        if not self.rules:
+            return NO_ROWS
+        return sampled.select(self.has_rules[sampled.slots])
+
+    def processed(self, ruled: SampledRows) -> SampledRows:
+        """Those whose slot has processors."""
+        return ruled.select(self.has_processors[ruled.slots]) if len(ruled) else ruled
 
     def logit_masks(
         self,
         plan: StepPlan,
-        special: NDArray[np.intp],
+        ruled: SampledRows,
         table: RequestTable,
         grammar: NDArray[np.int32] | None = None,
     ) -> LogitMasks | None:
         """Masks and biases of this step's logit rows; None where no row has any.
 
         Args:
-            special: the plan's `rows_with_rules`.
-            grammar: int32 [len(plan.grammar_rows), >= V / 32] bits of the tokens that the grammar
-                allows, for the plan's `grammar_rows`.
+            ruled: sampled rows of slots with rules.
+            grammar: int32 [len(plan.masked_logits), >= V / 32] bits of the tokens that are allowed
+                at these logit rows.
         """
-        if not len(special) and grammar is None:
+        if not len(ruled) and grammar is None:
             return None
-        last_logit = np.cumsum(plan.num_logits) - 1
-        total = int(last_logit[-1]) + 1
-        masks: list[Words | None] = [None] * total
-        counts = np.zeros(total + 1, np.int32)
-        biased: list[LogitRules] = []
-        for row in special:
-            slot, at = int(plan.slots[row]), int(last_logit[row])
-            s = self.rules[slot]
-            masks[at] = self._mask(s, slot, table)
-            if len(s.bias_ids):
-                counts[at + 1] = len(s.bias_ids)
-                biased.append(s)
+        total = int(plan.num_logits.sum())
+        masks = self._masks(ruled, table, total)
         if grammar is not None:
-            for row, bits in zip(plan.grammar_rows, grammar, strict=True):
-                at = int(last_logit[row])
-                words, own = self._grammar_words(bits), masks[at]
-                masks[at] = words if own is None else words & own
-        if not biased and all(m is None for m in masks):
+            for row, bits in zip(plan.masked_logits.tolist(), grammar, strict=True):
+                words, own = self._grammar_words(bits), masks[row]
+                masks[row] = words if own is None else words & own
+        indptr, ids, values = self._biases(ruled, total)
+        if not len(ids) and all(m is None for m in masks):
             return None
         return LogitMasks(
             masks=masks,
             addresses=np.array([0 if m is None else m.ctypes.data for m in masks], np.uint64),
-            bias_indptr=np.cumsum(counts, dtype=np.int32),
-            bias_ids=np.concatenate([EMPTY_I32, *(s.bias_ids for s in biased)], dtype=np.int32),
-            bias_values=np.concatenate(
-                [np.empty(0, np.float32), *(s.bias_values for s in biased)], dtype=np.float32
-            ),
+            bias_indptr=indptr,
+            bias_ids=ids,
+            bias_values=values,
         )
 
-    def _mask(self, s: LogitRules, slot: int, table: RequestTable) -> Words | None:
-        """The row's mask at this point of its sequence; None = every token is allowed."""
-        first, end = int(table.num_prompt[slot]), int(table.num_tokens[slot])
-        forbidden = list(s.stop_ids) if end - first < s.min_tokens else []
-        for word in s.bad_words:
+    def _masks(self, ruled: SampledRows, table: RequestTable, total: int) -> list[Words | None]:
+        """The allowed tokens of each of `total` logit rows; None = every token."""
+        masks: list[Words | None] = [None] * total
+        for slot, row, known in zip(
+            ruled.slots.tolist(), ruled.logit_rows.tolist(), ruled.positions.tolist(), strict=True
+        ):
+            masks[row] = self._mask(self.rules[slot], slot, known, table)
+        return masks
+
+    def _biases(self, ruled: SampledRows, total: int) -> tuple[I32, I32, NDArray[np.float32]]:
+        """Indptr [total + 1], token ids and values of the logit rows' biases."""
+        counts = np.zeros(total + 1, np.int32)
+        ids, values = [EMPTY_I32], [np.empty(0, np.float32)]
+        for slot, row in zip(ruled.slots.tolist(), ruled.logit_rows.tolist(), strict=True):
+            rules = self.rules[slot]
+            counts[row + 1] = len(rules.bias_ids)
+            ids.append(rules.bias_ids)
+            values.append(rules.bias_values)
+        return np.cumsum(counts, dtype=np.int32), np.concatenate(ids), np.concatenate(values)
+
+    def _mask(self, rules: LogitRules, slot: int, known: int, table: RequestTable) -> Words | None:
+        """The tokens allowed behind the first `known` ones of the slot; None = every token."""
+        first = int(table.num_prompt[slot])
+        forbidden = list(rules.stop_ids) if known - first < rules.min_tokens else []
+        for word in rules.bad_words:
             before = len(word) - 1
-            if before > end - first:
+            if before > known - first:
                 continue
-            if table.token_ids[slot, end - before : end].tolist() == word[:-1]:
+            if table.token_ids[slot, known - before : known].tolist() == word[:-1]:
                 forbidden.append(word[-1])
         if not forbidden:
-            return s.allowed
-        words = (self._every if s.allowed is None else s.allowed).copy()
+            return rules.allowed
+        words = (self._every if rules.allowed is None else rules.allowed).copy()
         ids = np.array(forbidden, np.uint64)
         np.bitwise_and.at(words, ids >> np.uint64(6), ~(np.uint64(1) << (ids & np.uint64(63))))
         return words

@@ -1,4 +1,4 @@
-"""What is told of a position's candidates: --logprobs-mode.
+"""Per-token scores returned for --logprobs-mode.
 
     raw_logprobs         log-softmax of the model's logits; the sampling kernel lists them itself
     raw_logits           the model's logits
@@ -6,9 +6,8 @@
                          and -inf where min_p, top_k, top_p or the mask left a token out
     processed_logprobs   log-softmax of that
 
-All but the first are computed here, for the rows that ask, each from its own row alone: they do
-not depend on the batch. Nothing is sampled at a prompt's positions, so that processed ones are raw
-there.
+All but the first are computed here, for the rows that ask, each from its own row alone, so they do
+not depend on the batch. Nothing is sampled at a prompt's positions: processed scores are raw there.
 """
 
 from __future__ import annotations
@@ -52,24 +51,28 @@ class Scores:
         self._columns = columns
         self._masks = masks
 
-    def row(self, at: int, slot: int, sampled: bool) -> F32:
-        """[V], of logit row `at`; `sampled` is False where the next token is the prompt's."""
-        x = self._logits[at]
-        if self._processed and sampled:
-            x = self._processed_row(at, slot)
+    def row(self, logit_row: int, slot: int, position: int | None) -> F32:
+        """[V], of a logit row.
+
+        Args:
+            position: of the token sampled from it; None where the next token is the prompt's.
+        """
+        x = self._logits[logit_row]
+        if self._processed and position is not None:
+            x = self._processed_row(logit_row, slot, position)
         return log_softmax(x) if self._normalised else x
 
-    def _processed_row(self, at: int, slot: int) -> F32:
+    def _processed_row(self, logit_row: int, slot: int, position: int) -> F32:
         names = SampleParams.__dataclass_fields__
         params = SampleParams(**{name: self._columns[name][slot].item() for name in names})
         mask = bias = None
         if self._masks is not None:
-            start, stop = self._masks.bias_indptr[at : at + 2]
-            mask = self._masks.masks[at]
+            start, stop = self._masks.bias_indptr[logit_row : logit_row + 2]
+            mask = self._masks.masks[logit_row]
             bias = (self._masks.bias_ids[start:stop], self._masks.bias_values[start:stop])
-        history = self._table.token_ids[slot, : self._table.num_tokens[slot]]
+        history = self._table.token_ids[slot, :position]
         prompt = int(self._table.num_prompt[slot])
-        x = adjusted(self._logits[at], params, history, prompt, mask, bias)
+        x = adjusted(self._logits[logit_row], params, history, prompt, mask, bias)
         if params.temperature == GREEDY or not np.isfinite(np.max(x)):
             return x
         keep = kept(x, weights_of(x, params), params)

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import EMPTY_I32, I32, LogprobColumns, RequestTable
+from galley.batch import EMPTY_I32, EMPTY_I64, I32, LogprobColumns, RequestTable, ragged_positions
 from galley.scheduler.running import Running
 from galley.scheduler.sequence import Sequence, SequenceEnd, SequenceStart
-
-EMPTY_I64: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
@@ -103,24 +101,30 @@ def _find_ends_ragged(
     running: Running,
 ) -> list[SequenceEnd]:
     """Rows with several tokens: those after the first end are dropped."""
-    ends: list[SequenceEnd] = []
+    rows = np.repeat(np.arange(len(slots)), counts)
+    slot_of = slots[rows]
+    # lengths[i]: tokens of the sequence up to and including token i of the step.
+    lengths = ragged_positions(counts, table.num_tokens[slots] - counts + 1)
+    ending = (lengths >= running.limits[slot_of]) | (
+        running.stop_ids[slot_of] == done.token_ids[:, None]
+    ).any(1)
+    if running.watched:
+        ending |= np.isin(slot_of, list(running.watched))
+    ends: dict[int, SequenceEnd] = {}
     kept = counts.copy()
-    keep = np.ones(len(done.token_ids), np.bool_)
-    start = 0
-    for i, (slot, count) in enumerate(zip(slots.tolist(), counts.tolist(), strict=True)):
-        before = int(table.num_tokens[slot]) - count
-        for j, token in enumerate(done.token_ids[start : start + count].tolist()):
-            end = _end_of(running.at(slot), token, before + j + 1, table)
-            if end is not None:
-                ends.append(end)
-                kept[i] = j + 1
-                keep[start + j + 1 : start + count] = False
-                break
-        start += count
-    done.token_ids = done.token_ids[keep]
+    for i in np.flatnonzero(ending).tolist():
+        row, length = int(rows[i]), int(lengths[i])
+        if row in ends:
+            continue
+        end = _end_of(running.at(int(slots[row])), int(done.token_ids[i]), length, table)
+        if end is not None:
+            ends[row] = end
+            kept[row] += length - table.num_tokens[slots[row]]
+    offsets = ragged_positions(counts, np.zeros_like(counts))
+    done.token_ids = done.token_ids[offsets < kept[rows]]
     done.counts = kept
     _cut_logprobs(done, slots, counts, kept, table)
-    return ends
+    return list(ends.values())
 
 
 def _cut_logprobs(

@@ -1,17 +1,17 @@
-"""The numbers that bound a step, checked against each other once."""
+"""Limits of a step, checked against each other once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from galley.batch import MIN_LOGIT_ROWS
+from galley.batch import max_logit_rows
 from galley.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """What a step may hold.
+    """Limits of a step.
 
     Attributes:
         max_num_batched_tokens: most tokens computed in a step.
@@ -22,11 +22,11 @@ class SchedulerLimits:
         long_prefill_token_threshold_adaptive: that cap is at least a fair share of a step.
         mixed_prefill_tokens: most tokens of all prompts in a step in which others decode; 0 = no
             cap. Needs chunked prefill.
-        policy: order of admission and choice of the preempted.
-        max_waiting: most requests that queue; 0 = no bound.
+        policy: order of admission and choice of the sequence to preempt.
+        max_waiting: most requests in the queue; 0 = no limit.
 
     Raises:
-        ConfigError: a limit makes another impossible to keep.
+        ConfigError: limits contradict each other.
     """
 
     max_num_batched_tokens: int
@@ -63,13 +63,13 @@ class SchedulerLimits:
             return max(cap, self.max_num_batched_tokens // num_requests)
         return cap
 
-    def left_for_prompts(self, num_decodes: int) -> int:
-        """Tokens of a step that prompts may have beside so many sequences that decode."""
-        left = self.max_num_batched_tokens - num_decodes
-        capped = num_decodes and self.mixed_prefill_tokens
+    def left_for_prompts(self, decode_tokens: int) -> int:
+        """Tokens of a step that prompts may have beside this many tokens of decoding rows."""
+        left = self.max_num_batched_tokens - decode_tokens
+        capped = decode_tokens and self.mixed_prefill_tokens
         return min(left, self.mixed_prefill_tokens) if capped else left
 
     @property
     def max_num_logits(self) -> int:
         """Most rows of logits in a step. A prompt whose logprobs are wanted is split to fit."""
-        return max(self.max_num_seqs, MIN_LOGIT_ROWS)
+        return max_logit_rows(self.max_num_seqs)

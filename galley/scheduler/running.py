@@ -20,6 +20,8 @@ class Running:
         order: [n] intp, slots in order of admission. Replaced, never written to.
         sequences: by slot.
         limits: [slots] number of tokens at which the sequence ends.
+        num_drafts: [slots] draft tokens behind the known ones in the table, for the next step.
+        has_drafts, had_drafts: whether a slot has drafts now, and whether one ever had.
         stop_ids: [slots, STOP_COLUMNS] end-of-sequence and stop ids, NO_TOKEN where unused.
         watched: slots that are looked at after each token: their stop ids do not fit the columns,
             or they may not repeat themselves.
@@ -32,6 +34,8 @@ class Running:
         self.order: NDArray[np.intp] = np.empty(0, np.intp)
         self.sequences: list[Sequence | None] = [None] * num_slots
         self.limits: I32 = np.zeros(num_slots, np.int32)
+        self.num_drafts: I32 = np.zeros(num_slots, np.int32)
+        self.has_drafts = self.had_drafts = False
         self.stop_ids: I32 = np.full((num_slots, STOP_COLUMNS), NO_TOKEN, np.int32)
         self.watched: set[int] = set()
         self.scoring: set[int] = set()
@@ -73,11 +77,23 @@ class Running:
         slot = seq.slot
         seq.slot = NO_SLOT
         self.sequences[slot] = None
+        self.num_drafts[slot] = 0
         self.order = self.order[self.order != slot]
         self.watched.discard(slot)
         self.scoring.discard(slot)
         self.freed.append(slot)
         self._empty.append(slot)
+
+    def set_drafts(self, slots: NDArray[np.intp], counts: I32) -> None:
+        """Replace the drafts of `slots`."""
+        self.num_drafts[slots] = counts
+        self.has_drafts = bool(self.num_drafts.any())
+        self.had_drafts |= self.has_drafts
+
+    def drop_drafts(self) -> None:
+        """Forget all drafts: their rows go on with one token each."""
+        self.num_drafts[:] = 0
+        self.has_drafts = False
 
     def take_freed(self) -> I32:
         freed = np.array(self.freed, np.int32)

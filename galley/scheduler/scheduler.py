@@ -14,32 +14,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from galley.batch import I32, NewRow, RequestTable, StepPlan, StepResult
+from galley.batch import (
+    EMPTY_I32,
+    I32,
+    NewRow,
+    RequestTable,
+    StepPlan,
+    StepResult,
+    ragged_positions,
+)
 from galley.kv import Hit, KVCacheManager
 from galley.request import FinishReason, Request
 from galley.scheduler.commit import CommittedStep, drop_rows, find_ends
 from galley.scheduler.limits import SchedulerLimits
 from galley.scheduler.queue import WaitingQueue, WaitReason
+from galley.scheduler.rows import Slots, StepColumns, StepRows
 from galley.scheduler.running import Running
 from galley.scheduler.sequence import Sequence, SequenceEnd, SequenceStart
-
-Slots = NDArray[np.intp]
-
-
-@dataclass(slots=True)
-class _Rows:
-    """Rows of the step being built, in scheduling order; `num_decodes` of them come first."""
-
-    num_decodes: int
-    slots: Slots
-    num_new: I32
-    num_logits: I32
-    num_sampled: I32
 
 
 class Scheduler:
@@ -163,85 +157,109 @@ class Scheduler:
         """Plan a step, or None if nothing can run. `commit` must follow before the next call."""
         assert not self._in_flight, "the last plan is not committed"
         preempted = self.num_preemptions
-        rows = self._schedule_running()
+        rows, columns = self._schedule_running()
         new_rows: list[NewRow] = []
         if len(self.queue) and self.num_preemptions == preempted:
-            rows, new_rows = self._admit(rows)
-        if not len(rows.slots):
+            new_rows = self._admit(rows)
+            if new_rows:
+                columns = rows.columns()
+        if not len(rows):
             return None
         self.step += 1
-        self.step_tokens = int(rows.num_new.sum())
+        self.step_tokens = rows.num_tokens
         self._in_flight = True
         groups, slots, indices, ids = self.kv.take_changes()
+        draft_indptr, draft_ids = self._draft_columns(columns)
         return StepPlan(
             step=self.step,
-            slots=rows.slots.astype(np.int32),
-            num_new=rows.num_new,
-            num_logits=rows.num_logits,
-            num_sampled=rows.num_sampled,
+            slots=columns.slots.astype(np.int32),
+            num_new=columns.num_new,
+            num_logits=columns.num_logits,
+            num_sampled=columns.num_sampled,
+            handles=self.table.handles[columns.slots],
+            clients=self.running.clients[columns.slots],
             new_rows=new_rows,
             freed_slots=self.running.take_freed(),
             block_groups=groups,
             block_slots=slots,
             block_indices=indices,
             block_ids=ids,
+            draft_indptr=draft_indptr,
+            draft_ids=draft_ids,
         )
 
-    def _schedule_running(self) -> _Rows:
+    def _draft_columns(self, columns: StepColumns) -> tuple[I32, I32]:
+        """The plan's `draft_indptr` and `draft_ids`; both empty without drafts."""
+        if not self.running.has_drafts:
+            return EMPTY_I32, EMPTY_I32
+        counts = np.maximum(columns.num_sampled - 1, 0)
+        indptr = np.zeros(len(counts) + 1, np.int32)
+        np.cumsum(counts, out=indptr[1:])
+        rows = np.repeat(columns.slots, counts)
+        positions = ragged_positions(counts, self.table.num_tokens[columns.slots])
+        return indptr, self.table.token_ids[rows, positions]
+
+    def _schedule_running(self) -> tuple[StepRows, StepColumns]:
         """Grant tokens and blocks to the running, preempting until the blocks suffice."""
-        kv, table = self.kv, self.table
+        kv, table, running = self.kv, self.table, self.running
         if kv.has_windows:
-            kv.free_out_of_window(self.running.order)
+            kv.free_out_of_window(running.order)
         while True:
             rows = self._grant()
-            totals = table.num_computed[rows.slots] + rows.num_new
-            missing = kv.missing_blocks(rows.slots, totals)
+            columns = rows.columns()
+            slots, num_new = columns.slots, columns.num_new
+            totals = table.num_computed[slots] + num_new
+            missing = kv.missing_blocks(slots, totals)
+            if running.had_drafts:  # blocks of rejected drafts are kept for the next tokens
+                np.maximum(missing, 0, out=missing)
             if kv.can_grow(missing):
                 break
-            self._preempt(self._victim())
-        if np.count_nonzero(missing) or np.count_nonzero(rows.num_new - 1):
-            kv.grow(rows.slots, missing)
-            changed = (rows.num_new > 1) | missing.any(0)
-            kv.cache_blocks(rows.slots[changed].tolist(), totals[changed].tolist())
-        return rows
+            if running.has_drafts:  # a guess is not worth a preemption
+                running.drop_drafts()
+            else:
+                self._preempt(self._victim())
+        if np.count_nonzero(missing) or np.count_nonzero(num_new - 1):
+            kv.grow(slots, missing)
+            # Only known tokens: a block of drafts would be found under a key that may be wrong.
+            known = np.minimum(totals, table.num_tokens[slots])
+            if running.has_drafts:
+                changed = kv.has_uncached(slots, known)
+            else:
+                changed = (num_new > 1) | missing.any(0)
+            kv.cache_blocks(slots[changed].tolist(), known[changed].tolist())
+        return rows, columns
 
-    def _grant(self) -> _Rows:
+    def _grant(self) -> StepRows:
         """Share the budget among the running: decodes first, then prompts, each in order."""
         slots = self.running.order
-        n, budget = len(slots), self.limits.max_num_batched_tokens
+        n, limits = len(slots), self.limits
         need = self.table.num_tokens[slots] - self.table.num_computed[slots]
-        if n <= budget and not np.count_nonzero(need - 1):
-            ones = self._ones[:n]
-            return _Rows(n, slots, ones, ones, ones)
-        decode = need == 1
-        first = slots[decode][:budget].tolist()
-        num_decodes = len(first)
-        granted = [1] * num_decodes
-        scored = [1] * num_decodes
-        left = self.limits.left_for_prompts(num_decodes)
-        logits = self.limits.max_num_logits - num_decodes
-        cap = self.limits.chunk_cap(n + len(self.queue))
-        for slot in slots[~decode].tolist():
-            computed = int(self.table.num_computed[slot])
-            remaining = int(self.table.num_tokens[slot]) - computed
-            seq = self.running.at(slot)
-            num_new, num_logits = self._chunk(seq, computed, remaining, left, logits, cap)
+        if n <= limits.max_num_batched_tokens and not np.count_nonzero(need - 1):
+            return self._grant_decodes(slots)
+        decode = need <= 1
+        rows = self._grant_decodes(slots[decode][: limits.max_num_batched_tokens])
+        left = limits.left_for_prompts(rows.num_decode_tokens)
+        cap = limits.chunk_cap(n + len(self.queue))
+        for slot, remaining in zip(slots[~decode].tolist(), need[~decode].tolist(), strict=True):
+            computed, seq = int(self.table.num_computed[slot]), self.running.at(slot)
+            logits = limits.max_num_logits - rows.num_logits
+            num_new, num_logits = self._chunk(
+                seq, computed, remaining, left - rows.num_prompt_tokens, logits, cap
+            )
             if num_new:
-                first.append(slot)
-                granted.append(num_new)
-                scored.append(num_logits)
-                left -= num_new
-                logits -= num_logits
-        order = np.array(first, np.intp)
-        num_new_column = np.array(granted, np.int32)
-        reached = self.table.num_computed[order] + num_new_column == self.table.num_tokens[order]
-        return _Rows(
-            num_decodes,
-            order,
-            num_new_column,
-            np.array(scored, np.int32),
-            reached.astype(np.int32),
-        )
+                rows.add(slot, num_new, num_logits, num_new == remaining)
+        return rows
+
+    def _grant_decodes(self, slots: Slots) -> StepRows:
+        """One token for each of `slots`; drafts, in order, share what is left of the budget."""
+        n = len(slots)
+        if not self.running.has_drafts:
+            return StepRows(slots, self._ones[:n], n)
+        drafts = self.running.num_drafts[slots]
+        room = min(self.limits.max_num_batched_tokens, self.limits.max_num_logits) - n
+        drafts = np.clip(room - (np.cumsum(drafts) - drafts), 0, drafts)
+        tokens = (1 + drafts).astype(np.int32)
+        return StepRows(slots, tokens, int(tokens.sum()))
 
     def _chunk(
         self, seq: Sequence, computed: int, need: int, left: int, logits: int, cap: int
@@ -268,25 +286,28 @@ class Scheduler:
             return n, max(computed + n - first, 0)
         return n, int(n == need)
 
-    def _admit(self, rows: _Rows) -> tuple[_Rows, list[NewRow]]:
-        """Take waiting sequences into slots, strictly in order, while budget and blocks last."""
-        prefilling = int(rows.num_new.sum()) - rows.num_decodes
-        left = self.limits.left_for_prompts(rows.num_decodes) - prefilling
-        logits = self.limits.max_num_logits - int(rows.num_logits.sum())
+    def _admit(self, rows: StepRows) -> list[NewRow]:
+        """Admit waiting sequences to slots, strictly in order, while budget and blocks last."""
+        left = self.limits.left_for_prompts(rows.num_decode_tokens)
         new_rows: list[NewRow] = []
-        granted: list[tuple[int, int, int, bool]] = []
         now = time.time()
         cap = self.limits.chunk_cap(len(self.running) + len(self.queue))
-        # What did not fit does not fit until blocks are released or a prompt becomes findable.
-        while left > 0 and self.running.has_room and (seq := self.queue.first()):
-            if not prefilling and self._blocked == (seq.arrival, self.kv.pool.num_freed):
+        running_prompts = rows.num_prompt_tokens
+        # What did not fit does not fit until blocks are released or a prompt is cached.
+        while (
+            rows.num_prompt_tokens < left and self.running.has_room and (seq := self.queue.first())
+        ):
+            if not running_prompts and self._blocked == (seq.arrival, self.kv.pool.num_freed):
                 break
             hit = Hit()
             if seq.chain is not None and not seq.wants_prompt_logprobs:
                 hit = self.kv.find_hit(seq.chain, seq.token_ids)
             n = len(seq.token_ids)
             need = n - hit.num_tokens
-            num_new, num_logits = self._chunk(seq, hit.num_tokens, need, left, logits, cap)
+            logits = self.limits.max_num_logits - rows.num_logits
+            num_new, num_logits = self._chunk(
+                seq, hit.num_tokens, need, left - rows.num_prompt_tokens, logits, cap
+            )
             if not num_new:
                 break
             if not self.kv.can_admit(hit, n):
@@ -294,20 +315,8 @@ class Scheduler:
                 break
             self.queue.pop()
             new_rows.append(self._enter_slot(seq, hit, num_new, now))
-            granted.append((seq.slot, num_new, num_logits, num_new == need))
-            left -= num_new
-            logits -= num_logits
-        if not granted:
-            return rows, new_rows
-        slots, num_new_column, num_logits_column, num_sampled_column = zip(*granted, strict=True)
-        joined = _Rows(
-            rows.num_decodes,
-            np.concatenate((rows.slots, np.array(slots, np.intp))),
-            np.concatenate((rows.num_new, np.array(num_new_column, np.int32))),
-            np.concatenate((rows.num_logits, np.array(num_logits_column, np.int32))),
-            np.concatenate((rows.num_sampled, np.array(num_sampled_column, np.int32))),
-        )
-        return joined, new_rows
+            rows.add(seq.slot, num_new, num_logits, num_new == need)
+        return new_rows
 
     def _enter_slot(self, seq: Sequence, hit: Hit, num_new: int, now: float) -> NewRow:
         request, kv = seq.request, self.kv
@@ -402,8 +411,8 @@ class Scheduler:
         counts = result.num_sampled
         done = CommittedStep(
             step=plan.step,
-            row_handles=table.handles[slots],
-            row_clients=running.clients[slots],
+            row_handles=plan.handles,
+            row_clients=plan.clients,
             token_ids=result.token_ids,
             logprobs=result.logprobs,
             prompt_logprobs=result.prompt_logprobs,
@@ -420,7 +429,25 @@ class Scheduler:
             slots, counts = slots[done.rows], counts[done.rows]
         for end in failures + find_ends(done, slots, counts, table, running):
             self._finish(end)
+        if running.has_drafts or len(result.drafts_ids):
+            self._take_drafts(plan, result)
         return self._with_events(done)
+
+    def _take_drafts(self, plan: StepPlan, result: StepResult) -> None:
+        """Replace the drafts of the plan's rows by the result's, as far as the length allows."""
+        table, running = self.table, self.running
+        slots = plan.slots.astype(np.intp)
+        if not len(result.drafts_ids):
+            running.set_drafts(slots, np.zeros(len(slots), np.int32))
+            return
+        offered = np.diff(result.drafts_indptr)
+        # The last token of a sequence is sampled, never a draft. An empty slot has no tokens.
+        room = running.limits[slots] - table.num_tokens[slots] - 1
+        decodes = table.num_computed[slots] + 1 == table.num_tokens[slots]
+        counts = np.where(decodes, np.clip(offered, 0, np.maximum(room, 0)), 0).astype(np.int32)
+        kept = ragged_positions(offered, np.zeros_like(offered)) < np.repeat(counts, offered)
+        table.write_tokens(slots, counts, result.drafts_ids[kept])
+        running.set_drafts(slots, counts)
 
     def take_events(self) -> CommittedStep:
         """Ends that came up without a step (aborts, refused arrivals)."""

@@ -81,9 +81,9 @@ def test_outputs_are_one_message_of_columns() -> None:
     assert (out.started, out.finished, out.logprobs) == ([], [], None)
 
 
-@pytest.mark.parametrize("burst", [1, 3])
-def test_each_client_gets_its_own_and_nothing_else(burst: int) -> None:
-    core = make_core(burst=burst, budget=20)
+@pytest.mark.parametrize("drafts", ["none", "right", "random"])
+def test_each_client_gets_its_own_and_nothing_else(drafts: str) -> None:
+    core = make_core(drafts=drafts, budget=20)
     clients = {c: Collected() for c in (0, 1, 2)}
     prompts = {(c, h): [c, h] * (3 + h) for c in clients for h in (1, 2, 3)}
     for (c, h), prompt in prompts.items():

@@ -20,7 +20,8 @@ class OneToken:
 
     batch_invariant = True
 
-    def __init__(self, max_num_seqs: int) -> None:
+    def __init__(self, max_num_seqs: int, drafts: int = 0) -> None:
+        self.drafts = drafts
         self.groups = [GroupSpec("full", 16, 64)]
         self.max_model_len = 128
         self.num_blocks = 1 + 8 * max_num_seqs
@@ -31,7 +32,12 @@ class OneToken:
 
     def sample(self, mask: Any = None) -> StepResult:
         counts = self.plan.num_sampled
-        return StepResult(self.plan.step, counts, np.full(np.count_nonzero(counts), 5, np.int32))
+        result = StepResult(self.plan.step, counts, np.full(counts.sum(), 5, np.int32))
+        if self.drafts:
+            ends = self.drafts * np.arange(len(counts) + 1)
+            result.drafts_indptr = ends.astype(np.int32)
+            result.drafts_ids = np.full(ends[-1], 5, np.int32)
+        return result
 
     def rpc(self, method: str, *args: Any) -> list[Any]:
         return []
@@ -40,13 +46,13 @@ class OneToken:
         pass
 
 
-def decoding_core(n: int, clients: int, waiting: int) -> EngineCore:
+def decoding_core(n: int, clients: int, waiting: int, drafts: int = 0) -> EngineCore:
     """n requests in decode, their sequences between block borders; others wait for a slot."""
     config = EngineConfig(
         cache=CacheConfig(block_size=16),
         scheduler=SchedulerConfig(max_num_batched_tokens=8192, max_num_seqs=n),
     )
-    core = build_core(config, OneToken(n))
+    core = build_core(config, OneToken(n, drafts))
     core.add(
         request(h, [h % 7] * 17, max_tokens=60, client_index=h % clients, eos=[2])
         for h in range(n + waiting)
@@ -81,6 +87,15 @@ def test_calls_are_equal_at_8_and_256_running(clients: int, waiting: int) -> Non
         assert len(counts) == 1
         assert counts.pop() < 400
     assert many.trace.records[many.trace.last]["num_tokens"] == 256
+
+
+def test_calls_are_equal_at_8_and_64_running_with_drafts() -> None:
+    few, many = (decoding_core(n, 1, 0, drafts=2) for n in (8, 64))
+    for _ in range(2):  # 21 … 27 tokens
+        counts = {calls_of_a_step(few), calls_of_a_step(many)}
+        assert len(counts) == 1
+        assert counts.pop() < 500
+    assert many.trace.records[many.trace.last]["num_tokens"] == 3 * 64
 
 
 def test_the_count_does_see_work_per_request() -> None:

@@ -31,7 +31,7 @@ def step(slots, num_logits=None, num_sampled=None, grammar=()):
         num_new=np.ones(n, np.int32),
         num_logits=np.array(num_logits or [1] * n, np.int32),
         num_sampled=np.array(num_sampled if num_sampled is not None else [1] * n, np.int32),
-        grammar_rows=np.array(grammar, np.int32) if len(grammar) else EMPTY_I32,
+        masked_logits=np.array(grammar, np.int32) if len(grammar) else EMPTY_I32,
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from galley.request import SamplingParams
 from galley.runner.processors import apply_processors
+from galley.runner.sampled_rows import sampled_rows
 from tests.runner.rows import VOCAB, new_row, step, tables
 
 
@@ -16,9 +17,9 @@ def run(*processors, tokens=(1, 2, 3, 4), num_prompt=3):
     )
     plan = step([0, 5], num_logits=[2, 1])
     logits = np.zeros((3, VOCAB), np.float32)
-    rows = sampling.rows_with_rules(plan).tolist()
-    assert rows == [1]
-    return logits, apply_processors(plan, rows, table, sampling, logits)
+    processed = sampling.processed(sampling.ruled(sampled_rows(plan, table)))
+    assert processed.rows.tolist() == [1]
+    return logits, apply_processors(processed, table, sampling, logits)
 
 
 def test_two_arguments_are_output_tokens_and_logits():
@@ -63,5 +64,6 @@ def test_a_failing_processor_fails_its_row():
 
 def test_rows_that_do_not_draw_are_left_alone():
     params = SamplingParams(logits_processors=[lambda _, row: row])
-    _, sampling = tables(new_row(5, params))
-    assert sampling.rows_with_rules(step([5], num_logits=[0], num_sampled=[0])).tolist() == []
+    table, sampling = tables(new_row(5, params))
+    plan = step([5], num_logits=[0], num_sampled=[0])
+    assert not len(sampling.ruled(sampled_rows(plan, table)))

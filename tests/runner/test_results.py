@@ -10,6 +10,7 @@ from galley.kernels.sampling import Samples
 from galley.kernels.sampling_reference import logprobs_row
 from galley.request import SamplingParams
 from galley.runner.results import NOTHING_TO_SAMPLE, SampledStep, step_result
+from galley.runner.sampled_rows import sampled_rows
 from tests.runner.rows import VOCAB, new_row, tables
 
 TOP = 20
@@ -25,7 +26,7 @@ def plan_of(slots, num_new, num_logits, num_sampled):
     )
 
 
-def sampled_step(plan, tokens, seed=0, failed=None):
+def sampled_step(plan, table, tokens, seed=0, failed=None):
     """What the sampling kernel gives for random logits and these tokens, one per logit row."""
     count = int(plan.num_logits.sum())
     assert len(tokens) == count
@@ -38,7 +39,7 @@ def sampled_step(plan, tokens, seed=0, failed=None):
         top_ids=np.array([r.top_ids for r in rows], np.int32).reshape(count, TOP),
         top_logprobs=np.array([r.top_logprobs for r in rows], np.float32).reshape(count, TOP),
     )
-    return SampledStep(plan, samples, logits, failed or {})
+    return SampledStep(plan, sampled_rows(plan, table), samples, logits, failed or {})
 
 
 def entries(columns):
@@ -56,7 +57,7 @@ def entries(columns):
 def test_rows_that_draw_give_one_token_each():
     table, sampling = tables(*(new_row(i, SamplingParams()) for i in range(4)))
     plan = plan_of([3, 0, 2], [1, 5, 1], [1, 0, 1], [1, 0, 1])
-    result = step_result(sampled_step(plan, [42, 17]), table, sampling)
+    result = step_result(sampled_step(plan, table, [42, 17]), table, sampling)
     assert result.step == 4
     assert result.num_sampled.tolist() == [1, 0, 1]
     assert result.token_ids.tolist() == [42, 17]
@@ -67,7 +68,7 @@ def test_rows_that_draw_give_one_token_each():
 
 def test_tokens_do_not_change_with_the_kernel_s_next_step():
     table, sampling = tables(new_row(0, SamplingParams(logprobs=1)))
-    step = sampled_step(plan_of([0], [1], [1], [1]), [5])
+    step = sampled_step(plan_of([0], [1], [1], [1]), table, [5])
     result = step_result(step, table, sampling)
     step.samples.token_ids[:] = 0
     step.samples.ranks[:] = 0
@@ -78,7 +79,9 @@ def test_tokens_do_not_change_with_the_kernel_s_next_step():
 def test_a_row_that_cannot_draw_fails_alone():
     table, sampling = tables(*(new_row(i, SamplingParams()) for i in range(4)))
     plan = plan_of([1, 2, 3], [1, 1, 1], [1, 1, 1], [1, 1, 1])
-    result = step_result(sampled_step(plan, [8, -1, 9], failed={2: "it broke"}), table, sampling)
+    result = step_result(
+        sampled_step(plan, table, [8, -1, 9], failed={2: "it broke"}), table, sampling
+    )
     assert result.num_sampled.tolist() == [1, 0, 0]
     assert result.token_ids.tolist() == [8]
     assert result.errors == {2: NOTHING_TO_SAMPLE, 3: "it broke"}
@@ -92,7 +95,7 @@ def test_logprobs_begin_with_the_token_and_go_on_with_the_top():
         new_row(3, SamplingParams(logprobs=5)),
     )
     plan = plan_of([0, 1, 2, 3], [1] * 4, [1] * 4, [1] * 4)
-    step = sampled_step(plan, [10, 11, 12, 13])
+    step = sampled_step(plan, table, [10, 11, 12, 13])
     got = entries(step_result(step, table, sampling).logprobs)
     assert [(row, position, len(pairs)) for row, position, _, pairs in got] == [
         (0, 3, 3),
@@ -112,7 +115,7 @@ def test_more_logprobs_than_the_kernel_lists_come_from_the_logits(k):
     table, sampling = tables(
         new_row(0, SamplingParams(logprobs=k)), new_row(1, SamplingParams(logprobs=3))
     )
-    step = sampled_step(plan_of([0, 1], [1, 1], [1, 1], [1, 1]), [10, 11])
+    step = sampled_step(plan_of([0, 1], [1, 1], [1, 1], [1, 1]), table, [10, 11])
     got = entries(step_result(step, table, sampling).logprobs)
     count = VOCAB if k == -1 else k
     assert [len(pairs) for *_, pairs in got] == [count + 1, 4]
@@ -131,7 +134,7 @@ def test_prompt_logprobs_are_of_the_next_prompt_token():
     table.num_computed[1] = 2
     # Row 1 computes positions 2 and 3, whose logits are of the tokens at 3 and 4.
     plan = plan_of([0, 1], [7, 2], [1, 2], [1, 0])
-    result = step_result(sampled_step(plan, [50, 4, 5]), table, sampling)
+    result = step_result(sampled_step(plan, table, [50, 4, 5]), table, sampling)
     got = entries(result.prompt_logprobs)
     assert [(row, position, pairs[0][0], len(pairs)) for row, position, _, pairs in got] == [
         (1, 3, 4, 2),
@@ -145,7 +148,7 @@ def test_the_last_prompt_position_is_the_output_s():
         new_row(0, SamplingParams(prompt_logprobs=0, logprobs=1), tokens=(1, 2, 3), num_prompt=3)
     )
     plan = plan_of([0], [3], [3], [1])
-    result = step_result(sampled_step(plan, [2, 3, 77]), table, sampling)
+    result = step_result(sampled_step(plan, table, [2, 3, 77]), table, sampling)
     assert result.token_ids.tolist() == [77]
     assert [(p, pairs[0][0]) for _, p, _, pairs in entries(result.prompt_logprobs)] == [
         (1, 2),
@@ -159,5 +162,5 @@ def test_decoding_gives_no_more_prompt_logprobs():
         new_row(0, SamplingParams(prompt_logprobs=1), tokens=(1, 2, 3, 4), num_prompt=3)
     )
     table.num_computed[0] = 3
-    result = step_result(sampled_step(plan_of([0], [1], [1], [1]), [7]), table, sampling)
+    result = step_result(sampled_step(plan_of([0], [1], [1], [1]), table, [7]), table, sampling)
     assert result.prompt_logprobs is None

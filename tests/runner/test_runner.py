@@ -159,7 +159,7 @@ def test_a_grammar_mask_comes_between_forward_and_drawing(runner):
     toy = toy_of(runner)
     rows = [toy.add(0, PROMPT), toy.add(1, PROMPT)]
     plan = toy.plan([(s, len(PROMPT)) for s in rows])
-    plan.grammar_rows = np.array([1], np.int32)
+    plan.masked_logits = np.array([1], np.int32)
     mask = np.zeros((1, -(-VOCAB // 32)), np.int32)
     mask[0, 77 // 32] = 1 << (77 % 32)
     runner.execute(plan)

@@ -1,4 +1,4 @@
-"""Sampling columns change with rows, and only special rows have masks and biases."""
+"""Sampling columns change with rows, and only rows with rules have masks and biases."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from galley.request import SamplingParams
+from galley.runner.sampled_rows import sampled_rows
 from tests.runner.rows import VOCAB, new_row, step, tables
 
 
 def logit_masks(sampling, plan, table, grammar=None):
-    return sampling.logit_masks(plan, sampling.rows_with_rules(plan), table, grammar)
+    return sampling.logit_masks(plan, sampling.ruled(sampled_rows(plan, table)), table, grammar)
 
 
 def allowed(mask):
@@ -44,7 +45,7 @@ def test_numbers_become_columns():
         "repetition": np.float32(1.5),
         "num_logprobs": 3,
     }
-    assert not sampling.special.any()
+    assert not sampling.has_rules.any()
 
 
 def test_off_values_are_the_kernel_s():
@@ -162,7 +163,7 @@ def test_a_grammar_mask_is_met_with_the_row_s_own():
 @pytest.mark.parametrize("leave", ["clear", "replace"])
 def test_a_slot_forgets_who_was_there(leave):
     table, sampling = tables(new_row(3, SamplingParams(allowed_token_ids=[1])))
-    assert sampling.special[3]
+    assert sampling.has_rules[3]
     if leave == "clear":
         sampling.clear(3)
     else:

@@ -7,6 +7,7 @@ changes every later token; `expected` computes the same tokens from the prompt a
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class FakeExecutor:
     """Keeps a worker's own table by plans and results alone.
 
     Args:
-        burst: tokens yielded per sampling row (more than 1 stands for accepted drafts).
+        drafts: what is proposed after each token: "none", "right", "wrong" or "random" tokens.
         loopback: plans and results travel as bytes.
     """
 
@@ -77,14 +78,16 @@ class FakeExecutor:
         max_num_seqs: int = 8,
         block_size: int = 16,
         groups: list[GroupSpec] | None = None,
-        burst: int = 1,
+        drafts: str = "none",
         loopback: bool = False,
     ) -> None:
         self.groups = groups or [GroupSpec("full", block_size, 64)]
         self.num_blocks = num_blocks
         self.max_model_len = max_model_len
         self.batch_invariant = True
-        self.burst = burst
+        self.drafts = drafts
+        self.random = random.Random(0)
+        self.num_accepted = self.num_rejected = 0
         self.loopback = loopback
         self.table = RequestTable(max_num_seqs, max_model_len, self.groups)
         size = self.groups[0].block_size
@@ -116,12 +119,14 @@ class FakeExecutor:
         counts, tokens = [], []
         errors: dict[int, str] = {}
         logprobs, prompt_logprobs = _Entries(), _Entries()
-        for row, (slot, num_new) in enumerate(
-            zip(plan.slots.tolist(), plan.num_new.tolist(), strict=True)
+        drafts = split(plan.draft_indptr, plan.draft_ids, len(plan.slots))
+        for row, (slot, num_new, num_sampled) in enumerate(
+            zip(plan.slots.tolist(), plan.num_new.tolist(), plan.num_sampled.tolist(), strict=True)
         ):
-            start = int(table.num_computed[slot])
-            digest = self.compute(slot, start, start + num_new)
+            start, known = int(table.num_computed[slot]), int(table.num_tokens[slot])
+            self.compute(slot, start, start + num_new)
             handle, sampling = int(table.handles[slot]), table.sampling[slot]
+            assert plan.handles[row] == handle
             if sampling.prompt_logprobs is not None:
                 for p in range(start + num_new - int(plan.num_logits[row]), start + num_new):
                     if p + 1 < table.num_prompt[slot]:
@@ -130,17 +135,18 @@ class FakeExecutor:
                 errors[slot] = self.failing[handle]
                 counts.append(0)
                 continue
-            if not plan.num_sampled[row]:
+            if not num_sampled:
                 counts.append(0)
                 continue
-            assert plan.num_logits[row] >= 1
-            assert start + num_new == table.num_tokens[slot]
-            fresh = self.sample_row(slot, handle, digest)
+            assert plan.num_logits[row] >= num_sampled == 1 + len(drafts[row])
+            assert start + num_new == known + len(drafts[row])
+            accepted = self.verify(slot, known, drafts[row])
             if sampling.logprobs is not None:
-                for i, token in enumerate(fresh):
-                    logprobs.add(row, start + num_new + i, token)
-            counts.append(len(fresh))
-            tokens.extend(fresh)
+                for i, token in enumerate(accepted):
+                    logprobs.add(row, known + i, token)
+            del self.truth[slot][known + len(accepted) - 1 :]
+            counts.append(len(accepted))
+            tokens.extend(accepted)
         result = StepResult(
             step=plan.step,
             num_sampled=np.array(counts, np.int32),
@@ -150,7 +156,47 @@ class FakeExecutor:
             errors=errors,
         )
         table.apply_result(plan, result)
+        if self.drafts != "none":
+            proposed = [
+                self.propose(slot) if count else []
+                for slot, count in zip(plan.slots.tolist(), counts, strict=True)
+            ]
+            indptr = np.cumsum([0, *map(len, proposed)])
+            result.drafts_indptr = indptr.astype(np.int32)
+            result.drafts_ids = np.array([t for ids in proposed for t in ids], np.int32)
         return result
+
+    def verify(self, slot: int, known: int, drafts: list[int]) -> list[int]:
+        """The tokens that follow the first `known` ones, as far as the drafts hold."""
+        ids = self.table.token_ids[slot]
+        assert ids[known : known + len(drafts)].tolist() == drafts
+        accepted: list[int] = []
+        for i in range(len(drafts) + 1):
+            accepted.append(self.token_after(slot, known + i, self.truth[slot][known + i - 1]))
+            if i == len(drafts) or accepted[-1] != drafts[i]:
+                break
+        self.num_accepted += len(accepted) - 1
+        self.num_rejected += len(drafts) - len(accepted) + 1
+        return accepted
+
+    def token_after(self, slot: int, known: int, digest: int) -> int:
+        script = self.scripted.get(int(self.table.handles[slot]), ())
+        done = known - int(self.table.num_prompt[slot])
+        return script[done] if done < len(script) else token_of(digest)
+
+    def propose(self, slot: int) -> list[int]:
+        """Up to 4 drafts: the right tokens, or (by chance, if "random") wrong ones among them."""
+        known = int(self.table.num_tokens[slot])
+        digest = mix(self.truth[slot][-1], int(self.table.token_ids[slot, known - 1]))
+        ids: list[int] = []
+        for i in range(self.random.randint(0, 4) if self.drafts == "random" else 4):
+            right = self.token_after(slot, known + i, digest)
+            wrong = self.drafts == "wrong" or (
+                self.drafts == "random" and self.random.random() < 0.3
+            )
+            ids.append((right + wrong) % VOCAB)
+            digest = mix(digest, ids[-1])
+        return ids
 
     def compute(self, slot: int, start: int, end: int) -> int:
         """Write the digests of positions start … end - 1; returns the last.
@@ -177,16 +223,12 @@ class FakeExecutor:
         assert len(digests) == 1, "groups disagree"
         return digests.pop()
 
-    def sample_row(self, slot: int, handle: int, digest: int) -> list[int]:
-        room = self.max_model_len - int(self.table.num_tokens[slot])
-        fresh: list[int] = []
-        for _ in range(min(self.burst, room)):
-            done = int(self.table.num_tokens[slot] - self.table.num_prompt[slot]) + len(fresh)
-            script = self.scripted.get(handle, ())
-            token = script[done] if done < len(script) else token_of(digest)
-            fresh.append(token)
-            digest = mix(digest, token)
-        return fresh
+
+def split(indptr: Any, ids: Any, n: int) -> list[list[int]]:
+    """The ragged column's parts; all empty where the column is."""
+    if not len(ids):
+        return [[] for _ in range(n)]
+    return [part.tolist() for part in np.split(ids, indptr[1:-1])]
 
 
 class _Entries:
@@ -255,12 +297,12 @@ def make_core(
     adaptive: bool = False,
     mixed: int = 0,
     groups: list[GroupSpec] | None = None,
-    burst: int = 1,
+    drafts: str = "none",
     loopback: bool = False,
 ) -> EngineCore:
     """An engine core as `build` wires it, over a fake executor (`core.executor`)."""
     executor = FakeExecutor(
-        num_blocks, max_model_len, max_num_seqs, block_size, groups, burst, loopback
+        num_blocks, max_model_len, max_num_seqs, block_size, groups, drafts, loopback
     )
     config = EngineConfig(
         cache=CacheConfig(block_size=block_size, enable_prefix_caching=prefix_caching),

@@ -76,7 +76,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         mixed=st.sampled_from([0, 0, 3]),
         chunked=st.booleans(),
         groups=st.sampled_from(["full", "full", "hybrid"]),
-        burst=st.sampled_from([1, 1, 1, 3]),
+        drafts=st.sampled_from(["none", "none", "right", "wrong", "random", "random"]),
         loopback=st.booleans(),
     )
     def start(
@@ -90,7 +90,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         mixed: int,
         chunked: bool,
         groups: str,
-        burst: int,
+        drafts: str,
         loopback: bool,
     ) -> None:
         specs = GROUPS[groups]
@@ -107,7 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             mixed=mixed if chunked else 0,
             chunked=chunked,
             groups=specs,
-            burst=burst,
+            drafts=drafts,
             loopback=loopback,
         )
         self.got = Collected()

@@ -25,8 +25,8 @@ def ended(core, handle: int = 1) -> tuple[list[int], FinishReason, int | None]:
     return got.tokens.get(handle, []), FinishReason(end.reason), end.stop_reason
 
 
-def scripted(tokens: list[int], max_model_len: int = 64, burst: int = 1):
-    core = make_core(max_model_len=max_model_len, burst=burst)
+def scripted(tokens: list[int], max_model_len: int = 64, drafts: str = "none"):
+    core = make_core(max_model_len=max_model_len, drafts=drafts)
     core.executor.scripted[1] = tokens
     return core
 
@@ -85,7 +85,7 @@ def test_16_a_length_cap_wins_over_an_unmet_min_tokens() -> None:
 
 @pytest.mark.parametrize("stop", [EOS, 9])
 def test_17_tokens_after_the_stop_are_dropped(stop: int) -> None:
-    core = scripted([1, 2, 3, stop, 4, 5, 6], burst=3)
+    core = scripted([1, 2, 3, stop, 4, 5, 6], drafts="right")
     core.add([request(1, [5], max_tokens=20, eos=[EOS], stop_token_ids=[9], logprobs=0)])
     core.add([request(2, [6], max_tokens=7, logprobs=0)])
     got = run(core)
