@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from galley.kernels.ops import ForwardContext, KVLayer, Ops, RotaryTable, Value
 from galley.layers.linear import Linear
 from galley.layers.norm import HeadNorm
-from galley.layers.weights import Part, WeightSource
+from galley.layers.questions import Matrix, Part
+from galley.layers.weights import WeightSource
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,9 @@ class Attention:
             Part(f"{prefix}.{name}_proj", (n, shape.hidden))
             for name, n in (("q", q), ("k", kv), ("v", kv))
         ]
-        self.qkv = Linear.column_parallel(source, qkv, shape.qkv_bias)
-        self.out = Linear.row_parallel(
-            source, Part(f"{prefix}.o_proj", (shape.hidden, q)), shape.out_bias
-        )
+        out = Part(f"{prefix}.o_proj", (shape.hidden, q))
+        self.qkv = Linear(source, Matrix(tuple(qkv), "outputs"), shape.qkv_bias)
+        self.out = Linear(source, Matrix((out,), "inputs"), shape.out_bias)
         self.q_norm = self.k_norm = None
         if shape.qk_norm_eps is not None:
             self.q_norm = HeadNorm(source, f"{prefix}.q_norm", d, shape.qk_norm_eps)

@@ -6,7 +6,8 @@ Both are kept whole on every rank of a parallel group.
 from __future__ import annotations
 
 from galley.kernels.ops import Ops, Value, Weight
-from galley.layers.weights import Part, WeightSource
+from galley.layers.questions import Matrix, Part
+from galley.layers.weights import WeightSource
 
 
 class Embedding:
@@ -17,7 +18,7 @@ class Embedding:
 
     @staticmethod
     def load(source: WeightSource, name: str, vocab: int, hidden: int) -> Embedding:
-        return Embedding(source.table(Part(name, (vocab, hidden))))
+        return Embedding(*source.matrix(Matrix((Part(name, (vocab, hidden)),))))
 
     def __call__(self, ops: Ops, token_ids: Value) -> Value:
         return ops.embedding(self.weight, token_ids)
@@ -31,7 +32,7 @@ class LMHead:
 
     @staticmethod
     def load(source: WeightSource, name: str, vocab: int, hidden: int) -> LMHead:
-        return LMHead(source.table(Part(name, (vocab, hidden))))
+        return LMHead(*source.matrix(Matrix((Part(name, (vocab, hidden)),))))
 
     def __call__(self, ops: Ops, x: Value) -> Value:
         return ops.linear(x, [self.weight])

@@ -1,39 +1,60 @@
 """Linear layers: some tensors of the checkpoint as one product, shared over a parallel group.
 
-column parallel:  each rank holds some outputs of W, all inputs      y = [ y0 | y1 ]
-row parallel:     each rank holds some inputs of W, all outputs      y = y0 + y1
+column parallel:  cut="outputs": each rank has some outputs of W, all inputs      y = [ y0 | y1 ]
+row parallel:     cut="inputs":  each rank has some inputs of W, all outputs      y = y0 + y1
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
+from numpy.typing import NDArray
 
-from galley.kernels.ops import Constant, Ops, Value, Weight
-from galley.layers.weights import Part, WeightSource
+from galley.kernels.ops import Constant, Ops, Value
+from galley.layers.questions import Matrix, bias_of, interleaved
+from galley.layers.weights import WeightSource
 
 
 class Linear:
-    """x [T, K] → [T, N]; N is this rank's share where the layer is column parallel."""
+    """x [T, K] → [T, N]; N is this rank's share where the outputs are cut.
 
-    def __init__(
-        self, weights: Sequence[Weight], bias: Constant | None = None, partial: bool = False
-    ) -> None:
-        self.weights = weights
-        self.bias = bias
-        self._partial = partial  # the result is one rank's term of a sum
+    Attributes:
+        matrix: the tensors that the layer consists of.
+        interleaved: the outputs of its two parts come in turn, as `matrix` asks.
+    """
 
-    @staticmethod
-    def column_parallel(source: WeightSource, parts: Sequence[Part], bias: bool) -> Linear:
-        """The outputs of all parts, side by side."""
-        return Linear(source.rows(parts), source.bias(parts) if bias else None)
-
-    @staticmethod
-    def row_parallel(source: WeightSource, part: Part, bias: bool) -> Linear:
-        weights = source.columns(part)
-        loaded = source.bias([part], cut=False) if bias else None
-        # A sum over ranks must hold the bias once.
-        return Linear(weights, loaded if source.group.rank == 0 else None, partial=True)
+    def __init__(self, source: WeightSource, matrix: Matrix, bias: bool = False) -> None:
+        self.matrix = matrix
+        self.weights = source.matrix(matrix)
+        self.interleaved = matrix.interleave > 0 and len(self.weights) == 1
+        self._ranks = source.group.size if matrix.cut == "outputs" else 1
+        self._sum = matrix.cut == "inputs"  # the result is one rank's term of a sum
+        self.bias: Constant | None = None
+        if bias:
+            values = source.vector(bias_of(matrix, self._run))
+            # A sum over ranks contains the bias once.
+            self.bias = values if not self._sum or source.group.rank == 0 else None
 
     def __call__(self, ops: Ops, x: Value) -> Value:
         y = ops.linear(x, self.weights, self.bias)
-        return ops.all_reduce(y) if self._partial else y
+        return ops.all_reduce(y) if self._sum else y
+
+    def columns_of(self, name: str) -> NDArray[np.intp]:
+        """The output columns that a tensor's rows compute on this rank, in order of the rows.
+
+        Args:
+            name: of one of the parts. KeyError for another.
+        """
+        sizes = [part.num_rows // self._ranks for part in self.matrix.parts]
+        starts = np.cumsum([0, *sizes])
+        rows = [np.arange(starts[i], starts[i + 1]) for i in range(len(sizes))]
+        columns = np.argsort(interleaved(rows, self._run))  # by row
+        mine = [
+            columns[r] for r, part in zip(rows, self.matrix.parts, strict=True) if part.name == name
+        ]
+        if not mine:
+            raise KeyError(name)
+        return np.concatenate(mine)
+
+    @property
+    def _run(self) -> int:
+        return self.matrix.interleave if self.interleaved else 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from galley.kernels.ops import Ops, Value
+from galley.kernels.ops import GATE_UP_RUN, Ops, Value
 from galley.layers.linear import Linear
-from galley.layers.weights import Part, WeightSource
+from galley.layers.questions import Matrix, Part
+from galley.layers.weights import WeightSource
 
 
 class GatedMLP:
@@ -16,10 +17,11 @@ class GatedMLP:
         gate = Part(f"{prefix}.gate_proj", (intermediate, hidden))
         up = Part(f"{prefix}.up_proj", (intermediate, hidden))
         down = Part(f"{prefix}.down_proj", (hidden, intermediate))
-        both = source.gate_up(gate, up, bias)
-        self.gate_up = Linear(both.weights, both.bias)
-        self._interleaved = both.interleaved
-        self.down = Linear.row_parallel(source, down, bias)
+        whole_runs = (intermediate // source.group.size) % GATE_UP_RUN == 0
+        run = GATE_UP_RUN if source.interleave_gate_up and whole_runs else 0
+        self.gate_up = Linear(source, Matrix((gate, up), "outputs", run), bias)
+        self.down = Linear(source, Matrix((down,), "inputs"), bias)
 
     def __call__(self, ops: Ops, x: Value) -> Value:
-        return self.down(ops, ops.silu_and_mul(self.gate_up(ops, x), self._interleaved))
+        activated = ops.silu_and_mul(self.gate_up(ops, x), self.gate_up.interleaved)
+        return self.down(ops, activated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from galley.kernels.ops import Ops, Value
+from galley.layers.questions import Part, Vector
 from galley.layers.weights import WeightSource
 
 
@@ -10,7 +11,7 @@ class RMSNorm:
     """x [T, size] → like x: each row divided by its root mean square."""
 
     def __init__(self, source: WeightSource, name: str, size: int, eps: float) -> None:
-        self.weight = source.vector(f"{name}.weight", size)
+        self.weight = source.vector(Vector((Part(f"{name}.weight", (size,)),)))
         self.eps = eps
 
     def __call__(self, ops: Ops, x: Value) -> Value:

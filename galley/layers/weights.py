@@ -1,14 +1,15 @@
-"""Where a layer's weights come from: by Hugging Face name, cut to this rank's share, packed once.
+"""Weights of a model's layers: read from a checkpoint, cut to this rank's share, made by a backend.
 
-`WeightSource` is what layers ask; `CheckpointWeights` answers from a checkpoint and a backend.
-Every name of the checkpoint must be taken or waived, so that nothing is lost in silence.
+`WeightSource` is what layers ask (`questions`); `CheckpointWeights` answers from a checkpoint.
+Every tensor of the checkpoint must be used or ignored by name; any other is an error.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
 from itertools import groupby
 from typing import Protocol
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.backend import Backend
-from galley.kernels.ops import GATE_UP_RUN, Constant, RankGroup, SingleRank, Weight
+from galley.kernels.ops import Constant, RankGroup, SingleRank, Weight
+from galley.layers.questions import Matrix, Part, Vector, interleaved, share_of
 from galley.loader.tensor import Checkpoint, RawTensor
 from galley.quant import (
     QuantizedWeight,
@@ -28,66 +30,49 @@ from galley.quant import (
     to_float32,
 )
 
-#: Tensors that old checkpoints carry and that are no weights.
+#: Tensors of old checkpoints that are not weights.
 NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$")
 
 #: How many names an error lists before it says "and n more".
-NAMES_SHOWN = 8
-
-
-@dataclass(frozen=True)
-class Part:
-    """One tensor of a linear layer: its name without ".weight", and its [N, K] before cutting."""
-
-    name: str
-    shape: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class GateUp:
-    """Gate and up projection: outputs gate | up, or both in turn in runs of `GATE_UP_RUN`."""
-
-    weights: list[Weight]
-    bias: Constant | None
-    interleaved: bool
+MAX_NAMES_SHOWN = 8
 
 
 class WeightSource(Protocol):
-    """Answers a layer's questions; every answer is this rank's share, made by the backend.
+    """Answers a layer's questions with handles that its backend made, of this rank's share.
 
-    All methods raise ModelError naming a tensor that is missing or has another shape.
+    Attributes:
+        interleave_gate_up: the backend fuses SiLU·mul to a product whose gate and up outputs are
+            interleaved.
     """
 
     group: RankGroup
 
-    def rows(self, parts: Sequence[Part]) -> list[Weight]:
-        """Weights of `parts` below each other, outputs cut: one Weight per run of parts whose
-        formats agree, in order."""
+    @property
+    def interleave_gate_up(self) -> bool: ...
 
-    def gate_up(self, gate: Part, up: Part, bias: bool) -> GateUp:
-        """Both projections, outputs cut, in the order that the backend's SiLU·mul wants."""
+    def matrix(self, matrix: Matrix) -> list[Weight]:
+        """The matrix in order of its outputs, one Weight per run of parts whose formats agree.
 
-    def columns(self, part: Part) -> list[Weight]:
-        """One weight, inputs cut (the layer's output is then a sum over the group)."""
+        Interleaved parts of one format are one Weight. Parts of two formats cannot be interleaved:
+        they are two Weights, one after the other.
 
-    def table(self, part: Part) -> Weight:
-        """One weight, whole on every rank."""
+        Raises ModelError naming a tensor that is missing or has another shape.
+        """
 
-    def vector(self, name: str, size: int) -> Constant:
-        """A one-dimensional tensor, whole, as float32."""
+    def vector(self, vector: Vector) -> Constant:
+        """The vector as float32. Raises ModelError as `matrix` does."""
 
-    def bias(self, parts: Sequence[Part], cut: bool = True) -> Constant:
-        """The ".bias" tensors of parts, end to end, cut like `rows` or whole."""
-
-    def constant(self, values: NDArray[np.float32]) -> Constant:
-        """Numbers that are computed, not loaded."""
+    def constant(
+        self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]
+    ) -> Constant:
+        """Numbers that are computed, not loaded; `compute` is called if they are needed."""
 
     def ignore_unused(self, prefix: str) -> None:
-        """Names that begin so may stay in the checkpoint without being taken."""
+        """Names that begin so may stay in the checkpoint unused."""
 
 
 class CheckpointWeights:
-    """A `WeightSource` over a checkpoint, a backend and a parallel group."""
+    """A `WeightSource` over a checkpoint, a backend and a rank group."""
 
     def __init__(
         self, checkpoint: Checkpoint, backend: Backend, group: RankGroup | None = None
@@ -95,75 +80,85 @@ class CheckpointWeights:
         self.group: RankGroup = group or SingleRank()
         self._checkpoint = checkpoint
         self._backend = backend
-        self._left = set(checkpoint.names())
-        self._names = frozenset(self._left)
+        self._names = frozenset(checkpoint.names())
+        self._unused = set(self._names)
+        #: Of tensors that are used in parts: the parts.
+        self._used_parts: dict[str, set[Part]] = defaultdict(set)
 
-    def rows(self, parts: Sequence[Part]) -> list[Weight]:
-        shares = [self._share(part) for part in parts]
-        runs = [list(run) for _, run in groupby(shares, key=lambda share: share.format)]
-        return [self._backend.weight(concat_rows(run)) for run in runs]
+    @property
+    def interleave_gate_up(self) -> bool:
+        return self._backend.interleave_gate_up
 
-    def gate_up(self, gate: Part, up: Part, bias: bool) -> GateUp:
-        shares = [self._share(gate), self._share(up)]
-        alike = shares[0].format == shares[1].format
-        whole_runs = shares[0].shape[0] % GATE_UP_RUN == 0
-        woven = self._backend.interleave_gate_up and alike and whole_runs
-        if woven:
-            weights = [interleave_rows(shares[0], shares[1], GATE_UP_RUN)]
+    def matrix(self, matrix: Matrix) -> list[Weight]:
+        read = cache(self._read)  # parts of a fused tensor are read once
+        shares = [self._share(part, matrix, read) for part in matrix.parts]
+        if matrix.interleave and shares[0].format == shares[1].format:
+            joined = [interleave_rows(shares[0], shares[1], matrix.interleave)]
         else:
-            weights = [concat_rows(shares)] if alike else shares
-        values = self._biases([gate, up], cut=True) if bias else None
-        if values is not None and woven:
-            values = [np.stack([b.reshape(-1, GATE_UP_RUN) for b in values], axis=1).ravel()]
-        return GateUp(
-            weights=[self._backend.weight(weight) for weight in weights],
-            bias=None if values is None else self._backend.constant(np.concatenate(values)),
-            interleaved=woven,
-        )
+            runs = [list(run) for _, run in groupby(shares, key=lambda share: share.format)]
+            joined = [concat_rows(run) for run in runs]
+        return [self._backend.weight(weight) for weight in joined]
 
-    def columns(self, part: Part) -> list[Weight]:
-        whole = self._weight(part)
-        if self.group.size == 1:
-            return [self._backend.weight(whole)]
-        start, stop = self._range(part.name, part.shape[1])
-        return [self._backend.weight(whole.columns(start, stop))]
+    def vector(self, vector: Vector) -> Constant:
+        shares = [self._numbers(part, vector.cut) for part in vector.parts]
+        values = interleaved(shares, vector.interleave)
+        return self._backend.constant(values + np.float32(vector.plus) if vector.plus else values)
 
-    def table(self, part: Part) -> Weight:
-        return self._backend.weight(self._weight(part))
-
-    def vector(self, name: str, size: int) -> Constant:
-        return self._backend.constant(to_float32(self._take(name, (size,))))
-
-    def bias(self, parts: Sequence[Part], cut: bool = True) -> Constant:
-        return self._backend.constant(np.concatenate(self._biases(parts, cut)))
-
-    def constant(self, values: NDArray[np.float32]) -> Constant:
+    def constant(
+        self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]
+    ) -> Constant:
+        values = compute()
+        assert values.shape == shape
         return self._backend.constant(values)
 
     def ignore_unused(self, prefix: str) -> None:
-        self._left = {name for name in self._left if not name.startswith(prefix)}
+        self._unused = {name for name in self._unused if not name.startswith(prefix)}
 
     def finish(self) -> None:
-        """Say that the model is built. Raises ModelError if tensors are left over."""
-        left = sorted(name for name in self._left if not NOT_WEIGHTS.search(name))
-        if left:
-            shown = ", ".join(left[:NAMES_SHOWN])
-            more = f" and {len(left) - NAMES_SHOWN} more" if len(left) > NAMES_SHOWN else ""
-            raise ModelError(f"the checkpoint has tensors that the model does not: {shown}{more}")
+        """Call once the model is built. Raises ModelError if a tensor or its rows are unused."""
+        unused = sorted(name for name in self._unused if not NOT_WEIGHTS.search(name))
+        if unused:
+            shown = ", ".join(unused[:MAX_NAMES_SHOWN])
+            more = len(unused) - MAX_NAMES_SHOWN
+            shown += f" and {more} more" if more > 0 else ""
+            raise ModelError(f"the checkpoint has tensors that the model does not: {shown}")
+        for name, parts in self._used_parts.items():
+            rows = min(part.shape[0] for part in parts)
+            used = sum(part.num_rows for part in parts)
+            if used < rows:
+                raise ModelError(f"the model uses {used} of the {rows} rows of tensor {name}")
 
-    def _biases(self, parts: Sequence[Part], cut: bool) -> list[NDArray[np.float32]]:
-        values = []
-        for part in parts:
-            name, n = f"{part.name}.bias", part.shape[0]
-            start, stop = self._range(name, n) if cut else (0, n)
-            values.append(to_float32(self._take(name, (n,)))[start:stop])
-        return values
+    def _share(
+        self, part: Part, matrix: Matrix, read: Callable[[str, tuple[int, ...]], QuantizedWeight]
+    ) -> QuantizedWeight:
+        """This rank's share of a part."""
+        weight = read(part.name, part.shape)
+        if part.rows is not None:
+            self._used_parts[f"{part.name}.weight"].add(part)
+        start, stop = part.row_range
+        if matrix.cut == "outputs":
+            first, last = self._range(part.name, part.num_rows)
+            start, stop = start + first, start + last
+        if (start, stop) != (0, part.shape[0]):
+            weight = weight.rows(start, stop)
+        if matrix.cut == "inputs" and self.group.size > 1:
+            weight = weight.columns(*self._range(part.name, part.shape[1]))
+        return weight
 
-    def _weight(self, part: Part) -> QuantizedWeight:
-        raw = self._take(f"{part.name}.weight", part.shape)
+    def _numbers(self, part: Part, cut: bool) -> NDArray[np.float32]:
+        whole = to_float32(self._take(part.name, part.shape))
+        if part.rows is not None:
+            self._used_parts[part.name].add(part)
+        start, stop = part.row_range
+        first, last = self._range(part.name, part.num_rows) if cut else (0, stop - start)
+        return whole[start + first : start + last]
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> QuantizedWeight:
+        """A whole matrix of the checkpoint."""
+        raw = self._take(f"{name}.weight", shape)
         if raw.dtype != "int8":
             return read_weight(raw)
-        return channel_int8(raw, self._take(f"{part.name}.weight_scale", (part.shape[0], 1)))
+        return channel_int8(raw, self._take(f"{name}.weight_scale", (shape[0], 1)))
 
     def _take(self, name: str, shape: tuple[int, ...]) -> RawTensor:
         if name not in self._names:
@@ -173,19 +168,12 @@ class CheckpointWeights:
             raise ModelError(
                 f"tensor {name} has shape {list(raw.shape)}; the config asks for {list(shape)}"
             )
-        self._left.discard(name)
+        self._unused.discard(name)
         return raw
 
-    def _share(self, part: Part) -> QuantizedWeight:
-        """This rank's outputs of a part."""
-        whole = self._weight(part)
-        if self.group.size == 1:
-            return whole
-        return whole.rows(*self._range(part.name, part.shape[0]))
-
     def _range(self, name: str, size: int) -> tuple[int, int]:
-        """This rank's [start, stop) of `size` equal things."""
-        each, rest = divmod(size, self.group.size)
-        if rest:
-            raise ModelError(f"{name}: {size} cannot be shared by {self.group.size} ranks")
-        return self.group.rank * each, (self.group.rank + 1) * each
+        """This rank's [start, stop) of `size`."""
+        try:
+            return share_of(name, size, self.group.rank, self.group.size)
+        except ValueError as error:
+            raise ModelError(str(error)) from None

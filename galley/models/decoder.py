@@ -96,7 +96,10 @@ class Decoder:
         hidden = spec.attention.hidden
         if self._first or (self._last and spec.tied):
             self.embedding = Embedding.load(source, "model.embed_tokens", spec.vocab, hidden)
-        rotary = RotaryTable(source.constant(rotary_table(spec.rotary, stage.max_positions)))
+        shape = (stage.max_positions, spec.rotary.dim)
+        rotary = RotaryTable(
+            source.constant(shape, lambda: rotary_table(spec.rotary, stage.max_positions))
+        )
         self.layers = [
             DecoderLayer(source, f"model.layers.{stage.start + layer.index}", spec, rotary, layer)
             for layer in self.kv_layers

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from galley.config import ModelInfo
 from galley.kernels.backend import Backend
+from galley.kernels.ops import RankGroup
 from galley.layers.weights import CheckpointWeights
 from galley.loader import Checkpoint, RawTensor
 from galley.models.decoder import Decoder, Stage
@@ -64,25 +65,29 @@ def load_model(
     stage: Stage,
     cached: Path | None = None,
     progress: Progress | None = None,
+    group: RankGroup | None = None,
 ) -> LoadedModel:
     """Build the model of `facts` from its checkpoint; every tensor must be accounted for.
 
     Args:
         cached: file that packed weights are taken from, or else kept in; None = neither.
         progress: called with (tensors done, tensors in all).
+        group: the ranks that share the model; default: one.
 
     Raises ModelError naming what is missing, left over, misshapen or unsupported.
     """
     counted: Checkpoint = _Counting(checkpoint, progress) if progress else checkpoint
     if cached is not None and (stored := PackedFile.open(cached)) is not None:
         try:
-            source = StoredWeights(stored, CheckpointWeights(counted, backend), backend)
+            source = StoredWeights(stored, CheckpointWeights(counted, backend, group), backend)
             return LoadedModel(build_model(model_info, source, stage), stored.num_bytes, True)
         except CacheMiss as miss:
             log.info(
-                "Packed weights in %s are of another model code (%s): packing anew.", cached, miss
+                "Packed weights in %s belong to other model code (no %s): packing again.",
+                cached,
+                miss,
             )
-    weights = CheckpointWeights(counted, backend)
+    weights = CheckpointWeights(counted, backend, group)
     recording = RecordingWeights(weights, backend)
     model = build_model(model_info, recording, stage)
     weights.finish()

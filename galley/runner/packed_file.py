@@ -46,7 +46,6 @@ class Answer:
 
     question: str
     weights: list[PackedWeight]
-    interleaved: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +91,7 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
             crc = zlib.crc32(packed.data.data)
             weights.append({"format": fmt, "shape": shape, "at": offset, "crc": crc})
             offset += _padded(packed.data.nbytes)
-        entries.append([answer.question, answer.interleaved, weights])
+        entries.append([answer.question, weights])
     header = json.dumps({"bytes": offset, "answers": entries}).encode()
     temporary = tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False)  # noqa: SIM115
     try:
@@ -130,11 +129,11 @@ def _read(whole: NDArray[np.uint8]) -> _Content:
     if len(data) != header["bytes"]:
         raise ValueError(f"{len(data)} bytes of weights, expected {header['bytes']}")
     answers, checksums, total = {}, [], 0
-    for question, interleaved, entries in header["answers"]:
+    for question, entries in header["answers"]:
         weights = [_weight(data, entry) for entry in entries]
         checksums += [entry["crc"] for entry in entries]
         total += sum(packed.data.nbytes for packed in weights)
-        answers[question] = Answer(question, weights, interleaved)
+        answers[question] = Answer(question, weights)
     return _Content(PackedFile(answers, total), crc, checksums)
 
 

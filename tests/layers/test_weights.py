@@ -1,4 +1,4 @@
-"""Weights by name: joined, woven, cut for ranks, and every tensor accounted for."""
+"""Weights by name: joined, interleaved, cut for ranks, and every tensor accounted for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from galley.kernels.ops import Ops, SingleRank
 from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.layers.linear import Linear
 from galley.layers.mlp import GatedMLP
-from galley.layers.weights import CheckpointWeights, Part
+from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.weights import CheckpointWeights
 from galley.loader.tensor import RawTensor
 from tests.models.checkpoints import quantized
 
@@ -40,8 +41,8 @@ class Arrays:
         return quants.dequantize(raw.data, getattr(quants.GGMLQuantizationType, raw.dtype))
 
 
-class Weaving(ReferenceBackend):
-    """The reference with gate and up in turn, as native kernels want them."""
+class Interleaving(ReferenceBackend):
+    """The reference with gate and up interleaved, as native kernels want them."""
 
     interleave_gate_up = True
 
@@ -82,7 +83,7 @@ def silu(x):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("backend", [ReferenceBackend(), Weaving()])
+@pytest.mark.parametrize("backend", [ReferenceBackend(), Interleaving()])
 @pytest.mark.parametrize(
     "types",
     [
@@ -105,7 +106,7 @@ def test_gated_mlp(types, backend, bias):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("backend", [ReferenceBackend(), Weaving()])
+@pytest.mark.parametrize("backend", [ReferenceBackend(), Interleaving()])
 def test_ranks_sum_to_the_whole(backend, bias):
     arrays = mlp_arrays(bias)
     ranks = [run_mlp(Arrays(arrays), backend, Rank(r, 3), bias) for r in range(3)]
@@ -118,12 +119,77 @@ def test_parts_of_one_format_become_one_weight():
     arrays = {f"{n}.weight": rng.standard_normal((32, 64)).astype(np.float32) for n in "abcd"}
     types = {"a.weight": "Q4_0", "b.weight": "Q4_0", "c.weight": "Q8_0"}
     source = CheckpointWeights(Arrays(arrays, types), ReferenceBackend())
-    weights = source.rows([Part(n, (32, 64)) for n in "abcd"])
-    assert [w.shape[0] for w in weights] == [64, 32, 32]
+    linear = Linear(source, Matrix(tuple(Part(n, (32, 64)) for n in "abcd")))
+    assert [w.shape[0] for w in linear.weights] == [64, 32, 32]
     x = rng.standard_normal((3, 64)).astype(np.float32)
-    y = Linear(weights)(Ops(ReferenceOps()), ReferenceBackend().constant(x)).numpy()
+    y = linear(Ops(ReferenceOps()), ReferenceBackend().constant(x)).numpy()
     want = x @ np.concatenate([source._checkpoint.values(f"{n}.weight") for n in "abcd"]).T
     np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
+
+
+def run_linear(source: CheckpointWeights, linear: Linear, x: np.ndarray) -> np.ndarray:
+    ops = Ops(ReferenceOps(), source.group)
+    return linear(ops, ReferenceBackend().constant(x)).numpy()
+
+
+#: What a checkpoint calls qkv_proj or gate_up_proj: 64 rows of one thing and 32 of another.
+FUSED = (Part("fused", (96, 64), (0, 64)), Part("fused", (96, 64), (64, 96)))
+
+
+@pytest.mark.parametrize("types", [{}, {"fused.weight": "Q4_0"}], ids=["dense", "Q4_0"])
+@pytest.mark.parametrize("order", [FUSED, FUSED[::-1]], ids=["as stored", "swapped"])
+def test_rows_of_a_fused_tensor_are_parts(types, order):
+    rng = np.random.default_rng(3)
+    arrays = {"fused.weight": rng.standard_normal((96, 64)), "fused.bias": rng.standard_normal(96)}
+    checkpoint = Arrays({n: a.astype(np.float32) for n, a in arrays.items()}, types)
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    whole = x @ checkpoint.values("fused.weight").T + checkpoint.arrays["fused.bias"]
+    rows = np.concatenate([np.arange(*part.rows) for part in order])
+
+    source = CheckpointWeights(checkpoint, ReferenceBackend())
+    y = run_linear(source, Linear(source, Matrix(order), bias=True), x)
+    source.finish()
+    np.testing.assert_allclose(y, whole[:, rows], rtol=1e-4, atol=1e-4)
+
+    for rank in range(2):
+        source = CheckpointWeights(checkpoint, ReferenceBackend(), Rank(rank, 2))
+        y = run_linear(source, Linear(source, Matrix(order, "outputs"), bias=True), x)
+        halves = [np.split(np.arange(*part.rows), 2)[rank] for part in order]
+        np.testing.assert_allclose(y, whole[:, np.concatenate(halves)], rtol=1e-4, atol=1e-4)
+
+
+def test_unused_rows_of_a_fused_tensor_are_an_error():
+    arrays = {"fused.weight": np.zeros((96, 64), np.float32)}
+    source = CheckpointWeights(Arrays(arrays), ReferenceBackend())
+    source.matrix(Matrix(FUSED[:1]))
+    with pytest.raises(ModelError, match=r"64 of the 96 rows of tensor fused\.weight"):
+        source.finish()
+
+
+def test_a_vector_may_be_one_more_than_what_is_stored():
+    stored = np.arange(4, dtype=np.float32)
+    source = CheckpointWeights(Arrays({"norm.weight": stored}), ReferenceBackend())
+    vector = Vector((Part("norm.weight", (4,)),), plus=1.0)
+    assert source.vector(vector).tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("rank", [Rank(0, 1), Rank(1, 2)], ids=["whole", "rank 1 of 2"])
+@pytest.mark.parametrize("interleave", [0, 4])
+def test_a_layer_knows_the_columns_of_each_tensor(rank, interleave):
+    """As an adapter needs them, whose tensors are named like the checkpoint's."""
+    rng = np.random.default_rng(4)
+    arrays = {f"{n}.weight": rng.standard_normal((32, 64)).astype(np.float32) for n in "ab"}
+    source = CheckpointWeights(Arrays(arrays), ReferenceBackend(), rank)
+    parts = tuple(Part(n, (32, 64)) for n in "ab")
+    linear = Linear(source, Matrix(parts, "outputs", interleave))
+    assert linear.interleaved == (interleave > 0)
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    y = run_linear(source, linear, x)
+    for name in "ab":
+        share = np.split(x @ arrays[f"{name}.weight"].T, rank.size, axis=1)[rank.rank]
+        np.testing.assert_allclose(y[:, linear.columns_of(name)], share, rtol=1e-4, atol=1e-4)
+    with pytest.raises(KeyError):
+        linear.columns_of("c")
 
 
 def test_uneven_shares_are_refused():

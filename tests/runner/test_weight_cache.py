@@ -15,6 +15,7 @@ import pytest
 
 from galley.kernels.backend import open_backend
 from galley.kernels.weights import pack
+from galley.layers.questions import Matrix, Part
 from galley.loader import open_checkpoint
 from galley.loader.source import Source, default_model
 from galley.models.decoder import Stage
@@ -32,7 +33,7 @@ def answers():
         pack(QuantizedWeight(dense=rng.normal(size=(n, 64)).astype(np.float32)), dense)
         for n, dense in ((48, "bf16"), (7, "f32"))
     ]
-    return [Answer("rows a[48, 64] b[7, 64]", weights), Answer("table t[7, 64]", weights[1:], True)]
+    return [Answer("rows a[48, 64] b[7, 64]", weights), Answer("table t[7, 64]", weights[1:])]
 
 
 def test_what_is_written_is_read_back(tmp_path, answers):
@@ -42,7 +43,6 @@ def test_what_is_written_is_read_back(tmp_path, answers):
     assert file.num_bytes == sum(p.data.nbytes for a in answers for p in a.weights)
     for answer in answers:
         got = file.answers[answer.question]
-        assert got.interleaved == answer.interleaved
         for ours, theirs in zip(answer.weights, got.weights, strict=True):
             assert theirs.format == ours.format
             assert theirs.shape == ours.shape
@@ -173,11 +173,12 @@ def model_file(tmp_path, monkeypatch):
     return Path(shutil.copy(default_model(), tmp_path / "model.gguf"))
 
 
-def load(path: Path, name: str = "cpu"):
+def load(path: Path, name: str = "cpu", group=None):
     checkpoint = open_checkpoint(Source(path, "gguf", "m"))
     backend = open_backend(name, "bf16", threads=1)
-    cached = cache_path(checkpoint.model_info, backend, "bf16")
-    return load_model(checkpoint.model_info, checkpoint, backend, Stage(64), cached), cached
+    cached = cache_path(checkpoint.model_info, backend, "bf16", group)
+    loaded = load_model(checkpoint.model_info, checkpoint, backend, Stage(64), cached, group=group)
+    return loaded, cached
 
 
 def matrices(model):
@@ -211,6 +212,44 @@ def test_the_second_start_maps_what_the_first_packed(model_file):
         f.truncate(1000)
     assert not load(model_file)[0].from_cache
     assert load(model_file)[0].from_cache
+
+
+class Rank:
+    """One rank of a group; its terms of a sum are left as they are."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def all_reduce(self, x):
+        return x
+
+
+def test_each_rank_has_packed_weights_of_its_own(model_file):
+    whole, _ = load(model_file)
+    ranks = [Rank(0, 3), Rank(2, 3)]
+    fresh = [load(model_file, group=rank) for rank in ranks]
+    assert len({path for _, path in fresh}) == 2
+    for rank, (first, _) in zip(ranks, fresh, strict=True):
+        again, _ = load(model_file, group=rank)
+        assert (first.from_cache, again.from_cache) == (False, True)
+        for ours, theirs in zip(matrices(first.model), matrices(again.model), strict=True):
+            assert theirs.shape == ours.shape
+            assert np.array_equal(theirs.data, ours.data)
+        assert again.weight_bytes < whole.weight_bytes
+    assert load(model_file)[0].from_cache
+
+
+def test_a_question_says_how_the_matrix_is_cut_and_ordered():
+    a, b = Part("a", (64, 32)), Part("a", (64, 32), (0, 32))
+    questions = [
+        Matrix((a,)),
+        Matrix((b,)),
+        Matrix((a,), "outputs"),
+        Matrix((a,), "inputs"),
+        Matrix((a, a)),
+        Matrix((a, a), interleave=16),
+    ]
+    assert len({str(question) for question in questions}) == len(questions)
 
 
 def test_a_file_without_the_answers_is_replaced(model_file, answers):
