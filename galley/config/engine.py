@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from galley.config.registries import BACKENDS, LOAD_FORMATS
+
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
-Backend = Literal["auto", "cpu", "reference"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 QuantizedActivations = Literal["auto", "int8", "int16"]
 
@@ -78,7 +79,7 @@ class ModelConfig:
 class LoadConfig:
     """Load"""
 
-    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
+    load_format: str = field(default="auto", metadata={"choices": ("auto", *LOAD_FORMATS)})
     """Format of the weights. `dummy` makes random ones, for tests."""
     download_dir: str | None = None
     """Folder for downloads; default: the hub's cache."""
@@ -159,7 +160,7 @@ class ParallelConfig:
 class DeviceConfig:
     """Device"""
 
-    backend: Backend = "auto"
+    backend: str = field(default="auto", metadata={"choices": ("auto", *BACKENDS)})
     """Who computes: `cpu` the native kernels, `reference` plain PyTorch (needs the torch extra)."""
     num_threads: int | None = None
     """Compute threads; default: one per core that this process may use."""

@@ -97,7 +97,7 @@ def _flag(owner: type, field: dataclasses.Field[Any], hint: Any) -> Flag:
         optional = len(parts) < len(typing.get_args(hint))
         hint = parts[0] if len(parts) == 1 else tuple(parts)
     origin = typing.get_origin(hint)
-    choices: tuple[Any, ...] = ()
+    choices: tuple[Any, ...] = field.metadata.get("choices", ())
     if origin is Literal:
         choices = typing.get_args(hint)
         hint = type(choices[0])

@@ -14,7 +14,7 @@ class ModelInfo:
         architecture: Hugging Face class name, e.g. "LlamaForCausalLM" (GGUF's "llama" maps to it).
         hf_config: the checkpoint's config in Hugging Face's keys (for GGUF: translated), which the
             model family reads with typed reads and refuses what it does not implement.
-        vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim: sizes.
+        vocab_size: number of token ids; sizes of layers are for the family to read.
         max_position: longest sequence that the checkpoint supports, after rope scaling.
         dtype: the checkpoint's main dtype: "bfloat16", "float16", "float32" or a GGUF type "Q4_1".
         quantization: None, "gguf", "compressed-tensors" …
@@ -28,11 +28,6 @@ class ModelInfo:
     architecture: str
     hf_config: dict[str, Any]
     vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     max_position: int
     dtype: str
     quantization: str | None = None

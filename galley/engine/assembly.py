@@ -23,6 +23,7 @@ from galley.executor.build import build as build_executor
 from galley.executor.executor import Executor
 from galley.loader import Source, open_checkpoint, resolve_source
 from galley.messages import Ready
+from galley.models.footprint import measure
 from galley.observability.meter import Sizes, Workload
 
 
@@ -68,7 +69,7 @@ def assemble(
         block_index = None
     workload = None
     if resolved.observability.enable_mfu_metrics:
-        workload = Workload(sizes_of(resolved, model_info, executor))
+        workload = Workload(_sizes(resolved, model_info, executor))
     core = build_core(resolved, executor, engine_id, workload, block_index)
     [memory_use] = executor.rpc("memory")
     cache = Cache(
@@ -80,17 +81,14 @@ def assemble(
     return LoadedEngine(core, resolved, model_info, source)
 
 
-def sizes_of(config: EngineConfig, model_info: ModelInfo, executor: Executor) -> Sizes:
-    """What the work of a step is estimated from."""
-    hidden, layers = model_info.hidden_size, model_info.num_layers
-    inner = int(model_info.hf_config.get("intermediate_size") or 4 * hidden)
-    queries = model_info.num_heads * model_info.head_dim
-    keys = model_info.num_kv_heads * model_info.head_dim
+def _sizes(config: EngineConfig, model_info: ModelInfo, executor: Executor) -> Sizes:
+    """Sizes that the work of a step is estimated from."""
+    footprint = measure(model_info)
     [memory] = executor.rpc("memory")
     return Sizes(
-        linear_weights=layers * (2 * hidden * queries + 2 * hidden * keys + 3 * hidden * inner),
-        vocab_weights=hidden * model_info.vocab_size,
-        attention_width=layers * queries,
+        linear_weights=footprint.token_weights,
+        vocab_weights=footprint.logit_weights,
+        attention_width=footprint.attention_width,
         weight_bytes=memory["weights"],
         kv_bytes=sum(g.block_bytes for g in executor.groups) // config.cache.block_size,
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.config.extras import install_command
+from galley.config.registries import BACKENDS
 from galley.errors import ConfigError
 from galley.kernels.ops import Constant, ForwardContext, KVLayer, Ops, Value, Weight
 from galley.kernels.quantized import QuantizedWeight
@@ -164,13 +165,6 @@ class Backend(Protocol):
 
     def build(self, model: Model, limits: StepLimits) -> Executable:
         """The model made executable for steps within the limits."""
-
-
-#: --backend → module and class. A class takes the arguments of `open_backend`.
-BACKENDS: dict[str, tuple[str, str]] = {
-    "cpu": ("galley.kernels.cpu", "CpuBackend"),
-    "reference": ("galley.kernels.reference", "ReferenceBackend"),
-}
 
 
 def open_backend(

@@ -4,64 +4,73 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from galley.kernels.ops import ForwardContext, KVLayer, Ops, RotaryTable, Value
+from galley.errors import ModelError
+from galley.kernels.ops import ForwardContext, Ops, Value
+from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.norm import HeadNorm
+from galley.layers.norm import HeadNorm, NormSpec
 from galley.layers.questions import Matrix, Part
-from galley.layers.weights import WeightSource
+from galley.layers.rotary import Rotary
 
 
 @dataclass(frozen=True)
-class AttentionShape:
-    """Sizes of a whole layer, before it is shared over ranks."""
+class AttentionSpec:
+    """A whole attention layer, before it is shared over ranks.
 
-    hidden: int
+    Attributes:
+        q, k, v: projections [heads or kv_heads * head_dim, hidden].
+        out: projection [hidden, heads * head_dim].
+        scale: factor of the products of queries and keys.
+        rotary: rotary embedding of q and k; None = no positions in this layer.
+        window: tokens that a query sees, its own included; 0 = all before it.
+        q_norm, k_norm: applied to each head before the rotation; None = none.
+    """
+
+    q: Part
+    k: Part
+    v: Part
+    out: Part
     heads: int
     kv_heads: int
     head_dim: int
+    scale: float
+    rotary: Rotary | None
+    window: int = 0
     qkv_bias: bool = False
     out_bias: bool = False
-    qk_norm_eps: float | None = None
+    q_norm: NormSpec | None = None
+    k_norm: NormSpec | None = None
+
+    def build(self, context: BuildContext) -> Attention:
+        return Attention(self, context)
 
 
 class Attention:
-    """x [T, hidden] → [T, hidden]; K and V of the step go to the cache.
+    """x [T, hidden] → [T, hidden]; K and V of the step are written to the KV cache."""
 
-    Args:
-        prefix: names of the checkpoint's tensors begin so, "model.layers.0.self_attn".
-        layer: this layer's part of the KV cache.
-    """
-
-    def __init__(
-        self,
-        source: WeightSource,
-        prefix: str,
-        shape: AttentionShape,
-        rotary: RotaryTable,
-        layer: KVLayer,
-    ) -> None:
-        d, ranks = shape.head_dim, source.group.size
-        q, kv = shape.heads * d, shape.kv_heads * d
-        qkv = [
-            Part(f"{prefix}.{name}_proj", (n, shape.hidden))
-            for name, n in (("q", q), ("k", kv), ("v", kv))
-        ]
-        out = Part(f"{prefix}.o_proj", (shape.hidden, q))
-        self.qkv = Linear(source, Matrix(tuple(qkv), "outputs"), shape.qkv_bias)
-        self.out = Linear(source, Matrix((out,), "inputs"), shape.out_bias)
-        self.q_norm = self.k_norm = None
-        if shape.qk_norm_eps is not None:
-            self.q_norm = HeadNorm(source, f"{prefix}.q_norm", d, shape.qk_norm_eps)
-            self.k_norm = HeadNorm(source, f"{prefix}.k_norm", d, shape.qk_norm_eps)
-        self.rotary = rotary
-        self.layer = layer
-        self._sizes = (q // ranks, kv // ranks, kv // ranks)
-        self._scale = d**-0.5
+    def __init__(self, spec: AttentionSpec, context: BuildContext) -> None:
+        source, d, ranks = context.source, spec.head_dim, context.source.group.size
+        if spec.heads % ranks or spec.kv_heads % ranks:
+            raise ModelError(
+                f"{spec.heads} query and {spec.kv_heads} KV heads cannot be shared by {ranks} ranks"
+            )
+        heads, kv_heads = spec.heads // ranks, spec.kv_heads // ranks
+        self.qkv = Linear(source, Matrix((spec.q, spec.k, spec.v), "outputs"), spec.qkv_bias)
+        self.out = Linear(source, Matrix((spec.out,), "inputs"), spec.out_bias)
+        self.q_norm = None if spec.q_norm is None else HeadNorm(source, spec.q_norm)
+        self.k_norm = None if spec.k_norm is None else HeadNorm(source, spec.k_norm)
+        self.rotary = None if spec.rotary is None else context.rotary_table(spec.rotary)
+        self.layer = context.add_kv_layer(kv_heads, d, spec.window)
+        self._sizes = (heads * d, kv_heads * d, kv_heads * d)
+        self._scale = spec.scale
 
     def __call__(self, ops: Ops, x: Value, ctx: ForwardContext) -> Value:
         q, k, v = ops.split(self.qkv(ops, x), self._sizes)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(ops, q), self.k_norm(ops, k)
-        q, k = ops.rotary(q, k, ctx.positions, self.rotary, self.layer.head_dim)
+        if self.q_norm is not None:
+            q = self.q_norm(ops, q)
+        if self.k_norm is not None:
+            k = self.k_norm(ops, k)
+        if self.rotary is not None:
+            q, k = ops.rotary(q, k, ctx.positions, self.rotary, self.layer.head_dim)
         ops.write_kv(k, v, self.layer, ctx)
         return self.out(ops, ops.attention(q, self.layer, self._scale, ctx))

@@ -1,6 +1,6 @@
 """Token embedding and the head that scores the vocabulary; the two may share one weight.
 
-Both are kept whole on every rank of a parallel group.
+Every rank of a parallel group has the whole of both.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Embedding:
         self.weight = weight
 
     @staticmethod
-    def load(source: WeightSource, name: str, vocab: int, hidden: int) -> Embedding:
-        return Embedding(*source.matrix(Matrix((Part(name, (vocab, hidden)),))))
+    def load(source: WeightSource, part: Part) -> Embedding:
+        return Embedding(*source.matrix(Matrix((part,))))
 
     def __call__(self, ops: Ops, token_ids: Value) -> Value:
         return ops.embedding(self.weight, token_ids)
@@ -31,8 +31,8 @@ class LMHead:
         self.weight = weight
 
     @staticmethod
-    def load(source: WeightSource, name: str, vocab: int, hidden: int) -> LMHead:
-        return LMHead(*source.matrix(Matrix((Part(name, (vocab, hidden)),))))
+    def load(source: WeightSource, part: Part) -> LMHead:
+        return LMHead(*source.matrix(Matrix((part,))))
 
     def __call__(self, ops: Ops, x: Value) -> Value:
         return ops.linear(x, [self.weight])

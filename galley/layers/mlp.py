@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from galley.kernels.ops import GATE_UP_RUN, Ops, Value
+from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part
-from galley.layers.weights import WeightSource
+
+
+@dataclass(frozen=True)
+class MLPSpec:
+    """A gated MLP: gate and up [intermediate, hidden], down [hidden, intermediate]."""
+
+    gate: Part
+    up: Part
+    down: Part
+    bias: bool = False
+
+    def build(self, context: BuildContext) -> GatedMLP:
+        return GatedMLP(self, context)
 
 
 class GatedMLP:
     """x [T, hidden] → [T, hidden]."""
 
-    def __init__(
-        self, source: WeightSource, prefix: str, hidden: int, intermediate: int, bias: bool = False
-    ) -> None:
-        gate = Part(f"{prefix}.gate_proj", (intermediate, hidden))
-        up = Part(f"{prefix}.up_proj", (intermediate, hidden))
-        down = Part(f"{prefix}.down_proj", (hidden, intermediate))
-        whole_runs = (intermediate // source.group.size) % GATE_UP_RUN == 0
+    def __init__(self, spec: MLPSpec, context: BuildContext) -> None:
+        source = context.source
+        whole_runs = (spec.gate.num_rows // source.group.size) % GATE_UP_RUN == 0
         run = GATE_UP_RUN if source.interleave_gate_up and whole_runs else 0
-        self.gate_up = Linear(source, Matrix((gate, up), "outputs", run), bias)
-        self.down = Linear(source, Matrix((down,), "inputs"), bias)
+        self.gate_up = Linear(source, Matrix((spec.gate, spec.up), "outputs", run), spec.bias)
+        self.down = Linear(source, Matrix((spec.down,), "inputs"), spec.bias)
 
     def __call__(self, ops: Ops, x: Value) -> Value:
         activated = ops.silu_and_mul(self.gate_up(ops, x), self.gate_up.interleaved)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+
 from galley.config import ModelInfo
+from galley.config.registries import LOAD_FORMATS
 from galley.loader.source import Source
 from galley.loader.tensor import Checkpoint
 
@@ -24,18 +27,10 @@ def read_model_info(source: Source) -> ModelInfo:
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
-    """The checkpoint with its tensors mapped, or made up for the format "dummy".
+    """The checkpoint, its tensors mapped or made as its format does.
 
     Raises ModelError naming the file and what is wrong.
     """
-    if source.format == "dummy":
-        from galley.loader.dummy import DummyCheckpoint
-
-        return DummyCheckpoint(read_model_info(source), source.seed)
-    if source.is_gguf:
-        from galley.loader.gguf_checkpoint import GGUFCheckpoint
-
-        return GGUFCheckpoint(source.path, source.changes)
-    from galley.loader.safetensors import SafetensorsCheckpoint
-
-    return SafetensorsCheckpoint(source.path, source.changes)
+    module, name = LOAD_FORMATS[source.format]
+    checkpoint: Checkpoint = getattr(importlib.import_module(module), name).open(source)
+    return checkpoint

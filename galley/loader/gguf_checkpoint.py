@@ -8,10 +8,11 @@ import numpy as np
 
 from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
+from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_info import architecture_of, info_of_gguf
 from galley.loader.gguf_names import ROPE_FACTORS, deinterleaved_rows, hf_name
-from galley.loader.source import split_parts
+from galley.loader.source import Source, split_parts
 from galley.loader.tensor import RawTensor
 
 MAX_PARTS = 1024
@@ -55,6 +56,11 @@ class GGUFCheckpoint:
             if info.name != ROPE_FACTORS
         }
 
+    @staticmethod
+    def open(source: Source) -> GGUFCheckpoint:
+        """For the load format "gguf"."""
+        return GGUFCheckpoint(source.path, source.changes)
+
     def names(self) -> list[str]:
         return list(self._places)
 
@@ -66,13 +72,19 @@ class GGUFCheckpoint:
         return RawTensor(name, info.shape, info.type.name, part.data(info), self._row_order(info))
 
     def _row_order(self, info: TensorInfo) -> np.ndarray | None:
-        heads = {"attn_q": self.model_info.num_heads, "attn_k": self.model_info.num_kv_heads}
-        rows = [n for name, n in heads.items() if f".{name}." in info.name]
-        if not self._interleaved_qk or not rows:
+        is_query, is_key = ".attn_q." in info.name, ".attn_k." in info.name
+        if not self._interleaved_qk or not (is_query or is_key):
             return None
-        if rows[0] * self.model_info.head_dim != info.shape[0]:
+        config = Fields(self.model_info.hf_config, str(self.path))
+        heads = config.integer("num_attention_heads", least=1, most=MAX_HEADS)
+        head_dim = config.integer(
+            "head_dim", config.integer("hidden_size") // heads, least=1, most=MAX_HEAD_DIM
+        )
+        if is_key:
+            heads = config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
+        if heads * head_dim != info.shape[0]:
             raise ModelError(
                 f"{self.path}: tensor {info.name} of shape {list(info.shape)} should have "
-                f"{rows[0]} heads of {self.model_info.head_dim} rows"
+                f"{heads} heads of {head_dim} rows"
             )
-        return deinterleaved_rows(rows[0], self.model_info.head_dim)
+        return deinterleaved_rows(heads, head_dim)

@@ -12,7 +12,7 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_gguf
 from galley.loader.config_changes import ConfigChanges
-from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, Fields
+from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS, MAX_POSITIONS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_names import ARCHITECTURES, ROPE_FACTORS, Architecture
 from galley.loader.hf_info import architecture_in, info_of_directory
@@ -67,11 +67,6 @@ def info_of_gguf(
         architecture=architecture_in(config, str(file.path)),
         hf_config=config,
         vocab_size=fields.integer("vocab_size", least=1),
-        hidden_size=fields.integer("hidden_size", least=1),
-        num_layers=fields.integer("num_hidden_layers", least=1, most=MAX_LAYERS),
-        num_heads=fields.integer("num_attention_heads", least=1, most=MAX_HEADS),
-        num_kv_heads=fields.integer("num_key_value_heads", least=1, most=MAX_HEADS),
-        head_dim=fields.integer("head_dim", least=1, most=MAX_HEAD_DIM),
         max_position=max_position(config, str(file.path)),
         dtype=dtype,
         quantization=quantization,

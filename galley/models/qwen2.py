@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from galley.config import ModelInfo
-from galley.layers.weights import WeightSource
 from galley.models.config import layer_windows, model_fields
-from galley.models.decoder import Decoder, Stage
-from galley.models.llama import read_attention, read_spec
+from galley.models.decoder import DecoderSpec
+from galley.models.llama import decoder, layer, read_sizes
 
 
-class Qwen2ForCausalLM(Decoder):
-    def __init__(self, model_info: ModelInfo, source: WeightSource, stage: Stage) -> None:
-        config = model_fields(model_info)
-        windows = layer_windows(config, config.integer("num_hidden_layers", least=1))
-        attention = read_attention(config, qkv_bias=True, out_bias=False)
-        super().__init__(read_spec(config, attention, windows), source, stage)
+def qwen2(model_info: ModelInfo) -> DecoderSpec:
+    config = model_fields(model_info)
+    sizes = read_sizes(config)
+    windows = layer_windows(config, sizes.layers)
+    return decoder(sizes, [layer(sizes, i, window=w, qkv_bias=True) for i, w in enumerate(windows)])

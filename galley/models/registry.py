@@ -1,38 +1,82 @@
-"""Which class builds which architecture. A new family is one file and one line here."""
+"""Supported architectures: which function describes each, and which backends can run it.
+
+A new family is one file and one line here.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 from galley.config import ModelInfo
+from galley.config.registries import BACKENDS
 from galley.errors import ModelError
+from galley.kernels.backend import Model
 from galley.layers.weights import WeightSource
-from galley.models.decoder import Decoder, Stage
+from galley.models.decoder import Stage
 from galley.quant import check_quantization
 
-#: Architecture, as config.json names it → module and class.
-ARCHITECTURES: dict[str, tuple[str, str]] = {
-    "LlamaForCausalLM": ("galley.models.llama", "LlamaForCausalLM"),
-    "MistralForCausalLM": ("galley.models.llama", "MistralForCausalLM"),
-    "Qwen2ForCausalLM": ("galley.models.qwen2", "Qwen2ForCausalLM"),
-    "Qwen3ForCausalLM": ("galley.models.qwen3", "Qwen3ForCausalLM"),
+
+class ModelSpec(Protocol):
+    """A model as data: sizes and tensor names (`decoder.DecoderSpec`)."""
+
+    def build(self, source: WeightSource, stage: Stage) -> Model:
+        """The stage's part of the model. Raises ModelError as the source does."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A line of the registry.
+
+    Attributes:
+        module, function: ModelInfo → ModelSpec. It raises ModelError for a config value that the
+            family does not support.
+        backends: names of the backends that can run it, the preferred one first.
+    """
+
+    module: str
+    function: str
+    backends: tuple[str, ...] = tuple(BACKENDS)
+
+
+#: Architecture, as config.json names it → its line.
+ARCHITECTURES: dict[str, Architecture] = {
+    "LlamaForCausalLM": Architecture("galley.models.llama", "llama"),
+    "MistralForCausalLM": Architecture("galley.models.llama", "mistral"),
+    "Qwen2ForCausalLM": Architecture("galley.models.qwen2", "qwen2"),
+    "Qwen3ForCausalLM": Architecture("galley.models.qwen3", "qwen3"),
 }
 
 
-def build_model(model_info: ModelInfo, source: WeightSource, stage: Stage) -> Decoder:
-    """The model that the checkpoint's architecture names, its weights taken from `source`.
-
-    Raises:
-        ModelError: the architecture is not one of `ARCHITECTURES`, its quantization or a config
-            value is not supported, or a tensor is missing or misshapen. Left-over tensors are
-            the source's to report (`CheckpointWeights.finish`).
-    """
-    place = ARCHITECTURES.get(model_info.architecture)
-    if place is None:
+def find_architecture(model_info: ModelInfo) -> Architecture:
+    """Raises ModelError if the architecture is not supported."""
+    architecture = ARCHITECTURES.get(model_info.architecture)
+    if architecture is None:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ModelError(
             f"architecture {model_info.architecture!r} is not supported; supported are {known}"
         )
+    return architecture
+
+
+def model_spec(model_info: ModelInfo) -> ModelSpec:
+    """The description of the model in a checkpoint.
+
+    Raises ModelError if its architecture, its quantization or a config value is not supported.
+    """
+    architecture = find_architecture(model_info)
     check_quantization(model_info)
-    model: Decoder = getattr(importlib.import_module(place[0]), place[1])(model_info, source, stage)
-    return model
+    module = importlib.import_module(architecture.module)
+    describe: Callable[[ModelInfo], ModelSpec] = getattr(module, architecture.function)
+    return describe(model_info)
+
+
+def build_model(model_info: ModelInfo, source: WeightSource, stage: Stage) -> Model:
+    """The model with its weights from `source`.
+
+    Raises ModelError as `model_spec` does, and for a missing or misshapen tensor. Unused tensors
+    are reported by the source (`CheckpointWeights.finish`).
+    """
+    return model_spec(model_info).build(source, stage)

@@ -1,7 +1,7 @@
-"""From a checkpoint to a model whose weights a backend holds.
+"""Loads a model: from a checkpoint to weights that a backend holds.
 
-The first start packs every weight and keeps the packed ones on disk (`weight_cache`); a later one
-maps them. Knows no family and no format.
+The first start packs every weight and writes the packed ones to disk (`weight_cache`); later starts
+map them. Knows no family and no format.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galley.config import ModelInfo
-from galley.kernels.backend import Backend
+from galley.kernels.backend import Backend, Model
 from galley.kernels.ops import RankGroup
 from galley.layers.weights import CheckpointWeights
 from galley.loader import Checkpoint, RawTensor
-from galley.models.decoder import Decoder, Stage
+from galley.models.decoder import Stage
 from galley.models.registry import build_model
 from galley.runner.packed_file import PackedFile
 from galley.runner.weight_cache import CacheMiss, RecordingWeights, StoredWeights
@@ -31,16 +31,16 @@ Progress = Callable[[int, int], None]
 class LoadedModel:
     """Attributes:
     weight_bytes: memory of the weights as the backend holds them.
-    from_cache: packed weights were mapped, not made.
+    from_cache: packed weights were mapped from disk, not packed.
     """
 
-    model: Decoder
+    model: Model
     weight_bytes: int
     from_cache: bool
 
 
 class _Counting:
-    """A checkpoint that reports how many of its tensors have been asked for."""
+    """A checkpoint that reports how many of its tensors have been read."""
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
         self.model_info = checkpoint.model_info
@@ -67,14 +67,14 @@ def load_model(
     progress: Progress | None = None,
     group: RankGroup | None = None,
 ) -> LoadedModel:
-    """Build the model of `facts` from its checkpoint; every tensor must be accounted for.
+    """Build the model from its checkpoint; every tensor must be used or ignored by name.
 
     Args:
-        cached: file that packed weights are taken from, or else kept in; None = neither.
+        cached: file that packed weights are mapped from, or else written to; None = neither.
         progress: called with (tensors done, tensors in all).
         group: the ranks that share the model; default: one.
 
-    Raises ModelError naming what is missing, left over, misshapen or unsupported.
+    Raises ModelError naming what is missing, unused, misshapen or unsupported.
     """
     counted: Checkpoint = _Counting(checkpoint, progress) if progress else checkpoint
     if cached is not None and (stored := PackedFile.open(cached)) is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from galley.config import CacheConfig, ModelInfo
+from galley.config import CacheConfig
 from galley.errors import ConfigError
 
 GIB = 2**30
@@ -74,37 +74,20 @@ def kv_capacity(cache: CacheConfig, block_bytes: int, memory: MemoryUse) -> KVCa
     return KVCapacity(num_blocks, budget, flag)
 
 
-def check_given_size(
-    cache: CacheConfig, model_info: ModelInfo, itemsize: int, wanted: int, longest: int
-) -> None:
-    """Before anything is loaded: where the cache's size is given in bytes or blocks, whether
-    `fit_length` will find one sequence to fit. Where it depends on the memory that the weights
-    leave, nothing can be said yet.
+def check_given_size(cache: CacheConfig, block_bytes: int, wanted: int, longest: int) -> None:
+    """Check before anything is loaded that one sequence fits, if the cache's size is given in
+    bytes or blocks. If it depends on the memory that the weights leave, nothing is checked.
 
     Args:
-        itemsize: bytes of a number in the cache.
         wanted, longest: as for `fit_length`.
 
     Raises:
-        ConfigError: it will not.
+        ConfigError: one sequence will not fit.
     """
     if cache.num_gpu_blocks_override is None and cache.kv_cache_memory_bytes is None:
         return
-    block_bytes = kv_block_bytes(model_info, itemsize, cache.block_size)
     capacity = kv_capacity(cache, block_bytes, MemoryUse(0, 0, 0))
     fit_length(wanted, longest, capacity, cache.block_size)
-
-
-def kv_block_bytes(model_info: ModelInfo, itemsize: int, block_size: int) -> int:
-    """Bytes of a block, K and V of all layers."""
-    return (
-        2
-        * block_size
-        * model_info.num_kv_heads
-        * model_info.head_dim
-        * model_info.num_layers
-        * itemsize
-    )
 
 
 def fit_length(wanted: int, longest: int, capacity: KVCapacity, block_size: int) -> int:

@@ -23,6 +23,7 @@ from galley.kernels.backend import Executable, MemoryAllocator, StepLimits
 from galley.kernels.sampling import LogitMasks
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
+from galley.models.footprint import measure
 from galley.runner.device import dense_format, open_device
 from galley.runner.drafts import Proposer, propose
 from galley.runner.heap import trim_heap
@@ -97,7 +98,9 @@ class Runner:
         self._config, self._model_info, self._kv_memory = config, model_info, kv_memory
         self._dense = dense_format(config.model.dtype, model_info.dtype)
         self._backend = open_device(config, self._dense)
-        check_given_size(config.cache, model_info, self._backend.kv_itemsize, wanted, longest)
+        token_bytes = measure(model_info).kv_token_bytes(self._backend.kv_itemsize)
+        block_bytes = token_bytes * config.cache.block_size
+        check_given_size(config.cache, block_bytes, wanted, longest)
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)

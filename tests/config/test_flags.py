@@ -18,11 +18,6 @@ FACTS = ModelInfo(
     architecture="LlamaForCausalLM",
     hf_config={},
     vocab_size=100,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
     max_position=2048,
     dtype="bfloat16",
 )

@@ -15,8 +15,8 @@ import numpy as np
 from galley.config import EngineConfig, ModelInfo
 from galley.config.engine import QuantizedActivations
 from galley.config.resolve import Machine, from_kwargs, resolve
-from galley.loader.dummy import tensor_shapes
 from galley.loader.tensor import RawTensor
+from galley.models.footprint import tensor_shapes
 from galley.models.registry import ARCHITECTURES
 from galley.quant.registry import FORMATS
 from galley.request import RepetitionDetectionParams, SamplingParams
@@ -56,11 +56,6 @@ class TinyCheckpoint:
             architecture=family,
             hf_config=config,
             vocab_size=VOCAB,
-            hidden_size=HIDDEN,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=64,
             max_position=LENGTH,
             dtype=dtype,
             eos_token_ids=(7,),

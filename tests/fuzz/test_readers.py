@@ -129,12 +129,12 @@ def test_a_text_that_a_broken_tokenizer_cannot_take(
 
 
 @pytest.mark.parametrize("wrong", [8.0, float("inf"), True, DEEP, None, -1])
-def test_a_cache_file_of_wrong_sizes_is_made_anew(bench: Bench, wrong: Any) -> None:
+def test_a_cache_file_of_wrong_sizes_is_rebuilt(bench: Bench, wrong: Any) -> None:
     seed = next(s for s in bench.seeds if s.kind == "packed")
     data = seed.files["w"]
     length = struct.unpack_from("<Q", data, 8)[0]
     header = json.loads(data[20 : 20 + length])
-    header["answers"][0][2][0]["shape"] = [wrong, 32]
+    header["answers"][0][1][0]["shape"] = [wrong, 32]
     text = json.dumps(header).encode()
     head = data[:8] + struct.pack("<QI", len(text), zlib.crc32(text)) + text
     rest = data[-(-(20 + length) // 64) * 64 :]

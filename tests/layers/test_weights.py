@@ -9,8 +9,9 @@ from gguf import quants
 from galley.errors import ModelError
 from galley.kernels.ops import Ops, SingleRank
 from galley.kernels.reference import ReferenceBackend, ReferenceOps
+from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.mlp import GatedMLP
+from galley.layers.mlp import MLPSpec
 from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.weights import CheckpointWeights
 from galley.loader.tensor import RawTensor
@@ -72,7 +73,11 @@ def mlp_arrays(bias: bool = False) -> dict[str, np.ndarray]:
 
 def run_mlp(checkpoint: Arrays, backend, group=None, bias: bool = False) -> np.ndarray:
     source = CheckpointWeights(checkpoint, backend, group)
-    mlp = GatedMLP(source, "mlp", HIDDEN, INTERMEDIATE, bias)
+    up, down = (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)
+    spec = MLPSpec(
+        Part("mlp.gate_proj", up), Part("mlp.up_proj", up), Part("mlp.down_proj", down), bias
+    )
+    mlp = spec.build(BuildContext(source, max_positions=1))
     source.finish()
     x = backend.constant(np.random.default_rng(1).standard_normal((5, HIDDEN)).astype(np.float32))
     return mlp(Ops(ReferenceOps(), source.group), x).numpy()

@@ -50,13 +50,13 @@ def test_longer_texts_by_an_override(tmp_path: Path, spelt: str) -> None:
 def test_sizes_class_and_ends_by_overrides(tmp_path: Path) -> None:
     overrides = {"architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 1, "eos_token_id": 7}
     found = facts(folder(tmp_path / "m", BASE), hf_overrides=overrides)
-    assert (found.architecture, found.num_layers) == ("Qwen3ForCausalLM", 1)
+    assert (found.architecture, found.hf_config["num_hidden_layers"]) == ("Qwen3ForCausalLM", 1)
     assert found.eos_token_ids == (7,)
 
 
 def test_an_override_of_the_wrong_type_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"num_hidden_layers is .two., but must be an integer"):
-        facts(folder(tmp_path / "m", BASE), hf_overrides={"num_hidden_layers": "two"})
+    with pytest.raises(ModelError, match=r"vocab_size is .two., but must be an integer"):
+        facts(folder(tmp_path / "m", BASE), hf_overrides={"vocab_size": "two"})
 
 
 def test_a_config_from_elsewhere(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from galley.errors import ModelError
 from galley.loader import open_checkpoint, read_model_info, resolve_source
 from galley.loader.gguf_checkpoint import GGUFCheckpoint
 from galley.loader.source import default_model
+from galley.models.registry import model_spec
 from galley.quant import to_float32
 from tests.loader.gguf_files import tiny_tensors, write_gguf
 
@@ -35,12 +36,9 @@ def test_the_default_model() -> None:
     model_info = checkpoint.model_info
     assert model_info == read_model_info(source)
     assert model_info.architecture == "LlamaForCausalLM"
-    assert (model_info.vocab_size, model_info.hidden_size, model_info.num_layers) == (
-        49152,
-        576,
-        30,
-    )
-    assert (model_info.num_heads, model_info.num_kv_heads, model_info.head_dim) == (9, 3, 64)
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    assert [model_info.hf_config[key] for key in sizes] == [576, 30, 9, 3]
+    assert (model_info.vocab_size, model_info.hf_config["head_dim"]) == (49152, 64)
     assert (model_info.max_position, model_info.dtype, model_info.quantization) == (
         8192,
         "Q4_1",
@@ -129,7 +127,8 @@ def test_architectures(tmp_path: Path, arch: str, hf_class: str) -> None:
     assert model_info.architecture == hf_class
     assert model_info.hf_config["architectures"] == [hf_class]
     assert model_info.hf_config["tie_word_embeddings"] is False
-    assert (model_info.vocab_size, model_info.head_dim, model_info.dtype) == (32, 16, "float32")
+    assert (model_info.vocab_size, model_info.dtype) == (32, "float32")
+    assert model_info.hf_config["head_dim"] == 16
     assert model_info.quantization is None
 
 
@@ -194,7 +193,26 @@ def test_rope_scaling(tmp_path: Path, case: str) -> None:
     assert model_info.max_position == longest
 
 
-def test_frequency_factors_are_facts_not_a_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rotated", [8, 32])
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_heads_that_are_rotated_in_part_are_refused(
+    tmp_path: Path, arch: str, rotated: int
+) -> None:
+    keys = {"{arch}.rope.dimension_count": rotated}
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", arch, keys=keys))
+    with pytest.raises(ModelError, match=rf"partial_rotary_factor = {rotated / 16}"):
+        model_spec(checkpoint.model_info)
+
+
+def test_heads_that_are_rotated_whole_may_be_declared(tmp_path: Path) -> None:
+    keys = {"{arch}.rope.dimension_count": 16}
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", keys=keys))
+    assert model_spec(checkpoint.model_info) == model_spec(
+        GGUFCheckpoint(write_gguf(tmp_path / "n.gguf")).model_info
+    )
+
+
+def test_frequency_factors_are_config_not_a_weight(tmp_path: Path) -> None:
     factors = np.linspace(1, 8, 8, dtype=np.float32)
     path = write_gguf(tmp_path / "m.gguf", tensors=tiny_tensors({"rope_freqs.weight": factors}))
     checkpoint = GGUFCheckpoint(path)

@@ -60,7 +60,7 @@ def test_configs_as_transformers_writes_them(
     config.save_pretrained(tmp_path)
     model_info = info_of_directory(tmp_path)
     assert model_info.architecture == name
-    assert (model_info.num_heads, model_info.num_kv_heads, model_info.head_dim) == (4, 2, 32)
+    assert model_info.vocab_size == 100
     assert (model_info.max_position, model_info.dtype, model_info.eos_token_ids) == (
         4096,
         "bfloat16",
@@ -72,7 +72,7 @@ def test_configs_as_transformers_writes_them(
 
 def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     model_info = info_of_directory(_directory(tmp_path))
-    assert (model_info.num_kv_heads, model_info.head_dim, model_info.dtype) == (4, 16, "float32")
+    assert model_info.dtype == "float32"
     assert (model_info.quantization, model_info.bos_token_id, model_info.eos_token_ids) == (
         None,
         None,
@@ -172,15 +172,6 @@ BAD_CONFIGS: dict[str, tuple[Any, str]] = {
     "no architecture": ({k: v for k, v in BASE.items() if k != "architectures"}, "architectures"),
     "architecture is a number": (BASE | {"architectures": [3]}, "architectures"),
     "architectures empty": (BASE | {"architectures": []}, "architectures"),
-    "no hidden size": (BASE | {"hidden_size": None}, "hidden_size is missing"),
-    "hidden size is text": (BASE | {"hidden_size": "64"}, "hidden_size is '64'"),
-    "hidden size negative": (BASE | {"hidden_size": -64}, "hidden_size is -64"),
-    "hidden size absurd": (BASE | {"hidden_size": 2**60}, "hidden_size"),
-    "layers true": (BASE | {"num_hidden_layers": True}, "num_hidden_layers is True"),
-    "layers half": (BASE | {"num_hidden_layers": 1.5}, "num_hidden_layers is 1.5"),
-    "heads zero": (BASE | {"num_attention_heads": 0}, "num_attention_heads is 0"),
-    "heads do not divide": (BASE | {"num_attention_heads": 5}, "multiple of num_attention_heads"),
-    "kv heads": (BASE | {"num_key_value_heads": []}, "num_key_value_heads"),
     "vocab": (BASE | {"vocab_size": {"a": 1}}, "vocab_size"),
     "positions": (BASE | {"max_position_embeddings": 0}, "max_position_embeddings is 0"),
     "dtype": (BASE | {"torch_dtype": "int4"}, "dtype 'int4' is not supported"),

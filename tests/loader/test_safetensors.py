@@ -88,7 +88,7 @@ def test_a_sharded_directory_follows_its_index(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(path)
     assert sorted(checkpoint.names()) == ["x", "y"]
     assert checkpoint.tensor("y").shape == (3,)
-    assert checkpoint.model_info.hidden_size == 8
+    assert checkpoint.model_info.hf_config["hidden_size"] == 8
     with pytest.raises(ModelError, match="no tensor z"):
         checkpoint.tensor("z")
 

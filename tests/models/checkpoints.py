@@ -151,16 +151,10 @@ class StateDict:
 
 
 def info_of(config: dict[str, Any]) -> ModelInfo:
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
     return ModelInfo(
         architecture=config["architectures"][0],
         hf_config=config,
         vocab_size=config["vocab_size"],
-        hidden_size=hidden,
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=config["num_key_value_heads"],
-        head_dim=config.get("head_dim") or hidden // heads,
         max_position=config["max_position_embeddings"],
         dtype="float32",
     )

@@ -37,9 +37,16 @@ def model(request):
         ("hidden_act", "gelu"),
         ("hidden_size", None),
         ("hidden_size", "64"),
+        ("hidden_size", -64),
+        ("hidden_size", 2**60),
         ("num_hidden_layers", 0),
+        ("num_hidden_layers", True),
+        ("num_hidden_layers", 1.5),
+        ("num_hidden_layers", 5000),
         ("num_attention_heads", -4),
+        ("num_attention_heads", 0),
         ("num_key_value_heads", 3),
+        ("num_key_value_heads", []),
         ("head_dim", 15),
         ("head_dim", True),
         ("vocab_size", 0),
@@ -55,6 +62,11 @@ def model(request):
 def test_unusable_values_are_named(model, key, value):
     with pytest.raises(ModelError, match=key.split("_", 1)[1]):
         build(StateDict(model, **{key: value}))
+
+
+def test_heads_divide_the_hidden_size_where_their_size_is_not_given(model):
+    with pytest.raises(ModelError, match="hidden_size is 64, but must be a multiple of num_att"):
+        build(StateDict(model, num_attention_heads=5, head_dim=None))
 
 
 def test_sizes_that_the_tensors_do_not_have(model):
@@ -89,7 +101,7 @@ def test_biases_that_the_config_denies():
         build(StateDict(make(CASES["llama-mha"]), attention_bias=True))
 
 
-def test_a_copy_of_a_tied_weight_is_waived():
+def test_a_copy_of_a_tied_weight_is_ignored():
     checkpoint = StateDict(make(CASES["llama-tied"]))
     checkpoint.arrays["lm_head.weight"] = checkpoint.arrays["model.embed_tokens.weight"]
     load(checkpoint, ReferenceBackend())

@@ -12,8 +12,8 @@ from galley.executor.local import LocalExecutor
 from galley.kernels.sampling_reference import SampleParams, logprobs_row, sample_row
 from galley.loader import open_checkpoint
 from galley.loader.source import Source, default_model
+from galley.models.footprint import measure
 from galley.request import SamplingParams
-from galley.runner.memory import kv_block_bytes
 from galley.runner.runner import Runner
 from tests.executor.toy import GREEDY, Toy
 from tests.models.checkpoints import CASES, SIZES, StateDict, make
@@ -295,8 +295,8 @@ def test_a_given_size_that_is_too_small_is_told_before_anything_is_loaded(
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_the_size_of_a_block_is_known_without_the_model(checkpoint, backend, dtype):
     runner = open_runner(checkpoint, max_model_len=64, backend=backend, dtype=dtype)
-    known = kv_block_bytes(checkpoint.model_info, runner._backend.kv_itemsize, 16)
-    assert runner.groups[0].block_bytes == known
+    known = measure(checkpoint.model_info).kv_token_bytes(runner._backend.kv_itemsize)
+    assert runner.groups[0].bytes_per_token == known
 
 
 def test_minus_one_fits_the_length_to_the_pool(checkpoint):

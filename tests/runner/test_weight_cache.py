@@ -183,7 +183,7 @@ def load(path: Path, name: str = "cpu", group=None):
 
 def matrices(model):
     layer = model.layers[29]
-    linears = (layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down)
+    linears = (layer.mixer.qkv, layer.mixer.out, layer.mlp.gate_up, layer.mlp.down)
     return [w for linear in linears for w in linear.weights] + [model.embedding.weight]
 
 

@@ -15,11 +15,11 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from galley.config import ModelInfo
-from galley.loader.dummy import tensor_shapes
 from galley.loader.ggml_types import GGML_TYPES
 from galley.loader.gguf_names import _IN_LAYER, _TOP
 from galley.loader.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
 from galley.loader.safetensors import DTYPES
+from galley.models.footprint import tensor_shapes
 from galley.models.registry import ARCHITECTURES
 from galley.text.byte_level import BYTE_OF_CHAR
 from tests.fuzz.readers.gguf import (
@@ -107,11 +107,6 @@ def _shapes(family: str) -> dict[str, tuple[int, ...]]:
         architecture=family,
         hf_config=_config(family),
         vocab_size=VOCAB,
-        hidden_size=HIDDEN,
-        num_layers=1,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=HEAD,
         max_position=64,
         dtype="bfloat16",
     )
@@ -470,6 +465,6 @@ def _packed() -> Seed:
     coded = pack(QuantizedWeight(q=codes, bits=4, group=32, zero=8, scale=scale), "bf16")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w"
-        write_answers(path, [Answer("table", [dense]), Answer("rows", [coded, dense], True)])
+        write_answers(path, [Answer("table", [dense]), Answer("rows", [coded, dense])])
         data = path.read_bytes()
     return Seed("packed", "weights", {"w": data}, ["w"], header={"w": 500})

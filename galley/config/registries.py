@@ -1,0 +1,19 @@
+"""Open sets that a flag chooses from: name → module and class, imported when chosen.
+
+A new member is one line here; the flag's choices and help follow.
+"""
+
+from __future__ import annotations
+
+#: --backend. A class takes the arguments of `kernels.backend.open_backend`.
+BACKENDS: dict[str, tuple[str, str]] = {
+    "cpu": ("galley.kernels.cpu", "CpuBackend"),
+    "reference": ("galley.kernels.reference", "ReferenceBackend"),
+}
+
+#: --load-format: the class of its checkpoint, which has `open(source)`.
+LOAD_FORMATS: dict[str, tuple[str, str]] = {
+    "safetensors": ("galley.loader.safetensors", "SafetensorsCheckpoint"),
+    "gguf": ("galley.loader.gguf_checkpoint", "GGUFCheckpoint"),
+    "dummy": ("galley.models.dummy", "DummyCheckpoint"),
+}

@@ -1,0 +1,39 @@
+"""What the layers of one model share while they are built."""
+
+from __future__ import annotations
+
+from galley.kernels.ops import KVLayer, RotaryTable
+from galley.layers.rotary import Rotary, rotary_table
+from galley.layers.weights import WeightSource
+
+
+class BuildContext:
+    """Passed to each layer's `build`.
+
+    Attributes:
+        source: where weights come from.
+        kv_layers: caches that layers have asked for so far, in order.
+    """
+
+    def __init__(self, source: WeightSource, max_positions: int) -> None:
+        """`max_positions`: the longest sequence, in tokens; rotary tables have one row for each."""
+        self.source = source
+        self.kv_layers: list[KVLayer] = []
+        self._max_positions = max_positions
+        self._tables: dict[Rotary, RotaryTable] = {}
+
+    def add_kv_layer(self, kv_heads: int, head_dim: int, window: int) -> KVLayer:
+        """The KV cache of one more layer; `kv_heads` are this rank's."""
+        layer = KVLayer(len(self.kv_layers), kv_heads, head_dim, window)
+        self.kv_layers.append(layer)
+        return layer
+
+    def rotary_table(self, rotary: Rotary) -> RotaryTable:
+        """The table of a rotary embedding; layers with equal settings share one."""
+        table = self._tables.get(rotary)
+        if table is None:
+            positions = self._max_positions
+            shape = (positions, rotary.dim)
+            values = self.source.constant(shape, lambda: rotary_table(rotary, positions))
+            table = self._tables[rotary] = RotaryTable(values)
+        return table

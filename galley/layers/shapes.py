@@ -1,0 +1,78 @@
+"""A `WeightSource` without weights: it answers with shapes and records every question.
+
+A model built from it has its KV layers and can be recorded as a program, before a byte of its
+weights is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.kernels.ops import RankGroup, SingleRank, Weight
+from galley.kernels.weights import WeightFormat
+from galley.layers.questions import Matrix, Vector
+
+
+@dataclass(frozen=True, eq=False)
+class ShapeWeight:
+    """A matrix of which only the shape is known, [N, K] of this rank."""
+
+    shape: tuple[int, int]
+    format: WeightFormat
+
+
+class ShapeSource:
+    """See the module.
+
+    Attributes:
+        matrices, vectors: the questions so far, in order.
+    """
+
+    interleave_gate_up = True
+
+    def __init__(self, group: RankGroup | None = None) -> None:
+        self.group: RankGroup = group or SingleRank()
+        self.matrices: list[Matrix] = []
+        self.vectors: list[Vector] = []
+
+    def matrix(self, matrix: Matrix) -> list[Weight]:
+        self.matrices.append(matrix)
+        n, k = sum(part.num_rows for part in matrix.parts), matrix.num_inputs
+        ranks = self.group.size
+        if matrix.cut == "outputs":
+            n //= ranks
+        elif matrix.cut == "inputs":
+            k //= ranks
+        return [ShapeWeight((n, k), WeightFormat("bf16"))]
+
+    def vector(self, vector: Vector) -> NDArray[np.float32]:
+        self.vectors.append(vector)
+        size = sum(part.num_rows for part in vector.parts)
+        return _zeros((size // self.group.size if vector.cut else size,))
+
+    def constant(
+        self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        return _zeros(shape)
+
+    def ignore_unused(self, prefix: str) -> None:
+        pass
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every tensor of a checkpoint that the questions need."""
+        tensors: dict[str, tuple[int, ...]] = {}
+        for matrix in self.matrices:
+            tensors |= {f"{part.name}.weight": part.shape for part in matrix.parts}
+        for vector in self.vectors:
+            tensors |= {part.name: part.shape for part in vector.parts}
+        return tensors
+
+
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Zeros that take no memory."""
+    return np.broadcast_to(np.zeros((), np.float32), shape)

@@ -1,0 +1,56 @@
+"""A checkpoint of random weights, for tests and for measuring without a download.
+
+Its tensors are those that the model asks for. Each is generated when it is read, and depends on the
+seed and its name alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import ml_dtypes
+import numpy as np
+
+from galley.config import ModelInfo
+from galley.errors import ModelError
+from galley.loader import Source, read_model_info
+from galley.loader.tensor import RawTensor
+from galley.models.footprint import tensor_shapes
+
+#: Standard deviation of the weights: small, so that activations stay small over many layers.
+SCALE = 0.02
+_NUMPY = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class DummyCheckpoint:
+    """Tensors of the model's dtype (bfloat16 for a quantised model); norms are ones."""
+
+    def __init__(self, model_info: ModelInfo, seed: int = 0) -> None:
+        """Raises ModelError if the model is not supported."""
+        self.model_info = model_info
+        self._seed = seed & (2**64 - 1)
+        self._dtype = model_info.dtype if model_info.dtype in _NUMPY else "bfloat16"
+        self._shapes = tensor_shapes(model_info)
+
+    @staticmethod
+    def open(source: Source) -> DummyCheckpoint:
+        """For the load format "dummy"."""
+        return DummyCheckpoint(read_model_info(source), source.seed)
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def tensor(self, name: str) -> RawTensor:
+        shape = self._shapes.get(name)
+        if shape is None:
+            raise ModelError(f"{self.model_info.source}: has no tensor {name}")
+        if name.endswith("norm.weight"):
+            values = np.ones(shape, np.float32)
+        else:
+            random = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
+            values = random.standard_normal(shape, np.float32) * np.float32(SCALE)
+        return RawTensor(name, shape, self._dtype, values.astype(_NUMPY[self._dtype]))
