@@ -1,13 +1,18 @@
-"""`galley inspect`: what a checkpoint says of itself, and the program that a step runs."""
+"""`galley inspect`: what a checkpoint declares and takes, and the program that a step runs."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from galley.cli.parser import CommandParser, engine_flags, make
+from galley.config import EngineConfig
 from galley.config.resolve import SECTIONS, from_kwargs
+
+if TYPE_CHECKING:
+    from galley.loader import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def print_checkpoint(show: InspectFlags, engine: dict[str, Any]) -> None:
-    """Prints what a checkpoint declares, and its tensors on request. Loads no weights."""
+    """What the checkpoint declares and takes, and its tensors if requested; reads headers alone."""
     from galley.loader import open_checkpoint, resolve_source
 
     config = from_kwargs(engine, "offline")
@@ -51,10 +56,28 @@ def print_checkpoint(show: InspectFlags, engine: dict[str, Any]) -> None:
             print(f"{field.name:<16}{getattr(checkpoint.model_info, field.name)}")
     for key, value in sorted(checkpoint.model_info.hf_config.items()):
         print(f"  {key:<28}{value}")
+    print_footprint(checkpoint, config)
     if show.tensors:
         for name in sorted(checkpoint.names()):
-            tensor = checkpoint.tensor(name)
-            print(f"{name:<56}{tensor.dtype:<10}{' x '.join(str(n) for n in tensor.shape)}")
+            header = checkpoint.header(name)
+            print(f"{name:<56}{header.dtype:<10}{' x '.join(str(n) for n in header.shape)}")
+
+
+def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
+    """Parameters, memory and operations of the model; reads no weights."""
+    from galley.models.footprint import measure, weight_bytes
+    from galley.runner.device import dense_format
+
+    footprint = measure(checkpoint.model_info)
+    dense = dense_format(config.model.dtype, checkpoint.model_info.dtype)
+    itemsize = 4 if dense == "f32" else 2
+    print(f"{'parameters':<16}{footprint.parameters:,}")
+    print(f"{'weights':<16}{weight_bytes(checkpoint, dense):,} bytes in memory")
+    print(f"{'KV cache':<16}{footprint.kv_token_bytes(itemsize):,} bytes per token")
+    for window, layers in sorted(Counter(la.window for la in footprint.kv_layers).items()):
+        print(f"  {f'window of {window:,} tokens' if window else 'all tokens':<28}{layers} layers")
+    each = footprint.flops(1) - footprint.flops(0)
+    print(f"{'operations':<16}{footprint.flops(0):,} per token + {each:,} per token of context")
 
 
 def print_loaded(show: InspectFlags, engine: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def assemble(
     available = machine.available_memory
     block_index = None
     if kv_files is not None and resolved.cache.enable_prefix_caching:
-        block_index = BlockIndex(kv_files, _signature(resolved, model_info))
+        block_index = BlockIndex(kv_files, signature_of(resolved, model_info))
         resolved = _as_big_as_before(resolved, block_index.num_blocks)
     memory = None if block_index is None else block_index.memory
     with LoadProgress() as progress:
@@ -94,7 +94,7 @@ def _sizes(config: EngineConfig, model_info: ModelInfo, executor: Executor) -> S
     )
 
 
-def _signature(config: EngineConfig, model_info: ModelInfo) -> bytes:
+def signature_of(config: EngineConfig, model_info: ModelInfo) -> bytes:
     """What the numbers in a KV cache depend on besides tokens; 32 bytes."""
     source, native = Path(model_info.source), find_spec("galley.kernels._native")
     files = sorted(source.iterdir()) if source.is_dir() else [source]

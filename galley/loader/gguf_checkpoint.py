@@ -13,7 +13,7 @@ from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_info import architecture_of, info_of_gguf
 from galley.loader.gguf_names import ROPE_FACTORS, deinterleaved_rows, hf_name
 from galley.loader.source import Source, split_parts
-from galley.loader.tensor import RawTensor
+from galley.loader.tensor import RawTensor, TensorHeader
 
 MAX_PARTS = 1024
 
@@ -64,12 +64,19 @@ class GGUFCheckpoint:
     def names(self) -> list[str]:
         return list(self._places)
 
+    def header(self, name: str) -> TensorHeader:
+        info = self._place(name)[1]
+        return TensorHeader(info.shape, info.type.name)
+
     def tensor(self, name: str) -> RawTensor:
+        part, info = self._place(name)
+        return RawTensor(name, info.shape, info.type.name, part.data(info), self._row_order(info))
+
+    def _place(self, name: str) -> tuple[GGUFFile, TensorInfo]:
         place = self._places.get(name)
         if place is None:
             raise ModelError(f"{self.path}: has no tensor {name}")
-        part, info = place
-        return RawTensor(name, info.shape, info.type.name, part.data(info), self._row_order(info))
+        return place
 
     def _row_order(self, info: TensorInfo) -> np.ndarray | None:
         is_query, is_key = ".attn_q." in info.name, ".attn_k." in info.name

@@ -21,7 +21,7 @@ from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import read_json
 from galley.loader.hf_info import info_of_directory
 from galley.loader.source import Source
-from galley.loader.tensor import RawTensor
+from galley.loader.tensor import RawTensor, TensorHeader
 
 #: The format's own limit.
 MAX_HEADER_BYTES = 100_000_000
@@ -73,6 +73,10 @@ class SafetensorsFile:
 
     def names(self) -> list[str]:
         return list(self._entries)
+
+    def header(self, name: str) -> TensorHeader:
+        entry = self._entries[name]
+        return TensorHeader(entry.shape, DTYPES[entry.dtype][0])
 
     def tensor(self, name: str) -> RawTensor:
         entry = self._entries[name]
@@ -161,11 +165,17 @@ class SafetensorsCheckpoint:
     def names(self) -> list[str]:
         return list(self._places)
 
+    def header(self, name: str) -> TensorHeader:
+        return self._file(name).header(name)
+
     def tensor(self, name: str) -> RawTensor:
+        return self._file(name).tensor(name)
+
+    def _file(self, name: str) -> SafetensorsFile:
         file = self._places.get(name)
         if file is None:
             raise ModelError(f"{self.directory}: has no tensor {name}")
-        return file.tensor(name)
+        return file
 
 
 def _open_all(directory: Path) -> dict[str, SafetensorsFile]:

@@ -1,4 +1,4 @@
-"""What a checkpoint is to the rest of the house: model_info, names and raw tensors.
+"""The interface of a checkpoint: what it declares, and its tensors by name.
 
 Knows no file format, no model and no kernel.
 """
@@ -6,12 +6,26 @@ Knows no file format, no model and no kernel.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import NamedTuple, Protocol
+
+import ml_dtypes
+import numpy as np
 
 from galley.config import ModelInfo
 
-if TYPE_CHECKING:
-    import numpy as np
+#: RawTensor's dtype → numpy's, of the dense formats that models are trained in.
+DENSE_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class TensorHeader(NamedTuple):
+    """Shape and dtype of a tensor, as in `RawTensor`."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +55,10 @@ class Checkpoint(Protocol):
 
     def names(self) -> list[str]:
         """Hugging Face names of all tensors, whatever the format."""
+        ...
+
+    def header(self, name: str) -> TensorHeader:
+        """The tensor without its data. Raises ModelError if there is none."""
         ...
 
     def tensor(self, name: str) -> RawTensor:

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import zlib
 
-import ml_dtypes
 import numpy as np
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader import Source, read_model_info
-from galley.loader.tensor import RawTensor
+from galley.loader.tensor import DENSE_DTYPES, RawTensor, TensorHeader
 from galley.models.footprint import tensor_shapes
 
 #: Standard deviation of the weights: small, so that activations stay small over many layers.
 SCALE = 0.02
-_NUMPY = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 class DummyCheckpoint:
@@ -33,7 +27,7 @@ class DummyCheckpoint:
         """Raises ModelError if the model is not supported."""
         self.model_info = model_info
         self._seed = seed & (2**64 - 1)
-        self._dtype = model_info.dtype if model_info.dtype in _NUMPY else "bfloat16"
+        self._dtype = model_info.dtype if model_info.dtype in DENSE_DTYPES else "bfloat16"
         self._shapes = tensor_shapes(model_info)
 
     @staticmethod
@@ -44,13 +38,17 @@ class DummyCheckpoint:
     def names(self) -> list[str]:
         return list(self._shapes)
 
-    def tensor(self, name: str) -> RawTensor:
+    def header(self, name: str) -> TensorHeader:
         shape = self._shapes.get(name)
         if shape is None:
             raise ModelError(f"{self.model_info.source}: has no tensor {name}")
+        return TensorHeader(shape, self._dtype)
+
+    def tensor(self, name: str) -> RawTensor:
+        shape = self.header(name).shape
         if name.endswith("norm.weight"):
             values = np.ones(shape, np.float32)
         else:
             random = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
             values = random.standard_normal(shape, np.float32) * np.float32(SCALE)
-        return RawTensor(name, shape, self._dtype, values.astype(_NUMPY[self._dtype]))
+        return RawTensor(name, shape, self._dtype, values.astype(DENSE_DTYPES[self._dtype]))

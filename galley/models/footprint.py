@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
 
 from galley.config import ModelInfo
+from galley.kernels.backend import Dense, open_backend
 from galley.kernels.ops import KVLayer
 from galley.kernels.program import Kind, Node, Rows
 from galley.kernels.recorder import record
+from galley.kernels.weights import WeightFormat
+from galley.layers.questions import Matrix, Part
 from galley.layers.shapes import ShapeSource, ShapeWeight
+from galley.layers.weights import CheckpointWeights
+from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor, TensorHeader
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec
 
@@ -59,6 +67,61 @@ def measure(model_info: ModelInfo) -> Footprint:
         logit_weights=sum(_weights(node, Rows.logits) for node in nodes),
         attention_width=sum(_attention_width(node) for node in nodes),
     )
+
+
+def weight_bytes(checkpoint: Checkpoint, dense: Dense) -> int:
+    """Bytes of a whole model's matrices as the native kernels hold them.
+
+    Formats are found by packing one row of each kind of tensor; no weight is read as a whole.
+
+    Args:
+        dense: format of weights that are not quantised.
+
+    Raises ModelError if the model or a tensor's format is not supported.
+    """
+    shapes = ShapeSource()
+    model_spec(checkpoint.model_info).build(shapes, Stage(max_positions=1))
+    backend = open_backend("cpu", dense, threads=1)
+    rows = CheckpointWeights(_FirstRows(checkpoint), backend)
+    formats: dict[tuple[str, int], WeightFormat] = {}
+    total = 0
+    for matrix in shapes.matrices:
+        k = matrix.num_inputs
+        runs: list[tuple[WeightFormat, int]] = []
+        for part in matrix.parts:
+            kind = checkpoint.header(f"{part.name}.weight").dtype, k
+            if kind not in formats:
+                [row] = rows.matrix(Matrix((Part(part.name, (1, k)),)))
+                packed = backend.packed(row)
+                assert packed is not None
+                formats[kind] = packed.format
+            runs.append((formats[kind], part.num_rows))
+        for fmt, run in groupby(runs, key=lambda pair: pair[0]):
+            total += fmt.layout((sum(n for _, n in run), k)).bytes
+    return total
+
+
+class _FirstRows:
+    """A checkpoint whose tensors have their first row alone, zeros for a dense one."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.model_info = checkpoint.model_info
+        self._checkpoint = checkpoint
+
+    def names(self) -> list[str]:
+        return self._checkpoint.names()
+
+    def header(self, name: str) -> TensorHeader:
+        header = self._checkpoint.header(name)
+        return TensorHeader((1, *header.shape[1:]), header.dtype)
+
+    def tensor(self, name: str) -> RawTensor:
+        header = self.header(name)
+        dense = DENSE_DTYPES.get(header.dtype)
+        if dense is not None:  # a dummy checkpoint generates whole tensors
+            return RawTensor(name, header.shape, header.dtype, np.zeros(header.shape, dense))
+        raw = self._checkpoint.tensor(name)
+        return replace(raw, shape=(1, *raw.shape[1:]), data=raw.data[:1], row_order=None)
 
 
 def kv_layers(model_info: ModelInfo) -> list[KVLayer]:

@@ -1,27 +1,30 @@
-"""Which device computes, and in which number format: from configuration to an opened backend.
+"""Chooses the backend and the number format from the configuration and the model.
 
-All that differs between devices is behind `kernels.backend.Backend`; this is where one is chosen.
+Everything that differs between devices is behind `kernels.backend.Backend`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
-from galley.config import EngineConfig
+from galley.config import EngineConfig, ModelInfo
+from galley.config.registries import BACKENDS
 from galley.errors import ConfigError
 from galley.kernels.backend import Backend, Dense, open_backend
+from galley.models.registry import find_architecture
 
 log = logging.getLogger(__name__)
 
 
 def dense_format(dtype: str, checkpoint_dtype: str) -> Dense:
-    """Format of what is not quantised, and of the KV cache.
+    """Format of weights that are not quantised, and of the KV cache.
 
     `auto` is bfloat16 for every checkpoint, as vLLM's `auto` is on CPUs; float16 and float32
-    checkpoints are rounded to it, and the log says so.
+    checkpoints are rounded to it, which is logged.
 
     Raises:
-        ConfigError: float16 was asked for.
+        ConfigError: float16 was requested.
     """
     if dtype in ("float32", "float"):
         return "f32"
@@ -39,14 +42,38 @@ def dense_format(dtype: str, checkpoint_dtype: str) -> Dense:
     return "bf16"
 
 
-def open_device(config: EngineConfig, dense: Dense) -> Backend:
-    """The backend that the configuration names, with its compute threads.
+def choose_backend(name: str, architecture: str, able: Sequence[str]) -> str:
+    """The backend for a model.
 
-    Raises ConfigError where it is not installed, or cannot promise what --batch-invariant asks.
+    Args:
+        name: --backend; "auto" takes the architecture's preferred one.
+        able: backends that can run the architecture, the preferred one first.
+
+    Raises:
+        ConfigError: the named backend cannot run it.
+    """
+    if name == "auto":
+        return able[0]
+    if name in BACKENDS and name not in able:
+        raise ConfigError(
+            f"--backend {name} cannot run {architecture}; {' or '.join(able)} can.",
+            field="backend",
+        )
+    return name
+
+
+def open_device(config: EngineConfig, dense: Dense, model_info: ModelInfo) -> Backend:
+    """The backend that the configuration and the model ask for, with its compute threads.
+
+    Raises:
+        ConfigError: it is not installed, cannot run the model, or cannot promise what
+            --batch-invariant asks.
+        ModelError: the architecture is not supported.
     """
     device = config.device
+    able = find_architecture(model_info).backends
     backend = open_backend(
-        device.backend,
+        choose_backend(device.backend, model_info.architecture, able),
         dense,
         threads=device.num_threads or 0,
         eager=config.model.enforce_eager,

@@ -16,6 +16,7 @@ from galley.kernels.backend import Backend, Model
 from galley.kernels.ops import RankGroup
 from galley.layers.weights import CheckpointWeights
 from galley.loader import Checkpoint, RawTensor
+from galley.loader.tensor import TensorHeader
 from galley.models.decoder import Stage
 from galley.models.registry import build_model
 from galley.runner.packed_file import PackedFile
@@ -51,6 +52,9 @@ class _Counting:
 
     def names(self) -> list[str]:
         return self._checkpoint.names()
+
+    def header(self, name: str) -> TensorHeader:
+        return self._checkpoint.header(name)
 
     def tensor(self, name: str) -> RawTensor:
         self._done += 1

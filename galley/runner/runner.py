@@ -97,7 +97,7 @@ class Runner:
         self._proposer = proposer
         self._config, self._model_info, self._kv_memory = config, model_info, kv_memory
         self._dense = dense_format(config.model.dtype, model_info.dtype)
-        self._backend = open_device(config, self._dense)
+        self._backend = open_device(config, self._dense, model_info)
         token_bytes = measure(model_info).kv_token_bytes(self._backend.kv_itemsize)
         block_bytes = token_bytes * config.cache.block_size
         check_given_size(config.cache, block_bytes, wanted, longest)

@@ -1,9 +1,11 @@
 """`galley inspect` on the built-in model."""
 
+import json
+
 from galley.cli.main import main
 
 
-def test_facts_and_tensors(capsys):
+def test_model_info_and_tensors(capsys):
     assert main(["inspect", "--tensors"]) == 0
     out = capsys.readouterr().out
     assert "LlamaForCausalLM" in out
@@ -22,3 +24,44 @@ def test_program_and_memory(capsys):
 def test_a_missing_file_is_one_line(capsys):
     assert main(["inspect", "/nowhere/model.gguf"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_sizes_of_a_large_model_are_known_from_its_config(capsys, tmp_path):
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 128256,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "torch_dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(tmp_path), "--load-format", "dummy"]) == 0
+    out = capsys.readouterr().out
+    assert "70,553,706,496" in out
+    assert "141,104,775,168 bytes in memory" in out
+    assert "327,680 bytes per token" in out
+    assert "139,003,428,864 per token + 2,621,440 per token of context" in out
+
+
+def test_windows_are_listed(capsys, tmp_path):
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 1024,
+        "use_sliding_window": True,
+        "sliding_window": 256,
+        "max_window_layers": 1,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(tmp_path), "--load-format", "dummy"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["all", "tokens", "1", "layers"] in lines
+    assert ["window", "of", "256", "tokens", "2", "layers"] in lines

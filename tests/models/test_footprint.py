@@ -1,0 +1,95 @@
+"""What a model takes, known from its config alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from galley.kernels.backend import open_backend
+from galley.layers.questions import Matrix, Part
+from galley.layers.shapes import ShapeSource
+from galley.models.decoder import Stage
+from galley.models.footprint import measure, weight_bytes
+from galley.runner.load import load_model
+from tests.layers.test_weights import Rank
+from tests.models.checkpoints import CASES, StateDict, make
+from tests.models.driver import load
+from tests.runner.models import default_checkpoint
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request):
+    model = make(CASES[request.param])
+    return model, StateDict(model)
+
+
+def test_tensors_and_parameters_are_those_of_transformers(case):
+    model, checkpoint = case
+    footprint = measure(checkpoint.model_info)
+    shapes = {name: checkpoint.tensor(name).shape for name in checkpoint.names()}
+    assert dict(footprint.tensors) == shapes
+    assert footprint.parameters == sum(p.numel() for p in set(model.parameters()))
+
+
+def test_kv_layers_are_those_of_the_loaded_model(case):
+    _, checkpoint = case
+    loaded = load(checkpoint, open_backend("reference", "f32"))
+    assert list(measure(checkpoint.model_info).kv_layers) == loaded.kv_layers
+
+
+def test_operations_of_a_llama(case):
+    """As they are counted by hand: 2 for each weight of a linear layer, 4 for each pair of a
+    query and a key element."""
+    model, checkpoint = case
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or 64 // config.num_attention_heads
+    q = config.num_attention_heads * head_dim
+    kv = config.num_key_value_heads * head_dim
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    each = hidden * (2 * q + 2 * kv) + 3 * hidden * config.intermediate_size
+    footprint = measure(checkpoint.model_info)
+    assert footprint.token_weights == layers * each
+    assert footprint.logit_weights == hidden * config.vocab_size
+    assert footprint.attention_width == layers * q
+    head = 2 * hidden * config.vocab_size
+    assert footprint.flops(context=10) == 2 * layers * each + head + 4 * 10 * layers * q
+
+
+@pytest.mark.parametrize("dense", ["bf16", "f32"])
+def test_weight_bytes_are_exact(dense):
+    checkpoint = default_checkpoint()
+    backend = open_backend("cpu", dense, threads=1)
+    loaded = load_model(checkpoint.model_info, checkpoint, backend, Stage(64))
+    assert weight_bytes(checkpoint, dense) == loaded.weight_bytes
+
+
+def test_shapes_are_those_of_a_rank():
+    source = ShapeSource(Rank(1, 2))
+    a, b = Part("a", (64, 32)), Part("b", (96, 32), (0, 32))
+    assert [w.shape for w in source.matrix(Matrix((a, b), "outputs"))] == [(48, 32)]
+    assert [w.shape for w in source.matrix(Matrix((a,), "inputs"))] == [(64, 16)]
+    assert [w.shape for w in source.matrix(Matrix((a,)))] == [(64, 32)]
+    assert source.tensors == {"a.weight": (64, 32), "b.weight": (96, 32)}
+
+
+def test_a_large_model_takes_no_memory():
+    """The shapes of 70B, whose weights would be 141 GB."""
+    info = default_checkpoint().model_info
+    config = info.hf_config | {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    }
+    footprint = measure(dataclasses.replace(info, hf_config=config, vocab_size=128256))
+    assert footprint.parameters == 70_553_706_496
+    assert footprint.kv_token_bytes(2) == 327_680
+    assert math.isclose(
+        footprint.flops(0), 2 * (footprint.parameters - 128256 * 8192), rel_tol=1e-4
+    )
