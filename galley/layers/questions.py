@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -86,6 +87,15 @@ class Vector:
     cut: bool = False
     interleave: int = 0
     plus: float = 0.0
+
+
+def fuse(name: str, parts: Sequence[Part]) -> list[Part]:
+    """The same parts as consecutive rows of one tensor (qkv_proj, gate_up_proj)."""
+    ends = list(accumulate(part.num_rows for part in parts))
+    shape = (ends[-1], *parts[0].shape[1:])
+    return [
+        Part(name, shape, (end - part.num_rows, end)) for part, end in zip(parts, ends, strict=True)
+    ]
 
 
 def bias_of(matrix: Matrix, interleave: int) -> Vector:

@@ -107,18 +107,22 @@ ROTARY_TYPES: dict[str, RotaryReader] = {
 }
 
 
-def read_rotary(config: ModelFields, head_dim: int, default_theta: float) -> Rotary:
+def read_rotary(
+    config: ModelFields, head_dim: int, default_theta: float, *, partial: bool = False
+) -> Rotary:
     """The rotary embedding that a config asks for.
 
     Reads `rope_parameters` (rope_type, rope_theta and the type's own keys) as newer checkpoints
     have it, or else `rope_scaling` (with `rope_type` or `type`) beside `rope_theta`.
+
+    Args:
+        partial: the family may rotate the first part of each head alone.
     """
-    config.require("partial_rotary_factor", 1, default=1)
     key = "rope_parameters" if config.table("rope_parameters") else "rope_scaling"
     scaling = ModelFields(config.table(key), f"{config.where}: {key}")
     if any(isinstance(value, dict) for value in scaling.values.values()):
         raise ModelError(f"{scaling.where}: settings per kind of layer are not supported")
-    scaling.require("partial_rotary_factor", 1, default=1)
+    dim = _rotary_dim(config, scaling, head_dim, partial)
     theta = scaling.number("rope_theta", config.number("rope_theta", default_theta))
     if theta <= 0:
         raise scaling.wrong("rope_theta", "above 0")
@@ -128,7 +132,22 @@ def read_rotary(config: ModelFields, head_dim: int, default_theta: float) -> Rot
         known = ", ".join(ROTARY_TYPES)
         raise ModelError(f"{scaling.where}: rope_type {kind!r} is not supported; known: {known}")
     max_position = config.integer("max_position_embeddings", least=1)
-    return reader(head_dim, theta, scaling, max_position)
+    return reader(dim, theta, scaling, max_position)
+
+
+def _rotary_dim(config: ModelFields, scaling: ModelFields, head_dim: int, partial: bool) -> int:
+    """How many elements of a head are rotated."""
+    key = "partial_rotary_factor"
+    if not partial:
+        config.require(key, 1, default=1)
+        scaling.require(key, 1, default=1)
+        return head_dim
+    factor = scaling.number(key, config.number(key, 1.0))
+    dim = int(head_dim * factor)
+    if not 0 < dim <= head_dim or dim % 2:
+        owner = scaling if scaling.has(key) else config
+        raise owner.wrong(key, f"such that an even part of head_dim={head_dim} is rotated")
+    return dim
 
 
 def _positive(scaling: Fields, key: str, default: float | None = None) -> float:

@@ -36,8 +36,14 @@ class Sizes:
     tied: bool
 
 
-def read_sizes(config: ModelFields, theta: float = 10000.0) -> Sizes:
-    """The keys that all these families share. `theta`: rotary base if the config has none.
+def read_sizes(
+    config: ModelFields, *, theta: float = 10000.0, eps: float = 1e-6, partial_rotary: bool = False
+) -> Sizes:
+    """The keys that all these families share.
+
+    Args:
+        theta, eps: rotary base and epsilon of norms if the config has none.
+        partial_rotary: the family may rotate the first part of each head alone.
 
     Raises ModelError naming a key that is missing, out of range or not supported.
     """
@@ -60,8 +66,8 @@ def read_sizes(config: ModelFields, theta: float = 10000.0) -> Sizes:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        eps=config.number("rms_norm_eps", 1e-6),
-        rotary=read_rotary(config, head_dim, theta),
+        eps=config.number("rms_norm_eps", eps),
+        rotary=read_rotary(config, head_dim, theta, partial=partial_rotary),
         tied=config.flag("tie_word_embeddings", False),
     )
 

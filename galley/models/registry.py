@@ -45,6 +45,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": Architecture("galley.models.llama", "llama"),
     "MistralForCausalLM": Architecture("galley.models.llama", "mistral"),
+    "Phi3ForCausalLM": Architecture("galley.models.phi3", "phi3"),
     "Qwen2ForCausalLM": Architecture("galley.models.qwen2", "qwen2"),
     "Qwen3ForCausalLM": Architecture("galley.models.qwen3", "qwen3"),
 }

@@ -64,6 +64,10 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
+#: Its defaults are ids beyond the tiny vocabulary.
+PHI3 = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
 @dataclass
 class Case:
     """A family and the config values that make this checkpoint special."""
@@ -86,6 +90,19 @@ CASES: dict[str, Case] = {
     "llama-head-80": Case("Llama", {"hidden_size": 80, "head_dim": 80, "num_key_value_heads": 1}),
     "mistral-window": Case("Mistral", {"sliding_window": 7}),
     "mistral-no-window": Case("Mistral", {"sliding_window": None}),
+    "phi3": Case("Phi3", PHI3),
+    "phi3-windows-part-of-a-head": Case(
+        "Phi3",
+        {
+            **PHI3,
+            "sliding_window": 11,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+            },
+        },
+    ),
     "qwen2": Case("Qwen2", {}),
     "qwen2-seven-heads-a-group": Case(
         "Qwen2",
