@@ -1,4 +1,4 @@
-"""From a configuration to an engine core that has loaded its model."""
+"""Builds an engine core from a configuration: loads the model and connects the parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from galley.observability.meter import Sizes, Workload
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine core and what became known on the way to it. `config` is resolved."""
+    """An engine core, its resolved configuration and its model."""
 
     core: EngineCore
     config: EngineConfig
@@ -42,13 +42,13 @@ def assemble(
     engine_id: EngineId | None = None,
     kv_files: KVFiles | None = None,
 ) -> LoadedEngine:
-    """Find and load the model, size the KV cache, wire the parts.
+    """Find and load the model, size the KV cache, connect the parts.
 
     Args:
         kv_files: memory for a KV cache that outlives the engine.
 
     Raises:
-        ConfigError: a flag does not go with this machine or this model.
+        ConfigError: a flag does not fit this machine or this model.
         ModelError: the checkpoint cannot be found or used.
     """
     machine = Machine.detect()
@@ -60,7 +60,7 @@ def assemble(
     block_index = None
     if kv_files is not None and resolved.cache.enable_prefix_caching:
         block_index = BlockIndex(kv_files, signature_of(resolved, model_info))
-        resolved = _as_big_as_before(resolved, block_index.num_blocks)
+        resolved = _with_num_blocks(resolved, block_index.num_blocks)
     memory = None if block_index is None else block_index.memory
     with LoadProgress() as progress:
         executor = build_executor(resolved, model_info, checkpoint, available, progress, memory)
@@ -95,7 +95,7 @@ def _sizes(config: EngineConfig, model_info: ModelInfo, executor: Executor) -> S
 
 
 def signature_of(config: EngineConfig, model_info: ModelInfo) -> bytes:
-    """What the numbers in a KV cache depend on besides tokens; 32 bytes."""
+    """32 bytes that identify everything that a KV cache depends on besides tokens."""
     source, native = Path(model_info.source), find_spec("galley.kernels._native")
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     if native is not None and native.origin is not None:
@@ -108,10 +108,8 @@ def signature_of(config: EngineConfig, model_info: ModelInfo) -> bytes:
     return digest.digest()
 
 
-def _as_big_as_before(config: EngineConfig, num_blocks: int | None) -> EngineConfig:
-    """An engine that is started anew has the KV cache that the one before had, whatever memory
-    others have taken meanwhile.
-    """
+def _with_num_blocks(config: EngineConfig, num_blocks: int | None) -> EngineConfig:
+    """A restarted engine gets a KV cache as large as before, whatever memory is free now."""
     if num_blocks is None:
         return config
     cache = dataclasses.replace(config.cache, num_gpu_blocks_override=num_blocks)
@@ -119,7 +117,7 @@ def _as_big_as_before(config: EngineConfig, num_blocks: int | None) -> EngineCon
 
 
 def load_engine(config: EngineConfig, spec: EngineSpec) -> tuple[EngineCore, Ready]:
-    """What an engine process loads: its core, and what it tells each client."""
+    """The core of an engine process, and the message that each client gets when it is ready."""
     core = assemble(config, EngineId(spec.index, spec.epoch), kv_files=spec.kv_files).core
     executor = core.executor
     ready = Ready(

@@ -1,5 +1,5 @@
-"""Layers: attention, linear, norm, rotary, embedding, gated MLP, and where their weights come from.
+"""Layers: attention, linear, norm, rotary, embedding, gated MLP, and the source of their weights.
 
-Each is built from a `weights.WeightSource` and called with an `Ops`. Knows no model family, no
-checkpoint format and no backend.
+A layer is described by a frozen spec, built from a `weights.WeightSource` and called with an
+`Ops`. Knows no model family, no checkpoint format and no backend.
 """

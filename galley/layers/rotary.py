@@ -1,10 +1,10 @@
-"""Rotary position embedding: inverse frequencies per scaling, and the table made of them.
+"""Rotary position embedding: inverse frequencies per scaling, and the table of rotations.
 
     angle of position p, pair i = p * inverse_frequencies[i]
 
 A scaling is a frozen dataclass with `inverse_frequencies`; a new one is one class. All arithmetic
-is float32, as the models were trained with. A table is fixed once made: a position's rotation
-never depends on the length of the sequence that it is in.
+is float32, as in training. A table is fixed: the rotation of a position never depends on the length
+of the sequence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from galley.errors import ModelError
 F32 = NDArray[np.float32]
 #: A million positions of 128 values.
 MAX_TABLE_BYTES = 1 << 29
-#: Rows of a table that are computed together: what is between takes little memory then.
+#: Rows of a table that are computed together, so that temporaries stay small.
 _ROWS_AT_ONCE = 65_536
 
 
@@ -41,7 +41,7 @@ class Rotary:
         return inverse_frequencies(self.dim, self.theta)
 
     def amplitude(self) -> float:
-        """What cos and sin are multiplied by."""
+        """Factor of cos and sin."""
         return 1.0
 
 
@@ -76,8 +76,8 @@ class FrequencyFactors(Rotary):
 class DynamicNTK(Rotary):
     """A larger base, fixed for the longest sequence, factor * max_position.
 
-    The original recipe takes the base from the current length, which would turn keys that are
-    already in the cache; like vLLM we take the longest once and for all.
+    The original recipe takes the base from the current length, which would change the rotation of
+    keys that are in the cache already. Like vLLM, this takes the longest length for all.
     """
 
     factor: float
@@ -103,18 +103,18 @@ class Llama3Rotary(Rotary):
 
     def inverse_frequencies(self) -> F32:
         plain = super().inverse_frequencies()
-        turns = self.original_max_position * plain / np.float32(2 * math.pi)
-        ramp = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        rotations = self.original_max_position * plain / np.float32(2 * math.pi)
+        ramp = (rotations - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         keep = np.clip(ramp, 0, 1).astype(np.float32)
         return (1 - keep) * plain / np.float32(self.factor) + keep * plain
 
 
 @dataclass(frozen=True)
 class YarnRotary(Rotary):
-    """NTK by parts: pairs that turn often are kept, slow ones divided by `factor`, a ramp between.
+    """NTK by parts: fast pairs are kept, slow ones divided by `factor`, with a ramp between.
 
     Attributes:
-        beta_fast, beta_slow: turns within the original length where the ramp begins and ends.
+        beta_fast, beta_slow: rotations within the original length where the ramp begins and ends.
         attention_factor: amplitude; None = from `mscale` and `mscale_all_dim`, or `factor` alone.
         truncate: round the ramp's borders to whole pairs.
     """
@@ -146,9 +146,9 @@ class YarnRotary(Rotary):
             return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
         return self._mscale(1.0)
 
-    def _pair(self, turns: float) -> float:
-        """The pair (not rounded) that turns so often within the original length."""
-        wavelength = self.original_max_position / turns
+    def _pair(self, rotations: float) -> float:
+        """The pair (not rounded) that makes so many rotations within the original length."""
+        wavelength = self.original_max_position / rotations
         return self.dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(self.theta))
 
     def _mscale(self, mscale: float) -> float:
@@ -158,21 +158,23 @@ class YarnRotary(Rotary):
 def rotary_table(rotary: Rotary, positions: int) -> F32:
     """[positions, dim]: row p is cos of the dim / 2 angles of position p, then sin.
 
-    Raises ModelError for settings that make no numbers, and for a table too large to be made.
+    Raises ModelError for settings without a finite result, and for a table that is too large.
     """
     size = 4 * positions * rotary.dim
     if size > MAX_TABLE_BYTES:
         raise ModelError(
-            f"{positions} positions of {rotary.dim} values would make a rotary table of "
+            f"{positions} positions of {rotary.dim} values need a rotary table of "
             f"{size / 2**30:.1f} GiB; give a --max-model-len"
         )
     try:
         frequencies = rotary.inverse_frequencies().astype(np.float32)
         amplitude = np.float32(rotary.amplitude())
     except (ArithmeticError, ValueError) as error:
-        raise ModelError(f"the rotary embedding's settings make no numbers: {error}") from None
+        raise ModelError(
+            f"the rotary embedding cannot be computed from its settings: {error}"
+        ) from None
     if not np.isfinite(frequencies).all() or not np.isfinite(amplitude):
-        raise ModelError("the rotary embedding's settings make no finite numbers")
+        raise ModelError("the rotary embedding is not finite with its settings")
     table = np.empty((positions, 2 * len(frequencies)), np.float32)
     for start in range(0, positions, _ROWS_AT_ONCE):
         p = np.arange(start, min(start + _ROWS_AT_ONCE, positions), dtype=np.float32)

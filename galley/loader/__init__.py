@@ -1,4 +1,4 @@
-"""Checkpoints: find them, read their facts, map their tensors. Knows no model and no kernel."""
+"""Checkpoints: find them, read their headers, map their tensors. Knows no model and no kernel."""
 
 from galley.loader.checkpoint import open_checkpoint, read_model_info
 from galley.loader.source import Source, resolve_source, resolve_tokenizer

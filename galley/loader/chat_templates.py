@@ -1,4 +1,4 @@
-"""Which chat templates a checkpoint carries: named jinja sources, unparsed."""
+"""The chat templates of a checkpoint: named jinja sources, unparsed."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ MAX_TEMPLATE_BYTES = 4 << 20
 def templates_of_gguf(file: GGUFFile) -> dict[str, str]:
     """name → jinja source; "default" is `tokenizer.chat_template`."""
     prefix = "tokenizer.chat_template."
-    found = {key.removeprefix(prefix): file.get(key) for key in file.keys if key.startswith(prefix)}
+    templates = {
+        key.removeprefix(prefix): file.get(key) for key in file.keys if key.startswith(prefix)
+    }
     default = file.get("tokenizer.chat_template")
     if default is not None:
-        found["default"] = default
-    for name, source in found.items():
+        templates["default"] = default
+    for name, source in templates.items():
         if not isinstance(source, str):
             raise ModelError(f"{file.path}: chat template {name} is not text")
-    return found
+    return templates
 
 
 def templates_of_directory(directory: Path) -> dict[str, str]:
     """name → jinja source, from tokenizer_config.json, chat_template.json, chat_template.jinja and
     additional_chat_templates/*.jinja; later ones win, as in Hugging Face's loader."""
-    found: dict[str, str] = {}
+    templates: dict[str, str] = {}
     for name in ("tokenizer_config.json", "chat_template.json"):
         path = directory / name
         if path.is_file():
-            found |= parse_templates(read_json(path).get("chat_template"), str(path))
+            templates |= parse_templates(read_json(path).get("chat_template"), str(path))
     single = directory / "chat_template.jinja"
     if single.is_file():
-        found["default"] = _read(single)
+        templates["default"] = _read(single)
     for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = _read(path)
-    return found
+        templates[path.stem] = _read(path)
+    return templates
 
 
 def parse_templates(value: Any, where: str) -> dict[str, str]:

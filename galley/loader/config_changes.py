@@ -1,4 +1,4 @@
-"""What a user puts in place of a checkpoint's own config: --hf-config-path and --hf-overrides."""
+"""Changes to a checkpoint's own config: --hf-config-path and --hf-overrides."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class ConfigChanges:
     """The defaults change nothing.
 
     Attributes:
-        directory: where config.json and generation_config.json are; None = with the checkpoint.
-        overrides: keys of config.json that win over the file's. An object takes the place of the
-            whole object under its key.
+        directory: folder of config.json and generation_config.json; None = the checkpoint's.
+        overrides: keys of config.json that win over the file's. An object replaces the whole
+            object under its key.
     """
 
     directory: Path | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def applied(self, config: dict[str, Any], where: str) -> dict[str, Any]:
-        """`config`, which `with_rope_keys` has been through, with the overrides; likewise."""
+        """`config` with the overrides. Input and output have the keys of `with_rope_keys`."""
         if not self.overrides:
             return config
         config = dict(config)
         if any(key in self.overrides for key in _ROPE):
-            # Else the file's own newer spelling would win over the overrides' older one.
+            # Otherwise the file's newer spelling would win over the older one of the overrides.
             config.pop("rope_parameters", None)
         return with_rope_keys(config | dict(self.overrides), where)

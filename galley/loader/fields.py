@@ -13,7 +13,7 @@ from galley.errors import ModelError
 #: Largest side file that is read whole; a tokenizer.json with 260,000 tokens has about 35 MB.
 MAX_JSON_BYTES = 256 << 20
 _MAX_INT = 2**53
-#: Sizes of a model beyond which a file is damaged or means harm: memory is taken by them.
+#: Sizes of a model beyond which a file is damaged or malicious: memory is allocated by them.
 MAX_LAYERS = 4096
 MAX_HEADS = 65_536
 MAX_HEAD_DIM = 65_536
@@ -76,13 +76,13 @@ class Fields:
         return value
 
     def ids(self, key: str) -> tuple[int, ...]:
-        """Token ids given as null, one number or a list of numbers."""
+        """Token ids: null, one number or a list of numbers."""
         value = self.values.get(key)
-        listed = value if isinstance(value, list) else [] if value is None else [value]
-        for item in listed:
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        for item in items:
             if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < 2**31:
                 raise self.wrong(key, "a token id or a list of token ids")
-        return tuple(listed)
+        return tuple(items)
 
     def has(self, key: str) -> bool:
         return self.values.get(key) is not None

@@ -1,6 +1,6 @@
-"""GGUF tensor types: number, name, and how many bytes hold how many values.
+"""GGUF tensor types: number, name, values per block and bytes per block.
 
-Complete, so that a header can be checked; which types can be computed is `quant`'s business.
+Complete, so that a header can be checked. `quant` knows which types can be computed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class GGMLType:
-    """`block` values of a row share `block_bytes` bytes; `dense` is set where a value is a number.
+    """`block` values of a row take `block_bytes` bytes; `dense` is the dtype of plain numbers.
 
     Attributes:
         name: RawTensor's dtype: numpy's name for dense types, GGUF's for block types.

@@ -7,8 +7,8 @@
     tensor data: each at data_start + offset
 
 Every count, length and offset is checked against the bytes that are there before anything is
-allocated, so a broken or hostile file costs an error message. Arrays stay in the map until asked
-for: a vocabulary of 50,000 strings is walked over in 3 ms. Knows no model and no tensor format
+allocated, so a broken or hostile file costs an error message. Arrays stay in the map until they
+are read: a vocabulary of 50,000 strings is skipped in 3 ms. Knows no model and no tensor format
 beyond sizes.
 """
 
@@ -28,7 +28,7 @@ from galley.errors import ModelError
 from galley.loader.ggml_types import GGML_TYPES, GGMLType
 
 MAX_DIMS = 8
-#: Names of keys and tensors; llama.cpp writes at most 64 bytes, files in the wild keep far below.
+#: Names of keys and tensors; llama.cpp writes at most 64 bytes, real files stay far below.
 MAX_NAME = 65_535
 MAX_KEYS = 65_536
 MAX_TENSORS = 1_048_576
@@ -162,20 +162,20 @@ class _Cursor:
         self.size = len(buffer)
         self.pos = pos
 
-    def fail(self, message: str) -> ModelError:
+    def error(self, message: str) -> ModelError:
         return ModelError(f"{self.path}: {message}")
 
     def preamble(self) -> tuple[int, int]:
         """(number of tensors, number of keys)."""
         magic = self.buffer[:4]
         if magic != b"GGUF":
-            raise self.fail(f"not a GGUF file: it begins with {magic!r}")
+            raise self.error(f"not a GGUF file: it begins with {magic!r}")
         self.pos = 4
         version = self.u32("the version")
         if version not in (2, 3):
             if version in (2 << 24, 3 << 24):
-                raise self.fail("big-endian GGUF files are not supported")
-            raise self.fail(f"GGUF version {version} is not supported (2 and 3 are)")
+                raise self.error("big-endian GGUF files are not supported")
+            raise self.error(f"GGUF version {version} is not supported (2 and 3 are)")
         num_tensors = self.u64("the number of tensors")
         num_keys = self.u64("the number of keys")
         # The least that a tensor entry (name, ndim, one dim, type, offset) and a key take.
@@ -189,7 +189,7 @@ class _Cursor:
         for _ in range(count):
             name = self.name("a key")
             if name in places:
-                raise self.fail(f"key {name} appears twice")
+                raise self.error(f"key {name} appears twice")
             kind = self.u32(f"the type of key {name}")
             places[name] = (kind, self.pos)
             self.skip(kind, name)
@@ -203,23 +203,23 @@ class _Cursor:
         name = self.name("a tensor")
         ndim = self.u32(f"tensor {name}")
         if not 1 <= ndim <= MAX_DIMS:
-            raise self.fail(f"tensor {name} has {ndim} dimensions (1 to {MAX_DIMS} are possible)")
+            raise self.error(f"tensor {name} has {ndim} dimensions (1 to {MAX_DIMS} are possible)")
         dims = [self.u64(f"tensor {name}") for _ in range(ndim)]
         if 0 in dims:
-            raise self.fail(f"tensor {name} of shape {dims[::-1]} is empty")
+            raise self.error(f"tensor {name} of shape {dims[::-1]} is empty")
         number = self.u32(f"tensor {name}")
         kind = GGML_TYPES.get(number)
         if kind is None:
-            raise self.fail(f"tensor {name} has the unknown type number {number}")
+            raise self.error(f"tensor {name} has the unknown type number {number}")
         offset = self.u64(f"tensor {name}")
         if dims[0] % kind.block:
-            raise self.fail(
+            raise self.error(
                 f"tensor {name}: rows of {dims[0]} values are not whole {kind.name} blocks "
                 f"of {kind.block}"
             )
         num_bytes = math.prod(dims) // kind.block * kind.block_bytes
         if num_bytes > self.size or offset > self.size:
-            raise self.fail(
+            raise self.error(
                 f"tensor {name} of shape {dims[::-1]} takes {num_bytes} bytes at offset {offset}, "
                 f"but the file has only {self.size}; it is truncated or damaged"
             )
@@ -238,7 +238,7 @@ class _Cursor:
             else:
                 self.advance(count * np.dtype(_SCALARS[item]).itemsize, name)
         else:
-            raise self.fail(f"key {name} has the unknown value type {kind}")
+            raise self.error(f"key {name} has the unknown value type {kind}")
 
     def array_head(self, name: str) -> tuple[int, int]:
         """(item type, number of items) of an array whose items fit in the file."""
@@ -249,23 +249,23 @@ class _Cursor:
         elif item in _SCALARS:
             self.need(count, np.dtype(_SCALARS[item]).itemsize, f"values in {name}")
         else:
-            raise self.fail(f"key {name} is an array of the unsupported value type {item}")
+            raise self.error(f"key {name} is an array of the unsupported value type {item}")
         return item, count
 
     def walk_strings(self, count: int, name: str) -> None:
-        # The loop runs once per vocabulary entry and per merge: unpack_from's own bounds check
-        # stands in for ours, a length beyond the end trips it at the next string.
+        # The loop runs once per vocabulary entry and per merge. unpack_from's own bounds check
+        # is enough: a length beyond the end fails at the next string.
         buffer, pos, u64 = self.buffer, self.pos, _U64
         try:
             for _ in range(count):
                 pos += 8 + u64(buffer, pos)[0]
         except (struct.error, OverflowError):
-            raise self.fail(f"ends inside key {name}; it is truncated or damaged") from None
+            raise self.error(f"ends inside key {name}; it is truncated or damaged") from None
         self.pos = pos
         self.advance(0, name)
 
     def value(self, kind: int, name: str) -> Any:
-        """Read the value at the cursor; it has been walked over before, so it is in bounds."""
+        """Read the value at the cursor; `skip` has checked that it is in bounds."""
         if kind == _STRING:
             return self.text(name)
         if kind != _ARRAY:
@@ -284,7 +284,7 @@ class _Cursor:
                 pos = start + u64(buffer, pos)[0]
                 out.append(buffer[start:pos].decode())
         except UnicodeDecodeError:
-            raise self.fail(f"item {len(out)} of key {name} is not UTF-8 text") from None
+            raise self.error(f"item {len(out)} of key {name} is not UTF-8 text") from None
         return out
 
     def text(self, name: str) -> str:
@@ -294,12 +294,12 @@ class _Cursor:
         try:
             return self.buffer[start : self.pos].decode()
         except UnicodeDecodeError:
-            raise self.fail(f"{name} is not UTF-8 text") from None
+            raise self.error(f"{name} is not UTF-8 text") from None
 
     def name(self, what: str) -> str:
         length = _U64(self.buffer, self.pos)[0] if self.pos + 8 <= self.size else 0
         if length > MAX_NAME:
-            raise self.fail(f"the name of {what} would be {length} bytes long")
+            raise self.error(f"the name of {what} would be {length} bytes long")
         return self.text(f"the name of {what}")
 
     def u32(self, what: str) -> int:
@@ -313,10 +313,10 @@ class _Cursor:
     def advance(self, num_bytes: int, what: str) -> None:
         self.pos += num_bytes
         if self.pos > self.size:
-            raise self.fail(f"ends inside {what}; it is truncated or damaged")
+            raise self.error(f"ends inside {what}; it is truncated or damaged")
 
     def need(self, count: int, bytes_each: int, what: str, most: int | None = None) -> None:
         if count * bytes_each > self.size - self.pos:
-            raise self.fail(f"claims {count} {what}, more than its {self.size} bytes can hold")
+            raise self.error(f"claims {count} {what}, more than its {self.size} bytes can hold")
         if most is not None and count > most:
-            raise self.fail(f"claims {count} {what}; at most {most} are accepted")
+            raise self.error(f"claims {count} {what}; at most {most} are accepted")

@@ -19,7 +19,7 @@ MAX_PARTS = 1024
 
 
 def open_parts(path: Path) -> list[GGUFFile]:
-    """The files of a model, the first of which has the metadata."""
+    """The files of a model; the first has the metadata."""
     first = GGUFFile(path)
     count = first.get("split.count", 1)
     if not isinstance(count, int) or not 0 <= count <= MAX_PARTS:
@@ -30,14 +30,14 @@ def open_parts(path: Path) -> list[GGUFFile]:
 
 
 def tensors_of(parts: list[GGUFFile]) -> dict[str, TensorInfo]:
-    """The tensor tables of all parts in one."""
-    together: dict[str, TensorInfo] = {}
+    """The tensor tables of all parts, merged."""
+    merged: dict[str, TensorInfo] = {}
     for part in parts:
-        twice = together.keys() & part.tensors.keys()
-        if twice:
-            raise ModelError(f"{part.path}: tensor {min(twice)} is in an earlier part too")
-        together |= part.tensors
-    return together
+        duplicates = merged.keys() & part.tensors.keys()
+        if duplicates:
+            raise ModelError(f"{part.path}: tensor {min(duplicates)} is in an earlier part too")
+        merged |= part.tensors
+    return merged
 
 
 class GGUFCheckpoint:

@@ -37,7 +37,7 @@ def info_of_gguf(
     Args:
         file: the file with the metadata (the first part of a split one).
         tensors: all tensors of a split file; default: the file's own.
-        changes: a config of Hugging Face's takes the place of what the metadata say.
+        changes: a Hugging Face config that replaces the metadata, and overrides.
 
     Raises:
         ModelError: an unsupported architecture or option, by name, or a missing or wrong key.
@@ -83,7 +83,7 @@ def info_of_gguf(
 
 
 def architecture_of(file: GGUFFile) -> tuple[str, Architecture]:
-    """(GGUF's name, what it stands for); ModelError for an unsupported one."""
+    """(GGUF's name, its entry); ModelError for an unsupported one."""
     arch = file.get("general.architecture")
     known = ARCHITECTURES.get(arch) if isinstance(arch, str) else None
     if known is None:
@@ -95,7 +95,7 @@ def architecture_of(file: GGUFFile) -> tuple[str, Architecture]:
 
 
 def _metadata(file: GGUFFile, arch: str) -> Fields:
-    """The scalar keys that facts come from; large arrays (the vocabulary) stay in the file."""
+    """The scalar keys for the config; large arrays (the vocabulary) stay in the file."""
     values = {}
     for key in file.keys:
         if key.startswith((f"{arch}.", "general.")) or key.endswith("_token_id"):

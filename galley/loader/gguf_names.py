@@ -1,4 +1,4 @@
-"""GGUF's names of architectures, tensors and q/k row order, in Hugging Face's terms.
+"""GGUF's architectures, tensor names and q/k row order in Hugging Face's terms.
 
 One entry per architecture (open set); knows no values.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Architecture:
-    """What GGUF's `general.architecture` stands for.
+    """The meaning of a `general.architecture` of GGUF.
 
     Attributes:
         hf_class, model_type: Hugging Face's class name and model_type.
@@ -52,13 +52,13 @@ _IN_LAYER = {
 }
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
-#: Rope frequency factors: part of the facts, not a weight.
+#: Rope frequency factors: part of the config, not a weight.
 ROPE_FACTORS = "rope_freqs.weight"
 
 
 def hf_name(name: str) -> str:
-    """Hugging Face's name of a GGUF tensor; an unknown one stays as it is (and is then reported
-    as unexpected by whoever accounts for the weights)."""
+    """Hugging Face's name of a GGUF tensor. An unknown name is returned unchanged, and reported as
+    unused by `CheckpointWeights.finish`."""
     stem, _, kind = name.rpartition(".")
     if stem in _TOP:
         return f"{_TOP[stem]}.{kind}"
@@ -69,7 +69,7 @@ def hf_name(name: str) -> str:
 
 
 def deinterleaved_rows(num_heads: int, head_dim: int) -> np.ndarray:
-    """int64 [num_heads * head_dim]: where the file keeps each logical row of q or k.
+    """int64 [num_heads * head_dim]: the row in the file of each logical row of q or k.
 
     The file pairs the two halves of a head, since llama.cpp rotates neighbours:
 

@@ -68,8 +68,8 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
 
 def sampling_defaults(fields: Fields) -> dict[str, Any]:
     """The keys that act on sampling, only those present."""
-    found: dict[str, Any] = {k: fields.integer(k) for k in _GENERATION_INTS if fields.has(k)}
-    return found | {k: fields.number(k) for k in _GENERATION_FLOATS if fields.has(k)}
+    values: dict[str, Any] = {k: fields.integer(k) for k in _GENERATION_INTS if fields.has(k)}
+    return values | {k: fields.number(k) for k in _GENERATION_FLOATS if fields.has(k)}
 
 
 def _generation_fields(directory: Path) -> Fields:

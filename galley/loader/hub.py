@@ -1,7 +1,7 @@
 """Downloads from the Hugging Face hub; `huggingface_hub` is imported only when a name needs it.
 
-A repository is listed once and only the files that serve it are fetched (with the library's own
-progress bars). Without a network, or with HF_HUB_OFFLINE=1, what is already in the cache serves.
+A repository is listed once and only the files that are needed are fetched (with the library's own
+progress bars). Without a network, or with HF_HUB_OFFLINE=1, the local cache is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from galley.errors import ModelError
 
 #: Side files of a Hugging Face checkpoint: configs, tokenizers, templates.
 SIDE_FILES = ("*.json", "tokenizer.model", "*.jinja", "merges.txt")
-#: Other forms of the same weights, which some repositories carry beside them.
+#: Other formats of the same weights that some repositories contain.
 _OTHER_FORMS = ("original/*", "consolidated*", "onnx/*", "*/*.safetensors")
 _PART = r"(?:-\d{5}-of-\d{5})?"
 
@@ -29,11 +29,10 @@ def download_model(name: str, revision: str | None, load: LoadConfig, token: Tok
     """The local directory of `org/name`, or the local .gguf file of `org/name:quant`.
 
     Args:
-        token: whose access it is; None or True = HF_TOKEN's or that of `hf auth login`, False =
-            nobody's.
+        token: access token; None or True = HF_TOKEN or the one of `hf auth login`, False = none.
 
     Raises ModelError: no such repository, quantisation or revision; no access; no network and not
-    in the cache. The message says what to do.
+    in the cache. The message says how to fix it.
     """
     repo, _, quant = name.partition(":")
     hub = _Hub(repo, revision, load.download_dir, token)
@@ -44,10 +43,10 @@ def download_model(name: str, revision: str | None, load: LoadConfig, token: Tok
         ggufs = [file for file in files if file.endswith(".gguf")]
         if ggufs:
             return hub.fetch_gguf(_only_model(name, ggufs))
-    wanted = checkpoint_files(files)
+    needed = checkpoint_files(files)
     if load.load_format == "dummy":
-        wanted = [file for file in wanted if not file.endswith(".safetensors")]
-    return hub.fetch(wanted)
+        needed = [file for file in needed if not file.endswith(".safetensors")]
+    return hub.fetch(needed)
 
 
 def download_side_files(
@@ -59,34 +58,34 @@ def download_side_files(
 
 
 def checkpoint_files(files: list[str]) -> list[str]:
-    """The files of a repository that make a Hugging Face checkpoint."""
-    wanted = [file for file in files if _matches(file, (*SIDE_FILES, "*.safetensors"))]
-    return [file for file in wanted if not _matches(file, _OTHER_FORMS)]
+    """The files of a repository that belong to a Hugging Face checkpoint."""
+    matches = [file for file in files if _matches(file, (*SIDE_FILES, "*.safetensors"))]
+    return [file for file in matches if not _matches(file, _OTHER_FORMS)]
 
 
 def quantised_files(name: str, files: list[str], quant: str) -> list[str]:
     """The GGUF files of one quantisation: one, or the parts of one model.
 
     The quantisation is the end of a file's name (`model-Q4_K_M.gguf`, in parts
-    `model-Q4_K_M-00001-of-00002.gguf`) or the folder it lies in; upper and lower case are alike.
+    `model-Q4_K_M-00001-of-00002.gguf`) or its folder. Case is ignored.
     """
     ggufs = [file for file in files if file.endswith(".gguf")]
     ends = re.compile(rf"(^|.*[-._]){re.escape(quant)}{_PART}\.gguf", re.IGNORECASE)
-    found = [file for file in ggufs if ends.fullmatch(PurePosixPath(file).name)]
-    if not found:
-        found = [f for f in ggufs if PurePosixPath(f).parent.name.lower() == quant.lower()]
-    if not found:
-        listed = ", ".join(ggufs[:12]) or "none"
-        raise ModelError(f"{name}: no GGUF file of {quant}; the repository has: {listed}")
-    return _only_model(name, found)
+    matches = [file for file in ggufs if ends.fullmatch(PurePosixPath(file).name)]
+    if not matches:
+        matches = [f for f in ggufs if PurePosixPath(f).parent.name.lower() == quant.lower()]
+    if not matches:
+        names = ", ".join(ggufs[:12]) or "none"
+        raise ModelError(f"{name}: no GGUF file of {quant}; the repository has: {names}")
+    return _only_model(name, matches)
 
 
 def _only_model(name: str, ggufs: list[str]) -> list[str]:
     """`ggufs` without projectors, if they are one model; ModelError if they are several."""
     files = [file for file in ggufs if not PurePosixPath(file).name.startswith("mmproj")]
     if len({re.sub(r"-\d{5}-of-", "-of-", file) for file in files}) != 1:
-        listed = ", ".join(PurePosixPath(file).name for file in files[:12])
-        raise ModelError(f"{name}: several GGUF files; name one as NAME:QUANT, from: {listed}")
+        names = ", ".join(PurePosixPath(file).name for file in files[:12])
+        raise ModelError(f"{name}: several GGUF files; name one as NAME:QUANT, from: {names}")
     return sorted(files)
 
 
@@ -104,23 +103,23 @@ class _Hub:
         self.token = token
 
     def list_files(self) -> list[str]:
-        """Names of the repository's files; of its cached copy where there is no network."""
+        """Names of the repository's files, or of its cached copy if there is no network."""
         from huggingface_hub import HfApi, constants
 
         if constants.HF_HUB_OFFLINE:
             return self._cached_files("HF_HUB_OFFLINE is set")
-        answer, error = self._ask(
+        info, error = self._call(
             lambda: HfApi(token=self.token).model_info(self.repo, revision=self.revision)
         )
         if error is None:
-            return [entry.rfilename for entry in answer.siblings or ()]
+            return [entry.rfilename for entry in info.siblings or ()]
         return self._cached_files(f"the hub cannot be reached: {error}")
 
     def fetch(self, files: list[str]) -> Path:
-        """Download `files`, or find them in the cache; the snapshot's directory."""
+        """Download `files` unless they are cached; the snapshot's directory."""
         from huggingface_hub import snapshot_download
 
-        found, error = self._ask(
+        folder, error = self._call(
             lambda: snapshot_download(
                 self.repo,
                 revision=self.revision,
@@ -131,7 +130,7 @@ class _Hub:
         )
         if error is not None:
             raise ModelError(f"{self.repo}: the download failed: {error}", field="model")
-        return Path(found)
+        return Path(folder)
 
     def fetch_gguf(self, files: list[str]) -> Path:
         """The local path of the model's file, or of its first part."""
@@ -140,8 +139,8 @@ class _Hub:
     def _cached_files(self, reason: str) -> list[str]:
         from huggingface_hub import snapshot_download
 
-        # No patterns, no demands: the folder is wanted however little of it is there.
-        found, error = self._ask(
+        # Without patterns, an incomplete snapshot is accepted too.
+        folder, error = self._call(
             lambda: snapshot_download(
                 self.repo,
                 revision=self.revision,
@@ -156,12 +155,12 @@ class _Hub:
                 "Name a local directory or .gguf file, or download it once with a network.",
                 field="model",
             )
-        root = Path(found)
+        root = Path(folder)
         return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
 
-    def _ask(self, call: Callable[[], Any]) -> tuple[Any, str | None]:
-        """(answer, None) or (None, why the hub cannot answer). Raises ModelError for a definite no:
-        no such repository or revision, no access."""
+    def _call(self, call: Callable[[], Any]) -> tuple[Any, str | None]:
+        """(result, None), or (None, reason) if the hub cannot be reached. Raises ModelError if it
+        refuses: no such repository or revision, no access."""
         from huggingface_hub import errors
 
         try:
@@ -184,5 +183,5 @@ class _Hub:
             ) from None
         except errors.HFValidationError as error:
             raise ModelError(f"{self.repo}: not a model name: {error}", field="model") from None
-        except Exception as error:  # noqa: BLE001 - each hub version has its own transport's errors
+        except Exception as error:  # noqa: BLE001 - transport errors differ between hub versions
             return None, str(error).partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""How far a checkpoint's positions reach, and one spelling for its rope settings."""
+"""A checkpoint's longest sequence, and one spelling for its rope settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from galley.loader.fields import MAX_POSITIONS, Fields
 
-#: Scalings whose max_position_embeddings already is the scaled length.
+#: Scalings whose max_position_embeddings is the scaled length already.
 _LENGTH_INCLUDED = ("default", "llama3", "longrope", "su", "frequency_factors")
 
 

@@ -1,4 +1,4 @@
-"""Safetensors files, single or sharded, mapped; own bounded header reading, so no torch.
+"""Safetensors files, single or sharded, mapped. The header reader is bounded and needs no torch.
 
 header length u64 | header JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}} | data
 """
@@ -116,17 +116,17 @@ class SafetensorsFile:
                 )
             spans.append((begin, end, name))
             entries[name] = _Entry(dtype, shape, data_start + begin)
-        at = 0
+        position = 0
         for begin, end, name in sorted(spans):
-            if begin != at:
+            if begin != position:
                 raise ModelError(
-                    f"{self.path}: tensor {name} begins at {begin} where {at} was expected: "
+                    f"{self.path}: tensor {name} begins at {begin}, expected {position}: "
                     "tensors overlap or leave a hole"
                 )
-            at = end
-        if data_start + at != len(self._map):
+            position = end
+        if data_start + position != len(self._map):
             raise ModelError(
-                f"{self.path}: its tensors end at byte {data_start + at}, the file at "
+                f"{self.path}: its tensors end at byte {data_start + position}, the file at "
                 f"{len(self._map)}; it is truncated or damaged"
             )
         return entries
@@ -143,8 +143,8 @@ class SafetensorsFile:
         if shape is None or len(shape) > MAX_DIMS:
             raise ModelError(f"{where}: shape {fields.get('shape')!r:.80} is not a list of sizes")
         if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
-            given = fields.get("data_offsets")
-            raise ModelError(f"{where}: data_offsets {given!r:.80} are not [begin, end]")
+            value = fields.get("data_offsets")
+            raise ModelError(f"{where}: data_offsets {value!r:.80} are not [begin, end]")
         return dtype, tuple(shape), offsets[0], offsets[1]
 
 
@@ -179,7 +179,7 @@ class SafetensorsCheckpoint:
 
 
 def _open_all(directory: Path) -> dict[str, SafetensorsFile]:
-    """name → the file that holds it; what the index says must be what the files hold."""
+    """Tensor name → its file. The index, if there is one, must agree with the files."""
     index = directory / INDEX
     expected = _weight_map(index) if index.is_file() else None
     if expected is None:
@@ -202,13 +202,13 @@ def _open_all(directory: Path) -> dict[str, SafetensorsFile]:
 
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors of a directory without an index; PyTorch files are refused by name."""
-    found = sorted(directory.glob("*.safetensors"))
-    found = [path for path in found if not path.name.startswith(("adapter_", "consolidated"))]
+    files = sorted(directory.glob("*.safetensors"))
+    files = [path for path in files if not path.name.startswith(("adapter_", "consolidated"))]
     single = directory / "model.safetensors"
-    if single in found:
+    if single in files:
         return [single]
-    if found:
-        return found
+    if files:
+        return files
     torch_files = sorted({*directory.glob("*.bin"), *directory.glob("*.pt*")})
     if torch_files:
         raise ModelError(
@@ -224,7 +224,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ModelError(f"{index}: weight_map is not an object of tensor names")
     for name, file in entries.items():
         if not isinstance(file, str) or Path(file).name != file or not file:
-            raise ModelError(f"{index}: tensor {name} is said to be in {file!r}")
+            raise ModelError(f"{index}: the file of tensor {name} is {file!r}")
     return entries
 
 

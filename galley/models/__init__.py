@@ -1,4 +1,4 @@
-"""Model families: structure only, one file each, found through `registry`.
+"""Model families: structure only, one file each, listed in `registry`.
 
-Knows config keys and layers; no kernel, no batch, no device, and no torch.
+Knows config keys and layers; no kernel, no batch, no device and no torch.
 """

@@ -1,4 +1,4 @@
-"""Typed reads of a checkpoint's config, and refusal by name of what a family does not do."""
+"""Typed reads of a checkpoint's config; values that a family does not support are errors."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ModelFields(Fields):
     names the key; null counts as missing."""
 
     def require(self, key: str, *allowed: object, default: object = None) -> None:
-        """The key, if it is there, has one of these values; `default` where it is not."""
+        """Check that the key has one of these values, or `default` if it is missing."""
         value = self._value(key, default)
         if value not in allowed:
-            wanted = " or ".join(repr(a) for a in allowed)
-            raise ModelError(f"{self.where}: {key} = {value!r} is not supported, only {wanted}")
+            values = " or ".join(repr(a) for a in allowed)
+            raise ModelError(f"{self.where}: {key} = {value!r} is not supported, only {values}")
 
     def optional_int(self, key: str) -> int | None:
         """A positive integer, or None where missing or null."""
@@ -162,9 +162,10 @@ def _original(scaling: Fields, max_position: int) -> int:
 
 
 def layer_windows(config: ModelFields, num_layers: int) -> list[int]:
-    """Per layer, the sliding window of a family that has `use_sliding_window`; 0 = sees all.
+    """Per layer, the sliding window of a family that has `use_sliding_window`; 0 = none.
 
-    `layer_types` says which layers slide, or else those from `max_window_layers` on do.
+    `layer_types` names the layers with a window; otherwise those from `max_window_layers` on have
+    it.
     """
     kinds: Any = config.values.get("layer_types")
     known = ("full_attention", "sliding_attention")

@@ -1,6 +1,6 @@
-"""How many KV blocks there is room for, and how long a sequence may then be.
+"""Sizes the KV block pool and the longest sequence that fits in it.
 
-Sizes come in and go out as numbers; nothing is allocated here.
+Pure arithmetic; nothing is allocated here.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from galley.config import CacheConfig
 from galley.errors import ConfigError
 
 GIB = 2**30
-#: Block 0 of the pool is the null block: zeros, never handed out.
+#: Block 0 of the pool is the null block: zeros, never allocated.
 NULL_BLOCKS = 1
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes on the machine before the KV cache is made.
+    """Bytes of memory before the KV cache is allocated.
 
     Attributes:
-        available: what could be taken when the engine started, before the weights were loaded.
+        available: memory that was free when the engine started, before the weights were loaded.
         weights: the model.
         activations: buffers of a step at its limits, and the request table.
     """
@@ -32,11 +32,11 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class KVCapacity:
-    """The pool's size, and what decided it.
+    """The pool's size, and the option that set it.
 
     Attributes:
-        num_blocks: blocks of the pool, the null block among them.
-        budget: bytes that the cache was given, or 0 where the number of blocks was.
+        num_blocks: blocks of the pool, including the null block.
+        budget: bytes for the cache; 0 if the number of blocks was set directly.
         flag: the option that a user would change.
     """
 
