@@ -219,27 +219,27 @@ def test_without_a_tokenizer_prompts_are_token_ids() -> None:
             bare.process(prompt, SamplingParams(**params), "r")
 
 
-def facts(**generation: Any) -> ModelInfo:
-    return ModelInfo("L", {}, VOCAB, 8, 1, 1, 1, 8, 64, "float32", generation=generation)
+def model_info(**generation: Any) -> ModelInfo:
+    return ModelInfo("L", {}, VOCAB, 64, "float32", generation=generation)
 
 
 def test_a_sequence_ends_where_config_or_tokenizer_say_so() -> None:
     config = EngineConfig(model=ModelConfig(model="m", max_model_len=32))
-    ends = dataclasses.replace(facts(), eos_token_ids=(5, 1))
+    ends = dataclasses.replace(model_info(), eos_token_ids=(5, 1))
     assert limits_of(config, ends, end_ids={1, 0, VOCAB}).eos_token_ids == (5, 1, 0)
 
 
 def test_sampling_defaults_come_from_the_model_unless_told_otherwise(tmp_path: Path) -> None:
-    found = facts(temperature=0.6, top_k=20, max_new_tokens=7, top_p=None)
+    info = model_info(temperature=0.6, top_k=20, max_new_tokens=7, top_p=None)
     expected = {"temperature": 0.6, "top_k": 20, "max_tokens": 7}
-    assert default_sampling_params(EngineConfig(), found) == expected
+    assert default_sampling_params(EngineConfig(), info) == expected
     ignoring = EngineConfig(model=ModelConfig(generation_config="vllm"))
-    assert default_sampling_params(ignoring, found) == {}
+    assert default_sampling_params(ignoring, info) == {}
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.3, "do_sample": true}')
     elsewhere = EngineConfig(model=ModelConfig(generation_config=str(tmp_path)))
-    assert default_sampling_params(elsewhere, found) == {"temperature": 0.3}
+    assert default_sampling_params(elsewhere, info) == {"temperature": 0.3}
     nowhere = EngineConfig(model=ModelConfig(generation_config=str(tmp_path / "none")))
     with pytest.raises(ModelError, match="generation_config"):
-        default_sampling_params(nowhere, found)
+        default_sampling_params(nowhere, info)
     overriding = EngineConfig(model=ModelConfig(override_generation_config={"temperature": 0.1}))
-    assert default_sampling_params(overriding, found) == {**expected, "temperature": 0.1}
+    assert default_sampling_params(overriding, info) == {**expected, "temperature": 0.1}

@@ -47,7 +47,8 @@ def facts(config, method="compressed-tensors") -> ModelInfo:
     return ModelInfo(
         "LlamaForCausalLM",
         {"quantization_config": config},
-        *([1] * 7),
+        vocab_size=1,
+        max_position=1,
         dtype="bfloat16",
         quantization=method,
     )
