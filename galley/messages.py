@@ -12,7 +12,7 @@ next one. The outputs of a step travel as one message of columns per client.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
@@ -69,37 +69,73 @@ class Logprobs(msgspec.Struct, array_like=True):
     logprobs: bytes
 
 
-class Stats(msgspec.Struct, array_like=True):
-    """State of the scheduler after a step, and counters since the engine's start.
+def _exposed(name: str, help: str) -> msgspec.Meta:
+    """Marks a counter that /metrics exposes, with its name and help text."""
+    return msgspec.Meta(description=help, extra={"metric": name})
 
-    What the counters (from num_preemptions on, step_tokens left out) grow by in a step is told to
-    one of the clients that it concerns: over all clients they add up.
+
+class Counters(msgspec.Struct, array_like=True):
+    """What an engine counts, from its start on.
+
+    One object a core: its parts add to it directly. A counter that is marked with `_exposed` is in
+    /metrics without further ado (`observability.catalog`).
+    """
+
+    num_steps: int = 0
+    # fmt: off
+    num_preemptions: Annotated[int, _exposed(
+        "vllm:num_preemptions", "Preemptions of running requests.")] = 0
+    prefix_queries: Annotated[int, _exposed(
+        "vllm:prefix_cache_queries", "Prefix cache queries, in tokens.")] = 0
+    prefix_hits: Annotated[int, _exposed(
+        "vllm:prefix_cache_hits", "Prefix cache hits, in tokens.")] = 0
+    resumed_queries: Annotated[int, _exposed(
+        "galley:resumed_tokens", "Tokens of preempted requests when they were resumed.")] = 0
+    resumed_hits: Annotated[int, _exposed(
+        "galley:resumed_tokens_cached", "Those of them that were not recomputed.")] = 0
+    flops: Annotated[float, _exposed(
+        "vllm:estimated_flops_per_gpu", "Estimated floating point operations per device.")] = 0.0
+    read_bytes: Annotated[float, _exposed(
+        "vllm:estimated_read_bytes_per_gpu", "Estimated bytes read from memory per device.")] = 0.0
+    write_bytes: Annotated[float, _exposed(
+        "vllm:estimated_write_bytes_per_gpu", "Estimated bytes written to memory per device."
+    )] = 0.0
+    # fmt: on
+
+
+def exposed_counters() -> dict[str, tuple[str, str]]:
+    """Field of `Counters` → name and help text in /metrics."""
+    found: dict[str, tuple[str, str]] = {}
+    for field, hint in get_type_hints(Counters, include_extras=True).items():
+        for meta in getattr(hint, "__metadata__", ()):
+            found[field] = meta.extra["metric"], meta.description
+    return found
+
+
+class Stats(msgspec.Struct, array_like=True):
+    """State of an engine after a step, and what has happened since its last message.
 
     Attributes:
-        model_seconds: between plan and result, since the engine's start; told to all.
-        memory_short, reserved_blocks: load is shed for want of memory, and the KV blocks that
-            nobody gets meanwhile.
-        flops, read_bytes, write_bytes: estimates, with --enable-mfu-metrics.
-        block_times: lifetimes, idle times and gaps of cached blocks as float32 bytes, each told
-            once, with --kv-cache-metrics.
+        step_tokens: tokens computed in the step.
+        model_seconds: time between plan and result, since the engine's start.
+        memory_short, reserved_blocks: load is shed because memory runs short, and the KV blocks
+            that no request gets meanwhile.
+        counters: growth since they were last sent. Each step's go to one client: over all clients
+            they add up. None for the others.
+        block_times: lifetimes, idle times and gaps of cached blocks as float32 bytes, with
+            --kv-cache-metrics; sent like the counters.
     """
 
     num_running: int = 0
     num_waiting: int = 0
     waiting_by_reason: dict[str, int] = {}
     kv_cache_usage: float = 0.0
-    num_preemptions: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
     step_tokens: int = 0
-    num_steps: int = 0
-    flops: float = 0.0
-    read_bytes: float = 0.0
-    write_bytes: float = 0.0
-    block_times: list[bytes] = []
     model_seconds: float = 0.0
     memory_short: bool = False
     reserved_blocks: int = 0
+    counters: Counters | None = None
+    block_times: list[bytes] = []
 
 
 class Outputs(msgspec.Struct, tag="out"):

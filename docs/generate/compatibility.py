@@ -223,7 +223,8 @@ def route_rows(program: Program) -> list[Row]:
 #: Observed by their place in a list.
 BLOCK_LIVES = {f"vllm:{metric.name}" for metric in BLOCK_METRICS}
 METRICS_NOTE = """Names are given without the `_total` of counters. Galley has metrics of its own
-beside these: `galley:engine_restarts`, `galley:batch_invariant`, `galley:memory_short`,
+beside these: `galley:engine_restarts`, `galley:batch_invariant`, `galley:resumed_tokens`,
+`galley:resumed_tokens_cached`, `galley:memory_short`,
 `galley:kv_blocks_withheld`.
 
 """

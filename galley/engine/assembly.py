@@ -24,7 +24,7 @@ from galley.executor.executor import Executor
 from galley.loader import Source, open_checkpoint, resolve_source
 from galley.messages import Ready
 from galley.models.footprint import measure
-from galley.observability.meter import Sizes, Workload
+from galley.observability.meter import Sizes
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def assemble(
     log_start(resolved, model_info, executor, progress.seconds)
     if block_index is not None and not block_index.used:
         block_index = None
-    workload = None
+    sizes = None
     if resolved.observability.enable_mfu_metrics:
-        workload = Workload(_sizes(resolved, model_info, executor))
-    core = build_core(resolved, executor, engine_id, workload, block_index)
+        sizes = _sizes(resolved, model_info, executor)
+    core = build_core(resolved, executor, engine_id, sizes, block_index)
     [memory_use] = executor.rpc("memory")
     cache = Cache(
         memory_use["kv_cache"] // executor.num_blocks,

@@ -5,7 +5,7 @@
 
 A block's content has a key, the hash of all tokens up to its end (`kv.hashing`). The pool tells of
 a key when the step that fills the block is planned; the entry is written when that step has ended
-(`settle`), and wiped before the block is handed out again. So whenever the engine is killed from
+(`committed`), and wiped before the block is handed out again. So whenever the engine is killed from
 outside, an entry is true or absent. The next engine enters the blocks in its prefix index, and a
 replayed request finds nearly all of its past computed.
 
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.engine.observers import StepObserver
 from galley.engine.persistent_kv import KVFiles, map_file
 from galley.kv import BlockHasher, BlockPool
 
@@ -34,7 +35,7 @@ _KEY_AT = 5
 _LONGEST_KEY = _ENTRY - _KEY_AT
 
 
-class BlockIndex:
+class BlockIndex(StepObserver):
     """One incarnation's hold on the kept files; a `BlockListener` of its pool.
 
     Args:
@@ -86,7 +87,7 @@ class BlockIndex:
         pool.listeners.append(self)
         return len(self._written)
 
-    def settle(self) -> None:
+    def committed(self) -> None:
         """A step has ended: what it was to write is written."""
         if not self._pending:
             return

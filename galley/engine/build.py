@@ -8,11 +8,12 @@ from galley.batch import RequestTable
 from galley.config import EngineConfig
 from galley.engine.block_index import BlockIndex
 from galley.engine.core import EngineCore
+from galley.engine.observers import WorkloadMeter
 from galley.engine.outputs import EngineId
 from galley.errors import ConfigError
 from galley.executor.executor import Executor
 from galley.kv import BlockHasher, BlockPool, KVCacheManager
-from galley.observability.meter import BlockLifetimes, Meter, Workload
+from galley.observability.meter import BlockLifetimes, Sizes, Workload
 from galley.scheduler import Scheduler, SchedulerLimits
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def build_core(
     config: EngineConfig,
     executor: Executor,
     engine_id: EngineId | None = None,
-    workload: Workload | None = None,
+    sizes: Sizes | None = None,
     block_index: BlockIndex | None = None,
 ) -> EngineCore:
     """An engine core over an executor that has loaded its model and sized its KV cache.
@@ -30,7 +31,7 @@ def build_core(
     Args:
         config: resolved (`config.resolve`): no limit is None any more.
         executor: its num_blocks counts the null block.
-        workload: counts the work of each step, where that is wanted.
+        sizes: with these the work of each step is estimated.
         block_index: of a KV cache that outlives its engines.
 
     Raises:
@@ -52,10 +53,10 @@ def build_core(
     table = RequestTable(limits.max_num_seqs, limits.max_model_len, executor.groups)
     hasher = BlockHasher.from_environment(cache.prefix_caching_hash_algo, cache.block_size)
     observing = config.observability
-    lives = (
+    lifetimes = (
         BlockLifetimes(observing.kv_cache_metrics_sample) if observing.kv_cache_metrics else None
     )
-    pool = BlockPool(executor.num_blocks, cache.enable_prefix_caching, lives)
+    pool = BlockPool(executor.num_blocks, cache.enable_prefix_caching, lifetimes)
     kv = KVCacheManager(
         table, pool, hasher, cache.enable_prefix_caching, limits.max_num_batched_tokens
     )
@@ -69,11 +70,12 @@ def build_core(
         )
     core = EngineCore(Scheduler(kv, table, limits), executor, engine_id)
     core.recorder.logs = observing.enable_logging_iteration_details
-    if lives is not None or workload is not None:
-        core.meter = Meter(workload, lives)
+    core.block_lifetimes = lifetimes
+    if sizes is not None:
+        core.observers.append(WorkloadMeter(Workload(sizes, core.counters)))
     if block_index is not None:
         restored = block_index.attach(pool, hasher)
         if restored:
             log.info("%d KV blocks were computed before and are still there.", restored)
-        core.on_done = block_index.settle
+        core.observers.append(block_index)
     return core

@@ -11,25 +11,20 @@ from `while_waiting`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import sub
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+import msgspec
 
 from galley.engine.idle_tasks import IdleTasks
 from galley.engine.memory_guard import MemoryGuard
-from galley.engine.outputs import (
-    ClientOutputs,
-    EngineId,
-    Shares,
-    build_outputs,
-    build_stats_updates,
-)
+from galley.engine.observers import StepObserver
+from galley.engine.outputs import ClientOutputs, EngineId, build_outputs, build_stats_updates
 from galley.engine.pausing import Pausing
 from galley.engine.recorder import StepRecorder
-from galley.messages import Stats
-from galley.observability.meter import Meter
+from galley.messages import Counters, Stats
+from galley.observability.meter import BlockLifetimes
 from galley.observability.perfetto import Profile
 from galley.observability.step_trace import StepTrace
 from galley.request import Request
@@ -48,15 +43,15 @@ class EngineCore:
         engine_id: which engine and incarnation outputs come from.
 
     Attributes:
-        on_plan: called with handles and lengths of a plan's rows before it is submitted.
-        while_waiting: called while the device works; it may `add` and `abort`.
-        on_done: called when a plan has been computed and committed.
+        observers: notified of each step.
+        while_waiting: called while the device computes; it may `add` and `abort`.
+        counters: what this engine counts, from its start on.
+        block_lifetimes: measures lifetimes of cached blocks, with --kv-cache-metrics.
         trace: the last steps.
         recorder: writes them.
         pausing: whether steps are taken.
-        meter: measures what is measured only when asked for.
         guard: sheds load before memory runs out.
-        idle_tasks: to be called on while there is no work.
+        idle_tasks: to be run while there is no work.
     """
 
     def __init__(
@@ -65,17 +60,17 @@ class EngineCore:
         self.scheduler = scheduler
         self.executor = executor
         self.engine_id = engine_id or EngineId()
-        self.on_plan: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None = None
+        self.observers: list[StepObserver] = []
         self.while_waiting: Callable[[], None] | None = None
-        self.on_done: Callable[[], None] | None = None
+        self.counters = scheduler.counters
+        self.block_lifetimes: BlockLifetimes | None = None
         self.trace = StepTrace()
         self.recorder = StepRecorder(scheduler, self.trace)
-        self.meter: Meter | None = None
         self.pausing = Pausing(scheduler, executor)
         self.guard: MemoryGuard | None = None
         self.idle_tasks = IdleTasks(self)
         self._profile: Profile | None = None
-        self._shares = Shares()
+        self._sent = msgspec.structs.astuple(self.counters)
         self._model_seconds = 0.0
 
     @property
@@ -106,16 +101,9 @@ class EngineCore:
         self.recorder.begin()
         plan = None if stopped else scheduler.schedule()
         if plan is None:
-            return build_outputs(
-                scheduler.take_events(), self._stats_update(), self.engine_id, self._shares
-            )
-        if self.on_plan:
-            table = scheduler.table
-            lengths = table.num_tokens[plan.slots].astype(np.int64)
-            self.on_plan(table.handles[plan.slots], lengths)
-        if self.meter is not None and self.meter.workload is not None:
-            num_computed = scheduler.table.num_computed[plan.slots]
-            self.meter.workload.add(plan.num_new, num_computed, int(plan.num_logits.sum()))
+            return build_outputs(scheduler.take_events(), self._stats_update, self.engine_id)
+        for observer in self.observers:
+            observer.planned(plan, scheduler.table)
         submit = perf_counter()
         handle = self.executor.submit(plan)
         if self.while_waiting:
@@ -124,14 +112,15 @@ class EngineCore:
         sampled = perf_counter()
         self._model_seconds += sampled - submit
         done = scheduler.commit(plan, result)
-        if self.on_done:
-            self.on_done()
-        outputs = build_outputs(done, self._stats_update(), self.engine_id, self._shares)
+        self.counters.num_steps += 1
+        for observer in self.observers:
+            observer.committed()
+        outputs = build_outputs(done, self._stats_update, self.engine_id)
         self.recorder.end(plan, done, (begin, submit, sampled, perf_counter()))
         return outputs
 
     def stats(self) -> Stats:
-        """The state of queue and cache now, and counters since the start."""
+        """The state of queue and cache now, without counters."""
         scheduler = self.scheduler
         kv = scheduler.kv
         return Stats(
@@ -139,21 +128,20 @@ class EngineCore:
             num_waiting=scheduler.num_waiting + len(self.pausing.held),
             waiting_by_reason=scheduler.waiting_by_reason,
             kv_cache_usage=kv.usage,
-            num_preemptions=scheduler.num_preemptions,
-            prefix_queries=kv.stats.queries,
-            prefix_hits=kv.stats.hits,
             step_tokens=scheduler.step_tokens,
-            num_steps=scheduler.step,
             model_seconds=self._model_seconds,
             memory_short=self.guard is not None and self.guard.short,
             reserved_blocks=kv.pool.num_reserved,
         )
 
     def _stats_update(self) -> Stats:
-        """The state, with what has been measured since it was last told."""
+        """The state now, and what has been counted and measured since the last call."""
         stats = self.stats()
-        if self.meter is not None:
-            self.meter.tell(stats)
+        counted = msgspec.structs.astuple(self.counters)
+        stats.counters = Counters(*map(sub, counted, self._sent))
+        self._sent = counted
+        if self.block_lifetimes is not None:
+            stats.block_times = self.block_lifetimes.take()
         return stats
 
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
@@ -175,7 +163,7 @@ class EngineCore:
 
     def stats_updates(self, clients: Iterable[int]) -> ClientOutputs:
         """The state as it is now for each of these clients, apart from any step."""
-        return build_stats_updates(clients, self._stats_update(), self.engine_id, self._shares)
+        return build_stats_updates(clients, self._stats_update, self.engine_id)
 
     def shutdown(self) -> None:
         self.executor.shutdown()

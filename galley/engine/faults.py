@@ -31,7 +31,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from galley.batch import RequestTable, StepPlan
 from galley.config.memory import Memory, MemorySource
+from galley.engine.observers import StepObserver
 from galley.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -160,25 +162,7 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
     class FaultyProcess(EngineProcess):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            record, receive = self.status.record, self.receive
-
-            def on_plan(handles: Any, lengths: Any) -> None:
-                record(handles, lengths)
-                self._harm(faults.come("step"))
-
-            def while_waiting() -> None:
-                self._harm(faults.come("after"))
-                receive()
-
-            self.core.on_plan, self.core.while_waiting = on_plan, while_waiting
-
-        def _harm(self, due: list[Fault]) -> None:
-            core: Any = self.core
-            for fault in due:
-                if fault.act == "leak":
-                    core.scheduler.kv.pool.allocate(1)
-                else:
-                    core.guard.source = NoMemory(core.guard.source, fault.seconds)
+            self.core.observers.append(FaultObserver(self.core, faults))
 
         def _post(self, client: int, payload: bytes) -> None:
             if faults.come("out"):
@@ -186,6 +170,28 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
             super()._post(client, payload)
 
     return FaultyProcess
+
+
+class FaultObserver(StepObserver):
+    """Injects the faults of steps."""
+
+    def __init__(self, core: Any, faults: Faults) -> None:
+        self._core = core
+        self._faults = faults
+
+    def planned(self, plan: StepPlan, table: RequestTable) -> None:
+        self._apply(self._faults.come("step"))
+
+    def committed(self) -> None:
+        self._apply(self._faults.come("after"))
+
+    def _apply(self, due: list[Fault]) -> None:
+        for fault in due:
+            if fault.act == "leak":
+                self._core.scheduler.kv.pool.allocate(1)
+            else:
+                guard = self._core.guard
+                guard.source = NoMemory(guard.source, fault.seconds)
 
 
 class NoMemory:

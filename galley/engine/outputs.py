@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -26,80 +24,51 @@ class EngineId:
     epoch: int = 0
 
 
-COUNTERS = (
-    *("num_preemptions", "prefix_queries", "prefix_hits", "num_steps"),
-    *("flops", "read_bytes", "write_bytes"),
-)
-_counters = attrgetter(*COUNTERS)
-_NONE = (0,) * len(COUNTERS)
-
-
-@dataclass(slots=True)
-class Shares:
-    """Each client's part of the engine's counters; all parts add up to the whole."""
-
-    _told: tuple[float, ...] = _NONE
-    _of: dict[int, tuple[float, ...]] = field(default_factory=dict)
-
-    def grant(self, client: int, stats: Stats) -> None:
-        """Give a client all that the counters have grown by since the last call."""
-        now = _counters(stats)
-        if self._of.keys() <= {client}:
-            self._of[client] = self._told = now
-            return
-        grown = zip(self._of.get(client, _NONE), now, self._told, strict=True)
-        self._of[client] = tuple(mine + new - old for mine, new, old in grown)
-        self._told = now
-
-    def part(self, client: int, stats: Stats, granted: int) -> Stats:
-        """`stats` with the client's part of the counters, of which `granted` has got the last."""
-        mine = self._of.get(client, _NONE)
-        if mine is self._told:
-            return stats
-        changes: dict[str, Any] = dict(zip(COUNTERS, mine, strict=True))
-        if client != granted:
-            changes["block_times"] = []
-        return msgspec.structs.replace(stats, **changes)
-
-
 def build_outputs(
-    done: CommittedStep, stats: Stats, engine_id: EngineId, shares: Shares
+    done: CommittedStep, stats: Callable[[], Stats], engine_id: EngineId
 ) -> ClientOutputs:
-    """One message per client that had a row in the step or an event since the last.
+    """One message per client that had a row in the step, or an event since the last.
 
-    What the counters in `stats` have grown by goes to the first of them. Handles are int64, counts
-    and token ids int32, little-endian bytes (`galley.messages`).
+    Handles are int64, counts and token ids int32, little-endian bytes (`galley.messages`).
+
+    Args:
+        stats: called if there is any message; the first client gets the counters in it.
     """
     clients = done.row_clients
     one_client = not len(clients) or not np.count_nonzero(clients != clients[0])
     if one_client and not done.started and not done.ended:
         if not len(clients):
             return []
-        client = int(clients[0])
-        shares.grant(client, stats)
-        return [(client, _for_one_client(done, shares.part(client, stats, client), engine_id))]
-    concerned = {*np.unique(clients).tolist()}
-    concerned.update(s.client_index for s in done.started)
-    concerned.update(e.client_index for e in done.ended)
-    first = min(concerned)
-    shares.grant(first, stats)
+        return [(int(clients[0]), _for_one_client(done, stats(), engine_id))]
+    recipients = {*np.unique(clients).tolist()}
+    recipients.update(s.client_index for s in done.started)
+    recipients.update(e.client_index for e in done.ended)
     return [
-        (c, _for_one_client(_part_of(done, c), shares.part(c, stats, first), engine_id))
-        for c in sorted(concerned)
+        (client, _for_one_client(_part_of(done, client), part, engine_id))
+        for client, part in _split_stats(recipients, stats)
     ]
 
 
 def build_stats_updates(
-    clients: Iterable[int], stats: Stats, engine_id: EngineId, shares: Shares
+    clients: Iterable[int], stats: Callable[[], Stats], engine_id: EngineId
 ) -> ClientOutputs:
-    """`stats` for each client; what its counters have grown by goes to the first."""
-    told = sorted(clients)
-    if told:
-        shares.grant(told[0], stats)
+    """A message with `stats` alone for each client; the first gets the counters in it."""
     return [
-        (c, _for_one_client(CommittedStep(), shares.part(c, stats, told[0]), engine_id))
-        for c in told
+        (client, _for_one_client(CommittedStep(), part, engine_id))
+        for client, part in _split_stats(clients, stats)
     ]
+
+
+def _split_stats(clients: Iterable[int], stats: Callable[[], Stats]) -> Iterator[tuple[int, Stats]]:
+    """Clients in order, each with its part of the statistics: counters go to the first alone."""
+    recipients = sorted(clients)
+    if not recipients:
+        return
+    whole = stats()
+    yield recipients[0], whole
+    if len(recipients) > 1:
+        rest = msgspec.structs.replace(whole, counters=None, block_times=[])
+        yield from ((client, rest) for client in recipients[1:])
 
 
 def _for_one_client(done: CommittedStep, stats: Stats, engine_id: EngineId) -> Outputs:

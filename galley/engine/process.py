@@ -12,20 +12,17 @@ import logging
 import select
 from array import array
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from galley.engine.control import Channel, ClientGone
 from galley.engine.frames import Change, FrameServer
 from galley.engine.heartbeat import StatusFile
+from galley.engine.observers import RowRecorder, StepObserver
 from galley.errors import InvalidRequest
 from galley.messages import Abort, Add, Call, FromClient, FromEngine, Outputs, Ready, Reply
 from galley.request import Request
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +47,7 @@ class Core(Protocol):
     executor: Any
     pausing: Any
     idle_tasks: Any
-    on_plan: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None
+    observers: list[StepObserver]
     while_waiting: Callable[[], None] | None
 
     @property
@@ -91,7 +88,7 @@ class EngineProcess:
         self._new: set[int] = set()
         self._calls: list[tuple[int, Call]] = []
         self._orphaned = False
-        core.on_plan = status.record
+        core.observers.append(RowRecorder(status))
         core.while_waiting = self.receive
 
     def run(self) -> None:

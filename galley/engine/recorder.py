@@ -72,4 +72,9 @@ class StepRecorder:
 
     def _counters(self) -> tuple[int, int, int, int]:
         scheduler, pool = self._scheduler, self._scheduler.kv.pool
-        return pool.num_allocated, pool.num_freed, pool.num_evicted, scheduler.num_preemptions
+        return (
+            pool.num_allocated,
+            pool.num_freed,
+            pool.num_evicted,
+            scheduler.counters.num_preemptions,
+        )

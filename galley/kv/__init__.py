@@ -1,7 +1,7 @@
 """The KV cache as bookkeeping: block pool, prefix index, groups. It never sees the bytes."""
 
 from galley.kv.hashing import BlockHasher, ExtraKeys, HashChain
-from galley.kv.manager import Hit, KVCacheManager, PrefixStats
+from galley.kv.manager import Hit, KVCacheManager
 from galley.kv.pool import NULL_BLOCK, BlockListener, BlockPool
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "HashChain",
     "Hit",
     "KVCacheManager",
-    "PrefixStats",
 ]

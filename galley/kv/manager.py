@@ -26,6 +26,7 @@ from galley.errors import ConfigError
 from galley.kv.groups import Find, make_group
 from galley.kv.hashing import BlockHasher, ExtraKeys, HashChain
 from galley.kv.pool import NULL_BLOCK, BlockPool
+from galley.messages import Counters
 
 #: Block columns of a plan: groups, slots, indices, ids.
 BlockColumns = tuple[I32, I32, I32, I32]
@@ -37,16 +38,6 @@ class Hit:
 
     num_tokens: int = 0
     blocks: list[list[int]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class PrefixStats:
-    """Prefix-cache queries and hits in tokens; resumptions after preemption apart."""
-
-    queries: int = 0
-    hits: int = 0
-    resumed_queries: int = 0
-    resumed_hits: int = 0
 
 
 class KVCacheManager:
@@ -79,7 +70,7 @@ class KVCacheManager:
         self.hasher = hasher
         self.enable_prefix_caching = enable_prefix_caching
         self.block_size = size
-        self.stats = PrefixStats()
+        self.counters = Counters()
         self._shift = size.bit_length() - 1
         self._groups = [make_group(spec, max_chunk) for spec in table.groups]
         self._windows = [g for g, spec in enumerate(table.groups) if spec.kind == "window"]
@@ -162,11 +153,11 @@ class KVCacheManager:
         if not self.enable_prefix_caching:
             return
         if resumed:
-            self.stats.resumed_queries += num_tokens
-            self.stats.resumed_hits += hit.num_tokens
+            self.counters.resumed_queries += num_tokens
+            self.counters.resumed_hits += hit.num_tokens
         else:
-            self.stats.queries += num_tokens
-            self.stats.hits += hit.num_tokens
+            self.counters.prefix_queries += num_tokens
+            self.counters.prefix_hits += hit.num_tokens
 
     # --- growth ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from galley.config.buckets import BucketFamily
+from galley.messages import exposed_counters
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Metric:
 
     Attributes:
         label: a label besides model_name and engine, and its values.
-        buckets: of a histogram, by name (`bounds`).
+        buckets: name of a histogram's buckets (`bounds`).
+        prefix: "galley" for those that vLLM does not have.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Metric:
     label: str | None = None
     values: tuple[str, ...] = ()
     buckets: BucketFamily | None = None
+    prefix: str = "vllm"
 
 
 def _histogram(name: str, buckets: BucketFamily, help: str) -> Metric:
@@ -39,10 +42,17 @@ SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 CACHE_TIERS = ("device", "host", "disk")
 
+
+def _engine_counter(full_name: str, help: str) -> Metric:
+    prefix, _, name = full_name.partition(":")
+    return Metric(name, help, prefix=prefix)
+
+
+#: Field of `messages.Counters` → the metric that it is added to.
+ENGINE_COUNTERS = {field: _engine_counter(*metric) for field, metric in exposed_counters().items()}
+
 METRICS = (
-    Metric("estimated_flops_per_gpu", "Estimated floating point operations per device."),
-    Metric("estimated_read_bytes_per_gpu", "Estimated bytes read from memory per device."),
-    Metric("estimated_write_bytes_per_gpu", "Estimated bytes written to memory per device."),
+    *ENGINE_COUNTERS.values(),
     Metric("num_requests_running", "Number of requests in model execution batches.", "gauge"),
     Metric("num_requests_waiting", "Number of requests waiting to be processed.", "gauge"),
     Metric(
@@ -54,13 +64,10 @@ METRICS = (
     ),
     Metric("engine_sleep_state", "1 for the state it is in.", "gauge", "sleep_state", SLEEP_STATES),
     Metric("kv_cache_usage_perc", "KV-cache usage, 0 to 1.", "gauge"),
-    Metric("prefix_cache_queries", "Prefix cache queries, in tokens."),
-    Metric("prefix_cache_hits", "Prefix cache hits, in tokens."),
     Metric("external_prefix_cache_queries", "Queries of caches behind a KV connector, in tokens."),
     Metric("external_prefix_cache_hits", "Hits of caches behind a KV connector, in tokens."),
     Metric("mm_cache_queries", "Multi-modal cache queries, in items."),
     Metric("mm_cache_hits", "Multi-modal cache hits, in items."),
-    Metric("num_preemptions", "Preemptions of running requests."),
     Metric("prompt_tokens", "Prompt tokens processed."),
     Metric(
         "prompt_tokens_by_source",
@@ -166,5 +173,5 @@ def bounds(
 
 
 def _one_two_five(largest: int) -> tuple[float, ...]:
-    found = [m * 10**e for e in range(12) for m in (1, 2, 5)]
-    return tuple(b for b in found if b <= max(largest, 1))
+    bounds = [m * 10**e for e in range(12) for m in (1, 2, 5)]
+    return tuple(b for b in bounds if b <= max(largest, 1))

@@ -1,7 +1,7 @@
-"""Prometheus metrics of the engines that one frontend speaks to.
+"""Prometheus metrics of the engines that one frontend is connected to.
 
-`EngineMetrics` is a `RequestObserver`: it counts exactly, every token and every request, and
-spends per token one look-up and a subtraction. What it exposes is listed in `catalog`.
+`EngineMetrics` is a `RequestObserver`: it counts every token and every request, at the cost of one
+look-up and a subtraction per token. The metrics are listed in `catalog`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from galley.config import EngineConfig
+from galley.messages import Outputs, Ready, Started, Stats
 from galley.observability.catalog import (
     BLOCK_METRICS,
     CACHE_TIERS,
+    ENGINE_COUNTERS,
     METRICS,
     SLEEP_STATES,
     Metric,
     bounds,
 )
-from galley.observability.observer import OutputsShape, ReadyShape, StartedShape, StatsShape
 from galley.observability.registry import shares_metrics
 from galley.request import FinishReason, Request
 
 
 @dataclass(slots=True)
 class RequestTimeline:
-    """What is remembered of a sequence while it lives. Times are `time.time`, 0.0 = not yet."""
+    """Times and counts of an unfinished sequence. Times are `time.time`, 0.0 = not yet."""
 
     request: Request
     index: int
@@ -49,7 +50,7 @@ class RequestTimeline:
 class SiblingGroup:
     """The n sequences of one request."""
 
-    living: int
+    num_unfinished: int
     longest: int = 0
 
 
@@ -86,31 +87,7 @@ class Series:
                 return
 
 
-@dataclass(slots=True)
-class Counters:
-    """An engine incarnation's own figures, as last seen: what has not changed costs nothing.
-
-    Attributes:
-        grown: counters by `_GROWING`; only their growth is added.
-        gauges: running, waiting and deferred requests, share of the KV cache in use.
-    """
-
-    epoch: int = -1
-    num_steps: int = 0
-    grown: tuple[float, ...] = (0,) * 6
-    gauges: tuple[float, ...] = ()
-
-
-#: Counter → attribute of `Stats`.
-_GROWING = {
-    "num_preemptions": "num_preemptions",
-    "prefix_cache_queries": "prefix_queries",
-    "prefix_cache_hits": "prefix_hits",
-    "estimated_flops_per_gpu": "flops",
-    "estimated_read_bytes_per_gpu": "read_bytes",
-    "estimated_write_bytes_per_gpu": "write_bytes",
-}
-_grown = attrgetter(*_GROWING.values())
+_counter_values = attrgetter(*ENGINE_COUNTERS)
 
 
 class EngineMetrics:
@@ -120,9 +97,9 @@ class EngineMetrics:
         registry: where the metrics are registered, all zero.
         max_model_len: upper end of buckets of tokens.
         num_engines: engines whose series exist from the start.
-        block_metrics: expose the lives of KV blocks (--kv-cache-metrics).
+        block_metrics: expose lifetimes of KV blocks (--kv-cache-metrics).
         cache_info: the KV cache's configuration, for `vllm:cache_config_info`.
-        buckets: family → bounds in place of vLLM's (--custom-histogram-buckets).
+        buckets: family → bounds that replace vLLM's (--custom-histogram-buckets).
     """
 
     def __init__(
@@ -148,9 +125,10 @@ class EngineMetrics:
         ]
         self.sleeps(None)
         self._cache_info = _CacheInfo(registry, dict(cache_info or {}), num_engines)
-        self._lives: dict[int, RequestTimeline] = {}
-        self._families: dict[int, SiblingGroup] = {}
-        self._counters = [Counters() for _ in range(num_engines)]
+        self._timelines: dict[int, RequestTimeline] = {}
+        self._groups: dict[int, SiblingGroup] = {}
+        #: engine → its gauges as last set: running, waiting and deferred requests, KV cache usage
+        self._gauges: list[tuple[float, ...]] = [() for _ in range(num_engines)]
         self._rejections = _admission_rejections(registry, model_name)
         self._model_name = model_name
         self._shared = shares_metrics()
@@ -183,17 +161,17 @@ class EngineMetrics:
 
     # ------------------------------------------------------------------ RequestObserver
 
-    def ready(self, message: ReadyShape) -> None:
+    def ready(self, message: Ready) -> None:
         self.sleeps(message.sleep_level)
-        self._cache_info.tell(message)
+        self._cache_info.set_size(message)
 
     def added(self, request: Request, index: int, n: int) -> None:
         num_prompt = len(request.prompt_token_ids) // 4
-        self._lives[request.handle] = RequestTimeline(request, index, n, num_prompt)
+        self._timelines[request.handle] = RequestTimeline(request, index, n, num_prompt)
         if n > 1 and index == 0:
-            self._families[request.share_group] = SiblingGroup(n)
+            self._groups[request.share_group] = SiblingGroup(n)
 
-    def outputs(self, message: OutputsShape) -> None:
+    def outputs(self, message: Outputs) -> None:
         engine = message.engine_index
         for started in message.started:
             self._started(engine, started)
@@ -202,66 +180,70 @@ class EngineMetrics:
             counts = memoryview(message.counts).cast("i").tolist()
             self._tokens(engine, message.timestamp, handles, counts)
         if message.stats is not None:
-            self._state(engine, message.epoch, message.stats)
+            self._state(engine, message.stats)
 
     def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
-        life = self._lives.pop(handle, None)
-        if life is None:
+        timeline = self._timelines.pop(handle, None)
+        if timeline is None:
             return
-        series, now = self.series[life.engine], time.time()
+        series, now = self.series[timeline.engine], time.time()
         series.inc(f"request_success[{reason!s}]")
-        series.observe("e2e_request_latency_seconds", now - life.request.arrival_time)
-        series.observe("request_prompt_tokens", life.num_prompt)
+        series.observe("e2e_request_latency_seconds", now - timeline.request.arrival_time)
+        series.observe("request_prompt_tokens", timeline.num_prompt)
         series.observe("request_generation_tokens", num_tokens)
-        series.observe("request_num_preemptions", life.num_preemptions)
-        if life.request.sampling.max_tokens is not None:
-            series.observe("request_params_max_tokens", life.request.sampling.max_tokens)
-        if life.index == 0:
-            series.observe("request_params_n", life.n)
-        if life.scheduled:
-            series.observe("request_queue_time_seconds", life.scheduled - life.queued)
-        if life.first_token:
-            decode = life.last_token - life.first_token
-            series.observe("request_prefill_time_seconds", life.first_token - life.scheduled)
+        series.observe("request_num_preemptions", timeline.num_preemptions)
+        if timeline.request.sampling.max_tokens is not None:
+            series.observe("request_params_max_tokens", timeline.request.sampling.max_tokens)
+        if timeline.index == 0:
+            series.observe("request_params_n", timeline.n)
+        if timeline.scheduled:
+            series.observe("request_queue_time_seconds", timeline.scheduled - timeline.queued)
+        if timeline.first_token:
+            decode = timeline.last_token - timeline.first_token
+            series.observe(
+                "request_prefill_time_seconds", timeline.first_token - timeline.scheduled
+            )
             series.observe("request_decode_time_seconds", decode)
-            series.observe("request_inference_time_seconds", life.last_token - life.scheduled)
+            series.observe(
+                "request_inference_time_seconds", timeline.last_token - timeline.scheduled
+            )
             series.observe("request_time_per_output_token_seconds", decode / max(num_tokens - 1, 1))
-            computed = life.num_prompt - life.num_cached
+            computed = timeline.num_prompt - timeline.num_cached
             series.observe("request_prefill_kv_computed_tokens", computed)
-        self._leave_family(life, num_tokens)
+        self._leave_group(timeline, num_tokens)
 
     # ------------------------------------------------------------------ parts of a message
 
-    def _started(self, engine: int, started: StartedShape) -> None:
-        life = self._lives.get(started.handle)
-        if life is None:
+    def _started(self, engine: int, started: Started) -> None:
+        timeline = self._timelines.get(started.handle)
+        if timeline is None:
             return
-        life.engine = engine
+        timeline.engine = engine
         if started.resumed:
-            life.num_preemptions += 1
-        elif not life.scheduled:
-            life.num_cached = started.num_cached_tokens
-            life.queued, life.scheduled = started.queued_time, started.scheduled_time
+            timeline.num_preemptions += 1
+        elif not timeline.scheduled:
+            timeline.num_cached = started.num_cached_tokens
+            timeline.queued, timeline.scheduled = started.queued_time, started.scheduled_time
 
     def _tokens(
         self, engine: int, now: float, handles: Sequence[int], counts: Sequence[int]
     ) -> None:
         """Tokens of a step. Requests that had their last token in the same step share a gap."""
-        lives, series = self._lives, self.series[engine]
+        timelines, series = self._timelines, self.series[engine]
         #: last token's time → tokens since (first tokens are not in it)
         gaps: dict[float, int] = {}
         total = 0
         for i, handle in enumerate(handles):
-            life = lives.get(handle)
-            if life is None:
+            timeline = timelines.get(handle)
+            if timeline is None:
                 continue
             count = counts[i] if counts else 1
             total += count
-            last, life.last_token = life.last_token, now
+            last, timeline.last_token = timeline.last_token, now
             if not last:
-                life.first_token = last = now
+                timeline.first_token = last = now
                 count -= 1
-                self._first_token(series, life)
+                self._first_token(series, timeline)
             if count == 1:
                 gaps[last] = gaps.get(last, 0) + 1
             elif count:
@@ -272,60 +254,57 @@ class EngineMetrics:
             series.observe_times("inter_token_latency_seconds", now - last, times)
 
     @staticmethod
-    def _first_token(series: Series, life: RequestTimeline) -> None:
+    def _first_token(series: Series, timeline: RequestTimeline) -> None:
         """The prompt is done. It counts once for the n sequences that share it, as in usage."""
-        wait = time.time() - life.request.arrival_time
+        wait = time.time() - timeline.request.arrival_time
         series.observe("time_to_first_token_seconds", wait)
-        if life.index:
+        if timeline.index:
             return
-        computed = life.num_prompt - life.num_cached
-        series.inc("prompt_tokens", life.num_prompt)
+        computed = timeline.num_prompt - timeline.num_cached
+        series.inc("prompt_tokens", timeline.num_prompt)
         series.inc("prompt_tokens_by_source[local_compute]", computed)
-        series.inc("prompt_tokens_by_source[local_cache_hit]", life.num_cached)
-        series.inc("prompt_tokens_cached", life.num_cached)
-        series.inc(f"prompt_tokens_cached_by_source[{CACHE_TIERS[0]}]", life.num_cached)
+        series.inc("prompt_tokens_by_source[local_cache_hit]", timeline.num_cached)
+        series.inc("prompt_tokens_cached", timeline.num_cached)
+        series.inc(f"prompt_tokens_cached_by_source[{CACHE_TIERS[0]}]", timeline.num_cached)
 
-    def _state(self, engine: int, epoch: int, stats: StatsShape) -> None:
-        series, seen = self.series[engine], self._counters[engine]
-        if seen.epoch != epoch:
-            self._counters[engine] = seen = Counters(epoch)
+    def _state(self, engine: int, stats: Stats) -> None:
+        series = self.series[engine]
         deferred = stats.num_waiting - stats.waiting_by_reason.get("capacity", 0)
         gauges = (stats.num_running, stats.num_waiting, deferred, stats.kv_cache_usage)
-        # Beside other processes the last one that sets a gauge is right.
-        if gauges != seen.gauges or self._shared:
-            seen.gauges = gauges
+        # With several processes the one that sets a gauge last is right.
+        if gauges != self._gauges[engine] or self._shared:
+            self._gauges[engine] = gauges
             series.set("num_requests_running", stats.num_running)
             series.set("num_requests_waiting", stats.num_waiting)
             series.set("kv_cache_usage_perc", stats.kv_cache_usage)
             series.set("num_requests_waiting_by_reason[capacity]", stats.num_waiting - deferred)
             series.set("num_requests_waiting_by_reason[deferred]", deferred)
-        if stats.num_steps > seen.num_steps:
-            series.observe("iteration_tokens_total", stats.step_tokens)
-        seen.num_steps = stats.num_steps
-        grown = _grown(stats)
-        if grown != seen.grown:
-            for name, value, before in zip(_GROWING, grown, seen.grown, strict=True):
-                series.inc(name, value - before)
-            seen.grown = grown
+        if stats.counters is not None:
+            if stats.counters.num_steps:
+                series.observe("iteration_tokens_total", stats.step_tokens)
+            growth = _counter_values(stats.counters)
+            if any(growth):
+                for metric, amount in zip(ENGINE_COUNTERS.values(), growth, strict=True):
+                    series.inc(metric.name, amount)
         for metric, times in zip(BLOCK_METRICS, stats.block_times, strict=False):
             for seconds in memoryview(times).cast("f"):
                 series.observe(metric.name, seconds)
 
-    def _leave_family(self, life: RequestTimeline, num_tokens: int) -> None:
+    def _leave_group(self, timeline: RequestTimeline, num_tokens: int) -> None:
         name = "request_max_num_generation_tokens"
-        family = self._families.get(life.request.share_group) if life.n > 1 else None
-        if family is None:
-            self.series[life.engine].observe(name, num_tokens)
+        group = self._groups.get(timeline.request.share_group) if timeline.n > 1 else None
+        if group is None:
+            self.series[timeline.engine].observe(name, num_tokens)
             return
-        family.living -= 1
-        family.longest = max(family.longest, num_tokens)
-        if not family.living:
-            del self._families[life.request.share_group]
-            self.series[life.engine].observe(name, family.longest)
+        group.num_unfinished -= 1
+        group.longest = max(group.longest, num_tokens)
+        if not group.num_unfinished:
+            del self._groups[timeline.request.share_group]
+            self.series[timeline.engine].observe(name, group.longest)
 
 
 def _make(metric: Metric, edges: tuple[float, ...], registry: CollectorRegistry) -> Any:
-    name = f"vllm:{metric.name}"
+    name = f"{metric.prefix}:{metric.name}"
     labels = ["model_name", "engine", *([metric.label] if metric.label else [])]
     if metric.kind == "counter":
         return Counter(name, metric.help, labels, registry=registry)
@@ -374,7 +353,7 @@ class _CacheInfo:
             for engine in range(num_engines):
                 self._set(engine, self._info)
 
-    def tell(self, message: ReadyShape) -> None:
+    def set_size(self, message: Ready) -> None:
         tokens = message.num_blocks * message.block_size
         self._set(
             message.engine_index,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from galley.observability.observer import OutputsShape, ReadyShape
+from galley.messages import Outputs, Ready
 from galley.observability.registry import shares_metrics
 from galley.request import FinishReason, Request
 
@@ -48,7 +48,7 @@ class ReliabilityMetrics:
             for metric in (self._restarts, self._invariant, self._short, self._withheld):
                 metric.labels(model_name, str(engine))
 
-    def ready(self, message: ReadyShape) -> None:
+    def ready(self, message: Ready) -> None:
         engine = message.engine_index
         labels = self._model_name, str(engine)
         restarts = message.epoch - 1
@@ -59,7 +59,7 @@ class ReliabilityMetrics:
     def added(self, request: Request, index: int, n: int) -> None:
         """Nothing to count."""
 
-    def outputs(self, message: OutputsShape) -> None:
+    def outputs(self, message: Outputs) -> None:
         stats = message.stats
         if stats is None:
             return

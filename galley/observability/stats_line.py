@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from galley.observability.observer import OutputsShape, ReadyShape, StatsShape
+from galley.messages import Outputs, Ready, Stats
 from galley.request import FinishReason, Request
 
 logger = logging.getLogger("galley.stats")
@@ -18,7 +18,7 @@ class _Engine:
 
     generated: int = 0
     prompt: int = 0
-    last: StatsShape | None = None
+    last: Stats | None = None
     queries: int = 0
     hits: int = 0
     quiet: bool = True
@@ -35,15 +35,14 @@ class StatsLine:
         self._prompts: dict[int, int] = {}
         self._since = time.monotonic()
 
-    def ready(self, message: ReadyShape) -> None:
-        engine = self._engines[message.engine_index]
-        engine.queries = engine.hits = 0
+    def ready(self, message: Ready) -> None:
+        """Nothing to count."""
 
     def added(self, request: Request, index: int, n: int) -> None:
         if index == 0:
             self._prompts[request.handle] = len(request.prompt_token_ids) // 4
 
-    def outputs(self, message: OutputsShape) -> None:
+    def outputs(self, message: Outputs) -> None:
         engine = self._engines[message.engine_index]
         for started in message.started:
             engine.prompt += self._prompts.pop(started.handle, 0)
@@ -53,6 +52,9 @@ class StatsLine:
             engine.generated += len(message.handles) // 8
         if message.stats is not None:
             engine.last = message.stats
+            if message.stats.counters is not None:
+                engine.queries += message.stats.counters.prefix_queries
+                engine.hits += message.stats.counters.prefix_hits
 
     def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
         self._prompts.pop(handle, None)
@@ -66,18 +68,15 @@ class StatsLine:
             if engine.last is not None and (busy or not engine.quiet):
                 logger.info("%s", self._line(index, engine, engine.last, seconds))
             engine.quiet = not busy
-            engine.generated = engine.prompt = 0
+            engine.generated = engine.prompt = engine.queries = engine.hits = 0
 
     @staticmethod
-    def _line(index: int, engine: _Engine, stats: StatsShape, seconds: float) -> str:
-        queries = stats.prefix_queries - engine.queries
-        hits = stats.prefix_hits - engine.hits
-        engine.queries, engine.hits = stats.prefix_queries, stats.prefix_hits
+    def _line(index: int, engine: _Engine, stats: Stats, seconds: float) -> str:
         return (
             f"Engine {index:03}: "
             f"Avg prompt throughput: {engine.prompt / seconds:.1f} tokens/s, "
             f"Avg generation throughput: {engine.generated / seconds:.1f} tokens/s, "
             f"Running: {stats.num_running} reqs, Waiting: {stats.num_waiting} reqs, "
             f"KV cache usage: {stats.kv_cache_usage:.1%}, "
-            f"Prefix cache hit rate: {hits / max(queries, 1):.1%}"
+            f"Prefix cache hit rate: {engine.hits / max(engine.queries, 1):.1%}"
         )

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from galley.config.extras import install_command
 from galley.errors import ConfigError
-from galley.observability.observer import OutputsShape, ReadyShape
+from galley.messages import Outputs, Ready
 from galley.request import FinishReason, Request
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class RequestTracer:
 
     # ------------------------------------------------------------------ RequestObserver
 
-    def ready(self, message: ReadyShape) -> None:
+    def ready(self, message: Ready) -> None:
         """Nothing to note."""
 
     def added(self, request: Request, index: int, n: int) -> None:
@@ -85,7 +85,7 @@ class RequestTracer:
         self._traces[request.handle] = trace
         self._waiting.add(request.handle)
 
-    def outputs(self, message: OutputsShape) -> None:
+    def outputs(self, message: Outputs) -> None:
         for started in message.started:
             trace = self._traces.get(started.handle)
             if trace is not None and not trace.scheduled:

@@ -47,7 +47,7 @@ class Scheduler:
     Attributes:
         step: number of the last plan.
         step_tokens: tokens that it computes.
-        num_preemptions: since the start.
+        counters: of the engine; preemptions are counted here.
     """
 
     def __init__(self, kv: KVCacheManager, table: RequestTable, limits: SchedulerLimits) -> None:
@@ -59,7 +59,7 @@ class Scheduler:
         self.running = Running(table.num_slots)
         self.step = 0
         self.step_tokens = 0
-        self.num_preemptions = 0
+        self.counters = kv.counters
         self._unfinished: dict[tuple[int, int], Sequence] = {}
         self._num_arrived = 0
         self._blocked = 0, 0
@@ -156,10 +156,10 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan a step, or None if nothing can run. `commit` must follow before the next call."""
         assert not self._in_flight, "the last plan is not committed"
-        preempted = self.num_preemptions
+        preempted = self.counters.num_preemptions
         rows, columns = self._schedule_running()
         new_rows: list[NewRow] = []
-        if len(self.queue) and self.num_preemptions == preempted:
+        if len(self.queue) and self.counters.num_preemptions == preempted:
             new_rows = self._admit(rows)
             if new_rows:
                 columns = rows.columns()
@@ -362,7 +362,7 @@ class Scheduler:
         slot = seq.slot
         seq.token_ids = self.table.token_ids[slot, : self.table.num_tokens[slot]].copy()
         seq.num_preemptions += 1
-        self.num_preemptions += 1
+        self.counters.num_preemptions += 1
         self._free_slot(seq)
         self.queue.push_front(seq)
 

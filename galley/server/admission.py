@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from galley.errors import Overloaded
-from galley.observability.observer import OutputsShape, ReadyShape
+from galley.messages import Outputs, Ready
 from galley.request import FinishReason, Request
 from galley.server.shared_counts import SharedCounts
 
@@ -73,7 +73,7 @@ class Admission:
 
     # ------------------------------------------------------------------ RequestObserver
 
-    def ready(self, message: ReadyShape) -> None:
+    def ready(self, message: Ready) -> None:
         """Nothing to count."""
 
     def added(self, request: Request, index: int, n: int) -> None:
@@ -84,7 +84,7 @@ class Admission:
             self._num_tokens += self._prefill[request.handle]
         self._tell()
 
-    def outputs(self, message: OutputsShape) -> None:
+    def outputs(self, message: Outputs) -> None:
         if self._prefill and message.handles:
             for handle in self._prefill.keys() & set(memoryview(message.handles).cast("q")):
                 self._num_tokens -= self._prefill.pop(handle)

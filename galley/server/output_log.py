@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from galley.observability.observer import OutputsShape, ReadyShape
+from galley.messages import Outputs, Ready
 from galley.request import FinishReason, Request
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ class OutputLog:
 
     # ------------------------------------------------------------------ RequestObserver
 
-    def ready(self, message: ReadyShape) -> None:
+    def ready(self, message: Ready) -> None:
         """Nothing to log."""
 
     def added(self, request: Request, index: int, n: int) -> None:
         """`follow` comes behind it."""
 
-    def outputs(self, message: OutputsShape) -> None:
+    def outputs(self, message: Outputs) -> None:
         """Answers are logged whole."""
 
     def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:

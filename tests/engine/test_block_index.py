@@ -47,7 +47,7 @@ class Life:
         (block,) = self.pool.allocate(1)
         self.pool.cache_block(block, key)
         self.write(block, key)
-        self.index.settle()
+        self.index.committed()
         return block
 
 
@@ -85,7 +85,7 @@ def test_what_was_planned_and_undone_is_not_there(files: KVFiles) -> None:
     (block,) = life.pool.allocate(1)
     life.pool.cache_block(block, b"a")
     life.pool.uncache([block])
-    life.index.settle()
+    life.index.committed()
     assert Life(files).restored == 0
 
 
@@ -126,7 +126,7 @@ def test_an_entry_that_was_cut_off_is_passed_over(files: KVFiles) -> None:
         again = Life(files)
         assert list(again.pool.index.values()) == [good]
         again.index.stored(torn, b"b" * 32)
-        again.index.settle()
+        again.index.committed()
         assert Life(files).restored == 2
 
 
@@ -170,7 +170,7 @@ def run_until_killed(life: Life, rng: random.Random, keys: list[bytes]) -> None:
         for block, key in planned:
             life.write(block, key)
             moment()
-        life.index.settle()
+        life.index.committed()
         moment()
 
 

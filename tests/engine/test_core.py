@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from galley.config import EngineConfig, SchedulerConfig
 from galley.engine.build import build_core
 from galley.engine.core import EngineCore
+from galley.engine.heartbeat import StatusFile, last_rows
+from galley.engine.observers import RowRecorder, StepObserver, WorkloadMeter
 from galley.engine.outputs import EngineId
 from galley.errors import ConfigError
 from galley.messages import Outputs
+from galley.observability.meter import Sizes, Workload
 from galley.request import FinishReason
 from tests.scheduler.fakes import (
     Collected,
@@ -42,20 +46,43 @@ def test_the_order_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "commit", noted("commit", scheduler.commit))
     monkeypatch.setattr(executor, "submit", noted("submit", executor.submit))
     monkeypatch.setattr(executor, "sample", noted("sample", executor.sample))
-    core.on_plan = noted("on_plan", lambda handles, lengths: None)
     core.while_waiting = noted("while_waiting", lambda: None)
+
+    class Observer(StepObserver):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def planned(self, plan, table) -> None:
+            order.append(f"planned {self.name}")
+
+        def committed(self) -> None:
+            order.append(f"committed {self.name}")
+
+    core.observers += [Observer("a"), Observer("b")]
     core.add([request(1, [1, 2])])
     core.step()
-    assert order == ["schedule", "on_plan", "submit", "while_waiting", "sample", "commit"]
+    # fmt: off
+    assert order == [
+        "schedule", "planned a", "planned b", "submit", "while_waiting", "sample", "commit",
+        "committed a", "committed b",
+    ]
+    # fmt: on
 
 
-def test_on_plan_tells_whose_rows_the_step_computes() -> None:
+def test_two_observers_at_once(tmp_path: Path) -> None:
+    """The status file gets the rows of each step, the workload meter their work."""
     core = make_core()
-    seen: list[list[int]] = []
-    core.on_plan = lambda handles, lengths: seen.append(handles.tolist())
-    core.add(request(h, [1]) for h in (70, 2**40))
+    path = str(tmp_path / "status")
+    sizes = Sizes(1000, 500, 8, 3000, 64)
+    core.observers.append(RowRecorder(StatusFile(path, 8)))
+    core.observers.append(WorkloadMeter(Workload(sizes, core.counters)))
+    core.add(request(h, [1, 2], max_tokens=3) for h in (70, 2**40))
     core.step()
-    assert seen == [[70, 2**40]]
+    assert last_rows(path) == [(70, 2), (2**40, 2)]
+    assert core.counters.write_bytes == 4 * 64
+    core.step()
+    assert last_rows(path) == [(70, 3), (2**40, 3)]
+    assert core.counters.write_bytes == 6 * 64
 
 
 def test_an_idle_core_yields_nothing() -> None:
@@ -126,8 +153,8 @@ def test_loopback_through_bytes_gives_the_same() -> None:
             for h in range(1, 12)
         )
         got = run(core)
-        assert core.scheduler.num_preemptions > 0
-        assert core.stats().prefix_hits > 0
+        assert core.scheduler.counters.num_preemptions > 0
+        assert core.counters.prefix_hits > 0
         assert any(len(p.slots) >= 2 for p in core.executor.plans)
         outputs.append((got.tokens, got.logprob_positions))
     assert outputs[0] == outputs[1]

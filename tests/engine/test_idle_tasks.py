@@ -61,14 +61,15 @@ def test_clients_hear_of_memory_when_it_changes(monkeypatch: pytest.MonkeyPatch)
     assert told(PLENTY) == [(3, False, 0), (7, False, 0)]
 
 
-def test_news_carry_counters_once() -> None:
+def test_updates_carry_counters_once() -> None:
     core = make_core()
     core.add([request(1, [1, 2, 3], client_index=3)])
     run(core)
-    steps = [
-        (client, outputs.stats.num_steps)
+    core.counters.prefix_hits += 7
+    hits = [
+        (client, outputs.stats.counters and outputs.stats.counters.prefix_hits)
         for _ in range(2)
         for client, outputs in core.stats_updates([9, 3])
         if outputs.stats
     ]
-    assert steps == [(3, core.scheduler.step), (9, 0)] * 2
+    assert hits == [(3, 7), (9, None), (3, 0), (9, None)]

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from galley import LLM
+from galley.batch import RequestTable, StepPlan
 from galley.config.memory import Memory
 from galley.engine.core import EngineCore
 from galley.engine.memory_guard import (
@@ -17,6 +18,7 @@ from galley.engine.memory_guard import (
     MemoryGuard,
     reserve_of,
 )
+from galley.engine.observers import StepObserver
 from tests.equality.workload import answer, params, prompts
 from tests.scheduler.fakes import (
     GARBAGE,
@@ -149,7 +151,7 @@ def test_what_runs_waits_and_goes_on_with_the_same_answers(bench: Bench) -> None
             assert 0.0 < bench.core.stats().kv_cache_usage <= 1.0
         if n == 14:
             bench.poll(PLENTY)
-    assert scheduler.num_preemptions > 0
+    assert scheduler.counters.num_preemptions > 0
     assert bench.given_back
     # All of them end although there is no more memory than for one at a time.
     assert run(bench.core, told).tokens == answers
@@ -233,13 +235,14 @@ def test_a_real_model_gives_its_memory_back_and_answers_the_same() -> None:
         source, steps, seen = Source(), iter(range(10**6)), set()
         core.guard.source = source
 
-        def shift(*_: object) -> None:
-            source.available = (0, 1 << 40)[next(steps) // 6 % 2]
-            core.guard._next = 0.0
-            seen.add((core.guard.short, core.stats().reserved_blocks > 0))
+        class Shift(StepObserver):
+            def planned(self, plan: StepPlan, table: RequestTable) -> None:
+                source.available = (0, 1 << 40)[next(steps) // 6 % 2]
+                core.guard._next = 0.0
+                seen.add((core.guard.short, core.stats().reserved_blocks > 0))
 
-        core.on_plan = shift
+        core.observers.append(Shift())
         assert answers(llm) == undisturbed
-        assert core.scheduler.num_preemptions > 0
+        assert core.scheduler.counters.num_preemptions > 0
         assert seen == {(False, False), (True, True)}
         core.idle_tasks.run([])

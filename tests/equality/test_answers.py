@@ -66,22 +66,22 @@ def test_prefix_cache_cold_hit_and_partly_evicted(executor, alone):
     with make(executor, num_gpu_blocks_override=260) as llm:
         assert run(llm) == alone
         kv = llm._core.scheduler.kv
-        hits = kv.stats.hits
+        hits = kv.counters.prefix_hits
         assert run(llm, list(reversed(range(64)))) == alone
-        assert kv.stats.hits > hits
+        assert kv.counters.prefix_hits > hits
         assert kv.pool.num_evicted > 0
 
 
 def test_prefix_cache_off(executor, alone):
     with make(executor, enable_prefix_caching=False) as llm:
         assert run(llm) == alone
-        assert llm._core.scheduler.kv.stats.hits == 0
+        assert llm._core.scheduler.kv.counters.prefix_hits == 0
 
 
 def test_under_preemption(executor, alone):
     with make(executor, num_gpu_blocks_override=64, max_num_seqs=32) as llm:
         assert run(llm) == alone
-        assert llm._core.scheduler.num_preemptions > 0
+        assert llm._core.scheduler.counters.num_preemptions > 0
 
 
 @pytest.mark.parametrize("flags", [{"block_size": 64}, {"num_threads": 1}, {"enforce_eager": True}])

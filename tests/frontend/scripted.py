@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from galley.messages import Finished, Outputs, Started, Stats
+import numpy as np
+
+from galley.messages import Counters, Finished, Outputs, Started, Stats
 from galley.request import FinishReason, Request, SamplingParams
 
 VOCAB = 128
@@ -111,7 +113,7 @@ class ScriptedCore:
         self.pause = pause
         self.on_step = on_step
         self.short = short or {}
-        self.on_plan: Callable[[Any, Any], None] | None = None
+        self.observers: list[Any] = []
         self.while_waiting: Callable[[], None] | None = None
         self.executor = ScriptedExecutor()
         self.pausing = SimpleNamespace(sleep_level=None)
@@ -153,14 +155,20 @@ class ScriptedCore:
         rows = list(self.rows.values())
         if not rows:
             return [(client, self._outputs([], client)) for client in list(self.aborted)]
-        if self.on_plan is not None:
-            lengths = array("q", [len(r.history) for r in rows])
-            self.on_plan(array("q", [r.request.handle for r in rows]), lengths)
+        plan = SimpleNamespace(slots=slice(None))
+        table = SimpleNamespace(
+            handles=np.array([r.request.handle for r in rows], np.int64),
+            num_tokens=np.array([len(r.history) for r in rows], np.int32),
+        )
+        for observer in self.observers:
+            observer.planned(plan, table)
         if self.on_step is not None:
             self.on_step(rows)
         time.sleep(self.pause)
         if self.while_waiting is not None:
             self.while_waiting()
+        for observer in self.observers:
+            observer.committed()
         self.num_steps += 1
         clients: dict[int, list[Row]] = {}
         for row in rows:
@@ -199,7 +207,7 @@ class ScriptedCore:
             token_ids=array("i", tokens).tobytes(),
             started=started,
             finished=[*ends, *finished],
-            stats=Stats(num_running=len(self.rows), num_steps=self.num_steps),
+            stats=Stats(num_running=len(self.rows), counters=Counters(num_steps=1)),
         )
 
 

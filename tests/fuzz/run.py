@@ -119,8 +119,8 @@ class Engine:
 
     def _note(self, core: EngineCore) -> None:
         scheduler = core.scheduler
-        self.events["preemptions"] += scheduler.num_preemptions
-        self.events["cached tokens"] += scheduler.kv.stats.hits
+        self.events["preemptions"] += scheduler.counters.num_preemptions
+        self.events["cached tokens"] += scheduler.kv.counters.prefix_hits
         self.events["evictions"] += scheduler.kv.pool.num_evicted
         self.events["steps"] += scheduler.step
 

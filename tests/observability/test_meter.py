@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from galley import LLM, SamplingParams
 from galley.kv.pool import BlockPool
-from galley.messages import Outputs, Stats
-from galley.observability.meter import BlockLifetimes, Meter, Sizes, Workload
+from galley.messages import Counters, Outputs, Stats
+from galley.observability.meter import BlockLifetimes, Sizes, Workload
 from galley.observability.metrics import EngineMetrics
 
 SIZES = Sizes(
@@ -21,7 +21,8 @@ SIZES = Sizes(
 
 
 def test_work_is_that_of_each_token_counted_by_hand() -> None:
-    work = Workload(SIZES)
+    counters = Counters()
+    work = Workload(SIZES, counters)
     rows = [(3, 0), (1, 10), (5, 16)]
     new, before = (np.array(column, np.int32) for column in zip(*rows, strict=True))
     work.add(new, before, logits=2)
@@ -33,11 +34,11 @@ def test_work_is_that_of_each_token_counted_by_hand() -> None:
             flops += (computed + j + 1) * SIZES.attention_width * 4
         read += (computed + n) * SIZES.kv_bytes
         written += n * SIZES.kv_bytes
-    assert work.flops == flops + 2 * 2 * SIZES.vocab_weights
-    assert work.read_bytes == read + SIZES.weight_bytes
-    assert work.write_bytes == written
+    assert counters.flops == flops + 2 * 2 * SIZES.vocab_weights
+    assert counters.read_bytes == read + SIZES.weight_bytes
+    assert counters.write_bytes == written
     work.add(new, before, logits=2)
-    assert work.write_bytes == 2 * written
+    assert counters.write_bytes == 2 * written
 
 
 class Clock:
@@ -98,16 +99,14 @@ def test_a_sample_is_about_its_share(share: float) -> None:
     assert len(lifetimes) / 4 == pytest.approx(20_000 * share, rel=0.2)
 
 
-def test_they_are_told_and_counted_once() -> None:
-    lives, work = BlockLifetimes(1.0), Workload(SIZES)
-    lives.stored(1, key(1))
-    lives.removed(1, key(1))
-    work.add(np.array([4], np.int32), np.array([0], np.int32), 1)
+def test_lifetimes_are_sent_and_observed_once() -> None:
+    lifetimes = BlockLifetimes(1.0)
+    lifetimes.stored(1, key(1))
+    lifetimes.removed(1, key(1))
     registry = CollectorRegistry()
     metrics = EngineMetrics(registry, "m", max_model_len=64, block_metrics=True)
     for _ in range(3):
-        stats = Stats()
-        Meter(work, lives).tell(stats)
+        stats = Stats(block_times=lifetimes.take())
         metrics.outputs(Outputs(1, 1, 0, 0.0, stats=stats))
     labels = {"model_name": "m", "engine": "0"}
 
@@ -116,7 +115,6 @@ def test_they_are_told_and_counted_once() -> None:
 
     assert value("kv_block_lifetime_seconds_count") == 1
     assert value("kv_block_reuse_gap_seconds_count") == 0
-    assert value("estimated_flops_per_gpu_total") == work.flops
 
 
 def test_measured_on_a_real_model() -> None:

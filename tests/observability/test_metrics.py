@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from galley.messages import Outputs, Ready, Started, Stats
+from galley.messages import Counters, Outputs, Ready, Started, Stats
 from galley.observability.http_metrics import HttpMetrics
 from galley.observability.metrics import EngineMetrics
 from galley.observability.registry import exposition, new_registry
@@ -208,8 +208,8 @@ def test_nothing_is_kept_of_what_has_ended(bench: Bench) -> None:
     bench.step([1, 2, 5], at=1002.0)
     assert bench["generation_tokens_total"] == 3
     assert bench["request_success_total/finished_reason=abort"] == 3
-    assert not bench.metrics._lives
-    assert not bench.metrics._families
+    assert not bench.metrics._timelines
+    assert not bench.metrics._groups
 
 
 def test_one_that_never_ran_has_no_phases(bench: Bench) -> None:
@@ -232,10 +232,11 @@ def test_preemption_and_resumption(bench: Bench) -> None:
 
 def test_the_engines_own_counters_survive_its_death(bench: Bench) -> None:
     def stats(**counters: int) -> Stats:
-        return Stats(num_running=1, num_waiting=3, waiting_by_reason={"capacity": 2}, **counters)
+        state = {"num_running": 1, "num_waiting": 3, "waiting_by_reason": {"capacity": 2}}
+        return Stats(**state, counters=Counters(**counters))
 
     bench.step(stats=stats(num_preemptions=2, prefix_queries=100, prefix_hits=32, num_steps=1))
-    bench.step(stats=stats(num_preemptions=3, prefix_queries=150, prefix_hits=32, num_steps=2))
+    bench.step(stats=stats(num_preemptions=1, prefix_queries=50, num_steps=1))
     fresh = stats(num_preemptions=1, prefix_queries=10, prefix_hits=5, num_steps=1)
     bench.step(stats=fresh, epoch=2)
     assert bench["num_preemptions_total"] == 4
@@ -247,8 +248,13 @@ def test_the_engines_own_counters_survive_its_death(bench: Bench) -> None:
 
 
 def test_a_step_is_observed_once(bench: Bench) -> None:
-    for num_steps, tokens in ((1, 100), (1, 100), (2, 3), (2, 3)):
-        bench.step(stats=Stats(num_steps=num_steps, step_tokens=tokens))
+    for counters, tokens in (
+        (Counters(num_steps=1), 100),
+        (None, 100),
+        (Counters(num_steps=1), 3),
+        (Counters(), 3),
+    ):
+        bench.step(stats=Stats(counters=counters, step_tokens=tokens))
     assert bench["iteration_tokens_total_count"] == 2
     assert bench["iteration_tokens_total_sum"] == 103
 

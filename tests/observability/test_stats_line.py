@@ -6,7 +6,7 @@ from array import array
 
 import pytest
 
-from galley.messages import Outputs, Ready, Started, Stats
+from galley.messages import Counters, Outputs, Ready, Started, Stats
 from galley.observability.observer import Observers
 from galley.observability.stats_line import StatsLine
 from galley.request import FinishReason, Request, SamplingParams
@@ -47,11 +47,12 @@ def test_throughput_queue_and_cache(clock: list[float], caplog: pytest.LogCaptur
     observer = Observers(line)
     observer.ready(Ready(0, 1, 1024, 64, 16, True))
     observer.added(request(1, 50), 0, 1)
-    stats = Stats(
-        num_running=2, num_waiting=3, kv_cache_usage=0.25, prefix_queries=40, prefix_hits=10
-    )
-    observer.outputs(outputs([1, 2], stats, [Started(1, 0, 0.0, 0.0)]))
-    observer.outputs(outputs([1], stats))
+    growths = Counters(prefix_queries=30, prefix_hits=10), Counters(prefix_queries=10), None
+    gauges = {"num_running": 2, "num_waiting": 3, "kv_cache_usage": 0.25}
+    first, second, third = (Stats(counters=growth, **gauges) for growth in growths)
+    observer.outputs(outputs([1, 2], first, [Started(1, 0, 0.0, 0.0)]))
+    observer.outputs(outputs([1], second))
+    observer.outputs(outputs([], third))
     observer.finished(1, FinishReason.STOP, 2)
     clock[0] += 10
     line.write()

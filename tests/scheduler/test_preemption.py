@@ -25,7 +25,7 @@ def waiting(core) -> list[int]:
 
 def grow_until_preemption(core, got: Collected) -> None:
     for _ in range(500):
-        if core.scheduler.num_preemptions:
+        if core.scheduler.counters.num_preemptions:
             return
         step(core, got)
     raise AssertionError("nothing was preempted")
@@ -81,7 +81,7 @@ def test_09_outputs_are_those_of_a_large_pool_and_nothing_is_said_twice(
             core.add([request(h, prompt, max_tokens=100, priority=h % 4, logprobs=0)])
         got = run(core)
         outputs.append(got.tokens)
-        assert (core.scheduler.num_preemptions > 0) == (num_blocks == 17)
+        assert (core.scheduler.counters.num_preemptions > 0) == (num_blocks == 17)
         for h, positions in got.logprob_positions.items():
             assert positions == list(range(41, 141)), h
         assert_all_free(core)
@@ -103,7 +103,7 @@ def test_09_prompt_logprobs_are_told_once() -> None:
     core = make_core(num_blocks=1 + 10, max_model_len=160, budget=16)
     core.add(request(h, [h] * 60, max_tokens=60, prompt_logprobs=0) for h in (1, 2, 3))
     got = run(core)
-    assert core.scheduler.num_preemptions > 0
+    assert core.scheduler.counters.num_preemptions > 0
     for h in (1, 2, 3):
         assert got.prompt_positions[h] == list(range(1, 60))
         assert got.tokens[h] == expected([h] * 60, 60)
@@ -116,7 +116,7 @@ def test_11_nothing_is_preempted_while_space_is_available() -> None:
         core.add([request(h, [h] * 60, max_tokens=60, priority=-h)])
         step(core, got)
     run(core, got)
-    assert core.scheduler.num_preemptions == 0
+    assert core.scheduler.counters.num_preemptions == 0
     assert len(got.ends) == 9
 
 
@@ -127,7 +127,7 @@ def test_12_a_preemption_does_not_cost_another_its_step() -> None:
     core.add([request(1, [1] * 20, max_tokens=60, priority=9)])
     step(core, got)
     core.add(request(h, [h] * 20, max_tokens=60, priority=0) for h in (2, 3))
-    while not core.scheduler.num_preemptions:
+    while not core.scheduler.counters.num_preemptions:
         before = set(running(core))
         step(core, got)
     rows = core.trace.rows_of(core.trace.last)
@@ -146,7 +146,7 @@ def test_a_prompt_is_not_begun_if_its_end_would_not_fit_beside_the_running() -> 
     step(core, got)
     assert waiting(core) == [2]
     run(core, got)
-    assert core.scheduler.num_preemptions == 0
+    assert core.scheduler.counters.num_preemptions == 0
     assert got.tokens[2] == expected([2] * 120, 2)
 
 

@@ -125,13 +125,13 @@ def test_30_prompt_logprobs_do_not_read_the_cache_but_fill_it() -> None:
     prompt = list(range(80))
     assert cached_tokens(core, 1, prompt, prompt_logprobs=0) == 0
     assert cached_tokens(core, 2, prompt) == 64
-    queries = core.scheduler.kv.stats.queries
+    queries = core.scheduler.kv.counters.prefix_queries
     got = Collected()
     core.add([request(3, prompt, prompt_logprobs=0)])
     run(core, got)
     assert got.started[3][0].num_cached_tokens == 0
     assert got.prompt_positions[3] == list(range(1, 80))
-    assert core.scheduler.kv.stats.queries == queries
+    assert core.scheduler.kv.counters.prefix_queries == queries
 
 
 def test_31_a_second_turn_hits_the_first_answer() -> None:
@@ -164,8 +164,7 @@ def test_33_without_caching_there_are_neither_hits_nor_statistics() -> None:
     prompt = list(range(80))
     assert cached_tokens(core, 1, prompt) == 0
     assert cached_tokens(core, 2, prompt) == 0
-    stats = core.stats()
-    assert (stats.prefix_queries, stats.prefix_hits) == (0, 0)
+    assert (core.counters.prefix_queries, core.counters.prefix_hits) == (0, 0)
     assert not core.scheduler.kv.pool.index
 
 
@@ -184,7 +183,7 @@ def test_children_of_one_parent_share_its_prompt(prefix_caching: bool) -> None:
     for h in (1, 2, 3, 4, 9):
         assert got.tokens[h] == expected(prompt, 20)
     if not prefix_caching:
-        assert core.stats().prefix_hits == 0
+        assert core.counters.prefix_hits == 0
         assert all(s.num_cached_tokens == 0 for starts in got.started.values() for s in starts)
     assert_all_free(core)
 
@@ -255,7 +254,7 @@ def test_35_hybrid_groups_hit_only_what_all_hold(num_blocks: int) -> None:
     if num_blocks == 200:
         assert got.started[2][0].num_cached_tokens == 64
     else:
-        assert core.scheduler.num_preemptions > 0
+        assert core.scheduler.counters.num_preemptions > 0
     assert_all_free(core)
 
 

@@ -209,7 +209,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def one_step(self) -> None:
         scheduler, executor = self.core.scheduler, self.core.executor
         waiting = [seq.request.handle for seq in scheduler.queue]
-        plans, preemptions = len(executor.plans), scheduler.num_preemptions
+        plans, preemptions = len(executor.plans), scheduler.counters.num_preemptions
         step(self.core, self.got)
         if len(executor.plans) == plans:
             return
@@ -219,7 +219,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert plan.num_logits.sum() <= scheduler.limits.max_num_logits
         admitted = [row.handle for row in plan.new_rows]
         assert admitted == waiting[: len(admitted)], "admission is strictly in order"
-        assert not (admitted and scheduler.num_preemptions > preemptions)
+        assert not (admitted and scheduler.counters.num_preemptions > preemptions)
         if self.fcfs and admitted:
             # Overtaking is bounded: nobody is admitted for the first time while an earlier
             # arrival waits.

@@ -16,7 +16,7 @@ from galley.errors import EngineDead
 from galley.frontend.client import RequestStream
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState
-from galley.messages import Finished, Logprobs, Outputs, Ready, Started, Stats
+from galley.messages import Counters, Finished, Logprobs, Outputs, Ready, Started, Stats
 from galley.observability.observer import RequestObserver
 from galley.request import FinishReason, Request, SamplingParams
 from galley.text import Tokenizer
@@ -173,7 +173,7 @@ class FakeEngine:
                 finished=finished,
                 stats=Stats(
                     num_running=len(self._rows),
-                    num_steps=self._steps,
+                    counters=Counters(num_steps=1),
                     step_tokens=sum(len(r.prompt) if r.sent == 1 else 1 for r in rows),
                     kv_cache_usage=len(self._rows) / 64,
                 ),
