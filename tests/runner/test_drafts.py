@@ -205,7 +205,7 @@ def test_answers_are_those_without_drafts(checkpoint, plain, drafters, kind, fla
 @pytest.mark.parametrize("kind", ["right", "random"])
 def test_answers_under_preemption(checkpoint, plain, drafters, kind) -> None:
     answers, core = answers_of(checkpoint, drafters[kind], num_gpu_blocks_override=1 + 13)
-    assert core.scheduler.num_preemptions > 0
+    assert core.scheduler.counters.num_preemptions > 0
     assert core.executor.accepted > 0
     assert answers == plain
 
@@ -215,7 +215,7 @@ def test_answers_from_a_prefix_cache_that_drafts_have_seen(
     checkpoint, plain, drafters, kind
 ) -> None:
     answers, core = answers_of(checkpoint, drafters[kind], repeat=3)
-    assert core.scheduler.kv.stats.hits > 0
+    assert core.scheduler.kv.counters.prefix_hits > 0
     assert answers == plain
 
 

@@ -94,5 +94,5 @@ def test_drafts_preempt_nobody() -> None:
     core.add([request(h, [h] * 20, max_tokens=44) for h in (1, 2)])
     got = run(core)
     assert core.executor.num_rejected > 0
-    assert core.scheduler.num_preemptions == 0
+    assert core.scheduler.counters.num_preemptions == 0
     assert [got.tokens[h] for h in (1, 2)] == [expected([h] * 20, 44) for h in (1, 2)]
