@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kTileRows = 4;
 
-int64_t row_tiles(const Step& step, Rows rows) {
+int64_t row_tiles(const Step& step, Dim rows) {
   return (row_count(step, rows) + kTileRows - 1) / kTileRows;
 }
 
@@ -46,7 +46,7 @@ class SiluMul final : public Op {
   const float* x_;
   uint8_t* out_;
   int64_t n_;
-  Rows rows_;
+  Dim rows_;
   Kind kind_;
   GateUp order_;
   int64_t out_bytes_;
@@ -71,7 +71,7 @@ class Add final : public Op {
   float* x_;
   const float* y_;
   int64_t n_;
-  Rows rows_;
+  Dim rows_;
   decltype(&generic::add_row) kernel_;
 };
 

@@ -2,7 +2,7 @@
 // Pointers: q ([tokens][heads * head_dim] of q_kind), kv (the layer's base), out ([tokens][heads *
 // head_dim] of out_kind). Ints: heads, kv_heads, head_dim, q_kind, kv_kind (0 f32, 1 bf16),
 // kv_block_stride (bytes), window (0 = all, else the last `window` tokens including the token itself),
-// out_kind. Floats: scale.
+// out_kind, block_size. Floats: scale. Columns: block_table.
 //
 // A row's bits depend on its own tokens alone: the cache is walked in tiles of 64 tokens at
 // absolute multiples of 64, in chunks of 512 at absolute multiples of 512; each chunk starts from
@@ -42,6 +42,7 @@ class Attention final : public Op {
     shape_.words = kv_.is_f32 ? kv_.head_dim : kv_.head_dim / 2;
     shape_.half_bytes = kv_.half_bytes();
     shape_.scale = static_cast<float>(scale * kLog2E);
+    geometry_.table = kv_.table();
     geometry_.kv_heads = kv_.heads;
     geometry_.group = heads_ / kv_.heads;
     geometry_.state_size = shape_.state_size();
@@ -53,14 +54,13 @@ class Attention final : public Op {
     geometry_.whole_rows =
         out_kind_ == Kind::q8_row ||
         (in_groups(out_kind_) && geometry_.group * kv_.head_dim % kGroup != 0);
+    plan_ = a.plan<AttentionPlan>(geometry_);
   }
 
-  int64_t tiles(const Step& step, int threads) const override {
-    // One for all layers: the caller's ops run one after the other.
-    thread_local AttentionPlan plan;
-    plan.make(geometry_, step, threads);
-    plan_ = &plan;
-    return static_cast<int64_t>(plan.items.size());
+  void plan(const Step& step, int threads) override { plan_->make_once(step, threads); }
+
+  int64_t tiles(const Step&, int) const override {
+    return static_cast<int64_t>(plan_->items.size());
   }
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
@@ -104,7 +104,7 @@ class Attention final : public Op {
   decltype(&generic::finish_states) finish_states_ = GALLEY_PICK(finish_states);
   decltype(&generic::pack_queries) pack_queries_ = GALLEY_PICK(pack_queries);
   decltype(&generic::store_columns) store_columns_ = GALLEY_PICK(store_columns);
-  mutable AttentionPlan* plan_ = nullptr;  // of the run that is going on
+  AttentionPlan* plan_;  // shared by the layers of this geometry
 };
 
 Attention::Work Attention::work_for(const AttentionGroup& g) const {
@@ -146,7 +146,9 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
     float* partial = plan_->partial + g.partial;
     work.states = partial + (item.first_chunk - g.first_chunk) * states_size;
     attend_chunk(step, g, item.first_chunk, true, work);
-    if (plan_->unfinished[g.counter].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    std::atomic<int32_t>& unfinished = plan_->unfinished[g.counter];
+    if (unfinished.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    unfinished.store(static_cast<int32_t>(g.chunks), std::memory_order_relaxed);  // next layer
     clear_states_(shape_, work.total, rows);
     for (int64_t c = 0; c < g.chunks; c++) {
       merge_states_(shape_, work.total, partial + c * states_size, rows);
@@ -182,7 +184,7 @@ void Attention::find_pages(const Step& step, const AttentionGroup& g, int64_t st
     const int64_t position = start + i * kPage;
     pages[i] = i > 0 && position >= known
                    ? pages[0]
-                   : kv_.page(step, step.slots[g.row], position) + g.head * kv_.head_bytes();
+                   : kv_.page(step.slots[g.row], position) + g.head * kv_.head_bytes();
   }
 }
 

@@ -17,31 +17,61 @@ namespace galley {
 
 constexpr int64_t kPage = 16;  // tokens
 
+// The blocks of each sequence in one KV group, as plans of KV ops see them.
+struct BlockTable {
+  ColumnOf<int32_t> ids;
+  int64_t block_size;
+
+  bool operator==(const BlockTable& o) const {
+    return ids == o.ids && block_size == o.block_size;
+  }
+  // Throws std::invalid_argument where a row of the step is longer than the table.
+  void check(const Step& step) const {
+    const int64_t limit = ids.stride() * block_size;
+    for (int32_t r = 0; r < step.rows; r++) {
+      const int64_t length = step.computed[r] + step.query_start[r + 1] - step.query_start[r];
+      if (length > limit) {
+        throw std::invalid_argument("length of row " + std::to_string(r) + " is " +
+                                    std::to_string(length) + ", the limit is " +
+                                    std::to_string(limit));
+      }
+    }
+  }
+};
+
 struct KvLayout {
-  uint8_t* base;         // of the layer
-  int64_t block_stride;  // bytes
+  uint8_t* base;                // of the layer
+  int64_t block_stride;         // bytes
+  ColumnOf<int32_t> block_table;  // [slots][blocks of a sequence] ids, of the layer's KV group
+  int64_t block_size;           // tokens
   int64_t heads, head_dim;
   bool is_f32;
 
   explicit KvLayout(const Args& a)
       : base(a.ptr<uint8_t>("kv")), block_stride(a.size("kv_block_stride")),
+        block_table(a.column<int32_t>("block_table")), block_size(a.size("block_size")),
         heads(a.size("kv_heads")), head_dim(a.size("head_dim")),
         is_f32(a.kind("kv_kind") == Kind::f32) {
     if (a.kind("kv_kind") != Kind::f32 && a.kind("kv_kind") != Kind::bf16) {
       throw std::invalid_argument("kv_kind must be 0 (f32) or 1 (bf16)");
     }
+    if (block_size != 16 && block_size != 32 && block_size != 64 && block_size != 128) {
+      throw std::invalid_argument("block_size must be 16, 32, 64 or 128, is " +
+                                  std::to_string(block_size));
+    }
     if (head_dim % 2 != 0) {
       throw std::invalid_argument("head_dim must be even, is " + std::to_string(head_dim));
     }
   }
+  BlockTable table() const { return {block_table, block_size}; }
   // Bytes of K (or V) of one head in one page; of one head's K and V; of all heads.
   int64_t half_bytes() const { return kPage * head_dim * (is_f32 ? 4 : 2); }
   int64_t head_bytes() const { return 2 * half_bytes(); }
   int64_t page_bytes() const { return heads * head_bytes(); }
   // The page that holds a slot's token at `position`.
-  uint8_t* page(const Step& s, int32_t slot, int64_t position) const {
-    const int64_t block = s.block_table[slot * s.table_stride + position / s.block_size];
-    return base + block * block_stride + position % s.block_size / kPage * page_bytes();
+  uint8_t* page(int32_t slot, int64_t position) const {
+    const int64_t block = block_table.row(slot)[position / block_size];
+    return base + block * block_stride + position % block_size / kPage * page_bytes();
   }
 };
 

@@ -12,22 +12,22 @@
 
 namespace galley {
 
-void AttentionPlan::make(const AttentionGeometry& geometry, const Step& step, int threads) {
+void AttentionPlan::make(const Step& step, int threads) {
+  geometry_.table.check(step);
   groups.clear();
   items.clear();
   int64_t chunks = 0;
   for (int32_t r = 0; r < step.rows; r++) chunks += known_tokens(step, r) / kChunk + 1;
   const bool by_head = threads > 1 && chunks < 2 * threads;
-  for (int32_t r = 0; r < step.rows; r++) add_groups(geometry, step, r, by_head);
-  split(geometry, threads);
+  for (int32_t r = 0; r < step.rows; r++) add_groups(step, r, by_head);
+  split(threads);
 }
 
-void AttentionPlan::add_groups(const AttentionGeometry& geometry, const Step& step, int32_t row,
-                               bool by_head) {
-  const int32_t kv_heads = static_cast<int32_t>(geometry.kv_heads);
-  const int32_t block = static_cast<int32_t>(geometry.block_queries);
+void AttentionPlan::add_groups(const Step& step, int32_t row, bool by_head) {
+  const int32_t kv_heads = static_cast<int32_t>(geometry_.kv_heads);
+  const int32_t block = static_cast<int32_t>(geometry_.block_queries);
   const int32_t queries = step.query_start[row + 1] - step.query_start[row];
-  const bool one_head = (queries > block || by_head) && !geometry.whole_rows;
+  const bool one_head = (queries > block || by_head) && !geometry_.whole_rows;
   for (int32_t q = 0; q < queries; q += block) {
     AttentionGroup g;
     g.row = row;
@@ -35,13 +35,13 @@ void AttentionPlan::add_groups(const AttentionGeometry& geometry, const Step& st
     g.queries = std::min(block, queries - q);
     g.position = step.computed[row] + q;
     g.heads = one_head ? 1 : kv_heads;
-    g.first_chunk = geometry.first_of(g.position) / kChunk;
+    g.first_chunk = geometry_.first_of(g.position) / kChunk;
     g.chunks = (g.position + g.queries - 1) / kChunk - g.first_chunk + 1;
     for (g.head = 0; g.head < kv_heads; g.head += g.heads) groups.push_back(g);
   }
 }
 
-void AttentionPlan::split(const AttentionGeometry& geometry, int threads) {
+void AttentionPlan::split(int threads) {
   int64_t work = 0;
   for (const AttentionGroup& g : groups) work += g.chunks * g.heads;
   int64_t floats = 0;
@@ -52,7 +52,7 @@ void AttentionPlan::split(const AttentionGeometry& geometry, int threads) {
     if (is_large) {
       g.partial = floats;
       g.counter = counters++;
-      floats += g.chunks * geometry.rows(g) * geometry.state_size;
+      floats += g.chunks * geometry_.rows(g) * geometry_.state_size;
     }
     const int64_t step = is_large ? 1 : g.chunks;
     for (int64_t c = 0; c < g.chunks; c += step) {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "program.h"
+#include "attention_layout.h"
 
 namespace galley {
 
@@ -26,12 +26,18 @@ struct AttentionItem {
 };
 
 struct AttentionGeometry {
+  BlockTable table;
   int64_t kv_heads, group;  // query heads per KV head
   int64_t state_size;       // floats of a row's state
   int64_t block_queries;    // most queries of a group
   int64_t window;           // 0 = none
   bool whole_rows;          // an output row must be written by one item
 
+  bool operator==(const AttentionGeometry& o) const {
+    return table == o.table && kv_heads == o.kv_heads && group == o.group &&
+           state_size == o.state_size && block_queries == o.block_queries && window == o.window &&
+           whole_rows == o.whole_rows;
+  }
   // First position that the query at `position` sees.
   int64_t first_of(int64_t position) const {
     return window > 0 && position + 1 > window ? position + 1 - window : 0;
@@ -44,18 +50,24 @@ inline int64_t known_tokens(const Step& step, int32_t row) {
   return step.computed[row] + step.query_start[row + 1] - step.query_start[row];
 }
 
-class AttentionPlan {
+class AttentionPlan final : public Plan {
  public:
-  void make(const AttentionGeometry& geometry, const Step& step, int threads);
+  using Geometry = AttentionGeometry;
+  explicit AttentionPlan(const AttentionGeometry& geometry) : geometry_(geometry) {}
+  const AttentionGeometry& geometry() const { return geometry_; }
 
   std::vector<AttentionGroup> groups;
   std::vector<AttentionItem> items;
-  std::vector<std::atomic<int32_t>> unfinished;  // unfinished chunks of each split group
+  std::vector<std::atomic<int32_t>> unfinished;  // chunks of each split group that are left in this op
   float* partial = nullptr;                      // states of the chunks of split groups
 
+ protected:
+  void make(const Step& step, int threads) override;
+
  private:
-  void add_groups(const AttentionGeometry& geometry, const Step& step, int32_t row, bool by_head);
-  void split(const AttentionGeometry& geometry, int threads);
+  void add_groups(const Step& step, int32_t row, bool by_head);
+  void split(int threads);
+  AttentionGeometry geometry_;
   std::vector<float> memory_;
 };
 

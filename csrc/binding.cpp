@@ -1,13 +1,16 @@
-// The Python module galley.kernels._native: pool, program, packing. Addresses come as integers;
-// whoever passes one keeps the memory alive. Bad arguments raise ValueError.
+// The Python module galley.kernels._native: pool, program, packing. Addresses are integers; the caller
+// keeps the memory alive. Bad arguments raise ValueError.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "pack.h"
 #include "program.h"
+#include "rope.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -23,28 +26,26 @@ uint8_t* mutable_at(uint64_t address) {
   return reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(address));
 }
 
-// Sampling columns by name; one that is not named keeps the sampler's "off".
-Sampling sampling_columns(const std::map<std::string, uint64_t>& columns) {
-  Sampling s;
-  for (const auto& [name, address] : columns) {
-    if (name == "temperature") s.temperature = at<float>(address);
-    else if (name == "top_p") s.top_p = at<float>(address);
-    else if (name == "min_p") s.min_p = at<float>(address);
-    else if (name == "top_k") s.top_k = at<int32_t>(address);
-    else if (name == "presence") s.presence = at<float>(address);
-    else if (name == "frequency") s.frequency = at<float>(address);
-    else if (name == "repetition") s.repetition = at<float>(address);
-    else if (name == "seed") s.seed = at<uint64_t>(address);
-    else if (name == "num_logprobs") s.num_logprobs = at<int32_t>(address);
-    else throw std::invalid_argument("no sampling column is named " + name);
+// An op's arguments from a dict: int, float, str = the name of a column, (base, times) = a dimension.
+Args op_arguments(Program& program, std::map<std::string, uint64_t> pointers, const nb::dict& values) {
+  Args args(program.environment());
+  args.pointers = std::move(pointers);
+  for (auto [key, value] : values) {
+    const std::string name = nb::cast<std::string>(key);
+    const bool is_known = nb::isinstance<nb::float_>(value)
+                              ? nb::try_cast(value, args.floats[name])
+                          : nb::isinstance<nb::str>(value)
+                              ? nb::try_cast(value, args.columns[name])
+                          : nb::isinstance<nb::tuple>(value) ? nb::try_cast(value, args.dims[name])
+                                                             : nb::try_cast(value, args.ints[name]);
+    if (!is_known) throw std::invalid_argument("argument " + name + " has no type that ops know");
   }
-  return s;
+  return args;
 }
 
 nb::dict step_arrays(const Program& program) {
   const Step& s = program.step();
   nb::dict d;
-  if (s.query_start == nullptr) return d;  // nothing was bound yet
   auto put = [&](const char* name, const auto* values, int32_t n) {
     nb::list list;
     for (int32_t i = 0; i < n; i++) list.append(static_cast<int64_t>(values[i]));
@@ -58,11 +59,11 @@ nb::dict step_arrays(const Program& program) {
   put("token_row", s.token_row, s.tokens);
   put("logit_index", s.logit_index, s.logits);
   put("logit_row", s.logit_row, s.logits);
-  put("logit_samples", s.logit_samples, s.logits);
+  put("logit_sampled", s.logit_sampled, s.logits);
   return d;
 }
 
-// A weight format as Python says it, with sizes and bounds checked.
+// A weight format from Python's arguments, with sizes and bounds checked.
 WeightLayout layout(int format, int64_t n, int64_t k, int64_t group, int scale, bool has_min) {
   if (format < 0 || format > 3) throw std::invalid_argument("no such weight format");
   if (scale < 0 || scale > 1) throw std::invalid_argument("scale must be 0 (f16) or 1 (f32)");
@@ -128,65 +129,63 @@ void bind_program(nb::module_& m) {
       .def_prop_ro("threads", &Pool::threads);
 
   nb::class_<Program>(m, "Program", "A recorded list of ops; see csrc/program.h.")
-      .def(nb::init<std::shared_ptr<Pool>>(), "pool"_a)
+      .def(nb::init<std::shared_ptr<Pool>, int32_t, const std::map<std::string, int64_t>&>(),
+           "pool"_a, "num_slots"_a, "limits"_a,
+           "`limits`: the most that a step may hold of each dimension (tokens, sequences, logits ...).")
+      .def("bind", [](Program& p, const std::string& name, const std::string& dtype,
+                      uint64_t address, int64_t stride) {
+        p.bind(name, dtype, at<void>(address), stride);
+      }, "name"_a, "dtype"_a, "address"_a, "stride"_a = 1,
+         "Bind a column: dtype as in numpy (i4, f4 ...), stride in elements from row to row.")
+      .def("unbind", &Program::unbind, "name"_a, "A column that ops may do without is absent again.")
+      .def("columns", [](const Program& p) {
+        std::map<std::string, bool> columns;
+        for (const auto& [name, column] : p.environment().columns.all()) {
+          columns[name] = column.is_read;
+        }
+        return columns;
+      }, "Known columns by name, and whether an op reads them.")
       .def("add", [](Program& p, const std::string& name, std::map<std::string, uint64_t> pointers,
-                     std::map<std::string, int64_t> ints, std::map<std::string, double> floats,
-                     int section) {
-        Args args;
-        args.pointers = std::move(pointers);
-        args.ints = std::move(ints);
-        args.floats = std::move(floats);
-        p.add(name, args, section);
-      }, "name"_a, "pointers"_a, "ints"_a, "floats"_a = std::map<std::string, double>{},
-         "section"_a = 0, "Append an op. Names of arguments: docs/native_ops.md.")
-      .def("bind", [](Program& p, int32_t num_slots, int32_t max_tokens, int32_t max_rows,
-                      int32_t max_logits, uint64_t history, int64_t history_stride,
-                      uint64_t num_tokens, uint64_t num_prompt, uint64_t num_computed,
-                      uint64_t block_table, int64_t table_stride, int32_t block_size,
-                      const std::map<std::string, uint64_t>& sampling) {
-        Table t;
-        t.num_slots = num_slots;
-        t.history = at<int32_t>(history);
-        t.history_stride = history_stride;
-        t.num_tokens = at<int32_t>(num_tokens);
-        t.num_prompt = at<int32_t>(num_prompt);
-        t.num_computed = at<int32_t>(num_computed);
-        t.block_table = at<int32_t>(block_table);
-        t.table_stride = table_stride;
-        t.block_size = block_size;
-        t.sampling = sampling_columns(sampling);
-        p.bind(t, Limits{max_tokens, max_rows, max_logits});
-      }, nb::kw_only(), "num_slots"_a, "max_tokens"_a, "max_rows"_a, "max_logits"_a, "history"_a,
-         "history_stride"_a, "num_tokens"_a, "num_prompt"_a, "num_computed"_a, "block_table"_a,
-         "table_stride"_a, "block_size"_a, "sampling"_a = std::map<std::string, uint64_t>{},
-         "Columns of the table (int32, by slot; strides in elements) and the most that a step "
-         "may hold. Once, before the first run.")
-      .def("set_logit_masks", [](Program& p, uint64_t mask, uint64_t bias_indptr,
-                                 uint64_t bias_ids, uint64_t bias_values) {
-        p.set_logit_masks(at<uint64_t>(mask), at<int32_t>(bias_indptr), at<int32_t>(bias_ids),
-                          at<float>(bias_values));
-      }, "mask"_a = 0, "bias_indptr"_a = 0, "bias_ids"_a = 0, "bias_values"_a = 0,
-         "Columns by logit row for the runs to come; 0 = none.")
+                     const nb::dict& values) {
+        return p.add(name, op_arguments(p, std::move(pointers), values));
+      }, "name"_a, "pointers"_a, "values"_a = nb::dict(),
+         "Append an op and return its number. Names of arguments: docs/native_ops.md. A value is an "
+         "int, a float, a str (the column to read) or a tuple (dimension, times).")
+      .def("resize", &Program::resize, "dimension"_a, "size"_a,
+           "Set the size of a dimension that is not made from the plan, for the runs to come.")
       .def("run", [](Program& p, uint64_t slots, uint64_t num_new, uint64_t num_logits,
-                     uint64_t num_sampled, int32_t n, int first_section, int last_section) {
+                     uint64_t num_sampled, int32_t n, int first, std::optional<int> last) {
         nb::gil_scoped_release release;
-        p.run(at<int32_t>(slots), at<int32_t>(num_new), at<int32_t>(num_logits),
-              at<int32_t>(num_sampled), n, first_section, last_section);
-      }, "slots"_a, "num_new"_a, "num_logits"_a, "num_sampled"_a, "n"_a, "first_section"_a = 0,
-         "last_section"_a = 0,
-         "Prepare the step from the table and run the ops of sections first .. last, inclusive.")
+        p.run({at<int32_t>(slots), at<int32_t>(num_new), at<int32_t>(num_logits),
+               at<int32_t>(num_sampled), n}, first, last ? *last : p.size());
+      }, "slots"_a, "num_new"_a, "num_logits"_a, "num_sampled"_a, "n"_a, "first"_a = 0,
+         "last"_a = nb::none(), "Prepare the step from the table and run ops first .. last - 1.")
+      .def("sizes", [](const Program& p) { return p.environment().dimensions.by_name(); },
+           "Sizes of the dimensions in the last run.")
       .def("step", &step_arrays, "The last run's prepared columns, as lists.")
-      .def("set_heartbeat", [](Program& p, uint64_t heartbeat) {
-        p.set_heartbeat(reinterpret_cast<int64_t*>(static_cast<uintptr_t>(heartbeat)));
-      }, "heartbeat"_a, "An int64 that is counted up after each op; 0 = none.")
+      .def("set_heartbeat", [](Program& p, uint64_t counter) {
+        p.set_heartbeat(reinterpret_cast<int64_t*>(static_cast<uintptr_t>(counter)));
+      }, "counter"_a, "Address of an int64 that is incremented after each op; 0 = none.")
       .def("profile", &Program::profile, "on"_a, "Start (from zero) or stop timing each op.")
       .def("timings", [](Program& p) {
         nb::list list;
         for (const OpTiming& t : p.timings()) {
-          list.append(nb::make_tuple(t.name, t.section, t.runs, t.nanoseconds));
+          list.append(nb::make_tuple(t.name, t.runs, t.nanoseconds));
         }
         return list;
-      }, "(name, section, runs, nanoseconds) per op, in order.");
+      }, "(name, runs, nanoseconds) per op, in order.");
+}
+
+void bind_enums(nb::module_& m) {
+  nb::enum_<Kind>(m, "Kind", nb::is_arithmetic(), "Number format of an activation row.")
+      .value("f32", Kind::f32)
+      .value("bf16", Kind::bf16)
+      .value("q8", Kind::q8, "int8, a scale per 32")
+      .value("q8_row", Kind::q8_row, "int8, a scale per row")
+      .value("q16", Kind::q16, "int16 as two planes of int8, a scale per 32");
+  nb::enum_<RopeStyle>(m, "RopeStyle", nb::is_arithmetic(), "Which elements of a head are rotated.")
+      .value("halves", RopeStyle::halves, "i with i + rot_dim / 2")
+      .value("interleaved", RopeStyle::interleaved, "2i with 2i + 1");
 }
 
 }  // namespace
@@ -205,6 +204,7 @@ NB_MODULE(_native, m) {
     return activation_bytes(static_cast<Kind>(kind), k);
   }, "kind"_a, "k"_a, "Bytes of one activation row of k values (csrc/linear.h).");
 
+  bind_enums(m);
   bind_weights(m);
   bind_program(m);
 }

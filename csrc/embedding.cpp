@@ -1,5 +1,5 @@
 // Op `embedding`: row token_ids[t] of a packed weight [n, k], as float32.
-// Pointers: weight, out (f32 [tokens][k]). Ints: n, k, format, group, scale, has_min.
+// Pointers: weight, out (f32 [tokens][k]). Ints: n, k, format, group, scale, has_min. Columns: token_ids.
 // Tile: a token. A token id outside 0 .. n - 1 gives a row of zeros.
 #include <cstring>
 
@@ -11,14 +11,15 @@ namespace {
 class Embedding final : public Op {
  public:
   explicit Embedding(const Args& a)
-      : weight_(weight_layout(a)), panels_(a.ptr<uint8_t>("weight")), out_(a.ptr<float>("out")) {}
+      : weight_(weight_layout(a)), panels_(a.ptr<uint8_t>("weight")), out_(a.ptr<float>("out")),
+        token_ids_(a.column<int32_t>("token_ids")) {}
 
   int64_t tiles(const Step& step, int) const override { return step.tokens; }
   int64_t grain(const Step&) const override { return 4; }
 
-  void run(const Step& step, int64_t begin, int64_t end, int) override {
+  void run(const Step&, int64_t begin, int64_t end, int) override {
     for (int64_t t = begin; t < end; t++) {
-      const int64_t id = step.token_ids[t];
+      const int64_t id = token_ids_[t];
       float* out = out_ + t * weight_.k;
       if (id >= 0 && id < weight_.n) {
         unpack_row(weight_, panels_, id, out);
@@ -32,6 +33,7 @@ class Embedding final : public Op {
   WeightLayout weight_;
   const uint8_t* panels_;
   float* out_;
+  ColumnOf<int32_t> token_ids_;
 };
 
 GALLEY_OP(embedding, Embedding);

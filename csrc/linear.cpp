@@ -87,7 +87,7 @@ class Linear final : public Op {
   }
 
   LinearJob job_;
-  Rows rows_;
+  Dim rows_;
   decltype(&generic::linear_tile) kernel_;
   int64_t panels_per_tile_, across_;
 };

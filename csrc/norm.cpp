@@ -43,7 +43,7 @@ class RmsNorm final : public Op {
   const float* weight_;
   uint8_t* out_;
   int64_t n_, heads_, width_, x_stride_;
-  Rows rows_;
+  Dim rows_;
   Kind kind_;
   float eps_;
   int64_t out_bytes_;

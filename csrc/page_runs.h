@@ -14,18 +14,32 @@ struct PageRun {
   int32_t count;       // tokens
 };
 
-inline void make_page_runs(const Step& step, std::vector<PageRun>& runs) {
-  runs.clear();
-  for (int32_t r = 0; r < step.rows; r++) {
-    int32_t position = step.computed[r];
-    for (int32_t t = step.query_start[r]; t < step.query_start[r + 1];) {
-      const int32_t room = static_cast<int32_t>(kPage - position % kPage);
-      const int32_t count = std::min(room, step.query_start[r + 1] - t);
-      runs.push_back({r, t, position, count});
-      t += count;
-      position += count;
+class PageRuns final : public Plan {
+ public:
+  using Geometry = BlockTable;
+  explicit PageRuns(const BlockTable& table) : table_(table) {}
+  const BlockTable& geometry() const { return table_; }
+
+  std::vector<PageRun> runs;
+
+ protected:
+  void make(const Step& step, int) override {
+    table_.check(step);
+    runs.clear();
+    for (int32_t r = 0; r < step.rows; r++) {
+      int32_t position = step.computed[r];
+      for (int32_t t = step.query_start[r]; t < step.query_start[r + 1];) {
+        const int32_t room = static_cast<int32_t>(kPage - position % kPage);
+        const int32_t count = std::min(room, step.query_start[r + 1] - t);
+        runs.push_back({r, t, position, count});
+        t += count;
+        position += count;
+      }
     }
   }
-}
+
+ private:
+  BlockTable table_;
+};
 
 }  // namespace galley

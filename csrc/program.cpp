@@ -1,8 +1,9 @@
-// Op registry, choice of instruction set, preparation and execution of a step.
+// Op registry, choice of instruction set, preparation and execution of a step. See program.h.
 #include "program.h"
 
 #include <chrono>
 #include <cstdlib>
+#include <type_traits>
 
 namespace galley {
 namespace {
@@ -41,13 +42,6 @@ void run_tiles(void* job, int64_t begin, int64_t end, int thread) {
                               std::to_string(value) + ", the limit is " + std::to_string(limit));
 }
 
-void check_limit(const char* what, int64_t value, int64_t limit) {
-  if (value < 0 || value > limit) {
-    throw std::invalid_argument(std::string("a step of ") + std::to_string(value) + " " + what +
-                                ": the program was built for " + std::to_string(limit));
-  }
-}
-
 }  // namespace
 
 std::map<std::string, OpMaker>& op_registry() {
@@ -61,23 +55,88 @@ const char* isa_name(Isa isa) {
 
 Isa isa() {
   static const Isa best = best_isa();
-  const char* wanted = std::getenv("GALLEY_CPU_ISA");
-  if (wanted == nullptr || *wanted == '\0') return best;
+  const char* requested = std::getenv("GALLEY_CPU_ISA");
+  if (requested == nullptr || *requested == '\0') return best;
   for (Isa candidate : {Isa::generic, Isa::avx2, Isa::avx512}) {
-    if (isa_name(candidate) != std::string(wanted)) continue;
+    if (isa_name(candidate) != std::string(requested)) continue;
     if (candidate > best) {
-      throw std::invalid_argument(std::string("GALLEY_CPU_ISA is ") + wanted +
+      throw std::invalid_argument(std::string("GALLEY_CPU_ISA is ") + requested +
                                   ", but this machine's best is " + isa_name(best));
     }
     return candidate;
   }
   throw std::invalid_argument(std::string("GALLEY_CPU_ISA must be generic, avx2 or avx512, is ") +
-                              wanted);
+                              requested);
 }
 
-void Program::add(const std::string& name, const Args& args, int section) {
+Dim Args::rows() const {
+  if (ints.count("rows")) throw std::invalid_argument("rows must be (dimension, times)");
+  const auto [base, times] = get(dims, "rows", {"tokens", 1});
+  if (times <= 0) throw std::invalid_argument("rows must be a positive multiple of a dimension");
+  return {environment_->dimensions.index(base), times};
+}
+
+Program::Program(std::shared_ptr<Pool> pool, int32_t num_slots,
+                 const std::map<std::string, int64_t>& limits)
+    : pool_(std::move(pool)), num_slots_(num_slots) {
+  if (!pool_) throw std::invalid_argument("a program needs a pool");
+  if (num_slots <= 0) throw std::invalid_argument("a program needs slots");
+  Dimensions& dimensions = environment_.dimensions;
+  for (const char* name : {"tokens", "sequences", "logits"}) {  // kTokens, kSequences, kLogits
+    const auto limit = limits.find(name);
+    if (limit == limits.end() || limit->second < (name == std::string("logits") ? 0 : 1)) {
+      throw std::invalid_argument(std::string("a program needs a positive limit of ") + name);
+    }
+    dimensions.add(name, limit->second);
+  }
+  for (const auto& [name, limit] : limits) {
+    if (name != "tokens" && name != "sequences" && name != "logits") dimensions.add(name, limit);
+  }
+  const int64_t tokens = dimensions.limit(kTokens), rows = dimensions.limit(kSequences);
+  const int64_t logits = dimensions.limit(kLogits);
+  slots_.resize(rows), computed_.resize(rows), query_start_.resize(rows + 1);
+  for (auto* column : {&token_ids_, &positions_, &token_row_}) column->resize(tokens);
+  for (auto* column : {&logit_index_, &logit_row_}) column->resize(logits);
+  logit_sampled_.resize(logits);
+  step_.sizes = dimensions.sizes();
+  publish();
+  history_ = environment_.columns.get_optional<int32_t>("history");
+  num_computed_ = environment_.columns.get_optional<int32_t>("num_computed");
+}
+
+// Makes the prepared arrays known to ops: in the step, and as columns.
+void Program::publish() {
+  auto column = [this](const char* name, const auto& values) {
+    using T = typename std::decay_t<decltype(values)>::value_type;
+    environment_.columns.bind(name, dtype_of<T>(), values.data(), 1);
+    return values.data();
+  };
+  step_.slots = column("slots", slots_);
+  step_.query_start = column("query_start", query_start_);
+  step_.computed = column("computed", computed_);
+  step_.token_ids = column("token_ids", token_ids_);
+  step_.positions = column("positions", positions_);
+  step_.token_row = column("token_row", token_row_);
+  step_.logit_index = column("logit_index", logit_index_);
+  step_.logit_row = column("logit_row", logit_row_);
+  step_.logit_sampled = column("logit_sampled", logit_sampled_);
+}
+
+void Program::bind(const std::string& name, const std::string& dtype, const void* data,
+                   int64_t stride) {
+  std::lock_guard<std::mutex> lock(running_);
+  environment_.columns.bind(name, dtype, data, stride);
+}
+
+void Program::unbind(const std::string& name) {
+  std::lock_guard<std::mutex> lock(running_);
+  environment_.columns.unbind(name);
+}
+
+int Program::add(const std::string& name, Args args) {
   auto maker = op_registry().find(name);
   if (maker == op_registry().end()) throw std::invalid_argument("no op is named " + name);
+  std::lock_guard<std::mutex> lock(running_);
   std::unique_ptr<Op> op;
   try {
     op = maker->second(args);
@@ -87,127 +146,89 @@ void Program::add(const std::string& name, const Args& args, int section) {
   std::string unread;
   for (const auto& n : args.unread()) unread += " " + n;
   if (!unread.empty()) throw std::invalid_argument(name + ": unknown arguments:" + unread);
-  std::lock_guard<std::mutex> lock(running_);
-  ops_.push_back(Entry{std::move(op), OpTiming{name, section, 0, 0}});
+  ops_.push_back(Entry{std::move(op), OpTiming{name, 0, 0}});
+  return size() - 1;
 }
 
-void Program::bind(const Table& table, const Limits& limits) {
-  if (table.num_slots <= 0 || table.history_stride <= 0 || table.table_stride < 0) {
-    throw std::invalid_argument("a table needs positive sizes");
-  }
-  if (!table.history || !table.num_tokens || !table.num_prompt || !table.num_computed) {
-    throw std::invalid_argument("a table needs history, num_tokens, num_prompt and num_computed");
-  }
-  const int32_t b = table.block_size;
-  if (b != 16 && b != 32 && b != 64 && b != 128) {
-    throw std::invalid_argument("block_size must be 16, 32, 64 or 128, is " + std::to_string(b));
-  }
-  if (limits.tokens <= 0 || limits.rows <= 0 || limits.logits < 0) {
-    throw std::invalid_argument("a program needs positive limits");
-  }
+void Program::resize(const std::string& dimension, int64_t size) {
   std::lock_guard<std::mutex> lock(running_);
-  table_ = table;
-  limits_ = limits;
-  slots_.resize(limits.rows), computed_.resize(limits.rows), query_start_.resize(limits.rows + 1);
-  for (auto* column : {&token_ids_, &positions_, &token_row_}) column->resize(limits.tokens);
-  for (auto* column : {&logit_index_, &logit_row_}) column->resize(limits.logits);
-  logit_samples_.resize(limits.logits);
-  step_ = Step{};
-  step_.slots = slots_.data();
-  step_.query_start = query_start_.data();
-  step_.computed = computed_.data();
-  step_.token_ids = token_ids_.data();
-  step_.positions = positions_.data();
-  step_.token_row = token_row_.data();
-  step_.logit_index = logit_index_.data();
-  step_.logit_row = logit_row_.data();
-  step_.logit_samples = logit_samples_.data();
-  step_.block_table = table.block_table;
-  step_.table_stride = table.table_stride;
-  step_.block_size = table.block_size;
-  step_.history = table.history;
-  step_.history_stride = table.history_stride;
-  step_.num_tokens = table.num_tokens;
-  step_.num_prompt = table.num_prompt;
-  step_.sampling = table.sampling;
-  bound_ = true;
+  Dimensions& dimensions = environment_.dimensions;
+  const int32_t index = dimensions.index(dimension);
+  if (index <= kLogits) throw std::invalid_argument(dimension + " are counted by the program");
+  dimensions.set(index, size);
 }
 
-void Program::set_logit_masks(const uint64_t* mask, const int32_t* bias_indptr,
-                              const int32_t* bias_ids, const float* bias_values) {
-  std::lock_guard<std::mutex> lock(running_);
-  step_.sampling.mask = mask;
-  step_.sampling.bias_indptr = bias_indptr;
-  step_.sampling.bias_ids = bias_ids;
-  step_.sampling.bias_values = bias_values;
-}
-
-void Program::prepare(const int32_t* slots, const int32_t* num_new, const int32_t* num_logits,
-                      const int32_t* num_sampled, int32_t n) {
-  check_limit("rows", n, limits_.rows);
+void Program::check(const StepRows& s) {
+  if (!history_ || !num_computed_) {
+    throw std::invalid_argument("a program needs the columns history and num_computed");
+  }
+  if (s.n > 0 && (!s.slots || !s.num_new || !s.num_logits || !s.num_sampled)) {
+    throw std::invalid_argument("a step needs slots, num_new, num_logits and num_sampled");
+  }
+  Dimensions& dimensions = environment_.dimensions;
+  dimensions.set(kSequences, s.n);
   int64_t tokens = 0, logits = 0;
-  for (int32_t r = 0; r < n; r++) {
-    if (slots[r] < 0 || slots[r] >= table_.num_slots) {
-      out_of_bounds("slot", r, slots[r], table_.num_slots - 1);
+  for (int32_t r = 0; r < s.n; r++) {
+    if (s.slots[r] < 0 || s.slots[r] >= num_slots_) {
+      out_of_bounds("slot", r, s.slots[r], num_slots_ - 1);
     }
-    const int64_t computed = table_.num_computed[slots[r]];
-    if (num_new[r] < 0 || computed < 0 || computed + num_new[r] > table_.history_stride) {
-      out_of_bounds("length", r, computed + num_new[r], table_.history_stride);
+    const int64_t computed = num_computed_[s.slots[r]], end = computed + s.num_new[r];
+    if (s.num_new[r] < 0 || computed < 0 || end > history_.stride()) {
+      out_of_bounds("length", r, end, history_.stride());
     }
-    if (table_.block_table && computed + num_new[r] > table_.table_stride * table_.block_size) {
-      out_of_bounds("length", r, computed + num_new[r], table_.table_stride * table_.block_size);
+    if (s.num_logits[r] < 0 || s.num_logits[r] > s.num_new[r]) {
+      out_of_bounds("num_logits", r, s.num_logits[r], s.num_new[r]);
     }
-    if (num_logits[r] < 0 || num_logits[r] > num_new[r]) {
-      out_of_bounds("num_logits", r, num_logits[r], num_new[r]);
+    if (s.num_sampled[r] < 0 || s.num_sampled[r] > s.num_logits[r]) {
+      out_of_bounds("num_sampled", r, s.num_sampled[r], s.num_logits[r]);
     }
-    if (num_sampled[r] < 0 || num_sampled[r] > num_logits[r]) {
-      out_of_bounds("num_sampled", r, num_sampled[r], num_logits[r]);
-    }
-    tokens += num_new[r];
-    logits += num_logits[r];
+    tokens += s.num_new[r];
+    logits += s.num_logits[r];
   }
-  check_limit("tokens", tokens, limits_.tokens);
-  check_limit("logit rows", logits, limits_.logits);
+  dimensions.set(kTokens, tokens);
+  dimensions.set(kLogits, logits);
+}
 
+void Program::prepare(const StepRows& s) {
+  check(s);
   int32_t t = 0, l = 0;
-  for (int32_t r = 0; r < n; r++) {
-    const int32_t slot = slots[r], computed = table_.num_computed[slot];
+  for (int32_t r = 0; r < s.n; r++) {
+    const int32_t slot = s.slots[r], computed = num_computed_[slot];
     slots_[r] = slot;
     computed_[r] = computed;
     query_start_[r] = t;
-    const int32_t* known = table_.history + slot * table_.history_stride;
-    for (int32_t j = 0; j < num_new[r]; j++, t++) {
+    const int32_t* known = history_.row(slot);
+    for (int32_t j = 0; j < s.num_new[r]; j++, t++) {
       token_ids_[t] = known[computed + j];
       positions_[t] = computed + j;
       token_row_[t] = r;
     }
     // The row's last positions give logits; the last num_sampled of these are sampled.
-    for (int32_t j = num_logits[r]; j > 0; j--, l++) {
+    for (int32_t j = s.num_logits[r]; j > 0; j--, l++) {
       logit_index_[l] = t - j;
       logit_row_[l] = r;
-      logit_samples_[l] = j <= num_sampled[r] ? 1 : 0;
+      logit_sampled_[l] = j <= s.num_sampled[r] ? 1 : 0;
     }
   }
-  query_start_[n] = t;
-  step_.rows = n;
+  query_start_[s.n] = t;
+  step_.number++;
+  step_.rows = s.n;
   step_.tokens = t;
   step_.logits = l;
 }
 
-void Program::run(const int32_t* slots, const int32_t* num_new, const int32_t* num_logits,
-                  const int32_t* num_sampled, int32_t n, int first_section, int last_section) {
+void Program::run(const StepRows& rows, int first, int last) {
   std::lock_guard<std::mutex> lock(running_);
-  if (!bound_) throw std::invalid_argument("a program is run before bind()");
-  if (n > 0 && (!slots || !num_new || !num_logits || !num_sampled)) {
-    throw std::invalid_argument("a step needs all four columns");
+  if (first < 0 || first > last || last > size()) {
+    throw std::invalid_argument("ops " + std::to_string(first) + " to " + std::to_string(last) +
+                                " of a program of " + std::to_string(size()));
   }
-  prepare(slots, num_new, num_logits, num_sampled, n);
+  prepare(rows);
+  for (int i = first; i < last; i++) ops_[i].op->plan(step_, pool_->threads());
   pool_->begin_step(step_.tokens <= kSmallStep);
-  for (Entry& entry : ops_) {
-    if (entry.timing.section >= first_section && entry.timing.section <= last_section) {
-      run_op(entry);
-      if (heartbeat_ != nullptr) *static_cast<volatile int64_t*>(heartbeat_) += 1;
-    }
+  for (int i = first; i < last; i++) {
+    run_op(ops_[i]);
+    if (heartbeat_ != nullptr) *static_cast<volatile int64_t*>(heartbeat_) += 1;
   }
 }
 
@@ -223,9 +244,9 @@ void Program::run_op(Entry& entry) {
       std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
 }
 
-void Program::set_heartbeat(int64_t* heartbeat) {
+void Program::set_heartbeat(int64_t* counter) {
   std::lock_guard<std::mutex> lock(running_);
-  heartbeat_ = heartbeat;
+  heartbeat_ = counter;
 }
 
 void Program::profile(bool on) {

@@ -31,7 +31,7 @@ class Quantize final : public Op {
   const float* x_;
   uint8_t* out_;
   int64_t k_, x_stride_;
-  Rows rows_;
+  Dim rows_;
   Kind kind_;
   int64_t out_bytes_;
   decltype(&generic::store_rows) kernel_;

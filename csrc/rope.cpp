@@ -1,8 +1,9 @@
-// Op `rope`: rotates each head of x by the position of its token (column `positions`), as f32 or bf16.
+// Op `rope`: rotates each head of x by the position of its token, as f32 or bf16.
 // Pointers: x (f32 [tokens] rows of heads * head_dim), table (f32 [positions][rot_dim]: cos half, then
 // sin half), out ([tokens][heads * head_dim] of out_kind). Ints: heads, head_dim, rot_dim (even, at
 // most head_dim; further elements are copied), style (0 halves, 1 interleaved), x_stride? (elements
-// from row to row, default heads * head_dim), out_kind (0 f32, 1 bf16). Tile: 4 tokens.
+// from row to row, default heads * head_dim), out_kind (0 f32, 1 bf16). Columns: positions (absolute; by
+// default the token's index in its sequence). Tile: 4 tokens.
 #include <algorithm>
 
 #include "rope_arguments.h"
@@ -18,6 +19,7 @@ class Rope final : public Op {
       : rotation_(rotation_arguments(a)), x_(a.ptr<float>("x")), out_(a.ptr<uint8_t>("out")),
         heads_(a.size("heads")), width_(heads_ * rotation_.head_dim),
         x_stride_(a.i("x_stride", width_)), out_is_f32_(is_f32_argument(a, "out_kind")),
+        positions_(a.column<int32_t>("positions")),
         kernel_(GALLEY_PICK(rope_row)) {
     if (x_stride_ < width_) throw std::invalid_argument("x_stride is less than heads * head_dim");
   }
@@ -31,7 +33,7 @@ class Rope final : public Op {
     const int64_t out_bytes = width_ * (out_is_f32_ ? 4 : 2);
     float* scratch = thread_scratch(rotation_.head_dim);
     for (int64_t t = begin * kTileRows; t < last; t++) {
-      kernel_(rotation_, x_ + t * x_stride_, heads_, step.positions[t], out_is_f32_,
+      kernel_(rotation_, x_ + t * x_stride_, heads_, positions_[t], out_is_f32_,
               out_ + t * out_bytes, scratch);
     }
   }
@@ -43,6 +45,7 @@ class Rope final : public Op {
   uint8_t* out_;
   int64_t heads_, width_, x_stride_;
   bool out_is_f32_;
+  ColumnOf<int32_t> positions_;
   decltype(&generic::rope_row) kernel_;
 };
 

@@ -1,8 +1,8 @@
 // Op `sample`: logprobs and the next token of each logits row, in vLLM's order.
 // Pointers: logits (f32 [logits][logits_stride]), token_ids (int32 [logits]), logprob? (f32 [logits]),
 // rank? (int32 [logits]), top_ids? (int32 [logits][top_stride]), top_logprobs? (f32, same shape).
-// Ints: vocab, logits_stride (default vocab), top_stride (0 = no lists). A row's parameters:
-// Sampling in program.h.
+// Ints: vocab, logits_stride (default vocab), top_stride (0 = no lists). Columns: history,
+// num_tokens, num_prompt, and the optional ones below.
 // Tile: one row.
 //
 //   logits ── logprobs (raw) ──▶ logprob, rank, top lists
@@ -10,7 +10,7 @@
 //
 // A token is a function of (row, parameters, history, seed, absolute position) alone. Token -1:
 // none can be sampled, because all are masked or a logit is not a number. A row that is not sampled
-// (logit_samples 0) gets its known next token, and the logprobs of that.
+// (logit_sampled 0) gets its known next token, and the logprobs of that.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -23,9 +23,27 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-template <class T> T value_or(const T* column, int32_t slot, T otherwise) {
-  return column ? column[slot] : otherwise;
-}
+// How the sampler treats a row: columns by slot, and by logit row [L]. All may be absent.
+struct SamplingColumns {
+  const Args& args;
+  template <class T> ColumnOf<T> column(const char* name) const {
+    return args.optional_column<T>(name);
+  }
+
+  ColumnOf<float> temperature = column<float>("temperature");  // 0 = greedy
+  ColumnOf<float> top_p = column<float>("top_p");              // 1 = off
+  ColumnOf<float> min_p = column<float>("min_p");              // 0 = off
+  ColumnOf<int32_t> top_k = column<int32_t>("top_k");          // <= 0 = off
+  ColumnOf<float> presence = column<float>("presence");        // 0 = off; over output tokens
+  ColumnOf<float> frequency = column<float>("frequency");      // 0 = off; over output tokens
+  ColumnOf<float> repetition = column<float>("repetition");    // 1 = off; over prompt and output
+  ColumnOf<uint64_t> seed = column<uint64_t>("seed");
+  ColumnOf<int32_t> num_logprobs = column<int32_t>("num_logprobs");  // -1 = none requested
+  ColumnOf<uint64_t> mask = column<uint64_t>("mask");  // [L] address of a bit per token, or 0
+  ColumnOf<int32_t> bias_indptr = column<int32_t>("bias_indptr");  // [L + 1] logit bias, ragged
+  ColumnOf<int32_t> bias_ids = column<int32_t>("bias_ids");
+  ColumnOf<float> bias_values = column<float>("bias_values");
+};
 
 class Sample final : public Op {
  public:
@@ -34,7 +52,9 @@ class Sample final : public Op {
         logprob_(a.ptr_or_null<float>("logprob")), rank_(a.ptr_or_null<int32_t>("rank")),
         top_ids_(a.ptr_or_null<int32_t>("top_ids")),
         top_logprobs_(a.ptr_or_null<float>("top_logprobs")), vocab_(a.size("vocab")),
-        stride_(a.i("logits_stride", vocab_)), top_stride_(a.i("top_stride", 0)) {
+        stride_(a.i("logits_stride", vocab_)), top_stride_(a.i("top_stride", 0)),
+        columns_{a}, history_(a.column<int32_t>("history")),
+        num_tokens_(a.column<int32_t>("num_tokens")), num_prompt_(a.column<int32_t>("num_prompt")) {
     if (vocab_ > std::numeric_limits<int32_t>::max()) {
       throw std::invalid_argument("vocab is too large");
     }
@@ -44,10 +64,11 @@ class Sample final : public Op {
     }
   }
 
-  int64_t tiles(const Step& step, int threads) const override {
+  void plan(const Step&, int threads) override {
     if (static_cast<int>(samplers_.size()) < threads) samplers_.resize(threads);
-    return step.logits;
   }
+
+  int64_t tiles(const Step& step, int) const override { return step.logits; }
 
   void run(const Step& step, int64_t begin, int64_t end, int thread) override {
     for (int64_t l = begin; l < end; l++) run_row(step, l, samplers_[thread]);
@@ -67,33 +88,34 @@ class Sample final : public Op {
   int32_t* top_ids_;
   float* top_logprobs_;
   int64_t vocab_, stride_, top_stride_;
-  mutable std::vector<RowSampler> samplers_;  // [threads]
+  SamplingColumns columns_;
+  ColumnOf<int32_t> history_, num_tokens_, num_prompt_;
+  std::vector<RowSampler> samplers_;  // [threads]
 };
 
 void Sample::run_row(const Step& step, int64_t l, RowSampler& sampler) const {
   const int32_t slot = step.slots[step.logit_row[l]];
   const int64_t next = step.positions[step.logit_index[l]] + 1;
   int32_t token = -1;
-  if (step.logit_samples[l]) {
+  if (step.logit_sampled[l]) {
     token = sample(step, l, sampler);
-  } else if (next < step.num_tokens[slot]) {
-    token = step.history[slot * step.history_stride + next];
+  } else if (next < num_tokens_[slot]) {
+    token = history_.row(slot)[next];
   }
   token_ids_[l] = token;
-  const int32_t k = value_or(step.sampling.num_logprobs, slot, -1);
+  const int32_t k = columns_.num_logprobs.get(slot, -1);
   if (k >= 0) write_logprobs(logits_ + l * stride_, l, token, k, sampler);
 }
 
 int32_t Sample::sample(const Step& step, int64_t l, RowSampler& sampler) const {
-  const Sampling& s = step.sampling;
   const int32_t slot = step.slots[step.logit_row[l]];
   SampleParams params;
-  params.temperature = value_or(s.temperature, slot, 0.0f);
+  params.temperature = columns_.temperature.get(slot, 0.0f);
   if (params.temperature < 1e-5f) params.temperature = 0.0f;
-  params.top_p = value_or(s.top_p, slot, 1.0f);
-  params.min_p = value_or(s.min_p, slot, 0.0f);
-  params.top_k = value_or(s.top_k, slot, 0);
-  params.seed = value_or(s.seed, slot, uint64_t{0});
+  params.top_p = columns_.top_p.get(slot, 1.0f);
+  params.min_p = columns_.min_p.get(slot, 0.0f);
+  params.top_k = columns_.top_k.get(slot, 0);
+  params.seed = columns_.seed.get(slot, uint64_t{0});
   params.position = static_cast<uint64_t>(step.positions[step.logit_index[l]]) + 1;
   const float* x = adjusted(step, l, sampler);
   return x ? sampler.sample(x, vocab_, params) : -1;
@@ -101,28 +123,28 @@ int32_t Sample::sample(const Step& step, int64_t l, RowSampler& sampler) const {
 
 // The row with mask, bias and penalties applied; null where it is broken.
 const float* Sample::adjusted(const Step& step, int64_t l, RowSampler& sampler) const {
-  const Sampling& s = step.sampling;
   const int32_t slot = step.slots[step.logit_row[l]];
   const float* raw = logits_ + l * stride_;
   const uint64_t* mask =
-      s.mask ? reinterpret_cast<const uint64_t*>(static_cast<uintptr_t>(s.mask[l])) : nullptr;
-  const int32_t bias_begin = s.bias_indptr ? s.bias_indptr[l] : 0;
-  const int32_t bias_end = s.bias_indptr ? s.bias_indptr[l + 1] : 0;
-  const float repetition = value_or(s.repetition, slot, 1.0f);
-  const float frequency = value_or(s.frequency, slot, 0.0f);
-  const float presence = value_or(s.presence, slot, 0.0f);
+      reinterpret_cast<const uint64_t*>(static_cast<uintptr_t>(columns_.mask.get(l, 0)));
+  const int32_t bias_begin = columns_.bias_indptr.get(l, 0);
+  const int32_t bias_end = columns_.bias_indptr.get(l + 1, 0);
+  const float repetition = columns_.repetition.get(slot, 1.0f);
+  const float frequency = columns_.frequency.get(slot, 0.0f);
+  const float presence = columns_.presence.get(slot, 0.0f);
   const bool penalties = repetition != 1.0f || frequency != 0.0f || presence != 0.0f;
   if (!mask && bias_begin == bias_end && !penalties) return raw;
   // A mask could hide that the row is broken; the result would then depend on the mask.
   if (mask && sampler.scan(raw, vocab_).has_nan) return nullptr;
   float* x = sampler.copy(raw, vocab_, mask);
   for (int32_t i = bias_begin; i < bias_end; i++) {
-    if (s.bias_ids[i] >= 0 && s.bias_ids[i] < vocab_) x[s.bias_ids[i]] += s.bias_values[i];
+    const int32_t id = columns_.bias_ids[i];
+    if (id >= 0 && id < vocab_) x[id] += columns_.bias_values[i];
   }
   if (penalties) {
     const int64_t known = step.positions[step.logit_index[l]] + 1;
-    const int64_t prompt = std::min<int64_t>(step.num_prompt[slot], known);
-    sampler.penalise(x, vocab_, step.history + slot * step.history_stride, prompt, known,
+    const int64_t prompt = std::min<int64_t>(num_prompt_[slot], known);
+    sampler.penalise(x, vocab_, history_.row(slot), prompt, known,
                      repetition, frequency, presence);
   }
   return x;

@@ -1,8 +1,9 @@
 // Op `write_kv`: writes K and V of the step's tokens to the cache, at their places in their sequences.
 // Pointers: k ([tokens] rows of kv_heads * head_dim of k_kind), v (likewise, v_kind), kv (the layer's
 // base). Ints: kv_heads, head_dim, k_kind, v_kind (0 f32, 1 bf16), k_stride?, v_stride? (elements from
-// row to row, default kv_heads * head_dim), kv_kind (0 f32, 1 bf16), kv_block_stride (bytes). Layout
-// of the cache: attention_layout.h. Tile: the tokens that one sequence adds to one page.
+// row to row, default kv_heads * head_dim), kv_kind (0 f32, 1 bf16), kv_block_stride (bytes),
+// block_size. Columns: block_table. Layout of the cache: attention_layout.h. Tile: the tokens that one
+// sequence adds to one page.
 #include "page_runs.h"
 #include "rope_arguments.h"
 #include "scratch.h"
@@ -14,18 +15,19 @@ class WriteKv final : public Op {
  public:
   explicit WriteKv(const Args& a)
       : kv_(a), shape_{kv_.heads, kv_.head_dim, kv_.is_f32}, k_(rows(a, "k")), v_(rows(a, "v")),
-        kernel_(GALLEY_PICK(write_kv_run)) {}
+        kernel_(GALLEY_PICK(write_kv_run)), plan_(a.plan<PageRuns>(kv_.table())) {}
 
-  int64_t tiles(const Step& step, int) const override {
-    make_page_runs(step, runs_);
-    return static_cast<int64_t>(runs_.size());
+  void plan(const Step& step, int threads) override { plan_->make_once(step, threads); }
+
+  int64_t tiles(const Step&, int) const override {
+    return static_cast<int64_t>(plan_->runs.size());
   }
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
     float* scratch = thread_scratch(shape_.head_dim);
     for (int64_t i = begin; i < end; i++) {
-      const PageRun& r = runs_[i];
-      const KvRun run{kv_.page(step, step.slots[r.row], r.position),
+      const PageRun& r = plan_->runs[i];
+      const KvRun run{kv_.page(step.slots[r.row], r.position),
                       static_cast<int>(r.position % kPage), r.count};
       KvRows k = k_, v = v_;
       k.data += r.token * k.bytes;
@@ -48,7 +50,7 @@ class WriteKv final : public Op {
   KvShape shape_;
   KvRows k_, v_;
   decltype(&generic::write_kv_run) kernel_;
-  mutable std::vector<PageRun> runs_;
+  PageRuns* plan_;
 };
 
 GALLEY_OP(write_kv, WriteKv);

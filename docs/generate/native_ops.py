@@ -30,11 +30,12 @@ def _ops() -> str:
 
 
 def _native_ops() -> str:
-    lines = ["| op | pointers | ints | floats |", "|---|---|---|---|"]
+    lines = ["| op | pointers | ints | floats | columns |", "|---|---|---|---|---|"]
     for name, native in sorted(NATIVE_OPS.items()):
         note = f" ({native.note})" if native.note else ""
-        columns = [_arguments(a) for a in (native.pointers, native.ints, native.floats)]
-        lines.append(f"| `{name}`{note} | {' | '.join(columns)} |")
+        cells = [_arguments(a) for a in (native.pointers, native.ints, native.floats)]
+        cells.append(", ".join(f"`{column}`" for column in native.columns))
+        lines.append(f"| `{name}`{note} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,19 @@
 """The native module (csrc/binding.cpp). Addresses are integers; the caller keeps memory alive."""
 
+from collections.abc import Mapping
+from enum import IntEnum
+
+class Kind(IntEnum):
+    f32 = 0
+    bf16 = 1
+    q8 = 2
+    q8_row = 3
+    q16 = 4
+
+class RopeStyle(IntEnum):
+    halves = 0
+    interleaved = 1
+
 def isa() -> str: ...
 def ops() -> list[str]: ...
 def activation_bytes(kind: int, k: int) -> int: ...
@@ -35,46 +49,29 @@ class Pool:
     def threads(self) -> int: ...
 
 class Program:
-    def __init__(self, pool: Pool) -> None: ...
+    def __init__(self, pool: Pool, num_slots: int, limits: dict[str, int]) -> None: ...
+    def bind(self, name: str, dtype: str, address: int, stride: int = 1) -> None: ...
+    def unbind(self, name: str) -> None: ...
+    def columns(self) -> dict[str, bool]: ...
     def add(
         self,
         name: str,
         pointers: dict[str, int],
-        ints: dict[str, int],
-        floats: dict[str, float] = {},
-        section: int = 0,
-    ) -> None: ...
-    def bind(
-        self,
-        *,
-        num_slots: int,
-        max_tokens: int,
-        max_rows: int,
-        max_logits: int,
-        history: int,
-        history_stride: int,
-        num_tokens: int,
-        num_prompt: int,
-        num_computed: int,
-        block_table: int,
-        table_stride: int,
-        block_size: int,
-        sampling: dict[str, int] = {},
-    ) -> None: ...
-    def set_logit_masks(
-        self, mask: int = 0, bias_indptr: int = 0, bias_ids: int = 0, bias_values: int = 0
-    ) -> None: ...
+        values: Mapping[str, int | float | str | tuple[str, int]] = {},
+    ) -> int: ...
+    def resize(self, dimension: str, size: int) -> None: ...
     def run(
         self,
         slots: int,
         num_new: int,
         num_logits: int,
-        samples: int,
+        num_sampled: int,
         n: int,
-        first_section: int = 0,
-        last_section: int = 0,
+        first: int = 0,
+        last: int | None = None,
     ) -> None: ...
+    def sizes(self) -> dict[str, int]: ...
     def step(self) -> dict[str, list[int]]: ...
-    def set_heartbeat(self, heartbeat: int) -> None: ...
+    def set_heartbeat(self, counter: int) -> None: ...
     def profile(self, on: bool) -> None: ...
-    def timings(self) -> list[tuple[str, int, int, int]]: ...
+    def timings(self) -> list[tuple[str, int, int]]: ...

@@ -99,11 +99,19 @@ class Executable(Protocol):
     def release_blocks(self, blocks: list[int]) -> None:
         """Return the memory of blocks whose contents nobody needs, where that can be done."""
 
-    def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
-        """Say where the table's and the sampler's columns are; they must stay there."""
+    def bind(self, table: RequestTable, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Let ops read the table and further columns by name, which must stay where they are: by
+        slot (sampling parameters and the like) or by token of a step.
+        """
 
     def set_masks(self, masks: LogitMasks | None) -> None:
         """What the samplings to come need beside the columns; kept until replaced."""
+
+    @property
+    def outputs(self) -> dict[str, NDArray[np.float32]]:
+        """Named outputs of the last run, valid until the next: logits [L, V], and those that were
+        asked for when it was built (hidden [T, H]).
+        """
 
     def run(self, step: StepInputs, sample: bool) -> None:
         """The forward pass, and with `sample` the drawing, in one native call: K and V are in
@@ -163,8 +171,12 @@ class Backend(Protocol):
     def from_packed(self, packed: PackedWeight) -> Weight:
         """A weight whose packed data lies elsewhere already, in a mapped file say."""
 
-    def build(self, model: Model, limits: StepLimits) -> Executable:
-        """The model made executable for steps within the limits."""
+    def build(self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()) -> Executable:
+        """The model made executable for steps within the limits.
+
+        Args:
+            outputs: results to keep besides the logits; see `Executable.outputs`.
+        """
 
 
 def open_backend(

@@ -2,14 +2,15 @@
 
     record ─▶ lower ─▶ fuse ─▶ plan the arena ─▶ (KV cache) ─▶ _native.Program
 
-Section 0 of the program is the forward pass, section 1 the drawing. With `eager` nothing is fused
-and every operation is a call of its own, in a section of its own: the same bits, one at a time.
+The program holds the nodes of the forward pass, in order, then the sampler. Any range of ops can be
+run by itself. With `eager` nothing is fused and each op is a native call of its own, with the same
+results.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, give_back, plan_arena
 from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits
-from galley.kernels.native import int_arguments, pointer_arguments
+from galley.kernels.native import Argument, arguments, pointer_arguments
 from galley.kernels.ops import KVLayer
+from galley.kernels.ops.sample import MASK_COLUMNS
 from galley.kernels.passes import FUSIONS, LOWERING, apply
-from galley.kernels.program import Buffer, Kind, Rows, describe
+from galley.kernels.program import OUTPUT, Buffer, Kind, Node, Symbol, describe
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.recorder import record
 from galley.kernels.sampling import LogitMasks, Samples
@@ -64,9 +66,18 @@ class CpuBackend:
     def from_packed(self, packed: PackedWeight) -> PackedWeight:
         return packed
 
-    def build(self, model: Model, limits: StepLimits) -> CpuExecutable:
+    def build(self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()) -> CpuExecutable:
         kv_kind = Kind.f32 if self._dense == "f32" else Kind.bf16
-        return CpuExecutable(model, limits, self._pool, kv_kind, self._quantized, self._eager)
+        nodes, symbols = record(model, kv_kind, self._quantized)
+        for name in outputs:
+            if name not in symbols:
+                known = ", ".join(symbols)
+                raise ValueError(f"the model has no output {name}; it has {known}")
+        kept = {name: symbols[name] for name in dict.fromkeys(("logits", *outputs))}
+        nodes = [*nodes, Node(OUTPUT, reads=kept)]  # no pass may fuse away what is read later
+        nodes = apply(nodes, LOWERING if self._eager else (*LOWERING, *FUSIONS))
+        nodes = [node for node in nodes if node.op != OUTPUT]
+        return CpuExecutable(model, nodes, kept, limits, self._pool, kv_kind, self._eager)
 
 
 class KVMemory:
@@ -86,14 +97,23 @@ class KVMemory:
         sizes = [layer_bytes(layer, block_size, kind) for layer in layers]
         self.offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self.block_bytes = sum(sizes)
+        self.block_size = block_size
         make = memory or (lambda size: aligned_bytes(size, zeros=True))
         whole = make(num_blocks * self.block_bytes)
         assert whole.ctypes.data % ALIGNMENT == 0 or whole.size == 0  # of no layers
         self.blocks = whole.reshape(num_blocks, self.block_bytes)
 
-    def arguments(self, layer: KVLayer) -> tuple[int, int]:
-        """The native `kv` and `kv_block_stride` of a layer."""
-        return self.blocks.ctypes.data + self.offsets[layer.index], self.block_bytes
+    def address(self, layer: KVLayer) -> int:
+        """The native argument `kv` of a layer."""
+        return int(self.blocks.ctypes.data) + self.offsets[layer.index]
+
+    def arguments(self, layer: KVLayer) -> dict[str, Argument]:
+        """The other arguments of an op that reads or writes the layer's cache."""
+        return {
+            "kv_block_stride": self.block_bytes,
+            "block_size": self.block_size,
+            "block_table": block_table(0),
+        }
 
 
 def layer_bytes(layer: KVLayer, block_size: int, kind: Kind) -> int:
@@ -104,51 +124,82 @@ def layer_bytes(layer: KVLayer, block_size: int, kind: Kind) -> int:
 
 
 def _logit_rows(rows: int, vocab: int) -> NDArray[np.float32]:
-    """[rows, vocab]; rows that would lie whole pages apart get a cache line between them: with the
-    same place in each, all would share a few sets of the caches."""
+    """[rows, vocab]; rows that would be whole pages apart get a cache line between them: otherwise
+    the same column of all rows would map to a few sets of the caches."""
     line, page = 16, 1024
     stride = vocab + line if vocab % page == 0 else vocab
     return np.empty((rows, stride), np.float32)[:, :vocab]
 
 
+def block_table(group: int) -> str:
+    """Name of the column that holds the block table of a KV group."""
+    return f"block_table.{group}"
+
+
+def table_columns(table: RequestTable) -> dict[str, NDArray[Any]]:
+    """The columns of a table, by slot, under the names by which native ops read them."""
+    return {
+        "history": table.token_ids,
+        "num_tokens": table.num_tokens,
+        "num_prompt": table.num_prompt,
+        "num_computed": table.num_computed,
+        **{block_table(group): ids for group, ids in enumerate(table.block_tables)},
+    }
+
+
+def bind_column(program: _native.Program, name: str, array: NDArray[Any]) -> None:
+    """Bind a column with one row a slot, token or logit row."""
+    if not array.flags.c_contiguous:
+        raise ValueError(f"column {name} is not contiguous")
+    stride = array.shape[1] if array.ndim > 1 else 1
+    program.bind(name, array.dtype.str[1:], array.ctypes.data, stride)
+
+
 class CpuExecutable:
     """A recorded model (`backend.Executable`).
 
-    Attributes:
-        nodes: the operations of the forward pass, as they run.
+    Args:
+        nodes: the forward pass.
+        outputs: symbols whose values outlive the run, "logits" among them.
 
-    Raises ValueError where the model does something that no native operation does.
+    Attributes:
+        nodes: ops 0 .. len(nodes) - 1 of the program; the sampler is the last.
+
+    Raises ValueError where the model does something that no native op does.
     """
 
     def __init__(
         self,
         model: Model,
+        nodes: list[Node],
+        outputs: Mapping[str, Symbol],
         limits: StepLimits,
         pool: _native.Pool,
         kv_kind: Kind,
-        quantized: QuantizedActivations,
         eager: bool,
     ) -> None:
-        recorded, logits = record(model, kv_kind, quantized)
-        self.nodes = apply(recorded, LOWERING if eager else (*LOWERING, *FUSIONS))
-        self._ints = [int_arguments(node) for node in self.nodes]
+        self.nodes = nodes
+        self._arguments = [arguments(node) for node in nodes]
         self._layers = list(model.kv_layers)
         self._kv_kind = kv_kind
         self._limits = limits
+        self._sizes = {"tokens": limits.tokens, "sequences": limits.rows, "logits": limits.logits}
         self._pool = pool
         self._eager = eager
-        self._output = logits.buffer
-        # Logits outlive the forward pass, so they are no part of the arena.
+        self._outputs = dict(outputs)
+        self._pinned = {s.buffer: self._pin(name, s) for name, s in outputs.items()}
+        # Outputs outlive the forward pass, so they have no place in the arena.
         self._arena_plan = plan_arena(
-            self.nodes, lambda b: 0 if b is self._output else self._buffer_bytes(b)
+            nodes, lambda b: 0 if b in self._pinned else self._buffer_bytes(b)
         )
-        self._logits = _logit_rows(limits.logits, model.vocab_size)
-        self._drawn = _SampleArrays(limits)
-        self.activation_bytes = self._arena_plan.size + self._logits.strides[0] * limits.logits
+        self._logits = self._pinned[outputs["logits"].buffer]
+        self._samples = _SampleArrays(limits)
+        pinned_bytes = sum(len(rows) * rows.strides[0] for rows in self._pinned.values())
+        self.activation_bytes = self._arena_plan.size + pinned_bytes
         self._kv: KVMemory | None = None
         self._masks: LogitMasks | None = None
         self._program: _native.Program | None = None
-        self._num_logits = 0
+        self._step_sizes = dict.fromkeys(self._sizes, 0)  # of the last run
         self._kept: list[Any] = []  # what native code holds addresses of
 
     def kv_block_bytes(self, block_size: int) -> int:
@@ -170,49 +221,55 @@ class CpuExecutable:
         for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if blocks else ():
             give_back(self._kv.blocks[run[0] : run[-1] + 1])
 
-    def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
+    def bind(self, table: RequestTable, columns: Mapping[str, NDArray[Any]]) -> None:
         assert self._kv is not None, "bind before allocate_kv"
-        program = self._make_program(self._kv)
-        blocks = table.block_tables[0]
-        columns = (table.token_ids, table.num_tokens, table.num_prompt, table.num_computed)
-        history, num_tokens, num_prompt, num_computed = (c.ctypes.data for c in columns)
-        program.bind(
-            num_slots=table.num_slots,
-            max_tokens=self._limits.tokens,
-            max_rows=self._limits.rows,
-            max_logits=self._limits.logits,
-            history=history,
-            history_stride=table.token_ids.shape[1],
-            num_tokens=num_tokens,
-            num_prompt=num_prompt,
-            num_computed=num_computed,
-            block_table=blocks.ctypes.data,
-            table_stride=blocks.shape[1],
-            block_size=table.groups[0].block_size,
-            sampling={name: column.ctypes.data for name, column in sampling.items()},
-        )
-        self._kept += [table, dict(sampling)]
+        program = _native.Program(self._pool, table.num_slots, self._sizes)
+        for name, array in (table_columns(table) | dict(columns)).items():
+            bind_column(program, name, array)
+        self._add_ops(program, self._kv)
+        is_read = program.columns()
+        unread = [name for name in columns if not is_read[name]]
+        if unread:
+            raise ValueError(f"no op reads the column {unread[0]}")
+        self._kept += [table, dict(columns)]
         self._program = program
 
     def set_masks(self, masks: LogitMasks | None) -> None:
         assert self._program is not None
         self._masks = masks  # keeps the arrays alive
         if masks is None:
-            self._program.set_logit_masks()
+            for name in MASK_COLUMNS:
+                self._program.unbind(name)
             return
-        arrays = (masks.addresses, masks.bias_indptr, masks.bias_ids, masks.bias_values)
-        self._program.set_logit_masks(*(array.ctypes.data for array in arrays))
+        arrays: list[NDArray[Any]] = [masks.addresses, masks.bias_indptr]
+        arrays += [masks.bias_ids, masks.bias_values]
+        for name, array in zip(MASK_COLUMNS, arrays, strict=True):
+            bind_column(self._program, name, array)
 
     def run(self, step: StepInputs, sample: bool) -> None:
-        self._num_logits = int(step.num_logits.sum())
+        ops = len(self.nodes) + sample
         if not self._eager:
-            self._call(step, 0, 1 if sample else 0)
+            self.run_ops(step, 0, ops)
             return
-        for section in range(len(self.nodes) + sample):
-            self._call(step, section, section)
+        for op in range(ops):
+            self.run_ops(step, op, op + 1)
 
     def sample(self, step: StepInputs) -> None:
-        self._call(step, self._sample_section, self._sample_section)
+        self.run_ops(step, len(self.nodes), len(self.nodes) + 1)
+
+    def run_ops(self, step: StepInputs, first: int, last: int) -> None:
+        """Run ops first .. last - 1 of a step. A later call for the same step may go on with the
+        next ones: values between them stay where they are.
+        """
+        assert self._program is not None, "run before bind"
+        columns = [
+            np.ascontiguousarray(column, np.int32)
+            for column in (step.slots, step.num_new, step.num_logits, step.num_sampled)
+        ]
+        slots, num_new, num_logits, num_sampled = (column.ctypes.data for column in columns)
+        n = len(step.slots)
+        self._program.run(slots, num_new, num_logits, num_sampled, n, first, last)
+        self._step_sizes = self._program.sizes()
 
     def set_heartbeat(self, heartbeat: NDArray[np.int64]) -> None:
         assert self._program is not None
@@ -225,68 +282,73 @@ class CpuExecutable:
 
     def timings(self) -> list[tuple[str, int, int]]:
         assert self._program is not None
-        return [(name, runs, ns) for name, _section, runs, ns in self._program.timings()]
+        return self._program.timings()
 
     def describe(self) -> str:
         arena = f"arena {self._arena_plan.size / 2**20:.1f} MiB for {self._limits}"
         return f"{describe(self.nodes)}\n{arena}, KV cache {self._kv_kind.name}"
 
     @property
+    def outputs(self) -> dict[str, NDArray[np.float32]]:
+        return {
+            name: self._pinned[s.buffer][: self._rows(s, self._step_sizes)]
+            for name, s in self._outputs.items()
+        }
+
+    @property
     def logits(self) -> NDArray[np.float32]:
-        return self._logits[: self._num_logits]
+        return self._logits[: self._step_sizes["logits"]]
 
     @property
     def samples(self) -> Samples:
-        return self._drawn.view(self._num_logits)
+        return self._samples.view(self._step_sizes["logits"])
 
-    @property
-    def _sample_section(self) -> int:
-        return len(self.nodes) if self._eager else 1
-
-    def _call(self, step: StepInputs, first: int, last: int) -> None:
-        assert self._program is not None, "run before bind"
-        columns = [
-            np.ascontiguousarray(column, np.int32)
-            for column in (step.slots, step.num_new, step.num_logits, step.num_sampled)
-        ]
-        slots, num_new, num_logits, num_sampled = (column.ctypes.data for column in columns)
-        self._program.run(slots, num_new, num_logits, num_sampled, len(step.slots), first, last)
-
-    def _make_program(self, kv: KVMemory) -> _native.Program:
+    def _add_ops(self, program: _native.Program, kv: KVMemory) -> None:
         arena = aligned_bytes(self._arena_plan.size)
         self._kept.append(arena)
 
         def address_of(buffer: Buffer) -> int:
-            if buffer is self._output:
-                return int(self._logits.ctypes.data)
+            if buffer in self._pinned:
+                return int(self._pinned[buffer].ctypes.data)
             return int(arena.ctypes.data) + self._arena_plan.spans[buffer].start
 
         logits_stride = self._logits.strides[0] // self._logits.itemsize
-        program = _native.Program(self._pool)
-        for i, node in enumerate(self.nodes):
-            pointers, ints = pointer_arguments(node, address_of), dict(self._ints[i])
+        for node, values in zip(self.nodes, self._arguments, strict=True):
+            pointers, values = pointer_arguments(node, address_of), dict(values)
             results = (*node.writes.values(), *node.updates.values())
-            if any(result.buffer is self._output for result in results):
-                ints["out_stride"] = logits_stride
+            if any(result.buffer is self._outputs["logits"].buffer for result in results):
+                values["out_stride"] = logits_stride
             if node.layer is not None:
-                pointers["kv"], ints["kv_block_stride"] = kv.arguments(node.layer)
-            program.add(node.op, pointers, ints, dict(node.floats), i if self._eager else 0)
-        pointers = {"logits": self._logits.ctypes.data, **self._drawn.pointers()}
-        ints = {
-            "vocab": self._logits.shape[1],
-            "logits_stride": logits_stride,
-            "top_stride": self._limits.top_logprobs,
-        }
-        program.add("sample", pointers, ints, {}, self._sample_section)
-        return program
+                pointers["kv"] = kv.address(node.layer)
+                values |= kv.arguments(node.layer)
+            program.add(node.op, pointers, values)
+        pointers = {"logits": self._logits.ctypes.data, **self._samples.pointers()}
+        top = self._limits.top_logprobs
+        vocab = self._logits.shape[1]
+        program.add(
+            "sample", pointers, {"vocab": vocab, "logits_stride": logits_stride, "top_stride": top}
+        )
+
+    def _pin(self, name: str, symbol: Symbol) -> NDArray[np.float32]:
+        """Memory of an output, for the most rows that a step may have."""
+        if symbol.kind != Kind.f32 or not symbol.is_whole:
+            raise ValueError(f"output {name} is not whole rows of float32")
+        rows = self._rows(symbol, self._sizes)
+        if name == "logits":
+            return _logit_rows(rows, symbol.columns)
+        return np.empty((rows, symbol.columns), np.float32)
+
+    def _rows(self, symbol: Symbol, sizes: Mapping[str, int]) -> int:
+        dim = symbol.buffer.rows
+        return sizes[dim.base] * dim.times
 
     def _buffer_bytes(self, buffer: Buffer) -> int:
-        rows = self._limits.tokens if buffer.rows == Rows.tokens else self._limits.logits
+        rows = self._sizes[buffer.rows.base] * buffer.rows.times
         return rows * _native.activation_bytes(int(buffer.kind), buffer.columns)
 
 
 class _SampleArrays:
-    """Where the drawing puts its results, for the most logit rows that a step may have."""
+    """Results of the sampler, for the most logit rows that a step may have."""
 
     def __init__(self, limits: StepLimits) -> None:
         rows, top = limits.logits, limits.top_logprobs

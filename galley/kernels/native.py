@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from galley.kernels.ops import NATIVE_OPS
-from galley.kernels.program import Buffer, Constant, Kind, Node
+from galley.kernels.program import Buffer, Constant, Dim, Kind, Node
 from galley.kernels.weights import PackedWeight
 
 #: Bytes of one element, for kinds without scales.
 _ITEM_BYTES = {Kind.f32: 4, Kind.bf16: 2}
 
 
-def int_arguments(node: Node) -> dict[str, int]:
-    """All integer arguments except those of the KV cache."""
-    return {**NATIVE_OPS[node.op].arguments(node), **node.ints}
+#: A native argument that is no pointer; a str names a column of the step.
+Argument = int | float | str | Dim
+
+
+def arguments(node: Node) -> dict[str, Argument]:
+    """All arguments except pointers and those of the KV cache."""
+    return {**NATIVE_OPS[node.op].arguments(node), **node.ints, **node.floats, **node.columns}
 
 
 def pointer_arguments(node: Node, address_of: Callable[[Buffer], int]) -> dict[str, int]:

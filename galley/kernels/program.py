@@ -1,45 +1,52 @@
 """A recorded forward pass as data: values, buffers and a list of native operations.
 
 What the recorder writes, passes rewrite, the arena lays out and `cpu.py` hands to native code. The
-number of rows of a value is known only when a step runs (tokens or logit rows); everything else is
-fixed here. `describe` prints it: the documentation of what runs.
+number of rows of a value is known only when a step runs (a dimension); everything else is fixed
+here. `describe` prints it: the documentation of what runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.kernels import _native
 from galley.kernels.values import KVLayer
 from galley.kernels.weights import PackedWeight
 
-
-class Kind(IntEnum):
-    """Number format of an activation row (csrc/program.h)."""
-
-    f32 = 0
-    bf16 = 1
-    q8 = 2  # int8, a scale per 32
-    q8_row = 3  # int8, a scale per row
-    q16 = 4  # int16 as two planes of int8, a scale per 32
+#: Number format of an activation row (csrc/program.h).
+Kind = _native.Kind
 
 
-class Rows(IntEnum):
-    """What a value has a row for (csrc/program.h)."""
+class Dim(NamedTuple):
+    """Number of rows of a value: the size of a dimension of the step, times a constant.
 
-    tokens = 0
-    logits = 1
+    Attributes:
+        base: tokens, logits, sequences, or another dimension of the program's limits.
+        times: rows for each; k where each token has k experts.
+    """
+
+    base: str
+    times: int = 1
+
+    def __str__(self) -> str:
+        return self.base if self.times == 1 else f"{self.times} {self.base}"
+
+
+TOKENS, LOGITS, SEQUENCES = Dim("tokens"), Dim("logits"), Dim("sequences")
+#: Op of a node that native code does not run: its value is read after the step.
+OUTPUT = "output"
 
 
 @dataclass(eq=False)
 class Buffer:
     """Memory for a value of so many columns; two are the same only if they are one object."""
 
-    rows: Rows
+    rows: Dim
     columns: int
     kind: Kind = Kind.f32
 
@@ -56,12 +63,12 @@ class Symbol:
     start: int = 0
 
     @staticmethod
-    def new(rows: Rows, columns: int, kind: Kind = Kind.f32) -> Symbol:
+    def new(rows: Dim, columns: int, kind: Kind = Kind.f32) -> Symbol:
         return Symbol(Buffer(rows, columns, kind), columns)
 
     @property
     def shape(self) -> tuple[str, int]:
-        return (self.buffer.rows.name, self.columns)
+        return (str(self.buffer.rows), self.columns)
 
     @property
     def kind(self) -> Kind:
@@ -82,6 +89,7 @@ class Node:
     Attributes:
         reads, writes, updates: values by argument; an update is read and written in place.
         constants: weights, norm weights, biases, tables.
+        columns: names of step columns by argument, where not the argument's own name.
         layer: whose KV cache is the argument `kv`.
     """
 
@@ -92,6 +100,7 @@ class Node:
     constants: Mapping[str, Constant] = field(default_factory=dict)
     ints: Mapping[str, int] = field(default_factory=dict)
     floats: Mapping[str, float] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
     layer: KVLayer | None = None
 
     @property
@@ -119,8 +128,7 @@ def describe(nodes: Sequence[Node]) -> str:
         buffer = symbol.buffer
         name = names.setdefault(buffer, f"%{len(names)}")
         part = "" if symbol.is_whole else f"[{symbol.start}:{symbol.start + symbol.columns}]"
-        rows = "T" if buffer.rows == Rows.tokens else "L"
-        return f"{name}{part} {rows}×{symbol.columns} {buffer.kind.name}"
+        return f"{name}{part} {_show_dim(buffer.rows)}×{symbol.columns} {buffer.kind.name}"
 
     lines = []
     for i, node in enumerate(nodes):
@@ -134,6 +142,14 @@ def describe(nodes: Sequence[Node]) -> str:
         arrow = f"  →  {', '.join(right)}" if right else ""
         lines.append(f"{i:4d}  {node.op:12s} {', '.join([*left, *flags])}{arrow}")
     return "\n".join(lines)
+
+
+_LETTERS = {"tokens": "T", "logits": "L", "sequences": "S"}
+
+
+def _show_dim(dim: Dim) -> str:
+    times = "" if dim.times == 1 else f"{dim.times}·"
+    return times + _LETTERS.get(dim.base, dim.base)
 
 
 #: Integer arguments that the other columns of a line do not tell.

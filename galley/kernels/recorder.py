@@ -35,14 +35,16 @@ class RecordingContext:
 
 def record(
     model: Model, kv_kind: Kind, quantized: QuantizedActivations = "auto"
-) -> tuple[list[Node], Symbol]:
-    """The model's whole forward pass, and the symbol of its logits. Arguments as `Recorder`'s."""
+) -> tuple[list[Node], dict[str, Symbol]]:
+    """The model's forward pass and its outputs by name. Arguments as for `Recorder`.
+
+    Outputs: `hidden` [T, H], the result of `model.forward`; `logits` [L, V].
+    """
     recorder, ctx = Recorder(kv_kind, quantized), RecordingContext()
     ops = Ops(recorder)
-    hidden = model.forward(ops, model.embed(ops, ctx), ctx)
-    logits = model.logits(ops, hidden, ctx)
-    assert isinstance(logits, Symbol)
-    return recorder.nodes, logits
+    hidden: Any = model.forward(ops, model.embed(ops, ctx), ctx)
+    logits: Any = model.logits(ops, hidden, ctx)
+    return recorder.nodes, {"hidden": hidden, "logits": logits}
 
 
 class Recorder:

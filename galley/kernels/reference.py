@@ -126,7 +126,9 @@ class ReferenceBackend:
     def from_packed(self, packed: PackedWeight) -> Tensor:
         return torch.from_numpy(packed.unpack()).to(self._compute)
 
-    def build(self, model: Model, limits: StepLimits) -> ReferenceExecutable:
+    def build(
+        self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()
+    ) -> ReferenceExecutable:
         return ReferenceExecutable(model, limits, self._compute)
 
 
@@ -144,6 +146,7 @@ class ReferenceExecutable:
         self._sampler: ReferenceSampler | None = None
         self._samples: Samples | None = None
         self._logits = np.empty((0, model.vocab_size), np.float32)
+        self._hidden = np.empty((0, 0), np.float32)
         self._heartbeat = np.zeros(1, np.int64)
 
     def kv_block_bytes(self, block_size: int) -> int:
@@ -165,9 +168,9 @@ class ReferenceExecutable:
     def release_blocks(self, blocks: list[int]) -> None:
         """Here blocks keep their memory."""
 
-    def bind(self, table: RequestTable, sampling: Mapping[str, NDArray[Any]]) -> None:
+    def bind(self, table: RequestTable, columns: Mapping[str, NDArray[Any]]) -> None:
         self._table = table
-        self._sampler = ReferenceSampler(table, sampling, self._limits)
+        self._sampler = ReferenceSampler(table, columns, self._limits)
 
     def set_masks(self, masks: LogitMasks | None) -> None:
         assert self._sampler is not None
@@ -178,10 +181,11 @@ class ReferenceExecutable:
         assert self._table is not None, "run before bind"
         ctx = step_context(step, self._table, self._cache)
         with torch.inference_mode():
-            hidden = self._model.embed(self._ops, ctx)
+            hidden: Any = self._model.embed(self._ops, ctx)
             hidden = self._model.forward(self._ops, hidden, ctx)
             logits: Any = self._model.logits(self._ops, hidden, ctx)
         self._logits = logits.float().numpy()
+        self._hidden = hidden.float().numpy()
         self._heartbeat[0] += 1
         if sample:
             self.sample(step)
@@ -201,6 +205,10 @@ class ReferenceExecutable:
 
     def describe(self) -> str:
         return f"{type(self._model).__name__} run anew at each step, in {self._dtype}"
+
+    @property
+    def outputs(self) -> dict[str, NDArray[np.float32]]:
+        return {"logits": self._logits, "hidden": self._hidden}
 
     @property
     def logits(self) -> NDArray[np.float32]:

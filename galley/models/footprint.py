@@ -12,7 +12,7 @@ import numpy as np
 from galley.config import ModelInfo
 from galley.kernels.backend import Dense, open_backend
 from galley.kernels.ops import KVLayer
-from galley.kernels.program import Kind, Node, Rows
+from galley.kernels.program import LOGITS, TOKENS, Dim, Kind, Node
 from galley.kernels.recorder import record
 from galley.kernels.weights import WeightFormat
 from galley.layers.questions import Matrix, Part
@@ -63,8 +63,8 @@ def measure(model_info: ModelInfo) -> Footprint:
     return Footprint(
         tensors=source.tensors,
         kv_layers=list(model.kv_layers),
-        token_weights=sum(_weights(node, Rows.tokens) for node in nodes),
-        logit_weights=sum(_weights(node, Rows.logits) for node in nodes),
+        token_weights=sum(_weights(node, TOKENS) for node in nodes),
+        logit_weights=sum(_weights(node, LOGITS) for node in nodes),
         attention_width=sum(_attention_width(node) for node in nodes),
     )
 
@@ -136,7 +136,7 @@ def tensor_shapes(model_info: ModelInfo) -> dict[str, tuple[int, ...]]:
     return source.tensors
 
 
-def _weights(node: Node, rows: Rows) -> int:
+def _weights(node: Node, rows: Dim) -> int:
     """Weights that a node multiplies each of its rows with, if it has rows of this kind."""
     out = node.writes.get("out")
     if node.op == "embedding" or out is None or out.buffer.rows != rows:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels import _native
+from galley.kernels.cpu import bind_column
 
 _LIBC = ctypes.CDLL(None)
 
-F32, BF16, Q8, Q8_ROW, Q16 = range(5)
+F32, BF16, Q8, Q8_ROW, Q16 = _native.Kind
 BEST_ISA = _native.isa()
 ISAS = ["generic", "avx2", "avx512"][: ["generic", "avx2", "avx512"].index(BEST_ISA) + 1]
 
@@ -72,6 +73,7 @@ class Native:
         sampling: Mapping[str, NDArray[Any]] | None = None,
         vocab: int = 100,
         seed: int = 0,
+        dims: Mapping[str, int] | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
         blocks = -(-max_len // block_size)
@@ -85,34 +87,35 @@ class Native:
         self.block_table = np.ascontiguousarray(ids.reshape(slots, blocks))
         self.sampling = dict(sampling or {})
         self.pool = _native.Pool(threads)
-        self.program = _native.Program(self.pool)
+        limits = {"tokens": slots * max_len, "sequences": slots, "logits": slots * max_len}
+        self.program = _native.Program(self.pool, slots, {**limits, **(dims or {})})
         self.keep: list[Any] = []
-        self.program.bind(
-            num_slots=slots,
-            max_tokens=slots * max_len,
-            max_rows=slots,
-            max_logits=slots * max_len,
-            history=self.history.ctypes.data,
-            history_stride=max_len,
-            num_tokens=self.num_tokens.ctypes.data,
-            num_prompt=self.num_prompt.ctypes.data,
-            num_computed=self.num_computed.ctypes.data,
-            block_table=self.block_table.ctypes.data,
-            table_stride=blocks,
-            block_size=block_size,
-            sampling={k: v.ctypes.data for k, v in self.sampling.items()},
+        self.bind(
+            history=self.history,
+            num_tokens=self.num_tokens,
+            num_prompt=self.num_prompt,
+            num_computed=self.num_computed,
+            block_table=self.block_table,
+            **self.sampling,
         )
 
-    def add(self, name: str, arrays: Mapping[str, NDArray[Any]], **numbers: int | float) -> None:
+    def bind(self, **columns: NDArray[Any]) -> None:
+        self.keep.append(columns)
+        for name, array in columns.items():
+            bind_column(self.program, name, array)
+
+    def add(
+        self,
+        name: str,
+        arrays: Mapping[str, NDArray[Any]],
+        **values: int | float | str | tuple[str, int],
+    ) -> int:
         for array in arrays.values():
             assert array.flags.c_contiguous
         self.keep.append(arrays)
-        self.program.add(
-            name,
-            {k: v.ctypes.data for k, v in arrays.items()},
-            {k: v for k, v in numbers.items() if isinstance(v, int)},
-            {k: v for k, v in numbers.items() if isinstance(v, float)},
-        )
+        if "kv" in arrays:
+            values = {"block_size": self.block_size, **values}
+        return self.program.add(name, {k: v.ctypes.data for k, v in arrays.items()}, values)
 
     def run(
         self,

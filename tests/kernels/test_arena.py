@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, give_back, lifetimes, plan_arena
-from galley.kernels.program import Node, Rows, Symbol
+from galley.kernels.program import TOKENS, Node, Symbol
 
 SIZES = st.integers(0, 3000)
 
@@ -19,7 +19,7 @@ SIZES = st.integers(0, 3000)
 @st.composite
 def programs(draw):
     """Nodes over a handful of buffers, each of them touched by one or more nodes."""
-    values = [Symbol.new(Rows.tokens, size) for size in draw(st.lists(SIZES, max_size=12))]
+    values = [Symbol.new(TOKENS, size) for size in draw(st.lists(SIZES, max_size=12))]
     nodes = []
     for _ in range(draw(st.integers(0, 15))):
         chosen = draw(st.lists(st.sampled_from(values), max_size=4)) if values else []
@@ -49,7 +49,7 @@ def test_live_buffers_do_not_meet(nodes):
 
 def test_a_chain_needs_two_buffers():
     """Each node reads what the one before wrote."""
-    values = [Symbol.new(Rows.tokens, 1000) for _ in range(20)]
+    values = [Symbol.new(TOKENS, 1000) for _ in range(20)]
     nodes = [Node("op", {"x": x}, {"out": out}) for x, out in pairwise(values)]
     assert plan_arena(nodes, lambda buffer: buffer.columns).size == 2 * 1024
 

@@ -191,6 +191,91 @@ def test_logits_can_be_changed_before_sampling(checkpoint, name):
     assert side.executable.samples.token_ids[0] == 33
 
 
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("eager", [False, True])
+def test_hidden_states_are_an_output(checkpoint, name, eager):
+    """The head on the hidden states of all tokens gives the logits."""
+    backend = open_backend(name, "f32", threads=1, eager=eager)
+    model = load(checkpoint, backend)
+    executable = backend.build(model, LIMITS, outputs=["hidden"])
+    driver = Driver(executable)
+    driver.put(0, IDS)
+    driver.put(1, IDS[::-1])
+    logits = driver.step({0: 30, 1: 7})
+    hidden = executable.outputs["hidden"]
+    assert hidden.shape == (37, 64)
+    assert np.array_equal(executable.outputs["logits"], logits)
+    wide = hidden.astype(np.float64)
+    wide /= np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-6)
+    norm = np.asarray(checkpoint.arrays["model.norm.weight"], np.float64)
+    head = np.asarray(checkpoint.arrays["lm_head.weight"], np.float64)
+    np.testing.assert_allclose(logits, (wide * norm) @ head.T, rtol=1e-3, atol=1e-4)
+
+
+def test_an_output_that_no_model_has(checkpoint):
+    backend = CpuBackend("f32", threads=1)
+    with pytest.raises(ValueError, match="no output attention; it has hidden, logits"):
+        backend.build(load(checkpoint, backend), LIMITS, outputs=["attention"])
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_program_in_parts_is_the_whole_program(checkpoint, eager):
+    """Hidden states are there after the layers, before the head has run."""
+    backend = CpuBackend("bf16", threads=2, eager=eager)
+    model = load(checkpoint, backend)
+    whole, parts = (backend.build(model, LIMITS, outputs=["hidden"]) for _ in range(2))
+    drivers = [Driver(executable) for executable in (whole, parts)]
+    for driver in drivers:
+        driver.put(2, IDS)
+        driver.put(5, IDS[7:])
+    drivers[0].step({2: 40, 5: 20})
+    middle = next(i for i, node in enumerate(parts.nodes) if node.op == "select_rows")
+    counts = np.array([40, 20], np.int32)
+    plan = StepPlan(1, np.array([2, 5], np.int32), counts, counts, np.zeros(2, np.int32))
+    parts.run_ops(plan, 0, middle)
+    hidden = parts.outputs["hidden"].copy()
+    assert np.array_equal(hidden, whole.outputs["hidden"])
+    parts.run_ops(plan, middle, len(parts.nodes))
+    assert np.array_equal(parts.logits, whole.logits)
+
+
+class EmbeddingsAlone:
+    """The head on embeddings."""
+
+    vocab_size = VOCAB
+    kv_layers = ()
+
+    def embed(self, ops, ctx):
+        return ops.embedding(weight(VOCAB, 64), ctx.token_ids)
+
+    def forward(self, ops, hidden, ctx):
+        return hidden
+
+    def logits(self, ops, hidden, ctx):
+        return ops.linear(ops.select_rows(hidden, ctx.logit_index), [weight(VOCAB, 64)])
+
+
+def test_columns_are_found_by_name():
+    """A column costs one line where it is made and one where it is read: by slot (temperature) and
+    by token (token_ids).
+    """
+    executable = CpuBackend("f32", threads=1).build(EmbeddingsAlone(), LIMITS)
+    executable.allocate_kv(64, 16)
+    table = RequestTable(8, 256, [GroupSpec("full", 16, 1)])
+    table.set_row(NewRow(0, 0, IDS[:5], 5, 0, SamplingParams(), []))
+    columns = {"token_ids": np.zeros(512, np.int32), "temperature": np.zeros(8, np.float32)}
+    executable.bind(table, columns)
+    columns["token_ids"][:5] = IDS[5:10]
+    five, none = np.array([5], np.int32), np.zeros(1, np.int32)
+    executable.run(StepPlan(1, none, five, five, none), sample=False)
+    x, w = weight(VOCAB, 64).unpack(), weight(VOCAB, 64).unpack()
+    np.testing.assert_allclose(executable.logits, x[IDS[5:10]] @ w.T, atol=1e-4)
+    with pytest.raises(ValueError, match="no op reads the column warmth"):
+        executable.bind(table, {"warmth": np.zeros(8, np.float32)})
+    with pytest.raises(ValueError, match="column temperature has the dtype f8, not f4"):
+        executable.bind(table, {"temperature": np.zeros(8)})
+
+
 class ActivationOfAPart:
     """Asks for the gated activation of some columns, for which there is no kernel."""
 

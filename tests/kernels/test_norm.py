@@ -29,7 +29,7 @@ def rms_norm(x, weight, add=None, kind=F32, isa=ISAS[-1], threads=1):
         arrays = {"x": x, "weight": weight, "out": out}
         if add is not None:
             arrays["add"] = add.copy()
-        native.add("rms_norm", arrays, n=n, rows=0, out_kind=kind, eps=EPS)
+        native.add("rms_norm", arrays, n=n, out_kind=kind, eps=EPS)
         native.run([rows])
     return out, x
 

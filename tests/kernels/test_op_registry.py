@@ -17,6 +17,7 @@ from tests.kernels.native_harness import Native, aligned
 SIZES = {"n": 64, "k": 64, "heads": 2, "kv_heads": 2, "head_dim": 64, "rot_dim": 64, "vocab": 64}
 STRIDES = {"x_stride", "k_stride", "v_stride", "out_stride", "kv_block_stride", "logits_stride"}
 NUMBERS = SIZES | dict.fromkeys(STRIDES, 1024) | {"size": 64, "window": 64, "what": 1}
+NUMBERS |= {"block_size": 64, "rows": ("tokens", 1)}
 
 
 def test_an_op_is_a_typed_attribute_of_ops():
@@ -55,18 +56,27 @@ def arguments(native):
     return pointers, {**ints, **floats}, optional | {n for n, v in ints.items() if v == 0}
 
 
+def add(name, pointers, numbers):
+    """The names of the columns that are read once the op is there."""
+    native = Native()
+    native.keep.append(pointers)
+    native.program.add(name, {k: v.ctypes.data for k, v in pointers.items()}, numbers)
+    return {name for name, is_read in native.program.columns().items() if is_read}
+
+
 @pytest.mark.parametrize("name", sorted(NATIVE_OPS))
 def test_native_arguments_are_those_that_are_documented(name):
     pointers, numbers, optional = arguments(NATIVE_OPS[name])
-    Native().add(name, pointers, **numbers)
+    columns = {*NATIVE_OPS[name].columns, "history", "num_computed"}  # which a program reads
+    assert add(name, pointers, numbers) == columns
     for absent in (*pointers, *numbers):
         rest = {k: v for k, v in pointers.items() if k != absent}
         others = {k: v for k, v in numbers.items() if k != absent}
         if absent in optional:
-            Native().add(name, rest, **others)
+            assert add(name, rest, others) == columns
             continue
         with pytest.raises(ValueError, match=rf"missing \w+ argument: {absent}\b"):
-            Native().add(name, rest, **others)
+            add(name, rest, others)
 
 
 def test_no_op_needs_torch_to_be_recorded():

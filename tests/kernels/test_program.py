@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from galley.kernels import _native
+from galley.kernels.quantized import QuantizedWeight
+from galley.kernels.weights import pack
 from tests.kernels.native_harness import ISAS, Native, aligned, use_isa
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
 
 
-def adder(native: Native, m: int, n: int = 8, **numbers: int) -> tuple[np.ndarray, np.ndarray]:
+def adder(native: Native, m: int, n: int = 8, **values: Any) -> tuple[np.ndarray, np.ndarray]:
     """An op that shows how often it ran: x += y on m rows."""
     x, y = aligned((m, n), np.float32), aligned((m, n), np.float32)
     y[:] = 1
-    native.add("add", {"x": x, "y": y}, n=n, **numbers)
+    native.add("add", {"x": x, "y": y}, n=n, **values)
     return x, y
 
 
@@ -44,10 +49,10 @@ class TestPrepare:
             "token_row": [0, 0, 0, 0, 1, 3, 3, 3],
             "logit_index": [2, 3, 4, 5, 6, 7],
             "logit_row": [0, 0, 1, 3, 3, 3],
-            "logit_samples": [0, 1, 0, 0, 1, 1],
+            "logit_sampled": [0, 1, 0, 0, 1, 1],
         }
 
-    def test_reads_the_table_anew_each_step(self):
+    def test_the_table_is_read_at_each_step(self):
         native = Native(max_len=8)
         native.run([2])
         native.num_computed[0] = 2
@@ -56,7 +61,7 @@ class TestPrepare:
         step = native.program.step()
         assert step["token_ids"] == [77]
         assert step["positions"] == [2]
-        assert step["logit_samples"] == [1]
+        assert step["logit_sampled"] == [1]
 
     def test_an_empty_step_runs_nothing(self):
         native = Native(max_len=8)
@@ -65,47 +70,122 @@ class TestPrepare:
         assert (x == 0).all()
         assert native.program.step()["query_start"] == [0]
 
-    @pytest.mark.parametrize("rows", [0, 1, 2])
-    def test_ops_run_on_the_rows_they_name(self, rows):
+    @pytest.mark.parametrize(
+        ("rows", "done"),
+        [(("tokens", 1), 8), (("tokens", 3), 24), (("logits", 1), 4), (("sequences", 2), 6)],
+    )
+    def test_ops_run_on_the_rows_they_name(self, rows, done):
         native = Native(slots=3, max_len=8)
         x, _y = adder(native, 24, rows=rows)
         native.run([5, 2, 1], num_logits=[1, 2, 1])
-        done = {0: 8, 1: 4, 2: 3}[rows]
         assert (x[:done] == 1).all()
         assert (x[done:] == 0).all()
 
+    def test_a_dimension_that_the_program_does_not_count(self):
+        native = Native(max_len=8, dims={"patches": 10})
+        x, _y = adder(native, 10, rows=("patches", 1))
+        for size in (0, 7, 10):
+            native.program.resize("patches", size)
+            native.run([1])
+        assert x[:, 0].tolist() == [2] * 7 + [1] * 3
+        assert native.program.sizes() == {"tokens": 1, "sequences": 1, "logits": 0, "patches": 10}
+        with pytest.raises(ValueError, match="11 patches: the program was built for 10"):
+            native.program.resize("patches", 11)
+        with pytest.raises(ValueError, match="tokens are counted by the program"):
+            native.program.resize("tokens", 1)
+        with pytest.raises(ValueError, match="no dimension is named experts"):
+            native.program.resize("experts", 1)
 
-class TestSections:
-    def test_only_the_sections_asked_for_run(self):
+
+class TestRanges:
+    def test_only_the_ops_of_the_range_run(self):
         native = Native(max_len=4)
-        arrays = []
-        for section in range(3):
-            x, y = aligned((4, 8), np.float32), np.ones((4, 8), np.float32)
-            native.keep.append((x, y))
-            addresses = {"x": x.ctypes.data, "y": y.ctypes.data}
-            native.program.add("add", addresses, {"n": 8}, section=section)
-            arrays.append(x)
+        arrays = [adder(native, 4)[0] for _ in range(3)]
         columns = [np.array([v], np.int32) for v in (0, 4, 0, 0)]
         addresses = [c.ctypes.data for c in columns]
         native.program.run(*addresses, 1)
-        native.program.run(*addresses, 1, 1, 2)
-        native.program.run(*addresses, 1, first_section=2, last_section=2)
-        assert [x[0, 0] for x in arrays] == [1, 1, 2]
+        native.program.run(*addresses, 1, 1, 3)
+        native.program.run(*addresses, 1, first=1, last=2)
+        native.program.run(*addresses, 1, first=2, last=2)
+        assert [x[0, 0] for x in arrays] == [1, 3, 2]
+        for first, last in ((-1, 2), (2, 1), (0, 4)):
+            with pytest.raises(ValueError, match=f"ops {first} to {last} of a program of 3"):
+                native.program.run(*addresses, 1, first, last)
+
+    def test_ops_are_numbered_as_they_are_added(self):
+        native = Native(max_len=4)
+        x = aligned((4, 8), np.float32)
+        assert [native.add("add", {"x": x, "y": x}, n=8) for _ in range(3)] == [0, 1, 2]
 
     def test_profile_counts_runs_and_time(self):
         native = Native(max_len=64)
         adder(native, 64)
         native.run([64])
-        assert native.program.timings() == [("add", 0, 0, 0)]
+        assert native.program.timings() == [("add", 0, 0)]
         native.program.profile(True)
         for _ in range(3):
             native.run([64])
-        ((name, section, runs, nanoseconds),) = native.program.timings()
-        assert (name, section, runs) == ("add", 0, 3)
+        ((name, runs, nanoseconds),) = native.program.timings()
+        assert (name, runs) == ("add", 3)
         assert nanoseconds > 0
         native.program.profile(False)
         native.run([64])
-        assert native.program.timings() == [("add", 0, 3, nanoseconds)]
+        assert native.program.timings() == [("add", 3, nanoseconds)]
+
+
+class TestColumns:
+    """`embedding` reads the column `token_ids`, which a program fills from the history."""
+
+    def embedding(self, native, **columns):
+        weight = pack(QuantizedWeight(dense=np.arange(40, dtype=np.float32).reshape(20, 2)), "f32")
+        out = aligned((4, 2), np.float32)
+        arrays = {"weight": weight.data, "out": out}
+        native.add("embedding", arrays, **weight.arguments(), **columns)
+        return out
+
+    def test_an_op_reads_the_column_that_it_names(self):
+        native = Native(max_len=4, vocab=20)
+        own = self.embedding(native)
+        drafts = np.array([7, 3, 5, 1], np.int32)
+        native.bind(draft_ids=drafts)
+        other = self.embedding(native, token_ids="draft_ids")
+        native.run([4])
+        assert own[:, 0].tolist() == (2 * native.history[0]).tolist()
+        assert other[:, 0].tolist() == [14, 6, 10, 2]
+        drafts[:] = 9
+        native.run([2])
+        assert other[:, 0].tolist() == [18, 18, 10, 2]
+
+    def test_a_column_may_be_bound_to_another_array(self):
+        native = Native(max_len=4, vocab=20)
+        out = self.embedding(native)
+        native.bind(token_ids=np.array([4, 4, 2, 2], np.int32))
+        native.run([4])
+        assert out[:, 0].tolist() == [8, 8, 4, 4]
+
+    def test_the_columns_that_ops_read(self):
+        native = Native()
+        self.embedding(native)
+        columns = native.program.columns()
+        assert columns["token_ids"]
+        assert not columns["positions"]
+        assert not columns["num_prompt"]
+
+    def test_unknown_names_and_wrong_types_are_refused(self):
+        native = Native()
+        with pytest.raises(ValueError, match="embedding: no column is named drafts"):
+            self.embedding(native, token_ids="drafts")
+        native.bind(drafts=np.zeros(4, np.float32))
+        with pytest.raises(ValueError, match="column drafts has the dtype f4, not i4"):
+            self.embedding(native, token_ids="drafts")
+        with pytest.raises(ValueError, match="column drafts has the dtype f4, not i4"):
+            native.bind(drafts=np.zeros(4, np.int32))
+        with pytest.raises(ValueError, match="embedding: unknown arguments: positions"):
+            self.embedding(native, positions="drafts")
+        with pytest.raises(ValueError, match="stride of column x must be positive"):
+            native.program.bind("x", "i4", native.history.ctypes.data, 0)
+        with pytest.raises(ValueError, match="no column is named weights"):
+            native.program.unbind("weights")
 
 
 class TestBadColumns:
@@ -118,7 +198,7 @@ class TestBadColumns:
             ({"num_new": [17]}, "length of row 0 is 17, the limit is 16"),
             ({"num_new": [2], "num_logits": [3]}, "num_logits of row 0 is 3, the limit is 2"),
             ({"num_logits": [-1]}, "num_logits of row 0 is -1"),
-            ({"slots": [0, 1, 0], "num_new": [1, 1, 1]}, "3 rows: the program was built for 2"),
+            ({"slots": [0, 1, 0], "num_new": [1, 1, 1]}, "3 sequences: .* built for 2"),
         ],
     )
     def test_are_refused_before_the_first_op(self, columns, message):
@@ -130,19 +210,25 @@ class TestBadColumns:
         assert (x == 0).all()
 
     def test_limits_of_the_buffers(self):
-        native = Native(slots=2, max_len=16)
-        bind(native, max_tokens=5, max_logits=2)
+        native = Native(slots=2, max_len=16, dims={"tokens": 5, "logits": 2})
         native.run([3, 2], num_logits=[1, 1])
         with pytest.raises(ValueError, match="6 tokens: the program was built for 5"):
             native.run([3, 3])
-        with pytest.raises(ValueError, match="3 logit rows: the program was built for 2"):
+        with pytest.raises(ValueError, match="3 logits: the program was built for 2"):
             native.run([3, 2], num_logits=[2, 1])
 
     def test_a_length_beyond_the_block_table(self):
+        """Refused before the first op, as every op plans before any op runs."""
         native = Native(slots=1, max_len=64)
-        bind(native, table_stride=2)
+        native.bind(block_table=np.zeros((1, 2), np.int32))
+        x, _y = adder(native, 64)
+        kv = aligned((3, 32 * 16), np.uint8)
+        rows = aligned((64, 16), np.float32)
+        arrays = {"k": rows, "v": rows, "kv": kv}
+        native.add("write_kv", arrays, kv_heads=1, head_dim=16, kv_block_stride=512)
         with pytest.raises(ValueError, match="length of row 0 is 33, the limit is 32"):
             native.run([33])
+        assert (x == 0).all()
 
     def test_corrupt_num_computed(self):
         native = Native(slots=1, max_len=64)
@@ -152,48 +238,40 @@ class TestBadColumns:
 
     def test_missing_columns(self):
         native = Native()
-        with pytest.raises(ValueError, match="all four columns"):
+        with pytest.raises(ValueError, match="needs slots, num_new, num_logits and num_sampled"):
             native.program.run(0, 0, 0, 0, 1)
 
     def test_run_before_bind(self):
-        program = _native.Program(_native.Pool(1))
-        assert program.step() == {}
-        with pytest.raises(ValueError, match="before bind"):
+        limits = {"tokens": 1, "sequences": 1, "logits": 1}
+        program = _native.Program(_native.Pool(1), 1, limits)
+        with pytest.raises(ValueError, match="columns history and num_computed"):
             program.run(0, 0, 0, 0, 0)
 
     @pytest.mark.parametrize(
-        ("change", "message"),
+        ("slots", "limits", "message"),
         [
-            ({"block_size": 24}, "block_size must be 16, 32, 64 or 128, is 24"),
-            ({"num_slots": 0}, "positive sizes"),
-            ({"history": 0}, "needs history"),
-            ({"max_tokens": 0}, "positive limits"),
-            ({"sampling": {"warmth": 1}}, "no sampling column is named warmth"),
+            (0, {}, "needs slots"),
+            (1, {"tokens": 0}, "positive limit of tokens"),
+            (1, {"logits": -1}, "positive limit of logits"),
+            (1, {"patches": -1}, "limit of patches"),
         ],
     )
-    def test_bind(self, change, message):
+    def test_limits_are_checked(self, slots, limits, message):
+        fine = {"tokens": 1, "sequences": 1, "logits": 1}
         with pytest.raises(ValueError, match=message):
-            bind(Native(), **change)
+            _native.Program(_native.Pool(1), slots, {**fine, **limits})
+        for missing in fine:
+            rest = {name: limit for name, limit in fine.items() if name != missing}
+            with pytest.raises(ValueError, match=f"limit of {missing}"):
+                _native.Program(_native.Pool(1), 1, rest)
 
-
-def bind(native: Native, **change: object) -> None:
-    """Bind again, with some arguments changed."""
-    slots, max_len = native.history.shape
-    arguments: dict[str, object] = {
-        "num_slots": slots,
-        "max_tokens": slots * max_len,
-        "max_rows": slots,
-        "max_logits": slots * max_len,
-        "history": native.history.ctypes.data,
-        "history_stride": max_len,
-        "num_tokens": native.num_tokens.ctypes.data,
-        "num_prompt": native.num_prompt.ctypes.data,
-        "num_computed": native.num_computed.ctypes.data,
-        "block_table": native.block_table.ctypes.data,
-        "table_stride": native.block_table.shape[1],
-        "block_size": native.block_size,
-    }
-    native.program.bind(**{**arguments, **change})  # type: ignore[arg-type]
+    def test_block_size(self):
+        x = aligned((64, 16), np.float32)
+        arrays = {"k": x, "v": x, "kv": x}
+        with pytest.raises(ValueError, match="block_size must be 16, 32, 64 or 128, is 24"):
+            Native().add(
+                "write_kv", arrays, kv_heads=1, head_dim=16, kv_block_stride=512, block_size=24
+            )
 
 
 class TestNames:
@@ -215,9 +293,9 @@ class TestNames:
         for name in dir(_native):
             if name.startswith("_"):
                 continue
-            assert f"def {name}(" in stub or f"class {name}:" in stub
+            assert re.search(rf"(def|class) {name}\b", stub)
             thing = getattr(_native, name)
-            if isinstance(thing, type):
+            if isinstance(thing, type) and not issubclass(thing, IntEnum):
                 methods = [m for m in vars(thing) if not m.startswith("_")]
                 assert [m for m in methods if f"def {m}(" not in stub] == []
 
@@ -292,8 +370,10 @@ print("ended", flush=True)
         """A module-level pool that nobody closes does not keep the process alive."""
         code = """
 from galley.kernels import _native
+from galley.kernels.quantized import QuantizedWeight
+from galley.kernels.weights import pack
 pool = _native.Pool(4)
-program = _native.Program(pool)
+program = _native.Program(pool, 1, {"tokens": 1, "sequences": 1, "logits": 1})
 """
         assert run_python(code).returncode == 0
 

@@ -8,7 +8,7 @@ import pytest
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.ops import KVLayer, Ops, RotaryTable
 from galley.kernels.passes import LOWERING, apply
-from galley.kernels.program import Kind, Rows, describe
+from galley.kernels.program import LOGITS, TOKENS, Kind, describe
 from galley.kernels.recorder import Recorder, RecordingContext, record
 from tests.kernels.test_passes import weight
 from tests.models.checkpoints import CASES, StateDict, make
@@ -125,8 +125,10 @@ def test_other_orders_have_no_kernel(recording, order):
 
 def test_a_whole_model():
     model = load(StateDict(make(CASES["qwen3"])), CpuBackend("bf16", threads=1))
-    nodes, logits = record(model, Kind.bf16)
-    assert (logits.buffer.rows, logits.columns) == (Rows.logits, 131)
+    nodes, outputs = record(model, Kind.bf16)
+    hidden, logits = outputs["hidden"], outputs["logits"]
+    assert (hidden.buffer.rows, hidden.columns) == (TOKENS, 64)
+    assert (logits.buffer.rows, logits.columns) == (LOGITS, 131)
     layer = ["rms_norm", "quantize", "linear", "head_norm", "head_norm", "rotary", "write_kv"]
     layer += ["attention", "quantize", "linear", "add"]
     layer += ["rms_norm", "quantize", "linear", "silu_mul", "quantize", "linear", "add"]

@@ -140,17 +140,19 @@ class Case:
         pairs = [self.pages.read(slot, p) for p in range(self.native.num_computed[slot])]
         return np.stack([k for k, _ in pairs]), np.stack([v for _, v in pairs])
 
-    def exact(self, slot):
+    def exact(self, slot, positions=None):
         n = self.lengths[slot]
         x = self.qkv[slot].reshape(n, -1, self.dim).astype(np.float64)
         q, k, v = np.split(x, [self.heads, self.heads + self.kv_heads], axis=1)
-        return self.rotate(q, self.weights[0]).reshape(n, -1), self.rotate(k, self.weights[1]), v
+        table = self.table[np.arange(n) if positions is None else positions]
+        rotated = [self.rotate(a, w, table) for a, w in zip((q, k), self.weights, strict=True)]
+        return rotated[0].reshape(n, -1), rotated[1], v
 
-    def rotate(self, x, weight):
+    def rotate(self, x, weight, table):
         if weight is not None:
             x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + EPS) * weight
         half = self.rot_dim // 2
-        table = self.table[: len(x), None].astype(np.float64)
+        table = table[:, None].astype(np.float64)
         z = table[..., :half] + 1j * table[..., half:]
         rotated = x.copy()
         if self.style == HALVES:
@@ -260,6 +262,19 @@ def test_rows_of_a_batch_do_not_meet(threads):
         expected = alone.in_chunks(0, [lengths[slot]])
         for a, b in zip((q, *case.cached(slot)), expected, strict=True):
             assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_rotary_positions_are_a_column(plain):
+    """Tokens are rotated by the column `positions` and placed by their index in the sequence."""
+    case = Case([40], 4, 2, 32, kind=F32, plain=plain)
+    positions = np.random.default_rng(2).integers(0, 40, 40, np.int32)
+    case.native.bind(positions=positions)
+    q, k, v = case.in_chunks(0, [40])
+    exact = case.exact(0, positions)
+    close(q, exact[0], F32)
+    close(k, exact[1], F32)
+    assert np.array_equal(v, exact[2].astype(np.float32))
 
 
 @pytest.mark.parametrize("kind", [BF16, F32])

@@ -300,9 +300,7 @@ def test_masks_and_biases(isa, vocab):
     indptr = np.cumsum([0] + [len(ids) for ids, _ in biases], dtype=np.int32)
     ids = np.concatenate([i for i, _ in biases])
     values = np.concatenate([v for _, v in biases])
-    case.native.program.set_logit_masks(
-        addresses.ctypes.data, indptr.ctypes.data, ids.ctypes.data, values.ctypes.data
-    )
+    case.native.bind(mask=addresses, bias_indptr=indptr, bias_ids=ids, bias_values=values)
     tokens = case.run().tolist()
     assert tokens == [case.expected(s, masks[s], biases[s]) for s in range(rows)]
     assert tokens[1] == vocab // 2
@@ -334,7 +332,7 @@ def test_masked_nan_is_still_an_error(isa):
     mask = np.array([1 << 9], np.uint64)
     address = np.array([mask.ctypes.data], np.uint64)
     case = Case(logits, [SampleParams()], isa=isa)
-    case.native.program.set_logit_masks(address.ctypes.data, 0, 0, 0)
+    case.native.bind(mask=address)
     assert case.run().tolist() == [-1]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from galley.cli.bench.steps import Shape
 from galley.kernels.ops import Ops
 from galley.kernels.ops.attention import attend, visible_positions
-from galley.kernels.program import Node, Rows
+from galley.kernels.program import LOGITS, Node
 from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.kernels.weights import PackedWeight
 
@@ -41,7 +41,7 @@ def seconds(node: Node, shape: Shape) -> float | None:
 
 
 def _rows(node: Node, name: str, shape: Shape) -> int:
-    of_logits = node.values[name].buffer.rows == Rows.logits
+    of_logits = node.values[name].buffer.rows == LOGITS
     return shape.rows if of_logits else shape.tokens
 
 

@@ -47,24 +47,13 @@ class Probe:
         self._data[:] = 1
 
     def _program(self, what: int, size: int) -> _native.Program:
-        program = _native.Program(self._pool)
+        limits = dict.fromkeys(("tokens", "sequences", "logits"), 1)
+        program = _native.Program(self._pool, 1, limits)
+        zero = int(self._zero.ctypes.data)
+        program.bind("history", "i4", zero)
+        program.bind("num_computed", "i4", zero)
         pointers = {"done": int(self._done.ctypes.data), "data": int(self._data.ctypes.data)}
         program.add("probe", pointers, {"what": what, "size": size})
-        one, zero = int(self._column.ctypes.data), int(self._zero.ctypes.data)
-        program.bind(
-            num_slots=1,
-            max_tokens=1,
-            max_rows=1,
-            max_logits=1,
-            history=zero,
-            history_stride=1,
-            num_tokens=one,
-            num_prompt=one,
-            num_computed=zero,
-            block_table=zero,
-            table_stride=1,
-            block_size=16,
-        )
         return program
 
     def rate(self, what: int, size: int, repetitions: int = 7) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from galley.cli.bench.limits import MachineLimits
-from galley.kernels.program import Node, Rows
+from galley.kernels.program import LOGITS, Node
 from galley.kernels.weights import PackedWeight
 
 #: Weight format → the multiply-add that meets it.
@@ -84,7 +84,7 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
 
 def _linear(node: Node, weight: PackedWeight, load: Load) -> Work:
     n, k = weight.shape
-    rows = load.logits if node.values["out"].buffer.rows == Rows.logits else load.tokens
+    rows = load.logits if node.values["out"].buffer.rows == LOGITS else load.tokens
     fused = " + silu·mul" if node.ints.get("epilogue") else ""
     fused += " + add" if node.ints.get("accumulate") else ""
     return Work(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.definition import NativeOp, Op, whole
-from galley.kernels.program import Node, Symbol
+from galley.kernels.program import Dim, Node, Symbol
 from galley.kernels.values import Value
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from galley.kernels.reference import ReferenceOps
 
 
-def _arguments(node: Node) -> dict[str, int]:
+def _arguments(node: Node) -> dict[str, int | Dim]:
     x = whole(node.updates["x"])
     whole(node.reads["y"])
-    return {"n": x.columns, "rows": int(x.buffer.rows)}
+    return {"n": x.columns, "rows": x.buffer.rows}
 
 
 class Add(Op):
@@ -26,7 +26,7 @@ class Add(Op):
     native = NativeOp(
         "add",
         pointers={"x": "f32, x += y", "y": "f32"},
-        ints={"n": "", "rows": ""},
+        ints={"n": "", "rows?": "dimension, default tokens"},
         arguments=_arguments,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
-from galley.kernels.program import Node, Rows, Symbol
+from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import ForwardContext, KVLayer, Value
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ class Attention(Op):
             "q_kind": "",
             "kv_kind": "",
             "kv_block_stride": "bytes",
+            "block_size": "tokens",
             "window?": "0 = full",
             "out_kind": "",
         },
         floats={"scale": ""},
+        columns=("block_table",),
         arguments=_arguments,
         stores=WHOLE_ROWS,
     )
@@ -65,7 +67,7 @@ class Attention(Op):
     def record(
         self, recorder: Recorder, q: Symbol, layer: KVLayer, scale: float, ctx: ForwardContext
     ) -> Symbol:
-        out = Symbol.new(Rows.tokens, q.columns)
+        out = Symbol.new(TOKENS, q.columns)
         ints = {
             "heads": q.columns // layer.head_dim,
             "kv_heads": layer.kv_heads,

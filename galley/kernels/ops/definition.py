@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from galley.kernels.program import Kind, Node, Symbol
+from galley.kernels.program import Dim, Kind, Node, Symbol
 from galley.kernels.values import RankGroup, Value
 from galley.kernels.weights import PackedWeight
 
@@ -72,7 +72,7 @@ class Op:
         self.require(x.shape[-1] == columns, f"{x.shape[-1]} columns where {columns} are needed")
 
 
-def no_arguments(node: Node) -> dict[str, int]:
+def no_arguments(node: Node) -> dict[str, int | Dim]:
     return {}
 
 
@@ -83,7 +83,8 @@ class NativeOp:
     Attributes:
         name: as GALLEY_OP registers it.
         pointers, ints, floats: named arguments and their meaning; "?" after a name: may be absent.
-        arguments: the integer arguments that follow from a node's values and constants.
+        columns: of the step, that the op reads (csrc/columns.h).
+        arguments: the arguments that follow from a node's values and constants.
         stores: kinds that `out` can be stored as.
         note: stands beside the name in docs/native_ops.md.
     """
@@ -92,7 +93,8 @@ class NativeOp:
     pointers: Mapping[str, str]
     ints: Mapping[str, str] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
-    arguments: Callable[[Node], dict[str, int]] = no_arguments
+    columns: tuple[str, ...] = ()
+    arguments: Callable[[Node], Mapping[str, int | Dim]] = no_arguments
     stores: tuple[Kind, ...] = (Kind.f32,)
     note: str = ""
 

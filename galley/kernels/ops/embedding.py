@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.definition import WEIGHT_INTS, NativeOp, Op, weight_arguments
-from galley.kernels.program import Node, Rows, Symbol
+from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import Value, Weight
 from galley.kernels.weights import PackedWeight
 
@@ -22,6 +22,7 @@ class Embedding(Op):
         "embedding",
         pointers={"weight": "", "out": "f32"},
         ints={**WEIGHT_INTS, "n": "vocabulary", "k": "hidden"},
+        columns=("token_ids",),
         arguments=weight_arguments,
     )
 
@@ -34,7 +35,7 @@ class Embedding(Op):
         return weight[token_ids].to(ref.dtype)
 
     def record(self, recorder: Recorder, weight: PackedWeight, token_ids: Value) -> Symbol:
-        out = Symbol.new(Rows.tokens, weight.shape[1])
+        out = Symbol.new(TOKENS, weight.shape[1])
         recorder.add(Node("embedding", writes={"out": out}, constants={"weight": weight}))
         return out
 

@@ -17,7 +17,7 @@ from galley.kernels.ops.definition import (
     weight_arguments,
     whole,
 )
-from galley.kernels.program import Node, Symbol
+from galley.kernels.program import Dim, Node, Symbol
 from galley.kernels.values import Constant, Value, Weight
 from galley.kernels.weights import PackedWeight
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from galley.kernels.reference import ReferenceOps
 
 
-def _arguments(node: Node) -> dict[str, int]:
+def _arguments(node: Node) -> dict[str, int | Dim]:
     out, x = output(node), whole(node.reads["x"])
     return {
         **weight_arguments(node),
-        "rows": int(out.buffer.rows),
+        "rows": out.buffer.rows,
         "x_kind": int(x.kind),
         "out_kind": int(out.kind),
         "out_stride": out.buffer.columns,
@@ -46,7 +46,7 @@ class Linear(Op):
         pointers={"x": "", "weight": "", "out": "", "bias?": "f32"},
         ints={
             **WEIGHT_INTS,
-            "rows": "",
+            "rows?": "dimension, default tokens",
             "x_kind": "",
             "out_kind": "",
             "out_stride?": "default the columns of out",

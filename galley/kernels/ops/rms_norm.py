@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
-from galley.kernels.program import Node, Symbol
+from galley.kernels.program import Dim, Node, Symbol
 from galley.kernels.values import Constant, Value
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from galley.kernels.reference import ReferenceOps
 
 
-def _arguments(node: Node) -> dict[str, int]:
+def _arguments(node: Node) -> dict[str, int | Dim]:
     x, out = node.values["x"], whole(output(node))
     (n,) = node.constants["weight"].shape
     return {
         "n": n,
         "heads": out.columns // n,
         "x_stride": x.buffer.columns,
-        "rows": int(out.buffer.rows),
+        "rows": out.buffer.rows,
         "out_kind": int(out.kind),
     }
 
@@ -44,7 +44,7 @@ class RMSNorm(Op):
             "n": "",
             "heads?": "default 1: vectors of n columns, each normalised by itself",
             "x_stride?": "default heads * n",
-            "rows": "",
+            "rows?": "dimension, default tokens",
             "out_kind": "",
         },
         floats={"eps": ""},

@@ -29,7 +29,9 @@ ROPE_KV = NativeOp(
         "q_kind": "",
         "kv_kind": "",
         "kv_block_stride": "bytes",
+        "block_size": "tokens",
     },
     floats={"eps?": ""},
+    columns=("positions", "block_table"),
     arguments=_arguments,
 )

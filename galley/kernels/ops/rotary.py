@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from galley.kernels.ops.definition import NativeOp, Op
-from galley.kernels.program import Node, Rows, Symbol
+from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import RotaryTable, Value
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Rotary(Op):
             "x_stride?": "default heads * head_dim",
             "out_kind": "f32, bf16",
         },
+        columns=("positions",),
     )
 
     def __call__(
@@ -79,8 +80,8 @@ class Rotary(Op):
         head_dim: int,
     ) -> tuple[Symbol, Symbol]:
         # Queries and keys are rounded as the cache is.
-        q_rotated = Symbol.new(Rows.tokens, q.columns, recorder.kv_kind)
-        k_rotated = Symbol.new(Rows.tokens, k.columns, recorder.kv_kind)
+        q_rotated = Symbol.new(TOKENS, q.columns, recorder.kv_kind)
+        k_rotated = Symbol.new(TOKENS, k.columns, recorder.kv_kind)
         values = table.values
         assert isinstance(values, np.ndarray)
         recorder.add(

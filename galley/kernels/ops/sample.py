@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from galley.kernels.ops.definition import NativeOp
 
+#: Sampling parameters by slot, and masks and biases by logit row. Each may be absent.
+SAMPLING_COLUMNS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "top_k",
+    "presence",
+    "frequency",
+    "repetition",
+    "seed",
+    "num_logprobs",
+)
+MASK_COLUMNS = ("mask", "bias_indptr", "bias_ids", "bias_values")
+
 SAMPLE = NativeOp(
     "sample",
     pointers={
@@ -15,4 +29,5 @@ SAMPLE = NativeOp(
         "top_logprobs?": "f32 [L][top_stride]",
     },
     ints={"vocab": "", "logits_stride?": "default vocab", "top_stride?": "0 = no lists"},
+    columns=("history", "num_tokens", "num_prompt", *SAMPLING_COLUMNS, *MASK_COLUMNS),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.definition import NativeOp, Op, output, whole
-from galley.kernels.program import Node, Rows, Symbol
+from galley.kernels.program import LOGITS, Node, Symbol
 from galley.kernels.values import Value
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class SelectRows(Op):
         "select_rows",
         pointers={"x": "f32, tokens", "out": "f32, logits"},
         ints={"n": ""},
+        columns=("logit_index",),
         arguments=_arguments,
     )
 
@@ -37,7 +38,7 @@ class SelectRows(Op):
         return x[index]
 
     def record(self, recorder: Recorder, x: Symbol, index: Value) -> Symbol:
-        out = Symbol.new(Rows.logits, x.columns)
+        out = Symbol.new(LOGITS, x.columns)
         recorder.add(Node("select_rows", {"x": x}, {"out": out}))
         return out
 

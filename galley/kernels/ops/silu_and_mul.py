@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
-from galley.kernels.program import Node, Symbol
+from galley.kernels.program import Dim, Node, Symbol
 from galley.kernels.values import Value
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 GATE_UP_RUN = 16
 
 
-def _arguments(node: Node) -> dict[str, int]:
+def _arguments(node: Node) -> dict[str, int | Dim]:
     out = whole(output(node))
     whole(node.reads["x"])
-    return {"n": out.columns, "rows": int(out.buffer.rows), "out_kind": int(out.kind)}
+    return {"n": out.columns, "rows": out.buffer.rows, "out_kind": int(out.kind)}
 
 
 class SiluAndMul(Op):
@@ -31,7 +31,7 @@ class SiluAndMul(Op):
         pointers={"x": "f32", "out": ""},
         ints={
             "n": "columns of out",
-            "rows": "",
+            "rows?": "dimension, default tokens",
             "out_kind": "",
             "interleaved?": "0 = gate then up, 1 = in runs of 16",
         },

@@ -29,7 +29,9 @@ class WriteKV(Op):
             "v_stride?": "default kv_heads * head_dim",
             "kv_kind": "",
             "kv_block_stride": "bytes",
+            "block_size": "tokens",
         },
+        columns=("block_table",),
     )
 
     def __call__(self, k: Value, v: Value, layer: KVLayer, ctx: ForwardContext) -> None:
