@@ -80,7 +80,7 @@ def aligned_bytes(size: int, zeros: bool = False) -> NDArray[np.uint8]:
 _REMOVE, _DONT_NEED = 9, 4
 
 
-def give_back(memory: NDArray[np.uint8]) -> None:
+def release_pages(memory: NDArray[np.uint8]) -> None:
     """Return whole pages of `memory` to the system; they read as zeros afterwards. Does nothing
     where the system has no madvise.
     """

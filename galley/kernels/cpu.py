@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
-from galley.kernels.arena import ALIGNMENT, aligned_bytes, give_back, plan_arena
+from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena, release_pages
 from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits
 from galley.kernels.native import Argument, arguments, pointer_arguments
 from galley.kernels.ops import KVLayer
@@ -100,7 +100,7 @@ class KVMemory:
         self.block_size = block_size
         make = memory or (lambda size: aligned_bytes(size, zeros=True))
         whole = make(num_blocks * self.block_bytes)
-        assert whole.ctypes.data % ALIGNMENT == 0 or whole.size == 0  # of no layers
+        assert whole.ctypes.data % ALIGNMENT == 0 or whole.size == 0  # a model without layers
         self.blocks = whole.reshape(num_blocks, self.block_bytes)
 
     def address(self, layer: KVLayer) -> int:
@@ -156,7 +156,7 @@ def bind_column(program: _native.Program, name: str, array: NDArray[Any]) -> Non
 
 
 class CpuExecutable:
-    """A recorded model (`backend.Executable`).
+    """A recorded model, ready to run (`backend.Executable`).
 
     Args:
         nodes: the forward pass.
@@ -200,7 +200,7 @@ class CpuExecutable:
         self._masks: LogitMasks | None = None
         self._program: _native.Program | None = None
         self._step_sizes = dict.fromkeys(self._sizes, 0)  # of the last run
-        self._kept: list[Any] = []  # what native code holds addresses of
+        self._keepalive: list[Any] = []  # arrays whose addresses native code holds
 
     def kv_block_bytes(self, block_size: int) -> int:
         return sum(layer_bytes(layer, block_size, self._kv_kind) for layer in self._layers)
@@ -219,7 +219,7 @@ class CpuExecutable:
         assert self._kv is not None
         ids = np.sort(np.array(blocks, np.int64))
         for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if blocks else ():
-            give_back(self._kv.blocks[run[0] : run[-1] + 1])
+            release_pages(self._kv.blocks[run[0] : run[-1] + 1])
 
     def bind(self, table: RequestTable, columns: Mapping[str, NDArray[Any]]) -> None:
         assert self._kv is not None, "bind before allocate_kv"
@@ -231,7 +231,7 @@ class CpuExecutable:
         unread = [name for name in columns if not is_read[name]]
         if unread:
             raise ValueError(f"no op reads the column {unread[0]}")
-        self._kept += [table, dict(columns)]
+        self._keepalive += [table, dict(columns)]
         self._program = program
 
     def set_masks(self, masks: LogitMasks | None) -> None:
@@ -273,7 +273,7 @@ class CpuExecutable:
 
     def set_heartbeat(self, heartbeat: NDArray[np.int64]) -> None:
         assert self._program is not None
-        self._kept.append(heartbeat)
+        self._keepalive.append(heartbeat)
         self._program.set_heartbeat(heartbeat.ctypes.data)
 
     def profile(self, on: bool) -> None:
@@ -305,7 +305,7 @@ class CpuExecutable:
 
     def _add_ops(self, program: _native.Program, kv: KVMemory) -> None:
         arena = aligned_bytes(self._arena_plan.size)
-        self._kept.append(arena)
+        self._keepalive.append(arena)
 
         def address_of(buffer: Buffer) -> int:
             if buffer in self._pinned:

@@ -1,8 +1,8 @@
-"""A recorded forward pass as data: values, buffers and a list of native operations.
+"""A recorded forward pass as data: values, buffers and a list of native ops.
 
-What the recorder writes, passes rewrite, the arena lays out and `cpu.py` hands to native code. The
-number of rows of a value is known only when a step runs (a dimension); everything else is fixed
-here. `describe` prints it: the documentation of what runs.
+The recorder creates it, passes rewrite it, the arena lays out its buffers, and `cpu.py` passes it
+to native code. The number of rows of a value is a dimension, whose size is known only when a step
+runs; everything else is fixed here. `describe` prints it.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ Constant = PackedWeight | NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation, by the argument names of docs/native_ops.md.
+    """One op, with the argument names of docs/native_ops.md.
 
     Attributes:
         reads, writes, updates: values by argument; an update is read and written in place.
         constants: weights, norm weights, biases, tables.
         columns: names of step columns by argument, where not the argument's own name.
-        layer: whose KV cache is the argument `kv`.
+        layer: its KV cache is the argument `kv`.
     """
 
     op: str
@@ -112,7 +112,7 @@ class Node:
 
 
 def readers(nodes: Iterable[Node], value: Symbol) -> int:
-    """How many arguments of all nodes read this value's buffer."""
+    """Number of arguments of all nodes that read this value's buffer."""
     return sum(
         symbol.buffer is value.buffer
         for node in nodes
@@ -121,7 +121,7 @@ def readers(nodes: Iterable[Node], value: Symbol) -> int:
 
 
 def describe(nodes: Sequence[Node]) -> str:
-    """One operation a line: number, name, what it reads and constants → what it writes."""
+    """One op a line: number, name, values read and constants → values written."""
     names: dict[Buffer, str] = {}
 
     def show(symbol: Symbol) -> str:
@@ -152,7 +152,7 @@ def _show_dim(dim: Dim) -> str:
     return times + _LETTERS.get(dim.base, dim.base)
 
 
-#: Integer arguments that the other columns of a line do not tell.
+#: Integer arguments that are shown because they do not follow from the values of a line.
 _FLAGS = ("accumulate", "epilogue", "interleaved", "window", "heads", "kv_heads", "head_dim")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galley.kernels.arena import ALIGNMENT, aligned_bytes, give_back, lifetimes, plan_arena
+from galley.kernels.arena import ALIGNMENT, aligned_bytes, lifetimes, plan_arena, release_pages
 from galley.kernels.program import TOKENS, Node, Symbol
 
 SIZES = st.integers(0, 3000)
@@ -61,19 +61,19 @@ def test_aligned_bytes():
     assert not memory.any()
 
 
-def test_memory_given_back_is_zeros_and_takes_none():
-    """Whole pages only; with a file of memory behind it, and without one."""
+def test_released_pages_are_zeros_and_take_no_memory():
+    """Whole pages only, of shared and of private memory."""
     page = mmap.PAGESIZE
     fd = os.memfd_create("test")
     os.ftruncate(fd, 8 * page)
     shared = np.frombuffer(mmap.mmap(fd, 8 * page), np.uint8)
     for memory in (shared, np.frombuffer(mmap.mmap(-1, 8 * page), np.uint8)):
         memory[:] = 1
-        give_back(memory[page // 2 : 5 * page + 7])
-        # To look at them is to take them again.
+        release_pages(memory[page // 2 : 5 * page + 7])
+        # Reading a page allocates it again.
         assert os.fstat(fd).st_blocks * 512 == (4 if memory is shared else 8) * page
         assert memory.reshape(8, page).any(1).tolist() == [True] + [False] * 4 + [True] * 3
         assert memory.reshape(8, page).all(1).tolist() == [True] + [False] * 4 + [True] * 3
-        give_back(memory[10:20])
+        release_pages(memory[10:20])
         assert memory[10:20].all()
     os.close(fd)
