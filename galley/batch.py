@@ -82,7 +82,8 @@ class NewRow:
     """A request that enters a slot, with everything that a worker needs.
 
     `token_ids` is prompt + tokens produced so far, int32; `num_computed` counts the tokens found
-    in the prefix cache (their blocks are in the plan's block columns).
+    in the prefix cache (their blocks are in the plan's block columns); `adapter` is the number of
+    an adapter's load, 0 = none.
     """
 
     slot: int
@@ -93,6 +94,7 @@ class NewRow:
     sampling: SamplingParams
     eos_token_ids: list[int]
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
+    adapter: int = 0
 
 
 @dataclass(slots=True)

@@ -261,6 +261,8 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         share_group: children of one parent share prompt blocks even without prefix caching;
             0 = none.
         cache_salt: extra key of the first block's hash.
+        adapter: number of an adapter's load, in the hash of every block; 0 = none. Not to be used
+            again by an engine that finds the blocks of the one before.
         client_index, epoch: who sent it, and for which engine incarnation.
     """
 
@@ -276,6 +278,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     priority: int = 0
     share_group: int = 0
     cache_salt: str | None = None
+    adapter: int = 0
     client_index: int = 0
     epoch: int = 0
 

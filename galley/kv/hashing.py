@@ -31,7 +31,7 @@ class ExtraKeys:
     """What else than tokens makes a block's content: it must be equal for blocks to be shared.
 
     Attributes:
-        every: keys of every block (a LoRA adapter's name).
+        every: keys of every block (the number of an adapter's load).
         at: keys of single blocks by index (the cache salt at 0; hashes of media in a block).
     """
 

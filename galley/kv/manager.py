@@ -82,19 +82,26 @@ class KVCacheManager:
 
     # --- admission ------------------------------------------------------------------------------
 
-    def new_chain(self, cache_salt: str | None, family: tuple[int, int] | None) -> HashChain | None:
+    def new_chain(
+        self, cache_salt: str | None, family: tuple[int, int] | None, adapter: int = 0
+    ) -> HashChain | None:
         """The hash chain of a new sequence, or None if it shares with nobody.
 
         Args:
             cache_salt: only sequences of the same salt share.
             family: identifies children of one parent, which share even without prefix caching.
+            adapter: number of the adapter's load, 0 = none; others never share with it. Not its
+                name: an adapter that is loaded again has other weights.
         """
         first: tuple[object, ...] = (cache_salt,) if cache_salt else ()
         if not self.enable_prefix_caching:
             if family is None:
                 return None
             first += family
-        return HashChain(ExtraKeys(at={0: first}) if first else None)
+        every = (adapter,) if adapter else ()
+        if not first and not every:
+            return HashChain()
+        return HashChain(ExtraKeys(every, {0: first} if first else {}))
 
     def find_hit(self, chain: HashChain, token_ids: I32) -> Hit:
         """The longest cached prefix that all groups can use, leaving at least one token."""

@@ -8,8 +8,7 @@ costs the same however many rows it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,9 @@ from numpy.typing import NDArray
 
 from galley.batch import EMPTY_I32, I32, NewRow, RequestTable, StepPlan
 from galley.kernels.sampling import LogitMasks
-from galley.request import SamplingParams
+from galley.runner.mask_rules import MaskRule, TokenSets, Words, mask_rules
 from galley.runner.sampled_rows import NO_ROWS, SampledRows
 
-Words = NDArray[np.uint64]
 #: Temperatures below this are greedy, as in vLLM.
 GREEDY_BELOW = 1e-5
 #: Above it all tokens are alike in single precision.
@@ -34,30 +32,19 @@ class LogitRules:
     """What restricts or changes the logits of a row, beyond the columns.
 
     Attributes:
-        allowed: words of the tokens that may be sampled at all; None = every token.
-        stop_ids: not to be sampled before `min_tokens` tokens are out.
-        bad_words: token sequences whose last token must not follow the others.
+        masks: rules that restrict the next token.
         bias_ids, bias_values: added to the logits.
         processors: callables on the row's logits, in order.
     """
 
-    allowed: Words | None = None
-    min_tokens: int = 0
-    stop_ids: I32 = field(default_factory=lambda: EMPTY_I32)
-    bad_words: list[list[int]] = field(default_factory=list)
-    bias_ids: I32 = field(default_factory=lambda: EMPTY_I32)
-    bias_values: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    processors: list[Any] = field(default_factory=list)
+    masks: list[MaskRule]
+    bias_ids: I32
+    bias_values: NDArray[np.float32]
+    processors: list[Any]
 
     @property
     def is_empty(self) -> bool:
-        return not (
-            self.allowed is not None
-            or self.min_tokens
-            or self.bad_words
-            or len(self.bias_ids)
-            or self.processors
-        )
+        return not (self.masks or len(self.bias_ids) or self.processors)
 
 
 class SamplingTable:
@@ -76,8 +63,7 @@ class SamplingTable:
     def __init__(self, num_slots: int, vocab_size: int, max_top: int) -> None:
         self.vocab_size = vocab_size
         self.max_top = max_top
-        self.num_words = -(-vocab_size // 64)
-        self._every = self.words(range(vocab_size))
+        self._sets = TokenSets(vocab_size)
         self.columns: dict[str, NDArray[Any]] = {
             "temperature": np.zeros(num_slots, np.float32),
             "top_p": np.ones(num_slots, np.float32),
@@ -143,27 +129,15 @@ class SamplingTable:
             self.rules[slot] = rules
 
     def _rules_of(self, row: NewRow) -> LogitRules | None:
-        p: SamplingParams = row.sampling
-        # A token beyond the vocabulary can never be sampled: nothing to forbid.
-        words = [word for word in row.bad_words_token_ids if word[-1] < self.vocab_size]
-        rules = LogitRules(bad_words=words)
-        if p.allowed_token_ids is not None:
-            rules.allowed = self.words(p.allowed_token_ids)
-        if p.min_tokens:
-            rules.min_tokens = p.min_tokens
-            stop = {*row.eos_token_ids, *(p.stop_token_ids or ())}
-            rules.stop_ids = np.array(sorted(i for i in stop if 0 <= i < self.vocab_size), np.int32)
-        if p.logit_bias:
-            rules.bias_ids = np.array(list(p.logit_bias), np.int32)
-            rules.bias_values = np.array(list(p.logit_bias.values()), np.float32)
-        rules.processors = list(p.logits_processors or ())
+        params = row.sampling
+        bias = params.logit_bias or {}
+        rules = LogitRules(
+            masks=mask_rules(row, self._sets),
+            bias_ids=np.array(list(bias), np.int32),
+            bias_values=np.array(list(bias.values()), np.float32),
+            processors=list(params.logits_processors or ()),
+        )
         return None if rules.is_empty else rules
-
-    def words(self, token_ids: Iterable[int]) -> Words:
-        """A mask in which only `token_ids` are allowed."""
-        allowed = np.zeros(self.num_words * 64, np.bool_)
-        allowed[np.fromiter(token_ids, np.int64)] = True
-        return np.packbits(allowed, bitorder="little").view(np.uint64)
 
     def ruled(self, sampled: SampledRows) -> SampledRows:
         """Those whose slot has rules."""
@@ -214,7 +188,8 @@ class SamplingTable:
         for slot, row, known in zip(
             ruled.slots.tolist(), ruled.logit_rows.tolist(), ruled.positions.tolist(), strict=True
         ):
-            masks[row] = self._mask(self.rules[slot], slot, known, table)
+            token_ids = table.token_ids[slot, :known]
+            masks[row] = _allowed(self.rules[slot].masks, token_ids, int(table.num_prompt[slot]))
         return masks
 
     def _biases(self, ruled: SampledRows, total: int) -> tuple[I32, I32, NDArray[np.float32]]:
@@ -228,25 +203,18 @@ class SamplingTable:
             values.append(rules.bias_values)
         return np.cumsum(counts, dtype=np.int32), np.concatenate(ids), np.concatenate(values)
 
-    def _mask(self, rules: LogitRules, slot: int, known: int, table: RequestTable) -> Words | None:
-        """The tokens allowed behind the first `known` ones of the slot; None = every token."""
-        first = int(table.num_prompt[slot])
-        forbidden = list(rules.stop_ids) if known - first < rules.min_tokens else []
-        for word in rules.bad_words:
-            before = len(word) - 1
-            if before > known - first:
-                continue
-            if table.token_ids[slot, known - before : known].tolist() == word[:-1]:
-                forbidden.append(word[-1])
-        if not forbidden:
-            return rules.allowed
-        words = (self._every if rules.allowed is None else rules.allowed).copy()
-        ids = np.array(forbidden, np.uint64)
-        np.bitwise_and.at(words, ids >> np.uint64(6), ~(np.uint64(1) << (ids & np.uint64(63))))
-        return words
-
     def _grammar_words(self, bits: NDArray[np.int32]) -> Words:
-        padded = np.zeros(2 * self.num_words, np.int32)
+        padded = np.zeros(2 * self._sets.num_words, np.int32)
         n = min(len(bits), len(padded))
         padded[:n] = bits[:n]
         return padded.view(np.uint64)
+
+
+def _allowed(rules: list[MaskRule], token_ids: I32, num_prompt: int) -> Words | None:
+    """The tokens that all rules allow behind `token_ids`; None = every token."""
+    words: Words | None = None
+    for rule in rules:
+        allowed = rule.allowed(token_ids, num_prompt)
+        if allowed is not None:
+            words = allowed if words is None else words & allowed
+    return words

@@ -1,8 +1,7 @@
-"""Who runs and how many tokens: queues, policies, the step's plan and what its result means."""
+"""Decides which sequences run in a step and with how many tokens, and commits the results."""
 
 from galley.scheduler.commit import CommittedStep
 from galley.scheduler.limits import SchedulerLimits
-from galley.scheduler.queue import WaitReason
 from galley.scheduler.scheduler import Scheduler
 from galley.scheduler.sequence import Sequence, SequenceEnd, SequenceStart
 
@@ -13,5 +12,4 @@ __all__ = [
     "Sequence",
     "SequenceEnd",
     "SequenceStart",
-    "WaitReason",
 ]

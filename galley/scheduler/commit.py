@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from galley.batch import EMPTY_I32, EMPTY_I64, I32, LogprobColumns, RequestTable, ragged_positions
 from galley.scheduler.running import Running
-from galley.scheduler.sequence import Sequence, SequenceEnd, SequenceStart
+from galley.scheduler.sequence import SequenceEnd, SequenceStart
 
 
 @dataclass(slots=True)
@@ -78,19 +78,8 @@ def find_ends(
     rows = np.flatnonzero(over).tolist() if np.count_nonzero(over) else []
     if running.watched:
         rows = sorted({*rows, *np.flatnonzero(np.isin(slots, list(running.watched))).tolist()})
-    ends = (
-        _end_of(running.at(int(slots[i])), int(done.token_ids[i]), int(lengths[i]), table)
-        for i in rows
-    )
+    ends = (running.at(int(slots[i])).ending(table.token_ids[slots[i], : lengths[i]]) for i in rows)
     return [end for end in ends if end is not None]
-
-
-def _end_of(seq: Sequence, token: int, num_tokens: int, table: RequestTable) -> SequenceEnd | None:
-    """The end that `token` brings as token number `num_tokens`, or None."""
-    end = seq.ending(token, num_tokens)
-    if end is None and seq.repetition is not None:
-        end = seq.repeating(table.token_ids[seq.slot, seq.num_prompt : num_tokens])
-    return end
 
 
 def _find_ends_ragged(
@@ -116,7 +105,7 @@ def _find_ends_ragged(
         row, length = int(rows[i]), int(lengths[i])
         if row in ends:
             continue
-        end = _end_of(running.at(int(slots[row])), int(done.token_ids[i]), length, table)
+        end = running.at(int(slots[row])).ending(table.token_ids[slots[row], :length])
         if end is not None:
             ends[row] = end
             kept[row] += length - table.num_tokens[slots[row]]

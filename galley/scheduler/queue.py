@@ -1,14 +1,13 @@
-"""Waiting sequences in the order of a policy. Every operation costs O(log n) at most.
+"""Waiting sequences in the order of a policy, and parked ones that wait for something else.
 
-An aborted sequence is only marked `ended`; it is dropped when it comes up, or when the marked
-outnumber the living.
+Operations cost O(log n) at most; only `unpark` is O(n) with the policy `fcfs`. An aborted sequence
+is only marked `ended`; it is dropped when it comes up, or when the marked outnumber the others.
 """
 
 from __future__ import annotations
 
-import enum
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -17,19 +16,14 @@ from galley.scheduler.sequence import Sequence
 COMPACT_FROM = 64
 
 
-class WaitReason(enum.StrEnum):
-    """What a waiting sequence waits for."""
-
-    CAPACITY = "capacity"
-    DEFERRED = "deferred"
-    GRAMMAR = "grammar"
-    REMOTE_KV = "remote_kv"
-    ENCODER = "encoder"
+#: Waits for a slot, blocks or budget: the reason of all sequences that are not parked.
+CAPACITY = "capacity"
 
 
 class _Order(Protocol):
     def push(self, seq: Sequence) -> None: ...
     def push_front(self, seq: Sequence) -> None: ...
+    def push_by_arrival(self, seq: Sequence) -> None: ...
     def first(self) -> Sequence: ...
     def pop(self) -> Sequence: ...
     def drop_ended(self) -> None: ...
@@ -45,6 +39,15 @@ class _Fcfs:
         self.push = self._items.append
         self.push_front = self._items.appendleft
         self.pop = self._items.popleft
+
+    def push_by_arrival(self, seq: Sequence) -> None:
+        """Insert `seq` behind the last earlier arrival."""
+        index = len(self._items)
+        for other in reversed(self._items):
+            if other.arrival < seq.arrival:
+                break
+            index -= 1
+        self._items.insert(index, seq)
 
     def first(self) -> Sequence:
         return self._items[0]
@@ -70,7 +73,7 @@ class _ByPriority:
     def push(self, seq: Sequence) -> None:
         heapq.heappush(self._heap, (seq.importance, seq))
 
-    push_front = push
+    push_front = push_by_arrival = push
 
     def first(self) -> Sequence:
         return self._heap[0][1]
@@ -90,11 +93,16 @@ class _ByPriority:
 
 
 class WaitingQueue:
-    """The living sequences that wait, first to be admitted first."""
+    """The waiting sequences, first to be admitted first.
+
+    A parked sequence waits for something that is no capacity (a grammar that compiles, an adapter,
+    remote KV): it is in no order and blocks none behind it.
+    """
 
     def __init__(self, policy: str) -> None:
         self._order: _Order = _ByPriority() if policy == "priority" else _Fcfs()
         self._num_ended = 0
+        self._parked: dict[Sequence, str] = {}
 
     def push(self, seq: Sequence) -> None:
         self._order.push(seq)
@@ -103,8 +111,34 @@ class WaitingQueue:
         """Return a preempted sequence to the front of its like."""
         self._order.push_front(seq)
 
+    def park(self, seq: Sequence, reason: str) -> None:
+        """Let a sequence that is not in the queue wait, in no order, until `unpark`."""
+        self._parked[seq] = reason
+
+    def unpark(self, seq: Sequence) -> None:
+        """Put a parked sequence at its place in the order."""
+        del self._parked[seq]
+        self._order.push_by_arrival(seq)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the order and parked ones."""
+        return len(self) + len(self._parked)
+
+    @property
+    def num_by_reason(self) -> dict[str, int]:
+        """Waiting sequences by what they wait for; no zeros."""
+        counts = Counter(self._parked.values())
+        if len(self):
+            counts[CAPACITY] += len(self)
+        return dict(counts)
+
+    @property
+    def parked(self) -> list[Sequence]:
+        return list(self._parked)
+
     def first(self) -> Sequence | None:
-        """The next to be admitted, left in the queue."""
+        """The next to be admitted; it stays in the queue."""
         while len(self._order):
             seq = self._order.first()
             if not seq.ended:
@@ -118,14 +152,17 @@ class WaitingQueue:
         return self._order.pop()
 
     def discard(self, seq: Sequence) -> None:
-        """Remove an aborted sequence (marked `ended` from now on)."""
+        """Remove an aborted sequence; it is marked `ended`."""
         seq.ended = True
+        if self._parked.pop(seq, None) is not None:
+            return
         self._num_ended += 1
         if self._num_ended > max(COMPACT_FROM, len(self._order) // 2):
             self._order.drop_ended()
             self._num_ended = 0
 
     def __len__(self) -> int:
+        """Sequences in the order; without parked ones."""
         return len(self._order) - self._num_ended
 
     def __iter__(self) -> Iterator[Sequence]:

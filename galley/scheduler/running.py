@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32
+from galley.scheduler.end_rules import LengthLimit, StopTokens
 from galley.scheduler.sequence import NO_SLOT, Sequence
 
-#: Stop ids compared as columns; a sequence with more is looked up in its set (`watched`).
+#: Stop ids that are compared as columns; a sequence with more is `watched`.
 STOP_COLUMNS = 8
 NO_TOKEN = -1
 
@@ -23,8 +24,7 @@ class Running:
         num_drafts: [slots] draft tokens behind the known ones in the table, for the next step.
         has_drafts, had_drafts: whether a slot has drafts now, and whether one ever had.
         stop_ids: [slots, STOP_COLUMNS] end-of-sequence and stop ids, NO_TOKEN where unused.
-        watched: slots that are looked at after each token: their stop ids do not fit the columns,
-            or they may not repeat themselves.
+        watched: slots with end rules that no column stands for; they are checked at each token.
         scoring: slots whose prompt logprobs are not complete.
         clients: [slots] client index.
         freed: slots emptied since the last plan.
@@ -63,12 +63,12 @@ class Running:
         self.order = np.append(self.order, slot)
         self.limits[slot] = seq.limit
         self.clients[slot] = seq.request.client_index
-        stops = seq.eos_token_ids | seq.stop_token_ids
         self.stop_ids[slot] = NO_TOKEN
-        if len(stops) <= STOP_COLUMNS:
-            self.stop_ids[slot, : len(stops)] = list(stops)
-        if len(stops) > STOP_COLUMNS or seq.repetition is not None:
-            self.watched.add(slot)
+        for rule in seq.end_rules:
+            if isinstance(rule, StopTokens) and len(rule.all_ids) <= STOP_COLUMNS:
+                self.stop_ids[slot, : len(rule.all_ids)] = list(rule.all_ids)
+            elif not isinstance(rule, LengthLimit):
+                self.watched.add(slot)
         if seq.wants_prompt_logprobs:
             self.scoring.add(slot)
         return slot

@@ -1,4 +1,4 @@
-"""Who runs in a step, and how many tokens of each: one budget, one rule.
+"""Decides which sequences run in a step and with how many tokens: one budget, one rule.
 
 Every sequence lets `num_computed` catch up with `num_tokens`; prompt chunks, prefix hits, decode,
 resumption after preemption and replay are the same arithmetic. Running sequences are served
@@ -30,7 +30,7 @@ from galley.kv import Hit, KVCacheManager
 from galley.request import FinishReason, Request
 from galley.scheduler.commit import CommittedStep, drop_rows, find_ends
 from galley.scheduler.limits import SchedulerLimits
-from galley.scheduler.queue import WaitingQueue, WaitReason
+from galley.scheduler.queue import WaitingQueue
 from galley.scheduler.rows import Slots, StepColumns, StepRows
 from galley.scheduler.running import Running
 from galley.scheduler.sequence import Sequence, SequenceEnd, SequenceStart
@@ -73,8 +73,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would compute something or has an event to tell."""
-        return bool(self._unfinished or self._ended)
+        """Whether a step would compute or report something. Parked requests are no work."""
+        return bool(len(self.running) or len(self.queue) or self._ended)
 
     @property
     def unfinished(self) -> list[Request]:
@@ -83,7 +83,7 @@ class Scheduler:
 
     @property
     def has_ends(self) -> bool:
-        """Whether there are ends to tell that no step is needed for."""
+        """Whether there are ends to report that need no step."""
         return bool(self._ended)
 
     @property
@@ -92,19 +92,23 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.queue)
+        return self.queue.num_waiting
 
     @property
     def waiting_by_reason(self) -> dict[str, int]:
-        n = len(self.queue)
-        return {WaitReason.CAPACITY.value: n} if n else {}
+        return self.queue.num_by_reason
 
-    def add(self, request: Request) -> None:
-        """Queue a request. One that can never run ends at once, with an error."""
+    def add(self, request: Request, parked: str | None = None) -> None:
+        """Queue a request. One that can never run ends at once, with an error.
+
+        Args:
+            parked: what it has to wait for before it may be admitted (see `unpark`).
+        """
         self._num_arrived += 1
         chain = self.kv.new_chain(
             request.cache_salt,
             (request.client_index, request.share_group) if request.share_group else None,
+            request.adapter,
         )
         limits = self.limits
         seq = Sequence(request, self._num_arrived, time.time(), limits.max_model_len, chain)
@@ -114,7 +118,16 @@ class Scheduler:
             self._ended.append(end)
             return
         self._unfinished[seq.key] = seq
-        self.queue.push(seq)
+        if parked is None:
+            self.queue.push(seq)
+        else:
+            self.queue.park(seq, parked)
+
+    def unpark(self, handle: int, client_index: int = 0) -> None:
+        """What a parked request waited for is there; unknown handles are ignored."""
+        seq = self._unfinished.get((client_index, handle))
+        if seq is not None and seq in self.queue.parked:
+            self.queue.unpark(seq)
 
     def _end_on_arrival(self, seq: Sequence) -> SequenceEnd | None:
         n, limits = len(seq.token_ids), self.limits
@@ -126,9 +139,9 @@ class Scheduler:
                 f"{seq.limit} tokens (--max-model-len is {limits.max_model_len})."
             )
             return seq.end(FinishReason.ERROR, error=error)
-        if n > seq.num_prompt and (end := seq.ending(int(seq.token_ids[-1]), n)):
+        if n > seq.num_prompt and (end := seq.ending(seq.token_ids)):
             return end
-        if limits.max_waiting and len(self.queue) >= limits.max_waiting:
+        if limits.max_waiting and self.num_waiting >= limits.max_waiting:
             error = f"{limits.max_waiting} requests are waiting already; try again later."
             return seq.end(FinishReason.ERROR, error=error)
         return None
@@ -328,6 +341,7 @@ class Scheduler:
             num_prompt=seq.num_prompt,
             num_computed=hit.num_tokens,
             sampling=request.sampling,
+            adapter=request.adapter,
             eos_token_ids=request.eos_token_ids,
             bad_words_token_ids=request.bad_words_token_ids,
         )
@@ -494,7 +508,9 @@ class Scheduler:
         assert len(set(order)) == len(order)
         waiting = list(self.queue)
         assert len(waiting) == len(self.queue)
-        assert len(waiting) + len(order) == len(self._unfinished)
+        parked = self.queue.parked
+        assert len(waiting) + len(parked) + len(order) == len(self._unfinished)
+        assert not any(seq.ended for seq in parked)
         for slot in order:
             assert self._unfinished[self.running.at(slot).key].slot == slot
             n, computed = int(self.table.num_tokens[slot]), int(self.table.num_computed[slot])

@@ -13,6 +13,7 @@ import numpy as np
 from galley.batch import I32
 from galley.kv import HashChain
 from galley.request import FinishReason, Request
+from galley.scheduler.end_rules import end_rules
 
 NO_SLOT = -1
 
@@ -48,7 +49,7 @@ class Sequence:
         token_ids: int32, prompt and output; up to date only while waiting.
         limit: number of tokens at which it ends with "length".
         chain: hashes of its full blocks, None if it shares with nobody.
-        repetition: how long it may repeat itself, None if for ever.
+        end_rules: what may end it, in order.
         num_prompt_scored: prompt positions whose logits have been used for prompt logprobs.
         slot: its row in the table, NO_SLOT while waiting.
     """
@@ -56,17 +57,15 @@ class Sequence:
     __slots__ = (
         "arrival",
         "chain",
+        "end_rules",
         "ended",
-        "eos_token_ids",
         "limit",
         "num_preemptions",
         "num_prompt",
         "num_prompt_scored",
         "queued_time",
-        "repetition",
         "request",
         "slot",
-        "stop_token_ids",
         "token_ids",
     )
 
@@ -90,10 +89,7 @@ class Sequence:
         self.num_prompt = len(prompt)
         self.limit = min(request.max_total_tokens, max_model_len)
         self.chain = chain
-        self.eos_token_ids = frozenset(() if sampling.ignore_eos else request.eos_token_ids)
-        self.stop_token_ids = frozenset(sampling.stop_token_ids or ())
-        asked = sampling.repetition_detection
-        self.repetition = asked if asked is not None and asked.max_pattern_size else None
+        self.end_rules = end_rules(request, max_model_len)
         # A replayed request has had its prompt logprobs before its first token.
         scored = sampling.prompt_logprobs is None or bool(request.output_token_ids)
         self.num_prompt_scored = self.num_prompt if scored else 0
@@ -115,30 +111,12 @@ class Sequence:
         """Whether prompt positions are left whose logits are wanted (the last one samples)."""
         return self.num_prompt_scored < self.num_prompt - 1
 
-    def ending(self, token: int, num_tokens: int) -> SequenceEnd | None:
-        """The end that `token` brings as token number `num_tokens`, or None."""
-        if token in self.eos_token_ids:
-            return self.end(FinishReason.STOP)
-        if token in self.stop_token_ids:
-            return self.end(FinishReason.STOP, stop_reason=token)
-        if num_tokens >= self.limit:
-            return self.end(FinishReason.LENGTH)
-        return None
-
-    def repeating(self, output: I32) -> SequenceEnd | None:
-        """The end that it brings that `output`, all of it, repeats itself at its end, or None."""
-        asked = self.repetition
-        if asked is None or len(output) < self.request.sampling.min_tokens:
-            return None
-        longest = min(asked.max_pattern_size, len(output) // asked.min_count)
-        # Whatever repeats with a period of n tokens has its last token n tokens before, too.
-        recent = output[::-1][: longest + 1]
-        for size in np.flatnonzero(recent[1:] == recent[0]) + 1:
-            if size < asked.min_pattern_size:
-                continue
-            tail = output[len(output) - size * asked.min_count :]
-            if (tail[size:] == tail[:-size]).all():
-                return self.end(FinishReason.REPETITION, "repetition_detected")
+    def ending(self, token_ids: I32) -> SequenceEnd | None:
+        """The end that the last of `token_ids` (prompt and output) brings, or None."""
+        for rule in self.end_rules:
+            ending = rule.ending(token_ids, self.num_prompt)
+            if ending is not None:
+                return self.end(ending.reason, ending.stop_reason)
         return None
 
     def end(

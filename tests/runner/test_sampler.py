@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from galley.request import SamplingParams
+from galley.runner import mask_rules
 from galley.runner.sampled_rows import sampled_rows
 from tests.runner.rows import VOCAB, new_row, step, tables
 
@@ -181,3 +182,26 @@ def test_a_temperature_beyond_single_precision_is_still_a_number():
 def test_more_candidates_than_tokens_are_all_of_them(top_k):
     _, sampling = tables(new_row(3, SamplingParams(top_k=top_k)))
     assert sampling.columns["top_k"][3] == VOCAB
+
+
+class NotTwice:
+    """A mask rule of a later feature: no token follows itself."""
+
+    def __init__(self, sets):
+        self.sets = sets
+
+    def allowed(self, token_ids, num_prompt):
+        return self.sets.all_but([int(token_ids[-1])])
+
+
+def test_a_mask_rule_is_one_line_in_the_set(monkeypatch):
+    monkeypatch.setattr(
+        mask_rules, "MASK_RULES", (*mask_rules.MASK_RULES, lambda row, sets: NotTwice(sets))
+    )
+    table, sampling = tables(new_row(0, SamplingParams(allowed_token_ids=[9, 20])))
+    last = int(table.token_ids[0, table.num_tokens[0] - 1])
+    masks = logit_masks(sampling, step([0]), table)
+    assert allowed(masks.masks[0]) == {9, 20} - {last}
+    table, sampling = tables(new_row(0, SamplingParams()))
+    masks = logit_masks(sampling, step([0]), table)
+    assert allowed(masks.masks[0]) == set(range(VOCAB)) - {last}

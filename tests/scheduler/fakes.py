@@ -265,6 +265,7 @@ def request(
     priority: int = 0,
     share_group: int = 0,
     cache_salt: str | None = None,
+    adapter: int = 0,
     client_index: int = 0,
     **sampling: Any,
 ) -> Request:
@@ -280,6 +281,7 @@ def request(
         priority=priority,
         share_group=share_group,
         cache_salt=cache_salt,
+        adapter=adapter,
         client_index=client_index,
     )
 

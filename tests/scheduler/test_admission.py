@@ -283,3 +283,28 @@ def test_columns_of_a_plan_agree() -> None:
         assert len(np.unique(plan.slots)) == n
         for column in (plan.slots, plan.num_new, plan.num_logits, plan.block_ids):
             assert column.dtype == np.int32
+
+
+def test_39_a_parked_request_blocks_none_behind_it() -> None:
+    core = make_core(max_num_seqs=2)
+    core.scheduler.add(request(1, [1] * 5), parked="grammar")
+    assert not core.has_work, "nothing to compute"
+    core.add([request(2, [2] * 5), request(3, [3] * 5)])
+    got = run(core)
+    assert set(got.ends) == {2, 3}
+    assert core.stats().waiting_by_reason == {"grammar": 1}
+    assert core.stats().num_waiting == 1
+    core.scheduler.unpark(1)
+    run(core, got)
+    assert got.tokens[1] == expected([1] * 5, 4)
+    assert_all_free(core)
+
+
+def test_a_parked_request_can_be_aborted() -> None:
+    core = make_core()
+    core.scheduler.add(request(1, [1] * 5), parked="grammar")
+    core.abort([1])
+    core.scheduler.unpark(1)
+    got = run(core)
+    assert got.ends[1].reason == FinishReason.ABORT
+    assert_all_free(core)

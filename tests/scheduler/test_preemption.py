@@ -160,3 +160,36 @@ def test_preempting_many_in_one_step_keeps_their_order() -> None:
     assert running(core) == [1, 2, 3, 4]
     assert waiting(core) == [5, 6]
     assert list(run(core, got).ends) == [1, 2, 3, 4, 5, 6]
+
+
+def test_prompt_logprobs_are_reported_once_after_a_preemption_in_the_prompt() -> None:
+    core = make_core(budget=32, num_blocks=1 + 16, prefix_caching=False)
+    core.add([request(1, [1] * 200, max_tokens=3, prompt_logprobs=0)])
+    got = Collected()
+    for _ in range(3):
+        step(core, got)
+    assert 0 < len(got.prompt_positions[1]) < 199
+    core.reset_prefix_cache(reset_running_requests=True)
+    run(core, got)
+    assert core.scheduler.num_preemptions == 1
+    assert got.prompt_positions[1] == list(range(1, 200))
+
+
+def test_a_request_that_is_aborted_twice_in_flight_ends_once() -> None:
+    """A stop string and a client that leaves, in the same step."""
+    core = make_core()
+    core.add([request(1, [1] * 5, logprobs=0), request(2, [2] * 5, logprobs=0)])
+    got = Collected()
+    step(core, got)
+
+    def abort_twice() -> None:
+        core.abort([1])
+        core.abort([1])
+
+    core.while_waiting = abort_twice
+    step(core, got)
+    core.while_waiting = None
+    run(core, got)
+    assert got.tokens[2] == expected([2] * 5, 4)
+    assert len(got.tokens[1]) == len(got.logprob_positions[1]) == 1, "nothing of the last step"
+    assert_all_free(core)

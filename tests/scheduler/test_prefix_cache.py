@@ -120,6 +120,19 @@ def test_29_different_salts_never_share() -> None:
     assert cached_tokens(core, 5, prompt) == 64
 
 
+def test_29_different_adapters_never_share() -> None:
+    """The key is in every block, and is the number of the load."""
+    core = make_core()
+    prompt = list(range(80))
+    assert cached_tokens(core, 1, prompt, adapter=1) == 0
+    assert core.executor.plans[0].new_rows[0].adapter == 1
+    assert cached_tokens(core, 2, prompt) == 0
+    assert cached_tokens(core, 3, prompt, adapter=2) == 0, "the same adapter, loaded again"
+    assert cached_tokens(core, 4, prompt, adapter=1) == 64
+    assert cached_tokens(core, 5, prompt, adapter=1, cache_salt="a") == 0
+    assert cached_tokens(core, 6, prompt) == 64
+
+
 def test_30_prompt_logprobs_do_not_read_the_cache_but_fill_it() -> None:
     core = make_core()
     prompt = list(range(80))
@@ -274,9 +287,17 @@ def test_36_after_any_end_all_blocks_are_free_and_nothing_is_left(how: str) -> N
         core.reset_prefix_cache(reset_running_requests=True)
         core.abort([2])
     got = run(core)
-    assert len(got.ends) == 2
-    if how == "stop":
-        assert got.ends[1].reason == FinishReason.STOP
+    reasons = {h: FinishReason(end.reason).name for h, end in got.ends.items()}
+    assert (
+        reasons
+        == {
+            "stop": {1: "STOP", 2: "LENGTH"},
+            "length": {1: "LENGTH", 2: "LENGTH"},
+            "abort": {1: "ABORT", 2: "ABORT"},
+            "error": {1: "ERROR", 2: "ERROR"},
+            "preempted and aborted": {1: "LENGTH", 2: "ABORT"},
+        }[how]
+    )
     assert_all_free(core)
 
 

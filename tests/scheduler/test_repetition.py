@@ -41,15 +41,15 @@ def test_it_is_found_where_there_is_one(
     if least > most:
         least = most
     seq = sequence(max_pattern_size=most, min_pattern_size=least, min_count=count)
-    end = seq.repeating(np.array(output, np.int32))
+    end = seq.ending(np.array([0, *output], np.int32))
     assert (end is not None) == repeats(output, most, least, count)
 
 
 def test_not_before_min_tokens() -> None:
     seq = sequence(min_tokens=5, max_pattern_size=1, min_count=2)
-    assert seq.repeating(np.array([3, 3, 3, 3], np.int32)) is None
-    assert seq.repeating(np.array([3, 3, 3, 3, 3], np.int32)) is not None
-    assert sequence(max_pattern_size=0).repetition is None
+    assert seq.ending(np.array([0, 3, 3, 3, 3], np.int32)) is None
+    assert seq.ending(np.array([0, 3, 3, 3, 3, 3], np.int32)) is not None
+    assert sequence(max_pattern_size=0).ending(np.array([0, *[3] * 9], np.int32)) is None
 
 
 @pytest.mark.parametrize(

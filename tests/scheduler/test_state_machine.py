@@ -113,6 +113,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.got = Collected()
         self.clients: dict[int, Client] = {}
         self.aborted: set[int] = set()
+        self.parked: list[int] = []
         self.next_handle = 1
         self.fcfs = policy == "fcfs"
 
@@ -122,6 +123,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens: int,
         replayed: int = 0,
         stops: bool = False,
+        parked: str | None = None,
         **kwargs: object,
     ) -> None:
         handle, self.next_handle = self.next_handle, self.next_handle + 1
@@ -133,19 +135,20 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
         replayed = min(replayed, len(answer) - 1)
         self.clients[handle] = Client(handle, prompt, answer, replayed)
-        self.core.add(
-            [
-                request(
-                    handle,
-                    prompt,
-                    max_tokens=max_tokens,
-                    output=answer[:replayed],
-                    eos=[EOS],
-                    stop_token_ids=stop_ids,
-                    **kwargs,
-                )
-            ]
+        self.core.scheduler.add(
+            request(
+                handle,
+                prompt,
+                max_tokens=max_tokens,
+                output=answer[:replayed],
+                eos=[EOS],
+                stop_token_ids=stop_ids,
+                **kwargs,
+            ),
+            parked,
         )
+        if parked is not None:
+            self.parked.append(handle)
 
     @rule(
         prompt=PROMPTS,
@@ -154,6 +157,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         stops=st.booleans(),
         salt=st.sampled_from([None, None, None, "s"]),
         scored=st.sampled_from([None, None, None, 0]),
+        adapter=st.sampled_from([0, 0, 0, 7]),
+        parked=st.sampled_from([None, None, None, "grammar", "remote_kv"]),
     )
     def arrive(
         self,
@@ -163,6 +168,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         stops: bool,
         salt: str | None,
         scored: int | None,
+        adapter: int,
+        parked: str | None,
     ) -> None:
         self.submit(
             prompt,
@@ -171,7 +178,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             priority=priority,
             cache_salt=salt,
             prompt_logprobs=scored,
+            adapter=adapter,
+            parked=parked,
         )
+
+    @precondition(lambda self: self.parked)
+    @rule(data=st.data())
+    def unpark(self, data: st.DataObject) -> None:
+        handle = data.draw(st.sampled_from(self.parked))
+        self.parked.remove(handle)
+        self.core.scheduler.unpark(handle)
 
     @rule(prompt=PROMPTS, children=st.integers(2, 4), max_tokens=st.integers(1, 20))
     def fork(self, prompt: list[int], children: int, max_tokens: int) -> None:
@@ -208,6 +224,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def one_step(self) -> None:
         scheduler, executor = self.core.scheduler, self.core.executor
+        parked = set(self.parked) - self.aborted
+        reasons = scheduler.waiting_by_reason
+        assert sum(n for reason, n in reasons.items() if reason != "capacity") == len(parked)
+        assert sum(reasons.values()) == scheduler.num_waiting
         waiting = [seq.request.handle for seq in scheduler.queue]
         plans, preemptions = len(executor.plans), scheduler.counters.num_preemptions
         step(self.core, self.got)
@@ -240,6 +260,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "core"):
             return
+        for handle in self.parked:
+            self.core.scheduler.unpark(handle)
+        self.parked.clear()
         # Bounded: each step without preemption computes at least one token, and the first
         # sequence of the order is never preempted before it ends.
         for _ in range(4000):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from galley.request import FinishReason
+from galley.scheduler import end_rules
+from galley.scheduler.end_rules import Ending
 from tests.scheduler.fakes import (
     Collected,
     assert_all_free,
@@ -203,3 +205,25 @@ def test_a_replay_that_was_complete_ends_at_once(output, reason, stop) -> None:
     core.add([request(1, [5], max_tokens=4, output=output, eos=[EOS], stop_token_ids=[9])])
     assert ended(core) == ([], reason, stop)
     assert core.trace.last == 0
+
+
+class EndsAfter:
+    """An end rule of a later feature."""
+
+    def ending(self, token_ids, num_prompt):
+        if token_ids[-1] == 3:
+            return Ending(FinishReason.STOP, "three")
+        return None
+
+
+@pytest.mark.parametrize("drafts", ["none", "right"])
+def test_a_rule_is_one_line_in_the_set(monkeypatch, drafts: str) -> None:
+    rules = (*end_rules.END_RULES, lambda request, _: EndsAfter() if request.handle == 1 else None)
+    monkeypatch.setattr(end_rules, "END_RULES", rules)
+    core = scripted([1, 2, 3, 4], drafts=drafts)
+    core.executor.scripted[2] = [1, 2, 3, 4]
+    core.add([request(1, [5], max_tokens=9), request(2, [5], max_tokens=4)])
+    got = run(core)
+    assert (got.tokens[1], got.ends[1].stop_reason) == ([1, 2, 3], "three")
+    assert got.tokens[2] == [1, 2, 3, 4]
+    assert_all_free(core)

@@ -1,0 +1,31 @@
+"""What ends a sequence: an open set of rules, one file each.
+
+To add a rule: write a class with `ending` in a file of its own, and add to `END_RULES` what makes
+one of a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from galley.request import Request
+from galley.scheduler.end_rules.length import LengthLimit
+from galley.scheduler.end_rules.repetition import Repetition
+from galley.scheduler.end_rules.rule import Ending, EndRule
+from galley.scheduler.end_rules.stop_tokens import StopTokens
+
+#: In order: the first rule that ends a sequence gives the reason.
+END_RULES: tuple[Callable[[Request, int], EndRule | None], ...] = (
+    StopTokens.of,
+    LengthLimit.of,
+    Repetition.of,
+)
+
+
+def end_rules(request: Request, max_model_len: int) -> list[EndRule]:
+    """The rules that may end this request."""
+    rules = (make(request, max_model_len) for make in END_RULES)
+    return [rule for rule in rules if rule is not None]
+
+
+__all__ = ["EndRule", "Ending", "LengthLimit", "Repetition", "StopTokens", "end_rules"]

@@ -1,0 +1,28 @@
+"""What an end rule is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from galley.batch import I32
+from galley.request import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a sequence ends. `stop_reason` is the stop token id that was hit, or a word."""
+
+    reason: FinishReason
+    stop_reason: int | str | None = None
+
+
+class EndRule(Protocol):
+    """A reason to end one sequence."""
+
+    def ending(self, token_ids: I32, num_prompt: int) -> Ending | None:
+        """The end that the last of `token_ids` brings, or None.
+
+        Args:
+            token_ids: prompt and output so far; at least one token is output.
+        """
