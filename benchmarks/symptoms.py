@@ -1,9 +1,9 @@
-"""Troubles of a server, made and mended: does the metric show them, and does the remedy help?
+"""Reproduces the problems of docs/troubleshooting.md: does the metric show them, does the fix help?
 
     python -m benchmarks.symptoms [--only NAME] [--dry]
 
-For each symptom a server with the built-in model is brought into trouble by a load and a setting;
-the metrics that show it are read; the same load then meets the setting that mends it (checklist
+For each symptom a load and a setting reproduce the problem on a server with the built-in model, and
+the metrics that show it are read. Then the same load runs with the setting that fixes it (checklist
 210–214, 260). Fails if a metric does not move as it should. The numbers go to
 docs/generate/symptoms.json, from which `make docs` writes docs/troubleshooting.md.
 """
@@ -27,7 +27,7 @@ from benchmarks.served import MODEL, ROOT, Metrics, Server, serve
 RESULTS = ROOT / "docs" / "generate" / "symptoms.json"
 COMMON = ("--max-model-len", "2048", "--disable-uvicorn-access-log")
 TEXT = (ROOT / "tests" / "data" / "opticks.txt").read_text(encoding="utf-8")
-#: Characters of a token of this text, about.
+#: Characters per token of this text, roughly.
 LETTERS = 4
 
 
@@ -36,9 +36,9 @@ class Reading:
     """A number that shows a symptom.
 
     Attributes:
-        label: as the page calls it; `query` is the PromQL of the same.
+        label: its name on the page; `query` is its PromQL.
         read: from the scrapes before and after the load, and the peaks of gauges in between.
-        factor: mended / troubled must be at most this, or at least, if above 1.
+        factor: (with the fix) / (without it) must be at most this, or at least this if it is above 1.
     """
 
     label: str
@@ -99,7 +99,7 @@ class Peaks:
 
 
 def request(tokens: int, output: int, start: int = 0) -> dict[str, Any]:
-    """A prompt of about so many tokens, from somewhere in the text."""
+    """A completion request with a prompt of about `tokens` tokens of the text."""
     at = start * 997 % (len(TEXT) // 2)
     return {
         "model": MODEL,
@@ -127,12 +127,12 @@ async def long_among_short(port: int) -> None:
 
 
 async def growing(port: int) -> None:
-    """Twelve requests whose answers grow long."""
+    """Twelve requests with long answers."""
     await asyncio.gather(*(stream(port, request(150, 250, i)) for i in range(12)))
 
 
 async def interrupted(port: int) -> None:
-    """Three streams, and now and then a long prompt."""
+    """Three streams, with a long prompt every 0.4 s."""
     streams = [asyncio.ensure_future(stream(port, request(20, 400, i))) for i in range(3)]
     for i in range(6):
         await asyncio.sleep(0.4)
@@ -195,8 +195,8 @@ SYMPTOMS = (
     Symptom(
         "ttft-queue",
         210,
-        "First tokens come late, and requests wait",
-        "Requests stand in the queue because all slots are taken.",
+        "First tokens are late, and requests wait",
+        "Requests are queued because all slots are in use.",
         crowd,
         ("--max-num-seqs", "2"),
         ("--max-num-seqs", "32"),
@@ -210,9 +210,9 @@ SYMPTOMS = (
     Symptom(
         "ttft-prompts",
         210,
-        "First tokens come late, and nobody waits",
-        "Prompts are long (`vllm:request_prompt_tokens`), and get of each step only what the "
-        "running streams leave.",
+        "First tokens are late, and no request waits",
+        "Prompts are long (`vllm:request_prompt_tokens`), and each step has only the tokens for "
+        "them that the running streams leave.",
         long_among_short,
         ("--max-num-batched-tokens", "16", "--max-num-seqs", "16"),
         ("--max-num-batched-tokens", "2048", "--max-num-seqs", "16"),
@@ -228,17 +228,17 @@ SYMPTOMS = (
         "kv-pressure",
         211,
         "The KV cache is full, and requests are preempted",
-        "The running sequences have outgrown the cache; some give their blocks back and are "
-        "computed again.",
+        "The running sequences need more blocks than there are; some are preempted and "
+        "recomputed.",
         growing,
         ("--kv-cache-memory-bytes", "48M"),
         ("--kv-cache-memory-bytes", "256M"),
         (
-            peak("vllm:kv_cache_usage_perc", "KV cache usage, at most", 0.8),
+            peak("vllm:kv_cache_usage_perc", "KV cache usage, max", 0.8),
             growth("vllm:num_preemptions_total", "preemptions", 0.2),
         ),
         "Also: `--gpu-memory-utilization` up, `--max-num-seqs` or `--max-model-len` down, a "
-        "quantised checkpoint (its weights leave more memory to the cache).",
+        "quantised checkpoint (its weights leave more memory for the cache).",
     ),
     Symptom(
         "choppy",
@@ -252,34 +252,34 @@ SYMPTOMS = (
             p99("vllm:inter_token_latency_seconds", "inter-token latency, p99", 0.8),
             p99("vllm:iteration_tokens_total", "tokens in a step, p99", 0.5, ""),
         ),
-        "`--long-prefill-token-threshold` caps prompts alone, only while others run.",
+        "`--long-prefill-token-threshold` limits only prompts, and only while others run.",
     ),
     Symptom(
         "queue",
         213,
         "The queue grows",
-        "Requests arrive faster than the slots are freed: the reason of waiting is `capacity`.",
+        "Requests arrive faster than the slots are freed: the waiting reason is `capacity`.",
         arrivals,
         ("--max-num-seqs", "1"),
         ("--max-num-seqs", "16"),
         (
             mean("vllm:request_queue_time_seconds", "time in the queue, mean", 0.5),
-            peak("vllm:num_requests_waiting_by_reason", "waiting for capacity, at most", 0.5),
+            peak("vllm:num_requests_waiting_by_reason", "waiting for capacity, max", 0.5),
         ),
         "If it grows with enough slots, the machine is full: add replicas. A reason `deferred` "
-        "means that something else than a slot was missing.",
+        "means that the request waits for something other than a slot.",
     ),
     Symptom(
         "prefix",
         214,
-        "Prompts that begin alike are slow",
-        "Each is computed anew, because prefix caching is off, or their beginnings differ early (a "
-        "date, an id), or the cache is too small to keep them.",
+        "Prompts with a common prefix are slow",
+        "Each is recomputed: prefix caching is off, or the prompts differ early (a date, an id), "
+        "or the cache is too small to keep them.",
         repeated,
         ("--no-enable-prefix-caching",),
         ("--enable-prefix-caching",),
         (HIT_RATE, mean(TTFT, "time to first token, mean", 0.6)),
-        "Put what changes at the end of the prompt.",
+        "Put the parts that change at the end of the prompt.",
     ),
 )
 

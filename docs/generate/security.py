@@ -17,7 +17,7 @@ PURPOSE = {
 
 
 def fill(text: str, program: Program) -> str:
-    """The page with its tables written anew."""
+    """The page with its tables regenerated."""
     text = _between(text, "routes", routes(program))
     return _between(text, "sockets", sockets(program))
 
@@ -30,7 +30,7 @@ def _between(text: str, mark: str, table: str) -> str:
 
 
 def routes(program: Program) -> str:
-    lines = ["| route | key | there |", "|---|---|---|"]
+    lines = ["| route | key | available |", "|---|---|---|"]
     for route in sorted(program.plain | program.switched, key=lambda r: r.split(" ")[::-1]):
         there = "always" if route in program.plain else "only when switched on"
         path = route.split(" ")[1]
@@ -42,9 +42,9 @@ def routes(program: Program) -> str:
 
 
 def sockets(program: Program) -> str:
-    lines = ["| kind | where | what for |", "|---|---|---|"]
+    lines = ["| kind | address | purpose |", "|---|---|---|"]
     for family, where in sorted(program.listening):
         purpose = next((text for word, text in PURPOSE.items() if word in where), "")
-        assert purpose, f"a socket that nobody explains: {family} {where}"
+        assert purpose, f"a socket without a stated purpose: {family} {where}"
         lines.append(f"| {KINDS[family]} | `{where}` | {purpose} |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: the tree from symptom to remedy, with the numbers of symptoms.json."""
+"""docs/troubleshooting.md: from symptom to fix, with the numbers of symptoms.json."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from benchmarks.symptoms import SYMPTOMS, Reading, Symptom
 
 HEAD = """# Troubleshooting
 
-From what users notice to the metric that shows it, and to the flag that mends it. Every line has
-been tried: `make symptoms` brings a server into the trouble, applies the remedy, and fails if the
-metric does not move. The numbers are its last run's, with the built-in model ({machine}); yours
-will be others that move the same way.
+From a symptom to the metric that shows it and the flag that fixes it. Every line has been tried:
+`make symptoms` reproduces the problem, applies the fix, and fails if the metric does not move. The
+numbers are from its last run with the built-in model ({machine}); yours will differ, but they move
+in the same direction.
 
 The panels are those of `deploy/grafana/galley.json`, the alerts those of
 `deploy/prometheus/alerts.yml`.
@@ -29,7 +29,7 @@ def page() -> str:
 
 
 def tree() -> str:
-    lines = ["| what you see | what to look at | what to change |", "|---|---|---|"]
+    lines = ["| symptom | metric | fix |", "|---|---|---|"]
     for s in SYMPTOMS:
         link = f"[{s.title}](#{anchor(s.title)})"
         metrics = ", ".join(dict.fromkeys(f"`{first_metric(r)}`" for r in s.readings))
