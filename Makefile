@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-clients front-ends symptoms soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -104,6 +104,9 @@ front-ends: ## many small streams over 1, 2 and 4 front ends (minutes)
 
 symptoms: ## reproduce the troubles of docs/troubleshooting.md and write its numbers anew (minutes)
 	@$(BIN)/python -m benchmarks.symptoms
+
+quality: ## perplexity of each weight format on 12,000 tokens (ten minutes)
+	@QUALITY_WINDOWS=24 $(BIN)/python -m pytest -s -k perplexity tests/runner/test_quality.py
 
 SOAK_MINUTES ?= 20
 soak: ## keep a server full with clients that misbehave, for SOAK_MINUTES

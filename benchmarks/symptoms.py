@@ -38,7 +38,7 @@ class Reading:
     Attributes:
         label: its name on the page; `query` is its PromQL.
         read: from the scrapes before and after the load, and the peaks of gauges in between.
-        factor: (with the fix) / (without it) must be at most this, or at least this if it is above 1.
+        factor: (with the fix) / (without) must be at most this, or at least this if above 1.
     """
 
     label: str
@@ -228,8 +228,7 @@ SYMPTOMS = (
         "kv-pressure",
         211,
         "The KV cache is full, and requests are preempted",
-        "The running sequences need more blocks than there are; some are preempted and "
-        "recomputed.",
+        "The running sequences need more blocks than there are; some are preempted and recomputed.",
         growing,
         ("--kv-cache-memory-bytes", "48M"),
         ("--kv-cache-memory-bytes", "256M"),

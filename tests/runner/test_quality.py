@@ -1,11 +1,12 @@
-"""How near the kernels come to float32 on a real model and a real text (transformers computes it).
+"""Accuracy of the kernels on a real model and text, against transformers in float32.
 
-The default model's weights, dequantised, are the weights of every model here: rounded to
-bfloat16, or quantised anew to each GGUF type.
+Every model here has the default model's weights, dequantised: rounded to bfloat16, or requantised
+to each GGUF type. `make quality` measures perplexity on more text than the gate does.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import gguf
@@ -32,13 +33,14 @@ from tests.runner.models import (
     torch_model,
 )
 
-WINDOW, NUM_WINDOWS = 512, 24
+WINDOW = 512
+NUM_WINDOWS = int(os.environ.get("QUALITY_WINDOWS", "4"))
 LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_torch_thread():
-    """torch's threads wait for each other by spinning: two suites at once would stand still."""
+    """torch's threads spin while they wait, which starves two suites that run at once."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,7 +48,7 @@ def one_torch_thread():
 
 
 @pytest.fixture(scope="module")
-def facts():
+def model_info():
     return default_checkpoint().model_info
 
 
@@ -61,7 +63,7 @@ def token_ids(model_info):
 
 
 def pieces(token_ids: list[int], count: int, length: int) -> np.ndarray:
-    """[count, length] token ids from all over the text."""
+    """[count, length] token ids, evenly spaced over the text."""
     starts = np.linspace(0, len(token_ids) - length - 1, count).astype(int)
     return np.array([token_ids[s : s + length] for s in starts])
 
@@ -85,7 +87,7 @@ def torch_logits(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:
 
 
 def mean_kl(want: np.ndarray, got: np.ndarray) -> float:
-    """Of distributions given by logits [..., V]: mean of KL(want | got), in nats."""
+    """Mean of KL(want | got) over distributions given by logits [..., V], in nats."""
     p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (want, got))
     return float((p.exp() * (p - q)).sum(-1).mean())
 
@@ -94,11 +96,11 @@ def top1(want: np.ndarray, got: np.ndarray) -> float:
     return float((want.argmax(-1) == got.argmax(-1)).mean())
 
 
-@pytest.mark.parametrize("weights", ["as they are", "in bfloat16"])
+@pytest.mark.parametrize("weights", ["quantised", "bfloat16"])
 def test_default_model_against_float32(model_info, arrays, token_ids, weights):
-    """On the same weights in float32 no further off than torch in bfloat16."""
+    """The error against float32 on the same weights is at most that of torch in bfloat16."""
     ids = pieces(token_ids, 20, 64)
-    quantised = weights == "as they are"
+    quantised = weights == "quantised"
     model = torch_model(model_info, arrays if quantised else rounded(arrays))
     want = torch_logits(model, ids)
     checkpoint = default_checkpoint() if quantised else in_format(model_info, arrays, "bfloat16")
@@ -112,8 +114,8 @@ def test_default_model_against_float32(model_info, arrays, token_ids, weights):
     assert top1(want, got) >= top1(want, torch_bf16)
 
 
-def test_int8_activations_when_asked_for(model_info, arrays, token_ids):
-    """Faster for many tokens at once, further off, and still the same model."""
+def test_int8_activations(model_info, arrays, token_ids):
+    """Less accurate than 16 bits, within a bound."""
     ids = pieces(token_ids, 5, 64)
     want = torch_logits(torch_model(model_info, arrays), ids)
     flags = {"max_model_len": 128, "quantized_activations": "int8"}
@@ -132,7 +134,7 @@ def test_float32_kernels_are_float32(model_info, arrays, token_ids):
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
 
 
-def test_the_reference_backend_continues_as_transformers_does(model_info, arrays, token_ids):
+def test_the_reference_backend_generates_the_tokens_of_transformers(model_info, arrays, token_ids):
     ids = pieces(token_ids, 20, 24)
     model = torch_model(model_info, arrays)
     with torch.inference_mode():
@@ -185,11 +187,10 @@ def torch_perplexity(model: torch.nn.Module, windows: np.ndarray) -> float:
     return float(np.exp(np.mean(losses)))
 
 
-@pytest.mark.timeout(1800)  # float32 on 12k tokens: seconds when alone, minutes in company
+@pytest.mark.timeout(600)  # float32 in torch on one thread
 @pytest.mark.parametrize("name", LEGACY)
 def test_perplexity_of_quantised_weights(model_info, arrays, token_ids, name):
     windows = np.array(token_ids[: NUM_WINDOWS * WINDOW]).reshape(NUM_WINDOWS, WINDOW)
-    assert windows.size >= 12_000
     checkpoint = in_format(model_info, arrays, name)
     got = native_perplexity(checkpoint, windows)
     want = torch_perplexity(torch_model(model_info, dequantised(checkpoint)), windows)
