@@ -1,8 +1,8 @@
 // Op `attention`: causal attention of this step's tokens over the cache, prefill and decode in one.
 // Pointers: q ([tokens][heads * head_dim] of q_kind), kv (the layer's base), out ([tokens][heads *
 // head_dim] of out_kind). Ints: heads, kv_heads, head_dim, q_kind, kv_kind (0 f32, 1 bf16),
-// kv_block_stride (bytes), window (0 = all, else the last `window` tokens including the token itself),
-// out_kind, block_size. Floats: scale. Columns: block_table.
+// kv_block_stride (bytes), window (0 = all, else the last `window` tokens including the token
+// itself), out_kind, block_size. Floats: scale. Columns: block_table.
 //
 // A row's bits depend on its own tokens alone: the cache is walked in tiles of 64 tokens at
 // absolute multiples of 64, in chunks of 512 at absolute multiples of 512; each chunk starts from

@@ -38,8 +38,10 @@ struct AttentionTile {
   int64_t start;                     // absolute position of the first token
   int64_t rows;
   const uint32_t* q;     // [rows][words]
-  const int32_t* first;  // [rows] attends to absolute tokens first .. last - 1, at least one of them
-  const int32_t* last;   // in the tile; neither decreases from row to row; `last` <= the sequence's end
+  // [rows] A row attends to absolute tokens first .. last - 1, at least one of them in the tile.
+  // Neither decreases from row to row, and `last` is within the sequence.
+  const int32_t* first;
+  const int32_t* last;
   float* state;          // [rows][state_size]
 };
 

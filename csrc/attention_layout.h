@@ -1,4 +1,5 @@
-// Layout of K and V in the cache, shared by the ops that write it (write_kv, rope_kv) and read it (attention).
+// Layout of K and V in the cache, shared by the ops that write it (write_kv, rope_kv) and the op
+// that reads it (attention).
 //
 //   layer base ─ block 0 ─ block 1 ─ ...      kv_block_stride bytes apart
 //                   └ page of 16 tokens, page of 16 tokens, ...     (block_size / 16 pages)
@@ -40,10 +41,10 @@ struct BlockTable {
 };
 
 struct KvLayout {
-  uint8_t* base;                // of the layer
-  int64_t block_stride;         // bytes
+  uint8_t* base;                  // of the layer
+  int64_t block_stride;           // bytes
   ColumnOf<int32_t> block_table;  // [slots][blocks of a sequence] ids, of the layer's KV group
-  int64_t block_size;           // tokens
+  int64_t block_size;             // tokens
   int64_t heads, head_dim;
   bool is_f32;
 

@@ -1,5 +1,5 @@
-// How one step's attention is divided into work items for the threads. This changes only which thread
-// computes an item and in which order memory is read, never a bit of the result.
+// How one step's attention is divided into work items for the threads. This changes only which
+// thread computes an item and in which order memory is read, never a bit of the result.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -15,7 +15,7 @@ struct AttentionGroup {
   int32_t position;             // of the first query
   int32_t head, heads;          // KV heads
   int64_t first_chunk, chunks;
-  int64_t partial = -1;         // where its chunks' states lie in `partial`; -1 = the group is one item
+  int64_t partial = -1;         // offset of its chunks' states in `partial`; -1 = one item
   int32_t counter = -1;         // in `unfinished`
 };
 
@@ -58,7 +58,7 @@ class AttentionPlan final : public Plan {
 
   std::vector<AttentionGroup> groups;
   std::vector<AttentionItem> items;
-  std::vector<std::atomic<int32_t>> unfinished;  // chunks of each split group that are left in this op
+  std::vector<std::atomic<int32_t>> unfinished;  // chunks left of each split group
   float* partial = nullptr;                      // states of the chunks of split groups
 
  protected:

@@ -19,7 +19,9 @@ void check_dtype(const std::string& name, const std::string& has, const std::str
 
 void Columns::bind(const std::string& name, const std::string& dtype, const void* data,
                    int64_t stride) {
-  if (stride <= 0) throw std::invalid_argument("the stride of column " + name + " must be positive");
+  if (stride <= 0) {
+    throw std::invalid_argument("the stride of column " + name + " must be positive");
+  }
   auto known = columns_.find(name);
   if (known != columns_.end()) check_dtype(name, known->second.dtype, dtype);
   Column& column = columns_[name];

@@ -1,8 +1,8 @@
 // Named columns, dimensions and plans: how the ops of one program see a step.
 //
-// Python binds an array under a name (Program::bind); an op asks for it by that name when it is made
-// (Args::column). What a column is indexed by (slot, token, logit row) is agreed between the two: a
-// new column needs no change here.
+// Python binds an array under a name (Program::bind); an op asks for it by that name when it is
+// made (Args::column). What a column is indexed by (slot, token, logit row) is agreed between the
+// two: a new column needs no change here.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -35,7 +35,9 @@ template <class T> class ColumnOf {
   explicit ColumnOf(const Column* column) : column_(column) {}
   explicit operator bool() const { return column_->data != nullptr; }
   bool operator==(const ColumnOf& other) const { return column_ == other.column_; }
-  const T* row(int64_t i) const { return static_cast<const T*>(column_->data) + i * column_->stride; }
+  const T* row(int64_t i) const {
+    return static_cast<const T*>(column_->data) + i * column_->stride;
+  }
   const T& operator[](int64_t i) const { return *row(i); }
   // The value of row i, or `otherwise` where the column is not bound.
   T get(int64_t i, T otherwise) const { return *this ? *row(i) : otherwise; }

@@ -1,6 +1,6 @@
 // Op `embedding`: row token_ids[t] of a packed weight [n, k], as float32.
-// Pointers: weight, out (f32 [tokens][k]). Ints: n, k, format, group, scale, has_min. Columns: token_ids.
-// Tile: a token. A token id outside 0 .. n - 1 gives a row of zeros.
+// Pointers: weight, out (f32 [tokens][k]). Ints: n, k, format, group, scale, has_min. Columns:
+// token_ids. Tile: a token. A token id outside 0 .. n - 1 gives a row of zeros.
 #include <cstring>
 
 #include "pack.h"

@@ -1,8 +1,8 @@
-// Sixteen float lanes in the registers of the instruction set, and the functions that kernels use on
-// them. A kernel is written once on these types (NAME_kernel.h); its source is
-// compiled once for each instruction set, each time in a namespace of its own (variants.h), so that
-// the linker can never take one set's code for another's. Keep `std::` templates out of kernels: an
-// inline function of the library compiled with AVX-512 could be linked into the generic code.
+// Sixteen float lanes in the registers of the instruction set, and the functions that kernels use
+// on them. A kernel is written once on these types (NAME_kernel.h); its source is compiled once for
+// each instruction set, each time in a namespace of its own (variants.h), so that the linker can
+// never take one set's code for another's. Keep `std::` templates out of kernels: an inline
+// function of the library compiled with AVX-512 could be linked into the generic code.
 //
 // The invariance rule: the tail of a row goes through the same functions as its body, with the
 // missing lanes zero (`load_part`). Nothing is fused or reassociated except where `fma` is written.

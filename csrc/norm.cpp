@@ -1,8 +1,8 @@
-// Op `rms_norm`: x[row] += add[row] (if given), out[row] = x / sqrt(mean(x^2) + eps) * weight, with the
-// mean over the whole row, or over each of the row's `heads` vectors by itself.
-// Pointers: x (f32), add? (f32 [rows][heads * n]), weight (f32 [n]), out ([rows][heads * n] of
-// out_kind). Ints: n, heads? (default 1), x_stride? (elements from row to row, default heads * n),
-// rows, out_kind. Floats: eps. Tile: 4 rows.
+// Op `rms_norm`: x[row] += add[row] (if given), out[row] = x / sqrt(mean(x^2) + eps) * weight, with
+// the mean over the whole row, or over each of the row's `heads` vectors by itself. Pointers: x
+// (f32), add? (f32 [rows][heads * n]), weight (f32 [n]), out ([rows][heads * n] of out_kind). Ints:
+// n, heads? (default 1), x_stride? (elements from row to row, default heads * n), rows, out_kind.
+// Floats: eps. Tile: 4 rows.
 #include <algorithm>
 
 #include "norm_kernel.h"

@@ -1,5 +1,5 @@
-// Division of a step's tokens into the runs that one sequence adds to one page of the cache: tiles of
-// the ops that write K and V, so that no two threads share a line of K.
+// Division of a step's tokens into the runs that one sequence adds to one page of the cache: tiles
+// of the ops that write K and V, so that no two threads share a line of K.
 #pragma once
 #include <algorithm>
 #include <vector>

@@ -120,7 +120,8 @@ void Pool::run(int64_t tiles, int64_t grain, Run run, void* job) {
   if (error_) std::rethrow_exception(error_);
 }
 
-// Claims a quarter of the remaining range at a time: few claims, and enough left for others to steal.
+// Claims a quarter of the remaining range at a time: few claims, and enough left for others to
+// steal.
 bool Pool::claim(Range& range, bool far_end, int64_t* begin, int64_t* end) const {
   const int64_t grain = now_.grain.load(std::memory_order_relaxed);
   uint64_t word = range.word.load(std::memory_order_relaxed);
@@ -188,7 +189,9 @@ void Pool::wait_until_done() {
 void Pool::on_preempted() {
   const auto now = Clock::now();
   const bool again = now - single_threaded_until_ < 4 * single_threaded_for_;
-  single_threaded_for_ = again ? std::min<Clock::duration>(2 * single_threaded_for_, kSingleThreadedMost) : kSingleThreadedFirst;
+  single_threaded_for_ =
+      again ? std::min<Clock::duration>(2 * single_threaded_for_, kSingleThreadedMost)
+            : kSingleThreadedFirst;
   single_threaded_until_ = now + single_threaded_for_;
   single_threaded_ = true;  // also for the rest of this step
 }

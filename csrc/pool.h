@@ -31,10 +31,10 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(ranges_.size()); }
-  // Call before the jobs of a step; sleeping workers may be woken for the first of them. `small`: the
-  // jobs are so short that losing a core for a moment costs more than a second thread gains. After a
-  // small step has waited long for another thread, small steps run single-threaded for a while. In a
-  // forked child, where the workers do not exist, every step does.
+  // Call before the jobs of a step; sleeping workers may be woken for the first of them. `small`:
+  // the jobs are so short that losing a core for a moment costs more than a second thread gains.
+  // After a small step has waited long for another thread, small steps run single-threaded for a
+  // while. In a forked child, where the workers do not exist, every step does.
   void begin_step(bool small);
   // Returns when all tiles are done; rethrows the first exception of a tile. `grain`: the fewest
   // tiles that are claimed at a time. One caller at a time (others wait).
@@ -54,8 +54,8 @@ class Pool {
   uint32_t wait_for_epoch(uint32_t seen);
   void worker(int thread);
 
-  // Data that several threads write has its own cache lines: fetching a line that the other core has
-  // written takes about 150 ns, and a step has hundreds of jobs.
+  // Data that several threads write has its own cache lines: fetching a line that the other core
+  // has written takes about 150 ns, and a step has hundreds of jobs.
   std::vector<Range> ranges_;
   struct alignas(64) Job {
     std::atomic<uint32_t> epoch{0};  // incremented for every job, after all else is set

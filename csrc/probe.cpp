@@ -12,7 +12,9 @@ class Probe final : public Op {
   explicit Probe(const Args& a)
       : data_(a.ptr_or_null<uint8_t>("data")), done_(a.ptr<int64_t>("done")), size_(a.size("size")),
         what_(a.choice<int>("what", 4, 0)) {
-    if (what_ == 0 && data_ == nullptr) throw std::invalid_argument("missing pointer argument: data");
+    if (what_ == 0 && data_ == nullptr) {
+      throw std::invalid_argument("missing pointer argument: data");
+    }
     if (what_ > 0) {
       int64_t (*const kernels[])(int64_t) = {GALLEY_PICK(probe_f32), GALLEY_PICK(probe_bf16),
                                              GALLEY_PICK(probe_int8)};

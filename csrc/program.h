@@ -1,12 +1,14 @@
 // A program: the list of ops that an engine step runs, in one native call.
 //
-// Python records the model's forward pass once (galley/kernels/cpu.py) and adds each op here by name
-// with named arguments; pointers into the arena, the weights and the KV cache are fixed at that time.
-// The size of a step (`Step`) and the contents of its columns (columns.h) differ from step to step.
+// Python records the model's forward pass once (galley/kernels/cpu.py) and adds each op here by
+// name with named arguments; pointers into the arena, the weights and the KV cache are fixed at
+// that time. The size of a step (`Step`) and the contents of its columns (columns.h) differ from
+// step to step.
 //
-// An op is divided into tiles, which the pool (pool.h) distributes over its threads. All tiles of an
-// op end before the next op starts. A tile's result depends on its inputs alone (the invariance rule:
-// the thread that runs it, the number of tiles and the other rows of the batch never change a bit).
+// An op is divided into tiles, which the pool (pool.h) distributes over its threads. All tiles of
+// an op end before the next op starts. A tile's result depends on its inputs alone (the invariance
+// rule: the thread that runs it, the number of tiles and the other rows of the batch never change a
+// bit).
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -24,8 +26,8 @@
 
 namespace galley {
 
-// The rows, tokens and logit rows of one step, as Program::prepare makes them of the plan's columns.
-// The arrays are columns too: an op may ask for them by the names given here.
+// The rows, tokens and logit rows of one step, as Program::prepare makes them of the plan's
+// columns. The arrays are columns too: an op may ask for them by the names given here.
 //
 //   row r = slots[r]:  |<- computed[r] in the KV cache ->|<- this step: query_start[r] .. [r+1] ->|
 struct Step {
@@ -96,8 +98,8 @@ class Args {
   Kind kind(const std::string& name) const { return choice<Kind>(name, kKinds, Kind::f32); }
   // The dimension of the op's rows; tokens where absent.
   Dim rows() const;
-  // The column that the argument names, or the column of the argument's own name. Throws where no such
-  // column is bound.
+  // The column that the argument names, or the column of the argument's own name. Throws where no
+  // such column is bound.
   template <class T> ColumnOf<T> column(const std::string& name) const {
     return environment_->columns.get<T>(get(columns, name, name));
   }
@@ -145,13 +147,13 @@ class Op {
   // Called once a step, before any op of the step runs: divide the work, size thread-local state,
   // check bounds. Throws std::invalid_argument where the step cannot be run.
   virtual void plan(const Step&, int /*threads*/) {}
-  // Number of tiles of the planned step; 0 = nothing to do. May depend on the number of threads only
-  // where a tile's borders cannot change its result.
+  // Number of tiles of the planned step; 0 = nothing to do. May depend on the number of threads
+  // only where a tile's borders cannot change its result.
   virtual int64_t tiles(const Step& step, int threads) const = 0;
   // The fewest tiles that a thread takes at a time; a large number = a thread's whole range.
   virtual int64_t grain(const Step&) const { return 1; }
-  // Compute tiles [begin, end). Called concurrently with disjoint ranges; `thread` < threads selects
-  // thread-local state.
+  // Compute tiles [begin, end). Called concurrently with disjoint ranges; `thread` < threads
+  // selects thread-local state.
   virtual void run(const Step& step, int64_t begin, int64_t end, int thread) = 0;
 };
 
@@ -165,8 +167,8 @@ struct RegisterOp {
     return std::unique_ptr<::galley::Op>(new Class(a)); })
 
 // Instruction sets that a kernel may be built for; the machine's best is used, or the one that
-// GALLEY_CPU_ISA names. avx512 means F, BW, VL, DQ, BF16 and VNNI together. Read when an op is made,
-// never while it runs. Throws where GALLEY_CPU_ISA names a set that the machine lacks.
+// GALLEY_CPU_ISA names. avx512 means F, BW, VL, DQ, BF16 and VNNI together. Read when an op is
+// made, never while it runs. Throws where GALLEY_CPU_ISA names a set that the machine lacks.
 enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2 };
 Isa isa();
 const char* isa_name(Isa isa);
@@ -189,11 +191,12 @@ struct StepRows {
 // The recorded ops, numbered in the order in which they run.
 class Program {
  public:
-  // `limits`: the most that a step may hold, by dimension; tokens, sequences and logits are required.
+  // `limits`: the most that a step may hold, by dimension; tokens, sequences and logits are
+  // required.
   Program(std::shared_ptr<Pool> pool, int32_t num_slots,
           const std::map<std::string, int64_t>& limits);
-  // Binds a column, or binds it to another array. `history` [slots][max_len] (all tokens of a slot) and
-  // `num_computed` [slots] are required. Must not be called during a run.
+  // Binds a column, or binds it to another array. `history` [slots][max_len] (all tokens of a slot)
+  // and `num_computed` [slots] are required. Must not be called during a run.
   void bind(const std::string& name, const std::string& dtype, const void* data, int64_t stride);
   void unbind(const std::string& name);
   // The number of the op.
@@ -206,8 +209,8 @@ class Program {
   // first op where a column is out of bounds.
   void run(const StepRows& rows, int first, int last);
   int size() const { return static_cast<int>(ops_.size()); }
-  // A number that is incremented after each op (null = none); a watcher can tell a long step from one
-  // that hangs.
+  // A number that is incremented after each op (null = none); a watcher can tell a long step from
+  // one that hangs.
   void set_heartbeat(int64_t* counter);
   void profile(bool on);
   std::vector<OpTiming> timings();

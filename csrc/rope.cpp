@@ -1,9 +1,9 @@
 // Op `rope`: rotates each head of x by the position of its token, as f32 or bf16.
-// Pointers: x (f32 [tokens] rows of heads * head_dim), table (f32 [positions][rot_dim]: cos half, then
-// sin half), out ([tokens][heads * head_dim] of out_kind). Ints: heads, head_dim, rot_dim (even, at
-// most head_dim; further elements are copied), style (0 halves, 1 interleaved), x_stride? (elements
-// from row to row, default heads * head_dim), out_kind (0 f32, 1 bf16). Columns: positions (absolute; by
-// default the token's index in its sequence). Tile: 4 tokens.
+// Pointers: x (f32 [tokens] rows of heads * head_dim), table (f32 [positions][rot_dim]: cos half,
+// then sin half), out ([tokens][heads * head_dim] of out_kind). Ints: heads, head_dim, rot_dim
+// (even, at most head_dim; further elements are copied), style (0 halves, 1 interleaved), x_stride?
+// (elements from row to row, default heads * head_dim), out_kind (0 f32, 1 bf16). Columns:
+// positions (absolute; by default the token's index in its sequence). Tile: 4 tokens.
 #include <algorithm>
 
 #include "rope_arguments.h"

@@ -15,7 +15,8 @@ struct Rotation {
   const float* table;  // [positions][rot_dim]: cos, then sin
 };
 
-// K and V of a layer, and consecutive tokens of one sequence that share a page (attention_layout.h).
+// K and V of a layer, and consecutive tokens of one sequence that share a page
+// (attention_layout.h).
 struct KvShape {
   int64_t heads, head_dim;
   bool is_f32;  // otherwise bf16

@@ -22,7 +22,7 @@ GALLEY_INLINE void rotate(const Rotation& r, const float* x, int32_t position, f
     }
   } else {
     int64_t i = 0;
-    for (; i + kLanes <= half; i += kLanes) {  // without masks, which would cost more than the arithmetic
+    for (; i + kLanes <= half; i += kLanes) {  // no masks: they cost more than the arithmetic
       const Float a = load(x + i), b = load(x + half + i), c = load(cos + i), d = load(sin + i);
       store(out + i, fma(a, c, zero() - b * d));
       store(out + half + i, fma(b, c, a * d));

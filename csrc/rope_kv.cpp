@@ -1,12 +1,12 @@
 // Op `rope_kv`: a fusion of `rms_norm` per head, `rope` and `write_kv` with the same bits. Rotates
-// queries and keys by the positions of their tokens, writes q_out, and K and V to the cache at their
-// places in their sequences.
-// Pointers: qkv (f32 [tokens][(heads + 2 kv_heads) * head_dim]), table (f32 [positions][rot_dim]: cos
-// half, then sin half), q_weight?, k_weight? (f32 [head_dim]: RMS norm of each head first), q_out
-// ([tokens][heads * head_dim] of q_kind), kv (the layer's base). Ints: heads, kv_heads, head_dim,
-// rot_dim, style (0 halves, 1 interleaved), q_kind, kv_kind (0 f32, 1 bf16), kv_block_stride (bytes),
-// block_size. Floats: eps?. Columns: positions, block_table. Layout of the cache: attention_layout.h.
-// Tile: the tokens that one sequence adds to one page.
+// queries and keys by the positions of their tokens, writes q_out, and K and V to the cache at
+// their places in their sequences.
+// Pointers: qkv (f32 [tokens][(heads + 2 kv_heads) * head_dim]), table (f32 [positions][rot_dim]:
+// cos half, then sin half), q_weight?, k_weight? (f32 [head_dim]: RMS norm of each head first),
+// q_out ([tokens][heads * head_dim] of q_kind), kv (the layer's base). Ints: heads, kv_heads,
+// head_dim, rot_dim, style (0 halves, 1 interleaved), q_kind, kv_kind (0 f32, 1 bf16),
+// kv_block_stride (bytes), block_size. Floats: eps?. Columns: positions, block_table. Layout of the
+// cache: attention_layout.h. Tile: the tokens that one sequence adds to one page.
 #include "page_runs.h"
 #include "rope_arguments.h"
 #include "scratch.h"

@@ -1,8 +1,8 @@
 // Op `sample`: logprobs and the next token of each logits row, in vLLM's order.
-// Pointers: logits (f32 [logits][logits_stride]), token_ids (int32 [logits]), logprob? (f32 [logits]),
-// rank? (int32 [logits]), top_ids? (int32 [logits][top_stride]), top_logprobs? (f32, same shape).
-// Ints: vocab, logits_stride (default vocab), top_stride (0 = no lists). Columns: history,
-// num_tokens, num_prompt, and the optional ones below.
+// Pointers: logits (f32 [logits][logits_stride]), token_ids (int32 [logits]), logprob? (f32
+// [logits]), rank? (int32 [logits]), top_ids? (int32 [logits][top_stride]), top_logprobs? (f32,
+// same shape). Ints: vocab, logits_stride (default vocab), top_stride (0 = no lists). Columns:
+// history, num_tokens, num_prompt, and the optional ones below.
 // Tile: one row.
 //
 //   logits ── logprobs (raw) ──▶ logprob, rank, top lists
@@ -25,7 +25,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // How the sampler treats a row: columns by slot, and by logit row [L]. All may be absent.
 struct SamplingColumns {
-  const Args& args;
+  const Args& args;  // used only while the op is made
   template <class T> ColumnOf<T> column(const char* name) const {
     return args.optional_column<T>(name);
   }

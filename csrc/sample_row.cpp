@@ -181,9 +181,9 @@ void RowSampler::keep_top_k(int64_t k) {
   keep_if([&](size_t i) { return values_[i] >= kth; });
 }
 
-// Keeps, in descending order (of equal values the lowest id first), every candidate before which less
-// than `mass` has been kept. A histogram of the mass over the values finds the bin in which that
-// ends; only this bin is sorted.
+// Keeps, in descending order (of equal values the lowest id first), every candidate before which
+// less than `mass` has been kept. A histogram of the mass over the values finds the bin in which
+// that ends; only this bin is sorted.
 void RowSampler::keep_top_p(double mass, float max) {
   constexpr int kBins = 1024;
   float lowest = max;

@@ -5,8 +5,8 @@
 
 namespace galley {
 
-// At least `floats` floats, aligned to 64 bytes, valid until the thread's next call. The contents are
-// undefined. All ops share one buffer, which keeps it in the thread's cache.
+// At least `floats` floats, aligned to 64 bytes, valid until the thread's next call. The contents
+// are undefined. All ops share one buffer, which keeps it in the thread's cache.
 float* thread_scratch(int64_t floats);
 
 }  // namespace galley

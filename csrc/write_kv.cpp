@@ -1,9 +1,9 @@
-// Op `write_kv`: writes K and V of the step's tokens to the cache, at their places in their sequences.
-// Pointers: k ([tokens] rows of kv_heads * head_dim of k_kind), v (likewise, v_kind), kv (the layer's
-// base). Ints: kv_heads, head_dim, k_kind, v_kind (0 f32, 1 bf16), k_stride?, v_stride? (elements from
-// row to row, default kv_heads * head_dim), kv_kind (0 f32, 1 bf16), kv_block_stride (bytes),
-// block_size. Columns: block_table. Layout of the cache: attention_layout.h. Tile: the tokens that one
-// sequence adds to one page.
+// Op `write_kv`: writes K and V of the step's tokens to the cache, at their places in their
+// sequences. Pointers: k ([tokens] rows of kv_heads * head_dim of k_kind), v (likewise, v_kind), kv
+// (the layer's base). Ints: kv_heads, head_dim, k_kind, v_kind (0 f32, 1 bf16), k_stride?,
+// v_stride? (elements from row to row, default kv_heads * head_dim), kv_kind (0 f32, 1 bf16),
+// kv_block_stride (bytes), block_size. Columns: block_table. Layout of the cache:
+// attention_layout.h. Tile: the tokens that one sequence adds to one page.
 #include "page_runs.h"
 #include "rope_arguments.h"
 #include "scratch.h"
