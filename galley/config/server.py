@@ -130,8 +130,9 @@ class ServerConfig:
     """Seconds without progress after which a busy engine is killed and started anew; its requests
     go on in the next one. 0 = never."""
     max_engine_restarts: int = 5
-    """Most restarts within 60 seconds. Should an engine die once more, the server fails all its
-    requests and exits with code 1."""
+    """Most restarts in a row within 60 seconds that bring no progress. After one more such death of
+    an engine the server fails all requests and exits with code 1; an engine that computes anything
+    between its deaths is restarted without limit."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value out of range, naming the flag."""

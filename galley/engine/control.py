@@ -1,11 +1,10 @@
-"""What the launcher and its children say to each other: JSON lines over a socket pair.
+"""Control messages between the launcher and its children: JSON lines over a socket pair.
 
     engine core ── Bound, Serving, Failed ──▶ launcher ── EngineUp, EngineDown ──▶ API server
     API server ─────── Serving, Failed ─────▶          ── EnginesLost ──────────▶ API server
-                                                       ── ClientGone ───────────▶ engine core
 
 The channel is also a lifeline: its end means that the other side is gone. Requests and tokens
-never pass here (see `messages`).
+never pass here (see `galley.messages`).
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ class Bound(msgspec.Struct, tag="bound"):
 
 
 class Serving(msgspec.Struct, tag="serving"):
-    """Start-up is over: the engine has its model, or the API server accepts connections."""
+    """Start-up has finished: the engine has its model, or the API server accepts connections."""
 
     note: str = ""
 
 
 class Failed(msgspec.Struct, tag="failed"):
-    """Start-up has failed for a reason that a person can read; `code` is the exit code."""
+    """Start-up has failed; `message` is for people, `code` is the exit code."""
 
     message: str
     code: int = 1
 
 
 class EngineUp(msgspec.Struct, tag="up"):
-    """A frontend may connect to this incarnation of engine `index` and say `Hello`."""
+    """A frontend may connect to this incarnation of engine `index`."""
 
     index: int
     epoch: int
@@ -48,7 +47,8 @@ class EngineDown(msgspec.Struct, tag="down"):
 
     Attributes:
         crashed: it died by itself (a fault, an exception), not by a signal from outside.
-        rows: what it was occupied with: handles, and how many tokens each had (0: not known).
+        rows: handles of the requests that it was working on, and how many tokens each had (0: not
+            known).
     """
 
     index: int
@@ -58,18 +58,12 @@ class EngineDown(msgspec.Struct, tag="down"):
 
 
 class EnginesLost(msgspec.Struct, tag="lost"):
-    """No engine will come any more."""
+    """No engine will be started any more."""
 
     message: str
 
 
-class ClientGone(msgspec.Struct, tag="gone"):
-    """A frontend has died: its requests are to be aborted."""
-
-    client_index: int
-
-
-Control = Bound | Serving | Failed | EngineUp | EngineDown | EnginesLost | ClientGone
+Control = Bound | Serving | Failed | EngineUp | EngineDown | EnginesLost
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Control).decode
@@ -80,7 +74,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self._rest = b""
+        self._partial = b""
 
     @staticmethod
     def pair() -> tuple[Channel, Channel]:
@@ -91,14 +85,14 @@ class Channel:
         return self.sock.fileno()
 
     def send(self, message: Control) -> None:
-        """Send; a peer that is gone is noticed by whoever reads, not here."""
+        """Send. A closed peer is noticed when reading, not here."""
         try:
             self.sock.sendall(_encode(message) + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             pass
 
     def receive(self) -> list[Control]:
-        """All whole messages that have arrived; waits for data if none has.
+        """The complete messages that have arrived, possibly none; blocks until there is data.
 
         Raises:
             EOFError: the other side is gone.
@@ -109,7 +103,7 @@ class Channel:
             data = b""
         if not data:
             raise EOFError
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, self._partial = (self._partial + data).split(b"\n")
         return [_decode(line) for line in lines]
 
     def close(self) -> None:
@@ -117,7 +111,7 @@ class Channel:
 
 
 def is_alive(pid: int) -> bool:
-    """A process of this number exists, whoever's it is."""
+    """Whether a process with this id exists, of any user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -32,6 +32,9 @@ class RowRecorder(StepObserver):
         lengths = table.num_tokens[plan.slots].astype(np.int64)
         self._status.record(table.handles[plan.slots], lengths)
 
+    def committed(self) -> None:
+        self._status.count_step()
+
 
 class WorkloadMeter(StepObserver):
     """Estimates the work of each step (--enable-mfu-metrics)."""

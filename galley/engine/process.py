@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from galley.engine.control import Channel, ClientGone
+from galley.engine.control import Channel
 from galley.engine.frames import Change, FrameServer
 from galley.engine.heartbeat import StatusFile
 from galley.engine.observers import RowRecorder, StepObserver
@@ -37,8 +37,8 @@ PAUSING_CALLS = (
 # fmt: on
 #: Seconds between two runs of the idle tasks.
 IDLE = 1.0
-#: Steps between two reads of the launcher's channel while there is work.
-CONTROL_EVERY = 16
+#: Steps between two checks for the launcher's end while there is work.
+CHECK_EVERY = 16
 
 
 class Core(Protocol):
@@ -100,7 +100,7 @@ class EngineProcess:
             if not core.has_work and not self._calls:
                 status.mark_idle()
                 self._idle()
-                self._control()
+                self._check_launcher()
             status.heartbeat()
             self.receive()
             self._answer_calls()
@@ -109,8 +109,8 @@ class EngineProcess:
                     self._emit(client, outputs)
                 self._send_ready()
                 steps += 1
-                if steps % CONTROL_EVERY == 0:
-                    self._control()
+                if steps % CHECK_EVERY == 0:
+                    self._check_launcher()
 
     def _idle(self) -> None:
         """Sleep until there is something to do, and run the idle tasks meanwhile. A violated
@@ -182,18 +182,13 @@ class EngineProcess:
         except Exception as e:  # noqa: BLE001 - the caller gets the error, the engine goes on
             return Reply(call.id, error=f"{type(e).__name__}: {e}")
 
-    def _control(self) -> None:
-        if not select.select([self.channel.fileno()], [], [], 0)[0]:
-            return
-        try:
-            messages = self.channel.receive()
-        except EOFError:
-            self._orphaned = True
-            return
-        for message in messages:
-            if isinstance(message, ClientGone):
-                self.clients.disconnect(message.client_index)
-                self._end_session(message.client_index)
+    def _check_launcher(self) -> None:
+        """Notice the launcher's end: the channel to it has nothing else to read."""
+        if select.select([self.channel.fileno()], [], [], 0)[0]:
+            try:
+                self.channel.receive()
+            except EOFError:
+                self._orphaned = True
 
     # ------------------------------------------------------------------ out
 

@@ -12,7 +12,7 @@ from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.engine.control import Channel
 from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
-from galley.engine.heartbeat import last_rows, read_heartbeat, status_file_path
+from galley.engine.heartbeat import StatusReader, status_file_path
 from galley.engine.persistent_kv import KVFiles
 from galley.launcher.child import offer_to_memory_killer, set_title
 from galley.launcher.sockets import (
@@ -126,8 +126,7 @@ def _entries(
     return Entries(
         engine,
         api_server,
-        lambda index: last_rows(status_path(index)),
-        lambda index: read_heartbeat(status_path(index)),
+        lambda index: StatusReader(status_path(index)),
         discard,
     )
 

@@ -1,7 +1,8 @@
-"""Starts engine cores and API servers side by side, and starts anew what dies.
+"""Starts engine cores and API servers side by side, and restarts those that die.
 
-A loop over three kinds of events: signals, words from children, deaths. It knows no requests: when
-an engine dies the frontends hear of it and of the next one, and send it what they still have.
+A loop over three kinds of events: signals, messages from children, deaths. It knows no requests:
+when an engine dies, the frontends are informed of that and of its successor, and send it their
+unfinished requests.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from galley.engine.control import (
     Bound,
     Channel,
-    ClientGone,
     Control,
     EngineDown,
     EnginesLost,
@@ -32,42 +32,48 @@ from galley.launcher.child import Child, fork
 from galley.launcher.watch import Watchdog, memory_kills
 
 Kind = Literal["engine", "server"]
-#: Deaths of this kind come from outside; anything else is the process's own doing.
-OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+#: Signals that others send. A process that dies in any other way has crashed.
+EXTERNAL = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
-#: Seconds that a child gets between being asked to end and being made to.
+#: Seconds between SIGTERM and SIGKILL to a child.
 GRACE = 5.0
 #: Seconds after which a start counts as successful.
 SETTLED = 5.0
 
 
+class Status(Protocol):
+    """What an engine shares with its launcher (`engine.heartbeat.StatusReader`)."""
+
+    def heartbeat(self) -> int | None: ...
+    def num_steps(self) -> int: ...
+    def rows(self) -> list[tuple[int, int]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """What the children run.
+    """What the children run, and what they leave behind.
 
     Attributes:
         engine: (channel, index, epoch) → runs an engine core until it ends.
         server: (channel, client index) → runs an API server.
-        last_rows: engine index → (handle, length) of what it was last occupied with.
-        heartbeat: engine index → a number that changes while it gets on, None while it rests.
-        discard: engine index → forgets what its memory held, which can no longer be trusted.
+        status: engine index → its status file.
+        discard: engine index → clears its persistent memory, which can no longer be trusted.
     """
 
     engine: Callable[[Channel, int, int], None]
     server: Callable[[Channel, int], None]
-    last_rows: Callable[[int], list[tuple[int, int]]]
-    heartbeat: Callable[[int], int | None]
+    status: Callable[[int], Status]
     discard: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How much dying is borne, and how long things may take. Times in seconds.
+    """Restart limits and timeouts. Times in seconds.
 
     Attributes:
-        max_restarts: of engines within `window` seconds, and as many of API servers.
-        step_timeout: without progress for so long, a busy engine is killed; 0: never.
-        drain: requests in flight get so long at the end.
+        max_restarts: restarts without progress within `window`, of engines and of API servers.
+        step_timeout: a busy engine without progress for so long is killed; 0: never.
+        drain: time for requests in flight at the end.
     """
 
     num_engines: int = 1
@@ -79,28 +85,34 @@ class Policy:
 
 
 class RestartBudget:
-    """At most `most` restarts within `window` seconds; a longer pause before each that follows on
-    a short life. Who has lived for `SETTLED` seconds is started anew at once.
+    """At most `limit` restarts within `window` seconds, with growing delays while lives are short.
+
+    Progress clears the count: only deaths in a row that achieve nothing use up the budget.
     """
 
-    def __init__(self, most: int, window: float) -> None:
-        self.most = most
+    def __init__(self, limit: int, window: float) -> None:
+        self.limit = limit
         self.window = window
         self._times: deque[float] = deque()
         self._short_lives = 0
 
-    def delay(self, now: float, lived: float) -> float | None:
+    def delay(self, now: float, lifetime: float, progress: bool) -> float | None:
         """Seconds to wait before the restart that is due now; None if there were too many.
 
         Args:
-            lived: seconds since the dead one was started.
+            lifetime: seconds since the dead process was started.
+            progress: it had done some of its work.
         """
+        if progress:
+            self._times.clear()
+            self._short_lives = 0
+            return 0.0
         while self._times and now - self._times[0] > self.window:
             self._times.popleft()
-        if len(self._times) >= self.most:
+        if len(self._times) >= self.limit:
             return None
         self._times.append(now)
-        self._short_lives = 0 if lived >= SETTLED else self._short_lives + 1
+        self._short_lives = 0 if lifetime >= SETTLED else self._short_lives + 1
         n = self._short_lives
         return 0.0 if n <= 1 else min(0.1 * 2 ** (n - 2), 2.0)
 
@@ -109,7 +121,7 @@ class Supervisor:
     """Runs the children until a signal ends them all, or they cannot be kept alive.
 
     Args:
-        announce: called once, when all have finished their start-up.
+        announce: called once, when start-up of all children has finished.
     """
 
     def __init__(self, entries: Entries, policy: Policy, announce: Callable[[], None]) -> None:
@@ -122,7 +134,7 @@ class Supervisor:
             "server": RestartBudget(policy.max_restarts, policy.window),
         }
         self._watchdog = Watchdog(policy.step_timeout)
-        self._next_look = time.monotonic() + self._watchdog.interval
+        self._next_check = time.monotonic() + self._watchdog.interval
         self._memory_kills = memory_kills()
         self._selector = selectors.DefaultSelector()
         self._due: list[tuple[float, Callable[[], None]]] = []
@@ -132,7 +144,7 @@ class Supervisor:
         self._deadline = float("inf")
 
     def run(self) -> int:
-        """Returns the exit code: 0 after a signal, else what the failure calls for."""
+        """Supervise until shutdown. Returns the exit code: 0 after a signal, else the failure's."""
         wake_reader, wake_writer = socket.socketpair()
         wake_reader.setblocking(False)
         wake_writer.setblocking(False)
@@ -145,7 +157,7 @@ class Supervisor:
             for slot in range(self.policy.num_servers):
                 self._start_server(slot)
             while self.children or self._exit_code is None:
-                self._turn(wake_reader)
+                self._run_once(wake_reader)
         finally:
             self._kill_all()
             signal.set_wakeup_fd(-1)
@@ -157,9 +169,9 @@ class Supervisor:
         assert self._exit_code is not None
         return self._exit_code
 
-    def _turn(self, wake_reader: socket.socket) -> None:
+    def _run_once(self, wake_reader: socket.socket) -> None:
         now = time.monotonic()
-        until = min([self._deadline, self._next_look, *(at for at, _ in self._due)])
+        until = min([self._deadline, self._next_check, *(at for at, _ in self._due)])
         timeout = None if until == float("inf") else max(until - now, 0.0)
         for key, _ in self._selector.select(timeout):
             if key.data is None:
@@ -172,9 +184,9 @@ class Supervisor:
         self._due = [(at, act) for at, act in self._due if at > now]
         for act in due:
             act()
-        if now >= self._next_look:
-            self._next_look = now + self._watchdog.interval
-            self._end_hanging(now)
+        if now >= self._next_check:
+            self._next_check = now + self._watchdog.interval
+            self._kill_hanging(now)
         if now >= self._deadline:
             self._deadline = float("inf")
             self._kill_all()
@@ -183,8 +195,8 @@ class Supervisor:
 
     def _start(self, kind: Kind, slot: int, number: int, entry: Callable[[Channel], None]) -> Child:
         title = ("Galley::EngineCore_" if kind == "engine" else "Galley::APIServer_") + str(slot)
-        # An engine has nothing to tidy up. An API server notices the end of its channel, tidies
-        # up and goes; the signal is for one that has not come so far yet.
+        # An engine has nothing to clean up. An API server notices the end of its channel, cleans
+        # up and exits; the signal is for one that has not started to read it.
         parent_death = signal.SIGKILL if kind == "engine" else signal.SIGTERM
         inherited = [c.channel for c in self.children.values()]
         pid, channel = fork(title, entry, inherited, parent_death)
@@ -214,11 +226,11 @@ class Supervisor:
     def _of_kind(self, kind: Kind) -> list[Child]:
         return [c for c in self.children.values() if c.kind == kind]
 
-    def _tell(self, kind: Kind, message: Control) -> None:
+    def _send_all(self, kind: Kind, message: Control) -> None:
         for child in self._of_kind(kind):
             child.channel.send(message)
 
-    # ------------------------------------------------------------------ words from children
+    # ------------------------------------------------------------------ messages from children
 
     def _listen(self, child: Child) -> None:
         try:
@@ -229,7 +241,7 @@ class Supervisor:
         for message in messages:
             if isinstance(message, Bound):
                 child.address = message.address
-                self._tell("server", EngineUp(child.slot, child.number, message.address))
+                self._send_all("server", EngineUp(child.slot, child.number, message.address))
             elif isinstance(message, Serving):
                 child.serving = True
                 self._announce_once()
@@ -242,7 +254,7 @@ class Supervisor:
             self.announce()
 
     def _failed(self, message: Failed) -> None:
-        """Report a failure once; before all have started it is the end."""
+        """Report a failure; before start-up has finished it ends the server."""
         if self._exit_code is None:
             say(message.message)
             if not self._announced:
@@ -255,27 +267,27 @@ class Supervisor:
             done, status = os.waitpid(pid, os.WNOHANG)
             if not done:
                 continue
-            # Its last words may still be in the channel.
+            # Its last messages may still be in the channel.
             if child.channel in self._selector.get_map():
-                self._listen_to_the_end(child)
+                self._drain_channel(child)
             child.channel.close()
             del self.children[pid]
             self._on_death(child, status)
 
-    def _listen_to_the_end(self, child: Child) -> None:
+    def _drain_channel(self, child: Child) -> None:
         while child.channel in self._selector.get_map():
             self._listen(child)
 
-    def _end_hanging(self, now: float) -> None:
+    def _kill_hanging(self, now: float) -> None:
         for child in self._of_kind("engine"):
             if not child.serving or child.failing:
                 continue
-            if self._watchdog.hangs(child.pid, self.entries.heartbeat(child.slot), now):
+            if self._watchdog.hangs(child.pid, self.entries.status(child.slot).heartbeat(), now):
                 child.failing = f"made no progress for {self.policy.step_timeout:g} s"
                 child.signal(signal.SIGKILL)
 
-    def _how(self, child: Child, status: int) -> tuple[str, bool]:
-        """How a child died, in words, and whether it was its own doing."""
+    def _cause(self, child: Child, status: int) -> tuple[str, bool]:
+        """The cause of a death in words, and whether the child has crashed."""
         before, self._memory_kills = self._memory_kills, memory_kills()
         if child.failing:
             return child.failing, True
@@ -284,43 +296,52 @@ class Supervisor:
         number = signal.Signals(os.WTERMSIG(status))
         if number == signal.SIGKILL and self._memory_kills > before:
             return "was ended by SIGKILL, as the machine's memory ran out", True
-        return f"was ended by {number.name}", number not in OUTSIDE
+        return f"was ended by {number.name}", number not in EXTERNAL
 
     def _on_death(self, child: Child, status: int) -> None:
         if self._exit_code is not None:
             if not self._of_kind("server"):
                 self._end_engines()
             return
-        now = time.monotonic()
-        how, crashed = self._how(child, status)
+        cause, crashed = self._cause(child, status)
+        progress = False
         if child.kind == "engine":
-            self._watchdog.forget(child.pid)
-            rows = self.entries.last_rows(child.slot) if crashed else []
-            if crashed:
-                self.entries.discard(child.slot)
-            self._tell("server", EngineDown(child.slot, child.number, crashed, rows))
-        else:
-            self._tell("engine", ClientGone(child.number))
-        delay = self.budget[child.kind].delay(now, now - child.started)
-        what = f"{'engine core' if child.kind == 'engine' else 'API server'} {child.slot}"
+            progress = self._bury_engine(child, crashed)
+        now = time.monotonic()
+        delay = self.budget[child.kind].delay(now, now - child.started, progress)
+        name = f"{'engine core' if child.kind == 'engine' else 'API server'} {child.slot}"
         if delay is None:
             policy = self.policy
             sentence = (
-                f"{what} {how}: {policy.max_restarts} restarts within {policy.window:.0f} s did "
+                f"{name} {cause}: {policy.max_restarts} restarts within {policy.window:.0f} s did "
                 "not help, giving up."
             )
             say(sentence)
-            self._tell("server", EnginesLost(sentence))
+            self._send_all("server", EnginesLost(sentence))
             self._stop(1)
             return
-        say(f"{what} {how}: starting it anew" + (f" in {delay:.1f} s" if delay else ""))
+        say(f"{name} {cause}: restarting it" + (f" in {delay:.1f} s" if delay else ""))
         slot, epoch = child.slot, child.number + 1
         if child.kind == "engine":
             self._due.append((now + delay, lambda: self._start_engine(slot, epoch)))
         else:
             self._due.append((now + delay, lambda: self._start_server(slot)))
 
-    # ------------------------------------------------------------------ the end
+    def _bury_engine(self, child: Child, crashed: bool) -> bool:
+        """Report an engine's death to the API servers. Returns whether it had made progress: it
+        had committed a step, or it was killed while there was nothing to do.
+        """
+        self._watchdog.forget(child.pid)
+        status = self.entries.status(child.slot)
+        # Before the end of its start-up the file is that of its predecessor.
+        rows = status.rows() if crashed and child.serving else []
+        if crashed:
+            self.entries.discard(child.slot)
+        self._send_all("server", EngineDown(child.slot, child.number, crashed, rows))
+        idle = not crashed and status.heartbeat() is None
+        return child.serving and (idle or status.num_steps() > 0)
+
+    # ------------------------------------------------------------------ shutdown
 
     def _on_signals(self, numbers: bytes) -> None:
         for number in numbers:
@@ -332,7 +353,7 @@ class Supervisor:
                 self._kill_all()
 
     def _stop(self, code: int) -> None:
-        """Ask all to end: first those who speak to clients, then the engines."""
+        """End all children: first the API servers, then the engines."""
         self._exit_code = code
         self._due.clear()
         if self._of_kind("server"):

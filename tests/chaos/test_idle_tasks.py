@@ -59,7 +59,7 @@ def test_blocks_come_back_while_streams_run() -> None:
 def test_an_engine_at_rest_that_finds_its_books_wrong_is_replaced() -> None:
     server = faulty("1:after50=leak")
     before = [a.seen for a in play(server, REQUESTS)]
-    until(lambda: server.count("starting it anew"))
+    until(lambda: server.count("restarting it"))
     assert server.count("AssertionError: references differ from the tables' entries") > 0
     until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
     assert [a.seen for a in play(server, REQUESTS)] == before

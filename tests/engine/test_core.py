@@ -11,7 +11,7 @@ import pytest
 from galley.config import EngineConfig, SchedulerConfig
 from galley.engine.build import build_core
 from galley.engine.core import EngineCore
-from galley.engine.heartbeat import StatusFile, last_rows
+from galley.engine.heartbeat import StatusFile, StatusReader
 from galley.engine.observers import RowRecorder, StepObserver, WorkloadMeter
 from galley.engine.outputs import EngineId
 from galley.errors import ConfigError
@@ -78,10 +78,10 @@ def test_two_observers_at_once(tmp_path: Path) -> None:
     core.observers.append(WorkloadMeter(Workload(sizes, core.counters)))
     core.add(request(h, [1, 2], max_tokens=3) for h in (70, 2**40))
     core.step()
-    assert last_rows(path) == [(70, 2), (2**40, 2)]
+    assert StatusReader(path).rows() == [(70, 2), (2**40, 2)]
     assert core.counters.write_bytes == 4 * 64
     core.step()
-    assert last_rows(path) == [(70, 3), (2**40, 3)]
+    assert StatusReader(path).rows() == [(70, 3), (2**40, 3)]
     assert core.counters.write_bytes == 6 * 64
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from galley import LLM, SamplingParams
-from galley.engine.heartbeat import StatusFile, read_heartbeat
+from galley.engine.heartbeat import StatusFile, StatusReader
 
 
 @pytest.mark.parametrize("flags", [{}, {"enforce_eager": True}])
@@ -18,9 +18,9 @@ def test_each_operation_of_a_step_is_a_beat(tmp_path: Path, flags: dict[str, boo
     with LLM(kv_cache_memory_bytes=64 << 20, max_model_len=256, **flags) as llm:
         llm._core.executor.rpc("set_heartbeat", path)
         operations = len(str(llm._core.executor.rpc("describe")[0]).splitlines())
-        before = read_heartbeat(path)
+        before = StatusReader(path).heartbeat()
         llm.generate([{"prompt_token_ids": [5, 6, 7]}], SamplingParams(max_tokens=1), False)
-        after = read_heartbeat(path)
+        after = StatusReader(path).heartbeat()
     assert before is not None
     assert after is not None
     assert operations > 100

@@ -19,18 +19,22 @@ from typing import Any
 
 from galley.config import EngineConfig
 from galley.engine.control import Channel, Serving
-from galley.engine.heartbeat import last_rows, read_heartbeat
+from galley.engine.heartbeat import StatusReader
 from galley.engine.main import EngineSpec, run
 from galley.errors import ConfigError, GalleyError
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor
 from galley.frontend.remote_client import LauncherLink, RemoteClient
+from galley.launcher import supervisor
 from galley.launcher.child import set_title
 from galley.launcher.sockets import listening_socket, private_directory, url_of
 from galley.launcher.supervisor import Entries, Policy, Supervisor
 from galley.messages import Ready
 from galley.request import RequestOutputKind, SamplingParams
 from tests.frontend.scripted import LetterTokenizer, Row, ScriptedCore
+
+#: Seconds from SIGTERM to SIGKILL where a server drains, so that it takes longer than that.
+GRACE_WHILE_DRAINING = 0.2
 
 
 def load(fault: str) -> Any:
@@ -55,6 +59,10 @@ def load(fault: str) -> Any:
             raise RuntimeError("the loader has a bug")
         if fault == "second-start-fails" and spec.epoch > 1:
             raise MemoryError("no room any more")
+        if fault == "dies-stepping" and spec.epoch > 1:
+            return ScriptedCore(spec.epoch, on_step=lambda rows: os.kill(os.getpid(), 9)), Ready(
+                spec.index, spec.epoch, 1000, 9, 16, True
+            )
         if fault == "dies-starting" and spec.epoch < 3:
             os.kill(os.getpid(), signal.SIGKILL)
         core = ScriptedCore(
@@ -65,7 +73,7 @@ def load(fault: str) -> Any:
     return loader
 
 
-async def serve(sock: Any, link: LauncherLink, stubborn: bool) -> None:
+async def serve(sock: Any, link: LauncherLink, fault: str) -> None:
     tokenizer = LetterTokenizer()
     client = RemoteClient(
         link,
@@ -91,14 +99,19 @@ async def serve(sock: Any, link: LauncherLink, stubborn: bool) -> None:
     server = await asyncio.start_server(answer, sock=sock)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, (lambda: None) if stubborn else stop.set)
+    loop.add_signal_handler(signal.SIGTERM, (lambda: None) if fault == "stubborn" else stop.set)
     link.channel.send(Serving())
     await stop.wait()
+    if fault == "drains":
+        await asyncio.sleep(5 * GRACE_WHILE_DRAINING)
+        print("drained", file=sys.stderr)
     server.close()
     client.close()
 
 
 def main(fault: str) -> int:
+    if fault == "drains":
+        supervisor.GRACE = GRACE_WHILE_DRAINING
     set_title("Galley::Launcher")
     sock = listening_socket("127.0.0.1", 0)
     directory = private_directory()
@@ -114,19 +127,18 @@ def main(fault: str) -> int:
         if fault == "slow-server":
             time.sleep(0.5)
         link = LauncherLink(channel, client_index, directory)
-        asyncio.run(serve(sock, link, fault == "stubborn"))
+        asyncio.run(serve(sock, link, fault))
 
     entries = Entries(
         engine,
         server,
-        lambda index: last_rows(f"{directory}/status-{index}"),
-        lambda index: read_heartbeat(f"{directory}/status-{index}"),
+        lambda index: StatusReader(f"{directory}/status-{index}"),
         lambda index: None,
     )
     policy = Policy(
         num_servers=2 if fault == "two-servers" else 1,
         step_timeout=1.5 if fault == "impatient" else 60.0,
-        drain=60.0 if fault == "stubborn" else 0.0,
+        drain=60.0 if fault in ("stubborn", "drains") else 0.0,
     )
 
     def announce() -> None:

@@ -57,7 +57,7 @@ def test_counters_outlive_one_of_several_api_servers() -> None:
     before = {name: server.metric(name) for name in names}
     assert before["vllm:generation_tokens_total"] == 12 * 8
     os.kill(server.children[API_SERVER], signal.SIGKILL)
-    until(lambda: server.count("API server 0 was ended by SIGKILL: starting it anew"))
+    until(lambda: server.count("API server 0 was ended by SIGKILL: restarting it"))
     assert {name: server.metric(name) for name in names} == before
     until(lambda: len(server.children) == 3)
     play(server, [body] * 12)

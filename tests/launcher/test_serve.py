@@ -46,7 +46,7 @@ def test_killing_the_engine_changes_no_answer(server: Server) -> None:
 
     undisturbed = [a.seen for a in play(server, REQUESTS)]
     assert [a.seen for a in play(server, REQUESTS, [10, 150], kill)] == undisturbed
-    assert server.count("was ended by SIGKILL: starting it anew") == 2
+    assert server.count("was ended by SIGKILL: restarting it") == 2
     server.inspect()
 
 

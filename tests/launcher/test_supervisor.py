@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
-from galley.launcher.supervisor import SETTLED, RestartBudget
+from galley.engine.control import Channel, EngineDown
+from galley.engine.heartbeat import StatusReader
+from galley.launcher.child import Child
+from galley.launcher.supervisor import SETTLED, Entries, Policy, RestartBudget, Supervisor
 from tests.frontend.scripted import answer
 
 ROOT = Path(__file__).parents[2]
@@ -181,7 +184,7 @@ def test_streams_go_on_when_the_engine_is_killed(house: House) -> None:
     house.process.terminate()
     code, said = house.end()
     assert code == 0
-    assert said.count("engine core 0 was ended by SIGKILL: starting it anew") == 2
+    assert said.count("engine core 0 was ended by SIGKILL: restarting it") == 2
 
 
 def test_killed_while_idle_and_while_starting(house: House) -> None:
@@ -223,7 +226,7 @@ def test_an_engine_that_hangs_is_ended_and_its_streams_go_on(house: House) -> No
     code, said = house.end()
     assert code == 0
     # A machine that is busy may take a slow engine for one that hangs, once more.
-    assert said.count("engine core 0 made no progress for 1.5 s: starting it anew") >= 1
+    assert said.count("engine core 0 made no progress for 1.5 s: restarting it") >= 1
 
 
 @pytest.mark.parametrize("house", ["impatient"], indirect=True)
@@ -252,11 +255,14 @@ def test_an_idle_engine_is_left_alone(house: House) -> None:
 
 def test_a_dead_api_server_is_replaced_and_its_requests_freed(house: House) -> None:
     house.wait_serving()
+    status = StatusReader(f"{house.directory}/status-0")
     lost = house.ask("lost", 900).read(10)
     server = house.server
     os.kill(server, signal.SIGKILL)
     house.new("Galley::APIServer_0", server)
-    assert lost.lines.read().count("done") < 900, "its connection ends with it"
+    until(lambda: status.heartbeat() is None)
+    assert 10 <= status.num_steps() < 800, "the request was not computed to its end"
+    assert '"done": true' not in lost.lines.read()
     ask = house.ask().read()
     assert (ask.text, ask.reason) == (ask.expected, "length")
     assert "Galley::EngineCore_0" in house.children
@@ -329,6 +335,49 @@ def test_an_engine_that_cannot_come_back_ends_the_server(house: House) -> None:
     assert said.count("giving up") == 1
 
 
+@pytest.mark.parametrize("house", ["dies-stepping"], indirect=True)
+def test_an_engine_that_computes_nothing_is_given_up(house: House) -> None:
+    """It starts well, and dies before it has computed a step for the request."""
+    house.wait_serving()
+    ask = house.ask("hello", 900).read(10)
+    os.kill(house.engine, signal.SIGKILL)
+    ask.read()
+    assert "5 restarts within 60 s did not help" in str(ask.reason)
+    code, log = house.end()
+    assert code == 1
+    assert log.count("was ended by SIGKILL: restarting it") == 6, "the first had made progress"
+
+
+def test_an_engine_that_computes_is_never_given_up(house: House) -> None:
+    """Killed three times as often within a minute as an engine may die in vain."""
+    house.wait_serving()
+    asks = [house.ask(f"prompt {i}", 900) for i in range(3)]
+    deaths = 15
+    started = time.monotonic()
+    for i in range(deaths):
+        for ask in asks:
+            ask.read(20 * (i + 1))
+        engine = house.engine
+        os.kill(engine, signal.SIGKILL)
+        house.new("Galley::EngineCore_0", engine)
+    took = time.monotonic() - started
+    for ask in asks:
+        ask.read()
+        assert (ask.text, ask.reason) == (ask.expected, "length")
+    house.process.terminate()
+    code, log = house.end()
+    assert code == 0
+    assert log.count("was ended by SIGKILL: restarting it") == deaths
+    assert took < 120, "the deaths were too far apart to mean anything"
+
+
+@pytest.mark.parametrize("house", ["drains"], indirect=True)
+def test_a_server_that_drains_gets_the_time_for_it(house: House) -> None:
+    house.wait_serving()
+    house.process.terminate()
+    assert house.end() == (0, "drained\n")
+
+
 @pytest.mark.parametrize("house", ["stubborn"], indirect=True)
 def test_the_second_signal_ends_at_once(house: House) -> None:
     house.wait_serving()
@@ -347,15 +396,106 @@ def test_a_signal_during_start_up(house: House) -> None:
     assert house.end()[0] == 0
 
 
+class Files:
+    """The status of a dead engine."""
+
+    def __init__(self, heartbeat: int | None, steps: int) -> None:
+        self._heartbeat, self._steps = heartbeat, steps
+
+    def heartbeat(self) -> int | None:
+        return self._heartbeat
+
+    def num_steps(self) -> int:
+        return self._steps
+
+    def rows(self) -> list[tuple[int, int]]:
+        return [(7, 3)]
+
+
+@pytest.fixture
+def supervised() -> Iterator[Callable[[Files], tuple[Supervisor, Child, Channel, list[int]]]]:
+    """A supervisor of an API server and an engine that has left these files: the supervisor, the
+    engine, the API server's end of its channel, and which engines' memory was discarded.
+    """
+    channels: list[Channel] = []
+
+    def make(files: Files) -> tuple[Supervisor, Child, Channel, list[int]]:
+        discarded: list[int] = []
+        nothing = lambda *_: None  # noqa: E731
+        entries = Entries(nothing, nothing, lambda _: files, discarded.append)
+        supervisor = Supervisor(entries, Policy(), lambda: None)
+        ours, theirs = Channel.pair()
+        channels.extend((ours, theirs))
+        supervisor.children[2] = Child("server", 0, 5, 2, ours)
+        engine = Child("engine", 0, 3, 1, ours, serving=True)
+        return supervisor, engine, theirs, discarded
+
+    yield make
+    for channel in channels:
+        channel.close()
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "steps", "crashed", "serving", "progress"),
+    [
+        (9, 0, False, True, False),
+        (9, 1, False, True, True),
+        (9, 1, True, True, True),
+        (None, 0, False, True, True),
+        (None, 0, True, True, False),
+        # The file is still that of its predecessor.
+        (9, 100, True, False, False),
+        (None, 100, False, False, False),
+    ],
+)
+def test_what_counts_as_progress(
+    supervised: Any,
+    heartbeat: int | None,
+    steps: int,
+    crashed: bool,
+    serving: bool,
+    progress: bool,
+) -> None:
+    supervisor, engine, server, discarded = supervised(Files(heartbeat, steps))
+    engine.serving = serving
+    assert supervisor._bury_engine(engine, crashed) == progress
+    rows = [(7, 3)] if crashed and serving else []
+    assert server.receive() == [EngineDown(0, 3, crashed, rows)]
+    assert discarded == ([0] if crashed else [])
+
+
+def test_the_cause_of_a_death(supervised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter([0, 0, 0, 0, 1, 1])
+    monkeypatch.setattr("galley.launcher.supervisor.memory_kills", lambda: next(kills))
+    supervisor, engine, _, _ = supervised(Files(None, 0))
+    assert supervisor._cause(engine, 3 << 8) == ("ended with code 3", True)
+    assert supervisor._cause(engine, signal.SIGSEGV) == ("was ended by SIGSEGV", True)
+    assert supervisor._cause(engine, signal.SIGKILL) == ("was ended by SIGKILL", False)
+    sentence, crashed = supervisor._cause(engine, signal.SIGKILL)
+    assert crashed, "by the kernel, since its memory had run out"
+    assert "memory ran out" in sentence
+    engine.failing = "made no progress for 7 s"
+    assert supervisor._cause(engine, signal.SIGKILL) == ("made no progress for 7 s", True)
+
+
 def test_restarts_are_counted_in_a_window_and_slow_down() -> None:
     budget = RestartBudget(3, 60.0)
-    assert [budget.delay(t, 1.0) for t in (0.0, 1.0, 2.0, 3.0)] == [0.0, 0.1, 0.2, None]
-    assert budget.delay(60.5, 1.0) == 0.4
-    assert budget.delay(61.5, SETTLED) == 0.0
-    assert budget.delay(62.5, 1.0) == 0.0
-    assert budget.delay(63.0, 1.0) is None
+    assert [budget.delay(t, 1.0, False) for t in (0.0, 1.0, 2.0, 3.0)] == [0.0, 0.1, 0.2, None]
+    assert budget.delay(60.5, 1.0, False) == 0.4
+    assert budget.delay(61.5, SETTLED, False) == 0.0
+    assert budget.delay(62.5, 1.0, False) == 0.0
+    assert budget.delay(63.0, 1.0, False) is None
 
 
-def test_who_dies_now_and_then_is_started_at_once() -> None:
+def test_progress_clears_the_count() -> None:
+    budget = RestartBudget(2, 60.0)
+    for t in range(40):
+        assert budget.delay(t, 0.1, True) == 0.0
+    assert [budget.delay(50.0 + t, 0.1, False) for t in range(3)] == [0.0, 0.1, None]
+    assert budget.delay(53.0, 0.1, True) == 0.0
+    assert budget.delay(54.0, 0.1, False) == 0.0
+
+
+def test_rare_deaths_are_followed_by_a_restart_at_once() -> None:
     budget = RestartBudget(5, 60.0)
-    assert {budget.delay(15.0 * i, 15.0) for i in range(40)} == {0.0}
+    assert {budget.delay(15.0 * i, 15.0, False) for i in range(40)} == {0.0}
