@@ -43,14 +43,14 @@ def test_dynamic_is_transformers_at_the_longest_sequence():
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
 
 
-def test_a_position_turns_alike_in_short_and_long_tables():
+def test_a_position_has_one_rotation_whatever_the_table_length():
     rotary = read({"rope_parameters": {"rope_type": "dynamic", "factor": 3.0}})
     assert np.array_equal(rotary_table(rotary, 64), rotary_table(rotary, 1500)[:64])
 
 
 @pytest.mark.parametrize("name", list(ROPES))
 @pytest.mark.parametrize("key", ["rope_type", "type"])
-def test_old_spelling_is_read_alike(name, key):
+def test_old_spelling_gives_the_same_rotary(name, key):
     settings = dict(ROPES[name])
     old = {"rope_theta": settings.pop("rope_theta"), "rope_scaling": settings}
     settings[key] = settings.pop("rope_type")
@@ -94,7 +94,7 @@ def test_frequency_factors_divide():
         ({"rope_scaling": "yarn"}, "rope_scaling"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(config, named):
+def test_unsupported_values_are_refused_by_name(config, named):
     with pytest.raises(ModelError, match=named):
         read(config)
 

@@ -1,4 +1,4 @@
-"""Weights by name: joined, interleaved, cut for ranks, and every tensor accounted for."""
+"""Weights by name: joined, interleaved, cut for ranks, and no tensor unused."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Arrays:
 
 
 class Interleaving(ReferenceBackend):
-    """The reference with gate and up interleaved, as native kernels want them."""
+    """The reference with gate and up interleaved, as native kernels read them."""
 
     interleave_gate_up = True
 
 
 class Rank:
-    """One rank of a group; its terms of a sum are left as they are."""
+    """One rank of a group; its terms of a sum are not summed."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -171,7 +171,7 @@ def test_unused_rows_of_a_fused_tensor_are_an_error():
         source.finish()
 
 
-def test_a_vector_may_be_one_more_than_what_is_stored():
+def test_a_constant_is_added_to_a_stored_vector():
     stored = np.arange(4, dtype=np.float32)
     source = CheckpointWeights(Arrays({"norm.weight": stored}), ReferenceBackend())
     vector = Vector((Part("norm.weight", (4,)),), plus=1.0)
@@ -221,17 +221,17 @@ def change(name: str, array: np.ndarray | None) -> Arrays:
         ("mlp.extra.weight", np.zeros(1, np.float32), "does not: mlp.extra.weight"),
     ],
 )
-def test_every_tensor_is_accounted_for(name, array, words):
+def test_missing_misshapen_and_unused_tensors_are_errors(name, array, words):
     with pytest.raises(ModelError, match=words):
         run_mlp(change(name, array), ReferenceBackend(), bias=True)
 
 
-def test_many_left_over_tensors_are_counted():
+def test_many_unused_tensors_are_counted():
     extra = {f"extra.{i:02d}": np.zeros(1, np.float32) for i in range(20)}
     with pytest.raises(ModelError, match=r"extra.00, .*extra.07 and 12 more"):
         run_mlp(Arrays(mlp_arrays() | extra), ReferenceBackend())
 
 
-def test_what_is_no_weight_may_stay():
+def test_tensors_that_are_no_weights_are_ignored():
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
     run_mlp(Arrays(mlp_arrays() | extra), ReferenceBackend())

@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-#: A tiny Llama-like model: every key that facts come from.
+#: A tiny Llama-like model: every key that the config is made from.
 KEYS: dict[str, Any] = {
     "{arch}.context_length": 128,
     "{arch}.embedding_length": 64,

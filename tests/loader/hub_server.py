@@ -1,4 +1,4 @@
-"""A hub on this machine: the few routes that `huggingface_hub` asks for, over a folder of files."""
+"""A local hub: the few routes that `huggingface_hub` requests, over a folder of files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-#: Repositories with this in their name are shown to who has the token.
+#: Repositories with this in their name need the token.
 PRIVATE, TOKEN = "private", "hf_secret"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -83,7 +83,7 @@ def _etag(raw: bytes) -> str:
 
 @contextmanager
 def hub(repositories: dict[str, dict[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
-    """(URL, paths asked for so far) of a hub with these repositories: name → file → content."""
+    """(URL, paths requested so far) of a hub with these repositories: name → file → content."""
     asked: list[str] = []
     handler = type("Handler", (_Handler,), {"repositories": repositories, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

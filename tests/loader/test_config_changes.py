@@ -1,4 +1,4 @@
-"""--hf-overrides and --hf-config-path: what is said in place of a checkpoint's own config."""
+"""--hf-overrides and --hf-config-path: changes to a checkpoint's own config."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ def folder(path: Path, config: dict[str, Any], **files: Any) -> str:
     return str(path)
 
 
-def facts(model: str, **config: Any) -> ModelInfo:
+def info_of(model: str, **config: Any) -> ModelInfo:
     return read_model_info(resolve_source(ModelConfig(model=model, **config), LoadConfig()))
 
 
 @pytest.mark.parametrize("spelt", ["rope_scaling", "rope_parameters"])
 def test_longer_texts_by_an_override(tmp_path: Path, spelt: str) -> None:
     model = folder(tmp_path / "m", BASE)
-    assert facts(model).max_position == 1024
-    longer = facts(model, hf_overrides={spelt: YARN})
+    assert info_of(model).max_position == 1024
+    longer = info_of(model, hf_overrides={spelt: YARN})
     assert longer.max_position == 4096
     assert longer.hf_config["rope_scaling"] == YARN
     assert longer.hf_config["rope_theta"] == 5000.0
 
 
-def test_sizes_class_and_ends_by_overrides(tmp_path: Path) -> None:
+def test_overrides_of_sizes_architecture_and_eos(tmp_path: Path) -> None:
     overrides = {"architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 1, "eos_token_id": 7}
-    found = facts(folder(tmp_path / "m", BASE), hf_overrides=overrides)
-    assert (found.architecture, found.hf_config["num_hidden_layers"]) == ("Qwen3ForCausalLM", 1)
-    assert found.eos_token_ids == (7,)
+    info = info_of(folder(tmp_path / "m", BASE), hf_overrides=overrides)
+    assert (info.architecture, info.hf_config["num_hidden_layers"]) == ("Qwen3ForCausalLM", 1)
+    assert info.eos_token_ids == (7,)
 
 
 def test_an_override_of_the_wrong_type_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"vocab_size is .two., but must be an integer"):
-        facts(folder(tmp_path / "m", BASE), hf_overrides={"vocab_size": "two"})
+        info_of(folder(tmp_path / "m", BASE), hf_overrides={"vocab_size": "two"})
 
 
 def test_a_config_from_elsewhere(tmp_path: Path) -> None:
@@ -66,18 +66,18 @@ def test_a_config_from_elsewhere(tmp_path: Path) -> None:
         tmp_path / "o", {**BASE, "max_position_embeddings": 99}, generation_config=generation
     )
     for name in (other, f"{other}/config.json"):
-        found = facts(model, hf_config_path=name)
-        assert (found.max_position, found.generation) == (99, generation)
-        assert found.source == model
+        info = info_of(model, hf_config_path=name)
+        assert (info.max_position, info.generation) == (99, generation)
+        assert info.source == model
     with pytest.raises(ModelError, match=r"no folder with a config\.json") as refused:
-        facts(model, hf_config_path=str(tmp_path / "none"))
+        info_of(model, hf_config_path=str(tmp_path / "none"))
     assert refused.value.field == "hf_config_path"
 
 
 def test_a_gguf_file_takes_both(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "m.gguf")
-    plain = facts(str(file))
-    longer = facts(str(file), hf_overrides={"max_position_embeddings": 77, "eos_token_id": [3]})
+    plain = info_of(str(file))
+    longer = info_of(str(file), hf_overrides={"max_position_embeddings": 77, "eos_token_id": [3]})
     assert (longer.max_position, longer.eos_token_ids) == (77, (3,))
     assert longer.dtype == plain.dtype
 
@@ -85,8 +85,8 @@ def test_a_gguf_file_takes_both(tmp_path: Path) -> None:
     other = folder(tmp_path / "o", config)
     changed = ModelConfig(model=str(file), hf_config_path=other, hf_overrides={"eos_token_id": 5})
     checkpoint = open_checkpoint(resolve_source(changed, LoadConfig()))
-    found = checkpoint.model_info
-    assert (found.max_position, found.eos_token_ids) == (55, (5,))
-    assert (found.dtype, found.quantization) == (plain.dtype, plain.quantization)
-    assert found.source == str(file)
+    info = checkpoint.model_info
+    assert (info.max_position, info.eos_token_ids) == (55, (5,))
+    assert (info.dtype, info.quantization) == (plain.dtype, plain.quantization)
+    assert info.source == str(file)
     assert "model.embed_tokens.weight" in checkpoint.names()

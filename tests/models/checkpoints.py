@@ -146,7 +146,7 @@ def make(case: Case, seed: int = 0) -> torch.nn.Module:
 
 
 class StateDict:
-    """A checkpoint in memory: what a loader would find if the model were saved.
+    """A checkpoint in memory: what a loader would read if the model were saved.
 
     `changes` are made to the config alone, not to the tensors.
     """

@@ -1,4 +1,4 @@
-"""What a family does not do is refused by name; what it does is read in every spelling."""
+"""Unsupported config values are refused by name; supported ones are read in every spelling."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_missing_tensors_are_named(model, gone):
         build(checkpoint)
 
 
-def test_biases_that_the_config_denies():
+def test_biases_must_agree_with_the_config():
     with pytest.raises(ModelError, match=r"does not: .*self_attn.q_proj.bias|down_proj.bias"):
         load(StateDict(make(CASES["llama-biases"]), attention_bias=False), ReferenceBackend())
     with pytest.raises(ModelError, match=r"no tensor model.layers.0.self_attn.q_proj.bias"):

@@ -59,7 +59,7 @@ def test_names_and_shapes_are_those_of_transformers(
     assert {n: checkpoint.tensor(n).shape for n in checkpoint.names()} == theirs
 
 
-def test_weights_depend_on_seed_and_name_alone() -> None:
+def test_weights_depend_only_on_seed_and_name() -> None:
     name = "model.layers.3.mlp.up_proj.weight"
     first, again, other = _dummy("", 1), _dummy("", 1), _dummy("", 2)
     other.tensor("model.layers.0.mlp.up_proj.weight")

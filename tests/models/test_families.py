@@ -37,7 +37,7 @@ def test_logits_equal_transformers(case, chunks):
     assert_close(solo_logits(executable, ids, chunks), want)
 
 
-def test_rows_of_a_batch_do_not_meet(case):
+def test_rows_of_a_batch_are_independent(case):
     executable, ids, want = case
     driver = Driver(executable, block_size=32)
     driver.put(5, ids)

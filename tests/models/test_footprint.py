@@ -1,4 +1,4 @@
-"""What a model takes, known from its config alone."""
+"""Sizes of a model, known from its config alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family from its folder on disk to tokens: greedy answers are those of transformers."""
+"""Every family from its folder on disk to tokens: greedy outputs equal those of transformers."""
 
 from __future__ import annotations
 

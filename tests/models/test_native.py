@@ -41,7 +41,7 @@ def test_float32_equals_transformers(name):
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_bfloat16_errs_as_torch_does(name):
+def test_bfloat16_errors_are_those_of_torch(name):
     """Against float32 on the same rounded weights, no worse than transformers in bfloat16."""
     model = in_bfloat16(make(CASES[name]))
     theirs = hf_logits(model, IDS)

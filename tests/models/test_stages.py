@@ -1,4 +1,4 @@
-"""A model in stages gives what the whole gives; files on disk what the state dict gives."""
+"""A model in stages equals the whole model; files on disk equal the state dict."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stage_of(checkpoint, start: int, end: int | None):
 
 
 @pytest.mark.parametrize("name", ["qwen2-windows", "llama-tied"])
-def test_stages_pass_hidden_states_on(name):
+def test_stages_pass_hidden_states(name):
     model = make(CASES[name])
     checkpoint = StateDict(model)
     stages = [stage_of(checkpoint, start, end) for start, end in ((0, 1), (1, 2), (2, None))]

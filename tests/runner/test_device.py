@@ -1,4 +1,4 @@
-"""Which number format is computed, and what the log says of it."""
+"""Choice of backend and number format, and its log lines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_dtype(dtype, checkpoint, want, notice, caplog):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "half"])
-def test_float16_is_refused_with_what_to_use(dtype):
+def test_float16_is_refused_and_alternatives_are_named(dtype):
     with pytest.raises(ConfigError, match=rf"--dtype {dtype} is not supported.*bfloat16.*float32"):
         dense_format(dtype, "float16")
 
@@ -74,14 +74,14 @@ def test_quantized_activations_are_what_the_flag_says(flag, kinds):
     assert {kind for kind in ("q8", "q16") if f" {kind}" in program} == kinds
 
 
-def test_a_backend_that_cannot_promise_invariance_says_so(caplog):
+def test_a_backend_without_batch_invariance_is_logged(caplog):
     config = EngineConfig(device=DeviceConfig(backend="reference"))
     with caplog.at_level(logging.WARNING, "galley.runner.device"):
         open_device(config, "bf16", MODEL)
     assert "may depend on what else is computed" in caplog.text
 
 
-def test_asked_for_invariance_it_refuses_rather_than_weaken():
+def test_batch_invariance_is_refused_where_the_backend_lacks_it():
     for backend in ("auto", "cpu"):
         asked = EngineConfig(device=DeviceConfig(backend=backend, batch_invariant=True))
         assert open_device(asked, "bf16", MODEL).batch_invariant

@@ -12,7 +12,7 @@ MEMORY = MemoryUse(available=10 * GIB, weights=2 * GIB, activations=GIB)
 BLOCK = 2**20
 
 
-def test_the_share_of_memory_is_what_weights_and_activations_leave():
+def test_the_budget_is_the_memory_left_by_weights_and_activations():
     capacity = kv_capacity(CacheConfig(gpu_memory_utilization=0.5), BLOCK, MEMORY)
     assert capacity.num_blocks == 2 * GIB // BLOCK
     assert capacity.flag == "--gpu-memory-utilization"

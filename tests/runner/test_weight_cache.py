@@ -1,4 +1,4 @@
-"""Packed weights on disk: the same bits at the second start, and never a reason to fail."""
+"""Packed weights on disk: the same bits at the second start, and no failure without them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def answers():
     return [Answer("rows a[48, 64] b[7, 64]", weights), Answer("table t[7, 64]", weights[1:])]
 
 
-def test_what_is_written_is_read_back(tmp_path, answers):
+def test_written_weights_are_read_back(tmp_path, answers):
     path = tmp_path / "w.packed"
     write_answers(path, answers)
     file = PackedFile.open(path)
@@ -71,7 +71,7 @@ def test_a_cut_file_is_noticed(tmp_path, answers, size):
 
 @pytest.fixture
 def old_file(tmp_path, answers, monkeypatch):
-    """A file that changed long enough ago, as a later start finds it."""
+    """A file that changed long enough ago for its checksum to be recorded."""
     path = tmp_path / "w.packed"
     write_answers(path, answers)
     monkeypatch.setattr(checksum_cache, "SETTLED_NS", -1)
@@ -136,7 +136,7 @@ def test_any_change_to_a_verified_file_is_noticed(old_file, monkeypatch, change)
 
 
 def test_a_file_that_has_just_changed_is_verified_each_time(tmp_path, answers, monkeypatch):
-    """It might change again at the same time of change."""
+    """It might change again with the same ctime."""
     path = tmp_path / "w.packed"
     write_answers(path, answers)
     monkeypatch.setattr(checksum_cache, "SETTLED_NS", 10**15)
@@ -162,7 +162,7 @@ def test_a_large_file_is_verified_by_several_threads(old_file, monkeypatch):
     assert checked(old_file, monkeypatch) is None
 
 
-def test_no_file_is_no_cache(tmp_path):
+def test_without_a_file_there_is_no_cache(tmp_path):
     assert PackedFile.open(tmp_path / "none") is None
 
 
@@ -187,7 +187,7 @@ def matrices(model):
     return [w for linear in linears for w in linear.weights] + [model.embedding.weight]
 
 
-def test_the_second_start_maps_what_the_first_packed(model_file):
+def test_the_second_start_maps_the_packed_weights_of_the_first(model_file):
     (first, path), (second, _) = load(model_file), load(model_file)
     assert not first.from_cache
     assert second.from_cache
@@ -215,7 +215,7 @@ def test_the_second_start_maps_what_the_first_packed(model_file):
 
 
 class Rank:
-    """One rank of a group; its terms of a sum are left as they are."""
+    """One rank of a group; its terms of a sum are not summed."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -268,13 +268,13 @@ def test_a_backend_that_packs_nothing_leaves_no_file(model_file):
     assert not path.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_no_obstacle(model_file, monkeypatch, tmp_path):
+def test_without_a_writable_folder_the_model_loads_uncached(model_file, monkeypatch, tmp_path):
     (tmp_path / "occupied").write_text("a file, not a folder")
     monkeypatch.setenv("GALLEY_CACHE_DIR", str(tmp_path / "occupied"))
     assert not load(model_file)[0].from_cache
 
 
-def test_the_key_knows_number_format_and_config_and_the_folder_the_environment(tmp_path):
+def test_the_key_covers_format_and_config_and_the_folder_the_environment(tmp_path):
     checkpoint = open_checkpoint(Source(default_model(), "gguf", "m"))
     backend = open_backend("cpu", "bf16", threads=1)
     names = {cache_path(checkpoint.model_info, backend, d).name for d in ("bf16", "f32")}
