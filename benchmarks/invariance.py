@@ -72,15 +72,12 @@ class Ours:
     """A program of ops over `rows` new tokens each of sequences that have `context` before them."""
 
     def __init__(self, native: Any, rows: Sequence[int], context: int, threads: int) -> None:
-        self._native = native
-        self._program = native.Program(native.Pool(threads))
         slots, length = len(rows), context + max(rows)
         blocks = -(-length // 16)
         self.num_blocks = slots * blocks + 1
         ids = np.random.default_rng(0).permutation(np.arange(1, self.num_blocks, dtype=np.int32))
         self._table = np.ascontiguousarray(ids.reshape(slots, blocks))
         self._history = np.zeros((slots, length), np.int32)
-        self._total = np.full(slots, length, np.int32)
         self._computed = np.full(slots, context, np.int32)
         self._columns = [
             np.arange(slots, dtype=np.int32),
@@ -89,27 +86,15 @@ class Ours:
             np.zeros(slots, np.int32),
         ]
         self._keep: list[Any] = []
-        self._program.bind(
-            num_slots=slots,
-            max_tokens=sum(rows),
-            max_rows=slots,
-            max_logits=slots,
-            history=self._history.ctypes.data,
-            history_stride=length,
-            num_tokens=self._total.ctypes.data,
-            num_prompt=self._total.ctypes.data,
-            num_computed=self._computed.ctypes.data,
-            block_table=self._table.ctypes.data,
-            table_stride=blocks,
-            block_size=16,
-        )
+        limits = {"tokens": sum(rows), "sequences": slots, "logits": slots}
+        self._program = native.Program(native.Pool(threads), slots, limits)
+        self._program.bind("history", "i4", self._history.ctypes.data, length)
+        self._program.bind("num_computed", "i4", self._computed.ctypes.data)
+        self._program.bind("block_table", "i4", self._table.ctypes.data, blocks)
 
     def add(self, op: str, arrays: dict[str, Any], numbers: dict[str, Any]) -> None:
         self._keep.append(arrays)
-        ints = {k: v for k, v in numbers.items() if isinstance(v, int)}
-        floats = {k: v for k, v in numbers.items() if isinstance(v, float)}
-        pointers = {k: v.ctypes.data for k, v in arrays.items()}
-        self._program.add(op, pointers, ints, floats)
+        self._program.add(op, {k: v.ctypes.data for k, v in arrays.items()}, numbers)
 
     def run(self) -> None:
         self._program.run(*(c.ctypes.data for c in self._columns), len(self._columns[0]))
@@ -267,7 +252,7 @@ def our_attention(
     q[...] = np.random.default_rng(0).standard_normal(q.shape).astype(ml_dtypes.bfloat16).view("u2")
     ours.add("kv_chunk", {}, {"size": chunk})
     numbers = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "q_kind": BF16}
-    numbers |= {"kv_kind": BF16, "kv_block_stride": stride, "out_kind": BF16, "window": 0}
+    numbers |= {"kv_kind": BF16, "kv_block_stride": stride, "block_size": 16, "out_kind": BF16}
     values = np.random.default_rng(1).standard_normal(ours.num_blocks * stride // 2, "f4")
     halves = values.astype(ml_dtypes.bfloat16).view("u2")
     for _ in range(layers):

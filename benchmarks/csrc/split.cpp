@@ -18,7 +18,7 @@ int64_t kChunk = 512;
 namespace {
 
 // Pointers: x0, weight0, x1, weight1 … (K cut into as many parts, each packed by itself), out (f32
-// [parts][rows of a step][n]). Ints: parts, n, k (of a part), weight arguments, x_kind, rows (0).
+// [parts][rows of a step][n]). Ints: parts, n, k (of a part), weight arguments, x_kind. Rows: tokens.
 class LinearSplit final : public Op {
  public:
   explicit LinearSplit(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK(linear_tile)) {
@@ -63,11 +63,11 @@ class LinearSplit final : public Op {
   int64_t parts() const { return static_cast<int64_t>(jobs_.size()); }
 
   std::vector<LinearJob> jobs_;
-  Rows rows_;
+  Dim rows_;
   decltype(&generic::linear_tile) kernel_;
 };
 
-// Pointers: x (f32 [parts][rows of a step][n]), out (bf16 [rows][n]). Ints: parts, n, rows (0).
+// Pointers: x (f32 [parts][rows of a step][n]), out (bf16 [rows][n]). Ints: parts, n. Rows: tokens.
 class SumParts final : public Op {
  public:
   explicit SumParts(const Args& a)
@@ -91,7 +91,7 @@ class SumParts final : public Op {
   const float* x_;
   uint16_t* out_;
   int64_t parts_, n_;
-  Rows rows_;
+  Dim rows_;
 };
 
 class KvChunk final : public Op {
