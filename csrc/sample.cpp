@@ -111,7 +111,6 @@ int32_t Sample::sample(const Step& step, int64_t l, RowSampler& sampler) const {
   const int32_t slot = step.slots[step.logit_row[l]];
   SampleParams params;
   params.temperature = columns_.temperature.get(slot, 0.0f);
-  if (params.temperature < 1e-5f) params.temperature = 0.0f;
   params.top_p = columns_.top_p.get(slot, 1.0f);
   params.min_p = columns_.min_p.get(slot, 0.0f);
   params.top_k = columns_.top_k.get(slot, 0);

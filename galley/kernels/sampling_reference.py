@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 _WORD = 0xFFFFFFFF
-#: Temperatures below this are greedy, as in vLLM.
-GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def sample_row(
     best = int(np.argmax(x))
     if np.isnan(x).any() or not np.isfinite(x[best]):
         return -1
-    if params.temperature < GREEDY_BELOW:
+    if params.temperature == 0:
         return best
     weights = kept_weights(x, params)
     running = np.cumsum(weights)
