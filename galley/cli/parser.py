@@ -116,7 +116,7 @@ class CommandParser:
         for candidate in (name, name.removeprefix("no_")):
             verdict, sentence = disposition(candidate)
             if verdict == "hint":
-                notices.append(f"{option} is accepted for vLLM's sake: {sentence}")
+                notices.append(f"{option} is accepted for compatibility with vLLM: {sentence}")
                 return
             if verdict == "refused" and not (candidate == name and asks(name, value)):
                 notices.append(f"{option} is accepted: it asks for nothing that is not so anyway.")

@@ -1,4 +1,4 @@
-"""--custom-histogram-buckets: which families of histograms there are, and what bounds they take."""
+"""--custom-histogram-buckets: the histogram families and the check of their bounds."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BucketFamily = Literal[
 ]
 
 
-def check_buckets(given: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless families are known and bounds positive and rising."""
+def check_buckets(buckets: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless families are known and bounds are positive and increasing."""
     known = get_args(BucketFamily)
-    for family, bounds in given.items():
+    for family, bounds in buckets.items():
         if family not in known:
             _refuse(f"there is no family {family!r}; one of {', '.join(known)}")
         if not isinstance(bounds, list) or not bounds:
@@ -34,9 +34,9 @@ def check_buckets(given: Mapping[str, Any]) -> None:
             if isinstance(bound, bool) or not isinstance(bound, int | float):
                 _refuse(f"{family}: {bound!r} is not a number")
             if not math.isfinite(bound) or bound <= 0:
-                _refuse(f"{family}: {bound!r} is not above 0 and finite")
+                _refuse(f"{family}: {bound!r} is not positive and finite")
         if any(a >= b for a, b in pairwise(bounds)):
-            _refuse(f"{family}: {bounds} do not rise")
+            _refuse(f"{family}: {bounds} do not increase")
 
 
 def _refuse(sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""How many cores this process may use: by affinity, and by the CPU quota of its control groups."""
+"""Number of cores that this process may use: by affinity, and by the CPU quota of its cgroups."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def usable_cores(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int:
-    """At least 1. Of a quota of 2.5 cores two are used: a third thread would have all of them
-    wait for each other at the end of every period.
+    """Number of usable cores, at least 1. A quota of 2.5 cores counts as two: with a third thread
+    all of them would wait for each other at the end of every quota period.
 
     Args:
-        root, membership: where the control groups are mounted, and which of them are ours.
+        root, membership: mount point of the control groups, and file that lists ours.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -26,26 +26,26 @@ def usable_cores(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int:
 
 
 def _quotas(root: Path, membership: Path) -> list[float]:
-    """The quota, in cores, of each group that we are in and of all around it."""
+    """The quotas, in cores, of our control groups and their ancestors."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
         return []
-    found = []
+    quotas = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # Version 2 has one tree without a name, version 1 one a controller. In a container our
-        # group is often mounted as the root, under whatever name it has outside.
+        # Version 2 has one unnamed tree, version 1 one per controller. In a container our group
+        # is often mounted as the root, whatever its name is outside.
         base = root / "cpu" if controllers else root
         group = base / path.strip("/")
         for folder in (group, *group.parents):
             if folder == base or base in folder.parents:
                 quota = _quota_of(folder)
                 if quota is not None:
-                    found.append(quota)
-    return found
+                    quotas.append(quota)
+    return quotas
 
 
 def _quota_of(folder: Path) -> float | None:

@@ -1,7 +1,7 @@
-"""Engine configuration: one frozen field = one flag of vLLM's name (dashes for underscores).
+"""Engine configuration: each frozen field is a flag with vLLM's name (dashes for underscores).
 
-The docstring under a field is the flag's help. `resolve` (resolve.py) turns what the user gave
-into a complete configuration, once; nothing here changes afterwards.
+The docstring under a field is the flag's help. `resolve` (resolve.py) completes the user's settings
+once; the configuration does not change afterwards.
 """
 
 from __future__ import annotations
@@ -24,53 +24,52 @@ class ModelConfig:
     """Directory, .gguf file or hub name (`org/name`, `org/name:quant` for GGUF repositories).
     Without one, the built-in default model is served."""
     tokenizer: str | None = None
-    """Directory or hub name of another tokenizer than the model's own."""
+    """Directory or hub name of a tokenizer to use instead of the model's own."""
     tokenizer_mode: Literal["auto", "hf"] = "auto"
     """How the tokenizer is loaded. Galley uses the `tokenizers` library for all."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     hf_config_path: str | None = None
-    """Directory or hub name whose config.json and generation_config.json are read in place of the
-    model's own, as for a GGUF file whose metadata are incomplete."""
+    """Directory or hub name whose config.json and generation_config.json are read instead of
+    the model's own, for example for a GGUF file with incomplete metadata."""
     hf_overrides: dict[str, object] = field(default_factory=dict)
-    """JSON object of keys of config.json that win over the model's, before the model is built:
-    `{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}` for longer texts, say."""
+    """JSON object of config.json keys that override the model's before the model is built, for
+    example `{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}` for longer contexts."""
     hf_token: bool | str | None = field(default=None, repr=False)
-    """Token for the hub, for private and gated models; better in HF_TOKEN, where a list of
-    processes does not show it. Alone: the one of `hf auth login`."""
+    """Token for private and gated models of the hub. Prefer HF_TOKEN, which `ps` does not show. The
+    flag without a value uses the token of `hf auth login`."""
     tokenizer_revision: str | None = None
     """Branch, tag or commit of a hub tokenizer."""
     dtype: DType = "auto"
-    """Number format of weights and activations that are not quantised. `auto` takes the
-    checkpoint's, in the nearest format that this machine computes."""
+    """Number format of unquantised weights and activations. `auto` uses the checkpoint's format, or
+    the nearest one that this machine supports."""
     quantization: str | None = None
-    """What the checkpoint's quantisation must be (`gguf`, `compressed-tensors`); another one is an
-    error. Default: whatever it is."""
+    """Required quantisation of the checkpoint (`gguf`, `compressed-tensors`); any other is an
+    error. Default: the checkpoint's own."""
     quantized_activations: QuantizedActivations = "auto"
-    """Precision of activations where weights are integers with a scale per group: int16 is as near
-    to the model as the weights are, int8 is up to 1.6 times as fast for many tokens at once. `auto`
-    is int16, but int8 where weights have 4 bits and no minima (Q4_0): their own rounding is
-    coarser."""
+    """Precision of activations for integer weights with a scale per group. int16 is as accurate as
+    the weights; int8 is up to 1.6 times as fast for many tokens at once. `auto` is int16, except
+    int8 for 4-bit weights without minima (Q4_0), whose own rounding error is larger."""
     max_model_len: int | None = None
-    """Longest sequence, prompt and output together. Default: what the model supports. Accepts 4k,
-    8K; -1 or auto: as long as the KV cache has room for."""
+    """Maximum sequence length, prompt and output together. Default: the model's maximum. Accepts
+    4k, 8K; -1 or auto: as long as fits into the KV cache."""
     seed: int = 0
     """Seed of the engine; requests without a seed of their own get one derived from it."""
     served_model_name: tuple[str, ...] = ()
-    """Names under which the API knows the model; the first is used in metrics and answers."""
+    """Names of the model in the API; the first is used in metrics and responses."""
     generation_config: str = "auto"
-    """`auto` reads defaults from the model's generation_config.json, `vllm` uses none, or a folder
-    to read it from."""
+    """`auto` reads defaults from the model's generation_config.json, `vllm` uses none; anything
+    else is a folder to read it from."""
     override_generation_config: dict[str, object] = field(default_factory=dict)
-    """JSON object of sampling defaults that win over generation_config.json."""
+    """JSON object of sampling defaults that override generation_config.json."""
     enforce_eager: bool = False
     """Run op by op instead of replaying captured steps (for debugging)."""
     max_logprobs: int = 20
-    """Most logprobs that a request may ask for; -1 = the vocabulary."""
+    """Maximum number of logprobs per token of a request; -1 = the vocabulary size."""
     logprobs_mode: LogprobsMode = "raw_logprobs"
-    """What logprobs are: of the model's own distribution (raw) or of the one that was drawn from,
-    after penalties, temperature, top_k, top_p … (processed; -inf for what was left out); as
-    logprobs, or the logits themselves."""
+    """Distribution that logprobs come from: the model's own (raw) or the one that is sampled from,
+    after penalties, temperature, top_k, top_p … (processed; -inf for excluded tokens); returned as
+    logprobs or as logits."""
     skip_tokenizer_init: bool = False
     """Load no tokenizer: prompts are token ids and outputs have no text."""
 
@@ -80,7 +79,7 @@ class LoadConfig:
     """Load"""
 
     load_format: str = field(default="auto", metadata={"choices": ("auto", *LOAD_FORMATS)})
-    """Format of the weights. `dummy` makes random ones, for tests."""
+    """Format of the weights. `dummy` generates random ones, for tests."""
     download_dir: str | None = None
     """Folder for downloads; default: the hub's cache."""
 
@@ -92,20 +91,20 @@ class CacheConfig:
     block_size: Literal[16, 32, 64, 128] = 16
     """Tokens per KV block."""
     gpu_memory_utilization: float = 0.9
-    """Share of the machine's available memory that weights and KV cache may take, in (0, 1]."""
+    """Fraction of the machine's available memory for weights and KV cache, in (0, 1]."""
     kv_cache_memory_bytes: int | None = None
-    """Size of the KV cache in bytes (accepts 512m, 4G); wins over gpu-memory-utilization."""
+    """Size of the KV cache in bytes (accepts 512m, 4G); overrides --gpu-memory-utilization."""
     memory_reserve: int | None = None
-    """Bytes of memory to leave free (accepts 512m, 2G): with less the KV cache stops growing and
-    gives memory back, and requests wait. Default: 2 % of all, at least 64m, at most 1G. 0: never.
-    """
+    """Bytes of memory to leave free (accepts 512m, 2G). With less free, the KV cache stops growing
+    and releases memory, and requests wait. Default: 2 % of the total, at least 64m, at most 1G.
+    0: off."""
     num_gpu_blocks_override: int | None = None
     """Number of KV blocks, for tests of preemption."""
     enable_prefix_caching: bool = True
-    """Reuse the KV blocks of prompts that begin alike."""
+    """Reuse the KV blocks of prompts with a common prefix."""
     keep_kv_cache: bool = True
-    """Keep a server's KV cache in memory that outlives the engine: when that is killed, requests go
-    on without computing their prompts again. Needs prefix caching."""
+    """Keep a server's KV cache in memory that outlives the engine: after the engine is killed,
+    requests continue without recomputing their prompts. Needs prefix caching."""
     prefix_caching_hash_algo: Literal["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"] = "sha256"
     """Hash of block contents. `sha256_cbor` is reproducible across languages."""
 
@@ -115,30 +114,29 @@ class SchedulerConfig:
     """Scheduler"""
 
     max_num_batched_tokens: int | None = None
-    """Most tokens computed in one step. Default by use: 2048 for a server, 4096 offline."""
+    """Maximum tokens per step. Default by use: 2048 for a server, 4096 offline."""
     max_num_seqs: int | None = None
-    """Most sequences in one step. Default by use: 128 for a server, 256 offline."""
+    """Maximum sequences per step. Default by use: 128 for a server, 256 offline."""
     enable_chunked_prefill: bool = True
-    """Split long prompts over steps, so that others go on."""
+    """Split long prompts over several steps, so that other requests keep decoding."""
     long_prefill_token_threshold: int = 0
-    """While other requests wait or run, a prompt gets at most this many tokens of a step.
-    0 = no cap."""
+    """Maximum tokens per step of one prompt while other requests wait or run. 0 = no limit."""
     long_prefill_token_threshold_adaptive: bool = False
-    """That cap is at least a fair share: the token budget over the requests that wait or run."""
+    """Raise that limit to a fair share: the token budget divided by the requests that wait or run.
+    """
     mixed_prefill_tokens: int | None = None
-    """While sequences decode, prompts together get at most this many tokens of a step, so that a
-    long prompt does not hold the others' next tokens up. 0 = no cap. Default: 512 for a server
-    whose --max-num-batched-tokens is not given, else 0."""
+    """Maximum tokens per step of all prompts together while other sequences decode, so that a long
+    prompt does not delay their next tokens. 0 = no limit. Default: 512 for a server without
+    --max-num-batched-tokens, else 0."""
     max_num_active_seqs: int | None = None
-    """Most sequences that run at once, where that is to be less than --max-num-seqs."""
+    """Maximum running sequences, if lower than --max-num-seqs."""
     max_num_scheduled_tokens: int | None = None
-    """Most tokens that are scheduled in one step, where that is to be less than
-    --max-num-batched-tokens."""
+    """Maximum tokens scheduled per step, if lower than --max-num-batched-tokens."""
     stream_interval: int = 1
-    """Tokens that a streamed event has at least; the first and the last are sent at once. More
-    spare the front end work."""
+    """Minimum tokens per streamed event; the first and the last are sent at once. Higher values
+    reduce the front end's work."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
-    """`fcfs` in order of arrival; `priority` smaller number first, then arrival."""
+    """`fcfs`: in order of arrival. `priority`: lower number first, then arrival."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +146,12 @@ class ParallelConfig:
     tensor_parallel_size: int = 1
     """Ranks that share each layer."""
     pipeline_parallel_size: int = 1
-    """Ranks that hold a stretch of layers each."""
+    """Ranks that hold consecutive layers each."""
     data_parallel_size: int = 1
-    """Engines that serve side by side."""
+    """Engines that serve in parallel."""
     distributed_executor_backend: Literal["uni", "mp", "loopback"] | None = None
-    """How a step reaches its workers. `mp` is `uni`: one rank computes in the engine's own process.
-    `loopback` packs every plan into bytes (a test aid)."""
+    """Executor of a step. `mp` is `uni` here: one rank computes in the engine's own process.
+    `loopback` serialises every plan (for tests)."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +159,12 @@ class DeviceConfig:
     """Device"""
 
     backend: str = field(default="auto", metadata={"choices": ("auto", *BACKENDS)})
-    """Who computes: `cpu` the native kernels, `reference` plain PyTorch (needs the torch extra)."""
+    """`cpu`: the native kernels. `reference`: plain PyTorch (needs the torch extra)."""
     num_threads: int | None = None
-    """Compute threads; default: one per core that this process may use."""
+    """Compute threads. Default: one per core that this process may use."""
     batch_invariant: bool = False
-    """Refuse to start where an answer might depend on what else is computed (as with
-    VLLM_BATCH_INVARIANT=1). The native CPU kernels never let it."""
+    """Refuse to start if an answer might depend on the rest of the batch (as with
+    VLLM_BATCH_INVARIANT=1). The native CPU kernels are always invariant."""
 
 
 @dataclass(frozen=True)
@@ -174,37 +172,38 @@ class ObservabilityConfig:
     """Observability"""
 
     disable_log_stats: bool = False
-    """Log no periodic statistics, and expose no metrics of the engine."""
+    """Log no periodic statistics and expose no engine metrics."""
     otlp_traces_endpoint: str | None = None
-    """URL of an OpenTelemetry collector, to which a span of each request is sent: over gRPC, or
+    """URL of an OpenTelemetry collector, that receives a span for each request: over gRPC, or
     over HTTP with OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf. Needs the extra `otel`."""
     collect_detailed_traces: tuple[str, ...] = ()
-    """`model`, `worker` or `all`: further spans for a request's time in queue, prefill and decode,
-    and its time in the model."""
+    """`model`, `worker` or `all`: additional spans for a request's time in queue, prefill and
+    decode, and its time in the model."""
     kv_cache_metrics: bool = False
-    """Measure how long cached KV blocks live, lie idle before eviction, and between two uses."""
+    """Measure the lifetime of cached KV blocks, their idle time before eviction and between uses.
+    """
     kv_cache_metrics_sample: float = 0.01
-    """Share of the blocks that --kv-cache-metrics follows, in (0, 1]."""
+    """Fraction of blocks that --kv-cache-metrics samples, in (0, 1]."""
     custom_histogram_buckets: dict[str, list[float]] = field(default_factory=dict)
-    """JSON object: upper bounds of the buckets of a family of histograms in place of vLLM's:
+    """JSON object: upper bounds of the buckets of a histogram family, instead of vLLM's:
     request_latency, time_to_first_token, inter_token_latency, iteration_tokens, request_params_n,
     request_num_preemptions, request_tokens, kv_cache_residency."""
     enable_mfu_metrics: bool = False
-    """Estimate floating point operations and bytes moved of each step."""
+    """Estimate the floating-point operations and bytes moved of each step."""
     profiler_config: dict[str, object] = field(default_factory=dict)
     """JSON object; with `profiler` and `torch_profiler_dir` set, /start_profile and /stop_profile
-    (of `LLM`: start_profile, stop_profile) write what the steps between them did into that folder,
-    for ui.perfetto.dev. Also `delay_iterations` and `max_iterations`. Not for production."""
+    (of `LLM`: start_profile, stop_profile) write a trace of the steps between them into that
+    folder, for ui.perfetto.dev. Also `delay_iterations` and `max_iterations`. Not for production.
+    """
     enable_logging_iteration_details: bool = False
-    """Log what each step computes, and how long it takes."""
+    """Log the contents and duration of each step."""
     fail_on_environ_validation: bool = False
-    """Refuse to start where a VLLM_ or GALLEY_ variable is set that does not exist, in place of a
-    warning."""
+    """Refuse to start, instead of warning, if an unknown VLLM_ or GALLEY_ variable is set."""
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """All that an engine needs to know."""
+    """Complete configuration of an engine."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     load: LoadConfig = field(default_factory=LoadConfig)

@@ -1,7 +1,7 @@
-"""Flags from dataclass fields: names, types, help texts and the reading of their values.
+"""Flags from dataclass fields: names, types, help texts and parsing of values.
 
-One frozen field is one flag (dashes or underscores). This module knows annotations and docstrings;
-it knows neither argparse nor what a flag means.
+Each frozen field is a flag (dashes or underscores). This module reads annotations and docstrings;
+it does not depend on the command line or on the meaning of a flag.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _HUMAN_INT = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)(?:i?[bB])?")
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: `name` is the field's, `kind` what it holds, `owner` the dataclass."""
+    """One flag: `name` of the field, `kind` of its value, `owner` the dataclass."""
 
     name: str
     owner: type
@@ -130,7 +130,7 @@ def field_docs(owner: type) -> dict[str, str]:
 
 
 def coerce(flag: Flag, value: Any) -> Any:
-    """`value` as the field wants it; a string is read as on a command line.
+    """Convert `value` to the field's type; strings are parsed as on a command line.
 
     Raises:
         ConfigError: wrong type, unknown choice; names the flag.
@@ -145,7 +145,7 @@ def coerce(flag: Flag, value: Any) -> Any:
         value = _READERS[flag.kind](value)
     except (ValueError, TypeError) as e:
         raise ConfigError(
-            f"{flag.option} expects {_WANTS[flag.kind]}, got {value!r}.", field=flag.name
+            f"{flag.option} expects {_EXPECTED[flag.kind]}, got {value!r}.", field=flag.name
         ) from e
     if flag.choices and value not in flag.choices:
         allowed = ", ".join(str(c) for c in flag.choices)
@@ -182,7 +182,7 @@ def _read_str(value: Any) -> str:
 
 
 def _read_switch(value: Any) -> bool | str:
-    """Text, or true or false."""
+    """Accept text, or true or false."""
     try:
         return _read_bool(value)
     except ValueError:
@@ -190,7 +190,7 @@ def _read_switch(value: Any) -> bool | str:
 
 
 def _read_list(value: Any) -> tuple[str, ...]:
-    """Words, one word, or a JSON list (as vLLM takes for `--allowed-origins`)."""
+    """Accept words, one word, or a JSON list (as vLLM does for `--allowed-origins`)."""
     if isinstance(value, str):
         value = [value]
     out: list[str] = []
@@ -220,7 +220,7 @@ _READERS: dict[str, Any] = {
     "list": _read_list,
     "json": _read_json,
 }
-_WANTS = {
+_EXPECTED = {
     "bool": "true or false",
     "int": "a whole number (4096, 4k, 4K)",
     "float": "a number",

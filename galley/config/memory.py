@@ -1,11 +1,10 @@
-"""How much memory there is and how much of it can still be had, on the machine and in the control
-groups that this process is in. Knows nothing of engines; reads a handful of small files.
+"""Total and available memory of the machine and of the control groups of this process.
 
-    machine           MemAvailable, less our own mapped files (weights that would have to be read
-                      again and again if they made room)
-    control group     limit - usage + file pages that nobody has touched for long, of version 2
-                      (memory.max) or 1 (memory.limit_in_bytes), of our group and of all above it
-    stalls            PSI: share of time in which nothing got on for want of memory
+machine           MemAvailable minus our own mapped files (weights that would have to be read
+                  from disk again if they were dropped)
+control group     limit - usage + inactive file pages, of version 2
+                  (memory.max) or 1 (memory.limit_in_bytes), of our group and of all above it
+stalls            PSI: fraction of time in which all tasks stalled on memory
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes, and a share of time.
+    """Bytes, and a fraction of time.
 
     Attributes:
-        total: of the machine, or the lowest limit of a control group.
-        available: what can still be had.
-        stalled: 0 … 1, of the last ten seconds; 0 where the kernel does not tell.
+        total: of the machine, or the lowest limit of a control group if that is lower.
+        available: bytes that can still be allocated.
+        stalled: 0 … 1, over the last ten seconds; 0 if the kernel does not report it.
     """
 
     total: int
@@ -33,13 +32,13 @@ class Memory:
 
 
 class MemorySource(Protocol):
-    """Where the state of memory is read."""
+    """Reads the state of memory."""
 
     def read(self) -> Memory: ...
 
 
 class MachineMemory:
-    """Of this machine.
+    """The memory of this machine.
 
     Args:
         root: folder with `proc` and `sys`, for tests.
@@ -79,7 +78,7 @@ class MachineMemory:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A control group's folder, and what its files are called."""
+    """A control group's folder and the names of its files."""
 
     folder: Path
     limit_file: str
@@ -101,9 +100,9 @@ _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def _control_groups(root: Path) -> Iterator[_Group]:
-    """Our group and those above it, which have a limit of memory.
+    """Our control group and its ancestors that have a memory limit.
 
-    In a container /proc names a path that may not exist in it: its own root is the group then.
+    In a container the path that /proc names may not exist; then the mounted root is the group.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, in one plain shape whatever its file format."""
+"""`ModelInfo`: the declarations of a checkpoint, independent of its file format."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""From what the user gave to a complete configuration, once and purely.
+"""Completes the user's settings to a configuration. Pure functions.
 
-`from_kwargs` reads names and values; `resolve` fills in what depends on the use (server or
-offline), the machine and the model, and refuses contradictions. Environment variables come in
-through `environment`, nowhere else.
+`from_kwargs` reads names and values; `resolve` fills in the settings that depend on the use (server
+or offline), the machine and the model, and refuses contradictions. Environment variables are read
+by `environment` only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 Usage = Literal["server", "offline"]
 #: Token budget and sequences by use (vLLM's CPU defaults).
 DEFAULTS: dict[Usage, tuple[int, int]] = {"server": (2048, 128), "offline": (4096, 256)}
-#: Tokens of prompts in a step in which others decode, by use: somebody watches a server's answers.
+#: Prompt tokens per step while other sequences decode. Latency matters for a server only.
 MIXED_PREFILL_TOKENS: dict[Usage, int] = {"server": 512, "offline": 0}
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
@@ -54,7 +54,7 @@ SECTIONS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What resolving needs to know of the machine."""
+    """Properties of the machine that settings depend on."""
 
     num_cores: int
     available_memory: int
@@ -66,7 +66,7 @@ class Machine:
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping: MemAvailable, or the cgroup's limit if lower."""
+    """Bytes available without swapping: MemAvailable, or what the cgroup's limit leaves if lower."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/proc/meminfo", encoding="ascii") as f:
@@ -88,7 +88,7 @@ def available_memory() -> int:
 
 
 def environment(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Fields set by environment variables; `GALLEY_*` wins over `VLLM_*`, a flag over both.
+    """Fields set by environment variables. `GALLEY_*` overrides `VLLM_*`, a flag overrides both.
 
     Raises:
         ConfigError: a variable's value cannot be read; names the variable.
@@ -136,7 +136,7 @@ def from_kwargs(
 
 
 def by_use(given: Mapping[str, Any], usage: Usage) -> dict[str, Any]:
-    """Scheduler settings with those filled in that depend on the use."""
+    """Fill in the scheduler settings that depend on the use."""
     scheduler = dict(given)
     chunked = scheduler.get("enable_chunked_prefill", True)
     if scheduler.get("mixed_prefill_tokens") is None:
@@ -144,15 +144,15 @@ def by_use(given: Mapping[str, Any], usage: Usage) -> dict[str, Any]:
         scheduler["mixed_prefill_tokens"] = MIXED_PREFILL_TOKENS[usage] if free else 0
     budget, seqs = DEFAULTS[usage]
     if scheduler.get("max_num_seqs") is None:
-        wanted = scheduler.get("max_num_batched_tokens")
-        scheduler["max_num_seqs"] = min(seqs, wanted) if wanted and wanted > 0 else seqs
+        tokens = scheduler.get("max_num_batched_tokens")
+        scheduler["max_num_seqs"] = min(seqs, tokens) if tokens and tokens > 0 else seqs
     if scheduler.get("max_num_batched_tokens") is None and chunked:
         scheduler["max_num_batched_tokens"] = max(budget, scheduler["max_num_seqs"])
     return scheduler
 
 
 def lowered(s: SchedulerConfig) -> SchedulerConfig:
-    """Limits with those that lower them applied. Raises ConfigError for one above its limit."""
+    """Apply the settings that lower a limit. Raises ConfigError for one above its limit."""
     pairs = (
         ("max_num_active_seqs", s.max_num_active_seqs, "max_num_seqs", s.max_num_seqs),
         (
@@ -172,12 +172,15 @@ def lowered(s: SchedulerConfig) -> SchedulerConfig:
 
 
 def refuse_unknown(name: str, value: Any, known: list[str]) -> None:
-    """Return for a vLLM flag that is a mere hint or asks for nothing; else raise ConfigError."""
+    """Return for a vLLM flag that is a hint or asks for nothing; else raise ConfigError."""
     verdict, sentence = disposition(name)
     if any(name == flag.name for flag in flags_of(ServerConfig)):
-        verdict, sentence = "refused", "it is a flag of `galley serve`; here is no server."
+        verdict, sentence = (
+            "refused",
+            "it is a flag of `galley serve`, and there is no server here.",
+        )
     if verdict == "hint":
-        log.info("%s is accepted for vLLM's sake: %s", name, sentence)
+        log.info("%s is accepted for compatibility with vLLM: %s", name, sentence)
         return
     if verdict == "refused" and not asks(name, value):
         return
@@ -214,13 +217,13 @@ def check(config: EngineConfig) -> None:
     if (s.max_num_batched_tokens or s.max_num_seqs or 0) < (s.max_num_seqs or 0):
         raise ConfigError(
             f"--max-num-batched-tokens ({s.max_num_batched_tokens}) must be at least "
-            f"--max-num-seqs ({s.max_num_seqs}), or a full batch could not take one token each.",
+            f"--max-num-seqs ({s.max_num_seqs}), so that a full batch has one token each.",
             field="max_num_batched_tokens",
         )
     if s.mixed_prefill_tokens and not s.enable_chunked_prefill:
         raise ConfigError(
             f"--mixed-prefill-tokens {s.mixed_prefill_tokens} needs chunked prefill: without it a "
-            "prompt runs whole.",
+            "prompt runs in one step.",
             field="mixed_prefill_tokens",
         )
 
@@ -239,7 +242,7 @@ def check_profiler(given: Mapping[str, Any]) -> None:
 
 
 _ONE_RANK = "1: this version runs on one rank"
-#: Section, field, what holds of a value that is not None, and how to say it.
+#: Section, field, check of a value that is not None, and its description.
 _RANGES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("cache", "gpu_memory_utilization", lambda v: 0.0 < v <= 1.0, "in (0, 1]"),
     ("cache", "kv_cache_memory_bytes", lambda v: v > 0, "above 0"),
@@ -261,9 +264,9 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
 
 
 def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> EngineConfig:
-    """Fill in what depends on the machine and the model.
+    """Fill in the settings that depend on the machine and the model. Raises ConfigError.
 
-    `max_model_len` -1 stays -1: the runner fits it to the memory. Raises ConfigError.
+    `max_model_len` -1 stays -1: the runner fits it to the memory.
     """
     model, s = config.model, config.scheduler
     length = model_info.max_position if model.max_model_len is None else model.max_model_len
@@ -287,7 +290,7 @@ def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> En
     if model.quantization not in (None, model_info.quantization):
         raise ConfigError(
             f"--quantization {model.quantization}: the checkpoint's is {model_info.quantization}, "
-            "and weights are taken in the checkpoint's own format. Leave the flag out, or name a "
+            "and weights are used in the checkpoint's own format. Omit the flag, or name a "
             "checkpoint of that format.",
             field="quantization",
         )
@@ -303,5 +306,5 @@ def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> En
 
 
 def served_name(model: ModelConfig, model_info: ModelInfo) -> str:
-    """The name that the API uses: what the user typed, or the default model's own."""
+    """Name of the model in the API: the `model` argument, or the default model's name."""
     return model.model or "SmolLM2-135M-Instruct"

@@ -1,7 +1,7 @@
-"""Configuration of the HTTP server: one frozen field = one flag of vLLM's name.
+"""Configuration of the HTTP server: each frozen field is a flag with vLLM's name.
 
-The docstring under a field is the flag's help. Values are checked when the object is made;
-nothing here changes afterwards.
+The docstring under a field is the flag's help. Values are checked when the object is made; it does
+not change afterwards.
 """
 
 from __future__ import annotations
@@ -19,55 +19,54 @@ class ServerConfig:
     host: str | None = None
     """Address to listen on. Default: all interfaces."""
     port: int = 8000
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 picks a free one."""
     uds: str | None = None
-    """Path of a Unix socket to listen on, in place of host and port."""
+    """Path of a Unix socket to listen on, instead of host and port."""
     api_server_count: int = 1
-    """API server processes that share the port and the engine; for many short requests or many
-    small streams, when one process is busy all the time."""
+    """Number of API server processes, which share the port and the engine. For many short requests
+    or many small streams, when one process is always busy."""
     api_key: tuple[str, ...] = ()
-    """Keys of which a request under /v1, /v2, /inference or /cohere must bear one
-    (`Authorization: Bearer KEY`). Default: VLLM_API_KEY; without either, no key is asked for."""
+    """Accepted keys: requests under /v1, /v2, /inference and /cohere must send one of them
+    (`Authorization: Bearer KEY`). Default: VLLM_API_KEY; without either, no key is required."""
     chat_template: str | None = None
-    """Chat template that wins over the model's own: a file, or the template itself in one line."""
+    """Chat template that replaces the model's own: a file, or the template itself in one line."""
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
-    """How message content is given to the template: as a `string`, or as a list of parts in
-    `openai` form. `auto` looks at the template."""
+    """How message content is passed to the template: as a `string`, or as a list of parts in
+    `openai` form. `auto` inspects the template."""
     trust_request_chat_template: bool = False
-    """Let requests bring their own `chat_template`."""
+    """Allow requests to set their own `chat_template`."""
     default_chat_template_kwargs: dict[str, object] = field(default_factory=dict)
-    """JSON object of template variables for every chat request; a request's own win."""
+    """JSON object of template variables for every chat request; a request may override them."""
     response_role: str = "assistant"
-    """Role of the answer to a chat request with `add_generation_prompt`."""
+    """Role of the response to a chat request with `add_generation_prompt`."""
     return_tokens_as_token_ids: bool = False
-    """Write `token_id:N` in place of token texts in logprobs, so that tokens that are not valid
-    text can be told apart."""
+    """Write `token_id:N` instead of token texts in logprobs, so that tokens that are not valid text
+    can be distinguished."""
     enable_prompt_tokens_details: bool = False
     """Report cached prompt tokens in `usage.prompt_tokens_details`."""
     enable_per_request_metrics: bool = False
-    """Tell in the answers to chats and completions (`metrics`; in a stream, beside its usage) how
-    long the request waited, how long its first token took, and the others."""
+    """Report in responses to chats and completions (`metrics`; in a stream, next to its usage) the
+    queue time, the time to first token and the time between tokens."""
     enable_force_include_usage: bool = False
-    """Send usage at the end of every stream, asked for or not."""
+    """Send usage at the end of every stream, even if not requested."""
     enable_tokenizer_info_endpoint: bool = False
-    """Serve /tokenizer_info: special tokens and chat template, which may hold more than all should
-    know."""
+    """Serve /tokenizer_info: special tokens and the chat template, which may be confidential."""
     enable_server_load_tracking: bool = False
     """Count requests in flight for /load."""
     enable_request_id_headers: bool = False
-    """Answer with an X-Request-Id header: the client's own, or a new one."""
+    """Send an X-Request-Id header with responses: the client's own, or a new one."""
     enable_log_requests: bool = False
     """Log each request with its parameters and prompt."""
     enable_log_outputs: bool = False
-    """Log each answer, too, once it is complete. Needs --enable-log-requests."""
+    """Log each complete output. Needs --enable-log-requests."""
     log_error_stack: bool = False
-    """Log where in the code an error was found that a request is answered with."""
+    """Log the stack trace of errors that are returned to clients."""
     max_log_len: int | None = None
-    """Most characters of a prompt or an answer, or token ids, that are logged. Default: all."""
+    """Maximum logged characters, or token ids, of a prompt or an output. Default: all."""
     disable_uvicorn_access_log: bool = False
     """Write no access log."""
     disable_access_log_for_endpoints: str | None = None
-    """Paths without access log, separated by commas (`/health,/metrics`)."""
+    """Paths excluded from the access log, separated by commas (`/health,/metrics`)."""
     uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
     """Log level of the HTTP layer."""
     allow_credentials: bool = False
@@ -84,34 +83,35 @@ class ServerConfig:
     ssl_certfile: str | None = None
     """TLS: file of the certificate; switches HTTPS on."""
     ssl_ca_certs: str | None = None
-    """TLS: file of certificates that client certificates are checked against."""
+    """TLS: file of CA certificates that client certificates are verified against."""
     ssl_cert_reqs: int = 0
-    """TLS: client certificates are 0 not asked for, 1 optional, 2 required."""
+    """TLS: client certificates are 0 not requested, 1 optional, 2 required."""
     ssl_ciphers: str | None = None
     """TLS: ciphers for TLS 1.2 and older, in OpenSSL's notation."""
     enable_ssl_refresh: bool = False
-    """TLS: use certificates that have been replaced on disk, for new connections."""
+    """TLS: reload certificates that were replaced on disk, for new connections."""
     middleware: tuple[str, ...] = ()
-    """Further ASGI middleware by import path (`package.module.Class`, or a function of request and
-    call_next); the last one named is the outermost."""
+    """Additional ASGI middleware by import path (`package.module.Class`, or a function of request
+    and call_next); the last one is the outermost."""
     root_path: str | None = None
     """Path prefix under which a proxy publishes the server."""
     disable_fastapi_docs: bool = False
     """Serve no /docs, /redoc and /openapi.json."""
     h11_max_incomplete_event_size: int = 4_194_304
-    """Most bytes of request line and headers."""
+    """Maximum bytes of request line and headers."""
     h11_max_header_count: int = 256
-    """Most header fields of a request."""
+    """Maximum header fields of a request."""
     max_request_body_bytes: int = 64 * 2**20
-    """Most bytes of a request body (accepts 64M)."""
+    """Maximum bytes of a request body (accepts 64M)."""
     sse_keep_alive_interval: int = 0
-    """Seconds of silence after which a stream sends a comment, so that proxies keep it; 0 = never.
+    """Idle seconds after which a stream sends a comment, so that proxies keep it open; 0 = never.
     """
     max_num_queued_reqs: int | None = None
-    """Most sequences in flight, waiting or running; more are answered 503. Default: no limit."""
+    """Maximum sequences in flight, waiting or running; further ones get a 503. Default: no limit.
+    """
     max_num_queued_tokens: int | None = None
-    """Most prompt tokens that wait for their first token; while they are reached, requests are
-    answered 503. About prompt throughput × the TTFT to be kept."""
+    """Maximum prompt tokens of requests without a first token; beyond it requests get a 503. A good
+    value is prompt throughput × target TTFT."""
     logging_config: dict[str, object] = field(default_factory=dict)
     """JSON object: `log_level`, `formatter` (`text`, or `json` for one JSON object a line),
     `pylogging_config_file` (a file for Python's logging.config), `configure_logging`."""
@@ -120,15 +120,15 @@ class ServerConfig:
     log_config_file: str | None = None
     """JSON file for Python's logging.config.dictConfig. Default: VLLM_LOGGING_CONFIG_PATH."""
     fingerprint_mode: Literal["full", "hash", "custom", "none"] = "full"
-    """What `system_fingerprint` tells: version and configuration hash, the `hash` alone, a
-    `custom` value, or nothing."""
+    """Content of `system_fingerprint`: version and configuration hash (`full`), only the `hash`, a
+    `custom` value, or `none`."""
     fingerprint_value: str | None = None
     """The fingerprint with --fingerprint-mode custom."""
     shutdown_timeout: int = 0
     """Seconds that requests in flight get to finish at shutdown; 0 aborts them."""
     engine_step_timeout: float = 60.0
-    """Seconds without progress after which a busy engine is killed and started anew; its requests
-    go on in the next one. 0 = never."""
+    """Seconds without progress after which a busy engine is killed and restarted; its requests
+    continue in the new one. 0 = never."""
     max_engine_restarts: int = 5
     """Most restarts in a row within 60 seconds that bring no progress. After one more such death of
     an engine the server fails all requests and exits with code 1; an engine that computes anything
@@ -182,18 +182,18 @@ class ServerConfig:
             )
 
     def logging_environment(self) -> dict[str, str]:
-        """The flags of the log as the variables that every process reads.
+        """The logging flags as the environment variables that every process reads.
 
         Raises:
             ConfigError: a key or value of --logging-config that does not exist.
         """
-        given = dict(self.logging_config)
+        settings = dict(self.logging_config)
         if self.log_level is not None:
-            given["log_level"] = self.log_level
+            settings["log_level"] = self.log_level
         if self.log_config_file is not None:
-            given["pylogging_config_file"] = self.log_config_file
-        found: dict[str, str] = {}
-        for key, value in given.items():
+            settings["pylogging_config_file"] = self.log_config_file
+        variables: dict[str, str] = {}
+        for key, value in settings.items():
             if key not in _LOGGING:
                 raise ConfigError(
                     f"--logging-config has no key {key!r}; one of {', '.join(_LOGGING)}.",
@@ -201,8 +201,8 @@ class ServerConfig:
                 )
             if value is not None:
                 text = str(int(value)) if isinstance(value, bool) else str(value)
-                found[f"GALLEY_{_LOGGING[key]}"] = text
-        return found
+                variables[f"GALLEY_{_LOGGING[key]}"] = text
+        return variables
 
 
 _LOGGING = {

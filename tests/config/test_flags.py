@@ -98,9 +98,9 @@ def test_keywords_that_ask_for_something_else_are_refused_by_name(name):
         ({"request_latency": 3}, "a list of numbers"),
         ({"request_latency": [True]}, "not a number"),
         ({"request_latency": ["1"]}, "not a number"),
-        ({"request_latency": [0.0]}, "not above 0"),
+        ({"request_latency": [0.0]}, "not positive"),
         ({"request_latency": [1, float("inf")]}, "finite"),
-        ({"request_latency": [1, 2, 2]}, "do not rise"),
+        ({"request_latency": [1, 2, 2]}, "do not increase"),
     ],
 )
 def test_buckets_that_are_none_are_refused(given, wanted):

@@ -50,7 +50,7 @@ class BenchParser(CommandParser):
     def refuse(self, option: str, notices: list[str], value: Any = True) -> None:
         name = option.lstrip("-").split(".")[0].replace("-", "_").removeprefix("no_")
         if name in _HINTS.split():
-            notices.append(f"{option} is accepted for vLLM's sake and has no effect.")
+            notices.append(f"{option} is accepted for compatibility with vLLM and has no effect.")
             return
         if name in _VERDICTS:
             raise ConfigError(f"{option} is not supported: {_VERDICTS[name]}", field=name)
