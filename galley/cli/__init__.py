@@ -1,1 +1,1 @@
-"""cli"""
+"""The `galley` command line: one file per command."""

@@ -12,7 +12,7 @@ from galley.cli.talk import ChatFlags, Message, Talker, connect, sampling_option
 from galley.config.resolve import SECTIONS
 from galley.errors import GalleyError
 
-COMMANDS = "/reset starts anew, /quit or Ctrl-D ends"
+COMMANDS = "/reset clears the conversation, /quit or Ctrl-D exits"
 
 
 def parser(command: str = "chat") -> CommandParser:
@@ -30,7 +30,7 @@ def parser(command: str = "chat") -> CommandParser:
 
 
 def read_flags(command: str, argv: list[str]) -> tuple[ChatFlags, dict[str, object]]:
-    """Split a command line into the talk's flags and the engine's."""
+    """Split a command line into the chat flags and the engine flags."""
     given = parser(command).read(argv)
     return make(ChatFlags, given), engine_flags(given)
 
@@ -64,12 +64,12 @@ def main(argv: list[str]) -> int:
 
 
 def turns() -> Iterator[str]:
-    """What the person types, until they leave."""
+    """Yield the lines that the user types, until end of input."""
     prompt = ""
     if sys.stdin.isatty():
         prompt = "> "
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401 - input() then edits lines and knows the last ones
+            import readline  # noqa: F401 - gives input() line editing and history
     while True:
         try:
             text = input(prompt).strip()
@@ -83,7 +83,7 @@ def turns() -> Iterator[str]:
 
 
 def show(pieces: Iterator[str], talker: Talker, stats: bool) -> str:
-    """Print an answer as it comes; return it whole. Ctrl-C ends the answer, not the talk."""
+    """Print an answer as it streams and return it. Ctrl-C ends the answer, not the chat."""
     start = time.perf_counter()
     first = 0.0
     answer: list[str] = []

@@ -17,7 +17,7 @@ PACKAGES = (
     *("numpy", "tokenizers", "huggingface_hub", "msgspec", "fastapi", "starlette"),
     *("uvicorn", "uvloop", "jinja2", "prometheus-client", "torch", "opentelemetry-sdk"),
 )
-#: Variables that begin so are told; those of secrets without their value.
+#: Prefixes of reported variables; secrets are reported without their value.
 _TOLD = ("VLLM_", "GALLEY_", "OMP_", "HF_", "LD_PRELOAD", "MALLOC_")
 _SECRET = ("KEY", "TOKEN", "HEADERS")
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 
 
 def properties() -> Iterator[tuple[str, str]]:
-    """Name and value of each fact."""
+    """Yield name and value of each property."""
     from galley import __version__
     from galley.config.resolve import Machine
     from galley.kernels import _native
@@ -61,7 +61,7 @@ def properties() -> Iterator[tuple[str, str]]:
 
 
 def processor() -> str:
-    """Model and the flags that kernels are chosen by."""
+    """CPU model and the flags that select kernels."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

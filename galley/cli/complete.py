@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
         print(flags.quick, end="", flush=True)
         show(talker.complete(flags.quick, options), talker, flags.stats)
         return 0
-    print(f"Completing with {talker.name}. Ctrl-D ends.", file=sys.stderr)
+    print(f"Completing with {talker.name}. Ctrl-D exits.", file=sys.stderr)
     for text in turns():
         try:
             show(talker.complete(text, options), talker, flags.stats)

@@ -1,4 +1,4 @@
-"""`galley inspect`: what a checkpoint declares and takes, and the program that a step runs."""
+"""`galley inspect`: contents and size of a checkpoint, and the program that a step runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InspectFlags:
-    """What to show"""
+    """Output"""
 
     tensors: bool = False
     """List the checkpoint's tensors: name, shape, format."""
     program: bool = False
-    """Load the model and print the native program of a step, one operation a line."""
+    """Load the model and print the native program of a step, one operation per line."""
     memory: bool = False
-    """Load the model and print what its parts take."""
+    """Load the model and print the memory of its parts."""
 
 
 def main(argv: list[str]) -> int:
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def print_checkpoint(show: InspectFlags, engine: dict[str, Any]) -> None:
-    """What the checkpoint declares and takes, and its tensors if requested; reads headers alone."""
+    """Describe the checkpoint, and its tensors if requested; reads headers only."""
     from galley.loader import open_checkpoint, resolve_source
 
     config = from_kwargs(engine, "offline")
@@ -81,7 +81,7 @@ def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
 
 
 def print_loaded(show: InspectFlags, engine: dict[str, Any]) -> None:
-    """What the model becomes when it is loaded."""
+    """Describe the loaded model."""
     from galley.engine.assembly import assemble
 
     core = assemble(from_kwargs({"max_num_seqs": 8, **engine}, "offline")).core

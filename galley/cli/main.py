@@ -36,7 +36,7 @@ def overview() -> str:
         *(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()),
         "",
         "galley serve            # the built-in model on http://localhost:8000",
-        "galley COMMAND --help   # what a command takes",
+        "galley COMMAND --help   # options of a command",
         "galley --version",
     ]
     return "\n".join(lines)

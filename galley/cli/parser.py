@@ -29,7 +29,7 @@ Given = dict[type, dict[str, Any]]
 
 @dataclass
 class Parsed:
-    """Values by field name, as given (command line over file), and notices for the log."""
+    """Values by field name (the command line overrides the file), and notices for the log."""
 
     values: dict[str, Any]
     positionals: list[str]
@@ -65,7 +65,7 @@ class CommandParser:
         self._by_spelling = {s: f for f in reversed(self.flags.values()) for s in f.spellings}
 
     def parse(self, argv: list[str]) -> Parsed:
-        """Read `argv`. Prints help and exits 0 where asked; raises ConfigError."""
+        """Parse `argv`. Prints help and exits 0 on --help; raises ConfigError."""
         for word in argv:
             if word in ("-h", "--help") or word.startswith("--help="):
                 print(self.help(word.partition("=")[2]))
@@ -82,7 +82,7 @@ class CommandParser:
         return parsed
 
     def read(self, argv: list[str]) -> Given:
-        """Values by the dataclass that owns them; a positional is MODEL. Prints notices."""
+        """Return values by owning dataclass; a positional is MODEL. Prints notices."""
         parsed = self.parse(argv)
         for notice in parsed.notices:
             print(f"galley: {notice}", file=sys.stderr)
@@ -91,14 +91,14 @@ class CommandParser:
         return self.split(parsed.values)
 
     def split(self, given: dict[str, Any]) -> Given:
-        """Values by the dataclass that owns them; one that two own goes to both."""
+        """Group values by owning dataclass; a field of two dataclasses goes to both."""
         return {
             group: {f.name: given[f.name] for f in flags_of(group) if f.name in given}
             for group in self.groups
         }
 
     def find(self, option: str) -> tuple[Flag | None, bool]:
-        """The flag spelt `option` and whether it is its ``--no-`` form."""
+        """Return the flag spelled `option` and whether it is its ``--no-`` form."""
         normal = "--" + option[2:].replace("_", "-") if option.startswith("--") else option
         if normal in self._by_spelling:
             return self._by_spelling[normal], False
@@ -109,7 +109,7 @@ class CommandParser:
         return None, False
 
     def refuse(self, option: str, notices: list[str], value: Any = True) -> None:
-        """Note a vLLM flag that is only a hint, or asks for what holds anyway; raise ConfigError
+        """Note a vLLM flag that is only a hint, or asks for the default; raise ConfigError
         for any other.
         """
         name = option.lstrip("-").split(".")[0].replace("-", "_")
@@ -169,12 +169,12 @@ class CommandParser:
 
 
 def make(group: type[T], given: Given) -> T:
-    """The dataclass with the values that were given for it."""
+    """Create the dataclass from its values."""
     return group(**given[group])
 
 
 def engine_flags(given: Given) -> dict[str, Any]:
-    """What was given for the engine, by name."""
+    """Return the engine's values by name."""
     return {n: v for section in SECTIONS.values() for n, v in given.get(section, {}).items()}
 
 
@@ -332,7 +332,7 @@ def read_yaml(path: str, positionals: list[str]) -> dict[str, Any]:
 
 
 def run(main: Callable[[], int]) -> int:
-    """Run a command: one line and exit code 2 for what the user can mend; 130 for Ctrl-C."""
+    """Run a command. User errors print one line and exit with 2, Ctrl-C exits with 130."""
     from galley.errors import GalleyError, SetupError
 
     try:

@@ -1,8 +1,8 @@
 """`galley run-batch`: answer a file of requests in OpenAI's batch format.
 
-The requests go to a server of this machine's own, on a Unix socket that nobody else can open, so
-that they are answered as `galley serve` answers them. A line that cannot be read or served gets its
-error in the output and does not stop the others.
+The requests go to a private server on a Unix socket, so that they are answered exactly as by
+`galley serve`. A line that cannot be read or served gets an error in the output and does not stop
+the others.
 
     input  {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {…}}
     output {"id": …, "custom_id": "1", "response": {"status_code", "request_id", "body"}, "error"}
@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 #: Endpoints that a line may name.
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-#: Requests under way for each sequence that the engine computes at a time: it is never idle.
+#: Requests in flight per sequence that the engine runs at once, so that it is never idle.
 AHEAD = 4
-#: How often a request is sent when the connection breaks before an answer.
+#: Attempts per request if the connection breaks before a response.
 TRIES = 3
 _PR_SET_PDEATHSIG = 1
 
@@ -66,7 +66,7 @@ class BatchFlags:
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens: a Unix socket, or a port of this machine."""
+    """Address of the server: a Unix socket, or a port of this machine."""
 
     path: str | None
     port: int = 0
@@ -78,8 +78,8 @@ class Address:
 
 
 @dataclass
-class Tally:
-    """What has been answered so far."""
+class UsageCounter:
+    """Counts of answered requests."""
 
     done: int = 0
     failed: int = 0
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> int:
 
 
 def read_input(source: str) -> list[str]:
-    """The lines that are not blank. Raises ConfigError."""
+    """Return the lines that are not blank. Raises ConfigError."""
     try:
         if source.startswith(("http://", "https://")):
             with urllib.request.urlopen(source) as reply:
@@ -175,7 +175,7 @@ class Target:
         self._file.flush()
 
     def deliver(self) -> None:
-        """All has been written. Raises ConfigError where the URL does not take it."""
+        """Finish writing; upload to the URL. Raises ConfigError if the upload fails."""
         self._file.close()
         if self._url is None:
             return
@@ -215,7 +215,7 @@ def start_server(config: EngineConfig, server: ServerConfig) -> int:
     try:
         os.setpgid(0, 0)
         die_with(parent)
-        # Keys are for those who come from outside.
+        # The private socket needs no key.
         for name in ("VLLM_API_KEY", "GALLEY_API_KEY"):
             os.environ.pop(name, None)
         from galley.cli.parser import run as reporting
@@ -227,7 +227,7 @@ def start_server(config: EngineConfig, server: ServerConfig) -> int:
 
 
 def die_with(parent: int) -> None:
-    """Get a SIGTERM when the parent ends, however it ends."""
+    """Have the kernel send us SIGTERM when the parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
@@ -239,12 +239,12 @@ def stop_server(pid: int) -> None:
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
     except (ProcessLookupError, ChildProcessError):
-        # It has ended by itself, and `ended` has seen it.
+        # It exited by itself and was reaped by `ended`.
         pass
 
 
 def ended(pid: int) -> int | None:
-    """The launcher's exit code, None while it lives."""
+    """The launcher's exit code, None while it runs."""
     done, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if done else None
 
@@ -255,29 +255,29 @@ def ended(pid: int) -> int | None:
 async def run(
     lines: list[str], target: Target, address: Address, config: EngineConfig, pid: int
 ) -> int:
-    """Answer all lines in their order; returns the exit code."""
+    """Answer all lines in order; returns the exit code."""
     code = await until_healthy(address, pid)
     if code is not None:
         return code or 1
     from galley.frontend.progress import progress_bar
 
-    tally, ahead = Tally(), AHEAD * (config.scheduler.max_num_seqs or 1)
+    counter, ahead = UsageCounter(), AHEAD * (config.scheduler.max_num_seqs or 1)
     with progress_bar(len(lines), "Requests", sys.stderr.isatty()) as bar:
         async for line in in_order(lines, lambda text: answer(text, address), ahead):
             target.write(line)
-            tally.add(line)
-            if bar is not None and bar.is_due(tally.done):
-                bar.draw(tally.done, tally.prompt_tokens, tally.output_tokens)
+            counter.add(line)
+            if bar is not None and bar.is_due(counter.done):
+                bar.draw(counter.done, counter.prompt_tokens, counter.output_tokens)
     print(
-        f"galley: {tally.done} requests, {tally.failed} of them failed; "
-        f"{tally.prompt_tokens} prompt tokens, {tally.output_tokens} output tokens",
+        f"galley: {counter.done} requests, {counter.failed} of them failed; "
+        f"{counter.prompt_tokens} prompt tokens, {counter.output_tokens} output tokens",
         file=sys.stderr,
     )
     return 0
 
 
 async def until_healthy(address: Address, pid: int) -> int | None:
-    """Wait for the engine; the exit code of a server that ends instead."""
+    """Wait for the engine. Returns the exit code if the server exits instead."""
     while True:
         code = ended(pid)
         if code is not None:
@@ -287,7 +287,7 @@ async def until_healthy(address: Address, pid: int) -> int | None:
             if status == 200:
                 return None
         except (OSError, EOFError, ValueError):
-            # It does not listen yet.
+            # Not listening yet.
             pass
         await asyncio.sleep(0.05)
 
@@ -295,7 +295,7 @@ async def until_healthy(address: Address, pid: int) -> int | None:
 async def in_order(
     lines: Iterable[str], act: Callable[[str], Coroutine[Any, Any, T]], most: int
 ) -> AsyncGenerator[T, None]:
-    """Results of `act` in the order of `lines`, at most `most` under way."""
+    """Results of `act` in the order of `lines`, at most `most` in flight."""
     pending: deque[asyncio.Task[T]] = deque()
     rest: Iterator[str] = iter(lines)
     try:
@@ -334,9 +334,9 @@ async def answer(text: str, address: Address) -> dict[str, Any]:
 
 
 def check(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The URL and body of a line. Raises ValueError with a sentence."""
+    """Return the URL and body of a line. Raises ValueError with a message."""
     if not isinstance(given.get("custom_id"), str):
-        raise ValueError("custom_id must be a text")
+        raise ValueError("custom_id must be a string")
     if given.get("method") != "POST":
         raise ValueError("method must be POST")
     url, body = given.get("url"), given.get("body")
@@ -367,7 +367,7 @@ async def exchange(address: Address, method: str, url: str, body: bytes) -> tupl
 
     Raises:
         OSError, EOFError: the connection could not be made, or broke.
-        ValueError: what came is no HTTP.
+        ValueError: the reply is not HTTP.
     """
     reader, writer = await address.connect()
     try:

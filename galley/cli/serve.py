@@ -1,4 +1,4 @@
-"""`galley serve`: read the flags, hand them to the launcher."""
+"""`galley serve`: reads the flags and starts the launcher."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Who answers a person at the terminal: a server at a URL, or a model in this process.
+"""Clients of `galley chat` and `galley complete`: a server at a URL, or a model in this process.
 
-Both stream text. `connect` chooses: a MODEL argument means this process, a URL means the server
-there; with neither, a server on the default port if one answers, else the built-in model here.
+Both stream text. `connect` chooses: a MODEL argument runs the model in this process, a URL uses
+that server. With neither, a server on the default port is used if one answers, else the built-in model.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class ChatFlags:
-    """Who answers"""
+    """Chat"""
 
     url: str | None = None
-    """API to talk to, e.g. http://localhost:8000/v1. Default: that one if a server answers there,
-    else the model runs in this process."""
+    """Base URL of the API, e.g. http://localhost:8000/v1. Default: that one if a server answers
+    there, else the model runs in this process."""
     model_name: str | None = None
-    """Model to ask for at the URL; default: the first that it lists."""
+    """Name of the model at the URL. Default: the first that it lists."""
     api_key: str | None = None
     """API key for the URL."""
     system_prompt: str | None = None
     """System message that opens the conversation."""
     quick: str | None = None
-    """Send this one message, print the answer and end."""
+    """Send this message, print the answer and exit."""
     stats: bool = False
     """Print tokens, seconds and tokens per second after each answer."""
     temperature: float | None = None
     """Sampling temperature; 0 = greedy. Default: the model's own."""
     max_tokens: int | None = None
-    """Longest answer in tokens."""
+    """Maximum tokens of an answer."""
 
 
 @dataclass
@@ -167,7 +167,7 @@ class LocalTalker:
 
 
 def connect(flags: ChatFlags, engine_values: dict[str, Any]) -> Talker:
-    """The talker that the flags ask for. Raises ConfigError for flags of both kinds."""
+    """Return the client for the flags. Raises ConfigError for flags of both kinds."""
     if flags.url is not None and engine_values:
         name = next(iter(engine_values))
         raise ConfigError(f"--url and {name.replace('_', '-')} exclude each other.", field=name)

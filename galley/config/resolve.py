@@ -66,7 +66,7 @@ class Machine:
 
 
 def available_memory() -> int:
-    """Bytes available without swapping: MemAvailable, or what the cgroup's limit leaves if lower."""
+    """Bytes available without swapping: MemAvailable, or less under a cgroup limit."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/proc/meminfo", encoding="ascii") as f:

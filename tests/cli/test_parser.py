@@ -144,7 +144,7 @@ def test_hints_of_vllm_are_noted(parser):
     [
         ("", "KV cache"),
         ("CacheConfig", "--block-size {16,32,64,128}"),
-        ("max-num-seqs", "Most sequences in one step"),
+        ("max-num-seqs", "Maximum sequences per step"),
         ("all", "--prefix-caching-hash-algo"),
         ("preempt", "--num-gpu-blocks-override"),
         ("enable-lora", "a flag of vLLM's"),
