@@ -1,7 +1,8 @@
 """Clients of `galley chat` and `galley complete`: a server at a URL, or a model in this process.
 
 Both stream text. `connect` chooses: a MODEL argument runs the model in this process, a URL uses
-that server. With neither, a server on the default port is used if one answers, else the built-in model.
+that server. With neither, a server on the default port is used if it answers, else the built-in
+model.
 """
 
 from __future__ import annotations
