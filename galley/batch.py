@@ -20,7 +20,7 @@ lie behind the known tokens, and a draft is accepted if it is the token sampled 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -51,30 +51,30 @@ def ragged_positions(counts: I32, starts: I32) -> I32:
     return positions.astype(np.int32, copy=False)
 
 
-GroupKind = Literal["full", "window", "mla", "state", "cross"]
-
-
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """What the layers of one KV group need (design 3.6). Plain data: crosses processes.
+    """A KV group: layers with one block table. Plain data: crosses processes.
 
     Attributes:
-        kind: how blocks are used; plain models have one "full" group.
+        kind: how blocks are used, a key of `kv.groups.GROUPS`.
         block_size: tokens per block.
         bytes_per_token: K and V of all the group's layers, for one token.
-        window: sliding-window length in tokens ("window" only).
-        state_bytes: bytes per sequence ("state" only).
+        window: sliding window in tokens; 0 = none.
+        other_bytes: bytes of a block that are no token's: states, and padding to the size that
+            all groups' blocks have.
+        num_layers: layers in the group.
     """
 
-    kind: GroupKind
+    kind: str
     block_size: int
     bytes_per_token: int
     window: int = 0
-    state_bytes: int = 0
+    other_bytes: int = 0
+    num_layers: int = 0
 
     @property
     def block_bytes(self) -> int:
-        return self.block_size * self.bytes_per_token
+        return self.block_size * self.bytes_per_token + self.other_bytes
 
 
 @dataclass(slots=True)
@@ -217,7 +217,7 @@ class RequestTable:
     """Per-slot columns: what changes every step.
 
     token_ids [slots, max_len] int32, num_tokens / num_prompt / num_computed [slots] int32,
-    block_tables: one [slots, max_blocks] int32 per group, num_blocks [groups, slots] int32.
+    block_tables [groups, slots, max_blocks] int32, num_blocks [groups, slots] int32.
     Memory is zero pages until touched. Sampling columns live with the runner's sampler
     (`sampling[slot]` holds the parameters of the row); the scheduler adds its own columns.
     """
@@ -230,9 +230,8 @@ class RequestTable:
         self.num_tokens: I32 = np.zeros(num_slots, np.int32)
         self.num_prompt: I32 = np.zeros(num_slots, np.int32)
         self.num_computed: I32 = np.zeros(num_slots, np.int32)
-        self.block_tables: list[I32] = [
-            np.zeros((num_slots, -(-max_len // g.block_size)), np.int32) for g in groups
-        ]
+        most_blocks = max((-(-max_len // g.block_size) for g in groups), default=0)
+        self.block_tables: I32 = np.zeros((len(groups), num_slots, most_blocks), np.int32)
         self.num_blocks: I32 = np.zeros((len(groups), num_slots), np.int32)
         self.handles: NDArray[np.int64] = np.zeros(num_slots, np.int64)
         self.sampling: list[SamplingParams | None] = [None] * num_slots

@@ -85,7 +85,7 @@ class StopWatch:
         assert self._executable is not None
         nodes = self._executable.nodes
         layers = {node.layer for node in nodes if node.op == "attention"}
-        token_bytes = self._executable.kv_block_bytes(_BLOCK) / _BLOCK / max(len(layers), 1)
+        token_bytes = self._executable.kv_layout(_BLOCK).bytes_per_token / max(len(layers), 1)
         cache = Cache(token_bytes, "bf16" if limits.peak["bf16"] else "f32")
         return sum(seconds_of(nodes, load, cache, limits) for load in self.loads)
 

@@ -12,7 +12,7 @@ from galley.engine.observers import WorkloadMeter
 from galley.engine.outputs import EngineId
 from galley.errors import ConfigError
 from galley.executor.executor import Executor
-from galley.kv import BlockHasher, BlockPool, KVCacheManager
+from galley.kv import BlockHasher, BlockPool, KVCacheManager, longest_sequence
 from galley.observability.meter import BlockLifetimes, Sizes, Workload
 from galley.scheduler import Scheduler, SchedulerLimits
 
@@ -61,13 +61,16 @@ def build_core(
         table, pool, hasher, cache.enable_prefix_caching, limits.max_num_batched_tokens
     )
     if (most := kv.most_held(limits.max_model_len)) > pool.num_blocks - 1:
-        room = (pool.num_blocks - 1) * kv.block_size // max(len(executor.groups), 1)
+        room = longest_sequence(kv.groups, pool.num_blocks - 1, limits.max_model_len)
         raise ConfigError(
             f"The KV cache has {pool.num_blocks - 1} blocks of {kv.block_size} tokens, but one "
             f"sequence of --max-model-len {limits.max_model_len} tokens needs {most}. Lower "
             f"--max-model-len to {room} or raise --kv-cache-memory-bytes.",
             field="max_model_len",
         )
+    if cache.enable_prefix_caching and not kv.can_share:
+        kinds = ", ".join(sorted({g.kind for g in executor.groups}))
+        log.warning("Prefix caching is off: KV groups of this model (%s) cannot be shared.", kinds)
     core = EngineCore(Scheduler(kv, table, limits), executor, engine_id)
     core.recorder.logs = observing.enable_logging_iteration_details
     core.block_lifetimes = lifetimes

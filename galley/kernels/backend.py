@@ -21,6 +21,7 @@ from galley.errors import ConfigError
 from galley.kernels.ops import Constant, ForwardContext, KVLayer, Ops, Value, Weight
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.sampling import LogitMasks, Samples
+from galley.kv.layout import KVLayout, plan_layout
 
 if TYPE_CHECKING:
     from galley.kernels.weights import PackedWeight
@@ -79,22 +80,23 @@ class Executable(Protocol):
 
     activation_bytes: int
 
-    def kv_block_bytes(self, block_size: int) -> int:
-        """Bytes of one block of `block_size` tokens, all layers together."""
+    def kv_layout(self, block_size: int) -> KVLayout:
+        """The layout of the model's KV cache in blocks of `block_size` tokens."""
 
     def allocate_kv(
-        self, num_blocks: int, block_size: int, memory: MemoryAllocator | None = None
+        self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
     ) -> None:
         """Make the cache: `num_blocks` blocks, block 0 (the null block) among them.
         Its memory is touched when blocks are first written.
 
         Args:
+            layout: an answer of `kv_layout`.
             memory: gives so many bytes, as an earlier cache of this size left them or zeros; a
                 backend may pass it over. None = zeros of its own.
         """
 
     def copy_blocks(self, src: I32, dst: I32) -> None:
-        """Copy whole blocks, all layers, in order."""
+        """Copy whole blocks, all layers of their group, in order."""
 
     def release_blocks(self, blocks: list[int]) -> None:
         """Return the memory of blocks whose contents nobody needs, where that can be done."""
@@ -177,6 +179,16 @@ class Backend(Protocol):
         Args:
             outputs: results to keep besides the logits; see `Executable.outputs`.
         """
+
+
+def kv_layout(layers: Sequence[KVLayer], itemsize: int, block_size: int) -> KVLayout:
+    """The layout of a model's KV cache.
+
+    Args:
+        layers: `Model.kv_layers`.
+        itemsize: `Backend.kv_itemsize`.
+    """
+    return plan_layout((layer.cache(itemsize) for layer in layers), block_size)
 
 
 def open_backend(

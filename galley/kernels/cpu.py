@@ -20,7 +20,7 @@ from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena, release_pages
-from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits
+from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits, kv_layout
 from galley.kernels.native import Argument, arguments, pointer_arguments
 from galley.kernels.ops import KVLayer
 from galley.kernels.ops.sample import MASK_COLUMNS
@@ -30,8 +30,7 @@ from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.recorder import record
 from galley.kernels.sampling import LogitMasks, Samples
 from galley.kernels.weights import PackedWeight, pack
-
-_KV_BYTES = {Kind.f32: 4, Kind.bf16: 2}
+from galley.kv.layout import KVLayout
 
 
 class CpuBackend:
@@ -81,46 +80,31 @@ class CpuBackend:
 
 
 class KVMemory:
-    """The cache's bytes: block after block, in a block layer after layer.
+    """The cache's bytes: block after block, laid out by `kv.layout`.
 
-    block b:  [ layer 0: K and V of its pages | layer 1 | ... ]     `block_bytes` apart
+    block b of a group:  [ a layer of the group: K and V of its pages | next layer | ... ]
     """
 
     def __init__(
-        self,
-        layers: list[KVLayer],
-        num_blocks: int,
-        block_size: int,
-        kind: Kind,
-        memory: MemoryAllocator | None = None,
+        self, layout: KVLayout, num_blocks: int, memory: MemoryAllocator | None = None
     ) -> None:
-        sizes = [layer_bytes(layer, block_size, kind) for layer in layers]
-        self.offsets = np.cumsum([0, *sizes[:-1]]).tolist()
-        self.block_bytes = sum(sizes)
-        self.block_size = block_size
+        self._layout = layout
         make = memory or (lambda size: aligned_bytes(size, zeros=True))
-        whole = make(num_blocks * self.block_bytes)
+        whole = make(num_blocks * layout.block_bytes)
         assert whole.ctypes.data % ALIGNMENT == 0 or whole.size == 0  # a model without layers
-        self.blocks = whole.reshape(num_blocks, self.block_bytes)
+        self.blocks = whole.reshape(num_blocks, layout.block_bytes)
 
     def address(self, layer: KVLayer) -> int:
         """The native argument `kv` of a layer."""
-        return int(self.blocks.ctypes.data) + self.offsets[layer.index]
+        return int(self.blocks.ctypes.data) + self._layout.places[layer.index].offset
 
     def arguments(self, layer: KVLayer) -> dict[str, Argument]:
         """The other arguments of an op that reads or writes the layer's cache."""
         return {
-            "kv_block_stride": self.block_bytes,
-            "block_size": self.block_size,
-            "block_table": block_table(0),
+            "kv_block_stride": self._layout.block_bytes,
+            "block_size": self._layout.block_size,
+            "block_table": block_table(self._layout.places[layer.index].group),
         }
-
-
-def layer_bytes(layer: KVLayer, block_size: int, kind: Kind) -> int:
-    """K and V of one block of one layer; whole cache lines, as pages of 16 tokens always are."""
-    size = 2 * block_size * layer.kv_heads * layer.head_dim * _KV_BYTES[kind]
-    assert size % ALIGNMENT == 0
-    return size
 
 
 def _logit_rows(rows: int, vocab: int) -> NDArray[np.float32]:
@@ -202,13 +186,13 @@ class CpuExecutable:
         self._step_sizes = dict.fromkeys(self._sizes, 0)  # of the last run
         self._keepalive: list[Any] = []  # arrays whose addresses native code holds
 
-    def kv_block_bytes(self, block_size: int) -> int:
-        return sum(layer_bytes(layer, block_size, self._kv_kind) for layer in self._layers)
+    def kv_layout(self, block_size: int) -> KVLayout:
+        return kv_layout(self._layers, 4 if self._kv_kind == Kind.f32 else 2, block_size)
 
     def allocate_kv(
-        self, num_blocks: int, block_size: int, memory: MemoryAllocator | None = None
+        self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
     ) -> None:
-        self._kv = KVMemory(self._layers, num_blocks, block_size, self._kv_kind, memory)
+        self._kv = KVMemory(layout, num_blocks, memory)
 
     def copy_blocks(self, src: I32, dst: I32) -> None:
         assert self._kv is not None

@@ -19,33 +19,40 @@ from torch import Tensor
 
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
-from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits
+from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits, kv_layout
 from galley.kernels.ops import KVLayer, Op, Ops
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.reference_sampler import ReferenceSampler
 from galley.kernels.sampling import LogitMasks, Samples
 from galley.kernels.weights import PackedWeight
+from galley.kv.layout import KVLayout
 
 
 @dataclass
 class KVCache:
-    """K and V of all layers, each [layers][blocks, block_size, kv_heads, head_dim]."""
+    """K and V of all layers, each [layers][blocks, block_size, kv_heads, head_dim].
+
+    Attributes:
+        groups: KV group of each layer, whose block table says where its tokens are.
+    """
 
     k: list[Tensor]
     v: list[Tensor]
     block_size: int
+    groups: list[int]
 
     @staticmethod
     def zeros(
-        layers: Sequence[KVLayer], num_blocks: int, block_size: int, dtype: torch.dtype
+        layers: Sequence[KVLayer], num_blocks: int, layout: KVLayout, dtype: torch.dtype
     ) -> KVCache:
         def page(layer: KVLayer) -> Tensor:
-            shape = (num_blocks, block_size, layer.kv_heads, layer.head_dim)
+            shape = (num_blocks, layout.block_size, layer.kv_heads, layer.head_dim)
             # Not torch.zeros, which writes: memory is to grow with use (numpy asks for zero pages).
             raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
             return torch.from_numpy(raw).view(dtype).view(shape)
 
-        return KVCache([page(la) for la in layers], [page(la) for la in layers], block_size)
+        k, v = ([page(layer) for layer in layers] for _ in range(2))
+        return KVCache(k, v, layout.block_size, [place.group for place in layout.places])
 
 
 @dataclass
@@ -57,7 +64,7 @@ class ReferenceContext:
     Attributes:
         token_ids: [T]; positions: [1, T]; logit_index: [L]; all int64.
         query_start: [S + 1]; computed: [S].
-        block_table: [S, blocks] ids of each row's blocks.
+        block_tables: [groups, S, blocks] ids of each row's blocks.
     """
 
     token_ids: Tensor
@@ -65,13 +72,14 @@ class ReferenceContext:
     logit_index: Tensor
     query_start: list[int]
     computed: list[int]
-    block_table: Tensor
+    block_tables: Tensor
     cache: KVCache
 
-    def row_slots(self, row: int, length: int) -> Tensor:
-        """[length] where the row's positions 0 .. length - 1 lie in the flattened cache."""
+    def row_slots(self, layer: KVLayer, row: int, length: int) -> Tensor:
+        """[length] where the row's positions 0 .. length - 1 lie in the layer's flattened cache."""
         position = torch.arange(length)
-        block = self.block_table[row][position // self.cache.block_size]
+        table = self.block_tables[self.cache.groups[layer.index]]
+        block = table[row][position // self.cache.block_size]
         return block * self.cache.block_size + position % self.cache.block_size
 
 
@@ -149,15 +157,14 @@ class ReferenceExecutable:
         self._hidden = np.empty((0, 0), np.float32)
         self._heartbeat = np.zeros(1, np.int64)
 
-    def kv_block_bytes(self, block_size: int) -> int:
-        numbers = sum(2 * layer.kv_heads * layer.head_dim for layer in self._model.kv_layers)
-        return block_size * numbers * self._dtype.itemsize
+    def kv_layout(self, block_size: int) -> KVLayout:
+        return kv_layout(self._model.kv_layers, self._dtype.itemsize, block_size)
 
     def allocate_kv(
-        self, num_blocks: int, block_size: int, memory: MemoryAllocator | None = None
+        self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
     ) -> None:
-        layers = self._model.kv_layers
-        self._cache = KVCache.zeros(layers, num_blocks, block_size, self._dtype)
+        # Each layer has its own memory, which grows as blocks of its group are written.
+        self._cache = KVCache.zeros(self._model.kv_layers, num_blocks, layout, self._dtype)
 
     def copy_blocks(self, src: I32, dst: I32) -> None:
         assert self._cache is not None
@@ -242,6 +249,6 @@ def step_context(step: StepInputs, table: RequestTable, cache: KVCache) -> Refer
         logit_index=tensor(np.concatenate([*logit_index, np.empty(0)])),
         query_start=query_start.tolist(),
         computed=computed.tolist(),
-        block_table=tensor(table.block_tables[0][slots]),
+        block_tables=tensor(table.block_tables[:, slots]),
         cache=cache,
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from galley.kv.layout import CacheSpec
+
 
 class Value(Protocol):
     """[rows, columns]; rows are known when a step runs, columns always."""
@@ -45,6 +47,14 @@ class KVLayer:
     kv_heads: int
     head_dim: int
     window: int = 0
+
+    def cache(self, itemsize: int) -> CacheSpec:
+        """What the layer keeps of each token, in numbers of `itemsize` bytes."""
+        return CacheSpec(
+            kind="window" if self.window else "full",
+            token_bytes=2 * self.kv_heads * self.head_dim * itemsize,
+            window=self.window,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""The KV cache as bookkeeping: block pool, prefix index, groups. It never sees the bytes."""
+"""KV cache bookkeeping: block pool, prefix index, groups and layout. It never sees the bytes."""
 
+from galley.kv.capacity import longest_sequence, tokens_that_fit
+from galley.kv.groups import make_policies, require_rewind
 from galley.kv.hashing import BlockHasher, ExtraKeys, HashChain
+from galley.kv.layout import CacheSpec, KVLayout, Place, plan_layout
 from galley.kv.manager import Hit, KVCacheManager
 from galley.kv.pool import NULL_BLOCK, BlockListener, BlockPool
 
@@ -9,8 +12,16 @@ __all__ = [
     "BlockHasher",
     "BlockListener",
     "BlockPool",
+    "CacheSpec",
     "ExtraKeys",
     "HashChain",
     "Hit",
     "KVCacheManager",
+    "KVLayout",
+    "Place",
+    "longest_sequence",
+    "make_policies",
+    "plan_layout",
+    "require_rewind",
+    "tokens_that_fit",
 ]

@@ -1,17 +1,16 @@
-"""Which blocks each running sequence holds, and which it may share.
+"""The blocks of each running sequence, and the cached prefixes that sequences share.
 
-Works on a `RequestTable`'s block columns, by slot; draws ids from the pool and records what it
-changed, so that a `StepPlan` can carry it to the workers. Predicates (`can_admit`, `can_grow`)
-change nothing; the act that follows one cannot fail. Knows no queue, policy or budget.
+Works on a `RequestTable`'s block columns, by slot; allocates ids from the pool and records what it
+changed, so that a `StepPlan` can carry the changes to the workers. After a predicate (`can_admit`,
+`can_grow`) returned True, the operation cannot fail. Knows no queue, scheduling policy or budget.
 
 One sequence, one group:
 
     0 ........ hit ........ num_computed ........ num_computed + num_new ........ num_tokens
-    |  shared, from the index  |  held, entered in the index when full  |  no blocks yet  |
+    |  shared, from the index  |     own, cached when full     |      no blocks yet      |
 
-A block is entered in the index as soon as the step that fills it is planned: within a layer all
-keys and values of a step are written before any is read, so even a request of the same step may
-share it.
+A block is cached as soon as the step that fills it is planned: within a layer all keys and values
+of a step are written before any is read, so even a request of the same step may share it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from numpy.typing import NDArray
 
 from galley.batch import EMPTY_I32, I32, RequestTable
 from galley.errors import ConfigError
-from galley.kv.groups import Find, make_group
+from galley.kv.capacity import most_held
+from galley.kv.groups import GroupPolicy, Lookup, make_policies
 from galley.kv.hashing import BlockHasher, ExtraKeys, HashChain
 from galley.kv.pool import NULL_BLOCK, BlockPool
 from galley.messages import Counters
@@ -34,24 +34,29 @@ BlockColumns = tuple[I32, I32, I32, I32]
 
 @dataclass(slots=True)
 class Hit:
-    """A prefix found in the cache: `blocks` per group (holes are the null block)."""
+    """A cached prefix. `blocks`: ids by group; the null block where a group needs none."""
 
     num_tokens: int = 0
     blocks: list[list[int]] = field(default_factory=list)
 
 
 class KVCacheManager:
-    """Block tables over groups. Groups have equal block sizes (a power of two) for now.
+    """Block tables of all groups. Groups have one block size, a power of two.
 
     Args:
-        table: whose block columns are kept here.
-        pool: gives and takes ids.
+        table: the table whose block columns this manager maintains.
+        pool: allocates ids.
         hasher: hashes full blocks.
-        enable_prefix_caching: False: only children of one parent share (their prompt).
+        enable_prefix_caching: False: only sequences of one `family` share blocks.
         max_chunk: the most tokens that one sequence computes in a step.
 
+    Attributes:
+        groups: the policy of each group.
+        can_share: whether all groups can share blocks; if not, there are no prefix hits.
+        has_windows: whether `free_out_of_window` has anything to do.
+
     Raises:
-        ConfigError: a group's kind is not supported, or block sizes differ.
+        ConfigError: a group's kind has no policy, or block sizes differ.
     """
 
     def __init__(
@@ -72,11 +77,12 @@ class KVCacheManager:
         self.block_size = size
         self.counters = Counters()
         self._shift = size.bit_length() - 1
-        self._groups = [make_group(spec, max_chunk) for spec in table.groups]
-        self._windows = [g for g, spec in enumerate(table.groups) if spec.kind == "window"]
-        self.has_windows = bool(self._windows)
-        self._let_go = np.zeros((len(self._groups), table.num_slots), np.int32)
-        self._indexed = np.zeros(table.num_slots, np.int32)
+        self.groups: list[GroupPolicy] = make_policies(table.groups, max_chunk)
+        self._early = [g for g, group in enumerate(self.groups) if group.frees_early]
+        self.has_windows = bool(self._early)
+        self.can_share = all(group.caches_prefixes for group in self.groups)
+        self._num_freed = np.zeros((len(self.groups), table.num_slots), np.int32)
+        self._num_cached = np.zeros(table.num_slots, np.int32)
         self._chains: list[HashChain | None] = [None] * table.num_slots
         self._changes: list[BlockColumns] = []
 
@@ -85,7 +91,7 @@ class KVCacheManager:
     def new_chain(
         self, cache_salt: str | None, family: tuple[int, int] | None, adapter: int = 0
     ) -> HashChain | None:
-        """The hash chain of a new sequence, or None if it shares with nobody.
+        """The hash chain of a new sequence, or None if it shares no blocks.
 
         Args:
             cache_salt: only sequences of the same salt share.
@@ -93,6 +99,8 @@ class KVCacheManager:
             adapter: number of the adapter's load, 0 = none; others never share with it. Not its
                 name: an adapter that is loaded again has other weights.
         """
+        if not self.can_share:
+            return None
         first: tuple[object, ...] = (cache_salt,) if cache_salt else ()
         if not self.enable_prefix_caching:
             if family is None:
@@ -108,42 +116,42 @@ class KVCacheManager:
         n = len(token_ids)
         self.hasher.extend(chain, token_ids, n >> self._shift)
         limit, before = (n - 1) >> self._shift, -1
-        blocks: list[list[int]] = [[] for _ in self._groups]
+        blocks: list[list[int]] = [[] for _ in self.groups]
         while limit != before:
             before = limit
-            for g, group in enumerate(self._groups):
-                blocks[g] = group.longest_hit(self._finder(g, chain.hashes), limit)
+            for g, group in enumerate(self.groups):
+                blocks[g] = group.longest_hit(self._lookup(g, chain.hashes), limit)
                 limit = len(blocks[g])
-            if len(self._groups) == 1:
+            if len(self.groups) == 1:
                 break
         return Hit(limit << self._shift, blocks)
 
     def most_held(self, num_tokens: int) -> int:
         """The most blocks that one sequence of that many tokens holds at any time."""
-        return sum(group.most_held(num_tokens) for group in self._groups)
+        return most_held(self.groups, num_tokens)
 
     def can_admit(self, hit: Hit, num_tokens: int) -> bool:
-        """Whether a sequence could get all its `num_tokens` into the pool now, beside `hit`.
+        """Whether the pool has room now for all `num_tokens` of a sequence, given `hit`.
 
-        Asked for the whole sequence even if only a chunk is computed at first, so that a prompt
-        is not begun only to be preempted before its end.
+        Checked for the whole sequence even if only a chunk is computed first, so that a prompt
+        is not started only to be preempted before its end.
         """
         pool = self.pool
         missing = 0
         free = pool.num_free
-        for g, group in enumerate(self._groups):
+        for g, group in enumerate(self.groups):
             held = hit.blocks[g] if hit.blocks else ()
             missing += max(group.most_held(num_tokens) - len(held) + held.count(NULL_BLOCK), 0)
             free -= pool.num_free_among(held)
         return missing <= free
 
     def admit(self, slot: int, chain: HashChain | None, hit: Hit) -> None:
-        """Give `slot` (empty) the blocks of `hit`; the rest comes by `grow`.
+        """Put the blocks of `hit` into an empty slot's tables; `grow` adds the others.
 
-        A sequence without a chain shares its blocks with nobody.
+        A sequence without a chain does not share its blocks.
         """
         self._chains[slot] = chain
-        self._indexed[slot] = hit.num_tokens >> self._shift
+        self._num_cached[slot] = hit.num_tokens >> self._shift
         for g, blocks in enumerate(hit.blocks):
             if not blocks:
                 continue
@@ -152,11 +160,11 @@ class KVCacheManager:
             ids = np.array(blocks, np.int32)
             self.table.block_tables[g][slot, :n] = ids
             self.table.num_blocks[g, slot] = n
-            self._let_go[g, slot] = blocks.count(NULL_BLOCK)
+            self._num_freed[g, slot] = blocks.count(NULL_BLOCK)  # all before the live ones
             self._record(g, np.full(n, slot, np.int32), np.arange(n, dtype=np.int32), ids)
 
     def count_query(self, num_tokens: int, hit: Hit, resumed: bool) -> None:
-        """Count an admission that read the cache, once, in tokens."""
+        """Count one admission that looked up the cache, in tokens."""
         if not self.enable_prefix_caching:
             return
         if resumed:
@@ -169,26 +177,28 @@ class KVCacheManager:
     # --- growth ---------------------------------------------------------------------------------
 
     def missing_blocks(self, slots: NDArray[np.intp], totals: I32) -> I32:
-        """Blocks that each slot lacks to hold `totals` tokens: [groups, n]."""
-        want = (totals + (self.block_size - 1)) >> self._shift
-        missing: I32 = want - self.table.num_blocks.take(slots, axis=1)
-        return missing
+        """Blocks to allocate so that each slot can hold `totals` tokens: [groups, n]."""
+        held = self.table.num_blocks.take(slots, axis=1)
+        if len(self.groups) == 1:
+            missing: I32 = self.groups[0].needed(totals) - held
+            return missing
+        return np.stack([group.needed(totals) for group in self.groups]) - held
 
     def has_uncached(self, slots: NDArray[np.intp], totals: I32) -> NDArray[np.bool_]:
         """Whether the first `totals` tokens of a slot fill a block that is not cached yet: [n]."""
-        uncached: NDArray[np.bool_] = (totals >> self._shift) > self._indexed[slots]
+        uncached: NDArray[np.bool_] = (totals >> self._shift) > self._num_cached[slots]
         return uncached
 
     def can_grow(self, missing: I32) -> bool:
         return int(missing.sum()) <= self.pool.num_free
 
     def grow(self, slots: NDArray[np.intp], missing: I32) -> None:
-        """Give each slot the blocks that it lacks (an answer of `missing`, none negative)."""
+        """Allocate what `missing_blocks` returned (none negative)."""
         for g, counts in enumerate(missing):
-            lacking = np.flatnonzero(counts)
-            if not len(lacking):
+            growing = np.flatnonzero(counts)
+            if not len(growing):
                 continue
-            rows, counts = slots[lacking], counts[lacking]
+            rows, counts = slots[growing], counts[growing]
             held = self.table.num_blocks[g]
             indices = held[rows]
             held[rows] = indices + counts
@@ -202,35 +212,36 @@ class KVCacheManager:
             self._record(g, rows.astype(np.int32), indices.astype(np.int32), ids)
 
     def cache_blocks(self, slots: list[int], totals: list[int]) -> None:
-        """Make the full blocks among each slot's first `totals` tokens findable."""
-        indexed, chains, shift = self._indexed, self._chains, self._shift
-        token_ids, extend, enter = self.table.token_ids, self.hasher.extend, self.pool.cache_block
+        """Cache the full blocks among each slot's first `totals` tokens."""
+        num_cached, chains, shift = self._num_cached, self._chains, self._shift
+        token_ids, extend = self.table.token_ids, self.hasher.extend
+        cache_block = self.pool.cache_block
         for slot, total in zip(slots, totals, strict=True):
-            done, full = int(indexed[slot]), total >> shift
+            done, full = int(num_cached[slot]), total >> shift
             chain = chains[slot]
             if full <= done or chain is None:
                 continue
-            indexed[slot] = full
+            num_cached[slot] = full
             extend(chain, token_ids[slot], full)
             hashes = chain.hashes
             for g, table in enumerate(self.table.block_tables):
                 suffix = bytes((g,)) if g else b""
                 for i, block in enumerate(table[slot, done:full].tolist(), done):
                     if block != NULL_BLOCK:
-                        enter(block, hashes[i] + suffix)
+                        cache_block(block, hashes[i] + suffix)
 
     def free_out_of_window(self, slots: NDArray[np.intp]) -> None:
-        """Release the blocks that have left the window of their group."""
+        """Free the blocks that have left the window of their group."""
         computed = self.table.num_computed[slots]
-        for g in self._windows:
-            live = self._groups[g].first_live(computed)
-            for i in np.flatnonzero(live > self._let_go[g, slots]).tolist():
+        for g in self._early:
+            live = self.groups[g].first_live(computed)
+            for i in np.flatnonzero(live > self._num_freed[g, slots]).tolist():
                 slot, end = int(slots[i]), int(live[i])
-                start = int(self._let_go[g, slot])
+                start = int(self._num_freed[g, slot])
                 row = self.table.block_tables[g][slot, start:end]
                 self.pool.free(row[::-1].tolist())
                 row[:] = NULL_BLOCK
-                self._let_go[g, slot] = end
+                self._num_freed[g, slot] = end
                 n = end - start
                 indices = np.arange(start, end, dtype=np.int32)
                 self._record(g, np.full(n, slot, np.int32), indices, np.zeros(n, np.int32))
@@ -238,32 +249,33 @@ class KVCacheManager:
     # --- the end --------------------------------------------------------------------------------
 
     def free(self, slot: int, num_valid: int) -> None:
-        """Release all of the slot's blocks, tail first.
+        """Free all of a slot's blocks, last first.
 
-        `num_valid` tokens have been computed; blocks that were entered beyond them hold nothing
-        and are forgotten.
+        `num_valid` tokens have been computed. Full blocks among them are cached; blocks that were
+        cached beyond them were never computed and are removed from the index.
         """
         if self._changes:  # of the step being built: an empty slot has no blocks
             self._changes = [c for c in self._changes if slot not in c[1]]
         self.cache_blocks([slot], [num_valid])
-        valid = num_valid >> self._shift
+        valid, cached = num_valid >> self._shift, self._num_cached[slot]
         for g, table in enumerate(self.table.block_tables):
             blocks = table[slot, : self.table.num_blocks[g, slot]].tolist()
-            self.pool.uncache(b for b in blocks[valid : self._indexed[slot]] if b != NULL_BLOCK)
+            if valid < cached:
+                self.pool.uncache(b for b in blocks[valid:cached] if b != NULL_BLOCK)
             blocks.reverse()
             self.pool.free(blocks)
         self.table.num_blocks[:, slot] = 0
-        self._let_go[:, slot] = 0
-        self._indexed[slot] = 0
+        self._num_freed[:, slot] = 0
+        self._num_cached[slot] = 0
         self._chains[slot] = None
 
     def reset_prefix_cache(self) -> bool:
-        """Forget all cached contents; False, and nothing changes, while blocks are in use."""
+        """Drop all cached blocks. Returns False, and changes nothing, while blocks are in use."""
         return self.pool.clear_index()
 
     @property
     def usage(self) -> float:
-        """Share in use of the blocks that may be had, 0 … 1."""
+        """Fraction in use of the blocks that are not reserved, 0 … 1."""
         return self.pool.usage
 
     def take_changes(self) -> BlockColumns:
@@ -277,23 +289,32 @@ class KVCacheManager:
         return groups, slots, indices, ids
 
     def check_integrity(self, live_slots: list[int]) -> None:
-        """Prove that references are exactly the tables' entries; AssertionError otherwise."""
+        """Verify that references are exactly the tables' entries, and that each group holds what
+        its policy needs for the tokens computed; raises AssertionError."""
         self.pool.check_integrity()
         counted = np.zeros(self.pool.num_blocks, np.int64)
-        for g, table in enumerate(self.table.block_tables):
+        computed = self.table.num_computed
+        for g, (group, table) in enumerate(zip(self.groups, self.table.block_tables, strict=True)):
             held = self.table.num_blocks[g]
             assert set(np.flatnonzero(held).tolist()) <= set(live_slots), "an empty slot has blocks"
+            needed, live = group.needed(computed), group.first_live(computed)
             for slot in live_slots:
-                np.add.at(counted, table[slot, : held[slot]], 1)
+                blocks = table[slot, : held[slot]]
+                freed = self._num_freed[g, slot]
+                assert held[slot] >= needed[slot], "computed tokens have no block"
+                assert freed <= live[slot], "a block was freed that is still read"
+                assert not blocks[:freed].any(), "a freed block is in the table"
+                assert blocks[freed:].all(), "the null block stands for a block that is read"
+                np.add.at(counted, blocks, 1)
         counted[NULL_BLOCK] = 0
         assert counted.tolist() == self.pool.refs, "references differ from the tables' entries"
 
-    def _finder(self, g: int, hashes: list[bytes]) -> Find:
-        find = self.pool.lookup
+    def _lookup(self, g: int, hashes: list[bytes]) -> Lookup:
+        lookup = self.pool.lookup
         if not g:
-            return lambda i: find(hashes[i])
+            return lambda i: lookup(hashes[i])
         suffix = bytes((g,))
-        return lambda i: find(hashes[i] + suffix)
+        return lambda i: lookup(hashes[i] + suffix)
 
     def _record(self, g: int, slots: I32, indices: I32, ids: I32) -> None:
         self._changes.append((np.full(len(ids), g, np.int32), slots, indices, ids))

@@ -47,7 +47,7 @@ class Footprint:
 
     def kv_token_bytes(self, itemsize: int) -> int:
         """Bytes of one token in the KV cache, all layers together."""
-        return sum(2 * la.kv_heads * la.head_dim * itemsize for la in self.kv_layers)
+        return sum(layer.cache(itemsize).token_bytes for layer in self.kv_layers)
 
     def flops(self, context: int) -> int:
         """Operations to decode one token that sees `context` tokens, windows not considered."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from galley.config import CacheConfig
 from galley.errors import ConfigError
+from galley.kv import KVLayout, longest_sequence, make_policies
+from galley.kv.capacity import most_held
 
 GIB = 2**30
 #: Block 0 of the pool is the null block: zeros, never allocated.
@@ -74,43 +76,50 @@ def kv_capacity(cache: CacheConfig, block_bytes: int, memory: MemoryUse) -> KVCa
     return KVCapacity(num_blocks, budget, flag)
 
 
-def check_given_size(cache: CacheConfig, block_bytes: int, wanted: int, longest: int) -> None:
+def check_given_size(
+    cache: CacheConfig, layout: KVLayout, max_chunk: int, wanted: int, longest: int
+) -> None:
     """Check before anything is loaded that one sequence fits, if the cache's size is given in
     bytes or blocks. If it depends on the memory that the weights leave, nothing is checked.
 
     Args:
-        wanted, longest: as for `fit_length`.
+        layout, max_chunk, wanted, longest: as for `fit_length`.
 
     Raises:
         ConfigError: one sequence will not fit.
     """
     if cache.num_gpu_blocks_override is None and cache.kv_cache_memory_bytes is None:
         return
-    capacity = kv_capacity(cache, block_bytes, MemoryUse(0, 0, 0))
-    fit_length(wanted, longest, capacity, cache.block_size)
+    capacity = kv_capacity(cache, layout.block_bytes, MemoryUse(0, 0, 0))
+    fit_length(wanted, longest, capacity, layout, max_chunk)
 
 
-def fit_length(wanted: int, longest: int, capacity: KVCapacity, block_size: int) -> int:
+def fit_length(
+    wanted: int, longest: int, capacity: KVCapacity, layout: KVLayout, max_chunk: int
+) -> int:
     """The longest sequence to accept, in tokens.
 
     Args:
         wanted: --max-model-len, or -1 for as much as fits.
         longest: what the model supports.
+        layout: of the model's KV cache.
+        max_chunk: most tokens that one sequence computes in a step.
 
     Raises:
         ConfigError: the pool cannot hold one sequence of the wanted length.
     """
-    fits = (capacity.num_blocks - NULL_BLOCKS) * block_size
-    if wanted == -1:
-        return min(longest, fits)
-    if wanted <= fits:
-        return wanted
-    blocks = -(-wanted // block_size) + NULL_BLOCKS
+    groups = make_policies(layout.groups, max_chunk)
+    limit = longest if wanted == -1 else wanted
+    fits = longest_sequence(groups, capacity.num_blocks - NULL_BLOCKS, limit)
+    if fits and wanted in (-1, fits):
+        return fits
+    wanted = max(wanted, 1)
+    blocks = most_held(groups, wanted) + NULL_BLOCKS
     given = f" ({capacity.budget / GIB:.2f} GiB)" if capacity.budget else ""
     raise ConfigError(
         f"one sequence of --max-model-len {wanted} tokens needs a KV cache of {blocks} blocks of "
-        f"{block_size} tokens, but {capacity.flag} gives {capacity.num_blocks}{given}, enough for "
-        f"{fits} tokens. Increase {capacity.flag}, or lower --max-model-len to {fits} (or -1: as "
-        "long as fits).",
+        f"{layout.block_size} tokens, but {capacity.flag} gives {capacity.num_blocks}{given}, "
+        f"enough for {fits} tokens. Increase {capacity.flag}, or lower --max-model-len to {fits} "
+        "(or -1: as long as fits).",
         field="max_model_len",
     )

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import GroupSpec, RequestTable, StepPlan, StepResult, max_logit_rows
+from galley.batch import RequestTable, StepPlan, StepResult, max_logit_rows
 from galley.config import EngineConfig, ModelInfo
-from galley.kernels.backend import Executable, MemoryAllocator, StepLimits
+from galley.kernels.backend import Executable, MemoryAllocator, StepLimits, kv_layout
 from galley.kernels.sampling import LogitMasks
+from galley.kv import require_rewind
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.models.footprint import measure
@@ -70,7 +71,7 @@ class Runner:
         proposer: proposes drafts after each step; None = no speculation.
 
     Attributes:
-        groups: what the KV cache consists of; one group for plain models.
+        layout: of the KV cache; `groups` are its groups.
         num_blocks: blocks of the pool, the null block among them.
         max_model_len: longest sequence, fitted to the pool where the configuration says -1.
         table: this worker's own copy of what the scheduler's table holds.
@@ -98,20 +99,23 @@ class Runner:
         self._config, self._model_info, self._kv_memory = config, model_info, kv_memory
         self._dense = dense_format(config.model.dtype, model_info.dtype)
         self._backend = open_device(config, self._dense, model_info)
-        token_bytes = measure(model_info).kv_token_bytes(self._backend.kv_itemsize)
-        block_bytes = token_bytes * config.cache.block_size
-        check_given_size(config.cache, block_bytes, wanted, longest)
+        assert config.scheduler.max_num_batched_tokens is not None
+        max_chunk = config.scheduler.max_num_batched_tokens
+        layers = measure(model_info).kv_layers
+        layout = kv_layout(layers, self._backend.kv_itemsize, config.cache.block_size)
+        check_given_size(config.cache, layout, max_chunk, wanted, longest)
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)
         self._awake: Executable | None = self._backend.build(loaded.model, limits)
-        block_size = config.cache.block_size
-        block_bytes = self._executable.kv_block_bytes(block_size)
+        self.layout = self._executable.kv_layout(config.cache.block_size)
         self._memory = MemoryUse(available, loaded.weight_bytes, self._executable.activation_bytes)
-        self._capacity = kv_capacity(config.cache, block_bytes, self._memory)
+        self._capacity = kv_capacity(config.cache, self.layout.block_bytes, self._memory)
         self.num_blocks = self._capacity.num_blocks
-        self.max_model_len = fit_length(wanted, longest, self._capacity, block_size)
-        self.groups = [GroupSpec("full", block_size, block_bytes // block_size)]
+        self.max_model_len = fit_length(wanted, longest, self._capacity, self.layout, max_chunk)
+        self.groups = self.layout.groups
+        if proposer is not None:
+            require_rewind(self.groups)
         self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
         self._masked = False
@@ -134,8 +138,7 @@ class Runner:
 
     def _make_room(self) -> None:
         """The KV cache; its memory is taken as it is written."""
-        block_size = self._config.cache.block_size
-        self._executable.allocate_kv(self.num_blocks, block_size, self._kv_memory)
+        self._executable.allocate_kv(self.num_blocks, self.layout, self._kv_memory)
         self._executable.bind(self.table, self._sampling.columns)
         if self._heartbeat is not None:
             self._executable.set_heartbeat(self._heartbeat)
@@ -257,7 +260,7 @@ class Runner:
             "available": use.available,
             "weights": use.weights,
             "activations": use.activations,
-            "kv_cache": self.num_blocks * self.groups[0].block_bytes,
+            "kv_cache": self.num_blocks * self.layout.block_bytes,
         }
 
     def _set_masks(self, pending: _Pending, grammar: NDArray[np.int32] | None) -> None:

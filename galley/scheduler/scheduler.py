@@ -514,6 +514,4 @@ class Scheduler:
         for slot in order:
             assert self._unfinished[self.running.at(slot).key].slot == slot
             n, computed = int(self.table.num_tokens[slot]), int(self.table.num_computed[slot])
-            held = -(-computed // self.kv.block_size)
             assert 0 <= computed < n or self._in_flight
-            assert (self.table.num_blocks[:, slot] >= held).all()

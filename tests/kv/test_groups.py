@@ -7,7 +7,7 @@ import pytest
 
 from galley.batch import GroupSpec
 from galley.errors import ConfigError
-from galley.kv.groups import make_group
+from galley.kv.groups import GROUPS, GroupPolicy, make_policies, require_rewind
 
 
 def find_in(cached: set[int]):
@@ -15,8 +15,13 @@ def find_in(cached: set[int]):
     return lambda i: 100 + i if i in cached else None
 
 
-FULL = make_group(GroupSpec("full", 16, 64), max_chunk=64)
-WINDOW = make_group(GroupSpec("window", 16, 64, window=40), max_chunk=64)
+def policy(spec: GroupSpec, max_chunk: int = 64) -> GroupPolicy:
+    return make_policies([spec], max_chunk)[0]
+
+
+FULL = policy(GroupSpec("full", 16, 64))
+WINDOW = policy(GroupSpec("window", 16, 64, window=40))
+STATE = policy(GroupSpec("state", 16, 0, other_bytes=512))
 
 
 @pytest.mark.parametrize(
@@ -65,5 +70,44 @@ def test_a_window_group_holds_a_bounded_number_of_blocks() -> None:
 
 
 def test_a_kind_without_a_policy_is_refused() -> None:
-    with pytest.raises(ConfigError, match="state"):
-        make_group(GroupSpec("state", 16, 64), max_chunk=64)
+    with pytest.raises(ConfigError, match="'spiral'"):
+        policy(GroupSpec("spiral", 16, 64))
+
+
+def test_drafts_need_groups_that_can_discard_tokens() -> None:
+    full = GroupSpec("full", 16, 64)
+    require_rewind([full, GroupSpec("window", 16, 64, window=40)])
+    with pytest.raises(ConfigError, match="'state'"):
+        require_rewind([full, GroupSpec("state", 16, 0, other_bytes=512)])
+
+
+def test_a_state_group_holds_one_block_and_has_no_hits() -> None:
+    totals = np.array([0, 1, 16, 17, 500], np.int32)
+    assert STATE.needed(totals).tolist() == [0, 1, 1, 1, 1]
+    assert STATE.first_live(totals).tolist() == [0] * 5
+    assert [STATE.most_held(n) for n in (0, 1, 500)] == [0, 1, 1]
+    assert STATE.longest_hit(find_in({0, 1, 2}), 3) == []
+
+
+@pytest.mark.parametrize("kind", sorted(GROUPS))
+@pytest.mark.parametrize("max_chunk", [1, 7, 64])
+def test_every_kind_holds_at_most_what_it_says(kind: str, max_chunk: int) -> None:
+    """A sequence computed in chunks, whose blocks are freed between them."""
+    group = policy(GroupSpec(kind, 16, 64, window=40), max_chunk)
+    for length in (1, 15, 16, 17, 100, 333):
+        most, start = 0, 0
+        while start < length:
+            end = min(start + max_chunk, length)
+            held = group.needed(np.array([end])) - group.first_live(np.array([start]))
+            most, start = max(most, int(held[0])), end
+        assert most <= group.most_held(length)
+        assert most > 0
+
+
+@pytest.mark.parametrize("window", [1, 2, 16, 17, 18, 33, 40])
+def test_a_hit_of_a_window_holds_exactly_what_the_next_position_reads(window: int) -> None:
+    group = policy(GroupSpec("window", 16, 64, window=window))
+    for limit in range(5):
+        hit = group.longest_hit(find_in({0, 1, 2, 3, 4}), limit)
+        first = int(group.first_live(np.array([16 * limit]))[0])
+        assert hit == [0] * first + [100 + i for i in range(first, limit)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from galley.batch import GroupSpec, NewRow, RequestTable, StepPlan
+from galley.batch import NewRow, RequestTable, StepPlan
 from galley.kernels.backend import Backend, Executable, StepLimits
 from galley.layers.weights import CheckpointWeights
 from galley.models.decoder import Decoder, Stage
@@ -28,10 +28,12 @@ class Driver:
     def __init__(self, executable: Executable, block_size: int = 16, seed: int = 0) -> None:
         self.executable = executable
         per_slot = MAX_LEN // block_size
-        executable.allocate_kv(1 + SLOTS * per_slot, block_size)
-        self.table = RequestTable(SLOTS, MAX_LEN, [GroupSpec("full", block_size, 1)])
-        blocks = np.random.default_rng(seed).permutation(np.arange(1, 1 + SLOTS * per_slot))
-        self.table.block_tables[0][:] = blocks.reshape(SLOTS, per_slot)
+        layout = executable.kv_layout(block_size)
+        num_blocks = len(layout.groups) * SLOTS * per_slot
+        executable.allocate_kv(1 + num_blocks, layout)
+        self.table = RequestTable(SLOTS, MAX_LEN, layout.groups)
+        blocks = np.random.default_rng(seed).permutation(np.arange(1, 1 + num_blocks))
+        self.table.block_tables.ravel()[:] = blocks
         executable.bind(self.table, {})
 
     def put(self, slot: int, ids: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from galley.batch import GroupSpec, NewRow, RequestTable, StepPlan
 from galley.config import LoadConfig, ModelConfig
 from galley.errors import ModelError
+from galley.kernels.backend import kv_layout
 from galley.kernels.ops import Ops
 from galley.kernels.reference import KVCache, ReferenceBackend, ReferenceOps, step_context
 from galley.layers.weights import CheckpointWeights
@@ -57,7 +58,8 @@ def whole_prompt(layers):
     table.set_row(NewRow(0, 0, IDS.astype(np.int32), len(IDS), 0, SamplingParams(), []))
     count = np.array([len(IDS)], np.int32)
     plan = StepPlan(1, np.zeros(1, np.int32), count, count, np.zeros(1, np.uint8))
-    return step_context(plan, table, KVCache.zeros(layers, 5, 16, torch.float32))
+    cache = KVCache.zeros(layers, 5, kv_layout(layers, 4, 16), torch.float32)
+    return step_context(plan, table, cache)
 
 
 @pytest.mark.parametrize(("start", "end"), [(2, 2), (3, None), (0, 4), (-1, 2)])

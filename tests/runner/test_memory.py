@@ -6,10 +6,12 @@ import pytest
 
 from galley.config import CacheConfig
 from galley.errors import ConfigError
+from galley.kv import CacheSpec, plan_layout
 from galley.runner.memory import GIB, KVCapacity, MemoryUse, fit_length, kv_capacity
 
 MEMORY = MemoryUse(available=10 * GIB, weights=2 * GIB, activations=GIB)
 BLOCK = 2**20
+LAYOUT = plan_layout([CacheSpec("full", token_bytes=BLOCK // 16)], 16)
 
 
 def test_the_budget_is_the_memory_left_by_weights_and_activations():
@@ -45,9 +47,9 @@ def test_no_room_at_all_states_the_numbers_and_the_option(cache, field):
 
 def test_a_sequence_that_fits_exactly_is_accepted():
     capacity = KVCapacity(num_blocks=5, budget=0, flag="--num-gpu-blocks-override")
-    assert fit_length(64, 8192, capacity, block_size=16) == 64
+    assert fit_length(64, 8192, capacity, LAYOUT, 64) == 64
     with pytest.raises(ConfigError) as error:
-        fit_length(65, 8192, capacity, block_size=16)
+        fit_length(65, 8192, capacity, LAYOUT, 64)
     assert error.value.field == "max_model_len"
     for part in ("65 tokens", "6 blocks of 16", "gives 5,", "enough for 64 tokens"):
         assert part in error.value.message
@@ -59,5 +61,5 @@ def test_a_sequence_that_fits_exactly_is_accepted():
 def test_minus_one_takes_what_fits_up_to_what_the_model_supports():
     small = KVCapacity(5, 0, "--num-gpu-blocks-override")
     large = KVCapacity(5000, 0, "--num-gpu-blocks-override")
-    assert fit_length(-1, 8192, small, 16) == 64
-    assert fit_length(-1, 8192, large, 16) == 8192
+    assert fit_length(-1, 8192, small, LAYOUT, 64) == 64
+    assert fit_length(-1, 8192, large, LAYOUT, 64) == 8192

@@ -91,7 +91,7 @@ class FakeExecutor:
         self.loopback = loopback
         self.table = RequestTable(max_num_seqs, max_model_len, self.groups)
         size = self.groups[0].block_size
-        self.kv = np.full((len(self.groups), num_blocks, size), GARBAGE, np.uint64)
+        self.kv = np.full((num_blocks, size), GARBAGE, np.uint64)  # of all groups: digest ^ group
         self.truth: list[list[int]] = [[] for _ in range(max_num_seqs)]  # digests by slot
         self.plans: list[StepPlan] = []
         self.scripted: dict[int, list[int]] = {}  # handle -> tokens instead of the model's
@@ -209,19 +209,35 @@ class FakeExecutor:
             truth.append(mix(truth[-1] if truth else 0, int(table.token_ids[slot, p])))
         for g, (spec, blocks) in enumerate(zip(self.groups, table.block_tables, strict=True)):
             size = spec.block_size
+            if spec.kind == "state":
+                digests.add(self.compute_state(g, slot, start, end))
+                continue
             assert table.num_blocks[g, slot] * size >= end, "a position has no block"
             first = max(0, start - spec.window + 1) if spec.kind == "window" else 0
             read = np.arange(first, start)
-            found = self.kv[g, blocks[slot, read // size], read % size]
+            found = self.kv[blocks[slot, read // size], read % size] ^ np.uint64(g)
             assert found.tolist() == truth[first:start], "a wrong or stale block is read"
             digest = int(found[-1]) if start else 0
             for p in range(start, end):
                 digest = mix(digest, int(table.token_ids[slot, p]))
                 assert blocks[slot, p // size] != 0, "a position is in the null block"
-                self.kv[g, blocks[slot, p // size], p % size] = digest
+                self.kv[blocks[slot, p // size], p % size] = digest ^ g
             digests.add(digest)
         assert len(digests) == 1, "groups disagree"
         return digests.pop()
+
+    def compute_state(self, g: int, slot: int, start: int, end: int) -> int:
+        """Update a state, whose only block holds the digest of the last position."""
+        table = self.table
+        assert table.num_blocks[g, slot] == 1
+        block = table.block_tables[g, slot, 0]
+        assert block != 0
+        digest = int(self.kv[block, 0]) ^ g if start else 0
+        assert not start or digest == self.truth[slot][start - 1], "a wrong or stale state is read"
+        for p in range(start, end):
+            digest = mix(digest, int(table.token_ids[slot, p]))
+        self.kv[block, 0] = digest ^ g
+        return digest
 
 
 def split(indptr: Any, ids: Any, n: int) -> list[list[int]]:

@@ -18,7 +18,8 @@ from hypothesis.stateful import (
 
 from galley.batch import GroupSpec
 from galley.engine.core import EngineCore
-from galley.kv.groups import make_group
+from galley.kv import make_policies
+from galley.kv.capacity import most_held
 from galley.request import FinishReason
 from tests.scheduler.fakes import (
     Collected,
@@ -34,6 +35,13 @@ EOS = 11
 GROUPS = {
     "full": [GroupSpec("full", 4, 8)],
     "hybrid": [GroupSpec("full", 4, 8), GroupSpec("window", 4, 8, window=10)],
+    "windows": [GroupSpec("window", 4, 8, window=w) for w in (10, 10, 3)],
+    "state": [GroupSpec("full", 4, 8), GroupSpec("state", 4, 0, other_bytes=32)],
+    "all": [
+        GroupSpec("state", 4, 0, other_bytes=32),
+        GroupSpec("window", 4, 8, window=6),
+        GroupSpec("full", 4, 8),
+    ],
 }
 PROMPTS = st.one_of(
     # A few shared prefixes, so that hits, forks and duplicates are common.
@@ -48,7 +56,7 @@ PROMPTS = st.one_of(
 
 def blocks_of_one(specs: list[GroupSpec], budget: int) -> int:
     """The smallest pool in which one sequence of MAX_LEN tokens can run."""
-    return sum(make_group(spec, budget).most_held(MAX_LEN) for spec in specs)
+    return most_held(make_policies(specs, budget), MAX_LEN)
 
 
 class Client:
@@ -75,7 +83,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         threshold=st.sampled_from([0, 0, 4]),
         mixed=st.sampled_from([0, 0, 3]),
         chunked=st.booleans(),
-        groups=st.sampled_from(["full", "full", "hybrid"]),
+        groups=st.sampled_from(["full", "full", *GROUPS]),
         drafts=st.sampled_from(["none", "none", "right", "wrong", "random", "random"]),
         loopback=st.booleans(),
     )
@@ -107,7 +115,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             mixed=mixed if chunked else 0,
             chunked=chunked,
             groups=specs,
-            drafts=drafts,
+            drafts=drafts if groups not in ("state", "all") else "none",
             loopback=loopback,
         )
         self.got = Collected()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import I32, GroupSpec, RequestTable
+from galley.batch import I32, RequestTable
 from galley.cli.bench.work import Cache
 from galley.config.resolve import from_kwargs
 from galley.kernels.backend import StepLimits, open_backend
@@ -98,12 +98,13 @@ class StepBench:
         assert isinstance(executable, CpuExecutable)
         self.executable = executable
         per_row = -(-longest // BLOCK_SIZE)
-        self.executable.allocate_kv(1 + rows * per_row, BLOCK_SIZE)
-        self.kv_bytes_per_token = self.executable.kv_block_bytes(BLOCK_SIZE) // BLOCK_SIZE
+        layout = executable.kv_layout(BLOCK_SIZE)
+        blocks = len(layout.groups) * rows * per_row
+        self.executable.allocate_kv(1 + blocks, layout)
+        self.kv_bytes_per_token = layout.bytes_per_token
         self.cache = Cache(self.kv_bytes_per_token / len(self.kv_layers), self.dense)
-        self.table = RequestTable(rows, per_row * BLOCK_SIZE, [GroupSpec("full", BLOCK_SIZE, 1)])
-        blocks = 1 + np.arange(rows * per_row, dtype=np.int32)
-        self.table.block_tables[0][:] = blocks.reshape(rows, per_row)
+        self.table = RequestTable(rows, per_row * BLOCK_SIZE, layout.groups)
+        self.table.block_tables.ravel()[:] = np.arange(1, 1 + blocks)
         rng = np.random.default_rng(0)
         self.table.token_ids[:] = rng.integers(0, loaded.model.vocab_size, (rows, 1))
         self._sampling = SamplingTable(rows, loaded.model.vocab_size, 0)

@@ -59,7 +59,7 @@ class Attention(Op):
         for row, computed in enumerate(ctx.computed):
             start, stop = ctx.query_start[row], ctx.query_start[row + 1]
             length = computed + stop - start
-            slots = ctx.row_slots(row, length)
+            slots = ctx.row_slots(layer, row, length)
             visible = visible_positions(computed, length, layer.window)
             out[start:stop] = attend(q[start:stop], keys[slots], values[slots], visible, scale)
         return out

@@ -48,7 +48,7 @@ class WriteKV(Op):
             flat = cache[layer.index].view(shape)
             for row, computed in enumerate(ctx.computed):
                 start, stop = ctx.query_start[row], ctx.query_start[row + 1]
-                slots = ctx.row_slots(row, computed + stop - start)[computed:]
+                slots = ctx.row_slots(layer, row, computed + stop - start)[computed:]
                 flat[slots] = new[start:stop].reshape(shape)
 
     def record(

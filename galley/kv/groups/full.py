@@ -1,0 +1,38 @@
+"""Full attention: every block is needed until the sequence ends."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from galley.batch import I32, GroupSpec
+from galley.kv.groups.policy import Lookup
+
+
+class FullPolicy:
+    """A block for every `block_size` tokens (`GroupPolicy`)."""
+
+    caches_prefixes = True
+    frees_early = False
+    can_rewind = True
+
+    def __init__(self, spec: GroupSpec, max_chunk: int) -> None:
+        self.block_size = spec.block_size
+
+    def needed(self, totals: I32) -> I32:
+        needed: I32 = (totals + (self.block_size - 1)) // self.block_size
+        return needed
+
+    def longest_hit(self, lookup: Lookup, limit: int) -> list[int]:
+        blocks: list[int] = []
+        for i in range(limit):
+            block = lookup(i)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def most_held(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def first_live(self, num_computed: I32) -> I32:
+        return np.zeros_like(num_computed)
