@@ -68,7 +68,7 @@ class Bench:
         self.given_back += blocks
         executor = self.core.executor
         assert isinstance(executor, FakeExecutor)
-        executor.kv[:, blocks] = GARBAGE
+        executor.kv[blocks] = GARBAGE
 
     def poll(self, available: int) -> None:
         self.source.available = available
