@@ -212,11 +212,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject, in_flight: bool) -> None:
         living = sorted(set(self.clients) - set(self.got.ends))
         handle = data.draw(st.sampled_from(living))
-        self.aborted.add(handle)
         if not in_flight:
+            self.aborted.add(handle)
             self.core.abort([handle])
             return
-        self.core.while_waiting = lambda: self.core.abort([handle])
+
+        def abort_it() -> None:
+            self.aborted.add(handle)
+            self.core.abort([handle])
+
+        self.core.while_waiting = abort_it
         self.one_step()
         self.core.while_waiting = None
 
