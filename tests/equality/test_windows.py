@@ -140,7 +140,7 @@ def test_preemption(name: str, folder: str, alone: list[Any]) -> None:
     blocks = {"window": 10, "interleaved": 40}[name]
     with open_llm(folder, num_gpu_blocks_override=blocks) as llm:
         assert run(llm) == alone
-        assert llm._core.scheduler.num_preemptions > 0
+        assert llm._core.scheduler.counters.num_preemptions > 0
         assert llm._core.scheduler.kv.pool.num_evicted > 0
 
 
