@@ -254,7 +254,7 @@ def test_columns_are_found_by_name():
     by token (token_ids).
     """
     executable = CpuBackend("f32", threads=1).build(EmbeddingsAlone(), LIMITS)
-    executable.allocate_kv(64, 16)
+    executable.allocate_kv(64, executable.kv_layout(16))
     table = RequestTable(8, 256, [GroupSpec("full", 16, 1)])
     table.set_row(NewRow(0, 0, IDS[:5], 5, 0, SamplingParams(), []))
     columns = {"token_ids": np.zeros(512, np.int32), "temperature": np.zeros(8, np.float32)}
