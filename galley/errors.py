@@ -1,4 +1,4 @@
-"""The error tree. Every failure that a person can see is one of these.
+"""The error tree. Every failure that a user sees is one of these.
 
     GalleyError
     ├── ClientError          the caller's fault: 4xx
@@ -7,7 +7,7 @@
     │   ├── NotFound             404
     │   ├── PayloadTooLarge      413
     │   └── Unsupported          400, the field exists but is not supported here
-    ├── ServerError          ours: 5xx
+    ├── ServerError          the server's fault: 5xx
     │   ├── Overloaded           503, try again later
     │   ├── EngineDead           503, no engine at the moment
     │   └── RequestFailed        500, this request alone failed (poison, kernel error)
@@ -53,7 +53,7 @@ class InvalidRequest(ClientError, ValueError):
 
 
 class Unsupported(ClientError, ValueError):
-    """The field is known, but what it asks for is not supported by this server."""
+    """The field is known, but this server does not support its value."""
 
 
 class Unauthorized(ClientError):
@@ -78,7 +78,7 @@ class PayloadTooLarge(ClientError):
 
 
 class ServerError(GalleyError):
-    """Our fault, or the machine's."""
+    """The fault of the server or the machine."""
 
 
 class Overloaded(ServerError):
@@ -89,7 +89,7 @@ class Overloaded(ServerError):
 
 
 class EngineDead(ServerError):
-    """There is no engine at the moment, and none will come for this request."""
+    """There is no engine, and this request will not get one."""
 
     status = 503
     type = "ServiceUnavailableError"

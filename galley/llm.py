@@ -1,8 +1,7 @@
 """`LLM`: offline generation in this process, with vLLM's arguments and results.
 
-The same path as the server's without HTTP and without a second process: input processor, engine
-core, output processor. Unlike the server it cannot outlive its engine: a crash in a kernel ends
-this process.
+The server's path without HTTP and without a second process: input processor, engine core, output
+processor. Unlike the server, it does not survive a crash of its engine: that ends this process.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class LLM(UnsupportedMethods):
 
     Args:
         model: directory, .gguf file or hub name; "" is the built-in default model.
-        chat_template: wins over the model's own: a file, or the template itself.
+        chat_template: replaces the model's own: a file, or the template itself.
         flags: every engine flag by its Python name (`max_model_len=4096`, `seed=1` …).
 
     Raises:
@@ -60,15 +59,15 @@ class LLM(UnsupportedMethods):
     """
 
     def __init__(self, model: str = "", *, chat_template: str | None = None, **flags: Any) -> None:
-        assembled = assemble(from_kwargs({"model": model, **flags}, "offline"))
-        self.config = assembled.config
-        self._model_info = assembled.model_info
-        self._core = assembled.core
+        loaded = assemble(from_kwargs({"model": model, **flags}, "offline"))
+        self.config = loaded.config
+        self._model_info = loaded.model_info
+        self._core = loaded.core
         self._chat_template = chat_template
         self._renderers: dict[str, ChatRenderer] = {}
         self._tokenizer: Tokenizer | None = None
         if not self.config.model.skip_tokenizer_init:
-            path = resolve_tokenizer(self.config.model, self.config.load, assembled.source)
+            path = resolve_tokenizer(self.config.model, self.config.load, loaded.source)
             self._tokenizer = load_tokenizer(path)
         ends = self._tokenizer.end_ids if self._tokenizer else ()
         limits = dataclasses.replace(
@@ -96,11 +95,11 @@ class LLM(UnsupportedMethods):
         priority: Sequence[int] | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Complete prompts; one output each, in their order.
+        """Complete prompts; returns one output per prompt, in order.
 
         Args:
             prompts: one or several: text, token ids, or {"prompt"} / {"prompt_token_ids"} dicts.
-            sampling_params: for all, or one each. Default: `get_default_sampling_params()`.
+            sampling_params: one for all, or one each. Default: `get_default_sampling_params()`.
             use_tqdm: show a progress bar.
             priority: one number each; smaller runs first (--scheduling-policy priority).
             tokenization_kwargs: `add_special_tokens`, `truncate_prompt_tokens`.
@@ -111,9 +110,9 @@ class LLM(UnsupportedMethods):
         """
         refuse_lora(lora_request)
         add_special, truncate = tokenization(tokenization_kwargs)
-        listed = as_list(prompts)
-        params = self._params_of(sampling_params, len(listed), truncate)
-        return self._finish(self._enter(listed, params, priority, add_special), use_tqdm)
+        items = as_list(prompts)
+        params = self._params_of(sampling_params, len(items), truncate)
+        return self._finish(self._enter(items, params, priority, add_special), use_tqdm)
 
     def enqueue(
         self,
@@ -124,16 +123,15 @@ class LLM(UnsupportedMethods):
         use_tqdm: bool = True,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[str]:
-        """Take prompts now and compute them with `wait_for_completion`; returns their ids.
+        """Enqueue prompts for `wait_for_completion`; returns their ids.
 
-        Arguments and errors as of `generate`; whatever else this object computes meanwhile takes
-        them along.
+        Arguments and errors as for `generate`. Other calls that run the engine compute them too.
         """
         refuse_lora(lora_request)
         add_special, truncate = tokenization(tokenization_kwargs)
-        listed = as_list(prompts)
-        params = self._params_of(sampling_params, len(listed), truncate)
-        states = self._enter(listed, params, priority, add_special)
+        items = as_list(prompts)
+        params = self._params_of(sampling_params, len(items), truncate)
+        states = self._enter(items, params, priority, add_special)
         self._enqueued += states
         return [state.submission.request_id for state in states]
 
@@ -146,9 +144,9 @@ class LLM(UnsupportedMethods):
         use_tqdm: bool = True,
         **options: Any,
     ) -> list[str]:
-        """Take conversations now and compute them with `wait_for_completion`; returns their ids.
+        """Enqueue conversations for `wait_for_completion`; returns their ids.
 
-        Arguments and errors as of `chat`.
+        Arguments and errors as for `chat`.
         """
         refuse_lora(lora_request)
         states = self._enter_chat(messages, sampling_params, priority, **options)
@@ -158,10 +156,10 @@ class LLM(UnsupportedMethods):
     def wait_for_completion(
         self, output_type: type | None = None, use_tqdm: bool = True
     ) -> list[RequestOutput]:
-        """The outputs of all prompts that were enqueued, in that order.
+        """Compute all enqueued prompts; returns their outputs in order.
 
         Raises:
-            RequestFailed: a request failed in the engine; the others are given up.
+            RequestFailed: a request failed in the engine; the others are aborted.
         """
         states, self._enqueued = self._enqueued, []
         return self._finish(states, use_tqdm)
@@ -181,10 +179,10 @@ class LLM(UnsupportedMethods):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation or several; one output each, in their order.
+        """Answer one or several conversations; returns one output per conversation, in order.
 
         Args:
-            chat_template: wins over the model's own.
+            chat_template: replaces the model's own.
             add_generation_prompt: open the assistant's turn.
             continue_final_message: go on with the last message instead of answering it.
             tools: descriptions that the template shows to the model.
@@ -219,7 +217,7 @@ class LLM(UnsupportedMethods):
         tokenization_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> list[RequestState]:
-        """Hand conversations to the engine: all, or none where one is at fault."""
+        """Submit conversations to the engine: all, or none if one is invalid."""
         _, truncate = tokenization(tokenization_kwargs)
         renderer = self._renderer(chat_template_content_format)
         prompts: list[Prompt] = [
@@ -242,20 +240,20 @@ class LLM(UnsupportedMethods):
         use_tqdm: bool = False,
         concurrency_limit: int | None = None,
     ) -> list[BeamSearchOutput]:
-        """The most likely continuations of prompts; one output each, in their order.
+        """Find the most likely continuations of prompts; returns one output per prompt, in order.
 
         Args:
-            use_tqdm: show a progress bar a step.
-            concurrency_limit: most prompts at a time.
+            use_tqdm: show a progress bar per step.
+            concurrency_limit: maximum prompts at a time.
 
         Raises: as `generate`.
         """
         refuse_lora(lora_request)
-        listed = [self._ids_of(prompt) for prompt in as_list(prompts)]
-        size = concurrency_limit or max(len(listed), 1)
+        items = [self._ids_of(prompt) for prompt in as_list(prompts)]
+        size = concurrency_limit or max(len(items), 1)
         found: list[BeamSearchOutput] = []
-        for at in range(0, len(listed), size):
-            found += self._search(listed[at : at + size], params, use_tqdm)
+        for at in range(0, len(items), size):
+            found += self._search(items[at : at + size], params, use_tqdm)
         return found
 
     def _search(
@@ -281,13 +279,13 @@ class LLM(UnsupportedMethods):
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> Iterator[RequestOutput]:
-        """Complete one prompt; yields what is new after each step. Leaving the loop aborts it."""
+        """Complete one prompt; yields the new text after each step. Leaving the loop aborts it."""
         return self._stream(prompt, sampling_params, add_special_tokens=True)
 
     def stream_chat(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
     ) -> Iterator[RequestOutput]:
-        """Answer one conversation; yields what is new after each step."""
+        """Answer one conversation; yields the new text after each step."""
         text = self._renderer().render([dict(message) for message in messages])
         return self._stream(text, sampling_params, add_special_tokens=False)
 
@@ -306,7 +304,7 @@ class LLM(UnsupportedMethods):
         priority: Sequence[int] | None,
         add_special_tokens: bool,
     ) -> list[RequestState]:
-        """Hand prompts to the engine: all, or none where one is at fault."""
+        """Submit prompts to the engine: all, or none if one is invalid."""
         if priority is not None and len(priority) != len(prompts):
             raise InvalidRequest(
                 f"{len(prompts)} prompts but {len(priority)} priorities.", field="priority"
@@ -323,7 +321,7 @@ class LLM(UnsupportedMethods):
         return states
 
     def _finish(self, states: Sequence[RequestState], shown: bool) -> list[RequestOutput]:
-        """Step until all have ended. Whatever comes between, none is left behind."""
+        """Step until all have finished. On an exception all are aborted."""
         try:
             self._drive(states, shown)
             return [output for state in states if (output := state.take()) is not None]
@@ -374,7 +372,7 @@ class LLM(UnsupportedMethods):
     # ------------------------------------------------------------------ text
 
     def get_tokenizer(self) -> ChatTokenizer:
-        """Raises InvalidRequest where none is loaded (skip_tokenizer_init)."""
+        """The model's tokenizer. Raises InvalidRequest if none is loaded (skip_tokenizer_init)."""
         return ChatTokenizer(self._words(), self._chat_template)
 
     def _words(self) -> Tokenizer:
@@ -400,7 +398,7 @@ class LLM(UnsupportedMethods):
     # ------------------------------------------------------------------ engine
 
     def get_metrics(self) -> list[Metric]:
-        """The engine's metrics now: `Counter`, `Gauge` and `Histogram` values by vLLM's names.
+        """Current engine metrics: `Counter`, `Gauge` and `Histogram` values by vLLM's names.
 
         Empty with disable_log_stats=True.
         """
@@ -413,7 +411,7 @@ class LLM(UnsupportedMethods):
         delay_iterations: int | None = None,
         max_iterations: int | None = None,
     ) -> None:
-        """Note what the steps do from now on, as `LLM(profiler_config=…)` and these say.
+        """Start recording steps, as configured by `LLM(profiler_config=…)` and these arguments.
 
         Raises:
             InvalidRequest: no profiler is configured.
@@ -424,7 +422,7 @@ class LLM(UnsupportedMethods):
         )
 
     def stop_profile(self) -> str | None:
-        """Write the profile, for ui.perfetto.dev; the file's path, None without a start."""
+        """Write the profile, for ui.perfetto.dev; returns the file's path, None if not started."""
         return self._core.stop_profile()
 
     def _observer(self) -> EngineMetrics | None:
@@ -433,28 +431,28 @@ class LLM(UnsupportedMethods):
         return EngineMetrics.of(self._registry, self.config, self._core.executor.max_model_len)
 
     def get_world_size(self, include_dp: bool = True) -> int:
-        """Ranks that compute a step."""
+        """Number of ranks that compute a step."""
         parallel = self.config.parallel
         size = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
         return size * parallel.data_parallel_size if include_dp else size
 
     def reset_mm_cache(self) -> None:
-        """There is no cache of media: nothing to do."""
+        """Does nothing: there is no multimodal cache."""
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
-        """Forget cached prompt prefixes. False, and nothing changes, while blocks are in use."""
+        """Drop the prefix cache. Does nothing and returns False while blocks are in use."""
         if reset_connector:
             raise Unsupported("reset_connector: there is no KV connector.", field="reset_connector")
         return self._core.reset_prefix_cache(reset_running_requests)
 
     def sleep(self, level: int = 1, mode: str = "abort") -> None:
-        """Give memory back until `wake_up`: at level 1 that of the KV cache, at level 2 that of the
-        weights too. At level 0 nothing is computed, and what is enqueued waits.
+        """Release memory until `wake_up`: level 1 the KV cache, level 2 the weights too. At level 0
+        steps are paused and enqueued requests wait.
 
         Args:
-            mode: what becomes of enqueued requests: "abort", "wait" (they are computed first), or
+            mode: treatment of enqueued requests: "abort", "wait" (they are computed first), or
                 "keep" (they go on after waking up).
 
         Raises:
@@ -466,31 +464,31 @@ class LLM(UnsupportedMethods):
         while self._core.has_work:
             self._client.step()
         pausing.sleep(level)
-        self._tell_sleep(level)
+        self._report_sleep(level)
 
     def wake_up(self, tags: list[str] | None = None) -> bool:
-        """Take memory again: all of it, or what `tags` name of weights, kv_cache and scheduling.
+        """Allocate memory again: all of it, or what `tags` name: weights, kv_cache, scheduling.
 
-        Returns whether it is all there; then the model computes again.
+        Returns whether everything is restored; then steps resume.
 
         Raises:
             InvalidRequest: there is no such tag.
         """
         awake = self._core.pausing.wake_up(tags)
         if awake:
-            self._tell_sleep(None)
+            self._report_sleep(None)
         return awake
 
     def release_kv_cache_memory(self) -> None:
-        """Give the KV cache's memory back during `sleep(level=0)`, until `wake_up`."""
+        """Release the KV cache's memory during `sleep(level=0)`, until `wake_up`."""
         self._core.pausing.release_kv_cache_memory()
 
-    def _tell_sleep(self, level: int | None) -> None:
+    def _report_sleep(self, level: int | None) -> None:
         if self._metrics is not None:
             self._metrics.sleeps(level)
 
     def shutdown(self) -> None:
-        """Let go of the model's memory; the object cannot be used afterwards."""
+        """Release the model's memory; the object cannot be used afterwards."""
         self._client.shutdown()
 
     def __enter__(self) -> LLM:
