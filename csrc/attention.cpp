@@ -1,8 +1,10 @@
-// Op `attention`: causal attention of this step's tokens over the cache, prefill and decode in one.
-// Pointers: q ([tokens][heads * head_dim] of q_kind), kv (the layer's base), out ([tokens][heads *
-// head_dim] of out_kind). Ints: heads, kv_heads, head_dim, q_kind, kv_kind (0 f32, 1 bf16),
-// kv_block_stride (bytes), window (0 = all, else the last `window` tokens including the token
-// itself), out_kind, block_size. Floats: scale. Columns: block_table.
+// Op `attention`: attention of this step's tokens over the cache, prefill and decode in one.
+// Pointers: q ([tokens] rows of heads * head_dim of q_kind), kv (the layer's base), out
+// ([tokens][heads * head_dim] of out_kind). Ints: heads, kv_heads, head_dim, q_kind, q_stride?
+// (elements from row to row, default heads * head_dim), kv_kind (0 f32, 1 bf16), kv_block_stride
+// (bytes), window? (0 = all, else the last `window` tokens including the token itself), causal?
+// (default 1: a token sees itself and those before it; 0: all tokens of its sequence that are
+// known, this step's included), out_kind, block_size. Floats: scale. Columns: block_table.
 //
 // A row's bits depend on its own tokens alone: the cache is walked in tiles of 64 tokens at
 // absolute multiples of 64, in chunks of 512 at absolute multiples of 512; each chunk starts from
@@ -47,7 +49,14 @@ class Attention final : public Op {
     geometry_.group = heads_ / kv_.heads;
     geometry_.state_size = shape_.state_size();
     geometry_.window = a.i("window", 0);
+    geometry_.causal = a.choice("causal", 2, 1) == 1;
     if (geometry_.window < 0) throw std::invalid_argument("window must not be negative");
+    if (geometry_.window > 0 && !geometry_.causal) {
+      throw std::invalid_argument("a window needs causal attention");
+    }
+    const int64_t width = heads_ * kv_.head_dim, q_stride = a.i("q_stride", width);
+    if (q_stride < width) throw std::invalid_argument("q_stride is less than heads * head_dim");
+    q_row_bytes_ = q_stride * (q_is_f32_ ? 4 : 2);
     // Rows of one KV head whose states stay in L1 beside a tile's K or V.
     const int64_t rows = std::min<int64_t>(48, 6144 / shape_.padded_dim());
     geometry_.block_queries = std::max<int64_t>(1, rows / geometry_.group);
@@ -83,7 +92,7 @@ class Attention final : public Op {
 
   Work work_for(const AttentionGroup& g) const;
   void run_item(const Step& step, const AttentionItem& item, const AttentionItem* next);
-  void gather(const AttentionGroup& g, const Work& work) const;
+  void gather(const Step& step, const AttentionGroup& g, const Work& work) const;
   void find_pages(const Step& step, const AttentionGroup& g, int64_t start,
                   const uint8_t** pages) const;
   void attend_chunk(const Step& step, const AttentionGroup& g, int64_t chunk, bool is_last,
@@ -96,6 +105,7 @@ class Attention final : public Op {
   int64_t heads_;
   Kind out_kind_;
   bool q_is_f32_ = false;
+  int64_t q_row_bytes_ = 0;
   AttentionShape shape_;
   AttentionGeometry geometry_;
   decltype(&generic::clear_states) clear_states_ = GALLEY_PICK(clear_states);
@@ -125,7 +135,7 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
   const AttentionGroup& g = plan_->groups[item.group];
   const int64_t rows = geometry_.rows(g), states_size = rows * shape_.state_size();
   Work work = work_for(g);
-  gather(g, work);
+  gather(step, g, work);
   if (next) {
     const AttentionGroup& n = plan_->groups[next->group];
     const int64_t first = geometry_.first_of(n.position) / kTile * kTile;
@@ -158,20 +168,22 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
 }
 
 // Packs the queries by KV head and sets the range of tokens that each of a head's rows attends to.
-void Attention::gather(const AttentionGroup& g, const Work& work) const {
+void Attention::gather(const Step& step, const AttentionGroup& g, const Work& work) const {
   const int64_t per_head = g.queries * geometry_.group;
   const int64_t head_bytes = shape_.head_dim * (q_is_f32_ ? 4 : 2);
   for (int64_t h = 0; h < g.heads; h++) {
     for (int64_t q = 0; q < g.queries; q++) {
-      const int64_t head = (g.token + q) * heads_ + (g.head + h) * geometry_.group;
-      pack_queries_(shape_, q_ + head * head_bytes, q_is_f32_, geometry_.group,
+      const uint8_t* heads =
+          q_ + (g.token + q) * q_row_bytes_ + (g.head + h) * geometry_.group * head_bytes;
+      pack_queries_(shape_, heads, q_is_f32_, geometry_.group,
                     work.q + (h * per_head + q * geometry_.group) * shape_.words);
     }
   }
+  const int64_t known = known_tokens(step, g.row);
   for (int64_t r = 0; r < per_head; r++) {
     const int64_t position = g.position + r / geometry_.group;
     work.first[r] = static_cast<int32_t>(geometry_.first_of(position));
-    work.last[r] = static_cast<int32_t>(position + 1);
+    work.last[r] = static_cast<int32_t>(geometry_.causal ? position + 1 : known);
   }
 }
 

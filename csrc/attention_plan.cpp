@@ -36,7 +36,8 @@ void AttentionPlan::add_groups(const Step& step, int32_t row, bool by_head) {
     g.position = step.computed[row] + q;
     g.heads = one_head ? 1 : kv_heads;
     g.first_chunk = geometry_.first_of(g.position) / kChunk;
-    g.chunks = (g.position + g.queries - 1) / kChunk - g.first_chunk + 1;
+    const int64_t end = geometry_.causal ? g.position + g.queries : known_tokens(step, row);
+    g.chunks = (end - 1) / kChunk - g.first_chunk + 1;
     for (g.head = 0; g.head < kv_heads; g.head += g.heads) groups.push_back(g);
   }
 }

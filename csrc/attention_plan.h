@@ -32,11 +32,12 @@ struct AttentionGeometry {
   int64_t block_queries;    // most queries of a group
   int64_t window;           // 0 = none
   bool whole_rows;          // an output row must be written by one item
+  bool causal = true;       // if not, a query sees all known tokens of its sequence
 
   bool operator==(const AttentionGeometry& o) const {
     return table == o.table && kv_heads == o.kv_heads && group == o.group &&
            state_size == o.state_size && block_queries == o.block_queries && window == o.window &&
-           whole_rows == o.whole_rows;
+           whole_rows == o.whole_rows && causal == o.causal;
   }
   // First position that the query at `position` sees.
   int64_t first_of(int64_t position) const {

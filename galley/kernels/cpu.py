@@ -1,6 +1,6 @@
 """The native CPU backend: a model recorded once, run as one native call per step.
 
-    record ─▶ lower ─▶ fuse ─▶ plan the arena ─▶ (KV cache) ─▶ _native.Program
+    record ─▶ fuse ─▶ plan the arena ─▶ (KV cache) ─▶ _native.Program
 
 The program holds the nodes of the forward pass, in order, then the sampler. Any range of ops can be
 run by itself. With `eager` nothing is fused and each op is a native call of its own, with the same
@@ -24,7 +24,7 @@ from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, St
 from galley.kernels.native import Argument, arguments, pointer_arguments
 from galley.kernels.ops import KVLayer
 from galley.kernels.ops.sample import MASK_COLUMNS
-from galley.kernels.passes import FUSIONS, LOWERING, apply
+from galley.kernels.passes import FUSIONS, Pass, apply
 from galley.kernels.program import OUTPUT, Buffer, Kind, Node, Symbol, describe
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.recorder import record
@@ -34,7 +34,12 @@ from galley.kv.layout import KVLayout
 
 
 class CpuBackend:
-    """Packed weights and the threads that compute with them (`backend.Backend`)."""
+    """Packed weights and the threads that compute with them (`backend.Backend`).
+
+    Args:
+        eager: run op by op, without fusions.
+        passes: rewrites of the recorded program; None = all fusions. They change no bit.
+    """
 
     name = "cpu"
     batch_invariant = True
@@ -46,11 +51,13 @@ class CpuBackend:
         threads: int = 0,
         eager: bool = False,
         quantized_activations: QuantizedActivations = "auto",
+        passes: Sequence[Pass] | None = None,
     ) -> None:
         self._dense = dense
         self.kv_itemsize = 4 if dense == "f32" else 2
         self._pool = _native.Pool(threads or len(os.sched_getaffinity(0)))
         self._eager = eager
+        self._passes = () if eager else FUSIONS if passes is None else tuple(passes)
         self._quantized = quantized_activations
 
     def weight(self, data: QuantizedWeight) -> PackedWeight:
@@ -74,7 +81,7 @@ class CpuBackend:
                 raise ValueError(f"the model has no output {name}; it has {known}")
         kept = {name: symbols[name] for name in dict.fromkeys(("logits", *outputs))}
         nodes = [*nodes, Node(OUTPUT, reads=kept)]  # no pass may fuse away what is read later
-        nodes = apply(nodes, LOWERING if self._eager else (*LOWERING, *FUSIONS))
+        nodes = apply(nodes, self._passes)
         nodes = [node for node in nodes if node.op != OUTPUT]
         return CpuExecutable(model, nodes, kept, limits, self._pool, kv_kind, self._eager)
 

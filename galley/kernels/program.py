@@ -7,7 +7,7 @@ runs; everything else is fixed here. `describe` prints it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -111,15 +111,6 @@ class Node:
         return replace(self, ints={**self.ints, **ints})
 
 
-def readers(nodes: Iterable[Node], value: Symbol) -> int:
-    """Number of arguments of all nodes that read this value's buffer."""
-    return sum(
-        symbol.buffer is value.buffer
-        for node in nodes
-        for symbol in (*node.reads.values(), *node.updates.values())
-    )
-
-
 def describe(nodes: Sequence[Node]) -> str:
     """One op a line: number, name, values read and constants → values written."""
     names: dict[Buffer, str] = {}
@@ -136,11 +127,11 @@ def describe(nodes: Sequence[Node]) -> str:
         left += [f"{k}={_show_constant(v)}" for k, v in node.constants.items()]
         if node.layer is not None:
             left.append(f"kv=layer {node.layer.index}")
-        flags = [f"{k}={node.ints[k]}" for k in _FLAGS if node.ints.get(k)]
+        ints = [f"{k}={v}" for k, v in node.ints.items() if v]
         right = [show(v) for v in node.writes.values()]
         right += [f"{show(v)} in place" for v in node.updates.values()]
         arrow = f"  →  {', '.join(right)}" if right else ""
-        lines.append(f"{i:4d}  {node.op:12s} {', '.join([*left, *flags])}{arrow}")
+        lines.append(f"{i:4d}  {node.op:12s} {', '.join([*left, *ints])}{arrow}")
     return "\n".join(lines)
 
 
@@ -150,10 +141,6 @@ _LETTERS = {"tokens": "T", "logits": "L", "sequences": "S"}
 def _show_dim(dim: Dim) -> str:
     times = "" if dim.times == 1 else f"{dim.times}·"
     return times + _LETTERS.get(dim.base, dim.base)
-
-
-#: Integer arguments that are shown because they do not follow from the values of a line.
-_FLAGS = ("accumulate", "epilogue", "interleaved", "window", "heads", "kv_heads", "head_dim")
 
 
 def _show_constant(constant: Constant) -> str:

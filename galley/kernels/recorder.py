@@ -14,6 +14,7 @@ from galley.kernels.activations import activation_kind
 from galley.kernels.backend import Model
 from galley.kernels.ops import Op, Ops
 from galley.kernels.program import Kind, Node, Symbol
+from galley.kernels.verify import verify
 from galley.kernels.weights import PackedWeight
 
 
@@ -39,11 +40,13 @@ def record(
     """The model's forward pass and its outputs by name. Arguments as for `Recorder`.
 
     Outputs: `hidden` [T, H], the result of `model.forward`; `logits` [L, V].
+    Raises ValueError for a program that could not run (`verify`).
     """
     recorder, ctx = Recorder(kv_kind, quantized), RecordingContext()
     ops = Ops(recorder)
     hidden: Any = model.forward(ops, model.embed(ops, ctx), ctx)
     logits: Any = model.logits(ops, hidden, ctx)
+    verify(recorder.nodes)
     return recorder.nodes, {"hidden": hidden, "logits": logits}
 
 

@@ -41,12 +41,15 @@ class KVLayer:
         index: place among the layers that this process holds, from 0.
         kv_heads, head_dim: shape of a token's K and V.
         window: how many last positions a query sees, its own included; 0 = all.
+        causal: a query sees its own position and those before it; otherwise all positions of its
+            sequence, which must then be computed in one step, and there is no window.
     """
 
     index: int
     kv_heads: int
     head_dim: int
     window: int = 0
+    causal: bool = True
 
     def cache(self, itemsize: int) -> CacheSpec:
         """What the layer keeps of each token, in numbers of `itemsize` bytes."""

@@ -71,6 +71,7 @@ class Attention:
         if self.k_norm is not None:
             k = self.k_norm(ops, k)
         if self.rotary is not None:
-            q, k = ops.rotary(q, k, ctx.positions, self.rotary, self.layer.head_dim)
+            q = ops.rope(q, ctx.positions, self.rotary, self.layer.head_dim)
+            k = ops.rope(k, ctx.positions, self.rotary, self.layer.head_dim)
         ops.write_kv(k, v, self.layer, ctx)
         return self.out(ops, ops.attention(q, self.layer, self._scale, ctx))

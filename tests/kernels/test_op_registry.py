@@ -15,8 +15,16 @@ from tests.kernels.native_harness import Native, aligned
 
 #: Numbers that every op accepts: sizes and strides; flags and number formats are 0.
 SIZES = {"n": 64, "k": 64, "heads": 2, "kv_heads": 2, "head_dim": 64, "rot_dim": 64, "vocab": 64}
-STRIDES = {"x_stride", "k_stride", "v_stride", "out_stride", "kv_block_stride", "logits_stride"}
-NUMBERS = SIZES | dict.fromkeys(STRIDES, 1024) | {"size": 64, "window": 64, "what": 1}
+STRIDES = {
+    "x_stride",
+    "q_stride",
+    "k_stride",
+    "v_stride",
+    "out_stride",
+    "kv_block_stride",
+    "logits_stride",
+}
+NUMBERS = SIZES | dict.fromkeys(STRIDES, 1024) | {"size": 64, "window": 64, "what": 1, "causal": 1}
 NUMBERS |= {"block_size": 64, "rows": ("tokens", 1)}
 
 

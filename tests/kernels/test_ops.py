@@ -53,14 +53,13 @@ WRONG = {
     "split": lambda: OPS.split(values(3, 4), [2, 1]),
     "silu_and_mul, odd": lambda: OPS.silu_and_mul(values(3, 5)),
     "silu_and_mul, runs": lambda: OPS.silu_and_mul(values(3, 40), interleaved=True),
-    "rotary, heads": lambda: OPS.rotary(
-        values(3, 10), values(3, 8), CTX.positions, RotaryTable(values(64, 4)), 4
-    ),
-    "rotary, table": lambda: OPS.rotary(
-        values(3, 8), values(3, 8), CTX.positions, RotaryTable(values(64, 6)), 4
-    ),
+    "rope, heads": lambda: OPS.rope(values(3, 10), CTX.positions, RotaryTable(values(64, 4)), 4),
+    "rope, table": lambda: OPS.rope(values(3, 8), CTX.positions, RotaryTable(values(64, 6)), 4),
     "write_kv": lambda: OPS.write_kv(values(3, 8), values(3, 4), LAYER, CTX),
-    "attention": lambda: OPS.attention(values(3, 12), LAYER, 1.0, CTX),
+    "attention, heads": lambda: OPS.attention(values(3, 12), LAYER, 1.0, CTX),
+    "attention, window": lambda: OPS.attention(
+        values(3, 8), KVLayer(0, 2, 4, window=3, causal=False), 1.0, CTX
+    ),
 }
 
 
@@ -118,32 +117,30 @@ def test_silu_and_mul(interleaved):
 
 
 @pytest.mark.parametrize("rot_dim", [8, 4])
-def test_rotary_turns_pairs(rot_dim):
+def test_rope_rotates_pairs(rot_dim):
     head_dim, half = 8, rot_dim // 2
     angles = np.random.default_rng(3).uniform(0, 6, (64, half))
     table = RotaryTable(torch.from_numpy(np.hstack([np.cos(angles), np.sin(angles)])).float())
     ctx = context([5, 0], [2, 3])
-    q, k = values(5, 2 * head_dim), values(5, head_dim, seed=1)
-    q_rotated, k_rotated = OPS.rotary(q, k, ctx.positions, table, head_dim)
+    x = values(5, 2 * head_dim)
+    rotated = OPS.rope(x, ctx.positions, table, head_dim)
     assert ctx.positions.tolist() == [[5, 6, 0, 1, 2]]
     for token, position in enumerate([5, 6, 0, 1, 2]):
-        for before, after in [(q, q_rotated), (k, k_rotated)]:
-            for head in range(before.shape[1] // head_dim):
-                start = head * head_dim
-                x = before[token, start : start + head_dim].numpy().astype(np.float64)
-                want = x.copy()
-                for i, angle in enumerate(angles[position]):
-                    pair = complex(x[i], x[i + half]) * complex(np.cos(angle), np.sin(angle))
-                    want[i], want[i + half] = pair.real, pair.imag
-                got = after[token, start : start + head_dim]
-                np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        for start in (0, head_dim):
+            head = x[token, start : start + head_dim].numpy().astype(np.float64)
+            want = head.copy()
+            for i, angle in enumerate(angles[position]):
+                pair = complex(head[i], head[i + half]) * complex(np.cos(angle), np.sin(angle))
+                want[i], want[i + half] = pair.real, pair.imag
+            got = rotated[token, start : start + head_dim]
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize(("window", "causal"), [(0, True), (3, True), (0, False)])
 @pytest.mark.parametrize("block_size", [16, 32])
-def test_attention_over_the_cache(window, block_size):
+def test_attention_over_the_cache(window, causal, block_size):
     """Two rows, one with a past; every query by hand over all that it sees."""
-    layer = KVLayer(0, kv_heads=2, head_dim=4, window=window)
+    layer = KVLayer(0, kv_heads=2, head_dim=4, window=window, causal=causal)
     past, new = [20, 0], [3, 5]
     tokens = [p + n for p, n in zip(past, new, strict=True)]
     k = [values(n, 8, seed=i) for i, n in enumerate(tokens)]
@@ -159,11 +156,12 @@ def test_attention_over_the_cache(window, block_size):
     for row in range(2):
         for position in range(past[row], tokens[row]):
             first = max(0, position - window + 1) if window else 0
+            last = position + 1 if causal else tokens[row]
             for head in range(4):
                 of = slice(head // 2 * 4, head // 2 * 4 + 4)
                 query = q[token, head * 4 : head * 4 + 4].double()
-                scores = 0.5 * k[row][first : position + 1, of].double() @ query
-                want = torch.softmax(scores, 0) @ v[row][first : position + 1, of].double()
+                scores = 0.5 * k[row][first:last, of].double() @ query
+                want = torch.softmax(scores, 0) @ v[row][first:last, of].double()
                 np.testing.assert_allclose(
                     got[token, head * 4 : head * 4 + 4], want, rtol=1e-4, atol=1e-5
                 )

@@ -7,7 +7,7 @@ import pytest
 
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.ops import KVLayer, Ops, RotaryTable
-from galley.kernels.passes import LOWERING, apply
+from galley.kernels.passes.rope_kv import fuse_rope_kv
 from galley.kernels.program import LOGITS, TOKENS, Kind, describe
 from galley.kernels.recorder import Recorder, RecordingContext, record
 from tests.kernels.test_passes import weight
@@ -85,26 +85,25 @@ def test_weights_of_several_formats_share_one_buffer(recording):
     assert np.array_equal(second.constants["bias"], bias[16:])
 
 
-def rotated(ops: Ops, order: str, normed: bool = False):
-    """q of two heads, k and v of one, in some order in one value."""
+def attended(ops: Ops, normed: bool = False):
+    """Attention of two heads over one KV head."""
     table = RotaryTable(np.zeros((8, 16), np.float32))
     qkv = ops.linear(ops.embedding(weight(9, 64), CTX.token_ids), [weight(64, 64)])
-    parts = dict(zip(order, ops.split(qkv, [32 if c == "q" else 16 for c in order]), strict=True))
-    q, k = parts["q"], parts["k"]
+    q, k, v = ops.split(qkv, [32, 16, 16])
     if normed:
         q = ops.head_norm(q, np.ones(16, np.float32), 1e-5)
         k = ops.head_norm(k, np.full(16, 2, np.float32), 1e-5)
-    q, k = ops.rotary(q, k, CTX.positions, table, 16)
-    ops.write_kv(k, parts["v"], LAYER, CTX)
+    q, k = (ops.rope(x, CTX.positions, table, 16) for x in (q, k))
+    ops.write_kv(k, v, LAYER, CTX)
     return ops.attention(q, LAYER, 0.25, CTX)
 
 
 @pytest.mark.parametrize("normed", [False, True])
-def test_rotary_and_write_are_lowered_to_one(recording, normed):
+def test_rope_and_write_become_one(recording, normed):
     recorder, ops = recording
-    rotated(ops, "qkv", normed)
-    nodes = apply(recorder.nodes, LOWERING)
-    assert [n.op for n in nodes][-3:] == ["linear", "rope_kv", "attention"]
+    attended(ops, normed)
+    nodes = fuse_rope_kv(recorder.nodes)
+    assert [n.op for n in nodes] == ["embedding", "linear", "rope_kv", "attention"]
     rope, attention = nodes[-2:]
     assert rope.writes["q_out"] is attention.reads["q"]
     assert rope.writes["q_out"].kind == Kind.bf16
@@ -115,12 +114,14 @@ def test_rotary_and_write_are_lowered_to_one(recording, normed):
         assert rope.floats == {"eps": 1e-5}
 
 
-@pytest.mark.parametrize("order", ["kqv", "vqk", "qvk"])
-def test_other_orders_have_no_kernel(recording, order):
+def test_rope_and_write_stay_apart_where_another_node_reads_the_keys(recording):
     recorder, ops = recording
-    rotated(ops, order)
-    with pytest.raises(ValueError, match="split in this order"):
-        apply(recorder.nodes, LOWERING)
+    q, k, v = ops.split(ops.embedding(weight(9, 64), CTX.token_ids), [32, 16, 16])
+    table = RotaryTable(np.zeros((8, 16), np.float32))
+    q, k = (ops.rope(x, CTX.positions, table, 16) for x in (q, k))
+    ops.write_kv(k, v, LAYER, CTX)
+    ops.linear(k, [weight(16, 16)])
+    assert "rope_kv" not in [n.op for n in fuse_rope_kv(recorder.nodes)]
 
 
 def test_a_whole_model():
@@ -129,8 +130,8 @@ def test_a_whole_model():
     hidden, logits = outputs["hidden"], outputs["logits"]
     assert (hidden.buffer.rows, hidden.columns) == (TOKENS, 64)
     assert (logits.buffer.rows, logits.columns) == (LOGITS, 131)
-    layer = ["rms_norm", "quantize", "linear", "head_norm", "head_norm", "rotary", "write_kv"]
-    layer += ["attention", "quantize", "linear", "add"]
+    layer = ["rms_norm", "quantize", "linear", "rms_norm", "rms_norm", "rope", "rope"]
+    layer += ["write_kv", "quantize", "attention", "quantize", "linear", "add"]
     layer += ["rms_norm", "quantize", "linear", "silu_mul", "quantize", "linear", "add"]
     end = ["select_rows", "rms_norm", "quantize", "linear"]
     assert [n.op for n in nodes] == ["embedding", *3 * layer, *end]
@@ -138,10 +139,12 @@ def test_a_whole_model():
 
 def test_a_program_is_printed_one_operation_a_line(recording):
     recorder, ops = recording
-    rotated(ops, "qkv")
-    lines = describe(apply(recorder.nodes, LOWERING)).splitlines()
+    attended(ops)
+    lines = describe(fuse_rope_kv(recorder.nodes)).splitlines()
     assert len(lines) == 4
     assert lines[1].split() == (
         ["1", "linear", "x=%0", "T×64", "f32,", "weight=[64×64", "f32]", "→", "%1", "T×64", "f32"]
     )
-    assert lines[3].endswith("kv=layer 0, heads=2, kv_heads=1, head_dim=16  →  %3 T×32 f32")
+    assert lines[3].endswith(
+        "kv=layer 0, heads=2, kv_heads=1, head_dim=16, kv_kind=1, causal=1  →  %3 T×32 f32"
+    )

@@ -84,7 +84,7 @@ def _attention(node: Node, shape: Shape) -> Callable[[], object]:
     length = shape.context + shape.new
     q = _tensor(_random(shape.new, node.ints["heads"] * layer.head_dim))
     keys, values = (_tensor(_random(length, layer.kv_heads, layer.head_dim)) for _ in range(2))
-    visible = visible_positions(shape.context, length, layer.window)
+    visible = visible_positions(shape.context, length, layer)
     scale = layer.head_dim**-0.5
 
     def run() -> None:

@@ -35,7 +35,7 @@ class Ops:
     from galley.kernels.ops.head_norm import head_norm
     from galley.kernels.ops.linear import linear
     from galley.kernels.ops.rms_norm import rms_norm
-    from galley.kernels.ops.rotary import rotary
+    from galley.kernels.ops.rope import rope
     from galley.kernels.ops.select_rows import select_rows
     from galley.kernels.ops.silu_and_mul import silu_and_mul
     from galley.kernels.ops.split import split

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def _arguments(node: Node) -> dict[str, int]:
-    q, out = whole(node.reads["q"]), whole(output(node))
-    return {"q_kind": int(q.kind), "out_kind": int(out.kind)}
+    q, out = node.reads["q"], whole(output(node))
+    return {"q_kind": int(q.kind), "q_stride": q.buffer.columns, "out_kind": int(out.kind)}
 
 
 class Attention(Op):
@@ -29,22 +29,26 @@ class Attention(Op):
             "heads": "",
             "kv_heads": "",
             "head_dim": "",
-            "q_kind": "",
+            "q_kind": "f32, bf16",
+            "q_stride?": "default heads * head_dim",
             "kv_kind": "",
             "kv_block_stride": "bytes",
             "block_size": "tokens",
             "window?": "0 = full",
+            "causal?": "default 1; 0 = a token sees all known tokens of its sequence",
             "out_kind": "",
         },
         floats={"scale": ""},
         columns=("block_table",),
         arguments=_arguments,
         stores=WHOLE_ROWS,
+        rows={"q": TOKENS, "out": TOKENS},
     )
 
     def __call__(self, q: Value, layer: KVLayer, scale: float, ctx: ForwardContext) -> Value:
-        """[T, Hq * D]: causal attention of q over the cache, this step's K and V included."""
+        """[T, Hq * D]: attention of q over the cache, this step's K and V included."""
         heads = layer.kv_heads * layer.head_dim
+        self.require(layer.causal or layer.window == 0, "a window needs causal attention")
         self.require(q.shape[-1] % heads == 0, f"{q.shape[-1]} columns for {layer}")
         return self.run(q, layer, scale, ctx)
 
@@ -60,20 +64,22 @@ class Attention(Op):
             start, stop = ctx.query_start[row], ctx.query_start[row + 1]
             length = computed + stop - start
             slots = ctx.row_slots(layer, row, length)
-            visible = visible_positions(computed, length, layer.window)
+            visible = visible_positions(computed, length, layer)
             out[start:stop] = attend(q[start:stop], keys[slots], values[slots], visible, scale)
         return out
 
     def record(
         self, recorder: Recorder, q: Symbol, layer: KVLayer, scale: float, ctx: ForwardContext
     ) -> Symbol:
-        out = Symbol.new(TOKENS, q.columns)
+        q = recorder.rounded(q, recorder.kv_kind)
+        out = Symbol.new(q.buffer.rows, q.columns)
         ints = {
             "heads": q.columns // layer.head_dim,
             "kv_heads": layer.kv_heads,
             "head_dim": layer.head_dim,
             "kv_kind": int(recorder.kv_kind),
             "window": layer.window,
+            "causal": int(layer.causal),
         }
         floats = {"scale": scale}
         recorder.add(
@@ -85,14 +91,16 @@ class Attention(Op):
 attention: Attention = Attention()
 
 
-def visible_positions(computed: int, length: int, window: int) -> Tensor:
+def visible_positions(computed: int, length: int, layer: KVLayer) -> Tensor:
     """[length - computed, length] bool: which keys the queries from `computed` on may see."""
     import torch
 
+    if not layer.causal:
+        return torch.ones(length - computed, length, dtype=torch.bool)
     query = torch.arange(computed, length)[:, None]
     key = torch.arange(length)[None]
     visible = key <= query
-    return visible & (query - key < window) if window else visible
+    return visible & (query - key < layer.window) if layer.window else visible
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:

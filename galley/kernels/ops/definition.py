@@ -86,6 +86,7 @@ class NativeOp:
         columns: of the step, that the op reads (csrc/columns.h).
         arguments: the arguments that follow from a node's values and constants.
         stores: kinds that `out` can be stored as.
+        rows: dimension that the rows of a value must have; values not named agree in theirs.
         note: stands beside the name in docs/native_ops.md.
     """
 
@@ -96,6 +97,7 @@ class NativeOp:
     columns: tuple[str, ...] = ()
     arguments: Callable[[Node], Mapping[str, int | Dim]] = no_arguments
     stores: tuple[Kind, ...] = (Kind.f32,)
+    rows: Mapping[str, Dim] = field(default_factory=dict)
     note: str = ""
 
 

@@ -24,6 +24,7 @@ class Embedding(Op):
         ints={**WEIGHT_INTS, "n": "vocabulary", "k": "hidden"},
         columns=("token_ids",),
         arguments=weight_arguments,
+        rows={"out": TOKENS},
     )
 
     def __call__(self, weight: Weight, token_ids: Value) -> Value:

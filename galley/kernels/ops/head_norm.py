@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 class HeadNorm(RMSNorm):
     name = "head_norm"
-    native = None
 
     def __call__(self, x: Value, weight: Constant, eps: float) -> Value:
         """[T, heads * D]: `rms_norm` of each head by itself; weight [D]."""

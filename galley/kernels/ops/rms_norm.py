@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ def _arguments(node: Node) -> dict[str, int | Dim]:
 
 class RMSNorm(Op):
     name = "rms_norm"
-    native: ClassVar[NativeOp | None] = NativeOp(
+    native = NativeOp(
         "rms_norm",
         pointers={
             "x": "f32",
@@ -70,7 +70,7 @@ class RMSNorm(Op):
         out = Symbol.new(x.buffer.rows, x.columns)
         constants = {"weight": weight}
         recorder.add(
-            Node(self.name, {"x": x}, {"out": out}, constants=constants, floats={"eps": eps})
+            Node("rms_norm", {"x": x}, {"out": out}, constants=constants, floats={"eps": eps})
         )
         return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from galley.kernels.ops.definition import NativeOp, whole
-from galley.kernels.program import Node
+from galley.kernels.program import TOKENS, Node
 
 
 def _arguments(node: Node) -> dict[str, int]:
@@ -34,4 +34,5 @@ ROPE_KV = NativeOp(
     floats={"eps?": ""},
     columns=("positions", "block_table"),
     arguments=_arguments,
+    rows={"qkv": TOKENS, "q_out": TOKENS},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.definition import NativeOp, Op, output, whole
-from galley.kernels.program import LOGITS, Node, Symbol
+from galley.kernels.program import LOGITS, TOKENS, Node, Symbol
 from galley.kernels.values import Value
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class SelectRows(Op):
         ints={"n": ""},
         columns=("logit_index",),
         arguments=_arguments,
+        rows={"x": TOKENS, "out": LOGITS},
     )
 
     def __call__(self, x: Value, index: Value) -> Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.definition import NativeOp, Op
-from galley.kernels.program import Node, Symbol
+from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import ForwardContext, KVLayer, Value
 
 if TYPE_CHECKING:
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceContext, ReferenceOps
+
+
+def _arguments(node: Node) -> dict[str, int]:
+    k, v, layer = node.reads["k"], node.reads["v"], node.layer
+    assert layer is not None
+    return {
+        "kv_heads": layer.kv_heads,
+        "head_dim": layer.head_dim,
+        "k_kind": int(k.kind),
+        "v_kind": int(v.kind),
+        "k_stride": k.buffer.columns,
+        "v_stride": v.buffer.columns,
+    }
 
 
 class WriteKV(Op):
@@ -32,6 +45,8 @@ class WriteKV(Op):
             "block_size": "tokens",
         },
         columns=("block_table",),
+        arguments=_arguments,
+        rows={"k": TOKENS, "v": TOKENS},
     )
 
     def __call__(self, k: Value, v: Value, layer: KVLayer, ctx: ForwardContext) -> None:
@@ -54,7 +69,8 @@ class WriteKV(Op):
     def record(
         self, recorder: Recorder, k: Symbol, v: Symbol, layer: KVLayer, ctx: ForwardContext
     ) -> None:
-        recorder.add(Node("write_kv", {"k": k, "v": v}, layer=layer))
+        ints = {"kv_kind": int(recorder.kv_kind)}
+        recorder.add(Node("write_kv", {"k": k, "v": v}, ints=ints, layer=layer))
 
 
 write_kv: WriteKV = WriteKV()

@@ -1,24 +1,27 @@
-"""Rewrites of a recorded program: an open set, one function a file, applied in order.
+"""Fusions: rewrites of a recorded program, an open set, one function a file, applied in order.
 
 A pass takes the list of nodes and returns another that computes the same bits with less work. It
-looks at neighbours only and asks nothing of the model. `LOWERING` is needed, `FUSIONS` are not.
+looks at neighbouring nodes only and knows no model. Every pass is optional: a program runs without.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from galley.kernels.passes.accumulate import accumulate_linear
 from galley.kernels.passes.add_norm import fuse_add_norm
 from galley.kernels.passes.epilogue import fuse_silu_epilogue
-from galley.kernels.passes.lower_rotary import lower_rotary
 from galley.kernels.passes.quantize import fuse_quantize
+from galley.kernels.passes.rope_kv import fuse_rope_kv
 from galley.kernels.program import Node
+from galley.kernels.verify import verify
 
 Pass = Callable[[list[Node]], list[Node]]
 
-LOWERING: tuple[Pass, ...] = (lower_rotary,)
-#: In this order: an add that a linear layer has swallowed is not there for the norm, and what a
-#: fused operation puts out is rounded last.
+#: In this order: an add that is part of a linear layer cannot be fused to the norm, and what a
+#: fused op stores is rounded last.
 FUSIONS: tuple[Pass, ...] = (
+    fuse_rope_kv,
     accumulate_linear,
     fuse_add_norm,
     fuse_silu_epilogue,
@@ -27,9 +30,11 @@ FUSIONS: tuple[Pass, ...] = (
 
 
 def apply(nodes: list[Node], passes: Sequence[Pass]) -> list[Node]:
+    """The program after `passes`, verified."""
     for rewrite in passes:
         nodes = rewrite(nodes)
+    verify(nodes)
     return nodes
 
 
-__all__ = ["FUSIONS", "LOWERING", "Pass", "apply"]
+__all__ = ["FUSIONS", "Pass", "apply"]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from galley.kernels.passes.neighbours import fuse_neighbours
-from galley.kernels.program import Node, readers
+from galley.kernels.passes.neighbours import Readers, fuse_neighbours
+from galley.kernels.program import Node
 
 
 def accumulate_linear(nodes: list[Node]) -> list[Node]:
     return fuse_neighbours(nodes, _fuse)
 
 
-def _fuse(linear: Node, add: Node, nodes: list[Node]) -> Node | None:
+def _fuse(linear: Node, add: Node, readers: Readers) -> Node | None:
     if linear.op != "linear" or add.op != "add" or "out" not in linear.writes:
         return None
     y, x = add.reads["y"], add.updates["x"]
     out = linear.writes["out"]
     # All of y must come from this layer, and the stream may not be what the layer reads.
-    if out.buffer is not y.buffer or not out.is_whole or not y.is_whole or readers(nodes, y) != 1:
+    if out.buffer is not y.buffer or not out.is_whole or not y.is_whole or readers[y.buffer] != 1:
         return None
     if x.buffer is linear.reads["x"].buffer:
         return None

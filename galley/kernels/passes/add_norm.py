@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from galley.kernels.passes.neighbours import fuse_neighbours
+from galley.kernels.passes.neighbours import Readers, fuse_neighbours
 from galley.kernels.program import Node
 
 
@@ -12,10 +12,10 @@ def fuse_add_norm(nodes: list[Node]) -> list[Node]:
     return fuse_neighbours(nodes, _fuse)
 
 
-def _fuse(add: Node, norm: Node, nodes: list[Node]) -> Node | None:
+def _fuse(add: Node, norm: Node, readers: Readers) -> Node | None:
     if add.op != "add" or norm.op != "rms_norm" or "x" not in norm.reads:
         return None
     x = add.updates["x"]
-    if norm.reads["x"].buffer is not x.buffer:
+    if norm.reads["x"].buffer is not x.buffer or not norm.reads["x"].is_whole:
         return None
     return replace(norm, reads={"add": add.reads["y"]}, updates={"x": x})

@@ -1,20 +1,31 @@
-"""The shape that most fusions have: two nodes that follow each other become one."""
+"""The most common fusion: two nodes that follow each other become one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
-from galley.kernels.program import Node
+from galley.kernels.program import Buffer, Node
 
-#: The pair's replacement, or None where it does not fit; the third argument is the whole program.
-Fuse = Callable[[Node, Node, list[Node]], Node | None]
+#: Number of arguments of a program that read each buffer.
+Readers = Counter[Buffer]
+#: The node for a pair, or None where the pair stays.
+Fuse = Callable[[Node, Node, Readers], Node | None]
+
+
+def count_readers(nodes: Sequence[Node]) -> Readers:
+    return Counter(
+        symbol.buffer for node in nodes for symbol in (*node.reads.values(), *node.updates.values())
+    )
 
 
 def fuse_neighbours(nodes: list[Node], fuse: Fuse) -> list[Node]:
-    """Each pair of neighbours replaced where `fuse` gives one node for both, left to right."""
+    """The program with each pair of neighbours replaced by the node that `fuse` gives for it, from
+    left to right."""
+    readers = count_readers(nodes)
     fused: list[Node] = []
     for node in nodes:
-        both = fuse(fused[-1], node, nodes) if fused else None
+        both = fuse(fused[-1], node, readers) if fused else None
         if both is None:
             fused.append(node)
         else:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galley.kernels.ops import NATIVE_OPS
-from galley.kernels.passes.neighbours import fuse_neighbours
-from galley.kernels.program import Node, readers
+from galley.kernels.passes.neighbours import Readers, fuse_neighbours
+from galley.kernels.program import Node
 
 
 def fuse_quantize(nodes: list[Node]) -> list[Node]:
     return fuse_neighbours(nodes, _fuse)
 
 
-def _fuse(node: Node, quantize: Node, nodes: list[Node]) -> Node | None:
+def _fuse(node: Node, quantize: Node, readers: Readers) -> Node | None:
     if quantize.op != "quantize" or "out" not in node.writes:
         return None
     x, rounded, out = quantize.reads["x"], quantize.writes["out"], node.writes["out"]
     if rounded.kind not in NATIVE_OPS[node.op].stores:
         return None
     # Whoever else reads the f32 rows must still find them.
-    if out.buffer is not x.buffer or not out.is_whole or readers(nodes, x) != 1:
+    if out.buffer is not x.buffer or not out.is_whole or readers[x.buffer] != 1:
         return None
     return replace(node, writes={**node.writes, "out": rounded})
