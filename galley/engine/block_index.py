@@ -3,11 +3,11 @@
     header   [magic][signature][number of blocks][length][root of the hashes]
     entry b  [crc32: u32][length: u8][key]          one per block, zeros = nothing known
 
-A block's content has a key, the hash of all tokens up to its end (`kv.hashing`). The pool tells of
-a key when the step that fills the block is planned; the entry is written when that step has ended
-(`committed`), and wiped before the block is handed out again. So whenever the engine is killed from
-outside, an entry is true or absent. The next engine enters the blocks in its prefix index, and a
-replayed request finds nearly all of its past computed.
+A block's content has a key, the hash of all tokens up to its end (`kv.hashing`). The manager
+reports a key when the step that fills the block is planned; the entry is written when that step has
+ended (`committed`), and wiped before the block is allocated again. So whenever the engine is killed
+from outside, an entry is true or absent. The next engine enters the blocks in its prefix index, and
+a replayed request finds nearly all of its past computed.
 
 After a death by the engine's own fault nobody knows what it may have written where: then the
 launcher discards all.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from galley.engine.observers import StepObserver
 from galley.engine.persistent_kv import KVFiles, map_file
-from galley.kv import BlockHasher, BlockPool
+from galley.kv import KVCacheManager, StoredBlock
 
 _MAGIC = b"galleykv"
 _HEADER = struct.Struct("<8s32sqB32s")
@@ -36,7 +36,7 @@ _LONGEST_KEY = _ENTRY - _KEY_AT
 
 
 class BlockIndex(StepObserver):
-    """One incarnation's hold on the kept files; a `BlockListener` of its pool.
+    """One incarnation's hold on the kept files; a `KVListener` of its KV cache.
 
     Args:
         signature: 32 bytes; contents of another signature are discarded.
@@ -67,10 +67,11 @@ class BlockIndex(StepObserver):
         self.used = True
         return np.frombuffer(map_file(self._files.kv, size), np.uint8)
 
-    def attach(self, pool: BlockPool, hasher: BlockHasher) -> int:
-        """Tell a fresh pool what is there, and listen to it from now on. Returns how many blocks
-        hold something.
+    def attach(self, kv: KVCacheManager) -> int:
+        """Cache what is there in a KV cache that has not been used yet, and listen to it from now
+        on. Returns how many blocks hold something.
         """
+        pool, hasher = kv.pool, kv.hasher
         size = _FIRST + _ENTRY * pool.num_blocks
         self._map = map_file(self._files.index, size)
         if self.num_blocks == pool.num_blocks:
@@ -84,7 +85,7 @@ class BlockIndex(StepObserver):
         root = hasher.root
         header = (_MAGIC, self._signature, pool.num_blocks, len(root), root)
         _HEADER.pack_into(self._map, 0, *header)
-        pool.listeners.append(self)
+        kv.listeners.append(self)
         return len(self._written)
 
     def committed(self) -> None:
@@ -99,18 +100,18 @@ class BlockIndex(StepObserver):
         self._written.update(self._pending)
         self._pending.clear()
 
-    # ------------------------------------------------------------------ BlockListener
+    # ------------------------------------------------------------------ KVListener
 
-    def stored(self, block: int, key: bytes) -> None:
-        if len(key) <= _LONGEST_KEY:
-            self._pending[block] = key
+    def stored(self, stored: StoredBlock) -> None:
+        if len(stored.key) <= _LONGEST_KEY:
+            self._pending[stored.block] = stored.key
 
     def removed(self, block: int, key: bytes) -> None:
         if self._pending.pop(block, None) is None and block in self._written:
             self._wipe(block)
             self._written.discard(block)
 
-    def shared(self, blocks: list[int]) -> None:
+    def hit(self, blocks: list[int]) -> None:
         """What a block holds stays as it is."""
 
     def cleared(self) -> None:

@@ -56,7 +56,7 @@ def build_core(
     lifetimes = (
         BlockLifetimes(observing.kv_cache_metrics_sample) if observing.kv_cache_metrics else None
     )
-    pool = BlockPool(executor.num_blocks, cache.enable_prefix_caching, lifetimes)
+    pool = BlockPool(executor.num_blocks, cache.enable_prefix_caching)
     kv = KVCacheManager(
         table, pool, hasher, cache.enable_prefix_caching, limits.max_num_batched_tokens
     )
@@ -74,10 +74,12 @@ def build_core(
     core = EngineCore(Scheduler(kv, table, limits), executor, engine_id)
     core.recorder.logs = observing.enable_logging_iteration_details
     core.block_lifetimes = lifetimes
+    if lifetimes is not None:
+        kv.listeners.append(lifetimes)
     if sizes is not None:
         core.observers.append(WorkloadMeter(Workload(sizes, core.counters)))
     if block_index is not None:
-        restored = block_index.attach(pool, hasher)
+        restored = block_index.attach(kv)
         if restored:
             log.info("%d KV blocks were computed before and are still there.", restored)
         core.observers.append(block_index)

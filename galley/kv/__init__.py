@@ -4,13 +4,13 @@ from galley.kv.capacity import longest_sequence, tokens_that_fit
 from galley.kv.groups import make_policies, require_rewind
 from galley.kv.hashing import BlockHasher, ExtraKeys, HashChain
 from galley.kv.layout import CacheSpec, KVLayout, Place, plan_layout
+from galley.kv.listener import KVListener, StoredBlock
 from galley.kv.manager import Hit, KVCacheManager
-from galley.kv.pool import NULL_BLOCK, BlockListener, BlockPool
+from galley.kv.pool import NULL_BLOCK, BlockPool
 
 __all__ = [
     "NULL_BLOCK",
     "BlockHasher",
-    "BlockListener",
     "BlockPool",
     "CacheSpec",
     "ExtraKeys",
@@ -18,7 +18,9 @@ __all__ = [
     "Hit",
     "KVCacheManager",
     "KVLayout",
+    "KVListener",
     "Place",
+    "StoredBlock",
     "longest_sequence",
     "make_policies",
     "plan_layout",

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import EMPTY_I32, I32, RequestTable
+from galley.batch import EMPTY_I32, I32, RequestTable, ragged_positions
 from galley.errors import ConfigError
 from galley.kv.capacity import most_held
 from galley.kv.groups import GroupPolicy, Lookup, make_policies
 from galley.kv.hashing import BlockHasher, ExtraKeys, HashChain
+from galley.kv.listener import KVListener, StoredBlock
 from galley.kv.pool import NULL_BLOCK, BlockPool
 from galley.messages import Counters
 
@@ -54,6 +55,7 @@ class KVCacheManager:
         groups: the policy of each group.
         can_share: whether all groups can share blocks; if not, there are no prefix hits.
         has_windows: whether `free_out_of_window` has anything to do.
+        listeners: notified of changes to the prefix index and of hits.
 
     Raises:
         ConfigError: a group's kind has no policy, or block sizes differ.
@@ -85,6 +87,8 @@ class KVCacheManager:
         self._num_cached = np.zeros(table.num_slots, np.int32)
         self._chains: list[HashChain | None] = [None] * table.num_slots
         self._changes: list[BlockColumns] = []
+        self.listeners: list[KVListener] = []
+        pool.on_removed = self._on_removed
 
     # --- admission ------------------------------------------------------------------------------
 
@@ -156,6 +160,8 @@ class KVCacheManager:
             if not blocks:
                 continue
             self.pool.share(blocks)
+            for listener in self.listeners:
+                listener.hit([block for block in blocks if block != NULL_BLOCK])
             n = len(blocks)
             ids = np.array(blocks, np.int32)
             self.table.block_tables[g][slot, :n] = ids
@@ -204,9 +210,7 @@ class KVCacheManager:
             held[rows] = indices + counts
             total = int(counts.sum())
             if total > len(rows):  # several for one row
-                begin = np.cumsum(counts) - counts - indices
-                rows = np.repeat(rows, counts)
-                indices = np.arange(total, dtype=np.int32) - np.repeat(begin, counts)
+                rows, indices = np.repeat(rows, counts), ragged_positions(counts, indices)
             ids = np.array(self.pool.allocate(total), np.int32)
             self.table.block_tables[g][rows, indices] = ids
             self._record(g, rows.astype(np.int32), indices.astype(np.int32), ids)
@@ -215,7 +219,7 @@ class KVCacheManager:
         """Cache the full blocks among each slot's first `totals` tokens."""
         num_cached, chains, shift = self._num_cached, self._chains, self._shift
         token_ids, extend = self.table.token_ids, self.hasher.extend
-        cache_block = self.pool.cache_block
+        cache_block, listeners = self.pool.cache_block, self.listeners
         for slot, total in zip(slots, totals, strict=True):
             done, full = int(num_cached[slot]), total >> shift
             chain = chains[slot]
@@ -227,8 +231,10 @@ class KVCacheManager:
             for g, table in enumerate(self.table.block_tables):
                 suffix = bytes((g,)) if g else b""
                 for i, block in enumerate(table[slot, done:full].tolist(), done):
-                    if block != NULL_BLOCK:
-                        cache_block(block, hashes[i] + suffix)
+                    if block == NULL_BLOCK or not cache_block(block, hashes[i] + suffix):
+                        continue
+                    if listeners:
+                        self._on_stored(chain, i, g, block, token_ids[slot])
 
     def free_out_of_window(self, slots: NDArray[np.intp]) -> None:
         """Free the blocks that have left the window of their group."""
@@ -271,7 +277,11 @@ class KVCacheManager:
 
     def reset_prefix_cache(self) -> bool:
         """Drop all cached blocks. Returns False, and changes nothing, while blocks are in use."""
-        return self.pool.clear_index()
+        if not self.pool.clear_index():
+            return False
+        for listener in self.listeners:
+            listener.cleared()
+        return True
 
     @property
     def usage(self) -> float:
@@ -308,6 +318,26 @@ class KVCacheManager:
                 np.add.at(counted, blocks, 1)
         counted[NULL_BLOCK] = 0
         assert counted.tolist() == self.pool.refs, "references differ from the tables' entries"
+
+    def _on_stored(
+        self, chain: HashChain, index: int, group: int, block: int, token_ids: I32
+    ) -> None:
+        size = self.block_size
+        stored = StoredBlock(
+            block=block,
+            group=group,
+            key=self.pool.keys[block] or b"",
+            index=index,
+            parent=chain.hashes[index - 1] if index else None,
+            token_ids=token_ids[index * size : (index + 1) * size],
+            extras=chain.extras,
+        )
+        for listener in self.listeners:
+            listener.stored(stored)
+
+    def _on_removed(self, block: int, key: bytes) -> None:
+        for listener in self.listeners:
+            listener.removed(block, key)
 
     def _lookup(self, g: int, hashes: list[bytes]) -> Lookup:
         lookup = self.pool.lookup

@@ -15,19 +15,9 @@ When memory is short, some untouched blocks are reserved (`set_reserved`) and ca
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
 
 NULL_BLOCK = 0
-
-
-class BlockListener(Protocol):
-    """Notified when blocks are cached, evicted and hit (KV events, metrics)."""
-
-    def stored(self, block: int, key: bytes) -> None: ...
-    def removed(self, block: int, key: bytes) -> None: ...
-    def shared(self, blocks: list[int]) -> None: ...
-    def cleared(self) -> None: ...
 
 
 class BlockPool:
@@ -37,18 +27,16 @@ class BlockPool:
         num_blocks: number of ids, the null block included.
         keep_cached: whether a free block stays in the index. False if blocks are shared only
             among requests that are running.
-        listener: the first of `listeners`, which are notified of changes to the index.
 
     Attributes:
+        on_removed: called with each block that loses its key, and the key. Not by `clear_index`.
         num_reserved: untouched blocks that cannot be allocated for now.
     """
 
-    def __init__(
-        self, num_blocks: int, keep_cached: bool = True, listener: BlockListener | None = None
-    ) -> None:
+    def __init__(self, num_blocks: int, keep_cached: bool = True) -> None:
         self.num_blocks = num_blocks
         self.keep_cached = keep_cached
-        self.listeners = [] if listener is None else [listener]
+        self.on_removed: Callable[[int, bytes], object] | None = None
         self.refs = [0] * num_blocks
         self.keys: list[bytes | None] = [None] * num_blocks
         self.index: dict[bytes, int] = {}
@@ -106,10 +94,6 @@ class BlockPool:
     def share(self, blocks: Iterable[int]) -> None:
         """Add one reference to each block; free cached ones leave the free list."""
         refs = self.refs
-        if self.listeners:
-            blocks = list(blocks)
-            for listener in self.listeners:
-                listener.shared(blocks)
         for b in blocks:
             if b == NULL_BLOCK:
                 continue
@@ -141,13 +125,16 @@ class BlockPool:
         """The block cached under `key`, used or free, or None."""
         return self.index.get(key)
 
-    def cache_block(self, block: int, key: bytes) -> None:
-        """Enter a used block in the index. The first block of a key keeps it."""
+    def cache_block(self, block: int, key: bytes) -> bool:
+        """Enter a used block in the index. The first block of a key keeps it.
+
+        Returns whether this block was entered now.
+        """
         assert self.refs[block] > 0
-        if self.keys[block] is None and self.index.setdefault(key, block) == block:
-            self.keys[block] = key
-            for listener in self.listeners:
-                listener.stored(block, key)
+        if self.keys[block] is not None or self.index.setdefault(key, block) != block:
+            return False
+        self.keys[block] = key
+        return True
 
     def uncache(self, blocks: Iterable[int]) -> None:
         """Remove used blocks from the index whose content is not what their key says."""
@@ -199,8 +186,6 @@ class BlockPool:
         self._cached.clear()
         self.index.clear()
         self.keys = [None] * self.num_blocks
-        for listener in self.listeners:
-            listener.cleared()
         return True
 
     def _unkey(self, block: int) -> None:
@@ -208,8 +193,8 @@ class BlockPool:
         assert key is not None
         del self.index[key]
         self.keys[block] = None
-        for listener in self.listeners:
-            listener.removed(block, key)
+        if self.on_removed is not None:
+            self.on_removed(block, key)
 
     def check_integrity(self) -> None:
         """Verify that every block is in exactly one state; raises AssertionError. O(blocks)."""

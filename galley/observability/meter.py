@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.kv.listener import StoredBlock
 from galley.messages import Counters
 
 
@@ -67,7 +68,7 @@ class Workload:
 
 class BlockLifetimes:
     """Lifetimes of cached blocks in seconds: from creation to eviction, idle before it, and between
-    two uses. A `BlockListener` of the block pool (galley.kv).
+    two uses. A `galley.kv.KVListener`.
 
     Args:
         sample: share of the blocks that are followed, in (0, 1]. Chosen by content, so that the
@@ -81,12 +82,12 @@ class BlockLifetimes:
         self._followed: dict[int, tuple[float, float]] = {}
         self._lifetimes, self._idle, self._gaps = array("f"), array("f"), array("f")
 
-    def stored(self, block: int, key: bytes) -> None:
-        if int.from_bytes(key[:4], "little") < self._below:
+    def stored(self, stored: StoredBlock) -> None:
+        if int.from_bytes(stored.key[:4], "little") < self._below:
             now = self._clock()
-            self._followed[block] = (now, now)
+            self._followed[stored.block] = (now, now)
 
-    def shared(self, blocks: list[int]) -> None:
+    def hit(self, blocks: list[int]) -> None:
         """Cached blocks were hit by a request."""
         followed = self._followed
         if not followed:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from galley.batch import EMPTY_I32, GroupSpec, RequestTable
 from galley.engine.block_index import BlockIndex
 from galley.engine.persistent_kv import KVFiles, map_file
-from galley.kv import BlockHasher, BlockPool
+from galley.kv import BlockHasher, BlockPool, KVCacheManager, StoredBlock
 
 SIGNATURE = bytes(range(32))
 BLOCKS = 12
@@ -26,6 +27,10 @@ def files() -> Iterator[KVFiles]:
     made.close()
 
 
+def stored(block: int, key: bytes) -> StoredBlock:
+    return StoredBlock(block, 0, key, 0, None, EMPTY_I32, None)
+
+
 class Life:
     """One incarnation: a pool, its ledger, and what its blocks really hold (`bytes_of`)."""
 
@@ -34,7 +39,14 @@ class Life:
         self.memory = self.index.memory(blocks * 64).reshape(blocks, 64)
         self.pool = BlockPool(blocks)
         self.hasher = BlockHasher("sha256", 16, None)
-        self.restored = self.index.attach(self.pool, self.hasher)
+        table = RequestTable(1, 16, [GroupSpec("full", 16, 4)])
+        self.kv = KVCacheManager(table, self.pool, self.hasher, True, 16)
+        self.restored = self.index.attach(self.kv)
+
+    def cache(self, block: int, key: bytes) -> None:
+        """A step that fills the block is planned."""
+        if self.pool.cache_block(block, key):
+            self.index.stored(stored(block, key))
 
     def write(self, block: int, key: bytes) -> None:
         self.memory[block] = np.frombuffer(key.ljust(64), np.uint8)
@@ -45,7 +57,7 @@ class Life:
     def fill(self, key: bytes) -> int:
         """A step that fills a block and ends."""
         (block,) = self.pool.allocate(1)
-        self.pool.cache_block(block, key)
+        self.cache(block, key)
         self.write(block, key)
         self.index.committed()
         return block
@@ -68,7 +80,7 @@ def test_contents_are_found_again_with_their_hashes(files: KVFiles) -> None:
 def test_a_step_that_has_not_ended_has_written_nothing(files: KVFiles) -> None:
     life = Life(files)
     (block,) = life.pool.allocate(1)
-    life.pool.cache_block(block, b"a")
+    life.cache(block, b"a")
     assert Life(files).restored == 0
 
 
@@ -83,7 +95,7 @@ def test_a_block_that_is_handed_out_again_is_not_what_it_was(files: KVFiles) -> 
 def test_what_was_planned_and_undone_is_not_there(files: KVFiles) -> None:
     life = Life(files)
     (block,) = life.pool.allocate(1)
-    life.pool.cache_block(block, b"a")
+    life.cache(block, b"a")
     life.pool.uncache([block])
     life.index.committed()
     assert Life(files).restored == 0
@@ -92,7 +104,7 @@ def test_what_was_planned_and_undone_is_not_there(files: KVFiles) -> None:
 def test_a_cache_that_was_reset_is_empty(files: KVFiles) -> None:
     life = Life(files)
     life.pool.free([life.fill(b"a")])
-    assert life.pool.clear_index()
+    assert life.kv.reset_prefix_cache()
     assert Life(files).restored == 0
 
 
@@ -125,7 +137,7 @@ def test_an_entry_that_was_cut_off_is_passed_over(files: KVFiles) -> None:
         whole[start + byte] = before ^ 1
         again = Life(files)
         assert list(again.pool.index.values()) == [good]
-        again.index.stored(torn, b"b" * 32)
+        again.index.stored(stored(torn, b"b" * 32))
         again.index.committed()
         assert Life(files).restored == 2
 
@@ -159,7 +171,7 @@ def run_until_killed(life: Life, rng: random.Random, keys: list[bytes]) -> None:
         moment()
         planned = [(block, rng.choice(keys)) for block in new if rng.random() < 0.8]
         for block, key in planned:
-            pool.cache_block(block, key)
+            life.cache(block, key)
         if planned and rng.random() < 0.1:
             pool.uncache([planned.pop()[0]])
         moment()

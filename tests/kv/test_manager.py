@@ -1,26 +1,36 @@
-"""Predicates and acts of the manager, and what its integrity check finds."""
+"""The KV cache manager: admission, growth, caching, listeners, and its integrity check."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from galley.batch import GroupSpec, RequestTable
-from galley.kv import BlockHasher, BlockPool, Hit, KVCacheManager
+from galley.kv import BlockHasher, BlockPool, Hit, KVCacheManager, StoredBlock
 
 BLOCK = 4
 
 
-def make_manager(num_blocks: int = 9, prefix_caching: bool = True) -> KVCacheManager:
-    table = RequestTable(3, 32, [GroupSpec("full", BLOCK, 8)])
+def make_manager(
+    num_blocks: int = 9, prefix_caching: bool = True, groups: list[GroupSpec] | None = None
+) -> KVCacheManager:
+    table = RequestTable(3, 32, groups or [GroupSpec("full", BLOCK, 8)])
     pool = BlockPool(num_blocks, keep_cached=prefix_caching)
     hasher = BlockHasher("sha256", BLOCK, seed="0")
     return KVCacheManager(table, pool, hasher, prefix_caching, max_chunk=32)
 
 
-def hold(kv: KVCacheManager, slot: int, tokens: list[int], hit: Hit | None = None) -> None:
+def hold(
+    kv: KVCacheManager,
+    slot: int,
+    tokens: list[int],
+    hit: Hit | None = None,
+    salt: str | None = None,
+) -> None:
     """Admit tokens into a slot and compute them all."""
-    chain = kv.new_chain(None, None)
+    chain = kv.new_chain(salt, None)
     kv.table.token_ids[slot, : len(tokens)] = tokens
     kv.admit(slot, chain, hit or Hit())
     slots, totals = np.array([slot]), np.array([len(tokens)], np.int32)
@@ -31,8 +41,8 @@ def hold(kv: KVCacheManager, slot: int, tokens: list[int], hit: Hit | None = Non
     kv.table.num_computed[slot] = len(tokens)
 
 
-def hit_of(kv: KVCacheManager, tokens: list[int]) -> Hit:
-    return kv.find_hit(kv.new_chain(None, None), np.array(tokens, np.int32))
+def hit_of(kv: KVCacheManager, tokens: list[int], salt: str | None = None) -> Hit:
+    return kv.find_hit(kv.new_chain(salt, None), np.array(tokens, np.int32))
 
 
 def test_can_admit_counts_free_blocks_that_a_hit_would_use_up() -> None:
@@ -49,7 +59,7 @@ def test_can_admit_counts_free_blocks_that_a_hit_would_use_up() -> None:
     assert not kv.can_admit(hit, 21)
 
 
-def test_changes_are_told_once_and_in_order() -> None:
+def test_changes_are_returned_once_and_in_order() -> None:
     kv = make_manager()
     hold(kv, 2, list(range(10)))
     groups, slots, indices, ids = kv.take_changes()
@@ -60,7 +70,7 @@ def test_changes_are_told_once_and_in_order() -> None:
     assert all(len(column) == 0 for column in kv.take_changes())
 
 
-def test_changes_of_a_slot_freed_before_they_were_told_are_dropped() -> None:
+def test_changes_of_a_slot_freed_meanwhile_are_dropped() -> None:
     kv = make_manager()
     hold(kv, 0, list(range(4)))
     hold(kv, 1, list(range(10, 14)))
@@ -83,7 +93,7 @@ def test_growing_rows_of_different_needs_at_once() -> None:
     kv.check_integrity([0, 1, 2])
 
 
-def test_blocks_entered_but_not_computed_are_forgotten() -> None:
+def test_cached_blocks_that_were_not_computed_are_removed_from_the_index() -> None:
     kv = make_manager()
     hold(kv, 0, list(range(12)))
     kv.free(0, num_valid=5)  # the step that was to fill the others did not run
@@ -98,6 +108,96 @@ def test_a_reset_fails_while_a_block_is_held() -> None:
     kv.free(0, 8)
     assert kv.reset_prefix_cache()
     assert hit_of(kv, list(range(9))).num_tokens == 0
+
+
+def test_the_last_block_of_a_sequence_that_ends_at_a_border_is_cached() -> None:
+    """Decode caches a block when the next one is allocated; the last one is cached by `free`."""
+    kv = make_manager()
+    hold(kv, 0, list(range(10)))
+    for total in (11, 12):
+        kv.table.token_ids[0, total - 1] = total - 1
+        kv.table.num_computed[0] = total
+    assert hit_of(kv, list(range(13))).num_tokens == 8
+    kv.free(0, 12)
+    assert hit_of(kv, list(range(13))).num_tokens == 12
+
+
+class Events:
+    """A listener that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.stored_blocks: list[StoredBlock] = []
+        self.log: list[tuple[object, ...]] = []
+
+    def stored(self, stored: StoredBlock) -> None:
+        self.stored_blocks.append(replace(stored, token_ids=stored.token_ids.copy()))
+
+    def removed(self, block: int, key: bytes) -> None:
+        self.log.append(("removed", block, key))
+
+    def hit(self, blocks: list[int]) -> None:
+        self.log.append(("hit", blocks))
+
+    def cleared(self) -> None:
+        self.log.append(("cleared",))
+
+
+def test_listeners_receive_blocks_with_their_tokens_and_parents() -> None:
+    groups = [GroupSpec("full", BLOCK, 8), GroupSpec("window", BLOCK, 8, window=5)]
+    kv = make_manager(num_blocks=12, groups=groups)
+    events, other = Events(), Events()
+    kv.listeners += [events, other]
+    hold(kv, 0, list(range(10)), salt="s")
+    tables = kv.table.block_tables[:, 0, :2].tolist()
+    stored = events.stored_blocks
+    assert [(s.index, s.group, s.block) for s in stored] == [
+        (i, g, tables[g][i]) for g in (0, 1) for i in (0, 1)
+    ]
+    for s in stored:
+        assert kv.pool.lookup(s.key) == s.block
+        assert s.token_ids.tolist() == list(range(4 * s.index, 4 * s.index + 4))
+        assert s.parent == (stored[0].key if s.index else None)
+        assert s.extras is not None
+        assert s.extras.of(0) == ("s",)
+    assert len(other.stored_blocks) == 4
+    hold(kv, 1, list(range(10)), hit_of(kv, list(range(10)), salt="s"), salt="s")
+    assert events.log == [("hit", tables[0]), ("hit", [tables[1][1]])]
+    events.log.clear()
+    kv.free(1, 10)
+    kv.free(0, 4)  # the second block was planned and not computed
+    assert events.log == [("removed", s.block, s.key) for s in stored if s.index]
+    assert kv.reset_prefix_cache()
+    assert events.log[-1] == ("cleared",)
+
+
+def test_a_hit_is_what_all_groups_hold() -> None:
+    groups = [GroupSpec("full", BLOCK, 8), GroupSpec("window", BLOCK, 8, window=6)]
+    kv = make_manager(num_blocks=20, groups=groups)
+    hold(kv, 0, list(range(16)))
+    kv.free_out_of_window(np.array([0]))
+    full, window = kv.table.block_tables[:, 0].tolist()
+    # Positions 16 and later read 11 on: the blocks 0 and 1 of the window are free, but cached.
+    assert window[:4] == [0, 0, *window[2:4]]
+    hit = hit_of(kv, list(range(17)))
+    assert hit.num_tokens == 16
+    assert hit.blocks == [full[:4], [0, 0, *window[2:4]]]
+    kv.pool.uncache([window[2]])
+    hit = hit_of(kv, list(range(17)))
+    assert hit.num_tokens == 8
+    assert hit.blocks[0] == full[:2]
+    assert 0 not in hit.blocks[1]
+
+
+def test_a_model_with_states_shares_nothing() -> None:
+    groups = [GroupSpec("full", BLOCK, 8), GroupSpec("state", BLOCK, 0, other_bytes=32)]
+    kv = make_manager(groups=groups)
+    assert kv.new_chain(None, None) is None
+    assert kv.new_chain(None, (0, 1)) is None
+    hold(kv, 0, list(range(12)))
+    assert kv.table.num_blocks[:, 0].tolist() == [3, 1]
+    assert not kv.pool.index
+    kv.free(0, 12)
+    kv.check_integrity([])
 
 
 @pytest.mark.parametrize(

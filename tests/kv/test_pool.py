@@ -10,14 +10,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from galley.kv.pool import NULL_BLOCK, BlockPool
 
 
-def test_20_the_null_block_is_never_handed_out() -> None:
+def test_20_the_null_block_is_never_allocated() -> None:
     pool = BlockPool(5)
     assert sorted(pool.allocate(4)) == [1, 2, 3, 4]
     assert pool.num_free == 0
     pool.check_integrity()
 
 
-def test_24_a_shared_block_returns_when_its_last_user_leaves() -> None:
+def test_24_a_shared_block_is_free_when_its_last_user_frees_it() -> None:
     pool = BlockPool(4)
     (block,) = pool.allocate(1)
     pool.cache_block(block, b"k")
@@ -29,7 +29,7 @@ def test_24_a_shared_block_returns_when_its_last_user_leaves() -> None:
     assert pool.lookup(b"k") == block
 
 
-def test_25_free_cached_blocks_stay_findable_until_reused() -> None:
+def test_25_free_cached_blocks_stay_in_the_index_until_evicted() -> None:
     pool = BlockPool(3)
     a, b = pool.allocate(2)
     pool.cache_block(a, b"a")
@@ -42,7 +42,7 @@ def test_25_free_cached_blocks_stay_findable_until_reused() -> None:
     pool.check_integrity()
 
 
-def test_26_partial_blocks_go_first_then_unused_then_cached_oldest_first() -> None:
+def test_26_recycled_blocks_go_first_then_untouched_then_cached_oldest_first() -> None:
     pool = BlockPool(7)
     a, b, c, partial = pool.allocate(4)
     for block, key in ((a, b"a"), (b, b"b"), (c, b"c")):
@@ -55,7 +55,7 @@ def test_26_partial_blocks_go_first_then_unused_then_cached_oldest_first() -> No
     pool.check_integrity()
 
 
-def test_contents_from_before_its_time_are_findable_and_free() -> None:
+def test_restored_blocks_are_cached_and_free() -> None:
     pool = BlockPool(6)
     assert pool.restore({2: b"a", 4: b"b", 5: b"a", 9: b"c", NULL_BLOCK: b"d"}) == {2, 4}
     assert (pool.lookup(b"a"), pool.lookup(b"b"), pool.lookup(b"c")) == (2, 4, None)
@@ -68,7 +68,7 @@ def test_contents_from_before_its_time_are_findable_and_free() -> None:
     assert BlockPool(6, keep_cached=False).restore({2: b"a"}) == set()
 
 
-def test_27_sharing_a_free_block_takes_it_out_of_the_free_list() -> None:
+def test_27_a_shared_block_leaves_the_free_list() -> None:
     pool = BlockPool(3)
     a, b = pool.allocate(2)
     pool.cache_block(a, b"a")
@@ -94,7 +94,7 @@ def test_the_first_block_of_a_content_keeps_the_key() -> None:
     assert pool.lookup(b"k") == a
 
 
-def test_without_keeping_cached_blocks_only_the_living_are_findable() -> None:
+def test_without_keep_cached_only_used_blocks_are_in_the_index() -> None:
     pool = BlockPool(3, keep_cached=False)
     (a,) = pool.allocate(1)
     pool.cache_block(a, b"a")
@@ -104,7 +104,7 @@ def test_without_keeping_cached_blocks_only_the_living_are_findable() -> None:
     pool.check_integrity()
 
 
-def test_forgotten_contents_are_not_found() -> None:
+def test_uncached_blocks_are_not_found() -> None:
     pool = BlockPool(3)
     (a,) = pool.allocate(1)
     pool.cache_block(a, b"a")
@@ -128,27 +128,45 @@ def test_34_clearing_the_index_fails_while_blocks_are_in_use() -> None:
     pool.check_integrity()
 
 
-def test_a_listener_hears_of_every_change_of_the_index() -> None:
-    heard: list[tuple[object, ...]] = []
+def test_the_removal_of_a_key_is_reported() -> None:
+    removed: list[tuple[int, bytes]] = []
+    pool = BlockPool(3)
+    pool.on_removed = lambda block, key: removed.append((block, key))
+    a, b = pool.allocate(2)
+    assert pool.cache_block(a, b"a")
+    assert not pool.cache_block(a, b"other"), "a block keeps its first key"
+    assert not pool.cache_block(b, b"a"), "a key keeps its first block"
+    pool.uncache([b])
+    assert removed == []
+    pool.uncache([a])
+    assert removed == [(a, b"a")]
+    pool.cache_block(b, b"b")
+    pool.free([a, b])
+    pool.allocate(2)
+    assert removed == [(a, b"a"), (b, b"b")]
 
-    class Listener:
-        def stored(self, block: int, key: bytes) -> None:
-            heard.append(("stored", block, key))
 
-        def removed(self, block: int, key: bytes) -> None:
-            heard.append(("removed", block, key))
+def test_counters_of_blocks_allocated_freed_and_evicted() -> None:
+    def counters() -> tuple[int, int, int]:
+        return pool.num_allocated, pool.num_freed, pool.num_evicted
 
-        def cleared(self) -> None:
-            heard.append(("cleared",))
-
-    pool = BlockPool(2, listener=Listener())
+    pool = BlockPool(5)
+    a, b, c = pool.allocate(3)
+    pool.cache_block(a, b"a")
+    pool.cache_block(b, b"b")
+    assert counters() == (3, 0, 0)
+    pool.share([a])
+    assert counters() == (3, 0, 0), "a used block is not allocated again"
+    pool.free([a, b, c])
+    assert counters() == (3, 2, 0), "one has a user left"
+    pool.share([b])
+    assert counters() == (4, 2, 0), "a free cached block is"
+    pool.free([a, b])
+    assert counters() == (4, 4, 0)
+    assert pool.set_reserved(3) == [c, a]
+    assert counters() == (4, 4, 1), "reserving evicts"
     pool.allocate(1)
-    pool.cache_block(1, b"a")
-    pool.free([1])
-    pool.allocate(1)
-    pool.free([1])
-    pool.clear_index()
-    assert heard == [("stored", 1, b"a"), ("removed", 1, b"a"), ("cleared",)]
+    assert counters() == (5, 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +191,7 @@ def test_check_integrity_finds_damage(damage: object) -> None:
         pool.check_integrity()
 
 
-def test_withheld_blocks_are_given_to_nobody() -> None:
+def test_reserved_blocks_are_not_allocated() -> None:
     pool = BlockPool(9)
     assert pool.set_reserved(5) == []
     assert (pool.num_free, pool.num_used, pool.num_untouched, pool.usage) == (3, 0, 8, 0.0)
@@ -183,13 +201,13 @@ def test_withheld_blocks_are_given_to_nobody() -> None:
     pool.cache_block(c, b"c")
     pool.free([c, b])
     pool.check_integrity()
-    # What was freed first goes first, and is not found any more.
+    # The block freed first is evicted first.
     assert pool.set_reserved(6) == [c]
     assert (pool.lookup(b"b"), pool.lookup(b"c"), pool.num_free) == (b, None, 1)
     assert pool.set_reserved(4) == []
     assert pool.num_free == 3
     pool.free([a])
-    # Freed partial blocks before cached ones, and those that were used before fresh ones.
+    # Freed partial blocks before cached ones, and used ones before untouched ones.
     assert pool.set_reserved(7) == [a]
     assert pool.set_reserved(5) == []
     assert pool.allocate(2) == [a, c]
@@ -208,7 +226,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.contents = 0
 
     @rule(n=st.integers(1, 4), keyed=st.integers(0, 4))
-    def take(self, n: int, keyed: int) -> None:
+    def allocate(self, n: int, keyed: int) -> None:
         if n > self.pool.num_free:
             return
         blocks = self.pool.allocate(n)
@@ -226,11 +244,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.users.append([block])
 
     @rule(data=st.data())
-    def withhold(self, data: st.DataObject) -> None:
+    def set_reserved(self, data: st.DataObject) -> None:
         free = self.pool.num_free + self.pool.num_reserved
         n = data.draw(st.integers(0, free))
-        given_back = self.pool.set_reserved(n)
-        assert not {b for b in given_back if self.pool.refs[b] or self.pool.keys[b]}
+        emptied = self.pool.set_reserved(n)
+        assert not {b for b in emptied if self.pool.refs[b] or self.pool.keys[b]}
         assert (self.pool.num_free, self.pool.num_reserved) == (free - n, n)
 
     @precondition(lambda self: not self.users)
@@ -241,7 +259,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.users)
     @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
+    def free(self, data: st.DataObject) -> None:
         self.pool.free(self.users.pop(data.draw(st.integers(0, len(self.users) - 1)))[::-1])
 
     @invariant()

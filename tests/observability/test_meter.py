@@ -10,7 +10,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from galley import LLM, SamplingParams
-from galley.kv.pool import BlockPool
+from galley.batch import EMPTY_I32, GroupSpec, RequestTable
+from galley.kv import (
+    BlockHasher,
+    BlockPool,
+    Hit,
+    KVCacheManager,
+    KVListener,
+    StoredBlock,
+)
 from galley.messages import Counters, Outputs, Stats
 from galley.observability.meter import BlockLifetimes, Sizes, Workload
 from galley.observability.metrics import EngineMetrics
@@ -52,6 +60,20 @@ def key(i: int) -> bytes:
     return i.to_bytes(4, "little") * 8
 
 
+def stored(block: int, key: bytes) -> StoredBlock:
+    return StoredBlock(block, 0, key, 0, None, EMPTY_I32, None)
+
+
+def watched(listener: KVListener) -> KVCacheManager:
+    """A KV cache of two blocks; slot 0 has the tokens 0 .. 31."""
+    table = RequestTable(1, 32, [GroupSpec("full", 16, 4)])
+    table.token_ids[0] = np.arange(32)
+    hasher = BlockHasher("sha256", 16, "0")
+    kv = KVCacheManager(table, BlockPool(3), hasher, enable_prefix_caching=True, max_chunk=32)
+    kv.listeners.append(listener)
+    return kv
+
+
 def seconds(column: bytes) -> list[float]:
     return array("f", column).tolist()
 
@@ -59,15 +81,18 @@ def seconds(column: bytes) -> list[float]:
 def test_the_life_of_a_block() -> None:
     clock = Clock()
     lives = BlockLifetimes(1.0, clock)
-    pool = BlockPool(3, listener=lives)
-    [block] = pool.allocate(1)
-    pool.cache_block(block, key(1))
-    pool.free([block])
-    clock.now += 2
-    pool.share([block])
-    clock.now += 3
-    pool.share([block])
-    pool.free([block, block])
+    kv = watched(lives)
+    pool, chain = kv.pool, kv.new_chain(None, None)
+    kv.admit(0, chain, Hit())
+    kv.grow(np.array([0]), np.array([[1]]))
+    kv.cache_blocks([0], [16])
+    kv.free(0, 16)
+    for seconds_later in (2, 3):
+        clock.now += seconds_later
+        hit = kv.find_hit(chain, np.arange(17, dtype=np.int32))
+        assert hit.num_tokens == 16
+        kv.admit(0, chain, hit)
+        kv.free(0, 16)
     assert lives.take() == [b"", b"", array("f", [2.0, 3.0]).tobytes()]
     clock.now += 7
     pool.allocate(2)
@@ -78,13 +103,13 @@ def test_the_life_of_a_block() -> None:
 
 def test_a_cleared_cache_leaves_nothing_behind() -> None:
     lives = BlockLifetimes(1.0)
-    pool = BlockPool(3, listener=lives)
-    blocks = pool.allocate(2)
-    for block in blocks:
-        pool.cache_block(block, key(block))
-    pool.free(blocks)
-    assert pool.clear_index()
-    pool.allocate(2)
+    kv = watched(lives)
+    kv.admit(0, kv.new_chain(None, None), Hit())
+    kv.grow(np.array([0]), np.array([[2]]))
+    kv.cache_blocks([0], [32])
+    kv.free(0, 32)
+    assert kv.reset_prefix_cache()
+    kv.pool.allocate(2)
     assert lives.take() == []
 
 
@@ -93,7 +118,7 @@ def test_a_sample_is_about_its_share(share: float) -> None:
     lives = BlockLifetimes(share)
     rng = np.random.default_rng(5)
     for i in range(20_000):
-        lives.stored(i, rng.bytes(32))
+        lives.stored(stored(i, rng.bytes(32)))
         lives.removed(i, b"")
     [lifetimes, _, _] = lives.take()
     assert len(lifetimes) / 4 == pytest.approx(20_000 * share, rel=0.2)
@@ -101,7 +126,7 @@ def test_a_sample_is_about_its_share(share: float) -> None:
 
 def test_lifetimes_are_sent_and_observed_once() -> None:
     lifetimes = BlockLifetimes(1.0)
-    lifetimes.stored(1, key(1))
+    lifetimes.stored(stored(1, key(1)))
     lifetimes.removed(1, key(1))
     registry = CollectorRegistry()
     metrics = EngineMetrics(registry, "m", max_model_len=64, block_metrics=True)
