@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.request import SamplingParams
+from galley.request import PoolingParams, SamplingParams
 
 I32 = NDArray[np.int32]
 EMPTY_I32: I32 = np.empty(0, np.int32)
@@ -91,10 +91,16 @@ class NewRow:
     token_ids: I32
     num_prompt: int
     num_computed: int
-    sampling: SamplingParams
+    params: SamplingParams | PoolingParams
     eos_token_ids: list[int]
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
     adapter: int = 0
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Parameters of a row that samples."""
+        assert isinstance(self.params, SamplingParams)
+        return self.params
 
 
 @dataclass(slots=True)
@@ -200,6 +206,7 @@ class StepResult:
             guessed continuation of each row; empty = none.
         logprobs: of the sampled tokens, for rows that asked.
         prompt_logprobs: of prompt tokens, for rows that asked.
+        pooled: slot -> float32 vector, for rows whose prompt is complete and that pool.
         errors: slot -> message, for rows that failed alone.
     """
 
@@ -210,6 +217,7 @@ class StepResult:
     prompt_logprobs: LogprobColumns | None = None
     drafts_indptr: I32 = field(default_factory=lambda: EMPTY_I32)
     drafts_ids: I32 = field(default_factory=lambda: EMPTY_I32)
+    pooled: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
 
 
@@ -219,7 +227,7 @@ class RequestTable:
     token_ids [slots, max_len] int32, num_tokens / num_prompt / num_computed [slots] int32,
     block_tables [groups, slots, max_blocks] int32, num_blocks [groups, slots] int32.
     Memory is zero pages until touched. Sampling columns live with the runner's sampler
-    (`sampling[slot]` holds the parameters of the row); the scheduler adds its own columns.
+    (`params[slot]` holds the parameters of the row); the scheduler adds its own columns.
     """
 
     def __init__(self, num_slots: int, max_len: int, groups: list[GroupSpec]) -> None:
@@ -234,13 +242,13 @@ class RequestTable:
         self.block_tables: I32 = np.zeros((len(groups), num_slots, most_blocks), np.int32)
         self.num_blocks: I32 = np.zeros((len(groups), num_slots), np.int32)
         self.handles: NDArray[np.int64] = np.zeros(num_slots, np.int64)
-        self.sampling: list[SamplingParams | None] = [None] * num_slots
+        self.params: list[SamplingParams | PoolingParams | None] = [None] * num_slots
 
     def clear_slot(self, slot: int) -> None:
         self.num_tokens[slot] = self.num_prompt[slot] = self.num_computed[slot] = 0
         self.num_blocks[:, slot] = 0
         self.handles[slot] = 0
-        self.sampling[slot] = None
+        self.params[slot] = None
 
     def set_row(self, row: NewRow) -> None:
         n = len(row.token_ids)
@@ -249,7 +257,7 @@ class RequestTable:
         self.num_prompt[row.slot] = row.num_prompt
         self.num_computed[row.slot] = row.num_computed
         self.handles[row.slot] = row.handle
-        self.sampling[row.slot] = row.sampling
+        self.params[row.slot] = row.params
 
     def apply_plan(self, plan: StepPlan) -> None:
         """Apply freed slots, new rows, new blocks and drafts; lengths stay until the result."""

@@ -50,12 +50,15 @@ class Started(msgspec.Struct, array_like=True):
 
 
 class Finished(msgspec.Struct, array_like=True):
-    """The one end of a request. `stop_reason` is the stop token id that was hit, or a word."""
+    """The one end of a request. `stop_reason` is the stop token id that was hit, or a word;
+    `pooled` the vector of a request that pools, float32 little-endian bytes.
+    """
 
     handle: int
     reason: int
     stop_reason: int | str | None = None
     error: str | None = None
+    pooled: bytes | None = None
 
 
 class Logprobs(msgspec.Struct, array_like=True):

@@ -11,7 +11,7 @@ import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -34,6 +34,9 @@ UNSUPPORTED_SAMPLING_FIELDS = (
 MAX_LOGPROBS = 20
 #: Most entries of `SamplingParams.logprob_token_ids`.
 MAX_LOGPROB_TOKEN_IDS = 128
+
+
+_TRUNCATION_RANGE = "at least 1, or -1 for the model's length"
 
 
 class RequestOutputKind(enum.IntEnum):
@@ -115,7 +118,9 @@ class RepetitionDetectionParams(msgspec.Struct, frozen=True):
         return None
 
 
-class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True):
+class SamplingParams(
+    msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True, tag="sampling"
+):
     """How to sample one request (vLLM's names, types and defaults).
 
     Types are checked by the metaclass, ranges in `verify`. `max_tokens=None` means up to the
@@ -205,7 +210,7 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
             (
                 self.truncate_prompt_tokens is None or self.truncate_prompt_tokens >= -1,
                 "truncate_prompt_tokens",
-                "at least 1, or -1 for the model's length",
+                _TRUNCATION_RANGE,
             ),
         ):
             if not ok:
@@ -245,6 +250,30 @@ class SamplingParams(msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True,
         return self.logprobs is not None or self.logprob_token_ids is not None
 
 
+class PoolingParams(
+    msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True, tag="pooling"
+):
+    """How to turn a prompt into one vector, without generating.
+
+    Attributes:
+        pooling: final hidden state of the LAST token, or the MEAN of all.
+        normalize: scale the vector to length 1.
+        truncate_prompt_tokens: as in `SamplingParams`.
+    """
+
+    pooling: Literal["LAST", "MEAN"] = "LAST"
+    normalize: bool = True
+    truncate_prompt_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        keep = self.truncate_prompt_tokens
+        if keep is not None and (keep < -1 or keep == 0):
+            raise InvalidRequest(
+                f"truncate_prompt_tokens must be {_TRUNCATION_RANGE}, got {keep}.",
+                field="truncate_prompt_tokens",
+            )
+
+
 class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One sequence to compute, as the engine core sees it. Children of n>1 are separate requests.
 
@@ -253,7 +282,10 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         request_id: text id for logs and metrics; children are ``"{i}_{parent}"``.
         prompt_token_ids: int32 little-endian bytes, at least one token.
         output_token_ids: int32 bytes, tokens already produced before an engine died (replay).
-        sampling: parameters with `seed` filled in (frontend), `n == 1`.
+        params: what is to be done: sampling, with `seed` filled in (frontend) and `n == 1`, or
+            pooling.
+        in_one_piece: its prompt is computed in one step and shares no blocks (each token sees the
+            whole prompt, as in encoders).
         eos_token_ids: end-of-sequence ids of the model; a hit finishes with "stop" and no
             stop_reason, unless `sampling.ignore_eos`.
         bad_words_token_ids: tokenised `sampling.bad_words`.
@@ -269,7 +301,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     handle: int
     request_id: str
     prompt_token_ids: bytes
-    sampling: SamplingParams
+    params: SamplingParams | PoolingParams
     max_total_tokens: int
     output_token_ids: bytes = b""
     eos_token_ids: list[int] = []
@@ -279,8 +311,20 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     share_group: int = 0
     cache_salt: str | None = None
     adapter: int = 0
+    in_one_piece: bool = False
     client_index: int = 0
     epoch: int = 0
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Parameters of a request that samples."""
+        assert isinstance(self.params, SamplingParams)
+        return self.params
+
+    @property
+    def pools(self) -> bool:
+        """Whether it ends with a vector of its prompt instead of tokens."""
+        return isinstance(self.params, PoolingParams)
 
 
 class Logprob(msgspec.Struct):

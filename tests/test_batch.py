@@ -30,7 +30,7 @@ def new_row(slot: int, tokens: list[int], num_computed: int = 0) -> NewRow:
         token_ids=i32(*tokens),
         num_prompt=len(tokens),
         num_computed=num_computed,
-        sampling=SamplingParams(temperature=0.5, seed=3, stop_token_ids=[9]),
+        params=SamplingParams(temperature=0.5, seed=3, stop_token_ids=[9]),
         eos_token_ids=[2],
         bad_words_token_ids=[[1, 2]],
     )

@@ -80,7 +80,7 @@ class Engine:
                     handle=self._handle,
                     request_id=str(self._handle),
                     prompt_token_ids=prompt.tobytes(),
-                    sampling=SamplingParams(
+                    params=SamplingParams(
                         temperature=0, max_tokens=job.output, seed=0, ignore_eos=True
                     ),
                     max_total_tokens=len(prompt) + job.output,

@@ -11,7 +11,7 @@ import numpy as np
 
 from galley.batch import LogprobColumns
 from galley.messages import Finished, Logprobs, Outputs, Started, Stats
-from galley.scheduler import CommittedStep
+from galley.scheduler import CommittedStep, SequenceEnd
 
 ClientOutputs = list[tuple[int, Outputs]]
 
@@ -89,11 +89,14 @@ def _for_one_client(done: CommittedStep, stats: Stats, engine_id: EngineId) -> O
         ]
         if done.started
         else [],
-        finished=[Finished(e.handle, int(e.reason), e.stop_reason, e.error) for e in done.ended]
-        if done.ended
-        else [],
+        finished=[_finished(end) for end in done.ended] if done.ended else [],
         stats=stats,
     )
+
+
+def _finished(end: SequenceEnd) -> Finished:
+    pooled = None if end.pooled is None else end.pooled.tobytes()
+    return Finished(end.handle, int(end.reason), end.stop_reason, end.error, pooled)
 
 
 def _logprobs(columns: LogprobColumns | None, done: CommittedStep) -> Logprobs | None:

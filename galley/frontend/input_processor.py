@@ -282,7 +282,7 @@ class InputProcessor:
                     if params.n == 1
                     else f"{i}_{submission.request_id}",
                     prompt_token_ids=packed,
-                    sampling=sampling,
+                    params=sampling,
                     max_total_tokens=max_total,
                     eos_token_ids=list(limits.eos_token_ids),
                     bad_words_token_ids=bad_words,

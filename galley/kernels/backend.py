@@ -60,6 +60,7 @@ class Model(Protocol):
     def embed(self, ops: Ops, ctx: ForwardContext) -> Value: ...
     def forward(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value: ...
     def logits(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value: ...
+    def final_norm(self, ops: Ops, hidden: Value) -> Value: ...
 
 
 class StepInputs(Protocol):
@@ -112,7 +113,7 @@ class Executable(Protocol):
     @property
     def outputs(self) -> dict[str, NDArray[np.float32]]:
         """Named outputs of the last run, valid until the next: logits [L, V], and those that were
-        asked for when it was built (hidden [T, H]).
+        asked for when it was built (hidden [T, H]; normed [T, H], after the final norm).
         """
 
     def run(self, step: StepInputs, sample: bool) -> None:

@@ -74,7 +74,7 @@ class CpuBackend:
 
     def build(self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()) -> CpuExecutable:
         kv_kind = Kind.f32 if self._dense == "f32" else Kind.bf16
-        nodes, symbols = record(model, kv_kind, self._quantized)
+        nodes, symbols = record(model, kv_kind, self._quantized, outputs)
         for name in outputs:
             if name not in symbols:
                 known = ", ".join(symbols)

@@ -6,6 +6,7 @@ quantised rows gets a `quantize` node before it. Passes may fuse them or leave t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,19 +36,27 @@ class RecordingContext:
 
 
 def record(
-    model: Model, kv_kind: Kind, quantized: QuantizedActivations = "auto"
+    model: Model,
+    kv_kind: Kind,
+    quantized: QuantizedActivations = "auto",
+    outputs: Sequence[str] = (),
 ) -> tuple[list[Node], dict[str, Symbol]]:
     """The model's forward pass and its outputs by name. Arguments as for `Recorder`.
 
-    Outputs: `hidden` [T, H], the result of `model.forward`; `logits` [L, V].
+    Outputs: `hidden` [T, H], the result of `model.forward`; `logits` [L, V]; and `normed` [T, H],
+    `hidden` after the final norm, if it is among `outputs`.
     Raises ValueError for a program that could not run (`verify`).
     """
     recorder, ctx = Recorder(kv_kind, quantized), RecordingContext()
     ops = Ops(recorder)
     hidden: Any = model.forward(ops, model.embed(ops, ctx), ctx)
     logits: Any = model.logits(ops, hidden, ctx)
+    symbols: dict[str, Symbol] = {"hidden": hidden, "logits": logits}
+    if "normed" in outputs:
+        normed: Any = model.final_norm(ops, hidden)
+        symbols["normed"] = normed
     verify(recorder.nodes)
-    return recorder.nodes, {"hidden": hidden, "logits": logits}
+    return recorder.nodes, symbols
 
 
 class Recorder:

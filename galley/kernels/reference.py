@@ -137,13 +137,19 @@ class ReferenceBackend:
     def build(
         self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()
     ) -> ReferenceExecutable:
-        return ReferenceExecutable(model, limits, self._compute)
+        return ReferenceExecutable(model, limits, self._compute, outputs)
 
 
 class ReferenceExecutable:
     """Runs the model's forward anew at each step (`backend.Executable`)."""
 
-    def __init__(self, model: Model, limits: StepLimits, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Model,
+        limits: StepLimits,
+        dtype: torch.dtype,
+        outputs: Sequence[str] = (),
+    ) -> None:
         self._model = model
         self._dtype = dtype
         self._limits = limits
@@ -155,6 +161,7 @@ class ReferenceExecutable:
         self._samples: Samples | None = None
         self._logits = np.empty((0, model.vocab_size), np.float32)
         self._hidden = np.empty((0, 0), np.float32)
+        self._normed = np.empty((0, 0), np.float32) if "normed" in outputs else None
         self._heartbeat = np.zeros(1, np.int64)
 
     def kv_layout(self, block_size: int) -> KVLayout:
@@ -191,6 +198,9 @@ class ReferenceExecutable:
             hidden: Any = self._model.embed(self._ops, ctx)
             hidden = self._model.forward(self._ops, hidden, ctx)
             logits: Any = self._model.logits(self._ops, hidden, ctx)
+            if self._normed is not None:
+                normed: Any = self._model.final_norm(self._ops, hidden)
+                self._normed = normed.float().numpy()
         self._logits = logits.float().numpy()
         self._hidden = hidden.float().numpy()
         self._heartbeat[0] += 1
@@ -215,7 +225,10 @@ class ReferenceExecutable:
 
     @property
     def outputs(self) -> dict[str, NDArray[np.float32]]:
-        return {"logits": self._logits, "hidden": self._hidden}
+        outputs = {"logits": self._logits, "hidden": self._hidden}
+        if self._normed is not None:
+            outputs["normed"] = self._normed
+        return outputs
 
     @property
     def logits(self) -> NDArray[np.float32]:

@@ -147,6 +147,11 @@ class Decoder:
             hidden = layer(ops, hidden, ctx)
         return hidden
 
+    def final_norm(self, ops: Ops, hidden: Value) -> Value:
+        """[T, H]: the result of `forward`, normalised as for the head; only on the last stage."""
+        assert self._last
+        return self.norm(ops, hidden)
+
     def logits(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
         """[L, vocab] of the positions that yield logits; only on the last stage."""
         assert self._last

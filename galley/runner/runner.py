@@ -30,6 +30,7 @@ from galley.runner.drafts import Proposer, propose
 from galley.runner.heap import trim_heap
 from galley.runner.load import LoadedModel, Progress, load_model
 from galley.runner.memory import MemoryUse, check_given_size, fit_length, kv_capacity
+from galley.runner.pooling import Pooler
 from galley.runner.processors import apply_processors
 from galley.runner.results import SampledStep, step_result
 from galley.runner.sampled_rows import SampledRows, sampled_rows
@@ -69,6 +70,7 @@ class Runner:
         available: bytes of memory that could be taken before the model was loaded.
         kv_memory: allocates the KV cache; None = in ordinary memory.
         proposer: proposes drafts after each step; None = no speculation.
+        pooling: keep the final hidden states of a step, which requests that pool need.
 
     Attributes:
         layout: of the KV cache; `groups` are its groups.
@@ -90,6 +92,7 @@ class Runner:
         progress: Progress | None = None,
         kv_memory: MemoryAllocator | None = None,
         proposer: Proposer | None = None,
+        pooling: bool = False,
     ) -> None:
         limits = step_limits(config)
         wanted = config.model.max_model_len
@@ -107,7 +110,8 @@ class Runner:
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)
-        self._awake: Executable | None = self._backend.build(loaded.model, limits)
+        self._outputs = ("normed",) if pooling else ()
+        self._awake: Executable | None = self._backend.build(loaded.model, limits, self._outputs)
         self.layout = self._executable.kv_layout(config.cache.block_size)
         self._memory = MemoryUse(available, loaded.weight_bytes, self._executable.activation_bytes)
         self._capacity = kv_capacity(config.cache, self.layout.block_bytes, self._memory)
@@ -118,6 +122,7 @@ class Runner:
             require_rewind(self.groups)
         self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
+        self._pooler = Pooler()
         self._masked = False
         self._pending: _Pending | None = None
         self._heartbeat: NDArray[np.int64] | None = None
@@ -149,8 +154,10 @@ class Runner:
         self.table.apply_plan(plan)
         for slot in plan.freed_slots.tolist():
             self._sampling.clear(slot)
+            self._pooler.clear(slot)
         for row in plan.new_rows:
             self._sampling.set_row(row)
+            self._pooler.set_row(row)
         if len(plan.copy_src):
             self._executable.copy_blocks(plan.copy_src, plan.copy_dst)
         sampled = sampled_rows(plan, self.table)
@@ -188,10 +195,20 @@ class Runner:
             self._scores(pending),
         )
         result = step_result(step, self.table, self._sampling)
+        if len(self._pooler):
+            self._pool(plan, result)
         self.table.apply_result(plan, result)
         if self._proposer is not None:
             self._propose(self._proposer, plan, result)
         return result
+
+    def _pool(self, plan: StepPlan, result: StepResult) -> None:
+        if self._outputs:
+            hidden = self._executable.outputs["normed"]
+            result.pooled = self._pooler.pool(plan, self.table, hidden)
+            return
+        for slot in self._pooler.slots & set(plan.slots.tolist()):
+            result.errors[slot] = "this engine was not started for pooling"
 
     def _propose(self, proposer: Proposer, plan: StepPlan, result: StepResult) -> None:
         """Add drafts for the next step; not for rows whose processors would see them."""
@@ -207,6 +224,7 @@ class Runner:
         for slot in range(self.table.num_slots):
             self.table.clear_slot(slot)
             self._sampling.clear(slot)
+            self._pooler.clear(slot)
 
     def set_heartbeat(self, path: str) -> None:
         """Count up the int64 at the start of a file as steps get on; it is watched from outside."""
@@ -232,7 +250,7 @@ class Runner:
         model = dataclasses.replace(self._config.model, model=self._model_info.source)
         checkpoint = open_checkpoint(resolve_source(model, self._config.load))
         loaded = self._load(checkpoint)
-        self._awake = self._backend.build(loaded.model, step_limits(self._config))
+        self._awake = self._backend.build(loaded.model, step_limits(self._config), self._outputs)
         self._masked = False
         self._make_room()
 

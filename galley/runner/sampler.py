@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from galley.batch import EMPTY_I32, I32, NewRow, RequestTable, StepPlan
 from galley.kernels.sampling import LogitMasks
+from galley.request import PoolingParams
 from galley.runner.mask_rules import MaskRule, TokenSets, Words, mask_rules
 from galley.runner.sampled_rows import NO_ROWS, SampledRows
 
@@ -84,7 +85,9 @@ class SamplingTable:
 
     def set_row(self, row: NewRow) -> None:
         """A request enters its slot."""
-        p, slot = row.sampling, row.slot
+        if isinstance(row.params, PoolingParams):
+            return  # samples nothing
+        p, slot = row.params, row.slot
         for name, value in (
             (
                 "temperature",

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import EMPTY_I32, EMPTY_I64, I32, LogprobColumns, RequestTable, ragged_positions
+from galley.batch import (
+    EMPTY_I32,
+    EMPTY_I64,
+    I32,
+    LogprobColumns,
+    RequestTable,
+    StepPlan,
+    StepResult,
+    ragged_positions,
+)
 from galley.scheduler.running import Running
 from galley.scheduler.sequence import SequenceEnd, SequenceStart
 
@@ -80,6 +89,27 @@ def find_ends(
         rows = sorted({*rows, *np.flatnonzero(np.isin(slots, list(running.watched))).tolist()})
     ends = (running.at(int(slots[i])).ending(table.token_ids[slots[i], : lengths[i]]) for i in rows)
     return [end for end in ends if end is not None]
+
+
+def find_pooled(
+    plan: StepPlan,
+    result: StepResult,
+    failures: list[SequenceEnd],
+    table: RequestTable,
+    running: Running,
+) -> list[SequenceEnd]:
+    """The pooling sequences whose prompt the step has completed, with their vectors."""
+    failed = {(end.client_index, end.handle) for end in failures}
+    ends = []
+    for slot in running.pooling & set(plan.slots.tolist()):
+        seq, length = running.at(slot), int(table.num_tokens[slot])
+        if table.num_computed[slot] < length or seq.key in failed:
+            continue
+        end = seq.ending(table.token_ids[slot, :length])
+        if end is not None:
+            end.pooled = result.pooled[slot]
+            ends.append(end)
+    return ends
 
 
 def _find_ends_ragged(

@@ -25,6 +25,7 @@ class Running:
         has_drafts, had_drafts: whether a slot has drafts now, and whether one ever had.
         stop_ids: [slots, STOP_COLUMNS] end-of-sequence and stop ids, NO_TOKEN where unused.
         watched: slots with end rules that no column stands for; they are checked at each token.
+        pooling: slots that pool: they sample nothing.
         scoring: slots whose prompt logprobs are not complete.
         clients: [slots] client index.
         freed: slots emptied since the last plan.
@@ -38,6 +39,7 @@ class Running:
         self.has_drafts = self.had_drafts = False
         self.stop_ids: I32 = np.full((num_slots, STOP_COLUMNS), NO_TOKEN, np.int32)
         self.watched: set[int] = set()
+        self.pooling: set[int] = set()
         self.scoring: set[int] = set()
         self.clients: I32 = np.zeros(num_slots, np.int32)
         self.freed: list[int] = []
@@ -63,6 +65,8 @@ class Running:
         self.order = np.append(self.order, slot)
         self.limits[slot] = seq.limit
         self.clients[slot] = seq.request.client_index
+        if seq.pools:
+            self.pooling.add(slot)
         self.stop_ids[slot] = NO_TOKEN
         for rule in seq.end_rules:
             if isinstance(rule, StopTokens) and len(rule.all_ids) <= STOP_COLUMNS:
@@ -81,6 +85,7 @@ class Running:
         self.order = self.order[self.order != slot]
         self.watched.discard(slot)
         self.scoring.discard(slot)
+        self.pooling.discard(slot)
         self.freed.append(slot)
         self._empty.append(slot)
 

@@ -28,7 +28,7 @@ from galley.batch import (
 )
 from galley.kv import Hit, KVCacheManager
 from galley.request import FinishReason, Request
-from galley.scheduler.commit import CommittedStep, drop_rows, find_ends
+from galley.scheduler.commit import CommittedStep, drop_rows, find_ends, find_pooled
 from galley.scheduler.limits import SchedulerLimits
 from galley.scheduler.queue import WaitingQueue
 from galley.scheduler.rows import Slots, StepColumns, StepRows
@@ -110,6 +110,8 @@ class Scheduler:
             (request.client_index, request.share_group) if request.share_group else None,
             request.adapter,
         )
+        if request.in_one_piece:
+            chain = None
         limits = self.limits
         seq = Sequence(request, self._num_arrived, time.time(), limits.max_model_len, chain)
         assert seq.key not in self._unfinished, f"handle {seq.key} is in use"
@@ -133,7 +135,9 @@ class Scheduler:
         n, limits = len(seq.token_ids), self.limits
         if not seq.num_prompt:
             return seq.end(FinishReason.ERROR, error="The prompt is empty.")
-        if seq.num_prompt >= seq.limit:
+        if request_error := self._unfit(seq):
+            return seq.end(FinishReason.ERROR, error=request_error)
+        if seq.num_prompt >= seq.limit and not seq.request.pools:
             error = (
                 f"The prompt has {seq.num_prompt} tokens, which leaves no room for output within "
                 f"{seq.limit} tokens (--max-model-len is {limits.max_model_len})."
@@ -144,6 +148,18 @@ class Scheduler:
         if limits.max_waiting and self.num_waiting >= limits.max_waiting:
             error = f"{limits.max_waiting} requests are waiting already; try again later."
             return seq.end(FinishReason.ERROR, error=error)
+        return None
+
+    def _unfit(self, seq: Sequence) -> str | None:
+        """What keeps a pooling request, or one in one piece, from ever running."""
+        n, limits = seq.num_prompt, self.limits
+        if seq.request.pools and n > limits.max_model_len:
+            return f"The prompt has {n} tokens, --max-model-len is {limits.max_model_len}."
+        if seq.in_one_piece and n > limits.max_num_batched_tokens:
+            return (
+                f"The prompt has {n} tokens and is computed in one piece, but a step has at most "
+                f"{limits.max_num_batched_tokens} (--max-num-batched-tokens)."
+            )
         return None
 
     def abort(self, handles: Iterable[int], client_index: int = 0) -> None:
@@ -247,9 +263,12 @@ class Scheduler:
         slots = self.running.order
         n, limits = len(slots), self.limits
         need = self.table.num_tokens[slots] - self.table.num_computed[slots]
-        if n <= limits.max_num_batched_tokens and not np.count_nonzero(need - 1):
+        pooling = self.running.pooling
+        if n <= limits.max_num_batched_tokens and not pooling and not np.count_nonzero(need - 1):
             return self._grant_decodes(slots)
         decode = need <= 1
+        if pooling:  # they sample nothing, so their last token is one of a prompt, too
+            decode &= ~np.isin(slots, list(pooling))
         rows = self._grant_decodes(slots[decode][: limits.max_num_batched_tokens])
         left = limits.left_for_prompts(rows.num_decode_tokens)
         cap = limits.chunk_cap(n + len(self.queue))
@@ -260,7 +279,7 @@ class Scheduler:
                 seq, computed, remaining, left - rows.num_prompt_tokens, logits, cap
             )
             if num_new:
-                rows.add(slot, num_new, num_logits, num_new == remaining)
+                rows.add(slot, num_new, num_logits, num_new == remaining and not seq.pools)
         return rows
 
     def _grant_decodes(self, slots: Slots) -> StepRows:
@@ -284,20 +303,22 @@ class Scheduler:
             cap: most tokens of a prompt; 0 = as many as are left.
         """
         n = min(need, left)
+        if seq.pools:
+            logits = need  # it takes none
         if seq.wants_prompt_logprobs:
             # Positions from `first` on yield logits; a chunk ends where their rows run out.
             first = max(computed, seq.num_prompt_scored)
             n = min(n, first - computed + logits)
         elif n == need and not logits:
             n -= 1  # its last position has to wait for a row of logits
-        if self.limits.enable_chunked_prefill:
+        if self.limits.enable_chunked_prefill and not seq.in_one_piece:
             if 0 < cap < n:
                 n = cap
         elif n < need and not seq.wants_prompt_logprobs:
             return 0, 0
         if seq.wants_prompt_logprobs:
             return n, max(computed + n - first, 0)
-        return n, int(n == need)
+        return n, int(n == need and not seq.pools)
 
     def _admit(self, rows: StepRows) -> list[NewRow]:
         """Admit waiting sequences to slots, strictly in order, while budget and blocks last."""
@@ -313,7 +334,7 @@ class Scheduler:
             if not running_prompts and self._blocked == (seq.arrival, self.kv.pool.num_freed):
                 break
             hit = Hit()
-            if seq.chain is not None and not seq.wants_prompt_logprobs:
+            if seq.chain is not None and seq.reads_cache:
                 hit = self.kv.find_hit(seq.chain, seq.token_ids)
             n = len(seq.token_ids)
             need = n - hit.num_tokens
@@ -328,7 +349,7 @@ class Scheduler:
                 break
             self.queue.pop()
             new_rows.append(self._enter_slot(seq, hit, num_new, now))
-            rows.add(seq.slot, num_new, num_logits, num_new == need)
+            rows.add(seq.slot, num_new, num_logits, num_new == need and not seq.pools)
         return new_rows
 
     def _enter_slot(self, seq: Sequence, hit: Hit, num_new: int, now: float) -> NewRow:
@@ -340,7 +361,7 @@ class Scheduler:
             token_ids=seq.token_ids,
             num_prompt=seq.num_prompt,
             num_computed=hit.num_tokens,
-            sampling=request.sampling,
+            params=request.params,
             adapter=request.adapter,
             eos_token_ids=request.eos_token_ids,
             bad_words_token_ids=request.bad_words_token_ids,
@@ -352,7 +373,7 @@ class Scheduler:
         kv.grow(slots, kv.missing_blocks(slots, np.array([total], np.int32)))
         kv.cache_blocks([slot], [total])
         resumed = seq.num_preemptions > 0
-        if seq.chain is not None and not seq.wants_prompt_logprobs:
+        if seq.reads_cache:
             kv.count_query(len(seq.token_ids), hit, resumed)
         cached = hit.num_tokens if kv.enable_prefix_caching else 0
         self._started.append(
@@ -441,7 +462,10 @@ class Scheduler:
             done.rows = np.flatnonzero(counts)
         if done.rows is not None:
             slots, counts = slots[done.rows], counts[done.rows]
-        for end in failures + find_ends(done, slots, counts, table, running):
+        ends = failures + find_ends(done, slots, counts, table, running)
+        if running.pooling:
+            ends += find_pooled(plan, result, failures, table, running)
+        for end in ends:
             self._finish(end)
         if running.has_drafts or len(result.drafts_ids):
             self._take_drafts(plan, result)

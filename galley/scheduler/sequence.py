@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from galley.batch import I32
 from galley.kv import HashChain
-from galley.request import FinishReason, Request
+from galley.request import FinishReason, PoolingParams, Request
 from galley.scheduler.end_rules import end_rules
 
 NO_SLOT = -1
@@ -39,6 +40,7 @@ class SequenceEnd:
     reason: FinishReason
     stop_reason: int | str | None = None
     error: str | None = None
+    pooled: NDArray[np.float32] | None = None
 
 
 class Sequence:
@@ -77,7 +79,6 @@ class Sequence:
         max_model_len: int,
         chain: HashChain | None,
     ) -> None:
-        sampling = request.sampling
         prompt = np.frombuffer(request.prompt_token_ids, np.int32)
         self.request = request
         self.arrival = arrival
@@ -90,9 +91,10 @@ class Sequence:
         self.limit = min(request.max_total_tokens, max_model_len)
         self.chain = chain
         self.end_rules = end_rules(request, max_model_len)
-        # A replayed request has had its prompt logprobs before its first token.
-        scored = sampling.prompt_logprobs is None or bool(request.output_token_ids)
-        self.num_prompt_scored = self.num_prompt if scored else 0
+        self.num_prompt_scored = self.num_prompt
+        if not request.pools and request.sampling.prompt_logprobs is not None:
+            # A replayed request has had its prompt logprobs before its first token.
+            self.num_prompt_scored = self.num_prompt if request.output_token_ids else 0
         self.num_preemptions = 0
         self.slot = NO_SLOT
         self.ended = False
@@ -110,6 +112,22 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt positions are left whose logits are wanted (the last one samples)."""
         return self.num_prompt_scored < self.num_prompt - 1
+
+    @property
+    def pools(self) -> bool:
+        return self.request.pools
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether its prompt must be computed in one step."""
+        return self.request.in_one_piece
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether its prompt may come from the prefix cache; not if every position is needed."""
+        params = self.request.params
+        needs_all = isinstance(params, PoolingParams) and params.pooling == "MEAN"
+        return self.chain is not None and not needs_all and not self.wants_prompt_logprobs
 
     def ending(self, token_ids: I32) -> SequenceEnd | None:
         """The end that the last of `token_ids` (prompt and output) brings, or None."""

@@ -34,7 +34,7 @@ def request(handle: int, n: int = 5, client: int = 0, epoch: int = 1) -> Request
         handle=handle,
         request_id=str(handle),
         prompt_token_ids=array("i", PROMPT).tobytes(),
-        sampling=SamplingParams(max_tokens=n),
+        params=SamplingParams(max_tokens=n),
         max_total_tokens=len(PROMPT) + n,
         client_index=client,
         epoch=epoch,

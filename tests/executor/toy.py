@@ -116,7 +116,7 @@ def new_row(sequence: Sequence_) -> NewRow:
         token_ids=np.array(sequence.tokens, np.int32),
         num_prompt=sequence.num_prompt,
         num_computed=sequence.computed,
-        sampling=sequence.params,
+        params=sequence.params,
         eos_token_ids=[2],
         bad_words_token_ids=sequence.bad_words,
     )

@@ -47,7 +47,7 @@ class Bench:
                 handle=handle + i,
                 request_id=str(handle),
                 prompt_token_ids=array("i", [5] * prompt).tobytes(),
-                sampling=SamplingParams(max_tokens=max_tokens),
+                params=SamplingParams(max_tokens=max_tokens),
                 max_total_tokens=100,
                 arrival_time=1000.0,
                 share_group=handle if n > 1 else 0,

@@ -29,7 +29,7 @@ def request(handle: int, prompt: int) -> Request:
         handle=handle,
         request_id="r",
         prompt_token_ids=bytes(4 * prompt),
-        sampling=SamplingParams(),
+        params=SamplingParams(),
         max_total_tokens=100,
     )
 

@@ -17,7 +17,7 @@ def new_row(slot, params, tokens=(1, 2, 3), num_prompt=3, eos=(9,), bad=()):
         token_ids=np.array(tokens, np.int32),
         num_prompt=num_prompt,
         num_computed=0,
-        sampling=params,
+        params=params,
         eos_token_ids=list(eos),
         bad_words_token_ids=[list(b) for b in bad],
     )

@@ -94,7 +94,7 @@ def requests() -> list[Request]:
             handle=h,
             request_id=str(h),
             prompt_token_ids=np.array(prompt, I32).tobytes(),
-            sampling=SamplingParams(max_tokens=24, **params),
+            params=SamplingParams(max_tokens=24, **params),
             max_total_tokens=len(prompt) + 24,
             bad_words_token_ids=BAD_WORDS if h % 2 else [],
             eos_token_ids=[2],

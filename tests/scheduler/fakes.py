@@ -125,7 +125,7 @@ class FakeExecutor:
         ):
             start, known = int(table.num_computed[slot]), int(table.num_tokens[slot])
             self.compute(slot, start, start + num_new)
-            handle, sampling = int(table.handles[slot]), table.sampling[slot]
+            handle, sampling = int(table.handles[slot]), table.params[slot]
             assert plan.handles[row] == handle
             if sampling.prompt_logprobs is not None:
                 for p in range(start + num_new - int(plan.num_logits[row]), start + num_new):
@@ -291,7 +291,7 @@ def request(
         request_id=f"r{handle}",
         prompt_token_ids=np.array(prompt, np.int32).tobytes(),
         output_token_ids=np.array(output or [], np.int32).tobytes(),
-        sampling=SamplingParams(max_tokens=max_tokens, seed=0, **sampling),
+        params=SamplingParams(max_tokens=max_tokens, seed=0, **sampling),
         max_total_tokens=len(prompt) + max_tokens,
         eos_token_ids=eos or [],
         priority=priority,

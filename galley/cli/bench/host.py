@@ -82,7 +82,7 @@ def request(handle: int, prompt: np.ndarray, num_output: int) -> Request:
         handle=handle,
         request_id=str(handle),
         prompt_token_ids=prompt.tobytes(),
-        sampling=SamplingParams(max_tokens=num_output, seed=0),
+        params=SamplingParams(max_tokens=num_output, seed=0),
         max_total_tokens=len(prompt) + num_output,
         eos_token_ids=[2],
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from galley.request import Request
 from galley.scheduler.end_rules.length import LengthLimit
+from galley.scheduler.end_rules.prompt_computed import PromptComputed
 from galley.scheduler.end_rules.repetition import Repetition
 from galley.scheduler.end_rules.rule import Ending, EndRule
 from galley.scheduler.end_rules.stop_tokens import StopTokens
@@ -19,6 +20,7 @@ END_RULES: tuple[Callable[[Request, int], EndRule | None], ...] = (
     StopTokens.of,
     LengthLimit.of,
     Repetition.of,
+    PromptComputed.of,
 )
 
 
@@ -28,4 +30,12 @@ def end_rules(request: Request, max_model_len: int) -> list[EndRule]:
     return [rule for rule in rules if rule is not None]
 
 
-__all__ = ["EndRule", "Ending", "LengthLimit", "Repetition", "StopTokens", "end_rules"]
+__all__ = [
+    "EndRule",
+    "Ending",
+    "LengthLimit",
+    "PromptComputed",
+    "Repetition",
+    "StopTokens",
+    "end_rules",
+]

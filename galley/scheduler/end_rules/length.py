@@ -14,7 +14,9 @@ class LengthLimit:
         self.limit = limit
 
     @classmethod
-    def of(cls, request: Request, max_model_len: int) -> LengthLimit:
+    def of(cls, request: Request, max_model_len: int) -> LengthLimit | None:
+        if request.pools:
+            return None
         return cls(min(request.max_total_tokens, max_model_len))
 
     def ending(self, token_ids: I32, num_prompt: int) -> Ending | None:

@@ -18,6 +18,8 @@ class Repetition:
 
     @classmethod
     def of(cls, request: Request, _max_model_len: int) -> Repetition | None:
+        if request.pools:
+            return None
         params = request.sampling.repetition_detection
         if params is None or not params.max_pattern_size:
             return None

@@ -17,6 +17,8 @@ class StopTokens:
 
     @classmethod
     def of(cls, request: Request, _max_model_len: int) -> StopTokens | None:
+        if request.pools:
+            return None
         params = request.sampling
         eos_ids = frozenset(() if params.ignore_eos else request.eos_token_ids)
         stop_ids = frozenset(params.stop_token_ids or ())

@@ -1,0 +1,165 @@
+"""Pooled vectors of a decoder, from request to the engine's output, on real kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from galley.engine.build import build_core
+from galley.executor.local import LocalExecutor
+from galley.executor.loopback import LoopbackExecutor
+from galley.request import FinishReason, PoolingParams, Request, SamplingParams
+from galley.runner.runner import Runner
+from tests.models.checkpoints import CASES, SIZES, StateDict, make
+from tests.runner.models import MACHINE, configure
+
+MAX_LEN = 96
+PARAMS = {
+    "last": PoolingParams(),
+    "mean": PoolingParams(pooling="MEAN"),
+    "raw mean": PoolingParams(pooling="MEAN", normalize=False),
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make(CASES["llama-mha"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model):
+    return StateDict(model)
+
+
+def core_of(checkpoint, executor=LocalExecutor, pooling=True, **flags):
+    info = checkpoint.model_info
+    given = {"num_threads": 1, "max_model_len": MAX_LEN, "dtype": "float32", **flags}
+    config = configure(info, **given)
+    runner = Runner(config, info, checkpoint, MACHINE.available_memory, pooling=pooling)
+    return build_core(config, executor(runner))
+
+
+def prompts() -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, SIZES["vocab_size"], n).tolist() for n in (1, 5, 17, 33, 64, MAX_LEN)]
+
+
+def request(handle: int, prompt: list[int], params, **more) -> Request:
+    return Request(
+        handle=handle,
+        request_id=str(handle),
+        prompt_token_ids=np.array(prompt, np.int32).tobytes(),
+        params=params,
+        max_total_tokens=MAX_LEN,
+        **more,
+    )
+
+
+def run(core) -> dict[int, object]:
+    ends = {}
+    while core.has_work:
+        for _, out in core.step():
+            core.check_integrity()
+            ends.update({e.handle: e for e in out.finished})
+    assert core.scheduler.kv.pool.num_used == 0
+    return ends
+
+
+def vectors(core, batch) -> dict[int, bytes]:
+    core.add(batch)
+    ends = run(core)
+    assert all(e.reason == FinishReason.STOP for e in ends.values())
+    return {handle: e.pooled for handle, e in ends.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint):
+    """Kind → the vector of each prompt, computed alone and whole."""
+    core = core_of(checkpoint, enable_prefix_caching=False)
+    return {
+        kind: [vectors(core, [request(1, prompt, params)])[1] for prompt in prompts()]
+        for kind, params in PARAMS.items()
+    }
+
+
+@pytest.mark.parametrize("kind", PARAMS)
+def test_vectors_are_the_models_own(model, alone, kind) -> None:
+    for prompt, got in zip(prompts(), alone[kind], strict=True):
+        with torch.no_grad():
+            hidden = model.model(torch.tensor([prompt])).last_hidden_state[0].double()
+        want = hidden[-1] if kind == "last" else hidden.mean(0)
+        if kind != "raw mean":
+            want = want / want.norm()
+        np.testing.assert_allclose(np.frombuffer(got, np.float32), want.numpy(), atol=2e-5)
+
+
+FLAGS = {
+    "together": {},
+    "chunks": {"max_num_batched_tokens": 16},
+    "few rows": {"max_num_seqs": 2},
+    "no prefix cache": {"enable_prefix_caching": False},
+}
+
+
+@pytest.mark.parametrize("executor", [LocalExecutor, LoopbackExecutor])
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_the_same_bits_in_company_in_chunks_and_from_the_cache(
+    checkpoint, alone, flags, executor
+) -> None:
+    """Requests that pool and requests that generate share the steps."""
+    core = core_of(checkpoint, executor, **flags)
+    kinds = list(PARAMS)
+    for _ in range(2):
+        batch = [
+            request(10 * k + i, prompt, PARAMS[kind])
+            for k, kind in enumerate(kinds)
+            for i, prompt in enumerate(prompts())
+        ]
+        batch[3:3] = [request(99, [1, 2, 3], SamplingParams(max_tokens=20, temperature=0.0))]
+        core.add(batch)
+        ends = run(core)
+        assert ends.pop(99).reason == FinishReason.LENGTH
+        assert len(ends) == 18
+        for handle, end in ends.items():
+            assert end.pooled == alone[kinds[handle // 10]][handle % 10]
+    assert (core.scheduler.kv.counters.prefix_hits > 0) == flags.get("enable_prefix_caching", True)
+
+
+def test_a_prompt_that_is_recomputed_after_preemption_pools_the_same(checkpoint, alone) -> None:
+    core = core_of(checkpoint, max_num_batched_tokens=16)
+    core.add([request(1, prompts()[4], PARAMS["mean"])])
+    core.step()
+    core.step()
+    core.reset_prefix_cache(reset_running_requests=True)
+    assert run(core)[1].pooled == alone["mean"][4]
+    assert core.scheduler.counters.num_preemptions == 1
+
+
+def test_in_one_piece_is_a_property_of_the_sequence(checkpoint, alone) -> None:
+    core = core_of(checkpoint, max_num_batched_tokens=64)
+    plans = []
+    submit = core.executor.submit
+    core.executor.submit = lambda plan: (plans.append(plan), submit(plan))[1]
+    whole = [request(i, p, PARAMS["mean"], in_one_piece=True) for i, p in enumerate(prompts()[:5])]
+    split = [request(9, prompts()[5], PARAMS["mean"])]
+    got = vectors(core, split + whole)
+    assert [got[i] for i in range(5)] == alone["mean"][:5]
+    assert got[9] == alone["mean"][5]
+    slots: dict[int, list[int]] = {}
+    for plan in plans:
+        for handle, n in zip(plan.handles.tolist(), plan.num_new.tolist(), strict=True):
+            slots.setdefault(handle, []).append(n)
+    assert len(slots.pop(9)) > 1
+    assert slots == {i: [len(p)] for i, p in enumerate(prompts()[:5])}
+    core.add([request(1, prompts()[5], PARAMS["mean"], in_one_piece=True)])
+    end = run(core)[1]
+    assert "96 tokens and is computed in one piece" in end.error
+
+
+def test_errors_name_what_is_missing(checkpoint) -> None:
+    core = core_of(checkpoint, pooling=False)
+    core.add([request(1, [1, 2, 3], PARAMS["last"]), request(2, [1] * 97, PARAMS["last"])])
+    ends = run(core)
+    assert "not started for pooling" in ends[1].error
+    assert "97 tokens, --max-model-len is 96" in ends[2].error
