@@ -26,7 +26,7 @@ INTEGERS = (Q8, Q8_ROW, Q16)
 class Case:
     """Sequences with random Q, K and V for all their positions, all of them in the cache.
 
-    Positions behind a step's tokens are there too: an op that looks ahead is found out.
+    Positions after a step's tokens are there too, so that an op that looks ahead shows.
     """
 
     def __init__(
@@ -40,12 +40,13 @@ class Case:
         out_kind=F32,
         block_size=16,
         window=0,
+        causal=True,
         threads=1,
         isa=ISAS[-1],
         seed=0,
     ):
         self.lengths, self.heads, self.kv_heads, self.dim = lengths, heads, kv_heads, dim
-        self.kind, self.window = kind, window
+        self.kind, self.window, self.causal = kind, window, causal
         self.q_kind = kind if q_kind is None else q_kind
         self.out_kind = out_kind
         self.scale = dim**-0.5
@@ -68,6 +69,7 @@ class Case:
                 kv_kind=kind,
                 kv_block_stride=self.pages.block_stride,
                 window=window,
+                causal=int(causal),
                 out_kind=out_kind,
                 scale=self.scale,
             )
@@ -114,7 +116,7 @@ class Case:
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
         scores = np.einsum("ihd,jhd->hij", q, k) * self.scale
         i, j = np.ogrid[: len(q), : len(q)]
-        sees = (j <= i) & ((i - j < self.window) if self.window else True)
+        sees = (j <= i) & ((i - j < self.window) if self.window else True) | (not self.causal)
         scores = np.where(sees, scores, -np.inf)
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
         p /= p.sum(axis=-1, keepdims=True)
@@ -134,6 +136,18 @@ def random_chunks(n, rng, longest=200):
 
 SHAPES = [(1, 1), (3, 1), (4, 2), (9, 3), (14, 2), (8, 1), (5, 5)]
 DIMS = [2, 8, 10, 16, 20, 32, 64, 80, 96, 128, 256]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("lengths", [[5, 70, 129], [700, 3], [1030]])
+def test_without_causality_a_token_sees_its_whole_sequence(isa, kind, threads, lengths):
+    case = Case(lengths, 4, 2, 32, kind, threads=threads, isa=isa, causal=False)
+    for slot, out in enumerate(case.step(lengths)):
+        np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
+        alone = Case([lengths[slot]], 4, 2, 32, kind, isa=isa, causal=False)
+        assert np.array_equal(alone.step([lengths[slot]])[0], out)
 
 
 @pytest.mark.parametrize("isa", ISAS)
