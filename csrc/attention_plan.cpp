@@ -14,6 +14,12 @@ namespace galley {
 
 void AttentionPlan::make(const Step& step, int threads) {
   geometry_.table.check(step);
+  for (int32_t r = 0; !geometry_.causal && r < step.rows; r++) {
+    if (step.computed[r] == 0) continue;
+    throw std::invalid_argument("attention: without causality a sequence is computed in one step; row " +
+                                std::to_string(r) + " has " + std::to_string(step.computed[r]) +
+                                " tokens of earlier steps");
+  }
   groups.clear();
   items.clear();
   int64_t chunks = 0;

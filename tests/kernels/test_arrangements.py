@@ -139,6 +139,16 @@ def test_layers_of_one_model_may_differ_in_causality():
     assert not np.allclose(logits[0], reference_logits("plain", IDS), rtol=0.01, atol=0.01)
 
 
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_a_bidirectional_sequence_in_two_steps_is_refused(name):
+    backend = CpuBackend("f32", threads=1) if name == "cpu" else ReferenceBackend()
+    executable = backend.build(Arrangement("bidirectional", backend), LIMITS)
+    with pytest.raises(
+        ValueError, match="attention: without causality a sequence is computed in one step"
+    ):
+        solo_logits(executable, IDS, [40, 30])
+
+
 def test_a_bidirectional_layer_has_no_window():
     backend = CpuBackend("f32", threads=1)
     model = Arrangement("bidirectional", backend)

@@ -141,7 +141,7 @@ def test_rope_rotates_pairs(rot_dim):
 def test_attention_over_the_cache(window, causal, block_size):
     """Two rows, one with a past; every query by hand over all that it sees."""
     layer = KVLayer(0, kv_heads=2, head_dim=4, window=window, causal=causal)
-    past, new = [20, 0], [3, 5]
+    past, new = [20 if causal else 0, 0], [3, 5]
     tokens = [p + n for p, n in zip(past, new, strict=True)]
     k = [values(n, 8, seed=i) for i, n in enumerate(tokens)]
     v = [values(n, 8, seed=9 + i) for i, n in enumerate(tokens)]
@@ -149,8 +149,9 @@ def test_attention_over_the_cache(window, causal, block_size):
     ctx = context(past, new, block_size)
     before = context([0, 0], past, block_size)
     before.cache = ctx.cache
-    OPS.write_kv(k[0][:20], v[0][:20], layer, before)
-    OPS.write_kv(torch.cat([k[0][20:], k[1]]), torch.cat([v[0][20:], v[1]]), layer, ctx)
+    OPS.write_kv(k[0][: past[0]], v[0][: past[0]], layer, before)
+    k_new, v_new = (torch.cat([x[0][past[0] :], x[1]]) for x in (k, v))
+    OPS.write_kv(k_new, v_new, layer, ctx)
     got = OPS.attention(q, layer, 0.5, ctx)
     token = 0
     for row in range(2):

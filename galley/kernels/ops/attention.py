@@ -63,6 +63,10 @@ class Attention(Op):
         for row, computed in enumerate(ctx.computed):
             start, stop = ctx.query_start[row], ctx.query_start[row + 1]
             length = computed + stop - start
+            self.require(
+                layer.causal or computed == 0,
+                "without causality a sequence is computed in one step",
+            )
             slots = ctx.row_slots(layer, row, length)
             visible = visible_positions(computed, length, layer)
             out[start:stop] = attend(q[start:stop], keys[slots], values[slots], visible, scale)
