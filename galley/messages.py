@@ -169,6 +169,7 @@ class Ready(msgspec.Struct, tag="ready"):
 
     Attributes:
         epoch: incarnation, from 1.
+        cache_tokens: tokens of context that the KV cache has room for.
         sleep_level: of the sleep that it is in, None while it is awake.
     """
 
@@ -178,6 +179,7 @@ class Ready(msgspec.Struct, tag="ready"):
     num_blocks: int
     block_size: int
     batch_invariant: bool
+    cache_tokens: int = 0
     sleep_level: int | None = None
     info: dict[str, Any] = {}
 

@@ -65,6 +65,9 @@ def print_checkpoint(show: InspectFlags, engine: dict[str, Any]) -> None:
 
 def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
     """Parameters, memory and operations of the model; reads no weights."""
+    from galley.kernels.backend import kv_layout
+    from galley.kv.capacity import most_held
+    from galley.kv.groups import make_policies
     from galley.models.footprint import measure, weight_bytes
     from galley.runner.device import dense_format
 
@@ -74,6 +77,10 @@ def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
     print(f"{'parameters':<16}{footprint.parameters:,}")
     print(f"{'weights':<16}{weight_bytes(checkpoint, dense):,} bytes in memory")
     print(f"{'KV cache':<16}{footprint.kv_token_bytes(itemsize):,} bytes per token")
+    layout = kv_layout(footprint.kv_layers, itemsize, config.cache.block_size)
+    length = checkpoint.model_info.max_position
+    blocks = most_held(make_policies(layout.groups, max_chunk=1), length)
+    print(f"  {f'sequence of {length:,} tokens':<28}{blocks * layout.block_bytes:,} bytes")
     for window, layers in sorted(Counter(la.window for la in footprint.kv_layers).items()):
         print(f"  {f'window of {window:,} tokens' if window else 'all tokens':<28}{layers} layers")
     each = footprint.flops(1) - footprint.flops(0)

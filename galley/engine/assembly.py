@@ -18,7 +18,7 @@ from galley.engine.main import EngineSpec
 from galley.engine.memory_guard import Cache, MemoryGuard
 from galley.engine.outputs import EngineId
 from galley.engine.persistent_kv import KVFiles
-from galley.engine.startup import LoadProgress, log_start
+from galley.engine.startup import LoadProgress, kv_capacity, log_start
 from galley.executor.build import build as build_executor
 from galley.executor.executor import Executor
 from galley.loader import Source, open_checkpoint, resolve_source
@@ -69,7 +69,7 @@ def assemble(
         block_index = None
     sizes = None
     if resolved.observability.enable_mfu_metrics:
-        sizes = _sizes(resolved, model_info, executor)
+        sizes = _sizes(model_info, executor)
     core = build_core(resolved, executor, engine_id, sizes, block_index)
     [memory_use] = executor.rpc("memory")
     cache = Cache(
@@ -81,7 +81,7 @@ def assemble(
     return LoadedEngine(core, resolved, model_info, source)
 
 
-def _sizes(config: EngineConfig, model_info: ModelInfo, executor: Executor) -> Sizes:
+def _sizes(model_info: ModelInfo, executor: Executor) -> Sizes:
     """Sizes that the work of a step is estimated from."""
     footprint = measure(model_info)
     [memory] = executor.rpc("memory")
@@ -90,7 +90,7 @@ def _sizes(config: EngineConfig, model_info: ModelInfo, executor: Executor) -> S
         vocab_weights=footprint.logit_weights,
         attention_width=footprint.attention_width,
         weight_bytes=memory["weights"],
-        kv_bytes=sum(g.block_bytes for g in executor.groups) // config.cache.block_size,
+        kv_bytes=sum(group.bytes_per_token for group in executor.groups),
     )
 
 
@@ -118,8 +118,8 @@ def _with_num_blocks(config: EngineConfig, num_blocks: int | None) -> EngineConf
 
 def load_engine(config: EngineConfig, spec: EngineSpec) -> tuple[EngineCore, Ready]:
     """The core of an engine process, and the message that each client gets when it is ready."""
-    core = assemble(config, EngineId(spec.index, spec.epoch), kv_files=spec.kv_files).core
-    executor = core.executor
+    loaded = assemble(config, EngineId(spec.index, spec.epoch), kv_files=spec.kv_files)
+    core, executor = loaded.core, loaded.core.executor
     ready = Ready(
         engine_index=spec.index,
         epoch=spec.epoch,
@@ -127,5 +127,6 @@ def load_engine(config: EngineConfig, spec: EngineSpec) -> tuple[EngineCore, Rea
         num_blocks=executor.num_blocks,
         block_size=config.cache.block_size,
         batch_invariant=executor.batch_invariant,
+        cache_tokens=kv_capacity(loaded.config, executor).tokens,
     )
     return core, ready

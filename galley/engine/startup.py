@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from galley.config import EngineConfig, ModelInfo
 from galley.executor.executor import Executor
+from galley.kv import Capacity, capacity
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -69,6 +70,14 @@ class LoadProgress:
             self._bar.stop()
 
 
+def kv_capacity(config: EngineConfig, executor: Executor) -> Capacity:
+    """What the KV cache has room for, of a resolved configuration."""
+    max_chunk = config.scheduler.max_num_batched_tokens
+    assert max_chunk is not None, "the configuration is not resolved"
+    num_blocks = executor.num_blocks - 1  # without the null block
+    return capacity(executor.groups, num_blocks, executor.max_model_len, max_chunk)
+
+
 def log_start(
     config: EngineConfig, model_info: ModelInfo, executor: Executor, seconds: float
 ) -> None:
@@ -83,16 +92,15 @@ def log_start(
         seconds,
         memory["weights"] / MIB,
     )
-    block = config.cache.block_size
-    tokens = (executor.num_blocks - 1) * block
+    fits = kv_capacity(config, executor)
     log.info(
         "KV cache: %s tokens (%s blocks of %d), up to %.2f GiB, %.1f sequences of the longest "
         "length of %s tokens.",
-        f"{tokens:,}",
+        f"{fits.tokens:,}",
         f"{executor.num_blocks - 1:,}",
-        block,
+        config.cache.block_size,
         memory["kv_cache"] / GIB,
-        tokens / executor.max_model_len,
+        fits.sequences,
         f"{executor.max_model_len:,}",
     )
     scheduler = config.scheduler

@@ -1,6 +1,6 @@
 """KV cache bookkeeping: block pool, prefix index, groups and layout. It never sees the bytes."""
 
-from galley.kv.capacity import longest_sequence, tokens_that_fit
+from galley.kv.capacity import Capacity, capacity, longest_sequence
 from galley.kv.groups import make_policies, require_rewind
 from galley.kv.hashing import BlockHasher, ExtraKeys, HashChain
 from galley.kv.layout import CacheSpec, KVLayout, Place, plan_layout
@@ -13,6 +13,7 @@ __all__ = [
     "BlockHasher",
     "BlockPool",
     "CacheSpec",
+    "Capacity",
     "ExtraKeys",
     "HashChain",
     "Hit",
@@ -21,9 +22,9 @@ __all__ = [
     "KVListener",
     "Place",
     "StoredBlock",
+    "capacity",
     "longest_sequence",
     "make_policies",
     "plan_layout",
     "require_rewind",
-    "tokens_that_fit",
 ]

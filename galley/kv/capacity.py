@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from galley.kv.groups import GroupPolicy
+from galley.batch import GroupSpec
+from galley.kv.groups import GroupPolicy, make_policies
 
 
 def most_held(groups: Sequence[GroupPolicy], num_tokens: int) -> int:
@@ -19,6 +21,29 @@ def longest_sequence(groups: Sequence[GroupPolicy], num_blocks: int, limit: int)
     return bisect_right(lengths, num_blocks, key=lambda n: most_held(groups, n))
 
 
-def tokens_that_fit(groups: Sequence[GroupPolicy], num_blocks: int, length: int) -> int:
-    """Tokens of context in a pool that is full of sequences of `length` tokens."""
-    return num_blocks * length // most_held(groups, length)
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What fits into a pool that is full of sequences of one length.
+
+    Attributes:
+        sequences: how many of them.
+        tokens: of context, in all of them together.
+    """
+
+    sequences: float
+    tokens: int
+
+
+def capacity(
+    specs: Sequence[GroupSpec], num_blocks: int, max_model_len: int, max_chunk: int
+) -> Capacity:
+    """The capacity of a pool for sequences of the longest length.
+
+    Args:
+        num_blocks: blocks that can be allocated.
+        max_chunk: most tokens that one sequence computes in a step.
+    """
+    block_size = specs[0].block_size
+    length = -(-max_model_len // block_size) * block_size  # whole blocks
+    sequences = num_blocks / most_held(make_policies(specs, max_chunk), length)
+    return Capacity(sequences, int(sequences * length))

@@ -354,7 +354,7 @@ class _CacheInfo:
                 self._set(engine, self._info)
 
     def set_size(self, message: Ready) -> None:
-        tokens = message.num_blocks * message.block_size
+        tokens = message.cache_tokens
         self._set(
             message.engine_index,
             {

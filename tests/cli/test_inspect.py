@@ -63,5 +63,9 @@ def test_windows_are_listed(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["inspect", str(tmp_path), "--load-format", "dummy"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # A block of a layer: K and V, 4 heads of 16, 16 tokens, bfloat16. The full layer needs 64
+    # blocks for 1,024 tokens, each of the two others 17, as 256 tokens begin anywhere in a block.
+    block = 2 * 4 * 16 * 16 * 2
+    assert ["sequence", "of", "1,024", "tokens", f"{(64 + 2 * 17) * block:,}", "bytes"] in lines
     assert ["all", "tokens", "1", "layers"] in lines
     assert ["window", "of", "256", "tokens", "2", "layers"] in lines

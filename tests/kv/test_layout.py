@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from galley.kv import CacheSpec, longest_sequence, make_policies, plan_layout, tokens_that_fit
+from galley.kv import CacheSpec, Capacity, capacity, longest_sequence, make_policies, plan_layout
 
 FULL = CacheSpec("full", token_bytes=64)
 WINDOW = CacheSpec("window", token_bytes=64, window=40)
@@ -65,9 +65,8 @@ def test_the_longest_sequence_is_the_last_that_fits(num_blocks: int) -> None:
 
 
 def test_what_fits_counts_what_a_window_holds_once() -> None:
-    groups = make_policies(plan_layout([WINDOW], BLOCK).groups, max_chunk=64)
+    window, full = (plan_layout([spec], BLOCK).groups for spec in (WINDOW, FULL))
     # 39 tokens back and 64 new ones: 8 blocks at most, whatever the length.
-    assert longest_sequence(groups, 8, 10_000) == 10_000
-    assert tokens_that_fit(groups, 80, 10_000) == 100_000
-    full = make_policies(plan_layout([FULL], BLOCK).groups, max_chunk=64)
-    assert tokens_that_fit(full, 80, 160) == 80 * BLOCK
+    assert longest_sequence(make_policies(window, max_chunk=64), 8, 10_000) == 10_000
+    assert capacity(window, 80, 10_000, max_chunk=64) == Capacity(10, 100_000)
+    assert capacity(full, 80, 155, max_chunk=64) == Capacity(8, 80 * BLOCK)

@@ -267,7 +267,7 @@ def test_cache_info_becomes_whole_when_the_engine_is_ready(bench: Bench) -> None
     [before] = series()
     assert (before["block_size"], before["num_gpu_blocks"]) == ("16", "None")
     for _ in range(2):
-        bench.metrics.ready(Ready(0, 1, 1024, 256, 16, True))
+        bench.metrics.ready(Ready(0, 1, 1024, 256, 16, True, cache_tokens=4096))
     [after] = series()
     assert (after["block_size"], after["num_gpu_blocks"]) == ("16", "256")
     assert after["kv_cache_size_tokens"] == "4096"
