@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from operator import sub
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -32,6 +32,23 @@ from galley.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from galley.executor.executor import Executor
+
+
+class Core(Protocol):
+    """The interface of an engine core, for its process and for `InprocClient`."""
+
+    executor: Any
+    pausing: Any
+    idle_tasks: Any
+    observers: list[StepObserver]
+    while_waiting: Callable[[], None] | None
+
+    @property
+    def has_work(self) -> bool: ...
+    def add(self, requests: Iterable[Request]) -> None: ...
+    def abort(self, handles: Iterable[int], client_index: int = 0) -> None: ...
+    def step(self) -> ClientOutputs: ...
+    def shutdown(self) -> None: ...
 
 
 class EngineCore:
@@ -89,7 +106,7 @@ class EngineCore:
         """End a client's requests; unknown handles are ignored."""
         if self.pausing.held:
             handles = list(handles)
-            self.pausing.give_up(handles, client_index)
+            self.pausing.release_held(handles, client_index)
         self.scheduler.abort(handles, client_index)
 
     def step(self) -> ClientOutputs:

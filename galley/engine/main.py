@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from galley.config import EngineConfig
 from galley.engine.control import Bound, Channel, Serving
 from galley.engine.frames import FrameServer
 from galley.engine.heartbeat import StatusFile
 from galley.engine.persistent_kv import KVFiles
-from galley.engine.process import Core, EngineProcess
+from galley.engine.process import EngineProcess
 from galley.messages import Ready
+
+if TYPE_CHECKING:
+    from galley.engine.core import Core
 
 #: Arrivals between two steps that the status recorder has room for.
 ARRIVALS = 65_536

@@ -11,18 +11,19 @@ from __future__ import annotations
 import logging
 import select
 from array import array
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from galley.engine.control import Channel
 from galley.engine.frames import Change, FrameServer
 from galley.engine.heartbeat import StatusFile
-from galley.engine.observers import RowRecorder, StepObserver
+from galley.engine.observers import RowRecorder
 from galley.errors import InvalidRequest
 from galley.messages import Abort, Add, Call, FromClient, FromEngine, Outputs, Ready, Reply
-from galley.request import Request
+
+if TYPE_CHECKING:
+    from galley.engine.core import Core
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +40,6 @@ PAUSING_CALLS = (
 IDLE = 1.0
 #: Steps between two checks for the launcher's end while there is work.
 CHECK_EVERY = 16
-
-
-class Core(Protocol):
-    """What is needed of an engine core here."""
-
-    executor: Any
-    pausing: Any
-    idle_tasks: Any
-    observers: list[StepObserver]
-    while_waiting: Callable[[], None] | None
-
-    @property
-    def has_work(self) -> bool: ...
-    def add(self, requests: Iterable[Request]) -> None: ...
-    def abort(self, handles: Iterable[int], client_index: int = 0) -> None: ...
-    def step(self) -> list[tuple[int, Outputs]]: ...
-    def shutdown(self) -> None: ...
 
 
 class EngineProcess:

@@ -7,15 +7,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.interrupt import uninterrupted
 from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
 from galley.frontend.prompts import Prompt
-from galley.messages import Outputs
-from galley.request import Request, RequestOutput, SamplingParams
+from galley.request import RequestOutput, SamplingParams
+
+if TYPE_CHECKING:
+    from galley.engine.core import Core
 
 
 class EngineClient(Protocol):
@@ -131,17 +133,6 @@ class RequestStream(AsyncIterator[RequestOutput]):
     def __del__(self) -> None:
         if not self._over:
             self.close()
-
-
-class Core(Protocol):
-    """What is needed of an engine core (engine/core.py) here."""
-
-    @property
-    def has_work(self) -> bool: ...
-    def add(self, requests: Iterable[Request]) -> None: ...
-    def abort(self, handles: Iterable[int]) -> None: ...
-    def step(self) -> list[tuple[int, Outputs]]: ...
-    def shutdown(self) -> None: ...
 
 
 class InprocClient:

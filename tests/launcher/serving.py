@@ -20,7 +20,7 @@ import msgspec
 
 from galley.messages import Call, FromEngine, Ready, Reply
 from tests.frontend.engine_thread import BlockingClient
-from tests.launcher.test_supervisor import ROOT, children_of, is_alive, until
+from tests.launcher.test_supervisor import LIMIT, ROOT, children_of, ended_after, is_alive, until
 
 FLAGS = ["--host", "127.0.0.1", "--port", "0", "--max-model-len", "1024", "--max-num-seqs", "16"]
 FLAGS += ["--kv-cache-memory-bytes", "256m", "--disable-uvicorn-access-log"]
@@ -43,23 +43,26 @@ class Server:
     def __init__(
         self, *flags: str, env: Mapping[str, str] | None = None, wrap: Sequence[str] = ()
     ) -> None:
+        # A folder of its own: another launcher on this machine would clean up what this one leaves.
+        self.temporary = tempfile.TemporaryDirectory(prefix="serve-", ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
             [*wrap, sys.executable, "-m", "galley", "serve", *FLAGS, *flags],
             cwd=ROOT,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "TMPDIR": self.temporary.name, **(env or {})},
             stderr=subprocess.PIPE,
             text=True,
         )
         self.said: list[str] = []
         self.seen: set[int] = set()
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said.append(line)
-            if match := re.search(r"serving at (http://\S+)", line):
-                self.url = match[1]
-                break
-        else:
-            raise AssertionError(f"it did not serve: {self.said}")
+        with ended_after(LIMIT, self.process):
+            for line in self.process.stderr:
+                self.said.append(line)
+                if match := re.search(r"serving at (http://\S+)", line):
+                    self.url = match[1]
+                    break
+            else:
+                raise AssertionError(f"it did not serve: {self.said}")
         # Somebody must read on, or a full pipe would stop the server.
         self._reader = threading.Thread(target=self._listen, daemon=True)
         self._reader.start()
@@ -79,7 +82,7 @@ class Server:
     def folder(self) -> Path:
         """Its private folder."""
         name = f"galley-{os.getuid()}-{self.process.pid}-*"
-        (folder,) = Path(tempfile.gettempdir()).glob(name)
+        (folder,) = Path(self.temporary.name).glob(name)
         return folder
 
     def count(self, words: str) -> int:

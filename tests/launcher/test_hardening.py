@@ -170,7 +170,7 @@ def test_a_server_that_dies_loses_its_own_connections_and_nothing_else(server: S
         broken.append(e)
     assert broken
     until(lambda: server.children.get(API_SERVER) and _answers(server))
-    # The engine has given up what the dead one had asked for.
+    # No block is left in use (tests/launcher/test_supervisor.py: they are freed at once).
     server.inspect()
     assert play(server, [SHORT])[0].reasons == {0: "length"}
 

@@ -9,8 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from galley.launcher.supervisor import SETTLED, Entries, Policy, RestartBudget, 
 from tests.frontend.scripted import answer
 
 ROOT = Path(__file__).parents[2]
+#: Seconds that a start may take on a busy machine.
+LIMIT = 120.0
 
 
 def until(happened: Callable[[], Any], seconds: float = 120.0) -> Any:
@@ -32,6 +37,17 @@ def until(happened: Callable[[], Any], seconds: float = 120.0) -> Any:
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.005)
     return result
+
+
+@contextmanager
+def ended_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill a process that takes longer than this: reads of its output then end."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def children_of(pid: int) -> dict[str, int]:
@@ -62,9 +78,12 @@ class House:
     """A launcher under test."""
 
     def __init__(self, fault: str = "none") -> None:
+        # A folder of its own: another launcher on this machine would clean up what this one leaves.
+        self.temporary = tempfile.TemporaryDirectory(prefix="house-", ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.launcher.house", fault],
             cwd=ROOT,
+            env={**os.environ, "TMPDIR": self.temporary.name},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -74,7 +93,8 @@ class House:
 
     def wait_serving(self) -> House:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        with ended_after(LIMIT, self.process):
+            line = self.process.stdout.readline()
         match = re.fullmatch(r"serving at http://127\.0\.0\.1:(\d+) (\S+)\n", line)
         assert match, line or self.process.communicate()
         self.port, self.directory = int(match[1]), Path(match[2])
@@ -113,6 +133,7 @@ class House:
         if self.process.poll() is None:
             self.process.kill()
             self.process.communicate()
+        self.temporary.cleanup()
 
 
 class Ask:
