@@ -153,6 +153,28 @@ def test_calls_reach_the_core_or_the_workers_and_errors_come_back(engine: Engine
         assert (reply.error is None) == (error is None)
 
 
+def test_no_heartbeat_is_expected_during_a_call(tmp_path: Path) -> None:
+    """It may take longer than --engine-step-timeout, also while there are requests."""
+    engine = EngineThread(tmp_path, pause=0.001)
+    status = StatusReader(str(tmp_path / "status"))
+    seen: list[int | None] = []
+
+    def reset(reset_running_requests: bool = False) -> bool:
+        seen.append(status.heartbeat())
+        return True
+
+    engine.core.reset_prefix_cache = reset  # type: ignore[method-assign]
+    peer = Peer(engine.start().address)
+    peer.send(Add([request(1, ENDLESS)]))
+    peer.tokens(1, 1)
+    peer.send(Call(1, "reset_prefix_cache", []))
+    assert peer.reply().result is True
+    assert seen == [None]
+    peer.tokens(1, 1)
+    assert status.heartbeat() is not None
+    engine.kill()
+
+
 def test_a_new_connection_forgets_the_requests_of_the_one_before(tmp_path: Path) -> None:
     """Not even their ends are sent: the client may have requested the same again."""
     engine = EngineThread(tmp_path, pause=0.002).start()

@@ -145,6 +145,13 @@ def test_truncation_keeps_the_last_tokens(keep: int, left: list[int]) -> None:
     assert made.requests[0].sampling.truncate_prompt_tokens is None
 
 
+def test_truncation_without_max_tokens_leaves_room_for_one() -> None:
+    params = SamplingParams(truncate_prompt_tokens=-1, max_tokens=None)
+    made = processor().process("x" * 40, params, "r")
+    assert len(made.prompt_token_ids) == LIMITS.max_model_len - 1
+    assert made.requests[0].max_total_tokens == LIMITS.max_model_len
+
+
 def test_truncation_to_the_models_length_leaves_room_for_the_answer() -> None:
     params = SamplingParams(truncate_prompt_tokens=-1, max_tokens=4)
     made = processor().process([65 + i % 26 for i in range(100)], params, "r")

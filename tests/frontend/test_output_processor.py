@@ -297,6 +297,19 @@ def test_one_failed_answer_fails_the_request_and_frees_its_siblings(desk: Desk) 
     assert not desk.outputs.sequences
 
 
+def test_an_aborted_answer_shows_the_text_that_was_held_back(desk: Desk) -> None:
+    """The beginning of a stop string that will not be completed any more."""
+    state = desk.add(output_kind=DELTA, stop=["xyz"])
+    desk.deliver({handle(state): "a"})
+    desk.deliver({handle(state): "x"})
+    desk.deliver({handle(state): "y"})
+    assert state.take().outputs[0].text == "a"
+    assert desk.outputs.drop(state) == [handle(state)]
+    output = state.take()
+    assert output is not None
+    assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("xy", "abort")
+
+
 def test_a_dropped_request_leaves_nothing_behind(desk: Desk) -> None:
     state = desk.add(n=2)
     assert desk.outputs.drop(state) == [handle(state, 0), handle(state, 1)]
