@@ -14,7 +14,8 @@ from typing import Any, Literal
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from galley.chat import ChatRenderer, ChatTokenizer
+from galley.chat.templates import ChatRenderer
+from galley.chat.tokenizer import ChatTokenizer
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
 from galley.engine.pausing import check_level

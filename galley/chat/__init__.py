@@ -1,6 +1,4 @@
-"""Messages to the text of a prompt, by the checkpoint's chat template. Knows no HTTP."""
+"""Chat templates: messages to the text of a prompt. Knows no HTTP.
 
-from galley.chat.templates import ChatRenderer
-from galley.chat.tokenizer import ChatTokenizer
-
-__all__ = ["ChatRenderer", "ChatTokenizer"]
+Imports nothing here: `template_process` runs as a program of its own and starts quickly.
+"""

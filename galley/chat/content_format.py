@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jinja2 import nodes
 
-from galley.chat.messages import ContentFormat
+ContentFormat = Literal["string", "openai"]
 
 
 def detect_content_format(tree: nodes.Template) -> ContentFormat:
     """ "openai" if the template loops over a message's content, else "string".
 
-    A loop over `message.content`, `message["content"]`, either through filters, or over a variable
-    that was set to it counts.
+    The loop may go over `message.content`, over `message["content"]`, over either through filters,
+    or over a variable that was set to it.
     """
-    held = {"content"}
+    names = {"content"}
     for assign in tree.find_all(nodes.Assign):
-        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, held):
-            held.add(assign.target.name)
+        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, names):
+            names.add(assign.target.name)
     for loop in tree.find_all(nodes.For):
-        if _is_content(loop.iter, held):
+        if _is_content(loop.iter, names):
             return "openai"
     return "string"
 
 
-def _is_content(node: nodes.Node | None, held: set[str]) -> bool:
+def _is_content(node: nodes.Node | None, names: set[str]) -> bool:
     while isinstance(node, nodes.Filter):
         node = node.node
     if isinstance(node, nodes.Name):
-        return node.name in held
+        return node.name in names
     if isinstance(node, nodes.Getattr):
         return node.attr == "content"
     if isinstance(node, nodes.Getitem):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+from galley.chat.content_format import ContentFormat
 from galley.errors import InvalidRequest, Unsupported
 
-ContentFormat = Literal["string", "openai"]
 Message = dict[str, Any]
 
 #: Types of content parts that are text → the key that holds it.

@@ -28,7 +28,7 @@ from galley.server.response_builder import UsageCounter
 from galley.server.stream import EventEncoder, EventResponse, OutputStream, Relay
 
 if TYPE_CHECKING:
-    from galley.chat import ChatRenderer
+    from galley.chat.templates import ChatRenderer
     from galley.observability.sleep_metrics import SleepMetrics
     from galley.text import Tokenizer
 
@@ -64,7 +64,7 @@ class Context:
         output_log: of answers (--enable-log-outputs).
         slept: told the level of a sleep that has begun, or None: the engines are awake again.
         sleep_metrics: of the routes that put engines to sleep.
-        template_thread: where templates run that take long.
+        template_thread: waits for the process that renders requests' templates.
         any_model_name: serve whatever name a request gives (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 

@@ -45,7 +45,7 @@ from galley.server.shared_counts import SharedCounts
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from galley.chat import ChatRenderer
+    from galley.chat.templates import ChatRenderer
     from galley.observability.tracing import RequestTracer
     from galley.text import Tokenizer
 
@@ -94,14 +94,18 @@ def load_model(config: EngineConfig, server: ServerConfig) -> Model:
     """Tokenizer, template and facts of the model, from its files' headers."""
     source = resolve_source(config.model, config.load)
     model_info = read_model_info(source)
-    tokenizer = chat = None
+    tokenizer = chat = trial = None
     if not config.model.skip_tokenizer_init:
-        from galley.chat import ChatRenderer
+        from galley.chat.templates import ChatRenderer
         from galley.text import load_tokenizer
 
         tokenizer = load_tokenizer(resolve_tokenizer(config.model, config.load, source))
         chat = ChatRenderer.of(tokenizer, server.chat_template, server.chat_template_content_format)
+        if chat is not None:
+            trial = chat.start_trial()
     resolved = resolve(config, Machine.detect(), model_info)
+    if trial is not None:
+        trial()
     return Model(resolved, model_info, source.name, tokenizer, chat)
 
 

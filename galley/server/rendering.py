@@ -1,4 +1,4 @@
-"""Prompts that a request does not spell out: of a conversation, or of a gap to be filled."""
+"""Prompts that the server builds: from a conversation by its template, or for infilling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from galley.chat.budget import QUICK_STEPS, MoreSteps
 from galley.errors import InvalidRequest, Unsupported
 from galley.server.context import Context
 
@@ -19,16 +18,17 @@ async def render(
     continue_final_message: bool,
     chat_template: str | None,
     chat_template_kwargs: dict[str, Any] | None,
+    tools: list[dict[str, Any]] | None = None,
     documents: list[dict[str, str]] | None = None,
 ) -> str:
     """The text that the model is given.
 
-    A template is somebody's program. One that is not done in `QUICK_STEPS`, and one that a request
-    brings, runs in a thread of its own, one at a time, so that others are not held up.
+    A template of a request, and a very large conversation, are rendered in a child process with
+    limits; a thread waits for it, one request at a time, so that the event loop does not.
 
     Raises:
-        InvalidRequest: messages that are none, a template that the request may not bring, or one
-            that fails on these messages.
+        InvalidRequest: messages that are not valid, a template that the request may not bring,
+            or one that fails on these messages or exceeds a limit.
         Unsupported: the model has no chat template.
     """
     if chat_template is not None and not ctx.server.trust_request_chat_template:
@@ -42,21 +42,21 @@ async def render(
             "this model has no chat template; start with --chat-template, or use completions.",
             field="messages",
         )
-    kwargs = {**ctx.server.default_chat_template_kwargs, **(chat_template_kwargs or {})}
+    variables: dict[str, Any] = {
+        "chat_template": chat_template,
+        "tools": tools,
+        "documents": documents,
+        "kwargs": {**ctx.server.default_chat_template_kwargs, **(chat_template_kwargs or {})},
+    }
     rendering = partial(
         ctx.chat.render,
         messages,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
-        chat_template=chat_template,
-        documents=documents,
-        kwargs=kwargs,
+        **variables,
     )
-    if chat_template is None:
-        try:
-            return rendering(steps=QUICK_STEPS)
-        except MoreSteps:
-            pass
+    if ctx.chat.is_quick(messages, **variables):
+        return rendering()
     return await asyncio.get_running_loop().run_in_executor(ctx.template_thread, rendering)
 
 

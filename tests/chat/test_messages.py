@@ -7,9 +7,10 @@ from typing import Any
 import jinja2
 import pytest
 
-from galley.chat import ChatRenderer
 from galley.chat.content_format import detect_content_format
 from galley.chat.messages import prepare
+from galley.chat.sandbox import ChatEnvironment
+from galley.chat.templates import ChatRenderer
 from galley.errors import InvalidRequest, Unsupported
 from tests.chat.families import FAMILIES
 
@@ -167,8 +168,7 @@ def test_a_loop_over_content_wants_parts(case: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_such_loop_wants_text(family: str) -> None:
-    environment = ChatRenderer({"default": "x"}, {})._environment
-    assert detect_content_format(environment.parse(FAMILIES[family])) == "string"
+    assert detect_content_format(ChatEnvironment().parse(FAMILIES[family])) == "string"
 
 
 def test_the_format_can_be_forced() -> None:

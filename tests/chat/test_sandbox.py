@@ -1,169 +1,175 @@
-"""A chat template is somebody else's program: it reaches nothing, and it ends."""
+"""A chat template is untrusted code: it reaches nothing, and it ends."""
 
 from __future__ import annotations
 
-import resource
-import time
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from galley.chat import ChatRenderer
-from galley.chat.budget import MoreSteps
-from galley.chat.templates import MAX_SOURCE
+from galley.chat.sandbox import MAX_SOURCE, MAX_TEXT
+from galley.chat.template_process import TemplateFailure, TemplateProcess
+from galley.chat.templates import MAX_QUICK_MESSAGES, ChatRenderer
 from galley.errors import InvalidRequest, ModelError
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
-def _render(template: str) -> str:
-    return ChatRenderer({"default": "x"}, {}).render(MESSAGES, chat_template=template)
+@pytest.fixture(scope="module")
+def process() -> Iterator[TemplateProcess]:
+    process = TemplateProcess(cpu_seconds=0.5, memory=64 << 20)
+    yield process
+    process.close()
 
 
-_DEEP = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
-_TIMES_60 = (
-    "{{% set ns = namespace(x='aaaaaaaa') %}}{{% for i in range(60) %}}{{% set ns.x = {} %}}"
-    "{{% endfor %}}"
-)
+@pytest.fixture(scope="module")
+def renderer(process: TemplateProcess) -> ChatRenderer:
+    return ChatRenderer({"default": "x"}, {}, process=process)
+
+
+def _repeat(expression: str) -> str:
+    """A template that applies `expression` to its own result 60 times and writes it."""
+    return (
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}"
+        f"{{% set ns.x = {expression} %}}{{% endfor %}}{{{{ ns.x }}}}"
+    )
+
 
 ENDLESS = {
     "nested loops": (
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = i %}{% endfor %}"
-        "{% endfor %}",
-        "steps",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "CPU time",
     ),
-    "loops in filters of loops": (
-        "{% for i in range(99999) if i % 2 %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "steps",
+    "branching recursion": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ f(60) }}",
+        "CPU time",
     ),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-    "branching recursion": (_DEEP + "{{ f(60) }}", "steps"),
     "recursive loop": ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", "Recursion"),
-    "long range": ("{{ range(10 ** 9) | list | length }}", "range"),
-    "long text": ("{{ 'a' * 10 ** 9 }}", "without bound"),
-    "long list": ("{{ ([0] * 10 ** 9) | length }}", "without bound"),
-    "number first": ("{{ 10 ** 9 * 'a' }}", "without bound"),
-    "long number": ("{{ 10 ** (10 ** 8) }}", r"\*\*"),
-    "padding": ("{{ 'x'.rjust(10 ** 9) }}", "1000000000 characters"),
+    "long range": ("{{ range(10 ** 9) | list | length }}", "[Rr]ange"),
+    "long number": ("{{ 10 ** (10 ** 8) }}", "CPU time"),
+    "long number while compiling": ("{% set x = 10 ** (10 ** 8) %}", "CPU time"),
+    "long text": ("{{ 'a' * 10 ** 9 }}", "MiB of memory"),
+    "long list": ("{{ ([0] * 10 ** 9) | length }}", "MiB of memory"),
+    "padding": ("{{ 'x'.rjust(10 ** 9) }}", "MiB of memory"),
+    "format width": ("{{ '%*d' % (999999999, 1) }}", "MiB of memory"),
+    "doubled text": (_repeat("ns.x ~ ns.x"), "MiB of memory"),
+    "doubled references": (_repeat("[ns.x, ns.x]"), "MiB of memory|CPU time"),
+    "sorts": (
+        "{% for i in range(9999) %}{% set y = range(99999) | sort %}{% endfor %}",
+        "CPU time",
+    ),
     "long output": (
-        "{% set line = 'x' * 8000000 %}{% for i in range(9) %}{{ line }}{% endfor %}",
-        "a value of",
+        "{% set line = 'x' * 1000000 %}{% for i in range(99) %}{{ line }}{% endfor %}",
+        f"more than {MAX_TEXT} characters",
     ),
-    "long output in a block": (
-        "{% set line = 'x' * 8000000 %}{% set all %}{% for i in range(99999) %}{{ line }}"
-        "{% endfor %}{% endset %}{{ all | length }}",
-        "steps",
-    ),
-    "long text of the template's own": (
-        "{% set all %}{% for i in range(99999) %}{% for j in range(9) %}"
-        + "x" * 60_000
-        + "{% endfor %}{% endfor %}{% endset %}",
-        "steps",
-    ),
-    "doubled by +": (_TIMES_60.format("ns.x + ns.x"), "a value of"),
-    "doubled by ~": (_TIMES_60.format("ns.x ~ ns.x"), "a value of"),
-    "doubled by a list": (_TIMES_60.format("[ns.x, ns.x]"), "a value of"),
-    "doubled by a tuple": (_TIMES_60.format("(ns.x, ns.x)"), "a value of"),
-    "doubled by an object": (_TIMES_60.format("{'a': ns.x, 'b': ns.x}"), "a value of"),
-    "doubled by dict": (_TIMES_60.format("dict(a=ns.x, b=ns.x)"), "a value of"),
-    "doubled by join": (_TIMES_60.format("[ns.x, ns.x] | join"), "a value of"),
-    "doubled by replace": (_TIMES_60.format("ns.x | replace('a', 'aa')"), "a value of"),
-    "doubled by a method": (_TIMES_60.format("ns.x.replace('a', 'aa')"), "a value of"),
-    "doubled by format": (_TIMES_60.format("'%s%s' | format(ns.x, ns.x)"), "a value of"),
-    "doubled by %": (_TIMES_60.format("'%s%s' % (ns.x, ns.x)"), "a value of"),
-    "doubled by str.format": (_TIMES_60.format("'{0}{0}'.format(ns.x)"), "a value of"),
-    "doubled by a macro": (
-        "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}" + _TIMES_60.format("f(ns.x)"),
-        "a value of",
-    ),
-    "doubled by a slice": (_TIMES_60.format("[ns.x, ns.x][:2]"), "a value of"),
-    "nested namespaces": (
-        _TIMES_60.format("namespace(a=ns.x, b=ns.x)") + "{{ ns.x | string }}",
-        "steps",
-    ),
-    "nested namespaces written": (
-        _TIMES_60.format("namespace(a=ns.x, b=ns.x)") + "{{ ns.x }}",
-        "steps",
-    ),
-    "empty text replaced": (
-        "{% set x = 'a' * 8000000 %}{{ x.replace('', x) }}",
-        "a value of 64000",
-    ),
-    "joined by a long text": (
-        "{% set x = 'a' * 4000000 %}{{ (range(999) | join(x)) | length }}",
-        "a value of",
-    ),
-    "a text joins itself": ("{% set x = 'a' * 4000000 %}{{ x.join(x) }}", "a value of"),
-    "tabs": ("{{ ('\t' * 8000000).expandtabs(9999) }}", "a value of"),
-    "indented lines": ("{{ ('\n' * 8000000) | indent(9999, true) }}", "a value of"),
-    "format width": ("{{ '%99999999d' % 1 }}", "a value of"),
-    "format width elsewhere": ("{{ '%*d' % (999999999, 1) }}", "a value of"),
-    "format filter": ("{{ '%99999999d' | format(1) }}", "a value of"),
-    "str.format": ("{{ '{:999999999}'.format(1) }}", "a value of"),
-    "str.format width elsewhere": ("{{ '{:{}}'.format(1, 999999999) }}", "characters"),
-    "center": ("{{ 'x' | center(999999999) }}", "999999999 characters"),
-    "JSON": ("{{ messages | tojson(indent=999999999) }}", "999999999 characters"),
-    "batch": ("{{ [1] | batch(999999999, 0) | list | length }}", "999999999 characters"),
-    "slice": ("{{ [1] | slice(999999999) | list | length }}", "999999999 characters"),
-    "long default in map": (
-        "{% set x = 'a' * 8000000 %}{{ range(99999) | map(attribute='y', default=x) | join "
-        "| length }}",
-        "a value of",
-    ),
-    "filters in map": (
-        "{{ range(99999) | map('string') | map('center', 9999) | join | length }}",
-        "a value of",
-    ),
-    "long texts compared": (
-        "{% set x = 'a' * 8000000 %}{% set y = x ~ '' %}"
-        "{% for i in range(99999) %}{% if x == y %}{% endif %}{% endfor %}",
-        "steps",
-    ),
-    "long texts searched": (
-        "{% set x = 'a' * 8000000 %}"
-        "{% for i in range(99999) %}{% if 'b' in x %}{% endif %}{% endfor %}",
-        "steps",
-    ),
-    "long texts tested": (
-        "{% set x = 'a' * 8000000 %}"
-        "{% for i in range(99999) %}{% if 'b' is in x %}{% endif %}{% endfor %}",
-        "steps",
-    ),
-    "long texts counted": (
-        "{% set x = 'a' * 8000000 %}{% for i in range(99999) %}{{ x.count('b') }}{% endfor %}",
-        "steps",
-    ),
-    "long texts cut": (
-        "{% set x = 'a' * 8000000 %}{% for i in range(99999) %}{% set y = x[1:] %}{% endfor %}",
-        "characters|steps",
-    ),
-    "many sorts": (
-        "{% set x = range(99999) | list %}{% for i in range(9999) %}{% set y = x | sort %}"
-        "{% endfor %}",
-        "characters|steps",
-    ),
-    "long product": (
-        "{% set ns = namespace(x=9 ** 9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}"
-        "{% endfor %}",
-        "without bound",
-    ),
-    "sum of lists": ("{{ ([[0]] * 99999) | sum(start=[]) | length }}", "sums of lists"),
 }
 
 
-def _peak() -> int:
-    """Bytes of memory that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 @pytest.mark.parametrize("case", ENDLESS)
-def test_a_template_without_end_or_bound_is_stopped(case: str) -> None:
+def test_a_template_without_end_or_bound_is_stopped(renderer: ChatRenderer, case: str) -> None:
     template, says = ENDLESS[case]
-    before = _peak()
-    start = time.process_time()
-    with pytest.raises(InvalidRequest, match=says):
-        _render(template)
-    assert time.process_time() - start < 30
-    assert _peak() - before < 1 << 30
+    with pytest.raises(InvalidRequest, match=says) as caught:
+        renderer.render(MESSAGES, chat_template=template)
+    assert caught.value.field in ("messages", "chat_template")
+    assert renderer.render(MESSAGES, chat_template="{{ messages | length }}") == "1"
+
+
+@pytest.mark.parametrize("case", ["nested loops", "long text", "long output"])
+def test_a_model_whose_template_has_no_end_is_refused_at_the_start(case: str) -> None:
+    renderer = ChatRenderer({"default": ENDLESS[case][0]}, {})
+    with pytest.raises(ModelError, match=f"chat template 'default' is refused.*{ENDLESS[case][1]}"):
+        renderer.start_trial()()
+
+
+def test_a_model_may_refuse_a_message() -> None:
+    picky = "{% if messages | length < 9 %}{{ raise_exception('nine, please') }}{% endif %}ok"
+    renderer = ChatRenderer({"default": picky}, {})
+    renderer.start_trial()()
+    assert renderer.render(MESSAGES * 9) == "ok"
+
+
+# ---------------------------------------------------------------------------- the child process
+
+
+def test_very_large_conversations_and_counts_are_rendered_under_the_limits(
+    process: TemplateProcess,
+) -> None:
+    """Also by a template that is quick with small ones."""
+    cubic = "{% for a in messages %}{% for b in messages %}{{ 'x' * n }}{% endfor %}{% endfor %}"
+    renderer = ChatRenderer({"default": cubic}, {}, process=process)
+    assert renderer.render(MESSAGES * 3, kwargs={"n": 1}) == "x" * 9
+    with pytest.raises(InvalidRequest, match=r"CPU time|characters"):
+        renderer.render(MESSAGES * 100 * MAX_QUICK_MESSAGES, kwargs={"n": 1})
+    with pytest.raises(InvalidRequest, match="MiB of memory"):
+        renderer.render(MESSAGES, kwargs={"n": 1 << 40})
+
+
+def test_a_large_conversation_is_rendered_as_a_small_one_is(renderer: ChatRenderer) -> None:
+    talk = [{"role": "user", "content": f" é日🤗\ud800 {i}"} for i in range(MAX_QUICK_MESSAGES + 1)]
+    source = "{% for m in messages %}{{ m.content }}{{ m | tojson }}{{ extra }}{% endfor %}"
+    own = ChatRenderer({"default": source}, {}, process=renderer._process)
+    kwargs = {"extra": {"a": [1, 2.5, None, True]}}
+    assert not own.is_quick(talk, kwargs=kwargs)
+    parts = [own.render([message], kwargs=kwargs) for message in talk]
+    assert own.is_quick(talk[:1], kwargs=kwargs)
+    assert own.render(talk, kwargs=kwargs) == "".join(parts)
+
+
+def test_threads_share_one_child(process: TemplateProcess) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        texts = pool.map(lambda i: process.render("{{ i }}!", {"i": i}), range(50))
+        assert list(texts) == [f"{i}!" for i in range(50)]
+
+
+def test_the_child_knows_no_keys(process: TemplateProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    process.close()
+    process.render("x", {})
+    assert process._process is not None
+    environment = Path(f"/proc/{process._process.pid}/environ").read_bytes()
+    assert b"PYTHONPATH" in environment
+    assert b"secret" not in environment
+
+
+def test_a_killed_child_is_replaced(process: TemplateProcess) -> None:
+    process.render("x", {})
+    assert process._process is not None
+    os.kill(process._process.pid, signal.SIGSEGV)
+    process._process.wait()
+    assert process.render("y", {}) == "y"
+
+
+def test_the_child_ends_with_its_parent() -> None:
+    """Killed, so that it cannot clean up."""
+    program = (
+        "import os, signal; from galley.chat.template_process import TemplateProcess;"
+        "p = TemplateProcess(); p.render('x', {}); print(p._process.pid, flush=True);"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    parent = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
+    assert parent.returncode == -signal.SIGKILL
+    try:
+        descriptor = os.pidfd_open(int(parent.stdout))
+    except ProcessLookupError:
+        return
+    with os.fdopen(descriptor) as child:
+        assert select.select([child], [], [], 60)[0]
+
+
+def test_variables_that_are_not_data_are_refused(process: TemplateProcess) -> None:
+    with pytest.raises(TemplateFailure, match="plain data"):
+        process.render("x", {"x": object()})
+
+
+# ---------------------------------------------------------------------------- the sandbox
 
 
 @pytest.mark.parametrize(
@@ -187,46 +193,22 @@ def test_a_template_without_end_or_bound_is_stopped(case: str) -> None:
     ],
 )
 def test_a_template_reaches_neither_files_nor_internals_nor_the_messages(template: str) -> None:
+    """In this process, where a checkpoint's runs."""
     try:
-        text = _render(template)
-    except InvalidRequest:
+        text = ChatRenderer({"default": template}, {}).render(MESSAGES)
+    except (InvalidRequest, ModelError):
         text = ""
     assert not any(word in text for word in ("class", "root:", "module", "function"))
     assert MESSAGES == [{"role": "user", "content": "hi"}]
 
 
 @pytest.mark.parametrize("what", ["messages.__class__", "''.__class__", "messages|attr('__len__')"])
-def test_a_template_that_reads_internals_is_refused(what: str) -> None:
+def test_a_template_that_reads_internals_is_refused(renderer: ChatRenderer, what: str) -> None:
+    source = "{{ " + what + " }}"
     with pytest.raises(InvalidRequest, match="reads __"):
-        _render("{{ " + what + " }}")
-
-
-def test_each_rendering_has_a_budget_of_its_own() -> None:
-    renderer = ChatRenderer(
-        {"default": "{% for i in range(90000) %}{% endfor %}{{ messages | length }}"}, {}
-    )
-    for _ in range(60):
-        assert renderer.render(MESSAGES) == "1"
-
-
-def test_long_conversations_fit() -> None:
-    quadratic = (
-        "{% for m in messages %}{% set ns = namespace(n=0) %}{% for other in messages %}"
-        "{% set ns.n = loop.index %}{% endfor %}{{ m.content.strip() }}{% endfor %}"
-    )
-    messages = [{"role": "user", "content": " x "}] * 500
-    assert ChatRenderer({"default": quadratic}, {}).render(messages) == "x" * 500
-
-
-@pytest.mark.parametrize("case", ["nested loops", "doubled by ~", "a text joins itself", "tabs"])
-def test_a_model_whose_template_has_no_end_is_refused_at_the_start(case: str) -> None:
-    with pytest.raises(ModelError, match="chat template 'default' is refused"):
-        ChatRenderer({"default": ENDLESS[case][0]}, {})
-
-
-def test_a_model_may_refuse_a_message() -> None:
-    picky = "{% if messages | length < 2 %}{{ raise_exception('two, please') }}{% endif %}ok"
-    assert ChatRenderer({"default": picky}, {}).render(MESSAGES * 2) == "ok"
+        ChatRenderer({"default": source}, {}).render(MESSAGES)
+    with pytest.raises(InvalidRequest, match="reads __"):
+        renderer.render(MESSAGES, chat_template=source)
 
 
 @pytest.mark.parametrize(
@@ -240,17 +222,9 @@ def test_a_model_may_refuse_a_message() -> None:
     ],
     ids=["parentheses", "blocks", "a long sum", "length", "parts"],
 )
-def test_a_template_that_cannot_be_compiled_is_refused_soon(template: str) -> None:
-    start = time.process_time()
-    with pytest.raises(InvalidRequest, match="not valid jinja"):
-        _render(template)
-    assert time.process_time() - start < 15
-
-
-def test_few_steps_say_that_more_are_needed_and_nothing_else() -> None:
-    renderer = ChatRenderer({"default": "{% for i in range(9999) %}{% endfor %}end"}, {})
-    with pytest.raises(MoreSteps):
-        renderer.render(MESSAGES, steps=1000)
-    assert renderer.render(MESSAGES, steps=100_000) == "end"
-    with pytest.raises(InvalidRequest, match="steps"):
-        renderer.render(MESSAGES, chat_template=ENDLESS["nested loops"][0])
+def test_a_template_that_cannot_be_compiled_is_refused(
+    renderer: ChatRenderer, template: str
+) -> None:
+    with pytest.raises(InvalidRequest, match="not valid jinja") as caught:
+        renderer.render(MESSAGES, chat_template=template)
+    assert caught.value.field == "chat_template"

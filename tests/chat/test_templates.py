@@ -10,7 +10,7 @@ import pytest
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from galley.chat import ChatRenderer
+from galley.chat.templates import ChatRenderer
 from galley.errors import InvalidRequest, ModelError
 from galley.loader.source import default_model
 from galley.text import load_tokenizer
@@ -160,6 +160,9 @@ def test_developers_are_the_system_where_the_template_knows_none() -> None:
         (knowing, "[user:Hi][developer:Be brief.][assistant:Ho][system:Be kind.]"),
     ):
         assert ChatRenderer({"default": source}, {}).render(talk) == want
+    empty = [{"role": "developer", "content": ""}, *talk]
+    want = "[system:Be brief.\n\nBe kind.][user:Hi][assistant:Ho]"
+    assert ChatRenderer({"default": plain}, {}).render(empty) == want
 
 
 def test_what_the_caller_gave_is_not_changed() -> None:

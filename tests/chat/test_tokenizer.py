@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from galley.chat import ChatTokenizer
+from galley.chat.tokenizer import ChatTokenizer
 from galley.errors import InvalidRequest, Unsupported
 from galley.loader.source import default_model
 from galley.text import Tokenizer, load_tokenizer

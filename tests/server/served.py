@@ -18,7 +18,7 @@ import httpx
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 
-from galley.chat import ChatRenderer
+from galley.chat.templates import ChatRenderer
 from galley.config import EngineConfig, ModelConfig, ObservabilityConfig, SchedulerConfig
 from galley.config.server import ServerConfig
 from galley.frontend.input_processor import Limits

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from galley.chat import ChatRenderer
+from galley.chat.templates import ChatRenderer
 from galley.config import ModelConfig
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.kernels.backend import Backend, open_backend
@@ -65,12 +65,20 @@ def tokenizer(folder: Path) -> None:
         loaded.token_bytes(loaded.vocab_size - 1)
     renderer = ChatRenderer.of(loaded)
     if renderer is not None:
+        renderer.start_trial()()
         renderer.render(MESSAGES)
 
 
+_RENDERER = ChatRenderer({"default": "x"}, {"bos_token": "<s>"})
+
+
 def template(folder: Path) -> None:
+    """As a request's and, once it has been tried, as a checkpoint's."""
     source = (folder / "t.jinja").read_bytes().decode(errors="replace")
-    ChatRenderer({"default": source}, {"bos_token": "<s>"}).render(MESSAGES)
+    _RENDERER.render(MESSAGES, chat_template=source)
+    own = ChatRenderer({"default": source}, {"bos_token": "<s>"})
+    own.start_trial()()
+    own.render(MESSAGES)
 
 
 def packed(folder: Path) -> None:
