@@ -11,6 +11,16 @@ from typing import Any
 
 from msgspec import UNSET
 
+from galley.chat.parts import (
+    AssistantParser,
+    Content,
+    Part,
+    Reasoning,
+    ToolCall,
+    ToolCallArguments,
+    ToolCallStart,
+    assemble,
+)
 from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
 from galley.server.logprobs import TokenBytes, chat_logprobs, prompt_logprobs
@@ -20,6 +30,8 @@ from galley.server.protocol.chat import (
     ChatFields,
     ChatLogprobs,
     ChatMessage,
+    ChatToolCall,
+    FunctionCall,
 )
 from galley.server.response_builder import (
     DONE,
@@ -50,6 +62,7 @@ class ChatResponseBuilder:
     Args:
         roles: one a conversation.
         bytes_of: the bytes of a token id, for logprobs.
+        parsers: of the choices' texts by number; None: the text is the content.
         prompt_text: the rendered prompt, where the request asks for it.
         as_ids: write `token_id:N` for token texts in logprobs.
         force_usage: a stream tells its usage unasked.
@@ -63,6 +76,7 @@ class ChatResponseBuilder:
         *,
         roles: Sequence[AnswerRole],
         bytes_of: TokenBytes,
+        parsers: Sequence[AssistantParser] | None = None,
         prompt_text: str | None = None,
         as_ids: bool = False,
         force_usage: bool = False,
@@ -72,11 +86,16 @@ class ChatResponseBuilder:
         self._usage = usage
         self._roles = roles
         self._bytes_of = bytes_of
+        self._parsers = parsers
+        #: Numbers of choices that have called a tool.
+        self._calling: set[int] = set()
         self._prompt_text = prompt_text
         self._as_ids = as_ids
         self._usage_at_end = request.include_usage or force_usage
         self._begun = False
-        self._plain = not (request.logprobs or request.return_token_ids or request.continuous_usage)
+        self._plain = parsers is None and not (
+            request.logprobs or request.return_token_ids or request.continuous_usage
+        )
         self._prefix = head.chunk_prefix("chat.completion.chunk")
         self._n = request.n or 1
         self._plain_starts = [
@@ -89,8 +108,8 @@ class ChatResponseBuilder:
         choices = []
         for i, output in enumerate(outputs):
             self._usage.add(i, output)
-            speaker = self._roles[i]
-            choices += [self._choice(i * self._n + c.index, c, speaker) for c in output.outputs]
+            role = self._roles[i]
+            choices += [self._choice(i * self._n + c.index, c, role) for c in output.outputs]
         # What is told of the prompt has room for one.
         [only] = outputs if len(outputs) == 1 else [None]
         ids = only.prompt_token_ids if only and self._request.return_token_ids else None
@@ -109,16 +128,51 @@ class ChatResponseBuilder:
             )
         )
 
-    def _choice(self, index: int, choice: CompletionOutput, speaker: AnswerRole) -> ChatChoice:
+    def _choice(self, index: int, choice: CompletionOutput, role: AnswerRole) -> ChatChoice:
         return ChatChoice(
             index=index,
-            message=ChatMessage(speaker.role, speaker.echo + choice.text),
+            message=self._message(index, choice, role),
             logprobs=self._logprobs(choice),
-            finish_reason=choice.finish_reason,
+            finish_reason=self._finish_reason(index, choice),
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if self._request.return_token_ids else None,
             seed=choice.seed if self._request.return_seed else UNSET,
         )
+
+    def _message(self, index: int, choice: CompletionOutput, role: AnswerRole) -> ChatMessage:
+        if self._parsers is None:
+            return ChatMessage(role.role, role.echo + choice.text)
+        blocks = assemble(self._parts(index, choice))
+        content = "".join(block.text for block in blocks if isinstance(block, Content))
+        reasoning = "".join(block.text for block in blocks if isinstance(block, Reasoning))
+        calls = [
+            ChatToolCall(block.id, FunctionCall(block.name, block.arguments))
+            for block in blocks
+            if isinstance(block, ToolCall)
+        ]
+        nothing = "" if not (reasoning or calls) else None
+        return ChatMessage(
+            role.role,
+            role.echo + content or nothing,
+            tool_calls=calls or UNSET,
+            reasoning=reasoning or None,
+            reasoning_content=reasoning or UNSET,
+        )
+
+    def _parts(self, index: int, choice: CompletionOutput) -> list[Part]:
+        """What is new in a choice, in parts; all that is left once it has ended."""
+        assert self._parsers is not None
+        parser = self._parsers[index]
+        parts = parser.push(choice.text, choice.token_ids)
+        if choice.finish_reason is not None:
+            parts += parser.finish()
+        if any(isinstance(part, ToolCallStart) for part in parts):
+            self._calling.add(index)
+        return parts
+
+    def _finish_reason(self, index: int, choice: CompletionOutput) -> str | None:
+        called = choice.finish_reason == "stop" and index in self._calling
+        return "tool_calls" if called else choice.finish_reason
 
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:
         if not self._request.logprobs or choice.logprobs is None:
@@ -161,25 +215,32 @@ class ChatResponseBuilder:
             extra["prompt_token_ids"] = output.prompt_token_ids
         if self._prompt_text is not None:
             extra["prompt_text"] = self._prompt_text
-        [speaker] = self._roles
+        [role] = self._roles
         events = []
         for i in range(self._n):
-            delta = {"role": speaker.role, "content": ""}
+            delta = {"role": role.role, "content": ""}
             choice = {"index": i, "delta": delta, "logprobs": None, "finish_reason": None}
             events.append(self._event(choice, extra))
-        if speaker.echo:
+        if role.echo:
             for i in range(self._n):
-                delta = {"content": speaker.echo}
+                delta = {"content": role.echo}
                 choice = {"index": i, "delta": delta, "logprobs": None, "finish_reason": None}
                 events.append(self._event(choice, {}))
         return events
 
     def _delta(self, choice: CompletionOutput) -> bytes:
+        if self._parsers is None:
+            delta: dict[str, Any] = {"content": choice.text}
+        else:
+            delta = _delta_of(self._parts(choice.index, choice))
+            told = choice.finish_reason or self._request.logprobs or self._request.return_token_ids
+            if not delta and not told:
+                return b""
         fields = {
             "index": choice.index,
-            "delta": {"content": choice.text},
+            "delta": delta,
             "logprobs": self._logprobs(choice),
-            "finish_reason": choice.finish_reason,
+            "finish_reason": self._finish_reason(choice.index, choice),
         }
         if choice.finish_reason is not None:
             fields["stop_reason"] = choice.stop_reason
@@ -194,3 +255,25 @@ class ChatResponseBuilder:
             extra = {**extra, "usage": self._usage.usage()}
         after = b"," + to_json(extra)[1:] if extra else b"}"
         return self._prefix + to_json(choice) + b"]" + after + b"\n\n"
+
+
+def _delta_of(parts: list[Part]) -> dict[str, Any]:
+    """`delta` of a chunk that brings these parts."""
+    delta: dict[str, Any] = {}
+    calls: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        if isinstance(part, Content):
+            delta["content"] = delta.get("content", "") + part.text
+        elif isinstance(part, Reasoning):
+            delta["reasoning"] = delta.get("reasoning", "") + part.text
+        elif isinstance(part, ToolCallStart):
+            function = {"name": part.name, "arguments": ""}
+            calls[part.index] = {"id": part.id, "type": "function", "function": function}
+        elif isinstance(part, ToolCallArguments):
+            function = calls.setdefault(part.index, {"function": {"arguments": ""}})["function"]
+            function["arguments"] += part.text
+    if "reasoning" in delta:
+        delta["reasoning_content"] = delta["reasoning"]
+    if calls:
+        delta["tool_calls"] = [{"index": index, **call} for index, call in calls.items()]
+    return delta

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect, Request
 
 from galley import __version__
+from galley.chat.parts import AssistantParser, ParserFactory
 from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
@@ -53,6 +54,7 @@ class Context:
     """The parts.
 
     Attributes:
+        parser: makes the parser of a choice's text; None: the text is the answer.
         tokenizer, chat: None where no tokenizer is loaded (--skip-tokenizer-init), or where the
             model has no chat template.
         defaults: sampling defaults of the model, by `SamplingParams` field.
@@ -76,6 +78,7 @@ class Context:
     metrics: Callable[[], tuple[bytes, str]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     caps: Caps = field(default_factory=Caps)
+    parser: ParserFactory | None = None
     root: str = ""
     any_model_name: bool = False
     admit: Callable[[], None] = lambda: None
@@ -141,6 +144,14 @@ class Context:
         passing = self.server.middleware or self.output_log is not None
         relay = None if passing else self.relay
         return EventResponse(relay, streams, answer, self.server.sse_keep_alive_interval)
+
+    def parser_of(self, prompt: str) -> AssistantParser | None:
+        """A parser of one answer to a prompt; None where the text is the answer."""
+        return None if self.parser is None else self.parser(prompt)
+
+    def parsers(self, prompt: str, n: int) -> list[AssistantParser]:
+        """A parser for each of `n` answers to a prompt; [] where the text is the answer."""
+        return [] if self.parser is None else [self.parser(prompt) for _ in range(n)]
 
     def usage_counter(self, count_generated: bool = True) -> UsageCounter:
         """The count of an answer's tokens; see there."""

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
+from galley.chat.parts import (
+    AssistantParser,
+    Block,
+    Content,
+    Part,
+    Reasoning,
+    ToolCallArguments,
+    ToolCallStart,
+    assemble,
+)
 from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
 from galley.server.errors import error_headers, json_response
 from galley.server.protocol.anthropic import (
+    AnswerBlock,
     ErrorDetail,
     Message,
     MessagesError,
     MessageUsage,
     TextBlock,
+    ThinkingBlock,
+    ToolUseBlock,
 )
 from galley.server.response_builder import to_json
 
@@ -46,46 +60,56 @@ def event(name: str, fields: dict[str, Any]) -> bytes:
 
 
 class MessageBuilder:
-    """One answer in the making: one text block.
+    """Builds one answer of one or more content blocks.
 
-    Events: message_start, content_block_start, ping, content_block_delta …, content_block_stop,
-    message_delta, message_stop.
+    Events: message_start, then for each block content_block_start, content_block_delta …,
+    content_block_stop; message_delta, message_stop.
+
+    Args:
+        parser: of the model's text; None: it is one text block.
     """
 
-    def __init__(self, id: str, model: str) -> None:
+    def __init__(self, id: str, model: str, parser: AssistantParser | None = None) -> None:
         self._id = id
         self._model = model
+        self._parser = parser
         self._usage = MessageUsage(0, 0)
         self._last: CompletionOutput | None = None
+        #: The type of the parts of the open block, and its index.
+        self._open: type[Part] | None = None
+        self._index = -1
+        self._called = False
 
     def whole(self, output: RequestOutput) -> bytes:
         self._count(output)
         [choice] = output.outputs
+        blocks = assemble(self._parts(choice))
         message = self._message()
-        message.content = [TextBlock(choice.text)]
-        message.stop_reason, message.stop_sequence = _stop(choice)
+        message.content = [_block(block) for block in blocks or [Content("")]]
+        message.stop_reason, message.stop_sequence = self._stop(choice)
         return to_json(message)
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
-        """Events for the updates in `output` (one prompt: `index` is 0)."""
+        """Events for what is new in `output` (one prompt: `index` is 0)."""
         events = [] if self._last else self._begin(output)
         self._count(output)
         [choice] = output.outputs
         self._last = choice
-        if choice.text:
-            events.append(_DELTA + to_json(choice.text) + _DELTA_END)
+        for part in self._parts(choice):
+            events.append(self._event(part))
         return b"".join(events)
 
     def around_text(self, index: int) -> tuple[bytes, bytes] | None:
-        return _DELTA, _DELTA_END
+        return (_DELTA, _DELTA_END) if self._parser is None else None
 
     def last(self) -> bytes:
         assert self._last is not None
-        stop_reason, stop_sequence = _stop(self._last)
+        stop_reason, stop_sequence = self._stop(self._last)
         delta = {"stop_reason": stop_reason, "stop_sequence": stop_sequence}
         return b"".join(
             (
-                event("content_block_stop", {"index": 0}),
+                b"" if self._open else self._start(Content("")),
+                event("content_block_stop", {"index": self._index}),
                 event("message_delta", {"delta": delta, "usage": self._usage}),
                 event("message_stop", {}),
             )
@@ -96,11 +120,50 @@ class MessageBuilder:
 
     def _begin(self, output: RequestOutput) -> list[bytes]:
         self._read_prompt(output)
-        return [
-            event("message_start", {"message": self._message()}),
-            event("content_block_start", {"index": 0, "content_block": TextBlock("")}),
-            event("ping", {}),
-        ]
+        events = [event("message_start", {"message": self._message()})]
+        if self._parser is None:
+            events.append(self._start(Content("")))
+        return [*events, event("ping", {})]
+
+    def _parts(self, choice: CompletionOutput) -> list[Part]:
+        """What is new in the choice, in parts; all that is left once it has ended."""
+        if self._parser is None:
+            return [Content(choice.text)] if choice.text else []
+        parts = self._parser.push(choice.text, choice.token_ids)
+        if choice.finish_reason is not None:
+            parts += self._parser.finish()
+        self._called = self._called or any(isinstance(part, ToolCallStart) for part in parts)
+        return parts
+
+    def _event(self, part: Part) -> bytes:
+        if isinstance(part, Content) and self._parser is None:
+            return _DELTA + to_json(part.text) + _DELTA_END
+        if isinstance(part, ToolCallStart):
+            return self._start(part)
+        events = b""
+        if not isinstance(part, ToolCallArguments) and self._open is not type(part):
+            events = self._start(part)
+        return events + event("content_block_delta", {"index": self._index, "delta": _delta(part)})
+
+    def _start(self, part: Reasoning | Content | ToolCallStart) -> bytes:
+        """Close the open block and open one for `part`."""
+        closed = event("content_block_stop", {"index": self._index}) if self._open else b""
+        self._open = type(part)
+        self._index += 1
+        if isinstance(part, ToolCallStart):
+            block: AnswerBlock = ToolUseBlock(part.id, part.name)
+        else:
+            block = TextBlock("") if isinstance(part, Content) else ThinkingBlock("")
+        opened = event("content_block_start", {"index": self._index, "content_block": block})
+        return closed + opened
+
+    def _stop(self, choice: CompletionOutput) -> tuple[Any, str | None]:
+        """(stop_reason, stop_sequence) of an answer that has ended."""
+        if choice.finish_reason == "length":
+            return "max_tokens", None
+        if isinstance(choice.stop_reason, str):
+            return "stop_sequence", choice.stop_reason
+        return "tool_use" if self._called else "end_turn", None
 
     def _count(self, output: RequestOutput) -> None:
         self._read_prompt(output)
@@ -115,6 +178,7 @@ class MessageBuilder:
         return Message(id=self._id, model=self._model, usage=self._usage)
 
 
+#: The delta of the one text block of an answer without a parser.
 _DELTA = (
     b"event: content_block_delta\n"
     b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":'
@@ -122,10 +186,21 @@ _DELTA = (
 _DELTA_END = b"}}\n\n"
 
 
-def _stop(choice: CompletionOutput) -> tuple[Any, str | None]:
-    """(stop_reason, stop_sequence) of an answer that has ended."""
-    if choice.finish_reason == "length":
-        return "max_tokens", None
-    if isinstance(choice.stop_reason, str):
-        return "stop_sequence", choice.stop_reason
-    return "end_turn", None
+def _delta(part: Reasoning | Content | ToolCallArguments) -> dict[str, str]:
+    if isinstance(part, Reasoning):
+        return {"type": "thinking_delta", "thinking": part.text}
+    if isinstance(part, Content):
+        return {"type": "text_delta", "text": part.text}
+    return {"type": "input_json_delta", "partial_json": part.text}
+
+
+def _block(block: Block) -> AnswerBlock:
+    if isinstance(block, Reasoning):
+        return ThinkingBlock(block.text)
+    if isinstance(block, Content):
+        return TextBlock(block.text)
+    try:
+        arguments = msgspec.json.decode(block.arguments or "{}")
+    except msgspec.DecodeError:
+        arguments = {}  # Cut off by a limit on tokens; an input must be JSON.
+    return ToolUseBlock(block.id, block.name, arguments)

@@ -1,21 +1,16 @@
-"""Answers of /v1/responses: whole, and as nested events whose ids stay the same to the end.
+"""Builds answers of /v1/responses: whole, and as nested events whose ids and numbers are stable.
 
 response.created, response.in_progress
-  response.output_item.added
-    response.content_part.added
-      response.output_text.delta …
-      response.output_text.done
-    response.content_part.done
-  response.output_item.done
+  the events of each output item (`response_items`)
 response.completed | response.incomplete | response.failed
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from typing import Any
 
+from galley.chat.parts import AssistantParser, Content, Part
 from galley.errors import GalleyError
 from galley.request import CompletionOutput, RequestOutput
 from galley.server.logprobs import TokenBytes, chat_logprobs
@@ -23,24 +18,24 @@ from galley.server.protocol.chat import ContentLogprob
 from galley.server.protocol.responses import (
     IncompleteDetails,
     InputDetails,
-    OutputMessage,
-    OutputText,
     RawMessage,
     ResponseError,
     ResponseObject,
     ResponseUsage,
 )
 from galley.server.response_builder import to_json
+from galley.server.response_items import Items
 
 
 class ResponseObjectBuilder:
-    """One answer in the making: one message with one text.
+    """Builds one answer.
 
     Args:
         response: what is known before the first token; completed here.
         top_logprobs: candidates a token, None where no logprobs are asked for.
-        raw: tell prompt and answer as the model has them, too.
+        raw: include prompt and answer as the model has them.
         on_end: called when the response is complete.
+        parser: of the model's text; None: it is one message.
 
     Attributes:
         response: the answer as it is now.
@@ -53,21 +48,19 @@ class ResponseObjectBuilder:
         raw: bool,
         bytes_of: TokenBytes,
         on_end: Callable[[], None],
+        parser: AssistantParser | None = None,
     ) -> None:
         self.response = response
         self._on_end = on_end
         self._top = top_logprobs
         self._bytes_of = bytes_of
-        self._message = OutputMessage(f"msg_{uuid.uuid4().hex}", "in_progress")
-        self._text = OutputText("", logprobs=None if top_logprobs is None else [])
-        self._pieces: list[str] = []
+        self._parser = parser
         self._raw = raw
+        self._pieces: list[str] = []
         self._tokens: list[int] = []
         self._number = 0
         self._last: CompletionOutput | None = None
-        self._delta_head = b'"item_id":"%b","output_index":0,"content_index":0,"delta":' % (
-            self._message.id.encode()
-        )
+        self._items = Items(self._event, self._next, top_logprobs is not None)
 
     def whole(self, output: RequestOutput) -> bytes:
         self._take(output)
@@ -75,37 +68,20 @@ class ResponseObjectBuilder:
         return to_json(self.response)
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
-        """Events for the updates in `output` (one prompt: `index` is 0)."""
-        events = [] if self._last else self._begin()
-        choice, logprobs = self._take(output)
-        if choice.text or logprobs:
-            # The one event that comes once a token is put together from parts.
-            events.append(
-                b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta",'
-                b'"sequence_number":%d,%b%b,"logprobs":%b}\n\n'
-                % (self._next(), self._delta_head, to_json(choice.text), to_json(logprobs))
-            )
-        return b"".join(events)
+        """Events for what is new in `output` (one prompt: `index` is 0)."""
+        first = self._last is None
+        begun = self.created() if first else b""
+        if first and self._parser is None:
+            begun += self._items.begin(Content(""))
+        return begun + self._take(output)
 
     def around_text(self, index: int) -> tuple[bytes, bytes] | None:
         """Every delta has a number of its own."""
         return None
 
     def last(self) -> bytes:
-        self._finish()
-        item = {"output_index": 0}
-        part = {"item_id": self._message.id, "content_index": 0, **item}
-        text = self._text
-        return b"".join(
-            (
-                self._event(
-                    "output_text.done", part, {"text": text.text, "logprobs": text.logprobs or []}
-                ),
-                self._event("content_part.done", part, {"part": text}),
-                self._event("output_item.done", item, {"item": self._message}),
-                self._event(self.response.status, {"response": self.response}),
-            )
-        )
+        end = self._finish()
+        return end + self._event(self.response.status, {"response": self.response})
 
     def failed(self, error: GalleyError) -> bytes:
         self.fail(error)
@@ -122,20 +98,15 @@ class ResponseObjectBuilder:
             "in_progress", {"response": self.response}
         )
 
-    def _begin(self) -> list[bytes]:
-        item = {"output_index": 0}
-        part = {"item_id": self._message.id, "content_index": 0, **item}
-        return [
-            self.created(),
-            self._event("output_item.added", item, {"item": self._message}),
-            self._event("content_part.added", part, {"part": self._text}),
-        ]
-
-    def _take(self, output: RequestOutput) -> tuple[CompletionOutput, list[ContentLogprob]]:
+    def _take(self, output: RequestOutput) -> bytes:
+        """Events of the parts in `output`."""
         [choice] = output.outputs
         self._last = choice
-        self._pieces.append(choice.text)
         self._tokens += choice.token_ids
+        if self._raw:
+            self._pieces.append(choice.text)
+            prompt_text = RawMessage(output.prompt or "", output.prompt_token_ids)
+            self.response.input_messages = [prompt_text]
         prompt, cached = len(output.prompt_token_ids), output.num_cached_tokens or 0
         self.response.usage = ResponseUsage(
             input_tokens=prompt,
@@ -143,31 +114,40 @@ class ResponseObjectBuilder:
             output_tokens=len(self._tokens),
             total_tokens=prompt + len(self._tokens),
         )
-        if self._raw:
-            read = RawMessage(output.prompt or "", output.prompt_token_ids)
-            self.response.input_messages = [read]
         logprobs: list[ContentLogprob] = []
         if self._top is not None and choice.logprobs is not None:
             logprobs = chat_logprobs(
                 choice.token_ids, choice.logprobs, self._top, False, self._bytes_of
             ).content
-            assert self._text.logprobs is not None
-            self._text.logprobs += logprobs
-        return choice, logprobs
+        events = []
+        for part in self._parts(choice, bool(logprobs)):
+            events.append(self._items.add(part, logprobs if isinstance(part, Content) else []))
+            if isinstance(part, Content):
+                logprobs = []
+        return b"".join(events)
 
-    def _finish(self) -> None:
+    def _parts(self, choice: CompletionOutput, has_logprobs: bool) -> list[Part]:
+        """What is new in the choice, in parts; all that is left once it has ended."""
+        if self._parser is None:
+            return [Content(choice.text)] if choice.text or has_logprobs else []
+        parts = self._parser.push(choice.text, choice.token_ids)
+        if choice.finish_reason is not None:
+            parts += self._parser.finish()
+        return parts
+
+    def _finish(self) -> bytes:
+        """Complete the response; returns the events of the last item's end."""
         assert self._last is not None
         cut = self._last.finish_reason == "length"
-        self._text.text = "".join(self._pieces)
-        self._message.content = [self._text]
-        self._message.status = "incomplete" if cut else "completed"
-        self.response.output = [self._message]
+        events = self._items.end("incomplete" if cut else "completed")
+        self.response.output = self._items.done
         if self._raw:
-            self.response.output_messages = [RawMessage(self._text.text, self._tokens)]
+            self.response.output_messages = [RawMessage("".join(self._pieces), self._tokens)]
         self.response.status = "incomplete" if cut else "completed"
         if cut:
             self.response.incomplete_details = IncompleteDetails("max_output_tokens")
         self._on_end()
+        return events
 
     def _next(self) -> int:
         self._number += 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from galley.errors import InvalidRequest, NotFound, Overloaded
-from galley.server.protocol.responses import ResponseObject
+from galley.server.protocol.responses import FunctionCallItem, OutputMessage, ResponseObject
 
 CAPACITY = 1000
 
@@ -61,8 +61,16 @@ class Record:
 
     def next_messages(self) -> list[dict[str, Any]]:
         """The conversation with this answer at its end."""
-        text = "".join(part.text for item in self.response.output for part in item.content)
-        return [*self.messages, {"role": "assistant", "content": text}]
+        texts: list[str] = []
+        calls: list[dict[str, Any]] = []
+        for item in self.response.output:
+            if isinstance(item, OutputMessage):
+                texts += [part.text for part in item.content]
+            elif isinstance(item, FunctionCallItem):
+                function = {"name": item.name, "arguments": item.arguments}
+                calls.append({"id": item.call_id, "type": "function", "function": function})
+        answer: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
+        return [*self.messages, {**answer, "tool_calls": calls} if calls else answer]
 
 
 class ResponseStore:

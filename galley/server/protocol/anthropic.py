@@ -120,9 +120,24 @@ class MessageUsage(msgspec.Struct):
     cache_read_input_tokens: int = 0
 
 
-class TextBlock(msgspec.Struct):
+class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
     text: str
-    type: Literal["text"] = "text"
+
+
+class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
+    """Reasoning; `signature` is empty, since the server does not sign it."""
+
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: Any = {}
+
+
+AnswerBlock = TextBlock | ThinkingBlock | ToolUseBlock
 
 
 class Message(msgspec.Struct, kw_only=True):
@@ -131,9 +146,9 @@ class Message(msgspec.Struct, kw_only=True):
     id: str
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
-    content: list[TextBlock] = []
+    content: list[AnswerBlock] = []
     model: str
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"] | None = None
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None = None
     stop_sequence: str | None = None
     usage: MessageUsage
 

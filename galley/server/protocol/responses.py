@@ -119,19 +119,47 @@ def check_responses(request: ResponsesRequest) -> None:
         raise Unsupported("summaries of reasoning are not available yet.", field="reasoning")
 
 
-class OutputText(msgspec.Struct):
+class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
     text: str
-    type: Literal["output_text"] = "output_text"
     annotations: list[Any] = []
     logprobs: list[ContentLogprob] | None = None
 
 
-class OutputMessage(msgspec.Struct):
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputMessage(msgspec.Struct, tag_field="type", tag="message"):
     id: str
-    status: Literal["in_progress", "completed", "incomplete"]
+    status: ItemStatus
     content: list[OutputText] = []
-    type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
+
+
+class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning"):
+    """What the model thought; there are no summaries."""
+
+    id: str
+    status: ItemStatus
+    content: list[ReasoningText] = []
+    summary: list[Any] = []
+    encrypted_content: str | None = None
+
+
+class FunctionCallItem(msgspec.Struct, tag_field="type", tag="function_call"):
+    """A tool call; `arguments` is JSON text."""
+
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str = ""
+
+
+OutputItem = OutputMessage | ReasoningItem | FunctionCallItem
 
 
 class InputDetails(msgspec.Struct):
@@ -179,7 +207,7 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     instructions: str | None = None
     metadata: dict[str, str] | None = None
     model: str
-    output: list[OutputMessage] = []
+    output: list[OutputItem] = []
     parallel_tool_calls: bool
     temperature: float
     top_p: float

@@ -42,7 +42,9 @@ def routes(ctx: Context) -> APIRouter:
         apply_priority_header(raw, fields)
         model = ctx.model_name(request.model)
         id = request_id(raw, "msg", None, ctx.caps.request_id)
-        answer = MessageBuilder(id, model)
+        prompt = await _prompt(ctx, request)
+        parser = ctx.parser_of(prompt)
+        answer = MessageBuilder(id, model, parser)
         params = sampling_params(
             fields,
             ctx.defaults,
@@ -50,7 +52,9 @@ def routes(ctx: Context) -> APIRouter:
             logprobs=None,
             prompt_logprobs=None,
         )
-        begin = start(ctx, await _prompt(ctx, request), params, id, fields, False)
+        if parser is not None:
+            params = parser.adjust(params)
+        begin = start(ctx, prompt, params, id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.stream:
             return ctx.events([stream], answer)

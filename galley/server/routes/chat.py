@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from galley.chat.parts import AssistantParser
 from galley.server.beam import search
 from galley.server.chat_builder import AnswerRole, ChatResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
@@ -53,10 +54,14 @@ def routes(ctx: Context) -> APIRouter:
         check_batch(request, ctx.caps)
         head = _head(ctx, raw, request)
         prompts = [await prompt_of(ctx, request, messages) for messages in request.messages]
-        answer = _answer(ctx, head, request, request.messages)
+        parsers = [ctx.parsers(prompt, request.n or 1) for prompt in prompts]
+        answer = _answer(ctx, head, request, request.messages, parsers)
         streams = await until_disconnect(
             raw.receive,
-            start_all(start_chat(ctx, request, p, f"{head.id}_{i}") for i, p in enumerate(prompts)),
+            start_all(
+                start_chat(ctx, request, prompt, f"{head.id}_{i}", parsers[i])
+                for i, prompt in enumerate(prompts)
+            ),
         )
         return json_response(answer.whole(await until_disconnect(raw.receive, collect(streams))))
 
@@ -70,7 +75,8 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     check_chat(request, ctx.caps)
     head = _head(ctx, raw, request)
     prompt = await prompt_of(ctx, request, request.messages)
-    answer = _answer(ctx, head, request, [request.messages], prompt)
+    parsers = ctx.parsers(prompt, request.n or 1)
+    answer = _answer(ctx, head, request, [request.messages], [parsers], prompt)
     if request.use_beam_search:
         limit = request.max_completion_tokens
         searching = search(
@@ -82,7 +88,8 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
             answer.whole([await until_disconnect(raw.receive, searching)]),
             headers=load_report(raw, ctx.metrics),
         )
-    stream = await until_disconnect(raw.receive, start_chat(ctx, request, prompt, head.id))
+    starting = start_chat(ctx, request, prompt, head.id, parsers)
+    stream = await until_disconnect(raw.receive, starting)
     if request.stream:
         return ctx.events([stream], answer)
     return json_response(
@@ -104,6 +111,7 @@ def _answer(
     head: ResponseHeader,
     request: ChatFields,
     conversations: list[Messages],
+    parsers: list[list[AssistantParser]],
     prompt: str | None = None,
 ) -> ChatResponseBuilder:
     return ChatResponseBuilder(
@@ -112,6 +120,7 @@ def _answer(
         ctx.usage_counter(),
         roles=[_answer_role(ctx, request, messages) for messages in conversations],
         bytes_of=lambda token_id: ctx.require_tokenizer().token_bytes(token_id),
+        parsers=[parser for each in parsers for parser in each] or None,
         prompt_text=prompt if request.return_prompt_text else None,
         as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
         force_usage=ctx.server.enable_force_include_usage,
@@ -131,7 +140,13 @@ async def prompt_of(ctx: Context, request: ChatFields, messages: Messages) -> st
     )
 
 
-async def start_chat(ctx: Context, request: ChatFields, prompt: str, name: str) -> OutputStream:
+async def start_chat(
+    ctx: Context,
+    request: ChatFields,
+    prompt: str,
+    name: str,
+    parsers: list[AssistantParser],
+) -> OutputStream:
     """Hand a rendered conversation to the engine."""
     limit = request.max_completion_tokens
     params = sampling_params(
@@ -141,6 +156,8 @@ async def start_chat(ctx: Context, request: ChatFields, prompt: str, name: str) 
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
     )
+    if parsers:
+        params = parsers[0].adjust(params)
     return await start(ctx, prompt, params, name, request, request.add_special_tokens)
 
 

@@ -107,14 +107,18 @@ class ResponsesHandler:
         response = _new_response(request, params, model)
         record = Record(response, messages, [] if request.background and request.stream else None)
         keep = self.ctx.store_responses and request.store and not request.background
+        prompt = await self._prompt(request, messages)
+        parser = self.ctx.parser_of(prompt)
         answer = ResponseObjectBuilder(
             response,
             params.logprobs,
             request.enable_response_messages,
             lambda token_id: self.ctx.require_tokenizer().token_bytes(token_id),
             on_end=lambda: self.store.add(record) if keep else None,
+            parser=parser,
         )
-        prompt = await self._prompt(request, messages)
+        if parser is not None:
+            params = parser.adjust(params)
         begin = start(self.ctx, prompt, params, response.id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.background:
