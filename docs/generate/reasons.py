@@ -116,7 +116,7 @@ def still(name: str) -> str:
 
 _VARIABLES: dict[str, Verdict] = {
     "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": (NOTHING, "the server always stays up: a new engine starts"),
-    "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT": (NOTHING, "templates of requests have 2 seconds of CPU time"),
+    "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT": (NOTHING, "templates have 2 seconds of CPU time"),
     "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": (NOTHING, "ids get no suffix"),
     "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": (NOTHING, "a step's outputs are one message of columns"),
     "VLLM_USE_RUST_FRONTEND": (REFUSED, "there is one front end"),
