@@ -14,7 +14,7 @@ from galley.cli.parser import CommandParser
 
 #: Distributions whose versions matter, and those of the extras.
 PACKAGES = (
-    *("numpy", "tokenizers", "huggingface_hub", "msgspec", "fastapi", "starlette"),
+    *("numpy", "tokenizers", "huggingface_hub", "msgspec", "starlette"),
     *("uvicorn", "uvloop", "jinja2", "prometheus-client", "torch", "opentelemetry-sdk"),
 )
 #: Prefixes of reported variables; secrets are reported without their value.

@@ -1,4 +1,4 @@
-"""The FastAPI application, built from its parts."""
+"""The ASGI application, built from its parts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
 
-from galley import __version__
 from galley.errors import ConfigError
-from galley.server import errors, openapi
+from galley.server import documentation, errors, openapi
 from galley.server.context import Context
 from galley.server.middleware import GUARDED, ApiKeys, Gate, HttpMetering, RequestIds, RootPath
+from galley.server.router import Router
 from galley.server.routes import (
     anthropic,
     chat,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from galley.observability.http_metrics import HttpMetrics
 
 #: An open set: a family is a file with `routes(ctx)`.
-FAMILIES: tuple[Callable[[Context], APIRouter], ...] = (
+FAMILIES: tuple[Callable[[Context], Router], ...] = (
     health.routes,
     metrics.routes,
     models.routes,
@@ -49,31 +50,25 @@ FAMILIES: tuple[Callable[[Context], APIRouter], ...] = (
 )
 
 
-def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> FastAPI:
+def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlette:
     """Routes, error answers and middleware; no request is served and nothing is started here."""
     server = ctx.server
-    docs = not server.disable_fastapi_docs
-    app = FastAPI(
-        title="Galley",
-        version=__version__,
-        openapi_url="/openapi.json" if docs else None,
-        docs_url="/docs" if docs else None,
-        redoc_url="/redoc" if docs else None,
-    )
     routers = [family(ctx) for family in FAMILIES]
-    for router in routers:
-        app.include_router(router)
+    if not server.disable_fastapi_docs:
+        document = openapi.Document(
+            [route for router in routers for route in router.routes],
+            models=() if ctx.any_model_name else ctx.model_names,
+            guarded=GUARDED if server.api_key else (),
+            root_path=server.root_path or "",
+        )
+        routers.append(documentation.routes(document))
+    app = Starlette(routes=[route for router in routers for route in router.routes])
     errors.install(app, server.log_error_stack)
-    openapi.install(
-        app,
-        (route for router in routers for route in router.routes),
-        models=() if ctx.any_model_name else ctx.model_names,
-        guarded=GUARDED if server.api_key else (),
-    )
+    formats = {r.prefix: r.error_format for r in routers if r.error_format is not None}
     # The last one added is the outermost.
-    app.add_middleware(Gate, load=ctx.load)
+    app.add_middleware(Gate, load=ctx.load, formats=formats)
     if server.api_key:
-        app.add_middleware(ApiKeys, keys=server.api_key)
+        app.add_middleware(ApiKeys, keys=server.api_key, formats=formats)
     if server.allowed_origins:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -93,23 +88,23 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> FastAPI:
 
         app.add_middleware(TraceContext)
     for path in server.middleware:
-        _add_given(app, path)
+        _add_custom(app, path)
     if server.root_path:
         app.add_middleware(RootPath, root_path=server.root_path)
     return app
 
 
-def _add_given(app: FastAPI, path: str) -> None:
+def _add_custom(app: Starlette, path: str) -> None:
     """Add the middleware that `--middleware` names. Raises ConfigError."""
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        middleware = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as e:
         raise ConfigError(f"--middleware {path}: {e}", field="middleware") from e
-    if inspect.isclass(found):
-        app.add_middleware(cast(Any, found))
-    elif inspect.iscoroutinefunction(found):
-        app.middleware("http")(found)
+    if inspect.isclass(middleware):
+        app.add_middleware(cast(Any, middleware))
+    elif inspect.iscoroutinefunction(middleware):
+        app.add_middleware(BaseHTTPMiddleware, dispatch=middleware)
     else:
         raise ConfigError(
             f"--middleware {path} is neither a class nor an async function.", field="middleware"

@@ -1,29 +1,25 @@
-"""Errors as answers: the error tree, and what FastAPI itself finds, in OpenAI's shape."""
+"""Errors as HTTP answers: the error tree, and the web framework's own, in OpenAI's shape."""
 
 from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 import msgspec
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import GalleyError, Overloaded, Unauthorized
 from galley.server.protocol.base import ErrorInfo, ErrorResponse
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
+from galley.server.router import ERROR_FORMAT
 
 logger = logging.getLogger(__name__)
 
 #: Seconds after which an overloaded server may be asked again.
 RETRY_AFTER = "1"
-#: Key of a request's scope under which routes of another API keep their form of error answers.
-DIALECT = "galley.errors"
-#: nginx's "client closed request"; nobody reads it but the metrics.
+#: nginx's "client closed request"; only the metrics see it.
 CLIENT_CLOSED = 499
 
 
@@ -58,19 +54,18 @@ def galley_response(error: GalleyError) -> Response:
     return json_response(error_event(error), error.status, error_headers(error))
 
 
-def install(app: FastAPI, log_stack: bool = False) -> None:
+def install(app: Starlette, log_stack: bool = False) -> None:
     """Make `app` answer every failure with an error object.
 
     Args:
         log_stack: log where each was found, too.
     """
-    from fastapi.exceptions import RequestValidationError
 
     async def on_galley(request: Request, error: Exception) -> Response:
         assert isinstance(error, GalleyError)
         if log_stack:
             logger.error("%s", error.message, exc_info=error)
-        answer: Response = request.scope.get(DIALECT, galley_response)(error)
+        answer: Response = request.scope.get(ERROR_FORMAT, galley_response)(error)
         return answer
 
     async def on_http(request: Request, error: Exception) -> Response:
@@ -80,13 +75,6 @@ def install(app: FastAPI, log_stack: bool = False) -> None:
         where = f"{request.method} {request.url.path}: " if status in (404, 405) else ""
         body = error_body(f"{where}{error.detail}", phrase, status)
         return json_response(body, status, dict(error.headers or {}))
-
-    async def on_parameter(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        name = str(first["loc"][-1])
-        body = error_body(f"{name}: {first['msg']}.", "BadRequestError", 400, name)
-        return json_response(body, 400)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED)
@@ -98,6 +86,5 @@ def install(app: FastAPI, log_stack: bool = False) -> None:
 
     app.add_exception_handler(GalleyError, on_galley)
     app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(RequestValidationError, on_parameter)
     app.add_exception_handler(ClientDisconnected, on_disconnect)
     app.add_exception_handler(Exception, on_other)

@@ -12,17 +12,17 @@ import hmac
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from galley.errors import GalleyError, Overloaded, Unauthorized
-from galley.server import message_builder
 from galley.server.context import NEW_ID, Load
 from galley.server.errors import galley_response
 from galley.server.http import SINK, Sink
+from galley.server.router import ROUTE, ErrorFormat
 
 if TYPE_CHECKING:
     from galley.observability.http_metrics import HttpMetrics
@@ -48,11 +48,15 @@ def path_of(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path") or "")
 
 
-def _refusal(scope: Scope, error: GalleyError) -> Response:
-    """The answer to a request that reaches no route, as its API spells errors."""
-    if path_of(scope).startswith("/v1/messages"):
-        return message_builder.error_response(error)
-    return galley_response(error)
+def _refusal(scope: Scope, error: GalleyError, formats: Mapping[str, ErrorFormat]) -> Response:
+    """The answer to a request that reaches no route, as its API spells errors.
+
+    Args:
+        formats: by the beginning of a path; OpenAI's for all others.
+    """
+    path = path_of(scope)
+    known = (spell for prefix, spell in formats.items() if path.startswith(prefix))
+    return next(known, galley_response)(error)
 
 
 class RootPath:
@@ -96,11 +100,10 @@ class HttpMetering:
             if sink is not None:
                 size += sink.written
             length = header(scope, b"content-length") or b"0"
-            route = scope.get("route")
             self.metrics.observe(
                 scope["method"],
                 status,
-                getattr(route, "path", None) or "none",
+                scope.get(ROUTE, "none"),
                 request_bytes=int(length) if length.isdigit() else 0,
                 response_bytes=size,
                 seconds=time.perf_counter() - begin,
@@ -135,14 +138,18 @@ class RequestIds:
 class ApiKeys:
     """Refuses guarded paths without one of the keys; OPTIONS is free."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[str], formats: Mapping[str, ErrorFormat]
+    ) -> None:
         self.app = app
+        self.formats = formats
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         guarded = scope["type"] in ("http", "websocket") and scope.get("method") != "OPTIONS"
         if guarded and path_of(scope).startswith(GUARDED) and not self._is_known(scope):
-            response = _refusal(scope, Unauthorized("Unauthorized: a valid API key is needed."))
+            error = Unauthorized("Unauthorized: a valid API key is needed.")
+            response = _refusal(scope, error, self.formats)
             await response(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -161,16 +168,17 @@ class ApiKeys:
 class Gate:
     """Counts the POST requests under way, and lets no new ones in while the server drains."""
 
-    def __init__(self, app: ASGIApp, load: Load) -> None:
+    def __init__(self, app: ASGIApp, load: Load, formats: Mapping[str, ErrorFormat]) -> None:
         self.app = app
         self.load = load
+        self.formats = formats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or path_of(scope) in UNCOUNTED:
             await self.app(scope, receive, send)
             return
         if self.load.draining:
-            response = _refusal(scope, Overloaded("The server is shutting down."))
+            response = _refusal(scope, Overloaded("The server is shutting down."), self.formats)
             response.headers["connection"] = "close"
             await response(scope, receive, send)
             return

@@ -1,36 +1,20 @@
-"""The API's description, written from the wire types when somebody asks for it.
-
-Bodies are read by msgspec, of which FastAPI knows nothing: an endpoint is marked with its types
-and with the statuses that it answers, and the document is made from the marks. Nothing is computed
-at start-up.
-"""
+"""The API's description: an OpenAPI document, written from the routes' signatures on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from functools import cached_property
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import msgspec
 
+from galley import __version__
 from galley.server.protocol.base import BodyReader, ErrorResponse, NoEffect
+from galley.server.router import DescribedRoute, Signature
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-F = TypeVar("F", bound=Callable[..., Any])
-Errors = Mapping[int, Any]
 Schema = dict[str, Any]
-
-#: What a route that reads a body may answer besides 200, and one that generates. While the server
-#: drains, and while there is no engine, every POST is answered 503.
-BODY_ERRORS: Errors = dict.fromkeys((400, 413, 503), ErrorResponse)
-MODEL_ERRORS: Errors = {**BODY_ERRORS, 404: ErrorResponse}
-GENERATION_ERRORS: Errors = {**MODEL_ERRORS, 500: ErrorResponse}
-#: A route that has the engines do something, and one that asks them.
-QUERY_ERRORS: Errors = dict.fromkeys((500, 503), ErrorResponse)
-COMMAND_ERRORS: Errors = {**QUERY_ERRORS, 400: ErrorResponse}
 
 _REF = "#/components/schemas/{name}"
 _HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
@@ -42,120 +26,103 @@ _EVENT: Schema = {
 }
 
 
-@dataclass(frozen=True)
-class Wire:
-    """What an endpoint reads and answers.
-
-    Attributes:
-        readers: of its body, which is for one of them; () where it has none.
-        response: type of the JSON of a 200, or a tuple of them; `str` is text and no JSON, None no
-            body.
-        streams: a 200 can be a stream of events, too.
-        optional: the body can be left out.
-        errors: status → type of its JSON, or a tuple of them; None where it has no body.
-    """
-
-    readers: tuple[BodyReader[Any], ...]
-    response: Any
-    streams: bool
-    errors: Errors
-    optional: bool = False
-
-
-#: Of a route without parameters that answers nothing but a status.
-_PLAIN = Wire((), None, False, {})
-
-
-def wire(
-    reader: BodyReader[Any] | tuple[BodyReader[Any], ...] = (),
-    response: Any = None,
-    *,
-    streams: bool = False,
-    errors: Errors | None = None,
-    optional: bool = False,
-) -> Callable[[F], F]:
-    """Mark an endpoint with its types."""
-
-    def mark(endpoint: F) -> F:
-        types = Wire(_each(reader), response, streams, errors or {}, optional)
-        endpoint.__wire__ = types  # type: ignore[attr-defined]
-        return endpoint
-
-    return mark
-
-
-def install(
-    app: FastAPI,
-    routes: Iterable[Any],
-    *,
-    models: Sequence[str] = (),
-    guarded: Sequence[str] = (),
-) -> None:
-    """Make `app.openapi()` tell the wire types of its `routes`.
+class Document:
+    """The document; it is written when it is first asked for.
 
     Args:
-        models: the names that `model` may be; none = any.
+        routes: of all families; hidden ones are left out.
+        models: the names that `model` may be; () = any.
         guarded: beginnings of the paths that need a key.
+        root_path: prefix under which a proxy publishes the server.
     """
-    routes = [route for route in routes if route.include_in_schema]
-    plain = app.openapi
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = plain()
-            marked = [
-                (route.path, method.lower(), getattr(route.endpoint, "__wire__", _PLAIN))
-                for route in routes
-                for method in route.methods
-            ]
-            _Writer(document, [w for _, _, w in marked], models).write(marked)
-            if guarded:
-                _guard(document, tuple(guarded))
-            app.openapi_schema = document
-        return app.openapi_schema
+    def __init__(
+        self,
+        routes: Sequence[DescribedRoute],
+        *,
+        models: Sequence[str] = (),
+        guarded: Sequence[str] = (),
+        root_path: str = "",
+    ) -> None:
+        self._routes = [route for route in routes if not route.signature.hidden]
+        self._models = models
+        self._guarded = tuple(guarded)
+        self.root_path = root_path.rstrip("/")
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    @cached_property
+    def json(self) -> bytes:
+        document: Schema = {
+            "openapi": "3.1.0",
+            "info": {"title": "Galley", "version": __version__},
+            "paths": {},
+        }
+        if self.root_path:
+            document["servers"] = [{"url": self.root_path}]
+        _Writer(document, self._routes, self._models).write()
+        if self._guarded:
+            _guard(document, self._guarded)
+        return msgspec.json.encode(document)
 
 
 class _Writer:
     """Completes a document.
 
     Args:
-        wires: the marks of all operations; their types become the document's components.
-        models: as `install`'s.
+        routes: their types become the document's components.
+        models: as `Document`'s.
     """
 
-    def __init__(self, document: Schema, wires: Iterable[Wire], models: Sequence[str]) -> None:
+    def __init__(
+        self, document: Schema, routes: Sequence[DescribedRoute], models: Sequence[str]
+    ) -> None:
         self.document = document
+        self.routes = routes
         self.models = models
         types: set[Any] = {ErrorResponse}
         readers: dict[Any, BodyReader[Any]] = {}
-        for w in wires:
-            readers.update((reader.type, reader) for reader in w.readers)
-            types.update(*map(_each, (w.response, *w.errors.values())))
+        for signature in (route.signature for route in routes):
+            readers.update((reader.type, reader) for reader in signature.readers)
+            types.update(*map(_each, (signature.response, *signature.errors.values())))
         types = (types | readers.keys()) - {str}
         ordered = sorted(types, key=lambda t: t.__name__)
         schemas, components = msgspec.json.schema_components(ordered, ref_template=_REF)
         self.of = dict(zip(ordered, schemas, strict=True))
-        # In place of those of FastAPI's own parameter errors, which are answered otherwise.
         document["components"] = {"schemas": components}
         for reader in readers.values():
             self._complete(components[reader.type.__name__], reader)
 
-    def write(self, marked: Iterable[tuple[str, str, Wire]]) -> None:
-        for path, method, w in marked:
-            operation = self.document["paths"][path][method]
-            if w.readers:
-                body = self._json(tuple(reader.type for reader in w.readers))
-                operation["requestBody"] = {"required": not w.optional, "content": body}
-            operation["responses"] = {
-                "200": _answer(200, self._content(w)),
-                **{str(s): _answer(s, self._json(t)) for s, t in sorted(w.errors.items())},
-            }
+    def write(self) -> None:
+        for route in self.routes:
+            for method in route.methods or ():
+                operations = self.document["paths"].setdefault(route.path, {})
+                operations[method.lower()] = self._operation(route, method.lower())
 
-    def _content(self, w: Wire) -> Schema:
-        content = {"text/plain": {"schema": _TEXT}} if w.response is str else self._json(w.response)
-        if w.streams:
+    def _operation(self, route: DescribedRoute, method: str) -> Schema:
+        signature = route.signature
+        operation: Schema = {
+            "summary": route.name.replace("_", " ").title(),
+            "operationId": re.sub(r"\W", "_", f"{route.name}{route.path}") + f"_{method}",
+        }
+        if route.doc:
+            operation["description"] = route.doc
+        parameters = [*_path_parameters(route.path), *_query_parameters(signature)]
+        if parameters:
+            operation["parameters"] = parameters
+        if signature.readers:
+            body = self._json(tuple(reader.type for reader in signature.readers))
+            operation["requestBody"] = {"required": not signature.optional, "content": body}
+        errors = sorted(signature.errors.items())
+        operation["responses"] = {
+            "200": _answer(200, self._content(signature)),
+            **{str(status): _answer(status, self._json(types)) for status, types in errors},
+        }
+        return operation
+
+    def _content(self, signature: Signature) -> Schema:
+        if signature.response is str:
+            return {"text/plain": {"schema": _TEXT}}
+        content = self._json(signature.response)
+        if signature.streams:
             content["text/event-stream"] = {"itemSchema": _EVENT}
         return content
 
@@ -179,6 +146,24 @@ class _Writer:
                 inert = [*field.inert, None, False, "", [], {}]
                 told = {"enum": inert, "description": f"Refused: {field.why}"}
             properties[name] = told
+
+
+def _path_parameters(path: str) -> list[Schema]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": _TEXT}
+        for name in re.findall(r"\{(\w+)\}", path)
+    ]
+
+
+def _query_parameters(signature: Signature) -> list[Schema]:
+    if signature.query is None:
+        return []
+    _, components = msgspec.json.schema_components([signature.query])
+    properties = components[signature.query.__name__]["properties"]
+    return [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in properties.items()
+    ]
 
 
 def _each(types: Any) -> tuple[Any, ...]:

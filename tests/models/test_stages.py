@@ -89,7 +89,7 @@ import importlib
 for architecture in ARCHITECTURES.values():
     importlib.import_module(architecture.module)
 import galley.kernels.cpu
-wrong = {"torch", "transformers", "fastapi", "tokenizers"} & set(sys.modules)
+wrong = {"torch", "transformers", "starlette", "tokenizers"} & set(sys.modules)
 assert not wrong, wrong
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,11 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from galley.config.server import ServerConfig
 from galley.errors import ConfigError
-from galley.server.app import _add_given
+from galley.server.app import _add_custom
 from tests.server.served import REPLY, Served, serve
 from tests.server.test_disconnect import wait_for
 
@@ -99,8 +101,6 @@ class Stamp:
 
 
 async def refuse(request: Any, call_next: Any) -> Any:
-    from starlette.responses import Response
-
     if request.headers.get("x-forbidden"):
         return Response(status_code=403)
     return await call_next(request)
@@ -121,7 +121,5 @@ def test_middleware_of_the_user() -> None:
 
 @pytest.mark.parametrize("path", ["nowhere.Thing", "math.pi", "os.nothing", "plain"])
 def test_middleware_that_cannot_be(path: str) -> None:
-    from fastapi import FastAPI
-
     with pytest.raises(ConfigError, match="--middleware"):
-        _add_given(FastAPI(), path)
+        _add_custom(Starlette(), path)

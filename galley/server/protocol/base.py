@@ -125,7 +125,7 @@ def _decode(decoder: Any, body: bytes, lax: Any = None) -> Any:
     try:
         return decoder.decode(body) if lax is None else _with_floats(decoder, body, lax)
     except msgspec.ValidationError as e:
-        message, field = _explain(str(e))
+        message, field = explain(str(e))
         raise InvalidRequest(message, field=field) from e
     except msgspec.DecodeError as e:
         raise InvalidRequest(f"The request body is not valid JSON: {e}") from e
@@ -135,7 +135,7 @@ def _decode(decoder: Any, body: bytes, lax: Any = None) -> Any:
         raise InvalidRequest("The request body is nested too deeply.") from e
 
 
-def _explain(message: str) -> tuple[str, str | None]:
+def explain(message: str) -> tuple[str, str | None]:
     """msgspec's sentence with the field in front: ("n: Expected `int`, got `str`", "n")."""
     missing = re.fullmatch(r"Object missing required field `(\w+)`(?: - at `\$(.*)`)?", message)
     if missing:

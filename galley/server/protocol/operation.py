@@ -24,6 +24,32 @@ class ServerLoad(msgspec.Struct):
     server_load: int
 
 
+class ServerInfoQuery(msgspec.Struct):
+    config_format: Literal["text", "json"] = "text"
+
+
+class ResetPrefixCacheQuery(msgspec.Struct):
+    reset_running_requests: bool = False
+    reset_external: bool = False
+
+
+Mode = Literal["abort", "wait", "keep"]
+
+
+class PauseQuery(msgspec.Struct):
+    mode: Mode = "abort"
+    clear_cache: bool = True
+
+
+class SleepQuery(msgspec.Struct):
+    level: Annotated[int, msgspec.Meta(ge=0, le=2)] = 1
+    mode: Mode = "abort"
+
+
+class WakeQuery(msgspec.Struct):
+    tags: list[str] | None = None
+
+
 class CollectiveRpc(msgspec.Struct, kw_only=True):
     """A method to run on all workers."""
 
@@ -46,7 +72,7 @@ class AbortRequests(msgspec.Struct, kw_only=True):
 
 
 class ServerInfo(msgspec.Struct):
-    """The configuration as a text or an object, and the variables that were heeded."""
+    """The configuration as a text or an object, and the variables that were read."""
 
     vllm_config: str | dict[str, Any]
     vllm_env: dict[str, str]

@@ -45,6 +45,11 @@ class Reasoning(msgspec.Struct):
     generate_summary: str | None = None
 
 
+class RetrieveQuery(msgspec.Struct):
+    stream: bool = False
+    starting_after: int = -1
+
+
 class ResponsesRequest(SamplingFields, kw_only=True):
     """Answer a text or a conversation, on top of an earlier answer or not."""
 

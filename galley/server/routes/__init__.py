@@ -1,1 +1,1 @@
-"""HTTP routes, one file per API family: each has `routes(ctx) -> APIRouter`."""
+"""HTTP routes, one file for each API family: `routes(ctx) -> Router`."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.server.context import Context, apply_priority_header, request_id
-from galley.server.errors import DIALECT, json_response
+from galley.server.errors import json_response
 from galley.server.message_builder import MessageBuilder, error_response
-from galley.server.openapi import wire
 from galley.server.protocol.anthropic import (
     Conversation,
     Message,
@@ -22,6 +20,7 @@ from galley.server.protocol.anthropic import (
 )
 from galley.server.rendering import render
 from galley.server.response_builder import to_json
+from galley.server.router import Router
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import collect, until_disconnect
 
@@ -29,14 +28,12 @@ _MODEL_ERRORS = dict.fromkeys((400, 404, 413, 503), MessagesError)
 _GENERATION_ERRORS = {**_MODEL_ERRORS, 500: MessagesError}
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router("/v1/messages", error_response)
 
-    @router.post("/v1/messages", response_class=Response)
-    @wire(messages_reader, Message, streams=True, errors=_GENERATION_ERRORS)
+    @router.post("", messages_reader, response=Message, streams=True, errors=_GENERATION_ERRORS)
     async def create_message(raw: Request) -> Response:
         """Answer a conversation; `stream` sends the text as it comes."""
-        raw.scope[DIALECT] = error_response
         request = await ctx.read(raw, messages_reader)
         fields = request.generation(ctx.caps)
         apply_priority_header(raw, fields)
@@ -61,11 +58,9 @@ def routes(ctx: Context) -> APIRouter:
         [output] = await until_disconnect(raw.receive, collect([stream]))
         return json_response(answer.whole(output))
 
-    @router.post("/v1/messages/count_tokens", response_class=Response)
-    @wire(count_reader, TokenCount, errors=_MODEL_ERRORS)
+    @router.post("/count_tokens", count_reader, response=TokenCount, errors=_MODEL_ERRORS)
     async def count_tokens(raw: Request) -> Response:
         """How many tokens a conversation has as a prompt."""
-        raw.scope[DIALECT] = error_response
         request = await ctx.read(raw, count_reader)
         ctx.model_name(request.model)
         text = await _prompt(ctx, request)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +13,6 @@ from galley.server.chat_builder import AnswerRole, ChatResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
-from galley.server.openapi import GENERATION_ERRORS, wire
 from galley.server.protocol.chat import (
     ChatCompletionResponse,
     ChatFields,
@@ -25,6 +23,7 @@ from galley.server.protocol.chat import (
 )
 from galley.server.rendering import render
 from galley.server.response_builder import ResponseHeader
+from galley.server.router import GENERATION_ERRORS, Router
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import (
     OutputStream,
@@ -36,17 +35,26 @@ from galley.server.stream import (
 Messages = list[dict[str, Any]]
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
 
-    @router.post("/v1/chat/completions", response_class=Response)
-    @wire(reader, ChatCompletionResponse, streams=True, errors=GENERATION_ERRORS)
+    @router.post(
+        "/v1/chat/completions",
+        reader,
+        response=ChatCompletionResponse,
+        streams=True,
+        errors=GENERATION_ERRORS,
+    )
     async def create_chat_completion(raw: Request) -> Response:
         """Answer a conversation; `stream` sends the text as it comes."""
         return await respond(ctx, raw, await ctx.body(raw))
 
-    @router.post("/v1/chat/completions/batch", response_class=Response)
-    @wire(batch_reader, ChatCompletionResponse, errors=GENERATION_ERRORS)
+    @router.post(
+        "/v1/chat/completions/batch",
+        batch_reader,
+        response=ChatCompletionResponse,
+        errors=GENERATION_ERRORS,
+    )
     async def create_batch_chat_completion(raw: Request) -> Response:
         """Answer several conversations; one choice each, in their order."""
         request = await ctx.read(raw, batch_reader)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,7 +10,6 @@ from galley.server.completion_builder import CompletionResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
-from galley.server.openapi import GENERATION_ERRORS, wire
 from galley.server.protocol.completions import (
     CompletionRequest,
     CompletionResponse,
@@ -20,6 +18,7 @@ from galley.server.protocol.completions import (
 )
 from galley.server.rendering import infill_prompt
 from galley.server.response_builder import ResponseHeader
+from galley.server.router import GENERATION_ERRORS, Router
 from galley.server.sampling import Prompt, sampling_params, start
 from galley.server.stream import (
     OutputStream,
@@ -29,11 +28,16 @@ from galley.server.stream import (
 )
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
 
-    @router.post("/v1/completions", response_class=Response)
-    @wire(reader, CompletionResponse, streams=True, errors=GENERATION_ERRORS)
+    @router.post(
+        "/v1/completions",
+        reader,
+        response=CompletionResponse,
+        streams=True,
+        errors=GENERATION_ERRORS,
+    )
     async def create_completion(raw: Request) -> Response:
         """Continue a prompt, or several; `stream` sends the text as it comes."""
         return await respond(ctx, raw, await ctx.body(raw))

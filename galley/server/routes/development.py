@@ -7,25 +7,26 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import InvalidRequest, Unsupported
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import BODY_ERRORS, COMMAND_ERRORS, wire
 from galley.server.protocol.base import ErrorResponse
 from galley.server.protocol.operation import (
     CollectiveRpc,
+    ResetPrefixCacheQuery,
     RpcResults,
     ServerInfo,
+    ServerInfoQuery,
     WorldSize,
     rpc_reader,
 )
 from galley.server.response_builder import to_json
+from galley.server.router import BODY_ERRORS, COMMAND_ERRORS, Router
 
 #: Methods of the workers that only tell, and the types of their arguments.
 RPC_METHODS: dict[str, list[type]] = {
@@ -38,8 +39,8 @@ RPC_METHODS: dict[str, list[type]] = {
 _TOLD, _SECRET = ("VLLM_", "GALLEY_", "OMP_", "PROMETHEUS_", "OTEL_"), ("KEY", "TOKEN", "HEADERS")
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
     if not ctx.dev_mode:
         return router
     _information(router, ctx)
@@ -47,17 +48,18 @@ def routes(ctx: Context) -> APIRouter:
     return router
 
 
-def _information(router: APIRouter, ctx: Context) -> None:
-    @router.get("/server_info", response_class=Response)
-    @wire(response=ServerInfo, errors={400: ErrorResponse})
-    async def server_info(config_format: Literal["text", "json"] = "text") -> Response:
+def _information(router: Router, ctx: Context) -> None:
+    @router.get(
+        "/server_info", query=ServerInfoQuery, response=ServerInfo, errors={400: ErrorResponse}
+    )
+    async def server_info(raw: Request, query: ServerInfoQuery) -> Response:
         """The configuration and the variables that were heeded; secrets left out."""
         server = asdict(ctx.server)
         server["api_key"] = ["***"] * len(ctx.server.api_key)
         configs: Any = {**asdict(ctx.config), "server": server}
         if isinstance(ctx.config.model.hf_token, str):
             configs["model"]["hf_token"] = "***"
-        if config_format == "text":
+        if query.config_format == "text":
             configs = str(configs)
         told = {
             name: "***" if any(word in name for word in _SECRET) else value
@@ -66,16 +68,16 @@ def _information(router: APIRouter, ctx: Context) -> None:
         }
         return json_response(to_json(ServerInfo(configs, told)))
 
-    @router.get("/get_world_size", response_class=Response)
-    @wire(response=WorldSize)
-    async def get_world_size() -> Response:
+    @router.get("/get_world_size", response=WorldSize)
+    async def get_world_size(raw: Request) -> Response:
         """Ranks that compute a step."""
         parallel = ctx.config.parallel
         size = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
         return json_response(to_json(WorldSize(size)))
 
-    @router.post("/collective_rpc", response_class=Response)
-    @wire(rpc_reader, RpcResults, errors={**BODY_ERRORS, **COMMAND_ERRORS})
+    @router.post(
+        "/collective_rpc", rpc_reader, response=RpcResults, errors={**BODY_ERRORS, **COMMAND_ERRORS}
+    )
     async def collective_rpc(raw: Request) -> Response:
         """Run one of a few harmless methods on all workers; one result each."""
         request = await ctx.read(raw, rpc_reader)
@@ -105,23 +107,21 @@ def _check(request: CollectiveRpc) -> None:
         raise InvalidRequest(f"arguments of {request.method}: {names}.", field="args")
 
 
-def _caches(router: APIRouter, ctx: Context) -> None:
-    @router.post("/reset_prefix_cache", response_class=Response)
-    @wire(errors={**COMMAND_ERRORS, 409: None})
-    async def reset_prefix_cache(
-        reset_running_requests: bool = False, reset_external: bool = False
-    ) -> Response:
+def _caches(router: Router, ctx: Context) -> None:
+    @router.post(
+        "/reset_prefix_cache", query=ResetPrefixCacheQuery, errors={**COMMAND_ERRORS, 409: None}
+    )
+    async def reset_prefix_cache(raw: Request, query: ResetPrefixCacheQuery) -> Response:
         """Forget cached prefixes; 409 while blocks are in use, unless running requests are to
         start again.
         """
-        if reset_external:
+        if query.reset_external:
             raise Unsupported("there is no KV connector.", field="reset_external")
-        done = await ctx.engine.call("reset_prefix_cache", reset_running_requests)
+        done = await ctx.engine.call("reset_prefix_cache", query.reset_running_requests)
         return Response(status_code=200 if all(done) else 409)
 
-    @router.post("/reset_mm_cache", response_class=Response)
-    @router.post("/reset_encoder_cache", response_class=Response)
-    @wire(errors={503: ErrorResponse})
-    async def reset_mm_cache() -> Response:
+    @router.post("/reset_mm_cache", errors={503: ErrorResponse})
+    @router.post("/reset_encoder_cache", errors={503: ErrorResponse})
+    async def reset_mm_cache(raw: Request) -> Response:
         """There are no such caches: nothing to do."""
         return Response(status_code=200)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import msgspec
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import InvalidRequest
 from galley.server.context import Context
-from galley.server.openapi import GENERATION_ERRORS, wire
 from galley.server.protocol.chat import ChatCompletionResponse
 from galley.server.protocol.completions import CompletionResponse
+from galley.server.router import GENERATION_ERRORS, Router
 from galley.server.routes import chat, completions
 
 #: A key that only bodies of one endpoint have → that endpoint's answer; tried in this order.
@@ -19,13 +18,13 @@ _BY_KEY = {"messages": chat.respond, "prompt": completions.respond}
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
 
-    @router.post("/invocations", response_class=Response)
-    @wire(
+    @router.post(
+        "/invocations",
         (chat.reader, completions.reader),
-        (ChatCompletionResponse, CompletionResponse),
+        response=(ChatCompletionResponse, CompletionResponse),
         streams=True,
         errors=GENERATION_ERRORS,
     )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.server.context import Context
-from galley.server.openapi import wire
+from galley.server.router import Router
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
 
-    @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics", response_class=Response)
-    @wire(response=str)
-    async def metrics() -> Response:
+    @router.head("/metrics", hidden=True, response=str)
+    @router.get("/metrics", response=str)
+    async def metrics(raw: Request) -> Response:
         body, content_type = ctx.metrics()
         return Response(body, headers={"content-type": content_type})
 

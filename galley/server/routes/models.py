@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import wire
 from galley.server.protocol.models import ModelCard, ModelList, ModelPermission
 from galley.server.response_builder import to_json
+from galley.server.router import Router
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
 
-    @router.get("/v1/models", response_class=Response)
-    @wire(response=ModelList)
-    async def show_available_models() -> Response:
+    @router.get("/v1/models", response=ModelList)
+    async def show_available_models(raw: Request) -> Response:
         """The names under which the model is served."""
         cards = [
             ModelCard(

@@ -6,65 +6,62 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.observability.sleep_metrics import Operation
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import BODY_ERRORS, COMMAND_ERRORS, QUERY_ERRORS, wire
 from galley.server.protocol.operation import (
     IsPaused,
     IsSleeping,
+    Mode,
+    PauseQuery,
     PauseStatus,
+    SleepQuery,
     SleepStatus,
+    WakeQuery,
     WakeStatus,
     abort_reader,
 )
 from galley.server.response_builder import to_json
+from galley.server.router import BODY_ERRORS, COMMAND_ERRORS, QUERY_ERRORS, Router
 
-Mode = Literal["abort", "wait", "keep"]
 #: Seconds between two looks at whether what is waited for has ended.
 LOOK = 0.01
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
     if ctx.dev_mode:
         _pauses(router, ctx)
         _sleep(router, ctx)
     return router
 
 
-def _pauses(router: APIRouter, ctx: Context) -> None:
-    @router.post("/pause", response_class=Response)
-    @wire(response=PauseStatus, errors=COMMAND_ERRORS)
-    async def pause(mode: Mode = "abort", clear_cache: bool = True) -> Response:
+def _pauses(router: Router, ctx: Context) -> None:
+    @router.post("/pause", query=PauseQuery, response=PauseStatus, errors=COMMAND_ERRORS)
+    async def pause(raw: Request, query: PauseQuery) -> Response:
         """Stop computing. Requests under way are aborted, waited for, or kept for /resume; new
         ones wait.
         """
-        await pause_engines(ctx, mode, clear_cache)
+        await pause_engines(ctx, query.mode, query.clear_cache)
         return json_response(to_json(PauseStatus("paused")))
 
-    @router.post("/resume", response_class=Response)
-    @wire(response=PauseStatus, errors=QUERY_ERRORS)
-    async def resume() -> Response:
+    @router.post("/resume", response=PauseStatus, errors=QUERY_ERRORS)
+    async def resume(raw: Request) -> Response:
         """Compute again."""
         await ctx.engine.call("resume")
         ctx.slept(None)
         return json_response(to_json(PauseStatus("resumed")))
 
-    @router.get("/is_paused", response_class=Response)
-    @wire(response=IsPaused, errors=QUERY_ERRORS)
-    async def is_paused() -> Response:
+    @router.get("/is_paused", response=IsPaused, errors=QUERY_ERRORS)
+    async def is_paused(raw: Request) -> Response:
         paused = any(await ctx.engine.call("is_paused"))
         return json_response(to_json(IsPaused(paused)))
 
-    @router.post("/abort_requests", response_class=Response)
-    @wire(abort_reader, errors={**BODY_ERRORS, **QUERY_ERRORS})
+    @router.post("/abort_requests", abort_reader, errors={**BODY_ERRORS, **QUERY_ERRORS})
     async def abort_requests(raw: Request) -> Response:
         """End requests, all or by their ids; their readers get what there is."""
         request = await ctx.read(raw, abort_reader)
@@ -72,46 +69,42 @@ def _pauses(router: APIRouter, ctx: Context) -> None:
         return Response(status_code=200)
 
 
-def _sleep(router: APIRouter, ctx: Context) -> None:
+def _sleep(router: Router, ctx: Context) -> None:
     def measure(operation: Operation) -> AbstractContextManager[None]:
         return ctx.sleep_metrics.record(operation) if ctx.sleep_metrics else nullcontext()
 
-    @router.post("/sleep", response_class=Response)
-    @wire(response=SleepStatus, errors=COMMAND_ERRORS)
-    async def sleep(level: Annotated[int, Query(ge=0, le=2)] = 1, mode: Mode = "abort") -> Response:
+    @router.post("/sleep", query=SleepQuery, response=SleepStatus, errors=COMMAND_ERRORS)
+    async def sleep(raw: Request, query: SleepQuery) -> Response:
         """Pause, and give memory back: at level 1 that of the KV cache, at level 2 that of the
         weights too.
         """
         with measure("sleep"):
-            await pause_engines(ctx, mode, clear_cache=level > 0)
-            await ctx.engine.call("sleep", level)
-        ctx.slept(level)
-        return json_response(to_json(SleepStatus(level)))
+            await pause_engines(ctx, query.mode, clear_cache=query.level > 0)
+            await ctx.engine.call("sleep", query.level)
+        ctx.slept(query.level)
+        return json_response(to_json(SleepStatus(query.level)))
 
-    @router.post("/release_kv_cache_memory", response_class=Response)
-    @wire(response=PauseStatus, errors=COMMAND_ERRORS)
-    async def release_kv_cache_memory() -> Response:
+    @router.post("/release_kv_cache_memory", response=PauseStatus, errors=COMMAND_ERRORS)
+    async def release_kv_cache_memory(raw: Request) -> Response:
         """Give the memory of the KV cache back during a pause."""
         with measure("release_kv_cache_memory"):
             await ctx.engine.call("release_kv_cache_memory")
         ctx.slept(0)
         return json_response(to_json(PauseStatus("kv_cache_released")))
 
-    @router.post("/wake_up", response_class=Response)
-    @wire(response=WakeStatus, errors=COMMAND_ERRORS)
-    async def wake_up(tags: Annotated[list[str] | None, Query()] = None) -> Response:
+    @router.post("/wake_up", query=WakeQuery, response=WakeStatus, errors=COMMAND_ERRORS)
+    async def wake_up(raw: Request, query: WakeQuery) -> Response:
         """Take memory again: all of it, or what the tags name of weights, kv_cache, scheduling.
         Requests go on once it is all there.
         """
         with measure("wake"):
-            awake = all(await ctx.engine.call("wake_up", tags))
+            awake = all(await ctx.engine.call("wake_up", query.tags))
         if awake:
             ctx.slept(None)
-        return json_response(to_json(WakeStatus("awake" if awake else "sleeping", tags)))
+        return json_response(to_json(WakeStatus("awake" if awake else "sleeping", query.tags)))
 
-    @router.get("/is_sleeping", response_class=Response)
-    @wire(response=IsSleeping, errors=QUERY_ERRORS)
-    async def is_sleeping() -> Response:
+    @router.get("/is_sleeping", response=IsSleeping, errors=QUERY_ERRORS)
+    async def is_sleeping(raw: Request) -> Response:
         sleeping = any(await ctx.engine.call("is_sleeping"))
         return json_response(to_json(IsSleeping(sleeping)))
 

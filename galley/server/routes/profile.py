@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -10,19 +9,20 @@ from galley.errors import InvalidRequest
 from galley.observability.perfetto import profile_settings
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import BODY_ERRORS, COMMAND_ERRORS, wire
 from galley.server.protocol.operation import ProfileFiles, profile_reader
 from galley.server.response_builder import to_json
+from galley.server.router import BODY_ERRORS, COMMAND_ERRORS, Router
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
     config = ctx.config.observability.profiler_config
     if not config.get("profiler"):
         return router
 
-    @router.post("/start_profile", response_class=Response)
-    @wire(profile_reader, errors={**BODY_ERRORS, **COMMAND_ERRORS}, optional=True)
+    @router.post(
+        "/start_profile", profile_reader, errors={**BODY_ERRORS, **COMMAND_ERRORS}, optional=True
+    )
     async def start_profile(raw: Request) -> Response:
         """Note what the steps do from now on."""
         given_one = raw.headers.get("content-length", "0") != "0"
@@ -34,9 +34,8 @@ def routes(ctx: Context) -> APIRouter:
         await ctx.engine.call("start_profile", *settings)
         return Response(status_code=200)
 
-    @router.post("/stop_profile", response_class=Response)
-    @wire(response=ProfileFiles, errors=COMMAND_ERRORS)
-    async def stop_profile() -> Response:
+    @router.post("/stop_profile", response=ProfileFiles, errors=COMMAND_ERRORS)
+    async def stop_profile(raw: Request) -> Response:
         """Write the file; tells its path, of each engine."""
         paths = await ctx.engine.call("stop_profile")
         if None in paths:

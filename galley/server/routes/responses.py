@@ -13,7 +13,6 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -21,11 +20,11 @@ from galley.errors import GalleyError, InvalidRequest, ServerError
 from galley.request import RequestOutput, SamplingParams
 from galley.server.context import Context, apply_priority_header
 from galley.server.errors import json_response
-from galley.server.openapi import GENERATION_ERRORS, wire
 from galley.server.protocol.base import ErrorResponse
 from galley.server.protocol.responses import (
     ResponseObject,
     ResponsesRequest,
+    RetrieveQuery,
     check_responses,
     reader,
 )
@@ -33,6 +32,7 @@ from galley.server.rendering import render
 from galley.server.response_builder import to_json
 from galley.server.response_object_builder import ResponseObjectBuilder
 from galley.server.response_store import Record, ResponseStore
+from galley.server.router import GENERATION_ERRORS, Router
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import OutputStream, collect, merge, until_disconnect
 
@@ -41,34 +41,43 @@ logger = logging.getLogger(__name__)
 _UNKNOWN = {400: ErrorResponse, 404: ErrorResponse}
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
     handler = ResponsesHandler(ctx, ResponseStore())
 
-    @router.post("/v1/responses", response_class=Response)
-    @wire(reader, ResponseObject, streams=True, errors=GENERATION_ERRORS)
+    @router.post(
+        "/v1/responses", reader, response=ResponseObject, streams=True, errors=GENERATION_ERRORS
+    )
     async def create_response(raw: Request) -> Response:
         """Answer a text or a conversation; `stream` sends the text as it comes."""
         return await handler.create(raw, await ctx.read(raw, reader))
 
-    @router.get("/v1/responses/{response_id}", response_class=Response)
-    @wire(response=ResponseObject, streams=True, errors=_UNKNOWN)
-    async def retrieve_response(
-        response_id: str, stream: bool = False, starting_after: int = -1
-    ) -> Response:
+    @router.get(
+        "/v1/responses/{response_id}",
+        query=RetrieveQuery,
+        response=ResponseObject,
+        streams=True,
+        errors=_UNKNOWN,
+    )
+    async def retrieve_response(raw: Request, query: RetrieveQuery) -> Response:
         """A stored response as it is now; with `stream`, its events from the one that follows."""
-        record = handler.store.get(response_id)
-        if not stream:
+        record = handler.store.get(raw.path_params["response_id"])
+        if not query.stream:
             return json_response(to_json(record.response))
         if record.events is None:
             raise InvalidRequest("Only a streamed background response has events.", field="stream")
-        return StreamingResponse(record.follow(starting_after), media_type="text/event-stream")
+        return StreamingResponse(
+            record.follow(query.starting_after), media_type="text/event-stream"
+        )
 
-    @router.post("/v1/responses/{response_id}/cancel", response_class=Response)
-    @wire(response=ResponseObject, errors={**_UNKNOWN, 503: ErrorResponse})
-    async def cancel_response(response_id: str) -> Response:
+    @router.post(
+        "/v1/responses/{response_id}/cancel",
+        response=ResponseObject,
+        errors={**_UNKNOWN, 503: ErrorResponse},
+    )
+    async def cancel_response(raw: Request) -> Response:
         """End a background response that is under way."""
-        record = handler.store.get(response_id)
+        record = handler.store.get(raw.path_params["response_id"])
         if record.task is None:
             raise InvalidRequest(
                 "Cannot cancel a synchronous response: close its connection.", field="response_id"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import InvalidRequest
 from galley.server.context import Context
 from galley.server.errors import json_response
-from galley.server.openapi import MODEL_ERRORS, wire
 from galley.server.protocol.tokenize import (
     AddedToken,
     DetokenizeResponse,
@@ -22,13 +20,13 @@ from galley.server.protocol.tokenize import (
 )
 from galley.server.rendering import render
 from galley.server.response_builder import to_json
+from galley.server.router import MODEL_ERRORS, Router
 
 
-def routes(ctx: Context) -> APIRouter:
-    router = APIRouter()
+def routes(ctx: Context) -> Router:
+    router = Router()
 
-    @router.post("/tokenize", response_class=Response)
-    @wire(tokenize_reader, TokenizeResponse, errors=MODEL_ERRORS)
+    @router.post("/tokenize", tokenize_reader, response=TokenizeResponse, errors=MODEL_ERRORS)
     async def tokenize(raw: Request) -> Response:
         """Token ids of a text, or of a conversation."""
         request = await ctx.read(raw, tokenize_reader)
@@ -56,8 +54,7 @@ def routes(ctx: Context) -> APIRouter:
         length = ctx.engine.limits.max_model_len
         return json_response(to_json(TokenizeResponse(len(ids), length, ids, names)))
 
-    @router.post("/detokenize", response_class=Response)
-    @wire(detokenize_reader, DetokenizeResponse, errors=MODEL_ERRORS)
+    @router.post("/detokenize", detokenize_reader, response=DetokenizeResponse, errors=MODEL_ERRORS)
     async def detokenize(raw: Request) -> Response:
         """The text of token ids, special tokens included."""
         request = await ctx.read(raw, detokenize_reader)
@@ -74,9 +71,8 @@ def routes(ctx: Context) -> APIRouter:
 
     if ctx.server.enable_tokenizer_info_endpoint:
 
-        @router.get("/tokenizer_info", response_class=Response)
-        @wire(response=TokenizerInfo)
-        async def tokenizer_info() -> Response:
+        @router.get("/tokenizer_info", response=TokenizerInfo)
+        async def tokenizer_info(raw: Request) -> Response:
             """Special tokens, length and chat template."""
             return json_response(to_json(_info(ctx)))
 
