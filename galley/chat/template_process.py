@@ -26,7 +26,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import galley
 from galley.chat.content_format import ContentFormat
 from galley.chat.sandbox import MAX_TEXT, ChatEnvironment, Template, TemplateLimit, failure
 
@@ -173,7 +172,7 @@ class TemplateProcess:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._stop()
-            paths = [str(Path(galley.__file__).parents[1]), *filter(None, sys.path)]
+            paths = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
             limits = [str(self._cpu_seconds), str(self._memory)]
             env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
             self._process = subprocess.Popen(
