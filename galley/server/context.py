@@ -22,11 +22,13 @@ from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
 from galley.frontend.client import EngineClient
 from galley.server.errors import ClientDisconnected
+from galley.server.event_response import EventResponse
+from galley.server.fast_stream import Relay
 from galley.server.output_log import OutputLog
 from galley.server.protocol.base import BodyReader, T
 from galley.server.protocol.generation import Caps, SamplingFields
 from galley.server.response_builder import UsageCounter
-from galley.server.stream import EventEncoder, EventResponse, OutputStream, Relay
+from galley.server.stream import EventEncoder, OutputStream
 
 if TYPE_CHECKING:
     from galley.chat.templates import ChatRenderer

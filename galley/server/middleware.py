@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from galley.errors import GalleyError, Overloaded, Unauthorized
 from galley.server.context import NEW_ID, Load
 from galley.server.errors import galley_response
-from galley.server.http import SINK, Sink
+from galley.server.fast_stream import SINK, Sink
 from galley.server.router import ROUTE, ErrorFormat
 
 if TYPE_CHECKING:

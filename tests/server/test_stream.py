@@ -14,7 +14,7 @@ import pytest
 
 from galley.config.server import ServerConfig
 from galley.frontend.input_processor import Limits
-from galley.server.stream import KEEP_ALIVE_COMMENT
+from galley.server.event_response import KEEP_ALIVE_COMMENT
 from tests.server.served import REPLY, Served, reply_with, serve, tokenizer
 from tests.server.test_disconnect import send, wait_for
 
