@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from galley.errors import InvalidRequest, Unsupported
+from galley.validation import locate
 
 #: `SamplingParams` fields of vLLM 0.32 that are refused by name until they act.
 UNSUPPORTED_SAMPLING_FIELDS = (
@@ -75,8 +76,8 @@ class _NamesFaults(msgspec.StructMeta):
         except msgspec.ValidationError as e:
             if isinstance(e.__cause__, InvalidRequest):
                 raise e.__cause__ from None
-            what, _, where = re.sub(r"\barray\b", "list", str(e)).partition(" - at ")
-            field = re.findall(r"\w+", where.partition("$.")[2])[0]
+            what, path = locate(re.sub(r"\barray\b", "list", str(e)))
+            field = re.findall(r"\w+", path or "")[0]
             raise InvalidRequest(f"{field}: {what.lower()}.", field=field) from None
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from galley.frontend.input_processor import InputProcessor, Limits
+from galley.frontend.input_processor import InputProcessor, Limits, TruncationSide
 from galley.frontend.interrupt import uninterrupted
 from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
 from galley.frontend.prompts import Prompt
@@ -53,6 +53,7 @@ class EngineClient(Protocol):
         priority: int = 0,
         arrival_time: float | None = None,
         add_special_tokens: bool = True,
+        truncation_side: TruncationSide = "left",
     ) -> RequestStream: ...
 
     def abort(self, request_id: str) -> None:

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -26,6 +26,8 @@ CLIENT_SHIFT = 40
 MAX_N_SEQUENCES = 16_384
 
 _MASK = (1 << 64) - 1
+
+TruncationSide = Literal["left", "right"]
 
 
 class Encoder(Protocol):
@@ -86,6 +88,7 @@ class InputProcessor:
         arrival_time: float | None = None,
         add_special_tokens: bool = True,
         clip_max_tokens: bool = False,
+        truncation_side: TruncationSide = "left",
     ) -> Submission:
         """Check and prepare one prompt.
 
@@ -95,13 +98,17 @@ class InputProcessor:
             clip_max_tokens: more tokens than the model's length, or a minimum above the room that
                 the prompt leaves, are served to the model's length (offline); otherwise they are
                 refused (HTTP).
+            truncation_side: where `truncate_prompt_tokens` removes tokens: "left" keeps the last.
 
         Raises:
             InvalidRequest, Unsupported: with the field at fault.
         """
         parsed = parse_prompt(prompt)
         self._check_params(params)
-        ids = self._token_ids(parsed["text"], parsed["token_ids"], params, add_special_tokens)
+        ids = self._token_ids(parsed["text"], parsed["token_ids"], add_special_tokens)
+        ids = self._truncated(ids, params, truncation_side)
+        if not ids:
+            raise InvalidRequest("The prompt cannot be empty.", field="prompt")
         max_total = self._max_total_tokens(len(ids), params, clip_max_tokens)
         submission = Submission(
             request_id=request_id,
@@ -120,7 +127,6 @@ class InputProcessor:
         self,
         text: str | None,
         given: Sequence[int] | None,
-        params: SamplingParams,
         add_special_tokens: bool,
     ) -> list[int]:
         if given is not None:
@@ -133,11 +139,6 @@ class InputProcessor:
         else:
             assert text is not None
             ids = self.tokenizer.encode(text, add_special_tokens)
-        keep = self._truncation(params)
-        if keep is not None and len(ids) > keep:
-            ids = ids[len(ids) - keep :]
-        if not ids:
-            raise InvalidRequest("The prompt cannot be empty.", field="prompt")
         return ids
 
     def _checked_ids(self, given: Sequence[int]) -> list[int]:
@@ -154,8 +155,15 @@ class InputProcessor:
                 )
         return ids
 
-    def _truncation(self, params: SamplingParams) -> int | None:
-        """How many of the prompt's last tokens stay; None = all."""
+    def _truncated(self, ids: list[int], params: SamplingParams, side: TruncationSide) -> list[int]:
+        """At most as many tokens as `truncate_prompt_tokens` keeps."""
+        keep = self._max_prompt_tokens(params)
+        if keep is None or len(ids) <= keep:
+            return ids
+        return ids[:keep] if side == "right" else ids[len(ids) - keep :]
+
+    def _max_prompt_tokens(self, params: SamplingParams) -> int | None:
+        """How many tokens of the prompt stay; None = all."""
         keep, length = params.truncate_prompt_tokens, self.limits.max_model_len
         if keep is None:
             return None

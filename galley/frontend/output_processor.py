@@ -9,7 +9,7 @@ no sockets and no event loop: a state calls `notify` when there is something to 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from galley.errors import GalleyError, RequestFailed
 from galley.frontend.flat_logprobs import prompt_logprobs, sample_logprobs
@@ -28,18 +28,8 @@ from galley.request import (
     SamplingParams,
 )
 
-
-class TextStream(Protocol):
-    """Incremental text of one sequence, stop strings included (galley.text).
-
-    `push` takes one token and returns the text that may be shown now; `matched` is the stop
-    string that was completed, if one was; `finish` returns what was held back.
-    """
-
-    matched: str | None
-
-    def push(self, token_id: int) -> str: ...
-    def finish(self) -> str: ...
+if TYPE_CHECKING:
+    from galley.text.detokenizer import TextStream
 
 
 class Tap(Protocol):

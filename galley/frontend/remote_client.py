@@ -24,7 +24,7 @@ from galley.engine.control import Channel, EngineDown, EnginesLost, EngineUp
 from galley.errors import EngineDead, RequestFailed, Unsupported
 from galley.frontend.client import RequestStream
 from galley.frontend.connection import Connection
-from galley.frontend.input_processor import InputProcessor, Limits
+from galley.frontend.input_processor import InputProcessor, Limits, TruncationSide
 from galley.frontend.output_processor import OutputProcessor, RequestState, Sequence
 from galley.frontend.prompts import Prompt
 from galley.messages import Abort, Add, FromEngine, Outputs, Ready
@@ -118,6 +118,7 @@ class RemoteClient:
         priority: int = 0,
         arrival_time: float | None = None,
         add_special_tokens: bool = True,
+        truncation_side: TruncationSide = "left",
     ) -> RequestStream:
         """Accept a request: see `EngineClient`."""
         if self._lost is not None:
@@ -134,6 +135,7 @@ class RemoteClient:
             priority=priority,
             arrival_time=arrival_time,
             add_special_tokens=add_special_tokens,
+            truncation_side=truncation_side,
         )
         state = self._outputs.add(submission)
         self._place([state])

@@ -14,12 +14,17 @@ from galley.server.protocol.chat import ChatLogprobs, ContentLogprob, TokenLogpr
 from galley.server.protocol.completions import CompletionLogprobs
 
 Candidates = dict[int, Logprob]
-#: JSON has no -inf (a token that could not be drawn, with --logprobs-mode processed_…); as vLLM.
+#: Stands for -inf, which JSON lacks (a masked token, with --logprobs-mode processed_…); as in vLLM.
 MIN_LOGPROB = -9999.0
 #: Text of a token id, where no candidate carries it.
 TokenText = Callable[[int], str]
 #: The bytes that a token adds to a text: exact, where its text has "�" for half a character.
 TokenBytes = Callable[[int], bytes]
+
+
+def finite(logprob: float) -> float:
+    """A logprob as JSON can hold it."""
+    return max(logprob, MIN_LOGPROB)
 
 
 def token_text(token_id: int, entry: Logprob, as_ids: bool) -> str:
@@ -55,7 +60,7 @@ def chat_logprobs(
 
     def entry(token_id: int, candidate: Logprob) -> TokenLogprob:
         text = token_text(token_id, candidate, as_ids)
-        return TokenLogprob(text, max(candidate.logprob, MIN_LOGPROB), list(bytes_of(token_id)))
+        return TokenLogprob(text, finite(candidate.logprob), list(bytes_of(token_id)))
 
     content = []
     for token_id, candidates in zip(token_ids, positions, strict=True):
@@ -89,10 +94,10 @@ def completion_logprobs(
         else:
             own = candidates[token_id]
             text = token_text(token_id, own, as_ids)
-            out.token_logprobs.append(max(own.logprob, MIN_LOGPROB))
+            out.token_logprobs.append(finite(own.logprob))
             ranked = by_rank(candidates, top)
             out.top_logprobs.append(
-                {token_text(i, e, as_ids): max(e.logprob, MIN_LOGPROB) for i, e in ranked}
+                {token_text(i, e, as_ids): finite(e.logprob) for i, e in ranked}
             )
         out.tokens.append(text)
         out.text_offset.append(offset)
@@ -110,7 +115,7 @@ def prompt_logprobs(
         None
         if candidates is None
         else {
-            i: PromptLogprob(max(e.logprob, MIN_LOGPROB), e.rank, e.decoded_token)
+            i: PromptLogprob(finite(e.logprob), e.rank, e.decoded_token)
             for i, e in candidates.items()
         }
         for candidates in positions

@@ -98,17 +98,12 @@ async def start(
     ctx.admit()
     _log(ctx.server, request_id, prompt, params)
     ids = prompt if isinstance(prompt, list) else None
-    keep_left = request.truncation_side == "right" and params.truncate_prompt_tokens is not None
     params = _limited(ctx, params)
     _check_bad_words(ctx, params)
     if isinstance(prompt, str) and len(prompt) >= LONG_TEXT and ctx.tokenizer is not None:
         if params.truncate_prompt_tokens is None:
             _check_length(ctx, prompt)
         ids = await asyncio.to_thread(ctx.tokenizer.encode, prompt, add_special_tokens)
-    elif isinstance(prompt, str) and keep_left and ctx.tokenizer is not None:
-        ids = ctx.tokenizer.encode(prompt, add_special_tokens)
-    if ids is not None and keep_left:
-        ids, params = _cut_right(ids, params, ctx.engine.limits.max_model_len)
     form: dict[str, Any] = {} if ids is None else {"prompt_token_ids": ids}
     if isinstance(prompt, str):
         form["prompt"] = prompt
@@ -120,6 +115,7 @@ async def start(
         request_id,
         priority=request.priority,
         add_special_tokens=add_special_tokens,
+        truncation_side=request.truncation_side or "left",
     )
     if ctx.output_log is not None:
         ctx.output_log.follow(stream.state)
@@ -147,22 +143,6 @@ def _check_bad_words(ctx: Context, params: SamplingParams) -> None:
             f"bad_words are limited to {ctx.caps.bad_words_tokens} tokens in all, got {total}.",
             field="bad_words",
         )
-
-
-def _cut_right(
-    ids: list[int], params: SamplingParams, length: int
-) -> tuple[list[int], SamplingParams]:
-    """Keep the first `truncate_prompt_tokens` (the engine client keeps the last)."""
-    keep = params.truncate_prompt_tokens
-    assert keep is not None
-    if keep > length:
-        raise InvalidRequest(
-            f"truncate_prompt_tokens={keep} cannot be greater than the model's maximum "
-            f"context length of {length} tokens.",
-            field="truncate_prompt_tokens",
-        )
-    room = max(length - (params.max_tokens or 1), 1) if keep == -1 else keep
-    return ids[:room], msgspec.structs.replace(params, truncate_prompt_tokens=None)
 
 
 def _limited(ctx: Context, params: SamplingParams) -> SamplingParams:

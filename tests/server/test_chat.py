@@ -384,6 +384,9 @@ def test_long_and_truncated_prompts(served: Served) -> None:
         )
         ids = memoryview(served.engine.seen[0].prompt_token_ids).cast("i").tolist()
         assert ids == full[want]
+    body = {"messages": [{"role": "user", "content": text * 9}], "truncate_prompt_tokens": -1}
+    usage = served.post("/v1/chat/completions", body).json()["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (LIMITS.max_model_len - 1, 1)
 
 
 def test_special_characters_survive(served: Served) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 
 from galley.errors import InvalidRequest, Unsupported
+from galley.validation import locate
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,6 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-_AT = re.compile(r" - at `(?:key` in `)?\$(?P<path>[^`]*)`$")
 
 
 @dataclass(frozen=True)
@@ -141,12 +140,11 @@ def explain(message: str) -> tuple[str, str | None]:
     if missing:
         field = f"{missing[2] or ''}.{missing[1]}".lstrip(".")
         return f"{field}: Field required.", field
-    at = _AT.search(message)
-    if at is None:
+    what, path = locate(message)
+    if path is None:
         return f"The request body must be a JSON object: {message}.", None
-    path = at["path"].lstrip(".")
     field = path.replace("[...]", "")
-    return f"{field}: {message[: at.start()]}.", re.split(r"[.\[]", field)[0] or None
+    return f"{field}: {what}.", re.split(r"[.\[]", field)[0] or None
 
 
 class StreamOptions(msgspec.Struct):
