@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from galley.config.server import ServerConfig
 from galley.errors import Overloaded
+from galley.messages import Outputs
+from galley.request import FinishReason, Request, SamplingParams
 from galley.server.admission import Admission
 from galley.server.shared_counts import SharedCounts
 from tests.server.served import Served, serve
@@ -107,3 +110,24 @@ def test_limits_hold_over_all_servers(tmp_path: Path) -> None:
     dead._words[dead._own] = gone.pid
     admission.check()
     assert mine.of_others() == (0, 0)
+
+
+def test_other_servers_hear_of_first_tokens_and_of_ends(tmp_path: Path) -> None:
+    mine, other = (SharedCounts(tmp_path / "counts", i) for i in (0, 1))
+    admission = Admission(9, 99, shared=mine)
+    request = Request(
+        handle=7,
+        request_id="r",
+        prompt_token_ids=array("i", [1, 2, 3]).tobytes(),
+        sampling=SamplingParams(),
+        max_total_tokens=9,
+        eos_token_ids=(),
+    )
+    admission.added(request, 0, 1)
+    assert other.of_others() == (1, 3)
+    outputs = Outputs(step=1, epoch=1, engine_index=0, timestamp=0.0)
+    outputs.handles = array("q", [7]).tobytes()
+    admission.outputs(outputs)
+    assert other.of_others() == (1, 0)
+    admission.finished(7, FinishReason.STOP, 1)
+    assert other.of_others() == (0, 0)

@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from galley.frontend.input_processor import Limits
-from tests.server.served import MODEL, Served, serve, tokenizer
+from tests.server.served import MODEL, Served
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -23,13 +22,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def send(
-    served: Served, path: str, body: dict[str, Any], receive_buffer: int | None = None
-) -> socket.socket:
+def send(served: Served, path: str, body: dict[str, Any]) -> socket.socket:
     content = msgspec.json.encode({"model": MODEL, **body})
     sock = socket.socket()
-    if receive_buffer is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.settimeout(60)
     sock.connect(("127.0.0.1", served.port))
     sock.sendall(
@@ -99,22 +94,22 @@ def test_two_hundred_that_gave_up_do_not_delay_the_next(served: Served) -> None:
     assert len(engine.aborted) == 200
 
 
-def test_a_slow_reader_costs_no_memory_and_loses_nothing() -> None:
-    """Deltas are merged while the client does not read."""
-    count = 150_000
-    limits = Limits(vocab_size=49152, max_model_len=200_000, eos_token_ids=(2,))
-    with serve(limits=limits, script=lambda request: [504] * count) as served:
-        body = {"prompt": "hi", "max_tokens": count + 5, "stream": True}
-        sock = send(served, "/v1/completions", body, receive_buffer=4096)
-        wait_for(lambda: served.engine.num_unfinished == 0 and len(served.engine.seen) == 1)
-        received = bytearray()
-        while not received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
-            part = sock.recv(1 << 20)
-            assert part
-            received += part
-        sock.close()
-    assert received.count(b"data: {") < count / 2, "deltas were not merged"
-    assert received.count(tokenizer().decode_token(504).encode()) >= count
+def test_a_client_that_leaves_is_no_success(endless: Served) -> None:
+    """In the HTTP metrics; with 499, whoever its requests were for."""
+    handler = 'handler="/v1/completions",method="POST"'
+
+    def count(status: str) -> float:
+        try:
+            return endless.metric(f'http_requests_total{{{handler},status="{status}"}}')
+        except KeyError:
+            return 0.0
+
+    before = count("2xx"), count("4xx")
+    sock = send(endless, "/v1/completions", {"prompt": "hi", "max_tokens": 100})
+    wait_for(lambda: endless.engine.num_unfinished == 1)
+    sock.close()
+    wait_for(lambda: count("4xx") == before[1] + 1)
+    assert count("2xx") == before[0]
 
 
 def test_requests_on_one_connection_follow_each_other(served: Served) -> None:

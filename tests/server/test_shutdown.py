@@ -106,6 +106,18 @@ async def refuse(request: Any, call_next: Any) -> Any:
     return await call_next(request)
 
 
+def test_a_request_that_fails_is_under_way_no_more() -> None:
+    """Else a drain would wait for it until its time is over."""
+
+    def broken(request: Any) -> list[int]:
+        raise RuntimeError("a defect of the server")
+
+    config = ServerConfig(enable_server_load_tracking=True)
+    with serve(config, script=broken) as served:
+        assert served.post("/v1/completions", BODY).status_code == 500
+        assert served.get("/load").json() == {"server_load": 0}
+
+
 def test_middleware_of_the_user() -> None:
     names = (f"{__name__}.Stamp", f"{__name__}.refuse")
     with serve(ServerConfig(middleware=names)) as served:

@@ -129,12 +129,28 @@ def test_many_streams_at_once_do_not_mix() -> None:
         assert found == texts
 
 
-def test_pipelined_requests_after_a_stream(served: Served) -> None:
-    """A connection is reusable after parts have gone past the application's layers."""
+def test_a_connection_is_reused_after_a_stream(served: Served) -> None:
+    """Also one whose parts have gone past the application's layers; nothing of them is kept."""
     with httpx.Client(base_url=served.url) as client:
         for _ in range(3):
             assert client.post("/v1/completions", json=BODY).text.endswith("[DONE]\n\n")
         assert client.get("/health").status_code == 200
+        connections = served.call(lambda: list(served.listener.server_state.connections))
+        assert len(connections) >= 1
+        assert not any(connection._sinks for connection in connections)
+
+
+def test_pipelined_requests_are_answered_one_after_another(served: Served) -> None:
+    """Streams among them: all are sent before the first answer is read."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as sock:
+        for _ in range(3):
+            ask(sock, BODY)
+        received = b""
+        while received.count(b"0\r\n\r\n") < 3:
+            received += sock.recv(1 << 16)
+    first, second, third = received.split(b"HTTP/1.1 200 OK")[1:]
+    for answer in (first, second, third):
+        assert answer.count(b"data: [DONE]") == 1
 
 
 def test_a_client_that_sends_no_head_is_let_go() -> None:

@@ -19,6 +19,7 @@ from galley.config.resolve import from_kwargs
 from galley.errors import ConfigError
 from galley.observability.tracing import RequestTracer, open_tracer
 from tests.server.served import MODEL, Served, serve
+from tests.server.test_disconnect import send, wait_for
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BODY: dict[str, Any] = {"prompt": "hi", "max_tokens": 5, "temperature": 0.5, "top_p": 0.9}
@@ -145,9 +146,16 @@ def test_failures_and_aborts_have_spans_too(collector: tuple[Collector, str, str
     with traced(endpoint, tracer) as served:
         served.engine.failure = "it broke"
         assert served.post("/v1/completions", BODY).status_code == 500
+        served.engine.failure = None
+        served.engine.hold = True
+        sock = send(served, "/v1/completions", BODY)
+        wait_for(lambda: served.engine.num_unfinished == 1)
+        sock.close()
+        wait_for(lambda: served.engine.num_unfinished == 0)
     tracer.shutdown()
-    [span] = found.spans
-    assert span.status.code == 2
+    failed, aborted = found.spans
+    assert failed.status.code == 2
+    assert aborted.status.code != 2
 
 
 def test_a_collector_that_is_away_disturbs_nobody() -> None:

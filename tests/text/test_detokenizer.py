@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import decoders, models, pre_tokenizers
 
 from galley.loader.source import default_model
 from galley.request import SamplingParams
 from galley.text import TextStream, Tokenizer, load_tokenizer
+from galley.text.pieces import piece_rule
 from tests.text.vocabularies import (
     SAMPLES,
     byte_level_keys,
@@ -182,6 +183,38 @@ def test_a_window_flushes_what_stays_broken(tmp_path: Path) -> None:
     assert "".join(shown) == "a" + "�" * 10
     assert "�" in "".join(shown[:-1])
     assert run(tokenizer.stream([], SamplingParams()), [0]) == ["", "�"]
+
+
+def test_a_window_shows_a_character_when_its_last_byte_is_there(tmp_path: Path) -> None:
+    """And nothing of it before, though it takes as many tokens as a character has bytes."""
+    chars = ["ð", "Ł", "¤", "Ĺ", "a"]
+    library = LibraryTokenizer(models.BPE(vocab={c: i for i, c in enumerate(chars)}, merges=[]))
+    library.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("zz", "z")])
+    library.save(str(tmp_path / "tokenizer.json"))
+    stream = load_tokenizer(tmp_path).stream([], SamplingParams())
+    assert run(stream, [4, 0, 1, 2, 3, 0, 1, 2, 3]) == ["a", *("", "", "", "🤗") * 2, ""]
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_table"),
+    [
+        ([decoders.Replace("▁", " ")], True),
+        ([decoders.Replace(Regex("▁"), " ")], False),
+        ([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)], True),
+        ([decoders.Replace("▁", " "), decoders.Strip(" ", 0, 1)], False),
+        ([decoders.Replace("▁", " "), decoders.Strip("x", 1, 0)], False),
+    ],
+)
+def test_only_a_known_decoder_is_a_table_of_bytes(
+    pieces: Tokenizer, steps: list[decoders.Decoder], is_table: bool
+) -> None:
+    replace, *rest = steps
+    chain = [replace, decoders.ByteFallback(), decoders.Fuse(), *rest]
+    rule = piece_rule(decoders.Sequence(chain))
+    assert (rule is not None) == is_table
+    if rule is not None:
+        to_bytes, strips = rule
+        assert (to_bytes("▁a"), to_bytes("<0xF0>"), strips) == (b" a", b"\xf0", bool(rest))
 
 
 # ---------------------------------------------------------------------------- stop strings
