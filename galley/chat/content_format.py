@@ -1,4 +1,4 @@
-"""Whether a template wants content as one text or as a list of parts."""
+"""Detects whether a template reads content as one text or as a list of parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages as clients send them → messages as templates expect them. Knows no template."""
+"""Converts messages from the APIs' form to the form that templates expect. Knows no template."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def prepare(messages: list[Message], content_format: ContentFormat) -> list[Mess
     """Checked copies for a template; nothing of the caller's is changed.
 
     Content is one text ("string": parts joined by line feeds) or a list of text parts ("openai").
-    Arguments of tool calls, which the API spells as JSON text, become objects (an empty one where
-    a model has written something else: a talk must be able to go on after that), and reasoning is
-    given under every name that templates read.
+    Arguments of tool calls, which the API spells as JSON text, become objects (an empty one if
+    the model has written invalid JSON, so that the conversation can continue), and reasoning is
+    set under every name that templates read.
 
     Raises:
         InvalidRequest: not a list of messages; names the place ("messages[2].content[0]").
@@ -117,8 +117,8 @@ def _object(arguments: Any) -> dict[str, Any]:
 
 
 def developer_as_system(messages: list[Message], content_format: ContentFormat) -> list[Message]:
-    """Prepared messages for a template that knows no developer: their turns and the system's are
-    one system turn, at the start, where templates look for it.
+    """Prepared messages for a template that does not know developers: their turns and the system's
+    become one system turn at the start, where templates expect it.
     """
     if all(message["role"] != "developer" for message in messages):
         return messages

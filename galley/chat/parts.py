@@ -63,7 +63,7 @@ class AssistantParser(Protocol):
         ...
 
     def finish(self) -> list[Part]:
-        """What was held back, at the end of the text."""
+        """Parts that were held back, at the end of the text."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""A model's tokenizer by the names that scripts know from transformers.
+"""A model's tokenizer with the interface of transformers.
 
-`LLM.get_tokenizer` gives it to users; nothing in Galley needs it. It is no transformers object:
-it makes lists of ids and texts, not tensors.
+`LLM.get_tokenizer` returns it; nothing in Galley uses it. It returns lists of ids and texts, not
+tensors.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Encoding(dict[str, Any]):
 
 
 class ChatTokenizer:
-    """See the module.
+    """A tokenizer with a chat template.
 
     Args:
-        plain: Galley's own.
+        plain: Galley's own tokenizer.
         chat_template: wins over the model's: a file, or the template itself.
     """
 
@@ -41,7 +41,7 @@ class ChatTokenizer:
 
     def __init__(self, plain: Tokenizer, chat_template: str | None = None) -> None:
         self.plain = plain
-        self._given = chat_template
+        self._chat_template = chat_template
         self.bos_token, self.bos_token_id = plain.bos_token, plain.bos_token_id
         self.eos_token, self.eos_token_id = plain.eos_token, plain.eos_token_id
         self.unk_token, self.unk_token_id = plain.unk_token, self._id(plain.unk_token)
@@ -56,7 +56,7 @@ class ChatTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        return self._given or self.plain.chat_templates.get("default")
+        return self._chat_template or self.plain.chat_templates.get("default")
 
     # ------------------------------------------------------------------ text and ids
 
@@ -156,7 +156,7 @@ class ChatTokenizer:
 
     @cached_property
     def _renderer(self) -> ChatRenderer:
-        made = ChatRenderer.of(self.plain, self._given)
-        if made is None:
+        renderer = ChatRenderer.of(self.plain, self._chat_template)
+        if renderer is None:
             raise Unsupported("this model has no chat template.", field="conversation")
-        return made
+        return renderer

@@ -1,7 +1,7 @@
-"""Limits on what may be in flight: --max-num-queued-reqs and --max-num-queued-tokens.
+"""Limits on requests in flight: --max-num-queued-reqs and --max-num-queued-tokens.
 
-Counted over all API servers. Each watches its own requests as an observer of its engine client;
-what the others have in flight is in shared memory.
+Counted over all API servers. Each counts its own requests as an observer of its engine client and
+reads the counts of the others from shared memory.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from galley.server.shared_counts import SharedCounts
 
 
 class Admission:
-    """A `RequestObserver` that tells whether one more request may come in.
+    """A `RequestObserver` that decides whether one more request may be admitted.
 
     Args:
         max_requests: sequences in flight, waiting or running; None: no limit.
         max_tokens: prompt tokens of those whose first token has not come; None: no limit.
-        rejected: called with the name of the limit that turned a request away.
-        shared: where other API servers count.
+        rejected: called with the name of the limit that rejected a request.
+        shared: counts of the other API servers.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Admission:
             raise Overloaded(limit[1])
 
     def _limit_reached(self) -> tuple[str, str] | None:
-        """The name of a limit, and a sentence."""
+        """The name of a limit that is reached, and a message."""
         requests, tokens = self._shared.of_others() if self._shared else (0, 0)
         requests += len(self._in_flight)
         tokens += self._num_tokens
@@ -67,9 +67,9 @@ class Admission:
             )
         return None
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         if self._shared is not None:
-            self._shared.tell(len(self._in_flight), self._num_tokens)
+            self._shared.publish(len(self._in_flight), self._num_tokens)
 
     # ------------------------------------------------------------------ RequestObserver
 
@@ -82,15 +82,15 @@ class Admission:
             # The others of the n share its prompt.
             self._prefill[request.handle] = len(request.prompt_token_ids) // 4
             self._num_tokens += self._prefill[request.handle]
-        self._tell()
+        self._publish()
 
     def outputs(self, message: Outputs) -> None:
         if self._prefill and message.handles:
             for handle in self._prefill.keys() & set(memoryview(message.handles).cast("q")):
                 self._num_tokens -= self._prefill.pop(handle)
-            self._tell()
+            self._publish()
 
     def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
         self._in_flight.discard(handle)
         self._num_tokens -= self._prefill.pop(handle, 0)
-        self._tell()
+        self._publish()

@@ -15,9 +15,9 @@ from galley.server.protocol.generation import GenerationFields
 from galley.server.sampling import Prompt
 from galley.server.stream import OutputStream, collect, start_all
 
-#: Fields that the search does not heed, and what they must be.
-_UNHEEDED = GenerationFields()
-_NAMES = (
+#: Fields that beam search does not support, and their neutral values.
+_NEUTRAL = GenerationFields()
+_UNSUPPORTED = (
     *("stream", "echo", "stop", "stop_token_ids", "min_tokens", "logit_bias", "allowed_token_ids"),
     *("bad_words", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("prompt_logprobs", "truncate_prompt_tokens", "top_p", "top_k", "min_p"),
@@ -33,7 +33,7 @@ async def search_all(
     max_tokens: int | None,
     add_special_tokens: bool,
 ) -> list[RequestOutput]:
-    """Each prompt's answers, all prompts side by side. Raises InvalidRequest."""
+    """The answers of each prompt; all prompts are searched concurrently. Raises InvalidRequest."""
     tasks = [
         asyncio.ensure_future(
             search(
@@ -63,10 +63,10 @@ async def search(
     """The `n` most likely answers.
 
     Raises:
-        InvalidRequest: a field that the search does not heed, or cannot fulfil; names it.
+        InvalidRequest: an unsupported field, or a value out of range; names it.
     """
-    for field in _NAMES:
-        value, neutral = getattr(request, field), getattr(_UNHEEDED, field)
+    for field in _UNSUPPORTED:
+        value, neutral = getattr(request, field), getattr(_NEUTRAL, field)
         if value != neutral and value not in (None, [], {}):
             raise InvalidRequest(f"{field} is not available with beam search.", field=field)
     ctx.admit()

@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 class Certificates:
-    """The TLS files of a server, looked at now and then.
+    """The TLS files of a server, checked periodically.
 
     Args:
-        context: which connections are made with; it holds the files as they are now.
+        context: of new connections; it has loaded the present files.
     """
 
     def __init__(self, context: ssl.SSLContext, server: ServerConfig) -> None:
@@ -25,14 +25,14 @@ class Certificates:
         self._authorities = server.ssl_ca_certs
         self._seen = self._stamps()
 
-    def look(self) -> None:
-        """Load what has changed. Files that cannot be used are logged, and the old ones stay."""
+    def reload_if_changed(self) -> None:
+        """Load replaced files. Unusable files are logged, and the old ones stay."""
         stamps = self._stamps()
         if stamps == self._seen:
             return
         self._seen = stamps
         try:
-            # A chain without its key would spoil the context: another one is tried first.
+            # A chain without its key would break the context, so another one is tried first.
             for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._context):
                 context.load_cert_chain(*self._chain)
                 if self._authorities is not None:
@@ -43,7 +43,7 @@ class Certificates:
             logger.info("TLS files have changed: new connections get them.")
 
     def _stamps(self) -> list[tuple[int, int, int]]:
-        """What tells that a file has been replaced; zeros for one that is not there just now."""
+        """(inode, size, time of change) of each file; zeros for a missing one."""
         stamps = []
         for name in (*self._chain, self._authorities):
             try:

@@ -1,6 +1,6 @@
-"""Answers of /v1/chat/completions: whole, and as events.
+"""Builds answers of /v1/chat/completions, whole and as events.
 
-Knows the shapes that clients read; it knows neither HTTP nor how a request was made.
+Knows the wire format; it knows neither HTTP nor how a request was made.
 """
 
 from __future__ import annotations
@@ -46,16 +46,14 @@ _PLAIN_END = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
 @dataclass(frozen=True, slots=True)
 class AnswerRole:
-    """Who answers a conversation: the role of the answer's messages, and the text that goes before
-    each choice's own.
-    """
+    """The role of an answer's messages, and the text that is put before each choice's own."""
 
     role: str
     echo: str = ""
 
 
 class ChatResponseBuilder:
-    """One answer in the making: to a conversation or, unstreamed, to several.
+    """Builds one answer to a conversation or, unstreamed, to several.
 
     Choices are numbered over all conversations: choice j of conversation i is i * n + j.
 
@@ -65,7 +63,7 @@ class ChatResponseBuilder:
         parsers: of the choices' texts by number; None: the text is the content.
         prompt_text: the rendered prompt, where the request asks for it.
         as_ids: write `token_id:N` for token texts in logprobs.
-        force_usage: a stream tells its usage unasked.
+        force_usage: a stream reports usage without being asked.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class ChatResponseBuilder:
             self._usage.add(i, output)
             role = self._roles[i]
             choices += [self._choice(i * self._n + c.index, c, role) for c in output.outputs]
-        # What is told of the prompt has room for one.
+        # Prompt fields are only returned for a single prompt.
         [only] = outputs if len(outputs) == 1 else [None]
         ids = only.prompt_token_ids if only and self._request.return_token_ids else None
         return to_json(
@@ -160,7 +158,7 @@ class ChatResponseBuilder:
         )
 
     def _parts(self, index: int, choice: CompletionOutput) -> list[Part]:
-        """What is new in a choice, in parts; all that is left once it has ended."""
+        """The new parts of a choice; all that are left once it has ended."""
         assert self._parsers is not None
         parser = self._parsers[index]
         parts = parser.push(choice.text, choice.token_ids)
@@ -183,7 +181,7 @@ class ChatResponseBuilder:
     # ------------------------------------------------------------------ events
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
-        """Events for the news in `output` (one prompt: `index` is 0)."""
+        """Events for what is new in `output` (one prompt: `index` is 0)."""
         self._usage.add(index, output)
         events = [] if self._begun else self._begin(output)
         plain = self._plain
@@ -233,8 +231,9 @@ class ChatResponseBuilder:
             delta: dict[str, Any] = {"content": choice.text}
         else:
             delta = _delta_of(self._parts(choice.index, choice))
-            told = choice.finish_reason or self._request.logprobs or self._request.return_token_ids
-            if not delta and not told:
+            request = self._request
+            extras = choice.finish_reason or request.logprobs or request.return_token_ids
+            if not delta and not extras:
                 return b""
         fields = {
             "index": choice.index,

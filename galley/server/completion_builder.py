@@ -1,4 +1,4 @@
-"""Answers of /v1/completions: whole, and as events.
+"""Builds answers of /v1/completions, whole and as events.
 
 Choices are numbered over all prompts: choice j of prompt i is i * n + j.
 """
@@ -31,12 +31,12 @@ _PLAIN_END = b',"logprobs":null,"finish_reason":null}]}\n\n'
 
 
 class CompletionResponseBuilder:
-    """One answer in the making, for one prompt or several.
+    """Builds one answer to one prompt or several.
 
     Args:
         text_of: the text of a token id, and of a prompt given as token ids.
         as_ids: write `token_id:N` for token texts in logprobs.
-        force_usage: a stream tells its usage unasked.
+        force_usage: a stream reports usage without being asked.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CompletionResponseBuilder:
         self._as_ids = as_ids
         self._usage_at_end = request.include_usage or force_usage
         self._n = request.n or 1
-        #: Only the prompt is wanted; the one token that was generated to get there is not told.
+        #: Only the prompt is returned, not the one token that was generated to process it.
         self._echo_only = bool(request.echo) and request.max_tokens == 0
         self._prefix = head.chunk_prefix("text_completion")
         self._plain = not (
@@ -112,7 +112,7 @@ class CompletionResponseBuilder:
     def _content(
         self, index: int, choice: CompletionOutput, output: RequestOutput
     ) -> tuple[str, CompletionLogprobs | None]:
-        """Text and logprobs of a choice's news; an echo goes before its first."""
+        """New text and logprobs of a choice; an echo precedes the first."""
         text = "" if self._echo_only else choice.text
         token_ids = self._token_ids(choice)
         positions: list[Candidates | None] = []
@@ -143,7 +143,7 @@ class CompletionResponseBuilder:
     # ------------------------------------------------------------------ events
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
-        """Events for the news in `output` of prompt `index`."""
+        """Events for what is new in `output` of prompt `index`."""
         self._usage.add(index, output)
         events = []
         for choice in output.outputs:
@@ -160,7 +160,7 @@ class CompletionResponseBuilder:
         return self._around(index * self._n) if self._plain else None
 
     def _around(self, number: int) -> tuple[bytes, bytes]:
-        """What a plain event of a choice has before and after its text."""
+        """Bytes of a plain event of a choice before and after its text."""
         return self._prefix + b'{"index":%d,"text":' % number, _PLAIN_END
 
     def last(self) -> bytes:

@@ -1,4 +1,4 @@
-"""What every route is built from: the parts, handed in once, and the few things all routes ask."""
+"""The parts that routes are built from, and what all routes need of them."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from galley.text import Tokenizer
 
 
-#: Key of a request's scope: the id that was made for it, and that a header tells.
+#: Key of a request's scope: the id that was made for it and is sent in a header.
 NEW_ID = "galley.request_id"
 
 
 @dataclass(slots=True)
-class Load:
-    """Requests under way, and whether new ones are still let in."""
+class InFlight:
+    """The number of POST requests in flight, and whether new ones are refused."""
 
     count: int = 0
     draining: bool = False
@@ -61,15 +61,15 @@ class Context:
             model has no chat template.
         defaults: sampling defaults of the model, by `SamplingParams` field.
         metrics: the text of /metrics and its content type.
-        root: the model's path or hub name, as /v1/models tells it.
+        root: the model's path or hub name, shown by /v1/models.
         store_responses: keep responses for retrieval (VLLM_ENABLE_RESPONSES_API_STORE).
-        admit: raises Overloaded while a limit on what is in flight is reached.
-        dev_mode: serve what must not be served in production (VLLM_SERVER_DEV_MODE).
+        admit: raises Overloaded while a limit on requests in flight is reached.
+        dev_mode: serve routes that must not be open in production (VLLM_SERVER_DEV_MODE).
         output_log: of answers (--enable-log-outputs).
-        slept: told the level of a sleep that has begun, or None: the engines are awake again.
+        on_sleep: called with the level of a sleep that has begun, and with None at wake-up.
         sleep_metrics: of the routes that put engines to sleep.
         template_thread: waits for the process that renders requests' templates.
-        any_model_name: serve whatever name a request gives (VLLM_SKIP_MODEL_NAME_VALIDATION).
+        any_model_name: accept any model name in a request (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
     engine: EngineClient
@@ -87,9 +87,9 @@ class Context:
     store_responses: bool = False
     dev_mode: bool = False
     output_log: OutputLog | None = None
-    slept: Callable[[int | None], None] = lambda level: None
+    on_sleep: Callable[[int | None], None] = lambda level: None
     sleep_metrics: SleepMetrics | None = None
-    load: Load = field(default_factory=Load)
+    load: InFlight = field(default_factory=InFlight)
     relay: Relay = field(default_factory=Relay)
     template_thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "chat-template")
@@ -100,13 +100,13 @@ class Context:
     def model_names(self) -> tuple[str, ...]:
         return self.config.model.served_model_name
 
-    def model_name(self, asked: str | None) -> str:
+    def model_name(self, requested: str | None) -> str:
         """The name to answer under. Raises NotFound for a model that is not served."""
-        if not asked:
+        if not requested:
             return self.model_names[0]
-        if asked not in self.model_names and not self.any_model_name:
-            raise NotFound(f"The model `{asked:.200}` does not exist.", field="model")
-        return asked
+        if requested not in self.model_names and not self.any_model_name:
+            raise NotFound(f"The model `{requested:.200}` does not exist.", field="model")
+        return requested
 
     @property
     def max_tokens_cap(self) -> int | None:
@@ -127,9 +127,9 @@ class Context:
             raise InvalidRequest("No tokenizer is loaded (--skip-tokenizer-init).")
         return self.tokenizer
 
-    def token_ids_for_texts(self, asked: bool | None) -> bool:
-        """Whether logprobs name tokens by id, by the request's word or the server's."""
-        return self.server.return_tokens_as_token_ids if asked is None else asked
+    def token_ids_for_texts(self, requested: bool | None) -> bool:
+        """Whether logprobs name tokens by id; the request's setting wins over the server's."""
+        return self.server.return_tokens_as_token_ids if requested is None else requested
 
     async def body(self, request: Request) -> bytes:
         """The request's body, which must be JSON. Raises ClientError, ClientDisconnected."""
@@ -141,10 +141,10 @@ class Context:
 
     def events(self, streams: Sequence[OutputStream], answer: EventEncoder) -> EventResponse:
         """The answer of `streams` as events."""
-        # Middleware of others may hold parts back: nothing may overtake them then. And who logs
-        # answers wants all of them to pass where they are kept.
-        passing = self.server.middleware or self.output_log is not None
-        relay = None if passing else self.relay
+        # User middleware may hold parts back, so nothing may overtake them; the log of answers
+        # needs all of the text.
+        slow_path_only = self.server.middleware or self.output_log is not None
+        relay = None if slow_path_only else self.relay
         return EventResponse(relay, streams, answer, self.server.sse_keep_alive_interval)
 
     def parser_of(self, prompt: str) -> AssistantParser | None:
@@ -156,7 +156,7 @@ class Context:
         return [] if self.parser is None else [self.parser(prompt) for _ in range(n)]
 
     def usage_counter(self, count_generated: bool = True) -> UsageCounter:
-        """The count of an answer's tokens; see there."""
+        """Counts the tokens of an answer."""
         server = self.server
         return UsageCounter(
             server.enable_prompt_tokens_details, count_generated, server.enable_per_request_metrics
@@ -174,22 +174,22 @@ class Context:
         return digest if mode == "hash" else f"galley-{__version__}-{digest}"
 
 
-def request_id(request: Request, prefix: str, given: str | None, longest: int) -> str:
+def request_id(request: Request, prefix: str, body_id: str | None, max_length: int) -> str:
     """The id of an answer: the client's X-Request-Id, its `request_id`, or a new one."""
-    own = request.headers.get("x-request-id") or given
+    own = request.headers.get("x-request-id") or body_id
     own = own or request.scope.get(NEW_ID) or uuid.uuid4().hex
-    if len(own) > longest:
+    if len(own) > max_length:
         raise InvalidRequest(
-            f"X-Request-Id is limited to {longest} characters.", field="X-Request-Id"
+            f"X-Request-Id is limited to {max_length} characters.", field="X-Request-Id"
         )
     return f"{prefix}-{own}"
 
 
 def apply_priority_header(raw: Request, request: SamplingFields) -> None:
-    """Let an X-Vllm-Priority header win over `request.priority`; one that is no number is none."""
-    given = raw.headers.get("x-vllm-priority", "")
-    if re.fullmatch(r"[+-]?\d{1,18}", given.strip(), re.ASCII):
-        request.priority = int(given)
+    """Set `request.priority` from the X-Vllm-Priority header; one that is no number is ignored."""
+    value = raw.headers.get("x-vllm-priority", "")
+    if re.fullmatch(r"[+-]?\d{1,18}", value.strip(), re.ASCII):
+        request.priority = int(value)
 
 
 async def read_json_body(request: Request, limit: int) -> bytes:

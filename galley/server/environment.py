@@ -14,7 +14,7 @@ from galley.server.protocol.generation import Caps
 
 @dataclass(frozen=True)
 class Environment:
-    """What the variables say.
+    """Values of the variables.
 
     Attributes:
         caps: VLLM_MAX_N_SEQUENCES, VLLM_MAX_COMPLETION_PROMPTS, VLLM_MAX_STOP_STRINGS,
@@ -36,7 +36,7 @@ class Environment:
     stats_interval: float = 10.0
 
     def apply(self, server: ServerConfig) -> ServerConfig:
-        """The configuration with what only the environment tells."""
+        """The configuration, completed by the environment."""
         if self.api_key and not server.api_key:
             return dataclasses.replace(server, api_key=(self.api_key,))
         return server

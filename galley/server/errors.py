@@ -17,7 +17,7 @@ from galley.server.router import ERROR_FORMAT
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which an overloaded server may be asked again.
+#: Seconds after which a client may retry an overloaded server.
 RETRY_AFTER = "1"
 #: nginx's "client closed request"; only the metrics see it.
 CLIENT_CLOSED = 499
@@ -80,7 +80,7 @@ def install(app: Starlette, log_stack: bool = False) -> None:
         return Response(status_code=CLIENT_CLOSED)
 
     async def on_other(request: Request, error: Exception) -> Response:
-        # The web framework logs the exception itself; its text may hold anything.
+        # The web framework logs the exception; its text may hold secrets.
         body = error_body("Internal server error.", "InternalServerError", 500)
         return json_response(body, 500)
 

@@ -1,4 +1,4 @@
-"""uvicorn, tied to this process's life: says when it serves, and ends without losing the thread."""
+"""uvicorn in this process: reports when it serves, drains and shuts down on signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from galley.server.http import limited_protocol
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that answers get to end after the engine client has ended their requests.
+#: Seconds that answers get to end after their requests were aborted.
 ABORT_GRACE = 2
 
 
@@ -30,10 +30,10 @@ class Listener(uvicorn.Server):
 
     Args:
         on_serving: called once connections are accepted.
-        drain: seconds that requests in flight get at the end, before `on_drained`.
-        on_draining: lets no new requests in.
-        is_busy: there are requests in flight.
-        on_drained: ends the requests that are still in flight.
+        drain: seconds that requests in flight get to finish, before `on_drained`.
+        on_draining: called when new requests are to be refused.
+        is_busy: whether requests are in flight.
+        on_drained: aborts the requests that are still in flight.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Listener(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """End in good order; uvicorn itself would raise the signal again when all is served."""
+        """Shut down on a signal; uvicorn's own handler would raise it again at the end."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -79,7 +79,7 @@ class Listener(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
-        """The first signal ends in good order, the second at once."""
+        """The first signal shuts down gracefully, the second at once."""
         if self.should_exit or self._draining is not None:
             self.should_exit = self.force_exit = True
         elif self._drain:
@@ -88,7 +88,7 @@ class Listener(uvicorn.Server):
             self.should_exit = True
 
     async def _wait_for_requests(self) -> None:
-        """Serve on, but let nothing in, until all is answered or the time is over."""
+        """Refuse new requests until all are answered or the time is over."""
         self._on_draining()
         loop = asyncio.get_running_loop()
         end = loop.time() + self._drain

@@ -34,8 +34,8 @@ def token_text(token_id: int, entry: Logprob, as_ids: bool) -> str:
 
 
 def by_rank(candidates: Candidates, top: int | None) -> list[tuple[int, Logprob]]:
-    """The `top` most likely candidates (-1 = all), most likely first, and the token itself; None:
-    those that were asked for by id, as they come.
+    """The `top` most likely candidates (-1 = all), most likely first, and the token itself;
+    None: those requested by id, in their order.
     """
     items = list(candidates.items())
     if top is None:
@@ -55,7 +55,7 @@ def chat_logprobs(
     bytes_of: TokenBytes,
 ) -> ChatLogprobs:
     """`choices[].logprobs` of a chat answer; `top` = 0 gives empty candidate lists, None
-    all candidates as they come.
+    all candidates in their order.
     """
 
     def entry(token_id: int, candidate: Logprob) -> TokenLogprob:
@@ -82,7 +82,7 @@ def completion_logprobs(
     """`choices[].logprobs` of a completion.
 
     Args:
-        top: candidates a position; 0 = the token alone, None = all as they come.
+        top: candidates a position; 0 = the token alone, None = all in their order.
         offset: characters of the answer before the first of these tokens.
     """
     out = CompletionLogprobs([], [], [], [])

@@ -1,6 +1,6 @@
-"""The API server process: finds tokenizer and template, speaks to the engines, serves HTTP.
+"""The API server process: loads tokenizer and template, connects to the engines, serves HTTP.
 
-Runs while the engine core loads the model beside it. Until an engine is up, /health says 503 and
+It starts while the engine core loads the model. Until an engine is up, /health answers 503 and
 requests wait in the engine client.
 """
 
@@ -51,15 +51,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which metrics are up to date where nobody asks for them here.
-CATCH_UP = 1.0
-#: Seconds between two looks at whether TLS files have been replaced.
-LOOK_AT_CERTIFICATES = 2.0
+#: Seconds between two updates of the metrics that other processes read.
+METRICS_INTERVAL = 1.0
+#: Seconds between two checks for replaced TLS files.
+CERTIFICATE_INTERVAL = 2.0
 
 
 @dataclass(frozen=True)
-class Model:
-    """What the server knows of the model: no weights."""
+class ServedModel:
+    """The model without its weights."""
 
     config: EngineConfig
     model_info: ModelInfo
@@ -90,7 +90,7 @@ def run(
     _run_loop(_serve(sock, link, load_model(config, server), server, environment))
 
 
-def load_model(config: EngineConfig, server: ServerConfig) -> Model:
+def load_model(config: EngineConfig, server: ServerConfig) -> ServedModel:
     """Tokenizer, template and facts of the model, from its files' headers."""
     source = resolve_source(config.model, config.load)
     model_info = read_model_info(source)
@@ -106,12 +106,12 @@ def load_model(config: EngineConfig, server: ServerConfig) -> Model:
     resolved = resolve(config, Machine.detect(), model_info)
     if trial is not None:
         trial()
-    return Model(resolved, model_info, source.name, tokenizer, chat)
+    return ServedModel(resolved, model_info, source.name, tokenizer, chat)
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Those who look on at the requests of this process.
+class Monitoring:
+    """The observers of this process's requests.
 
     Attributes:
         metrics: None with --disable-log-stats.
@@ -135,7 +135,7 @@ class Watch:
         self.stats_line.write()
 
 
-def watch(model: Model, server: ServerConfig, link: LauncherLink) -> Watch:
+def start_monitoring(model: ServedModel, server: ServerConfig, link: LauncherLink) -> Monitoring:
     """Raises ConfigError where tracing is asked for and cannot be."""
     registry, stats_line = new_registry(), StatsLine()
     metrics: EngineMetrics | None = None
@@ -152,8 +152,8 @@ def watch(model: Model, server: ServerConfig, link: LauncherLink) -> Watch:
         observers.append(output_log)
     admission = make_admission(server, link, None if metrics is None else metrics.rejected)
     observers.append(admission)
-    seen = BatchingObserver(Observers(*observers))
-    return Watch(registry, metrics, admission, stats_line, tracer, output_log, seen)
+    batched = BatchingObserver(Observers(*observers))
+    return Monitoring(registry, metrics, admission, stats_line, tracer, output_log, batched)
 
 
 def make_admission(
@@ -168,7 +168,7 @@ def make_admission(
 
 
 def make_client(
-    link: LauncherLink, model: Model, environment: Environment, observer: RequestObserver
+    link: LauncherLink, model: ServedModel, environment: Environment, observer: RequestObserver
 ) -> RemoteClient:
     ends = model.tokenizer.end_ids if model.tokenizer else ()
     limits = limits_of(model.config, model.model_info, environment.caps.n, ends)
@@ -180,32 +180,36 @@ def make_client(
 
 
 def make_context(
-    client: RemoteClient, model: Model, server: ServerConfig, environment: Environment, seen: Watch
+    client: RemoteClient,
+    model: ServedModel,
+    server: ServerConfig,
+    environment: Environment,
+    monitoring: Monitoring,
 ) -> Context:
     sleeping: dict[str, Any] = {}
     if environment.dev_mode:
         logger.warning(
-            "VLLM_SERVER_DEV_MODE=1: routes that anybody can stop the server with are open. "
+            "VLLM_SERVER_DEV_MODE=1: routes that can stop the server are open to anyone. "
             "Never do this in production."
         )
-        sleeping["sleep_metrics"] = SleepMetrics(seen.registry)
-        if seen.metrics is not None:
-            sleeping["slept"] = seen.metrics.sleeps
+        sleeping["sleep_metrics"] = SleepMetrics(monitoring.registry)
+        if monitoring.metrics is not None:
+            sleeping["on_sleep"] = monitoring.metrics.sleeps
     return Context(
         engine=client,
         config=model.config,
         server=server,
         tokenizer=model.tokenizer,
         chat=model.chat,
-        metrics=seen.exposition,
+        metrics=monitoring.exposition,
         defaults=default_sampling_params(model.config, model.model_info),
         caps=environment.caps,
         root=model.name,
-        admit=seen.admission.check,
+        admit=monitoring.admission.check,
         any_model_name=environment.any_model_name,
         store_responses=environment.store_responses,
         dev_mode=environment.dev_mode,
-        output_log=seen.output_log,
+        output_log=monitoring.output_log,
         **sleeping,
     )
 
@@ -213,15 +217,15 @@ def make_context(
 async def _serve(
     sock: socket.socket,
     link: LauncherLink,
-    model: Model,
+    model: ServedModel,
     server: ServerConfig,
     environment: Environment,
 ) -> None:
-    seen = watch(model, server, link)
-    client = make_client(link, model, environment, seen.observers)
+    monitoring = start_monitoring(model, server, link)
+    client = make_client(link, model, environment, monitoring.observers)
     client.start()
-    ctx = make_context(client, model, server, environment, seen)
-    app = build_app(ctx, HttpMetrics(seen.registry))
+    ctx = make_context(client, model, server, environment, monitoring)
+    app = build_app(ctx, HttpMetrics(monitoring.registry))
     http = uvicorn_config(app, server, environment.keep_alive)
     listener = Listener(
         http,
@@ -231,25 +235,27 @@ async def _serve(
         is_busy=lambda: ctx.load.count > 0 or client.num_unfinished > 0,
         on_drained=client.close,
     )
-    # What start-up has made lives as long as the process: no collection need look at it again.
+    # Objects made at start-up live as long as the process: the collector need not scan them again.
     gc.collect()
     gc.freeze()
-    upkeep = [
-        _every(environment.stats_interval, seen.write_line),
-        # Other API servers tell of what is counted here.
-        _every(CATCH_UP, seen.observers.catch_up),
+    periodic = [
+        _every(environment.stats_interval, monitoring.write_line),
+        # Other API servers serve the metrics that are counted here.
+        _every(METRICS_INTERVAL, monitoring.observers.catch_up),
     ]
     if server.enable_ssl_refresh and http.ssl is not None:
-        upkeep.append(_every(LOOK_AT_CERTIFICATES, Certificates(http.ssl, server).look))
-    tickers = [asyncio.ensure_future(work) for work in upkeep]
+        periodic.append(
+            _every(CERTIFICATE_INTERVAL, Certificates(http.ssl, server).reload_if_changed)
+        )
+    tickers = [asyncio.ensure_future(work) for work in periodic]
     try:
         await listener.serve([sock])
     finally:
         for ticker in tickers:
             ticker.cancel()
         client.close()
-        if seen.tracer is not None:
-            await asyncio.to_thread(seen.tracer.shutdown)
+        if monitoring.tracer is not None:
+            await asyncio.to_thread(monitoring.tracer.shutdown)
 
 
 def open_tracer_of(config: EngineConfig) -> RequestTracer | None:

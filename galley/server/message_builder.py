@@ -1,4 +1,4 @@
-"""Answers of Anthropic's /v1/messages: whole, as events, and as errors."""
+"""Builds answers of Anthropic's /v1/messages: whole, as events, and errors."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class MessageBuilder:
         return [*events, event("ping", {})]
 
     def _parts(self, choice: CompletionOutput) -> list[Part]:
-        """What is new in the choice, in parts; all that is left once it has ended."""
+        """The new parts of the choice; all that are left once it has ended."""
         if self._parser is None:
             return [Content(choice.text)] if choice.text else []
         parts = self._parser.push(choice.text, choice.token_ids)

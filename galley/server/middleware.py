@@ -1,4 +1,4 @@
-"""What every request passes through before a route: plain ASGI, outermost first.
+"""Middleware that every request passes before a route: plain ASGI, outermost first.
 
     RootPath → (--middleware) → HttpMetering → RequestIds → (CORS) → ApiKeys → Gate → routes
 
@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from galley.errors import GalleyError, Overloaded, Unauthorized
-from galley.server.context import NEW_ID, Load
+from galley.server.context import NEW_ID, InFlight
 from galley.server.errors import galley_response
 from galley.server.fast_stream import SINK, Sink
 from galley.server.router import ROUTE, ErrorFormat
@@ -27,11 +27,11 @@ from galley.server.router import ROUTE, ErrorFormat
 if TYPE_CHECKING:
     from galley.observability.http_metrics import HttpMetrics
 
-#: Prefixes that an API key guards.
+#: Prefixes of paths that need an API key.
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
-#: What may be sent back in a header.
+#: A request id that may be sent back in a header.
 _PLAIN = re.compile(rb"[\x21-\x7e]+")
-#: Probes and the like, which are not counted as requests.
+#: Probes, which are not counted as requests.
 UNCOUNTED = frozenset({"/metrics", "/health", "/load", "/ping", "/version", "/server_info"})
 
 
@@ -60,7 +60,7 @@ def _refusal(scope: Scope, error: GalleyError, formats: Mapping[str, ErrorFormat
 
 
 class RootPath:
-    """Tells the application under which prefix a proxy publishes it."""
+    """Sets the prefix under which a proxy publishes the application."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self.app = app
@@ -72,7 +72,7 @@ class RootPath:
 
 
 class HttpMetering:
-    """Counts requests and measures them, to the last byte of a stream."""
+    """Counts and measures requests, to the last byte of a stream."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self.app = app
@@ -123,20 +123,20 @@ class RequestIds:
         name = header(scope, b"x-request-id")
         if name is None or not _PLAIN.fullmatch(name):
             name = uuid.uuid4().hex.encode()
-            # The answer's id is then made of the id that its header tells, unless the body has one.
+            # The answer's id is then made from the id in its header, unless the body has one.
             scope[NEW_ID] = name.decode()
             scope["headers"] = [item for item in scope["headers"] if item[0] != b"x-request-id"]
 
-        async def tell(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
             await send(message)
 
-        await self.app(scope, receive, tell)
+        await self.app(scope, receive, send_with_id)
 
 
 class ApiKeys:
-    """Refuses guarded paths without one of the keys; OPTIONS is free."""
+    """Refuses guarded paths without one of the keys; OPTIONS needs none."""
 
     def __init__(
         self, app: ASGIApp, keys: Sequence[str], formats: Mapping[str, ErrorFormat]
@@ -155,10 +155,10 @@ class ApiKeys:
         await self.app(scope, receive, send)
 
     def _is_known(self, scope: Scope) -> bool:
-        """Compares with every key, in a time that tells nothing about them."""
+        """Compares with every key in constant time."""
         scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            # Where Anthropic's clients put it.
+            # Anthropic's clients send the key here.
             key = header(scope, b"x-api-key") or b""
         digest = hashlib.sha256(key.strip()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
@@ -168,7 +168,7 @@ class ApiKeys:
 class Gate:
     """Counts the POST requests under way, and lets no new ones in while the server drains."""
 
-    def __init__(self, app: ASGIApp, load: Load, formats: Mapping[str, ErrorFormat]) -> None:
+    def __init__(self, app: ASGIApp, load: InFlight, formats: Mapping[str, ErrorFormat]) -> None:
         self.app = app
         self.load = load
         self.formats = formats

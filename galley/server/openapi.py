@@ -140,12 +140,12 @@ class _Writer:
             properties["model"]["enum"] = [*self.models, "", None]
         for name, field in reader.others.items():
             if isinstance(field, NoEffect):
-                told = msgspec.json.schema(field.type)
-                told["description"] = f"Without effect: {field.why}."
+                schema_of = msgspec.json.schema(field.type)
+                schema_of["description"] = f"Without effect: {field.why}."
             else:
                 inert = [*field.inert, None, False, "", [], {}]
-                told = {"enum": inert, "description": f"Refused: {field.why}"}
-            properties[name] = told
+                schema_of = {"enum": inert, "description": f"Refused: {field.why}"}
+            properties[name] = schema_of
 
 
 def _path_parameters(path: str) -> list[Schema]:
@@ -167,7 +167,7 @@ def _query_parameters(signature: Signature) -> list[Schema]:
 
 
 def _each(types: Any) -> tuple[Any, ...]:
-    """Of a tuple its items, of one thing a tuple, of None nothing."""
+    """A tuple as it is, None as an empty one, anything else as a tuple of one."""
     return types if isinstance(types, tuple) else () if types is None else (types,)
 
 
@@ -181,7 +181,7 @@ def _answer(status: int, content: Schema) -> Schema:
 
 
 def _guard(document: Schema, prefixes: tuple[str, ...]) -> None:
-    """Say where a key is needed, and what is answered without one: as a path spells errors."""
+    """Mark the operations that need a key, with their 401 in the error format of the path."""
     error = {"application/json": {"schema": {"$ref": _REF.format(name=ErrorResponse.__name__)}}}
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():

@@ -1,4 +1,4 @@
-"""--enable-log-outputs: each answer in the log, once it is complete."""
+"""--enable-log-outputs: logs each answer once it is complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class OutputLog:
-    """A `RequestObserver` that logs what the requests it was shown have produced.
+    """A `RequestObserver` that logs the outputs of the requests it follows.
 
     Args:
         longest: most characters of an answer; None: all.
@@ -36,7 +36,7 @@ class OutputLog:
         """Nothing to log."""
 
     def added(self, request: Request, index: int, n: int) -> None:
-        """`follow` comes behind it."""
+        """`follow` is called after it."""
 
     def outputs(self, message: Outputs) -> None:
         """Answers are logged whole."""

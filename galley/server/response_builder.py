@@ -1,4 +1,4 @@
-"""What every answer of a generation has: its head, the count of its tokens, and its end."""
+"""Parts that all generation answers share: header fields, usage, and the end of a stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def error_event_and_done(error: GalleyError) -> bytes:
-    """The end of one of OpenAI's streams that has begun and cannot go on."""
+    """The end of an OpenAI stream that has begun and failed."""
     return b"data: " + error_event(error) + b"\n\n" + DONE
 
 
@@ -41,13 +41,13 @@ class ResponseHeader:
 
 
 class UsageCounter:
-    """Tokens of an answer as they come, over all its prompts and choices.
+    """Counts tokens of an answer over all its prompts and choices.
 
     Args:
-        details: whether usage tells of cached prompt tokens.
+        details: usage includes cached prompt tokens.
         count_generated: False where the generated tokens are not part of the answer (echo of a
             prompt with `max_tokens` 0).
-        timed: whether the answer tells how long its parts took.
+        timed: the answer includes the durations of its phases.
     """
 
     def __init__(self, details: bool, count_generated: bool = True, timed: bool = False) -> None:
@@ -61,7 +61,7 @@ class UsageCounter:
         self._generated = 0
 
     def add(self, index: int, output: RequestOutput) -> None:
-        """Count what `output` of prompt `index` brings: outputs are deltas, or the only one."""
+        """Count `output` of prompt `index`, which is a delta or the only output."""
         if index not in self._prompts:
             self._prompts[index] = len(output.prompt_token_ids)
             self._cached[index] = output.num_cached_tokens or 0
@@ -73,7 +73,7 @@ class UsageCounter:
             self._choices.update((index, choice.index) for choice in output.outputs)
 
     def timings(self) -> PerRequestMetrics | None:
-        """How long the parts of an answer took; there is room for one choice's alone."""
+        """Durations of the answer's phases; None for more than one choice."""
         if self._metrics is None or len(self._choices) > 1:
             return None
         return timings_of(self._metrics, self._generated)
@@ -84,7 +84,7 @@ class UsageCounter:
         return Usage(prompt, prompt + self._generated, self._generated, details)
 
     def end(self) -> bytes:
-        """What the last event of a stream tells, from its usage on."""
+        """The last event of a stream, from its usage on."""
         end: dict[str, Any] = {"usage": self.usage()}
         timings = self.timings()
         if timings is not None:
@@ -93,7 +93,7 @@ class UsageCounter:
 
 
 def timings_of(metrics: RequestMetrics, num_tokens: int) -> PerRequestMetrics:
-    """Milliseconds between the moments of a request's life; None where one was not reached."""
+    """Milliseconds of a request's phases; None for a phase that was not reached."""
     queued, scheduled = metrics.queued_time, metrics.scheduled_time
     first, last = metrics.first_token_time, metrics.last_token_time
     decode = _milliseconds(first, last)
@@ -108,5 +108,5 @@ def timings_of(metrics: RequestMetrics, num_tokens: int) -> PerRequestMetrics:
 
 
 def _milliseconds(begin: float, end: float) -> float | None:
-    """A clock that was set back counts as none."""
+    """0 if the clock was set back meanwhile."""
     return max(end - begin, 0.0) * 1000 if begin and end else None

@@ -38,7 +38,7 @@ class ResponseObjectBuilder:
         parser: of the model's text; None: it is one message.
 
     Attributes:
-        response: the answer as it is now.
+        response: the answer in its present state.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ResponseObjectBuilder:
         return b"".join(events)
 
     def _parts(self, choice: CompletionOutput, has_logprobs: bool) -> list[Part]:
-        """What is new in the choice, in parts; all that is left once it has ended."""
+        """The new parts of the choice; all that are left once it has ended."""
         if self._parser is None:
             return [Content(choice.text)] if choice.text or has_logprobs else []
         parts = self._parser.push(choice.text, choice.token_ids)

@@ -1,6 +1,6 @@
-"""Responses that outlive their request: for retrieval, for a next turn, and while in background.
+"""Stored responses: for retrieval, for a next turn, and while they run in the background.
 
-In this process's memory, and bounded: the oldest that have ended go first.
+They are in this process's memory and bounded: the oldest ones that have ended are evicted first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Record:
     """One response.
 
     Attributes:
-        messages: the conversation that it answers, instructions left out.
+        messages: the conversation that it answers, without instructions.
         events: of a streamed background response, each with its number in the list.
         task: produces the response in the background.
     """
@@ -33,7 +33,7 @@ class Record:
     _updates: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def under_way(self) -> bool:
+    def running(self) -> bool:
         return self.task is not None and not self.task.done()
 
     def add(self, events: list[bytes]) -> None:
@@ -42,20 +42,20 @@ class Record:
         self.wake()
 
     def wake(self) -> None:
-        """Those who follow look again."""
+        """Wake the followers."""
         self._updates.set()
         self._updates = asyncio.Event()
 
     async def follow(self, after: int = -1) -> AsyncGenerator[bytes, None]:
         """Events with numbers above `after`, until the last has come."""
         assert self.events is not None
-        at = after + 1
+        index = after + 1
         while True:
             updates = self._updates
-            while at < len(self.events):
-                yield self.events[at]
-                at += 1
-            if not self.under_way:
+            while index < len(self.events):
+                yield self.events[index]
+                index += 1
+            if not self.running:
                 return
             await updates.wait()
 
@@ -84,17 +84,17 @@ class ResponseStore:
         """Keep a record.
 
         Raises:
-            InvalidRequest: its id is taken.
-            Overloaded: all that is kept is under way.
+            InvalidRequest: its id is in use.
+            Overloaded: the store is full of running responses.
         """
         if record.response.id in self._records:
             raise InvalidRequest(
                 f"There is a response {record.response.id:.100} already.", field="request_id"
             )
         if len(self._records) >= self._capacity:
-            ended = next((i for i, r in self._records.items() if not r.under_way), None)
+            ended = next((i for i, r in self._records.items() if not r.running), None)
             if ended is None:
-                raise Overloaded(f"{self._capacity} responses are under way in the background.")
+                raise Overloaded(f"{self._capacity} responses are running in the background.")
             del self._records[ended]
         self._records[record.response.id] = record
 

@@ -1,4 +1,4 @@
-"""From request fields to `SamplingParams`, and the prompt in the form that the engine takes."""
+"""Request fields to `SamplingParams`, and the submission of a prompt to the engine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from galley.server.protocol.generation import GenerationFields
 
 logger = logging.getLogger(__name__)
 
-#: Texts of at least this many characters are tokenised beside the event loop: tens of thousands
-#: of tokens take as long as many steps, and other streams should not wait for them.
+#: Texts of at least this many characters are tokenised in a thread: tens of thousands of tokens
+#: take as long as many steps, and other streams must not wait for them.
 LONG_TEXT = 8192
 
 Prompt = str | list[int]
@@ -37,22 +37,22 @@ def sampling_params(
     """Raises InvalidRequest naming the first field out of range.
 
     Args:
-        defaults: used where the request is silent (the model's generation_config.json).
+        defaults: used for fields that the request leaves out (the model's generation_config.json).
     """
 
-    def given(name: str, neutral: Any) -> Any:
+    def value_of(name: str, neutral: Any) -> Any:
         value = getattr(request, name)
         return defaults.get(name, neutral) if value is None else value
 
     return SamplingParams(
         n=1 if request.n is None else request.n,
-        presence_penalty=given("presence_penalty", 0.0),
-        frequency_penalty=given("frequency_penalty", 0.0),
-        repetition_penalty=given("repetition_penalty", 1.0),
-        temperature=given("temperature", 1.0),
-        top_p=given("top_p", 1.0),
-        top_k=given("top_k", 0),
-        min_p=given("min_p", 0.0),
+        presence_penalty=value_of("presence_penalty", 0.0),
+        frequency_penalty=value_of("frequency_penalty", 0.0),
+        repetition_penalty=value_of("repetition_penalty", 1.0),
+        temperature=value_of("temperature", 1.0),
+        top_p=value_of("top_p", 1.0),
+        top_k=value_of("top_k", 0),
+        min_p=value_of("min_p", 0.0),
         seed=request.seed,
         stop=request.stop,
         stop_token_ids=request.stop_token_ids,
@@ -88,12 +88,12 @@ async def start(
     request: GenerationFields,
     add_special_tokens: bool,
 ) -> RequestStream:
-    """Hand one prompt to the engine.
+    """Submit one prompt to the engine.
 
     Raises:
         InvalidRequest, Unsupported: the request cannot be served; names the field.
-        Overloaded: too much is in flight.
-        EngineDead: there is no engine, and none will come.
+        Overloaded: too many requests are in flight.
+        EngineDead: there is no engine and none will be started.
     """
     ctx.admit()
     _log(ctx.server, request_id, prompt, params)
@@ -123,7 +123,7 @@ async def start(
 
 
 def _check_length(ctx: Context, text: str) -> None:
-    """Refuse a text that cannot fit, without the seconds that tokenising it would take."""
+    """Refuse a text that cannot fit, without tokenising it, which would take seconds."""
     length = ctx.engine.limits.max_model_len
     least = len(text) // ctx.longest_token
     if least > length:
@@ -146,26 +146,28 @@ def _check_bad_words(ctx: Context, params: SamplingParams) -> None:
 
 
 def _limited(ctx: Context, params: SamplingParams) -> SamplingParams:
-    """`params` with the maximum of the server: the model's default where a request names none, and
-    never more than the operator's (`max_new_tokens` of --override-generation-config).
+    """`params` with the server's maximum: the model's default if the request names none, and at
+    most the operator's (`max_new_tokens` of --override-generation-config).
 
     Raises InvalidRequest where `min_tokens` is above it.
     """
-    length, wanted = ctx.engine.limits.max_model_len, params.max_tokens
-    if wanted is None:
+    length, max_tokens = ctx.engine.limits.max_model_len, params.max_tokens
+    if max_tokens is None:
         default = ctx.defaults.get("max_tokens")
-        wanted = None if default is None else min(default, length)
-    if ctx.max_tokens_cap is not None and (wanted is None or wanted <= length):
-        wanted = ctx.max_tokens_cap if wanted is None else min(wanted, ctx.max_tokens_cap)
-    if wanted == params.max_tokens:
+        max_tokens = None if default is None else min(default, length)
+    if ctx.max_tokens_cap is not None and (max_tokens is None or max_tokens <= length):
+        max_tokens = (
+            ctx.max_tokens_cap if max_tokens is None else min(max_tokens, ctx.max_tokens_cap)
+        )
+    if max_tokens == params.max_tokens:
         return params
-    return msgspec.structs.replace(params, max_tokens=wanted)
+    return msgspec.structs.replace(params, max_tokens=max_tokens)
 
 
 def _log(
     server: ServerConfig, request_id: str, prompt: str | list[int], params: SamplingParams
 ) -> None:
-    """Log what a request asks, its prompt cut to `max_log_len` characters or token ids."""
+    """Log a request with its prompt cut to `max_log_len` characters or token ids."""
     if not server.enable_log_requests:
         return
     shown = prompt[: server.max_log_len]

@@ -1,9 +1,9 @@
-"""Two numbers of each of several processes, seen by all: what each has in flight.
+"""Requests and tokens in flight of several processes, in memory that all of them map.
 
     slot i   [pid][requests][tokens]     int64 each, written by one process alone
 
-A process that has died leaves its slot behind; whoever is about to turn a request away looks first
-whether those it counts are still alive.
+A process that dies leaves its slot behind. Before a request is rejected, slots of dead processes
+are cleared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIZE = 8 * _SLOTS * _FIELDS
 
 
 class SharedCounts:
-    """A process's hold on the file.
+    """The counts of one process and its view of the others'.
 
     Args:
         path: in a folder that only these processes can read.
@@ -36,10 +36,10 @@ class SharedCounts:
             os.close(fd)
         self._own = number % _SLOTS * _FIELDS
         self._words[self._own] = os.getpid()
-        self.tell(0, 0)
+        self.publish(0, 0)
 
-    def tell(self, requests: int, tokens: int) -> None:
-        """What this process has in flight now."""
+    def publish(self, requests: int, tokens: int) -> None:
+        """Set what this process has in flight."""
         self._words[self._own + 1], self._words[self._own + 2] = requests, tokens
 
     def of_others(self) -> tuple[int, int]:
@@ -52,7 +52,7 @@ class SharedCounts:
         return requests, tokens
 
     def forget_dead(self) -> None:
-        """Give up the slots of processes that are gone."""
+        """Clear the slots of dead processes."""
         for slot in range(0, _SLOTS * _FIELDS, _FIELDS):
             pid = self._words[slot]
             if pid and not is_alive(pid):

@@ -41,7 +41,7 @@ class TextStream(Protocol):
         ...
 
     def finish(self) -> str:
-        """What was held back, at the end of the sequence."""
+        """The text that was held back, at the end of the sequence."""
         ...
 
 
@@ -174,8 +174,8 @@ class StopStream:
         return self._match(text) if text else ""
 
     def finish(self) -> str:
-        """What was held back. It may complete a stop string itself (an unfinished character's
-        "�"), so ask `matched` afterwards."""
+        """The text that was held back. It may complete a stop string (by the "�" of an unfinished
+        character), so check `matched` afterwards."""
         shown = self._match(self._inner.finish())
         return shown + self._matcher.finish()
 

@@ -143,8 +143,8 @@ def _add_listed_tokens(
 ) -> None:
     """Tokens that tokenizer_config.json lists and tokenizer.json does not know as added."""
     known = tokenizer.get_added_tokens_decoder()
-    listed = fields.table("added_tokens_decoder")
-    for token_id, entry in sorted(listed.items(), key=lambda item: _number(item[0], fields)):
+    table = fields.table("added_tokens_decoder")
+    for token_id, entry in sorted(table.items(), key=lambda item: _number(item[0], fields)):
         content = _content(entry, fields, "added_tokens_decoder")
         number = _number(token_id, fields)
         if content is None or number in known:
@@ -165,10 +165,10 @@ def _add_listed_tokens(
                 f"{tokenizer.token_to_id(content)}"
             )
     extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    listed_extra = extra.values() if isinstance(extra, dict) else extra
+    extra_tokens = extra.values() if isinstance(extra, dict) else extra
     if not isinstance(extra, dict | list):
         raise fields.wrong("additional_special_tokens", "a list of tokens")
-    contents = [_content(item, fields, "additional_special_tokens") for item in listed_extra]
+    contents = [_content(item, fields, "additional_special_tokens") for item in extra_tokens]
     add_tokens(tokenizer, [content for content in contents if content], special=True)
 
 

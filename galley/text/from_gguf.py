@@ -70,8 +70,8 @@ class _Vocabulary:
         if value is None and default is not None:
             return default
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            found = "missing" if value is None else f"a {type(value).__name__}"
-            raise self.fail(f"tokenizer.ggml.{key} is {found}, but must be a {kind.__name__}")
+            actual = "missing" if value is None else f"a {type(value).__name__}"
+            raise self.fail(f"tokenizer.ggml.{key} is {actual}, but must be a {kind.__name__}")
         return value
 
     def special_id(self, name: str) -> int | None:
@@ -134,10 +134,10 @@ def byte_level_tokenizer(
 
 
 def _merge(vocabulary: _Vocabulary, text: str) -> tuple[str, str]:
-    at = text.find(" ", 1)
-    if at < 0:
+    space = text.find(" ", 1)
+    if space < 0:
         raise vocabulary.fail(f"merge {text!r} is not two tokens")
-    return text[:at], text[at + 1 :]
+    return text[:space], text[space + 1 :]
 
 
 def _sentencepiece(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:

@@ -1,4 +1,4 @@
-"""What each token adds to a text, where that does not depend on its neighbours.
+"""The text of each token, for decoders where it does not depend on neighbours.
 
 Byte-level BPE and SentencePiece decoders are concatenations: every token has its bytes, and a
 text is the bytes of its tokens read as UTF-8. Tables by token id are filled as tokens occur, so

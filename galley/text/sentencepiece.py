@@ -1,7 +1,7 @@
 """SentencePiece vocabularies: a BPE of the `tokenizers` library from pieces and scores.
 
-The same data comes in two wrappings: GGUF metadata (`tokenizer.ggml.model` = "llama") and a
-`tokenizer.model` file, whose protobuf is read here as far as it is needed.
+The same data comes in two containers: GGUF metadata (`tokenizer.ggml.model` = "llama") and a
+`tokenizer.model` file, of whose protobuf only the needed fields are read.
 """
 
 from __future__ import annotations

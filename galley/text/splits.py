@@ -1,4 +1,4 @@
-"""How byte-level BPE vocabularies cut text into words before merging, by GGUF's name.
+"""Word splits of byte-level BPE vocabularies before merging, by GGUF's name.
 
 `tokenizer.ggml.pre` names the checkpoint's pre-tokenizer; the patterns are those of the
 checkpoints' own tokenizer.json. Each pattern cuts the pieces that the one before has left.
@@ -28,7 +28,7 @@ _DEEPSEEK3 = (
 
 @dataclass(frozen=True)
 class WordSplit:
-    """How a vocabulary cuts words.
+    """The word split of a vocabulary.
 
     Attributes:
         patterns: regular expressions, in order.

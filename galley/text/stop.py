@@ -1,8 +1,8 @@
 """Stop strings in a text that arrives in pieces.
 
-What may be shown is all text but the longest suffix that is a proper prefix of a stop string; that
-suffix is held until the next piece tells. So a stop string is found wherever the pieces' borders
-fall, and nothing of it is shown too early.
+All text may be shown except the longest suffix that is a proper prefix of a stop string; that
+suffix is held back until the next piece decides. So a stop string is found wherever the pieces'
+borders fall, and no part of it is shown too early.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class StopMatcher:
         self.matched: str | None = None
 
     def push(self, text: str, armed: bool = True) -> str:
-        """What may be shown now. Nothing more comes after a match.
+        """The text that may be shown now. After a match there is none.
 
         `armed=False`: a stop string that ends inside `text` does not count (min_tokens).
         """
         if self.matched is not None or not text:
             return ""
-        known = len(self._held)
+        seen_length = len(self._held)
         text = self._held + text
         if armed:
-            found = self._first_match(text, known)
-            if found is not None:
-                end, self.matched = found
+            match = self._first_match(text, seen_length)
+            if match is not None:
+                end, self.matched = match
                 self._held = ""
                 return text[: end if self._include else end - len(self.matched)]
         keep = self._held_length(text)
@@ -55,17 +55,17 @@ class StopMatcher:
         return text[: len(text) - keep] if keep else text
 
     def finish(self) -> str:
-        """What was held back, at the end of the text."""
+        """The text that was held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str, known: int) -> tuple[int, str] | None:
-        """(end, stop) of the first stop string that ends beyond `known` characters."""
+    def _first_match(self, text: str, seen_length: int) -> tuple[int, str] | None:
+        """(end, stop) of the first stop string that ends after `seen_length` characters."""
         best: tuple[int, str] | None = None
         for stop in self._stops:
-            at = text.find(stop, max(0, known - len(stop) + 1))
-            if at >= 0 and (best is None or at + len(stop) < best[0]):
-                best = (at + len(stop), stop)
+            start = text.find(stop, max(0, seen_length - len(stop) + 1))
+            if start >= 0 and (best is None or start + len(stop) < best[0]):
+                best = (start + len(stop), stop)
         return best
 
     def _held_length(self, text: str) -> int:

@@ -1,4 +1,4 @@
-"""Text ⇄ token ids: one `Tokenizer`, whatever file its vocabulary comes from.
+"""Text ⇄ token ids: one `Tokenizer` for all vocabulary files.
 
 Knows no request and no template; the `tokenizers` library does the splitting and merging.
 """
@@ -105,7 +105,7 @@ class Tokenizer:
         return "".join(pieces) + stream.finish()
 
     def decode_token(self, token_id: int) -> str:
-        """What one token looks like inside a text, special ones included."""
+        """The text of one token inside a text, special ones included."""
         if self._pieces is None:
             return self._library.decode([token_id], skip_special_tokens=False)
         piece = self._pieces.all[token_id]

@@ -1,4 +1,4 @@
-"""Built tokenizers of the `tokenizers` library, and the door through which its errors come out."""
+"""Tokenizers of the `tokenizers` library with their checkpoint's settings, and its errors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from galley.errors import InvalidRequest, ModelError
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """A library tokenizer and what the checkpoint says beside it.
+    """A library tokenizer and what the checkpoint declares besides it.
 
     Attributes:
-        tokenizer: encodes; it is told of every special and added token.
+        tokenizer: the library's, with every special and added token.
         bos, eos, unk, pad: tokens as text, None where the checkpoint names none.
         chat_templates: name → jinja source; "default" is the plain one.
-        fim: role ("prefix", "suffix", "middle") → token id, where the checkpoint says so itself.
-        ends: ids beside `eos` at which a text or a turn ends.
+        fim: role ("prefix", "suffix", "middle") → token id, if the checkpoint declares it.
+        ends: ids besides `eos` that end a text or a turn.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -45,7 +45,7 @@ def library_errors(path: Path) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - the library raises plain Exception for bad input
         raise ModelError(f"{path}: no usable tokenizer: {error}") from None
     except BaseException as error:
-        # A panic inside the library arrives as an exception that is no Exception.
+        # A panic inside the library is raised as a BaseException.
         if type(error).__name__ != "PanicException":
             raise
         raise ModelError(f"{path}: no usable tokenizer: {error}") from None

@@ -95,15 +95,15 @@ def test_limits_hold_over_all_servers(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     mine, dead = (SharedCounts(tmp_path / "counts", i) for i in (0, 1))
-    dead.tell(2, 5)
+    dead.publish(2, 5)
     assert mine.of_others() == (2, 5)
     rejected: list[str] = []
     admission = Admission(3, 6, rejected.append, mine)
     admission.check()
-    dead.tell(3, 5)
+    dead.publish(3, 5)
     with pytest.raises(Overloaded, match="3 requests are in flight"):
         admission.check()
-    dead.tell(0, 6)
+    dead.publish(0, 6)
     with pytest.raises(Overloaded, match="6 prompt tokens are waiting"):
         admission.check()
     assert rejected == ["max_num_queued_reqs", "max_num_queued_tokens"]

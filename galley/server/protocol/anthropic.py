@@ -31,7 +31,7 @@ class InputMessage(msgspec.Struct):
 
 
 class Conversation(msgspec.Struct, kw_only=True):
-    """What a model is to answer."""
+    """A conversation to answer."""
 
     model: str
     messages: Annotated[list[InputMessage], msgspec.Meta(min_length=1)]
@@ -40,22 +40,22 @@ class Conversation(msgspec.Struct, kw_only=True):
 
     @property
     def continues(self) -> bool:
-        """The last turn is the assistant's own: the answer goes on with it."""
+        """The last turn is the assistant's: the answer continues it."""
         return self.messages[-1].role == "assistant"
 
     def chat_messages(self) -> list[dict[str, Any]]:
-        """The conversation as chat templates know it.
+        """The conversation as chat templates expect it.
 
         Raises:
-            Unsupported: content that is no text; names the place.
+            Unsupported: content that is not text; names the place.
         """
-        found = []
+        messages = []
         if self.system:
-            found.append({"role": "system", "content": _text(self.system, "system")})
+            messages.append({"role": "system", "content": _text(self.system, "system")})
         for i, message in enumerate(self.messages):
             text = _text(message.content, f"messages[{i}].content")
-            found.append({"role": message.role, "content": text})
-        return found
+            messages.append({"role": message.role, "content": text})
+        return messages
 
 
 def _text(content: Content, where: str) -> str:
@@ -88,7 +88,7 @@ class MessagesRequest(Conversation, kw_only=True):
     cache_salt: Text | None = None
 
     def generation(self, caps: Caps) -> GenerationFields:
-        """The same wishes by the names of the other endpoints. Raises InvalidRequest."""
+        """The same fields under the names of the other endpoints. Raises InvalidRequest."""
         fields = GenerationFields(
             model=self.model,
             stream=self.stream,
@@ -104,7 +104,7 @@ class MessagesRequest(Conversation, kw_only=True):
 
 
 class CountTokensRequest(Conversation, kw_only=True):
-    """Count what a conversation would cost."""
+    """Count a conversation's tokens."""
 
 
 class TokenCount(msgspec.Struct):
@@ -154,7 +154,7 @@ class Message(msgspec.Struct, kw_only=True):
 
 
 class ErrorDetail(msgspec.Struct):
-    """What went wrong."""
+    """An error."""
 
     type: str
     message: str

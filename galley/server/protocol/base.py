@@ -1,8 +1,8 @@
-"""Wire types that several API families share, and how a body becomes one of them.
+"""Wire types shared by several API families, and the reader of bodies.
 
-A request type is a `msgspec.Struct` of the fields that act. What becomes of the other fields of
-the API, and of fields that nobody knows, is a table (`fields.py`); this module reads a body by
-both. It knows nothing of HTTP: bytes in, a checked value or a `ClientError` out.
+A request type is a `msgspec.Struct` of the fields that act. A table (`fields.py`) says how the
+other fields of the API are treated; unknown fields are ignored with a warning. This module knows
+nothing of HTTP: bytes in, a checked value or a `ClientError` out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 @dataclass(frozen=True)
 class NoEffect:
-    """The field is accepted and changes nothing: `type` is what it must be, `why` why so."""
+    """The field is accepted and changes nothing: `type` is its type, `why` the reason."""
 
     type: Any
     why: str
@@ -79,19 +79,19 @@ class BodyReader(Generic[T]):
             InvalidRequest: not JSON, not an object, or a field of the wrong type; names the field.
             Unsupported: a field asks for what this server does not do; names the field.
         """
-        given = _decode(self._keys, body)
-        for name in given.keys() - self.fields:
-            self._check_other(name, given[name])
+        values = _decode(self._keys, body)
+        for name in values.keys() - self.fields:
+            self._check_other(name, values[name])
         request = _decode(self._decoder, body, self._lax)
         assert isinstance(request, self.type)
         return request
 
     def _check_other(self, name: str, raw: msgspec.Raw) -> None:
         field = self.others.get(name)
-        wanted = field.type if isinstance(field, NoEffect) else Any
+        type = field.type if isinstance(field, NoEffect) else Any
         try:
             value = _with_floats(
-                msgspec.json.Decoder(wanted), raw, msgspec.json.Decoder(wanted, strict=False)
+                msgspec.json.Decoder(type), raw, msgspec.json.Decoder(type, strict=False)
             )
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             raise InvalidRequest(f"{name:.100}: {e}", field=name[:100]) from e
@@ -101,17 +101,15 @@ class BodyReader(Generic[T]):
             raise Unsupported(f"{name} is not supported: {field.why}", field=name)
 
     def _warn_unknown(self, name: str) -> None:
-        """One line for each name, and no more than 1,000 names are remembered."""
+        """Log each name once, and at most 1,000 names."""
         if name not in self._warned and len(self._warned) < 1000:
             self._warned.add(name)
-            logger.warning(
-                "%s: the field %.100r is not known here and is ignored.", self.type.__name__, name
-            )
+            logger.warning("%s: the field %.100r is unknown and ignored.", self.type.__name__, name)
 
 
 def _with_floats(strict: Any, body: bytes | msgspec.Raw, lax: Any) -> Any:
-    """What `strict` reads; where that meets a float for a whole number, what `lax` reads: it takes
-    16.0 for 16 (and "16", which asks for no more)."""
+    """Decode with `strict`; if it finds a float for an integer, with `lax`, which takes 16.0 for 16
+    (and also "16")."""
     try:
         return strict.decode(body)
     except msgspec.ValidationError as e:
@@ -148,14 +146,14 @@ def explain(message: str) -> tuple[str, str | None]:
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream tells besides its deltas."""
+    """What a stream reports besides its deltas."""
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
 
 
 class PerRequestMetrics(msgspec.Struct):
-    """How long the parts of a request took (--enable-per-request-metrics); null: not reached."""
+    """Durations of a request's phases (--enable-per-request-metrics); null: not reached."""
 
     time_to_first_token_ms: float | None = None
     generation_time_ms: float | None = None

@@ -22,7 +22,7 @@ Messages = Annotated[list[Turn], msgspec.Meta(min_length=1)]
 
 
 class ChatFields(GenerationFields, kw_only=True):
-    """What requests for one answer and for a batch of answers have."""
+    """Fields of requests for one answer and for a batch of answers."""
 
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = False

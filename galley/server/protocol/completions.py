@@ -18,7 +18,7 @@ from galley.server.protocol.generation import (
 )
 
 DEFAULT_MAX_TOKENS = 16
-#: What `_prompts` will take, for the API's description.
+#: What `_prompts` accepts, for the API's description.
 _PROMPTS = [
     {"type": "string", "minLength": 1},
     {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
@@ -35,7 +35,7 @@ class CompletionRequest(GenerationFields, kw_only=True):
     """Continue a prompt, or several.
 
     `prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids.
-    `max_tokens` null is as none given.
+    `max_tokens` null means the default.
     """
 
     prompt: Prompt
@@ -76,26 +76,26 @@ def check_completion(request: CompletionRequest, caps: Caps) -> list[str | list[
     return _prompts(request.prompt, caps)
 
 
-def _prompts(given: Any, caps: Caps) -> list[str | list[int]]:
-    if isinstance(given, str):
-        return [given]
-    if not given:
+def _prompts(prompt: Any, caps: Caps) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
         raise InvalidRequest("The prompt cannot be empty.", field="prompt")
-    kinds = {type(item) for item in given}
+    kinds = {type(item) for item in prompt}
     if kinds == {int}:
-        return [given]
+        return [prompt]
     if len(kinds) > 1:
         raise InvalidRequest(
             "prompt must be a text, a list of texts, token ids, or a list of token-id lists; "
             "it cannot be a mixture.",
             field="prompt",
         )
-    if len(given) > caps.prompts:
+    if len(prompt) > caps.prompts:
         raise InvalidRequest(
-            f"prompt is limited to {caps.prompts} prompts a call, got {len(given)}.",
+            f"prompt is limited to {caps.prompts} prompts a call, got {len(prompt)}.",
             field="prompt",
         )
-    return list(given)
+    return list(prompt)
 
 
 class CompletionLogprobs(msgspec.Struct):

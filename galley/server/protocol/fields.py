@@ -1,4 +1,4 @@
-"""What becomes of the request fields that do not act: the table, as data.
+"""Treatment of the request fields that do not act: a table.
 
 A field of the API either acts (it is in the request's struct), has no effect on the answer, or is
 refused with a 400 that names it until it acts. A test holds the three together against the list
@@ -18,11 +18,11 @@ _EXTENSION = Refused("it is not available yet.")
 
 #: Fields of both generation endpoints.
 GENERATION: FieldTable = {
-    "user": NoEffect(str | None, "names the end user"),
+    "user": NoEffect(str | None, "identifies the end user"),
     "metadata": NoEffect(dict[str, Any] | None, "for the caller's own records"),
     "store": NoEffect(bool | None, "nothing is stored"),
     "service_tier": NoEffect(str | None, "there is one tier"),
-    "safety_identifier": NoEffect(str | None, "names the end user"),
+    "safety_identifier": NoEffect(str | None, "identifies the end user"),
     "prompt_cache_key": NoEffect(str | None, "the prefix cache finds prompts by content"),
     "prompt_cache_retention": NoEffect(str | None, "the prefix cache keeps what fits"),
     "session_id": NoEffect(str | None, "routes between engines; there is one"),
@@ -77,7 +77,7 @@ ANTHROPIC_COUNT: FieldTable = {
 #: Further fields of Anthropic's messages.
 ANTHROPIC: FieldTable = {
     **ANTHROPIC_COUNT,
-    "metadata": NoEffect(dict[str, Any] | None, "names the end user"),
+    "metadata": NoEffect(dict[str, Any] | None, "identifies the end user"),
     "service_tier": NoEffect(str | None, "there is one tier"),
     "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
     "return_mm_kwargs": Refused("only text is available yet."),
@@ -90,15 +90,19 @@ ANTHROPIC: FieldTable = {
     "context_management": Refused("it is not available yet."),
 }
 
-#: `text` of a plain answer; no template is told how wordy it shall be.
+#: `text` of a plain answer; verbosity is not passed to templates.
 _TEXT_FORMAT = {"format": {"type": "text"}}
-_WORDINESS = [{"verbosity": v} for v in ("low", "medium", "high")]
-_PLAIN_TEXT = (_TEXT_FORMAT, *_WORDINESS, *({**_TEXT_FORMAT, **wordy} for wordy in _WORDINESS))
+_VERBOSITIES = [{"verbosity": v} for v in ("low", "medium", "high")]
+_PLAIN_TEXT = (
+    _TEXT_FORMAT,
+    *_VERBOSITIES,
+    *({**_TEXT_FORMAT, **verbosity} for verbosity in _VERBOSITIES),
+)
 
 #: Further fields of responses.
 RESPONSES: FieldTable = {
     "prompt_cache_key": NoEffect(str | None, "the prefix cache finds prompts by content"),
-    "safety_identifier": NoEffect(str | None, "names the end user"),
+    "safety_identifier": NoEffect(str | None, "identifies the end user"),
     "session_id": NoEffect(str | None, "routes between engines; there is one"),
     "max_tool_calls": NoEffect(Int | None, "of tools alone"),
     "include_reasoning": NoEffect(bool, "no reasoning parser is configured"),

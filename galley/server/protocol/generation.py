@@ -1,4 +1,4 @@
-"""Request fields that chat and completions share, and what they must be together."""
+"""Request fields that chat and completions share, and checks across fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from galley.server.protocol.base import Int, StreamOptions
 
 
 def _schema_limits(**limits: float) -> msgspec.Meta:
-    """Limits for the API's description alone: they are checked later, with a sentence of their
+    """Limits that only the API's description shows: they are checked later, with messages of their
     own. In an `allOf`, because those of `Int` would hide them.
     """
     return msgspec.Meta(extra_json_schema={"allOf": [limits]})
@@ -30,7 +30,7 @@ Text = Annotated[str, _schema_limits(minLength=1)]
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
-    """How to sample and when to stop: fields of every endpoint that generates, but Anthropic's."""
+    """Sampling and stop fields of every endpoint that generates, except Anthropic's."""
 
     temperature: Temperature | None = None
     top_p: PositiveShare | None = None
@@ -55,7 +55,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
 
 
 class GenerationFields(SamplingFields, kw_only=True):
-    """What both generation endpoints accept (vLLM's names, types and defaults)."""
+    """Fields of both generation endpoints (vLLM's names, types and defaults)."""
 
     n: Positive | None = 1
     stream_options: StreamOptions | None = None
@@ -88,7 +88,7 @@ class GenerationFields(SamplingFields, kw_only=True):
 
 
 class Caps(msgspec.Struct, frozen=True):
-    """Limits on what one call may ask for (`VLLM_MAX_*`)."""
+    """Limits of one call (`VLLM_MAX_*`)."""
 
     n: int = 16_384
     prompts: int = 1024

@@ -60,7 +60,7 @@ class CollectiveRpc(msgspec.Struct, kw_only=True):
 
 
 class RpcResults(msgspec.Struct):
-    """What each worker answered."""
+    """The answer of each worker."""
 
     results: list[Any]
 
@@ -85,13 +85,13 @@ class WorldSize(msgspec.Struct):
 
 
 class PauseStatus(msgspec.Struct):
-    """What the engines are now."""
+    """The state of the engines."""
 
     status: Literal["paused", "resumed", "kv_cache_released"]
 
 
 class SleepStatus(msgspec.Struct):
-    """Asleep, and how deeply."""
+    """The level of a sleep."""
 
     level: int
     status: Literal["sleeping"] = "sleeping"
@@ -113,7 +113,7 @@ class IsPaused(msgspec.Struct):
 
 
 class StartProfile(msgspec.Struct, kw_only=True):
-    """What to note: the steps after the first `delay_iterations`, at most `max_iterations`."""
+    """Steps to record: those after the first `delay_iterations`, at most `max_iterations`."""
 
     profile_prefix: Annotated[str, msgspec.Meta(max_length=48)] | None = None
     delay_iterations: Steps | None = None

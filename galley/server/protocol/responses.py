@@ -22,7 +22,8 @@ from galley.server.protocol.generation import (
 from galley.server.protocol.turns import Item, Turn
 
 LOGPROBS = "message.output_text.logprobs"
-#: What `include` may name: all but logprobs are of tools, images and reasoning that no answer has.
+#: Values of `include`: all but logprobs concern tools, images and encrypted reasoning, which no
+#: answer has.
 Include = Literal[
     "file_search_call.results",
     "web_search_call.results",
@@ -38,7 +39,7 @@ Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "
 
 
 class Reasoning(msgspec.Struct):
-    """How much a model thinks; given to the chat template."""
+    """Reasoning effort, passed to the chat template."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: str | None = None
@@ -51,7 +52,7 @@ class RetrieveQuery(msgspec.Struct):
 
 
 class ResponsesRequest(SamplingFields, kw_only=True):
-    """Answer a text or a conversation, on top of an earlier answer or not."""
+    """Answer a text or a conversation, which may continue an earlier answer."""
 
     input: Text | Annotated[list[Item], NOT_EMPTY]
     instructions: str | None = None
@@ -76,7 +77,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
         return LOGPROBS in (self.include or ())
 
     def generation(self, caps: Caps) -> GenerationFields:
-        """The same wishes by the names of the other endpoints. Raises InvalidRequest."""
+        """The same fields under the names of the other endpoints. Raises InvalidRequest."""
         shared = {name: getattr(self, name) for name in SamplingFields.__struct_fields__}
         fields = GenerationFields(
             truncate_prompt_tokens=-1 if self.truncation == "auto" else None, **shared
@@ -91,16 +92,16 @@ class ResponsesRequest(SamplingFields, kw_only=True):
         return [_message(item, i) for i, item in enumerate(self.input)]
 
 
-def _message(item: Item, at: int) -> dict[str, Any]:
+def _message(item: Item, index: int) -> dict[str, Any]:
     kind = item.get("type", "message")
     if kind != "message":
         raise Unsupported(
-            f"input[{at}]: items of type {kind!s:.50} are not supported: only messages are "
+            f"input[{index}]: items of type {kind!s:.50} are not supported: only messages are "
             "available yet.",
             field="input",
         )
     if "role" not in item or "content" not in item:
-        raise InvalidRequest(f"input[{at}] must have a role and content.", field="input")
+        raise InvalidRequest(f"input[{index}] must have a role and content.", field="input")
     role = "system" if item["role"] == "developer" else item["role"]
     return {"role": role, "content": item["content"]}
 
@@ -119,8 +120,8 @@ def check_responses(request: ResponsesRequest) -> None:
             "Only one of `previous_input_messages` and `previous_response_id` can be set.",
             field="previous_response_id",
         )
-    asked = request.reasoning
-    if asked and (asked.summary or asked.generate_summary):
+    reasoning = request.reasoning
+    if reasoning and (reasoning.summary or reasoning.generate_summary):
         raise Unsupported("summaries of reasoning are not available yet.", field="reasoning")
 
 
@@ -145,7 +146,7 @@ class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):
 
 
 class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning"):
-    """What the model thought; there are no summaries."""
+    """Reasoning text; there are no summaries."""
 
     id: str
     status: ItemStatus
@@ -188,7 +189,7 @@ class IncompleteDetails(msgspec.Struct):
 
 
 class RawMessage(msgspec.Struct):
-    """What the model reads or writes, whole: text and tokens (enable_response_messages)."""
+    """The model's whole input or output: text and tokens (enable_response_messages)."""
 
     message: str
     tokens: list[int]
@@ -201,7 +202,7 @@ class ResponseError(msgspec.Struct):
 
 
 class ResponseObject(msgspec.Struct, kw_only=True):
-    """An answer and, before it, its state."""
+    """An answer, or its state before it is complete."""
 
     id: str
     object: Literal["response"] = "response"

@@ -13,7 +13,7 @@ from galley.server.protocol.turns import Turn
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
-    """Either a `prompt`, or `messages` with what goes with them."""
+    """A `prompt`, or `messages` with their options."""
 
     model: str | None = None
     prompt: str | None = None
@@ -58,7 +58,7 @@ class AddedToken(msgspec.Struct):
 
 
 class TokenizerInfo(msgspec.Struct, kw_only=True):
-    """What a client needs to make prompts of its own, by the names of tokenizer_config.json."""
+    """What a client needs to build prompts, under the names of tokenizer_config.json."""
 
     tokenizer_class: str = "PreTrainedTokenizerFast"
     bos_token: str | None

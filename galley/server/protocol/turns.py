@@ -1,5 +1,5 @@
-"""Turns of a conversation as bodies spell them. They are read as they are: what they must be is
-checked when the prompt is made, by `galley.chat`, and told here to the API's description alone.
+"""Turns of a conversation in request bodies. They are read unchecked: `galley.chat`
+checks them when it makes the prompt. Their schemas here serve the API's description only.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def routes(ctx: Context) -> Router:
 
     @router.post("/count_tokens", count_reader, response=TokenCount, errors=_MODEL_ERRORS)
     async def count_tokens(raw: Request) -> Response:
-        """How many tokens a conversation has as a prompt."""
+        """The number of tokens of a conversation's prompt."""
         request = await ctx.read(raw, count_reader)
         ctx.model_name(request.model)
         text = await _prompt(ctx, request)

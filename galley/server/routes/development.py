@@ -1,5 +1,5 @@
-"""Routes for development alone, with VLLM_SERVER_DEV_MODE=1: whoever reaches them can stop the
-server's work and read its configuration.
+"""Routes for development only, with VLLM_SERVER_DEV_MODE=1: they can stop the server's work and
+show its configuration.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from galley.server.protocol.operation import (
 from galley.server.response_builder import to_json
 from galley.server.router import BODY_ERRORS, COMMAND_ERRORS, Router
 
-#: Methods of the workers that only tell, and the types of their arguments.
+#: Read-only methods of the workers, and the types of their arguments.
 RPC_METHODS: dict[str, list[type]] = {
     "describe": [],
     "memory": [],
     "timings": [],
     "profile": [bool],
 }
-#: Variables whose names begin so are told by /server_info; those of secrets are not.
-_TOLD, _SECRET = ("VLLM_", "GALLEY_", "OMP_", "PROMETHEUS_", "OTEL_"), ("KEY", "TOKEN", "HEADERS")
+#: Prefixes of variables that /server_info shows, and words in the names of secrets.
+_PREFIXES, _SECRET = (
+    ("VLLM_", "GALLEY_", "OMP_", "PROMETHEUS_", "OTEL_"),
+    ("KEY", "TOKEN", "HEADERS"),
+)
 
 
 def routes(ctx: Context) -> Router:
@@ -53,7 +56,7 @@ def _information(router: Router, ctx: Context) -> None:
         "/server_info", query=ServerInfoQuery, response=ServerInfo, errors={400: ErrorResponse}
     )
     async def server_info(raw: Request, query: ServerInfoQuery) -> Response:
-        """The configuration and the variables that were heeded; secrets left out."""
+        """The configuration and environment variables, without secrets."""
         server = asdict(ctx.server)
         server["api_key"] = ["***"] * len(ctx.server.api_key)
         configs: Any = {**asdict(ctx.config), "server": server}
@@ -61,12 +64,12 @@ def _information(router: Router, ctx: Context) -> None:
             configs["model"]["hf_token"] = "***"
         if query.config_format == "text":
             configs = str(configs)
-        told = {
+        variables = {
             name: "***" if any(word in name for word in _SECRET) else value
             for name, value in sorted(os.environ.items())
-            if name.startswith(_TOLD)
+            if name.startswith(_PREFIXES)
         }
-        return json_response(to_json(ServerInfo(configs, told)))
+        return json_response(to_json(ServerInfo(configs, variables)))
 
     @router.get("/get_world_size", response=WorldSize)
     async def get_world_size(raw: Request) -> Response:
@@ -112,9 +115,7 @@ def _caches(router: Router, ctx: Context) -> None:
         "/reset_prefix_cache", query=ResetPrefixCacheQuery, errors={**COMMAND_ERRORS, 409: None}
     )
     async def reset_prefix_cache(raw: Request, query: ResetPrefixCacheQuery) -> Response:
-        """Forget cached prefixes; 409 while blocks are in use, unless running requests are to
-        start again.
-        """
+        """Clear the prefix cache; 409 while blocks are in use (unless requests are reset)."""
         if query.reset_external:
             raise Unsupported("there is no KV connector.", field="reset_external")
         done = await ctx.engine.call("reset_prefix_cache", query.reset_running_requests)
@@ -123,5 +124,5 @@ def _caches(router: Router, ctx: Context) -> None:
     @router.post("/reset_mm_cache", errors={503: ErrorResponse})
     @router.post("/reset_encoder_cache", errors={503: ErrorResponse})
     async def reset_mm_cache(raw: Request) -> Response:
-        """There are no such caches: nothing to do."""
+        """There are no such caches; does nothing."""
         return Response(status_code=200)

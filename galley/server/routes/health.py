@@ -35,14 +35,12 @@ def routes(ctx: Context) -> Router:
 
     @router.get("/version", response=Version)
     async def version(raw: Request) -> Response:
-        """The version, and whether an answer does not depend on what else is computed: null until
-        an engine is up.
-        """
+        """The version, and whether answers are batch invariant: null until an engine is up."""
         return json_response(to_json(Version(__version__, ctx.engine.batch_invariant)))
 
     @router.get("/load", response=ServerLoad)
     async def load(raw: Request) -> Response:
-        """Requests under way; counted with --enable-server-load-tracking, else 0."""
+        """Requests in flight; counted with --enable-server-load-tracking, else 0."""
         counts = ctx.server.enable_server_load_tracking
         return json_response(to_json(ServerLoad(ctx.load.count if counts else 0)))
 

@@ -1,4 +1,4 @@
-"""/invocations: SageMaker's one door to the generation endpoints."""
+"""/invocations: SageMaker's single path to the generation endpoints."""
 
 from __future__ import annotations
 
@@ -29,17 +29,15 @@ def routes(ctx: Context) -> Router:
         errors=GENERATION_ERRORS,
     )
     async def invocations(raw: Request) -> Response:
-        """What the endpoint answers whose body this is: chat (`messages`) or completions
-        (`prompt`).
-        """
+        """Answer as chat (a body with `messages`) or completions (`prompt`)."""
         body = await ctx.body(raw)
         try:
-            given = _keys.decode(body)
+            keys = _keys.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # The endpoint says what is wrong with it.
-            given = {}
+            keys = {}
         for key, respond in _BY_KEY.items():
-            if key in given:
+            if key in keys:
                 return await respond(ctx, raw, body)
         raise InvalidRequest(
             f"The request body must be a JSON object with one of {', '.join(_BY_KEY)}."

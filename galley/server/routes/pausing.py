@@ -1,5 +1,5 @@
-"""Pauses and sleep, with VLLM_SERVER_DEV_MODE=1. The engines do them: what is said to one API
-server holds for the requests of all.
+"""Pauses and sleep, with VLLM_SERVER_DEV_MODE=1. The engines pause, so it holds for the
+requests of all API servers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from galley.server.protocol.operation import (
 from galley.server.response_builder import to_json
 from galley.server.router import BODY_ERRORS, COMMAND_ERRORS, QUERY_ERRORS, Router
 
-#: Seconds between two looks at whether what is waited for has ended.
-LOOK = 0.01
+#: Seconds between two polls while requests drain.
+POLL_INTERVAL = 0.01
 
 
 def routes(ctx: Context) -> Router:
@@ -43,7 +43,7 @@ def routes(ctx: Context) -> Router:
 def _pauses(router: Router, ctx: Context) -> None:
     @router.post("/pause", query=PauseQuery, response=PauseStatus, errors=COMMAND_ERRORS)
     async def pause(raw: Request, query: PauseQuery) -> Response:
-        """Stop computing. Requests under way are aborted, waited for, or kept for /resume; new
+        """Stop taking steps. Running requests are aborted, waited for, or kept for /resume; new
         ones wait.
         """
         await pause_engines(ctx, query.mode, query.clear_cache)
@@ -51,9 +51,9 @@ def _pauses(router: Router, ctx: Context) -> None:
 
     @router.post("/resume", response=PauseStatus, errors=QUERY_ERRORS)
     async def resume(raw: Request) -> Response:
-        """Compute again."""
+        """Take steps again."""
         await ctx.engine.call("resume")
-        ctx.slept(None)
+        ctx.on_sleep(None)
         return json_response(to_json(PauseStatus("resumed")))
 
     @router.get("/is_paused", response=IsPaused, errors=QUERY_ERRORS)
@@ -63,7 +63,7 @@ def _pauses(router: Router, ctx: Context) -> None:
 
     @router.post("/abort_requests", abort_reader, errors={**BODY_ERRORS, **QUERY_ERRORS})
     async def abort_requests(raw: Request) -> Response:
-        """End requests, all or by their ids; their readers get what there is."""
+        """Abort requests, all or by their ids; their readers get the output so far."""
         request = await ctx.read(raw, abort_reader)
         await ctx.engine.call("abort_all", request.request_ids)
         return Response(status_code=200)
@@ -75,32 +75,30 @@ def _sleep(router: Router, ctx: Context) -> None:
 
     @router.post("/sleep", query=SleepQuery, response=SleepStatus, errors=COMMAND_ERRORS)
     async def sleep(raw: Request, query: SleepQuery) -> Response:
-        """Pause, and give memory back: at level 1 that of the KV cache, at level 2 that of the
-        weights too.
-        """
+        """Pause and release memory: the KV cache at level 1, the weights too at level 2."""
         with measure("sleep"):
             await pause_engines(ctx, query.mode, clear_cache=query.level > 0)
             await ctx.engine.call("sleep", query.level)
-        ctx.slept(query.level)
+        ctx.on_sleep(query.level)
         return json_response(to_json(SleepStatus(query.level)))
 
     @router.post("/release_kv_cache_memory", response=PauseStatus, errors=COMMAND_ERRORS)
     async def release_kv_cache_memory(raw: Request) -> Response:
-        """Give the memory of the KV cache back during a pause."""
+        """Release the memory of the KV cache during a pause."""
         with measure("release_kv_cache_memory"):
             await ctx.engine.call("release_kv_cache_memory")
-        ctx.slept(0)
+        ctx.on_sleep(0)
         return json_response(to_json(PauseStatus("kv_cache_released")))
 
     @router.post("/wake_up", query=WakeQuery, response=WakeStatus, errors=COMMAND_ERRORS)
     async def wake_up(raw: Request, query: WakeQuery) -> Response:
-        """Take memory again: all of it, or what the tags name of weights, kv_cache, scheduling.
-        Requests go on once it is all there.
+        """Restore memory: all of it, or what the tags name of weights, kv_cache, scheduling.
+        Requests continue once everything is restored.
         """
         with measure("wake"):
             awake = all(await ctx.engine.call("wake_up", query.tags))
         if awake:
-            ctx.slept(None)
+            ctx.on_sleep(None)
         return json_response(to_json(WakeStatus("awake" if awake else "sleeping", query.tags)))
 
     @router.get("/is_sleeping", response=IsSleeping, errors=QUERY_ERRORS)
@@ -110,10 +108,10 @@ def _sleep(router: Router, ctx: Context) -> None:
 
 
 async def pause_engines(ctx: Context, mode: Mode, clear_cache: bool) -> None:
-    """Pause the engines; returns once nothing is computed any more."""
+    """Pause the engines; returns once no step runs any more."""
     await ctx.engine.call("pause", mode, clear_cache)
     if mode != "wait":
         return
     while not all(await ctx.engine.call("drained")):
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(POLL_INTERVAL)
     await ctx.engine.call("pause", "keep", clear_cache)

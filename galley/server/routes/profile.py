@@ -24,19 +24,19 @@ def routes(ctx: Context) -> Router:
         "/start_profile", profile_reader, errors={**BODY_ERRORS, **COMMAND_ERRORS}, optional=True
     )
     async def start_profile(raw: Request) -> Response:
-        """Note what the steps do from now on."""
-        given_one = raw.headers.get("content-length", "0") != "0"
-        body = await ctx.body(raw) if given_one else b"{}"
-        asked = profile_reader.read(body)
+        """Record the following steps."""
+        has_body = raw.headers.get("content-length", "0") != "0"
+        body = await ctx.body(raw) if has_body else b"{}"
+        request = profile_reader.read(body)
         settings = profile_settings(
-            config, asked.profile_prefix, asked.delay_iterations, asked.max_iterations
+            config, request.profile_prefix, request.delay_iterations, request.max_iterations
         )
         await ctx.engine.call("start_profile", *settings)
         return Response(status_code=200)
 
     @router.post("/stop_profile", response=ProfileFiles, errors=COMMAND_ERRORS)
     async def stop_profile(raw: Request) -> Response:
-        """Write the file; tells its path, of each engine."""
+        """Write the profile; the answer has each engine's path."""
         paths = await ctx.engine.call("stop_profile")
         if None in paths:
             raise InvalidRequest("No profile has been started.")

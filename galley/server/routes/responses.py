@@ -1,7 +1,7 @@
 """/v1/responses: create, retrieve, cancel.
 
-Without VLLM_ENABLE_RESPONSES_API_STORE=1 nothing is kept: `store` is then without effect, and
-`background` and `previous_response_id` are refused.
+Without VLLM_ENABLE_RESPONSES_API_STORE=1 nothing is stored: `store` has no effect, and `background`
+and `previous_response_id` are refused.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def routes(ctx: Context) -> Router:
         errors=_UNKNOWN,
     )
     async def retrieve_response(raw: Request, query: RetrieveQuery) -> Response:
-        """A stored response as it is now; with `stream`, its events from the one that follows."""
+        """The state of a stored response; with `stream`, its events after `starting_after`."""
         record = handler.store.get(raw.path_params["response_id"])
         if not query.stream:
             return json_response(to_json(record.response))
@@ -76,13 +76,13 @@ def routes(ctx: Context) -> Router:
         errors={**_UNKNOWN, 503: ErrorResponse},
     )
     async def cancel_response(raw: Request) -> Response:
-        """End a background response that is under way."""
+        """Cancel a background response."""
         record = handler.store.get(raw.path_params["response_id"])
         if record.task is None:
             raise InvalidRequest(
                 "Cannot cancel a synchronous response: close its connection.", field="response_id"
             )
-        if record.under_way:
+        if record.running:
             record.response.status = "cancelled"
             record.task.cancel()
             await asyncio.wait([record.task])
@@ -93,7 +93,7 @@ def routes(ctx: Context) -> Router:
 
 @dataclass
 class ResponsesHandler:
-    """Where responses are ordered, and kept where that is on."""
+    """Creates responses and, if storage is enabled, keeps them."""
 
     ctx: Context
     store: ResponseStore
@@ -102,7 +102,7 @@ class ResponsesHandler:
         check_responses(request)
         apply_priority_header(raw, request)
         if not self.ctx.store_responses:
-            self._refuse_what_needs_a_store(request)
+            self._refuse_fields_that_need_a_store(request)
         messages = self._messages(request)
         model = self.ctx.model_name(request.model)
         fields = request.generation(self.ctx.caps)
@@ -157,7 +157,7 @@ class ResponsesHandler:
     async def _produce(
         self, record: Record, stream: OutputStream, answer: ResponseObjectBuilder
     ) -> None:
-        """Run a background response to its end; whatever happens shows in the record."""
+        """Run a background response to its end; the record shows the result."""
         try:
             record.response.status = "in_progress"
             last: RequestOutput | None = None
@@ -187,7 +187,7 @@ class ResponsesHandler:
 
     # ------------------------------------------------------------------ input
 
-    def _refuse_what_needs_a_store(self, request: ResponsesRequest) -> None:
+    def _refuse_fields_that_need_a_store(self, request: ResponsesRequest) -> None:
         for name in ("background", "previous_response_id"):
             if getattr(request, name):
                 raise InvalidRequest(
@@ -197,7 +197,7 @@ class ResponsesHandler:
                 )
 
     def _messages(self, request: ResponsesRequest) -> list[dict[str, Any]]:
-        """The whole conversation without instructions, which are of one request alone."""
+        """The whole conversation without instructions, which belong to one request only."""
         before = request.previous_input_messages or []
         if request.previous_response_id:
             record = self.store.get(request.previous_response_id)
