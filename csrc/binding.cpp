@@ -63,13 +63,6 @@ nb::dict step_arrays(const Program& program) {
   return d;
 }
 
-// A weight format from Python's arguments, with sizes and bounds checked.
-WeightLayout layout(int format, int64_t n, int64_t k, int64_t group, int scale, bool has_min) {
-  if (format < 0 || format > 3) throw std::invalid_argument("no such weight format");
-  if (scale < 0 || scale > 1) throw std::invalid_argument("scale must be 0 (f16) or 1 (f32)");
-  return weight_layout(static_cast<Format>(format), n, k, group, scale == 1, has_min);
-}
-
 void check_rows(const WeightLayout& w, int64_t first, int64_t last) {
   if (first < 0 || last > w.n || first > last) {
     throw std::invalid_argument("rows must lie in 0 .. " + std::to_string(w.n));
@@ -78,49 +71,53 @@ void check_rows(const WeightLayout& w, int64_t first, int64_t last) {
 
 void bind_weights(nb::module_& m) {
   nb::class_<WeightLayout>(m, "WeightLayout", "Sizes of a packed weight; see csrc/linear.h.")
-      .def("__init__", [](WeightLayout* self, int format, int64_t n, int64_t k, int64_t group,
-                          int scale, bool has_min) {
-        new (self) WeightLayout(layout(format, n, k, group, scale, has_min));
-      }, "format"_a, "n"_a, "k"_a, "group"_a = 0, "scale"_a = 0, "has_min"_a = false)
+      .def("__init__", [](WeightLayout* self, int64_t format, int64_t n, int64_t k, int64_t group,
+                          int64_t zero, int64_t scale, int64_t offset, int64_t table) {
+        new (self) WeightLayout(weight_layout({format, n, k, group, zero, scale, offset, table}));
+      }, "format"_a, "n"_a, "k"_a, "group"_a = 0, "zero"_a = 0, "scale"_a = 0, "offset"_a = 0,
+         "table"_a = 0)
       .def_prop_ro("bytes", &WeightLayout::bytes)
       .def_prop_ro("panel_bytes", &WeightLayout::panel_bytes)
-      .def_prop_ro("zero", &WeightLayout::zero, "The code that stands for the min, or for 0.");
+      .def_prop_ro("scales", &WeightLayout::scales, "Scales of a row.")
+      .def_prop_ro("spans", &WeightLayout::spans, "Super scales of a row, if it has any.");
   m.def("pack_dense", [](const WeightLayout& w, uint64_t values, bool bf16, int64_t stride,
                          uint64_t out) {
     nb::gil_scoped_release release;
     pack_dense(w, DenseSource{at<void>(values), bf16, stride}, mutable_at(out));
   }, "layout"_a, "values"_a, "bf16"_a, "stride"_a, "out"_a,
      "Pack float32 or bf16 values [n][stride] into `out` of layout.bytes.");
-  m.def("pack_codes", [](const WeightLayout& w, uint64_t q, int64_t q_stride, int32_t zero,
-                         uint64_t scale, uint64_t min, int64_t scale_stride, uint64_t out) {
+  m.def("pack_codes", [](const WeightLayout& w, uint64_t q, uint64_t scale, uint64_t min,
+                         uint64_t zeros, uint64_t super_scale, uint64_t super_min, uint64_t table,
+                         uint64_t out) {
     nb::gil_scoped_release release;
-    pack_codes(w, CodeSource{at<uint8_t>(q), q_stride, zero, at<void>(scale), at<void>(min),
-                             scale_stride}, mutable_at(out));
-  }, "layout"_a, "q"_a, "q_stride"_a, "zero"_a, "scale"_a, "min"_a, "scale_stride"_a, "out"_a,
-     "Pack uint8 codes [n][q_stride], scales and mins [n][scale_stride] (0 = no mins). ValueError "
-     "where a code does not fit the format.");
-  m.def("unpack_rows", [](const WeightLayout& w, uint64_t panels, int64_t first, int64_t last,
+    pack_codes(w, CodeSource{at<uint8_t>(q), at<void>(scale), at<void>(min), at<uint8_t>(zeros),
+                             at<uint16_t>(super_scale), at<uint16_t>(super_min), at<void>(table)},
+               mutable_at(out));
+  }, "layout"_a, "q"_a, "scale"_a, "min"_a, "zeros"_a, "super_scale"_a, "super_min"_a, "table"_a,
+     "out"_a,
+     "Pack uint8 codes [n][k] with scales, mins and zeros [n][scales], super scales [n][spans] and a "
+     "table; 0 for those that the layout does not have. ValueError where a number does not fit.");
+  m.def("unpack_rows", [](const WeightLayout& w, uint64_t data, int64_t first, int64_t last,
                           uint64_t out) {
     check_rows(w, first, last);
     nb::gil_scoped_release release;
     auto* to = reinterpret_cast<float*>(mutable_at(out));
     for (int64_t r = first; r < last; r++) {
-      unpack_row(w, at<uint8_t>(panels), r, to + (r - first) * w.k);
+      unpack_row(w, at<uint8_t>(data), r, to + (r - first) * w.k);
     }
-  }, "layout"_a, "panels"_a, "first"_a, "last"_a, "out"_a,
+  }, "layout"_a, "data"_a, "first"_a, "last"_a, "out"_a,
      "Rows first .. last - 1 as float32 [rows][k].");
-  m.def("unpack_codes", [](const WeightLayout& w, uint64_t panels, uint64_t q, uint64_t scale,
-                           uint64_t min) {
+  m.def("unpack_codes", [](const WeightLayout& w, uint64_t data, uint64_t q, uint64_t scale,
+                           uint64_t min, uint64_t zeros, uint64_t super_scale, uint64_t super_min,
+                           uint64_t table) {
     if (!w.quantised()) throw std::invalid_argument("a dense weight has no codes");
     nb::gil_scoped_release release;
-    const int64_t scales = w.group == 0 ? 1 : (w.k + w.group - 1) / w.group;
-    const int64_t scale_bytes = scales * (w.scale_f32 ? 4 : 2);
-    for (int64_t r = 0; r < w.n; r++) {
-      unpack_codes(w, at<uint8_t>(panels), r, mutable_at(q) + r * w.k,
-                   mutable_at(scale) + r * scale_bytes, mutable_at(min) + r * scale_bytes);
-    }
-  }, "layout"_a, "panels"_a, "q"_a, "scale"_a, "min"_a,
-     "Codes [n][k], scales and mins [n][scales] as they were packed.");
+    auto halves = [](uint64_t address) { return reinterpret_cast<uint16_t*>(mutable_at(address)); };
+    unpack_codes(w, at<uint8_t>(data),
+                 CodeTarget{mutable_at(q), mutable_at(scale), mutable_at(min), mutable_at(zeros),
+                            halves(super_scale), halves(super_min), mutable_at(table)});
+  }, "layout"_a, "data"_a, "q"_a, "scale"_a, "min"_a, "zeros"_a, "super_scale"_a, "super_min"_a,
+     "table"_a, "The inverse of pack_codes, into arrays of the same shapes.");
 }
 
 void bind_program(nb::module_& m) {

@@ -1,5 +1,5 @@
 // Op `embedding`: row token_ids[t] of a packed weight [n, k], as float32.
-// Pointers: weight, out (f32 [tokens][k]). Ints: n, k, format, group, scale, has_min. Columns:
+// Pointers: weight, out (f32 [tokens][k]). Ints: n, k and the weight's format (linear.h). Columns:
 // token_ids. Tile: a token. A token id outside 0 .. n - 1 gives a row of zeros.
 #include <cstring>
 
@@ -11,7 +11,7 @@ namespace {
 class Embedding final : public Op {
  public:
   explicit Embedding(const Args& a)
-      : weight_(weight_layout(a)), panels_(a.ptr<uint8_t>("weight")), out_(a.ptr<float>("out")),
+      : weight_(weight_layout(a)), data_(a.ptr<uint8_t>("weight")), out_(a.ptr<float>("out")),
         token_ids_(a.column<int32_t>("token_ids")) {}
 
   int64_t tiles(const Step& step, int) const override { return step.tokens; }
@@ -22,7 +22,7 @@ class Embedding final : public Op {
       const int64_t id = token_ids_[t];
       float* out = out_ + t * weight_.k;
       if (id >= 0 && id < weight_.n) {
-        unpack_row(weight_, panels_, id, out);
+        unpack_row(weight_, data_, id, out);
       } else {
         std::memset(out, 0, 4 * weight_.k);
       }
@@ -31,7 +31,7 @@ class Embedding final : public Op {
 
  private:
   WeightLayout weight_;
-  const uint8_t* panels_;
+  const uint8_t* data_;
   float* out_;
   ColumnOf<int32_t> token_ids_;
 };

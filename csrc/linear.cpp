@@ -1,13 +1,15 @@
 // Op `linear`: out = x @ W.T (+ bias), W [n, k] packed (linear.h).
 // Pointers: x (rows of x_kind), weight, out, bias? (f32 [n]).
-// Ints: n, k, format, group, scale, has_min, rows, x_kind (f32, bf16, q8_row; q8 or q16 for codes
-//   in groups), out_kind (f32, bf16, q8, q16),
+// Ints: n, k, format, group, zero, scale, offset, table, rows, x_kind (WeightLayout::accepts),
+//   out_kind (f32, bf16, q8, q16),
 //   out_stride (elements; f32 and bf16 only, default the columns of out),
 //   accumulate (out f32 += result), epilogue (0 none, 1 SiLU·mul of interleaved gate and up).
 // Tile: one panel, or two where they share a group of out, for up to 240 rows.
 #include "linear.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "linear_kernel.h"
 #include "scratch.h"
@@ -17,12 +19,28 @@ namespace {
 
 [[noreturn]] void bad(const std::string& message) { throw std::invalid_argument(message); }
 
+// Whether the table is that of E4M3: sign, 4 bits of exponent with bias 7, 3 of fraction; all ones
+// are NaN. Kernels can compute it.
+bool is_float8(const WeightLayout& w, const uint8_t* data) {
+  if (w.format != Format::i8 || w.table != CodeTable::floats) return false;
+  for (int code = 0; code < 256; code++) {
+    float level;
+    std::memcpy(&level, data + 4 * code, 4);
+    const int magnitude = code & 127, exponent = magnitude >> 3, fraction = magnitude & 7;
+    const float value = exponent ? std::ldexp(static_cast<float>(8 + fraction), exponent - 10)
+                                 : std::ldexp(static_cast<float>(fraction), -9);
+    if (magnitude == 127 ? level == level : level != (code < 128 ? value : -value)) return false;
+  }
+  return true;
+}
+
 class Linear final : public Op {
  public:
   explicit Linear(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK(linear_tile)) {
     LinearJob& j = job_;
     j.weight = weight_layout(a);
-    j.panels = a.ptr<uint8_t>("weight");
+    j.data = a.ptr<uint8_t>("weight");
+    j.float8 = is_float8(j.weight, j.data);
     j.x = a.ptr<uint8_t>("x");
     j.out = a.ptr<uint8_t>("out");
     j.bias = a.ptr_or_null<float>("bias");
@@ -54,7 +72,7 @@ class Linear final : public Op {
   void run(const Step& step, int64_t begin, int64_t end, int) override {
     const int64_t rows = row_count(step, rows_), chunk_count = chunks(rows);
     auto* scratch = reinterpret_cast<uint8_t*>(
-        thread_scratch(linear_scratch_bytes(job_.weight) / static_cast<int64_t>(sizeof(float))));
+        thread_scratch(linear_scratch_bytes(job_.weight, job_.x_kind) / static_cast<int64_t>(sizeof(float))));
     for (int64_t tile = begin; tile < end;) {
       // All tiles of one chunk go to the kernel together.
       const int64_t chunk = tile / across_, last = std::min(end, (chunk + 1) * across_);
@@ -75,7 +93,7 @@ class Linear final : public Op {
   void check(int64_t stride) const {
     const LinearJob& j = job_;
     if (!j.weight.accepts(j.x_kind)) {
-      bad("x_kind " + std::to_string(static_cast<int>(j.x_kind)) + " does not meet this weight");
+      bad("x_kind " + std::to_string(static_cast<int>(j.x_kind)) + " does not fit this weight");
     }
     if (j.out_kind == Kind::q8_row) bad("out_kind q8_row needs whole rows: use quantize");
     if (j.accumulate && j.out_kind != Kind::f32) bad("accumulate needs out_kind f32");
@@ -96,30 +114,48 @@ GALLEY_OP(linear, Linear);
 
 }  // namespace
 
-WeightLayout weight_layout(Format format, int64_t n, int64_t k, int64_t group, bool scale_f32,
-                           bool has_min) {
+WeightLayout weight_layout(const WeightNumbers& numbers) {
   constexpr int64_t kMost = int64_t{1} << 28;
+  const auto [format, n, k, group, zero, scale, offset, table] = numbers;
   if (n <= 0 || k <= 0 || n > kMost || k > kMost) bad("a weight needs positive sizes");
+  if (format < 0 || format > 5) bad("no such weight format");
   WeightLayout w;
-  w.format = format;
+  w.format = static_cast<Format>(format);
   w.n = n;
   w.k = k;
   if (!w.quantised()) return w;
-  const bool per_row = format == Format::i8 && group == 0;
-  const bool grouped = group == 32 || (group == 16 && format == Format::i8);
-  if (!per_row && !grouped) bad("no kernel for groups of " + std::to_string(group));
-  if (per_row && (!scale_f32 || has_min)) bad("one scale per output is f32 and has no min");
+  if (scale < 0 || scale > 4) bad("no such number format of scales");
+  if (offset < 0 || offset > 2) bad("no such kind of offset");
+  if (table < 0 || table > 2) bad("no such kind of table");
+  if (group < 0 || group > kMost || (group != 16 && group % kGroup != 0)) {
+    bad("no kernel for groups of " + std::to_string(group));
+  }
+  if (zero < 0 || zero >= 1 << w.bits()) bad("zero is not a code");
   w.group = static_cast<int32_t>(group);
-  w.scale_f32 = scale_f32;
-  w.has_min = has_min;
+  w.zero = static_cast<int32_t>(zero);
+  w.scale = static_cast<Scale>(scale);
+  w.offset = static_cast<Offset>(offset);
+  w.table = static_cast<CodeTable>(table);
+  if (w.scale == Scale::u6 && (group != 32 || w.offset != Offset::min)) {
+    bad("scales of 6 bits have groups of 32 and mins");
+  }
+  if (w.scale == Scale::i8 && (w.offset != Offset::zero || (group != 16 && group != 32))) {
+    bad("scales of int8 have groups of 16 or 32 and no offsets");
+  }
+  if (w.table != CodeTable::none && w.offset == Offset::zeros) bad("a table has no zeros");
+  if (w.table == CodeTable::levels && (w.format != Format::i4 || w.offset != Offset::zero)) {
+    bad("levels are of codes of 4 bits without offsets");
+  }
   return w;
 }
 
 WeightLayout weight_layout(const Args& a) {
-  const auto format = a.choice("format", 4, Format::f32);
-  const int64_t group = a.i("group", 0);
-  const bool scale_f32 = a.choice("scale", 2, false), has_min = a.choice("has_min", 2, false);
-  return weight_layout(format, a.size("n"), a.size("k"), group, scale_f32, has_min);
+  auto choice = [&](const char* name, int count) {
+    return static_cast<int64_t>(a.choice(name, count, 0));
+  };
+  return weight_layout(WeightNumbers{choice("format", 6), a.size("n"), a.size("k"),
+                                     a.i("group", 0), a.i("zero", 0), choice("scale", 5),
+                                     choice("offset", 3), choice("table", 3)});
 }
 
 }  // namespace galley

@@ -12,15 +12,32 @@
 //   q8_row      [k'] int8 | f32 scale | int32 sum
 // k' is k rounded up to 32, the tail is 0; rows of integers are padded to 64 bytes.
 //
-// Packed weights, in panels of 32 outputs (columns of x @ W.T); a panel is one contiguous run:
-//   f32           [k][32 columns]
-//   bf16          [k / 2][32 columns][2]
-//   i8 per row    [32] f32 scale | [k' / 4][32 columns][4]
-//   i8 in groups  [k' / 32] blocks { scales | mins | [8][32 columns][4] }
-//   i4 in groups  [k' / 32] blocks { scales | mins | [4][32 columns][4] bytes: the low nibbles are
-//                                    step j = 0 .. 3 of four values of k, the high ones step j + 4 }
-// scales, mins (if any): [32 / group][32 columns] f16 or f32. value = scale * (code - zero) + min,
-// zero = 128 for i8; 8 for i4, or 0 where i4 has mins. Missing columns have scale 0.
+// Packed weights: table (if any) | panels of 32 outputs (columns of x @ W.T), each contiguous:
+//   f32      [k][32 columns]
+//   bf16     [k / 2][32 columns][2]
+//   codes    [k' / span] spans { header | [span / 32] blocks of codes }, the last one shorter
+//
+// A block is 32 values of k of each column, as lines of [32 columns][4] bytes:
+//   8 bits   [8] lines; line j has values 4 j .. 4 j + 3 of the block ("step j")
+//   4 bits   [4] lines; low nibbles: step j = 0 .. 3, high nibbles: step j + 4
+//   5 bits   4 bits, then [1] line of fifth bits: bit j of byte b is that of value b of step j
+//   6 bits   4 bits, then [2] lines of upper pairs of bits: bits 2 i, 2 i + 1 of byte b of line h are
+//            those of value b of step 4 h + i
+//
+// A header has `entries` scales of each column, entry e for values e * group .. of the span:
+//   f16, bf16, f32   [entries][32] scales | [entries][32] mins, if any
+//   u6               [32] f16 | [32] f16 (of mins) | [12][32] bytes: eight 6-bit scales (A .. H) and
+//                    eight 6-bit mins (a .. h), which those f16 are multiplied with, as
+//                      0-3 EEAAAAAA ..   4-7 eeaaaaaa ..   8-11 eeeeEEEE ..
+//   i8               [32] f16 | [entries][32] int8 scales, which those f16 are multiplied with
+//   zeros, if any    [entries][32] bytes; of codes of 4 bits [entries][16], columns 16 .. 31 in the
+//                    high nibbles
+// The span is 256 for u6 and i8, else the group, at least 32; all of k where group is 0.
+//
+// value = scale * level (+ min); level = code - zero, or table[code]:
+//   levels   int8 + 128 of the 16 codes of 4 bits, padded to 64 bytes
+//   floats   [2^bits] f32
+// Missing columns have scale 0.
 #pragma once
 #include <cstdint>
 
@@ -70,45 +87,100 @@ static inline GroupedRow grouped_row(void* row, Kind kind, int64_t k) {
   return {planes, q, scale, start, scaled_sum, reinterpret_cast<int32_t*>(scaled_sum + groups)};
 }
 
-enum class Format : int { f32 = 0, bf16 = 1, i8 = 2, i4 = 3 };
+enum class Format : int { f32 = 0, bf16 = 1, i4 = 2, i5 = 3, i6 = 4, i8 = 5 };
+enum class Scale : int { f16 = 0, f32 = 1, bf16 = 2, u6 = 3, i8 = 4 };
+enum class Offset : int { zero = 0, min = 1, zeros = 2 };  // one zero; a min or a zero per scale
+enum class CodeTable : int { none = 0, levels = 1, floats = 2 };
 
 // Sizes of a packed weight [n outputs, k inputs].
 struct WeightLayout {
   Format format = Format::f32;
-  int32_t group = 0;  // values per scale: 32, 16 (i8 only) or 0 = one scale per output (i8 only)
-  bool scale_f32 = false, has_min = false;
+  int32_t group = 0;  // values per scale: 16, a multiple of 32, or 0 = all of them
+  int32_t zero = 0;   // the code of level 0, unless there are zeros or a table
+  Scale scale = Scale::f16;
+  Offset offset = Offset::zero;
+  CodeTable table = CodeTable::none;
   int64_t n = 0, k = 0;
 
-  bool quantised() const { return format == Format::i8 || format == Format::i4; }
-  int32_t zero() const { return format == Format::i8 ? 128 : has_min ? 0 : 8; }
+  bool quantised() const { return format != Format::f32 && format != Format::bf16; }
+  int64_t bits() const {
+    return format == Format::i8 ? 8 : format == Format::i6 ? 6 : format == Format::i5 ? 5 : 4;
+  }
+  bool two_level() const { return scale == Scale::u6 || scale == Scale::i8; }
   int64_t panels() const { return (n + kPanel - 1) / kPanel; }
   int64_t blocks() const { return (k + kGroup - 1) / kGroup; }
-  int64_t scales_per_block() const { return group == 0 ? 0 : group == 16 ? 2 : 1; }
-  int64_t scale_line_bytes() const { return kPanel * (scale_f32 ? 4 : 2); }
-  // Scales, then mins.
-  int64_t header_bytes() const {
-    return scales_per_block() * scale_line_bytes() * (has_min ? 2 : 1);
+  // Blocks that share a header, and its scales per column.
+  int64_t span_blocks() const {
+    if (group == 0) return blocks();
+    return two_level() ? 256 / kGroup : group < kGroup ? 1 : group / kGroup;
   }
-  int64_t block_bytes() const {
-    return header_bytes() + kPanel * kGroup / (format == Format::i4 ? 2 : 1);
+  int64_t spans() const { return (blocks() + span_blocks() - 1) / span_blocks(); }
+  int64_t entries() const { return group == 0 ? 1 : span_blocks() * kGroup / group; }
+  // Scales of a row, of which the last may be for fewer values.
+  int64_t scales() const { return group == 0 ? 1 : (k + group - 1) / group; }
+
+  int64_t scale_bytes() const { return scale == Scale::f32 ? 4 : two_level() ? 1 : 2; }
+  int64_t scale_line_bytes() const { return kPanel * scale_bytes(); }
+  int64_t zero_line_bytes() const { return format == Format::i4 ? kPanel / 2 : kPanel; }
+  // Where zeros begin in a header.
+  int64_t zeros_at() const {
+    if (scale == Scale::u6) return kPanel * (2 + 2 + 12);
+    if (scale == Scale::i8) return kPanel * 2 + entries() * kPanel;
+    return entries() * scale_line_bytes() * (offset == Offset::min ? 2 : 1);
+  }
+  int64_t header_bytes() const {
+    const int64_t bytes =
+        zeros_at() + (offset == Offset::zeros ? entries() * zero_line_bytes() : 0);
+    return group == 0 ? round_up(bytes, 64) : bytes;
+  }
+  int64_t block_bytes() const { return kPanel * kGroup * bits() / 8; }
+  // Of the panel: the header that a block belongs to, and the block's codes.
+  int64_t header_at(int64_t block) const {
+    const int64_t span = block / span_blocks();
+    return span * (header_bytes() + span_blocks() * block_bytes());
+  }
+  int64_t block_at(int64_t block) const {
+    return (block / span_blocks() + 1) * header_bytes() + block * block_bytes();
   }
   int64_t panel_bytes() const {
     if (format == Format::f32) return k * kPanel * 4;
     if (format == Format::bf16) return (k + 1) / 2 * kPanel * 4;
-    return (group == 0 ? kPanel * 4 : 0) + blocks() * block_bytes();
+    return spans() * header_bytes() + blocks() * block_bytes();
   }
-  int64_t bytes() const { return panels() * panel_bytes(); }
-  // Whether activation rows of this kind can meet the weight.
+  int64_t table_bytes() const {
+    if (table == CodeTable::none) return 0;
+    return table == CodeTable::levels ? 64 : round_up(int64_t{4} << bits(), 64);
+  }
+  int64_t bytes() const { return table_bytes() + panels() * panel_bytes(); }
+  const uint8_t* panel(const uint8_t* data, int64_t number) const {
+    return data + table_bytes() + number * panel_bytes();
+  }
+
+  // Of a panel: codes of less than 8 bits as bytes, and scales of two levels as f32 headers.
+  int64_t expanded_bytes() const { return format == Format::i8 ? 0 : blocks() * kGroup * kPanel; }
+  int64_t decoded_bytes() const {
+    return two_level() ? spans() * entries() * kPanel * 4 * (offset == Offset::min ? 2 : 1) : 0;
+  }
+
+  // int8 with one scale per output, whose dot product with int8 of one scale is a sum of integers.
+  bool per_output() const {
+    return format == Format::i8 && group == 0 && zero == 128 && scale == Scale::f32 &&
+           offset == Offset::zero && table == CodeTable::none;
+  }
+  // Whether activations of this kind can be multiplied with the weight.
   bool accepts(Kind x) const {
     if (!quantised()) return x == (format == Format::f32 ? Kind::f32 : Kind::bf16);
-    return group == 0 ? x == Kind::q8_row : in_groups(x);
+    if (x == Kind::q8_row) return per_output();
+    return x == Kind::f32 || (in_groups(x) && table != CodeTable::floats);
   }
 };
 
-// Throws std::invalid_argument where there is no such format.
-WeightLayout weight_layout(Format format, int64_t n, int64_t k, int64_t group, bool scale_f32,
-                           bool has_min);
-// From an op's arguments n, k, format, group, scale, has_min.
+// The same from numbers; throws std::invalid_argument where there is no such format.
+struct WeightNumbers {
+  int64_t format = 0, n = 0, k = 0, group = 0, zero = 0, scale = 0, offset = 0, table = 0;
+};
+WeightLayout weight_layout(const WeightNumbers& numbers);
+// From an op's arguments of these names.
 WeightLayout weight_layout(const Args& args);
 
 enum class Epilogue : int { none = 0, silu_mul = 1 };
@@ -116,7 +188,8 @@ enum class Epilogue : int { none = 0, silu_mul = 1 };
 // What one linear op computes; see linear.cpp for the arguments.
 struct LinearJob {
   WeightLayout weight;
-  const uint8_t* panels = nullptr;
+  const uint8_t* data = nullptr;  // of the weight
+  bool float8 = false;            // its table is that of E4M3
   const uint8_t* x = nullptr;
   Kind x_kind = Kind::f32;
   int64_t x_bytes = 0;          // from row to row
@@ -131,11 +204,13 @@ struct LinearJob {
 
 constexpr int64_t kPiecePanels = 4;  // that go through a piece of K together
 
+constexpr int64_t kExpandedBlocks = 4;  // that are float32 at a time, for float32 activations
+
 // Bytes of scratch memory that a tile needs (64-byte aligned).
-static inline int64_t linear_scratch_bytes(const WeightLayout& w) {
-  if (w.format == Format::i4) return w.blocks() * kGroup * kPanel;
-  if (w.quantised() && w.group != 0) return 0;
-  return kPiecePanels * kChunkRows * kPanel * 4;
+static inline int64_t linear_scratch_bytes(const WeightLayout& w, Kind x) {
+  if (w.quantised() && in_groups(x)) return w.expanded_bytes() + w.decoded_bytes();
+  const int64_t sums = kPiecePanels * kChunkRows * kPanel * 4;
+  return w.quantised() ? sums + kExpandedBlocks * kGroup * kPanel * 4 : sums;
 }
 
 }  // namespace galley

@@ -38,7 +38,10 @@ constexpr int64_t kUncut = 3072, kPiece = 512;
 struct Block {
   const LinearJob* job;
   const uint8_t* panel;   // packed weights
-  uint8_t* scratch;       // i4: the panel's codes as bytes, written by the first block of rows
+  uint8_t* scratch;       // codes of less than 8 bits as bytes, written by the first block of rows
+  int64_t scratch_step;   // bytes of scratch from block to block of k; 0: one block is kept
+  bool expand;            // write them, where the kernel does not do so while it reads nibbles
+  const uint8_t* headers; // decoded ones, or null
   const uint8_t* x;       // the first row
   Prefetch prefetch;
   int64_t distance;       // from weights in use to those to prefetch, where `prefetch` sees both
@@ -68,7 +71,7 @@ struct CodeWord {
   using Acc = Int;
   static constexpr int kValues = 4;
   static GALLEY_INLINE Int step(const Int& acc, const Int& w, int32_t x) {
-    return dot<128>(acc, w, x);
+    return dot<true>(acc, w, x);
   }
 };
 
@@ -127,7 +130,7 @@ template <int R> struct PerRow {
       Int acc[R][kWide];
       GALLEY_ROWS GALLEY_WIDE {
         acc[r][c] = b.word ? load(sums + r * kPanel + (half + c) * kLanes)
-                           : start<128>(-8 * word_at(b.x + r * x_bytes + padded + 4));
+                           : all((kSubtracted - 128) * word_at(b.x + r * x_bytes + padded + 4));
       }
       walk_words<CodeWord, R>(codes + half * 64, b.end - b.word, b.x + 4 * b.word, x_bytes,
                               b.prefetch, acc);
@@ -136,7 +139,7 @@ template <int R> struct PerRow {
         continue;
       }
       GALLEY_ROWS GALLEY_WIDE {
-        const Float scale = load_scale(b.panel, true, half + c);
+        const Float scale = load(reinterpret_cast<const float*>(b.panel) + (half + c) * kLanes);
         const Float both = scale * all(float_at(b.x + r * x_bytes + padded));
         store(b.y + r * kPanel + (half + c) * kLanes, to_float(acc[r][c]) * both);
       }
@@ -157,7 +160,7 @@ template <bool kScratch> struct Bytes {
     for (int j = first; j < last; j++) {
       Int column[kWide];
       GALLEY_WIDE column[c] = words(codes + (j * kHalves + c) * 64);
-      advance(prefetch);
+      if (!kScratch) advance(prefetch);
       use(j, column);
     }
   }
@@ -187,57 +190,137 @@ template <bool kKeep> struct Nibbles {
   }
 };
 
-// Codes with a scale per 32 / kSubs values of K, on rows with a scale per 32. Per part, in order:
-// y = fma(dot, w scale * x scale, y), then with mins y = fma(w min, x scale * sum of x, y).
-// The dot product is exact: of rows in two planes it is that of the high bytes times 256 plus that
-// of the low ones, at most 32 * 255 * 32639 < 2^28.
-template <class Codes, int kZero, int kSubs, bool kMin, int kPlanes> struct Grouped {
+// One half (16 columns) of a block of codes of less than 8 bits, as bytes [8][32 columns][4]; `codes`
+// and `bytes` are at the half. kBits above a nibble, 0 .. 2; a table of levels or null.
+template <int kBits>
+void expand_half(const uint8_t* codes, const uint8_t* levels, uint8_t* bytes, Prefetch* prefetch) {
+  const Int low = all(0x0f0f0f0f), upper = all(kBits == 1 ? 0x01010101 : 0x03030303);
+  Int bits[2] = {};  // above the nibbles of steps 0 .. 3 and 4 .. 7, the next step's lowest
+  if (kBits > 0) bits[0] = words(codes + 4 * kHalves * 64);
+  if (kBits == 1) bits[1] = shift_right<4>(bits[0]);
+  if (kBits == 2) bits[1] = words(codes + 5 * kHalves * 64);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) {
+    const Int both = words(codes + j * kHalves * 64);
+    Int step[2] = {both & low, shift_right<4>(both) & low};
+    for (int i = 0; i < 2; i++) {
+      if (kBits > 0) step[i] = step[i] | shift_left<4>(bits[i] & upper);
+      if (kBits > 0) bits[i] = shift_right<kBits>(bits[i]);
+      if (levels) step[i] = look_up(levels, step[i]);
+      store(reinterpret_cast<int32_t*>(bytes + (j + 4 * i) * kHalves * 64), step[i]);
+    }
+    if (prefetch) advance(*prefetch);
+  }
+  for (int i = 0; prefetch && i < kBits; i++) advance(*prefetch);
+}
+GALLEY_INLINE void expand(const WeightLayout& w, const uint8_t* codes, const uint8_t* levels, uint8_t* bytes,
+                          Prefetch* prefetch) {
+  switch (w.format) {
+    case Format::i5: return expand_half<1>(codes, levels, bytes, prefetch);
+    case Format::i6: return expand_half<2>(codes, levels, bytes, prefetch);
+    default: return expand_half<0>(codes, levels, bytes, prefetch);
+  }
+}
+
+// A zero that -8 times a sum becomes -zero times the sum with: by a shift where it can be.
+struct ZeroTimes {
+  int32_t zero;
+  int shift;  // or -1
+
+  explicit ZeroTimes(int32_t zero) : zero(zero), shift(zero == 0 ? 31 : -1) {
+    for (int s = 0; s < 5; s++) {
+      if (zero == 8 << s) shift = s;
+    }
+  }
+};
+
+// Headers of scales of two levels as those of f32, one after the other.
+void decode_headers(const WeightLayout& w, const uint8_t* panel, uint8_t* headers) {
+  const HeaderReader reader(w);
+  const bool mins = w.offset == Offset::min;
+  const int64_t entries = w.entries(), spans = w.spans(), step = w.decoded_bytes() / spans / 4;
+  float* to = reinterpret_cast<float*>(headers);
+  for (int64_t span = 0; span < spans; span++, to += step) {
+    const uint8_t* header = panel + w.header_at(span * w.span_blocks());
+    for (int64_t entry = 0; entry < entries; entry++) {
+      for (int half = 0; half < kHalves; half++) {
+        const ScaleAndMin both = mins ? reader.scales<true>(header, entry, half)
+                                      : reader.scales<false>(header, entry, half);
+        store(to + entry * kPanel + half * kLanes, both.scale);
+        if (mins) store(to + (entries + entry) * kPanel + half * kLanes, both.min);
+      }
+    }
+  }
+}
+
+// Codes with a scale per 32 / kSubs values of K or more, on rows with a scale per 32. Per part, in
+// order: y = fma(dot, w scale * x scale, y), then with mins y = fma(w min, x scale * sum of x, y).
+// The dot product of x and code - zero is exact: of rows in two planes it is that of the high bytes
+// times 256 plus that of the low ones, at most 32 * 255 * 32639 < 2^28.
+template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes> struct Grouped {
+  static constexpr bool kMin = kOffset == Offset::min, kZeros = kOffset == Offset::zeros;
+  // What the dot product has subtracted already.
+  static constexpr int32_t kBase = kSigned ? kSubtracted : 0;
+
   template <int R> struct Rows {
     static void run(const Block& b) {
       const WeightLayout& w = b.job->weight;
-      const int64_t blocks = w.blocks(), stride = b.job->x_bytes;
+      const HeaderReader reader = b.headers ? HeaderReader::decoded(w) : HeaderReader(w);
+      const int64_t blocks = w.blocks(), stride = b.job->x_bytes, span = w.span_blocks();
       const int64_t block_bytes = w.block_bytes(), header_bytes = w.header_bytes();
-      const int64_t code_bytes = Codes::kFromScratch ? kGroup * kPanel : block_bytes;
+      const int64_t span_bytes = header_bytes + span * block_bytes;
+      const int64_t numbers_step = b.headers ? w.decoded_bytes() / w.spans() : span_bytes;
+      const int64_t entry_step = w.two_level() ? kSubs : 0;  // from block to block of a span
+      const uint8_t* levels = w.table == CodeTable::levels ? b.job->data : nullptr;
+      const ZeroTimes zero_times((levels ? 128 : w.zero) - kBase);
       for (int half = 0; half < kHalves; half += kWide) {
         Prefetch prefetch = b.prefetch;
         const uint8_t* header = b.panel;
-        const uint8_t* codes =
-            (Codes::kFromScratch ? b.scratch : b.panel + header_bytes) + half * 64;
+        const uint8_t* numbers = b.headers ? b.headers : header;  // of the header, to be read
+        const uint8_t* codes = b.panel + header_bytes + half * 64;
         uint8_t* scratch = b.scratch + half * 64;
         const uint8_t* side = b.x + blocks * kGroup * kPlanes;
         RowPointers<R> q(b.x, stride), scales(side, stride), starts(side + 4 * blocks, stride);
         RowPointers<R> sums(side + 8 * blocks, stride);
         Float y[R][kWide];
         GALLEY_ROWS GALLEY_WIDE y[r][c] = zero();
+        int64_t left = span, entry = 0;  // blocks of this header
+        start_span(header, b, header_bytes, prefetch);
         for (const uint8_t* end = side + 4 * blocks; scales[0] < end; scales.advance(4)) {
-          if (prefetch.second) {
-            prefetch_header(header + b.distance, header_bytes);
-            prefetch.at = header + b.distance + header_bytes;
-          } else {  // beside the header, half of one for each of the two row blocks that prefetch
-            for (int64_t at = 0; at < header_bytes; at += 128) advance(prefetch);
+          if (left == 0) {
+            left = span, entry = 0;
+            header += span_bytes, numbers += numbers_step, codes += header_bytes;
+            start_span(header, b, header_bytes, prefetch);
+          }
+          if (Codes::kFromScratch && b.expand) {
+            GALLEY_WIDE {
+              expand(w, codes + c * 64, levels, scratch + c * 64, c == 0 ? &prefetch : nullptr);
+            }
           }
 #pragma GCC unroll 2
           for (int sub = 0; sub < kSubs; sub++) {
             Int acc[R][kWide];
-            GALLEY_ROWS GALLEY_WIDE acc[r][c] = start<kZero>(part_start(starts[r], blocks, sub));
-            dot_part(codes, scratch, sub, q, prefetch, acc);
-            Float scale[kWide], low[kWide];
-            load_header(w, header, half, sub, scale, low);
+            start_sums(reader, numbers, entry + sub, half, starts, blocks, sub, zero_times, acc);
+            dot_part(Codes::kFromScratch ? scratch : codes, scratch, sub, q, prefetch, acc);
+            ScaleAndMin weight[kWide];
+            GALLEY_WIDE weight[c] = reader.template scales<kMin>(numbers, entry + sub, half + c);
             GALLEY_ROWS {
               const Float x_scale = all(float_at(scales[r]));
-              GALLEY_WIDE y[r][c] = fma(to_float(acc[r][c]), scale[c] * x_scale, y[r][c]);
+              GALLEY_WIDE y[r][c] =
+                  fma(to_float(acc[r][c]), weight[c].scale * x_scale, y[r][c]);
               if (!kMin) continue;
               Float x_sum = all(float_at(sums[r]));
               if (kSubs > 1) {
                 const float sum = -0.125f * static_cast<float>(part_start(starts[r], blocks, sub));
                 x_sum = x_scale * all(sum);
               }
-              GALLEY_WIDE y[r][c] = fma(low[c], x_sum, y[r][c]);
+              GALLEY_WIDE y[r][c] = fma(weight[c].min, x_sum, y[r][c]);
             }
           }
-          header += block_bytes;
-          codes += code_bytes;
-          scratch += kGroup * kPanel;
+          left--;
+          entry += entry_step;
+          codes += block_bytes;
+          scratch += b.scratch_step;
           q.advance(kGroup * kPlanes);
           starts.advance(4);
           sums.advance(4);
@@ -247,6 +330,43 @@ template <class Codes, int kZero, int kSubs, bool kMin, int kPlanes> struct Grou
     }
 
    private:
+    static GALLEY_INLINE void start_span(const uint8_t* header, const Block& b,
+                                         int64_t header_bytes, Prefetch& prefetch) {
+      if (prefetch.second) {
+        prefetch_header(header + b.distance, header_bytes);
+        prefetch.at = header + b.distance + header_bytes;
+      } else {  // beside the header, half of one for each of the two row blocks that prefetch
+        for (int64_t at = 0; at < header_bytes; at += 128) advance(prefetch);
+      }
+    }
+
+    // What dot products start from: minus the sum of x in the part, times what codes have too much.
+    static GALLEY_INLINE void start_sums(const HeaderReader& reader, const uint8_t* header,
+                                         int64_t entry, int half, const RowPointers<R>& starts,
+                                         int64_t blocks, int sub, const ZeroTimes& times,
+                                         Int (&acc)[R][kWide]) {
+      if (!kZeros && times.shift >= 0) {
+        GALLEY_ROWS {
+          const Int start = shift_left(all(part_start(starts[r], blocks, sub)), times.shift);
+          GALLEY_WIDE acc[r][c] = start;
+        }
+        return;
+      }
+      if (!kZeros) {
+        GALLEY_ROWS {
+          const int32_t start = (part_start(starts[r], blocks, sub) >> 3) * times.zero;
+          GALLEY_WIDE acc[r][c] = all(start);
+        }
+        return;
+      }
+      Int zeros[kWide];
+      GALLEY_WIDE zeros[c] = reader.zeros(header, entry, half + c) + all(-kBase);
+      GALLEY_ROWS {
+        const Int sum = all(part_start(starts[r], blocks, sub) >> 3);
+        GALLEY_WIDE acc[r][c] = zeros[c] * sum;
+      }
+    }
+
     // acc += sum of code * q over part `sub` of a block, of rows whose group is at `q`.
     static GALLEY_INLINE void dot_part(const uint8_t* codes, uint8_t* scratch, int sub,
                                        const RowPointers<R>& q, Prefetch& prefetch,
@@ -258,23 +378,14 @@ template <class Codes, int kZero, int kSubs, bool kMin, int kPlanes> struct Grou
         GALLEY_ROWS {
           if (kPlanes == 2) {
             const int32_t value = word_at(q[r] + 4 * j);
-            GALLEY_WIDE high[r][c] = dot<kZero>(high[r][c], column[c], value);
+            GALLEY_WIDE high[r][c] = dot<kSigned>(high[r][c], column[c], value);
           }
           const int32_t value = word_at(q[r] + (kPlanes - 1) * kGroup + 4 * j);
-          GALLEY_WIDE acc[r][c] = dot<kZero>(acc[r][c], column[c], value);
+          GALLEY_WIDE acc[r][c] = dot<kSigned>(acc[r][c], column[c], value);
         }
       });
       if (kPlanes == 1) return;
       GALLEY_ROWS GALLEY_WIDE acc[r][c] = shift_left<8>(high[r][c]) + acc[r][c];
-    }
-
-    static GALLEY_INLINE void load_header(const WeightLayout& w, const uint8_t* header, int half,
-                                          int sub, Float (&scale)[kWide], Float (&low)[kWide]) {
-      const int64_t line = w.scale_line_bytes();
-      GALLEY_WIDE {
-        scale[c] = load_scale(header + sub * line, w.scale_f32, half + c);
-        if (kMin) low[c] = load_scale(header + (kSubs + sub) * line, w.scale_f32, half + c);
-      }
     }
 
     static GALLEY_INLINE void prefetch_header(const uint8_t* at, int64_t bytes) {
@@ -288,6 +399,65 @@ template <class Codes, int kZero, int kSubs, bool kMin, int kPlanes> struct Grou
       return sub == 0 ? first : word_at(starts) - first;
     }
   };
+};
+
+// Codes as float32 [blocks * 32 of k][32 columns]: the values that unpack_row gives, for blocks
+// [block, end) of a panel.
+struct Expander {
+  const WeightLayout& w;
+  const uint8_t* data;
+  bool is_float8;
+  HeaderReader reader;
+
+  explicit Expander(const LinearJob& job)
+      : w(job.weight), data(job.data), is_float8(job.float8), reader(job.weight) {}
+
+  void run(const uint8_t* panel, int64_t block, int64_t end, float* values) const {
+    const int64_t span = w.span_blocks(), part = w.group == 16 ? 16 : kGroup;
+    for (; block < end; block++, values += kGroup * kPanel) {
+      const uint8_t* header = panel + w.header_at(block);
+      const uint8_t* codes = panel + w.block_at(block);
+      alignas(64) uint8_t bytes[kGroup * kPanel];
+      if (w.format != Format::i8) {
+        const uint8_t* levels = w.table == CodeTable::levels ? data : nullptr;
+        for (int c = 0; c < kHalves; c++) {
+          expand(w, codes + c * 64, levels, bytes + c * 64, nullptr);
+        }
+        codes = bytes;
+      }
+      for (int64_t first = 0; first < kGroup; first += part) {
+        const int64_t entry = w.group == 0 ? 0 : (block % span * kGroup + first) / w.group;
+        for (int half = 0; half < kHalves; half++) {
+          half_part(header, codes + half * 64, entry, half, first / 4, (first + part) / 4, values);
+        }
+      }
+    }
+  }
+
+ private:
+  // Steps [first, last) of 16 columns.
+  void half_part(const uint8_t* header, const uint8_t* codes, int64_t entry, int half,
+                 int64_t first, int64_t last, float* values) const {
+    const bool mins = w.offset == Offset::min;
+    const ScaleAndMin affine = mins ? reader.scales<true>(header, entry, half)
+                                    : reader.scales<false>(header, entry, half);
+    Int zeros = all(w.table == CodeTable::levels ? 128 : w.zero);
+    if (w.offset == Offset::zeros) zeros = reader.zeros(header, entry, half);
+    for (int64_t j = first; j < last; j++) {
+      Int word = words(codes + j * kHalves * 64);
+      for (int64_t i = 0; i < 4; i++, word = shift_right<8>(word)) {
+        Float value = affine.scale * level(word & all(255), zeros);
+        if (mins) value = value + affine.min;
+        store(values + (4 * j + i) * kPanel + half * kLanes, value);
+      }
+    }
+  }
+  GALLEY_INLINE Float level(const Int& code, const Int& zeros) const {
+    if (w.table != CodeTable::floats) return to_float(code - zeros);
+    const float* table = reinterpret_cast<const float*>(data);
+    if (is_float8) return float8(table, code);
+    return w.format == Format::i4 ? look_up16(table, code) : look_up(table, code);
+  }
 };
 
 // What becomes of y[rows][32] of a panel: bias, SiLU·mul, the output's number format.
@@ -387,24 +557,48 @@ struct Kernel {
   int max_rows;
   bool first_sees_all;  // `first` prefetches the whole next panel, not half of it
   int64_t words;        // of K, where it can be cut; else 0
+  bool expands;         // `lone` and `first` write scratch before they read it
 };
 
 template <template <int> class Rows, int kMax> constexpr Kernel same(int64_t words = 0) {
-  return {run_block<Rows, kMax>, run_block<Rows, kMax>, run_block<Rows, kMax>, kMax, false, words};
+  return {run_block<Rows, kMax>, run_block<Rows, kMax>, run_block<Rows, kMax>, kMax, false, words,
+          false};
 }
 
-template <int kPlanes, bool kMin> Kernel grouped(const WeightLayout& w) {
-  constexpr int kMax = kGroupRows<kPlanes>, kZero = kMin ? 0 : 8;
-  if (w.format == Format::i4) {
-    return {run_block<Grouped<Nibbles<false>, kZero, 1, kMin, kPlanes>::template Rows, kMax>,
-            run_block<Grouped<Nibbles<true>, kZero, 1, kMin, kPlanes>::template Rows, kMax>,
-            run_block<Grouped<Bytes<true>, kZero, 1, kMin, kPlanes>::template Rows, kMax>, kMax,
-            true, 0};
+// Of codes from an i8 panel, or of scratch that `first` and `lone` write before they read it.
+template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes>
+constexpr Kernel from_bytes() {
+  constexpr int kMax = kGroupRows<kPlanes>;
+  Kernel kernel =
+      same<Grouped<Codes, kSigned, kSubs, kOffset, kPlanes>::template Rows, kMax>();
+  kernel.expands = kernel.first_sees_all = Codes::kFromScratch;
+  return kernel;
+}
+template <class Codes, bool kSigned, Offset kOffset, int kPlanes>
+Kernel of_subs(const WeightLayout& w) {
+  return w.group == 16 ? from_bytes<Codes, kSigned, 2, kOffset, kPlanes>()
+                       : from_bytes<Codes, kSigned, 1, kOffset, kPlanes>();
+}
+template <Offset kOffset, int kPlanes> Kernel grouped(const WeightLayout& w) {
+  if (w.format == Format::i8) return of_subs<Bytes<false>, true, kOffset, kPlanes>(w);
+  if constexpr (kOffset == Offset::zero) {
+    if (w.table == CodeTable::levels) return of_subs<Bytes<true>, true, kOffset, kPlanes>(w);
   }
-  if (w.group == 16) {
-    return same<Grouped<Bytes<false>, 128, 2, kMin, kPlanes>::template Rows, kMax>();
+  if (w.format != Format::i4 || w.group == 16) {
+    return of_subs<Bytes<true>, false, kOffset, kPlanes>(w);
   }
-  return same<Grouped<Bytes<false>, 128, 1, kMin, kPlanes>::template Rows, kMax>();
+  constexpr int kMax = kGroupRows<kPlanes>;
+  return {run_block<Grouped<Nibbles<false>, false, 1, kOffset, kPlanes>::template Rows, kMax>,
+          run_block<Grouped<Nibbles<true>, false, 1, kOffset, kPlanes>::template Rows, kMax>,
+          run_block<Grouped<Bytes<true>, false, 1, kOffset, kPlanes>::template Rows, kMax>, kMax,
+          true, 0, false};
+}
+template <int kPlanes> Kernel grouped(const WeightLayout& w) {
+  switch (w.offset) {
+    case Offset::min: return grouped<Offset::min, kPlanes>(w);
+    case Offset::zeros: return grouped<Offset::zeros, kPlanes>(w);
+    default: return grouped<Offset::zero, kPlanes>(w);
+  }
 }
 
 Kernel kernel_of(const LinearJob& job) {
@@ -412,8 +606,8 @@ Kernel kernel_of(const LinearJob& job) {
   switch (job.x_kind) {
     case Kind::f32: return same<FloatRows, kWordRows>(w.k);
     case Kind::bf16: return same<Bf16Rows, kWordRows>(w.k / 2);
-    case Kind::q8: return w.has_min ? grouped<1, true>(w) : grouped<1, false>(w);
-    case Kind::q16: return w.has_min ? grouped<2, true>(w) : grouped<2, false>(w);
+    case Kind::q8: return grouped<1>(w);
+    case Kind::q16: return grouped<2>(w);
     case Kind::q8_row: break;
   }
   return same<PerRow, kWordRows>(w.blocks() * (kGroup / 4));
@@ -445,8 +639,16 @@ void whole_panels(const LinearJob& job, const Kernel& kernel, int64_t panel, int
   alignas(64) float y[kWordRows * kPanel];
   alignas(64) float pair[kChunkRows * kPanel];
   for (int64_t p = panel; p < panel + count; p++) {
-    Block b{&job, job.panels + p * bytes, scratch, nullptr, {}, 0, y, 0, kernel.words};
+    const int64_t step = lone && kernel.expands ? 0 : kGroup * kPanel;
+    const uint8_t* at = job.weight.panel(job.data, p);
+    Block b{&job, at, scratch, step, false, nullptr, nullptr, {}, 0, y, 0, kernel.words};
+    if (!lone && in_groups(job.x_kind) && job.weight.two_level()) {
+      uint8_t* headers = scratch + job.weight.expanded_bytes();
+      decode_headers(job.weight, at, headers);
+      b.headers = headers;
+    }
     blocks.each([&](int64_t i, int64_t row, int rows) {
+      b.expand = kernel.expands && i == 0;
       b.x = job.x + row * job.x_bytes;
       b.distance = lone ? kAhead : bytes;
       b.prefetch = Prefetch{};
@@ -469,8 +671,8 @@ void panels_in_pieces(const LinearJob& job, const Kernel& kernel, int64_t panel,
   for (int64_t word = 0; word < kernel.words; word += kPiece) {
     const int64_t end = word + kPiece < kernel.words ? word + kPiece : kernel.words;
     for (int64_t p = 0; p < count; p++) {
-      const uint8_t* at = job.panels + (panel + p) * bytes;
-      Block b{&job, at, nullptr, nullptr, {}, 0, nullptr, word, end};
+      const uint8_t* at = job.weight.panel(job.data, panel + p);
+      Block b{&job, at, nullptr, 0, false, nullptr, nullptr, {}, 0, nullptr, word, end};
       const uint8_t* next = p + 1 < count        ? at + bytes + word * kWordBytes
                             : end < kernel.words ? at - p * bytes + end * kWordBytes
                                                  : at + bytes;
@@ -486,10 +688,41 @@ void panels_in_pieces(const LinearJob& job, const Kernel& kernel, int64_t panel,
   }
 }
 
+// Codes on float32 rows: a piece of a panel becomes float32, then all rows go through it. The same
+// order of additions, so the same bits, as of a dense weight of these values.
+void expanded_panels(const LinearJob& job, int64_t panel, int64_t count, const RowBlocks& blocks,
+                     uint8_t* scratch) {
+  float* values = reinterpret_cast<float*>(scratch);
+  float* sums = values + kExpandedBlocks * kGroup * kPanel;
+  alignas(64) float pair[kChunkRows * kPanel];
+  const Expander expander(job);
+  const int64_t in_all = job.weight.blocks(), k = job.weight.k;
+  for (int64_t p = panel; p < panel + count; p++) {
+    for (int64_t block = 0; block < in_all; block += kExpandedBlocks) {
+      const int64_t last = block + kExpandedBlocks < in_all ? block + kExpandedBlocks : in_all;
+      expander.run(job.weight.panel(job.data, p), block, last, values);
+      const int64_t word = block * kGroup, end = last * kGroup < k ? last * kGroup : k;
+      // The kernel adds the piece's place in K to the panel.
+      const uint8_t* at = scratch - word * kWordBytes;
+      Block b{&job, at, nullptr, 0, false, nullptr, nullptr, {}, 0, nullptr, word, end};
+      blocks.each([&](int64_t, int64_t row, int rows) {
+        b.x = job.x + row * job.x_bytes;
+        b.y = sums + (row - blocks.begin) * kPanel;
+        run_block<FloatRows, kWordRows>(rows, b);
+        if (end < k) return;
+        finish(job, p, row, rows, b.y, pair + (row - blocks.begin) * kPanel);
+      });
+    }
+  }
+}
+
 void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                  int64_t row_end, uint8_t* scratch) {
   const Kernel kernel = kernel_of(job);
   const RowBlocks blocks(row_begin, row_end, kernel.max_rows);
+  if (job.weight.quantised() && job.x_kind == Kind::f32) {
+    return expanded_panels(job, panel, count, blocks, scratch);
+  }
   if (blocks.count == 1 || kernel.words <= kUncut) {
     whole_panels(job, kernel, panel, count, blocks, scratch);
     return;

@@ -1,6 +1,7 @@
 // What linear needs beyond math_lanes.h: dot products of codes, scales, prefetching. Compiled once
 // per instruction set (variants.h).
 #pragma once
+#include "linear.h"
 #include "math_lanes.h"
 
 namespace galley {
@@ -26,19 +27,16 @@ GALLEY_INLINE Float to_float(const Int& a) {
   return r;
 }
 
-// Exact integer dot products of unsigned codes w (four a lane) and signed values x, of codes around
-// kZero (0, 8 or 128):   start(-8 * sum of all x) + dot(w, x) + ... = sum of (w - kZero) * x.
-template <int kZero> GALLEY_INLINE Int start(int32_t minus8_sum);
-template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x);
+// Exact integer dot products of unsigned codes w (four a lane) and signed values x:
+//   start of -m * (sum of all x) + dot(w, x) + ... = sum of (w - m) * x
+// kSigned: codes are around 128, which an instruction set may subtract itself (kSubtracted = 128);
+// else they are at most 127.
+template <bool kSigned> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x);
 
 #if GALLEY_PARTS == 1
 
-template <int kZero> GALLEY_INLINE Int start(int32_t minus8_sum) {
-  if (kZero == 0) return Int{};
-  const Int eight = all(minus8_sum);
-  return kZero == 8 ? eight : shift_left<4>(eight);
-}
-template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
+constexpr int32_t kSubtracted = 0;
+template <bool kSigned> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
   return Int{{(IntPart)_mm512_dpbusd_epi32((__m512i)acc.part[0], (__m512i)w.part[0],
                                            (__m512i)all(x).part[0])}};
 }
@@ -48,18 +46,16 @@ GALLEY_INLINE Float load_f16(const uint8_t* p) {
 
 #elif GALLEY_PARTS == 2
 
-// Pairs of products are summed in 16 bits, which codes up to 15 cannot overflow. Codes around 128
-// are made signed first, and the sign is moved to x, whose magnitude is at most 127:
-// 2 * 128 * 127 < 2^15.
-template <int kZero> GALLEY_INLINE Int start(int32_t minus8_sum) {
-  return kZero == 8 ? all(minus8_sum) : Int{};
-}
-template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
+// Pairs of products are summed in 16 bits, which codes up to 127 cannot overflow, as the magnitude
+// of x is at most 127: 2 * 127 * 127 < 2^15. Codes around 128 are made signed first, and the sign is
+// moved to x: 2 * 128 * 127 < 2^15.
+constexpr int32_t kSubtracted = 128;
+template <bool kSigned> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
   const __m256i ones = _mm256_set1_epi16(1), values = _mm256_set1_epi32(x);
   Int r;
   GALLEY_EACH_PART {
     __m256i codes = (__m256i)w.part[i], signed_x = values;
-    if (kZero == 128) {
+    if (kSigned) {
       const __m256i signed_codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
       codes = _mm256_abs_epi8(signed_codes);
       signed_x = _mm256_sign_epi8(values, signed_codes);
@@ -77,10 +73,8 @@ GALLEY_INLINE Float load_f16(const uint8_t* p) {
 
 #else
 
-template <int kZero> GALLEY_INLINE Int start(int32_t minus8_sum) {
-  return all(kZero / 8 * minus8_sum);
-}
-template <int kZero> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
+constexpr int32_t kSubtracted = 0;
+template <bool kSigned> GALLEY_INLINE Int dot(const Int& acc, const Int& w, int32_t x) {
   Int r = acc;
   for (int shift = 0; shift < 32; shift += 8) {
     const int32_t value = static_cast<int8_t>(static_cast<uint32_t>(x) >> shift);
@@ -107,11 +101,163 @@ GALLEY_INLINE Float load_f16(const uint8_t* p) {
 
 #endif
 
-// Sixteen scales or mins, as float32.
-GALLEY_INLINE Float load_scale(const uint8_t* line, bool f32, int half) {
-  return f32 ? load(reinterpret_cast<const float*>(line) + half * kLanes)
-             : load_f16(line + half * kLanes * 2);
+#if GALLEY_PARTS == 1
+GALLEY_INLINE Int load_u8(const uint8_t* p) {
+  return Int{{(IntPart)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}};
 }
+GALLEY_INLINE Int load_i8(const uint8_t* p) {
+  return Int{{(IntPart)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}};
+}
+// Byte `code` of the table for each byte of codes below 16.
+GALLEY_INLINE Int look_up(const uint8_t* table, const Int& codes) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return Int{{(IntPart)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes),
+                                           (__m512i)codes.part[0])}};
+}
+// Number `code` of the table for each lane.
+GALLEY_INLINE Float look_up(const float* table, const Int& codes) {
+  return Float{{_mm512_i32gather_ps((__m512i)codes.part[0], table, 4)}};
+}
+// E4M3, by way of f16, whose exponent has a bias 8 larger.
+GALLEY_INLINE Float float8(const float*, const Int& codes) {
+  const Int half = shift_left<7>(codes & all(127)) | shift_left<8>(codes & all(128));
+  const Float value =
+      Float{{_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)half.part[0]))}} * all(256.0f);
+  const Int is_nan = (codes & all(127)) >= all(127);
+  return as_float(as_int(value) | (is_nan & all(0x7fc00000)));
+}
+GALLEY_INLINE Float look_up16(const float* table, const Int& codes) {
+  return Float{{_mm512_permutexvar_ps((__m512i)codes.part[0], _mm512_loadu_ps(table))}};
+}
+#elif GALLEY_PARTS == 2
+GALLEY_INLINE Int load_u8(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return Int{{(IntPart)_mm256_cvtepu8_epi32(bytes),
+              (IntPart)_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))}};
+}
+GALLEY_INLINE Int load_i8(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return Int{{(IntPart)_mm256_cvtepi8_epi32(bytes),
+              (IntPart)_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))}};
+}
+GALLEY_INLINE Int look_up(const uint8_t* table, const Int& codes) {
+  const __m256i bytes =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  Int r;
+  GALLEY_EACH_PART r.part[i] = (IntPart)_mm256_shuffle_epi8(bytes, (__m256i)codes.part[i]);
+  return r;
+}
+GALLEY_INLINE Float look_up(const float* table, const Int& codes) {
+  Float r;
+  GALLEY_EACH_PART r.part[i] = _mm256_i32gather_ps(table, (__m256i)codes.part[i], 4);
+  return r;
+}
+GALLEY_INLINE Float look_up16(const float* table, const Int& codes) { return look_up(table, codes); }
+GALLEY_INLINE Float float8(const float* table, const Int& codes) { return look_up(table, codes); }
+#else
+GALLEY_INLINE Int load_u8(const uint8_t* p) {
+  int32_t lane[kLanes];
+  for (int i = 0; i < kLanes; i++) lane[i] = p[i];
+  return load(lane);
+}
+GALLEY_INLINE Int load_i8(const uint8_t* p) {
+  int32_t lane[kLanes];
+  for (int i = 0; i < kLanes; i++) lane[i] = static_cast<int8_t>(p[i]);
+  return load(lane);
+}
+GALLEY_INLINE Int look_up(const uint8_t* table, const Int& codes) {
+  uint8_t byte[4 * kLanes];
+  memcpy(byte, &codes, sizeof byte);
+  for (uint8_t& b : byte) b = table[b];
+  Int r;
+  memcpy(&r, byte, sizeof r);
+  return r;
+}
+GALLEY_INLINE Float look_up(const float* table, const Int& codes) {
+  int32_t lane[kLanes];
+  float value[kLanes];
+  store(lane, codes);
+  for (int i = 0; i < kLanes; i++) value[i] = table[lane[i]];
+  return load(value);
+}
+GALLEY_INLINE Float look_up16(const float* table, const Int& codes) { return look_up(table, codes); }
+GALLEY_INLINE Float float8(const float* table, const Int& codes) { return look_up(table, codes); }
+#endif
+
+GALLEY_INLINE Float load_bf16_line(const uint8_t* p) {
+#if GALLEY_PARTS == 1
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return as_float(shift_left<16>(Int{{(IntPart)_mm512_cvtepu16_epi32(halves)}}));
+#else
+  int32_t lane[kLanes];
+  for (int i = 0; i < kLanes; i++) {
+    uint16_t bits;
+    memcpy(&bits, p + 2 * i, 2);
+    lane[i] = bits;
+  }
+  return as_float(shift_left<16>(load(lane)));
+#endif
+}
+
+struct ScaleAndMin {
+  Float scale, min;
+};
+
+// Reads headers of a weight (linear.h): an entry's numbers for columns 16 * half .. + 15.
+struct HeaderReader {
+  Scale kind;
+  bool nibbles;  // of zeros
+  int64_t line_bytes, mins_at, zeros_at, zero_line_bytes;
+
+  explicit HeaderReader(const WeightLayout& w)
+      : kind(w.scale), nibbles(w.format == Format::i4), line_bytes(w.scale_line_bytes()),
+        mins_at(w.entries() * w.scale_line_bytes()), zeros_at(w.zeros_at()),
+        zero_line_bytes(w.zero_line_bytes()) {}
+  // Of headers that `decode_headers` has written.
+  static HeaderReader decoded(const WeightLayout& w) {
+    HeaderReader reader(w);
+    reader.kind = Scale::f32, reader.line_bytes = kPanel * 4;
+    reader.mins_at = w.entries() * kPanel * 4;
+    return reader;
+  }
+
+  template <bool kMin>
+  GALLEY_INLINE ScaleAndMin scales(const uint8_t* header, int64_t entry, int half) const {
+    if (kMin && kind == Scale::u6) return six(header, entry, half);
+    if (!kMin && kind == Scale::i8) {
+      const uint8_t* bytes = header + kPanel * 2 + entry * kPanel + half * kLanes;
+      return {load_f16(header + half * kLanes * 2) * to_float(load_i8(bytes)), zero()};
+    }
+    const uint8_t* at = header + entry * line_bytes;
+    return {line(at, half), kMin ? line(at + mins_at, half) : zero()};
+  }
+  GALLEY_INLINE Int zeros(const uint8_t* header, int64_t entry, int half) const {
+    const uint8_t* at = header + zeros_at + entry * zero_line_bytes;
+    if (!nibbles) return load_u8(at + half * kLanes);
+    const Int both = load_u8(at);
+    return half == 0 ? both & all(15) : shift_right<4>(both);
+  }
+
+ private:
+  GALLEY_INLINE Float line(const uint8_t* at, int half) const {
+    if (kind == Scale::f16) return load_f16(at + half * kLanes * 2);
+    if (kind == Scale::f32) return load(reinterpret_cast<const float*>(at) + half * kLanes);
+    return load_bf16_line(at + half * kLanes * 2);
+  }
+  // 6-bit scales and mins, times f16.
+  static GALLEY_INLINE ScaleAndMin six(const uint8_t* header, int64_t entry, int half) {
+    const uint8_t* bytes = header + 2 * kPanel * 2 + entry % 4 * kPanel + half * kLanes;
+    const Int low = load_u8(bytes), mid = load_u8(bytes + 4 * kPanel);
+    Int scale = low & all(63), min = mid & all(63);
+    if (entry >= 4) {
+      const Int high = load_u8(bytes + 8 * kPanel);
+      scale = (high & all(15)) | (shift_right<2>(low) & all(48));
+      min = shift_right<4>(high) | (shift_right<2>(mid) & all(48));
+    }
+    return {load_f16(header + half * kLanes * 2) * to_float(scale),
+            load_f16(header + kPanel * 2 + half * kLanes * 2) * to_float(min)};
+  }
+};
 
 // A walk over weights that will be needed soon; `at` = null for none. Into the L1 cache, although L2
 // would be near enough: with 16 rows bf16 took 11 % longer with L2 as the aim, other shapes as long.

@@ -57,6 +57,8 @@ GALLEY_BINARY(operator<, Int, Float, a.part[i] < b.part[i])
 GALLEY_BINARY(operator>, Int, Float, a.part[i] > b.part[i])
 GALLEY_BINARY(operator>=, Int, Float, a.part[i] >= b.part[i])
 GALLEY_BINARY(operator+, Int, Int, a.part[i] + b.part[i])
+GALLEY_BINARY(operator-, Int, Int, a.part[i] - b.part[i])
+GALLEY_BINARY(operator*, Int, Int, a.part[i] * b.part[i])
 GALLEY_BINARY(operator&, Int, Int, a.part[i] & b.part[i])
 GALLEY_BINARY(operator|, Int, Int, a.part[i] | b.part[i])
 GALLEY_BINARY(operator<, Int, Int, a.part[i] < b.part[i])
@@ -97,6 +99,11 @@ GALLEY_INLINE Float as_float(const Int& a) {
   return r;
 }
 template <int bits> GALLEY_INLINE Int shift_left(const Int& a) {
+  Int r;
+  GALLEY_EACH_PART r.part[i] = (IntPart)((WordPart)a.part[i] << bits);
+  return r;
+}
+GALLEY_INLINE Int shift_left(const Int& a, int bits) {
   Int r;
   GALLEY_EACH_PART r.part[i] = (IntPart)((WordPart)a.part[i] << bits);
   return r;

@@ -9,54 +9,6 @@
 namespace galley {
 namespace {
 
-// One block of 32 values of K of a panel: where its scales, mins and codes are.
-struct BlockView {
-  const WeightLayout& w;
-  int64_t at;  // byte of the panel
-
-  BlockView(const WeightLayout& w, int64_t block)
-      : w(w), at((w.group == 0 ? kPanel * 4 : 0) + block * w.block_bytes()) {}
-  // Line of four values of each column: step 0 .. 7, of i4 0 .. 3 (each with step + 4).
-  int64_t codes(int64_t step, int64_t column) const {
-    return at + w.header_bytes() + step * kPanel * 4 + column * 4;
-  }
-  int64_t scale(int64_t sub, int64_t column) const {
-    return at + sub * w.scale_line_bytes() + column * (w.scale_f32 ? 4 : 2);
-  }
-  int64_t min(int64_t sub, int64_t column) const {
-    return scale(w.scales_per_block() + sub, column);
-  }
-};
-
-int64_t scales_per_row(const WeightLayout& w) {
-  return w.group == 0 ? 1 : (w.k + w.group - 1) / w.group;
-}
-
-// Calls visit(index of the scale in its row, byte of the panel, its min's byte) for a column.
-template <class Visit>
-void each_scale(const WeightLayout& w, int64_t column, const Visit& visit) {
-  if (w.group == 0) return visit(0, column * 4, 0);
-  const int64_t per_block = w.scales_per_block(), count = scales_per_row(w);
-  for (int64_t block = 0; block < w.blocks(); block++) {
-    const BlockView view(w, block);
-    for (int64_t sub = 0; sub < per_block && block * per_block + sub < count; sub++) {
-      visit(block * per_block + sub, view.scale(sub, column), view.min(sub, column));
-    }
-  }
-}
-
-// The 32 codes of one column of a block.
-void load_codes(const BlockView& view, const uint8_t* panel, int64_t column, uint8_t* codes) {
-  const bool nibbles = view.w.format == Format::i4;
-  for (int64_t step = 0; step < (nibbles ? 4 : 8); step++) {
-    uint32_t word;
-    std::memcpy(&word, panel + view.codes(step, column), 4);
-    const uint32_t low = nibbles ? word & 0x0f0f0f0fu : word, high = word >> 4 & 0x0f0f0f0fu;
-    std::memcpy(codes + 4 * step, &low, 4);
-    if (nibbles) std::memcpy(codes + 16 + 4 * step, &high, 4);
-  }
-}
-
 float float_from_f16(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t exponent = half >> 10 & 31, fraction = half & 1023;
@@ -75,61 +27,204 @@ float float_from_f16(uint16_t half) {
   return value;
 }
 
-float scale_value(const WeightLayout& w, const uint8_t* at) {
-  if (w.scale_f32) {
-    float value;
-    std::memcpy(&value, at, 4);
-    return value;
-  }
+
+float float_at(const uint8_t* at) {
+  float value;
+  std::memcpy(&value, at, 4);
+  return value;
+}
+uint16_t half_at(const uint8_t* at) {
   uint16_t half;
   std::memcpy(&half, at, 2);
-  return float_from_f16(half);
+  return half;
 }
 
-// Codes of one column around the layout's zero, k' of them; `flaw` collects bits that do not fit.
-void shift_codes(const WeightLayout& w, const CodeSource& source, int64_t row, uint8_t* codes,
-                 uint32_t* flaw) {
-  const uint8_t* q = source.q + row * source.q_stride;
-  const int32_t shift = w.zero() - source.zero, mask = w.format == Format::i4 ? ~15 : ~255;
-  uint32_t outside = 0;
-  for (int64_t k = 0; k < w.k; k++) {
-    const int32_t code = q[k] + shift;
-    outside |= static_cast<uint32_t>(code & mask);
-    codes[k] = static_cast<uint8_t>(code);
+constexpr int64_t kHalfLine = kPanel * 2;  // of f16: one number of each column
+
+// One column of a header. `Byte` is uint8_t or const uint8_t.
+template <class Byte> struct HeaderColumn {
+  const WeightLayout& w;
+  Byte* header;
+  int64_t column;
+
+  // Scales and mins of one level.
+  Byte* scale(int64_t entry) const {
+    if (w.scale == Scale::i8) return header + kHalfLine + entry * kPanel + column;
+    return header + entry * w.scale_line_bytes() + column * w.scale_bytes();
   }
-  *flaw |= outside;
-  // The tail meets activations of 0: any code would do.
-  std::memset(codes + w.k, w.zero(), round_up(w.k, kGroup) - w.k);
+  Byte* min(int64_t entry) const { return scale(w.entries() + entry); }
+  // f16 that scales of two levels are multiplied with.
+  Byte* super_scale() const { return header + column * 2; }
+  Byte* super_min() const { return header + kHalfLine + column * 2; }
+  // Byte 0 .. 11 of u6.
+  Byte* six(int64_t i) const { return header + 2 * kHalfLine + i * kPanel + column; }
+  Byte* zeros(int64_t entry) const {
+    const int64_t line = w.zero_line_bytes();
+    return header + w.zeros_at() + entry * line + column % line;
+  }
+  int zeros_shift() const { return column < w.zero_line_bytes() ? 0 : 4; }
+};
+
+struct Six {
+  uint8_t scale, min;
+};
+Six six_bits(const HeaderColumn<const uint8_t>& h, int64_t entry) {
+  const int64_t i = entry % 4;
+  const uint8_t low = *h.six(i), mid = *h.six(4 + i), high = *h.six(8 + i);
+  if (entry < 4) return {static_cast<uint8_t>(low & 63), static_cast<uint8_t>(mid & 63)};
+  return {static_cast<uint8_t>((high & 15) | (low >> 2 & 48)),
+          static_cast<uint8_t>(high >> 4 | (mid >> 2 & 48))};
+}
+// Into bytes that are 0 so far.
+void set_six_bits(const HeaderColumn<uint8_t>& h, int64_t entry, Six value) {
+  const int64_t i = entry % 4;
+  if (entry < 4) {
+    *h.six(i) |= value.scale;
+    *h.six(4 + i) |= value.min;
+    return;
+  }
+  *h.six(i) |= value.scale >> 4 << 6;
+  *h.six(4 + i) |= value.min >> 4 << 6;
+  *h.six(8 + i) |= (value.scale & 15) | value.min << 4;
 }
 
-// 32 columns of codes [32][k'] into their lines.
-void store_codes(const WeightLayout& w, const uint8_t* codes, uint8_t* panel) {
-  const int64_t padded = w.blocks() * kGroup, steps = w.format == Format::i4 ? 4 : 8;
-  for (int64_t block = 0; block < w.blocks(); block++) {
-    const BlockView view(w, block);
-    for (int64_t column = 0; column < kPanel; column++) {
-      const uint8_t* from = codes + column * padded + block * kGroup;
-      for (int64_t step = 0; step < steps; step++) {
-        uint32_t word, high = 0;
-        std::memcpy(&word, from + 4 * step, 4);
-        if (steps == 4) std::memcpy(&high, from + 16 + 4 * step, 4);
-        word |= high << 4;
-        std::memcpy(panel + view.codes(step, column), &word, 4);
+float one_level(const WeightLayout& w, const uint8_t* at) {
+  if (w.scale == Scale::f32) return float_at(at);
+  return w.scale == Scale::bf16 ? float_from_bf16(half_at(at)) : float_from_f16(half_at(at));
+}
+
+// What the values of one scale have in common.
+struct Affine {
+  float scale, min;
+  int32_t zero;
+};
+Affine affine_of(const HeaderColumn<const uint8_t>& h, int64_t entry) {
+  const WeightLayout& w = h.w;
+  if (w.scale == Scale::u6) {
+    const Six six = six_bits(h, entry);
+    return {float_from_f16(half_at(h.super_scale())) * six.scale,
+            float_from_f16(half_at(h.super_min())) * six.min, w.zero};
+  }
+  if (w.scale == Scale::i8) {
+    const auto scale = static_cast<int8_t>(*h.scale(entry));
+    return {float_from_f16(half_at(h.super_scale())) * scale, 0.0f, w.zero};
+  }
+  Affine a{one_level(w, h.scale(entry)), 0.0f, w.zero};
+  if (w.offset == Offset::min) a.min = one_level(w, h.min(entry));
+  if (w.offset == Offset::zeros) {
+    a.zero = *h.zeros(entry) >> h.zeros_shift() & (w.format == Format::i4 ? 15 : 255);
+  }
+  return a;
+}
+
+// The lines of a block for one column: its 32 codes, four a word.
+struct BlockColumn {
+  const WeightLayout& w;
+  int64_t column;
+
+  uint32_t word(const uint8_t* block, int64_t line) const {
+    uint32_t word;
+    std::memcpy(&word, block + line * kPanel * 4 + column * 4, 4);
+    return word;
+  }
+  void set(uint8_t* block, int64_t line, uint32_t word) const {
+    std::memcpy(block + line * kPanel * 4 + column * 4, &word, 4);
+  }
+
+  void load(const uint8_t* block, uint8_t* codes) const {
+    const int64_t extra = w.bits() - 4;  // 5 and 6 bits: so many above a nibble
+    for (int64_t j = 0; j < 8; j++) {
+      uint32_t step;
+      if (w.format == Format::i8) {
+        step = word(block, j);
+      } else {
+        step = word(block, j % 4) >> j / 4 * 4 & 0x0f0f0f0fu;
+        if (extra == 1) step |= (word(block, 4) >> j & 0x01010101u) << 4;
+        if (extra == 2) step |= (word(block, 4 + j / 4) >> j % 4 * 2 & 0x03030303u) << 4;
       }
+      std::memcpy(codes + 4 * j, &step, 4);
     }
   }
+  void store(const uint8_t* codes, uint8_t* block) const {
+    uint32_t step[8];
+    std::memcpy(step, codes, kGroup);
+    if (w.format == Format::i8) {
+      for (int64_t j = 0; j < 8; j++) set(block, j, step[j]);
+      return;
+    }
+    for (int64_t j = 0; j < 4; j++) {
+      set(block, j, (step[j] & 0x0f0f0f0fu) | (step[j + 4] & 0x0f0f0f0fu) << 4);
+    }
+    uint32_t fifth = 0, pairs[2] = {0, 0};
+    for (int64_t j = 0; j < 8; j++) {
+      fifth |= (step[j] >> 4 & 0x01010101u) << j;
+      pairs[j / 4] |= (step[j] >> 4 & 0x03030303u) << j % 4 * 2;
+    }
+    if (w.format == Format::i5) set(block, 4, fifth);
+    if (w.format == Format::i6) set(block, 4, pairs[0]), set(block, 5, pairs[1]);
+  }
+};
+
+void check_arrays(const WeightLayout& w, const CodeSource& s) {
+  if (!w.quantised()) throw std::invalid_argument("codes need an integer format");
+  const bool mins = w.offset == Offset::min, zeros = w.offset == Offset::zeros;
+  const bool two_mins = mins && w.two_level();
+  if (s.q == nullptr || s.scale == nullptr) throw std::invalid_argument("codes or scales missing");
+  if (mins != (s.min != nullptr)) throw std::invalid_argument("mins do not match the format");
+  if (zeros != (s.zeros != nullptr)) throw std::invalid_argument("zeros do not match the format");
+  if (w.two_level() != (s.super_scale != nullptr) || two_mins != (s.super_min != nullptr)) {
+    throw std::invalid_argument("super scales do not match the format");
+  }
+  if ((w.table != CodeTable::none) != (s.table != nullptr)) {
+    throw std::invalid_argument("the table does not match the format");
+  }
 }
 
-template <class Scale>
-void store_scales(const WeightLayout& w, const CodeSource& source, int64_t row, int64_t column,
-                  uint8_t* panel) {
-  const Scale* scale = static_cast<const Scale*>(source.scale) + row * source.scale_stride;
-  const Scale* min = static_cast<const Scale*>(source.min);
-  if (min) min += row * source.scale_stride;
-  each_scale(w, column, [&](int64_t i, int64_t scale_at, int64_t min_at) {
-    std::memcpy(panel + scale_at, scale + i, sizeof(Scale));
-    if (min) std::memcpy(panel + min_at, min + i, sizeof(Scale));
-  });
+// Scale number `i` of a row. `unfit` collects bits that have no place.
+void store_entry(const HeaderColumn<uint8_t>& h, const CodeSource& s, int64_t row, int64_t i,
+                 uint32_t* unfit) {
+  const WeightLayout& w = h.w;
+  const int64_t entry = i % w.entries(), width = w.scale_bytes(), from = row * w.scales() + i;
+  const auto* scale = static_cast<const uint8_t*>(s.scale) + from * width;
+  const auto* min = s.min ? static_cast<const uint8_t*>(s.min) + from * width : nullptr;
+  if (w.scale == Scale::u6) {
+    *unfit |= (*scale | *min) & ~63u;
+    set_six_bits(h, entry, {*scale, *min});
+    return;
+  }
+  std::memcpy(h.scale(entry), scale, width);
+  if (w.offset == Offset::min) std::memcpy(h.min(entry), min, width);
+  if (w.offset == Offset::zeros) {
+    const uint8_t zero = s.zeros[from];
+    if (w.format != Format::i8) *unfit |= zero & ~((1u << w.bits()) - 1);
+    *h.zeros(entry) |= static_cast<uint8_t>(zero << h.zeros_shift());
+  }
+}
+
+// One column of the headers of a panel that is 0 so far.
+void store_headers(const WeightLayout& w, const CodeSource& s, int64_t row, uint8_t* panel,
+                   uint32_t* unfit) {
+  const int64_t column = row % kPanel, entries = w.entries(), scales = w.scales();
+  for (int64_t span = 0; span < w.spans(); span++) {
+    const HeaderColumn<uint8_t> h{w, panel + w.header_at(span * w.span_blocks()), column};
+    for (int64_t i = span * entries; i < std::min((span + 1) * entries, scales); i++) {
+      store_entry(h, s, row, i, unfit);
+    }
+    if (!w.two_level()) continue;
+    std::memcpy(h.super_scale(), s.super_scale + row * w.spans() + span, 2);
+    if (s.super_min) std::memcpy(h.super_min(), s.super_min + row * w.spans() + span, 2);
+  }
+}
+
+// Codes [32][k'] of a panel's columns into its blocks.
+void store_codes(const WeightLayout& w, const uint8_t* codes, uint8_t* panel) {
+  const int64_t padded = w.blocks() * kGroup;
+  for (int64_t block = 0; block < w.blocks(); block++) {
+    uint8_t* to = panel + w.block_at(block);
+    for (int64_t column = 0; column < kPanel; column++) {
+      BlockColumn{w, column}.store(codes + column * padded + block * kGroup, to);
+    }
+  }
 }
 
 }  // namespace
@@ -159,48 +254,54 @@ void pack_dense(const WeightLayout& w, const DenseSource& source, uint8_t* out) 
 }
 
 void pack_codes(const WeightLayout& w, const CodeSource& source, uint8_t* out) {
-  if (!w.quantised()) throw std::invalid_argument("codes need an integer format");
-  if (w.has_min != (source.min != nullptr)) throw std::invalid_argument("mins do not match");
+  check_arrays(w, source);
+  std::memset(out, 0, w.bytes());
+  if (w.table == CodeTable::levels) {
+    for (int i = 0; i < 16; i++) out[i] = static_cast<const uint8_t*>(source.table)[i] ^ 0x80;
+  } else if (w.table == CodeTable::floats) {
+    std::memcpy(out, source.table, int64_t{4} << w.bits());
+  }
+  // Missing columns and the tail of k are codes of 0: what they meet are scales and activations of 0.
   const int64_t padded = w.blocks() * kGroup;
   std::vector<uint8_t> codes(kPanel * padded);
-  uint32_t flaw = 0;
+  uint32_t unfit = 0, used = 0;
   for (int64_t p = 0; p < w.panels(); p++) {
-    uint8_t* panel = out + p * w.panel_bytes();
-    std::memset(panel, 0, w.panel_bytes());
-    for (int64_t column = 0; column < kPanel; column++) {
+    uint8_t* panel = out + w.table_bytes() + p * w.panel_bytes();
+    const int64_t columns = std::min(kPanel, w.n - p * kPanel);
+    if (columns < kPanel) std::fill(codes.begin(), codes.end(), uint8_t{0});
+    for (int64_t column = 0; column < columns; column++) {
       const int64_t row = p * kPanel + column;
-      if (row >= w.n) {
-        std::memset(codes.data() + column * padded, w.zero(), padded);
-        continue;
-      }
-      shift_codes(w, source, row, codes.data() + column * padded, &flaw);
-      auto store = w.scale_f32 ? store_scales<float> : store_scales<uint16_t>;
-      store(w, source, row, column, panel);
+      const uint8_t* q = source.q + row * w.k;
+      for (int64_t k = 0; k < w.k; k++) used |= q[k];
+      std::memcpy(codes.data() + column * padded, q, w.k);
+      store_headers(w, source, row, panel, &unfit);
     }
     store_codes(w, codes.data(), panel);
   }
-  if (flaw) {
-    throw std::invalid_argument(std::string("codes do not fit ") +
-                                (w.format == Format::i4 ? "4 bits" : "int8 around their zero"));
+  unfit |= used >> w.bits();
+  if (unfit) {
+    throw std::invalid_argument("codes, zeros or scales do not fit their bits (" +
+                                std::to_string(w.bits()) + " for codes)");
   }
-}
-
-void unpack_codes(const WeightLayout& w, const uint8_t* panels, int64_t row, uint8_t* q,
-                  void* scale, void* min) {
-  const uint8_t* panel = panels + row / kPanel * w.panel_bytes();
-  const int64_t column = row % kPanel, width = w.scale_f32 ? 4 : 2;
-  for (int64_t k = 0; k < w.k; k += kGroup) {
-    uint8_t codes[kGroup];
-    load_codes(BlockView(w, k / kGroup), panel, column, codes);
-    std::memcpy(q + k, codes, std::min(kGroup, w.k - k));
-  }
-  each_scale(w, column, [&](int64_t i, int64_t scale_at, int64_t min_at) {
-    std::memcpy(static_cast<uint8_t*>(scale) + i * width, panel + scale_at, width);
-    if (w.has_min) std::memcpy(static_cast<uint8_t*>(min) + i * width, panel + min_at, width);
-  });
 }
 
 namespace {
+
+void unpack_entry(const HeaderColumn<const uint8_t>& h, const CodeTarget& t, int64_t row,
+                  int64_t i) {
+  const WeightLayout& w = h.w;
+  const int64_t entry = i % w.entries(), width = w.scale_bytes(), to = row * w.scales() + i;
+  auto* scale = static_cast<uint8_t*>(t.scale) + to * width;
+  auto* min = t.min ? static_cast<uint8_t*>(t.min) + to * width : nullptr;
+  if (w.scale == Scale::u6) {
+    const Six six = six_bits(h, entry);
+    *scale = six.scale, *min = six.min;
+    return;
+  }
+  std::memcpy(scale, h.scale(entry), width);
+  if (w.offset == Offset::min) std::memcpy(min, h.min(entry), width);
+  if (w.offset == Offset::zeros) t.zeros[to] = static_cast<uint8_t>(affine_of(h, entry).zero);
+}
 
 void unpack_dense_row(const WeightLayout& w, const uint8_t* panel, int64_t column, float* out) {
   const uint8_t* words = panel + column * 4;
@@ -215,35 +316,57 @@ void unpack_dense_row(const WeightLayout& w, const uint8_t* panel, int64_t colum
   }
 }
 
-// Values of one block: up to 32, in parts that share a scale.
-void unpack_block(const BlockView& view, const uint8_t* panel, int64_t column, int64_t count,
-                  float* out) {
-  const WeightLayout& w = view.w;
-  const int64_t group = w.group == 16 ? 16 : kGroup;
-  uint8_t codes[kGroup];
-  load_codes(view, panel, column, codes);
-  for (int64_t first = 0; first < count; first += group) {
-    const int64_t sub = first / group, last = std::min(first + group, count);
-    const int64_t at = w.group == 0 ? column * 4 : view.scale(sub, column);
-    const float scale = scale_value(w, panel + at);
-    for (int64_t i = first; i < last; i++) {
-      out[i] = scale * static_cast<float>(codes[i] - w.zero());
-    }
-    if (!w.has_min) continue;
-    const float min = scale_value(w, panel + view.min(sub, column));
-    for (int64_t i = first; i < last; i++) out[i] += min;
-  }
+// Level of a code, which has `zero`.
+float level_of(const WeightLayout& w, const uint8_t* data, uint8_t code, int32_t zero) {
+  if (w.table == CodeTable::floats) return float_at(data + 4 * code);
+  return static_cast<float>(w.table == CodeTable::levels ? data[code] - 128 : code - zero);
 }
 
 }  // namespace
 
-void unpack_row(const WeightLayout& w, const uint8_t* panels, int64_t row, float* out) {
-  const uint8_t* panel = panels + row / kPanel * w.panel_bytes();
+void unpack_codes(const WeightLayout& w, const uint8_t* data, const CodeTarget& t) {
+  if (w.table == CodeTable::levels) {
+    for (int i = 0; i < 16; i++) static_cast<uint8_t*>(t.table)[i] = data[i] ^ 0x80;
+  } else if (w.table == CodeTable::floats) {
+    std::memcpy(t.table, data, int64_t{4} << w.bits());
+  }
+  for (int64_t row = 0; row < w.n; row++) {
+    const uint8_t* panel = w.panel(data, row / kPanel);
+    const int64_t column = row % kPanel;
+    for (int64_t block = 0; block < w.blocks(); block++) {
+      uint8_t codes[kGroup];
+      BlockColumn{w, column}.load(panel + w.block_at(block), codes);
+      std::memcpy(t.q + row * w.k + block * kGroup, codes, std::min(kGroup, w.k - block * kGroup));
+    }
+    for (int64_t i = 0; i < w.scales(); i++) {
+      unpack_entry({w, panel + w.header_at(i / w.entries() * w.span_blocks()), column}, t, row, i);
+    }
+    for (int64_t span = 0; w.two_level() && span < w.spans(); span++) {
+      const HeaderColumn<const uint8_t> h{w, panel + w.header_at(span * w.span_blocks()), column};
+      t.super_scale[row * w.spans() + span] = half_at(h.super_scale());
+      if (t.super_min) t.super_min[row * w.spans() + span] = half_at(h.super_min());
+    }
+  }
+}
+
+void unpack_row(const WeightLayout& w, const uint8_t* data, int64_t row, float* out) {
+  const uint8_t* panel = w.panel(data, row / kPanel);
   const int64_t column = row % kPanel;
   if (!w.quantised()) return unpack_dense_row(w, panel, column, out);
-  for (int64_t k = 0; k < w.k; k += kGroup) {
-    const BlockView view(w, k / kGroup);
-    unpack_block(view, panel, column, std::min(kGroup, w.k - k), out + k);
+  const int64_t part = w.group == 16 ? 16 : kGroup;  // values of a block that share a scale
+  for (int64_t block = 0; block < w.blocks(); block++) {
+    const HeaderColumn<const uint8_t> h{w, panel + w.header_at(block), column};
+    uint8_t codes[kGroup];
+    BlockColumn{w, column}.load(panel + w.block_at(block), codes);
+    const int64_t count = std::min(kGroup, w.k - block * kGroup);
+    for (int64_t first = 0; first < count; first += part) {
+      const int64_t value = block % w.span_blocks() * kGroup + first;  // of the span
+      const Affine a = affine_of(h, w.group == 0 ? 0 : value / w.group);
+      for (int64_t i = first; i < std::min(first + part, count); i++) {
+        out[block * kGroup + i] = a.scale * level_of(w, data, codes[i], a.zero);
+        if (w.offset == Offset::min) out[block * kGroup + i] += a.min;
+      }
+    }
   }
 }
 

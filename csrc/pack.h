@@ -1,4 +1,4 @@
-// Between arrays of a checkpoint and the panels of linear.h, without loss in either direction.
+// Between arrays of a checkpoint and the packed weights of linear.h, without loss either way.
 #pragma once
 #include "linear.h"
 
@@ -10,25 +10,33 @@ struct DenseSource {
   bool bf16 = false;
   int64_t stride = 0;
 };
-// value = scale * (q - zero) + min; groups of the layout (one per output where group is 0).
+// Codes, and what the layout has besides; rows are contiguous.
 struct CodeSource {
-  const uint8_t* q = nullptr;    // [n][q_stride]
-  int64_t q_stride = 0;
-  int32_t zero = 0;
-  const void* scale = nullptr;   // f16 or f32, as the layout says: [n][scale_stride]
-  const void* min = nullptr;     // the same, or null
-  int64_t scale_stride = 0;
+  const uint8_t* q = nullptr;          // [n][k]
+  const void* scale = nullptr;         // [n][scales] in the layout's number format; bytes for u6, i8
+  const void* min = nullptr;           // the same
+  const uint8_t* zeros = nullptr;      // [n][scales]
+  const uint16_t* super_scale = nullptr;  // f16 [n][spans], of scales of two levels
+  const uint16_t* super_min = nullptr;    // the same, of u6
+  const void* table = nullptr;         // int8 [16] levels or f32 [2^bits]
+};
+// Where unpack_codes writes the same.
+struct CodeTarget {
+  uint8_t* q = nullptr;
+  void *scale = nullptr, *min = nullptr;
+  uint8_t* zeros = nullptr;
+  uint16_t *super_scale = nullptr, *super_min = nullptr;
+  void* table = nullptr;
 };
 
 // f32 values to a bf16 weight are rounded to nearest even; all else is exact.
 void pack_dense(const WeightLayout& w, const DenseSource& source, uint8_t* out);
-// Throws std::invalid_argument where a code does not fit: q - zero in int8, or in 4 bits.
+// Throws std::invalid_argument where a code, zero or scale does not fit its bits, or an array is
+// missing.
 void pack_codes(const WeightLayout& w, const CodeSource& source, uint8_t* out);
 
 // Row `row` as float32 [k]: exactly the values that linear multiplies.
-void unpack_row(const WeightLayout& w, const uint8_t* panels, int64_t row, float* out);
-// The codes (around w.zero()), scales and mins of row `row`.
-void unpack_codes(const WeightLayout& w, const uint8_t* panels, int64_t row, uint8_t* q,
-                  void* scale, void* min);
+void unpack_row(const WeightLayout& w, const uint8_t* data, int64_t row, float* out);
+void unpack_codes(const WeightLayout& w, const uint8_t* data, const CodeTarget& target);
 
 }  // namespace galley

@@ -20,28 +20,49 @@ def activation_bytes(kind: int, k: int) -> int: ...
 
 class WeightLayout:
     def __init__(
-        self, format: int, n: int, k: int, group: int = 0, scale: int = 0, has_min: bool = False
+        self,
+        format: int,
+        n: int,
+        k: int,
+        group: int = 0,
+        zero: int = 0,
+        scale: int = 0,
+        offset: int = 0,
+        table: int = 0,
     ) -> None: ...
     @property
     def bytes(self) -> int: ...
     @property
     def panel_bytes(self) -> int: ...
     @property
-    def zero(self) -> int: ...
+    def scales(self) -> int: ...
+    @property
+    def spans(self) -> int: ...
 
 def pack_dense(layout: WeightLayout, values: int, bf16: bool, stride: int, out: int) -> None: ...
 def pack_codes(
     layout: WeightLayout,
     q: int,
-    q_stride: int,
-    zero: int,
     scale: int,
     min: int,
-    scale_stride: int,
+    zeros: int,
+    super_scale: int,
+    super_min: int,
+    table: int,
     out: int,
 ) -> None: ...
-def unpack_rows(layout: WeightLayout, panels: int, first: int, last: int, out: int) -> None: ...
-def unpack_codes(layout: WeightLayout, panels: int, q: int, scale: int, min: int) -> None: ...
+def unpack_rows(layout: WeightLayout, data: int, first: int, last: int, out: int) -> None: ...
+def unpack_codes(
+    layout: WeightLayout,
+    data: int,
+    q: int,
+    scale: int,
+    min: int,
+    zeros: int,
+    super_scale: int,
+    super_min: int,
+    table: int,
+) -> None: ...
 
 class Pool:
     def __init__(self, threads: int) -> None: ...

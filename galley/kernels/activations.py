@@ -1,4 +1,4 @@
-"""In which number format activation rows meet a weight."""
+"""Choice of activation precision for a linear layer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from galley.kernels.weights import WeightFormat
 
 
 def activation_kind(weight: WeightFormat, quantized: QuantizedActivations) -> Kind:
-    """Kind of the rows that are multiplied with a weight of this format.
+    """Number format of the activations that are multiplied with a weight of this format.
 
-    Dense weights meet rows of their own format, and a weight with one scale per output meets rows
-    with one scale, as checkpoints of that kind prescribe. Codes in groups meet integers of 8 or 16
-    bits with a scale per 32. With "auto" these are 16 bits, whose rounding is lost in that of the
-    weights, except where the weights' own is coarser than that of 8 bits: four bits without minima.
+    Dense weights take activations of their own format, tables of floating-point levels float32.
+    Weights whose format prescribes int8 with one scale per token get that. All other codes are
+    multiplied with integers of 8 or 16 bits with a scale per 32. With "auto" these are 16 bits,
+    whose rounding error is far below that of 16-bit floats, except where the format leaves the
+    choice ("group") and the weights' own error is larger than that of 8 bits: four bits without
+    offsets.
     """
-    if weight.name == "f32":
+    if weight.name == "f32" or weight.table == "floats":
         return Kind.f32
     if weight.name == "bf16":
         return Kind.bf16
-    if weight.group == 0:
+    if weight.activations == "token":
         return Kind.q8_row
     if quantized == "auto":
-        coarse = weight.name == "i4" and not weight.has_min
-        return Kind.q8 if coarse else Kind.q16
+        coarse = weight.name == "i4" and weight.offset == "zero"
+        return Kind.q8 if coarse and weight.activations == "group" else Kind.q16
     return Kind.q8 if quantized == "int8" else Kind.q16

@@ -149,4 +149,4 @@ def _show_constant(constant: Constant) -> str:
         return f"[{shape}]"
     fmt = constant.format
     group = f"/{fmt.group} {fmt.scale}" if fmt.name in ("i8", "i4") else ""
-    return f"[{shape} {fmt.name}{group}{' min' if fmt.has_min else ''}]"
+    return f"[{shape} {fmt.name}{group}{'' if fmt.offset == 'zero' else f' {fmt.offset}'}]"

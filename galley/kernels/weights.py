@@ -6,56 +6,91 @@ checkpoint formats (`galley.quant` makes codes of those) nor models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels import _native
-from galley.kernels.quantized import QuantizedWeight
+from galley.kernels.quantized import Activations, QuantizedWeight
 
-FormatName = Literal["f32", "bf16", "i8", "i4"]
+FormatName = Literal["f32", "bf16", "i4", "i5", "i6", "i8"]
+ScaleName = Literal["f16", "f32", "bf16", "u6", "i8"]
+OffsetName = Literal["zero", "min", "zeros"]
+TableName = Literal["none", "levels", "floats"]
 
-_FORMATS: tuple[FormatName, ...] = ("f32", "bf16", "i8", "i4")
-_SCALES = ("f16", "f32")
-#: Values per scale that kernels know, the largest first; 0 = one scale per output.
-_GROUPS = {"i8": (32, 16), "i4": (32,)}
 _ALIGNMENT = 64
+#: Number format of scales and mins in arrays.
+_SCALE_DTYPES: dict[ScaleName, np.dtype[Any]] = {
+    "f16": np.dtype(np.float16),
+    "f32": np.dtype(np.float32),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "u6": np.dtype(np.uint8),
+    "i8": np.dtype(np.int8),
+}
+#: The narrowest name for codes of so many bits.
+_CODES: dict[int, FormatName] = {4: "i4", 5: "i5", 6: "i6", 8: "i8"}
+#: Values that share a super scale, in the formats u6 and i8.
+_SUPER_GROUP = 256
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How the numbers of a packed weight are stored.
+    """How the numbers of a packed weight are stored (csrc/linear.h).
 
     Attributes:
-        name: f32 and bf16 are dense; i8 and i4 are codes with scales.
-        group: values along K that share a scale: 32, 16 (i8 only) or 0 = all of them (i8 only).
-        scale: number format of scales and mins.
-        has_min: value = scale * code + min instead of scale * (code - zero).
+        name: f32 and bf16 are dense; the others are codes of so many bits, with scales.
+        group: values along K that share a scale: 16, a multiple of 32, or 0 = all of them.
+        zero: the code of level 0, if `offset` is "zero" or "min" and there is no table.
+        scale: number format of scales and mins; u6 and i8 are integers times an f16 per 256 values.
+        offset: one zero for all codes; besides it a min per scale; a zero per scale.
+        table: levels of codes: int8 or float32; none = affine.
+        activations: precision of the layer's input, as in `QuantizedWeight`.
     """
 
     name: FormatName
     group: int = 0
-    scale: Literal["f16", "f32"] = "f32"
-    has_min: bool = False
+    zero: int = 0
+    scale: ScaleName = "f16"
+    offset: OffsetName = "zero"
+    table: TableName = "none"
+    activations: Activations = "group"
+
+    def __post_init__(self) -> None:
+        if type(self.group) is not int or type(self.zero) is not int:
+            raise ValueError("group and zero of a weight format are whole numbers")
+        for value, names in (
+            (self.name, FormatName),
+            (self.scale, ScaleName),
+            (self.offset, OffsetName),
+            (self.table, TableName),
+            (self.activations, Activations),
+        ):
+            if value not in get_args(names):
+                raise ValueError(f"{value!r} in a weight format; known: {get_args(names)}")
+
+    @property
+    def is_dense(self) -> bool:
+        return self.name in ("f32", "bf16")
 
     def arguments(self) -> dict[str, int]:
         """The weight arguments of a native op (docs/native_ops.md)."""
         return {
-            "format": _FORMATS.index(self.name),
+            "format": get_args(FormatName).index(self.name),
             "group": self.group,
-            "scale": _SCALES.index(self.scale),
-            "has_min": int(self.has_min),
+            "zero": self.zero,
+            "scale": get_args(ScaleName).index(self.scale),
+            "offset": get_args(OffsetName).index(self.offset),
+            "table": get_args(TableName).index(self.table),
         }
 
     def layout(self, shape: tuple[int, int]) -> _native.WeightLayout:
         """Sizes for [N, K]; ValueError where no kernel has this format."""
         n, k = shape
         a = self.arguments()
-        return _native.WeightLayout(
-            a["format"], n, k, group=a["group"], scale=a["scale"], has_min=self.has_min
-        )
+        return _native.WeightLayout(a.pop("format"), n, k, **a)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,28 +126,35 @@ class PackedWeight:
         return out
 
     def codes(self) -> QuantizedWeight:
-        """The codes, scales and mins of an integer weight. ValueError for a dense one."""
-        n, k = self.shape
-        layout = self.format.layout(self.shape)
-        group = self.format.group or k
-        dtype = np.float16 if self.format.scale == "f16" else np.float32
-        q = np.empty(self.shape, np.uint8)
-        scale, low = (np.empty((n, -(-k // group)), dtype) for _ in range(2))
-        _native.unpack_codes(
-            layout, self.data.ctypes.data, q.ctypes.data, scale.ctypes.data, low.ctypes.data
-        )
-        bits = 4 if self.format.name == "i4" else 8
-        minimum = low if self.format.has_min else None
-        return QuantizedWeight(
-            q=q, bits=bits, group=self.format.group, zero=layout.zero, scale=scale, min=minimum
-        )
+        """The codes and all that belongs to them. ValueError for a dense weight."""
+        fmt, layout = self.format, self.format.layout(self.shape)
+        n, bits = self.shape[0], 4 if fmt.is_dense else int(fmt.name[1:])
+        dtype, per_scale, per_span = _SCALE_DTYPES[fmt.scale], (n, layout.scales), (n, layout.spans)
+        two_level, has_min = fmt.scale in ("u6", "i8"), fmt.offset == "min"
+        arrays: dict[str, NDArray[Any] | None] = {
+            "q": np.empty(self.shape, np.uint8),
+            "scale": np.empty(per_scale, dtype),
+            "min": np.empty(per_scale, dtype) if has_min else None,
+            "zeros": np.empty(per_scale, np.uint8) if fmt.offset == "zeros" else None,
+            "super_scale": np.empty(per_span, np.float16) if two_level else None,
+            "super_min": np.empty(per_span, np.float16) if two_level and has_min else None,
+            "table": _table(fmt.table, bits),
+        }
+        _native.unpack_codes(layout, self.data.ctypes.data, **_addresses(arrays))
+        zeros, table = arrays.pop("zeros"), arrays.pop("table")
+        fields: dict[str, Any] = {
+            **arrays,
+            "zero": fmt.zero if zeros is None else zeros,
+            "table": None if table is None else table.astype(np.float32),
+        }
+        return QuantizedWeight(bits=bits, group=fmt.group, activations=fmt.activations, **fields)
 
     def cut(self, rows: slice = slice(None), columns: slice = slice(None)) -> PackedWeight:
-        """Part of the weight, in the same format: a rank's share. Copies.
+        """Part of the weight, in the same format: a rank's shard. Copies.
 
-        Raises ValueError where a border of columns cuts through a group of shared scales.
+        Raises ValueError if a border of columns cuts through a group of values that share a scale.
         """
-        if self.format.name in ("f32", "bf16"):
+        if self.format.is_dense:
             return _pack_dense(self.unpack()[rows, columns], self.format)
         start, stop, _ = rows.indices(self.shape[0])
         first, last, _ = columns.indices(self.shape[1])
@@ -122,43 +164,150 @@ class PackedWeight:
 def pack(weight: QuantizedWeight, dense: Literal["f32", "bf16"] = "bf16") -> PackedWeight:
     """Pack a weight for the native kernels.
 
-    Codes are packed without loss, in the narrowest format that holds them:
+    Codes are packed without loss and take no more bits than in a checkpoint (plus padding):
 
-        4-bit codes around 8, or around 0 with mins, in groups of 32 or multiples → i4
-        all other codes that fit int8 around their zero                           → i8
-        codes with one scale per output (group 0), for activations with one
-        scale per row                                                             → i8
-        codes in groups that no kernel has                                        → dense
+        codes of up to 4, 5, 6, 8 bits              i4, i5, i6, i8
+        groups of 16, of multiples of 32, all of K  as they are; others have no kernel and become
+                                                    dense
+        scales, mins                                f16 or bf16 where these hold them, else f32;
+                                                    6-bit or int8 with super scales per 256
+        tables of integers                          int8 levels, or affine codes of 8 bits
+        other tables                                float32 levels
 
     Args:
         dense: number format of dense weights.
 
     Raises:
-        ValueError: codes do not fit their zero, or the shape is no matrix.
+        ValueError: codes or zeros do not fit their bits, the shape is no matrix, or int8
+            activations with one scale per token are prescribed for anything but 8-bit codes with
+            one scale per output.
     """
     if len(weight.shape) != 2:
         raise ValueError(f"a packed weight is a matrix; this one has shape {weight.shape}")
     if weight.dense is not None:
         return _pack_dense(weight.dense, WeightFormat(dense))
-    code_format = _format_of(weight)
-    if code_format is None:
+    codes = _with_native_scales(_with_native_table(weight))
+    group = 0 if codes.group >= codes.shape[1] else codes.group
+    no_kernel = group != 16 and group % 32 != 0
+    if no_kernel or (codes.min is not None and not isinstance(codes.zero, int)):
         return _pack_dense(weight.to_float32(), WeightFormat(dense))
-    return _pack_codes(weight, code_format)
+    return _pack_codes(codes, _format_of(codes, group))
 
 
-def _format_of(source: QuantizedWeight) -> WeightFormat | None:
-    """The narrowest format for these codes, None where their groups fit no kernel's."""
-    assert source.scale is not None
-    has_min = source.min is not None
-    if source.group == 0:
-        return None if has_min else WeightFormat("i8", 0, "f32")
-    fits_i4 = source.bits <= 4 and source.zero == (0 if has_min else 8)
-    name: FormatName = "i4" if fits_i4 and source.group % 32 == 0 else "i8"
-    for group in _GROUPS[name]:
-        if source.group % group == 0:
-            scale: Literal["f16", "f32"] = "f16" if source.scale.dtype == np.float16 else "f32"
-            return WeightFormat(name, group, scale, has_min)
-    return None
+def _format_of(codes: QuantizedWeight, group: int) -> WeightFormat:
+    assert codes.scale is not None
+    name = next(n for bits, n in _CODES.items() if codes.bits <= bits)
+    scale = next(n for n, dtype in _SCALE_DTYPES.items() if dtype == codes.scale.dtype)
+    offset: OffsetName = "zero" if codes.min is None else "min"
+    zero, table = codes.zero, codes.table
+    if not isinstance(zero, int):
+        zero, offset = 0, "zeros"
+    kind: TableName = "none" if table is None else "floats"
+    if table is not None and codes.min is None and _is_int8(table):
+        kind = "levels"
+    fmt = WeightFormat(name, group, zero, scale, offset, kind, codes.activations)
+    if fmt.activations == "token" and fmt != WeightFormat("i8", 0, 128, "f32", activations="token"):
+        raise ValueError(f"no kernel for int8 activations with one scale per token and {fmt}")
+    return fmt
+
+
+def _is_int8(levels: NDArray[np.float32]) -> bool:
+    whole = bool((levels == np.round(levels)).all())
+    return len(levels) == 16 and whole and levels.min() >= -128 and levels.max() <= 127
+
+
+def _with_native_table(weight: QuantizedWeight) -> QuantizedWeight:
+    """Levels that are multiples of a power of two as integers, which 8-bit codes can be."""
+    table = weight.table
+    if table is None:
+        return weight
+    if 4 < weight.bits < 7:
+        return replace(weight, zero=0)
+    for exponent in range(10):
+        levels = table * np.float32(2**exponent)
+        if not ((levels == np.round(levels)) & (levels >= -128) & (levels <= 127)).all():
+            continue
+        scaled = replace(weight, scale=weight.scales() / np.float32(2**exponent), super_scale=None)
+        if weight.bits <= 4:
+            return replace(scaled, table=np.resize(levels, 16))
+        assert weight.q is not None
+        codes = (levels + 128).astype(np.uint8)[weight.q]
+        return replace(scaled, q=codes, bits=8, zero=128, table=None)
+    return replace(weight, zero=0)
+
+
+def _with_native_scales(weight: QuantizedWeight) -> QuantizedWeight:
+    """Scales, mins and zeros in the smallest number formats that kernels have."""
+    assert weight.scale is not None
+    zero = weight.zero
+    if not isinstance(zero, int) and (zero == zero.flat[0]).all():
+        zero = int(zero.flat[0])
+    if weight.super_scale is not None and _has_native_super_scales(weight):
+        return replace(weight, zero=zero)
+    arrays: list[NDArray[Any]] = []
+    for values, factors, product in (
+        (weight.scale, weight.super_scale, weight.scales),
+        (weight.min, weight.super_min, weight.mins),
+    ):
+        whole = values if factors is None else product()
+        if whole is not None:
+            arrays.append(whole)
+    if weight.activations == "token":
+        dtype = np.dtype(np.float32)
+    else:
+        dtype = _smallest_dtype(arrays)
+    scale, *low = (array.astype(dtype, copy=False) for array in arrays)
+    return replace(
+        weight,
+        zero=zero,
+        scale=scale,
+        min=low[0] if low else None,
+        super_scale=None,
+        super_min=None,
+    )
+
+
+def _has_native_super_scales(weight: QuantizedWeight) -> bool:
+    assert weight.scale is not None
+    assert weight.super_scale is not None
+    factors = [weight.super_scale] + ([] if weight.super_min is None else [weight.super_min])
+    spans = weight.shape[1] / _SUPER_GROUP
+    if weight.group not in (16, 32) or any(
+        f.dtype != np.float16 or f.shape[1] != spans for f in factors
+    ):
+        return False
+    if weight.min is None:
+        return weight.scale.dtype == np.int8 and isinstance(weight.zero, int)
+    if weight.group != 32 or len(factors) != 2:
+        return False
+    return all(a.dtype == np.uint8 and a.max() < 64 for a in (weight.scale, weight.min))
+
+
+def _smallest_dtype(arrays: list[NDArray[Any]]) -> np.dtype[Any]:
+    """float16 or bfloat16 if it holds every number exactly, else float32."""
+
+    def holds(dtype: np.dtype[Any], array: NDArray[Any]) -> bool:
+        if array.dtype == dtype:
+            return True
+        values = array.astype(np.float32)
+        with np.errstate(over="ignore"):
+            return bool((values.astype(dtype).astype(np.float32) == values).all())
+
+    for dtype in (_SCALE_DTYPES["f16"], _SCALE_DTYPES["bf16"]):
+        if all(holds(dtype, array) for array in arrays):
+            return dtype
+    return np.dtype(np.float32)
+
+
+def _table(name: TableName, bits: int) -> NDArray[Any] | None:
+    if name == "none":
+        return None
+    return np.empty(16, np.int8) if name == "levels" else np.empty(2**bits, np.float32)
+
+
+def _addresses(arrays: dict[str, NDArray[Any] | None]) -> dict[str, int]:
+    """Of each array; 0 for those that are not there."""
+    return {name: 0 if a is None else a.ctypes.data for name, a in arrays.items()}
 
 
 def _aligned(nbytes: int) -> NDArray[np.uint8]:
@@ -183,33 +332,27 @@ def _pack_dense(values: NDArray[np.generic], to: WeightFormat) -> PackedWeight:
 
 def _pack_codes(source: QuantizedWeight, to: WeightFormat) -> PackedWeight:
     assert source.q is not None
-    assert source.scale is not None
-    assert isinstance(source.zero, int)
     n, k = source.q.shape
     layout = to.layout((n, k))
-    q = np.ascontiguousarray(source.q, np.uint8)
-    scale = _scales(source.scale, source.group, to, k)
-    low = None if source.min is None else _scales(source.min, source.group, to, k)
     data = _aligned(layout.bytes)
-    _native.pack_codes(
-        layout,
-        q.ctypes.data,
-        k,
-        source.zero,
-        scale.ctypes.data,
-        0 if low is None else low.ctypes.data,
-        scale.shape[1],
-        data.ctypes.data,
-    )
+    dtype = _SCALE_DTYPES[to.scale]
+    table = None
+    if source.table is not None:
+        table = source.table.astype(np.int8 if to.table == "levels" else np.float32)
+    arrays = {
+        "q": np.ascontiguousarray(source.q, np.uint8),
+        "scale": _contiguous(source.scale, dtype),
+        "min": _contiguous(source.min, dtype),
+        "zeros": None
+        if isinstance(source.zero, int)
+        else _contiguous(source.zero, np.dtype(np.uint8)),
+        "super_scale": _contiguous(source.super_scale, np.dtype(np.float16)),
+        "super_min": _contiguous(source.super_min, np.dtype(np.float16)),
+        "table": table,
+    }
+    _native.pack_codes(layout, **_addresses(arrays), out=data.ctypes.data)
     return PackedWeight(to, (n, k), data)
 
 
-def _scales(
-    values: NDArray[np.floating], group: int, to: WeightFormat, k: int
-) -> NDArray[np.floating]:
-    """One scale per kernel group, [N, ceil(K / to.group)]; larger groups are repeated."""
-    dtype = np.float16 if to.scale == "f16" else np.float32
-    values = values.astype(dtype, copy=False)
-    if to.group and group != to.group:
-        values = np.repeat(values, group // to.group, axis=1)[:, : -(-k // to.group)]
-    return np.ascontiguousarray(values)
+def _contiguous(array: NDArray[Any] | None, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    return None if array is None else np.ascontiguousarray(array, dtype)

@@ -23,10 +23,9 @@ from galley.layers.questions import Matrix, Part, Vector, interleaved, share_of
 from galley.loader.tensor import Checkpoint, RawTensor
 from galley.quant import (
     QuantizedWeight,
-    channel_int8,
     concat_rows,
     interleave_rows,
-    read_weight,
+    scheme_of,
     to_float32,
 )
 
@@ -80,6 +79,7 @@ class CheckpointWeights:
         self.group: RankGroup = group or SingleRank()
         self._checkpoint = checkpoint
         self._backend = backend
+        self._scheme = scheme_of(checkpoint.model_info)
         self._names = frozenset(checkpoint.names())
         self._unused = set(self._names)
         #: Of tensors that are used in parts: the parts.
@@ -146,7 +146,7 @@ class CheckpointWeights:
         return weight
 
     def _numbers(self, part: Part, cut: bool) -> NDArray[np.float32]:
-        whole = to_float32(self._take(part.name, part.shape))
+        whole = to_float32(self.use(part.name, part.shape))
         if part.rows is not None:
             self._used_parts[part.name].add(part)
         start, stop = part.row_range
@@ -155,12 +155,15 @@ class CheckpointWeights:
 
     def _read(self, name: str, shape: tuple[int, ...]) -> QuantizedWeight:
         """A whole matrix of the checkpoint."""
-        raw = self._take(f"{name}.weight", shape)
-        if raw.dtype != "int8":
-            return read_weight(raw)
-        return channel_int8(raw, self._take(f"{name}.weight_scale", (shape[0], 1)))
+        n, k = shape
+        return self._scheme.read(name, (n, k), self)
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> RawTensor:
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has the tensor."""
+        return name in self._names
+
+    def use(self, name: str, shape: tuple[int, ...]) -> RawTensor:
+        """The tensor, marked as used. Raises ModelError if there is none of that name and shape."""
         if name not in self._names:
             raise ModelError(f"the checkpoint has no tensor {name}, of shape {list(shape)}")
         raw = self._checkpoint.tensor(name)

@@ -16,7 +16,7 @@ from galley.errors import ModelError
 from galley.kernels.backend import Model
 from galley.layers.weights import WeightSource
 from galley.models.decoder import Stage
-from galley.quant import check_quantization
+from galley.quant import scheme_of
 
 
 class ModelSpec(Protocol):
@@ -68,7 +68,7 @@ def model_spec(model_info: ModelInfo) -> ModelSpec:
     Raises ModelError if its architecture, its quantization or a config value is not supported.
     """
     architecture = find_architecture(model_info)
-    check_quantization(model_info)
+    scheme_of(model_info)
     module = importlib.import_module(architecture.module)
     describe: Callable[[ModelInfo], ModelSpec] = getattr(module, architecture.function)
     return describe(model_info)

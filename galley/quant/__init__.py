@@ -1,21 +1,24 @@
-"""Weight formats of checkpoints, mapped without loss onto the few that kernels read.
+"""Weight formats of checkpoints, read without loss as `QuantizedWeight`.
 
-Knows bytes and numbers; knows neither models nor kernels nor how a file is laid out. A new format
-is one function from raw array to `QuantizedWeight` and one line in `registry.FORMATS`.
+Knows bytes and numbers; knows neither models nor kernels nor how a file is laid out. A new tensor
+format is one function from raw array to `QuantizedWeight` and one line in `registry.FORMATS`; a new
+quantization method, whose matrices are several tensors, is one file with a `Scheme` and one line in
+`schemes.METHODS`.
 """
 
 from galley.kernels.quantized import QuantizedWeight, concat_rows, interleave_rows
-from galley.quant.compressed_tensors import channel_int8
 from galley.quant.registry import FORMATS, read_weight, to_float32
-from galley.quant.schemes import check_quantization
+from galley.quant.scheme import Scheme, Tensors
+from galley.quant.schemes import scheme_of
 
 __all__ = [
     "FORMATS",
     "QuantizedWeight",
-    "channel_int8",
-    "check_quantization",
+    "Scheme",
+    "Tensors",
     "concat_rows",
     "interleave_rows",
     "read_weight",
+    "scheme_of",
     "to_float32",
 ]

@@ -76,7 +76,7 @@ def q5_0(data: Bytes) -> QuantizedWeight:
     """value = d * (q - 16), q of 5 bits."""
     b = blocks_of(data, Q5_0_BLOCK)
     return QuantizedWeight(
-        q=_in_rows(_five_bits(b)), bits=8, group=GROUP, zero=16, scale=b["d"].copy()
+        q=_in_rows(_five_bits(b)), bits=5, group=GROUP, zero=16, scale=b["d"].copy()
     )
 
 
@@ -84,7 +84,7 @@ def q5_1(data: Bytes) -> QuantizedWeight:
     """value = d * q + m, q of 5 bits."""
     b = blocks_of(data, Q5_1_BLOCK)
     return QuantizedWeight(
-        q=_in_rows(_five_bits(b)), bits=8, group=GROUP, scale=b["d"].copy(), min=b["m"].copy()
+        q=_in_rows(_five_bits(b)), bits=5, group=GROUP, scale=b["d"].copy(), min=b["m"].copy()
     )
 
 

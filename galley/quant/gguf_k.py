@@ -1,11 +1,11 @@
-"""GGUF's K formats: blocks of 256 values whose group scales are themselves quantised.
+"""GGUF's K formats: blocks of 256 values whose group scales are themselves quantized.
 
-    scale of group g = d * sc[g]        minimum of group g = -(dmin * m[g])
-
-Both products are exact in float32 and not in float16, so K types carry float32 scales.
+scale of group g = d * sc[g]        minimum of group g = -dmin * m[g]
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,10 @@ Q5_K_BLOCK = np.dtype(
 Q6_K_BLOCK = np.dtype(
     [("ql", "u1", (2, 2, 32)), ("qh", "u1", (2, 1, 32)), ("scales", "i1", 16), ("d", _F16)]
 )
-F32 = NDArray[np.float32]
 
 
-def _scale_and_min(b: NDArray[np.void]) -> tuple[F32, F32]:
-    """Group scales and minima of Q4_K and Q5_K blocks, [N, K / 32] float32 each.
+def _scales_and_mins(b: NDArray[np.void]) -> dict[str, Any]:
+    """Group scales and minima of Q4_K and Q5_K blocks, as fields of `QuantizedWeight`.
 
     The 12 bytes hold eight 6-bit scales (A … H) and eight 6-bit minima (a … h):
 
@@ -38,31 +37,31 @@ def _scale_and_min(b: NDArray[np.void]) -> tuple[F32, F32]:
     sc = np.concatenate([low & 0x3F, (high & 0x0F) | ((low >> 2) & 0x30)], axis=-1)
     m = np.concatenate([mid & 0x3F, (high >> 4) | ((mid >> 2) & 0x30)], axis=-1)
     n = packed.shape[0]
-    scale = b["d"].astype(np.float32)[..., None] * sc
-    minimum = -(b["dmin"].astype(np.float32)[..., None] * m)
-    return scale.reshape(n, -1), minimum.reshape(n, -1)
+    return {
+        "scale": sc.reshape(n, -1),
+        "min": m.reshape(n, -1),
+        "super_scale": b["d"].copy(),
+        "super_min": -b["dmin"],
+    }
 
 
 def q4_k(data: Bytes) -> QuantizedWeight:
     """4-bit codes in groups of 32. Each 32 bytes hold two groups: low nibbles, high nibbles."""
     b = blocks_of(data, Q4_K_BLOCK)
-    scale, minimum = _scale_and_min(b)
     codes = nibbles(b["qs"])
-    return QuantizedWeight(
-        q=codes.reshape(codes.shape[0], -1), bits=4, group=32, scale=scale, min=minimum
-    )
+    codes = codes.reshape(codes.shape[0], -1)
+    return QuantizedWeight(q=codes, bits=4, group=32, **_scales_and_mins(b))
 
 
 def q5_k(data: Bytes) -> QuantizedWeight:
     """5-bit codes in groups of 32: nibbles as in Q4_K, bit g of `qh[j]` on value j of group g."""
     b = blocks_of(data, Q5_K_BLOCK)
-    scale, minimum = _scale_and_min(b)
     n, blocks = b.shape
     codes = nibbles(b["qs"]).reshape(n, blocks, 8, 32)
     qh = b["qh"]
     for g in range(8):
         codes[:, :, g] |= ((qh >> g) & 1) << 4
-    return QuantizedWeight(q=codes.reshape(n, -1), bits=8, group=32, scale=scale, min=minimum)
+    return QuantizedWeight(q=codes.reshape(n, -1), bits=5, group=32, **_scales_and_mins(b))
 
 
 def q6_k(data: Bytes) -> QuantizedWeight:
@@ -81,7 +80,11 @@ def q6_k(data: Bytes) -> QuantizedWeight:
     np.right_shift(ql, 4, out=codes[..., 2:4, :])
     for run in range(4):
         codes[..., run, :] |= ((qh[..., 0, :] >> (2 * run)) & 3) << 4
-    scale = b["d"].astype(np.float32)[..., None] * b["scales"]
     return QuantizedWeight(
-        q=codes.reshape(n, -1), bits=8, group=16, zero=32, scale=scale.reshape(n, -1)
+        q=codes.reshape(n, -1),
+        bits=6,
+        group=16,
+        zero=32,
+        scale=b["scales"].reshape(n, -1),
+        super_scale=b["d"].copy(),
     )

@@ -1,4 +1,4 @@
-"""Which function unpacks which format, by the dtype name of a checkpoint's raw tensor."""
+"""The tensor formats, by the dtype name of a checkpoint's raw tensor."""
 
 from __future__ import annotations
 

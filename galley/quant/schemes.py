@@ -1,23 +1,33 @@
-"""Which quantised checkpoints can be taken, by the `quant_method` of their configuration."""
+"""The quantization methods, by the `quant_method` of a checkpoint's configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from galley.config import ModelInfo
 from galley.errors import ModelError
-from galley.quant import compressed_tensors
+from galley.quant import compressed_tensors, gptq
+from galley.quant.scheme import PlainScheme, Scheme
 
-METHODS = ("gguf", "compressed-tensors")
+#: Method → its scheme, made of the checkpoint's `quantization_config`; raises ModelError naming a
+#: value that is not supported.
+METHODS: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
+    "gguf": lambda config: PlainScheme(),
+    "compressed-tensors": compressed_tensors.CompressedTensors,
+    "gptq": gptq.GPTQ,
+}
 
 
-def check_quantization(model_info: ModelInfo) -> None:
-    """Raise ModelError for a checkpoint whose weights are quantised in a way that is unknown."""
+def scheme_of(model_info: ModelInfo) -> Scheme:
+    """How the checkpoint's matrices are stored. Raises ModelError if the method is unknown."""
     method = model_info.quantization
-    if method is None or method == "gguf":
-        return
+    if method is None:
+        return PlainScheme()
     if method not in METHODS:
         raise ModelError(
             f"checkpoints quantized by {method} are not supported; {', '.join(METHODS)} are"
         )
     config = model_info.hf_config
     table = config.get("quantization_config") or config.get("compression_config") or {}
-    compressed_tensors.check_scheme(table)
+    return METHODS[method](table)

@@ -153,7 +153,7 @@ def _verify(content: _Content) -> None:
 def _weight(data: NDArray[np.uint8], entry: dict[str, Any]) -> PackedWeight:
     fmt = WeightFormat(**entry["format"])
     n, k = entry["shape"]
-    if {type(n), type(k), type(fmt.group)} != {int} or not isinstance(fmt.has_min, bool):
+    if {type(n), type(k)} != {int}:
         raise ValueError("a weight's sizes are not whole numbers")
     size = fmt.layout((n, k)).bytes
     return PackedWeight(fmt, (n, k), data[entry["at"] : entry["at"] + size])

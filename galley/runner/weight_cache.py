@@ -34,7 +34,7 @@ from galley.runner.packed_file import Answer, PackedFile, write_answers
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 #: Smaller models are packed quickly enough without a cache.
 MIN_BYTES = 16 * 2**20
 #: A partial file of this age was left by a crash.

@@ -1,4 +1,4 @@
-"""Which activation rows meet which weight."""
+"""Activation precision by weight format and flag."""
 
 import pytest
 
@@ -12,11 +12,16 @@ from galley.kernels.weights import WeightFormat
     [
         (WeightFormat("f32"), Kind.f32, Kind.f32, Kind.f32),
         (WeightFormat("bf16"), Kind.bf16, Kind.bf16, Kind.bf16),
-        (WeightFormat("i8", 0), Kind.q8_row, Kind.q8_row, Kind.q8_row),
-        (WeightFormat("i8", 32, "f16"), Kind.q16, Kind.q8, Kind.q16),
-        (WeightFormat("i8", 16, "f32", True), Kind.q16, Kind.q8, Kind.q16),
-        (WeightFormat("i4", 32, "f16", True), Kind.q16, Kind.q8, Kind.q16),
-        (WeightFormat("i4", 32, "f16"), Kind.q8, Kind.q8, Kind.q16),
+        (WeightFormat("i8", activations="token"), Kind.q8_row, Kind.q8_row, Kind.q8_row),
+        (WeightFormat("i8", 32), Kind.q16, Kind.q8, Kind.q16),
+        (WeightFormat("i6", 16, offset="min"), Kind.q16, Kind.q8, Kind.q16),
+        (WeightFormat("i4", 32, offset="min"), Kind.q16, Kind.q8, Kind.q16),
+        (WeightFormat("i4", 32), Kind.q8, Kind.q8, Kind.q16),
+        # Weight-only formats: what the group is makes no difference.
+        (WeightFormat("i8", 0, activations="as_is"), Kind.q16, Kind.q8, Kind.q16),
+        (WeightFormat("i4", 0, activations="as_is"), Kind.q16, Kind.q8, Kind.q16),
+        (WeightFormat("i4", 32, activations="as_is"), Kind.q16, Kind.q8, Kind.q16),
+        (WeightFormat("i4", 64, table="floats"), Kind.f32, Kind.f32, Kind.f32),
     ],
 )
 def test_kind_by_format_and_flag(weight, auto, int8, int16):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -24,20 +25,47 @@ from tests.kernels.native_harness import (
     use_isa,
 )
 
-#: Name → how a weight of that format is made: bits, group, zero, scale type, mins. None = dense.
-FORMATS: dict[str, tuple[Any, ...] | None] = {
+NF4 = np.sort(np.random.default_rng(7).standard_normal(16)).astype(np.float32)
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+FLOAT8_NAN = [0x7F, 0xFF]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a random weight is made; fields as in `QuantizedWeight`."""
+
+    bits: int
+    group: int
+    zero: int | str = 0  # "each": a random one per group
+    scale: Any = np.float16
+    min: bool = False
+    super_scales: bool = False
+    table: Any = None
+    activations: str = "group"
+
+
+#: Name → how a weight of that format is made. None = dense.
+FORMATS: dict[str, Recipe | None] = {
     "f32": None,
     "bf16": None,
-    "Q8_0": (8, 32, 128, np.float16, False),
-    "Q5_1": (5, 32, 0, np.float16, True),
-    "Q5_K": (5, 32, 0, np.float32, True),
-    "Q6_K": (6, 16, 32, np.float32, False),
-    "groups of 16 with mins": (6, 16, 0, np.float16, True),
-    "W8A8": (8, 0, 128, np.float32, False),
-    "Q4_0": (4, 32, 8, np.float16, False),
-    "Q4_1": (4, 32, 0, np.float16, True),
-    "Q4_K": (4, 32, 0, np.float32, True),
-    "GPTQ 128": (4, 128, 8, np.float16, False),
+    "Q8_0": Recipe(8, 32, 128),
+    "Q5_0": Recipe(5, 32, 16),
+    "Q5_1": Recipe(5, 32, min=True),
+    "Q5_K": Recipe(5, 32, scale=np.uint8, min=True, super_scales=True),
+    "Q6_K": Recipe(6, 16, 32, scale=np.int8, super_scales=True),
+    "groups of 16 with mins": Recipe(6, 16, min=True),
+    "W8A8": Recipe(8, 0, 128, scale=np.float32, activations="token"),
+    "W8A16 per output": Recipe(8, 0, 128, ml_dtypes.bfloat16, activations="as_is"),
+    "Q4_0": Recipe(4, 32, 8),
+    "Q4_1": Recipe(4, 32, min=True),
+    "Q4_K": Recipe(4, 32, scale=np.uint8, min=True, super_scales=True),
+    "GPTQ 128": Recipe(4, 128, 8, activations="as_is"),
+    "AWQ 128": Recipe(4, 128, "each", activations="as_is"),
+    "W4A16 per output": Recipe(4, 0, 8, ml_dtypes.bfloat16, activations="as_is"),
+    "NF4": Recipe(4, 64, scale=np.float32, table=NF4, activations="as_is"),
+    "E2M1": Recipe(4, 32, table=np.concatenate([E2M1, -E2M1]), activations="as_is"),
+    "E4M3": Recipe(8, 128, scale=np.float32, table=E4M3, activations="as_is"),
 }
 #: (N, K): the default model's, then odd ones.
 SHAPES = [(960, 576), (576, 1536), (64, 128), (33, 160), (1, 32), (31, 288), (70, 640)]
@@ -50,18 +78,40 @@ def random_weight(name: str, n: int, k: int, seed: int = 0) -> QuantizedWeight:
     if recipe is None:
         dense = rng.standard_normal((n, k)).astype(np.float32)
         return QuantizedWeight(dense=dense if name == "f32" else dense.astype(ml_dtypes.bfloat16))
-    bits, group, zero, dtype, has_min = recipe
-    groups = -(-k // group) if group else 1
-    q = rng.integers(0 if bits < 8 else 1, 2**bits, (n, k), np.uint8)
-    scale = (rng.standard_normal((n, groups)) * 0.02).astype(dtype)
-    low = (rng.standard_normal((n, groups)) * 0.1).astype(dtype) if has_min else None
-    return QuantizedWeight(q=q, bits=bits, group=group, zero=zero, scale=scale, min=low)
+    return weight_of(recipe, n, k, rng)
 
 
-def original_values(weight: QuantizedWeight) -> np.ndarray:
-    if weight.q is not None and weight.group == 0:  # one scale per output
-        return (weight.q.astype(np.float32) - weight.zero) * weight.scale
-    return weight.to_float32()
+def weight_of(recipe: Recipe, n: int, k: int, rng: np.random.Generator) -> QuantizedWeight:
+    groups = -(-k // recipe.group) if recipe.group else 1
+
+    def numbers(spread: float) -> np.ndarray:
+        if recipe.super_scales:
+            low = 0 if recipe.min else -128
+            return rng.integers(low, 64, (n, groups)).astype(recipe.scale)
+        return (rng.standard_normal((n, groups)) * spread).astype(recipe.scale)
+
+    def factors() -> np.ndarray:
+        return (rng.standard_normal((n, k // 256)) * 0.01).astype(np.float16)
+
+    two_mins = recipe.super_scales and recipe.min
+    zero = recipe.zero
+    if zero == "each":
+        zero = rng.integers(0, 2**recipe.bits, (n, groups), np.uint8)
+    q = rng.integers(0, 2**recipe.bits, (n, k), np.uint8)
+    if recipe.table is E4M3:
+        q[np.isin(q, FLOAT8_NAN)] = 0
+    return QuantizedWeight(
+        q=q,
+        bits=recipe.bits,
+        group=recipe.group,
+        zero=zero,
+        scale=numbers(0.02),
+        min=numbers(0.1) if recipe.min else None,
+        super_scale=factors() if recipe.super_scales else None,
+        super_min=factors() if two_mins else None,
+        table=recipe.table,
+        activations=recipe.activations,
+    )
 
 
 def packed(name: str, n: int, k: int, seed: int = 0) -> PackedWeight:
@@ -110,11 +160,13 @@ def linear(
 
 
 def kinds_for(name: str) -> list[int]:
-    """Kinds of activation rows that can meet a weight."""
+    """Kinds of activations that a weight accepts."""
     recipe = FORMATS[name]
     if recipe is None:
         return [F32 if name == "f32" else BF16]
-    return [Q8, Q16] if recipe[1] else [Q8_ROW]
+    if recipe.activations == "token":
+        return [Q8_ROW]
+    return [F32] if name in ("NF4", "E4M3") else [Q8, Q16, F32]
 
 
 def rows_of(kind: int, x: np.ndarray) -> Rows:
@@ -128,13 +180,15 @@ def expected(rows: Rows, w: PackedWeight) -> np.ndarray:
 
 def shapes_of(name: str) -> list[tuple[int, int]]:
     recipe = FORMATS[name]
-    if recipe is not None and recipe[1] == 128:
-        return [(n, k) for n, k in SHAPES if k % 128 == 0]
-    return SHAPES + (ODD_K if recipe is None or recipe[1] == 0 else [])
+    if recipe is None or recipe.group == 0:
+        return SHAPES + ODD_K
+    if recipe.super_scales:
+        return [(576, 1536), (33, 256), (70, 512)]
+    return SHAPES
 
 
 CASES = [(name, n, k) for name in FORMATS for n, k in shapes_of(name)]
-#: Every format with every kind of rows that meets it.
+#: Every format with every kind of activations that it accepts.
 PAIRS = [(name, kind) for name in FORMATS for kind in kinds_for(name)]
 
 
@@ -144,33 +198,65 @@ class TestPacking:
         weight = random_weight(name, n, k)
         w = packed(name, n, k)
         assert w.shape == (n, k)
-        assert np.array_equal(w.unpack(), original_values(weight))
+        assert np.array_equal(w.unpack(), weight.to_float32())
 
     @pytest.mark.parametrize("name", [name for name, recipe in FORMATS.items() if recipe])
     def test_codes_come_back(self, name):
-        w = packed(name, 70, 640)
+        w = packed(name, 70, 768)
         codes = w.codes()
         assert np.array_equal(codes.to_float32(), w.unpack())
-        assert np.array_equal(pack(codes).data, w.data)
+        again = pack(codes)
+        assert again.format == w.format
+        assert np.array_equal(again.data, w.data)
 
     def test_format_is_the_narrowest_that_holds_the_codes(self):
-        names = {name: packed(name, 64, 128).format for name in FORMATS}
-        four_bit = {"Q4_0", "Q4_1", "Q4_K", "GPTQ 128"}
+        formats = {name: packed(name, 64, 256).format for name in FORMATS}
         for name, recipe in FORMATS.items():
-            assert names[name].name == ("i4" if name in four_bit else "i8" if recipe else name)
-        assert names["Q6_K"].group == 16
-        assert names["W8A8"].group == 0
-        assert names["Q4_0"].scale == "f16"
-        assert names["Q4_K"].scale == "f32"
+            assert formats[name].name == (f"i{recipe.bits}" if recipe else name)
+            if recipe:
+                assert formats[name].group == recipe.group
+                assert formats[name].activations == recipe.activations
+        scales = {name: fmt.scale for name, fmt in formats.items()}
+        assert scales["Q4_0"] == "f16"
+        assert (scales["Q4_K"], scales["Q5_K"], scales["Q6_K"]) == ("u6", "u6", "i8")
+        assert (scales["W8A8"], scales["NF4"]) == ("f32", "f32")
+        assert {name for name, fmt in formats.items() if fmt.offset == "zeros"} == {"AWQ 128"}
+        tables = {name: fmt.table for name, fmt in formats.items() if fmt.table != "none"}
+        assert tables == {"NF4": "floats", "E4M3": "floats", "E2M1": "levels"}
 
-    def test_four_bit_codes_around_another_zero_take_eight_bits(self):
-        weight = random_weight("Q4_0", 40, 64)
-        shifted = QuantizedWeight(
-            q=weight.q, bits=4, group=32, zero=7, scale=weight.scale, min=weight.min
-        )
-        w = pack(shifted)
-        assert w.format.name == "i8"
-        assert np.array_equal(w.unpack(), shifted.to_float32())
+    def test_scales_are_halved_if_that_is_exact(self):
+        """float32 arrays of numbers that float16 or bfloat16 holds."""
+        weight = random_weight("Q4_0", 8, 64)
+        for dtype, name in ((np.float16, "f16"), (ml_dtypes.bfloat16, "bf16")):
+            scale = np.float32([[1e-3, 2e-6]] * 8).astype(dtype).astype(np.float32)
+            w = pack(replace(weight, scale=scale))
+            assert w.format.scale == name
+            assert np.array_equal(w.unpack(), replace(weight, scale=scale).to_float32())
+
+    def test_equal_zeros_become_one(self):
+        weight = replace(random_weight("AWQ 128", 8, 256), zero=np.full((8, 2), 7, np.uint8))
+        w = pack(weight)
+        assert (w.format.offset, w.format.zero) == ("zero", 7)
+        assert np.array_equal(w.unpack(), weight.to_float32())
+
+    def test_a_table_of_integers_needs_none_at_8_bits(self):
+        rng = np.random.default_rng(0)
+        table = rng.integers(-128, 128, 256).astype(np.float32) / 4
+        weight = replace(random_weight("Q8_0", 40, 64), zero=0, table=table)
+        w = pack(weight)
+        assert (w.format.name, w.format.table) == ("i8", "none")
+        assert np.array_equal(w.unpack(), weight.to_float32())
+
+    def test_per_token_activations_need_codes_per_output(self):
+        weight = random_weight("Q8_0", 8, 64)
+        with pytest.raises(ValueError, match="one scale per token"):
+            pack(replace(weight, activations="token"))
+
+    def test_a_group_longer_than_k_is_one_scale_per_output(self):
+        weight = random_weight("GPTQ 128", 8, 128)
+        w = pack(weight)
+        assert w.format.group == 0
+        assert np.array_equal(w.unpack(), weight.to_float32())
 
     def test_groups_that_no_kernel_has_become_dense(self):
         rng = np.random.default_rng(0)
@@ -193,9 +279,9 @@ class TestPacking:
 
     @pytest.mark.parametrize("name", FORMATS)
     def test_cut_along_either_axis(self, name):
-        w = packed(name, 96, 256)
+        w = packed(name, 96, 512)
         whole = w.unpack()
-        rows, columns = slice(17, 65), slice(128, 256)
+        rows, columns = slice(17, 65), slice(256, 512)
         for part in (slice(0, 64), rows):
             assert np.array_equal(w.cut(rows=part).unpack(), whole[part])
         assert np.array_equal(w.cut(columns=columns).unpack(), whole[:, columns])
@@ -206,15 +292,15 @@ class TestPacking:
         with pytest.raises(ValueError, match="groups of 32"):
             packed("Q4_0", 64, 128).cut(columns=slice(16, 64))
 
-    def test_codes_that_do_not_fit_are_refused(self):
+    def test_numbers_that_do_not_fit_are_refused(self):
         weight = random_weight("Q4_0", 8, 32)
         weight.q[3, 5] = 16
-        with pytest.raises(ValueError, match="do not fit 4 bits"):
+        with pytest.raises(ValueError, match=r"do not fit their bits \(4 for codes\)"):
             pack(weight)
-        weight = random_weight("Q8_0", 8, 32)
-        high = QuantizedWeight(q=weight.q, bits=8, group=32, zero=0, scale=weight.scale)
-        with pytest.raises(ValueError, match="do not fit int8"):
-            pack(high)
+        weight = random_weight("AWQ 128", 8, 256)
+        weight.zero[3, 1] = 16
+        with pytest.raises(ValueError, match="zeros"):
+            pack(weight)
 
     def test_only_matrices_are_packed(self):
         with pytest.raises(ValueError, match="matrix"):
@@ -246,13 +332,70 @@ class TestValues:
         with use_isa(isa):
             y = linear(x, w)
         want = expected(x, w)
-        assert np.abs(y - want).max() <= 2e-6 * np.abs(want).max()
+        # The levels of E4M3 differ most in size, and so do the terms of its sums.
+        assert np.abs(y - want).max() <= (4e-6 if name == "E4M3" else 2e-6) * np.abs(want).max()
+
+    @pytest.mark.parametrize(
+        "name", [name for name, kind in PAIRS if kind == F32 and name != "f32"]
+    )
+    def test_float32_activations_give_the_bits_of_dense_weights(self, isa, name):
+        for n, k in shapes_of(name):
+            w = packed(name, n, k)
+            x = rows_of(F32, random_rows(13, k))
+            with use_isa(isa):
+                assert np.array_equal(
+                    linear(x, w), linear(x, pack(QuantizedWeight(dense=w.unpack()), "f32"))
+                )
+
+    def test_every_float8_number(self, isa):
+        """Levels of E4M3 are computed, not looked up."""
+        codes = np.arange(256, dtype=np.uint8)[:, None].repeat(32, axis=1)
+        scale = np.ones((256, 1), np.float32)
+        w = pack(QuantizedWeight(q=codes, bits=8, group=32, scale=scale, table=E4M3))
+        x = rows_of(F32, np.eye(32, dtype=np.float32)[:1])
+        with use_isa(isa):
+            y = linear(x, w)[0]
+        assert np.array_equal(np.isnan(y), np.isnan(E4M3))
+        finite = ~np.isnan(E4M3)
+        assert np.array_equal(y[finite], E4M3[finite])
+
+    @pytest.mark.parametrize("bits", [4, 5, 6, 8])
+    @pytest.mark.parametrize("group", [16, 32, 64, 128, 0])
+    @pytest.mark.parametrize("offset", ["zero", "min", "zeros", "levels", "floats"])
+    def test_every_combination(self, isa, bits, group, offset):
+        """Random codes: the native product against that of `to_float32`."""
+        rng = np.random.default_rng(bits * 1000 + group)
+        levels = rng.integers(-128, 128, 2**bits).astype(np.float32)
+        recipe = Recipe(
+            bits,
+            group,
+            zero={"zeros": "each"}.get(offset, 2 ** (bits - 1) - 1),
+            min=offset == "min",
+            table={"levels": levels, "floats": levels / 3}.get(offset),
+            activations="as_is",
+        )
+        weight = weight_of(recipe, 40, 384, rng)
+        w = pack(weight)
+        values = weight.to_float32()
+        assert w.format.group == group
+        assert np.array_equal(w.unpack(), values)
+        rows = random_rows(9, 384)
+        floats = w.format.table == "floats"
+        assert floats == (offset == "floats" or (offset == "levels" and bits in (5, 6)))
+        for kind in [F32] if floats else [Q8, Q16, F32]:
+            x = rows_of(kind, rows)
+            exact = activation_rows.values(x.data, kind, 384).astype(np.float64)
+            want = exact @ values.astype(np.float64).T
+            with use_isa(isa):
+                y = linear(x, w)
+                assert np.abs(y - want).max() <= 2e-6 * np.abs(want).max()
+                assert linear(x[4:5], w).tobytes() == y[4:5].tobytes()
 
     @pytest.mark.parametrize(("name", "kind"), PAIRS)
     def test_row_does_not_depend_on_its_batch(self, isa, name, kind):
         """Every row at M = 1 … 80, on one and three threads, bit for bit."""
-        w = packed(name, 70, 640)
-        x = rows_of(kind, random_rows(80, 640))
+        w = packed(name, 70, 768)
+        x = rows_of(kind, random_rows(80, 768))
         with use_isa(isa):
             whole = linear(x, w, threads=3)
             for m in [*range(1, 32), 33, 47, 48, 49, 64, 79]:
@@ -314,7 +457,7 @@ class TestValues:
         assert part.tobytes() == np.ascontiguousarray(whole[:, 37:90]).tobytes()
 
     @pytest.mark.parametrize(
-        ("name", "kind"), [("f32", F32), ("bf16", BF16), ("Q8_0", Q16), ("Q4_0", Q8)]
+        ("name", "kind"), [("f32", F32), ("bf16", BF16), ("Q8_0", Q16), ("Q4_0", Q8), ("E4M3", F32)]
     )
     def test_nan_stays_in_its_row(self, isa, name, kind):
         w = packed(name, 40, 64)
@@ -331,13 +474,14 @@ class TestValues:
     @pytest.mark.parametrize("name", [name for name, kind in PAIRS if kind == Q16])
     def test_largest_codes_do_not_overflow(self, isa, name):
         """The greatest sums that 32 bits must hold: every code and every q at its end."""
-        bits, group, zero, dtype, has_min = FORMATS[name]
-        n, k = 40, 128
-        q = np.full((n, k), 2**bits - 1, np.uint8)
-        q[::2] = 0
-        scale = np.ones((n, k // group), dtype)
-        low = scale if has_min else None
-        w = pack(QuantizedWeight(q=q, bits=bits, group=group, zero=zero, scale=scale, min=low))
+        n, k = 40, 256
+        weight = random_weight(name, n, k)
+        weight.q[:] = 2**weight.bits - 1
+        weight.q[::2] = 0
+        if not isinstance(weight.zero, int):
+            weight.zero[:] = 2**weight.bits - 1
+            weight.zero[1::2] = 0
+        w = pack(weight)
         x = np.ones((9, k), np.float32)
         x[::3] = -1
         x[1] = np.where(np.arange(k) % 2, 1, -1)
@@ -354,7 +498,15 @@ class TestValues:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("f32", F32), ("bf16", BF16), ("Q8_0", Q8), ("Q6_K", Q16), ("W8A8", Q8_ROW), ("Q4_1", Q16)],
+    [
+        ("f32", F32),
+        ("bf16", BF16),
+        ("Q8_0", Q8),
+        ("groups of 16 with mins", Q16),
+        ("W8A8", Q8_ROW),
+        ("Q4_1", Q16),
+        ("NF4", F32),
+    ],
 )
 class TestEpilogues:
     """A fused op gives bit for bit what its parts give one after the other."""
@@ -497,9 +649,9 @@ class TestEmbedding:
     @pytest.mark.parametrize("isa", ISAS)
     @pytest.mark.parametrize("name", FORMATS)
     def test_rows_are_the_unpacked_ones(self, isa, name):
-        w = packed(name, 100, 128)
+        w = packed(name, 100, 256)
         native = Native(max_len=64, threads=2)
-        out = aligned((64, 128), np.float32)
+        out = aligned((64, 256), np.float32)
         with use_isa(isa):
             native.add("embedding", {"weight": w.data, "out": out}, **w.arguments())
         native.run([64])
@@ -523,11 +675,17 @@ class TestBadArguments:
         [
             ({"n": 0}, "n must be positive"),
             ({"k": -3}, "k must be positive"),
-            ({"format": 4}, "format must be 0 .. 3"),
+            ({"format": 6}, "format must be 0 .. 5"),
             ({"group": 24}, "groups of 24"),
-            ({"group": 16}, "groups of 16"),
-            ({"x_kind": F32}, "x_kind 0 does not meet this weight"),
-            ({"x_kind": Q8_ROW}, "x_kind 3 does not meet this weight"),
+            ({"zero": 16}, "zero is not a code"),
+            ({"scale": 3}, "scales of 6 bits"),
+            ({"scale": 4, "offset": 1}, "scales of int8"),
+            ({"table": 1, "format": 5}, "codes of 4 bits"),
+            ({"table": 1, "offset": 1}, "without offsets"),
+            ({"table": 2, "offset": 2}, "a table has no zeros"),
+            ({"x_kind": BF16}, "x_kind 1 does not fit this weight"),
+            ({"x_kind": Q8_ROW}, "x_kind 3 does not fit this weight"),
+            ({"table": 2}, "x_kind 2 does not fit this weight"),
             ({"x_kind": 5}, "x_kind must be 0 .. 4"),
             ({"out_kind": Q8_ROW}, "q8_row"),
             ({"accumulate": 1, "out_kind": BF16}, "accumulate needs out_kind f32"),

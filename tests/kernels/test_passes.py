@@ -30,7 +30,9 @@ def weight(n: int, k: int, dtype: str = "float32", seed: int = 0):
     if dtype == "w8a8":
         codes = rng.integers(1, 256, (n, k)).astype(np.uint8)
         scale = rng.uniform(0.5, 1, (n, 1)).astype(np.float32) / 1000
-        return pack(QuantizedWeight(q=codes, bits=8, group=0, zero=128, scale=scale))
+        return pack(
+            QuantizedWeight(q=codes, bits=8, group=0, zero=128, scale=scale, activations="token")
+        )
     values = (rng.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32)
     dense = "f32" if dtype == "float32" else "bf16"
     return pack(read_weight(quantized("w", values, dtype)), dense)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gguf import quants
 
+from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.kernels.ops import Ops, SingleRank
 from galley.kernels.reference import ReferenceBackend, ReferenceOps
@@ -23,7 +24,7 @@ HIDDEN, INTERMEDIATE = 64, 96
 class Arrays:
     """A checkpoint of float32 arrays, some of them quantised to a GGUF type."""
 
-    model_info = None
+    model_info = ModelInfo("", {}, vocab_size=1, max_position=1, dtype="float32")
 
     def __init__(self, arrays: dict[str, np.ndarray], types: dict[str, str] | None = None):
         self.arrays, self.types = arrays, types or {}

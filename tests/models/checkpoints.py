@@ -153,7 +153,8 @@ class StateDict:
 
     def __init__(self, model: torch.nn.Module, **changes: Any) -> None:
         own = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-        self.model_info = replace(info_of(own), hf_config={**own, **changes})
+        method = changes.get("quantization_config", {}).get("quant_method")
+        self.model_info = replace(info_of(own), hf_config={**own, **changes}, quantization=method)
         state = dict(model.state_dict())
         if self.model_info.hf_config["tie_word_embeddings"]:
             state.pop("lm_head.weight")

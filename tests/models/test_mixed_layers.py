@@ -99,6 +99,8 @@ class Mixed(torch.nn.Module):
 
 
 class Arrays:
+    model_info = ModelInfo("", {}, vocab_size=VOCAB, max_position=256, dtype="float32")
+
     def __init__(self, model: Mixed) -> None:
         self.arrays = {
             name if name.startswith("lm_head") else f"model.{name}": t.detach().numpy()

@@ -12,8 +12,9 @@ import torch
 from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader import RawTensor
-from galley.quant import channel_int8, check_quantization
+from galley.quant import scheme_of
 from tests.models.checkpoints import Case, StateDict, make
+from tests.quant.tensors import TensorDict
 from tests.runner.models import ArrayCheckpoint, open_runner
 from tests.runner.test_quality import teacher_forced, torch_logits
 
@@ -63,8 +64,13 @@ def quantise(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def test_values_are_scale_times_code():
     codes, scale = quantise(np.random.default_rng(0).normal(size=(12, 64)).astype(np.float32))
-    weight = RawTensor("w", codes.shape, "int8", codes)
-    u = channel_int8(weight, RawTensor("s", scale.shape, "bfloat16", scale))
+    tensors = TensorDict(
+        RawTensor("w.weight", codes.shape, "int8", codes),
+        RawTensor("w.weight_scale", scale.shape, "bfloat16", scale),
+    )
+    u = scheme_of(facts(CONFIG)).read("w", (12, 64), tensors)
+    assert tensors.used == {"w.weight", "w.weight_scale"}
+    assert u.activations == "token"
     want = codes.astype(np.float32) * scale.astype(np.float32)
     assert np.array_equal(u.to_float32(), want)
     assert np.array_equal(u.columns(3, 40).to_float32(), want[:, 3:40])
@@ -106,7 +112,7 @@ def test_a_w8a8_model_computes_what_the_scheme_prescribes():
 
 def test_an_int8_weight_without_its_scale_is_an_error():
     model = make(Case("Llama", {}))
-    state = StateDict(model)
+    state = StateDict(model, quantization_config=CONFIG)
     name = "model.layers.0.self_attn.q_proj.weight"
     tensors = {n: state.tensor(n) for n in state.names()}
     codes, _ = quantise(state.arrays[name])
@@ -116,15 +122,15 @@ def test_an_int8_weight_without_its_scale_is_an_error():
 
 
 def test_the_scheme_is_accepted_and_others_are_refused_by_name():
-    check_quantization(facts(CONFIG))
-    check_quantization(facts({}, method=None))
-    check_quantization(facts({}, method="gguf"))
-    with pytest.raises(ModelError, match="quantized by awq are not supported; gguf, compressed-"):
-        check_quantization(facts({}, method="awq"))
+    scheme_of(facts(CONFIG))
+    scheme_of(facts({}, method=None))
+    scheme_of(facts({}, method="gguf"))
+    with pytest.raises(ModelError, match="quantized by awq are not supported; gguf, compr"):
+        scheme_of(facts({}, method="awq"))
     with pytest.raises(ModelError, match="format 'pack-quantized' is not supported"):
-        check_quantization(facts({**CONFIG, "format": "pack-quantized"}))
+        scheme_of(facts({**CONFIG, "format": "pack-quantized"}))
     with pytest.raises(ModelError, match="kv_cache_scheme"):
-        check_quantization(facts({**CONFIG, "kv_cache_scheme": {"num_bits": 8}}))
+        scheme_of(facts({**CONFIG, "kv_cache_scheme": {"num_bits": 8}}))
 
 
 @pytest.mark.parametrize(
@@ -142,4 +148,4 @@ def test_other_schemes_name_the_value(part, key, value):
     config = copy.deepcopy(CONFIG)
     config["config_groups"]["group_0"][part][key] = value
     with pytest.raises(ModelError, match=rf"group_0\.{part}\.{key} is {value!r}"):
-        check_quantization(facts(config))
+        scheme_of(facts(config))

@@ -11,6 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from galley.errors import ModelError
+from galley.kernels.weights import pack
 from galley.loader.tensor import RawTensor
 from galley.quant import FORMATS, QuantizedWeight, read_weight, to_float32
 from tests.quant.blocks import random_blocks
@@ -18,7 +19,7 @@ from tests.quant.blocks import random_blocks
 ROWS, K = 24, 512
 BY_QUANTIZE = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 K_TYPES = ["Q4_K", "Q5_K", "Q6_K"]
-BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4}
+BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q6_K": 6}
 GROUP = {"Q6_K": 16}
 
 
@@ -47,9 +48,8 @@ def test_random_blocks_equal_gguf(name):
     assert u.q.dtype == np.uint8
     assert u.q.astype(int).min() - u.zero >= -128
     assert u.q.astype(int).max() - u.zero <= 127
-    if u.bits == 4:
-        assert u.q.max() == 15
-    assert u.scale.dtype == (np.float32 if name in K_TYPES else np.float16)
+    assert u.q.max() == 2**u.bits - 1
+    assert u.scales().shape == (ROWS, K // u.group)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,21 @@ def test_data_of_another_shape_is_refused():
         read_weight(raw("Q8_0", data[:, :-1], (ROWS, K)))
     with pytest.raises(ModelError, match=r"the checkpoint says \(24, 480\)"):
         read_weight(raw("Q8_0", data, (ROWS, K - 32)))
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_a_packed_weight_is_no_larger_than_its_file(name):
+    data = gguf.quantize(np.ones((64, K), np.float32), Type[name]).view(np.uint8)
+    assert pack(read_weight(raw(name, data, (64, K)))).data.nbytes <= 1.02 * data.nbytes
+
+
+@pytest.mark.parametrize("name", K_TYPES)
+def test_a_packed_k_type_is_as_large_as_its_file(name):
+    data = random_blocks(name, np.random.default_rng(6), 64, K)
+    weight = read_weight(raw(name, data, (64, K)))
+    packed = pack(weight)
+    assert packed.data.nbytes == data.nbytes
+    assert np.array_equal(packed.unpack(), gguf.dequantize(data, Type[name]))
 
 
 def test_every_listed_format_is_reached_by_a_test():

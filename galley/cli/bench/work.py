@@ -15,7 +15,7 @@ from galley.kernels.program import LOGITS, Node
 from galley.kernels.weights import PackedWeight
 
 #: Weight format → the multiply-add that meets it.
-_ARITHMETIC = {"f32": "f32", "bf16": "bf16", "i8": "int8", "i4": "int8"}
+_ARITHMETIC = {"f32": "f32", "bf16": "bf16"} | dict.fromkeys(("i4", "i5", "i6", "i8"), "int8")
 
 
 class Load(Protocol):

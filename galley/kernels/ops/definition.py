@@ -126,6 +126,8 @@ WEIGHT_INTS = {
     "k": "inputs",
     "format": "",
     "group?": "",
+    "zero?": "",
     "scale?": "",
-    "has_min?": "",
+    "offset?": "",
+    "table?": "",
 }

@@ -1,0 +1,101 @@
+"""GPTQ checkpoints: 4- and 8-bit codes with a scale and a zero per group of inputs.
+
+A quantized layer of N outputs and K inputs has, with P = 32 / bits codes per int32, lowest bits
+first:
+
+    qweight  int32   [K / P, N]       codes, P consecutive inputs per number
+    scales   float16 [K / group, N]
+    qzeros   int32   [K / group, N / P]  zeros minus 1 (modulo 2**bits), P consecutive outputs per
+                                      number; "gptq_v2" checkpoints hold the zeros themselves
+    g_idx    int32   [K]              group of each input; k // group without activation order
+
+value[n, k] = scale * (code - zero). Activations are not rounded. Layers without
+`qweight` are dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.errors import ModelError
+from galley.kernels.quantized import QuantizedWeight
+from galley.quant.registry import read_weight
+from galley.quant.scheme import PlainScheme, Tensors
+
+if TYPE_CHECKING:
+    from galley.loader.tensor import RawTensor
+
+_BITS = (4, 8)
+
+
+class GPTQ:
+    """`Scheme` of GPTQ checkpoints without activation order."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._bits = _choice(config, "bits", _BITS)
+        self._group = config.get("group_size", 128)
+        if type(self._group) is not int or (self._group != -1 and self._group < 1):
+            raise ModelError(
+                f"gptq: group_size is {self._group!r}; -1 or a positive number is needed"
+            )
+        _choice(config, "desc_act", (False, None))
+        version = _choice(config, "checkpoint_format", ("gptq", "gptq_v2", None))
+        #: Difference of a zero and its stored number.
+        self._zero_offset = 0 if version == "gptq_v2" else 1
+
+    def read(self, name: str, shape: tuple[int, int], tensors: Tensors) -> QuantizedWeight:
+        if not tensors.has(f"{name}.qweight"):
+            return PlainScheme().read(name, shape, tensors)
+        n, k = shape
+        group = k if self._group == -1 else self._group
+        per_number = 32 // self._bits
+        if k % per_number or n % per_number or k % group:
+            raise ModelError(
+                f"gptq: {name} of shape {[n, k]} is not whole numbers of {per_number} codes and "
+                f"groups of {group}"
+            )
+        groups = k // group
+        codes = _int32(tensors.use(f"{name}.qweight", (k // per_number, n)))
+        zeros = _int32(tensors.use(f"{name}.qzeros", (groups, n // per_number)))
+        scales = read_weight(tensors.use(f"{name}.scales", (groups, n))).to_float32()
+        if tensors.has(f"{name}.g_idx"):
+            order = _int32(tensors.use(f"{name}.g_idx", (k,)))
+            if not np.array_equal(order, np.arange(k) // group):
+                raise ModelError(f"gptq: {name}.g_idx: activation order is not supported")
+        zero = self._unpack(zeros).T + np.uint8(self._zero_offset)
+        return QuantizedWeight(
+            q=self._unpack(codes.T),
+            bits=self._bits,
+            group=0 if self._group == -1 else group,
+            zero=zero & np.uint8(2**self._bits - 1),
+            scale=scales.T,
+            activations="as_is",
+        )
+
+    def _unpack(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """int32 [rows, n] → uint8 codes [rows, n * P]."""
+        data = np.ascontiguousarray(numbers, "<i4").view(np.uint8)
+        if self._bits == 8:
+            return data
+        codes = np.empty((len(data), 2 * data.shape[1]), np.uint8)
+        np.bitwise_and(data, 15, out=codes[:, 0::2])
+        np.right_shift(data, 4, out=codes[:, 1::2])
+        return codes
+
+
+def _int32(raw: RawTensor) -> NDArray[np.int32]:
+    if raw.dtype != "int32":
+        raise ModelError(f"gptq: tensor {raw.name} is {raw.dtype}; int32 is needed")
+    return raw.data
+
+
+def _choice(config: Mapping[str, Any], key: str, supported: tuple[Any, ...]) -> Any:
+    value = config.get(key)
+    if value not in supported:
+        shown = ", ".join(repr(v) for v in supported if v is not None)
+        raise ModelError(f"gptq: {key} is {value!r}; {shown} is supported")
+    return value

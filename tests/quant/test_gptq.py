@@ -1,0 +1,156 @@
+"""GPTQ: values against a reader of single bits, a model against its dequantized weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from galley.config import ModelInfo
+from galley.errors import ModelError
+from galley.kernels.weights import pack
+from galley.loader import RawTensor
+from galley.quant import scheme_of
+from tests.models.checkpoints import Case, StateDict, make
+from tests.quant.tensors import TensorDict
+from tests.runner.models import ArrayCheckpoint, open_runner
+from tests.runner.test_quality import teacher_forced
+
+CONFIG = {
+    "quant_method": "gptq",
+    "bits": 4,
+    "group_size": 32,
+    "desc_act": False,
+    "sym": False,
+    "checkpoint_format": "gptq",
+}
+
+
+def model_info(config: dict[str, Any]) -> ModelInfo:
+    return ModelInfo(
+        "LlamaForCausalLM",
+        {"quantization_config": config},
+        vocab_size=1,
+        max_position=1,
+        dtype="float16",
+        quantization="gptq",
+    )
+
+
+def raw(name: str, array: np.ndarray) -> RawTensor:
+    return RawTensor(name, array.shape, array.dtype.name, array)
+
+
+def random_layer(
+    name: str, n: int, k: int, config: dict[str, Any], rng: np.random.Generator
+) -> list[RawTensor]:
+    """A quantized layer, every bit of its codes and zeros random."""
+    per_number = 32 // config["bits"]
+    groups = 1 if config["group_size"] == -1 else k // config["group_size"]
+
+    def numbers(rows: int, columns: int) -> np.ndarray:
+        return rng.integers(-(2**31), 2**31, (rows, columns)).astype(np.int32)
+
+    return [
+        raw(f"{name}.qweight", numbers(k // per_number, n)),
+        raw(f"{name}.qzeros", numbers(groups, n // per_number)),
+        raw(f"{name}.scales", rng.normal(0, 0.02, (groups, n)).astype(np.float16)),
+        raw(f"{name}.g_idx", (np.arange(k) // (k // groups)).astype(np.int32)),
+    ]
+
+
+def expected(layer: list[RawTensor], config: dict[str, Any]) -> np.ndarray:
+    """float32 [N, K], one number at a time, from the format's description."""
+    qweight, qzeros, scales, g_idx = (tensor.data for tensor in layer)
+    bits, (k, n) = config["bits"], (len(g_idx), scales.shape[1])
+    per_number, mask = 32 // bits, 2**bits - 1
+    values = np.empty((n, k), np.float32)
+    for i, o in np.ndindex(k, n):
+        g = g_idx[i]
+        code = int(qweight[i // per_number, o]) >> bits * (i % per_number) & mask
+        zero = int(qzeros[g, o // per_number]) >> bits * (o % per_number) & mask
+        if config["checkpoint_format"] == "gptq":
+            zero = (zero + 1) & mask
+        values[o, i] = np.float32(scales[g, o]) * np.float32(code - zero)
+    return values
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [32, 64, 128, -1])
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
+def test_values_equal_the_definition(bits, group, version):
+    config = {**CONFIG, "bits": bits, "group_size": group, "checkpoint_format": version}
+    layer = random_layer("w", 32, 256, config, np.random.default_rng(bits + group))
+    tensors = TensorDict(*layer)
+    weight = scheme_of(model_info(config)).read("w", (32, 256), tensors)
+    want = expected(layer, config)
+    assert tensors.used == {tensor.name for tensor in layer}
+    assert np.array_equal(weight.to_float32(), want)
+    packed = pack(weight)
+    assert np.array_equal(packed.unpack(), want)
+    assert packed.format.activations == "as_is"
+    if group != -1:  # the padding of one scale per output is more, of so few inputs
+        assert packed.data.nbytes <= 1.02 * sum(tensor.data.nbytes for tensor in layer[:3])
+
+
+def test_a_gptq_model_equals_its_dequantized_weights():
+    model = make(Case("Llama", {"tie_word_embeddings": False}))
+    state = StateDict(model, quantization_config=CONFIG)
+    rng = np.random.default_rng(0)
+    quantized, floats = {}, {}
+    for name in state.names():
+        tensor = state.tensor(name)
+        if not name.endswith("_proj.weight"):
+            quantized[name] = floats[name] = tensor
+            continue
+        n, k = tensor.shape
+        layer = random_layer(name.removesuffix(".weight"), n, k, CONFIG, rng)
+        quantized.update({part.name: part for part in layer})
+        floats[name] = raw(name, expected(layer, CONFIG))
+    plain = StateDict(model).model_info
+    ids = rng.integers(0, 131, (2, 40))
+    got, want = (
+        teacher_forced(open_runner(checkpoint, max_model_len=64, dtype="float32"), ids)
+        for checkpoint in (
+            ArrayCheckpoint(state.model_info, quantized),
+            ArrayCheckpoint(plain, floats),
+        )
+    )
+    assert np.abs(got - want).max() <= 1e-3 * np.abs(want).max()
+
+
+def test_layers_without_codes_are_dense():
+    values = np.random.default_rng(0).normal(size=(8, 16)).astype(ml_dtypes.bfloat16)
+    weight = scheme_of(model_info(CONFIG)).read("w", (8, 16), TensorDict(raw("w.weight", values)))
+    assert np.array_equal(weight.to_float32(), values.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bits", 3, "bits is 3; 4, 8 is supported"),
+        ("desc_act", True, "desc_act is True"),
+        ("group_size", 0, "group_size is 0"),
+        ("checkpoint_format", "marlin", "checkpoint_format is 'marlin'"),
+    ],
+)
+def test_other_configurations_are_refused_by_name(key, value, message):
+    with pytest.raises(ModelError, match=message):
+        scheme_of(model_info({**CONFIG, key: value}))
+
+
+def test_damaged_layers_are_refused_by_name():
+    scheme = scheme_of(model_info(CONFIG))
+    layer = random_layer("w", 32, 64, CONFIG, np.random.default_rng(0))
+    with pytest.raises(ModelError, match=r"no tensor w\.scales"):
+        scheme.read("w", (32, 64), TensorDict(*layer[:2]))
+    with pytest.raises(ModelError, match="groups of 32"):
+        scheme.read("w", (32, 72), TensorDict(*layer))
+    order = raw("w.g_idx", np.zeros(64, np.int32))
+    with pytest.raises(ModelError, match="activation order is not supported"):
+        scheme.read("w", (32, 64), TensorDict(*layer[:3], order))
+    floats = raw("w.qweight", np.zeros((8, 32), np.float32))
+    with pytest.raises(ModelError, match="qweight is float32; int32 is needed"):
+        scheme.read("w", (32, 64), TensorDict(floats, *layer[1:]))
