@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,16 +72,19 @@ def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
 
     footprint = measure(checkpoint.model_info)
     dense = dense_format(config.model.dtype, checkpoint.model_info.dtype)
-    itemsize = 4 if dense == "f32" else 2
+    itemsize, block_size = 4 if dense == "f32" else 2, config.cache.block_size
     print(f"{'parameters':<16}{footprint.parameters:,}")
     print(f"{'weights':<16}{weight_bytes(checkpoint, dense):,} bytes in memory")
     print(f"{'KV cache':<16}{footprint.kv_token_bytes(itemsize):,} bytes per token")
-    layout = kv_layout(footprint.kv_layers, itemsize, config.cache.block_size)
+    layout = kv_layout(footprint.kv_layers, itemsize, block_size)
     length = checkpoint.model_info.max_position
     blocks = most_held(make_policies(layout.groups, max_chunk=1), length)
-    print(f"  {f'sequence of {length:,} tokens':<28}{blocks * layout.block_bytes:,} bytes")
-    for window, layers in sorted(Counter(la.window for la in footprint.kv_layers).items()):
-        print(f"  {f'window of {window:,} tokens' if window else 'all tokens':<28}{layers} layers")
+    print(f"  {f'sequence of {length:,} tokens':<38}{blocks * layout.block_bytes:,} bytes")
+    for i, group in enumerate(layout.groups):
+        kind = f"{group.kind} of {group.window:,} tokens" if group.window else group.kind
+        plural = "" if group.num_layers == 1 else "s"
+        size = f"{group.block_bytes:,} bytes per block of {block_size} tokens"
+        print(f"  {f'group {i}: {kind}':<38}{group.num_layers} layer{plural}, {size}")
     each = footprint.flops(1) - footprint.flops(0)
     print(f"{'operations':<16}{footprint.flops(0):,} per token + {each:,} per token of context")
 

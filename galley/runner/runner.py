@@ -24,7 +24,7 @@ from galley.kernels.sampling import LogitMasks
 from galley.kv import require_rewind
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
-from galley.models.footprint import measure
+from galley.models.footprint import kv_layers
 from galley.runner.device import dense_format, open_device
 from galley.runner.drafts import Proposer, propose
 from galley.runner.heap import trim_heap
@@ -104,7 +104,7 @@ class Runner:
         self._backend = open_device(config, self._dense, model_info)
         assert config.scheduler.max_num_batched_tokens is not None
         max_chunk = config.scheduler.max_num_batched_tokens
-        layers = measure(model_info).kv_layers
+        layers = kv_layers(model_info)
         layout = kv_layout(layers, self._backend.kv_itemsize, config.cache.block_size)
         check_given_size(config.cache, layout, max_chunk, wanted, longest)
         self._stage = Stage(longest)

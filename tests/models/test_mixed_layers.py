@@ -162,10 +162,11 @@ def test_layers_with_equal_rotary_settings_share_a_table(case):
     assert first is not second
 
 
-def test_a_layer_without_rotary_embedding_leaves_q_and_k_as_they_are(case):
-    """Which is a rotation by nothing: a table of one position's angles, 0."""
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_a_layer_without_rotary_embedding_leaves_q_and_k_as_they_are(case, name):
+    """The same as a table whose rows are all the rotation of position 0, by nothing."""
     checkpoint, ids, _ = case
-    backend = open_backend("reference", "f32")
+    backend = open_backend(name, "f32", threads=1)
     plain = spec()
     layers = [replace(la, mixer=replace(la.mixer, rotary=None)) for la in plain.layers]
     model = replace(plain, layers=layers).build(
