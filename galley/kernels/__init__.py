@@ -1,4 +1,4 @@
-"""Kernels: the operations (`ops`, the only door), who does them, and how weights are packed.
+"""Kernels: the ops that models call (`ops`), their backends, and packed weights.
 
     reference     the definitions, in PyTorch
     cpu           native code: record → passes → arena → one call a step (docs/native_ops.md)

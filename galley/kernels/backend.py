@@ -1,6 +1,5 @@
-"""What a backend is: it holds weights its own way and makes a model executable.
-
-Knows the registry of backends, none of them well: each is imported when it is asked for.
+"""Interface of a backend, which stores weights in its own format and makes a model executable, and
+the registry of backends. A backend's module is imported when it is opened.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ if TYPE_CHECKING:
 
 #: Number format of weights that are not quantised.
 Dense = Literal["f32", "bf16"]
-#: Gives so many bytes of memory, writable and at a multiple of 64.
+#: Allocates a number of bytes, writable, 64-byte aligned.
 MemoryAllocator = Callable[[int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class StepLimits:
-    """The most that one step may hold; buffers are sized for it.
+    """The largest step; buffers are sized for it.
 
     Attributes:
-        tokens: all rows' new tokens.
+        tokens: new tokens of all rows.
         rows: sequences.
-        logits: positions that yield logits.
-        top_logprobs: candidates that are listed per logit row.
+        logits: logit rows.
+        top_logprobs: most likely tokens returned per logit row.
     """
 
     tokens: int
@@ -50,7 +49,7 @@ class StepLimits:
 
 
 class Model(Protocol):
-    """What a backend needs of a model: its layers' caches and its forward pass in three parts."""
+    """The part of a model that a backend uses: KV layers and the forward pass in three parts."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -73,7 +72,7 @@ class StepInputs(Protocol):
 
 
 class Executable(Protocol):
-    """A model made ready to run steps. Order: allocate_kv, bind, then run per step.
+    """A model ready to run steps. Order of calls: allocate_kv, bind, then run for each step.
 
     Attributes:
         activation_bytes: memory for activations and logits at the limits.
@@ -87,20 +86,20 @@ class Executable(Protocol):
     def allocate_kv(
         self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
     ) -> None:
-        """Make the cache: `num_blocks` blocks, block 0 (the null block) among them.
+        """Allocate the cache: `num_blocks` blocks, including block 0, the null block.
         Its memory is touched when blocks are first written.
 
         Args:
-            layout: an answer of `kv_layout`.
-            memory: gives so many bytes, as an earlier cache of this size left them or zeros; a
-                backend may pass it over. None = zeros of its own.
+            layout: a result of `kv_layout`.
+            memory: allocates the cache's bytes: zeros, or the contents of an earlier cache of this
+                size. A backend may ignore it. None = the backend allocates zeros.
         """
 
     def copy_blocks(self, src: I32, dst: I32) -> None:
         """Copy whole blocks, all layers of their group, in order."""
 
     def release_blocks(self, blocks: list[int]) -> None:
-        """Return the memory of blocks whose contents nobody needs, where that can be done."""
+        """Return the memory of unused blocks to the system, if the backend can."""
 
     def bind(self, table: RequestTable, columns: Mapping[str, NDArray[Any]]) -> None:
         """Let ops read the table and further columns by name, which must stay where they are: by
@@ -108,7 +107,7 @@ class Executable(Protocol):
         """
 
     def set_masks(self, masks: LogitMasks | None) -> None:
-        """What the samplings to come need beside the columns; kept until replaced."""
+        """Masks and biases of the logit rows, for all sampling until they are replaced."""
 
     @property
     def outputs(self) -> dict[str, NDArray[np.float32]]:
@@ -117,11 +116,11 @@ class Executable(Protocol):
         """
 
     def run(self, step: StepInputs, sample: bool) -> None:
-        """The forward pass, and with `sample` the drawing, in one native call: K and V are in
-        the cache afterwards, and the results in `logits` and `samples`."""
+        """Run the forward pass and, with `sample`, the sampler. Writes K and V to the cache and
+        the results to `logits` and `samples`."""
 
     def sample(self, step: StepInputs) -> None:
-        """The drawing alone, on `logits` as they are now."""
+        """Run the sampler alone, on the current `logits`."""
 
     def set_heartbeat(self, heartbeat: NDArray[np.int64]) -> None:
         """Increment `heartbeat` [1] from now on as a step progresses: after each operation, or at
@@ -132,10 +131,10 @@ class Executable(Protocol):
         """Start (from zero) or stop timing each operation."""
 
     def timings(self) -> list[tuple[str, int, int]]:
-        """(operation, runs, nanoseconds) of each, in order; empty where nothing is timed."""
+        """(op, runs, nanoseconds) of each op, in order; empty if the backend times nothing."""
 
     def describe(self) -> str:
-        """What runs, one operation a line."""
+        """The program, one op a line."""
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -143,7 +142,7 @@ class Executable(Protocol):
 
     @property
     def samples(self) -> Samples:
-        """Of the last sampling; views, valid until the next run."""
+        """Results of the last sampling; views, valid until the next run."""
 
 
 class Backend(Protocol):
@@ -169,13 +168,13 @@ class Backend(Protocol):
         """The handle of a norm weight, a bias or a table."""
 
     def packed(self, weight: Weight) -> PackedWeight | None:
-        """What a cache on disk may keep of a weight; None: nothing."""
+        """The weight as the disk cache stores it; None = not cached."""
 
     def from_packed(self, packed: PackedWeight) -> Weight:
-        """A weight whose packed data lies elsewhere already, in a mapped file say."""
+        """A weight whose packed data exists already, for example in a mapped file."""
 
     def build(self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()) -> Executable:
-        """The model made executable for steps within the limits.
+        """Make the model executable for steps within the limits.
 
         Args:
             outputs: results to keep besides the logits; see `Executable.outputs`.
@@ -205,7 +204,8 @@ def open_backend(
         dense: format of weights that are not quantised.
         threads: compute threads, 0 = one per core that this process may use.
         eager: run op by op (--enforce-eager).
-        quantized_activations: what meets weights of integers in groups, where a backend rounds it.
+        quantized_activations: format of the input of layers with weights of integers in groups, if
+            the backend rounds it.
 
     Raises:
         ConfigError: there is no such backend, or what it needs is not installed.
@@ -218,7 +218,7 @@ def open_backend(
         module = importlib.import_module(place[0])
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("galley"):
-            raise  # our own fault, or a build without kernels: the trace says more
+            raise  # a bug, or a build without kernels: the traceback says more
         raise ConfigError(
             f"--backend {name} needs the package {error.name}, which is not installed: "
             f"{install_command(error.name)}"

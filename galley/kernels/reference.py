@@ -47,7 +47,7 @@ class KVCache:
     ) -> KVCache:
         def page(layer: KVLayer) -> Tensor:
             shape = (num_blocks, layout.block_size, layer.kv_heads, layer.head_dim)
-            # Not torch.zeros, which writes: memory is to grow with use (numpy asks for zero pages).
+            # Not torch.zeros, which writes every page: numpy's zero pages take memory when written.
             raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
             return torch.from_numpy(raw).view(dtype).view(shape)
 
@@ -129,7 +129,7 @@ class ReferenceBackend:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32))
 
     def packed(self, weight: Tensor) -> None:
-        """Nothing is worth keeping on disk."""
+        """This backend caches no weights."""
 
     def from_packed(self, packed: PackedWeight) -> Tensor:
         return torch.from_numpy(packed.unpack()).to(self._compute)
@@ -141,7 +141,7 @@ class ReferenceBackend:
 
 
 class ReferenceExecutable:
-    """Runs the model's forward anew at each step (`backend.Executable`)."""
+    """Runs the model's forward pass eagerly at each step (`backend.Executable`)."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class ReferenceExecutable:
                 cache[target] = cache[source]
 
     def release_blocks(self, blocks: list[int]) -> None:
-        """Here blocks keep their memory."""
+        """Does nothing: blocks keep their memory."""
 
     def bind(self, table: RequestTable, columns: Mapping[str, NDArray[Any]]) -> None:
         self._table = table
@@ -215,13 +215,13 @@ class ReferenceExecutable:
         self._heartbeat = heartbeat
 
     def profile(self, on: bool) -> None:
-        """Nothing is timed here; torch has a profiler of its own."""
+        """Does nothing; torch has its own profiler."""
 
     def timings(self) -> list[tuple[str, int, int]]:
         return []
 
     def describe(self) -> str:
-        return f"{type(self._model).__name__} run anew at each step, in {self._dtype}"
+        return f"{type(self._model).__name__} run eagerly at each step, in {self._dtype}"
 
     @property
     def outputs(self) -> dict[str, NDArray[np.float32]]:
@@ -241,7 +241,7 @@ class ReferenceExecutable:
 
 
 def step_context(step: StepInputs, table: RequestTable, cache: KVCache) -> ReferenceContext:
-    """The step's tensors, of the plan's columns and the table."""
+    """The tensors of a step, from the plan's columns and the table."""
     slots, num_new = step.slots, step.num_new
     computed = table.num_computed[slots]
     query_start = np.concatenate([[0], np.cumsum(num_new)])

@@ -1,4 +1,4 @@
-"""A step sampled row by row, by the sampler's definition (`sampling_reference`)."""
+"""Samples a step row by row, by the sampler's definition (`sampling_reference`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from galley.kernels.sampling_reference import SampleParams, logprobs_row, sample
 
 
 class ReferenceSampler:
-    """Samples what the native op `sample` samples.
+    """Gives the results of the native op `sample`.
 
     Args:
         table: where a row's history is.
@@ -77,14 +77,14 @@ class ReferenceSampler:
     def _list_logprobs(
         self, slot: int, row: int, logits: NDArray[np.float32], samples: Samples
     ) -> None:
-        wanted = self._columns.get("num_logprobs")
-        if wanted is None or wanted[slot] < 0:
+        num_logprobs = self._columns.get("num_logprobs")
+        if num_logprobs is None or num_logprobs[slot] < 0:
             return
-        listed = min(int(wanted[slot]), self._top, len(logits))
+        top = min(int(num_logprobs[slot]), self._top, len(logits))
         token = int(samples.token_ids[row])
-        of_row = logprobs_row(logits, token, listed)
+        result = logprobs_row(logits, token, top)
         samples.logprobs[row], samples.ranks[row] = (
-            (of_row.logprob, of_row.rank) if token >= 0 else (-np.inf, 0)
+            (result.logprob, result.rank) if token >= 0 else (-np.inf, 0)
         )
-        samples.top_ids[row, :listed] = of_row.top_ids
-        samples.top_logprobs[row, :listed] = of_row.top_logprobs
+        samples.top_ids[row, :top] = result.top_ids
+        samples.top_logprobs[row, :top] = result.top_logprobs

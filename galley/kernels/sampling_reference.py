@@ -71,7 +71,7 @@ def sample_row(
         return -1
     if params.temperature == 0:
         return best
-    weights = kept_weights(x, params)
+    weights = filtered_weights(x, params)
     running = np.cumsum(weights)
     target = uniform(params.seed, len(history)) * running[-1]
     token = int(np.searchsorted(running, target, side="right"))
@@ -108,14 +108,14 @@ def adjusted(
     return x
 
 
-def kept_weights(x: F32, params: SampleParams) -> NDArray[np.float64]:
-    """exp((x - max) / temperature) of the tokens that min_p, top_k and top_p keep, else 0; [V].
+def filtered_weights(x: F32, params: SampleParams) -> NDArray[np.float64]:
+    """exp((x - max) / temperature) of the tokens that min_p, top_k and top_p keep, else 0, [V].
 
     top_k keeps all that equal the k-th. top_p keeps, in descending order (of equal tokens the
     lowest id first), each token before which less than top_p of the mass has been kept.
     """
     weights = weights_of(x, params)
-    return np.where(kept(x, weights, params), weights, 0)
+    return np.where(keep_mask(x, weights, params), weights, 0)
 
 
 def weights_of(x: F32, params: SampleParams) -> NDArray[np.float64]:
@@ -124,8 +124,8 @@ def weights_of(x: F32, params: SampleParams) -> NDArray[np.float64]:
     return np.exp((wide - np.max(wide)) / np.float32(params.temperature))
 
 
-def kept(x: F32, weights: NDArray[np.float64], params: SampleParams) -> NDArray[np.bool_]:
-    """Whether a token is kept, [V]; `weights` are `weights_of(x)`."""
+def keep_mask(x: F32, weights: NDArray[np.float64], params: SampleParams) -> NDArray[np.bool_]:
+    """Tokens that min_p, top_k and top_p keep, [V] bool; `weights` are `weights_of(x)`."""
     keep = (x > -np.inf) & (weights >= np.float32(params.min_p))
     if 0 < params.top_k < len(x):
         left = np.where(keep, x, -np.inf)

@@ -1,4 +1,4 @@
-"""What models, ops and backends exchange: values, weights, KV layers and the step's context.
+"""Types that models, ops and backends share: values, weights, KV layers, the context of a step.
 
 Shapes: T tokens of this step (all rows one after the other), L positions that yield logits,
 H hidden size, Hq and Hkv query and KV heads, D head size.
@@ -13,21 +13,21 @@ from galley.kv.layout import CacheSpec
 
 
 class Value(Protocol):
-    """[rows, columns]; rows are known when a step runs, columns always."""
+    """[rows, columns]; the number of rows is known when a step runs, that of columns always."""
 
     @property
     def shape(self) -> Any: ...
 
 
 class Weight(Protocol):
-    """A matrix as its backend holds it, of logical shape [N outputs, K inputs]."""
+    """A matrix in its backend's format, of logical shape [N outputs, K inputs]."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
 
 
 class Constant(Protocol):
-    """Numbers that are no matrix of a linear layer: norm weights, biases, rotary tables."""
+    """Float32 numbers that are not a matrix: norm weights, biases, rotary tables."""
 
     @property
     def shape(self) -> Any: ...
@@ -73,7 +73,7 @@ class RotaryTable:
 
 
 class ForwardContext(Protocol):
-    """What a step is made of. Models read the three values and hand the rest on to `Ops`."""
+    """The inputs of a step. Models read the three values and pass the context on to `Ops`."""
 
     @property
     def token_ids(self) -> Value:
@@ -98,7 +98,7 @@ class RankGroup(Protocol):
 
 
 class SingleRank:
-    """The group of one."""
+    """A group of one rank."""
 
     rank = 0
     size = 1

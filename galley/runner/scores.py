@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from galley.batch import EMPTY_I32, I32, RequestTable
 from galley.config import LogprobsMode
 from galley.kernels.sampling import LogitMasks
-from galley.kernels.sampling_reference import SampleParams, adjusted, kept, weights_of
+from galley.kernels.sampling_reference import SampleParams, adjusted, keep_mask, weights_of
 
 F32 = NDArray[np.float32]
 GREEDY = 0.0
@@ -75,7 +75,7 @@ class Scores:
         x = adjusted(self._logits[logit_row], params, history, prompt, mask, bias)
         if params.temperature == GREEDY or not np.isfinite(np.max(x)):
             return x
-        keep = kept(x, weights_of(x, params), params)
+        keep = keep_mask(x, weights_of(x, params), params)
         return np.where(keep, x / np.float32(params.temperature), np.float32(-np.inf))
 
 

@@ -1,4 +1,4 @@
-"""The KV cache's layout (docs/native_ops.md), written down a second time, in numpy."""
+"""The KV cache's layout (docs/native_ops.md), implemented a second time, in numpy."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def use_isa(name: str) -> Iterator[None]:
 
 def aligned(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
     """Zeros at a multiple of 64 bytes, as an executable's arena gives them; in a block of exactly
-    that size, so that a sanitizer sees whoever goes beyond it."""
+    that size, so that a sanitizer detects any access beyond it."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size == 0:
         return np.zeros(shape, dtype)

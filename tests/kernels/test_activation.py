@@ -57,8 +57,8 @@ def test_silu_of_extreme_values(isa):
 def test_interleaved_equals_halves(isa):
     n = 48
     x = data(5, n)
-    turned = x.reshape(5, 2, n // 16, 16).transpose(0, 2, 1, 3).reshape(5, 2 * n).copy()
-    assert np.array_equal(silu_mul(turned, n, isa, interleaved=1), silu_mul(x, n, isa))
+    interleaved_x = x.reshape(5, 2, n // 16, 16).transpose(0, 2, 1, 3).reshape(5, 2 * n).copy()
+    assert np.array_equal(silu_mul(interleaved_x, n, isa, interleaved=1), silu_mul(x, n, isa))
 
 
 @pytest.mark.parametrize("isa", ISAS)

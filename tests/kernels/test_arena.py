@@ -28,7 +28,7 @@ def programs(draw):
 
 
 @given(programs())
-def test_live_buffers_do_not_meet(nodes):
+def test_live_buffers_do_not_overlap(nodes):
     plan = plan_arena(nodes, lambda buffer: buffer.columns)
     lives = lifetimes(nodes)
     assert plan.spans.keys() == lives.keys()

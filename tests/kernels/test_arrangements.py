@@ -83,11 +83,11 @@ def torch_logits(ids: np.ndarray) -> np.ndarray:
     angles = torch.outer(
         torch.arange(len(ids)).double(), 100.0 ** (-torch.arange(12) / 12).double()
     )
-    turn = torch.polar(torch.ones_like(angles), angles)[:, None]
+    rotation = torch.polar(torch.ones_like(angles), angles)[:, None]
 
     def rotate(x: torch.Tensor) -> torch.Tensor:
-        turned = torch.complex(x[..., :12].contiguous(), x[..., 12:24].contiguous()) * turn
-        return torch.cat([turned.real, turned.imag, x[..., 24:]], dim=-1)
+        rotated = torch.complex(x[..., :12].contiguous(), x[..., 12:24].contiguous()) * rotation
+        return torch.cat([rotated.real, rotated.imag, x[..., 24:]], dim=-1)
 
     h = w["embed"][torch.from_numpy(ids)]
     for _ in range(2):

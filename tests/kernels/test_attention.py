@@ -1,4 +1,4 @@
-"""Attention over the paged cache: equal to float64, and the same bits however it is cut."""
+"""Attention over the paged cache: close to float64, and the same bits for every chunking."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_large_scores_do_not_overflow(isa, kind):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
-def test_nan_of_one_sequence_stays_there(isa, kind):
+def test_nan_does_not_leave_its_sequence(isa, kind):
     lengths = [90, 91]
     clean = Case(lengths, 3, 1, 16, kind, isa=isa).step(lengths)
     case = Case(lengths, 3, 1, 16, kind, isa=isa)

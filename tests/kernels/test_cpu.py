@@ -100,7 +100,7 @@ COLUMNS = {
 
 
 class Sampling:
-    """Six rows with parameters of their own; row 4 wants prompt logprobs as well."""
+    """Six rows, each with its own parameters; row 4 has prompt logprobs as well."""
 
     def __init__(self, executable) -> None:
         self.executable = executable
@@ -112,9 +112,9 @@ class Sampling:
             self.table.set_row(row)
         executable.bind(self.table, COLUMNS)
         num_new = np.array([10, 11, 12, 13, 9, 15], np.int32)
-        wanted = np.array([1, 1, 1, 1, 9, 1], np.int32)
+        num_logits = np.array([1, 1, 1, 1, 9, 1], np.int32)
         num_sampled = np.array([1, 1, 1, 1, 0, 1], np.int32)
-        self.plan = StepPlan(1, np.arange(6, dtype=np.int32), num_new, wanted, num_sampled)
+        self.plan = StepPlan(1, np.arange(6, dtype=np.int32), num_new, num_logits, num_sampled)
 
     def results(self):
         samples = self.executable.samples
@@ -159,9 +159,9 @@ def test_both_backends_sample_alike(checkpoint, masked, eager):
     got, want = native.results(), reference.results()
     assert np.array_equal(got[0], want[0])
     listed = np.repeat(COLUMNS["num_logprobs"], native.plan.num_logits)
-    asked = listed >= 0
-    np.testing.assert_allclose(got[1][asked], want[1][asked], rtol=1e-5)
-    assert np.array_equal(got[2][asked], want[2][asked])
+    has_list = listed >= 0
+    np.testing.assert_allclose(got[1][has_list], want[1][has_list], rtol=1e-5)
+    assert np.array_equal(got[2][has_list], want[2][has_list])
     for row, count in enumerate(listed):
         assert np.array_equal(got[3][row, : max(count, 0)], want[3][row, : max(count, 0)])
     # Row 4 samples nothing: its tokens are the prompt's own.
@@ -206,7 +206,7 @@ def test_hidden_states_are_an_output(checkpoint, name, eager):
     np.testing.assert_allclose(logits, (wide * norm) @ head.T, rtol=1e-3, atol=1e-4)
 
 
-def test_an_output_that_no_model_has(checkpoint):
+def test_an_unknown_output_is_refused(checkpoint):
     backend = CpuBackend("f32", threads=1)
     with pytest.raises(ValueError, match="no output attention; it has hidden, logits"):
         backend.build(load(checkpoint, backend), LIMITS, outputs=["attention"])
@@ -271,7 +271,7 @@ def test_columns_are_found_by_name():
 
 
 class ActivationOfAPart:
-    """Asks for the gated activation of some columns, for which there is no kernel."""
+    """Needs the gated activation of a column range, which no kernel computes."""
 
     vocab_size = VOCAB
     kv_layers = ()
@@ -288,13 +288,13 @@ class ActivationOfAPart:
 
 
 @pytest.mark.parametrize("eager", [False, True])
-def test_what_no_kernel_does_is_refused_when_built(eager):
+def test_a_model_that_no_kernel_computes_is_refused_when_built(eager):
     with pytest.raises(ValueError, match="whole rows"):
         CpuBackend("f32", threads=1, eager=eager).build(ActivationOfAPart(), LIMITS)
 
 
 class HeadAlone:
-    """A head on embeddings, of so many outputs."""
+    """A head on embeddings, with a given number of outputs."""
 
     kv_layers = ()
 
@@ -314,7 +314,7 @@ class HeadAlone:
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("vocab", [1000, 1024])
 def test_logits_are_those_of_their_row_whatever_the_vocabulary(vocab, eager):
-    """Rows of logits that are whole pages lie farther apart than that."""
+    """Rows of logits of whole pages have padding between them."""
     native = CpuBackend("f32", threads=1, eager=eager).build(HeadAlone(vocab), LIMITS)
     logits = solo_logits(native, IDS[:5], [3, 2])
     x, w = (weight(n, 64).unpack() for n in (VOCAB, vocab))
@@ -323,7 +323,7 @@ def test_logits_are_those_of_their_row_whatever_the_vocabulary(vocab, eager):
 
 
 def test_packed_weights_come_back(checkpoint):
-    """What the cache on disk keeps gives the same handle again."""
+    """A weight made from its packed form is the same handle."""
     backend = CpuBackend("bf16", threads=1)
     head = load(checkpoint, backend).head.weight
     assert backend.from_packed(backend.packed(head)) is head

@@ -1,4 +1,4 @@
-"""The door's checks, and the definitions in reference.py against loops in numpy."""
+"""Argument checks of the ops, and their definitions against loops in numpy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def values(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def context(computed: list[int], new: list[int], block_size: int = 16) -> ReferenceContext:
-    """Rows in slots n - 1 .. 0, blocks dealt backwards."""
+    """Rows in slots n - 1 .. 0, blocks assigned in reverse."""
     n = len(new)
     table = RequestTable(n, 64, [GroupSpec("full", block_size, 1)])
     blocks = 64 // block_size
@@ -69,7 +69,7 @@ def test_wrong_shapes_are_refused(name):
         WRONG[name]()
 
 
-def test_all_reduce_asks_the_group():
+def test_all_reduce_uses_the_group():
     class Doubling:
         rank, size = 0, 2
 
@@ -139,7 +139,7 @@ def test_rope_rotates_pairs(rot_dim):
 @pytest.mark.parametrize(("window", "causal"), [(0, True), (3, True), (0, False)])
 @pytest.mark.parametrize("block_size", [16, 32])
 def test_attention_over_the_cache(window, causal, block_size):
-    """Two rows, one with a past; every query by hand over all that it sees."""
+    """Two rows, one with earlier tokens; every query by hand over the positions it sees."""
     layer = KVLayer(0, kv_heads=2, head_dim=4, window=window, causal=causal)
     past, new = [20 if causal else 0, 0], [3, 5]
     tokens = [p + n for p, n in zip(past, new, strict=True)]

@@ -1,4 +1,4 @@
-"""Fusions: which pairs they take, which they leave, and that no bit changes."""
+"""Fusions: which pairs are fused and which are not, and that no bit changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HIDDEN = 64
 
 
 def weight(n: int, k: int, dtype: str = "float32", seed: int = 0):
-    """A random packed weight; "w8a8" has one scale per output and meets rows with one scale."""
+    """A random packed weight; "w8a8" has one scale per output, for rows with one scale."""
     rng = np.random.default_rng(seed + 1000 * n + k)
     if dtype == "w8a8":
         codes = rng.integers(1, 256, (n, k)).astype(np.uint8)
@@ -64,7 +64,7 @@ def test_linear_and_add_become_one(recording):
     assert not nodes[-1].writes
 
 
-def test_accumulate_leaves_what_is_read_again(recording):
+def test_accumulate_keeps_a_value_that_is_read_again(recording):
     recorder, ops, h = recording
     y = ops.linear(ops.rms_norm(h, norm_weight(), 1e-5), [weight(HIDDEN, HIDDEN)])
     ops.rms_norm(ops.add(h, y), norm_weight(), 1e-5)
@@ -74,7 +74,7 @@ def test_accumulate_leaves_what_is_read_again(recording):
     ]
 
 
-def test_accumulate_leaves_parts(recording):
+def test_accumulate_does_not_fuse_parts(recording):
     """Two weights side by side: the add must wait for both."""
     recorder, ops, h = recording
     y = ops.linear(ops.rms_norm(h, norm_weight(), 1e-5), [weight(48, HIDDEN), weight(16, HIDDEN)])
@@ -82,7 +82,7 @@ def test_accumulate_leaves_parts(recording):
     assert names(accumulate_linear(recorder.nodes)) == ["rms_norm", "linear", "linear", "add"]
 
 
-def test_accumulate_leaves_a_layer_that_reads_the_stream(recording):
+def test_accumulate_does_not_fuse_a_layer_that_reads_the_stream(recording):
     recorder, ops, h = recording
     ops.add(h, ops.linear(h, [weight(HIDDEN, HIDDEN)]))
     assert names(accumulate_linear(recorder.nodes)) == ["linear", "add"]
@@ -100,7 +100,7 @@ def test_add_and_norm_become_one(recording):
     assert nodes[-1].writes["out"] is out
 
 
-def test_add_norm_leaves_the_norm_of_something_else(recording):
+def test_add_norm_does_not_fuse_the_norm_of_another_value(recording):
     recorder, ops, h = recording
     y = ops.linear(h, [weight(HIDDEN, HIDDEN)])
     z = ops.linear(y, [weight(HIDDEN, HIDDEN)])
@@ -109,7 +109,7 @@ def test_add_norm_leaves_the_norm_of_something_else(recording):
     assert names(fuse_add_norm(recorder.nodes)) == ["linear", "linear", "add", "rms_norm"]
 
 
-def test_add_norm_leaves_the_norm_of_some_columns(recording):
+def test_add_norm_does_not_fuse_the_norm_of_some_columns(recording):
     recorder, ops, h = recording
     y = ops.linear(h, [weight(HIDDEN, HIDDEN)])
     left, _ = ops.split(ops.add(h, y), [HIDDEN // 2, HIDDEN // 2])
@@ -128,7 +128,7 @@ def test_silu_epilogue(recording, interleaved, fused):
         assert nodes[-1].writes["out"] is out
 
 
-def test_silu_epilogue_leaves_parts(recording):
+def test_silu_epilogue_does_not_fuse_parts(recording):
     recorder, ops, h = recording
     gate_up = ops.linear(h, [weight(32, HIDDEN, seed=1), weight(32, HIDDEN, seed=2)])
     ops.silu_and_mul(gate_up, interleaved=True)
@@ -145,14 +145,14 @@ def test_quantize_is_stored_by_the_norm(recording, dtype):
     assert nodes[1].writes["out"].kind != Kind.f32
 
 
-def test_quantize_leaves_rows_that_others_read(recording):
+def test_quantize_keeps_rows_that_other_nodes_read(recording):
     recorder, ops, h = recording
     x = ops.rms_norm(h, norm_weight(), 1e-5)
     ops.linear(x, [weight(16, HIDDEN, "Q4_0"), weight(16, HIDDEN, "float32")])
     assert names(fuse_quantize(recorder.nodes)) == ["rms_norm", "quantize", "linear", "linear"]
 
 
-def test_quantize_leaves_what_a_tile_cannot_store(recording):
+def test_quantize_is_not_fused_where_a_tile_cannot_store_it(recording):
     """One scale per row needs the whole row; a linear layer's tile has some columns."""
     recorder, ops, h = recording
     ops.linear(ops.linear(h, [weight(64, HIDDEN)]), [weight(16, 64, "w8a8")])
@@ -163,7 +163,7 @@ def test_quantize_leaves_what_a_tile_cannot_store(recording):
 
 
 class Chain:
-    """A model without attention that holds every pair that a fusion takes, and some it leaves."""
+    """A model without attention that has every pair that is fused, and some that are not."""
 
     vocab_size = 131
     kv_layers = ()
@@ -230,7 +230,7 @@ def test_each_fusion_alone_changes_no_bit(dtype, fusion):
     assert np.array_equal(logits[0], logits[1])
 
 
-def test_passes_leave_their_input_alone(recording):
+def test_passes_do_not_change_their_input(recording):
     recorder, ops, h = recording
     ops.add(h, ops.linear(ops.rms_norm(h, norm_weight(), 1e-5), [weight(HIDDEN, HIDDEN, "Q4_0")]))
     before = [(node.op, dict(node.ints)) for node in recorder.nodes]

@@ -288,7 +288,7 @@ class TestNames:
         with pytest.raises(ValueError, match="add: missing integer argument: n"):
             Native().add("add", {"x": x, "y": x})
 
-    def test_types_of_the_module_are_written_down(self):
+    def test_the_stub_describes_the_whole_module(self):
         stub = (ROOT / "galley" / "kernels" / "_native.pyi").read_text()
         for name in dir(_native):
             if name.startswith("_"):

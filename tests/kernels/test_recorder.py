@@ -1,4 +1,4 @@
-"""What a model's forward pass is recorded as."""
+"""Recording of a model's forward pass."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_rows_are_quantised_once_per_kind(recording):
     assert kinds == [Kind.q8, Kind.bf16, Kind.q16]
 
 
-def test_quantised_activations_are_of_the_kind_asked_for():
+def test_the_flag_chooses_the_kind_of_quantised_activations():
     for quantized, kind in (("int8", Kind.q8), ("int16", Kind.q16)):
         recorder = Recorder(Kind.bf16, quantized)
         ops = Ops(recorder)
@@ -52,7 +52,7 @@ def test_quantised_activations_are_of_the_kind_asked_for():
         assert kinds == [kind, kind, Kind.q8_row]
 
 
-def test_a_sum_is_quantised_anew(recording):
+def test_a_sum_is_quantised_again(recording):
     """An add writes into its first argument's memory: rows made of it before are stale."""
     recorder, ops = recording
     x = ops.embedding(weight(9, 64), CTX.token_ids)

@@ -204,7 +204,7 @@ def test_fused_is_the_plain_ops(isa, kind, style, heads, kv_heads, dim, rot_dim,
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 def test_keys_need_no_rotation(isa, kind):
-    """write_kv alone: k and v from buffers of their own, in either number format."""
+    """write_kv alone: k and v from separate buffers, in either number format."""
     native = Native(slots=2, max_len=64, block_size=32)
     pages = KVPages(native, 2, 24, kind)
     rng = np.random.default_rng(5)
@@ -252,7 +252,7 @@ def test_any_chunking_gives_the_same_bits(isa, kind, block_size):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_rows_of_a_batch_do_not_meet(threads):
+def test_rows_of_a_batch_do_not_affect_each_other(threads):
     lengths = [5, 40, 1, 33]
     case = Case(lengths, 4, 2, 16, threads=threads)
     slots = [2, 0, 3, 1]

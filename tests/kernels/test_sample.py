@@ -9,7 +9,7 @@ import pytest
 
 from galley.kernels.sampling_reference import (
     SampleParams,
-    kept_weights,
+    filtered_weights,
     logprobs_row,
     sample_row,
     uniform,
@@ -31,8 +31,8 @@ class Case:
             f.name: np.array([getattr(p, f.name) for p in params], DTYPES.get(f.name, np.float32))
             for f in fields(SampleParams)
         }
-        wanted = [-1] * rows if num_logprobs is None else num_logprobs
-        columns["num_logprobs"] = np.array(wanted, np.int32)
+        counts = [-1] * rows if num_logprobs is None else num_logprobs
+        columns["num_logprobs"] = np.array(counts, np.int32)
         self.native = Native(
             slots=rows, max_len=max_len, vocab=self.vocab, sampling=columns, seed=3, **kw
         )
@@ -144,7 +144,7 @@ def test_equal_logits_at_the_border(isa):
     ]:
         case = Case(logits, [replace(params, seed=s) for s in range(64)], isa=isa)
         assert set(case.run().tolist()) == kept
-        assert set(np.flatnonzero(kept_weights(logits[0], params))) == kept
+        assert set(np.flatnonzero(filtered_weights(logits[0], params))) == kept
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -163,7 +163,7 @@ def test_distribution_by_chi_square(isa, params):
     logits = np.repeat(random_logits(1, vocab, scale=1.5), samples, axis=0)
     case = Case(logits, [replace(params, seed=s) for s in range(samples)], max_len=16, isa=isa)
     counts = np.bincount(case.run(), minlength=vocab)
-    weights = kept_weights(logits[0], params)
+    weights = filtered_weights(logits[0], params)
     kept = weights > 0
     assert counts[~kept].sum() == 0
     expected = samples * weights[kept] / weights.sum()
@@ -345,7 +345,7 @@ def test_some_minus_infinities_are_never_sampled(isa):
         assert set(case.run().tolist()) == {5, 80}
 
 
-def test_rows_may_lie_apart():
+def test_rows_may_have_padding():
     logits, rng = random_logits(6, 500), np.random.default_rng(3)
     params = [random_params(rng) for _ in range(6)]
     close, apart = (Case(logits, params, [5] * 6, top=5, gap=gap) for gap in (0, 16))
@@ -361,7 +361,7 @@ def test_rows_may_lie_apart():
         )
 
 
-def test_logits_are_left_alone():
+def test_logits_are_not_changed():
     rng = np.random.default_rng(2)
     case = Case(random_logits(20, 300), [random_params(rng) for _ in range(20)], [2] * 20, top=2)
     before = case.logits.copy()
