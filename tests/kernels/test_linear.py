@@ -448,7 +448,7 @@ class TestValues:
         ("name", "kind"), [("bf16", BF16), ("Q4_0", Q8), ("Q4_1", Q16), ("W8A8", Q8_ROW)]
     )
     def test_column_does_not_depend_on_its_panel(self, isa, name, kind):
-        """What tensor parallelism relies on: a slice of the outputs gives the same numbers."""
+        """A slice of the outputs has the same bits, as tensor parallelism needs."""
         w = packed(name, 100, 128)
         x = rows_of(kind, random_rows(9, 128))
         with use_isa(isa):
@@ -526,7 +526,7 @@ class TestEpilogues:
         assert np.array_equal(with_bias, plain + bias)
         assert np.array_equal(both, residual + with_bias)
 
-    def test_out_stride_leaves_the_rest_alone(self, isa, name, kind):
+    def test_out_stride_writes_nothing_else(self, isa, name, kind):
         w = packed(name, 45, 96)
         x = rows_of(kind, random_rows(5, 96))
         out = np.full((5, 64), 7, np.float32)
