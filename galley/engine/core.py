@@ -1,11 +1,14 @@
 """The engine core: one step after another, schedule → execute → commit.
 
-    schedule ── plan ──▶ submit ─ (device works) ─▶ sample ── result ──▶ commit ──▶ outputs
-                             while_waiting: aborts, arrivals
+    schedule ── plan ──▶ submit ── while_waiting ──▶ sample ── result ──▶ commit ──▶ outputs
+                                   aborts, arrivals
 
-No feature lives here. Its parts come by constructor, so tests pass a fake executor; `build` wires
-the real ones. One thread owns it: who receives requests calls `add` and `abort` between steps, or
-from `while_waiting`.
+No feature lives here. Its parts are passed to the constructor, so tests pass a fake executor;
+`build` wires the real ones. One thread owns it and calls `add` and `abort` between steps or from
+`while_waiting`: once a step, after `submit` and before the result is committed. An executor that
+computes in the background leaves this time to the caller. On a CPU all cores compute, so `submit`
+of the local executor returns when the step is computed, and `while_waiting` adds to its time.
+Either way, an arrival is in the queue of the next step, and an abort drops the tokens of this one.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class EngineCore:
 
     Attributes:
         observers: notified of each step.
-        while_waiting: called while the device computes; it may `add` and `abort`.
+        while_waiting: called between submit and sample; it may `add` and `abort`.
         counters: what this engine counts, from its start on.
         block_lifetimes: measures lifetimes of cached blocks, with --kv-cache-metrics.
         trace: the last steps.

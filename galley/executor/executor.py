@@ -1,4 +1,4 @@
-"""What an executor is: the door between the engine core and its workers."""
+"""The interface between the engine core and its workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from galley.batch import GroupSpec, StepPlan, StepResult
 
 
 class Handle(Protocol):
-    """A step under way."""
+    """A submitted step."""
 
     def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
         """Wait for the forward pass, sample, and give the result; once per step.
@@ -38,7 +38,11 @@ class Executor(Protocol):
     batch_invariant: bool
 
     def submit(self, plan: StepPlan) -> Handle:
-        """Start a step. The one before must have been sampled."""
+        """Start a step. The one before must have been sampled.
+
+        May return before the step is computed. Where the caller's cores compute it (on a CPU), it
+        returns when the forward pass is done.
+        """
 
     def rpc(self, method: str, *args: Any) -> list[Any]:
         """Call one of `RPC_METHODS` on every worker: their answers, in order of rank."""
