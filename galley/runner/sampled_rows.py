@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from galley.batch import EMPTY_I32, I32, RequestTable, StepPlan, ragged_positions
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class SampledRows:
     """Sampled logit rows in order, [s] each.
 

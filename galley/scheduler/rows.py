@@ -29,21 +29,19 @@ class StepRows:
     Attributes:
         decode_slots: [d] rows that compute their last known token, and drafts behind it.
         decode_tokens: [d] tokens of each: 1 + its drafts. All of them yield logits and are sampled.
-        num_decode_tokens, num_prompt_tokens, num_logits: totals so far.
+        num_decode_tokens, num_prompt_tokens, num_prompt_logits: totals so far.
     """
 
     decode_slots: Slots
     decode_tokens: I32
     num_decode_tokens: int
     num_prompt_tokens: int = 0
-    num_logits: int = 0
+    num_prompt_logits: int = 0
     _prompts: list[tuple[int, int, int, int]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.num_logits = self.num_decode_tokens
-
-    def __len__(self) -> int:
-        return len(self.decode_slots) + len(self._prompts)
+    @property
+    def num_logits(self) -> int:
+        return self.num_decode_tokens + self.num_prompt_logits
 
     @property
     def num_tokens(self) -> int:
@@ -53,7 +51,7 @@ class StepRows:
         """Append a chunk of a prompt; `sampled` if its last position yields a token."""
         self._prompts.append((slot, num_new, num_logits, int(sampled)))
         self.num_prompt_tokens += num_new
-        self.num_logits += num_logits
+        self.num_prompt_logits += num_logits
 
     def columns(self) -> StepColumns:
         tokens = self.decode_tokens

@@ -192,13 +192,15 @@ class Scheduler:
             new_rows = self._admit(rows)
             if new_rows:
                 columns = rows.columns()
-        if not len(rows):
+        if not len(columns.slots):
             return None
         self.step += 1
         self.step_tokens = rows.num_tokens
         self._in_flight = True
         groups, slots, indices, ids = self.kv.take_changes()
-        draft_indptr, draft_ids = self._draft_columns(columns)
+        draft_indptr, draft_ids = EMPTY_I32, EMPTY_I32
+        if self.running.has_drafts:
+            draft_indptr, draft_ids = self._draft_columns(columns)
         return StepPlan(
             step=self.step,
             slots=columns.slots.astype(np.int32),
@@ -218,9 +220,7 @@ class Scheduler:
         )
 
     def _draft_columns(self, columns: StepColumns) -> tuple[I32, I32]:
-        """The plan's `draft_indptr` and `draft_ids`; both empty without drafts."""
-        if not self.running.has_drafts:
-            return EMPTY_I32, EMPTY_I32
+        """The plan's `draft_indptr` and `draft_ids`."""
         counts = np.maximum(columns.num_sampled - 1, 0)
         indptr = np.zeros(len(counts) + 1, np.int32)
         np.cumsum(counts, out=indptr[1:])
