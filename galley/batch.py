@@ -153,7 +153,7 @@ class LogprobColumns:
     """Logprobs of some positions, ragged: entry i covers indptr[i]..indptr[i+1].
 
     The first candidate of an entry is the sampled (or prompt) token itself, then the top k in
-    order, or those that were asked for by id; `ranks` holds the first one's rank (1 = most likely).
+    order, or the ones requested by id; `ranks` holds the first one's rank (1 = most likely).
 
     Attributes:
         rows: [e] index into the plan's rows.
@@ -204,8 +204,8 @@ class StepResult:
         token_ids: [sum(num_sampled)] in row order.
         drafts_indptr, drafts_ids: ragged draft tokens for the next plan, [n + 1] and [sum], the
             guessed continuation of each row; empty = none.
-        logprobs: of the sampled tokens, for rows that asked.
-        prompt_logprobs: of prompt tokens, for rows that asked.
+        logprobs: of the sampled tokens, for rows that request them.
+        prompt_logprobs: of prompt tokens, for rows that request them.
         pooled: slot -> float32 vector, for rows whose prompt is complete and that pool.
         errors: slot -> message, for rows that failed alone.
     """
@@ -222,7 +222,7 @@ class StepResult:
 
 
 class RequestTable:
-    """Per-slot columns: what changes every step.
+    """Per-slot columns that change every step.
 
     token_ids [slots, max_len] int32, num_tokens / num_prompt / num_computed [slots] int32,
     block_tables [groups, slots, max_blocks] int32, num_blocks [groups, slots] int32.

@@ -1,6 +1,6 @@
-"""What a request is and what comes back: parameters, the engine's request, outputs.
+"""Requests and their outputs: parameters, the engine's request, vLLM-shaped outputs.
 
-Shared nouns: imports nothing of ours but `errors`. The engine's `Request` crosses the process
+Shared types: imports only `errors`. The engine's `Request` crosses the process
 border as msgpack; outputs have vLLM's shapes (spec: `RequestOutput`, `CompletionOutput`).
 """
 
@@ -62,17 +62,17 @@ class FinishReason(enum.IntEnum):
 
 
 class _NamesFaults(msgspec.StructMeta):
-    """Constructor calls whose faults are the caller's: each names its field."""
+    """Metaclass whose constructor errors name the field at fault."""
 
-    def __call__(cls, **given: Any) -> Any:
+    def __call__(cls, **args: Any) -> Any:
         """Raises InvalidRequest for an unknown field or a value of the wrong type, Unsupported
         for a field that vLLM has and Galley has not.
         """
         known = cls.__struct_fields__
-        for name in given.keys() - known:
-            refuse_field(name, given.pop(name), known)
+        for name in args.keys() - known:
+            refuse_field(name, args.pop(name), known)
         try:
-            return msgspec.convert({k: _plain(v) for k, v in given.items()}, cls, str_keys=True)
+            return msgspec.convert({k: _plain(v) for k, v in args.items()}, cls, str_keys=True)
         except msgspec.ValidationError as e:
             if isinstance(e.__cause__, InvalidRequest):
                 raise e.__cause__ from None
@@ -82,7 +82,7 @@ class _NamesFaults(msgspec.StructMeta):
 
 
 def refuse_field(name: str, value: Any, known: tuple[str, ...]) -> None:
-    """Return if `value` only says what holds anyway; raise Unsupported or InvalidRequest."""
+    """Return if `value` is the same as the default; raise Unsupported or InvalidRequest."""
     if name in UNSUPPORTED_SAMPLING_FIELDS:
         if value is None or (isinstance(value, int) and value == 0):
             return
@@ -93,7 +93,7 @@ def refuse_field(name: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A number of Python's for one of numpy's."""
+    """A numpy scalar as a Python number."""
     return value.item() if getattr(value, "shape", None) == () else value
 
 
@@ -108,7 +108,7 @@ class RepetitionDetectionParams(msgspec.Struct, frozen=True):
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the numbers, as a sentence."""
+        """The error in the numbers as a sentence, or None."""
         if not 0 <= self.min_pattern_size <= self.max_pattern_size:
             return (
                 "max_pattern_size and min_pattern_size must be at least 0, with min_pattern_size "
@@ -166,7 +166,7 @@ class SamplingParams(
         self.verify()
 
     def clone(self) -> SamplingParams:
-        """A copy with lists of its own."""
+        """A deep copy."""
         return SamplingParams(**msgspec.structs.asdict(self))
 
     def verify(self) -> None:
@@ -176,7 +176,7 @@ class SamplingParams(
             (-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "in [-2, 2]"),
             (-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "in [-2, 2]"),
             (
-                # Beyond these, single precision has no number for what comes of a logit.
+                # Beyond these a penalised logit overflows single precision.
                 1e-30 <= self.repetition_penalty <= 1e30,
                 "repetition_penalty",
                 "above 0 (in [1e-30, 1e30])",
@@ -240,14 +240,14 @@ class SamplingParams(
             )
         if self.logprobs not in (None, count):
             raise InvalidRequest(
-                f"{name} take the place of the most likely tokens: logprobs must be left out or "
+                f"{name} replace the most likely tokens: logprobs must be left out or "
                 f"{count}, their number; got {self.logprobs}.",
                 field=name,
             )
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether logprobs of the generated tokens are wanted, whichever."""
+        """Whether logprobs of the generated tokens are requested."""
         return self.logprobs is not None or self.logprob_token_ids is not None
 
 
@@ -283,7 +283,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         request_id: text id for logs and metrics; children are ``"{i}_{parent}"``.
         prompt_token_ids: int32 little-endian bytes, at least one token.
         output_token_ids: int32 bytes, tokens already produced before an engine died (replay).
-        params: what is to be done: sampling, with `seed` filled in (frontend) and `n == 1`, or
+        params: kind of work: sampling, with `seed` filled in (frontend) and `n == 1`, or
             pooling.
         in_one_piece: its prompt is computed in one step and shares no blocks (each token sees the
             whole prompt, as in encoders).
@@ -296,7 +296,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         cache_salt: extra key of the first block's hash.
         adapter: number of an adapter's load, in the hash of every block; 0 = none. Not to be used
             again by an engine that finds the blocks of the one before.
-        client_index, epoch: who sent it, and for which engine incarnation.
+        client_index, epoch: its client, and the engine incarnation that it was sent to.
     """
 
     handle: int
@@ -349,7 +349,7 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     #: What it was sampled with: its own, or one that it got on arrival; None where it is greedy.
     seed: int | None = None
-    #: Of features that are not there yet.
+    #: Fields of features that do not exist yet.
     lora_request: ClassVar[None] = None
     routed_experts: ClassVar[None] = None
     sampling_mask: ClassVar[None] = None
@@ -397,7 +397,7 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """What `LLM.generate` returns and what the server turns into JSON (vLLM's shape)."""
+    """Returned by `LLM.generate` and turned into JSON by the server (vLLM's shape)."""
 
     request_id: str
     prompt: str | None
@@ -407,7 +407,7 @@ class RequestOutput:
     prompt_logprobs: Sequence[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int | None = None
     metrics: RequestMetrics | None = None
-    #: Of features that are not there yet.
+    #: Fields of features that do not exist yet.
     lora_request: ClassVar[None] = None
     encoder_prompt: ClassVar[None] = None
     encoder_prompt_token_ids: ClassVar[None] = None

@@ -1,6 +1,6 @@
-"""How a step reaches its workers. Knows plans and results, no scheduling and no model.
+"""Runs plans on workers. Knows plans and results, no scheduling and no model.
 
-`build` loads the model and gives an `Executor`; where its workers live is its own business.
+`build` loads the model and returns an `Executor`.
 """
 
 from galley.executor.build import build

@@ -32,7 +32,7 @@ def build(
         proposer: proposes drafts after each step; None = no speculation.
 
     Raises:
-        ConfigError: more than one rank is asked for, or memory is short.
+        ConfigError: more than one rank is requested, or memory is short.
         ModelError: the checkpoint does not fit the model.
     """
     parallel = config.parallel

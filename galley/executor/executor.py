@@ -26,7 +26,7 @@ class Executor(Protocol):
     """Runs plans.
 
     Attributes:
-        groups: what the KV cache consists of.
+        groups: the KV cache's groups.
         num_blocks: blocks of the pool, the null block among them.
         max_model_len: longest sequence, fitted to the pool where the configuration says -1.
         batch_invariant: a row's tokens do not depend on its batch (design 3.1).
@@ -48,10 +48,10 @@ class Executor(Protocol):
         """Call one of `RPC_METHODS` on every worker: their answers, in order of rank."""
 
     def shutdown(self) -> None:
-        """Let go of the workers; the executor cannot be used afterwards."""
+        """Stop the workers; the executor cannot be used afterwards."""
 
 
-#: What may be called by name: methods of `Runner`.
+#: Methods of `Runner` that may be called by name.
 RPC_METHODS = frozenset(
     (
         *("reset", "set_heartbeat", "profile", "timings", "describe", "memory"),

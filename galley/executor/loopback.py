@@ -1,7 +1,7 @@
 """The local executor with a process border through it: only bytes cross it.
 
-A test aid: a plan or result that is not complete in itself, or an array that both sides write to,
-shows here and not first when the worker is another process.
+A test aid: it exposes a plan or result that is not self-contained, or an array that both sides
+write to, without a second process.
 """
 
 from __future__ import annotations

@@ -56,14 +56,14 @@ def verify(plan: StepPlan, token_ids: I32) -> tuple[I32, NDArray[np.bool_]]:
 
 
 def propose(
-    proposer: Proposer, table: RequestTable, slots: NDArray[np.intp], wanted: NDArray[np.bool_]
+    proposer: Proposer, table: RequestTable, slots: NDArray[np.intp], eligible: NDArray[np.bool_]
 ) -> tuple[I32, I32]:
     """`drafts_indptr` and `drafts_ids` of a result whose rows are `slots`.
 
     Args:
-        wanted: [n] rows that may get drafts.
+        eligible: [n] rows that may get drafts.
     """
-    rows = np.flatnonzero(wanted)
+    rows = np.flatnonzero(eligible)
     counts, ids = proposer.propose(table, slots[rows])
     assert len(counts) == len(rows)
     assert len(ids) == counts.sum()

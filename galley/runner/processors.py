@@ -56,8 +56,8 @@ def _call(
     processor: Any, prompt: list[int], output: list[int], row: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     parameters = inspect.signature(processor).parameters
-    given = (prompt, output, row) if len(parameters) == 3 else (output, row)
-    returned = np.asarray(processor(*given), np.float32)
+    args = (prompt, output, row) if len(parameters) == 3 else (output, row)
+    returned = np.asarray(processor(*args), np.float32)
     if returned.shape != row.shape:
         raise ValueError(f"it returned shape {returned.shape} for logits of shape {row.shape}")
     return returned

@@ -1,6 +1,6 @@
-"""The runner: loads a model, makes room for its KV cache, executes plans.
+"""The runner: loads a model, allocates its KV cache, executes plans.
 
-    execute(plan)   table ← plan, block copies, masks; forward, and sampling where nothing must
+    execute(plan)   table ← plan, block copies, masks; forward, and sampling where nothing has to
                     come between
     sample(mask)    grammar mask and processors, sampling; result; table ← result
 
@@ -38,7 +38,7 @@ from galley.runner.sampler import SamplingTable
 from galley.runner.scores import Scores
 from galley.runner.weight_cache import cache_path
 
-#: Most candidates that the sampling kernel lists per row; who asks for more pays for it.
+#: Most candidates that the sampling kernel lists per row; more are computed from the logits.
 MAX_TOP_LOGPROBS = 32
 
 
@@ -51,7 +51,7 @@ class _Pending:
         ruled: those with masks, biases or processors.
         processed: those whose processors must run between forward pass and sampling.
         done: whether sampling was part of the forward pass.
-        masks: what the sampling was restricted by.
+        masks: masks and biases of the sampling.
     """
 
     plan: StepPlan
@@ -76,7 +76,7 @@ class Runner:
         layout: of the KV cache; `groups` are its groups.
         num_blocks: blocks of the pool, the null block among them.
         max_model_len: longest sequence, fitted to the pool where the configuration says -1.
-        table: this worker's own copy of what the scheduler's table holds.
+        table: this worker's copy of the scheduler's table.
 
     Raises:
         ConfigError: the pool is too small, or the backend cannot be had.
@@ -149,7 +149,7 @@ class Runner:
             self._executable.set_heartbeat(self._heartbeat)
 
     def execute(self, plan: StepPlan) -> None:
-        """Bring the table up to the plan and run the forward pass."""
+        """Apply the plan to the table and run the forward pass."""
         assert self._pending is None, "the step before has not been sampled"
         self.table.apply_plan(plan)
         for slot in plan.freed_slots.tolist():
@@ -213,13 +213,13 @@ class Runner:
     def _propose(self, proposer: Proposer, plan: StepPlan, result: StepResult) -> None:
         """Add drafts for the next step; not for rows whose processors would see them."""
         slots = plan.slots.astype(np.intp)
-        wanted = result.num_sampled > 0
+        eligible = result.num_sampled > 0
         if self._sampling.rules:
-            wanted &= ~self._sampling.has_processors[slots]
-        result.drafts_indptr, result.drafts_ids = propose(proposer, self.table, slots, wanted)
+            eligible &= ~self._sampling.has_processors[slots]
+        result.drafts_indptr, result.drafts_ids = propose(proposer, self.table, slots, eligible)
 
     def reset(self) -> None:
-        """Forget all requests: every slot is empty, as at the start."""
+        """Drop all requests: every slot is empty, as at the start."""
         self._pending = None
         for slot in range(self.table.num_slots):
             self.table.clear_slot(slot)
@@ -255,7 +255,7 @@ class Runner:
         self._make_room()
 
     def release_blocks(self, blocks: list[int]) -> None:
-        """Return the memory of KV blocks whose contents nobody needs."""
+        """Return the memory of KV blocks whose contents are not needed."""
         self._executable.release_blocks(blocks)
 
     def profile(self, on: bool) -> None:
@@ -268,7 +268,7 @@ class Runner:
         return [] if self._awake is None else self._awake.timings()
 
     def describe(self) -> str:
-        """What a step runs, one operation a line."""
+        """The operations of a step, one a line."""
         return "" if self._awake is None else self._awake.describe()
 
     def memory(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Sampling parameters as columns by slot, and what rows need beyond them.
+"""Sampling parameters as columns by slot, and the rules of rows that need more.
 
 Numbers (temperature, top_p, penalties …) are columns that the sampling kernel reads by itself:
 they change when a row enters or leaves a slot, not in a step. The few rows that need more (a mask
@@ -8,15 +8,16 @@ costs the same however many rows it has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import EMPTY_I32, I32, NewRow, RequestTable, StepPlan
 from galley.kernels.sampling import LogitMasks
-from galley.request import PoolingParams
+from galley.request import PoolingParams, SamplingParams
 from galley.runner.mask_rules import MaskRule, TokenSets, Words, mask_rules
 from galley.runner.sampled_rows import NO_ROWS, SampledRows
 
@@ -28,9 +29,36 @@ MAX_TEMPERATURE = 1e30
 NO_LOGPROBS = -1
 
 
+class Column(NamedTuple):
+    """A sampling parameter by slot; `value` gives it from a request's parameters and V."""
+
+    dtype: type
+    default: float
+    value: Callable[[SamplingParams, int], float]
+
+
+def _temperature(params: SamplingParams, _vocab_size: int) -> float:
+    if params.temperature < GREEDY_BELOW:
+        return 0.0
+    return min(params.temperature, MAX_TEMPERATURE)
+
+
+#: Named as the fields of `SampleParams` and as the columns that the native op `sample` reads.
+COLUMNS = {
+    "temperature": Column(np.float32, 0.0, _temperature),
+    "top_p": Column(np.float32, 1.0, lambda p, _: p.top_p),
+    "min_p": Column(np.float32, 0.0, lambda p, _: p.min_p),
+    "top_k": Column(np.int32, 0, lambda p, vocab_size: min(max(p.top_k, 0), vocab_size)),
+    "presence": Column(np.float32, 0.0, lambda p, _: p.presence_penalty),
+    "frequency": Column(np.float32, 0.0, lambda p, _: p.frequency_penalty),
+    "repetition": Column(np.float32, 1.0, lambda p, _: p.repetition_penalty),
+    "seed": Column(np.uint64, 0, lambda p, _: (p.seed or 0) % 2**64),
+}
+
+
 @dataclass(slots=True)
 class LogitRules:
-    """What restricts or changes the logits of a row, beyond the columns.
+    """Rules that restrict or change the logits of a row, beyond the columns.
 
     Attributes:
         masks: rules that restrict the next token.
@@ -52,11 +80,11 @@ class SamplingTable:
     """The columns, [slots] each; events (`set_row`, `clear`) are the only writers.
 
     Attributes:
-        columns: name → array, as the sampling kernel binds them: temperature, top_p, min_p,
-            presence, frequency, repetition float32; top_k, num_logprobs int32; seed uint64.
+        columns: name → array, bound by the sampling kernel: those of `COLUMNS`, and num_logprobs
+            int32.
         num_logprobs, num_prompt_logprobs: int32, k wanted of sampled and of prompt tokens, -1 =
-            none. The column `num_logprobs` is the larger one, at most `max_top`: whoever wants
-            more gets the rest from the logits.
+            none. The column `num_logprobs` is the larger one, at most `max_top`; what a request
+            wants beyond that is computed from the logits.
         has_rules, has_processors: bool, True where `rules` has an entry, and one with processors.
         logprob_ids: slot → tokens whose logprobs are wanted instead of the most likely ones.
     """
@@ -66,16 +94,10 @@ class SamplingTable:
         self.max_top = max_top
         self._sets = TokenSets(vocab_size)
         self.columns: dict[str, NDArray[Any]] = {
-            "temperature": np.zeros(num_slots, np.float32),
-            "top_p": np.ones(num_slots, np.float32),
-            "min_p": np.zeros(num_slots, np.float32),
-            "top_k": np.zeros(num_slots, np.int32),
-            "presence": np.zeros(num_slots, np.float32),
-            "frequency": np.zeros(num_slots, np.float32),
-            "repetition": np.ones(num_slots, np.float32),
-            "seed": np.zeros(num_slots, np.uint64),
-            "num_logprobs": np.full(num_slots, NO_LOGPROBS, np.int32),
+            name: np.full(num_slots, column.default, column.dtype)
+            for name, column in COLUMNS.items()
         }
+        self.columns["num_logprobs"] = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.num_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.num_prompt_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.logprob_ids: dict[int, I32] = {}
@@ -88,20 +110,8 @@ class SamplingTable:
         if isinstance(row.params, PoolingParams):
             return  # samples nothing
         p, slot = row.params, row.slot
-        for name, value in (
-            (
-                "temperature",
-                0.0 if p.temperature < GREEDY_BELOW else min(p.temperature, MAX_TEMPERATURE),
-            ),
-            ("top_p", p.top_p),
-            ("min_p", p.min_p),
-            ("top_k", min(max(p.top_k, 0), self.vocab_size)),
-            ("presence", p.presence_penalty),
-            ("frequency", p.frequency_penalty),
-            ("repetition", p.repetition_penalty),
-            ("seed", (p.seed or 0) % 2**64),
-        ):
-            self.columns[name][slot] = value
+        for name, column in COLUMNS.items():
+            self.columns[name][slot] = column.value(p, self.vocab_size)
         wanted = self._wanted(p.logprobs)
         of_prompt = self._wanted(p.prompt_logprobs)
         self.num_logprobs[slot] = wanted
@@ -114,7 +124,7 @@ class SamplingTable:
         self._set_rules(slot, self._rules_of(row))
 
     def clear(self, slot: int) -> None:
-        """The slot is empty: its callables and masks are let go."""
+        """The slot is empty: drop its callables and masks."""
         self._set_rules(slot, None)
         self.logprob_ids.pop(slot, None)
 

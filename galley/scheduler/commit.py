@@ -1,7 +1,7 @@
-"""What a step's result means: which rows yielded tokens, and which of them have ended.
+"""Applies the end rules to a step's result: rows that yielded tokens, and sequences that end.
 
 Pure functions over columns. A step in which nothing ends costs a fixed number of array
-operations; only rows that end, fail or yield several tokens are looked at one by one.
+operations; only rows that end or fail are processed one by one.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from galley.scheduler.sequence import SequenceEnd, SequenceStart
 
 @dataclass(slots=True)
 class CommittedStep:
-    """All that a step yields, for all clients.
+    """The outcome of a step, for all clients.
 
     Attributes:
         step: its number; 0 where only events came up.
-        row_handles, row_clients: [n] int64, int32: whose each row of the plan was.
+        row_handles, row_clients: [n] int64, int32: request and client of each row of the plan.
         rows: [k] the rows that yielded tokens; None = all of them.
         counts: [k] tokens of each; empty = one each.
         token_ids: [sum(counts)].
@@ -54,7 +54,7 @@ class CommittedStep:
 def drop_rows(
     done: CommittedStep, slots: NDArray[np.intp], counts: I32, dead: list[int]
 ) -> NDArray[np.intp]:
-    """Take the tokens and logprobs of rows in `dead` slots out of `done`; return their rows."""
+    """Remove tokens and logprobs of rows in `dead` slots from `done`; returns other rows."""
     gone = np.isin(slots, dead)
     keep = (counts > 0) & ~gone
     done.rows = np.flatnonzero(keep)
@@ -74,7 +74,7 @@ def find_ends(
     """The sequences that end with this step's tokens.
 
     Args:
-        done: its token_ids are cut behind an end where a row yielded several.
+        done: its token_ids after an end are dropped where a row yielded several.
         slots: [k] slots of the rows that yielded tokens, `counts` [k] tokens of each.
     """
     if len(done.token_ids) != len(slots):

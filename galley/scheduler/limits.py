@@ -71,5 +71,5 @@ class SchedulerLimits:
 
     @property
     def max_num_logits(self) -> int:
-        """Most rows of logits in a step. A prompt whose logprobs are wanted is split to fit."""
+        """Most rows of logits in a step. Prompts that return logprobs are split to fit."""
         return max_logit_rows(self.max_num_seqs)

@@ -53,9 +53,9 @@ class _Fcfs:
         return self._items[0]
 
     def drop_ended(self) -> None:
-        living = [s for s in self._items if not s.ended]
+        unended = [s for s in self._items if not s.ended]
         self._items.clear()
-        self._items.extend(living)
+        self._items.extend(unended)
 
     def __len__(self) -> int:
         return len(self._items)

@@ -42,7 +42,7 @@ class Scheduler:
     Args:
         kv: the blocks of the sequences in `table`.
         table: columns by slot; as many slots as `limits.max_num_seqs`.
-        limits: what a step may hold.
+        limits: of a step.
 
     Attributes:
         step: number of the last plan.
@@ -163,7 +163,7 @@ class Scheduler:
         return None
 
     def abort(self, handles: Iterable[int], client_index: int = 0) -> None:
-        """End requests that nobody wants any more; unknown handles are ignored.
+        """End requests; unknown handles are ignored.
 
         While a step is in flight, its rows stay in place until `commit`, which drops their tokens.
         """
@@ -283,7 +283,7 @@ class Scheduler:
         return rows
 
     def _grant_decodes(self, slots: Slots) -> StepRows:
-        """One token for each of `slots`; drafts, in order, share what is left of the budget."""
+        """One token for each of `slots`; drafts, in order, share the rest of the budget."""
         n = len(slots)
         if not self.running.has_drafts:
             return StepRows(slots, self._ones[:n], n)
@@ -299,7 +299,7 @@ class Scheduler:
         """Tokens and rows of logits for a sequence that needs `need` tokens from `computed` on.
 
         Args:
-            left, logits: what is left of the step's budgets of tokens and rows of logits.
+            left, logits: remaining budgets of the step, in tokens and rows of logits.
             cap: most tokens of a prompt; 0 = as many as are left.
         """
         n = min(need, left)
@@ -393,7 +393,7 @@ class Scheduler:
         return self.running.at(int(order[-1]))
 
     def _preempt(self, seq: Sequence) -> None:
-        """Give up a running sequence's blocks and slot; it waits with all of its tokens."""
+        """Free a running sequence's blocks and slot; it waits with all of its tokens."""
         slot = seq.slot
         seq.token_ids = self.table.token_ids[slot, : self.table.num_tokens[slot]].copy()
         seq.num_preemptions += 1
@@ -422,10 +422,10 @@ class Scheduler:
         return pool.set_reserved(num_blocks)
 
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
-        """Forget cached prefixes. False, and nothing changes, while blocks are in use.
+        """Drop cached prefixes. False, and nothing changes, while blocks are in use.
 
         With `reset_running_requests`, running sequences first return to the queue in their order
-        and are computed anew.
+        and are recomputed.
         """
         assert not self._in_flight
         if reset_running_requests:
@@ -436,7 +436,7 @@ class Scheduler:
     # --- commit ---------------------------------------------------------------------------------
 
     def commit(self, plan: StepPlan, result: StepResult) -> CommittedStep:
-        """Take in what the step produced: advance, find the ends, free what has ended."""
+        """Apply a result: advance lengths, find the sequences that end, free them."""
         assert self._in_flight
         assert result.step == plan.step
         self._in_flight = False
@@ -488,7 +488,7 @@ class Scheduler:
         running.set_drafts(slots, counts)
 
     def take_events(self) -> CommittedStep:
-        """Ends that came up without a step (aborts, refused arrivals)."""
+        """Ends that needed no step (aborts, refused arrivals)."""
         return self._with_events(CommittedStep())
 
     def _with_events(self, done: CommittedStep) -> CommittedStep:

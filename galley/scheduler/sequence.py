@@ -1,4 +1,4 @@
-"""One request inside the scheduler: what does not change from step to step.
+"""One request inside the scheduler: the state that does not change from step to step.
 
 Lengths and tokens of a running sequence live in the request table's columns; here they are kept
 only while it waits.
@@ -50,8 +50,8 @@ class Sequence:
         arrival: number of the arrival, which breaks ties.
         token_ids: int32, prompt and output; up to date only while waiting.
         limit: number of tokens at which it ends with "length".
-        chain: hashes of its full blocks, None if it shares with nobody.
-        end_rules: what may end it, in order.
+        chain: hashes of its full blocks, None if it shares no blocks.
+        end_rules: rules that may end it, in order.
         num_prompt_scored: prompt positions whose logits have been used for prompt logprobs.
         slot: its row in the table, NO_SLOT while waiting.
     """
@@ -110,7 +110,7 @@ class Sequence:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether prompt positions are left whose logits are wanted (the last one samples)."""
+        """Whether prompt positions remain that owe logprobs (the last one samples)."""
         return self.num_prompt_scored < self.num_prompt - 1
 
     @property

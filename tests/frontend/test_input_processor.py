@@ -157,6 +157,10 @@ def test_truncation_to_the_models_length_leaves_room_for_the_answer() -> None:
     made = processor().process([65 + i % 26 for i in range(100)], params, "r")
     assert len(made.prompt_token_ids) == 28
     assert made.requests[0].max_total_tokens == 32
+    params = SamplingParams(truncate_prompt_tokens=-1, max_tokens=None)
+    made = processor().process([65 + i % 26 for i in range(100)], params, "r")
+    assert len(made.prompt_token_ids) == 31, "without max_tokens, room for one token"
+    assert made.requests[0].max_total_tokens == 32
 
 
 BAD: list[tuple[Any, dict[str, Any], str, str]] = [

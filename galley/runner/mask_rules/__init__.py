@@ -1,7 +1,6 @@
-"""What restricts the next token of a row: an open set of rules, one file each.
+"""Rules that restrict the next token of a row: an open set, one file each.
 
-To add a rule: write a class with `allowed` in a file of its own, and add to `MASK_RULES` what makes
-one of a row.
+To add a rule: write a class with `allowed` in its own file and add its constructor to `MASK_RULES`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a mask rule is, and sets of tokens as bits."""
+"""The mask rule interface, and token sets as bits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What ends a sequence: an open set of rules, one file each.
+"""Rules that end a sequence: an open set, one file each.
 
-To add a rule: write a class with `ending` in a file of its own, and add to `END_RULES` what makes
-one of a request.
+To add a rule: write a class with `ending` in its own file and add its constructor to `END_RULES`.
 """
 
 from __future__ import annotations

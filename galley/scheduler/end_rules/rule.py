@@ -1,4 +1,4 @@
-"""What an end rule is."""
+"""The end rule interface."""
 
 from __future__ import annotations
 
