@@ -85,6 +85,8 @@ class KVCacheManager:
         self.can_share = all(group.caches_prefixes for group in self.groups)
         self._num_freed = np.zeros((len(self.groups), table.num_slots), np.int32)
         self._num_cached = np.zeros(table.num_slots, np.int32)
+        # The same memory; a memoryview reads and writes single items several times as fast.
+        self._num_cached_items = memoryview(self._num_cached)
         self._chains: list[HashChain | None] = [None] * table.num_slots
         self._changes: list[BlockColumns] = []
         self.listeners: list[KVListener] = []
@@ -217,19 +219,19 @@ class KVCacheManager:
 
     def cache_blocks(self, slots: list[int], totals: list[int]) -> None:
         """Cache the full blocks among each slot's first `totals` tokens."""
-        num_cached, chains, shift = self._num_cached, self._chains, self._shift
+        num_cached, chains, shift = self._num_cached_items, self._chains, self._shift
         token_ids, extend = self.table.token_ids, self.hasher.extend
         cache_block, listeners = self.pool.cache_block, self.listeners
+        tables = [(bytes((g,)) if g else b"", t) for g, t in enumerate(self.table.block_tables)]
         for slot, total in zip(slots, totals, strict=True):
-            done, full = int(num_cached[slot]), total >> shift
+            done, full = num_cached[slot], total >> shift
             chain = chains[slot]
             if full <= done or chain is None:
                 continue
             num_cached[slot] = full
             extend(chain, token_ids[slot], full)
             hashes = chain.hashes
-            for g, table in enumerate(self.table.block_tables):
-                suffix = bytes((g,)) if g else b""
+            for g, (suffix, table) in enumerate(tables):
                 for i, block in enumerate(table[slot, done:full].tolist(), done):
                     if block == NULL_BLOCK or not cache_block(block, hashes[i] + suffix):
                         continue

@@ -249,9 +249,10 @@ class Scheduler:
                 self._preempt(self._victim())
         if np.count_nonzero(missing) or np.count_nonzero(num_new - 1):
             kv.grow(slots, missing)
-            # Only known tokens: a block of drafts would be found under a key that may be wrong.
-            known = np.minimum(totals, table.num_tokens[slots])
+            known = totals
             if running.has_drafts:
+                # Only known tokens: a block of drafts would be found under a key that may be wrong.
+                known = np.minimum(totals, table.num_tokens[slots])
                 changed = kv.has_uncached(slots, known)
             else:
                 changed = (num_new > 1) | missing.any(0)
