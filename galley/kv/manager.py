@@ -86,7 +86,7 @@ class KVCacheManager:
         self._num_freed = np.zeros((len(self.groups), table.num_slots), np.int32)
         self._num_cached = np.zeros(table.num_slots, np.int32)
         # The same memory; a memoryview reads and writes single items several times as fast.
-        self._num_cached_items = memoryview(self._num_cached)
+        self._num_cached_items = self._num_cached.data
         self._chains: list[HashChain | None] = [None] * table.num_slots
         self._changes: list[BlockColumns] = []
         self.listeners: list[KVListener] = []
