@@ -171,7 +171,7 @@ def test_prompt_logprobs_are_reported_once_after_a_preemption_in_the_prompt() ->
     assert 0 < len(got.prompt_positions[1]) < 199
     core.reset_prefix_cache(reset_running_requests=True)
     run(core, got)
-    assert core.scheduler.num_preemptions == 1
+    assert core.scheduler.counters.num_preemptions == 1
     assert got.prompt_positions[1] == list(range(1, 200))
 
 
