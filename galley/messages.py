@@ -26,13 +26,13 @@ class Add(msgspec.Struct, tag="add"):
 
 
 class Abort(msgspec.Struct, tag="abort"):
-    """The client no longer wants these; unknown handles are ignored."""
+    """Abort these requests; unknown handles are ignored."""
 
     handles: list[int]
 
 
 class Call(msgspec.Struct, tag="call"):
-    """A rare operation by name, answered by one `Reply` with the same id."""
+    """An operation by name, answered by one `Reply` with the same id."""
 
     id: int
     method: str
@@ -50,7 +50,7 @@ class Started(msgspec.Struct, array_like=True):
 
 
 class Finished(msgspec.Struct, array_like=True):
-    """The one end of a request. `stop_reason` is the stop token id that was hit, or a word;
+    """A request has ended. `stop_reason` is the stop token id that was hit, or a word;
     `pooled` the vector of a request that pools, float32 little-endian bytes.
     """
 
@@ -62,7 +62,7 @@ class Finished(msgspec.Struct, array_like=True):
 
 
 class Logprobs(msgspec.Struct, array_like=True):
-    """Columns of `batch.LogprobColumns`, with handles in place of rows. Little-endian bytes."""
+    """Columns of `batch.LogprobColumns`, with handles instead of rows. Little-endian bytes."""
 
     handles: bytes
     positions: bytes
@@ -142,7 +142,7 @@ class Stats(msgspec.Struct, array_like=True):
 
 
 class Outputs(msgspec.Struct, tag="out"):
-    """All that one step yields for one client.
+    """The results of one step for one client.
 
     Attributes:
         handles: int64 bytes [k], the requests that produced tokens.
@@ -170,7 +170,7 @@ class Ready(msgspec.Struct, tag="ready"):
     Attributes:
         epoch: incarnation, from 1.
         cache_tokens: tokens of context that the KV cache has room for.
-        sleep_level: of the sleep that it is in, None while it is awake.
+        sleep_level: level of its sleep, None while awake.
     """
 
     engine_index: int
@@ -185,8 +185,8 @@ class Ready(msgspec.Struct, tag="ready"):
 
 
 class Reply(msgspec.Struct, tag="reply"):
-    """Answer to a `Call`; `error` is the message of what it raised, `refused` that this is the
-    caller's fault.
+    """Answer to a `Call`; `error` is the message of its exception, `refused` says that the caller
+    is at fault.
     """
 
     id: int

@@ -1,16 +1,15 @@
-"""The ledger of a KV cache that outlives its engine: which block holds which content.
+"""The index of a KV cache that outlives its engine: which block holds which content.
 
     header   [magic][signature][number of blocks][length][root of the hashes]
-    entry b  [crc32: u32][length: u8][key]          one per block, zeros = nothing known
+    entry b  [crc32: u32][length: u8][key]          one per block, zeros = unknown
 
 A block's content has a key, the hash of all tokens up to its end (`kv.hashing`). The manager
 reports a key when the step that fills the block is planned; the entry is written when that step has
-ended (`committed`), and wiped before the block is allocated again. So whenever the engine is killed
-from outside, an entry is true or absent. The next engine enters the blocks in its prefix index, and
-a replayed request finds nearly all of its past computed.
+ended (`committed`), and erased before the block is allocated again. So whenever the engine is killed
+from outside, an entry is true or absent. The next engine adds the blocks to its prefix index, and a
+replayed request hits the cache for nearly all of its tokens.
 
-After a death by the engine's own fault nobody knows what it may have written where: then the
-launcher discards all.
+After a crash the engine may have written anything anywhere: then the launcher discards it all.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ _LONGEST_KEY = _ENTRY - _KEY_AT
 
 
 class BlockIndex(StepObserver):
-    """One incarnation's hold on the kept files; a `KVListener` of its KV cache.
+    """One incarnation's view of the persistent files; a `KVListener` of its KV cache.
 
     Args:
-        signature: 32 bytes; contents of another signature are discarded.
+        signature: 32 bytes; contents with another signature are discarded.
 
     Attributes:
-        num_blocks: of the incarnation before, if its contents can be used, else None.
-        used: the cache lies in the kept memory.
+        num_blocks: that of the previous incarnation if its contents can be used, else None.
+        used: the cache is in the persistent memory.
     """
 
     def __init__(self, files: KVFiles, signature: bytes) -> None:
@@ -63,7 +62,7 @@ class BlockIndex(StepObserver):
             files.discard()
 
     def memory(self, size: int) -> NDArray[np.uint8]:
-        """The cache's bytes, as the incarnation before left them, or zeros."""
+        """The cache's bytes as the previous incarnation left them, or zeros."""
         self.used = True
         return np.frombuffer(map_file(self._files.kv, size), np.uint8)
 
@@ -76,10 +75,10 @@ class BlockIndex(StepObserver):
         self._map = map_file(self._files.index, size)
         if self.num_blocks == pool.num_blocks:
             hasher.root = self._root
-            found = dict(self._entries())
-            self._written = pool.restore(found)
-            for block in found.keys() - self._written:
-                self._wipe(block)
+            entries = dict(self._entries())
+            self._written = pool.restore(entries)
+            for block in entries.keys() - self._written:
+                self._erase(block)
         else:
             self._map[_FIRST:] = bytes(size - _FIRST)
         root = hasher.root
@@ -89,7 +88,7 @@ class BlockIndex(StepObserver):
         return len(self._written)
 
     def committed(self) -> None:
-        """A step has ended: what it was to write is written."""
+        """The step has ended: write the entries of the blocks that it has filled."""
         if not self._pending:
             return
         for block, key in self._pending.items():
@@ -108,26 +107,26 @@ class BlockIndex(StepObserver):
 
     def removed(self, block: int, key: bytes) -> None:
         if self._pending.pop(block, None) is None and block in self._written:
-            self._wipe(block)
+            self._erase(block)
             self._written.discard(block)
 
     def hit(self, blocks: list[int]) -> None:
-        """What a block holds stays as it is."""
+        """Hits do not change contents."""
 
     def cleared(self) -> None:
         self._pending.clear()
         for block in self._written:
-            self._wipe(block)
+            self._erase(block)
         self._written.clear()
 
     # ------------------------------------------------------------------ entries
 
-    def _wipe(self, block: int) -> None:
+    def _erase(self, block: int) -> None:
         start = _FIRST + _ENTRY * block
         self._map[start : start + _KEY_AT] = bytes(_KEY_AT)
 
     def _entries(self) -> Iterator[tuple[int, bytes]]:
-        """Block and key of the entries that were written whole."""
+        """Block and key of each entry that was written completely."""
         table = np.frombuffer(self._map, np.uint8, offset=_FIRST).reshape(-1, _ENTRY)
         for block in np.flatnonzero(table[:, 4]).tolist():
             entry = table[block].tobytes()
@@ -135,7 +134,7 @@ class BlockIndex(StepObserver):
             if entry[:4] == struct.pack("<I", _crc(block, body)):
                 yield block, body[1:]
             else:
-                self._wipe(block)
+                self._erase(block)
 
 
 def _crc(block: int, body: bytes) -> int:

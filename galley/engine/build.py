@@ -1,4 +1,4 @@
-"""`build`: the parts of an engine core, wired over an executor."""
+"""`build_core`: the parts of an engine core, wired over an executor."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def build_core(
     """An engine core over an executor that has loaded its model and sized its KV cache.
 
     Args:
-        config: resolved (`config.resolve`): no limit is None any more.
+        config: resolved (`config.resolve`): no limit is None.
         executor: its num_blocks counts the null block.
         sizes: with these the work of each step is estimated.
-        block_index: of a KV cache that outlives its engines.
+        block_index: index of a KV cache that outlives its engines.
 
     Raises:
-        ConfigError: limits contradict each other, or the pool is too small for one sequence.
+        ConfigError: limits are contradictory, or the pool is too small for one sequence.
     """
     scheduling, cache = config.scheduler, config.cache
     assert scheduling.max_num_batched_tokens is not None, "the configuration is not resolved"
@@ -81,6 +81,6 @@ def build_core(
     if block_index is not None:
         restored = block_index.attach(kv)
         if restored:
-            log.info("%d KV blocks were computed before and are still there.", restored)
+            log.info("%d KV blocks of the previous engine are in the cache.", restored)
         core.observers.append(block_index)
     return core

@@ -4,7 +4,7 @@
                                    aborts, arrivals
 
 No feature lives here. Its parts are passed to the constructor, so tests pass a fake executor;
-`build` wires the real ones. One thread owns it and calls `add` and `abort` between steps or from
+`build_core` wires the real ones. One thread owns it and calls `add` and `abort` between steps or from
 `while_waiting`: once a step, after `submit` and before the result is committed. An executor that
 computes in the background leaves this time to the caller. On a CPU all cores compute, so `submit`
 of the local executor returns when the step is computed, and `while_waiting` adds to its time.
@@ -58,7 +58,7 @@ class EngineCore:
     """Runs steps.
 
     Args:
-        scheduler: decides and keeps the books.
+        scheduler: plans steps and keeps the state of requests.
         executor: computes.
         engine_id: which engine and incarnation outputs come from.
 
@@ -95,25 +95,25 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would compute something, or tell of an end."""
+        """Whether a step would compute something or report an end."""
         scheduler = self.scheduler
         return scheduler.has_ends if self.pausing.stopped else scheduler.has_work
 
     def add(self, requests: Iterable[Request]) -> None:
-        """Queue requests in order of arrival; those that come during a pause are held."""
+        """Queue requests in order of arrival; those that arrive during a pause are held."""
         if not self.pausing.hold(requests):
             for request in requests:
                 self.scheduler.add(request)
 
     def abort(self, handles: Iterable[int], client_index: int = 0) -> None:
-        """End a client's requests; unknown handles are ignored."""
+        """Abort a client's requests; unknown handles are ignored."""
         if self.pausing.held:
             handles = list(handles)
             self.pausing.release_held(handles, client_index)
         self.scheduler.abort(handles, client_index)
 
     def step(self) -> ClientOutputs:
-        """Run one step: the outputs of each client concerned, possibly none."""
+        """Run one step. Returns the outputs of each client that has any."""
         begin = perf_counter()
         scheduler, stopped = self.scheduler, self.pausing.stopped
         if self.guard is not None and not stopped:
@@ -165,24 +165,24 @@ class EngineCore:
         return stats
 
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
-        """Forget cached prefixes; False while blocks are in use (see `Scheduler`)."""
+        """Clear the prefix cache; False while blocks are in use (see `Scheduler`)."""
         return self.scheduler.reset_prefix_cache(reset_running_requests)
 
     def start_profile(self, folder: str, prefix: str = "", delay: int = 0, most: int = 0) -> None:
-        """Note the steps from now on; see `Profile`. A profile under way is given up."""
+        """Record steps from now on; see `Profile`. A running profile is discarded."""
         self._profile = Profile(self.trace, folder, prefix, delay, most)
 
     def stop_profile(self) -> str | None:
-        """Write the steps noted since `start_profile`; the file's path, None without a start."""
+        """Write the steps since `start_profile`. Returns the file's path, None without a start."""
         profile, self._profile = self._profile, None
         return None if profile is None else profile.write()
 
     def check_integrity(self) -> None:
-        """Prove the invariants of scheduler and cache; AssertionError otherwise."""
+        """Check the invariants of scheduler and cache. Raises AssertionError."""
         self.scheduler.check_integrity()
 
     def stats_updates(self, clients: Iterable[int]) -> ClientOutputs:
-        """The state as it is now for each of these clients, apart from any step."""
+        """The present state for each of these clients, apart from any step."""
         return build_stats_updates(clients, self._stats_update, self.engine_id)
 
     def shutdown(self) -> None:

@@ -3,20 +3,20 @@
     GALLEY_FAULTS="1:step12=kill, 2:start=memory, 3:out7=close, *:step5+=sleep/0.2"
 
     EPOCH:MOMENT=ACT[/SECONDS]
-      EPOCH   the incarnation that it happens to, or * for all
+      EPOCH   the incarnation, or * for all
       MOMENT  start     before the model is loaded       stepN   before step N is computed
               loaded    after it, before requests        afterN  after it, before its outputs go out
               outN      when it sends frame N       (N+ = from N on; all count from 1)
       ACT     kill segv abort          it sends itself the signal
               raise memory             an exception in Python
-              hang sleep               it stands still, for ever or for SECONDS
-              starve                   it can get no more memory
-              leak                     a KV block is lost                       (stepN, afterN)
+              hang sleep               it blocks, forever or for SECONDS
+              starve                   it can allocate no more memory
+              leak                     a KV block is leaked                     (stepN, afterN)
               short                    for SECONDS the machine seems out of memory      (same)
               close                    the frame's connection is closed         (outN)
 
-Nothing here is ever active but by this variable, and that is refused unless GALLEY_DEV_MODE=1 (or
-VLLM_SERVER_DEV_MODE=1) says that no one depends on the server.
+Only this variable activates anything here, and it is refused without GALLEY_DEV_MODE=1 (or
+VLLM_SERVER_DEV_MODE=1).
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Fault:
 
 
 def read_faults(env: Mapping[str, str] = os.environ) -> list[Fault]:
-    """The faults that GALLEY_FAULTS asks for.
+    """The faults in GALLEY_FAULTS.
 
     Raises:
-        ConfigError: it is set but this is no place for it, or it cannot be read.
+        ConfigError: it is set without development mode, or cannot be parsed.
     """
     text = env.get(VARIABLE, "")
     if not text:
@@ -99,31 +99,31 @@ def _read(item: str) -> Fault:
 
 
 class Faults:
-    """The faults of one incarnation; counts how often each moment has come."""
+    """The faults of one incarnation; counts how often each moment was reached."""
 
     def __init__(self, faults: list[Fault], epoch: int) -> None:
         self._faults = [f for f in faults if f.epoch in (None, epoch)]
         self._counts: dict[str, int] = {}
 
-    def come(self, moment: str) -> list[Fault]:
-        """This moment has come once more: what happens to a frame or the core in it; all else
-        happens here.
+    def reached(self, moment: str) -> list[Fault]:
+        """Count a moment, and inject its faults in the process. Returns those that concern the core
+        or a connection, for the caller to apply.
         """
         n = self._counts[moment] = self._counts.get(moment, 0) + 1
         due = [f for f in self._faults if f.moment == moment and f.first <= n <= f.last]
         for fault in due:
             if n == fault.first:
-                print(f"galley: fault on demand: {fault.text}", file=sys.stderr, flush=True)
+                print(f"galley: injected fault: {fault.text}", file=sys.stderr, flush=True)
             if fault.act in _OF_PROCESS:
                 act(fault)
         return [f for f in due if f.act not in _OF_PROCESS]
 
 
 def act(fault: Fault) -> None:
-    """Let it happen to this process."""
+    """Inject a fault in this process."""
     if fault.act in _SIGNALS:
         os.kill(os.getpid(), _SIGNALS[fault.act])
-        time.sleep(10)  # a signal to oneself is delivered before long, not at once
+        time.sleep(10)  # until the signal is delivered
     elif fault.act == "raise":
         raise RuntimeError(f"{VARIABLE}: an exception at {fault.moment}")
     elif fault.act == "memory":
@@ -144,19 +144,19 @@ def hang() -> NoReturn:
 
 
 def faulty_loader(load: Callable[..., Any], faults: Faults) -> Callable[..., Any]:
-    """`load` with the faults of start-up around it."""
+    """Wraps `load` with the faults of start-up."""
 
     def loader(*args: Any) -> Any:
-        faults.come("start")
+        faults.reached("start")
         loaded = load(*args)
-        faults.come("loaded")
+        faults.reached("loaded")
         return loaded
 
     return loader
 
 
 def faulty_process(faults: Faults) -> type[EngineProcess]:
-    """An `EngineProcess` that the faults happen to."""
+    """An `EngineProcess` with fault injection."""
     from galley.engine.process import EngineProcess
 
     class FaultyProcess(EngineProcess):
@@ -165,7 +165,7 @@ def faulty_process(faults: Faults) -> type[EngineProcess]:
             self.core.observers.append(FaultObserver(self.core, faults))
 
         def _post(self, client: int, payload: bytes) -> None:
-            if faults.come("out"):
+            if faults.reached("out"):
                 self.clients.disconnect(client)
             super()._post(client, payload)
 
@@ -180,10 +180,10 @@ class FaultObserver(StepObserver):
         self._faults = faults
 
     def planned(self, plan: StepPlan, table: RequestTable) -> None:
-        self._apply(self._faults.come("step"))
+        self._apply(self._faults.reached("step"))
 
     def committed(self) -> None:
-        self._apply(self._faults.come("after"))
+        self._apply(self._faults.reached("after"))
 
     def _apply(self, due: list[Fault]) -> None:
         for fault in due:
@@ -195,7 +195,7 @@ class FaultObserver(StepObserver):
 
 
 class NoMemory:
-    """A `MemorySource` that tells of none for some seconds, and then as another does."""
+    """A `MemorySource` that reports no memory for some seconds, and then what another reports."""
 
     def __init__(self, then: MemorySource, seconds: float) -> None:
         self._then = then

@@ -1,6 +1,4 @@
-"""What an engine does while it has nothing to do: it proves that its books are right and that every
-block is free again, and minds the memory that others need.
-"""
+"""Idle-time checks: verifies scheduler and KV-cache invariants and polls memory."""
 
 from __future__ import annotations
 
@@ -14,30 +12,30 @@ if TYPE_CHECKING:
 
 
 class IdleTasks:
-    """Of one core; called now and then between its steps."""
+    """The idle tasks of one core; run between its steps."""
 
     def __init__(self, core: EngineCore) -> None:
         self._core = core
-        self._proven = 0
+        self._checked_step = 0
 
     def run(self, clients: Iterable[int]) -> ClientOutputs:
-        """Check what has been done since the last time, and look at memory.
+        """Check the invariants if there were steps since the last call, and poll memory.
 
         Args:
-            clients: whom to tell the state if it has changed by that.
+            clients: they get the new state if it has changed.
 
         Raises:
             AssertionError: an invariant of scheduler or cache is violated.
         """
         core = self._core
         scheduler, guard = core.scheduler, core.guard
-        if scheduler.step != self._proven:
+        if scheduler.step != self._checked_step:
             core.check_integrity()
             used = scheduler.kv.pool.num_used
-            assert scheduler.has_work or not used, f"{used} blocks of nobody are in use"
-            self._proven = scheduler.step
+            assert scheduler.has_work or not used, f"{used} blocks are in use without a request"
+            self._checked_step = scheduler.step
         if guard is None or core.pausing.stopped:
-            return []  # what sleeps has given its memory back
+            return []  # memory is released already
         before = guard.short, guard.num_reserved
         guard.poll(perf_counter())
         return core.stats_updates(clients) if (guard.short, guard.num_reserved) != before else []

@@ -1,4 +1,4 @@
-"""The life of an engine process: bind, load, serve."""
+"""An engine process from start to end: bind, load, serve."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from galley.messages import Ready
 if TYPE_CHECKING:
     from galley.engine.core import Core
 
-#: Arrivals between two steps that the status recorder has room for.
+#: Arrivals between two steps that fit into the status file.
 ARRIVALS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Which engine this process is, and where it listens.
+    """The identity of an engine process, and where it listens.
 
     Attributes:
         address: see `FrameServer`.
@@ -46,7 +46,7 @@ def run(
     load: Callable[[EngineConfig, EngineSpec], tuple[Core, Ready]],
     make_process: type[EngineProcess] = EngineProcess,
 ) -> None:
-    """The life of an engine process: bind, load, serve. What `load` raises, the caller reports."""
+    """Run an engine process: bind, load, serve. Exceptions of `load` are left to the caller."""
     clients = FrameServer(spec.address)
     channel.send(Bound(clients.address))
     core, ready = load(config, spec)
@@ -54,7 +54,7 @@ def run(
     status = StatusFile(spec.status_path, rows + ARRIVALS)
     core.executor.rpc("set_heartbeat", spec.status_path)
     process = make_process(core, clients, channel, ready, status)
-    # What start-up has made stays for good: no collection need look at it again.
+    # Objects made in start-up are permanent: no collection needs to visit them again.
     gc.collect()
     gc.freeze()
     channel.send(Serving())

@@ -1,8 +1,8 @@
-"""Sheds load before memory runs out, rather than be ended by the kernel for want of it.
+"""Sheds load before the OOM killer does.
 
     available ────────────────────────────────────────────────────────────────▶ bytes
     0 ......... reserve ......... + a quarter ......... more
-       give back          stay               grow by what is more
+        release           stay               grow by the excess
 
 The KV cache takes memory as its blocks are first written. A look at memory says how many blocks
 may still be touched (`BlockPool.set_reserved` withholds the rest); below the reserve, blocks
@@ -23,25 +23,25 @@ from galley.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 MIB = 2**20
-#: Seconds between two looks, and while memory is nearly short.
+#: Seconds between two polls, and while memory is nearly short.
 INTERVAL, SHORT_INTERVAL = 0.25, 0.05
-#: Memory is nearly short below so many reserves.
+#: Memory is nearly short below this multiple of the reserve.
 NEAR = 4
-#: Stalled for this share of time, the machine is short of memory whatever it says is available.
+#: With this share of time spent stalled, memory is short whatever is reported as available.
 STALLED = 0.1
 
 
 def reserve_of(total: int) -> int:
-    """Bytes to leave free where none are given: 2 % of all, at least 64 MiB and at most 1 GiB."""
+    """Default bytes to leave free: 2 % of all, at least 64 MiB and at most 1 GiB."""
     return min(max(total // 50, 64 * MIB), 1024 * MIB)
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """What there is to know of the KV cache's memory.
+    """The KV cache's memory.
 
     Attributes:
-        block_bytes: of one block.
+        block_bytes: size of a block.
         give_back: takes blocks whose bytes nobody needs.
     """
 
@@ -50,13 +50,13 @@ class Cache:
 
 
 class MemoryGuard:
-    """Looks at memory now and then, between steps.
+    """Polls memory between steps.
 
     Args:
-        reserve: bytes to leave free; None = `reserve_of` what there is; 0 = never look.
+        reserve: bytes to leave free; None = `reserve_of` the total; 0 = never poll.
 
     Attributes:
-        source: where memory is read.
+        source: reads the memory.
         short: load is being shed.
     """
 
@@ -76,7 +76,7 @@ class MemoryGuard:
         return self._scheduler.kv.pool.num_reserved
 
     def poll(self, now: float) -> None:
-        """To be called between any two steps; `now` in seconds of any clock."""
+        """Call this between steps; `now` in seconds of any clock."""
         if now < self._next:
             return
         memory = self.source.read()
@@ -89,18 +89,18 @@ class MemoryGuard:
             given_back = self._scheduler.set_reserved_blocks(reserved)
             if given_back:
                 self._cache.give_back(given_back)
-        self._tell(memory, room)
+        self._log_changes(memory, room)
 
     def _room(self, memory: Memory) -> int:
-        """Bytes that the cache may still take; below 0: that it should give back."""
+        """Bytes that the cache may still use; negative: that it should release."""
         available, margin = memory.available, self.reserve // 4
         if memory.stalled > STALLED and available < NEAR * self.reserve:
             available = min(available, self.reserve - margin)
         spare = available - self.reserve
         return spare if spare < 0 else max(spare - margin, 0)
 
-    def _tell(self, memory: Memory, room: int) -> None:
-        """Log when load begins to be shed, and when that is over."""
+    def _log_changes(self, memory: Memory, room: int) -> None:
+        """Log when load shedding begins and ends."""
         pool = self._scheduler.kv.pool
         if self.short:
             if room > self.reserve // 4 or (room >= 0 and not pool.num_reserved):

@@ -1,4 +1,4 @@
-"""From a committed step to messages: columns as bytes, one `Outputs` for each client."""
+"""Turns a committed step into messages: columns as bytes, one `Outputs` per client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ClientOutputs = list[tuple[int, Outputs]]
 
 @dataclass(frozen=True, slots=True)
 class EngineId:
-    """Which engine speaks: its index and its incarnation."""
+    """The engine that outputs come from: its index and its incarnation."""
 
     engine_index: int = 0
     epoch: int = 0

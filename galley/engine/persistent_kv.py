@@ -1,8 +1,8 @@
-"""Memory that outlives an engine: its KV cache, and the ledger of what that holds.
+"""Memory that outlives an engine: its KV cache and the index of its contents.
 
-The launcher makes two files without a name, one of each, and every incarnation of the engine maps
-them. They take memory only where they have been written, and none once the launcher has gone. What
-is in them is another's business (`ledger`); imports nothing heavy.
+The launcher creates two anonymous files, one of each, and every incarnation of the engine maps
+them. They use memory only where they have been written, and none once the launcher has ended. Their
+format is defined in `block_index`. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class KVFiles:
-    """File descriptors, good in the launcher and in what it forks."""
+    """File descriptors, valid in the launcher and its children."""
 
     kv: int
     index: int
 
     @staticmethod
     def make() -> KVFiles | None:
-        """None where the system has no such files."""
+        """None if the system has no such files."""
         if not hasattr(os, "memfd_create"):
             return None
         return KVFiles(os.memfd_create("galley-kv"), os.memfd_create("galley-kv-index"))
 
     def discard(self) -> None:
-        """Forget the contents and free their memory; nobody may have them mapped."""
+        """Discard the contents and free their memory. No process may have them mapped."""
         for fd in (self.index, self.kv):
             os.ftruncate(fd, 0)
 
@@ -37,11 +37,11 @@ class KVFiles:
 
 
 def map_file(fd: int, size: int) -> mmap.mmap:
-    """All of a kept file, made `size` bytes long: what is new in it is zeros."""
+    """Map a whole file, resized to `size` bytes; new bytes are zero."""
     os.ftruncate(fd, size)
     mapped = mmap.mmap(fd, size)
     try:
         mapped.madvise(mmap.MADV_HUGEPAGE)
     except (OSError, AttributeError):
-        pass  # small pages, then
+        pass  # small pages do, too
     return mapped

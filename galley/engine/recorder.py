@@ -1,4 +1,4 @@
-"""Writes each step of an engine core into its trace."""
+"""Records each step of an engine core in its trace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StepRecorder:
     """`begin` before a step is planned, `end` when it is committed.
 
     Attributes:
-        logs: tell the log of each step, too.
+        logs: also log each step.
     """
 
     def __init__(self, scheduler: Scheduler, trace: StepTrace) -> None:
@@ -32,7 +32,7 @@ class StepRecorder:
     def end(
         self, plan: StepPlan, done: CommittedStep, times: tuple[float, float, float, float]
     ) -> None:
-        """Note a step; `times` are its begin, submission, result and end (`perf_counter`)."""
+        """Record a step; `times` are its begin, submission, result and end (`perf_counter`)."""
         scheduler, n = self._scheduler, len(plan.slots)
         before = self._before
         taken, released, evicted, preemptions = self._counters()

@@ -1,4 +1,4 @@
-"""What a person is told while an engine starts: how far loading has come, and what came of it."""
+"""Start-up progress and summary logging."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds of loading before anything is shown: small models are there by then.
+#: Seconds of loading before anything is shown: small models are loaded by then.
 PATIENCE = 1.0
-#: Seconds between two lines in a log that is no terminal.
+#: Seconds between two lines of a log that is not a terminal.
 INTERVAL = 10.0
 GIB, MIB = 2**30, 2**20
 
 
 class LoadProgress:
-    """Told of every tensor; shows a bar at a terminal, and a line now and then in a log.
+    """Called after every tensor; shows a bar on a terminal, or an occasional line in a log.
 
-    A context: leaving it removes the bar.
+    A context manager: leaving it removes the bar.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def kv_capacity(config: EngineConfig, executor: Executor) -> Capacity:
 def log_start(
     config: EngineConfig, model_info: ModelInfo, executor: Executor, seconds: float
 ) -> None:
-    """What was loaded, how much fits, and how much a step takes."""
+    """Log what was loaded, the size of the KV cache, and the limits of a step."""
     [memory] = executor.rpc("memory")
     name = (config.model.served_model_name or (config.model.model,))[0]
     log.info(

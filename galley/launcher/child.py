@@ -1,7 +1,7 @@
-"""One child process of the launcher: how it is forked, named, tied to its parent and ended.
+"""One child process of the launcher: forking, naming, and its ties to the parent.
 
 The launcher imports little, so a fork of it is small and starts at once; the child then imports
-what it needs, while its siblings do the same beside it.
+what it needs, in parallel with its siblings.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from galley.engine.control import Channel, Failed
 from galley.errors import SetupError
 
 _PR_SET_PDEATHSIG = 1
-#: Of 1000: how much sooner the kernel should choose an engine for want of memory.
-_OFFER = 200
+#: Of 1000: added to an engine's OOM score, so that the kernel kills it rather than its siblings.
+_OOM_SCORE = 200
 
 
 @dataclass(slots=True)
 class Child:
-    """What the launcher knows of one process.
+    """One process, as the launcher knows it.
 
     Attributes:
-        slot: which engine or API server it is; its successor takes the same.
+        slot: number of the engine or API server; its successor has the same.
         number: an engine's incarnation (epoch), or a frontend's client index.
-        address: where an engine listens, once it does.
-        serving: its start-up is over.
-        failing: why the launcher has killed it, if it has.
+        address: where an engine listens; None until it does.
+        serving: its start-up has finished.
+        failing: why the launcher has killed it, else None.
     """
 
     kind: Literal["engine", "server"]
@@ -64,7 +64,7 @@ def fork(
 
     Args:
         inherited: the launcher's ends of other children's channels: closed in the child, so that
-            they end with the launcher and with nobody else.
+            they end with the launcher alone.
         parent_death: the signal that the child gets when the launcher dies.
     """
     ours, theirs = Channel.pair()
@@ -83,7 +83,7 @@ def fork(
         _become_child(title, parent, parent_death)
         code = _run(entry, theirs)
     finally:
-        # Not sys.exit: what the launcher has registered to run at its end is not ours to run.
+        # Not sys.exit: the launcher's exit handlers must not run here.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -93,7 +93,7 @@ def _become_child(title: str, parent: int, parent_death: signal.Signals) -> None
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Ctrl-C at the terminal reaches the launcher alone, which ends its children in good order.
+    # Ctrl-C at the terminal is handled by the launcher, which ends its children in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgid(0, 0)
     if sys.platform == "linux":
@@ -104,7 +104,7 @@ def _become_child(title: str, parent: int, parent_death: signal.Signals) -> None
 
 
 def _run(entry: Callable[[Channel], None], channel: Channel) -> int:
-    """Run a child's whole life; a failure is reported once, by the launcher. Returns exit code."""
+    """Run a child to its end; a failure is reported by the launcher. Returns the exit code."""
     try:
         entry(channel)
     except SetupError as e:
@@ -112,20 +112,20 @@ def _run(entry: Callable[[Channel], None], channel: Channel) -> int:
         return 2
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 1
-    except Exception as e:  # noqa: BLE001 - the end of the process: whatever it was is reported
+    except Exception as e:  # noqa: BLE001 - the process ends: everything is reported
         traceback.print_exc()
         channel.send(Failed(f"{type(e).__name__}: {e}", 1))
         return 1
     return 0
 
 
-def offer_to_memory_killer() -> None:
-    """Have the kernel end this process rather than its siblings where memory has run out: what it
-    does can be done again by another.
+def prefer_for_oom_kill() -> None:
+    """Have the OOM killer choose this process rather than its siblings: it can be replaced without
+    losing requests.
     """
     path = Path("/proc/self/oom_score_adj")
     try:
-        path.write_text(str(min(int(path.read_text()) + _OFFER, 1000)))
+        path.write_text(str(min(int(path.read_text()) + _OOM_SCORE, 1000)))
     except OSError:
         pass  # no such system, or not allowed
 

@@ -1,4 +1,4 @@
-"""`launch`: bind the port, then keep engine core and API server alive until told to stop."""
+"""`launch`: bind the port, then keep engine core and API servers alive until a signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from galley.engine.control import Channel
 from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
 from galley.engine.heartbeat import StatusReader, status_file_path
 from galley.engine.persistent_kv import KVFiles
-from galley.launcher.child import offer_to_memory_killer, set_title
+from galley.launcher.child import prefer_for_oom_kill, set_title
 from galley.launcher.sockets import (
     allow_many_connections,
     listening_socket,
@@ -27,7 +27,7 @@ from galley.observability.registry import VARIABLE, prepare_folder, sweep
 
 
 def launch(config: EngineConfig, server: ServerConfig) -> int:
-    """Serve until a signal comes; returns the exit code.
+    """Serve until a signal; returns the exit code.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -47,7 +47,7 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
     url = url_of(sock, tls=server.ssl_certfile is not None)
 
     def up() -> None:
-        say("Application startup complete.")  # What scripts around vLLM wait for in its log.
+        say("Application startup complete.")  # Scripts written for vLLM wait for this line.
         say(f"serving at {url}")
 
     try:
@@ -62,7 +62,7 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
 
 
 def _share_metrics(server: ServerConfig, directory: str) -> str | None:
-    """Give several API servers a folder for common metrics; returns it, None where there is none.
+    """Create a folder for the metrics of several API servers; returns it, None with one server.
 
     PROMETHEUS_MULTIPROC_DIR is honoured.
     """
@@ -77,13 +77,13 @@ def _share_metrics(server: ServerConfig, directory: str) -> str | None:
 def _entries(
     config: EngineConfig, server: ServerConfig, sock: socket.socket, directory: str
 ) -> Entries:
-    """What the children run; they import what is heavy when they are born.
+    """What the children run; they import heavy modules once they are forked.
 
-    Raises ConfigError where faults are asked for that must not be.
+    Raises ConfigError for faults that are not allowed.
     """
     faults = read_faults()
     if faults:
-        say("faults on demand: " + ", ".join(fault.text for fault in faults))
+        say("injected faults: " + ", ".join(fault.text for fault in faults))
 
     kv_files = KVFiles.make() if config.cache.keep_kv_cache else None
     status = status_file_path(f"{directory}/status")
@@ -98,7 +98,7 @@ def _entries(
 
     def engine(channel: Channel, index: int, epoch: int) -> None:
         sock.close()
-        offer_to_memory_killer()
+        prefer_for_oom_kill()
         from galley.observability.logging import configure_logging
 
         configure_logging()
@@ -132,8 +132,8 @@ def _entries(
 
 
 def fetch_once(config: EngineConfig, directory: str) -> None:
-    """Have the first of the children that comes here download a hub model, with one progress bar;
-    the others wait and then find it in the cache.
+    """Download a hub model in the first child that gets here, with one progress bar; the others
+    wait and then find it in the cache.
     """
     if not config.model.model or Path(config.model.model).expanduser().exists():
         return

@@ -14,7 +14,7 @@ from galley.errors import ConfigError
 
 _PREFIX = "galley"
 #: Open files that are enough for any server.
-MANY = 65_536
+MAX_OPEN_FILES = 65_536
 
 
 def listening_socket(host: str | None, port: int) -> socket.socket:
@@ -45,10 +45,10 @@ def listening_socket(host: str | None, port: int) -> socket.socket:
 
 
 def unix_socket(path: str) -> socket.socket:
-    """Bind a Unix socket (not yet listen); one that nobody listens on any more is replaced.
+    """Bind a Unix socket (not yet listen); a stale one is replaced.
 
     Raises:
-        ConfigError: somebody listens there, or no socket can be made there.
+        ConfigError: another server listens there, or the socket cannot be created.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -76,7 +76,7 @@ def _is_served(path: str) -> bool:
 
 
 def url_of(sock: socket.socket, tls: bool) -> str:
-    """What a person types to reach the socket."""
+    """The URL of a listening socket."""
     if sock.family == socket.AF_UNIX:
         return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
@@ -88,21 +88,21 @@ def url_of(sock: socket.socket, tls: bool) -> str:
 
 
 def allow_many_connections() -> None:
-    """Raise the limit of open files, of this process and its children, as far as it may go."""
+    """Raise the limit of open files of this process and its children as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MANY if hard == resource.RLIM_INFINITY else min(hard, MANY)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    target = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
 
 
 def private_directory() -> str:
-    """A new folder that only this user can enter; removes those that dead launchers left.
+    """Create a folder that only this user can enter; removes those that dead launchers have left.
 
-    It lies in VLLM_RPC_BASE_PATH, or among temporary files.
+    It is created in VLLM_RPC_BASE_PATH, by default in the folder of temporary files.
     """
     base = Path(os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir())
     if len(str(base)) > 60:
-        # The name of a Unix socket has at most 107 bytes.
+        # The path of a Unix socket has at most 107 bytes.
         base = Path("/tmp")
     prefix = f"{_PREFIX}-{os.getuid()}-"
     for old in base.glob(prefix + "*"):

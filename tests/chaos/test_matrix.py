@@ -63,7 +63,7 @@ CHAINS = {
 @pytest.mark.parametrize("faults", list(CHAINS.values()), ids=list(CHAINS))
 def test_nobody_can_tell(server: Server, faults: list[str], undisturbed: list[object]) -> None:
     rounds = 0
-    while not all(server.count(f"fault on demand: {fault}\n") for fault in faults):
+    while not all(server.count(f"injected fault: {fault}\n") for fault in faults):
         assert [a.seen for a in play(server, REQUESTS)] == undisturbed
         server.inspect()
         rounds += 1

@@ -61,14 +61,14 @@ def faults(text: str, epoch: int = 1) -> Faults:
 
 def test_moments_are_counted_apart_and_only_in_their_incarnation() -> None:
     mine = faults("1:out2=close,1:out4+=close,1:step2=raise,2:step1=raise")
-    acts = [[f.act for f in mine.come("out")] for _ in range(6)]
+    acts = [[f.act for f in mine.reached("out")] for _ in range(6)]
     assert acts == [[], ["close"], [], ["close"], ["close"], ["close"]]
-    mine.come("step")
+    mine.reached("step")
     with pytest.raises(RuntimeError):
-        mine.come("step")
-    mine.come("step")
+        mine.reached("step")
+    mine.reached("step")
     with pytest.raises(MemoryError):
-        faults("*:loaded=memory", 7).come("loaded")
+        faults("*:loaded=memory", 7).reached("loaded")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_moments_are_counted_apart_and_only_in_their_incarnation() -> None:
 def test_signals_end_the_process(act: str, code: int) -> None:
     program = (
         "from galley.engine.faults import *\n"
-        f"Faults(read_faults({{'GALLEY_FAULTS': '1:step1={act}', **{DEV}}}), 1).come('step')"
+        f"Faults(read_faults({{'GALLEY_FAULTS': '1:step1={act}', **{DEV}}}), 1).reached('step')"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == code
 
@@ -86,7 +86,7 @@ def test_signals_end_the_process(act: str, code: int) -> None:
 def test_a_starved_process_gets_no_more_memory() -> None:
     program = (
         "from galley.engine.faults import *\n"
-        f"Faults(read_faults({{'GALLEY_FAULTS': '1:step1=starve', **{DEV}}}), 1).come('step')\n"
+        f"Faults(read_faults({{'GALLEY_FAULTS': '1:step1=starve', **{DEV}}}), 1).reached('step')\n"
         "bytearray(1 << 30)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

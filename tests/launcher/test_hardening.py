@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from galley.launcher.sockets import MANY, allow_many_connections
+from galley.launcher.sockets import MAX_OPEN_FILES, allow_many_connections
 from tests.launcher.serving import API_SERVER, ENGINE, Server, play
 from tests.launcher.test_supervisor import ROOT, until
 
@@ -100,7 +100,11 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may() -> None:
     try:
         allow_many_connections()
         raised, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        assert raised == (MANY if before[1] == resource.RLIM_INFINITY else min(before[1], MANY))
+        assert raised == (
+            MAX_OPEN_FILES
+            if before[1] == resource.RLIM_INFINITY
+            else min(before[1], MAX_OPEN_FILES)
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
