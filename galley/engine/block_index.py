@@ -5,7 +5,7 @@
 
 A block's content has a key, the hash of all tokens up to its end (`kv.hashing`). The manager
 reports a key when the step that fills the block is planned; the entry is written when that step has
-ended (`committed`), and erased before the block is allocated again. So whenever the engine is killed
+ended (`committed`), and erased before the block is allocated again. So if the engine is killed
 from outside, an entry is true or absent. The next engine adds the blocks to its prefix index, and a
 replayed request hits the cache for nearly all of its tokens.
 
