@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from galley.batch import GroupSpec
 from galley.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
 from galley.engine import startup
 from galley.engine.startup import LoadProgress, log_start
@@ -73,7 +74,12 @@ def test_the_log_says_what_came_of_it(log: pytest.LogCaptureFixture) -> None:
         device=DeviceConfig(num_threads=2),
     )
     memory = {"weights": 5 << 20, "kv_cache": 3 << 30}
-    executor: Any = SimpleNamespace(num_blocks=101, max_model_len=1600, rpc=lambda method: [memory])
+    executor: Any = SimpleNamespace(
+        num_blocks=101,
+        max_model_len=1600,
+        groups=(GroupSpec("full", 32, 1024),),
+        rpc=lambda method: [memory],
+    )
     model_info: Any = SimpleNamespace(architecture="LlamaForCausalLM", dtype="bfloat16")
     log_start(config, model_info, executor, 1.23)
     assert [r.getMessage() for r in log.records] == [
