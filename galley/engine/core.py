@@ -4,11 +4,12 @@
                                    aborts, arrivals
 
 No feature lives here. Its parts are passed to the constructor, so tests pass a fake executor;
-`build_core` wires the real ones. One thread owns it and calls `add` and `abort` between steps or from
-`while_waiting`: once a step, after `submit` and before the result is committed. An executor that
-computes in the background leaves this time to the caller. On a CPU all cores compute, so `submit`
-of the local executor returns when the step is computed, and `while_waiting` adds to its time.
-Either way, an arrival is in the queue of the next step, and an abort drops the tokens of this one.
+`build_core` wires the real ones. One thread owns it and calls `add` and `abort` between steps or
+from `while_waiting`: once a step, after `submit` and before the result is committed. An executor
+that computes in the background leaves this time to the caller. On a CPU all cores compute, so
+`submit` of the local executor returns when the step is computed, and `while_waiting` adds to its
+time. Either way, an arrival is in the queue of the next step, and an abort drops the tokens of this
+one.
 """
 
 from __future__ import annotations
