@@ -1,4 +1,4 @@
-"""Arguments of `LLM` as users give them, in the one form that the rest takes."""
+"""Normalises the arguments of `LLM`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Prompts = Prompt | Sequence[Prompt]
 
 
 def as_list(prompts: Prompts) -> list[Prompt]:
-    """Several prompts, where one may have been given."""
+    """A list of prompts, from one or several."""
     if isinstance(prompts, str | Mapping):
         return [prompts]  # type: ignore[list-item]
-    listed = list(prompts)
-    if listed and all(isinstance(item, int) for item in listed):
-        return [listed]  # type: ignore[list-item]
-    return listed  # type: ignore[return-value]
+    items = list(prompts)
+    if items and all(isinstance(item, int) for item in items):
+        return [items]  # type: ignore[list-item]
+    return items  # type: ignore[return-value]
 
 
 def as_conversations(
     messages: Sequence[Message] | Sequence[Sequence[Message]],
 ) -> list[Sequence[Message]]:
-    """Several conversations, where one may have been given."""
+    """A list of conversations, from one or several."""
     if not messages:
         raise InvalidRequest("messages must not be empty.", field="messages")
     if isinstance(messages[0], Mapping):
@@ -35,11 +35,11 @@ def as_conversations(
 
 def tokenization(kwargs: Mapping[str, Any] | None) -> tuple[bool, int | None]:
     """`tokenization_kwargs` as (add_special_tokens, truncate_prompt_tokens)."""
-    given = dict(kwargs or {})
-    found = bool(given.pop("add_special_tokens", True)), given.pop("truncate_prompt_tokens", None)
-    for name in given:
+    rest = dict(kwargs or {})
+    options = bool(rest.pop("add_special_tokens", True)), rest.pop("truncate_prompt_tokens", None)
+    for name in rest:
         raise Unsupported(f"tokenization_kwargs: {name} is not supported.", field=name)
-    return found
+    return options
 
 
 def refuse_lora(lora_request: object) -> None:

@@ -1,7 +1,7 @@
-"""Beam search: which continuations of a prompt are most likely as a whole.
+"""Beam search: the most likely continuations of a prompt.
 
-It knows no engine. Who drives it asks for one more token of every beam, with the most likely
-candidates (`step_params`), and gives what came back to `advance`:
+Knows no engine. Its caller requests one more token of every beam, with the most likely candidates
+(`step_params`), and passes the results to `advance`:
 
     prompts ──▶ engine, one token each ──▶ candidates [beams] ──▶ advance ──▶ prompts …
 """
@@ -96,21 +96,21 @@ class BeamSearch:
         self._prompt = list(prompt_token_ids)
         self._params = params
         self._eos = frozenset(() if params.ignore_eos else eos_token_ids)
-        self._live = [Beam(len(self._prompt))]
+        self._active = [Beam(len(self._prompt))]
         self._ended: list[Beam] = []
         self._steps = 0
 
     @property
     def done(self) -> bool:
-        return self._steps >= self._params.max_tokens or not self._live
+        return self._steps >= self._params.max_tokens or not self._active
 
     @property
     def prompts(self) -> list[list[int]]:
-        """What is to be continued by one token: the prompt and a beam each."""
-        return [[*self._prompt, *beam.token_ids] for beam in self._live]
+        """The sequences to continue by one token: the prompt and a beam each."""
+        return [[*self._prompt, *beam.token_ids] for beam in self._active]
 
     def step_params(self) -> SamplingParams:
-        """For a request for the next token of a beam."""
+        """Parameters of a request for the next token of a beam."""
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -121,23 +121,23 @@ class BeamSearch:
         )
 
     def advance(self, candidates: Sequence[Candidates]) -> None:
-        """Take the candidates for the next token of each of `prompts`."""
+        """Extend the beams by the candidates for the next token of each of `prompts`."""
         self._steps += 1
         grown = []
-        for beam, found in zip(self._live, candidates, strict=True):
+        for beam, found in zip(self._active, candidates, strict=True):
             for token_id, entry in found.items():
                 if token_id in self._eos:
                     self._ended.append(self._end(beam, token_id, found))
                 else:
                     grown.append(_extend(beam, token_id, entry, found, beam.length + 1))
-        self._live = self._best_of(grown)
+        self._active = self._best_of(grown)
 
     def best(self) -> list[Beam]:
         """The most likely beams, best first."""
-        return self._best_of([*self._ended, *self._live])
+        return self._best_of([*self._ended, *self._active])
 
     def output(self, text_of: Callable[[list[int]], str] | None) -> BeamSearchOutput:
-        """The best beams in vLLM's shape; their texts are of prompt and continuation."""
+        """The best beams in vLLM's format; their texts contain prompt and continuation."""
         found = []
         for beam in self.best():
             tokens = [*self._prompt, *beam.token_ids]

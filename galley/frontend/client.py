@@ -1,7 +1,7 @@
-"""The engine as its users see it: the client's contract, and a stream of one request's outputs.
+"""The engine client: its interface, and a stream of one request's outputs.
 
 `InprocClient` owns an engine core and is driven step by step (offline); `RemoteClient`
-(remote_client.py) speaks to engine processes and outlives them (server).
+(remote_client.py) is connected to engine processes and outlives them (server).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class EngineClient(Protocol):
-    """What a server needs of its engines.
+    """The interface of a server to its engines.
 
     `generate` checks the request at once (InvalidRequest, Unsupported: before anything is sent to
     the caller) and returns a stream. Each request gets exactly one end: a last output with
@@ -38,7 +38,7 @@ class EngineClient(Protocol):
 
     @property
     def batch_invariant(self) -> bool | None:
-        """An answer does not depend on what else is computed; None until an engine has said."""
+        """An answer does not depend on what else is computed; None until an engine has reported."""
 
     @property
     def num_unfinished(self) -> int:
@@ -57,10 +57,10 @@ class EngineClient(Protocol):
     ) -> RequestStream: ...
 
     def abort(self, request_id: str) -> None:
-        """End a request whose reader goes on: it gets a last output with "abort"."""
+        """Abort a request; its reader gets a last output with "abort"."""
 
     async def call(self, method: str, *args: Any) -> list[Any]:
-        """Run a rare operation on every engine; one result each. Raises EngineDead, ServerError."""
+        """Run an operation on every engine; one result each. Raises EngineDead, ServerError."""
 
     async def wait_healthy(self) -> None: ...
 
@@ -72,7 +72,7 @@ class RequestStream(AsyncIterator[RequestOutput]):
         self.state = state
         self._cancel = cancel
         self._updates = asyncio.Event()
-        self._over = False
+        self._closed = False
         state.notify = self._updates.set
 
     @property
@@ -83,7 +83,7 @@ class RequestStream(AsyncIterator[RequestOutput]):
         return self
 
     async def __anext__(self) -> RequestOutput:
-        while not self._over:
+        while not self._closed:
             self._updates.clear()
             output = self.poll()
             if output is not None:
@@ -96,8 +96,8 @@ class RequestStream(AsyncIterator[RequestOutput]):
         raise StopAsyncIteration
 
     def poll(self) -> RequestOutput | None:
-        """What there is now, or None. Raises the error with which the request ended."""
-        if self._over:
+        """The output that is ready, or None. Raises the error with which the request ended."""
+        if self._closed:
             return None
         try:
             output = self.state.take()
@@ -105,18 +105,18 @@ class RequestStream(AsyncIterator[RequestOutput]):
             self.close()
             raise
         if output is not None:
-            self._over = output.finished
+            self._closed = output.finished
         return output
 
     def set_tap(self, tap: Tap | None) -> None:
-        """Have plain text written to `tap` as it comes, in place of being told as updates; see
-        `RequestState`. None: no more.
+        """Write plain text to `tap` as it is generated, instead of notifying of updates; see
+        `RequestState`. None: stop that.
         """
         self.state.set_tap(tap)
 
     def on_update(self, notify: Callable[[], None]) -> None:
         """Call `notify` whenever there is something to `poll`, and now if there is: for a reader
-        that does not wait in a task of its own.
+        without a task of its own.
         """
         self.state.notify = notify
         if self.state.changed or self.state.ended:
@@ -124,7 +124,7 @@ class RequestStream(AsyncIterator[RequestOutput]):
 
     def close(self) -> None:
         """Abort the request unless it has ended; safe to call again."""
-        self._over = True
+        self._closed = True
         if not self.state.ended:
             self._cancel(self.state)
 
@@ -132,12 +132,12 @@ class RequestStream(AsyncIterator[RequestOutput]):
         self.close()
 
     def __del__(self) -> None:
-        if not self._over:
+        if not self._closed:
             self.close()
 
 
 class InprocClient:
-    """Requests to an engine core in this process. Whoever waits for outputs drives it.
+    """Requests to an engine core in this process, which is driven by reading outputs.
 
     It cannot outlive its engine: an exception in a step ends all requests in flight.
     """
@@ -156,7 +156,7 @@ class InprocClient:
         priority: int = 0,
         add_special_tokens: bool = True,
     ) -> RequestState:
-        """Check a request and hand it to the engine. Raises InvalidRequest, Unsupported."""
+        """Check a request and pass it to the engine. Raises InvalidRequest, Unsupported."""
         submission = self.inputs.process(
             prompt,
             params,
@@ -177,7 +177,7 @@ class InprocClient:
             self.core.abort(handles)
 
     def step(self) -> None:
-        """Run one step of the engine and apply what it yields; Ctrl-C comes behind it."""
+        """Run one step of the engine and apply its outputs; Ctrl-C is delayed until its end."""
         with uninterrupted():
             for _, outputs in self.core.step():
                 aborts = self.outputs.process(outputs)
@@ -185,7 +185,7 @@ class InprocClient:
                     self.core.abort(aborts)
 
     def stream(self, state: RequestState) -> Iterator[RequestOutput]:
-        """Step until the request has ended; yields its outputs as they come."""
+        """Step until the request has ended; yields its outputs as they are produced."""
         try:
             while not state.ended:
                 self.step()

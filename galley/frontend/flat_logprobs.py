@@ -1,7 +1,7 @@
 """Logprobs of many positions in a few long lists: `SamplingParams.flat_logprobs`.
 
-A list of dicts of objects costs Python's garbage collector a look at each; these lists cost it one.
-They read like the list of dicts that they stand for.
+Python's garbage collector visits every dict of a list of dicts, but each of these lists only once.
+They read like the list of dicts that they represent.
 
     position        0          1     2
     start, end      0,3        3,5   5,5      no candidates: a prompt's first position
@@ -44,15 +44,15 @@ class FlatLogprobs(Sequence[dict[int, Logprob]]):
         return len(self.start_indices)
 
     @overload
-    def __getitem__(self, at: int) -> dict[int, Logprob]: ...
+    def __getitem__(self, index: int) -> dict[int, Logprob]: ...
 
     @overload
-    def __getitem__(self, at: slice) -> FlatLogprobs: ...
+    def __getitem__(self, index: slice) -> FlatLogprobs: ...
 
-    def __getitem__(self, at: int | slice) -> dict[int, Logprob] | FlatLogprobs:
-        if isinstance(at, slice):
-            return FlatLogprobs(self[i] for i in range(*at.indices(len(self))))
-        span = slice(self.start_indices[at], self.end_indices[at])
+    def __getitem__(self, index: int | slice) -> dict[int, Logprob] | FlatLogprobs:
+        if isinstance(index, slice):
+            return FlatLogprobs(self[i] for i in range(*index.indices(len(self))))
+        span = slice(self.start_indices[index], self.end_indices[index])
         columns = (self.logprobs[span], self.ranks[span], self.decoded_tokens[span])
         entries = (Logprob(*values) for values in zip(*columns, strict=True))
         return dict(zip(self.token_ids[span], entries, strict=True))
@@ -61,12 +61,12 @@ class FlatLogprobs(Sequence[dict[int, Logprob]]):
 def sample_logprobs(
     positions: list[dict[int, Logprob]] | None, flat: bool
 ) -> Sequence[dict[int, Logprob]] | None:
-    """Of generated tokens, as asked for."""
+    """Logprobs of generated tokens, flat if requested."""
     return FlatLogprobs(positions) if flat and positions is not None else positions
 
 
 def prompt_logprobs(
     positions: list[dict[int, Logprob] | None] | None, flat: bool
 ) -> Sequence[dict[int, Logprob] | None] | None:
-    """Of a prompt, as asked for; flat, its first position has no candidates in place of None."""
+    """Logprobs of a prompt, flat if requested: its first position is then empty, not None."""
     return FlatLogprobs(positions) if flat and positions is not None else positions

@@ -1,7 +1,7 @@
-"""From a prompt and parameters to what the engine computes: tokenise, check, seed, fan out.
+"""Turns a prompt and parameters into engine requests: tokenise, check, seed, fan out.
 
-Every user error of a generation request is found here, with its sentence; behind it nobody checks
-again. It knows no engine and no HTTP: the server and `LLM` both hand it what they were given.
+Every user error of a generation request is detected here; later stages do not check again. Knows
+neither engine nor HTTP: the server and `LLM` both use it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TruncationSide = Literal["left", "right"]
 
 
 class Encoder(Protocol):
-    """What is needed of a tokenizer here."""
+    """The part of a tokenizer that is used here."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -50,7 +50,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request is checked against."""
+    """Limits that a request is checked against."""
 
     vocab_size: int
     max_model_len: int
@@ -63,9 +63,9 @@ class InputProcessor:
     """Makes engine requests. `limits` may be replaced when an engine reports its real length.
 
     Args:
-        tokenizer: None where none is loaded: prompts must then be token ids.
-        seed: the engine's; requests without a seed draw theirs from it and their number.
-        client_index: of this front end, part of every handle.
+        tokenizer: None if none is loaded: prompts must then be token ids.
+        seed: that of the engine; the seeds of requests without one are derived from it.
+        client_index: number of this front end, part of every handle.
     """
 
     def __init__(
@@ -126,11 +126,11 @@ class InputProcessor:
     def _token_ids(
         self,
         text: str | None,
-        given: Sequence[int] | None,
+        token_ids: Sequence[int] | None,
         add_special_tokens: bool,
     ) -> list[int]:
-        if given is not None:
-            ids = self._checked_ids(given)
+        if token_ids is not None:
+            ids = self._checked_ids(token_ids)
         elif self.tokenizer is None:
             raise InvalidRequest(
                 "no tokenizer is loaded (--skip-tokenizer-init): the prompt must be token ids.",
@@ -141,9 +141,9 @@ class InputProcessor:
             ids = self.tokenizer.encode(text, add_special_tokens)
         return ids
 
-    def _checked_ids(self, given: Sequence[int]) -> list[int]:
+    def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
         try:
-            ids = array("q", given).tolist()
+            ids = array("q", token_ids).tolist()
         except (TypeError, OverflowError) as e:
             raise InvalidRequest("prompt token ids must be integers.", field="prompt") from e
         if ids:
@@ -179,10 +179,10 @@ class InputProcessor:
         return keep
 
     def _max_total_tokens(self, num_prompt: int, params: SamplingParams, clip: bool) -> int:
-        """Prompt + output tokens at which the request ends: what is left of the model's length
-        lowers max_tokens.
+        """Prompt + output tokens at which the request ends: max_tokens, limited by the model's
+        length.
         """
-        length, wanted = self.limits.max_model_len, params.max_tokens
+        length, max_tokens = self.limits.max_model_len, params.max_tokens
         room = length - num_prompt
         if room < 1:
             raise InvalidRequest(
@@ -190,20 +190,20 @@ class InputProcessor:
                 f"{num_prompt} tokens, which leaves no room for an answer. Please shorten it.",
                 field="prompt",
             )
-        if wanted is not None and wanted > length and not clip:
+        if max_tokens is not None and max_tokens > length and not clip:
             raise InvalidRequest(
-                f"max_tokens={wanted} is above the model's maximum context length of {length} "
+                f"max_tokens={max_tokens} is above the model's maximum context length of {length} "
                 "tokens. Please lower it.",
                 field="max_tokens",
             )
-        granted = room if wanted is None else min(wanted, room)
-        if params.min_tokens > granted and not clip:
+        num_output = room if max_tokens is None else min(max_tokens, room)
+        if params.min_tokens > num_output and not clip:
             raise InvalidRequest(
-                f"min_tokens={params.min_tokens} is above the {granted} tokens that this request "
-                "can produce.",
+                f"min_tokens={params.min_tokens} is above the {num_output} tokens that this "
+                "request can produce.",
                 field="min_tokens",
             )
-        return num_prompt + granted
+        return num_prompt + num_output
 
     # ------------------------------------------------------------------ parameters
 
@@ -212,10 +212,10 @@ class InputProcessor:
         if params.n > limits.max_n:
             raise InvalidRequest(f"n must be at most {limits.max_n}, got {params.n}.", field="n")
         for name in ("logprobs", "prompt_logprobs"):
-            wanted = getattr(params, name)
-            if wanted is None or limits.max_logprobs == -1:
+            count = getattr(params, name)
+            if count is None or limits.max_logprobs == -1:
                 continue
-            count = limits.vocab_size if wanted == -1 else wanted
+            count = limits.vocab_size if count == -1 else count
             if count > limits.max_logprobs:
                 raise InvalidRequest(
                     f"{name} asks for {count} candidates, which is more than the "
@@ -248,16 +248,16 @@ class InputProcessor:
         The second form counts only where the space merges into the word's first token: otherwise
         the word itself is already covered by the first.
         """
-        found: list[list[int]] = []
+        sequences: list[list[int]] = []
         for word in words or ():
             assert self.tokenizer is not None
             bare = self.tokenizer.encode(word.lstrip(), False)
             spaced = self.tokenizer.encode(" " + word.lstrip(), False)
             if bare:
-                found.append(bare)
+                sequences.append(bare)
             if spaced and len(spaced) == len(bare) and spaced[0] != bare[0]:
-                found.append(spaced)
-        return found
+                sequences.append(spaced)
+        return sequences
 
     # ------------------------------------------------------------------ requests
 
@@ -304,7 +304,7 @@ class InputProcessor:
         self._next_handle += params.n
 
     def _seed(self, params: SamplingParams) -> int | None:
-        """The request's own seed, or one drawn now, so that a replay samples the same."""
+        """The request's own seed, or one chosen now, so that a replay samples the same tokens."""
         self._arrivals += 1
         own = None if params.seed == -1 else params.seed
         if own is not None or params.temperature == 0.0:
@@ -313,8 +313,8 @@ class InputProcessor:
 
 
 def derived_seed(engine_seed: int, client_index: int, arrival: int) -> int:
-    """A seed from the engine's seed and a request's number (SplitMix64): 52 bits, so that it stays
-    what it is in a client whose numbers are floating point.
+    """A seed from the engine's seed and a request's number (SplitMix64): 52 bits, exact also in
+    clients whose numbers are floating point.
     """
     x = engine_seed & _MASK
     for part in (client_index, arrival):
@@ -338,7 +338,7 @@ def limits_of(
 ) -> Limits:
     """The limits of a resolved configuration; -1 (fit to memory) counts as the model's length.
 
-    A sequence ends at what the model's config calls its end, and at the tokenizer's `end_ids`.
+    A sequence ends at the end tokens of the model's config, and at the tokenizer's `end_ids`.
     """
     ends = dict.fromkeys((*model_info.eos_token_ids, *sorted(end_ids)))
     length = config.model.max_model_len
@@ -363,24 +363,26 @@ _GENERATION_FIELDS = {
 
 
 def default_sampling_params(config: EngineConfig, model_info: ModelInfo) -> dict[str, Any]:
-    """Sampling defaults by `SamplingParams` field; callers apply them where a request is silent.
+    """Sampling defaults by `SamplingParams` field, for what a request does not set.
 
-    From the model's own generation_config.json, that of another folder, or nowhere, as
-    --generation-config says; --override-generation-config wins.
+    They come from the model's generation_config.json, from that of another folder, or from nowhere
+    (--generation-config); --override-generation-config wins.
 
     Raises:
         ModelError: the folder has no usable generation_config.json.
     """
-    chosen = config.model.generation_config
-    if chosen == "auto":
-        found = dict(model_info.generation)
-    elif chosen == "vllm":
-        found = {}
+    source = config.model.generation_config
+    if source == "auto":
+        values = dict(model_info.generation)
+    elif source == "vllm":
+        values = {}
     else:
         from galley.loader.hf_info import read_generation_config
 
-        found = read_generation_config(Path(chosen))
-    found.update(config.model.override_generation_config)
+        values = read_generation_config(Path(source))
+    values.update(config.model.override_generation_config)
     return {
-        field: found[key] for key, field in _GENERATION_FIELDS.items() if found.get(key) is not None
+        field: values[key]
+        for key, field in _GENERATION_FIELDS.items()
+        if values.get(key) is not None
     }

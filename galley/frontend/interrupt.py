@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps of an engine in this process, never within one."""
+"""Ctrl-C takes effect between two steps of an engine in this process, never within one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a KeyboardInterrupt wait until the block has ended; a second one does not wait.
+    """Delay a KeyboardInterrupt until the block has ended; a second one is immediate.
 
-    Within the block the engine's books do not add up: who goes on using it after an interrupt
-    (a notebook, `galley chat`) would find it broken. Other handlers than Python's own, and
-    threads, which are never interrupted, are left alone.
+    Within the block the engine's state is inconsistent: an interrupt would break it for further use
+    (in a notebook, or `galley chat`). Handlers other than Python's own are left alone, and so are
+    threads, which are never interrupted.
     """
     default = signal.default_int_handler
     main = threading.current_thread() is threading.main_thread()

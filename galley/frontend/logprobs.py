@@ -10,7 +10,7 @@ from galley.request import Logprob
 
 
 class TokenTexts(Protocol):
-    """What is needed of a tokenizer here: the text of one token, special tokens included."""
+    """The part of a tokenizer that is used here: the text of one token, also of a special one."""
 
     def decode_token(self, token_id: int) -> str: ...
 
@@ -21,8 +21,8 @@ def unpack_logprobs(
     """Yield (handle, absolute position, candidates).
 
     The first candidate of a position is the token itself with its own rank; the rest are the top
-    k in order, or the tokens that were asked for, numbered as given. Where the token is among
-    them its entry is one and the same.
+    k in order, or the requested tokens, numbered in their order. If the token is among them it has
+    one entry.
 
         indptr:    [0,          3,     ...]
         token_ids: [tok, a, b | tok, a ...]      a, b … have ranks 1, 2 …
@@ -35,10 +35,10 @@ def unpack_logprobs(
     values = memoryview(columns.logprobs).cast("f").tolist()
     text = tokens.decode_token if tokens is not None else _no_text
     for i, handle in enumerate(handles):
-        at, end = indptr[i], indptr[i + 1]
-        own = ids[at]
-        entry = {own: Logprob(values[at], ranks[i], text(own))}
-        for rank, j in enumerate(range(at + 1, end), 1):
+        start, end = indptr[i], indptr[i + 1]
+        own = ids[start]
+        entry = {own: Logprob(values[start], ranks[i], text(own))}
+        for rank, j in enumerate(range(start + 1, end), 1):
             if ids[j] != own:
                 entry[ids[j]] = Logprob(values[j], rank, text(ids[j]))
         yield handle, positions[i], entry

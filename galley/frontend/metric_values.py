@@ -45,22 +45,22 @@ class Histogram(Metric):
 
 def read_metrics(registry: CollectorRegistry) -> list[Metric]:
     """All of the engine's metrics now."""
-    found: list[Metric] = []
+    metrics: list[Metric] = []
     for family in registry.collect():
         if not family.name.startswith("vllm:"):
             continue
         if family.type == "histogram":
-            found += _histograms(family)
+            metrics += _histograms(family)
             continue
         for sample in family.samples:
             if sample.name.endswith("_created"):
                 continue
             labels = dict(sample.labels)
             if family.type == "counter":
-                found.append(Counter(family.name, labels, int(sample.value)))
+                metrics.append(Counter(family.name, labels, int(sample.value)))
             else:
-                found.append(Gauge(family.name, labels, sample.value))
-    return found
+                metrics.append(Gauge(family.name, labels, sample.value))
+    return metrics
 
 
 def _histograms(family: Family) -> Iterable[Histogram]:

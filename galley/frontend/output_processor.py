@@ -1,9 +1,9 @@
-"""From a step's columns to text and `RequestOutput`s.
+"""Turns the columns of a step into text and `RequestOutput`s.
 
-One `Sequence` per engine request holds what it has produced (which is also what a replay needs);
-one `RequestState` per call of generate joins its n sequences and is at the same time the buffer
-between engine and reader: updates merge into it, so that a slow reader costs no memory. It knows
-no sockets and no event loop: a state calls `notify` when there is something to take.
+One `Sequence` per engine request holds its output (which is also what a replay needs). One
+`RequestState` per call of generate joins its n sequences and buffers updates between engine and
+reader: they are merged, so that a slow reader costs no memory. Knows no sockets and no event loop:
+a state calls `notify` when there is something to take.
 """
 
 from __future__ import annotations
@@ -33,22 +33,24 @@ if TYPE_CHECKING:
 
 
 class Tap(Protocol):
-    """Where a sequence's text goes past its state; False: not now, nor until it is set again."""
+    """Receives a sequence's text directly, past its state. `write` returns False to refuse it: the
+    tap is then removed.
+    """
 
     def write(self, text: str) -> bool: ...
 
 
 class Detokenizer(TokenTexts, Protocol):
-    """What is needed of a tokenizer here."""
+    """The part of a tokenizer that is used here."""
 
     def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> TextStream: ...
 
 
 class Sequence:
-    """One of the n answers while it grows.
+    """One of the n answers of a request.
 
-    With a `tap` the text of a token goes there and not into `pieces`, until it is refused or the
-    sequence ends. The tokens count as updates all the while: the next output tells them.
+    With a `tap` text is written there and not appended to `pieces`, until it is refused or the
+    sequence ends. The next output contains all tokens since the last one.
     """
 
     __slots__ = (
@@ -90,7 +92,7 @@ class Sequence:
         self.tap: Tap | None = None
 
     def push(self, token_id: int) -> bool:
-        """Take a token; True if its text completed a stop string: the sequence has ended."""
+        """Append a token; True if its text completed a stop string: the sequence has ended."""
         self.token_ids.append(token_id)
         text = self.text
         if text is None:
@@ -111,27 +113,27 @@ class Sequence:
         return True
 
     def record_token_time(self, now: float) -> None:
-        """Tokens came at this time."""
+        """Record the time at which tokens have arrived."""
         if self.last_token_time == 0.0:
             self.metrics.first_token_time = now
         self.last_token_time = now
 
     def push_last(self, token_id: int, hide: bool) -> bool:
-        """Take the token that ended the sequence; `hide` keeps a stop token out of the text."""
+        """Append the token that ended the sequence; `hide` keeps a stop token out of the text."""
         if not hide:
             return self.push(token_id)
         self.token_ids.append(token_id)
         return False
 
     def count_logprobs(self, since: int) -> None:
-        """Add up the logprobs of tokens from `since` on; those behind a stop are dropped."""
+        """Add the logprobs of tokens from `since` on; those after a stop are dropped."""
         assert self.logprobs is not None
         del self.logprobs[len(self.token_ids) :]
         for entry, token in zip(self.logprobs[since:], self.token_ids[since:], strict=True):
             self.cumulative_logprob += entry[token].logprob
 
     def end(self, reason: str, stop_reason: int | str | None) -> None:
-        """The engine's end, unless a stop string in the last token came first."""
+        """End the sequence, unless a stop string in the last token has ended it already."""
         if self.finish_reason is None:
             if self.text is not None:
                 rest = self.text.finish()
@@ -142,12 +144,12 @@ class Sequence:
             self.finish_reason, self.stop_reason = reason, stop_reason
 
     def is_due(self, interval: int) -> bool:
-        """Whether so many tokens are new, or all are."""
+        """Whether at least `interval` tokens are new, or no output has been taken yet."""
         taken = self.taken_tokens
         return not taken or len(self.token_ids) - taken >= interval
 
     def output(self, delta: bool) -> CompletionOutput:
-        """News since the last call (delta) or all there is."""
+        """What is new since the last call (delta), or everything."""
         tokens_from = self.taken_tokens if delta else 0
         pieces_from = self.taken_pieces if delta else 0
         self.taken_tokens, self.taken_pieces = len(self.token_ids), len(self.pieces)
@@ -167,9 +169,9 @@ class Sequence:
 
 
 class RequestState:
-    """One call of generate: its sequences, what its reader has not seen yet, its one end.
+    """One call of generate: its sequences, and updates that its reader has not taken.
 
-    `engine_index` is the engine that has it, None while there is none (kept by the client).
+    `engine_index` is the engine that has it, None while there is none (set by the client).
     """
 
     __slots__ = (
@@ -180,7 +182,7 @@ class RequestState:
         "kind",
         "notify",
         "num_cached_tokens",
-        "num_live",
+        "num_unfinished",
         "only_text",
         "prompt_logprobs",
         "sequences",
@@ -193,7 +195,7 @@ class RequestState:
         params = submission.params
         self.submission = submission
         self.kind = params.output_kind
-        #: Tokens between two outputs; the first and the last are told at once.
+        #: Tokens between two outputs; the first and the last are output at once.
         self.interval = max(interval, params.stream_interval or 1)
         self.num_cached_tokens: int | None = None
         self.error: GalleyError | None = None
@@ -209,27 +211,27 @@ class RequestState:
             if tokenizer is not None and params.detokenize:
                 text = tokenizer.stream(submission.prompt_token_ids, params)
             self.sequences.append(Sequence(i, request, self, text))
-        self.num_live = len(self.sequences)
-        #: Until its end there is nothing to tell but the text of one sequence.
+        self.num_unfinished = len(self.sequences)
+        #: Until its end there is nothing to output but the text of one sequence.
         self.only_text = (
             params.output_kind == RequestOutputKind.DELTA
-            and self.num_live == self.interval == 1
+            and self.num_unfinished == self.interval == 1
             and self.prompt_logprobs is None
             and self.sequences[0].logprobs is None
         )
 
     @property
     def ended(self) -> bool:
-        return self.num_live == 0 or self.error is not None
+        return self.num_unfinished == 0 or self.error is not None
 
     def mark(self, sequence: Sequence) -> None:
-        """There is updates of `sequence`: wake the reader, if this is what it waits for."""
+        """Record an update of `sequence`, and notify the reader if it waits for this."""
         first = not self.changed
         self.changed[sequence.index] = sequence
         if self.kind == RequestOutputKind.FINAL_ONLY:
-            if self.num_live == 0:
+            if self.num_unfinished == 0:
                 self.wake()
-        elif self.num_live == 0 or (
+        elif self.num_unfinished == 0 or (
             first if self.interval == 1 else sequence.is_due(self.interval)
         ):
             self.wake()
@@ -239,18 +241,19 @@ class RequestState:
             self.notify()
 
     def set_tap(self, tap: Tap | None) -> None:
-        """Let the text that comes go past `take`, where nothing else is to be told until the end
-        and all that came before has been taken; None: let it come here again."""
+        """Write text directly to `tap`, if the request outputs only text and everything before has
+        been taken. None: stop that.
+        """
         if tap is None or (self.only_text and not self.changed):
             self.sequences[0].tap = tap
 
     def take(self) -> RequestOutput | None:
-        """What there is to show now, or None. Raises the error with which the request ended."""
+        """The next output, or None. Raises the error with which the request ended."""
         if self.error is not None:
             raise self.error
         kind = self.kind
         if kind == RequestOutputKind.FINAL_ONLY:
-            if self.num_live:
+            if self.num_unfinished:
                 return None
             updates = self.sequences
         else:
@@ -268,7 +271,7 @@ class RequestState:
             prompt=submission.prompt,
             prompt_token_ids=submission.prompt_token_ids,
             outputs=[s.output(delta) for s in updates],
-            finished=self.num_live == 0,
+            finished=self.num_unfinished == 0,
             prompt_logprobs=prompt_logprobs(self.prompt_logprobs, flat),
             num_cached_tokens=self.num_cached_tokens,
             metrics=first.metrics,
@@ -276,10 +279,10 @@ class RequestState:
 
 
 class OutputProcessor:
-    """Applies outputs to the sequences in flight, and tells an observer of each one's life.
+    """Applies outputs to unfinished sequences, and notifies an observer of their start and end.
 
     Attributes:
-        sequences: handle → sequence, in arrival order; a sequence leaves at its end.
+        sequences: handle → unfinished sequence, in order of arrival.
     """
 
     def __init__(
@@ -302,7 +305,7 @@ class OutputProcessor:
         return state
 
     def drop(self, state: RequestState, reason: FinishReason = FinishReason.ABORT) -> list[int]:
-        """End what is left of a state; returns the handles that the engine still has."""
+        """End the unfinished sequences of a state; returns the handles to abort in the engine."""
         live = [s for s in state.sequences if s.request.handle in self.sequences]
         for sequence in live:
             sequence.end(str(reason), None)
@@ -376,7 +379,7 @@ class OutputProcessor:
                 continue
             end = ends.get(handle)
             if end is not None:
-                # The last text is told with the end.
+                # The last text is output together with the end.
                 sequence.tap = None
             stopped = self._push(sequence, new, end)
             sequence.record_token_time(now)
@@ -389,7 +392,7 @@ class OutputProcessor:
         return aborts
 
     def _add_single_tokens(self, handles: list[int], tokens: list[int], now: float) -> list[int]:
-        """A token each, no ends: the steady state."""
+        """The steady state: one token each, and no ends."""
         aborts: list[int] = []
         sequences = self.sequences
         for handle, token in zip(handles, tokens, strict=True):
@@ -409,7 +412,7 @@ class OutputProcessor:
 
     @staticmethod
     def _push(sequence: Sequence, new: list[int], end: Finished | None) -> bool:
-        """Push tokens one by one up to a stop string, which drops those behind it."""
+        """Append tokens up to a stop string; those after it are dropped."""
         before = len(sequence.token_ids)
         last = len(new) - 1
         stopped = False
@@ -442,7 +445,7 @@ class OutputProcessor:
         handle = sequence.request.handle
         del self.sequences[handle]
         state = sequence.state
-        state.num_live -= 1
+        state.num_unfinished -= 1
         state.mark(sequence)
         if self.observer is not None:
             self.observer.finished(handle, reason, len(sequence.token_ids))

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-#: Seconds between two drawings: they must cost nothing beside a step.
+#: Seconds between two redraws: their cost must be negligible.
 INTERVAL = 0.1
 
 
 @contextmanager
 def progress_bar(total: int, description: str, shown: bool) -> Iterator[ProgressBar | None]:
-    """A bar on stderr with tokens per second; None where it is not wanted."""
+    """A bar on stderr with tokens per second; None unless `shown`."""
     if not shown:
         yield None
         return
@@ -35,7 +35,7 @@ def progress_bar(total: int, description: str, shown: bool) -> Iterator[Progress
 
 
 class ProgressBar:
-    """Counts prompts, and tells the speed so far."""
+    """Counts prompts and shows the average speed."""
 
     def __init__(self, bar: Progress, task: TaskID, total: int) -> None:
         self._bar = bar
@@ -45,11 +45,11 @@ class ProgressBar:
         self._drawn = 0.0
 
     def is_due(self, num_done: int) -> bool:
-        """Whether it is time to draw; always at the end."""
+        """Whether it is time to redraw; always at the end."""
         return num_done == self._total or time.perf_counter() - self._drawn >= INTERVAL
 
     def draw(self, num_done: int, prompt_tokens: int, output_tokens: int) -> None:
-        """Show what is done; prompt tokens of the prompts that are, output tokens of all."""
+        """Show the progress: prompt tokens of finished prompts, output tokens of all."""
         self._drawn = time.perf_counter()
         seconds = max(self._drawn - self._start, 1e-9)
         speed = f"{prompt_tokens / seconds:,.1f} tokens/s in, {output_tokens / seconds:,.1f} out"

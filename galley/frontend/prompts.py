@@ -1,4 +1,4 @@
-"""What a caller may pass as a prompt: text, token ids, or a dict of either (vLLM's shapes)."""
+"""The accepted forms of a prompt: text, token ids, or a dict of either (as in vLLM)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from galley.errors import InvalidRequest, Unsupported
 
 
 class TextPrompt(TypedDict):
-    """A prompt to tokenise; `cache_salt` keeps its KV blocks apart from everyone else's."""
+    """A prompt to tokenise; KV blocks are shared only between prompts of equal `cache_salt`."""
 
     prompt: str
     cache_salt: NotRequired[str]
 
 
 class TokensPrompt(TypedDict):
-    """A tokenised prompt; `prompt` is its text, where the caller has it."""
+    """A tokenised prompt; `prompt` is its text, if the caller has it."""
 
     prompt_token_ids: Sequence[int]
     prompt: NotRequired[str]
@@ -29,7 +29,7 @@ _KNOWN = {"prompt", "prompt_token_ids", "cache_salt"}
 
 
 class ParsedPrompt(TypedDict):
-    """One shape for all: `token_ids` is None where `text` is still to be tokenised."""
+    """The common form: `token_ids` is None if `text` has to be tokenised."""
 
     text: str | None
     token_ids: Sequence[int] | None
@@ -37,11 +37,11 @@ class ParsedPrompt(TypedDict):
 
 
 def parse_prompt(prompt: Prompt) -> ParsedPrompt:
-    """Read any accepted shape.
+    """Read any accepted form.
 
     Raises:
         InvalidRequest: not a prompt, or a dict without "prompt" or "prompt_token_ids".
-        Unsupported: a key of vLLM's prompt dicts that nothing here acts on.
+        Unsupported: a key of vLLM's prompt dicts that has no effect here.
     """
     if isinstance(prompt, str):
         return {"text": prompt, "token_ids": None, "cache_salt": None}

@@ -1,9 +1,9 @@
 """The client of engine processes: sends requests, applies outputs, outlives its engines.
 
 Each request stays here until its last token is delivered: prompt, parameters, tokens so far. When
-an engine dies, its requests go to the next incarnation with the tokens that they have; the engine
-goes on behind them, and by the invariance rule with what it would have said. A request accepted
-while no engine is up waits here, so that first sending and replay are one code path. A connection
+an engine dies, its requests are sent to the next incarnation with the tokens that they have; the
+engine continues from there, by the invariance rule with the same tokens. A request accepted while
+no engine is up waits here, so that first sending and replay are one code path. A connection
 that breaks (`connection`) causes the same replay in a new session.
 """
 
@@ -33,12 +33,12 @@ from galley.request import Request, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class LauncherLink:
-    """What a frontend process gets from its launcher.
+    """The connection of a frontend process to its launcher.
 
     Attributes:
         channel: control messages, and the lifeline.
-        client_index: number of this frontend, never used twice in a launcher's life.
-        directory: private folder of the sockets; whoever notices the launcher's death removes it.
+        client_index: number of this frontend, unique in the launcher's lifetime.
+        directory: private folder of the sockets, removed after the launcher's death.
     """
 
     channel: Channel
@@ -70,12 +70,12 @@ class RemoteClient:
         self._settled = asyncio.Event()
 
     def start(self) -> None:
-        """Listen to the launcher; engines come as it names them."""
+        """Listen to the launcher, which announces engines."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._link.channel.fileno(), self._on_control)
 
     def close(self) -> None:
-        """End what is in flight and let go of all sockets; nothing is accepted from now on."""
+        """Fail all requests and close all sockets; nothing is accepted from now on."""
         self._lost = "the server is shutting down."
         for state in {id(s.state): s.state for s in self._outputs.sequences.values()}.values():
             self._send_aborts(state, self._outputs.fail(state, EngineDead(self._lost)))
@@ -102,7 +102,7 @@ class RemoteClient:
         return len(self._outputs.sequences)
 
     async def wait_healthy(self) -> None:
-        """Return once an engine accepts requests. Raises EngineDead if none will come."""
+        """Return once an engine accepts requests. Raises EngineDead if none will be started."""
         while not self.healthy:
             if self._lost is not None:
                 raise EngineDead(self._lost)
@@ -142,7 +142,7 @@ class RemoteClient:
         return RequestStream(state, self._cancel)
 
     def abort(self, request_id: str) -> None:
-        """End requests of this id: their readers get a last output with "abort"."""
+        """Abort the requests with this id; their readers get a last output with "abort"."""
         states = {
             id(s.state): s.state
             for s in self._outputs.sequences.values()
@@ -160,13 +160,13 @@ class RemoteClient:
         """
         if not self._engines or any(e.ready is None for e in self._engines.values()):
             raise EngineDead("the engine is not up.")
-        asked = [engine.call(method, list(args)) for engine in self._engines.values()]
-        return list(await asyncio.gather(*asked))
+        replies = [engine.call(method, list(args)) for engine in self._engines.values()]
+        return list(await asyncio.gather(*replies))
 
     # ------------------------------------------------------------------ sending
 
     def _place(self, states: Iterable[RequestState]) -> None:
-        """Send states to the least loaded engine that is up; without one they stay unplaced."""
+        """Send requests to the least loaded engine that is up; without one they wait."""
         batches: dict[int, list[Request]] = {}
         up = [e for e in self._engines.values() if e.ready is not None]
         for state in states if up else ():
@@ -185,7 +185,7 @@ class RemoteClient:
 
     @staticmethod
     def _request(sequence: Sequence, engine: Connection) -> Request:
-        """The request as this incarnation gets it: with the tokens that it has."""
+        """The request for this incarnation, with the tokens that it has so far."""
         assert engine.ready is not None
         request = sequence.request
         return msgspec.structs.replace(
@@ -202,7 +202,7 @@ class RemoteClient:
         if handles and state.engine_index is not None:
             self._engines[state.engine_index].send(Abort(handles))
 
-    # ------------------------------------------------------------------ engines come and go
+    # ------------------------------------------------------------------ engines
 
     def _on_control(self) -> None:
         try:
@@ -241,19 +241,19 @@ class RemoteClient:
                 )
         else:
             engine.probation.killed()
-        # With another engine up they need not wait for the next incarnation.
+        # Another engine that is up can take them at once.
         self._place(self._orphans(engine.index))
 
     def _orphans(self, index: int) -> list[RequestState]:
-        """States without an engine, in order of arrival; those of engine `index` lose theirs."""
-        found: dict[int, RequestState] = {}
+        """Requests without an engine, in order of arrival, including those of engine `index`."""
+        orphans: dict[int, RequestState] = {}
         for sequence in self._outputs.sequences.values():
             state = sequence.state
             if state.engine_index == index:
                 state.engine_index = None
             if state.engine_index is None:
-                found[id(state)] = state
-        return list(found.values())
+                orphans[id(state)] = state
+        return list(orphans.values())
 
     def _engines_lost(self, message: str) -> None:
         self._lost = message

@@ -1,4 +1,4 @@
-"""What vLLM's `LLM` has and this one has not, and why: for whoever asks for it."""
+"""Methods of vLLM's `LLM` that are not supported, and the reasons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REASONS = {
 
 
 class UnsupportedMethods:
-    """An object whose missing attributes say why they are missing."""
+    """Base class whose AttributeErrors give the reason for an unsupported method."""
 
     if not TYPE_CHECKING:
 
