@@ -3,7 +3,8 @@
 //   NAME.h          GALLEY_VARIANTS(declarations)
 //   NAME_kernel.h   the definitions, in namespace GALLEY_VARIANT (math_lanes.h)
 //   NAME.cpp        includes NAME_kernel.h (the generic variant) and defines the op
-//   avx2/NAME.cpp   #define GALLEY_AVX2, then includes NAME_kernel.h; avx512 likewise
+//
+// CMakeLists.txt makes the other variants: #define GALLEY_AVX2, then NAME_kernel.h; AVX512 likewise.
 #pragma once
 #include "program.h"
 

@@ -1,3 +1,0 @@
-// The AVX2 variant of attention.h.
-#define GALLEY_AVX2
-#include "attention_kernel.h"
