@@ -24,6 +24,15 @@ def _arguments(node: Node) -> dict[str, int | Dim]:
     return {"n": out.columns, "rows": out.buffer.rows, "out_kind": int(out.kind)}
 
 
+def split_gate_up(gate_up: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Gate and up, [T, I] each."""
+    if not interleaved:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return gate, up
+    runs = gate_up.unflatten(-1, (-1, 2, GATE_UP_RUN))
+    return runs[..., 0, :].flatten(-2), runs[..., 1, :].flatten(-2)
+
+
 class SiluAndMul(Op):
     name = "silu_and_mul"
     native = NativeOp(
@@ -49,11 +58,7 @@ class SiluAndMul(Op):
     def reference(self, ref: ReferenceOps, gate_up: Tensor, interleaved: bool) -> Tensor:
         import torch
 
-        if interleaved:
-            runs = gate_up.unflatten(-1, (-1, 2, GATE_UP_RUN))
-            gate, up = runs[..., 0, :].flatten(-2), runs[..., 1, :].flatten(-2)
-        else:
-            gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = split_gate_up(gate_up, interleaved)
         return torch.nn.functional.silu(gate) * up
 
     def record(self, recorder: Recorder, gate_up: Symbol, interleaved: bool) -> Symbol:
