@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -10,17 +11,21 @@ from itertools import groupby
 import numpy as np
 
 from galley.config import ModelInfo
-from galley.kernels.backend import Dense, open_backend
+from galley.errors import ModelError
+from galley.kernels.backend import Dense
 from galley.kernels.ops import KVLayer
 from galley.kernels.program import LOGITS, TOKENS, Dim, Kind, Node
 from galley.kernels.recorder import record
-from galley.kernels.weights import WeightFormat
-from galley.layers.questions import Matrix, Part
+from galley.kernels.weights import WeightFormat, pack
+from galley.layers.questions import Part
 from galley.layers.shapes import ShapeSource, ShapeWeight
-from galley.layers.weights import CheckpointWeights
-from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor, TensorHeader
+from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec
+from galley.quant import scheme_of
+
+#: Rows of a matrix that are packed to find its format: whole blocks of every scheme.
+SAMPLE_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def measure(model_info: ModelInfo) -> Footprint:
 def weight_bytes(checkpoint: Checkpoint, dense: Dense) -> int:
     """Bytes of a whole model's matrices as the native kernels hold them.
 
-    Formats are found by packing one row of each kind of tensor; no weight is read as a whole.
+    Formats are found by packing some rows of each kind of matrix; none is read as a whole.
 
     Args:
         dense: format of weights that are not quantised.
@@ -81,47 +86,61 @@ def weight_bytes(checkpoint: Checkpoint, dense: Dense) -> int:
     """
     shapes = ShapeSource()
     model_spec(checkpoint.model_info).build(shapes, Stage(max_positions=1))
-    backend = open_backend("cpu", dense, threads=1)
-    rows = CheckpointWeights(_FirstRows(checkpoint), backend)
-    formats: dict[tuple[str, int], WeightFormat] = {}
+    formats = _Formats(checkpoint, dense)
     total = 0
     for matrix in shapes.matrices:
         k = matrix.num_inputs
-        runs: list[tuple[WeightFormat, int]] = []
-        for part in matrix.parts:
-            kind = checkpoint.header(f"{part.name}.weight").dtype, k
-            if kind not in formats:
-                [row] = rows.matrix(Matrix((Part(part.name, (1, k)),)))
-                packed = backend.packed(row)
-                assert packed is not None
-                formats[kind] = packed.format
-            runs.append((formats[kind], part.num_rows))
+        runs = [(formats.of(part), part.num_rows) for part in matrix.parts]
         for fmt, run in groupby(runs, key=lambda pair: pair[0]):
             total += fmt.layout((sum(n for _, n in run), k)).bytes
     return total
 
 
+class _Formats:
+    """Native formats of a checkpoint's matrices."""
+
+    def __init__(self, checkpoint: Checkpoint, dense: Dense) -> None:
+        self._scheme = scheme_of(checkpoint.model_info)
+        self._rows = _FirstRows(checkpoint)
+        self._dense = dense
+        self._by_kind: dict[tuple[object, ...], WeightFormat] = {}
+        self._dtypes: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for name in checkpoint.names():
+            layer, _, kind = name.rpartition(".")
+            self._dtypes[layer].append((kind, checkpoint.header(name).dtype))
+
+    def of(self, part: Part) -> WeightFormat:
+        """The format of a part. Matrices whose tensors have equal dtypes have one format."""
+        n, k = part.shape
+        kind = (*sorted(self._dtypes[part.name]), k)
+        if kind not in self._by_kind:
+            weight = self._scheme.read(part.name, (min(n, SAMPLE_ROWS), k), self._rows)
+            self._by_kind[kind] = pack(weight, self._dense).format
+        return self._by_kind[kind]
+
+
 class _FirstRows:
-    """A checkpoint whose tensors have their first row alone, zeros for a dense one."""
+    """The beginnings of a checkpoint's tensors (`quant.Tensors`)."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.model_info = checkpoint.model_info
         self._checkpoint = checkpoint
+        self._names = frozenset(checkpoint.names())
 
-    def names(self) -> list[str]:
-        return self._checkpoint.names()
+    def has(self, name: str) -> bool:
+        return name in self._names
 
-    def header(self, name: str) -> TensorHeader:
-        header = self._checkpoint.header(name)
-        return TensorHeader((1, *header.shape[1:]), header.dtype)
-
-    def tensor(self, name: str) -> RawTensor:
-        header = self.header(name)
-        dense = DENSE_DTYPES.get(header.dtype)
-        if dense is not None:  # a dummy checkpoint generates whole tensors
-            return RawTensor(name, header.shape, header.dtype, np.zeros(header.shape, dense))
+    def use(self, name: str, shape: tuple[int, ...]) -> RawTensor:
+        if name not in self._names:
+            raise ModelError(f"the checkpoint has no tensor {name}")
+        dense = DENSE_DTYPES.get(self._checkpoint.header(name).dtype)
+        if dense is not None and name.endswith(".weight"):
+            # The values do not matter, and a dummy checkpoint would generate the whole tensor.
+            return RawTensor(name, shape, dense.name, np.zeros(shape, dense))
         raw = self._checkpoint.tensor(name)
-        return replace(raw, shape=(1, *raw.shape[1:]), data=raw.data[:1], row_order=None)
+        is_blocks = raw.data.shape != raw.shape
+        kept = shape[:1] if is_blocks else shape
+        data = raw.data[tuple(slice(n) for n in kept)]
+        return replace(raw, shape=shape, data=data, row_order=None)
 
 
 def kv_layers(model_info: ModelInfo) -> list[KVLayer]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from galley.kernels.backend import open_backend
 from galley.layers.questions import Matrix, Part
 from galley.layers.shapes import ShapeSource
+from galley.loader.tensor import RawTensor
 from galley.models.decoder import Stage
 from galley.models.footprint import measure, weight_bytes
 from galley.runner.load import load_model
 from tests.layers.test_weights import Rank
-from tests.models.checkpoints import CASES, StateDict, make
+from tests.models.checkpoints import CASES, Case, StateDict, make
 from tests.models.driver import load
-from tests.runner.models import default_checkpoint
+from tests.quant.blocks import random_blocks
+from tests.quant.test_gptq import CONFIG as GPTQ
+from tests.quant.test_gptq import random_layer
+from tests.runner.models import ArrayCheckpoint, default_checkpoint, in_format
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -63,6 +68,45 @@ def test_weight_bytes_are_exact(dense):
     backend = open_backend("cpu", dense, threads=1)
     loaded = load_model(checkpoint.model_info, checkpoint, backend, Stage(64))
     assert weight_bytes(checkpoint, dense) == loaded.weight_bytes
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q5_1", "bfloat16"])
+def test_weight_bytes_of_other_formats_are_exact(name):
+    model = make(Case("Llama", {"hidden_size": 256, "intermediate_size": 512}))
+    state = StateDict(model)
+    arrays = {key: state.tensor(key).data for key in state.names()}
+    if name in ("Q4_K", "Q6_K"):
+        rng = np.random.default_rng(0)
+        tensors = {
+            key: RawTensor(key, a.shape, name, random_blocks(name, rng, *a.shape, scale=0.01))
+            if a.ndim == 2
+            else RawTensor(key, a.shape, "float32", a)
+            for key, a in arrays.items()
+        }
+        checkpoint = ArrayCheckpoint(state.model_info, tensors)
+    else:
+        checkpoint = in_format(state.model_info, arrays, name)
+    check_bytes(checkpoint)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weight_bytes_of_gptq_are_exact(bits):
+    config = {**GPTQ, "bits": bits}
+    state = StateDict(make(Case("Llama", {})), quantization_config=config)
+    tensors, rng = {}, np.random.default_rng(0)
+    for name in state.names():
+        layer = [state.tensor(name)]
+        if name.endswith("_proj.weight"):
+            layer = random_layer(name.removesuffix(".weight"), *layer[0].shape, config, rng)
+        tensors |= {tensor.name: tensor for tensor in layer}
+    info = dataclasses.replace(state.model_info, quantization="gptq")
+    check_bytes(ArrayCheckpoint(info, tensors))
+
+
+def check_bytes(checkpoint: ArrayCheckpoint) -> None:
+    backend = open_backend("cpu", "bf16", threads=1)
+    loaded = load_model(checkpoint.model_info, checkpoint, backend, Stage(64))
+    assert weight_bytes(checkpoint, "bf16") == loaded.weight_bytes
 
 
 def test_shapes_are_those_of_a_rank():

@@ -15,6 +15,7 @@ import transformers
 from galley.config import EngineConfig, LoadConfig, ModelConfig, ModelInfo
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.loader import Checkpoint, RawTensor, open_checkpoint, resolve_source
+from galley.loader.tensor import TensorHeader
 from galley.quant import to_float32
 from galley.runner.runner import Runner
 
@@ -32,6 +33,9 @@ class ArrayCheckpoint:
 
     def names(self) -> list[str]:
         return list(self._tensors)
+
+    def header(self, name: str) -> TensorHeader:
+        return TensorHeader(self._tensors[name].shape, self._tensors[name].dtype)
 
     def tensor(self, name: str) -> RawTensor:
         return self._tensors[name]
