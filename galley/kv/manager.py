@@ -73,6 +73,9 @@ class KVCacheManager:
         if len(sizes) != 1 or (size := sizes.pop()) & (size - 1):
             raise ConfigError("KV groups need one block size, a power of two.", field="block_size")
         self.table = table
+        self._tables = list(table.block_tables)  # quicker than rows of the array
+        #: Blocks of one content in different groups have different keys.
+        self._suffixes = [bytes((g,)) if g else b"" for g in range(len(table.groups))]
         self.pool = pool
         self.hasher = hasher
         self.enable_prefix_caching = enable_prefix_caching
@@ -166,7 +169,7 @@ class KVCacheManager:
                 listener.hit([block for block in blocks if block != NULL_BLOCK])
             n = len(blocks)
             ids = np.array(blocks, np.int32)
-            self.table.block_tables[g][slot, :n] = ids
+            self._tables[g][slot, :n] = ids
             self.table.num_blocks[g, slot] = n
             self._num_freed[g, slot] = blocks.count(NULL_BLOCK)  # all before the live ones
             self._record(g, np.full(n, slot, np.int32), np.arange(n, dtype=np.int32), ids)
@@ -214,7 +217,7 @@ class KVCacheManager:
             if total > len(rows):  # several for one row
                 rows, indices = np.repeat(rows, counts), ragged_positions(counts, indices)
             ids = np.array(self.pool.allocate(total), np.int32)
-            self.table.block_tables[g][rows, indices] = ids
+            self._tables[g][rows, indices] = ids
             self._record(g, rows.astype(np.int32), indices.astype(np.int32), ids)
 
     def cache_blocks(self, slots: list[int], totals: list[int]) -> None:
@@ -222,7 +225,6 @@ class KVCacheManager:
         num_cached, chains, shift = self._num_cached_items, self._chains, self._shift
         token_ids, extend = self.table.token_ids, self.hasher.extend
         cache_block, listeners = self.pool.cache_block, self.listeners
-        tables = [(bytes((g,)) if g else b"", t) for g, t in enumerate(self.table.block_tables)]
         for slot, total in zip(slots, totals, strict=True):
             done, full = num_cached[slot], total >> shift
             chain = chains[slot]
@@ -231,7 +233,7 @@ class KVCacheManager:
             num_cached[slot] = full
             extend(chain, token_ids[slot], full)
             hashes = chain.hashes
-            for g, (suffix, table) in enumerate(tables):
+            for g, (suffix, table) in enumerate(zip(self._suffixes, self._tables, strict=True)):
                 for i, block in enumerate(table[slot, done:full].tolist(), done):
                     if block == NULL_BLOCK or not cache_block(block, hashes[i] + suffix):
                         continue
@@ -246,7 +248,7 @@ class KVCacheManager:
             for i in np.flatnonzero(live > self._num_freed[g, slots]).tolist():
                 slot, end = int(slots[i]), int(live[i])
                 start = int(self._num_freed[g, slot])
-                row = self.table.block_tables[g][slot, start:end]
+                row = self._tables[g][slot, start:end]
                 self.pool.free(row[::-1].tolist())
                 row[:] = NULL_BLOCK
                 self._num_freed[g, slot] = end
@@ -266,7 +268,7 @@ class KVCacheManager:
             self._changes = [c for c in self._changes if slot not in c[1]]
         self.cache_blocks([slot], [num_valid])
         valid, cached = num_valid >> self._shift, self._num_cached[slot]
-        for g, table in enumerate(self.table.block_tables):
+        for g, table in enumerate(self._tables):
             blocks = table[slot, : self.table.num_blocks[g, slot]].tolist()
             if valid < cached:
                 self.pool.uncache(b for b in blocks[valid:cached] if b != NULL_BLOCK)
@@ -306,7 +308,7 @@ class KVCacheManager:
         self.pool.check_integrity()
         counted = np.zeros(self.pool.num_blocks, np.int64)
         computed = self.table.num_computed
-        for g, (group, table) in enumerate(zip(self.groups, self.table.block_tables, strict=True)):
+        for g, (group, table) in enumerate(zip(self.groups, self._tables, strict=True)):
             held = self.table.num_blocks[g]
             assert set(np.flatnonzero(held).tolist()) <= set(live_slots), "an empty slot has blocks"
             needed, live = group.needed(computed), group.first_live(computed)
@@ -342,10 +344,7 @@ class KVCacheManager:
             listener.removed(block, key)
 
     def _lookup(self, g: int, hashes: list[bytes]) -> Lookup:
-        lookup = self.pool.lookup
-        if not g:
-            return lambda i: lookup(hashes[i])
-        suffix = bytes((g,))
+        lookup, suffix = self.pool.lookup, self._suffixes[g]
         return lambda i: lookup(hashes[i] + suffix)
 
     def _record(self, g: int, slots: I32, indices: I32, ids: I32) -> None:

@@ -17,9 +17,10 @@ class FullPolicy:
 
     def __init__(self, spec: GroupSpec, max_chunk: int) -> None:
         self.block_size = spec.block_size
+        self._shift = spec.block_size.bit_length() - 1  # a power of two
 
     def needed(self, totals: I32) -> I32:
-        needed: I32 = (totals + (self.block_size - 1)) // self.block_size
+        needed: I32 = (totals + (self.block_size - 1)) >> self._shift
         return needed
 
     def longest_hit(self, lookup: Lookup, limit: int) -> list[int]:

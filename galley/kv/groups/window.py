@@ -22,11 +22,12 @@ class WindowPolicy:
 
     def __init__(self, spec: GroupSpec, max_chunk: int) -> None:
         self.block_size = spec.block_size
+        self._shift = spec.block_size.bit_length() - 1  # a power of two
         self.window = spec.window
         self.max_chunk = max_chunk
 
     def needed(self, totals: I32) -> I32:
-        needed: I32 = (totals + (self.block_size - 1)) // self.block_size
+        needed: I32 = (totals + (self.block_size - 1)) >> self._shift
         return needed
 
     def longest_hit(self, lookup: Lookup, limit: int) -> list[int]:
@@ -48,5 +49,5 @@ class WindowPolicy:
         return min(whole, -(-(self.window - 1 + self.max_chunk) // self.block_size) + 1)
 
     def first_live(self, num_computed: I32) -> I32:
-        live: I32 = np.maximum(num_computed - self.window + 1, 0) // self.block_size
+        live: I32 = np.maximum(num_computed - self.window + 1, 0) >> self._shift
         return live
