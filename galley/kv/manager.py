@@ -225,6 +225,7 @@ class KVCacheManager:
         num_cached, chains, shift = self._num_cached_items, self._chains, self._shift
         token_ids, extend = self.table.token_ids, self.hasher.extend
         cache_block, listeners = self.pool.cache_block, self.listeners
+        groups = list(zip(range(len(self.groups)), self._tables, self._suffixes, strict=True))
         for slot, total in zip(slots, totals, strict=True):
             done, full = num_cached[slot], total >> shift
             chain = chains[slot]
@@ -233,7 +234,7 @@ class KVCacheManager:
             num_cached[slot] = full
             extend(chain, token_ids[slot], full)
             hashes = chain.hashes
-            for g, (suffix, table) in enumerate(zip(self._suffixes, self._tables, strict=True)):
+            for g, table, suffix in groups:
                 for i, block in enumerate(table[slot, done:full].tolist(), done):
                     if block == NULL_BLOCK or not cache_block(block, hashes[i] + suffix):
                         continue

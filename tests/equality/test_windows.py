@@ -187,6 +187,6 @@ def replayed(handle: int, ids: list[int], output: list[int], params: SamplingPar
         request_id=str(handle),
         prompt_token_ids=np.array(ids, np.int32).tobytes(),
         output_token_ids=np.array(output, np.int32).tobytes(),
-        sampling=params,
+        params=params,
         max_total_tokens=len(ids) + (params.max_tokens or 0),
     )
