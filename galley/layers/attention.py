@@ -23,6 +23,7 @@ class AttentionSpec:
         scale: factor of the products of queries and keys.
         rotary: rotary embedding of q and k; None = no positions in this layer.
         window: tokens that a query sees, its own included; 0 = all before it.
+        causal: False = a query sees its whole sequence, computed in one step (an encoder).
         q_norm, k_norm: applied to each head before the rotation; None = none.
     """
 
@@ -36,6 +37,7 @@ class AttentionSpec:
     scale: float
     rotary: Rotary | None
     window: int = 0
+    causal: bool = True
     qkv_bias: bool = False
     out_bias: bool = False
     q_norm: NormSpec | None = None
@@ -60,7 +62,7 @@ class Attention:
         self.q_norm = None if spec.q_norm is None else HeadNorm(source, spec.q_norm)
         self.k_norm = None if spec.k_norm is None else HeadNorm(source, spec.k_norm)
         self.rotary = None if spec.rotary is None else context.rotary_table(spec.rotary)
-        self.layer = context.add_kv_layer(kv_heads, d, spec.window)
+        self.layer = context.add_kv_layer(kv_heads, d, spec.window, spec.causal)
         self._sizes = (heads * d, kv_heads * d, kv_heads * d)
         self._scale = spec.scale
 

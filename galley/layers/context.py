@@ -22,9 +22,11 @@ class BuildContext:
         self._max_positions = max_positions
         self._tables: dict[Rotary, RotaryTable] = {}
 
-    def add_kv_layer(self, kv_heads: int, head_dim: int, window: int) -> KVLayer:
+    def add_kv_layer(
+        self, kv_heads: int, head_dim: int, window: int, causal: bool = True
+    ) -> KVLayer:
         """The KV cache of one more layer; `kv_heads` are this rank's."""
-        layer = KVLayer(len(self.kv_layers), kv_heads, head_dim, window)
+        layer = KVLayer(len(self.kv_layers), kv_heads, head_dim, window, causal)
         self.kv_layers.append(layer)
         return layer
 
