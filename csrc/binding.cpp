@@ -183,6 +183,30 @@ void bind_enums(nb::module_& m) {
   nb::enum_<RopeStyle>(m, "RopeStyle", nb::is_arithmetic(), "Which elements of a head are rotated.")
       .value("halves", RopeStyle::halves, "i with i + rot_dim / 2")
       .value("interleaved", RopeStyle::interleaved, "2i with 2i + 1");
+  nb::enum_<Epilogue>(m, "Epilogue", nb::is_arithmetic(), "Op that a linear op applies as it stores.")
+      .value("none", Epilogue::none)
+      .value("silu_mul", Epilogue::silu_mul, "of interleaved gate and up");
+  nb::enum_<Format>(m, "Format", nb::is_arithmetic(), "Number format of a weight (csrc/linear.h).")
+      .value("f32", Format::f32)
+      .value("bf16", Format::bf16)
+      .value("i4", Format::i4)
+      .value("i5", Format::i5)
+      .value("i6", Format::i6)
+      .value("i8", Format::i8);
+  nb::enum_<Scale>(m, "Scale", nb::is_arithmetic(), "Number format of a weight's scales and mins.")
+      .value("f16", Scale::f16)
+      .value("f32", Scale::f32)
+      .value("bf16", Scale::bf16)
+      .value("u6", Scale::u6, "times an f16 per 256 values")
+      .value("i8", Scale::i8, "times an f16 per 256 values");
+  nb::enum_<Offset>(m, "Offset", nb::is_arithmetic(), "Offset of a weight's codes.")
+      .value("zero", Offset::zero, "one zero")
+      .value("min", Offset::min, "besides, a min per scale")
+      .value("zeros", Offset::zeros, "a zero per scale");
+  nb::enum_<CodeTable>(m, "CodeTable", nb::is_arithmetic(), "Levels of a weight's codes.")
+      .value("none", CodeTable::none, "affine")
+      .value("levels", CodeTable::levels, "int8")
+      .value("floats", CodeTable::floats, "float32");
 }
 
 }  // namespace

@@ -14,6 +14,35 @@ class RopeStyle(IntEnum):
     halves = 0
     interleaved = 1
 
+class Epilogue(IntEnum):
+    none = 0
+    silu_mul = 1
+
+class Format(IntEnum):
+    f32 = 0
+    bf16 = 1
+    i4 = 2
+    i5 = 3
+    i6 = 4
+    i8 = 5
+
+class Scale(IntEnum):
+    f16 = 0
+    f32 = 1
+    bf16 = 2
+    u6 = 3
+    i8 = 4
+
+class Offset(IntEnum):
+    zero = 0
+    min = 1
+    zeros = 2
+
+class CodeTable(IntEnum):
+    none = 0
+    levels = 1
+    floats = 2
+
 def isa() -> str: ...
 def ops() -> list[str]: ...
 def activation_bytes(kind: int, k: int) -> int: ...

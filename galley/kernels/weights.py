@@ -78,12 +78,12 @@ class WeightFormat:
     def arguments(self) -> dict[str, int]:
         """The weight arguments of a native op (docs/native_ops.md)."""
         return {
-            "format": get_args(FormatName).index(self.name),
+            "format": _native.Format[self.name],
             "group": self.group,
             "zero": self.zero,
-            "scale": get_args(ScaleName).index(self.scale),
-            "offset": get_args(OffsetName).index(self.offset),
-            "table": get_args(TableName).index(self.table),
+            "scale": _native.Scale[self.scale],
+            "offset": _native.Offset[self.offset],
+            "table": _native.CodeTable[self.table],
         }
 
     def layout(self, shape: tuple[int, int]) -> _native.WeightLayout:

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from galley.kernels import _native
+from galley.kernels import _native, weights
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.weights import pack
 from tests.kernels.native_harness import ISAS, Native, aligned, use_isa
@@ -299,6 +299,25 @@ class TestNames:
                 methods = [m for m in vars(thing) if not m.startswith("_")]
                 assert [m for m in methods if f"def {m}(" not in stub] == []
 
+    def test_numbers_of_enums_are_written_down(self):
+        stub = (ROOT / "galley" / "kernels" / "_native.pyi").read_text()
+        enums = [
+            e for e in vars(_native).values() if isinstance(e, type) and issubclass(e, IntEnum)
+        ]
+        assert len(enums) >= 7
+        for enum in enums:
+            body = re.search(rf"class {enum.__name__}\(IntEnum\):\n((?:    .*\n)+)", stub)[1]
+            assert body.split("\n")[:-1] == [f"    {m.name} = {m.value}" for m in enum]
+
+    def test_formats_have_the_names_of_the_native_enums(self):
+        for names, enum in (
+            (weights.FormatName, _native.Format),
+            (weights.ScaleName, _native.Scale),
+            (weights.OffsetName, _native.Offset),
+            (weights.TableName, _native.CodeTable),
+        ):
+            assert get_args(names) == tuple(member.name for member in enum)
+
 
 class TestInstructionSets:
     def test_environment_chooses(self):
@@ -369,7 +388,7 @@ print("ended", flush=True)
     def test_exit_with_living_threads(self):
         """A module-level pool that nobody closes does not keep the process alive."""
         code = """
-from galley.kernels import _native
+from galley.kernels import _native, weights
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.weights import pack
 pool = _native.Pool(4)

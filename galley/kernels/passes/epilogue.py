@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from galley.kernels._native import Epilogue
 from galley.kernels.passes.neighbours import Readers, fuse_neighbours
 from galley.kernels.program import Node
 
@@ -20,4 +21,6 @@ def _fuse(linear: Node, silu: Node, readers: Readers) -> Node | None:
         return None
     if readers[gate_up.buffer] != 1:
         return None
-    return replace(linear, writes={"out": silu.writes["out"]}).with_ints(epilogue=1)
+    return replace(linear, writes={"out": silu.writes["out"]}).with_ints(
+        epilogue=int(Epilogue.silu_mul)
+    )
