@@ -11,12 +11,16 @@ import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
 from galley.errors import InvalidRequest, Unsupported
 from galley.validation import locate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: `SamplingParams` fields of vLLM 0.32 that are refused by name until they act.
 UNSUPPORTED_SAMPLING_FIELDS = (
@@ -68,9 +72,8 @@ class _NamesFaults(msgspec.StructMeta):
         """Raises InvalidRequest for an unknown field or a value of the wrong type, Unsupported
         for a field that vLLM has and Galley has not.
         """
-        known = cls.__struct_fields__
-        for name in args.keys() - known:
-            refuse_field(name, args.pop(name), known)
+        for name in args.keys() - cls.__struct_fields__:
+            refuse_field(name, args.pop(name), cls.__name__, cls.__struct_fields__)
         try:
             return msgspec.convert({k: _plain(v) for k, v in args.items()}, cls, str_keys=True)
         except msgspec.ValidationError as e:
@@ -81,7 +84,7 @@ class _NamesFaults(msgspec.StructMeta):
             raise InvalidRequest(f"{field}: {what.lower()}.", field=field) from None
 
 
-def refuse_field(name: str, value: Any, known: tuple[str, ...]) -> None:
+def refuse_field(name: str, value: Any, struct: str, known: tuple[str, ...]) -> None:
     """Return if `value` is the same as the default; raise Unsupported or InvalidRequest."""
     if name in UNSUPPORTED_SAMPLING_FIELDS:
         if value is None or (isinstance(value, int) and value == 0):
@@ -89,7 +92,7 @@ def refuse_field(name: str, value: Any, known: tuple[str, ...]) -> None:
         raise Unsupported(f"{name} is not supported yet.", field=name)
     near = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise InvalidRequest(f"SamplingParams has no field {name}.{hint}", field=name)
+    raise InvalidRequest(f"{struct} has no field {name}.{hint}", field=name)
 
 
 def _plain(value: Any) -> Any:
@@ -393,6 +396,24 @@ class RequestMetrics:
     def first_token_latency(self) -> float:
         """Seconds from arrival to the first token; 0.0 before it."""
         return self.first_token_time - self.arrival_time if self.first_token_time else 0.0
+
+
+@dataclass(slots=True)
+class PoolingOutput:
+    """The vector of a prompt, float32 (vLLM's shape)."""
+
+    data: NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class PoolingRequestOutput:
+    """The one output of a request that pools (vLLM's shape)."""
+
+    request_id: str
+    outputs: PoolingOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    finished: bool = True
 
 
 @dataclass(slots=True)

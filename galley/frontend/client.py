@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from galley.frontend.input_processor import InputProcessor, Limits, TruncationSide
 from galley.frontend.interrupt import uninterrupted
 from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
 from galley.frontend.prompts import Prompt
-from galley.request import RequestOutput, SamplingParams
+from galley.request import PoolingParams, PoolingRequestOutput, RequestOutput, SamplingParams
 
 if TYPE_CHECKING:
     from galley.engine.core import Core
@@ -150,7 +150,7 @@ class InprocClient:
     def add(
         self,
         prompt: Prompt,
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         request_id: str,
         *,
         priority: int = 0,
@@ -194,6 +194,18 @@ class InprocClient:
                     yield output
         finally:
             self.cancel(state)
+
+    def pool(self, prompts: Iterable[Prompt], params: PoolingParams) -> list[PoolingRequestOutput]:
+        """A vector of each prompt, in order. Raises the first error."""
+        states = [self.add(prompt, params, str(i)) for i, prompt in enumerate(prompts)]
+        try:
+            while not all(state.ended for state in states):
+                self.step()
+            outputs = [state.take_pooled() for state in states]
+        finally:
+            for state in states:
+                self.cancel(state)
+        return [output for output in outputs if output is not None]
 
     def shutdown(self) -> None:
         self.core.shutdown()

@@ -18,7 +18,7 @@ import msgspec
 from galley.config import EngineConfig, ModelInfo
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.prompts import Prompt, parse_prompt
-from galley.request import Request, SamplingParams
+from galley.request import PoolingParams, Request, SamplingParams
 
 #: Handles carry the client's number above this bit, so that they are unique over all clients.
 CLIENT_SHIFT = 40
@@ -43,7 +43,7 @@ class Submission:
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     arrival_time: float
     requests: list[Request]
 
@@ -81,7 +81,7 @@ class InputProcessor:
     def process(
         self,
         prompt: Prompt,
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         request_id: str,
         *,
         priority: int = 0,
@@ -104,12 +104,16 @@ class InputProcessor:
             InvalidRequest, Unsupported: with the field at fault.
         """
         parsed = parse_prompt(prompt)
-        self._check_params(params)
+        if isinstance(params, SamplingParams):
+            self._check_params(params)
         ids = self._token_ids(parsed["text"], parsed["token_ids"], add_special_tokens)
         ids = self._truncated(ids, params, truncation_side)
         if not ids:
             raise InvalidRequest("The prompt cannot be empty.", field="prompt")
-        max_total = self._max_total_tokens(len(ids), params, clip_max_tokens)
+        if isinstance(params, PoolingParams):
+            max_total = self._checked_length(len(ids))
+        else:
+            max_total = self._max_total_tokens(len(ids), params, clip_max_tokens)
         submission = Submission(
             request_id=request_id,
             prompt=parsed["text"],
@@ -155,19 +159,22 @@ class InputProcessor:
                 )
         return ids
 
-    def _truncated(self, ids: list[int], params: SamplingParams, side: TruncationSide) -> list[int]:
+    def _truncated(
+        self, ids: list[int], params: SamplingParams | PoolingParams, side: TruncationSide
+    ) -> list[int]:
         """At most as many tokens as `truncate_prompt_tokens` keeps."""
         keep = self._max_prompt_tokens(params)
         if keep is None or len(ids) <= keep:
             return ids
         return ids[:keep] if side == "right" else ids[len(ids) - keep :]
 
-    def _max_prompt_tokens(self, params: SamplingParams) -> int | None:
+    def _max_prompt_tokens(self, params: SamplingParams | PoolingParams) -> int | None:
         """How many tokens of the prompt stay; None = all."""
         keep, length = params.truncate_prompt_tokens, self.limits.max_model_len
         if keep is None:
             return None
-        room = length - (params.max_tokens or 1)
+        output = 0 if isinstance(params, PoolingParams) else params.max_tokens or 1
+        room = length - output
         if keep == -1:
             return max(room, 1)
         if keep > length:
@@ -177,6 +184,17 @@ class InputProcessor:
                 field="truncate_prompt_tokens",
             )
         return keep
+
+    def _checked_length(self, num_prompt: int) -> int:
+        """The length of a prompt that pools, which may be the model's."""
+        length = self.limits.max_model_len
+        if num_prompt > length:
+            raise InvalidRequest(
+                f"This model's maximum context length is {length} tokens, but the prompt has "
+                f"{num_prompt} tokens. Please shorten it.",
+                field="prompt",
+            )
+        return num_prompt
 
     def _max_total_tokens(self, num_prompt: int, params: SamplingParams, clip: bool) -> int:
         """Prompt + output tokens at which the request ends: max_tokens, limited by the model's
@@ -265,6 +283,9 @@ class InputProcessor:
         self, submission: Submission, max_total: int, priority: int, cache_salt: str | None
     ) -> None:
         params, limits = submission.params, self.limits
+        if isinstance(params, PoolingParams):
+            self._add_pooling(submission, params, max_total, priority, cache_salt)
+            return
         seed = self._seed(params)
         packed = array("i", submission.prompt_token_ids).tobytes()
         stop_ids = params.stop_token_ids
@@ -302,6 +323,29 @@ class InputProcessor:
                 )
             )
         self._next_handle += params.n
+
+    def _add_pooling(
+        self,
+        submission: Submission,
+        params: PoolingParams,
+        max_total: int,
+        priority: int,
+        cache_salt: str | None,
+    ) -> None:
+        submission.requests.append(
+            Request(
+                handle=self._next_handle,
+                request_id=submission.request_id,
+                prompt_token_ids=array("i", submission.prompt_token_ids).tobytes(),
+                params=msgspec.structs.replace(params, truncate_prompt_tokens=None),
+                max_total_tokens=max_total,
+                arrival_time=submission.arrival_time,
+                priority=priority,
+                cache_salt=cache_salt,
+                client_index=self.client_index,
+            )
+        )
+        self._next_handle += 1
 
     def _seed(self, params: SamplingParams) -> int | None:
         """The request's own seed, or one chosen now, so that a replay samples the same tokens."""

@@ -21,6 +21,9 @@ from galley.request import (
     CompletionOutput,
     FinishReason,
     Logprob,
+    PoolingOutput,
+    PoolingParams,
+    PoolingRequestOutput,
     Request,
     RequestMetrics,
     RequestOutput,
@@ -61,6 +64,7 @@ class Sequence:
         "logprobs",
         "metrics",
         "pieces",
+        "pooled",
         "request",
         "state",
         "stop_reason",
@@ -80,7 +84,7 @@ class Sequence:
         self.text = text
         self.token_ids: list[int] = []
         self.pieces: list[str] = []
-        wants = request.sampling.wants_logprobs
+        wants = not request.pools and request.sampling.wants_logprobs
         self.logprobs: list[dict[int, Logprob]] | None = [] if wants else None
         self.cumulative_logprob = 0.0
         self.finish_reason: str | None = None
@@ -90,6 +94,7 @@ class Sequence:
         self.taken_tokens = 0
         self.taken_pieces = 0
         self.tap: Tap | None = None
+        self.pooled: bytes | None = None
 
     def push(self, token_id: int) -> bool:
         """Append a token; True if its text completed a stop string: the sequence has ended."""
@@ -193,6 +198,8 @@ class RequestState:
         self, submission: Submission, tokenizer: Detokenizer | None, interval: int = 1
     ) -> None:
         params = submission.params
+        if isinstance(params, PoolingParams):  # one output at the end, without tokens and text
+            params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False)
         self.submission = submission
         self.kind = params.output_kind
         #: Tokens between two outputs; the first and the last are output at once.
@@ -275,6 +282,27 @@ class RequestState:
             prompt_logprobs=prompt_logprobs(self.prompt_logprobs, flat),
             num_cached_tokens=self.num_cached_tokens,
             metrics=first.metrics,
+        )
+
+    def take_pooled(self) -> PoolingRequestOutput | None:
+        """The vector of a request that pools, or None before its end.
+
+        Raises the error with which the request ended.
+        """
+        import numpy as np
+
+        (sequence,) = self.sequences
+        if self.error is not None:
+            raise self.error
+        if self.num_unfinished:
+            return None
+        if sequence.pooled is None:
+            raise RequestFailed("the request was aborted.")
+        return PoolingRequestOutput(
+            request_id=self.submission.request_id,
+            outputs=PoolingOutput(np.frombuffer(sequence.pooled, np.float32)),
+            prompt_token_ids=self.submission.prompt_token_ids,
+            num_cached_tokens=self.num_cached_tokens or 0,
         )
 
 
@@ -437,6 +465,7 @@ class OutputProcessor:
             message = finished.error or "the engine failed on this request."
             live = self.fail(sequence.state, RequestFailed(message))
             return [h for h in live if h != finished.handle]
+        sequence.pooled = finished.pooled
         sequence.end(str(reason), finished.stop_reason)
         self._leave(sequence, reason)
         return []

@@ -26,7 +26,7 @@ from galley.observability.catalog import (
     bounds,
 )
 from galley.observability.registry import shares_metrics
-from galley.request import FinishReason, Request
+from galley.request import FinishReason, Request, SamplingParams
 
 
 @dataclass(slots=True)
@@ -192,8 +192,9 @@ class EngineMetrics:
         series.observe("request_prompt_tokens", timeline.num_prompt)
         series.observe("request_generation_tokens", num_tokens)
         series.observe("request_num_preemptions", timeline.num_preemptions)
-        if timeline.request.sampling.max_tokens is not None:
-            series.observe("request_params_max_tokens", timeline.request.sampling.max_tokens)
+        params = timeline.request.params
+        if isinstance(params, SamplingParams) and params.max_tokens is not None:
+            series.observe("request_params_max_tokens", params.max_tokens)
         if timeline.index == 0:
             series.observe("request_params_n", timeline.n)
         if timeline.scheduled:

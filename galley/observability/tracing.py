@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from galley.config.extras import install_command
 from galley.errors import ConfigError
 from galley.messages import Outputs, Ready
-from galley.request import FinishReason, Request
+from galley.request import FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -142,21 +142,22 @@ class RequestTracer:
         part.end(_nanoseconds(max(begin, end)))
 
     def _attributes(self, trace: Trace) -> dict[str, Any]:
-        request, sampling = trace.request, trace.request.sampling
+        request, params = trace.request, trace.request.params
         arrival = request.arrival_time
         found: dict[str, Any] = {
             "gen_ai.response.model": self._model_name,
             "gen_ai.request.id": request.request_id.removeprefix("0_"),
             "gen_ai.request.n": trace.n,
-            "gen_ai.request.temperature": sampling.temperature,
-            "gen_ai.request.top_p": sampling.top_p,
             "gen_ai.usage.num_sequences": trace.n,
             "gen_ai.usage.prompt_tokens": len(request.prompt_token_ids) // 4,
             "gen_ai.usage.completion_tokens": trace.tokens,
             "gen_ai.latency.e2e": trace.last - arrival,
         }
-        if sampling.max_tokens is not None:
-            found["gen_ai.request.max_tokens"] = sampling.max_tokens
+        if isinstance(params, SamplingParams):
+            found["gen_ai.request.temperature"] = params.temperature
+            found["gen_ai.request.top_p"] = params.top_p
+            if params.max_tokens is not None:
+                found["gen_ai.request.max_tokens"] = params.max_tokens
         if trace.scheduled:
             found["gen_ai.latency.time_in_queue"] = trace.scheduled - trace.queued
             found["gen_ai.latency.time_in_scheduler"] = trace.scheduled - arrival

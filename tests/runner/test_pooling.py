@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from galley.engine.build import build_core
+from galley.errors import InvalidRequest, RequestFailed
 from galley.executor.local import LocalExecutor
 from galley.executor.loopback import LoopbackExecutor
+from galley.frontend.client import InprocClient
+from galley.frontend.input_processor import InputProcessor, Limits
+from galley.frontend.output_processor import OutputProcessor
 from galley.request import FinishReason, PoolingParams, Request, SamplingParams
 from galley.runner.runner import Runner
 from tests.models.checkpoints import CASES, SIZES, StateDict, make
@@ -163,3 +167,30 @@ def test_errors_name_what_is_missing(checkpoint) -> None:
     ends = run(core)
     assert "not started for pooling" in ends[1].error
     assert "97 tokens, --max-model-len is 96" in ends[2].error
+
+
+def test_from_a_prompt_to_its_output(checkpoint, alone) -> None:
+    """Input processor, engine and output processor, as an offline client runs them."""
+    core = core_of(checkpoint)
+    info = checkpoint.model_info
+    limits = Limits(vocab_size=info.vocab_size, max_model_len=MAX_LEN)
+    client = InprocClient(core, InputProcessor(limits, None), OutputProcessor(None))
+    for kind, params in PARAMS.items():
+        got = client.pool(prompts(), params)
+        assert [output.outputs.data.tobytes() for output in got] == alone[kind]
+        assert [output.prompt_token_ids for output in got] == prompts()
+    long = [1] * (MAX_LEN + 1)
+    with pytest.raises(InvalidRequest, match="the prompt has 97 tokens"):
+        client.pool([long], PoolingParams())
+    (cut,) = client.pool([long], PoolingParams(truncate_prompt_tokens=-1))
+    assert len(cut.prompt_token_ids) == MAX_LEN, "no room is kept for output"
+    generating = client.add([1, 2, 3], SamplingParams(max_tokens=4, temperature=0.0), "g")
+    client.pool(prompts(), PARAMS["mean"])
+    (output,) = [o for o in client.stream(generating) if o.finished]
+    assert len(output.outputs[0].token_ids) == 4
+    assert not core.has_work
+    client = InprocClient(core_of(checkpoint, pooling=False), client.inputs, OutputProcessor(None))
+    with pytest.raises(RequestFailed, match="not started for pooling"):
+        client.pool([[1, 2]], PoolingParams())
+    with pytest.raises(InvalidRequest, match="PoolingParams has no field poling"):
+        PoolingParams(poling="MEAN")
