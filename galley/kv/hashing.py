@@ -1,12 +1,12 @@
-"""Content hashes of full KV blocks: each block's hash chains its parent's, its tokens and extras.
+"""Content hashes of full KV blocks: a block's hash covers its parent's hash, tokens and extras.
 
     root ──▶ h0 = H(root, tokens[0:B], extras(0)) ──▶ h1 = H(h0, tokens[B:2B], extras(1)) ──▶ …
 
-Two blocks have one hash if and only if everything up to their end is the same. The root is random
-for each engine unless PYTHONHASHSEED is set, so that nobody outside can construct a collision;
-with a seed, engines agree. `sha256_cbor` and `xxhash_cbor` hash the canonical CBOR of
-``[parent, [tokens], extras | null]``, byte for byte as vLLM does, since KV-aware routers compute
-the same hashes. Knows nothing of blocks' ids, pools or requests.
+Two blocks have the same hash if and only if everything up to their end is the same. The root is
+random in each engine unless PYTHONHASHSEED is set, so that a client cannot construct a collision;
+engines with the same seed compute the same hashes. `sha256_cbor` and `xxhash_cbor` hash the
+canonical CBOR of ``[parent, [tokens], extras | null]``, byte for byte as vLLM does: KV-aware
+routers compute the same hashes. Knows no block ids, pools or requests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Digest = Callable[[bytes], bytes]
 
 @dataclass(frozen=True, slots=True)
 class ExtraKeys:
-    """What else than tokens makes a block's content: it must be equal for blocks to be shared.
+    """What a block's content depends on besides its tokens. Blocks with other keys are not shared.
 
     Attributes:
         every: keys of every block (the number of an adapter's load).
@@ -43,7 +43,7 @@ class ExtraKeys:
 
 
 class HashChain:
-    """The hashes of one sequence's full blocks, as far as they have been computed."""
+    """The hashes of one sequence's full blocks that have been computed so far."""
 
     __slots__ = ("extras", "hashes")
 
@@ -53,12 +53,12 @@ class HashChain:
 
 
 class BlockHasher:
-    """Extends chains by one of the hash algorithms.
+    """Computes the hashes of chains.
 
     Args:
         algorithm: "sha256", "sha256_cbor", "xxhash" or "xxhash_cbor".
         block_size: tokens per block.
-        seed: fixes the root hash; None draws a random root. `from_environment` reads it.
+        seed: determines the root hash; None = a random root.
 
     Raises:
         ConfigError: unknown algorithm, or one whose package is not installed.
@@ -75,17 +75,17 @@ class BlockHasher:
 
     @classmethod
     def from_environment(cls, algorithm: str, block_size: int) -> BlockHasher:
-        """As the constructor, with the seed that PYTHONHASHSEED gives, if any."""
+        """Like the constructor, with PYTHONHASHSEED as the seed."""
         seed = os.environ.get("PYTHONHASHSEED")
         if seed is None and algorithm.endswith("_cbor"):
             log.warning(
-                "PYTHONHASHSEED is not set, so the block hashes of this engine are its own: set "
-                "it to one value everywhere if others are to compute the same."
+                "PYTHONHASHSEED is not set, so the block hashes of this engine differ from those "
+                "of others. Set it to the same value everywhere if they must be equal."
             )
         return cls(algorithm, block_size, seed)
 
     def extend(self, chain: HashChain, token_ids: I32, num_blocks: int) -> None:
-        """Bring `chain` to `num_blocks` hashes; `token_ids` is the sequence from its start."""
+        """Compute hashes until `chain` has `num_blocks`; `token_ids` is the whole sequence."""
         hashes, extras = chain.hashes, chain.extras
         first = len(hashes)
         if first >= num_blocks:

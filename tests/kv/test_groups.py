@@ -1,4 +1,4 @@
-"""What each kind of KV group needs for a hit, holds and lets go."""
+"""What each kind of KV group needs for a hit, holds and frees."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from galley.errors import ConfigError
 from galley.kv.groups import GROUPS, GroupPolicy, make_policies, require_rewind
 
 
-def find_in(cached: set[int]):
+def lookup_in(cached: set[int]):
     """Blocks of the sequence that are cached; block i has id 100 + i."""
     return lambda i: 100 + i if i in cached else None
 
@@ -31,7 +31,7 @@ STATE = policy(GroupSpec("state", 16, 0, other_bytes=512))
 def test_23_a_full_group_hits_the_longest_chain_from_the_start(
     cached: set[int], limit: int, length: int
 ) -> None:
-    assert FULL.longest_hit(find_in(cached), limit) == [100 + i for i in range(length)]
+    assert FULL.longest_hit(lookup_in(cached), limit) == [100 + i for i in range(length)]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_23_a_full_group_hits_the_longest_chain_from_the_start(
 def test_35_a_window_group_needs_only_the_last_window(
     cached: set[int], limit: int, hit: list[int]
 ) -> None:
-    assert WINDOW.longest_hit(find_in(cached), limit) == hit
+    assert WINDOW.longest_hit(lookup_in(cached), limit) == hit
 
 
 def test_35_blocks_leave_the_window_when_no_position_reads_them() -> None:
@@ -86,7 +86,7 @@ def test_a_state_group_holds_one_block_and_has_no_hits() -> None:
     assert STATE.needed(totals).tolist() == [0, 1, 1, 1, 1]
     assert STATE.first_live(totals).tolist() == [0] * 5
     assert [STATE.most_held(n) for n in (0, 1, 500)] == [0, 1, 1]
-    assert STATE.longest_hit(find_in({0, 1, 2}), 3) == []
+    assert STATE.longest_hit(lookup_in({0, 1, 2}), 3) == []
 
 
 @pytest.mark.parametrize("kind", sorted(GROUPS))
@@ -108,6 +108,6 @@ def test_every_kind_holds_at_most_what_it_says(kind: str, max_chunk: int) -> Non
 def test_a_hit_of_a_window_holds_exactly_what_the_next_position_reads(window: int) -> None:
     group = policy(GroupSpec("window", 16, 64, window=window))
     for limit in range(5):
-        hit = group.longest_hit(find_in({0, 1, 2, 3, 4}), limit)
+        hit = group.longest_hit(lookup_in({0, 1, 2, 3, 4}), limit)
         first = int(group.first_live(np.array([16 * limit]))[0])
         assert hit == [0] * first + [100 + i for i in range(first, limit)]

@@ -1,4 +1,4 @@
-"""Block hashes: vectors of vLLM's sha256_cbor (made with cbor2), chaining, extras, roots."""
+"""Block hashes: test vectors of vLLM's sha256_cbor (from cbor2), chaining, extras, roots."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_canonical_cbor(value: object, encoded: str) -> None:
     assert cbor(value).hex() == encoded
 
 
-def test_cbor_refuses_what_has_no_place_in_a_key() -> None:
+def test_cbor_refuses_other_types() -> None:
     with pytest.raises(TypeError, match="float"):
         cbor(1.5)
     with pytest.raises(OverflowError):
@@ -114,7 +114,7 @@ def test_extending_step_by_step_equals_at_once(algorithm: str, extras: ExtraKeys
     assert len(at_once.hashes) == 10
 
 
-def test_cbor_hashes_without_a_seed_are_warned_of(
+def test_cbor_hashes_without_a_seed_log_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)

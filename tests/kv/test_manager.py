@@ -123,7 +123,7 @@ def test_the_last_block_of_a_sequence_that_ends_at_a_border_is_cached() -> None:
 
 
 class Events:
-    """A listener that keeps what it was told."""
+    """A listener that records all calls."""
 
     def __init__(self) -> None:
         self.stored_blocks: list[StoredBlock] = []
