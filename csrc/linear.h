@@ -156,11 +156,21 @@ struct WeightLayout {
     return data + table_bytes() + number * panel_bytes();
   }
 
-  // Of a panel: codes of less than 8 bits as bytes, and scales of two levels as f32 headers.
-  int64_t expanded_bytes() const { return format == Format::i8 ? 0 : blocks() * kGroup * kPanel; }
-  int64_t decoded_bytes() const {
-    return two_level() ? spans() * entries() * kPanel * 4 * (offset == Offset::min ? 2 : 1) : 0;
+  // Whether kernels read any number of rows' blocks as they lie: a header for each, with scales of
+  // one level; of 4-bit codes those around 8, or around 0 with mins. Other panels are repacked for
+  // more rows than one block of them: to 8-bit codes, each block with a header of f32.
+  bool plain_blocks() const {
+    if (span_blocks() != 1 || two_level() || table != CodeTable::none) return false;
+    return format == Format::i8 || (format == Format::i4 && group == 32 &&
+                                    offset != Offset::zeros && zero == (has_mins() ? 0 : 8));
   }
+  bool has_mins() const { return offset == Offset::min; }
+  int64_t parts() const { return group == 16 ? 2 : 1; }  // of a block, with a scale each
+  int64_t repacked_zeros_at() const { return parts() * kPanel * 4 * (has_mins() ? 2 : 1); }
+  int64_t repacked_header_bytes() const {
+    return round_up(repacked_zeros_at() + (offset == Offset::zeros ? parts() * kPanel : 0), 64);
+  }
+  int64_t repacked_bytes() const { return blocks() * (repacked_header_bytes() + kGroup * kPanel); }
 
   // int8 with one scale per output, whose dot product with int8 of one scale is a sum of integers.
   bool per_output() const {
@@ -208,7 +218,10 @@ constexpr int64_t kExpandedBlocks = 4;  // that are float32 at a time, for float
 
 // Bytes of scratch memory that a tile needs (64-byte aligned).
 static inline int64_t linear_scratch_bytes(const WeightLayout& w, Kind x) {
-  if (w.quantised() && in_groups(x)) return w.expanded_bytes() + w.decoded_bytes();
+  if (w.quantised() && in_groups(x)) {
+    if (!w.plain_blocks()) return w.repacked_bytes();
+    return w.format == Format::i8 ? 0 : w.blocks() * kGroup * kPanel;
+  }
   const int64_t sums = kPiecePanels * kChunkRows * kPanel * 4;
   return w.quantised() ? sums + kExpandedBlocks * kGroup * kPanel * 4 : sums;
 }

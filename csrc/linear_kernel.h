@@ -34,19 +34,39 @@ constexpr int64_t kWordBytes = kHalves * 64;  // of a panel, for one word of K
 // fits the L2 cache. A piece of 240 rows takes 480 KB, one of a panel 64 KB.
 constexpr int64_t kUncut = 3072, kPiece = 512;
 
+// How the blocks of codes of a panel follow each other.
+struct BlockLayout {
+  HeaderReader reader;
+  int64_t header_bytes, block_bytes;  // a header, and the codes of a block
+  int64_t span;                       // blocks that share a header
+  int64_t entry_step;                 // from block to block of a span
+  int32_t zero;                       // the code of level 0, of codes as bytes
+
+  explicit BlockLayout(const WeightLayout& w)
+      : reader(w), header_bytes(w.header_bytes()), block_bytes(w.block_bytes()),
+        span(w.span_blocks()), entry_step(w.two_level() ? w.parts() : 0),
+        zero(w.table == CodeTable::levels ? 128 : w.zero) {}
+  static BlockLayout repacked(const WeightLayout& w) {
+    BlockLayout layout(w);
+    layout.reader = HeaderReader::repacked(w);
+    layout.header_bytes = w.repacked_header_bytes(), layout.block_bytes = kGroup * kPanel;
+    layout.span = 1, layout.entry_step = 0;
+    return layout;
+  }
+};
+
 // What one block of rows computes: y[rows][32].
 struct Block {
   const LinearJob* job;
-  const uint8_t* panel;   // packed weights
-  uint8_t* scratch;       // codes of less than 8 bits as bytes, written by the first block of rows
-  int64_t scratch_step;   // bytes of scratch from block to block of k; 0: one block is kept
-  bool expand;            // write them, where the kernel does not do so while it reads nibbles
-  const uint8_t* headers; // decoded ones, or null
-  const uint8_t* x;       // the first row
+  const BlockLayout* layout;  // of codes in groups, else null
+  const uint8_t* panel;       // packed weights
+  uint8_t* scratch;           // i4: the panel's codes as bytes, written by the first block of rows
+  bool keeps;                 // writes a repacked panel to scratch
+  const uint8_t* x;           // the first row
   Prefetch prefetch;
-  int64_t distance;       // from weights in use to those to prefetch, where `prefetch` sees both
-  float* y;               // sums; what is computed so far where `word` > 0
-  int64_t word, end;      // words of K, [word, end) of them: all but where K is cut
+  int64_t distance;           // from weights in use to those to prefetch, where `prefetch` sees both
+  float* y;                   // sums; what is computed so far where `word` > 0
+  int64_t word, end;          // words of K, [word, end) of them: all but where K is cut
 };
 
 #define GALLEY_ROWS _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)
@@ -190,8 +210,12 @@ template <bool kKeep> struct Nibbles {
   }
 };
 
-// One half (16 columns) of a block of codes of less than 8 bits, as bytes [8][32 columns][4]; `codes`
-// and `bytes` are at the half. kBits above a nibble, 0 .. 2; a table of levels or null.
+GALLEY_INLINE void prefetch_lines(const uint8_t* at, int64_t bytes) {
+  for (const uint8_t* end = at + bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+}
+
+// One half (16 columns) of a block of codes, as bytes [8][32 columns][4]; `codes` and `bytes` are at
+// the half. kBits above a nibble, 0 .. 2; a table of levels or null.
 template <int kBits>
 void expand_half(const uint8_t* codes, const uint8_t* levels, uint8_t* bytes, Prefetch* prefetch) {
   const Int low = all(0x0f0f0f0f), upper = all(kBits == 1 ? 0x01010101 : 0x03030303);
@@ -213,43 +237,19 @@ void expand_half(const uint8_t* codes, const uint8_t* levels, uint8_t* bytes, Pr
   }
   for (int i = 0; prefetch && i < kBits; i++) advance(*prefetch);
 }
+void copy_half(const uint8_t* codes, uint8_t* bytes, Prefetch* prefetch) {
+  for (int j = 0; j < 8; j++) {
+    store(reinterpret_cast<int32_t*>(bytes + j * kHalves * 64), words(codes + j * kHalves * 64));
+    if (prefetch) advance(*prefetch);
+  }
+}
 GALLEY_INLINE void expand(const WeightLayout& w, const uint8_t* codes, const uint8_t* levels, uint8_t* bytes,
                           Prefetch* prefetch) {
   switch (w.format) {
+    case Format::i8: return copy_half(codes, bytes, prefetch);
     case Format::i5: return expand_half<1>(codes, levels, bytes, prefetch);
     case Format::i6: return expand_half<2>(codes, levels, bytes, prefetch);
     default: return expand_half<0>(codes, levels, bytes, prefetch);
-  }
-}
-
-// A zero that -8 times a sum becomes -zero times the sum with: by a shift where it can be.
-struct ZeroTimes {
-  int32_t zero;
-  int shift;  // or -1
-
-  explicit ZeroTimes(int32_t zero) : zero(zero), shift(zero == 0 ? 31 : -1) {
-    for (int s = 0; s < 5; s++) {
-      if (zero == 8 << s) shift = s;
-    }
-  }
-};
-
-// Headers of scales of two levels as those of f32, one after the other.
-void decode_headers(const WeightLayout& w, const uint8_t* panel, uint8_t* headers) {
-  const HeaderReader reader(w);
-  const bool mins = w.offset == Offset::min;
-  const int64_t entries = w.entries(), spans = w.spans(), step = w.decoded_bytes() / spans / 4;
-  float* to = reinterpret_cast<float*>(headers);
-  for (int64_t span = 0; span < spans; span++, to += step) {
-    const uint8_t* header = panel + w.header_at(span * w.span_blocks());
-    for (int64_t entry = 0; entry < entries; entry++) {
-      for (int half = 0; half < kHalves; half++) {
-        const ScaleAndMin both = mins ? reader.scales<true>(header, entry, half)
-                                      : reader.scales<false>(header, entry, half);
-        store(to + entry * kPanel + half * kLanes, both.scale);
-        if (mins) store(to + (entries + entry) * kPanel + half * kLanes, both.min);
-      }
-    }
   }
 }
 
@@ -257,42 +257,44 @@ void decode_headers(const WeightLayout& w, const uint8_t* panel, uint8_t* header
 // order: y = fma(dot, w scale * x scale, y), then with mins y = fma(w min, x scale * sum of x, y).
 // The dot product of x and code - zero is exact: of rows in two planes it is that of the high bytes
 // times 256 plus that of the low ones, at most 32 * 255 * 32639 < 2^28.
-template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes> struct Grouped {
+//
+// Without kSpans every block has a header, and level 0 is 128 for kSigned, else 8, or 0 with mins (or
+// kSigned and what the layout says, which costs a little more). With kSpans neither is so, and where
+// codes are no nibbles a block is expanded to scratch first. The first of several row blocks keeps
+// what it expands, as a panel of plain blocks for the others.
+template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes, bool kSpans>
+struct Grouped {
   static constexpr bool kMin = kOffset == Offset::min, kZeros = kOffset == Offset::zeros;
-  // What the dot product has subtracted already.
+  static constexpr bool kExpands = kSpans && Codes::kFromScratch;
+  // What the dot product has subtracted already, times the sum of x.
   static constexpr int32_t kBase = kSigned ? kSubtracted : 0;
 
   template <int R> struct Rows {
     static void run(const Block& b) {
       const WeightLayout& w = b.job->weight;
-      const HeaderReader reader = b.headers ? HeaderReader::decoded(w) : HeaderReader(w);
-      const int64_t blocks = w.blocks(), stride = b.job->x_bytes, span = w.span_blocks();
-      const int64_t block_bytes = w.block_bytes(), header_bytes = w.header_bytes();
-      const int64_t span_bytes = header_bytes + span * block_bytes;
-      const int64_t numbers_step = b.headers ? w.decoded_bytes() / w.spans() : span_bytes;
-      const int64_t entry_step = w.two_level() ? kSubs : 0;  // from block to block of a span
+      const BlockLayout& layout = *b.layout;
+      const HeaderReader reader = layout.reader;
+      const int64_t blocks = w.blocks(), stride = b.job->x_bytes;
+      const int64_t header_bytes = layout.header_bytes;
+      const int64_t block_bytes = layout.block_bytes + (kSpans ? 0 : header_bytes);
+      const int64_t code_bytes = Codes::kFromScratch && !kSpans ? kGroup * kPanel : block_bytes;
       const uint8_t* levels = w.table == CodeTable::levels ? b.job->data : nullptr;
-      const ZeroTimes zero_times((levels ? 128 : w.zero) - kBase);
+      const int64_t kept_header = w.repacked_header_bytes();
       for (int half = 0; half < kHalves; half += kWide) {
         Prefetch prefetch = b.prefetch;
         const uint8_t* header = b.panel;
-        const uint8_t* numbers = b.headers ? b.headers : header;  // of the header, to be read
-        const uint8_t* codes = b.panel + header_bytes + half * 64;
-        uint8_t* scratch = b.scratch + half * 64;
+        const uint8_t* codes =
+            (Codes::kFromScratch && !kSpans ? b.scratch : b.panel + header_bytes) + half * 64;
+        uint8_t* scratch = b.scratch + half * 64 + (kExpands && b.keeps ? kept_header : 0);
         const uint8_t* side = b.x + blocks * kGroup * kPlanes;
         RowPointers<R> q(b.x, stride), scales(side, stride), starts(side + 4 * blocks, stride);
         RowPointers<R> sums(side + 8 * blocks, stride);
         Float y[R][kWide];
         GALLEY_ROWS GALLEY_WIDE y[r][c] = zero();
-        int64_t left = span, entry = 0;  // blocks of this header
-        start_span(header, b, header_bytes, prefetch);
+        int64_t left = layout.span, entry = 0;  // of the header's blocks and scales
         for (const uint8_t* end = side + 4 * blocks; scales[0] < end; scales.advance(4)) {
-          if (left == 0) {
-            left = span, entry = 0;
-            header += span_bytes, numbers += numbers_step, codes += header_bytes;
-            start_span(header, b, header_bytes, prefetch);
-          }
-          if (Codes::kFromScratch && b.expand) {
+          if (!kSpans || left == layout.span) start_header(header, b, header_bytes, prefetch);
+          if (kExpands) {
             GALLEY_WIDE {
               expand(w, codes + c * 64, levels, scratch + c * 64, c == 0 ? &prefetch : nullptr);
             }
@@ -300,10 +302,14 @@ template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes> str
 #pragma GCC unroll 2
           for (int sub = 0; sub < kSubs; sub++) {
             Int acc[R][kWide];
-            start_sums(reader, numbers, entry + sub, half, starts, blocks, sub, zero_times, acc);
-            dot_part(Codes::kFromScratch ? scratch : codes, scratch, sub, q, prefetch, acc);
+            start_sums(layout, header, entry + sub, half, starts, blocks, sub, acc);
+            dot_part(kExpands ? scratch : codes, scratch, sub, q, prefetch, acc);
             ScaleAndMin weight[kWide];
-            GALLEY_WIDE weight[c] = reader.template scales<kMin>(numbers, entry + sub, half + c);
+            GALLEY_WIDE weight[c] = reader.template scales<kMin>(header, entry + sub, half + c);
+            if (kExpands && b.keeps) {
+              uint8_t* kept = scratch - half * 64 - kept_header;
+              GALLEY_WIDE keep(layout, header, entry + sub, weight[c], sub, half + c, kept);
+            }
             GALLEY_ROWS {
               const Float x_scale = all(float_at(scales[r]));
               GALLEY_WIDE y[r][c] =
@@ -317,10 +323,17 @@ template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes> str
               GALLEY_WIDE y[r][c] = fma(weight[c].min, x_sum, y[r][c]);
             }
           }
-          left--;
-          entry += entry_step;
-          codes += block_bytes;
-          scratch += b.scratch_step;
+          codes += code_bytes;
+          if (!kSpans) {
+            header += block_bytes;
+            scratch += kGroup * kPanel;
+          } else if (--left == 0) {
+            header += header_bytes + layout.span * block_bytes, codes += header_bytes;
+            left = layout.span, entry = 0;
+          } else {
+            entry += layout.entry_step;
+          }
+          if (kExpands && b.keeps) scratch += kept_header + kGroup * kPanel;
           q.advance(kGroup * kPlanes);
           starts.advance(4);
           sums.advance(4);
@@ -330,40 +343,57 @@ template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes> str
     }
 
    private:
-    static GALLEY_INLINE void start_span(const uint8_t* header, const Block& b,
-                                         int64_t header_bytes, Prefetch& prefetch) {
+    static GALLEY_INLINE void start_header(const uint8_t* header, const Block& b,
+                                           int64_t header_bytes, Prefetch& prefetch) {
       if (prefetch.second) {
-        prefetch_header(header + b.distance, header_bytes);
+        prefetch_lines(header + b.distance, header_bytes);
         prefetch.at = header + b.distance + header_bytes;
       } else {  // beside the header, half of one for each of the two row blocks that prefetch
         for (int64_t at = 0; at < header_bytes; at += 128) advance(prefetch);
       }
     }
 
+    // Entry `sub` of a repacked header.
+    static GALLEY_INLINE void keep(const BlockLayout& layout, const uint8_t* header, int64_t entry,
+                                   const ScaleAndMin& weight, int sub, int half, uint8_t* kept) {
+      const int64_t line = (sub * kHalves + half) * kLanes, lines = kSubs * kPanel;
+      store(reinterpret_cast<float*>(kept) + line, weight.scale);
+      if (kMin) store(reinterpret_cast<float*>(kept) + lines + line, weight.min);
+      if (!kZeros) return;
+      int32_t zeros[kLanes];
+      store(zeros, layout.reader.zeros(header, entry, half));
+      uint8_t* bytes = kept + lines * 4 + line;
+      for (int c = 0; c < kLanes; c++) bytes[c] = static_cast<uint8_t>(zeros[c]);
+    }
+
     // What dot products start from: minus the sum of x in the part, times what codes have too much.
-    static GALLEY_INLINE void start_sums(const HeaderReader& reader, const uint8_t* header,
+    static GALLEY_INLINE void start_sums(const BlockLayout& layout, const uint8_t* header,
                                          int64_t entry, int half, const RowPointers<R>& starts,
-                                         int64_t blocks, int sub, const ZeroTimes& times,
-                                         Int (&acc)[R][kWide]) {
-      if (!kZeros && times.shift >= 0) {
+                                         int64_t blocks, int sub, Int (&acc)[R][kWide]) {
+      if (kZeros) {
+        Int zeros[kWide];
+        GALLEY_WIDE zeros[c] = layout.reader.zeros(header, entry, half + c) + all(-kBase);
         GALLEY_ROWS {
-          const Int start = shift_left(all(part_start(starts[r], blocks, sub)), times.shift);
-          GALLEY_WIDE acc[r][c] = start;
+          const Int sum = all(part_start(starts[r], blocks, sub) >> 3);
+          GALLEY_WIDE acc[r][c] = zeros[c] * sum;
         }
         return;
       }
-      if (!kZeros) {
+      if (kSpans || (kSigned && layout.zero != 128)) {
+        const int32_t times = layout.zero - kBase;
         GALLEY_ROWS {
-          const int32_t start = (part_start(starts[r], blocks, sub) >> 3) * times.zero;
+          const int32_t start = (part_start(starts[r], blocks, sub) >> 3) * times;
           GALLEY_WIDE acc[r][c] = all(start);
         }
         return;
       }
-      Int zeros[kWide];
-      GALLEY_WIDE zeros[c] = reader.zeros(header, entry, half + c) + all(-kBase);
-      GALLEY_ROWS {
-        const Int sum = all(part_start(starts[r], blocks, sub) >> 3);
-        GALLEY_WIDE acc[r][c] = zeros[c] * sum;
+      GALLEY_ROWS GALLEY_WIDE {
+        const Int eight = all(part_start(starts[r], blocks, sub));
+        if (kSigned) {
+          acc[r][c] = kBase == 128 ? Int{} : shift_left<4>(eight);
+        } else {
+          acc[r][c] = kMin ? Int{} : eight;
+        }
       }
     }
 
@@ -386,10 +416,6 @@ template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes> str
       });
       if (kPlanes == 1) return;
       GALLEY_ROWS GALLEY_WIDE acc[r][c] = shift_left<8>(high[r][c]) + acc[r][c];
-    }
-
-    static GALLEY_INLINE void prefetch_header(const uint8_t* at, int64_t bytes) {
-      for (const uint8_t* end = at + bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
     }
 
     // -8 * the sum of x in a part; `starts` is followed by the scaled sums and then by the halves.
@@ -418,17 +444,12 @@ struct Expander {
       const uint8_t* header = panel + w.header_at(block);
       const uint8_t* codes = panel + w.block_at(block);
       alignas(64) uint8_t bytes[kGroup * kPanel];
-      if (w.format != Format::i8) {
-        const uint8_t* levels = w.table == CodeTable::levels ? data : nullptr;
-        for (int c = 0; c < kHalves; c++) {
-          expand(w, codes + c * 64, levels, bytes + c * 64, nullptr);
-        }
-        codes = bytes;
-      }
+      const uint8_t* levels = w.table == CodeTable::levels ? data : nullptr;
+      for (int c = 0; c < kHalves; c++) expand(w, codes + c * 64, levels, bytes + c * 64, nullptr);
       for (int64_t first = 0; first < kGroup; first += part) {
         const int64_t entry = w.group == 0 ? 0 : (block % span * kGroup + first) / w.group;
         for (int half = 0; half < kHalves; half++) {
-          half_part(header, codes + half * 64, entry, half, first / 4, (first + part) / 4, values);
+          half_part(header, bytes + half * 64, entry, half, first / 4, (first + part) / 4, values);
         }
       }
     }
@@ -557,7 +578,7 @@ struct Kernel {
   int max_rows;
   bool first_sees_all;  // `first` prefetches the whole next panel, not half of it
   int64_t words;        // of K, where it can be cut; else 0
-  bool expands;         // `lone` and `first` write scratch before they read it
+  bool repacks;         // `other` reads the panel that `first` has repacked to scratch
 };
 
 template <template <int> class Rows, int kMax> constexpr Kernel same(int64_t words = 0) {
@@ -565,33 +586,39 @@ template <template <int> class Rows, int kMax> constexpr Kernel same(int64_t wor
           false};
 }
 
-// Of codes from an i8 panel, or of scratch that `first` and `lone` write before they read it.
-template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes>
-constexpr Kernel from_bytes() {
+// One of several row blocks on 8-bit codes in plain blocks, as they are or repacked.
+template <int kSubs, Offset kOffset, int kPlanes>
+using PlainBytes = Grouped<Bytes<false>, true, kSubs, kOffset, kPlanes, false>;
+
+template <int kSubs, Offset kOffset, int kPlanes> Kernel plain_or_repacked(const WeightLayout& w) {
   constexpr int kMax = kGroupRows<kPlanes>;
-  Kernel kernel =
-      same<Grouped<Codes, kSigned, kSubs, kOffset, kPlanes>::template Rows, kMax>();
-  kernel.expands = kernel.first_sees_all = Codes::kFromScratch;
+  Kernel kernel = same<PlainBytes<kSubs, kOffset, kPlanes>::template Rows, kMax>();
+  kernel.repacks = !w.plain_blocks();
+  if (!kernel.repacks) return kernel;
+  kernel.lone = kernel.first =
+      run_block<Grouped<Bytes<true>, true, kSubs, kOffset, kPlanes, true>::template Rows, kMax>;
+  kernel.first_sees_all = true;
+  if constexpr (kSubs == 1) {
+    if (w.format == Format::i4 && w.table == CodeTable::none) {
+      kernel.lone =
+          run_block<Grouped<Nibbles<false>, false, 1, kOffset, kPlanes, true>::template Rows, kMax>;
+    }
+  }
   return kernel;
 }
-template <class Codes, bool kSigned, Offset kOffset, int kPlanes>
-Kernel of_subs(const WeightLayout& w) {
-  return w.group == 16 ? from_bytes<Codes, kSigned, 2, kOffset, kPlanes>()
-                       : from_bytes<Codes, kSigned, 1, kOffset, kPlanes>();
-}
 template <Offset kOffset, int kPlanes> Kernel grouped(const WeightLayout& w) {
-  if (w.format == Format::i8) return of_subs<Bytes<false>, true, kOffset, kPlanes>(w);
-  if constexpr (kOffset == Offset::zero) {
-    if (w.table == CodeTable::levels) return of_subs<Bytes<true>, true, kOffset, kPlanes>(w);
+  if constexpr (kOffset != Offset::zeros) {
+    if (w.format == Format::i4 && w.plain_blocks()) {
+      constexpr int kMax = kGroupRows<kPlanes>;
+      using Lone = Grouped<Nibbles<false>, false, 1, kOffset, kPlanes, false>;
+      using First = Grouped<Nibbles<true>, false, 1, kOffset, kPlanes, false>;
+      using Other = Grouped<Bytes<true>, false, 1, kOffset, kPlanes, false>;
+      return {run_block<Lone::template Rows, kMax>, run_block<First::template Rows, kMax>,
+              run_block<Other::template Rows, kMax>, kMax, true, 0, false};
+    }
   }
-  if (w.format != Format::i4 || w.group == 16) {
-    return of_subs<Bytes<true>, false, kOffset, kPlanes>(w);
-  }
-  constexpr int kMax = kGroupRows<kPlanes>;
-  return {run_block<Grouped<Nibbles<false>, false, 1, kOffset, kPlanes>::template Rows, kMax>,
-          run_block<Grouped<Nibbles<true>, false, 1, kOffset, kPlanes>::template Rows, kMax>,
-          run_block<Grouped<Bytes<true>, false, 1, kOffset, kPlanes>::template Rows, kMax>, kMax,
-          true, 0, false};
+  return w.parts() == 2 ? plain_or_repacked<2, kOffset, kPlanes>(w)
+                        : plain_or_repacked<1, kOffset, kPlanes>(w);
 }
 template <int kPlanes> Kernel grouped(const WeightLayout& w) {
   switch (w.offset) {
@@ -636,19 +663,15 @@ void whole_panels(const LinearJob& job, const Kernel& kernel, int64_t panel, int
                   const RowBlocks& blocks, uint8_t* scratch) {
   const int64_t bytes = job.weight.panel_bytes();
   const bool lone = blocks.count == 1, whole = lone || kernel.first_sees_all;
+  const bool repacks = kernel.repacks && !lone;
+  const BlockLayout packed(job.weight), repacked = BlockLayout::repacked(job.weight);
   alignas(64) float y[kWordRows * kPanel];
   alignas(64) float pair[kChunkRows * kPanel];
   for (int64_t p = panel; p < panel + count; p++) {
-    const int64_t step = lone && kernel.expands ? 0 : kGroup * kPanel;
     const uint8_t* at = job.weight.panel(job.data, p);
-    Block b{&job, at, scratch, step, false, nullptr, nullptr, {}, 0, y, 0, kernel.words};
-    if (!lone && in_groups(job.x_kind) && job.weight.two_level()) {
-      uint8_t* headers = scratch + job.weight.expanded_bytes();
-      decode_headers(job.weight, at, headers);
-      b.headers = headers;
-    }
+    Block b{&job, &packed, at, scratch, repacks, nullptr, {}, 0, y, 0, kernel.words};
     blocks.each([&](int64_t i, int64_t row, int rows) {
-      b.expand = kernel.expands && i == 0;
+      if (repacks && i == 1) b.layout = &repacked, b.panel = scratch;
       b.x = job.x + row * job.x_bytes;
       b.distance = lone ? kAhead : bytes;
       b.prefetch = Prefetch{};
@@ -672,7 +695,7 @@ void panels_in_pieces(const LinearJob& job, const Kernel& kernel, int64_t panel,
     const int64_t end = word + kPiece < kernel.words ? word + kPiece : kernel.words;
     for (int64_t p = 0; p < count; p++) {
       const uint8_t* at = job.weight.panel(job.data, panel + p);
-      Block b{&job, at, nullptr, 0, false, nullptr, nullptr, {}, 0, nullptr, word, end};
+      Block b{&job, nullptr, at, nullptr, false, nullptr, {}, 0, nullptr, word, end};
       const uint8_t* next = p + 1 < count        ? at + bytes + word * kWordBytes
                             : end < kernel.words ? at - p * bytes + end * kWordBytes
                                                  : at + bytes;
@@ -704,7 +727,7 @@ void expanded_panels(const LinearJob& job, int64_t panel, int64_t count, const R
       const int64_t word = block * kGroup, end = last * kGroup < k ? last * kGroup : k;
       // The kernel adds the piece's place in K to the panel.
       const uint8_t* at = scratch - word * kWordBytes;
-      Block b{&job, at, nullptr, 0, false, nullptr, nullptr, {}, 0, nullptr, word, end};
+      Block b{&job, nullptr, at, nullptr, false, nullptr, {}, 0, nullptr, word, end};
       blocks.each([&](int64_t, int64_t row, int rows) {
         b.x = job.x + row * job.x_bytes;
         b.y = sums + (row - blocks.begin) * kPanel;

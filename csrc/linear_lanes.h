@@ -213,14 +213,14 @@ struct HeaderReader {
       : kind(w.scale), nibbles(w.format == Format::i4), line_bytes(w.scale_line_bytes()),
         mins_at(w.entries() * w.scale_line_bytes()), zeros_at(w.zeros_at()),
         zero_line_bytes(w.zero_line_bytes()) {}
-  // Of headers that `decode_headers` has written.
-  static HeaderReader decoded(const WeightLayout& w) {
+  // Of headers of repacked blocks.
+  static HeaderReader repacked(const WeightLayout& w) {
     HeaderReader reader(w);
-    reader.kind = Scale::f32, reader.line_bytes = kPanel * 4;
-    reader.mins_at = w.entries() * kPanel * 4;
+    reader.kind = Scale::f32, reader.nibbles = false;
+    reader.line_bytes = kPanel * 4, reader.mins_at = w.parts() * kPanel * 4;
+    reader.zeros_at = w.repacked_zeros_at(), reader.zero_line_bytes = kPanel;
     return reader;
   }
-
   template <bool kMin>
   GALLEY_INLINE ScaleAndMin scales(const uint8_t* header, int64_t entry, int half) const {
     if (kMin && kind == Scale::u6) return six(header, entry, half);

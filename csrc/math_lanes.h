@@ -103,11 +103,6 @@ template <int bits> GALLEY_INLINE Int shift_left(const Int& a) {
   GALLEY_EACH_PART r.part[i] = (IntPart)((WordPart)a.part[i] << bits);
   return r;
 }
-GALLEY_INLINE Int shift_left(const Int& a, int bits) {
-  Int r;
-  GALLEY_EACH_PART r.part[i] = (IntPart)((WordPart)a.part[i] << bits);
-  return r;
-}
 template <int bits> GALLEY_INLINE Int shift_right(const Int& a) {
   Int r;
   GALLEY_EACH_PART r.part[i] = (IntPart)((WordPart)a.part[i] >> bits);
