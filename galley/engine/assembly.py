@@ -67,11 +67,11 @@ def assemble(
     log_start(resolved, model_info, executor, progress.seconds)
     if block_index is not None and not block_index.used:
         block_index = None
+    [memory_use] = executor.rpc("memory")
     sizes = None
     if resolved.observability.enable_mfu_metrics:
-        sizes = _sizes(model_info, executor)
+        sizes = _sizes(model_info, executor, memory_use["weights"])
     core = build_core(resolved, executor, engine_id, sizes, block_index)
-    [memory_use] = executor.rpc("memory")
     cache = Cache(
         memory_use["kv_cache"] // executor.num_blocks,
         lambda blocks: executor.rpc("release_blocks", blocks),
@@ -81,15 +81,14 @@ def assemble(
     return LoadedEngine(core, resolved, model_info, source)
 
 
-def _sizes(model_info: ModelInfo, executor: Executor) -> Sizes:
+def _sizes(model_info: ModelInfo, executor: Executor, weight_bytes: int) -> Sizes:
     """Sizes that the work of a step is estimated from."""
     footprint = measure(model_info)
-    [memory] = executor.rpc("memory")
     return Sizes(
         linear_weights=footprint.token_weights,
         vocab_weights=footprint.logit_weights,
         attention_width=footprint.attention_width,
-        weight_bytes=memory["weights"],
+        weight_bytes=weight_bytes,
         kv_bytes=sum(group.bytes_per_token for group in executor.groups),
     )
 
