@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped KV heads, rotary positions and an optional qk-norm."""
+"""Self-attention with grouped KV heads, rotary positions and an optional qk-norm."""
 
 from __future__ import annotations
 

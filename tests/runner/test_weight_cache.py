@@ -197,7 +197,7 @@ def test_the_second_start_maps_the_packed_weights_of_the_first(model_file):
         assert np.array_equal(theirs.data, ours.data)
     assert not matrices(second.model)[0].data.flags.writeable
 
-    # Another state of the file: packed anew; the old cache and what a crash left are gone.
+    # Another state of the file: packed again; the old cache and the leftovers of a crash are gone.
     os.utime(model_file, ns=(1, 1))
     (path.parent / "fresh.part").touch()
     (path.parent / "old.part").touch()
@@ -207,7 +207,7 @@ def test_the_second_start_maps_the_packed_weights_of_the_first(model_file):
     assert newer != path
     assert sorted(path.parent.iterdir()) == sorted([newer, path.parent / "fresh.part"])
 
-    # A damaged cache: packed anew.
+    # A damaged cache: packed again.
     with newer.open("r+b") as f:
         f.truncate(1000)
     assert not load(model_file)[0].from_cache
