@@ -88,8 +88,8 @@ def torch_model(model_info: ModelInfo, arrays: Arrays) -> torch.nn.Module:
 
 def configure(model_info: ModelInfo, **flags: object) -> EngineConfig:
     """A resolved configuration of small limits; `flags` by their Python names."""
-    given = {"max_model_len": min(1024, model_info.max_position), "max_num_seqs": 8, **flags}
-    return resolve(from_kwargs(given, "offline", {}), MACHINE, model_info)
+    options = {"max_model_len": min(1024, model_info.max_position), "max_num_seqs": 8, **flags}
+    return resolve(from_kwargs(options, "offline", {}), MACHINE, model_info)
 
 
 def open_runner(checkpoint: Checkpoint, **flags: object) -> Runner:

@@ -38,8 +38,8 @@ def checkpoint(model):
 
 def core_of(checkpoint, executor=LocalExecutor, pooling=True, **flags):
     info = checkpoint.model_info
-    given = {"num_threads": 1, "max_model_len": MAX_LEN, "dtype": "float32", **flags}
-    config = configure(info, **given)
+    options = {"num_threads": 1, "max_model_len": MAX_LEN, "dtype": "float32", **flags}
+    config = configure(info, **options)
     runner = Runner(config, info, checkpoint, MACHINE.available_memory, pooling=pooling)
     return build_core(config, executor(runner))
 

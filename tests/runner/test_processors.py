@@ -62,7 +62,7 @@ def test_a_failing_processor_fails_its_row():
     assert 1 in failed
 
 
-def test_rows_that_do_not_draw_are_left_alone():
+def test_rows_that_do_not_sample_are_unchanged():
     params = SamplingParams(logits_processors=[lambda _, row: row])
     table, sampling = tables(new_row(5, params))
     plan = step([5], num_logits=[0], num_sampled=[0])

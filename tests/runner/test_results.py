@@ -54,7 +54,7 @@ def entries(columns):
     return out
 
 
-def test_rows_that_draw_give_one_token_each():
+def test_rows_that_sample_yield_one_token_each():
     table, sampling = tables(*(new_row(i, SamplingParams()) for i in range(4)))
     plan = plan_of([3, 0, 2], [1, 5, 1], [1, 0, 1], [1, 0, 1])
     result = step_result(sampled_step(plan, table, [42, 17]), table, sampling)
@@ -76,7 +76,7 @@ def test_tokens_do_not_change_with_the_kernel_s_next_step():
     assert result.logprobs.ranks[0] > 0
 
 
-def test_a_row_that_cannot_draw_fails_alone():
+def test_a_row_that_cannot_sample_fails_alone():
     table, sampling = tables(*(new_row(i, SamplingParams()) for i in range(4)))
     plan = plan_of([1, 2, 3], [1, 1, 1], [1, 1, 1], [1, 1, 1])
     result = step_result(

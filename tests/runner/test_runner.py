@@ -76,10 +76,10 @@ CASES_OF_SAMPLING = {
 
 @pytest.mark.parametrize("name", CASES_OF_SAMPLING)
 def test_every_token_is_the_definition_s(runner, name):
-    given, params = CASES_OF_SAMPLING[name]
+    args, params = CASES_OF_SAMPLING[name]
     toy = toy_of(runner)
     sequences = [
-        toy.add(slot, PROMPT[slot:], SamplingParams(**given, max_tokens=None)) for slot in range(3)
+        toy.add(slot, PROMPT[slot:], SamplingParams(**args, max_tokens=None)) for slot in range(3)
     ]
     for _ in range(12):
         before = [list(s.tokens) for s in sequences]
@@ -155,7 +155,7 @@ def open_runner_like(runner: Runner) -> Runner:
     return runner
 
 
-def test_a_grammar_mask_comes_between_forward_and_drawing(runner):
+def test_a_grammar_mask_is_applied_between_forward_and_sampling(runner):
     toy = toy_of(runner)
     rows = [toy.add(0, PROMPT), toy.add(1, PROMPT)]
     plan = toy.plan([(s, len(PROMPT)) for s in rows])
@@ -279,13 +279,11 @@ def test_a_pool_too_small_for_the_length_is_refused_with_numbers(checkpoint):
         ({"num_gpu_blocks_override": 3}, "max_model_len"),
     ],
 )
-def test_a_given_size_that_is_too_small_is_told_before_anything_is_loaded(
-    checkpoint, monkeypatch, flags, field
-):
-    def asked(name):
+def test_a_size_that_is_too_small_is_reported_before_loading(checkpoint, monkeypatch, flags, field):
+    def read_tensor(name):
         raise AssertionError(f"{name} was loaded")
 
-    monkeypatch.setattr(checkpoint, "tensor", asked)
+    monkeypatch.setattr(checkpoint, "tensor", read_tensor)
     with pytest.raises(ConfigError) as error:
         open_runner(checkpoint, max_model_len=128, **flags)
     assert error.value.field == field

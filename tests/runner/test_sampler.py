@@ -56,7 +56,7 @@ def test_off_values_are_the_kernel_s():
     assert sampling.columns["num_logprobs"][0] == -1
 
 
-def test_logprob_columns_hold_the_larger_wish_and_the_whole_vocabulary():
+def test_logprob_columns_hold_the_larger_request_and_the_whole_vocabulary():
     _, sampling = tables(
         new_row(0, SamplingParams(logprobs=2, prompt_logprobs=7)),
         new_row(1, SamplingParams(logprobs=-1)),
@@ -84,7 +84,7 @@ def test_allowed_token_ids_mask_only_their_row():
     assert masks.bias_indptr.tolist() == [0, 0, 0]
 
 
-def test_masks_sit_at_a_row_s_last_logit_and_only_where_it_draws():
+def test_masks_are_at_sampled_logit_rows_alone():
     table, sampling = tables(
         new_row(0, SamplingParams(allowed_token_ids=[5], prompt_logprobs=1)),
         new_row(1, SamplingParams(allowed_token_ids=[6])),
@@ -162,7 +162,7 @@ def test_a_grammar_mask_is_met_with_the_row_s_own():
 
 
 @pytest.mark.parametrize("leave", ["clear", "replace"])
-def test_a_slot_forgets_who_was_there(leave):
+def test_a_slot_keeps_nothing_of_its_last_request(leave):
     table, sampling = tables(new_row(3, SamplingParams(allowed_token_ids=[1])))
     assert sampling.has_rules[3]
     if leave == "clear":

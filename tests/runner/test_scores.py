@@ -91,14 +91,14 @@ def test_scores_are_those_of_the_mode(checkpoint, mode, name):
     s = toy.add(1, PROMPT, params)
     for _ in range(4):
         before = list(s.tokens)
-        told = toy.run([(s, len(s.tokens) - s.computed)]).logprobs
+        scores = toy.run([(s, len(s.tokens) - s.computed)]).logprobs
         want = wanted(mode, toy.executor._runner._executable.logits[0], before, params)
-        ids = told.token_ids
+        ids = scores.token_ids
         assert ids[0] == s.tokens[-1]
-        assert np.allclose(told.logprobs, want[ids], rtol=1e-5, atol=1e-5)
-        assert told.ranks[0] == 1 + (want > want[ids[0]]).sum()
-        assert np.allclose(told.logprobs[1:], np.sort(want)[::-1][:4], rtol=1e-5, atol=1e-5)
-        assert np.isfinite(told.logprobs[0])
+        assert np.allclose(scores.logprobs, want[ids], rtol=1e-5, atol=1e-5)
+        assert scores.ranks[0] == 1 + (want > want[ids[0]]).sum()
+        assert np.allclose(scores.logprobs[1:], np.sort(want)[::-1][:4], rtol=1e-5, atol=1e-5)
+        assert np.isfinite(scores.logprobs[0])
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 9, 10, 11])
@@ -109,46 +109,48 @@ def test_the_highest_of_equal_ones_are_those_of_smaller_ids(count):
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
-def test_tokens_asked_for_by_id_and_the_whole_vocabulary(checkpoint, mode):
+def test_tokens_requested_by_id_and_the_whole_vocabulary(checkpoint, mode):
     toy = toy_in(checkpoint, mode)
-    given = SAMPLING["top-k"]
-    by_id = toy.add(0, PROMPT, SamplingParams(**given, logprob_token_ids=[7, 3]))
-    every = toy.add(1, PROMPT, SamplingParams(**given, logprobs=-1))
-    told = toy.run([(by_id, len(PROMPT)), (every, len(PROMPT))]).logprobs
+    args = SAMPLING["top-k"]
+    by_id = toy.add(0, PROMPT, SamplingParams(**args, logprob_token_ids=[7, 3]))
+    every = toy.add(1, PROMPT, SamplingParams(**args, logprobs=-1))
+    scores = toy.run([(by_id, len(PROMPT)), (every, len(PROMPT))]).logprobs
     logits = toy.executor._runner._executable.logits
-    want = wanted(mode, logits[0], PROMPT, SamplingParams(**given))
-    spans = {r: slice(told.indptr[i], told.indptr[i + 1]) for i, r in enumerate(told.rows.tolist())}
-    assert told.token_ids[spans[0]].tolist() == [by_id.tokens[-1], 7, 3]
-    assert len(told.token_ids[spans[1]]) == VOCAB + 1
+    want = wanted(mode, logits[0], PROMPT, SamplingParams(**args))
+    spans = {
+        r: slice(scores.indptr[i], scores.indptr[i + 1]) for i, r in enumerate(scores.rows.tolist())
+    }
+    assert scores.token_ids[spans[0]].tolist() == [by_id.tokens[-1], 7, 3]
+    assert len(scores.token_ids[spans[1]]) == VOCAB + 1
     for span in spans.values():
-        ids = told.token_ids[span]
-        assert np.allclose(told.logprobs[span], want[ids], rtol=1e-5, atol=1e-5)
+        ids = scores.token_ids[span]
+        assert np.allclose(scores.logprobs[span], want[ids], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_a_prompt_s_scores_are_raw(checkpoint, mode):
     toy = toy_in(checkpoint, mode)
     s = toy.add(0, PROMPT, SamplingParams(temperature=2.0, top_k=2, seed=1, prompt_logprobs=2))
-    told = toy.run([(s, len(PROMPT))]).prompt_logprobs
+    scores = toy.run([(s, len(PROMPT))]).prompt_logprobs
     logits = toy.executor._runner._executable.logits
     for i, token in enumerate(PROMPT[1:]):
         want = torch.from_numpy(logits[i].copy())
         want = want.log_softmax(-1) if mode.endswith("logprobs") else want
-        span = slice(told.indptr[i], told.indptr[i + 1])
-        assert told.token_ids[span][0] == token
-        assert np.allclose(told.logprobs[span], want.numpy()[told.token_ids[span]], atol=1e-5)
+        span = slice(scores.indptr[i], scores.indptr[i + 1])
+        assert scores.token_ids[span][0] == token
+        assert np.allclose(scores.logprobs[span], want.numpy()[scores.token_ids[span]], atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_scores_do_not_depend_on_the_batch(checkpoint, mode):
     """Bit for bit, for a request alone and beside seven others in another slot."""
 
-    def told(slot, others):
+    def scores(slot, others):
         toy = toy_in(checkpoint, mode)
         params = SamplingParams(**SAMPLING["top-p"], logprobs=5, logit_bias={4: 1.0})
         beside = [
-            toy.add(i, PROMPT[i % 5 :], SamplingParams(**given, logprobs=2, max_tokens=None))
-            for i, given in enumerate(SAMPLING.values())
+            toy.add(i, PROMPT[i % 5 :], SamplingParams(**args, logprobs=2, max_tokens=None))
+            for i, args in enumerate(SAMPLING.values())
             if i != slot and others
         ]
         s = toy.add(slot, PROMPT, params)
@@ -160,4 +162,4 @@ def test_scores_do_not_depend_on_the_batch(checkpoint, mode):
             found.append((entry.token_ids.tobytes(), entry.logprobs.tobytes()))
         return s.output, found
 
-    assert told(0, others=False) == told(7, others=True)
+    assert scores(0, others=False) == scores(7, others=True)

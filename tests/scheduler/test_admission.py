@@ -197,7 +197,7 @@ def test_07_an_abort_removes_a_waiting_or_running_request_at_once() -> None:
     assert_all_free(core)
 
 
-def test_an_abort_without_anything_to_run_is_still_told() -> None:
+def test_an_abort_without_anything_to_run_is_reported() -> None:
     core = make_core()
     core.add([request(1, [1])])
     core.abort([1])

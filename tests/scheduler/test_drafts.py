@@ -88,7 +88,7 @@ def test_44_rejected_drafts_are_rolled_back() -> None:
     assert core.executor.num_accepted == 0
 
 
-def test_drafts_preempt_nobody() -> None:
+def test_drafts_cause_no_preemption() -> None:
     """Two sequences that fill the pool exactly: drafts have to do without blocks."""
     core = make_core(block_size=16, max_model_len=64, num_blocks=1 + 8, drafts="wrong")
     core.add([request(h, [h] * 20, max_tokens=44) for h in (1, 2)])

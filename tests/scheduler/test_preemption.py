@@ -99,7 +99,7 @@ def test_09_a_resumed_request_hits_what_it_computed_before() -> None:
     assert got.tokens[2] == expected([2] * 40, 70)
 
 
-def test_09_prompt_logprobs_are_told_once() -> None:
+def test_09_prompt_logprobs_are_reported_once() -> None:
     core = make_core(num_blocks=1 + 10, max_model_len=160, budget=16)
     core.add(request(h, [h] * 60, max_tokens=60, prompt_logprobs=0) for h in (1, 2, 3))
     got = run(core)

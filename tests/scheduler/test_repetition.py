@@ -1,4 +1,4 @@
-"""Answers that repeat themselves end, where that is asked for."""
+"""Answers that repeat themselves end, if requested."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.scheduler.fakes import request
 
 
 def sequence(min_tokens: int = 0, **numbers: int) -> Sequence:
-    asked = RepetitionDetectionParams(**numbers)
-    made = request(1, [1], 100, repetition_detection=asked, min_tokens=min_tokens)
+    params = RepetitionDetectionParams(**numbers)
+    made = request(1, [1], 100, repetition_detection=params, min_tokens=min_tokens)
     return Sequence(made, 1, 0.0, 1000, None)
 
 

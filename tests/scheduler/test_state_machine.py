@@ -62,11 +62,13 @@ def blocks_of_one(specs: list[GroupSpec], budget: int) -> int:
 class Client:
     """One request as its client sees it."""
 
-    def __init__(self, handle: int, prompt: list[int], answer: list[int], given: int) -> None:
+    def __init__(
+        self, handle: int, prompt: list[int], answer: list[int], num_replayed: int
+    ) -> None:
         self.handle = handle
         self.prompt = prompt
         self.answer = answer  # all that the request is to produce
-        self.given = given  # tokens it had before (a replay)
+        self.num_replayed = num_replayed  # tokens it had before (a replay)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -210,8 +212,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.clients) > len(self.got.ends))
     @rule(data=st.data(), in_flight=st.booleans())
     def abort(self, data: st.DataObject, in_flight: bool) -> None:
-        living = sorted(set(self.clients) - set(self.got.ends))
-        handle = data.draw(st.sampled_from(living))
+        unfinished = sorted(set(self.clients) - set(self.got.ends))
+        handle = data.draw(st.sampled_from(unfinished))
         if not in_flight:
             self.aborted.add(handle)
             self.core.abort([handle])
@@ -254,7 +256,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert admitted == waiting[: len(admitted)], "admission is strictly in order"
         assert not (admitted and scheduler.counters.num_preemptions > preemptions)
         if self.fcfs and admitted:
-            # Overtaking is bounded: nobody is admitted for the first time while an earlier
+            # Overtaking is bounded: none is admitted for the first time while an earlier
             # arrival waits.
             left = set(waiting) - set(admitted)
             for handle in admitted:
@@ -268,7 +270,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.core.check_integrity()
         for handle, tokens in self.got.tokens.items():
             client = self.clients[handle]
-            assert tokens == client.answer[client.given : client.given + len(tokens)]
+            assert tokens == client.answer[client.num_replayed : client.num_replayed + len(tokens)]
 
     def teardown(self) -> None:
         if not hasattr(self, "core"):
@@ -290,7 +292,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert handle in self.aborted
                 continue
             assert end.reason in (FinishReason.STOP, FinishReason.LENGTH)
-            assert self.got.tokens.get(handle, []) == client.answer[client.given :]
+            assert self.got.tokens.get(handle, []) == client.answer[client.num_replayed :]
             starts = self.got.started[handle]
             assert [s.resumed for s in starts] == [False] + [True] * (len(starts) - 1)
             if self.got.prompt_positions.get(handle):

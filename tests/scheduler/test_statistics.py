@@ -41,17 +41,17 @@ def test_37_resumptions_are_counted_apart() -> None:
 def test_38_gauges_match_the_queues_after_every_step() -> None:
     core = make_core(max_num_seqs=3, num_blocks=1 + 16)
     core.add(request(h, [h] * 50, max_tokens=60) for h in range(1, 9))
-    living = set(range(1, 9))
+    unfinished = set(range(1, 9))
     got = Collected()
     while core.has_work:
         for _, out in step(core, got):
-            living -= set(got.ends)
+            unfinished -= set(got.ends)
             stats = out.stats
             assert stats.num_running == len(core.scheduler.running.order)
-            assert stats.num_running + stats.num_waiting == len(living)
+            assert stats.num_running + stats.num_waiting == len(unfinished)
             assert stats.waiting_by_reason.get("capacity", 0) == stats.num_waiting
             assert stats.counters.num_steps == 1
             assert stats.step_tokens == core.executor.plans[-1].num_new.sum()
             used = core.scheduler.kv.pool.num_used
             assert stats.kv_cache_usage == used / 16
-    assert not living
+    assert not unfinished

@@ -188,7 +188,7 @@ def test_a_replay_goes_on_where_it_was(done: int) -> None:
     core.add([request(1, prompt, max_tokens=40, output=full[:done], prompt_logprobs=0)])
     got = run(core)
     assert got.tokens[1] == full[done:]
-    assert got.prompt_positions == {}, "they were told before the first token"
+    assert got.prompt_positions == {}, "they were reported before the first token"
     assert_all_free(core)
 
 
