@@ -52,14 +52,14 @@ def test_new_connections_get_the_new_one(tmp_path: Path) -> None:
         new_certificate, new_key = make_certificate(tmp_path)
         # Half of a pair cannot be used: the old pair stays until both are there.
         shutil.copy(new_certificate, certificate)
-        files.look()
+        files.reload_if_changed()
         assert is_served(CERT)
         shutil.copy(new_key, key)
-        files.look()
+        files.reload_if_changed()
         assert is_served(str(new_certificate))
         assert not is_served(CERT)
         key.unlink()
-        files.look()
+        files.reload_if_changed()
         assert is_served(str(new_certificate))
 
 
