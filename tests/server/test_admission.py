@@ -119,7 +119,7 @@ def test_other_servers_hear_of_first_tokens_and_of_ends(tmp_path: Path) -> None:
         handle=7,
         request_id="r",
         prompt_token_ids=array("i", [1, 2, 3]).tobytes(),
-        sampling=SamplingParams(),
+        params=SamplingParams(),
         max_total_tokens=9,
         eos_token_ids=(),
     )
