@@ -1,8 +1,8 @@
-"""Log set-up of a process: one handler, one readable line a record.
+"""Logging set-up of a process: one handler, one readable line per record.
 
     INFO 11-24 08:56:01 [server.main] Serving on http://127.0.0.1:8000
 
-Levels and form come from vLLM's variables; `GALLEY_*` wins over `VLLM_*` of the same name.
+Levels and format come from vLLM's variables; `GALLEY_*` takes precedence over `VLLM_*`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TRACE = 5
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, pid, exception."""
+    """One JSON object per line: time (ISO 8601, UTC), level, logger, message, pid, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
@@ -41,7 +41,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class LineFormatter(logging.Formatter):
-    """LEVEL date time [room.module] text; a second line of a text is indented under the first."""
+    """LEVEL date time [package.module] text; further lines are indented under the first."""
 
     def __init__(self, prefix: str, color: bool) -> None:
         super().__init__("%(message)s", "%m-%d %H:%M:%S")
@@ -125,7 +125,7 @@ def _stream(name: str) -> TextIO:
 def _configure_from(path: str) -> None:
     try:
         with open(path, encoding="utf-8") as f:
-            # Loggers are made on import, before this is read: they are meant too.
+            # Loggers already exist, created on import; the file applies to them as well.
             logging.config.dictConfig({"disable_existing_loggers": False, **json.load(f)})
     except (OSError, ValueError, TypeError, AttributeError) as e:
         raise ConfigError(
@@ -134,8 +134,8 @@ def _configure_from(path: str) -> None:
         ) from e
 
 
-class _NotThesePaths(logging.Filter):
-    """Lets pass what is not about one of the paths (uvicorn's second argument after the client)."""
+class _PathFilter(logging.Filter):
+    """Drops records about some paths (uvicorn's second argument after the client)."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         super().__init__()
@@ -150,4 +150,4 @@ class _NotThesePaths(logging.Filter):
 
 def silence_access_log(paths: Iterable[str]) -> None:
     """Write no access log for requests to `paths`; all others are logged as before."""
-    logging.getLogger("uvicorn.access").addFilter(_NotThesePaths(p.strip() for p in paths))
+    logging.getLogger("uvicorn.access").addFilter(_PathFilter(p.strip() for p in paths))

@@ -137,7 +137,7 @@ class EngineMetrics:
     def of(
         cls, registry: CollectorRegistry, config: EngineConfig, max_model_len: int
     ) -> EngineMetrics:
-        """As a configuration says, under the model's first name."""
+        """The metrics for a configuration, under the model's first name."""
         return cls(
             registry,
             config.model.served_model_name[0],
@@ -149,7 +149,7 @@ class EngineMetrics:
         )
 
     def rejected(self, reason: str) -> None:
-        """A request was turned away by the limit `reason`."""
+        """A request was rejected by the limit `reason`."""
         self._rejections.labels(model_name=self._model_name, reason=reason).inc()
 
     def sleeps(self, level: int | None) -> None:

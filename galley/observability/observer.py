@@ -16,7 +16,7 @@ class RequestObserver(Protocol):
     """Events of one engine client, in order. Calls are cheap and never raise."""
 
     def ready(self, message: Ready) -> None:
-        """An engine came up (again, after a restart)."""
+        """An engine is up (again, after a restart)."""
 
     def added(self, request: Request, index: int, n: int) -> None:
         """A sequence was accepted for the first time: child `index` of a request for `n`.

@@ -60,7 +60,7 @@ def _span(record: np.void, begin: str, end: str) -> dict[str, float]:
 def profile_settings(
     config: Mapping[str, Any], prefix: str | None, delay: int | None, most: int | None
 ) -> tuple[str, str, int, int]:
-    """What `Profile` wants besides the trace: --profiler-config, and what is asked for over it.
+    """Arguments of `Profile` besides the trace: --profiler-config, overridden by the call.
 
     Raises:
         InvalidRequest: no profiler is configured.
@@ -70,21 +70,21 @@ def profile_settings(
             'profiler_config must be {"profiler": "torch", "torch_profiler_dir": FOLDER}.',
             field="profiler_config",
         )
-    given = {"delay_iterations": delay, "max_iterations": most}
-    delay, most = (int(config.get(k) or 0) if v is None else v for k, v in given.items())
+    overrides = {"delay_iterations": delay, "max_iterations": most}
+    delay, most = (int(config.get(k) or 0) if v is None else v for k, v in overrides.items())
     return str(config["torch_profiler_dir"]), prefix or "", delay, most
 
 
 class Profile:
-    """A stretch of steps that is written down when it is stopped.
+    """A range of steps that is written to a file when it is stopped.
 
-    The ring of the step trace bounds it: of a longer stretch the last steps are written.
+    It is limited by the ring of the step trace: of a longer range the last steps are written.
 
     Args:
-        folder: made if it is not there.
-        prefix: of the file's name.
-        delay: steps to leave out at first.
-        most: steps to write; 0: all.
+        folder: created if necessary.
+        prefix: prefix of the file's name.
+        delay: steps to skip at first.
+        most: number of steps to write; 0: all.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Profile:
         self._most = most
 
     def write(self) -> str:
-        """The file's path."""
+        """Write the file; returns its path."""
         records = self._trace.since(self._first)
         if self._most:
             records = records[records["step"] <= self._first + self._most]

@@ -1,7 +1,7 @@
 """The Prometheus registry of a process, and of several that share one port.
 
-With PROMETHEUS_MULTIPROC_DIR set, metrics live in mapped files of that folder, one set a process,
-and any of the processes tells the sum of all. prometheus_client reads the variable when it is
+With PROMETHEUS_MULTIPROC_DIR set, metrics are kept in mapped files in that folder, one set per
+process, and each process exposes the sum of all. prometheus_client reads the variable when it is
 imported, so the launcher sets it before it starts its children (`prepare_folder`, `sweep`).
 """
 
@@ -22,7 +22,7 @@ _FILE = re.compile(r"(?:counter|histogram|summary|gauge_[a-z]+)_(\d+)\.db")
 
 
 def shares_metrics(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process's metrics are told together with those of others."""
+    """Whether this process exposes its metrics together with those of others."""
     return bool(env.get(VARIABLE))
 
 
@@ -55,13 +55,13 @@ def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
 
 
 def prepare_folder(folder: str) -> None:
-    """Make the folder for a new set of processes: what earlier ones have left there is removed."""
+    """Create the folder for a new set of processes, and remove the files of earlier ones."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     sweep(folder)
 
 
 def sweep(folder: str) -> None:
-    """Remove the files of processes that live no more."""
+    """Remove the files of processes that have ended."""
     for path in Path(folder).glob("*.db"):
         match = _FILE.fullmatch(path.name)
         if match and not Path(f"/proc/{match[1]}").exists():

@@ -1,6 +1,4 @@
-"""Galley's own metrics of its promises: restarts survived, whether answers stand alone, and load
-that is shed for want of memory.
-"""
+"""Galley's own reliability metrics: engine restarts, batch invariance, and load shedding."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ _LABELS = ["model_name", "engine"]
 
 
 class ReliabilityMetrics:
-    """A `RequestObserver` that counts what engines say of themselves when they come up.
+    """A `RequestObserver` that exposes what engines report about themselves.
 
     Args:
         registry: where the metrics are registered, all zero.

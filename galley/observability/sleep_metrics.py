@@ -1,4 +1,4 @@
-"""How long putting engines to sleep and waking them up takes, with vLLM's names."""
+"""Durations of putting engines to sleep and waking them up, under vLLM's names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUCKETS = (0.01, 0.1, 1, 10, 30, 60, 120, 300, 600)
 
 
 class SleepMetrics:
-    """The operations that were asked of one front end."""
+    """Sleep-mode operations requested of one front end."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
@@ -34,7 +34,7 @@ class SleepMetrics:
 
     @contextmanager
     def record(self, operation: Operation) -> Iterator[None]:
-        """Measure what is done inside, whether it succeeds or not."""
+        """Measure the duration of the block, whether it succeeds or not."""
         in_flight, begin = self._in_flight.labels(operation), time.perf_counter()
         in_flight.inc()
         try:

@@ -1,4 +1,4 @@
-"""The periodic log line: throughput, queue and cache of each engine, while there is anything."""
+"""The periodic log line: throughput, queue and cache of each engine, while it is active."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ STEP_DTYPE = np.dtype(
         ("step", np.int64),
         ("begin", np.float64),  # schedule begins
         ("submit", np.float64),  # the plan is handed to the executor
-        ("sampled", np.float64),  # the result is there
+        ("sampled", np.float64),  # the result is available
         ("end", np.float64),  # outputs are built
         ("num_rows", np.int32),
         ("num_tokens", np.int32),  # computed in this step
@@ -37,7 +37,7 @@ STEP_DTYPE = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """Who ran in a step: handles [n] int64 and tokens of each [n] int32."""
+    """The rows of a step: handles [n] int64 and tokens of each [n] int32."""
 
     handles: NDArray[np.int64]
     num_new: NDArray[np.int32]
@@ -60,19 +60,19 @@ class StepTrace:
     def record(self, record: tuple[int | float, ...], rows: StepRows) -> None:
         """Keep a step; `record` has the fields of STEP_DTYPE in order."""
         step = int(record[0])
-        at = step % self.capacity
-        self.records[at] = record
-        self.rows[at] = rows
+        index = step % self.capacity
+        self.records[index] = record
+        self.rows[index] = rows
         self.last = step
 
     def since(self, step: int) -> NDArray[np.void]:
         """Records of the steps after `step` that are still in the ring, oldest first."""
         first = max(step + 1, self.last - self.capacity + 1, 1)
-        at = np.arange(first, self.last + 1) % self.capacity
-        found: NDArray[np.void] = self.records[at]
-        return found[found["step"] >= first]
+        indices = np.arange(first, self.last + 1) % self.capacity
+        records: NDArray[np.void] = self.records[indices]
+        return records[records["step"] >= first]
 
     def rows_of(self, step: int) -> StepRows | None:
-        """Who ran in `step`, if it is still in the ring."""
-        at = step % self.capacity
-        return self.rows[at] if self.records["step"][at] == step else None
+        """The rows of `step`, if it is still in the ring."""
+        index = step % self.capacity
+        return self.rows[index] if self.records["step"][index] == step else None

@@ -1,8 +1,8 @@
-"""One OpenTelemetry span a request, sent to --otlp-traces-endpoint.
+"""One OpenTelemetry span per request, sent to --otlp-traces-endpoint.
 
 The caller's W3C context is the span's parent: `TraceContext` reads it from the headers, and the
 observer finds it when the request is accepted. The opentelemetry packages are imported only here,
-and only when tracing is on; spans are sent from a thread of their own.
+and only when tracing is on; spans are sent by a separate thread.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 PROTOCOL = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
-#: Seconds that spans which were not sent yet get at the end.
-LAST_WORDS = 2.0
+#: Seconds for sending the remaining spans at shutdown.
+FLUSH_TIMEOUT = 2.0
 
 
 @dataclass(slots=True)
 class Trace:
-    """What is remembered of a request until its span is made. Times are `time.time`, 0 = not yet.
+    """State of a request until its span is created. Times are `time.time`, 0 = not yet.
 
     Attributes:
         parent: the caller's context.
@@ -41,7 +41,7 @@ class Trace:
     request: Request
     n: int
     parent: Context
-    living: int
+    num_unfinished: int
     tokens: int = 0
     queued: float = 0.0
     scheduled: float = 0.0
@@ -52,10 +52,10 @@ class Trace:
 
 
 class RequestTracer:
-    """A `RequestObserver` that makes a span of each request when it has ended.
+    """A `RequestObserver` that creates a span for each request when it has ended.
 
     Args:
-        detailed: further spans for its time in queue, prefill and decode, under it.
+        detailed: add child spans for the time in queue, prefill and decode.
     """
 
     def __init__(self, provider: TracerProvider, model_name: str, detailed: bool = False) -> None:
@@ -71,13 +71,13 @@ class RequestTracer:
     # ------------------------------------------------------------------ RequestObserver
 
     def ready(self, message: Ready) -> None:
-        """Nothing to note."""
+        """Nothing to record."""
 
     def added(self, request: Request, index: int, n: int) -> None:
         from opentelemetry.context import get_current
 
         if index == 0:
-            trace = Trace(request, n, get_current(), living=n)
+            trace = Trace(request, n, get_current(), num_unfinished=n)
             if n > 1:
                 self._groups[request.share_group] = trace
         else:
@@ -105,16 +105,16 @@ class RequestTracer:
         if trace is None:
             return
         trace.tokens += num_tokens
-        trace.living -= 1
+        trace.num_unfinished -= 1
         trace.failed |= reason == FinishReason.ERROR
-        if not trace.living:
+        if not trace.num_unfinished:
             self._groups.pop(trace.request.share_group, None)
             trace.last = time.time()
-            self._make(trace)
+            self._create_spans(trace)
 
     # ------------------------------------------------------------------ spans
 
-    def _make(self, trace: Trace) -> None:
+    def _create_spans(self, trace: Trace) -> None:
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
         span = self._tracer.start_span(
@@ -144,7 +144,7 @@ class RequestTracer:
     def _attributes(self, trace: Trace) -> dict[str, Any]:
         request, params = trace.request, trace.request.params
         arrival = request.arrival_time
-        found: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "gen_ai.response.model": self._model_name,
             "gen_ai.request.id": request.request_id.removeprefix("0_"),
             "gen_ai.request.n": trace.n,
@@ -154,28 +154,28 @@ class RequestTracer:
             "gen_ai.latency.e2e": trace.last - arrival,
         }
         if isinstance(params, SamplingParams):
-            found["gen_ai.request.temperature"] = params.temperature
-            found["gen_ai.request.top_p"] = params.top_p
+            attributes["gen_ai.request.temperature"] = params.temperature
+            attributes["gen_ai.request.top_p"] = params.top_p
             if params.max_tokens is not None:
-                found["gen_ai.request.max_tokens"] = params.max_tokens
+                attributes["gen_ai.request.max_tokens"] = params.max_tokens
         if trace.scheduled:
-            found["gen_ai.latency.time_in_queue"] = trace.scheduled - trace.queued
-            found["gen_ai.latency.time_in_scheduler"] = trace.scheduled - arrival
+            attributes["gen_ai.latency.time_in_queue"] = trace.scheduled - trace.queued
+            attributes["gen_ai.latency.time_in_scheduler"] = trace.scheduled - arrival
         if trace.first:
-            found["gen_ai.latency.time_to_first_token"] = trace.first - arrival
-            found["gen_ai.latency.time_in_model_prefill"] = trace.first - trace.scheduled
-            found["gen_ai.latency.time_in_model_decode"] = trace.last - trace.first
-            found["gen_ai.latency.time_in_model_inference"] = trace.last - trace.scheduled
+            attributes["gen_ai.latency.time_to_first_token"] = trace.first - arrival
+            attributes["gen_ai.latency.time_in_model_prefill"] = trace.first - trace.scheduled
+            attributes["gen_ai.latency.time_in_model_decode"] = trace.last - trace.first
+            attributes["gen_ai.latency.time_in_model_inference"] = trace.last - trace.scheduled
         if self._detailed and trace.scheduled:
             model = max(self._model_seconds - trace.model_seconds, 0.0)
-            found["gen_ai.latency.time_in_model_execute"] = model
-        return found
+            attributes["gen_ai.latency.time_in_model_execute"] = model
+        return attributes
 
     def shutdown(self) -> None:
-        """Send what has not been sent, for a while."""
+        """Send the remaining spans, for at most FLUSH_TIMEOUT."""
         ending = threading.Thread(target=self._provider.shutdown, daemon=True)
         ending.start()
-        ending.join(LAST_WORDS)
+        ending.join(FLUSH_TIMEOUT)
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -183,7 +183,7 @@ def _nanoseconds(seconds: float) -> int:
 
 
 class TraceContext:
-    """ASGI middleware: the caller's W3C context, for those who ask while a request is served."""
+    """ASGI middleware: makes the caller's W3C context current while a request is served."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
