@@ -56,7 +56,7 @@ def test_blocks_come_back_while_streams_run() -> None:
     server.close()
 
 
-def test_an_engine_at_rest_that_finds_its_books_wrong_is_replaced() -> None:
+def test_an_idle_engine_with_a_violated_invariant_is_replaced() -> None:
     server = faulty("1:after50=leak")
     before = [a.seen for a in play(server, REQUESTS)]
     until(lambda: server.count("restarting it"))

@@ -84,7 +84,7 @@ def test_a_step_that_has_not_ended_has_written_nothing(files: KVFiles) -> None:
     assert Life(files).restored == 0
 
 
-def test_a_block_that_is_handed_out_again_is_not_what_it_was(files: KVFiles) -> None:
+def test_a_block_that_is_allocated_again_has_lost_its_content(files: KVFiles) -> None:
     life = Life(files)
     block = life.fill(b"a")
     life.pool.free([block])
@@ -92,7 +92,7 @@ def test_a_block_that_is_handed_out_again_is_not_what_it_was(files: KVFiles) -> 
     assert Life(files).restored == 0
 
 
-def test_what_was_planned_and_undone_is_not_there(files: KVFiles) -> None:
+def test_a_step_that_was_undone_has_written_nothing(files: KVFiles) -> None:
     life = Life(files)
     (block,) = life.pool.allocate(1)
     life.cache(block, b"a")
@@ -109,7 +109,7 @@ def test_a_cache_that_was_reset_is_empty(files: KVFiles) -> None:
 
 
 @pytest.mark.parametrize("change", ["signature", "size", "discarded"])
-def test_contents_that_mean_something_else_are_not_used(files: KVFiles, change: str) -> None:
+def test_contents_with_another_signature_are_discarded(files: KVFiles, change: str) -> None:
     Life(files).fill(b"a")
     if change == "signature":
         life = Life(files, b"x" * 32)
@@ -127,7 +127,7 @@ def test_contents_that_mean_something_else_are_not_used(files: KVFiles, change: 
     )
 
 
-def test_an_entry_that_was_cut_off_is_passed_over(files: KVFiles) -> None:
+def test_an_incomplete_entry_is_skipped(files: KVFiles) -> None:
     life = Life(files)
     good, torn = life.fill(b"a" * 32), life.fill(b"b" * 32)
     whole = mmap.mmap(files.index, 0)
@@ -187,7 +187,7 @@ def run_until_killed(life: Life, rng: random.Random, keys: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whenever_it_is_killed_what_is_found_is_true(files: KVFiles, seed: int) -> None:
+def test_whenever_it_is_killed_the_entries_are_true(files: KVFiles, seed: int) -> None:
     rng = random.Random(seed)
     keys = [bytes([65 + i]) * 32 for i in range(20)]
     restored = 0

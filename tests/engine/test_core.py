@@ -134,7 +134,7 @@ def test_each_client_gets_its_own_and_nothing_else(drafts: str) -> None:
     assert_all_free(core)
 
 
-def test_a_client_with_only_a_prompt_chunk_in_the_step_still_hears_the_gauges() -> None:
+def test_a_client_with_only_a_prompt_chunk_in_the_step_gets_the_gauges() -> None:
     core = make_core(budget=16)
     core.add([request(1, [1] * 100)])
     ((_, out),) = core.step()
@@ -160,7 +160,7 @@ def test_loopback_through_bytes_gives_the_same() -> None:
     assert outputs[0] == outputs[1]
 
 
-def test_the_trace_tells_what_happened() -> None:
+def test_the_trace_records_each_step() -> None:
     core = make_core(budget=40)
     core.add([request(1, list(range(50)), max_tokens=3), request(2, [2] * 10, max_tokens=3)])
     run(core)

@@ -20,7 +20,7 @@ def test_without_the_variable_there_are_none() -> None:
     assert read_faults(DEV) == []
 
 
-def test_they_are_refused_where_someone_may_depend_on_the_server() -> None:
+def test_they_are_refused_outside_of_development_mode() -> None:
     for env in ({}, {"GALLEY_DEV_MODE": "0"}):
         with pytest.raises(ConfigError, match="GALLEY_DEV_MODE=1"):
             read_faults({"GALLEY_FAULTS": "1:step1=kill", **env})
@@ -50,7 +50,7 @@ def test_the_notation() -> None:
         "1:",
     ],
 )
-def test_what_cannot_be_read_is_refused(text: str) -> None:
+def test_malformed_faults_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="GALLEY_FAULTS"):
         read_faults({"GALLEY_FAULTS": text, **DEV})
 

@@ -11,7 +11,7 @@ from galley.engine.heartbeat import StatusFile, StatusReader
 
 
 @pytest.mark.parametrize("flags", [{}, {"enforce_eager": True}])
-def test_each_operation_of_a_step_is_a_beat(tmp_path: Path, flags: dict[str, bool]) -> None:
+def test_each_operation_of_a_step_is_a_heartbeat(tmp_path: Path, flags: dict[str, bool]) -> None:
     path = str(tmp_path / "status")
     recorder = StatusFile(path, 1)
     recorder.heartbeat()

@@ -10,7 +10,7 @@ from tests.engine.test_memory_guard import PLENTY, RESERVE, Source
 from tests.scheduler.fakes import make_core, request, run, step
 
 
-def test_after_work_all_blocks_are_free_and_the_books_are_right() -> None:
+def test_an_idle_engine_has_no_violated_invariant() -> None:
     core = make_core()
     core.add([request(1, [1, 2, 3]), request(2, [4, 5])])
     step(core)
@@ -19,7 +19,7 @@ def test_after_work_all_blocks_are_free_and_the_books_are_right() -> None:
     assert core.idle_tasks.run([0]) == []
 
 
-def test_a_block_of_nobody_is_found() -> None:
+def test_a_leaked_block_is_detected() -> None:
     core = make_core()
     core.add([request(1, [1, 2, 3])])
     run(core)
@@ -28,7 +28,7 @@ def test_a_block_of_nobody_is_found() -> None:
         core.idle_tasks.run([])
 
 
-def test_what_has_been_proven_is_not_proven_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_new_steps_nothing_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     core = make_core()
     proofs: list[int] = []
     monkeypatch.setattr(core.scheduler, "check_integrity", lambda: proofs.append(1))
@@ -41,7 +41,7 @@ def test_what_has_been_proven_is_not_proven_again(monkeypatch: pytest.MonkeyPatc
     assert len(proofs) == 2
 
 
-def test_clients_hear_of_memory_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_get_the_state_of_memory_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     core, source = make_core(), Source()
     core.guard = MemoryGuard(core.scheduler, Cache(1000, lambda blocks: None), source, RESERVE)
     clock = iter(range(100))

@@ -112,7 +112,7 @@ def test_the_cache_grows_as_far_as_there_is_memory(bench: Bench) -> None:
     assert bench.given_back == []
 
 
-def test_between_growing_and_giving_back_all_stays(bench: Bench) -> None:
+def test_between_growing_and_shrinking_nothing_changes(bench: Bench) -> None:
     answers = bench.compute(2)
     assert run(bench.core).tokens == answers
     resident = bench.resident
@@ -124,7 +124,7 @@ def test_between_growing_and_giving_back_all_stays(bench: Bench) -> None:
     assert (bench.pool.num_free, len(bench.given_back)) == (resident - 1, 1)
 
 
-def test_blocks_are_given_back_but_for_one_longest_sequence(bench: Bench) -> None:
+def test_blocks_are_released_except_those_of_one_longest_sequence(bench: Bench) -> None:
     bench.compute(4)
     run(bench.core)
     resident = bench.resident
@@ -138,7 +138,7 @@ def test_blocks_are_given_back_but_for_one_longest_sequence(bench: Bench) -> Non
     assert bench.pool.num_free == 64
 
 
-def test_what_runs_waits_and_goes_on_with_the_same_answers(bench: Bench) -> None:
+def test_running_requests_wait_and_continue_with_the_same_answers(bench: Bench) -> None:
     scheduler = bench.core.scheduler
     answers, told = bench.compute(6, max_tokens=40), Collected()
     for n in range(30):
@@ -185,7 +185,7 @@ def test_a_stalled_machine_is_short_unless_there_is_plenty(bench: Bench) -> None
     assert bench.pool.num_free > bench.resident
 
 
-def test_it_is_said_once_when_load_is_shed_and_once_when_that_is_over(
+def test_the_begin_and_the_end_of_load_shedding_are_logged_once(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -198,7 +198,7 @@ def test_it_is_said_once_when_load_is_shed_and_once_when_that_is_over(
     assert [message.split(":")[0] for message in said] == ["Memory runs short", "Memory is back"]
 
 
-def test_it_looks_now_and_then_and_more_often_where_memory_is_nearly_short(bench: Bench) -> None:
+def test_memory_is_polled_more_often_when_it_is_nearly_short(bench: Bench) -> None:
     guard, source = bench.guard, bench.source
     before = source.reads
     for _ in range(100):
@@ -219,7 +219,7 @@ def test_the_reserve(bench: Bench) -> None:
     assert bench.pool.num_reserved == 0
 
 
-def test_a_real_model_gives_its_memory_back_and_answers_the_same() -> None:
+def test_a_real_model_releases_memory_and_answers_the_same() -> None:
     wanted = list(zip(prompts(24), params(24), strict=True))
     common = {"max_model_len": 512, "kv_cache_memory_bytes": 128 << 20, "max_num_seqs": 24}
 

@@ -40,7 +40,7 @@ def calls(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, 
     return seen
 
 
-def test_what_is_kept_goes_on_and_what_comes_waits(core: EngineCore) -> None:
+def test_kept_requests_continue_and_new_ones_are_held(core: EngineCore) -> None:
     core.pausing.pause("keep")
     core.add([request(3, [3] * 8, max_tokens=2)])
     assert not core.has_work
@@ -51,7 +51,7 @@ def test_what_is_kept_goes_on_and_what_comes_waits(core: EngineCore) -> None:
     assert ends(core) == dict.fromkeys((1, 2, 3), FinishReason.LENGTH)
 
 
-def test_waiting_lets_in_nobody(core: EngineCore) -> None:
+def test_a_draining_engine_admits_nothing(core: EngineCore) -> None:
     core.pausing.pause("wait")
     core.add([request(3, [3] * 8, max_tokens=2)])
     assert not core.pausing.drained()
@@ -61,7 +61,7 @@ def test_waiting_lets_in_nobody(core: EngineCore) -> None:
     assert set(ends(core)) == {3}
 
 
-def test_an_aborting_pause_tells_every_client(core: EngineCore) -> None:
+def test_an_aborting_pause_sends_an_end_to_every_client(core: EngineCore) -> None:
     core.add([request(7, [7] * 8, max_tokens=2, client_index=1)])
     core.pausing.pause("abort")
     told = core.step()
@@ -85,7 +85,7 @@ def test_held_requests_can_be_aborted(core: EngineCore) -> None:
     assert reasons == dict.fromkeys((1, 2), FinishReason.LENGTH)
 
 
-def test_sleep_needs_a_pause_and_rest(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sleep_needs_a_drained_pause(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = calls(core, monkeypatch)
     for sleep in (core.pausing.sleep, core.pausing.release_kv_cache_memory):
         with pytest.raises(InvalidRequest, match="pause"):
@@ -116,7 +116,9 @@ def test_a_sleep_can_be_deepened(core: EngineCore, monkeypatch: pytest.MonkeyPat
     assert ends(core) == dict.fromkeys((1, 2), FinishReason.LENGTH)
 
 
-def test_a_sleep_is_not_made_lighter(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lower_level_does_not_end_a_deeper_sleep(
+    core: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The weights are gone, whatever level is named afterwards."""
     seen = calls(core, monkeypatch)
     core.pausing.pause("keep")

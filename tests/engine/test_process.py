@@ -236,7 +236,7 @@ def test_an_idle_engine_sleeps(engine: EngineThread) -> None:
     assert time.clock_gettime(clock) - before < 0.1
 
 
-def test_an_idle_engine_looks_after_itself_and_tells_what_has_changed(
+def test_an_idle_engine_runs_its_idle_tasks_and_sends_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "IDLE", 0.01)
@@ -247,7 +247,9 @@ def test_an_idle_engine_looks_after_itself_and_tells_what_has_changed(
     engine.kill()
 
 
-def test_wrong_books_end_an_idle_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_violated_invariant_ends_an_idle_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "IDLE", 0.01)
     engine = EngineThread(tmp_path)
     engine.core.idle_tasks.finds = [None, AssertionError("block 7: 1 refs, free=True")]
@@ -267,7 +269,7 @@ def test_a_failing_step_ends_the_process(tmp_path: Path) -> None:
     assert isinstance(engine.error, MemoryError)
 
 
-def test_arrivals_are_taken_while_the_device_works(tmp_path: Path) -> None:
+def test_arrivals_are_received_while_the_device_computes(tmp_path: Path) -> None:
     """A request sent during a step is in the core before the step ends."""
     in_step, sent = threading.Event(), threading.Event()
 
@@ -344,7 +346,7 @@ def test_a_client_that_sends_a_malformed_message_is_disconnected_alone(
     engine.kill()
 
 
-def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
+def test_the_status_file_outlives_its_writer(tmp_path: Path) -> None:
     path = str(tmp_path / "status")
     assert StatusReader(path).rows() == []
     recorder = StatusFile(path, 4)
@@ -362,7 +364,7 @@ def test_the_flight_recorder_outlives_its_writer(tmp_path: Path) -> None:
     assert os.stat(path).st_mode & 0o777 == 0o600
 
 
-def test_a_flight_file_of_memory_is_shared_with_what_is_forked() -> None:
+def test_a_status_file_in_memory_is_shared_with_child_processes() -> None:
     path = status_file_path("/no/such/folder")
     pid = os.fork()
     if not pid:
@@ -374,7 +376,7 @@ def test_a_flight_file_of_memory_is_shared_with_what_is_forked() -> None:
     assert StatusReader(path).rows() == [(5, 9)]
 
 
-def test_the_pulse_changes_while_the_engine_gets_on(tmp_path: Path) -> None:
+def test_the_heartbeat_changes_with_progress(tmp_path: Path) -> None:
     path = str(tmp_path / "status")
     assert StatusReader(path).heartbeat() is None
     recorder = StatusFile(path, 4)
@@ -389,7 +391,7 @@ def test_the_pulse_changes_while_the_engine_gets_on(tmp_path: Path) -> None:
     assert StatusReader(path).heartbeat() is None
 
 
-def test_a_busy_engine_has_a_pulse_and_an_idle_one_none(tmp_path: Path) -> None:
+def test_a_busy_engine_has_a_heartbeat_and_an_idle_one_none(tmp_path: Path) -> None:
     engine = EngineThread(tmp_path, pause=0.001).start()
     path = str(tmp_path / "status")
     peer = Peer(engine.address)

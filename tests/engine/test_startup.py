@@ -37,7 +37,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     logger.propagate = before
 
 
-def test_a_long_load_draws_a_bar_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_load_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "PATIENCE", 0.0)
     monkeypatch.setattr(sys, "stderr", screen := Screen())
     monkeypatch.setenv("TERM", "xterm")
@@ -58,7 +58,7 @@ def test_a_long_load_is_a_line_in_a_log(
     assert written.getvalue() == ""
 
 
-def test_of_a_short_load_nothing_is_told(
+def test_a_short_load_shows_nothing(
     monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "stderr", screen := Screen())
@@ -66,7 +66,7 @@ def test_of_a_short_load_nothing_is_told(
     assert (screen.getvalue(), log.records) == ("", [])
 
 
-def test_the_log_says_what_came_of_it(log: pytest.LogCaptureFixture) -> None:
+def test_the_log_summarises_the_start(log: pytest.LogCaptureFixture) -> None:
     config = EngineConfig(
         model=ModelConfig(served_model_name=("tiny",)),
         cache=CacheConfig(block_size=32),

@@ -95,7 +95,7 @@ def test_greedy_needs_no_seed() -> None:
     assert made.requests[0].sampling.seed is None
 
 
-def test_handles_of_two_front_ends_never_meet() -> None:
+def test_handles_of_two_front_ends_are_distinct() -> None:
     handles = {
         processor(client_index=c).process("a", SamplingParams(n=4), "r").requests[i].handle
         for c in (0, 1, 2)
@@ -104,7 +104,7 @@ def test_handles_of_two_front_ends_never_meet() -> None:
     assert len(handles) == 12
 
 
-def test_what_the_engine_need_not_know_stays_here() -> None:
+def test_fields_that_the_engine_does_not_need_are_not_sent() -> None:
     params = SamplingParams(stop="x", bad_words=["b"], stop_token_ids=[5, 10_000])
     (request,) = processor().process("abc", params, "r").requests
     assert request.sampling.stop is None
@@ -120,7 +120,7 @@ class SpaceMerging(LetterTokenizer):
         return [ord(text[1]) - 64, *text[2:].encode()] if text[:1] == " " else list(text.encode())
 
 
-def test_bad_words_count_at_the_start_and_behind_a_space() -> None:
+def test_bad_words_apply_at_the_start_and_after_a_space() -> None:
     merging = InputProcessor(LIMITS, SpaceMerging())
     (request,) = merging.process("abc", SamplingParams(bad_words=["bad"]), "r").requests
     assert request.bad_words_token_ids == [[98, 97, 100], [34, 97, 100]]
@@ -211,7 +211,7 @@ def test_unlimited_logprobs() -> None:
     assert request.sampling.logprobs == -1
 
 
-def test_priority_is_handed_on() -> None:
+def test_priority_is_passed_on() -> None:
     (request,) = processor().process("a", SamplingParams(), "r", priority=1).requests
     assert request.priority == 1
 
@@ -240,7 +240,7 @@ def test_a_sequence_ends_where_config_or_tokenizer_say_so() -> None:
     assert limits_of(config, ends, end_ids={1, 0, VOCAB}).eos_token_ids == (5, 1, 0)
 
 
-def test_sampling_defaults_come_from_the_model_unless_told_otherwise(tmp_path: Path) -> None:
+def test_sampling_defaults_come_from_the_model_by_default(tmp_path: Path) -> None:
     info = model_info(temperature=0.6, top_k=20, max_new_tokens=7, top_p=None)
     expected = {"temperature": 0.6, "top_k": 20, "max_tokens": 7}
     assert default_sampling_params(EngineConfig(), info) == expected

@@ -22,7 +22,7 @@ def in_a_block(*acts: Callable[[], object]) -> None:
             act()
 
 
-def test_an_interrupt_comes_at_the_end() -> None:
+def test_an_interrupt_is_delayed_to_the_end() -> None:
     done: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         in_a_block(press, lambda: done.append("the rest of the block"))
@@ -31,7 +31,7 @@ def test_an_interrupt_comes_at_the_end() -> None:
     in_a_block()
 
 
-def test_a_second_one_does_not_wait() -> None:
+def test_a_second_one_is_immediate() -> None:
     with pytest.raises(KeyboardInterrupt):
         in_a_block(press, press, lambda: pytest.fail("it was held back"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -42,7 +42,7 @@ class Recorder:
         self.events.append(("finished", handle, reason, num_tokens))
 
 
-class Desk:
+class Bench:
     """An output processor with one way to add requests and one to deliver steps."""
 
     def __init__(self) -> None:
@@ -74,8 +74,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def bench() -> Bench:
+    return Bench()
 
 
 def handle(state: RequestState, i: int = 0) -> int:
@@ -86,12 +86,12 @@ def end(h: int, reason: FinishReason, stop: int | None = None, error: str | None
     return [Finished(h, reason, stop, error)]
 
 
-def test_deltas_add_up_and_the_last_one_is_finished(desk: Desk) -> None:
-    state = desk.add(output_kind=DELTA)
+def test_deltas_add_up_and_the_last_one_is_finished(bench: Bench) -> None:
+    state = bench.add(output_kind=DELTA)
     h = handle(state)
     texts, ids = [], []
     for letters, parts in (("x", {}), ("yz", {}), ("!", {"finished": end(h, FinishReason.LENGTH)})):
-        desk.deliver({h: letters}, **parts)
+        bench.deliver({h: letters}, **parts)
         output = state.take()
         assert output is not None
         texts.append(output.outputs[0].text)
@@ -102,13 +102,13 @@ def test_deltas_add_up_and_the_last_one_is_finished(desk: Desk) -> None:
     assert output.outputs[0].finish_reason == "length"
     assert output.prompt == "ab"
     assert output.prompt_token_ids == [97, 98]
-    assert not desk.outputs.sequences
+    assert not bench.outputs.sequences
 
 
-def test_a_late_reader_gets_the_deltas_merged(desk: Desk) -> None:
-    state = desk.add(output_kind=DELTA)
+def test_a_late_reader_gets_the_deltas_merged(bench: Bench) -> None:
+    state = bench.add(output_kind=DELTA)
     for letter in "abcdef":
-        desk.deliver({handle(state): letter})
+        bench.deliver({handle(state): letter})
     output = state.take()
     assert output is not None
     assert output.outputs[0].text == "abcdef"
@@ -116,51 +116,51 @@ def test_a_late_reader_gets_the_deltas_merged(desk: Desk) -> None:
     assert state.take() is None
 
 
-def test_cumulative_outputs_repeat_what_was_said(desk: Desk) -> None:
-    state = desk.add()
+def test_cumulative_outputs_repeat_what_was_said(bench: Bench) -> None:
+    state = bench.add()
     seen = []
     for letter in "abc":
-        desk.deliver({handle(state): letter})
+        bench.deliver({handle(state): letter})
         output = state.take()
         assert output is not None
         seen.append((output.outputs[0].text, output.outputs[0].token_ids))
     assert seen == [("a", [97]), ("ab", [97, 98]), ("abc", [97, 98, 99])]
 
 
-def test_final_only_wakes_its_reader_once(desk: Desk) -> None:
-    state = desk.add(output_kind=FINAL)
+def test_final_only_wakes_its_reader_once(bench: Bench) -> None:
+    state = bench.add(output_kind=FINAL)
     wakes: list[int] = []
-    state.notify = lambda: wakes.append(desk.step)
+    state.notify = lambda: wakes.append(bench.step)
     for letter in "abc":
-        desk.deliver({handle(state): letter})
+        bench.deliver({handle(state): letter})
         assert state.take() is None
-    desk.deliver({handle(state): "d"}, finished=end(handle(state), FinishReason.LENGTH))
+    bench.deliver({handle(state): "d"}, finished=end(handle(state), FinishReason.LENGTH))
     assert wakes == [4]
     output = state.take()
     assert output is not None
     assert output.outputs[0].text == "abcd"
 
 
-def test_a_reader_is_woken_once_for_news_it_has_not_taken(desk: Desk) -> None:
-    state = desk.add(output_kind=DELTA)
+def test_a_reader_is_woken_once_for_updates_that_it_has_not_taken(bench: Bench) -> None:
+    state = bench.add(output_kind=DELTA)
     wakes: list[int] = []
-    state.notify = lambda: wakes.append(desk.step)
+    state.notify = lambda: wakes.append(bench.step)
     for letter in "abc":
-        desk.deliver({handle(state): letter})
+        bench.deliver({handle(state): letter})
     state.take()
-    desk.deliver({handle(state): "d"})
+    bench.deliver({handle(state): "d"})
     assert wakes == [1, 4]
 
 
 @pytest.mark.parametrize(("include", "text"), [(False, "he"), (True, "hello")])
 def test_a_stop_string_across_tokens_ends_here_and_in_the_engine(
-    desk: Desk, include: bool, text: str
+    bench: Bench, include: bool, text: str
 ) -> None:
-    state = desk.add(stop=["llo"], include_stop_str_in_output=include, output_kind=DELTA)
+    state = bench.add(stop=["llo"], include_stop_str_in_output=include, output_kind=DELTA)
     h = handle(state)
     pieces, aborts = [], []
     for letter in "hello":
-        aborts += desk.deliver({h: letter})
+        aborts += bench.deliver({h: letter})
         output = state.take()
         assert output is not None
         pieces.append(output.outputs[0].text)
@@ -169,14 +169,14 @@ def test_a_stop_string_across_tokens_ends_here_and_in_the_engine(
     assert output.finished
     assert output.outputs[0].finish_reason == "stop"
     assert output.outputs[0].stop_reason == "llo"
-    assert desk.deliver({h: "x"}) == []
+    assert bench.deliver({h: "x"}) == []
 
 
-def test_tokens_behind_a_stop_string_in_one_step_are_dropped(desk: Desk) -> None:
-    state = desk.add(stop="bc", logprobs=0)
+def test_tokens_after_a_stop_string_in_one_step_are_dropped(bench: Bench) -> None:
+    state = bench.add(stop="bc", logprobs=0)
     h = handle(state)
     columns = logprob_columns(h, 2, "abcde")
-    assert desk.deliver({h: "abcde"}, logprobs=columns) == [h]
+    assert bench.deliver({h: "abcde"}, logprobs=columns) == [h]
     output = state.take()
     assert output is not None
     (answer,) = output.outputs
@@ -185,26 +185,26 @@ def test_tokens_behind_a_stop_string_in_one_step_are_dropped(desk: Desk) -> None
     assert answer.cumulative_logprob == pytest.approx(-1.5)
 
 
-def test_what_a_stop_string_held_back_comes_at_the_end(desk: Desk) -> None:
-    state = desk.add(stop=["xyz"], output_kind=DELTA)
+def test_text_held_back_for_a_stop_string_is_output_at_the_end(bench: Bench) -> None:
+    state = bench.add(stop=["xyz"], output_kind=DELTA)
     h = handle(state)
-    desk.deliver({h: "a"})
-    desk.deliver({h: "x"})
+    bench.deliver({h: "a"})
+    bench.deliver({h: "x"})
     output = state.take()
     assert output is not None
     assert output.outputs[0].text == "a"
-    desk.deliver({h: "y"}, finished=end(h, FinishReason.LENGTH))
+    bench.deliver({h: "y"}, finished=end(h, FinishReason.LENGTH))
     output = state.take()
     assert output is not None
     assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("xy", "length")
 
 
 @pytest.mark.parametrize(("include", "text"), [(False, "a"), (True, "a.")])
-def test_a_stop_token_is_kept_out_of_the_text(desk: Desk, include: bool, text: str) -> None:
-    state = desk.add(stop_token_ids=[46], include_stop_str_in_output=include)
+def test_a_stop_token_is_kept_out_of_the_text(bench: Bench, include: bool, text: str) -> None:
+    state = bench.add(stop_token_ids=[46], include_stop_str_in_output=include)
     h = handle(state)
-    desk.deliver({h: "a"})
-    assert desk.deliver({h: "."}, finished=end(h, FinishReason.STOP, 46)) == []
+    bench.deliver({h: "a"})
+    assert bench.deliver({h: "."}, finished=end(h, FinishReason.STOP, 46)) == []
     output = state.take()
     assert output is not None
     (answer,) = output.outputs
@@ -212,10 +212,10 @@ def test_a_stop_token_is_kept_out_of_the_text(desk: Desk, include: bool, text: s
     assert (answer.finish_reason, answer.stop_reason) == ("stop", 46)
 
 
-def test_a_stop_string_in_the_last_token_wins_over_the_length(desk: Desk) -> None:
-    state = desk.add(stop=["b"])
+def test_a_stop_string_in_the_last_token_wins_over_the_length(bench: Bench) -> None:
+    state = bench.add(stop=["b"])
     h = handle(state)
-    assert desk.deliver({h: "b"}, finished=end(h, FinishReason.LENGTH)) == []
+    assert bench.deliver({h: "b"}, finished=end(h, FinishReason.LENGTH)) == []
     output = state.take()
     assert output is not None
     assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("stop", "b")
@@ -239,10 +239,10 @@ def logprob_columns(h: int, first: int, letters: str, top: int = 0) -> Logprobs:
     )
 
 
-def test_logprobs_name_the_token_first_then_the_top(desk: Desk) -> None:
-    state = desk.add(logprobs=2)
+def test_logprobs_name_the_token_first_then_the_top(bench: Bench) -> None:
+    state = bench.add(logprobs=2)
     h = handle(state)
-    desk.deliver({h: "z"}, logprobs=logprob_columns(h, 2, "z", top=2))
+    bench.deliver({h: "z"}, logprobs=logprob_columns(h, 2, "z", top=2))
     output = state.take()
     assert output is not None
     (entry,) = output.outputs[0].logprobs or []
@@ -254,13 +254,13 @@ def test_logprobs_name_the_token_first_then_the_top(desk: Desk) -> None:
     assert output.outputs[0].cumulative_logprob == -0.5
 
 
-def test_prompt_logprobs_arrive_in_chunks_and_the_first_position_has_none(desk: Desk) -> None:
-    state = desk.add("abcd", prompt_logprobs=0)
+def test_prompt_logprobs_arrive_in_chunks_and_the_first_position_has_none(bench: Bench) -> None:
+    state = bench.add("abcd", prompt_logprobs=0)
     h = handle(state)
-    desk.deliver({}, prompt_logprobs=logprob_columns(h, 1, "b"))
+    bench.deliver({}, prompt_logprobs=logprob_columns(h, 1, "b"))
     # A chunk that was computed again, after a preemption, says the same again.
-    desk.deliver({}, prompt_logprobs=logprob_columns(h, 1, "bcd"))
-    desk.deliver({h: "e"})
+    bench.deliver({}, prompt_logprobs=logprob_columns(h, 1, "bcd"))
+    bench.deliver({h: "e"})
     output = state.take()
     assert output is not None
     assert output.prompt_logprobs is not None
@@ -268,66 +268,66 @@ def test_prompt_logprobs_arrive_in_chunks_and_the_first_position_has_none(desk: 
     assert [list(e or ()) for e in output.prompt_logprobs[1:]] == [[98], [99], [100]]
 
 
-def test_several_answers_end_as_one(desk: Desk) -> None:
-    state = desk.add(n=2, output_kind=FINAL)
+def test_several_answers_end_as_one(bench: Bench) -> None:
+    state = bench.add(n=2, output_kind=FINAL)
     first, second = handle(state, 0), handle(state, 1)
-    desk.deliver({first: "a", second: "x"}, finished=end(second, FinishReason.LENGTH))
+    bench.deliver({first: "a", second: "x"}, finished=end(second, FinishReason.LENGTH))
     assert state.take() is None
-    desk.deliver({first: "b"}, finished=end(first, FinishReason.LENGTH))
+    bench.deliver({first: "b"}, finished=end(first, FinishReason.LENGTH))
     output = state.take()
     assert output is not None
     assert output.finished
     assert [(o.index, o.text) for o in output.outputs] == [(0, "ab"), (1, "x")]
 
 
-def test_a_delta_has_only_the_answers_with_news(desk: Desk) -> None:
-    state = desk.add(n=3, output_kind=DELTA)
-    desk.deliver({handle(state, 2): "a", handle(state, 0): "b"})
+def test_a_delta_has_only_the_answers_with_updates(bench: Bench) -> None:
+    state = bench.add(n=3, output_kind=DELTA)
+    bench.deliver({handle(state, 2): "a", handle(state, 0): "b"})
     output = state.take()
     assert output is not None
     assert [o.index for o in output.outputs] == [0, 2]
 
 
-def test_one_failed_answer_fails_the_request_and_frees_its_siblings(desk: Desk) -> None:
-    state = desk.add(n=3)
+def test_one_failed_answer_fails_the_request_and_frees_its_siblings(bench: Bench) -> None:
+    state = bench.add(n=3)
     failed = end(handle(state, 1), FinishReason.ERROR, error="no room")
-    assert desk.deliver({}, finished=failed) == [handle(state, 0), handle(state, 2)]
+    assert bench.deliver({}, finished=failed) == [handle(state, 0), handle(state, 2)]
     with pytest.raises(RequestFailed, match="no room"):
         state.take()
-    assert not desk.outputs.sequences
+    assert not bench.outputs.sequences
 
 
-def test_an_aborted_answer_shows_the_text_that_was_held_back(desk: Desk) -> None:
+def test_an_aborted_answer_shows_the_text_that_was_held_back(bench: Bench) -> None:
     """The beginning of a stop string that will not be completed any more."""
-    state = desk.add(output_kind=DELTA, stop=["xyz"])
-    desk.deliver({handle(state): "a"})
-    desk.deliver({handle(state): "x"})
-    desk.deliver({handle(state): "y"})
+    state = bench.add(output_kind=DELTA, stop=["xyz"])
+    bench.deliver({handle(state): "a"})
+    bench.deliver({handle(state): "x"})
+    bench.deliver({handle(state): "y"})
     assert state.take().outputs[0].text == "a"
-    assert desk.outputs.drop(state) == [handle(state)]
+    assert bench.outputs.drop(state) == [handle(state)]
     output = state.take()
     assert output is not None
     assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("xy", "abort")
 
 
-def test_a_dropped_request_leaves_nothing_behind(desk: Desk) -> None:
-    state = desk.add(n=2)
-    assert desk.outputs.drop(state) == [handle(state, 0), handle(state, 1)]
-    assert not desk.outputs.sequences
-    assert desk.outputs.drop(state) == []
-    assert desk.deliver({handle(state, 0): "a"}) == []
+def test_a_dropped_request_leaves_nothing_behind(bench: Bench) -> None:
+    state = bench.add(n=2)
+    assert bench.outputs.drop(state) == [handle(state, 0), handle(state, 1)]
+    assert not bench.outputs.sequences
+    assert bench.outputs.drop(state) == []
+    assert bench.deliver({handle(state, 0): "a"}) == []
     output = state.take()
     assert output is not None
     assert [o.finish_reason for o in output.outputs] == ["abort", "abort"]
 
 
-def test_admission_is_noted_once_and_preemptions_are_counted(desk: Desk) -> None:
-    state = desk.add()
+def test_admission_is_noted_once_and_preemptions_are_counted(bench: Bench) -> None:
+    state = bench.add()
     h = handle(state)
-    desk.deliver({h: "a"}, started=[Started(h, 16, 1.0, 2.0)])
-    desk.deliver({h: "b"}, started=[Started(h, 32, 3.0, 4.0, resumed=True)])
+    bench.deliver({h: "a"}, started=[Started(h, 16, 1.0, 2.0)])
+    bench.deliver({h: "b"}, started=[Started(h, 32, 3.0, 4.0, resumed=True)])
     # What a new engine says of a replayed request is not what happened first.
-    desk.deliver({h: "c"}, started=[Started(h, 48, 5.0, 6.0)])
+    bench.deliver({h: "c"}, started=[Started(h, 48, 5.0, 6.0)])
     output = state.take()
     assert output is not None
     assert output.num_cached_tokens == 16
@@ -338,11 +338,11 @@ def test_admission_is_noted_once_and_preemptions_are_counted(desk: Desk) -> None
     assert metrics.num_preemptions == 1
 
 
-def test_the_observer_hears_of_each_life_once(desk: Desk) -> None:
-    done, dropped = desk.add(), desk.add(n=2)
-    desk.deliver({handle(done): "a"}, finished=end(handle(done), FinishReason.LENGTH))
-    desk.outputs.drop(dropped)
-    assert desk.recorder.events == [
+def test_the_observer_is_notified_of_each_sequence_once(bench: Bench) -> None:
+    done, dropped = bench.add(), bench.add(n=2)
+    bench.deliver({handle(done): "a"}, finished=end(handle(done), FinishReason.LENGTH))
+    bench.outputs.drop(dropped)
+    assert bench.recorder.events == [
         ("added", handle(done), 0, 1),
         ("added", handle(dropped, 0), 0, 2),
         ("added", handle(dropped, 1), 1, 2),
@@ -353,9 +353,9 @@ def test_the_observer_hears_of_each_life_once(desk: Desk) -> None:
     ]
 
 
-def test_without_text_there_are_only_tokens(desk: Desk) -> None:
-    state = desk.add(detokenize=False)
-    desk.deliver({handle(state): "a"})
+def test_without_text_there_are_only_tokens(bench: Bench) -> None:
+    state = bench.add(detokenize=False)
+    bench.deliver({handle(state): "a"})
     output = state.take()
     assert output is not None
     assert (output.outputs[0].text, output.outputs[0].token_ids) == ("", [97])
@@ -375,27 +375,27 @@ class Glass:
         return True
 
 
-def test_text_alone_goes_past_the_outputs(desk: Desk) -> None:
-    state, glass, told = desk.add(output_kind=DELTA, stop=["END"]), Glass(), []
+def test_a_tap_receives_the_text(bench: Bench) -> None:
+    state, glass, told = bench.add(output_kind=DELTA, stop=["END"]), Glass(), []
     state.notify = lambda: told.append(1)
     h = handle(state)
-    desk.deliver({h: "x"})
+    bench.deliver({h: "x"})
     state.set_tap(glass)
-    desk.deliver({h: "y"})
+    bench.deliver({h: "y"})
     assert glass.text == "", "what came before must be taken first"
     first = state.take()
     assert first is not None
     assert first.outputs[0].text == "xy"
     state.set_tap(glass)
     told.clear()
-    desk.deliver({h: "z"})
-    desk.deliver({h: "uv"})
-    desk.deliver({h: "E"})
+    bench.deliver({h: "z"})
+    bench.deliver({h: "uv"})
+    bench.deliver({h: "E"})
     assert glass.text == "zuv", "a stop string may have begun"
     assert state.take() is None
     assert not told
-    desk.deliver({h: "N"})
-    desk.deliver({h: "D"})
+    bench.deliver({h: "N"})
+    bench.deliver({h: "D"})
     output = state.take()
     assert output is not None
     assert told
@@ -407,36 +407,36 @@ def test_text_alone_goes_past_the_outputs(desk: Desk) -> None:
     assert output.metrics.last_token_time == 7.0
 
 
-def test_a_tap_that_refuses_gets_nothing_until_it_is_set_again(desk: Desk) -> None:
-    state, glass, told = desk.add(output_kind=DELTA), Glass(), []
+def test_a_tap_that_refuses_is_removed(bench: Bench) -> None:
+    state, glass, told = bench.add(output_kind=DELTA), Glass(), []
     state.notify = lambda: told.append(1)
     h = handle(state)
     state.set_tap(glass)
-    desk.deliver({h: "a"})
+    bench.deliver({h: "a"})
     glass.full = True
-    desk.deliver({h: "b"})
+    bench.deliver({h: "b"})
     assert told
     glass.full = False
-    desk.deliver({h: "c"})
+    bench.deliver({h: "c"})
     output = state.take()
     assert output is not None
     assert (glass.text, output.outputs[0].text) == ("a", "bc")
     state.set_tap(glass)
-    desk.deliver({h: "d"})
+    bench.deliver({h: "d"})
     state.set_tap(None)
-    desk.deliver({h: "e"})
+    bench.deliver({h: "e"})
     output = state.take()
     assert output is not None
     assert (glass.text, output.outputs[0].text) == ("ad", "e")
 
 
-def test_the_last_text_is_told_with_the_end(desk: Desk) -> None:
-    state, other, glass = desk.add(output_kind=DELTA), desk.add(output_kind=DELTA), Glass()
+def test_the_last_text_is_output_with_the_end(bench: Bench) -> None:
+    state, other, glass = bench.add(output_kind=DELTA), bench.add(output_kind=DELTA), Glass()
     state.set_tap(glass)
     other.set_tap(tap := Glass())
     h = handle(state)
-    desk.deliver({h: "a", handle(other): "x"})
-    desk.deliver({h: "b", handle(other): "y"}, finished=end(h, FinishReason.LENGTH))
+    bench.deliver({h: "a", handle(other): "x"})
+    bench.deliver({h: "b", handle(other): "y"}, finished=end(h, FinishReason.LENGTH))
     output = state.take()
     assert output is not None
     assert (glass.text, output.outputs[0].text, output.finished) == ("a", "b", True)
@@ -452,20 +452,20 @@ def test_the_last_text_is_told_with_the_end(desk: Desk) -> None:
         {"output_kind": DELTA, "prompt_logprobs": 1},
     ],
 )
-def test_who_wants_more_than_text_gets_whole_outputs(desk: Desk, params: dict[str, Any]) -> None:
-    state = desk.add(**params)
+def test_requests_for_more_than_text_use_no_tap(bench: Bench, params: dict[str, Any]) -> None:
+    state = bench.add(**params)
     for sequence in state.sequences:
         if sequence.logprobs is not None:
             sequence.logprobs.append({ord("x"): Logprob(-1.0)})
     state.set_tap(glass := Glass())
-    desk.deliver({handle(state): "x"})
+    bench.deliver({handle(state): "x"})
     assert glass.text == ""
 
 
-def test_a_stop_string_in_the_steady_state_ends_the_request_in_the_engine(desk: Desk) -> None:
-    state, other = desk.add(output_kind=DELTA, stop=["ab"]), desk.add(output_kind=DELTA)
-    assert desk.deliver({handle(state): "a", handle(other): "a", 99: "q"}) == []
-    assert desk.deliver({handle(state): "b", handle(other): "b"}) == [handle(state)]
+def test_a_stop_string_in_the_steady_state_ends_the_request_in_the_engine(bench: Bench) -> None:
+    state, other = bench.add(output_kind=DELTA, stop=["ab"]), bench.add(output_kind=DELTA)
+    assert bench.deliver({handle(state): "a", handle(other): "a", 99: "q"}) == []
+    assert bench.deliver({handle(state): "b", handle(other): "b"}) == [handle(state)]
     assert state.ended
     assert not other.ended
     output = other.take()

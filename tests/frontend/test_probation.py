@@ -15,7 +15,7 @@ def test_the_one_on_trial_in_the_second_crash_is_guilty() -> None:
     assert probation.next_trial({2: 9, 3: 9, 4: 5}) == 4, "who was beside it is new under suspicion"
 
 
-def test_a_trial_goes_on_until_it_is_past_the_crash_not_what_the_client_had() -> None:
+def test_a_trial_ends_past_the_crash_not_at_what_the_client_had() -> None:
     probation = Probation()
     probation.crashed({1: 20, 2: 20})
     assert probation.next_trial({1: 15, 2: 15}) == 1

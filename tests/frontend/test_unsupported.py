@@ -11,12 +11,12 @@ from galley.frontend.unsupported import REASONS, UnsupportedMethods
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_a_missing_attribute_says_why(name: str) -> None:
+def test_an_unsupported_method_gives_its_reason(name: str) -> None:
     assert not hasattr(LLM, name)
     with pytest.raises(AttributeError, match=re.escape(f"{name!r}: {REASONS[name]}")):
         getattr(UnsupportedMethods(), name)
 
 
-def test_others_are_merely_missing() -> None:
+def test_other_attributes_are_missing_as_usual() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
         _ = UnsupportedMethods().nothing  # type: ignore[attr-defined]

@@ -36,7 +36,7 @@ class Server:
         wrap: a command in front of it (`prlimit …`).
 
     Attributes:
-        said: lines on stderr so far.
+        log: lines on stderr so far.
         seen: pids of all its processes so far.
     """
 
@@ -52,17 +52,17 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.said: list[str] = []
+        self.log: list[str] = []
         self.seen: set[int] = set()
         assert self.process.stderr is not None
         with ended_after(LIMIT, self.process):
             for line in self.process.stderr:
-                self.said.append(line)
+                self.log.append(line)
                 if match := re.search(r"serving at (http://\S+)", line):
                     self.url = match[1]
                     break
             else:
-                raise AssertionError(f"it did not serve: {self.said}")
+                raise AssertionError(f"it did not serve: {self.log}")
         # Somebody must read on, or a full pipe would stop the server.
         self._reader = threading.Thread(target=self._listen, daemon=True)
         self._reader.start()
@@ -70,7 +70,7 @@ class Server:
 
     def _listen(self) -> None:
         assert self.process.stderr is not None
-        self.said += self.process.stderr
+        self.log += self.process.stderr
 
     @property
     def children(self) -> dict[str, int]:
@@ -87,7 +87,7 @@ class Server:
 
     def count(self, words: str) -> int:
         """Lines on stderr with these words."""
-        return sum(words in line for line in self.said)
+        return sum(words in line for line in self.log)
 
     def kill_engine(self, number: int) -> None:
         os.kill(until(lambda: self.children.get(ENGINE)), number)
@@ -196,8 +196,8 @@ class Answer:
             self.reasons[i] = choice["finish_reason"]
             self.stop_reasons[i] = choice.get("stop_reason")
             if choice.get("logprobs"):
-                said = choice["logprobs"]
-                columns = said["tokens"], said["token_logprobs"], said["top_logprobs"]
+                entry = choice["logprobs"]
+                columns = entry["tokens"], entry["token_logprobs"], entry["top_logprobs"]
                 pairs = zip(*columns, strict=True)
                 self.logprobs.setdefault(i, []).extend(pairs)
             self.prompt_logprobs = choice.get("prompt_logprobs") or self.prompt_logprobs

@@ -59,7 +59,7 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def test_without_file_descriptors_what_runs_goes_on_and_the_rest_waits(
+def test_without_file_descriptors_running_requests_continue_and_others_wait(
     story: tuple[Any, ...],
 ) -> None:
     """Even over the death of an engine, for whose successor a new socket is needed."""
@@ -79,7 +79,7 @@ def test_without_file_descriptors_what_runs_goes_on_and_the_rest_waits(
     server.close()
 
 
-def test_two_thousand_idle_connections_are_nobodys_trouble(
+def test_two_thousand_idle_connections_affect_no_request(
     server: Server, story: tuple[Any, ...]
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -117,7 +117,7 @@ def post(body: bytes) -> bytes:
     ) + body
 
 
-def test_clients_that_send_byte_by_byte_hold_up_nobody(
+def test_clients_that_send_byte_by_byte_delay_no_other(
     server: Server, story: tuple[Any, ...]
 ) -> None:
     """Each of them gets its answer in the end."""
@@ -221,7 +221,7 @@ def test_a_read_only_model_and_a_cache_that_cannot_be_written(
     folder.chmod(0o755)
 
 
-def test_a_disk_that_is_full_leaves_no_half_made_cache(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_incomplete_cache(tmp_path: Path) -> None:
     """Files may not grow beyond a megabyte, as on a disk with no more room than that."""
     program = (
         "import resource\n"

@@ -123,7 +123,7 @@ class Others:
                 self.count += 1
 
 
-def test_templates_without_end_are_refused_and_nobody_waits(server: Server) -> None:
+def test_endless_templates_are_refused_and_delay_no_other(server: Server) -> None:
     def ask(template: str) -> tuple[int, str]:
         body: dict[str, Any] = {"messages": HI, "max_tokens": 1, "chat_template": template}
         reply = httpx.post(server.url + CHAT, json=body, timeout=120)

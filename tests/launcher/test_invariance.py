@@ -32,7 +32,7 @@ def test_the_reference_backend_says_that_it_may_differ(capfd: pytest.CaptureFixt
     assert "an answer may depend on what else is computed" in capfd.readouterr().out
 
 
-def test_a_demand_that_cannot_be_met_is_refused() -> None:
+def test_requiring_invariance_of_a_backend_without_it_is_refused() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "galley", "serve", "--port", "0", "--backend", "reference"],
         cwd=ROOT,
@@ -67,7 +67,7 @@ def test_counters_outlive_one_of_several_api_servers() -> None:
     server.close()
 
 
-def test_the_engine_is_what_the_kernel_would_end_first() -> None:
+def test_the_engine_is_the_first_choice_of_the_oom_killer() -> None:
     """For want of memory: of all, it is what can be replaced."""
     server = Server()
     scores = {

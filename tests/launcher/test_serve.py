@@ -66,7 +66,7 @@ def test_what_was_computed_outlives_an_engine_that_was_killed_but_not_one_that_c
 
 
 def test_the_log_says_that_it_is_up(server: Server) -> None:
-    assert "galley: Application startup complete.\n" in server.said
+    assert "galley: Application startup complete.\n" in server.log
 
 
 def test_health_tells_when_there_is_no_engine(server: Server) -> None:
@@ -93,7 +93,7 @@ def test_health_tells_when_there_is_no_engine(server: Server) -> None:
         (["--no-such-flag"], 2, "--no-such-flag"),
     ],
 )
-def test_a_start_that_fails_says_why_once(flags: list[str], code: int, words: str) -> None:
+def test_a_failed_start_gives_its_reason_once(flags: list[str], code: int, words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "galley", "serve", "--port", "0", *flags],
         cwd=ROOT,

@@ -52,7 +52,7 @@ def short_path() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_the_folder_is_private_and_those_of_the_dead_are_swept(
+def test_the_folder_is_private_and_stale_ones_are_removed(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(short_path))
@@ -72,7 +72,7 @@ def test_the_folder_is_private_and_those_of_the_dead_are_swept(
     assert other.exists()
 
 
-def test_the_folder_lies_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_created_in_the_given_base(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as base:
         monkeypatch.setenv("VLLM_RPC_BASE_PATH", base)
         assert Path(private_directory()).parent == Path(base)

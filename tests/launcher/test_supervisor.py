@@ -74,14 +74,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-class House:
+class Launcher:
     """A launcher under test."""
 
     def __init__(self, fault: str = "none") -> None:
         # A folder of its own: another launcher on this machine would clean up what this one leaves.
-        self.temporary = tempfile.TemporaryDirectory(prefix="house-", ignore_cleanup_errors=True)
+        self.temporary = tempfile.TemporaryDirectory(prefix="launcher-", ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.launcher.house", fault],
+            [sys.executable, "-m", "tests.launcher.scripted_launcher", fault],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": self.temporary.name},
             stdout=subprocess.PIPE,
@@ -91,7 +91,7 @@ class House:
         self.pid = self.process.pid
         self.seen: set[int] = set()
 
-    def wait_serving(self) -> House:
+    def wait_serving(self) -> Launcher:
         assert self.process.stdout is not None
         with ended_after(LIMIT, self.process):
             line = self.process.stdout.readline()
@@ -124,10 +124,10 @@ class House:
         return Ask(self.port, prompt, n)
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end: exit code and what it said on stderr. Nobody is left behind."""
-        _, said = self.process.communicate(timeout=120)
+        """Wait for its end: exit code and what it log on stderr. Nobody is left behind."""
+        _, log = self.process.communicate(timeout=120)
         until(lambda: not any(is_alive(pid) for pid in self.seen))
-        return self.process.returncode, said
+        return self.process.returncode, log
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -163,258 +163,258 @@ class Ask:
 
 
 @pytest.fixture
-def house(request: pytest.FixtureRequest) -> Iterator[House]:
-    house = House(getattr(request, "param", "none"))
-    yield house
-    house.close()
+def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
+    launcher = Launcher(getattr(request, "param", "none"))
+    yield launcher
+    launcher.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_and_a_signal_ends_all(house: House, number: signal.Signals) -> None:
-    house.wait_serving()
-    assert set(house.children) == {"Galley::EngineCore_0", "Galley::APIServer_0"}
-    assert Path(f"/proc/{house.pid}/cmdline").read_bytes().startswith(b"Galley::Launcher")
-    assert house.directory.stat().st_mode & 0o777 == 0o700
-    ask = house.ask().read()
+def test_it_serves_and_a_signal_ends_all(launcher: Launcher, number: signal.Signals) -> None:
+    launcher.wait_serving()
+    assert set(launcher.children) == {"Galley::EngineCore_0", "Galley::APIServer_0"}
+    assert Path(f"/proc/{launcher.pid}/cmdline").read_bytes().startswith(b"Galley::Launcher")
+    assert launcher.directory.stat().st_mode & 0o777 == 0o700
+    ask = launcher.ask().read()
     assert (ask.text, ask.reason) == (ask.expected, "length")
-    os.kill(house.pid, number)
-    assert house.end() == (0, "")
-    assert not house.directory.exists()
+    os.kill(launcher.pid, number)
+    assert launcher.end() == (0, "")
+    assert not launcher.directory.exists()
 
 
-def test_a_signal_in_mid_stream_ends_all(house: House) -> None:
-    house.wait_serving()
-    asks = [house.ask(f"p{i}", 900).read(10) for i in range(4)]
-    house.process.terminate()
-    assert house.end()[0] == 0
+def test_a_signal_in_mid_stream_ends_all(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    asks = [launcher.ask(f"p{i}", 900).read(10) for i in range(4)]
+    launcher.process.terminate()
+    assert launcher.end()[0] == 0
     assert all(a.text for a in asks)
 
 
-def test_streams_go_on_when_the_engine_is_killed(house: House) -> None:
-    house.wait_serving()
-    asks = [house.ask(f"prompt {i}") for i in range(8)]
+def test_streams_continue_when_the_engine_is_killed(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    asks = [launcher.ask(f"prompt {i}") for i in range(8)]
     for at in (40, 120):
         for ask in asks:
             ask.read(at)
-        engine = house.engine
+        engine = launcher.engine
         os.kill(engine, signal.SIGKILL)
-        house.new("Galley::EngineCore_0", engine)
+        launcher.new("Galley::EngineCore_0", engine)
     for ask in asks:
         ask.read()
         assert (ask.text, ask.reason) == (ask.expected, "length")
-    house.process.terminate()
-    code, said = house.end()
+    launcher.process.terminate()
+    code, log = launcher.end()
     assert code == 0
-    assert said.count("engine core 0 was ended by SIGKILL: restarting it") == 2
+    assert log.count("engine core 0 was ended by SIGKILL: restarting it") == 2
 
 
-def test_killed_while_idle_and_while_starting(house: House) -> None:
-    house.wait_serving()
+def test_killed_while_idle_and_while_starting(launcher: Launcher) -> None:
+    launcher.wait_serving()
     for _ in range(3):
-        engine = house.engine
+        engine = launcher.engine
         os.kill(engine, signal.SIGKILL)
-        house.new("Galley::EngineCore_0", engine)
-    ask = house.ask().read()
+        launcher.new("Galley::EngineCore_0", engine)
+    ask = launcher.ask().read()
     assert ask.text == ask.expected
 
 
-@pytest.mark.parametrize("house", ["dies-starting"], indirect=True)
-def test_an_engine_killed_in_its_first_start_is_started_again(house: House) -> None:
-    ask = house.wait_serving().ask().read()
+@pytest.mark.parametrize("launcher", ["dies-starting"], indirect=True)
+def test_an_engine_killed_in_its_first_start_is_started_again(launcher: Launcher) -> None:
+    ask = launcher.wait_serving().ask().read()
     assert ask.text == ask.expected
 
 
-def test_a_request_that_crashes_the_engine_fails_alone(house: House) -> None:
-    house.wait_serving()
-    mates = [house.ask(f"mate {i}", 200) for i in range(4)]
-    poison = house.ask("poison", 200).read()
+def test_a_request_that_crashes_the_engine_fails_alone(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    mates = [launcher.ask(f"mate {i}", 200) for i in range(4)]
+    poison = launcher.ask("poison", 200).read()
     assert poison.reason == "this request crashed the engine twice."
     for ask in mates:
         ask.read()
         assert (ask.text, ask.reason) == (ask.expected, "length")
-    house.process.terminate()
-    assert house.end()[1].count("was ended by SIGSEGV") == 2
+    launcher.process.terminate()
+    assert launcher.end()[1].count("was ended by SIGSEGV") == 2
 
 
-@pytest.mark.parametrize("house", ["impatient"], indirect=True)
-def test_an_engine_that_hangs_is_ended_and_its_streams_go_on(house: House) -> None:
-    house.wait_serving()
-    asks = [house.ask("hangs once"), *(house.ask(f"mate {i}") for i in range(4))]
+@pytest.mark.parametrize("launcher", ["impatient"], indirect=True)
+def test_a_hanging_engine_is_killed_and_its_streams_continue(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    asks = [launcher.ask("hangs once"), *(launcher.ask(f"mate {i}") for i in range(4))]
     for ask in asks:
         ask.read()
         assert (ask.text, ask.reason) == (ask.expected, "length")
-    house.process.terminate()
-    code, said = house.end()
+    launcher.process.terminate()
+    code, log = launcher.end()
     assert code == 0
     # A machine that is busy may take a slow engine for one that hangs, once more.
-    assert said.count("engine core 0 made no progress for 1.5 s: restarting it") >= 1
+    assert log.count("engine core 0 made no progress for 1.5 s: restarting it") >= 1
 
 
-@pytest.mark.parametrize("house", ["impatient"], indirect=True)
+@pytest.mark.parametrize("launcher", ["impatient"], indirect=True)
 @pytest.mark.parametrize("poison", ["tar pit", "stopped"])
-def test_a_request_that_hangs_every_engine_fails_alone(house: House, poison: str) -> None:
-    house.wait_serving()
-    mate = house.ask("mate", 200)
-    assert house.ask(poison, 200).read().reason == "this request crashed the engine twice."
+def test_a_request_that_hangs_every_engine_fails_alone(launcher: Launcher, poison: str) -> None:
+    launcher.wait_serving()
+    mate = launcher.ask("mate", 200)
+    assert launcher.ask(poison, 200).read().reason == "this request crashed the engine twice."
     mate.read()
     assert (mate.text, mate.reason) == (mate.expected, "length")
-    house.process.terminate()
+    launcher.process.terminate()
     # A machine that is busy may take a slow engine for one that hangs, once more.
-    assert house.end()[1].count("made no progress") >= 2
+    assert launcher.end()[1].count("made no progress") >= 2
 
 
-@pytest.mark.parametrize("house", ["impatient"], indirect=True)
-def test_an_idle_engine_is_left_alone(house: House) -> None:
-    engine = house.wait_serving().engine
+@pytest.mark.parametrize("launcher", ["impatient"], indirect=True)
+def test_an_idle_engine_is_left_alone(launcher: Launcher) -> None:
+    engine = launcher.wait_serving().engine
     # Nothing is waited for: this is the span in which it might be killed.
     time.sleep(3.5)
-    assert house.engine == engine
-    ask = house.ask().read()
+    assert launcher.engine == engine
+    ask = launcher.ask().read()
     assert ask.text == ask.expected
-    assert house.engine == engine
+    assert launcher.engine == engine
 
 
-def test_a_dead_api_server_is_replaced_and_its_requests_freed(house: House) -> None:
-    house.wait_serving()
-    status = StatusReader(f"{house.directory}/status-0")
-    lost = house.ask("lost", 900).read(10)
-    server = house.server
+def test_a_dead_api_server_is_replaced_and_its_requests_freed(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    status = StatusReader(f"{launcher.directory}/status-0")
+    lost = launcher.ask("lost", 900).read(10)
+    server = launcher.server
     os.kill(server, signal.SIGKILL)
-    house.new("Galley::APIServer_0", server)
+    launcher.new("Galley::APIServer_0", server)
     until(lambda: status.heartbeat() is None)
     assert 10 <= status.num_steps() < 800, "the request was not computed to its end"
     assert '"done": true' not in lost.lines.read()
-    ask = house.ask().read()
+    ask = launcher.ask().read()
     assert (ask.text, ask.reason) == (ask.expected, "length")
-    assert "Galley::EngineCore_0" in house.children
+    assert "Galley::EngineCore_0" in launcher.children
 
 
-@pytest.mark.parametrize("house", ["two-servers"], indirect=True)
-def test_two_api_servers_share_one_engine(house: House) -> None:
-    house.wait_serving()
-    servers = {house.children[f"Galley::APIServer_{i}"] for i in (0, 1)}
+@pytest.mark.parametrize("launcher", ["two-servers"], indirect=True)
+def test_two_api_servers_share_one_engine(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    servers = {launcher.children[f"Galley::APIServer_{i}"] for i in (0, 1)}
     assert len(servers) == 2
-    asks = [house.ask(f"prompt {i}") for i in range(12)]
+    asks = [launcher.ask(f"prompt {i}") for i in range(12)]
     for ask in asks:
         ask.read(20)
-    engine = house.engine
+    engine = launcher.engine
     os.kill(engine, signal.SIGKILL)
-    house.new("Galley::EngineCore_0", engine)
+    launcher.new("Galley::EngineCore_0", engine)
     for ask in asks:
         ask.read()
         assert (ask.text, ask.reason) == (ask.expected, "length")
-    first = house.server
+    first = launcher.server
     os.kill(first, signal.SIGKILL)
-    assert house.new("Galley::APIServer_0", first) not in servers
-    house.process.terminate()
-    assert house.end()[0] == 0
+    assert launcher.new("Galley::APIServer_0", first) not in servers
+    launcher.process.terminate()
+    assert launcher.end()[0] == 0
 
 
-def test_nothing_outlives_a_killed_launcher(house: House) -> None:
-    house.wait_serving()
-    house.ask("busy", 900).read(10)
-    pids = set(house.children.values())
+def test_nothing_outlives_a_killed_launcher(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    launcher.ask("busy", 900).read(10)
+    pids = set(launcher.children.values())
     assert len(pids) == 2
-    house.process.kill()
-    house.process.wait()
+    launcher.process.kill()
+    launcher.process.wait()
     until(lambda: not any(is_alive(pid) for pid in pids))
-    until(lambda: not house.directory.exists())
+    until(lambda: not launcher.directory.exists())
 
 
-def test_a_launcher_killed_at_once_leaves_nothing(house: House) -> None:
-    pids = set(until(lambda: len(house.children) == 2 and house.children).values())
-    house.process.kill()
-    house.process.wait()
+def test_a_launcher_killed_at_once_leaves_nothing(launcher: Launcher) -> None:
+    pids = set(until(lambda: len(launcher.children) == 2 and launcher.children).values())
+    launcher.process.kill()
+    launcher.process.wait()
     until(lambda: not any(is_alive(pid) for pid in pids))
 
 
 @pytest.mark.parametrize(
-    ("house", "code", "words"),
+    ("launcher", "code", "words"),
     [
         ("no-model", 2, "galley: no such model: try another\n"),
         ("bug", 1, "galley: RuntimeError: the loader has a bug\n"),
     ],
-    indirect=["house"],
+    indirect=["launcher"],
 )
-def test_a_failed_start_is_told_once(house: House, code: int, words: str) -> None:
-    got, said = house.end()
+def test_a_failed_start_is_reported_once(launcher: Launcher, code: int, words: str) -> None:
+    got, log = launcher.end()
     assert got == code
-    assert said.count(words) == 1
-    assert ("Traceback" in said) == (code == 1)
+    assert log.count(words) == 1
+    assert ("Traceback" in log) == (code == 1)
 
 
-@pytest.mark.parametrize("house", ["second-start-fails"], indirect=True)
-def test_an_engine_that_cannot_come_back_ends_the_server(house: House) -> None:
-    house.wait_serving()
-    ask = house.ask("hello", 900).read(10)
-    os.kill(house.engine, signal.SIGKILL)
+@pytest.mark.parametrize("launcher", ["second-start-fails"], indirect=True)
+def test_an_engine_that_cannot_come_back_ends_the_server(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    ask = launcher.ask("hello", 900).read(10)
+    os.kill(launcher.engine, signal.SIGKILL)
     ask.read()
     assert "5 restarts within 60 s did not help" in str(ask.reason)
-    code, said = house.end()
+    code, log = launcher.end()
     assert code == 1
-    assert said.count("MemoryError: no room any more\n") >= 5
-    assert said.count("giving up") == 1
+    assert log.count("MemoryError: no room any more\n") >= 5
+    assert log.count("giving up") == 1
 
 
-@pytest.mark.parametrize("house", ["dies-stepping"], indirect=True)
-def test_an_engine_that_computes_nothing_is_given_up(house: House) -> None:
+@pytest.mark.parametrize("launcher", ["dies-stepping"], indirect=True)
+def test_an_engine_that_computes_nothing_is_given_up(launcher: Launcher) -> None:
     """It starts well, and dies before it has computed a step for the request."""
-    house.wait_serving()
-    ask = house.ask("hello", 900).read(10)
-    os.kill(house.engine, signal.SIGKILL)
+    launcher.wait_serving()
+    ask = launcher.ask("hello", 900).read(10)
+    os.kill(launcher.engine, signal.SIGKILL)
     ask.read()
     assert "5 restarts within 60 s did not help" in str(ask.reason)
-    code, log = house.end()
+    code, log = launcher.end()
     assert code == 1
     assert log.count("was ended by SIGKILL: restarting it") == 6, "the first had made progress"
 
 
-def test_an_engine_that_computes_is_never_given_up(house: House) -> None:
+def test_an_engine_that_computes_is_never_given_up(launcher: Launcher) -> None:
     """Killed three times as often within a minute as an engine may die in vain."""
-    house.wait_serving()
-    asks = [house.ask(f"prompt {i}", 900) for i in range(3)]
+    launcher.wait_serving()
+    asks = [launcher.ask(f"prompt {i}", 900) for i in range(3)]
     deaths = 15
     started = time.monotonic()
     for i in range(deaths):
         for ask in asks:
             ask.read(20 * (i + 1))
-        engine = house.engine
+        engine = launcher.engine
         os.kill(engine, signal.SIGKILL)
-        house.new("Galley::EngineCore_0", engine)
+        launcher.new("Galley::EngineCore_0", engine)
     took = time.monotonic() - started
     for ask in asks:
         ask.read()
         assert (ask.text, ask.reason) == (ask.expected, "length")
-    house.process.terminate()
-    code, log = house.end()
+    launcher.process.terminate()
+    code, log = launcher.end()
     assert code == 0
     assert log.count("was ended by SIGKILL: restarting it") == deaths
     assert took < 120, "the deaths were too far apart to mean anything"
 
 
-@pytest.mark.parametrize("house", ["drains"], indirect=True)
-def test_a_server_that_drains_gets_the_time_for_it(house: House) -> None:
-    house.wait_serving()
-    house.process.terminate()
-    assert house.end() == (0, "drained\n")
+@pytest.mark.parametrize("launcher", ["drains"], indirect=True)
+def test_a_draining_server_gets_the_time_for_it(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    launcher.process.terminate()
+    assert launcher.end() == (0, "drained\n")
 
 
-@pytest.mark.parametrize("house", ["stubborn"], indirect=True)
-def test_the_second_signal_ends_at_once(house: House) -> None:
-    house.wait_serving()
-    house.process.terminate()
-    assert is_alive(house.server)
-    house.process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("launcher", ["stubborn"], indirect=True)
+def test_the_second_signal_ends_at_once(launcher: Launcher) -> None:
+    launcher.wait_serving()
+    launcher.process.terminate()
+    assert is_alive(launcher.server)
+    launcher.process.send_signal(signal.SIGINT)
     started = time.monotonic()
-    assert house.end()[0] == 0
+    assert launcher.end()[0] == 0
     assert time.monotonic() - started < 60, "without it, a minute is granted"
 
 
-@pytest.mark.parametrize("house", ["slow-server"], indirect=True)
-def test_a_signal_during_start_up(house: House) -> None:
-    until(lambda: "Galley::APIServer_0" in house.children)
-    house.process.terminate()
-    assert house.end()[0] == 0
+@pytest.mark.parametrize("launcher", ["slow-server"], indirect=True)
+def test_a_signal_during_start_up(launcher: Launcher) -> None:
+    until(lambda: "Galley::APIServer_0" in launcher.children)
+    launcher.process.terminate()
+    assert launcher.end()[0] == 0
 
 
 class Files:

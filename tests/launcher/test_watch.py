@@ -11,16 +11,16 @@ def looks(dog: Watchdog, heartbeats: list[int | None], step: float = 1.0) -> lis
     return [dog.hangs(7, heartbeat, i * step) for i, heartbeat in enumerate(heartbeats)]
 
 
-def test_a_pulse_that_stands_still_for_too_long_is_a_hang() -> None:
+def test_a_heartbeat_that_does_not_change_is_a_hang() -> None:
     assert looks(Watchdog(3.0), [5, 5, 5, 5, 5]) == [False, False, False, False, True]
 
 
-def test_changes_and_rest_start_the_clock_anew() -> None:
+def test_progress_and_idleness_restart_the_clock() -> None:
     assert not any(looks(Watchdog(3.0), [1, 1, 1, 2, 2, 2, 3, 3, 3]))
     assert not any(looks(Watchdog(3.0), [1, 1, 1, None, 1, 1, 1, None, None, None, None]))
 
 
-def test_processes_are_told_apart() -> None:
+def test_processes_are_independent() -> None:
     dog = Watchdog(3.0)
     for at in range(4):
         assert not dog.hangs(1, 5, float(at))
@@ -31,7 +31,7 @@ def test_processes_are_told_apart() -> None:
     assert not dog.hangs(1, 5, 5.0)
 
 
-def test_a_pause_of_the_whole_machine_is_nobodys_fault() -> None:
+def test_a_pause_of_the_whole_machine_is_not_a_hang() -> None:
     dog = Watchdog(60.0)
     assert dog.interval == 1.0
     assert not dog.hangs(1, 5, 0.0)
@@ -39,7 +39,7 @@ def test_a_pause_of_the_whole_machine_is_nobodys_fault() -> None:
     assert not dog.hangs(1, 6, 10_001.0)
 
 
-def test_a_short_limit_is_looked_after_often_and_none_never() -> None:
+def test_the_interval_follows_the_limit() -> None:
     assert Watchdog(0.4).interval == 0.1
     for limit in (0.0, float("inf")):
         dog = Watchdog(limit)

@@ -78,7 +78,7 @@ def seconds(column: bytes) -> list[float]:
     return array("f", column).tolist()
 
 
-def test_the_life_of_a_block() -> None:
+def test_the_lifetime_of_a_block() -> None:
     clock = Clock()
     lives = BlockLifetimes(1.0, clock)
     kv = watched(lives)
@@ -161,7 +161,7 @@ def test_measured_on_a_real_model() -> None:
     assert told["vllm:kv_block_reuse_gap_seconds"].count > 0
 
 
-def test_without_the_flags_they_are_absent_or_zero() -> None:
+def test_without_the_flags_metrics_are_absent_or_zero() -> None:
     registry = CollectorRegistry()
     EngineMetrics(registry, "m", max_model_len=64)
     names = {family.name for family in registry.collect()}

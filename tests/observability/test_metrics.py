@@ -117,7 +117,7 @@ def test_names_types_labels_and_buckets_are_vllms() -> None:
             assert all(s.value == 0 for s in samples), name
 
 
-def test_the_process_tells_of_itself() -> None:
+def test_process_metrics_are_exposed() -> None:
     body, _ = exposition(new_registry())
     for name in (b"process_resident_memory_bytes", b"python_info", b"python_gc_objects"):
         assert name in body
@@ -198,7 +198,7 @@ def test_n_sequences_share_one_prompt(bench: Bench) -> None:
     assert bench["request_success_total/finished_reason=stop"] == 3
 
 
-def test_nothing_is_kept_of_what_has_ended(bench: Bench) -> None:
+def test_nothing_is_kept_of_finished_requests(bench: Bench) -> None:
     bench.add(1, n=2)
     bench.add(5)
     bench.step([1, 2, 5])
@@ -212,7 +212,7 @@ def test_nothing_is_kept_of_what_has_ended(bench: Bench) -> None:
     assert not bench.metrics._groups
 
 
-def test_one_that_never_ran_has_no_phases(bench: Bench) -> None:
+def test_a_request_that_never_ran_has_no_phases(bench: Bench) -> None:
     bench.add(1)
     bench.metrics.finished(1, FinishReason.ABORT, 0)
     assert bench["e2e_request_latency_seconds_count"] == 1
@@ -230,7 +230,7 @@ def test_preemption_and_resumption(bench: Bench) -> None:
     assert bench["prompt_tokens_cached_total"] == 0
 
 
-def test_the_engines_own_counters_survive_its_death(bench: Bench) -> None:
+def test_the_engines_counters_survive_its_death(bench: Bench) -> None:
     def stats(**counters: int) -> Stats:
         state = {"num_running": 1, "num_waiting": 3, "waiting_by_reason": {"capacity": 2}}
         return Stats(**state, counters=Counters(**counters))

@@ -33,7 +33,7 @@ def step(number: int, *handles: int, **parts: Any) -> Outputs:
     return Outputs(number, 1, 0, float(number), array("q", handles).tobytes(), **parts)
 
 
-def test_all_observers_hear_all() -> None:
+def test_all_observers_get_all_events() -> None:
     first, second = Notes(), Notes()
     both: Any = Observers(first, second)
     both.ready(None)
@@ -43,7 +43,7 @@ def test_all_observers_hear_all() -> None:
     assert first.heard == second.heard == ["ready", "added", 1, "finished"]
 
 
-def test_steps_of_the_same_requests_are_told_in_bunches() -> None:
+def test_steps_of_the_same_requests_are_passed_on_in_batches() -> None:
     notes = Notes()
     bunched = BatchingObserver(notes)
     for number in range(1 + 2 * BATCH):
@@ -58,7 +58,7 @@ def test_steps_of_the_same_requests_are_told_in_bunches() -> None:
     assert notes.heard[-2:] == [2 * BATCH, 1000]
 
 
-def test_anything_else_is_told_at_once_and_in_order() -> None:
+def test_anything_else_is_passed_on_at_once_and_in_order() -> None:
     notes = Notes()
     bunched: Any = BatchingObserver(notes)
     bunched.outputs(step(1, 7))

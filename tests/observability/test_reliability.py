@@ -30,7 +30,7 @@ def test_restarts_are_counted_also_those_that_this_process_has_not_seen() -> Non
     assert bench.value("engine_restarts_total", 1) == 0
 
 
-def test_memory_is_as_the_engine_says() -> None:
+def test_memory_is_as_the_engine_reports() -> None:
     bench = Bench(2)
     names = "memory_short", "kv_blocks_withheld"
     assert [bench.value(name, 1) for name in names] == [0.0, 0.0]
@@ -42,7 +42,7 @@ def test_memory_is_as_the_engine_says() -> None:
     assert bench.value("kv_blocks_withheld", 1) == 2.0
 
 
-def test_invariance_is_as_the_engine_says() -> None:
+def test_invariance_is_as_the_engine_reports() -> None:
     bench = Bench(2)
     assert bench.value("batch_invariant") == 0.0
     bench.ready()

@@ -1,6 +1,6 @@
-"""A launcher with scripted children, as a process of its own: `python -m tests.launcher.house`.
+"""A launcher with scripted children, as a process: `python -m tests.launcher.scripted_launcher`.
 
-The engine says what `scripted` says; the API server answers one JSON line with lines of text:
+The engine is `tests.frontend.scripted`; the API server answers one JSON line with lines of text:
 
     → {"prompt": "hello", "n": 20}        ← {"text": "ab", "done": false}
                                           ← {"text": "c", "done": true, "reason": "length"}
