@@ -6,9 +6,9 @@
 //       else, so a row's bits are the same in every batch
 //     epilogue: bias, residual, SiLU·mul, number format
 //
-// Where K is long and row blocks are several, K is cut into pieces that a few panels and all rows go
-// through before the next, so that what they read again stays in the L2 cache; the accumulators wait
-// in memory meanwhile, which changes none of their bits.
+// If K is long and there are several row blocks, K is cut into pieces. A few panels and all rows
+// process a piece before the next, so that the data they read again stays in the L2 cache; the
+// accumulators are kept in memory in between, which changes none of their bits.
 //
 // The weights of the next panel are prefetched while this one is used: the first two row blocks
 // bring in half of it each; a lone block, bound by memory, prefetches a little ahead of itself.
@@ -481,7 +481,7 @@ struct Expander {
   }
 };
 
-// What becomes of y[rows][32] of a panel: bias, SiLU·mul, the output's number format.
+// Epilogue of y[rows][32] of a panel: bias, SiLU·mul, the output's number format.
 
 GALLEY_INLINE int lanes_left(int64_t left) {
   return left >= kLanes ? kLanes : left > 0 ? static_cast<int>(left) : 0;

@@ -261,7 +261,7 @@ void pack_codes(const WeightLayout& w, const CodeSource& source, uint8_t* out) {
   } else if (w.table == CodeTable::floats) {
     std::memcpy(out, source.table, int64_t{4} << w.bits());
   }
-  // Missing columns and the tail of k are codes of 0: what they meet are scales and activations of 0.
+  // Missing columns and the tail of k have codes of 0; their scales or activations are 0.
   const int64_t padded = w.blocks() * kGroup;
   std::vector<uint8_t> codes(kPanel * padded);
   uint32_t unfit = 0, used = 0;

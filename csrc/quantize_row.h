@@ -5,7 +5,7 @@
 //   hi = floor((q + 128) / 256),   lo = q - 256 * hi, but -127 instead of -128: kernels that move a
 //   sign from one factor to the other need the opposite of every byte
 //
-// A NaN or an infinity makes the scale NaN or infinite, so that it shows in what is computed.
+// A NaN or an infinity makes the scale NaN or infinite, and so the results.
 // Everything here has internal linkage and is compiled for the instruction set of the file that
 // includes it; all of them give the same bits.
 #pragma once
@@ -63,8 +63,8 @@ inline float largest_magnitude(const float* x, int64_t n) {
   return max;
 }
 
-// One value; the caller's loop decides what shares the scale. What comes of NaN and infinity does
-// not matter (the scale has it), but must be the same everywhere.
+// One value; the caller's loop decides which values share the scale. The codes of NaN and infinity do
+// not matter (the scale shows them), but must be equal on all instruction sets.
 template <int kPlanes> inline int32_t quantize_value(float x, float inverse) {
   constexpr int32_t top = top_of(kPlanes);
   const float scaled = x * inverse;
@@ -72,7 +72,7 @@ template <int kPlanes> inline int32_t quantize_value(float x, float inverse) {
   return static_cast<int32_t>(__builtin_lrintf(scaled));
 }
 
-// What a group's numbers besides its codes are made of.
+// The numbers of a group besides its codes.
 inline void store_group_sums(const GroupedRow& row, int64_t group, float scale, int32_t first,
                              int32_t second) {
   const int32_t sum = first + second;

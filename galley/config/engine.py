@@ -44,12 +44,13 @@ class ModelConfig:
     """Number format of unquantised weights and activations. `auto` uses the checkpoint's format, or
     the nearest one that this machine supports."""
     quantization: str | None = None
-    """Required quantisation of the checkpoint (`gguf`, `compressed-tensors`); any other is an
-    error. Default: the checkpoint's own."""
+    """Required quantisation of the checkpoint (`gguf`, `compressed-tensors`, `gptq`); any other is
+    an error. Default: the checkpoint's own."""
     quantized_activations: QuantizedActivations = "auto"
-    """Precision of activations for integer weights with a scale per group. int16 is as accurate as
-    the weights; int8 is up to 1.6 times as fast for many tokens at once. `auto` is int16, except
-    int8 for 4-bit weights without minima (Q4_0), whose own rounding error is larger."""
+    """Precision of activations for quantised weights, unless their format prescribes int8 (W8A8).
+    int16 is as accurate as the weights; int8 is up to 1.6 times as fast for many tokens at once.
+    `auto` is int16, except int8 for 4-bit GGUF weights without minima (Q4_0), whose own rounding
+    error is larger."""
     max_model_len: int | None = None
     """Maximum sequence length, prompt and output together. Default: the model's maximum. Accepts
     4k, 8K; -1 or auto: as long as fits into the KV cache."""

@@ -26,7 +26,7 @@ Q8_0_BLOCK = np.dtype([("d", _F16), ("qs", "i1", 32)])
 
 
 def blocks_of(data: NDArray[np.generic], block: np.dtype) -> NDArray[np.void]:
-    """The blocks of each row: structured [N, K / values per block], a view where it can be."""
+    """The blocks of each row: structured [N, K / values per block], a view if possible."""
     return np.ascontiguousarray(data).view(np.uint8).view(block)
 
 
