@@ -1,6 +1,6 @@
 // Ops on single rows. Tile: 4 rows.
 //
-// `silu_mul`: out = silu(gate) * up. Pointers: x (f32 [rows][2n]), out. Ints: n, rows, out_kind,
+// `silu_and_mul`: out = silu(gate) * up. Pointers: x (f32 [rows][2n]), out. Ints: n, rows, out_kind,
 //   interleaved? (0 = gate then up, 1 = interleaved in runs of 16 columns).
 // `add`: x += y. Pointers: x, y (f32 [rows][n]). Ints: n, rows.
 #include "activation_kernel.h"
@@ -75,7 +75,7 @@ class Add final : public Op {
   decltype(&generic::add_row) kernel_;
 };
 
-GALLEY_OP(silu_mul, SiluMul);
+GALLEY_OP(silu_and_mul, SiluMul);
 GALLEY_OP(add, Add);
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""silu_mul, add and select_rows."""
+"""silu_and_mul, add and select_rows."""
 
 import numpy as np
 import pytest
@@ -19,12 +19,14 @@ from tests.kernels.native_harness import (
 )
 
 
-def silu_mul(x, n, isa, kind=F32, interleaved=0, threads=1):
+def silu_and_mul(x, n, isa, kind=F32, interleaved=0, threads=1):
     rows = len(x)
     out = aligned((rows, n), kind_dtype(kind))
     with use_isa(isa):
         native = Native(max_len=max(16, rows), threads=threads)
-        native.add("silu_mul", {"x": x, "out": out}, n=n, out_kind=kind, interleaved=interleaved)
+        native.add(
+            "silu_and_mul", {"x": x, "out": out}, n=n, out_kind=kind, interleaved=interleaved
+        )
         native.run([rows])
     return out
 
@@ -39,7 +41,7 @@ def data(rows, n, scale=4.0):
 def test_silu_mul_equals_the_formula(isa, n):
     x = data(3, n)
     gate, up = x[:, :n].astype(np.float64), x[:, n:]
-    np.testing.assert_allclose(silu_mul(x, n, isa), gate / (1 + np.exp(-gate)) * up, rtol=1e-6)
+    np.testing.assert_allclose(silu_and_mul(x, n, isa), gate / (1 + np.exp(-gate)) * up, rtol=1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -47,7 +49,7 @@ def test_silu_of_extreme_values(isa):
     inf = np.float32(np.inf)
     gate = np.array([-inf, -1e30, -200, -87.5, -88.6, 0, 88.6, 200, 1e30, np.nan], np.float32)
     x = np.concatenate([gate, np.ones_like(gate)])[None]
-    out = silu_mul(x, len(gate), isa)[0]
+    out = silu_and_mul(x, len(gate), isa)[0]
     assert np.isnan(out[[0, 9]]).all()  # -inf * sigmoid(-inf) = -inf * 0
     np.testing.assert_allclose(out[1:5], 0, atol=1e-34)
     assert np.array_equal(out[5:9], gate[5:9])
@@ -58,17 +60,19 @@ def test_interleaved_equals_halves(isa):
     n = 48
     x = data(5, n)
     interleaved_x = x.reshape(5, 2, n // 16, 16).transpose(0, 2, 1, 3).reshape(5, 2 * n).copy()
-    assert np.array_equal(silu_mul(interleaved_x, n, isa, interleaved=1), silu_mul(x, n, isa))
+    assert np.array_equal(
+        silu_and_mul(interleaved_x, n, isa, interleaved=1), silu_and_mul(x, n, isa)
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_element_does_not_depend_on_its_place(isa):
     x = data(1, 39)
-    whole = silu_mul(x, 39, isa)
+    whole = silu_and_mul(x, 39, isa)
     for i in [0, 15, 16, 33, 38]:
-        alone = silu_mul(np.ascontiguousarray(x[:, [i, 39 + i]]), 1, isa)
+        alone = silu_and_mul(np.ascontiguousarray(x[:, [i, 39 + i]]), 1, isa)
         assert alone[0, 0] == whole[0, i]
-    batch = silu_mul(np.repeat(x, 9, axis=0), 39, isa, threads=2)
+    batch = silu_and_mul(np.repeat(x, 9, axis=0), 39, isa, threads=2)
     assert (batch == whole).all()
 
 
@@ -76,7 +80,7 @@ def test_element_does_not_depend_on_its_place(isa):
 def test_bf16_out_is_f32_out_rounded(isa):
     x = data(4, 40)
     assert np.array_equal(
-        silu_mul(x, 40, isa, kind=BF16), silu_mul(x, 40, isa).astype(kind_dtype(BF16))
+        silu_and_mul(x, 40, isa, kind=BF16), silu_and_mul(x, 40, isa).astype(kind_dtype(BF16))
     )
 
 
@@ -87,9 +91,9 @@ def test_integers_out_are_f32_out_quantised(isa, kind):
     out = aligned((4, _native.activation_bytes(kind, 40)), np.uint8)
     with use_isa(isa):
         native = Native()
-        native.add("silu_mul", {"x": x, "out": out}, n=40, out_kind=kind)
+        native.add("silu_and_mul", {"x": x, "out": out}, n=40, out_kind=kind)
         native.run([4])
-        assert np.array_equal(out, activation_rows.quantized(silu_mul(x, 40, isa), kind))
+        assert np.array_equal(out, activation_rows.quantized(silu_and_mul(x, 40, isa), kind))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -117,9 +121,9 @@ def test_select_rows_takes_the_last_positions_of_each_row():
 @pytest.mark.parametrize(
     ("op", "numbers"),
     [
-        ("silu_mul", {"n": 24, "interleaved": 1}),
-        ("silu_mul", {"n": 0}),
-        ("silu_mul", {"n": 8, "out_kind": 7}),
+        ("silu_and_mul", {"n": 24, "interleaved": 1}),
+        ("silu_and_mul", {"n": 0}),
+        ("silu_and_mul", {"n": 8, "out_kind": 7}),
     ],
 )
 def test_bad_arguments_are_refused(op, numbers):

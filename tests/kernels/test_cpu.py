@@ -56,7 +56,7 @@ def test_describe_shows_the_program(checkpoint):
     assert "embedding" in lines[0]
     assert lines[-1].startswith("arena")
     assert sum("rope_kv" in line for line in lines) == 3
-    assert not any("quantize" in line or "silu_mul" in line for line in lines)
+    assert not any("quantize" in line or "silu_and_mul" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])

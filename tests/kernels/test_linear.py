@@ -568,7 +568,7 @@ class TestEpilogues:
             gate_up = linear(x, w, bias=bias)
             native = Native(max_len=m)
             arrays = {"x": gate_up, "out": apart}
-            native.add("silu_mul", arrays, n=n // 2, interleaved=1, out_kind=out_kind)
+            native.add("silu_and_mul", arrays, n=n // 2, interleaved=1, out_kind=out_kind)
             native.run([m])
         assert np.array_equal(fused, apart)
 

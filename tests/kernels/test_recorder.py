@@ -132,7 +132,7 @@ def test_a_whole_model():
     assert (logits.buffer.rows, logits.columns) == (LOGITS, 131)
     layer = ["rms_norm", "quantize", "linear", "rms_norm", "rms_norm", "rope", "rope"]
     layer += ["write_kv", "quantize", "attention", "quantize", "linear", "add"]
-    layer += ["rms_norm", "quantize", "linear", "silu_mul", "quantize", "linear", "add"]
+    layer += ["rms_norm", "quantize", "linear", "silu_and_mul", "quantize", "linear", "add"]
     end = ["select_rows", "rms_norm", "quantize", "linear"]
     assert [n.op for n in nodes] == ["embedding", *3 * layer, *end]
 

@@ -97,7 +97,7 @@ def _attention(node: Node, shape: Shape) -> Callable[[], object]:
 _DEFINITIONS: dict[str, Callable[[Node, Shape], Callable[[], object]]] = {
     "linear": _linear,
     "rms_norm": _rms_norm,
-    "silu_mul": _silu_mul,
+    "silu_and_mul": _silu_mul,
     "add": _add,
     "attention": _attention,
 }

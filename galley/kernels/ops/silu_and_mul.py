@@ -36,7 +36,7 @@ def split_gate_up(gate_up: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
 class SiluAndMul(Op):
     name = "silu_and_mul"
     native = NativeOp(
-        "silu_mul",
+        "silu_and_mul",
         pointers={"x": "f32", "out": ""},
         ints={
             "n": "columns of out",
@@ -64,7 +64,7 @@ class SiluAndMul(Op):
     def record(self, recorder: Recorder, gate_up: Symbol, interleaved: bool) -> Symbol:
         out = Symbol.new(gate_up.buffer.rows, gate_up.columns // 2)
         ints = {"interleaved": int(interleaved)}
-        recorder.add(Node("silu_mul", {"x": gate_up}, {"out": out}, ints=ints))
+        recorder.add(Node("silu_and_mul", {"x": gate_up}, {"out": out}, ints=ints))
         return out
 
 

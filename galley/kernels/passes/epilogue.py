@@ -1,4 +1,4 @@
-"""linear of interleaved gate and up, silu_mul  →  linear that stores silu(gate) * up."""
+"""linear of interleaved gate and up, silu_and_mul  →  linear that stores silu(gate) * up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def fuse_silu_epilogue(nodes: list[Node]) -> list[Node]:
 
 
 def _fuse(linear: Node, silu: Node, readers: Readers) -> Node | None:
-    if linear.op != "linear" or silu.op != "silu_mul" or not silu.ints.get("interleaved"):
+    if linear.op != "linear" or silu.op != "silu_and_mul" or not silu.ints.get("interleaved"):
         return None
     gate_up, out = silu.reads["x"], linear.writes.get("out")
     if out is None or out.buffer is not gate_up.buffer or not out.is_whole:
