@@ -230,7 +230,7 @@ def sampling(name: str) -> Verdict:
     return NOT_YET, ""
 
 
-#: Parts of the checklist that need something this version or a test machine has not.
+#: What an item lacks although tests show the rest of it.
 CHECKLIST: dict[int, str] = {
     137: "needs the router",
     148: "needs the router",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -93,21 +94,14 @@ def test_a_flag_that_accepts_one_value_does_not_count_as_working() -> None:
         from_kwargs({"tensor_parallel_size": 2}, "server", {})
 
 
-#: Items of the checklist of production serving: first and last of each run of numbers.
-CHECKLIST = (
-    *((134, 135), (147, 147), (151, 154), (158, 160), (173, 177), (181, 184), (186, 202)),
-    *((204, 224), (225, 234), (237, 243), (244, 248), (250, 254), (262, 262), (267, 267)),
-)
-
-
-def test_all_of_the_checklist_is_held_or_explained() -> None:
-    """Each has a test that carries its number."""
-    numbers = [n for first, last in CHECKLIST for n in range(first, last + 1)]
-    assert [int(n) for n in json.loads((DATA / "checklist.json").read_text())["titles"]] == numbers
+def test_every_item_of_the_checklist_has_its_test_or_is_missing() -> None:
     rows = re.findall(r"^\| (\d+) \| .+ \| (.*) \|$", PAGE, re.M)
-    assert [int(number) for number, _ in rows] == numbers
-    assert not [n for n, held in rows if not re.search(r"`(tests|benchmarks)/", held)]
-    for path in {
-        path for _, held in rows for path in re.findall(r"`((?:tests|benchmarks)/\S+)`", held)
-    }:
-        assert (ROOT / path).exists(), path
+    assert [int(number) for number, _ in rows] == list(range(1, 286))
+    for number, shown_by in rows:
+        named = re.findall(r"`((?:tests|benchmarks)/[^`]+)`", shown_by)
+        assert named or shown_by.startswith("*missing*"), number
+        for name in named:
+            file, _, test = name.partition("::")
+            tree = ast.parse((ROOT / file).read_text())
+            functions = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+            assert not test or test in functions, f"{number}: {name}"
