@@ -152,7 +152,7 @@ def test_vllm_bench_serve(name: str, server: Server, folder: Path) -> None:
         assert list((folder / "profiles").iterdir())
 
 
-def test_both_benches_tell_the_same(folder: Path) -> None:
+def test_both_benches_report_the_same(folder: Path) -> None:
     """`vllm bench serve` and `galley bench serve` under the same load of one server."""
     flags = "--dataset-name random --random-input-len 64 --random-output-len 32 --ignore-eos"
     flags += " --num-prompts 48 --max-concurrency 4 --seed 1 --temperature 0"

@@ -23,7 +23,7 @@ from galley.cli.serve import parser
 from galley.config.server import ServerConfig
 from galley.loader.source import default_model
 
-#: Flag → its default, as the help is to tell it; None: refused, with a reason.
+#: Flag → its default as shown in the help; None: refused, with a reason.
 FLAGS = {
     "--gpu-memory-utilization": "0.9",
     "--max-num-seqs": "",
@@ -88,7 +88,7 @@ def test_help_by_group_and_flag(command: tuple[str, ...], topic: str, words: lis
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_the_help_of_a_flag_tells_its_default(
+def test_the_help_of_a_flag_shows_its_default(
     flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Checklist 159."""

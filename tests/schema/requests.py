@@ -35,7 +35,7 @@ FLAGS = (
     *("--api-key", KEY, "--enable-tokenizer-info-endpoint", "--trust-request-chat-template"),
     *("--enable-server-load-tracking", "--disable-uvicorn-access-log"),
 )
-#: A description cannot tell what a request costs: thousands of answers to one request would be
+#: A description does not show what a request costs: thousands of answers to one request would be
 #: all that there is time for.
 ENVIRONMENT = {
     "VLLM_MAX_N_SEQUENCES": "4",
@@ -104,5 +104,5 @@ def run(
 
 
 def log_of(server: Server) -> list[str]:
-    """Lines that tell of an error of ours."""
+    """Lines of the log that report an error of the server."""
     return [line for line in server.log if "ERROR" in line or "Traceback" in line]

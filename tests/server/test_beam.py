@@ -59,7 +59,7 @@ def test_chat(served: Served) -> None:
     ],
 )
 @pytest.mark.parametrize("chat", [True, False])
-def test_what_it_does_not_heed_is_refused(
+def test_unsupported_fields_are_refused(
     served: Served, change: dict[str, Any], field: str, chat: bool
 ) -> None:
     path, body = ("/v1/chat/completions", CHAT) if chat else ("/v1/completions", TEXT)

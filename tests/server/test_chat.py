@@ -83,7 +83,7 @@ def test_usage_comes_last_with_empty_choices(served: Served) -> None:
     assert all(c.choices for c in chunks[:-1])
 
 
-def test_a_stream_without_options_tells_no_usage(served: Served) -> None:
+def test_a_stream_without_options_reports_no_usage(served: Served) -> None:
     assert all("usage" not in event for event in events(served, {"messages": HI}))
 
 
@@ -345,7 +345,7 @@ def test_the_operators_maximum_lowers_the_requests() -> None:
             chat(served, max_tokens=8, extra_body={"min_tokens": 6})
 
 
-def test_cached_tokens_are_told_with_the_flag() -> None:
+def test_cached_tokens_are_reported_with_the_flag() -> None:
     with serve(ServerConfig(enable_prompt_tokens_details=True)) as served:
         first, second = chat(served), chat(served)
         assert first.usage.prompt_tokens_details.cached_tokens == 0

@@ -26,7 +26,7 @@ def prompts_of(served: Served) -> list[list[int]]:
 
 
 def by_prompt(request: Request) -> list[int]:
-    """An answer that tells the prompt's length and the seed apart."""
+    """An answer that names the prompt's length and the seed."""
     length = len(request.prompt_token_ids) // 4
     return tokenizer().encode(f"{length} tokens, seed {request.sampling.seed}", False)
 

@@ -1,4 +1,4 @@
-"""Clients that give up: their requests end within a step, whatever they were waiting for."""
+"""Client disconnects: their requests are aborted within a step."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_two_hundred_that_gave_up_do_not_delay_the_next(served: Served) -> None:
 
 
 def test_a_client_that_leaves_is_no_success(endless: Served) -> None:
-    """In the HTTP metrics; with 499, whoever its requests were for."""
+    """Its status is 499 in the HTTP metrics."""
     handler = 'handler="/v1/completions",method="POST"'
 
     def count(status: str) -> float:

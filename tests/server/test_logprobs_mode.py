@@ -26,7 +26,7 @@ def post(server: Server, path: str, **body: Any) -> Any:
     return reply.json()
 
 
-def test_completions_tell_what_was_drawn_from(server: Server) -> None:
+def test_completions_report_processed_logprobs(server: Server) -> None:
     logprobs = post(server, "/v1/completions", prompt="The sea is")["choices"][0]["logprobs"]
     assert len(logprobs["top_logprobs"]) == 4
     for own, top in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
@@ -37,7 +37,7 @@ def test_completions_tell_what_was_drawn_from(server: Server) -> None:
         assert own in kept
 
 
-def test_chats_tell_what_was_drawn_from(server: Server) -> None:
+def test_chats_report_processed_logprobs(server: Server) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     answer = post(server, "/v1/chat/completions", messages=messages, logprobs=True, top_logprobs=3)
     for position in answer["choices"][0]["logprobs"]["content"]:

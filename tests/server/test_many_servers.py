@@ -89,18 +89,20 @@ def test_counters_are_those_of_all(two: Server, folder: Path) -> None:
     assert metric(two, "vllm:generation_tokens_total") - before["generation_tokens_total"] == tokens
     queries = metric(two, "vllm:prefix_cache_queries_total")
     assert queries - before["prefix_cache_queries_total"] == prompts
-    # Each step is counted once, whoever heard of it.
+    # Each step is counted once over all servers.
     names = ("prompt_tokens", "prefix_cache_hits", "generation_tokens", "request_success")
-    told, hits, made, ended = (sum_of(two, f"vllm:{name}_total") for name in names)
+    prompt_tokens, hits, generated, ended = (sum_of(two, f"vllm:{name}_total") for name in names)
     # The last token of each is not computed with.
-    assert metric(two, "vllm:iteration_tokens_total_sum") == told - hits + made - ended
+    assert (
+        metric(two, "vllm:iteration_tokens_total_sum") == prompt_tokens - hits + generated - ended
+    )
     pids = {two.children[name] for name in SERVERS}
     assert {int(p.stem.rpartition("_")[2]) for p in folder.iterdir()} == pids
 
 
 @pytest.mark.parametrize("path", ["/pause", "/abort_requests", "/sleep?level=2"])
 def test_requests_of_all_are_aborted(two: Server, path: str) -> None:
-    """Whoever is told, those of the other end too."""
+    """A call to one server aborts the requests of both."""
     found: list[Any] = []
     body = {"max_tokens": 900, "ignore_eos": True}
     threads = [

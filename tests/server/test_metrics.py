@@ -1,4 +1,4 @@
-"""Counters against what clients were told: exact, not sampled (http_behaviours 9)."""
+"""Counters equal the totals of the answers: exact, not sampled (http_behaviours 9)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fresh() -> Iterator[Served]:
         yield served
 
 
-def test_an_answer_tells_the_load_where_a_proxy_asks(fresh: Served) -> None:
+def test_an_answer_reports_the_load_on_request(fresh: Served) -> None:
     chat = {"messages": [{"role": "user", "content": "hi"}]}
     named = {"num_requests_waiting": 0.0, "kv_cache_usage_perc": 0.0}
     text = "named_metrics.num_requests_waiting=0.0, named_metrics.kv_cache_usage_perc=0.0"
@@ -107,7 +107,7 @@ def test_running_is_what_is_in_flight(fresh: Served) -> None:
     assert fresh.metric("vllm:e2e_request_latency_seconds_count") == 3
 
 
-def test_a_stop_string_counts_as_stop_and_its_tokens_are_told(fresh: Served) -> None:
+def test_a_stop_string_counts_as_stop_and_its_tokens_are_counted(fresh: Served) -> None:
     answer = fresh.client().completions.create(model=MODEL, prompt="a", stop="Paris")
     assert answer.usage is not None
     assert fresh.metric("vllm:generation_tokens_total") == answer.usage.completion_tokens

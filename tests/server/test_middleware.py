@@ -50,7 +50,7 @@ def test_keys() -> None:
                 assert good.status_code == 200, path
         for wrong in ("Bearer no", "Bearer", "Basic secret", "secret", "Bearer secret2", ""):
             assert ask(served, "GET", "/v1/models", None, authorization=wrong).status_code == 401
-        # A path that does not exist tells nothing without a key.
+        # An unknown path needs a key as well.
         assert ask(served, "GET", "/v1/nothing", None).status_code == 401
         assert ask(served, "GET", "/v2/nothing", None).status_code == 401
         assert ask(served, "GET", "/nothing", None).status_code == 404

@@ -97,7 +97,7 @@ def test_without_a_timeout_it_ends_at_once(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(60) == 0
         thread.join(60)
-        # The client is told, not only cut off.
+        # The client gets an error, not only a closed connection.
         assert any("shutting down" in line for line in texts)
         assert (tmp_path / "log").read_text() == ""
 

@@ -1,4 +1,4 @@
-"""What answers and logs tell where it is asked for: logprobs of given tokens, timings, texts."""
+"""Optional fields of answers and logs: logprobs of requested tokens, timings, texts."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_where_an_error_was_found_is_logged(server: Server) -> None:
     assert server.count("temperature must be at least 0") >= 1
 
 
-def test_nothing_is_told_unasked() -> None:
+def test_nothing_is_reported_without_a_request() -> None:
     with serve() as served:
         answer = served.post("/v1/completions", {"prompt": "hi", "max_tokens": 2}).json()
         assert answer["metrics"] is None

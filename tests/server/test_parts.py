@@ -64,8 +64,8 @@ def test_chat_streamed_is_what_is_whole(served: Served) -> None:
     whole = client.chat.completions.create(model=MODEL, messages=HI)
     for choice in answer.choices:
         assert choice.message.content == CONTENT
-        told = [call.function.model_dump() for call in choice.message.tool_calls or ()]
-        assert [(f["name"], f["arguments"]) for f in told] == [("add", ARGUMENTS), ("stop", "{}")]
+        calls = [call.function.model_dump() for call in choice.message.tool_calls or ()]
+        assert [(f["name"], f["arguments"]) for f in calls] == [("add", ARGUMENTS), ("stop", "{}")]
         assert choice.finish_reason == whole.choices[0].finish_reason
     deltas = [c.delta for chunk in chunks for c in chunk.choices if c.index == 1]
     for name in ("reasoning", "reasoning_content"):

@@ -102,7 +102,7 @@ def test_company_changes_nothing(real: Real) -> None:
     assert together[:8] == alone
 
 
-def test_metrics_are_what_clients_were_told(real: Real) -> None:
+def test_metrics_equal_the_answers(real: Real) -> None:
     names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
     before = [real.total(name) for name in names]
     gaps = real.total("vllm:inter_token_latency_seconds_count")

@@ -136,15 +136,15 @@ def test_the_description_can_be_switched_off() -> None:
 
 
 def test_fingerprints() -> None:
-    def told(**options: Any) -> Any:
+    def fingerprint(**options: Any) -> Any:
         with serve(ServerConfig(**options)) as served:
             body = {"prompt": "hi"}
             return served.post("/v1/completions", body).json()["system_fingerprint"]
 
-    assert re.fullmatch(rf"galley-{re.escape(__version__)}-[0-9a-f]{{8}}", told())
-    assert re.fullmatch("[0-9a-f]{8}", told(fingerprint_mode="hash"))
-    assert told(fingerprint_mode="custom", fingerprint_value="mine") == "mine"
-    assert told(fingerprint_mode="none") is None
+    assert re.fullmatch(rf"galley-{re.escape(__version__)}-[0-9a-f]{{8}}", fingerprint())
+    assert re.fullmatch("[0-9a-f]{8}", fingerprint(fingerprint_mode="hash"))
+    assert fingerprint(fingerprint_mode="custom", fingerprint_value="mine") == "mine"
+    assert fingerprint(fingerprint_mode="none") is None
 
 
 def test_requests_are_logged_only_when_asked(caplog: Any, served: Served) -> None:

@@ -1,4 +1,4 @@
-"""A request without a seed is told, if it asks, which one it got."""
+"""`return_seed`: the seed of a request that named none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def server() -> Iterator[Server]:
 
 
 def choices(server: Server, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a chat or a completion, streamed or not: text and all else that is told of each choice."""
+    """Text and other fields of each choice of a chat or completion, streamed or not."""
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     body = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.0, **body}
     reply = httpx.post(server.url + path, json=body, timeout=60)
@@ -59,7 +59,9 @@ def test_a_seed_that_was_drawn_brings_the_answer_again(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_only_who_asks_is_told_and_greedy_answers_have_none(server: Server, stream: bool) -> None:
+def test_seeds_are_returned_on_request_and_greedy_answers_have_none(
+    server: Server, stream: bool
+) -> None:
     for ask in (CHAT, TEXT):
         [choice] = choices(server, {**ask, "stream": stream})
         assert "seed" not in choice

@@ -82,7 +82,7 @@ def test_memory_is_given_back(server: Server, level: int, least: int, shown: str
 
 @pytest.mark.parametrize("level", [1, 2])
 def test_kept_requests_go_on(server: Server, level: int) -> None:
-    """Those that run are computed anew, those that come meanwhile wait."""
+    """Running requests are recomputed, new ones wait."""
     whole = complete(server, max_tokens=400)
     found: list[Any] = []
 

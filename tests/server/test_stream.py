@@ -73,7 +73,7 @@ def test_without_the_flag_nothing_fills_the_silence(served: Served) -> None:
     assert KEEP_ALIVE_COMMENT.decode() not in text
 
 
-def test_the_news_of_a_slow_reader_merge() -> None:
+def test_updates_of_a_slow_reader_merge() -> None:
     """A reader that stops costs no memory: when it goes on, it gets the rest in few events."""
     word = tokenizer().encode("word", False)
     limits = Limits(vocab_size=49152, max_model_len=60_000, eos_token_ids=(2,))

@@ -158,7 +158,7 @@ def test_failures_and_aborts_have_spans_too(collector: tuple[Collector, str, str
     assert aborted.status.code != 2
 
 
-def test_a_collector_that_is_away_disturbs_nobody() -> None:
+def test_an_unreachable_collector_does_not_disturb_requests() -> None:
     tracer = open_tracer("http://127.0.0.1:9", "http/protobuf", MODEL, detailed=False)
     with traced("http://127.0.0.1:9", tracer) as served:
         assert served.post("/v1/completions", BODY).status_code == 200

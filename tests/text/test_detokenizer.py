@@ -70,7 +70,7 @@ def test_byte_level_pieces_are_what_the_library_decodes(
     assert "".join(shown) == byte_level._library.decode(ids, skip_special_tokens=skip)
 
 
-# The library's own mark of a space cannot be told from one.
+# The library's own mark of a space looks like a space.
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=40))
 def test_sentencepiece_pieces_are_what_the_library_decodes(pieces: Tokenizer, text: str) -> None:
     ids = pieces.encode(text)
