@@ -15,8 +15,9 @@ import numpy as np
 from galley.config import EngineConfig, ModelInfo
 from galley.config.engine import QuantizedActivations
 from galley.config.resolve import Machine, from_kwargs, resolve
+from galley.kernels.backend import kv_layout
 from galley.loader.tensor import RawTensor
-from galley.models.footprint import tensor_shapes
+from galley.models.footprint import kv_layers, tensor_shapes
 from galley.models.registry import ARCHITECTURES
 from galley.quant.registry import FORMATS
 from galley.request import RepetitionDetectionParams, SamplingParams
@@ -115,8 +116,13 @@ class Case:
         return TinyCheckpoint(self.family, self.dtype, self.seed % 3)
 
     def config(self, **flags: Any) -> EngineConfig:
+        """`num_gpu_blocks_override` is of one KV group, and the pool has as many for each."""
         given = {"max_model_len": LENGTH, "skip_tokenizer_init": True, **flags}
-        return resolve(from_kwargs(given, "server", {}), MACHINE, self.checkpoint().model_info)
+        model_info = self.checkpoint().model_info
+        if blocks := given.get("num_gpu_blocks_override"):
+            groups = len(kv_layout(kv_layers(model_info), 2, given.get("block_size", 16)).groups)
+            given["num_gpu_blocks_override"] = 1 + (blocks - 1) * groups
+        return resolve(from_kwargs(given, "server", {}), MACHINE, model_info)
 
 
 def draw(seed: int) -> Case:
