@@ -1,15 +1,15 @@
-"""Chaos: the engine is killed again and again, and no client may be able to tell.
+"""Chaos test: kills the engine repeatedly and checks that clients get unchanged answers.
 
     python -m benchmarks.chaos [MODEL] [--minutes 10] [--streams 32] [--every 15] [--json FILE]
                                [--seed 0] [-- FLAG …]        flags of galley serve
 
-First every request of a pool is answered undisturbed. Then so many streams draw from the pool at
-random while the engine gets SIGKILL at a random moment of each interval; the second kill comes
-inside a prefill as long as the model allows (up to 8,000 tokens), the third is followed by one
+First, each request of a pool is answered without faults. Then --streams clients send random requests
+of the pool while the engine is killed (SIGKILL) at a random time in each interval. The second kill
+hits a prefill as long as the model allows (up to 8,000 tokens); the third is followed by another
 during start-up. Half of the requests are sampled; some have logprobs, n=2, stop strings, penalties.
 
-Fails if a request fails, if an answer is not what it was undisturbed, if a counter goes back, or if
-anything is left over at the end. Reports how long restarts took and what pauses clients saw.
+Fails if a request fails, if an answer differs from the fault-free one, if a counter decreases, or if
+requests, KV blocks or processes remain at the end. Reports restart times and client pauses.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PATIENCE = 120
 
 @dataclass
 class Answer:
-    """What a client saw: all that must be equal, and when."""
+    """Answer as received by a client: content to compare, and arrival times."""
 
     texts: dict[int, str] = field(default_factory=dict)
     ends: dict[int, tuple[str | None, Any]] = field(default_factory=dict)
@@ -74,12 +74,12 @@ class Answer:
 
 
 class Broken(Exception):
-    """A promise was not kept."""
+    """A guarantee was violated."""
 
 
 @dataclass
 class Outcome:
-    """What happened. `pauses` are the longest gaps of requests that were in flight at a kill."""
+    """Results of the run. `pauses` are gaps of requests in flight during a kill, in seconds."""
 
     kills: list[float] = field(default_factory=list)
     restarts: list[float] = field(default_factory=list)
@@ -96,10 +96,10 @@ class Outcome:
 
 
 def make_pool(rng: random.Random, length: int) -> list[dict[str, Any]]:
-    """Requests that differ in all that a replay could get wrong.
+    """Requests that cover the features a replay could get wrong.
 
     Args:
-        length: most tokens of one sequence.
+        length: maximum tokens of one sequence.
     """
     pool = []
     for i in range(POOL):
@@ -131,10 +131,10 @@ def make_pool(rng: random.Random, length: int) -> list[dict[str, Any]]:
 def long_request(server: Server, length: int) -> dict[str, Any]:
     """A prompt of as many tokens as the model allows, up to LONG_TOKENS."""
     ids = post(server, "/tokenize", {"prompt": TEXT[:40_000]})["tokens"]
-    wanted = min(LONG_TOKENS, length - 40)
-    while len(ids) < wanted:
+    count = min(LONG_TOKENS, length - 40)
+    while len(ids) < count:
         ids = ids + ids
-    return {"prompt": ids[:wanted], "max_tokens": 32, "temperature": 0.0, "ignore_eos": True}
+    return {"prompt": ids[:count], "max_tokens": 32, "temperature": 0.0, "ignore_eos": True}
 
 
 def post(server: Server, path: str, body: dict[str, Any]) -> Any:
@@ -148,7 +148,7 @@ def post(server: Server, path: str, body: dict[str, Any]) -> Any:
 
 
 async def ask(server: Server, body: dict[str, Any]) -> Answer:
-    """Stream one request. Raises Broken, or TimeoutError if nothing comes any more."""
+    """Stream one request. Raises Broken, or TimeoutError after PATIENCE seconds without data."""
     answer = Answer(times=[time.monotonic()])
     async for event in events(server.port, body):
         answer.take(event)
@@ -188,7 +188,7 @@ def engine_pid(server: Server) -> int | None:
 
 
 async def next_engine(server: Server, old: int | None) -> int:
-    """The pid of the engine after the one that was `old`."""
+    """Wait for the engine that replaces `old`, and return its pid."""
     end = time.monotonic() + PATIENCE
     while (pid := engine_pid(server)) in (None, old):
         if time.monotonic() > end:
@@ -207,7 +207,7 @@ async def wait_healthy(server: Server) -> None:
 
 
 class Killer:
-    """Kills at a random moment of each interval."""
+    """Kills the engine at a random time in each interval."""
 
     def __init__(self, server: Server, every: float, rng: random.Random, outcome: Outcome) -> None:
         self._server = server
@@ -225,7 +225,7 @@ class Killer:
                 return
             rounds += 1
             if rounds == 2:
-                # The long prompt goes out, and its prefill takes some time.
+                # Send the long prompt, and kill the engine during its prefill.
                 self.long.set()
                 await asyncio.sleep(self._rng.uniform(0.3, 1.0))
             await self._kill(also_in_start_up=rounds == 3)
@@ -247,7 +247,7 @@ class Killer:
 
 
 class Run:
-    """Streams that draw from the pool and compare."""
+    """Streams random requests of the pool and compares the answers."""
 
     def __init__(self, server: Server, pool: list[dict[str, Any]], outcome: Outcome) -> None:
         self.server = server
@@ -257,7 +257,7 @@ class Run:
         self.events: list[float] = []
 
     async def learn(self, streams: int) -> None:
-        """The undisturbed answers."""
+        """Record the fault-free answers."""
         gate = asyncio.Semaphore(streams)
 
         async def one(body: dict[str, Any]) -> Any:
@@ -267,12 +267,12 @@ class Run:
         self.expected = await asyncio.gather(*(one(body) for body in self.pool))
 
     async def one(self, number: int) -> None:
-        """Ask, compare, and note the pauses."""
+        """Send a request, compare the answer, and record the pauses."""
         outcome = self.outcome
         outcome.num_requests += 1
         try:
-            # A salt keeps prompts from being found in the prefix cache: the long one must be
-            # computed, and half of the others.
+            # A cache salt prevents prefix cache hits, so that the long prompt and half of the
+            # others are computed.
             salted = number == POOL or outcome.num_requests % 2
             salt = {"cache_salt": f"chaos {outcome.num_requests}"} if salted else {}
             answer = await ask(self.server, self.pool[number] | salt)
@@ -286,9 +286,9 @@ class Run:
         self.events += answer.times[1:]
         gaps = [b - a for a, b in zip(answer.times, answer.times[1:], strict=False)]
         outcome.longest_gap = max(outcome.longest_gap, *gaps)
-        for at in outcome.kills:
+        for killed in outcome.kills:
             spans = [
-                b - a for a, b in zip(answer.times, answer.times[1:], strict=False) if a < at < b
+                b - a for a, b in zip(answer.times, answer.times[1:], strict=False) if a < killed < b
             ]
             outcome.pauses += spans
             outcome.num_disturbed += bool(spans)
@@ -298,7 +298,7 @@ class Run:
             await self.one(rng.randrange(POOL))
 
     async def watch_counters(self, until: float) -> None:
-        """No counter may go back."""
+        """Check that no counter decreases."""
         before: dict[Any, float] = {}
         while time.monotonic() < until:
             now = counters(Metrics(await asyncio.to_thread(self.server.get, "/metrics")))
@@ -341,10 +341,10 @@ async def chaos(server: Server, options: argparse.Namespace, outcome: Outcome) -
     )
     killer.long.set()
     await long_task
-    for at in outcome.kills:
-        later = [t for t in run.events if t > at]
+    for killed in outcome.kills:
+        later = [t for t in run.events if t > killed]
         if later:
-            outcome.next_tokens.append(min(later) - at)
+            outcome.next_tokens.append(min(later) - killed)
 
 
 def check_the_end(server: Server, outcome: Outcome) -> None:
@@ -393,29 +393,29 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--every", type=float, default=15.0, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the report there, too")
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
     own, _, flags = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
     outcome = Outcome()
-    # Whoever ends this ends its server, too.
+    # SIGTERM must also stop the server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    # Every kill here is wanted: the cap on restarts has tests of its own.
-    given = [*([options.model] if options.model else []), "--max-engine-restarts", "9999"]
-    given += ["--disable-uvicorn-access-log", "--kv-cache-memory-bytes", "2G", *flags.split()]
-    with serve(*given) as server:
+    # All kills are intended here; the restart limit has its own tests.
+    flags_of_serve = [*([options.model] if options.model else []), "--max-engine-restarts", "9999"]
+    flags_of_serve += ["--disable-uvicorn-access-log", "--kv-cache-memory-bytes", "2G", *flags.split()]
+    with serve(*flags_of_serve) as server:
         asyncio.run(chaos(server, options, outcome))
         check_the_end(server, outcome)
         pids = server.pids()
     left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     if left:
         outcome.faults.append(f"processes {left} are left")
-    found = report(outcome, options)
-    for name, value in found.items():
+    summary = report(outcome, options)
+    for name, value in summary.items():
         print(f"{name:36} {value}")
     for fault in outcome.faults[:10]:
         print(f"FAULT {fault[:2000]}")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(summary, indent=1) + "\n")
     return 1 if outcome.faults else 0
 
 

@@ -1,6 +1,6 @@
-"""Clients that stream texts and chats over plain sockets, cheaply: the server is what is measured.
+"""Lightweight clients that stream completions and chats over plain sockets.
 
-A client can be a good one, one that reads slowly, or one that goes away.
+Clients can also read slowly or disconnect early.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 @dataclass
 class Answer:
-    """What a client saw.
+    """Answer as received by a client.
 
     Attributes:
-        times: `time.monotonic` of each piece of text; `sent` is when the request was.
+        times: `time.monotonic` of each piece of text; `sent` is that of the request.
         finish: finish_reason, or None if the client left or the server refused.
     """
 
@@ -54,8 +54,8 @@ async def stream(
 
     Args:
         path: `COMPLETIONS` or `CHAT`.
-        leave_after: close the connection after so many texts; 0 = before the first.
-        pause: seconds that the client sleeps after each read (a slow reader).
+        leave_after: close the connection after this many texts; 0 = before the first.
+        pause: seconds to sleep after each read (a slow reader).
         key: API key.
     """
     answer = Answer(sent=time.monotonic())
@@ -86,7 +86,7 @@ async def stream(
 
 
 async def _lines(reader: asyncio.StreamReader, piece: int, pause: float) -> AsyncIterator[bytes]:
-    """Lines as they come; a piece at a time is read, and `pause` seconds are slept after each."""
+    """Yield lines as they arrive; sleeps `pause` seconds after each read."""
     rest = b""
     while data := await reader.read(piece):
         *lines, rest = (rest + data).split(b"\n")

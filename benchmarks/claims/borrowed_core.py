@@ -15,12 +15,12 @@ from galley.cli.bench.steps import Shape, StepBench
 
 _SHAPE = Shape(1, 192, 1)
 _STEPS = 500
-#: The p90 of a step is to stay under so many medians.
-_WANTED = 2.5
+#: Limit of the p90 of a step, in medians.
+_LIMIT = 2.5
 
 
 def measure(setup: Setup) -> Finding:
-    """Steps with all cores free and with each of them borrowed, in turn; the worst core is told."""
+    """Alternate steps with all cores free and with each core borrowed; report the worst core."""
     bench = StepBench({"model": setup.model}, [_SHAPE])
     cores: list[int | None] = [None, *sorted(os.sched_getaffinity(0))]
     seconds: dict[int | None, list[float]] = {core: [] for core in cores}
@@ -33,17 +33,17 @@ def measure(setup: Setup) -> Finding:
     median, late = spread[worst]
     row = Row(
         "S2",
-        f"a step at one stream on a borrowed core: its p90 stays under {_WANTED} × its median",
+        f"a step at one stream on a borrowed core: its p90 stays under {_LIMIT} × its median",
         f"core {worst} borrowed: median {median:.2f} ms, p90 {late:.2f} ms",
         f"free: median {spread[None][0]:.2f} ms, p90 {spread[None][1]:.2f} ms",
-        _WANTED * median / late,
+        _LIMIT * median / late,
     )
     return Finding([row])
 
 
 @contextmanager
 def _borrowed(core: int | None) -> Iterator[None]:
-    """A process that does nothing but turn, on this core; None: there is none."""
+    """Run a busy loop in a process on this core; None: no process."""
     if core is None:
         yield
         return

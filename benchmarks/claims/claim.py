@@ -1,4 +1,4 @@
-"""What a claim's measurement gives: rows of a table, and curves to draw."""
+"""Results of a claim's measurement: table rows, and curves to plot."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.claims.drive import Prompts
 
 @dataclass(frozen=True)
 class Setup:
-    """What all measurements share.
+    """Settings of all measurements.
 
     Attributes:
         model: engine flag; "" is the built-in model.
-        rounds: how often a comparison is repeated, its sides in turn.
-        scale: share of the full load, for a quick look.
+        rounds: repetitions of a comparison; its sides alternate.
+        scale: fraction of the full load, for quick runs.
     """
 
     model: str
@@ -26,7 +26,7 @@ class Setup:
     scale: float = 1.0
 
     def some(self, count: int, least: int = 1) -> int:
-        """A number of requests, scaled."""
+        """Scaled number of requests."""
         return max(least, round(count * self.scale))
 
 
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of a picture: each a dict of the fields `x` and `y`."""
+    """Points of a plot: each a dict of the fields `x` and `y`."""
 
     name: str
     x: str
@@ -67,7 +67,7 @@ def compare(
     unit: str,
     more_is_better: bool,
 ) -> Row:
-    """Run both sides in turn; medians, and the ratio round by round."""
+    """Run both sides alternately; report medians, and the ratio per round."""
     pairs = [(ours[1](), other[1]()) for _ in range(rounds)]
     each = [a / b if more_is_better else b / a for a, b in pairs]
     mine = statistics.median(a for a, _ in pairs)

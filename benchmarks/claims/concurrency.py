@@ -1,4 +1,4 @@
-"""More users: more tokens per second in all, fewer for each (277)."""
+"""Throughput over concurrency: more users get more tokens in total, fewer each (277)."""
 
 from __future__ import annotations
 

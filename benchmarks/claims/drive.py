@@ -1,7 +1,7 @@
-"""Runs an engine core in this process under a load, and notes when each token came.
+"""Runs an engine core in this process under a load, and records the time of each token.
 
-No HTTP, no second process: what a claim is about is measured alone. Loads are closed (so many at a
-time) or sent at chosen steps of others.
+Without HTTP or a second process, only the claimed effect is measured. Loads are closed loops, or
+requests sent at chosen steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from galley.text.tokenizer import load_tokenizer
 
 @dataclass
 class Job:
-    """A request: prompt token ids and how many tokens to generate. Times are perf_counter's."""
+    """A request: prompt token ids and number of output tokens. Times are perf_counter seconds."""
 
     prompt: list[int]
     output: int
@@ -45,7 +45,7 @@ class Job:
 
 
 class Prompts:
-    """Prompts of real text by exact length; every call gives others."""
+    """Prompts of real text with exact lengths, different on each call."""
 
     def __init__(self, model: str) -> None:
         config = from_kwargs({"model": model}, "offline")
@@ -62,7 +62,7 @@ class Prompts:
 
 
 class Engine:
-    """An engine core that is stepped by hand; `usage` chooses the defaults of its flags."""
+    """An engine core stepped explicitly; `usage` selects the defaults of its flags."""
 
     def __init__(self, usage: Usage = "offline", **flags: Any) -> None:
         self.core = assemble(from_kwargs(flags, usage)).core
@@ -89,7 +89,7 @@ class Engine:
         )
 
     def step(self) -> int:
-        """One step; how many requests it ended. Raises RuntimeError where one failed."""
+        """Run a step; return the number of finished requests. Raises RuntimeError if one failed."""
         ended = 0
         for _, outputs in self.core.step():
             self._note(outputs, time.perf_counter())
@@ -111,7 +111,7 @@ class Engine:
             self._jobs[int(handle)].times += [now] * int(count)
 
     def run(self, jobs: Sequence[Job], at_a_time: int | None = None) -> float:
-        """Send all, at most `at_a_time` under way; seconds until the last token."""
+        """Run all jobs, at most `at_a_time` concurrently. Returns seconds until the last token."""
         begin = time.perf_counter()
         waiting = list(reversed(jobs))
         running = 0
@@ -128,16 +128,16 @@ class Engine:
 
 @contextmanager
 def engine(usage: Usage = "offline", **flags: Any) -> Iterator[Engine]:
-    """An engine that is let go of afterwards."""
-    made = Engine(usage, **flags)
+    """An engine, shut down on exit."""
+    instance = Engine(usage, **flags)
     try:
-        yield made
+        yield instance
     finally:
-        made.core.shutdown()
+        instance.core.shutdown()
 
 
 def jobs(prompts: Sequence[list[int]], output: int | Sequence[int]) -> list[Job]:
-    """A job for each prompt; one length for all, or one each."""
+    """A job for each prompt; `output` is one length for all, or one per prompt."""
     lengths = [output] * len(prompts) if isinstance(output, int) else output
     return [Job(prompt, length) for prompt, length in zip(prompts, lengths, strict=True)]
 

@@ -1,4 +1,4 @@
-"""How costs grow: running requests, context, prefix hits, the queue (S10)."""
+"""Cost growth with running requests, context, prefix hits and queue length (S10)."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def host(setup: Setup) -> Finding:
         rounds = [host_time(running, 300)["median_us"] for _ in range(setup.rounds)]
         median = statistics.median(rounds)
         points.append({"running": running, "us": median, "us_each": median / running})
-    at = {point["running"]: point["us_each"] for point in points}
+    each = {point["running"]: point["us_each"] for point in points}
     row = Row(
         "S10",
         "host time per running request does not grow with their number",
-        f"256 running: {at[256]:.3f} µs each",
-        f"16 running: {at[16]:.3f} µs each",
-        at[16] / at[256],
+        f"256 running: {each[256]:.3f} µs each",
+        f"16 running: {each[16]:.3f} µs each",
+        each[16] / each[256],
     )
     return Finding([row], (Curve("host", "running", "us_each", points),))
 
@@ -57,7 +57,7 @@ def context(setup: Setup) -> Finding:
     short, long = points[0], points[-1]
     row = Row(
         "S10",
-        "a decode step over the context grows by the KV cache that it reads",
+        "the time of a decode step grows with the KV cache it reads",
         f"{long['context']:,} tokens: {long['ms']:.2f} ms",
         f"{short['context']} tokens: {short['ms']:.2f} ms",
         short["ms"] / long["ms"],
@@ -66,7 +66,7 @@ def context(setup: Setup) -> Finding:
 
 
 def queue(setup: Setup) -> Finding:
-    """Time to admit a waiting request: the first ones of a queue, and those behind 100,000."""
+    """Time to add a request to an empty queue, and to one of 100,000 requests."""
     count = setup.some(_QUEUE, 4 * _SOME)
     core = make_core(1, 64, lambda i: 16)
     prompt = np.arange(16, dtype=np.int32)
@@ -86,7 +86,7 @@ def queue(setup: Setup) -> Finding:
     last = statistics.median(point["us"] for point in points[-edge:])
     row = Row(
         "S10",
-        f"queueing behind {count:,} requests costs what queueing first does",
+        f"queueing behind {count:,} requests costs the same as queueing first",
         f"last: {last:.1f} µs",
         f"first: {start:.1f} µs",
         start / last,
@@ -95,7 +95,7 @@ def queue(setup: Setup) -> Finding:
 
 
 def prefix_hits(setup: Setup) -> Finding:
-    """Host time of the step that admits a prompt which is all in the cache, over its length."""
+    """Host time of the step that admits a fully cached prompt, over its length."""
     points = []
     for length in _HITS:
         rounds = [admission_ms(length, seed) for seed in range(max(setup.rounds, 3))]
@@ -103,7 +103,7 @@ def prefix_hits(setup: Setup) -> Finding:
     short, long = points[0], points[-1]
     row = Row(
         "S10",
-        "admitting a prompt that is in the cache costs a look-up per block",
+        "admitting a cached prompt costs one look-up per block",
         f"{long['hit_tokens']:,} tokens: {long['ms']:.2f} ms",
         f"{short['hit_tokens']:,} tokens: {short['ms']:.2f} ms",
         short["ms"] / long["ms"],
@@ -112,7 +112,7 @@ def prefix_hits(setup: Setup) -> Finding:
 
 
 def admission_ms(length: int, seed: int) -> float:
-    """Hashing included, computing not: the executor is a stand-in."""
+    """Milliseconds to admit a prompt, including hashing; the executor is a stub."""
     config = EngineConfig(
         cache=CacheConfig(block_size=BLOCK_SIZE),
         scheduler=SchedulerConfig(max_num_batched_tokens=length + BLOCK_SIZE, max_num_seqs=2),
@@ -123,7 +123,7 @@ def admission_ms(length: int, seed: int) -> float:
         begin = time.perf_counter()
         core.add([request(handle, prompt, 2)])
         core.step()
-        took = time.perf_counter() - begin
+        elapsed = time.perf_counter() - begin
         while core.has_work:
             core.step()
-    return took * 1e3
+    return elapsed * 1e3

@@ -1,5 +1,5 @@
-"""Chats beside a long prompt: chunked prefill, the token budget and the share of prompts in a step
-(269, 278, S11)."""
+"""Chats with a concurrent long prompt: chunked prefill, the token budget and the prefill share of a
+step (269, 278, S11)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def measure(setup: Setup) -> Finding:
 
 
 def in_turn(long: int, pairs: list[tuple[Figures, Figures]]) -> Row:
-    """The defaults of a server against no chunks, round by round."""
+    """Server defaults compared with unchunked prefill, per round."""
     default, without = (medians([pair[i] for pair in pairs]) for i in (0, 1))
     each = [other["p99_itl_ms"] / ours["p99_itl_ms"] for ours, other in pairs]
     row = beside(long, "defaults of a server", default, without)
@@ -93,7 +93,7 @@ def medians(rounds: list[Figures]) -> Figures:
 
 
 def one_round(setup: Setup, side: Engine, long: int) -> Figures:
-    """Chats decode; after some steps the long prompt comes; until all have ended."""
+    """Start chats, send the long prompt after some decode steps, and run until all end."""
     chats = jobs(setup.prompts.take(_CHATS, _CHAT_PROMPT), _CHAT_OUTPUT)
     late = Job(setup.prompts.take(1, long)[0], 8)
     for chat in chats:

@@ -1,4 +1,4 @@
-"""The prefix cache: what a hit saves, and what it costs when there is none (271, 285)."""
+"""Prefix cache: savings of a hit, and overhead without hits (271, 285)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def measure(setup: Setup) -> Finding:
 
 
 def hits(setup: Setup) -> list[Row]:
-    """TTFT of a prompt whose beginning was computed before, and of one that was not."""
+    """TTFT of a prompt with a cached prefix, and of one without."""
     rows = []
     with engine(model=setup.model, max_num_seqs=4, max_model_len=4608) as cached:
         for length in _LENGTHS:
@@ -43,8 +43,8 @@ def hits(setup: Setup) -> list[Row]:
 
 
 def unique(setup: Setup) -> Row:
-    """Throughput of prompts that share nothing, with the cache on and off. A round before the
-    first touches all of the pool's memory, which the two would do in unlike ways."""
+    """Throughput of prompts that share nothing, with the cache on and off. A warm-up
+    round touches all of the pool's memory, which the two sides would do differently."""
     count = setup.some(128, 16)
     flags = {"model": setup.model, "max_num_seqs": 16, "max_model_len": 512}
     flags["num_gpu_blocks_override"] = 16 * 512 // 16 + 1

@@ -1,4 +1,4 @@
-"""A recorded program against calling operation by operation (272)."""
+"""A recorded program compared with calling each operation (272)."""
 
 from __future__ import annotations
 

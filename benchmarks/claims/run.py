@@ -1,9 +1,9 @@
-"""A measured row for each claim.
+"""Measures each claim and prints one or more table rows for it.
 
     python -m benchmarks.claims.run [CLAIM …] [--model MODEL] [--rounds 3] [--scale 1.0]
                                     [--json FILE] [--plots FOLDER]
 
-Sides of a comparison take turns; a ratio above 1 is in our favour, its spread is over the rounds.
+Sides of a comparison alternate. A ratio above 1 favours Galley; its spread is over the rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.claims.claim import Curve, Finding, Row, Setup
 from benchmarks.claims.drive import Prompts
 from galley.cli.bench.plots import plot_curves
 
-#: Files with `measure(setup)`, in the order of the checklist.
+#: Modules with `measure(setup)`, in the order of the checklist.
 CLAIMS = (
     "batching",
     "mixed_load",
@@ -36,7 +36,7 @@ CLAIMS = (
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """Markdown table of the rows."""
     lines = [
         "| item | claim | Galley | against | ratio (over the rounds) |",
         "|---|---|---|---|---|",
@@ -50,7 +50,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(name: str, curves: Sequence[Curve], folder: Path) -> None:
-    """One picture for each pair of x and curves that share it."""
+    """Plot curves with the same x into one file."""
     for x in dict.fromkeys(curve.x for curve in curves):
         here = [curve for curve in curves if curve.x == x]
         fields = list(dict.fromkeys(curve.y for curve in here))
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full load")
     parser.add_argument("--json", type=Path, help="write rows and curves here")
-    parser.add_argument("--plots", type=Path, help="draw the curves into this folder")
+    parser.add_argument("--plots", type=Path, help="plot the curves into this folder")
     args = parser.parse_args()
     unknown = set(args.claims) - set(CLAIMS)
     if unknown:
@@ -84,8 +84,8 @@ def main() -> None:
             args.plots.mkdir(parents=True, exist_ok=True)
             draw(name, finding.curves, args.plots)
     if args.json:
-        found = {name: [asdict(curve) for curve in some] for name, some in curves.items()}
-        text = json.dumps({"rows": [asdict(row) for row in rows], "curves": found}, indent=1)
+        points = {name: [asdict(curve) for curve in some] for name, some in curves.items()}
+        text = json.dumps({"rows": [asdict(row) for row in rows], "curves": points}, indent=1)
         args.json.write_text(text + "\n", encoding="utf-8")
     print("\n" + table(rows))
 

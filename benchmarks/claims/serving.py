@@ -1,5 +1,5 @@
-"""One figure is not enough: what `galley bench serve` tells of a run (282), and the gaps between
-tokens at 1, 8 and 32 clients, over HTTP."""
+"""All figures of `galley bench serve` (282), and inter-token latency at 1, 8 and 32 clients over
+HTTP."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def measure(setup: Setup) -> Finding:
 
 
 def run(setup: Setup, port: int, folder: Path, clients: int) -> dict[str, Any]:
-    """`galley bench serve` itself, and its result."""
+    """Run `galley bench serve` and return its result."""
     argv = [
         *("serve", "--port", str(port), "--dataset-name", "text", "--seed", str(clients)),
         *("--text-prefix-len", "64", "--text-input-len", "64", "--text-output-len", "64"),

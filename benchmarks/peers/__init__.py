@@ -1,1 +1,1 @@
-"""Galley beside its peers on one machine: the same workloads, in turn, in one run."""
+"""Comparison of Galley with other engines on one machine: same workloads, alternating, in one run."""

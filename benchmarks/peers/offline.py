@@ -1,4 +1,4 @@
-"""S4b: 64 sequences at a time without HTTP, Galley's `LLM` and OpenVINO GenAI in turn."""
+"""S4b: 64 concurrent sequences without HTTP, alternating Galley's `LLM` and OpenVINO GenAI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HERE = Path(__file__).parent
 
 
 class OfflineWorker:
-    """A process that generates for sets of prompts, one set after the other."""
+    """A process that generates for one set of prompts after another."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self._log = log
@@ -29,7 +29,7 @@ class OfflineWorker:
         self._read()
 
     def _read(self) -> dict[str, Any]:
-        """The next line of JSON; other lines are chatter. Raises RuntimeError at the end."""
+        """Read the next JSON line, ignoring other output. Raises RuntimeError at end of file."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("{"):
@@ -59,7 +59,7 @@ def commands() -> dict[str, list[str]]:
 
 
 def run_offline(corpus: Corpus, runs: int, workload: str = "W4") -> dict[str, list[Record]]:
-    """Records by engine, in turn on the same prompts."""
+    """Records per engine; engines alternate on the same prompts."""
     load = WORKLOADS[workload]
 
     def ids(samples: list[Sample]) -> list[list[int]]:
@@ -76,7 +76,7 @@ def run_offline(corpus: Corpus, runs: int, workload: str = "W4") -> dict[str, li
             prompts = ids(load.samples(corpus, run))
             for name, worker in workers.items():
                 answer = worker.run(prompts, load.output, load.concurrency)
-                wanted = load.requests * load.output
+                expected = load.requests * load.output
                 records[name].append(
                     {
                         "wall_s": answer["seconds"],

@@ -11,7 +11,7 @@ from galley import LLM, SamplingParams
 
 
 def run(llm: LLM, prompts: list[list[int]], output: int, concurrency: int) -> dict[str, Any]:
-    """All prompts at once; `max_num_seqs` keeps so many running."""
+    """Generate for all prompts; `max_num_seqs` limits the concurrency."""
     params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
     begin = time.perf_counter()
     size = concurrency if concurrency == 1 else len(prompts)

@@ -1,6 +1,6 @@
 """OpenVINO GenAI's continuous batching without HTTP, as a worker of `offline.py`.
 
-Runs in OpenVINO's own environment and imports nothing of Galley:
+Runs in OpenVINO's own environment and does not import Galley:
 
     $LAB/ov/bin/python offline_openvino.py MODEL.gguf
 
@@ -42,7 +42,7 @@ class Worker:
         self.last_id = 0
 
     def run(self, prompts: list, output: int, concurrency: int) -> dict:
-        """A closed loop: a request that has ended is replaced at once."""
+        """Closed loop: a finished request is replaced at once."""
         waiting, total = list(reversed(prompts)), 0
         running: dict = {}
         begin = time.perf_counter()

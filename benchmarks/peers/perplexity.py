@@ -1,8 +1,8 @@
-"""Perplexity of each engine on the same text, so that speed is not bought with quality.
+"""Perplexity of each engine on the same text, to check that speed does not cost quality.
 
 llama.cpp's rule for all: windows of 512 tokens, the second half of each is scored. Servers of
-Galley and vLLM tell log-probabilities of prompt tokens; llama.cpp has a program for it; OpenVINO
-GenAI tells none. The reference is Galley's float32 PyTorch backend on the dequantised weights.
+Galley and vLLM return log-probabilities of prompt tokens; llama.cpp has a program for perplexity;
+OpenVINO GenAI supports neither. The reference is Galley's float32 PyTorch backend on the dequantised weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def windows(corpus: Corpus, count: int) -> list[list[int]]:
 
 
 def text_of(corpus: Corpus, count: int) -> str:
-    """The text of these windows, and a little more that no window takes."""
+    """The text of these windows, and a little more that no window uses."""
     end = int(corpus.edge[count * WINDOW + WINDOW // 2])
     return corpus.data[:end].decode(errors="ignore")
 
@@ -53,7 +53,7 @@ def second_half(ids: list[int], logprobs: Sequence[Any]) -> list[float]:
 
 
 def of_server(server: Server, some: list[list[int]]) -> float:
-    """By `prompt_logprobs` of the completions API (Galley, vLLM)."""
+    """Perplexity from `prompt_logprobs` of the completions API (Galley, vLLM)."""
     scored: list[float] = []
     for ids in some:
         body = {"model": server.engine.model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
@@ -69,7 +69,7 @@ def of_server(server: Server, some: list[list[int]]) -> float:
 
 
 def of_llama(weights: str, corpus: Corpus, count: int) -> float:
-    """By llama-perplexity, on the same text."""
+    """Perplexity from llama-perplexity, on the same text."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text(text_of(corpus, count), encoding="utf-8")
@@ -80,14 +80,14 @@ def of_llama(weights: str, corpus: Corpus, count: int) -> float:
         ]
         command += ["-f", str(text), "-c", str(WINDOW), "-t", "2", "--chunks", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = _LLAMA.search(done.stdout + done.stderr)
+    match = _LLAMA.search(done.stdout + done.stderr)
     if found is None:
         raise RuntimeError("llama-perplexity said no estimate")
     return float(found[1])
 
 
 def of_reference(weights: str, some: list[list[int]]) -> float:
-    """Float32 arithmetic on the dequantised weights, by the definitions in PyTorch."""
+    """Perplexity of the PyTorch reference in float32, on the dequantised weights."""
     from galley import LLM, SamplingParams
 
     scored: list[float] = []

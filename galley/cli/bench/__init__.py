@@ -1,6 +1,6 @@
-"""`galley bench`: load for servers of any engine, and measurements of this one.
+"""`galley bench`: load tests for any server, and measurements of this engine.
 
 Each subcommand is a file with `main(argv) -> int`; `main.COMMANDS` lists them. Flags and the fields
-of JSON results have vLLM's names. Knows engines by URL or through `LLM`, never their insides
-(`kernels` and `host` excepted, which measure exactly those).
+of JSON results have vLLM's names. Engines are reached by URL or through `LLM`; only `kernels` and
+`host` use engine internals, because they measure them.
 """

@@ -1,4 +1,4 @@
-"""When requests are sent: a rate that is steady, random, bursty or ramping. Knows time only."""
+"""Arrival times of requests: steady, random, bursty or ramping rates."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from galley.errors import ConfigError
 class Arrivals:
     """An arrival process.
 
-    Gaps are drawn from a gamma distribution of shape `burstiness`: 1 is a Poisson process, less
-    is burstier, more is steadier. The whole is stretched so that the n-th request comes exactly
-    when the rate says, and runs differ in pattern but not in length.
+    Gaps are sampled from a gamma distribution of shape `burstiness`: 1 is a Poisson process, less
+    is burstier, more is steadier. Times are scaled so that the last request arrives exactly when
+    the rate implies: runs differ in pattern but not in length.
     """
 
     rate: float = math.inf

@@ -1,7 +1,7 @@
-"""What each API's request looks like, and what its stream says. An open set: `BACKENDS`.
+"""Request bodies and stream parsing for each API. An open set: `BACKENDS`.
 
-Text is counted as it was received; token counts come from the stream's `usage`, and where a server
-sends none, each piece of text counts as one token.
+Token counts come from the stream's `usage`. If a server sends none, each piece of text counts as
+one token.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ class Outcome:
     text: str = ""
     ttft: float = 0.0
     itls: list[float] = field(default_factory=list)
-    """Gaps between pieces of text."""
+    """Seconds between consecutive pieces of text."""
     latency: float = 0.0
-    """Sent to last piece of text."""
+    """Seconds from sending to the last piece of text."""
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int | None = None
-    """Prompt tokens taken from the server's prefix cache; None: it does not say."""
+    """Prompt tokens taken from the server's prefix cache; None: not reported."""
     finish_reason: str | None = None
     client: int = 0
     queue_time: float = 0.0
-    """Waited here for --max-concurrency."""
+    """Seconds spent waiting in the client because of --max-concurrency."""
 
     @property
     def tpot(self) -> float:
-        """Seconds per output token after the first; 0 where there is only one."""
+        """Seconds per output token after the first; 0 if there is only one."""
         after = self.output_tokens - 1
         return (self.latency - self.ttft) / after if after > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """What all request bodies of a run share."""
+    """Fields common to all request bodies of a run."""
 
     model: str
     stream: bool = True
@@ -77,7 +77,7 @@ class _Choice(msgspec.Struct):
     message: _Message | None = None
     finish_reason: str | None = None
 
-    def said(self) -> str:
+    def content(self) -> str:
         part = self.delta or self.message
         if part is None:
             return self.text or ""
@@ -104,7 +104,7 @@ def chat_body(options: Options, sample: Sample) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Backend:
-    """One API: the default path, and what is its own in a request body."""
+    """One API: its default path, body builder and name of the output length field."""
 
     path: str
     body: Callable[[Options, Sample], dict[str, Any]]
@@ -119,7 +119,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 def request_body(backend: Backend, options: Options, sample: Sample) -> bytes:
-    """The JSON of one request."""
+    """JSON body of one request."""
     body: dict[str, Any] = {"model": options.model, **backend.body(options, sample)}
     body[backend.length_field] = sample.output_len
     if options.stream:
@@ -138,7 +138,7 @@ def request_body(backend: Backend, options: Options, sample: Sample) -> bytes:
 
 
 def read_reply(reply: Reply, sample: Sample) -> Outcome:
-    """Times and counts of a raw reply; never raises: what is wrong becomes the outcome's error."""
+    """Times and counts of a raw reply. Never raises: a failure is the outcome's `error`."""
     outcome = Outcome(start=reply.sent, prompt_tokens=sample.prompt_len, client=sample.client)
     if reply.error:
         outcome.error = reply.error
@@ -155,7 +155,7 @@ def read_reply(reply: Reply, sample: Sample) -> Outcome:
 
 
 def _events(pieces: list[Mark]) -> Iterator[tuple[float, bytes]]:
-    """The `data:` of server-sent events with their times; a plain JSON body is one event."""
+    """Yield (time, data) of each server-sent event; a plain JSON body is one event."""
     if pieces and pieces[0][1].lstrip().startswith(b"{"):
         yield pieces[-1][0], b"".join(data for _, data in pieces)
         return
@@ -183,14 +183,14 @@ def _read_events(outcome: Outcome, pieces: list[Mark]) -> None:
         for choice in event.choices:
             if choice.finish_reason is not None:
                 outcome.finish_reason, ended = choice.finish_reason, when
-            said = choice.said()
-            if said:
-                texts.append(said)
+            text = choice.content()
+            if text:
+                texts.append(text)
                 times.append(when)
     if not times and outcome.finish_reason is None:
         outcome.error = "the answer has no text"
         return
-    # A model may end at once: the answer is empty, and complete.
+    # A model may end at once: an empty answer is complete.
     times = times or [ended]
     outcome.success = True
     outcome.text = "".join(texts)

@@ -1,8 +1,8 @@
-"""A lean HTTP/1.1 client for load: one connection a request, bytes time-stamped as they arrive.
+"""A minimal HTTP/1.1 load client: one connection per request, bytes time-stamped on arrival.
 
-While the load runs, a piece of an answer costs one call and one list entry; nothing is parsed until
-all requests have ended, because the client shares the machine with the server. Knows HTTP framing
-only; what the bytes mean is `backends`' business.
+While the load runs, each received piece costs one call and one list entry. Parsing starts after all
+requests have ended, because the client shares the machine with the server. This module handles HTTP
+framing only; `backends` parses the content.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
 
-#: Seconds after which a request is given up (vLLM's client waits as long).
+#: Request timeout in seconds (the same as vLLM's client).
 TIMEOUT = 6 * 3600.0
 _LAST_CHUNK = b"0\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
@@ -33,12 +33,12 @@ class Reply:
     sent: float
     marks: list[Mark] = field(default_factory=list)
     error: str = ""
-    """Why there is no whole answer; "" if there is one."""
+    """Why the answer is incomplete; "" if it is complete."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go: one URL, taken apart once."""
+    """Destination of requests: a URL, parsed once."""
 
     host: str
     port: int
@@ -66,7 +66,7 @@ class Target:
         return Target(parts.hostname, port, path or "/", head, context)
 
     def request(self, body: bytes | None, request_id: str = "") -> bytes:
-        """The bytes of a POST of JSON, or of a GET without a body."""
+        """Bytes of a JSON POST, or of a GET if `body` is None."""
         lines = [f"{'GET' if body is None else 'POST'} {self.path} HTTP/1.1\r\n".encode()]
         lines.append(self.headers)
         if request_id:
@@ -86,7 +86,7 @@ class _Exchange(asyncio.Protocol):
         self.reply = Reply(0.0)
         self.transport: asyncio.Transport | None = None
         self.left = -1
-        """Bytes of the body still to come, -1 while unknown."""
+        """Body bytes not yet received, -1 while unknown."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
@@ -115,7 +115,7 @@ class _Exchange(asyncio.Protocol):
 
 
 def _content_length(data: bytes) -> int:
-    """Bytes of the body that follow `data`, which starts an answer; -1 if it does not say."""
+    """Body bytes that follow `data`, the start of an answer; -1 without a Content-Length."""
     head, separator, body = data.partition(b"\r\n\r\n")
     for line in head.split(b"\r\n")[1:] if separator else ():
         name, _, value = line.partition(b":")
@@ -125,8 +125,8 @@ def _content_length(data: bytes) -> int:
 
 
 async def send(target: Target, data: bytes) -> Reply:
-    """Send the bytes of a request and gather the answer until it ends. Never raises OSError: a
-    failure is the reply's `error`."""
+    """Send a request and collect the answer until it ends. Never raises OSError: a failure is the
+    reply's `error`."""
     loop = asyncio.get_running_loop()
     sent = time.perf_counter()
     exchange = _Exchange(data, loop.create_future())
@@ -144,7 +144,7 @@ async def send(target: Target, data: bytes) -> Reply:
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply without its framing: status and the body's pieces with their times."""
+    """A reply without HTTP framing: status, and the body's pieces with their times."""
 
     status: int
     pieces: list[Mark]
@@ -155,10 +155,10 @@ class Answer:
 
 
 def unframe(reply: Reply) -> Answer:
-    """Take head and transfer coding off. A chunk gets the time at which its last byte came.
+    """Remove the HTTP head and transfer coding. A chunk gets the arrival time of its last byte.
 
     Raises:
-        ValueError: the bytes are not an HTTP answer, or not a whole one.
+        ValueError: the bytes are not an HTTP answer, or it is incomplete.
     """
     buffer, marks = b"", iter(reply.marks)
     when = reply.sent
@@ -182,20 +182,20 @@ def unframe(reply: Reply) -> Answer:
 
 
 def _chunks(marks: list[Mark]) -> list[Mark]:
-    """The payloads of HTTP chunks: `size in hex CRLF payload CRLF`, ended by size 0."""
+    """Payloads of HTTP chunks: `size in hex CRLF payload CRLF`, ended by size 0."""
     pieces: list[Mark] = []
     buffer = b""
     for when, data in marks:
         buffer += data
-        at = 0
-        while (line_end := buffer.find(b"\r\n", at)) >= 0:
-            size = int(buffer[at:line_end].split(b";")[0], 16)
+        offset = 0
+        while (line_end := buffer.find(b"\r\n", offset)) >= 0:
+            size = int(buffer[offset:line_end].split(b";")[0], 16)
             start = line_end + 2
             if size == 0:
                 return pieces
             if len(buffer) < start + size + 2:
                 break
             pieces.append((when, buffer[start : start + size]))
-            at = start + size + 2
-        buffer = buffer[at:]
+            offset = start + size + 2
+        buffer = buffer[offset:]
     raise ValueError("the answer breaks off")

@@ -1,4 +1,4 @@
-"""Two servers in turn: ratios of what they reach, with the spread over the rounds."""
+"""Comparison of two servers in alternating rounds: ratios of their figures, with the spread."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FIELDS = {
 
 
 def ratios(rounds: Sequence[Pair]) -> dict[str, dict[str, float]]:
-    """Per field that both servers have in all rounds: medians of each, and the ratio first to
-    second: its median, least and greatest over the rounds."""
+    """For each field that both servers have in all rounds: each server's median, and the median,
+    minimum and maximum over the rounds of the ratio first/second."""
     table = {}
     for field in FIELDS:
         pairs = [(a.get(field), b.get(field)) for a, b in rounds]
@@ -42,7 +42,7 @@ def ratios(rounds: Sequence[Pair]) -> dict[str, dict[str, float]]:
 
 
 def comparison(rounds: Sequence[Pair], names: tuple[str, str]) -> str:
-    """The table for a person. A ratio of 2 means twice the figure, whether or not that is good."""
+    """Text table. A ratio of 2 means twice the figure, whether or not higher is better."""
     lines = [f"first:  {names[0]}", f"second: {names[1]}", f"rounds: {len(rounds)}, in turn", ""]
     lines.append(f"{'':<22}{'first':>10}{'second':>10}{'ratio':>8}   over the rounds")
     for field, row in ratios(rounds).items():

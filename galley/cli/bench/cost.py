@@ -1,4 +1,4 @@
-"""What tokens cost on a machine that is paid by the hour, and when an API is cheaper."""
+"""Cost of tokens on a machine paid by the hour, and the break-even point with an API."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class CostFlags:
     """Cost"""
 
     cost_per_hour: float | None = None
-    """What the machine costs per hour, in any currency: prints cost per million tokens and per
+    """Price of the machine per hour, in any currency: prints cost per million tokens and per
     request at the measured throughput."""
     utilization: float = 1.0
     """Share of the paid hours in which the machine carries this load (0 … 1)."""
     api_price_input: float | None = None
-    """Price of an API per million prompt tokens: prints when the machine is cheaper."""
+    """Price of an API per million prompt tokens: prints the break-even point."""
     api_price_output: float | None = None
     """Price of an API per million generated tokens."""
 
@@ -29,29 +29,29 @@ class Cost:
     """Costs in the currency of `cost_per_hour`."""
 
     per_million_tokens: float
-    """Prompt and generated tokens alike."""
+    """Prompt and generated tokens count equally."""
     per_million_output_tokens: float
-    """All of the cost on the generated tokens."""
+    """The whole cost divided by the generated tokens alone."""
     per_request: float
     api_per_request: float | None
-    """What the API would charge for the mean request."""
+    """Price of the mean request at the API."""
     break_even_requests_per_hour: float | None
-    """From so many requests an hour on, the machine is cheaper than the API."""
+    """Requests per hour above which the machine is cheaper than the API."""
     break_even_utilization: float | None
-    """The same as a share of what the machine can serve; above 1 it never is."""
+    """The same as a share of the machine's capacity; above 1 the machine is never cheaper."""
 
 
 def cost_of(result: Mapping[str, Any], flags: CostFlags) -> Cost:
     """Costs at the throughput of a `bench serve` result (its JSON fields).
 
-    An hour serves throughput * 3600 * utilization; its price is spread over that. The API takes
-    its prices for the mean request, so that
+    The price of an hour is divided by the load it serves, throughput * 3600 * utilization. The
+    API price is that of the mean request:
 
         break-even requests per hour = cost per hour / API price of a request
 
     Raises:
-        ConfigError: a price that is negative, a utilization outside 0 … 1, a result without
-            completed requests.
+        ConfigError: a price is negative, the utilization is outside 0 … 1, or the result has no
+            completed request.
     """
     if flags.cost_per_hour is None or flags.cost_per_hour < 0:
         raise ConfigError("--cost-per-hour must be given, not negative.", field="cost_per_hour")

@@ -18,14 +18,14 @@ class OutputFlags:
     """Output"""
 
     output_json: str | None = None
-    """Write the costs here."""
+    """Write the costs to this JSON file."""
 
 
 def main(argv: list[str]) -> int:
     parser = BenchParser(
         "bench cost",
-        "Cost per million tokens and per request of a result that `bench serve --save-result` "
-        "(or vLLM's) has written.",
+        "Cost per million tokens and per request, for a result written by "
+        "`bench serve --save-result` (Galley's or vLLM's).",
         [CostFlags, OutputFlags],
         positionals=(("RESULT", "JSON file"),),
         examples=(

@@ -1,4 +1,4 @@
-"""What can be asked of a server besides load: is it ready, what does it serve, its counters."""
+"""Server requests other than load: readiness, the served model, and counters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HITS = re.compile(r"^vllm:prefix_cache_(hits|queries)_total(?:\{[^}]*\})? (\S+)
 
 @dataclass(frozen=True)
 class Served:
-    """The first model that a server lists: its name in requests, and where its files are."""
+    """The first model a server lists: its name in requests, and the path of its files."""
 
     name: str
     root: str
@@ -38,16 +38,16 @@ class Endpoint:
         self.context = ssl._create_unverified_context() if insecure else None
 
     def get(self, path: str, timeout: float = 10.0) -> bytes:
-        """Raises OSError where there is no answer of status 200."""
+        """Raises OSError unless the answer has status 200."""
         request = urllib.request.Request(self.base + path, headers=self.headers)
         with urllib.request.urlopen(request, timeout=timeout, context=self.context) as answer:
             return bytes(answer.read())
 
     def served(self, patience: float) -> Served:
-        """The served model, asked for until it answers or `patience` seconds are over.
+        """The served model. Retries until the server answers or `patience` seconds have passed.
 
         Raises:
-            ServerError: it never answered.
+            ServerError: the server did not answer.
         """
         end = time.monotonic() + patience
         while True:
@@ -61,19 +61,19 @@ class Endpoint:
             time.sleep(0.2)
 
     def prefix_cache(self) -> tuple[float, float] | None:
-        """Prompt tokens found in and asked of the prefix cache so far, by /metrics; None where
-        the server does not tell."""
+        """Prefix cache hits and queries so far, in prompt tokens, from /metrics; None if the
+        server does not report them."""
         try:
-            found = _HITS.findall(self.get("/metrics").decode())
+            matches = _HITS.findall(self.get("/metrics").decode())
         except (OSError, ValueError):
             return None
         sums = {"hits": 0.0, "queries": 0.0}
-        for name, value in found:
+        for name, value in matches:
             sums[name] += float(value)
-        return (sums["hits"], sums["queries"]) if found else None
+        return (sums["hits"], sums["queries"]) if matches else None
 
     def post(self, path: str) -> bool:
-        """An empty POST (/start_profile …); whether the server did it."""
+        """Send an empty POST (/start_profile …). Returns whether it succeeded."""
         request = urllib.request.Request(self.base + path, b"", self.headers, method="POST")
         try:
             urllib.request.urlopen(request, timeout=60, context=self.context).close()
@@ -97,8 +97,8 @@ def read_headers(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def find_tokenizer(named: str | None, served: Served | None) -> tuple[str, Tokenizer]:
-    """The tokenizer that --tokenizer names, else that of the served model where its files are on
-    this machine, else the built-in model's; and its name.
+    """The tokenizer and its name: the one given by --tokenizer, else the served model's if its
+    files are on this machine, else the built-in model's.
 
     Raises:
         ConfigError, ModelError: `named` cannot be loaded.

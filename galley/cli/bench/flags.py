@@ -1,4 +1,4 @@
-"""Command lines of `galley bench`: the common parser, and what becomes of vLLM's other flags."""
+"""Command lines of `galley bench`: the common parser, and vLLM flags accepted without effect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from galley.cli.parser import CommandParser
 from galley.errors import ConfigError
 
-#: vLLM's bench flags that change nothing here.
+#: vLLM bench flags that have no effect here.
 _HINTS = "trust_remote_code tokenizer_mode custom_ensure_client_side_data no_reranker"
 _REFUSED = {
     "only text prompts are measured.": """
@@ -38,10 +38,10 @@ class TokenizerFlags:
     """Tokenizer"""
 
     tokenizer: str | None = None
-    """Directory, .gguf file or hub name of the tokenizer that makes prompts; default: the
+    """Directory, .gguf file or hub name of the tokenizer for prompts; default: the
     server's model, if it is found here, else the built-in model's."""
     skip_tokenizer_init: bool = False
-    """Do without a tokenizer (sharegpt and custom only): prompts are counted in words."""
+    """Use no tokenizer (sharegpt and custom only): prompt lengths are counted in words."""
 
 
 class BenchParser(CommandParser):

@@ -1,8 +1,8 @@
 """`galley bench host`: host time of an engine step with nothing to compute.
 
-A stand-in executor keeps its own table by the plans, as a worker does, and yields one token a row,
-so that schedule, hand-over, commit and outputs are what is measured. Steady decoding: the median is
-a step in which at most a few requests cross a block border, the mean has all of it.
+A stub executor updates its own table from the plans, as a worker does, and yields one token per
+row, so only scheduling, hand-over, commit and outputs are measured. In steady decode, few requests
+cross a block border in the median step; the mean includes all border crossings.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class HostFlags:
     """Host time"""
 
     running: str = "1,16,64,256"
-    """Numbers of running requests, with commas."""
+    """Numbers of running requests, comma-separated."""
     steps: int = 2000
-    """Steps to measure, of each."""
+    """Steps to measure for each number of requests."""
     output_json: str | None = None
-    """Write the result here."""
+    """Write the result to this JSON file."""
 
 
 class StandIn:
@@ -108,7 +108,7 @@ def make_core(running: int, num_output: int, prompt_len: Callable[[int], int]) -
 
 
 def measure(running: int, steps: int) -> dict[str, float]:
-    """µs of a step, from the step trace (prompt lengths differ, so block borders are spread)."""
+    """Step times in µs, from the step trace (prompt lengths differ to spread block borders)."""
     core = make_core(running, steps + 64, lambda i: _PROMPT + i % BLOCK_SIZE)
     for _ in range(_WARM_UP):
         core.step()

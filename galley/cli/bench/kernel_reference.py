@@ -1,6 +1,6 @@
-"""Time of an operation's plain PyTorch definition (`kernels.reference`) at the same shape, float32.
+"""Time of an operation's PyTorch reference (`kernels.reference`) at the same shape, in float32.
 
-A fused operation is timed as the definitions that it stands for, one after the other.
+A fused operation is timed as the sequence of reference operations it replaces.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _random(*shape: int) -> np.ndarray:
 
 
 def seconds(node: Node, shape: Shape) -> float | None:
-    """Median of a few runs; None for an operation that has no definition of its own."""
+    """Median seconds of a few runs; None for an operation without a reference."""
     make = _DEFINITIONS.get(node.op)
     if make is None:
         return None

@@ -1,5 +1,5 @@
-"""`galley bench kernels`: each native operation at a model's real shapes, against the reference's
-time and against the machine's limits of the same run (`work.py`)."""
+"""`galley bench kernels`: times each native operation at a model's real shapes, compared with the
+PyTorch reference and with the machine's limits measured in the same run (`work.py`)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class KernelFlags:
     """Kernels"""
 
     decode: str = "1,64"
-    """Rows of decoding steps, with commas; empty: none."""
+    """Rows of decode steps, comma-separated; empty: none."""
     context: int = 192
-    """Tokens that each row has in the KV cache."""
+    """Tokens in the KV cache for each row."""
     prefill: str = "512"
-    """Tokens of steps that compute one prompt, with commas; empty: none."""
+    """Prompt tokens of prefill steps, comma-separated; empty: none."""
     repetitions: int = 15
-    """Steps of each shape; medians are shown."""
+    """Steps per shape; medians are reported."""
     reference: bool = False
-    """Time the plain PyTorch definition of each operation too (needs torch; slow)."""
+    """Also time the PyTorch reference of each operation (needs torch; slow)."""
     plot: str | None = None
-    """Draw the roofline to this PNG file (needs matplotlib)."""
+    """Plot the roofline to this PNG file (needs matplotlib)."""
     output_json: str | None = None
-    """Write the result here."""
+    """Write the result to this JSON file."""
 
 
 def main(argv: list[str]) -> int:
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 def read_shapes(flags: KernelFlags) -> list[Shape]:
-    """Raises ConfigError where there is nothing to measure."""
+    """Parse the shapes to measure. Raises ConfigError if there are none."""
     try:
         decode = [int(part) for part in flags.decode.split(",") if part.strip()]
         prefill = [int(part) for part in flags.prefill.split(",") if part.strip()]
@@ -91,7 +91,7 @@ def describe(shape: Shape) -> str:
 def operation_rows(
     bench: StepBench, shape: Shape, limits: MachineLimits, flags: KernelFlags
 ) -> list[dict[str, Any]]:
-    """A row per kind of operation and weight shape, the longest first."""
+    """One row per kind of operation and weight shape, slowest first."""
     timed = bench.operations(shape, flags.repetitions)
     total = sum(item.seconds for item in timed)
     kinds: dict[Work, list[Timed]] = {}
@@ -120,7 +120,7 @@ def operation_rows(
 
 
 def reference_timer(bench: StepBench, shape: Shape) -> Callable[[Node | None], float | None]:
-    """Seconds of an operation's definition. Raises ConfigError where torch is not installed."""
+    """Timer of reference operations, in seconds. Raises ConfigError if torch is not installed."""
     try:
         from galley.cli.bench.kernel_reference import seconds
     except ModuleNotFoundError as e:

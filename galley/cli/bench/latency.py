@@ -1,4 +1,4 @@
-"""`galley bench latency`: how long one batch takes, without HTTP, time after time."""
+"""`galley bench latency`: latency of one batch without HTTP, measured repeatedly."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class LatencyFlags:
     output_len: int = 128
     """Tokens to generate."""
     batch_size: int = 8
-    """Requests at a time."""
+    """Requests per batch."""
     n: int = 1
-    """Answers to each."""
+    """Completions per request."""
     num_iters_warmup: int = 10
-    """Batches before the measured ones."""
+    """Warm-up batches, not measured."""
     num_iters: int = 30
-    """Batches that are measured."""
+    """Measured batches."""
     temperature: float = 1.0
     """Sampling temperature; 0 = greedy."""
     disable_detokenize: bool = False
-    """Leave tokens as they are."""
+    """Do not convert output tokens to text."""
     output_json: str | None = None
-    """Write the result here."""
+    """Write the result to this JSON file."""
 
 
 def main(argv: list[str]) -> int:

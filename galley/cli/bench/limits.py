@@ -1,4 +1,4 @@
-"""What this machine can do at best: memory read speed and arithmetic peaks, for rooflines."""
+"""Limits of this machine, for rooflines: memory read bandwidth and peak arithmetic rates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from galley.kernels import _native
 from galley.kernels.arena import aligned_bytes
 
 _READ, _ARITHMETIC = 0, {"f32": 1, "bf16": 2, "int8": 3}
-#: More than any cache holds.
+#: Larger than any cache.
 _READ_BYTES = 256 << 20
 _ROUNDS = 1_000_000
 
@@ -21,10 +21,10 @@ class MachineLimits:
     """Medians over some repetitions.
 
     Attributes:
-        threads: that took part.
+        threads: number of threads used.
         read: bytes per second from memory.
         peak: operations per second (a multiply-add is two) by number format: f32, bf16, int8;
-            0 where the instruction set has no such instruction.
+            0 if the CPU lacks the instruction.
     """
 
     threads: int
@@ -35,7 +35,7 @@ class MachineLimits:
 class Probe:
     """The native probe op on a pool of its own.
 
-    A program wants a table, although the probe reads none: one slot with one token.
+    A program needs a request table, although the probe does not read it: one slot, one token.
     """
 
     def __init__(self, threads: int) -> None:
@@ -57,7 +57,7 @@ class Probe:
         return program
 
     def rate(self, what: int, size: int, repetitions: int = 7) -> float:
-        """Bytes or operations per second, median; 0 where there is no such instruction."""
+        """Median bytes or operations per second; 0 if the CPU lacks the instruction."""
         program = self._program(what, size)
         one, zero = int(self._column.ctypes.data), int(self._zero.ctypes.data)
         rates = []
@@ -69,7 +69,7 @@ class Probe:
 
 
 def measure_limits(threads: int) -> MachineLimits:
-    """Takes about half a second."""
+    """Measure the limits; takes about half a second."""
     probe = Probe(threads)
     peak = {name: probe.rate(what, _ROUNDS) for name, what in _ARITHMETIC.items()}
     return MachineLimits(threads, probe.rate(_READ, _READ_BYTES), peak)

@@ -1,4 +1,4 @@
-"""`galley bench`: finds the subcommand's file and runs it."""
+"""`galley bench`: dispatches to the subcommand's module."""
 
 from __future__ import annotations
 

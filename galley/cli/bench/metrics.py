@@ -1,4 +1,4 @@
-"""From outcomes to figures: vLLM's result fields, and what a single tokens/s figure hides."""
+"""Metrics from request outcomes: vLLM's result fields, plus cache reuse and fairness."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from galley.cli.bench.backends import Outcome
 from galley.errors import ConfigError
 
-#: metric → what it is called in a report.
+#: metric → its label in a report.
 METRICS = {
     "ttft": "Time to First Token",
     "tpot": "Time per Output Token (excl. 1st token)",
@@ -21,7 +21,7 @@ _SLO_METRICS = ("ttft", "tpot", "e2el")
 
 
 def parse_goodput(pairs: Sequence[str]) -> dict[str, float]:
-    """`("ttft:200", "tpot:20")` → milliseconds by metric. Raises ConfigError."""
+    """`("ttft:200", "tpot:20")` → milliseconds per metric. Raises ConfigError."""
     limits: dict[str, float] = {}
     for pair in pairs:
         name, separator, text = pair.partition(":")
@@ -71,7 +71,7 @@ def percentile_name(percentile: float) -> str:
 
 
 def values_of(outcomes: Sequence[Outcome], metric: str) -> np.ndarray:
-    """Milliseconds of a metric over the successful requests."""
+    """Values of a metric in milliseconds, over the successful requests."""
     done = [o for o in outcomes if o.success]
     values = {
         "ttft": lambda: [o.ttft for o in done],
@@ -84,8 +84,8 @@ def values_of(outcomes: Sequence[Outcome], metric: str) -> np.ndarray:
 
 def is_good(outcome: Outcome, limits: Mapping[str, float]) -> bool:
     """Whether a request succeeded within all limits (milliseconds)."""
-    took = {"ttft": outcome.ttft, "tpot": outcome.tpot, "e2el": outcome.latency}
-    return outcome.success and all(took[name] * 1e3 <= limit for name, limit in limits.items())
+    seconds = {"ttft": outcome.ttft, "tpot": outcome.tpot, "e2el": outcome.latency}
+    return outcome.success and all(seconds[name] * 1e3 <= limit for name, limit in limits.items())
 
 
 def jain_index(values: Sequence[float]) -> float:
@@ -96,7 +96,7 @@ def jain_index(values: Sequence[float]) -> float:
 
 
 def fairness(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """How evenly clients were served: each one's output tokens per second of its own waiting."""
+    """Fairness between clients, from each client's output tokens per second of its waiting time."""
     tokens: dict[int, int] = {}
     waited: dict[int, float] = {}
     for o in outcomes:
@@ -112,7 +112,7 @@ def fairness(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def peaks(outcomes: Sequence[Outcome]) -> tuple[float, int]:
-    """Most output pieces in one second, and most requests under way at a time."""
+    """Peak output pieces per second, and peak number of concurrent requests."""
     done = [o for o in outcomes if o.success]
     if not done:
         return 0.0, 0
@@ -132,12 +132,12 @@ def summarize(
     metrics: Sequence[str],
     percentiles: Sequence[float],
 ) -> dict[str, Any]:
-    """The figures of a run, by vLLM's field names where it has them.
+    """Metrics of a run, under vLLM's field names where they exist.
 
     Args:
         duration: seconds from the first request sent to the last answer's end.
         goodput: limits in milliseconds; empty: `request_goodput` is None.
-        metrics: for which percentiles are wanted, besides mean, median and deviation.
+        metrics: metrics to report, with percentiles besides mean, median and deviation.
     """
     done = [o for o in outcomes if o.success]
     prompt_tokens = sum(o.prompt_tokens for o in done)
@@ -156,7 +156,7 @@ def summarize(
         "total_token_throughput": (prompt_tokens + output_tokens) / duration,
         "max_output_tokens_per_s": peak_tokens,
         "max_concurrent_requests": peak_requests,
-        # vLLM's figure for audio: how much faster than real time.
+        # vLLM's audio metric: speed relative to real time.
         "rtfx": 0.0,
     }
     for metric in METRICS:
@@ -174,12 +174,12 @@ def summarize(
 
 
 def reuse(done: Sequence[Outcome]) -> dict[str, Any]:
-    """Prompt tokens that the server took from its prefix cache; None where it does not say."""
-    said = [o for o in done if o.cached_tokens is not None]
-    cached = sum(o.cached_tokens or 0 for o in said)
-    prompt = sum(o.prompt_tokens for o in said)
+    """Prompt tokens that the server took from its prefix cache; None if it does not report them."""
+    reporting = [o for o in done if o.cached_tokens is not None]
+    cached = sum(o.cached_tokens or 0 for o in reporting)
+    prompt = sum(o.prompt_tokens for o in reporting)
     return {
-        "cached_prompt_tokens": cached if said else None,
+        "cached_prompt_tokens": cached if reporting else None,
         "cache_reuse": cached / prompt if prompt else None,
     }
 

@@ -1,4 +1,4 @@
-"""What `bench throughput` and `bench latency` share: engine flags, prompts, the JSON file."""
+"""Code shared by `bench throughput` and `bench latency`: engine flags, prompts, JSON output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from galley.text.tokenizer import Tokenizer
 
 
 def engine_parser(command: str, summary: str, own: list[type], *examples: str) -> BenchParser:
-    """A command line of its own flags and all engine flags, with MODEL."""
+    """A parser with the given flags, all engine flags, and MODEL."""
     return BenchParser(
         command,
         summary + " Without MODEL, the built-in one is measured.",
@@ -34,7 +34,7 @@ def random_prompts(tokenizer: Tokenizer, count: int, length: int, seed: int) -> 
 
 
 def write_json(path: str | None, result: dict[str, Any]) -> None:
-    """Write a result where --output-json says, if it does."""
+    """Write a result to the path of --output-json, if given."""
     if path is not None:
         Path(path).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

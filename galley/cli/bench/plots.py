@@ -14,13 +14,13 @@ from galley.errors import ConfigError
 
 
 def require() -> None:
-    """Raises ConfigError where matplotlib is not installed."""
+    """Check for matplotlib. Raises ConfigError if it is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(f"--plot needs matplotlib: {install_command('bench')}", field="plot")
 
 
 def figure(rows: int, columns: int, width: float = 10.0, height: float = 4.0) -> tuple[Any, Any]:
-    """A figure that needs no display, and its axes, [rows, columns]."""
+    """A figure that needs no display, and its axes [rows, columns]."""
     require()
     import matplotlib
 
@@ -39,8 +39,8 @@ def save(drawing: Any, path: str, dpi: int = 120) -> None:
 
 
 def plot_run(run: Run, result: Mapping[str, Any], path: str) -> None:
-    """One run: each request's TTFT and latency by its start, gaps between tokens over time, and
-    the distribution of the gaps."""
+    """Plot one run: TTFT and latency of each request over its start time, inter-token latency over
+    time, and the distribution of inter-token latencies."""
     drawing, axes = figure(3, 1, height=3.2)
     done = [o for o in run.outcomes if o.success]
     start = np.array([o.start - run.began for o in done])
@@ -65,7 +65,7 @@ def plot_run(run: Run, result: Mapping[str, Any], path: str) -> None:
 
 
 def plot_roofline(result: Mapping[str, Any], path: str) -> None:
-    """Arithmetic over intensity: the machine's roof, and a `bench kernels` result's operations."""
+    """Plot the machine's roofline and the operations of a `bench kernels` result."""
     drawing, axes = figure(1, 1, height=6.0)
     axis, limits = axes[0][0], result["limits"]
     intensity = np.logspace(-1, 4, 200)
@@ -92,7 +92,7 @@ def plot_roofline(result: Mapping[str, Any], path: str) -> None:
 def plot_curves(
     curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str, ys: Sequence[str], path: str
 ) -> None:
-    """Result fields over another, one panel for each of `ys`, one line per name in `curves`."""
+    """Plot fields over another field, one panel for each of `ys`, one line per name in `curves`."""
     drawing, axes = figure(1, len(ys), width=5.0 * len(ys))
     for axis, y in zip(axes[0], ys, strict=True):
         for name, results in curves.items():

@@ -1,4 +1,4 @@
-"""CPU seconds and memory of processes, from /proc (Linux). Knows process ids only."""
+"""CPU seconds and memory of processes, from /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one process or several: CPU seconds so far, resident and proportional bytes.
+    """Resource usage of one or more processes: CPU seconds so far, resident and proportional bytes.
 
     Proportional memory (PSS) counts a page shared by n processes as 1/n: the sum over the
-    processes of a server is what it really takes.
+    processes of a server is its actual memory use.
     """
 
     cpu: float = 0.0
@@ -27,7 +27,7 @@ class Usage:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on (field 3); [] if the process is gone."""
+    """Fields of /proc/PID/stat from the state (field 3) on; [] if the process is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -41,22 +41,22 @@ def tree(pid: int) -> list[int]:
     for name in os.listdir("/proc"):
         if name.isdigit() and (fields := _stat(int(name))):
             children.setdefault(int(fields[1]), []).append(int(name))
-    found, todo = [], [pid]
+    pids, todo = [], [pid]
     while todo:
         parent = todo.pop()
-        found.append(parent)
+        pids.append(parent)
         todo += children.get(parent, [])
-    return found
+    return pids
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process; 0 if it is gone."""
+    """User and system CPU seconds of a process; 0 if it is gone."""
     fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / _TICK if fields else 0.0
 
 
 def usage(pid: int) -> Usage:
-    """Of one process; zeros if it is gone."""
+    """Usage of one process; zeros if it is gone."""
     fields = _stat(pid)
     if not fields:
         return Usage()
@@ -71,11 +71,11 @@ def usage(pid: int) -> Usage:
 
 
 def tree_usage(pid: int) -> Usage:
-    """Of a process and all its descendants."""
+    """Total usage of a process and all its descendants."""
     return sum((usage(member) for member in tree(pid)), Usage())
 
 
 def machine_busy() -> float:
-    """CPU seconds that the whole machine has worked so far, all cores together."""
+    """Busy CPU seconds of the whole machine so far, over all cores."""
     fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
     return (fields[0] + fields[1] + fields[2] + fields[5] + fields[6]) / _TICK

@@ -1,4 +1,4 @@
-"""Results for people: vLLM's lines for one run, a table of ratios for two servers."""
+"""Text report of a run, in vLLM's format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def line(label: str, value: str) -> str:
 
 
 def counts(result: Mapping[str, Any]) -> list[Line]:
-    """Requests, tokens and rates."""
+    """Lines for requests, tokens and rates."""
     rows: list[Line] = [
         ("Successful requests:", str(result["completed"])),
         ("Failed requests:", str(result["failed"])),
@@ -49,7 +49,7 @@ def counts(result: Mapping[str, Any]) -> list[Line]:
 
 
 def sharing(result: Mapping[str, Any]) -> list[Line]:
-    """Cache reuse, fairness and the load generator's own cost."""
+    """Lines for cache reuse, fairness and CPU use of the load generator."""
     rows: list[Line] = []
     if result["cache_reuse"] is not None:
         reuse = f"{result['cached_prompt_tokens']} ({result['cache_reuse']:.1%})"
@@ -63,7 +63,7 @@ def sharing(result: Mapping[str, Any]) -> list[Line]:
 
 
 def latencies(result: Mapping[str, Any], metric: str) -> list[Line]:
-    """Mean, median and percentiles of one metric, in milliseconds."""
+    """Lines for mean, median and percentiles of one metric, in milliseconds."""
     label = _LABELS[metric]
     rows = [
         (f"Mean {label} (ms):", f"{result[f'mean_{metric}_ms']:.2f}"),
@@ -76,7 +76,7 @@ def latencies(result: Mapping[str, Any], metric: str) -> list[Line]:
 
 
 def report(result: Mapping[str, Any], cost: Sequence[Line] = ()) -> str:
-    """One run, as vLLM prints it."""
+    """Report of one run, in vLLM's format."""
     lines = [heading("Serving Benchmark Result")]
     lines += [line(*row) for row in counts(result)]
     for metric, title in METRICS.items():

@@ -1,4 +1,4 @@
-"""`galley bench serve`: online load on a server of any engine that speaks OpenAI's API."""
+"""`galley bench serve`: online load on any server with OpenAI's API."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from galley.cli.bench.traffic import ALL_AT_ONCE, Run, Traffic, progress, run_lo
 from galley.cli.parser import make
 from galley.errors import ConfigError, ServerError
 
-#: Seed distance between rounds and from the warm-up: no prompt comes twice.
+#: Seed offsets between rounds and of the warm-up, so that no prompt repeats.
 _ROUND, _WARM_UP = 7919, 999983
 
 
@@ -41,7 +41,7 @@ class TargetFlags:
     backend: Literal["openai", "vllm", "openai-chat"] = "openai"
     """openai, vllm: the completions API. openai-chat: the chat API."""
     base_url: str | None = None
-    """Server, e.g. http://gpu-box:8000; wins over --host and --port."""
+    """Server, e.g. http://gpu-box:8000; overrides --host and --port."""
     host: str = "127.0.0.1"
     """Host of the server."""
     port: int = 8000
@@ -49,21 +49,21 @@ class TargetFlags:
     endpoint: str | None = None
     """Path of the API; default: the backend's."""
     model: str | None = None
-    """Model to ask for; default: the first that the server lists."""
+    """Model to request; default: the first that the server lists."""
     served_model_name: str | None = None
-    """Model name in requests, where it is not --model."""
+    """Model name in requests, if different from --model."""
     header: tuple[str, ...] = ()
     """KEY=VALUE headers of every request; OPENAI_API_KEY is sent as a bearer token."""
     insecure: bool = False
     """Accept any TLS certificate."""
     ready_check_timeout_sec: int = 0
-    """Wait up to so many seconds for the server."""
+    """Wait up to this many seconds for the server."""
     compare: str | None = None
-    """Base URL of a second server: runs both in turn and prints ratios."""
+    """Base URL of a second server: runs both alternately and prints ratios."""
     compare_runs: int = 3
-    """How often each server has its turn with --compare."""
+    """Number of rounds with --compare."""
     profile: bool = False
-    """Have the server profile itself meanwhile (/start_profile, /stop_profile)."""
+    """Profile the server during the run (/start_profile, /stop_profile)."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +75,22 @@ class TrafficFlags:
     burstiness: float = 1.0
     """1: Poisson arrivals; below 1: bursts; above 1: steadier (shape of a gamma distribution)."""
     max_concurrency: int | None = None
-    """At most so many requests under way; the others wait here."""
+    """Maximum number of concurrent requests; the others wait in the client."""
     ramp_up_strategy: Literal["linear", "exponential"] | None = None
-    """Let the rate grow over the run instead of --request-rate."""
+    """Increase the rate over the run instead of using --request-rate."""
     ramp_up_start_rps: float | None = None
     """Requests per second at the start of the ramp."""
     ramp_up_end_rps: float | None = None
-    """Requests per second at its end."""
+    """Requests per second at the end of the ramp."""
     num_warmups: int = 0
-    """Requests sent before the measured ones, of other prompts."""
+    """Warm-up requests with other prompts, not measured."""
     num_clients: int | None = None
-    """Clients between which fairness is measured, requests dealt to them in turn; default:
+    """Number of clients for fairness; requests are assigned to them round-robin; default:
     --max-concurrency, at most 64."""
     request_id_prefix: str = ""
-    """Sends X-Request-Id headers: this text and a number."""
+    """Send X-Request-Id headers: this prefix and a number."""
     no_stream: bool = False
-    """Ask for whole answers (time to first token is then that of the last)."""
+    """Do not stream answers (time to first token then equals the latency)."""
 
 
 @dataclass(frozen=True)
@@ -98,23 +98,23 @@ class SamplingFlags:
     """Sampling"""
 
     ignore_eos: bool = False
-    """Generate the full length (always so with the random and text datasets)."""
+    """Generate the full length (always on with the random and text datasets)."""
     temperature: float | None = None
     """Sampling temperature; default: the server's."""
     top_p: float | None = None
     """Nucleus sampling."""
     top_k: int | None = None
-    """Sample from so many tokens."""
+    """Sample from this many most likely tokens."""
     min_p: float | None = None
-    """Least probability, as a share of the best token's."""
+    """Minimum probability, relative to the most likely token's."""
     frequency_penalty: float | None = None
-    """Penalty by count of a token in the answer."""
+    """Penalty per occurrence of a token in the answer."""
     presence_penalty: float | None = None
-    """Penalty for tokens in the answer."""
+    """Penalty for tokens that occur in the answer."""
     repetition_penalty: float | None = None
-    """Factor on tokens in prompt and answer."""
+    """Penalty factor for tokens in the prompt and the answer."""
     logprobs: int | None = None
-    """Ask for so many alternatives per token."""
+    """Request this many alternatives per token."""
     extra_body: dict[str, Any] | None = None
     """JSON object merged into every request body."""
     chat_template_kwargs: dict[str, Any] | None = None
@@ -128,27 +128,27 @@ class ResultFlags:
     percentile_metrics: str = "ttft,tpot,itl,e2el"
     """Latencies to report: ttft, tpot, itl, e2el."""
     metric_percentiles: str = "99"
-    """Percentiles of them, with commas."""
+    """Percentiles of these latencies, comma-separated."""
     goodput: tuple[str, ...] = ()
-    """Limits METRIC:MS (ttft, tpot, e2el): counts the requests that keep all of them."""
+    """Limits METRIC:MS (ttft, tpot, e2el): counts the requests within all limits."""
     save_result: bool = False
-    """Write a JSON file of vLLM's format."""
+    """Write a JSON file in vLLM's format."""
     save_detailed: bool = False
-    """With per-request columns in it."""
+    """Include per-request columns in the file."""
     append_result: bool = False
     """Append a line to the file instead of replacing it."""
     result_dir: str | None = None
-    """Folder of the file."""
+    """Folder of the result file."""
     result_filename: str | None = None
-    """Name of the file; default: label, rate, concurrency, model and date."""
+    """Name of the result file; default: label, rate, concurrency, model and date."""
     label: str | None = None
     """Name of this run in the result; default: the backend."""
     metadata: tuple[str, ...] = ()
     """KEY=VALUE fields to add to the result."""
     plot: str | None = None
-    """Draw latency over time and the ITL timeline to this PNG file (needs matplotlib)."""
+    """Plot latency over time and the ITL timeline to this PNG file (needs matplotlib)."""
     disable_tqdm: bool = False
-    """No progress on the terminal."""
+    """Hide the progress display."""
 
 
 def parser() -> BenchParser:
@@ -176,7 +176,7 @@ def parser() -> BenchParser:
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line as read."""
+    """The parsed command line."""
 
     target: TargetFlags
     data: DataFlags
@@ -226,7 +226,7 @@ def read_settings(argv: list[str]) -> Settings:
 
 
 def check(settings: Settings) -> None:
-    """Refuse before any load what would fail after it. Raises ConfigError."""
+    """Validate the flags before any load is sent. Raises ConfigError."""
     settings.arrivals.rates(1)
     parse_goodput(settings.result.goodput)
     parse_metrics(settings.result.percentile_metrics)
@@ -241,15 +241,15 @@ def check(settings: Settings) -> None:
 
 
 class Bench:
-    """One server under this load."""
+    """One server under the configured load."""
 
     def __init__(self, settings: Settings, base_url: str) -> None:
         self.settings = settings
         self.headers = read_headers(settings.target.header)
         self.endpoint = Endpoint(base_url, self.headers, settings.target.insecure)
         self.served = self.endpoint.served(settings.target.ready_check_timeout_sec)
-        asked = settings.target.served_model_name or settings.target.model
-        self.model = asked or self.served.name
+        requested = settings.target.served_model_name or settings.target.model
+        self.model = requested or self.served.name
 
     def traffic(self, seed: int) -> Traffic:
         settings = self.settings
@@ -258,7 +258,7 @@ class Bench:
         extra = flags.pop("extra_body") or {}
         flags.pop("ignore_eos")
         logprobs = flags.pop("logprobs")
-        given = {name: value for name, value in flags.items() if value is not None}
+        sampling = {name: value for name, value in flags.items() if value is not None}
         path = settings.target.endpoint or backend.path
         return Traffic(
             Target.of(self.endpoint.base + path, self.headers, settings.target.insecure),
@@ -268,7 +268,7 @@ class Bench:
                 not settings.traffic.no_stream,
                 settings.ignore_eos,
                 logprobs,
-                {**given, **extra},
+                {**sampling, **extra},
             ),
             settings.arrivals,
             settings.traffic.max_concurrency,
@@ -277,7 +277,7 @@ class Bench:
         )
 
     def warm_up(self, samples: list[Sample]) -> None:
-        """Send some requests that are not counted. Raises ServerError if none succeeds."""
+        """Send requests that are not measured. Raises ServerError if none succeeds."""
         if not samples:
             return
         traffic = replace(self.traffic(0), arrivals=ALL_AT_ONCE)
@@ -286,7 +286,7 @@ class Bench:
             raise ServerError(f"the warm-up failed: {run.outcomes[0].error}")
 
     def measure(self, samples: list[Sample], seed: int) -> tuple[dict[str, Any], Run]:
-        """One measured run: the result by vLLM's field names, and the run itself."""
+        """Measure one run. Returns vLLM's result fields, and the run itself."""
         settings = self.settings
         before = self.endpoint.prefix_cache()
         if settings.target.profile:
@@ -310,7 +310,7 @@ class Bench:
         return result, run
 
     def identity(self) -> dict[str, Any]:
-        """What was run: the fields that open a result."""
+        """First fields of a result, which identify the run."""
         settings = self.settings
         rate = settings.traffic.request_rate
         fields: dict[str, Any] = {
@@ -334,7 +334,7 @@ class Bench:
 
 
 class Prompts:
-    """The samples of each round and of the warm-up."""
+    """Samples for each round and for the warm-up."""
 
     def __init__(self, settings: Settings, bench: Bench) -> None:
         self.settings = settings
@@ -395,7 +395,7 @@ def main(argv: list[str]) -> int:
 
 
 def compare(settings: Settings, bench: Bench, prompts: Prompts) -> int:
-    """Both servers in turn, over `compare_runs` rounds of the same prompts; prints ratios."""
+    """Run both servers alternately for `compare_runs` rounds of the same prompts; print ratios."""
     assert settings.target.compare is not None
     other = Bench(settings, settings.target.compare)
     for server in (bench, other):
@@ -413,7 +413,7 @@ def compare(settings: Settings, bench: Bench, prompts: Prompts) -> int:
 
 
 def save(settings: Settings, result: dict[str, Any]) -> Path:
-    """Write the result file; vLLM's name for it unless one is given."""
+    """Write the result file, named as vLLM does unless --result-filename is given."""
     flags = settings.result
     folder = Path(flags.result_dir or ".")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""`galley bench startup`: from the command to the first streamed token, and from the death of an
+"""`galley bench startup`: time from the command to the first streamed token, and from killing the
 engine to the next token.
 
-A cold start has an empty cache of packed weights, a warm one finds them packed. Files are in the
-page cache of the system either way, unless something else has pushed them out.
+A cold start has an empty cache of packed weights, a warm start a filled one. In both cases the
+model files are normally in the system's page cache.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from galley.errors import ConfigError, ServerError
 
 _LIMIT = 600.0
 _IDLE_SECONDS = 2.0
-#: A stream in which the engine is killed: tokens in all, and received before.
+#: The stream during which the engine is killed: total tokens, and tokens received before the kill.
 _LONG, _BEFORE = 400, 40
 
 
@@ -44,29 +44,29 @@ class StartupFlags:
     num_iters_cold: int = 3
     """Starts with an empty cache."""
     num_iters_warmup: int = 1
-    """Starts that fill the cache and are not counted."""
+    """Starts that fill the cache and are not measured."""
     num_iters_warm: int = 3
-    """Starts with a filled cache, each followed by a killed engine."""
+    """Starts with a filled cache; the engine is killed after each."""
     output_json: str | None = None
-    """Write the result here."""
+    """Write the result to this JSON file."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start. Seconds from the command; bytes of all processes (PSS)."""
+    """Figures of one start: seconds since the command, memory of all processes in bytes (PSS)."""
 
     listening: float
     first_token: float
     idle_memory: int
     restart: float | None
-    """From killing the engine to the next token of a stream; None: not tried."""
+    """Seconds from killing the engine to the next token of a stream; None: not measured."""
 
 
 def main(argv: list[str]) -> int:
     parser = engine_parser(
         "bench startup",
-        "Measure how long `galley serve` takes to the first streamed token, and to the next one "
-        "after its engine was killed.",
+        "Measure the time of `galley serve` to the first streamed token, and to the next one "
+        "after its engine is killed.",
         [StartupFlags],
         "galley bench startup model.gguf --num-iters-warm 5",
     )
@@ -106,7 +106,7 @@ def serve_command(engine: dict[str, Any]) -> list[str]:
 
 
 def start_once(command: list[str], environment: dict[str, str], kill: bool) -> Start:
-    """Start a server, measure, end it. Raises ServerError where it does not serve."""
+    """Start a server, measure it and stop it. Raises ServerError if it does not serve."""
     port = free_port()
     target = Target.of(f"http://127.0.0.1:{port}/v1/completions", {})
     whole = [*command, "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "m"]
@@ -125,14 +125,14 @@ def start_once(command: list[str], environment: dict[str, str], kill: bool) -> S
             return Start(listening, first, idle, restart)
         except (OSError, StopIteration) as e:
             log.seek(0)
-            said = log.read()[-500:].decode(errors="replace")
-            raise ServerError(f"the server did not serve ({e}): {said}") from e
+            output = log.read()[-500:].decode(errors="replace")
+            raise ServerError(f"the server did not serve ({e}): {output}") from e
         finally:
             end(server)
 
 
 def connect(port: int, server: subprocess.Popen[bytes], begin: float) -> socket.socket:
-    """A connection as soon as the port takes one. Raises OSError where the server ended."""
+    """Connect as soon as the port accepts. Raises OSError if the server has ended."""
     while True:
         try:
             connection = socket.create_connection(("127.0.0.1", port))
@@ -147,7 +147,7 @@ def connect(port: int, server: subprocess.Popen[bytes], begin: float) -> socket.
 
 
 def stream(connection: socket.socket, target: Target, count: int) -> Iterator[float]:
-    """Ask for `count` tokens; yields `time.perf_counter()` at each piece of text."""
+    """Request `count` tokens; yield `time.perf_counter()` at each piece of text."""
     sample = Sample("Once upon a time, in a land far away, there lived", 12, count)
     options = Options("m", ignore_eos=True, extra={"temperature": 0})
     connection.sendall(target.request(request_body(BACKENDS["openai"], options, sample)))
@@ -157,7 +157,7 @@ def stream(connection: socket.socket, target: Target, count: int) -> Iterator[fl
 
 
 def killed_engine(port: int, target: Target, server: subprocess.Popen[bytes]) -> float:
-    """Kill the engine process in the middle of a stream: seconds to the stream's next token."""
+    """Kill the engine process during a stream. Returns seconds to the stream's next token."""
     killed = 0.0
     with socket.create_connection(("127.0.0.1", port), timeout=_LIMIT) as connection:
         for i, moment in enumerate(stream(connection, target, _LONG)):
@@ -165,14 +165,14 @@ def killed_engine(port: int, target: Target, server: subprocess.Popen[bytes]) ->
                 os.kill(engine_of(server.pid), signal.SIGKILL)
                 killed = time.perf_counter()
                 continue
-            # Tokens that were on their way already come within a few milliseconds.
+            # Tokens already in flight arrive within a few milliseconds.
             if killed and moment - killed > 0.05:
                 return moment - killed
     raise OSError("the stream ended before the engine's death was seen")
 
 
 def engine_of(pid: int) -> int:
-    """The engine core among the server's processes, by its title. Raises OSError."""
+    """Pid of the server's engine core, found by its process title. Raises OSError."""
     for member in process.tree(pid):
         with contextlib.suppress(OSError):
             if b"EngineCore" in Path(f"/proc/{member}/cmdline").read_bytes():
@@ -187,7 +187,7 @@ def free_port() -> int:
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
-    """Ask a server to end, and make it after 20 s. (Jobs of a shell's background ignore SIGINT.)"""
+    """Terminate a server, and kill it after 20 s. (Background jobs of a shell ignore SIGINT.)"""
     server.terminate()
     try:
         server.wait(20)
@@ -197,7 +197,7 @@ def end(server: subprocess.Popen[bytes]) -> None:
 
 
 def summary(cold: list[Start], warm: list[Start]) -> dict[str, Any]:
-    """vLLM's fields (`avg_cold_startup_time` …; startup ends with the first token), and ours."""
+    """vLLM's fields (`avg_cold_startup_time` …; startup ends with the first token) and others."""
     result: dict[str, Any] = {}
     for phase, starts in (("cold", cold), ("warm", warm)):
         times = [start.first_token for start in starts]

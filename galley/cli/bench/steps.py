@@ -1,7 +1,7 @@
-"""Native steps of a model without an engine around them: timed whole, or operation by operation.
+"""Native steps of a model without an engine, timed as a whole or per operation.
 
-A step is made by hand: rows with so many tokens in the KV cache and so many new ones, over blocks
-of their own, tokens at random.
+Steps are synthetic: rows with a given number of cached and of new tokens, each with its own KV
+blocks, and random token ids.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BLOCK_SIZE = 16
 
 @dataclass(frozen=True)
 class Shape:
-    """A step's rows, all alike: `context` tokens computed before, `new` in this step."""
+    """Identical rows of a step: `context` tokens computed before, `new` tokens in this step."""
 
     rows: int
     context: int
@@ -47,12 +47,12 @@ class Shape:
 
     @property
     def cached(self) -> int:
-        """Tokens whose K and V are read, the new ones included."""
+        """Tokens whose K and V are read, including the new ones."""
         return self.rows * (self.context + self.new)
 
     @property
     def visible(self) -> int:
-        """Pairs of a new token and a token that it may see."""
+        """Pairs of a new token and a token it attends to."""
         return self.rows * (self.new * self.context + self.new * (self.new + 1) // 2)
 
 
@@ -68,14 +68,14 @@ class Columns:
 
 @dataclass(frozen=True)
 class Timed:
-    """An operation of a step, and its median seconds. `node` is None for the sampling."""
+    """An operation of a step and its median seconds. `node` is None for sampling."""
 
     node: Node | None
     seconds: float
 
 
 class StepBench:
-    """A loaded model, with room for every shape that is to be measured.
+    """A loaded model, sized for every shape to measure.
 
     Args:
         engine: engine flags by their Python names (`model`, `num_threads`, `dtype` …).
@@ -123,7 +123,7 @@ class StepBench:
         )
 
     def seconds(self, shape: Shape, repetitions: int) -> list[float]:
-        """Whole steps, forward and drawing; the first, which touches memory, is left out."""
+        """Seconds of whole steps, forward and sampling. The first step, a warm-up, is left out."""
         step = self.columns(shape)
         times = []
         for _ in range(repetitions + 1):
@@ -133,7 +133,7 @@ class StepBench:
         return times[1:]
 
     def operations(self, shape: Shape, repetitions: int) -> list[Timed]:
-        """Each operation in order."""
+        """Median time of each operation, in program order."""
         step = self.columns(shape)
         self.executable.run(step, sample=True)
         runs = []

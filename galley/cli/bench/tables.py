@@ -1,4 +1,4 @@
-"""Rows of figures as a table for a person."""
+"""Prints rows of figures as a text table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One column per key of the first row; numbers to the right, with about 3 digits.
+    """Print one column per key of the first row; numbers are right-aligned, with about 3 digits.
 
     A terminal gets a table with borders; a file gets lines of aligned columns.
     """
@@ -41,7 +41,7 @@ def _rich(title: str, names: list[str], cells: list[list[str]], numeric: list[bo
 
 
 def show(value: Any) -> str:
-    """A cell: three or more digits of a float, nothing for None."""
+    """Text of a cell: three or more digits of a float, "" for None."""
     if value is None:
         return ""
     if isinstance(value, float):

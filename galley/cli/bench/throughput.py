@@ -18,20 +18,20 @@ class ThroughputFlags:
     """Throughput"""
 
     backend: Literal["vllm", "vllm-chat"] = "vllm"
-    """vllm: complete the prompts. vllm-chat: send them as user messages. (vLLM's names; it is
-    Galley that runs.)"""
+    """vllm: complete the prompts. vllm-chat: send them as user messages. (vLLM's names;
+    Galley runs in both cases.)"""
     n: int = 1
-    """Answers to each prompt."""
+    """Completions per prompt."""
     num_warmups: int = 0
-    """Requests before the measured ones."""
+    """Warm-up requests, not measured."""
     temperature: float = 1.0
     """Sampling temperature; 0 = greedy."""
     disable_detokenize: bool = False
-    """Leave tokens as they are."""
+    """Do not convert output tokens to text."""
     output_json: str | None = None
-    """Write the result here."""
+    """Write the result to this JSON file."""
     disable_tqdm: bool = False
-    """No progress bar."""
+    """Hide the progress bar."""
 
 
 def main(argv: list[str]) -> int:
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(llm: Any, flags: ThroughputFlags, samples: list[Sample], shown: bool) -> dict[str, Any]:
-    """Generate for all samples at once; the result by vLLM's field names, and more."""
+    """Generate for all samples at once. Returns vLLM's result fields, and more."""
     params = [
         SamplingParams(
             n=flags.n,
@@ -80,8 +80,8 @@ def run(llm: Any, flags: ThroughputFlags, samples: list[Sample], shown: bool) ->
     ]
     begin = time.perf_counter()
     if flags.backend == "vllm-chat":
-        talks = [s.messages or [{"role": "user", "content": s.prompt}] for s in samples]
-        outputs = llm.chat(talks, params, use_tqdm=shown)
+        conversations = [s.messages or [{"role": "user", "content": s.prompt}] for s in samples]
+        outputs = llm.chat(conversations, params, use_tqdm=shown)
     else:
         outputs = llm.generate([s.prompt for s in samples], params, use_tqdm=shown)
     elapsed = time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Sends a run's requests at their times and gathers what came back."""
+"""Sends a run's requests at their arrival times and collects the outcomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL_AT_ONCE = Arrivals()
 
 
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop where it is installed: it costs about half the CPU of asyncio's own loop."""
+    """Run on uvloop if installed: it uses about half the CPU of asyncio's own loop."""
     try:
         import uvloop
     except ImportError:
@@ -46,7 +46,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run gave. `began` is `time.perf_counter()`; `duration` is in seconds."""
+    """Outcomes of a run. `began` is `time.perf_counter()`; `duration` is in seconds."""
 
     outcomes: list[Outcome]
     began: float
@@ -104,7 +104,7 @@ async def _run(traffic: Traffic, samples: Sequence[Sample], on_done: Callable[[]
 
 
 def progress(total: int, shown: bool) -> Callable[[], None]:
-    """A counter on stderr, refreshed at most twice a second; silent where it is not a terminal."""
+    """A counter on stderr, updated at most twice a second; silent if stderr is not a terminal."""
     if not shown or not sys.stderr.isatty():
         return lambda: None
     done, last = 0, 0.0

@@ -1,8 +1,8 @@
-"""What an operation of a step must do at least, and the time that this takes the machine.
+"""Minimum work of each operation of a step, and the time it takes at the machine's limits.
 
-The roofline of an operation is the longer of: its weights or KV cache read at the speed of a plain
-loop, and its multiply-adds at the peak of a loop in registers. Operations on activations alone live
-in caches and have none.
+The roofline of an operation is the longer of two times: reading its weights or KV cache at the
+speed of a simple loop, and its multiply-adds at the peak rate of a loop in registers. Operations on
+activations alone stay in the caches and have no roofline.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from galley.cli.bench.limits import MachineLimits
 from galley.kernels.program import LOGITS, Node
 from galley.kernels.weights import PackedWeight
 
-#: Weight format → the multiply-add that meets it.
+#: Weight format → number format of its multiply-adds.
 _ARITHMETIC = {"f32": "f32", "bf16": "bf16"} | dict.fromkeys(("i4", "i5", "i6", "i8"), "int8")
 
 
 class Load(Protocol):
-    """What a step computes, all rows together.
+    """Size of a step, summed over all rows.
 
     Attributes:
-        tokens: new ones.
+        tokens: new tokens.
         logits: rows of logits.
-        visible: pairs of a new token and a token that it may see.
-        cached: tokens whose K and V are read, the new ones included.
+        visible: pairs of a new token and a token it attends to.
+        cached: tokens whose K and V are read, including the new ones.
     """
 
     @property
@@ -40,7 +40,7 @@ class Load(Protocol):
 
 @dataclass(frozen=True)
 class Cache:
-    """The KV cache: bytes of a token in one layer, and the format that dense weights are in."""
+    """KV cache bytes per token and layer, and the format of dense weights."""
 
     token_bytes: float
     dense: str
@@ -48,7 +48,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes from memory and multiply-adds (two operations each) of an operation."""
+    """Memory bytes and arithmetic of an operation (a multiply-add counts as two operations)."""
 
     label: str
     bytes: float = 0.0
@@ -56,13 +56,13 @@ class Work:
     arithmetic: str = "f32"
 
     def roofline(self, limits: MachineLimits) -> float:
-        """Seconds; 0 where the operation has no roofline."""
+        """Minimum seconds; 0 if the operation has no roofline."""
         peak = limits.peak[self.arithmetic] or limits.peak["f32"]
         return max(self.bytes / limits.read, self.operations / peak)
 
 
 def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
-    """The work of an operation; None is the sampling."""
+    """Work of an operation; None means sampling."""
     if node is None:
         return Work("sample")
     weight = node.constants.get("weight")

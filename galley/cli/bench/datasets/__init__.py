@@ -1,6 +1,6 @@
-"""What requests ask: prompts and lengths. An open set of files; `DATASETS` names them.
+"""Datasets: prompts and lengths of requests. An open set of files, listed in `DATASETS`.
 
-A dataset is `load(flags, tokenizer, rng) -> list[Sample]`. Knows tokenizers, not servers.
+A dataset is a file with `load(flags, tokenizer, rng) -> list[Sample]`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One request to be: lengths in tokens."""
+    """A request to send. Lengths are in tokens."""
 
     prompt: str
     prompt_len: int
@@ -49,15 +49,15 @@ class DataFlags:
     dataset_path: str | None = None
     """File of the sharegpt, custom and text datasets."""
     num_prompts: int = 1000
-    """How many requests."""
+    """Number of requests."""
     seed: int = 0
-    """Seed of everything random: prompts, lengths, arrivals."""
+    """Random seed of prompts, lengths and arrivals."""
     input_len: int | None = None
-    """Prompt tokens, for any dataset that makes its prompts."""
+    """Prompt tokens, for any dataset that generates its prompts."""
     output_len: int | None = None
     """Tokens to generate, for any dataset."""
     disable_shuffle: bool = False
-    """Take a file's entries in their order."""
+    """Use a file's entries in order."""
     no_oversample: bool = False
     """Do not repeat entries when a file has fewer than --num-prompts."""
     skip_chat_template: bool = False
@@ -73,28 +73,28 @@ class DataFlags:
     random_range_ratio: str = "0.0"
     """random: lengths vary by ± this share (0 … 1), or JSON {"input": X, "output": Y}."""
     random_prefix_len: int = 0
-    """random: tokens that all prompts begin with, besides --random-input-len."""
+    """random: tokens of a prefix common to all prompts, in addition to --random-input-len."""
     prefix_repetition_prefix_len: int = 256
-    """prefix_repetition: tokens of the common beginning."""
+    """prefix_repetition: tokens of each prefix."""
     prefix_repetition_suffix_len: int = 256
-    """prefix_repetition: tokens of a prompt's own."""
+    """prefix_repetition: tokens after the prefix, unique to each prompt."""
     prefix_repetition_num_prefixes: int = 10
-    """prefix_repetition: how many beginnings."""
+    """prefix_repetition: number of prefixes."""
     prefix_repetition_output_len: int = 128
     """prefix_repetition: tokens to generate."""
     text_prefix_len: int = 0
-    """text: tokens that all prompts begin with."""
+    """text: tokens of a prefix common to all prompts."""
     text_input_len: int = 128
-    """text: a prompt's own tokens."""
+    """text: tokens after the prefix, unique to each prompt."""
     text_output_len: int = 128
     """text: tokens to generate."""
 
 
 def load_samples(flags: DataFlags, tokenizer: Tokenizer | None) -> list[Sample]:
-    """The requests that the flags describe, `num_prompts` of them (or fewer: --no-oversample).
+    """The requests described by the flags: `num_prompts`, or fewer with --no-oversample.
 
     Raises:
-        ConfigError: a flag or a file that does not give any.
+        ConfigError: a flag or file is invalid or yields no request.
     """
     if flags.num_prompts < 1:
         raise ConfigError("--num-prompts must be at least 1.", field="num_prompts")
@@ -116,12 +116,12 @@ def load_samples(flags: DataFlags, tokenizer: Tokenizer | None) -> list[Sample]:
 
 
 def with_clients(samples: list[Sample], num_clients: int) -> list[Sample]:
-    """The same requests, dealt to clients in turn."""
+    """The same requests, assigned to clients round-robin."""
     return [replace(sample, client=i % num_clients) for i, sample in enumerate(samples)]
 
 
 def needs(tokenizer: Tokenizer | None, name: str) -> Tokenizer:
-    """The tokenizer, or ConfigError where there is none."""
+    """Return the tokenizer. Raises ConfigError if there is none."""
     if tokenizer is None:
         raise ConfigError(
             f"--dataset-name {name} needs a tokenizer: leave out --skip-tokenizer-init.",
@@ -131,18 +131,18 @@ def needs(tokenizer: Tokenizer | None, name: str) -> Tokenizer:
 
 
 def count_tokens(tokenizer: Tokenizer | None, text: str) -> int:
-    """Tokens of a text; without a tokenizer, its words."""
+    """Number of tokens in a text, or of words without a tokenizer."""
     if tokenizer is None:
         return len(text.split())
     return len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def pick(entries: list[Sample], flags: DataFlags, rng: np.random.Generator) -> list[Sample]:
-    """`num_prompts` of a file's entries: shuffled, and repeated where there are too few."""
+    """`num_prompts` of a file's entries, shuffled, and repeated if there are too few."""
     if not entries:
         return []
     order = np.arange(len(entries)) if flags.disable_shuffle else rng.permutation(len(entries))
-    wanted = flags.num_prompts
+    count = flags.num_prompts
     if flags.no_oversample:
-        wanted = min(wanted, len(entries))
-    return [entries[order[i % len(order)]] for i in range(wanted)]
+        count = min(count, len(entries))
+    return [entries[order[i % len(order)]] for i in range(count)]

@@ -1,9 +1,9 @@
-"""Prompts of a JSONL file, one request a line.
+"""Prompts from a JSONL file, one request per line.
 
     {"prompt": "…", "output_tokens": 120}
     {"messages": [{"role": "user", "content": "…"}, …], "output_tokens": 120}
 
-`output_tokens` is optional and counts with --custom-output-len -1.
+`output_tokens` is optional and used with --custom-output-len -1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def load(flags: DataFlags, tokenizer: Tokenizer | None, rng: np.random.Generator
 
 
 def _renderer(flags: DataFlags, tokenizer: Tokenizer | None) -> Any:
-    """Messages → text of a prompt by the model's chat template; None: prompts stay as they are."""
+    """Renders messages with the model's chat template; None: prompts are sent unchanged."""
     if flags.skip_chat_template or tokenizer is None:
         return None
     from galley.chat.templates import ChatRenderer
@@ -42,20 +42,20 @@ def _renderer(flags: DataFlags, tokenizer: Tokenizer | None) -> Any:
 
 
 def _output_len(flags: DataFlags, entry: dict[str, Any], number: int) -> int:
-    wanted = flags.output_len or flags.custom_output_len
-    if wanted > 0:
-        return wanted
+    length_flag = flags.output_len or flags.custom_output_len
+    if length_flag > 0:
+        return length_flag
     length = entry.get("output_tokens")
     if not isinstance(length, int) or length < 1:
         raise ConfigError(
-            f"line {number} has no `output_tokens`, which --custom-output-len {wanted} needs.",
+            f"line {number} has no `output_tokens`, which --custom-output-len {length_flag} needs.",
             field="custom_output_len",
         )
     return length
 
 
 def read_lines(path: str | None) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. Raises ConfigError naming the line."""
+    """Read the objects of a JSONL file. Raises ConfigError naming the line."""
     if path is None:
         raise ConfigError("--dataset-name custom needs --dataset-path.", field="dataset_path")
     try:

@@ -1,4 +1,4 @@
-"""Groups of prompts with a common beginning: what a prefix cache is for."""
+"""Groups of prompts with a common prefix, to exercise a prefix cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts of random tokens: no text repeats, so no cache helps; lengths vary on request."""
+"""Prompts of random tokens: no prefix cache hits; lengths may vary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(flags: DataFlags, tokenizer: Tokenizer | None, rng: np.random.Generator
 
 
 def range_ratios(text: str) -> tuple[float, float]:
-    """The shares by which input and output lengths vary. Raises ConfigError."""
+    """Relative variation of input and output lengths. Raises ConfigError."""
     try:
         value = json.loads(text)
         ratios = (value["input"], value["output"]) if isinstance(value, dict) else (value, value)
@@ -52,7 +52,7 @@ def lengths(mean: int, ratio: float, flags: DataFlags, rng: np.random.Generator)
 
 
 def ordinary_tokens(tokenizer: Tokenizer) -> np.ndarray:
-    """Ids of tokens that stand for text: no special ones."""
+    """Ids of tokens that represent text, without special tokens."""
     return np.setdiff1d(np.arange(tokenizer.vocab_size), sorted(tokenizer.added_tokens))
 
 
@@ -65,8 +65,8 @@ def random_text(
 ) -> str:
     """A text that starts with the tokens `prefix` and encodes to `length` tokens.
 
-    Random tokens side by side often encode to other, fewer or more ones: cut or fill up until the
-    length is right. After a few tries the nearest text is taken.
+    Concatenated random tokens often re-encode to a different number of tokens: truncate or pad
+    until the length is right. After a few tries the nearest text is used.
     """
     ids = prefix + rng.choice(vocabulary, length - len(prefix)).tolist()
     text = tokenizer.decode(ids)

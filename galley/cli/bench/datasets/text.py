@@ -1,7 +1,7 @@
-"""Windows of real English that encode to exactly the asked number of tokens.
+"""Windows of real English that encode to exactly the requested number of tokens.
 
 Draft acceptance, prefix caches and tokenizers behave on real text as they do for users, and exact
-lengths make engines comparable. The text is a book that comes with Galley, or a file.
+lengths make engines comparable. The text is a book shipped with Galley, or a file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from galley.cli.bench.datasets import DataFlags, Sample, needs
 from galley.errors import ConfigError
 from galley.text.tokenizer import Tokenizer
 
-#: A start in the text keeps this many tokens free before the end.
+#: Windows start at least this many tokens before the end of the text.
 _MARGIN = 5000
 
 
@@ -30,7 +30,7 @@ def load(flags: DataFlags, tokenizer: Tokenizer | None, rng: np.random.Generator
 
 
 def read_text(path: str | None = None) -> str:
-    """The file's text, or the book that comes with Galley. Raises ConfigError."""
+    """Read the file's text, or the book shipped with Galley. Raises ConfigError."""
     if path is None:
         packed = files("galley.cli.bench").joinpath("data/opticks.txt.gz").read_bytes()
         return gzip.decompress(packed).decode()
@@ -41,7 +41,7 @@ def read_text(path: str | None = None) -> str:
 
 
 class Corpus:
-    """A text with the place of each of its tokens.
+    """A text with the character offset of each of its tokens.
 
     text   O p t i c k s :   o r   …       whitespace runs are single spaces
     edge   0       4     7 8   10          token i is text[edge[i]:edge[i + 1]]
@@ -71,39 +71,39 @@ class Corpus:
         """The first window at or after token `start` that begins at a word and encodes, by
         itself, to `length` tokens; and the token after it. Wraps around at the end.
 
-        Raises ConfigError where the text has fewer tokens than that.
+        Raises ConfigError if the text has fewer tokens.
         """
         last = len(self.edge) - 1
         if length + 1 >= last:
             raise ConfigError(
                 f"the text has {last} tokens, too few for {length}.", field="input_len"
             )
-        at = start
+        token = start
         while True:
-            if at + length + 1 >= last:
-                at = 0
-            begin, end = self.edge[at], self.edge[at + length]
-            if at == 0 or self.data[begin : begin + 1] == b" ":
-                found = self.data[begin:end].decode(errors="replace").removeprefix(" ")
-                if found and self.count(found) == length:
-                    return found, at + length
-            at += 1
+            if token + length + 1 >= last:
+                token = 0
+            begin, end = self.edge[token], self.edge[token + length]
+            if token == 0 or self.data[begin : begin + 1] == b" ":
+                text = self.data[begin:end].decode(errors="replace").removeprefix(" ")
+                if text and self.count(text) == length:
+                    return text, token + length
+            token += 1
 
     def prompts(self, count: int, prefix_len: int, own_len: int, seed: int) -> list[str]:
-        """`count` prompts: a common beginning of `prefix_len` tokens, then `own_len` unlike ones.
+        """`count` prompts: a common prefix of `prefix_len` tokens, then `own_len` distinct ones.
         The same seed gives the same prompts."""
         last = len(self.edge) - 1
-        at = random.Random(seed).randrange(min(1000, last // 4), max(last - _MARGIN, last // 2))
+        token = random.Random(seed).randrange(min(1000, last // 4), max(last - _MARGIN, last // 2))
         prefix = ""
         if prefix_len:
-            prefix, at = self.window(at, prefix_len)
+            prefix, token = self.window(token, prefix_len)
         prompts: list[str] = []
         while len(prompts) < count:
-            own, after = self.window(at, own_len)
+            own, after = self.window(token, own_len)
             whole = f"{prefix} {own}" if prefix else own
             if self.count(whole) == prefix_len + own_len:
                 prompts.append(whole)
-                at = after
+                token = after
             else:
-                at = after + 1
+                token = after + 1
         return prompts

@@ -1,4 +1,4 @@
-"""`galley bench sweep`: servers, loads and starts over lists of settings, and pictures of them.
+"""`galley bench sweep`: runs servers, loads and starts over lists of settings, and plots them.
 
     galley bench sweep serve --serve-cmd 'galley serve' --bench-cmd 'galley bench serve …' \\
         --serve-params '{"max_num_batched_tokens": [256, 2048]}' \\

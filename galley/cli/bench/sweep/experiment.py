@@ -1,4 +1,4 @@
-"""A sweep's files: where each run's result lies, the summaries, and what is left to do."""
+"""Files of a sweep: results of runs, summaries, and the runs still to do."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class ExperimentFlags:
     output_dir: str = "results"
     """Folder of all results."""
     experiment_name: str | None = None
-    """Folder in it; default: the time."""
+    """Name of the subfolder; default: the current time."""
     show_stdout: bool = False
-    """Show what the commands print."""
+    """Show the output of the commands."""
     dry_run: bool = False
-    """Print the commands only."""
+    """Only print the commands."""
     resume: bool = False
-    """Go on with an experiment: leave out runs whose results are there."""
+    """Resume an experiment: skip runs that already have results."""
 
 
 def folder_of(flags: ExperimentFlags) -> Path:
-    """The experiment's folder. Raises ConfigError where it must not or must be there."""
+    """The experiment's folder. Raises ConfigError if --resume does not match its existence."""
     name = flags.experiment_name or time.strftime("%Y%m%d_%H%M%S")
     folder = Path(flags.output_dir) / name
     if flags.resume and not folder.exists():
@@ -57,7 +57,7 @@ def run_file(base: Path, run: int) -> Path:
 
 
 def with_settings(path: Path, run: int, *settings: Settings) -> Record:
-    """A result with the run's number and its settings, written back. Raises OSError, ValueError."""
+    """Add the run's number and settings to a result file. Raises OSError, ValueError."""
     record: Record = json.loads(path.read_text(encoding="utf-8"))
     record["run_number"] = run
     for some in settings:
@@ -73,13 +73,13 @@ def write_failure(path: Path, error: Exception, **settings: Any) -> None:
 
 
 def write_summary(base: Path, records: Sequence[Record]) -> None:
-    """All runs of a combination."""
+    """Write all runs of a combination."""
     base.mkdir(parents=True, exist_ok=True)
     (base / "summary.json").write_text(json.dumps(records, indent=4), encoding="utf-8")
 
 
 def write_table(folder: Path, records: Sequence[Record]) -> None:
-    """All runs of an experiment as CSV, numbered, a column for each field."""
+    """Write all runs of an experiment as numbered CSV rows, one column per field."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = list(dict.fromkeys(name for record in records for name in record))
     with open(folder / "summary.csv", "w", encoding="utf-8", newline="") as file:
@@ -90,7 +90,7 @@ def write_table(folder: Path, records: Sequence[Record]) -> None:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All runs below a folder. Raises ConfigError where there are none."""
+    """Read all runs below a folder. Raises ConfigError if there are none."""
     records: list[Record] = []
     try:
         for path in sorted(folder.rglob("summary.json")):
@@ -107,6 +107,6 @@ def without_name(settings: Settings) -> Settings:
 
 
 def numbers(records: Iterable[Record], name: str) -> list[float]:
-    """A field's values where it is a number."""
+    """Numeric values of a field."""
     values = (record.get(name) for record in records)
     return [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

@@ -1,5 +1,5 @@
-"""`galley bench sweep plot_pareto`: tokens per second that each user gets, over those that a
-device gives; the runs of which no other has more of both are joined.
+"""`galley bench sweep plot_pareto`: tokens per second per device over tokens per second per
+user, with the Pareto frontier.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from galley.cli.bench.flags import BenchParser
 from galley.cli.bench.plots import figure, require, save
 from galley.cli.bench.sweep.experiment import Record, read_records
 from galley.cli.bench.sweep.plot import experiment_folder
-from galley.cli.bench.sweep.select import listed, number_or_text
+from galley.cli.bench.sweep.select import number_or_text, split_names
 from galley.cli.parser import make
 from galley.errors import ConfigError
 
@@ -31,11 +31,11 @@ class ParetoFlags:
     """Field with the number of users; without it request_rate, then the most requests that were
     under way at a time."""
     gpu_count_var: str | None = None
-    """Field with the number of devices; default: the ranks, 1 where they are not told."""
+    """Field with the number of devices; default: the product of the rank settings, or 1."""
     label_by: str = "max_concurrency,gpu_count"
-    """Fields with commas that are written beside the best runs."""
+    """Comma-separated fields to label the best runs with."""
     dry_run: bool = False
-    """Say what would be drawn."""
+    """Print the plots that would be made."""
 
 
 def main(argv: list[str]) -> int:
@@ -60,12 +60,12 @@ def main(argv: list[str]) -> int:
     path = folder / "pareto" / "PARETO.png"
     print(f"{path}: {len(points)} runs, {len(best)} of them on the frontier")
     if not flags.dry_run:
-        draw(points, best, listed(flags.label_by), path)
+        draw(points, best, split_names(flags.label_by), path)
     return 0
 
 
 def point(record: Record, flags: ParetoFlags) -> Record | None:
-    """A run with `tokens_per_user` and `tokens_per_gpu`; None without a number of users."""
+    """A run with `tokens_per_user` and `tokens_per_gpu`; None if the number of users is unknown."""
     throughput = number(record, "output_throughput")
     if throughput is None:
         raise ConfigError("the results have no field 'output_throughput'.", field="output_dir")
@@ -88,7 +88,7 @@ def point(record: Record, flags: ParetoFlags) -> Record | None:
 
 
 def number(record: Record, name: str) -> float | None:
-    """A field's value, dashes and underscores alike; None where there is no finite number."""
+    """A field's value, spelled with dashes or underscores; None if it is not a finite number."""
     for spelling in (name, name.replace("_", "-"), name.replace("-", "_")):
         value = number_or_text(record.get(spelling))
         if isinstance(value, float) and value != float("inf"):
@@ -97,7 +97,7 @@ def number(record: Record, name: str) -> float | None:
 
 
 def frontier(points: Sequence[Record]) -> list[Record]:
-    """Those that no other beats in both, by rising tokens per user."""
+    """Points that no other point beats in both metrics, by increasing tokens per user."""
     best: list[Record] = []
     order = sorted(points, key=lambda p: (p["tokens_per_user"], p["tokens_per_gpu"]), reverse=True)
     for candidate in order:

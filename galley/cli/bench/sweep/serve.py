@@ -1,4 +1,4 @@
-"""`galley bench sweep serve`: every load against every server."""
+"""`galley bench sweep serve`: runs every load against every server."""
 
 from __future__ import annotations
 
@@ -50,31 +50,30 @@ class SweepFlags:
     """Sweep"""
 
     serve_cmd: str = "galley serve"
-    """Command of the server; without --port it gets a free one."""
+    """Server command; without --port, a free port is used."""
     bench_cmd: str = "galley bench serve"
-    """Command of the load; the server's port and the result's place are added."""
+    """Load command; the server's port and the result path are appended."""
     after_bench_cmd: str | None = None
     """Command after each run; default: the server's caches are emptied."""
     serve_params: str | None = None
-    """Server settings: JSON, or a file of it."""
+    """Server settings: JSON, or a JSON file."""
     bench_params: str | None = None
-    """Load settings: JSON, or a file of it."""
+    """Load settings: JSON, or a JSON file."""
     link_vars: str = ""
-    """SERVER_SETTING=LOAD_SETTING, several with commas: only combinations in which both are equal
-    are run."""
+    """SERVER_SETTING=LOAD_SETTING, comma-separated: run only combinations where both are equal."""
     server_ready_timeout: int = 300
-    """Seconds that a server gets to answer."""
+    """Seconds to wait for a server to answer."""
     num_runs: int = 3
     """Runs of each combination."""
     warmup_num_prompts: int = 0
-    """Requests of a run before each combination that is not counted (warmup.json)."""
+    """Requests of an unmeasured warm-up run before each combination (warmup.json)."""
     continue_on_error: bool = False
-    """Note a failed run, and go on."""
+    """Record a failed run, and continue."""
 
 
 @dataclass
 class Sweep:
-    """The command line as read."""
+    """The parsed command line."""
 
     flags: SweepFlags
     experiment: ExperimentFlags
@@ -85,12 +84,12 @@ class Sweep:
     failures: int = 0
 
     def linked(self, server: Settings, load: Settings) -> bool:
-        """Whether the combination is wanted."""
+        """Whether --link-vars allows this combination."""
         return all(a in server and b in load and server[a] == load[b] for a, b in self.links)
 
 
 def read_sweep(parser: BenchParser, flags: type[F], argv: list[str]) -> tuple[Sweep, F]:
-    """Raises ConfigError."""
+    """Parse the command line. Raises ConfigError."""
     values = parser.read(argv)
     own, experiment = make(flags, values), make(ExperimentFlags, values)
     if own.num_runs < 1 or own.warmup_num_prompts < 0:
@@ -144,7 +143,7 @@ def run_all(
     loads_on: Callable[[Server | None, Settings], list[Record]],
     left_to_do: Callable[[Settings], bool],
 ) -> int:
-    """Each server in turn. 1 where something failed.
+    """Run all loads on each server in turn. Returns 1 if anything failed.
 
     Args:
         loads_on: runs all loads on a server with these settings (None: print, or read results).
@@ -184,7 +183,7 @@ def server_of(
 def run_load(
     sweep: Sweep, server: Server | None, serving: Settings, load: Settings, base: Path
 ) -> list[Record]:
-    """All runs of one combination, and its summary."""
+    """Do all runs of one combination, and write its summary."""
     if not sweep.linked(serving, load):
         return []
     if sweep.flags.warmup_num_prompts:
@@ -208,7 +207,7 @@ def one_run(
     path: Path,
     run: int,
 ) -> Record | None:
-    """The run's result, from its file if that is there; None where there is none.
+    """Result of a run, read from its file if that exists; None if the run failed or was not done.
 
     Raises:
         ServerError: the run failed, without --continue-on-error.
@@ -241,7 +240,7 @@ def base_name(serving: Settings, load: Settings) -> str:
 
 
 def with_result(command: Sequence[str], port: int, path: Path) -> list[str]:
-    """The load's command with the server's port and the result's place."""
+    """The load command with the server's port and the result path."""
     whole = list(command)
     if option_of(whole, "--port", "--base-url", "--base_url") is None:
         whole += ["--port", str(port)]
@@ -250,7 +249,7 @@ def with_result(command: Sequence[str], port: int, path: Path) -> list[str]:
 
 
 def execute(command: Sequence[str], show: bool) -> None:
-    """Raises ServerError where it fails."""
+    """Run a command. Raises ServerError if it fails."""
     out = None if show else subprocess.DEVNULL
     code = subprocess.run(command, stdout=out, check=False).returncode
     if code:
@@ -265,17 +264,17 @@ def after(sweep: Sweep, server: Server) -> None:
 
 
 def medians(records: Sequence[Record], sweep: Sweep) -> list[Record]:
-    """A row for each combination: its settings, and medians over its runs."""
+    """One row per combination: its settings, and medians over its runs."""
     names = [*{key: None for s in [*sweep.servers, *sweep.loads] for key in without_name(s)}]
     names = [NAME, *names] if any(NAME in record for record in records) else names
     rows: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         rows.setdefault(tuple(record.get(name) for name in names), []).append(record)
-    found = []
+    table = []
     for key, runs in rows.items():
         row: Record = dict(zip(names, key, strict=True))
         for field in _SHOWN:
             if values := numbers(runs, field):
                 row[field] = statistics.median(values)
-        found.append(row)
-    return found
+        table.append(row)
+    return table

@@ -1,4 +1,4 @@
-"""A server that is measured: started with its settings, and ended."""
+"""Starts and stops a server under measurement."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from galley.cli.bench.startup import end, free_port
 from galley.cli.bench.sweep.params import Settings, apply, command_of, option_of
 from galley.errors import ServerError
 
-#: Forget what earlier runs have left; a server has some of them, in development mode.
+#: Routes that clear caches between runs; a server in development mode has some of them.
 _RESETS = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers."""
+    """A running server."""
 
     port: int
     endpoint: Endpoint
 
     def forget(self) -> None:
-        """Have it empty its caches, so that one run does not serve the next."""
+        """Clear the server's caches, so that runs are independent."""
         for path in _RESETS:
             self.endpoint.post(path)
 
@@ -37,10 +37,10 @@ class Server:
 def served(
     command: str, settings: Settings, patience: float, show: bool = False
 ) -> Iterator[Server]:
-    """A server with these settings, on the port that its command names, else on a free one.
+    """Run a server with these settings, on the port in its command, else on a free port.
 
     Raises:
-        ServerError: it ends, or does not answer within `patience` seconds.
+        ServerError: the server ends, or does not answer within `patience` seconds.
     """
     whole, port = on_port(apply(settings, command_of(command)))
     print(f"galley: {shlex.join(whole)}", file=sys.stderr)
@@ -57,15 +57,15 @@ def served(
 
 
 def on_port(command: Sequence[str]) -> tuple[list[str], int]:
-    given = option_of(command, "-p", "--port")
-    if given is not None:
-        return list(command), int(given)
+    port_option = option_of(command, "-p", "--port")
+    if port_option is not None:
+        return list(command), int(port_option)
     port = free_port()
     return [*command, "--port", str(port)], port
 
 
 def wait(process: subprocess.Popen[bytes], endpoint: Endpoint, patience: float) -> None:
-    """Return once the server lists its models. Raises ServerError."""
+    """Wait until the server lists its models. Raises ServerError."""
     give_up = time.monotonic() + patience
     while True:
         try:

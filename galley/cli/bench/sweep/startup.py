@@ -1,4 +1,4 @@
-"""`galley bench sweep startup`: how long starts take, over lists of settings."""
+"""`galley bench sweep startup`: measures start-up times over lists of settings."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class StartupSweepFlags:
     """Sweep"""
 
     startup_cmd: str = "galley bench startup"
-    """Command that measures starts; the result's place is added."""
+    """Command that measures starts; the result path is appended."""
     serve_params: str | None = None
-    """Server settings: JSON, or a file of it. Those that the command does not take are left out."""
+    """Server settings: JSON, or a JSON file. Settings unknown to the command are ignored."""
     startup_params: str | None = None
-    """Settings of the measurement: JSON, or a file of it."""
+    """Settings of the measurement: JSON, or a JSON file."""
     strict_params: bool = False
-    """Refuse settings that the command does not take."""
+    """Refuse settings unknown to the command."""
     num_runs: int = 1
     """Runs of each combination."""
 
@@ -73,10 +73,10 @@ def main(argv: list[str]) -> int:
 
 
 def taken(params: Sequence[Settings], flags: StartupSweepFlags) -> list[Settings]:
-    """Settings without those that `bench startup` does not take. Raises ConfigError if strict."""
+    """Settings accepted by `bench startup`. Raises ConfigError for others if strict."""
     known = {f.name for owner in (StartupFlags, *SECTIONS.values()) for f in flags_of(owner)}
     known |= {"config", NAME}
-    kept = []
+    accepted = []
     for settings in params:
         mine = {k: v for k, v in settings.items() if k.split(".")[0].replace("-", "_") in known}
         left_out = sorted(set(settings) - set(mine))
@@ -85,8 +85,8 @@ def taken(params: Sequence[Settings], flags: StartupSweepFlags) -> list[Settings
             if flags.strict_params:
                 raise ConfigError(message, field="strict_params")
             print(f"galley: left out: {message}")
-        kept.append(mine)
-    return kept
+        accepted.append(mine)
+    return accepted
 
 
 def run_combination(
@@ -96,7 +96,7 @@ def run_combination(
     starting: Settings,
     base: Path,
 ) -> list[Record]:
-    """All runs of one combination, and its summary. Raises ServerError where one fails."""
+    """Do all runs of one combination, write its summary. Raises ServerError if a run fails."""
     command = without_result(apply(starting, apply(serving, command_of(flags.startup_cmd))))
     records = []
     for run in range(flags.num_runs):
@@ -115,8 +115,8 @@ def run_combination(
 
 
 def without_result(command: Sequence[str]) -> list[str]:
-    """A command without its own --output-json."""
-    kept = []
+    """A command without its --output-json option."""
+    remaining = []
     words = iter(command)
     for word in words:
         option, separator, _ = word.partition("=")
@@ -124,5 +124,5 @@ def without_result(command: Sequence[str]) -> list[str]:
             if not separator:
                 next(words, None)
             continue
-        kept.append(word)
-    return kept
+        remaining.append(word)
+    return remaining

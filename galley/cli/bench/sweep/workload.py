@@ -1,7 +1,7 @@
 """`galley bench sweep serve_workload`: latency over throughput, between one request at a time and
 all at once.
 
-The two ends are run first; between what they reached, the rate or the concurrency is raised in
+The two ends run first. Between the levels they reached, the rate or the concurrency increases in
 even steps.
 """
 
@@ -31,9 +31,9 @@ class WorkloadFlags(SweepFlags):
     """Sweep"""
 
     workload_var: Variable = "request_rate"
-    """What is varied."""
+    """Load parameter to vary."""
     workload_iters: int = 10
-    """Levels, the two ends included."""
+    """Number of levels, including the two ends."""
 
 
 def main(argv: list[str]) -> int:
@@ -58,18 +58,18 @@ def main(argv: list[str]) -> int:
             for record in explore(sweep, flags, server, settings, load)
         ]
 
-    # Which levels there are is known when the ends have been run: a server is always needed.
+    # The levels depend on the results of the two ends, so a server is always needed.
     return run_all(sweep, loads_on, lambda settings: True)
 
 
 def explore(
     sweep: Sweep, flags: WorkloadFlags, server: Server | None, serving: Settings, load: Settings
 ) -> list[Record]:
-    """All levels of one load."""
+    """Run all levels of one load."""
     everything = num_prompts(flags.bench_cmd, load)
     ends = [
-        level(sweep, flags, server, serving, {**load, "max_concurrency": at}, load, at)
-        for at in (1, everything)
+        level(sweep, flags, server, serving, {**load, "max_concurrency": limit}, load, limit)
+        for limit in (1, everything)
     ]
     if not all(ends):
         return []
@@ -89,25 +89,25 @@ def level(
     server: Server | None,
     serving: Settings,
     load: Settings,
-    named: Settings,
+    label: Settings,
     value: int,
 ) -> list[Record]:
-    """One level's runs; the folder is named after `named` and the level."""
+    """Do one level's runs, in a folder named after `label` and the level."""
     variable = flags.workload_var
     more = ("WL-", f"{variable}={value}")
-    base = place(sweep.folder, ("SERVE", serving), ("BENCH", named), more=more)
+    base = place(sweep.folder, ("SERVE", serving), ("BENCH", label), more=more)
     return run_load(sweep, server, serving, {**load, variable: value}, base)
 
 
 def num_prompts(command: str, load: Settings) -> int:
-    given = load.get("num_prompts") or option_of(
+    count = load.get("num_prompts") or option_of(
         shlex.split(command), "--num-prompts", "--num_prompts"
     )
-    return int(given or DataFlags.num_prompts)
+    return int(count or DataFlags.num_prompts)
 
 
 def mean_value(records: Sequence[Record], variable: Variable) -> float:
-    """What the runs reached: requests per second, or requests under way on average."""
+    """Mean over the runs of requests per second, or of concurrent requests."""
     values = []
     for record in records:
         rate = float(record["request_throughput"])
