@@ -3,13 +3,14 @@
     python -m benchmarks.chaos [MODEL] [--minutes 10] [--streams 32] [--every 15] [--json FILE]
                                [--seed 0] [-- FLAG …]        flags of galley serve
 
-First, each request of a pool is answered without faults. Then --streams clients send random requests
-of the pool while the engine is killed (SIGKILL) at a random time in each interval. The second kill
-hits a prefill as long as the model allows (up to 8,000 tokens); the third is followed by another
-during start-up. Half of the requests are sampled; some have logprobs, n=2, stop strings, penalties.
+First, each request of a pool is answered without faults. Then --streams clients send random
+requests of the pool while the engine is killed (SIGKILL) at a random time in each interval. The
+second kill hits a prefill as long as the model allows (up to 8,000 tokens); the third is followed
+by another during start-up. Half of the requests are sampled; some have logprobs, n=2, stop strings
+or penalties.
 
-Fails if a request fails, if an answer differs from the fault-free one, if a counter decreases, or if
-requests, KV blocks or processes remain at the end. Reports restart times and client pauses.
+Fails if a request fails, if an answer differs from the fault-free one, if a counter decreases, or
+if requests, KV blocks or processes remain at the end. Reports restart times and client pauses.
 """
 
 from __future__ import annotations
@@ -288,7 +289,9 @@ class Run:
         outcome.longest_gap = max(outcome.longest_gap, *gaps)
         for killed in outcome.kills:
             spans = [
-                b - a for a, b in zip(answer.times, answer.times[1:], strict=False) if a < killed < b
+                b - a
+                for a, b in zip(answer.times, answer.times[1:], strict=False)
+                if a < killed < b
             ]
             outcome.pauses += spans
             outcome.num_disturbed += bool(spans)
@@ -400,9 +403,14 @@ def main() -> int:
     # SIGTERM must also stop the server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # All kills are intended here; the restart limit has its own tests.
-    flags_of_serve = [*([options.model] if options.model else []), "--max-engine-restarts", "9999"]
-    flags_of_serve += ["--disable-uvicorn-access-log", "--kv-cache-memory-bytes", "2G", *flags.split()]
-    with serve(*flags_of_serve) as server:
+    serve_flags = [*([options.model] if options.model else []), "--max-engine-restarts", "9999"]
+    serve_flags += [
+        "--disable-uvicorn-access-log",
+        "--kv-cache-memory-bytes",
+        "2G",
+        *flags.split(),
+    ]
+    with serve(*serve_flags) as server:
         asyncio.run(chaos(server, options, outcome))
         check_the_end(server, outcome)
         pids = server.pids()

@@ -1,10 +1,10 @@
-"""What batch-invariance costs: our matrix products and attention beside oneDNN's and PyTorch's, and
-beside ours with K or the KV cache cut by the batch, which invariance forbids.
+"""Cost of batch invariance: Galley's matrix products and attention compared with oneDNN, PyTorch,
+and Galley kernels that split K or the KV cache by batch, which invariance forbids.
 
     make bench-invariance            builds those kernels into build/variants first
 
-Shapes are the default model's. Weights are many copies in turn, as a model's layers are, so that
-they come from memory. Times are the best of many, in microseconds a call: others may run beside it.
+Shapes are the default model's. Many copies of the weights are used in turn, like a model's layers,
+so that they are read from memory. Times are the best of many, in microseconds per call.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ LAYERS = {
 ROWS = (1, 8, 64, 512)
 HEADS, KV_HEADS, HEAD_DIM, LAYER_COUNT = 9, 3, 64, 30
 F32, BF16, Q8 = 0, 1, 2
-#: More than the caches hold.
+#: Larger than the caches.
 SWEEP_BYTES = 96 << 20
 SECONDS = 0.15
 
 
 def load_variants() -> Any:
-    """The kernels with the variants among them, in the place of the ones that serve."""
-    found = sorted(VARIANTS.glob("_native*.so"))
-    if not found:
+    """Load kernels that include the variants, instead of the serving ones."""
+    modules = sorted(VARIANTS.glob("_native*.so"))
+    if not modules:
         sys.exit("benchmarks.invariance: build/variants is missing; run `make bench-invariance`")
     name = "galley.kernels._native"
-    spec = importlib.util.spec_from_file_location(name, found[0])
+    spec = importlib.util.spec_from_file_location(name, modules[0])
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -57,7 +57,7 @@ def load_variants() -> Any:
 
 
 def best(call: Callable[[], object], calls: int) -> float:
-    """Microseconds of one of the `calls` that `call` makes."""
+    """Best time in microseconds of one of the `calls` made by `call`."""
     call()
     times: list[float] = []
     end = time.perf_counter() + SECONDS
@@ -112,7 +112,7 @@ def buffer(shape: tuple[int, ...], dtype: Any = np.uint8) -> Any:
 
 @dataclass(frozen=True)
 class Weights:
-    """Copies of one weight, and its activations, in our format; cut along K into parts."""
+    """Copies of one weight and its activations in Galley's format, split along K."""
 
     packed: list[list[Any]]
     x: list[Any]
@@ -173,7 +173,7 @@ def our_linear(native: Any, n: int, k: int, rows: int, threads: int, int8: bool)
 
 
 def split_linear(native: Any, n: int, k: int, rows: int, threads: int, int8: bool) -> float:
-    """Ours with K cut into one part a thread, two at least."""
+    """Galley's kernel with K split into one part per thread, at least two."""
     parts = max(2, threads)
     w = weights(native, n, k, rows, parts, int8)
     partial = buffer((parts, rows, n), np.float32)
@@ -293,7 +293,7 @@ def torch_attention(batch: int, new: int, context: int) -> float:
 
 
 def linear_table(native: Any, threads: int, int8: bool) -> list[str]:
-    """Markdown: microseconds by layer and rows, and the sum over the model."""
+    """Markdown table: microseconds by layer and rows, and the sum over the model."""
     theirs = "oneDNN int8" if int8 else "oneDNN, packed ahead"
     head = ["rows", "layer", "ours", "K cut by thread", *([] if int8 else ["oneDNN"]), theirs]
     lines = [_row(head), _row(["---:", "---", *["---:"] * (len(head) - 2)])]
@@ -326,12 +326,12 @@ ATTENTION = [
 
 
 def attention_table(native: Any, threads: int) -> list[str]:
-    """Markdown: microseconds of one layer."""
+    """Markdown table: microseconds of one layer."""
     head = ["sequences", "new tokens", "length", "ours", "KV cut by batch", "PyTorch"]
     lines = [_row(head), _row(["---:"] * len(head))]
     for batch, new, context in ATTENTION:
         length = context + new
-        # Alone, a sequence is cut for the threads; among others, each is one piece.
+        # A single sequence is split between threads; in a batch, each sequence is one piece.
         cut = (
             -(-length // (64 * threads)) * 64 if batch == 1 and new == 1 else -(-length // 64) * 64
         )

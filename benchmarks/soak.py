@@ -3,9 +3,9 @@
     python -m benchmarks.soak [--minutes 20] [--clients 24] [--settle 5] [--json FILE]
 
 Keeps a small server saturated with completions and chats of all sizes. Half of the clients behave;
-the others disconnect before the first token or in mid-stream, or read slowly. Fails if after `--settle`
-minutes the memory of all processes grows by more than `--slope` MB a minute, if at the end a
-request or a KV block is left over or an end is missing, or if the log holds an error.
+the others disconnect before the first token or in mid-stream, or read slowly. Fails if, after
+`--settle` minutes, the memory of all processes grows by more than `--slope` MB per minute, if a
+request or KV block remains or a finish is missing at the end, or if the log contains an error.
 """
 
 from __future__ import annotations

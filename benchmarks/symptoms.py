@@ -100,10 +100,10 @@ class Peaks:
 
 def request(tokens: int, output: int, start: int = 0) -> dict[str, Any]:
     """A completion request with a prompt of about `tokens` tokens of the text."""
-    at = start * 997 % (len(TEXT) // 2)
+    offset = start * 997 % (len(TEXT) // 2)
     return {
         "model": MODEL,
-        "prompt": TEXT[at : at + tokens * LETTERS],
+        "prompt": TEXT[offset : offset + tokens * LETTERS],
         "max_tokens": output,
         "temperature": 0,
         "ignore_eos": True,

@@ -56,8 +56,8 @@ def continuous(setup: Setup) -> Row:
 
 
 def paged(setup: Setup) -> Row:
-    """The same KV memory, allocated as blocks on demand, or as `_RESERVED` tokens per request, so that
-    only memory / `_RESERVED` requests fit at a time."""
+    """The same KV memory, allocated as blocks on demand, or as `_RESERVED` tokens per request, so
+    that only memory / `_RESERVED` requests fit at a time."""
     count = setup.some(128, 32)
     lengths = output_lengths(count)
     reserved = _KV_TOKENS // _RESERVED

@@ -16,7 +16,7 @@ _REPETITIONS = 9
 
 
 def measure(setup: Setup) -> Finding:
-    """Compare each step's multiply-adds and bytes (weights and KV cache) with the machine's limits."""
+    """Compare each step's multiply-adds and memory bytes with the machine's limits."""
     decodes = [Shape(rows, _CONTEXT, 1) for rows in _DECODES]
     prefills = [Shape(1, 0, tokens) for tokens in _PREFILLS]
     bench = StepBench({"model": setup.model}, decodes + prefills)

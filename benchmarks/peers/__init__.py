@@ -1,1 +1,1 @@
-"""Comparison of Galley with other engines on one machine: same workloads, alternating, in one run."""
+"""Compares Galley with other engines on one machine: same workloads, alternating, in one run."""

@@ -19,8 +19,8 @@ def main() -> None:
     fields = GGUFReader(source).fields
 
     def field(key: str) -> object:
-        found = fields.get(key)
-        return None if found is None else found.contents()
+        entry = fields.get(key)
+        return None if entry is None else entry.contents()
 
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     model = AutoModelForCausalLM.from_pretrained(

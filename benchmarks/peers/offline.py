@@ -81,7 +81,7 @@ def run_offline(corpus: Corpus, runs: int, workload: str = "W4") -> dict[str, li
                     {
                         "wall_s": answer["seconds"],
                         "out_tok_s": answer["tokens"] / answer["seconds"],
-                        "failures": float(answer["tokens"] != wanted),
+                        "failures": float(answer["tokens"] != expected),
                     }
                 )
     finally:

@@ -16,8 +16,8 @@ def run(llm: LLM, prompts: list[list[int]], output: int, concurrency: int) -> di
     begin = time.perf_counter()
     size = concurrency if concurrency == 1 else len(prompts)
     outputs = []
-    for at in range(0, len(prompts), size):
-        outputs += llm.generate(prompts[at : at + size], params, use_tqdm=False)
+    for first in range(0, len(prompts), size):
+        outputs += llm.generate(prompts[first : first + size], params, use_tqdm=False)
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "tokens": sum(len(o.outputs[0].token_ids) for o in outputs)}
 

@@ -1,8 +1,9 @@
 """Perplexity of each engine on the same text, to check that speed does not cost quality.
 
-llama.cpp's rule for all: windows of 512 tokens, the second half of each is scored. Servers of
+All use llama.cpp's rule: windows of 512 tokens, the second half of each is scored. Servers of
 Galley and vLLM return log-probabilities of prompt tokens; llama.cpp has a program for perplexity;
-OpenVINO GenAI supports neither. The reference is Galley's float32 PyTorch backend on the dequantised weights.
+OpenVINO GenAI supports neither. The reference is Galley's float32 PyTorch backend on the
+dequantised weights.
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ def of_llama(weights: str, corpus: Corpus, count: int) -> float:
         command += ["-f", str(text), "-c", str(WINDOW), "-t", "2", "--chunks", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     match = _LLAMA.search(done.stdout + done.stderr)
-    if found is None:
+    if match is None:
         raise RuntimeError("llama-perplexity said no estimate")
-    return float(found[1])
+    return float(match[1])
 
 
 def of_reference(weights: str, some: list[list[int]]) -> float:

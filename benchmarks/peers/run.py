@@ -2,10 +2,10 @@
 
     LAB=… python -m benchmarks.peers.run [--rows S1,S2,…,S4b,…,S8,S9] [--runs 3] [--out FILE.jsonl]
 
-Servers that are compared with each other are up at once (an idle one takes no CPU); run by run and
-workload by workload each has its turn on the same prompts, so that what the machine does meanwhile
-hits all alike. Prints the table of goals with medians and the spread of the ratios, each engine's
-perplexity on the same text, and starts (S8); every single run goes to the JSON-lines file.
+Servers that are compared run at the same time (an idle one uses no CPU). For each run and workload
+they alternate on the same prompts, so that other load on the machine affects all equally. Prints
+the table of goals with medians and the spread of the ratios, each engine's perplexity on the same
+text, and start-up times (S8). All single runs are written to the JSON-lines file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ALL = [*ROWS, *OFFLINE, "S8", *FRONT_END]
 
 @dataclass
 class Bench:
-    """One invocation: what is measured, and what has been found."""
+    """One invocation: settings and results."""
 
     corpus: Corpus
     runs: int
@@ -72,11 +72,11 @@ class Bench:
             kind, weights = server.name.split("-", 1)
             if kind == "llama":
                 file = f"smollm2-{weights}.gguf"
-                found = perplexity.of_llama(file, self.corpus, self.windows)
+                value = perplexity.of_llama(file, self.corpus, self.windows)
             else:
-                found = perplexity.of_server(server, some)
-            self.perplexities[server.name] = found
-            print(f"{server.name:<14} perplexity {found:.4f}", flush=True)
+                value = perplexity.of_server(server, some)
+            self.perplexities[server.name] = value
+            print(f"{server.name:<14} perplexity {value:.4f}", flush=True)
 
     def offline(self) -> None:
         """S4b."""
@@ -86,7 +86,7 @@ class Bench:
                 self.keep((name, row.workload), run, record)
 
     def reference(self) -> None:
-        """Perplexities of the dequantised weights in float32."""
+        """Measure perplexity of the dequantised weights in float32."""
         some = perplexity.windows(self.corpus, self.windows)
         for weights in ("smollm2-q4_0.gguf", "smollm2-bf16"):
             name = f"float32 of {weights.removeprefix('smollm2-').removesuffix('.gguf')}"
@@ -94,7 +94,7 @@ class Bench:
 
 
 def groups(rows: dict[str, Row]) -> list[list[Turn]]:
-    """The turns of the rows, those together whose rows share an engine of ours."""
+    """Group the rows that share a Galley engine."""
     by_engine: dict[str, list[Turn]] = {}
     for row in rows.values():
         by_engine.setdefault(row.mine, []).extend(row.turns)
@@ -107,7 +107,7 @@ def interleave(turns: list[Turn], runs: int) -> Iterator[tuple[Turn, int]]:
 
 
 def measure(server: Server, workload: str, corpus: Corpus, run: int) -> dict[str, float]:
-    """One run of a workload on a server, with what it and strangers took of the CPU."""
+    """Run a workload on a server once; record CPU use of the server and of unrelated processes."""
     load = WORKLOADS[workload]
     if run == 0:
         send(server.base, server.engine.model, load.warm_up(corpus), load.concurrency)
@@ -132,14 +132,14 @@ def measure(server: Server, workload: str, corpus: Corpus, run: int) -> dict[str
 
 def front_cpu(spent: dict[int, float]) -> float:
     """CPU seconds outside the engine: of the processes whose title names neither an engine core
-    nor a worker (S9). With one process (llama-server) there is no telling: NaN."""
+    nor a worker (S9). NaN for servers with a single process (llama-server)."""
     if len(spent) == 1:
         return float("nan")
     return sum(seconds for pid, seconds in spent.items() if not is_engine(pid))
 
 
 def show(name: str, workload: str, record: dict[str, float]) -> None:
-    """One run in a line."""
+    """Print one run as a line."""
     line = f"{name:<18} {workload:<10} out {record['out_tok_s']:7.1f} tok/s"
     if "ttft_p50_ms" in record:
         line += (
@@ -160,8 +160,8 @@ def main() -> None:
     parser.add_argument("--perplexity", type=int, default=16, help="windows of text; 0: none")
     parser.add_argument("--out", type=Path, help="default: $LAB/out/peers.jsonl")
     args = parser.parse_args()
-    wanted = args.rows.split(",")
-    unknown = set(wanted) - set(_ALL)
+    names = args.rows.split(",")
+    unknown = set(names) - set(_ALL)
     if unknown:
         parser.error(f"no row {unknown.pop()!r}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -169,10 +169,10 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     corpus = Corpus(read_text(), load_tokenizer(lab() / "weights" / "smollm2-bf16"))
     bench = Bench(corpus, args.runs, args.port, args.perplexity, out)
-    rows = {name: row for name, row in ROWS.items() if name in wanted}
-    front = {name: row for name, row in FRONT_END.items() if name in wanted}
+    rows = {name: row for name, row in ROWS.items() if name in names}
+    front = {name: row for name, row in FRONT_END.items() if name in names}
     bench.serve({**rows, **front})
-    if "S4b" in wanted:
+    if "S4b" in names:
         bench.offline()
         rows |= OFFLINE
     if args.perplexity and rows:
@@ -185,7 +185,7 @@ def main() -> None:
         print("\n| engine | perplexity |\n|---|---|")
         for name, value in bench.perplexities.items():
             print(f"| {name} | {value:.3f} |")
-    if "S8" in wanted:
+    if "S8" in names:
         print("\n" + run_starts(_STARTS, args.runs))
 
 

@@ -1,7 +1,7 @@
-"""S8: from the command to the first streamed token, and what an idle server holds.
+"""S8: time from the command to the first streamed token, and memory of the idle server.
 
-Each start is measured alone, engines in turn; files are in the page cache. The death of an engine
-is `galley bench startup`'s business, which is run here too.
+Starts are measured one at a time, engines alternating, with files in the page cache. Also runs
+`galley bench startup`, which measures recovery from a killed engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What HTTP leaves of the native steps, and where each microsecond of a step goes.
+"""Throughput over HTTP compared with native steps, and a time breakdown of a step.
 
     LAB=… python -m benchmarks.peers.steps [--rows S1,S2 …] [--runs 3]
 
@@ -7,8 +7,8 @@ alone: tokens over their time is what the steps allow, and beside it what the ma
 arithmetic would allow in the same minute (`watch.py`). The server then gets the same prompts over
 HTTP, in turn with the core, run by run. Needs the weights that `setup.sh` makes, no peers.
 
-Of the server's steps the trace tells schedule, execution and commit (`/start_profile`), the kernel
-what its threads took and how long they waited for a core. Decode steps with all clients count.
+For the server's steps, the trace (`/start_profile`) gives schedule, execution and commit times; the
+kernel gives CPU and wait times of the threads. Only decode steps with all clients are used.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def native(core: Core, corpus: Corpus, workload: str, run: int) -> tuple[float, 
 
 
 @dataclass
-class Found:
-    """Of one goal: tokens per second run by run, and the parts of a step over HTTP in µs."""
+class GoalResult:
+    """Results of one goal: tokens per second per run, and the parts of a step over HTTP in µs."""
 
     row: Row
     limit: list[float] = field(default_factory=list)
@@ -87,7 +87,7 @@ def ask(server: Server, path: str) -> Any:
 
 
 def over_http(server: Server, corpus: Corpus, workload: str, run: int) -> dict[str, Any]:
-    """Tokens per second, the share of the machine that strangers took, and the parts of a step."""
+    """Tokens per second, the CPU share of unrelated processes, and the parts of a step."""
     load = WORKLOADS[workload]
     samples = load.samples(corpus, run)
     if run == 0:
@@ -116,7 +116,7 @@ def over_http(server: Server, corpus: Corpus, workload: str, run: int) -> dict[s
 
 
 def parts_of_steps(events: Sequence[Mapping[str, Any]], rows: int) -> dict[str, float]:
-    """Medians in µs over the decode steps of `rows` rows that follow on each other."""
+    """Medians in µs over consecutive decode steps of `rows` rows."""
     steps: list[dict[str, float]] = []
     for event in events:
         if event["ph"] != "X":
@@ -145,7 +145,7 @@ def parts_of_steps(events: Sequence[Mapping[str, Any]], rows: int) -> dict[str, 
 def parts_of_threads(
     threads: Mapping[str, Times], client: float, tokens: float
 ) -> dict[str, float]:
-    """µs a token."""
+    """Thread times in µs per token."""
     parts = {}
     for name in sorted(threads):
         parts[f"{name}, CPU a token"] = threads[name].cpu / tokens * 1e6
@@ -155,53 +155,53 @@ def parts_of_threads(
     return parts
 
 
-def measure(names: Sequence[str], runs: int, corpus: Corpus) -> dict[str, Found]:
-    """All goals, engine by engine; core and server take turns."""
-    found = {name: Found(ROWS[name]) for name in names}
-    for engine in dict.fromkeys(goal.row.mine for goal in found.values()):
+def measure(names: Sequence[str], runs: int, corpus: Corpus) -> dict[str, GoalResult]:
+    """Measure all goals, engine by engine; core and server alternate."""
+    results = {name: GoalResult(ROWS[name]) for name in names}
+    for engine in dict.fromkeys(goal.row.mine for goal in results.values()):
         command = ENGINES[engine].command.split()
         weights = next(word for word in command if "{lab}" in word).format(lab=lab())
         server = profiled(engine, lab() / "out")
         try:
             with core_of("server", model=weights) as core:
                 for run in range(runs):
-                    for goal in found.values():
+                    for goal in results.values():
                         if goal.row.mine == engine:
                             one_turn(goal, core, server, corpus, run)
         finally:
             stop(server.process)
-    return found
+    return results
 
 
-def one_turn(goal: Found, core: Core, server: Server, corpus: Corpus, run: int) -> None:
+def one_turn(goal: GoalResult, core: Core, server: Server, corpus: Corpus, run: int) -> None:
     workload = goal.row.workload
     if run == 0:
         load = WORKLOADS[workload]
         ids = [corpus.tokenizer.encode(s.prompt) for s in load.warm_up(corpus)]
         core.run(jobs(ids, 16))
     limit, allowed, around = native(core, corpus, workload, run)
-    told = over_http(server, corpus, workload, run)
+    http = over_http(server, corpus, workload, run)
     goal.limit.append(limit)
     goal.native.append(allowed)
     goal.core.append(around)
-    goal.http.append(told["out_tok_s"])
-    goal.foreign.append(told["foreign"])
-    goal.parts.append(told["parts"])
+    goal.http.append(http["out_tok_s"])
+    goal.foreign.append(http["foreign"])
+    goal.parts.append(http["parts"])
     print(
         f"{server.name:<12} {workload}  limit {limit:7.1f}  native {allowed:7.1f}  "
-        f"core {around:7.1f}  HTTP {told['out_tok_s']:7.1f} tok/s  foreign {told['foreign']:.2f}",
+        f"core {around:7.1f}  HTTP {http['out_tok_s']:7.1f} tok/s  foreign {http['foreign']:.2f}",
         flush=True,
     )
 
 
-def share_table(found: Mapping[str, Found]) -> str:
-    """Markdown: medians, and the share run by run."""
+def share_table(results: Mapping[str, GoalResult]) -> str:
+    """Markdown table: medians, and the share per run."""
     lines = [
         "| goal | workload | engine | machine's limit, out tok/s | native steps allow "
         "| engine core alone | over HTTP | share (over the runs) | wanted | foreign CPU |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, goal in found.items():
+    for name, goal in results.items():
         shares = [b / a for a, b in zip(goal.native, goal.http, strict=True)]
         nearness = [b / a for a, b in zip(goal.limit, goal.native, strict=True)]
         middle = statistics.median
@@ -215,14 +215,14 @@ def share_table(found: Mapping[str, Found]) -> str:
     return "\n".join(lines)
 
 
-def part_table(found: Mapping[str, Found]) -> str:
-    """Markdown: medians over the runs, a column for each goal."""
-    names = list(dict.fromkeys(k for g in found.values() for run in g.parts for k in run))
-    heads = [f"{name}: {g.row.workload}, {g.row.mine}" for name, g in found.items()]
+def part_table(results: Mapping[str, GoalResult]) -> str:
+    """Markdown table: medians over the runs, one column per goal."""
+    names = list(dict.fromkeys(k for g in results.values() for run in g.parts for k in run))
+    heads = [f"{name}: {g.row.workload}, {g.row.mine}" for name, g in results.items()]
     lines = ["| µs | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for name in names:
         cells = []
-        for goal in found.values():
+        for goal in results.values():
             values = [run[name] for run in goal.parts if name in run]
             cells.append(f"{statistics.median(values):,.0f}" if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -239,8 +239,8 @@ def main() -> None:
         parser.error(f"no row {unknown.pop()!r}")
     (lab() / "out").mkdir(parents=True, exist_ok=True)
     corpus = Corpus(read_text(), load_tokenizer(lab() / "weights" / "smollm2-bf16"))
-    found = measure(names, args.runs, corpus)
-    print("\n" + share_table(found) + "\n\n" + part_table(found))
+    results = measure(names, args.runs, corpus)
+    print("\n" + share_table(results) + "\n\n" + part_table(results))
 
 
 if __name__ == "__main__":

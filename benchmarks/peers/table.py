@@ -1,4 +1,4 @@
-"""The goals, and what was measured, as a markdown table."""
+"""Markdown table of goals and measurements."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _COLUMNS = (
 
 
 def median(runs: Sequence[Record], field: str) -> float:
-    """Over the runs; NaN where they do not have the field."""
+    """Median over the runs; NaN if they lack the field."""
     return statistics.median(run.get(field, math.nan) for run in runs)
 
 
@@ -62,7 +62,7 @@ def number(value: float, digits: int = 0) -> str:
 
 
 def ratios(mine: Sequence[Record], theirs: Sequence[Record], field: str) -> str:
-    """Mine to theirs, run by run: the median and the spread."""
+    """Ratio of mine to theirs per run: median and spread."""
     pairs = zip(mine, theirs, strict=True)
     each = [a[field] / b[field] for a, b in pairs if field in a and field in b]
     each = [ratio for ratio in each if not math.isnan(ratio)]
@@ -72,7 +72,7 @@ def ratios(mine: Sequence[Record], theirs: Sequence[Record], field: str) -> str:
 
 
 def table(rows: Mapping[str, Row], records: Mapping[Turn, Sequence[Record]]) -> str:
-    """Medians of the runs. Ratios are taken run by run; a TTFT ratio below 1 is in our favour."""
+    """Medians of the runs. Ratios are per run; a TTFT ratio below 1 favours Galley."""
     lines = [_COLUMNS, "|" + "---|" * (_COLUMNS.count("|") - 1)]
     for name, row in rows.items():
         mine = records[row.turns[0]]

@@ -1,7 +1,7 @@
-"""CPU time of a server's threads by what they do, and how long they waited for a core (Linux).
+"""CPU time of a server's threads by role, and time spent waiting for a core (Linux).
 
-A thread's role is told by its process's title: the main threads of engine and front end, and the
-others, which compute.
+Roles are derived from process titles: main threads of the engine and of the front end, and the
+other threads, which compute.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds so far: on a core, and ready without one."""
+    """Seconds so far on a core, and waiting for one."""
 
     cpu: float = 0.0
     waiting: float = 0.0
@@ -42,7 +42,7 @@ def role(pid: int, thread: int) -> str:
 
 
 def by_role(pids: list[int]) -> dict[str, Times]:
-    """All threads of these processes; those that end meanwhile are left out."""
+    """Times of all threads of these processes; threads that end meanwhile are left out."""
     found: dict[str, Times] = {}
     for pid in pids:
         try:
@@ -61,6 +61,6 @@ def by_role(pids: list[int]) -> dict[str, Times]:
 
 
 def spent(pids: list[int], before: dict[str, Times]) -> dict[str, Times]:
-    """Since `before`, which `by_role` gave for the same processes."""
+    """Times since `before`, an earlier result of `by_role` for the same processes."""
     now = by_role(pids)
     return {name: now[name] - before.get(name, Times()) for name in now}

@@ -1,4 +1,4 @@
-"""A stop watch around the native calls of this process, and what those calls would take at best.
+"""Measures the native calls of this process, and their minimum time at the machine's limits.
 
 The floor of a step is the sum of its operations' rooflines (`galley.cli.bench.work`): weights and
 KV cache read at the speed of a plain loop, or multiply-adds at the peak of a loop in registers, as
@@ -38,7 +38,7 @@ class StepLoad:
 
     @classmethod
     def of(cls, plan: StepPlan, table: RequestTable) -> StepLoad:
-        """The plan is in the table, and its tokens are not counted as computed yet."""
+        """Call it when the plan is applied but its tokens do not count as computed yet."""
         new = plan.num_new.astype(np.int64)
         before = table.num_computed[plan.slots].astype(np.int64)
         return cls(
@@ -51,7 +51,7 @@ class StepLoad:
 
 @dataclass
 class StopWatch:
-    """Adds up the native steps' seconds, and notes what they had to do."""
+    """Accumulates the seconds and the work of native steps."""
 
     seconds: float = 0.0
     loads: list[StepLoad] = field(default_factory=list)
@@ -81,7 +81,7 @@ class StopWatch:
             yield
 
     def floor(self, limits: MachineLimits) -> float:
-        """Seconds that the machine needs at least for the steps seen (one or more)."""
+        """Minimum seconds of the recorded steps at the machine's limits (one or more steps)."""
         assert self._executable is not None
         nodes = self._executable.nodes
         layers = {node.layer for node in nodes if node.op == "attention"}

@@ -5,9 +5,9 @@
     W3 prefill heavy    8 clients 1,024 tokens                     16 out    32 requests
     W4 saturated       64 clients   128 tokens                    128 out   128 requests
 
-Prompts have exactly so many tokens under SmolLM2's tokenizer, and every run uses other windows: a
-prefix cache helps only where a workload shares a prefix. Two requests of yet another part of the
-text come first and are not counted. An answer of another length than asked for is a failure.
+Prompts have exactly these lengths under SmolLM2's tokenizer, and each run uses other windows, so a
+prefix cache helps only if a workload shares a prefix. Two unmeasured warm-up requests use another
+part of the text. An answer whose length differs from the requested one is a failure.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Workload:
         return [Sample(text, self.prompt, self.output) for text in prompts]
 
     def warm_up(self, corpus: Corpus, seed: int = 1) -> list[Sample]:
-        """The requests that come first and are not counted."""
-        at = _WARM_UP + seed + _WARM_UP_WORKLOAD * self.number
-        prompts = corpus.prompts(_WARM_UP_REQUESTS, self.shared, self.own, at)
+        """Warm-up requests, not measured."""
+        text_seed = _WARM_UP + seed + _WARM_UP_WORKLOAD * self.number
+        prompts = corpus.prompts(_WARM_UP_REQUESTS, self.shared, self.own, text_seed)
         output = min(self.output, _WARM_UP_OUTPUT)
         return [Sample(text, self.prompt, output) for text in prompts]
 
@@ -75,7 +75,7 @@ def send(base: str, model: str, samples: list[Sample], concurrency: int) -> Run:
 
 
 def figures(run: Run, samples: list[Sample]) -> dict[str, float]:
-    """What one run of a workload reached; times in ms. Short answers count as failures."""
+    """Figures of one run of a workload; times in ms. Short answers count as failures."""
     for outcome, sample in zip(run.outcomes, samples, strict=True):
         if outcome.success and outcome.output_tokens != sample.output_len:
             outcome.success, outcome.error = False, f"{outcome.output_tokens} tokens"
