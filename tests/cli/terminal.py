@@ -1,4 +1,4 @@
-"""A command at a terminal, and a person who types."""
+"""Runs a command at a pseudo-terminal and types input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def read(self, until: str, seconds: float = 120.0) -> str:
-        """What it shows up to and with `until`."""
+        """Read output up to and including `until`."""
         end = time.monotonic() + seconds
         while until not in self._pending:
             assert time.monotonic() < end, f"no {until!r} in {self._pending!r}"

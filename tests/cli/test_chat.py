@@ -100,7 +100,7 @@ def test_lines_of_a_pipe_are_turns(served: Served) -> None:
     assert "One?" in one
 
 
-def test_a_question_that_fails_does_not_end_the_talk(served: Served) -> None:
+def test_failed_question_does_not_end_the_conversation(served: Served) -> None:
     where = ["--url", f"{served.url}/v1", "--api-key", "secret"]
     for command in ("chat", "complete"):
         done = galley(command, *where, typed="word " * 500 + "\nShort?\n")
@@ -126,7 +126,7 @@ def test_what_is_wrong_is_one_line(argv: list[str], code: int, words: str) -> No
     assert done.stderr.count("\n") == 1
 
 
-def test_a_wrong_key_is_told(served: Served) -> None:
+def test_wrong_key_is_reported(served: Served) -> None:
     done = galley("chat", "--url", f"{served.url}/v1", "--quick", "hi")
     assert done.returncode == 1
     assert "401" in done.stderr

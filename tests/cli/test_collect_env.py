@@ -1,4 +1,4 @@
-"""`galley collect-env`: what a bug report should have, and no secret."""
+"""`galley collect-env`: contents of a bug report, without secrets."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from galley import __version__
 from galley.cli.main import main
 
 
-def test_it_tells_facts_and_keeps_secrets(
+def test_reports_facts_without_secrets(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "hidden")

@@ -1,4 +1,4 @@
-"""The command line: vLLM's conventions, help that teaches, clear refusals."""
+"""The command line: vLLM's conventions, help by topic, clear errors."""
 
 import subprocess
 import sys
@@ -103,7 +103,7 @@ def test_refusals_name_the_flag(parser, argv, message):
         ["--model-impl", "vllm", "--data-parallel-backend", "mp"],
     ],
 )
-def test_what_is_so_anyway_may_be_asked_for(parser, argv):
+def test_flags_matching_fixed_behaviour_are_accepted(parser, argv):
     parsed = parser.parse([*argv, "--seed", "1"])
     assert parsed.values == {"seed": 1}
     assert all("asks for nothing that is not so anyway" in n for n in parsed.notices)
@@ -119,12 +119,12 @@ def test_what_is_so_anyway_may_be_asked_for(parser, argv):
         ["--cpu-offload-gb", "4"],
     ],
 )
-def test_what_is_not_so_is_refused(parser, argv):
+def test_flags_contradicting_fixed_behaviour_are_refused(parser, argv):
     with pytest.raises(ConfigError):
         parser.parse(argv)
 
 
-def test_a_file_may_switch_off_what_is_not_there(parser, tmp_path):
+def test_config_file_may_disable_missing_features(parser, tmp_path):
     path = tmp_path / "serve.yaml"
     path.write_text("enable-lora: false\nkv-cache-dtype: auto\nseed: 3\n")
     assert parser.parse(["--config", str(path)]).values == {"seed": 3}
@@ -133,7 +133,7 @@ def test_a_file_may_switch_off_what_is_not_there(parser, tmp_path):
         parser.parse(["--config", str(path)])
 
 
-def test_hints_of_vllm_are_noted(parser):
+def test_vllm_hints_print_a_notice(parser):
     parsed = parser.parse(["--async-scheduling", "--optimization-level", "3", "--seed", "1"])
     assert parsed.values == {"seed": 1}
     assert len(parsed.notices) == 2
@@ -150,7 +150,7 @@ def test_hints_of_vllm_are_noted(parser):
         ("enable-lora", "a flag of vLLM's"),
     ],
 )
-def test_help_teaches(parser, capsys, topic, wanted):
+def test_help_has_topics(parser, capsys, topic, wanted):
     with pytest.raises(SystemExit) as end:
         parser.parse([f"--help={topic}" if topic else "--help"])
     assert end.value.code == 0
@@ -209,7 +209,7 @@ def test_wrong_flags_exit_with_code_2_and_one_line(argv):
         (["--hf-token=false"], False),
     ],
 )
-def test_a_token_may_be_left_out_of_its_flag(parser, argv, value):
+def test_api_token_value_is_optional(parser, argv, value):
     assert parser.parse(argv).values["hf_token"] == value
 
 
@@ -218,6 +218,6 @@ def test_overrides_of_the_config_by_dots(parser):
     assert parsed.values == {"hf_overrides": {"rope_scaling": {"factor": 4}, "x": "y"}}
 
 
-def test_a_list_that_is_given_twice_adds_up(parser):
+def test_repeated_list_flags_add_up(parser):
     parsed = parser.parse(["--served-model-name", "a", "--served-model-name", "b", "c"])
     assert parsed.values == {"served_model_name": ("a", "b", "c")}

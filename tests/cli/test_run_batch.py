@@ -38,8 +38,8 @@ def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
-    given = {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
-    return json.dumps(given)
+    record = {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+    return json.dumps(record)
 
 
 LINES = [
@@ -65,15 +65,15 @@ def test_a_file_of_good_and_bad_lines(tmp_path: Path) -> None:
     done = run("-i", str(source), "-o", str(target), VLLM_API_KEY="secret")
     assert done.returncode == 0, done.stderr
     assert "22 requests, 8 of them failed" in done.stderr
-    found = [json.loads(text) for text in target.read_text().splitlines()]
+    results = [json.loads(text) for text in target.read_text().splitlines()]
     ids = [f"ask-{i}" for i in range(12)]
     ids += [None, "text", "response", "message", "bad", "nowhere", "stream", "get", None, None]
-    assert [f["custom_id"] for f in found] == ids
-    assert len({f["id"] for f in found} | {f["response"]["request_id"] for f in found}) == 44
-    answers = {f["response"]["body"]["choices"][0]["message"]["content"] for f in found[:12]}
+    assert [f["custom_id"] for f in results] == ids
+    assert len({f["id"] for f in results} | {f["response"]["request_id"] for f in results}) == 44
+    answers = {f["response"]["body"]["choices"][0]["message"]["content"] for f in results[:12]}
     assert len(answers) == 1
-    assert all(f["error"] is None and f["response"]["status_code"] == 200 for f in found[:12])
-    by_id = {f["custom_id"]: f for f in found}
+    assert all(f["error"] is None and f["response"]["status_code"] == 200 for f in results[:12])
+    by_id = {f["custom_id"]: f for f in results}
     assert by_id["text"]["response"]["body"]["object"] == "text_completion"
     assert by_id["response"]["response"]["body"]["object"] == "response"
     for name, status, words in (
@@ -89,16 +89,16 @@ def test_a_file_of_good_and_bad_lines(tmp_path: Path) -> None:
 
 
 class Files(http.server.BaseHTTPRequestHandler):
-    """Gives one file, and takes another."""
+    """Serves one file, and accepts another."""
 
-    given = b""
+    content = b""
     taken: dict[str, bytes] = {}
 
     def do_GET(self) -> None:
         self.send_response(200)
-        self.send_header("content-length", str(len(self.given)))
+        self.send_header("content-length", str(len(self.content)))
         self.end_headers()
-        self.wfile.write(self.given)
+        self.wfile.write(self.content)
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -107,7 +107,7 @@ class Files(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: Any) -> None:
-        """Quiet."""
+        """No log."""
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def files() -> Iterator[str]:
 
 
 def test_from_one_url_to_another(files: str, tmp_path: Path) -> None:
-    Files.given = "\n".join(LINES[:2]).encode()
+    Files.content = "\n".join(LINES[:2]).encode()
     done = run("-i", f"{files}/in", "-o", f"{files}/out", "--output-tmp-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
     lines = Files.taken["/out"].decode().splitlines()
@@ -134,7 +134,7 @@ def test_from_one_url_to_another(files: str, tmp_path: Path) -> None:
     assert len(kept.read_text().splitlines()) == 2
 
 
-def test_killed_it_leaves_no_server_behind(tmp_path: Path) -> None:
+def test_killed_run_leaves_no_server(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text("\n".join(line(str(i), **ASK, max_tokens=300) for i in range(200)))
     command = [sys.executable, "-m", "galley", "run-batch", *FLAGS]
@@ -145,8 +145,8 @@ def test_killed_it_leaves_no_server_behind(tmp_path: Path) -> None:
         text=True,
     )
     assert process.stderr is not None
-    said = next(text for text in process.stderr if "serving at unix:" in text)
-    socket = Path(said.split("unix:")[1].strip())
+    log_line = next(text for text in process.stderr if "serving at unix:" in text)
+    socket = Path(log_line.split("unix:")[1].strip())
     assert socket.exists()
     process.kill()
     # The server removes its socket when it ends.
@@ -166,7 +166,7 @@ def test_killed_it_leaves_no_server_behind(tmp_path: Path) -> None:
         (["-i", "README.md", "-o", "/dev/null", "--max-num-seqs", "0"], "--max-num-seqs"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(argv: list[str], words: str) -> None:
+def test_bad_input_is_one_sentence(argv: list[str], words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "galley", "run-batch", *argv],
         cwd=ROOT,
@@ -179,7 +179,7 @@ def test_what_is_wrong_is_one_sentence(argv: list[str], words: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_order_is_kept_and_the_work_bounded() -> None:
+def test_order_is_preserved_and_work_is_bounded() -> None:
     under_way, most = 0, 0
 
     async def act(text: str) -> str:
@@ -191,7 +191,7 @@ def test_the_order_is_kept_and_the_work_bounded() -> None:
         return text
 
     async def collect() -> list[str]:
-        return [found async for found in in_order(map(str, range(40)), act, 5)]
+        return [result async for result in in_order(map(str, range(40)), act, 5)]
 
     assert asyncio.run(collect()) == [str(i) for i in range(40)]
     assert most == 5

@@ -1,4 +1,4 @@
-"""`galley serve` as an operator starts it: a configuration file, flags over it, and each acts."""
+"""`galley serve` with a configuration file and overriding flags: each setting takes effect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEY = {"authorization": "Bearer second"}
 
 
 class Client:
-    """Asks a server that wants a key."""
+    """Client of a server that requires an API key."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -64,12 +64,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     server.close()
 
 
-def test_the_engines_seed_draws_as_it_does_offline(client: Client) -> None:
-    # The first request of all: what it draws depends on the engine's seed and its number.
-    told = client.post("/v1/completions", prompt="A", max_tokens=12, temperature=1.0, top_k=0)
+def test_engine_seed_samples_as_offline(client: Client) -> None:
+    # The first request of all: the sample depends on the engine's seed and its number.
+    answer = client.post("/v1/completions", prompt="A", max_tokens=12, temperature=1.0, top_k=0)
     with LLM(seed=7, max_model_len=600, kv_cache_memory_bytes="64m") as llm:
-        (drawn,) = llm.generate("A", SamplingParams(max_tokens=12), use_tqdm=False)
-    assert told["choices"][0]["text"] == drawn.outputs[0].text
+        (offline,) = llm.generate("A", SamplingParams(max_tokens=12), use_tqdm=False)
+    assert answer["choices"][0]["text"] == offline.outputs[0].text
 
 
 def test_names_keys_and_length(client: Client) -> None:
@@ -96,24 +96,28 @@ def test_template_and_defaults_of_the_configuration(client: Client) -> None:
     assert answer["model"] == "alpha"
 
 
-def test_cached_tokens_are_told_in_whole_blocks(client: Client) -> None:
+def test_cached_tokens_are_whole_blocks(client: Client) -> None:
     prompt = "The same beginning of a prompt, longer than two blocks of thirty-two. " * 8
     for cached in (0, None):
         usage = client.post("/v1/completions", prompt=prompt, max_tokens=1)["usage"]
-        found = usage["prompt_tokens_details"]["cached_tokens"]
-        assert found == cached if cached is not None else found >= 64 and found % 32 == 0
+        num_cached = usage["prompt_tokens_details"]["cached_tokens"]
+        assert (
+            num_cached == cached
+            if cached is not None
+            else num_cached >= 64 and num_cached % 32 == 0
+        )
 
 
-def test_no_step_is_larger_than_was_allowed(client: Client) -> None:
+def test_step_size_is_limited(client: Client) -> None:
     with ThreadPoolExecutor(6) as pool:
-        asked = [
+        answers = [
             pool.submit(
                 client.post, "/v1/completions", prompt="word " * 40, max_tokens=40, priority=i
             )
             for i in range(6)
         ]
         most = 0.0
-        while not all(a.done() for a in asked):
+        while not all(a.done() for a in answers):
             most = max(most, client.server.metric("vllm:num_requests_running"))
     assert 1 < most <= 3, "the command line wins over the file"
     (total,) = client.metrics(r"vllm:iteration_tokens_total_count\{.*\} (\S+)")
@@ -125,15 +129,15 @@ def test_no_step_is_larger_than_was_allowed(client: Client) -> None:
 
 
 def test_another_checkpoint_on_another_backend(tmp_path: Path) -> None:
-    """A folder of transformers' own, its tokens computed by the reference."""
+    """A checkpoint folder of transformers; expected tokens come from the reference."""
     model = make(CASES["qwen3"])
     model.save_pretrained(tmp_path)
     flags = ["--backend", "reference", "--dtype", "float32", "--max-model-len", "64"]
     server = Server(str(tmp_path), *flags, "--skip-tokenizer-init", "--kv-cache-memory-bytes", "8m")
     body = {"prompt": [5, 9, 77], "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-    told = server.ask({**body, "return_token_ids": True}).json()["choices"][0]["token_ids"]
+    tokens = server.ask({**body, "return_token_ids": True}).json()["choices"][0]["token_ids"]
     server.close()
     with torch.inference_mode():
-        logits = model(torch.tensor([[5, 9, 77, *told[:-1]]])).logits[0, 2:]
-    assert told == logits.argmax(-1).tolist()
+        logits = model(torch.tensor([[5, 9, 77, *tokens[:-1]]])).logits[0, 2:]
+    assert tokens == logits.argmax(-1).tolist()
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "qwen3"

@@ -1,4 +1,4 @@
-"""A tiny OpenAI-compatible server in a thread: streams as many words as it is asked for."""
+"""A tiny OpenAI-compatible server in a thread: streams as many words as requested."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 
 @dataclass
 class FakeServer:
-    """What it does, and what it has seen.
+    """Behaviour, and recorded requests.
 
     Attributes:
         usage: send token counts at the end of a stream.
-        cached: prompt tokens that it claims to have had in its cache; None: does not say.
+        cached: prompt tokens reported as cached; None: not reported.
         delay: seconds before each token.
         fail: answer requests with status 500.
-        drop: close the connection after so many tokens.
+        drop: close the connection after this many tokens.
         bodies, headers: of the requests, in order of arrival.
-        most: most requests under way at once.
+        most: maximum number of concurrent requests.
     """
 
     usage: bool = True
@@ -119,7 +119,7 @@ class FakeServer:
 
 @contextlib.contextmanager
 def fake_server(**what: Any) -> Iterator[FakeServer]:
-    """Serve on a free port until the block is left."""
+    """Serve on a free port until the context exits."""
     server = FakeServer(**what)
     loop = asyncio.new_event_loop()
     started = threading.Event()

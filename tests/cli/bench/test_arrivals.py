@@ -1,4 +1,4 @@
-"""Arrival processes: their rate, their shape, and what cannot be."""
+"""Arrival processes: rate, shape, and invalid settings."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_an_infinite_rate_sends_all_at_once():
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
-def test_the_last_request_comes_when_the_rate_says(burstiness):
+def test_last_arrival_matches_the_rate(burstiness):
     assert times(rate=50.0, burstiness=burstiness)[-1] == pytest.approx(4000 / 50)
 
 
@@ -33,13 +33,13 @@ def test_gaps_vary_as_a_gamma_distribution_of_that_shape(burstiness):
     assert variation(gaps) == pytest.approx(1 / math.sqrt(burstiness), rel=0.1)
 
 
-def test_poisson_arrivals_leave_gaps_that_forget_the_past():
+def test_poisson_gaps_are_exponential():
     gaps = np.diff(times(rate=10.0))
     assert np.mean(gaps > 0.1) == pytest.approx(math.exp(-1), abs=0.03)
     assert abs(np.corrcoef(gaps[:-1], gaps[1:])[0, 1]) < 0.05
 
 
-def test_a_linear_ramp_sends_more_and_more():
+def test_linear_ramp_increases_the_rate():
     sent = times(4000, ramp="linear", ramp_start=1.0, ramp_end=41.0)
     rates = np.histogram(sent, bins=4)[0]
     assert (np.diff(rates) > 0).all()
@@ -47,7 +47,7 @@ def test_a_linear_ramp_sends_more_and_more():
     assert expected[[0, 19, 39]].tolist() == [2.0, 21.0, 41.0]
 
 
-def test_an_exponential_ramp_grows_by_a_constant_factor():
+def test_exponential_ramp_grows_by_a_constant_factor():
     rates = Arrivals(ramp="exponential", ramp_start=1.0, ramp_end=16.0).rates(4)
     assert rates.tolist() == pytest.approx([2, 4, 8, 16])
 
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_times():
         ({"ramp": "exponential", "ramp_end": 2.0}, "ramp_up_start_rps"),
     ],
 )
-def test_what_cannot_be_is_refused(flags, field):
+def test_invalid_rates_are_refused(flags, field):
     with pytest.raises(ConfigError) as refused:
         Arrivals(**flags)
     assert refused.value.field == field

@@ -1,4 +1,4 @@
-"""The HTTP client: framing taken off whatever way the bytes come in, times kept."""
+"""The HTTP client: framing is removed for any segmentation of the bytes, times are kept."""
 
 import pytest
 
@@ -10,7 +10,7 @@ SAMPLE = Sample("Hello", 3, 5)
 
 
 def reply(data, size):
-    """The bytes in pieces of `size`, one a second."""
+    """A reply with the bytes in pieces of `size`, one per second."""
     pieces = [data[i : i + size] for i in range(0, len(data), size)]
     return Reply(0.0, [(float(i + 1), piece) for i, piece in enumerate(pieces)])
 
@@ -21,7 +21,7 @@ def chunked(*payloads):
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_chunks_come_out_whole_however_they_arrive(size):
+def test_chunks_are_reassembled_for_any_segmentation(size):
     payloads = [b"data: 1\n\n", b"0\r\n\r\n", b"x" * 300]
     answer = unframe(reply(chunked(*payloads), size))
     assert answer.status == 200
@@ -29,7 +29,7 @@ def test_chunks_come_out_whole_however_they_arrive(size):
     assert answer.body == b"".join(payloads)
 
 
-def test_a_chunk_has_the_time_of_its_last_byte():
+def test_chunk_time_is_that_of_its_last_byte():
     data = chunked(b"abcd", b"ef")
     whole = unframe(reply(data, len(data)))
     assert [when for when, _ in whole.pieces] == [1.0, 1.0]
@@ -46,19 +46,19 @@ def test_bodies_without_chunks(size):
 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 9", b"Transfer-Encoding: chunked"])
-def test_answers_that_break_off_are_failures(head):
+def test_truncated_answers_are_failures(head):
     data = b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n5\r\nhe"
     with pytest.raises(ValueError, match="breaks off"):
         unframe(reply(data, 100))
 
 
-def test_no_answer_is_said_to_be_none():
+def test_missing_answer_is_reported():
     outcome = read_reply(Reply(0.0, []), SAMPLE)
     assert not outcome.success
     assert "without an answer" in outcome.error
 
 
-def test_garbage_is_an_error_of_the_request():
+def test_garbage_fails_the_request():
     assert not read_reply(reply(b"HTTP/1.1 200 OK\r\n\r\ndata: {oops\n", 100), SAMPLE).success
     assert not read_reply(reply(b"SSH-2.0-x\r\n\r\n", 100), SAMPLE).success
 
@@ -145,7 +145,7 @@ def test_bodies_by_backend():
     )
 
 
-def test_an_answer_that_ends_at_once_is_complete():
+def test_empty_answer_is_complete():
     head = b"HTTP/1.1 200 OK\r\n\r\n"
     marks = [(1.0, head), (2.0, event(b'{"choices":[{"text":"","finish_reason":"stop"}]}'))]
     outcome = read_reply(Reply(0.5, marks), SAMPLE)

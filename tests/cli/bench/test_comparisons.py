@@ -1,4 +1,4 @@
-"""What the peers' run and the claims make of their figures."""
+"""Evaluation of the figures of the peer comparison and of the claims."""
 
 import os
 
@@ -8,7 +8,7 @@ from benchmarks.claims.claim import compare
 from benchmarks.claims.run import table as claims_table
 from benchmarks.peers.perplexity import WINDOW, from_logprobs, second_half
 from benchmarks.peers.run import groups, interleave
-from benchmarks.peers.steps import Found, part_table, parts_of_steps, share_table
+from benchmarks.peers.steps import GoalResult, part_table, parts_of_steps, share_table
 from benchmarks.peers.table import ROWS, Row, front_end_table, table
 from benchmarks.peers.threads import role
 from benchmarks.peers.workloads import WORKLOADS, figures
@@ -31,7 +31,7 @@ def test_workloads_have_exact_and_unlike_prompts():
     assert not {s.prompt for s in samples} & {s.prompt for s in others}
 
 
-def test_an_answer_of_another_length_is_a_failure():
+def test_wrong_answer_length_is_a_failure():
     def outcome(tokens):
         return Outcome(0.0, True, ttft=0.1, latency=0.2, output_tokens=tokens, prompt_tokens=3)
 
@@ -41,7 +41,7 @@ def test_an_answer_of_another_length_is_a_failure():
     assert found["out_tok_s"] == 2.0
 
 
-def test_engines_that_are_compared_run_together_and_in_turn():
+def test_compared_engines_run_together_and_alternate():
     two = groups({name: ROWS[name] for name in ("S1", "S3", "S5")})
     assert two == [
         [("galley-q4_0", "W1"), ("llama-q4_0", "W1")],
@@ -57,7 +57,7 @@ def test_engines_that_are_compared_run_together_and_in_turn():
     assert order == [("galley-q4_0", 0), ("llama-q4_0", 0), ("galley-q4_0", 1), ("llama-q4_0", 1)]
 
 
-def test_ratios_are_taken_run_by_run():
+def test_ratios_are_computed_per_run():
     rows = {"S": Row("W1", "a", ("b",), 2.0)}
     common = {"failures": 0, "ttft_p50_ms": 10.0}
     records = {
@@ -80,7 +80,7 @@ def test_front_ends_are_compared_by_cpu_time_a_token():
 
 
 def _step(number, begin, rows, tokens, parts):
-    """A step of the trace: parts in µs, one behind the other."""
+    """A step of the trace: consecutive parts in µs."""
     whole = {"ph": "X", "name": f"step {number}", "ts": begin, "dur": sum(parts.values())}
     yield {**whole, "args": {"num_rows": rows, "num_tokens": tokens}}
     for name, dur in parts.items():
@@ -104,7 +104,7 @@ def test_parts_of_a_step_are_those_of_decode_steps_in_a_row():
         "· send, receive, flight recorder": 5.0,
     }
     assert parts_of_steps(events, 3) == {}
-    goal = Found(
+    goal = GoalResult(
         ROWS["S1"],
         limit=[20.0, 20.0],
         native=[10.0, 20.0],
@@ -118,7 +118,7 @@ def test_parts_of_a_step_are_those_of_decode_steps_in_a_row():
     assert "| · schedule | 10 |" in part_table({"S1": goal})
 
 
-def test_threads_are_told_by_process_and_place():
+def test_thread_roles_follow_process_titles():
     me = os.getpid()
     assert role(me, me) == "front end: main"
     assert role(me, me + 1) == "front end: other threads"
@@ -132,7 +132,7 @@ def test_perplexity_scores_the_second_half():
     assert from_logprobs(scored) == pytest.approx(2.718281828)
 
 
-def test_claims_compare_in_turn():
+def test_claims_alternate_their_sides():
     calls = []
 
     def side(name, values):

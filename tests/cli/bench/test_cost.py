@@ -59,6 +59,6 @@ def test_break_even_below_full_use_is_a_share():
         (CostFlags(cost_per_hour=1), {**RESULT, "completed": 0}),
     ],
 )
-def test_what_cannot_be_priced_is_refused(flags, result):
+def test_invalid_prices_are_refused(flags, result):
     with pytest.raises(ConfigError):
         cost_of(result, flags)

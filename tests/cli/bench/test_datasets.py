@@ -1,4 +1,4 @@
-"""Prompts: as many and as long as asked for, the same for the same seed, read as documented."""
+"""Prompts: requested number and length, reproducible by seed, file formats as documented."""
 
 import dataclasses
 import gzip
@@ -32,7 +32,7 @@ def load(tokenizer, **flags):
     return load_samples(DataFlags(**flags), tokenizer)
 
 
-def test_random_prompts_have_the_asked_length(tokenizer):
+def test_random_prompts_have_the_requested_length(tokenizer):
     samples = load(tokenizer, num_prompts=20, random_input_len=50, random_output_len=9)
     assert len({s.prompt for s in samples}) == 20
     lengths = [length(tokenizer, s.prompt) for s in samples]
@@ -54,7 +54,7 @@ def test_random_lengths_vary_within_the_ratio(tokenizer):
     assert {s.output_len for s in samples} == {128}
 
 
-def test_random_prompts_may_share_a_beginning(tokenizer):
+def test_random_prompts_may_share_a_prefix(tokenizer):
     samples = load(tokenizer, num_prompts=4, random_input_len=8, random_prefix_len=16)
     ids = [tokenizer.encode(s.prompt, add_special_tokens=False) for s in samples]
     assert len({tuple(i[:8]) for i in ids}) == 1
@@ -62,7 +62,7 @@ def test_random_prompts_may_share_a_beginning(tokenizer):
 
 
 @pytest.mark.parametrize("ratio", ["1", "-0.1", "x", '{"input": 0.1}', "[1, 2]"])
-def test_range_ratios_that_make_no_sense(ratio):
+def test_invalid_range_ratios(ratio):
     with pytest.raises(ConfigError, match="range-ratio"):
         range_ratios(ratio)
 
@@ -94,7 +94,7 @@ def test_text_windows_are_real_and_exact(tokenizer, corpus):
     assert {s.output_len for s in samples} == {3}
 
 
-def test_text_prompts_may_share_a_beginning(tokenizer, corpus):
+def test_text_prompts_may_share_a_prefix(tokenizer, corpus):
     prompts = corpus.prompts(6, 32, 16, seed=5)
     start = corpus.prompts(1, 32, 16, seed=5)[0][:60]
     assert all(p.startswith(start) for p in prompts)
@@ -107,7 +107,7 @@ def test_windows_wrap_around_at_the_end(corpus):
     assert after < 100
 
 
-def test_a_text_of_ones_own(tokenizer, tmp_path):
+def test_custom_text_file(tokenizer, tmp_path):
     path = tmp_path / "own.txt"
     path.write_text("The quick brown fox jumps over the lazy dog. " * 40)
     samples = load(
@@ -118,14 +118,14 @@ def test_a_text_of_ones_own(tokenizer, tmp_path):
         load(tokenizer, dataset_name="text", dataset_path=str(path), input_len=100_000)
 
 
-def test_the_shipped_book_is_whole():
+def test_shipped_book_is_complete():
     text = read_text()
     assert len(text) > 500_000
     assert "Author and Benefactor" in text
     assert gzip.compress(text.encode())
 
 
-def test_sharegpt_takes_the_first_question_and_an_answers_length(tokenizer, tmp_path):
+def test_sharegpt_uses_first_question_and_answer_length(tokenizer, tmp_path):
     def talk(*turns):
         return {"conversations": [{"from": "x", "value": turn} for turn in turns]}
 
@@ -172,7 +172,7 @@ def test_custom_lines(tokenizer, tmp_path):
     assert rendered[0].prompt_len > plain[0].prompt_len
 
 
-def test_custom_lines_that_lack_something(tokenizer, tmp_path):
+def test_incomplete_custom_lines(tokenizer, tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_text('{"prompt": "ok"}\n{"text": "?"}\n')
     with pytest.raises(ConfigError, match="line 2"):
@@ -191,7 +191,7 @@ def test_files_must_be_named_and_readable(tokenizer, name, tmp_path):
         load(tokenizer, dataset_name=name, dataset_path=str(tmp_path / "missing"))
 
 
-def test_random_data_read_no_file(tokenizer):
+def test_random_dataset_reads_no_file(tokenizer):
     with pytest.raises(ConfigError, match="reads no file"):
         load(tokenizer, dataset_path="x.json")
     with pytest.raises(ConfigError, match="tokenizer"):
@@ -200,7 +200,7 @@ def test_random_data_read_no_file(tokenizer):
         load(tokenizer, num_prompts=0)
 
 
-def test_requests_are_dealt_to_clients_in_turn(tokenizer):
+def test_requests_are_assigned_to_clients_round_robin(tokenizer):
     samples = load(tokenizer, num_prompts=5, input_len=4)
     dealt = with_clients(samples, 2)
     assert [s.client for s in dealt] == [0, 1, 0, 1, 0]

@@ -60,7 +60,7 @@ def test_latencies_have_vllms_names_and_are_milliseconds():
     assert result["median_e2el_ms"] == pytest.approx(260)
 
 
-def test_only_the_chosen_metrics_are_reported():
+def test_only_selected_metrics_are_reported():
     result = summarize([outcome()], 1.0, {}, ["itl"], [99])
     assert "mean_itl_ms" in result
     assert "mean_ttft_ms" not in result
@@ -79,7 +79,7 @@ def test_a_run_without_success_has_no_latencies_and_no_rates():
     assert result["max_concurrent_requests"] == 0
 
 
-def test_goodput_counts_those_that_keep_every_limit():
+def test_goodput_counts_requests_within_all_limits():
     quick, slow = outcome(ttft=0.1), outcome(ttft=0.1, itls=(0.2, 0.2))
     limits = parse_goodput(("ttft:150", "tpot:50"))
     assert is_good(quick, limits)
@@ -89,7 +89,7 @@ def test_goodput_counts_those_that_keep_every_limit():
 
 
 @pytest.mark.parametrize("pair", ["itl:5", "ttft", "ttft:-1", "ttft:soon"])
-def test_goodput_refuses_what_it_does_not_know(pair):
+def test_goodput_refuses_unknown_metrics(pair):
     with pytest.raises(ConfigError, match="--goodput"):
         parse_goodput((pair,))
 
@@ -123,9 +123,9 @@ def test_fairness_compares_tokens_per_second_of_waiting():
 
 
 def test_reuse_is_a_share_of_the_prompts_that_tell():
-    told = summary([outcome(cached=4), outcome(cached=0), outcome()])
-    assert told["cached_prompt_tokens"] == 4
-    assert told["cache_reuse"] == pytest.approx(4 / 20)
+    figures = summary([outcome(cached=4), outcome(cached=0), outcome()])
+    assert figures["cached_prompt_tokens"] == 4
+    assert figures["cache_reuse"] == pytest.approx(4 / 20)
     assert summary([outcome()])["cache_reuse"] is None
 
 

@@ -1,4 +1,4 @@
-"""Offline commands with the built-in model, at sizes that take a moment."""
+"""Offline commands with the built-in model, at small sizes."""
 
 import json
 
@@ -131,7 +131,7 @@ def test_startup_passes_engine_flags_on():
 
 
 @pytest.mark.parametrize("argv", [["--decode", "0"], ["--decode", "", "--prefill", ""]])
-def test_kernels_want_something_to_measure(argv):
+def test_kernels_need_a_shape_to_measure(argv):
     with pytest.raises(ConfigError, match="--decode"):
         main(["kernels", *argv])
 

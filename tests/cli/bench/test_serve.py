@@ -1,4 +1,4 @@
-"""`bench serve` whole, against a fake server: what is sent, what is printed, what is saved."""
+"""`bench serve` end to end against a fake server: requests, output, and result files."""
 
 import json
 import socket
@@ -65,7 +65,7 @@ def test_prompts_of_warm_up_and_run_differ():
     assert len({body["prompt"] for body in server.bodies}) == 8
 
 
-def test_what_is_sent():
+def test_request_contents():
     with fake_server() as server:
         bench(
             server, "--temperature", "0.5", "--top-k", "4", "--extra-body", '{"seed": 3}',
@@ -91,12 +91,12 @@ def test_chat_and_whole_answers():
         assert "stream" not in server.bodies[-1]
 
 
-def test_answers_that_end_with_the_connection():
+def test_answers_ended_by_connection_close():
     with fake_server(chunked=False) as server:
         assert bench(server) == 0
 
 
-def test_counters_tell_reuse_where_answers_do_not(tmp_path):
+def test_reuse_falls_back_to_counters(tmp_path):
     with fake_server() as server:
         bench(server, "--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json")
     result = json.loads((tmp_path / "r.json").read_text())
@@ -115,7 +115,7 @@ def test_results_can_be_appended(tmp_path):
     assert [json.loads(line)["completed"] for line in lines] == [6, 6]
 
 
-def test_answers_that_break_off_are_failures():
+def test_truncated_answers_are_failures():
     with fake_server(drop=2) as server, pytest.raises(ServerError, match=r"all 6 .* breaks off"):
         bench(server)
 
@@ -125,7 +125,7 @@ def test_a_failed_warm_up_ends_the_run():
         bench(server, "--num-warmups", "1")
 
 
-def test_no_server_is_said():
+def test_missing_server_is_reported():
     with socket.socket() as bound:  # and not listening, so that it refuses
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -133,7 +133,7 @@ def test_no_server_is_said():
             main(["serve", "--base-url", url, *SMALL])
 
 
-def test_arrivals_keep_the_rate(tmp_path):
+def test_arrivals_match_the_rate(tmp_path):
     with fake_server() as server:
         bench(
             server, "--request-rate", "20", "--save-result", "--save-detailed",
@@ -147,7 +147,7 @@ def test_arrivals_keep_the_rate(tmp_path):
     assert result["duration"] >= starts[-1] >= 6 / 20 - 0.002
 
 
-def test_two_servers_are_compared_in_turn(tmp_path, capsys):
+def test_compared_servers_alternate(tmp_path, capsys):
     with fake_server(delay=0.001) as quick, fake_server(delay=0.02) as slow:
         code = bench(
             quick, "--compare", slow.url, "--compare-runs", "2", "--save-result",
@@ -186,12 +186,12 @@ def test_costs_are_printed(capsys):
         (["--metadata", "x"], "--metadata"),
     ],
 )
-def test_command_lines_are_refused_before_any_load(argv, said):
+def test_bad_command_lines_are_refused_before_any_load(argv, said):
     with pytest.raises(ConfigError, match=said):
         main(["serve", *argv])
 
 
-def test_flags_of_vllm_without_an_effect_are_noticed(capsys):
+def test_vllm_flags_without_effect_print_a_notice(capsys):
     with fake_server() as server:
         assert bench(server, "--trust-remote-code", "--tokenizer-mode", "slow") == 0
     assert "--trust-remote-code is accepted" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Sweeps: combinations, the runs themselves against a fake server, resuming, failures."""
+"""Sweeps: combinations, runs against a fake server, resuming, failures."""
 
 import csv
 import json
@@ -48,12 +48,12 @@ def test_combinations_have_names():
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[1]", "/nowhere.json"])
-def test_parameters_that_are_none(text):
+def test_invalid_parameters(text):
     with pytest.raises(ConfigError, match="--p"):
         read_params(text, "p")
 
 
-def test_settings_as_words_and_names():
+def test_settings_as_options_and_names():
     settings = {"max_num_seqs": 4, "enable_prefix_caching": False, "trace": True, "x": {"y": 1}}
     command = ["serve", "--max-num-seqs", "1", "--no_trace"]
     assert apply({**settings, "c.d": True}, command) == [
@@ -130,7 +130,7 @@ def test_only_linked_settings_are_combined(tmp_path):
     ]
 
 
-def test_a_failed_run_ends_the_sweep_or_is_noted(tmp_path):
+def test_failed_run_ends_the_sweep_or_is_recorded(tmp_path):
     argv = sweep(tmp_path, "--num-runs", "1", "--bench-params", '{"num_prompts": [-1, 2]}')
     with pytest.raises(ServerError, match="num_prompts=-1 failed"):
         main(argv)
@@ -141,7 +141,7 @@ def test_a_failed_run_ends_the_sweep_or_is_noted(tmp_path):
     assert len(json.loads((folder / "BENCH--num_prompts=2" / "summary.json").read_text())) == 1
 
 
-def test_a_server_that_ends_is_noted(tmp_path):
+def test_exited_server_is_recorded(tmp_path):
     argv = [
         "sweep", "serve", "--serve-cmd", f"{sys.executable} -c pass", "--continue-on-error",
         "-o", str(tmp_path), "-e", "e",

@@ -1,4 +1,4 @@
-"""Pictures of sweeps: what is selected, how runs fall together, the frontier."""
+"""Plots of sweeps: selection, merging of runs, and the Pareto frontier."""
 
 import json
 
@@ -26,7 +26,7 @@ def experiment(tmp_path):
     return tmp_path
 
 
-def test_conditions_choose_runs():
+def test_conditions_select_runs():
     assert len(keep(RUNS, "max_concurrency<=2,seqs==1")) == 4
     assert len(keep(RUNS, "rate==inf,seqs!=1")) == 6
     assert len(keep(RUNS, "max_concurrency>2")) == 4
@@ -36,7 +36,7 @@ def test_conditions_choose_runs():
         keep(RUNS, "seqs")
 
 
-def test_near_runs_fall_together():
+def test_nearby_runs_are_merged():
     found = rounded(RUNS[:4], "output_throughput%10")
     assert [run["output_throughput"] for run in found] == [10.0, 10.0, 20.0, 20.0]
     with pytest.raises(ConfigError, match="bin-by"):
@@ -52,7 +52,7 @@ def test_a_curve_has_means_and_deviations():
         curve([{"a": "x", "b": 1}], "a", "b")
 
 
-def test_curves_are_drawn(experiment, capsys):
+def test_curves_are_plotted(experiment, capsys):
     argv = ["sweep", "plot", str(experiment), "--var-x", "max_concurrency", "--fig-dpi", "40"]
     argv += ["--curve-by", "seqs", "--scale-x", "log", "--fig-dir", "drawn"]
     assert main([*argv, "--dry-run"]) == 0
@@ -68,7 +68,7 @@ def test_curves_are_drawn(experiment, capsys):
         main(["sweep", "plot", str(experiment / "drawn")])
 
 
-def test_the_frontier_is_what_nobody_beats_in_both():
+def test_frontier_has_the_undominated_points():
     points = [
         {"tokens_per_user": x, "tokens_per_gpu": y}
         for x, y in ((10, 10), (5, 50), (4, 40), (1, 80), (2, 50))
@@ -78,7 +78,7 @@ def test_the_frontier_is_what_nobody_beats_in_both():
     ]  # fmt: skip
 
 
-def test_users_and_devices_are_told_by_the_run():
+def test_users_and_devices_come_from_the_run():
     run = {"output_throughput": 80.0, "max_concurrency": 4, "tensor-parallel-size": 2, "dp": 2}
     found = point(run, ParetoFlags())
     assert found is not None
@@ -90,7 +90,7 @@ def test_users_and_devices_are_told_by_the_run():
         point({}, ParetoFlags())
 
 
-def test_a_frontier_is_drawn(experiment, capsys):
+def test_frontier_is_plotted(experiment, capsys):
     assert main(["sweep", "plot_pareto", str(experiment)]) == 0
     assert (experiment / "pareto/PARETO.png").read_bytes().startswith(b"\x89PNG")
     assert "12 runs" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Small parts: tables, prices of saved results, pictures, processes."""
+"""Small tools: tables, costs of saved results, plots, processes."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_a_saved_result_is_priced(tmp_path, capsys):
     assert "Cost per request:" in capsys.readouterr().out
 
 
-def test_prices_of_nothing(tmp_path):
+def test_cost_without_a_valid_result(tmp_path):
     with pytest.raises(ConfigError, match="name the result"):
         main(["cost", "--cost-per-hour", "1"])
     path = tmp_path / "r.json"
@@ -59,7 +59,7 @@ def test_prices_of_nothing(tmp_path):
         main(["cost", str(path)])
 
 
-def test_a_run_is_drawn(tmp_path):
+def test_run_is_plotted(tmp_path):
     picture = tmp_path / "run.png"
     with fake_server() as server:
         argv = ["serve", "--base-url", server.url, "--input-len", "4", "--output-len", "3"]
