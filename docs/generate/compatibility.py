@@ -281,7 +281,7 @@ def variable_rows(program: Program) -> list[Row]:
 
 
 FIELDS_NOTE = """The fields of requests that there is a route for. [request_fields.md](request_fields.md)
-tells their defaults, and what becomes of fields that vLLM does not know.
+lists their defaults, and the fields that vLLM does not have.
 
 """  # noqa: E501
 PATHS = {

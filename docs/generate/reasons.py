@@ -132,7 +132,7 @@ _VARIABLES: dict[str, Verdict] = {
     "VLLM_WORKER_MULTIPROC_METHOD": (NOTHING, "the launcher is small and forks"),
     "VLLM_ENGINE_READY_TIMEOUT_S": (
         NOTHING,
-        "a start takes a second; a failed one is told at once",
+        "a start takes a second; a failed one is reported at once",
     ),
     "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": (NOTHING, "--engine-step-timeout"),
     "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": (NOTHING, "there are no workers yet"),
@@ -148,7 +148,7 @@ _VARIABLES: dict[str, Verdict] = {
     "VLLM_CONFIG_ROOT": (NOTHING, "there is no folder of settings"),
     "VLLM_ASSETS_CACHE": (NOT_YET, _MEDIA),
     "VLLM_ASSETS_CACHE_MODEL_CLEAN": (NOT_YET, _MEDIA),
-    "VLLM_LOG_BATCHSIZE_INTERVAL": (NOTHING, "--enable-logging-iteration-details tells sizes"),
+    "VLLM_LOG_BATCHSIZE_INTERVAL": (NOTHING, "--enable-logging-iteration-details logs sizes"),
     "VLLM_LOG_MODEL_INSPECTION": (NOTHING, "`galley inspect` shows the model"),
     "VLLM_DISABLE_LOG_LOGO": (NOTHING, "there is no logo"),
     "VLLM_TRACE_FUNCTION": (REFUSED, "use a profiler"),

@@ -42,7 +42,7 @@ class Cache:
 
     Attributes:
         block_bytes: size of a block.
-        give_back: takes blocks whose bytes nobody needs.
+        give_back: receives the blocks whose memory is to be released.
     """
 
     block_bytes: int

@@ -1,4 +1,4 @@
-"""From a configuration and a checkpoint to a running executor."""
+"""Builds the executor for a configuration and a checkpoint."""
 
 from __future__ import annotations
 

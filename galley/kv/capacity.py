@@ -1,4 +1,4 @@
-"""How many tokens and sequences a pool of blocks has room for."""
+"""The capacity of a pool of blocks, in tokens and sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which KV group each layer's cache belongs to, and where in a block it lies.
+"""Layout of the KV cache: the group of each layer and its place in a block.
 
 All groups share one pool of blocks, so their blocks have equal bytes:
 

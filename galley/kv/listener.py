@@ -1,4 +1,4 @@
-"""What the prefix cache reports: KV events, persistence, metrics."""
+"""Events of the prefix cache, for persistence and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the layers of one model share while they are built."""
+"""State shared by the layers of a model while they are built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer asks of a `WeightSource`: one matrix, or one vector, by the checkpoint's names.
+"""A layer's requests to a `WeightSource`: a matrix or a vector, by the checkpoint's names.
 
 A question is plain data: it can be answered from a checkpoint, from a cache, or with shapes alone,
 and it says which outputs of the layer belong to which tensor.

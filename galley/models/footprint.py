@@ -1,4 +1,4 @@
-"""What a model takes, known before its weights are read: it is built from shapes and recorded."""
+"""Size and cost of a model before its weights are read: it is built from shapes and recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a step's samples to its `StepResult`: accepted tokens, errors, logprobs as columns."""
+"""Makes a `StepResult` of a step's samples: accepted tokens, errors, logprobs as columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an op is: what models call (`Op`), and what csrc/ runs (`NativeOp`).
+"""Definition of an op: the call that models use (`Op`) and the op of csrc/ (`NativeOp`).
 
 An op is one file of this package and one line in `Ops`. It checks its arguments, defines its
 result in PyTorch (`reference`), and adds the nodes of a program that compute it (`record`). The

@@ -19,7 +19,7 @@ def _fuse(node: Node, quantize: Node, readers: Readers) -> Node | None:
     x, rounded, out = quantize.reads["x"], quantize.writes["out"], node.writes["out"]
     if rounded.kind not in NATIVE_OPS[node.op].stores:
         return None
-    # Whoever else reads the f32 rows must still find them.
+    # Other nodes may still read the f32 rows.
     if out.buffer is not x.buffer or not out.is_whole or readers[x.buffer] != 1:
         return None
     return replace(node, writes={**node.writes, "out": rounded})

@@ -1,4 +1,4 @@
-"""What the manager asks a KV group, whatever its kind."""
+"""The interface between the KV cache manager and a group of any kind."""
 
 from __future__ import annotations
 
