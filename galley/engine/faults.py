@@ -31,12 +31,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from galley.batch import RequestTable, StepPlan
 from galley.config.memory import Memory, MemorySource
 from galley.engine.observers import StepObserver
 from galley.errors import ConfigError
 
 if TYPE_CHECKING:
+    from galley.batch import RequestTable, StepPlan
     from galley.engine.process import EngineProcess
 
 VARIABLE = "GALLEY_FAULTS"

@@ -1,12 +1,16 @@
-"""Step observers: what watches the steps of an engine core without taking part in them."""
+"""Step observers: they watch the steps of an engine core without taking part in them.
+
+The launcher imports this module (by way of the faults), so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-from galley.batch import RequestTable, StepPlan
-from galley.engine.heartbeat import StatusFile
-from galley.observability.meter import Workload
+if TYPE_CHECKING:
+    from galley.batch import RequestTable, StepPlan
+    from galley.engine.heartbeat import StatusFile
+    from galley.observability.meter import Workload
 
 
 class StepObserver:
@@ -29,7 +33,7 @@ class RowRecorder(StepObserver):
         self._status = status
 
     def planned(self, plan: StepPlan, table: RequestTable) -> None:
-        lengths = table.num_tokens[plan.slots].astype(np.int64)
+        lengths = table.num_tokens[plan.slots].astype("int64")
         self._status.record(table.handles[plan.slots], lengths)
 
     def committed(self) -> None:

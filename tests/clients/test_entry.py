@@ -70,7 +70,7 @@ def test_one_command_serves_a_folder(tmp_path: Path) -> None:
         ("", ["option groups", "--help=GROUP", "examples"]),
         ("all", ["--max-model-len", "--api-key", "--scheduling-policy"]),
         ("Frontend", ["--api-key", "--ssl-keyfile"]),
-        ("max-num-seqs", ["--max-num-seqs", "Most sequences"]),
+        ("max-num-seqs", ["--max-num-seqs", "Maximum sequences"]),
     ],
 )
 @pytest.mark.parametrize("command", [("serve",), ("bench", "serve")])
