@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import shlex
 import sys
 
 PACKAGE = "galley-llm"
@@ -15,6 +13,9 @@ def install_command(extra: str) -> str:
     It names the packages themselves, so that it works in a checkout too, where `galley-llm` is not
     on the package index. A name that is no extra is taken for a package.
     """
+    import importlib.metadata  # both are only needed for an error, and slow to import
+    import shlex
+
     marker = f'extra == "{extra}"'
     requirements = importlib.metadata.requires(PACKAGE) or []
     packages = [r.split(";")[0].strip() for r in requirements if marker in r.replace("'", '"')]

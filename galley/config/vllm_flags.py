@@ -7,7 +7,6 @@ are in vllm_flags.toml, which is read when the first such flag is met.
 
 from __future__ import annotations
 
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,8 @@ _NOTHING = ("", "none", "null", "false", "auto", "0", "0.0", "{}", "[]")
 
 @cache
 def _data() -> dict[str, Any]:
+    import tomllib  # only a command line with such a flag needs it
+
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 
 
