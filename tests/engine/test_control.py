@@ -38,5 +38,5 @@ def test_messages_come_out_as_they_went_in_also_longer_ones_than_a_read() -> Non
     ours.close()
     with pytest.raises(EOFError):
         theirs.receive()
-    theirs.send(Serving())  # to nobody: no error
+    theirs.send(Serving())  # without a receiver: no error
     theirs.close()

@@ -47,7 +47,7 @@ def test_steps_without_a_message_are_sent_with_the_next() -> None:
 
 def test_statistics_are_made_only_for_a_recipient() -> None:
     def stats() -> Stats:
-        raise AssertionError("nobody receives them")
+        raise AssertionError("statistics without a recipient")
 
     assert build_stats_updates([], stats, EngineId()) == []
 

@@ -124,7 +124,7 @@ class Launcher:
         return Ask(self.port, prompt, n)
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end: exit code and what it log on stderr. Nobody is left behind."""
+        """Wait for its end: exit code and its log on stderr. No process is left behind."""
         _, log = self.process.communicate(timeout=120)
         until(lambda: not any(is_alive(pid) for pid in self.seen))
         return self.process.returncode, log
@@ -370,7 +370,7 @@ def test_an_engine_that_computes_nothing_is_given_up(launcher: Launcher) -> None
 
 
 def test_an_engine_that_computes_is_never_given_up(launcher: Launcher) -> None:
-    """Killed three times as often within a minute as an engine may die in vain."""
+    """Killed three times as often within a minute as an engine may die without progress."""
     launcher.wait_serving()
     asks = [launcher.ask(f"prompt {i}", 900) for i in range(3)]
     deaths = 15

@@ -9,11 +9,11 @@ as arguments and knows nothing of batches, caches, devices or number formats.
 from __future__ import annotations
 
 from galley.kernels.ops.definition import NativeOp, Op, OpBackend
+from galley.kernels.ops.gated_activation import GATE_UP_RUN
 from galley.kernels.ops.probe import PROBE
 from galley.kernels.ops.quantize import QUANTIZE
 from galley.kernels.ops.rope_kv import ROPE_KV
 from galley.kernels.ops.sample import SAMPLE
-from galley.kernels.ops.silu_and_mul import GATE_UP_RUN
 from galley.kernels.values import (
     Constant,
     ForwardContext,

@@ -4,57 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
-from galley.kernels.ops.silu_and_mul import GATE_UP_RUN, split_gate_up
-from galley.kernels.program import Dim, Node, Symbol
-from galley.kernels.values import Value
+from galley.kernels.ops.gated_activation import GatedActivation, gated_native
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from galley.kernels.recorder import Recorder
-    from galley.kernels.reference import ReferenceOps
 
-
-def _arguments(node: Node) -> dict[str, int | Dim]:
-    out = whole(output(node))
-    whole(node.reads["x"])
-    return {"n": out.columns, "rows": out.buffer.rows, "out_kind": int(out.kind)}
-
-
-class GeluAndMul(Op):
+class GeluAndMul(GatedActivation):
     name = "gelu_and_mul"
-    native = NativeOp(
-        "gelu_and_mul",
-        pointers={"x": "f32", "out": ""},
-        ints={
-            "n": "columns of out",
-            "rows?": "dimension, default tokens",
-            "out_kind": "",
-            "interleaved?": "0 = gate then up, 1 = in runs of 16",
-        },
-        arguments=_arguments,
-        stores=WHOLE_ROWS,
-    )
+    native = gated_native("gelu_and_mul")
 
-    def __call__(self, gate_up: Value, interleaved: bool = False) -> Value:
-        """[T, I]: gelu(gate) * up, of [T, 2 I]: gate | up, or both in turn in runs of 16."""
-        i = gate_up.shape[-1] // 2
-        self.require(gate_up.shape[-1] == 2 * i, "an odd number of columns")
-        self.require(not interleaved or i % GATE_UP_RUN == 0, f"{i} columns in runs")
-        return self.run(gate_up, interleaved)
-
-    def reference(self, ref: ReferenceOps, gate_up: Tensor, interleaved: bool) -> Tensor:
+    def activate(self, gate: Tensor) -> Tensor:
         import torch
 
-        gate, up = split_gate_up(gate_up, interleaved)
-        return torch.nn.functional.gelu(gate, approximate="tanh") * up
-
-    def record(self, recorder: Recorder, gate_up: Symbol, interleaved: bool) -> Symbol:
-        out = Symbol.new(gate_up.buffer.rows, gate_up.columns // 2)
-        ints = {"interleaved": int(interleaved)}
-        recorder.add(Node("gelu_and_mul", {"x": gate_up}, {"out": out}, ints=ints))
-        return out
+        return torch.nn.functional.gelu(gate, approximate="tanh")
 
 
 gelu_and_mul: GeluAndMul = GeluAndMul()

@@ -4,68 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
-from galley.kernels.program import Dim, Node, Symbol
-from galley.kernels.values import Value
+from galley.kernels.ops.gated_activation import GatedActivation, gated_native
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from galley.kernels.recorder import Recorder
-    from galley.kernels.reference import ReferenceOps
 
-#: Interleaved gate and up columns alternate in runs of so many (docs/native_ops.md).
-GATE_UP_RUN = 16
-
-
-def _arguments(node: Node) -> dict[str, int | Dim]:
-    out = whole(output(node))
-    whole(node.reads["x"])
-    return {"n": out.columns, "rows": out.buffer.rows, "out_kind": int(out.kind)}
-
-
-def split_gate_up(gate_up: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Gate and up, [T, I] each."""
-    if not interleaved:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return gate, up
-    runs = gate_up.unflatten(-1, (-1, 2, GATE_UP_RUN))
-    return runs[..., 0, :].flatten(-2), runs[..., 1, :].flatten(-2)
-
-
-class SiluAndMul(Op):
+class SiluAndMul(GatedActivation):
     name = "silu_and_mul"
-    native = NativeOp(
-        "silu_and_mul",
-        pointers={"x": "f32", "out": ""},
-        ints={
-            "n": "columns of out",
-            "rows?": "dimension, default tokens",
-            "out_kind": "",
-            "interleaved?": "0 = gate then up, 1 = in runs of 16",
-        },
-        arguments=_arguments,
-        stores=WHOLE_ROWS,
-    )
+    native = gated_native("silu_and_mul")
 
-    def __call__(self, gate_up: Value, interleaved: bool = False) -> Value:
-        """[T, I]: silu(gate) * up, of [T, 2 I]: gate | up, or both in turn in runs of 16."""
-        i = gate_up.shape[-1] // 2
-        self.require(gate_up.shape[-1] == 2 * i, "an odd number of columns")
-        self.require(not interleaved or i % GATE_UP_RUN == 0, f"{i} columns in runs")
-        return self.run(gate_up, interleaved)
-
-    def reference(self, ref: ReferenceOps, gate_up: Tensor, interleaved: bool) -> Tensor:
+    def activate(self, gate: Tensor) -> Tensor:
         import torch
 
-        gate, up = split_gate_up(gate_up, interleaved)
-        return torch.nn.functional.silu(gate) * up
-
-    def record(self, recorder: Recorder, gate_up: Symbol, interleaved: bool) -> Symbol:
-        out = Symbol.new(gate_up.buffer.rows, gate_up.columns // 2)
-        ints = {"interleaved": int(interleaved)}
-        recorder.add(Node("silu_and_mul", {"x": gate_up}, {"out": out}, ints=ints))
-        return out
+        return torch.nn.functional.silu(gate)
 
 
 silu_and_mul: SiluAndMul = SiluAndMul()
