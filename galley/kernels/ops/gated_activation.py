@@ -55,7 +55,7 @@ class GatedActivation(Op):
     native: ClassVar[NativeOp]
 
     def __call__(self, gate_up: Value, interleaved: bool = False) -> Value:
-        """[T, I]: activate(gate) * up, of [T, 2 I]: gate | up, or both in turn in runs of 16."""
+        """[T, I]: act(gate) * up, of [T, 2 I]: gate | up, or both in turn in runs of 16."""
         i = gate_up.shape[-1] // 2
         self.require(gate_up.shape[-1] == 2 * i, "an odd number of columns")
         self.require(not interleaved or i % GATE_UP_RUN == 0, f"{i} columns in runs")
