@@ -266,9 +266,11 @@ class RequestTable:
         for row in plan.new_rows:
             self.set_row(row)
         if len(plan.block_ids):
+            of: Any = slice(None)
             for g, table in enumerate(self.block_tables):
-                of = plan.block_groups == g
-                s, i = plan.block_slots[of], plan.block_indices[of]
+                if len(self.groups) > 1:
+                    of = plan.block_groups == g
+                s, i = plan.block_slots[of].astype(np.intp), plan.block_indices[of]
                 table[s, i] = plan.block_ids[of]
                 np.maximum.at(self.num_blocks[g], s, i + 1)
         if len(plan.draft_ids):

@@ -206,14 +206,14 @@ class KVCacheManager:
     def grow(self, slots: NDArray[np.intp], missing: I32) -> None:
         """Allocate what `missing_blocks` returned (none negative)."""
         for g, counts in enumerate(missing):
-            growing = np.flatnonzero(counts)
+            growing = counts.nonzero()[0]
             if not len(growing):
                 continue
             rows, counts = slots[growing], counts[growing]
             held = self.table.num_blocks[g]
             indices = held[rows]
             held[rows] = indices + counts
-            total = int(counts.sum())
+            total = sum(counts.tolist())
             if total > len(rows):  # several for one row
                 rows, indices = np.repeat(rows, counts), ragged_positions(counts, indices)
             ids = np.array(self.pool.allocate(total), np.int32)
@@ -349,4 +349,6 @@ class KVCacheManager:
         return lambda i: lookup(hashes[i] + suffix)
 
     def _record(self, g: int, slots: I32, indices: I32, ids: I32) -> None:
-        self._changes.append((np.full(len(ids), g, np.int32), slots, indices, ids))
+        groups = np.empty(len(ids), np.int32)
+        groups.fill(g)
+        self._changes.append((groups, slots, indices, ids))

@@ -84,9 +84,11 @@ def find_ends(
     hits = running.stop_ids[slots] == done.token_ids[:, None]
     if np.count_nonzero(hits):
         over |= hits.any(1)
-    rows = np.flatnonzero(over).tolist() if np.count_nonzero(over) else []
+    rows = over.nonzero()[0].tolist()
     if running.watched:
         rows = sorted({*rows, *np.flatnonzero(np.isin(slots, list(running.watched))).tolist()})
+    if not rows:
+        return []
     ends = (running.at(int(slots[i])).ending(table.token_ids[slots[i], : lengths[i]]) for i in rows)
     return [end for end in ends if end is not None]
 

@@ -128,10 +128,10 @@ class WaitingQueue:
     @property
     def num_by_reason(self) -> dict[str, int]:
         """Waiting sequences by what they wait for; no zeros."""
-        counts = Counter(self._parked.values())
-        if len(self):
-            counts[CAPACITY] += len(self)
-        return dict(counts)
+        counts = dict(Counter(self._parked.values())) if self._parked else {}
+        if waiting := len(self):
+            counts[CAPACITY] = counts.get(CAPACITY, 0) + waiting
+        return counts
 
     @property
     def parked(self) -> list[Sequence]:

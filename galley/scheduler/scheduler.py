@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from galley.batch import (
     EMPTY_I32,
@@ -241,21 +243,25 @@ class Scheduler:
             missing = kv.missing_blocks(slots, totals)
             if running.had_drafts:  # blocks of rejected drafts are kept for the next tokens
                 np.maximum(missing, 0, out=missing)
-            if kv.can_grow(missing):
+            growing = np.count_nonzero(missing)
+            if not growing or kv.can_grow(missing):
                 break
             if running.has_drafts:  # a guess is not worth a preemption
                 running.drop_drafts()
             else:
                 self._preempt(self._victim())
-        if np.count_nonzero(missing) or np.count_nonzero(num_new - 1):
+        if growing or rows.num_tokens > len(slots):
             kv.grow(slots, missing)
             known = totals
+            changed: NDArray[Any]  # which rows: a mask, or indices
             if running.has_drafts:
                 # Only known tokens: a block of drafts would be found under a key that may be wrong.
                 known = np.minimum(totals, table.num_tokens[slots])
                 changed = kv.has_uncached(slots, known)
-            else:
+            elif rows.num_tokens > len(slots):
                 changed = (num_new > 1) | missing.any(0)
+            else:  # a decoding row's last block is full when it needs another
+                changed = missing.nonzero()[1]
             kv.cache_blocks(slots[changed].tolist(), known[changed].tolist())
         return rows, columns
 
@@ -265,7 +271,11 @@ class Scheduler:
         n, limits = len(slots), self.limits
         need = self.table.num_tokens[slots] - self.table.num_computed[slots]
         pooling = self.running.pooling
-        if n <= limits.max_num_batched_tokens and not pooling and not np.count_nonzero(need - 1):
+        if (
+            n <= limits.max_num_batched_tokens
+            and not pooling
+            and not np.count_nonzero(need - self._ones[:n])
+        ):
             return self._grant_decodes(slots)
         decode = need <= 1
         if pooling:  # they sample nothing, so their last token is one of a prompt, too
