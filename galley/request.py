@@ -29,7 +29,6 @@ UNSUPPORTED_SAMPLING_FIELDS = (
     "prompt_logprob_start",
     "skip_clone",
     "output_text_buffer_length",
-    "structured_outputs",
     "extra_args",
     "skip_reading_prefix_cache",
     "thinking_token_budget",
@@ -41,6 +40,8 @@ MAX_LOGPROBS = 20
 MAX_LOGPROB_TOKEN_IDS = 128
 
 
+#: Fields of `StructuredOutputsParams` that are constraints; exactly one of them is set.
+CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _TRUNCATION_RANGE = "at least 1, or -1 for the model's length"
 
 
@@ -122,6 +123,97 @@ class RepetitionDetectionParams(msgspec.Struct, frozen=True):
         return None
 
 
+class StructuredOutputsParams(
+    msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True
+):
+    """What the text of an answer must be (vLLM's names). Exactly one constraint is set.
+
+    Attributes:
+        json: a JSON schema, as an object or as text.
+        regex: a regular expression that the whole text matches.
+        choice: the texts to choose from.
+        grammar: EBNF (as of xgrammar and llama.cpp) or Lark; which one is told by its rules.
+        json_object: any JSON object.
+        structural_tag: JSON of vLLM's structural tags: free text with constrained parts.
+        disable_any_whitespace: JSON without optional white space.
+        disable_additional_properties: JSON objects have no properties but those that their schema
+            names.
+        whitespace_pattern: a regular expression for the white space of JSON.
+        start_after: token sequences; the constraint applies to what follows the first of them in
+            the output. None = from the first token on.
+    """
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+    start_after: list[list[int]] | None = None
+
+    def __post_init__(self) -> None:
+        self.verify()
+
+    @property
+    def kind(self) -> str:
+        """The name of the constraint that is set."""
+        return next(name for name in CONSTRAINTS if getattr(self, name) is not None)
+
+    def verify(self) -> None:
+        """Raise `InvalidRequest` naming the field at fault."""
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"got {' and '.join(given)}" if given else "got none"
+            raise InvalidRequest(
+                f"structured_outputs takes exactly one of {', '.join(CONSTRAINTS)}; {found}.",
+                field="structured_outputs",
+            )
+        for name, value in (
+            ("json_object", self.json_object),
+            ("regex", self.regex),
+            ("choice", self.choice),
+            ("grammar", self.grammar),
+            ("structural_tag", self.structural_tag),
+            ("json", self.json),
+        ):
+            empty = value is not None and not value and not isinstance(value, dict)
+            if empty or (isinstance(value, str) and not value.strip()):
+                what = "must be true" if name == "json_object" else "must not be empty"
+                raise InvalidRequest(
+                    f"structured_outputs: {name} {what}.", field=f"structured_outputs.{name}"
+                )
+        if self.start_after is not None and not all(self.start_after):
+            raise InvalidRequest(
+                "structured_outputs: start_after must not contain an empty sequence.",
+                field="structured_outputs.start_after",
+            )
+
+
+class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A checked constraint, as the engine gets it. It determines the masks of an answer, so a
+    replay with the same one continues the answer.
+
+    Attributes:
+        kind: what `text` is: "json" a normalised JSON schema, "choice" a JSON list of texts,
+            "structural_tag" normalised JSON; "regex", "lark" and "ebnf" as they are.
+        backend: the library that makes the masks, a key of `structured.backend.BACKENDS`.
+        any_whitespace, whitespace_pattern: of JSON, see `StructuredOutputsParams`.
+        start_after: see `StructuredOutputsParams`; () = from the first token on.
+        field: the field of the request that brought it, for errors.
+    """
+
+    kind: Literal["json", "choice", "regex", "lark", "ebnf", "structural_tag"]
+    text: str
+    backend: str = "guidance"
+    any_whitespace: bool = True
+    whitespace_pattern: str | None = None
+    start_after: tuple[tuple[int, ...], ...] = ()
+    field: str = "structured_outputs"
+
+
 class SamplingParams(
     msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True, tag="sampling"
 ):
@@ -161,6 +253,7 @@ class SamplingParams(
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     repetition_detection: RepetitionDetectionParams | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     logits_processors: list[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -288,6 +381,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         output_token_ids: int32 bytes, tokens already produced before an engine died (replay).
         params: kind of work: sampling, with `seed` filled in (frontend) and `n == 1`, or
             pooling.
+        constraint: what its output must be, from `sampling.structured_outputs`.
         in_one_piece: its prompt is computed in one step and shares no blocks (each token sees the
             whole prompt, as in encoders).
         eos_token_ids: end-of-sequence ids of the model; a hit finishes with "stop" and no
@@ -315,6 +409,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     share_group: int = 0
     cache_salt: str | None = None
     adapter: int = 0
+    constraint: Constraint | None = None
     in_one_piece: bool = False
     client_index: int = 0
     epoch: int = 0

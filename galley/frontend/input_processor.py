@@ -248,6 +248,8 @@ class InputProcessor:
                     f"{limits.vocab_size}): {outside[:8]}.",
                     field=name,
                 )
+        if params.structured_outputs is not None:
+            raise Unsupported("structured output is not available yet.", field="structured_outputs")
         if self.tokenizer is None:
             self._check_without_tokenizer(params)
 

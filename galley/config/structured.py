@@ -1,0 +1,49 @@
+"""`StructuredOutputsSettings`: the values of --structured-outputs-config, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from galley.errors import ConfigError
+from galley.validation import locate
+
+#: What a backend of vLLM's is here. llguidance replaces those that are not available.
+_AUTO = "guidance"
+
+
+class StructuredOutputsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """vLLM's `StructuredOutputsConfig`.
+
+    Attributes:
+        backend: the library that makes masks; "auto" = chosen per constraint.
+        disable_any_whitespace: JSON without optional white space.
+        disable_additional_properties: JSON objects have no properties but those of their schema.
+        enable_in_reasoning: constraints also apply to reasoning.
+    """
+
+    backend: Literal["auto", "xgrammar", "guidance"] = "auto"
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    reasoning_parser: str = ""
+    reasoning_parser_plugin: str = ""
+    enable_in_reasoning: bool = False
+
+    def backend_for(self, kind: str) -> str:
+        """The backend of a constraint of this kind."""
+        return _AUTO if self.backend == "auto" else self.backend
+
+
+def structured_outputs_settings(given: Mapping[str, Any]) -> StructuredOutputsSettings:
+    """Raises ConfigError naming the key."""
+    try:
+        return msgspec.convert(dict(given), StructuredOutputsSettings)
+    except msgspec.ValidationError as error:
+        what, path = locate(str(error))
+        key = f".{path}" if path else ""
+        raise ConfigError(
+            f"--structured-outputs-config{key}: {what[:1].lower()}{what[1:]}.",
+            field="structured_outputs_config",
+        ) from None

@@ -1,0 +1,171 @@
+"""Masks by llguidance: an Earley parser over bytes, with its own regular expressions.
+
+A mask allows all tokens that continue the text in some valid way. Where the next bytes are certain
+it leaves one token alone, that of the tokenizer's own spelling, so that a key of a schema is spelt
+as in the model's training data. Masks of a batch are computed in native threads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from galley.config.cores import usable_cores
+from galley.errors import InvalidRequest
+from galley.request import Constraint
+from galley.structured.backend import MaskRows
+from galley.structured.vocabulary import Vocabulary
+
+#: A character that no tokenizer merges with its neighbours.
+_MARK = "\x02"
+
+
+class _Spelling:
+    """The tokenizer as llguidance wants it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokens = vocabulary.tokens
+        self.special_token_ids = sorted(vocabulary.special_ids)
+        self.eos_token_id = vocabulary.end_ids[0]
+        self.bos_token_id = None
+        self._vocabulary = vocabulary
+        self._mark = vocabulary.encode(_MARK)
+        self.greedy: LLTokenizer | None = None
+
+    def __call__(self, text: str) -> list[int]:
+        """The tokens of a text that stands inside another one.
+
+        A tokenizer may put a space before a text, or take a part of it for a special token; then
+        its tokens spell something else.
+        """
+        if not isinstance(text, str):
+            raise TypeError("text is expected")
+        encode, mark = self._vocabulary.encode, self._mark
+        wanted = text.encode()
+        for ids in (encode(text), encode(_MARK + text)):
+            if ids[: len(mark)] == mark:
+                ids = ids[len(mark) :]
+            if self._spells(ids, wanted):
+                return ids
+        return [] if self.greedy is None else self.greedy.greedy_tokenize(text)
+
+    def _spells(self, ids: list[int], wanted: bytes) -> bool:
+        if not self._vocabulary.special_ids.isdisjoint(ids):
+            return False
+        return b"".join(self.tokens[i] for i in ids) == wanted
+
+
+class LLGuidanceMatcher:
+    """See `backend.Matcher`."""
+
+    __slots__ = ("_one_end", "native")
+
+    def __init__(self, native: LLMatcher, one_end: int | None) -> None:
+        self.native = native
+        self._one_end = one_end
+
+    def advance(self, token_ids: Sequence[int]) -> bool:
+        return self.native.consume_tokens(list(token_ids))
+
+    def rollback(self, num_tokens: int) -> None:
+        self.native.rollback(num_tokens)
+
+    def forced_tokens(self) -> list[int]:
+        if not self.native.is_stopped():
+            return self.native.compute_ff_tokens()
+        return [] if self._one_end is None or self.native.is_error() else [self._one_end]
+
+    @property
+    def finished(self) -> bool:
+        return self.native.is_stopped()
+
+    @property
+    def error(self) -> str | None:
+        return self.native.get_error() if self.native.is_error() else None
+
+
+class LLGuidanceGrammar:
+    """See `backend.Grammar`; its matchers are copies of one that has seen nothing."""
+
+    def __init__(self, first: LLMatcher, one_end: int | None) -> None:
+        self._first = first
+        self._one_end = one_end
+
+    def matcher(self) -> LLGuidanceMatcher:
+        return LLGuidanceMatcher(self._first.deep_copy(), self._one_end)
+
+
+class LLGuidance:
+    """See `backend.Backend`."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        spelling = _Spelling(vocabulary)
+        ends = list(vocabulary.end_ids)
+        # In two pieces: the library holds the interpreter's lock in each, and steps go on between.
+        plain = LLTokenizer(TokenizerWrapper(spelling), eos_token=ends, slices=[])
+        self._tokenizer = spelling.greedy = plain.with_slices(LLTokenizer.general_slices())
+        self._one_end = ends[0] if len(ends) == 1 else None
+        self._executor = LLExecutor(usable_cores())
+
+    def compile(self, constraint: Constraint) -> LLGuidanceGrammar:
+        matcher = LLMatcher(self._tokenizer, grammar_text(constraint), log_level=0)
+        if matcher.is_error():
+            raise _refusal(constraint, matcher.get_error())
+        return LLGuidanceGrammar(matcher, self._one_end)
+
+    def fill(
+        self, matchers: Sequence[LLGuidanceMatcher], rows: Sequence[int], masks: MaskRows
+    ) -> None:
+        size = masks.shape[1] * 8
+        if len(matchers) == 1:
+            matchers[0].native.unsafe_compute_mask_ptr(masks[rows[0]].ctypes.data, size)
+            return
+        natives = [(m.native, row) for m, row in zip(matchers, rows, strict=True)]
+        self._executor.unsafe_compute_mask_ptr(natives, masks.ctypes.data, size, len(masks))
+
+
+def open_backend(vocabulary: Vocabulary) -> LLGuidance:
+    return LLGuidance(vocabulary)
+
+
+def validate(constraint: Constraint) -> None:
+    """Raise InvalidRequest for a constraint that cannot be compiled."""
+    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar_text(constraint))
+    if failed:
+        raise _refusal(constraint, messages[0])
+
+
+def grammar_text(constraint: Constraint) -> str:
+    """The constraint in the library's own form. Raises InvalidRequest."""
+    text = constraint.text
+    if constraint.kind == "json":
+        options: Any = {"whitespace_flexible": constraint.any_whitespace}
+        if constraint.whitespace_pattern is not None:
+            options["whitespace_pattern"] = constraint.whitespace_pattern
+        return LLMatcher.grammar_from_json_schema(text, overrides=options)
+    if constraint.kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    if constraint.kind == "choice":
+        options = " | ".join(json.dumps(choice) for choice in json.loads(text))
+        return LLMatcher.grammar_from_lark(f"start: {options}")
+    if constraint.kind == "lark":
+        return LLMatcher.grammar_from_lark(text)
+    if constraint.kind == "ebnf":
+        try:
+            return LLMatcher.grammar_from_lark(gbnf_to_lark(text))
+        except Exception as error:  # noqa: BLE001 - the converter raises plain Exception, too
+            raise _refusal(constraint, str(error)) from None
+    raise InvalidRequest(
+        "structural tags are not available with the guidance backend.", field=constraint.field
+    )
+
+
+def _refusal(constraint: Constraint, message: str) -> InvalidRequest:
+    sentence = " ".join(message.split())[:300].rstrip(".")
+    return InvalidRequest(
+        f"{constraint.field} cannot be compiled: {sentence}.", field=constraint.field
+    )
