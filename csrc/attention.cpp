@@ -1,6 +1,6 @@
 // Op `attention`: attention of this step's tokens over the cache, prefill and decode in one.
-// Pointers: q ([tokens] rows of heads * head_dim of q_kind), kv (the layer's base), out
-// ([tokens][heads * head_dim] of out_kind). Ints: heads, kv_heads, head_dim, q_kind, q_stride?
+// Pointers: q ([tokens] rows of heads * head_dim of q_kind), kv (the layer's base), slopes? (f32
+// [heads], ALiBi: scale * q.k - slope * distance), out ([tokens][heads * head_dim] of out_kind). Ints: heads, kv_heads, head_dim, q_kind, q_stride?
 // (elements from row to row, default heads * head_dim), kv_kind (0 f32, 1 bf16), kv_block_stride
 // (bytes), window? (0 = all, else the last `window` tokens including the token itself), causal?
 // (default 1: a token sees itself and those before it; 0: all tokens of its sequence that are
@@ -38,6 +38,9 @@ class Attention final : public Op {
     }
     const double scale = a.f("scale");
     if (!(scale > 0.0)) throw std::invalid_argument("scale must be positive");
+    if (const float* slopes = a.ptr_or_null<float>("slopes")) {
+      for (int64_t h = 0; h < heads_; h++) slopes_.push_back(static_cast<float>(slopes[h] / scale));
+    }
     q_is_f32_ = q_kind == Kind::f32;
     shape_.head_dim = kv_.head_dim;
     shape_.is_f32 = kv_.is_f32;
@@ -53,6 +56,9 @@ class Attention final : public Op {
     if (geometry_.window < 0) throw std::invalid_argument("window must not be negative");
     if (geometry_.window > 0 && !geometry_.causal) {
       throw std::invalid_argument("a window needs causal attention");
+    }
+    if (!slopes_.empty() && !geometry_.causal) {
+      throw std::invalid_argument("slopes need causal attention");
     }
     const int64_t width = heads_ * kv_.head_dim, q_stride = a.i("q_stride", width);
     if (q_stride < width) throw std::invalid_argument("q_stride is less than heads * head_dim");
@@ -87,6 +93,7 @@ class Attention final : public Op {
     uint32_t* q;    // packed queries
     int32_t* first;  // range of tokens that each of a head's rows attends to
     int32_t* last;
+    float* slopes;  // [head] of each row, if there are slopes
     const uint8_t* next[kTilePages] = {};  // first pages of the thread's next item
   };
 
@@ -104,6 +111,7 @@ class Attention final : public Op {
   KvLayout kv_;
   int64_t heads_;
   Kind out_kind_;
+  std::vector<float> slopes_;  // of each query head, in units of scores; empty = none
   bool q_is_f32_ = false;
   int64_t q_row_bytes_ = 0;
   AttentionShape shape_;
@@ -122,12 +130,14 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
   const int64_t states = rows * shape_.state_size();
   const int64_t columns = g.heads * geometry_.group * shape_.head_dim;
   Work w;
-  w.states = thread_scratch(2 * states + columns + rows * shape_.words + 2 * per_head);
+  const int64_t slopes = slopes_.empty() ? 0 : rows;
+  w.states = thread_scratch(2 * states + columns + rows * shape_.words + 2 * per_head + slopes);
   w.total = w.states + states;
   w.out = w.total + states;
   w.q = reinterpret_cast<uint32_t*>(w.out + columns);
   w.first = reinterpret_cast<int32_t*>(w.q + rows * shape_.words);
   w.last = w.first + per_head;
+  w.slopes = reinterpret_cast<float*>(w.last + per_head);
   return w;
 }
 
@@ -175,8 +185,11 @@ void Attention::gather(const Step& step, const AttentionGroup& g, const Work& wo
     for (int64_t q = 0; q < g.queries; q++) {
       const uint8_t* heads =
           q_ + (g.token + q) * q_row_bytes_ + (g.head + h) * geometry_.group * head_bytes;
-      pack_queries_(shape_, heads, q_is_f32_, geometry_.group,
-                    work.q + (h * per_head + q * geometry_.group) * shape_.words);
+      const int64_t row = h * per_head + q * geometry_.group;
+      pack_queries_(shape_, heads, q_is_f32_, geometry_.group, work.q + row * shape_.words);
+      if (slopes_.empty()) continue;
+      std::copy_n(slopes_.data() + (g.head + h) * geometry_.group, geometry_.group,
+                  work.slopes + row);
     }
   }
   const int64_t known = known_tokens(step, g.row);
@@ -230,6 +243,7 @@ void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t 
         tile.ahead[i] = h + 1 < g.heads ? tile.pages[i] + kv_.head_bytes() : following[i];
       }
       tile.q = work.q + (h * per_head + begin) * shape_.words;
+      tile.slopes = slopes_.empty() ? nullptr : work.slopes + h * per_head + begin;
       tile.state = work.states + (h * per_head + begin) * size;
       attend_tile_(shape_, tile);
     }

@@ -42,6 +42,9 @@ struct AttentionTile {
   // Neither decreases from row to row, and `last` is within the sequence.
   const int32_t* first;
   const int32_t* last;
+  // [rows] Added to a row's scores for each token of distance, before `scale`; null = nothing. A row
+  // is then at position last - 1.
+  const float* slopes;
   float* state;          // [rows][state_size]
 };
 

@@ -127,6 +127,19 @@ template <class W, int R, bool Ahead> GALLEY_INLINE void score_tile(RowBlock& b)
   }
 }
 
+// Scores fall with the distance of the token (ALiBi).
+__attribute__((noinline)) void add_slope(RowBlock& b, int r) {
+  const int64_t row = b.first + r;
+  const Float slope = all(b.tile->slopes[row]);
+  const float distance = static_cast<float>(b.tile->start - (b.tile->last[row] - 1));
+  alignas(64) static const float numbers[kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                    8, 9, 10, 11, 12, 13, 14, 15};
+  const Float first = load(numbers) + all(distance);
+  for (int i = 0; i < kTileTokens; i += kLanes) {
+    store(b.scores[r] + i, fma(slope, first + all(static_cast<float>(i)), load(b.scores[r] + i)));
+  }
+}
+
 // Masked scores become -infinity, so that their p is exactly 0.
 GALLEY_INLINE void mask_scores(RowBlock& b, int r) {
   const int64_t row = b.first + r;
@@ -144,6 +157,7 @@ GALLEY_INLINE void mask_scores(RowBlock& b, int r) {
 
 // The maximum of row r, including this tile's scores.
 GALLEY_INLINE float new_maximum(RowBlock& b, int r) {
+  if (b.tile->slopes) add_slope(b, r);
   mask_scores(b, r);
   const float* s = b.scores[r];
   const Float highest = max(max(load(s), load(s + 16)), max(load(s + 32), load(s + 48)));

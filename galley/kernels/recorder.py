@@ -21,8 +21,9 @@ from galley.kernels.weights import PackedWeight
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A column of the step that native code finds by itself."""
+    """A column of the step that native code finds by itself, under its name."""
 
+    column: str
     shape: tuple[str, ...]
 
 
@@ -30,9 +31,13 @@ class Placeholder:
 class RecordingContext:
     """The step as symbols (`ops.ForwardContext`)."""
 
-    token_ids: Placeholder = field(default_factory=lambda: Placeholder(("tokens",)))
-    positions: Placeholder = field(default_factory=lambda: Placeholder(("axes", "tokens")))
-    logit_index: Placeholder = field(default_factory=lambda: Placeholder(("logits",)))
+    token_ids: Placeholder = field(default_factory=lambda: Placeholder("token_ids", ("tokens",)))
+    positions: Placeholder = field(
+        default_factory=lambda: Placeholder("positions", ("axes", "tokens"))
+    )
+    logit_index: Placeholder = field(
+        default_factory=lambda: Placeholder("logit_index", ("logits",))
+    )
 
 
 def record(

@@ -41,6 +41,7 @@ class Case:
         block_size=16,
         window=0,
         causal=True,
+        slopes=None,
         threads=1,
         isa=ISAS[-1],
         seed=0,
@@ -50,6 +51,8 @@ class Case:
         self.q_kind = kind if q_kind is None else q_kind
         self.out_kind = out_kind
         self.scale = dim**-0.5
+        self.slopes = None if slopes is None else np.array(slopes, np.float32)
+        extra = {} if slopes is None else {"slopes": self.slopes}
         longest = -(-max(lengths) // block_size) * block_size
         with use_isa(isa):
             self.native = native = Native(
@@ -61,7 +64,7 @@ class Case:
             self.out = aligned((total, self.out_width()), self.out_dtype())
             native.add(
                 "attention",
-                {"q": self.q_in, "kv": self.pages.data, "out": self.out},
+                {"q": self.q_in, "kv": self.pages.data, "out": self.out, **extra},
                 heads=heads,
                 kv_heads=kv_heads,
                 head_dim=dim,
@@ -116,6 +119,8 @@ class Case:
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
         scores = np.einsum("ihd,jhd->hij", q, k) * self.scale
         i, j = np.ogrid[: len(q), : len(q)]
+        if self.slopes is not None:
+            scores -= self.slopes[:, None, None] * (i - j)
         sees = (j <= i) & ((i - j < self.window) if self.window else True) | (not self.causal)
         scores = np.where(sees, scores, -np.inf)
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -186,6 +191,18 @@ def test_block_sizes_give_the_same_bits(kind, block_size):
         outs.append(case.step([150, 40]))
     for a, b in zip(*outs, strict=True):
         assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
+def test_slopes(isa, kind):
+    """Heads of very different slopes, over a border of chunks, in any chunking."""
+    slopes = [0.5, 2**-8, 0.03, 0.0, 0.25, 1.0]
+    case = Case([600, 40], 6, 3, 16, kind, slopes=slopes, isa=isa, threads=2)
+    whole = case.step([600, 40])
+    for slot, out in enumerate(whole):
+        np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
+    assert np.array_equal(case.in_chunks(0, [530, 1, 69]), whole[0])
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -49,6 +49,10 @@ WRONG = {
     "linear, none": lambda: OPS.linear(values(3, 4), []),
     "rms_norm": lambda: OPS.rms_norm(values(3, 4), values(5), 1e-6),
     "head_norm": lambda: OPS.head_norm(values(3, 10), values(4), 1e-6),
+    "layer_norm, heads": lambda: OPS.layer_norm(values(3, 10), 4, None, None, 1e-6),
+    "layer_norm, bias": lambda: OPS.layer_norm(values(3, 8), 4, values(4), values(8), 1e-6),
+    "elementwise, name": lambda: OPS.elementwise(values(3, 4), "tanh"),
+    "elementwise, parameters": lambda: OPS.elementwise(values(3, 4), "xielu"),
     "add": lambda: OPS.add(values(3, 4), values(3, 5)),
     "split": lambda: OPS.split(values(3, 4), [2, 1]),
     "silu_and_mul, odd": lambda: OPS.silu_and_mul(values(3, 5)),
@@ -57,6 +61,7 @@ WRONG = {
     "rope, table": lambda: OPS.rope(values(3, 8), CTX.positions, RotaryTable(values(64, 6)), 4),
     "write_kv": lambda: OPS.write_kv(values(3, 8), values(3, 4), LAYER, CTX),
     "attention, heads": lambda: OPS.attention(values(3, 12), LAYER, 1.0, CTX),
+    "attention, slopes": lambda: OPS.attention(values(3, 16), LAYER, 1.0, CTX, values(2)),
     "attention, window": lambda: OPS.attention(
         values(3, 8), KVLayer(0, 2, 4, window=3, causal=False), 1.0, CTX
     ),
@@ -84,6 +89,8 @@ def test_all_reduce_uses_the_group():
 def test_embedding_and_select_rows():
     weight, ids = values(9, 4), torch.tensor([8, 0, 8])
     assert torch.equal(OPS.embedding(weight, ids), weight[[8, 0, 8]])
+    positions = torch.tensor([[2, 0]])
+    assert torch.equal(OPS.embedding(weight, positions, first=3), weight[[5, 3]])
     assert torch.equal(OPS.select_rows(weight, torch.tensor([2, 5])), weight[[2, 5]])
 
 
@@ -93,7 +100,7 @@ def test_linear_puts_outputs_side_by_side():
     np.testing.assert_allclose(OPS.linear(x, [a, b], bias), want, rtol=1e-5, atol=1e-6)
 
 
-def test_norms():
+def test_rms_norms():
     x, weight = values(3, 8), values(8, seed=1)
     want = []
     for row in x.tolist():
@@ -103,6 +110,17 @@ def test_norms():
     half = weight[:4]
     per_head = torch.cat([OPS.rms_norm(x[:, :4], half, 0.1), OPS.rms_norm(x[:, 4:], half, 0.1)], 1)
     assert torch.equal(OPS.head_norm(x, half, 0.1), per_head)
+
+
+def test_layer_norm():
+    x, weight, bias = values(3, 8), values(8, seed=1), values(8, seed=2)
+    heads = x.double().view(3, 2, 4)
+    centred = heads - heads.mean(-1, keepdim=True)
+    normed = (centred / (centred.square().mean(-1, keepdim=True) + 0.1).sqrt()).view(3, 8)
+    got = OPS.layer_norm(x, 4, weight, bias, 0.1)
+    np.testing.assert_allclose(got, normed * weight + bias, rtol=1e-5, atol=1e-6)
+    shared = OPS.layer_norm(x, 4, weight[:4], None, 0.1)
+    np.testing.assert_allclose(shared, normed * weight[:4].repeat(2), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -136,9 +154,17 @@ def test_rope_rotates_pairs(rot_dim):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("window", "causal"), [(0, True), (3, True), (0, False)])
+@pytest.mark.parametrize(
+    ("window", "causal", "slopes"),
+    [
+        (0, True, None),
+        (3, True, None),
+        (0, False, None),
+        (0, True, torch.tensor([0.5, 0.1, 0.01, 1.0])),
+    ],
+)
 @pytest.mark.parametrize("block_size", [16, 32])
-def test_attention_over_the_cache(window, causal, block_size):
+def test_attention_over_the_cache(window, causal, slopes, block_size):
     """Two rows, one with earlier tokens; every query by hand over the positions it sees."""
     layer = KVLayer(0, kv_heads=2, head_dim=4, window=window, causal=causal)
     past, new = [20 if causal else 0, 0], [3, 5]
@@ -152,7 +178,7 @@ def test_attention_over_the_cache(window, causal, block_size):
     OPS.write_kv(k[0][: past[0]], v[0][: past[0]], layer, before)
     k_new, v_new = (torch.cat([x[0][past[0] :], x[1]]) for x in (k, v))
     OPS.write_kv(k_new, v_new, layer, ctx)
-    got = OPS.attention(q, layer, 0.5, ctx)
+    got = OPS.attention(q, layer, 0.5, ctx, slopes)
     token = 0
     for row in range(2):
         for position in range(past[row], tokens[row]):
@@ -162,6 +188,8 @@ def test_attention_over_the_cache(window, causal, block_size):
                 of = slice(head // 2 * 4, head // 2 * 4 + 4)
                 query = q[token, head * 4 : head * 4 + 4].double()
                 scores = 0.5 * k[row][first:last, of].double() @ query
+                if slopes is not None:
+                    scores -= slopes[head] * (position - torch.arange(first, last))
                 want = torch.softmax(scores, 0) @ v[row][first:last, of].double()
                 np.testing.assert_allclose(
                     got[token, head * 4 : head * 4 + 4], want, rtol=1e-4, atol=1e-5

@@ -31,9 +31,11 @@ class Ops:
 
     from galley.kernels.ops.add import add
     from galley.kernels.ops.attention import attention
+    from galley.kernels.ops.elementwise import elementwise
     from galley.kernels.ops.embedding import embedding
     from galley.kernels.ops.gelu_and_mul import gelu_and_mul
     from galley.kernels.ops.head_norm import head_norm
+    from galley.kernels.ops.layer_norm import layer_norm
     from galley.kernels.ops.linear import linear
     from galley.kernels.ops.rms_norm import rms_norm
     from galley.kernels.ops.rope import rope

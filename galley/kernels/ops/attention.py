@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
 from galley.kernels.program import TOKENS, Node, Symbol
-from galley.kernels.values import ForwardContext, KVLayer, Value
+from galley.kernels.values import Constant, ForwardContext, KVLayer, Value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +27,12 @@ class Attention(Op):
     name = "attention"
     native = NativeOp(
         "attention",
-        pointers={"q": "", "kv": "this layer's base", "out": ""},
+        pointers={
+            "q": "",
+            "kv": "this layer's base",
+            "slopes?": "f32 [heads]: scores fall by so much per token of distance",
+            "out": "",
+        },
         ints={
             "heads": "",
             "kv_heads": "",
@@ -45,15 +53,33 @@ class Attention(Op):
         rows={"q": TOKENS, "out": TOKENS},
     )
 
-    def __call__(self, q: Value, layer: KVLayer, scale: float, ctx: ForwardContext) -> Value:
-        """[T, Hq * D]: attention of q over the cache, this step's K and V included."""
+    def __call__(
+        self,
+        q: Value,
+        layer: KVLayer,
+        scale: float,
+        ctx: ForwardContext,
+        slopes: Constant | None = None,
+    ) -> Value:
+        """[T, Hq * D]: attention of q over the cache, this step's K and V included. With `slopes`
+        [Hq], a head's scores fall by its slope for each token of distance (ALiBi)."""
         heads = layer.kv_heads * layer.head_dim
         self.require(layer.causal or layer.window == 0, "a window needs causal attention")
         self.require(q.shape[-1] % heads == 0, f"{q.shape[-1]} columns for {layer}")
-        return self.run(q, layer, scale, ctx)
+        if slopes is not None:
+            shape, hq = tuple(slopes.shape), q.shape[-1] // layer.head_dim
+            self.require(shape == (hq,), f"slopes of shape {shape} for {hq} heads")
+            self.require(layer.causal, "slopes need causal attention")
+        return self.run(q, layer, scale, ctx, slopes)
 
     def reference(
-        self, ref: ReferenceOps, q: Tensor, layer: KVLayer, scale: float, ctx: ReferenceContext
+        self,
+        ref: ReferenceOps,
+        q: Tensor,
+        layer: KVLayer,
+        scale: float,
+        ctx: ReferenceContext,
+        slopes: Tensor | None,
     ) -> Tensor:
         import torch
 
@@ -69,11 +95,19 @@ class Attention(Op):
             )
             slots = ctx.row_slots(layer, row, length)
             visible = visible_positions(computed, length, layer)
-            out[start:stop] = attend(q[start:stop], keys[slots], values[slots], visible, scale)
+            bias = None if slopes is None else distance_bias(computed, length, slopes)
+            k, v = keys[slots], values[slots]
+            out[start:stop] = attend(q[start:stop], k, v, visible, scale, bias)
         return out
 
     def record(
-        self, recorder: Recorder, q: Symbol, layer: KVLayer, scale: float, ctx: ForwardContext
+        self,
+        recorder: Recorder,
+        q: Symbol,
+        layer: KVLayer,
+        scale: float,
+        ctx: ForwardContext,
+        slopes: NDArray[np.float32] | None,
     ) -> Symbol:
         q = recorder.rounded(q, recorder.kv_kind)
         out = Symbol.new(q.buffer.rows, q.columns)
@@ -87,7 +121,15 @@ class Attention(Op):
         }
         floats = {"scale": scale}
         recorder.add(
-            Node("attention", {"q": q}, {"out": out}, ints=ints, floats=floats, layer=layer)
+            Node(
+                "attention",
+                {"q": q},
+                {"out": out},
+                constants={} if slopes is None else {"slopes": slopes},
+                ints=ints,
+                floats=floats,
+                layer=layer,
+            )
         )
         return out
 
@@ -107,15 +149,29 @@ def visible_positions(computed: int, length: int, layer: KVLayer) -> Tensor:
     return visible & (query - key < layer.window) if layer.window else visible
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+def distance_bias(computed: int, length: int, slopes: Tensor) -> Tensor:
+    """[Hq, length - computed, length] float32: what ALiBi adds to the scores of the queries from
+    `computed` on."""
+    import torch
+
+    distance = torch.arange(length)[None] - torch.arange(computed, length)[:, None]
+    return slopes[:, None, None] * distance
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, bias: Tensor | None = None
+) -> Tensor:
     """Attention of one sequence: q [n, Hq * D], k and v [m, Hkv, D], visible [n, m] → like q.
 
-    Query head h reads KV head h // (Hq / Hkv). Scores and softmax are float32.
+    Query head h reads KV head h // (Hq / Hkv). Scores and softmax are float32; `bias` [Hq, n, m] is
+    added to the scores.
     """
     import torch
 
     kv_heads, head_dim = k.shape[1:]
     heads = q.unflatten(-1, (kv_heads, -1, head_dim))  # [n, Hkv, Hq / Hkv, D]
     scores = torch.einsum("nhgd,mhd->hgnm", heads.float(), k.float()) * scale
+    if bias is not None:
+        scores = scores + bias.unflatten(0, (kv_heads, -1))
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(v.dtype)
     return torch.einsum("hgnm,mhd->nhgd", weights, v).flatten(1)

@@ -1,4 +1,4 @@
-"""Rows of the embedding table."""
+"""Rows of an embedding table, by token or by position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from galley.kernels.weights import PackedWeight
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from galley.kernels.recorder import Recorder
+    from galley.kernels.recorder import Placeholder, Recorder
     from galley.kernels.reference import ReferenceOps
 
 
@@ -21,23 +21,35 @@ class Embedding(Op):
     native = NativeOp(
         "embedding",
         pointers={"weight": "", "out": "f32"},
-        ints={**WEIGHT_INTS, "n": "vocabulary", "k": "hidden"},
+        ints={**WEIGHT_INTS, "n": "vocabulary", "k": "hidden", "first?": "row of id 0"},
         columns=("token_ids",),
         arguments=weight_arguments,
         rows={"out": TOKENS},
     )
 
-    def __call__(self, weight: Weight, token_ids: Value) -> Value:
-        """[T, K]: row `token_ids[t]` of the [N, K] weight."""
+    def __call__(self, weight: Weight, ids: Value, first: int = 0) -> Value:
+        """[T, K]: row `first + ids[t]` of the [N, K] weight; ids are a context's `token_ids`, or
+        its `positions` of one axis."""
         self.require(len(weight.shape) == 2, f"a weight of shape {weight.shape}")
-        return self.run(weight, token_ids)
+        return self.run(weight, ids, first)
 
-    def reference(self, ref: ReferenceOps, weight: Tensor, token_ids: Tensor) -> Tensor:
-        return weight[token_ids].to(ref.dtype)
+    def reference(self, ref: ReferenceOps, weight: Tensor, ids: Tensor, first: int) -> Tensor:
+        return weight[ids.flatten() + first].to(ref.dtype)
 
-    def record(self, recorder: Recorder, weight: PackedWeight, token_ids: Value) -> Symbol:
+    def record(
+        self, recorder: Recorder, weight: PackedWeight, ids: Placeholder, first: int
+    ) -> Symbol:
         out = Symbol.new(TOKENS, weight.shape[1])
-        recorder.add(Node("embedding", writes={"out": out}, constants={"weight": weight}))
+        columns = {} if ids.column == "token_ids" else {"token_ids": ids.column}
+        recorder.add(
+            Node(
+                "embedding",
+                writes={"out": out},
+                constants={"weight": weight},
+                ints={"first": first} if first else {},
+                columns=columns,
+            )
+        )
         return out
 
 

@@ -1,4 +1,4 @@
-"""add, rms_norm of the sum  →  rms_norm that adds first and writes the sum back."""
+"""add, norm of the sum  →  norm that adds first and writes the sum back."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import replace
 from galley.kernels.passes.neighbours import Readers, fuse_neighbours
 from galley.kernels.program import Node
 
+NORMS = ("rms_norm", "layer_norm")
+
 
 def fuse_add_norm(nodes: list[Node]) -> list[Node]:
     return fuse_neighbours(nodes, _fuse)
 
 
 def _fuse(add: Node, norm: Node, readers: Readers) -> Node | None:
-    if add.op != "add" or norm.op != "rms_norm" or "x" not in norm.reads:
+    if add.op != "add" or norm.op not in NORMS or "x" not in norm.reads:
         return None
     x = add.updates["x"]
     if norm.reads["x"].buffer is not x.buffer or not norm.reads["x"].is_whole:

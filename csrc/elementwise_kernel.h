@@ -1,0 +1,56 @@
+// Kernel of elementwise.cpp; compiled once per instruction set (variants.h).
+#pragma once
+#include "functions_lanes.h"
+#include "quantize_row.h"
+#include "variants.h"
+
+namespace galley {
+
+enum class Function : int { gelu, gelu_tanh, relu, relu2, silu, xielu, count };
+
+// A function of one number, with its parameters where it has some.
+struct Elementwise {
+  Function function;
+  float positive = 0, negative = 0, beta = 0, limit = 0;  // of xielu
+};
+
+GALLEY_VARIANTS(
+    // out[n] = f(x[n]), stored as any kind through `scratch`[n].
+    void elementwise_row(const Elementwise& f, const float* x, int64_t n, float* scratch, Kind kind,
+                         void* out);)
+
+namespace GALLEY_VARIANT {
+
+template <class F> GALLEY_INLINE void apply(F f, const float* x, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, f(load(x + i)));
+  if (i < n) {
+    const int part = static_cast<int>(n - i);
+    store_part(out + i, f(load_part(x + i, part)), part);
+  }
+}
+
+GALLEY_INLINE void apply(const Elementwise& f, const float* x, int64_t n, float* out) {
+  switch (f.function) {
+    case Function::gelu: return apply([](const Float& v) { return gelu(v); }, x, n, out);
+    case Function::gelu_tanh: return apply([](const Float& v) { return gelu_tanh(v); }, x, n, out);
+    case Function::relu: return apply([](const Float& v) { return relu(v); }, x, n, out);
+    case Function::relu2: return apply([](const Float& v) { return relu2(v); }, x, n, out);
+    case Function::silu: return apply([](const Float& v) { return silu(v); }, x, n, out);
+    case Function::xielu:
+      return apply(
+          [&f](const Float& v) { return xielu(v, f.positive, f.negative, f.beta, f.limit); }, x, n,
+          out);
+    case Function::count: return;
+  }
+}
+
+void elementwise_row(const Elementwise& f, const float* x, int64_t n, float* scratch, Kind kind,
+                     void* out) {
+  float* result = kind == Kind::f32 ? static_cast<float*>(out) : scratch;
+  apply(f, x, n, result);
+  if (kind != Kind::f32) store_row(result, n, kind, out);
+}
+
+}  // namespace GALLEY_VARIANT
+}  // namespace galley

@@ -1,0 +1,123 @@
+"""Norm of each row, or of each head by itself, to mean 0 and variance 1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
+from galley.kernels.program import Constant as NodeConstant
+from galley.kernels.program import Dim, Node, Symbol
+from galley.kernels.values import Constant, Value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from galley.kernels.recorder import Recorder
+    from galley.kernels.reference import ReferenceOps
+
+
+def _arguments(node: Node) -> dict[str, int | Dim]:
+    x, out = node.values["x"], whole(output(node))
+    return {
+        "heads": out.columns // node.ints["n"],
+        "x_stride": x.buffer.columns,
+        "rows": out.buffer.rows,
+        "out_kind": int(out.kind),
+    }
+
+
+class LayerNorm(Op):
+    name = "layer_norm"
+    native = NativeOp(
+        "layer_norm",
+        pointers={
+            "x": "f32",
+            "add?": "f32, x += add first, written back",
+            "weight?": "f32 [n], or [heads * n]",
+            "bias?": "f32 [n], or [heads * n]",
+            "out": "",
+        },
+        ints={
+            "n": "",
+            "heads?": "default 1: vectors of n columns, each normalised by itself",
+            "per_head?": "1 = weight and bias are [heads * n]",
+            "x_stride?": "default heads * n",
+            "rows?": "dimension, default tokens",
+            "out_kind": "",
+        },
+        floats={"eps": ""},
+        arguments=_arguments,
+        stores=WHOLE_ROWS,
+    )
+
+    def __call__(
+        self,
+        x: Value,
+        size: int,
+        weight: Constant | None,
+        bias: Constant | None,
+        eps: float,
+    ) -> Value:
+        """[T, heads * size]: (x - mean) / sqrt(variance + eps) * weight + bias of each head; weight
+        and bias [size] or [heads * size]."""
+        columns = x.shape[-1]
+        self.require(columns % size == 0, f"{columns} columns in heads of {size}")
+        shapes = {tuple(c.shape) for c in (weight, bias) if c is not None}
+        self.require(
+            shapes <= {(size,)} or shapes <= {(columns,)},
+            f"weight and bias of shape {sorted(shapes)} for heads of {size}",
+        )
+        return self.run(x, size, weight, bias, eps)
+
+    def reference(
+        self,
+        ref: ReferenceOps,
+        x: Tensor,
+        size: int,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        import torch
+
+        heads = x.float().unflatten(-1, (-1, size))
+        y = torch.nn.functional.layer_norm(heads, (size,), eps=eps)
+        if weight is not None:
+            y = y * weight.view(-1, size)
+        if bias is not None:
+            y = y + bias.view(-1, size)
+        return y.flatten(-2).to(x.dtype)
+
+    def record(
+        self,
+        recorder: Recorder,
+        x: Symbol,
+        size: int,
+        weight: NDArray[np.float32] | None,
+        bias: NDArray[np.float32] | None,
+        eps: float,
+    ) -> Symbol:
+        out = Symbol.new(x.buffer.rows, x.columns)
+        constants: dict[str, NodeConstant] = {
+            name: values
+            for name, values in (("weight", weight), ("bias", bias))
+            if values is not None
+        }
+        per_head = any(values.shape != (size,) for values in constants.values())
+        recorder.add(
+            Node(
+                "layer_norm",
+                {"x": x},
+                {"out": out},
+                constants=constants,
+                ints={"n": size, "per_head": int(per_head)},
+                floats={"eps": eps},
+            )
+        )
+        return out
+
+
+layer_norm: LayerNorm = LayerNorm()
