@@ -120,10 +120,9 @@ class QuantizedWeight:
         zero = self.zero if isinstance(self.zero, int) else self.zero[:, groups, None]
         return np.subtract(q, zero, out=out, dtype=np.float32)
 
-    def rows(self, start: int, stop: int) -> QuantizedWeight:
-        """Outputs [start, stop): the shard of a column-parallel rank. Views, not copies."""
-        assert 0 <= start < stop <= self.shape[0]
-        return self._map(lambda _, array: array[start:stop])
+    def take(self, rows: slice | NDArray[np.intp]) -> QuantizedWeight:
+        """Some outputs (a column-parallel rank): views of a slice, copies of an array."""
+        return self._map(lambda _, array: array[rows])
 
     def columns(self, start: int, stop: int) -> QuantizedWeight:
         """Inputs [start, stop): the shard of a row-parallel rank. Views, not copies.

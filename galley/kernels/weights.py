@@ -156,9 +156,8 @@ class PackedWeight:
         """
         if self.format.is_dense:
             return _pack_dense(self.unpack()[rows, columns], self.format)
-        start, stop, _ = rows.indices(self.shape[0])
         first, last, _ = columns.indices(self.shape[1])
-        return _pack_codes(self.codes().rows(start, stop).columns(first, last), self.format)
+        return _pack_codes(self.codes().take(rows).columns(first, last), self.format)
 
 
 def pack(weight: QuantizedWeight, dense: Literal["f32", "bf16"] = "bf16") -> PackedWeight:

@@ -44,16 +44,18 @@ class Linear:
         Args:
             name: of one of the parts. KeyError for another.
         """
-        sizes = [part.num_rows // self._ranks for part in self.matrix.parts]
+        parts = self.matrix.parts
+        sizes = [part.num_rows // self._ranks for part in parts]
         starts = np.cumsum([0, *sizes])
         rows = [np.arange(starts[i], starts[i + 1]) for i in range(len(sizes))]
         columns = np.argsort(interleaved(rows, self._run))  # by row
-        mine = [
-            columns[r] for r, part in zip(rows, self.matrix.parts, strict=True) if part.name == name
-        ]
+        mine = [i for i, part in enumerate(parts) if part.name == name]
         if not mine:
             raise KeyError(name)
-        return np.concatenate(mine)
+        # Parts of a fused tensor may come in another order than its rows.
+        stored = [np.arange(parts[i].shape[0])[parts[i].take(0, sizes[i])] for i in mine]
+        order = np.argsort(np.concatenate(stored))
+        return np.concatenate([columns[rows[i]] for i in mine])[order]
 
     @property
     def _run(self) -> int:

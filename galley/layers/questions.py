@@ -27,27 +27,49 @@ class Part:
     Attributes:
         name: without ".weight" for a matrix, which may have further tensors (scales, a bias);
             in full for a vector.
-        shape: of the whole tensor, before cutting: [N, K] or [N].
+        shape: of the whole tensor, before cutting: [N, K] or [N]; () for a vector of one number.
         rows: [start, stop) of its N; None = all. Fused tensors are named once for each use.
+        every: `rows` are those of each run of so many rows (q, k and v by head); 0 = of all rows.
+        transposed: the checkpoint stores the matrix as [K, N].
     """
 
     name: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
-
-    @property
-    def row_range(self) -> tuple[int, int]:
-        """[start, stop)"""
-        return self.rows or (0, self.shape[0])
+    every: int = 0
+    transposed: bool = False
 
     @property
     def num_rows(self) -> int:
-        start, stop = self.row_range
-        return stop - start
+        start, stop = self._run
+        return self._runs * (stop - start)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        return self.shape[::-1] if self.transposed else self.shape
+
+    def take(self, first: int, last: int) -> slice | NDArray[np.intp]:
+        """Index of its rows [first, last) among those of the whole tensor."""
+        start, stop = self._run
+        if not self.every:
+            return slice(start + first, start + last)
+        each = stop - start
+        row = np.arange(first, last)
+        numbers: NDArray[np.intp] = row // each * self.every + start + row % each
+        return numbers
+
+    @property
+    def _run(self) -> tuple[int, int]:
+        return self.rows or (0, self.shape[0] if self.shape else 1)
+
+    @property
+    def _runs(self) -> int:
+        return self.shape[0] // self.every if self.every else 1
 
     def __str__(self) -> str:
         rows = "" if self.rows is None else f"[{self.rows[0]}:{self.rows[1]}]"
-        return f"{self.name}{rows} {list(self.shape)}"
+        every = f" of every {self.every}" if self.every else ""
+        return f"{self.name}{rows}{every} {list(self.stored_shape)}"
 
 
 @dataclass(frozen=True)
@@ -89,18 +111,36 @@ class Vector:
     plus: float = 0.0
 
 
-def fuse(name: str, parts: Sequence[Part]) -> list[Part]:
+def fuse(name: str, parts: Sequence[Part], *, transposed: bool = False) -> list[Part]:
     """The same parts as consecutive rows of one tensor (qkv_proj, gate_up_proj)."""
     ends = list(accumulate(part.num_rows for part in parts))
     shape = (ends[-1], *parts[0].shape[1:])
     return [
-        Part(name, shape, (end - part.num_rows, end)) for part, end in zip(parts, ends, strict=True)
+        Part(name, shape, (end - part.num_rows, end), transposed=transposed)
+        for part, end in zip(parts, ends, strict=True)
+    ]
+
+
+def fuse_runs(name: str, parts: Sequence[Part], runs: int) -> list[Part]:
+    """The same parts as rows of one tensor that holds them in turn: the first of `runs` equal
+    shares of each part, then the second, … (query_key_value by head).
+
+    runs = 2, parts q, k and v:   q0 k0 v0 q1 k1 v1
+    """
+    shares = [part.num_rows // runs for part in parts]
+    ends = list(accumulate(shares))
+    shape = (runs * ends[-1], *parts[0].shape[1:])
+    return [
+        Part(name, shape, (end - share, end), every=ends[-1])
+        for share, end in zip(shares, ends, strict=True)
     ]
 
 
 def bias_of(matrix: Matrix, interleave: int) -> Vector:
     """The ".bias" tensors of a matrix's parts, in the order of its outputs."""
-    parts = [Part(f"{part.name}.bias", part.shape[:1], part.rows) for part in matrix.parts]
+    parts = [
+        Part(f"{part.name}.bias", part.shape[:1], part.rows, part.every) for part in matrix.parts
+    ]
     return Vector(tuple(parts), matrix.cut == "outputs", interleave)
 
 

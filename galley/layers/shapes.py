@@ -67,7 +67,7 @@ class ShapeSource:
         """Name → shape of every tensor of a checkpoint that the questions need."""
         tensors: dict[str, tuple[int, ...]] = {}
         for matrix in self.matrices:
-            tensors |= {f"{part.name}.weight": part.shape for part in matrix.parts}
+            tensors |= {f"{part.name}.weight": part.stored_shape for part in matrix.parts}
         for vector in self.vectors:
             tensors |= {part.name: part.shape for part in vector.parts}
         return tensors

@@ -129,34 +129,37 @@ class CheckpointWeights:
                 raise ModelError(f"the model uses {used} of the {rows} rows of tensor {name}")
 
     def _share(
-        self, part: Part, matrix: Matrix, read: Callable[[str, tuple[int, ...]], QuantizedWeight]
+        self, part: Part, matrix: Matrix, read: Callable[..., QuantizedWeight]
     ) -> QuantizedWeight:
         """This rank's share of a part."""
-        weight = read(part.name, part.shape)
+        weight = read(part.name, part.shape, part.transposed)
         if part.rows is not None:
             self._used_parts[f"{part.name}.weight"].add(part)
-        start, stop = part.row_range
+        first, last = 0, part.num_rows
         if matrix.cut == "outputs":
             first, last = self._range(part.name, part.num_rows)
-            start, stop = start + first, start + last
-        if (start, stop) != (0, part.shape[0]):
-            weight = weight.rows(start, stop)
+        if last - first < part.shape[0]:
+            weight = weight.take(part.take(first, last))
         if matrix.cut == "inputs" and self.group.size > 1:
             weight = weight.columns(*self._range(part.name, part.shape[1]))
         return weight
 
     def _numbers(self, part: Part, cut: bool) -> NDArray[np.float32]:
-        whole = to_float32(self.use(part.name, part.shape))
+        whole = np.atleast_1d(to_float32(self.use(part.name, part.shape)))
         if part.rows is not None:
             self._used_parts[part.name].add(part)
-        start, stop = part.row_range
-        first, last = self._range(part.name, part.num_rows) if cut else (0, stop - start)
-        return whole[start + first : start + last]
+        first, last = self._range(part.name, part.num_rows) if cut else (0, part.num_rows)
+        return whole[part.take(first, last)]
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> QuantizedWeight:
+    def _read(self, name: str, shape: tuple[int, ...], transposed: bool) -> QuantizedWeight:
         """A whole matrix of the checkpoint."""
         n, k = shape
-        return self._scheme.read(name, (n, k), self)
+        if not transposed:
+            return self._scheme.read(name, (n, k), self)
+        weight = self._scheme.read(name, (k, n), self)
+        if weight.dense is None:
+            raise ModelError(f"{name}: a quantized matrix that is stored transposed")
+        return QuantizedWeight(dense=np.ascontiguousarray(weight.dense.T))
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has the tensor."""

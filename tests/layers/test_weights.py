@@ -13,7 +13,7 @@ from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.mlp import MLPSpec
-from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.questions import Matrix, Part, Vector, fuse, fuse_runs
 from galley.layers.weights import CheckpointWeights
 from galley.loader.tensor import RawTensor
 from tests.models.checkpoints import quantized
@@ -162,6 +162,49 @@ def test_rows_of_a_fused_tensor_are_parts(types, order):
         y = run_linear(source, Linear(source, Matrix(order, "outputs"), bias=True), x)
         halves = [np.split(np.arange(*part.rows), 2)[rank] for part in order]
         np.testing.assert_allclose(y, whole[:, np.concatenate(halves)], rtol=1e-4, atol=1e-4)
+
+
+#: Two heads of q (16 rows), k (8) and v (8) by turns.
+BY_HEAD = tuple(
+    fuse_runs(
+        "fused", [Part(n, (rows, 64)) for n, rows in zip("qkv", (32, 16, 16), strict=True)], 2
+    )
+)
+
+
+@pytest.mark.parametrize("types", [{}, {"fused.weight": "Q4_0"}], ids=["dense", "Q4_0"])
+def test_parts_of_a_fused_tensor_that_come_in_turn(types):
+    rng = np.random.default_rng(5)
+    arrays = {"fused.weight": rng.standard_normal((64, 64)), "fused.bias": rng.standard_normal(64)}
+    checkpoint = Arrays({n: a.astype(np.float32) for n, a in arrays.items()}, types)
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    y = x @ checkpoint.values("fused.weight").T + checkpoint.arrays["fused.bias"]
+    q, k, v = np.split(y.reshape(3, 2, 32), [16, 24], axis=-1)
+    for rank in range(2):
+        for size in (1, 2):
+            share = slice(rank, rank + 1) if size == 2 else slice(None)
+            want = np.concatenate([part[:, share].reshape(3, -1) for part in (q, k, v)], axis=1)
+            source = CheckpointWeights(checkpoint, ReferenceBackend(), Rank(rank % size, size))
+            linear = Linear(source, Matrix(BY_HEAD, "outputs"), bias=True)
+            source.finish()
+            got = run_linear(source, linear, x)
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+            rows = y[:, rank * 32 : rank * 32 + 32] if size == 2 else y
+            columns = linear.columns_of("fused")
+            np.testing.assert_allclose(got[:, columns], rows, rtol=1e-4, atol=1e-4)
+
+
+def test_a_matrix_stored_transposed():
+    stored = np.random.default_rng(6).standard_normal((64, 32)).astype(np.float32)
+    parts = tuple(fuse("c_attn", [Part(n, (16, 64)) for n in "qk"], transposed=True))
+    source = CheckpointWeights(Arrays({"c_attn.weight": stored}), ReferenceBackend())
+    (weight,) = source.matrix(Matrix(parts[::-1]))
+    source.finish()
+    assert np.array_equal(weight, np.concatenate([stored.T[16:], stored.T[:16]]))
+    types = {"c_attn.weight": "Q8_0"}
+    source = CheckpointWeights(Arrays({"c_attn.weight": stored}, types), ReferenceBackend())
+    with pytest.raises(ModelError, match="c_attn: a quantized matrix that is stored transposed"):
+        source.matrix(Matrix(parts))
 
 
 def test_unused_rows_of_a_fused_tensor_are_an_error():
