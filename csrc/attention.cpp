@@ -1,10 +1,13 @@
 // Op `attention`: attention of this step's tokens over the cache, prefill and decode in one.
 // Pointers: q ([tokens] rows of heads * head_dim of q_kind), kv (the layer's base), slopes? (f32
-// [heads], ALiBi: scale * q.k - slope * distance), out ([tokens][heads * head_dim] of out_kind). Ints: heads, kv_heads, head_dim, q_kind, q_stride?
+// [heads], ALiBi: scale * q.k - slope * distance), sinks? (f32 [heads]: a further score of each
+// head, of a token without a value), out ([tokens][heads * head_dim] of out_kind). Ints: heads,
+// kv_heads, head_dim, q_kind, q_stride?
 // (elements from row to row, default heads * head_dim), kv_kind (0 f32, 1 bf16), kv_block_stride
 // (bytes), window? (0 = all, else the last `window` tokens including the token itself), causal?
 // (default 1: a token sees itself and those before it; 0: all tokens of its sequence that are
-// known, this step's included), out_kind, block_size. Floats: scale. Columns: block_table.
+// known, this step's included), out_kind, block_size. Floats: scale, soft_cap? (scores are
+// soft_cap * tanh(score / soft_cap)). Columns: block_table.
 //
 // A row's bits depend on its own tokens alone: the cache is walked in tiles of 64 tokens at
 // absolute multiples of 64, in chunks of 512 at absolute multiples of 512; each chunk starts from
@@ -27,7 +30,8 @@ constexpr double kLog2E = 1.4426950408889634;
 class Attention final : public Op {
  public:
   explicit Attention(const Args& a)
-      : q_(a.ptr<uint8_t>("q")), out_(a.ptr<uint8_t>("out")), kv_(a), heads_(a.size("heads")),
+      : q_(a.ptr<uint8_t>("q")), out_(a.ptr<uint8_t>("out")),
+        sinks_(a.ptr_or_null<float>("sinks")), kv_(a), heads_(a.size("heads")),
         out_kind_(a.kind("out_kind")) {
     const Kind q_kind = a.kind("q_kind");
     if (q_kind != Kind::f32 && q_kind != Kind::bf16) {
@@ -38,15 +42,21 @@ class Attention final : public Op {
     }
     const double scale = a.f("scale");
     if (!(scale > 0.0)) throw std::invalid_argument("scale must be positive");
-    if (const float* slopes = a.ptr_or_null<float>("slopes")) {
-      for (int64_t h = 0; h < heads_; h++) slopes_.push_back(static_cast<float>(slopes[h] / scale));
-    }
     q_is_f32_ = q_kind == Kind::f32;
     shape_.head_dim = kv_.head_dim;
     shape_.is_f32 = kv_.is_f32;
     shape_.words = kv_.is_f32 ? kv_.head_dim : kv_.head_dim / 2;
     shape_.half_bytes = kv_.half_bytes();
-    shape_.scale = static_cast<float>(scale * kLog2E);
+    const double soft_cap = a.f("soft_cap", 0.0);
+    if (!(soft_cap >= 0.0)) throw std::invalid_argument("soft_cap must not be negative");
+    shape_.soft_cap = static_cast<float>(soft_cap);
+    shape_.cap_scale = soft_cap > 0.0 ? static_cast<float>(scale / soft_cap) : 0.0f;
+    shape_.scale = static_cast<float>(soft_cap > 0.0 ? kLog2E : scale * kLog2E);
+    // Capped scores are in their own units, others still without `scale`.
+    const double unit = soft_cap > 0.0 ? 1.0 : scale;
+    if (const float* slopes = a.ptr_or_null<float>("slopes")) {
+      for (int64_t h = 0; h < heads_; h++) slopes_.push_back(static_cast<float>(slopes[h] / unit));
+    }
     geometry_.table = kv_.table();
     geometry_.kv_heads = kv_.heads;
     geometry_.group = heads_ / kv_.heads;
@@ -108,6 +118,7 @@ class Attention final : public Op {
 
   const uint8_t* q_;
   uint8_t* out_;
+  const float* sinks_;
   KvLayout kv_;
   int64_t heads_;
   Kind out_kind_;
@@ -256,8 +267,9 @@ void Attention::finish(const AttentionGroup& g, const float* states, float* out)
   const int64_t row_bytes = activation_bytes(out_kind_, width);
   for (int64_t q = 0; q < g.queries; q++) {
     for (int64_t h = 0; h < g.heads; h++) {
+      const float* sinks = sinks_ ? sinks_ + (g.head + h) * group : nullptr;
       finish_states_(shape_, states + (h * per_head + q * group) * shape_.state_size(), group,
-                     out + h * group * dim, dim);
+                     sinks, out + h * group * dim, dim);
     }
     store_columns_(out, g.head * group * dim, columns, width, out_kind_,
                    out_ + (g.token + q) * row_bytes);

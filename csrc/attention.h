@@ -4,7 +4,7 @@
 // of K and V is read once for up to six rows. Which rows share a call never changes a row's bits.
 //
 //   state of a row:  m  running maximum (in units of log2) | l[16] partial sums | o[padded dim]
-//   scores s = q.K * scale;  m' = max(m, s);  p = 2^(s - m'), rounded to bf16 for bf16 V
+//   scores s = q.K * scale, or soft-capped;  m' = max(m, s);  p = 2^(s - m'), rounded to bf16 for bf16 V
 //   l = l * 2^(m - m') + p;  o = o * 2^(m - m') + p V
 #pragma once
 #include "variants.h"
@@ -25,6 +25,8 @@ struct AttentionShape {
   int64_t words;       // 32-bit words of a query row: head_dim / 2 pairs of bf16, or head_dim f32
   int64_t half_bytes;  // from K to V of a head in a page
   float scale;         // of scores, times log2(e)
+  float soft_cap;      // 0 = none; else scores are first soft_cap * tanh(q.K * cap_scale)
+  float cap_scale;
   bool is_f32;         // K, V and q; otherwise bf16
 
   __attribute__((always_inline)) int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
@@ -42,7 +44,7 @@ struct AttentionTile {
   // Neither decreases from row to row, and `last` is within the sequence.
   const int32_t* first;
   const int32_t* last;
-  // [rows] Added to a row's scores for each token of distance, before `scale`; null = nothing. A row
+  // [rows] Added to a row's scores for each token of distance, before `scale` and after a soft cap; null = nothing. A row
   // is then at position last - 1.
   const float* slopes;
   float* state;          // [rows][state_size]
@@ -53,9 +55,10 @@ GALLEY_VARIANTS(
     void attend_tile(const AttentionShape& shape, const AttentionTile& tile);
     // into += from; an empty `from` changes nothing, an empty `into` becomes `from`.
     void merge_states(const AttentionShape& shape, float* into, const float* from, int64_t rows);
-    // out[r * stride ..] = o / sum(l).
-    void finish_states(const AttentionShape& shape, const float* states, int64_t rows, float* out,
-                       int64_t stride);
+    // out[r * stride ..] = o / sum(l). With `sinks` [rows], or null, row r has one more score,
+    // sinks[r], of a token without a value.
+    void finish_states(const AttentionShape& shape, const float* states, int64_t rows,
+                       const float* sinks, float* out, int64_t stride);
     // Columns [first, first + n) of an output row of k columns. Kinds with a scale per group or per
     // row need whole groups or the whole row.
     void store_columns(const float* x, int64_t first, int64_t n, int64_t k, Kind kind,

@@ -155,8 +155,16 @@ GALLEY_INLINE void mask_scores(RowBlock& b, int r) {
   }
 }
 
+__attribute__((noinline)) void cap_scores(RowBlock& b, int r) {
+  const Float cap = all(b.shape->soft_cap), scale = all(b.shape->cap_scale);
+  for (int i = 0; i < kTileTokens; i += kLanes) {
+    store(b.scores[r] + i, cap * tanh(load(b.scores[r] + i) * scale));
+  }
+}
+
 // The maximum of row r, including this tile's scores.
 GALLEY_INLINE float new_maximum(RowBlock& b, int r) {
+  if (b.shape->soft_cap > 0.0f) cap_scores(b, r);
   if (b.tile->slopes) add_slope(b, r);
   mask_scores(b, r);
   const float* s = b.scores[r];
@@ -344,11 +352,16 @@ void merge_states(const AttentionShape& shape, float* into, const float* from, i
   }
 }
 
-void finish_states(const AttentionShape& shape, const float* states, int64_t rows, float* out,
-                   int64_t stride) {
+void finish_states(const AttentionShape& shape, const float* states, int64_t rows,
+                   const float* sinks, float* out, int64_t stride) {
   const int64_t size = shape.state_size();
   for (int64_t r = 0; r < rows; r++, states += size, out += stride) {
-    const Float inverse = all(1.0f / sum(load(states + 16)));
+    Float inverse = all(1.0f / sum(load(states + 16)));
+    if (sinks) {
+      const float sink = sinks[r] * 1.44269504f, m = greater(states[0], sink);
+      const float mine = exp2_one(states[0] - m);
+      inverse = all(mine / fma(sum(load(states + 16)), mine, exp2_one(sink - m)));
+    }
     for (int64_t d = 0; d < shape.head_dim; d += kLanes) {
       const int64_t left = shape.head_dim - d;
       // + 0: the sign of a zero must not show whether p = 0 was added or skipped.

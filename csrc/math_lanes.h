@@ -283,6 +283,18 @@ GALLEY_INLINE Float exp2_nonpositive(const Float& x) {
 #endif
 }
 
+// Near 0 a polynomial, so that small numbers keep their relative precision.
+GALLEY_INLINE Float tanh(const Float& x) {
+  const Float z = x * x;
+  Float p = fma(all(-5.70498872745e-3f), z, all(2.06390887954e-2f));
+  p = fma(p, z, all(-5.37397155531e-2f));
+  p = fma(p, z, all(1.33314422036e-1f));
+  p = fma(p, z, all(-3.33332819422e-1f));
+  const Float small = fma(p * z, x, x);
+  const Float far = all(1.0f) - all(2.0f) / (exp(x + x) + all(1.0f));
+  return select(z < all(0.390625f), small, far);
+}
+
 // x * sigmoid(x).
 GALLEY_INLINE Float silu(const Float& x) { return x / (all(1.0f) + exp(zero() - x)); }
 

@@ -62,10 +62,16 @@ class KVLayer:
 
 @dataclass(frozen=True)
 class RotaryTable:
-    """Rotations by position: values [positions, rot_dim] float32, cos in the first half of a row,
-    sin in the second. A head's element i is rotated with element i + rot_dim / 2."""
+    """Rotations by position.
+
+    Attributes:
+        values: [positions, rot_dim] float32, cos in the first half of a row, sin in the second.
+        interleaved: a head's element 2 i is rotated with element 2 i + 1; otherwise element i
+            with element i + rot_dim / 2.
+    """
 
     values: Constant
+    interleaved: bool = False
 
     @property
     def rot_dim(self) -> int:

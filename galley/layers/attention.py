@@ -1,4 +1,4 @@
-"""Self-attention with grouped KV heads, rotary positions and an optional qk-norm."""
+"""Self-attention with grouped KV heads, rotary positions and optional norms of q, k and v."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.norm import HeadNorm, NormSpec
-from galley.layers.questions import Matrix, Part
+from galley.layers.norm import Norm, NormSpec
+from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.rotary import Rotary
+from galley.layers.weights import WeightSource
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ class AttentionSpec:
         rotary: rotary embedding of q and k; None = no positions in this layer.
         window: tokens that a query sees, its own included; 0 = all before it.
         causal: False = a query sees its whole sequence, computed in one step (an encoder).
-        q_norm, k_norm: applied to each head before the rotation; None = none.
+        q_norm, k_norm, v_norm: before the rotation, of each head (`HeadNormSpec`) or of the whole
+            projection; None = none.
+        soft_cap: scores are soft_cap * tanh(score / soft_cap); 0 = as they are.
+        sinks: the tensor [heads] of a further score of each head; None = none.
     """
 
     q: Part
@@ -42,6 +46,9 @@ class AttentionSpec:
     out_bias: bool = False
     q_norm: NormSpec | None = None
     k_norm: NormSpec | None = None
+    v_norm: NormSpec | None = None
+    soft_cap: float = 0.0
+    sinks: Part | None = None
 
     def build(self, context: BuildContext) -> Attention:
         return Attention(self, context)
@@ -59,12 +66,14 @@ class Attention:
         heads, kv_heads = spec.heads // ranks, spec.kv_heads // ranks
         self.qkv = Linear(source, Matrix((spec.q, spec.k, spec.v), "outputs"), spec.qkv_bias)
         self.out = Linear(source, Matrix((spec.out,), "inputs"), spec.out_bias)
-        self.q_norm = None if spec.q_norm is None else HeadNorm(source, spec.q_norm)
-        self.k_norm = None if spec.k_norm is None else HeadNorm(source, spec.k_norm)
+        self.q_norm, self.k_norm, self.v_norm = (
+            projection_norm(source, norm, d) for norm in (spec.q_norm, spec.k_norm, spec.v_norm)
+        )
         self.rotary = None if spec.rotary is None else context.rotary_table(spec.rotary)
         self.layer = context.add_kv_layer(kv_heads, d, spec.window, spec.causal)
+        self.sinks = None if spec.sinks is None else source.vector(Vector((spec.sinks,), cut=True))
         self._sizes = (heads * d, kv_heads * d, kv_heads * d)
-        self._scale = spec.scale
+        self._scale, self._soft_cap = spec.scale, spec.soft_cap
 
     def __call__(self, ops: Ops, x: Value, ctx: ForwardContext) -> Value:
         q, k, v = ops.split(self.qkv(ops, x), self._sizes)
@@ -72,8 +81,22 @@ class Attention:
             q = self.q_norm(ops, q)
         if self.k_norm is not None:
             k = self.k_norm(ops, k)
+        if self.v_norm is not None:
+            v = self.v_norm(ops, v)
         if self.rotary is not None:
             q = ops.rope(q, ctx.positions, self.rotary, self.layer.head_dim)
             k = ops.rope(k, ctx.positions, self.rotary, self.layer.head_dim)
         ops.write_kv(k, v, self.layer, ctx)
-        return self.out(ops, ops.attention(q, self.layer, self._scale, ctx))
+        attended = ops.attention(q, self.layer, self._scale, ctx, None, self._soft_cap, self.sinks)
+        return self.out(ops, attended)
+
+
+def projection_norm(source: WeightSource, spec: NormSpec | None, head_dim: int) -> Norm | None:
+    """The norm of q, k or v. ModelError where ranks would have to share what it normalises."""
+    if spec is None:
+        return None
+    if spec.size != head_dim and source.group.size > 1:
+        raise ModelError(
+            f"a norm over all heads together cannot be shared by {source.group.size} ranks"
+        )
+    return spec.build(source)

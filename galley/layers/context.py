@@ -32,10 +32,11 @@ class BuildContext:
 
     def rotary_table(self, rotary: Rotary) -> RotaryTable:
         """The table of a rotary embedding; layers with equal settings share one."""
+        positions = self._max_positions
+        rotary = rotary.for_length(positions)
         table = self._tables.get(rotary)
         if table is None:
-            positions = self._max_positions
             shape = (positions, rotary.dim)
             values = self.source.constant(shape, lambda: rotary_table(rotary, positions))
-            table = self._tables[rotary] = RotaryTable(values)
+            table = self._tables[rotary] = RotaryTable(values, rotary.interleaved)
         return table

@@ -1,13 +1,23 @@
-"""The gated feed-forward block: down(silu(gate(x)) * up(x))."""
+"""The gated feed-forward block: down(act(gate(x)) * up(x))."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from galley.kernels.ops import GATE_UP_RUN, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part
+
+#: Activations of the gate; gelu_tanh is GELU in its tanh form.
+GatedActivation = Literal["silu", "gelu_tanh"]
+
+_ACTIVATIONS: dict[GatedActivation, Callable[[Ops, Value, bool], Value]] = {
+    "silu": lambda ops, gate_up, interleaved: ops.silu_and_mul(gate_up, interleaved),
+    "gelu_tanh": lambda ops, gate_up, interleaved: ops.gelu_and_mul(gate_up, interleaved),
+}
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,7 @@ class MLPSpec:
     up: Part
     down: Part
     bias: bool = False
+    activation: GatedActivation = "silu"
 
     def build(self, context: BuildContext) -> GatedMLP:
         return GatedMLP(self, context)
@@ -32,7 +43,8 @@ class GatedMLP:
         run = GATE_UP_RUN if source.interleave_gate_up and whole_runs else 0
         self.gate_up = Linear(source, Matrix((spec.gate, spec.up), "outputs", run), spec.bias)
         self.down = Linear(source, Matrix((spec.down,), "inputs"), spec.bias)
+        self._activate = _ACTIVATIONS[spec.activation]
 
     def __call__(self, ops: Ops, x: Value) -> Value:
-        activated = ops.silu_and_mul(self.gate_up(ops, x), self.gate_up.interleaved)
+        activated = self._activate(ops, self.gate_up(ops, x), self.gate_up.interleaved)
         return self.down(ops, activated)

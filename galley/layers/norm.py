@@ -1,35 +1,64 @@
-"""Root-mean-square normalisation with a learned weight."""
+"""Norms: what a layer needs of one, and root-mean-square normalisation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from galley.kernels.ops import Ops, Value
+import numpy as np
+
+from galley.kernels.ops import Constant, Ops, Value
 from galley.layers.questions import Part, Vector
 from galley.layers.weights import WeightSource
 
 
+class Norm(Protocol):
+    """x [T, columns] → like x."""
+
+    def __call__(self, ops: Ops, x: Value) -> Value: ...
+
+
+class NormSpec(Protocol):
+    """Size and tensors of a norm (`RMSNormSpec`, …)."""
+
+    @property
+    def size(self) -> int:
+        """Number of values that are normalised together."""
+
+    def build(self, source: WeightSource) -> Norm: ...
+
+
 @dataclass(frozen=True)
-class NormSpec:
-    """A norm of `size` values.
+class RMSNormSpec:
+    """A root-mean-square norm of `size` values.
 
     Attributes:
-        name: of its tensor, without ".weight".
+        name: of its tensor, without ".weight"; None = it has no weight.
         plus: added to the stored weight (families that store w for 1 + w).
     """
 
-    name: str
+    name: str | None
     size: int
     eps: float
     plus: float = 0.0
+
+    def build(self, source: WeightSource) -> RMSNorm:
+        return RMSNorm(source, self)
+
+
+@dataclass(frozen=True)
+class HeadNormSpec(RMSNormSpec):
+    """The same for each head of `size` values by itself (qk-norm)."""
+
+    def build(self, source: WeightSource) -> HeadNorm:
+        return HeadNorm(source, self)
 
 
 class RMSNorm:
     """x [T, size] → like x: each row divided by its root mean square."""
 
-    def __init__(self, source: WeightSource, spec: NormSpec) -> None:
-        weight = Part(f"{spec.name}.weight", (spec.size,))
-        self.weight = source.vector(Vector((weight,), plus=spec.plus))
+    def __init__(self, source: WeightSource, spec: RMSNormSpec) -> None:
+        self.weight = _weight(source, spec)
         self.eps = spec.eps
 
     def __call__(self, ops: Ops, x: Value) -> Value:
@@ -37,7 +66,14 @@ class RMSNorm:
 
 
 class HeadNorm(RMSNorm):
-    """The same for each head of x [T, heads * size] by itself (qk-norm)."""
+    """x [T, heads * size] → like x, head by head."""
 
     def __call__(self, ops: Ops, x: Value) -> Value:
         return ops.head_norm(x, self.weight, self.eps)
+
+
+def _weight(source: WeightSource, spec: RMSNormSpec) -> Constant:
+    if spec.name is None:
+        return source.constant((spec.size,), lambda: np.ones(spec.size, np.float32))
+    weight = Part(f"{spec.name}.weight", (spec.size,))
+    return source.vector(Vector((weight,), plus=spec.plus))

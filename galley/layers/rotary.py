@@ -10,7 +10,7 @@ of the sequence.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,16 @@ class Rotary:
     Attributes:
         dim: elements of a head that are rotated.
         theta: base of the frequencies.
+        interleaved: neighbours are rotated together; otherwise element i and i + dim / 2.
     """
 
     dim: int
     theta: float
+    interleaved: bool = field(default=False, kw_only=True)
+
+    def for_length(self, positions: int) -> Rotary:
+        """The embedding of sequences of up to so many tokens; most do not depend on it."""
+        return self
 
     def inverse_frequencies(self) -> F32:
         """[dim / 2] radians per position."""
@@ -70,6 +76,48 @@ class FrequencyFactors(Rotary):
     def inverse_frequencies(self) -> F32:
         factors: F32 = np.asarray(self.factors, np.float32)
         return super().inverse_frequencies() / factors
+
+
+@dataclass(frozen=True)
+class ProportionalRotary(Rotary):
+    """The first `rotated` elements of each half have the frequencies of the whole, divided by
+    `factor`; the others stay as they are."""
+
+    rotated: int
+    factor: float = 1.0
+
+    def inverse_frequencies(self) -> F32:
+        frequencies = super().inverse_frequencies() / np.float32(self.factor)
+        frequencies[self.rotated :] = 0
+        return frequencies
+
+
+@dataclass(frozen=True)
+class LongRotary(Rotary):
+    """Each frequency divided by its own factor: `short` ones where no sequence may be longer than
+    `original_max_position`, otherwise `long` ones.
+
+    The original recipe looks at the current length, which would change the rotation of keys that
+    are in the cache already. Like vLLM, this takes the longest length for all.
+
+    Attributes:
+        attention_factor: amplitude.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_max_position: int
+    attention_factor: float
+
+    def for_length(self, positions: int) -> Rotary:
+        return replace(self, short=self.long) if positions > self.original_max_position else self
+
+    def inverse_frequencies(self) -> F32:
+        factors: F32 = np.asarray(self.short, np.float32)
+        return super().inverse_frequencies() / factors
+
+    def amplitude(self) -> float:
+        return self.attention_factor
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The decoder that most families share: layers on a residual stream.
 
     h = embed(tokens)
-    for each layer:   h += mixer(norm(h));   h += mlp(norm(h))
+    for each layer:   h += mixer(norm(h));   h += mlp(norm(h))      (a layer may be another)
     logits = head(norm(h))
 
 A family describes a model with a `DecoderSpec`: each layer by itself, with the names of its
@@ -18,8 +18,9 @@ from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.embedding import Embedding, LMHead
-from galley.layers.norm import NormSpec, RMSNorm
+from galley.layers.norm import Norm, NormSpec
 from galley.layers.questions import Part
+from galley.layers.scale import Multiplier
 from galley.layers.shapes import ShapeSource
 from galley.layers.weights import WeightSource
 
@@ -48,14 +49,59 @@ class FeedForwardSpec(Protocol):
     def build(self, context: BuildContext) -> FeedForward: ...
 
 
+class Layer(Protocol):
+    """hidden [T, H] → [T, H]; `hidden` may be overwritten."""
+
+    def __call__(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value: ...
+
+
+class AnyLayerSpec(Protocol):
+    """A layer before it is shared over ranks (`LayerSpec`, `ParallelLayerSpec`, …)."""
+
+    def build(self, context: BuildContext) -> Layer: ...
+
+
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer: its two blocks, and the norm of each block's input."""
+    """A layer of two blocks, one after the other:
+
+        h += residual * out_norm(block(norm(h)))
+
+    Attributes:
+        mixer_norm, mlp_norm: of each block's input; None = none.
+        mixer_out_norm, mlp_out_norm: of each block's output; None = none.
+        residual: factor of each block's output.
+    """
 
     mixer: MixerSpec
     mlp: FeedForwardSpec
-    mixer_norm: NormSpec
-    mlp_norm: NormSpec
+    mixer_norm: NormSpec | None
+    mlp_norm: NormSpec | None
+    mixer_out_norm: NormSpec | None = None
+    mlp_out_norm: NormSpec | None = None
+    residual: float = 1.0
+
+    def build(self, context: BuildContext) -> DecoderLayer:
+        return DecoderLayer(self, context)
+
+
+@dataclass(frozen=True)
+class ParallelLayerSpec:
+    """A layer whose two blocks read the same h:
+
+        h += mixer(norm(h)) + mlp(mlp_norm(h))
+
+    Attributes:
+        mlp_norm: None = both blocks read norm(h).
+    """
+
+    mixer: MixerSpec
+    mlp: FeedForwardSpec
+    norm: NormSpec
+    mlp_norm: NormSpec | None = None
+
+    def build(self, context: BuildContext) -> ParallelLayer:
+        return ParallelLayer(self, context)
 
 
 @dataclass(frozen=True)
@@ -78,15 +124,22 @@ class DecoderSpec:
 
     Attributes:
         embedding: the tensor [vocab, hidden].
+        norm: before the head.
         head: the tensor [vocab, hidden]; None = the embedding's weight is used (tied).
         ignored: prefixes of tensors that the checkpoint may have and the model does not use.
+        embedding_scale: factor of the embedding.
+        logits_scale: factor of the logits.
+        logits_soft_cap: logits are soft_cap * tanh(logit / soft_cap); 0 = as they are.
     """
 
     embedding: Part
-    layers: Sequence[LayerSpec]
+    layers: Sequence[AnyLayerSpec]
     norm: NormSpec
     head: Part | None
     ignored: tuple[str, ...] = ()
+    embedding_scale: float = 1.0
+    logits_scale: float = 1.0
+    logits_soft_cap: float = 0.0
 
     def build(self, source: WeightSource, stage: Stage) -> Decoder:
         """The stage's part of the model. Raises ModelError as the source does."""
@@ -94,17 +147,46 @@ class DecoderSpec:
 
 
 class DecoderLayer:
-    """One layer: hidden [T, H] → [T, H]."""
+    """A `LayerSpec` with its weights."""
 
     def __init__(self, spec: LayerSpec, context: BuildContext) -> None:
-        self.mixer_norm = RMSNorm(context.source, spec.mixer_norm)
+        self.mixer_norm = _norm(spec.mixer_norm, context.source)
         self.mixer = spec.mixer.build(context)
-        self.mlp_norm = RMSNorm(context.source, spec.mlp_norm)
+        self.mixer_out_norm = _norm(spec.mixer_out_norm, context.source)
+        self.mlp_norm = _norm(spec.mlp_norm, context.source)
+        self.mlp = spec.mlp.build(context)
+        self.mlp_out_norm = _norm(spec.mlp_out_norm, context.source)
+        self._residual = Multiplier(context.source, spec.residual)
+
+    def __call__(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
+        out = self.mixer(ops, self.mixer_norm(ops, hidden), ctx)
+        hidden = ops.add(hidden, self._residual(ops, self.mixer_out_norm(ops, out)))
+        out = self.mlp(ops, self.mlp_norm(ops, hidden))
+        return ops.add(hidden, self._residual(ops, self.mlp_out_norm(ops, out)))
+
+
+class ParallelLayer:
+    """A `ParallelLayerSpec` with its weights."""
+
+    def __init__(self, spec: ParallelLayerSpec, context: BuildContext) -> None:
+        self.norm = spec.norm.build(context.source)
+        self.mlp_norm = None if spec.mlp_norm is None else spec.mlp_norm.build(context.source)
+        self.mixer = spec.mixer.build(context)
         self.mlp = spec.mlp.build(context)
 
     def __call__(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
-        hidden = ops.add(hidden, self.mixer(ops, self.mixer_norm(ops, hidden), ctx))
-        return ops.add(hidden, self.mlp(ops, self.mlp_norm(ops, hidden)))
+        normed = self.norm(ops, hidden)
+        mlp_input = normed if self.mlp_norm is None else self.mlp_norm(ops, hidden)
+        hidden = ops.add(hidden, self.mixer(ops, normed, ctx))
+        return ops.add(hidden, self.mlp(ops, mlp_input))
+
+
+def _norm(spec: NormSpec | None, source: WeightSource) -> Norm:
+    return _unchanged if spec is None else spec.build(source)
+
+
+def _unchanged(ops: Ops, x: Value) -> Value:
+    return x
 
 
 class Decoder:
@@ -125,9 +207,12 @@ class Decoder:
         self.kv_layers = context.kv_layers
         if self._first or (self._last and spec.head is None):
             self.embedding = Embedding.load(source, spec.embedding)
-        self.layers = [DecoderLayer(layer, context) for layer in spec.layers[stage.start : end]]
+            self._embedding_scale = Multiplier(source, spec.embedding_scale)
+        self.layers = [layer.build(context) for layer in spec.layers[stage.start : end]]
         if self._last:
-            self.norm = RMSNorm(source, spec.norm)
+            self.norm = spec.norm.build(source)
+            self._logits_scale = Multiplier(source, spec.logits_scale)
+            self._logits_soft_cap = spec.logits_soft_cap
             self.head = (
                 LMHead(self.embedding.weight)
                 if spec.head is None
@@ -139,7 +224,7 @@ class Decoder:
     def embed(self, ops: Ops, ctx: ForwardContext) -> Value:
         """[T, H]: the input of the first stage's `forward`."""
         assert self._first
-        return self.embedding(ops, ctx.token_ids)
+        return self._embedding_scale(ops, self.embedding(ops, ctx.token_ids))
 
     def forward(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
         """[T, H]: the residual stream after this stage's layers, not normalised."""
@@ -157,7 +242,11 @@ class Decoder:
         assert self._last
         # A row's norm depends on the row alone, so selecting first saves the others' work.
         selected = ops.select_rows(hidden, ctx.logit_index)
-        return self.head(ops, self.norm(ops, selected))
+        # The head's input is the smaller of the two to be scaled.
+        scaled = self._logits_scale(ops, self.norm(ops, selected))
+        logits = self.head(ops, scaled)
+        cap = self._logits_soft_cap
+        return ops.soft_cap(logits, cap) if cap else logits
 
 
 def _names_outside(spec: DecoderSpec, start: int, end: int) -> list[str]:
@@ -167,11 +256,11 @@ def _names_outside(spec: DecoderSpec, start: int, end: int) -> list[str]:
     shapes = ShapeSource()
     context = BuildContext(shapes, 1)
     for layer in (*spec.layers[:start], *spec.layers[end:]):
-        DecoderLayer(layer, context)
+        layer.build(context)
     if start > 0:
         Embedding.load(shapes, spec.embedding)
     if end < len(spec.layers):
-        RMSNorm(shapes, spec.norm)
+        spec.norm.build(shapes)
         if spec.head is not None:
             LMHead.load(shapes, spec.head)
     # A quantised matrix has further tensors under its name.

@@ -12,7 +12,7 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.layers.attention import AttentionSpec
 from galley.layers.mlp import MLPSpec
-from galley.layers.norm import NormSpec
+from galley.layers.norm import HeadNormSpec, RMSNormSpec
 from galley.layers.questions import Part
 from galley.layers.rotary import Rotary
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
@@ -97,8 +97,8 @@ def attention(
         window=window,
         qkv_bias=qkv_bias,
         out_bias=out_bias,
-        q_norm=NormSpec(f"{prefix}.q_norm", d, sizes.eps) if qk_norm else None,
-        k_norm=NormSpec(f"{prefix}.k_norm", d, sizes.eps) if qk_norm else None,
+        q_norm=HeadNormSpec(f"{prefix}.q_norm", d, sizes.eps) if qk_norm else None,
+        k_norm=HeadNormSpec(f"{prefix}.k_norm", d, sizes.eps) if qk_norm else None,
     )
 
 
@@ -134,8 +134,8 @@ def layer(
             qk_norm=qk_norm,
         ),
         mlp=mlp(sizes, f"{prefix}.mlp", mlp_bias),
-        mixer_norm=NormSpec(f"{prefix}.input_layernorm", sizes.hidden, sizes.eps),
-        mlp_norm=NormSpec(f"{prefix}.post_attention_layernorm", sizes.hidden, sizes.eps),
+        mixer_norm=RMSNormSpec(f"{prefix}.input_layernorm", sizes.hidden, sizes.eps),
+        mlp_norm=RMSNormSpec(f"{prefix}.post_attention_layernorm", sizes.hidden, sizes.eps),
     )
 
 
@@ -144,7 +144,7 @@ def decoder(sizes: Sizes, layers: Sequence[LayerSpec]) -> DecoderSpec:
     return DecoderSpec(
         embedding=Part("model.embed_tokens", (sizes.vocab, sizes.hidden)),
         layers=layers,
-        norm=NormSpec("model.norm", sizes.hidden, sizes.eps),
+        norm=RMSNormSpec("model.norm", sizes.hidden, sizes.eps),
         head=None if sizes.tied else Part("lm_head", (sizes.vocab, sizes.hidden)),
         # Some checkpoints contain a copy of a tied weight.
         ignored=("lm_head.",) if sizes.tied else (),

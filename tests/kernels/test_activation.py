@@ -1,4 +1,4 @@
-"""silu_and_mul, add and select_rows."""
+"""silu_and_mul, add, scale, soft_cap and select_rows."""
 
 import numpy as np
 import pytest
@@ -109,6 +109,37 @@ def test_add(isa, rows):
     assert np.array_equal(x, expected)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("one", [False, True])
+def test_scale(isa, one):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 40)).astype(np.float32)
+    factor = rng.standard_normal(1 if one else 40).astype(np.float32)
+    out, rounded = aligned((6, 40), np.float32), aligned((6, 40), kind_dtype(BF16))
+    with use_isa(isa):
+        native = Native(threads=2)
+        arrays = {"x": x, "factor": factor}
+        native.add("scale", {**arrays, "out": out}, n=40, one=int(one), out_kind=F32)
+        native.add("scale", {**arrays, "out": rounded}, n=40, one=int(one), out_kind=BF16)
+        native.run([6])
+    assert np.array_equal(out, x * factor)
+    assert np.array_equal(rounded, out.astype(kind_dtype(BF16)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_soft_cap(isa):
+    x = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32) * 40
+    x[0, :8] = [0, 1e-6, -1e-6, 0.5, 1e30, -1e30, np.inf, -np.inf]
+    want = 30 * np.tanh(x[:, :37].astype(np.float64) / 30)
+    rest = x[:, 37:].copy()
+    with use_isa(isa):
+        native = Native(threads=2)
+        native.add("soft_cap", {"out": x}, n=37, out_stride=50, cap=30.0)
+        native.run([3])
+    np.testing.assert_allclose(x[:, :37], want, rtol=1e-6)
+    assert np.array_equal(x[:, 37:], rest)
+
+
 def test_select_rows_takes_the_last_positions_of_each_row():
     x = np.arange(10 * 3, dtype=np.float32).reshape(10, 3)
     out = aligned((4, 3), np.float32)
@@ -124,6 +155,8 @@ def test_select_rows_takes_the_last_positions_of_each_row():
         ("silu_and_mul", {"n": 24, "interleaved": 1}),
         ("silu_and_mul", {"n": 0}),
         ("silu_and_mul", {"n": 8, "out_kind": 7}),
+        ("soft_cap", {"n": 8, "cap": 0.0}),
+        ("soft_cap", {"n": 8, "cap": 1.0, "out_stride": 4}),
     ],
 )
 def test_bad_arguments_are_refused(op, numbers):

@@ -45,14 +45,19 @@ class Case:
         threads=1,
         isa=ISAS[-1],
         seed=0,
+        soft_cap=0.0,
+        sinks=False,
     ):
         self.lengths, self.heads, self.kv_heads, self.dim = lengths, heads, kv_heads, dim
         self.kind, self.window, self.causal = kind, window, causal
         self.q_kind = kind if q_kind is None else q_kind
         self.out_kind = out_kind
-        self.scale = dim**-0.5
+        self.scale, self.soft_cap = dim**-0.5, soft_cap
         self.slopes = None if slopes is None else np.array(slopes, np.float32)
-        extra = {} if slopes is None else {"slopes": self.slopes}
+        rng = np.random.default_rng(heads)
+        self.sinks = rng.standard_normal(heads).astype(np.float32) * 3 if sinks else None
+        given = {"slopes": self.slopes, "sinks": self.sinks}
+        extra = {name: each for name, each in given.items() if each is not None}
         longest = -(-max(lengths) // block_size) * block_size
         with use_isa(isa):
             self.native = native = Native(
@@ -75,6 +80,7 @@ class Case:
                 causal=int(causal),
                 out_kind=out_kind,
                 scale=self.scale,
+                soft_cap=self.soft_cap,
             )
         self.q, self.k, self.v = [], [], []
         for slot, n in enumerate(lengths):
@@ -118,13 +124,17 @@ class Case:
         group = self.heads // self.kv_heads
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
         scores = np.einsum("ihd,jhd->hij", q, k) * self.scale
+        if self.soft_cap:
+            scores = self.soft_cap * np.tanh(scores / self.soft_cap)
         i, j = np.ogrid[: len(q), : len(q)]
         if self.slopes is not None:
             scores -= self.slopes[:, None, None] * (i - j)
         sees = (j <= i) & ((i - j < self.window) if self.window else True) | (not self.causal)
         scores = np.where(sees, scores, -np.inf)
-        p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        p /= p.sum(axis=-1, keepdims=True)
+        top = scores.max(axis=-1, keepdims=True)
+        p = np.exp(scores - top)
+        sinks = 0 if self.sinks is None else np.exp(self.sinks[:, None, None] - top)
+        p /= p.sum(axis=-1, keepdims=True) + sinks
         return np.einsum("hij,jhd->ihd", p, v).reshape(len(q), -1)
 
 
@@ -180,6 +190,26 @@ def test_long_context_in_chunks_of_512(isa, kind):
     case = Case([1100], 2, 1, 16, kind, isa=isa)
     out = case.in_chunks(0, [1000, 99, 1])
     np.testing.assert_allclose(out, case.exact(0), **tolerance(kind))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"soft_cap": 0.7},
+        {"sinks": True},
+        {"soft_cap": 0.5, "sinks": True, "window": 70},
+        {"soft_cap": 0.7, "slopes": [0.01, 0.02, 0.04, 0]},
+    ],
+)
+def test_soft_cap_and_sinks(isa, kind, options):
+    case = Case([600, 40], 4, 2, 16, kind, isa=isa, threads=2, **options)
+    plain = Case([600, 40], 4, 2, 16, kind, isa=isa, window=case.window)
+    for slot, out in enumerate(case.step([600, 40])):
+        np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
+        assert np.abs(case.exact(slot) - plain.exact(slot)).max() > 0.05
+    assert np.array_equal(case.in_chunks(0, [599, 1]), case.in_chunks(0, [70, 530]))
 
 
 @pytest.mark.parametrize("kind", [BF16, F32])

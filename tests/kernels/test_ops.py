@@ -60,6 +60,9 @@ WRONG = {
     "rope, heads": lambda: OPS.rope(values(3, 10), CTX.positions, RotaryTable(values(64, 4)), 4),
     "rope, table": lambda: OPS.rope(values(3, 8), CTX.positions, RotaryTable(values(64, 6)), 4),
     "write_kv": lambda: OPS.write_kv(values(3, 8), values(3, 4), LAYER, CTX),
+    "scale": lambda: OPS.scale(values(3, 4), values(3)),
+    "soft_cap": lambda: OPS.soft_cap(values(3, 4), 0.0),
+    "attention, sinks": lambda: OPS.attention(values(3, 16), LAYER, 1.0, CTX, sinks=values(2)),
     "attention, heads": lambda: OPS.attention(values(3, 12), LAYER, 1.0, CTX),
     "attention, slopes": lambda: OPS.attention(values(3, 16), LAYER, 1.0, CTX, values(2)),
     "attention, window": lambda: OPS.attention(
@@ -135,10 +138,13 @@ def test_silu_and_mul(interleaved):
 
 
 @pytest.mark.parametrize("rot_dim", [8, 4])
-def test_rope_rotates_pairs(rot_dim):
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_rotates_pairs(rot_dim, interleaved):
     head_dim, half = 8, rot_dim // 2
     angles = np.random.default_rng(3).uniform(0, 6, (64, half))
-    table = RotaryTable(torch.from_numpy(np.hstack([np.cos(angles), np.sin(angles)])).float())
+    table = RotaryTable(
+        torch.from_numpy(np.hstack([np.cos(angles), np.sin(angles)])).float(), interleaved
+    )
     ctx = context([5, 0], [2, 3])
     x = values(5, 2 * head_dim)
     rotated = OPS.rope(x, ctx.positions, table, head_dim)
@@ -148,8 +154,9 @@ def test_rope_rotates_pairs(rot_dim):
             head = x[token, start : start + head_dim].numpy().astype(np.float64)
             want = head.copy()
             for i, angle in enumerate(angles[position]):
-                pair = complex(head[i], head[i + half]) * complex(np.cos(angle), np.sin(angle))
-                want[i], want[i + half] = pair.real, pair.imag
+                a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+                pair = complex(head[a], head[b]) * complex(np.cos(angle), np.sin(angle))
+                want[a], want[b] = pair.real, pair.imag
             got = rotated[token, start : start + head_dim]
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 

@@ -39,8 +39,10 @@ class Ops:
     from galley.kernels.ops.linear import linear
     from galley.kernels.ops.rms_norm import rms_norm
     from galley.kernels.ops.rope import rope
+    from galley.kernels.ops.scale import scale
     from galley.kernels.ops.select_rows import select_rows
     from galley.kernels.ops.silu_and_mul import silu_and_mul
+    from galley.kernels.ops.soft_cap import soft_cap
     from galley.kernels.ops.split import split
     from galley.kernels.ops.write_kv import write_kv
 

@@ -31,6 +31,7 @@ class Attention(Op):
             "q": "",
             "kv": "this layer's base",
             "slopes?": "f32 [heads]: scores fall by so much per token of distance",
+            "sinks?": "f32 [heads], a further score of each head",
             "out": "",
         },
         ints={
@@ -46,7 +47,7 @@ class Attention(Op):
             "causal?": "default 1; 0 = a token sees all known tokens of its sequence",
             "out_kind": "",
         },
-        floats={"scale": ""},
+        floats={"scale": "", "soft_cap?": "0 = none"},
         columns=("block_table",),
         arguments=_arguments,
         stores=WHOLE_ROWS,
@@ -60,17 +61,27 @@ class Attention(Op):
         scale: float,
         ctx: ForwardContext,
         slopes: Constant | None = None,
+        soft_cap: float = 0.0,
+        sinks: Constant | None = None,
     ) -> Value:
-        """[T, Hq * D]: attention of q over the cache, this step's K and V included. With `slopes`
-        [Hq], a head's scores fall by its slope for each token of distance (ALiBi)."""
+        """[T, Hq * D]: attention of q over the cache, this step's K and V included.
+
+        Args:
+            slopes: [Hq] a head's scores fall by its slope for each token of distance (ALiBi).
+            soft_cap: scores are soft_cap * tanh(score / soft_cap); 0 = as they are.
+            sinks: [Hq] a further score of each head, of a token whose value is 0.
+        """
         heads = layer.kv_heads * layer.head_dim
         self.require(layer.causal or layer.window == 0, "a window needs causal attention")
         self.require(q.shape[-1] % heads == 0, f"{q.shape[-1]} columns for {layer}")
+        self.require(soft_cap >= 0, f"a soft_cap of {soft_cap}")
+        hq = q.shape[-1] // layer.head_dim
+        for name, each in (("slopes", slopes), ("sinks", sinks)):
+            shape = (hq,) if each is None else tuple(each.shape)
+            self.require(shape == (hq,), f"{name} of shape {shape} for {hq} heads")
         if slopes is not None:
-            shape, hq = tuple(slopes.shape), q.shape[-1] // layer.head_dim
-            self.require(shape == (hq,), f"slopes of shape {shape} for {hq} heads")
             self.require(layer.causal, "slopes need causal attention")
-        return self.run(q, layer, scale, ctx, slopes)
+        return self.run(q, layer, scale, ctx, slopes, soft_cap, sinks)
 
     def reference(
         self,
@@ -80,6 +91,8 @@ class Attention(Op):
         scale: float,
         ctx: ReferenceContext,
         slopes: Tensor | None,
+        soft_cap: float,
+        sinks: Tensor | None,
     ) -> Tensor:
         import torch
 
@@ -97,7 +110,7 @@ class Attention(Op):
             visible = visible_positions(computed, length, layer)
             bias = None if slopes is None else distance_bias(computed, length, slopes)
             k, v = keys[slots], values[slots]
-            out[start:stop] = attend(q[start:stop], k, v, visible, scale, bias)
+            out[start:stop] = attend(q[start:stop], k, v, visible, scale, bias, soft_cap, sinks)
         return out
 
     def record(
@@ -108,6 +121,8 @@ class Attention(Op):
         scale: float,
         ctx: ForwardContext,
         slopes: NDArray[np.float32] | None,
+        soft_cap: float,
+        sinks: NDArray[np.float32] | None,
     ) -> Symbol:
         q = recorder.rounded(q, recorder.kv_kind)
         out = Symbol.new(q.buffer.rows, q.columns)
@@ -119,17 +134,11 @@ class Attention(Op):
             "window": layer.window,
             "causal": int(layer.causal),
         }
-        floats = {"scale": scale}
+        floats = {"scale": scale, **({"soft_cap": soft_cap} if soft_cap else {})}
+        given = {"slopes": slopes, "sinks": sinks}
+        constants = {name: each for name, each in given.items() if each is not None}
         recorder.add(
-            Node(
-                "attention",
-                {"q": q},
-                {"out": out},
-                constants={} if slopes is None else {"slopes": slopes},
-                ints=ints,
-                floats=floats,
-                layer=layer,
-            )
+            Node("attention", {"q": q}, {"out": out}, {}, constants, ints, floats, layer=layer)
         )
         return out
 
@@ -159,19 +168,32 @@ def distance_bias(computed: int, length: int, slopes: Tensor) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    soft_cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of one sequence: q [n, Hq * D], k and v [m, Hkv, D], visible [n, m] → like q.
 
     Query head h reads KV head h // (Hq / Hkv). Scores and softmax are float32; `bias` [Hq, n, m] is
-    added to the scores.
+    added to the scores, `soft_cap` and `sinks` [Hq] are as in the op.
     """
     import torch
 
     kv_heads, head_dim = k.shape[1:]
     heads = q.unflatten(-1, (kv_heads, -1, head_dim))  # [n, Hkv, Hq / Hkv, D]
     scores = torch.einsum("nhgd,mhd->hgnm", heads.float(), k.float()) * scale
+    if soft_cap:
+        scores = soft_cap * (scores / soft_cap).tanh()
     if bias is not None:
         scores = scores + bias.unflatten(0, (kv_heads, -1))
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(v.dtype)
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if sinks is not None:
+        sink = sinks.float().view(kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    weights = scores.softmax(-1)[..., : len(k)].to(v.dtype)
     return torch.einsum("hgnm,mhd->nhgd", weights, v).flatten(1)

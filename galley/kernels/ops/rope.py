@@ -64,9 +64,14 @@ class Rope(Op):
         half = table.rot_dim // 2
         rows: Tensor = table.values[positions[0]]  # type: ignore[index]
         cos, sin = (c[:, None].to(ref.dtype) for c in (rows[:, :half], rows[:, half:]))
-        # a head: [ a (half) | b (half) | passed through ]
+        # a head: [ a (half) | b (half) | passed through ], or [ a0 b0 a1 b1 … | passed through ]
         heads = x.unflatten(-1, (-1, head_dim))
-        a, b, rest = heads.split([half, half, head_dim - 2 * half], dim=-1)
+        turned, rest = heads.split([2 * half, head_dim - 2 * half], dim=-1)
+        if table.interleaved:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            pairs = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
+            return torch.cat([pairs.flatten(-2), rest], dim=-1).flatten(-2)
+        a, b = turned.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).flatten(-2)
 
     def record(
@@ -75,7 +80,7 @@ class Rope(Op):
         out = Symbol.new(x.buffer.rows, x.columns)
         values = table.values
         assert isinstance(values, np.ndarray)
-        ints = {"head_dim": head_dim, "rot_dim": table.rot_dim}
+        ints = {"head_dim": head_dim, "rot_dim": table.rot_dim, "style": int(table.interleaved)}
         recorder.add(Node("rope", {"x": x}, {"out": out}, constants={"table": values}, ints=ints))
         return out
 
