@@ -44,8 +44,8 @@ struct AttentionTile {
   // Neither decreases from row to row, and `last` is within the sequence.
   const int32_t* first;
   const int32_t* last;
-  // [rows] Added to a row's scores for each token of distance, before `scale` and after a soft cap; null = nothing. A row
-  // is then at position last - 1.
+  // [rows] Added to a row's scores for each token of distance, before `scale` and after a soft cap;
+  // null = nothing. A row is then at position last - 1.
   const float* slopes;
   float* state;          // [rows][state_size]
 };
