@@ -62,7 +62,9 @@ class GroupSpec:
         window: sliding window in tokens; 0 = none.
         other_bytes: bytes of a block that are no token's: states, and padding to the size that
             all groups' blocks have.
-        num_layers: layers in the group.
+        num_layers: layers in the group; caches of layers where it holds states.
+        interval: of states: tokens between two that are kept for prefix hits; 0 = none is kept.
+        width: blocks that hold one state.
     """
 
     kind: str
@@ -71,6 +73,14 @@ class GroupSpec:
     window: int = 0
     other_bytes: int = 0
     num_layers: int = 0
+    interval: int = 0
+    width: int = 1
+
+    def table_width(self, max_len: int) -> int:
+        """Entries of the block table for a sequence of `max_len` tokens."""
+        if self.kind == "state":
+            return self.width * (-(-max_len // self.interval) if self.interval else 1)
+        return -(-max_len // self.block_size)
 
     @property
     def block_bytes(self) -> int:
@@ -238,7 +248,7 @@ class RequestTable:
         self.num_tokens: I32 = np.zeros(num_slots, np.int32)
         self.num_prompt: I32 = np.zeros(num_slots, np.int32)
         self.num_computed: I32 = np.zeros(num_slots, np.int32)
-        most_blocks = max((-(-max_len // g.block_size) for g in groups), default=0)
+        most_blocks = max((g.table_width(max_len) for g in groups), default=0)
         self.block_tables: I32 = np.zeros((len(groups), num_slots, most_blocks), np.int32)
         self.num_blocks: I32 = np.zeros((len(groups), num_slots), np.int32)
         self.handles: NDArray[np.int64] = np.zeros(num_slots, np.int64)

@@ -17,7 +17,7 @@ from galley.config.engine import QuantizedActivations
 from galley.config.extras import install_command
 from galley.config.registries import BACKENDS
 from galley.errors import ConfigError
-from galley.kernels.ops import Constant, ForwardContext, KVLayer, Ops, Value, Weight
+from galley.kernels.ops import CacheLayer, Constant, ForwardContext, Ops, Value, Weight
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.sampling import LogitMasks, Samples
 from galley.kv.layout import KVLayout, plan_layout
@@ -54,7 +54,7 @@ class Model(Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
-    def kv_layers(self) -> Sequence[KVLayer]: ...
+    def kv_layers(self) -> Sequence[CacheLayer]: ...
 
     def embed(self, ops: Ops, ctx: ForwardContext) -> Value: ...
     def forward(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value: ...
@@ -80,8 +80,8 @@ class Executable(Protocol):
 
     activation_bytes: int
 
-    def kv_layout(self, block_size: int) -> KVLayout:
-        """The layout of the model's KV cache in blocks of `block_size` tokens."""
+    def kv_layout(self, block_size: int, state_interval: int = 0) -> KVLayout:
+        """The layout of the model's KV cache; arguments as for `kv.plan_layout`."""
 
     def allocate_kv(
         self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
@@ -181,14 +181,17 @@ class Backend(Protocol):
         """
 
 
-def kv_layout(layers: Sequence[KVLayer], itemsize: int, block_size: int) -> KVLayout:
+def kv_layout(
+    layers: Sequence[CacheLayer], itemsize: int, block_size: int, state_interval: int = 0
+) -> KVLayout:
     """The layout of a model's KV cache.
 
     Args:
         layers: `Model.kv_layers`.
         itemsize: `Backend.kv_itemsize`.
+        block_size, state_interval: as for `plan_layout`.
     """
-    return plan_layout((layer.cache(itemsize) for layer in layers), block_size)
+    return plan_layout((layer.cache(itemsize) for layer in layers), block_size, state_interval)
 
 
 def open_backend(

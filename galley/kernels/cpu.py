@@ -22,7 +22,7 @@ from galley.kernels import _native
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena, release_pages
 from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits, kv_layout
 from galley.kernels.native import Argument, arguments, pointer_arguments
-from galley.kernels.ops import KVLayer
+from galley.kernels.ops import CacheLayer, StateLayer
 from galley.kernels.ops.sample import MASK_COLUMNS
 from galley.kernels.passes import FUSIONS, Pass, apply
 from galley.kernels.program import OUTPUT, Buffer, Kind, Node, Symbol, describe
@@ -90,6 +90,7 @@ class KVMemory:
     """The cache's bytes: block after block, laid out by `kv.layout`.
 
     block b of a group:  [ a layer of the group: K and V of its pages | next layer | ... ]
+    of a state:          [ units | units of the next layer | ... ]
     """
 
     def __init__(
@@ -101,12 +102,23 @@ class KVMemory:
         assert whole.ctypes.data % ALIGNMENT == 0 or whole.size == 0  # a model without layers
         self.blocks = whole.reshape(num_blocks, layout.block_bytes)
 
-    def address(self, layer: KVLayer) -> int:
-        """The native argument `kv` of a layer."""
+    def address(self, layer: CacheLayer) -> int:
+        """The native argument `kv` (of a state: `state`) of a layer."""
         return int(self.blocks.ctypes.data) + self._layout.places[layer.index].offset
 
-    def arguments(self, layer: KVLayer) -> dict[str, Argument]:
+    def arguments(self, layer: CacheLayer) -> dict[str, Argument]:
         """The other arguments of an op that reads or writes the layer's cache."""
+        if isinstance(layer, StateLayer):
+            place = self._layout.places[layer.index]
+            group = self._layout.groups[place.group]
+            return {
+                "state_block_stride": self._layout.block_bytes,
+                "state_first": place.first,
+                "state_per_block": place.per_block,
+                "state_width": group.width,
+                "state_interval": group.interval,
+                "block_table": block_table(place.group),
+            }
         return {
             "kv_block_stride": self._layout.block_bytes,
             "block_size": self._layout.block_size,
@@ -193,8 +205,9 @@ class CpuExecutable:
         self._step_sizes = dict.fromkeys(self._sizes, 0)  # of the last run
         self._keepalive: list[Any] = []  # arrays whose addresses native code holds
 
-    def kv_layout(self, block_size: int) -> KVLayout:
-        return kv_layout(self._layers, 4 if self._kv_kind == Kind.f32 else 2, block_size)
+    def kv_layout(self, block_size: int, state_interval: int = 0) -> KVLayout:
+        itemsize = 4 if self._kv_kind == Kind.f32 else 2
+        return kv_layout(self._layers, itemsize, block_size, state_interval)
 
     def allocate_kv(
         self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
@@ -310,7 +323,8 @@ class CpuExecutable:
             if any(result.buffer is self._outputs["logits"].buffer for result in results):
                 values["out_stride"] = logits_stride
             if node.layer is not None:
-                pointers["kv"] = kv.address(node.layer)
+                name = "state" if isinstance(node.layer, StateLayer) else "kv"
+                pointers[name] = kv.address(node.layer)
                 values |= kv.arguments(node.layer)
             program.add(node.op, pointers, values)
         pointers = {"logits": self._logits.ctypes.data, **self._samples.pointers()}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels import _native
-from galley.kernels.values import KVLayer
+from galley.kernels.values import CacheLayer
 from galley.kernels.weights import PackedWeight
 
 #: Number format of an activation row (csrc/program.h).
@@ -90,7 +90,7 @@ class Node:
         reads, writes, updates: values by argument; an update is read and written in place.
         constants: weights, norm weights, biases, tables.
         columns: names of step columns by argument, where not the argument's own name.
-        layer: its KV cache is the argument `kv`.
+        layer: its cache is the argument `kv`, or `state`.
     """
 
     op: str
@@ -101,7 +101,7 @@ class Node:
     ints: Mapping[str, int] = field(default_factory=dict)
     floats: Mapping[str, float] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
-    layer: KVLayer | None = None
+    layer: CacheLayer | None = None
 
     @property
     def values(self) -> dict[str, Symbol]:

@@ -8,7 +8,7 @@ bits are independent of its batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits, kv_layout
-from galley.kernels.ops import KVLayer, Op, Ops
+from galley.kernels.ops import CacheLayer, KVLayer, Op, Ops, StateLayer
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.reference_sampler import ReferenceSampler
 from galley.kernels.sampling import LogitMasks, Samples
@@ -30,29 +30,55 @@ from galley.kv.layout import KVLayout
 
 @dataclass
 class KVCache:
-    """K and V of all layers, each [layers][blocks, block_size, kv_heads, head_dim].
+    """K and V of all layers, each [layers][blocks, block_size, kv_heads, head_dim]; and states.
 
     Attributes:
+        k, v: by layer; empty tensors for a layer with a state.
+        states: by layer, float32 [blocks, units, unit_size], empty for one with keys and values.
+            A state lies under the first of its blocks.
         groups: KV group of each layer, whose block table says where its tokens are.
+        widths, intervals: of each layer's group, in the sense of `GroupSpec`.
     """
 
     k: list[Tensor]
     v: list[Tensor]
+    states: list[Tensor]
     block_size: int
     groups: list[int]
+    widths: list[int]
+    intervals: list[int]
 
     @staticmethod
     def zeros(
-        layers: Sequence[KVLayer], num_blocks: int, layout: KVLayout, dtype: torch.dtype
+        layers: Sequence[CacheLayer], num_blocks: int, layout: KVLayout, dtype: torch.dtype
     ) -> KVCache:
-        def page(layer: KVLayer) -> Tensor:
-            shape = (num_blocks, layout.block_size, layer.kv_heads, layer.head_dim)
+        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             # Not torch.zeros, which writes every page: numpy's zero pages take memory when written.
             raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
             return torch.from_numpy(raw).view(dtype).view(shape)
 
+        def page(layer: CacheLayer) -> Tensor:
+            if isinstance(layer, StateLayer):
+                return torch.empty(num_blocks, 0)
+            shape = (num_blocks, layout.block_size, layer.kv_heads, layer.head_dim)
+            return zeros(shape, dtype)
+
+        def state(layer: CacheLayer) -> Tensor:
+            if isinstance(layer, KVLayer):
+                return torch.empty(num_blocks, 0)
+            return zeros((num_blocks, layer.units, layer.unit_size), torch.float32)
+
         k, v = ([page(layer) for layer in layers] for _ in range(2))
-        return KVCache(k, v, layout.block_size, [place.group for place in layout.places])
+        groups = [place.group for place in layout.places]
+        return KVCache(
+            k,
+            v,
+            [state(layer) for layer in layers],
+            layout.block_size,
+            groups,
+            [layout.groups[g].width for g in groups],
+            [layout.groups[g].interval for g in groups],
+        )
 
 
 @dataclass
@@ -81,6 +107,26 @@ class ReferenceContext:
         table = self.block_tables[self.cache.groups[layer.index]]
         block = table[row][position // self.cache.block_size]
         return block * self.cache.block_size + position % self.cache.block_size
+
+    def states(self, layer: StateLayer) -> Iterator[tuple[slice, Tensor]]:
+        """The step's tokens in order, row by row, in runs without a change of the state's blocks;
+        with the state before the run, [units, unit_size], to be updated in place."""
+        cache, i = self.cache, layer.index
+        states, width = cache.states[i], cache.widths[i]
+        for row, computed in enumerate(self.computed):
+            table = self.block_tables[cache.groups[i], row]
+            start, stop = self.query_start[row], self.query_start[row + 1]
+            first, length = start - computed, computed + stop - start  # token = first + position
+            interval = cache.intervals[i] or length
+            while computed < length:
+                state = states[table[computed // interval * width]]
+                if not computed:
+                    state.zero_()
+                elif computed % interval == 0:
+                    state.copy_(states[table[(computed // interval - 1) * width]])
+                end = min(length, (computed // interval + 1) * interval)
+                yield slice(first + computed, first + end), state
+                computed = end
 
 
 class ReferenceOps:
@@ -164,8 +210,9 @@ class ReferenceExecutable:
         self._normed = np.empty((0, 0), np.float32) if "normed" in outputs else None
         self._heartbeat = np.zeros(1, np.int64)
 
-    def kv_layout(self, block_size: int) -> KVLayout:
-        return kv_layout(self._model.kv_layers, self._dtype.itemsize, block_size)
+    def kv_layout(self, block_size: int, state_interval: int = 0) -> KVLayout:
+        itemsize = self._dtype.itemsize
+        return kv_layout(self._model.kv_layers, itemsize, block_size, state_interval)
 
     def allocate_kv(
         self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
@@ -176,7 +223,7 @@ class ReferenceExecutable:
     def copy_blocks(self, src: I32, dst: I32) -> None:
         assert self._cache is not None
         for source, target in zip(src.tolist(), dst.tolist(), strict=True):
-            for cache in (*self._cache.k, *self._cache.v):
+            for cache in (*self._cache.k, *self._cache.v, *self._cache.states):
                 cache[target] = cache[source]
 
     def release_blocks(self, blocks: list[int]) -> None:

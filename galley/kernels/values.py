@@ -61,6 +61,29 @@ class KVLayer:
 
 
 @dataclass(frozen=True)
+class StateLayer:
+    """A recurrent state of one layer: float32, of one size whatever the number of tokens.
+
+    Attributes:
+        index: place among the caches that this process holds, from 0.
+        units: parts that are stored and updated each by itself (heads, runs of channels).
+        unit_size: numbers of a unit.
+    """
+
+    index: int
+    units: int
+    unit_size: int
+
+    def cache(self, itemsize: int) -> CacheSpec:
+        """The state's bytes; `itemsize` is that of keys and values and does not matter."""
+        return CacheSpec("state", units=self.units, unit_bytes=4 * self.unit_size)
+
+
+#: What a layer keeps between the steps of a sequence.
+CacheLayer = KVLayer | StateLayer
+
+
+@dataclass(frozen=True)
 class RotaryTable:
     """Rotations by position.
 

@@ -75,7 +75,9 @@ class KVCacheManager:
         self.table = table
         self._tables = list(table.block_tables)  # quicker than rows of the array
         #: Blocks of one content in different groups have different keys.
-        self._suffixes = [bytes((g,)) if g else b"" for g in range(len(table.groups))]
+        self._suffixes = [
+            [_suffix(g, part) for part in range(spec.width)] for g, spec in enumerate(table.groups)
+        ]
         self.pool = pool
         self.hasher = hasher
         self.enable_prefix_caching = enable_prefix_caching
@@ -84,6 +86,11 @@ class KVCacheManager:
         self._shift = size.bit_length() - 1
         self.groups: list[GroupPolicy] = make_policies(table.groups, max_chunk)
         self._early = [g for g, group in enumerate(self.groups) if group.frees_early]
+        #: Groups whose blocks are cached when they are planned, and after they were computed.
+        self._planned, self._computed = (
+            [g for g, group in enumerate(self.groups) if group.caches_when_computed == late]
+            for late in (False, True)
+        )
         self.has_windows = bool(self._early)
         self.can_share = all(group.caches_prefixes for group in self.groups)
         self._num_freed = np.zeros((len(self.groups), table.num_slots), np.int32)
@@ -130,7 +137,7 @@ class KVCacheManager:
             before = limit
             for g, group in enumerate(self.groups):
                 blocks[g] = group.longest_hit(self._lookup(g, chain.hashes), limit)
-                limit = len(blocks[g])
+                limit = group.full_blocks(len(blocks[g]))
             if len(self.groups) == 1:
                 break
         return Hit(limit << self._shift, blocks)
@@ -225,7 +232,7 @@ class KVCacheManager:
         num_cached, chains, shift = self._num_cached_items, self._chains, self._shift
         token_ids, extend = self.table.token_ids, self.hasher.extend
         cache_block, listeners = self.pool.cache_block, self.listeners
-        groups = list(zip(range(len(self.groups)), self._tables, self._suffixes, strict=True))
+        groups = [(g, self._tables[g], self._suffixes[g][0]) for g in self._planned]
         for slot, total in zip(slots, totals, strict=True):
             done, full = num_cached[slot], total >> shift
             chain = chains[slot]
@@ -249,6 +256,8 @@ class KVCacheManager:
             for i in np.flatnonzero(live > self._num_freed[g, slots]).tolist():
                 slot, end = int(slots[i]), int(live[i])
                 start = int(self._num_freed[g, slot])
+                if g in self._computed:
+                    self._cache_computed(g, slot, start, end)
                 row = self._tables[g][slot, start:end]
                 self.pool.free(row[::-1].tolist())
                 row[:] = NULL_BLOCK
@@ -271,7 +280,9 @@ class KVCacheManager:
         valid, cached = num_valid >> self._shift, self._num_cached[slot]
         for g, table in enumerate(self._tables):
             blocks = table[slot, : self.table.num_blocks[g, slot]].tolist()
-            if valid < cached:
+            if g in self._computed:
+                self._cache_computed(g, slot, int(self._num_freed[g, slot]), len(blocks), valid)
+            elif valid < cached:
                 self.pool.uncache(b for b in blocks[valid:cached] if b != NULL_BLOCK)
             blocks.reverse()
             self.pool.free(blocks)
@@ -279,6 +290,28 @@ class KVCacheManager:
         self._num_freed[:, slot] = 0
         self._num_cached[slot] = 0
         self._chains[slot] = None
+
+    def _cache_computed(
+        self, g: int, slot: int, start: int, end: int, valid: int | None = None
+    ) -> None:
+        """Cache entries [start, end) of a group that caches what has been computed.
+
+        Args:
+            valid: blocks of tokens that have been computed; None = all that the entries hold.
+        """
+        chain, group, table = self._chains[slot], self.groups[g], self._tables[g]
+        if chain is None:
+            return
+        token_ids = self.table.token_ids[slot]
+        for entry in range(start, end):
+            index, part = group.key_of(entry)
+            if valid is not None and index >= valid:
+                break
+            self.hasher.extend(chain, token_ids, index + 1)
+            block = int(table[slot, entry])
+            key = chain.hashes[index] + self._suffixes[g][part]
+            if self.pool.cache_block(block, key) and self.listeners:
+                self._on_stored(chain, index, g, block, token_ids)
 
     def reset_prefix_cache(self) -> bool:
         """Drop all cached blocks. Returns False, and changes nothing, while blocks are in use."""
@@ -345,10 +378,22 @@ class KVCacheManager:
             listener.removed(block, key)
 
     def _lookup(self, g: int, hashes: list[bytes]) -> Lookup:
-        lookup, suffix = self.pool.lookup, self._suffixes[g]
-        return lambda i: lookup(hashes[i] + suffix)
+        lookup, suffixes, key_of = self.pool.lookup, self._suffixes[g], self.groups[g].key_of
+
+        def find(entry: int) -> int | None:
+            index, part = key_of(entry)
+            return lookup(hashes[index] + suffixes[part])
+
+        return find
 
     def _record(self, g: int, slots: I32, indices: I32, ids: I32) -> None:
         groups = np.empty(len(ids), np.int32)
         groups.fill(g)
         self._changes.append((groups, slots, indices, ids))
+
+
+def _suffix(group: int, part: int) -> bytes:
+    """What the keys of a group's blocks end with; `part`: of the blocks that hold one state."""
+    if part:
+        return bytes((group,)) + part.to_bytes(4, "little")
+    return bytes((group,)) if group else b""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from galley.kernels.ops import KVLayer, RotaryTable
+from galley.kernels.ops import CacheLayer, KVLayer, RotaryTable, StateLayer
 from galley.layers.rotary import Rotary, rotary_table
 from galley.layers.weights import WeightSource
 
@@ -18,7 +18,7 @@ class BuildContext:
     def __init__(self, source: WeightSource, max_positions: int) -> None:
         """`max_positions`: the longest sequence, in tokens; rotary tables have one row for each."""
         self.source = source
-        self.kv_layers: list[KVLayer] = []
+        self.kv_layers: list[CacheLayer] = []
         self._max_positions = max_positions
         self._tables: dict[Rotary, RotaryTable] = {}
 
@@ -29,6 +29,12 @@ class BuildContext:
         layer = KVLayer(len(self.kv_layers), kv_heads, head_dim, window, causal)
         self.kv_layers.append(layer)
         return layer
+
+    def add_state(self, units: int, unit_size: int) -> StateLayer:
+        """A recurrent state of one more layer: so many units of so many float32 numbers."""
+        state = StateLayer(len(self.kv_layers), units, unit_size)
+        self.kv_layers.append(state)
+        return state
 
     def rotary_table(self, rotary: Rotary) -> RotaryTable:
         """The table of a rotary embedding; layers with equal settings share one."""

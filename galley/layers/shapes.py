@@ -52,7 +52,8 @@ class ShapeSource:
     def vector(self, vector: Vector) -> NDArray[np.float32]:
         self.vectors.append(vector)
         size = sum(part.num_rows for part in vector.parts)
-        return _zeros((size // self.group.size if vector.cut else size,))
+        tail = vector.parts[0].shape[1:]
+        return _zeros((size // self.group.size if vector.cut else size, *tail))
 
     def constant(
         self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]

@@ -13,7 +13,7 @@ import numpy as np
 from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.kernels.backend import Dense
-from galley.kernels.ops import KVLayer
+from galley.kernels.ops import CacheLayer, KVLayer
 from galley.kernels.program import LOGITS, TOKENS, Dim, Kind, Node
 from galley.kernels.recorder import record
 from galley.kernels.weights import WeightFormat, pack
@@ -41,7 +41,7 @@ class Footprint:
     """
 
     tensors: Mapping[str, tuple[int, ...]]
-    kv_layers: Sequence[KVLayer]
+    kv_layers: Sequence[CacheLayer]
     token_weights: int
     logit_weights: int
     attention_width: int
@@ -143,7 +143,7 @@ class _FirstRows:
         return replace(raw, shape=shape, data=data, row_order=None)
 
 
-def kv_layers(model_info: ModelInfo) -> list[KVLayer]:
+def kv_layers(model_info: ModelInfo) -> list[CacheLayer]:
     """The KV caches of a whole model's layers, in order."""
     return list(model_spec(model_info).build(ShapeSource(), Stage(max_positions=1)).kv_layers)
 
@@ -165,6 +165,6 @@ def _weights(node: Node, rows: Dim) -> int:
 
 
 def _attention_width(node: Node) -> int:
-    if node.op != "attention" or node.layer is None:
+    if node.op != "attention" or not isinstance(node.layer, KVLayer):
         return 0
     return node.ints["heads"] * node.layer.head_dim

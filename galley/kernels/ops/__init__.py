@@ -15,12 +15,14 @@ from galley.kernels.ops.quantize import QUANTIZE
 from galley.kernels.ops.rope_kv import ROPE_KV
 from galley.kernels.ops.sample import SAMPLE
 from galley.kernels.values import (
+    CacheLayer,
     Constant,
     ForwardContext,
     KVLayer,
     RankGroup,
     RotaryTable,
     SingleRank,
+    StateLayer,
     Value,
     Weight,
 )
@@ -67,6 +69,7 @@ __all__ = [
     "GATE_UP_RUN",
     "NATIVE_OPS",
     "OPS",
+    "CacheLayer",
     "Constant",
     "ForwardContext",
     "KVLayer",
@@ -77,6 +80,7 @@ __all__ = [
     "RankGroup",
     "RotaryTable",
     "SingleRank",
+    "StateLayer",
     "Value",
     "Weight",
 ]

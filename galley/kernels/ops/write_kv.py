@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _arguments(node: Node) -> dict[str, int]:
     k, v, layer = node.reads["k"], node.reads["v"], node.layer
-    assert layer is not None
+    assert isinstance(layer, KVLayer)
     return {
         "kv_heads": layer.kv_heads,
         "head_dim": layer.head_dim,

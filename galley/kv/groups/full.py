@@ -14,6 +14,7 @@ class FullPolicy:
     caches_prefixes = True
     frees_early = False
     can_rewind = True
+    caches_when_computed = False
 
     def __init__(self, spec: GroupSpec, max_chunk: int) -> None:
         self.block_size = spec.block_size
@@ -31,6 +32,12 @@ class FullPolicy:
                 break
             blocks.append(block)
         return blocks
+
+    def full_blocks(self, entries: int) -> int:
+        return entries
+
+    def key_of(self, entry: int) -> tuple[int, int]:
+        return entry, 0
 
     def most_held(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

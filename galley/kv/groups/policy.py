@@ -7,7 +7,7 @@ from typing import Protocol
 
 from galley.batch import I32, GroupSpec
 
-#: Index of a block in the sequence -> id of the cached block with that content, or None.
+#: Entry of the block table -> id of the cached block with that content, or None.
 Lookup = Callable[[int], int | None]
 
 
@@ -19,11 +19,14 @@ class GroupPolicy(Protocol):
             the model has no prefix hits at all.
         frees_early: whether `first_live` can be above 0.
         can_rewind: whether the last computed tokens can be discarded, as rejected drafts are.
+        caches_when_computed: whether a block can be shared only after the step that fills it;
+            otherwise rows of the same step may share it. Then `frees_early` is true as well.
     """
 
     caches_prefixes: bool
     frees_early: bool
     can_rewind: bool
+    caches_when_computed: bool
 
     def __init__(self, spec: GroupSpec, max_chunk: int) -> None: ...
 
@@ -32,10 +35,18 @@ class GroupPolicy(Protocol):
         included."""
 
     def longest_hit(self, lookup: Lookup, limit: int) -> list[int]:
-        """Ids of the longest usable cached prefix of at most `limit` blocks.
+        """The first entries of the block table with the longest usable cached prefix of at most
+        `limit` blocks of tokens.
 
         Entries that the group does not read are the null block.
         """
+
+    def full_blocks(self, entries: int) -> int:
+        """Blocks of tokens that so many first entries of the block table hold."""
+
+    def key_of(self, entry: int) -> tuple[int, int]:
+        """What an entry of the block table is found by: a block of tokens, whose hash covers all
+        tokens up to its end, and the number of the entry among those with this hash."""
 
     def most_held(self, num_tokens: int) -> int:
         """The most blocks that a sequence of that many tokens holds at any time."""

@@ -19,6 +19,7 @@ class WindowPolicy:
     caches_prefixes = True
     frees_early = True
     can_rewind = True
+    caches_when_computed = False
 
     def __init__(self, spec: GroupSpec, max_chunk: int) -> None:
         self.block_size = spec.block_size
@@ -43,6 +44,12 @@ class WindowPolicy:
             else:
                 run.append(block)
         return run[::-1]
+
+    def full_blocks(self, entries: int) -> int:
+        return entries
+
+    def key_of(self, entry: int) -> tuple[int, int]:
+        return entry, 0
 
     def most_held(self, num_tokens: int) -> int:
         whole = -(-num_tokens // self.block_size)
