@@ -85,6 +85,10 @@ class LoadConfig:
     """Folder for downloads; default: the hub's cache."""
 
 
+#: Default of `CacheConfig.mamba_block_size`.
+STATE_INTERVAL = 512
+
+
 @dataclass(frozen=True)
 class CacheConfig:
     """KV cache"""
@@ -103,11 +107,21 @@ class CacheConfig:
     """Number of KV blocks, for tests of preemption."""
     enable_prefix_caching: bool = True
     """Reuse the KV blocks of prompts with a common prefix."""
+    mamba_block_size: int | None = None
+    """Tokens between two recurrent states that prefix caching keeps; a multiple of --block-size.
+    Default: 512. Has no effect on models without recurrent states."""
     keep_kv_cache: bool = True
     """Keep a server's KV cache in memory that outlives the engine: after the engine is killed,
     requests continue without recomputing their prompts. Needs prefix caching."""
     prefix_caching_hash_algo: Literal["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"] = "sha256"
     """Hash of block contents. `sha256_cbor` is reproducible across languages."""
+
+    @property
+    def state_interval(self) -> int:
+        """Tokens between two kept states; 0 without prefix caching."""
+        if not self.enable_prefix_caching:
+            return 0
+        return self.mamba_block_size or STATE_INTERVAL
 
 
 @dataclass(frozen=True)

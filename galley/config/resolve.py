@@ -220,6 +220,15 @@ def check(config: EngineConfig) -> None:
             f"--max-num-seqs ({s.max_num_seqs}), so that a full batch has one token each.",
             field="max_num_batched_tokens",
         )
+    cache = config.cache
+    if cache.mamba_block_size is not None and (
+        cache.mamba_block_size < 1 or cache.mamba_block_size % cache.block_size
+    ):
+        raise ConfigError(
+            f"--mamba-block-size must be a positive multiple of --block-size ({cache.block_size}), "
+            f"got {cache.mamba_block_size}.",
+            field="mamba_block_size",
+        )
     if s.mixed_prefill_tokens and not s.enable_chunked_prefill:
         raise ConfigError(
             f"--mixed-prefill-tokens {s.mixed_prefill_tokens} needs chunked prefill: without it a "

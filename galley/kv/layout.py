@@ -186,9 +186,9 @@ def _place_states(
         per_block = block_bytes // spec.unit_bytes
         first = block * per_block + min(-(-end // spec.unit_bytes), per_block)
         places[index] = Place(group, 0, first, per_block)
-        block, units = divmod(first + spec.units, per_block)
-        end = units * spec.unit_bytes
-    return places, block + (end > 0)
+        block, last = divmod(first + spec.units - 1, per_block)
+        end = (last + 1) * spec.unit_bytes
+    return places, block + 1
 
 
 def _target(layers: dict[CacheSpec, list[int]], block_size: int) -> int:

@@ -105,16 +105,18 @@ class Runner:
         assert config.scheduler.max_num_batched_tokens is not None
         max_chunk = config.scheduler.max_num_batched_tokens
         layers = kv_layers(model_info)
-        layout = kv_layout(layers, self._backend.kv_itemsize, config.cache.block_size)
-        check_given_size(config.cache, layout, max_chunk, wanted, longest)
+        cache = config.cache
+        blocks = cache.block_size, cache.state_interval
+        layout = kv_layout(layers, self._backend.kv_itemsize, *blocks)
+        check_given_size(cache, layout, max_chunk, wanted, longest)
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)
         self._outputs = ("normed",) if pooling else ()
         self._awake: Executable | None = self._backend.build(loaded.model, limits, self._outputs)
-        self.layout = self._executable.kv_layout(config.cache.block_size)
+        self.layout = self._executable.kv_layout(*blocks)
         self._memory = MemoryUse(available, loaded.weight_bytes, self._executable.activation_bytes)
-        self._capacity = kv_capacity(config.cache, self.layout.block_bytes, self._memory)
+        self._capacity = kv_capacity(cache, self.layout.block_bytes, self._memory)
         self.num_blocks = self._capacity.num_blocks
         self.max_model_len = fit_length(wanted, longest, self._capacity, self.layout, max_chunk)
         self.groups = self.layout.groups

@@ -22,10 +22,17 @@ STRIDES = {
     "v_stride",
     "out_stride",
     "kv_block_stride",
+    "before_stride",
+    "after_stride",
+    "b_stride",
+    "c_stride",
+    "dt_stride",
+    "gate_stride",
     "logits_stride",
 }
 NUMBERS = SIZES | dict.fromkeys(STRIDES, 1024) | {"size": 64, "window": 64, "what": 1, "causal": 1}
-NUMBERS |= {"block_size": 64, "rows": ("tokens", 1)}
+NUMBERS |= {"block_size": 64, "rows": ("tokens", 1), "channels": 64, "taps": 4, "groups": 2}
+NUMBERS |= {"state_block_stride": 1 << 16, "state_per_block": 1, "state_width": 2, "state_size": 16}
 
 
 def test_an_op_is_a_typed_attribute_of_ops():

@@ -89,11 +89,42 @@ def test_a_state_group_holds_one_block_and_has_no_hits() -> None:
     assert STATE.longest_hit(lookup_in({0, 1, 2}), 3) == []
 
 
-@pytest.mark.parametrize("kind", sorted(GROUPS))
+SNAPSHOTS = policy(GroupSpec("state", 16, 0, other_bytes=512, interval=32, width=2))
+
+
+def test_a_state_of_several_blocks_is_kept_at_each_interval() -> None:
+    totals = np.array([0, 1, 32, 33, 64, 65], np.int32)
+    assert SNAPSHOTS.needed(totals).tolist() == [0, 2, 2, 4, 4, 6]
+    # The next token reads the newest state, until one lies behind it.
+    assert SNAPSHOTS.first_live(totals).tolist() == [0, 0, 0, 2, 2, 4]
+    assert [SNAPSHOTS.key_of(entry) for entry in range(4)] == [(1, 0), (1, 1), (3, 0), (3, 1)]
+    assert GroupSpec("state", 16, 0, interval=32, width=2).table_width(65) == 6
+
+
+@pytest.mark.parametrize(
+    ("cached", "limit", "hit"),
+    [
+        ({0, 1}, 5, [100, 101]),
+        ({0, 1, 2, 3}, 5, [0, 0, 102, 103]),
+        ({0, 1, 2, 3}, 3, [100, 101]),
+        ({2, 3}, 4, [0, 0, 102, 103]),
+        ({0, 1, 3}, 4, [100, 101]),
+        ({0, 2}, 9, []),
+    ],
+)
+def test_a_hit_of_a_state_is_the_last_that_is_whole(
+    cached: set[int], limit: int, hit: list[int]
+) -> None:
+    assert SNAPSHOTS.longest_hit(lookup_in(cached), limit) == hit
+    assert SNAPSHOTS.full_blocks(len(hit)) == len(hit)  # two entries for two blocks of tokens
+
+
+@pytest.mark.parametrize("kind", [*sorted(GROUPS), "state of 32"])
 @pytest.mark.parametrize("max_chunk", [1, 7, 64])
 def test_every_kind_holds_at_most_what_it_says(kind: str, max_chunk: int) -> None:
     """A sequence computed in chunks, whose blocks are freed between them."""
-    group = policy(GroupSpec(kind, 16, 64, window=40), max_chunk)
+    states = {"interval": 32, "width": 3} if kind == "state of 32" else {}
+    group = policy(GroupSpec(kind.split()[0], 16, 64, window=40, **states), max_chunk)
     for length in (1, 15, 16, 17, 100, 333):
         most, start = 0, 0
         while start < length:

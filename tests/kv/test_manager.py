@@ -200,6 +200,41 @@ def test_a_model_with_states_shares_nothing() -> None:
     kv.check_integrity([])
 
 
+def test_states_are_found_where_all_groups_have_a_prefix() -> None:
+    """States of two blocks at every eighth token, beside blocks of four tokens."""
+    state = GroupSpec("state", BLOCK, 0, other_bytes=32, interval=2 * BLOCK, width=2)
+    kv = make_manager(num_blocks=40, groups=[GroupSpec("full", BLOCK, 8), state])
+    hold(kv, 0, list(range(23)))
+    # Blocks of tokens can be shared at once, a state only when a later token has been computed.
+    assert hit_of(kv, list(range(23))).num_tokens == 0
+    kv.free_out_of_window(np.array([0]))
+    full, states = kv.table.block_tables[:, 0].tolist()
+    assert states[:4] == [0] * 4
+    hit = hit_of(kv, list(range(23)))
+    assert hit.num_tokens == 16
+    assert hit.blocks[0] == full[:4]
+    assert hit.blocks[1][:2] == [0, 0]
+    assert len(hit.blocks[1]) == 4
+    assert hit_of(kv, list(range(16))).num_tokens == 8  # one token is left to compute
+    kv.pool.allocate(kv.pool.num_free)  # evicts the states, which nobody holds
+    assert hit_of(kv, list(range(23))).num_tokens == 0
+    assert kv.pool.num_evicted == 4
+
+
+def test_a_state_that_ends_with_its_sequence_is_kept() -> None:
+    state = GroupSpec("state", BLOCK, 0, other_bytes=32, interval=2 * BLOCK)
+    kv = make_manager(num_blocks=40, groups=[GroupSpec("full", BLOCK, 8), state])
+    hold(kv, 0, list(range(16)))
+    kv.free(0, 16)
+    hit = hit_of(kv, list(range(17)))
+    assert hit.num_tokens == 16
+    kv.admit(1, kv.new_chain(None, None), hit)
+    kv.table.num_computed[1] = 16
+    kv.check_integrity([1])
+    kv.free(1, 16)
+    kv.check_integrity([])
+
+
 @pytest.mark.parametrize(
     "damage",
     [

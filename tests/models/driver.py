@@ -25,13 +25,18 @@ def load(checkpoint, backend: Backend) -> Decoder:
 class Driver:
     """Sequences in slots; each step computes some tokens of some of them."""
 
-    def __init__(self, executable: Executable, block_size: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self,
+        executable: Executable,
+        block_size: int = 16,
+        seed: int = 0,
+        state_interval: int = 64,
+    ) -> None:
         self.executable = executable
-        per_slot = MAX_LEN // block_size
-        layout = executable.kv_layout(block_size)
-        num_blocks = len(layout.groups) * SLOTS * per_slot
-        executable.allocate_kv(1 + num_blocks, layout)
+        layout = executable.kv_layout(block_size, state_interval)
         self.table = RequestTable(SLOTS, MAX_LEN, layout.groups)
+        num_blocks = self.table.block_tables.size
+        executable.allocate_kv(1 + num_blocks, layout)
         blocks = np.random.default_rng(seed).permutation(np.arange(1, 1 + num_blocks))
         self.table.block_tables.ravel()[:] = blocks
         executable.bind(self.table, {})

@@ -11,6 +11,7 @@ import random
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from galley.batch import (
     GroupSpec,
@@ -227,16 +228,24 @@ class FakeExecutor:
         return digests.pop()
 
     def compute_state(self, g: int, slot: int, start: int, end: int) -> int:
-        """Update a state, whose only block holds the digest of the last position."""
-        table = self.table
-        assert table.num_blocks[g, slot] == 1
-        block = table.block_tables[g, slot, 0]
-        assert block != 0
-        digest = int(self.kv[block, 0]) ^ g if start else 0
-        assert not start or digest == self.truth[slot][start - 1], "a wrong or stale state is read"
+        """Update a state: all of its blocks hold the digest of the last position."""
+        table, spec = self.table, self.groups[g]
+        interval = spec.interval or table.max_len
+
+        def blocks_at(position: int) -> NDArray[np.intp]:
+            first = position // interval * spec.width
+            blocks = table.block_tables[g, slot, first : first + spec.width].astype(np.intp)
+            assert blocks.all(), "a position's state is in the null block"
+            return blocks
+
+        digest = 0
+        if start:
+            found = set((self.kv[blocks_at(start - 1), 0] ^ np.uint64(g)).tolist())
+            assert found == {self.truth[slot][start - 1]}, "a wrong or stale state is read"
+            digest = found.pop()
         for p in range(start, end):
             digest = mix(digest, int(table.token_ids[slot, p]))
-        self.kv[block, 0] = digest ^ g
+            self.kv[blocks_at(p), 0] = digest ^ g
         return digest
 
 

@@ -37,8 +37,12 @@ GROUPS = {
     "hybrid": [GroupSpec("full", 4, 8), GroupSpec("window", 4, 8, window=10)],
     "windows": [GroupSpec("window", 4, 8, window=w) for w in (10, 10, 3)],
     "state": [GroupSpec("full", 4, 8), GroupSpec("state", 4, 0, other_bytes=32)],
+    "states": [
+        GroupSpec("full", 4, 8),
+        GroupSpec("state", 4, 0, other_bytes=32, interval=8, width=2),
+    ],
     "all": [
-        GroupSpec("state", 4, 0, other_bytes=32),
+        GroupSpec("state", 4, 0, other_bytes=32, interval=4),
         GroupSpec("window", 4, 8, window=6),
         GroupSpec("full", 4, 8),
     ],
@@ -117,7 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             mixed=mixed if chunked else 0,
             chunked=chunked,
             groups=specs,
-            drafts=drafts if groups not in ("state", "all") else "none",
+            drafts=drafts if groups not in ("state", "states", "all") else "none",
             loopback=loopback,
         )
         self.got = Collected()

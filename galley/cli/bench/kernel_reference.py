@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from galley.cli.bench.steps import Shape
-from galley.kernels.ops import Ops
+from galley.kernels.ops import KVLayer, Ops
 from galley.kernels.ops.attention import attend, visible_positions
 from galley.kernels.program import LOGITS, Node
 from galley.kernels.reference import ReferenceBackend, ReferenceOps
@@ -80,7 +80,7 @@ def _add(node: Node, shape: Shape) -> Callable[[], object]:
 
 def _attention(node: Node, shape: Shape) -> Callable[[], object]:
     layer = node.layer
-    assert layer is not None
+    assert isinstance(layer, KVLayer)
     length = shape.context + shape.new
     q = _tensor(_random(shape.new, node.ints["heads"] * layer.head_dim))
     keys, values = (_tensor(_random(length, layer.kv_heads, layer.head_dim)) for _ in range(2))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from galley.cli.bench.limits import MachineLimits
+from galley.kernels.ops import KVLayer
 from galley.kernels.program import LOGITS, Node
 from galley.kernels.weights import PackedWeight
 
@@ -68,7 +69,7 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
     weight = node.constants.get("weight")
     if node.op == "linear" and isinstance(weight, PackedWeight):
         return _linear(node, weight, load)
-    if node.op == "attention" and node.layer is not None:
+    if node.op == "attention" and isinstance(node.layer, KVLayer):
         layer, heads = node.layer, node.ints["heads"]
         return Work(
             f"attention {heads}/{layer.kv_heads} heads of {layer.head_dim}",

@@ -33,8 +33,10 @@ class Ops:
 
     from galley.kernels.ops.add import add
     from galley.kernels.ops.attention import attention
+    from galley.kernels.ops.causal_conv import causal_conv
     from galley.kernels.ops.elementwise import elementwise
     from galley.kernels.ops.embedding import embedding
+    from galley.kernels.ops.gated_norm import gated_norm
     from galley.kernels.ops.gelu_and_mul import gelu_and_mul
     from galley.kernels.ops.head_norm import head_norm
     from galley.kernels.ops.layer_norm import layer_norm
@@ -46,6 +48,7 @@ class Ops:
     from galley.kernels.ops.silu_and_mul import silu_and_mul
     from galley.kernels.ops.soft_cap import soft_cap
     from galley.kernels.ops.split import split
+    from galley.kernels.ops.ssd_scan import ssd_scan
     from galley.kernels.ops.write_kv import write_kv
 
     def __init__(self, backend: OpBackend, group: RankGroup | None = None) -> None:

@@ -1,8 +1,8 @@
 """Recurrent state: what a layer keeps of all tokens so far, of one size whatever their number.
 
 A state takes `width` blocks. The first entries of the block table hold the state after `interval`
-tokens, the next ones that after twice as many, and so on; the last hold the newest state, which each
-step updates in place. When it has reached its interval, the next step writes to new blocks:
+tokens, the next ones that after twice as many, and so on; the last hold the newest state, which
+each step updates in place. When it has reached its interval, the next step writes to new blocks:
 
     0 ........ interval ........ 2 interval ........ num_computed
     |   freed     |    freed          |    newest state      |

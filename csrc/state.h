@@ -1,0 +1,125 @@
+// Recurrent states in the cache, and the base of the ops that update them.
+//
+//   block table of a slot   [ blocks of the state after `interval` tokens | after 2 interval | ... ]
+//   blocks of one state     units are counted through them, `per_block` in each; a layer's state
+//                           is the units first .. first + units - 1
+//
+// The rule that makes the result the same for any chunking: a unit's tokens are computed in order,
+// one definition for prefill and decode, with the state in float32 between any two of them.
+#pragma once
+#include <algorithm>
+#include <cstring>
+
+#include "program.h"
+
+namespace galley {
+
+class StateCache {
+ public:
+  // `units`, `unit_size`: of the layer's state, in floats.
+  StateCache(const Args& a, int64_t units, int64_t unit_size)
+      : base_(a.ptr<uint8_t>("state")), block_stride_(a.size("state_block_stride")),
+        first_(a.i("state_first", 0)), per_block_(a.size("state_per_block")),
+        width_(a.size("state_width")), interval_(a.i("state_interval", 0)), units_(units),
+        unit_bytes_(unit_size * 4), table_(a.column<int32_t>("block_table")) {
+    if (first_ < 0 || interval_ < 0) {
+      throw std::invalid_argument("state_first and state_interval must not be negative");
+    }
+    if (per_block_ * unit_bytes_ > block_stride_) {
+      throw std::invalid_argument("state_per_block units are larger than a block");
+    }
+    if (first_ + units_ > per_block_ * width_) {
+      throw std::invalid_argument("the state's units are beyond its blocks");
+    }
+  }
+
+  int64_t units() const { return units_; }
+
+  // Throws std::invalid_argument where a row of the step is longer than its block table.
+  void check(const Step& step) const {
+    for (int32_t r = 0; r < step.rows; r++) {
+      const int64_t length = step.computed[r] + step.query_start[r + 1] - step.query_start[r];
+      if (length > 0 && (state_of(length - 1) + 1) * width_ > table_.stride()) {
+        throw std::invalid_argument("the states of row " + std::to_string(r) +
+                                    " are beyond its block table");
+      }
+    }
+  }
+
+  // Calls update(state, token, count) for the row's tokens in order, in runs that one set of blocks
+  // takes; `state` is the unit's, to be updated in place.
+  template <class Update>
+  void for_each_run(const Step& step, int32_t row, int64_t unit, const Update& update) const {
+    const int32_t slot = step.slots[row];
+    int64_t position = step.computed[row];
+    int32_t token = step.query_start[row];
+    const int32_t stop = step.query_start[row + 1];
+    while (token < stop) {
+      const int64_t index = state_of(position);
+      float* state = at(slot, index, unit);
+      if (position == 0) {
+        std::memset(state, 0, unit_bytes_);
+      } else if (interval_ > 0 && position % interval_ == 0) {
+        std::memcpy(state, at(slot, index - 1, unit), unit_bytes_);
+      }
+      int32_t count = stop - token;
+      if (interval_ > 0) {
+        count = static_cast<int32_t>(
+            std::min<int64_t>(count, (index + 1) * interval_ - position));
+      }
+      update(state, token, count);
+      token += count;
+      position += count;
+    }
+  }
+
+ private:
+  // Which of the sequence's states holds the token at `position`.
+  int64_t state_of(int64_t position) const { return interval_ > 0 ? position / interval_ : 0; }
+  float* at(int32_t slot, int64_t index, int64_t unit) const {
+    const int64_t number = first_ + unit;
+    const int64_t block = table_.row(slot)[index * width_ + number / per_block_];
+    return reinterpret_cast<float*>(base_ + block * block_stride_ +
+                                    number % per_block_ * unit_bytes_);
+  }
+
+  uint8_t* base_;
+  int64_t block_stride_, first_, per_block_, width_, interval_, units_, unit_bytes_;
+  ColumnOf<int32_t> table_;
+};
+
+// Base of the ops over a state. Tile: one unit of one sequence; neighbouring tiles are sequences, so
+// that threads share out the units.
+class StateOp : public Op {
+ public:
+  explicit StateOp(const StateCache& state) : state_(state) {}
+
+  void plan(const Step& step, int) override { state_.check(step); }
+
+  int64_t tiles(const Step& step, int) const override { return state_.units() * step.rows; }
+
+ protected:
+  StateCache state_;
+};
+
+// Columns of a value: float rows with a stride.
+struct Rows {
+  const float* data = nullptr;
+  int64_t stride = 0;
+  const float* row(int64_t i) const { return data + i * stride; }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// The pointer `name` and its NAME_stride, at least `width`.
+inline Rows rows_argument(const Args& a, const std::string& name, int64_t width,
+                          bool optional = false) {
+  const float* data = optional ? a.ptr_or_null<float>(name) : a.ptr<float>(name);
+  const int64_t stride = a.i(name + "_stride", width);
+  if (stride < width) {
+    throw std::invalid_argument(name + "_stride is less than its " + std::to_string(width) +
+                                " columns");
+  }
+  return {data, stride};
+}
+
+}  // namespace galley
