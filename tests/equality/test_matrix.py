@@ -1,6 +1,6 @@
-"""Every family × every weight format of the registries, alone and in company: the same bits.
+"""Families × every weight format of the registry, alone and in company: the same bits.
 
-A family or a format that is added later is in here by itself.
+A format that is added later is in here by itself.
 """
 
 from __future__ import annotations

@@ -70,10 +70,21 @@ PHI3 = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 @dataclass
 class Case:
-    """A family and the config values that make this checkpoint special."""
+    """A family and the config values that make this checkpoint special.
+
+    Attributes:
+        family: transformers' config class is FAMILYConfig.
+        config: beside `SIZES`.
+        head: of the name of transformers' model class.
+    """
 
     family: str
     config: dict[str, Any]
+    head: str = "ForCausalLM"
+
+    @property
+    def architecture(self) -> str:
+        return self.family + self.head
 
 
 CASES: dict[str, Case] = {
@@ -133,10 +144,10 @@ def make(case: Case, seed: int = 0) -> torch.nn.Module:
     config = config_class(**{**SIZES, **case.config})
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{case.family}ForCausalLM")(config).eval().float()
+    model = getattr(transformers, case.architecture)(config).eval().float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "ln_" in name:
                 parameter.uniform_(0.5, 1.5)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.3)

@@ -1,4 +1,4 @@
-"""Every family from its folder on disk to tokens: greedy outputs equal those of transformers."""
+"""The reference backend from a folder on disk to tokens: greedy outputs equal transformers'."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ def prompts(count: int = 20) -> list[list[int]]:
     return [rng.integers(3, SIZES["vocab_size"], n).tolist() for n in range(1, 2 * count, 2)]
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("name", list(CASES))
-def test_greedy_tokens_of_twenty_prompts(name: str, backend: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama-biases", "qwen2-windows"])
+def test_greedy_tokens_of_twenty_prompts(name: str, tmp_path: Path) -> None:
     model = make(CASES[name])
     model.save_pretrained(tmp_path)
     greedy = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True)
     small = {"max_model_len": 64, "max_num_batched_tokens": 64, "max_num_seqs": 8}
-    flags = {"backend": backend, "dtype": "float32", "kv_cache_memory_bytes": "8m", **small}
+    flags = {"backend": "reference", "dtype": "float32", "kv_cache_memory_bytes": "8m", **small}
     with LLM(str(tmp_path), skip_tokenizer_init=True, **flags) as llm:
         outputs = llm.generate(prompts(), greedy, use_tqdm=False)
     for prompt, output in zip(prompts(), outputs, strict=True):
