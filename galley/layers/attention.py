@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
@@ -27,8 +29,10 @@ class AttentionSpec:
         causal: False = a query sees its whole sequence, computed in one step (an encoder).
         q_norm, k_norm, v_norm: before the rotation, of each head (`HeadNormSpec`) or of the whole
             projection; None = none.
+        norm_after_rotary: q_norm and k_norm come after the rotation.
         soft_cap: scores are soft_cap * tanh(score / soft_cap); 0 = as they are.
         sinks: the tensor [heads] of a further score of each head; None = none.
+        slopes: of each head, by which scores fall with distance (`layers.alibi`); None = none.
     """
 
     q: Part
@@ -49,6 +53,8 @@ class AttentionSpec:
     v_norm: NormSpec | None = None
     soft_cap: float = 0.0
     sinks: Part | None = None
+    slopes: tuple[float, ...] | None = None
+    norm_after_rotary: bool = False
 
     def build(self, context: BuildContext) -> Attention:
         return Attention(self, context)
@@ -72,23 +78,38 @@ class Attention:
         self.rotary = None if spec.rotary is None else context.rotary_table(spec.rotary)
         self.layer = context.add_kv_layer(kv_heads, d, spec.window, spec.causal)
         self.sinks = None if spec.sinks is None else source.vector(Vector((spec.sinks,), cut=True))
+        self.slopes = None
+        if spec.slopes is not None:
+            first = source.group.rank * heads
+            slopes = np.array(spec.slopes[first : first + heads], np.float32)
+            self.slopes = source.constant((heads,), lambda: slopes)
+        self._norm_last = spec.norm_after_rotary
         self._sizes = (heads * d, kv_heads * d, kv_heads * d)
         self._scale, self._soft_cap = spec.scale, spec.soft_cap
 
     def __call__(self, ops: Ops, x: Value, ctx: ForwardContext) -> Value:
         q, k, v = ops.split(self.qkv(ops, x), self._sizes)
-        if self.q_norm is not None:
-            q = self.q_norm(ops, q)
-        if self.k_norm is not None:
-            k = self.k_norm(ops, k)
+        if not self._norm_last:
+            q, k = self._normed(ops, q, k)
         if self.v_norm is not None:
             v = self.v_norm(ops, v)
         if self.rotary is not None:
             q = ops.rope(q, ctx.positions, self.rotary, self.layer.head_dim)
             k = ops.rope(k, ctx.positions, self.rotary, self.layer.head_dim)
+        if self._norm_last:
+            q, k = self._normed(ops, q, k)
         ops.write_kv(k, v, self.layer, ctx)
-        attended = ops.attention(q, self.layer, self._scale, ctx, None, self._soft_cap, self.sinks)
+        attended = ops.attention(
+            q, self.layer, self._scale, ctx, self.slopes, self._soft_cap, self.sinks
+        )
         return self.out(ops, attended)
+
+    def _normed(self, ops: Ops, q: Value, k: Value) -> tuple[Value, Value]:
+        if self.q_norm is not None:
+            q = self.q_norm(ops, q)
+        if self.k_norm is not None:
+            k = self.k_norm(ops, k)
+        return q, k
 
 
 def projection_norm(source: WeightSource, spec: NormSpec | None, head_dim: int) -> Norm | None:

@@ -12,6 +12,7 @@ class BuildContext:
 
     Attributes:
         source: where weights come from.
+        max_positions: the longest sequence, in tokens.
         kv_layers: caches that layers have asked for so far, in order.
     """
 
@@ -19,7 +20,7 @@ class BuildContext:
         """`max_positions`: the longest sequence, in tokens; rotary tables have one row for each."""
         self.source = source
         self.kv_layers: list[CacheLayer] = []
-        self._max_positions = max_positions
+        self.max_positions = max_positions
         self._tables: dict[Rotary, RotaryTable] = {}
 
     def add_kv_layer(
@@ -38,7 +39,7 @@ class BuildContext:
 
     def rotary_table(self, rotary: Rotary) -> RotaryTable:
         """The table of a rotary embedding; layers with equal settings share one."""
-        positions = self._max_positions
+        positions = self.max_positions
         rotary = rotary.for_length(positions)
         table = self._tables.get(rotary)
         if table is None:

@@ -5,7 +5,7 @@ Every rank of a parallel group has the whole of both.
 
 from __future__ import annotations
 
-from galley.kernels.ops import Ops, Value, Weight
+from galley.kernels.ops import Constant, Ops, Value, Weight
 from galley.layers.questions import Matrix, Part
 from galley.layers.weights import WeightSource
 
@@ -27,12 +27,8 @@ class Embedding:
 class LMHead:
     """x [L, hidden] → logits [L, vocab]."""
 
-    def __init__(self, weight: Weight) -> None:
-        self.weight = weight
-
-    @staticmethod
-    def load(source: WeightSource, part: Part) -> LMHead:
-        return LMHead(*source.matrix(Matrix((part,))))
+    def __init__(self, weight: Weight, bias: Constant | None = None) -> None:
+        self.weight, self.bias = weight, bias
 
     def __call__(self, ops: Ops, x: Value) -> Value:
-        return ops.linear(x, [self.weight])
+        return ops.linear(x, [self.weight], self.bias)

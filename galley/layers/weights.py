@@ -30,7 +30,7 @@ from galley.quant import (
 )
 
 #: Tensors of old checkpoints that are not weights.
-NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$")
+NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attention)\.bias$")
 
 #: How many names an error lists before it says "and n more".
 MAX_NAMES_SHOWN = 8

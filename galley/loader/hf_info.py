@@ -8,6 +8,7 @@ from typing import Any
 from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_directory
+from galley.loader.common_keys import with_common_keys
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import Fields, read_json
 from galley.loader.rope import max_position, with_rope_keys
@@ -36,7 +37,8 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
     home = changes.directory or directory
     path = home / "config.json"
     where = str(path)
-    config = changes.applied(with_rope_keys(read_json(path), where), where)
+    config = with_common_keys(read_json(path))
+    config = changes.applied(with_rope_keys(config, where), where)
     fields = Fields(config, where)
     architecture = architecture_in(config, where)
     generation = _generation_fields(home)

@@ -20,6 +20,7 @@ from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import read_json
 from galley.loader.hf_info import info_of_directory
+from galley.loader.hf_names import model_name
 from galley.loader.source import Source
 from galley.loader.tensor import RawTensor, TensorHeader
 
@@ -155,7 +156,10 @@ class SafetensorsCheckpoint:
         """Raises ModelError for missing, damaged or unsupported files."""
         self.directory = directory
         self.model_info = info_of_directory(directory, changes)
-        self._places = _open_all(directory)
+        self._places = {
+            model_name(self.model_info.architecture, name): (file, name)
+            for name, file in _open_all(directory).items()
+        }
 
     @staticmethod
     def open(source: Source) -> SafetensorsCheckpoint:
@@ -166,16 +170,19 @@ class SafetensorsCheckpoint:
         return list(self._places)
 
     def header(self, name: str) -> TensorHeader:
-        return self._file(name).header(name)
+        file, stored = self._place(name)
+        return file.header(stored)
 
     def tensor(self, name: str) -> RawTensor:
-        return self._file(name).tensor(name)
+        file, stored = self._place(name)
+        return file.tensor(stored)
 
-    def _file(self, name: str) -> SafetensorsFile:
-        file = self._places.get(name)
-        if file is None:
+    def _place(self, name: str) -> tuple[SafetensorsFile, str]:
+        """The tensor's file, and its name there."""
+        place = self._places.get(name)
+        if place is None:
             raise ModelError(f"{self.directory}: has no tensor {name}")
-        return file
+        return place
 
 
 def _open_all(directory: Path) -> dict[str, SafetensorsFile]:

@@ -29,6 +29,12 @@ class ModelFields(Fields):
             values = " or ".join(repr(a) for a in allowed)
             raise ModelError(f"{self.where}: {key} = {value!r} is not supported, only {values}")
 
+    def with_defaults(self, **values: object) -> ModelFields:
+        """The same, with these values where the config has none."""
+        return ModelFields(
+            {**values, **{k: v for k, v in self.values.items() if v is not None}}, self.where
+        )
+
     def optional_int(self, key: str) -> int | None:
         """A positive integer, or None where missing or null."""
         return self.integer(key, least=1) if self.has(key) else None

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from galley.errors import ModelError
-from galley.kernels.ops import ForwardContext, Ops, Value
+from galley.kernels.ops import ForwardContext, Ops, Value, Weight
 from galley.layers.context import BuildContext
 from galley.layers.embedding import Embedding, LMHead
 from galley.layers.norm import Norm, NormSpec
-from galley.layers.questions import Part
+from galley.layers.positions import LearnedPositionsSpec
+from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.scale import Multiplier
 from galley.layers.shapes import ShapeSource
 from galley.layers.weights import WeightSource
@@ -124,8 +125,11 @@ class DecoderSpec:
 
     Attributes:
         embedding: the tensor [vocab, hidden].
+        positions: added to the embedding of the token; None = none.
+        embedding_norm: of the sum of the two; None = none.
         norm: before the head.
         head: the tensor [vocab, hidden]; None = the embedding's weight is used (tied).
+        head_bias: the tensor [vocab], in full; None = none.
         ignored: prefixes of tensors that the checkpoint may have and the model does not use.
         embedding_scale: factor of the embedding.
         logits_scale: factor of the logits.
@@ -140,6 +144,9 @@ class DecoderSpec:
     embedding_scale: float = 1.0
     logits_scale: float = 1.0
     logits_soft_cap: float = 0.0
+    positions: LearnedPositionsSpec | None = None
+    embedding_norm: NormSpec | None = None
+    head_bias: str | None = None
 
     def build(self, source: WeightSource, stage: Stage) -> Decoder:
         """The stage's part of the model. Raises ModelError as the source does."""
@@ -181,6 +188,17 @@ class ParallelLayer:
         return ops.add(hidden, self.mlp(ops, mlp_input))
 
 
+def _head(spec: DecoderSpec, source: WeightSource, tied: Weight | None) -> LMHead:
+    """The head, with a weight of its own or that of the embedding."""
+    if tied is None:
+        assert spec.head is not None
+        (tied,) = source.matrix(Matrix((spec.head,)))
+    bias = None
+    if spec.head_bias is not None:
+        bias = source.vector(Vector((Part(spec.head_bias, (spec.embedding.num_rows,)),)))
+    return LMHead(tied, bias)
+
+
 def _norm(spec: NormSpec | None, source: WeightSource) -> Norm:
     return _unchanged if spec is None else spec.build(source)
 
@@ -208,23 +226,25 @@ class Decoder:
         if self._first or (self._last and spec.head is None):
             self.embedding = Embedding.load(source, spec.embedding)
             self._embedding_scale = Multiplier(source, spec.embedding_scale)
+        if self._first:
+            self._positions = None if spec.positions is None else spec.positions.build(context)
+            self._embedding_norm = _norm(spec.embedding_norm, source)
         self.layers = [layer.build(context) for layer in spec.layers[stage.start : end]]
         if self._last:
             self.norm = spec.norm.build(source)
             self._logits_scale = Multiplier(source, spec.logits_scale)
             self._logits_soft_cap = spec.logits_soft_cap
-            self.head = (
-                LMHead(self.embedding.weight)
-                if spec.head is None
-                else LMHead.load(source, spec.head)
-            )
+            self.head = _head(spec, source, None if spec.head else self.embedding.weight)
         for prefix in (*spec.ignored, *_names_outside(spec, stage.start, end)):
             source.ignore_unused(prefix)
 
     def embed(self, ops: Ops, ctx: ForwardContext) -> Value:
         """[T, H]: the input of the first stage's `forward`."""
         assert self._first
-        return self._embedding_scale(ops, self.embedding(ops, ctx.token_ids))
+        hidden = self._embedding_scale(ops, self.embedding(ops, ctx.token_ids))
+        if self._positions is not None:
+            hidden = ops.add(hidden, self._positions(ops, ctx))
+        return self._embedding_norm(ops, hidden)
 
     def forward(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
         """[T, H]: the residual stream after this stage's layers, not normalised."""
@@ -259,9 +279,12 @@ def _names_outside(spec: DecoderSpec, start: int, end: int) -> list[str]:
         layer.build(context)
     if start > 0:
         Embedding.load(shapes, spec.embedding)
+        if spec.positions is not None:
+            spec.positions.build(context)
+        _norm(spec.embedding_norm, shapes)
     if end < len(spec.layers):
         spec.norm.build(shapes)
         if spec.head is not None:
-            LMHead.load(shapes, spec.head)
+            _head(spec, shapes, None)
     # A quantised matrix has further tensors under its name.
     return [name.removesuffix("weight") for name in shapes.tensors]

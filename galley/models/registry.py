@@ -43,11 +43,21 @@ class Architecture:
 
 #: Architecture, as config.json names it → its line.
 ARCHITECTURES: dict[str, Architecture] = {
+    "BloomForCausalLM": Architecture("galley.models.bloom", "bloom"),
+    "FalconForCausalLM": Architecture("galley.models.falcon", "falcon"),
+    "GPT2LMHeadModel": Architecture("galley.models.gpt2", "gpt2"),
+    "GPTJForCausalLM": Architecture("galley.models.gptj", "gptj"),
+    "GPTNeoXForCausalLM": Architecture("galley.models.gpt_neox", "gpt_neox"),
     "LlamaForCausalLM": Architecture("galley.models.llama", "llama"),
     "MistralForCausalLM": Architecture("galley.models.llama", "mistral"),
+    "NemotronForCausalLM": Architecture("galley.models.nemotron", "nemotron"),
+    "OPTForCausalLM": Architecture("galley.models.opt", "opt"),
     "Phi3ForCausalLM": Architecture("galley.models.phi3", "phi3"),
+    "PhiForCausalLM": Architecture("galley.models.phi", "phi"),
     "Qwen2ForCausalLM": Architecture("galley.models.qwen2", "qwen2"),
     "Qwen3ForCausalLM": Architecture("galley.models.qwen3", "qwen3"),
+    "StableLmForCausalLM": Architecture("galley.models.stablelm", "stablelm"),
+    "Starcoder2ForCausalLM": Architecture("galley.models.starcoder2", "starcoder2"),
 }
 
 

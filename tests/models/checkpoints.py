@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from galley.config import ModelInfo
+from galley.loader.common_keys import with_common_keys
 from galley.loader.tensor import RawTensor
 
 SIZES = {
@@ -76,11 +77,13 @@ class Case:
         family: transformers' config class is FAMILYConfig.
         config: beside `SIZES`.
         head: of the name of transformers' model class.
+        attention: transformers' implementation of it.
     """
 
     family: str
     config: dict[str, Any]
     head: str = "ForCausalLM"
+    attention: str = "eager"
 
     @property
     def architecture(self) -> str:
@@ -142,7 +145,7 @@ def make(case: Case, seed: int = 0) -> torch.nn.Module:
     """A transformers model of the case, all weights (norms and biases too) random, float32."""
     config_class = getattr(transformers, f"{case.family}Config")
     config = config_class(**{**SIZES, **case.config})
-    config._attn_implementation = "eager"
+    config._attn_implementation = case.attention
     torch.manual_seed(seed)
     model = getattr(transformers, case.architecture)(config).eval().float()
     with torch.no_grad():
@@ -163,7 +166,8 @@ class StateDict:
     """
 
     def __init__(self, model: torch.nn.Module, **changes: Any) -> None:
-        own = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        own = with_common_keys(config)
         method = changes.get("quantization_config", {}).get("quant_method")
         self.model_info = replace(info_of(own), hf_config={**own, **changes}, quantization=method)
         state = dict(model.state_dict())

@@ -7,12 +7,66 @@ from __future__ import annotations
 
 from tests.models.checkpoints import PHI3, ROPES, Case
 
+#: Sizes by the names of GPT-2's and GPT-J's configs.
+GPT = {
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 3,
+    "n_positions": 256,
+    "n_inner": 96,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+#: Heads that are no power of two, for the slopes of ALiBi.
+BLOOM = {"n_layer": 3, "n_head": 6, "num_attention_heads": 6, "hidden_size": 48}
+FALCON = {"ffn_hidden_size": 96, "bos_token_id": 1, "eos_token_id": 2}
+NEW_FALCON = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
+
 FAMILIES: dict[str, Case] = {
+    "bloom": Case("Bloom", BLOOM),
+    "falcon": Case("Falcon", NEW_FALCON),
+    "gpt2": Case("GPT2", {**GPT, "scale_attn_by_inverse_layer_idx": True}, "LMHeadModel"),
+    "gpt-j": Case("GPTJ", {**GPT, "rotary_dim": 8}),
+    "gpt-neox": Case("GPTNeoX", {}),
     "llama": Case("Llama", {"rope_parameters": ROPES["llama3"]}),
     "mistral": Case("Mistral", {"sliding_window": 7}),
+    "nemotron": Case("Nemotron", {}),
+    "opt": Case("OPT", {"ffn_dim": 96}),
+    "phi": Case("Phi", {"qk_layernorm": True}),
     "phi3": Case("Phi3", {**PHI3, "sliding_window": 11}),
     "qwen2": Case(
         "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
     ),
     "qwen3": Case("Qwen3", {"head_dim": 32}),
+    "stablelm": Case("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
+    "starcoder2": Case("Starcoder2", {"sliding_window": 9, "bos_token_id": 1, "eos_token_id": 2}),
+}
+
+#: Other layouts of the same families, by config.
+VARIANTS: dict[str, Case] = {
+    "falcon-7b": Case("Falcon", FALCON),
+    "falcon2-11b": Case("Falcon", {**NEW_FALCON, "num_ln_in_parallel_attn": 1}),
+    "falcon-rw": Case(
+        "Falcon",
+        {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+        attention="sdpa",  # "eager" adds ALiBi twice
+    ),
+    "gpt2-gelu": Case("GPT2", {**GPT, "activation_function": "gelu"}, "LMHeadModel"),
+    "gpt-neox-sequential": Case(
+        "GPTNeoX",
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5000.0,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+    ),
+    "opt-no-biases": Case(
+        "OPT", {"ffn_dim": 96, "enable_bias": False, "layer_norm_elementwise_affine": False}
+    ),
+    "phi-tied": Case("Phi", {"tie_word_embeddings": True}),
+    "stablelm-2": Case("StableLm", {"use_qkv_bias": True}),
 }

@@ -24,7 +24,7 @@ from galley.models.registry import ARCHITECTURES
 from tests.equality.workload import answer
 from tests.models.checkpoints import Case, StateDict, hf_logits, in_bfloat16, make
 from tests.models.driver import LIMITS, load, solo_logits
-from tests.models.families import FAMILIES
+from tests.models.families import FAMILIES, VARIANTS
 
 #: Of the largest logit.
 TOLERANCE = 1e-4
@@ -105,6 +105,14 @@ def test_float32_logits_equal_transformers(family: Family) -> None:
     for backend in (ReferenceBackend(), CpuBackend("f32", threads=1)):
         got = family.logits(backend, family.model)
         assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_float32_logits_of_variants_equal_transformers(name: str, tmp_path: Path) -> None:
+    variant = Family(VARIANTS[name], tmp_path)
+    want = hf_logits(variant.model, IDS)
+    got = variant.logits(CpuBackend("f32", threads=1), variant.model)
+    assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
 
 
 def test_bfloat16_is_as_close_as_transformers(family: Family) -> None:

@@ -1,0 +1,30 @@
+"""Names of tensors that checkpoints of one architecture spell in several ways."""
+
+from __future__ import annotations
+
+#: Architecture → pairs of a prefix that some checkpoints have and the one that models ask for:
+#: those saved from the model without its head, and those of older releases of transformers.
+PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
+    "BloomForCausalLM": (
+        ("h.", "transformer.h."),
+        ("ln_f.", "transformer.ln_f."),
+        ("word_embeddings.", "transformer.word_embeddings."),
+        ("word_embeddings_layernorm.", "transformer.word_embeddings_layernorm."),
+    ),
+    "GPT2LMHeadModel": (
+        ("h.", "transformer.h."),
+        ("ln_f.", "transformer.ln_f."),
+        ("wpe.", "transformer.wpe."),
+        ("wte.", "transformer.wte."),
+    ),
+    "GPTNeoXForCausalLM": (("embed_out.", "lm_head."),),
+    "OPTForCausalLM": (("decoder.", "model.decoder."),),
+}
+
+
+def model_name(architecture: str, name: str) -> str:
+    """The name by which a model asks for the tensor that a checkpoint calls `name`."""
+    for stored, wanted in PREFIXES.get(architecture, ()):
+        if name.startswith(stored):
+            return wanted + name.removeprefix(stored)
+    return name

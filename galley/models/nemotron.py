@@ -1,0 +1,36 @@
+"""Nemotron and Minitron: layer norms whose weight is stored as w - 1, a squared-relu block."""
+
+from __future__ import annotations
+
+from galley.config import ModelInfo
+from galley.layers.questions import Part
+from galley.models.config import model_fields, read_rotary
+from galley.models.decoder import DecoderSpec, LayerSpec
+from galley.models.gpt import attention, mlp, read_sizes
+
+
+def nemotron(model_info: ModelInfo) -> DecoderSpec:
+    config = model_fields(model_info)
+    sizes = read_sizes(config, eps_key="norm_eps", activation="relu2", grouped=True)
+    config = config.with_defaults(partial_rotary_factor=0.5)
+    rotary = read_rotary(config, sizes.head_dim, 10000.0, partial=True)
+    bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+
+    def layer(index: int) -> LayerSpec:
+        prefix = f"model.layers.{index}"
+        return LayerSpec(
+            mixer=attention(
+                sizes, f"{prefix}.self_attn", rotary=rotary, qkv_bias=bias, out_bias=bias
+            ),
+            mlp=mlp(sizes, f"{prefix}.mlp.up_proj", f"{prefix}.mlp.down_proj", bias=mlp_bias),
+            mixer_norm=sizes.norm(f"{prefix}.input_layernorm", plus=1.0),
+            mlp_norm=sizes.norm(f"{prefix}.post_attention_layernorm", plus=1.0),
+        )
+
+    return DecoderSpec(
+        embedding=Part("model.embed_tokens", (sizes.vocab, sizes.hidden)),
+        layers=[layer(i) for i in range(sizes.layers)],
+        norm=sizes.norm("model.norm", plus=1.0),
+        head=sizes.head(),
+        ignored=("lm_head.",) if sizes.tied else (),
+    )

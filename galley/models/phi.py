@@ -1,0 +1,45 @@
+"""Phi-1, Phi-1.5 and Phi-2: part of a head rotated, one norm for both parallel blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from galley.config import ModelInfo
+from galley.layers.layer_norm import LayerNormSpec
+from galley.layers.questions import Part
+from galley.models.config import model_fields, read_rotary
+from galley.models.decoder import DecoderSpec, ParallelLayerSpec
+from galley.models.gpt import attention, mlp, read_sizes
+
+
+def phi(model_info: ModelInfo) -> DecoderSpec:
+    config = model_fields(model_info)
+    sizes = read_sizes(config, eps_key="layer_norm_eps", activation="gelu_new", grouped=True)
+    config = config.with_defaults(partial_rotary_factor=0.5)
+    rotary = read_rotary(config, sizes.head_dim, 10000.0, partial=True)
+    qk_norm = config.flag("qk_layernorm", False)
+
+    def layer(index: int) -> ParallelLayerSpec:
+        prefix = f"model.layers.{index}"
+        name = f"{prefix}.self_attn"
+        mixer = attention(sizes, name, out="dense", rotary=rotary)
+        if qk_norm:
+            q, k = (
+                LayerNormSpec(f"{name}.{part}_layernorm", sizes.head_dim, sizes.eps)
+                for part in "qk"
+            )
+            mixer = replace(mixer, q_norm=q, k_norm=k)
+        return ParallelLayerSpec(
+            mixer=mixer,
+            mlp=mlp(sizes, f"{prefix}.mlp.fc1", f"{prefix}.mlp.fc2"),
+            norm=sizes.norm(f"{prefix}.input_layernorm"),
+        )
+
+    return DecoderSpec(
+        embedding=Part("model.embed_tokens", (sizes.vocab, sizes.hidden)),
+        layers=[layer(i) for i in range(sizes.layers)],
+        norm=sizes.norm("model.final_layernorm"),
+        head=sizes.head(),
+        head_bias="lm_head.bias",
+        ignored=("lm_head.weight",) if sizes.tied else (),
+    )
