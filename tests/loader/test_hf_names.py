@@ -10,11 +10,12 @@ import pytest
 from galley.loader.common_keys import with_common_keys
 from galley.loader.hf_names import model_name
 from galley.loader.safetensors import SafetensorsCheckpoint
-from tests.models.checkpoints import CASES, make
+from tests.models.checkpoints import make
+from tests.models.families import FAMILIES
 
 
 def test_a_checkpoint_saved_without_the_head_has_the_names_of_one_with_it(tmp_path):
-    model = make(CASES["gpt2"])
+    model = make(FAMILIES["gpt2"])
     model.transformer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["architectures"] = ["GPT2LMHeadModel"]
