@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Compile test modules and the programs that tests start once, not at every start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # The same examples in every run, and no clock: a busy machine is no failure, pytest-timeout finds
 # what hangs. `HYPOTHESIS_PROFILE=default` draws new examples.
