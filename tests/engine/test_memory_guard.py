@@ -31,6 +31,7 @@ from tests.scheduler.fakes import (
     run,
     step,
 )
+from tests.small_model import small_model
 
 BLOCK, RESERVE = 1000, 10_000
 #: From here on the cache may grow: a quarter of the reserve stays between that and giving back.
@@ -227,9 +228,9 @@ def test_a_real_model_releases_memory_and_answers_the_same() -> None:
         texts, sampling = [text for text, _ in wanted], [p for _, p in wanted]
         return [answer(o) for o in llm.generate(texts, sampling, use_tqdm=False)]
 
-    with LLM(**common) as llm:
+    with LLM(str(small_model()), **common) as llm:
         undisturbed = answers(llm)
-    with LLM(**common) as llm:
+    with LLM(str(small_model()), **common) as llm:
         core = llm._core
         assert core.guard is not None
         source, steps, seen = Source(), iter(range(10**6)), set()

@@ -2,13 +2,15 @@
 
 Every test compares with `==` against the same requests run alone, and asserts that what it is
 about took place. All of it runs twice: with the local executor, and through the loopback executor
-that packs every plan and result into bytes and keeps tables of its own.
+that packs every plan and result into bytes and keeps tables of its own. The model has two layers;
+one test runs the whole built-in model.
 """
 
 import pytest
 
 from galley import LLM, SamplingParams
 from tests.equality.workload import MAX_TOKENS, answer, params, prompts, watch
+from tests.small_model import small_model
 
 COMMON = {"max_model_len": 512, "kv_cache_memory_bytes": 256 << 20}
 
@@ -18,19 +20,23 @@ def executor(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def alone():
-    """The answers of 64 requests, each alone, nothing cached."""
-    with LLM(**COMMON, enable_prefix_caching=False) as llm:
+def each_alone(model: str, count: int) -> list:
+    with LLM(model, **COMMON, enable_prefix_caching=False) as llm:
         return [
             answer(llm.generate([p], s, use_tqdm=False)[0])
-            for p, s in zip(prompts(), params(), strict=True)
+            for p, s in zip(prompts(count), params(count), strict=True)
         ]
 
 
-def run(llm: LLM, order: list[int] | None = None) -> list:
-    """Answers of the 64 requests submitted together, in the workload's order."""
-    all_prompts, all_params = prompts(), params()
+@pytest.fixture(scope="module")
+def alone():
+    """The answers of 64 requests, each alone, nothing cached."""
+    return each_alone(str(small_model()), 64)
+
+
+def run(llm: LLM, order: list[int] | None = None, count: int = 64) -> list:
+    """Answers of `count` requests submitted together, in the workload's order."""
+    all_prompts, all_params = prompts(count), params(count)
     order = order or list(range(len(all_prompts)))
     outputs = llm.generate(
         [all_prompts[i] for i in order], [all_params[i] for i in order], use_tqdm=False
@@ -42,7 +48,15 @@ def run(llm: LLM, order: list[int] | None = None) -> list:
 
 
 def make(executor: str, **flags) -> LLM:
-    return LLM(**{**COMMON, "distributed_executor_backend": executor, **flags})
+    given = {**COMMON, "distributed_executor_backend": executor, **flags}
+    return LLM(str(small_model()), **given)
+
+
+def test_the_whole_model():
+    with LLM(**COMMON) as llm:
+        events = watch(llm)
+        assert run(llm, count=20) == each_alone("", 20)
+        assert events.most_rows == 20
 
 
 def test_in_a_batch_of_64(executor, alone):

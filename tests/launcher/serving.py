@@ -18,17 +18,20 @@ from typing import Any
 import httpx
 import msgspec
 
+from galley.loader.source import DEFAULT_NAME
 from galley.messages import Call, FromEngine, Ready, Reply
 from tests.frontend.engine_thread import BlockingClient
 from tests.launcher.test_supervisor import LIMIT, ROOT, children_of, ended_after, is_alive, until
+from tests.small_model import small_model
 
 FLAGS = ["--host", "127.0.0.1", "--port", "0", "--max-model-len", "1024", "--max-num-seqs", "16"]
 FLAGS += ["--kv-cache-memory-bytes", "256m", "--disable-uvicorn-access-log"]
+FLAGS += ["--served-model-name", DEFAULT_NAME]
 ENGINE, API_SERVER = "Galley::EngineCore_0", "Galley::APIServer_0"
 
 
 class Server:
-    """A server process, from its first word until its end.
+    """A server process of the small model, from its first word until its end.
 
     Args:
         flags: after `FLAGS`, so that they win.
@@ -46,7 +49,7 @@ class Server:
         # A folder of its own: another launcher on this machine would clean up what this one leaves.
         self.temporary = tempfile.TemporaryDirectory(prefix="serve-", ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
-            [*wrap, sys.executable, "-m", "galley", "serve", *FLAGS, *flags],
+            [*wrap, sys.executable, "-m", "galley", "serve", str(small_model()), *FLAGS, *flags],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": self.temporary.name, **(env or {})},
             stderr=subprocess.PIPE,
