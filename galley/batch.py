@@ -19,7 +19,6 @@ lie behind the known tokens, and a draft is accepted if it is the token sampled 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -51,8 +50,7 @@ def ragged_positions(counts: I32, starts: I32) -> I32:
     return positions.astype(np.int32, copy=False)
 
 
-@dataclass(frozen=True, slots=True)
-class GroupSpec:
+class GroupSpec(msgspec.Struct, frozen=True):
     """A KV group: layers with one block table. Plain data: crosses processes.
 
     Attributes:
@@ -87,8 +85,7 @@ class GroupSpec:
         return self.block_size * self.bytes_per_token + self.other_bytes
 
 
-@dataclass(slots=True)
-class NewRow:
+class NewRow(msgspec.Struct):
     """A request that enters a slot, with everything that a worker needs.
 
     `token_ids` is prompt + tokens produced so far, int32; `num_computed` counts the tokens found
@@ -103,7 +100,7 @@ class NewRow:
     num_computed: int
     params: SamplingParams | PoolingParams
     eos_token_ids: list[int]
-    bad_words_token_ids: list[list[int]] = field(default_factory=list)
+    bad_words_token_ids: list[list[int]] = []
     adapter: int = 0
 
     @property
@@ -113,8 +110,7 @@ class NewRow:
         return self.params
 
 
-@dataclass(slots=True)
-class StepPlan:
+class StepPlan(msgspec.Struct):
     """One step's work, self-contained. Rows are in scheduling order.
 
     Attributes:
@@ -142,24 +138,23 @@ class StepPlan:
     num_new: I32
     num_logits: I32
     num_sampled: I32
-    handles: NDArray[np.int64] = field(default_factory=lambda: EMPTY_I64)
-    clients: I32 = field(default_factory=lambda: EMPTY_I32)
-    new_rows: list[NewRow] = field(default_factory=list)
-    freed_slots: I32 = field(default_factory=lambda: EMPTY_I32)
-    block_groups: I32 = field(default_factory=lambda: EMPTY_I32)
-    block_slots: I32 = field(default_factory=lambda: EMPTY_I32)
-    block_indices: I32 = field(default_factory=lambda: EMPTY_I32)
-    block_ids: I32 = field(default_factory=lambda: EMPTY_I32)
-    copy_src: I32 = field(default_factory=lambda: EMPTY_I32)
-    copy_dst: I32 = field(default_factory=lambda: EMPTY_I32)
-    draft_indptr: I32 = field(default_factory=lambda: EMPTY_I32)
-    draft_ids: I32 = field(default_factory=lambda: EMPTY_I32)
-    masked_logits: I32 = field(default_factory=lambda: EMPTY_I32)
+    handles: NDArray[np.int64] = EMPTY_I64
+    clients: I32 = EMPTY_I32
+    new_rows: list[NewRow] = []
+    freed_slots: I32 = EMPTY_I32
+    block_groups: I32 = EMPTY_I32
+    block_slots: I32 = EMPTY_I32
+    block_indices: I32 = EMPTY_I32
+    block_ids: I32 = EMPTY_I32
+    copy_src: I32 = EMPTY_I32
+    copy_dst: I32 = EMPTY_I32
+    draft_indptr: I32 = EMPTY_I32
+    draft_ids: I32 = EMPTY_I32
+    masked_logits: I32 = EMPTY_I32
     connector: dict[str, Any] | None = None
 
 
-@dataclass(slots=True)
-class LogprobColumns:
+class LogprobColumns(msgspec.Struct):
     """Logprobs of some positions, ragged: entry i covers indptr[i]..indptr[i+1].
 
     The first candidate of an entry is the sampled (or prompt) token itself, then the top k in
@@ -205,8 +200,7 @@ class LogprobColumns:
         )
 
 
-@dataclass(slots=True)
-class StepResult:
+class StepResult(msgspec.Struct):
     """What a step produced; rows as in its plan.
 
     Attributes:
@@ -225,10 +219,10 @@ class StepResult:
     token_ids: I32
     logprobs: LogprobColumns | None = None
     prompt_logprobs: LogprobColumns | None = None
-    drafts_indptr: I32 = field(default_factory=lambda: EMPTY_I32)
-    drafts_ids: I32 = field(default_factory=lambda: EMPTY_I32)
-    pooled: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    errors: dict[int, str] = field(default_factory=dict)
+    drafts_indptr: I32 = EMPTY_I32
+    drafts_ids: I32 = EMPTY_I32
+    pooled: dict[int, NDArray[np.float32]] = {}
+    errors: dict[int, str] = {}
 
 
 class RequestTable:

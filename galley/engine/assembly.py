@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+import msgspec
 
 from galley.config import EngineConfig, ModelInfo
 from galley.config.memory import MachineMemory
@@ -27,8 +28,7 @@ from galley.models.footprint import measure
 from galley.observability.meter import Sizes
 
 
-@dataclass(frozen=True)
-class LoadedEngine:
+class LoadedEngine(msgspec.Struct, frozen=True):
     """An engine core, its resolved configuration and its model."""
 
     core: EngineCore

@@ -28,8 +28,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
 
 from galley.config.memory import Memory, MemorySource
 from galley.engine.observers import StepObserver
@@ -47,8 +48,7 @@ _OF_CORE = {"leak", "short"}
 _OF_MOMENT = {"out": {"close"}, "step": _OF_CORE, "after": _OF_CORE}
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(msgspec.Struct, frozen=True):
     """One fault. `epoch` None = every incarnation; it acts on counts `first` … `last`."""
 
     text: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from galley.config import EngineConfig
 from galley.engine.control import Bound, Channel, Serving
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 ARRIVALS = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
+class EngineSpec(msgspec.Struct, frozen=True):
     """The identity of an engine process, and where it listens.
 
     Attributes:

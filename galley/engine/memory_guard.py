@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from galley.config.memory import Memory, MemorySource
 from galley.scheduler import Scheduler
@@ -36,8 +37,7 @@ def reserve_of(total: int) -> int:
     return min(max(total // 50, 64 * MIB), 1024 * MIB)
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
+class Cache(msgspec.Struct, frozen=True):
     """The KV cache's memory.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -16,8 +15,7 @@ from galley.scheduler import CommittedStep, SequenceEnd
 ClientOutputs = list[tuple[int, Outputs]]
 
 
-@dataclass(frozen=True, slots=True)
-class EngineId:
+class EngineId(msgspec.Struct, frozen=True):
     """The engine that outputs come from: its index and its incarnation."""
 
     engine_index: int = 0

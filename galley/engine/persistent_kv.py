@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class KVFiles:
+class KVFiles(msgspec.Struct, frozen=True):
     """File descriptors, valid in the launcher and its children."""
 
     kv: int

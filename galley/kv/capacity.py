@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from galley.batch import GroupSpec
 from galley.kv.groups import GroupPolicy, make_policies
@@ -21,8 +22,7 @@ def longest_sequence(groups: Sequence[GroupPolicy], num_blocks: int, limit: int)
     return bisect_right(lengths, num_blocks, key=lambda n: most_held(groups, n))
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
+class Capacity(msgspec.Struct, frozen=True):
     """What fits into a pool that is full of sequences of one length.
 
     Attributes:

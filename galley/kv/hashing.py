@@ -15,8 +15,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from galley.batch import I32
 from galley.errors import ConfigError
@@ -26,8 +27,7 @@ log = logging.getLogger(__name__)
 Digest = Callable[[bytes], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class ExtraKeys:
+class ExtraKeys(msgspec.Struct, frozen=True):
     """What a block's content depends on besides its tokens. Blocks with other keys are not shared.
 
     Attributes:
@@ -36,7 +36,7 @@ class ExtraKeys:
     """
 
     every: tuple[Any, ...] = ()
-    at: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    at: dict[int, tuple[Any, ...]] = {}
 
     def of(self, index: int) -> tuple[Any, ...] | None:
         return self.every + self.at.get(index, ()) or None

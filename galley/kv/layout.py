@@ -19,9 +19,10 @@ without attention has one block for a whole state.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
+
+import msgspec
 
 from galley.batch import GroupSpec
 
@@ -31,8 +32,7 @@ ALIGNMENT = 64
 NEARLY_EQUAL = 1.25
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSpec:
+class CacheSpec(msgspec.Struct, frozen=True):
     """The cache of one layer.
 
     Attributes:
@@ -72,8 +72,7 @@ class Place(NamedTuple):
     per_block: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class KVLayout:
+class KVLayout(msgspec.Struct, frozen=True):
     """The KV cache of a model.
 
     Attributes:

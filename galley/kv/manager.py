@@ -15,8 +15,7 @@ of a step are written before any is read, so even a request of the same step may
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,12 +32,11 @@ from galley.messages import Counters
 BlockColumns = tuple[I32, I32, I32, I32]
 
 
-@dataclass(slots=True)
-class Hit:
+class Hit(msgspec.Struct):
     """A cached prefix. `blocks`: ids by group; the null block where a group needs none."""
 
     num_tokens: int = 0
-    blocks: list[list[int]] = field(default_factory=list)
+    blocks: list[list[int]] = []
 
 
 class KVCacheManager:

@@ -6,8 +6,7 @@ of a structured array and keeps references to the plan's columns; nothing is cop
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,8 +34,7 @@ STEP_DTYPE = np.dtype(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StepRows:
+class StepRows(msgspec.Struct, frozen=True):
     """The rows of a step: handles [n] int64 and tokens of each [n] int32."""
 
     handles: NDArray[np.int64]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from galley.config import ModelInfo
 from galley.kernels.backend import Backend, Model
@@ -28,8 +29,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(msgspec.Struct, frozen=True):
     """Attributes:
     weight_bytes: memory of the weights as the backend holds them.
     from_cache: packed weights were mapped from disk, not packed.

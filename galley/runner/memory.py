@@ -5,7 +5,7 @@ Pure arithmetic; nothing is allocated here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.config import CacheConfig
 from galley.errors import ConfigError
@@ -17,8 +17,7 @@ GIB = 2**30
 NULL_BLOCKS = 1
 
 
-@dataclass(frozen=True)
-class MemoryUse:
+class MemoryUse(msgspec.Struct, frozen=True):
     """Bytes of memory before the KV cache is allocated.
 
     Attributes:
@@ -32,8 +31,7 @@ class MemoryUse:
     activations: int
 
 
-@dataclass(frozen=True)
-class KVCapacity:
+class KVCapacity(msgspec.Struct, frozen=True):
     """The pool's size, and the option that set it.
 
     Attributes:

@@ -21,10 +21,11 @@ import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,16 +41,14 @@ _ALIGNMENT = 64
 MIN_BYTES_FOR_THREADS = 64 << 20
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, eq=False):
     """The weights that answered one question of a layer."""
 
     question: str
     weights: list[PackedWeight]
 
 
-@dataclass(frozen=True, eq=False)
-class PackedFile:
+class PackedFile(msgspec.Struct, frozen=True, eq=False):
     """A mapped and verified file of packed weights.
 
     Attributes:

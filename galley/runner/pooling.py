@@ -6,8 +6,7 @@ split.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,8 +16,7 @@ from galley.request import PoolingParams
 F32 = NDArray[np.float32]
 
 
-@dataclass(slots=True)
-class _Pooled:
+class _Pooled(msgspec.Struct):
     """A slot that pools; `total` is the sum of the hidden states so far, float64 [H] (MEAN)."""
 
     params: PoolingParams

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,8 +18,7 @@ from galley.runner.scores import Scores, highest, rank_of
 NOTHING_TO_SAMPLE = "no token can be sampled: the logits are not finite, or every token is masked"
 
 
-@dataclass(frozen=True, eq=False)
-class SampledStep:
+class SampledStep(msgspec.Struct, frozen=True, eq=False):
     """A step that has been run and sampled.
 
     Attributes:
@@ -37,8 +36,7 @@ class SampledStep:
     scores: Scores | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Entries:
+class _Entries(msgspec.Struct, frozen=True, eq=False):
     """Logit rows whose logprobs are wanted, [e] each.
 
     Attributes:

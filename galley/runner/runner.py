@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,8 +42,7 @@ from galley.runner.weight_cache import cache_path
 MAX_TOP_LOGPROBS = 32
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(msgspec.Struct):
     """A plan between `execute` and `sample`.
 
     Attributes:

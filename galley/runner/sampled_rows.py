@@ -8,16 +8,14 @@ Logit rows of a plan whose rows have num_logits 1, 3, 0, 2 and num_sampled 1, 1,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import EMPTY_I32, I32, RequestTable, StepPlan, ragged_positions
 
 
-@dataclass(eq=False, slots=True)
-class SampledRows:
+class SampledRows(msgspec.Struct, eq=False):
     """Sampled logit rows in order, [s] each.
 
     Attributes:

@@ -9,9 +9,9 @@ costs the same however many rows it has.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,8 +56,7 @@ COLUMNS = {
 }
 
 
-@dataclass(slots=True)
-class LogitRules:
+class LogitRules(msgspec.Struct):
     """Rules that restrict or change the logits of a row, beyond the columns.
 
     Attributes:

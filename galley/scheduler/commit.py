@@ -6,8 +6,7 @@ operations; only rows that end or fail are processed one by one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,8 +24,7 @@ from galley.scheduler.running import Running
 from galley.scheduler.sequence import SequenceEnd, SequenceStart
 
 
-@dataclass(slots=True)
-class CommittedStep:
+class CommittedStep(msgspec.Struct):
     """The outcome of a step, for all clients.
 
     Attributes:
@@ -40,15 +38,15 @@ class CommittedStep:
     """
 
     step: int = 0
-    row_handles: NDArray[np.int64] = field(default_factory=lambda: EMPTY_I64)
-    row_clients: I32 = field(default_factory=lambda: EMPTY_I32)
+    row_handles: NDArray[np.int64] = EMPTY_I64
+    row_clients: I32 = EMPTY_I32
     rows: NDArray[np.intp] | None = None
-    counts: I32 = field(default_factory=lambda: EMPTY_I32)
-    token_ids: I32 = field(default_factory=lambda: EMPTY_I32)
+    counts: I32 = EMPTY_I32
+    token_ids: I32 = EMPTY_I32
     logprobs: LogprobColumns | None = None
     prompt_logprobs: LogprobColumns | None = None
-    started: list[SequenceStart] = field(default_factory=list)
-    ended: list[SequenceEnd] = field(default_factory=list)
+    started: list[SequenceStart] = []
+    ended: list[SequenceEnd] = []
 
 
 def drop_rows(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,8 +11,7 @@ from galley.batch import I32
 Slots = NDArray[np.intp]
 
 
-@dataclass(slots=True)
-class StepColumns:
+class StepColumns(msgspec.Struct):
     """Columns of a plan's rows, [n] each; see `batch.StepPlan`."""
 
     slots: Slots
@@ -22,8 +20,7 @@ class StepColumns:
     num_sampled: I32
 
 
-@dataclass(slots=True)
-class StepRows:
+class StepRows(msgspec.Struct):
     """Rows in scheduling order.
 
     Attributes:
@@ -37,7 +34,7 @@ class StepRows:
     num_decode_tokens: int
     num_prompt_tokens: int = 0
     num_prompt_logits: int = 0
-    _prompts: list[tuple[int, int, int, int]] = field(default_factory=list)
+    _prompts: list[tuple[int, int, int, int]] = []
 
     @property
     def num_logits(self) -> int:

@@ -6,8 +6,7 @@ only while it waits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,8 +18,7 @@ from galley.scheduler.end_rules import end_rules
 NO_SLOT = -1
 
 
-@dataclass(slots=True)
-class SequenceStart:
+class SequenceStart(msgspec.Struct):
     """A sequence was admitted to a slot. Times in seconds since the epoch."""
 
     client_index: int
@@ -31,8 +29,7 @@ class SequenceStart:
     resumed: bool
 
 
-@dataclass(slots=True)
-class SequenceEnd:
+class SequenceEnd(msgspec.Struct):
     """The one end of a request. `stop_reason` is the stop token id that was hit, or a word."""
 
     client_index: int

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from galley.batch import GroupSpec, RequestTable
 from galley.kv import BlockHasher, BlockPool, Hit, KVCacheManager, StoredBlock

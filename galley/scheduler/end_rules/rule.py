@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from galley.batch import I32
 from galley.request import FinishReason
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """Why a sequence ends. `stop_reason` is the stop token id that was hit, or a word."""
 
     reason: FinishReason
