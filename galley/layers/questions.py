@@ -31,6 +31,7 @@ class Part:
         rows: [start, stop) of its N; None = all. Fused tensors are named once for each use.
         every: `rows` are those of each run of so many rows (q, k and v by head); 0 = of all rows.
         transposed: the checkpoint stores the matrix as [K, N].
+        unit_rows: each row is divided by its length.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Part:
     rows: tuple[int, int] | None = None
     every: int = 0
     transposed: bool = False
+    unit_rows: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -69,7 +71,8 @@ class Part:
     def __str__(self) -> str:
         rows = "" if self.rows is None else f"[{self.rows[0]}:{self.rows[1]}]"
         every = f" of every {self.every}" if self.every else ""
-        return f"{self.name}{rows}{every} {list(self.stored_shape)}"
+        unit = " of unit length" if self.unit_rows else ""
+        return f"{self.name}{rows}{every}{unit} {list(self.stored_shape)}"
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,8 @@ class CheckpointWeights:
             first, last = self._range(part.name, part.num_rows)
         if last - first < part.shape[0]:
             weight = weight.take(part.take(first, last))
+        if part.unit_rows:
+            weight = _unit_rows(part.name, weight)
         if matrix.cut == "inputs" and self.group.size > 1:
             weight = weight.columns(*self._range(part.name, part.shape[1]))
         return weight
@@ -183,3 +185,12 @@ class CheckpointWeights:
             return share_of(name, size, self.group.rank, self.group.size)
         except ValueError as error:
             raise ModelError(str(error)) from None
+
+
+def _unit_rows(name: str, weight: QuantizedWeight) -> QuantizedWeight:
+    """The weight with each row divided by its length."""
+    if weight.dense is None:
+        raise ModelError(f"{name}: a quantized matrix whose rows are to be normalised")
+    rows = weight.dense.astype(np.float32)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return QuantizedWeight(dense=(rows / np.maximum(length, 1e-12)).astype(weight.dense.dtype))

@@ -35,6 +35,10 @@ class ModelFields(Fields):
             {**values, **{k: v for k, v in self.values.items() if v is not None}}, self.where
         )
 
+    def replaced(self, **values: object) -> ModelFields:
+        """The same, with these values whatever the config has."""
+        return ModelFields({**self.values, **values}, self.where)
+
     def optional_int(self, key: str) -> int | None:
         """A positive integer, or None where missing or null."""
         return self.integer(key, least=1) if self.has(key) else None
@@ -65,8 +69,8 @@ def _frequency_factors(dim: int, theta: float, scaling: Fields, max_position: in
 
 
 def _dynamic(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
-    if scaling.has("alpha"):
-        raise ModelError(f"{scaling.where}: alpha is not supported")
+    if scaling.has("alpha"):  # as Hunyuan has it: a base that does not depend on the length
+        return Rotary(dim, theta * _positive(scaling, "alpha") ** (dim / (dim - 2)))
     return DynamicNTK(dim, theta, factor=_positive(scaling, "factor"), max_position=max_position)
 
 

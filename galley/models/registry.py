@@ -43,12 +43,22 @@ class Architecture:
 
 #: Architecture, as config.json names it → its line.
 ARCHITECTURES: dict[str, Architecture] = {
+    "ApertusForCausalLM": Architecture("galley.models.apertus", "apertus"),
+    "ArceeForCausalLM": Architecture("galley.models.arcee", "arcee"),
+    "BaiChuanForCausalLM": Architecture("galley.models.baichuan", "baichuan"),
+    "BaichuanForCausalLM": Architecture("galley.models.baichuan", "baichuan"),
     "BloomForCausalLM": Architecture("galley.models.bloom", "bloom"),
+    "Exaone4ForCausalLM": Architecture("galley.models.exaone", "exaone4"),
+    "ExaoneForCausalLM": Architecture("galley.models.exaone", "exaone"),
     "FalconForCausalLM": Architecture("galley.models.falcon", "falcon"),
     "GPT2LMHeadModel": Architecture("galley.models.gpt2", "gpt2"),
     "GPTJForCausalLM": Architecture("galley.models.gptj", "gptj"),
     "GPTNeoXForCausalLM": Architecture("galley.models.gpt_neox", "gpt_neox"),
+    "HunYuanDenseV1ForCausalLM": Architecture("galley.models.hunyuan", "hunyuan"),
+    "InternLM2ForCausalLM": Architecture("galley.models.internlm", "internlm2"),
+    "InternLM3ForCausalLM": Architecture("galley.models.internlm", "internlm3"),
     "LlamaForCausalLM": Architecture("galley.models.llama", "llama"),
+    "MiniCPMForCausalLM": Architecture("galley.models.minicpm", "minicpm"),
     "MistralForCausalLM": Architecture("galley.models.llama", "mistral"),
     "NemotronForCausalLM": Architecture("galley.models.nemotron", "nemotron"),
     "OPTForCausalLM": Architecture("galley.models.opt", "opt"),
@@ -56,6 +66,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "PhiForCausalLM": Architecture("galley.models.phi", "phi"),
     "Qwen2ForCausalLM": Architecture("galley.models.qwen2", "qwen2"),
     "Qwen3ForCausalLM": Architecture("galley.models.qwen3", "qwen3"),
+    "SeedOssForCausalLM": Architecture("galley.models.seed_oss", "seed_oss"),
     "StableLmForCausalLM": Architecture("galley.models.stablelm", "stablelm"),
     "Starcoder2ForCausalLM": Architecture("galley.models.starcoder2", "starcoder2"),
 }

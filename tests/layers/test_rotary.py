@@ -79,7 +79,7 @@ def test_frequency_factors_divide():
         ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "factor"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "alpha": 8}}, "alpha"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "alpha": 0}}, "alpha"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         (
             {"rope_parameters": {**ROPES["llama3"], "high_freq_factor": 1.0}},

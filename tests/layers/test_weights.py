@@ -207,6 +207,20 @@ def test_a_matrix_stored_transposed():
         source.matrix(Matrix(parts))
 
 
+def test_rows_of_unit_length():
+    """As Baichuan 2 normalises its head."""
+    stored = np.random.default_rng(7).standard_normal((8, 64)).astype(np.float32)
+    part = Part("lm_head", (8, 64), unit_rows=True)
+    source = CheckpointWeights(Arrays({"lm_head.weight": stored}), ReferenceBackend())
+    (weight,) = source.matrix(Matrix((part,)))
+    want = stored / np.sqrt(np.square(stored.astype(np.float64)).sum(1, keepdims=True))
+    np.testing.assert_allclose(weight, want, rtol=1e-6)
+    types = {"lm_head.weight": "Q8_0"}
+    source = CheckpointWeights(Arrays({"lm_head.weight": stored}, types), ReferenceBackend())
+    with pytest.raises(ModelError, match="lm_head: a quantized matrix"):
+        source.matrix(Matrix((part,)))
+
+
 def test_unused_rows_of_a_fused_tensor_are_an_error():
     arrays = {"fused.weight": np.zeros((96, 64), np.float32)}
     source = CheckpointWeights(Arrays(arrays), ReferenceBackend())

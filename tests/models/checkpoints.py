@@ -15,6 +15,7 @@ import transformers
 from galley.config import ModelInfo
 from galley.loader.common_keys import with_common_keys
 from galley.loader.tensor import RawTensor
+from tests.models.remote import Remote
 
 SIZES = {
     "vocab_size": 131,
@@ -78,16 +79,18 @@ class Case:
         config: beside `SIZES`.
         head: of the name of transformers' model class.
         attention: transformers' implementation of it.
+        remote: the family that this is a reference of.
     """
 
     family: str
     config: dict[str, Any]
     head: str = "ForCausalLM"
     attention: str = "eager"
+    remote: Remote | None = None
 
     @property
     def architecture(self) -> str:
-        return self.family + self.head
+        return self.remote.architecture if self.remote else self.family + self.head
 
 
 CASES: dict[str, Case] = {
@@ -147,7 +150,7 @@ def make(case: Case, seed: int = 0) -> torch.nn.Module:
     config = config_class(**{**SIZES, **case.config})
     config._attn_implementation = case.attention
     torch.manual_seed(seed)
-    model = getattr(transformers, case.architecture)(config).eval().float()
+    model = getattr(transformers, case.family + case.head)(config).eval().float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or "ln_" in name:
@@ -156,7 +159,7 @@ def make(case: Case, seed: int = 0) -> torch.nn.Module:
                 parameter.normal_(0, 0.3)
             else:
                 parameter.normal_(0, 0.12)
-    return model
+    return case.remote.wrap(model) if case.remote else model
 
 
 class StateDict:

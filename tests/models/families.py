@@ -6,6 +6,7 @@ A window is shorter than the prompts, a soft cap bites, a multiplier is no power
 from __future__ import annotations
 
 from tests.models.checkpoints import PHI3, ROPES, Case
+from tests.models.remote import EXAONE, INTERNLM2, Remote, fused, with_alibi
 
 #: Sizes by the names of GPT-2's and GPT-J's configs.
 GPT = {
@@ -22,13 +23,63 @@ BLOOM = {"n_layer": 3, "n_head": 6, "num_attention_heads": 6, "hidden_size": 48}
 FALCON = {"ffn_hidden_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 NEW_FALCON = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
 
+EXAONE_KEYS = {"num_layers": 3, "num_hidden_layers": None, "activation_function": "silu"}
+INTERNLM2_FAMILY = Remote(
+    "InternLM2ForCausalLM",
+    lambda state: INTERNLM2(fused("wqkv", groups=2)(state)),
+    {"bias": True, "attention_bias": None},
+)
+#: Its configs name the longest sequence alone.
+BAICHUAN_13B = Remote(
+    "BaichuanForCausalLM",
+    fused("W_pack"),
+    {"model_max_length": 256, "max_position_embeddings": None, "num_key_value_heads": None},
+    with_alibi,
+)
+BAICHUAN_7B = Remote("BaiChuanForCausalLM", fused("W_pack"))
+#: Transformers' Granite computes the same with its multipliers.
+MINICPM = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 1.4 / 3**0.5,
+    "attention_multiplier": 16**-0.5,
+    "logits_scaling": 4.0,
+    "tie_word_embeddings": True,
+}
+MINICPM_FAMILY = Remote(
+    "MiniCPMForCausalLM", keys={"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16}
+)
+
 FAMILIES: dict[str, Case] = {
+    "apertus": Case("Apertus", {"pad_token_id": 0}),
+    "arcee": Case("Arcee", {"mlp_bias": True, "attention_bias": True, **PHI3}),
+    "baichuan": Case("Llama", {"num_key_value_heads": 4}, remote=BAICHUAN_13B),
     "bloom": Case("Bloom", BLOOM),
+    "exaone": Case("Llama", {}, remote=Remote("ExaoneForCausalLM", EXAONE, EXAONE_KEYS)),
+    "exaone4": Case("Exaone4", {"sliding_window": 9, "sliding_window_pattern": 2}),
     "falcon": Case("Falcon", NEW_FALCON),
     "gpt2": Case("GPT2", {**GPT, "scale_attn_by_inverse_layer_idx": True}, "LMHeadModel"),
     "gpt-j": Case("GPTJ", {**GPT, "rotary_dim": 8}),
     "gpt-neox": Case("GPTNeoX", {}),
+    "hunyuan": Case(
+        "HunYuanDenseV1",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "factor": 1.0,
+                "alpha": 100.0,
+                "rope_theta": 10000.0,
+            },
+        },
+    ),
+    "internlm2": Case("Llama", {"attention_bias": True}, remote=INTERNLM2_FAMILY),
+    "internlm3": Case(
+        "Llama",
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 32},
+        remote=Remote("InternLM3ForCausalLM", keys={"qkv_bias": True, "bias": True}),
+    ),
     "llama": Case("Llama", {"rope_parameters": ROPES["llama3"]}),
+    "minicpm": Case("Granite", MINICPM, remote=MINICPM_FAMILY),
     "mistral": Case("Mistral", {"sliding_window": 7}),
     "nemotron": Case("Nemotron", {}),
     "opt": Case("OPT", {"ffn_dim": 96}),
@@ -38,12 +89,16 @@ FAMILIES: dict[str, Case] = {
         "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
     ),
     "qwen3": Case("Qwen3", {"head_dim": 32}),
+    "seed-oss": Case("SeedOss", {"head_dim": 32}),
     "stablelm": Case("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": Case("Starcoder2", {"sliding_window": 9, "bos_token_id": 1, "eos_token_id": 2}),
 }
 
 #: Other layouts of the same families, by config.
 VARIANTS: dict[str, Case] = {
+    "baichuan-7b": Case(
+        "Llama", {"num_attention_heads": 32, "num_key_value_heads": 32}, remote=BAICHUAN_7B
+    ),
     "falcon-7b": Case("Falcon", FALCON),
     "falcon2-11b": Case("Falcon", {**NEW_FALCON, "num_ln_in_parallel_attn": 1}),
     "falcon-rw": Case(

@@ -97,7 +97,8 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Family:
 
 
 def test_every_architecture_has_a_line() -> None:
-    assert {case.architecture for case in FAMILIES.values()} == set(ARCHITECTURES)
+    cases = [*FAMILIES.values(), *VARIANTS.values()]
+    assert {case.architecture for case in cases} == set(ARCHITECTURES)
 
 
 def test_float32_logits_equal_transformers(family: Family) -> None:

@@ -1,0 +1,174 @@
+"""Reference models of families whose code is not in transformers.
+
+Each is one of transformers' models that computes the same, given the tensor names and config keys
+of the family's published checkpoints and modeling code (on the hub: internlm/internlm2-chat-7b,
+internlm/internlm3-8b-instruct, baichuan-inc/Baichuan2-7B-Chat and -13B-Chat,
+openbmb/MiniCPM-2B-sft-bf16, LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass
+class Remote:
+    """What a family makes of a model of transformers.
+
+    Attributes:
+        architecture: of its config.json.
+        rename: its state dict, of the model's.
+        keys: config keys to set; None = removed.
+        adapt: changes how the model computes.
+    """
+
+    architecture: str
+    rename: Callable[[State], State] = dict
+    keys: dict[str, Any] = field(default_factory=dict)
+    adapt: Callable[[torch.nn.Module], None] = lambda model: None
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        self.adapt(model)
+        return type(self.architecture, (_Wrapped,), {})(model, self)
+
+
+class _Wrapped(torch.nn.Module):
+    """Computes as `inner`, and is saved as the family's checkpoints are."""
+
+    def __init__(self, inner: torch.nn.Module, remote: Remote) -> None:
+        super().__init__()
+        self.inner, self._remote = inner, remote
+        self.config = _Config(inner.config, remote)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> State:
+        return self._remote.rename(self.inner.state_dict())
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps(self.config.to_dict()))
+        state = {name: t.contiguous() for name, t in self.state_dict().items()}
+        if self.config.to_dict()["tie_word_embeddings"]:
+            state.pop("lm_head.weight")
+        save_file(state, folder / "model.safetensors")
+
+
+class _Config:
+    def __init__(self, inner: Any, remote: Remote) -> None:
+        self._inner, self._remote = inner, remote
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {**self._inner.to_dict(), **self._remote.keys}
+        kept = {k: v for k, v in values.items() if k not in self._remote.keys or v is not None}
+        return {**kept, "architectures": [self._remote.architecture], "model_type": "remote"}
+
+
+def renamed(*pairs: tuple[str, str]) -> Callable[[State], State]:
+    """Patterns of names and what takes their place."""
+
+    def rename(state: State) -> State:
+        result = {}
+        for name, tensor in state.items():
+            for pattern, new in pairs:
+                name = re.sub(pattern, new, name)
+            result[name] = tensor
+        return result
+
+    return rename
+
+
+def fused(name: str, groups: int = 1) -> Callable[[State], State]:
+    """q_proj, k_proj and v_proj as one tensor, which holds them by groups of heads."""
+
+    def fuse(state: State) -> State:
+        result = dict(state)
+        for key in [key for key in state if ".q_proj." in key]:
+            parts = [
+                result.pop(key.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")
+            ]
+            tail = parts[0].shape[1:]
+            by_group = [part.reshape(groups, -1, *tail) for part in parts]
+            result[key.replace("q_proj", name)] = torch.cat(by_group, 1).reshape(-1, *tail)
+        return result
+
+    return fuse
+
+
+def with_alibi(model: torch.nn.Module) -> None:
+    """No rotation; scores fall with distance, at the slopes of Baichuan's `_get_interleave`."""
+    model.model.rotary_emb = _NoRotation()
+    ALL_ATTENTION_FUNCTIONS["alibi"] = _alibi_attention
+    model.config._attn_implementation = "alibi"
+
+
+class _NoRotation(torch.nn.Module):
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        shape = (*position_ids.shape, 16)
+        return torch.ones(shape, dtype=x.dtype), torch.zeros(shape, dtype=x.dtype)
+
+
+def _slopes(n: int) -> list[float]:
+    def of_power(n: int) -> list[float]:
+        start = 2 ** (-(2 ** -(n.bit_length() - 1 - 3)))
+        return [start * start**i for i in range(n)]
+
+    if n & (n - 1) == 0:
+        return of_power(n)
+    below = 1 << (n.bit_length() - 1)
+    return of_power(below) + _slopes(2 * below)[0::2][: n - below]
+
+
+def _alibi_attention(
+    module: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: Any,
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    n = torch.arange(q.shape[2])
+    distance = n[:, None] - n[None]
+    bias = -torch.tensor(_slopes(q.shape[1]))[:, None, None] * distance
+    scores = (q @ k.transpose(2, 3) * scaling + bias).masked_fill(distance < 0, float("-inf"))
+    out = scores.float().softmax(-1).to(v.dtype) @ v
+    return out.transpose(1, 2), None
+
+
+INTERNLM2 = renamed(
+    (r"embed_tokens", "tok_embeddings"),
+    (r"lm_head", "output"),
+    (r"self_attn\.o_proj", "attention.wo"),
+    (r"self_attn", "attention"),
+    (r"mlp\.gate_proj", "feed_forward.w1"),
+    (r"mlp\.up_proj", "feed_forward.w3"),
+    (r"mlp\.down_proj", "feed_forward.w2"),
+    (r"input_layernorm", "attention_norm"),
+    (r"post_attention_layernorm", "ffn_norm"),
+)
+EXAONE = renamed(
+    (r"model\.embed_tokens", "transformer.wte"),
+    (r"model\.norm", "transformer.ln_f"),
+    (r"model\.layers\.", "transformer.h."),
+    (r"self_attn\.o_proj", "attn.attention.out_proj"),
+    (r"self_attn", "attn.attention"),
+    (r"mlp\.gate_proj", "mlp.c_fc_0"),
+    (r"mlp\.up_proj", "mlp.c_fc_1"),
+    (r"mlp\.down_proj", "mlp.c_proj"),
+    (r"input_layernorm", "ln_1"),
+    (r"post_attention_layernorm", "ln_2"),
+)
