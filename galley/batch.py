@@ -127,6 +127,8 @@ class StepPlan(msgspec.Struct):
         block_groups, block_slots, block_indices, block_ids: [m] new blocks: group g's table of
             slot s gets block_ids at index i.
         copy_src, copy_dst: [c] block copies, done before the forward pass.
+        forced_slots, forced_counts, forced_ids: [f], [f] and [sum], tokens that were appended to
+            these slots without being sampled (`StepResult.num_forced`): `apply_plan` appends them.
         draft_indptr, draft_ids: ragged draft tokens per row, [n + 1] and [sum]; empty = none.
             `apply_plan` writes them behind the known tokens.
         masked_logits: logit rows whose sampling is restricted by a mask, which comes separately
@@ -148,6 +150,9 @@ class StepPlan(msgspec.Struct):
     block_ids: I32 = EMPTY_I32
     copy_src: I32 = EMPTY_I32
     copy_dst: I32 = EMPTY_I32
+    forced_slots: I32 = EMPTY_I32
+    forced_counts: I32 = EMPTY_I32
+    forced_ids: I32 = EMPTY_I32
     draft_indptr: I32 = EMPTY_I32
     draft_ids: I32 = EMPTY_I32
     masked_logits: I32 = EMPTY_I32
@@ -204,7 +209,10 @@ class StepResult(msgspec.Struct):
     """What a step produced; rows as in its plan.
 
     Attributes:
-        num_sampled: [n] tokens produced per row: its accepted drafts and one more, or 0.
+        num_sampled: [n] tokens produced per row: its accepted drafts and one more, or 0; and its
+            forced ones.
+        num_forced: [n] how many of a row's last tokens were not sampled, because nothing else may
+            come; empty = none. Workers do not know them yet: the next plan brings them.
         token_ids: [sum(num_sampled)] in row order.
         drafts_indptr, drafts_ids: ragged draft tokens for the next plan, [n + 1] and [sum], the
             guessed continuation of each row; empty = none.
@@ -219,6 +227,7 @@ class StepResult(msgspec.Struct):
     token_ids: I32
     logprobs: LogprobColumns | None = None
     prompt_logprobs: LogprobColumns | None = None
+    num_forced: I32 = EMPTY_I32
     drafts_indptr: I32 = EMPTY_I32
     drafts_ids: I32 = EMPTY_I32
     pooled: dict[int, NDArray[np.float32]] = {}
@@ -264,11 +273,16 @@ class RequestTable:
         self.params[row.slot] = row.params
 
     def apply_plan(self, plan: StepPlan) -> None:
-        """Apply freed slots, new rows, new blocks and drafts; lengths stay until the result."""
+        """Apply freed slots, new rows, forced tokens, new blocks and drafts; until the result,
+        lengths grow by the forced tokens alone.
+        """
         for slot in plan.freed_slots:
             self.clear_slot(int(slot))
         for row in plan.new_rows:
             self.set_row(row)
+        if len(plan.forced_ids):
+            self.write_tokens(plan.forced_slots, plan.forced_counts, plan.forced_ids)
+            self.num_tokens[plan.forced_slots] += plan.forced_counts
         if len(plan.block_ids):
             of: Any = slice(None)
             for g, table in enumerate(self.block_tables):
@@ -292,16 +306,17 @@ class RequestTable:
         if len(plan.draft_ids):
             # What was computed for rejected drafts does not count.
             drafts = np.diff(plan.draft_indptr)
-            accepted = np.minimum(drafts, np.maximum(counts - 1, 0))
+            sampled = counts - result.num_forced if len(result.num_forced) else counts
+            accepted = np.minimum(drafts, np.maximum(sampled - 1, 0))
             self.num_computed[slots] += plan.num_new - (drafts - accepted)
         else:
             self.num_computed[slots] += plan.num_new
         total = len(result.token_ids)
         if not total:
             return
-        sampled = np.count_nonzero(counts)
-        if sampled == total:  # at most one each
-            if sampled < len(slots):
+        rows = np.count_nonzero(counts)
+        if rows == total:  # at most one each
+            if rows < len(slots):
                 slots = slots[counts > 0]
             ends = self.num_tokens[slots]
             self.token_ids[slots, ends] = result.token_ids

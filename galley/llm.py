@@ -79,7 +79,12 @@ class LLM(UnsupportedMethods):
         self._metrics = self._observer()
         self._client = InprocClient(
             self._core,
-            InputProcessor(limits, self._tokenizer, seed=self.config.model.seed),
+            InputProcessor(
+                limits,
+                self._tokenizer,
+                seed=self.config.model.seed,
+                structured=self.config.structured.settings,
+            ),
             OutputProcessor(self._tokenizer, self._metrics, self.config.scheduler.stream_interval),
         )
         self._enqueued: list[RequestState] = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from galley.config.registries import BACKENDS, LOAD_FORMATS
+from galley.config.structured import StructuredOutputsSettings, structured_outputs_settings
 
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
@@ -217,6 +218,25 @@ class ObservabilityConfig:
 
 
 @dataclass(frozen=True)
+class StructuredOutputsConfig:
+    """Structured outputs"""
+
+    structured_outputs_config: dict[str, object] = field(default_factory=dict)
+    """JSON object (or dotted keys): `backend` (auto, guidance, xgrammar), `disable_any_whitespace`,
+    `disable_additional_properties`, `enable_in_reasoning`. xgrammar needs the extra `xgrammar`."""
+    guided_decoding_backend: str | None = None
+    """Older name of --structured-outputs-config.backend."""
+
+    @property
+    def settings(self) -> StructuredOutputsSettings:
+        """Raises ConfigError naming the key."""
+        given = dict(self.structured_outputs_config)
+        if self.guided_decoding_backend is not None:
+            given.setdefault("backend", self.guided_decoding_backend)
+        return structured_outputs_settings(given)
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """Complete configuration of an engine."""
 
@@ -227,3 +247,4 @@ class EngineConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)
+    structured: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)

@@ -26,6 +26,7 @@ from galley.config.engine import (
     ObservabilityConfig,
     ParallelConfig,
     SchedulerConfig,
+    StructuredOutputsConfig,
 )
 from galley.config.flags import coerce, flags_of
 from galley.config.model_info import ModelInfo
@@ -49,6 +50,7 @@ SECTIONS: dict[str, type] = {
     "parallel": ParallelConfig,
     "device": DeviceConfig,
     "observability": ObservabilityConfig,
+    "structured": StructuredOutputsConfig,
 }
 
 
@@ -213,6 +215,7 @@ def check(config: EngineConfig) -> None:
         )
     check_buckets(observing.custom_histogram_buckets)
     check_profiler(observing.profiler_config)
+    config.structured.settings  # noqa: B018 - raises for values that are not valid
     s = config.scheduler
     if (s.max_num_batched_tokens or s.max_num_seqs or 0) < (s.max_num_seqs or 0):
         raise ConfigError(

@@ -27,8 +27,6 @@ class StructuredOutputsSettings(msgspec.Struct, frozen=True, forbid_unknown_fiel
     backend: Literal["auto", "xgrammar", "guidance"] = "auto"
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
-    reasoning_parser: str = ""
-    reasoning_parser_plugin: str = ""
     enable_in_reasoning: bool = False
 
     def backend_for(self, kind: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,10 +23,15 @@ from galley.engine.persistent_kv import KVFiles
 from galley.engine.startup import LoadProgress, kv_capacity, log_start
 from galley.executor.build import build as build_executor
 from galley.executor.executor import Executor
-from galley.loader import Source, open_checkpoint, resolve_source
+from galley.loader import Source, open_checkpoint, resolve_source, resolve_tokenizer
 from galley.messages import Ready
 from galley.models.footprint import measure
 from galley.observability.meter import Sizes
+from galley.structured.compiler import Compiler
+from galley.structured.sequences import ConstrainedSequences
+
+if TYPE_CHECKING:
+    from galley.structured.vocabulary import Vocabulary
 
 
 class LoadedEngine(msgspec.Struct, frozen=True):
@@ -78,7 +84,27 @@ def assemble(
     )
     reserve = resolved.cache.memory_reserve
     core.guard = MemoryGuard(core.scheduler, cache, MachineMemory(), reserve)
+    if not resolved.model.skip_tokenizer_init:
+        core.constrained = _constrained(resolved, model_info, source)
     return LoadedEngine(core, resolved, model_info, source)
+
+
+def _constrained(
+    config: EngineConfig, model_info: ModelInfo, source: Source
+) -> ConstrainedSequences:
+    """The constrained sequences of an engine; the tokenizer is loaded for the first one."""
+
+    def vocabulary(end_ids: tuple[int, ...]) -> Vocabulary:
+        from galley.structured.vocabulary import vocabulary_of
+        from galley.text import load_tokenizer
+
+        tokenizer = load_tokenizer(resolve_tokenizer(config.model, config.load, source))
+        return vocabulary_of(tokenizer, model_info.vocab_size, end_ids)
+
+    assert config.scheduler.max_num_seqs is not None
+    return ConstrainedSequences(
+        Compiler(vocabulary), config.scheduler.max_num_seqs, model_info.vocab_size
+    )
 
 
 def _sizes(model_info: ModelInfo, executor: Executor, weight_bytes: int) -> Sizes:

@@ -32,10 +32,11 @@ from galley.observability.meter import BlockLifetimes
 from galley.observability.perfetto import Profile
 from galley.observability.step_trace import StepTrace
 from galley.request import Request
-from galley.scheduler import Scheduler
+from galley.scheduler import CommittedStep, Scheduler
 
 if TYPE_CHECKING:
     from galley.executor.executor import Executor
+    from galley.structured.sequences import ConstrainedSequences
 
 
 class Core(Protocol):
@@ -52,6 +53,8 @@ class Core(Protocol):
     def add(self, requests: Iterable[Request]) -> None: ...
     def abort(self, handles: Iterable[int], client_index: int = 0) -> None: ...
     def step(self) -> ClientOutputs: ...
+    def on_compiled(self, notify: Callable[[], None]) -> None: ...
+    def wait(self, seconds: float) -> None: ...
     def shutdown(self) -> None: ...
 
 
@@ -73,6 +76,7 @@ class EngineCore:
         pausing: whether steps are taken.
         guard: sheds load before memory runs out.
         idle_tasks: to be run while there is no work.
+        constrained: the sequences with a constraint; None where there can be none.
     """
 
     def __init__(
@@ -87,9 +91,10 @@ class EngineCore:
         self.block_lifetimes: BlockLifetimes | None = None
         self.trace = StepTrace()
         self.recorder = StepRecorder(scheduler, self.trace)
-        self.pausing = Pausing(scheduler, executor)
+        self.pausing = Pausing(scheduler, executor, self._queue)
         self.guard: MemoryGuard | None = None
         self.idle_tasks = IdleTasks(self)
+        self.constrained: ConstrainedSequences | None = None
         self._profile: Profile | None = None
         self._sent = msgspec.structs.astuple(self.counters)
         self._model_seconds = 0.0
@@ -97,14 +102,24 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether a step would compute something or report an end."""
-        scheduler = self.scheduler
-        return scheduler.has_ends if self.pausing.stopped else scheduler.has_work
+        scheduler, constrained = self.scheduler, self.constrained
+        if self.pausing.stopped:
+            return scheduler.has_ends
+        return scheduler.has_work or (constrained is not None and constrained.has_settled)
 
     def add(self, requests: Iterable[Request]) -> None:
         """Queue requests in order of arrival; those that arrive during a pause are held."""
         if not self.pausing.hold(requests):
             for request in requests:
-                self.scheduler.add(request)
+                self._queue(request)
+
+    def _queue(self, request: Request) -> None:
+        """Queue a request, or park it while its constraint compiles."""
+        parked = None
+        if request.constraint is not None:
+            assert self.constrained is not None, "this engine has no vocabulary"
+            parked = self.constrained.arrive(request)
+        self.scheduler.add(request, parked)
 
     def abort(self, handles: Iterable[int], client_index: int = 0) -> None:
         """Abort a client's requests; unknown handles are ignored."""
@@ -120,25 +135,60 @@ class EngineCore:
         if self.guard is not None and not stopped:
             self.guard.poll(begin)
         self.recorder.begin()
+        constrained = self.constrained if self.constrained else None
+        if constrained is not None and constrained.has_settled:
+            self._settle(constrained)
         plan = None if stopped else scheduler.schedule()
         if plan is None:
-            return build_outputs(scheduler.take_events(), self._stats_update, self.engine_id)
+            events = scheduler.take_events()
+            self._forget(events)
+            return build_outputs(events, self._stats_update, self.engine_id)
+        if constrained is not None:
+            constrained.plan(plan)
         for observer in self.observers:
             observer.planned(plan, scheduler.table)
         submit = perf_counter()
         handle = self.executor.submit(plan)
         if self.while_waiting:
             self.while_waiting()
-        result = handle.sample()
+        result = handle.sample(None if constrained is None else constrained.masks(plan))
         sampled = perf_counter()
         self._model_seconds += sampled - submit
+        if constrained is not None:
+            constrained.advance(plan, result, scheduler.table)
         done = scheduler.commit(plan, result)
+        self._forget(done)
         self.counters.num_steps += 1
         for observer in self.observers:
             observer.committed()
         outputs = build_outputs(done, self._stats_update, self.engine_id)
         self.recorder.end(plan, done, (begin, submit, sampled, perf_counter()))
         return outputs
+
+    def _settle(self, constrained: ConstrainedSequences) -> None:
+        """Queue the sequences whose constraint has been compiled; end those where it cannot be."""
+        for (client_index, handle), error in constrained.settle():
+            if error is None:
+                self.scheduler.unpark(handle, client_index)
+            else:
+                self.scheduler.fail(handle, error, client_index)
+
+    def _forget(self, done: CommittedStep) -> None:
+        """Drop what is kept of constrained sequences that have ended."""
+        if done.ended and self.constrained:
+            self.constrained.end((end.client_index, end.handle) for end in done.ended)
+
+    def on_compiled(self, notify: Callable[[], None]) -> None:
+        """Have `notify` called, in a thread, when there may be work because a constraint has been
+        compiled.
+        """
+        if self.constrained is not None:
+            self.constrained.compiler.wake = notify
+
+    def wait(self, seconds: float) -> None:
+        """Sleep while constraints compile and nothing else can be done."""
+        if self.constrained is not None and not self.has_work:
+            self.constrained.compiler.wait(seconds)
 
     def stats(self) -> Stats:
         """The state of queue and cache now, without counters."""

@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Iterable
 
 log = logging.getLogger(__name__)
 
@@ -192,14 +193,15 @@ class FrameServer:
         self._poll = select.poll()
         self._poll.register(self._listener, select.POLLIN)
 
-    def wait(self, other: int, seconds: float) -> bool:
-        """Sleep until there is something to receive or to send, here or at the file descriptor
-        `other`; False after `seconds` without.
+    def wait(self, others: Iterable[int], seconds: float) -> bool:
+        """Sleep until there is something to receive or to send, here or at one of the file
+        descriptors `others`; False after `seconds` without.
         """
         if self._events:
             return True
         poll = select.poll()
-        poll.register(other, select.POLLIN)
+        for other in others:
+            poll.register(other, select.POLLIN)
         poll.register(self._listener, select.POLLIN)
         for fd, (connection, _) in self._connections.items():
             poll.register(fd, select.POLLIN | (select.POLLOUT if connection.unsent else 0))

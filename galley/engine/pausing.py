@@ -37,13 +37,18 @@ class State(enum.Enum):
 class Pausing:
     """The pause of one engine core; called between its steps.
 
+    Args:
+        add: queues a request.
+
     Attributes:
         state: see the module.
         held: requests that have arrived since the pause began.
         sleep_level: level of the sleep, None while awake.
     """
 
-    def __init__(self, scheduler: Scheduler, executor: Executor) -> None:
+    def __init__(
+        self, scheduler: Scheduler, executor: Executor, add: Callable[[Request], None]
+    ) -> None:
         self.state = State.RUNNING
         self.held: list[Request] = []
         self.sleep_level: int | None = None
@@ -51,6 +56,7 @@ class Pausing:
         self._asleep: dict[str, bool] = {}
         self._scheduler = scheduler
         self._executor = executor
+        self._add = add
 
     @property
     def stopped(self) -> bool:
@@ -107,7 +113,7 @@ class Pausing:
 
     def drained(self) -> bool:
         """Whether all requests from before the pause have ended."""
-        return not self._scheduler.has_work
+        return not (self._scheduler.has_work or self._scheduler.unfinished)
 
     def is_paused(self) -> bool:
         return self.state is not State.RUNNING
@@ -175,7 +181,7 @@ class Pausing:
     def _queue_held(self, matches: Callable[[Request], bool]) -> None:
         """Queue held requests."""
         for request in filter(matches, self.held):
-            self._scheduler.add(request)
+            self._add(request)
         self.held = [request for request in self.held if not matches(request)]
 
     def _stop(self) -> None:

@@ -19,6 +19,7 @@ from galley.engine.control import Channel
 from galley.engine.frames import Change, FrameServer
 from galley.engine.heartbeat import StatusFile
 from galley.engine.observers import RowRecorder
+from galley.engine.wake_up import WakeUp
 from galley.errors import InvalidRequest
 from galley.messages import Abort, Add, Call, FromClient, FromEngine, Outputs, Ready, Reply
 
@@ -72,6 +73,8 @@ class EngineProcess:
         self._new: set[int] = set()
         self._calls: list[tuple[int, Call]] = []
         self._orphaned = False
+        self._wake = WakeUp()
+        core.on_compiled(self._wake.set)
         core.observers.append(RowRecorder(status))
         core.while_waiting = self.receive
 
@@ -100,9 +103,10 @@ class EngineProcess:
         """Sleep until there is something to do, and run the idle tasks meanwhile. A violated
         invariant ends the process: a fresh engine has none.
         """
-        while not self.clients.wait(self.channel.fileno(), IDLE):
+        while not self.clients.wait((self.channel.fileno(), self._wake.fileno()), IDLE):
             for client, outputs in self.core.idle_tasks.run(list(self._sessions)):
                 self._send(client, outputs)
+        self._wake.clear()
 
     # ------------------------------------------------------------------ in
 

@@ -13,11 +13,11 @@ from galley.batch import GroupSpec, StepPlan, StepResult
 class Handle(Protocol):
     """A submitted step."""
 
-    def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
+    def sample(self, mask: NDArray[np.uint64] | None = None) -> StepResult:
         """Wait for the forward pass, sample, and give the result; once per step.
 
         Args:
-            mask: int32 [masked logit rows, ceil(V / 32)] bits of allowed tokens, for the plan's
+            mask: uint64 [masked logit rows, ceil(V / 64)] bits of allowed tokens, for the plan's
                 `masked_logits`.
         """
 

@@ -26,7 +26,7 @@ class LocalExecutor:
         self._runner.execute(plan)
         return self
 
-    def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
+    def sample(self, mask: NDArray[np.uint64] | None = None) -> StepResult:
         return self._runner.sample(mask)
 
     def rpc(self, method: str, *args: Any) -> list[Any]:

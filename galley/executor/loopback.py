@@ -41,7 +41,7 @@ class LoopbackExecutor:
         self._worker.submit(decode_plan(encode_plan(plan)))
         return self
 
-    def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
+    def sample(self, mask: NDArray[np.uint64] | None = None) -> StepResult:
         sent = None if mask is None else mask.copy()
         return decode_result(encode_result(self._worker.sample(sent)))
 

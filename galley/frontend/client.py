@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from galley.engine.core import Core
 
 
+#: Most seconds of a sleep while constraints compile.
+COMPILING = 0.1
+
+
 class EngineClient(Protocol):
     """The interface of a server to its engines.
 
@@ -179,6 +183,7 @@ class InprocClient:
     def step(self) -> None:
         """Run one step of the engine and apply its outputs; Ctrl-C is delayed until its end."""
         with uninterrupted():
+            self.core.wait(COMPILING)
             for _, outputs in self.core.step():
                 aborts = self.outputs.process(outputs)
                 if aborts:

@@ -11,14 +11,24 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
 from galley.config import EngineConfig, ModelInfo
+from galley.config.structured import StructuredOutputsSettings
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.prompts import Prompt, parse_prompt
-from galley.request import PoolingParams, Request, SamplingParams
+from galley.request import (
+    Constraint,
+    PoolingParams,
+    Request,
+    SamplingParams,
+    StructuredOutputsParams,
+)
+
+if TYPE_CHECKING:
+    from galley.structured.check import ConstraintChecker
 
 #: Handles carry the client's number above this bit, so that they are unique over all clients.
 CLIENT_SHIFT = 40
@@ -66,15 +76,24 @@ class InputProcessor:
         tokenizer: None if none is loaded: prompts must then be token ids.
         seed: that of the engine; the seeds of requests without one are derived from it.
         client_index: number of this front end, part of every handle.
+        structured: settings of --structured-outputs-config.
     """
 
     def __init__(
-        self, limits: Limits, tokenizer: Encoder | None, *, seed: int = 0, client_index: int = 0
+        self,
+        limits: Limits,
+        tokenizer: Encoder | None,
+        *,
+        seed: int = 0,
+        client_index: int = 0,
+        structured: StructuredOutputsSettings | None = None,
     ) -> None:
         self.limits = limits
         self.tokenizer = tokenizer
         self.seed = seed
         self.client_index = client_index
+        self._structured = structured or StructuredOutputsSettings()
+        self._checker: ConstraintChecker | None = None
         self._arrivals = 0
         self._next_handle = (client_index << CLIENT_SHIFT) + 1
 
@@ -104,8 +123,11 @@ class InputProcessor:
             InvalidRequest, Unsupported: with the field at fault.
         """
         parsed = parse_prompt(prompt)
+        constraint = None
         if isinstance(params, SamplingParams):
             self._check_params(params)
+            if params.structured_outputs is not None:
+                constraint = self.constraint_of(params.structured_outputs)
         ids = self._token_ids(parsed["text"], parsed["token_ids"], add_special_tokens)
         ids = self._truncated(ids, params, truncation_side)
         if not ids:
@@ -122,8 +144,31 @@ class InputProcessor:
             arrival_time=time.time() if arrival_time is None else arrival_time,
             requests=[],
         )
-        self._fan_out(submission, max_total, priority, parsed["cache_salt"])
+        self._fan_out(submission, max_total, priority, parsed["cache_salt"], constraint)
         return submission
+
+    def constraint_of(self, params: StructuredOutputsParams) -> Constraint:
+        """The checked constraint. The first time it may take long: a server calls this in a thread
+        before it calls `process`.
+
+        Raises:
+            InvalidRequest, Unsupported: with the field at fault.
+        """
+        if self.tokenizer is None:
+            raise Unsupported(
+                "structured output needs a tokenizer, and none is loaded (--skip-tokenizer-init).",
+                field="structured_outputs",
+            )
+        if not self.limits.eos_token_ids:
+            raise Unsupported(
+                "structured output needs an end-of-sequence token, and the model names none.",
+                field="structured_outputs",
+            )
+        if self._checker is None:
+            from galley.structured.check import ConstraintChecker
+
+            self._checker = ConstraintChecker(self._structured)
+        return self._checker.check(params)
 
     # ------------------------------------------------------------------ prompt
 
@@ -248,8 +293,6 @@ class InputProcessor:
                     f"{limits.vocab_size}): {outside[:8]}.",
                     field=name,
                 )
-        if params.structured_outputs is not None:
-            raise Unsupported("structured output is not available yet.", field="structured_outputs")
         if self.tokenizer is None:
             self._check_without_tokenizer(params)
 
@@ -282,7 +325,12 @@ class InputProcessor:
     # ------------------------------------------------------------------ requests
 
     def _fan_out(
-        self, submission: Submission, max_total: int, priority: int, cache_salt: str | None
+        self,
+        submission: Submission,
+        max_total: int,
+        priority: int,
+        cache_salt: str | None,
+        constraint: Constraint | None,
     ) -> None:
         params, limits = submission.params, self.limits
         if isinstance(params, PoolingParams):
@@ -304,6 +352,7 @@ class InputProcessor:
                 stop=None,
                 stop_token_ids=stop_ids,
                 bad_words=None,
+                structured_outputs=None,
                 truncate_prompt_tokens=None,
             )
             submission.requests.append(
@@ -321,6 +370,7 @@ class InputProcessor:
                     priority=priority,
                     share_group=first if params.n > 1 else 0,
                     cache_salt=cache_salt,
+                    constraint=constraint,
                     client_index=self.client_index,
                 )
             )

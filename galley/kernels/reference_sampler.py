@@ -63,7 +63,7 @@ class ReferenceSampler:
         mask, bias = None, None
         if self.masks is not None:
             start, stop = self.masks.bias_indptr[row : row + 2]
-            mask = self.masks.masks[row]
+            mask = self.masks.of_row(row)
             bias = (self.masks.bias_ids[start:stop], self.masks.bias_values[start:stop])
         prompt = min(int(self._table.num_prompt[slot]), known)
         return sample_row(logits, self._params(slot), history[:known], prompt, mask, bias)

@@ -6,6 +6,7 @@ sampled for them, and their `token_ids` are the prompt's own next tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,18 +18,29 @@ class LogitMasks:
     """Masks and biases by logit row. The caller keeps the arrays alive.
 
     Attributes:
-        masks: per row its allowed tokens, uint64 words, bit i of word w = token 64 w + i, or None
-            where all are allowed.
-        addresses: uint64 [L] addresses of those words, 0 = None.
+        masks: row → its allowed tokens, uint64 words, bit i of word w = token 64 w + i.
+        shared_rows, shared: int32 [k] ascending, and uint64 [k, words]: further rows and their
+            words. A row that is in neither may have all tokens.
+        addresses: uint64 [L] addresses of a row's words, 0 = all tokens.
         bias_indptr, bias_ids, bias_values: added to the logits; row l has entries
             bias_indptr[l] .. bias_indptr[l + 1]. int32 [L + 1], int32, float32.
     """
 
-    masks: list[NDArray[np.uint64] | None]
+    masks: Mapping[int, NDArray[np.uint64]]
+    shared_rows: NDArray[np.int32]
+    shared: NDArray[np.uint64]
     addresses: NDArray[np.uint64]
     bias_indptr: NDArray[np.int32]
     bias_ids: NDArray[np.int32]
     bias_values: NDArray[np.float32]
+
+    def of_row(self, row: int) -> NDArray[np.uint64] | None:
+        """The words of a logit row; None where it may have all tokens."""
+        at = int(np.searchsorted(self.shared_rows, row))
+        if at < len(self.shared_rows) and self.shared_rows[at] == row:
+            words: NDArray[np.uint64] = self.shared[at]
+            return words
+        return self.masks.get(row)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,13 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, LogprobColumns, RequestTable, StepPlan, StepResult
-from galley.kernels.sampling import Samples
+from galley.kernels.sampling import LogitMasks, Samples
 from galley.runner.drafts import verify
 from galley.runner.sampled_rows import SampledRows
 from galley.runner.sampler import NO_LOGPROBS, SamplingTable
 from galley.runner.scores import Scores, highest, rank_of
 
 NOTHING_TO_SAMPLE = "no token can be sampled: the logits are not finite, or every token is masked"
+NOTHING_ALLOWED = (
+    "no token can be sampled: none of the tokens that structured_outputs allows here is left by "
+    "allowed_token_ids and bad_words"
+)
 
 
 class SampledStep(msgspec.Struct, frozen=True, eq=False):
@@ -26,6 +30,7 @@ class SampledStep(msgspec.Struct, frozen=True, eq=False):
         samples, logits: of its executable; logits [L, V].
         failed: row of the plan → message, for rows that failed before sampling.
         scores: returned instead of raw logprobs; None = raw logprobs.
+        masks: that it was sampled with.
     """
 
     plan: StepPlan
@@ -34,6 +39,16 @@ class SampledStep(msgspec.Struct, frozen=True, eq=False):
     logits: NDArray[np.float32]
     failed: dict[int, str]
     scores: Scores | None = None
+    masks: LogitMasks | None = None
+
+    def fault(self, row: int) -> str:
+        """Why a row of the plan has no token."""
+        if row in self.failed:
+            return self.failed[row]
+        first = int(self.sampled.logit_rows[np.searchsorted(self.sampled.rows, row)])
+        constrained = first in self.plan.masked_logits
+        words = self.masks.of_row(first) if constrained and self.masks is not None else None
+        return NOTHING_TO_SAMPLE if words is None or words.any() else NOTHING_ALLOWED
 
 
 class _Entries(msgspec.Struct, frozen=True, eq=False):
@@ -65,7 +80,7 @@ def step_result(step: SampledStep, table: RequestTable, sampling: SamplingTable)
         accepted_rows = np.bincount(sampled.rows[accepted], minlength=len(plan.slots))
         num_sampled = accepted_rows.astype(np.int32)
         errors = {
-            int(plan.slots[row]): step.failed.get(row, NOTHING_TO_SAMPLE)
+            int(plan.slots[row]): step.fault(row)
             for row in np.flatnonzero((num_sampled == 0) & (plan.num_sampled > 0)).tolist()
         }
         sampled, token_ids = sampled.select(accepted), token_ids[accepted]

@@ -34,7 +34,7 @@ from galley.runner.pooling import Pooler
 from galley.runner.processors import apply_processors
 from galley.runner.results import SampledStep, step_result
 from galley.runner.sampled_rows import SampledRows, sampled_rows
-from galley.runner.sampler import SamplingTable
+from galley.runner.sampler import MaskRows, SamplingTable
 from galley.runner.scores import Scores
 from galley.runner.weight_cache import cache_path
 
@@ -170,12 +170,13 @@ class Runner:
             self._set_masks(self._pending, None)
         self._executable.run(plan, sample=done)
 
-    def sample(self, mask: NDArray[np.int32] | None = None) -> StepResult:
+    def sample(self, mask: MaskRows | None = None) -> StepResult:
         """The result of the plan that was executed last.
 
         Args:
-            mask: int32 [masked logit rows, ceil(V / 32)], bit t % 32 of word t / 32 = token t is
-                allowed; for the plan's `masked_logits`, in order.
+            mask: uint64 [masked logit rows, ceil(V / 64)], bit t % 64 of word t / 64 = token t is
+                allowed; for the plan's `masked_logits`, in order. Tokens that a row's own rules
+                exclude are removed from it.
         """
         assert self._pending is not None, "nothing was executed"
         pending, self._pending = self._pending, None
@@ -194,6 +195,7 @@ class Runner:
             executable.logits,
             failed,
             self._scores(pending),
+            pending.masks,
         )
         result = step_result(step, self.table, self._sampling)
         if len(self._pooler):
@@ -282,7 +284,7 @@ class Runner:
             "kv_cache": self.num_blocks * self.layout.block_bytes,
         }
 
-    def _set_masks(self, pending: _Pending, grammar: NDArray[np.int32] | None) -> None:
+    def _set_masks(self, pending: _Pending, grammar: MaskRows | None) -> None:
         masks = self._sampling.logit_masks(pending.plan, pending.ruled, self.table, grammar)
         if masks is not None or self._masked:
             self._executable.set_masks(masks)

@@ -29,6 +29,10 @@ MAX_TEMPERATURE = 1e30
 NO_LOGPROBS = -1
 
 
+#: uint64 [rows, ceil(V / 64)], bit i of word w = token 64 w + i.
+MaskRows = NDArray[np.uint64]
+
+
 class Column(NamedTuple):
     """A sampling parameter by slot; `value` gives it from a request's parameters and V."""
 
@@ -92,6 +96,7 @@ class SamplingTable:
         self.vocab_size = vocab_size
         self.max_top = max_top
         self._sets = TokenSets(vocab_size)
+        self._no_words: MaskRows = np.empty((0, self._sets.num_words), np.uint64)
         self.columns: dict[str, NDArray[Any]] = {
             name: np.full(num_slots, column.default, column.dtype)
             for name, column in COLUMNS.items()
@@ -166,42 +171,62 @@ class SamplingTable:
         plan: StepPlan,
         ruled: SampledRows,
         table: RequestTable,
-        grammar: NDArray[np.int32] | None = None,
+        grammar: MaskRows | None = None,
     ) -> LogitMasks | None:
         """Masks and biases of this step's logit rows; None where no row has any.
 
         Args:
             ruled: sampled rows of slots with rules.
-            grammar: int32 [len(plan.masked_logits), >= V / 32] bits of the tokens that are allowed
-                at these logit rows.
+            grammar: uint64 [len(plan.masked_logits), ceil(V / 64)] words of the tokens that a
+                constraint allows at these logit rows. They are used where they lie, and lose the
+                tokens that a row's own rules exclude.
         """
         if not len(ruled) and grammar is None:
             return None
         total = int(plan.num_logits.sum())
-        masks = self._masks(ruled, table, total)
-        if grammar is not None:
-            for row, bits in zip(plan.masked_logits.tolist(), grammar, strict=True):
-                words, own = self._grammar_words(bits), masks[row]
-                masks[row] = words if own is None else words & own
+        shared_rows = EMPTY_I32 if grammar is None else plan.masked_logits
+        shared = self._no_words if grammar is None else grammar
+        masks = self._masks(ruled, table, shared_rows, shared)
         indptr, ids, values = self._biases(ruled, total)
-        if not len(ids) and all(m is None for m in masks):
+        if not len(ids) and not masks and not len(shared_rows):
             return None
+        addresses = np.zeros(total, np.uint64)
+        for row, words in masks.items():
+            addresses[row] = words.ctypes.data
+        if len(shared_rows):
+            places = np.arange(len(shared), dtype=np.uint64) * np.uint64(shared.strides[0])
+            addresses[shared_rows] = np.uint64(shared.ctypes.data) + places
         return LogitMasks(
             masks=masks,
-            addresses=np.array([0 if m is None else m.ctypes.data for m in masks], np.uint64),
+            shared_rows=shared_rows,
+            shared=shared,
+            addresses=addresses,
             bias_indptr=indptr,
             bias_ids=ids,
             bias_values=values,
         )
 
-    def _masks(self, ruled: SampledRows, table: RequestTable, total: int) -> list[Words | None]:
-        """The allowed tokens of each of `total` logit rows; None = every token."""
-        masks: list[Words | None] = [None] * total
+    def _masks(
+        self, ruled: SampledRows, table: RequestTable, shared_rows: I32, shared: MaskRows
+    ) -> dict[int, Words]:
+        """Logit row → the tokens that its own rules allow, of rows that have some. In a row of a
+        constraint, `shared` loses the others instead.
+        """
+        masks: dict[int, Words] = {}
+        if not len(ruled):
+            return masks
+        place = {row: i for i, row in enumerate(shared_rows.tolist())}
         for slot, row, known in zip(
             ruled.slots.tolist(), ruled.logit_rows.tolist(), ruled.positions.tolist(), strict=True
         ):
-            token_ids = table.token_ids[slot, :known]
-            masks[row] = _allowed(self.rules[slot].masks, token_ids, int(table.num_prompt[slot]))
+            rules, token_ids = self.rules[slot].masks, table.token_ids[slot, :known]
+            num_prompt = int(table.num_prompt[slot])
+            if row in place:
+                _restrict(shared[place[row]], rules, token_ids, num_prompt)
+                continue
+            allowed = _allowed(rules, token_ids, num_prompt)
+            if allowed is not None:
+                masks[row] = allowed
         return masks
 
     def _biases(self, ruled: SampledRows, total: int) -> tuple[I32, I32, NDArray[np.float32]]:
@@ -215,12 +240,6 @@ class SamplingTable:
             values.append(rules.bias_values)
         return np.cumsum(counts, dtype=np.int32), np.concatenate(ids), np.concatenate(values)
 
-    def _grammar_words(self, bits: NDArray[np.int32]) -> Words:
-        padded = np.zeros(2 * self._sets.num_words, np.int32)
-        n = min(len(bits), len(padded))
-        padded[:n] = bits[:n]
-        return padded.view(np.uint64)
-
 
 def _allowed(rules: list[MaskRule], token_ids: I32, num_prompt: int) -> Words | None:
     """The tokens that all rules allow behind `token_ids`; None = every token."""
@@ -230,3 +249,11 @@ def _allowed(rules: list[MaskRule], token_ids: I32, num_prompt: int) -> Words | 
         if allowed is not None:
             words = allowed if words is None else words & allowed
     return words
+
+
+def _restrict(words: Words, rules: list[MaskRule], token_ids: I32, num_prompt: int) -> None:
+    """Remove from a constraint's tokens those that the rules do not allow."""
+    for rule in rules:
+        allowed = rule.allowed(token_ids, num_prompt)
+        if allowed is not None and not (rule.yields and not (words & allowed).any()):
+            words &= allowed

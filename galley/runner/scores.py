@@ -68,7 +68,7 @@ class Scores:
         mask = bias = None
         if self._masks is not None:
             start, stop = self._masks.bias_indptr[logit_row : logit_row + 2]
-            mask = self._masks.masks[logit_row]
+            mask = self._masks.of_row(logit_row)
             bias = (self._masks.bias_ids[start:stop], self._masks.bias_values[start:stop])
         history = self._table.token_ids[slot, :position]
         prompt = int(self._table.num_prompt[slot])

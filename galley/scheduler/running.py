@@ -23,6 +23,8 @@ class Running:
         limits: [slots] number of tokens at which the sequence ends.
         num_drafts: [slots] draft tokens behind the known ones in the table, for the next step.
         has_drafts, had_drafts: whether a slot has drafts now, and whether one ever had.
+        num_unsent: [slots] last tokens of a slot that the workers do not know; `has_unsent` whether
+            there are any.
         stop_ids: [slots, STOP_COLUMNS] end-of-sequence and stop ids, NO_TOKEN where unused.
         watched: slots with end rules that no column stands for; they are checked at each token.
         pooling: slots that pool: they sample nothing.
@@ -37,6 +39,8 @@ class Running:
         self.limits: I32 = np.zeros(num_slots, np.int32)
         self.num_drafts: I32 = np.zeros(num_slots, np.int32)
         self.has_drafts = self.had_drafts = False
+        self.num_unsent: I32 = np.zeros(num_slots, np.int32)
+        self.has_unsent = False
         self.stop_ids: I32 = np.full((num_slots, STOP_COLUMNS), NO_TOKEN, np.int32)
         self.watched: set[int] = set()
         self.pooling: set[int] = set()
@@ -81,7 +85,7 @@ class Running:
         slot = seq.slot
         seq.slot = NO_SLOT
         self.sequences[slot] = None
-        self.num_drafts[slot] = 0
+        self.num_drafts[slot] = self.num_unsent[slot] = 0
         self.order = self.order[self.order != slot]
         self.watched.discard(slot)
         self.scoring.discard(slot)
@@ -99,6 +103,19 @@ class Running:
         """Forget all drafts: their rows go on with one token each."""
         self.num_drafts[:] = 0
         self.has_drafts = False
+
+    def set_unsent(self, slots: NDArray[np.intp], counts: I32) -> None:
+        """The last counts[i] tokens of slots[i] are for the next plan to bring to the workers."""
+        self.num_unsent[slots] = counts
+        self.has_unsent = True
+
+    def take_unsent(self) -> tuple[NDArray[np.intp], I32]:
+        """Slots with such tokens and their counts; after that there are none."""
+        slots = np.flatnonzero(self.num_unsent)
+        counts = self.num_unsent[slots]
+        self.num_unsent[slots] = 0
+        self.has_unsent = False
+        return slots, counts
 
     def take_freed(self) -> I32:
         freed = np.array(self.freed, np.int32)

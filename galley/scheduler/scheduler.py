@@ -133,6 +133,13 @@ class Scheduler:
         if seq is not None and seq in self.queue.parked:
             self.queue.unpark(seq)
 
+    def fail(self, handle: int, error: str, client_index: int = 0) -> None:
+        """What a parked request waited for cannot be had; unknown handles are ignored."""
+        seq = self._unfinished.get((client_index, handle))
+        if seq is not None and seq in self.queue.parked:
+            self.queue.discard(seq)
+            self._forget(seq.end(FinishReason.ERROR, error=error))
+
     def _end_on_arrival(self, seq: Sequence) -> SequenceEnd | None:
         n, limits = len(seq.token_ids), self.limits
         if not seq.num_prompt:
@@ -200,6 +207,7 @@ class Scheduler:
         self.step_tokens = rows.num_tokens
         self._in_flight = True
         groups, slots, indices, ids = self.kv.take_changes()
+        unsent, unsent_counts, unsent_ids = self._unsent_columns()
         draft_indptr, draft_ids = EMPTY_I32, EMPTY_I32
         if self.running.has_drafts:
             draft_indptr, draft_ids = self._draft_columns(columns)
@@ -217,9 +225,21 @@ class Scheduler:
             block_slots=slots,
             block_indices=indices,
             block_ids=ids,
+            forced_slots=unsent,
+            forced_counts=unsent_counts,
+            forced_ids=unsent_ids,
             draft_indptr=draft_indptr,
             draft_ids=draft_ids,
         )
+
+    def _unsent_columns(self) -> tuple[I32, I32, I32]:
+        """The plan's `forced_slots`, `forced_counts` and `forced_ids`."""
+        if not self.running.has_unsent:
+            return EMPTY_I32, EMPTY_I32, EMPTY_I32
+        slots, counts = self.running.take_unsent()
+        positions = ragged_positions(counts, self.table.num_tokens[slots] - counts)
+        ids = self.table.token_ids[np.repeat(slots, counts), positions]
+        return slots.astype(np.int32), counts, ids
 
     def _draft_columns(self, columns: StepColumns) -> tuple[I32, I32]:
         """The plan's `draft_indptr` and `draft_ids`."""
@@ -463,6 +483,8 @@ class Scheduler:
             logprobs=result.logprobs,
             prompt_logprobs=result.prompt_logprobs,
         )
+        if len(result.num_forced):
+            running.set_unsent(slots, result.num_forced)
         if running.scoring:
             self._advance_scoring(slots)
         failures = self._failures(result) if result.errors or self._aborted else []

@@ -173,7 +173,11 @@ def make_client(
     ends = model.tokenizer.end_ids if model.tokenizer else ()
     limits = limits_of(model.config, model.model_info, environment.caps.n, ends)
     inputs = InputProcessor(
-        limits, model.tokenizer, seed=model.config.model.seed, client_index=link.client_index
+        limits,
+        model.tokenizer,
+        seed=model.config.model.seed,
+        client_index=link.client_index,
+        structured=model.config.structured.settings,
     )
     interval = model.config.scheduler.stream_interval
     return RemoteClient(link, inputs, OutputProcessor(model.tokenizer, observer, interval))

@@ -32,6 +32,9 @@ class Matcher(Protocol):
     def advance(self, token_ids: Sequence[int]) -> bool:
         """Append tokens; False if the constraint does not allow them, and the state is unusable."""
 
+    def accepted(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens are allowed, one after the other."""
+
     def rollback(self, num_tokens: int) -> None:
         """Forget the last tokens."""
 

@@ -60,24 +60,46 @@ class _Spelling:
 
 
 class LLGuidanceMatcher:
-    """See `backend.Matcher`."""
+    """See `backend.Matcher`. The end token is not passed to the library, which takes it in some
+    states only.
+    """
 
-    __slots__ = ("_one_end", "native")
+    __slots__ = ("_end_ids", "_ended", "native")
 
-    def __init__(self, native: LLMatcher, one_end: int | None) -> None:
+    def __init__(self, native: LLMatcher, end_ids: tuple[int, ...]) -> None:
         self.native = native
-        self._one_end = one_end
+        self._end_ids = end_ids
+        self._ended = False
 
     def advance(self, token_ids: Sequence[int]) -> bool:
-        return self.native.consume_tokens(list(token_ids))
+        text, end = self._split(token_ids)
+        if self._ended or (text and not self.native.consume_tokens(text)):
+            return False
+        self._ended = bool(end)
+        return not end or (len(end) == 1 and self._may_end)
+
+    def accepted(self, token_ids: Sequence[int]) -> int:
+        text, end = self._split(token_ids)
+        allowed = 0 if self._ended or self.native.is_stopped() else self._valid(text)
+        if not end or allowed < len(text):
+            return allowed
+        self.native.consume_tokens(text)
+        may_end = self._may_end
+        self.native.rollback(len(text))
+        return allowed + int(may_end)
 
     def rollback(self, num_tokens: int) -> None:
-        self.native.rollback(num_tokens)
+        if num_tokens and self._ended:
+            self._ended = False
+            num_tokens -= 1
+        if num_tokens:
+            self.native.rollback(num_tokens)
 
     def forced_tokens(self) -> list[int]:
         if not self.native.is_stopped():
             return self.native.compute_ff_tokens()
-        return [] if self._one_end is None or self.native.is_error() else [self._one_end]
+        only = len(self._end_ids) == 1 and not self._ended and self._may_end
+        return list(self._end_ids) if only else []
 
     @property
     def finished(self) -> bool:
@@ -85,18 +107,32 @@ class LLGuidanceMatcher:
 
     @property
     def error(self) -> str | None:
-        return self.native.get_error() if self.native.is_error() else None
+        lines = self.native.get_error().splitlines()
+        return lines[0] if lines else None
+
+    @property
+    def _may_end(self) -> bool:
+        return not self.native.is_error() and self.native.is_accepting()
+
+    def _valid(self, token_ids: list[int]) -> int:
+        return self.native.validate_tokens(token_ids) if token_ids else 0
+
+    def _split(self, token_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """What precedes the first end token, and that with the rest."""
+        ids = list(token_ids)
+        at = next((i for i, token_id in enumerate(ids) if token_id in self._end_ids), len(ids))
+        return ids[:at], ids[at:]
 
 
 class LLGuidanceGrammar:
     """See `backend.Grammar`; its matchers are copies of one that has seen nothing."""
 
-    def __init__(self, first: LLMatcher, one_end: int | None) -> None:
+    def __init__(self, first: LLMatcher, end_ids: tuple[int, ...]) -> None:
         self._first = first
-        self._one_end = one_end
+        self._end_ids = end_ids
 
     def matcher(self) -> LLGuidanceMatcher:
-        return LLGuidanceMatcher(self._first.deep_copy(), self._one_end)
+        return LLGuidanceMatcher(self._first.deep_copy(), self._end_ids)
 
 
 class LLGuidance:
@@ -108,14 +144,14 @@ class LLGuidance:
         # In two pieces: the library holds the interpreter's lock in each, and steps go on between.
         plain = LLTokenizer(TokenizerWrapper(spelling), eos_token=ends, slices=[])
         self._tokenizer = spelling.greedy = plain.with_slices(LLTokenizer.general_slices())
-        self._one_end = ends[0] if len(ends) == 1 else None
+        self._end_ids = vocabulary.end_ids
         self._executor = LLExecutor(usable_cores())
 
     def compile(self, constraint: Constraint) -> LLGuidanceGrammar:
         matcher = LLMatcher(self._tokenizer, grammar_text(constraint), log_level=0)
         if matcher.is_error():
             raise _refusal(constraint, matcher.get_error())
-        return LLGuidanceGrammar(matcher, self._one_end)
+        return LLGuidanceGrammar(matcher, self._end_ids)
 
     def fill(
         self, matchers: Sequence[LLGuidanceMatcher], rows: Sequence[int], masks: MaskRows

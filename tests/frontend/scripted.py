@@ -142,6 +142,12 @@ class ScriptedCore:
             if self.rows.pop(handle, None):
                 self.aborted.setdefault(client_index, []).append(handle)
 
+    def on_compiled(self, notify: Callable[[], None]) -> None:
+        """Nothing is compiled here."""
+
+    def wait(self, seconds: float) -> None:
+        """Nothing to wait for."""
+
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         return not self.rows
 

@@ -160,8 +160,8 @@ def test_a_grammar_mask_is_applied_between_forward_and_sampling(runner):
     rows = [toy.add(0, PROMPT), toy.add(1, PROMPT)]
     plan = toy.plan([(s, len(PROMPT)) for s in rows])
     plan.masked_logits = np.array([1], np.int32)
-    mask = np.zeros((1, -(-VOCAB // 32)), np.int32)
-    mask[0, 77 // 32] = 1 << (77 % 32)
+    mask = np.zeros((1, -(-VOCAB // 64)), np.uint64)
+    mask[0, 77 // 64] = 1 << (77 % 64)
     runner.execute(plan)
     result = runner.sample(mask)
     free = int(np.argmax(logits_of(runner)[0]))

@@ -7,6 +7,7 @@ import pytest
 
 from galley.request import SamplingParams
 from galley.runner import mask_rules
+from galley.runner.mask_rules import TokenSets
 from galley.runner.sampled_rows import sampled_rows
 from tests.runner.rows import VOCAB, new_row, step, tables
 
@@ -78,9 +79,9 @@ def test_allowed_token_ids_mask_only_their_row():
         new_row(1, SamplingParams(allowed_token_ids=[0, 64, 199])),
     )
     masks = logit_masks(sampling, step([0, 1]), table)
-    assert masks.masks[0] is None
-    assert allowed(masks.masks[1]) == {0, 64, 199}
-    assert masks.addresses.tolist() == [0, masks.masks[1].ctypes.data]
+    assert masks.of_row(0) is None
+    assert allowed(masks.of_row(1)) == {0, 64, 199}
+    assert masks.addresses.tolist() == [0, masks.of_row(1).ctypes.data]
     assert masks.bias_indptr.tolist() == [0, 0, 0]
 
 
@@ -90,8 +91,8 @@ def test_masks_are_at_sampled_logit_rows_alone():
         new_row(1, SamplingParams(allowed_token_ids=[6])),
     )
     masks = logit_masks(sampling, step([0, 1], num_logits=[3, 1]), table)
-    assert [m is not None for m in masks.masks] == [False, False, True, True]
-    assert allowed(masks.masks[3]) == {6}
+    assert [masks.of_row(i) is not None for i in range(4)] == [False, False, True, True]
+    assert allowed(masks.of_row(3)) == {6}
     assert logit_masks(sampling, step([0, 1], [3, 0], num_sampled=[0, 0]), table) is None
 
 
@@ -99,7 +100,7 @@ def test_min_tokens_forbids_eos_and_stop_ids_until_enough_are_out():
     params = SamplingParams(min_tokens=2, stop_token_ids=[11, 5000])
     table, sampling = tables(new_row(0, params, eos=(9, 10)))
     masks = logit_masks(sampling, step([0]), table)
-    assert allowed(masks.masks[0]) == set(range(VOCAB)) - {9, 10, 11}
+    assert allowed(masks.of_row(0)) == set(range(VOCAB)) - {9, 10, 11}
     table.num_tokens[0] += 1
     assert logit_masks(sampling, step([0]), table) is not None
     table.num_tokens[0] += 1
@@ -113,7 +114,7 @@ def test_a_bad_word_s_last_token_is_forbidden_after_the_others():
     )
     table, sampling = tables(row)
     masks = logit_masks(sampling, step([0]), table)
-    assert allowed(masks.masks[0]) == set(range(VOCAB)) - {3, 4}
+    assert allowed(masks.of_row(0)) == set(range(VOCAB)) - {3, 4}
 
 
 def test_bad_words_look_at_output_tokens_only():
@@ -129,9 +130,9 @@ def test_masks_combine_and_leave_the_allowed_set_as_it_was():
     table, sampling = tables(new_row(0, params))
     for _ in range(2):
         masks = logit_masks(sampling, step([0]), table)
-        assert allowed(masks.masks[0]) == {20, 30}
+        assert allowed(masks.of_row(0)) == {20, 30}
     table.num_tokens[0] += 1
-    assert allowed(logit_masks(sampling, step([0]), table).masks[0]) == {9, 20, 30}
+    assert allowed(logit_masks(sampling, step([0]), table).of_row(0)) == {9, 20, 30}
 
 
 def test_biases_are_ragged_by_logit_row():
@@ -151,14 +152,20 @@ def test_a_grammar_mask_is_met_with_the_row_s_own():
     table, sampling = tables(
         new_row(0, SamplingParams(allowed_token_ids=[1, 33, 100])), new_row(1, SamplingParams())
     )
-    bits = np.zeros((2, -(-VOCAB // 32)), np.int32)
-    for row in bits:
-        row[33 // 32] |= 1 << (33 % 32)
-        row[100 // 32] |= 1 << (100 % 32)
-        row[50 // 32] |= 1 << (50 % 32)
+    bits = np.tile(TokenSets(VOCAB).only([33, 50, 100]), (2, 1))
     masks = logit_masks(sampling, step([0, 1], grammar=[0, 1]), table, bits)
-    assert allowed(masks.masks[0]) == {33, 100}
-    assert allowed(masks.masks[1]) == {33, 50, 100}
+    assert allowed(masks.of_row(0)) == {33, 100}
+    assert allowed(masks.of_row(1)) == {33, 50, 100}
+    first, second = masks.addresses.tolist()
+    assert [first, second] == [bits[0].ctypes.data, bits[1].ctypes.data]
+
+
+def test_a_minimum_of_tokens_yields_where_a_constraint_leaves_the_end_alone():
+    table, sampling = tables(new_row(0, SamplingParams(min_tokens=9), eos=(7,)))
+    for given, left in (([7], {7}), ([7, 9], {9})):
+        bits = TokenSets(VOCAB).only(given)[None]
+        masks = logit_masks(sampling, step([0], grammar=[0]), table, bits)
+        assert allowed(masks.of_row(0)) == left
 
 
 @pytest.mark.parametrize("leave", ["clear", "replace"])
@@ -201,7 +208,7 @@ def test_a_mask_rule_is_one_line_in_the_set(monkeypatch):
     table, sampling = tables(new_row(0, SamplingParams(allowed_token_ids=[9, 20])))
     last = int(table.token_ids[0, table.num_tokens[0] - 1])
     masks = logit_masks(sampling, step([0]), table)
-    assert allowed(masks.masks[0]) == {9, 20} - {last}
+    assert allowed(masks.of_row(0)) == {9, 20} - {last}
     table, sampling = tables(new_row(0, SamplingParams()))
     masks = logit_masks(sampling, step([0]), table)
-    assert allowed(masks.masks[0]) == set(range(VOCAB)) - {last}
+    assert allowed(masks.of_row(0)) == set(range(VOCAB)) - {last}

@@ -7,6 +7,8 @@ from galley.runner.mask_rules.rule import TokenSets, Words
 
 
 class AllowedIds:
+    yields = False
+
     def __init__(self, words: Words) -> None:
         self._words = words
 

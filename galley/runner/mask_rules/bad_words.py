@@ -7,6 +7,8 @@ from galley.runner.mask_rules.rule import TokenSets, Words
 
 
 class BadWords:
+    yields = False
+
     def __init__(self, words: list[list[int]], sets: TokenSets) -> None:
         self._words = words
         self._sets = sets

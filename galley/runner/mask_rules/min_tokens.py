@@ -7,6 +7,8 @@ from galley.runner.mask_rules.rule import TokenSets, Words
 
 
 class MinTokens:
+    yields = True
+
     def __init__(self, min_tokens: int, no_stop: Words) -> None:
         self._min_tokens = min_tokens
         self._no_stop = no_stop

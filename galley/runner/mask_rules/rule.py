@@ -34,7 +34,13 @@ class TokenSets:
 
 
 class MaskRule(Protocol):
-    """A restriction of one sequence's next token."""
+    """A restriction of one sequence's next token.
+
+    Attributes:
+        yields: it does not count where it would leave none of the tokens that a constraint allows.
+    """
+
+    yields: bool
 
     def allowed(self, token_ids: I32, num_prompt: int) -> Words | None:
         """The tokens that may follow `token_ids` (prompt and output so far); None = every token."""

@@ -20,7 +20,9 @@ class StopTokens:
         if request.pools:
             return None
         params = request.sampling
-        eos_ids = frozenset(() if params.ignore_eos else request.eos_token_ids)
+        # A constraint allows an end token where its text may end, and nothing may follow that.
+        ignore = params.ignore_eos and request.constraint is None
+        eos_ids = frozenset(() if ignore else request.eos_token_ids)
         stop_ids = frozenset(params.stop_token_ids or ())
         return cls(eos_ids, stop_ids) if eos_ids or stop_ids else None
 

@@ -1,0 +1,140 @@
+"""Compiles constraints in a thread of its own, and keeps what it has compiled."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import msgspec
+
+from galley.errors import GalleyError
+from galley.request import Constraint
+from galley.structured.backend import Backend, Grammar, open_backend
+from galley.structured.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+#: Most grammars that are kept.
+KEPT = 256
+
+#: Makes the vocabulary of a model whose texts end at these ids.
+VocabularySource = Callable[[tuple[int, ...]], Vocabulary]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A grammar and the library that fills its masks, or why there is none."""
+
+    grammar: Grammar | None = None
+    backend: Backend | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    key: Constraint
+    end_ids: tuple[int, ...]
+
+
+class Compiler:
+    """Its methods belong to the engine's thread.
+
+    Attributes:
+        wake: called in the compiling thread when a job is done.
+        seconds: spent compiling.
+    """
+
+    def __init__(self, vocabulary: VocabularySource) -> None:
+        self.wake: Callable[[], None] | None = None
+        self.seconds = 0.0
+        self._vocabulary = vocabulary
+        self._backends: dict[tuple[str, tuple[int, ...]], Backend] = {}
+        self._kept: OrderedDict[Constraint, Compiled] = OrderedDict()
+        self._waiting: set[Constraint] = set()
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._done: SimpleQueue[tuple[Constraint, Compiled]] = SimpleQueue()
+        self._finished = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def get(self, constraint: Constraint, end_ids: tuple[int, ...]) -> Compiled | None:
+        """The compiled constraint. None while it compiles: it is in one of the next `take`."""
+        key = key_of(constraint)
+        compiled = self._kept.get(key)
+        if compiled is not None:
+            self._kept.move_to_end(key)
+            return compiled
+        if key not in self._waiting:
+            self._waiting.add(key)
+            self._submit(_Job(key, end_ids))
+        return None
+
+    @property
+    def has_done(self) -> bool:
+        """Whether `take` would return something."""
+        return not self._done.empty()
+
+    @property
+    def compiling(self) -> bool:
+        """Whether something is being compiled, or waits to be taken."""
+        return bool(self._waiting)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until a job is done."""
+        if self.compiling and not self.has_done:
+            self._finished.wait(seconds)
+
+    def take(self) -> list[tuple[Constraint, Compiled]]:
+        """What has been compiled since the last call, by `key_of` its constraint."""
+        self._finished.clear()
+        done = []
+        while not self._done.empty():
+            key, compiled = self._done.get()
+            self._waiting.discard(key)
+            if compiled.error is None:
+                self._kept[key] = compiled
+            done.append((key, compiled))
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return done
+
+    def _submit(self, job: _Job) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="grammars", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            begin = time.perf_counter()
+            self._done.put((job.key, self._compile(job)))
+            self.seconds += time.perf_counter() - begin
+            self._finished.set()
+            if self.wake is not None:
+                self.wake()
+
+    def _compile(self, job: _Job) -> Compiled:
+        try:
+            name = job.key.backend, job.end_ids
+            backend = self._backends.get(name)
+            if backend is None:
+                backend = open_backend(job.key.backend, self._vocabulary(job.end_ids))
+                self._backends[name] = backend
+            return Compiled(backend.compile(job.key), backend)
+        except GalleyError as error:
+            return Compiled(error=str(error))
+        except Exception as error:  # one constraint fails, not the engine
+            log.exception("A constraint could not be compiled.")
+            return Compiled(error=f"{job.key.field} cannot be compiled: {error}")
+
+
+def key_of(constraint: Constraint) -> Constraint:
+    """What of a constraint is compiled: not where it starts."""
+    if not constraint.start_after:
+        return constraint
+    return msgspec.structs.replace(constraint, start_after=())
