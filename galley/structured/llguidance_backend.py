@@ -20,16 +20,20 @@ from galley.request import Constraint
 from galley.structured.backend import MaskRows
 from galley.structured.vocabulary import Vocabulary
 
+#: Rows from which on masks are filled in several threads. A mask takes some microseconds, and where
+#: all cores compute, a thread waits longer than that for one.
+PARALLEL_FROM = 64
 #: A character that no tokenizer merges with its neighbours.
 _MARK = "\x02"
 
 
 class _Spelling:
-    """The tokenizer as llguidance wants it."""
+    """The tokenizer as llguidance wants it, rounded up to whole words of a mask."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokens = vocabulary.tokens
-        self.special_token_ids = sorted(vocabulary.special_ids)
+        filler = range(vocabulary.size, -(-vocabulary.size // 64) * 64)
+        self.tokens = vocabulary.tokens + [b""] * len(filler)
+        self.special_token_ids = sorted((*vocabulary.special_ids, *filler))
         self.eos_token_id = vocabulary.end_ids[0]
         self.bos_token_id = None
         self._vocabulary = vocabulary
@@ -156,12 +160,13 @@ class LLGuidance:
     def fill(
         self, matchers: Sequence[LLGuidanceMatcher], rows: Sequence[int], masks: MaskRows
     ) -> None:
-        size = masks.shape[1] * 8
-        if len(matchers) == 1:
-            matchers[0].native.unsafe_compute_mask_ptr(masks[rows[0]].ctypes.data, size)
+        size, first = masks.shape[1] * 8, masks.ctypes.data
+        if len(matchers) < PARALLEL_FROM:
+            for matcher, row in zip(matchers, rows, strict=True):
+                matcher.native.unsafe_compute_mask_ptr(first + row * size, size)
             return
         natives = [(m.native, row) for m, row in zip(matchers, rows, strict=True)]
-        self._executor.unsafe_compute_mask_ptr(natives, masks.ctypes.data, size, len(masks))
+        self._executor.unsafe_compute_mask_ptr(natives, first, size, len(masks))
 
 
 def open_backend(vocabulary: Vocabulary) -> LLGuidance:

@@ -47,7 +47,7 @@ def events(server: FrameServer, number: int, silent: int) -> list[Event]:
     """Receive until there are `number` events."""
     found: list[Event] = []
     while len(found) < number:
-        assert server.wait(silent, LIMIT), f"only {found} have arrived"
+        assert server.wait([silent], LIMIT), f"only {found} have arrived"
         found += server.receive()
     return found
 
@@ -136,19 +136,19 @@ def test_a_waiting_server_sends_what_it_has_buffered(server: FrameServer, silent
     assert events(server, 1, silent) == [(1, Change.OPENED)]
     payload = b"y" * 8_000_000
     server.send(1, payload)
-    assert not server.wait(silent, 0.01), "the client's buffer is full"
+    assert not server.wait([silent], 0.01), "the client's buffer is full"
     found: list[bytes] = []
     waits = 0
     end = time.monotonic() + LIMIT
     while not found:
         assert time.monotonic() < end, "it was not sent"
         found += sock.receive()
-        if server.wait(silent, 0):
+        if server.wait([silent], 0):
             waits += 1
             server.receive()
     assert found == [payload]
     assert waits > 1
-    assert not server.wait(silent, 0), "with nothing to send it sleeps"
+    assert not server.wait([silent], 0), "with nothing to send it sleeps"
     sock.close()
 
 
@@ -167,7 +167,7 @@ def test_a_client_that_does_not_read_delays_nothing_and_is_disconnected(
         server.send(1, payload)
     server.send(2, b"for you")
     assert received(quick, 1) == [b"for you"]
-    assert server.wait(silent, 0), "the end of a session is an event"
+    assert server.wait([silent], 0), "the end of a session is an event"
     assert server.receive() == [(1, Change.CLOSED)]
     until_closed(slow)
     again = connect(server.address, 1)
