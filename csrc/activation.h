@@ -11,6 +11,9 @@ GALLEY_VARIANTS(
     // out[n] = silu(gate) * up, stored as any kind through `scratch`[n].
     void silu_mul_row(const float* gate_up, int64_t n, GateUp order, float* scratch, Kind kind,
                       void* out);
+    // The same with gelu.
+    void gelu_mul_row(const float* gate_up, int64_t n, GateUp order, float* scratch, Kind kind,
+                      void* out);
     void add_row(float* x, const float* y, int64_t n);)
 
 }  // namespace galley

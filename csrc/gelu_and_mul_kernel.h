@@ -6,11 +6,6 @@
 
 namespace galley {
 
-GALLEY_VARIANTS(
-    // out[n] = gelu(gate) * up, stored as any kind through `scratch`[n].
-    void gelu_mul_row(const float* gate_up, int64_t n, GateUp order, float* scratch, Kind kind,
-                      void* out);)
-
 namespace GALLEY_VARIANT {
 
 void gelu_mul_row(const float* gate_up, int64_t n, GateUp order, float* scratch, Kind kind,

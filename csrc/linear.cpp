@@ -19,21 +19,6 @@ namespace {
 
 [[noreturn]] void bad(const std::string& message) { throw std::invalid_argument(message); }
 
-// Whether the table is that of E4M3: sign, 4 bits of exponent with bias 7, 3 of fraction; all ones
-// are NaN. Kernels can compute it.
-bool is_float8(const WeightLayout& w, const uint8_t* data) {
-  if (w.format != Format::i8 || w.table != CodeTable::floats) return false;
-  for (int code = 0; code < 256; code++) {
-    float level;
-    std::memcpy(&level, data + 4 * code, 4);
-    const int magnitude = code & 127, exponent = magnitude >> 3, fraction = magnitude & 7;
-    const float value = exponent ? std::ldexp(static_cast<float>(8 + fraction), exponent - 10)
-                                 : std::ldexp(static_cast<float>(fraction), -9);
-    if (magnitude == 127 ? level == level : level != (code < 128 ? value : -value)) return false;
-  }
-  return true;
-}
-
 class Linear final : public Op {
  public:
   explicit Linear(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK(linear_tile)) {
@@ -113,6 +98,21 @@ class Linear final : public Op {
 GALLEY_OP(linear, Linear);
 
 }  // namespace
+
+// E4M3: sign, 4 bits of exponent with bias 7, 3 of fraction; all ones
+// are NaN.
+bool is_float8(const WeightLayout& w, const uint8_t* data) {
+  if (w.format != Format::i8 || w.table != CodeTable::floats) return false;
+  for (int code = 0; code < 256; code++) {
+    float level;
+    std::memcpy(&level, data + 4 * code, 4);
+    const int magnitude = code & 127, exponent = magnitude >> 3, fraction = magnitude & 7;
+    const float value = exponent ? std::ldexp(static_cast<float>(8 + fraction), exponent - 10)
+                                 : std::ldexp(static_cast<float>(fraction), -9);
+    if (magnitude == 127 ? level == level : level != (code < 128 ? value : -value)) return false;
+  }
+  return true;
+}
 
 WeightLayout weight_layout(const WeightNumbers& numbers) {
   constexpr int64_t kMost = int64_t{1} << 28;

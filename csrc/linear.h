@@ -193,6 +193,9 @@ WeightLayout weight_layout(const WeightNumbers& numbers);
 // From an op's arguments of these names.
 WeightLayout weight_layout(const Args& args);
 
+// Whether the table of a packed weight is that of E4M3, whose levels kernels can compute.
+bool is_float8(const WeightLayout& w, const uint8_t* data);
+
 enum class Epilogue : int { none = 0, silu_mul = 1 };
 
 // What one linear op computes; see linear.cpp for the arguments.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from galley.config.engine import QuantizedActivations
 from galley.kernels.program import Kind
 from galley.kernels.weights import WeightFormat
@@ -27,3 +29,16 @@ def activation_kind(weight: WeightFormat, quantized: QuantizedActivations) -> Ki
         coarse = weight.name == "i4" and weight.offset == "zero"
         return Kind.q8 if coarse and weight.activations == "group" else Kind.q16
     return Kind.q8 if quantized == "int8" else Kind.q16
+
+
+def common_kind(kinds: Sequence[Kind]) -> Kind:
+    """The kind of rows that are multiplied with weights which ask for `kinds`: the most precise of
+    integers with a scale per 32, or else float32. Raises ValueError if dense weights and codes, or
+    weights of float32 and bfloat16, are to share rows.
+    """
+    first = kinds[0]
+    if all(kind == first for kind in kinds):
+        return first
+    if all(kind in (Kind.q8, Kind.q16) for kind in kinds):
+        return Kind.q16
+    raise ValueError(f"no rows fit weights that ask for {sorted(kind.name for kind in kinds)}")

@@ -161,8 +161,12 @@ class Backend(Protocol):
     interleave_gate_up: bool
     kv_itemsize: int
 
-    def weight(self, data: QuantizedWeight) -> Weight:
-        """The handle that `Ops.linear` and `Ops.embedding` take."""
+    def weight(self, data: QuantizedWeight, float32: bool = False) -> Weight:
+        """The handle that `Ops.linear` and `Ops.embedding` take.
+
+        Args:
+            float32: numbers that are not quantised are float32, whatever the backend's format.
+        """
 
     def constant(self, values: NDArray[np.float32]) -> Constant:
         """The handle of a norm weight, a bias or a table."""

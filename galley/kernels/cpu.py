@@ -60,8 +60,8 @@ class CpuBackend:
         self._passes = () if eager else FUSIONS if passes is None else tuple(passes)
         self._quantized = quantized_activations
 
-    def weight(self, data: QuantizedWeight) -> PackedWeight:
-        return pack(data, self._dense)
+    def weight(self, data: QuantizedWeight, float32: bool = False) -> PackedWeight:
+        return pack(data, "f32" if float32 else self._dense)
 
     def constant(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.ascontiguousarray(values, np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from galley.kernels.ops import NATIVE_OPS
-from galley.kernels.program import Buffer, Constant, Dim, Kind, Node
+from galley.kernels.program import Buffer, Constant, Dim, Kind, Node, PackedExperts
 from galley.kernels.weights import PackedWeight
 
 #: Bytes of one element, for kinds without scales.
@@ -32,5 +32,7 @@ def pointer_arguments(node: Node, address_of: Callable[[Buffer], int]) -> dict[s
 
 
 def _constant_address(constant: Constant) -> int:
+    if isinstance(constant, PackedExperts):
+        return int(constant.table.ctypes.data)
     array = constant.data if isinstance(constant, PackedWeight) else constant
     return int(array.ctypes.data)

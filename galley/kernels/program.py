@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +80,34 @@ class Symbol:
         return self.columns == self.buffer.columns
 
 
-Constant = PackedWeight | NDArray[np.float32]
+@dataclass(frozen=True, eq=False)
+class PackedExperts:
+    """One matrix of each of a layer's experts, of equal shapes; their formats may differ.
+
+    Attributes:
+        top_k: experts that each row is multiplied with.
+    """
+
+    weights: tuple[PackedWeight, ...]
+    top_k: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(experts, N, K)"""
+        return (len(self.weights), *self.weights[0].shape)
+
+    @cached_property
+    def table(self) -> NDArray[np.int64]:
+        """[experts, 9]: address, format, sizes as native code reads them (csrc/experts.h)."""
+        names = ("format", "n", "k", "group", "zero", "scale", "offset", "table")
+        rows = []
+        for weight in self.weights:
+            arguments = weight.arguments()
+            rows.append([weight.data.ctypes.data, *(int(arguments[name]) for name in names)])
+        return np.array(rows, np.int64)
+
+
+Constant = PackedWeight | PackedExperts | NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +173,8 @@ def _show_dim(dim: Dim) -> str:
 
 def _show_constant(constant: Constant) -> str:
     shape = "×".join(str(n) for n in constant.shape)
+    if isinstance(constant, PackedExperts):
+        return f"[{shape} {constant.weights[0].format.name}]"
     if not isinstance(constant, PackedWeight):
         return f"[{shape}]"
     fmt = constant.format

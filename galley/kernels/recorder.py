@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from galley.config.engine import QuantizedActivations
-from galley.kernels.activations import activation_kind
+from galley.kernels.activations import activation_kind, common_kind
 from galley.kernels.backend import Model
 from galley.kernels.ops import Op, Ops
 from galley.kernels.program import Kind, Node, Symbol
@@ -96,6 +96,11 @@ class Recorder:
     def rows_for(self, x: Symbol, weight: PackedWeight) -> Symbol:
         """x as rows of the kind that `weight` is multiplied with."""
         return self.rounded(x, activation_kind(weight.format, self._quantized))
+
+    def kind_for(self, weights: Sequence[PackedWeight]) -> Kind:
+        """The kind of rows that all of `weights` are multiplied with."""
+        formats = dict.fromkeys(weight.format for weight in weights)
+        return common_kind([activation_kind(f, self._quantized) for f in formats])
 
     def rounded(self, x: Symbol, kind: Kind) -> Symbol:
         """x as rows of another kind, made once however many nodes read them."""

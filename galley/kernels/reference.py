@@ -165,9 +165,9 @@ class ReferenceBackend:
         self._compute = compute
         self.kv_itemsize = compute.itemsize
 
-    def weight(self, data: QuantizedWeight) -> Tensor:
+    def weight(self, data: QuantizedWeight, float32: bool = False) -> Tensor:
         values = torch.from_numpy(data.to_float32())
-        if data.dense is not None and self._round:
+        if data.dense is not None and self._round and not float32:
             values = values.to(torch.bfloat16)
         return values.to(self._compute)
 

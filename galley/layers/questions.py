@@ -7,7 +7,7 @@ and it says which outputs of the layer belong to which tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, TypeVar
 
@@ -18,6 +18,24 @@ T = TypeVar("T", bound=np.generic)
 
 #: What ranks share: each has some outputs, or some inputs; None = each has the whole matrix.
 Cut = Literal["outputs", "inputs"] | None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A tensor that holds a matrix (or vector) of every expert, along its first axis.
+
+    Attributes:
+        name: of the tensor, in full.
+        shape: of the whole tensor: [experts, N, K], [experts, K, N] if transposed, or [experts, N].
+        outputs: (start, stop, step) of its N that the part is.
+        index: the expert.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    outputs: tuple[int, int, int]
+    transposed: bool = False
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,7 @@ class Part:
         every: `rows` are those of each run of so many rows (q, k and v by head); 0 = of all rows.
         transposed: the checkpoint stores the matrix as [K, N].
         unit_rows: each row is divided by its length.
+        stack: where the tensor is if there is none of this name.
     """
 
     name: str
@@ -40,6 +59,7 @@ class Part:
     every: int = 0
     transposed: bool = False
     unit_rows: bool = False
+    stack: Stack | None = None
 
     @property
     def num_rows(self) -> int:
@@ -49,6 +69,11 @@ class Part:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         return self.shape[::-1] if self.transposed else self.shape
+
+    def of_expert(self, index: int) -> Part:
+        """The part with its expert's number in place of "{}" in the name."""
+        stack = None if self.stack is None else replace(self.stack, index=index)
+        return replace(self, name=self.name.format(index), stack=stack)
 
     def take(self, first: int, last: int) -> slice | NDArray[np.intp]:
         """Index of its rows [first, last) among those of the whole tensor."""
@@ -83,11 +108,16 @@ class Matrix:
         cut: how ranks share it. Each part is cut by itself.
         interleave: outputs of the parts in turn, so many of each at a time; 0 = one part after the
             other. Parts then have equal sizes, of which it is a divisor on every rank.
+        experts: 0, or the number of matrices that differ in the number which replaces "{}" in the
+            names of the parts.
+        float32: numbers that are not quantised keep that precision.
     """
 
     parts: tuple[Part, ...]
     cut: Cut = None
     interleave: int = 0
+    experts: int = 0
+    float32: bool = False
 
     @property
     def num_inputs(self) -> int:
@@ -95,6 +125,8 @@ class Matrix:
 
     def __str__(self) -> str:
         how = f"cut={self.cut} interleave={self.interleave}"
+        how += f" experts={self.experts}" if self.experts else ""
+        how += " float32" if self.float32 else ""
         return f"{how} {', '.join(map(str, self.parts))}"
 
 
@@ -106,12 +138,21 @@ class Vector:
         parts: one after the other, or in turn as in `Matrix`.
         cut: each rank has its share of each part; otherwise the whole.
         plus: added to every number (a norm whose weight is 1 + w).
+        experts: 0, or the number of vectors, as of matrices in `Matrix`; one behind the other.
     """
 
     parts: tuple[Part, ...]
     cut: bool = False
     interleave: int = 0
     plus: float = 0.0
+    experts: int = 0
+
+
+def parts_of(question: Matrix | Vector) -> list[tuple[Part, ...]]:
+    """The parts of each expert's matrix or vector; of the only one where there are no experts."""
+    if not question.experts:
+        return [question.parts]
+    return [tuple(part.of_expert(i) for part in question.parts) for i in range(question.experts)]
 
 
 def fuse(name: str, parts: Sequence[Part], *, transposed: bool = False) -> list[Part]:

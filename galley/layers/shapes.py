@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from galley.kernels.ops import RankGroup, SingleRank, Weight
 from galley.kernels.weights import WeightFormat
-from galley.layers.questions import Matrix, Vector
+from galley.layers.questions import Matrix, Vector, parts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +47,11 @@ class ShapeSource:
             n //= ranks
         elif matrix.cut == "inputs":
             k //= ranks
-        return [ShapeWeight((n, k), WeightFormat("bf16"))]
+        return [ShapeWeight((n, k), WeightFormat("bf16"))] * max(1, matrix.experts)
 
     def vector(self, vector: Vector) -> NDArray[np.float32]:
         self.vectors.append(vector)
-        size = sum(part.num_rows for part in vector.parts)
+        size = sum(part.num_rows for part in vector.parts) * max(1, vector.experts)
         tail = vector.parts[0].shape[1:]
         return _zeros((size // self.group.size if vector.cut else size, *tail))
 
@@ -68,9 +68,11 @@ class ShapeSource:
         """Name → shape of every tensor of a checkpoint that the questions need."""
         tensors: dict[str, tuple[int, ...]] = {}
         for matrix in self.matrices:
-            tensors |= {f"{part.name}.weight": part.stored_shape for part in matrix.parts}
+            for parts in parts_of(matrix):
+                tensors |= {f"{part.name}.weight": part.stored_shape for part in parts}
         for vector in self.vectors:
-            tensors |= {part.name: part.shape for part in vector.parts}
+            for parts in parts_of(vector):
+                tensors |= {part.name: part.shape for part in parts}
         return tensors
 
 

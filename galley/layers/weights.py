@@ -19,12 +19,21 @@ from numpy.typing import NDArray
 from galley.errors import ModelError
 from galley.kernels.backend import Backend
 from galley.kernels.ops import Constant, RankGroup, SingleRank, Weight
-from galley.layers.questions import Matrix, Part, Vector, interleaved, share_of
+from galley.layers.questions import (
+    Matrix,
+    Part,
+    Stack,
+    Vector,
+    interleaved,
+    parts_of,
+    share_of,
+)
 from galley.loader.tensor import Checkpoint, RawTensor
 from galley.quant import (
     QuantizedWeight,
     concat_rows,
     interleave_rows,
+    read_weight,
     scheme_of,
     to_float32,
 )
@@ -55,6 +64,9 @@ class WeightSource(Protocol):
         Interleaved parts of one format are one Weight. Parts of two formats cannot be interleaved:
         they are two Weights, one after the other.
 
+        Of experts it is one Weight each; or, where parts cannot be interleaved, one for each expert
+        and part: all first parts, then all second ones.
+
         Raises ModelError naming a tensor that is missing or has another shape.
         """
 
@@ -81,6 +93,7 @@ class CheckpointWeights:
         self._backend = backend
         self._scheme = scheme_of(checkpoint.model_info)
         self._names = frozenset(checkpoint.names())
+        self._layers = frozenset(name.rpartition(".")[0] for name in self._names)
         self._unused = set(self._names)
         #: Of tensors that are used in parts: the parts.
         self._used_parts: dict[str, set[Part]] = defaultdict(set)
@@ -90,18 +103,33 @@ class CheckpointWeights:
         return self._backend.interleave_gate_up
 
     def matrix(self, matrix: Matrix) -> list[Weight]:
+        # One expert after the other: of what is not packed yet, one is in memory.
+        weights = [self._packed(parts, matrix) for parts in parts_of(matrix)]
+        if not matrix.experts:
+            return weights[0]
+        if any(len(w) != len(weights[0]) for w in weights):
+            raise ModelError(f"formats of {matrix.parts[0].name} differ between experts")
+        return [weight for kind in zip(*weights, strict=True) for weight in kind]
+
+    def _packed(self, parts: tuple[Part, ...], matrix: Matrix) -> list[Weight]:
         read = cache(self._read)  # parts of a fused tensor are read once
-        shares = [self._share(part, matrix, read) for part in matrix.parts]
+        shares = [self._share(part, matrix, read) for part in parts]
         if matrix.interleave and shares[0].format == shares[1].format:
             joined = [interleave_rows(shares[0], shares[1], matrix.interleave)]
+        elif matrix.experts:
+            joined = shares
         else:
             runs = [list(run) for _, run in groupby(shares, key=lambda share: share.format)]
             joined = [concat_rows(run) for run in runs]
-        return [self._backend.weight(weight) for weight in joined]
+        return [self._backend.weight(weight, matrix.float32) for weight in joined]
 
     def vector(self, vector: Vector) -> Constant:
-        shares = [self._numbers(part, vector.cut) for part in vector.parts]
-        values = interleaved(shares, vector.interleave)
+        values = np.concatenate(
+            [
+                interleaved([self._numbers(part, vector.cut) for part in parts], vector.interleave)
+                for parts in parts_of(vector)
+            ]
+        )
         return self._backend.constant(values + np.float32(vector.plus) if vector.plus else values)
 
     def constant(
@@ -132,7 +160,10 @@ class CheckpointWeights:
         self, part: Part, matrix: Matrix, read: Callable[..., QuantizedWeight]
     ) -> QuantizedWeight:
         """This rank's share of a part."""
-        weight = read(part.name, part.shape, part.transposed)
+        if part.stack is not None and part.name not in self._layers:
+            weight = read_weight(self._stacked(part.stack, part.name, part.shape))
+        else:
+            weight = read(part.name, part.shape, part.transposed)
         if part.rows is not None:
             self._used_parts[f"{part.name}.weight"].add(part)
         first, last = 0, part.num_rows
@@ -147,7 +178,11 @@ class CheckpointWeights:
         return weight
 
     def _numbers(self, part: Part, cut: bool) -> NDArray[np.float32]:
-        whole = np.atleast_1d(to_float32(self.use(part.name, part.shape)))
+        if part.stack is not None and not self.has(part.name):
+            raw = self._stacked(part.stack, part.name, part.shape)
+        else:
+            raw = self.use(part.name, part.shape)
+        whole = np.atleast_1d(to_float32(raw))
         if part.rows is not None:
             self._used_parts[part.name].add(part)
         first, last = self._range(part.name, part.num_rows) if cut else (0, part.num_rows)
@@ -162,6 +197,17 @@ class CheckpointWeights:
         if weight.dense is None:
             raise ModelError(f"{name}: a quantized matrix that is stored transposed")
         return QuantizedWeight(dense=np.ascontiguousarray(weight.dense.T))
+
+    def _stacked(self, stack: Stack, name: str, shape: tuple[int, ...]) -> RawTensor:
+        """One expert's part of a stack, as a tensor called `name`."""
+        if stack.name not in self._names:
+            raise ModelError(f"the checkpoint has no tensor {name} and no {stack.name}")
+        raw = self.use(stack.name, stack.shape)
+        if raw.data.shape != raw.shape:
+            raise ModelError(f"tensor {stack.name}: experts in one tensor of {raw.dtype}")
+        expert = raw.data[stack.index]
+        data = (expert.T if stack.transposed else expert)[slice(*stack.outputs)]
+        return RawTensor(name, shape, raw.dtype, np.ascontiguousarray(data))
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has the tensor."""

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import torch
 import transformers
+from transformers.core_model_loading import revert_weight_conversion
 
 from galley.config import ModelInfo
 from galley.loader.common_keys import with_common_keys
@@ -107,6 +108,9 @@ CASES: dict[str, Case] = {
     "llama-head-80": Case("Llama", {"hidden_size": 80, "head_dim": 80, "num_key_value_heads": 1}),
     "mistral-window": Case("Mistral", {"sliding_window": 7}),
     "mistral-no-window": Case("Mistral", {"sliding_window": None}),
+    "mixtral-window": Case(
+        "Mixtral", {"sliding_window": 21, "num_local_experts": 6, "num_experts_per_tok": 3}
+    ),
     "phi3": Case("Phi3", PHI3),
     "phi3-windows-part-of-a-head": Case(
         "Phi3",
@@ -131,6 +135,28 @@ CASES: dict[str, Case] = {
     "qwen2-tied": Case("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": Case("Qwen3", {"head_dim": 32}),
     "qwen3-head-256": Case("Qwen3", {"head_dim": 256, "num_attention_heads": 2}),
+    "qwen2-moe": Case(
+        "Qwen2Moe",
+        {
+            "num_experts": 7,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 56,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": False,
+        },
+    ),
+    "qwen3-moe": Case(
+        "Qwen3Moe",
+        {
+            "head_dim": 32,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": True,
+        },
+    ),
     "qwen3-bias-windows": Case(
         "Qwen3",
         {
@@ -173,7 +199,8 @@ class StateDict:
         own = with_common_keys(config)
         method = changes.get("quantization_config", {}).get("quant_method")
         self.model_info = replace(info_of(own), hf_config={**own, **changes}, quantization=method)
-        state = dict(model.state_dict())
+        # Names and shapes as on disk, where experts may be stored one by one.
+        state = dict(revert_weight_conversion(model, dict(model.state_dict())))
         if self.model_info.hf_config["tie_word_embeddings"]:
             state.pop("lm_head.weight")
         self.arrays = {name: t.detach().float().numpy() for name, t in state.items()}

@@ -105,8 +105,8 @@ class RoundingBackend(ReferenceBackend):
         super().__init__()
         self._quantized = quantized
 
-    def weight(self, data):
-        weight = super().weight(data)
+    def weight(self, data, float32=False):
+        weight = super().weight(data, float32)
         weight.round_input = torch.Tensor.float
         if data.dense is None:
             kind = activation_kind(pack(data).format, self._quantized)

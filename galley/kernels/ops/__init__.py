@@ -9,10 +9,18 @@ as arguments and knows nothing of batches, caches, devices or number formats.
 from __future__ import annotations
 
 from galley.kernels.ops.definition import NativeOp, Op, OpBackend
+from galley.kernels.ops.experts import (
+    EXPERT_DOWN,
+    EXPERT_ROWS,
+    EXPERT_UP,
+    Activation,
+    ExpertWeights,
+)
 from galley.kernels.ops.gated_activation import GATE_UP_RUN
 from galley.kernels.ops.probe import PROBE
 from galley.kernels.ops.quantize import QUANTIZE
 from galley.kernels.ops.rope_kv import ROPE_KV
+from galley.kernels.ops.route import Routing, Score
 from galley.kernels.ops.sample import SAMPLE
 from galley.kernels.values import (
     CacheLayer,
@@ -36,6 +44,8 @@ class Ops:
     from galley.kernels.ops.causal_conv import causal_conv
     from galley.kernels.ops.elementwise import elementwise
     from galley.kernels.ops.embedding import embedding
+    from galley.kernels.ops.experts import experts
+    from galley.kernels.ops.gate_rows import gate_rows
     from galley.kernels.ops.gated_norm import gated_norm
     from galley.kernels.ops.gelu_and_mul import gelu_and_mul
     from galley.kernels.ops.head_norm import head_norm
@@ -43,6 +53,7 @@ class Ops:
     from galley.kernels.ops.linear import linear
     from galley.kernels.ops.rms_norm import rms_norm
     from galley.kernels.ops.rope import rope
+    from galley.kernels.ops.route import route
     from galley.kernels.ops.scale import scale
     from galley.kernels.ops.select_rows import select_rows
     from galley.kernels.ops.silu_and_mul import silu_and_mul
@@ -60,11 +71,13 @@ class Ops:
         return self.group.all_reduce(x)
 
 
+#: Native ops that no method of `Ops` has alone.
+_OTHER = (QUANTIZE, ROPE_KV, SAMPLE, PROBE, EXPERT_ROWS, EXPERT_UP, EXPERT_DOWN)
 #: Ops by name, and the native ops that programs are made of.
 OPS: dict[str, Op] = {name: op for name, op in vars(Ops).items() if isinstance(op, Op)}
 NATIVE_OPS: dict[str, NativeOp] = {
     native.name: native
-    for native in (*(op.native for op in OPS.values()), QUANTIZE, ROPE_KV, SAMPLE, PROBE)
+    for native in (*(op.native for op in OPS.values()), *_OTHER)
     if native is not None
 }
 
@@ -72,8 +85,10 @@ __all__ = [
     "GATE_UP_RUN",
     "NATIVE_OPS",
     "OPS",
+    "Activation",
     "CacheLayer",
     "Constant",
+    "ExpertWeights",
     "ForwardContext",
     "KVLayer",
     "NativeOp",
@@ -82,6 +97,8 @@ __all__ = [
     "Ops",
     "RankGroup",
     "RotaryTable",
+    "Routing",
+    "Score",
     "SingleRank",
     "StateLayer",
     "Value",

@@ -1,0 +1,245 @@
+"""The gated feed-forward blocks of the experts that each token has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from galley.kernels.ops.definition import PARTS_OF_ROWS, WHOLE_ROWS, NativeOp, Op, output, whole
+from galley.kernels.program import TOKENS, Constant, Dim, Kind, Node, PackedExperts, Symbol
+from galley.kernels.values import Constant as Handle
+from galley.kernels.values import Value, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from galley.kernels.recorder import Recorder
+    from galley.kernels.reference import ReferenceOps
+
+
+class Activation(IntEnum):
+    """Of gate and up (csrc/expert_linear.cpp)."""
+
+    silu = 0
+    #: With the tanh form of GELU.
+    gelu = 1
+    #: gpt-oss: (up + 1) * gate * sigmoid(alpha * gate), gate and up clamped.
+    clamped_swiglu = 2
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertWeights:
+    """Handles of a layer's experts: E of each matrix, of equal shapes.
+
+    Attributes:
+        gate: [I, H] each; or gate and up interleaved in runs (`GATE_UP_RUN`), [2 I, H].
+        up: [I, H]; None = interleaved with the gate.
+        down: [H, I].
+        gate_bias, up_bias, down_bias: of all experts, one behind the other, in the order of the
+            weights' outputs; None = none.
+        alpha, limit: of the clamped SwiGLU.
+        weigh_inputs: an expert's input is multiplied with the token's weight, not its output.
+    """
+
+    gate: Sequence[Weight]
+    up: Sequence[Weight] | None
+    down: Sequence[Weight]
+    gate_bias: Handle | None = None
+    up_bias: Handle | None = None
+    down_bias: Handle | None = None
+    activation: Activation = Activation.silu
+    alpha: float = 0.0
+    limit: float = 0.0
+    weigh_inputs: bool = False
+
+    @property
+    def intermediate(self) -> int:
+        return self.down[0].shape[1]
+
+
+_SHARED_INTS = {"k": "inputs", "experts": "", "top_k": "", "x_kind": ""}
+
+
+def _row_arguments(node: Node) -> dict[str, int]:
+    x, out = whole(node.reads["x"]), whole(output(node))
+    return {
+        "k": x.columns,
+        "x_kind": int(x.kind),
+        "out_kind": int(out.kind),
+        "top_k": node.reads["chosen"].columns // 2,
+    }
+
+
+def _linear_arguments(node: Node) -> dict[str, int]:
+    experts = next(c for c in node.constants.values() if isinstance(c, PackedExperts))
+    arguments = {**_row_arguments(node), "n": output(node).columns, "experts": len(experts.weights)}
+    if node.op == "expert_down":
+        del arguments["out_kind"]
+    return arguments
+
+
+EXPERT_ROWS = NativeOp(
+    "expert_rows",
+    pointers={"x": "", "chosen": "f32, of `route`", "out": "rows by place"},
+    ints={
+        **_SHARED_INTS,
+        "k": "",
+        "out_kind": "that of x unless `weigh`",
+        "weigh?": "x is f32 and multiplied with the token's weight",
+    },
+    arguments=_row_arguments,
+    stores=WHOLE_ROWS,
+    rows={"x": TOKENS, "chosen": TOKENS},
+)
+EXPERT_UP = NativeOp(
+    "expert_up",
+    pointers={
+        "x": "rows by place",
+        "chosen": "f32, of `route`",
+        "gate": "experts' weights; gate and up interleaved unless `up` is given",
+        "up?": "experts' weights",
+        "bias?": "f32, of gate",
+        "up_bias?": "f32",
+        "out": "rows by place",
+    },
+    ints={
+        **_SHARED_INTS,
+        "n": "columns of out",
+        "out_kind": "",
+        "activation": "0 SiLU, 1 GELU, 2 clamped SwiGLU",
+    },
+    floats={"alpha?": "of the clamped SwiGLU", "limit?": "of the clamped SwiGLU"},
+    arguments=_linear_arguments,
+    stores=PARTS_OF_ROWS,
+    rows={"chosen": TOKENS},
+)
+EXPERT_DOWN = NativeOp(
+    "expert_down",
+    pointers={
+        "x": "rows by place",
+        "chosen": "f32, of `route`",
+        "down": "experts' weights",
+        "bias?": "f32",
+        "out": "f32 [tokens][n]",
+    },
+    ints={**_SHARED_INTS, "n": "columns of out", "weigh?": "default 1; 0 = each weight is 1"},
+    arguments=_linear_arguments,
+    rows={"chosen": TOKENS, "out": TOKENS},
+)
+
+
+class Experts(Op):
+    name = "experts"
+
+    def __call__(self, x: Value, chosen: Value, experts: ExpertWeights) -> Value:
+        """[T, H]: each token's weighted sum over its experts, in ascending order of their ids.
+
+        An expert is down(act(gate(x)) * up(x)). The weights of experts that no token has chosen are
+        not read.
+
+        Args:
+            chosen: the result of `route`.
+        """
+        for weight in (*experts.gate, *(experts.up or ())):
+            self.require_columns(x, weight.shape[1])
+        gate = experts.gate[0].shape[0] // (1 if experts.up is not None else 2)
+        self.require(gate == experts.intermediate, f"{gate} outputs of gate for {experts.down[0]}")
+        return self.run(x, chosen, experts)
+
+    def reference(
+        self, ref: ReferenceOps, x: Tensor, chosen: Tensor, experts: ExpertWeights
+    ) -> Tensor:
+        import torch
+
+        weights, ids = chosen.chunk(2, dim=-1)
+        total = torch.zeros(x.shape[0], experts.down[0].shape[0], dtype=x.dtype)
+        for expert in ids.unique().int().tolist():  # ascending
+            token, rank = torch.where(ids == expert)
+            weight = weights[token, rank, None].to(x.dtype)
+            rows = x[token] * weight if experts.weigh_inputs else x[token]
+            y = _expert(expert, rows, experts)
+            total.index_add_(0, token, y if experts.weigh_inputs else y * weight)
+        return total
+
+    def record(
+        self, recorder: Recorder, x: Symbol, chosen: Symbol, experts: ExpertWeights
+    ) -> Symbol:
+        top_k, count = chosen.columns // 2, len(experts.down)
+        up = {} if experts.up is None else {"up": PackedExperts(tuple(experts.up), top_k)}
+        matrices = {"gate": PackedExperts(tuple(experts.gate), top_k), **up}
+        down = PackedExperts(tuple(experts.down), top_k)
+
+        kind = recorder.kind_for([w for m in matrices.values() for w in m.weights])
+        rows = x if experts.weigh_inputs else recorder.rounded(x, kind)
+        by_place = Symbol.new(Dim(TOKENS.base, top_k), x.columns, kind)
+        ints = {"experts": count, "weigh": int(experts.weigh_inputs)}
+        recorder.add(
+            Node("expert_rows", {"x": rows, "chosen": chosen}, {"out": by_place}, ints=ints)
+        )
+
+        activated = Symbol.new(by_place.buffer.rows, experts.intermediate)
+        constants: dict[str, Constant | None] = {
+            **matrices,
+            "bias": experts.gate_bias,
+            "up_bias": experts.up_bias,
+        }
+        recorder.add(
+            Node(
+                "expert_up",
+                {"x": by_place, "chosen": chosen},
+                {"out": activated},
+                constants=_given(constants),
+                ints={"activation": int(experts.activation)},
+                floats={"alpha": experts.alpha, "limit": experts.limit},
+            )
+        )
+        activated = recorder.rounded(activated, recorder.kind_for(down.weights))
+        out = Symbol.new(TOKENS, down.shape[1])
+        recorder.add(
+            Node(
+                "expert_down",
+                {"x": activated, "chosen": chosen},
+                {"out": out},
+                constants=_given({"down": down, "bias": experts.down_bias}),
+                ints={"weigh": int(not experts.weigh_inputs)},
+            )
+        )
+        return out
+
+
+experts: Experts = Experts()
+
+
+def _given(constants: dict[str, Constant | None]) -> dict[str, Constant]:
+    return {name: value for name, value in constants.items() if value is not None}
+
+
+def _expert(expert: int, x: Tensor, experts: ExpertWeights) -> Tensor:
+    """The definition of one expert, on the rows that chose it. Gate and up are apart."""
+    import torch
+    from torch.nn.functional import gelu, linear, silu
+
+    assert experts.up is not None, "the reference backend interleaves nothing"
+
+    def project(rows: Tensor, weights: Sequence[Weight], biases: Handle | None) -> Tensor:
+        weight = weights[expert]
+        assert isinstance(weight, torch.Tensor)
+        y = linear(rows, weight.to(rows.dtype))
+        if biases is None:
+            return y
+        assert isinstance(biases, torch.Tensor)
+        return y + biases.view(len(weights), -1)[expert].to(rows.dtype)
+
+    gate = project(x, experts.gate, experts.gate_bias)
+    up = project(x, experts.up, experts.up_bias)
+    if experts.activation == Activation.clamped_swiglu:
+        gate = gate.clamp(max=experts.limit)
+        up = up.clamp(min=-experts.limit, max=experts.limit)
+        h = (up + 1) * (gate * torch.sigmoid(experts.alpha * gate))
+    elif experts.activation == Activation.gelu:
+        h = gelu(gate, approximate="tanh") * up
+    else:
+        h = silu(gate) * up
+    return project(h, experts.down, experts.down_bias)

@@ -1,0 +1,128 @@
+"""Mixture of experts: a router, the experts that each token chooses, and experts for all tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from galley.kernels.ops import (
+    GATE_UP_RUN,
+    Activation,
+    ExpertWeights,
+    Ops,
+    Routing,
+    Value,
+)
+from galley.layers.context import BuildContext
+from galley.layers.linear import Linear
+from galley.layers.questions import Matrix, Part, Vector
+
+
+class SharedExpert(Protocol):
+    """x [T, hidden] → [T, hidden]"""
+
+    def __call__(self, ops: Ops, x: Value) -> Value: ...
+
+
+class SharedExpertSpec(Protocol):
+    def build(self, context: BuildContext) -> SharedExpert: ...
+
+
+@dataclass(frozen=True)
+class MoESpec:
+    """A mixture of gated MLPs.
+
+    Attributes:
+        router: [experts, hidden], in float32.
+        routing: how its logits choose experts.
+        gate, up, down: projections of an expert, whose number replaces "{}" in their names.
+        router_bias: [experts], added to the logits.
+        choice_bias: [experts], added to the scores for the choice alone.
+        biases: of gate, up and down; None = none.
+        activation, alpha, limit: see `kernels.ops.Activation`.
+        weigh_inputs: an expert's input is multiplied with the token's weight, not its output.
+        shared: computed for every token, and added; None = none.
+        shared_gate: [1, hidden]; the sigmoid of its output is a factor of the shared expert's.
+    """
+
+    router: Part
+    routing: Routing
+    gate: Part
+    up: Part
+    down: Part
+    router_bias: Part | None = None
+    choice_bias: Part | None = None
+    biases: tuple[Part, Part, Part] | None = None
+    activation: Activation = Activation.silu
+    alpha: float = 0.0
+    limit: float = 0.0
+    weigh_inputs: bool = False
+    shared: SharedExpertSpec | None = None
+    shared_gate: Part | None = None
+
+    def build(self, context: BuildContext) -> MoE:
+        return MoE(self, context)
+
+
+class MoE:
+    """x [T, hidden] → [T, hidden]. Each rank has a share of every expert's intermediate values."""
+
+    def __init__(self, spec: MoESpec, context: BuildContext) -> None:
+        source = context.source
+        self._routing = spec.routing
+        self.router = source.matrix(Matrix((spec.router,), float32=True))
+        self._router_bias, self._choice_bias = (
+            None if bias is None else source.vector(Vector((bias,)))
+            for bias in (spec.router_bias, spec.choice_bias)
+        )
+        self.experts = _experts(spec, context)
+        self.shared = None if spec.shared is None else spec.shared.build(context)
+        self.shared_gate = (
+            None if spec.shared_gate is None else Linear(source, Matrix((spec.shared_gate,)))
+        )
+
+    def __call__(self, ops: Ops, x: Value) -> Value:
+        logits = ops.linear(x, self.router, self._router_bias)
+        chosen = ops.route(logits, self._routing, self._choice_bias)
+        y = ops.all_reduce(ops.experts(x, chosen, self.experts))
+        if self.shared is None:
+            return y
+        shared = self.shared(ops, x)
+        if self.shared_gate is not None:
+            shared = ops.gate_rows(shared, self.shared_gate(ops, x))
+        return ops.add(y, shared)
+
+
+def _experts(spec: MoESpec, context: BuildContext) -> ExpertWeights:
+    source, count = context.source, spec.routing.experts
+    whole_runs = (spec.gate.num_rows // source.group.size) % GATE_UP_RUN == 0
+    if source.interleave_gate_up and whole_runs:
+        both = source.matrix(Matrix((spec.gate, spec.up), "outputs", GATE_UP_RUN, count))
+        gate, up = both[:count], both[count:] or None
+    else:
+        gate, up = (source.matrix(Matrix((p,), "outputs", 0, count)) for p in (spec.gate, spec.up))
+    down = source.matrix(Matrix((spec.down,), "inputs", 0, count))
+    gate_bias = up_bias = down_bias = None
+    if spec.biases is not None:
+        of_gate, of_up, of_down = spec.biases
+        if up is None:
+            gate_bias = source.vector(Vector((of_gate, of_up), True, GATE_UP_RUN, experts=count))
+        else:
+            gate_bias, up_bias = (
+                source.vector(Vector((b,), True, experts=count)) for b in (of_gate, of_up)
+            )
+        # A sum over ranks contains the bias once.
+        bias = source.vector(Vector((of_down,), experts=count))
+        down_bias = bias if source.group.rank == 0 else None
+    return ExpertWeights(
+        gate,
+        up,
+        down,
+        gate_bias,
+        up_bias,
+        down_bias,
+        activation=spec.activation,
+        alpha=spec.alpha,
+        limit=spec.limit,
+        weigh_inputs=spec.weigh_inputs,
+    )

@@ -1,0 +1,129 @@
+"""What the families with experts share: names of the experts' tensors, routing, dense layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from galley.kernels.ops import Routing, Score
+from galley.layers.mlp import MLPSpec
+from galley.layers.moe import MoESpec
+from galley.layers.questions import Part, Stack
+from galley.models.config import ModelFields
+
+#: Most experts that a config may ask for, against nonsense.
+MAX_EXPERTS = 4096
+#: Keys of the number of experts.
+COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Projections of the experts of a layer; "{}" in a name stands for the expert's number."""
+
+    gate: Part
+    up: Part
+    down: Part
+
+
+def experts(
+    prefix: str,
+    count: int,
+    hidden: int,
+    intermediate: int,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> Experts:
+    """Modules `prefix.{}.gate_proj` and so on, or the stacked tensors `prefix.gate_up_proj` and
+    `prefix.down_proj` that transformers has in memory.
+
+    Args:
+        names: of gate, up and down.
+    """
+    gate, up, down = names
+    both = (count, 2 * intermediate, hidden)
+    i = intermediate
+    return Experts(
+        Part(
+            f"{prefix}.{{}}.{gate}",
+            (i, hidden),
+            stack=Stack(f"{prefix}.gate_up_proj", both, (0, i, 1)),
+        ),
+        Part(
+            f"{prefix}.{{}}.{up}",
+            (i, hidden),
+            stack=Stack(f"{prefix}.gate_up_proj", both, (i, 2 * i, 1)),
+        ),
+        Part(
+            f"{prefix}.{{}}.{down}",
+            (hidden, i),
+            stack=Stack(f"{prefix}.down_proj", (count, hidden, i), (0, hidden, 1)),
+        ),
+    )
+
+
+def read_routing(
+    config: ModelFields,
+    *,
+    score: Score = Score.softmax,
+    renormalise: bool = True,
+    groups: bool = False,
+    group_top: int = 1,
+    scale: float = 1.0,
+) -> Routing:
+    """How many experts there are (under the names that families and versions of transformers have
+    for it), and num_experts_per_tok.
+
+    Args:
+        groups: the config has n_group and topk_group.
+
+    Raises ModelError naming a key that is missing or out of range.
+    """
+    key = next((key for key in COUNT_KEYS if config.has(key)), COUNT_KEYS[0])
+    count = config.integer(key, least=1, most=MAX_EXPERTS)
+    top_k = config.integer("num_experts_per_tok", least=1)
+    num_groups = config.integer("n_group", 1, least=1) if groups else 1
+    top_groups = config.integer("topk_group", 1, least=1) if groups else 1
+    if count % num_groups or count // num_groups < group_top:
+        raise config.wrong("n_group", f"such that {count} experts form groups of equal size")
+    if top_groups > num_groups:
+        raise config.wrong("topk_group", f"at most {num_groups}, the number of groups")
+    if top_k > count // num_groups * top_groups:
+        raise config.wrong("num_experts_per_tok", "at most the experts that can be chosen")
+    return Routing(
+        experts=count,
+        top_k=top_k,
+        score=score,
+        renormalise=renormalise,
+        scale=scale,
+        groups=num_groups,
+        top_groups=top_groups,
+        group_top=group_top if num_groups > 1 else 1,
+    )
+
+
+def mixture(
+    prefix: str,
+    hidden: int,
+    routing: Routing,
+    parts: Experts,
+    router: str = "gate",
+    **others: object,
+) -> MoESpec:
+    """A mixture whose router is the tensor `prefix.router`; `others` as in `MoESpec`."""
+    return MoESpec(
+        router=Part(f"{prefix}.{router}", (routing.experts, hidden)),
+        routing=routing,
+        gate=parts.gate,
+        up=parts.up,
+        down=parts.down,
+        **others,  # type: ignore[arg-type]
+    )
+
+
+def gated(prefix: str, hidden: int, intermediate: int, bias: bool = False) -> MLPSpec:
+    """A gated MLP of another size than the model's: a shared expert, or a dense layer."""
+    return MLPSpec(
+        gate=Part(f"{prefix}.gate_proj", (intermediate, hidden)),
+        up=Part(f"{prefix}.up_proj", (intermediate, hidden)),
+        down=Part(f"{prefix}.down_proj", (hidden, intermediate)),
+        bias=bias,
+    )

@@ -1,0 +1,65 @@
+"""Qwen2-MoE and Qwen3-MoE: some layers are dense; Qwen2 has a gated shared expert."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from galley.config import ModelInfo
+from galley.layers.moe import MoESpec
+from galley.layers.questions import Part
+from galley.models.config import ModelFields, layer_windows, model_fields
+from galley.models.decoder import DecoderSpec
+from galley.models.llama import decoder, layer, read_sizes
+from galley.models.mixture import experts, gated, mixture, read_routing
+
+
+def qwen2_moe(model_info: ModelInfo) -> DecoderSpec:
+    """As Qwen2, with a shared expert whose output has a sigmoid gate."""
+    config = model_fields(model_info)
+    sizes = read_sizes(config)
+    shared = config.integer("shared_expert_intermediate_size", least=1)
+    qkv_bias = config.flag("qkv_bias", True)
+    layers = []
+    for i, window in enumerate(layer_windows(config, sizes.layers)):
+        spec = layer(sizes, i, window=window, qkv_bias=qkv_bias)
+        if _is_sparse(config, i):
+            prefix = f"model.layers.{i}.mlp"
+            moe = replace(
+                _mixture(config, prefix, sizes.hidden),
+                shared=gated(f"{prefix}.shared_expert", sizes.hidden, shared),
+                shared_gate=Part(f"{prefix}.shared_expert_gate", (1, sizes.hidden)),
+            )
+            spec = replace(spec, mlp=moe)
+        layers.append(spec)
+    return decoder(sizes, layers)
+
+
+def qwen3_moe(model_info: ModelInfo) -> DecoderSpec:
+    """As Qwen3."""
+    config = model_fields(model_info)
+    sizes = read_sizes(config)
+    bias = config.flag("attention_bias", False)
+    layers = []
+    for i, window in enumerate(layer_windows(config, sizes.layers)):
+        spec = layer(sizes, i, window=window, qkv_bias=bias, out_bias=bias, qk_norm=True)
+        if _is_sparse(config, i):
+            spec = replace(spec, mlp=_mixture(config, f"model.layers.{i}.mlp", sizes.hidden))
+        layers.append(spec)
+    return decoder(sizes, layers)
+
+
+def _is_sparse(config: ModelFields, index: int) -> bool:
+    """Whether a layer has experts: every `decoder_sparse_step`th, but none of `mlp_only_layers`."""
+    dense = config.values.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise config.wrong("mlp_only_layers", "a list of layers")
+    step = config.integer("decoder_sparse_step", 1, least=1)
+    return index not in dense and (index + 1) % step == 0
+
+
+def _mixture(config: ModelFields, prefix: str, hidden: int) -> MoESpec:
+    renormalise = config.flag("norm_topk_prob", False)
+    routing = read_routing(config, renormalise=renormalise)
+    intermediate = config.integer("moe_intermediate_size", least=1)
+    parts = experts(f"{prefix}.experts", routing.experts, hidden, intermediate)
+    return mixture(prefix, hidden, routing, parts)
