@@ -1,8 +1,9 @@
 // Op `expert_up`: the gate and up projections of the chosen experts, and the activation. Pointers:
-// x (rows by place, of x_kind), chosen, gate (experts.h: weights; gate and up interleaved in runs of
-// 16 outputs unless `up` is given), up?, bias?, up_bias? (f32 [experts][outputs] of each), out (rows
-// by place). Ints: n (columns of out), k, experts, top_k, x_kind, out_kind (f32, bf16, q8, q16),
-// activation (0 SiLU, 1 GELU, 2 clamped SwiGLU). Floats: alpha?, limit?.
+// x (rows by place, of x_kind), chosen, gate_up (experts.h: the weights of all gates, then of all
+// ups; or of each expert's gate and up, interleaved), bias? (f32, of all outputs), out (rows by
+// place). Ints: n (columns of out), k, experts, top_k, x_kind, out_kind (f32, bf16, q8, q16),
+// interleaved? (1 = in runs of 16 outputs), activation (0 SiLU, 1 GELU, 2 clamped SwiGLU). Floats:
+// alpha?, limit?.
 // Tile: 32 columns of out, for up to 240 places of one expert.
 //
 // Op `expert_down`: out[t] = the sum over the token's experts, in ascending order, of weight * (x @
@@ -44,21 +45,21 @@ class ExpertUp final : public Op {
  public:
   explicit ExpertUp(const Args& a)
       : x_(a.ptr<uint8_t>("x")), out_(a.ptr<uint8_t>("out")), n_(a.size("n")),
-        out_kind_(a.kind("out_kind")), activation_(a.choice("activation", 3, Activation::silu)),
+        experts_(a.size("experts")), out_kind_(a.kind("out_kind")),
+        order_(a.choice("interleaved", 2, GateUp::halves)), activation_(a.choice("activation", 3, Activation::silu)),
         alpha_(static_cast<float>(a.f("alpha", 0.0))), limit_(static_cast<float>(a.f("limit", 0.0))),
         runs_(expert_runs(a, "chosen")) {
-    const bool apart = a.ptr_or_null<int64_t>("up") != nullptr;
+    const bool apart = order_ == GateUp::halves;
     const int64_t k = a.size("k");
     const Kind x_kind = a.kind("x_kind");
-    gate_ = expert_jobs(a, "gate", "bias", apart ? n_ : 2 * n_, k, x_kind);
-    if (apart) up_ = expert_jobs(a, "up", "up_bias", n_, k, x_kind);
+    jobs_ = expert_jobs(a, "gate_up", apart ? 2 * experts_ : experts_, apart ? n_ : 2 * n_, k, x_kind);
     if (!apart && n_ % 16 != 0) throw std::invalid_argument("interleaved gate and up need n % 16 = 0");
     if (out_kind_ == Kind::q8_row) throw std::invalid_argument("expert_up: out_kind q8_row");
     x_bytes_ = activation_bytes(x_kind, k);
     out_bytes_ = activation_bytes(out_kind_, n_);
     across_ = (n_ + kPanel - 1) / kPanel;
-    linear_floats_ = std::max(scratch_floats(gate_), scratch_floats(up_));
-    tile_bytes_ = 2 * gate_[0].weight.panel_bytes();
+    linear_floats_ = scratch_floats(jobs_);
+    tile_bytes_ = 2 * jobs_[0].weight.panel_bytes();
   }
 
   void plan(const Step& step, int threads) override { runs_->make_once(step, threads); }
@@ -89,13 +90,14 @@ class ExpertUp final : public Op {
     const int64_t rows = piece.end - piece.begin, first = tile * kPanel;
     const int64_t width = std::min(kPanel, n_ - first);
     const uint8_t* x = x_ + piece.begin * x_bytes_;
-    const LinearJob& gate = gate_[piece.expert];
-    if (up_.empty()) {
+    const LinearJob& gate = jobs_[piece.expert];
+    if (order_ == GateUp::interleaved16) {
       const int64_t panel = 2 * tile, count = std::min<int64_t>(2, gate.weight.panels() - panel);
       kernel_(job_for(gate, x, panel, y, kStride), panel, count, 0, rows, scratch);
     } else {
       kernel_(job_for(gate, x, tile, y, kStride), tile, 1, 0, rows, scratch);
-      kernel_(job_for(up_[piece.expert], x, tile, y + width, kStride), tile, 1, 0, rows, scratch);
+      const LinearJob& up = jobs_[experts_ + piece.expert];
+      kernel_(job_for(up, x, tile, y + width, kStride), tile, 1, 0, rows, scratch);
     }
     for (int64_t r = 0; r < rows; r++) {
       activate(y + r * kStride, width, activated);
@@ -104,22 +106,22 @@ class ExpertUp final : public Op {
   }
 
   void activate(const float* gate_up, int64_t n, float* out) const {
-    const GateUp order = up_.empty() ? GateUp::interleaved16 : GateUp::halves;
     switch (activation_) {
-      case Activation::silu: return silu_(gate_up, n, order, nullptr, Kind::f32, out);
-      case Activation::gelu: return gelu_(gate_up, n, order, nullptr, Kind::f32, out);
-      case Activation::clamped_swiglu: return clamped_(gate_up, n, order, alpha_, limit_, out);
+      case Activation::silu: return silu_(gate_up, n, order_, nullptr, Kind::f32, out);
+      case Activation::gelu: return gelu_(gate_up, n, order_, nullptr, Kind::f32, out);
+      case Activation::clamped_swiglu: return clamped_(gate_up, n, order_, alpha_, limit_, out);
     }
   }
 
   const uint8_t* x_;
   uint8_t* out_;
-  int64_t n_;
+  int64_t n_, experts_;
   Kind out_kind_;
+  GateUp order_;
   Activation activation_;
   float alpha_, limit_;
   ExpertRuns* runs_;
-  std::vector<LinearJob> gate_, up_;
+  std::vector<LinearJob> jobs_;
   int64_t x_bytes_, out_bytes_, across_, linear_floats_, tile_bytes_;
   decltype(&generic::linear_tile) kernel_ = GALLEY_PICK(linear_tile);
   decltype(&generic::silu_mul_row) silu_ = GALLEY_PICK(silu_mul_row);
@@ -133,7 +135,7 @@ class ExpertDown final : public Op {
   explicit ExpertDown(const Args& a)
       : x_(a.ptr<uint8_t>("x")), out_(a.ptr<float>("out")), n_(a.size("n")),
         weigh_(a.choice("weigh", 2, true)), runs_(expert_runs(a, "chosen")),
-        down_(expert_jobs(a, "down", "bias", n_, a.size("k"), a.kind("x_kind"))),
+        down_(expert_jobs(a, "down", a.size("experts"), n_, a.size("k"), a.kind("x_kind"))),
         x_bytes_(down_[0].x_bytes), linear_floats_(scratch_floats(down_)) {}
 
   void plan(const Step& step, int threads) override { runs_->make_once(step, threads); }

@@ -231,11 +231,11 @@ ExpertRuns* expert_runs(const Args& a, const char* chosen) {
   return a.plan<ExpertRuns>({a.ptr<float>(chosen), a.size("experts"), a.size("top_k")});
 }
 
-std::vector<LinearJob> expert_jobs(const Args& a, const char* name, const char* bias, int64_t n,
+std::vector<LinearJob> expert_jobs(const Args& a, const char* name, int64_t count, int64_t n,
                                    int64_t k, Kind x_kind) {
   const int64_t* row = a.ptr<int64_t>(name);
-  const float* biases = a.ptr_or_null<float>(bias);
-  std::vector<LinearJob> jobs(a.size("experts"));
+  const float* biases = a.ptr_or_null<float>("bias");
+  std::vector<LinearJob> jobs(count);
   for (LinearJob& job : jobs) {
     job.weight = weight_layout(
         WeightNumbers{row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]});

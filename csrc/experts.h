@@ -59,9 +59,10 @@ class ExpertRuns final : public Plan {
 // The runs of an op with the arguments `chosen`, experts and top_k.
 ExpertRuns* expert_runs(const Args& a, const char* chosen);
 
-// Jobs of a layer's experts without rows, of the argument `name`: int64 [experts][kExpertNumbers].
+// Jobs without rows for `count` weights [n, k], of the argument `name`: int64
+// [count][kExpertNumbers]. The argument bias? is f32 [count][n].
 constexpr int64_t kExpertNumbers = 9;  // address, format, n, k, group, zero, scale, offset, table
-std::vector<LinearJob> expert_jobs(const Args& a, const char* name, const char* bias, int64_t n,
+std::vector<LinearJob> expert_jobs(const Args& a, const char* name, int64_t count, int64_t n,
                                    int64_t k, Kind x_kind);
 
 }  // namespace galley

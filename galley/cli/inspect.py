@@ -74,6 +74,8 @@ def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
     dense = dense_format(config.model.dtype, checkpoint.model_info.dtype)
     itemsize, block_size = 4 if dense == "f32" else 2, config.cache.block_size
     print(f"{'parameters':<16}{footprint.parameters:,}")
+    if footprint.idle_weights:
+        print(f"  {'of one token':<38}{footprint.active_parameters:,}")
     print(f"{'weights':<16}{weight_bytes(checkpoint, dense):,} bytes in memory")
     print(f"{'KV cache':<16}{footprint.kv_token_bytes(itemsize):,} bytes per token")
     layout = kv_layout(footprint.kv_layers, itemsize, block_size)

@@ -82,18 +82,20 @@ class Symbol:
 
 @dataclass(frozen=True, eq=False)
 class PackedExperts:
-    """One matrix of each of a layer's experts, of equal shapes; their formats may differ.
+    """Matrices of a layer's experts, of equal shapes; their formats may differ.
 
     Attributes:
-        top_k: experts that each row is multiplied with.
+        weights: one of each expert, or all gates, then all ups.
+        experts, top_k: how many there are, and how many each row is multiplied with.
     """
 
     weights: tuple[PackedWeight, ...]
+    experts: int
     top_k: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(experts, N, K)"""
+        """(matrices, N, K)"""
         return (len(self.weights), *self.weights[0].shape)
 
     @cached_property

@@ -15,9 +15,10 @@ from galley.errors import ModelError
 from galley.kernels.backend import Dense
 from galley.kernels.ops import CacheLayer, KVLayer
 from galley.kernels.program import LOGITS, TOKENS, Dim, Kind, Node
+    idle_weights: int
 from galley.kernels.recorder import record
 from galley.kernels.weights import WeightFormat, pack
-from galley.layers.questions import Part
+from galley.layers.questions import Part, parts_of
 from galley.layers.shapes import ShapeSource, ShapeWeight
 from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor
 from galley.models.decoder import Stage
@@ -35,6 +36,7 @@ class Footprint:
     Attributes:
         tensors: name → shape of every tensor that the model reads from a checkpoint.
         kv_layers: caches of its layers, in order.
+        idle_weights: weights of the experts that a token does not choose.
         token_weights: weights that each token is multiplied with.
         logit_weights: weights that each logit row is multiplied with.
         attention_width: query heads × head size, summed over the layers.
@@ -42,6 +44,7 @@ class Footprint:
 
     tensors: Mapping[str, tuple[int, ...]]
     kv_layers: Sequence[CacheLayer]
+    idle_weights: int
     token_weights: int
     logit_weights: int
     attention_width: int
@@ -49,6 +52,11 @@ class Footprint:
     @property
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.tensors.values())
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that one token uses; the embedding counts as a whole."""
+        return self.parameters - self.idle_weights
 
     def kv_token_bytes(self, itemsize: int) -> int:
         """Bytes of one token in the KV cache, all layers together."""
@@ -68,7 +76,8 @@ def measure(model_info: ModelInfo) -> Footprint:
     return Footprint(
         tensors=source.tensors,
         kv_layers=list(model.kv_layers),
-        token_weights=sum(_weights(node, TOKENS) for node in nodes),
+        idle_weights=sum(_idle_weights(node) for node in nodes),
+        token_weights=sum(_weights(node, TOKENS) + _chosen_weights(node) for node in nodes),
         logit_weights=sum(_weights(node, LOGITS) for node in nodes),
         attention_width=sum(_attention_width(node) for node in nodes),
     )
@@ -90,9 +99,12 @@ def weight_bytes(checkpoint: Checkpoint, dense: Dense) -> int:
     total = 0
     for matrix in shapes.matrices:
         k = matrix.num_inputs
-        runs = [(formats.of(part), part.num_rows) for part in matrix.parts]
+        runs = [
+            (formats.of(part, matrix.float32), part.num_rows) for part in parts_of(matrix)[0]
+        ]
         for fmt, run in groupby(runs, key=lambda pair: pair[0]):
-            total += fmt.layout((sum(n for _, n in run), k)).bytes
+            each = fmt.layout((sum(n for _, n in run), k)).bytes
+            total += each * max(1, matrix.experts)
     return total
 
 
@@ -103,19 +115,26 @@ class _Formats:
         self._scheme = scheme_of(checkpoint.model_info)
         self._rows = _FirstRows(checkpoint)
         self._dense = dense
-        self._by_kind: dict[tuple[object, ...], WeightFormat] = {}
+        self._by_kind: dict[object, WeightFormat] = {}
         self._dtypes: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for name in checkpoint.names():
             layer, _, kind = name.rpartition(".")
             self._dtypes[layer].append((kind, checkpoint.header(name).dtype))
 
-    def of(self, part: Part) -> WeightFormat:
-        """The format of a part. Matrices whose tensors have equal dtypes have one format."""
+    def of(self, part: Part, float32: bool) -> WeightFormat:
+        """The format of a part. Matrices whose tensors have equal dtypes have one format.
+
+        Args:
+            float32: as in `Matrix`.
+        """
         n, k = part.shape
-        kind = (*sorted(self._dtypes[part.name]), k)
+        dense: Dense = "f32" if float32 else self._dense
+        if part.name not in self._dtypes and part.stack is not None:
+            return WeightFormat(dense)  # tensors of all experts are not quantised
+        kind = (*sorted(self._dtypes[part.name]), k, dense)
         if kind not in self._by_kind:
             weight = self._scheme.read(part.name, (min(n, SAMPLE_ROWS), k), self._rows)
-            self._by_kind[kind] = pack(weight, self._dense).format
+            self._by_kind[kind] = pack(weight, dense).format
         return self._by_kind[kind]
 
 
@@ -162,6 +181,20 @@ def _weights(node: Node, rows: Dim) -> int:
         return 0
     weights: list[object] = list(node.constants.values())
     return sum(math.prod(w.shape) for w in weights if isinstance(w, ShapeWeight))
+
+
+def _experts(node: Node) -> list[PackedExperts]:
+    return [c for c in node.constants.values() if isinstance(c, PackedExperts)]
+
+
+def _chosen_weights(node: Node) -> int:
+    """Weights of the experts that a token chooses."""
+    return sum(math.prod(e.shape) // e.experts * e.top_k for e in _experts(node))
+
+
+def _idle_weights(node: Node) -> int:
+    """Weights of the others."""
+    return sum(math.prod(e.shape) for e in _experts(node)) - _chosen_weights(node)
 
 
 def _attention_width(node: Node) -> int:

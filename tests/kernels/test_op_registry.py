@@ -33,6 +33,9 @@ STRIDES = {
 NUMBERS = SIZES | dict.fromkeys(STRIDES, 1024) | {"size": 64, "window": 64, "what": 1, "causal": 1}
 NUMBERS |= {"block_size": 64, "rows": ("tokens", 1), "channels": 64, "taps": 4, "groups": 2}
 NUMBERS |= {"state_block_stride": 1 << 16, "state_per_block": 1, "state_width": 2, "state_size": 16}
+NUMBERS |= {"experts": 2, "top_k": 1, "top_groups": 1, "group_top": 1}
+#: Pointers to the weights of experts (csrc/experts.h).
+EXPERTS = ("gate_up", "down")
 
 
 def test_an_op_is_a_typed_attribute_of_ops():
@@ -64,6 +67,9 @@ def arguments(native):
     """A value for every documented argument, and the names of those that may be absent."""
     names = [*native.pointers, *native.ints, *native.floats]
     pointers = {n.removesuffix("?"): aligned((4096,), np.float32) for n in native.pointers}
+    weight = aligned((4096,), np.float32)
+    table = np.array([[weight.ctypes.data, 0, 64, 64, 0, 0, 0, 0, 0]] * 4, np.int64)
+    pointers |= {n: table for n in EXPERTS if n in pointers}
     ints = {n.removesuffix("?"): NUMBERS.get(n.removesuffix("?"), 0) for n in native.ints}
     floats = {n.removesuffix("?"): 1.0 for n in native.floats}
     optional = {n.removesuffix("?") for n in names if n.endswith("?")}

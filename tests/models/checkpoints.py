@@ -93,6 +93,10 @@ class Case:
     def architecture(self) -> str:
         return self.remote.architecture if self.remote else self.family + self.head
 
+    @property
+    def has_experts(self) -> bool:
+        return any("experts" in key for key in self.config)
+
 
 CASES: dict[str, Case] = {
     **{f"llama-rope-{k}": Case("Llama", {"rope_parameters": v}) for k, v in ROPES.items()},

@@ -48,11 +48,14 @@ def test_bfloat16_errors_are_those_of_torch(name):
     exact = hf_logits(model.float(), IDS)
     got = solo_logits(build(StateDict(model), "bf16"), IDS, [75])
     error, their_error = (np.square(x - exact).mean() for x in (got, theirs))
-    assert error <= their_error
+    # Where experts have nearly equal scores, rounding chooses: by chance, for both.
+    assert error <= their_error * (2 if CASES[name].has_experts else 1)
 
 
 @pytest.mark.parametrize("dense", ["f32", "bf16"])
-@pytest.mark.parametrize("name", ["llama-biases", "mistral-window", "qwen2-windows", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["llama-biases", "mistral-window", "mixtral-window", "qwen2-windows", "qwen3"]
+)
 def test_no_bit_depends_on_chunks_batch_or_threads(name, dense):
     checkpoint = StateDict(make(CASES[name]))
     whole = solo_logits(build(checkpoint, dense), IDS, [75])

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from galley.kernels.ops.definition import PARTS_OF_ROWS, WHOLE_ROWS, NativeOp, Op, output, whole
-from galley.kernels.program import TOKENS, Constant, Dim, Kind, Node, PackedExperts, Symbol
+from galley.kernels.program import TOKENS, Constant, Dim, Node, PackedExperts, Symbol
 from galley.kernels.values import Constant as Handle
 from galley.kernels.values import Value, Weight
+from galley.kernels.weights import PackedWeight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +78,7 @@ def _row_arguments(node: Node) -> dict[str, int]:
 
 def _linear_arguments(node: Node) -> dict[str, int]:
     experts = next(c for c in node.constants.values() if isinstance(c, PackedExperts))
-    arguments = {**_row_arguments(node), "n": output(node).columns, "experts": len(experts.weights)}
+    arguments = {**_row_arguments(node), "n": output(node).columns, "experts": experts.experts}
     if node.op == "expert_down":
         del arguments["out_kind"]
     return arguments
@@ -98,16 +102,15 @@ EXPERT_UP = NativeOp(
     pointers={
         "x": "rows by place",
         "chosen": "f32, of `route`",
-        "gate": "experts' weights; gate and up interleaved unless `up` is given",
-        "up?": "experts' weights",
-        "bias?": "f32, of gate",
-        "up_bias?": "f32",
+        "gate_up": "experts' weights",
+        "bias?": "f32",
         "out": "rows by place",
     },
     ints={
         **_SHARED_INTS,
         "n": "columns of out",
         "out_kind": "",
+        "interleaved?": "0 = all gates, then all ups; 1 = an expert's both, in runs of 16",
         "activation": "0 SiLU, 1 GELU, 2 clamped SwiGLU",
     },
     floats={"alpha?": "of the clamped SwiGLU", "limit?": "of the clamped SwiGLU"},
@@ -167,11 +170,11 @@ class Experts(Op):
         self, recorder: Recorder, x: Symbol, chosen: Symbol, experts: ExpertWeights
     ) -> Symbol:
         top_k, count = chosen.columns // 2, len(experts.down)
-        up = {} if experts.up is None else {"up": PackedExperts(tuple(experts.up), top_k)}
-        matrices = {"gate": PackedExperts(tuple(experts.gate), top_k), **up}
-        down = PackedExperts(tuple(experts.down), top_k)
+        gate_up = PackedExperts(_packed(*experts.gate, *(experts.up or ())), count, top_k)
+        down = PackedExperts(_packed(*experts.down), count, top_k)
+        biases = [_numbers(b) for b in (experts.gate_bias, experts.up_bias) if b is not None]
 
-        kind = recorder.kind_for([w for m in matrices.values() for w in m.weights])
+        kind = recorder.kind_for(gate_up.weights)
         rows = x if experts.weigh_inputs else recorder.rounded(x, kind)
         by_place = Symbol.new(Dim(TOKENS.base, top_k), x.columns, kind)
         ints = {"experts": count, "weigh": int(experts.weigh_inputs)}
@@ -180,29 +183,33 @@ class Experts(Op):
         )
 
         activated = Symbol.new(by_place.buffer.rows, experts.intermediate)
-        constants: dict[str, Constant | None] = {
-            **matrices,
-            "bias": experts.gate_bias,
-            "up_bias": experts.up_bias,
-        }
+        constants: dict[str, Constant] = {"gate_up": gate_up}
+        if biases:
+            constants["bias"] = np.concatenate(biases)
         recorder.add(
             Node(
                 "expert_up",
                 {"x": by_place, "chosen": chosen},
                 {"out": activated},
-                constants=_given(constants),
-                ints={"activation": int(experts.activation)},
+                constants=constants,
+                ints={
+                    "activation": int(experts.activation),
+                    "interleaved": int(experts.up is None),
+                },
                 floats={"alpha": experts.alpha, "limit": experts.limit},
             )
         )
         activated = recorder.rounded(activated, recorder.kind_for(down.weights))
         out = Symbol.new(TOKENS, down.shape[1])
+        constants = {"down": down}
+        if experts.down_bias is not None:
+            constants["bias"] = _numbers(experts.down_bias)
         recorder.add(
             Node(
                 "expert_down",
                 {"x": activated, "chosen": chosen},
                 {"out": out},
-                constants=_given({"down": down, "bias": experts.down_bias}),
+                constants=constants,
                 ints={"weigh": int(not experts.weigh_inputs)},
             )
         )
@@ -212,8 +219,15 @@ class Experts(Op):
 experts: Experts = Experts()
 
 
-def _given(constants: dict[str, Constant | None]) -> dict[str, Constant]:
-    return {name: value for name, value in constants.items() if value is not None}
+def _packed(*weights: Any) -> tuple[PackedWeight, ...]:
+    """The handles as what this backend's are."""
+    return weights
+
+
+def _numbers(values: Any) -> NDArray[np.float32]:
+    """A handle of numbers, likewise."""
+    numbers: NDArray[np.float32] = values
+    return numbers
 
 
 def _expert(expert: int, x: Tensor, experts: ExpertWeights) -> Tensor:
