@@ -14,8 +14,7 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.kernels.backend import Dense
 from galley.kernels.ops import CacheLayer, KVLayer
-from galley.kernels.program import LOGITS, TOKENS, Dim, Kind, Node
-    idle_weights: int
+from galley.kernels.program import LOGITS, TOKENS, Dim, Kind, Node, PackedExperts
 from galley.kernels.recorder import record
 from galley.kernels.weights import WeightFormat, pack
 from galley.layers.questions import Part, parts_of
@@ -99,9 +98,7 @@ def weight_bytes(checkpoint: Checkpoint, dense: Dense) -> int:
     total = 0
     for matrix in shapes.matrices:
         k = matrix.num_inputs
-        runs = [
-            (formats.of(part, matrix.float32), part.num_rows) for part in parts_of(matrix)[0]
-        ]
+        runs = [(formats.of(part, matrix.float32), part.num_rows) for part in parts_of(matrix)[0]]
         for fmt, run in groupby(runs, key=lambda pair: pair[0]):
             each = fmt.layout((sum(n for _, n in run), k)).bytes
             total += each * max(1, matrix.experts)
