@@ -30,6 +30,12 @@ def case(request):
     return model, StateDict(model)
 
 
+@pytest.fixture(scope="module", params=[n for n, case in CASES.items() if not case.has_experts])
+def dense(request):
+    model = make(CASES[request.param])
+    return model, StateDict(model)
+
+
 def test_tensors_and_parameters_are_those_of_transformers(case):
     model, checkpoint = case
     footprint = measure(checkpoint.model_info)
@@ -44,10 +50,10 @@ def test_kv_layers_are_those_of_the_loaded_model(case):
     assert list(measure(checkpoint.model_info).kv_layers) == loaded.kv_layers
 
 
-def test_operations_of_a_llama(case):
+def test_operations_of_a_llama(dense):
     """As they are counted by hand: 2 for each weight of a linear layer, 4 for each pair of a
     query and a key element."""
-    model, checkpoint = case
+    model, checkpoint = dense
     config = model.config
     head_dim = getattr(config, "head_dim", None) or 64 // config.num_attention_heads
     q = config.num_attention_heads * head_dim
@@ -60,6 +66,26 @@ def test_operations_of_a_llama(case):
     assert footprint.attention_width == layers * q
     head = 2 * hidden * config.vocab_size
     assert footprint.flops(context=10) == 2 * layers * each + head + 4 * 10 * layers * q
+
+
+def test_a_token_uses_the_experts_that_it_chooses():
+    model = make(CASES["mixtral-window"])
+    config, footprint = model.config, measure(StateDict(model).model_info)
+    expert = 3 * config.hidden_size * config.intermediate_size
+    idle = config.num_local_experts - config.num_experts_per_tok
+    layers = config.num_hidden_layers
+    assert footprint.parameters - footprint.active_parameters == layers * idle * expert
+    attention = config.hidden_size * (2 * 64 + 2 * 32)
+    router = config.hidden_size * config.num_local_experts
+    each = attention + router + config.num_experts_per_tok * expert
+    assert footprint.token_weights == layers * each
+
+
+@pytest.mark.parametrize("name", ["mixtral-window", "qwen2-moe"])
+def test_weight_bytes_of_experts_are_exact(name):
+    state = StateDict(make(CASES[name]))
+    arrays = {key: state.tensor(key).data for key in state.names()}
+    check_bytes(in_format(state.model_info, arrays, "bfloat16"))
 
 
 @pytest.mark.parametrize("dense", ["bf16", "f32"])
