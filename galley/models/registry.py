@@ -60,18 +60,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": Architecture("galley.models.llama", "llama"),
     "MiniCPMForCausalLM": Architecture("galley.models.minicpm", "minicpm"),
     "MistralForCausalLM": Architecture("galley.models.llama", "mistral"),
+    "MixtralForCausalLM": Architecture("galley.models.mixtral", "mixtral"),
     "NemotronForCausalLM": Architecture("galley.models.nemotron", "nemotron"),
     "OPTForCausalLM": Architecture("galley.models.opt", "opt"),
-    "MixtralForCausalLM": Architecture("galley.models.mixtral", "mixtral"),
     "Phi3ForCausalLM": Architecture("galley.models.phi3", "phi3"),
     "PhiForCausalLM": Architecture("galley.models.phi", "phi"),
     "Qwen2ForCausalLM": Architecture("galley.models.qwen2", "qwen2"),
     "Qwen2MoeForCausalLM": Architecture("galley.models.qwen_moe", "qwen2_moe"),
     "Qwen3ForCausalLM": Architecture("galley.models.qwen3", "qwen3"),
     "SeedOssForCausalLM": Architecture("galley.models.seed_oss", "seed_oss"),
+    "Qwen3MoeForCausalLM": Architecture("galley.models.qwen_moe", "qwen3_moe"),
     "StableLmForCausalLM": Architecture("galley.models.stablelm", "stablelm"),
     "Starcoder2ForCausalLM": Architecture("galley.models.starcoder2", "starcoder2"),
-    "Qwen3MoeForCausalLM": Architecture("galley.models.qwen_moe", "qwen3_moe"),
 }
 
 

@@ -139,28 +139,6 @@ CASES: dict[str, Case] = {
     "qwen2-tied": Case("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": Case("Qwen3", {"head_dim": 32}),
     "qwen3-head-256": Case("Qwen3", {"head_dim": 256, "num_attention_heads": 2}),
-    "qwen2-moe": Case(
-        "Qwen2Moe",
-        {
-            "num_experts": 7,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 40,
-            "shared_expert_intermediate_size": 56,
-            "mlp_only_layers": [1],
-            "norm_topk_prob": False,
-        },
-    ),
-    "qwen3-moe": Case(
-        "Qwen3Moe",
-        {
-            "head_dim": 32,
-            "num_experts": 8,
-            "num_experts_per_tok": 3,
-            "moe_intermediate_size": 48,
-            "decoder_sparse_step": 2,
-            "norm_topk_prob": True,
-        },
-    ),
     "qwen3-bias-windows": Case(
         "Qwen3",
         {
@@ -190,6 +168,10 @@ def make(case: Case, seed: int = 0) -> torch.nn.Module:
             else:
                 parameter.normal_(0, 0.12)
     return case.remote.wrap(model) if case.remote else model
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.normal_(0, 0.3)
+    return model
 
 
 class StateDict:

@@ -22,6 +22,8 @@ GPT = {
 BLOOM = {"n_layer": 3, "n_head": 6, "num_attention_heads": 6, "hidden_size": 48}
 FALCON = {"ffn_hidden_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 NEW_FALCON = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
+#: Of an intermediate size that is no multiple of 16.
+EXPERTS = {"moe_intermediate_size": 40, "num_experts_per_tok": 2}
 
 EXAONE_KEYS = {"num_layers": 3, "num_hidden_layers": None, "activation_function": "silu"}
 INTERNLM2_FAMILY = Remote(
@@ -81,6 +83,9 @@ FAMILIES: dict[str, Case] = {
     "llama": Case("Llama", {"rope_parameters": ROPES["llama3"]}),
     "minicpm": Case("Granite", MINICPM, remote=MINICPM_FAMILY),
     "mistral": Case("Mistral", {"sliding_window": 7}),
+    "mixtral": Case(
+        "Mixtral", {"sliding_window": 21, "num_local_experts": 6, "num_experts_per_tok": 3}
+    ),
     "nemotron": Case("Nemotron", {}),
     "opt": Case("OPT", {"ffn_dim": 96}),
     "phi": Case("Phi", {"qk_layernorm": True}),
@@ -88,8 +93,28 @@ FAMILIES: dict[str, Case] = {
     "qwen2": Case(
         "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
     ),
+    "qwen2-moe": Case(
+        "Qwen2Moe",
+        {
+            **EXPERTS,
+            "num_experts": 7,
+            "shared_expert_intermediate_size": 56,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": False,
+        },
+    ),
     "qwen3": Case("Qwen3", {"head_dim": 32}),
     "seed-oss": Case("SeedOss", {"head_dim": 32}),
+    "qwen3-moe": Case(
+        "Qwen3Moe",
+        {
+            **EXPERTS,
+            "head_dim": 32,
+            "num_experts": 8,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": True,
+        },
+    ),
     "stablelm": Case("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": Case("Starcoder2", {"sliding_window": 9, "bos_token_id": 1, "eos_token_id": 2}),
 }
