@@ -68,8 +68,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen2ForCausalLM": Architecture("galley.models.qwen2", "qwen2"),
     "Qwen2MoeForCausalLM": Architecture("galley.models.qwen_moe", "qwen2_moe"),
     "Qwen3ForCausalLM": Architecture("galley.models.qwen3", "qwen3"),
-    "SeedOssForCausalLM": Architecture("galley.models.seed_oss", "seed_oss"),
     "Qwen3MoeForCausalLM": Architecture("galley.models.qwen_moe", "qwen3_moe"),
+    "SeedOssForCausalLM": Architecture("galley.models.seed_oss", "seed_oss"),
     "StableLmForCausalLM": Architecture("galley.models.stablelm", "stablelm"),
     "Starcoder2ForCausalLM": Architecture("galley.models.starcoder2", "starcoder2"),
 }

@@ -167,11 +167,10 @@ def make(case: Case, seed: int = 0) -> torch.nn.Module:
                 parameter.normal_(0, 0.3)
             else:
                 parameter.normal_(0, 0.12)
-    return case.remote.wrap(model) if case.remote else model
         for name, buffer in model.named_buffers():
             if name.endswith("correction_bias"):
                 buffer.normal_(0, 0.3)
-    return model
+    return case.remote.wrap(model) if case.remote else model
 
 
 class StateDict:

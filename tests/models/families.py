@@ -5,6 +5,7 @@ A window is shorter than the prompts, a soft cap bites, a multiplier is no power
 
 from __future__ import annotations
 
+from tests.models import mixtures
 from tests.models.checkpoints import PHI3, ROPES, Case
 from tests.models.remote import EXAONE, INTERNLM2, Remote, fused, with_alibi
 
@@ -22,36 +23,8 @@ GPT = {
 BLOOM = {"n_layer": 3, "n_head": 6, "num_attention_heads": 6, "hidden_size": 48}
 FALCON = {"ffn_hidden_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 NEW_FALCON = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
-#: Of an intermediate size that is no multiple of 16.
-EXPERTS = {"moe_intermediate_size": 40, "num_experts_per_tok": 2}
-
-EXAONE_KEYS = {"num_layers": 3, "num_hidden_layers": None, "activation_function": "silu"}
-INTERNLM2_FAMILY = Remote(
-    "InternLM2ForCausalLM",
-    lambda state: INTERNLM2(fused("wqkv", groups=2)(state)),
-    {"bias": True, "attention_bias": None},
-)
-#: Its configs name the longest sequence alone.
-BAICHUAN_13B = Remote(
-    "BaichuanForCausalLM",
-    fused("W_pack"),
-    {"model_max_length": 256, "max_position_embeddings": None, "num_key_value_heads": None},
-    with_alibi,
-)
-BAICHUAN_7B = Remote("BaiChuanForCausalLM", fused("W_pack"))
-#: Transformers' Granite computes the same with its multipliers.
-MINICPM = {
-    "embedding_multiplier": 12.0,
-    "residual_multiplier": 1.4 / 3**0.5,
-    "attention_multiplier": 16**-0.5,
-    "logits_scaling": 4.0,
-    "tie_word_embeddings": True,
-}
-MINICPM_FAMILY = Remote(
-    "MiniCPMForCausalLM", keys={"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16}
-)
-
 FAMILIES: dict[str, Case] = {
+    **mixtures.FAMILIES,
     "apertus": Case("Apertus", {"pad_token_id": 0}),
     "arcee": Case("Arcee", {"mlp_bias": True, "attention_bias": True, **PHI3}),
     "baichuan": Case("Llama", {"num_key_value_heads": 4}, remote=BAICHUAN_13B),
@@ -83,9 +56,6 @@ FAMILIES: dict[str, Case] = {
     "llama": Case("Llama", {"rope_parameters": ROPES["llama3"]}),
     "minicpm": Case("Granite", MINICPM, remote=MINICPM_FAMILY),
     "mistral": Case("Mistral", {"sliding_window": 7}),
-    "mixtral": Case(
-        "Mixtral", {"sliding_window": 21, "num_local_experts": 6, "num_experts_per_tok": 3}
-    ),
     "nemotron": Case("Nemotron", {}),
     "opt": Case("OPT", {"ffn_dim": 96}),
     "phi": Case("Phi", {"qk_layernorm": True}),
@@ -93,34 +63,15 @@ FAMILIES: dict[str, Case] = {
     "qwen2": Case(
         "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
     ),
-    "qwen2-moe": Case(
-        "Qwen2Moe",
-        {
-            **EXPERTS,
-            "num_experts": 7,
-            "shared_expert_intermediate_size": 56,
-            "mlp_only_layers": [1],
-            "norm_topk_prob": False,
-        },
-    ),
     "qwen3": Case("Qwen3", {"head_dim": 32}),
     "seed-oss": Case("SeedOss", {"head_dim": 32}),
-    "qwen3-moe": Case(
-        "Qwen3Moe",
-        {
-            **EXPERTS,
-            "head_dim": 32,
-            "num_experts": 8,
-            "decoder_sparse_step": 2,
-            "norm_topk_prob": True,
-        },
-    ),
     "stablelm": Case("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": Case("Starcoder2", {"sliding_window": 9, "bos_token_id": 1, "eos_token_id": 2}),
 }
 
 #: Other layouts of the same families, by config.
 VARIANTS: dict[str, Case] = {
+    **mixtures.VARIANTS,
     "baichuan-7b": Case(
         "Llama", {"num_attention_heads": 32, "num_key_value_heads": 32}, remote=BAICHUAN_7B
     ),
