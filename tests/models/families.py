@@ -23,6 +23,33 @@ GPT = {
 BLOOM = {"n_layer": 3, "n_head": 6, "num_attention_heads": 6, "hidden_size": 48}
 FALCON = {"ffn_hidden_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 NEW_FALCON = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
+
+EXAONE_KEYS = {"num_layers": 3, "num_hidden_layers": None, "activation_function": "silu"}
+INTERNLM2_FAMILY = Remote(
+    "InternLM2ForCausalLM",
+    lambda state: INTERNLM2(fused("wqkv", groups=2)(state)),
+    {"bias": True, "attention_bias": None},
+)
+#: Its configs name the longest sequence alone.
+BAICHUAN_13B = Remote(
+    "BaichuanForCausalLM",
+    fused("W_pack"),
+    {"model_max_length": 256, "max_position_embeddings": None, "num_key_value_heads": None},
+    with_alibi,
+)
+BAICHUAN_7B = Remote("BaiChuanForCausalLM", fused("W_pack"))
+#: Transformers' Granite computes the same with its multipliers.
+MINICPM = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 1.4 / 3**0.5,
+    "attention_multiplier": 16**-0.5,
+    "logits_scaling": 4.0,
+    "tie_word_embeddings": True,
+}
+MINICPM_FAMILY = Remote(
+    "MiniCPMForCausalLM", keys={"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16}
+)
+
 FAMILIES: dict[str, Case] = {
     **mixtures.FAMILIES,
     "apertus": Case("Apertus", {"pad_token_id": 0}),
