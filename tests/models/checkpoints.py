@@ -15,6 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from galley.config import ModelInfo
 from galley.loader.common_keys import with_common_keys
+from galley.loader.hf_names import model_name
 from galley.loader.tensor import RawTensor
 from tests.models.remote import Remote
 
@@ -185,7 +186,10 @@ class StateDict:
         method = changes.get("quantization_config", {}).get("quant_method")
         self.model_info = replace(info_of(own), hf_config={**own, **changes}, quantization=method)
         # Names and shapes as on disk, where experts may be stored one by one.
-        state = dict(revert_weight_conversion(model, dict(model.state_dict())))
+        state = dict(model.state_dict())
+        if isinstance(model, transformers.PreTrainedModel):
+            saved = revert_weight_conversion(model, state)
+            state = {model_name(type(model).__name__, name): t for name, t in saved.items()}
         if self.model_info.hf_config["tie_word_embeddings"]:
             state.pop("lm_head.weight")
         self.arrays = {name: t.detach().float().numpy() for name, t in state.items()}
