@@ -18,6 +18,7 @@ from galley.config.structured import StructuredOutputsSettings
 from galley.errors import InvalidRequest
 from galley.request import Constraint, StructuredOutputsParams
 from galley.structured.backend import validate
+from galley.structured.schema import Refused, SchemaOptions, normalise
 
 #: Most constraints that are remembered as checked.
 REMEMBERED = 256
@@ -61,10 +62,12 @@ class ConstraintChecker:
     def _constraint(self, params: StructuredOutputsParams) -> Constraint:
         settings, name = self._settings, params.kind
         kind, text = _KINDS[name](params)
+        compact = params.disable_any_whitespace or settings.disable_any_whitespace
         if kind == "json":
             closed = params.disable_additional_properties or settings.disable_additional_properties
-            text = _normalised(text, closed)
-        compact = params.disable_any_whitespace or settings.disable_any_whitespace
+            text = _normalised(
+                text, SchemaOptions(not compact, params.whitespace_pattern, not closed)
+            )
         return Constraint(
             kind=kind,
             text=text,
@@ -76,13 +79,16 @@ class ConstraintChecker:
         )
 
 
-def _normalised(text: str, closed: bool) -> str:
+def _normalised(text: str, options: SchemaOptions) -> str:
     schema = _parsed(text, "json")
     if not isinstance(schema, (dict, bool)):
         raise InvalidRequest(
             f"{_FIELD}: json must be a JSON schema (an object).", field=f"{_FIELD}.json"
         )
-    return json.dumps(schema)
+    try:
+        return json.dumps(normalise(schema, options))
+    except Refused as error:
+        raise InvalidRequest(error.message, field=f"{_FIELD}.json") from None
 
 
 def _parsed(text: str, name: str) -> Any:
