@@ -88,7 +88,8 @@ def torch_model(model_info: ModelInfo, arrays: Arrays) -> torch.nn.Module:
 
 def configure(model_info: ModelInfo, **flags: object) -> EngineConfig:
     """A resolved configuration of small limits; `flags` by their Python names."""
-    options = {"max_model_len": min(1024, model_info.max_position), "max_num_seqs": 8, **flags}
+    options: dict[str, object] = {"max_num_seqs": 8, "kv_cache_memory_bytes": 64 << 20}
+    options |= {"max_model_len": min(1024, model_info.max_position), **flags}
     return resolve(from_kwargs(options, "offline", {}), MACHINE, model_info)
 
 
