@@ -11,13 +11,14 @@ from galley.errors import ConfigError, ModelError
 from galley.executor.local import LocalExecutor
 from galley.kernels.sampling_reference import SampleParams, logprobs_row, sample_row
 from galley.loader import open_checkpoint
-from galley.loader.source import Source, default_model
+from galley.loader.source import Source
 from galley.models.footprint import measure
 from galley.request import SamplingParams
 from galley.runner.runner import Runner
 from tests.executor.toy import GREEDY, Toy
 from tests.models.checkpoints import CASES, SIZES, StateDict, make
 from tests.runner.models import MACHINE, configure, open_runner
+from tests.small_model import small_model
 
 VOCAB = SIZES["vocab_size"]
 PROMPT = [5, 17, 99, 3, 64, 17, 8, 120, 42, 5, 11]
@@ -349,7 +350,7 @@ def test_a_dummy_checkpoint_runs_and_is_never_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("GALLEY_CACHE_DIR", str(tmp_path))
 
     def tokens(seed):
-        source = Source(default_model(), "dummy", "m", seed=seed)
+        source = Source(small_model(), "dummy", "m", seed=seed)
         runner = open_runner(open_checkpoint(source), max_model_len=64, load_format="dummy")
         toy = toy_of(runner, slots=1)
         s = toy.add(0, PROMPT)
