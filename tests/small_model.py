@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import struct
+import tempfile
 from pathlib import Path
 
 from galley.loader.ggml_types import GGML_TYPES
@@ -18,9 +18,15 @@ _NUMBERS = {kind: number for number, kind in GGML_TYPES.items()}
 @functools.cache
 def small_model() -> Path:
     """A GGUF file, written once a run, of two layers and the whole vocabulary."""
-    path = Path(os.environ["GALLEY_CACHE_DIR"]) / "small.gguf"
+    path = Path(_folder().name) / "small.gguf"
     path.write_bytes(_cut(default_model()))
     return path
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Removed when this process ends."""
+    return tempfile.TemporaryDirectory(prefix="small-model-")
 
 
 def _cut(source: Path) -> bytes:
