@@ -1,10 +1,151 @@
-"""Parsers of assistants' output by name: an open set, one line and one file each."""
+"""The parsers of a server: which formats its model writes, and the parser of one choice."""
 
 from __future__ import annotations
 
-from galley.chat.parts import ParserFactory
-from galley.chat.think_tags import ThinkTags
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
-PARSERS: dict[str, ParserFactory] = {
-    "think_tags": ThinkTags,
-}
+from galley.chat.parts import AssistantParser, Chain, WithoutReasoning
+from galley.chat.reasoning import REASONING_PARSERS, ReasoningFormat
+from galley.chat.scanner import Scanner, ScanningParser, Steps
+from galley.chat.tool_parsers import CALL_IDS, TOOL_PARSERS
+from galley.chat.tool_parsers.calls import CallWriter, ToolFormat, ToolParser, random_id
+from galley.chat.tool_parsers.harmony import Harmony
+from galley.chat.tool_parsers.json_calls import JsonCalls
+from galley.chat.tools import FunctionTool, ToolChoice
+from galley.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OneCall:
+    """The whole text is the arguments of one call (a named tool choice)."""
+
+    name: str
+    special: bool = False
+
+    def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
+        yield calls.start(self.name)
+        yield from scan.pass_rest(calls.arguments)
+
+
+#: The text of `tool_choice: "required"`: a list of objects with name and parameters.
+_CALL_LIST = JsonCalls(special=False)
+
+
+@dataclass(frozen=True)
+class OutputFormats:
+    """What the model of a server writes.
+
+    Attributes:
+        reasoning: None: no text is reasoning.
+        tools: None: no text is a call.
+        new_id: (name, index) → id of a call.
+    """
+
+    reasoning: ReasoningFormat | Harmony | None = None
+    tools: ToolFormat | None = None
+    new_id: Callable[[str, int], str] = random_id
+
+    def parser(
+        self,
+        prompt: str,
+        tools: Sequence[FunctionTool] = (),
+        choice: ToolChoice | None = None,
+        reasoning: bool = True,
+    ) -> AssistantParser | None:
+        """The parser of one answer to `prompt`; None where the text is the answer.
+
+        Args:
+            tools: that the conversation offers.
+            reasoning: show it.
+        """
+        parser = self._parser(prompt, tools, choice or ToolChoice())
+        if parser is None or reasoning or self.reasoning is None:
+            return parser
+        return WithoutReasoning(parser)
+
+    def _parser(
+        self, prompt: str, tools: Sequence[FunctionTool], choice: ToolChoice
+    ) -> AssistantParser | None:
+        calls = CallWriter(choice.callable(tools), self.new_id)
+        if isinstance(self.reasoning, Harmony):
+            return ToolParser(self.reasoning, calls, choice.parallel)
+        parser = self._tool_parser(choice, calls)
+        reasoning = self.reasoning
+        if reasoning is None:
+            return parser
+        begun = reasoning.begun(prompt)
+        thinking = ScanningParser(lambda scan: reasoning.steps(scan, begun), reasoning.special)
+        return thinking if parser is None else Chain(thinking, parser)
+
+    def _tool_parser(self, choice: ToolChoice, calls: CallWriter) -> ToolParser | None:
+        if choice.mode == "required":
+            return ToolParser(_CALL_LIST, calls, choice.parallel)
+        if choice.mode == "named" and choice.name is not None:
+            return ToolParser(OneCall(choice.name), calls)
+        if choice.mode == "auto" and self.tools is not None:
+            return ToolParser(self.tools, calls, choice.parallel)
+        return None
+
+
+def open_formats(
+    reasoning: str = "", tools: str | None = None, plugins: Mapping[str, str] | None = None
+) -> OutputFormats:
+    """The formats of these names.
+
+    Args:
+        plugins: flag → file of formats of one's own: a Python module with the tables
+            `TOOL_PARSERS` or `REASONING_PARSERS`, name → format.
+
+    Raises:
+        ConfigError: an unknown name, with those that exist, or a file that cannot be loaded.
+    """
+    tool_formats: dict[str, Any] = dict(TOOL_PARSERS)
+    reasoning_formats: dict[str, Any] = {**REASONING_PARSERS, "openai_gptoss": Harmony()}
+    for flag, file in (plugins or {}).items():
+        if file:
+            module = _load(flag, file)
+            tool_formats |= getattr(module, "TOOL_PARSERS", {})
+            reasoning_formats |= getattr(module, "REASONING_PARSERS", {})
+    tool_format = _of(tool_formats, "tool_call_parser", tools)
+    reasoning_format = _of(reasoning_formats, "reasoning_parser", reasoning)
+    if isinstance(tool_format, Harmony):
+        reasoning_format = tool_format
+    return OutputFormats(reasoning_format, tool_format, CALL_IDS.get(tools or "", random_id))
+
+
+def _of(formats: Mapping[str, T], field: str, name: str | None) -> T | None:
+    if not name:
+        return None
+    if name not in formats:
+        raise ConfigError(
+            f"--{field.replace('_', '-')} {name:.100}: there is no such parser; one of "
+            f"{', '.join(sorted(formats))}.",
+            field=field,
+        )
+    return formats[name]
+
+
+def _load(flag: str, file: str) -> ModuleType:
+    path = Path(file).expanduser()
+    option = "--" + flag.replace("_", "-")
+    spec = importlib.util.spec_from_file_location(f"galley_plugin_{path.stem}", path)
+    try:
+        if spec is None or spec.loader is None:
+            raise ImportError("it is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 - a plugin is a program and can raise anything
+        raise ConfigError(f"{option} {file:.200}: {error}", field=flag) from None
+    if not (hasattr(module, "TOOL_PARSERS") or hasattr(module, "REASONING_PARSERS")):
+        raise ConfigError(
+            f"{option} {file:.200}: it defines neither TOOL_PARSERS nor REASONING_PARSERS.",
+            field=flag,
+        )
+    return module

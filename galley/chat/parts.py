@@ -10,7 +10,7 @@ A parser knows the format of a model family and no API; an API's answer knows pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,10 +67,6 @@ class AssistantParser(Protocol):
         ...
 
 
-#: Prompt text → the parser of one choice. The prompt may have begun the assistant's output.
-ParserFactory = Callable[[str], AssistantParser]
-
-
 class Chain:
     """Two parsers: the second reads what is content for the first (tool calls after reasoning)."""
 
@@ -95,6 +91,23 @@ class Chain:
             else:
                 out.append(part)
         return out
+
+
+class WithoutReasoning:
+    """A parser whose reasoning is not shown."""
+
+    def __init__(self, parser: AssistantParser) -> None:
+        self._parser = parser
+
+    def adjust(self, params: SamplingParams) -> SamplingParams:
+        return self._parser.adjust(params)
+
+    def push(self, text: str, token_ids: Sequence[int]) -> list[Part]:
+        parts = self._parser.push(text, token_ids)
+        return [part for part in parts if not isinstance(part, Reasoning)]
+
+    def finish(self) -> list[Part]:
+        return [part for part in self._parser.finish() if not isinstance(part, Reasoning)]
 
 
 @dataclass(slots=True)

@@ -37,6 +37,21 @@ class ServerConfig:
     """Allow requests to set their own `chat_template`."""
     default_chat_template_kwargs: dict[str, object] = field(default_factory=dict)
     """JSON object of template variables for every chat request; a request may override them."""
+    enable_auto_tool_choice: bool = False
+    """Let the model decide whether it calls tools (`tool_choice` `auto`, the default of requests
+    with tools). Needs --tool-call-parser."""
+    exclude_tools_when_tool_choice_none: bool = False
+    """Leave the tools out of the prompt of requests with `tool_choice` `none`."""
+    tool_call_parser: str | None = None
+    """Format in which the model writes tool calls, by name: `hermes`, `llama3_json`, `mistral` …
+    (docs/tool-calling.md lists them)."""
+    tool_parser_plugin: str = ""
+    """Python file with formats of one's own, which --tool-call-parser may name."""
+    reasoning_parser: str = ""
+    """Format in which the model writes its reasoning, by name: `deepseek_r1`, `qwen3` …
+    (docs/tool-calling.md lists them). Default: reasoning is part of the content."""
+    reasoning_parser_plugin: str = ""
+    """Python file with formats of one's own, which --reasoning-parser may name."""
     response_role: str = "assistant"
     """Role of the response to a chat request with `add_generation_prompt`."""
     return_tokens_as_token_ids: bool = False
@@ -175,6 +190,11 @@ class ServerConfig:
         if self.enable_log_outputs and not self.enable_log_requests:
             raise ConfigError(
                 "--enable-log-outputs needs --enable-log-requests.", field="enable_log_outputs"
+            )
+        if self.enable_auto_tool_choice and not self.tool_call_parser:
+            raise ConfigError(
+                "--enable-auto-tool-choice requires --tool-call-parser.",
+                field="enable_auto_tool_choice",
             )
         if self.fingerprint_mode == "custom" and not self.fingerprint_value:
             raise ConfigError(

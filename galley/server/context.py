@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect, Request
 
 from galley import __version__
-from galley.chat.parts import AssistantParser, ParserFactory
+from galley.chat.parts import AssistantParser
 from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
@@ -29,8 +29,10 @@ from galley.server.protocol.base import BodyReader, T
 from galley.server.protocol.generation import Caps, SamplingFields
 from galley.server.response_builder import UsageCounter
 from galley.server.stream import EventEncoder, OutputStream
+from galley.server.tool_use import ToolUse
 
 if TYPE_CHECKING:
+    from galley.chat.parsers import OutputFormats
     from galley.chat.templates import ChatRenderer
     from galley.observability.sleep_metrics import SleepMetrics
     from galley.text import Tokenizer
@@ -56,7 +58,7 @@ class Context:
     """The parts.
 
     Attributes:
-        parser: makes the parser of a choice's text; None: the text is the answer.
+        formats: of reasoning and tool calls in the model's text; None: none is configured.
         tokenizer, chat: None where no tokenizer is loaded (--skip-tokenizer-init), or where the
             model has no chat template.
         defaults: sampling defaults of the model, by `SamplingParams` field.
@@ -80,7 +82,7 @@ class Context:
     metrics: Callable[[], tuple[bytes, str]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     caps: Caps = field(default_factory=Caps)
-    parser: ParserFactory | None = None
+    formats: OutputFormats | None = None
     root: str = ""
     any_model_name: bool = False
     admit: Callable[[], None] = lambda: None
@@ -147,13 +149,21 @@ class Context:
         relay = None if slow_path_only else self.relay
         return EventResponse(relay, streams, answer, self.server.sse_keep_alive_interval)
 
-    def parser_of(self, prompt: str) -> AssistantParser | None:
+    def parser_of(self, prompt: str, use: ToolUse) -> AssistantParser | None:
         """A parser of one answer to a prompt; None where the text is the answer."""
-        return None if self.parser is None else self.parser(prompt)
+        formats = self.formats
+        if formats is None:
+            if use.choice.mode == "none":
+                return None
+            from galley.chat.parsers import OutputFormats  # only for requests with tools
 
-    def parsers(self, prompt: str, n: int) -> list[AssistantParser]:
+            formats = OutputFormats()
+        return formats.parser(prompt, use.tools, use.choice, reasoning=use.reasoning)
+
+    def parsers(self, prompt: str, n: int, use: ToolUse) -> list[AssistantParser]:
         """A parser for each of `n` answers to a prompt; [] where the text is the answer."""
-        return [] if self.parser is None else [self.parser(prompt) for _ in range(n)]
+        made = (self.parser_of(prompt, use) for _ in range(n))
+        return [parser for parser in made if parser is not None]
 
     def usage_counter(self, count_generated: bool = True) -> UsageCounter:
         """Counts the tokens of an answer."""

@@ -45,6 +45,7 @@ from galley.server.shared_counts import SharedCounts
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from galley.chat.parsers import OutputFormats
     from galley.chat.templates import ChatRenderer
     from galley.observability.tracing import RequestTracer
     from galley.text import Tokenizer
@@ -66,6 +67,7 @@ class ServedModel:
     name: str
     tokenizer: Tokenizer | None
     chat: ChatRenderer | None
+    formats: OutputFormats | None
 
 
 def run(
@@ -106,7 +108,26 @@ def load_model(config: EngineConfig, server: ServerConfig) -> ServedModel:
     resolved = resolve(config, Machine.detect(), model_info)
     if trial is not None:
         trial()
-    return ServedModel(resolved, model_info, source.name, tokenizer, chat)
+    return ServedModel(resolved, model_info, source.name, tokenizer, chat, formats_of(server))
+
+
+def formats_of(server: ServerConfig) -> OutputFormats | None:
+    """Formats of reasoning and tool calls; None where none is named.
+
+    Raises ConfigError for a name that does not exist, or a plugin that cannot be loaded.
+    """
+    if not (server.reasoning_parser or server.tool_call_parser):
+        return None
+    from galley.chat.parsers import open_formats
+
+    return open_formats(
+        server.reasoning_parser,
+        server.tool_call_parser,
+        {
+            "tool_parser_plugin": server.tool_parser_plugin,
+            "reasoning_parser_plugin": server.reasoning_parser_plugin,
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -205,6 +226,7 @@ def make_context(
         server=server,
         tokenizer=model.tokenizer,
         chat=model.chat,
+        formats=model.formats,
         metrics=monitoring.exposition,
         defaults=default_sampling_params(model.config, model.model_info),
         caps=environment.caps,

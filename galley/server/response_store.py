@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from galley.errors import InvalidRequest, NotFound, Overloaded
-from galley.server.protocol.responses import FunctionCallItem, OutputMessage, ResponseObject
+from galley.server.protocol.responses import (
+    FunctionCallItem,
+    OutputMessage,
+    ReasoningItem,
+    ResponseObject,
+)
 
 CAPACITY = 1000
 
@@ -62,15 +67,22 @@ class Record:
     def next_messages(self) -> list[dict[str, Any]]:
         """The conversation with this answer at its end."""
         texts: list[str] = []
+        thoughts: list[str] = []
         calls: list[dict[str, Any]] = []
         for item in self.response.output:
             if isinstance(item, OutputMessage):
                 texts += [part.text for part in item.content]
+            elif isinstance(item, ReasoningItem):
+                thoughts += [part.text for part in item.content]
             elif isinstance(item, FunctionCallItem):
                 function = {"name": item.name, "arguments": item.arguments}
                 calls.append({"id": item.call_id, "type": "function", "function": function})
         answer: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
-        return [*self.messages, {**answer, "tool_calls": calls} if calls else answer]
+        if thoughts:
+            answer["reasoning_content"] = "".join(thoughts)
+        if calls:
+            answer["tool_calls"] = calls
+        return [*self.messages, answer]
 
 
 class ResponseStore:

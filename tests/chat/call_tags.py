@@ -1,39 +1,31 @@
-"""A small parser of tool calls, for tests: `[name:arguments]`."""
+"""A small format of tool calls, for tests: `[name:arguments]`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from galley.chat.parsers import OutputFormats
+from galley.chat.parts import Content
+from galley.chat.reasoning import REASONING_PARSERS
+from galley.chat.scanner import Markers, Scanner, Steps
+from galley.chat.tool_parsers.calls import CallWriter
 
-from galley.chat.parts import Content, Part, ToolCallArguments, ToolCallStart
-from galley.request import SamplingParams
+_BEGIN, _COLON, _END = Markers("["), Markers(":"), Markers("]")
 
 
 class CallTags:
-    """Tool calls as `[name:arguments]`; every character is a part of its own."""
+    """Tool calls as `[name:arguments]`."""
 
-    def __init__(self) -> None:
-        self._name: str | None = None
-        self._open = False
-        self._count = 0
+    special = False
 
-    def adjust(self, params: SamplingParams) -> SamplingParams:
-        return params
+    def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
+        while (yield from scan.pass_until(_BEGIN, Content)):
+            name, _ = yield from scan.take_until(_COLON)
+            yield calls.start(name)
+            yield from scan.pass_until(_END, calls.arguments)
 
-    def push(self, text: str, token_ids: Sequence[int]) -> list[Part]:
-        parts: list[Part] = []
-        for char in text:
-            if char == "[":
-                self._name = ""
-            elif self._name is not None and char == ":":
-                parts.append(ToolCallStart(self._count, f"call_{self._count}", self._name))
-                self._name, self._open = None, True
-            elif self._name is not None:
-                self._name += char
-            elif self._open and char == "]":
-                self._open, self._count = False, self._count + 1
-            else:
-                parts.append(ToolCallArguments(self._count, char) if self._open else Content(char))
-        return parts
 
-    def finish(self) -> list[Part]:
-        return []
+def numbered(name: str, index: int) -> str:
+    return f"call_{index}"
+
+
+#: Reasoning between `<think>` tags, then `[name:arguments]`.
+FORMATS = OutputFormats(REASONING_PARSERS["think_tags"], CallTags(), numbered)

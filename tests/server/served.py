@@ -18,7 +18,7 @@ import httpx
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 
-from galley.chat.parts import ParserFactory
+from galley.chat.parsers import OutputFormats
 from galley.chat.templates import ChatRenderer
 from galley.config import EngineConfig, ModelConfig, ObservabilityConfig, SchedulerConfig
 from galley.config.server import ServerConfig
@@ -114,7 +114,7 @@ def serve(
     head_timeout: float | None = None,
     observing: ObservabilityConfig | None = None,
     tracer: RequestObserver | None = None,
-    parser: ParserFactory | None = None,
+    formats: OutputFormats | None = None,
 ) -> Iterator[Served]:
     ready: threading.Event = threading.Event()
     found: list[Served] = []
@@ -144,7 +144,7 @@ def serve(
             metrics=lambda: exposition(registry),
             defaults=defaults or {},
             caps=caps or Caps(),
-            parser=parser,
+            formats=formats,
             root="somewhere/tiny",
             store_responses=store_responses,
             admit=admission.check,

@@ -133,8 +133,14 @@ def test_a_disconnect_aborts(served: Served) -> None:
         ({"max_tokens": 0}, 400, "invalid_request_error", "max_tokens"),
         ({"model": "other"}, 404, "not_found_error", "other"),
         ({"messages": [{"role": "judge", "content": "x"}]}, 400, "invalid_request_error", "role"),
-        ({"thinking": {"type": "enabled"}}, 400, "invalid_request_error", "thinking"),
-        ({"tools": [{"name": "f"}]}, 400, "invalid_request_error", "tools"),
+        ({"thinking": {"type": "maybe"}}, 400, "invalid_request_error", "thinking"),
+        ({"tools": [{"name": "f"}]}, 400, "invalid_request_error", "--tool-call-parser"),
+        ({"tools": [{"input_schema": {}}]}, 400, "invalid_request_error", "tools.name"),
+        ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error", "tools"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
+            *(400, "invalid_request_error", "tool_use_id"),
+        ),
         ({"stop_sequences": ["a"] * 5}, 400, "invalid_request_error", "stop"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},

@@ -11,25 +11,27 @@ import httpx
 import openai
 import pytest
 
-from galley.chat.parts import Chain
-from galley.chat.think_tags import ThinkTags
-from tests.chat.call_tags import CallTags
+from galley.config.server import ServerConfig
+from tests.chat.call_tags import FORMATS
 from tests.server.served import MODEL, Served, reply_with, serve
 
 REASONING = "Two numbers, so I add them. "
-CONTENT = "Let me see. "
+CONTENT = "Let me see."
 ARGUMENTS = '{"a": 1, "b": "zwei é🤗"}'
-TEXT = f"<think>{REASONING}</think>{CONTENT}[add:{ARGUMENTS}][stop:{{}}]"
+TEXT = f"<think>{REASONING}</think>{CONTENT} [add:{ARGUMENTS}][stop:{{}}]"
 HI: list[Any] = [{"role": "user", "content": "1 + 2?"}]
+FUNCTIONS: list[Any] = [{"name": "add", "parameters": {"type": "object"}}, {"name": "stop"}]
+TOOLS: list[Any] = [{"type": "function", "function": function} for function in FUNCTIONS]
+FLAT_TOOLS: list[Any] = [{"type": "function", **function} for function in FUNCTIONS]
+CLAUDE_TOOLS: list[Any] = [
+    {"name": function["name"], "input_schema": {"type": "object"}} for function in FUNCTIONS
+]
+SERVER = ServerConfig(enable_auto_tool_choice=True, tool_call_parser="tags")
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Served]:
-    with serve(
-        script=reply_with(TEXT),
-        parser=lambda prompt: Chain(ThinkTags(prompt), CallTags()),
-        store_responses=True,
-    ) as served:
+    with serve(SERVER, script=reply_with(TEXT), formats=FORMATS, store_responses=True) as served:
         yield served
 
 
@@ -37,7 +39,7 @@ def running() -> Iterator[Served]:
 
 
 def test_chat_whole(served: Served) -> None:
-    answer = served.client().chat.completions.create(model=MODEL, messages=HI, n=2)
+    answer = served.client().chat.completions.create(model=MODEL, messages=HI, n=2, tools=TOOLS)
     assert not served.engine.seen[0].sampling.skip_special_tokens
     for choice in answer.choices:
         message: Any = choice.message
@@ -57,11 +59,11 @@ def test_chat_whole(served: Served) -> None:
 def test_chat_streamed_is_what_is_whole(served: Served) -> None:
     client = served.client()
     with client.chat.completions.stream(
-        model=MODEL, messages=HI, n=2, extra_body={"return_token_ids": True}
+        model=MODEL, messages=HI, n=2, tools=TOOLS, extra_body={"return_token_ids": True}
     ) as stream:
         chunks = [event.chunk for event in stream if event.type == "chunk"]
         answer = stream.get_final_completion()
-    whole = client.chat.completions.create(model=MODEL, messages=HI)
+    whole = client.chat.completions.create(model=MODEL, messages=HI, tools=TOOLS)
     for choice in answer.choices:
         assert choice.message.content == CONTENT
         calls = [call.function.model_dump() for call in choice.message.tool_calls or ()]
@@ -75,7 +77,7 @@ def test_chat_streamed_is_what_is_whole(served: Served) -> None:
 
 
 def test_chat_that_is_cut_inside_a_call(served: Served) -> None:
-    options: Any = {"model": MODEL, "messages": HI, "max_tokens": 25}
+    options: Any = {"model": MODEL, "messages": HI, "max_tokens": 25, "tools": TOOLS}
     choice = served.client().chat.completions.create(**options).choices[0]
     assert choice.finish_reason == "length"
     [call] = choice.message.tool_calls or ()
@@ -98,7 +100,7 @@ def test_reasoning_alone_has_no_content(served: Served) -> None:
 
 def test_logprobs_and_token_ids_come_with_every_token(served: Served) -> None:
     """Also with tokens that are a marker and no part."""
-    options: Any = {"model": MODEL, "messages": HI, "logprobs": True}
+    options: Any = {"model": MODEL, "messages": HI, "logprobs": True, "tools": TOOLS}
     whole: Any = served.client().chat.completions.create(**options)
     stream: Any = served.client().chat.completions.create(**options, stream=True)
     streamed = [
@@ -136,7 +138,7 @@ ITEMS = [("reasoning", REASONING), ("message", CONTENT), ("add", ARGUMENTS), ("s
 
 
 def test_responses_whole(served: Served) -> None:
-    response = served.client().responses.create(model=MODEL, input="1 + 2?")
+    response = served.client().responses.create(model=MODEL, input="1 + 2?", tools=FLAT_TOOLS)
     assert _items(response.output) == ITEMS
     assert response.output_text == CONTENT
     assert [item.call_id for item in response.output if item.type == "function_call"] == [
@@ -146,7 +148,7 @@ def test_responses_whole(served: Served) -> None:
 
 
 def test_responses_streamed(served: Served) -> None:
-    with served.client().responses.stream(model=MODEL, input="1 + 2?") as stream:
+    with served.client().responses.stream(model=MODEL, input="1 + 2?", tools=FLAT_TOOLS) as stream:
         events: list[Any] = list(stream)
         response = stream.get_final_response()
     assert _items(response.output) == ITEMS
@@ -166,14 +168,16 @@ def test_responses_streamed(served: Served) -> None:
 
 def test_a_response_with_calls_is_continued(served: Served) -> None:
     client = served.client()
-    first = client.responses.create(model=MODEL, input="1 + 2?")
-    second = client.responses.create(model=MODEL, input="go on", previous_response_id=first.id)
+    first = client.responses.create(model=MODEL, input="1 + 2?", tools=FLAT_TOOLS)
+    second = client.responses.create(
+        model=MODEL, input="go on", previous_response_id=first.id, tools=FLAT_TOOLS
+    )
     assert _items(second.output) == ITEMS
 
 
 def test_a_background_response_has_the_same_items(served: Served) -> None:
     stream: Any = served.client().responses.create(
-        model=MODEL, input="1 + 2?", background=True, stream=True
+        model=MODEL, input="1 + 2?", background=True, stream=True, tools=FLAT_TOOLS
     )
     *_, last = stream
     assert last.type == "response.completed"
@@ -198,11 +202,15 @@ def _check_message(message: Any) -> None:
 
 
 def test_messages_whole(served: Served) -> None:
-    _check_message(_client(served).messages.create(model=MODEL, messages=HI, max_tokens=99))
+    _check_message(
+        _client(served).messages.create(model=MODEL, messages=HI, max_tokens=99, tools=CLAUDE_TOOLS)
+    )
 
 
 def test_messages_streamed(served: Served) -> None:
-    with _client(served).messages.stream(model=MODEL, messages=HI, max_tokens=99) as stream:
+    with _client(served).messages.stream(
+        model=MODEL, messages=HI, max_tokens=99, tools=CLAUDE_TOOLS
+    ) as stream:
         events = [event.type for event in stream]
         _check_message(stream.get_final_message())
     assert events.count("content_block_start") == events.count("content_block_stop") == 4
@@ -212,8 +220,12 @@ def test_messages_streamed(served: Served) -> None:
 @pytest.mark.parametrize("tokens", [25, 2])
 def test_a_message_that_is_cut(served: Served, tokens: int) -> None:
     """Inside a call, and before any part."""
-    whole = _client(served).messages.create(model=MODEL, messages=HI, max_tokens=tokens)
-    with _client(served).messages.stream(model=MODEL, messages=HI, max_tokens=tokens) as stream:
+    whole = _client(served).messages.create(
+        model=MODEL, messages=HI, max_tokens=tokens, tools=CLAUDE_TOOLS
+    )
+    with _client(served).messages.stream(
+        model=MODEL, messages=HI, max_tokens=tokens, tools=CLAUDE_TOOLS
+    ) as stream:
         streamed = stream.get_final_message()
     assert whole.stop_reason == streamed.stop_reason == "max_tokens"
     kinds = [block.type for block in whole.content]
@@ -226,7 +238,7 @@ def test_a_message_that_is_cut(served: Served, tokens: int) -> None:
 
 def test_an_answer_without_text_is_an_empty_one() -> None:
     """Each API has its own form of nothing."""
-    with serve(script=lambda request: [], parser=ThinkTags) as served:
+    with serve(script=lambda request: [], formats=FORMATS) as served:
         client: openai.OpenAI = served.client()
         chat = client.chat.completions.create(model=MODEL, messages=HI)
         response = client.responses.create(model=MODEL, input="hi")

@@ -18,6 +18,7 @@ from galley.server.protocol.generation import (
     Text,
     check_generation,
 )
+from galley.server.protocol.tools import MessageTool, MessageToolChoice
 from galley.server.protocol.turns import Block
 
 Content = str | list[Block]
@@ -30,12 +31,23 @@ class InputMessage(msgspec.Struct):
     content: Content
 
 
+class Thinking(msgspec.Struct):
+    """Whether the model thinks before it answers (`adaptive`: as it likes)."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
 class Conversation(msgspec.Struct, kw_only=True):
     """A conversation to answer."""
 
     model: str
     messages: Annotated[list[InputMessage], msgspec.Meta(min_length=1)]
     system: Content | None = None
+    tools: list[MessageTool] | None = None
+    tool_choice: MessageToolChoice | None = None
+    thinking: Thinking | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
@@ -46,34 +58,109 @@ class Conversation(msgspec.Struct, kw_only=True):
     def chat_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it.
 
+        Results of tools become messages of their own; an assistant's thinking and calls become
+        fields of its message.
+
         Raises:
-            Unsupported: content that is not text; names the place.
+            InvalidRequest: a block that lacks a field; names the place.
+            Unsupported: a block of another type.
         """
-        messages = []
+        messages: list[dict[str, Any]] = []
         if self.system:
             messages.append({"role": "system", "content": _text(self.system, "system")})
         for i, message in enumerate(self.messages):
-            text = _text(message.content, f"messages[{i}].content")
-            messages.append({"role": message.role, "content": text})
+            where = f"messages[{i}].content"
+            if isinstance(message.content, str):
+                messages.append({"role": message.role, "content": message.content})
+            elif message.role == "assistant":
+                messages.append(_answer(message.content, where))
+            else:
+                messages += _said(message.role, message.content, where)
         return messages
 
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables of the chat template; those of the request win."""
+        kwargs: dict[str, Any] = {}
+        if self.thinking is not None and self.thinking.type != "adaptive":
+            thinks = self.thinking.type == "enabled"
+            kwargs = {"enable_thinking": thinks, "thinking": thinks}
+        return {**kwargs, **(self.chat_template_kwargs or {})}
 
-def _text(content: Content, where: str) -> str:
-    if isinstance(content, str):
-        return content
+
+def _text(content: Any, where: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{where} must be a text or a list of blocks.", field="messages")
     texts = []
     for i, block in enumerate(content):
-        kind, text = block.get("type"), block.get("text")
+        kind = block.get("type") if isinstance(block, dict) else None
         if kind != "text":
-            raise Unsupported(
-                f"{where}[{i}]: blocks of type {kind!s:.50} are not supported: only text is "
-                "available yet.",
-                field="messages",
-            )
-        if not isinstance(text, str):
-            raise InvalidRequest(f"{where}[{i}].text must be a text.", field="messages")
-        texts.append(text)
+            raise _unsupported(kind, f"{where}[{i}]", "text is")
+        texts.append(_field(block, "text", str, f"{where}[{i}]"))
     return "\n".join(texts)
+
+
+def _said(role: str, content: list[Block], where: str) -> list[dict[str, Any]]:
+    """Messages of a user's blocks: results of tools, then text, as they alternate."""
+    messages: list[dict[str, Any]] = []
+    for i, block in enumerate(content):
+        here = f"{where}[{i}]"
+        kind = block.get("type")
+        if kind == "tool_result" and role == "user":
+            result = _text(block.get("content"), f"{here}.content")
+            call_id = _field(block, "tool_use_id", str, here)
+            messages.append({"role": "tool", "tool_call_id": call_id, "content": result})
+        elif kind == "text":
+            text = _field(block, "text", str, here)
+            if messages and messages[-1]["role"] == role:
+                messages[-1]["content"] += "\n" + text
+            else:
+                messages.append({"role": role, "content": text})
+        else:
+            raise _unsupported(kind, here, "text and tool_result are")
+    return messages or [{"role": role, "content": ""}]
+
+
+def _answer(content: list[Block], where: str) -> dict[str, Any]:
+    """The message of an assistant's blocks."""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for i, block in enumerate(content):
+        here = f"{where}[{i}]"
+        kind = block.get("type")
+        if kind == "text":
+            texts.append(_field(block, "text", str, here))
+        elif kind == "thinking":
+            thoughts.append(_field(block, "thinking", str, here))
+        elif kind == "tool_use":
+            name, id = _field(block, "name", str, here), _field(block, "id", str, here)
+            function = {"name": name, "arguments": _field(block, "input", dict, here)}
+            calls.append({"id": id, "type": "function", "function": function})
+        elif kind != "redacted_thinking":
+            raise _unsupported(kind, here, "text, thinking and tool_use are")
+    message: dict[str, Any] = {"role": "assistant", "content": "\n".join(texts)}
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _field(block: Block, name: str, kind: type, where: str) -> Any:
+    value = block.get(name)
+    if not isinstance(value, kind):
+        what = "a text" if kind is str else "an object"
+        raise InvalidRequest(f"{where}.{name} must be {what}.", field="messages")
+    return value
+
+
+def _unsupported(kind: Any, where: str, supported: str) -> Unsupported:
+    return Unsupported(
+        f"{where}: blocks of type {kind!s:.50} are not supported here: only {supported}.",
+        field="messages",
+    )
 
 
 class MessagesRequest(Conversation, kw_only=True):

@@ -137,7 +137,7 @@ def explain(message: str) -> tuple[str, str | None]:
     missing = re.fullmatch(r"Object missing required field `(\w+)`(?: - at `\$(.*)`)?", message)
     if missing:
         field = f"{missing[2] or ''}.{missing[1]}".lstrip(".")
-        return f"{field}: Field required.", field
+        return f"{field}: Field required.", re.split(r"[.\[]", field)[0]
     what, path = locate(message)
     if path is None:
         return f"The request body must be a JSON object: {message}.", None

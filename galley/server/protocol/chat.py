@@ -16,6 +16,7 @@ from galley.server.protocol.generation import (
     Positive,
     check_generation,
 )
+from galley.server.protocol.tools import ChatTool, ChatToolChoice
 from galley.server.protocol.turns import Turn
 
 Messages = Annotated[list[Turn], msgspec.Meta(min_length=1)]
@@ -37,6 +38,10 @@ class ChatFields(GenerationFields, kw_only=True):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_prompt_text: bool | None = None
+    tools: list[ChatTool] | None = None
+    tool_choice: ChatToolChoice | None = None
+    parallel_tool_calls: bool | None = True
+    include_reasoning: bool = True
 
 
 class ChatCompletionRequest(ChatFields, kw_only=True):

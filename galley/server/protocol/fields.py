@@ -13,7 +13,6 @@ from galley.server.protocol.base import FieldTable, Int, NoEffect, Refused
 
 _STRUCTURED = Refused("structured output is not available yet.", ({"type": "text"},))
 _TRANSFER = Refused("no KV connector is configured.")
-_TOOLS = Refused("tools are not available yet.", ("none",))
 _EXTENSION = Refused("it is not available yet.")
 
 #: Fields of both generation endpoints.
@@ -43,15 +42,11 @@ GENERATION: FieldTable = {
 #: Further fields of chat requests.
 CHAT: FieldTable = {
     **GENERATION,
-    "parallel_tool_calls": NoEffect(bool | None, "of tools alone"),
-    "include_reasoning": NoEffect(bool, "no reasoning parser is configured"),
     "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
     "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
     "prediction": NoEffect(dict[str, Any] | None, "a hint on speed"),
-    "tools": _TOOLS,
-    "tool_choice": _TOOLS,
-    "functions": _TOOLS,
-    "function_call": _TOOLS,
+    "functions": Refused("send `tools`."),
+    "function_call": Refused("send `tool_choice`.", ("none",)),
     "modalities": Refused("only text is available yet.", (["text"],)),
     "audio": Refused("only text is available yet."),
     "web_search_options": Refused("there is no web search."),
@@ -64,13 +59,8 @@ CHAT_BATCH: FieldTable = {
     "guided_decoding_backend": NoEffect(str | None, "of structured output alone"),
 }
 
-_THINKING = Refused("reasoning is not available yet.", ({"type": "disabled"},))
-
 #: Fields of Anthropic's count_tokens.
 ANTHROPIC_COUNT: FieldTable = {
-    "tools": _TOOLS,
-    "tool_choice": Refused("tools are not available yet.", ({"type": "none"},)),
-    "thinking": _THINKING,
     "output_config": Refused("structured output is not available yet."),
 }
 
@@ -85,8 +75,8 @@ ANTHROPIC: FieldTable = {
     "vllm_xargs": Refused("no custom sampling arguments are defined."),
     "kv_transfer_params": _TRANSFER,
     "ec_transfer_params": _TRANSFER,
-    "container": Refused("tools are not available yet."),
-    "mcp_servers": Refused("tools are not available yet."),
+    "container": Refused("the server runs no tools itself."),
+    "mcp_servers": Refused("the server runs no tools itself."),
     "context_management": Refused("it is not available yet."),
 }
 
@@ -104,13 +94,10 @@ RESPONSES: FieldTable = {
     "prompt_cache_key": NoEffect(str | None, "the prefix cache finds prompts by content"),
     "safety_identifier": NoEffect(str | None, "identifies the end user"),
     "session_id": NoEffect(str | None, "routes between engines; there is one"),
-    "max_tool_calls": NoEffect(Int | None, "of tools alone"),
-    "include_reasoning": NoEffect(bool, "no reasoning parser is configured"),
+    "max_tool_calls": NoEffect(Int | None, "of tools that the server itself runs"),
     "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
     "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
     "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
-    "tools": _TOOLS,
-    "tool_choice": Refused("tools are not available yet.", ("none", "auto")),
     "text": Refused("structured output is not available yet.", _PLAIN_TEXT),
     "prompt": Refused("there are no stored prompts."),
     "conversation": Refused("use `previous_response_id`."),
@@ -131,7 +118,6 @@ COMPLETION: FieldTable = {
 
 #: Further fields of /tokenize and /detokenize.
 TOKENIZE: FieldTable = {
-    "tools": _TOOLS,
     "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
     "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
 }

@@ -19,6 +19,7 @@ from galley.server.protocol.generation import (
     Text,
     check_generation,
 )
+from galley.server.protocol.tools import ResponseTool, ResponseToolChoice
 from galley.server.protocol.turns import Item, Turn
 
 LOGPROBS = "message.output_text.logprobs"
@@ -69,7 +70,10 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     metadata: dict[str, str] | None = None
     user: str | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
+    tools: list[ResponseTool] | None = None
+    tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = True
+    include_reasoning: bool = True
     enable_response_messages: bool = False
 
     @property
@@ -86,24 +90,74 @@ class ResponsesRequest(SamplingFields, kw_only=True):
         return fields
 
     def messages(self) -> list[dict[str, Any]]:
-        """`input` as chat messages. Raises Unsupported for an item that is no message."""
+        """`input` as chat messages.
+
+        The items of one turn of the assistant (reasoning, text and calls) become one message.
+
+        Raises:
+            InvalidRequest: an item that lacks a field.
+            Unsupported: an item that is no message, call, result or reasoning.
+        """
         if isinstance(self.input, str):
             return [{"role": "user", "content": self.input}]
-        return [_message(item, i) for i, item in enumerate(self.input)]
+        messages: list[dict[str, Any]] = []
+        for i, item in enumerate(self.input):
+            _add_item(messages, item, f"input[{i}]")
+        return messages
 
 
-def _message(item: Item, index: int) -> dict[str, Any]:
+def _add_item(messages: list[dict[str, Any]], item: Item, where: str) -> None:
     kind = item.get("type", "message")
-    if kind != "message":
+    last = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
+    if kind == "message":
+        if "role" not in item or "content" not in item:
+            raise InvalidRequest(f"{where} must have a role and content.", field="input")
+        role = "system" if item["role"] == "developer" else item["role"]
+        if role == "assistant" and last and not (last["content"] or "tool_calls" in last):
+            last["content"] = item["content"]
+        else:
+            messages.append({"role": role, "content": item["content"]})
+    elif kind == "reasoning":
+        texts = _reasoning_texts(item, where)
+        messages.append({"role": "assistant", "content": "", "reasoning_content": "\n".join(texts)})
+    elif kind == "function_call":
+        name, arguments = (_text_of(item, key, where) for key in ("name", "arguments"))
+        call_id = _text_of(item, "call_id", where)
+        if last is None:
+            last = {"role": "assistant", "content": ""}
+            messages.append(last)
+        call = {"name": name, "arguments": arguments}
+        calls = last.setdefault("tool_calls", [])
+        calls.append({"id": call_id, "type": "function", "function": call})
+    elif kind == "function_call_output":
+        call_id = _text_of(item, "call_id", where)
+        if not isinstance(item.get("output"), str | list):
+            raise InvalidRequest(
+                f"{where}.output must be a text or a list of parts.", field="input"
+            )
+        messages.append({"role": "tool", "tool_call_id": call_id, "content": item["output"]})
+    else:
         raise Unsupported(
-            f"input[{index}]: items of type {kind!s:.50} are not supported: only messages are "
-            "available yet.",
+            f"{where}: items of type {kind!s:.50} are not supported: only messages, function "
+            "calls, their outputs and reasoning are.",
             field="input",
         )
-    if "role" not in item or "content" not in item:
-        raise InvalidRequest(f"input[{index}] must have a role and content.", field="input")
-    role = "system" if item["role"] == "developer" else item["role"]
-    return {"role": role, "content": item["content"]}
+
+
+def _text_of(item: Item, key: str, where: str) -> str:
+    value = item.get(key)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{where}.{key} must be a text.", field="input")
+    return value
+
+
+def _reasoning_texts(item: Item, where: str) -> list[str]:
+    parts = item.get("content") or item.get("summary") or []
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts
+    ):
+        raise InvalidRequest(f"{where}.content must be a list of texts.", field="input")
+    return [part["text"] for part in parts]
 
 
 def check_responses(request: ResponsesRequest) -> None:
@@ -217,8 +271,8 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     parallel_tool_calls: bool
     temperature: float
     top_p: float
-    tool_choice: Literal["auto", "none"] = "auto"
-    tools: list[Any] = []
+    tool_choice: ResponseToolChoice = "auto"
+    tools: list[ResponseTool] = []
     background: bool
     max_output_tokens: int | None
     max_tool_calls: int | None = None

@@ -9,6 +9,7 @@ import msgspec
 from galley.errors import InvalidRequest
 from galley.server.protocol.base import BodyReader, TokenId
 from galley.server.protocol.fields import TOKENIZE
+from galley.server.protocol.tools import ChatTool
 from galley.server.protocol.turns import Turn
 
 
@@ -24,6 +25,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[ChatTool] | None = None
 
     def check(self) -> None:
         """Raise InvalidRequest unless exactly one of the two is given."""

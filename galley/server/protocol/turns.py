@@ -19,6 +19,16 @@ def _part(kind: str, key: str) -> dict[str, Any]:
     return {"type": "object", "required": ["type", key], "properties": properties}
 
 
+def _typed(kind: str, fields: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An object of this type, with these fields (by default a text)."""
+    fields = fields or {"text": _TEXT}
+    return {
+        "type": "object",
+        "required": ["type", *fields],
+        "properties": {"type": {"const": kind}, **fields},
+    }
+
+
 _ROLE = {"type": "string", "minLength": 1}
 _PARTS = [_TEXT, *(_part(kind, key) for kind, key in TEXT_PARTS.items())]
 _CONTENT = {"anyOf": [_TEXT, {"type": "null"}, {"type": "array", "items": {"anyOf": _PARTS}}]}
@@ -39,9 +49,25 @@ _TURN = {
     "required": ["role"],
     "properties": {"role": _ROLE, "content": _CONTENT, "tool_calls": _CALLS},
 }
+_CALL_ID = {"call_id": _TEXT}
 _ITEM = {
-    "required": ["role", "content"],
-    "properties": {"type": {"const": "message"}, "role": _ROLE, "content": _CONTENT},
+    "anyOf": [
+        {
+            "required": ["role", "content"],
+            "properties": {"type": {"const": "message"}, "role": _ROLE, "content": _CONTENT},
+        },
+        _typed("function_call", {**_CALL_ID, "name": _TEXT, "arguments": _TEXT}),
+        _typed("function_call_output", {**_CALL_ID, "output": _TEXT}),
+        _typed("reasoning", {"content": {"type": "array", "items": _typed("reasoning_text")}}),
+    ]
+}
+_BLOCK = {
+    "anyOf": [
+        _part("text", "text"),
+        _part("thinking", "thinking"),
+        _typed("tool_use", {"id": _TEXT, "name": _TEXT, "input": {"type": "object"}}),
+        _typed("tool_result", {"tool_use_id": _TEXT, "content": _TEXT}),
+    ]
 }
 
 #: A message of OpenAI's chat completions.
@@ -49,4 +75,4 @@ Turn = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_TURN)]
 #: An item of the input of OpenAI's responses.
 Item = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_ITEM)]
 #: A part of the content of Anthropic's messages.
-Block = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_part("text", "text"))]
+Block = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_BLOCK)]

@@ -18,11 +18,13 @@ from galley.server.protocol.anthropic import (
     count_reader,
     messages_reader,
 )
+from galley.server.protocol.tools import message_choice
 from galley.server.rendering import render
 from galley.server.response_builder import to_json
 from galley.server.router import Router
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import collect, until_disconnect
+from galley.server.tool_use import ToolUse, tool_use
 
 _MODEL_ERRORS = dict.fromkeys((400, 404, 413, 503), MessagesError)
 _GENERATION_ERRORS = {**_MODEL_ERRORS, 500: MessagesError}
@@ -39,8 +41,9 @@ def routes(ctx: Context) -> Router:
         apply_priority_header(raw, fields)
         model = ctx.model_name(request.model)
         id = request_id(raw, "msg", None, ctx.caps.request_id)
-        prompt = await _prompt(ctx, request)
-        parser = ctx.parser_of(prompt)
+        use = _tool_use(ctx, request)
+        prompt = await _prompt(ctx, request, use)
+        parser = ctx.parser_of(prompt, use)
         answer = MessageBuilder(id, model, parser)
         params = sampling_params(
             fields,
@@ -63,19 +66,30 @@ def routes(ctx: Context) -> Router:
         """The number of tokens of a conversation's prompt."""
         request = await ctx.read(raw, count_reader)
         ctx.model_name(request.model)
-        text = await _prompt(ctx, request)
+        text = await _prompt(ctx, request, _tool_use(ctx, request))
         ids = await asyncio.to_thread(ctx.require_tokenizer().encode, text, False)
         return json_response(to_json(TokenCount(len(ids))))
 
     return router
 
 
-async def _prompt(ctx: Context, request: Conversation) -> str:
+def _tool_use(ctx: Context, request: Conversation) -> ToolUse:
+    """Raises InvalidRequest for a choice of tools that cannot be served."""
+    return tool_use(
+        ctx.server,
+        [each.tool() for each in request.tools or ()],
+        message_choice(request.tool_choice),
+        given=request.tools is not None,
+    )
+
+
+async def _prompt(ctx: Context, request: Conversation, use: ToolUse) -> str:
     return await render(
         ctx,
         request.chat_messages(),
         add_generation_prompt=not request.continues,
         continue_final_message=request.continues,
         chat_template=None,
-        chat_template_kwargs=request.chat_template_kwargs,
+        chat_template_kwargs=request.template_kwargs(),
+        tools=use.for_template(),
     )

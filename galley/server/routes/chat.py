@@ -21,6 +21,7 @@ from galley.server.protocol.chat import (
     check_chat,
     reader,
 )
+from galley.server.protocol.tools import chat_choice
 from galley.server.rendering import render
 from galley.server.response_builder import ResponseHeader
 from galley.server.router import GENERATION_ERRORS, Router
@@ -31,6 +32,7 @@ from galley.server.stream import (
     start_all,
     until_disconnect,
 )
+from galley.server.tool_use import ToolUse, tool_use
 
 Messages = list[dict[str, Any]]
 
@@ -60,9 +62,10 @@ def routes(ctx: Context) -> Router:
         request = await ctx.read(raw, batch_reader)
         apply_priority_header(raw, request)
         check_batch(request, ctx.caps)
+        use = tool_use_of(ctx, request)
         head = _head(ctx, raw, request)
-        prompts = [await prompt_of(ctx, request, messages) for messages in request.messages]
-        parsers = [ctx.parsers(prompt, request.n or 1) for prompt in prompts]
+        prompts = [await prompt_of(ctx, request, messages, use) for messages in request.messages]
+        parsers = [ctx.parsers(prompt, request.n or 1, use) for prompt in prompts]
         answer = _answer(ctx, head, request, request.messages, parsers)
         streams = await until_disconnect(
             raw.receive,
@@ -81,9 +84,10 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     request = reader.read(body)
     apply_priority_header(raw, request)
     check_chat(request, ctx.caps)
+    use = tool_use_of(ctx, request)
     head = _head(ctx, raw, request)
-    prompt = await prompt_of(ctx, request, request.messages)
-    parsers = ctx.parsers(prompt, request.n or 1)
+    prompt = await prompt_of(ctx, request, request.messages, use)
+    parsers = ctx.parsers(prompt, request.n or 1, use)
     answer = _answer(ctx, head, request, [request.messages], [parsers], prompt)
     if request.use_beam_search:
         limit = request.max_completion_tokens
@@ -135,7 +139,18 @@ def _answer(
     )
 
 
-async def prompt_of(ctx: Context, request: ChatFields, messages: Messages) -> str:
+def tool_use_of(ctx: Context, request: ChatFields) -> ToolUse:
+    """Raises InvalidRequest for a choice of tools that cannot be served."""
+    return tool_use(
+        ctx.server,
+        [each.tool() for each in request.tools or ()],
+        chat_choice(request.tool_choice, request.parallel_tool_calls),
+        given=request.tools is not None,
+        reasoning=request.include_reasoning,
+    )
+
+
+async def prompt_of(ctx: Context, request: ChatFields, messages: Messages, use: ToolUse) -> str:
     """The text that the model is given for `messages`."""
     return await render(
         ctx,
@@ -144,6 +159,7 @@ async def prompt_of(ctx: Context, request: ChatFields, messages: Messages) -> st
         continue_final_message=request.continue_final_message,
         chat_template=request.chat_template,
         chat_template_kwargs=_template_kwargs(request),
+        tools=use.for_template(),
         documents=request.documents,
     )
 
@@ -185,4 +201,6 @@ def _template_kwargs(request: ChatFields) -> dict[str, Any]:
     kwargs: dict[str, Any] = {}
     if request.reasoning_effort is not None:
         kwargs["reasoning_effort"] = request.reasoning_effort
+        if request.reasoning_effort == "none":
+            kwargs["enable_thinking"] = False
     return {**kwargs, **(request.chat_template_kwargs or {})}

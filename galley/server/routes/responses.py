@@ -28,6 +28,7 @@ from galley.server.protocol.responses import (
     check_responses,
     reader,
 )
+from galley.server.protocol.tools import response_choice
 from galley.server.rendering import render
 from galley.server.response_builder import to_json
 from galley.server.response_object_builder import ResponseObjectBuilder
@@ -35,6 +36,7 @@ from galley.server.response_store import Record, ResponseStore
 from galley.server.router import GENERATION_ERRORS, Router
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import OutputStream, collect, merge, until_disconnect
+from galley.server.tool_use import ToolUse, tool_use
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ class ResponsesHandler:
         apply_priority_header(raw, request)
         if not self.ctx.store_responses:
             self._refuse_fields_that_need_a_store(request)
+        use = self._tool_use(request)
         messages = self._messages(request)
         model = self.ctx.model_name(request.model)
         fields = request.generation(self.ctx.caps)
@@ -116,8 +119,8 @@ class ResponsesHandler:
         response = _new_response(request, params, model)
         record = Record(response, messages, [] if request.background and request.stream else None)
         keep = self.ctx.store_responses and request.store and not request.background
-        prompt = await self._prompt(request, messages)
-        parser = self.ctx.parser_of(prompt)
+        prompt = await self._prompt(request, messages, use)
+        parser = self.ctx.parser_of(prompt, use)
         answer = ResponseObjectBuilder(
             response,
             params.logprobs,
@@ -196,6 +199,21 @@ class ResponsesHandler:
                     field=name,
                 )
 
+    def _tool_use(self, request: ResponsesRequest) -> ToolUse:
+        """Raises InvalidRequest for a choice of tools that cannot be served."""
+        tools = [each.tool() for each in request.tools or ()]
+        choice = response_choice(
+            request.tool_choice or ("auto" if tools else None), request.parallel_tool_calls
+        )
+        without = not tools and request.tool_choice == "auto"
+        return tool_use(
+            self.ctx.server,
+            tools,
+            None if without else choice,
+            given=request.tools is not None,
+            reasoning=request.include_reasoning,
+        )
+
     def _messages(self, request: ResponsesRequest) -> list[dict[str, Any]]:
         """The whole conversation without instructions, which belong to one request only."""
         before = request.previous_input_messages or []
@@ -209,10 +227,14 @@ class ResponsesHandler:
             before = record.next_messages()
         return [*before, *request.messages()]
 
-    async def _prompt(self, request: ResponsesRequest, messages: list[dict[str, Any]]) -> str:
+    async def _prompt(
+        self, request: ResponsesRequest, messages: list[dict[str, Any]], use: ToolUse
+    ) -> str:
         kwargs = dict(request.chat_template_kwargs or {})
         if request.reasoning and request.reasoning.effort:
             kwargs.setdefault("reasoning_effort", request.reasoning.effort)
+            if request.reasoning.effort == "none":
+                kwargs.setdefault("enable_thinking", False)
         if request.instructions:
             messages = [{"role": "system", "content": request.instructions}, *messages]
         return await render(
@@ -222,6 +244,7 @@ class ResponsesHandler:
             continue_final_message=False,
             chat_template=None,
             chat_template_kwargs=kwargs,
+            tools=use.for_template(),
         )
 
 
@@ -233,7 +256,9 @@ def _new_response(request: ResponsesRequest, params: SamplingParams, model: str)
         instructions=request.instructions,
         metadata=request.metadata,
         model=model,
-        parallel_tool_calls=bool(request.parallel_tool_calls),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        tools=request.tools or [],
+        tool_choice=request.tool_choice or "auto",
         temperature=params.temperature,
         top_p=params.top_p,
         background=bool(request.background),

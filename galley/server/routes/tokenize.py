@@ -42,6 +42,7 @@ def routes(ctx: Context) -> Router:
                 continue_final_message=request.continue_final_message,
                 chat_template=request.chat_template,
                 chat_template_kwargs=request.chat_template_kwargs,
+                tools=[each.tool().for_template() for each in request.tools or ()] or None,
             )
             special = bool(special)
         else:
