@@ -17,7 +17,7 @@ from galley.chat.tool_parsers.calls import CallWriter, ToolFormat, ToolParser, r
 from galley.chat.tool_parsers.harmony import Harmony
 from galley.chat.tool_parsers.json_calls import JsonCalls
 from galley.chat.tools import FunctionTool, ToolChoice
-from galley.errors import ConfigError
+from galley.errors import ConfigError, Unsupported
 
 T = TypeVar("T")
 
@@ -83,6 +83,20 @@ class OutputFormats:
         begun = reasoning.begun(prompt)
         thinking = ScanningParser(lambda scan: reasoning.steps(scan, begun), reasoning.special)
         return thinking if parser is None else Chain(thinking, parser)
+
+    def constraint_starts_after(self, prompt: str) -> str | None:
+        """The marker after which a constraint on an answer to `prompt` applies; None: at once.
+
+        Raises Unsupported for a format that is more than reasoning and an answer.
+        """
+        if isinstance(self.reasoning, Harmony):
+            raise Unsupported(
+                "constraints are not supported with the harmony format (openai, openai_gptoss).",
+                field="tool_choice",
+            )
+        if self.reasoning is None or not self.reasoning.begun(prompt):
+            return None
+        return self.reasoning.end
 
     def _tool_parser(self, choice: ToolChoice, calls: CallWriter) -> ToolParser | None:
         if choice.mode == "required":

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from galley.chat.tool_schema import schema_of
 from galley.chat.tools import FunctionTool, ToolChoice
 from galley.errors import InvalidRequest
+from galley.request import SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from galley.config.server import ServerConfig
+    from galley.server.context import Context
 
 
 @dataclass(frozen=True)
@@ -75,3 +80,29 @@ def tool_use(
             field="tool_choice",
         )
     return ToolUse(tuple(tools), choice, tuple(tools), reasoning)
+
+
+def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse) -> SamplingParams:
+    """`params` whose answer calls the tools that it must call.
+
+    A constraint, also one that the request brings itself, applies to what follows the reasoning
+    where the prompt has begun it, and to the whole answer otherwise.
+
+    Raises:
+        Unsupported: the format of the model's calls cannot be constrained.
+        InvalidRequest: the parameters of a function are nested too deeply.
+    """
+    try:
+        schema = schema_of(use.tools, use.choice)
+    except RecursionError:
+        raise InvalidRequest("tools: parameters are nested too deeply.", field="tools") from None
+    output = params.structured_outputs
+    if schema is not None:
+        output = StructuredOutputsParams(json=schema)
+    if output is None:
+        return params
+    marker = None if ctx.formats is None else ctx.formats.constraint_starts_after(prompt)
+    if marker is not None:
+        ids = ctx.require_tokenizer().encode(marker, False)
+        output = msgspec.structs.replace(output, start_after=[ids])
+    return msgspec.structs.replace(params, structured_outputs=output)

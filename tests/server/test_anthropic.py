@@ -135,7 +135,7 @@ def test_a_disconnect_aborts(served: Served) -> None:
         ({"messages": [{"role": "judge", "content": "x"}]}, 400, "invalid_request_error", "role"),
         ({"thinking": {"type": "maybe"}}, 400, "invalid_request_error", "thinking"),
         ({"tools": [{"name": "f"}]}, 400, "invalid_request_error", "--tool-call-parser"),
-        ({"tools": [{"input_schema": {}}]}, 400, "invalid_request_error", "tools.name"),
+        ({"tools": [{"input_schema": {}}]}, 400, "invalid_request_error", "tools[0].name"),
         ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error", "tools"),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},

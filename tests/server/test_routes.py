@@ -123,7 +123,7 @@ def test_the_api_describes_itself(served: Served) -> None:
     assert properties["user"]["description"].startswith("Without effect")
     assert "text/event-stream" in operation["responses"]["200"]["content"]
     assert operation["responses"].keys() == {"200", "400", "404", "413", "500", "503"}
-    assert properties["tools"]["description"].startswith("Refused")
+    assert properties["functions"]["description"].startswith("Refused")
     for path in ("/docs", "/redoc"):
         assert served.get(path).status_code == 200
 

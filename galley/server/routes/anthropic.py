@@ -24,7 +24,7 @@ from galley.server.response_builder import to_json
 from galley.server.router import Router
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import collect, until_disconnect
-from galley.server.tool_use import ToolUse, tool_use
+from galley.server.tool_use import ToolUse, constrained, tool_use
 
 _MODEL_ERRORS = dict.fromkeys((400, 404, 413, 503), MessagesError)
 _GENERATION_ERRORS = {**_MODEL_ERRORS, 500: MessagesError}
@@ -54,6 +54,7 @@ def routes(ctx: Context) -> Router:
         )
         if parser is not None:
             params = parser.adjust(params)
+        params = constrained(ctx, params, prompt, use)
         begin = start(ctx, prompt, params, id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.stream:

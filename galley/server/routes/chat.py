@@ -32,7 +32,7 @@ from galley.server.stream import (
     start_all,
     until_disconnect,
 )
-from galley.server.tool_use import ToolUse, tool_use
+from galley.server.tool_use import ToolUse, constrained, tool_use
 
 Messages = list[dict[str, Any]]
 
@@ -70,7 +70,7 @@ def routes(ctx: Context) -> Router:
         streams = await until_disconnect(
             raw.receive,
             start_all(
-                start_chat(ctx, request, prompt, f"{head.id}_{i}", parsers[i])
+                start_chat(ctx, request, prompt, f"{head.id}_{i}", parsers[i], use)
                 for i, prompt in enumerate(prompts)
             ),
         )
@@ -100,7 +100,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
             answer.whole([await until_disconnect(raw.receive, searching)]),
             headers=load_report(raw, ctx.metrics),
         )
-    starting = start_chat(ctx, request, prompt, head.id, parsers)
+    starting = start_chat(ctx, request, prompt, head.id, parsers, use)
     stream = await until_disconnect(raw.receive, starting)
     if request.stream:
         return ctx.events([stream], answer)
@@ -170,6 +170,7 @@ async def start_chat(
     prompt: str,
     name: str,
     parsers: list[AssistantParser],
+    use: ToolUse,
 ) -> OutputStream:
     """Hand a rendered conversation to the engine."""
     limit = request.max_completion_tokens
@@ -182,6 +183,7 @@ async def start_chat(
     )
     if parsers:
         params = parsers[0].adjust(params)
+    params = constrained(ctx, params, prompt, use)
     return await start(ctx, prompt, params, name, request, request.add_special_tokens)
 
 

@@ -36,7 +36,7 @@ from galley.server.response_store import Record, ResponseStore
 from galley.server.router import GENERATION_ERRORS, Router
 from galley.server.sampling import sampling_params, start
 from galley.server.stream import OutputStream, collect, merge, until_disconnect
-from galley.server.tool_use import ToolUse, tool_use
+from galley.server.tool_use import ToolUse, constrained, tool_use
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,7 @@ class ResponsesHandler:
         )
         if parser is not None:
             params = parser.adjust(params)
+        params = constrained(self.ctx, params, prompt, use)
         begin = start(self.ctx, prompt, params, response.id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.background:
