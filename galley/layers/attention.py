@@ -31,6 +31,8 @@ class AttentionSpec:
             projection; None = none.
         norm_after_rotary: q_norm and k_norm come after the rotation.
         soft_cap: scores are soft_cap * tanh(score / soft_cap); 0 = as they are.
+        gate: projection [heads * head_dim, hidden] whose sigmoid is a factor of what `out` reads;
+            None = none.
         sinks: the tensor [heads] of a further score of each head; None = none.
         slopes: of each head, by which scores fall with distance (`layers.alibi`); None = none.
     """
@@ -53,6 +55,7 @@ class AttentionSpec:
     v_norm: NormSpec | None = None
     soft_cap: float = 0.0
     sinks: Part | None = None
+    gate: Part | None = None
     slopes: tuple[float, ...] | None = None
     norm_after_rotary: bool = False
 
@@ -70,7 +73,10 @@ class Attention:
                 f"{spec.heads} query and {spec.kv_heads} KV heads cannot be shared by {ranks} ranks"
             )
         heads, kv_heads = spec.heads // ranks, spec.kv_heads // ranks
-        self.qkv = Linear(source, Matrix((spec.q, spec.k, spec.v), "outputs"), spec.qkv_bias)
+        parts = (
+            (spec.q, spec.k, spec.v) if spec.gate is None else (spec.q, spec.k, spec.v, spec.gate)
+        )
+        self.qkv = Linear(source, Matrix(parts, "outputs"), spec.qkv_bias)
         self.out = Linear(source, Matrix((spec.out,), "inputs"), spec.out_bias)
         self.q_norm, self.k_norm, self.v_norm = (
             projection_norm(source, norm, d) for norm in (spec.q_norm, spec.k_norm, spec.v_norm)
@@ -84,11 +90,12 @@ class Attention:
             slopes = np.array(spec.slopes[first : first + heads], np.float32)
             self.slopes = source.constant((heads,), lambda: slopes)
         self._norm_last = spec.norm_after_rotary
-        self._sizes = (heads * d, kv_heads * d, kv_heads * d)
+        sizes = (heads * d, kv_heads * d, kv_heads * d)
+        self._sizes = sizes if spec.gate is None else (*sizes, heads * d)
         self._scale, self._soft_cap = spec.scale, spec.soft_cap
 
     def __call__(self, ops: Ops, x: Value, ctx: ForwardContext) -> Value:
-        q, k, v = ops.split(self.qkv(ops, x), self._sizes)
+        q, k, v, *gate = ops.split(self.qkv(ops, x), self._sizes)
         if not self._norm_last:
             q, k = self._normed(ops, q, k)
         if self.v_norm is not None:
@@ -102,6 +109,8 @@ class Attention:
         attended = ops.attention(
             q, self.layer, self._scale, ctx, self.slopes, self._soft_cap, self.sinks
         )
+        if gate:
+            attended = ops.gate(attended, gate[0], "sigmoid")
         return self.out(ops, attended)
 
     def _normed(self, ops: Ops, q: Value, k: Value) -> tuple[Value, Value]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from galley.errors import ModelError
 from galley.kernels.ops import CacheLayer, KVLayer, RotaryTable, StateLayer
 from galley.layers.rotary import Rotary, rotary_table
 from galley.layers.weights import WeightSource
@@ -36,6 +37,11 @@ class BuildContext:
         state = StateLayer(len(self.kv_layers), units, unit_size)
         self.kv_layers.append(state)
         return state
+
+    def require_one_rank(self, what: str) -> None:
+        """Raise ModelError where ranks would have to share what they cannot."""
+        if self.source.group.size > 1:
+            raise ModelError(f"{what} cannot be shared by {self.source.group.size} ranks")
 
     def rotary_table(self, rotary: Rotary) -> RotaryTable:
         """The table of a rotary embedding; layers with equal settings share one."""

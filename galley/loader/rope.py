@@ -6,6 +6,10 @@ from typing import Any
 
 from galley.loader.fields import MAX_POSITIONS, Fields
 
+#: Model types whose sequences have no longest length, and the one that is taken unless the config
+#: or --max-model-len names another.
+_WITHOUT_POSITIONS = ("falcon_mamba", "mamba", "mamba2", "rwkv7")
+UNLIMITED = 2**20
 #: Scalings whose max_position_embeddings is the scaled length already.
 _LENGTH_INCLUDED = ("default", "llama3", "longrope", "su", "frequency_factors")
 
@@ -33,7 +37,10 @@ def with_rope_keys(config: dict[str, Any], where: str) -> dict[str, Any]:
 
 def max_position(config: dict[str, Any], where: str) -> int:
     """Longest sequence after rope scaling, from a config that `with_rope_keys` has normalised."""
-    length = Fields(config, where).integer("max_position_embeddings", least=1, most=MAX_POSITIONS)
+    own = Fields(config, where)
+    if config.get("model_type") in _WITHOUT_POSITIONS:
+        return own.integer("max_position_embeddings", UNLIMITED, least=1, most=MAX_POSITIONS)
+    length = own.integer("max_position_embeddings", least=1, most=MAX_POSITIONS)
     scaling = config.get("rope_scaling")
     if scaling is None:
         return length

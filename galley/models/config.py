@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from galley.config import ModelInfo
@@ -169,6 +170,40 @@ def _positive(scaling: Fields, key: str, default: float | None = None) -> float:
 
 def _original(scaling: Fields, max_position: int) -> int:
     return scaling.integer("original_max_position_embeddings", max_position, least=1)
+
+
+def read_limits(config: ModelFields, key: str) -> tuple[float, float]:
+    """[least, greatest] of a number, from 0 to infinity where missing."""
+    value: Any = config.values.get(key)
+    if value is None:
+        return 0.0, math.inf
+    # An infinity is written as such or, by newer versions, as an object.
+    numbers: list[Any] = [x.get("__float__") if isinstance(x, dict) else x for x in value or ()]
+    try:
+        least, greatest = (float(x) for x in numbers)
+    except (TypeError, ValueError):
+        raise config.wrong(key, "two numbers") from None
+    if not 0 <= least <= greatest:
+        raise config.wrong(key, "two numbers, at least 0 and in order")
+    return least, greatest
+
+
+#: Older names of kinds of layers.
+_KINDS = {"mamba": "linear_attention", "attention": "full_attention"}
+
+
+def layer_kinds(config: ModelFields, num_layers: int, known: Sequence[str]) -> list[str]:
+    """The kind of each layer, from `layer_types` or, in older checkpoints, `layers_block_type`.
+
+    Raises ModelError for a list of another length and for a kind that is not among `known`.
+    """
+    key = "layer_types" if config.has("layer_types") else "layers_block_type"
+    kinds: Any = config.values.get(key)
+    if isinstance(kinds, list) and len(kinds) == num_layers:
+        kinds = [_KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
+        if all(kind in known for kind in kinds):
+            return kinds
+    raise config.wrong(key, f"{num_layers} of {' or '.join(known)}")
 
 
 def layer_windows(config: ModelFields, num_layers: int) -> list[int]:

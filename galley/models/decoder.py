@@ -69,13 +69,14 @@ class LayerSpec:
         h += residual * out_norm(block(norm(h)))
 
     Attributes:
+        mixer, mlp: None = the layer has the other block alone.
         mixer_norm, mlp_norm: of each block's input; None = none.
         mixer_out_norm, mlp_out_norm: of each block's output; None = none.
         residual: factor of each block's output.
     """
 
-    mixer: MixerSpec
-    mlp: FeedForwardSpec
+    mixer: MixerSpec | None
+    mlp: FeedForwardSpec | None
     mixer_norm: NormSpec | None
     mlp_norm: NormSpec | None
     mixer_out_norm: NormSpec | None = None
@@ -158,18 +159,21 @@ class DecoderLayer:
 
     def __init__(self, spec: LayerSpec, context: BuildContext) -> None:
         self.mixer_norm = _norm(spec.mixer_norm, context.source)
-        self.mixer = spec.mixer.build(context)
+        self.mixer = None if spec.mixer is None else spec.mixer.build(context)
         self.mixer_out_norm = _norm(spec.mixer_out_norm, context.source)
         self.mlp_norm = _norm(spec.mlp_norm, context.source)
-        self.mlp = spec.mlp.build(context)
+        self.mlp = None if spec.mlp is None else spec.mlp.build(context)
         self.mlp_out_norm = _norm(spec.mlp_out_norm, context.source)
         self._residual = Multiplier(context.source, spec.residual)
 
     def __call__(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
-        out = self.mixer(ops, self.mixer_norm(ops, hidden), ctx)
-        hidden = ops.add(hidden, self._residual(ops, self.mixer_out_norm(ops, out)))
-        out = self.mlp(ops, self.mlp_norm(ops, hidden))
-        return ops.add(hidden, self._residual(ops, self.mlp_out_norm(ops, out)))
+        if self.mixer is not None:
+            out = self.mixer(ops, self.mixer_norm(ops, hidden), ctx)
+            hidden = ops.add(hidden, self._residual(ops, self.mixer_out_norm(ops, out)))
+        if self.mlp is not None:
+            out = self.mlp(ops, self.mlp_norm(ops, hidden))
+            hidden = ops.add(hidden, self._residual(ops, self.mlp_out_norm(ops, out)))
+        return hidden
 
 
 class ParallelLayer:

@@ -17,19 +17,12 @@ def qwen2_moe(model_info: ModelInfo) -> DecoderSpec:
     """As Qwen2, with a shared expert whose output has a sigmoid gate."""
     config = model_fields(model_info)
     sizes = read_sizes(config)
-    shared = config.integer("shared_expert_intermediate_size", least=1)
     qkv_bias = config.flag("qkv_bias", True)
     layers = []
     for i, window in enumerate(layer_windows(config, sizes.layers)):
         spec = layer(sizes, i, window=window, qkv_bias=qkv_bias)
-        if _is_sparse(config, i):
-            prefix = f"model.layers.{i}.mlp"
-            moe = replace(
-                _mixture(config, prefix, sizes.hidden),
-                shared=gated(f"{prefix}.shared_expert", sizes.hidden, shared),
-                shared_gate=Part(f"{prefix}.shared_expert_gate", (1, sizes.hidden)),
-            )
-            spec = replace(spec, mlp=moe)
+        if is_sparse(config, i):
+            spec = replace(spec, mlp=shared_mixture(config, f"model.layers.{i}.mlp", sizes.hidden))
         layers.append(spec)
     return decoder(sizes, layers)
 
@@ -42,13 +35,13 @@ def qwen3_moe(model_info: ModelInfo) -> DecoderSpec:
     layers = []
     for i, window in enumerate(layer_windows(config, sizes.layers)):
         spec = layer(sizes, i, window=window, qkv_bias=bias, out_bias=bias, qk_norm=True)
-        if _is_sparse(config, i):
-            spec = replace(spec, mlp=_mixture(config, f"model.layers.{i}.mlp", sizes.hidden))
+        if is_sparse(config, i):
+            spec = replace(spec, mlp=qwen_mixture(config, f"model.layers.{i}.mlp", sizes.hidden))
         layers.append(spec)
     return decoder(sizes, layers)
 
 
-def _is_sparse(config: ModelFields, index: int) -> bool:
+def is_sparse(config: ModelFields, index: int) -> bool:
     """Whether a layer has experts: every `decoder_sparse_step`th, but none of `mlp_only_layers`."""
     dense = config.values.get("mlp_only_layers") or []
     if not isinstance(dense, list):
@@ -57,9 +50,20 @@ def _is_sparse(config: ModelFields, index: int) -> bool:
     return index not in dense and (index + 1) % step == 0
 
 
-def _mixture(config: ModelFields, prefix: str, hidden: int) -> MoESpec:
+def qwen_mixture(config: ModelFields, prefix: str, hidden: int) -> MoESpec:
+    """Experts of `moe_intermediate_size` under `prefix`."""
     renormalise = config.flag("norm_topk_prob", False)
     routing = read_routing(config, renormalise=renormalise)
     intermediate = config.integer("moe_intermediate_size", least=1)
     parts = experts(f"{prefix}.experts", routing.experts, hidden, intermediate)
     return mixture(prefix, hidden, routing, parts)
+
+
+def shared_mixture(config: ModelFields, prefix: str, hidden: int) -> MoESpec:
+    """The same beside a shared expert whose output has a sigmoid gate."""
+    shared = config.integer("shared_expert_intermediate_size", least=1)
+    return replace(
+        qwen_mixture(config, prefix, hidden),
+        shared=gated(f"{prefix}.shared_expert", hidden, shared),
+        shared_gate=Part(f"{prefix}.shared_expert_gate", (1, hidden)),
+    )

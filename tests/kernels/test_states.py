@@ -9,6 +9,8 @@ import pytest
 
 from galley.kernels.ops import StateLayer
 from galley.kernels.ops.causal_conv import conv_state
+from galley.kernels.ops.gated_delta_rule import delta_state
+from galley.kernels.ops.selective_scan import scan_state
 from galley.kernels.ops.ssd_scan import SSDParameters, ssd_state
 from tests.kernels.native_harness import ISAS
 from tests.kernels.states import Call, definition, native
@@ -60,7 +62,46 @@ def ssd_case(head_dim: int, state_size: int, gated: bool) -> Case:
     return Case(ssd, constants, StateLayer(0, *ssd_state(heads, head_dim, state_size)), widths)
 
 
+def scan(ops, values, constants, state, ctx):
+    return ops.selective_scan(**values, **constants, state=state, ctx=ctx)
+
+
+def scan_case(channels: int, state_size: int, gated: bool) -> Case:
+    constants = {"a_log": normal(channels, state_size, seed=1), "d": normal(channels, seed=2)}
+    widths = {"x": channels, "dt": channels, "b": state_size, "c": state_size}
+    if gated:
+        widths["gate"] = channels
+    return Case(scan, constants, StateLayer(0, *scan_state(channels, state_size)), widths)
+
+
+def delta(ops, values, constants, state, ctx):
+    return ops.gated_delta_rule(**values, **constants, key_heads=2, state=state, ctx=ctx)
+
+
+def delta_case(keys: int, values: int) -> Case:
+    heads = 4
+    constants = {"a_log": normal(heads, seed=1), "dt_bias": normal(heads, seed=2)}
+    widths = {"q": 2 * keys, "k": 2 * keys, "v": heads * values, "alpha": heads, "beta": heads}
+    return Case(delta, constants, StateLayer(0, *delta_state(heads, keys, values)), widths)
+
+
+def wkv(ops, values, constants, state, ctx):
+    return ops.wkv7(**values, heads=2, state=state, ctx=ctx)
+
+
+def wkv_case(size: int) -> Case:
+    return Case(
+        wkv, {}, StateLayer(0, *delta_state(2, size, size)), dict.fromkeys("rwkvab", 2 * size)
+    )
+
+
 CASES = {
+    "selective scan": scan_case(channels=32, state_size=16, gated=False),
+    "selective scan, odd sizes, gate": scan_case(channels=40, state_size=5, gated=True),
+    "delta rule": delta_case(keys=32, values=48),
+    "delta rule, odd sizes": delta_case(keys=18, values=20),
+    "wkv7": wkv_case(size=32),
+    "wkv7, odd size": wkv_case(size=18),
     "convolution": conv_case(gated=False),
     "gated convolution": conv_case(gated=True),
     "ssd": ssd_case(head_dim=32, state_size=24, gated=False),
@@ -75,7 +116,8 @@ CUT = [[13, 0, 5], [1, 1, 0], [40, 0, 31], *[[1, 0, 0]] * 6, [10, 0, 1]]
 def rows_of(case) -> list[dict[str, np.ndarray]]:
     return [
         {
-            name: normal(n, width, seed=10 * r + i)
+            # Small, so that the state of a recurrence without normalised keys stays small.
+            name: normal(n, width, seed=10 * r + i) * np.float32(0.2 if case.call is wkv else 1)
             for i, (name, width) in enumerate(case.widths.items())
         }
         for r, n in enumerate(LENGTHS)

@@ -16,6 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from galley.config import ModelInfo
 from galley.loader.common_keys import with_common_keys
 from galley.loader.hf_names import model_name
+from galley.loader.rope import max_position
 from galley.loader.tensor import RawTensor
 from tests.models.remote import Remote
 
@@ -72,6 +73,9 @@ ROPES: dict[str, dict[str, Any]] = {
 PHI3 = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
+MAMBA2 = {"head_dim": 16, "num_heads": 8, "state_size": 16, "n_groups": 2}
+
+
 @dataclass
 class Case:
     """A family and the config values that make this checkpoint special.
@@ -82,6 +86,7 @@ class Case:
         head: of the name of transformers' model class.
         attention: transformers' implementation of it.
         remote: the family that this is a reference of.
+        config_class: transformers' config class, if it is not FAMILYConfig.
     """
 
     family: str
@@ -89,6 +94,7 @@ class Case:
     head: str = "ForCausalLM"
     attention: str = "eager"
     remote: Remote | None = None
+    config_class: str | None = None
 
     @property
     def architecture(self) -> str:
@@ -153,9 +159,18 @@ CASES: dict[str, Case] = {
 }
 
 
+CASES |= {
+    "mamba2-limits": Case(
+        "Mamba2",
+        {**MAMBA2, "use_bias": True, "use_conv_bias": False, "n_groups": 1, "head_dim": 20}
+        | {"expand": 5, "num_heads": 16, "state_size": 13, "time_step_limit": (0.5, 0.9)},
+    ),
+}
+
+
 def make(case: Case, seed: int = 0) -> torch.nn.Module:
     """A transformers model of the case, all weights (norms and biases too) random, float32."""
-    config_class = getattr(transformers, f"{case.family}Config")
+    config_class = getattr(transformers, case.config_class or f"{case.family}Config")
     config = config_class(**{**SIZES, **case.config})
     config._attn_implementation = case.attention
     torch.manual_seed(seed)
@@ -207,7 +222,7 @@ def info_of(config: dict[str, Any]) -> ModelInfo:
         architecture=config["architectures"][0],
         hf_config=config,
         vocab_size=config["vocab_size"],
-        max_position=config["max_position_embeddings"],
+        max_position=max_position(config, "a test"),
         dtype="float32",
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tests.models import mixtures
 from tests.models.checkpoints import PHI3, ROPES, Case
+from tests.models.hybrids import HYBRIDS
 from tests.models.remote import EXAONE, INTERNLM2, Remote, fused, with_alibi
 
 #: Sizes by the names of GPT-2's and GPT-J's configs.
@@ -94,6 +95,7 @@ FAMILIES: dict[str, Case] = {
     "seed-oss": Case("SeedOss", {"head_dim": 32}),
     "stablelm": Case("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": Case("Starcoder2", {"sliding_window": 9, "bos_token_id": 1, "eos_token_id": 2}),
+    **HYBRIDS,
 }
 
 #: Other layouts of the same families, by config.

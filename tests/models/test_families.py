@@ -60,6 +60,7 @@ class Family:
             "max_num_batched_tokens": 48,
             "max_num_seqs": ROWS,
             "num_threads": 1,
+            "mamba_block_size": 16,
             # Too few for all rows at their full length.
             "num_gpu_blocks_override": self.blocks,
         }
@@ -69,7 +70,9 @@ class Family:
     def blocks(self) -> int:
         """A third of what all rows hold at their end."""
         backend = CpuBackend("f32", threads=1)
-        groups = backend.build(load(StateDict(self.model), backend), LIMITS).kv_layout(16).groups
+        groups = (
+            backend.build(load(StateDict(self.model), backend), LIMITS).kv_layout(16, 16).groups
+        )
         return ROWS * most_held(make_policies(groups, max_chunk=1), 60 + NEW) // 3
 
     @cached_property

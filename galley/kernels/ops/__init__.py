@@ -45,7 +45,9 @@ class Ops:
     from galley.kernels.ops.elementwise import elementwise
     from galley.kernels.ops.embedding import embedding
     from galley.kernels.ops.experts import experts
+    from galley.kernels.ops.gate import gate
     from galley.kernels.ops.gate_rows import gate_rows
+    from galley.kernels.ops.gated_delta_rule import gated_delta_rule
     from galley.kernels.ops.gated_norm import gated_norm
     from galley.kernels.ops.gelu_and_mul import gelu_and_mul
     from galley.kernels.ops.head_norm import head_norm
@@ -56,10 +58,12 @@ class Ops:
     from galley.kernels.ops.route import route
     from galley.kernels.ops.scale import scale
     from galley.kernels.ops.select_rows import select_rows
+    from galley.kernels.ops.selective_scan import selective_scan
     from galley.kernels.ops.silu_and_mul import silu_and_mul
     from galley.kernels.ops.soft_cap import soft_cap
     from galley.kernels.ops.split import split
     from galley.kernels.ops.ssd_scan import ssd_scan
+    from galley.kernels.ops.wkv7 import wkv7
     from galley.kernels.ops.write_kv import write_kv
 
     def __init__(self, backend: OpBackend, group: RankGroup | None = None) -> None:

@@ -1,0 +1,109 @@
+// Ops over states that are corrected by what they hold under a key (delta_rule_kernel.h). The units
+// of their states are heads, [keys][values, padded to 16].
+//
+// `gated_delta_rule`: q, k of unit length (q / sqrt(keys)), g = exp(-exp(a_log) * softplus(alpha +
+//   dt_bias)), beta = sigmoid(beta): S = g S + k (beta (v - g kᵀ S)), out = qᵀ S. Pointers: q, k (f32
+//   [tokens][key_heads * keys]), v, out (f32 [tokens][heads * values]), alpha, beta (f32
+//   [tokens][heads]), a_log, dt_bias (f32 [heads]), state. Ints: heads, key_heads (head h reads key
+//   head h / (heads / key_heads)), keys, values, q_stride?, k_stride?, v_stride?, alpha_stride?,
+//   beta_stride?, and those of the state (state.h). Floats: eps, of the lengths.
+// `wkv7`: S = diag(w) S + k vᵀ + b (aᵀ S), out = rᵀ S.
+//   Pointers: r, w, k, v, a, b, out (f32 [tokens][heads * size]), state. Ints: heads, size,
+//   NAME_stride? of each, and those of the state.
+#include "delta_rule_kernel.h"
+
+#include <cmath>
+
+#include "scratch.h"
+#include "state.h"
+
+namespace galley {
+namespace {
+
+int64_t padded(int64_t values) { return (values + 15) / 16 * 16; }
+
+class GatedDeltaRule final : public StateOp {
+ public:
+  explicit GatedDeltaRule(const Args& a)
+      : StateOp(StateCache(a, a.size("heads"), a.size("keys") * padded(a.size("values")))),
+        heads_(a.size("heads")), key_heads_(a.size("key_heads")), keys_(a.size("keys")),
+        values_(a.size("values")), q_(rows_argument(a, "q", key_heads_ * keys_)),
+        k_(rows_argument(a, "k", key_heads_ * keys_)), v_(rows_argument(a, "v", heads_ * values_)),
+        alpha_(rows_argument(a, "alpha", heads_)), beta_(rows_argument(a, "beta", heads_)),
+        a_log_(a.ptr<float>("a_log")), dt_bias_(a.ptr<float>("dt_bias")),
+        out_(a.ptr<float>("out")), eps_(a.f("eps")), kernel_(GALLEY_PICK(gated_delta_run)) {
+    if (heads_ % key_heads_ != 0) throw std::invalid_argument("key_heads must divide heads");
+  }
+
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
+    float* scratch = thread_scratch(delta_scratch(keys_));
+    for (int64_t tile = begin; tile < end; tile++) {
+      const int64_t head = tile / step.rows, key = head / (heads_ / key_heads_) * keys_;
+      const auto update = [&](float* state, int64_t token, int64_t count) {
+        GatedDeltaRun run{};
+        run.q = q_.row(token) + key, run.q_stride = q_.stride;
+        run.k = k_.row(token) + key, run.k_stride = k_.stride;
+        run.v = v_.row(token) + head * values_, run.v_stride = v_.stride;
+        run.alpha = alpha_.row(token) + head, run.alpha_stride = alpha_.stride;
+        run.beta = beta_.row(token) + head, run.beta_stride = beta_.stride;
+        run.out = out_ + (token * heads_ + head) * values_, run.out_stride = heads_ * values_;
+        run.keys = keys_, run.values = values_, run.count = count;
+        run.a = -std::exp(a_log_[head]), run.dt_bias = dt_bias_[head], run.eps = eps_;
+        kernel_(run, state, scratch);
+      };
+      state_.for_each_run(step, static_cast<int32_t>(tile % step.rows), head, update);
+    }
+  }
+
+ private:
+  int64_t heads_, key_heads_, keys_, values_;
+  Rows q_, k_, v_, alpha_, beta_;
+  const float *a_log_, *dt_bias_;
+  float* out_;
+  float eps_;
+  decltype(&generic::gated_delta_run) kernel_;
+};
+
+class Wkv7 final : public StateOp {
+ public:
+  explicit Wkv7(const Args& a)
+      : StateOp(StateCache(a, a.size("heads"), a.size("size") * padded(a.size("size")))),
+        heads_(a.size("heads")), size_(a.size("size")), r_(rows(a, "r")), w_(rows(a, "w")),
+        k_(rows(a, "k")), v_(rows(a, "v")), a_(rows(a, "a")), b_(rows(a, "b")),
+        out_(a.ptr<float>("out")), kernel_(GALLEY_PICK(wkv7_run)) {}
+
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
+    for (int64_t tile = begin; tile < end; tile++) {
+      const int64_t head = tile / step.rows, column = head * size_;
+      const auto update = [&](float* state, int64_t token, int64_t count) {
+        Wkv7Run run{};
+        run.r = r_.row(token) + column, run.r_stride = r_.stride;
+        run.w = w_.row(token) + column, run.w_stride = w_.stride;
+        run.k = k_.row(token) + column, run.k_stride = k_.stride;
+        run.v = v_.row(token) + column, run.v_stride = v_.stride;
+        run.a = a_.row(token) + column, run.a_stride = a_.stride;
+        run.b = b_.row(token) + column, run.b_stride = b_.stride;
+        run.out = out_ + token * heads_ * size_ + column, run.out_stride = heads_ * size_;
+        run.size = size_, run.count = count;
+        kernel_(run, state);
+      };
+      state_.for_each_run(step, static_cast<int32_t>(tile % step.rows), head, update);
+    }
+  }
+
+ private:
+  Rows rows(const Args& a, const char* name) const {
+    return rows_argument(a, name, heads_ * size_);
+  }
+
+  int64_t heads_, size_;
+  Rows r_, w_, k_, v_, a_, b_;
+  float* out_;
+  decltype(&generic::wkv7_run) kernel_;
+};
+
+GALLEY_OP(gated_delta_rule, GatedDeltaRule);
+GALLEY_OP(wkv7, Wkv7);
+
+}  // namespace
+}  // namespace galley

@@ -1,0 +1,15 @@
+// Product with an activated gate.
+#pragma once
+#include "variants.h"
+
+namespace galley {
+
+enum class GateFunction : int { silu = 0, sigmoid = 1 };
+
+GALLEY_VARIANTS(
+    // out[n] = x * function(gate * scale), stored as any kind through `scratch`[n]. Gate i / width
+    // belongs to element i.
+    void gate_row(const float* x, const float* gate, int64_t n, int64_t width, GateFunction function,
+                  float scale, float* scratch, Kind kind, void* out);)
+
+}  // namespace galley

@@ -1,0 +1,172 @@
+"""The gated delta rule: a state that is corrected by what it holds under a key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.kernels.ops.definition import NativeOp, Op
+from galley.kernels.ops.state_op import STATE_INTS, STATE_POINTERS, stride_ints, strides
+from galley.kernels.program import TOKENS, Node, Symbol
+from galley.kernels.values import Constant, ForwardContext, StateLayer, Value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from galley.kernels.recorder import Recorder
+    from galley.kernels.reference import ReferenceContext, ReferenceOps
+
+#: Values of a head are padded to a multiple in the state.
+LANES = 16
+#: Added to the squared length of q and k.
+EPS = 1e-6
+
+
+def delta_state(heads: int, keys: int, values: int) -> tuple[int, int]:
+    """Units and numbers of a unit of the state: [keys, values] of each head."""
+    return heads, keys * (-(-values // LANES) * LANES)
+
+
+class GatedDeltaRule(Op):
+    name = "gated_delta_rule"
+    native = NativeOp(
+        "gated_delta_rule",
+        pointers={
+            "q": "f32",
+            "k": "f32",
+            "v": "f32",
+            "alpha": "f32",
+            "beta": "f32",
+            "a_log": "f32 [heads]",
+            "dt_bias": "f32 [heads]",
+            **STATE_POINTERS,
+            "out": "f32",
+        },
+        ints={
+            "heads": "",
+            "key_heads": "of q and k",
+            "keys": "columns of a head of q and k",
+            "values": "columns of a head of v",
+            **stride_ints(["q", "k", "v", "alpha", "beta"]),
+            **STATE_INTS,
+        },
+        floats={"eps": "added to the squared length of q and k"},
+        columns=("block_table",),
+        arguments=strides,
+        rows=dict.fromkeys(("q", "k", "v", "alpha", "beta", "out"), TOKENS),
+    )
+
+    def __call__(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        alpha: Value,
+        beta: Value,
+        a_log: Constant,
+        dt_bias: Constant,
+        key_heads: int,
+        state: StateLayer,
+        ctx: ForwardContext,
+    ) -> Value:
+        """[T, heads * V]: per head, with S [K, V] from token to token, and q and k divided by
+        their lengths,
+
+        S = exp(-exp(a_log) * softplus(alpha + dt_bias)) S
+        S = S + k (sigmoid(beta) * (v - kᵀ S))
+        y = qᵀ S / sqrt(K)
+
+        Args:
+            q, k: [T, key_heads * K]; heads / key_heads consecutive heads share one.
+            v: [T, heads * V].
+            alpha, beta: [T, heads].
+            state: of `delta_state(heads, K, V)`.
+        """
+        heads = a_log.shape[0]
+        self.require(heads % key_heads == 0, f"{heads} heads share {key_heads}")
+        self.require(q.shape[-1] % key_heads == 0, f"{q.shape[-1]} columns in {key_heads} heads")
+        self.require(v.shape[-1] % heads == 0, f"{v.shape[-1]} columns in {heads} heads")
+        self.require_columns(k, q.shape[-1])
+        self.require_columns(alpha, heads)
+        self.require_columns(beta, heads)
+        shape = delta_state(heads, q.shape[-1] // key_heads, v.shape[-1] // heads)
+        self.require((state.units, state.unit_size) == shape, f"{shape} in {state}")
+        return self.run(q, k, v, alpha, beta, a_log, dt_bias, key_heads, state, ctx)
+
+    def reference(
+        self,
+        ref: ReferenceOps,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        a_log: Tensor,
+        dt_bias: Tensor,
+        key_heads: int,
+        state: StateLayer,
+        ctx: ReferenceContext,
+    ) -> Tensor:
+        import torch
+        from torch.nn import functional
+
+        heads = len(a_log)
+        of_head = torch.arange(heads) // (heads // key_heads)
+        keys = [x.float().unflatten(-1, (key_heads, -1)) for x in (q, k)]
+        query, key = (
+            (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS))[:, of_head] for x in keys
+        )
+        query = query * query.shape[-1] ** -0.5
+        value = v.float().unflatten(-1, (heads, -1))
+        decay = torch.exp(-a_log.exp() * functional.softplus(alpha.float() + dt_bias))
+        rate = beta.float().sigmoid()
+        y = torch.empty_like(value)
+        width = value.shape[-1]
+        for tokens, kept in ctx.states(state):
+            s = kept.unflatten(1, (key.shape[-1], -1))[..., :width]
+            for t in range(tokens.start, tokens.stop):
+                s *= decay[t, :, None, None]
+                held = (s * key[t, ..., None]).sum(1)
+                change = (value[t] - held) * rate[t, :, None]
+                s += key[t, ..., None] * change[:, None]
+                y[t] = (s * query[t, ..., None]).sum(1)
+        return y.flatten(1).to(v.dtype)
+
+    def record(
+        self,
+        recorder: Recorder,
+        q: Symbol,
+        k: Symbol,
+        v: Symbol,
+        alpha: Symbol,
+        beta: Symbol,
+        a_log: NDArray[np.float32],
+        dt_bias: NDArray[np.float32],
+        key_heads: int,
+        state: StateLayer,
+        ctx: ForwardContext,
+    ) -> Symbol:
+        out = Symbol.new(TOKENS, v.columns)
+        heads = a_log.shape[0]
+        recorder.add(
+            Node(
+                "gated_delta_rule",
+                {"q": q, "k": k, "v": v, "alpha": alpha, "beta": beta},
+                {"out": out},
+                constants={"a_log": a_log, "dt_bias": dt_bias},
+                ints={
+                    "heads": heads,
+                    "key_heads": key_heads,
+                    "keys": q.columns // key_heads,
+                    "values": v.columns // heads,
+                },
+                floats={"eps": EPS},
+                layer=state,
+            )
+        )
+        return out
+
+
+gated_delta_rule: GatedDeltaRule = GatedDeltaRule()

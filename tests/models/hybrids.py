@@ -1,0 +1,88 @@
+"""Families with recurrent states (`families`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.models.checkpoints import MAMBA2, Case
+
+#: Of four Mamba-2 heads of 32 elements in two groups.
+BAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_state": 24, "mamba_n_groups": 2}
+FALCON_H1: dict[str, Any] = {
+    **BAMBA,
+    "mamba_d_ssm": 96,
+    "mamba_norm_before_gate": False,
+    "mamba_rms_norm": True,
+    "embedding_multiplier": 1.7,
+    "lm_head_multiplier": 0.3,
+    "mlp_multipliers": [0.8, 0.7],
+    "key_multiplier": 0.6,
+    "attention_in_multiplier": 0.9,
+    "attention_out_multiplier": 1.2,
+    "ssm_in_multiplier": 1.1,
+    "ssm_out_multiplier": 0.8,
+    "ssm_multipliers": [0.7, 1.3, 0.9, 1.1, 0.6],
+}
+GRANITE_HYBRID: dict[str, Any] = {
+    **BAMBA,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_local_experts": 0,
+    "shared_intermediate_size": 80,
+    "embedding_multiplier": 1.3,
+    "logits_scaling": 1.7,
+    "residual_multiplier": 0.7,
+    "attention_multiplier": 0.3,
+}
+LFM2: dict[str, Any] = {
+    "layer_types": ["conv", "full_attention", "conv"],
+    "conv_bias": True,
+    "block_multiple_of": 24,
+}
+
+NEMOTRON_H: dict[str, Any] = {
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
+    "head_dim": 16,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 24,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "use_bias": True,
+}
+DELTA_NET: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+
+EXPERTS: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 56,
+}
+
+HYBRIDS: dict[str, Case] = {
+    "bamba": Case("Bamba", {**BAMBA, "attn_layer_indices": [1]}),
+    "falcon-h1": Case("FalconH1", FALCON_H1),
+    "falcon-mamba": Case("FalconMamba", {"state_size": 8}),
+    "granite-hybrid": Case("GraniteMoeHybrid", GRANITE_HYBRID),
+    "jamba": Case(
+        "Jamba",
+        {
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "mamba_dt_rank": 5,
+        },
+    ),
+    "lfm2": Case("Lfm2", LFM2),
+    "mamba": Case("Mamba", {"use_bias": True, "state_size": 12}),
+    "mamba2": Case("Mamba2", MAMBA2),
+    "nemotron-h": Case("NemotronH", NEMOTRON_H),
+    "qwen3.5": Case("Qwen3_5", DELTA_NET, config_class="Qwen3_5TextConfig"),
+    "qwen3-next": Case("Qwen3Next", {**DELTA_NET, **EXPERTS, "mlp_only_layers": [1]}),
+}
