@@ -14,7 +14,13 @@ from galley.frontend.input_processor import InputProcessor, Limits, TruncationSi
 from galley.frontend.interrupt import uninterrupted
 from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
 from galley.frontend.prompts import Prompt
-from galley.request import PoolingParams, PoolingRequestOutput, RequestOutput, SamplingParams
+from galley.request import (
+    PoolingParams,
+    PoolingRequestOutput,
+    RequestOutput,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 
 if TYPE_CHECKING:
     from galley.engine.core import Core
@@ -59,6 +65,11 @@ class EngineClient(Protocol):
         add_special_tokens: bool = True,
         truncation_side: TruncationSide = "left",
     ) -> RequestStream: ...
+
+    async def check_constraint(self, params: StructuredOutputsParams) -> None:
+        """Compile a constraint that was not checked lately, in a thread. Raises InvalidRequest,
+        Unsupported.
+        """
 
     def abort(self, request_id: str) -> None:
         """Abort a request; its reader gets a last output with "abort"."""

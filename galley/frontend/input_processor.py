@@ -147,6 +147,10 @@ class InputProcessor:
         self._fan_out(submission, max_total, priority, parsed["cache_salt"], constraint)
         return submission
 
+    def knows(self, params: StructuredOutputsParams) -> bool:
+        """Whether `constraint_of` answers at once."""
+        return self._checker is not None and self._checker.known(params) is not None
+
     def constraint_of(self, params: StructuredOutputsParams) -> Constraint:
         """The checked constraint. The first time it may take long: a server calls this in a thread
         before it calls `process`.

@@ -28,7 +28,7 @@ from galley.frontend.input_processor import InputProcessor, Limits, TruncationSi
 from galley.frontend.output_processor import OutputProcessor, RequestState, Sequence
 from galley.frontend.prompts import Prompt
 from galley.messages import Abort, Add, FromEngine, Outputs, Ready
-from galley.request import Request, SamplingParams
+from galley.request import Request, SamplingParams, StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,10 @@ class RemoteClient:
                 raise EngineDead(self._lost)
             self._settled.clear()
             await self._settled.wait()
+
+    async def check_constraint(self, params: StructuredOutputsParams) -> None:
+        if not self._inputs.knows(params):
+            await asyncio.to_thread(self._inputs.constraint_of, params)
 
     def generate(
         self,

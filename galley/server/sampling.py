@@ -72,6 +72,7 @@ def sampling_params(
         allowed_token_ids=request.allowed_token_ids,
         bad_words=request.bad_words or None,
         repetition_detection=request.repetition_detection,
+        structured_outputs=request.structured_params(),
     )
 
 
@@ -100,6 +101,7 @@ async def start(
     ids = prompt if isinstance(prompt, list) else None
     params = _limited(ctx, params)
     _check_bad_words(ctx, params)
+    await _check_constraint(ctx, params, request)
     if isinstance(prompt, str) and len(prompt) >= LONG_TEXT and ctx.tokenizer is not None:
         if params.truncate_prompt_tokens is None:
             _check_length(ctx, prompt)
@@ -120,6 +122,19 @@ async def start(
     if ctx.output_log is not None:
         ctx.output_log.follow(stream.state)
     return stream
+
+
+async def _check_constraint(
+    ctx: Context, params: SamplingParams, request: GenerationFields
+) -> None:
+    """Raise InvalidRequest for a constraint that cannot be compiled, with the request's field."""
+    if params.structured_outputs is None:
+        return
+    try:
+        await ctx.engine.check_constraint(params.structured_outputs)
+    except InvalidRequest as error:
+        field = request.constraint_field or error.field
+        raise InvalidRequest(error.message, field=field) from None
 
 
 def _check_length(ctx: Context, text: str) -> None:

@@ -18,7 +18,7 @@ from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.messages import Counters, Finished, Logprobs, Outputs, Ready, Started, Stats
 from galley.observability.observer import RequestObserver
-from galley.request import FinishReason, Request, SamplingParams
+from galley.request import FinishReason, Request, SamplingParams, StructuredOutputsParams
 from galley.text import Tokenizer
 
 #: request → its tokens; the last one is followed by an end-of-sequence token
@@ -105,6 +105,9 @@ class FakeEngine:
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._run())
         return RequestStream(state, self._cancel)
+
+    async def check_constraint(self, params: StructuredOutputsParams) -> None:
+        self.inputs.constraint_of(params)
 
     def abort(self, request_id: str) -> None:
         raise NotImplementedError

@@ -15,6 +15,12 @@ from tests.server.served import MODEL, Served, serve
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_JSON = {"type": "json_object"}
+
+
+def _schema(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
 
 #: (field at fault, what is added to a good chat request)
 BAD_CHAT: list[tuple[str, dict[str, Any]]] = [
@@ -76,8 +82,19 @@ BAD_CHAT: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("functions", {"functions": [{"name": "f"}]}),
-    ("response_format", {"response_format": {"type": "json_object"}}),
-    ("structured_outputs", {"structured_outputs": {"regex": "a*"}}),
+    ("response_format", {"response_format": {"type": "yaml"}}),
+    ("response_format", {"response_format": {"type": "json_schema"}}),
+    ("response_format", {"response_format": _schema({"type": "no type"})}),
+    ("response_format", {"response_format": _schema(None)}),
+    ("response_format", {"response_format": _JSON, "structured_outputs": {"regex": "a"}}),
+    ("structured_outputs", {"structured_outputs": {"regex": "((a"}}),
+    ("structured_outputs", {"structured_outputs": {"regex": "a", "json": {}}}),
+    ("structured_outputs", {"structured_outputs": {}}),
+    ("structured_outputs", {"structured_outputs": {"choice": []}}),
+    ("structured_outputs", {"structured_outputs": {"grammar": "root ::= ("}}),
+    ("structured_outputs", {"structured_outputs": {"regex": "a"}, "use_beam_search": True}),
+    ("guided_choice", {"guided_regex": "a", "guided_choice": ["b"]}),
+    ("guided_regex", {"guided_regex": "(("}),
     ("modalities", {"modalities": ["text", "audio"]}),
     ("user", {"user": 5}),
     ("metadata", {"metadata": "x"}),

@@ -179,7 +179,7 @@ def test_logprobs(served: Served) -> None:
         ({"tools": [{"type": "function", "name": "f"}]}, "tool_choice"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 5}}}}, "text"),
         ({"include": ["thoughts"]}, "include"),
         ({"top_logprobs": -1}, "top_logprobs"),
         ({"temperature": 7, "top_p": 0}, "top_p"),

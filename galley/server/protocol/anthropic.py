@@ -18,6 +18,7 @@ from galley.server.protocol.generation import (
     Text,
     check_generation,
 )
+from galley.server.protocol.structured import OutputConfig
 from galley.server.protocol.tools import MessageTool, MessageToolChoice
 from galley.server.protocol.turns import Block
 
@@ -49,6 +50,7 @@ class Conversation(msgspec.Struct, kw_only=True):
     tool_choice: MessageToolChoice | None = None
     thinking: Thinking | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
 
     @property
     def continues(self) -> bool:
@@ -84,6 +86,8 @@ class Conversation(msgspec.Struct, kw_only=True):
         if self.thinking is not None and self.thinking.type != "adaptive":
             thinks = self.thinking.type == "enabled"
             kwargs = {"enable_thinking": thinks, "thinking": thinks}
+        if self.output_config is not None and self.output_config.effort is not None:
+            kwargs["reasoning_effort"] = self.output_config.effort
         return {**kwargs, **(self.chat_template_kwargs or {})}
 
 
@@ -99,6 +103,12 @@ def _text(content: Any, where: str) -> str:
             raise _unsupported(kind, f"{where}[{i}]", "text is")
         texts.append(_field(block, "text", str, f"{where}[{i}]"))
     return "\n".join(texts)
+
+
+class MessageFields(GenerationFields):
+    """Fields of a request under the names of the other endpoints."""
+
+    format_field = "output_config"
 
 
 def _said(role: str, content: list[Block], where: str) -> list[dict[str, Any]]:
@@ -176,7 +186,8 @@ class MessagesRequest(Conversation, kw_only=True):
 
     def generation(self, caps: Caps) -> GenerationFields:
         """The same fields under the names of the other endpoints. Raises InvalidRequest."""
-        fields = GenerationFields(
+        config = self.output_config
+        fields = MessageFields(
             model=self.model,
             stream=self.stream,
             max_tokens=self.max_tokens,
@@ -185,6 +196,7 @@ class MessagesRequest(Conversation, kw_only=True):
             top_k=self.top_k,
             top_p=self.top_p,
             cache_salt=self.cache_salt,
+            response_format=None if config is None else config.response_format,
         )
         check_generation(fields, caps)
         return fields

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from galley.server.protocol.base import FieldTable, Int, NoEffect, Refused
 
-_STRUCTURED = Refused("structured output is not available yet.", ({"type": "text"},))
 _TRANSFER = Refused("no KV connector is configured.")
 _EXTENSION = Refused("it is not available yet.")
 
@@ -28,8 +27,9 @@ GENERATION: FieldTable = {
     "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
     "routed_experts_prompt_start": NoEffect(Int, "of routed experts alone"),
     "best_of": Refused("ask for `n` answers instead.", (1,)),
-    "response_format": _STRUCTURED,
-    "structured_outputs": _STRUCTURED,
+    "guided_decoding_backend": NoEffect(
+        str | None, "--structured-outputs-config.backend chooses for all requests"
+    ),
     "watermarking": _EXTENSION,
     "thinking_token_budget": _EXTENSION,
     "return_token_offsets": NoEffect(bool | None, "of rendered prompts alone"),
@@ -56,13 +56,10 @@ CHAT: FieldTable = {
 CHAT_BATCH: FieldTable = {
     **CHAT,
     "early_stopping": NoEffect(bool, "of beam search alone, which batches do not have"),
-    "guided_decoding_backend": NoEffect(str | None, "of structured output alone"),
 }
 
 #: Fields of Anthropic's count_tokens.
-ANTHROPIC_COUNT: FieldTable = {
-    "output_config": Refused("structured output is not available yet."),
-}
+ANTHROPIC_COUNT: FieldTable = {}
 
 #: Further fields of Anthropic's messages.
 ANTHROPIC: FieldTable = {
@@ -80,15 +77,6 @@ ANTHROPIC: FieldTable = {
     "context_management": Refused("it is not available yet."),
 }
 
-#: `text` of a plain answer; verbosity is not passed to templates.
-_TEXT_FORMAT = {"format": {"type": "text"}}
-_VERBOSITIES = [{"verbosity": v} for v in ("low", "medium", "high")]
-_PLAIN_TEXT = (
-    _TEXT_FORMAT,
-    *_VERBOSITIES,
-    *({**_TEXT_FORMAT, **verbosity} for verbosity in _VERBOSITIES),
-)
-
 #: Further fields of responses.
 RESPONSES: FieldTable = {
     "prompt_cache_key": NoEffect(str | None, "the prefix cache finds prompts by content"),
@@ -98,10 +86,8 @@ RESPONSES: FieldTable = {
     "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
     "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
     "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
-    "text": Refused("structured output is not available yet.", _PLAIN_TEXT),
     "prompt": Refused("there are no stored prompts."),
     "conversation": Refused("use `previous_response_id`."),
-    "structured_outputs": _STRUCTURED,
     "watermarking": _EXTENSION,
     "stream_options": Refused("it is not available yet.", ({"include_obfuscation": False},)),
     "return_mm_kwargs": Refused("only text is available yet."),

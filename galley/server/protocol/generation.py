@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from galley.errors import InvalidRequest
-from galley.request import RepetitionDetectionParams
+from galley.request import RepetitionDetectionParams, StructuredOutputsParams
 from galley.server.protocol.base import Int, StreamOptions
+from galley.server.protocol.structured import (
+    OLDER,
+    ResponseFormat,
+    StructuredOutputs,
+    TextFormat,
+    params_of_format,
+    warn_older,
+)
 
 
 def _schema_limits(**limits: float) -> msgspec.Meta:
@@ -54,7 +62,61 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     request_id: str | None = None
 
 
-class GenerationFields(SamplingFields, kw_only=True):
+class StructuredFields(SamplingFields, kw_only=True):
+    """Fields of chat and completions that ask for a form of the text.
+
+    Attributes:
+        format_field: what the API calls `response_format`.
+    """
+
+    format_field: ClassVar[str] = "response_format"
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+
+    @property
+    def constraint_field(self) -> str | None:
+        """The field that brings a constraint; None: any text will do.
+
+        Raises InvalidRequest if there are two.
+        """
+        format = self.response_format
+        fields = [name for name in OLDER if getattr(self, name) is not None]
+        if self.structured_outputs is not None:
+            fields.append("structured_outputs")
+        if format is not None and not isinstance(format, TextFormat):
+            fields.append(self.format_field)
+        if len(fields) > 1:
+            raise InvalidRequest(f"{fields[0]} excludes {fields[1]}.", field=fields[1])
+        return fields[0] if fields else None
+
+    def structured_params(self) -> StructuredOutputsParams | None:
+        """What an answer must be; None: any text. Raises InvalidRequest naming the field."""
+        name = self.constraint_field
+        if name is None:
+            return None
+        try:
+            return StructuredOutputsParams(**self._constraint(name))
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, field=name) from None
+
+    def _constraint(self, name: str) -> dict[str, Any]:
+        if name == self.format_field:
+            return params_of_format(self.response_format)
+        if name == "structured_outputs":
+            assert self.structured_outputs is not None
+            return msgspec.structs.asdict(self.structured_outputs)
+        warn_older(name)
+        pattern = self.guided_whitespace_pattern
+        return {OLDER[name]: getattr(self, name), "whitespace_pattern": pattern}
+
+
+class GenerationFields(StructuredFields, kw_only=True):
     """Fields of both generation endpoints (vLLM's names, types and defaults)."""
 
     n: Positive | None = 1
@@ -127,6 +189,9 @@ def check_generation(request: GenerationFields, caps: Caps) -> None:
             raise InvalidRequest(
                 "`prompt_logprobs` are not available when `stream=True`.", field="prompt_logprobs"
             )
+    constraint = request.constraint_field
+    if constraint is not None and request.use_beam_search:
+        raise InvalidRequest(f"`{constraint}` is not supported with beam search.", field=constraint)
     if request.logprob_token_ids and request.use_beam_search:
         raise InvalidRequest(
             "`logprob_token_ids` is not supported with beam search.", field="logprob_token_ids"

@@ -19,6 +19,7 @@ from galley.server.protocol.generation import (
     Text,
     check_generation,
 )
+from galley.server.protocol.structured import StructuredOutputs, TextConfig
 from galley.server.protocol.tools import ResponseTool, ResponseToolChoice
 from galley.server.protocol.turns import Item, Turn
 
@@ -52,6 +53,12 @@ class RetrieveQuery(msgspec.Struct):
     starting_after: int = -1
 
 
+class ResponseFields(GenerationFields):
+    """Fields of a request under the names of the other endpoints."""
+
+    format_field = "text"
+
+
 class ResponsesRequest(SamplingFields, kw_only=True):
     """Answer a text or a conversation, which may continue an earlier answer."""
 
@@ -75,6 +82,8 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     parallel_tool_calls: bool | None = True
     include_reasoning: bool = True
     enable_response_messages: bool = False
+    text: TextConfig | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -83,8 +92,11 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     def generation(self, caps: Caps) -> GenerationFields:
         """The same fields under the names of the other endpoints. Raises InvalidRequest."""
         shared = {name: getattr(self, name) for name in SamplingFields.__struct_fields__}
-        fields = GenerationFields(
-            truncate_prompt_tokens=-1 if self.truncation == "auto" else None, **shared
+        fields = ResponseFields(
+            truncate_prompt_tokens=-1 if self.truncation == "auto" else None,
+            response_format=None if self.text is None else self.text.response_format,
+            structured_outputs=self.structured_outputs,
+            **shared,
         )
         check_generation(fields, caps)
         return fields
@@ -280,7 +292,7 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     prompt: None = None
     reasoning: Reasoning | None = None
     service_tier: str
-    text: None = None
+    text: TextConfig | None = None
     top_logprobs: int | None = None
     truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None = None

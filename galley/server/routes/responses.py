@@ -268,6 +268,7 @@ def _new_response(request: ResponsesRequest, params: SamplingParams, model: str)
         reasoning=request.reasoning,
         service_tier="default" if request.service_tier == "auto" else request.service_tier,
         top_logprobs=request.top_logprobs,
+        text=request.text,
         truncation=request.truncation or "disabled",
         user=request.user,
         presence_penalty=params.presence_penalty,
