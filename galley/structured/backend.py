@@ -74,10 +74,15 @@ class Backend(Protocol):
 
 def open_backend(name: str, vocabulary: Vocabulary) -> Backend:
     """Raises ConfigError where the library is not installed."""
-    backend: Backend = importlib.import_module(BACKENDS[name]).open_backend(vocabulary)
+    backend: Backend = load_backend(name).open_backend(vocabulary)
     return backend
 
 
 def validate(constraint: Constraint) -> None:
     """Raise InvalidRequest, with the field at fault, for a constraint that cannot be compiled."""
-    importlib.import_module(BACKENDS[constraint.backend]).validate(constraint)
+    load_backend(constraint.backend).validate(constraint)
+
+
+def load_backend(name: str) -> Any:
+    """The module of a backend, imported if it is not yet."""
+    return importlib.import_module(BACKENDS[name])

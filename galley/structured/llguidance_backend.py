@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import gbnf_to_lark
@@ -184,25 +183,21 @@ def grammar_text(constraint: Constraint) -> str:
     """The constraint in the library's own form. Raises InvalidRequest."""
     text = constraint.text
     if constraint.kind == "json":
-        options: Any = {"whitespace_flexible": constraint.any_whitespace}
-        if constraint.whitespace_pattern is not None:
-            options["whitespace_pattern"] = constraint.whitespace_pattern
-        return LLMatcher.grammar_from_json_schema(text, overrides=options)
+        return LLMatcher.grammar_from_json_schema(text)
     if constraint.kind == "regex":
         return LLMatcher.grammar_from_regex(text)
     if constraint.kind == "choice":
-        options = " | ".join(json.dumps(choice) for choice in json.loads(text))
-        return LLMatcher.grammar_from_lark(f"start: {options}")
+        # As one terminal: a rule with as many alternatives would take many times as long.
+        choices = " | ".join(json.dumps(choice) for choice in json.loads(text))
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
     if constraint.kind == "lark":
         return LLMatcher.grammar_from_lark(text)
-    if constraint.kind == "ebnf":
-        try:
-            return LLMatcher.grammar_from_lark(gbnf_to_lark(text))
-        except Exception as error:  # noqa: BLE001 - the converter raises plain Exception, too
-            raise _refusal(constraint, str(error)) from None
-    raise InvalidRequest(
-        "structural tags are not available with the guidance backend.", field=constraint.field
-    )
+    if constraint.kind == "structural_tag":
+        return text
+    try:
+        return LLMatcher.grammar_from_lark(gbnf_to_lark(text))
+    except Exception as error:  # noqa: BLE001 - the converter raises plain Exception, too
+        raise _refusal(constraint, str(error)) from None
 
 
 def _refusal(constraint: Constraint, message: str) -> InvalidRequest:

@@ -133,17 +133,17 @@ def test_the_child_knows_no_keys(process: TemplateProcess, monkeypatch: pytest.M
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     process.close()
     process.render("x", {})
-    assert process._process is not None
-    environment = Path(f"/proc/{process._process.pid}/environ").read_bytes()
+    environment = Path(f"/proc/{process.process.pid}/environ").read_bytes()
     assert b"PYTHONPATH" in environment
     assert b"secret" not in environment
 
 
 def test_a_killed_child_is_replaced(process: TemplateProcess) -> None:
     process.render("x", {})
-    assert process._process is not None
-    os.kill(process._process.pid, signal.SIGSEGV)
-    process._process.wait()
+    pid = process.process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSEGV)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert process.render("y", {}) == "y"
 
 
@@ -151,7 +151,7 @@ def test_the_child_ends_with_its_parent() -> None:
     """Killed, so that it cannot clean up."""
     program = (
         "import os, signal; from galley.chat.template_process import TemplateProcess;"
-        "p = TemplateProcess(); p.render('x', {}); print(p._process.pid, flush=True);"
+        "p = TemplateProcess(); p.render('x', {}); print(p.process.pid, flush=True);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     parent = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)

@@ -135,6 +135,42 @@ def nullable(tree: Tree) -> bool:
     return False
 
 
+def lengths(tree: Tree) -> tuple[int, int | None]:
+    """Fewest and most characters that the tree, which has no anchors, matches; None: no most."""
+    match tree:
+        case Chars():
+            return 1, 1
+        case Concat(parts):
+            bounds = [lengths(part) for part in parts]
+            return sum(low for low, _ in bounds), _total([high for _, high in bounds])
+        case Either(options):
+            bounds = [lengths(option) for option in options]
+            highs = [high for _, high in bounds if high is not None]
+            most = max(highs, default=0) if len(highs) == len(bounds) else None
+            return min((low for low, _ in bounds), default=0), most
+        case Repeat(body, least, most):
+            low, high = lengths(body)
+            if most is None or high is None:
+                return low * least, 0 if high == 0 or most == 0 else None
+            return low * least, high * most
+    raise AssertionError(tree)
+
+
+def _total(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def language_lengths(languages: tuple[Language, ...]) -> tuple[int, int | None]:
+    """Bounds for the strings of at least one of the languages. Not always the closest ones."""
+    bounds = [
+        lengths(language.required[0] if language.required else ANYTHING) for language in languages
+    ]
+    highs = [high for _, high in bounds if high is not None]
+    most = max(highs, default=0) if len(highs) == len(bounds) else None
+    return min((low for low, _ in bounds), default=0), most
+
+
 def _cases(tree: Tree) -> list[_Case]:
     if not has_anchor(tree):
         return [_Case(False, tree, False)]

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from galley.structured.regex import charset
 from galley.structured.regex.anchors import ANYTHING, Language
 from galley.structured.regex.syntax import EMPTY, Chars, Concat, Either, Repeat, Tree
+from galley.structured.regex.text import render
 
 #: Most states of an automaton, before and after it is made deterministic.
 MAX_STATES = 3_000
@@ -303,3 +304,15 @@ def _minimal(table: list[list[int]], accepting: list[bool]) -> tuple[list[list[i
     return [[refined[t] for t in table[first[n]]] for n in order], [
         accepting[first[n]] for n in order
     ]
+
+
+def pattern_of(languages: tuple[Language, ...]) -> str:
+    """One pattern for strings of at least one of the languages, as `text.render` writes it.
+
+    Raises:
+        TooManyStates
+    """
+    if all(len(language.required) == 1 and not language.excluded for language in languages):
+        trees = tuple(language.required[0] for language in languages)
+        return render(trees[0] if len(trees) == 1 else Either(trees))
+    return render(Automaton.of_languages(languages).tree())

@@ -10,7 +10,8 @@ import json
 from itertools import combinations
 from typing import Any
 
-from galley.structured.regex import Automaton, Language, TooManyStates, render
+from galley.structured.regex import Automaton, Language, TooManyStates, pattern_of, render
+from galley.structured.regex.anchors import language_lengths
 from galley.structured.regex.charset import ALL
 from galley.structured.regex.syntax import Chars, Concat, Either, Repeat
 from galley.structured.schema.arrays import array_sets
@@ -173,9 +174,13 @@ class Emitter:
         if strings.least > MAX_LENGTH:
             raise Refused(f"is greater than {MAX_LENGTH}", "minLength", near.pointer)
         bounds: dict[str, Any] = {}
-        if strings.least:
+        # Bounds that a pattern implies are left out: llguidance would have to intersect them.
+        implied = [language_lengths(languages) for languages in strings.patterns]
+        if strings.least > max((low for low, _ in implied), default=0):
             bounds["minLength"] = strings.least
-        if strings.most is not None:
+        if strings.most is not None and not any(
+            high is not None and high <= strings.most for _, high in implied
+        ):
             bounds["maxLength"] = min(strings.most, MAX_LENGTH)
         parts: list[dict[str, Any]] = [
             {"pattern": f"^(?:{text})$"}
@@ -297,11 +302,11 @@ class Emitter:
         patterns = list(objects.patterns.items())
         if len(patterns) == 1:
             pattern, value = patterns[0]
-            return [(_one_text(languages_of(pattern)), value)]
+            return [(pattern_of(languages_of(pattern)), value)]
         cells: list[tuple[Automaton, Conjunction, str | None]] = []
         for pattern, value in patterns:
             left = automaton_of(pattern)
-            text: str | None = _one_text(languages_of(pattern))
+            text: str | None = pattern_of(languages_of(pattern))
             split: list[tuple[Automaton, Conjunction, str | None]] = []
             for automaton, other, known in cells:
                 common = automaton.intersection(left)
@@ -349,14 +354,7 @@ def _texts(languages: tuple[Language, ...]) -> list[str]:
         texts = [render(tree) for tree in language.required]
         texts.extend(render(Automaton.of(tree).complement().tree()) for tree in language.excluded)
         return texts
-    return [_one_text(languages)]
-
-
-def _one_text(languages: tuple[Language, ...]) -> str:
-    if all(len(language.required) == 1 and not language.excluded for language in languages):
-        trees = tuple(language.required[0] for language in languages)
-        return render(trees[0] if len(trees) == 1 else Either(trees))
-    return render(Automaton.of_languages(languages).tree())
+    return [pattern_of(languages)]
 
 
 def _name_languages(alternatives: list[Strings]) -> tuple[Language, ...]:
