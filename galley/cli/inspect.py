@@ -78,7 +78,11 @@ def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
         print(f"  {'of one token':<38}{footprint.active_parameters:,}")
     print(f"{'weights':<16}{weight_bytes(checkpoint, dense):,} bytes in memory")
     print(f"{'KV cache':<16}{footprint.kv_token_bytes(itemsize):,} bytes per token")
-    layout = kv_layout(footprint.kv_layers, itemsize, block_size)
+    interval = config.cache.state_interval
+    layout = kv_layout(footprint.kv_layers, itemsize, block_size, interval)
+    if states := footprint.state_bytes():
+        kept = f", kept every {interval} tokens" if interval else ""
+        print(f"{'states':<16}{states:,} bytes per sequence{kept}")
     length = checkpoint.model_info.max_position
     blocks = most_held(make_policies(layout.groups, max_chunk=1), length)
     print(f"  {f'sequence of {length:,} tokens':<38}{blocks * layout.block_bytes:,} bytes")
@@ -86,7 +90,11 @@ def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
         kind = f"{group.kind} of {group.window:,} tokens" if group.window else group.kind
         plural = "" if group.num_layers == 1 else "s"
         size = f"{group.block_bytes:,} bytes per block of {block_size} tokens"
-        print(f"  {f'group {i}: {kind}':<38}{group.num_layers} layer{plural}, {size}")
+        of = "layer"
+        if group.kind == "state":
+            count = "1 block" if group.width == 1 else f"{group.width} blocks"
+            of, size = "cache", f"{count} of {group.block_bytes:,} bytes per state"
+        print(f"  {f'group {i}: {kind}':<38}{group.num_layers} {of}{plural}, {size}")
     each = footprint.flops(1) - footprint.flops(0)
     print(f"{'operations':<16}{footprint.flops(0):,} per token + {each:,} per token of context")
 

@@ -61,6 +61,10 @@ class Footprint:
         """Bytes of one token in the KV cache, all layers together."""
         return sum(layer.cache(itemsize).token_bytes for layer in self.kv_layers)
 
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent states of one sequence, all layers together, without padding."""
+        return sum(layer.cache(1).state_bytes for layer in self.kv_layers)
+
     def flops(self, context: int) -> int:
         """Operations to decode one token that sees `context` tokens, windows not considered."""
         weights = self.token_weights + self.logit_weights

@@ -72,3 +72,28 @@ def test_kv_groups_are_listed(capsys, tmp_path):
         f"window of 256 tokens 1 layer, {block:,} bytes per block of 16 tokens",
         f"window of 256 tokens 1 layer, {block:,} bytes per block of 16 tokens",
     ]
+
+
+def test_states_are_listed_beside_the_cache_of_tokens(capsys, tmp_path):
+    config = {
+        "architectures": ["BambaForCausalLM"],
+        "model_type": "bamba",
+        "vocab_size": 128,
+        "hidden_size": 256,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "attn_layer_indices": [1],
+        "mamba_n_heads": 8,
+        "mamba_d_state": 32,
+        "max_position_embeddings": 1024,
+        "torch_dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(tmp_path), "--load-format", "dummy"]) == 0
+    out = capsys.readouterr().out
+    # Two layers: 8 heads of 64 x 32 numbers, and 3 inputs of 9 runs of 64 channels.
+    assert f"{2 * 4 * (8 * 64 * 32 + 3 * 9 * 64):,} bytes per sequence, kept every 512" in out
+    # K and V of one layer, 16 tokens of 8 heads of 32, are 16,384 bytes: a block of two heads.
+    assert "4 caches, 9 blocks of 16,384 bytes per state" in out

@@ -73,9 +73,6 @@ ROPES: dict[str, dict[str, Any]] = {
 PHI3 = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-MAMBA2 = {"head_dim": 16, "num_heads": 8, "state_size": 16, "n_groups": 2}
-
-
 @dataclass
 class Case:
     """A family and the config values that make this checkpoint special.
@@ -155,15 +152,6 @@ CASES: dict[str, Case] = {
             "sliding_window": 5,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
-    ),
-}
-
-
-CASES |= {
-    "mamba2-limits": Case(
-        "Mamba2",
-        {**MAMBA2, "use_bias": True, "use_conv_bias": False, "n_groups": 1, "head_dim": 20}
-        | {"expand": 5, "num_heads": 16, "state_size": 13, "time_step_limit": (0.5, 0.9)},
     ),
 }
 

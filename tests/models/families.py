@@ -5,9 +5,8 @@ A window is shorter than the prompts, a soft cap bites, a multiplier is no power
 
 from __future__ import annotations
 
-from tests.models import mixtures
+from tests.models import hybrids, mixtures
 from tests.models.checkpoints import PHI3, ROPES, Case
-from tests.models.hybrids import HYBRIDS
 from tests.models.remote import EXAONE, INTERNLM2, Remote, fused, with_alibi
 
 #: Sizes by the names of GPT-2's and GPT-J's configs.
@@ -95,11 +94,12 @@ FAMILIES: dict[str, Case] = {
     "seed-oss": Case("SeedOss", {"head_dim": 32}),
     "stablelm": Case("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": Case("Starcoder2", {"sliding_window": 9, "bos_token_id": 1, "eos_token_id": 2}),
-    **HYBRIDS,
+    **hybrids.FAMILIES,
 }
 
 #: Other layouts of the same families, by config.
 VARIANTS: dict[str, Case] = {
+    **hybrids.VARIANTS,
     **mixtures.VARIANTS,
     "baichuan-7b": Case(
         "Llama", {"num_attention_heads": 32, "num_key_value_heads": 32}, remote=BAICHUAN_7B

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.models.checkpoints import MAMBA2, Case
+from tests.models.checkpoints import Case
+
+MAMBA2: dict[str, Any] = {"head_dim": 16, "num_heads": 8, "state_size": 16, "n_groups": 2}
 
 #: Of four Mamba-2 heads of 32 elements in two groups.
 BAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_state": 24, "mamba_n_groups": 2}
@@ -64,7 +66,7 @@ EXPERTS: dict[str, Any] = {
     "shared_expert_intermediate_size": 56,
 }
 
-HYBRIDS: dict[str, Case] = {
+FAMILIES: dict[str, Case] = {
     "bamba": Case("Bamba", {**BAMBA, "attn_layer_indices": [1]}),
     "falcon-h1": Case("FalconH1", FALCON_H1),
     "falcon-mamba": Case("FalconMamba", {"state_size": 8}),
@@ -85,4 +87,12 @@ HYBRIDS: dict[str, Case] = {
     "nemotron-h": Case("NemotronH", NEMOTRON_H),
     "qwen3.5": Case("Qwen3_5", DELTA_NET, config_class="Qwen3_5TextConfig"),
     "qwen3-next": Case("Qwen3Next", {**DELTA_NET, **EXPERTS, "mlp_only_layers": [1]}),
+}
+
+VARIANTS: dict[str, Case] = {
+    "mamba2-limits": Case(
+        "Mamba2",
+        {**MAMBA2, "use_bias": True, "use_conv_bias": False, "n_groups": 1, "head_dim": 20}
+        | {"expand": 5, "num_heads": 16, "state_size": 13, "time_step_limit": (0.5, 0.9)},
+    ),
 }

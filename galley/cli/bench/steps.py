@@ -19,6 +19,7 @@ from galley.cli.bench.work import Cache
 from galley.config.resolve import from_kwargs
 from galley.kernels.backend import StepLimits, open_backend
 from galley.kernels.cpu import CpuExecutable
+from galley.kernels.ops import KVLayer
 from galley.kernels.program import Node
 from galley.loader import open_checkpoint, resolve_source
 from galley.models.decoder import Stage
@@ -99,11 +100,12 @@ class StepBench:
         self.executable = executable
         per_row = -(-longest // BLOCK_SIZE)
         layout = executable.kv_layout(BLOCK_SIZE)
-        blocks = len(layout.groups) * rows * per_row
+        self.table = RequestTable(rows, per_row * BLOCK_SIZE, layout.groups)
+        blocks = self.table.block_tables.size
         self.executable.allocate_kv(1 + blocks, layout)
         self.kv_bytes_per_token = layout.bytes_per_token
-        self.cache = Cache(self.kv_bytes_per_token / len(self.kv_layers), self.dense)
-        self.table = RequestTable(rows, per_row * BLOCK_SIZE, layout.groups)
+        with_tokens = sum(isinstance(layer, KVLayer) for layer in self.kv_layers)
+        self.cache = Cache(self.kv_bytes_per_token / max(with_tokens, 1), self.dense)
         self.table.block_tables.ravel()[:] = np.arange(1, 1 + blocks)
         rng = np.random.default_rng(0)
         self.table.token_ids[:] = rng.integers(0, loaded.model.vocab_size, (rows, 1))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from galley.cli.bench.limits import MachineLimits
-from galley.kernels.ops import KVLayer
+from galley.kernels.ops import KVLayer, StateLayer
 from galley.kernels.program import LOGITS, Node
 from galley.kernels.weights import PackedWeight
 
@@ -77,10 +77,24 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
             operations=4 * load.visible * heads * layer.head_dim,
             arithmetic="bf16" if cache.dense == "bf16" else "f32",
         )
+    if isinstance(node.layer, StateLayer):
+        return _state(node.op, node.layer, load)
     if node.op == "embedding":
         return Work("embedding")
     kinds = [symbol.kind.name for symbol in node.writes.values()]
     return Work(f"{node.op} to {'+'.join(kinds)}" if kinds else node.op)
+
+
+def _state(op: str, layer: StateLayer, load: Load) -> Work:
+    """A state is read and written once a step; each of its numbers takes part in two multiply-adds
+    a token (a convolution's in one)."""
+    numbers = layer.units * layer.unit_size
+    each = 2 if op == "causal_conv" else 4
+    return Work(
+        f"{op} of {numbers:,} numbers",
+        bytes=load.logits * 2 * 4 * numbers,
+        operations=load.tokens * each * numbers,
+    )
 
 
 def _linear(node: Node, weight: PackedWeight, load: Load) -> Work:
