@@ -79,7 +79,8 @@ def read_routing(
     """
     key = next((key for key in COUNT_KEYS if config.has(key)), COUNT_KEYS[0])
     count = config.integer(key, least=1, most=MAX_EXPERTS)
-    top_k = config.integer("num_experts_per_tok", least=1)
+    chosen = "moe_k" if config.has("moe_k") else "num_experts_per_tok"
+    top_k = config.integer(chosen, least=1)
     num_groups = config.integer("n_group", 1, least=1) if groups else 1
     top_groups = config.integer("topk_group", 1, least=1) if groups else 1
     if count % num_groups or count // num_groups < group_top:
@@ -87,7 +88,7 @@ def read_routing(
     if top_groups > num_groups:
         raise config.wrong("topk_group", f"at most {num_groups}, the number of groups")
     if top_k > count // num_groups * top_groups:
-        raise config.wrong("num_experts_per_tok", "at most the experts that can be chosen")
+        raise config.wrong(chosen, "at most the experts that can be chosen")
     return Routing(
         experts=count,
         top_k=top_k,
@@ -98,6 +99,44 @@ def read_routing(
         top_groups=top_groups,
         group_top=group_top if num_groups > 1 else 1,
     )
+
+
+def deepseek_routing(config: ModelFields) -> Routing:
+    """The routing of DeepSeek V3, GLM-4-MoE and dots: sigmoid scores, the groups whose two best
+    experts have the largest sum, and a scaling factor."""
+    return read_routing(
+        config,
+        score=Score.sigmoid,
+        renormalise=config.flag("norm_topk_prob", True),
+        groups=True,
+        group_top=2,
+        scale=config.number("routed_scaling_factor", 1.0),
+    )
+
+
+def deepseek_mixture(
+    config: ModelFields, prefix: str, hidden: int, routing: Routing, choice_bias: bool = True
+) -> MoESpec:
+    """A mixture with DeepSeek's tensor names: routed experts and shared ones, which are one wide
+    MLP."""
+    intermediate = config.integer("moe_intermediate_size", least=1)
+    shared = config.integer("n_shared_experts", 0)
+    bias = Part(f"{prefix}.gate.e_score_correction_bias", (routing.experts,))
+    return mixture(
+        prefix,
+        hidden,
+        routing,
+        experts(f"{prefix}.experts", routing.experts, hidden, intermediate),
+        choice_bias=bias if choice_bias else None,
+        shared=gated(f"{prefix}.shared_experts", hidden, shared * intermediate) if shared else None,
+    )
+
+
+def is_dense(config: ModelFields, index: int) -> bool:
+    """Whether a layer of DeepSeek's config has an MLP without experts."""
+    if index < config.integer("first_k_dense_replace", 0):
+        return True
+    return index % config.integer("moe_layer_freq", 1, least=1) != 0
 
 
 def mixture(

@@ -7,10 +7,101 @@ from tests.models.checkpoints import Case
 #: Of an intermediate size that is no multiple of 16.
 EXPERTS = {"moe_intermediate_size": 40, "num_experts_per_tok": 2}
 
+#: The best of four groups; the first layer is dense.
+DEEPSEEK = {
+    **EXPERTS,
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+}
+GRANITE = {
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 1.3,
+}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
 FAMILIES: dict[str, Case] = {
+    "dots1": Case(
+        "Dots1",
+        {
+            **DEEPSEEK,
+            "sliding_window": 9,
+            "max_window_layers": 1,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    "ernie4.5-moe": Case(
+        "Ernie4_5_Moe",
+        {
+            "moe_intermediate_size": 40,
+            "moe_k": 2,
+            "moe_num_experts": 6,
+            "moe_layer_start_index": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "glm4-moe": Case(
+        "Glm4Moe",
+        {
+            **DEEPSEEK,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    "gpt-oss": Case(
+        "GptOss",
+        {
+            **IDS,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "head_dim": 16,
+            "sliding_window": 9,
+            "swiglu_limit": 0.8,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "rope_theta": 150000.0,
+            },
+        },
+    ),
+    "granite-moe": Case("GraniteMoe", GRANITE),
+    "granite-moe-shared": Case("GraniteMoeShared", {**GRANITE, "shared_intermediate_size": 56}),
+    "minimax-m2": Case(
+        "MiniMaxM2",
+        {
+            **IDS,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
     "mixtral": Case(
         "Mixtral", {"sliding_window": 21, "num_local_experts": 6, "num_experts_per_tok": 3}
     ),
+    "olmoe": Case("Olmoe", {**IDS, "num_experts": 6, "num_experts_per_tok": 2}),
     "qwen2-moe": Case(
         "Qwen2Moe",
         {

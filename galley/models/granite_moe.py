@@ -1,0 +1,69 @@
+"""Granite-MoE and its variant with a shared expert: Granite's multipliers, and experts in every
+layer that are stored in one tensor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from galley.config import ModelInfo
+from galley.kernels.ops import Score
+from galley.layers.mlp import MLPSpec
+from galley.layers.questions import Part, Stack, fuse
+from galley.models.config import model_fields
+from galley.models.decoder import DecoderSpec, LayerSpec
+from galley.models.llama import attention, decoder, layer, read_sizes
+from galley.models.mixture import Experts, gated, mixture, read_routing
+
+
+def granite_moe(model_info: ModelInfo) -> DecoderSpec:
+    """Both: `shared_intermediate_size` is 0 or absent where there is no shared expert."""
+    config = model_fields(model_info)
+    sizes = read_sizes(config)
+    bias = config.flag("attention_bias", False)
+    routing = read_routing(config, score=Score.softmax_of_chosen)
+    shared = config.integer("shared_intermediate_size", 0)
+
+    def one(index: int) -> LayerSpec:
+        prefix = f"model.layers.{index}"
+        mixer = replace(
+            attention(sizes, f"{prefix}.self_attn", qkv_bias=bias, out_bias=bias),
+            scale=config.number("attention_multiplier", 1.0),
+        )
+        moe = mixture(
+            f"{prefix}.block_sparse_moe",
+            sizes.hidden,
+            routing,
+            granite_experts(
+                f"{prefix}.block_sparse_moe", routing.experts, sizes.hidden, sizes.intermediate
+            ),
+            router="router.layer",
+            shared=shared_mlp(f"{prefix}.shared_mlp", sizes.hidden, shared) if shared else None,
+        )
+        residual = config.number("residual_multiplier", 1.0)
+        return replace(layer(sizes, index), mixer=mixer, mlp=moe, residual=residual)
+
+    return replace(
+        decoder(sizes, [one(i) for i in range(sizes.layers)]),
+        embedding_scale=config.number("embedding_multiplier", 1.0),
+        logits_scale=1 / config.number("logits_scaling", 1.0),
+    )
+
+
+def granite_experts(prefix: str, count: int, hidden: int, intermediate: int) -> Experts:
+    """Experts in the tensors input_linear (gate, then up) and output_linear."""
+    i, name = intermediate, f"{prefix}.input_linear.weight"
+    both = (count, 2 * i, hidden)
+    down = Stack(f"{prefix}.output_linear.weight", (count, hidden, i), (0, hidden, 1))
+    return Experts(
+        Part(f"{prefix}.experts.{{}}.gate_proj", (i, hidden), stack=Stack(name, both, (0, i, 1))),
+        Part(f"{prefix}.experts.{{}}.up_proj", (i, hidden), stack=Stack(name, both, (i, 2 * i, 1))),
+        Part(f"{prefix}.experts.{{}}.down_proj", (hidden, i), stack=down),
+    )
+
+
+def shared_mlp(prefix: str, hidden: int, intermediate: int) -> MLPSpec:
+    """The expert for all tokens, with its gate and up in one tensor."""
+    apart = gated(prefix, hidden, intermediate)
+    gate, up = fuse(f"{prefix}.input_linear", (apart.gate, apart.up))
+    down = Part(f"{prefix}.output_linear", (hidden, intermediate))
+    return replace(apart, gate=gate, up=up, down=down)
