@@ -25,13 +25,17 @@ from tests.quant.test_gptq import random_layer
 from tests.runner.models import ArrayCheckpoint, default_checkpoint, in_format
 
 
+#: Families whose layers are attention and a gated MLP.
+LLAMAS = ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")
+
+
 @pytest.fixture(scope="module", params=list(CASES))
 def case(request):
     model = make(CASES[request.param])
     return model, StateDict(model)
 
 
-@pytest.fixture(scope="module", params=[n for n, case in CASES.items() if not case.has_experts])
+@pytest.fixture(scope="module", params=[n for n, case in CASES.items() if case.family in LLAMAS])
 def dense(request):
     model = make(CASES[request.param])
     return model, StateDict(model)
