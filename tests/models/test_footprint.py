@@ -24,7 +24,6 @@ from tests.quant.test_gptq import CONFIG as GPTQ
 from tests.quant.test_gptq import random_layer
 from tests.runner.models import ArrayCheckpoint, default_checkpoint, in_format
 
-
 #: Families whose layers are attention and a gated MLP.
 LLAMAS = ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")
 
