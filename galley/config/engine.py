@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from galley.config.model_info import ModelImpl
 from galley.config.registries import BACKENDS, LOAD_FORMATS
 from galley.config.structured import StructuredOutputsSettings, structured_outputs_settings
 
@@ -47,6 +48,13 @@ class ModelConfig:
     quantization: str | None = None
     """Required quantisation of the checkpoint (`gguf`, `compressed-tensors`, `gptq`); any other is
     an error. Default: the checkpoint's own."""
+    model_impl: ModelImpl = "auto"
+    """Who implements the model: `galley`, or the `transformers` library on Galley's KV cache, which
+    is slower and needs torch. `auto` takes transformers for what Galley has no implementation of;
+    `vllm` is another name of `galley`."""
+    trust_remote_code: bool = False
+    """Let the transformers implementation run Python code that the checkpoint brings. Galley's own
+    implementations never run any."""
     quantized_activations: QuantizedActivations = "auto"
     """Precision of activations for quantised weights, unless their format prescribes int8 (W8A8).
     int16 is as accurate as the weights; int8 is up to 1.6 times as fast for many tokens at once.

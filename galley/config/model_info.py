@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+#: --model-impl; "vllm" means "galley".
+ModelImpl = Literal["auto", "galley", "vllm", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class ModelInfo:
             repetition_penalty, min_p, max_new_tokens), only those present.
         chat_template: the checkpoint's jinja template, if it carries one.
         source: resolved path of the directory or file.
+        model_impl: who implements the model, as --model-impl asks.
+        trust_remote_code: the implementation of transformers may run code of the checkpoint.
     """
 
     architecture: str
@@ -36,3 +41,5 @@ class ModelInfo:
     generation: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
     source: str = ""
+    model_impl: ModelImpl = "auto"
+    trust_remote_code: bool = False

@@ -154,9 +154,11 @@ class Backend(Protocol):
         interleave_gate_up: gate and up projections are to be packed in turn, in runs of
             `GATE_UP_RUN` rows, so that SiLU·mul can be fused to them.
         kv_itemsize: bytes of a number in the KV cache.
+        dense: format of weights that are not quantised.
     """
 
     name: str
+    dense: Dense
     batch_invariant: bool
     interleave_gate_up: bool
     kv_itemsize: int

@@ -53,7 +53,7 @@ class CpuBackend:
         quantized_activations: QuantizedActivations = "auto",
         passes: Sequence[Pass] | None = None,
     ) -> None:
-        self._dense = dense
+        self.dense: Dense = dense
         self.kv_itemsize = 4 if dense == "f32" else 2
         self._pool = _native.Pool(threads or len(os.sched_getaffinity(0)))
         self._eager = eager
@@ -61,7 +61,7 @@ class CpuBackend:
         self._quantized = quantized_activations
 
     def weight(self, data: QuantizedWeight, float32: bool = False) -> PackedWeight:
-        return pack(data, "f32" if float32 else self._dense)
+        return pack(data, "f32" if float32 else self.dense)
 
     def constant(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.ascontiguousarray(values, np.float32)
@@ -73,7 +73,7 @@ class CpuBackend:
         return packed
 
     def build(self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()) -> CpuExecutable:
-        kv_kind = Kind.f32 if self._dense == "f32" else Kind.bf16
+        kv_kind = Kind.f32 if self.dense == "f32" else Kind.bf16
         nodes, symbols = record(model, kv_kind, self._quantized, outputs)
         for name in outputs:
             if name not in symbols:

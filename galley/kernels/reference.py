@@ -161,13 +161,13 @@ class ReferenceBackend:
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self._round = dense == "bf16"
+        self.dense = dense
         self._compute = compute
         self.kv_itemsize = compute.itemsize
 
     def weight(self, data: QuantizedWeight, float32: bool = False) -> Tensor:
         values = torch.from_numpy(data.to_float32())
-        if data.dense is not None and self._round and not float32:
+        if data.dense is not None and self.dense == "bf16" and not float32:
             values = values.to(torch.bfloat16)
         return values.to(self._compute)
 

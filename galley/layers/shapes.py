@@ -60,6 +60,9 @@ class ShapeSource:
     ) -> NDArray[np.float32]:
         return _zeros(shape)
 
+    def load(self, read: Callable[..., object]) -> None:
+        """No weights, no model."""
+
     def ignore_unused(self, prefix: str) -> None:
         pass
 

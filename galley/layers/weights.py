@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.errors import ModelError
-from galley.kernels.backend import Backend
+from galley.kernels.backend import Backend, Dense
 from galley.kernels.ops import Constant, RankGroup, SingleRank, Weight
 from galley.layers.questions import (
     Matrix,
@@ -43,6 +43,17 @@ NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attentio
 
 #: How many names an error lists before it says "and n more".
 MAX_NAMES_SHOWN = 8
+
+
+class Loaded(Protocol):
+    """A model that was loaded by other code than layers."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its weights."""
+
+
+L = TypeVar("L", bound=Loaded)
 
 
 class WeightSource(Protocol):
@@ -77,6 +88,10 @@ class WeightSource(Protocol):
         self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]
     ) -> Constant:
         """Numbers that are computed, not loaded; `compute` is called if they are needed."""
+
+    def load(self, read: Callable[[Dense, Mapping[str, RawTensor]], L]) -> L | None:
+        """The whole model, by code that reads the tensors itself: `read(dense, tensors by name)`.
+        None where only shapes are known."""
 
     def ignore_unused(self, prefix: str) -> None:
         """Names that begin so may stay in the checkpoint unused."""
@@ -138,6 +153,10 @@ class CheckpointWeights:
         values = compute()
         assert values.shape == shape
         return self._backend.constant(values)
+
+    def load(self, read: Callable[[Dense, Mapping[str, RawTensor]], L]) -> L:
+        self._unused.clear()
+        return read(self._backend.dense, _Tensors(self._checkpoint))
 
     def ignore_unused(self, prefix: str) -> None:
         self._unused = {name for name in self._unused if not name.startswith(prefix)}
@@ -231,6 +250,22 @@ class CheckpointWeights:
             return share_of(name, size, self.group.rank, self.group.size)
         except ValueError as error:
             raise ModelError(str(error)) from None
+
+
+class _Tensors(Mapping[str, RawTensor]):
+    """The tensors of a checkpoint by name, read when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def __getitem__(self, name: str) -> RawTensor:
+        return self._checkpoint.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoint.names())
+
+    def __len__(self) -> int:
+        return len(self._checkpoint.names())
 
 
 def _unit_rows(name: str, weight: QuantizedWeight) -> QuantizedWeight:

@@ -1,4 +1,4 @@
-"""Changes to a checkpoint's own config: --hf-config-path and --hf-overrides."""
+"""Changes to a checkpoint's own config: --hf-config-path, --hf-overrides, --model-impl."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from galley.config.model_info import ModelImpl
 from galley.loader.rope import with_rope_keys
 
 _ROPE = ("rope_theta", "rope_scaling")
@@ -20,10 +21,13 @@ class ConfigChanges:
         directory: folder of config.json and generation_config.json; None = the checkpoint's.
         overrides: keys of config.json that win over the file's. An object replaces the whole
             object under its key.
+        model_impl, trust_remote_code: as in `ModelInfo`.
     """
 
     directory: Path | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    model_impl: ModelImpl = "auto"
+    trust_remote_code: bool = False
 
     def applied(self, config: dict[str, Any], where: str) -> dict[str, Any]:
         """`config` with the overrides. Input and output have the keys of `with_rope_keys`."""

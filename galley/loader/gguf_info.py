@@ -79,6 +79,8 @@ def info_of_gguf(
         generation=generation,
         chat_template=template,
         source=str(file.path),
+        model_impl=changes.model_impl,
+        trust_remote_code=changes.trust_remote_code,
     )
 
 

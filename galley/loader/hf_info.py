@@ -56,6 +56,8 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
         generation=sampling_defaults(generation),
         chat_template=templates_of_directory(directory).get("default"),
         source=str(directory),
+        model_impl=changes.model_impl,
+        trust_remote_code=changes.trust_remote_code,
     )
 
 

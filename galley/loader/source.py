@@ -153,7 +153,12 @@ def _source(
             f"--load-format {requested}: {path} holds {stored} weights", field="load_format"
         )
     chosen = "dummy" if requested == "dummy" else stored
-    changes = ConfigChanges(_config_directory(config, load), config.hf_overrides)
+    changes = ConfigChanges(
+        _config_directory(config, load),
+        config.hf_overrides,
+        config.model_impl,
+        config.trust_remote_code,
+    )
     return Source(path, chosen, name, is_default, config.seed, changes)
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -71,10 +72,19 @@ class Footprint:
         return 2 * weights + 4 * self.attention_width * context
 
 
+@runtime_checkable
+class MeasuresItself(Protocol):
+    """A model that cannot be recorded, and knows its sizes."""
+
+    def footprint(self) -> Footprint: ...
+
+
 def measure(model_info: ModelInfo) -> Footprint:
     """Raises ModelError if the model is not supported."""
     source = ShapeSource()
     model = model_spec(model_info).build(source, Stage(max_positions=1))
+    if isinstance(model, MeasuresItself):
+        return model.footprint()
     nodes, _ = record(model, Kind.bf16)
     return Footprint(
         tensors=source.tensors,
@@ -97,7 +107,9 @@ def weight_bytes(checkpoint: Checkpoint, dense: Dense) -> int:
     Raises ModelError if the model or a tensor's format is not supported.
     """
     shapes = ShapeSource()
-    model_spec(checkpoint.model_info).build(shapes, Stage(max_positions=1))
+    model = model_spec(checkpoint.model_info).build(shapes, Stage(max_positions=1))
+    if isinstance(model, MeasuresItself):
+        return model.footprint().parameters * (4 if dense == "f32" else 2)
     formats = _Formats(checkpoint, dense)
     total = 0
     for matrix in shapes.matrices:
@@ -171,8 +183,8 @@ def kv_layers(model_info: ModelInfo) -> list[CacheLayer]:
 def tensor_shapes(model_info: ModelInfo) -> dict[str, tuple[int, ...]]:
     """Name → shape of every tensor of a checkpoint that is not quantised."""
     source = ShapeSource()
-    model_spec(model_info).build(source, Stage(max_positions=1))
-    return source.tensors
+    model = model_spec(model_info).build(source, Stage(max_positions=1))
+    return dict(model.footprint().tensors) if isinstance(model, MeasuresItself) else source.tensors
 
 
 def _weights(node: Node, rows: Dim) -> int:

@@ -6,11 +6,13 @@ A new family is one file and one line here.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from galley.config import ModelInfo
+from galley.config.extras import install_command
 from galley.config.registries import BACKENDS
 from galley.errors import ModelError
 from galley.kernels.backend import Model
@@ -40,6 +42,11 @@ class Architecture:
     function: str
     backends: tuple[str, ...] = tuple(BACKENDS)
 
+
+#: Runs every other model (--model-impl transformers).
+TRANSFORMERS = Architecture(
+    "galley.models.transformers_model", "transformers_model", ("reference",)
+)
 
 #: Architecture, as config.json names it → its line.
 ARCHITECTURES: dict[str, Architecture] = {
@@ -96,13 +103,39 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def find_architecture(model_info: ModelInfo) -> Architecture:
     """Raises ModelError if the architecture is not supported."""
-    architecture = ARCHITECTURES.get(model_info.architecture)
-    if architecture is None:
-        known = ", ".join(sorted(ARCHITECTURES))
+    name, impl = model_info.architecture, model_info.model_impl
+    if impl == "transformers":
+        _require_transformers()
+        return TRANSFORMERS
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    if impl == "auto" and _has_transformers():
+        return TRANSFORMERS
+    import difflib  # only needed for the error
+
+    near = difflib.get_close_matches(name, ARCHITECTURES, n=3)
+    hint = f"; similar ones are {', '.join(near)}" if near else ""
+    known = ", ".join(sorted(ARCHITECTURES))
+    other = (
+        "--model-impl auto runs models of the transformers library, if it is installed: "
+        f"{install_command('transformers')}"
+    )
+    raise ModelError(
+        f"architecture {name!r} is not supported{hint}. {other}. Galley's own are {known}"
+    )
+
+
+def _has_transformers() -> bool:
+    return all(importlib.util.find_spec(package) for package in ("torch", "transformers"))
+
+
+def _require_transformers() -> None:
+    if not _has_transformers():
         raise ModelError(
-            f"architecture {model_info.architecture!r} is not supported; supported are {known}"
+            "--model-impl transformers needs the packages torch and transformers: "
+            f"{install_command('transformers')}",
+            field="model_impl",
         )
-    return architecture
 
 
 def model_spec(model_info: ModelInfo) -> ModelSpec:
@@ -111,7 +144,8 @@ def model_spec(model_info: ModelInfo) -> ModelSpec:
     Raises ModelError if its architecture, its quantization or a config value is not supported.
     """
     architecture = find_architecture(model_info)
-    scheme_of(model_info)
+    if architecture is not TRANSFORMERS:
+        scheme_of(model_info)
     module = importlib.import_module(architecture.module)
     describe: Callable[[ModelInfo], ModelSpec] = getattr(module, architecture.function)
     return describe(model_info)

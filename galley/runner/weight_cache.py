@@ -29,7 +29,8 @@ from galley.kernels import _native
 from galley.kernels.backend import Backend, Dense
 from galley.kernels.ops import Constant, RankGroup, SingleRank, Weight
 from galley.layers.questions import Matrix, Vector
-from galley.layers.weights import WeightSource
+from galley.layers.weights import L, WeightSource
+from galley.loader.tensor import RawTensor
 from galley.runner.packed_file import Answer, PackedFile, write_answers
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,9 @@ class CachedWeights(ABC):
     ) -> Constant:
         return self._source.constant(shape, compute)
 
+    def load(self, read: Callable[[Dense, Mapping[str, RawTensor]], L]) -> L | None:
+        return self._source.load(read)
+
     def ignore_unused(self, prefix: str) -> None:
         self._source.ignore_unused(prefix)
 
@@ -92,6 +96,11 @@ class RecordingWeights(CachedWeights):
         if len(cacheable) == len(packed):
             self._answers.append(Answer(str(matrix), cacheable))
         return weights
+
+    def load(self, read: Callable[[Dense, Mapping[str, RawTensor]], L]) -> L | None:
+        loaded = super().load(read)
+        self.num_bytes += 0 if loaded is None else loaded.num_bytes
+        return loaded
 
     def write(self, path: Path) -> None:
         """Write the answers to a file, unless the model is small or the disk has no room.

@@ -126,6 +126,14 @@ def test_a_copy_of_a_tied_weight_is_ignored():
 
 def test_unknown_architectures_list_the_known_ones(model):
     with pytest.raises(ModelError, match=r"'XGLMForCausalLM'.*LlamaForCausalLM.*Qwen3ForCausalLM"):
+        build(StateDict(model), architecture="XGLMForCausalLM", model_impl="galley")
+    with pytest.raises(ModelError, match=r"'LlamaForCausaLM' is not .*ones are LlamaForCausalLM"):
+        build(StateDict(model), architecture="LlamaForCausaLM", model_impl="galley")
+
+
+def test_an_architecture_that_is_not_that_of_its_model_type(model):
+    wanted = f"XGLMForCausalLM: .* is a {type(model).__name__}"
+    with pytest.raises(ModelError, match=wanted):
         build(StateDict(model), architecture="XGLMForCausalLM")
 
 
