@@ -74,5 +74,8 @@ def infill_prompt(ctx: Context, prompt: str | list[int], suffix: str) -> list[in
             "tokens.",
             field="suffix",
         )
-    prefix = tokenizer.encode(prompt, False) if isinstance(prompt, str) else prompt
-    return marks.prompt(prefix, tokenizer.encode(suffix, False))
+    begin: list[int] = []
+    if isinstance(prompt, str):
+        begin = [i for i in tokenizer.encode("", True)[:1] if i == tokenizer.bos_token_id]
+        prompt = tokenizer.encode(prompt, False)
+    return begin + marks.prompt(prompt, tokenizer.encode(suffix, False))
