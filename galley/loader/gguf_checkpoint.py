@@ -11,7 +11,8 @@ from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_info import architecture_of, info_of_gguf
-from galley.loader.gguf_names import ROPE_FACTORS, deinterleaved_rows, hf_name
+from galley.loader.gguf_names import ROPE_FACTORS, deinterleaved_rows, fused_names, hf_name
+from galley.loader.gguf_states import logical_shape, logical_values
 from galley.loader.source import Source, split_parts
 from galley.loader.tensor import RawTensor, TensorHeader
 
@@ -48,13 +49,22 @@ class GGUFCheckpoint:
         self.path = path
         parts = open_parts(path)
         self.model_info = info_of_gguf(parts[0], tensors_of(parts), changes)
-        self._interleaved_qk = architecture_of(parts[0])[1].interleaved_qk
-        self._places = {
-            hf_name(info.name): (part, info)
+        architecture = architecture_of(parts[0])[1]
+        self._interleaved_qk = architecture.interleaved_qk
+        stored = {
+            info.name: (part, info)
             for part in parts
             for info in part.tensors.values()
             if info.name != ROPE_FACTORS
         }
+        #: Of each tensor: those of the file whose rows it consists of.
+        self._places: dict[str, list[tuple[GGUFFile, TensorInfo]]] = {}
+        layers = self.model_info.hf_config.get("num_hidden_layers", 0)
+        for name, names in fused_names(architecture, layers).items():
+            if all(part in stored for part in names):
+                self._places[name] = [stored.pop(part) for part in names]
+        for name, place in stored.items():
+            self._places[hf_name(name, architecture)] = [place]
 
     @staticmethod
     def open(source: Source) -> GGUFCheckpoint:
@@ -65,18 +75,32 @@ class GGUFCheckpoint:
         return list(self._places)
 
     def header(self, name: str) -> TensorHeader:
-        info = self._place(name)[1]
-        return TensorHeader(info.shape, info.type.name)
+        places = self._of(name)
+        info = places[0][1]
+        rows = sum(info.shape[0] for _, info in places) if info.shape else 0
+        shape = (rows, *info.shape[1:]) if len(places) > 1 else logical_shape(name, info.shape)
+        return TensorHeader(shape, info.type.name)
 
     def tensor(self, name: str) -> RawTensor:
-        part, info = self._place(name)
-        return RawTensor(name, info.shape, info.type.name, part.data(info), self._row_order(info))
+        places, header = self._of(name), self.header(name)
+        if len(places) > 1:
+            data = np.concatenate([part.data(info) for part, info in places])
+            return RawTensor(name, header.shape, header.dtype, data)
+        [(part, info)] = places
+        data = part.data(info)
+        if header.shape != info.shape:
+            data = data.reshape(header.shape)
+        data = logical_values(name, data)
+        return RawTensor(name, header.shape, header.dtype, data, self._row_order(info))
 
-    def _place(self, name: str) -> tuple[GGUFFile, TensorInfo]:
-        place = self._places.get(name)
-        if place is None:
+    def _of(self, name: str) -> list[tuple[GGUFFile, TensorInfo]]:
+        places = self._places.get(name)
+        if places is None:
             raise ModelError(f"{self.path}: has no tensor {name}")
-        return place
+        if len({(info.type.name, info.shape[1:]) for _, info in places}) > 1:
+            files = ", ".join(info.name for _, info in places)
+            raise ModelError(f"{self.path}: {files} differ in type, which is not supported")
+        return places
 
     def _row_order(self, info: TensorInfo) -> np.ndarray | None:
         is_query, is_key = ".attn_q." in info.name, ".attn_k." in info.name

@@ -123,44 +123,62 @@ def _hf_config(
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(f"{file.path}: has no token_embd.weight of two dimensions")
-    hidden = meta.integer(f"{arch}.embedding_length", least=1)
-    heads = _same_in_all_layers(meta, f"{arch}.attention.head_count")
-    head_dim = meta.integer(
-        f"{arch}.attention.key_length", hidden // heads, least=2, most=MAX_HEAD_DIM
-    )
-    if head_dim % 2:
-        raise ModelError(f"{file.path}: heads of {head_dim} values are not halves to be rotated")
-    if meta.integer(f"{arch}.attention.value_length", head_dim) != head_dim:
-        raise ModelError(f"{file.path}: keys and values of different length are not supported")
+    layers = meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS)
+    read = known.config or _equal_layers
+    own = read(meta, arch, set(tensors))
     config: dict[str, Any] = {
         "architectures": [known.hf_class],
         "model_type": known.model_type,
         "vocab_size": embedding.shape[0],
-        "hidden_size": hidden,
-        "intermediate_size": _same_in_all_layers(meta, f"{arch}.feed_forward_length"),
-        "num_hidden_layers": meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS),
-        "num_attention_heads": heads,
-        "num_key_value_heads": _same_in_all_layers(meta, f"{arch}.attention.head_count_kv", heads),
-        "head_dim": head_dim,
+        "hidden_size": meta.integer(f"{arch}.embedding_length", least=1),
+        "num_hidden_layers": layers,
         "max_position_embeddings": meta.integer(
             f"{arch}.context_length", least=1, most=MAX_POSITIONS
         ),
         "rms_norm_eps": meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
         "rope_theta": meta.number(f"{arch}.rope.freq_base", 10000.0),
-        "rope_scaling": _rope_scaling(file, meta, arch, head_dim),
+        "rope_scaling": None,
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
         "bos_token_id": _token_id(meta, "tokenizer.ggml.bos_token_id"),
         "eos_token_id": _token_id(meta, "tokenizer.ggml.eos_token_id"),
+        **own,
     }
-    rotary_dim = meta.integer(f"{arch}.rope.dimension_count", head_dim)
-    if rotary_dim != head_dim:
-        config["partial_rotary_factor"] = rotary_dim / head_dim
+    if "head_dim" in own:
+        config |= _rotation(file, meta, arch, own["head_dim"])
+    return config
+
+
+def _equal_layers(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Keys of a Llama-like model."""
+    hidden = meta.integer(f"{arch}.embedding_length", least=1)
+    heads = _same_in_all_layers(meta, f"{arch}.attention.head_count")
+    config: dict[str, Any] = {
+        "intermediate_size": _same_in_all_layers(meta, f"{arch}.feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _same_in_all_layers(meta, f"{arch}.attention.head_count_kv", heads),
+        "head_dim": meta.integer(
+            f"{arch}.attention.key_length", hidden // heads, least=2, most=MAX_HEAD_DIM
+        ),
+        "attention_bias": "blk.0.attn_q.bias" in names,
+        "mlp_bias": "blk.0.ffn_gate.bias" in names,
+    }
     window = meta.integer(f"{arch}.attention.sliding_window", 0)
     if window:
         config |= {"sliding_window": window, "use_sliding_window": True}
+    return config
+
+
+def _rotation(file: GGUFFile, meta: Fields, arch: str, head_dim: int) -> dict[str, Any]:
+    """Checks the heads, and reads the keys of their rotary embedding."""
+    if head_dim % 2:
+        raise ModelError(f"{file.path}: heads of {head_dim} values are not halves to be rotated")
+    if meta.integer(f"{arch}.attention.value_length", head_dim) != head_dim:
+        raise ModelError(f"{file.path}: keys and values of different length are not supported")
+    config: dict[str, Any] = {"rope_scaling": _rope_scaling(file, meta, arch, head_dim)}
+    rotary_dim = meta.integer(f"{arch}.rope.dimension_count", head_dim)
+    if rotary_dim != head_dim:
+        config["partial_rotary_factor"] = rotary_dim / head_dim
     return config
 
 

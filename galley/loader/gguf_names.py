@@ -6,31 +6,14 @@ One entry per architecture (open set); knows no values.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """The meaning of a `general.architecture` of GGUF.
-
-    Attributes:
-        hf_class, model_type: Hugging Face's class name and model_type.
-        interleaved_qk: rows of q and k are stored pairwise, as llama.cpp rotates them.
-    """
-
-    hf_class: str
-    model_type: str
-    interleaved_qk: bool = False
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture("LlamaForCausalLM", "llama", interleaved_qk=True),
-    "mistral": Architecture("MistralForCausalLM", "mistral", interleaved_qk=True),
-    "qwen2": Architecture("Qwen2ForCausalLM", "qwen2"),
-    "qwen3": Architecture("Qwen3ForCausalLM", "qwen3"),
-}
+from galley.loader import gguf_states
+from galley.loader.fields import Fields
 
 _TOP = {
     "token_embd": "model.embed_tokens",
@@ -50,22 +33,133 @@ _IN_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_BACKBONE = {
+    "token_embd": "backbone.embeddings",
+    "output_norm": "backbone.norm_f",
+    "output": "lm_head",
+}
+_FINAL_LAYERNORM = {**_TOP, "output_norm": "model.final_layernorm"}
+_LFM2_TOP = {**_TOP, **dict.fromkeys(("token_embd_norm", "output_norm"), "model.embedding_norm")}
+
+#: Metadata, GGUF's architecture and the names of all tensors → config keys of the family.
+ConfigReader = Callable[[Fields, str, set[str]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The meaning of a `general.architecture` of GGUF.
+
+    Attributes:
+        hf_class, model_type: Hugging Face's class name and model_type.
+        interleaved_qk: rows of q and k are stored pairwise, as llama.cpp rotates them.
+        top, in_layer: Hugging Face's names of tensors; those in layers are below `layers`.
+        fused: a tensor of a layer in Hugging Face's names → tensors of the file whose rows it
+            consists of, in order.
+        config: reads what differs between layers or is not common to all; None = a Llama-like
+            model of equal layers.
+    """
+
+    hf_class: str
+    model_type: str
+    interleaved_qk: bool = False
+    top: Mapping[str, str] = field(default_factory=lambda: _TOP)
+    in_layer: Mapping[str, str] = field(default_factory=lambda: _IN_LAYER)
+    layers: str = "model.layers"
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    config: ConfigReader | None = None
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "falcon-h1": Architecture(
+        "FalconH1ForCausalLM",
+        "falcon_h1",
+        top=_FINAL_LAYERNORM,
+        in_layer=gguf_states.FALCON_H1_NAMES,
+        config=gguf_states.falcon_h1,
+    ),
+    "granitehybrid": Architecture(
+        "GraniteMoeHybridForCausalLM",
+        "granitemoehybrid",
+        interleaved_qk=True,
+        in_layer=gguf_states.GRANITE_HYBRID_NAMES,
+        fused=gguf_states.GRANITE_HYBRID_FUSED,
+        config=gguf_states.granite_hybrid,
+    ),
+    "jamba": Architecture(
+        "JambaForCausalLM",
+        "jamba",
+        top=_FINAL_LAYERNORM,
+        in_layer=gguf_states.JAMBA_NAMES,
+        config=gguf_states.jamba,
+    ),
+    "lfm2": Architecture(
+        "Lfm2ForCausalLM",
+        "lfm2",
+        top=_LFM2_TOP,
+        in_layer=gguf_states.LFM2_NAMES,
+        config=gguf_states.lfm2,
+    ),
+    "llama": Architecture("LlamaForCausalLM", "llama", interleaved_qk=True),
+    "mamba": Architecture(
+        "MambaForCausalLM",
+        "mamba",
+        top=_BACKBONE,
+        in_layer=gguf_states.MAMBA_NAMES,
+        layers="backbone.layers",
+        config=gguf_states.mamba,
+    ),
+    "mamba2": Architecture(
+        "Mamba2ForCausalLM",
+        "mamba2",
+        top=_BACKBONE,
+        in_layer=gguf_states.MAMBA2_NAMES,
+        layers="backbone.layers",
+        config=gguf_states.mamba2,
+    ),
+    "mistral": Architecture("MistralForCausalLM", "mistral", interleaved_qk=True),
+    "nemotron_h": Architecture(
+        "NemotronHForCausalLM",
+        "nemotron_h",
+        top=_BACKBONE,
+        in_layer=gguf_states.NEMOTRON_H_NAMES,
+        layers="backbone.layers",
+        config=gguf_states.nemotron_h,
+    ),
+    "qwen2": Architecture("Qwen2ForCausalLM", "qwen2"),
+    "qwen3": Architecture("Qwen3ForCausalLM", "qwen3"),
+}
+
+_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(.+?)(\.weight|\.bias)?")
 
 #: Rope frequency factors: part of the config, not a weight.
 ROPE_FACTORS = "rope_freqs.weight"
 
 
-def hf_name(name: str) -> str:
+def hf_name(name: str, architecture: Architecture) -> str:
     """Hugging Face's name of a GGUF tensor. An unknown name is returned unchanged, and reported as
     unused by `CheckpointWeights.finish`."""
     stem, _, kind = name.rpartition(".")
-    if stem in _TOP:
-        return f"{_TOP[stem]}.{kind}"
+    if stem in architecture.top:
+        return f"{architecture.top[stem]}.{kind}"
     match = _LAYER_TENSOR.fullmatch(name)
-    if match and match[2] in _IN_LAYER:
-        return f"model.layers.{match[1]}.{_IN_LAYER[match[2]]}.{match[3]}"
-    return name
+    if match is None:
+        return name
+    layer, stem, kind = match[1], match[2], match[3] or ""
+    if not kind and stem.endswith("norm"):  # as the converter names a norm of Falcon-H1
+        kind = ".weight"
+    names = architecture.in_layer
+    if stem + kind in names:
+        return f"{architecture.layers}.{layer}.{names[stem + kind]}"
+    return f"{architecture.layers}.{layer}.{names[stem]}{kind}" if stem in names else name
+
+
+def fused_names(architecture: Architecture, layers: int) -> dict[str, list[str]]:
+    """Of each tensor that is several in the file: its name, and their names."""
+    return {
+        f"{architecture.layers}.{layer}.{name}.weight": [f"blk.{layer}.{p}.weight" for p in parts]
+        for layer in range(layers)
+        for name, parts in architecture.fused.items()
+    }
 
 
 def deinterleaved_rows(num_heads: int, head_dim: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from galley.config import ModelInfo
 from galley.layers.mamba import MambaSpec
 from galley.layers.norm import RMSNormSpec
 from galley.loader.fields import MAX_HEAD_DIM
-from galley.models.config import ModelFields, model_fields
+from galley.models.config import ModelFields, layer_kinds, model_fields
 from galley.models.decoder import DecoderSpec, FeedForwardSpec, LayerSpec
 from galley.models.llama import Sizes, attention, decoder, mlp, read_sizes
 from galley.models.mamba import read_rank
@@ -19,18 +19,23 @@ def jamba(model_info: ModelInfo) -> DecoderSpec:
     """Which layers attend, and which have experts, follows from periods and offsets."""
     config = model_fields(model_info)
     sizes = read_sizes(config)
+    if config.has("layers_block_type"):
+        kinds = layer_kinds(config, sizes.layers, ("linear_attention", "full_attention"))
+        attend = [kind == "full_attention" for kind in kinds]
+    else:
+        attend = [_is_one(config, "attn_layer", 8, 4, i) for i in range(sizes.layers)]
     return replace(
-        decoder(sizes, [_layer(config, sizes, i) for i in range(sizes.layers)]),
+        decoder(sizes, [_layer(config, sizes, i, attends) for i, attends in enumerate(attend)]),
         norm=RMSNormSpec("model.final_layernorm", sizes.hidden, sizes.eps),
     )
 
 
-def _layer(config: ModelFields, sizes: Sizes, index: int) -> LayerSpec:
+def _layer(config: ModelFields, sizes: Sizes, index: int, attends: bool) -> LayerSpec:
     prefix, hidden = f"model.layers.{index}", sizes.hidden
     return LayerSpec(
         mixer=(
             replace(attention(sizes, f"{prefix}.self_attn"), rotary=None)
-            if _is_one(config, "attn_layer", 8, 4, index)
+            if attends
             else _mamba(config, sizes, f"{prefix}.mamba")
         ),
         mlp=_feed_forward(config, sizes, f"{prefix}.feed_forward", index),

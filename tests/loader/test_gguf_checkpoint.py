@@ -227,7 +227,7 @@ _BAD_FACTORS = tiny_tensors({"rope_freqs.weight": np.zeros(8, np.float32)})
 _LONG_FACTORS = tiny_tensors({"rope_freqs.weight": np.ones(9, np.float32)})
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "architecture": ({"arch": "mamba"}, "'mamba' is not supported"),
+    "architecture": ({"arch": "rwkv6"}, "'rwkv6' is not supported"),
     "experts": ({"keys": {"{arch}.expert_count": 8}}, "mixture-of-experts"),
     "no embedding": ({"tensors": _NO_EMBEDDING}, r"token_embd\.weight"),
     "no context length": ({"keys": {"{arch}.context_length": None}}, "context_length is missing"),

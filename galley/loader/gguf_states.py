@@ -1,0 +1,268 @@
+"""GGUF architectures with recurrent states: their config keys, tensor names and stored values.
+
+llama.cpp's converter stores A = -exp(A_log), convolutions without their axis of one, and some
+vectors as [n, 1] or in groups. Multipliers of Falcon-H1 are part of its weights in the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from galley.errors import ModelError
+from galley.loader.fields import MAX_LAYERS, Fields
+
+#: Tensors of a Mamba-2 block, below its own name.
+_MAMBA2 = {
+    "ssm_in": "in_proj",
+    "ssm_conv1d": "conv1d",
+    "ssm_dt.bias": "dt_bias",
+    "ssm_a": "A_log",
+    "ssm_d": "D",
+    "ssm_norm": "norm",
+    "ssm_out": "out_proj",
+}
+#: Tensors of a Mamba-1 block.
+_MAMBA = {
+    "ssm_in": "in_proj",
+    "ssm_conv1d": "conv1d",
+    "ssm_x": "x_proj",
+    "ssm_dt": "dt_proj",
+    "ssm_a": "A_log",
+    "ssm_d": "D",
+    "ssm_dt_norm": "dt_layernorm",
+    "ssm_b_norm": "b_layernorm",
+    "ssm_c_norm": "c_layernorm",
+    "ssm_out": "out_proj",
+}
+_ATTENTION = {f"attn_{name}": f"{name}_proj" for name in "qkv"} | {"attn_output": "o_proj"}
+_MLP = {f"ffn_{name}": f"{name}_proj" for name in ("gate", "up", "down")}
+
+
+def _below(prefix: str, names: dict[str, str]) -> dict[str, str]:
+    return {stored: f"{prefix}.{name}" for stored, name in names.items()}
+
+
+MAMBA_NAMES = {"attn_norm": "norm", **_below("mixer", _MAMBA)}
+MAMBA2_NAMES = {"attn_norm": "norm", **_below("mixer", _MAMBA2)}
+NEMOTRON_H_NAMES = {**MAMBA2_NAMES, **_below("mixer", _ATTENTION | _MLP)}
+_PRE_FF = {"attn_norm": "input_layernorm", "ffn_norm": "pre_ff_layernorm"}
+FALCON_H1_NAMES = {
+    **_PRE_FF,
+    **_below("self_attn", _ATTENTION),
+    **_below("mamba", _MAMBA2),
+    **_below("feed_forward", _MLP),
+}
+JAMBA_NAMES = FALCON_H1_NAMES | _below("mamba", _MAMBA)
+del JAMBA_NAMES["ssm_dt.bias"]
+GRANITE_HYBRID_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    **_below("self_attn", _ATTENTION),
+    **_below("mamba", _MAMBA2),
+    "ffn_down": "shared_mlp.output_linear",
+}
+#: A tensor of the model → tensors of the file whose rows it consists of, in order.
+GRANITE_HYBRID_FUSED = {"shared_mlp.input_linear": ("ffn_gate", "ffn_up")}
+LFM2_NAMES = {
+    "attn_norm": "operator_norm",
+    "ffn_norm": "ffn_norm",
+    **_below("self_attn", _ATTENTION | {"attn_output": "out_proj"}),
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.out_proj": "conv.out_proj",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+}
+
+
+def mamba(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Also Falcon Mamba, which norms b, c and the time steps."""
+    config: dict[str, Any] = {
+        "state_size": meta.integer(f"{arch}.ssm.state_size", least=1),
+        "conv_kernel": meta.integer(f"{arch}.ssm.conv_kernel", least=2),
+        "intermediate_size": meta.integer(f"{arch}.ssm.inner_size", least=1),
+        "time_step_rank": meta.integer(f"{arch}.ssm.time_step_rank", least=1),
+        "layer_norm_epsilon": meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+        "use_bias": "blk.0.ssm_in.bias" in names,
+        "use_conv_bias": "blk.0.ssm_conv1d.bias" in names,
+    }
+    if meta.flag(f"{arch}.ssm.dt_b_c_rms", False):
+        config |= {"architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba"}
+        config["mixer_rms_eps"] = 1e-6  # of the checkpoints; the file does not say it
+    return config
+
+
+def mamba2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    heads, inner, hidden = _mamba2_sizes(meta, arch)
+    return {
+        "num_heads": heads,
+        "head_dim": inner // heads,
+        "expand": inner // hidden,
+        "n_groups": meta.integer(f"{arch}.ssm.group_count", least=1),
+        "state_size": meta.integer(f"{arch}.ssm.state_size", least=1),
+        "conv_kernel": meta.integer(f"{arch}.ssm.conv_kernel", least=2),
+        "layer_norm_epsilon": meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+        "use_bias": "blk.0.ssm_in.bias" in names,
+        "use_conv_bias": "blk.0.ssm_conv1d.bias" in names,
+    }
+
+
+def falcon_h1(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {
+        **attention(meta, arch),
+        **_bamba_keys(meta, arch, "blk.0"),
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
+        "mamba_conv_bias": "blk.0.ssm_conv1d.bias" in names,
+        "mamba_rms_norm": "blk.0.ssm_norm.weight" in names,
+        "mamba_norm_before_gate": False,
+    }
+
+
+def granite_hybrid(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Without positions; Bamba, which has the same architecture in GGUF, is refused."""
+    if meta.flag(f"{arch}.rope.scaling.finetuned", False):
+        raise ModelError(f"{meta.where}: Bamba is not supported in GGUF")
+    kv_heads = per_layer(meta, arch, "attention.head_count_kv")
+    first = next((i for i, n in enumerate(kv_heads) if not n), 0)
+    shared = f"{arch}.expert_shared_feed_forward_length"
+    return {
+        **attention(meta, arch),
+        **_bamba_keys(meta, arch, f"blk.{first}"),
+        "layer_types": ["full_attention" if n else "linear_attention" for n in kv_heads],
+        "num_local_experts": 0,
+        "intermediate_size": 1,
+        "shared_intermediate_size": meta.integer(
+            shared, meta.integer(f"{arch}.feed_forward_length", 0), least=1
+        ),
+        "mamba_conv_bias": f"blk.{first}.ssm_conv1d.bias" in names,
+        "attention_multiplier": meta.number(f"{arch}.attention.scale", 1.0),
+        "embedding_multiplier": meta.number(f"{arch}.embedding_scale", 1.0),
+        "residual_multiplier": meta.number(f"{arch}.residual_scale", 1.0),
+        "logits_scaling": meta.number(f"{arch}.logit_scale", 1.0),
+    }
+
+
+def nemotron_h(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    heads, inner, _ = _mamba2_sizes(meta, arch)
+    kv_heads = per_layer(meta, arch, "attention.head_count_kv")
+    feed_forward = per_layer(meta, arch, "feed_forward_length")
+    kinds = [
+        "full_attention" if n else "mlp" if size else "linear_attention"
+        for n, size in zip(kv_heads, feed_forward, strict=True)
+    ]
+    return {
+        **attention(meta, arch),
+        "layers_block_type": kinds,
+        "intermediate_size": max(feed_forward, default=0) or 1,
+        "layer_norm_epsilon": meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+        "mamba_num_heads": heads,
+        "mamba_head_dim": inner // heads,
+        "n_groups": meta.integer(f"{arch}.ssm.group_count", least=1),
+        "ssm_state_size": meta.integer(f"{arch}.ssm.state_size", least=1),
+        "conv_kernel": meta.integer(f"{arch}.ssm.conv_kernel", least=2),
+        "use_bias": any(name.endswith("ssm_in.bias") for name in names),
+        "use_conv_bias": any(name.endswith("ssm_conv1d.bias") for name in names),
+        "mlp_bias": any(name.endswith("ffn_up.bias") for name in names),
+    }
+
+
+def jamba(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    kv_heads = per_layer(meta, arch, "attention.head_count_kv")
+    hidden = meta.integer(f"{arch}.embedding_length", least=1)
+    return {
+        **attention(meta, arch),
+        "layers_block_type": ["full_attention" if n else "linear_attention" for n in kv_heads],
+        "num_experts": 1,
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
+        "mamba_expand": meta.integer(f"{arch}.ssm.inner_size", least=1) // hidden,
+        "mamba_d_state": meta.integer(f"{arch}.ssm.state_size", least=1),
+        "mamba_d_conv": meta.integer(f"{arch}.ssm.conv_kernel", least=2),
+        "mamba_dt_rank": meta.integer(f"{arch}.ssm.time_step_rank", least=1),
+        "mamba_conv_bias": any(name.endswith("ssm_conv1d.bias") for name in names),
+        "mamba_proj_bias": any(name.endswith("ssm_in.bias") for name in names),
+    }
+
+
+def lfm2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    kv_heads = per_layer(meta, arch, "attention.head_count_kv")
+    return {
+        **attention(meta, arch),
+        "layer_types": ["full_attention" if n else "conv" for n in kv_heads],
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
+        "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": meta.integer(f"{arch}.shortconv.l_cache", least=2),
+        "conv_bias": any("shortconv" in name and name.endswith(".bias") for name in names),
+        "norm_eps": meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+    }
+
+
+def attention(meta: Fields, arch: str) -> dict[str, Any]:
+    """Heads of the layers that attend."""
+    kv_heads = {n for n in per_layer(meta, arch, "attention.head_count_kv") if n}
+    heads = {n for n in per_layer(meta, arch, "attention.head_count") if n}
+    if len(kv_heads) > 1 or len(heads) != 1:
+        raise ModelError(f"{meta.where}: layers with different heads are not supported")
+    [count] = heads
+    hidden = meta.integer(f"{arch}.embedding_length", least=1)
+    return {
+        "num_attention_heads": count,
+        "num_key_value_heads": next(iter(kv_heads), count),
+        "head_dim": meta.integer(f"{arch}.attention.key_length", hidden // count, least=2),
+    }
+
+
+def per_layer(meta: Fields, arch: str, key: str) -> list[int]:
+    """A number of each layer, which may be written once."""
+    layers = meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS)
+    value = meta.values.get(f"{arch}.{key}")
+    if isinstance(value, np.ndarray):
+        if value.shape != (layers,) or value.dtype.kind not in "iu" or (value < 0).any():
+            raise ModelError(f"{meta.where}: {arch}.{key} is not a number for each layer")
+        return [int(n) for n in value]
+    return [meta.integer(f"{arch}.{key}")] * layers
+
+
+def _mamba2_sizes(meta: Fields, arch: str) -> tuple[int, int, int]:
+    """Heads, inner and hidden size."""
+    heads = meta.integer(f"{arch}.ssm.time_step_rank", least=1)
+    inner = meta.integer(f"{arch}.ssm.inner_size", least=1)
+    if inner % heads:
+        raise ModelError(f"{meta.where}: {arch}.ssm.inner_size is no multiple of {heads} heads")
+    return heads, inner, meta.integer(f"{arch}.embedding_length", least=1)
+
+
+def _bamba_keys(meta: Fields, arch: str, layer: str) -> dict[str, Any]:
+    heads, inner, _ = _mamba2_sizes(meta, arch)
+    return {
+        "mamba_d_ssm": inner,
+        "mamba_n_heads": heads,
+        "mamba_n_groups": meta.integer(f"{arch}.ssm.group_count", least=1),
+        "mamba_d_state": meta.integer(f"{arch}.ssm.state_size", least=1),
+        "mamba_d_conv": meta.integer(f"{arch}.ssm.conv_kernel", least=2),
+    }
+
+
+def logical_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that models ask for, of a tensor by Hugging Face's name."""
+    if name.endswith(("conv1d.weight", "conv.conv.weight")) and len(shape) == 2:
+        return (shape[0], 1, shape[1])
+    if len(shape) == 2 and (
+        name.endswith((".mamba.norm.weight", ".mixer.norm.weight"))
+        or (name.endswith((".A_log", ".D")) and shape[1] == 1)
+    ):
+        return (shape[0] * shape[1],)
+    return shape
+
+
+def logical_values(name: str, values: np.ndarray) -> np.ndarray:
+    """The values that models ask for, of a tensor by Hugging Face's name."""
+    if not name.endswith(".A_log"):
+        return values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs: np.ndarray = np.log(-values.astype(np.float32))
+    return logs
