@@ -25,6 +25,7 @@ class AttentionSpec:
         out: projection [hidden, heads * head_dim].
         scale: factor of the products of queries and keys.
         rotary: rotary embedding of q and k; None = no positions in this layer.
+        q_rotary: another one of q; None = the same.
         window: tokens that a query sees, its own included; 0 = all before it.
         causal: False = a query sees its whole sequence, computed in one step (an encoder).
         q_norm, k_norm, v_norm: before the rotation, of each head (`HeadNormSpec`) or of the whole
@@ -58,6 +59,7 @@ class AttentionSpec:
     gate: Part | None = None
     slopes: tuple[float, ...] | None = None
     norm_after_rotary: bool = False
+    q_rotary: Rotary | None = None
 
     def build(self, context: BuildContext) -> Attention:
         return Attention(self, context)
@@ -82,6 +84,9 @@ class Attention:
             projection_norm(source, norm, d) for norm in (spec.q_norm, spec.k_norm, spec.v_norm)
         )
         self.rotary = None if spec.rotary is None else context.rotary_table(spec.rotary)
+        self.q_rotary = self.rotary
+        if spec.q_rotary is not None:
+            self.q_rotary = context.rotary_table(spec.q_rotary)
         self.layer = context.add_kv_layer(kv_heads, d, spec.window, spec.causal)
         self.sinks = None if spec.sinks is None else source.vector(Vector((spec.sinks,), cut=True))
         self.slopes = None
@@ -100,8 +105,9 @@ class Attention:
             q, k = self._normed(ops, q, k)
         if self.v_norm is not None:
             v = self.v_norm(ops, v)
+        if self.q_rotary is not None:
+            q = ops.rope(q, ctx.positions, self.q_rotary, self.layer.head_dim)
         if self.rotary is not None:
-            q = ops.rope(q, ctx.positions, self.rotary, self.layer.head_dim)
             k = ops.rope(k, ctx.positions, self.rotary, self.layer.head_dim)
         if self._norm_last:
             q, k = self._normed(ops, q, k)

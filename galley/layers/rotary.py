@@ -32,11 +32,14 @@ class Rotary:
         dim: elements of a head that are rotated.
         theta: base of the frequencies.
         interleaved: neighbours are rotated together; otherwise element i and i + dim / 2.
+        growth: (beta, n) multiplies the amplitude of position p by 1 + beta * log(1 + p // n): of
+            queries, whose scores then keep their spread over long sequences.
     """
 
     dim: int
     theta: float
     interleaved: bool = field(default=False, kw_only=True)
+    growth: tuple[float, int] | None = field(default=None, kw_only=True)
 
     def for_length(self, positions: int) -> Rotary:
         """The embedding of sequences of up to so many tokens; most do not depend on it."""
@@ -229,4 +232,7 @@ def rotary_table(rotary: Rotary, positions: int) -> F32:
         angles = np.outer(p, frequencies)
         rows = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
         table[start : start + len(p)] = rows * amplitude
+        if rotary.growth is not None:
+            beta, n = rotary.growth
+            table[start : start + len(p)] *= 1 + np.float32(beta) * np.log1p(p // n)[:, None]
     return table

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, cast, get_args
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
@@ -13,6 +14,7 @@ from galley.layers.rotary import (
     FrequencyFactors,
     LinearRotary,
     Llama3Rotary,
+    LongRotary,
     Rotary,
     YarnRotary,
 )
@@ -36,9 +38,20 @@ class ModelFields(Fields):
             {**values, **{k: v for k, v in self.values.items() if v is not None}}, self.where
         )
 
+    def within(self, key: str) -> ModelFields:
+        """The object under a key, empty where missing or null."""
+        return ModelFields(self.table(key), f"{self.where}: {key}")
+
     def replaced(self, **values: object) -> ModelFields:
         """The same, with these values whatever the config has."""
         return ModelFields({**self.values, **values}, self.where)
+
+    def above_zero(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0; without a default, a missing key is an error."""
+        value = self.number(key, default)
+        if value <= 0:
+            raise self.wrong(key, "above 0")
+        return value
 
     def optional_int(self, key: str) -> int | None:
         """A positive integer, or None where missing or null."""
@@ -51,50 +64,47 @@ def model_fields(model_info: ModelInfo) -> ModelFields:
     )
 
 
-RotaryReader = Callable[[int, float, Fields, int], Rotary]
+RotaryReader = Callable[[int, float, ModelFields, int], Rotary]
 
 
-def _plain(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+def _plain(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
     return Rotary(dim, theta)
 
 
-def _linear(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
-    return LinearRotary(dim, theta, factor=_positive(scaling, "factor"))
+def _linear(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
+    return LinearRotary(dim, theta, factor=scaling.above_zero("factor"))
 
 
-def _frequency_factors(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
-    factors = scaling.values.get("factors")
-    if not isinstance(factors, list) or len(factors) != dim // 2:
-        raise scaling.wrong("factors", f"a list of {dim // 2} numbers")
-    return FrequencyFactors(dim, theta, factors=tuple(factors))
+def _frequency_factors(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
+    return FrequencyFactors(dim, theta, factors=_factors(scaling, "factors", dim))
 
 
-def _dynamic(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+def _dynamic(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
     if scaling.has("alpha"):  # as Hunyuan has it: a base that does not depend on the length
-        return Rotary(dim, theta * _positive(scaling, "alpha") ** (dim / (dim - 2)))
-    return DynamicNTK(dim, theta, factor=_positive(scaling, "factor"), max_position=max_position)
+        return Rotary(dim, theta * scaling.above_zero("alpha") ** (dim / (dim - 2)))
+    return DynamicNTK(dim, theta, factor=scaling.above_zero("factor"), max_position=max_position)
 
 
-def _llama3(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+def _llama3(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     if high <= low:
         raise scaling.wrong("high_freq_factor", f"above low_freq_factor ({low})")
     return Llama3Rotary(
         dim,
         theta,
-        factor=_positive(scaling, "factor"),
+        factor=scaling.above_zero("factor"),
         low_freq_factor=low,
         high_freq_factor=high,
         original_max_position=_original(scaling, max_position),
     )
 
 
-def _yarn(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
+def _yarn(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
     original = _original(scaling, max_position)
     return YarnRotary(
         dim,
         theta,
-        factor=_positive(scaling, "factor", max_position / original),
+        factor=scaling.above_zero("factor", max_position / original),
         original_max_position=original,
         beta_fast=scaling.number("beta_fast", 32.0) or 32.0,
         beta_slow=scaling.number("beta_slow", 1.0) or 1.0,
@@ -107,19 +117,41 @@ def _yarn(dim: int, theta: float, scaling: Fields, max_position: int) -> Rotary:
     )
 
 
-#: rope_type → reader of its settings.
+def _long(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
+    original = _original(scaling, max_position)
+    stretch = max_position / original
+    default = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    return LongRotary(
+        dim,
+        theta,
+        short=_factors(scaling, "short_factor", dim),
+        long=_factors(scaling, "long_factor", dim),
+        original_max_position=original,
+        attention_factor=scaling.above_zero("attention_factor", default),
+    )
+
+
+#: rope_type → reader of its settings. mrope: of text, where all axes have one position.
 ROTARY_TYPES: dict[str, RotaryReader] = {
     "default": _plain,
     "linear": _linear,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _long,
+    "su": _long,
+    "mrope": _plain,
     "frequency_factors": _frequency_factors,
 }
 
 
 def read_rotary(
-    config: ModelFields, head_dim: int, default_theta: float, *, partial: bool = False
+    config: ModelFields,
+    head_dim: int,
+    default_theta: float,
+    *,
+    partial: bool = False,
+    interleaved: bool = False,
 ) -> Rotary:
     """The rotary embedding that a config asks for.
 
@@ -128,9 +160,12 @@ def read_rotary(
 
     Args:
         partial: the family may rotate the first part of each head alone.
+        interleaved: the family rotates neighbours.
     """
     key = "rope_parameters" if config.table("rope_parameters") else "rope_scaling"
-    scaling = ModelFields(config.table(key), f"{config.where}: {key}")
+    scaling = config.within(key).with_defaults(
+        original_max_position_embeddings=config.values.get("original_max_position_embeddings")
+    )
     if any(isinstance(value, dict) for value in scaling.values.values()):
         raise ModelError(f"{scaling.where}: settings per kind of layer are not supported")
     dim = _rotary_dim(config, scaling, head_dim, partial)
@@ -143,7 +178,17 @@ def read_rotary(
         known = ", ".join(ROTARY_TYPES)
         raise ModelError(f"{scaling.where}: rope_type {kind!r} is not supported; known: {known}")
     max_position = config.integer("max_position_embeddings", least=1)
-    return reader(dim, theta, scaling, max_position)
+    return replace(reader(dim, theta, scaling, max_position), interleaved=interleaved)
+
+
+def rope_of_kind(config: ModelFields, kind: str) -> ModelFields:
+    """The config with the rope settings of one kind of layers, where it has them by kind."""
+    parameters = config.table("rope_parameters")
+    if not any(isinstance(value, dict) for value in parameters.values()):
+        return config
+    if not isinstance(parameters.get(kind), dict):
+        raise ModelError(f"{config.where}: rope_parameters: {kind} is missing")
+    return config.replaced(rope_parameters=parameters[kind])
 
 
 def _rotary_dim(config: ModelFields, scaling: ModelFields, head_dim: int, partial: bool) -> int:
@@ -161,14 +206,14 @@ def _rotary_dim(config: ModelFields, scaling: ModelFields, head_dim: int, partia
     return dim
 
 
-def _positive(scaling: Fields, key: str, default: float | None = None) -> float:
-    value = scaling.number(key, default)
-    if value <= 0:
-        raise scaling.wrong(key, "above 0")
-    return value
+def _factors(scaling: Fields, key: str, dim: int) -> tuple[float, ...]:
+    factors = scaling.values.get(key)
+    if not isinstance(factors, list) or len(factors) != dim // 2:
+        raise scaling.wrong(key, f"a list of {dim // 2} numbers")
+    return tuple(factors)
 
 
-def _original(scaling: Fields, max_position: int) -> int:
+def _original(scaling: ModelFields, max_position: int) -> int:
     return scaling.integer("original_max_position_embeddings", max_position, least=1)
 
 
@@ -206,29 +251,59 @@ def layer_kinds(config: ModelFields, num_layers: int, known: Sequence[str]) -> l
     raise config.wrong(key, f"{num_layers} of {' or '.join(known)}")
 
 
+LayerKind = Literal["full_attention", "sliding_attention"]
+
+
+def attention_kinds(
+    config: ModelFields, num_layers: int, default: Callable[[int], LayerKind]
+) -> list[LayerKind]:
+    """`layer_types` of layers with attention, or the default of each where the config has none."""
+    if not config.has("layer_types"):
+        return [default(i) for i in range(num_layers)]
+    return cast(list[LayerKind], layer_kinds(config, num_layers, get_args(LayerKind)))
+
+
+def every_nth_full(n: int) -> Callable[[int], LayerKind]:
+    """Every n-th layer sees all tokens, the others have a window."""
+    return lambda i: "sliding_attention" if (i + 1) % n else "full_attention"
+
+
+def window_of(config: ModelFields, kinds: Sequence[LayerKind]) -> int:
+    """`sliding_window`, 0 where no layer is of that kind."""
+    if "sliding_attention" not in kinds:
+        return 0
+    if not config.has("sliding_window"):
+        raise ModelError(f"{config.where}: layer_types has sliding layers without a window")
+    return config.integer("sliding_window", least=1)
+
+
 def layer_windows(config: ModelFields, num_layers: int) -> list[int]:
     """Per layer, the sliding window of a family that has `use_sliding_window`; 0 = none.
 
     `layer_types` names the layers with a window; otherwise those from `max_window_layers` on have
     it.
     """
-    kinds: Any = config.values.get("layer_types")
-    known = ("full_attention", "sliding_attention")
-    if kinds is not None and (
-        not isinstance(kinds, list)
-        or len(kinds) != num_layers
-        or any(kind not in known for kind in kinds)
-    ):
-        raise config.wrong("layer_types", f"{num_layers} of {' or '.join(known)}")
-    if not config.flag("use_sliding_window", False) or not config.has("sliding_window"):
-        if kinds is not None and "sliding_attention" in kinds:
-            raise ModelError(f"{config.where}: layer_types has sliding layers without a window")
-        return [0] * num_layers
-    window = config.integer("sliding_window", least=1)
-    if kinds is None:
-        first = config.integer("max_window_layers", 28)
-        return [window if i >= first else 0 for i in range(num_layers)]
+    on = config.flag("use_sliding_window", False) and config.has("sliding_window")
+    first = config.integer("max_window_layers", 28) if on else num_layers
+    kinds = attention_kinds(
+        config, num_layers, lambda i: "sliding_attention" if i >= first else "full_attention"
+    )
+    if not on and "sliding_attention" in kinds:
+        raise ModelError(f"{config.where}: layer_types has sliding layers without a window")
+    window = window_of(config, kinds)
     return [window if kind == "sliding_attention" else 0 for kind in kinds]
 
 
-__all__ = ["ROTARY_TYPES", "ModelFields", "layer_windows", "model_fields", "read_rotary"]
+__all__ = [
+    "ROTARY_TYPES",
+    "LayerKind",
+    "ModelFields",
+    "attention_kinds",
+    "every_nth_full",
+    "layer_kinds",
+    "layer_windows",
+    "model_fields",
+    "read_rotary",
+    "rope_of_kind",
+    "window_of",
+]

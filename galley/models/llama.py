@@ -1,4 +1,4 @@
-"""Llama and the families that differ from it by config values: Llama 2 and 3, SmolLM2, Mistral.
+"""Llama and the families that differ from it by config values: Llama 2 and 3, SmolLM2.
 
 Also the readers and tensor names that its descendants share.
 """
@@ -6,18 +6,25 @@ Also the readers and tensor names that its descendants share.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from galley.config import ModelInfo
-from galley.errors import ModelError
 from galley.layers.attention import AttentionSpec
-from galley.layers.mlp import MLPSpec
+from galley.layers.mlp import GatedActivation, MLPSpec
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
 from galley.layers.questions import Part
 from galley.layers.rotary import Rotary
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
 from galley.models.config import ModelFields, model_fields, read_rotary
-from galley.models.decoder import DecoderSpec, LayerSpec
+from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec
+
+#: Activations as configs name them.
+ACTIVATIONS: dict[str, GatedActivation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 
 
 @dataclass(frozen=True)
@@ -34,20 +41,32 @@ class Sizes:
     eps: float
     rotary: Rotary
     tied: bool
+    activation: GatedActivation = "silu"
 
 
 def read_sizes(
-    config: ModelFields, *, theta: float = 10000.0, eps: float = 1e-6, partial_rotary: bool = False
+    config: ModelFields,
+    *,
+    theta: float = 10000.0,
+    eps: float = 1e-6,
+    partial_rotary: bool = False,
+    interleaved: bool = False,
+    act_key: str = "hidden_act",
+    activations: Sequence[GatedActivation] = ("silu",),
 ) -> Sizes:
     """The keys that all these families share.
 
     Args:
         theta, eps: rotary base and epsilon of norms if the config has none.
         partial_rotary: the family may rotate the first part of each head alone.
+        interleaved: the family rotates neighbours.
+        act_key: where the config names the activation of the MLP.
+        activations: those that the family may have, its default first.
 
     Raises ModelError naming a key that is missing, out of range or not supported.
     """
-    config.require("hidden_act", "silu", default="silu")
+    names = [name for name, act in ACTIVATIONS.items() if act in activations]
+    config.require(act_key, *names, default=names[0])
     hidden = config.integer("hidden_size", least=1)
     heads = config.integer("num_attention_heads", least=1, most=MAX_HEADS)
     kv_heads = config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
@@ -67,8 +86,11 @@ def read_sizes(
         kv_heads=kv_heads,
         head_dim=head_dim,
         eps=config.number("rms_norm_eps", eps),
-        rotary=read_rotary(config, head_dim, theta, partial=partial_rotary),
+        rotary=read_rotary(
+            config, head_dim, theta, partial=partial_rotary, interleaved=interleaved
+        ),
         tied=config.flag("tie_word_embeddings", False),
+        activation=ACTIVATIONS[config.text(act_key, names[0])],
     )
 
 
@@ -109,6 +131,7 @@ def mlp(sizes: Sizes, prefix: str, bias: bool = False) -> MLPSpec:
         up=Part(f"{prefix}.up_proj", (sizes.intermediate, sizes.hidden)),
         down=Part(f"{prefix}.down_proj", (sizes.hidden, sizes.intermediate)),
         bias=bias,
+        activation=sizes.activation,
     )
 
 
@@ -139,7 +162,13 @@ def layer(
     )
 
 
-def decoder(sizes: Sizes, layers: Sequence[LayerSpec]) -> DecoderSpec:
+def with_attention(one: LayerSpec, **changes: Any) -> LayerSpec:
+    """The layer with other values of its `AttentionSpec`."""
+    assert isinstance(one.mixer, AttentionSpec)
+    return replace(one, mixer=replace(one.mixer, **changes))
+
+
+def decoder(sizes: Sizes, layers: Sequence[AnyLayerSpec]) -> DecoderSpec:
     """A model of these layers, with Llama's names for the other tensors."""
     return DecoderSpec(
         embedding=Part("model.embed_tokens", (sizes.vocab, sizes.hidden)),
@@ -151,23 +180,17 @@ def decoder(sizes: Sizes, layers: Sequence[LayerSpec]) -> DecoderSpec:
     )
 
 
+def biased_layers(config: ModelFields, sizes: Sizes) -> list[LayerSpec]:
+    """Layers without windows, with the biases that the config names."""
+    bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+    return [
+        layer(sizes, i, qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)
+        for i in range(sizes.layers)
+    ]
+
+
 def llama(model_info: ModelInfo) -> DecoderSpec:
     """Biases by config, no window."""
     config = model_fields(model_info)
     sizes = read_sizes(config)
-    bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
-    layers = [
-        layer(sizes, i, qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)
-        for i in range(sizes.layers)
-    ]
-    return decoder(sizes, layers)
-
-
-def mistral(model_info: ModelInfo) -> DecoderSpec:
-    """No biases; every layer has the window that the config names."""
-    config = model_fields(model_info)
-    if config.has("layer_types"):
-        raise ModelError(f"{config.where}: layer_types is not supported for Mistral")
-    sizes = read_sizes(config)
-    window = config.optional_int("sliding_window") or 0
-    return decoder(sizes, [layer(sizes, i, window=window) for i in range(sizes.layers)])
+    return decoder(sizes, biased_layers(config, sizes))

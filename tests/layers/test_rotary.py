@@ -71,11 +71,30 @@ def test_frequency_factors_divide():
     )
 
 
+@pytest.mark.parametrize("kind", ["longrope", "su"])
+@pytest.mark.parametrize("length", [128, 129])
+def test_long_rotary_has_the_factors_of_the_longest_sequence(kind, length):
+    short, long = (np.linspace(1, top, HEAD_DIM // 2).tolist() for top in (1.5, 30))
+    settings = {"short_factor": short, "long_factor": long, "rope_theta": 10000.0}
+    settings |= {"original_max_position_embeddings": 128, "rope_type": "longrope"}
+    config = LlamaConfig(**SIZES, rope_parameters=dict(settings))
+    device = torch.device("cpu")
+    want, amplitude = ROPE_INIT_FUNCTIONS["longrope"](config, device, seq_len=length)
+    got = read({"rope_parameters": {**settings, "rope_type": kind}}).for_length(length)
+    np.testing.assert_allclose(got.inverse_frequencies(), want.numpy(), rtol=1e-6)
+    assert got.amplitude() == pytest.approx(amplitude)
+
+
+def test_all_axes_of_a_text_have_one_position():
+    sections = {"type": "mrope", "mrope_section": [16, 8, 8]}
+    assert read({"rope_scaling": sections}) == read({})
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
-        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "mrope"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "short_factor"),
+        ({"rope_scaling": {"rope_type": "xpos"}}, "xpos"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "factor"),
@@ -101,4 +120,5 @@ def test_unsupported_values_are_refused_by_name(config, named):
 
 def test_every_type_is_tested():
     tested = {settings["rope_type"] for settings in ROPES.values()}
-    assert tested | {"dynamic", "frequency_factors"} == set(ROTARY_TYPES)
+    others = {"dynamic", "frequency_factors", "longrope", "su", "mrope"}
+    assert tested | others == set(ROTARY_TYPES)

@@ -78,7 +78,7 @@ class Case:
     """A family and the config values that make this checkpoint special.
 
     Attributes:
-        family: transformers' config class is FAMILYConfig.
+        family: transformers' name, of which its classes' names are made.
         config: beside `SIZES`.
         head: of the name of transformers' model class.
         attention: transformers' implementation of it.

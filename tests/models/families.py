@@ -6,7 +6,7 @@ A window is shorter than the prompts, a soft cap bites, a multiplier is no power
 from __future__ import annotations
 
 from tests.models import hybrids, mixtures
-from tests.models.checkpoints import PHI3, ROPES, Case
+from tests.models.checkpoints import ROPES, Case
 from tests.models.remote import EXAONE, INTERNLM2, Remote, fused, with_alibi
 
 #: Sizes by the names of GPT-2's and GPT-J's configs.
@@ -50,18 +50,61 @@ MINICPM_FAMILY = Remote(
     "MiniCPMForCausalLM", keys={"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16}
 )
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+#: Its ids are within the vocabulary, unlike the family's defaults.
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GEMMA = {**IDS, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9}
+#: Such that a sequence of 33 tokens is a long one.
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.5, 1.0, 2.0, 4.0, 3.0, 1.25, 8.0, 16.0],
+    "original_max_position_embeddings": 32,
+}
+PART = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+
 FAMILIES: dict[str, Case] = {
     **mixtures.FAMILIES,
     "apertus": Case("Apertus", {"pad_token_id": 0}),
-    "arcee": Case("Arcee", {"mlp_bias": True, "attention_bias": True, **PHI3}),
+    "arcee": Case("Arcee", {"mlp_bias": True, "attention_bias": True, **IDS}),
     "baichuan": Case("Llama", {"num_key_value_heads": 4}, remote=BAICHUAN_13B),
     "bloom": Case("Bloom", BLOOM),
+    "cohere": Case("Cohere", {**IDS, "use_qk_norm": True, "logit_scale": 0.3}),
+    "cohere2": Case(
+        "Cohere2", {**IDS, "sliding_window": 9, "layer_types": [SLIDING, FULL, SLIDING]}
+    ),
     "exaone": Case("Llama", {}, remote=Remote("ExaoneForCausalLM", EXAONE, EXAONE_KEYS)),
     "exaone4": Case("Exaone4", {"sliding_window": 9, "sliding_window_pattern": 2}),
     "falcon": Case("Falcon", NEW_FALCON),
-    "gpt2": Case("GPT2", {**GPT, "scale_attn_by_inverse_layer_idx": True}, "LMHeadModel"),
+    "gemma": Case("Gemma", {**IDS, "head_dim": 16}),
+    "gemma2": Case(
+        "Gemma2", {**GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0}
+    ),
+    "gemma3": Case(
+        "Gemma3",
+        config_class="Gemma3TextConfig",
+        config={
+            **GEMMA,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": {FULL: ROPES["linear"], SLIDING: ROPES["default"]},
+        },
+    ),
+    "glm": Case("Glm", {**IDS, "head_dim": 16, "rope_parameters": PART}),
+    "glm4": Case("Glm4", {**IDS, "head_dim": 16, "rope_parameters": PART}),
     "gpt-j": Case("GPTJ", {**GPT, "rotary_dim": 8}),
     "gpt-neox": Case("GPTNeoX", {}),
+    "gpt2": Case("GPT2", {**GPT, "scale_attn_by_inverse_layer_idx": True}, "LMHeadModel"),
+    "granite": Case(
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 1.7,
+        },
+    ),
+    "helium": Case("Helium", {"head_dim": 16}),
     "hunyuan": Case(
         "HunYuanDenseV1",
         {
@@ -82,16 +125,57 @@ FAMILIES: dict[str, Case] = {
     ),
     "llama": Case("Llama", {"rope_parameters": ROPES["llama3"]}),
     "minicpm": Case("Granite", MINICPM, remote=MINICPM_FAMILY),
+    "ministral": Case(
+        "Ministral",
+        {
+            "head_dim": 16,
+            "sliding_window": 7,
+            "layer_types": [FULL, SLIDING, SLIDING],
+            "rope_parameters": ROPES["default"],
+        },
+    ),
+    "ministral3": Case(
+        "Ministral3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                **ROPES["yarn"],
+                "original_max_position_embeddings": 32,
+                "llama_4_scaling_beta": 0.3,
+            },
+        },
+    ),
     "mistral": Case("Mistral", {"sliding_window": 7}),
     "nemotron": Case("Nemotron", {}),
+    "olmo": Case("Olmo", IDS),
+    "olmo2": Case("Olmo2", IDS),
+    "olmo3": Case(
+        "Olmo3",
+        {
+            **IDS,
+            "sliding_window": 9,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": {FULL: ROPES["yarn"], SLIDING: ROPES["default"]},
+        },
+    ),
     "opt": Case("OPT", {"ffn_dim": 96}),
     "phi": Case("Phi", {"qk_layernorm": True}),
-    "phi3": Case("Phi3", {**PHI3, "sliding_window": 11}),
+    "phi3": Case("Phi3", {**IDS, "sliding_window": 11, "rope_parameters": LONG_ROPE}),
     "qwen2": Case(
         "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
     ),
     "qwen3": Case("Qwen3", {"head_dim": 32}),
     "seed-oss": Case("SeedOss", {"head_dim": 32}),
+    "smollm3": Case(
+        "SmolLM3",
+        {
+            **IDS,
+            "no_rope_layers": [1, 0, 1],
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "layer_types": [FULL, SLIDING, SLIDING],
+        },
+    ),
     "stablelm": Case("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": Case("Starcoder2", {"sliding_window": 9, "bos_token_id": 1, "eos_token_id": 2}),
     **hybrids.FAMILIES,

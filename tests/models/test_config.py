@@ -95,9 +95,7 @@ def test_sizes_that_the_tensors_do_not_have(model):
 
 def test_tensors_that_the_config_does_not_have(model):
     checkpoint = StateDict(model, num_hidden_layers=2, layer_types=None)
-    with pytest.raises(
-        ModelError, match=r"does not: model.layers.2.input_layernorm.weight, model.layers.2"
-    ):
+    with pytest.raises(ModelError, match=r"does not: model.layers.2.\w+.*, model.layers.2"):
         load(checkpoint, ReferenceBackend())
 
 

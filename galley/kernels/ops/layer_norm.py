@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,13 +63,13 @@ class LayerNorm(Op):
         eps: float,
     ) -> Value:
         """[T, heads * size]: (x - mean) / sqrt(variance + eps) * weight + bias of each head; weight
-        and bias [size] or [heads * size]."""
+        and bias [size], or [heads * size] in any shape."""
         columns = x.shape[-1]
         self.require(columns % size == 0, f"{columns} columns in heads of {size}")
-        shapes = {tuple(c.shape) for c in (weight, bias) if c is not None}
+        sizes = {math.prod(c.shape) for c in (weight, bias) if c is not None}
         self.require(
-            shapes <= {(size,)} or shapes <= {(columns,)},
-            f"weight and bias of shape {sorted(shapes)} for heads of {size}",
+            sizes <= {size} or sizes <= {columns},
+            f"weight and bias of {sorted(sizes)} numbers for heads of {size}",
         )
         return self.run(x, size, weight, bias, eps)
 

@@ -1,4 +1,4 @@
-"""Small valid files: every family and tensor type of the registries, every kind of tokenizer."""
+"""Small valid files: some families, every tensor type of the registry, every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from galley.loader.gguf_names import _IN_LAYER, _TOP
 from galley.loader.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
 from galley.loader.safetensors import DTYPES
 from galley.models.footprint import tensor_shapes
-from galley.models.registry import ARCHITECTURES
 from galley.text.byte_level import BYTE_OF_CHAR
+from tests.fuzz.cases import FAMILIES
 from tests.fuzz.readers.gguf import (
     ARRAY,
     BOOL,
@@ -234,8 +234,8 @@ def _gguf_vocabulary(name: str, keys: list[Key]) -> Seed:
 
 def _directories() -> Iterator[Seed]:
     for i, dtype in enumerate(DTYPES):
-        yield _directory(list(ARCHITECTURES)[i % len(ARCHITECTURES)], dtype)
-    for family in ARCHITECTURES:
+        yield _directory(list(FAMILIES)[i % len(FAMILIES)], dtype)
+    for family in FAMILIES:
         yield _directory(family, "BF16")
         yield _directory(family, "BF16", scaling={"rope_type": "llama3", **_LLAMA3})
         yield _directory(family, "F32", scaling={"rope_type": "yarn", "factor": 4.0})
@@ -312,7 +312,7 @@ def _safetensors(arrays: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes,
 
 
 def _sharded() -> Seed:
-    family = next(iter(ARCHITECTURES))
+    family = next(iter(FAMILIES))
     arrays = _arrays(family, "F32")
     halves = [dict(list(arrays.items())[i::2]) for i in range(2)]
     names = [f"model-{i + 1:05}-of-00002.safetensors" for i in range(2)]
