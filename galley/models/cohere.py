@@ -11,8 +11,8 @@ from galley.layers.layer_norm import LayerNormSpec, PerHeadLayerNormSpec
 from galley.layers.questions import Part
 from galley.models.config import (
     ModelFields,
-    every_nth_full,
     attention_kinds,
+    every_nth_full,
     model_fields,
     window_of,
 )

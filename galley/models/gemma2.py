@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galley.config import ModelInfo
-from galley.models.config import every_nth_full, attention_kinds, window_of
+from galley.models.config import attention_kinds, every_nth_full, window_of
 from galley.models.decoder import DecoderSpec
 from galley.models.gemma import gemma_decoder, gemma_fields, gemma_sizes, sandwich_layer
 from galley.models.llama import with_attention

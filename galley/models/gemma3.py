@@ -9,8 +9,8 @@ from galley.config import ModelInfo
 from galley.layers.rotary import Rotary
 from galley.models.config import (
     ModelFields,
-    every_nth_full,
     attention_kinds,
+    every_nth_full,
     read_rotary,
     rope_of_kind,
     window_of,

@@ -8,8 +8,8 @@ from galley.config import ModelInfo
 from galley.layers.layer_norm import LayerNormSpec
 from galley.layers.norm import RMSNormSpec
 from galley.models.config import (
-    every_nth_full,
     attention_kinds,
+    every_nth_full,
     model_fields,
     read_rotary,
     rope_of_kind,
