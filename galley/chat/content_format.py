@@ -1,4 +1,4 @@
-"""Detects whether a template reads content as one text or as a list of parts."""
+"""Detects whether a template reads content as one text, as a list of parts, or as either."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Literal
 
 from jinja2 import nodes
 
-ContentFormat = Literal["string", "openai"]
+ContentFormat = Literal["string", "openai", "either"]
 
 
 def detect_content_format(tree: nodes.Template) -> ContentFormat:
-    """ "openai" if the template loops over a message's content, else "string".
+    """ "openai" if the template loops over a message's content, else "string"; "either" if it
+    loops, and tests whether something is a text.
 
     The loop may go over `message.content`, over `message["content"]`, over either through filters,
     or over a variable that was set to it.
@@ -21,7 +22,8 @@ def detect_content_format(tree: nodes.Template) -> ContentFormat:
             names.add(assign.target.name)
     for loop in tree.find_all(nodes.For):
         if _is_content(loop.iter, names):
-            return "openai"
+            texts = any(test.name == "string" for test in tree.find_all(nodes.Test))
+            return "either" if texts else "openai"
     return "string"
 
 

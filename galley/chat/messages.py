@@ -26,7 +26,8 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 def prepare(messages: list[Message], content_format: ContentFormat) -> list[Message]:
     """Checked copies for a template; nothing of the caller's is changed.
 
-    Content is one text ("string": parts joined by line feeds) or a list of text parts ("openai").
+    Content is one text ("string": parts joined by line feeds), a list of text parts ("openai"), or
+    ("either") as the caller has it, but one text for the result of a tool.
     Arguments of tool calls, which the API spells as JSON text, become objects (an empty one if
     the model has written invalid JSON, so that the conversation can continue), and reasoning is
     set under every name that templates read.
@@ -53,8 +54,10 @@ def _message(message: Any, where: str, content_format: ContentFormat) -> Message
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise InvalidRequest(f"{where}.role must be a non-empty text.", field="messages")
-    texts = _texts(message.get("content"), f"{where}.content")
-    if content_format == "string":
+    content = message.get("content")
+    texts = _texts(content, f"{where}.content")
+    is_text = not isinstance(content, list) or role == "tool"
+    if content_format == "string" or (content_format == "either" and is_text):
         message["content"] = "\n".join(texts)
     else:
         message["content"] = [{"type": "text", "text": text} for text in texts]
@@ -128,8 +131,15 @@ def developer_as_system(messages: list[Message], content_format: ContentFormat) 
     if content_format == "openai":
         content: Any = [part for parts in contents for part in parts]
     else:
-        content = "\n\n".join(text for text in contents if text)
+        texts = (_joined(content) for content in contents)
+        content = "\n\n".join(text for text in texts if text)
     return [{"role": "system", "content": content}, *rest]
+
+
+def _joined(content: str | list[dict[str, str]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content)
 
 
 def _plain(value: Any) -> Any:

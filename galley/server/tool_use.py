@@ -98,7 +98,7 @@ def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse)
         raise InvalidRequest("tools: parameters are nested too deeply.", field="tools") from None
     output = params.structured_outputs
     if schema is not None:
-        output = StructuredOutputsParams(json=schema)
+        output = StructuredOutputsParams(json=schema, whitespace_pattern=" ?")
     if output is None:
         return params
     marker = None if ctx.formats is None else ctx.formats.constraint_starts_after(prompt)

@@ -163,7 +163,18 @@ LOOPS = {
 
 @pytest.mark.parametrize("case", LOOPS)
 def test_a_loop_over_content_wants_parts(case: str) -> None:
-    assert detect_content_format(jinja2.Environment().parse(LOOPS[case])) == "openai"
+    wanted = "either" if case == "either" else "openai"
+    assert detect_content_format(jinja2.Environment().parse(LOOPS[case])) == wanted
+
+
+def test_a_template_that_reads_either_gets_what_the_caller_has() -> None:
+    """The result of a tool is one text: templates of GLM and Mistral print it as it is."""
+    parts = [{"type": "text", "text": "a"}, "b"]
+    roles = {"user": parts, "assistant": "c", "tool": parts}
+    messages = [{"role": role, "content": content} for role, content in roles.items()]
+    user, assistant, tool = prepare(messages, "either")
+    assert user["content"] == [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert (assistant["content"], tool["content"]) == ("c", "a\nb")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
