@@ -214,6 +214,23 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
     field: str = "structured_outputs"
 
 
+class ReasoningLimits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an answer's reasoning may be.
+
+    Attributes:
+        start, end: token ids of the markers around it.
+        begun: the prompt has begun the reasoning; else the output does, with `start`.
+        max_tokens: after so many tokens of it, the marker of its end comes; None: no limit.
+        must_end: no stop token comes inside it.
+    """
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+    begun: bool = False
+    max_tokens: int | None = None
+    must_end: bool = False
+
+
 class SamplingParams(
     msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True, tag="sampling"
 ):
@@ -254,6 +271,7 @@ class SamplingParams(
     bad_words: list[str] | None = None
     repetition_detection: RepetitionDetectionParams | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    reasoning_limits: ReasoningLimits | None = None
     logits_processors: list[Any] | None = None
 
     def __post_init__(self) -> None:

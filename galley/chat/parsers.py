@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from galley.chat.parts import AssistantParser, Chain, WithoutReasoning
 from galley.chat.reasoning import REASONING_PARSERS, ReasoningFormat
@@ -36,6 +36,14 @@ class OneCall:
 
 #: The text of `tool_choice: "required"`: a list of objects with name and parameters.
 _CALL_LIST = JsonCalls(special=False)
+
+
+class ReasoningMarkers(NamedTuple):
+    """The markers around reasoning, and whether the prompt has begun it."""
+
+    start: str
+    end: str
+    begun: bool
 
 
 @dataclass(frozen=True)
@@ -84,19 +92,27 @@ class OutputFormats:
         thinking = ScanningParser(lambda scan: reasoning.steps(scan, begun), reasoning.special)
         return thinking if parser is None else Chain(thinking, parser)
 
-    def constraint_starts_after(self, prompt: str) -> str | None:
-        """The marker after which a constraint on an answer to `prompt` applies; None: at once.
-
-        Raises Unsupported for a format that is more than reasoning and an answer.
-        """
+    def check_constraint(self) -> None:
+        """Raise Unsupported for a format that is more than reasoning and an answer."""
         if isinstance(self.reasoning, Harmony):
             raise Unsupported(
                 "constraints are not supported with the harmony format (openai, openai_gptoss).",
                 field="tool_choice",
             )
-        if self.reasoning is None or not self.reasoning.begun(prompt):
+
+    @property
+    def limits_reasoning(self) -> bool:
+        """Whether reasoning has markers, so that its length can be limited."""
+        return self.reasoning is not None and not isinstance(self.reasoning, Harmony)
+
+    def reasoning_markers(self, prompt: str) -> ReasoningMarkers | None:
+        """None where an answer to `prompt` has no reasoning."""
+        if self.reasoning is None or isinstance(self.reasoning, Harmony):
             return None
-        return self.reasoning.end
+        begun = self.reasoning.begun(prompt)
+        if begun is False:
+            return None
+        return ReasoningMarkers(self.reasoning.start, self.reasoning.end, bool(begun))
 
     def _tool_parser(self, choice: ToolChoice, calls: CallWriter) -> ToolParser | None:
         if choice.mode == "required":

@@ -127,13 +127,16 @@ async def start(
 async def _check_constraint(
     ctx: Context, params: SamplingParams, request: GenerationFields
 ) -> None:
-    """Raise InvalidRequest for a constraint that cannot be compiled, with the request's field."""
+    """Raise InvalidRequest for a constraint that cannot be compiled, with the request's field.
+
+    A constraint that no field asks for is that of the tools.
+    """
     if params.structured_outputs is None:
         return
     try:
         await ctx.engine.check_constraint(params.structured_outputs)
     except InvalidRequest as error:
-        field = request.constraint_field or error.field
+        field = request.constraint_field or "tools"
         raise InvalidRequest(error.message, field=field) from None
 
 

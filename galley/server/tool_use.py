@@ -11,7 +11,7 @@ import msgspec
 from galley.chat.tool_schema import schema_of
 from galley.chat.tools import FunctionTool, ToolChoice
 from galley.errors import InvalidRequest
-from galley.request import SamplingParams, StructuredOutputsParams
+from galley.request import ReasoningLimits, SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from galley.config.server import ServerConfig
@@ -25,12 +25,14 @@ class ToolUse:
     Attributes:
         shown: tools that the prompt describes.
         reasoning: the answer shows reasoning.
+        thinking_budget: most tokens of reasoning.
     """
 
     tools: tuple[FunctionTool, ...] = ()
     choice: ToolChoice = field(default_factory=ToolChoice)
     shown: tuple[FunctionTool, ...] = ()
     reasoning: bool = True
+    thinking_budget: int | None = None
 
     def for_template(self) -> list[dict[str, Any]] | None:
         """The tools as chat templates expect them; None: there are none."""
@@ -44,12 +46,14 @@ def tool_use(
     *,
     given: bool,
     reasoning: bool = True,
+    thinking_budget: int | None = None,
 ) -> ToolUse:
     """
     Args:
         tools: in the request.
         choice: None: as the model likes, where there are tools.
         given: the request has a list of tools, which may be empty.
+        reasoning, thinking_budget: see `ToolUse`.
 
     Raises:
         InvalidRequest: a choice without tools, or of one that does not exist; "auto" where the
@@ -59,7 +63,7 @@ def tool_use(
         choice = ToolChoice("auto" if tools else "none")
     if choice.mode == "none":
         shown = () if server.exclude_tools_when_tool_choice_none else tuple(tools)
-        return ToolUse(tuple(tools), choice, shown, reasoning)
+        return ToolUse(tuple(tools), choice, shown, reasoning, thinking_budget)
     if not given:
         raise InvalidRequest("When using `tool_choice`, `tools` must be set.", field="tool_choice")
     names = {tool.name for tool in tools}
@@ -79,11 +83,11 @@ def tool_use(
             "set",
             field="tool_choice",
         )
-    return ToolUse(tuple(tools), choice, tuple(tools), reasoning)
+    return ToolUse(tuple(tools), choice, tuple(tools), reasoning, thinking_budget)
 
 
 def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse) -> SamplingParams:
-    """`params` whose answer calls the tools that it must call.
+    """`params` whose answer calls the tools that it must call and thinks no longer than it may.
 
     A constraint, also one that the request brings itself, applies to what follows the reasoning
     where the prompt has begun it, and to the whole answer otherwise.
@@ -99,10 +103,34 @@ def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse)
     output = params.structured_outputs
     if schema is not None:
         output = StructuredOutputsParams(json=schema, whitespace_pattern=" ?")
-    if output is None:
-        return params
-    marker = None if ctx.formats is None else ctx.formats.constraint_starts_after(prompt)
-    if marker is not None:
-        ids = ctx.require_tokenizer().encode(marker, False)
-        output = msgspec.structs.replace(output, start_after=[ids])
-    return msgspec.structs.replace(params, structured_outputs=output)
+    limits = _reasoning_limits(ctx, prompt, use.thinking_budget, output is not None)
+    if output is not None and limits is not None and limits.must_end:
+        output = msgspec.structs.replace(output, start_after=[list(limits.end)])
+    return msgspec.structs.replace(params, structured_outputs=output, reasoning_limits=limits)
+
+
+def _reasoning_limits(
+    ctx: Context, prompt: str, budget: int | None, constrained: bool
+) -> ReasoningLimits | None:
+    """Limits of the reasoning of an answer that has a budget of it or a constraint after it."""
+    if budget is None and not constrained:
+        return None
+    formats = ctx.formats
+    if budget is not None and (formats is None or not formats.limits_reasoning):
+        raise InvalidRequest(
+            "A budget of thinking tokens needs --reasoning-parser with a format that has markers.",
+            field="thinking_token_budget",
+        )
+    if formats is None:
+        return None
+    if constrained:
+        formats.check_constraint()
+    markers = formats.reasoning_markers(prompt)
+    if markers is None:
+        return None
+    after = constrained and markers.begun and not ctx.config.structured.settings.enable_in_reasoning
+    if budget is None and not after:
+        return None
+    encode = ctx.require_tokenizer().encode
+    start, end = (tuple(encode(marker, False)) for marker in (markers.start, markers.end))
+    return ReasoningLimits(start, end, markers.begun, budget, after)

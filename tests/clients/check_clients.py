@@ -1,5 +1,7 @@
 """Clients that are too heavy for every test run, each as its users use it (`make check-clients`):
-litellm, langchain-openai, guidellm, and vLLM's own `vllm bench serve` (checklist 156, 157).
+litellm, langchain-openai, guidellm, and vLLM's own `vllm bench serve` (checklist 156, 157); tools
+and typed answers of openai, anthropic, langchain-openai, instructor, PydanticAI and the OpenAI
+Agents SDK, on the built-in model (checklist 111).
 
 They run in environments of their own, made by the Makefile; vLLM's is under LAB where that is set,
 as for `make bench-peers`.
@@ -101,6 +103,29 @@ def server(folder: Path) -> Iterator[Server]:
 @pytest.mark.parametrize("program", ["litellm_client.py", "langchain_client.py"])
 def test_library(program: str, server: Server, folder: Path) -> None:
     said = run([CLIENTS / "python", PROGRAMS / program, server.url, tiny.NAME], folder)
+    assert said.rstrip().endswith("fine"), said
+
+
+@pytest.fixture(scope="module")
+def talker() -> Iterator[Server]:
+    """The built-in model, whose answers make sense."""
+    with serve(*SMALL, "--enable-auto-tool-choice", "--tool-call-parser", "hermes") as server:
+        yield server
+
+
+@pytest.mark.parametrize("library", ["openai", "anthropic", "langchain"])
+def test_tools(library: str, talker: Server, folder: Path) -> None:
+    """Checklist 111: a tool's call, its result and the answer, streamed and whole."""
+    program = PROGRAMS / f"{library}_tools_client.py"
+    said = run([CLIENTS / "python", program, talker.url, MODEL], folder)
+    assert said.rstrip().endswith("fine"), said
+
+
+@pytest.mark.parametrize("library", ["instructor", "pydantic_ai", "agents"])
+def test_typed_answers(library: str, talker: Server, folder: Path) -> None:
+    """Checklist 111: answers of a Pydantic type, by tools and by a schema, streamed and whole."""
+    program = PROGRAMS / f"{library}_client.py"
+    said = run([CLIENTS / "python", program, talker.url, MODEL], folder)
     assert said.rstrip().endswith("fine"), said
 
 

@@ -11,12 +11,14 @@ from galley.batch import NewRow
 from galley.runner.mask_rules.allowed_ids import AllowedIds
 from galley.runner.mask_rules.bad_words import BadWords
 from galley.runner.mask_rules.min_tokens import MinTokens
+from galley.runner.mask_rules.reasoning import ReasoningEnd
 from galley.runner.mask_rules.rule import MaskRule, TokenSets, Words
 
 MASK_RULES: tuple[Callable[[NewRow, TokenSets], MaskRule | None], ...] = (
     AllowedIds.of,
     MinTokens.of,
     BadWords.of,
+    ReasoningEnd.of,
 )
 
 

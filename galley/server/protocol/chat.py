@@ -11,6 +11,7 @@ from galley.server.protocol.base import BodyReader, PerRequestMetrics, PromptLog
 from galley.server.protocol.fields import CHAT, CHAT_BATCH
 from galley.server.protocol.generation import (
     Caps,
+    Count,
     CountOrAll,
     GenerationFields,
     Positive,
@@ -42,6 +43,7 @@ class ChatFields(GenerationFields, kw_only=True):
     tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = True
     include_reasoning: bool = True
+    thinking_token_budget: Count | None = None
 
 
 class ChatCompletionRequest(ChatFields, kw_only=True):
@@ -77,6 +79,10 @@ def check_batch(request: BatchChatCompletionRequest, caps: Caps) -> None:
 def check_chat(request: ChatFields, caps: Caps) -> None:
     """Raise InvalidRequest for fields that contradict each other; names the field."""
     check_generation(request, caps)
+    if (request.thinking_token_budget or 0) < 0:
+        raise InvalidRequest(
+            "`thinking_token_budget` must be non-negative.", field="thinking_token_budget"
+        )
     top = request.top_logprobs or 0
     if top < -1:
         raise InvalidRequest(

@@ -31,7 +31,6 @@ GENERATION: FieldTable = {
         str | None, "--structured-outputs-config.backend chooses for all requests"
     ),
     "watermarking": _EXTENSION,
-    "thinking_token_budget": _EXTENSION,
     "return_token_offsets": NoEffect(bool | None, "of rendered prompts alone"),
     "return_mm_kwargs": Refused("only text is available yet."),
     "vllm_xargs": Refused("no custom sampling arguments are defined."),
@@ -99,6 +98,7 @@ RESPONSES: FieldTable = {
 #: Further fields of completion requests.
 COMPLETION: FieldTable = {
     **GENERATION,
+    "thinking_token_budget": Refused("completions have no reasoning."),
     "prompt_embeds": Refused("prompts are text or token ids."),
 }
 

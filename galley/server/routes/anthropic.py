@@ -81,6 +81,7 @@ def _tool_use(ctx: Context, request: Conversation) -> ToolUse:
         [each.tool() for each in request.tools or ()],
         message_choice(request.tool_choice),
         given=request.tools is not None,
+        thinking_budget=request.thinking.budget_tokens if request.thinking else None,
     )
 
 

@@ -147,6 +147,7 @@ def tool_use_of(ctx: Context, request: ChatFields) -> ToolUse:
         chat_choice(request.tool_choice, request.parallel_tool_calls),
         given=request.tools is not None,
         reasoning=request.include_reasoning,
+        thinking_budget=request.thinking_token_budget,
     )
 
 

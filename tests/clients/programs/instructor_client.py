@@ -13,7 +13,7 @@ TALK = [{"role": "user", "content": "Rate this film from 0 to 9: it was wonderfu
 options = {"model": MODEL, "messages": TALK, "temperature": 0, "max_tokens": 200, "max_retries": 0}
 
 
-class Verdict(BaseModel):
+class Verdict(BaseModel, extra="forbid"):
     mood: Literal["good", "bad"]
     score: int
 

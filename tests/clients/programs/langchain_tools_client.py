@@ -1,4 +1,4 @@
-"""langchain-openai's tools and structured output: python langchain_tools_client.py BASE_URL MODEL"""
+"""langchain-openai: tools, typed answers: python langchain_tools_client.py BASE_URL MODEL"""
 
 import sys
 from typing import Literal

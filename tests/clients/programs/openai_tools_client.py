@@ -85,9 +85,7 @@ assert isinstance(parsed.choices[0].message.tool_calls[0].function.parsed_argume
 review = [{"role": "user", "content": "Rate this film from 0 to 9: it was wonderful."}]
 parsed = client.chat.completions.parse(messages=review, response_format=Verdict, **options)
 assert isinstance(parsed.choices[0].message.parsed, Verdict)
-with client.chat.completions.stream(
-    messages=review, response_format=Verdict, **options
-) as stream:
+with client.chat.completions.stream(messages=review, response_format=Verdict, **options) as stream:
     final = stream.get_final_completion()
 assert final.choices[0].message.parsed == parsed.choices[0].message.parsed
 
@@ -107,7 +105,7 @@ for choice in ("required", {"type": "function", "name": "weather"}):
     with client.responses.stream(
         input=talk[:1], tools=[FLAT], tool_choice=choice, **asking
     ) as stream:
-        events = [event for event in stream]
+        events = list(stream)
         final = stream.get_final_response()
     assert final.output[0].arguments == item.arguments
     told = "".join(e.delta for e in events if e.type == "response.function_call_arguments.delta")
