@@ -62,6 +62,7 @@ def chat(served: Served, **body: Any) -> dict[str, Any]:
 
 
 def test_a_required_call_is_constrained_and_read(served: Served) -> None:
+    """Checklist 111."""
     choice = chat(served, tools=[TOOL, OTHER], tool_choice="required")
     [call] = choice["message"]["tool_calls"]
     assert call["function"] == {"name": "look", "arguments": '{"city": "Paris"}'}
@@ -79,6 +80,7 @@ def test_a_required_call_is_constrained_and_read(served: Served) -> None:
 
 
 def test_a_named_call_is_its_arguments(served: Served) -> None:
+    """Checklist 111."""
     choice = chat(served, tools=[TOOL, OTHER], tool_choice=NAMED)
     [call] = choice["message"]["tool_calls"]
     assert call["function"] == {"name": "look", "arguments": CALLS}
