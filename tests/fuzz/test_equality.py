@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzz.run import differences
 
-BATCH = 36
+BATCH = 15
 #: Seeds that have failed once, beside those of the batches.
 REGRESSIONS: list[int] = []
 EVENTS = {"steps", "preemptions", "cached tokens", "evictions"}

@@ -34,7 +34,7 @@ from tests.runner.models import (
 )
 
 WINDOW = 512
-NUM_WINDOWS = int(os.environ.get("QUALITY_WINDOWS", "4"))
+NUM_WINDOWS = int(os.environ.get("QUALITY_WINDOWS", "1"))
 LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 
 
@@ -99,7 +99,7 @@ def top1(want: np.ndarray, got: np.ndarray) -> float:
 @pytest.mark.parametrize("weights", ["quantised", "bfloat16"])
 def test_default_model_against_float32(model_info, arrays, token_ids, weights):
     """The error against float32 on the same weights is at most that of torch in bfloat16."""
-    ids = pieces(token_ids, 20, 64)
+    ids = pieces(token_ids, 8, 64)
     quantised = weights == "quantised"
     model = torch_model(model_info, arrays if quantised else rounded(arrays))
     want = torch_logits(model, ids)
@@ -135,7 +135,7 @@ def test_float32_kernels_are_float32(model_info, arrays, token_ids):
 
 
 def test_the_reference_backend_generates_the_tokens_of_transformers(model_info, arrays, token_ids):
-    ids = pieces(token_ids, 20, 24)
+    ids = pieces(token_ids, 8, 24)
     model = torch_model(model_info, arrays)
     with torch.inference_mode():
         want = model.generate(
@@ -148,14 +148,14 @@ def test_the_reference_backend_generates_the_tokens_of_transformers(model_info, 
             pad_token_id=0,
         )[:, ids.shape[1] :]
     runner = open_runner(
-        default_checkpoint(), max_model_len=64, max_num_seqs=20, backend="reference"
+        default_checkpoint(), max_model_len=64, max_num_seqs=8, backend="reference"
     )
     assert (
         np.abs(teacher_forced(runner, ids[:2]) - torch_logits(model, ids[:2])).max()
         <= 1e-4 * np.abs(torch_logits(model, ids[:2])).max()
     )
     runner.reset()
-    toy = Toy(LocalExecutor(runner), 20, 64)
+    toy = Toy(LocalExecutor(runner), 8, 64)
     sequences = [toy.add(i, row.tolist()) for i, row in enumerate(ids)]
     toy.generate(sequences, 12, budget=300)
     assert [s.output for s in sequences] == want.tolist()
