@@ -72,7 +72,7 @@ def test_server_info_keeps_secrets(server: Server) -> None:
 
 def test_collective_rpc_runs_what_is_harmless(server: Server) -> None:
     answer = post(server, "/collective_rpc", json={"method": "memory"}).json()
-    assert answer["results"][0]["weights"] > 50e6
+    assert answer["results"][0]["weights"] > 10e6
     for method in ("shutdown", "execute", "__class__", "reset", "allocate_kv"):
         refused = post(server, "/collective_rpc", json={"method": method})
         assert refused.status_code == 400

@@ -17,7 +17,7 @@ from tests.launcher.serving import ENGINE, Server
 from tests.server.test_disconnect import wait_for
 
 MIB = 2**20
-#: A prompt of some 900 tokens: 20 MiB of KV cache.
+#: A prompt of some 900 tokens: 1.3 MiB of KV cache.
 LONG = "The history of the world in many words. " * 100
 
 
@@ -62,7 +62,7 @@ def complete(server: Server, prompt: str = "Once upon a time", max_tokens: int =
 
 
 @pytest.mark.parametrize(
-    ("level", "least", "shown"), [(1, 40, "weights_offloaded"), (2, 120, "discard_all")]
+    ("level", "least", "shown"), [(1, 3, "weights_offloaded"), (2, 15, "discard_all")]
 )
 def test_memory_is_given_back(server: Server, level: int, least: int, shown: str) -> None:
     texts = [f"{i} {LONG}" for i in range(3)]
