@@ -8,6 +8,8 @@
 // (default 1: a token sees itself and those before it; 0: all tokens of its sequence that are
 // known, this step's included), out_kind, block_size. Floats: scale, soft_cap? (scores are
 // soft_cap * tanh(score / soft_cap)). Columns: block_table.
+// With value_dim (and q_rope) the cache is latent: V is the first value_dim elements of K; a row of
+// q has those elements of each head, a row of q_rope the others, and one of out heads * value_dim.
 //
 // A row's bits depend on its own tokens alone: the cache is walked in tiles of 64 tokens at
 // absolute multiples of 64, in chunks of 512 at absolute multiples of 512; each chunk starts from
@@ -31,7 +33,8 @@ class Attention final : public Op {
  public:
   explicit Attention(const Args& a)
       : q_(a.ptr<uint8_t>("q")), out_(a.ptr<uint8_t>("out")),
-        sinks_(a.ptr_or_null<float>("sinks")), kv_(a), heads_(a.size("heads")),
+        sinks_(a.ptr_or_null<float>("sinks")), value_dim_(a.i("value_dim", 0)),
+        kv_(a, value_dim_ > 0), heads_(a.size("heads")),
         out_kind_(a.kind("out_kind")) {
     const Kind q_kind = a.kind("q_kind");
     if (q_kind != Kind::f32 && q_kind != Kind::bf16) {
@@ -43,7 +46,13 @@ class Attention final : public Op {
     const double scale = a.f("scale");
     if (!(scale > 0.0)) throw std::invalid_argument("scale must be positive");
     q_is_f32_ = q_kind == Kind::f32;
-    shape_.head_dim = kv_.head_dim;
+    q_rope_ = a.ptr_or_null<uint8_t>("q_rope");
+    if (kv_.latent) {
+      if (value_dim_ % 2 != 0 || value_dim_ >= kv_.head_dim || kv_.heads != 1 || !q_rope_) {
+        throw std::invalid_argument("value_dim must be even, less than head_dim, of one head, with q_rope");
+      }
+    }
+    shape_.head_dim = kv_.latent ? value_dim_ : kv_.head_dim;
     shape_.is_f32 = kv_.is_f32;
     shape_.words = kv_.is_f32 ? kv_.head_dim : kv_.head_dim / 2;
     shape_.half_bytes = kv_.half_bytes();
@@ -70,15 +79,16 @@ class Attention final : public Op {
     if (!slopes_.empty() && !geometry_.causal) {
       throw std::invalid_argument("slopes need causal attention");
     }
-    const int64_t width = heads_ * kv_.head_dim, q_stride = a.i("q_stride", width);
+    const int64_t width = heads_ * shape_.head_dim, q_stride = a.i("q_stride", width);
     if (q_stride < width) throw std::invalid_argument("q_stride is less than heads * head_dim");
     q_row_bytes_ = q_stride * (q_is_f32_ ? 4 : 2);
     // Rows of one KV head whose states stay in L1 beside a tile's K or V.
-    const int64_t rows = std::min<int64_t>(48, 6144 / shape_.padded_dim());
+    const int64_t rows =
+        kv_.latent ? kLatentRows : std::min<int64_t>(48, 6144 / shape_.padded_dim());
     geometry_.block_queries = std::max<int64_t>(1, rows / geometry_.group);
     geometry_.whole_rows =
         out_kind_ == Kind::q8_row ||
-        (in_groups(out_kind_) && geometry_.group * kv_.head_dim % kGroup != 0);
+        (in_groups(out_kind_) && geometry_.group * shape_.head_dim % kGroup != 0);
     plan_ = a.plan<AttentionPlan>(geometry_);
   }
 
@@ -95,8 +105,12 @@ class Attention final : public Op {
   }
 
  private:
+  // Rows that share the values made of a tile's latent keys.
+  static constexpr int64_t kLatentRows = 64;
+
   // A thread's memory for one item; rows are [head][query][query head of the KV head].
   struct Work {
+    uint8_t* values;  // of a tile, made of its latent keys
     float* states;  // of one chunk
     float* total;
     float* out;     // [columns]
@@ -109,16 +123,20 @@ class Attention final : public Op {
 
   Work work_for(const AttentionGroup& g) const;
   void run_item(const Step& step, const AttentionItem& item, const AttentionItem* next);
+  void pack_latent(int64_t token, uint32_t* out) const;
   void gather(const Step& step, const AttentionGroup& g, const Work& work) const;
   void find_pages(const Step& step, const AttentionGroup& g, int64_t start,
                   const uint8_t** pages) const;
   void attend_chunk(const Step& step, const AttentionGroup& g, int64_t chunk, bool is_last,
                     const Work& work) const;
+  void make_values(AttentionTile* tile, const Work& work) const;
   void finish(const AttentionGroup& g, const float* states, float* out) const;
 
   const uint8_t* q_;
   uint8_t* out_;
+  const uint8_t* q_rope_ = nullptr;
   const float* sinks_;
+  int64_t value_dim_;  // of a latent cache
   KvLayout kv_;
   int64_t heads_;
   Kind out_kind_;
@@ -128,6 +146,7 @@ class Attention final : public Op {
   AttentionShape shape_;
   AttentionGeometry geometry_;
   decltype(&generic::clear_states) clear_states_ = GALLEY_PICK(clear_states);
+  decltype(&generic::values_of_keys) values_of_keys_ = GALLEY_PICK(values_of_keys);
   decltype(&generic::attend_tile) attend_tile_ = GALLEY_PICK(attend_tile);
   decltype(&generic::merge_states) merge_states_ = GALLEY_PICK(merge_states);
   decltype(&generic::finish_states) finish_states_ = GALLEY_PICK(finish_states);
@@ -142,7 +161,11 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
   const int64_t columns = g.heads * geometry_.group * shape_.head_dim;
   Work w;
   const int64_t slopes = slopes_.empty() ? 0 : rows;
-  w.states = thread_scratch(2 * states + columns + rows * shape_.words + 2 * per_head + slopes);
+  const int64_t values = kv_.latent ? kTile * shape_.head_dim / (kv_.is_f32 ? 1 : 2) : 0;  // in floats
+  w.states = thread_scratch(values + 2 * states + columns + rows * shape_.words + 2 * per_head +
+                            slopes);
+  w.values = reinterpret_cast<uint8_t*>(w.states);
+  w.states += values;
   w.total = w.states + states;
   w.out = w.total + states;
   w.q = reinterpret_cast<uint32_t*>(w.out + columns);
@@ -197,7 +220,11 @@ void Attention::gather(const Step& step, const AttentionGroup& g, const Work& wo
       const uint8_t* heads =
           q_ + (g.token + q) * q_row_bytes_ + (g.head + h) * geometry_.group * head_bytes;
       const int64_t row = h * per_head + q * geometry_.group;
-      pack_queries_(shape_, heads, q_is_f32_, geometry_.group, work.q + row * shape_.words);
+      if (kv_.latent) {
+        pack_latent(g.token + q, work.q + row * shape_.words);
+      } else {
+        pack_queries_(shape_, heads, q_is_f32_, geometry_.group, work.q + row * shape_.words);
+      }
       if (slopes_.empty()) continue;
       std::copy_n(slopes_.data() + (g.head + h) * geometry_.group, geometry_.group,
                   work.slopes + row);
@@ -208,6 +235,20 @@ void Attention::gather(const Step& step, const AttentionGroup& g, const Work& wo
     const int64_t position = g.position + r / geometry_.group;
     work.first[r] = static_cast<int32_t>(geometry_.first_of(position));
     work.last[r] = static_cast<int32_t>(geometry_.causal ? position + 1 : known);
+  }
+}
+
+// The queries of a token, whose heads have two parts each.
+void Attention::pack_latent(int64_t token, uint32_t* out) const {
+  AttentionShape rope = shape_;
+  rope.head_dim = kv_.head_dim - value_dim_;
+  const int64_t item = q_is_f32_ ? 4 : 2, words_per_item = kv_.is_f32 ? 2 : 1;
+  const uint8_t* from = q_ + token * q_row_bytes_;
+  const uint8_t* from_rope = q_rope_ + token * heads_ * rope.head_dim * item;
+  for (int64_t h = 0; h < heads_; h++, out += shape_.words) {
+    pack_queries_(shape_, from + h * value_dim_ * item, q_is_f32_, 1, out);
+    pack_queries_(rope, from_rope + h * rope.head_dim * item, q_is_f32_, 1,
+                  out + value_dim_ * words_per_item / 2);
   }
 }
 
@@ -252,11 +293,27 @@ void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t 
       for (int i = 0; i < kTilePages; i++) {
         if (h > 0) tile.pages[i] += kv_.head_bytes();
         tile.ahead[i] = h + 1 < g.heads ? tile.pages[i] + kv_.head_bytes() : following[i];
+        tile.values[i] = tile.pages[i] + shape_.half_bytes;
       }
+      if (kv_.latent) make_values(&tile, work);
       tile.q = work.q + (h * per_head + begin) * shape_.words;
       tile.slopes = slopes_.empty() ? nullptr : work.slopes + h * per_head + begin;
       tile.state = work.states + (h * per_head + begin) * size;
       attend_tile_(shape_, tile);
+    }
+  }
+}
+
+// The values of a tile of latent keys. Reading the keys first prefetches them.
+void Attention::make_values(AttentionTile* tile, const Work& work) const {
+  const int64_t bytes = kPage * shape_.head_dim * (kv_.is_f32 ? 4 : 2);
+  for (int i = 0; i < kTilePages; i++) {
+    tile->ahead[i] = nullptr;
+    tile->values[i] = work.values + i * bytes;
+    if (i > 0 && tile->pages[i] == tile->pages[0]) {
+      tile->values[i] = tile->values[0];
+    } else {
+      values_of_keys_(shape_, tile->pages[i], work.values + i * bytes);
     }
   }
 }

@@ -21,8 +21,8 @@ constexpr int64_t kChunk = 512;
 constexpr int kTilePages = 4;
 
 struct AttentionShape {
-  int64_t head_dim;
-  int64_t words;       // 32-bit words of a query row: head_dim / 2 pairs of bf16, or head_dim f32
+  int64_t head_dim;    // of V and of the result
+  int64_t words;       // 32-bit words of a query row and of K: pairs of bf16, or f32
   int64_t half_bytes;  // from K to V of a head in a page
   float scale;         // of scores, times log2(e)
   float soft_cap;      // 0 = none; else scores are first soft_cap * tanh(q.K * cap_scale)
@@ -36,6 +36,7 @@ struct AttentionShape {
 
 struct AttentionTile {
   const uint8_t* pages[kTilePages];  // the head's K in each page; all can be read
+  const uint8_t* values[kTilePages];  // likewise V
   const uint8_t* ahead[kTilePages];  // read next, to be prefetched; null = nothing
   int64_t start;                     // absolute position of the first token
   int64_t rows;
@@ -53,6 +54,8 @@ struct AttentionTile {
 GALLEY_VARIANTS(
     void clear_states(const AttentionShape& shape, float* states, int64_t rows);
     void attend_tile(const AttentionShape& shape, const AttentionTile& tile);
+    // V of a page, whose elements are the first head_dim of those of its K.
+    void values_of_keys(const AttentionShape& shape, const uint8_t* k, uint8_t* v);
     // into += from; an empty `from` changes nothing, an empty `into` becomes `from`.
     void merge_states(const AttentionShape& shape, float* into, const float* from, int64_t rows);
     // out[r * stride ..] = o / sum(l). With `sinks` [rows], or null, row r has one more score,

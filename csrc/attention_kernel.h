@@ -219,7 +219,7 @@ GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
       b.shape->half_bytes / 16 + dim / kLanes * (kTileTokens / W::kTokens);
   for (int w = 0; w < words + odd; w++) {
     if (w % kWordsPerPage == 0) {
-      v = b.tile->pages[w / kWordsPerPage] + b.shape->half_bytes + dim * 4;
+      v = b.tile->values[w / kWordsPerPage] + dim * 4;
       if (Ahead) ahead = ahead_line(b, ahead_start + w * N);
     }
     Int line[N];
@@ -330,6 +330,56 @@ void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {
     attend<F32Words>(shape, tile);
   } else {
     attend<Bf16Words>(shape, tile);
+  }
+}
+
+// Eight runs of 64 bits of eight lines.
+typedef uint64_t LongLine __attribute__((vector_size(64)));
+
+// Exchanges the blocks of `kSize` beside the diagonal, of blocks twice that size.
+template <int kSize> GALLEY_INLINE void exchange(LongLine (&line)[8]) {
+  LongLine low, high;
+  for (int i = 0; i < 8; i++) {
+    low[i] = i & kSize ? 8 + i - kSize : i;
+    high[i] = i & kSize ? 8 + i : i + kSize;
+  }
+  _Pragma("GCC unroll 8") for (int i = 0; i < 8; i++) {
+    if (i & kSize) continue;
+    const LongLine a = line[i], b = line[i + kSize];
+    line[i] = __builtin_shuffle(a, b, low);
+    line[i + kSize] = __builtin_shuffle(a, b, high);
+  }
+}
+
+// Of bf16, 64 bits of a line of K are elements 2d and 2d + 1 of two tokens; V has them by element.
+GALLEY_INLINE LongLine by_element(const LongLine& x) {
+  const LongLine inner = x & (0x0000ffffffff0000ull - LongLine{});
+  return (x & (0xffff00000000ffffull - LongLine{})) | ((inner >> 16) & (0x00000000ffff0000ull - LongLine{})) |
+         ((inner << 16) & (0x0000ffff00000000ull - LongLine{}));
+}
+
+void values_of_keys(const AttentionShape& shape, const uint8_t* k, uint8_t* v) {
+  const int64_t dims = shape.head_dim;
+  if (shape.is_f32) {
+    const float* from = reinterpret_cast<const float*>(k);
+    float* to = reinterpret_cast<float*>(v);
+    for (int64_t d = 0; d < dims; d++) {
+      for (int t = 0; t < kPageTokens; t++) to[t * dims + d] = from[d * kPageTokens + t];
+    }
+    return;
+  }
+  const int64_t lines = dims / 2;  // of K; V has a row of them for each pair of tokens
+  for (int64_t first = 0; first < lines; first += 8) {
+    const int64_t left = lines - first < 8 ? lines - first : 8;
+    LongLine line[8] = {};
+    for (int64_t i = 0; i < left; i++) {
+      memcpy(&line[i], k + (first + i) * 64, 64);
+      line[i] = by_element(line[i]);
+    }
+    exchange<4>(line);
+    exchange<2>(line);
+    exchange<1>(line);
+    for (int i = 0; i < 8; i++) memcpy(v + (i * lines + first) * 8, &line[i], left * 8);
   }
 }
 

@@ -3,7 +3,7 @@
 //
 //   layer base ─ block 0 ─ block 1 ─ ...      kv_block_stride bytes apart
 //                   └ page of 16 tokens, page of 16 tokens, ...     (block_size / 16 pages)
-//                        └ head 0 {K | V}, head 1 {K | V}, ...
+//                        └ head 0 {K | V}, head 1 {K | V}, ...     (a latent cache: one head, K)
 //   bf16:  K [head_dim / 2][16 tokens][2]     V [8 token pairs][head_dim][2]
 //   f32:   K [head_dim][16 tokens]            V [16 tokens][head_dim]
 //
@@ -47,12 +47,13 @@ struct KvLayout {
   int64_t block_size;             // tokens
   int64_t heads, head_dim;
   bool is_f32;
+  bool latent;  // V is a part of K and not stored again
 
-  explicit KvLayout(const Args& a)
+  explicit KvLayout(const Args& a, bool latent = false)
       : base(a.ptr<uint8_t>("kv")), block_stride(a.size("kv_block_stride")),
         block_table(a.column<int32_t>("block_table")), block_size(a.size("block_size")),
         heads(a.size("kv_heads")), head_dim(a.size("head_dim")),
-        is_f32(a.kind("kv_kind") == Kind::f32) {
+        is_f32(a.kind("kv_kind") == Kind::f32), latent(latent) {
     if (a.kind("kv_kind") != Kind::f32 && a.kind("kv_kind") != Kind::bf16) {
       throw std::invalid_argument("kv_kind must be 0 (f32) or 1 (bf16)");
     }
@@ -67,7 +68,7 @@ struct KvLayout {
   BlockTable table() const { return {block_table, block_size}; }
   // Bytes of K (or V) of one head in one page; of one head's K and V; of all heads.
   int64_t half_bytes() const { return kPage * head_dim * (is_f32 ? 4 : 2); }
-  int64_t head_bytes() const { return 2 * half_bytes(); }
+  int64_t head_bytes() const { return latent ? half_bytes() : 2 * half_bytes(); }
   int64_t page_bytes() const { return heads * head_bytes(); }
   // The page that holds a slot's token at `position`.
   uint8_t* page(int32_t slot, int64_t position) const {

@@ -1,13 +1,11 @@
 // Definitions for rope.h; compiled once per instruction set (variants.h).
 #pragma once
-#include "math_lanes.h"
+#include "kv_lanes.h"
 #include "norm.h"
 #include "rope.h"
 
 namespace galley {
 namespace GALLEY_VARIANT {
-
-constexpr int kPageTokens = 16;
 
 // out = x rotated by the angles of one position; elements from rot_dim on are copied.
 GALLEY_INLINE void rotate(const Rotation& r, const float* x, int32_t position, float* out) {
@@ -67,25 +65,7 @@ GALLEY_INLINE void store_vector(const float* x, int64_t n, bool is_f32, void* ou
   }
 }
 
-// A token's K is a column of the page, its V a row (f32) or every other element of one (bf16).
-GALLEY_INLINE void write_k(const float* x, int64_t n, bool is_f32, uint8_t* k, int slot) {
-  if (is_f32) {
-    float* column = reinterpret_cast<float*>(k) + slot;
-    for (int64_t i = 0; i < n; i++) column[i * kPageTokens] = x[i];
-    return;
-  }
-  int32_t lane[kLanes];
-  uint32_t* column = reinterpret_cast<uint32_t*>(k) + slot;
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int part = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
-    store(lane, to_bf16(load_part(x + i, part)));
-    for (int j = 0; j < part; j += 2) {
-      column[(i + j) / 2 * kPageTokens] =
-          static_cast<uint32_t>(lane[j]) | static_cast<uint32_t>(lane[j + 1]) << 16;
-    }
-  }
-}
-
+// A token's V is a row of the page (f32) or every other element of one (bf16).
 GALLEY_INLINE void write_v(const float* x, int64_t n, bool is_f32, uint8_t* v, int slot) {
   if (is_f32) {
     memcpy(v + slot * n * sizeof(float), x, n * sizeof(float));

@@ -20,7 +20,7 @@ from torch import Tensor
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits, kv_layout
-from galley.kernels.ops import CacheLayer, KVLayer, Op, Ops, StateLayer
+from galley.kernels.ops import CacheLayer, LatentLayer, Op, Ops, StateLayer
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.reference_sampler import ReferenceSampler
 from galley.kernels.sampling import LogitMasks, Samples
@@ -60,15 +60,20 @@ class KVCache:
         def page(layer: CacheLayer) -> Tensor:
             if isinstance(layer, StateLayer):
                 return torch.empty(num_blocks, 0)
-            shape = (num_blocks, layout.block_size, layer.kv_heads, layer.head_dim)
+            heads = 1 if isinstance(layer, LatentLayer) else layer.kv_heads
+            shape = (num_blocks, layout.block_size, heads, layer.head_dim)
             return zeros(shape, dtype)
 
         def state(layer: CacheLayer) -> Tensor:
-            if isinstance(layer, KVLayer):
+            if not isinstance(layer, StateLayer):
                 return torch.empty(num_blocks, 0)
             return zeros((num_blocks, layer.units, layer.unit_size), torch.float32)
 
-        k, v = ([page(layer) for layer in layers] for _ in range(2))
+        k = [page(layer) for layer in layers]
+        v = [
+            torch.empty(num_blocks, 0) if isinstance(layer, LatentLayer) else page(layer)
+            for layer in layers
+        ]
         groups = [place.group for place in layout.places]
         return KVCache(
             k,
@@ -101,7 +106,7 @@ class ReferenceContext:
     block_tables: Tensor
     cache: KVCache
 
-    def row_slots(self, layer: KVLayer, row: int, length: int) -> Tensor:
+    def row_slots(self, layer: CacheLayer, row: int, length: int) -> Tensor:
         """[length] where the row's positions 0 .. length - 1 lie in the layer's flattened cache."""
         position = torch.arange(length)
         table = self.block_tables[self.cache.groups[layer.index]]

@@ -61,6 +61,30 @@ class KVLayer:
 
 
 @dataclass(frozen=True)
+class LatentLayer:
+    """The KV cache of a layer with multi-head latent attention: one key of each token, for all
+    heads, of which a part is the value too.
+
+    Attributes:
+        index: place among the caches that this process holds, from 0.
+        rank: elements of the latent.
+        rope_dim: elements of the rotated part.
+    """
+
+    index: int
+    rank: int
+    rope_dim: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.rank + self.rope_dim
+
+    def cache(self, itemsize: int) -> CacheSpec:
+        """What the layer keeps of each token, in numbers of `itemsize` bytes."""
+        return CacheSpec("full", token_bytes=self.head_dim * itemsize)
+
+
+@dataclass(frozen=True)
 class StateLayer:
     """A recurrent state of one layer: float32, of one size whatever the number of tokens.
 
@@ -80,7 +104,7 @@ class StateLayer:
 
 
 #: What a layer keeps between the steps of a sequence.
-CacheLayer = KVLayer | StateLayer
+CacheLayer = KVLayer | LatentLayer | StateLayer
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from galley.errors import ModelError
-from galley.kernels.ops import CacheLayer, KVLayer, RotaryTable, StateLayer
+from galley.kernels.ops import CacheLayer, KVLayer, LatentLayer, RotaryTable, StateLayer
 from galley.layers.rotary import Rotary, rotary_table
 from galley.layers.weights import WeightSource
 
@@ -29,6 +29,12 @@ class BuildContext:
     ) -> KVLayer:
         """The KV cache of one more layer; `kv_heads` are this rank's."""
         layer = KVLayer(len(self.kv_layers), kv_heads, head_dim, window, causal)
+        self.kv_layers.append(layer)
+        return layer
+
+    def add_latent_layer(self, rank: int, rope_dim: int) -> LatentLayer:
+        """The latent KV cache of one more layer."""
+        layer = LatentLayer(len(self.kv_layers), rank, rope_dim)
         self.kv_layers.append(layer)
         return layer
 

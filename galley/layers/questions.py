@@ -51,6 +51,9 @@ class Part:
         transposed: the checkpoint stores the matrix as [K, N].
         unit_rows: each row is divided by its length.
         stack: where the tensor is if there is none of this name.
+        by_expert: `rows` of an expert's (or head's) part begin so many further than those of the
+            one before it.
+        turned: the rows are not outputs but inputs: their transpose is the part.
     """
 
     name: str
@@ -60,9 +63,21 @@ class Part:
     transposed: bool = False
     unit_rows: bool = False
     stack: Stack | None = None
+    by_expert: int = 0
+    turned: bool = False
 
     @property
     def num_rows(self) -> int:
+        """Outputs of the part."""
+        return self.shape[1] if self.turned else self.rows_taken
+
+    @property
+    def num_inputs(self) -> int:
+        return self.rows_taken if self.turned else self.shape[1]
+
+    @property
+    def rows_taken(self) -> int:
+        """Rows of the tensor that the part is made of."""
         start, stop = self._run
         return self._runs * (stop - start)
 
@@ -71,9 +86,12 @@ class Part:
         return self.shape[::-1] if self.transposed else self.shape
 
     def of_expert(self, index: int) -> Part:
-        """The part with its expert's number in place of "{}" in the name."""
+        """The part with its expert's number in place of "{}" in the name, and its expert's rows."""
         stack = None if self.stack is None else replace(self.stack, index=index)
-        return replace(self, name=self.name.format(index), stack=stack)
+        rows = self.rows
+        if rows is not None:
+            rows = (rows[0] + index * self.by_expert, rows[1] + index * self.by_expert)
+        return replace(self, name=self.name.format(index), stack=stack, rows=rows)
 
     def take(self, first: int, last: int) -> slice | NDArray[np.intp]:
         """Index of its rows [first, last) among those of the whole tensor."""
@@ -111,6 +129,7 @@ class Matrix:
         experts: 0, or the number of matrices that differ in the number which replaces "{}" in the
             names of the parts.
         float32: numbers that are not quantised keep that precision.
+        dense: codes become numbers of the backend's dense format.
     """
 
     parts: tuple[Part, ...]
@@ -118,15 +137,17 @@ class Matrix:
     interleave: int = 0
     experts: int = 0
     float32: bool = False
+    dense: bool = False
 
     @property
     def num_inputs(self) -> int:
-        return self.parts[0].shape[1]
+        return self.parts[0].num_inputs
 
     def __str__(self) -> str:
         how = f"cut={self.cut} interleave={self.interleave}"
         how += f" experts={self.experts}" if self.experts else ""
         how += " float32" if self.float32 else ""
+        how += " dense" if self.dense else ""
         return f"{how} {', '.join(map(str, self.parts))}"
 
 

@@ -194,15 +194,16 @@ class YarnRotary(Rotary):
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
-            return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
-        return self._mscale(1.0)
+            return self.magnitude(self.mscale) / self.magnitude(self.mscale_all_dim)
+        return self.magnitude(1.0)
 
     def _pair(self, rotations: float) -> float:
         """The pair (not rounded) that makes so many rotations within the original length."""
         wavelength = self.original_max_position / rotations
         return self.dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(self.theta))
 
-    def _mscale(self, mscale: float) -> float:
+    def magnitude(self, mscale: float) -> float:
+        """Factor that makes up for the longer sequences."""
         return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
 
 

@@ -10,6 +10,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from collections.abc import Callable
+from functools import lru_cache
 from itertools import groupby
 from typing import Protocol, TypeVar
 
@@ -119,15 +121,17 @@ class CheckpointWeights:
 
     def matrix(self, matrix: Matrix) -> list[Weight]:
         # One expert after the other: of what is not packed yet, one is in memory.
-        weights = [self._packed(parts, matrix) for parts in parts_of(matrix)]
+        read = lru_cache(maxsize=2)(self._read)  # parts of a fused tensor are read once
+        weights = [self._packed(parts, matrix, read) for parts in parts_of(matrix)]
         if not matrix.experts:
             return weights[0]
         if any(len(w) != len(weights[0]) for w in weights):
             raise ModelError(f"formats of {matrix.parts[0].name} differ between experts")
         return [weight for kind in zip(*weights, strict=True) for weight in kind]
 
-    def _packed(self, parts: tuple[Part, ...], matrix: Matrix) -> list[Weight]:
-        read = cache(self._read)  # parts of a fused tensor are read once
+    def _packed(
+        self, parts: tuple[Part, ...], matrix: Matrix, read: Callable[..., QuantizedWeight]
+    ) -> list[Weight]:
         shares = [self._share(part, matrix, read) for part in parts]
         if matrix.interleave and shares[0].format == shares[1].format:
             joined = [interleave_rows(shares[0], shares[1], matrix.interleave)]
@@ -171,7 +175,7 @@ class CheckpointWeights:
             raise ModelError(f"the checkpoint has tensors that the model does not: {shown}")
         for name, parts in self._used_parts.items():
             rows = min(part.shape[0] for part in parts)
-            used = sum(part.num_rows for part in parts)
+            used = sum(part.rows_taken for part in parts)
             if used < rows:
                 raise ModelError(f"the model uses {used} of the {rows} rows of tensor {name}")
 
@@ -185,11 +189,16 @@ class CheckpointWeights:
             weight = read(part.name, part.shape, part.transposed)
         if part.rows is not None:
             self._used_parts[f"{part.name}.weight"].add(part)
-        first, last = 0, part.num_rows
+        first, last = 0, part.rows_taken
         if matrix.cut == "outputs":
-            first, last = self._range(part.name, part.num_rows)
+            first, last = self._range(part.name, part.rows_taken)
         if last - first < part.shape[0]:
             weight = weight.take(part.take(first, last))
+        if (matrix.dense or part.turned) and weight.dense is None:
+            weight = QuantizedWeight(dense=weight.to_float32())
+        if part.turned:
+            assert weight.dense is not None
+            weight = QuantizedWeight(dense=np.ascontiguousarray(weight.dense.T))
         if part.unit_rows:
             weight = _unit_rows(part.name, weight)
         if matrix.cut == "inputs" and self.group.size > 1:

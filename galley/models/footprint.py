@@ -14,11 +14,11 @@ import numpy as np
 from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.kernels.backend import Dense
-from galley.kernels.ops import CacheLayer, KVLayer
+from galley.kernels.ops import CacheLayer, KVLayer, LatentLayer
 from galley.kernels.program import LOGITS, TOKENS, Dim, Kind, Node, PackedExperts
 from galley.kernels.recorder import record
 from galley.kernels.weights import WeightFormat, pack
-from galley.layers.questions import Part, parts_of
+from galley.layers.questions import Matrix, Part, parts_of
 from galley.layers.shapes import ShapeSource, ShapeWeight
 from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor
 from galley.models.decoder import Stage
@@ -114,7 +114,7 @@ def weight_bytes(checkpoint: Checkpoint, dense: Dense) -> int:
     total = 0
     for matrix in shapes.matrices:
         k = matrix.num_inputs
-        runs = [(formats.of(part, matrix.float32), part.num_rows) for part in parts_of(matrix)[0]]
+        runs = [(formats.of(part, matrix), part.num_rows) for part in parts_of(matrix)[0]]
         for fmt, run in groupby(runs, key=lambda pair: pair[0]):
             each = fmt.layout((sum(n for _, n in run), k)).bytes
             total += each * max(1, matrix.experts)
@@ -134,15 +134,11 @@ class _Formats:
             layer, _, kind = name.rpartition(".")
             self._dtypes[layer].append((kind, checkpoint.header(name).dtype))
 
-    def of(self, part: Part, float32: bool) -> WeightFormat:
-        """The format of a part. Matrices whose tensors have equal dtypes have one format.
-
-        Args:
-            float32: as in `Matrix`.
-        """
+    def of(self, part: Part, matrix: Matrix) -> WeightFormat:
+        """The format of a part. Matrices whose tensors have equal dtypes have one format."""
         n, k = part.shape
-        dense: Dense = "f32" if float32 else self._dense
-        if part.name not in self._dtypes and part.stack is not None:
+        dense: Dense = "f32" if matrix.float32 else self._dense
+        if matrix.dense or (part.name not in self._dtypes and part.stack is not None):
             return WeightFormat(dense)  # tensors of all experts are not quantised
         kind = (*sorted(self._dtypes[part.name]), k, dense)
         if kind not in self._by_kind:
@@ -211,6 +207,8 @@ def _idle_weights(node: Node) -> int:
 
 
 def _attention_width(node: Node) -> int:
-    if node.op != "attention" or not isinstance(node.layer, KVLayer):
+    if node.op != "attention" or not isinstance(node.layer, KVLayer | LatentLayer):
         return 0
-    return node.ints["heads"] * node.layer.head_dim
+    # A latent's elements count twice as elements of keys and of values, the others once.
+    values = node.ints.get("value_dim", node.layer.head_dim)
+    return node.ints["heads"] * (node.layer.head_dim + values) // 2

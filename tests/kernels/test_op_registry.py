@@ -22,6 +22,8 @@ STRIDES = {
     "v_stride",
     "out_stride",
     "kv_block_stride",
+    "latent_stride",
+    "rope_stride",
     "before_stride",
     "after_stride",
     "b_stride",
@@ -39,9 +41,9 @@ NUMBERS = SIZES | dict.fromkeys(STRIDES, 1024) | {"size": 64, "window": 64, "wha
 NUMBERS |= {"block_size": 64, "rows": ("tokens", 1), "channels": 64, "taps": 4, "groups": 2}
 NUMBERS |= {"state_block_stride": 1 << 16, "state_per_block": 1, "state_width": 8, "state_size": 16}
 NUMBERS |= {"key_heads": 1, "keys": 64, "values": 64, "width": 1}
-NUMBERS |= {"experts": 2, "top_k": 1, "top_groups": 1, "group_top": 1}
+NUMBERS |= {"experts": 2, "latent_dim": 32, "top_k": 1, "top_groups": 1, "group_top": 1}
 #: Pointers to the weights of experts (csrc/experts.h).
-EXPERTS = ("gate_up", "down")
+EXPERTS = ("gate_up", "down", "weights")
 
 
 def test_an_op_is_a_typed_attribute_of_ops():

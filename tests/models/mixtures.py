@@ -28,7 +28,43 @@ GRANITE = {
 }
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
+LATENT = {
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
+    "num_key_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.3,
+        "rope_theta": 10000.0,
+    },
+}
+
 FAMILIES: dict[str, Case] = {
+    "deepseek-v2": Case(
+        "DeepseekV2",
+        {
+            **DEEPSEEK,
+            **LATENT,
+            "topk_method": "group_limited_greedy",
+            "norm_topk_prob": False,
+            "q_lora_rank": None,
+        },
+    ),
+    "deepseek-v3": Case("DeepseekV3", {**DEEPSEEK, **LATENT, "attention_bias": True}),
+    "deepseek-v3.2": Case(
+        "DeepseekV32",
+        {**DEEPSEEK, **LATENT, "index_n_heads": 2, "index_head_dim": 32, "index_topk": 256},
+    ),
+    "minicpm3": Case(
+        "MiniCPM3",
+        {**LATENT, "scale_emb": 3, "scale_depth": 1.4, "dim_model_base": 48},
+    ),
     "dots1": Case(
         "Dots1",
         {

@@ -27,6 +27,7 @@ from galley.kernels.values import (
     Constant,
     ForwardContext,
     KVLayer,
+    LatentLayer,
     RankGroup,
     RotaryTable,
     SingleRank,
@@ -50,7 +51,9 @@ class Ops:
     from galley.kernels.ops.gated_delta_rule import gated_delta_rule
     from galley.kernels.ops.gated_norm import gated_norm
     from galley.kernels.ops.gelu_and_mul import gelu_and_mul
+    from galley.kernels.ops.head_linear import head_linear
     from galley.kernels.ops.head_norm import head_norm
+    from galley.kernels.ops.latent_attention import latent_attention
     from galley.kernels.ops.layer_norm import layer_norm
     from galley.kernels.ops.linear import linear
     from galley.kernels.ops.rms_norm import rms_norm
@@ -65,6 +68,7 @@ class Ops:
     from galley.kernels.ops.ssd_scan import ssd_scan
     from galley.kernels.ops.wkv7 import wkv7
     from galley.kernels.ops.write_kv import write_kv
+    from galley.kernels.ops.write_latent import write_latent
 
     def __init__(self, backend: OpBackend, group: RankGroup | None = None) -> None:
         self.backend = backend
@@ -95,6 +99,7 @@ __all__ = [
     "ExpertWeights",
     "ForwardContext",
     "KVLayer",
+    "LatentLayer",
     "NativeOp",
     "Op",
     "OpBackend",

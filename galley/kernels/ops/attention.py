@@ -29,6 +29,7 @@ class Attention(Op):
         "attention",
         pointers={
             "q": "",
+            "q_rope?": "the other elements of q's heads, where the cache is latent",
             "kv": "this layer's base",
             "slopes?": "f32 [heads]: scores fall by so much per token of distance",
             "sinks?": "f32 [heads], a further score of each head",
@@ -38,6 +39,7 @@ class Attention(Op):
             "heads": "",
             "kv_heads": "",
             "head_dim": "",
+            "value_dim?": "the cache is latent: V is the first so many elements of K",
             "q_kind": "f32, bf16",
             "q_stride?": "default heads * head_dim",
             "kv_kind": "",
@@ -51,7 +53,7 @@ class Attention(Op):
         columns=("block_table",),
         arguments=_arguments,
         stores=WHOLE_ROWS,
-        rows={"q": TOKENS, "out": TOKENS},
+        rows={"q": TOKENS, "q_rope": TOKENS, "out": TOKENS},
     )
 
     def __call__(
