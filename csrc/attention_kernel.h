@@ -434,7 +434,7 @@ void pack_queries(const AttentionShape& shape, const void* q, bool q_is_f32, int
                   uint32_t* out) {
   const int64_t n = heads * shape.head_dim;
   if (q_is_f32 == shape.is_f32) {
-    memcpy(out, q, heads * shape.words * 4);
+    memcpy(out, q, n * (shape.is_f32 ? 4 : 2));
     return;
   }
   for (int64_t i = 0; i < n; i += kLanes) {
