@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
-from collections.abc import Callable
 from functools import lru_cache
 from itertools import groupby
 from typing import Protocol, TypeVar
