@@ -11,7 +11,14 @@ from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_info import architecture_of, info_of_gguf
-from galley.loader.gguf_names import ROPE_FACTORS, deinterleaved_rows, fused_names, hf_name
+from galley.loader.gguf_names import (
+    LONG_FACTORS,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    deinterleaved_rows,
+    fused_names,
+    hf_name,
+)
 from galley.loader.gguf_states import logical_shape, logical_values
 from galley.loader.source import Source, split_parts
 from galley.loader.tensor import RawTensor, TensorHeader
@@ -51,11 +58,12 @@ class GGUFCheckpoint:
         self.model_info = info_of_gguf(parts[0], tensors_of(parts), changes)
         architecture = architecture_of(parts[0])[1]
         self._interleaved_qk = architecture.interleaved_qk
+        self._norm_plus = architecture.norm_plus
         stored = {
             info.name: (part, info)
             for part in parts
             for info in part.tensors.values()
-            if info.name != ROPE_FACTORS
+            if info.name not in (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS)
         }
         #: Of each tensor: those of the file whose rows it consists of.
         self._places: dict[str, list[tuple[GGUFFile, TensorInfo]]] = {}
@@ -91,6 +99,9 @@ class GGUFCheckpoint:
         if header.shape != info.shape:
             data = data.reshape(header.shape)
         data = logical_values(name, data)
+        if self._norm_plus and name.endswith("norm.weight"):
+            shifted = data.astype(np.float32) - np.float32(self._norm_plus)
+            return RawTensor(name, header.shape, "float32", shifted)
         return RawTensor(name, header.shape, header.dtype, data, self._row_order(info))
 
     def _of(self, name: str) -> list[tuple[GGUFFile, TensorInfo]]:

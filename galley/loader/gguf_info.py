@@ -12,9 +12,16 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_gguf
 from galley.loader.config_changes import ConfigChanges
-from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS, MAX_POSITIONS, Fields
+from galley.loader.fields import MAX_LAYERS, MAX_POSITIONS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
-from galley.loader.gguf_names import ARCHITECTURES, ROPE_FACTORS, Architecture
+from galley.loader.gguf_dense import equal_layers
+from galley.loader.gguf_names import (
+    ARCHITECTURES,
+    LONG_FACTORS,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    Architecture,
+)
 from galley.loader.hf_info import architecture_in, info_of_directory
 from galley.loader.rope import max_position
 
@@ -124,7 +131,7 @@ def _hf_config(
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(f"{file.path}: has no token_embd.weight of two dimensions")
     layers = meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS)
-    read = known.config or _equal_layers
+    read = known.config or equal_layers
     own = read(meta, arch, set(tensors))
     config: dict[str, Any] = {
         "architectures": [known.hf_class],
@@ -135,7 +142,7 @@ def _hf_config(
         "max_position_embeddings": meta.integer(
             f"{arch}.context_length", least=1, most=MAX_POSITIONS
         ),
-        "rms_norm_eps": meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+        **_epsilons(meta, arch),
         "rope_theta": meta.number(f"{arch}.rope.freq_base", 10000.0),
         "rope_scaling": None,
         "hidden_act": "silu",
@@ -146,26 +153,6 @@ def _hf_config(
     }
     if "head_dim" in own:
         config |= _rotation(file, meta, arch, own["head_dim"])
-    return config
-
-
-def _equal_layers(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
-    """Keys of a Llama-like model."""
-    hidden = meta.integer(f"{arch}.embedding_length", least=1)
-    heads = _same_in_all_layers(meta, f"{arch}.attention.head_count")
-    config: dict[str, Any] = {
-        "intermediate_size": _same_in_all_layers(meta, f"{arch}.feed_forward_length"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": _same_in_all_layers(meta, f"{arch}.attention.head_count_kv", heads),
-        "head_dim": meta.integer(
-            f"{arch}.attention.key_length", hidden // heads, least=2, most=MAX_HEAD_DIM
-        ),
-        "attention_bias": "blk.0.attn_q.bias" in names,
-        "mlp_bias": "blk.0.ffn_gate.bias" in names,
-    }
-    window = meta.integer(f"{arch}.attention.sliding_window", 0)
-    if window:
-        config |= {"sliding_window": window, "use_sliding_window": True}
     return config
 
 
@@ -182,27 +169,28 @@ def _rotation(file: GGUFFile, meta: Fields, arch: str, head_dim: int) -> dict[st
     return config
 
 
-def _same_in_all_layers(meta: Fields, key: str, default: int | None = None) -> int:
-    """A number that may be written once or per layer, but must not differ between layers."""
-    value = meta.values.get(key)
-    if not isinstance(value, np.ndarray):
-        return meta.integer(key, default, least=1)
-    if value.size == 0 or (value != value[0]).any():
-        raise ModelError(f"{meta.where}: {key} differs between layers, which is not supported")
-    return Fields({key: value[0].item()}, meta.where).integer(key, least=1)
-
-
 def _rope_scaling(file: GGUFFile, meta: Fields, arch: str, head_dim: int) -> dict[str, Any] | None:
     """Hugging Face's rope_scaling, or for files with a factor per frequency (Llama 3 and later)
     {"rope_type": "frequency_factors", "factors": [head_dim / 2]}: inverse frequency i is
     theta ** (-2 i / head_dim) / factors[i]."""
     key = f"{arch}.rope.scaling"
     kind = meta.text(f"{key}.type", "none")
-    factors = file.tensors.get(ROPE_FACTORS)
-    if factors is not None:
+    if ROPE_FACTORS in file.tensors:
         if kind != "none":
             raise ModelError(f"{file.path}: rope scaling {kind} with {ROPE_FACTORS}")
-        return _frequency_factors(file, factors, head_dim)
+        factors = _factors(file, ROPE_FACTORS, head_dim)
+        return {"rope_type": "frequency_factors", "factors": factors}
+    if LONG_FACTORS in file.tensors:
+        rotary_dim = meta.integer(f"{arch}.rope.dimension_count", head_dim)
+        return {
+            "rope_type": "longrope",
+            "long_factor": _factors(file, LONG_FACTORS, rotary_dim),
+            "short_factor": _factors(file, SHORT_FACTORS, rotary_dim),
+            "attention_factor": meta.number(f"{key}.attn_factor", 1.0),
+            "original_max_position_embeddings": meta.integer(
+                f"{key}.original_context_length", least=1
+            ),
+        }
     if kind == "none":
         factor = meta.number(f"{arch}.rope.scale_linear", 1.0)
         return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
@@ -239,13 +227,24 @@ def _yarn(meta: Fields, key: str, context_key: str) -> dict[str, Any]:
     return scaling
 
 
-def _frequency_factors(file: GGUFFile, info: TensorInfo, head_dim: int) -> dict[str, Any]:
-    if info.shape != (head_dim // 2,) or info.type.name != "float32":
-        raise ModelError(f"{file.path}: {ROPE_FACTORS} is not float32 [{head_dim // 2}]")
+def _factors(file: GGUFFile, name: str, head_dim: int) -> list[float]:
+    info = file.tensors.get(name)
+    if info is None or info.shape != (head_dim // 2,) or info.type.name != "float32":
+        raise ModelError(f"{file.path}: {name} is not float32 [{head_dim // 2}]")
     factors = file.data(info)
     if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise ModelError(f"{file.path}: {ROPE_FACTORS} holds numbers that are not positive")
-    return {"rope_type": "frequency_factors", "factors": [float(x) for x in factors]}
+        raise ModelError(f"{file.path}: {name} holds numbers that are not positive")
+    return [float(x) for x in factors]
+
+
+def _epsilons(meta: Fields, arch: str) -> dict[str, float]:
+    """Of root-mean-square norms, or of layer norms where the file has that instead."""
+    rms, layer = (
+        f"{arch}.attention.{key}" for key in ("layer_norm_rms_epsilon", "layer_norm_epsilon")
+    )
+    if meta.has(layer) and not meta.has(rms):
+        return {"layer_norm_eps": meta.number(layer)}
+    return {"rms_norm_eps": meta.number(rms)}
 
 
 def _token_id(meta: Fields, key: str) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from galley.loader import gguf_states
+from galley.loader import gguf_dense, gguf_states
 from galley.loader.fields import Fields
 
 _TOP = {
@@ -55,6 +55,7 @@ class Architecture:
         top, in_layer: Hugging Face's names of tensors; those in layers are below `layers`.
         fused: a tensor of a layer in Hugging Face's names → tensors of the file whose rows it
             consists of, in order.
+        norm_plus: the file's norms are those of Hugging Face plus this.
         config: reads what differs between layers or is not common to all; None = a Llama-like
             model of equal layers.
     """
@@ -66,16 +67,38 @@ class Architecture:
     in_layer: Mapping[str, str] = field(default_factory=lambda: _IN_LAYER)
     layers: str = "model.layers"
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    norm_plus: float = 0.0
     config: ConfigReader | None = None
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "cohere2": Architecture("Cohere2ForCausalLM", "cohere2", config=gguf_dense.cohere),
+    "command-r": Architecture("CohereForCausalLM", "cohere", config=gguf_dense.cohere),
     "falcon-h1": Architecture(
         "FalconH1ForCausalLM",
         "falcon_h1",
         top=_FINAL_LAYERNORM,
         in_layer=gguf_states.FALCON_H1_NAMES,
         config=gguf_states.falcon_h1,
+    ),
+    "gemma": Architecture("GemmaForCausalLM", "gemma", norm_plus=1.0, config=gguf_dense.gemma),
+    "gemma2": Architecture(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        in_layer=_IN_LAYER | gguf_dense.GEMMA2_NAMES,
+        norm_plus=1.0,
+        config=gguf_dense.gemma2,
+    ),
+    "gemma3": Architecture(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        in_layer=_IN_LAYER | gguf_dense.GEMMA2_NAMES,
+        norm_plus=1.0,
+        config=gguf_dense.gemma3,
+    ),
+    "glm4": Architecture("Glm4ForCausalLM", "glm4", in_layer=_IN_LAYER | gguf_dense.GLM4_NAMES),
+    "granite": Architecture(
+        "GraniteForCausalLM", "granite", interleaved_qk=True, config=gguf_dense.granite
     ),
     "granitehybrid": Architecture(
         "GraniteMoeHybridForCausalLM",
@@ -125,14 +148,31 @@ ARCHITECTURES: dict[str, Architecture] = {
         layers="backbone.layers",
         config=gguf_states.nemotron_h,
     ),
+    "olmo": Architecture("OlmoForCausalLM", "olmo", interleaved_qk=True, config=gguf_dense.olmo),
+    "olmo2": Architecture(
+        "Olmo2ForCausalLM",
+        "olmo2",
+        in_layer=_IN_LAYER | gguf_dense.OLMO2_NAMES,
+        config=gguf_dense.olmo2,
+    ),
+    "phi3": Architecture(
+        "Phi3ForCausalLM",
+        "phi3",
+        in_layer=_IN_LAYER | gguf_dense.PHI3_NAMES,
+        config=gguf_dense.phi3,
+    ),
     "qwen2": Architecture("Qwen2ForCausalLM", "qwen2"),
     "qwen3": Architecture("Qwen3ForCausalLM", "qwen3"),
+    "smollm3": Architecture(
+        "SmolLM3ForCausalLM", "smollm3", interleaved_qk=True, config=gguf_dense.smollm3
+    ),
 }
 
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(.+?)(\.weight|\.bias)?")
 
-#: Rope frequency factors: part of the config, not a weight.
+#: Rope frequency factors: part of the config, not weights.
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 def hf_name(name: str, architecture: Architecture) -> str:

@@ -12,6 +12,8 @@ _WITHOUT_POSITIONS = ("falcon_mamba", "mamba", "mamba2", "rwkv7")
 UNLIMITED = 2**20
 #: Scalings whose max_position_embeddings is the scaled length already.
 _LENGTH_INCLUDED = ("default", "llama3", "longrope", "su", "frequency_factors")
+#: Families whose max_position_embeddings is that, whatever the scaling.
+_LENGTH_INCLUDED_IN = ("gemma3", "gemma3_text")
 
 
 def with_rope_keys(config: dict[str, Any], where: str) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def max_position(config: dict[str, Any], where: str) -> int:
         return length
     fields = Fields(scaling, f"{where}: rope_scaling")
     kind = fields.text("rope_type", "default")
-    if kind in _LENGTH_INCLUDED:
+    if kind in _LENGTH_INCLUDED or config.get("model_type") in _LENGTH_INCLUDED_IN:
         return length
     if kind == "yarn":
         length = fields.integer("original_max_position_embeddings", length, least=1)

@@ -18,13 +18,12 @@ import pytest
 
 from galley.errors import GalleyError, InvalidRequest, ModelError
 from galley.loader.ggml_types import GGML_TYPES
-from galley.loader.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
 from galley.loader.safetensors import DTYPES
 from galley.runner.packed_file import PackedFile
 from galley.text import load_tokenizer
 from tests.fuzz.cases import FAMILIES
 from tests.fuzz.readers.run import Bench
-from tests.fuzz.readers.seeds import W8A8, all_seeds
+from tests.fuzz.readers.seeds import GGUF_FAMILIES, W8A8, all_seeds
 from tests.fuzz.readers.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +68,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_every_family_type_and_reader_has_a_seed(bench: Bench) -> None:
     names = {seed.name for seed in bench.seeds}
     words = {word for name in names for word in name.split()}
-    assert words >= set(GGUF_ARCHITECTURES) | set(FAMILIES) | set(DTYPES)
+    assert words >= set(GGUF_FAMILIES) | set(FAMILIES) | set(DTYPES)
     assert words >= {kind.name for kind in GGML_TYPES.values()}
     assert all(bench.by_kind.values())
     for seed in bench.seeds:

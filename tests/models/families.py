@@ -60,7 +60,6 @@ LONG_ROPE = {
     "rope_theta": 10000.0,
     "short_factor": [1.0] * 8,
     "long_factor": [1.5, 1.0, 2.0, 4.0, 3.0, 1.25, 8.0, 16.0],
-    "original_max_position_embeddings": 32,
 }
 PART = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 
@@ -160,7 +159,15 @@ FAMILIES: dict[str, Case] = {
     ),
     "opt": Case("OPT", {"ffn_dim": 96}),
     "phi": Case("Phi", {"qk_layernorm": True}),
-    "phi3": Case("Phi3", {**IDS, "sliding_window": 11, "rope_parameters": LONG_ROPE}),
+    "phi3": Case(
+        "Phi3",
+        {
+            **IDS,
+            "sliding_window": 11,
+            "rope_parameters": LONG_ROPE,
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "qwen2": Case(
         "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
     ),
