@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from galley.chat.parsers import OutputFormats, open_formats
 from galley.config.server import ServerConfig
-from tests.server.served import MODEL, Served, reply_with, serve, tokenizer
+from tests.server.served import LIMITS, MODEL, Served, reply_with, serve, tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -39,6 +40,7 @@ def running() -> Iterator[Served]:
         script=reply_with(f"Hm.</think>{CALLS}"),
         formats=open_formats("deepseek_r1", "hermes"),
         chat_template=TEMPLATE,
+        limits=replace(LIMITS, max_model_len=1024),
         store_responses=True,
     ) as served:
         yield served
