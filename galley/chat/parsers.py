@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 from galley.chat.parts import AssistantParser, Chain, WithoutReasoning
 from galley.chat.reasoning import REASONING_PARSERS, ReasoningFormat
 from galley.chat.scanner import Scanner, ScanningParser, Steps
-from galley.chat.tool_parsers import CALL_IDS, TOOL_PARSERS
+from galley.chat.tool_parsers import CALL_IDS, CALL_SPELLINGS, TOOL_PARSERS
 from galley.chat.tool_parsers.calls import CallWriter, ToolFormat, ToolParser, random_id
 from galley.chat.tool_parsers.harmony import Harmony
 from galley.chat.tool_parsers.json_calls import JsonCalls
+from galley.chat.tool_parsers.spelling import CallSpelling
 from galley.chat.tools import FunctionTool, ToolChoice
 from galley.errors import ConfigError, Unsupported
 
@@ -54,11 +55,13 @@ class OutputFormats:
         reasoning: None: no text is reasoning.
         tools: None: no text is a call.
         new_id: (name, index) → id of a call.
+        spelling: of calls that a grammar makes; None: no grammar can.
     """
 
     reasoning: ReasoningFormat | Harmony | None = None
     tools: ToolFormat | None = None
     new_id: Callable[[str, int], str] = random_id
+    spelling: CallSpelling | None = None
 
     def parser(
         self,
@@ -147,7 +150,10 @@ def open_formats(
     reasoning_format = _of(reasoning_formats, "reasoning_parser", reasoning)
     if isinstance(tool_format, Harmony):
         reasoning_format = tool_format
-    return OutputFormats(reasoning_format, tool_format, CALL_IDS.get(tools or "", random_id))
+    name = tools or ""
+    return OutputFormats(
+        reasoning_format, tool_format, CALL_IDS.get(name, random_id), CALL_SPELLINGS.get(name)
+    )
 
 
 def _of(formats: Mapping[str, T], field: str, name: str | None) -> T | None:

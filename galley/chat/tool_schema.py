@@ -1,10 +1,11 @@
-"""The JSON schema of an answer that must call tools."""
+"""Constraints on an answer that may or must call tools: JSON schemas and structural tags."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from galley.chat.tool_parsers.spelling import ANY_OBJECT, CallSpelling
 from galley.chat.tools import FunctionTool, ToolChoice
 
 #: Keywords that may speak of properties beside `properties`.
@@ -12,8 +13,6 @@ _OPEN = {
     *("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames"),
     *("minProperties", "allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas"),
 }
-#: Of a function that says nothing of its arguments.
-_ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 def schema_of(tools: Sequence[FunctionTool], choice: ToolChoice) -> dict[str, Any] | None:
@@ -47,9 +46,38 @@ def schema_of(tools: Sequence[FunctionTool], choice: ToolChoice) -> dict[str, An
     return {**schema, "$defs": definitions}
 
 
+def tag_of(
+    tools: Sequence[FunctionTool],
+    choice: ToolChoice,
+    spelling: CallSpelling,
+    schema: Any = None,
+) -> dict[str, Any]:
+    """The structural tag of an answer of the model's own form that calls tools as it likes.
+
+    Arguments of strict functions keep to their schema, those of others are JSON.
+
+    Args:
+        schema: of an answer without a call; None: it is any text.
+    """
+    tags = [
+        spelling.tag(tool.name, _closed(tool.parameters) if tool.strict else None)
+        for tool in choice.callable(tools)
+    ]
+    once = {"stop_after_first": not choice.parallel}
+    if schema is None:
+        triggers = [spelling.trigger]
+        form = {"type": "triggered_tags", "triggers": triggers, "tags": tags, **once}
+    else:
+        some = {"separator": spelling.separator, "at_least_one": True, "tags": tags, **once}
+        calls = {"type": "tags_with_separator", **some}
+        answer = {"type": "json_schema", "json_schema": schema}
+        form = {"type": "or", "elements": [calls, answer]}
+    return {"type": "structural_tag", "format": form}
+
+
 def _closed(parameters: dict[str, Any] | None) -> dict[str, Any]:
     if not parameters:
-        return _ANY_OBJECT
+        return ANY_OBJECT
     if "properties" not in parameters or not _OPEN.isdisjoint(parameters):
         return parameters
     return {**parameters, "additionalProperties": False}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from galley.chat.tool_schema import schema_of
+from galley.chat.tool_schema import schema_of, tag_of
 from galley.chat.tools import FunctionTool, ToolChoice
-from galley.errors import InvalidRequest
+from galley.errors import InvalidRequest, Unsupported
 from galley.request import ReasoningLimits, SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -97,16 +97,49 @@ def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse)
         InvalidRequest: the parameters of a function are nested too deeply.
     """
     try:
-        schema = schema_of(use.tools, use.choice)
+        output = _constraint(ctx, params.structured_outputs, use)
     except RecursionError:
         raise InvalidRequest("tools: parameters are nested too deeply.", field="tools") from None
-    output = params.structured_outputs
-    if schema is not None:
-        output = StructuredOutputsParams(json=schema, whitespace_pattern=" ?")
     limits = _reasoning_limits(ctx, prompt, use.thinking_budget, output is not None)
     if output is not None and limits is not None and limits.must_end:
         output = msgspec.structs.replace(output, start_after=[list(limits.end)])
     return msgspec.structs.replace(params, structured_outputs=output, reasoning_limits=limits)
+
+
+def _constraint(
+    ctx: Context, given: StructuredOutputsParams | None, use: ToolUse
+) -> StructuredOutputsParams | None:
+    """The constraint of the answer, where the request brings `given` for its text."""
+    schema = schema_of(use.tools, use.choice)
+    if schema is not None:
+        return StructuredOutputsParams(json=schema, whitespace_pattern=" ?")
+    if use.choice.mode != "auto":
+        return given
+    strict = any(tool.strict for tool in use.choice.callable(use.tools))
+    if given is None and not strict:
+        return None
+    spelling = None if ctx.formats is None else ctx.formats.spelling
+    special = ctx.require_tokenizer().special_ids
+    if spelling is not None:
+        sample = spelling.tag("f", None)
+        ids = ctx.require_tokenizer().encode(sample["begin"] + sample["end"], False)
+        spelling = spelling if special.isdisjoint(ids) else None
+    if given is not None:
+        text = {"json": given.json, "json_object": {"type": "object"}}.get(given.kind)
+        if spelling is None or not spelling.marked or text is None:
+            return given
+        text = msgspec.json.decode(text) if isinstance(text, str) else text
+    elif spelling is None:
+        raise Unsupported(
+            "strict functions are not supported by the tool call parser "
+            f"{ctx.server.tool_call_parser} with `tool_choice` auto: leave `strict` out, or choose "
+            "`required` or a named function.",
+            field="tools",
+        )
+    else:
+        text = None
+    tag = tag_of(use.tools, use.choice, spelling, text)
+    return StructuredOutputsParams(structural_tag=msgspec.json.encode(tag).decode())
 
 
 def _reasoning_limits(

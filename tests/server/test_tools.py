@@ -19,7 +19,8 @@ SCHEMA = {
     "required": ["city"],
     "$defs": {"name": {"type": "string"}},
 }
-TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA, "strict": True}}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
+STRICT = {"type": "function", "function": {"name": "look", "parameters": SCHEMA, "strict": True}}
 OTHER = {"type": "function", "function": {"name": "wait", "description": "do nothing"}}
 FLAT = {"type": "function", "name": "look", "parameters": SCHEMA}
 CLAUDE = {"name": "look", "input_schema": SCHEMA}
@@ -275,3 +276,30 @@ def test_a_schema_that_cannot_be_kept_is_refused(served: Served) -> None:
     answer = served.post("/v1/chat/completions", body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "tools"
+
+
+def test_strict_functions_constrain_calls_of_the_models_own_form(served: Served) -> None:
+    chat(served, tools=[STRICT, OTHER])
+    request = served.engine.seen[-1]
+    assert request.constraint.kind == "structural_tag"
+    assert "<tool_call>" in request.constraint.text
+    assert "look" in request.constraint.text
+    assert request.constraint.start_after
+
+
+def test_an_answer_of_a_schema_may_be_a_call_instead(served: Served) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "v", "schema": {"type": "object"}}}
+    chat(served, tools=[TOOL], response_format=form)
+    assert served.engine.seen[-1].constraint.kind == "structural_tag"
+    chat(served, tools=[TOOL], tool_choice="none", response_format=form)
+    assert served.engine.seen[-1].constraint.kind == "json"
+
+
+def test_strict_functions_need_a_format_that_can_be_constrained() -> None:
+    server = ServerConfig(enable_auto_tool_choice=True, tool_call_parser="kimi_k2")
+    with serve(server, formats=open_formats("", "kimi_k2")) as served:
+        body = {"model": MODEL, "messages": HI, "tools": [STRICT]}
+        answer = served.post("/v1/chat/completions", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "tools"
+    assert "kimi_k2" in answer.json()["error"]["message"]
