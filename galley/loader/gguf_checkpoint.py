@@ -18,6 +18,7 @@ from galley.loader.gguf_names import (
     deinterleaved_rows,
     fused_names,
     hf_name,
+    rows_by_kv_head,
 )
 from galley.loader.gguf_states import logical_shape, logical_values
 from galley.loader.source import Source, split_parts
@@ -59,6 +60,7 @@ class GGUFCheckpoint:
         architecture = architecture_of(parts[0])[1]
         self._interleaved_qk = architecture.interleaved_qk
         self._norm_plus = architecture.norm_plus
+        self._joined_qkv = architecture.joined_qkv
         stored = {
             info.name: (part, info)
             for part in parts
@@ -115,18 +117,21 @@ class GGUFCheckpoint:
 
     def _row_order(self, info: TensorInfo) -> np.ndarray | None:
         is_query, is_key = ".attn_q." in info.name, ".attn_k." in info.name
-        if not self._interleaved_qk or not (is_query or is_key):
+        is_joined = self._joined_qkv and ".attn_qkv." in info.name
+        if not is_joined and not (self._interleaved_qk and (is_query or is_key)):
             return None
         config = Fields(self.model_info.hf_config, str(self.path))
         heads = config.integer("num_attention_heads", least=1, most=MAX_HEADS)
         head_dim = config.integer(
             "head_dim", config.integer("hidden_size") // heads, least=1, most=MAX_HEAD_DIM
         )
-        if is_key:
-            heads = config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
-        if heads * head_dim != info.shape[0]:
+        kv_heads = config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
+        in_all = heads + 2 * kv_heads if is_joined else kv_heads if is_key else heads
+        if in_all * head_dim != info.shape[0]:
             raise ModelError(
                 f"{self.path}: tensor {info.name} of shape {list(info.shape)} should have "
-                f"{heads} heads of {head_dim} rows"
+                f"{in_all} heads of {head_dim} rows"
             )
-        return deinterleaved_rows(heads, head_dim)
+        if is_joined:
+            return rows_by_kv_head(heads, kv_heads, head_dim)
+        return deinterleaved_rows(in_all, head_dim)

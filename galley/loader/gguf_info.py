@@ -95,6 +95,8 @@ def architecture_of(file: GGUFFile) -> tuple[str, Architecture]:
     """(GGUF's name, its entry); ModelError for an unsupported one."""
     arch = file.get("general.architecture")
     known = ARCHITECTURES.get(arch) if isinstance(arch, str) else None
+    if known is not None and known.where is not None and known.where[0] in file.tensors:
+        known = known.where[1]
     if known is None:
         raise ModelError(
             f"{file.path}: GGUF architecture {arch!r} is not supported; "
@@ -164,8 +166,7 @@ def _rotation(file: GGUFFile, meta: Fields, arch: str, head_dim: int) -> dict[st
         raise ModelError(f"{file.path}: keys and values of different length are not supported")
     config: dict[str, Any] = {"rope_scaling": _rope_scaling(file, meta, arch, head_dim)}
     rotary_dim = meta.integer(f"{arch}.rope.dimension_count", head_dim)
-    if rotary_dim != head_dim:
-        config["partial_rotary_factor"] = rotary_dim / head_dim
+    config["partial_rotary_factor"] = rotary_dim / head_dim
     return config
 
 
@@ -243,7 +244,8 @@ def _epsilons(meta: Fields, arch: str) -> dict[str, float]:
         f"{arch}.attention.{key}" for key in ("layer_norm_rms_epsilon", "layer_norm_epsilon")
     )
     if meta.has(layer) and not meta.has(rms):
-        return {"layer_norm_eps": meta.number(layer)}
+        names = ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+        return dict.fromkeys(names, meta.number(layer))
     return {"rms_norm_eps": meta.number(rms)}
 
 

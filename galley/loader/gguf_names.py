@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from galley.loader import gguf_dense, gguf_states
+from galley.loader import gguf_dense, gguf_gpt, gguf_states
 from galley.loader.fields import Fields
 
 _TOP = {
@@ -58,6 +58,8 @@ class Architecture:
         norm_plus: the file's norms are those of Hugging Face plus this.
         config: reads what differs between layers or is not common to all; None = a Llama-like
             model of equal layers.
+        joined_qkv: attn_qkv holds all of q, then k, then v, where Hugging Face has them by KV head.
+        where: a tensor, and what takes the place of this entry if the file has it.
     """
 
     hf_class: str
@@ -69,6 +71,8 @@ class Architecture:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     norm_plus: float = 0.0
     config: ConfigReader | None = None
+    joined_qkv: bool = False
+    where: tuple[str, Architecture] | None = None
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -166,6 +170,96 @@ ARCHITECTURES: dict[str, Architecture] = {
     "smollm3": Architecture(
         "SmolLM3ForCausalLM", "smollm3", interleaved_qk=True, config=gguf_dense.smollm3
     ),
+    # Families with layer norms, and those that are Llama with little else.
+    "arcee": Architecture("ArceeForCausalLM", "arcee", interleaved_qk=True, config=gguf_gpt.arcee),
+    "baichuan": Architecture(
+        "LlamaForCausalLM", "llama", interleaved_qk=True, config=gguf_gpt.baichuan
+    ),
+    "bloom": Architecture(
+        "BloomForCausalLM",
+        "bloom",
+        top=gguf_gpt.BLOOM_TOP,
+        in_layer=gguf_gpt.BLOOM_NAMES,
+        layers="transformer.h",
+        config=gguf_gpt.bloom,
+        joined_qkv=True,
+    ),
+    "exaone": Architecture("LlamaForCausalLM", "llama"),
+    "falcon": Architecture(
+        "FalconForCausalLM",
+        "falcon",
+        top=gguf_gpt.BLOOM_TOP,
+        in_layer=gguf_gpt.BLOOM_NAMES,
+        layers="transformer.h",
+        config=gguf_gpt.falcon,
+        joined_qkv=True,
+        where=(
+            gguf_gpt.FALCON_SECOND_NORM,
+            Architecture(
+                "FalconForCausalLM",
+                "falcon",
+                top=gguf_gpt.BLOOM_TOP,
+                in_layer=gguf_gpt.FALCON_40B_NAMES,
+                layers="transformer.h",
+                config=gguf_gpt.falcon,
+                joined_qkv=True,
+            ),
+        ),
+    ),
+    "gpt2": Architecture(
+        "GPT2LMHeadModel",
+        "gpt2",
+        top=gguf_gpt.GPT2_TOP,
+        in_layer=gguf_gpt.GPT2_NAMES,
+        layers="transformer.h",
+        config=gguf_gpt.gpt2,
+    ),
+    "gptneox": Architecture(
+        "GPTNeoXForCausalLM",
+        "gpt_neox",
+        top=gguf_gpt.GPT_NEOX_TOP,
+        in_layer=gguf_gpt.GPT_NEOX_NAMES,
+        layers="gpt_neox.layers",
+        config=gguf_gpt.gpt_neox,
+        joined_qkv=True,
+    ),
+    "hunyuan-dense": Architecture(
+        "HunYuanDenseV1ForCausalLM",
+        "hunyuan_v1_dense",
+        in_layer={**_IN_LAYER, **gguf_gpt.HUNYUAN_NAMES},
+    ),
+    "internlm2": Architecture("LlamaForCausalLM", "llama", interleaved_qk=True),
+    "minicpm": Architecture(
+        "MiniCPMForCausalLM", "minicpm", interleaved_qk=True, config=gguf_gpt.minicpm
+    ),
+    "nemotron": Architecture(
+        "NemotronForCausalLM", "nemotron", norm_plus=1.0, config=gguf_gpt.nemotron
+    ),
+    "phi2": Architecture(
+        "PhiForCausalLM",
+        "phi",
+        top=_FINAL_LAYERNORM,
+        in_layer={**_IN_LAYER, **gguf_gpt.PHI2_NAMES},
+        config=gguf_gpt.phi2,
+    ),
+    "seed_oss": Architecture(
+        "SeedOssForCausalLM",
+        "seed_oss",
+        in_layer={**_IN_LAYER, **gguf_gpt.SEED_OSS_NAMES},
+        config=gguf_gpt.seed_oss,
+    ),
+    "stablelm": Architecture(
+        "StableLmForCausalLM",
+        "stablelm",
+        in_layer={**_IN_LAYER, **gguf_gpt.STABLELM_NAMES},
+        config=gguf_gpt.stablelm,
+    ),
+    "starcoder2": Architecture(
+        "Starcoder2ForCausalLM",
+        "starcoder2",
+        in_layer={**_IN_LAYER, **gguf_gpt.STARCODER2_NAMES},
+        config=gguf_gpt.starcoder2,
+    ),
 }
 
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(.+?)(\.weight|\.bias)?")
@@ -200,6 +294,17 @@ def fused_names(architecture: Architecture, layers: int) -> dict[str, list[str]]
         for layer in range(layers)
         for name, parts in architecture.fused.items()
     }
+
+
+def rows_by_kv_head(heads: int, kv_heads: int, head_dim: int) -> np.ndarray:
+    """int64: the row in the file of each logical row of q, k and v in one tensor.
+
+    logical   q of KV head 0, its k, its v, q of KV head 1, …
+    file      all of q, all of k, all of v
+    """
+    q, kv = heads * head_dim, kv_heads * head_dim
+    parts = np.split(np.arange(q + 2 * kv), [q, q + kv])
+    return np.concatenate([part.reshape(kv_heads, -1) for part in parts], axis=1).reshape(-1)
 
 
 def deinterleaved_rows(num_heads: int, head_dim: int) -> np.ndarray:

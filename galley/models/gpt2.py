@@ -24,8 +24,8 @@ def gpt2(model_info: ModelInfo) -> DecoderSpec:
     )
     scale = sizes.head_dim**-0.5 if config.flag("scale_attn_weights", True) else 1.0
     by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
-    # Quantised matrices are [outputs, inputs] in every format.
-    transposed = model_info.quantization is None
+    # Quantised matrices, and those of GGUF files, are [outputs, inputs].
+    transposed = config.flag("transposed_weights", model_info.quantization is None)
     layers = [
         _layer(sizes, i, scale / (i + 1) if by_layer else scale, transposed)
         for i in range(sizes.layers)

@@ -21,6 +21,7 @@ def stablelm(model_info: ModelInfo) -> DecoderSpec:
     config = config.with_defaults(partial_rotary_factor=0.25)
     rotary = read_rotary(config, sizes.head_dim, 10000.0, partial=True)
     bias, qk_norm = config.flag("use_qkv_bias", False), config.flag("qk_layernorm", False)
+    stacked = config.flag("stacked_head_norms", False)
     parallel = config.flag("use_parallel_residual", False)
 
     def layer(index: int) -> AnyLayerSpec:
@@ -30,8 +31,8 @@ def stablelm(model_info: ModelInfo) -> DecoderSpec:
         if qk_norm:
             mixer = replace(
                 mixer,
-                q_norm=_head_norms(sizes, f"{name}.q_layernorm", sizes.heads),
-                k_norm=_head_norms(sizes, f"{name}.k_layernorm", sizes.kv_heads),
+                q_norm=_head_norms(sizes, f"{name}.q_layernorm", sizes.heads, stacked),
+                k_norm=_head_norms(sizes, f"{name}.k_layernorm", sizes.kv_heads, stacked),
             )
         up, down = (sizes.intermediate, sizes.hidden), (sizes.hidden, sizes.intermediate)
         block = MLPSpec(
@@ -53,6 +54,10 @@ def stablelm(model_info: ModelInfo) -> DecoderSpec:
     )
 
 
-def _head_norms(sizes: Sizes, name: str, heads: int) -> PerHeadLayerNormSpec:
-    weights = [Part(f"{name}.norms.{i}.weight", (sizes.head_dim,)) for i in range(heads)]
+def _head_norms(sizes: Sizes, name: str, heads: int, stacked: bool) -> PerHeadLayerNormSpec:
+    """`stacked`: the weights of all heads are one tensor, as in GGUF files."""
+    if stacked:
+        weights = [Part(f"{name}.weight", (heads, sizes.head_dim))]
+    else:
+        weights = [Part(f"{name}.norms.{i}.weight", (sizes.head_dim,)) for i in range(heads)]
     return PerHeadLayerNormSpec(tuple(weights), sizes.head_dim, sizes.eps)

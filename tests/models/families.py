@@ -202,6 +202,7 @@ VARIANTS: dict[str, Case] = {
         {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
         attention="sdpa",  # "eager" adds ALiBi twice
     ),
+    "gpt2": Case("GPT2", GPT, "LMHeadModel"),
     "gpt2-gelu": Case("GPT2", {**GPT, "activation_function": "gelu"}, "LMHeadModel"),
     "gpt-neox-sequential": Case(
         "GPTNeoX",

@@ -1,0 +1,163 @@
+"""GGUF names and config keys of the families with layer norms, and of some that are Llama-like.
+
+As llama.cpp's convert_hf_to_gguf.py writes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from galley.errors import ModelError
+from galley.loader.fields import Fields
+from galley.loader.gguf_dense import equal_layers
+
+_UP_DOWN = {"ffn_up": "mlp.dense_h_to_4h", "ffn_down": "mlp.dense_4h_to_h"}
+_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+
+GPT2_TOP = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+}
+GPT2_NAMES = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+GPT_NEOX_TOP = {
+    "token_embd": "gpt_neox.embed_in",
+    "output_norm": "gpt_neox.final_layer_norm",
+    "output": "lm_head",
+}
+GPT_NEOX_NAMES = {
+    **_UP_DOWN,
+    **_NORMS,
+    "attn_qkv": "attention.query_key_value",
+    "attn_output": "attention.dense",
+}
+BLOOM_TOP = {
+    "token_embd": "transformer.word_embeddings",
+    "token_embd_norm": "transformer.word_embeddings_layernorm",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+}
+BLOOM_NAMES = {
+    **_UP_DOWN,
+    **_NORMS,
+    "attn_qkv": "self_attention.query_key_value",
+    "attn_output": "self_attention.dense",
+}
+#: Falcon 40B and 180B have two norms before their parallel blocks.
+FALCON_SECOND_NORM = "blk.0.attn_norm_2.weight"
+FALCON_40B_NAMES = {**BLOOM_NAMES, "attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"}
+HUNYUAN_NAMES = {
+    "attn_q_norm": "self_attn.query_layernorm",
+    "attn_k_norm": "self_attn.key_layernorm",
+}
+PHI2_NAMES = {"attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}
+SEED_OSS_NAMES = {"post_attention_norm": "post_attention_layernorm"}
+STABLELM_NAMES = {
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+}
+STARCODER2_NAMES = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+
+
+def arcee(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    bias = "blk.0.ffn_up.bias" in names
+    return {**equal_layers(meta, arch, names), "hidden_act": "relu2", "mlp_bias": bias}
+
+
+def baichuan(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """llama.cpp too tells the 7B models, which rotate, by their number of layers."""
+    if meta.integer(f"{arch}.block_count", least=1) != 32:
+        raise ModelError(f"{meta.where}: of Baichuan's GGUF files only the 7B models are supported")
+    return equal_layers(meta, arch, names)
+
+
+def bloom(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {**equal_layers(meta, arch, names), "hidden_act": "gelu_pytorch_tanh"}
+
+
+def falcon(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    config = equal_layers(meta, arch, names)
+    kv_heads = meta.integer(f"{arch}.attention.head_count_kv", 1, least=1)
+    two = FALCON_SECOND_NORM in names
+    return {
+        **config,
+        "activation": "gelu",
+        "ffn_hidden_size": config["intermediate_size"],
+        "new_decoder_architecture": two or kv_heads > 1,
+        "num_key_value_heads": kv_heads,
+        "num_kv_heads": kv_heads,
+        "num_ln_in_parallel_attn": 2 if two else 1,
+    }
+
+
+def gpt2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {
+        **equal_layers(meta, arch, names),
+        "activation_function": "gelu_new",
+        "transposed_weights": False,
+    }
+
+
+def gpt_neox(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {
+        **equal_layers(meta, arch, names),
+        "hidden_act": "gelu",
+        "attention_bias": "blk.0.attn_qkv.bias" in names,
+        "use_parallel_residual": meta.flag(f"{arch}.use_parallel_residual", True),
+    }
+
+
+def minicpm(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Files of older converters have no factors: those of the first models."""
+    layers = meta.integer(f"{arch}.block_count", least=1)
+    hidden = meta.integer(f"{arch}.embedding_length", least=1)
+    residual = meta.number(f"{arch}.residual_scale", 1.4 / layers**0.5)
+    return {
+        **equal_layers(meta, arch, names),
+        "scale_emb": meta.number(f"{arch}.embedding_scale", 12.0),
+        "scale_depth": residual * layers**0.5,
+        "dim_model_base": hidden / meta.number(f"{arch}.logit_scale", hidden / 256),
+    }
+
+
+def nemotron(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {
+        **equal_layers(meta, arch, names),
+        "hidden_act": "relu2",
+        "mlp_bias": "blk.0.ffn_up.bias" in names,
+    }
+
+
+def phi2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {**equal_layers(meta, arch, names), "hidden_act": "gelu_new"}
+
+
+def seed_oss(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    out_bias = "blk.0.attn_output.bias" in names
+    return {**equal_layers(meta, arch, names), "attention_out_bias": out_bias}
+
+
+def stablelm(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {
+        **equal_layers(meta, arch, names),
+        "use_qkv_bias": "blk.0.attn_q.bias" in names,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in names,
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in names,
+        "stacked_head_norms": True,
+    }
+
+
+def starcoder2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {
+        **equal_layers(meta, arch, names),
+        "hidden_act": "gelu_pytorch_tanh",
+        "use_bias": "blk.0.attn_q.bias" in names,
+    }
