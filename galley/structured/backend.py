@@ -73,7 +73,7 @@ class Backend(Protocol):
 
 
 def open_backend(name: str, vocabulary: Vocabulary) -> Backend:
-    """Raises ConfigError where the library is not installed."""
+    """The backend of this name for a vocabulary."""
     backend: Backend = load_backend(name).open_backend(vocabulary)
     return backend
 

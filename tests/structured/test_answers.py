@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from galley import LLM, SamplingParams
-from galley.errors import RequestFailed
+from galley.errors import InvalidRequest, RequestFailed
 from galley.messages import Outputs
 from galley.request import StructuredOutputsParams
 from galley.structured.vocabulary import vocabulary_of
@@ -116,6 +116,17 @@ def test_every_finished_answer_is_valid(llm: LLM, form: dict[str, Any]) -> None:
             assert len(token_ids) == 300
             assert is_prefix(llm, own, token_ids)
     assert finished >= 3
+
+
+def test_xgrammar_gives_valid_answers_or_refuses(folder: Path) -> None:
+    pytest.importorskip("xgrammar")
+    with open_tiny(folder, structured_outputs_config={"backend": "xgrammar"}) as llm:
+        for form in (FORMS[1], FORMS[3], *FORMS[-4:]):
+            for [one] in run(llm, [structured(form, seed=seed) for seed in range(3)]):
+                if one[4] == "stop":
+                    assert_valid(form, one[2])
+        with pytest.raises(InvalidRequest, match="maxLength"):
+            run(llm, [structured({"json": PERSON})])
 
 
 def mixed() -> list[SamplingParams]:
