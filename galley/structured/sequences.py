@@ -63,8 +63,14 @@ class ConstrainedSequence:
         self.backend, self.matcher = compiled.backend, compiled.grammar.matcher()
 
     def see(self, token_ids: list[int]) -> str | None:
-        """Take note of further output. Returns the error if it is not allowed."""
+        """Take note of further output. Returns the error if it is not allowed. What drafts have
+        brought behind an end token is no output.
+        """
         assert self.matcher is not None
+        ends = self.request.eos_token_ids
+        last = next((i for i, token_id in enumerate(token_ids) if token_id in ends), None)
+        if last is not None:
+            token_ids = token_ids[: last + 1]
         self.num_seen += len(token_ids)
         if not self.started:
             free = self.free_tokens(token_ids)
@@ -75,6 +81,10 @@ class ConstrainedSequence:
         if not token_ids or self.matcher.advance(token_ids):
             return None
         return self.matcher.error or NOT_ALLOWED
+
+    def may_go_on(self, token_ids: list[int]) -> bool:
+        """Whether none of these tokens ends the text."""
+        return not any(end in token_ids for end in self.request.eos_token_ids)
 
     def free_tokens(self, token_ids: Sequence[int]) -> int | None:
         """How many of the next tokens precede the constraint; None if all do and more may."""
@@ -305,7 +315,7 @@ class ConstrainedSequences:
             error = seq.see(token_ids)
             if error is not None:
                 result.errors[slot] = f"structured output failed: {error}"
-            elif seq.jumps and seq.started and token_ids[-1] not in seq.request.eos_token_ids:
+            elif seq.jumps and seq.started and seq.may_go_on(token_ids):
                 limit = min(seq.request.max_total_tokens, table.max_len)
                 forced[-1] = seq.forced_tokens(limit - int(table.num_tokens[slot]) - count)
         if any(forced):

@@ -1,0 +1,149 @@
+"""Constrained sequences in an engine: drafts, parking, compilation that fails, books kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from galley import LLM, SamplingParams
+from galley.errors import InvalidRequest, RequestFailed
+from galley.request import Constraint
+from galley.structured import compiler
+from tests.structured.test_answers import FORMS, PERSON, prompts, run, structured
+from tests.structured.tiny import answer, open_tiny, write_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def llm(folder: Path) -> Iterator[LLM]:
+    with open_tiny(folder) as made:
+        yield made
+
+
+class Guesses:
+    """Proposes what it has been told, with an error now and then."""
+
+    def __init__(self, answers: list[list[int]]) -> None:
+        self.answers = answers
+        self.drafts = 0
+
+    def propose(self, table: Any, slots: Any) -> tuple[Any, Any]:
+        counts, ids = [], []
+        for slot in slots.tolist():
+            length, first = int(table.num_tokens[slot]), int(table.num_prompt[slot])
+            known = table.token_ids[slot, first:length].tolist()
+            drafts: list[int] = []
+            for own in self.answers:
+                if own[: len(known)] == known:
+                    drafts = own[len(known) : len(known) + 4]
+            if length % 3 == 0:
+                drafts = [*drafts[:1], 60, *drafts[1:]]
+            counts.append(len(drafts))
+            ids += drafts
+        self.drafts += len(ids)
+        return np.array(counts, np.int32), np.array(ids, np.int32)
+
+
+@pytest.mark.parametrize("jump", [True, False])
+def test_drafts_are_masked_too(folder: Path, jump: bool) -> None:
+    marker = {"choice": ["yes", "no"], "start_after": [[75]]}
+    params = [
+        structured(form, seed=i, max_tokens=40, logprobs=1 if i % 3 else None)
+        for i, form in enumerate([*FORMS, marker])
+    ]
+    with open_tiny(folder) as plain:
+        plain._core.constrained.jump_forward = False
+        expected = run(plain, params)
+    with open_tiny(folder) as llm:
+        core = llm._core
+        core.constrained.jump_forward = jump
+        guesses = Guesses([one[1] for [one] in expected])
+        core.executor._runner._proposer = guesses
+        assert run(llm, params) == expected
+        assert guesses.drafts > 100
+        assert core.counters.num_steps < 0.7 * max(len(one[1]) for [one] in expected)
+
+
+def test_a_request_waits_for_its_grammar_and_blocks_none(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_compile = threading.Event()
+    compile_now = compiler.Compiler._compile
+
+    def slowly(self: Any, job: Any) -> Any:
+        assert may_compile.wait(60)
+        return compile_now(self, job)
+
+    monkeypatch.setattr(compiler.Compiler, "_compile", slowly)
+    core, client = llm._core, llm._client
+    waiting = client.add(prompts(1)[0], structured({"json": PERSON}), "waiting")
+    free = client.add(prompts(1)[0], SamplingParams(max_tokens=8, ignore_eos=True), "free")
+    while not free.ended:
+        client.step()
+    assert core.stats().waiting_by_reason == {"grammar": 1}
+    assert not waiting.ended
+    aborted = client.add(prompts(1)[0], structured({"json": PERSON}), "aborted")
+    client.cancel(aborted)
+    assert not core.pausing.drained()
+    may_compile.set()
+    while not waiting.ended:
+        client.step()
+    output = waiting.take()
+    assert output is not None
+    assert output.outputs[0].finish_reason in ("stop", "length")
+    assert answer(output) == run(llm, [structured({"json": PERSON})])[0]
+    assert not len(core.constrained)
+    assert core.stats().num_waiting == 0
+
+
+def test_a_grammar_that_fails_in_the_engine_fails_its_request(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The front end has compiled it, without a vocabulary: seldom, but possible."""
+    from galley.structured import llguidance_backend
+
+    def refuse(self: Any, constraint: Constraint) -> Any:
+        raise InvalidRequest("there is no such grammar.", field=constraint.field)
+
+    monkeypatch.setattr(llguidance_backend.LLGuidance, "compile", refuse)
+    with pytest.raises(RequestFailed, match="no such grammar"):
+        run(llm, [structured({"regex": "a+"})])
+    assert not len(llm._core.constrained)
+    monkeypatch.undo()
+    assert run(llm, [structured({"regex": "a"})])[0][0][2] == "a"
+
+
+def test_grammars_are_kept_and_the_oldest_are_dropped(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "KEPT", 2)
+    compiled: list[str] = []
+    compile_now = compiler.Compiler._compile
+
+    def noted(self: Any, job: Any) -> Any:
+        compiled.append(job.key.text)
+        return compile_now(self, job)
+
+    monkeypatch.setattr(compiler.Compiler, "_compile", noted)
+    for text in ("a", "a", "b", "a", "c", "a", "b"):
+        assert run(llm, [structured({"regex": text})])[0][0][2] == text
+    assert compiled == ["a", "b", "c", "b"]
+
+
+def test_a_slot_keeps_nothing_of_a_constrained_sequence(folder: Path) -> None:
+    with open_tiny(folder, max_num_seqs=1) as llm:
+        free = [SamplingParams(max_tokens=8, ignore_eos=True, temperature=1.0, seed=4)]
+        alone = run(llm, free)
+        run(llm, [structured({"choice": ["yes"]})])
+        assert run(llm, free) == alone
+        both = [structured({"choice": ["yes"]}), *free, structured({"choice": ["no"]})]
+        assert [one[0][2] for one in run(llm, both)][::2] == ["yes", "no"]
