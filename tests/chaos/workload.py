@@ -8,6 +8,11 @@ from typing import Any
 TEXT = (Path(__file__).parents[1] / "data" / "opticks.txt").read_text()
 
 _LENGTH = {"ignore_eos": True, "max_tokens": 60}
+_RECORD = {
+    "type": "object",
+    "properties": {"description_of_the_place": {"type": "string"}, "height": {"type": "integer"}},
+    "required": ["description_of_the_place", "height"],
+}
 REQUESTS: list[dict[str, Any]] = [
     {"prompt": "Once upon a time", "temperature": 0, **_LENGTH},
     {"prompt": "The sea is", "temperature": 1.0, "seed": 11, **_LENGTH},
@@ -26,5 +31,20 @@ REQUESTS: list[dict[str, Any]] = [
     {"prompt": TEXT[2000:5000], "temperature": 0.7, "seed": 5, "top_p": 0.9, **_LENGTH},
     {"prompt": TEXT[6000:8000], "temperature": 0, "logit_bias": {"28": -5}, **_LENGTH},
     {"prompt": TEXT[400:900], "temperature": 0, "stream": False, "prompt_logprobs": 1, **_LENGTH},
+    {
+        "prompt": "A mountain:",
+        "temperature": 0.9,
+        "seed": 2,
+        "max_tokens": 60,
+        "structured_outputs": {"json": _RECORD},
+    },
+    {
+        "prompt": "Letters:",
+        "temperature": 1.0,
+        "seed": 9,
+        "n": 2,
+        "max_tokens": 60,
+        "structured_outputs": {"regex": "([a-f]{4} )+the certain end of all letters"},
+    },
     {"prompt": TEXT[9000:9300], "temperature": 0, "stop": ["\n\n", " of the r"], **_LENGTH},
 ]
