@@ -237,4 +237,6 @@ class EngineCore:
         return build_stats_updates(clients, self._stats_update, self.engine_id)
 
     def shutdown(self) -> None:
+        if self.constrained is not None:
+            self.constrained.compiler.close()
         self.executor.shutdown()

@@ -56,7 +56,7 @@ class Compiler:
         self._backends: dict[tuple[str, tuple[int, ...]], Backend] = {}
         self._kept: OrderedDict[Constraint, Compiled] = OrderedDict()
         self._waiting: set[Constraint] = set()
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._done: SimpleQueue[tuple[Constraint, Compiled]] = SimpleQueue()
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
@@ -102,6 +102,10 @@ class Compiler:
             self._kept.popitem(last=False)
         return done
 
+    def close(self) -> None:
+        """End the thread, after what it is doing."""
+        self._jobs.put(None)
+
     def _submit(self, job: _Job) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="grammars", daemon=True)
@@ -109,8 +113,7 @@ class Compiler:
         self._jobs.put(job)
 
     def _run(self) -> None:
-        while True:
-            job = self._jobs.get()
+        while (job := self._jobs.get()) is not None:
             begin = time.perf_counter()
             self._done.put((job.key, self._compile(job)))
             self.seconds += time.perf_counter() - begin
