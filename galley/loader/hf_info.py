@@ -12,6 +12,7 @@ from galley.loader.common_keys import with_common_keys
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import Fields, read_json
 from galley.loader.rope import max_position, with_rope_keys
+from galley.loader.text_part import TEXT_MODELS, text_part
 
 _DTYPES = {
     "float32": "float32",
@@ -37,7 +38,8 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
     home = changes.directory or directory
     path = home / "config.json"
     where = str(path)
-    config = with_common_keys(read_json(path))
+    raw = read_json(path)
+    config = with_common_keys(raw if changes.model_impl == "transformers" else text_part(raw))
     config = changes.applied(with_rope_keys(config, where), where)
     fields = Fields(config, where)
     architecture = architecture_in(config, where)
@@ -88,7 +90,10 @@ def architecture_in(config: dict[str, Any], where: str) -> str:
         raise ModelError(f"{where}: architectures names no model class")
     for key in ("text_config", "thinker_config", "encoder"):
         if isinstance(config.get(key), dict):
-            raise ModelError(f"{where}: {names[0]} is not a text-only model; not supported yet")
+            raise ModelError(
+                f"{where}: {names[0]} is not a text-only model. The text models within others that "
+                f"are supported: {', '.join(TEXT_MODELS)} (model_type of text_config)"
+            )
     return names[0]
 
 

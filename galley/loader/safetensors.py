@@ -23,6 +23,7 @@ from galley.loader.hf_info import info_of_directory
 from galley.loader.hf_names import model_name
 from galley.loader.source import Source
 from galley.loader.tensor import RawTensor, TensorHeader
+from galley.loader.text_part import TEXT_OF, text_name
 
 #: The format's own limit.
 MAX_HEADER_BYTES = 100_000_000
@@ -156,10 +157,13 @@ class SafetensorsCheckpoint:
         """Raises ModelError for missing, damaged or unsupported files."""
         self.directory = directory
         self.model_info = info_of_directory(directory, changes)
-        self._places = {
-            model_name(self.model_info.architecture, name): (file, name)
-            for name, file in _open_all(directory).items()
-        }
+        architecture = self.model_info.architecture
+        is_part = TEXT_OF in self.model_info.hf_config
+        self._places: dict[str, tuple[SafetensorsFile, str]] = {}
+        for name, file in _open_all(directory).items():
+            wanted = text_name(name) if is_part else model_name(architecture, name)
+            if wanted is not None:
+                self._places[wanted] = (file, name)
 
     @staticmethod
     def open(source: Source) -> SafetensorsCheckpoint:

@@ -1,0 +1,77 @@
+"""The text model of a checkpoint with images: the same logits as the whole model gives for text."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from galley.kernels.cpu import CpuBackend
+from galley.loader.hf_info import info_of_directory
+from galley.loader.safetensors import SafetensorsCheckpoint
+from tests.models.checkpoints import SIZES
+from tests.models.driver import LIMITS, load, solo_logits
+from tests.models.families import FAMILIES
+
+IDS = np.random.default_rng(1).integers(3, 131, 40)
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory):
+    config = transformers.Gemma3Config(
+        text_config={**SIZES, **FAMILIES["gemma3"].config},
+        vision_config=VISION,
+        mm_tokens_per_image=4,
+        image_token_index=130,
+    )
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    folder = tmp_path_factory.mktemp("gemma3")
+    model.save_pretrained(folder)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(IDS)[None].long()).logits[0].numpy()
+    return folder, logits
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_logits_equal_those_of_the_whole_model(gemma3, older, tmp_path):
+    folder, want = gemma3
+    if older:  # names before the text model moved below `model`
+        tensors = load_file(folder / "model.safetensors")
+        renamed = {
+            name.replace("model.language_model.", "language_model.model."): t
+            for name, t in tensors.items()
+        }
+        assert any(name.startswith("language_model.model.") for name in renamed)
+        save_file(renamed, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+        folder = tmp_path
+    checkpoint, backend = SafetensorsCheckpoint(folder), CpuBackend("f32", threads=1)
+    assert checkpoint.model_info.architecture == "Gemma3ForCausalLM"
+    assert not any("vision" in name for name in checkpoint.names())
+    got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [40])
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_what_the_first_configs_leave_out(gemma3, tmp_path):
+    config = json.loads((gemma3[0] / "config.json").read_text())
+    del config["text_config"]["vocab_size"], config["text_config"]["max_position_embeddings"]
+    config["eos_token_id"] = [1, 106]
+    del config["text_config"]["eos_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    info = info_of_directory(tmp_path)
+    assert (info.vocab_size, info.max_position) == (262208, 131072)
+    assert info.eos_token_ids == (1, 106)
