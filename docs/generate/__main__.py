@@ -16,6 +16,7 @@ DOCS = ROOT / "docs"
 def pages() -> dict[Path, str]:
     """Each page's path and text."""
     import compatibility
+    import models
     import native_ops
     import security
     import troubleshooting
@@ -26,6 +27,7 @@ def pages() -> dict[Path, str]:
     program = probe(compatibility.route_names())
     return {
         DOCS / "compatibility.md": compatibility.page(program),
+        DOCS / "models.md": models.page(),
         DOCS / "native_ops.md": native_ops.fill((DOCS / "native_ops.md").read_text()),
         DOCS / "security.md": security.fill((DOCS / "security.md").read_text(), program),
         DOCS / "request_fields.md": describe.page(),

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run-batch": ("galley.cli.run_batch", "answer a file of requests in OpenAI's batch format"),
     "bench": ("galley.cli.bench.main", "measure servers of any engine, and this one"),
     "collect-env": ("galley.cli.collect_env", "print what a bug report should contain"),
+    "models": ("galley.cli.models", "list the model families that run, or search them"),
     "inspect": (
         "galley.cli.inspect",
         "show what a checkpoint declares, or the program that a step runs",

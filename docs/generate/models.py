@@ -1,0 +1,53 @@
+"""docs/models.md: the model families, from the registry and the catalogue."""
+
+from __future__ import annotations
+
+from galley.loader.text_part import TEXT_MODELS
+from galley.models.catalogue import Kind, Row, catalogue
+
+_HEAD = """# Models
+
+Made by `make docs` from the registry (`galley/models/registry.py`). `galley models SEARCH` prints
+the same list; `galley inspect MODEL` shows parameters, memory, KV cache and operations of a
+checkpoint from its headers alone.
+
+A checkpoint is found by the `architectures` of its config.json, or by `general.architecture` of
+its GGUF file. `--hf-overrides '{{"architectures": ["LlamaForCausalLM"]}}'` has another family run
+it. Any other model of the `transformers` library runs through that library on Galley's KV cache
+(`--model-impl auto`, the default, where it is installed): slower, with the same API.
+
+How a family is tested (`tests/models/test_families.py`), on a tiny random checkpoint made by
+transformers with the family's peculiarities switched on: float32 logits within 1e-4 of the largest;
+greedy tokens over 64 steps with chunked prefill, preemption and prefix hits; bfloat16 no further
+from float32 than transformers is; a request alone and in a batch of 32, and the rest of an answer
+after a replay, equal to the last bit. Where a GGUF name is given, the same logits from a GGUF file
+(`tests/models/test_gguf_*.py`). The named checkpoint has the architecture; it is an example, not
+the test.
+
+In checkpoints with images or audio, the text model runs where its config is of one of these types:
+{nested}. Other inputs are refused.
+"""
+_TITLES: dict[Kind, str] = {
+    "dense": "Dense",
+    "mixture": "Mixtures of experts",
+    "recurrent": "Recurrent and hybrid",
+}
+
+
+def page() -> str:
+    rows = list(catalogue())
+    parts = [_HEAD.format(nested=", ".join(f"`{name}`" for name in TEXT_MODELS))]
+    for kind, title in _TITLES.items():
+        parts.append(f"\n## {title}\n\n" + _table([row for row in rows if row.kind == kind]))
+    return "".join(parts)
+
+
+def _table(rows: list[Row]) -> str:
+    lines = ["| family | architecture | backends | GGUF | for example |", "|---|---|---|---|---|"]
+    for row in rows:
+        gguf = ", ".join(f"`{name}`" for name in row.gguf)
+        lines.append(
+            f"| {row.title} | `{row.architecture}` | {', '.join(row.backends)} | {gguf} "
+            f"| `{row.checkpoint}` |"
+        )
+    return "\n".join(lines) + "\n"

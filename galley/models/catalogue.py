@@ -1,0 +1,139 @@
+"""The families of the registry for people: a title, the kind of layers and one checkpoint each.
+
+Shown by `galley models` and in docs/models.md. Imports no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from galley.loader.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
+from galley.models.registry import ARCHITECTURES
+
+#: dense: attention and feed-forward blocks; mixture: with experts; recurrent: with states.
+Kind = Literal["dense", "mixture", "recurrent"]
+
+
+class Entry(NamedTuple):
+    """What is known of an architecture besides its line of the registry.
+
+    Attributes:
+        checkpoint: the hub name of one that has it.
+    """
+
+    title: str
+    kind: Kind
+    checkpoint: str
+
+
+class Row(NamedTuple):
+    """An architecture with all that is shown of it."""
+
+    architecture: str
+    title: str
+    kind: Kind
+    checkpoint: str
+    backends: tuple[str, ...]
+    gguf: tuple[str, ...]
+
+
+#: Architecture → its entry.
+ENTRIES: dict[str, Entry] = {
+    "ApertusForCausalLM": Entry("Apertus", "dense", "swiss-ai/Apertus-8B-Instruct-2509"),
+    "ArceeForCausalLM": Entry("Arcee AFM", "dense", "arcee-ai/AFM-4.5B"),
+    "BaiChuanForCausalLM": Entry("Baichuan 7B", "dense", "baichuan-inc/Baichuan-7B"),
+    "BaichuanForCausalLM": Entry("Baichuan 2", "dense", "baichuan-inc/Baichuan2-7B-Chat"),
+    "BambaForCausalLM": Entry("Bamba", "recurrent", "ibm-ai-platform/Bamba-9B-v2"),
+    "BloomForCausalLM": Entry("BLOOM", "dense", "bigscience/bloom-560m"),
+    "Cohere2ForCausalLM": Entry("Command R7B", "dense", "CohereLabs/c4ai-command-r7b-12-2024"),
+    "CohereForCausalLM": Entry("Command-R", "dense", "CohereLabs/c4ai-command-r-v01"),
+    "DeepseekV2ForCausalLM": Entry("DeepSeek V2", "mixture", "deepseek-ai/DeepSeek-V2-Lite"),
+    "DeepseekV32ForCausalLM": Entry("DeepSeek V3.2", "mixture", "deepseek-ai/DeepSeek-V3.2"),
+    "DeepseekV3ForCausalLM": Entry("DeepSeek V3", "mixture", "deepseek-ai/DeepSeek-V3"),
+    "Dots1ForCausalLM": Entry("dots.llm1", "mixture", "rednote-hilab/dots.llm1.inst"),
+    "Ernie4_5_MoeForCausalLM": Entry("ERNIE 4.5", "mixture", "baidu/ERNIE-4.5-21B-A3B-PT"),
+    "Exaone4ForCausalLM": Entry("EXAONE 4", "dense", "LGAI-EXAONE/EXAONE-4.0-1.2B"),
+    "ExaoneForCausalLM": Entry("EXAONE 3", "dense", "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct"),
+    "FalconForCausalLM": Entry("Falcon", "dense", "tiiuae/falcon-7b"),
+    "FalconH1ForCausalLM": Entry("Falcon-H1", "recurrent", "tiiuae/Falcon-H1-0.5B-Instruct"),
+    "FalconMambaForCausalLM": Entry("Falcon Mamba", "recurrent", "tiiuae/falcon-mamba-7b"),
+    "GPT2LMHeadModel": Entry("GPT-2", "dense", "openai-community/gpt2"),
+    "GPTJForCausalLM": Entry("GPT-J", "dense", "EleutherAI/gpt-j-6b"),
+    "GPTNeoXForCausalLM": Entry("GPT-NeoX, Pythia", "dense", "EleutherAI/pythia-160m"),
+    "Gemma2ForCausalLM": Entry("Gemma 2", "dense", "google/gemma-2-2b-it"),
+    "Gemma3ForCausalLM": Entry("Gemma 3 (text)", "dense", "google/gemma-3-1b-it"),
+    "Gemma3nForCausalLM": Entry("Gemma 3n (text)", "dense", "google/gemma-3n-E2B-it"),
+    "Gemma4ForCausalLM": Entry("Gemma 4 (text)", "dense", "google/gemma-4-E2B-it"),
+    "GemmaForCausalLM": Entry("Gemma", "dense", "google/gemma-2b-it"),
+    "Glm4ForCausalLM": Entry("GLM-4 0414", "dense", "zai-org/GLM-4-9B-0414"),
+    "Glm4MoeForCausalLM": Entry("GLM-4.5", "mixture", "zai-org/GLM-4.5-Air"),
+    "GlmForCausalLM": Entry("GLM-4", "dense", "zai-org/glm-4-9b-chat-hf"),
+    "GptOssForCausalLM": Entry("gpt-oss", "mixture", "openai/gpt-oss-20b"),
+    "GraniteForCausalLM": Entry("Granite 3", "dense", "ibm-granite/granite-3.3-2b-instruct"),
+    "GraniteMoeForCausalLM": Entry(
+        "Granite 3 MoE", "mixture", "ibm-granite/granite-3.1-1b-a400m-instruct"
+    ),
+    "GraniteMoeHybridForCausalLM": Entry(
+        "Granite 4", "recurrent", "ibm-granite/granite-4.0-h-tiny"
+    ),
+    "GraniteMoeSharedForCausalLM": Entry(
+        "Granite MoE, shared experts", "mixture", "ibm-research/moe-7b-1b-active-shared-experts"
+    ),
+    "HeliumForCausalLM": Entry("Helium", "dense", "kyutai/helium-1-2b"),
+    "HunYuanDenseV1ForCausalLM": Entry("Hunyuan", "dense", "tencent/Hunyuan-1.8B-Instruct"),
+    "InternLM2ForCausalLM": Entry("InternLM 2", "dense", "internlm/internlm2_5-1_8b-chat"),
+    "InternLM3ForCausalLM": Entry("InternLM 3", "dense", "internlm/internlm3-8b-instruct"),
+    "JambaForCausalLM": Entry("Jamba", "recurrent", "ai21labs/AI21-Jamba-Reasoning-3B"),
+    "KimiK2ForCausalLM": Entry("Kimi K2", "mixture", "moonshotai/Kimi-K2-Instruct"),
+    "Lfm2ForCausalLM": Entry("LFM2", "recurrent", "LiquidAI/LFM2-350M"),
+    "Llama4ForCausalLM": Entry(
+        "Llama 4 (text)", "mixture", "meta-llama/Llama-4-Scout-17B-16E-Instruct"
+    ),
+    "LlamaForCausalLM": Entry("Llama 2 and 3", "dense", "meta-llama/Llama-3.2-1B-Instruct"),
+    "Mamba2ForCausalLM": Entry("Mamba 2", "recurrent", "mistralai/Mamba-Codestral-7B-v0.1"),
+    "MambaForCausalLM": Entry("Mamba", "recurrent", "state-spaces/mamba-130m-hf"),
+    "MiniCPM3ForCausalLM": Entry("MiniCPM 3", "dense", "openbmb/MiniCPM3-4B"),
+    "MiniCPMForCausalLM": Entry("MiniCPM", "dense", "openbmb/MiniCPM-2B-sft-bf16"),
+    "MiniMaxM2ForCausalLM": Entry("MiniMax M2", "mixture", "MiniMaxAI/MiniMax-M2"),
+    "Ministral3ForCausalLM": Entry(
+        "Ministral 3 (text)", "dense", "mistralai/Ministral-3-3B-Instruct-2512"
+    ),
+    "MinistralForCausalLM": Entry("Ministral", "dense", "mistralai/Ministral-8B-Instruct-2410"),
+    "MistralForCausalLM": Entry("Mistral", "dense", "mistralai/Mistral-7B-Instruct-v0.3"),
+    "MixtralForCausalLM": Entry("Mixtral", "mixture", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
+    "NemotronForCausalLM": Entry("Nemotron", "dense", "nvidia/Minitron-4B-Base"),
+    "NemotronHForCausalLM": Entry("Nemotron-H", "recurrent", "nvidia/Nemotron-H-8B-Base-8K"),
+    "OPTForCausalLM": Entry("OPT", "dense", "facebook/opt-125m"),
+    "Olmo2ForCausalLM": Entry("OLMo 2", "dense", "allenai/OLMo-2-0425-1B-Instruct"),
+    "Olmo3ForCausalLM": Entry("OLMo 3", "dense", "allenai/Olmo-3-7B-Instruct"),
+    "OlmoForCausalLM": Entry("OLMo", "dense", "allenai/OLMo-1B-hf"),
+    "OlmoeForCausalLM": Entry("OLMoE", "mixture", "allenai/OLMoE-1B-7B-0125-Instruct"),
+    "Phi3ForCausalLM": Entry("Phi-3 and Phi-4", "dense", "microsoft/Phi-4-mini-instruct"),
+    "PhiForCausalLM": Entry("Phi-1 and Phi-2", "dense", "microsoft/phi-2"),
+    "Qwen2ForCausalLM": Entry("Qwen2 and Qwen2.5", "dense", "Qwen/Qwen2.5-0.5B-Instruct"),
+    "Qwen2MoeForCausalLM": Entry("Qwen2 MoE", "mixture", "Qwen/Qwen1.5-MoE-A2.7B-Chat"),
+    "Qwen3ForCausalLM": Entry("Qwen3", "dense", "Qwen/Qwen3-0.6B"),
+    "Qwen3MoeForCausalLM": Entry("Qwen3 MoE", "mixture", "Qwen/Qwen3-30B-A3B"),
+    "Qwen3NextForCausalLM": Entry("Qwen3-Next", "recurrent", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
+    "Qwen3_5ForCausalLM": Entry("Qwen3.5 (text)", "recurrent", "Qwen/Qwen3.5-0.8B"),
+    "RWKV7ForCausalLM": Entry("RWKV 7", "recurrent", "fla-hub/rwkv7-0.4B-world"),
+    "SeedOssForCausalLM": Entry("Seed-OSS", "dense", "ByteDance-Seed/Seed-OSS-36B-Instruct"),
+    "SmolLM3ForCausalLM": Entry("SmolLM3", "dense", "HuggingFaceTB/SmolLM3-3B"),
+    "StableLmForCausalLM": Entry("StableLM", "dense", "stabilityai/stablelm-2-1_6b"),
+    "Starcoder2ForCausalLM": Entry("StarCoder2", "dense", "bigcode/starcoder2-3b"),
+}
+
+
+def catalogue(search: str = "") -> Iterator[Row]:
+    """The architectures of the registry by title, those that a search word occurs in."""
+    rows = []
+    for architecture, line in ARCHITECTURES.items():
+        entry = ENTRIES[architecture]
+        gguf = tuple(
+            name for name, known in GGUF_ARCHITECTURES.items() if known.hf_class == architecture
+        )
+        rows.append(Row(architecture, *entry, line.backends, gguf))
+    for row in sorted(rows, key=lambda row: row.title.lower()):
+        if search.lower() in " ".join((*row[:4], *row.gguf)).lower():
+            yield row
