@@ -15,8 +15,9 @@ import re
 import textwrap
 import types
 import typing
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from galley.errors import ConfigError
 
@@ -47,8 +48,7 @@ _UNITS = {
 _HUMAN_INT = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)(?:i?[bB])?")
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(msgspec.Struct, frozen=True):
     """One flag: `name` of the field, `kind` of its value, `owner` the dataclass."""
 
     name: str

@@ -12,8 +12,9 @@ import difflib
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from galley.config.buckets import check_buckets
 from galley.config.cores import usable_cores
@@ -54,8 +55,7 @@ SECTIONS: dict[str, type] = {
 }
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True):
     """Properties of the machine that settings depend on."""
 
     num_cores: int

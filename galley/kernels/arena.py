@@ -11,8 +11,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +21,7 @@ from galley.kernels.program import Buffer, Node
 ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """Bytes [start, start + size) of the arena, during nodes first .. last."""
 
     start: int
@@ -31,8 +30,7 @@ class Span:
     last: int
 
 
-@dataclass(frozen=True)
-class ArenaPlan:
+class ArenaPlan(msgspec.Struct, frozen=True):
     """Offset of each buffer; `size` is the size of the arena in bytes."""
 
     spans: dict[Buffer, Span]

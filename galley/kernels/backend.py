@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,8 +31,7 @@ Dense = Literal["f32", "bf16"]
 MemoryAllocator = Callable[[int], NDArray[np.uint8]]
 
 
-@dataclass(frozen=True)
-class StepLimits:
+class StepLimits(msgspec.Struct, frozen=True):
     """The largest step; buffers are sized for it.
 
     Attributes:

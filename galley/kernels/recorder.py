@@ -7,8 +7,9 @@ quantised rows gets a `quantize` node before it. Passes may fuse them or leave t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from galley.config.engine import QuantizedActivations
 from galley.kernels.activations import activation_kind, common_kind
@@ -19,25 +20,19 @@ from galley.kernels.verify import verify
 from galley.kernels.weights import PackedWeight
 
 
-@dataclass(frozen=True)
-class Placeholder:
+class Placeholder(msgspec.Struct, frozen=True):
     """A column of the step that native code finds by itself, under its name."""
 
     column: str
     shape: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class RecordingContext:
+class RecordingContext(msgspec.Struct, frozen=True):
     """The step as symbols (`ops.ForwardContext`)."""
 
-    token_ids: Placeholder = field(default_factory=lambda: Placeholder("token_ids", ("tokens",)))
-    positions: Placeholder = field(
-        default_factory=lambda: Placeholder("positions", ("axes", "tokens"))
-    )
-    logit_index: Placeholder = field(
-        default_factory=lambda: Placeholder("logit_index", ("logits",))
-    )
+    token_ids: Placeholder = Placeholder("token_ids", ("tokens",))
+    positions: Placeholder = Placeholder("positions", ("axes", "tokens"))
+    logit_index: Placeholder = Placeholder("logit_index", ("logits",))
 
 
 def record(

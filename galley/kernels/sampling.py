@@ -7,14 +7,13 @@ sampled for them, and their `token_ids` are the prompt's own next tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, eq=False)
-class LogitMasks:
+class LogitMasks(msgspec.Struct, frozen=True, eq=False):
     """Masks and biases by logit row. The caller keeps the arrays alive.
 
     Attributes:
@@ -43,8 +42,7 @@ class LogitMasks:
         return self.masks.get(row)
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
+class Samples(msgspec.Struct, frozen=True, eq=False):
     """Sampled tokens of a step, one entry per logit row.
 
     Attributes:

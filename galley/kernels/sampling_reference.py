@@ -12,8 +12,7 @@ generator. Knows nothing of slots, steps or batches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +21,7 @@ I32 = NDArray[np.int32]
 _WORD = 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
-class SampleParams:
+class SampleParams(msgspec.Struct, frozen=True):
     """Sampling parameters; the defaults do nothing (temperature 0 is greedy)."""
 
     temperature: float = 0.0
@@ -36,8 +34,7 @@ class SampleParams:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class RowLogprobs:
+class RowLogprobs(msgspec.Struct, frozen=True):
     """Logprobs of one row: of its token (rank 1 = the most likely), and the k most likely ones."""
 
     logprob: float

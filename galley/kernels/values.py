@@ -6,8 +6,9 @@ H hidden size, Hq and Hkv query and KV heads, D head size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from galley.kv.layout import CacheSpec
 
@@ -33,8 +34,7 @@ class Constant(Protocol):
     def shape(self) -> Any: ...
 
 
-@dataclass(frozen=True)
-class KVLayer:
+class KVLayer(msgspec.Struct, frozen=True):
     """One layer's part of the KV cache.
 
     Attributes:
@@ -60,8 +60,7 @@ class KVLayer:
         )
 
 
-@dataclass(frozen=True)
-class LatentLayer:
+class LatentLayer(msgspec.Struct, frozen=True):
     """The KV cache of a layer with multi-head latent attention: one key of each token, for all
     heads, of which a part is the value too.
 
@@ -84,8 +83,7 @@ class LatentLayer:
         return CacheSpec("full", token_bytes=self.head_dim * itemsize)
 
 
-@dataclass(frozen=True)
-class StateLayer:
+class StateLayer(msgspec.Struct, frozen=True):
     """A recurrent state of one layer: float32, of one size whatever the number of tokens.
 
     Attributes:
@@ -107,8 +105,7 @@ class StateLayer:
 CacheLayer = KVLayer | LatentLayer | StateLayer
 
 
-@dataclass(frozen=True)
-class RotaryTable:
+class RotaryTable(msgspec.Struct, frozen=True):
     """Rotations by position.
 
     Attributes:

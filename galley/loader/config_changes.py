@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from galley.config.model_info import ModelImpl
 from galley.loader.rope import with_rope_keys
@@ -13,8 +14,7 @@ from galley.loader.rope import with_rope_keys
 _ROPE = ("rope_theta", "rope_scaling")
 
 
-@dataclass(frozen=True)
-class ConfigChanges:
+class ConfigChanges(msgspec.Struct, frozen=True):
     """The defaults change nothing.
 
     Attributes:
@@ -25,7 +25,7 @@ class ConfigChanges:
     """
 
     directory: Path | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = {}
     model_impl: ModelImpl = "auto"
     trust_remote_code: bool = False
 

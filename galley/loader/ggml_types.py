@@ -5,14 +5,12 @@ Complete, so that a header can be checked. `quant` knows which types can be comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import ml_dtypes
+import msgspec
 import numpy as np
 
 
-@dataclass(frozen=True)
-class GGMLType:
+class GGMLType(msgspec.Struct, frozen=True):
     """`block` values of a row take `block_bytes` bytes; `dense` is the dtype of plain numbers.
 
     Attributes:

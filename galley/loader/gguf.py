@@ -17,11 +17,11 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from galley.errors import ModelError
@@ -53,8 +53,7 @@ _U32 = struct.Struct("<I").unpack_from
 _U64 = struct.Struct("<Q").unpack_from
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(msgspec.Struct, frozen=True):
     """Where a tensor lies. `shape` is outermost first (GGUF writes innermost first)."""
 
     name: str

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from galley.loader import gguf_dense, gguf_gpt, gguf_states
@@ -45,8 +45,7 @@ _LFM2_TOP = {**_TOP, **dict.fromkeys(("token_embd_norm", "output_norm"), "model.
 ConfigReader = Callable[[Fields, str, set[str]], dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(msgspec.Struct, frozen=True):
     """The meaning of a `general.architecture` of GGUF.
 
     Attributes:
@@ -65,10 +64,10 @@ class Architecture:
     hf_class: str
     model_type: str
     interleaved_qk: bool = False
-    top: Mapping[str, str] = field(default_factory=lambda: _TOP)
-    in_layer: Mapping[str, str] = field(default_factory=lambda: _IN_LAYER)
+    top: Mapping[str, str] = msgspec.field(default_factory=lambda: _TOP)
+    in_layer: Mapping[str, str] = msgspec.field(default_factory=lambda: _IN_LAYER)
     layers: str = "model.layers"
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = {}
     norm_plus: float = 0.0
     config: ConfigReader | None = None
     joined_qkv: bool = False

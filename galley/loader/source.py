@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from galley.config import LoadConfig, ModelConfig
 from galley.errors import ModelError
@@ -27,8 +28,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """A checkpoint on disk.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source:
     name: str
     is_default: bool = False
     seed: int = 0
-    changes: ConfigChanges = field(default_factory=ConfigChanges)
+    changes: ConfigChanges = msgspec.field(default_factory=ConfigChanges)
 
     @property
     def is_gguf(self) -> bool:

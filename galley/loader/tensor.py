@@ -5,10 +5,10 @@ Knows no file format, no model and no kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
 from galley.config import ModelInfo
@@ -28,8 +28,7 @@ class TensorHeader(NamedTuple):
     dtype: str
 
 
-@dataclass(frozen=True, eq=False)
-class RawTensor:
+class RawTensor(msgspec.Struct, frozen=True, eq=False):
     """One tensor as the file holds it: mapped, neither copied nor converted.
 
     Attributes:

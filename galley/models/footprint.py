@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
@@ -29,8 +30,7 @@ from galley.quant import scheme_of
 SAMPLE_ROWS = 128
 
 
-@dataclass(frozen=True)
-class Footprint:
+class Footprint(msgspec.Struct, frozen=True):
     """Sizes of a whole model.
 
     Attributes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from galley.config import ModelInfo
 from galley.config.extras import install_command
@@ -28,8 +29,7 @@ class ModelSpec(Protocol):
         """The stage's part of the model. Raises ModelError as the source does."""
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(msgspec.Struct, frozen=True):
     """A line of the registry.
 
     Attributes:

@@ -9,8 +9,9 @@ is imported where a definition is run, never where a model is recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import msgspec
 
 from galley.kernels.program import Dim, Kind, Node, Symbol
 from galley.kernels.values import RankGroup, Value
@@ -76,8 +77,7 @@ def no_arguments(node: Node) -> dict[str, int | Dim]:
     return {}
 
 
-@dataclass(frozen=True, eq=False)
-class NativeOp:
+class NativeOp(msgspec.Struct, frozen=True, eq=False):
     """An op of csrc/, added to a program by name.
 
     Attributes:
@@ -92,12 +92,12 @@ class NativeOp:
 
     name: str
     pointers: Mapping[str, str]
-    ints: Mapping[str, str] = field(default_factory=dict)
-    floats: Mapping[str, str] = field(default_factory=dict)
+    ints: Mapping[str, str] = {}
+    floats: Mapping[str, str] = {}
     columns: tuple[str, ...] = ()
     arguments: Callable[[Node], Mapping[str, int | Dim]] = no_arguments
     stores: tuple[Kind, ...] = (Kind.f32,)
-    rows: Mapping[str, Dim] = field(default_factory=dict)
+    rows: Mapping[str, Dim] = {}
     note: str = ""
 
 

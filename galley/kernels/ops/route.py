@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,8 +29,7 @@ class Score(IntEnum):
     softmax_of_chosen = 2
 
 
-@dataclass(frozen=True)
-class Routing:
+class Routing(msgspec.Struct, frozen=True):
     """How a token chooses experts.
 
     Attributes:

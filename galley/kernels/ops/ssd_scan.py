@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from galley.kernels.ops.definition import NativeOp, Op
 from galley.kernels.ops.state_op import STATE_INTS, STATE_POINTERS, given, stride_ints, strides
@@ -25,8 +26,7 @@ def ssd_state(heads: int, head_dim: int, state_size: int) -> tuple[int, int]:
     return heads, state_size * (-(-head_dim // LANES) * LANES)
 
 
-@dataclass(frozen=True)
-class SSDParameters:
+class SSDParameters(msgspec.Struct, frozen=True):
     """The learned constants and the settings of the recurrence.
 
     Attributes:

@@ -10,7 +10,7 @@ node reads as well stays, and nothing is fused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.kernels.passes.neighbours import Readers, count_readers
 from galley.kernels.program import Constant, Kind, Node, Symbol
@@ -34,8 +34,7 @@ def fuse_rope_kv(nodes: list[Node]) -> list[Node]:
     return fused
 
 
-@dataclass(frozen=True)
-class _Match:
+class _Match(msgspec.Struct, frozen=True):
     """The node for a run of nodes around a write_kv: so many before it, and after it."""
 
     node: Node
@@ -43,8 +42,7 @@ class _Match:
     after: int
 
 
-@dataclass(frozen=True)
-class _Heads:
+class _Heads(msgspec.Struct, frozen=True):
     """Heads of q or of k: columns of the source, the norm's weight and eps, the rotated value."""
 
     source: Symbol
