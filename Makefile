@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -84,6 +84,9 @@ build/tools/.installed:
 check-deploy: build/tools/.installed ## hold deploy/ to Prometheus, nginx, haproxy, Helm, hadolint (apt-get: root)
 	@$(BIN)/python -m pytest tests/deploy/check_manifests.py tests/deploy/check_prometheus.py \
 	  tests/deploy/check_proxies.py
+
+check-structured: ## every schema of the corpus: what is accepted, and that finished outputs validate (minutes)
+	@$(BIN)/python -m pytest -s tests/structured/check_corpus.py
 
 check-schema: ## 20,000 requests made from the server's own description (minutes)
 	@$(BIN)/python -m pytest tests/schema/check_schema.py

@@ -21,7 +21,7 @@ from galley.request import Constraint, StructuredOutputsParams
 #: Most constraints that are remembered as checked.
 REMEMBERED = 256
 #: Limits of one check: CPU seconds, bytes beyond what the child has when it is idle.
-CPU_SECONDS = 1.5
+CPU_SECONDS = 1.0
 MEMORY = 1 << 30
 #: Most bytes of a constraint, as it is given and as it is handed to the engine.
 MAX_GIVEN = 4 << 20
@@ -84,14 +84,12 @@ class ConstraintChecker:
 
     def _constraint(self, params: StructuredOutputsParams) -> Constraint:
         settings, field = self._settings, f"structured_outputs.{params.kind}"
-        job = msgspec.msgpack.encode(
-            Job(
-                params,
-                self._backend,
-                params.disable_any_whitespace or settings.disable_any_whitespace,
-                params.disable_additional_properties or settings.disable_additional_properties,
-            )
-        )
+        compact = params.disable_any_whitespace or settings.disable_any_whitespace
+        closed = params.disable_additional_properties or settings.disable_additional_properties
+        try:
+            job = msgspec.msgpack.encode(Job(params, self._backend, compact, closed))
+        except RecursionError:
+            raise InvalidRequest(f"{field} is nested too deeply.", field=field) from None
         if len(job) > MAX_GIVEN:
             raise InvalidRequest(
                 f"{field} has {len(job)} bytes; at most {MAX_GIVEN} are supported.", field=field

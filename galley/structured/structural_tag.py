@@ -28,7 +28,7 @@ from galley.structured.schema import Refused, SchemaOptions, normalise
 
 _FIELD = "structured_outputs.structural_tag"
 #: Most formats in one structural tag, and its deepest nesting.
-MAX_FORMATS = 5_000
+MAX_FORMATS = 1_000
 MAX_DEPTH = 50
 #: Most times that `repeat` may repeat.
 MAX_REPEAT = 1_000
@@ -66,7 +66,8 @@ def _older_form(tag: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fault(path: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"structural_tag: {path} {reason}.", field=_FIELD)
+    shown = path if len(path) <= 200 else path[:200] + "…"
+    return InvalidRequest(f"structural_tag: {shown} {reason}.", field=_FIELD)
 
 
 class _Writer:

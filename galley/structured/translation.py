@@ -29,8 +29,9 @@ from galley.structured.schema import Refused, SchemaOptions, normalise
 from galley.structured.structural_tag import guidance_grammar
 
 _FIELD = "structured_outputs"
-#: Most entries of `choice`.
+#: Most entries of `choice`, and the longest one in characters: the time of a mask grows with it.
 MAX_CHOICES = 50_000
+MAX_CHOICE = 10_000
 
 
 def constraint_of(job: Job) -> Constraint:
@@ -128,6 +129,11 @@ def _choice(job: Job) -> tuple[Any, str]:
     if len(choices) > MAX_CHOICES:
         raise InvalidRequest(
             f"{_FIELD}: choice has {len(choices)} entries; at most {MAX_CHOICES} are supported.",
+            field=f"{_FIELD}.choice",
+        )
+    if any(len(choice) > MAX_CHOICE for choice in choices):
+        raise InvalidRequest(
+            f"{_FIELD}: choice has an entry of more than {MAX_CHOICE} characters.",
             field=f"{_FIELD}.choice",
         )
     if "" in choices:

@@ -11,7 +11,7 @@ class is read as the characters that both dialects agree on, so what matches her
 from __future__ import annotations
 
 from galley.structured.regex.anchors import Language, search, search_not, whole
-from galley.structured.regex.automaton import Automaton, TooManyStates, pattern_of
+from galley.structured.regex.automaton import Automaton, TooManyStates, other_than, pattern_of
 from galley.structured.regex.syntax import UnsupportedPattern
 from galley.structured.regex.text import render
 
@@ -20,6 +20,7 @@ __all__ = [
     "Language",
     "TooManyStates",
     "UnsupportedPattern",
+    "other_than",
     "pattern_of",
     "render",
     "search",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
+from itertools import groupby
 
 from galley.structured.regex import charset
 from galley.structured.regex.anchors import ANYTHING, Language
@@ -11,6 +14,8 @@ from galley.structured.regex.text import render
 
 #: Most states of an automaton, before and after it is made deterministic.
 MAX_STATES = 3_000
+#: Automata with more states stay as they are: making them minimal takes time in the square.
+_MINIMISED = 300
 
 
 class TooManyStates(ValueError):
@@ -78,7 +83,7 @@ class _Nfa:
 
 
 class Automaton:
-    """A minimal, complete automaton. State 0 is the start.
+    """A complete automaton, minimal unless it is large. State 0 is the start.
 
     Attributes:
         bounds: first code point of each class of characters that are never told apart.
@@ -88,7 +93,9 @@ class Automaton:
 
     def __init__(self, bounds: list[int], table: list[list[int]], accepting: list[bool]) -> None:
         self.bounds = bounds
-        self.table, self.accepting = _minimal(table, accepting)
+        if len(table) <= _MINIMISED:
+            table, accepting = _minimal(table, accepting)
+        self.table, self.accepting = table, accepting
 
     @classmethod
     def of(cls, tree: Tree) -> Automaton:
@@ -249,11 +256,29 @@ class Automaton:
             if self.accepting[state]:
                 edges[state, end] = EMPTY
         while names:
-            degree = {n: sum(n in edge for edge in edges) for n in names}
-            state = min(names, key=lambda n: degree[n])
+            degree = Counter(end for edge in edges for end in edge)
+            state = min(names, key=degree.__getitem__)
             names.remove(state)
             _eliminate(edges, state)
         return edges.get((start, end), Chars(()))
+
+
+def other_than(words: Iterable[str]) -> Tree:
+    """A tree of every string that is none of the words."""
+    return _other_than(sorted(set(words)), 0)
+
+
+def _other_than(words: list[str], at: int) -> Tree:
+    """What may follow the first `at` characters, which the words share."""
+    options: list[Tree] = [] if len(words[0]) == at else [EMPTY]
+    longer = [word for word in words if len(word) > at]
+    groups = [(key, list(group)) for key, group in groupby(longer, key=lambda word: word[at])]
+    for character, group in groups:
+        code = ord(character)
+        options.append(Concat((Chars(((code, code),)), _other_than(group, at + 1))))
+    first = charset.normal((ord(character), ord(character)) for character, _ in groups)
+    options.append(Concat((Chars(charset.complement(first)), ANYTHING)))
+    return Either(tuple(options))
 
 
 def _eliminate(edges: dict[tuple[int, int], Tree], state: int) -> None:

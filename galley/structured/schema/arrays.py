@@ -21,15 +21,13 @@ _WINDOW = 4
 _ALL_ORDERS, _ALL_SUBSETS = 4, 8
 #: Classes that share no string: by the first character, upper or lower case.
 _STRING_CLASSES: list[Any] = [
-    {"pattern": "^[a-eA-E]"},
-    {"pattern": "^[f-mF-M]"},
-    {"pattern": "^[n-zN-Z]"},
-    {"pattern": "^([^a-zA-Z]|$)"},
+    {"pattern": "^[a-iA-I]"},
+    {"pattern": "^[j-rJ-R]"},
+    {"pattern": "^([^a-rA-R]|$)"},
 ]
 _NUMBER_CLASSES: list[Any] = [
     {"exclusiveMaximum": 0},
-    {"minimum": 0, "exclusiveMaximum": 10},
-    {"minimum": 10, "exclusiveMaximum": 100},
+    {"minimum": 0, "exclusiveMaximum": 100},
     {"minimum": 100},
 ]
 
@@ -47,7 +45,16 @@ def array_sets(arrays: Arrays, expander: Expander, near: Node) -> list[Arrays]:
             raise Refused("leads to too many cases", "contains", near.pointer)
     if not arrays.unique:
         return parts
-    return [p for part in parts for p in _unique(part, expander, near)]
+    result: list[Arrays] = []
+    refused: Refused | None = None
+    for part in parts:
+        try:
+            result.extend(_unique(part, expander, near))
+        except Refused as error:
+            refused = error
+    if not result and refused is not None:
+        raise refused
+    return result
 
 
 def _containing(arrays: Arrays, contains: Contains, near: Node) -> list[Arrays]:

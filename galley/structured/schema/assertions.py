@@ -439,6 +439,17 @@ def _not_contains(reader: _Reader, keyword: str) -> list[Alternative]:
     return [only("array", arrays=Arrays(items=(reader.child(keyword).negated(),)))]
 
 
+def _not_additional(reader: _Reader, keyword: str) -> list[Alternative]:
+    if reader.schema.get("patternProperties"):
+        raise reader.refuse(keyword, "cannot be negated beside patternProperties")
+    extra = reader.child(keyword).negated()
+    if extra.schema is True:
+        return []
+    names = frozenset(reader.schemas("properties"))
+    beyond = (names, () if extra.schema is False else (extra,))
+    return [only("object", objects=Objects(beyond=(beyond,)))]
+
+
 def _not_expressible(reader: _Reader, keyword: str) -> list[Alternative]:
     value = reader.schema[keyword]
     if value is True and keyword != "uniqueItems":
@@ -468,7 +479,7 @@ _NEGATED: dict[str, Callable[[_Reader, str], list[Alternative]]] = {
     "multipleOf": _not_expressible,
     "uniqueItems": _not_expressible,
     "additionalItems": _not_expressible,
-    "additionalProperties": _not_expressible,
+    "additionalProperties": _not_additional,
     "patternProperties": _not_expressible,
     "propertyNames": _not_expressible,
 }

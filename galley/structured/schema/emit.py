@@ -7,10 +7,18 @@ exactly. What llguidance would refuse or only partly enforce is rewritten here.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from galley.structured.regex import Automaton, Language, TooManyStates, pattern_of, render
+from galley.structured.regex import (
+    Automaton,
+    Language,
+    TooManyStates,
+    other_than,
+    pattern_of,
+    render,
+)
 from galley.structured.regex.anchors import language_lengths
 from galley.structured.regex.charset import ALL
 from galley.structured.regex.syntax import Chars, Concat, Either, Repeat
@@ -36,6 +44,8 @@ MAX_SCHEMAS = 30_000
 #: Longest array and string that counts are kept for. Upper bounds above are lowered to these.
 MAX_ITEMS = 1_000
 MAX_LENGTH = 100_000
+#: Longest constant text: the time of a mask grows with it.
+MAX_CONSTANT = 10_000
 #: Names that a pattern of names may stand for, to be written as properties.
 _MAX_NAMES = 50
 #: Ways to choose which optional properties are present.
@@ -109,8 +119,16 @@ class Emitter:
         near = conjunction[-1]
         options: list[Any] = []
         seen = set()
+        refused: Refused | None = None
         for alternative in self._expander.alternatives(conjunction):
-            for option in self._alternative(alternative, near):
+            try:
+                written = self._alternative(alternative, near)
+            except Refused as error:
+                if not alternative.negation:
+                    raise
+                refused = error
+                continue
+            for option in written:
                 text = json.dumps(option)
                 if text not in seen:
                     seen.add(text)
@@ -118,6 +136,8 @@ class Emitter:
         self._count += 1 + len(options)
         if self._count > MAX_SCHEMAS:
             raise Refused(f"leads to more than {MAX_SCHEMAS} schemas", "schema", near.pointer)
+        if not options and refused is not None:
+            raise refused
         if {} in options:
             return {}
         if not options:
@@ -166,6 +186,10 @@ class Emitter:
             automata = [automaton_of_languages(p) for p in strings.patterns]
             values = [v for v in strings.values if all(a.matches(v) for a in automata)]
             for value in values:
+                if len(value) > MAX_CONSTANT:
+                    raise Refused(
+                        f"has a text of more than {MAX_CONSTANT} characters", "enum", near.pointer
+                    )
                 if any(code < 32 and chr(code) not in "\n\r\t\b\f" for code in map(ord, value)):
                     raise Refused("has a control character", "enum", near.pointer)
                 if "\x7f" in value or any("\ud800" <= c <= "\udfff" for c in value):
@@ -188,9 +212,7 @@ class Emitter:
             for text in _texts(languages)
         ]
         if strings.refused:
-            literals = Either(tuple(_literal(value) for value in sorted(strings.refused)))
-            rest = Automaton.of(literals).complement().tree(limit=400)
-            parts.append({"pattern": f"^(?:{render(rest)})$"})
+            parts.append({"pattern": f"^(?:{render(other_than(strings.refused))})$"})
         for name in sorted(strings.formats):
             if name in FORMATS:
                 ours = FORMATS[name]
@@ -226,7 +248,33 @@ class Emitter:
     # ------------------------------------------------------------------ objects
 
     def _objects(self, objects: Objects, near: Node) -> list[Any]:
-        objects = self._named(objects, near)
+        return [
+            schema
+            for part in self._with_others(self._named(objects, near), near)
+            for schema in self._object(part, near)
+        ]
+
+    def _with_others(self, objects: Objects, near: Node) -> list[Objects]:
+        """Without `beyond`: for each entry, one of the named properties is required."""
+        parts = [replace(objects, beyond=())]
+        for names, schemas in objects.beyond:
+            parts = [
+                replace(
+                    part,
+                    properties={**part.properties, name: conjoined(value, schemas)},
+                    required=part.required + (() if name in part.required else (name,)),
+                )
+                for part in parts
+                for name, value in part.properties.items()
+                if name not in names
+            ]
+            if len(parts) > _MAX_CHOICES:
+                parts = parts[:_MAX_CHOICES]
+        if not parts and (objects.patterns or self.schema(objects.additional) is not False):
+            raise Refused("cannot be negated here", "additionalProperties", near.pointer)
+        return parts
+
+    def _object(self, objects: Objects, near: Node) -> list[Any]:
         properties = dict(objects.properties)
         for name in objects.required:
             if name not in properties:
@@ -259,13 +307,16 @@ class Emitter:
             return objects
         try:
             allowed = _name_languages(alternatives)
-            automaton = Automaton.of_languages(allowed)
-            return self._filtered(objects, automaton, near)
+            return self._filtered(objects, allowed, near)
         except TooManyStates:
             raise Refused("is too complex", "propertyNames", near.pointer) from None
 
-    def _filtered(self, objects: Objects, names: Automaton, near: Node) -> Objects:
+    def _filtered(self, objects: Objects, allowed: tuple[Language, ...], near: Node) -> Objects:
         nothing = (self._expander.document.made(False, near),)
+        if not (objects.properties or objects.required or objects.patterns):
+            patterns = {f"^(?:{pattern_of(allowed)})$": objects.additional}
+            return replace(objects, patterns=patterns, additional=nothing, names=())
+        names = Automaton.of_languages(allowed)
         properties = {
             name: value if names.matches(name) else nothing
             for name, value in objects.properties.items()
@@ -274,16 +325,19 @@ class Emitter:
             if name not in properties:
                 value = objects.of(name, lambda p, n: automaton_of(p).matches(n))
                 properties[name] = value if names.matches(name) else nothing
-        patterns = {}
-        rest = names
+        patterns, rest = {}, names
         for pattern, value in objects.patterns.items():
             automaton = automaton_of(pattern)
             text = render(automaton.intersection(names).tree())
             patterns[f"^(?:{text})$"] = value
             rest = rest.intersection(automaton.complement())
-        if not rest.empty:
+        if not objects.patterns:
+            patterns[f"^(?:{pattern_of(allowed)})$"] = objects.additional
+        elif not rest.empty:
             patterns[f"^(?:{render(rest.tree())})$"] = objects.additional
-        return Objects(properties, patterns, nothing, objects.required, objects.least, objects.most)
+        return replace(
+            objects, properties=properties, patterns=patterns, additional=nothing, names=()
+        )
 
     def _patterns(self, objects: Objects, near: Node) -> dict[str, Any]:
         """Patterns of names that exclude each other, each with its schema."""
@@ -364,7 +418,13 @@ def _name_languages(alternatives: list[Strings]) -> tuple[Language, ...]:
         if strings.values is not None:
             whole = Language((Either(tuple(_literal(v) for v in sorted(strings.values))),))
         else:
-            whole = Language((Repeat(Chars(ALL), strings.least, strings.most),))
+            implied = [language_lengths(languages) for languages in strings.patterns]
+            least = 0 if any(low >= strings.least for low, _ in implied) else strings.least
+            most = strings.most
+            if most is not None and any(high is not None and high <= most for _, high in implied):
+                most = None
+            any_length = strings.patterns and least == 0 and most is None
+            whole = Language(() if any_length else (Repeat(Chars(ALL), least, most),))
         excluded = tuple(_literal(value) for value in sorted(strings.refused))
         parts = [Language(whole.required, excluded)]
         for languages in strings.patterns:

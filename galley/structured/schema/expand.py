@@ -7,6 +7,7 @@ than the schema allows, never more. Where nothing is left, the schema is refused
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -35,6 +36,8 @@ from galley.structured.schema.sets import (
 MAX_WORK = 50_000
 #: Most alternatives of one schema.
 MAX_ALTERNATIVES = 1_000
+#: Alternatives that are kept where negations lead to more.
+_KEPT = 100
 #: Alternatives that are kept of a branch of an overlapping `oneOf`.
 _MAX_BRANCH = 40
 #: Properties inside properties that a proof of emptiness looks at.
@@ -58,6 +61,7 @@ class Expander:
         self._conjunctions: dict[frozenset[tuple[int, bool]], tuple[list[Alternative], bool]] = {}
         self._open: set[tuple[int, bool]] = set()
         self._work = 0
+        self._cuts = 0
 
     def alternatives(self, conjunction: Conjunction) -> list[Alternative]:
         """Alternatives whose union is what satisfies every node, or a part of it."""
@@ -73,10 +77,12 @@ class Expander:
         known = self._conjunctions.get(key)
         if known is None:
             result, exact = [ANYTHING], True
+            cuts = self._cuts
             for node in conjunction:
                 alternatives, all_of_them = self._node(node)
                 exact = exact and all_of_them
                 result = self.product(result, alternatives, node)
+            exact = exact and cuts == self._cuts
             known = self._conjunctions[key] = result, exact
         return known
 
@@ -94,6 +100,11 @@ class Expander:
                 if both is not None and not self._is_empty(both, 0):
                     result.append(both)
         if len(result) > MAX_ALTERNATIVES:
+            # Those of negations are cases of one another's complement; some of them will do.
+            kept = [a for a in result if not a.negation]
+            if len(kept) < _KEPT:
+                self._cuts += 1
+                return kept + [a for a in result if a.negation][: _KEPT - len(kept)]
             raise Refused(
                 f"leads to more than {MAX_ALTERNATIVES} alternatives", "schema", node.pointer
             )
@@ -109,6 +120,7 @@ class Expander:
         known = self._known.get(node.key)
         if known is not None:
             return known
+        cuts = self._cuts
         if node.key in self._open:
             raise _Loop("refers to itself with no value in between", "$ref", node.pointer)
         self._open.add(node.key)
@@ -118,6 +130,8 @@ class Expander:
             raise Refused("nests too deep", "schema", node.pointer) from None
         finally:
             self._open.discard(node.key)
+        if cuts != self._cuts:
+            known = known[0], False
         self._known[node.key] = known
         return known
 
@@ -326,7 +340,7 @@ class Expander:
             exact = exact and all_of_them
         if not result and left_out is not None:
             raise left_out
-        return result, exact
+        return [replace(a, negation=True) for a in result], exact
 
     def _negations(self, node: Node) -> list[Callable[[], tuple[list[Alternative], bool]]]:
         """For each keyword, the instances that violate it."""

@@ -11,6 +11,8 @@ from galley.structured.schema.sets import Numbers
 #: Largest integer that a bound may have: the libraries keep bounds in doubles.
 _EXACT = 1 << 53
 _LARGEST = 1 << 62
+#: Largest multipleOf: the automaton has as many states.
+MAX_STEP = 10_000
 #: Multiples that are tried one by one where a step has no exact binary form.
 _TRIED = 200
 
@@ -67,8 +69,8 @@ def _integers(numbers: Numbers, step: Fraction | None) -> dict[str, Any]:
             raise NotExpressible(f"is less than {-_LARGEST}")
         schema["maximum"] = _inward(min(high, _LARGEST), up=False)
     if step is not None and step != 1:
-        if step > 1_000_000:
-            raise NotExpressible("has a multipleOf greater than 1000000")
+        if step > MAX_STEP:
+            raise NotExpressible(f"has a multipleOf greater than {MAX_STEP}")
         schema["multipleOf"] = int(step)
         if low is not None and high is not None and (high // step) * step < low:
             raise NotExpressible("has no multiple between its bounds")

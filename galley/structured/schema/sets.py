@@ -185,7 +185,9 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Objects:
-    """`names`: what every property name must satisfy."""
+    """`names`: what every property name must satisfy. `beyond`: for each entry, there is a property
+    that is not among its names, and its value satisfies its schemas.
+    """
 
     properties: dict[str, Conjunction] = field(default_factory=dict)
     patterns: dict[str, Conjunction] = field(default_factory=dict)
@@ -194,6 +196,7 @@ class Objects:
     least: int = 0
     most: int | None = None
     names: Conjunction = ()
+    beyond: tuple[tuple[frozenset[str], Conjunction], ...] = ()
 
     def of(self, name: str, matches: Callable[[str, str], bool]) -> Conjunction:
         """What the value of a property must satisfy."""
@@ -227,6 +230,7 @@ class Objects:
             max(self.least, other.least),
             _most(self.most, other.most),
             conjoined(self.names, other.names),
+            self.beyond + tuple(b for b in other.beyond if b not in self.beyond),
         )
         if result.most is not None and max(result.least, len(result.required)) > result.most:
             raise Never
@@ -258,6 +262,8 @@ NOTHING_EVALUATED = Evaluated()
 
 @dataclass(frozen=True)
 class Alternative:
+    """`negation`: it comes from a negation, so that it may be left out where others are left."""
+
     types: frozenset[str] = TYPES
     booleans: frozenset[bool] = frozenset({True, False})
     numbers: Numbers = Numbers()
@@ -265,6 +271,7 @@ class Alternative:
     arrays: Arrays = Arrays()
     objects: Objects = Objects()
     evaluated: Evaluated = NOTHING_EVALUATED
+    negation: bool = False
 
     def both(self, other: Alternative, matches: Callable[[str, str], bool]) -> Alternative | None:
         """The intersection; None if it is seen to be empty."""
@@ -294,6 +301,7 @@ class Alternative:
             types=frozenset(types),
             booleans=booleans,
             evaluated=self.evaluated.both(other.evaluated),
+            negation=self.negation or other.negation,
             **parts,
         )
 
