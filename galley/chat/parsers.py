@@ -18,7 +18,7 @@ from galley.chat.tool_parsers.harmony import Harmony
 from galley.chat.tool_parsers.json_calls import JsonCalls
 from galley.chat.tool_parsers.spelling import CallSpelling
 from galley.chat.tools import FunctionTool, ToolChoice
-from galley.errors import ConfigError, Unsupported
+from galley.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -40,11 +40,17 @@ _CALL_LIST = JsonCalls(special=False)
 
 
 class ReasoningMarkers(NamedTuple):
-    """The markers around reasoning, and whether the prompt has begun it."""
+    """The markers around reasoning.
+
+    Attributes:
+        begun: the prompt has begun it.
+        calls_inside: calls come before the end marker, and the answer may end with one.
+    """
 
     start: str
     end: str
     begun: bool
+    calls_inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,37 +91,34 @@ class OutputFormats:
         self, prompt: str, tools: Sequence[FunctionTool], choice: ToolChoice
     ) -> AssistantParser | None:
         calls = CallWriter(choice.callable(tools), self.new_id)
-        if isinstance(self.reasoning, Harmony):
-            return ToolParser(self.reasoning, calls, choice.parallel)
-        parser = self._tool_parser(choice, calls)
         reasoning = self.reasoning
+        if isinstance(reasoning, Harmony):
+            own = ToolParser(reasoning, calls, choice.parallel)
+            forced = self._tool_parser(choice, calls) if choice.forced else None
+            return own if forced is None else Chain(own, forced)
+        parser = self._tool_parser(choice, calls)
         if reasoning is None:
             return parser
         begun = reasoning.begun(prompt)
         thinking = ScanningParser(lambda scan: reasoning.steps(scan, begun), reasoning.special)
         return thinking if parser is None else Chain(thinking, parser)
 
-    def check_constraint(self) -> None:
-        """Raise Unsupported for a format that is more than reasoning and an answer."""
-        if isinstance(self.reasoning, Harmony):
-            raise Unsupported(
-                "constraints are not supported with the harmony format (openai, openai_gptoss).",
-                field="tool_choice",
-            )
-
     @property
     def limits_reasoning(self) -> bool:
-        """Whether reasoning has markers, so that its length can be limited."""
+        """Whether the length of reasoning can be limited: one marker always ends it."""
         return self.reasoning is not None and not isinstance(self.reasoning, Harmony)
 
     def reasoning_markers(self, prompt: str) -> ReasoningMarkers | None:
         """None where an answer to `prompt` has no reasoning."""
-        if self.reasoning is None or isinstance(self.reasoning, Harmony):
+        reasoning = self.reasoning
+        if reasoning is None:
             return None
-        begun = self.reasoning.begun(prompt)
+        if isinstance(reasoning, Harmony):
+            return ReasoningMarkers(reasoning.start, reasoning.end, True, calls_inside=True)
+        begun = reasoning.begun(prompt)
         if begun is False:
             return None
-        return ReasoningMarkers(self.reasoning.start, self.reasoning.end, bool(begun))
+        return ReasoningMarkers(reasoning.start, reasoning.end, bool(begun))
 
     def _tool_parser(self, choice: ToolChoice, calls: CallWriter) -> ToolParser | None:
         if choice.mode == "required":

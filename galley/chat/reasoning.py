@@ -121,14 +121,16 @@ class ThinkingAsContent:
 
 _THINK = TagReasoning()
 _BEGUN = TagReasoning(implicit=True)
+_COHERE = TagReasoning(
+    ("<|START_THINKING|>",),
+    ("<|END_THINKING|>",),
+    noise=("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
+)
 
 #: Name → format. "think_tags" is Galley's own name of the common one.
 REASONING_PARSERS: dict[str, ReasoningFormat] = {
-    "cohere_command3": TagReasoning(
-        ("<|START_THINKING|>",),
-        ("<|END_THINKING|>",),
-        noise=("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
-    ),
+    "cohere_command3": _COHERE,
+    "cohere_command4": _COHERE,
     "deepseek_r1": _BEGUN,
     "deepseek_v3": _THINK,
     "deepseek_v4": _THINK,
@@ -150,6 +152,11 @@ REASONING_PARSERS: dict[str, ReasoningFormat] = {
     ),
     "hy_v3": TagReasoning(("<think:opensource>", "<think>"), ("</think:opensource>", "</think>")),
     "kimi_k2": TagReasoning(also_ends=("<|tool_calls_section_begin|>",)),
+    "kimi_k3": TagReasoning(
+        ("<|open|>think<|sep|>",),
+        ("<|close|>think<|sep|>",),
+        noise=("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
+    ),
     "ling3": _THINK,
     "mimo": _THINK,
     "minicpmv": _THINK,

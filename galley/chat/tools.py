@@ -45,6 +45,11 @@ class ToolChoice:
     parallel: bool = True
     allowed: tuple[str, ...] = field(default=())
 
+    @property
+    def forced(self) -> bool:
+        """The answer can be nothing but calls."""
+        return self.mode in ("required", "named")
+
     def callable(self, tools: Sequence[FunctionTool]) -> list[FunctionTool]:
         """Those of `tools` that may be called."""
         if self.mode == "none":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -100,10 +100,11 @@ def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse)
         output = _constraint(ctx, params.structured_outputs, use)
     except RecursionError:
         raise InvalidRequest("tools: parameters are nested too deeply.", field="tools") from None
-    limits = _reasoning_limits(ctx, prompt, use.thinking_budget, output is not None)
-    if output is not None and limits is not None and limits.must_end:
-        output = msgspec.structs.replace(output, start_after=[list(limits.end)])
-    return msgspec.structs.replace(params, structured_outputs=output, reasoning_limits=limits)
+    limits = _reasoning_limits(ctx, prompt, use, output is not None)
+    if output is not None and limits is not None and limits.constrained_after:
+        output = msgspec.structs.replace(output, start_after=[list(limits.reasoning.end)])
+    reasoning = None if limits is None else limits.reasoning
+    return msgspec.structs.replace(params, structured_outputs=output, reasoning_limits=reasoning)
 
 
 def _constraint(
@@ -142,28 +143,29 @@ def _constraint(
     return StructuredOutputsParams(structural_tag=msgspec.json.encode(tag).decode())
 
 
-def _reasoning_limits(
-    ctx: Context, prompt: str, budget: int | None, constrained: bool
-) -> ReasoningLimits | None:
+class _Limits(NamedTuple):
+    """Limits of reasoning, and whether a constraint applies to what follows it alone."""
+
+    reasoning: ReasoningLimits
+    constrained_after: bool
+
+
+def _reasoning_limits(ctx: Context, prompt: str, use: ToolUse, constrained: bool) -> _Limits | None:
     """Limits of the reasoning of an answer that has a budget of it or a constraint after it."""
-    if budget is None and not constrained:
-        return None
-    formats = ctx.formats
+    formats, budget = ctx.formats, use.thinking_budget
     if budget is not None and (formats is None or not formats.limits_reasoning):
         raise InvalidRequest(
             "A budget of thinking tokens needs --reasoning-parser with a format that has markers.",
             field="thinking_token_budget",
         )
-    if formats is None:
-        return None
-    if constrained:
-        formats.check_constraint()
-    markers = formats.reasoning_markers(prompt)
+    markers = None if formats is None else formats.reasoning_markers(prompt)
     if markers is None:
         return None
-    after = constrained and markers.begun and not ctx.config.structured.settings.enable_in_reasoning
+    inside = ctx.config.structured.settings.enable_in_reasoning
+    after = constrained and markers.begun and not inside
     if budget is None and not after:
         return None
     encode = ctx.require_tokenizer().encode
     start, end = (tuple(encode(marker, False)) for marker in (markers.start, markers.end))
-    return ReasoningLimits(start, end, markers.begun, budget, after)
+    must_end = after and not (markers.calls_inside and use.choice.mode == "auto")
+    return _Limits(ReasoningLimits(start, end, markers.begun, budget, must_end), after)

@@ -24,6 +24,10 @@ TEXTS = {
         "<|START_THINKING|>why<|END_THINKING|><|START_RESPONSE|>yes<|END_RESPONSE|>",
         *("why", "yes"),
     ),
+    "cohere_command4": (
+        "<|START_THINKING|>why<|END_THINKING|><|START_TEXT|>yes<|END_TEXT|>",
+        *("why", "yes"),
+    ),
     "ernie45": ("\nwhy\n</think>\n\n<response>\nyes\n</response>\n", "\nwhy\n", "\n\n\nyes\n\n"),
     "gemma4": ("<|channel>thought\nwhy\n<channel|>yes", "why\n", "yes"),
     "granite": (
@@ -34,6 +38,11 @@ TEXTS = {
     "hunyuan_a13b": ("<think>\nwhy\n</think>\n<answer>\nyes\n</answer>", "why", "yes"),
     "hy_v3": ("<think:opensource>why</think:opensource>yes", "why", "yes"),
     "kimi_k2": ("<think>why</think>yes", "why", "yes"),
+    "kimi_k3": (
+        "<|open|>think<|sep|>why<|close|>think<|sep|>"
+        "<|open|>response<|sep|>yes<|close|>response<|sep|><|close|>message<|sep|>",
+        *("why", "yes"),
+    ),
     "minimax_m2_append_think": ("why\n</think>\n\nyes", "", "why\n</think>\n\nyes"),
     "minimax_m3": ("<mm:think>why</mm:think>yes", "why", "yes"),
     "mistral": ("[THINK]why[/THINK]yes", "why", "yes"),

@@ -31,6 +31,7 @@ from galley.chat.parts import (
     assemble,
 )
 from galley.chat.tool_parsers import CALL_IDS, TOOL_PARSERS
+from galley.chat.tool_parsers.harmony import Harmony
 from galley.chat.tools import FunctionTool, ToolChoice
 from galley.errors import ConfigError
 from galley.request import SamplingParams
@@ -283,3 +284,18 @@ def test_a_plugin_adds_formats(tmp_path: Path) -> None:
     assert reasoning == Reasoning("why")
     assert isinstance(call, ToolCall)
     assert call.name == "now"
+
+
+@pytest.mark.parametrize("mode", ["required", "named"])
+def test_forced_calls_of_gpt_oss_stand_in_the_final_channel(mode: Any) -> None:
+    choice = ToolChoice(mode, "now" if mode == "named" else None)
+    formats = open_formats("", "openai")
+    parser = formats.parser("", TOOLS, choice)
+    assert parser is not None
+    text = '{"a": 1}' if mode == "named" else '[{"name": "now", "parameters": {"a": 1}}]'
+    thought = f"{Harmony.start}why<|end|><|start|>assistant{Harmony.end}"
+    parts = [part for char in thought + text for part in parser.push(char, ())]
+    [reasoning, call] = assemble([*parts, *parser.finish()])
+    assert reasoning == Reasoning("why")
+    assert isinstance(call, ToolCall)
+    assert (call.name, call.arguments) == ("now", '{"a": 1}')

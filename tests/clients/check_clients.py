@@ -118,7 +118,7 @@ def test_tools(library: str, talker: Server, folder: Path) -> None:
     """Checklist 111: a tool's call, its result and the answer, streamed and whole."""
     program = PROGRAMS / f"{library}_tools_client.py"
     said = run([CLIENTS / "python", program, talker.url, MODEL], folder)
-    assert said.rstrip().endswith("fine"), said
+    assert ": fine" in said, said
 
 
 @pytest.mark.parametrize("library", ["instructor", "pydantic_ai", "agents"])
@@ -126,7 +126,7 @@ def test_typed_answers(library: str, talker: Server, folder: Path) -> None:
     """Checklist 111: answers of a Pydantic type, by tools and by a schema, streamed and whole."""
     program = PROGRAMS / f"{library}_client.py"
     said = run([CLIENTS / "python", program, talker.url, MODEL], folder)
-    assert said.rstrip().endswith("fine"), said
+    assert ": fine" in said, said
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])

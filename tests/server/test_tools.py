@@ -303,3 +303,17 @@ def test_strict_functions_need_a_format_that_can_be_constrained() -> None:
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "tools"
     assert "kimi_k2" in answer.json()["error"]["message"]
+
+
+def test_constraints_of_gpt_oss_apply_to_its_final_channel() -> None:
+    server = ServerConfig(enable_auto_tool_choice=True, tool_call_parser="openai")
+    form = {"type": "json_object"}
+    with serve(server, formats=open_formats("", "openai")) as served:
+        chat(served, tools=[TOOL], tool_choice="required")
+        forced = served.engine.seen[-1]
+        chat(served, tools=[TOOL], response_format=form)
+        free = served.engine.seen[-1]
+    end = tuple(tokenizer().encode("<|channel|>final<|message|>", False))
+    for request, must_end in ((forced, True), (free, False)):
+        assert request.constraint.start_after == (end,)
+        assert request.sampling.reasoning_limits.must_end == must_end

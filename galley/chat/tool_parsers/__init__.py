@@ -88,11 +88,13 @@ def _deepseek(skip: tuple[str, ...], separator: str, end: tuple[str, ...]) -> Na
     )
 
 
+_COHERE = JsonCalls(("<|START_ACTION|>",), ("<|END_ACTION|>",), name_keys=("tool_name", "name"))
+_K3_TYPES = ("number", "integer", "boolean", "array", "object", "null")
+
 TOOL_PARSERS: dict[str, ToolFormat] = {
     "apertus": JsonCalls(("<|tools_prefix|>",), ("<|tools_suffix|>",), keyed=True),
-    "cohere_command3": JsonCalls(
-        ("<|START_ACTION|>",), ("<|END_ACTION|>",), name_keys=("tool_name", "name")
-    ),
+    "cohere_command3": _COHERE,
+    "cohere_command4": _COHERE,
     "deepseek_v3": _deepseek(("function<｜tool▁sep｜>",), "\n```json\n", ("```",)),
     "deepseek_v31": _deepseek((), "<｜tool▁sep｜>", ()),
     "deepseek_v32": _dsml("function_calls"),
@@ -130,6 +132,19 @@ TOOL_PARSERS: dict[str, ToolFormat] = {
         end=("<|tool_call_end|>",),
         noise=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
         split=_kimi_id,
+    ),
+    "kimi_k3": TaggedCalls(
+        begin='<|open|>call tool="',
+        name_ends=('"',),
+        end="<|close|>call<|sep|>",
+        key='<|open|>argument key="',
+        key_ends=tuple(f'" type="{kind}"<|sep|>' for kind in ("string", *_K3_TYPES)),
+        value_end="<|close|>argument<|sep|>",
+        opening=("<|open|>tools<|sep|>",),
+        closing=("<|close|>tools<|sep|>",),
+        noise=("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
+        texts=('" type="string"<|sep|>',),
+        others=tuple(f'" type="{kind}"<|sep|>' for kind in _K3_TYPES),
     ),
     "lfm2": PythonCalls(("<|tool_call_start|>",), ("<|tool_call_end|>",), bare=False),
     "ling3": _GLM,

@@ -29,6 +29,9 @@ class Harmony:
     """A format of reasoning, content and tool calls in one."""
 
     special = True
+    start = f"{_CHANNEL}analysis{_MESSAGE}"
+    #: What follows it is the answer; calls come before it.
+    end = f"{_CHANNEL}final{_MESSAGE}"
 
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
         recipient = yield from scan.accept(" to=")
