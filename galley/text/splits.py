@@ -13,6 +13,8 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
 _QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
+_SEED = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+" + _REST
+_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TEKKEN = f"{_UPPER}*{_LOWER}+|{_UPPER}+{_LOWER}*" + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
@@ -47,6 +49,8 @@ _LLAMA3_SPLIT = WordSplit((_LLAMA3,), ignore_merges=True, add_bos=True)
 _DIGITS_GPT2 = WordSplit((r"\p{N}", _GPT2))
 _PLAIN_GPT2 = WordSplit((_GPT2,))
 _QWEN2_SPLIT = WordSplit((_QWEN2,))
+_BLOOM_SPLIT = WordSplit((_BLOOM,))
+_DEEPSEEK3_SPLIT = WordSplit((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3))
 
 #: `tokenizer.ggml.pre` → how words are split (open set).
 WORD_SPLITS: dict[str, WordSplit] = {
@@ -56,6 +60,9 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "olmo": _PLAIN_GPT2,
     "phi-2": _PLAIN_GPT2,
     "gpt2": _PLAIN_GPT2,
+    "exaone4": _PLAIN_GPT2,
+    "jais": _PLAIN_GPT2,
+    "trillion": _PLAIN_GPT2,
     "smollm": _DIGITS_GPT2,
     "starcoder": _DIGITS_GPT2,
     "refact": _DIGITS_GPT2,
@@ -75,6 +82,7 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "stablelm2": _QWEN2_SPLIT,
     "deepseek-r1-qwen": _QWEN2_SPLIT,
     "megrez": _QWEN2_SPLIT,
+    "hunyuan": _QWEN2_SPLIT,
     "grok-2": _QWEN2_SPLIT,
     "tekken": WordSplit((_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o": WordSplit((_GPT4O,)),
@@ -82,6 +90,12 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "deepseek-coder": WordSplit(
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")
     ),
-    "deepseek-v3": WordSplit((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)),
+    "deepseek-v3": _DEEPSEEK3_SPLIT,
+    "hunyuan-dense": _DEEPSEEK3_SPLIT,
+    "bloom": _BLOOM_SPLIT,
+    "gpt3-finnish": _BLOOM_SPLIT,
+    "poro-chat": _BLOOM_SPLIT,
+    "viking": WordSplit((_BLOOM, r"\p{N}")),
+    "seed-coder": WordSplit((_SEED,)),
     "falcon": WordSplit((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
 }

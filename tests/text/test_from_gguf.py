@@ -49,6 +49,8 @@ CUTS = {
     ],
     "gpt-4o": ["It'S", " ", "123", "4", " x", "²", " HTTPServer", "\n\n", " ", " ok"],
     "default": ["It", "'", "S", " ", "123", "4", " x", "²", " HTTPServer", "\n\n ", " ok"],
+    "bloom": ["It'S", " 1234", " x²", " HTTPServer", "\n\n ", " ok"],
+    "viking": ["It'S", " ", "1", "2", "3", "4", " x", "²", " HTTPServer", "\n\n ", " ok"],
     "deepseek-coder": [
         *("It", "'", "S", " ", "1", "2", "3", "4", " x", "²"),
         *(" HTTPServer", "\n", "\n", " ", " ok"),
@@ -56,11 +58,14 @@ CUTS = {
 }
 #: Names → one that cuts alike, as llama.cpp's table of pre-tokenizers has them.
 ALIKE = {
-    **dict.fromkeys(("gpt2", "mpt", "olmo", "phi-2"), "gpt-2"),
+    **dict.fromkeys(("gpt2", "mpt", "olmo", "phi-2", "exaone4", "jais", "trillion"), "gpt-2"),
     **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone"), "smollm"),
     **dict.fromkeys(("llama3", "llama-v3", "falcon3", "pixtral", "dbrx", "smaug-bpe"), "llama-bpe"),
-    **dict.fromkeys(("chatglm-bpe", "glm4", "deepseek-v3"), "llama-bpe"),
-    **dict.fromkeys(("stablelm2", "deepseek-r1-qwen", "megrez", "grok-2"), "qwen2"),
+    **dict.fromkeys(("chatglm-bpe", "glm4", "deepseek-v3", "hunyuan-dense"), "llama-bpe"),
+    **dict.fromkeys(
+        ("stablelm2", "deepseek-r1-qwen", "megrez", "grok-2", "hunyuan", "seed-coder"), "qwen2"
+    ),
+    **dict.fromkeys(("gpt3-finnish", "poro-chat"), "bloom"),
     "llama4": "gpt-4o",
     "falcon": "default",
 }
@@ -85,6 +90,9 @@ def test_words_are_cut_as_the_pre_tokenizer_says(pre: str) -> None:
         ("falcon", "a`1234", ["a", "`", "123", "4"]),
         ("default", "a`1234", ["a", "`", "123", "4"]),
         ("tekken", "aBc", ["a", "Bc"]),
+        ("seed-coder", "a ;\nb", ["a", " ;", "\n", "b"]),
+        ("qwen2", "a ;\nb", ["a", " ;\n", "b"]),
+        ("bloom", "a.b (c)", ["a", ".", "b", " (", "c", ")"]),
         ("qwen2", "aBc", ["aBc"]),
     ],
 )
