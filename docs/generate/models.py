@@ -14,7 +14,12 @@ checkpoint from its headers alone.
 A checkpoint is found by the `architectures` of its config.json, or by `general.architecture` of
 its GGUF file. `--hf-overrides '{{"architectures": ["LlamaForCausalLM"]}}'` has another family run
 it. Any other model of the `transformers` library runs through that library on Galley's KV cache
-(`--model-impl auto`, the default, where it is installed): slower, with the same API.
+(`--model-impl auto`, the default, where it is installed): slower, with the same API
+([transformers.md](transformers.md)).
+
+InternLM 2 and 3, Baichuan, MiniCPM and EXAONE 3 have no code in transformers: they are compared
+with models of it that compute the same, under the names of the published checkpoints
+(`tests/models/remote.py`).
 
 How a family is tested (`tests/models/test_families.py`), on a tiny random checkpoint made by
 transformers with the family's peculiarities switched on: float32 logits within 1e-4 of the largest;
