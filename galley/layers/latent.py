@@ -81,8 +81,12 @@ class LatentAttention:
         self.kv_down = Linear(source, Matrix((spec.kv_down,)), spec.down_bias)
         self.kv_norm = spec.kv_norm.build(source)
         up, step = spec.kv_up, spec.nope + spec.value
-        keys = Part(up.name, up.shape, (0, spec.nope), by_expert=step, turned=True)
-        values = Part(up.name, up.shape, (spec.nope, step), by_expert=step)
+        # GGUF files may have the two apart, of each head.
+        prefix = up.name.removesuffix("kv_b_proj")
+        k_b = Part(f"{prefix}k_b_proj.{{}}", (spec.rank, spec.nope))
+        v_b = Part(f"{prefix}v_b_proj.{{}}", (spec.value, spec.rank))
+        keys = Part(up.name, up.shape, (0, spec.nope), by_expert=step, turned=True, otherwise=k_b)
+        values = Part(up.name, up.shape, (spec.nope, step), by_expert=step, otherwise=v_b)
         self.keys = source.matrix(Matrix((keys,), experts=heads, dense=True))
         self.values = source.matrix(Matrix((values,), experts=heads, dense=True))
         self.out = Linear(source, Matrix((spec.out,)), spec.out_bias)

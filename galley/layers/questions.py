@@ -54,6 +54,8 @@ class Part:
         by_expert: `rows` of an expert's (or head's) part begin so many further than those of the
             one before it.
         turned: the rows are not outputs but inputs: their transpose is the part.
+        otherwise: the same matrix as other checkpoints store it, used where there is no tensor of
+            this name.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Part:
     stack: Stack | None = None
     by_expert: int = 0
     turned: bool = False
+    otherwise: Part | None = None
 
     @property
     def num_rows(self) -> int:
@@ -88,10 +91,12 @@ class Part:
     def of_expert(self, index: int) -> Part:
         """The part with its expert's number in place of "{}" in the name, and its expert's rows."""
         stack = None if self.stack is None else replace(self.stack, index=index)
+        other = None if self.otherwise is None else self.otherwise.of_expert(index)
         rows = self.rows
         if rows is not None:
             rows = (rows[0] + index * self.by_expert, rows[1] + index * self.by_expert)
-        return replace(self, name=self.name.format(index), stack=stack, rows=rows)
+        name = self.name.format(index)
+        return replace(self, name=name, stack=stack, rows=rows, otherwise=other)
 
     def take(self, first: int, last: int) -> slice | NDArray[np.intp]:
         """Index of its rows [first, last) among those of the whole tensor."""

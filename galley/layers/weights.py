@@ -181,6 +181,8 @@ class CheckpointWeights:
         self, part: Part, matrix: Matrix, read: Callable[..., QuantizedWeight]
     ) -> QuantizedWeight:
         """This rank's share of a part."""
+        if part.otherwise is not None and part.name not in self._layers:
+            part = part.otherwise
         if part.stack is not None and part.name not in self._layers:
             weight = read_weight(self._stacked(part.stack, part.name, part.shape))
         else:

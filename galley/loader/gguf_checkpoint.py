@@ -73,8 +73,16 @@ class GGUFCheckpoint:
         for name, names in fused_names(architecture, layers).items():
             if all(part in stored for part in names):
                 self._places[name] = [stored.pop(part) for part in names]
-        for name, place in stored.items():
-            self._places[hf_name(name, architecture)] = [place]
+        #: Of each tensor that is one of several along the first axis: its number.
+        self._numbers: dict[str, int] = {}
+        for stem, place in stored.items():
+            name = hf_name(stem, architecture)
+            if "{}" not in name:
+                self._places[name] = [place]
+                continue
+            for i in range(place[1].shape[0]):
+                self._places[name.format(i)] = [place]
+                self._numbers[name.format(i)] = i
 
     @staticmethod
     def open(source: Source) -> GGUFCheckpoint:
@@ -87,8 +95,12 @@ class GGUFCheckpoint:
     def header(self, name: str) -> TensorHeader:
         places = self._of(name)
         info = places[0][1]
+        if name in self._numbers:
+            return TensorHeader(info.shape[1:], info.type.name)
         rows = sum(info.shape[0] for _, info in places) if info.shape else 0
         shape = (rows, *info.shape[1:]) if len(places) > 1 else logical_shape(name, info.shape)
+        if len(shape) == 1 and name.endswith(".shared_expert_gate.weight"):
+            shape = (1, *shape)
         return TensorHeader(shape, info.type.name)
 
     def tensor(self, name: str) -> RawTensor:
@@ -98,6 +110,8 @@ class GGUFCheckpoint:
             return RawTensor(name, header.shape, header.dtype, data)
         [(part, info)] = places
         data = part.data(info)
+        if name in self._numbers:
+            return RawTensor(name, header.shape, header.dtype, data[self._numbers[name]])
         if header.shape != info.shape:
             data = data.reshape(header.shape)
         data = logical_values(name, data)

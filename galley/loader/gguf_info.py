@@ -22,6 +22,7 @@ from galley.loader.gguf_names import (
     SHORT_FACTORS,
     Architecture,
 )
+from galley.loader.gguf_names import ARCHITECTURES, ROPE_FACTORS, WITH_EXPERTS, Architecture
 from galley.loader.hf_info import architecture_in, info_of_directory
 from galley.loader.rope import max_position
 
@@ -97,6 +98,8 @@ def architecture_of(file: GGUFFile) -> tuple[str, Architecture]:
     known = ARCHITECTURES.get(arch) if isinstance(arch, str) else None
     if known is not None and known.where is not None and known.where[0] in file.tensors:
         known = known.where[1]
+    if known is not None and file.get(f"{arch}.expert_count", 0):
+        known = ARCHITECTURES.get(f"{arch}{WITH_EXPERTS}", known)
     if known is None:
         raise ModelError(
             f"{file.path}: GGUF architecture {arch!r} is not supported; "
@@ -127,8 +130,10 @@ def _hf_config(
     known: Architecture,
     tensors: dict[str, TensorInfo],
 ) -> dict[str, Any]:
-    if meta.integer(f"{arch}.expert_count", 0):
-        raise ModelError(f"{file.path}: mixture-of-experts models are not supported in GGUF yet")
+    if meta.integer(f"{arch}.expert_count", 0) and not any(
+        "{}" in name for name in known.in_layer.values()
+    ):
+        raise ModelError(f"{file.path}: {arch} with experts is not supported in GGUF")
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(f"{file.path}: has no token_embd.weight of two dimensions")

@@ -10,6 +10,7 @@ from galley.config import ModelInfo
 from galley.kernels.ops import Activation, Score
 from galley.layers.moe import MoESpec
 from galley.layers.questions import Part, Stack
+from galley.layers.rotary import YarnRotary
 from galley.models.config import ModelFields, layer_windows, model_fields
 from galley.models.decoder import DecoderSpec
 from galley.models.llama import Sizes, attention, decoder, layer, read_sizes
@@ -19,6 +20,9 @@ from galley.models.mixture import Experts, mixture, read_routing
 def gpt_oss(model_info: ModelInfo) -> DecoderSpec:
     config = model_fields(model_info)
     sizes = read_sizes(config, theta=150000.0, eps=1e-5)
+    rope = config.table("rope_parameters") or config.table("rope_scaling")
+    if isinstance(sizes.rotary, YarnRotary) and "truncate" not in rope:
+        sizes = replace(sizes, rotary=replace(sizes.rotary, truncate=False))
     bias = config.flag("attention_bias", True)
     windows = layer_windows(config.with_defaults(use_sliding_window=True), sizes.layers)
     layers = []

@@ -1,0 +1,266 @@
+"""GGUF architectures with experts, or with latent attention: their config keys and tensor names.
+
+The experts of a layer are one tensor in the file ([experts, outputs, inputs]); in the checkpoint
+they are tensors of their own, whose number stands for "{}" in these names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from galley.errors import ModelError
+from galley.loader.fields import Fields
+from galley.loader.gguf_states import attention
+
+_ATTENTION = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+}
+_MLP = {
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _experts(
+    prefix: str, names: Iterable[str] = ("gate_proj", "up_proj", "down_proj")
+) -> dict[str, str]:
+    stored = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    return {s: f"{prefix}.{{}}.{name}" for s, name in zip(stored, names, strict=True)}
+
+
+def _shared(prefix: str) -> dict[str, str]:
+    return {f"ffn_{name}_shexp": f"{prefix}.{name}_proj" for name in ("gate", "up", "down")}
+
+
+QWEN_NAMES = {
+    **_ATTENTION,
+    **_MLP,
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    **_experts("mlp.experts"),
+    **_shared("mlp.shared_expert"),
+}
+_W = ("w1", "w3", "w2")
+MIXTRAL_NAMES = {
+    **_ATTENTION,
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+    **_experts("block_sparse_moe.experts", _W),
+}
+GRANITE_NAMES = {
+    **_ATTENTION,
+    "ffn_gate_inp": "block_sparse_moe.router.layer",
+    **_experts("block_sparse_moe.experts"),
+    "ffn_down_shexp": "shared_mlp.output_linear",
+}
+GRANITE_FUSED = {"shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp")}
+#: Of layers that predict further tokens; models ignore them by the number of the layer.
+_NEXT = ("eh_proj", "embed_tokens", "enorm", "hnorm", "shared_head_head", "shared_head_norm")
+GLM_NAMES = {
+    **_ATTENTION,
+    **_MLP,
+    **{f"nextn.{name}": f"nextn.{name}" for name in _NEXT},
+    "ffn_gate_inp": "mlp.gate",
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    **_experts("mlp.experts"),
+    **_shared("mlp.shared_experts"),
+}
+DEEPSEEK_NAMES = {
+    **GLM_NAMES,
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.k_b_proj.{}",
+    "attn_v_b": "self_attn.v_b_proj.{}",
+}
+GPT_OSS_NAMES = {
+    **_ATTENTION,
+    "attn_sinks.weight": "self_attn.sinks",
+    "ffn_gate_inp": "mlp.router",
+    **_experts("mlp.experts"),
+}
+
+
+def _counts(meta: Fields, arch: str) -> dict[str, Any]:
+    return {
+        "num_local_experts": meta.integer(f"{arch}.expert_count", least=1),
+        "num_experts_per_tok": meta.integer(f"{arch}.expert_used_count", least=1),
+    }
+
+
+def _gating(meta: Fields, arch: str, allowed: int) -> None:
+    """Check the score function: 1 softmax, 2 sigmoid, 3 softmax of the chosen."""
+    function = meta.integer(f"{arch}.expert_gating_func", allowed) or allowed
+    if function != allowed:
+        raise ModelError(f"{meta.where}: {arch}.expert_gating_func {function} is not supported")
+
+
+def mixtral(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    _gating(meta, arch, 1)
+    window = meta.integer(f"{arch}.attention.sliding_window", 0)
+    return {
+        **attention(meta, arch),
+        **_counts(meta, arch),
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
+        **({"sliding_window": window} if window else {}),
+    }
+
+
+def minimax_m2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    _gating(meta, arch, 2)
+    own = mixtral(Fields({**meta.values, f"{arch}.expert_gating_func": 1}, meta.where), arch, names)
+    size = meta.integer(f"{arch}.expert_feed_forward_length", own["intermediate_size"], least=1)
+    return {**own, "intermediate_size": size}
+
+
+def qwen2_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    shared = f"{arch}.expert_shared_feed_forward_length"
+    return {
+        **_qwen(meta, arch, names),
+        "shared_expert_intermediate_size": meta.integer(shared, least=1),
+        "norm_topk_prob": False,
+        "qkv_bias": "blk.0.attn_q.bias" in names,
+    }
+
+
+def qwen3_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    bias = "blk.0.attn_q.bias" in names
+    return {**_qwen(meta, arch, names), "norm_topk_prob": True, "attention_bias": bias}
+
+
+def _qwen(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    sparse = {int(i) for name in names for i in re.findall(r"blk\.(\d+)\.ffn_gate_exps\.", name)}
+    layers = meta.integer(f"{arch}.block_count", least=1)
+    size = meta.integer(f"{arch}.expert_feed_forward_length", least=1)
+    return {
+        **attention(meta, arch),
+        **_counts(meta, arch),
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", size, least=1),
+        "moe_intermediate_size": size,
+        "mlp_only_layers": [i for i in range(layers) if i not in sparse],
+    }
+
+
+def olmoe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    own = mixtral(meta, arch, names)
+    size = meta.integer(f"{arch}.expert_feed_forward_length", own["intermediate_size"], least=1)
+    return {**own, "intermediate_size": size, "norm_topk_prob": False}
+
+
+def granite_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {
+        **attention(meta, arch),
+        **_counts(meta, arch),
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
+        "shared_intermediate_size": meta.integer(f"{arch}.expert_shared_feed_forward_length", 0),
+        "attention_multiplier": meta.number(f"{arch}.attention.scale", 1.0),
+        "embedding_multiplier": meta.number(f"{arch}.embedding_scale", 1.0),
+        "residual_multiplier": meta.number(f"{arch}.residual_scale", 1.0),
+        "logits_scaling": meta.number(f"{arch}.logit_scale", 1.0),
+    }
+
+
+def glm4_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Layers that predict further tokens are the last of the file."""
+    layers = meta.integer(f"{arch}.block_count", least=1)
+    return {
+        **attention(meta, arch),
+        **_deepseek_experts(meta, arch, 2),
+        "num_hidden_layers": layers - meta.integer(f"{arch}.nextn_predict_layers", 0),
+        "attention_bias": "blk.0.attn_q.bias" in names,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in names,
+    }
+
+
+def dots1(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    own = {**attention(meta, arch), **_deepseek_experts(meta, arch, 2)}
+    return {**own, "attention_bias": "blk.0.attn_q.bias" in names}
+
+
+def deepseek2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """V2 has softmax scores, V3 sigmoid ones."""
+    heads = meta.integer(f"{arch}.attention.head_count", least=1)
+    rope = meta.integer(f"{arch}.rope.dimension_count", least=2)
+    # Files made for absorbed attention have the sizes of the latent under the plain keys.
+    key, value = (
+        meta.integer(
+            f"{arch}.attention.{name}_length_mla",
+            meta.integer(f"{arch}.attention.{name}_length", least=1),
+            least=1,
+        )
+        for name in ("key", "value")
+    )
+    is_v3 = meta.integer(f"{arch}.expert_gating_func", 1) == 2
+    q_rank = meta.integer(f"{arch}.attention.q_lora_rank", 0)
+    return {
+        **_deepseek_experts(meta, arch, 2 if is_v3 else 1),
+        "architectures": ["DeepseekV3ForCausalLM" if is_v3 else "DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v3" if is_v3 else "deepseek_v2",
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "q_lora_rank": q_rank or None,
+        "kv_lora_rank": meta.integer(f"{arch}.attention.kv_lora_rank", least=2),
+        "qk_rope_head_dim": rope,
+        "qk_nope_head_dim": key - rope,
+        "v_head_dim": value,
+        "rope_scaling": _deepseek_yarn(meta, arch),
+    }
+
+
+def _deepseek_yarn(meta: Fields, arch: str) -> dict[str, Any] | None:
+    key = f"{arch}.rope.scaling"
+    if meta.text(f"{key}.type", "none") != "yarn":
+        return None
+    mscale = meta.number(f"{key}.yarn_log_multiplier", 0.0) / 0.1
+    return {
+        "rope_type": "yarn",
+        "factor": meta.number(f"{key}.factor"),
+        "original_max_position_embeddings": meta.integer(f"{key}.original_context_length", least=1),
+        **({"mscale": mscale, "mscale_all_dim": mscale} if mscale else {}),
+    }
+
+
+def _deepseek_experts(meta: Fields, arch: str, gating: int) -> dict[str, Any]:
+    _gating(meta, arch, gating)
+    groups = meta.integer(f"{arch}.expert_group_count", 1) or 1
+    return {
+        "n_routed_experts": meta.integer(f"{arch}.expert_count", least=1),
+        "num_experts_per_tok": meta.integer(f"{arch}.expert_used_count", least=1),
+        "n_shared_experts": meta.integer(f"{arch}.expert_shared_count", 0),
+        "n_group": groups,
+        "topk_group": meta.integer(f"{arch}.expert_group_used_count", 1) or 1,
+        "topk_method": "group_limited_greedy" if gating == 1 and groups > 1 else "greedy",
+        "norm_topk_prob": meta.flag(f"{arch}.expert_weights_norm", False),
+        "routed_scaling_factor": meta.number(f"{arch}.expert_weights_scale", 1.0) or 1.0,
+        "first_k_dense_replace": meta.integer(f"{arch}.leading_dense_block_count", 0),
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
+        "moe_intermediate_size": meta.integer(f"{arch}.expert_feed_forward_length", least=1),
+    }
+
+
+def gpt_oss(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Every other layer has the window, from the first on."""
+    layers = meta.integer(f"{arch}.block_count", least=1)
+    kinds = ["sliding_attention", "full_attention"]
+    return {
+        **attention(meta, arch),
+        **_counts(meta, arch),
+        "intermediate_size": meta.integer(f"{arch}.expert_feed_forward_length", least=1),
+        "sliding_window": meta.integer(f"{arch}.attention.sliding_window", least=1),
+        "layer_types": [kinds[i % 2] for i in range(layers)],
+        "attention_bias": True,
+    }

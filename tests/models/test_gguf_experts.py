@@ -1,0 +1,247 @@
+"""Families with experts from GGUF: the logits are those of transformers.
+
+Files are written as llama.cpp's converter does, tensors named by the `gguf` package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from galley.kernels.cpu import CpuBackend
+from galley.loader.gguf_checkpoint import GGUFCheckpoint
+from tests.models.checkpoints import hf_logits, make
+from tests.models.driver import LIMITS, load, solo_logits
+from tests.models.mixtures import FAMILIES
+
+IDS = np.random.default_rng(1).integers(0, 131, 60)
+ARCH = gguf.MODEL_ARCH
+Writer = gguf.GGUFWriter
+Tensors = dict[str, np.ndarray]
+
+
+def common(writer: Writer, c: Any) -> None:
+    rope = c.rope_parameters
+    writer.add_context_length(256)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_expert_count(getattr(c, "num_experts", None) or c.num_local_experts)
+    writer.add_expert_used_count(c.num_experts_per_tok)
+
+
+def heads(writer: Writer, c: Any) -> None:
+    dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    part = c.rope_parameters.get("partial_rotary_factor", 1.0)
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_key_length(dim)
+    writer.add_value_length(dim)
+    writer.add_rope_dimension_count(int(dim * part))
+
+
+def mixtral(writer: Writer, c: Any) -> None:
+    heads(writer, c)
+    writer.add_feed_forward_length(c.intermediate_size)
+    if getattr(c, "sliding_window", None):
+        writer.add_sliding_window(c.sliding_window)
+
+
+def qwen(writer: Writer, c: Any) -> None:
+    heads(writer, c)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    if hasattr(c, "shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
+
+
+def granite(writer: Writer, c: Any) -> None:
+    mixtral(writer, c)
+    writer.add_attention_scale(c.attention_multiplier)
+    writer.add_embedding_scale(c.embedding_multiplier)
+    writer.add_residual_scale(c.residual_multiplier)
+    writer.add_logit_scale(c.logits_scaling)
+    if hasattr(c, "shared_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(c.shared_intermediate_size)
+
+
+def minimax(writer: Writer, c: Any) -> None:
+    mixtral(writer, c)
+    writer.add_expert_feed_forward_length(c.intermediate_size)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+
+
+def routed(writer: Writer, c: Any) -> None:
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    writer.add_expert_shared_count(c.n_shared_experts)
+    writer.add_expert_group_count(c.n_group)
+    writer.add_expert_group_used_count(c.topk_group)
+    writer.add_expert_weights_scale(c.routed_scaling_factor)
+    writer.add_leading_dense_block_count(c.first_k_dense_replace)
+
+
+def glm(writer: Writer, c: Any) -> None:
+    heads(writer, c)
+    routed(writer, c)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_norm(c.norm_topk_prob)
+
+
+def deepseek(writer: Writer, c: Any) -> None:
+    v3, rope = c.model_type == "deepseek_v3", c.rope_parameters
+    routed(writer, c)
+    functions = gguf.ExpertGatingFuncType
+    writer.add_expert_gating_func(functions.SIGMOID if v3 else functions.SOFTMAX)
+    writer.add_expert_weights_norm(v3)
+    writer.add_head_count_kv(1)
+    if c.q_lora_rank:
+        writer.add_q_lora_rank(c.q_lora_rank)
+    writer.add_kv_lora_rank(c.kv_lora_rank)
+    writer.add_key_length(c.kv_lora_rank + c.qk_rope_head_dim)
+    writer.add_value_length(c.kv_lora_rank)
+    writer.add_key_length_mla(c.qk_nope_head_dim + c.qk_rope_head_dim)
+    writer.add_value_length_mla(c.v_head_dim)
+    writer.add_rope_dimension_count(c.qk_rope_head_dim)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(rope["factor"])
+    writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
+
+
+def gpt_oss(writer: Writer, c: Any) -> None:
+    mixtral(writer, c)
+    writer.add_expert_feed_forward_length(c.intermediate_size)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(c.rope_parameters["factor"])
+    writer.add_rope_scaling_orig_ctx_len(c.rope_parameters["original_max_position_embeddings"])
+
+
+def split(c: Any, tensors: Tensors) -> Tensors:
+    """Gate and up of all experts in tensors of their own."""
+    result = {}
+    for name, values in tensors.items():
+        if name.endswith(("experts.gate_up_proj", "shared_mlp.input_linear.weight")):
+            kinds = ("gate_proj", "up_proj")
+            stem = name.replace(".gate_up_proj", "").replace(".input_linear.weight", "")
+            for kind, part in zip(kinds, np.split(values, 2, -2), strict=True):
+                result[f"{stem}.{kind}.weight"] = part
+        elif name.endswith("experts.down_proj"):
+            result[f"{name}.weight"] = values
+        else:
+            result[name.replace("router.weight", "router.layer.weight")] = values
+    renamed = {"block_sparse_moe.experts": "mlp.experts", "shared_mlp": "mlp.shared_experts"}
+    for old, new in renamed.items():
+        result = {name.replace(old, new): values for name, values in result.items()}
+    return {n.replace("output_linear", "down_proj"): values for n, values in result.items()}
+
+
+def permuted(c: Any, tensors: Tensors) -> Tensors:
+    """Also, rows of q and k are paired as llama.cpp rotates them."""
+    result = split(c, tensors)
+    for name, values in result.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            n = c.num_attention_heads if "q_proj" in name else c.num_key_value_heads
+            pairs = values.reshape(n, 2, -1, values.shape[1]).swapaxes(1, 2)
+            result[name] = pairs.reshape(values.shape)
+    return result
+
+
+def by_head(c: Any, tensors: Tensors) -> Tensors:
+    """Also, the up-projections of latents are apart, those of keys transposed."""
+    result = {}
+    for name, values in split(c, tensors).items():
+        if "kv_b_proj" not in name:
+            result[name] = values
+            continue
+        each = values.reshape(c.num_attention_heads, -1, c.kv_lora_rank)
+        keys = each[:, : c.qk_nope_head_dim].swapaxes(1, 2)
+        result[name.replace("kv_b_proj", "k_b_proj")] = keys
+        result[name.replace("kv_b_proj", "v_b_proj")] = each[:, c.qk_nope_head_dim :]
+    return result
+
+
+def in_turn(c: Any, tensors: Tensors) -> Tensors:
+    """gpt-oss: transposed, outputs of gate and up in turn."""
+    result = {}
+    for name, values in tensors.items():
+        stem, _, last = name.rpartition(".")
+        if last == "gate_up_proj":
+            result[f"{stem}.gate_proj.weight"] = values[..., ::2].swapaxes(1, 2)
+            result[f"{stem}.up_proj.weight"] = values[..., 1::2].swapaxes(1, 2)
+        elif last == "gate_up_proj_bias":
+            result[f"{stem}.gate_proj.bias"] = values[..., ::2]
+            result[f"{stem}.up_proj.bias"] = values[..., 1::2]
+        elif last == "down_proj":
+            result[f"{stem}.down_proj.weight"] = values.swapaxes(1, 2)
+        elif last == "down_proj_bias":
+            result[f"{stem}.down_proj.bias"] = values
+        else:
+            result[name + ".weight" if last == "sinks" else name] = values
+    return result
+
+
+#: Of the families of `mixtures`: architecture in GGUF, keys, and what is done to all tensors.
+FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
+    "deepseek-v2": (ARCH.DEEPSEEK2, deepseek, split),
+    "deepseek-v3": (ARCH.DEEPSEEK2, deepseek, by_head),
+    "glm4-moe": (ARCH.GLM4_MOE, glm, split),
+    "gpt-oss": (ARCH.GPT_OSS, gpt_oss, in_turn),
+    "granite-moe-shared": (ARCH.GRANITE_MOE, granite, permuted),
+    "minimax-m2": (ARCH.MINIMAXM2, minimax, split),
+    "mixtral": (ARCH.LLAMA, mixtral, permuted),
+    "olmoe": (ARCH.OLMOE, mixtral, split),
+    "qwen2-moe": (ARCH.QWEN2MOE, qwen, split),
+    "qwen3-moe": (ARCH.QWEN3MOE, qwen, split),
+}
+
+
+def write(path: Path, name: str, model: torch.nn.Module) -> None:
+    arch, keys, change = FILES[name]
+    config: Any = model.config
+    writer = Writer(path, gguf.MODEL_ARCH_NAMES[arch])
+    common(writer, config)
+    keys(writer, config)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    state = {key: t.detach().float().numpy() for key, t in model.state_dict().items()}
+    for hf_name, values in change(config, state).items():
+        named = hf_name.replace("e_score_correction_bias", "e_score_correction.bias")
+        stored = names.get_name(named, try_suffixes=(".weight", ".bias"))
+        assert stored is not None, hf_name
+        writer.add_tensor(stored, np.ascontiguousarray(values.squeeze()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_logits_from_a_file_equal_transformers(name: str, tmp_path: Path) -> None:
+    case = FAMILIES[name]
+    if name.startswith("deepseek"):
+        # Files have one number for both.
+        rope = {**case.config["rope_parameters"], "mscale": 1.3}
+        case = replace(case, config={**case.config, "rope_parameters": rope})
+    if name.startswith("qwen"):
+        # llama.cpp has no dense layers here.
+        sparse = {"mlp_only_layers": [], "decoder_sparse_step": 1}
+        case = replace(case, config={**case.config, **sparse})
+    if name == "gpt-oss":  # which llama.cpp knows
+        case = replace(case, config={**case.config, "swiglu_limit": 7.0})
+    if name == "deepseek-v3":
+        case = replace(case, config={**case.config, "attention_bias": False})
+    model = make(case)
+    write(tmp_path / "m.gguf", name, model)
+    backend = CpuBackend("f32", threads=1)
+    checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
+    got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [40, 1, 19])
+    want = hf_logits(model, IDS)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
