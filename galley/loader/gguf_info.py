@@ -20,9 +20,9 @@ from galley.loader.gguf_names import (
     LONG_FACTORS,
     ROPE_FACTORS,
     SHORT_FACTORS,
+    WITH_EXPERTS,
     Architecture,
 )
-from galley.loader.gguf_names import ARCHITECTURES, ROPE_FACTORS, WITH_EXPERTS, Architecture
 from galley.loader.hf_info import architecture_in, info_of_directory
 from galley.loader.rope import max_position
 
