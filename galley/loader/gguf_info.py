@@ -20,7 +20,6 @@ from galley.loader.gguf_names import (
     LONG_FACTORS,
     ROPE_FACTORS,
     SHORT_FACTORS,
-    WITH_EXPERTS,
     Architecture,
 )
 from galley.loader.hf_info import architecture_in, info_of_directory
@@ -98,8 +97,6 @@ def architecture_of(file: GGUFFile) -> tuple[str, Architecture]:
     known = ARCHITECTURES.get(arch) if isinstance(arch, str) else None
     if known is not None and known.where is not None and known.where[0] in file.tensors:
         known = known.where[1]
-    if known is not None and file.get(f"{arch}.expert_count", 0):
-        known = ARCHITECTURES.get(f"{arch}{WITH_EXPERTS}", known)
     if known is None:
         raise ModelError(
             f"{file.path}: GGUF architecture {arch!r} is not supported; "

@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from galley.loader import gguf_dense, gguf_gpt, gguf_states
-from galley.loader import gguf_experts, gguf_states
+from galley.loader import gguf_dense, gguf_experts, gguf_gpt, gguf_states
 from galley.loader.fields import Fields
 
 _TOP = {
@@ -75,12 +74,15 @@ class Architecture(msgspec.Struct, frozen=True):
     where: tuple[str, Architecture] | None = None
 
 
-#: What follows the name of an architecture that may have experts, where it has some.
-WITH_EXPERTS = " with experts"
+_MIXTRAL = Architecture(
+    "MixtralForCausalLM",
+    "mixtral",
+    interleaved_qk=True,
+    in_layer=gguf_experts.MIXTRAL_NAMES,
+    config=gguf_experts.mixtral,
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "cohere2": Architecture("Cohere2ForCausalLM", "cohere2", config=gguf_dense.cohere),
-    "command-r": Architecture("CohereForCausalLM", "cohere", config=gguf_dense.cohere),
     "deepseek2": Architecture(
         "DeepseekV2ForCausalLM",
         "deepseek_v2",
@@ -90,6 +92,49 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dots1": Architecture(
         "Dots1ForCausalLM", "dots1", in_layer=gguf_experts.GLM_NAMES, config=gguf_experts.dots1
     ),
+    "glm4moe": Architecture(
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        in_layer=gguf_experts.GLM_NAMES,
+        config=gguf_experts.glm4_moe,
+    ),
+    "gpt-oss": Architecture(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        in_layer=gguf_experts.GPT_OSS_NAMES,
+        config=gguf_experts.gpt_oss,
+    ),
+    "granitemoe": Architecture(
+        "GraniteMoeSharedForCausalLM",
+        "granitemoeshared",
+        interleaved_qk=True,
+        in_layer=gguf_experts.GRANITE_NAMES,
+        fused=gguf_experts.GRANITE_FUSED,
+        config=gguf_experts.granite_moe,
+    ),
+    "minimax-m2": Architecture(
+        "MiniMaxM2ForCausalLM",
+        "minimax_m2",
+        in_layer=gguf_experts.MIXTRAL_NAMES,
+        config=gguf_experts.minimax_m2,
+    ),
+    "olmoe": Architecture(
+        "OlmoeForCausalLM", "olmoe", in_layer=gguf_experts.QWEN_NAMES, config=gguf_experts.olmoe
+    ),
+    "qwen2moe": Architecture(
+        "Qwen2MoeForCausalLM",
+        "qwen2_moe",
+        in_layer=gguf_experts.QWEN_NAMES,
+        config=gguf_experts.qwen2_moe,
+    ),
+    "qwen3moe": Architecture(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        in_layer=gguf_experts.QWEN_NAMES,
+        config=gguf_experts.qwen3_moe,
+    ),
+    "cohere2": Architecture("Cohere2ForCausalLM", "cohere2", config=gguf_dense.cohere),
+    "command-r": Architecture("CohereForCausalLM", "cohere", config=gguf_dense.cohere),
     "falcon-h1": Architecture(
         "FalconH1ForCausalLM",
         "falcon_h1",
@@ -115,17 +160,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4": Architecture("Glm4ForCausalLM", "glm4", in_layer=_IN_LAYER | gguf_dense.GLM4_NAMES),
     "granite": Architecture(
         "GraniteForCausalLM", "granite", interleaved_qk=True, config=gguf_dense.granite
-    "glm4moe": Architecture(
-        "Glm4MoeForCausalLM",
-        "glm4_moe",
-        in_layer=gguf_experts.GLM_NAMES,
-        config=gguf_experts.glm4_moe,
-    ),
-    "gpt-oss": Architecture(
-        "GptOssForCausalLM",
-        "gpt_oss",
-        in_layer=gguf_experts.GPT_OSS_NAMES,
-        config=gguf_experts.gpt_oss,
     ),
     "granitehybrid": Architecture(
         "GraniteMoeHybridForCausalLM",
@@ -134,14 +168,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_layer=gguf_states.GRANITE_HYBRID_NAMES,
         fused=gguf_states.GRANITE_HYBRID_FUSED,
         config=gguf_states.granite_hybrid,
-    ),
-    "granitemoe": Architecture(
-        "GraniteMoeSharedForCausalLM",
-        "granitemoeshared",
-        interleaved_qk=True,
-        in_layer=gguf_experts.GRANITE_NAMES,
-        fused=gguf_experts.GRANITE_FUSED,
-        config=gguf_experts.granite_moe,
     ),
     "jamba": Architecture(
         "JambaForCausalLM",
@@ -157,13 +183,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_layer=gguf_states.LFM2_NAMES,
         config=gguf_states.lfm2,
     ),
-    "llama": Architecture("LlamaForCausalLM", "llama", interleaved_qk=True),
-    "llama with experts": Architecture(
-        "MixtralForCausalLM",
-        "mixtral",
+    "llama": Architecture(
+        "LlamaForCausalLM",
+        "llama",
         interleaved_qk=True,
-        in_layer=gguf_experts.MIXTRAL_NAMES,
-        config=gguf_experts.mixtral,
+        where=("blk.0.ffn_gate_exps.weight", _MIXTRAL),
     ),
     "mamba": Architecture(
         "MambaForCausalLM",
@@ -180,12 +204,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_layer=gguf_states.MAMBA2_NAMES,
         layers="backbone.layers",
         config=gguf_states.mamba2,
-    ),
-    "minimax-m2": Architecture(
-        "MiniMaxM2ForCausalLM",
-        "minimax_m2",
-        in_layer=gguf_experts.MIXTRAL_NAMES,
-        config=gguf_experts.minimax_m2,
     ),
     "mistral": Architecture("MistralForCausalLM", "mistral", interleaved_qk=True),
     "nemotron_h": Architecture(
@@ -208,16 +226,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         "phi3",
         in_layer=_IN_LAYER | gguf_dense.PHI3_NAMES,
         config=gguf_dense.phi3,
-    "olmoe": Architecture(
-        "OlmoeForCausalLM", "olmoe", in_layer=gguf_experts.QWEN_NAMES, config=gguf_experts.olmoe
     ),
     "qwen2": Architecture("Qwen2ForCausalLM", "qwen2"),
-    "qwen2moe": Architecture(
-        "Qwen2MoeForCausalLM",
-        "qwen2_moe",
-        in_layer=gguf_experts.QWEN_NAMES,
-        config=gguf_experts.qwen2_moe,
-    ),
     "qwen3": Architecture("Qwen3ForCausalLM", "qwen3"),
     "smollm3": Architecture(
         "SmolLM3ForCausalLM", "smollm3", interleaved_qk=True, config=gguf_dense.smollm3
@@ -311,11 +321,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         "starcoder2",
         in_layer={**_IN_LAYER, **gguf_gpt.STARCODER2_NAMES},
         config=gguf_gpt.starcoder2,
-    "qwen3moe": Architecture(
-        "Qwen3MoeForCausalLM",
-        "qwen3_moe",
-        in_layer=gguf_experts.QWEN_NAMES,
-        config=gguf_experts.qwen3_moe,
     ),
 }
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from galley.kernels.cpu import CpuBackend
+from galley.kernels.reference import ReferenceBackend
 from galley.loader.gguf_checkpoint import GGUFCheckpoint
 from tests.models.checkpoints import hf_logits, make
 from tests.models.driver import LIMITS, load, solo_logits
@@ -204,7 +205,7 @@ FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
 }
 
 
-def write(path: Path, name: str, model: torch.nn.Module) -> None:
+def write(path: Path, name: str, model: torch.nn.Module, experts: Any = None) -> None:
     arch, keys, change = FILES[name]
     config: Any = model.config
     writer = Writer(path, gguf.MODEL_ARCH_NAMES[arch])
@@ -216,7 +217,11 @@ def write(path: Path, name: str, model: torch.nn.Module) -> None:
         named = hf_name.replace("e_score_correction_bias", "e_score_correction.bias")
         stored = names.get_name(named, try_suffixes=(".weight", ".bias"))
         assert stored is not None, hf_name
-        writer.add_tensor(stored, np.ascontiguousarray(values.squeeze()))
+        values = np.ascontiguousarray(values.squeeze())
+        if experts is not None and "_exps" in stored:
+            writer.add_tensor(stored, gguf.quants.quantize(values, experts), raw_dtype=experts)
+        else:
+            writer.add_tensor(stored, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -245,3 +250,18 @@ def test_logits_from_a_file_equal_transformers(name: str, tmp_path: Path) -> Non
     got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [40, 1, 19])
     want = hf_logits(model, IDS)
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_quantised_experts_are_read_one_by_one(tmp_path: Path) -> None:
+    """The values of the file; the native backend rounds its inputs before them."""
+    case = FAMILIES["qwen3-moe"]
+    sizes = {"moe_intermediate_size": 64, "decoder_sparse_step": 1}
+    model = make(replace(case, config={**case.config, **sizes}))
+    write(tmp_path / "m.gguf", "qwen3-moe", model, experts=gguf.GGMLQuantizationType.Q8_0)
+    checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
+    assert checkpoint.header("model.layers.1.mlp.experts.7.up_proj.weight").dtype == "Q8_0"
+    logits = [
+        solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [60])
+        for backend in (ReferenceBackend(), CpuBackend("f32", threads=1))
+    ]
+    assert np.median(np.abs(logits[0] - logits[1])) <= 1e-3 * np.abs(logits[0]).max()
