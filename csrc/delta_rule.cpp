@@ -7,9 +7,12 @@
 //   [tokens][heads]), a_log, dt_bias (f32 [heads]), state. Ints: heads, key_heads (head h reads key
 //   head h / (heads / key_heads)), keys, values, q_stride?, k_stride?, v_stride?, alpha_stride?,
 //   beta_stride?, and those of the state (state.h). Floats: eps, of the lengths.
-// `wkv7`: S = diag(w) S + k vᵀ + b (aᵀ S), out = rᵀ S.
-//   Pointers: r, w, k, v, a, b, out (f32 [tokens][heads * size]), state. Ints: heads, size,
-//   NAME_stride? of each, and those of the state.
+// `wkv7`: per head, with sigmoids of w, a and mix, d = exp(-exp(-0.5) * w), u = k * k_k of unit length,
+//   k' = k * (1 + (a - 1) * k_a), v' = v + (first - v) * mix (v where there is no first): S = diag(d) S +
+//   k' v'ᵀ - (u * a) (uᵀ S), y = rᵀ S; out = norm(y) * weight + bias + (r * k' * r_k summed) * v', with
+//   norm to mean 0 and variance 1. Pointers: r, w, k, v, a, first?, mix?, out (f32 [tokens][heads *
+//   size]), k_k, k_a, r_k, weight, bias (f32 [heads * size]), state. Ints: heads, size, NAME_stride? of
+//   each value, and those of the state. Floats: eps, added to the variance.
 #include "delta_rule_kernel.h"
 
 #include <cmath>
@@ -69,10 +72,14 @@ class Wkv7 final : public StateOp {
   explicit Wkv7(const Args& a)
       : StateOp(StateCache(a, a.size("heads"), a.size("size") * padded(a.size("size")))),
         heads_(a.size("heads")), size_(a.size("size")), r_(rows(a, "r")), w_(rows(a, "w")),
-        k_(rows(a, "k")), v_(rows(a, "v")), a_(rows(a, "a")), b_(rows(a, "b")),
-        out_(a.ptr<float>("out")), kernel_(GALLEY_PICK(wkv7_run)) {}
+        k_(rows(a, "k")), v_(rows(a, "v")), a_(rows(a, "a")), first_(rows(a, "first", true)),
+        mix_(rows(a, "mix", true)), k_k_(a.ptr<float>("k_k")), k_a_(a.ptr<float>("k_a")),
+        r_k_(a.ptr<float>("r_k")), weight_(a.ptr<float>("weight")), bias_(a.ptr<float>("bias")),
+        out_(a.ptr<float>("out")), eps_(a.f("eps")), kernel_(GALLEY_PICK(wkv7_run)) {}
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
+    float* scratch = thread_scratch(delta_scratch(size_));
+    const bool mixes = first_ && mix_;
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t head = tile / step.rows, column = head * size_;
       const auto update = [&](float* state, int64_t token, int64_t count) {
@@ -82,23 +89,28 @@ class Wkv7 final : public StateOp {
         run.k = k_.row(token) + column, run.k_stride = k_.stride;
         run.v = v_.row(token) + column, run.v_stride = v_.stride;
         run.a = a_.row(token) + column, run.a_stride = a_.stride;
-        run.b = b_.row(token) + column, run.b_stride = b_.stride;
+        run.first = mixes ? first_.row(token) + column : nullptr, run.first_stride = first_.stride;
+        run.mix = mixes ? mix_.row(token) + column : nullptr, run.mix_stride = mix_.stride;
         run.out = out_ + token * heads_ * size_ + column, run.out_stride = heads_ * size_;
-        run.size = size_, run.count = count;
-        kernel_(run, state);
+        run.size = size_, run.count = count, run.eps = eps_;
+        run.k_k = k_k_ + column, run.k_a = k_a_ + column, run.r_k = r_k_ + column;
+        run.weight = weight_ + column, run.bias = bias_ + column;
+        kernel_(run, state, scratch);
       };
       state_.for_each_run(step, static_cast<int32_t>(tile % step.rows), head, update);
     }
   }
 
  private:
-  Rows rows(const Args& a, const char* name) const {
-    return rows_argument(a, name, heads_ * size_);
+  Rows rows(const Args& a, const char* name, bool optional = false) const {
+    return rows_argument(a, name, heads_ * size_, optional);
   }
 
   int64_t heads_, size_;
-  Rows r_, w_, k_, v_, a_, b_;
+  Rows r_, w_, k_, v_, a_, first_, mix_;
+  const float *k_k_, *k_a_, *r_k_, *weight_, *bias_;
   float* out_;
+  float eps_;
   decltype(&generic::wkv7_run) kernel_;
 };
 

@@ -24,20 +24,22 @@ struct GatedDeltaRun {
   float a, dt_bias, eps;  // decay = exp(a * softplus(alpha + dt_bias))
 };
 
-// RWKV-7. All [count][size].
+// RWKV-7 (delta_rule.cpp). Values are [count][size]; `first` and `mix` are null in the first layer.
 struct Wkv7Run {
-  const float *r, *w, *k, *v, *a, *b;  // w: the decay
+  const float *r, *w, *k, *v, *a, *first, *mix;
   float* out;
-  int64_t r_stride, w_stride, k_stride, v_stride, a_stride, b_stride, out_stride;
+  int64_t r_stride, w_stride, k_stride, v_stride, a_stride, first_stride, mix_stride, out_stride;
   int64_t size, count;
+  const float *k_k, *k_a, *r_k, *weight, *bias;  // [size]
+  float eps;
 };
 
 // Floats of scratch.
-constexpr int64_t delta_scratch(int64_t keys) { return 5 * ((keys + 15) / 16 * 16); }
+constexpr int64_t delta_scratch(int64_t keys) { return 6 * ((keys + 15) / 16 * 16); }
 
 GALLEY_VARIANTS(
     // `state`: [keys][values, padded to 16], updated.
     void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch);
-    void wkv7_run(const Wkv7Run& run, float* state);)
+    void wkv7_run(const Wkv7Run& run, float* state, float* scratch);)
 
 }  // namespace galley

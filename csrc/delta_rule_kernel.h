@@ -83,13 +83,68 @@ void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch) {
   }
 }
 
-void wkv7_run(const Wkv7Run& run, float* state) {
+GALLEY_INLINE Float sigmoid(const Float& x) {
+  return all(1.0f) / (all(1.0f) + exp(zero() - x));
+}
+
+void wkv7_run(const Wkv7Run& run, float* state, float* scratch) {
+  const int64_t size = run.size, n = (size + kLanes - 1) / kLanes * kLanes;
+  float *read = scratch, *decay = read + n, *write = decay + n, *correct = write + n;
+  float *value = correct + n, *y = value + n;
   for (int64_t t = 0; t < run.count; t++) {
-    const DeltaStep step{run.a + t * run.a_stride, run.w + t * run.w_stride,
-                         run.k + t * run.k_stride, run.b + t * run.b_stride,
-                         run.r + t * run.r_stride, run.v + t * run.v_stride,
-                         1.0f,                     run.out + t * run.out_stride};
-    delta_step(step, run.size, run.size, state);
+    const float* r = run.r + t * run.r_stride;
+    Float length = zero(), bonus = zero();
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const int part = size - i < kLanes ? static_cast<int>(size - i) : kLanes;
+      const Float k = load_part(run.k + t * run.k_stride + i, part);
+      const Float a = sigmoid(load_part(run.a + t * run.a_stride + i, part));
+      const Float key = k * load_part(run.k_k + i, part);
+      length = fma(key, key, length);
+      store(read + i, key);
+      store(correct + i, a);
+      const Float change = (a - all(1.0f)) * load_part(run.k_a + i, part);
+      const Float written = fma(k, change, k);
+      store(write + i, written);
+      const Float w = sigmoid(load_part(run.w + t * run.w_stride + i, part));
+      store(decay + i, exp(w * all(-0.60653066f)));  // -exp(-0.5)
+      bonus = fma(load_part(r + i, part) * written, load_part(run.r_k + i, part), bonus);
+      Float v = load_part(run.v + t * run.v_stride + i, part);
+      if (run.first) {
+        const Float first = load_part(run.first + t * run.first_stride + i, part);
+        v = fma(first - v, sigmoid(load_part(run.mix + t * run.mix_stride + i, part)), v);
+      }
+      store(value + i, v);
+    }
+    const float norm = __builtin_sqrtf(sum(length));
+    const Float inverse = all(1.0f / (norm > 1e-12f ? norm : 1e-12f));
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const Float key = load(read + i) * inverse;
+      store(read + i, zero() - key);
+      store(correct + i, key * load(correct + i));
+    }
+    delta_step({read, decay, write, correct, r, value, 1.0f, y}, size, size, state);
+    Float total = zero();
+    for (int64_t i = 0; i < size; i += kLanes) {
+      total = total + load_part(y + i, size - i < kLanes ? static_cast<int>(size - i) : kLanes);
+    }
+    const float mean = sum(total) / static_cast<float>(size);
+    Float squares = zero();
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const int part = size - i < kLanes ? static_cast<int>(size - i) : kLanes;
+      float centred[kLanes] = {};
+      store_part(centred, load_part(y + i, part) - all(mean), part);
+      const Float c = load(centred);
+      squares = fma(c, c, squares);
+    }
+    const float variance = sum(squares) / static_cast<float>(size);
+    const Float scale = all(1.0f / __builtin_sqrtf(variance + run.eps));
+    const Float share = all(sum(bonus));
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const int part = size - i < kLanes ? static_cast<int>(size - i) : kLanes;
+      const Float normed = (load_part(y + i, part) - all(mean)) * scale;
+      const Float out = fma(normed, load_part(run.weight + i, part), load_part(run.bias + i, part));
+      store_part(run.out + t * run.out_stride + i, fma(share, load(value + i), out), part);
+    }
   }
 }
 

@@ -6,7 +6,7 @@
 
 namespace galley {
 
-enum class Function : int { gelu, gelu_tanh, relu, relu2, silu, xielu, count };
+enum class Function : int { gelu, gelu_tanh, relu, relu2, silu, xielu, sigmoid, tanh, count };
 
 // A function of one number, with its parameters where it has some.
 struct Elementwise {
@@ -41,6 +41,15 @@ GALLEY_INLINE void apply(const Elementwise& f, const float* x, int64_t n, float*
       return apply(
           [&f](const Float& v) { return xielu(v, f.positive, f.negative, f.beta, f.limit); }, x, n,
           out);
+    case Function::sigmoid:
+      return apply([](const Float& v) { return all(1.0f) / (all(1.0f) + exp(zero() - v)); }, x, n,
+                   out);
+    case Function::tanh:
+      return apply(
+          [](const Float& v) {
+            return all(2.0f) / (all(1.0f) + exp(all(-2.0f) * v)) - all(1.0f);
+          },
+          x, n, out);
     case Function::count: return;
   }
 }

@@ -1,7 +1,6 @@
-// Op `gate`: out = x * function(gate * scale); each gate is for `width` neighbouring columns of x.
-// Pointers: x (f32 [tokens][n]), gate (f32 [tokens][n / width]), out ([tokens][n] of out_kind).
-// Ints: n, width? (default 1), function? (0 silu, 1 sigmoid), x_stride?, gate_stride?, out_kind.
-// Floats: scale?. Tile: 4 tokens.
+// Op `gate`: out = x * function(gate * scale). Pointers: x, gate (f32 [tokens][n]), out ([tokens][n]
+// of out_kind). Ints: n, function? (0 silu, 1 sigmoid, 2 identity), x_stride?, gate_stride?,
+// out_kind. Floats: scale?. Tile: 4 tokens.
 #include "gate_kernel.h"
 
 #include "scratch.h"
@@ -13,13 +12,11 @@ namespace {
 class Gate final : public Op {
  public:
   explicit Gate(const Args& a)
-      : n_(a.size("n")), width_(a.i("width", 1)), function_(a.choice("function", 2, GateFunction::silu)),
-        scale_(a.f("scale", 1.0)), out_(a.ptr<uint8_t>("out")), kind_(a.kind("out_kind")),
-        out_bytes_(activation_bytes(kind_, n_)), kernel_(GALLEY_PICK(gate_row)) {
-    if (width_ <= 0 || n_ % width_ != 0) throw std::invalid_argument("width must divide n");
-    x_ = rows_argument(a, "x", n_);
-    gate_ = rows_argument(a, "gate", n_ / width_);
-  }
+      : n_(a.size("n")), function_(a.choice("function", 3, GateFunction::silu)),
+        scale_(a.f("scale", 1.0)), x_(rows_argument(a, "x", n_)),
+        gate_(rows_argument(a, "gate", n_)), out_(a.ptr<uint8_t>("out")),
+        kind_(a.kind("out_kind")), out_bytes_(activation_bytes(kind_, n_)),
+        kernel_(GALLEY_PICK(gate_row)) {}
 
   int64_t tiles(const Step& step, int) const override {
     return (step.tokens + kTileRows - 1) / kTileRows;
@@ -29,14 +26,14 @@ class Gate final : public Op {
     const int64_t last = std::min<int64_t>(end * kTileRows, step.tokens);
     float* scratch = thread_scratch(n_);
     for (int64_t t = begin * kTileRows; t < last; t++) {
-      kernel_(x_.row(t), gate_.row(t), n_, width_, function_, scale_, scratch, kind_,
+      kernel_(x_.row(t), gate_.row(t), n_, function_, scale_, scratch, kind_,
               out_ + t * out_bytes_);
     }
   }
 
  private:
   static constexpr int64_t kTileRows = 4;
-  int64_t n_, width_;
+  int64_t n_;
   GateFunction function_;
   float scale_;
   Rows x_, gate_;

@@ -4,12 +4,11 @@
 
 namespace galley {
 
-enum class GateFunction : int { silu = 0, sigmoid = 1 };
+enum class GateFunction : int { silu = 0, sigmoid = 1, identity = 2 };
 
 GALLEY_VARIANTS(
-    // out[n] = x * function(gate * scale), stored as any kind through `scratch`[n]. Gate i / width
-    // belongs to element i.
-    void gate_row(const float* x, const float* gate, int64_t n, int64_t width, GateFunction function,
-                  float scale, float* scratch, Kind kind, void* out);)
+    // out[n] = x * function(gate * scale), stored as any kind through `scratch`[n].
+    void gate_row(const float* x, const float* gate, int64_t n, GateFunction function, float scale,
+                  float* scratch, Kind kind, void* out);)
 
 }  // namespace galley

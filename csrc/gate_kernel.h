@@ -8,27 +8,18 @@ namespace galley {
 namespace GALLEY_VARIANT {
 
 GALLEY_INLINE Float gate_of(const Float& g, GateFunction function) {
+  if (function == GateFunction::identity) return g;
   const Float one = all(1.0f), sigmoid = one / (one + exp(zero() - g));
   return function == GateFunction::sigmoid ? sigmoid : g * sigmoid;
 }
 
-void gate_row(const float* x, const float* gate, int64_t n, int64_t width, GateFunction function,
-              float scale, float* scratch, Kind kind, void* out) {
+void gate_row(const float* x, const float* gate, int64_t n, GateFunction function, float scale,
+              float* scratch, Kind kind, void* out) {
   float* y = kind == Kind::f32 ? static_cast<float*>(out) : scratch;
-  if (width == 1) {
-    for (int64_t i = 0; i < n; i += kLanes) {
-      const int part = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
-      const Float g = gate_of(load_part(gate + i, part) * all(scale), function);
-      store_part(y + i, load_part(x + i, part) * g, part);
-    }
-  } else {
-    for (int64_t head = 0; head < n; head += width) {
-      const Float g = gate_of(all(gate[head / width] * scale), function);
-      for (int64_t i = 0; i < width; i += kLanes) {
-        const int part = width - i < kLanes ? static_cast<int>(width - i) : kLanes;
-        store_part(y + head + i, load_part(x + head + i, part) * g, part);
-      }
-    }
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int part = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+    const Float g = gate_of(load_part(gate + i, part) * all(scale), function);
+    store_part(y + i, load_part(x + i, part) * g, part);
   }
   if (kind != Kind::f32) store_row(y, n, kind, out);
 }

@@ -113,6 +113,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3MoeForCausalLM": Architecture("galley.models.qwen_moe", "qwen3_moe"),
     "Qwen3NextForCausalLM": Architecture("galley.models.qwen3_next", "qwen3_next"),
     "Qwen3_5ForCausalLM": Architecture("galley.models.qwen3_next", "qwen3_5"),
+    "RWKV7ForCausalLM": Architecture("galley.models.rwkv7", "rwkv7"),
     "SeedOssForCausalLM": Architecture("galley.models.seed_oss", "seed_oss"),
     "SmolLM3ForCausalLM": Architecture("galley.models.smollm3", "smollm3"),
     "StableLmForCausalLM": Architecture("galley.models.stablelm", "stablelm"),

@@ -52,7 +52,11 @@ FORMULAS = {
     "relu2": lambda x: max(x, 0.0) ** 2,
     "silu": lambda x: x / (1 + math.exp(-x)),
     "xielu": xielu,
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "tanh": math.tanh,
 }
+#: Values at 0 and far below it, where they are not 0.
+LIMITS = {"sigmoid": (0.5, 0.0), "tanh": (0.0, -1.0)}
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -80,10 +84,11 @@ def test_extreme_values(isa, function):
     x = np.array([[-1e5, -200, 0, 200, 1e5, np.nan]], np.float32)
     out = elementwise(x, function, isa)[0]
     assert np.isfinite(out[:5]).all()
-    assert abs(out[2]) <= (2e-6 if function == "xielu" else 0)
+    at_zero, below = LIMITS.get(function, (0.0, 0.0))
+    assert abs(out[2] - at_zero) <= (2e-6 if function == "xielu" else 0)
     assert np.isnan(out[5])
     if function != "xielu":
-        np.testing.assert_allclose(out[:2], 0, atol=1e-30)
+        np.testing.assert_allclose(out[:2], below, atol=1e-30)
 
 
 @pytest.mark.parametrize("isa", ISAS)

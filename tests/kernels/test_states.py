@@ -12,6 +12,7 @@ from galley.kernels.ops.causal_conv import conv_state
 from galley.kernels.ops.gated_delta_rule import delta_state
 from galley.kernels.ops.selective_scan import scan_state
 from galley.kernels.ops.ssd_scan import SSDParameters, ssd_state
+from galley.kernels.ops.wkv7 import Wkv7Parameters
 from tests.kernels.native_harness import ISAS
 from tests.kernels.states import Call, definition, native
 
@@ -86,13 +87,15 @@ def delta_case(keys: int, values: int) -> Case:
 
 
 def wkv(ops, values, constants, state, ctx):
-    return ops.wkv7(**values, heads=2, state=state, ctx=ctx)
+    parameters = Wkv7Parameters(**constants, eps=1e-4, heads=2)
+    return ops.wkv7(**values, parameters=parameters, state=state, ctx=ctx)
 
 
-def wkv_case(size: int) -> Case:
-    return Case(
-        wkv, {}, StateLayer(0, *delta_state(2, size, size)), dict.fromkeys("rwkvab", 2 * size)
-    )
+def wkv_case(size: int, mixes: bool) -> Case:
+    names = ["k_k", "k_a", "r_k", "weight", "bias"]
+    constants = {name: normal(2 * size, seed=i) for i, name in enumerate(names)}
+    widths = dict.fromkeys([*"rwkva", *(["first", "mix"] if mixes else [])], 2 * size)
+    return Case(wkv, constants, StateLayer(0, *delta_state(2, size, size)), widths)
 
 
 CASES = {
@@ -100,8 +103,8 @@ CASES = {
     "selective scan, odd sizes, gate": scan_case(channels=40, state_size=5, gated=True),
     "delta rule": delta_case(keys=32, values=48),
     "delta rule, odd sizes": delta_case(keys=18, values=20),
-    "wkv7": wkv_case(size=32),
-    "wkv7, odd size": wkv_case(size=18),
+    "wkv7": wkv_case(size=32, mixes=True),
+    "wkv7, odd size": wkv_case(size=18, mixes=False),
     "convolution": conv_case(gated=False),
     "gated convolution": conv_case(gated=True),
     "ssd": ssd_case(head_dim=32, state_size=24, gated=False),
@@ -116,8 +119,7 @@ CUT = [[13, 0, 5], [1, 1, 0], [40, 0, 31], *[[1, 0, 0]] * 6, [10, 0, 1]]
 def rows_of(case) -> list[dict[str, np.ndarray]]:
     return [
         {
-            # Small, so that the state of a recurrence without normalised keys stays small.
-            name: normal(n, width, seed=10 * r + i) * np.float32(0.2 if case.call is wkv else 1)
+            name: normal(n, width, seed=10 * r + i)
             for i, (name, width) in enumerate(case.widths.items())
         }
         for r, n in enumerate(LENGTHS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,6 +85,7 @@ class Case:
         attention: transformers' implementation of it.
         remote: the family that this is a reference of.
         config_class: transformers' config class, if it is not FAMILYConfig.
+        build: the model, of a family that is not in transformers.
     """
 
     family: str
@@ -92,6 +94,7 @@ class Case:
     attention: str = "eager"
     remote: Remote | None = None
     config_class: str | None = None
+    build: Callable[[], torch.nn.Module] | None = None
 
     @property
     def architecture(self) -> str:
@@ -158,11 +161,14 @@ CASES: dict[str, Case] = {
 
 def make(case: Case, seed: int = 0) -> torch.nn.Module:
     """A transformers model of the case, all weights (norms and biases too) random, float32."""
-    config_class = getattr(transformers, case.config_class or f"{case.family}Config")
-    config = config_class(**{**SIZES, **case.config})
-    config._attn_implementation = case.attention
     torch.manual_seed(seed)
-    model = getattr(transformers, case.family + case.head)(config).eval().float()
+    if case.build is not None:
+        model = case.build().eval()
+    else:
+        config_class = getattr(transformers, case.config_class or f"{case.family}Config")
+        config = config_class(**{**SIZES, **case.config})
+        config._attn_implementation = case.attention
+        model = getattr(transformers, case.family + case.head)(config).eval().float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or "ln_" in name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.models.checkpoints import Case
+from tests.models.rwkv7 import RWKV7ForCausalLM
 
 MAMBA2: dict[str, Any] = {"head_dim": 16, "num_heads": 8, "state_size": 16, "n_groups": 2}
 
@@ -86,6 +87,7 @@ FAMILIES: dict[str, Case] = {
     "mamba2": Case("Mamba2", MAMBA2),
     "nemotron-h": Case("NemotronH", NEMOTRON_H),
     "qwen3.5": Case("Qwen3_5", DELTA_NET, config_class="Qwen3_5TextConfig"),
+    "rwkv7": Case("RWKV7", {}, build=RWKV7ForCausalLM),
     "qwen3-next": Case("Qwen3Next", {**DELTA_NET, **EXPERTS, "mlp_only_layers": [1]}),
 }
 

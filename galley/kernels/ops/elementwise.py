@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: gelu: with erf; gelu_tanh: its tanh form; relu2: the square of relu; xielu: as in Apertus, with
 #: learned parameters. In the order of csrc/elementwise_kernel.h.
-Function = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "xielu"]
+Function = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "xielu", "sigmoid", "tanh"]
 FUNCTIONS: tuple[Function, ...] = get_args(Function)
 
 
@@ -73,6 +73,10 @@ class Elementwise(Op):
             case "xielu":
                 assert parameters is not None
                 return _xielu(x, parameters)
+            case "sigmoid":
+                return x.sigmoid()
+            case "tanh":
+                return x.tanh()
 
     def record(
         self,

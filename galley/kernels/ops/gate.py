@@ -14,15 +14,14 @@ if TYPE_CHECKING:
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceOps
 
-Function = Literal["silu", "sigmoid"]
-FUNCTIONS: tuple[Function, ...] = ("silu", "sigmoid")
+Function = Literal["silu", "sigmoid", "identity"]
+FUNCTIONS: tuple[Function, ...] = ("silu", "sigmoid", "identity")
 
 
 def _arguments(node: Node) -> dict[str, int]:
     x, gate, out = node.reads["x"], node.reads["gate"], whole(output(node))
     return {
         "n": out.columns,
-        "width": out.columns // gate.columns,
         "x_stride": x.buffer.columns,
         "gate_stride": gate.buffer.columns,
         "out_kind": int(out.kind),
@@ -36,10 +35,9 @@ class Gate(Op):
         pointers={"x": "f32", "gate": "f32", "out": ""},
         ints={
             "n": "columns of out",
-            "width?": "default 1: columns of x for one of the gate",
-            "function?": "0 silu, 1 sigmoid",
+            "function?": "0 silu, 1 sigmoid, 2 identity",
             "x_stride?": "default n",
-            "gate_stride?": "default n / width",
+            "gate_stride?": "default n",
             "out_kind": "",
         },
         floats={"scale?": "default 1"},
@@ -51,9 +49,8 @@ class Gate(Op):
     def __call__(
         self, x: Value, gate: Value, function: Function = "silu", scale: float = 1.0
     ) -> Value:
-        """[T, N]: x * function(gate * scale); gate [T, N / width], each for `width` neighbours."""
-        columns = gate.shape[-1]
-        self.require(x.shape[-1] % columns == 0, f"{x.shape[-1]} columns for {columns} gates")
+        """[T, N]: x * function(gate * scale)."""
+        self.require_columns(gate, x.shape[-1])
         self.require(function in FUNCTIONS, f"no function {function!r}")
         return self.run(x, gate, function, scale)
 
@@ -62,10 +59,10 @@ class Gate(Op):
     ) -> Tensor:
         from torch.nn import functional
 
-        scaled = gate.float() * scale
-        factor = functional.silu(scaled) if function == "silu" else scaled.sigmoid()
-        wide = x.float().unflatten(-1, (gate.shape[-1], -1)) * factor[..., None]
-        return wide.flatten(-2).to(x.dtype)
+        factor = gate.float() * scale
+        if function != "identity":
+            factor = functional.silu(factor) if function == "silu" else factor.sigmoid()
+        return (x.float() * factor).to(x.dtype)
 
     def record(
         self, recorder: Recorder, x: Symbol, gate: Symbol, function: Function, scale: float

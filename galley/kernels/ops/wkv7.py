@@ -1,14 +1,15 @@
-"""The recurrence of RWKV-7."""
+"""The recurrence of RWKV-7, with what surrounds it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from galley.kernels.ops.definition import NativeOp, Op
 from galley.kernels.ops.gated_delta_rule import delta_state
-from galley.kernels.ops.state_op import STATE_INTS, STATE_POINTERS, stride_ints, strides
+from galley.kernels.ops.state_op import STATE_INTS, STATE_POINTERS, given, stride_ints, strides
 from galley.kernels.program import TOKENS, Node, Symbol
-from galley.kernels.values import ForwardContext, StateLayer, Value
+from galley.kernels.values import Constant, ForwardContext, StateLayer, Value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,15 +17,35 @@ if TYPE_CHECKING:
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceContext, ReferenceOps
 
-_VALUES = ("r", "w", "k", "v", "a", "b")
+_VALUES = ("r", "w", "k", "v", "a", "first", "mix")
+_CONSTANTS = ("k_k", "k_a", "r_k", "weight", "bias")
+
+
+@dataclass(frozen=True)
+class Wkv7Parameters:
+    """Learned constants, [heads * N] each, and the epsilon of the norm."""
+
+    k_k: Constant
+    k_a: Constant
+    r_k: Constant
+    weight: Constant
+    bias: Constant
+    eps: float
+    heads: int
 
 
 class Wkv7(Op):
     name = "wkv7"
     native = NativeOp(
         "wkv7",
-        pointers={**dict.fromkeys(_VALUES, "f32"), **STATE_POINTERS, "out": "f32"},
+        pointers={
+            **{f"{name}?" if name in ("first", "mix") else name: "f32" for name in _VALUES},
+            **dict.fromkeys(_CONSTANTS, "f32 [heads * size]"),
+            **STATE_POINTERS,
+            "out": "f32",
+        },
         ints={"heads": "", "size": "columns of a head", **stride_ints(_VALUES), **STATE_INTS},
+        floats={"eps": "added to the variance"},
         columns=("block_table",),
         arguments=strides,
         rows=dict.fromkeys((*_VALUES, "out"), TOKENS),
@@ -37,27 +58,33 @@ class Wkv7(Op):
         k: Value,
         v: Value,
         a: Value,
-        b: Value,
-        heads: int,
+        parameters: Wkv7Parameters,
         state: StateLayer,
         ctx: ForwardContext,
+        first: Value | None = None,
+        mix: Value | None = None,
     ) -> Value:
-        """[T, heads * N]: per head, with S [N, N] from token to token,
+        """[T, heads * N]: per head, with S [N, N] from token to token, and sigmoids of a and mix,
 
-        S = diag(w) S + k vᵀ + b (aᵀ S)
-        y = rᵀ S
+        d = exp(-exp(-0.5) * sigmoid(w)); u = k * k_k, divided by its length
+        k = k * (1 + (a - 1) * k_a); v = v + (first - v) * mix
+        S = diag(d) S + k vᵀ - (u * a) (uᵀ S)
+        y = norm(rᵀ S) * weight + bias + sum(r * k * r_k) v
 
         Args:
-            r, w, k, v, a, b: [T, heads * N]; w is the decay itself.
+            r, w, k, v, a: [T, heads * N].
+            first, mix: the same; None in the first layer, which keeps its v.
             state: of `delta_state(heads, N, N)`.
         """
-        columns = r.shape[-1]
+        columns, heads = r.shape[-1], parameters.heads
         self.require(columns % heads == 0, f"{columns} columns in {heads} heads")
-        for value in (w, k, v, a, b):
-            self.require_columns(value, columns)
+        self.require((first is None) == (mix is None), "first without mix, or mix without first")
+        for value in (w, k, v, a, first, mix):
+            if value is not None:
+                self.require_columns(value, columns)
         shape = delta_state(heads, columns // heads, columns // heads)
         self.require((state.units, state.unit_size) == shape, f"{shape} in {state}")
-        return self.run(r, w, k, v, a, b, heads, state, ctx)
+        return self.run(r, w, k, v, a, first, mix, parameters, state, ctx)
 
     def reference(
         self,
@@ -67,25 +94,38 @@ class Wkv7(Op):
         k: Tensor,
         v: Tensor,
         a: Tensor,
-        b: Tensor,
-        heads: int,
+        first: Tensor | None,
+        mix: Tensor | None,
+        parameters: Wkv7Parameters,
         state: StateLayer,
         ctx: ReferenceContext,
     ) -> Tensor:
         import torch
+        from torch.nn import functional
 
+        p: Any = parameters
         dtype = r.dtype
-        r, w, k, v, a, b = (x.float().unflatten(-1, (heads, -1)) for x in (r, w, k, v, a, b))
+        r, w, k, v, a = (x.float() for x in (r, w, k, v, a))
+        if first is not None and mix is not None:
+            v = torch.lerp(v, first.float(), mix.float().sigmoid())
+        rate = a.sigmoid()
+        decay = torch.exp(w.sigmoid() * -0.6065306597126334)  # -exp(-0.5)
+        by_head = (p.heads, -1)
+        unit = functional.normalize((k * p.k_k).unflatten(-1, by_head), dim=-1)
+        k = k * (1 + (rate - 1) * p.k_a)
+        r, k, v, rate, decay = (x.unflatten(-1, by_head) for x in (r, k, v, rate, decay))
         y = torch.empty_like(r)
         for tokens, kept in ctx.states(state):
             s = kept.unflatten(1, (r.shape[-1], -1))[..., : r.shape[-1]]
             for t in range(tokens.start, tokens.stop):
-                held = (s * a[t, ..., None]).sum(1)
-                s *= w[t, ..., None]
+                held = (s * unit[t, ..., None]).sum(1)
+                s *= decay[t, ..., None]
                 s += k[t, ..., None] * v[t, :, None]
-                s += b[t, ..., None] * held[:, None]
+                s -= (unit[t] * rate[t])[..., None] * held[:, None]
                 y[t] = (s * r[t, ..., None]).sum(1)
-        return y.flatten(1).to(dtype)
+        normed = functional.layer_norm(y, y.shape[-1:], eps=p.eps).flatten(1)
+        bonus = (r * k * p.r_k.reshape(by_head)).sum(-1, keepdim=True) * v
+        return (normed * p.weight + p.bias + bonus.flatten(1)).to(dtype)
 
     def record(
         self,
@@ -95,15 +135,25 @@ class Wkv7(Op):
         k: Symbol,
         v: Symbol,
         a: Symbol,
-        b: Symbol,
-        heads: int,
+        first: Symbol | None,
+        mix: Symbol | None,
+        parameters: Wkv7Parameters,
         state: StateLayer,
         ctx: ForwardContext,
     ) -> Symbol:
+        p = parameters
         out = Symbol.new(TOKENS, r.columns)
-        values = dict(zip(_VALUES, (r, w, k, v, a, b), strict=True))
-        ints = {"heads": heads, "size": r.columns // heads}
-        recorder.add(Node("wkv7", values, {"out": out}, ints=ints, layer=state))
+        recorder.add(
+            Node(
+                "wkv7",
+                given(r=r, w=w, k=k, v=v, a=a, first=first, mix=mix),
+                {"out": out},
+                constants=given(k_k=p.k_k, k_a=p.k_a, r_k=p.r_k, weight=p.weight, bias=p.bias),
+                ints={"heads": p.heads, "size": r.columns // p.heads},
+                floats={"eps": p.eps},
+                layer=state,
+            )
+        )
         return out
 
 
