@@ -46,6 +46,8 @@ TEXT_MODELS: dict[str, TextModel] = {
     ),
     "ministral3": TextModel("Ministral3ForCausalLM"),
     "mistral": TextModel("MistralForCausalLM"),
+    "qwen3_5_moe_text": TextModel("Qwen3_5MoeForCausalLM"),
+    "qwen3_5_text": TextModel("Qwen3_5ForCausalLM"),
 }
 
 

@@ -116,6 +116,7 @@ ENTRIES: dict[str, Entry] = {
     "Qwen3ForCausalLM": Entry("Qwen3", "dense", "Qwen/Qwen3-0.6B"),
     "Qwen3MoeForCausalLM": Entry("Qwen3 MoE", "mixture", "Qwen/Qwen3-30B-A3B"),
     "Qwen3NextForCausalLM": Entry("Qwen3-Next", "recurrent", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
+    "Qwen3_5MoeForCausalLM": Entry("Qwen3.5 MoE (text)", "recurrent", "Qwen/Qwen3.5-35B-A3B"),
     "Qwen3_5ForCausalLM": Entry("Qwen3.5 (text)", "recurrent", "Qwen/Qwen3.5-0.8B"),
     "RWKV7ForCausalLM": Entry("RWKV 7", "recurrent", "fla-hub/rwkv7-0.4B-world"),
     "SeedOssForCausalLM": Entry("Seed-OSS", "dense", "ByteDance-Seed/Seed-OSS-36B-Instruct"),

@@ -1,18 +1,18 @@
-"""Granite 4 hybrid: Mamba-2 layers, attention in some, and a shared MLP."""
+"""Granite 4 hybrid: Mamba-2 layers, attention in some, and a shared MLP beside experts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from galley.config import ModelInfo
-from galley.errors import ModelError
-from galley.layers.mlp import MLPSpec
+from galley.kernels.ops import Score
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Part, fuse
 from galley.models.config import ModelFields, layer_kinds, model_fields
-from galley.models.decoder import DecoderSpec, LayerSpec, MixerSpec
+from galley.models.decoder import DecoderSpec, FeedForwardSpec, LayerSpec, MixerSpec
+from galley.models.granite_moe import granite_experts, shared_mlp
 from galley.models.llama import Sizes, attention, decoder, read_sizes
 from galley.models.mamba2 import read_mamba2
+from galley.models.mixture import mixture, read_routing
 
 
 def granite_hybrid(model_info: ModelInfo) -> DecoderSpec:
@@ -51,9 +51,13 @@ def _layer(config: ModelFields, sizes: Sizes, index: int, kind: str) -> LayerSpe
     )
 
 
-def _feed_forward(config: ModelFields, sizes: Sizes, prefix: str) -> MLPSpec:
-    if config.integer("num_local_experts", 0):
-        raise ModelError(f"{config.where}: num_local_experts above 0 is not supported yet")
-    h, n = sizes.hidden, config.integer("shared_intermediate_size", least=1)
-    gate, up = fuse(f"{prefix}.shared_mlp.input_linear", [Part("", (n, h))] * 2)
-    return MLPSpec(gate, up, Part(f"{prefix}.shared_mlp.output_linear", (h, n)))
+def _feed_forward(config: ModelFields, sizes: Sizes, prefix: str) -> FeedForwardSpec:
+    shared = shared_mlp(
+        f"{prefix}.shared_mlp", sizes.hidden, config.integer("shared_intermediate_size", least=1)
+    )
+    if not config.integer("num_local_experts", 0):
+        return shared
+    routing = read_routing(config, score=Score.softmax_of_chosen)
+    name = f"{prefix}.block_sparse_moe"
+    parts = granite_experts(name, routing.experts, sizes.hidden, sizes.intermediate)
+    return mixture(name, sizes.hidden, routing, parts, router="router.layer", shared=shared)

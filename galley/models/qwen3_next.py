@@ -28,6 +28,13 @@ def qwen3_5(model_info: ModelInfo) -> DecoderSpec:
     return _model(model_fields(model_info), by_head=False)
 
 
+def qwen3_5_moe(model_info: ModelInfo) -> DecoderSpec:
+    """The same with experts in all layers."""
+    config = model_fields(model_info)
+    values = {"num_experts": 256, **config.values, "norm_topk_prob": True}
+    return _model(ModelFields(values, config.where), by_head=False)
+
+
 def _model(config: ModelFields, by_head: bool) -> DecoderSpec:
     whole = ModelFields({"partial_rotary_factor": 0.25, **config.values}, config.where)
     sizes = read_sizes(whole, partial_rotary=True)

@@ -109,6 +109,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "PhiForCausalLM": Architecture("galley.models.phi", "phi"),
     "Qwen2ForCausalLM": Architecture("galley.models.qwen2", "qwen2"),
     "Qwen2MoeForCausalLM": Architecture("galley.models.qwen_moe", "qwen2_moe"),
+    "Qwen3_5MoeForCausalLM": Architecture("galley.models.qwen3_next", "qwen3_5_moe"),
     "Qwen3ForCausalLM": Architecture("galley.models.qwen3", "qwen3"),
     "Qwen3MoeForCausalLM": Architecture("galley.models.qwen_moe", "qwen3_moe"),
     "Qwen3NextForCausalLM": Architecture("galley.models.qwen3_next", "qwen3_next"),

@@ -71,7 +71,10 @@ FAMILIES: dict[str, Case] = {
     "bamba": Case("Bamba", {**BAMBA, "attn_layer_indices": [1]}),
     "falcon-h1": Case("FalconH1", FALCON_H1),
     "falcon-mamba": Case("FalconMamba", {"state_size": 8}),
-    "granite-hybrid": Case("GraniteMoeHybrid", GRANITE_HYBRID),
+    "granite-hybrid": Case(
+        "GraniteMoeHybrid",
+        {**GRANITE_HYBRID, "num_local_experts": 5, "num_experts_per_tok": 2},
+    ),
     "jamba": Case(
         "Jamba",
         {
@@ -88,10 +91,14 @@ FAMILIES: dict[str, Case] = {
     "nemotron-h": Case("NemotronH", NEMOTRON_H),
     "qwen3.5": Case("Qwen3_5", DELTA_NET, config_class="Qwen3_5TextConfig"),
     "rwkv7": Case("RWKV7", {}, build=RWKV7ForCausalLM),
+    "qwen3.5-moe": Case(
+        "Qwen3_5Moe", {**DELTA_NET, **EXPERTS}, config_class="Qwen3_5MoeTextConfig"
+    ),
     "qwen3-next": Case("Qwen3Next", {**DELTA_NET, **EXPERTS, "mlp_only_layers": [1]}),
 }
 
 VARIANTS: dict[str, Case] = {
+    "granite-hybrid-dense": Case("GraniteMoeHybrid", GRANITE_HYBRID),
     "mamba2-limits": Case(
         "Mamba2",
         {**MAMBA2, "use_bias": True, "use_conv_bias": False, "n_groups": 1, "head_dim": 20}

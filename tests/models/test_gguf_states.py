@@ -19,7 +19,7 @@ from galley.kernels.cpu import CpuBackend
 from galley.loader.gguf_checkpoint import GGUFCheckpoint
 from tests.models.checkpoints import Case, StateDict, hf_logits, make
 from tests.models.driver import LIMITS, load, solo_logits
-from tests.models.families import FAMILIES
+from tests.models.families import FAMILIES, VARIANTS
 
 IDS = np.random.default_rng(1).integers(0, 131, 60)
 Tensors = dict[str, np.ndarray]
@@ -170,7 +170,7 @@ FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[..., None], Callable[...,
     ),
     "falcon-mamba": (FAMILIES["falcon-mamba"], gguf.MODEL_ARCH.MAMBA, mamba_keys, unchanged),
     "granite-hybrid": (
-        *(FAMILIES["granite-hybrid"], gguf.MODEL_ARCH.GRANITE_HYBRID),
+        *(VARIANTS["granite-hybrid-dense"], gguf.MODEL_ARCH.GRANITE_HYBRID),
         *(granite_keys, permuted),
     ),
     "jamba": (DENSE_JAMBA, gguf.MODEL_ARCH.JAMBA, jamba_keys, unchanged),
