@@ -69,7 +69,7 @@ class ReferenceSampler:
         return sample_row(logits, self._params(slot), history[:known], prompt, mask, bias)
 
     def _params(self, slot: int) -> SampleParams:
-        names = SampleParams.__dataclass_fields__
+        names = SampleParams.__struct_fields__
         return SampleParams(
             **{name: self._columns[name][slot].item() for name in names if name in self._columns}
         )

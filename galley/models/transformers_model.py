@@ -298,11 +298,12 @@ class _Attention:
         width = value.shape[-1]
         if width < layer.head_dim:  # heads of V may be smaller
             value = torch.nn.functional.pad(value, (0, layer.head_dim - width))
-        q, k, v = (x[0].transpose(0, 1).flatten(1) for x in (query, key, value))
+        # The cache and the ops are float32, whatever the model computes in.
+        q, k, v = (x[0].transpose(0, 1).flatten(1).float() for x in (query, key, value))
         self._ops.write_kv(k, v, layer, self._ctx)
         out = self._ops.attention(q, layer, scale, self._ctx, None, soft_cap or 0.0, sinks)
         heads = cast(Tensor, out).unflatten(-1, (-1, layer.head_dim))
-        return heads[None, ..., :width]
+        return heads[None, ..., :width].to(query.dtype)
 
     def _layer_of(self, module: torch.nn.Module, key: Tensor, window: int | None) -> KVLayer:
         """The cache of the layer that calls. ModelError if it is not what the config says."""

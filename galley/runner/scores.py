@@ -63,7 +63,7 @@ class Scores:
         return log_softmax(x) if self._normalised else x
 
     def _processed_row(self, logit_row: int, slot: int, position: int) -> F32:
-        names = SampleParams.__dataclass_fields__
+        names = SampleParams.__struct_fields__
         params = SampleParams(**{name: self._columns[name][slot].item() for name in names})
         mask = bias = None
         if self._masks is not None:

@@ -18,7 +18,7 @@ from galley.loader.config_changes import ConfigChanges
 from galley.loader.safetensors import SafetensorsCheckpoint
 from galley.models.footprint import measure
 from galley.models.registry import ARCHITECTURES
-from tests.models.checkpoints import Case, hf_logits, make
+from tests.models.checkpoints import Case, hf_logits, in_bfloat16, make
 from tests.models.driver import LIMITS, load, solo_logits
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -84,6 +84,18 @@ def test_logits_equal_transformers_in_chunks(saved: Any) -> None:
     backend = ReferenceBackend()
     got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), PROMPT, [40, 1, 34])
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_bfloat16_is_as_close_as_transformers(saved: Any, tmp_path: Path) -> None:
+    """To float32 on the same rounded weights."""
+    rounded = in_bfloat16(saved[0])
+    rounded.save_pretrained(tmp_path)
+    theirs, exact = hf_logits(rounded, PROMPT), hf_logits(rounded.float(), PROMPT)
+    backend = ReferenceBackend("bf16")
+    model = load(SafetensorsCheckpoint(tmp_path, FALLBACK), backend)
+    ours = solo_logits(backend.build(model, LIMITS), PROMPT, [40, 1, 34])
+    error, their_error = (np.square(x - exact).mean() for x in (ours, theirs))
+    assert 0 < error <= 1.2 * their_error
 
 
 def test_greedy_tokens_equal_generate(saved: Any) -> None:
