@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,

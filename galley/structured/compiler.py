@@ -7,7 +7,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import SimpleQueue
 
 import msgspec
@@ -26,8 +25,7 @@ KEPT = 256
 VocabularySource = Callable[[tuple[int, ...]], Vocabulary]
 
 
-@dataclass(frozen=True, slots=True)
-class Compiled:
+class Compiled(msgspec.Struct, frozen=True):
     """A grammar and the library that fills its masks, or why there is none."""
 
     grammar: Grammar | None = None
@@ -35,8 +33,7 @@ class Compiled:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(msgspec.Struct, frozen=True):
     key: Constraint
     end_ids: tuple[int, ...]
 

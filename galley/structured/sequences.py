@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,8 +31,7 @@ NOT_ALLOWED = "the constraint does not allow its last token"
 Key = tuple[int, int]
 
 
-@dataclass(slots=True, eq=False)
-class ConstrainedSequence:
+class ConstrainedSequence(msgspec.Struct, eq=False):
     """One sequence.
 
     Attributes:
@@ -50,7 +49,7 @@ class ConstrainedSequence:
     matcher: Matcher | None = None
     num_seen: int = 0
     slot: int = 0
-    _tail: list[int] = field(default_factory=list)
+    _tail: list[int] = []
 
     @classmethod
     def of(cls, request: Request, jump_forward: bool) -> ConstrainedSequence:
@@ -124,8 +123,7 @@ def _may_jump(request: Request) -> bool:
     )
 
 
-@dataclass(slots=True)
-class MaskCosts:
+class MaskCosts(msgspec.Struct):
     """What has been done so far: masks filled, seconds of filling them and of advancing states,
     tokens that were appended without being sampled.
     """
