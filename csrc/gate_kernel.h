@@ -1,7 +1,7 @@
 // Definitions for gate.h; compiled once per instruction set (variants.h).
 #pragma once
+#include "functions_lanes.h"
 #include "gate.h"
-#include "math_lanes.h"
 #include "quantize_row.h"
 
 namespace galley {
@@ -9,6 +9,7 @@ namespace GALLEY_VARIANT {
 
 GALLEY_INLINE Float gate_of(const Float& g, GateFunction function) {
   if (function == GateFunction::identity) return g;
+  if (function == GateFunction::gelu_tanh) return gelu_tanh(g);
   const Float one = all(1.0f), sigmoid = one / (one + exp(zero() - g));
   return function == GateFunction::sigmoid ? sigmoid : g * sigmoid;
 }

@@ -87,7 +87,7 @@ class Attention:
         self.q_rotary = self.rotary
         if spec.q_rotary is not None:
             self.q_rotary = context.rotary_table(spec.q_rotary)
-        self.layer = context.add_kv_layer(kv_heads, d, spec.window, spec.causal)
+        self.layer = context.add_kv_layer(kv_heads, d, spec.window, spec.causal, spec.k.name)
         self.sinks = None if spec.sinks is None else source.vector(Vector((spec.sinks,), cut=True))
         self.slopes = None
         if spec.slopes is not None:

@@ -22,14 +22,24 @@ class BuildContext:
         self.source = source
         self.kv_layers: list[CacheLayer] = []
         self.max_positions = max_positions
+        self._by_keys: dict[str, KVLayer] = {}
         self._tables: dict[Rotary, RotaryTable] = {}
 
     def add_kv_layer(
-        self, kv_heads: int, head_dim: int, window: int, causal: bool = True
+        self, kv_heads: int, head_dim: int, window: int, causal: bool = True, keys: str = ""
     ) -> KVLayer:
-        """The KV cache of one more layer; `kv_heads` are this rank's."""
+        """The KV cache of one more layer; `kv_heads` are this rank's, `keys` is the name of its k
+        projection."""
         layer = KVLayer(len(self.kv_layers), kv_heads, head_dim, window, causal)
         self.kv_layers.append(layer)
+        self._by_keys[keys] = layer
+        return layer
+
+    def kv_layer_of(self, keys: str) -> KVLayer:
+        """The cache of the layer with this k projection. ModelError where it is not built here."""
+        layer = self._by_keys.get(keys)
+        if layer is None:
+            raise ModelError(f"a layer reads the cache of {keys}, which another process has")
         return layer
 
     def add_latent_layer(self, rank: int, rope_dim: int) -> LatentLayer:

@@ -44,6 +44,7 @@ TEXT_MODELS: dict[str, TextModel] = {
     "gemma3_text": TextModel(
         "Gemma3ForCausalLM", {"vocab_size": 262208, "max_position_embeddings": 131072}
     ),
+    "gemma4_text": TextModel("Gemma4ForCausalLM"),
     "ministral3": TextModel("Ministral3ForCausalLM"),
     "mistral": TextModel("MistralForCausalLM"),
     "qwen3_5_moe_text": TextModel("Qwen3_5MoeForCausalLM"),

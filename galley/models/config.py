@@ -15,6 +15,7 @@ from galley.layers.rotary import (
     LinearRotary,
     Llama3Rotary,
     LongRotary,
+    ProportionalRotary,
     Rotary,
     YarnRotary,
 )
@@ -131,6 +132,14 @@ def _long(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Ro
     )
 
 
+def _proportional(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
+    part = scaling.number("partial_rotary_factor", 1.0)
+    if not 0 < part <= 1:
+        raise scaling.wrong("partial_rotary_factor", "above 0 and at most 1")
+    factor = scaling.above_zero("factor", 1.0)
+    return ProportionalRotary(dim, theta, rotated=int(part * dim // 2), factor=factor)
+
+
 #: rope_type → reader of its settings. mrope: of text, where all axes have one position.
 ROTARY_TYPES: dict[str, RotaryReader] = {
     "default": _plain,
@@ -141,6 +150,7 @@ ROTARY_TYPES: dict[str, RotaryReader] = {
     "longrope": _long,
     "su": _long,
     "mrope": _plain,
+    "proportional": _proportional,
     "frequency_factors": _frequency_factors,
 }
 
@@ -168,11 +178,13 @@ def read_rotary(
     )
     if any(isinstance(value, dict) for value in scaling.values.values()):
         raise ModelError(f"{scaling.where}: settings per kind of layer are not supported")
-    dim = _rotary_dim(config, scaling, head_dim, partial)
     theta = scaling.number("rope_theta", config.number("rope_theta", default_theta))
     if theta <= 0:
         raise scaling.wrong("rope_theta", "above 0")
     kind = scaling.text("rope_type", scaling.text("type", "default"))
+    # A proportional embedding has a frequency of 0 for what it does not rotate.
+    whole = kind == "proportional"
+    dim = head_dim if whole else _rotary_dim(config, scaling, head_dim, partial)
     reader = ROTARY_TYPES.get(kind)
     if reader is None:
         known = ", ".join(ROTARY_TYPES)

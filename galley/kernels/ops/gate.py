@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceOps
 
-Function = Literal["silu", "sigmoid", "identity"]
-FUNCTIONS: tuple[Function, ...] = ("silu", "sigmoid", "identity")
+Function = Literal["silu", "sigmoid", "identity", "gelu_tanh"]
+FUNCTIONS: tuple[Function, ...] = ("silu", "sigmoid", "identity", "gelu_tanh")
 
 
 def _arguments(node: Node) -> dict[str, int]:
@@ -35,7 +35,7 @@ class Gate(Op):
         pointers={"x": "f32", "gate": "f32", "out": ""},
         ints={
             "n": "columns of out",
-            "function?": "0 silu, 1 sigmoid, 2 identity",
+            "function?": "0 silu, 1 sigmoid, 2 identity, 3 gelu_tanh",
             "x_stride?": "default n",
             "gate_stride?": "default n",
             "out_kind": "",
@@ -60,8 +60,13 @@ class Gate(Op):
         from torch.nn import functional
 
         factor = gate.float() * scale
-        if function != "identity":
-            factor = functional.silu(factor) if function == "silu" else factor.sigmoid()
+        match function:
+            case "silu":
+                factor = functional.silu(factor)
+            case "sigmoid":
+                factor = factor.sigmoid()
+            case "gelu_tanh":
+                factor = functional.gelu(factor, approximate="tanh")
         return (x.float() * factor).to(x.dtype)
 
     def record(
