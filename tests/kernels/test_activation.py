@@ -1,9 +1,10 @@
-"""silu_and_mul, add, scale, soft_cap and select_rows."""
+"""silu_and_mul, add, gate, scale, soft_cap and select_rows."""
 
 import numpy as np
 import pytest
 
 from galley.kernels import _native
+from galley.kernels.ops.gate import FUNCTIONS
 from tests.kernels import activation_rows
 from tests.kernels.native_harness import (
     BF16,
@@ -123,6 +124,32 @@ def test_scale(isa, one):
         native.add("scale", {**arrays, "out": rounded}, n=40, one=int(one), out_kind=BF16)
         native.run([6])
     assert np.array_equal(out, x * factor)
+    assert np.array_equal(rounded, out.astype(kind_dtype(BF16)))
+
+
+GATES = {
+    "silu": lambda g: g / (1 + np.exp(-g)),
+    "sigmoid": lambda g: 1 / (1 + np.exp(-g)),
+    "gelu_tanh": lambda g: g / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (g + 0.044715 * g**3))),
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [1, 20])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_gate(isa, width, function):
+    rng = np.random.default_rng(0)
+    x, gate = (rng.standard_normal((5, n)).astype(np.float32) for n in (100, 60))
+    out, rounded = aligned((5, 40), np.float32), aligned((5, 40), kind_dtype(BF16))
+    numbers = {"n": 40, "width": width, "function": FUNCTIONS.index(function), "scale": 0.7}
+    numbers |= {"x_stride": 100, "gate_stride": 60}
+    with use_isa(isa):
+        native = Native(threads=2)
+        native.add("gate", {"x": x, "gate": gate, "out": out}, **numbers, out_kind=F32)
+        native.add("gate", {"x": x, "gate": gate, "out": rounded}, **numbers, out_kind=BF16)
+        native.run([5])
+    factor = GATES[function](gate[:, : 40 // width].astype(np.float64) * np.float32(0.7))
+    np.testing.assert_allclose(out, x[:, :40] * np.repeat(factor, width, 1), rtol=2e-5, atol=1e-6)
     assert np.array_equal(rounded, out.astype(kind_dtype(BF16)))
 
 
