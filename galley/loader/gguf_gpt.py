@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from galley.errors import ModelError
 from galley.loader.fields import Fields
 from galley.loader.gguf_dense import equal_layers
@@ -54,6 +56,10 @@ BLOOM_NAMES = {
 #: Falcon 40B and 180B have two norms before their parallel blocks.
 FALCON_SECOND_NORM = "blk.0.attn_norm_2.weight"
 FALCON_40B_NAMES = {**BLOOM_NAMES, "attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"}
+EXAONE4_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 HUNYUAN_NAMES = {
     "attn_q_norm": "self_attn.query_layernorm",
     "attn_k_norm": "self_attn.key_layernorm",
@@ -81,6 +87,16 @@ def baichuan(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
 
 def bloom(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     return {**equal_layers(meta, arch, names), "hidden_act": "gelu_pytorch_tanh"}
+
+
+def exaone4(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """A file with windows says of each layer whether it has one."""
+    config = equal_layers(meta, arch, names)
+    slides = meta.values.get(f"{arch}.attention.sliding_window_pattern")
+    if isinstance(slides, np.ndarray):
+        kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
+        config["layer_types"] = kinds
+    return config
 
 
 def falcon(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:

@@ -247,6 +247,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         joined_qkv=True,
     ),
     "exaone": Architecture("LlamaForCausalLM", "llama"),
+    "exaone4": Architecture(
+        "Exaone4ForCausalLM",
+        "exaone4",
+        in_layer={**_IN_LAYER, **gguf_gpt.EXAONE4_NAMES},
+        config=gguf_gpt.exaone4,
+    ),
     "falcon": Architecture(
         "FalconForCausalLM",
         "falcon",

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from galley.config import ModelInfo
 from galley.layers.alibi import alibi_slopes
-from galley.layers.questions import Part, fuse_runs
+from galley.layers.questions import fuse_runs
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
-from galley.models.gpt import attention, mlp, read_sizes
+from galley.models.gpt import attention, decoder, mlp, read_sizes
 
 
 def bloom(model_info: ModelInfo) -> DecoderSpec:
@@ -33,11 +33,7 @@ def bloom(model_info: ModelInfo) -> DecoderSpec:
             mlp_norm=sizes.norm(f"{prefix}.post_attention_layernorm"),
         )
 
-    return DecoderSpec(
-        embedding=Part("transformer.word_embeddings", (sizes.vocab, sizes.hidden)),
-        embedding_norm=sizes.norm("transformer.word_embeddings_layernorm"),
-        layers=[layer(i) for i in range(sizes.layers)],
-        norm=sizes.norm("transformer.ln_f"),
-        head=sizes.head(),
-        ignored=("lm_head.",) if sizes.tied else (),
+    spec = decoder(
+        sizes, layer, embedding="transformer.word_embeddings", norm=sizes.norm("transformer.ln_f")
     )
+    return replace(spec, embedding_norm=sizes.norm("transformer.word_embeddings_layernorm"))

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from galley.config import ModelInfo
 from galley.layers.alibi import alibi_slopes
-from galley.layers.questions import Part, fuse_runs
+from galley.layers.questions import fuse_runs
 from galley.models.config import ModelFields, model_fields, read_rotary
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec, ParallelLayerSpec
-from galley.models.gpt import Sizes, attention, mlp, read_sizes
+from galley.models.gpt import Sizes, attention, decoder, mlp, read_sizes
 
 
 def falcon(model_info: ModelInfo) -> DecoderSpec:
@@ -25,12 +25,11 @@ def falcon(model_info: ModelInfo) -> DecoderSpec:
         intermediate=config.integer("ffn_hidden_size", 4 * config.integer("hidden_size"), least=1),
     )
     sizes = replace(sizes, kv_heads=_kv_heads(config, sizes))
-    return DecoderSpec(
-        embedding=Part("transformer.word_embeddings", (sizes.vocab, sizes.hidden)),
-        layers=[_layer(config, sizes, i) for i in range(sizes.layers)],
+    return decoder(
+        sizes,
+        lambda i: _layer(config, sizes, i),
+        embedding="transformer.word_embeddings",
         norm=sizes.norm("transformer.ln_f"),
-        head=sizes.head(),
-        ignored=("lm_head.",) if sizes.tied else (),
     )
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from galley.errors import ModelError
 from galley.kernels.ops.elementwise import Function
 from galley.layers.attention import AttentionSpec
 from galley.layers.layer_norm import LayerNormSpec
+from galley.layers.norm import NormSpec
 from galley.layers.plain_mlp import PlainMLPSpec
 from galley.layers.questions import Part
 from galley.layers.rotary import Rotary
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
 from galley.models.config import ModelFields
+from galley.models.decoder import AnyLayerSpec, DecoderSpec
 
 #: Activations of config files → those of the op `elementwise`.
 ACTIVATIONS: dict[str, Function] = {
@@ -47,10 +50,6 @@ class Sizes:
     def norm(self, name: str, *, bias: bool = True, plus: float = 0.0) -> LayerNormSpec:
         """A layer norm of the hidden state."""
         return LayerNormSpec(name, self.hidden, self.eps, bias, plus)
-
-    def head(self) -> Part | None:
-        """The tensor of the head; None where the embedding is used."""
-        return None if self.tied else Part("lm_head", (self.vocab, self.hidden))
 
 
 def read_sizes(
@@ -144,4 +143,22 @@ def mlp(sizes: Sizes, up: str, down: str, *, bias: bool = True) -> PlainMLPSpec:
         down=Part(down, (sizes.hidden, sizes.intermediate)),
         activation=sizes.activation,
         bias=bias,
+    )
+
+
+def decoder(
+    sizes: Sizes,
+    layer: Callable[[int], AnyLayerSpec],
+    *,
+    embedding: str = "model.embed_tokens",
+    norm: NormSpec,
+) -> DecoderSpec:
+    """A model of these layers, by their numbers, with the head in lm_head unless it is tied."""
+    return DecoderSpec(
+        embedding=Part(embedding, (sizes.vocab, sizes.hidden)),
+        layers=[layer(i) for i in range(sizes.layers)],
+        norm=norm,
+        head=None if sizes.tied else Part("lm_head", (sizes.vocab, sizes.hidden)),
+        # Some checkpoints contain a copy of a tied weight.
+        ignored=("lm_head.",) if sizes.tied else (),
     )

@@ -9,7 +9,7 @@ from galley.layers.positions import LearnedPositionsSpec
 from galley.layers.questions import Part, fuse
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
-from galley.models.gpt import Sizes, attention, mlp, read_sizes
+from galley.models.gpt import Sizes, attention, decoder, mlp, read_sizes
 
 
 def gpt2(model_info: ModelInfo) -> DecoderSpec:
@@ -26,18 +26,14 @@ def gpt2(model_info: ModelInfo) -> DecoderSpec:
     by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
     # Quantised matrices, and those of GGUF files, are [outputs, inputs].
     transposed = config.flag("transposed_weights", model_info.quantization is None)
-    layers = [
-        _layer(sizes, i, scale / (i + 1) if by_layer else scale, transposed)
-        for i in range(sizes.layers)
-    ]
+
+    def layer(index: int) -> LayerSpec:
+        return _layer(sizes, index, scale / (index + 1) if by_layer else scale, transposed)
+
     positions = config.integer("max_position_embeddings", least=1)
-    return DecoderSpec(
-        embedding=Part("transformer.wte", (sizes.vocab, sizes.hidden)),
-        positions=LearnedPositionsSpec(Part("transformer.wpe", (positions, sizes.hidden))),
-        layers=layers,
-        norm=sizes.norm("transformer.ln_f"),
-        head=sizes.head(),
-        ignored=("lm_head.",) if sizes.tied else (),
+    spec = decoder(sizes, layer, embedding="transformer.wte", norm=sizes.norm("transformer.ln_f"))
+    return replace(
+        spec, positions=LearnedPositionsSpec(Part("transformer.wpe", (positions, sizes.hidden)))
     )
 
 

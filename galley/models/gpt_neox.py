@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galley.config import ModelInfo
-from galley.layers.questions import Part, fuse_runs
+from galley.layers.questions import fuse_runs
 from galley.models.config import model_fields, read_rotary
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec, ParallelLayerSpec
-from galley.models.gpt import attention, mlp, read_sizes
+from galley.models.gpt import attention, decoder, mlp, read_sizes
 
 
 def gpt_neox(model_info: ModelInfo) -> DecoderSpec:
@@ -32,10 +32,6 @@ def gpt_neox(model_info: ModelInfo) -> DecoderSpec:
         )
         return (ParallelLayerSpec if parallel else LayerSpec)(mixer, block, *norms)
 
-    return DecoderSpec(
-        embedding=Part("gpt_neox.embed_in", (sizes.vocab, sizes.hidden)),
-        layers=[layer(i) for i in range(sizes.layers)],
-        norm=sizes.norm("gpt_neox.final_layer_norm"),
-        head=sizes.head(),
-        ignored=("lm_head.",) if sizes.tied else (),
+    return decoder(
+        sizes, layer, embedding="gpt_neox.embed_in", norm=sizes.norm("gpt_neox.final_layer_norm")
     )

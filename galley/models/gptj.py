@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galley.config import ModelInfo
-from galley.layers.questions import Part
 from galley.models.config import model_fields, read_rotary
 from galley.models.decoder import DecoderSpec, ParallelLayerSpec
-from galley.models.gpt import attention, mlp, read_sizes
+from galley.models.gpt import attention, decoder, mlp, read_sizes
 
 
 def gptj(model_info: ModelInfo) -> DecoderSpec:
@@ -38,11 +37,5 @@ def gptj(model_info: ModelInfo) -> DecoderSpec:
             norm=sizes.norm(f"{prefix}.ln_1"),
         )
 
-    return DecoderSpec(
-        embedding=Part("transformer.wte", (sizes.vocab, sizes.hidden)),
-        layers=[layer(i) for i in range(sizes.layers)],
-        norm=sizes.norm("transformer.ln_f"),
-        head=sizes.head(),
-        head_bias="lm_head.bias",
-        ignored=("lm_head.weight",) if sizes.tied else (),
-    )
+    spec = decoder(sizes, layer, embedding="transformer.wte", norm=sizes.norm("transformer.ln_f"))
+    return replace(spec, head_bias="lm_head.bias")

@@ -10,7 +10,7 @@ from galley.layers.positions import LearnedPositionsSpec
 from galley.layers.questions import Part
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
-from galley.models.gpt import attention, mlp, read_sizes
+from galley.models.gpt import attention, decoder, mlp, read_sizes
 
 #: Rows of the position table before that of position 0.
 FIRST_POSITION = 2
@@ -50,11 +50,7 @@ def opt(model_info: ModelInfo) -> DecoderSpec:
 
     positions = config.integer("max_position_embeddings", least=1) + FIRST_POSITION
     table = Part(f"{top}.embed_positions", (positions, sizes.hidden))
-    return DecoderSpec(
-        embedding=Part(f"{top}.embed_tokens", (sizes.vocab, sizes.hidden)),
-        positions=LearnedPositionsSpec(table, FIRST_POSITION),
-        layers=[layer(i) for i in range(sizes.layers)],
-        norm=norm(f"{top}.final_layer_norm"),
-        head=sizes.head(),
-        ignored=("lm_head.",) if sizes.tied else (),
+    spec = decoder(
+        sizes, layer, embedding=f"{top}.embed_tokens", norm=norm(f"{top}.final_layer_norm")
     )
+    return replace(spec, positions=LearnedPositionsSpec(table, FIRST_POSITION))

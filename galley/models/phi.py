@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from galley.config import ModelInfo
 from galley.layers.layer_norm import LayerNormSpec
-from galley.layers.questions import Part
 from galley.models.config import model_fields, read_rotary
 from galley.models.decoder import DecoderSpec, ParallelLayerSpec
-from galley.models.gpt import attention, mlp, read_sizes
+from galley.models.gpt import attention, decoder, mlp, read_sizes
 
 
 def phi(model_info: ModelInfo) -> DecoderSpec:
@@ -35,11 +34,5 @@ def phi(model_info: ModelInfo) -> DecoderSpec:
             norm=sizes.norm(f"{prefix}.input_layernorm"),
         )
 
-    return DecoderSpec(
-        embedding=Part("model.embed_tokens", (sizes.vocab, sizes.hidden)),
-        layers=[layer(i) for i in range(sizes.layers)],
-        norm=sizes.norm("model.final_layernorm"),
-        head=sizes.head(),
-        head_bias="lm_head.bias",
-        ignored=("lm_head.weight",) if sizes.tied else (),
-    )
+    spec = decoder(sizes, layer, norm=sizes.norm("model.final_layernorm"))
+    return replace(spec, head_bias="lm_head.bias")

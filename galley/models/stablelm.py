@@ -10,7 +10,7 @@ from galley.layers.mlp import MLPSpec
 from galley.layers.questions import Part
 from galley.models.config import model_fields, read_rotary
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec, ParallelLayerSpec
-from galley.models.gpt import Sizes, attention, read_sizes
+from galley.models.gpt import Sizes, attention, decoder, read_sizes
 
 
 def stablelm(model_info: ModelInfo) -> DecoderSpec:
@@ -45,13 +45,7 @@ def stablelm(model_info: ModelInfo) -> DecoderSpec:
             return ParallelLayerSpec(mixer, block, norm)
         return LayerSpec(mixer, block, norm, sizes.norm(f"{prefix}.post_attention_layernorm"))
 
-    return DecoderSpec(
-        embedding=Part("model.embed_tokens", (sizes.vocab, sizes.hidden)),
-        layers=[layer(i) for i in range(sizes.layers)],
-        norm=sizes.norm("model.norm"),
-        head=sizes.head(),
-        ignored=("lm_head.",) if sizes.tied else (),
-    )
+    return decoder(sizes, layer, norm=sizes.norm("model.norm"))
 
 
 def _head_norms(sizes: Sizes, name: str, heads: int, stacked: bool) -> PerHeadLayerNormSpec:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from galley.config import ModelInfo
-from galley.layers.questions import Part
 from galley.models.config import model_fields, read_rotary
 from galley.models.decoder import DecoderSpec, LayerSpec
-from galley.models.gpt import attention, mlp, read_sizes
+from galley.models.gpt import attention, decoder, mlp, read_sizes
 
 
 def starcoder2(model_info: ModelInfo) -> DecoderSpec:
@@ -31,10 +30,4 @@ def starcoder2(model_info: ModelInfo) -> DecoderSpec:
             mlp_norm=sizes.norm(f"{prefix}.post_attention_layernorm"),
         )
 
-    return DecoderSpec(
-        embedding=Part("model.embed_tokens", (sizes.vocab, sizes.hidden)),
-        layers=[layer(i) for i in range(sizes.layers)],
-        norm=sizes.norm("model.norm"),
-        head=sizes.head(),
-        ignored=("lm_head.",) if sizes.tied else (),
-    )
+    return decoder(sizes, layer, norm=sizes.norm("model.norm"))

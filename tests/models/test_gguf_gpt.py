@@ -60,6 +60,12 @@ def bloom_keys(writer: gguf.GGUFWriter, c: Any) -> None:
     writer.add_feed_forward_length(4 * c.hidden_size)
 
 
+def exaone4_keys(writer: gguf.GGUFWriter, c: Any) -> None:
+    llama_keys(writer, c)
+    writer.add_sliding_window(c.sliding_window)
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in c.layer_types])
+
+
 def falcon_keys(writer: gguf.GGUFWriter, c: Any) -> None:
     writer.add_feed_forward_length(c.ffn_hidden_size)
     writer.add_head_count_kv(c.num_kv_heads if c.new_decoder_architecture else 1)
@@ -167,6 +173,7 @@ FILES = {
     "arcee": File(FAMILIES["arcee"], ARCH.ARCEE, change=permuted),
     "bloom": File(FAMILIES["bloom"], ARCH.BLOOM, bloom_keys, joined),
     "exaone": File(LLAMA, ARCH.EXAONE, names=ARCH.LLAMA),
+    "exaone4": File(FAMILIES["exaone4"], ARCH.EXAONE4, exaone4_keys),
     "falcon": File(FAMILIES["falcon"], ARCH.FALCON, falcon_keys, joined),
     "falcon-7b": File(VARIANTS["falcon-7b"], ARCH.FALCON, falcon_keys, joined),
     "falcon2-11b": File(VARIANTS["falcon2-11b"], ARCH.FALCON, falcon_keys, joined),
