@@ -38,12 +38,20 @@ _NOT_SPACE = re.compile(r"\S")
 _NOT_WORD = re.compile(r"[^\w.-]")
 
 
+#: Longest name of a function: an attempt to read one is over after so many characters.
+MAX_NAME = 256
+
+
 class Mismatch(Exception):
     """The text is not what the format expects here, or it has ended."""
 
 
 class Markers:
-    """Texts that are searched together. None may be the beginning of another one."""
+    """Texts that are searched together. None may be the beginning of another one.
+
+    Attributes:
+        longest: length of the longest one.
+    """
 
     def __init__(self, *texts: str) -> None:
         assert all(texts), "a marker is not empty"
@@ -51,7 +59,7 @@ class Markers:
         self.texts = texts
         self._pattern = re.compile("|".join(map(re.escape, texts)))
         self._beginnings = {text[:n] for text in texts for n in range(1, len(text))}
-        self._longest = max(map(len, texts)) - 1
+        self.longest = max(map(len, texts))
 
     def find(self, text: str, start: int, ended: bool) -> tuple[int, str]:
         """(place, marker) of the first marker in `text` from `start` on.
@@ -61,7 +69,7 @@ class Markers:
         found = self._pattern.search(text, start)
         place = found.start() if found else len(text)
         if not ended:
-            for begin in range(max(start, len(text) - self._longest), place):
+            for begin in range(max(start, len(text) - self.longest + 1), place):
                 if text[begin:] in self._beginnings:
                     return begin, ""
         return place, found[0] if found else ""
@@ -193,18 +201,35 @@ class Scanner:
                 return
             yield None
 
+    def take_name(self, markers: Markers) -> Steps[tuple[str, str]]:
+        """As `take_until`; raises Mismatch for more than `MAX_NAME` characters, too."""
+        most = MAX_NAME + markers.longest
+        while True:
+            window = self._text[self._at : self._at + most]
+            complete = self._ended or len(window) == most
+            place, marker = markers.find(window, 0, complete)
+            if marker and place <= MAX_NAME:
+                self._at += place + len(marker)
+                return window[:place], marker
+            if complete:
+                raise Mismatch
+            yield None
+
     def take_until(self, markers: Markers) -> Steps[tuple[str, str]]:
         """(text up to the first of `markers`, the marker); both are read.
 
-        Raises Mismatch where the text ends before.
+        Raises Mismatch where the text ends before, which reads all of it.
         """
+        seen = 0
         while True:
-            place, marker = markers.find(self._text, self._at, self._ended)
+            place, marker = markers.find(self._text, self._at + seen, self._ended)
             if marker:
                 text, self._at = self._text[self._at : place], place + len(marker)
                 return text, marker
             if self._ended:
+                self._at = len(self._text)
                 raise Mismatch
+            seen = place - self._at
             yield None
 
     # ------------------------------------------------------------------ JSON
@@ -336,7 +361,7 @@ class Scanner:
     def python_value(self, ends: str) -> Steps[str]:
         """The text of a Python expression up to one of the characters `ends`, which is not read.
 
-        Raises Mismatch where the text ends before.
+        Raises Mismatch where the text ends before, which reads all of it.
         """
         look, depth, quote = self._at, 0, ""
         while True:
@@ -344,6 +369,7 @@ class Scanner:
             if found is None or (found[0] == "\\" and found.end() == len(self._text)):
                 look = (found.start() if found else len(self._text)) - self._at
                 if self._ended:
+                    self._at = len(self._text)
                     raise Mismatch
                 yield None
                 look += self._at

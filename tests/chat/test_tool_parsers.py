@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,41 @@ def test_forced_calls_of_gpt_oss_stand_in_the_final_channel(mode: Any) -> None:
     assert reasoning == Reasoning("why")
     assert isinstance(call, ToolCall)
     assert (call.name, call.arguments) == ("now", '{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        ("json", "{"),
+        ("json", '{"type":{"a":'),
+        ("json", '{"name":"now","x":'),
+        ("json", '{"function":'),
+        ("hermes", '<tool_call>{"a":['),
+        ("glm45", "<tool_call>a"),
+        ("lfm2", "<|tool_call_start|>[now(a=("),
+        ("mistral", '[TOOL_CALLS]{"name":"now","x":'),
+        ("gemma4", "<|tool_call>call:a"),
+        ("qwen3_coder", "<tool_call>\n<function=a"),
+    ],
+)
+def test_work_grows_with_the_length_of_hostile_text(name: str, piece: str) -> None:
+    """Counted in lines of the scanner that run: no attempt is repeated for each other one."""
+
+    def lines(count: int) -> int:
+        total = 0
+
+        def trace(frame: Any, event: str, arg: Any) -> Any:
+            nonlocal total
+            if not frame.f_code.co_filename.endswith("scanner.py"):
+                return None
+            total += event == "line"
+            return trace
+
+        sys.settrace(trace)
+        try:
+            read(name, [piece * count])
+        finally:
+            sys.settrace(None)
+        return total
+
+    assert lines(400) < 5 * lines(100)

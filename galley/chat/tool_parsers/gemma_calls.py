@@ -47,7 +47,7 @@ class GemmaCalls:
             scan.mark()
             try:
                 yield from scan.expect("call:")
-                name, _ = yield from scan.take_until(_NAME_END)
+                name, _ = yield from scan.take_name(_NAME_END)
                 scan.commit()
                 yield calls.start(name.strip())
                 yield calls.arguments("{")

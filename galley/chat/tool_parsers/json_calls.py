@@ -34,7 +34,7 @@ class JsonCalls:
             tool that exists, with its name in front; other JSON is content.
         end: markers after it, which the model may omit.
         noise: further markers, which are no content.
-        name_keys, argument_keys: names of the fields.
+        name_keys, argument_keys: names of the fields; a bare call has no others but `type`.
         keyed: calls are `{NAME: {…}}` instead.
     """
 
@@ -79,7 +79,7 @@ class JsonCalls:
                 if self.keyed:
                     yield from self._keyed_call(scan, calls)
                 else:
-                    yield from self._call(scan, calls, bare)
+                    yield from self._call(scan, calls, bare, wrapper=True)
                 found = True
                 yield from scan.spaces()
                 scan.mark()
@@ -105,8 +105,14 @@ class JsonCalls:
                     break
         return found
 
-    def _call(self, scan: Scanner, calls: CallWriter, bare: bool) -> Steps[None]:
-        """One object. Raises Mismatch where it is none, or no call."""
+    def _call(
+        self, scan: Scanner, calls: CallWriter, bare: bool, *, wrapper: bool = False
+    ) -> Steps[None]:
+        """One object. Raises Mismatch where it is none, or no call.
+
+        Args:
+            wrapper: the call may be a field of the object.
+        """
         yield from scan.expect("{")
         name: str | None = None
         held: str | None = None
@@ -118,9 +124,11 @@ class JsonCalls:
                 name = yield from scan.json_string()
                 if bare and not calls.knows(name):
                     raise Mismatch
-            elif key == _WRAPPER and (yield from scan.peek()) == "{":
+            elif wrapper and key == _WRAPPER and (yield from scan.peek()) == "{":
                 yield from self._call(scan, calls, bare)
-            elif bare and name is None and key != "type" and not scan.committed:
+            elif bare and key == "type":
+                yield from scan.json_string()
+            elif bare and not scan.committed and (name is None or key not in self.argument_keys):
                 raise Mismatch
             elif key in self.argument_keys and name is not None:
                 scan.commit()

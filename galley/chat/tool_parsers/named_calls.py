@@ -72,12 +72,12 @@ class NamedCalls:
             return
         for text in self.skip:
             yield from scan.accept(text)
-        written, separator = yield from scan.take_until(self._separators)
+        written, separator = yield from scan.take_name(self._separators)
         if separator == self.begin or not written.strip():
             raise Mismatch
         name, id = self.split(written.strip())
         if separator == self.id_mark:
-            id, separator = yield from scan.take_until(self._separators)
+            id, separator = yield from scan.take_name(self._separators)
         if separator == "{":
             scan.back(1)
         scan.commit()

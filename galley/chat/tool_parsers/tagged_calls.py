@@ -93,7 +93,7 @@ class TaggedCalls:
                     yield Content(marker)
 
     def _call(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
-        written, marker = yield from scan.take_until(self._name)
+        written, marker = yield from scan.take_name(self._name)
         name = written.strip()
         if not name:
             raise Mismatch
