@@ -86,7 +86,7 @@ check-deploy: build/tools/.installed ## hold deploy/ to Prometheus, nginx, hapro
 	  tests/deploy/check_proxies.py
 
 check-structured: ## every schema of the corpus: what is accepted, and that finished outputs validate (minutes)
-	@$(BIN)/python -m pytest -s tests/structured/check_corpus.py
+	@$(BIN)/python -m pytest -s tests/structured/check_corpus.py tests/structured/check_hostile.py
 
 check-schema: ## 20,000 requests made from the server's own description (minutes)
 	@$(BIN)/python -m pytest tests/schema/check_schema.py

@@ -19,6 +19,7 @@ def pages() -> dict[Path, str]:
     import models
     import native_ops
     import security
+    import structured
     import troubleshooting
     from probe import probe
 
@@ -31,6 +32,7 @@ def pages() -> dict[Path, str]:
         DOCS / "native_ops.md": native_ops.fill((DOCS / "native_ops.md").read_text()),
         DOCS / "security.md": security.fill((DOCS / "security.md").read_text(), program),
         DOCS / "request_fields.md": describe.page(),
+        DOCS / "structured-output.md": structured.fill((DOCS / "structured-output.md").read_text()),
         DOCS / "troubleshooting.md": troubleshooting.page(),
     }
 

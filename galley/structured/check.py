@@ -59,8 +59,11 @@ class ConstraintChecker:
         self._lock = threading.Lock()
 
     def known(self, params: StructuredOutputsParams) -> Constraint | None:
-        """The constraint, if the same parameters have been checked lately."""
-        key = msgspec.msgpack.encode(params)
+        """The constraint, if the same parameters have been checked lately.
+
+        Raises InvalidRequest for what is nested too deeply to be looked at.
+        """
+        key = _encoded(params, params)
         with self._lock:
             constraint = self._checked.get(key)
             if constraint is not None:
@@ -77,7 +80,7 @@ class ConstraintChecker:
             return known
         constraint = self._constraint(params)
         with self._lock:
-            self._checked[msgspec.msgpack.encode(params)] = constraint
+            self._checked[_encoded(params, params)] = constraint
             while len(self._checked) > REMEMBERED:
                 self._checked.popitem(last=False)
         return constraint
@@ -86,10 +89,7 @@ class ConstraintChecker:
         settings, field = self._settings, f"structured_outputs.{params.kind}"
         compact = params.disable_any_whitespace or settings.disable_any_whitespace
         closed = params.disable_additional_properties or settings.disable_additional_properties
-        try:
-            job = msgspec.msgpack.encode(Job(params, self._backend, compact, closed))
-        except RecursionError:
-            raise InvalidRequest(f"{field} is nested too deeply.", field=field) from None
+        job = _encoded(Job(params, self._backend, compact, closed), params)
         if len(job) > MAX_GIVEN:
             raise InvalidRequest(
                 f"{field} has {len(job)} bytes; at most {MAX_GIVEN} are supported.", field=field
@@ -101,3 +101,11 @@ class ConstraintChecker:
         if result.constraint is None:
             raise InvalidRequest(result.message, field=result.field)
         return result.constraint
+
+
+def _encoded(value: msgspec.Struct, params: StructuredOutputsParams) -> bytes:
+    try:
+        return msgspec.msgpack.encode(value)
+    except RecursionError:
+        field = f"structured_outputs.{params.kind}"
+        raise InvalidRequest(f"{field} is nested too deeply.", field=field) from None
