@@ -81,6 +81,7 @@ class TransformersSpec:
     def build(self, source: WeightSource, stage: Stage) -> TransformersModel:
         if source.group.size > 1 or stage.start or stage.end not in (None, len(self.kv_layers)):
             raise ModelError(f"{self._name}: --model-impl transformers runs in one process")
+        _check_rotary(self.config, stage.max_positions)
         loaded = source.load(self._load)
         return loaded or TransformersModel(self._shapes, self.kv_layers)
 
@@ -412,6 +413,20 @@ def _check_supported(model: PreTrainedModel) -> None:
         model,
     ):
         raise ModelError(f"{name}: its head is not apart from its layers")
+
+
+def _check_rotary(config: PreTrainedConfig, longest: int) -> None:
+    """ModelError if angles could depend on the length of other sequences of a step."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for settings in (rope, *(v for v in rope.values() if isinstance(v, dict))):
+        kind = settings.get("rope_type")
+        known = settings.get("original_max_position_embeddings") or text.max_position_embeddings
+        if kind in ("dynamic", "longrope") and longest > known:
+            raise ModelError(
+                f"transformers' rotary embedding of type {kind} follows the longest sequence of a "
+                f"step beyond {known} tokens; give a --max-model-len of up to {known}"
+            )
 
 
 def _kv_layers(config: PreTrainedConfig) -> list[KVLayer]:

@@ -154,6 +154,15 @@ def test_models_that_cannot_run_are_refused_by_name(family, config, message, tmp
         engine(tmp_path, model_impl="transformers")
 
 
+def test_angles_that_follow_the_longest_sequence_are_refused(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    make(Case("Llama", {"rope_parameters": rope, **IDS})).save_pretrained(tmp_path)
+    with engine(tmp_path, model_impl="transformers") as llm:
+        assert greedy(llm, [PROMPT[:5].tolist()])
+    with pytest.raises(ModelError, match=r"type dynamic .* --max-model-len of up to 256"):
+        LLM(str(tmp_path), model_impl="transformers", skip_tokenizer_init=True)
+
+
 def test_other_attention_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that adds something to its own attention gives other results without it."""
     make(CASES["jais2"]).save_pretrained(tmp_path)
