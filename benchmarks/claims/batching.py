@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from benchmarks.claims.claim import Finding, Row, Setup, compare
@@ -61,7 +63,7 @@ def paged(setup: Setup) -> Row:
     count = setup.some(128, 32)
     lengths = output_lengths(count)
     reserved = _KV_TOKENS // _RESERVED
-    flags = {"model": setup.model, "max_model_len": _RESERVED, "block_size": 16}
+    flags: dict[str, Any] = {"model": setup.model, "max_model_len": _RESERVED, "block_size": 16}
     flags["num_gpu_blocks_override"] = _KV_TOKENS // 16 + 1
     with (
         engine(**flags, max_num_seqs=48) as pages,

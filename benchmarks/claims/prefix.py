@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.claims.claim import Finding, Row, Setup, compare
 from benchmarks.claims.drive import engine, jobs, tokens_per_second
 
@@ -46,7 +48,7 @@ def unique(setup: Setup) -> Row:
     """Throughput of prompts that share nothing, with the cache on and off. A warm-up
     round touches all of the pool's memory, which the two sides would do differently."""
     count = setup.some(128, 16)
-    flags = {"model": setup.model, "max_num_seqs": 16, "max_model_len": 512}
+    flags: dict[str, Any] = {"model": setup.model, "max_num_seqs": 16, "max_model_len": 512}
     flags["num_gpu_blocks_override"] = 16 * 512 // 16 + 1
     with (
         engine(**flags, enable_prefix_caching=True) as on,

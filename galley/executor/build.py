@@ -22,6 +22,7 @@ def build(
     progress: Progress | None = None,
     kv_memory: MemoryAllocator | None = None,
     proposer: Proposer | None = None,
+    pooling: bool = False,
 ) -> Executor:
     """Load the model, size its KV cache and make the executor of --distributed-executor-backend.
 
@@ -30,6 +31,7 @@ def build(
         available: bytes of memory that could be taken before anything was loaded.
         kv_memory: allocates the KV cache; None = in ordinary memory.
         proposer: proposes drafts after each step; None = no speculation.
+        pooling: keep the final hidden states of a step, for requests that pool.
 
     Raises:
         ConfigError: more than one rank is requested, or memory is short.
@@ -42,7 +44,9 @@ def build(
             raise ConfigError(
                 f"{option} {size}: a model runs on one rank in this version; use 1.", field=name
             )
-    runner = Runner(config, model_info, checkpoint, available, progress, kv_memory, proposer)
+    runner = Runner(
+        config, model_info, checkpoint, available, progress, kv_memory, proposer, pooling
+    )
     if parallel.distributed_executor_backend == "loopback":
         return LoopbackExecutor(runner)
     return LocalExecutor(runner)

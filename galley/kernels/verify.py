@@ -10,19 +10,27 @@ from galley.kernels.program import OUTPUT, Buffer, Node, Symbol
 
 #: Columns [start, stop) of a buffer that have been written.
 Columns = list[tuple[int, int]]
+#: The op that reads what a layer's cache has of this step. Others with a layer write it.
+CACHE_READER = "attention"
 
 
 def verify(nodes: Sequence[Node]) -> None:
     """Check a program, recorded or fused.
 
     Raises:
-        ValueError: an op does not exist, a node reads columns that no node before it has written,
-            or the rows of its values do not agree.
+        ValueError: an op does not exist, a node reads columns or the cache of a layer that no node
+            before it has written, or the rows of its values do not agree.
     """
     written: dict[Buffer, Columns] = {}
+    cached: set[int] = set()
     for i, node in enumerate(nodes):
         if node.op != OUTPUT and node.op not in NATIVE_OPS:
             raise _error(i, node, "there is no such native op")
+        if node.layer is not None:
+            if node.op != CACHE_READER:
+                cached.add(node.layer.index)
+            elif node.layer.index not in cached:
+                raise _error(i, node, "reads a cache, which no node before it has written")
         for values in (node.reads, node.updates):
             for name, value in values.items():
                 if not _covers(written.get(value.buffer, ()), value):
