@@ -35,7 +35,7 @@ class SsdScan final : public StateOp {
   }
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
-    float* scratch = thread_scratch(ssd_scratch(padded(head_dim_)));
+    float* scratch = thread_scratch(ssd_scratch(padded(head_dim_), state_size_));
     const int64_t width = heads_ * head_dim_;
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t head = tile / step.rows, column = head * head_dim_;

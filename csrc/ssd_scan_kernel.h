@@ -16,8 +16,7 @@ namespace GALLEY_VARIANT {
 // `rows` of the state and 16 elements of the head, for `count` tokens.
 template <int rows>
 GALLEY_INLINE void ssd_rows(float* state, int64_t padded, const float* decay, const float* x,
-                            const float* b, int64_t b_stride, const float* c, int64_t c_stride,
-                            int64_t count, float* y) {
+                            const float* b, const float* c, int64_t count, float* y) {
   Float s[rows];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++) s[i] = load(state + i * padded);
@@ -26,8 +25,8 @@ GALLEY_INLINE void ssd_rows(float* state, int64_t padded, const float* decay, co
     Float sum = load(y + t * padded);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-      s[i] = fma(all(b[t * b_stride + i]), in, s[i] * keep);
-      sum = fma(all(c[t * c_stride + i]), s[i], sum);
+      s[i] = fma(all(b[t * kSsdRows + i]), in, s[i] * keep);
+      sum = fma(all(c[t * kSsdRows + i]), s[i], sum);
     }
     store(y + t * padded, sum);
   }
@@ -35,12 +34,26 @@ GALLEY_INLINE void ssd_rows(float* state, int64_t padded, const float* decay, co
   for (int i = 0; i < rows; i++) store(state + i * padded, s[i]);
 }
 
+// b or c of some tokens as [rows of the state / 8][tokens][8]: their rows are pages apart, in few sets
+// of the cache.
+GALLEY_INLINE void pack_rows(const float* from, int64_t stride, int64_t count, int64_t size,
+                             float* to) {
+  for (int64_t n = 0; n < size; n += kSsdRows) {
+    const int64_t rows = size - n < kSsdRows ? size - n : kSsdRows;
+    for (int64_t t = 0; t < count; t++) {
+      memcpy(to + t * kSsdRows, from + t * stride + n, rows * sizeof(float));
+    }
+    to += count * kSsdRows;
+  }
+}
+
 void ssd_scan_run(const SsdRun& run, float* state, float* scratch) {
   const int64_t padded = (run.head_dim + kLanes - 1) / kLanes * kLanes;
   float* x = scratch;
   float* y = x + kSsdTokens * padded;
   float* decay = y + kSsdTokens * padded;
-  float* steps = decay + kSsdTokens;
+  float* b = decay + kSsdTokens;
+  float* c = b + kSsdTokens * (run.state_size + kSsdRows);
   for (int64_t start = 0; start < run.count; start += kSsdTokens) {
     const int64_t count = run.count - start < kSsdTokens ? run.count - start : kSsdTokens;
     for (int64_t t = 0; t < count; t++) {
@@ -48,7 +61,6 @@ void ssd_scan_run(const SsdRun& run, float* state, float* scratch) {
       float step = softplus_one(fma(raw, run.dt_scale, run.dt_bias));
       step = step < run.dt_min ? run.dt_min : step;
       step = step > run.dt_max ? run.dt_max : step;
-      steps[t] = step;
       decay[t] = exp_one(step * run.a);
       const float* from = run.x + (start + t) * run.x_stride;
       for (int64_t p = 0; p < padded; p += kLanes) {
@@ -58,17 +70,19 @@ void ssd_scan_run(const SsdRun& run, float* state, float* scratch) {
         store(y + t * padded + p, zero());
       }
     }
-    const float* b = run.b + start * run.b_stride;
-    const float* c = run.c + start * run.c_stride;
+    pack_rows(run.b + start * run.b_stride, run.b_stride, count, run.state_size, b);
+    pack_rows(run.c + start * run.c_stride, run.c_stride, count, run.state_size, c);
     for (int64_t p = 0; p < padded; p += kLanes) {
-      int64_t n = 0;
-      for (; n + 8 <= run.state_size; n += 8) {
-        ssd_rows<8>(state + n * padded + p, padded, decay, x + p, b + n, run.b_stride, c + n,
-                    run.c_stride, count, y + p);
-      }
-      for (; n < run.state_size; n++) {
-        ssd_rows<1>(state + n * padded + p, padded, decay, x + p, b + n, run.b_stride, c + n,
-                    run.c_stride, count, y + p);
+      for (int64_t n = 0; n < run.state_size; n += kSsdRows) {
+        float* rows = state + n * padded + p;
+        const float *of_b = b + n * count, *of_c = c + n * count;
+        if (n + kSsdRows <= run.state_size) {
+          ssd_rows<kSsdRows>(rows, padded, decay, x + p, of_b, of_c, count, y + p);
+          continue;
+        }
+        for (int64_t i = 0; n + i < run.state_size; i++) {
+          ssd_rows<1>(rows + i * padded, padded, decay, x + p, of_b + i, of_c + i, count, y + p);
+        }
       }
     }
     for (int64_t t = 0; t < count; t++) {
