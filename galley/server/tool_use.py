@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from galley.chat.tool_schema import schema_of, tag_of
 from galley.chat.tools import FunctionTool, ToolChoice
 from galley.errors import InvalidRequest, Unsupported
 from galley.request import ReasoningLimits, SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
+    from galley.chat.tool_parsers.spelling import CallSpelling
     from galley.config.server import ServerConfig
     from galley.server.context import Context
 
@@ -104,6 +104,8 @@ def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse)
     if output is not None and limits is not None and limits.constrained_after:
         output = msgspec.structs.replace(output, start_after=[list(limits.reasoning.end)])
     reasoning = None if limits is None else limits.reasoning
+    if output is params.structured_outputs and reasoning is None:
+        return params
     return msgspec.structs.replace(params, structured_outputs=output, reasoning_limits=reasoning)
 
 
@@ -111,36 +113,55 @@ def _constraint(
     ctx: Context, given: StructuredOutputsParams | None, use: ToolUse
 ) -> StructuredOutputsParams | None:
     """The constraint of the answer, where the request brings `given` for its text."""
+    if use.choice.mode == "none":
+        return given
+    from galley.chat.tool_schema import schema_of, tag_of  # only for requests with tools
+
     schema = schema_of(use.tools, use.choice)
     if schema is not None:
         return StructuredOutputsParams(json=schema, whitespace_pattern=" ?")
-    if use.choice.mode != "auto":
-        return given
     strict = any(tool.strict for tool in use.choice.callable(use.tools))
     if given is None and not strict:
         return None
-    spelling = None if ctx.formats is None else ctx.formats.spelling
-    special = ctx.require_tokenizer().special_ids
-    if spelling is not None:
-        sample = spelling.tag("f", None)
-        ids = ctx.require_tokenizer().encode(sample["begin"] + sample["end"], False)
-        spelling = spelling if special.isdisjoint(ids) else None
+    spelling = _spelling(ctx)
     if given is not None:
-        text = {"json": given.json, "json_object": {"type": "object"}}.get(given.kind)
-        if spelling is None or not spelling.marked or text is None:
+        text = _schema_of_text(given)
+        if text is None or spelling is None or not spelling.marked:
             return given
-        text = msgspec.json.decode(text) if isinstance(text, str) else text
-    elif spelling is None:
+        tag = tag_of(use.tools, use.choice, spelling, text)
+        form = msgspec.json.encode(tag).decode()
+        return msgspec.structs.replace(given, json=None, json_object=None, structural_tag=form)
+    if spelling is None:
         raise Unsupported(
             "strict functions are not supported by the tool call parser "
             f"{ctx.server.tool_call_parser} with `tool_choice` auto: leave `strict` out, or choose "
             "`required` or a named function.",
             field="tools",
         )
-    else:
-        text = None
-    tag = tag_of(use.tools, use.choice, spelling, text)
+    tag = tag_of(use.tools, use.choice, spelling)
     return StructuredOutputsParams(structural_tag=msgspec.json.encode(tag).decode())
+
+
+def _spelling(ctx: Context) -> CallSpelling | None:
+    """How a grammar writes calls; None where it cannot: no grammar makes special tokens."""
+    spelling = None if ctx.formats is None else ctx.formats.spelling
+    if spelling is None:
+        return None
+    tokenizer, sample = ctx.require_tokenizer(), spelling.tag("f", None)
+    ids = tokenizer.encode(sample["begin"] + sample["end"], False)
+    return spelling if tokenizer.special_ids.isdisjoint(ids) else None
+
+
+def _schema_of_text(given: StructuredOutputsParams) -> Any:
+    """The JSON schema of a constraint; None where it is of another kind, or not valid JSON."""
+    if given.json_object:
+        return {"type": "object"}
+    if not isinstance(given.json, str):
+        return given.json
+    try:
+        return msgspec.json.decode(given.json)
+    except msgspec.DecodeError:
+        return None
 
 
 class _Limits(NamedTuple):

@@ -293,6 +293,9 @@ def test_an_answer_of_a_schema_may_be_a_call_instead(served: Served) -> None:
     assert served.engine.seen[-1].constraint.kind == "structural_tag"
     chat(served, tools=[TOOL], tool_choice="none", response_format=form)
     assert served.engine.seen[-1].constraint.kind == "json"
+    body = {"model": MODEL, "messages": HI, "tools": [TOOL]}
+    broken = served.post("/v1/chat/completions", {**body, "structured_outputs": {"json": "{"}})
+    assert broken.status_code == 400
 
 
 def test_strict_functions_need_a_format_that_can_be_constrained() -> None:
