@@ -26,6 +26,21 @@ _DEEPSEEK3 = (
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
     r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*" + _REST
 )
+_QWEN35 = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _REST
+)
+_BAILING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_NO_HAN = r"&&[^\p{Han}]]"
+_UPPER_NO_HAN, _LOWER_NO_HAN = _UPPER[:-1] + _NO_HAN, _LOWER[:-1] + _NO_HAN
+_KIMI = (
+    r"[\p{Han}]+"
+    f"|{_UPPER_NO_HAN}*{_LOWER_NO_HAN}+{_CONTRACTIONS}?"
+    f"|{_UPPER_NO_HAN}+{_LOWER_NO_HAN}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "smollm": _DIGITS_GPT2,
     "starcoder": _DIGITS_GPT2,
     "refact": _DIGITS_GPT2,
-    "command-r": _DIGITS_GPT2,
+    "command-r": WordSplit((r"\p{N}", _GPT2), nfc=True),
     "codeshell": _DIGITS_GPT2,
     "exaone": _DIGITS_GPT2,
     "llama-bpe": _LLAMA3_SPLIT,
@@ -74,6 +89,9 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "llama-v3": _LLAMA3_SPLIT,
     "falcon3": _LLAMA3_SPLIT,
     "pixtral": _LLAMA3_SPLIT,
+    "falcon-h1": _LLAMA3_SPLIT,
+    "lfm2": _LLAMA3_SPLIT,
+    "midm-2.0": _LLAMA3_SPLIT,
     "dbrx": WordSplit((_LLAMA3,)),
     "smaug-bpe": WordSplit((_LLAMA3,)),
     "chatglm-bpe": WordSplit((_LLAMA3,)),
@@ -84,9 +102,17 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "megrez": _QWEN2_SPLIT,
     "hunyuan": _QWEN2_SPLIT,
     "grok-2": _QWEN2_SPLIT,
+    "kormo": _QWEN2_SPLIT,
+    "solar-open": _QWEN2_SPLIT,
+    "qwen35": WordSplit((_QWEN35,), nfc=True),
+    "bailingmoe": WordSplit((_BAILING,)),
+    "bailingmoe2": WordSplit((_BAILING,)),
+    "kimi-k2": WordSplit((_KIMI,)),
     "tekken": WordSplit((_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o": WordSplit((_GPT4O,)),
     "llama4": WordSplit((_GPT4O,)),
+    "kanana2": WordSplit((_GPT4O,)),
+    "minimax-m2": WordSplit((_GPT4O,)),
     "deepseek-coder": WordSplit(
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")
     ),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
+import transformers
 from tokenizers import Regex, pre_tokenizers
 from transformers import LlamaTokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from galley.errors import ModelError
 from galley.text import Tokenizer, load_tokenizer
@@ -66,7 +70,9 @@ ALIKE = {
         ("stablelm2", "deepseek-r1-qwen", "megrez", "grok-2", "hunyuan", "seed-coder"), "qwen2"
     ),
     **dict.fromkeys(("gpt3-finnish", "poro-chat"), "bloom"),
-    "llama4": "gpt-4o",
+    **dict.fromkeys(("falcon-h1", "lfm2", "midm-2.0"), "llama-bpe"),
+    **dict.fromkeys(("kormo", "solar-open", "qwen35", "bailingmoe", "bailingmoe2"), "qwen2"),
+    **dict.fromkeys(("llama4", "kanana2", "minimax-m2", "kimi-k2"), "gpt-4o"),
     "falcon": "default",
 }
 
@@ -92,6 +98,10 @@ def test_words_are_cut_as_the_pre_tokenizer_says(pre: str) -> None:
         ("tekken", "aBc", ["a", "Bc"]),
         ("seed-coder", "a ;\nb", ["a", " ;", "\n", "b"]),
         ("qwen2", "a ;\nb", ["a", " ;\n", "b"]),
+        ("qwen2", "नमस्ते", ["नमस", "्त", "े"]),
+        ("qwen35", "नमस्ते", ["नमस्ते"]),
+        ("kimi-k2", "abc 你好x", ["abc", " ", "你好", "x"]),
+        ("gpt-4o", "abc 你好x", ["abc", " 你好x"]),
         ("bloom", "a.b (c)", ["a", ".", "b", " (", "c", ")"]),
         ("qwen2", "aBc", ["aBc"]),
     ],
@@ -100,6 +110,64 @@ def test_pre_tokenizers_differ_where_they_differ(pre: str, text: str, want: list
     cuts = [pre_tokenizers.Split(Regex(p), "isolated") for p in WORD_SPLITS[pre].patterns]
     words = pre_tokenizers.Sequence(cuts).pre_tokenize_str(text)
     assert [word for word, _ in words] == want
+
+
+#: First and last letters of ten scripts.
+SCRIPTS = {
+    "Latin": "Az",
+    "Greek": "αω",
+    "Cyrillic": "ая",
+    "Hebrew": "את",
+    "Arabic": "بي",
+    "Devanagari": "अॿ",
+    "Thai": "กๅ",
+    "Hangul": "가힣",
+    "Hiragana": "ぁゖ",
+    "Han": "一龥",
+}
+#: Pre-tokenizer → transformers' tokenizer of a family that has it.
+THEIRS: dict[str, Any] = {
+    "command-r": transformers.CohereTokenizer,
+    "gpt-2": transformers.GPT2Tokenizer,
+    "qwen2": transformers.Qwen2Tokenizer,
+    "qwen35": transformers.Qwen3_5Tokenizer,
+}
+
+
+def lines(count: int = 1000) -> list[str]:
+    """Words of a script with digits, marks, signs and spaces between them, an equal share each."""
+    rng = np.random.default_rng(0)
+    ends = [tuple(map(ord, pair)) for pair in SCRIPTS.values()]
+    between = [*" ", "  ", "\n", "\n\n", " \r\n", "\t", ".", ", ", "'s ", "'LL", "_", "=>", "/\n"]
+    between += ["12345", " 7", "é", "e\u0301", "٣", "!", " (", ") ", "🤗", "\u00a0"]
+
+    def line(i: int) -> str:
+        first, last = ends[i % len(ends)]
+        words = ("".join(map(chr, rng.integers(first, last + 1, n))) for n in rng.integers(1, 8, 9))
+        return "".join(word + str(rng.choice(between)) for word in words)
+
+    return [line(i) for i in range(count)]
+
+
+@pytest.mark.parametrize("pre", THEIRS)
+def test_ids_are_those_of_transformers_in_ten_scripts(pre: str, tmp_path: Path) -> None:
+    ours, trained = _load(tmp_path, byte_level_keys(pre)), trained_bpe()
+    merges = json.loads(trained.to_str())["model"]["merges"]
+    theirs = THEIRS[pre](vocab=trained.get_vocab(), merges=[tuple(pair) for pair in merges])
+    texts = lines()
+    assert len(texts) == 1000
+    assert len({ours.encode(text, False)[0] for text in texts}) > 50
+    for text in texts:
+        assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False), text
+
+
+def test_llama_words_are_those_of_transformers_in_ten_scripts() -> None:
+    """Its converter has the pattern of Llama 3."""
+    [pattern] = WORD_SPLITS["llama-bpe"].patterns
+    theirs = inspect.signature(TikTokenConverter.__init__).parameters["pattern"].default
+    a, b = (pre_tokenizers.Split(Regex(p), "isolated") for p in (pattern, theirs))
+    for text in lines():
+        assert a.pre_tokenize_str(text) == b.pre_tokenize_str(text)
 
 
 def test_qwen2_composes_characters_first(tmp_path: Path) -> None:
