@@ -8,6 +8,7 @@
 // (default 1: a token sees itself and those before it; 0: all tokens of its sequence that are
 // known, this step's included), out_kind, block_size. Floats: scale, soft_cap? (scores are
 // soft_cap * tanh(score / soft_cap)). Columns: block_table.
+// With span? a token sees those of its part of the sequence alone, which begins at a multiple of span.
 // With value_dim (and q_rope) the cache is latent: V is the first value_dim elements of K; a row of
 // q has those elements of each head, a row of q_rope the others, and one of out heads * value_dim.
 //
@@ -71,8 +72,15 @@ class Attention final : public Op {
     geometry_.group = heads_ / kv_.heads;
     geometry_.state_size = shape_.state_size();
     geometry_.window = a.i("window", 0);
+    geometry_.span = a.i("span", 0);
     geometry_.causal = a.choice("causal", 2, 1) == 1;
     if (geometry_.window < 0) throw std::invalid_argument("window must not be negative");
+    if (geometry_.span < 0 || (geometry_.span > 0 && geometry_.window > 0)) {
+      throw std::invalid_argument("span must not be negative, nor go with a window");
+    }
+    if (geometry_.span > 0 && !geometry_.causal) {
+      throw std::invalid_argument("a span needs causal attention");
+    }
     if (geometry_.window > 0 && !geometry_.causal) {
       throw std::invalid_argument("a window needs causal attention");
     }

@@ -31,16 +31,19 @@ struct AttentionGeometry {
   int64_t state_size;       // floats of a row's state
   int64_t block_queries;    // most queries of a group
   int64_t window;           // 0 = none
+  int64_t span;             // 0, or the tokens of a part of the sequence that a query sees alone
   bool whole_rows;          // an output row must be written by one item
   bool causal = true;       // if not, a query sees all known tokens of its sequence
 
   bool operator==(const AttentionGeometry& o) const {
     return table == o.table && kv_heads == o.kv_heads && group == o.group &&
            state_size == o.state_size && block_queries == o.block_queries && window == o.window &&
+           span == o.span &&
            whole_rows == o.whole_rows && causal == o.causal;
   }
   // First position that the query at `position` sees.
   int64_t first_of(int64_t position) const {
+    if (span > 0) return position / span * span;
     return window > 0 && position + 1 > window ? position + 1 - window : 0;
   }
   int64_t rows(const AttentionGroup& g) const { return g.heads * g.queries * group; }

@@ -43,6 +43,8 @@ class KVLayer(msgspec.Struct, frozen=True):
         window: how many last positions a query sees, its own included; 0 = all.
         causal: a query sees its own position and those before it; otherwise all positions of its
             sequence, which must then be computed in one step, and there is no window.
+        in_parts: the window does not slide: a query sees the part of the sequence, of so many
+            tokens, that it is in, up to its own position.
     """
 
     index: int
@@ -50,6 +52,7 @@ class KVLayer(msgspec.Struct, frozen=True):
     head_dim: int
     window: int = 0
     causal: bool = True
+    in_parts: bool = False
 
     def cache(self, itemsize: int) -> CacheSpec:
         """What the layer keeps of each token, in numbers of `itemsize` bytes."""

@@ -27,6 +27,7 @@ class AttentionSpec:
         rotary: rotary embedding of q and k; None = no positions in this layer.
         q_rotary: another one of q; None = the same.
         window: tokens that a query sees, its own included; 0 = all before it.
+        window_in_parts: the window does not slide: a query sees its part of the sequence alone.
         causal: False = a query sees its whole sequence, computed in one step (an encoder).
         q_norm, k_norm, v_norm: before the rotation, of each head (`HeadNormSpec`) or of the whole
             projection; None = none.
@@ -60,6 +61,7 @@ class AttentionSpec:
     slopes: tuple[float, ...] | None = None
     norm_after_rotary: bool = False
     q_rotary: Rotary | None = None
+    window_in_parts: bool = False
 
     def build(self, context: BuildContext) -> Attention:
         return Attention(self, context)
@@ -87,7 +89,9 @@ class Attention:
         self.q_rotary = self.rotary
         if spec.q_rotary is not None:
             self.q_rotary = context.rotary_table(spec.q_rotary)
-        self.layer = context.add_kv_layer(kv_heads, d, spec.window, spec.causal, spec.k.name)
+        self.layer = context.add_kv_layer(
+            kv_heads, d, spec.window, spec.causal, spec.k.name, spec.window_in_parts
+        )
         self.sinks = None if spec.sinks is None else source.vector(Vector((spec.sinks,), cut=True))
         self.slopes = None
         if spec.slopes is not None:

@@ -26,11 +26,17 @@ class BuildContext:
         self._tables: dict[Rotary, RotaryTable] = {}
 
     def add_kv_layer(
-        self, kv_heads: int, head_dim: int, window: int, causal: bool = True, keys: str = ""
+        self,
+        kv_heads: int,
+        head_dim: int,
+        window: int,
+        causal: bool = True,
+        keys: str = "",
+        in_parts: bool = False,
     ) -> KVLayer:
         """The KV cache of one more layer; `kv_heads` are this rank's, `keys` is the name of its k
         projection."""
-        layer = KVLayer(len(self.kv_layers), kv_heads, head_dim, window, causal)
+        layer = KVLayer(len(self.kv_layers), kv_heads, head_dim, window, causal, in_parts)
         self.kv_layers.append(layer)
         self._by_keys[keys] = layer
         return layer

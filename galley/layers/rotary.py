@@ -34,12 +34,14 @@ class Rotary:
         interleaved: neighbours are rotated together; otherwise element i and i + dim / 2.
         growth: (beta, n) multiplies the amplitude of position p by 1 + beta * log(1 + p // n): of
             queries, whose scores then keep their spread over long sequences.
+        growth_offset: added to p in that.
     """
 
     dim: int
     theta: float
     interleaved: bool = field(default=False, kw_only=True)
     growth: tuple[float, int] | None = field(default=None, kw_only=True)
+    growth_offset: int = field(default=0, kw_only=True)
 
     def for_length(self, positions: int) -> Rotary:
         """The embedding of sequences of up to so many tokens; most do not depend on it."""
@@ -58,6 +60,14 @@ def inverse_frequencies(dim: int, theta: float) -> F32:
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     frequencies: F32 = np.power(np.float32(theta), -exponent).astype(np.float32)
     return frequencies
+
+
+@dataclass(frozen=True)
+class StillRotary(Rotary):
+    """No rotation: `growth` alone."""
+
+    def inverse_frequencies(self) -> F32:
+        return np.zeros(self.dim // 2, np.float32)
 
 
 @dataclass(frozen=True)
@@ -235,5 +245,7 @@ def rotary_table(rotary: Rotary, positions: int) -> F32:
         table[start : start + len(p)] = rows * amplitude
         if rotary.growth is not None:
             beta, n = rotary.growth
-            table[start : start + len(p)] *= 1 + np.float32(beta) * np.log1p(p // n)[:, None]
+            table[start : start + len(p)] *= (
+                1 + np.float32(beta) * np.log1p((p + rotary.growth_offset) // n)[:, None]
+            )
     return table

@@ -61,6 +61,21 @@ FAMILIES: dict[str, Case] = {
         "DeepseekV32",
         {**DEEPSEEK, **LATENT, "index_n_heads": 2, "index_head_dim": 32, "index_topk": 256},
     ),
+    "llama4": Case(
+        "Llama4",
+        {
+            **IDS,
+            "head_dim": 16,
+            "num_local_experts": 5,
+            "intermediate_size_mlp": 80,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layers": [1, 1, 0],
+            "attention_chunk_size": 24,
+            "floor_scale": 20,
+            "attn_scale": 0.3,
+        },
+        config_class="Llama4TextConfig",
+    ),
     "minicpm3": Case(
         "MiniCPM3",
         {**LATENT, "scale_emb": 3, "scale_depth": 1.4, "dim_model_base": 48},

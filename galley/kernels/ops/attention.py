@@ -46,6 +46,7 @@ class Attention(Op):
             "kv_block_stride": "bytes",
             "block_size": "tokens",
             "window?": "0 = full",
+            "span?": "0, or tokens of a part of the sequence: a token sees its part alone",
             "causal?": "default 1; 0 = a token sees all known tokens of its sequence",
             "out_kind": "",
         },
@@ -133,7 +134,8 @@ class Attention(Op):
             "kv_heads": layer.kv_heads,
             "head_dim": layer.head_dim,
             "kv_kind": int(recorder.kv_kind),
-            "window": layer.window,
+            "window": 0 if layer.in_parts else layer.window,
+            "span": layer.window if layer.in_parts else 0,
             "causal": int(layer.causal),
         }
         floats = {"scale": scale, **({"soft_cap": soft_cap} if soft_cap else {})}
@@ -157,6 +159,8 @@ def visible_positions(computed: int, length: int, layer: KVLayer) -> Tensor:
     query = torch.arange(computed, length)[:, None]
     key = torch.arange(length)[None]
     visible = key <= query
+    if layer.in_parts:
+        return visible & (query // layer.window == key // layer.window)
     return visible & (query - key < layer.window) if layer.window else visible
 
 
