@@ -32,6 +32,20 @@ the test.
 In checkpoints with images or audio, the text model runs where its config is of one of these types:
 {nested}. Other inputs are refused.
 """
+_NOTES: dict[Kind, str] = {
+    "mixture": """
+The router is computed in float32. A token's sum over its experts is in ascending order of their
+ids, whatever else is in the batch; weights of experts that no token of a step chooses are not read.
+Experts may have any weight format that a linear layer may have; MXFP4 is refused by name.
+
+DeepSeek's latent attention stores one latent per token for all heads, and prompts are computed as
+decoded tokens are, with the projections of keys and values absorbed into queries and outputs: one
+definition, so that bits do not depend on how a prompt is cut. The sparse attention of V3.2 is
+computed densely: beyond `index_topk` tokens, a token attends to all of them. Mixtral's GGUF files
+name the architecture `llama`; `deepseek2` files with sigmoid scores are DeepSeek V3. Layers that
+predict further tokens are not used.
+""",
+}
 _TITLES: dict[Kind, str] = {
     "dense": "Dense",
     "mixture": "Mixtures of experts",
@@ -43,7 +57,8 @@ def page() -> str:
     rows = list(catalogue())
     parts = [_HEAD.format(nested=", ".join(f"`{name}`" for name in TEXT_MODELS))]
     for kind, title in _TITLES.items():
-        parts.append(f"\n## {title}\n\n" + _table([row for row in rows if row.kind == kind]))
+        table = _table([row for row in rows if row.kind == kind])
+        parts.append(f"\n## {title}\n{_NOTES.get(kind, '')}\n{table}")
     return "".join(parts)
 
 

@@ -50,7 +50,7 @@ ENTRIES: dict[str, Entry] = {
     "CohereForCausalLM": Entry("Command-R", "dense", "CohereLabs/c4ai-command-r-v01"),
     "DeepseekV2ForCausalLM": Entry("DeepSeek V2", "mixture", "deepseek-ai/DeepSeek-V2-Lite"),
     "DeepseekV32ForCausalLM": Entry("DeepSeek V3.2", "mixture", "deepseek-ai/DeepSeek-V3.2"),
-    "DeepseekV3ForCausalLM": Entry("DeepSeek V3", "mixture", "deepseek-ai/DeepSeek-V3"),
+    "DeepseekV3ForCausalLM": Entry("DeepSeek V3, Kimi K2", "mixture", "deepseek-ai/DeepSeek-V3"),
     "Dots1ForCausalLM": Entry("dots.llm1", "mixture", "rednote-hilab/dots.llm1.inst"),
     "Ernie4_5_MoeForCausalLM": Entry("ERNIE 4.5", "mixture", "baidu/ERNIE-4.5-21B-A3B-PT"),
     "Exaone4ForCausalLM": Entry("EXAONE 4", "dense", "LGAI-EXAONE/EXAONE-4.0-1.2B"),

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from galley.cli.bench.limits import MachineLimits
-from galley.kernels.ops import KVLayer, StateLayer
-from galley.kernels.program import LOGITS, Node
+from galley.kernels.ops import KVLayer, LatentLayer, StateLayer
+from galley.kernels.program import LOGITS, Node, PackedExperts
 from galley.kernels.weights import PackedWeight
 
 #: Weight format → number format of its multiply-adds.
@@ -77,6 +77,11 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
             operations=4 * load.visible * heads * layer.head_dim,
             arithmetic="bf16" if cache.dense == "bf16" else "f32",
         )
+    if node.op == "attention" and isinstance(node.layer, LatentLayer):
+        return _latent_attention(node, node.layer, load, cache)
+    for constant in node.constants.values():
+        if isinstance(constant, PackedExperts):
+            return _experts(node, constant, load)
     if isinstance(node.layer, StateLayer):
         return _state(node.op, node.layer, load)
     if node.op == "embedding":
@@ -94,6 +99,32 @@ def _state(op: str, layer: StateLayer, load: Load) -> Work:
         f"{op} of {numbers:,} numbers",
         bytes=load.logits * 2 * 4 * numbers,
         operations=load.tokens * each * numbers,
+    )
+
+
+def _latent_attention(node: Node, layer: LatentLayer, load: Load, cache: Cache) -> Work:
+    """A token's key is read once for all heads; a part of it is the value too."""
+    heads, is_bf16 = node.ints["heads"], cache.dense == "bf16"
+    return Work(
+        f"attention {heads} heads on latents of {layer.rank}+{layer.rope_dim}",
+        bytes=load.cached * layer.cache(2 if is_bf16 else 4).token_bytes,
+        operations=2 * load.visible * heads * (layer.head_dim + layer.rank),
+        arithmetic="bf16" if is_bf16 else "f32",
+    )
+
+
+def _experts(node: Node, experts: PackedExperts, load: Load) -> Work:
+    """Of experts that tokens choose at random, so many are read as are expected to be chosen."""
+    _, n, k = experts.shape
+    count, top_k = experts.experts, experts.top_k
+    chosen = 1 - (1 - top_k / count) ** load.tokens
+    name = experts.weights[0].format.name
+    each = len(experts.weights) // count
+    return Work(
+        f"{node.op} {name} {k}→{each * n}, {top_k} of {count}",
+        bytes=chosen * sum(weight.data.nbytes for weight in experts.weights),
+        operations=2 * load.tokens * top_k * each * n * k,
+        arithmetic=_ARITHMETIC[name],
     )
 
 
