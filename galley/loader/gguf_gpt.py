@@ -64,7 +64,12 @@ HUNYUAN_NAMES = {
     "attn_q_norm": "self_attn.query_layernorm",
     "attn_k_norm": "self_attn.key_layernorm",
 }
-PHI2_NAMES = {"attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}
+PHI2_NAMES = {
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.dense",
+    "ffn_up": "mlp.fc1",
+    "ffn_down": "mlp.fc2",
+}
 SEED_OSS_NAMES = {"post_attention_norm": "post_attention_layernorm"}
 STABLELM_NAMES = {
     "attn_q_norm": "self_attn.q_layernorm",
@@ -153,7 +158,9 @@ def nemotron(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
 
 
 def phi2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
-    return {**equal_layers(meta, arch, names), "hidden_act": "gelu_new"}
+    """Files of older converters have q, k and v in one tensor."""
+    fused = "blk.0.attn_qkv.weight" in names
+    return {**equal_layers(meta, arch, names), "hidden_act": "gelu_new", "fused_qkv": fused}
 
 
 def seed_oss(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:

@@ -140,6 +140,16 @@ def plus_one(c: Any, tensors: Tensors) -> Tensors:
     return {n: t + 1 if n.endswith("norm.weight") else t for n, t in tensors.items()}
 
 
+def fused(c: Any, tensors: Tensors) -> Tensors:
+    """q, k and v as one tensor."""
+    result = dict(tensors)
+    for name in tensors:
+        if ".q_proj." in name:
+            parts = [result.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+            result[name.replace("q_proj", "qkv_proj")] = np.concatenate(parts)
+    return result
+
+
 def stacked(c: Any, tensors: Tensors) -> Tensors:
     """The norms of all heads as one tensor."""
     result: dict[str, Any] = {}
@@ -187,6 +197,7 @@ FILES = {
     "minicpm": File(MINICPM, ARCH.MINICPM, minicpm_keys, permuted),
     "nemotron": File(FAMILIES["nemotron"], ARCH.NEMOTRON, change=plus_one),
     "phi2": File(Case("Phi", {}), ARCH.PHI2),
+    "phi2-fused": File(Case("Phi", {}), ARCH.PHI2, change=fused),
     "seed-oss": File(FAMILIES["seed-oss"], ARCH.SEED_OSS),
     "stablelm": File(FAMILIES["stablelm"], ARCH.STABLELM, change=stacked),
     "stablelm-2": File(VARIANTS["stablelm-2"], ARCH.STABLELM),
