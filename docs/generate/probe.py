@@ -27,6 +27,7 @@ SWITCHES: tuple[tuple[str, ...], ...] = (
     ("--enable-tokenizer-info-endpoint",),
     ("--profiler-config", '{"profiler": "torch", "torch_profiler_dir": "%(tmp)s"}'),
     ("--kv-cache-metrics",),
+    ("--tool-call-parser", "hermes"),
     ("--enable-mfu-metrics",),
     ("--enable-sleep-mode",),
     ("--enable-server-load-tracking",),

@@ -10,7 +10,7 @@ A parser knows the format of a model family and no API; an API's answer knows pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -108,6 +108,34 @@ class WithoutReasoning:
 
     def finish(self) -> list[Part]:
         return [part for part in self._parser.finish() if not isinstance(part, Reasoning)]
+
+
+class CountedCalls:
+    """A parser that tells at the end whether tools were called.
+
+    Args:
+        count: called with the answer to that.
+    """
+
+    def __init__(self, parser: AssistantParser, count: Callable[[bool], None]) -> None:
+        self._parser = parser
+        self._count = count
+        self._called = False
+
+    def adjust(self, params: SamplingParams) -> SamplingParams:
+        return self._parser.adjust(params)
+
+    def push(self, text: str, token_ids: Sequence[int]) -> list[Part]:
+        return self._seen(self._parser.push(text, token_ids))
+
+    def finish(self) -> list[Part]:
+        parts = self._seen(self._parser.finish())
+        self._count(self._called)
+        return parts
+
+    def _seen(self, parts: list[Part]) -> list[Part]:
+        self._called = self._called or any(isinstance(part, ToolCallStart) for part in parts)
+        return parts
 
 
 @dataclass(slots=True)

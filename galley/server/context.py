@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect, Request
 
 from galley import __version__
-from galley.chat.parts import AssistantParser
+from galley.chat.parts import AssistantParser, CountedCalls
 from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from galley.chat.parsers import OutputFormats
     from galley.chat.templates import ChatRenderer
     from galley.observability.sleep_metrics import SleepMetrics
+    from galley.observability.tool_metrics import ToolCallMetrics
     from galley.text import Tokenizer
 
 
@@ -70,6 +71,7 @@ class Context:
         output_log: of answers (--enable-log-outputs).
         on_sleep: called with the level of a sleep that has begun, and with None at wake-up.
         sleep_metrics: of the routes that put engines to sleep.
+        tool_metrics: of answers that a tool call parser reads; None: no such parser is named.
         template_thread: waits for the process that renders requests' templates.
         any_model_name: accept any model name in a request (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
@@ -91,6 +93,7 @@ class Context:
     output_log: OutputLog | None = None
     on_sleep: Callable[[int | None], None] = lambda level: None
     sleep_metrics: SleepMetrics | None = None
+    tool_metrics: ToolCallMetrics | None = None
     load: InFlight = field(default_factory=InFlight)
     relay: Relay = field(default_factory=Relay)
     template_thread: ThreadPoolExecutor = field(
@@ -158,7 +161,14 @@ class Context:
             from galley.chat.parsers import OutputFormats  # only for requests with tools
 
             formats = OutputFormats()
-        return formats.parser(prompt, use.tools, use.choice, reasoning=use.reasoning)
+        parser = formats.parser(prompt, use.tools, use.choice, reasoning=use.reasoning)
+        if parser is None or self.tool_metrics is None or use.choice.mode == "none":
+            return parser
+        count = self.tool_metrics.count
+        return CountedCalls(
+            parser,
+            lambda called: count(use.request_type, streaming=use.streaming, called=called),
+        )
 
     def parsers(self, prompt: str, n: int, use: ToolUse) -> list[AssistantParser]:
         """A parser for each of `n` answers to a prompt; [] where the text is the answer."""

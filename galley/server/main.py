@@ -211,15 +211,20 @@ def make_context(
     environment: Environment,
     monitoring: Monitoring,
 ) -> Context:
-    sleeping: dict[str, Any] = {}
+    optional: dict[str, Any] = {}
     if environment.dev_mode:
         logger.warning(
             "VLLM_SERVER_DEV_MODE=1: routes that can stop the server are open to anyone. "
             "Never do this in production."
         )
-        sleeping["sleep_metrics"] = SleepMetrics(monitoring.registry)
+        optional["sleep_metrics"] = SleepMetrics(monitoring.registry)
         if monitoring.metrics is not None:
-            sleeping["on_sleep"] = monitoring.metrics.sleeps
+            optional["on_sleep"] = monitoring.metrics.sleeps
+    if server.tool_call_parser:
+        from galley.observability.tool_metrics import ToolCallMetrics  # for this flag alone
+
+        name = model.config.model.served_model_name[0]
+        optional["tool_metrics"] = ToolCallMetrics(monitoring.registry, name)
     return Context(
         engine=client,
         config=model.config,
@@ -236,7 +241,7 @@ def make_context(
         store_responses=environment.store_responses,
         dev_mode=environment.dev_mode,
         output_log=monitoring.output_log,
-        **sleeping,
+        **optional,
     )
 
 

@@ -15,6 +15,7 @@ from galley.request import ReasoningLimits, SamplingParams, StructuredOutputsPar
 if TYPE_CHECKING:
     from galley.chat.tool_parsers.spelling import CallSpelling
     from galley.config.server import ServerConfig
+    from galley.observability.tool_metrics import RequestType
     from galley.server.context import Context
 
 
@@ -26,6 +27,7 @@ class ToolUse:
         shown: tools that the prompt describes.
         reasoning: the answer shows reasoning.
         thinking_budget: most tokens of reasoning.
+        request_type, streaming: of the request, for metrics.
     """
 
     tools: tuple[FunctionTool, ...] = ()
@@ -33,6 +35,8 @@ class ToolUse:
     shown: tuple[FunctionTool, ...] = ()
     reasoning: bool = True
     thinking_budget: int | None = None
+    request_type: RequestType = "other"
+    streaming: bool = False
 
     def for_template(self) -> list[dict[str, Any]] | None:
         """The tools as chat templates expect them; None: there are none."""
@@ -47,13 +51,15 @@ def tool_use(
     given: bool,
     reasoning: bool = True,
     thinking_budget: int | None = None,
+    request_type: RequestType = "other",
+    streaming: bool = False,
 ) -> ToolUse:
     """
     Args:
         tools: in the request.
         choice: None: as the model likes, where there are tools.
         given: the request has a list of tools, which may be empty.
-        reasoning, thinking_budget: see `ToolUse`.
+        reasoning, thinking_budget, request_type, streaming: see `ToolUse`.
 
     Raises:
         InvalidRequest: a choice without tools, or of one that does not exist; "auto" where the
@@ -83,7 +89,8 @@ def tool_use(
             "set",
             field="tool_choice",
         )
-    return ToolUse(tuple(tools), choice, tuple(tools), reasoning, thinking_budget)
+    offered = tuple(tools)
+    return ToolUse(offered, choice, offered, reasoning, thinking_budget, request_type, streaming)
 
 
 def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse) -> SamplingParams:

@@ -27,6 +27,7 @@ from galley.observability.http_metrics import HttpMetrics
 from galley.observability.metrics import EngineMetrics
 from galley.observability.observer import Observers, RequestObserver
 from galley.observability.registry import exposition, new_registry
+from galley.observability.tool_metrics import ToolCallMetrics
 from galley.server.admission import Admission
 from galley.server.app import build_app
 from galley.server.context import Context
@@ -142,6 +143,7 @@ def serve(
             tokenizer=words,
             chat=None if words is None else ChatRenderer.of(words, chat_template),
             metrics=lambda: exposition(registry),
+            tool_metrics=ToolCallMetrics(registry, MODEL) if server.tool_call_parser else None,
             defaults=defaults or {},
             caps=caps or Caps(),
             formats=formats,

@@ -320,3 +320,30 @@ def test_constraints_of_gpt_oss_apply_to_its_final_channel() -> None:
     for request, must_end in ((forced, True), (free, False)):
         assert request.constraint.start_after == (end,)
         assert request.sampling.reasoning_limits.must_end == must_end
+
+
+def test_answers_that_the_parser_reads_are_counted(served: Served) -> None:
+    def count(outcome: str, mode: str, request_type: str) -> float:
+        labels = f'outcome="{outcome}",mode="{mode}",request_type="{request_type}"'
+        try:
+            return served.metric(f"vllm:tool_call_parser_invocations_total{{{labels}}}")
+        except KeyError:
+            return 0.0
+
+    kinds = [
+        ("tool_call", "non_streaming", "chat_completions"),
+        ("no_tool_call", "streaming", "chat_completions"),
+        ("tool_call", "non_streaming", "other"),
+        ("tool_call", "streaming", "responses"),
+    ]
+    before = [count(*kind) for kind in kinds]
+    chat(served, tools=[TOOL], tool_choice="required", n=2)
+    chat(served, tools=[TOOL], tool_choice="none")
+    body = {"model": MODEL, "messages": HI, "tools": [TOOL], "stream": True}
+    assert served.post("/v1/chat/completions", body).status_code == 200
+    talk = {"model": MODEL, "messages": HI, "max_tokens": 99, "tools": [CLAUDE]}
+    served.post("/v1/messages", {**talk, "tool_choice": {"type": "any"}})
+    flat = {"model": MODEL, "input": "hi", "tools": [FLAT], "tool_choice": "required"}
+    assert served.post("/v1/responses", {**flat, "stream": True}).status_code == 200
+    after = [count(*kind) for kind in kinds]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 1, 1, 1]

@@ -41,7 +41,7 @@ def routes(ctx: Context) -> Router:
         apply_priority_header(raw, fields)
         model = ctx.model_name(request.model)
         id = request_id(raw, "msg", None, ctx.caps.request_id)
-        use = _tool_use(ctx, request)
+        use = _tool_use(ctx, request, bool(request.stream))
         prompt = await _prompt(ctx, request, use)
         parser = ctx.parser_of(prompt, use)
         answer = MessageBuilder(id, model, parser)
@@ -74,7 +74,7 @@ def routes(ctx: Context) -> Router:
     return router
 
 
-def _tool_use(ctx: Context, request: Conversation) -> ToolUse:
+def _tool_use(ctx: Context, request: Conversation, streaming: bool = False) -> ToolUse:
     """Raises InvalidRequest for a choice of tools that cannot be served."""
     return tool_use(
         ctx.server,
@@ -82,6 +82,7 @@ def _tool_use(ctx: Context, request: Conversation) -> ToolUse:
         message_choice(request.tool_choice),
         given=request.tools is not None,
         thinking_budget=request.thinking.budget_tokens if request.thinking else None,
+        streaming=streaming,
     )
 
 

@@ -148,6 +148,8 @@ def tool_use_of(ctx: Context, request: ChatFields) -> ToolUse:
         given=request.tools is not None,
         reasoning=request.include_reasoning,
         thinking_budget=request.thinking_token_budget,
+        request_type="chat_completions",
+        streaming=bool(request.stream),
     )
 
 

@@ -213,6 +213,8 @@ class ResponsesHandler:
             None if without else choice,
             given=request.tools is not None,
             reasoning=request.include_reasoning,
+            request_type="responses",
+            streaming=bool(request.stream),
         )
 
     def _messages(self, request: ResponsesRequest) -> list[dict[str, Any]]:
