@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from galley.frontend.prompts import Prompt as PromptType
     from galley.frontend.prompts import TextPrompt, TokensPrompt
     from galley.llm import LLM
-    from galley.request import CompletionOutput, RequestOutput, SamplingParams
+    from galley.request import (
+        CompletionOutput,
+        RequestOutput,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
 
 #: Name → where it is defined: the module, and its name there if that is another.
 _WHERE = {
     "LLM": ("galley.llm", "LLM"),
     "SamplingParams": ("galley.request", "SamplingParams"),
+    "StructuredOutputsParams": ("galley.request", "StructuredOutputsParams"),
     "BeamSearchParams": ("galley.frontend.beam_search", "BeamSearchParams"),
     "RequestOutput": ("galley.request", "RequestOutput"),
     "CompletionOutput": ("galley.request", "CompletionOutput"),
@@ -35,6 +41,7 @@ __all__ = [
     "PromptType",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
     "__version__",
