@@ -126,13 +126,19 @@ class Sampling:
 
 def masks() -> LogitMasks:
     """Of 14 logit rows, two allow few tokens and one is biased."""
-    words = [None] * 14
-    words[0] = np.array([1 << 17 | 1 << 63, 5, 0], np.uint64)
-    words[13] = np.array([0, 1 << 3, 4], np.uint64)
+    words = {
+        0: np.array([1 << 17 | 1 << 63, 5, 0], np.uint64),
+        13: np.array([0, 1 << 3, 4], np.uint64),
+    }
+    addresses = np.zeros(14, np.uint64)
+    for row, mask in words.items():
+        addresses[row] = mask.ctypes.data
     indptr = np.array([0, 0, 2, *[2] * 12], np.int32)
     return LogitMasks(
         masks=words,
-        addresses=np.array([0 if w is None else w.ctypes.data for w in words], np.uint64),
+        shared_rows=np.empty(0, np.int32),
+        shared=np.empty((0, 3), np.uint64),
+        addresses=addresses,
         bias_indptr=indptr,
         bias_ids=np.array([7, 100], np.int32),
         bias_values=np.array([-5.0, 30.0], np.float32),
