@@ -119,7 +119,7 @@ class CommandParser:
                 notices.append(f"{option} is accepted for compatibility with vLLM: {sentence}")
                 return
             if verdict == "refused" and not (candidate == name and asks(name, value)):
-                notices.append(f"{option} is accepted: it asks for nothing that is not so anyway.")
+                notices.append(f"{option} is accepted: that is the behaviour already.")
                 return
             if verdict == "refused":
                 raise ConfigError(f"{option} is not supported: {sentence}", field=candidate)

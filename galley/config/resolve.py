@@ -174,7 +174,7 @@ def lowered(s: SchedulerConfig) -> SchedulerConfig:
 
 
 def refuse_unknown(name: str, value: Any, known: list[str]) -> None:
-    """Return for a vLLM flag that is a hint or asks for nothing; else raise ConfigError."""
+    """Return for a vLLM flag that is a hint or asks for the default; else raise ConfigError."""
     verdict, sentence = disposition(name)
     if any(name == flag.name for flag in flags_of(ServerConfig)):
         verdict, sentence = (

@@ -106,7 +106,7 @@ def test_refusals_name_the_flag(parser, argv, message):
 def test_flags_matching_fixed_behaviour_are_accepted(parser, argv):
     parsed = parser.parse([*argv, "--seed", "1"])
     assert parsed.values == {"seed": 1}
-    assert all("asks for nothing that is not so anyway" in n for n in parsed.notices)
+    assert all("that is the behaviour already" in n for n in parsed.notices)
     assert len(parsed.notices) == sum(word.startswith("--") for word in argv)
 
 
