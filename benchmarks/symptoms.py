@@ -287,7 +287,7 @@ SYMPTOMS = (
 
 
 def measure(symptom: Symptom, flags: tuple[str, ...]) -> list[float]:
-    """What the readings are under the symptom's load, with these flags."""
+    """The readings under the symptom's load, with these flags."""
     memory = () if "--kv-cache-memory-bytes" in flags else ("--kv-cache-memory-bytes", "256M")
     with serve(*COMMON, *memory, *flags) as server:
         asyncio.run(stream(server.port, request(8, 2, 9999)))
@@ -299,7 +299,7 @@ def measure(symptom: Symptom, flags: tuple[str, ...]) -> list[float]:
 
 
 def judge(reading: Reading, trouble: float, remedy: float) -> str | None:
-    """What is wrong, if the metric has not moved as it should."""
+    """An error text if the metric has not moved as it should."""
     bound = trouble * reading.factor
     moved = remedy >= bound and remedy > trouble if reading.factor > 1 else remedy <= bound
     if moved or reading.factor == 1.0:

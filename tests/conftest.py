@@ -1,4 +1,4 @@
-"""What every test needs: caches of its own run, not of the user's home."""
+"""Set-up of every run: caches of its own, not those of the user's home."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def faulty(faults: str) -> Server:
 
 
 def test_memory_runs_short_and_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
-    """Requests wait meanwhile; nobody is told anything else than what they would be."""
+    """Requests wait meanwhile; their answers do not change."""
     server = faulty("1:step40=short/3")
     shed = [a.seen for a in play(server, REQUESTS)]
     assert server.metric("vllm:num_preemptions_total") > 0

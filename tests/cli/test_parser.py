@@ -100,7 +100,7 @@ def test_refusals_name_the_flag(parser, argv, message):
         ["--kv-cache-dtype", "auto"],
         ["--nnodes", "1", "--cpu-offload-gb", "0"],
         ["--attention-backend", "CPU_ATTN"],
-        ["--model-impl", "vllm", "--data-parallel-backend", "mp"],
+        ["--data-parallel-backend", "mp"],
     ],
 )
 def test_flags_matching_fixed_behaviour_are_accepted(parser, argv):

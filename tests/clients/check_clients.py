@@ -58,7 +58,7 @@ BENCHES: dict[str, tuple[str, ...]] = {
 
 
 def run(command: list[str | Path], folder: Path, seconds: int = 300) -> str:
-    """What it printed. Fails if it fails."""
+    """Its output. Fails if it fails."""
     env = {**os.environ, **OFFLINE, "NO_COLOR": "1", "COLUMNS": "200"}
     done = subprocess.run(
         [str(word) for word in command],

@@ -116,7 +116,7 @@ def test_what_needs_more_devices_or_another_format_says_so() -> None:
 
 
 class Load:
-    """What a server with some flags makes of the same four requests."""
+    """The answers of a server with some flags to the same four requests."""
 
     def __init__(self, *flags: str) -> None:
         with serve(*SMALL, *flags) as server:

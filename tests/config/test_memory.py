@@ -23,7 +23,7 @@ def machine(root: Path, files: dict[str, str]) -> MachineMemory:
 
 
 def test_a_machine_without_control_groups(tmp_path: Path) -> None:
-    """What we have mapped of files could be taken from us, but it would be missed."""
+    """Mapped file pages could be reclaimed, but are in use: they are not available."""
     found = machine(tmp_path, {"proc/meminfo": MEMINFO, "proc/self/status": STATUS})
     assert found.read() == Memory(1000 * KIB, 550 * KIB)
     (tmp_path / "proc/meminfo").write_text(MEMINFO.replace("600", "  7"))

@@ -21,7 +21,7 @@ FIXED = {"finished_reason", "reason", "source", "sleep_state"}
 
 @pytest.fixture(scope="module")
 def live() -> Iterator[Metrics]:
-    """What a server tells after one good request and one bad one."""
+    """The metrics of a server after one good request and one bad one."""
     with serve(*SMALL) as server:
         for max_tokens in (4, -1):
             body = {"model": MODEL, "prompt": "Light", "max_tokens": max_tokens}

@@ -46,7 +46,7 @@ def attributes(tree: ast.AST) -> set[str]:
 
 
 def test_no_flag_is_swallowed() -> None:
-    """What a flag sets is read somewhere, besides being checked."""
+    """The value of a flag is read somewhere, besides being checked."""
     read = set().union(
         *(attributes(ast.parse(path.read_text())) for path in (ROOT / "galley").rglob("*.py"))
     )

@@ -1,4 +1,4 @@
-"""What the ledger says of a block is true, at whatever moment the engine is killed."""
+"""The block index is right at whatever moment the engine is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine that rests finds its own mistakes, and tells when memory comes and goes."""
+"""An idle engine checks its invariants and reports changes of available memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory runs short: less KV cache, nobody loses anything, and all is as before when it is back."""
+"""Memory runs short: the KV cache shrinks, no request is lost, and it grows again afterwards."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Bench:
             self.poll(0)
 
     def compute(self, num_requests: int, max_tokens: int = 20) -> dict[int, list[int]]:
-        """What so many requests, no two alike, will answer; they are not run yet."""
+        """Requests, no two alike, and their answers; they are not run yet."""
         answers = {}
         for i in range(1, num_requests + 1):
             prompt = list(range(100 * i, 100 * i + 60))

@@ -34,7 +34,7 @@ def ends(core: EngineCore) -> dict[int, FinishReason]:
 
 
 def calls(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What the workers are asked from now on."""
+    """The calls to the workers from now on."""
     seen: list[tuple[Any, ...]] = []
     monkeypatch.setattr(core.executor, "rpc", lambda *words: seen.append(words) or [None])
     return seen

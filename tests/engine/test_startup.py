@@ -1,4 +1,4 @@
-"""What is told while an engine starts."""
+"""Progress and log lines of an engine that starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same over HTTP: sixty-four clients at once, each alone, and offline, are told the same."""
+"""The same over HTTP: sixty-four clients at once, each alone, and offline, get the same answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families × every weight format of the registry, alone and in company: the same bits.
+"""Families × every weight format of the registry, alone and in a batch: the same bits.
 
 A format that is added later is in here by itself.
 """
@@ -26,7 +26,7 @@ PICKS = 6
 
 
 def case_of(index: int) -> Case:
-    """An engine and a workload for one cell of the matrix; the company differs from cell to cell,
+    """An engine and a workload for one cell of the matrix; the batch differs from cell to cell,
     and from one format to the next within a family.
     """
     family, dtype = MATRIX[index]

@@ -68,7 +68,7 @@ def _logprobs(columns: Any) -> Any:
 
 @dataclass
 class Events:
-    """What happened in the engine while it was watched."""
+    """Events of the engine while it was watched."""
 
     rows: list[int] = field(default_factory=list)
     chunks: dict[int, int] = field(default_factory=dict)

@@ -56,7 +56,7 @@ class Client:
 
 
 def test_the_step_is_computed_when_it_is_called(core) -> None:
-    """What the contract says of a CPU: nothing is left for `sample` to compute."""
+    """On a CPU nothing is left for `sample` to compute."""
     client, seen = Client(), []
     core.add([request(1)])
     core.while_waiting = lambda: seen.append(core.executor._runner._executable.samples.token_ids[0])

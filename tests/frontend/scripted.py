@@ -81,7 +81,7 @@ class Row:
 
 
 class ScriptedIdleTasks:
-    """Tells what each look is to bring, and then nothing more; raises what is an error."""
+    """Returns one scripted event a call, then none; raises those that are errors."""
 
     def __init__(self) -> None:
         self.finds: list[Stats | Exception | None] = []

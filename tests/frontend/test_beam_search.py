@@ -23,7 +23,7 @@ def world(seed: int) -> np.ndarray:
 
 
 def run(table: np.ndarray, params: BeamSearchParams, seen: int = 5) -> BeamSearch:
-    """Drive a search; each step tells the `seen` most likely tokens."""
+    """Drive a search; each step returns the `seen` most likely tokens."""
     search = BeamSearch(PROMPT, params, [EOS])
     while not search.done:
         found: list[Candidates] = []

@@ -24,7 +24,7 @@ DELTA, FINAL = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
 
 
 class Recorder:
-    """An observer that writes down what it is told."""
+    """An observer that records its notifications."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []

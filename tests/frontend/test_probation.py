@@ -1,4 +1,4 @@
-"""Who killed the engine: one suspect at a time, until it has got past where it was."""
+"""Requests of a crashed engine's step are retried one at a time, up to where each was."""
 
 from __future__ import annotations
 

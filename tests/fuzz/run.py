@@ -72,7 +72,7 @@ class Engine:
         return build_core(self.config, executor, block_index=index)
 
     def close(self) -> Counter[str]:
-        """What has happened to it."""
+        """Its events."""
         assert isinstance(self.client.core, EngineCore)
         self._note(self.client.core)
         if self.files is not None:
@@ -199,7 +199,7 @@ def logprobs(columns: Any) -> Any:
 
 
 def differences(seed: int) -> tuple[list[str], Counter[str]]:
-    """What one case's requests answer differently in company, and what happened to it."""
+    """The answers of a case that differ in a batch, and the events of its engine."""
     case = draw(seed)
     found = []
     together, events = run_together(case)

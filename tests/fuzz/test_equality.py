@@ -1,4 +1,4 @@
-"""One request, one answer, in random company: `run` plays many more cases than these."""
+"""One request, one answer, in random batches: `run` plays many more cases than these."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def quantized(x: F32Array, kind: int, threads: int = 1) -> Rows:
 
 
 def values(rows: Rows, kind: int, k: int) -> F32Array:
-    """What rows of a kind stand for, float32 [m, k]."""
+    """The values of rows of a kind, float32 [m, k]."""
     m = len(rows)
     if kind == F32:
         return rows.view(np.float32).reshape(m, k)

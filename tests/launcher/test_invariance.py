@@ -1,4 +1,4 @@
-"""What a running server says of its promises, and what it keeps over deaths."""
+"""A running server reports batch invariance, and keeps counters over deaths."""
 
 from __future__ import annotations
 

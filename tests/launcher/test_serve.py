@@ -54,7 +54,7 @@ def test_killing_the_engine_changes_no_answer(server: Server) -> None:
 def test_what_was_computed_outlives_an_engine_that_was_killed_but_not_one_that_crashed(
     server: Server, number: signal.Signals, words: str
 ) -> None:
-    """Nobody knows what an engine has written where before it crashed."""
+    """The memory of an engine that crashed is not trusted; that of one killed from outside is."""
     body = {"prompt": f"{words} and " * 300, "max_tokens": 80, "temperature": 0}
     undisturbed = play(server, [{"ignore_eos": True, **body}])[0].seen
     server.inspect()  # which forgets all that is cached

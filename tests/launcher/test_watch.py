@@ -1,4 +1,4 @@
-"""What counts as hanging, and whose SIGKILL it was."""
+"""When an engine counts as hanging, and who sent its SIGKILL."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Arrays:
         return quantized(name, self.arrays[name], self.types.get(name, "float32"))
 
     def values(self, name: str) -> np.ndarray:
-        """What the tensor holds after quantisation."""
+        """The tensor's values after quantisation."""
         raw = self.tensor(name)
         if raw.dtype == "float32":
             return raw.data

@@ -11,7 +11,7 @@ from galley.request import FinishReason
 
 
 class Notes:
-    """Writes down what it is told."""
+    """Records its notifications."""
 
     def __init__(self) -> None:
         self.heard: list[Any] = []

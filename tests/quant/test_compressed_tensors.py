@@ -78,7 +78,7 @@ def test_values_are_scale_times_code():
 
 
 class Int8Linear(torch.nn.Module):
-    """What the scheme prescribes, in float32."""
+    """The values that the scheme defines, in float32."""
 
     def __init__(self, codes: np.ndarray, scale: np.ndarray) -> None:
         super().__init__()

@@ -264,7 +264,7 @@ def test_verify_accepts_up_to_the_first_difference(rows, chance) -> None:
 
 
 def test_a_row_that_cannot_sample_fails_alone_with_drafts_beside(checkpoint, plain, drafters):
-    """The failing row's masks leave no token; the others take their drafts as ever."""
+    """The failing row's masks leave no token; the others accept their drafts."""
     info = checkpoint.model_info
     config = configure(info, num_threads=1, max_model_len=192)
     proposer = drafters["right"]

@@ -27,7 +27,7 @@ def plan_of(slots, num_new, num_logits, num_sampled):
 
 
 def sampled_step(plan, table, tokens, seed=0, failed=None):
-    """What the sampling kernel gives for random logits and these tokens, one per logit row."""
+    """The sampling kernel's results for random logits and these tokens, one per logit row."""
     count = int(plan.num_logits.sum())
     assert len(tokens) == count
     logits = np.random.default_rng(seed).normal(size=(count, VOCAB)).astype(np.float32)

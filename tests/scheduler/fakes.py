@@ -347,7 +347,7 @@ def make_core(
 
 
 class Collected:
-    """What a client has received: tokens, ends and events by handle."""
+    """Tokens, ends and events that a client has received, by handle."""
 
     def __init__(self) -> None:
         self.tokens: dict[int, list[int]] = {}

@@ -91,7 +91,7 @@ def test_a_limit_is_at_least_one(field: str) -> None:
 
 
 def test_limits_hold_over_all_servers(tmp_path: Path) -> None:
-    """What others have in flight counts, as long as they live."""
+    """Requests of other live API servers count."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     mine, dead = (SharedCounts(tmp_path / "counts", i) for i in (0, 1))

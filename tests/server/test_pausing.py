@@ -1,4 +1,4 @@
-"""What the routes that pause ask of the engines."""
+"""The routes that pause, and their calls to the engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stream does besides its events: keeps quiet connections, waits for slow readers, is
+"""A stream besides its events: it keeps quiet connections, waits for slow readers, is
 counted to the last byte, and closes on those who never ask.
 """
 
@@ -190,7 +190,7 @@ def test_several_tokens_an_event() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_names_and_texts_are_not_formats(path: str) -> None:
-    """What stands around the text of plain events is made once; a `%` in it is a `%`."""
+    """The JSON around the text of plain events is encoded once; a `%` in it is a `%`."""
     text = 'from 5% to 10%b, "quoted", %%x and a line\nbreak ' * 3
     with serve(script=reply_with(text), names=("100%b%x",)) as served:
         asked = {"messages": [{"role": "user", "content": "hi"}], **BODY, "max_tokens": 200}

@@ -54,7 +54,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def run(stream: TextStream, token_ids: list[int]) -> list[str]:
-    """What is shown after each token, and at the end."""
+    """The text shown after each token, and at the end."""
     return [*(stream.push(token_id) for token_id in token_ids), stream.finish()]
 
 

@@ -1,4 +1,4 @@
-"""What is done to a seed: bytes flipped, lengths and counts that lie, JSON of wrong types.
+"""Mutations of a seed: flipped bytes, wrong lengths and counts, JSON of wrong types.
 
 Everything follows from the random generator that is handed in.
 """

@@ -90,7 +90,7 @@ class Bench:
 
 
 class Shared:
-    """What a child leaves to its parent: the input that it is at."""
+    """The input that a child is at, for its parent."""
 
     def __init__(self) -> None:
         self._map = mmap.mmap(-1, 4096)

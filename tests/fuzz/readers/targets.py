@@ -1,4 +1,4 @@
-"""What reads a hostile file: the loader, the quantised formats, the models, the tokenizers.
+"""The readers of hostile files: the loader, the quantised formats, the models, the tokenizers.
 
 Each target takes the folder of a seed. It returns what it could load, or raises; only galley's own
 errors are right.
