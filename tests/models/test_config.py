@@ -12,9 +12,10 @@ from galley.kernels.reference import ReferenceBackend
 from galley.layers.weights import CheckpointWeights
 from galley.models.config import ModelFields, layer_windows
 from galley.models.decoder import Stage
-from galley.models.registry import build_model
-from tests.models.checkpoints import CASES, Case, StateDict, hf_logits, make
+from galley.models.registry import build_model, model_spec
+from tests.models.checkpoints import CASES, ROPES, Case, StateDict, hf_logits, make
 from tests.models.driver import LIMITS, load, solo_logits
+from tests.models.families import FAMILIES, LONG_ROPE
 
 #: A case of each family that reads its config as Llama does.
 FIRST_CASE = {case.architecture: name for name, case in reversed(CASES.items())}
@@ -194,3 +195,48 @@ def test_sliding_layers_need_a_window():
 def test_mistral_has_one_window_for_all():
     with pytest.raises(ModelError, match="layer_types"):
         build(StateDict(make(CASES["mistral-window"]), layer_types=["full_attention"] * 3))
+
+
+#: Family → its config in the keys of older checkpoints; None takes a key out.
+OLDER = {
+    "gemma3": {
+        "rope_parameters": None,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        "rope_local_base_freq": 5000.0,
+        "layer_types": None,
+        "sliding_window_pattern": 2,
+        "tie_word_embeddings": None,
+    },
+    "gemma": {"hidden_act": "gelu", "tie_word_embeddings": None},
+    "glm": {"rope_parameters": None, "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    "olmo3": {
+        "rope_parameters": None,
+        "rope_theta": 10000.0,
+        "rope_scaling": {k: v for k, v in ROPES["yarn"].items() if k != "rope_theta"},
+    },
+    "phi3": {
+        "rope_parameters": None,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": LONG_ROPE["short_factor"],
+            "long_factor": LONG_ROPE["long_factor"],
+        },
+    },
+    "smollm3": {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_older_configs_describe_the_same_model(name):
+    case = FAMILIES[name]
+    if name == "olmo3":  # whose rope scaling acts on the layers without a window alone
+        plain = {"rope_type": "default", "rope_theta": 10000.0}
+        ropes = {"full_attention": ROPES["yarn"], "sliding_attention": plain}
+        case = replace(case, config=case.config | {"rope_parameters": ropes})
+    model = make(case)
+    newer, older = StateDict(model), StateDict(model, **OLDER[name])
+    config = {k: v for k, v in older.model_info.hf_config.items() if v is not None}
+    wanted = model_spec(newer.model_info)
+    assert model_spec(replace(older.model_info, hf_config=config)) == wanted
