@@ -87,6 +87,7 @@ ENTRIES: dict[str, Entry] = {
     "JambaForCausalLM": Entry("Jamba", "recurrent", "ai21labs/AI21-Jamba-Reasoning-3B"),
     "KimiK2ForCausalLM": Entry("Kimi K2", "mixture", "moonshotai/Kimi-K2-Instruct"),
     "Lfm2ForCausalLM": Entry("LFM2", "recurrent", "LiquidAI/LFM2-350M"),
+    "Lfm2MoeForCausalLM": Entry("LFM2-MoE", "recurrent", "LiquidAI/LFM2-8B-A1B"),
     "Llama4ForCausalLM": Entry(
         "Llama 4 (text)", "mixture", "meta-llama/Llama-4-Scout-17B-16E-Instruct"
     ),

@@ -1,24 +1,37 @@
-"""LFM2: gated short convolutions, and attention in some layers."""
+"""LFM2 and LFM2-MoE: gated short convolutions, and attention in some layers."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from galley.config import ModelInfo
+from galley.kernels.ops import Score
 from galley.layers.mlp import MLPSpec
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
 from galley.layers.questions import Part
 from galley.layers.short_conv import ShortConvSpec
 from galley.models.config import ModelFields, layer_kinds, model_fields
-from galley.models.decoder import DecoderSpec, LayerSpec, MixerSpec
+from galley.models.decoder import DecoderSpec, FeedForwardSpec, LayerSpec, MixerSpec
 from galley.models.llama import Sizes, attention, decoder, read_sizes
+from galley.models.mixture import experts, mixture, read_routing
 
 
 def lfm2(model_info: ModelInfo) -> DecoderSpec:
     """Layers of a convolution or of attention, and a gated MLP."""
     config = model_fields(model_info)
+    return _model(config, _intermediate(config))
+
+
+def lfm2_moe(model_info: ModelInfo) -> DecoderSpec:
+    """The same with experts in all but the first layers."""
+    config = model_fields(model_info)
+    values = {"num_experts": 32, **config.values}
+    return _model(ModelFields(values, config.where), config.integer("intermediate_size", least=1))
+
+
+def _model(config: ModelFields, intermediate: int) -> DecoderSpec:
     eps = config.number("norm_eps", 1e-5)
-    sizes = replace(read_sizes(config, theta=1e6), eps=eps, intermediate=_intermediate(config))
+    sizes = replace(read_sizes(config, theta=1e6), eps=eps, intermediate=intermediate)
     if not config.has("tie_word_embeddings"):
         sizes = replace(sizes, tied=config.flag("tie_embedding", True))
     kinds = _kinds(config, sizes.layers)
@@ -50,7 +63,6 @@ def _intermediate(config: ModelFields) -> int:
 
 def _layer(config: ModelFields, sizes: Sizes, index: int, kind: str) -> LayerSpec:
     prefix, h = f"model.layers.{index}", sizes.hidden
-    feed_forward = f"{prefix}.feed_forward"
     mixer: MixerSpec
     if kind == "conv":
         taps = config.integer("conv_L_cache", 3, least=2, most=64)
@@ -65,11 +77,28 @@ def _layer(config: ModelFields, sizes: Sizes, index: int, kind: str) -> LayerSpe
         )
     return LayerSpec(
         mixer=mixer,
-        mlp=MLPSpec(
-            gate=Part(f"{feed_forward}.w1", (sizes.intermediate, h)),
-            up=Part(f"{feed_forward}.w3", (sizes.intermediate, h)),
-            down=Part(f"{feed_forward}.w2", (h, sizes.intermediate)),
-        ),
+        mlp=_feed_forward(config, sizes, f"{prefix}.feed_forward", index),
         mixer_norm=RMSNormSpec(f"{prefix}.operator_norm", h, sizes.eps),
         mlp_norm=RMSNormSpec(f"{prefix}.ffn_norm", h, sizes.eps),
     )
+
+
+def _feed_forward(config: ModelFields, sizes: Sizes, name: str, index: int) -> FeedForwardSpec:
+    h = sizes.hidden
+    if not config.has("num_experts") or index < config.integer("num_dense_layers", 2):
+        return MLPSpec(
+            gate=Part(f"{name}.w1", (sizes.intermediate, h)),
+            up=Part(f"{name}.w3", (sizes.intermediate, h)),
+            down=Part(f"{name}.w2", (h, sizes.intermediate)),
+        )
+    routing = read_routing(
+        config,
+        score=Score.sigmoid,
+        renormalise=config.flag("norm_topk_prob", True),
+        scale=config.number("routed_scaling_factor", 1.0),
+    )
+    size = config.integer("moe_intermediate_size", least=1)
+    parts = experts(f"{name}.experts", routing.experts, h, size, ("w1", "w3", "w2"))
+    bias = Part(f"{name}.expert_bias", (routing.experts,))
+    chosen = bias if config.flag("use_expert_bias", True) else None
+    return mixture(name, h, routing, parts, choice_bias=chosen)

@@ -89,6 +89,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "InternLM3ForCausalLM": Architecture("galley.models.internlm", "internlm3"),
     "JambaForCausalLM": Architecture("galley.models.jamba", "jamba"),
     "Lfm2ForCausalLM": Architecture("galley.models.lfm2", "lfm2"),
+    "Lfm2MoeForCausalLM": Architecture("galley.models.lfm2", "lfm2_moe"),
     "Llama4ForCausalLM": Architecture("galley.models.llama4", "llama4"),
     "LlamaForCausalLM": Architecture("galley.models.llama", "llama"),
     "Mamba2ForCausalLM": Architecture("galley.models.mamba2", "mamba2"),

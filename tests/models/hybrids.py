@@ -86,6 +86,16 @@ FAMILIES: dict[str, Case] = {
         },
     ),
     "lfm2": Case("Lfm2", LFM2),
+    "lfm2-moe": Case(
+        "Lfm2Moe",
+        {
+            **EXPERTS,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "num_dense_layers": 1,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.4,
+        },
+    ),
     "mamba": Case("Mamba", {"use_bias": True, "state_size": 12}),
     "mamba2": Case("Mamba2", MAMBA2),
     "nemotron-h": Case("NemotronH", NEMOTRON_H),
