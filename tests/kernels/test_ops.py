@@ -51,7 +51,7 @@ WRONG = {
     "head_norm": lambda: OPS.head_norm(values(3, 10), values(4), 1e-6),
     "layer_norm, heads": lambda: OPS.layer_norm(values(3, 10), 4, None, None, 1e-6),
     "layer_norm, bias": lambda: OPS.layer_norm(values(3, 8), 4, values(4), values(8), 1e-6),
-    "elementwise, name": lambda: OPS.elementwise(values(3, 4), "tanh"),
+    "elementwise, name": lambda: OPS.elementwise(values(3, 4), "sine"),
     "elementwise, parameters": lambda: OPS.elementwise(values(3, 4), "xielu"),
     "add": lambda: OPS.add(values(3, 4), values(3, 5)),
     "split": lambda: OPS.split(values(3, 4), [2, 1]),
