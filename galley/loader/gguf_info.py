@@ -200,8 +200,22 @@ def _rope_scaling(file: GGUFFile, meta: Fields, arch: str, head_dim: int) -> dic
     if kind == "linear":
         return {"rope_type": "linear", "factor": meta.number(f"{key}.factor")}
     if kind == "yarn":
+        growth = f"{arch}.attention.temperature_scale"
+        if meta.has(growth):
+            return _growing_yarn(meta, key, arch, meta.number(growth))
         return _yarn(meta, key, f"{arch}.context_length")
     raise ModelError(f"{file.path}: rope scaling {kind!r} is not supported (linear and yarn are)")
+
+
+def _growing_yarn(meta: Fields, key: str, arch: str, growth: float) -> dict[str, Any]:
+    """YaRN of Ministral 3, whose queries grow with their position."""
+    log = f"{key}.yarn_log_multiplier"
+    plain = Fields({k: v for k, v in meta.values.items() if k != log}, meta.where)
+    return _yarn(plain, key, f"{arch}.context_length") | {
+        "mscale": 1.0,
+        "mscale_all_dim": meta.number(log, 0.0),
+        "llama_4_scaling_beta": growth,
+    }
 
 
 def _yarn(meta: Fields, key: str, context_key: str) -> dict[str, Any]:

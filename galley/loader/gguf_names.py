@@ -206,6 +206,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=gguf_states.mamba2,
     ),
     "mistral": Architecture("MistralForCausalLM", "mistral", interleaved_qk=True),
+    "mistral3": Architecture("Ministral3ForCausalLM", "ministral3", interleaved_qk=True),
     "nemotron_h": Architecture(
         "NemotronHForCausalLM",
         "nemotron_h",

@@ -73,6 +73,15 @@ def olmo3(writer: Writer, c: Any) -> None:
     writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
+def ministral3(writer: Writer, c: Any) -> None:
+    rope = c.rope_parameters
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(rope["factor"])
+    writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+    writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+
+
 def phi3(writer: Writer, c: Any) -> None:
     window(writer, c)
     original = c.original_max_position_embeddings
@@ -111,6 +120,15 @@ FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[[Writer, Any], None]]] = 
     ),
     "glm4": (FAMILIES["glm4"], Arch.GLM4, glm4),
     "granite": (FAMILIES["granite"], Arch.GRANITE, granite),
+    "ministral3": (
+        changed(
+            "ministral3",
+            rope_parameters=FAMILIES["ministral3"].config["rope_parameters"]
+            | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        ),
+        Arch.MISTRAL3,
+        ministral3,
+    ),
     "olmo": (FAMILIES["olmo"], Arch.OLMO, nothing),
     "olmo2": (FAMILIES["olmo2"], Arch.OLMO2, nothing),
     "olmo3": (
@@ -139,7 +157,7 @@ FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[[Writer, Any], None]]] = 
     ),
 }
 #: Architectures whose q and k llama.cpp stores in pairs.
-PAIRS = (Arch.GRANITE, Arch.OLMO, Arch.SMOLLM3)
+PAIRS = (Arch.GRANITE, Arch.MISTRAL3, Arch.OLMO, Arch.SMOLLM3)
 #: Those whose norms it stores with 1 added.
 PLUS_ONE = (Arch.GEMMA, Arch.GEMMA2, Arch.GEMMA3)
 
