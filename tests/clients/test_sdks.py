@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 
 import anthropic
@@ -21,7 +22,8 @@ HI = [{"role": "user", "content": "Say hello."}]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = tiny.flags(tmp_path_factory.mktemp("tiny"), 1024)
-    with serve(*flags, env={"VLLM_ENABLE_RESPONSES_API_STORE": "1"}) as server:
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    with serve(*flags, *tools, env={"VLLM_ENABLE_RESPONSES_API_STORE": "1"}) as server:
         yield server
 
 
@@ -100,6 +102,46 @@ def test_responses(client: openai.OpenAI) -> None:
     assert second.usage.input_tokens > first.usage.input_tokens
     later = client.responses.create(input="Hi", background=True, **ask)
     assert later.status in ("queued", "in_progress")
+
+
+def test_forced_calls_of_a_model_that_writes_noise(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    """Checklist 111: the arguments are valid in all three APIs, streamed and whole."""
+    values = {"mood": ["good", "bad"], "score": [1, 2, 3]}
+    properties = {name: {"enum": some} for name, some in values.items()}
+    schema = {"type": "object", "properties": properties, "required": list(values)}
+    function = {"name": "rate", "parameters": schema}
+    ask = {"model": MODEL, "temperature": 1.5, "extra_body": {"seed": 7}}
+
+    def check(arguments: str) -> None:
+        told = json.loads(arguments)
+        assert told.keys() == values.keys()
+        assert all(told[name] in some for name, some in values.items())
+
+    tools = [{"type": "function", "function": function}]
+    chat = {**ask, "messages": HI, "tools": tools, "parallel_tool_calls": False}
+    for choice in ("required", {"type": "function", "function": {"name": "rate"}}):
+        whole = client.chat.completions.create(**chat, tool_choice=choice)
+        [call] = whole.choices[0].message.tool_calls
+        check(call.function.arguments)
+        assert whole.choices[0].finish_reason == "tool_calls"
+        with client.chat.completions.stream(**chat, tool_choice=choice) as stream:
+            [streamed] = stream.get_final_completion().choices[0].message.tool_calls
+        assert streamed.function.arguments == call.function.arguments
+    flat = [{"type": "function", **function}]
+    answer = client.responses.create(
+        input="Hi", tools=flat, tool_choice="required", parallel_tool_calls=False, **ask
+    )
+    check(answer.output[0].arguments)
+    message = claude.messages.create(
+        model=MODEL,
+        messages=HI,
+        max_tokens=200,
+        tools=[{"name": "rate", "input_schema": schema}],
+        tool_choice={"type": "tool", "name": "rate"},
+    )
+    check(json.dumps(message.content[0].input))
 
 
 def test_several_at_once(server: Server) -> None:
