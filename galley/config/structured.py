@@ -17,6 +17,9 @@ from galley.validation import locate
 _AUTO = "guidance"
 
 
+BACKEND_NAMES = ("auto", "guidance", "xgrammar")
+
+
 class StructuredOutputsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """vLLM's `StructuredOutputsConfig`.
 
@@ -27,7 +30,7 @@ class StructuredOutputsSettings(msgspec.Struct, frozen=True, forbid_unknown_fiel
         enable_in_reasoning: constraints also apply to reasoning.
     """
 
-    backend: Literal["auto", "xgrammar", "guidance"] = "auto"
+    backend: Literal["auto", "guidance", "xgrammar"] = "auto"
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     enable_in_reasoning: bool = False
@@ -39,6 +42,19 @@ class StructuredOutputsSettings(msgspec.Struct, frozen=True, forbid_unknown_fiel
 
 def structured_outputs_settings(given: Mapping[str, Any]) -> StructuredOutputsSettings:
     """Raises ConfigError naming the key, or the package that the backend needs."""
+    for key in ("reasoning_parser", "reasoning_parser_plugin"):
+        if given.get(key):
+            raise ConfigError(
+                f"--structured-outputs-config.{key}: use --{key.replace('_', '-')}.",
+                field="structured_outputs_config",
+            )
+    backend = given.get("backend", "auto")
+    if backend not in BACKEND_NAMES:
+        raise ConfigError(
+            f"--structured-outputs-config.backend must be one of {', '.join(BACKEND_NAMES)}; got "
+            f"{backend!r}.",
+            field="structured_outputs_config",
+        )
     try:
         settings = msgspec.convert(dict(given), StructuredOutputsSettings)
     except msgspec.ValidationError as error:

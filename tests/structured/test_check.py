@@ -71,8 +71,16 @@ def test_settings_of_the_server_join_those_of_a_request() -> None:
     assert not checker.check(StructuredOutputsParams(json_object=True)).any_whitespace
 
 
-@pytest.mark.parametrize("given", [{"backend": "none"}, {"whitespace": True}])
-def test_unknown_settings_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as refused:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"backend": "outlines"}, "auto, guidance, xgrammar"),
+        ({"whitespace": True}, "whitespace"),
+        ({"disable_any_whitespace": "x"}, r"config\.disable_any_whitespace"),
+        ({"reasoning_parser": "qwen3"}, "--reasoning-parser"),
+    ],
+)
+def test_settings_that_are_not_known_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
         structured_outputs_settings(given)
     assert refused.value.field == "structured_outputs_config"
