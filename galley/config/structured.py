@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -16,27 +16,28 @@ from galley.validation import locate
 #: answers through (docs/structured-output.md).
 _AUTO = "guidance"
 
-
-BACKEND_NAMES = ("auto", "guidance", "xgrammar")
+BackendName = Literal["auto", "guidance", "xgrammar"]
+BACKEND_NAMES = get_args(BackendName)
 
 
 class StructuredOutputsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """vLLM's `StructuredOutputsConfig`.
 
     Attributes:
-        backend: the library that makes masks; "auto" = chosen per constraint.
+        backend: the library that makes masks.
         disable_any_whitespace: JSON without optional white space.
         disable_additional_properties: JSON objects have no properties but those of their schema.
         enable_in_reasoning: constraints also apply to reasoning.
     """
 
-    backend: Literal["auto", "guidance", "xgrammar"] = "auto"
+    backend: BackendName = "auto"
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     enable_in_reasoning: bool = False
 
-    def backend_for(self, kind: str) -> str:
-        """The backend of a constraint of this kind."""
+    @property
+    def chosen_backend(self) -> str:
+        """The library, for "auto" too."""
         return _AUTO if self.backend == "auto" else self.backend
 
 

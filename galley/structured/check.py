@@ -50,7 +50,7 @@ class ConstraintChecker:
 
     def __init__(self, settings: StructuredOutputsSettings) -> None:
         self._settings = settings
-        backend = settings.backend_for("json")
+        backend = settings.chosen_backend
         self._backend = backend
         self._process = LimitedProcess(
             "galley.structured.translation", CPU_SECONDS, MEMORY, MAX_RESULT, (backend,)
