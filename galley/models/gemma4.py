@@ -179,8 +179,15 @@ def gemma4(model_info: ModelInfo) -> Gemma4Spec:
             feed_forward = mlp(larger, f"{prefix}.mlp")
         layers.append(_layer(sizes, prefix, mixer, feed_forward, size))
     plain = decoder(sizes, layers)
+    # Checkpoints have projections of layers that read another's cache, unused.
+    unused = tuple(
+        f"model.layers.{i}.self_attn.{name}."
+        for i in range(shared_from, sizes.layers)
+        for name in ("k_proj", "v_proj", "k_norm", "v_norm")
+    )
     return Gemma4Spec(
-        **{key: getattr(plain, key) for key in ("embedding", "layers", "norm", "head", "ignored")},
+        **{key: getattr(plain, key) for key in ("embedding", "layers", "norm", "head")},
+        ignored=plain.ignored + unused,
         embedding_scale=sizes.hidden**0.5,
         logits_soft_cap=config.number("final_logit_softcapping", 0.0),
         own=_layer_embeddings(config, sizes, size) if size else None,

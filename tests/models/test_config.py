@@ -240,3 +240,14 @@ def test_older_configs_describe_the_same_model(name):
     config = {k: v for k, v in older.model_info.hf_config.items() if v is not None}
     wanted = model_spec(newer.model_info)
     assert model_spec(replace(older.model_info, hf_config=config)) == wanted
+
+
+def test_projections_of_layers_that_read_another_cache_are_ignored():
+    """Gemma 4's checkpoints have them."""
+    checkpoint = StateDict(make(FAMILIES["gemma4"]))
+    for name in ("k_proj", "k_norm", "v_proj"):
+        checkpoint.arrays[f"model.layers.5.self_attn.{name}.weight"] = np.zeros(3, np.float32)
+    load(checkpoint, ReferenceBackend())
+    checkpoint.arrays["model.layers.3.self_attn.v_proj.weight"] = np.zeros(3, np.float32)
+    with pytest.raises(ModelError, match=r"does not: model.layers.3.self_attn.v_proj.weight"):
+        load(checkpoint, ReferenceBackend())
