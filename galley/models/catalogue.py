@@ -63,7 +63,6 @@ ENTRIES: dict[str, Entry] = {
     "GPTNeoXForCausalLM": Entry("GPT-NeoX, Pythia", "dense", "EleutherAI/pythia-160m"),
     "Gemma2ForCausalLM": Entry("Gemma 2", "dense", "google/gemma-2-2b-it"),
     "Gemma3ForCausalLM": Entry("Gemma 3 (text)", "dense", "google/gemma-3-1b-it"),
-    "Gemma3nForCausalLM": Entry("Gemma 3n (text)", "dense", "google/gemma-3n-E2B-it"),
     "Gemma4ForCausalLM": Entry("Gemma 4 (text)", "dense", "google/gemma-4-E2B-it"),
     "GemmaForCausalLM": Entry("Gemma", "dense", "google/gemma-2b-it"),
     "Glm4ForCausalLM": Entry("GLM-4 0414", "dense", "zai-org/GLM-4-9B-0414"),
@@ -85,7 +84,6 @@ ENTRIES: dict[str, Entry] = {
     "InternLM2ForCausalLM": Entry("InternLM 2", "dense", "internlm/internlm2_5-1_8b-chat"),
     "InternLM3ForCausalLM": Entry("InternLM 3", "dense", "internlm/internlm3-8b-instruct"),
     "JambaForCausalLM": Entry("Jamba", "recurrent", "ai21labs/AI21-Jamba-Reasoning-3B"),
-    "KimiK2ForCausalLM": Entry("Kimi K2", "mixture", "moonshotai/Kimi-K2-Instruct"),
     "Lfm2ForCausalLM": Entry("LFM2", "recurrent", "LiquidAI/LFM2-350M"),
     "Lfm2MoeForCausalLM": Entry("LFM2-MoE", "recurrent", "LiquidAI/LFM2-8B-A1B"),
     "Llama4ForCausalLM": Entry(
