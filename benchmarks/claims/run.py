@@ -28,6 +28,7 @@ CLAIMS = (
     "regimes",
     "prefix",
     "program",
+    "mixture",
     "borrowed_core",
     "concurrency",
     "serving",

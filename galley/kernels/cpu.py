@@ -29,7 +29,7 @@ from galley.kernels.program import OUTPUT, Buffer, Kind, Node, Symbol, describe
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.recorder import record
 from galley.kernels.sampling import LogitMasks, Samples
-from galley.kernels.weights import PackedWeight, pack
+from galley.kernels.weights import PackedWeight, WeightMemory, pack
 from galley.kv.layout import KVLayout
 
 
@@ -54,6 +54,7 @@ class CpuBackend:
         passes: Sequence[Pass] | None = None,
     ) -> None:
         self.dense: Dense = dense
+        self._memory = WeightMemory()
         self.kv_itemsize = 4 if dense == "f32" else 2
         self._pool = _native.Pool(threads or len(os.sched_getaffinity(0)))
         self._eager = eager
@@ -61,7 +62,7 @@ class CpuBackend:
         self._quantized = quantized_activations
 
     def weight(self, data: QuantizedWeight, float32: bool = False) -> PackedWeight:
-        return pack(data, "f32" if float32 else self.dense)
+        return pack(data, "f32" if float32 else self.dense, self._memory)
 
     def constant(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.ascontiguousarray(values, np.float32)

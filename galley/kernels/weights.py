@@ -6,6 +6,7 @@ checkpoint formats (`galley.quant` makes codes of those) nor models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,8 @@ OffsetName = Literal["zero", "min", "zeros"]
 TableName = Literal["none", "levels", "floats"]
 
 _ALIGNMENT = 64
+#: Makes memory of so many bytes, at a multiple of `_ALIGNMENT`.
+Allocate = Callable[[int], NDArray[np.uint8]]
 #: Number format of scales and mins in arrays.
 _SCALE_DTYPES: dict[ScaleName, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
@@ -155,12 +158,38 @@ class PackedWeight:
         Raises ValueError if a border of columns cuts through a group of values that share a scale.
         """
         if self.format.is_dense:
-            return _pack_dense(self.unpack()[rows, columns], self.format)
+            return _pack_dense(self.unpack()[rows, columns], self.format, _aligned)
         first, last, _ = columns.indices(self.shape[1])
-        return _pack_codes(self.codes().take(rows).columns(first, last), self.format)
+        cut = self.codes().take(rows).columns(first, last)
+        return _pack_codes(cut, self.format, _aligned)
 
 
-def pack(weight: QuantizedWeight, dense: Literal["f32", "bf16"] = "bf16") -> PackedWeight:
+class WeightMemory:
+    """Memory for packed weights, of which small ones share blocks: numpy asks the system to back
+    large arrays with large pages, without which a stream of small weights (experts) costs a page
+    table walk every 4 KiB."""
+
+    _BLOCK, _LARGE = 32 << 20, 4 << 20
+
+    def __init__(self) -> None:
+        self._left = np.empty(0, np.uint8)
+
+    def allocate(self, nbytes: int) -> NDArray[np.uint8]:
+        """So many bytes, at a multiple of 64."""
+        if nbytes >= self._LARGE:
+            return _aligned(nbytes)
+        size = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        if len(self._left) < size:
+            self._left = _aligned(self._BLOCK)
+        data, self._left = self._left[:nbytes], self._left[size:]
+        return data
+
+
+def pack(
+    weight: QuantizedWeight,
+    dense: Literal["f32", "bf16"] = "bf16",
+    memory: WeightMemory | None = None,
+) -> PackedWeight:
     """Pack a weight for the native kernels.
 
     Codes are packed without loss and take no more bits than in a checkpoint (plus padding):
@@ -175,6 +204,7 @@ def pack(weight: QuantizedWeight, dense: Literal["f32", "bf16"] = "bf16") -> Pac
 
     Args:
         dense: number format of dense weights.
+        memory: for the packed weight; None = memory of its own.
 
     Raises:
         ValueError: codes or zeros do not fit their bits, the shape is no matrix, or int8
@@ -183,14 +213,15 @@ def pack(weight: QuantizedWeight, dense: Literal["f32", "bf16"] = "bf16") -> Pac
     """
     if len(weight.shape) != 2:
         raise ValueError(f"a packed weight is a matrix; this one has shape {weight.shape}")
+    allocate = _aligned if memory is None else memory.allocate
     if weight.dense is not None:
-        return _pack_dense(weight.dense, WeightFormat(dense))
+        return _pack_dense(weight.dense, WeightFormat(dense), allocate)
     codes = _with_native_scales(_with_native_table(weight))
     group = 0 if codes.group >= codes.shape[1] else codes.group
     no_kernel = group != 16 and group % 32 != 0
     if no_kernel or (codes.min is not None and not isinstance(codes.zero, int)):
-        return _pack_dense(weight.to_float32(), WeightFormat(dense))
-    return _pack_codes(codes, _format_of(codes, group))
+        return _pack_dense(weight.to_float32(), WeightFormat(dense), allocate)
+    return _pack_codes(codes, _format_of(codes, group), allocate)
 
 
 def _format_of(codes: QuantizedWeight, group: int) -> WeightFormat:
@@ -315,7 +346,7 @@ def _aligned(nbytes: int) -> NDArray[np.uint8]:
     return memory[start : start + nbytes]
 
 
-def _pack_dense(values: NDArray[np.generic], to: WeightFormat) -> PackedWeight:
+def _pack_dense(values: NDArray[np.generic], to: WeightFormat, allocate: Allocate) -> PackedWeight:
     is_bf16 = values.dtype.name == "bfloat16"
     if not is_bf16:
         values = values.astype(np.float32, copy=False)
@@ -323,17 +354,17 @@ def _pack_dense(values: NDArray[np.generic], to: WeightFormat) -> PackedWeight:
         values = np.ascontiguousarray(values)
     n, k = values.shape
     layout = to.layout((n, k))
-    data = _aligned(layout.bytes)
+    data = allocate(layout.bytes)
     stride = values.strides[0] // values.itemsize
     _native.pack_dense(layout, values.ctypes.data, is_bf16, stride, data.ctypes.data)
     return PackedWeight(to, (n, k), data)
 
 
-def _pack_codes(source: QuantizedWeight, to: WeightFormat) -> PackedWeight:
+def _pack_codes(source: QuantizedWeight, to: WeightFormat, allocate: Allocate) -> PackedWeight:
     assert source.q is not None
     n, k = source.q.shape
     layout = to.layout((n, k))
-    data = _aligned(layout.bytes)
+    data = allocate(layout.bytes)
     dtype = _SCALE_DTYPES[to.scale]
     table = None
     if source.table is not None:
