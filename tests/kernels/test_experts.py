@@ -14,7 +14,7 @@ from galley.kernels.cpu import CpuBackend
 from galley.kernels.ops import Activation, ExpertWeights, Ops, Routing, Score
 from galley.kernels.program import Dim, PackedExperts
 from galley.kernels.reference import ReferenceOps
-from galley.kernels.weights import PackedWeight, pack
+from galley.kernels.weights import PackedWeight, WeightMemory, pack
 from galley.quant import interleave_rows, read_weight
 from tests.kernels.test_linear import FORMATS, random_weight
 from tests.models.checkpoints import quantized
@@ -237,3 +237,14 @@ def test_shape_of_packed_experts():
     assert packed.shape == (EXPERTS, 2 * INTER, HIDDEN)
     assert packed.table.shape == (EXPERTS, 9)
     assert str(Dim("tokens", 2)) == "2 tokens"
+
+
+def test_small_weights_share_memory_and_do_not_overlap():
+    memory = WeightMemory()
+    first, second = memory.allocate(100), memory.allocate(200)
+    assert second.ctypes.data - first.ctypes.data == 128
+    first[:], second[:] = 1, 2
+    assert (first == 1).all()
+    assert first.ctypes.data % 64 == 0
+    assert memory.allocate(8 << 20).nbytes == 8 << 20
+    assert memory.allocate(64).ctypes.data - second.ctypes.data == 256
