@@ -30,7 +30,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "huge repetition": {"regex": "a{1000000000}"},
     "10 MB schema": {"json": {"enum": ["x" * 100 + str(i) for i in range(100_000)]}},
     "deep text": {"json": '{"items":' * 100_000 + "{}" + "}" * 100_000},
-    "deep object": {"json": _nested(1_500, {}, lambda s: {"items": s})},
+    "deep object": {"json": _nested(200, {}, lambda s: {"items": s})},
     "itself": {"json": {"$ref": "#"}},
     "always itself": {
         "json": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
@@ -135,6 +135,11 @@ def check_refusal(checker: ConstraintChecker, given: dict[str, Any]) -> InvalidR
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_constraints_are_refused(checker: ConstraintChecker, name: str) -> None:
     check_refusal(checker, HOSTILE[name])
+
+
+def test_objects_too_deep_to_be_encoded_are_refused(checker: ConstraintChecker) -> None:
+    refusal = check_refusal(checker, {"json": _nested(1_500, {}, lambda s: {"items": s})})
+    assert "nested too deeply" in refusal.message
 
 
 @pytest.mark.parametrize("name", HARMLESS)

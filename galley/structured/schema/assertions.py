@@ -12,7 +12,7 @@ from typing import Any
 
 from galley.structured.regex import Language, TooManyStates, UnsupportedPattern
 from galley.structured.schema.document import Document, Node, Refused
-from galley.structured.schema.patterns import automaton_of, languages_of
+from galley.structured.schema.patterns import generous_automaton_of, languages_of
 from galley.structured.schema.sets import (
     TYPES,
     Alternative,
@@ -230,9 +230,9 @@ class _Reader:
 
 
 def matches(pattern: str, name: str, node: Node) -> bool:
-    """Whether a key of `patternProperties` matches a name."""
+    """Whether a key of `patternProperties` matches a name, in any dialect."""
     try:
-        return automaton_of(pattern).matches(name)
+        return generous_automaton_of(pattern).matches(name)
     except UnsupportedPattern as error:
         raise Refused(f"({pattern[:100]!r}) {error}", "patternProperties", node.pointer) from None
     except TooManyStates:

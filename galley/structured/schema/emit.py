@@ -18,6 +18,7 @@ from galley.structured.regex import (
     other_than,
     pattern_of,
     render,
+    search,
 )
 from galley.structured.regex.anchors import language_lengths
 from galley.structured.regex.charset import ALL
@@ -26,7 +27,12 @@ from galley.structured.schema.arrays import array_sets
 from galley.structured.schema.document import Node, Refused
 from galley.structured.schema.expand import Expander
 from galley.structured.schema.numbers import NotExpressible, number_schemas
-from galley.structured.schema.patterns import automaton_of, automaton_of_languages, languages_of
+from galley.structured.schema.patterns import (
+    automaton_of,
+    automaton_of_languages,
+    generous_automaton_of,
+    languages_of,
+)
 from galley.structured.schema.sets import (
     ANYTHING,
     Alternative,
@@ -278,7 +284,7 @@ class Emitter:
         properties = dict(objects.properties)
         for name in objects.required:
             if name not in properties:
-                properties[name] = objects.of(name, lambda p, n: automaton_of(p).matches(n))
+                properties[name] = objects.of(name, _matches)
         additional = self.schema(objects.additional)
         if self._closed and properties and not objects.additional and not objects.patterns:
             additional = False
@@ -323,7 +329,7 @@ class Emitter:
         }
         for name in objects.required:
             if name not in properties:
-                value = objects.of(name, lambda p, n: automaton_of(p).matches(n))
+                value = objects.of(name, _matches)
                 properties[name] = value if names.matches(name) else nothing
         patterns, rest = {}, names
         for pattern, value in objects.patterns.items():
@@ -343,6 +349,8 @@ class Emitter:
         """Patterns of names that exclude each other, each with its schema."""
         try:
             cells = self._cells(objects)
+            if objects.patterns and self.schema(objects.additional) is not False:
+                cells.extend(self._doubtful(objects))
         except TooManyStates:
             raise Refused("is too complex", "patternProperties", near.pointer) from None
         written: dict[str, Any] = {}
@@ -350,6 +358,24 @@ class Emitter:
             schema = self.schema(value)
             written[f"^(?:{text})$"] = schema
         return written
+
+    def _doubtful(self, objects: Objects) -> list[tuple[str, Conjunction]]:
+        """Names that match a pattern in one dialect and not in another: there are none of them.
+
+        Raises TooManyStates.
+        """
+        nothing = (self._expander.document.made(False, self._expander.document.root),)
+        doubtful: Automaton | None = None
+        for pattern in objects.patterns:
+            if search(pattern, generous=True) != languages_of(pattern):
+                found = generous_automaton_of(pattern).complement()
+                doubtful = found if doubtful is None else doubtful.intersection(found)
+        if doubtful is None:
+            return []
+        doubtful = doubtful.complement()
+        for pattern in objects.patterns:
+            doubtful = doubtful.intersection(automaton_of(pattern).complement())
+        return [] if doubtful.empty else [(render(doubtful.tree()), nothing)]
 
     @staticmethod
     def _cells(objects: Objects) -> list[tuple[str, Conjunction]]:
@@ -379,6 +405,10 @@ class Emitter:
             (render(automaton.tree()) if known is None else known, value)
             for automaton, value, known in cells
         ]
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return generous_automaton_of(pattern).matches(name)
 
 
 def _is_anything(alternative: Alternative) -> bool:

@@ -20,6 +20,12 @@ def automaton_of(pattern: str) -> Automaton:
 
 
 @lru_cache(maxsize=512)
+def generous_automaton_of(pattern: str) -> Automaton:
+    """Strings in which the pattern is found in any dialect. Raises as `automaton_of`."""
+    return Automaton.of_languages(search(pattern, generous=True))
+
+
+@lru_cache(maxsize=512)
 def automaton_of_languages(languages: tuple[Language, ...]) -> Automaton:
     """Strings of at least one of the languages. Raises TooManyStates."""
     return Automaton.of_languages(languages)

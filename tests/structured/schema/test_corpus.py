@@ -126,6 +126,15 @@ def test_an_escaped_name_is_no_additional_property() -> None:
     assert not grammar.accepts('{"\\u0061":1}')
 
 
+def test_a_name_that_dialects_read_differently_is_no_additional_property() -> None:
+    """`.` matches U+2028 in Python, and not in ECMAScript."""
+    schema = {"type": "object", "patternProperties": {"^x.*$": {"type": "integer"}}}
+    grammar = Grammar.of_schema(normalise(schema))
+    assert grammar.accepts('{"xa":1,"a":"b"}')
+    assert not grammar.accepts('{"xa":"b"}')
+    assert not grammar.accepts('{"x\u2028":"b"}')
+
+
 def test_options_of_white_space() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}
     flexible = Grammar.of_schema(normalise(schema))
