@@ -46,8 +46,8 @@ class ModelConfig:
     """Number format of unquantised weights and activations. `auto` uses the checkpoint's format, or
     the nearest one that this machine supports."""
     quantization: str | None = None
-    """Required quantisation of the checkpoint (`gguf`, `compressed-tensors`, `gptq`); any other is
-    an error. Default: the checkpoint's own."""
+    """Required quantisation of the checkpoint (`awq`, `gguf`, `gptq` …); any other is an
+    error. Default: the checkpoint's own."""
     model_impl: ModelImpl = "auto"
     """Who implements the model: `galley`, or the `transformers` library on Galley's KV cache, which
     is slower and needs torch. `auto` takes transformers for what Galley has no implementation of;

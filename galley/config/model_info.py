@@ -20,7 +20,7 @@ class ModelInfo:
         vocab_size: number of token ids; sizes of layers are for the family to read.
         max_position: longest sequence that the checkpoint supports, after rope scaling.
         dtype: the checkpoint's main dtype: "bfloat16", "float16", "float32" or a GGUF type "Q4_1".
-        quantization: None, "gguf", "compressed-tensors", "gptq" …
+        quantization: None, "awq", "compressed-tensors", "gguf", "gptq" …
         bos_token_id, eos_token_ids: from config and generation_config (or GGUF metadata).
         generation: defaults of generation_config.json (temperature, top_p, top_k,
             repetition_penalty, min_p, max_new_tokens), only those present.

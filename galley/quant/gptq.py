@@ -16,18 +16,15 @@ value[n, k] = scale * (code - zero). Activations are not rounded. Layers without
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.quantized import QuantizedWeight
+from galley.quant.packed_ints import int32_of, unpack_ints
 from galley.quant.registry import read_weight
 from galley.quant.scheme import PlainScheme, Tensors
-
-if TYPE_CHECKING:
-    from galley.loader.tensor import RawTensor
 
 _BITS = (4, 8)
 
@@ -59,38 +56,22 @@ class GPTQ:
                 f"groups of {group}"
             )
         groups = k // group
-        codes = _int32(tensors.use(f"{name}.qweight", (k // per_number, n)))
-        zeros = _int32(tensors.use(f"{name}.qzeros", (groups, n // per_number)))
+        codes = int32_of("gptq", tensors.use(f"{name}.qweight", (k // per_number, n)))
+        zeros = int32_of("gptq", tensors.use(f"{name}.qzeros", (groups, n // per_number)))
         scales = read_weight(tensors.use(f"{name}.scales", (groups, n))).to_float32()
         if tensors.has(f"{name}.g_idx"):
-            order = _int32(tensors.use(f"{name}.g_idx", (k,)))
+            order = int32_of("gptq", tensors.use(f"{name}.g_idx", (k,)))
             if not np.array_equal(order, np.arange(k) // group):
                 raise ModelError(f"gptq: {name}.g_idx: activation order is not supported")
-        zero = self._unpack(zeros).T + np.uint8(self._zero_offset)
+        zero = unpack_ints(zeros, self._bits).T + np.uint8(self._zero_offset)
         return QuantizedWeight(
-            q=self._unpack(codes.T),
+            q=unpack_ints(codes.T, self._bits),
             bits=self._bits,
             group=0 if self._group == -1 else group,
             zero=zero & np.uint8(2**self._bits - 1),
             scale=scales.T,
             activations="as_is",
         )
-
-    def _unpack(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """int32 [rows, n] → uint8 codes [rows, n * P]."""
-        data = np.ascontiguousarray(numbers, "<i4").view(np.uint8)
-        if self._bits == 8:
-            return data
-        codes = np.empty((len(data), 2 * data.shape[1]), np.uint8)
-        np.bitwise_and(data, 15, out=codes[:, 0::2])
-        np.right_shift(data, 4, out=codes[:, 1::2])
-        return codes
-
-
-def _int32(raw: RawTensor) -> NDArray[np.int32]:
-    if raw.dtype != "int32":
-        raise ModelError(f"gptq: tensor {raw.name} is {raw.dtype}; int32 is needed")
-    return raw.data
 
 
 def _choice(config: Mapping[str, Any], key: str, supported: tuple[Any, ...]) -> Any:

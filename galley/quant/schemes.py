@@ -7,12 +7,13 @@ from typing import Any
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
-from galley.quant import compressed_tensors, gptq
+from galley.quant import awq, compressed_tensors, gptq
 from galley.quant.scheme import PlainScheme, Scheme
 
 #: Method → its scheme, made of the checkpoint's `quantization_config`; raises ModelError naming a
 #: value that is not supported.
 METHODS: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
+    "awq": awq.AWQ,
     "gguf": lambda config: PlainScheme(),
     "compressed-tensors": compressed_tensors.CompressedTensors,
     "gptq": gptq.GPTQ,

@@ -125,8 +125,8 @@ def test_the_scheme_is_accepted_and_others_are_refused_by_name():
     scheme_of(facts(CONFIG))
     scheme_of(facts({}, method=None))
     scheme_of(facts({}, method="gguf"))
-    with pytest.raises(ModelError, match="quantized by awq are not supported; gguf, compr"):
-        scheme_of(facts({}, method="awq"))
+    with pytest.raises(ModelError, match="quantized by quip are not supported; awq, gguf, compr"):
+        scheme_of(facts({}, method="quip"))
     with pytest.raises(ModelError, match="format 'pack-quantized' is not supported"):
         scheme_of(facts({**CONFIG, "format": "pack-quantized"}))
     with pytest.raises(ModelError, match="kv_cache_scheme"):

@@ -8,15 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.kernels.weights import pack
 from galley.loader import RawTensor
 from galley.quant import scheme_of
-from tests.models.checkpoints import Case, StateDict, make
 from tests.quant.tensors import TensorDict
-from tests.runner.models import ArrayCheckpoint, open_runner
-from tests.runner.test_quality import teacher_forced
+from tests.quant.twins import check_model, model_info, raw
 
 CONFIG = {
     "quant_method": "gptq",
@@ -26,21 +23,6 @@ CONFIG = {
     "sym": False,
     "checkpoint_format": "gptq",
 }
-
-
-def model_info(config: dict[str, Any]) -> ModelInfo:
-    return ModelInfo(
-        "LlamaForCausalLM",
-        {"quantization_config": config},
-        vocab_size=1,
-        max_position=1,
-        dtype="float16",
-        quantization="gptq",
-    )
-
-
-def raw(name: str, array: np.ndarray) -> RawTensor:
-    return RawTensor(name, array.shape, array.dtype.name, array)
 
 
 def random_layer(
@@ -96,29 +78,13 @@ def test_values_equal_the_definition(bits, group, version):
 
 
 def test_a_gptq_model_equals_its_dequantized_weights():
-    model = make(Case("Llama", {"tie_word_embeddings": False}))
-    state = StateDict(model, quantization_config=CONFIG)
     rng = np.random.default_rng(0)
-    quantized, floats = {}, {}
-    for name in state.names():
-        tensor = state.tensor(name)
-        if not name.endswith("_proj.weight"):
-            quantized[name] = floats[name] = tensor
-            continue
-        n, k = tensor.shape
-        layer = random_layer(name.removesuffix(".weight"), n, k, CONFIG, rng)
-        quantized.update({part.name: part for part in layer})
-        floats[name] = raw(name, expected(layer, CONFIG))
-    plain = StateDict(model).model_info
-    ids = rng.integers(0, 131, (2, 40))
-    got, want = (
-        teacher_forced(open_runner(checkpoint, max_model_len=64, dtype="float32"), ids)
-        for checkpoint in (
-            ArrayCheckpoint(state.model_info, quantized),
-            ArrayCheckpoint(plain, floats),
-        )
-    )
-    assert np.abs(got - want).max() <= 1e-3 * np.abs(want).max()
+
+    def make_layer(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+        layer = random_layer(name, *values.shape, CONFIG, rng)
+        return layer, expected(layer, CONFIG)
+
+    check_model(CONFIG, make_layer)
 
 
 def test_layers_without_codes_are_dense():

@@ -1,0 +1,104 @@
+"""AWQ: values against AutoAWQ's definition, a model against its dequantized weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from galley.errors import ModelError
+from galley.kernels.weights import pack
+from galley.loader import RawTensor
+from galley.quant import scheme_of
+from tests.quant.tensors import TensorDict
+from tests.quant.twins import check_model, model_info, raw
+
+CONFIG = {
+    "quant_method": "awq",
+    "bits": 4,
+    "group_size": 32,
+    "zero_point": True,
+    "version": "gemm",
+    "modules_to_not_convert": None,
+}
+#: Which output each nibble of a number is, lowest first (AutoAWQ's `AWQ_ORDER`).
+ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def make_layer(
+    name: str, n: int, k: int, group: int, rng: np.random.Generator
+) -> tuple[list[RawTensor], np.ndarray]:
+    """A layer's tensors, every bit of its codes and zeros random; its values, from single bits."""
+    groups = k // group
+    qweight = rng.integers(-(2**31), 2**31, (k, n // 8)).astype(np.int32)
+    qzeros = rng.integers(-(2**31), 2**31, (groups, n // 8)).astype(np.int32)
+    scales = rng.normal(0, 0.02, (groups, n)).astype(np.float16)
+    values = np.empty((n, k), np.float32)
+    for i, column, nibble in np.ndindex(k, n // 8, 8):
+        g, o = i // group, 8 * column + ORDER[nibble]
+        code = int(qweight[i, column]) >> 4 * nibble & 15
+        zero = int(qzeros[g, column]) >> 4 * nibble & 15
+        values[o, i] = np.float32(scales[g, o]) * np.float32(code - zero)
+    tensors = {"qweight": qweight, "qzeros": qzeros, "scales": scales}
+    return [raw(f"{name}.{kind}", array) for kind, array in tensors.items()], values
+
+
+@pytest.mark.parametrize(("group", "k"), [(32, 128), (64, 128), (128, 256), (1024, 1024), (-1, 96)])
+def test_values_equal_the_definition(group, k):
+    config = {**CONFIG, "group_size": group}
+    layer, want = make_layer("w", 32, k, k if group == -1 else group, np.random.default_rng(k))
+    tensors = TensorDict(*layer)
+    weight = scheme_of(model_info(config)).read("w", (32, k), tensors)
+    assert tensors.used == {tensor.name for tensor in layer}
+    assert np.array_equal(weight.to_float32(), want)
+    packed = pack(weight)
+    assert np.array_equal(packed.unpack(), want)
+    assert packed.format.activations == "as_is"
+    if 0 < group < k:  # the padding of one scale per output is more, of so few inputs
+        assert packed.data.nbytes <= 1.02 * sum(tensor.data.nbytes for tensor in layer)
+
+
+def test_an_awq_model_equals_its_dequantized_weights():
+    rng = np.random.default_rng(0)
+    check_model(CONFIG, lambda name, values: make_layer(name, *values.shape, 32, rng))
+
+
+def test_the_original_names_of_settings_act():
+    layer, want = make_layer("w", 8, 64, 64, np.random.default_rng(0))
+    config = {"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"}
+    weight = scheme_of(model_info(config)).read("w", (8, 64), TensorDict(*layer))
+    assert np.array_equal(weight.to_float32(), want)
+
+
+def test_layers_without_codes_are_dense():
+    values = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float16)
+    weight = scheme_of(model_info(CONFIG)).read("w", (8, 16), TensorDict(raw("w.weight", values)))
+    assert np.array_equal(weight.to_float32(), values.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bits", 8, "bits is 8; 4 is supported"),
+        ("group_size", 0, "group_size is 0"),
+        ("version", "marlin", "version is 'marlin'; 'gemm' is supported"),
+        ("version", "gemv", "version is 'gemv'"),
+        ("zero_point", False, "zero_point is False"),
+    ],
+)
+def test_other_configurations_are_refused_by_name(key: str, value: Any, message: str):
+    with pytest.raises(ModelError, match=message):
+        scheme_of(model_info({**CONFIG, key: value}))
+
+
+def test_damaged_layers_are_refused_by_name():
+    scheme = scheme_of(model_info(CONFIG))
+    layer, _ = make_layer("w", 8, 64, 32, np.random.default_rng(0))
+    with pytest.raises(ModelError, match=r"no tensor w\.qzeros"):
+        scheme.read("w", (8, 64), TensorDict(layer[0], layer[2]))
+    with pytest.raises(ModelError, match="groups of 32"):
+        scheme.read("w", (8, 72), TensorDict(*layer))
+    floats = raw("w.qweight", np.zeros((64, 1), np.float32))
+    with pytest.raises(ModelError, match="qweight is float32; int32 is needed"):
+        scheme.read("w", (8, 64), TensorDict(floats, *layer[1:]))

@@ -1,0 +1,58 @@
+"""A model in a quantized format beside the same model with its dequantized weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from galley.config import ModelInfo
+from galley.loader import RawTensor
+from tests.models.checkpoints import Case, StateDict, make
+from tests.runner.models import ArrayCheckpoint, open_runner
+from tests.runner.test_quality import teacher_forced
+
+#: Makes the tensors of a layer called so, and its values, float32 [N, K], of its given values.
+MakeLayer = Callable[[str, np.ndarray], tuple[list[RawTensor], np.ndarray]]
+
+
+def raw(name: str, array: np.ndarray) -> RawTensor:
+    return RawTensor(name, array.shape, array.dtype.name, array)
+
+
+def model_info(config: dict[str, Any]) -> ModelInfo:
+    """What schemes read of a checkpoint whose `quantization_config` is `config`."""
+    return ModelInfo(
+        "LlamaForCausalLM",
+        {"quantization_config": config},
+        vocab_size=1,
+        max_position=1,
+        dtype="float16",
+        quantization=config["quant_method"],
+    )
+
+
+def check_model(config: dict[str, Any], make_layer: MakeLayer, hidden: int = 64) -> None:
+    """The logits of a small Llama whose projections are quantized equal those of the dequantized
+    weights, but for the rounding of activations."""
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden}
+    model = make(Case("Llama", {"tie_word_embeddings": False, **sizes}))
+    state = StateDict(model, quantization_config=config)
+    quantized, floats = {}, {}
+    for name in state.names():
+        tensor = state.tensor(name)
+        layer, values = [tensor], tensor.data
+        if name.endswith("_proj.weight"):
+            layer, values = make_layer(name.removesuffix(".weight"), tensor.data)
+        quantized |= {part.name: part for part in layer}
+        floats[name] = raw(name, values)
+    ids = np.random.default_rng(0).integers(0, 131, (2, 40))
+    got, want = (
+        teacher_forced(open_runner(checkpoint, max_model_len=64, dtype="float32"), ids)
+        for checkpoint in (
+            ArrayCheckpoint(state.model_info, quantized),
+            ArrayCheckpoint(StateDict(model).model_info, floats),
+        )
+    )
+    assert np.abs(got - want).max() <= 1e-3 * np.abs(want).max()
