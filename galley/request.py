@@ -365,18 +365,21 @@ class SamplingParams(
         return self.logprobs is not None or self.logprob_token_ids is not None
 
 
+Pooling = Literal["CLS", "LAST", "MEAN"]
+
+
 class PoolingParams(
     msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True, tag="pooling"
 ):
     """How to turn a prompt into one vector, without generating.
 
     Attributes:
-        pooling: final hidden state of the LAST token, or the MEAN of all.
+        pooling: final hidden state of the first token (CLS), of the LAST, or the MEAN of all.
         normalize: scale the vector to length 1.
         truncate_prompt_tokens: as in `SamplingParams`.
     """
 
-    pooling: Literal["LAST", "MEAN"] = "LAST"
+    pooling: Pooling = "LAST"
     normalize: bool = True
     truncate_prompt_tokens: int | None = None
 

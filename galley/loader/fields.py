@@ -105,14 +105,26 @@ class Fields:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ModelError naming the file."""
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds {type(value).__name__}, not a JSON object")
+    return value
+
+
+def read_json_objects(path: Path) -> list[dict[str, Any]]:
+    """The list of objects in a JSON file. Raises ModelError naming the file."""
+    value = _read_json(path)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ModelError(f"{path}: not a JSON list of objects")
+    return value
+
+
+def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
-        value = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: holds {type(value).__name__}, not a JSON object")
-    return value

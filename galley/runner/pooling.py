@@ -17,10 +17,28 @@ F32 = NDArray[np.float32]
 
 
 class _Pooled(msgspec.Struct):
-    """A slot that pools; `total` is the sum of the hidden states so far, float64 [H] (MEAN)."""
+    """A slot that pools.
+
+    Attributes:
+        kept: float64 [H] of the chunks so far: the sum of the hidden states (MEAN), or that of the
+            first token (CLS).
+    """
 
     params: PoolingParams
-    total: NDArray[np.float64] | None = None
+    kept: NDArray[np.float64] | None = None
+
+    def add(self, rows: F32) -> None:
+        """The next hidden states [n, H] of the prompt."""
+        if self.params.pooling == "MEAN":
+            self.kept = _add_rows(self.kept, rows)
+        elif self.params.pooling == "LAST" or self.kept is None:
+            self.kept = rows[-1 if self.params.pooling == "LAST" else 0].astype(np.float64)
+
+    def vector(self, num_prompt: int) -> F32:
+        """The vector [H] of a prompt of so many tokens, all of which have been added."""
+        assert self.kept is not None
+        mean = self.params.pooling == "MEAN"
+        return _finish(self.kept / num_prompt if mean else self.kept, self.params.normalize)
 
 
 class Pooler:
@@ -55,13 +73,10 @@ class Pooler:
         ends = np.cumsum(plan.num_new)
         for row in np.flatnonzero(np.isin(plan.slots, list(self._slots))).tolist():
             slot, num_new = int(plan.slots[row]), int(plan.num_new[row])
-            pooled, rows = self._slots[slot], hidden[ends[row] - num_new : ends[row]]
-            if pooled.params.pooling == "MEAN":
-                pooled.total = _add_rows(pooled.total, rows)
-            num_prompt = int(table.num_prompt[slot])
+            pooled, num_prompt = self._slots[slot], int(table.num_prompt[slot])
+            pooled.add(hidden[ends[row] - num_new : ends[row]])
             if int(table.num_computed[slot]) + num_new == num_prompt:
-                total = rows[-1] if pooled.total is None else pooled.total / num_prompt
-                vectors[slot] = _finish(total.astype(np.float64), pooled.params.normalize)
+                vectors[slot] = pooled.vector(num_prompt)
         return vectors
 
 

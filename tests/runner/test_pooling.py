@@ -20,6 +20,7 @@ from tests.runner.models import MACHINE, configure
 
 MAX_LEN = 96
 PARAMS = {
+    "cls": PoolingParams(pooling="CLS"),
     "last": PoolingParams(),
     "mean": PoolingParams(pooling="MEAN"),
     "raw mean": PoolingParams(pooling="MEAN", normalize=False),
@@ -92,7 +93,7 @@ def test_vectors_are_the_models_own(model, alone, kind) -> None:
     for prompt, got in zip(prompts(), alone[kind], strict=True):
         with torch.no_grad():
             hidden = model.model(torch.tensor([prompt])).last_hidden_state[0].double()
-        want = hidden[-1] if kind == "last" else hidden.mean(0)
+        want = {"cls": hidden[0], "last": hidden[-1]}.get(kind, hidden.mean(0))
         if kind != "raw mean":
             want = want / want.norm()
         np.testing.assert_allclose(np.frombuffer(got, np.float32), want.numpy(), atol=2e-5)
@@ -124,7 +125,7 @@ def test_the_same_bits_in_company_in_chunks_and_from_the_cache(
         core.add(batch)
         ends = run(core)
         assert ends.pop(99).reason == FinishReason.LENGTH
-        assert len(ends) == 18
+        assert len(ends) == len(kinds) * len(prompts())
         for handle, end in ends.items():
             assert end.pooled == alone[kinds[handle // 10]][handle % 10]
     assert (core.scheduler.kv.counters.prefix_hits > 0) == flags.get("enable_prefix_caching", True)
