@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from galley.kernels.ops import NATIVE_OPS, OPS
+from galley.kernels.ops import all_native_ops, all_ops
 
 
 def fill(text: str) -> str:
@@ -22,7 +22,7 @@ def fill(text: str) -> str:
 
 def _ops() -> str:
     lines = ["| `Ops.` | result | native op |", "|---|---|---|"]
-    for name, op in sorted(OPS.items()):
+    for name, op in sorted(all_ops().items()):
         result = " ".join((type(op).__call__.__doc__ or "").split()).replace("|", "\\|")
         native = f"`{op.native.name}`" if op.native else ""
         lines.append(f"| `{name}` | {result} | {native} |")
@@ -31,7 +31,7 @@ def _ops() -> str:
 
 def _native_ops() -> str:
     lines = ["| op | pointers | ints | floats | columns |", "|---|---|---|---|---|"]
-    for name, native in sorted(NATIVE_OPS.items()):
+    for name, native in sorted(all_native_ops().items()):
         note = f" ({native.note})" if native.note else ""
         cells = [_arguments(a) for a in (native.pointers, native.ints, native.floats)]
         cells.append(", ".join(f"`{column}`" for column in native.columns))

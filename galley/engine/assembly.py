@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,10 +28,9 @@ from galley.loader import Source, open_checkpoint, resolve_source, resolve_token
 from galley.messages import Ready
 from galley.models.footprint import measure
 from galley.observability.meter import Sizes
-from galley.structured.compiler import Compiler
-from galley.structured.sequences import ConstrainedSequences
 
 if TYPE_CHECKING:
+    from galley.structured.sequences import ConstrainedSequences
     from galley.structured.vocabulary import Vocabulary
 
 
@@ -85,7 +85,7 @@ def assemble(
     reserve = resolved.cache.memory_reserve
     core.guard = MemoryGuard(core.scheduler, cache, MachineMemory(), reserve)
     if not resolved.model.skip_tokenizer_init:
-        core.constrained = _constrained(resolved, model_info, source)
+        core.open_constrained = partial(_constrained, resolved, model_info, source)
     return LoadedEngine(core, resolved, model_info, source)
 
 
@@ -93,6 +93,8 @@ def _constrained(
     config: EngineConfig, model_info: ModelInfo, source: Source
 ) -> ConstrainedSequences:
     """The constrained sequences of an engine; the tokenizer is loaded for the first one."""
+    from galley.structured.compiler import Compiler
+    from galley.structured.sequences import ConstrainedSequences
 
     def vocabulary(end_ids: tuple[int, ...]) -> Vocabulary:
         from galley.structured.vocabulary import vocabulary_of

@@ -76,7 +76,8 @@ class EngineCore:
         pausing: whether steps are taken.
         guard: sheds load before memory runs out.
         idle_tasks: to be run while there is no work.
-        constrained: the sequences with a constraint; None where there can be none.
+        open_constrained: makes `constrained` when it is first needed; None where no request can
+            have a constraint.
     """
 
     def __init__(
@@ -94,15 +95,26 @@ class EngineCore:
         self.pausing = Pausing(scheduler, executor, self._queue)
         self.guard: MemoryGuard | None = None
         self.idle_tasks = IdleTasks(self)
-        self.constrained: ConstrainedSequences | None = None
+        self.open_constrained: Callable[[], ConstrainedSequences] | None = None
+        self._constrained: ConstrainedSequences | None = None
+        self._notify: Callable[[], None] | None = None
         self._profile: Profile | None = None
         self._sent = msgspec.structs.astuple(self.counters)
         self._model_seconds = 0.0
 
     @property
+    def constrained(self) -> ConstrainedSequences:
+        """The sequences with a constraint."""
+        if self._constrained is None:
+            assert self.open_constrained is not None, "this engine has no vocabulary"
+            self._constrained = self.open_constrained()
+            self._constrained.compiler.wake = self._notify
+        return self._constrained
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would compute something or report an end."""
-        scheduler, constrained = self.scheduler, self.constrained
+        scheduler, constrained = self.scheduler, self._constrained
         if self.pausing.stopped:
             return scheduler.has_ends
         return scheduler.has_work or (constrained is not None and constrained.has_settled)
@@ -117,7 +129,6 @@ class EngineCore:
         """Queue a request, or park it while its constraint compiles."""
         parked = None
         if request.constraint is not None:
-            assert self.constrained is not None, "this engine has no vocabulary"
             parked = self.constrained.arrive(request)
         self.scheduler.add(request, parked)
 
@@ -135,7 +146,7 @@ class EngineCore:
         if self.guard is not None and not stopped:
             self.guard.poll(begin)
         self.recorder.begin()
-        constrained = self.constrained if self.constrained else None
+        constrained = self._constrained or None
         if constrained is not None and constrained.has_settled:
             self._settle(constrained)
         plan = None if stopped else scheduler.schedule()
@@ -175,20 +186,21 @@ class EngineCore:
 
     def _forget(self, done: CommittedStep) -> None:
         """Drop what is kept of constrained sequences that have ended."""
-        if done.ended and self.constrained:
-            self.constrained.end((end.client_index, end.handle) for end in done.ended)
+        if done.ended and self._constrained:
+            self._constrained.end((end.client_index, end.handle) for end in done.ended)
 
     def on_compiled(self, notify: Callable[[], None]) -> None:
         """Have `notify` called, in a thread, when there may be work because a constraint has been
         compiled.
         """
-        if self.constrained is not None:
-            self.constrained.compiler.wake = notify
+        self._notify = notify
+        if self._constrained is not None:
+            self._constrained.compiler.wake = notify
 
     def wait(self, seconds: float) -> None:
         """Sleep while constraints compile and nothing else can be done."""
-        if self.constrained is not None and not self.has_work:
-            self.constrained.compiler.wait(seconds)
+        if self._constrained is not None and not self.has_work:
+            self._constrained.compiler.wait(seconds)
 
     def stats(self) -> Stats:
         """The state of queue and cache now, without counters."""
@@ -237,6 +249,6 @@ class EngineCore:
         return build_stats_updates(clients, self._stats_update, self.engine_id)
 
     def shutdown(self) -> None:
-        if self.constrained is not None:
-            self.constrained.compiler.close()
+        if self._constrained is not None:
+            self._constrained.compiler.close()
         self.executor.shutdown()

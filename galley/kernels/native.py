@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from galley.kernels.ops import NATIVE_OPS
+from galley.kernels.ops import native_op
 from galley.kernels.program import Buffer, Constant, Dim, Kind, Node, PackedExperts
 from galley.kernels.weights import PackedWeight
 
@@ -18,7 +18,9 @@ Argument = int | float | str | Dim
 
 def arguments(node: Node) -> dict[str, Argument]:
     """All arguments except pointers and those of the KV cache."""
-    return {**NATIVE_OPS[node.op].arguments(node), **node.ints, **node.floats, **node.columns}
+    native = native_op(node.op)
+    assert native is not None, f"there is no native op {node.op}"
+    return {**native.arguments(node), **node.ints, **node.floats, **node.columns}
 
 
 def pointer_arguments(node: Node, address_of: Callable[[Buffer], int]) -> dict[str, int]:

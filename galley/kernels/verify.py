@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from galley.kernels.ops import NATIVE_OPS
+from galley.kernels.ops import native_op
 from galley.kernels.program import OUTPUT, Buffer, Node, Symbol
 
 #: Columns [start, stop) of a buffer that have been written.
@@ -24,7 +24,7 @@ def verify(nodes: Sequence[Node]) -> None:
     written: dict[Buffer, Columns] = {}
     cached: set[int] = set()
     for i, node in enumerate(nodes):
-        if node.op != OUTPUT and node.op not in NATIVE_OPS:
+        if node.op != OUTPUT and native_op(node.op) is None:
             raise _error(i, node, "there is no such native op")
         if node.layer is not None:
             if node.op != CACHE_READER:
@@ -55,7 +55,8 @@ def _covers(written: Sequence[tuple[int, int]], value: Symbol) -> bool:
 
 
 def _check_rows(i: int, node: Node) -> None:
-    rows = NATIVE_OPS[node.op].rows
+    native = native_op(node.op)
+    rows = {} if native is None else native.rows
     common = None
     for name, value in (*node.reads.items(), *node.updates.items(), *node.writes.items()):
         dimension = value.buffer.rows

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from galley.kernels.ops import GATE_UP_RUN, Ops, Value
+from galley.kernels.ops import Ops, Value
+from galley.kernels.ops.gated_activation import GATE_UP_RUN
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part

@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from galley.kernels.ops import (
-    GATE_UP_RUN,
-    Activation,
-    ExpertWeights,
-    Ops,
-    Routing,
-    Value,
-)
+from galley.kernels.ops import Ops, Value
+from galley.kernels.ops.experts import Activation, ExpertWeights
+from galley.kernels.ops.gated_activation import GATE_UP_RUN
+from galley.kernels.ops.route import Routing
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part, Vector

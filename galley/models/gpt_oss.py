@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galley.config import ModelInfo
-from galley.kernels.ops import Activation, Score
+from galley.kernels.ops.experts import Activation
+from galley.kernels.ops.route import Score
 from galley.layers.moe import MoESpec
 from galley.layers.questions import Part, Stack
 from galley.layers.rotary import YarnRotary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galley.config import ModelInfo
-from galley.kernels.ops import Score
+from galley.kernels.ops.route import Score
 from galley.layers.norm import RMSNormSpec
 from galley.models.config import ModelFields, layer_kinds, model_fields
 from galley.models.decoder import DecoderSpec, FeedForwardSpec, LayerSpec, MixerSpec

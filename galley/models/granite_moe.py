@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galley.config import ModelInfo
-from galley.kernels.ops import Score
+from galley.kernels.ops.route import Score
 from galley.layers.mlp import MLPSpec
 from galley.layers.questions import Part, Stack, fuse
 from galley.models.config import model_fields

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galley.config import ModelInfo
-from galley.kernels.ops import Score
+from galley.kernels.ops.route import Score
 from galley.layers.norm import RMSNormSpec
 from galley.layers.questions import Part
 from galley.models.config import model_fields

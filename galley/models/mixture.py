@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from galley.kernels.ops import Routing, Score
+from galley.kernels.ops.route import Routing, Score
 from galley.layers.mlp import MLPSpec
 from galley.layers.moe import MoESpec
 from galley.layers.questions import Part, Stack

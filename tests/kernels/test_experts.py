@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from galley.kernels.cpu import CpuBackend
-from galley.kernels.ops import Activation, ExpertWeights, Ops, Routing, Score
+from galley.kernels.ops import Ops
+from galley.kernels.ops.experts import Activation, ExpertWeights
+from galley.kernels.ops.route import Routing, Score
 from galley.kernels.program import Dim, PackedExperts
 from galley.kernels.reference import ReferenceOps
 from galley.kernels.weights import PackedWeight, WeightMemory, pack

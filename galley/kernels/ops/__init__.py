@@ -4,24 +4,18 @@
 with: a torch tensor where `reference.py` computes at once, a symbol while `recorder.py` records a
 program. A model is written once against this interface; it gets the `Ops` and a `ForwardContext`
 as arguments and knows nothing of batches, caches, devices or number formats.
+
+The file of an op is imported when the op is first used.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
 from galley.kernels.ops.definition import NativeOp, Op, OpBackend
-from galley.kernels.ops.experts import (
-    EXPERT_DOWN,
-    EXPERT_ROWS,
-    EXPERT_UP,
-    Activation,
-    ExpertWeights,
-)
-from galley.kernels.ops.gated_activation import GATE_UP_RUN
-from galley.kernels.ops.probe import PROBE
-from galley.kernels.ops.quantize import QUANTIZE
-from galley.kernels.ops.rope_kv import ROPE_KV
-from galley.kernels.ops.route import Routing, Score
-from galley.kernels.ops.sample import SAMPLE
 from galley.kernels.values import (
     CacheLayer,
     Constant,
@@ -40,35 +34,46 @@ from galley.kernels.values import (
 class Ops:
     """The ops. A wrong shape raises ValueError when the model is first run or recorded."""
 
-    from galley.kernels.ops.add import add
-    from galley.kernels.ops.attention import attention
-    from galley.kernels.ops.causal_conv import causal_conv
-    from galley.kernels.ops.elementwise import elementwise
-    from galley.kernels.ops.embedding import embedding
-    from galley.kernels.ops.experts import experts
-    from galley.kernels.ops.gate import gate
-    from galley.kernels.ops.gate_rows import gate_rows
-    from galley.kernels.ops.gated_delta_rule import gated_delta_rule
-    from galley.kernels.ops.gated_norm import gated_norm
-    from galley.kernels.ops.gelu_and_mul import gelu_and_mul
-    from galley.kernels.ops.head_linear import head_linear
-    from galley.kernels.ops.head_norm import head_norm
-    from galley.kernels.ops.latent_attention import latent_attention
-    from galley.kernels.ops.layer_norm import layer_norm
-    from galley.kernels.ops.linear import linear
-    from galley.kernels.ops.rms_norm import rms_norm
-    from galley.kernels.ops.rope import rope
-    from galley.kernels.ops.route import route
-    from galley.kernels.ops.scale import scale
-    from galley.kernels.ops.select_rows import select_rows
-    from galley.kernels.ops.selective_scan import selective_scan
-    from galley.kernels.ops.silu_and_mul import silu_and_mul
-    from galley.kernels.ops.soft_cap import soft_cap
-    from galley.kernels.ops.split import split
-    from galley.kernels.ops.ssd_scan import ssd_scan
-    from galley.kernels.ops.wkv7 import wkv7
-    from galley.kernels.ops.write_kv import write_kv
-    from galley.kernels.ops.write_latent import write_latent
+    if TYPE_CHECKING:
+        from galley.kernels.ops.add import add
+        from galley.kernels.ops.attention import attention
+        from galley.kernels.ops.causal_conv import causal_conv
+        from galley.kernels.ops.elementwise import elementwise
+        from galley.kernels.ops.embedding import embedding
+        from galley.kernels.ops.experts import experts
+        from galley.kernels.ops.gate import gate
+        from galley.kernels.ops.gate_rows import gate_rows
+        from galley.kernels.ops.gated_delta_rule import gated_delta_rule
+        from galley.kernels.ops.gated_norm import gated_norm
+        from galley.kernels.ops.gelu_and_mul import gelu_and_mul
+        from galley.kernels.ops.head_linear import head_linear
+        from galley.kernels.ops.head_norm import head_norm
+        from galley.kernels.ops.latent_attention import latent_attention
+        from galley.kernels.ops.layer_norm import layer_norm
+        from galley.kernels.ops.linear import linear
+        from galley.kernels.ops.rms_norm import rms_norm
+        from galley.kernels.ops.rope import rope
+        from galley.kernels.ops.route import route
+        from galley.kernels.ops.scale import scale
+        from galley.kernels.ops.select_rows import select_rows
+        from galley.kernels.ops.selective_scan import selective_scan
+        from galley.kernels.ops.silu_and_mul import silu_and_mul
+        from galley.kernels.ops.soft_cap import soft_cap
+        from galley.kernels.ops.split import split
+        from galley.kernels.ops.ssd_scan import ssd_scan
+        from galley.kernels.ops.wkv7 import wkv7
+        from galley.kernels.ops.write_kv import write_kv
+        from galley.kernels.ops.write_latent import write_latent
+
+    else:  # mypy takes every attribute for one that exists where it sees this method
+
+        def __getattr__(self, name: str) -> Op:
+            """Import the op `name`, which becomes an attribute of the class."""
+            found = _ops_of(name).get(name)
+            if found is None:
+                raise AttributeError(f"there is no op {name!r}", name=name, obj=self)
+            setattr(Ops, name, found)
+            return getattr(self, name)
 
     def __init__(self, backend: OpBackend, group: RankGroup | None = None) -> None:
         self.backend = backend
@@ -79,24 +84,53 @@ class Ops:
         return self.group.all_reduce(x)
 
 
-#: Native ops that no method of `Ops` has alone.
-_OTHER = (QUANTIZE, ROPE_KV, SAMPLE, PROBE, EXPERT_ROWS, EXPERT_UP, EXPERT_DOWN)
-#: Ops by name, and the native ops that programs are made of.
-OPS: dict[str, Op] = {name: op for name, op in vars(Ops).items() if isinstance(op, Op)}
-NATIVE_OPS: dict[str, NativeOp] = {
-    native.name: native
-    for native in (*(op.native for op in OPS.values()), *_OTHER)
-    if native is not None
-}
+#: Native ops whose file is not named after them.
+_FILES = dict.fromkeys(("expert_rows", "expert_up", "expert_down"), "experts")
+
+
+@functools.cache
+def native_op(name: str) -> NativeOp | None:
+    """The native op `name`; None if there is none."""
+    return _native_ops_of(_FILES.get(name, name)).get(name)
+
+
+def all_ops() -> dict[str, Op]:
+    """Every op by name. Imports all files."""
+    return {name: op for file in _files() for name, op in _ops_of(file).items()}
+
+
+def all_native_ops() -> dict[str, NativeOp]:
+    """Every native op by name. Imports all files."""
+    return {name: op for file in _files() for name, op in _native_ops_of(file).items()}
+
+
+def _files() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def _ops_of(file: str) -> dict[str, Op]:
+    """The ops that a file of this package defines; none if there is no such file."""
+    return {name: op for name, op in _contents(file).items() if isinstance(op, Op)}
+
+
+def _native_ops_of(file: str) -> dict[str, NativeOp]:
+    natives = (op.native if isinstance(op, Op) else op for op in _contents(file).values())
+    return {native.name: native for native in natives if isinstance(native, NativeOp)}
+
+
+def _contents(file: str) -> dict[str, object]:
+    module = f"{__name__}.{file}"
+    try:
+        return vars(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        return {}
+
 
 __all__ = [
-    "GATE_UP_RUN",
-    "NATIVE_OPS",
-    "OPS",
-    "Activation",
     "CacheLayer",
     "Constant",
-    "ExpertWeights",
     "ForwardContext",
     "KVLayer",
     "LatentLayer",
@@ -106,10 +140,11 @@ __all__ = [
     "Ops",
     "RankGroup",
     "RotaryTable",
-    "Routing",
-    "Score",
     "SingleRank",
     "StateLayer",
     "Value",
     "Weight",
+    "all_native_ops",
+    "all_ops",
+    "native_op",
 ]

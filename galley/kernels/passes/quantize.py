@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from galley.kernels.ops import NATIVE_OPS
+from galley.kernels.ops import native_op
 from galley.kernels.passes.neighbours import Readers, fuse_neighbours
 from galley.kernels.program import Node
 
@@ -17,7 +17,8 @@ def _fuse(node: Node, quantize: Node, readers: Readers) -> Node | None:
     if quantize.op != "quantize" or "out" not in node.writes:
         return None
     x, rounded, out = quantize.reads["x"], quantize.writes["out"], node.writes["out"]
-    if rounded.kind not in NATIVE_OPS[node.op].stores:
+    native = native_op(node.op)
+    if native is None or rounded.kind not in native.stores:
         return None
     # Other nodes may still read the f32 rows.
     if out.buffer is not x.buffer or not out.is_whole or readers[x.buffer] != 1:
