@@ -101,6 +101,9 @@ def test_refusals_name_the_flag(parser, argv, message):
         ["--nnodes", "1", "--cpu-offload-gb", "0"],
         ["--attention-backend", "CPU_ATTN"],
         ["--data-parallel-backend", "mp"],
+        ["--mamba-cache-mode", "none"],
+        ["--mamba-cache-mode", "align"],
+        ["--mamba-cache-dtype", "float32", "--mamba-ssm-cache-dtype", "auto"],
     ],
 )
 def test_flags_matching_fixed_behaviour_are_accepted(parser, argv):
@@ -117,6 +120,9 @@ def test_flags_matching_fixed_behaviour_are_accepted(parser, argv):
         ["--kv-cache-dtype", "fp8"],
         ["--nnodes", "2"],
         ["--cpu-offload-gb", "4"],
+        ["--mamba-cache-mode", "all"],
+        ["--mamba-cache-dtype", "bfloat16"],
+        ["--mamba-ssm-cache-dtype", "float16"],
     ],
 )
 def test_flags_contradicting_fixed_behaviour_are_refused(parser, argv):
