@@ -89,13 +89,11 @@ def run(llm: LLM, rows: int, options: argparse.Namespace, schema: dict[str, Any]
 def compare(llm: LLM, rows: int, options: argparse.Namespace, name: str) -> str:
     """A line of the table."""
     schema, jump = (RECORDS, True) if name == "records, forced tokens" else (TEXTS, False)
-    constrained = llm._core.constrained
-    assert constrained is not None
-    constrained.jump_forward = jump
-    costs = constrained.costs
+    llm._core.constrained.jump_forward = jump
+    costs = llm._core.counters
     for warm in (schema, None):
         run(llm, rows, options, warm)
-    masks, fill, advance = costs.masks, costs.fill_seconds, costs.advance_seconds
+    masks, fill, advance = costs.masks, costs.mask_seconds, costs.advance_seconds
     pairs = []
     steps = 0
     for i in range(options.pairs):
@@ -106,7 +104,7 @@ def compare(llm: LLM, rows: int, options: argparse.Namespace, name: str) -> str:
         steps = sides[True].steps
     ratios = sorted(a / b for a, b in pairs)
     masks = costs.masks - masks
-    per_mask = (costs.fill_seconds - fill) / masks * 1e6
+    per_mask = (costs.mask_seconds - fill) / masks * 1e6
     per_row = (costs.advance_seconds - advance) / masks * 1e6
     own, free = (statistics.median(side) for side in zip(*pairs, strict=True))
     return (

@@ -103,6 +103,18 @@ class Counters(msgspec.Struct, array_like=True):
     write_bytes: Annotated[float, _exposed(
         "vllm:estimated_write_bytes_per_gpu", "Estimated bytes written to memory per device."
     )] = 0.0
+    masks: Annotated[int, _exposed(
+        "galley:structured_output_masks",
+        "Masks filled for the tokens of requests with structured output.")] = 0
+    mask_seconds: Annotated[float, _exposed(
+        "galley:structured_output_mask_seconds",
+        "Seconds that the engine spent filling these masks.")] = 0.0
+    advance_seconds: Annotated[float, _exposed(
+        "galley:structured_output_advance_seconds",
+        "Seconds that the engine spent advancing the states of their constraints.")] = 0.0
+    forced_tokens: Annotated[int, _exposed(
+        "galley:structured_output_forced_tokens",
+        "Tokens of these requests that were certain and so not sampled.")] = 0
     # fmt: on
 
 

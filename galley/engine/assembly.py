@@ -25,7 +25,7 @@ from galley.engine.startup import LoadProgress, kv_capacity, log_start
 from galley.executor.build import build as build_executor
 from galley.executor.executor import Executor
 from galley.loader import Source, open_checkpoint, resolve_source, resolve_tokenizer
-from galley.messages import Ready
+from galley.messages import Counters, Ready
 from galley.models.footprint import measure
 from galley.observability.meter import Sizes
 
@@ -85,12 +85,12 @@ def assemble(
     reserve = resolved.cache.memory_reserve
     core.guard = MemoryGuard(core.scheduler, cache, MachineMemory(), reserve)
     if not resolved.model.skip_tokenizer_init:
-        core.open_constrained = partial(_constrained, resolved, model_info, source)
+        core.open_constrained = partial(_constrained, resolved, model_info, source, core.counters)
     return LoadedEngine(core, resolved, model_info, source)
 
 
 def _constrained(
-    config: EngineConfig, model_info: ModelInfo, source: Source
+    config: EngineConfig, model_info: ModelInfo, source: Source, counters: Counters
 ) -> ConstrainedSequences:
     """The constrained sequences of an engine; the tokenizer is loaded for the first one."""
     from galley.structured.compiler import Compiler
@@ -105,7 +105,7 @@ def _constrained(
 
     assert config.scheduler.max_num_seqs is not None
     return ConstrainedSequences(
-        Compiler(vocabulary), config.scheduler.max_num_seqs, model_info.vocab_size
+        Compiler(vocabulary), config.scheduler.max_num_seqs, model_info.vocab_size, counters
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import RequestTable, StepPlan, StepResult, ragged_positions
+from galley.messages import Counters
 from galley.request import Request
 from galley.structured.backend import Backend, MaskRows, Matcher
 from galley.structured.compiler import Compiled, Compiler, key_of
@@ -123,32 +124,23 @@ def _may_jump(request: Request) -> bool:
     )
 
 
-class MaskCosts(msgspec.Struct):
-    """What has been done so far: masks filled, seconds of filling them and of advancing states,
-    tokens that were appended without being sampled.
-    """
-
-    masks: int = 0
-    fill_seconds: float = 0.0
-    advance_seconds: float = 0.0
-    forced_tokens: int = 0
-
-
 class ConstrainedSequences:
     """See the module. All methods belong to the engine's thread.
 
     Args:
         num_slots, vocab_size: of the engine's table and of a row of logits.
+        counters: of the engine; masks, forced tokens and their seconds are added to them.
 
     Attributes:
         jump_forward: append tokens that are certain without a forward pass each.
-        costs: since the start.
     """
 
-    def __init__(self, compiler: Compiler, num_slots: int, vocab_size: int) -> None:
+    def __init__(
+        self, compiler: Compiler, num_slots: int, vocab_size: int, counters: Counters
+    ) -> None:
         self.compiler = compiler
         self.jump_forward = True
-        self.costs = MaskCosts()
+        self._counters = counters
         self._masks: MaskRows = np.empty((0, -(-vocab_size // 64)), np.uint64)
         self._sequences: dict[Key, ConstrainedSequence] = {}
         self._compiling: dict[Key, ConstrainedSequence] = {}
@@ -252,8 +244,8 @@ class ConstrainedSequences:
         else:
             started = [seq for seq in self._row_sequences if seq.started]
             self._fill(started, masks)
-        self.costs.masks += total
-        self.costs.fill_seconds += perf_counter() - begin
+        self._counters.masks += total
+        self._counters.mask_seconds += perf_counter() - begin
         return masks
 
     @staticmethod
@@ -318,7 +310,7 @@ class ConstrainedSequences:
                 forced[-1] = seq.forced_tokens(limit - int(table.num_tokens[slot]) - count)
         if any(forced):
             self._append(result, ends, forced)
-        self.costs.advance_seconds += perf_counter() - begin
+        self._counters.advance_seconds += perf_counter() - begin
 
     def _append(
         self, result: StepResult, ends: NDArray[np.integer], forced: list[list[int]]
@@ -330,7 +322,7 @@ class ConstrainedSequences:
         result.num_forced = np.zeros_like(result.num_sampled)
         result.num_forced[self._rows] = lengths
         result.num_sampled = result.num_sampled + result.num_forced
-        self.costs.forced_tokens += len(ids)
+        self._counters.forced_tokens += len(ids)
 
 
 def _key(request: Request) -> Key:

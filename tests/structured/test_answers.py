@@ -187,7 +187,7 @@ def test_an_answer_is_the_same_however_it_is_computed(
         assert run(llm, mixed()) == alone
         assert run(llm, mixed()) == alone  # cached prompts and grammars
         core = llm._core
-        assert core.constrained.costs.forced_tokens > 20
+        assert core.counters.forced_tokens > 20
         assert (core.counters.num_preemptions > 0) == ("num_gpu_blocks_override" in flags)
         assert not len(core.constrained)
         core.check_integrity()

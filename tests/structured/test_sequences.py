@@ -107,6 +107,19 @@ def test_a_request_waits_for_its_grammar_and_blocks_none(
     assert core.stats().num_waiting == 0
 
 
+def test_masks_are_counted(llm: LLM) -> None:
+    counters = llm._core.counters
+    free = SamplingParams(max_tokens=8, temperature=0.0)
+    run(llm, [free])
+    assert (counters.masks, counters.mask_seconds, counters.advance_seconds) == (0, 0.0, 0.0)
+    llm._core.constrained.jump_forward = False
+    [[own], _] = run(llm, [structured({"regex": "[ab]{5}"}), free])
+    assert counters.masks == len(own[1])
+    assert counters.mask_seconds > 0
+    assert counters.advance_seconds > 0
+    assert counters.forced_tokens == 0
+
+
 def test_a_grammar_that_fails_in_the_engine_fails_its_request(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
