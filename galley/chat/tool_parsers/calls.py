@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from galley.chat.parts import Content, Part, ToolCallArguments, ToolCallStart
-from galley.chat.scanner import Scanner, ScanningParser, Steps
+from galley.chat.scanner import Markers, Scanner, ScanningParser, Steps
 from galley.chat.tools import FunctionTool
 
 
@@ -63,6 +63,41 @@ class ToolFormat(Protocol):
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
         """Read a whole text and yield its content and calls; what is no call is content."""
         ...
+
+
+def pass_to_call(scan: Scanner, markers: Markers, noise: Sequence[str]) -> Steps[str]:
+    """Emit content up to the first of `markers` that is not in `noise`, and set the mark behind it.
+
+    Returns the marker; "" at the end of the text.
+    """
+    while True:
+        marker = yield from scan.pass_until(markers, Content)
+        if marker not in noise:
+            scan.mark()
+            return marker
+
+
+def pass_separator(scan: Scanner) -> Steps[str]:
+    """Set the mark behind a call, and read what may separate it from another one.
+
+    Returns the character that follows, which is not read.
+    """
+    yield from scan.spaces()
+    scan.mark()
+    if (yield from scan.accept(",")) or (yield from scan.accept(";")):
+        yield from scan.spaces()
+    return (yield from scan.peek())
+
+
+def pass_end(scan: Scanner, listed: bool, ends: Sequence[str]) -> Steps[None]:
+    """Read what ends calls: the bracket of a list and one of the markers `ends`, if they come."""
+    if listed:
+        yield from scan.spaces()
+        yield from scan.accept("]")
+    yield from scan.spaces()
+    for end in ends:
+        if (yield from scan.accept(end)):
+            break
 
 
 class ToolParser(ScanningParser):

@@ -20,7 +20,8 @@ _NAME_END = Markers("{")
 
 @dataclass(frozen=True)
 class GemmaCalls:
-    """
+    """Calls as `BEGIN call:name{key:value,…} END`.
+
     Attributes:
         begin, end: markers around a call; the model may omit the second.
         quote: on both sides of a text.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from galley.chat.parts import Content
 from galley.chat.scanner import Markers, Mismatch, Scanner, Steps
-from galley.chat.tool_parsers.calls import CallWriter
+from galley.chat.tool_parsers.calls import CallWriter, pass_end, pass_separator, pass_to_call
 
 #: Keys of an object that wraps a call, and of its other fields.
 _WRAPPER = "function"
@@ -53,12 +53,9 @@ class JsonCalls:
 
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
         while True:
-            marker = yield from scan.pass_until(self._markers, Content)
+            marker = yield from pass_to_call(scan, self._markers, self.noise)
             if not marker:
                 return
-            if marker in self.noise:
-                continue
-            scan.mark()
             if marker not in self.begin:
                 scan.back(len(marker))
             found = yield from self.read(scan, calls, bare=marker not in self.begin)
@@ -81,11 +78,7 @@ class JsonCalls:
                 else:
                     yield from self._call(scan, calls, bare, wrapper=True)
                 found = True
-                yield from scan.spaces()
-                scan.mark()
-                if (yield from scan.accept(",")) or (yield from scan.accept(";")):
-                    yield from scan.spaces()
-                if (yield from scan.peek()) != "{":
+                if (yield from pass_separator(scan)) != "{":
                     scan.rewind()
                     break
         except Mismatch:
@@ -96,13 +89,7 @@ class JsonCalls:
                 found = True
         scan.commit()
         if found:
-            if listed:
-                yield from scan.spaces()
-                yield from scan.accept("]")
-            yield from scan.spaces()
-            for end in self.end:
-                if (yield from scan.accept(end)):
-                    break
+            yield from pass_end(scan, listed, self.end)
         return found
 
     def _call(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from galley.chat.parts import Content
 from galley.chat.scanner import Markers, Mismatch, Scanner, Steps
-from galley.chat.tool_parsers.calls import CallWriter
+from galley.chat.tool_parsers.calls import CallWriter, pass_to_call
 from galley.chat.tool_parsers.json_calls import JsonCalls, read_arguments
 
 
@@ -48,12 +48,9 @@ class NamedCalls:
 
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
         while True:
-            marker = yield from scan.pass_until(self._markers, Content)
+            marker = yield from pass_to_call(scan, self._markers, self.noise)
             if not marker:
                 return
-            if marker in self.noise:
-                continue
-            scan.mark()
             try:
                 yield from self._call(scan, calls)
             except Mismatch:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from galley.chat.parts import Content
 from galley.chat.scanner import Markers, Mismatch, Scanner, Steps
-from galley.chat.tool_parsers.calls import CallWriter
+from galley.chat.tool_parsers.calls import CallWriter, pass_end, pass_separator
 from galley.chat.tool_parsers.values import from_python
 
 
@@ -60,11 +60,7 @@ class PythonCalls:
                 yield from scan.spaces()
                 yield from self._call(scan, calls, known)
                 found = True
-                yield from scan.spaces()
-                scan.mark()
-                if (yield from scan.accept(",")) or (yield from scan.accept(";")):
-                    yield from scan.spaces()
-                first = yield from scan.peek()
+                first = yield from pass_separator(scan)
                 if not (first.isalpha() or first == "_"):
                     scan.rewind()
                     break
@@ -77,13 +73,7 @@ class PythonCalls:
                 scan.rewind()
             found = True
         scan.commit()
-        if listed:
-            yield from scan.spaces()
-            yield from scan.accept("]")
-        yield from scan.spaces()
-        for end in self.end:
-            if (yield from scan.accept(end)):
-                break
+        yield from pass_end(scan, listed, self.end)
         return found
 
     def _call(self, scan: Scanner, calls: CallWriter, known: bool) -> Steps[None]:
