@@ -41,7 +41,7 @@ from galley.models.decoder import (
     MixerSpec,
     Stage,
 )
-from galley.models.llama import Sizes, decoder, mlp, read_sizes
+from galley.models.llama import Sizes, attention, decoder, mlp, read_sizes
 
 
 @dataclass(frozen=True)
@@ -204,24 +204,14 @@ class _Kind:
 
     def mixer(self, prefix: str, window: int) -> AttentionSpec:
         s, name = self.sizes, f"{prefix}.self_attn"
-        d, q, kv = s.head_dim, s.heads * s.head_dim, s.kv_heads * s.head_dim
-        keys = Part(f"{name}.k_proj", (kv, s.hidden))
-        return AttentionSpec(
-            q=Part(f"{name}.q_proj", (q, s.hidden)),
-            k=keys,
-            v=keys if self.values_are_keys else Part(f"{name}.v_proj", (kv, s.hidden)),
-            out=Part(f"{name}.o_proj", (s.hidden, q)),
-            heads=s.heads,
-            kv_heads=s.kv_heads,
-            head_dim=d,
+        spec = attention(
+            s, name, window=window, qkv_bias=self.bias, out_bias=self.bias, qk_norm=True
+        )
+        return replace(
+            spec,
+            v=spec.k if self.values_are_keys else spec.v,
             scale=1.0,
-            rotary=s.rotary,
-            window=window,
-            qkv_bias=self.bias,
-            out_bias=self.bias,
-            q_norm=HeadNormSpec(f"{name}.q_norm", d, s.eps),
-            k_norm=HeadNormSpec(f"{name}.k_norm", d, s.eps),
-            v_norm=HeadNormSpec(None, d, s.eps),
+            v_norm=HeadNormSpec(None, s.head_dim, s.eps),
         )
 
 

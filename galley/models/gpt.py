@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from galley.errors import ModelError
 from galley.kernels.ops.elementwise import Function
@@ -13,9 +13,10 @@ from galley.layers.norm import NormSpec
 from galley.layers.plain_mlp import PlainMLPSpec
 from galley.layers.questions import Part
 from galley.layers.rotary import Rotary
-from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
+from galley.loader.fields import MAX_LAYERS
 from galley.models.config import ModelFields
 from galley.models.decoder import AnyLayerSpec, DecoderSpec
+from galley.models.heads import HeadSizes, plain_attention, read_heads
 
 #: Activations of config files → those of the op `elementwise`.
 ACTIVATIONS: dict[str, Function] = {
@@ -33,16 +34,12 @@ ACTIVATIONS: dict[str, Function] = {
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(HeadSizes):
     """Sizes that every layer of such a model has."""
 
     vocab: int
-    hidden: int
     intermediate: int
     layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
     eps: float
     activation: Function
     tied: bool
@@ -70,26 +67,15 @@ def read_sizes(
 
     Raises ModelError naming a key that is missing, out of range or not supported.
     """
-    hidden = config.integer("hidden_size", least=1)
-    heads = config.integer("num_attention_heads", least=1, most=MAX_HEADS)
-    kv_heads = heads
-    if grouped:
-        kv_heads = config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
-    if not config.has("head_dim") and hidden % heads:
-        raise config.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
-    if heads % kv_heads:
-        raise config.wrong("num_key_value_heads", f"a divisor of {heads}, the number of heads")
-    head_dim = config.integer("head_dim", hidden // heads, least=2, most=MAX_HEAD_DIM)
-    if head_dim % 2:
-        raise config.wrong("head_dim", "even")
+    heads = read_heads(config, grouped=grouped)
     return Sizes(
         vocab=config.integer("vocab_size", least=1),
-        hidden=hidden,
-        intermediate=config.integer("intermediate_size", 4 * hidden, least=1),
+        hidden=heads.hidden,
+        intermediate=config.integer("intermediate_size", 4 * heads.hidden, least=1),
         layers=config.integer("num_hidden_layers", least=1, most=MAX_LAYERS),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        heads=heads.heads,
+        kv_heads=heads.kv_heads,
+        head_dim=heads.head_dim,
         eps=config.number(eps_key, 1e-5),
         activation=read_activation(config, activation_key, activation),
         tied=config.flag("tie_word_embeddings", tied),
@@ -117,18 +103,8 @@ def attention(
     slopes: tuple[float, ...] | None = None,
 ) -> AttentionSpec:
     """Attention with q_proj, k_proj, v_proj and `out` under `prefix`."""
-    d = sizes.head_dim
-    q, kv = sizes.heads * d, sizes.kv_heads * d
-    return AttentionSpec(
-        q=Part(f"{prefix}.q_proj", (q, sizes.hidden)),
-        k=Part(f"{prefix}.k_proj", (kv, sizes.hidden)),
-        v=Part(f"{prefix}.v_proj", (kv, sizes.hidden)),
-        out=Part(f"{prefix}.{out}", (sizes.hidden, q)),
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=d,
-        scale=d**-0.5,
-        rotary=rotary,
+    return replace(
+        plain_attention(sizes, prefix, rotary, out=out),
         window=window,
         qkv_bias=qkv_bias,
         out_bias=out_bias,

@@ -15,9 +15,10 @@ from galley.layers.mlp import GatedActivation, MLPSpec
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
 from galley.layers.questions import Part
 from galley.layers.rotary import Rotary
-from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
+from galley.loader.fields import MAX_LAYERS
 from galley.models.config import ModelFields, model_fields, read_rotary
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec
+from galley.models.heads import HeadSizes, plain_attention, read_heads
 
 #: Activations as configs name them.
 ACTIVATIONS: dict[str, GatedActivation] = {
@@ -28,16 +29,12 @@ ACTIVATIONS: dict[str, GatedActivation] = {
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(HeadSizes):
     """Sizes that every layer of a Llama-like model has, and its rotary embedding."""
 
     vocab: int
-    hidden: int
     intermediate: int
     layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
     eps: float
     rotary: Rotary
     tied: bool
@@ -67,27 +64,18 @@ def read_sizes(
     """
     names = [name for name, act in ACTIVATIONS.items() if act in activations]
     config.require(act_key, *names, default=names[0])
-    hidden = config.integer("hidden_size", least=1)
-    heads = config.integer("num_attention_heads", least=1, most=MAX_HEADS)
-    kv_heads = config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
-    if not config.has("head_dim") and hidden % heads:
-        raise config.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
-    head_dim = config.integer("head_dim", hidden // heads, least=2, most=MAX_HEAD_DIM)
-    if heads % kv_heads:
-        raise config.wrong("num_key_value_heads", f"a divisor of {heads}, the number of heads")
-    if head_dim % 2:
-        raise config.wrong("head_dim", "even")
+    heads = read_heads(config)
     return Sizes(
         vocab=config.integer("vocab_size", least=1),
-        hidden=hidden,
+        hidden=heads.hidden,
         intermediate=config.integer("intermediate_size", least=1),
         layers=config.integer("num_hidden_layers", least=1, most=MAX_LAYERS),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        heads=heads.heads,
+        kv_heads=heads.kv_heads,
+        head_dim=heads.head_dim,
         eps=config.number("rms_norm_eps", eps),
         rotary=read_rotary(
-            config, head_dim, theta, partial=partial_rotary, interleaved=interleaved
+            config, heads.head_dim, theta, partial=partial_rotary, interleaved=interleaved
         ),
         tied=config.flag("tie_word_embeddings", False),
         activation=ACTIVATIONS[config.text(act_key, names[0])],
@@ -105,17 +93,8 @@ def attention(
 ) -> AttentionSpec:
     """Attention with q_proj, k_proj, v_proj and o_proj (q_norm and k_norm) under `prefix`."""
     d = sizes.head_dim
-    q, kv = sizes.heads * d, sizes.kv_heads * d
-    return AttentionSpec(
-        q=Part(f"{prefix}.q_proj", (q, sizes.hidden)),
-        k=Part(f"{prefix}.k_proj", (kv, sizes.hidden)),
-        v=Part(f"{prefix}.v_proj", (kv, sizes.hidden)),
-        out=Part(f"{prefix}.o_proj", (sizes.hidden, q)),
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=d,
-        scale=d**-0.5,
-        rotary=sizes.rotary,
+    return replace(
+        plain_attention(sizes, prefix, sizes.rotary),
         window=window,
         qkv_bias=qkv_bias,
         out_bias=out_bias,

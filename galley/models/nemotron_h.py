@@ -12,6 +12,7 @@ from galley.layers.questions import Part
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
 from galley.models.config import ModelFields, layer_kinds, model_fields, read_limits
 from galley.models.decoder import DecoderSpec, LayerSpec
+from galley.models.heads import HeadSizes, plain_attention
 from galley.models.mamba2 import read_groups
 
 #: Kinds of layers by their letters in `hybrid_override_pattern`.
@@ -76,17 +77,7 @@ def _attention(config: ModelFields, name: str, hidden: int) -> AttentionSpec:
     d = config.integer("head_dim", config.integer("attention_head_dim", hidden // heads), least=2)
     if heads % kv_heads or d % 2 or d > MAX_HEAD_DIM:
         raise config.wrong("num_key_value_heads", f"a divisor of {heads}, with an even head_dim")
-    return AttentionSpec(
-        q=Part(f"{name}.q_proj", (heads * d, hidden)),
-        k=Part(f"{name}.k_proj", (kv_heads * d, hidden)),
-        v=Part(f"{name}.v_proj", (kv_heads * d, hidden)),
-        out=Part(f"{name}.o_proj", (hidden, heads * d)),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=d,
-        scale=d**-0.5,
-        rotary=None,
-    )
+    return plain_attention(HeadSizes(hidden, heads, kv_heads, d), name, rotary=None)
 
 
 def _mamba2(config: ModelFields, name: str, hidden: int, eps: float) -> Mamba2Spec:
