@@ -48,3 +48,10 @@ def test_the_page_counts_the_files_on_the_path_of_a_request() -> None:
     count = re.search(r"(\d+) files", section)
     assert count
     assert len(files) == len(set(files)) == int(count[1])
+
+
+def test_the_tables_of_open_sets_exist() -> None:
+    named = re.findall(r"`([A-Z_]+)` in `(galley/[\w/]+\.py)`", PAGE)
+    assert len(named) > 10
+    for table, file in named:
+        assert re.search(rf"^{table}\b.*=", (ROOT / file).read_text(), re.M), (table, file)

@@ -37,6 +37,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
+def test_the_readme_lists_every_page() -> None:
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", PAGES[0].read_text()))
+    assert linked == {page.name for page in PAGES[1:]}
+
+
 def attributes(tree: ast.AST) -> set[str]:
     """Names that are read of objects, but for what only checks values."""
     if isinstance(tree, ast.FunctionDef) and tree.name in ("__post_init__", "check"):
