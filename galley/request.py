@@ -123,10 +123,8 @@ class RepetitionDetectionParams(msgspec.Struct, frozen=True):
         return None
 
 
-class StructuredOutputsParams(
-    msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True
-):
-    """What the text of an answer must be (vLLM's names). Exactly one constraint is set.
+class StructuredOutputs(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What the text of an answer must be, as a request says it (vLLM's names).
 
     Attributes:
         json: a JSON schema, as an object or as text.
@@ -139,8 +137,6 @@ class StructuredOutputsParams(
         disable_additional_properties: JSON objects have no properties but those that their schema
             names.
         whitespace_pattern: a regular expression for the white space of JSON.
-        start_after: token sequences; the constraint applies to what follows the first of them in
-            the output. None = from the first token on.
     """
 
     json: str | dict[str, Any] | None = None
@@ -152,6 +148,18 @@ class StructuredOutputsParams(
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
+
+
+class StructuredOutputsParams(
+    StructuredOutputs, metaclass=_NamesFaults, omit_defaults=True, kw_only=True
+):
+    """`StructuredOutputs` with exactly one constraint, which is verified.
+
+    Attributes:
+        start_after: token sequences; the constraint applies to what follows the first of them in
+            the output. None = from the first token on.
+    """
+
     start_after: list[list[int]] | None = None
 
     def __post_init__(self) -> None:

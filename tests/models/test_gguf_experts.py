@@ -18,6 +18,7 @@ import torch
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.reference import ReferenceBackend
 from galley.loader.gguf_checkpoint import GGUFCheckpoint
+from tests.loader.gguf_files import finish
 from tests.models.checkpoints import hf_logits, make
 from tests.models.driver import LIMITS, load, solo_logits
 from tests.models.mixtures import FAMILIES
@@ -222,10 +223,7 @@ def write(path: Path, name: str, model: torch.nn.Module, experts: Any = None) ->
             writer.add_tensor(stored, gguf.quants.quantize(values, experts), raw_dtype=experts)
         else:
             writer.add_tensor(stored, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 @pytest.mark.parametrize("name", FILES)

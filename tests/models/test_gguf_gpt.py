@@ -18,6 +18,7 @@ import torch
 from galley.errors import ModelError
 from galley.kernels.cpu import CpuBackend
 from galley.loader.gguf_checkpoint import GGUFCheckpoint
+from tests.loader.gguf_files import finish
 from tests.models.checkpoints import Case, StateDict, hf_logits, make
 from tests.models.driver import LIMITS, load, solo_logits
 from tests.models.families import FAMILIES, VARIANTS
@@ -223,10 +224,7 @@ def write(path: Path, file: File, model: torch.nn.Module, quantized: bool = Fals
             writer.add_tensor(stored, gguf.quants.quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(stored, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def logits(path: Path) -> np.ndarray:

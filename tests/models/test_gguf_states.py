@@ -17,6 +17,7 @@ import torch
 
 from galley.kernels.cpu import CpuBackend
 from galley.loader.gguf_checkpoint import GGUFCheckpoint
+from tests.loader.gguf_files import finish
 from tests.models.checkpoints import Case, StateDict, hf_logits, make
 from tests.models.driver import LIMITS, load, solo_logits
 from tests.models.families import FAMILIES, VARIANTS
@@ -210,10 +211,7 @@ def write(path: Path, name: str, model: torch.nn.Module) -> None:
         stored = names.get_name(named, try_suffixes=(".weight", ".bias"))
         assert stored is not None, hf_name
         writer.add_tensor(stored, np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -20,8 +20,8 @@ from galley.models.footprint import measure
 from galley.models.registry import ARCHITECTURES
 from tests.models.checkpoints import Case, hf_logits, in_bfloat16, make
 from tests.models.driver import LIMITS, load, solo_logits
+from tests.models.mixtures import IDS
 
-IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 EXPERTS = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,

@@ -7,12 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from galley.errors import InvalidRequest
-from galley.request import RepetitionDetectionParams, StructuredOutputsParams
+from galley.request import (
+    RepetitionDetectionParams,
+    StructuredOutputs,
+    StructuredOutputsParams,
+)
 from galley.server.protocol.base import Int, StreamOptions
 from galley.server.protocol.structured import (
     OLDER,
     ResponseFormat,
-    StructuredOutputs,
     TextFormat,
     params_of_format,
     warn_older,

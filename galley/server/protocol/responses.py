@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from galley.errors import InvalidRequest, Unsupported
+from galley.request import StructuredOutputs
 from galley.server.protocol.base import BodyReader
 from galley.server.protocol.chat import ContentLogprob
 from galley.server.protocol.fields import RESPONSES
@@ -19,7 +20,7 @@ from galley.server.protocol.generation import (
     Text,
     check_generation,
 )
-from galley.server.protocol.structured import StructuredOutputs, TextConfig
+from galley.server.protocol.structured import TextConfig
 from galley.server.protocol.tools import ResponseTool, ResponseToolChoice
 from galley.server.protocol.turns import Item, Turn
 

@@ -94,20 +94,6 @@ class OutputConfig(msgspec.Struct):
         return JsonSchemaFormat(JsonSchema("output", self.format.schema))
 
 
-class StructuredOutputs(msgspec.Struct):
-    """vLLM's constraints; exactly one is set. See `galley.request.StructuredOutputsParams`."""
-
-    json: str | dict[str, Any] | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
-    json_object: bool | None = None
-    structural_tag: str | None = None
-    disable_any_whitespace: bool = False
-    disable_additional_properties: bool = False
-    whitespace_pattern: str | None = None
-
-
 #: Older field → `StructuredOutputsParams`.
 OLDER = {
     "guided_json": "json",
