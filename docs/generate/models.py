@@ -33,6 +33,14 @@ In checkpoints with images or audio, the text model runs where its config is of 
 {nested}. Other inputs are refused.
 """
 _NOTES: dict[Kind, str] = {
+    "encoder": """
+An encoder gives vectors of prompts and generates nothing. Each token sees the whole prompt, so a
+prompt is computed in one step, shares no blocks and leaves none behind. All tokens have token type
+0. Tested on tiny random checkpoints made by transformers (`tests/models/test_encoders.py`): the
+first, the last and the mean of the hidden states within 1e-4 of the largest, and the same bits
+alone and in a batch. `modules.json` of sentence-transformers names the pooling, its
+`max_seq_length` the longest prompt.
+""",
     "mixture": """
 The router is computed in float32. A token's sum over its experts is in ascending order of their
 ids, whatever else is in the batch; weights of experts that no token of a step chooses are not read.
@@ -48,6 +56,7 @@ predict further tokens are not used.
 }
 _TITLES: dict[Kind, str] = {
     "dense": "Dense",
+    "encoder": "Encoders",
     "mixture": "Mixtures of experts",
     "recurrent": "Recurrent and hybrid",
 }

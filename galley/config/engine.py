@@ -138,7 +138,8 @@ class SchedulerConfig:
     """Scheduler"""
 
     max_num_batched_tokens: int | None = None
-    """Maximum tokens per step. Default by use: 2048 for a server, 4096 offline."""
+    """Maximum tokens per step. Default by use: 2048 for a server, 4096 offline. Of an encoder
+    never below --max-model-len, because a prompt is one step."""
     max_num_seqs: int | None = None
     """Maximum sequences per step. Default by use: 128 for a server, 256 offline."""
     enable_chunked_prefill: bool = True

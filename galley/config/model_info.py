@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from galley.config.registries import ENCODERS
+
 #: --model-impl; "vllm" means "galley".
 ModelImpl = Literal["auto", "galley", "vllm", "transformers"]
 
@@ -43,3 +45,9 @@ class ModelInfo:
     source: str = ""
     model_impl: ModelImpl = "auto"
     trust_remote_code: bool = False
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it computes a text in one piece, each token seeing all others, and has no
+        head that text could be generated with."""
+        return self.architecture in ENCODERS

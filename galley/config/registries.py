@@ -11,6 +11,18 @@ BACKENDS: dict[str, tuple[str, str]] = {
     "reference": ("galley.kernels.reference", "ReferenceBackend"),
 }
 
+#: Architectures without a head, each of whose tokens sees the whole sequence.
+ENCODERS = frozenset(
+    {
+        "BertModel",
+        "CamembertModel",
+        "DistilBertModel",
+        "RobertaForMaskedLM",
+        "RobertaModel",
+        "XLMRobertaModel",
+    }
+)
+
 #: --load-format: the class of its checkpoint, which has `open(source)`.
 LOAD_FORMATS: dict[str, tuple[str, str]] = {
     "safetensors": ("galley.loader.safetensors", "SafetensorsCheckpoint"),

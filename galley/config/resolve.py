@@ -290,6 +290,8 @@ def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> En
         )
     bound = model_info.max_position if length == -1 else length
     budget = s.max_num_batched_tokens
+    if model_info.is_encoder and budget is not None:
+        budget = max(budget, bound)  # a prompt is computed in one step
     if not s.enable_chunked_prefill:
         budget = max(bound, s.max_num_seqs or 1) if budget is None else budget
         if budget < bound:

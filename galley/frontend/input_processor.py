@@ -60,13 +60,18 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits that a request is checked against."""
+    """Limits that a request is checked against.
+
+    Attributes:
+        is_encoder: prompts are computed in one piece, and no text is generated.
+    """
 
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...] = ()
     max_logprobs: int = 20
     max_n: int = MAX_N_SEQUENCES
+    is_encoder: bool = False
 
 
 class InputProcessor:
@@ -276,6 +281,11 @@ class InputProcessor:
 
     def _check_params(self, params: SamplingParams) -> None:
         limits = self.limits
+        if limits.is_encoder:
+            raise Unsupported(
+                "This model is an encoder: it gives vectors of prompts and generates no text.",
+                field="model",
+            )
         if params.n > limits.max_n:
             raise InvalidRequest(f"n must be at most {limits.max_n}, got {params.n}.", field="n")
         for name in ("logprobs", "prompt_logprobs"):
@@ -398,6 +408,7 @@ class InputProcessor:
                 arrival_time=submission.arrival_time,
                 priority=priority,
                 cache_salt=cache_salt,
+                in_one_piece=self.limits.is_encoder,
                 client_index=self.client_index,
             )
         )
@@ -448,6 +459,7 @@ def limits_of(
         eos_token_ids=tuple(i for i in ends if i < model_info.vocab_size),
         max_logprobs=config.model.max_logprobs,
         max_n=max_n,
+        is_encoder=model_info.is_encoder,
     )
 
 

@@ -56,6 +56,7 @@ class Part:
         turned: the rows are not outputs but inputs: their transpose is the part.
         otherwise: the same matrix as other checkpoints store it, used where there is no tensor of
             this name.
+        plus: the tensor [rows, K] whose first row is added to every row of the matrix.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Part:
     by_expert: int = 0
     turned: bool = False
     otherwise: Part | None = None
+    plus: Part | None = None
 
     @property
     def num_rows(self) -> int:
@@ -120,7 +122,8 @@ class Part:
         rows = "" if self.rows is None else f"[{self.rows[0]}:{self.rows[1]}]"
         every = f" of every {self.every}" if self.every else ""
         unit = " of unit length" if self.unit_rows else ""
-        return f"{self.name}{rows}{every}{unit} {list(self.stored_shape)}"
+        plus = "" if self.plus is None else f" plus {self.plus}"
+        return f"{self.name}{rows}{every}{unit} {list(self.stored_shape)}{plus}"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class ShapeSource:
         tensors: dict[str, tuple[int, ...]] = {}
         for matrix in self.matrices:
             for parts in parts_of(matrix):
-                tensors |= {f"{part.name}.weight": part.stored_shape for part in parts}
+                added = [part.plus for part in parts if part.plus is not None]
+                tensors |= {f"{part.name}.weight": part.stored_shape for part in (*parts, *added)}
         for vector in self.vectors:
             for parts in parts_of(vector):
                 tensors |= {part.name: part.shape for part in parts}

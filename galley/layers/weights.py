@@ -201,6 +201,9 @@ class CheckpointWeights:
             weight = QuantizedWeight(dense=np.ascontiguousarray(weight.dense.T))
         if part.unit_rows:
             weight = _unit_rows(part.name, weight)
+        if part.plus is not None:
+            row = read(part.plus.name, part.plus.shape, False).to_float32()[0]
+            weight = QuantizedWeight(dense=weight.to_float32() + row)
         if matrix.cut == "inputs" and self.group.size > 1:
             weight = weight.columns(*self._range(part.name, part.shape[1]))
         return weight

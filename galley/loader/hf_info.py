@@ -12,6 +12,7 @@ from galley.loader.common_keys import with_common_keys
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import Fields, read_json
 from galley.loader.rope import max_position, with_rope_keys
+from galley.loader.sentence_transformers import read_longest_text
 from galley.loader.text_part import TEXT_MODELS, text_part
 
 _DTYPES = {
@@ -46,11 +47,12 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
     generation = _generation_fields(home)
     eos = dict.fromkeys((*fields.ids("eos_token_id"), *generation.ids("eos_token_id")))
     bos = fields.ids("bos_token_id") or generation.ids("bos_token_id")
+    longest = max_position(config, where)
     return ModelInfo(
         architecture=architecture,
         hf_config=config,
         vocab_size=fields.integer("vocab_size", least=1),
-        max_position=max_position(config, where),
+        max_position=min(longest, read_longest_text(directory) or longest),
         dtype=_dtype(fields),
         quantization=_quantization(fields),
         bos_token_id=bos[0] if bos else None,

@@ -5,12 +5,15 @@ from __future__ import annotations
 #: Architecture → pairs of a prefix that some checkpoints have and the one that models ask for:
 #: those saved from the model without its head, and those of older releases of transformers.
 PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
+    "BertModel": (("bert.", ""),),
     "BloomForCausalLM": (
         ("h.", "transformer.h."),
         ("ln_f.", "transformer.ln_f."),
         ("word_embeddings.", "transformer.word_embeddings."),
         ("word_embeddings_layernorm.", "transformer.word_embeddings_layernorm."),
     ),
+    "CamembertModel": (("roberta.", ""),),
+    "DistilBertModel": (("distilbert.", ""),),
     "GPT2LMHeadModel": (
         ("h.", "transformer.h."),
         ("ln_f.", "transformer.ln_f."),
@@ -19,6 +22,9 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "GPTNeoXForCausalLM": (("embed_out.", "lm_head."),),
     "OPTForCausalLM": (("decoder.", "model.decoder."),),
+    "RobertaForMaskedLM": (("roberta.", ""),),
+    "RobertaModel": (("roberta.", ""),),
+    "XLMRobertaModel": (("roberta.", ""),),
 }
 
 

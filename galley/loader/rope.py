@@ -14,6 +14,8 @@ UNLIMITED = 2**20
 _LENGTH_INCLUDED = ("default", "llama3", "longrope", "su", "frequency_factors")
 #: Families whose max_position_embeddings is that, whatever the scaling.
 _LENGTH_INCLUDED_IN = ("gemma3", "gemma3_text")
+#: Families whose max_position_embeddings counts the rows up to that of the padding token, too.
+_ROWS_BEFORE_FIRST = ("camembert", "roberta", "xlm-roberta")
 
 
 def with_rope_keys(config: dict[str, Any], where: str) -> dict[str, Any]:
@@ -43,6 +45,10 @@ def max_position(config: dict[str, Any], where: str) -> int:
     if config.get("model_type") in _WITHOUT_POSITIONS:
         return own.integer("max_position_embeddings", UNLIMITED, least=1, most=MAX_POSITIONS)
     length = own.integer("max_position_embeddings", least=1, most=MAX_POSITIONS)
+    if config.get("model_type") in _ROWS_BEFORE_FIRST:
+        length -= first_position(own)
+        if length < 1:
+            raise own.wrong("max_position_embeddings", "above pad_token_id + 1")
     scaling = config.get("rope_scaling")
     if scaling is None:
         return length
@@ -58,3 +64,8 @@ def max_position(config: dict[str, Any], where: str) -> int:
     if length * factor > MAX_POSITIONS:
         raise fields.wrong("factor", f"such that there are at most {MAX_POSITIONS} positions")
     return int(length * factor)
+
+
+def first_position(config: Fields) -> int:
+    """The row of position 0 in the table of RoBERTa and its kin."""
+    return config.integer("pad_token_id", 1) + 1

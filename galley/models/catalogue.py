@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 from galley.loader.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
 from galley.models.registry import ARCHITECTURES
 
-#: dense: attention and feed-forward blocks; mixture: with experts; recurrent: with states.
-Kind = Literal["dense", "mixture", "recurrent"]
+#: dense: attention and feed-forward blocks; encoder: such that see the whole text and give
+#: vectors; mixture: with experts; recurrent: with states.
+Kind = Literal["dense", "encoder", "mixture", "recurrent"]
 
 
 class Entry(NamedTuple):
@@ -45,12 +46,17 @@ ENTRIES: dict[str, Entry] = {
     "BaiChuanForCausalLM": Entry("Baichuan 7B", "dense", "baichuan-inc/Baichuan-7B"),
     "BaichuanForCausalLM": Entry("Baichuan 2", "dense", "baichuan-inc/Baichuan2-7B-Chat"),
     "BambaForCausalLM": Entry("Bamba", "recurrent", "ibm-ai-platform/Bamba-9B-v2"),
+    "BertModel": Entry("BERT", "encoder", "sentence-transformers/all-MiniLM-L6-v2"),
     "BloomForCausalLM": Entry("BLOOM", "dense", "bigscience/bloom-560m"),
+    "CamembertModel": Entry("CamemBERT", "encoder", "dangvantuan/sentence-camembert-base"),
     "Cohere2ForCausalLM": Entry("Command R7B", "dense", "CohereLabs/c4ai-command-r7b-12-2024"),
     "CohereForCausalLM": Entry("Command-R", "dense", "CohereLabs/c4ai-command-r-v01"),
     "DeepseekV2ForCausalLM": Entry("DeepSeek V2", "mixture", "deepseek-ai/DeepSeek-V2-Lite"),
     "DeepseekV32ForCausalLM": Entry("DeepSeek V3.2", "mixture", "deepseek-ai/DeepSeek-V3.2"),
     "DeepseekV3ForCausalLM": Entry("DeepSeek V3, Kimi K2", "mixture", "deepseek-ai/DeepSeek-V3"),
+    "DistilBertModel": Entry(
+        "DistilBERT", "encoder", "sentence-transformers/msmarco-distilbert-base-v4"
+    ),
     "Dots1ForCausalLM": Entry("dots.llm1", "mixture", "rednote-hilab/dots.llm1.inst"),
     "Ernie4_5_MoeForCausalLM": Entry("ERNIE 4.5", "mixture", "baidu/ERNIE-4.5-21B-A3B-PT"),
     "Exaone4ForCausalLM": Entry("EXAONE 4", "dense", "LGAI-EXAONE/EXAONE-4.0-1.2B"),
@@ -118,10 +124,13 @@ ENTRIES: dict[str, Entry] = {
     "Qwen3_5MoeForCausalLM": Entry("Qwen3.5 MoE (text)", "recurrent", "Qwen/Qwen3.5-35B-A3B"),
     "Qwen3_5ForCausalLM": Entry("Qwen3.5 (text)", "recurrent", "Qwen/Qwen3.5-0.8B"),
     "RWKV7ForCausalLM": Entry("RWKV 7", "recurrent", "fla-hub/rwkv7-0.4B-world"),
+    "RobertaForMaskedLM": Entry("RoBERTa (masked)", "encoder", "FacebookAI/roberta-base"),
+    "RobertaModel": Entry("RoBERTa", "encoder", "sentence-transformers/all-distilroberta-v1"),
     "SeedOssForCausalLM": Entry("Seed-OSS", "dense", "ByteDance-Seed/Seed-OSS-36B-Instruct"),
     "SmolLM3ForCausalLM": Entry("SmolLM3", "dense", "HuggingFaceTB/SmolLM3-3B"),
     "StableLmForCausalLM": Entry("StableLM", "dense", "stabilityai/stablelm-2-1_6b"),
     "Starcoder2ForCausalLM": Entry("StarCoder2", "dense", "bigcode/starcoder2-3b"),
+    "XLMRobertaModel": Entry("XLM-RoBERTa", "encoder", "intfloat/multilingual-e5-small"),
 }
 
 

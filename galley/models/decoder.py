@@ -107,6 +107,22 @@ class ParallelLayerSpec:
 
 
 @dataclass(frozen=True)
+class PostNormLayerSpec:
+    """A layer whose norms are of the residual stream itself:
+
+    h = norm(h + mixer(h));   h = mlp_norm(h + mlp(h))
+    """
+
+    mixer: MixerSpec
+    mlp: FeedForwardSpec
+    norm: NormSpec
+    mlp_norm: NormSpec
+
+    def build(self, context: BuildContext) -> PostNormLayer:
+        return PostNormLayer(self, context)
+
+
+@dataclass(frozen=True)
 class Stage:
     """The part of a model that a process builds.
 
@@ -128,7 +144,7 @@ class DecoderSpec:
         embedding: the tensor [vocab, hidden].
         positions: added to the embedding of the token; None = none.
         embedding_norm: of the sum of the two; None = none.
-        norm: before the head.
+        norm: before the head; None = none.
         head: the tensor [vocab, hidden]; None = the embedding's weight is used (tied).
         head_bias: the tensor [vocab], in full; None = none.
         ignored: prefixes of tensors that the checkpoint may have and the model does not use.
@@ -139,7 +155,7 @@ class DecoderSpec:
 
     embedding: Part
     layers: Sequence[AnyLayerSpec]
-    norm: NormSpec
+    norm: NormSpec | None
     head: Part | None
     ignored: tuple[str, ...] = ()
     embedding_scale: float = 1.0
@@ -192,6 +208,20 @@ class ParallelLayer:
         return ops.add(hidden, self.mlp(ops, mlp_input))
 
 
+class PostNormLayer:
+    """A `PostNormLayerSpec` with its weights."""
+
+    def __init__(self, spec: PostNormLayerSpec, context: BuildContext) -> None:
+        self.mixer = spec.mixer.build(context)
+        self.norm = spec.norm.build(context.source)
+        self.mlp = spec.mlp.build(context)
+        self.mlp_norm = spec.mlp_norm.build(context.source)
+
+    def __call__(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
+        hidden = self.norm(ops, ops.add(hidden, self.mixer(ops, hidden, ctx)))
+        return self.mlp_norm(ops, ops.add(hidden, self.mlp(ops, hidden)))
+
+
 def _head(spec: DecoderSpec, source: WeightSource, tied: Weight | None) -> LMHead:
     """The head, with a weight of its own or that of the embedding."""
     if tied is None:
@@ -235,7 +265,7 @@ class Decoder:
             self._embedding_norm = _norm(spec.embedding_norm, source)
         self.layers = [layer.build(context) for layer in spec.layers[stage.start : end]]
         if self._last:
-            self.norm = spec.norm.build(source)
+            self.norm = _norm(spec.norm, source)
             self._logits_scale = Multiplier(source, spec.logits_scale)
             self._logits_soft_cap = spec.logits_soft_cap
             self.head = _head(spec, source, None if spec.head else self.embedding.weight)
@@ -287,7 +317,7 @@ def _names_outside(spec: DecoderSpec, start: int, end: int) -> list[str]:
             spec.positions.build(context)
         _norm(spec.embedding_norm, shapes)
     if end < len(spec.layers):
-        spec.norm.build(shapes)
+        _norm(spec.norm, shapes)
         if spec.head is not None:
             _head(spec, shapes, None)
     # A quantised matrix has further tensors under its name.

@@ -69,7 +69,8 @@ class Runner:
         available: bytes of memory that could be taken before the model was loaded.
         kv_memory: allocates the KV cache; None = in ordinary memory.
         proposer: proposes drafts after each step; None = no speculation.
-        pooling: keep the final hidden states of a step, which requests that pool need.
+        pooling: keep the final hidden states of a step, which requests that pool need; an encoder
+            does so anyway.
 
     Attributes:
         layout: of the KV cache; `groups` are its groups.
@@ -111,7 +112,7 @@ class Runner:
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)
-        self._outputs = ("normed",) if pooling else ()
+        self._outputs = ("normed",) if pooling or model_info.is_encoder else ()
         self._awake: Executable | None = self._backend.build(loaded.model, limits, self._outputs)
         self.layout = self._executable.kv_layout(*blocks)
         self._memory = MemoryUse(available, loaded.weight_bytes, self._executable.activation_bytes)

@@ -24,6 +24,7 @@ from galley.models.registry import ARCHITECTURES
 from tests.equality.workload import answer
 from tests.models.checkpoints import Case, StateDict, hf_logits, in_bfloat16, make
 from tests.models.driver import LIMITS, load, solo_logits
+from tests.models.encoders import ENCODERS
 from tests.models.families import FAMILIES, VARIANTS
 
 #: Of the largest logit.
@@ -100,7 +101,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Family:
 
 
 def test_every_architecture_has_a_line() -> None:
-    cases = [*FAMILIES.values(), *VARIANTS.values()]
+    cases = [*FAMILIES.values(), *VARIANTS.values(), *ENCODERS.values()]
     assert {case.architecture for case in cases} == set(ARCHITECTURES)
 
 

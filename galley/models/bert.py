@@ -1,0 +1,122 @@
+"""BERT and its kin: encoders with learned positions whose norms come after the blocks.
+
+They have no head; the embedding stands in for one, and no request of theirs yields logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from galley.config import ModelInfo
+from galley.layers.attention import AttentionSpec
+from galley.layers.positions import LearnedPositionsSpec
+from galley.layers.questions import Part
+from galley.loader.rope import first_position
+from galley.models.config import ModelFields, model_fields
+from galley.models.decoder import DecoderSpec, PostNormLayerSpec
+from galley.models.gpt import Sizes, mlp, read_sizes
+
+EPS = 1e-12
+
+
+def bert(model_info: ModelInfo) -> DecoderSpec:
+    """BERT. All tokens have token type 0."""
+    return _bert(model_fields(model_info), first=0)
+
+
+def roberta(model_info: ModelInfo) -> DecoderSpec:
+    """RoBERTa, XLM-RoBERTa and CamemBERT: positions begin behind the padding token's."""
+    config = model_fields(model_info)
+    return _bert(config, first=first_position(config))
+
+
+def distilbert(model_info: ModelInfo) -> DecoderSpec:
+    """DistilBERT: no token types, and its own names."""
+    config = model_fields(model_info)
+    config = config.with_defaults(
+        hidden_size=config.integer("dim", 768, least=1),
+        num_attention_heads=config.integer("n_heads", 12, least=1),
+        num_hidden_layers=config.integer("n_layers", 6, least=1),
+        intermediate_size=config.integer("hidden_dim", 3072, least=1),
+        layer_norm_eps=EPS,
+    )
+    sizes = read_sizes(
+        config, eps_key="layer_norm_eps", activation_key="activation", activation="gelu", tied=True
+    )
+
+    def layer(index: int) -> PostNormLayerSpec:
+        prefix = f"transformer.layer.{index}"
+        names = ("q_lin", "k_lin", "v_lin", "out_lin")
+        return PostNormLayerSpec(
+            mixer=_attention(sizes, *(f"{prefix}.attention.{name}" for name in names)),
+            mlp=mlp(sizes, f"{prefix}.ffn.lin1", f"{prefix}.ffn.lin2"),
+            norm=sizes.norm(f"{prefix}.sa_layer_norm"),
+            mlp_norm=sizes.norm(f"{prefix}.output_layer_norm"),
+        )
+
+    return _encoder(config, sizes, layer)
+
+
+def _bert(config: ModelFields, first: int) -> DecoderSpec:
+    config = config.with_defaults(layer_norm_eps=EPS)
+    config.require("position_embedding_type", "absolute", default="absolute")
+    config.require("is_decoder", False, default=False)
+    sizes = read_sizes(config, eps_key="layer_norm_eps", activation="gelu", tied=True)
+    types = config.integer("type_vocab_size", 2, least=1)
+
+    def layer(index: int) -> PostNormLayerSpec:
+        prefix = f"encoder.layer.{index}"
+        names = ("self.query", "self.key", "self.value", "output.dense")
+        return PostNormLayerSpec(
+            mixer=_attention(sizes, *(f"{prefix}.attention.{name}" for name in names)),
+            mlp=mlp(sizes, f"{prefix}.intermediate.dense", f"{prefix}.output.dense"),
+            norm=sizes.norm(f"{prefix}.attention.output.LayerNorm"),
+            mlp_norm=sizes.norm(f"{prefix}.output.LayerNorm"),
+        )
+
+    token_types = Part("embeddings.token_type_embeddings", (types, sizes.hidden))
+    return _encoder(config, sizes, layer, first, token_types)
+
+
+def _encoder(
+    config: ModelFields,
+    sizes: Sizes,
+    layer: Callable[[int], PostNormLayerSpec],
+    first: int = 0,
+    token_types: Part | None = None,
+) -> DecoderSpec:
+    """An encoder of these layers.
+
+    Args:
+        first: the row of position 0.
+    """
+    rows = config.integer("max_position_embeddings", 512, least=first + 1)
+    table = Part("embeddings.position_embeddings", (rows, sizes.hidden), plus=token_types)
+    return DecoderSpec(
+        embedding=Part("embeddings.word_embeddings", (sizes.vocab, sizes.hidden)),
+        layers=[layer(i) for i in range(sizes.layers)],
+        norm=None,
+        head=None,
+        ignored=("cls.", "embeddings.position_ids", "lm_head.", "pooler."),
+        positions=LearnedPositionsSpec(table, first),
+        embedding_norm=sizes.norm("embeddings.LayerNorm"),
+    )
+
+
+def _attention(sizes: Sizes, q: str, k: str, v: str, out: str) -> AttentionSpec:
+    """Attention of the named projections, all with a bias, over the whole sequence."""
+    width = sizes.heads * sizes.head_dim
+    return AttentionSpec(
+        q=Part(q, (width, sizes.hidden)),
+        k=Part(k, (width, sizes.hidden)),
+        v=Part(v, (width, sizes.hidden)),
+        out=Part(out, (sizes.hidden, width)),
+        heads=sizes.heads,
+        kv_heads=sizes.heads,
+        head_dim=sizes.head_dim,
+        scale=sizes.head_dim**-0.5,
+        rotary=None,
+        causal=False,
+        qkv_bias=True,
+        out_bias=True,
+    )

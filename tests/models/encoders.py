@@ -1,0 +1,19 @@
+"""One tiny checkpoint of every family of encoders."""
+
+from __future__ import annotations
+
+from tests.models.checkpoints import Case
+
+SIZES = {"num_hidden_layers": 2, "type_vocab_size": 2}
+DISTILBERT = {"dim": 64, "n_heads": 4, "n_layers": 2, "hidden_dim": 96}
+#: Its positions begin at row 4.
+ROBERTA = {**SIZES, "pad_token_id": 3, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
+
+ENCODERS: dict[str, Case] = {
+    "bert": Case("Bert", SIZES, "Model"),
+    "camembert": Case("Camembert", ROBERTA, "Model"),
+    "distilbert": Case("DistilBert", DISTILBERT, "Model"),
+    "roberta": Case("Roberta", ROBERTA, "Model"),
+    "roberta-masked": Case("Roberta", ROBERTA, "ForMaskedLM"),
+    "xlm-roberta": Case("XLMRoberta", {**ROBERTA, "layer_norm_eps": 1e-5}, "Model"),
+}

@@ -1,0 +1,89 @@
+"""Every family of encoders: vectors equal to transformers', with the same bits in any company."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from galley.config import LoadConfig, ModelConfig, registries
+from galley.config.resolve import from_kwargs, resolve
+from galley.engine.build import build_core
+from galley.errors import Unsupported
+from galley.executor.local import LocalExecutor
+from galley.frontend.client import InprocClient
+from galley.frontend.input_processor import InputProcessor, limits_of
+from galley.frontend.output_processor import OutputProcessor
+from galley.loader import open_checkpoint, read_model_info, resolve_source
+from galley.models.footprint import kv_layers
+from galley.request import PoolingParams, SamplingParams
+from galley.runner.runner import Runner
+from tests.models.checkpoints import make
+from tests.models.encoders import ENCODERS
+from tests.runner.models import MACHINE
+
+#: Of the largest number of a vector.
+TOLERANCE = 1e-4
+RNG = np.random.default_rng(3)
+PROMPTS = [RNG.integers(4, 131, n).tolist() for n in (1, 2, 15, 16, 17, 40, 75, 120)]
+KINDS = [PoolingParams(pooling=kind, normalize=False) for kind in ("CLS", "LAST", "MEAN")]
+
+
+@pytest.fixture(scope="module", params=list(ENCODERS))
+def model(request, tmp_path_factory):
+    model = make(ENCODERS[request.param])
+    model.folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(model.folder)
+    return model
+
+
+def open_client(folder, **flags) -> InprocClient:
+    """A client of an engine that runs the checkpoint."""
+    options = {"dtype": "float32", "num_threads": 1, "kv_cache_memory_bytes": 8 << 20}
+    config = from_kwargs({"model": str(folder), **options, **flags}, "offline", {})
+    checkpoint = open_checkpoint(resolve_source(config.model, config.load))
+    info = checkpoint.model_info
+    config = resolve(config, MACHINE, info)
+    runner = Runner(config, info, checkpoint, MACHINE.available_memory)
+    inputs = InputProcessor(limits_of(config, info), None)
+    return InprocClient(build_core(config, LocalExecutor(runner)), inputs, OutputProcessor(None))
+
+
+def ask(client, prompts, params) -> list[bytes]:
+    return [output.outputs.data.tobytes() for output in client.pool(prompts, params)]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_vectors_equal_transformers(model, backend) -> None:
+    client = open_client(model.folder, backend=backend)
+    got = [client.pool(PROMPTS, params) for params in KINDS]
+    for prompt, *outputs in zip(PROMPTS, *got, strict=True):
+        with torch.inference_mode():
+            hidden = model.base_model(torch.tensor([prompt])).last_hidden_state[0].numpy()
+        for output, want in zip(outputs, (hidden[0], hidden[-1], hidden.mean(0)), strict=True):
+            assert np.abs(output.outputs.data - want).max() <= TOLERANCE * np.abs(want).max()
+
+
+def test_the_same_bits_in_any_company_and_nothing_left_behind(model) -> None:
+    client = open_client(model.folder, max_num_batched_tokens=160, max_num_seqs=4)
+    alone = [[ask(client, [prompt], params)[0] for prompt in PROMPTS] for params in KINDS]
+    for params, want in zip(KINDS, alone, strict=True):
+        for _ in range(2):
+            assert ask(client, PROMPTS * 2, params) == want * 2
+    kv = client.core.scheduler.kv
+    assert kv.pool.num_used == 0
+    assert kv.counters.prefix_hits == 0
+
+
+def test_generating_is_refused(model) -> None:
+    client = open_client(model.folder)
+    with pytest.raises(Unsupported, match="encoder: it gives vectors"):
+        client.add([5, 6, 7], SamplingParams(max_tokens=1), "g")
+    assert not client.core.has_work
+
+
+def test_architectures_of_encoders_are_those_whose_rows_see_all(model) -> None:
+    info = read_model_info(resolve_source(ModelConfig(model=str(model.folder)), LoadConfig()))
+    assert info.is_encoder
+    assert all(not layer.causal for layer in kv_layers(info))
+    assert {case.architecture for case in ENCODERS.values()} == registries.ENCODERS
