@@ -244,6 +244,10 @@ class CheckpointWeights:
         """Whether the checkpoint has the tensor."""
         return name in self._names
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that the checkpoint has; it is not marked as used."""
+        return tuple(self._checkpoint.header(name).shape)
+
     def use(self, name: str, shape: tuple[int, ...]) -> RawTensor:
         """The tensor, marked as used. Raises ModelError if there is none of that name and shape."""
         if name not in self._names:

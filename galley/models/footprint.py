@@ -157,6 +157,10 @@ class _FirstRows:
     def has(self, name: str) -> bool:
         return name in self._names
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        return tuple(self._checkpoint.header(name).shape)
+
     def use(self, name: str, shape: tuple[int, ...]) -> RawTensor:
         if name not in self._names:
             raise ModelError(f"the checkpoint has no tensor {name}")

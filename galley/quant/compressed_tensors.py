@@ -1,66 +1,260 @@
-"""compressed-tensors checkpoints: of their many schemes, W8A8 in int8.
+"""compressed-tensors checkpoints: integers packed or as bytes, and FP8.
 
-A quantized linear layer has int8 `weight` [N, K] and `weight_scale` [N, 1], value = scale * q, and
-its inputs are rounded to int8 with one scale per token. Layers on the scheme's `ignore` list have
-dense weights, which their tensors' dtype says.
+A quantized linear layer has, of N outputs and K inputs,
+
+    pack-quantized     weight_packed int32 [N, K * bits / 32], codes of 4 or 8 bits, lowest first;
+                       weight_shape int64 [2]
+    int-quantized      weight int8 [N, K]
+    float-quantized    weight float8_e4m3fn [N, K]
+    naive-quantized    weight of either dtype
+
+    weight_scale       [1], [N, 1], [N, K / group] or [N / block, K / block]
+    weight_zero_point  of asymmetric integers, shaped as the scales: int8, or if codes are packed
+                       int32 [N * bits / 32, groups], packed along N
+
+Packed codes and zeros are offset by 2**(bits - 1). value = scale * (code - zero), or scale * e4m3.
+
+Inputs are rounded where the scheme says int8 with one scale per token (W8A8). Inputs that a scheme
+rounds to FP8 are multiplied at 16 bits or more, as those of weight-only schemes.
+
+Which group of `config_groups` a layer belongs to is seen in dtypes and shapes of its tensors.
+Layers on the `ignore` list have dense weights, which their tensors' dtype says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.quantized import QuantizedWeight
-from galley.quant.registry import read_weight, to_float32
+from galley.quant.fp8 import E4M3, e4m3_weight, is_block, use_input_scale
+from galley.quant.packed_ints import int32_of, unpack_ints
+from galley.quant.registry import read_weight
+from galley.quant.scales import ScaleBlock
 from galley.quant.scheme import Tensors
 
-#: What each group's `weights` and `input_activations` must say.
-_WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-_INPUTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+_METHOD = "compressed-tensors"
+_Kind = Literal["packed", "int8", "float8_e4m3fn"]
+#: Format → the kinds of weights that it may have.
+_KINDS: dict[str, tuple[_Kind, ...]] = {
+    "pack-quantized": ("packed",),
+    "int-quantized": ("int8",),
+    "float-quantized": (E4M3,),
+    "naive-quantized": ("int8", E4M3),
+}
+#: A group's format if the checkpoint's own is this one.
+_MIXED = "mixed-precision"
+_TOKEN_INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token"}
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    """Raise ModelError for a `quantization_config` that is not int8 W8A8; names the value."""
-    groups = config.get("config_groups")
-    if config.get("format") != "int-quantized" or not isinstance(groups, Mapping) or not groups:
-        raise ModelError(
-            f"compressed-tensors format {config.get('format')!r} is not supported; "
-            "'int-quantized' (W8A8) is"
-        )
-    if config.get("kv_cache_scheme"):
-        raise ModelError("compressed-tensors: kv_cache_scheme is not supported")
-    for name, group in groups.items():
-        for part, required in (("weights", _WEIGHTS), ("input_activations", _INPUTS)):
-            values = (group.get(part) if isinstance(group, Mapping) else None) or {}
-            if not isinstance(values, Mapping):
-                raise ModelError(f"compressed-tensors {name}.{part} is not an object")
-            for key, value in required.items():
-                if values.get(key) != value:
-                    raise ModelError(
-                        f"compressed-tensors {name}.{part}.{key} is {values.get(key)!r}; "
-                        f"only {value!r} is supported"
-                    )
+@dataclass(frozen=True)
+class _Group:
+    """How the layers of one group are stored.
+
+    Attributes:
+        kind: int32 numbers of codes, or the dtype of `weight`.
+        block: the values that share a scale.
+        symmetric: there are no zero points.
+        rounds_inputs: inputs are int8 with one scale per token.
+    """
+
+    kind: _Kind
+    bits: int
+    block: ScaleBlock
+    symmetric: bool
+    rounds_inputs: bool
 
 
 class CompressedTensors:
-    """`Scheme` of W8A8 checkpoints."""
+    """`Scheme` of compressed-tensors checkpoints."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        _check(config)
+        groups = config.get("config_groups")
+        sparsity = config.get("sparsity_config")
+        if config.get("kv_cache_scheme"):
+            raise ModelError(f"{_METHOD}: kv_cache_scheme is not supported")
+        if sparsity and _table("sparsity_config", sparsity).get("format", "dense") != "dense":
+            raise ModelError(
+                f"{_METHOD}: sparsity_config.format is {sparsity['format']!r}; only dense weights "
+                "are supported"
+            )
+        if config.get("transform_config"):
+            raise ModelError(f"{_METHOD}: transform_config is not supported")
+        default = config.get("format")
+        if default != _MIXED:
+            _kinds("format", default)
+        if not isinstance(groups, Mapping) or not groups:
+            raise ModelError(f"{_METHOD}: config_groups is {groups!r}; an object is needed")
+        self._groups = [
+            _group(f"config_groups.{name}", _table(f"config_groups.{name}", group), default)
+            for name, group in groups.items()
+        ]
+        if len({group.rounds_inputs for group in self._groups if group.kind == "int8"}) == 2:
+            raise ModelError(
+                f"{_METHOD}: config_groups of int8 weights whose inputs are rounded beside others "
+                "whose are not; checkpoints with one of the two are supported"
+            )
 
     def read(self, name: str, shape: tuple[int, int], tensors: Tensors) -> QuantizedWeight:
+        if tensors.has(f"{name}.weight_packed"):
+            return self._packed(name, shape, tensors)
         weight = tensors.use(f"{name}.weight", shape)
-        if weight.dtype != "int8":
+        if weight.dtype not in ("int8", E4M3):
             return read_weight(weight)
+        rows = tensors.shape(weight.name)[0]
+        group = self._group_of(name, (rows, shape[1]), tensors, weight.dtype, 8)
+        scale = group.block.read(f"{name}.weight_scale", shape, tensors)
+        use_input_scale(name, tensors)
+        if group.kind == E4M3:
+            return e4m3_weight(weight.data, scale, group.block.inputs)
+        zero = None
+        if not group.symmetric:
+            stored = tensors.use(f"{name}.weight_zero_point", group.block.shape(*shape))
+            if stored.dtype != "int8":
+                raise ModelError(
+                    f"{_METHOD}: tensor {stored.name} is {stored.dtype}; int8 is needed"
+                )
+            zero = np.repeat(stored.data, group.block.outputs or shape[0], axis=0)[: shape[0]]
         return QuantizedWeight(
-            # Adding 128 to a signed byte is flipping its top bit.
-            q=weight.data.view(np.uint8) ^ np.uint8(0x80),
+            q=_unsigned(weight.data),
             bits=8,
-            group=0,
-            zero=128,
-            scale=to_float32(tensors.use(f"{name}.weight_scale", (shape[0], 1))),
-            activations="token",
+            group=group.block.inputs,
+            zero=128 if zero is None else _unsigned(zero),
+            scale=scale,
+            activations="token" if group.rounds_inputs else "as_is",
         )
+
+    def _packed(self, name: str, shape: tuple[int, int], tensors: Tensors) -> QuantizedWeight:
+        n, k = shape
+        rows, numbers = (*tensors.shape(f"{name}.weight_packed"), 0, 0)[:2]
+        bits = next((bits for bits in (4, 8) if numbers == _numbers(k, bits)), 0)
+        group = self._group_of(name, (rows, k), tensors, "packed", bits)
+        packed = int32_of(_METHOD, tensors.use(f"{name}.weight_packed", (n, numbers)))
+        tensors.use(f"{name}.weight_shape", (2,))
+        zero: int | NDArray[np.uint8] = 2 ** (bits - 1)
+        if not group.symmetric:
+            count = group.block.shape(n, k)[1]
+            stored = tensors.use(f"{name}.weight_zero_point", (_numbers(n, bits), count))
+            zero = unpack_ints(int32_of(_METHOD, stored).T, bits)[:, :n].T
+        return QuantizedWeight(
+            q=unpack_ints(packed, bits)[:, :k],
+            bits=bits,
+            group=group.block.inputs,
+            zero=zero,
+            scale=group.block.read(f"{name}.weight_scale", shape, tensors),
+            activations="as_is",
+        )
+
+    def _group_of(
+        self, name: str, shape: tuple[int, int], tensors: Tensors, kind: str, bits: int
+    ) -> _Group:
+        """The group of a layer, of its whole shape. Raises ModelError if it is none's."""
+        scale = f"{name}.weight_scale"
+        if not tensors.has(scale):
+            raise ModelError(f"the checkpoint has no tensor {scale}")
+        stored = tensors.shape(scale)
+        symmetric = not tensors.has(f"{name}.weight_zero_point")
+        for group in self._groups:
+            fits = (group.kind, group.bits, group.symmetric) == (kind, bits, symmetric)
+            is_scalar = group.block == (0, 0) and stored in ((), (1,))
+            if fits and (is_scalar or stored == group.block.shape(*shape)):
+                return group
+        zeros = "without" if symmetric else "with"
+        raise ModelError(
+            f"{_METHOD}: {name} of shape {list(shape)} has {kind} weights with scales of shape "
+            f"{list(stored)}, {zeros} zero points, which none of config_groups prescribes"
+        )
+
+
+def _unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Signed bytes plus 128, which flips their top bit."""
+    return codes.view(np.uint8) ^ np.uint8(0x80)
+
+
+def _numbers(codes: int, bits: int) -> int:
+    """int32 numbers that hold so many codes."""
+    return -(-codes * bits // 32)
+
+
+def _group(where: str, group: Mapping[str, Any], default: str | None) -> _Group:
+    kinds = _kinds(f"{where}.format", group.get("format") or default)
+    weights = _table(f"{where}.weights", group.get("weights"))
+    inputs = _table(f"{where}.input_activations", group.get("input_activations"))
+    if group.get("output_activations"):
+        raise ModelError(f"{_METHOD}: {where}.output_activations is not supported")
+    is_float = weights.get("type") == "float"
+    kind: _Kind | None = next((kind for kind in kinds if (kind == E4M3) == is_float), None)
+    if kind is None:
+        _refuse(f"{where}.weights", "type", weights, "float" if kinds == (E4M3,) else "int")
+    bits = weights.get("num_bits", 0)
+    supported = (4, 8) if kind == "packed" else (8,)
+    if bits not in supported:
+        _refuse(f"{where}.weights", "num_bits", weights, *supported)
+    symmetric = weights.get("symmetric", True) is True
+    if is_float and not symmetric:
+        _refuse(f"{where}.weights", "symmetric", weights, True)
+    if weights.get("actorder") in ("group", True):
+        _refuse(f"{where}.weights", "actorder", weights, "static")
+    block = _block(f"{where}.weights", weights)
+    rounds = bool(inputs) and not is_float
+    if rounds:
+        if kind == "packed":
+            raise ModelError(
+                f"{_METHOD}: {where}.input_activations of packed weights are not supported; null is"
+            )
+        for key, value in {**_TOKEN_INT8, "dynamic": True}.items():
+            if inputs.get(key) != value:
+                _refuse(f"{where}.input_activations", key, inputs, value)
+        for key, value in {"strategy": "channel", "symmetric": True}.items():
+            if weights.get(key) != value:
+                _refuse(f"{where}.weights", key, weights, value)
+    return _Group(kind, bits, block, symmetric, rounds)
+
+
+def _block(where: str, weights: Mapping[str, Any]) -> ScaleBlock:
+    strategy = weights.get("strategy")
+    if strategy == "group":
+        size = weights.get("group_size")
+        if type(size) is not int or size < 1:
+            raise ModelError(
+                f"{_METHOD}: {where}.group_size is {size!r}; a positive number is needed"
+            )
+        return ScaleBlock(1, size)
+    if strategy == "block":
+        sizes = weights.get("block_structure")
+        if not is_block(sizes):
+            raise ModelError(
+                f"{_METHOD}: {where}.block_structure is {sizes!r}; two positive numbers are needed"
+            )
+        return ScaleBlock(sizes[0], sizes[1])
+    if strategy not in ("tensor", "channel"):
+        raise ModelError(
+            f"{_METHOD}: {where}.strategy is {strategy!r}; 'tensor', 'channel', 'group', 'block' "
+            "is supported"
+        )
+    return ScaleBlock(1, 0) if strategy == "channel" else ScaleBlock(0, 0)
+
+
+def _kinds(where: str, value: object) -> tuple[_Kind, ...]:
+    if not isinstance(value, str) or value not in _KINDS:
+        raise ModelError(f"{_METHOD}: {where} {value!r} is not supported; {', '.join(_KINDS)} are")
+    return _KINDS[value]
+
+
+def _table(where: str, value: object) -> Mapping[str, Any]:
+    """An object of the configuration; null is an empty one."""
+    if not isinstance(value, Mapping | None):
+        raise ModelError(f"{_METHOD}: {where} is not an object")
+    return value or {}
+
+
+def _refuse(where: str, key: str, values: Mapping[str, Any], *supported: object) -> NoReturn:
+    raise ModelError(
+        f"{_METHOD}: {where}.{key} is {values.get(key)!r}; "
+        f"{', '.join(map(repr, supported))} is supported"
+    )

@@ -16,6 +16,9 @@ class Tensors(Protocol):
 
     def has(self, name: str) -> bool: ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that there is; it is not marked as used."""
+
     def use(self, name: str, shape: tuple[int, ...]) -> RawTensor:
         """The tensor, which is marked as used. Raises ModelError if there is none of that name
         and shape."""

@@ -20,8 +20,14 @@ from tests.models.checkpoints import CASES, Case, StateDict, make
 from tests.models.driver import load
 from tests.models.families import FAMILIES
 from tests.quant.blocks import random_blocks
+from tests.quant.test_awq import CONFIG as AWQ
+from tests.quant.test_awq import make_layer as awq_layer
+from tests.quant.test_compressed_weights import CASES as COMPRESSED
+from tests.quant.test_compressed_weights import config_of
+from tests.quant.test_compressed_weights import make_layer as compressed_layer
 from tests.quant.test_gptq import CONFIG as GPTQ
 from tests.quant.test_gptq import random_layer
+from tests.quant.twins import make_twins
 from tests.runner.models import ArrayCheckpoint, default_checkpoint, in_format
 
 #: Families whose layers are attention and a gated MLP.
@@ -131,6 +137,22 @@ def test_weight_bytes_of_gptq_are_exact(bits):
         tensors |= {tensor.name: tensor for tensor in layer}
     info = dataclasses.replace(state.model_info, quantization="gptq")
     check_bytes(ArrayCheckpoint(info, tensors))
+
+
+@pytest.mark.parametrize("case", ["W4A16 asymmetric", "FP8 blocks", "FP8 tensor"])
+def test_weight_bytes_of_compressed_tensors_are_exact(case):
+    layout, group = COMPRESSED[case]
+    rng = np.random.default_rng(0)
+
+    def make_layer(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+        return compressed_layer(name, values.shape, layout, group, rng)
+
+    check_bytes(make_twins(config_of(layout, group), make_layer)[0])
+
+
+def test_weight_bytes_of_awq_are_exact():
+    rng = np.random.default_rng(0)
+    check_bytes(make_twins(AWQ, lambda name, values: awq_layer(name, *values.shape, 32, rng))[0])
 
 
 def check_bytes(checkpoint: ArrayCheckpoint) -> None:

@@ -16,6 +16,9 @@ class TensorDict:
     def has(self, name: str) -> bool:
         return name in self._tensors
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
     def use(self, name: str, shape: tuple[int, ...]) -> RawTensor:
         tensor = self._tensors.get(name)
         if tensor is None or tensor.shape != shape:

@@ -125,20 +125,35 @@ def test_the_scheme_is_accepted_and_others_are_refused_by_name():
     scheme_of(facts(CONFIG))
     scheme_of(facts({}, method=None))
     scheme_of(facts({}, method="gguf"))
-    with pytest.raises(ModelError, match="quantized by quip are not supported; awq, gguf, compr"):
+    with pytest.raises(ModelError, match="quantized by quip are not supported; awq, compressed"):
         scheme_of(facts({}, method="quip"))
-    with pytest.raises(ModelError, match="format 'pack-quantized' is not supported"):
-        scheme_of(facts({**CONFIG, "format": "pack-quantized"}))
-    with pytest.raises(ModelError, match="kv_cache_scheme"):
-        scheme_of(facts({**CONFIG, "kv_cache_scheme": {"num_bits": 8}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "marlin-24"}, "format 'marlin-24' is not supported; pack-quantized, int-"),
+        ({"format": "pack-quantized"}, "input_activations of packed weights"),
+        ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "format is 'sparse-24-bitmask'"),
+        ({"transform_config": {"config_groups": {}}}, "transform_config"),
+        ({"config_groups": {}}, "config_groups is {}"),
+        ({"config_groups": {"a": {"weights": 4}}}, "config_groups.a.weights is not an object"),
+    ],
+)
+def test_other_checkpoints_name_the_value(changes, message):
+    with pytest.raises(ModelError, match=message):
+        scheme_of(facts({**CONFIG, **changes}))
 
 
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
         ("weights", "num_bits", 4),
-        ("weights", "strategy", "group"),
+        ("weights", "strategy", "tensor"),
         ("weights", "symmetric", False),
+        ("weights", "type", "float"),
+        ("weights", "actorder", "group"),
         ("input_activations", "dynamic", False),
         ("input_activations", "strategy", "tensor"),
         ("input_activations", "type", "float"),

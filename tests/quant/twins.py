@@ -33,11 +33,11 @@ def model_info(config: dict[str, Any]) -> ModelInfo:
     )
 
 
-def check_model(config: dict[str, Any], make_layer: MakeLayer, hidden: int = 64) -> None:
-    """The logits of a small Llama whose projections are quantized equal those of the dequantized
-    weights, but for the rounding of activations."""
-    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden}
-    model = make(Case("Llama", {"tie_word_embeddings": False, **sizes}))
+def make_twins(
+    config: dict[str, Any], make_layer: MakeLayer
+) -> tuple[ArrayCheckpoint, ArrayCheckpoint]:
+    """A small Llama whose projections are quantized, and the same one with dequantized weights."""
+    model = make(Case("Llama", {"tie_word_embeddings": False}))
     state = StateDict(model, quantization_config=config)
     quantized, floats = {}, {}
     for name in state.names():
@@ -47,12 +47,18 @@ def check_model(config: dict[str, Any], make_layer: MakeLayer, hidden: int = 64)
             layer, values = make_layer(name.removesuffix(".weight"), tensor.data)
         quantized |= {part.name: part for part in layer}
         floats[name] = raw(name, values)
+    return (
+        ArrayCheckpoint(state.model_info, quantized),
+        ArrayCheckpoint(StateDict(model).model_info, floats),
+    )
+
+
+def check_model(config: dict[str, Any], make_layer: MakeLayer) -> None:
+    """The logits of a model equal those of its dequantized weights, but for the rounding of
+    activations."""
     ids = np.random.default_rng(0).integers(0, 131, (2, 40))
     got, want = (
         teacher_forced(open_runner(checkpoint, max_model_len=64, dtype="float32"), ids)
-        for checkpoint in (
-            ArrayCheckpoint(state.model_info, quantized),
-            ArrayCheckpoint(StateDict(model).model_info, floats),
-        )
+        for checkpoint in make_twins(config, make_layer)
     )
     assert np.abs(got - want).max() <= 1e-3 * np.abs(want).max()
