@@ -17,6 +17,7 @@ ENCODERS = frozenset(
         "BertModel",
         "CamembertModel",
         "DistilBertModel",
+        "NomicBertModel",
         "RobertaForMaskedLM",
         "RobertaModel",
         "XLMRobertaModel",

@@ -49,6 +49,8 @@ def max_position(config: dict[str, Any], where: str) -> int:
         length -= first_position(own)
         if length < 1:
             raise own.wrong("max_position_embeddings", "above pad_token_id + 1")
+    # Beyond it, lengths are extrapolated with other angles.
+    length = min(length, own.integer("max_trained_positions", length, least=1))
     scaling = config.get("rope_scaling")
     if scaling is None:
         return length

@@ -6,6 +6,7 @@ They have no head; the embedding stands in for one, and no request of theirs yie
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
@@ -15,6 +16,7 @@ from galley.loader.rope import first_position
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, PostNormLayerSpec
 from galley.models.gpt import Sizes, mlp, read_sizes
+from galley.models.heads import plain_attention
 
 EPS = 1e-12
 
@@ -105,17 +107,13 @@ def _encoder(
 
 def _attention(sizes: Sizes, q: str, k: str, v: str, out: str) -> AttentionSpec:
     """Attention of the named projections, all with a bias, over the whole sequence."""
-    width = sizes.heads * sizes.head_dim
-    return AttentionSpec(
-        q=Part(q, (width, sizes.hidden)),
-        k=Part(k, (width, sizes.hidden)),
-        v=Part(v, (width, sizes.hidden)),
-        out=Part(out, (sizes.hidden, width)),
-        heads=sizes.heads,
-        kv_heads=sizes.heads,
-        head_dim=sizes.head_dim,
-        scale=sizes.head_dim**-0.5,
-        rotary=None,
+    usual = plain_attention(sizes, "", None)
+    return replace(
+        usual,
+        q=replace(usual.q, name=q),
+        k=replace(usual.k, name=k),
+        v=replace(usual.v, name=v),
+        out=replace(usual.out, name=out),
         causal=False,
         qkv_bias=True,
         out_bias=True,

@@ -109,6 +109,7 @@ ENTRIES: dict[str, Entry] = {
     "MixtralForCausalLM": Entry("Mixtral", "mixture", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
     "NemotronForCausalLM": Entry("Nemotron", "dense", "nvidia/Minitron-4B-Base"),
     "NemotronHForCausalLM": Entry("Nemotron-H", "recurrent", "nvidia/Nemotron-H-8B-Base-8K"),
+    "NomicBertModel": Entry("Nomic Embed", "encoder", "nomic-ai/nomic-embed-text-v1.5"),
     "OPTForCausalLM": Entry("OPT", "dense", "facebook/opt-125m"),
     "Olmo2ForCausalLM": Entry("OLMo 2", "dense", "allenai/OLMo-2-0425-1B-Instruct"),
     "Olmo3ForCausalLM": Entry("OLMo 3", "dense", "allenai/Olmo-3-7B-Instruct"),

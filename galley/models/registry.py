@@ -106,6 +106,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "MixtralForCausalLM": Architecture("galley.models.mixtral", "mixtral"),
     "NemotronForCausalLM": Architecture("galley.models.nemotron", "nemotron"),
     "NemotronHForCausalLM": Architecture("galley.models.nemotron_h", "nemotron_h"),
+    "NomicBertModel": Architecture("galley.models.nomic_bert", "nomic_bert"),
     "OPTForCausalLM": Architecture("galley.models.opt", "opt"),
     "Olmo2ForCausalLM": Architecture("galley.models.olmo", "olmo2"),
     "Olmo3ForCausalLM": Architecture("galley.models.olmo", "olmo3"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,14 @@ import torch
 from galley.config import LoadConfig, ModelConfig, registries
 from galley.config.resolve import from_kwargs, resolve
 from galley.engine.build import build_core
-from galley.errors import Unsupported
+from galley.errors import ModelError, Unsupported
 from galley.executor.local import LocalExecutor
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, limits_of
 from galley.frontend.output_processor import OutputProcessor
 from galley.loader import open_checkpoint, read_model_info, resolve_source
 from galley.models.footprint import kv_layers
+from galley.models.registry import model_spec
 from galley.request import PoolingParams, SamplingParams
 from galley.runner.runner import Runner
 from tests.models.checkpoints import make
@@ -87,3 +90,33 @@ def test_architectures_of_encoders_are_those_whose_rows_see_all(model) -> None:
     assert info.is_encoder
     assert all(not layer.causal for layer in kv_layers(info))
     assert {case.architecture for case in ENCODERS.values()} == registries.ENCODERS
+
+
+def test_keys_of_published_nomic_configs(tmp_path) -> None:
+    make(ENCODERS["nomic-bert"]).save_pretrained(tmp_path)
+    source = resolve_source(ModelConfig(model=str(tmp_path)), LoadConfig())
+    spec = model_spec(read_model_info(source))
+    config = json.loads((tmp_path / "config.json").read_text())
+    published = {
+        "architectures": ["NomicBertModel"],
+        "model_type": "nomic_bert",
+        "activation_function": "swiglu",
+        "layer_norm_epsilon": config["layer_norm_eps"],
+        "max_trained_positions": 100,
+        "n_embd": 64,
+        "n_head": 4,
+        "n_inner": 96,
+        "n_layer": 2,
+        "n_positions": 256,
+        "qkv_proj_bias": False,
+        "rotary_emb_base": 700,
+        "type_vocab_size": 2,
+        "vocab_size": 131,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    info = read_model_info(source)
+    assert info.max_position == 100
+    assert model_spec(info) == spec
+    (tmp_path / "config.json").write_text(json.dumps({**published, "moe_every_n_layers": 2}))
+    with pytest.raises(ModelError, match="moe_every_n_layers = 2 is not supported"):
+        model_spec(read_model_info(source))
