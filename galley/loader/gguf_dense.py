@@ -12,6 +12,7 @@ import numpy as np
 
 from galley.errors import ModelError
 from galley.loader.fields import MAX_HEAD_DIM, Fields
+from galley.loader.gguf_architecture import LLAMA_NAMES, Architecture
 
 _SANDWICH = {"post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA2_NAMES = {
@@ -131,3 +132,46 @@ def phi3(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     if meta.has(original):
         config["original_max_position_embeddings"] = meta.integer(original, least=1)
     return config
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "cohere2": Architecture("Cohere2ForCausalLM", "cohere2", config=cohere),
+    "command-r": Architecture("CohereForCausalLM", "cohere", config=cohere),
+    "exaone": Architecture("LlamaForCausalLM", "llama"),
+    "gemma": Architecture("GemmaForCausalLM", "gemma", norm_plus=1.0, config=gemma),
+    "gemma2": Architecture(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        in_layer=LLAMA_NAMES | GEMMA2_NAMES,
+        norm_plus=1.0,
+        config=gemma2,
+    ),
+    "gemma3": Architecture(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        in_layer=LLAMA_NAMES | GEMMA2_NAMES,
+        norm_plus=1.0,
+        config=gemma3,
+    ),
+    "glm4": Architecture("Glm4ForCausalLM", "glm4", in_layer=LLAMA_NAMES | GLM4_NAMES),
+    "granite": Architecture("GraniteForCausalLM", "granite", interleaved_qk=True, config=granite),
+    "internlm2": Architecture("LlamaForCausalLM", "llama", interleaved_qk=True),
+    "mistral": Architecture("MistralForCausalLM", "mistral", interleaved_qk=True),
+    "mistral3": Architecture("Ministral3ForCausalLM", "ministral3", interleaved_qk=True),
+    "olmo": Architecture("OlmoForCausalLM", "olmo", interleaved_qk=True, config=olmo),
+    "olmo2": Architecture(
+        "Olmo2ForCausalLM",
+        "olmo2",
+        in_layer=LLAMA_NAMES | OLMO2_NAMES,
+        config=olmo2,
+    ),
+    "phi3": Architecture(
+        "Phi3ForCausalLM",
+        "phi3",
+        in_layer=LLAMA_NAMES | PHI3_NAMES,
+        config=phi3,
+    ),
+    "qwen2": Architecture("Qwen2ForCausalLM", "qwen2"),
+    "qwen3": Architecture("Qwen3ForCausalLM", "qwen3"),
+    "smollm3": Architecture("SmolLM3ForCausalLM", "smollm3", interleaved_qk=True, config=smollm3),
+}

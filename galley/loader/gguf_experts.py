@@ -12,24 +12,10 @@ from typing import Any
 
 from galley.errors import ModelError
 from galley.loader.fields import Fields
+from galley.loader.gguf_architecture import ATTENTION_NAMES, MLP_NAMES, Architecture
 from galley.loader.gguf_states import attention
 
-_ATTENTION = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-}
-_MLP = {
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_ATTENTION = {**ATTENTION_NAMES, "post_attention_norm": "post_attention_layernorm"}
 
 
 def _experts(
@@ -45,7 +31,7 @@ def _shared(prefix: str) -> dict[str, str]:
 
 QWEN_NAMES = {
     **_ATTENTION,
-    **_MLP,
+    **MLP_NAMES,
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
     **_experts("mlp.experts"),
@@ -69,7 +55,7 @@ GRANITE_FUSED = {"shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp")}
 _NEXT = ("eh_proj", "embed_tokens", "enorm", "hnorm", "shared_head_head", "shared_head_norm")
 GLM_NAMES = {
     **_ATTENTION,
-    **_MLP,
+    **MLP_NAMES,
     **{f"nextn.{name}": f"nextn.{name}" for name in _NEXT},
     "ffn_gate_inp": "mlp.gate",
     "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
@@ -264,3 +250,62 @@ def gpt_oss(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         "layer_types": [kinds[i % 2] for i in range(layers)],
         "attention_bias": True,
     }
+
+
+#: Mixtral, whose files are called llama.
+MIXTRAL = Architecture(
+    "MixtralForCausalLM",
+    "mixtral",
+    interleaved_qk=True,
+    in_layer=MIXTRAL_NAMES,
+    config=mixtral,
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "deepseek2": Architecture(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        in_layer=DEEPSEEK_NAMES,
+        config=deepseek2,
+    ),
+    "dots1": Architecture("Dots1ForCausalLM", "dots1", in_layer=GLM_NAMES, config=dots1),
+    "glm4moe": Architecture(
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        in_layer=GLM_NAMES,
+        config=glm4_moe,
+    ),
+    "gpt-oss": Architecture(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        in_layer=GPT_OSS_NAMES,
+        config=gpt_oss,
+    ),
+    "granitemoe": Architecture(
+        "GraniteMoeSharedForCausalLM",
+        "granitemoeshared",
+        interleaved_qk=True,
+        in_layer=GRANITE_NAMES,
+        fused=GRANITE_FUSED,
+        config=granite_moe,
+    ),
+    "minimax-m2": Architecture(
+        "MiniMaxM2ForCausalLM",
+        "minimax_m2",
+        in_layer=MIXTRAL_NAMES,
+        config=minimax_m2,
+    ),
+    "olmoe": Architecture("OlmoeForCausalLM", "olmoe", in_layer=QWEN_NAMES, config=olmoe),
+    "qwen2moe": Architecture(
+        "Qwen2MoeForCausalLM",
+        "qwen2_moe",
+        in_layer=QWEN_NAMES,
+        config=qwen2_moe,
+    ),
+    "qwen3moe": Architecture(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        in_layer=QWEN_NAMES,
+        config=qwen3_moe,
+    ),
+}

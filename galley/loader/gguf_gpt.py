@@ -1,4 +1,4 @@
-"""GGUF names and config keys of the families with layer norms, and of some that are Llama-like.
+"""GGUF architectures with layer norms, and some that are Llama-like: config keys, tensor names.
 
 As llama.cpp's convert_hf_to_gguf.py writes them.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from galley.errors import ModelError
 from galley.loader.fields import Fields
+from galley.loader.gguf_architecture import FINAL_LAYERNORM, LLAMA_NAMES, Architecture
 from galley.loader.gguf_dense import equal_layers
 
 _UP_DOWN = {"ffn_up": "mlp.dense_h_to_4h", "ffn_down": "mlp.dense_4h_to_h"}
@@ -184,3 +186,86 @@ def starcoder2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         "hidden_act": "gelu_pytorch_tanh",
         "use_bias": "blk.0.attn_q.bias" in names,
     }
+
+
+_FALCON = Architecture(
+    "FalconForCausalLM",
+    "falcon",
+    top=BLOOM_TOP,
+    in_layer=BLOOM_NAMES,
+    layers="transformer.h",
+    config=falcon,
+    joined_qkv=True,
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "arcee": Architecture("ArceeForCausalLM", "arcee", interleaved_qk=True, config=arcee),
+    "baichuan": Architecture("LlamaForCausalLM", "llama", interleaved_qk=True, config=baichuan),
+    "bloom": Architecture(
+        "BloomForCausalLM",
+        "bloom",
+        top=BLOOM_TOP,
+        in_layer=BLOOM_NAMES,
+        layers="transformer.h",
+        config=bloom,
+        joined_qkv=True,
+    ),
+    "exaone4": Architecture(
+        "Exaone4ForCausalLM",
+        "exaone4",
+        in_layer=LLAMA_NAMES | EXAONE4_NAMES,
+        config=exaone4,
+    ),
+    "falcon": replace(
+        _FALCON, where=(FALCON_SECOND_NORM, replace(_FALCON, in_layer=FALCON_40B_NAMES))
+    ),
+    "gpt2": Architecture(
+        "GPT2LMHeadModel",
+        "gpt2",
+        top=GPT2_TOP,
+        in_layer=GPT2_NAMES,
+        layers="transformer.h",
+        config=gpt2,
+    ),
+    "gptneox": Architecture(
+        "GPTNeoXForCausalLM",
+        "gpt_neox",
+        top=GPT_NEOX_TOP,
+        in_layer=GPT_NEOX_NAMES,
+        layers="gpt_neox.layers",
+        config=gpt_neox,
+        joined_qkv=True,
+    ),
+    "hunyuan-dense": Architecture(
+        "HunYuanDenseV1ForCausalLM",
+        "hunyuan_v1_dense",
+        in_layer=LLAMA_NAMES | HUNYUAN_NAMES,
+    ),
+    "minicpm": Architecture("MiniCPMForCausalLM", "minicpm", interleaved_qk=True, config=minicpm),
+    "nemotron": Architecture("NemotronForCausalLM", "nemotron", norm_plus=1.0, config=nemotron),
+    "phi2": Architecture(
+        "PhiForCausalLM",
+        "phi",
+        top=FINAL_LAYERNORM,
+        in_layer=LLAMA_NAMES | PHI2_NAMES,
+        config=phi2,
+    ),
+    "seed_oss": Architecture(
+        "SeedOssForCausalLM",
+        "seed_oss",
+        in_layer=LLAMA_NAMES | SEED_OSS_NAMES,
+        config=seed_oss,
+    ),
+    "stablelm": Architecture(
+        "StableLmForCausalLM",
+        "stablelm",
+        in_layer=LLAMA_NAMES | STABLELM_NAMES,
+        config=stablelm,
+    ),
+    "starcoder2": Architecture(
+        "Starcoder2ForCausalLM",
+        "starcoder2",
+        in_layer=LLAMA_NAMES | STARCODER2_NAMES,
+        config=starcoder2,
+    ),
+}

@@ -12,6 +12,7 @@ import numpy as np
 
 from galley.errors import ModelError
 from galley.loader.fields import MAX_LAYERS, Fields
+from galley.loader.gguf_architecture import FINAL_LAYERNORM, LLAMA_TOP, Architecture
 
 #: Tensors of a Mamba-2 block, below its own name.
 _MAMBA2 = {
@@ -266,3 +267,70 @@ def logical_values(name: str, values: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         logs: np.ndarray = np.log(-values.astype(np.float32))
     return logs
+
+
+_BACKBONE = {
+    "token_embd": "backbone.embeddings",
+    "output_norm": "backbone.norm_f",
+    "output": "lm_head",
+}
+_LFM2_TOP = {
+    **LLAMA_TOP,
+    **dict.fromkeys(("token_embd_norm", "output_norm"), "model.embedding_norm"),
+}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "falcon-h1": Architecture(
+        "FalconH1ForCausalLM",
+        "falcon_h1",
+        top=FINAL_LAYERNORM,
+        in_layer=FALCON_H1_NAMES,
+        config=falcon_h1,
+    ),
+    "granitehybrid": Architecture(
+        "GraniteMoeHybridForCausalLM",
+        "granitemoehybrid",
+        interleaved_qk=True,
+        in_layer=GRANITE_HYBRID_NAMES,
+        fused=GRANITE_HYBRID_FUSED,
+        config=granite_hybrid,
+    ),
+    "jamba": Architecture(
+        "JambaForCausalLM",
+        "jamba",
+        top=FINAL_LAYERNORM,
+        in_layer=JAMBA_NAMES,
+        config=jamba,
+    ),
+    "lfm2": Architecture(
+        "Lfm2ForCausalLM",
+        "lfm2",
+        top=_LFM2_TOP,
+        in_layer=LFM2_NAMES,
+        config=lfm2,
+    ),
+    "mamba": Architecture(
+        "MambaForCausalLM",
+        "mamba",
+        top=_BACKBONE,
+        in_layer=MAMBA_NAMES,
+        layers="backbone.layers",
+        config=mamba,
+    ),
+    "mamba2": Architecture(
+        "Mamba2ForCausalLM",
+        "mamba2",
+        top=_BACKBONE,
+        in_layer=MAMBA2_NAMES,
+        layers="backbone.layers",
+        config=mamba2,
+    ),
+    "nemotron_h": Architecture(
+        "NemotronHForCausalLM",
+        "nemotron_h",
+        top=_BACKBONE,
+        in_layer=NEMOTRON_H_NAMES,
+        layers="backbone.layers",
+        config=nemotron_h,
+    ),
+}

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from galley.config import ModelInfo
 from galley.loader.ggml_types import GGML_TYPES
-from galley.loader.gguf_names import _IN_LAYER, _TOP
+from galley.loader.gguf_architecture import LLAMA_NAMES, LLAMA_TOP
 from galley.loader.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
 from galley.loader.safetensors import DTYPES
 from galley.models.footprint import tensor_shapes
@@ -129,7 +129,7 @@ def _gguf_models() -> Iterator[Seed]:
 
 
 def _gguf_model(arch: str, kind: int) -> Seed:
-    back = {ours: theirs for theirs, ours in (_TOP | _IN_LAYER).items()}
+    back = {ours: theirs for theirs, ours in (LLAMA_TOP | LLAMA_NAMES).items()}
     tensors = []
     rng = np.random.default_rng(kind)
     for name, shape in _shapes(GGUF_ARCHITECTURES[arch].hf_class).items():
