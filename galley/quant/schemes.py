@@ -7,13 +7,14 @@ from typing import Any
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
-from galley.quant import awq, compressed_tensors, fp8, gptq
+from galley.quant import awq, bitsandbytes, compressed_tensors, fp8, gptq
 from galley.quant.scheme import PlainScheme, Scheme
 
 #: Method → its scheme, made of the checkpoint's `quantization_config`; raises ModelError naming a
 #: value that is not supported.
 METHODS: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "awq": awq.AWQ,
+    "bitsandbytes": bitsandbytes.BitsAndBytes,
     "compressed-tensors": compressed_tensors.CompressedTensors,
     "fp8": fp8.FP8,
     "gguf": lambda config: PlainScheme(),

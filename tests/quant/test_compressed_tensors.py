@@ -125,7 +125,7 @@ def test_the_scheme_is_accepted_and_others_are_refused_by_name():
     scheme_of(facts(CONFIG))
     scheme_of(facts({}, method=None))
     scheme_of(facts({}, method="gguf"))
-    with pytest.raises(ModelError, match="quantized by quip are not supported; awq, compressed"):
+    with pytest.raises(ModelError, match="quantized by quip are not supported; awq, bitsandbytes"):
         scheme_of(facts({}, method="quip"))
 
 
