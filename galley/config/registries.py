@@ -17,6 +17,7 @@ ENCODERS = frozenset(
         "BertModel",
         "CamembertModel",
         "DistilBertModel",
+        "EuroBertModel",
         "NomicBertModel",
         "RobertaForMaskedLM",
         "RobertaModel",

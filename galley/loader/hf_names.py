@@ -14,6 +14,11 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "CamembertModel": (("roberta.", ""),),
     "DistilBertModel": (("distilbert.", ""),),
+    "EuroBertModel": (
+        ("embed_tokens.", "model.embed_tokens."),
+        ("layers.", "model.layers."),
+        ("norm.", "model.norm."),
+    ),
     "GPT2LMHeadModel": (
         ("h.", "transformer.h."),
         ("ln_f.", "transformer.ln_f."),

@@ -59,6 +59,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "Dots1ForCausalLM": Entry("dots.llm1", "mixture", "rednote-hilab/dots.llm1.inst"),
     "Ernie4_5_MoeForCausalLM": Entry("ERNIE 4.5", "mixture", "baidu/ERNIE-4.5-21B-A3B-PT"),
+    "EuroBertModel": Entry("EuroBERT", "encoder", "EuroBERT/EuroBERT-210m"),
     "Exaone4ForCausalLM": Entry("EXAONE 4", "dense", "LGAI-EXAONE/EXAONE-4.0-1.2B"),
     "ExaoneForCausalLM": Entry("EXAONE 3", "dense", "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct"),
     "FalconForCausalLM": Entry("Falcon", "dense", "tiiuae/falcon-7b"),

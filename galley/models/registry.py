@@ -66,6 +66,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DistilBertModel": Architecture("galley.models.bert", "distilbert"),
     "Dots1ForCausalLM": Architecture("galley.models.glm4_moe", "dots1"),
     "Ernie4_5_MoeForCausalLM": Architecture("galley.models.ernie_moe", "ernie_moe"),
+    "EuroBertModel": Architecture("galley.models.eurobert", "eurobert"),
     "Exaone4ForCausalLM": Architecture("galley.models.exaone", "exaone4"),
     "ExaoneForCausalLM": Architecture("galley.models.exaone", "exaone"),
     "FalconForCausalLM": Architecture("galley.models.falcon", "falcon"),
