@@ -17,6 +17,7 @@ from galley.loader.fields import MAX_LAYERS
 from galley.models.config import ModelFields
 from galley.models.decoder import AnyLayerSpec, DecoderSpec
 from galley.models.heads import HeadSizes, plain_attention, read_heads
+from galley.models.tied import with_head
 
 #: Activations of config files → those of the op `elementwise`.
 ACTIVATIONS: dict[str, Function] = {
@@ -130,11 +131,5 @@ def decoder(
     norm: NormSpec,
 ) -> DecoderSpec:
     """A model of these layers, by their numbers, with the head in lm_head unless it is tied."""
-    return DecoderSpec(
-        embedding=Part(embedding, (sizes.vocab, sizes.hidden)),
-        layers=[layer(i) for i in range(sizes.layers)],
-        norm=norm,
-        head=None if sizes.tied else Part("lm_head", (sizes.vocab, sizes.hidden)),
-        # Some checkpoints contain a copy of a tied weight.
-        ignored=("lm_head.",) if sizes.tied else (),
-    )
+    layers = [layer(i) for i in range(sizes.layers)]
+    return with_head(Part(embedding, (sizes.vocab, sizes.hidden)), layers, norm, sizes.tied)

@@ -19,6 +19,7 @@ from galley.loader.fields import MAX_LAYERS
 from galley.models.config import ModelFields, model_fields, read_rotary
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec
 from galley.models.heads import HeadSizes, plain_attention, read_heads
+from galley.models.tied import with_head
 
 #: Activations as configs name them.
 ACTIVATIONS: dict[str, GatedActivation] = {
@@ -149,14 +150,9 @@ def with_attention(one: LayerSpec, **changes: Any) -> LayerSpec:
 
 def decoder(sizes: Sizes, layers: Sequence[AnyLayerSpec]) -> DecoderSpec:
     """A model of these layers, with Llama's names for the other tensors."""
-    return DecoderSpec(
-        embedding=Part("model.embed_tokens", (sizes.vocab, sizes.hidden)),
-        layers=layers,
-        norm=RMSNormSpec("model.norm", sizes.hidden, sizes.eps),
-        head=None if sizes.tied else Part("lm_head", (sizes.vocab, sizes.hidden)),
-        # Some checkpoints contain a copy of a tied weight.
-        ignored=("lm_head.",) if sizes.tied else (),
-    )
+    embedding = Part("model.embed_tokens", (sizes.vocab, sizes.hidden))
+    norm = RMSNormSpec("model.norm", sizes.hidden, sizes.eps)
+    return with_head(embedding, layers, norm, sizes.tied)
 
 
 def biased_layers(config: ModelFields, sizes: Sizes) -> list[LayerSpec]:

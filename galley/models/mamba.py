@@ -9,6 +9,7 @@ from galley.layers.questions import Part
 from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
+from galley.models.tied import with_head
 
 
 def mamba(model_info: ModelInfo) -> DecoderSpec:
@@ -50,11 +51,9 @@ def _model(config: ModelFields, norm_eps: float | None) -> DecoderSpec:
         return LayerSpec(mixer, None, RMSNormSpec(f"{prefix}.norm", hidden, eps), None)
 
     layers = config.integer("num_hidden_layers", least=1, most=MAX_LAYERS)
-    tied = config.flag("tie_word_embeddings", True)
-    return DecoderSpec(
-        embedding=Part("backbone.embeddings", (vocab, hidden)),
-        layers=[layer(f"backbone.layers.{i}") for i in range(layers)],
-        norm=RMSNormSpec("backbone.norm_f", hidden, eps),
-        head=None if tied else Part("lm_head", (vocab, hidden)),
-        ignored=("lm_head.",) if tied else (),
+    return with_head(
+        Part("backbone.embeddings", (vocab, hidden)),
+        [layer(f"backbone.layers.{i}") for i in range(layers)],
+        RMSNormSpec("backbone.norm_f", hidden, eps),
+        tied=config.flag("tie_word_embeddings", True),
     )

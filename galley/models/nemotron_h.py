@@ -14,6 +14,7 @@ from galley.models.config import ModelFields, layer_kinds, model_fields, read_li
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.heads import HeadSizes, plain_attention
 from galley.models.mamba2 import read_groups
+from galley.models.tied import with_head
 
 #: Kinds of layers by their letters in `hybrid_override_pattern`.
 _LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
@@ -36,13 +37,12 @@ def nemotron_h(model_info: ModelInfo) -> DecoderSpec:
             layers.append(LayerSpec(_attention(config, name, hidden), None, norm, None))
         else:
             layers.append(LayerSpec(_mamba2(config, name, hidden, eps), None, norm, None))
-    tied = config.flag("tie_word_embeddings", False)
-    return DecoderSpec(
-        embedding=Part("backbone.embeddings", (vocab, hidden)),
-        layers=layers,
-        norm=RMSNormSpec("backbone.norm_f", hidden, eps),
-        head=None if tied else Part("lm_head", (vocab, hidden)),
-        ignored=("mtp.", "lm_head.") if tied else ("mtp.",),
+    return with_head(
+        Part("backbone.embeddings", (vocab, hidden)),
+        layers,
+        RMSNormSpec("backbone.norm_f", hidden, eps),
+        tied=config.flag("tie_word_embeddings", False),
+        ignored=("mtp.",),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.layers.layer_norm import LayerNormSpec
@@ -10,6 +12,7 @@ from galley.layers.rwkv7 import ChannelMixSpec, FirstValue, Ranks, TimeMixSpec
 from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec
+from galley.models.tied import with_head
 
 
 def rwkv7(model_info: ModelInfo) -> DecoderSpec:
@@ -40,15 +43,13 @@ def rwkv7(model_info: ModelInfo) -> DecoderSpec:
                 None,
             ),
         ]
-    tied = config.flag("tie_word_embeddings", False)
-    return DecoderSpec(
-        embedding=Part("model.embeddings", (vocab, hidden)),
-        layers=layers,
-        norm=LayerNormSpec("model.norm", hidden, eps),
-        head=None if tied else Part("lm_head", (vocab, hidden)),
-        embedding_norm=LayerNormSpec("model.layers.0.pre_norm", hidden, eps),
-        ignored=("lm_head.",) if tied else (),
+    spec = with_head(
+        Part("model.embeddings", (vocab, hidden)),
+        layers,
+        LayerNormSpec("model.norm", hidden, eps),
+        tied=config.flag("tie_word_embeddings", False),
     )
+    return replace(spec, embedding_norm=LayerNormSpec("model.layers.0.pre_norm", hidden, eps))
 
 
 def _time_mix(

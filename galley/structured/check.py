@@ -1,4 +1,4 @@
-"""Turns `StructuredOutputsParams` into a `Constraint`, or refuses them with the field at fault.
+"""Checks `StructuredOutputsParams`: they become a `Constraint`, or an error that names the field.
 
 For the front end: an error is found before the engine has the request. The work is done by
 `translation` in a child process under limits of time and memory, so that no constraint can hold up
