@@ -21,6 +21,8 @@ class SharedExpert(Protocol):
 
 
 class SharedExpertSpec(Protocol):
+    """Sizes and tensors of a shared expert (`layers.mlp.MLPSpec`, …)."""
+
     def build(self, context: BuildContext) -> SharedExpert: ...
 
 

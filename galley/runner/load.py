@@ -30,9 +30,11 @@ Progress = Callable[[int, int], None]
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
-    """Attributes:
-    weight_bytes: memory of the weights as the backend holds them.
-    from_cache: packed weights were mapped from disk, not packed.
+    """A model with its weights.
+
+    Attributes:
+        weight_bytes: memory of the weights as the backend holds them.
+        from_cache: packed weights were mapped from disk, not packed.
     """
 
     model: Model

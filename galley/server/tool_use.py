@@ -54,7 +54,8 @@ def tool_use(
     request_type: RequestType = "other",
     streaming: bool = False,
 ) -> ToolUse:
-    """
+    """Check what a request says of tools, for this server's flags.
+
     Args:
         tools: in the request.
         choice: None: as the model likes, where there are tools.

@@ -12,6 +12,7 @@ from galley.kernels import _native
 from galley.kernels.ops import Ops
 from galley.kernels.ops.elementwise import FUNCTIONS
 from galley.kernels.reference import ReferenceOps
+from tests.kernels.activation_rows import quantized
 from tests.kernels.native_harness import F32, ISAS, Q8, Q8_ROW, Native, aligned, use_isa
 
 #: alpha_p and alpha_n before softplus, beta, eps.
@@ -96,13 +97,9 @@ def test_extreme_values(isa, function):
 def test_other_kinds_are_f32_then_quantize(isa, kind):
     x = np.random.default_rng(0).standard_normal((5, 96)).astype(np.float32)
     fused = elementwise(x, "gelu", isa, kind)
-    wide = aligned((5, 96), np.float32)
-    wide[:] = elementwise(x, "gelu", isa)
-    apart = aligned(fused.shape, np.uint8)
+    wide = elementwise(x, "gelu", isa)
     with use_isa(isa):
-        native = Native()
-        native.add("quantize", {"x": wide, "out": apart}, k=96, out_kind=kind)
-        native.run([5])
+        apart = quantized(wide, kind)
     assert fused.any()
     assert np.array_equal(fused, apart)
 

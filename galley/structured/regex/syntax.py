@@ -26,16 +26,22 @@ class Chars:
 
 @dataclass(frozen=True)
 class Concat:
+    """The parts one after the other."""
+
     parts: tuple[Tree, ...]
 
 
 @dataclass(frozen=True)
 class Either:
+    """One of the options."""
+
     options: tuple[Tree, ...]
 
 
 @dataclass(frozen=True)
 class Repeat:
+    """`least` to `most` repetitions; `most` None = any number."""
+
     body: Tree
     least: int
     most: int | None

@@ -42,7 +42,12 @@ def _most(a: Any, b: Any) -> Any:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Bounds as (value, whether the value itself is excluded)."""
+    """A set of numbers.
+
+    Attributes:
+        low, high: bounds as (value, whether the value itself is excluded); None = none.
+        multiples: each number is a multiple of all of these.
+    """
 
     low: tuple[Fraction, bool] | None = None
     high: tuple[Fraction, bool] | None = None
@@ -107,9 +112,11 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Strings:
-    """`patterns`: for each `pattern` keyword, the languages of which one must match.
+    """A set of strings.
 
-    `refused`: values that are excluded.
+    Attributes:
+        patterns: for each `pattern` keyword, the languages of which one must match.
+        refused: values that are excluded.
     """
 
     least: int = 0
@@ -151,6 +158,8 @@ class Strings:
 
 @dataclass(frozen=True)
 class Contains:
+    """`least` to `most` items satisfy `items`."""
+
     items: Conjunction
     least: int
     most: int | None
@@ -158,6 +167,16 @@ class Contains:
 
 @dataclass(frozen=True)
 class Arrays:
+    """A set of arrays.
+
+    Attributes:
+        prefix: schemas of the first items, in order.
+        items: of the items behind them.
+        least, most: number of items.
+        contains: all of these hold.
+        unique: no two items are equal.
+    """
+
     prefix: tuple[Conjunction, ...] = ()
     items: Conjunction = ()
     least: int = 0
@@ -185,8 +204,12 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Objects:
-    """`names`: what every property name must satisfy. `beyond`: for each entry, there is a property
-    that is not among its names, and its value satisfies its schemas.
+    """A set of objects.
+
+    Attributes:
+        names: what every property name must satisfy.
+        beyond: for each entry, there is a property that is not among its names, and its value
+            satisfies its schemas.
     """
 
     properties: dict[str, Conjunction] = field(default_factory=dict)
@@ -262,7 +285,11 @@ NOTHING_EVALUATED = Evaluated()
 
 @dataclass(frozen=True)
 class Alternative:
-    """`negation`: it comes from a negation, so that it may be left out where others are left."""
+    """A set of JSON values, one part for each type.
+
+    Attributes:
+        negation: it comes from a negation, so that it may be left out where others are left.
+    """
 
     types: frozenset[str] = TYPES
     booleans: frozenset[bool] = frozenset({True, False})
