@@ -44,7 +44,8 @@ alone and in a batch. `modules.json` of sentence-transformers names the pooling,
     "mixture": """
 The router is computed in float32. A token's sum over its experts is in ascending order of their
 ids, whatever else is in the batch; weights of experts that no token of a step chooses are not read.
-Experts may have any weight format that a linear layer may have; MXFP4 is refused by name.
+Experts may have any weight format that a linear layer may have; `mxfp4` checkpoints are refused by
+name.
 
 DeepSeek's latent attention stores one latent per token for all heads, and prompts are computed as
 decoded tokens are, with the projections of keys and values absorbed into queries and outputs: one

@@ -257,7 +257,10 @@ def _with_native_table(weight: QuantizedWeight) -> QuantizedWeight:
         levels = table * np.float32(2**exponent)
         if not ((levels == np.round(levels)) & (levels >= -128) & (levels <= 127)).all():
             continue
-        scaled = replace(weight, scale=weight.scales() / np.float32(2**exponent), super_scale=None)
+        scaled = weight
+        if exponent:
+            scale = weight.scales() / np.float32(2**exponent)
+            scaled = replace(weight, scale=scale, super_scale=None)
         if weight.bits <= 4:
             return replace(scaled, table=np.resize(levels, 16))
         assert weight.q is not None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.quantized import QuantizedWeight
-from galley.quant import dense, gguf_blocks, gguf_k
+from galley.quant import dense, gguf_blocks, gguf_k, gguf_tables
 
 if TYPE_CHECKING:
     from galley.loader.tensor import RawTensor
@@ -31,6 +31,9 @@ FORMATS: dict[str, Callable[[NDArray[Any]], QuantizedWeight]] = {
     "Q4_K": gguf_k.q4_k,
     "Q5_K": gguf_k.q5_k,
     "Q6_K": gguf_k.q6_k,
+    "IQ4_NL": gguf_tables.iq4_nl,
+    "IQ4_XS": gguf_tables.iq4_xs,
+    "MXFP4": gguf_tables.mxfp4,
 }
 
 

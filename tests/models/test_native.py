@@ -97,6 +97,7 @@ MIXES = {
     "v in Q8_0": ("Q4_0", {"v_proj": "Q8_0"}),
     "up in bfloat16": ("Q4_1", {"up_proj": "bfloat16", "o_proj": "float32"}),
     "only down": ("float32", {"down_proj": "Q4_0"}),
+    "MXFP4": ("MXFP4", {}),
 }
 
 
@@ -170,16 +171,17 @@ def test_quantised_checkpoints(activations, name):
     assert np.array_equal(solo_logits(eager, IDS, [70, 5]), whole)
 
 
-#: K types of 256 values: bytes per block, and where its float16 scales are with what they may be.
+#: Types of 256 values: bytes per block, and where its float16 scales are with what they may be.
 K_BLOCKS = {
     "Q4_K": (144, {0: 4e-4, 2: 3e-3}),
     "Q5_K": (176, {0: 2e-4, 2: 3e-3}),
     "Q6_K": (210, {208: 4e-5}),
+    "IQ4_XS": (136, {0: 5e-5}),
 }
 
 
 class KQuantized(StateDict):
-    """Matrices of random K-type blocks (there is no other writer of them in Python)."""
+    """Matrices of random blocks (there is no other writer of these types in Python)."""
 
     def __init__(self, model, types: list[str]) -> None:
         super().__init__(model)
@@ -198,7 +200,9 @@ class KQuantized(StateDict):
         return self.tensors.get(name) or super().tensor(name)
 
 
-@pytest.mark.parametrize("types", [["Q4_K"], ["Q5_K"], ["Q6_K"], ["Q4_K", "Q6_K", "Q5_K"]])
+@pytest.mark.parametrize(
+    "types", [["Q4_K"], ["Q5_K"], ["Q6_K"], ["IQ4_XS"], ["Q4_K", "Q6_K", "Q5_K", "IQ4_XS"]]
+)
 def test_k_types(types):
     case = Case("Llama", {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64})
     checkpoint = KQuantized(make(case), types)

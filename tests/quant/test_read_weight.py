@@ -19,6 +19,7 @@ from tests.quant.blocks import random_blocks
 ROWS, K = 24, 512
 BY_QUANTIZE = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 K_TYPES = ["Q4_K", "Q5_K", "Q6_K"]
+TABLES = {"IQ4_NL": 1.01, "IQ4_XS": 1.02, "MXFP4": 1.065}
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q6_K": 6}
 GROUP = {"Q6_K": 16}
 
@@ -87,7 +88,7 @@ def test_read_only_maps_are_enough(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "IQ4_XS", "MXFP4", "float8_e4m3fn", "int3"])
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "IQ2_XS", "NVFP4", "float8_e4m3fn", "int3"])
 def test_unknown_formats_are_refused_by_name(name):
     with pytest.raises(ModelError, match=rf"tensor w: weight format {name} is not supported"):
         read_weight(raw(name, np.zeros((2, 8), np.uint8), (2, 16)))
@@ -116,8 +117,31 @@ def test_a_packed_k_type_is_as_large_as_its_file(name):
     assert np.array_equal(packed.unpack(), gguf.dequantize(data, Type[name]))
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_types_with_a_table_equal_gguf(name):
+    data = random_blocks(name, np.random.default_rng(7), 64, 1024)
+    if name == "MXFP4":  # the larger exponents are of values that float32 cannot hold
+        data[:, ::17] = np.random.default_rng(8).integers(0, 250, (64, 32))
+    weight = read_weight(raw(name, data, (64, 1024)))
+    want = gguf.dequantize(data, Type[name])
+    assert np.array_equal(weight.to_float32(), want)
+    packed = pack(weight)
+    assert np.array_equal(packed.unpack(), want)
+    assert (packed.format.name, packed.format.table) == ("i4", "levels")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_packed_type_with_a_table_is_nearly_as_small_as_its_file(name):
+    data = random_blocks(name, np.random.default_rng(7), 64, 1024)
+    if name == "MXFP4":  # exponents of weights
+        data[:, ::17] = np.random.default_rng(8).integers(110, 125, (64, 32))
+    packed = pack(read_weight(raw(name, data, (64, 1024))))
+    assert packed.data.nbytes <= TABLES[name] * data.nbytes
+
+
 def test_every_listed_format_is_reached_by_a_test():
-    assert set(FORMATS) == {"float32", "float16", "bfloat16", "F32", *BY_QUANTIZE, *K_TYPES}
+    dense = {"float32", "float16", "bfloat16", "F32"}
+    assert set(FORMATS) == {*dense, *BY_QUANTIZE, *K_TYPES, *TABLES}
 
 
 @pytest.mark.parametrize("name", ["Q4_1", "Q4_K", "Q6_K"])
