@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 
 from galley.errors import ModelError
@@ -16,8 +15,7 @@ from galley.layers.rotary import Rotary
 from galley.layers.weights import WeightSource
 
 
-@dataclass(frozen=True)
-class AttentionSpec:
+class AttentionSpec(msgspec.Struct, frozen=True):
     """A whole attention layer, before it is shared over ranks.
 
     Attributes:

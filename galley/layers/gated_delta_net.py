@@ -7,7 +7,7 @@ out_proj(norm(delta_rule(q, k, v, a, b)) * silu(z))
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.kernels.ops.causal_conv import conv_state
@@ -17,8 +17,7 @@ from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part, Vector
 
 
-@dataclass(frozen=True)
-class GatedDeltaNetSpec:
+class GatedDeltaNetSpec(msgspec.Struct, frozen=True):
     """A gated delta net.
 
     Attributes:

@@ -16,7 +16,7 @@ prompt is cut into chunks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
@@ -26,8 +26,7 @@ from galley.layers.questions import Matrix, Part
 from galley.layers.rotary import Rotary
 
 
-@dataclass(frozen=True)
-class LatentAttentionSpec:
+class LatentAttentionSpec(msgspec.Struct, frozen=True):
     """Sizes and tensors.
 
     Attributes:

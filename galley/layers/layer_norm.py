@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.errors import ModelError
 from galley.kernels.ops import Constant, Ops, Value
@@ -10,8 +10,7 @@ from galley.layers.questions import Part, Vector
 from galley.layers.weights import WeightSource
 
 
-@dataclass(frozen=True)
-class LayerNormSpec:
+class LayerNormSpec(msgspec.Struct, frozen=True):
     """A layer norm of `size` values, or of each head of so many by itself.
 
     Attributes:
@@ -35,8 +34,7 @@ class LayerNormSpec:
         return LayerNorm(self.size, weight, bias, self.eps)
 
 
-@dataclass(frozen=True)
-class PerHeadLayerNormSpec:
+class PerHeadLayerNormSpec(msgspec.Struct, frozen=True):
     """A layer norm of each head of `size` values, with a weight of its own and no bias.
 
     Attributes:

@@ -6,7 +6,7 @@ dt | b | c = x_proj(x);  out_proj(scan(x, dt_proj(norm(dt)), norm(b), norm(c)) *
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.kernels.ops.causal_conv import conv_state
@@ -17,8 +17,7 @@ from galley.layers.norm import RMSNormSpec
 from galley.layers.questions import Matrix, Part, Vector, fuse
 
 
-@dataclass(frozen=True)
-class MambaSpec:
+class MambaSpec(msgspec.Struct, frozen=True):
     """A Mamba-1 block.
 
     Attributes:

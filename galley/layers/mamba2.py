@@ -7,8 +7,7 @@ out_proj(norm(scan(x, b, c, dt), gate))
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 
 from galley.kernels.ops import ForwardContext, Ops, Value
@@ -19,8 +18,7 @@ from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part, Vector
 
 
-@dataclass(frozen=True)
-class Multipliers:
+class Multipliers(msgspec.Struct, frozen=True):
     """Factors of what in_proj computes; `gate`, `x`, `b`, `c` and `dt` are parts of it."""
 
     gate: float = 1.0
@@ -30,8 +28,7 @@ class Multipliers:
     dt: float = 1.0
 
 
-@dataclass(frozen=True)
-class Mamba2Spec:
+class Mamba2Spec(msgspec.Struct, frozen=True):
     """A Mamba-2 block.
 
     Attributes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from galley.kernels.ops import Ops, Value
 from galley.kernels.ops.gated_activation import GATE_UP_RUN
@@ -21,8 +22,7 @@ _ACTIVATIONS: dict[GatedActivation, Callable[[Ops, Value, bool], Value]] = {
 }
 
 
-@dataclass(frozen=True)
-class MLPSpec:
+class MLPSpec(msgspec.Struct, frozen=True):
     """A gated MLP: gate and up [intermediate, hidden], down [hidden, intermediate]."""
 
     gate: Part

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from galley.kernels.ops import Ops, Value
 from galley.kernels.ops.experts import Activation, ExpertWeights
@@ -26,8 +27,7 @@ class SharedExpertSpec(Protocol):
     def build(self, context: BuildContext) -> SharedExpert: ...
 
 
-@dataclass(frozen=True)
-class MoESpec:
+class MoESpec(msgspec.Struct, frozen=True):
     """A mixture of gated MLPs.
 
     Attributes:

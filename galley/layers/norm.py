@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from galley.kernels.ops import Constant, Ops, Value
@@ -28,8 +28,7 @@ class NormSpec(Protocol):
     def build(self, source: WeightSource) -> Norm: ...
 
 
-@dataclass(frozen=True)
-class RMSNormSpec:
+class RMSNormSpec(msgspec.Struct, frozen=True):
     """A root-mean-square norm of `size` values.
 
     Attributes:
@@ -46,8 +45,7 @@ class RMSNormSpec:
         return RMSNorm(source, self)
 
 
-@dataclass(frozen=True)
-class HeadNormSpec(RMSNormSpec):
+class HeadNormSpec(RMSNormSpec, frozen=True):
     """The same for each head of `size` values by itself (qk-norm)."""
 
     def build(self, source: WeightSource) -> HeadNorm:

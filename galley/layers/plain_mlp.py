@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.kernels.ops import Ops, Value
 from galley.kernels.ops.elementwise import Function
@@ -11,8 +11,7 @@ from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part, Vector
 
 
-@dataclass(frozen=True)
-class PlainMLPSpec:
+class PlainMLPSpec(msgspec.Struct, frozen=True):
     """A plain MLP: up [intermediate, hidden], down [hidden, intermediate].
 
     Attributes:

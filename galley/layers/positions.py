@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value
@@ -10,8 +10,7 @@ from galley.layers.context import BuildContext
 from galley.layers.questions import Matrix, Part
 
 
-@dataclass(frozen=True)
-class LearnedPositionsSpec:
+class LearnedPositionsSpec(msgspec.Struct, frozen=True):
     """Embeddings of positions.
 
     Attributes:

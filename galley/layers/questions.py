@@ -7,11 +7,12 @@ and it says which outputs of the layer belong to which tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, TypeVar
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 T = TypeVar("T", bound=np.generic)
@@ -20,8 +21,7 @@ T = TypeVar("T", bound=np.generic)
 Cut = Literal["outputs", "inputs"] | None
 
 
-@dataclass(frozen=True)
-class Stack:
+class Stack(msgspec.Struct, frozen=True):
     """A tensor that holds a matrix (or vector) of every expert, along its first axis.
 
     Attributes:
@@ -38,8 +38,7 @@ class Stack:
     index: int = 0
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """A tensor of the checkpoint, or some of its rows.
 
     Attributes:
@@ -126,8 +125,7 @@ class Part:
         return f"{self.name}{rows}{every}{unit} {list(self.stored_shape)}{plus}"
 
 
-@dataclass(frozen=True)
-class Matrix:
+class Matrix(msgspec.Struct, frozen=True):
     """The weight of a linear layer or an embedding: outputs of all parts, one after the other.
 
     Attributes:
@@ -159,8 +157,7 @@ class Matrix:
         return f"{how} {', '.join(map(str, self.parts))}"
 
 
-@dataclass(frozen=True)
-class Vector:
+class Vector(msgspec.Struct, frozen=True):
     """Numbers that are not multiplied as a matrix, as float32: norm weights, biases.
 
     Attributes:

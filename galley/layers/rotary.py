@@ -2,7 +2,7 @@
 
     angle of position p, pair i = p * inverse_frequencies[i]
 
-A scaling is a frozen dataclass with `inverse_frequencies`; a new one is one class. All arithmetic
+A scaling is a frozen struct with `inverse_frequencies`; a new one is one class. All arithmetic
 is float32, as in training. A table is fixed: the rotation of a position never depends on the length
 of the sequence.
 """
@@ -10,9 +10,10 @@ of the sequence.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from galley.errors import ModelError
@@ -24,24 +25,31 @@ MAX_TABLE_BYTES = 1 << 29
 _ROWS_AT_ONCE = 65_536
 
 
-@dataclass(frozen=True)
-class Rotary:
-    """Plain rotary embedding: frequencies theta ** (-2 i / dim).
+class _Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What every rotary embedding can have besides its frequencies.
 
     Attributes:
-        dim: elements of a head that are rotated.
-        theta: base of the frequencies.
         interleaved: neighbours are rotated together; otherwise element i and i + dim / 2.
         growth: (beta, n) multiplies the amplitude of position p by 1 + beta * log(1 + p // n): of
             queries, whose scores then keep their spread over long sequences.
         growth_offset: added to p in that.
     """
 
+    interleaved: bool = False
+    growth: tuple[float, int] | None = None
+    growth_offset: int = 0
+
+
+class Rotary(_Options, frozen=True):
+    """Plain rotary embedding: frequencies theta ** (-2 i / dim).
+
+    Attributes:
+        dim: elements of a head that are rotated.
+        theta: base of the frequencies.
+    """
+
     dim: int
     theta: float
-    interleaved: bool = field(default=False, kw_only=True)
-    growth: tuple[float, int] | None = field(default=None, kw_only=True)
-    growth_offset: int = field(default=0, kw_only=True)
 
     def for_length(self, positions: int) -> Rotary:
         """The embedding of sequences of up to so many tokens; most do not depend on it."""
@@ -62,16 +70,14 @@ def inverse_frequencies(dim: int, theta: float) -> F32:
     return frequencies
 
 
-@dataclass(frozen=True)
-class StillRotary(Rotary):
+class StillRotary(Rotary, frozen=True):
     """No rotation: `growth` alone."""
 
     def inverse_frequencies(self) -> F32:
         return np.zeros(self.dim // 2, np.float32)
 
 
-@dataclass(frozen=True)
-class LinearRotary(Rotary):
+class LinearRotary(Rotary, frozen=True):
     """Positions divided by `factor`."""
 
     factor: float
@@ -80,8 +86,7 @@ class LinearRotary(Rotary):
         return super().inverse_frequencies() / np.float32(self.factor)
 
 
-@dataclass(frozen=True)
-class FrequencyFactors(Rotary):
+class FrequencyFactors(Rotary, frozen=True):
     """Each frequency divided by its own factor (GGUF's rope_freqs)."""
 
     factors: tuple[float, ...]
@@ -91,8 +96,7 @@ class FrequencyFactors(Rotary):
         return super().inverse_frequencies() / factors
 
 
-@dataclass(frozen=True)
-class ProportionalRotary(Rotary):
+class ProportionalRotary(Rotary, frozen=True):
     """The first `rotated` elements of each half have the frequencies of the whole, divided by
     `factor`; the others stay as they are."""
 
@@ -105,8 +109,7 @@ class ProportionalRotary(Rotary):
         return frequencies
 
 
-@dataclass(frozen=True)
-class LongRotary(Rotary):
+class LongRotary(Rotary, frozen=True):
     """Each frequency divided by its own factor: `short` ones where no sequence may be longer than
     `original_max_position`, otherwise `long` ones.
 
@@ -133,8 +136,7 @@ class LongRotary(Rotary):
         return self.attention_factor
 
 
-@dataclass(frozen=True)
-class DynamicNTK(Rotary):
+class DynamicNTK(Rotary, frozen=True):
     """A larger base, fixed for the longest sequence, factor * max_position.
 
     The original recipe takes the base from the current length, which would change the rotation of
@@ -150,8 +152,7 @@ class DynamicNTK(Rotary):
         return inverse_frequencies(self.dim, theta)
 
 
-@dataclass(frozen=True)
-class Llama3Rotary(Rotary):
+class Llama3Rotary(Rotary, frozen=True):
     """Long wavelengths divided by `factor`, short ones kept, a ramp between.
 
     wavelength:   short ── original / high ── ramp ── original / low ── long
@@ -170,8 +171,7 @@ class Llama3Rotary(Rotary):
         return (1 - keep) * plain / np.float32(self.factor) + keep * plain
 
 
-@dataclass(frozen=True)
-class YarnRotary(Rotary):
+class YarnRotary(Rotary, frozen=True):
     """NTK by parts: fast pairs are kept, slow ones divided by `factor`, with a ramp between.
 
     Attributes:

@@ -6,9 +6,9 @@ causal convolution of two taps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,8 +72,7 @@ class LowRank:
         return self.up(ops, low)
 
 
-@dataclass(frozen=True)
-class Ranks:
+class Ranks(msgspec.Struct, frozen=True):
     """Sizes of the projections of decay, rate, mixture of values, and gate."""
 
     w: int
@@ -82,8 +81,7 @@ class Ranks:
     g: int
 
 
-@dataclass(frozen=True)
-class TimeMixSpec:
+class TimeMixSpec(msgspec.Struct, frozen=True):
     """The block that looks at other tokens.
 
     Attributes:
@@ -164,8 +162,7 @@ class TimeMix:
         return self.out(ops, ops.gate(y, self.g(ops, mixed["g"]), "identity"))
 
 
-@dataclass(frozen=True)
-class ChannelMixSpec:
+class ChannelMixSpec(msgspec.Struct, frozen=True):
     """value(relu(key(shifted x))²), as a block that looks at the token before."""
 
     name: str

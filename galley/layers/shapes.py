@@ -7,8 +7,8 @@ weights is read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,8 +17,7 @@ from galley.kernels.weights import WeightFormat
 from galley.layers.questions import Matrix, Vector, parts_of
 
 
-@dataclass(frozen=True, eq=False)
-class ShapeWeight:
+class ShapeWeight(msgspec.Struct, frozen=True, eq=False):
     """A matrix of which only the shape is known, [N, K] of this rank."""
 
     shape: tuple[int, int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value
@@ -14,8 +14,7 @@ from galley.layers.questions import Matrix, Part
 from galley.layers.rotary import Rotary
 
 
-@dataclass(frozen=True)
-class SharedAttentionSpec:
+class SharedAttentionSpec(msgspec.Struct, frozen=True):
     """A layer that has queries alone.
 
     Attributes:

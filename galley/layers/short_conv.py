@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.kernels.ops.causal_conv import conv_state
@@ -11,8 +11,7 @@ from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part, Vector
 
 
-@dataclass(frozen=True)
-class ShortConvSpec:
+class ShortConvSpec(msgspec.Struct, frozen=True):
     """A short convolution.
 
     Attributes:

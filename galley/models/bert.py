@@ -6,7 +6,8 @@ They have no head; the embedding stands in for one, and no request of theirs yie
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec

@@ -3,7 +3,7 @@ are rotated, logits are scaled."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal, cast, get_args
+
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.errors import ModelError

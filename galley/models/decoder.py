@@ -11,8 +11,9 @@ tensors. Layers may differ. Knows no config file, no tensor name and no kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value, Weight
@@ -62,8 +63,7 @@ class AnyLayerSpec(Protocol):
     def build(self, context: BuildContext) -> Layer: ...
 
 
-@dataclass(frozen=True)
-class LayerSpec:
+class LayerSpec(msgspec.Struct, frozen=True):
     """A layer of two blocks, one after the other:
 
         h += residual * out_norm(block(norm(h)))
@@ -87,8 +87,7 @@ class LayerSpec:
         return DecoderLayer(self, context)
 
 
-@dataclass(frozen=True)
-class ParallelLayerSpec:
+class ParallelLayerSpec(msgspec.Struct, frozen=True):
     """A layer whose two blocks read the same h:
 
         h += mixer(norm(h)) + mlp(mlp_norm(h))
@@ -106,8 +105,7 @@ class ParallelLayerSpec:
         return ParallelLayer(self, context)
 
 
-@dataclass(frozen=True)
-class PostNormLayerSpec:
+class PostNormLayerSpec(msgspec.Struct, frozen=True):
     """A layer whose norms are of the residual stream itself:
 
     h = norm(h + mixer(h));   h = mlp_norm(h + mlp(h))
@@ -122,8 +120,7 @@ class PostNormLayerSpec:
         return PostNormLayer(self, context)
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(msgspec.Struct, frozen=True):
     """The part of a model that a process builds.
 
     Attributes:
@@ -136,8 +133,7 @@ class Stage:
     end: int | None = None
 
 
-@dataclass(frozen=True)
-class DecoderSpec:
+class DecoderSpec(msgspec.Struct, frozen=True):
     """A whole model, before it is shared over ranks.
 
     Attributes:

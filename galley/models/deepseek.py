@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.latent import LatentAttentionSpec

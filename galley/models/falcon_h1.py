@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.kernels.ops import ForwardContext, Ops, Value
@@ -19,8 +21,7 @@ from galley.models.llama import Sizes, attention, decoder, read_sizes
 from galley.models.mamba2 import read_mamba2
 
 
-@dataclass(frozen=True)
-class Branch:
+class Branch(msgspec.Struct, frozen=True):
     """A mixer that reads factor_in * x; its result is multiplied by factor_out."""
 
     mixer: MixerSpec
@@ -28,8 +29,7 @@ class Branch:
     factor_out: float
 
 
-@dataclass(frozen=True)
-class BranchesSpec:
+class BranchesSpec(msgspec.Struct, frozen=True):
     """Mixers that read the same x and whose results are added."""
 
     branches: Sequence[Branch]
@@ -60,8 +60,7 @@ class Branches:
         return first
 
 
-@dataclass(frozen=True)
-class ScaledMLPSpec:
+class ScaledMLPSpec(msgspec.Struct, frozen=True):
     """down(up(x) * silu(gate_scale * gate(x))) * scale."""
 
     name: str

@@ -3,7 +3,7 @@ logits."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.models.config import attention_kinds, every_nth_full, window_of

@@ -3,7 +3,7 @@ norms of q and k."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.rotary import Rotary

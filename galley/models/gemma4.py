@@ -7,7 +7,8 @@ each layer gets an embedding of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
@@ -44,8 +45,7 @@ from galley.models.decoder import (
 from galley.models.llama import Sizes, attention, decoder, mlp, read_sizes
 
 
-@dataclass(frozen=True)
-class LayerInputSpec:
+class LayerInputSpec(msgspec.Struct, frozen=True):
     """What a layer does with its own embedding: gate [D, hidden], out [hidden, D]."""
 
     gate: Part
@@ -53,8 +53,7 @@ class LayerInputSpec:
     norm: NormSpec
 
 
-@dataclass(frozen=True)
-class Gemma4LayerSpec(LayerSpec):
+class Gemma4LayerSpec(LayerSpec, frozen=True):
     """A layer with an input of its own and a factor.
 
     Attributes:
@@ -91,8 +90,7 @@ class Gemma4Layer(DecoderLayer):
         return ops.scale(hidden, self.scalar)
 
 
-@dataclass(frozen=True)
-class LayerEmbeddingsSpec:
+class LayerEmbeddingsSpec(msgspec.Struct, frozen=True):
     """Embeddings of all layers, `size` numbers each: `embedding` [vocab, layers * size], and the
     projection [layers * size, hidden] of the model's own embedding, with its norm."""
 
@@ -122,8 +120,7 @@ class LayerEmbeddings:
         return self._sum_scale(ops, ops.add(self.norm(ops, projected), embedded))
 
 
-@dataclass(frozen=True)
-class Gemma4Spec(DecoderSpec):
+class Gemma4Spec(DecoderSpec, frozen=True):
     """A decoder of `Gemma4LayerSpec`; `own`: None = no embeddings per layer."""
 
     own: LayerEmbeddingsSpec | None = None
@@ -194,8 +191,7 @@ def gemma4(model_info: ModelInfo) -> Gemma4Spec:
     )
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(msgspec.Struct, frozen=True):
     """Attention of one kind of layers."""
 
     sizes: Sizes

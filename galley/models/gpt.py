@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+from msgspec.structs import replace
 
 from galley.errors import ModelError
 from galley.kernels.ops.elementwise import Function
@@ -34,8 +35,7 @@ ACTIVATIONS: dict[str, Function] = {
 }
 
 
-@dataclass(frozen=True)
-class Sizes(HeadSizes):
+class Sizes(HeadSizes, frozen=True):
     """Sizes that every layer of such a model has."""
 
     vocab: int

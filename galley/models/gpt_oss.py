@@ -4,7 +4,7 @@ turn."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.kernels.ops.experts import Activation

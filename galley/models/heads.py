@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.layers.attention import AttentionSpec
 from galley.layers.questions import Part
@@ -11,8 +11,7 @@ from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS
 from galley.models.config import ModelFields
 
 
-@dataclass(frozen=True)
-class HeadSizes:
+class HeadSizes(msgspec.Struct, frozen=True):
     """Sizes of the hidden state and of the heads."""
 
     hidden: int

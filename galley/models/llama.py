@@ -6,8 +6,9 @@ Also the readers and tensor names that its descendants share.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
@@ -29,8 +30,7 @@ ACTIVATIONS: dict[str, GatedActivation] = {
 }
 
 
-@dataclass(frozen=True)
-class Sizes(HeadSizes):
+class Sizes(HeadSizes, frozen=True):
     """Sizes that every layer of a Llama-like model has, and its rotary embedding."""
 
     vocab: int

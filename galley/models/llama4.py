@@ -3,7 +3,7 @@ experts whose inputs are weighted, beside one for all tokens."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.kernels.ops.route import Score

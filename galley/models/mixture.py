@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from galley.kernels.ops.route import Routing, Score
 from galley.layers.mlp import MLPSpec
@@ -16,8 +16,7 @@ MAX_EXPERTS = 4096
 COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
-@dataclass(frozen=True)
-class Experts:
+class Experts(msgspec.Struct, frozen=True):
     """Projections of the experts of a layer; "{}" in a name stands for the expert's number."""
 
     gate: Part
