@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from galley.chat.reasoning import REASONING_PARSERS
+from galley.chat.tool_parsers import TOOL_PARSERS
 from galley.config.flags import flags_of
 from galley.config.resolve import SECTIONS
 from galley.config.server import ServerConfig
@@ -59,3 +61,9 @@ def test_no_flag_is_swallowed() -> None:
     kept = {"tokenizer_mode", "tensor_parallel_size", "pipeline_parallel_size"}
     names = {f.name for owner in (ServerConfig, *SECTIONS.values()) for f in flags_of(owner)}
     assert names - read - kept == set()
+
+
+def test_the_page_of_tool_calls_names_every_parser() -> None:
+    page = (ROOT / "docs/tool-calling.md").read_text()
+    named = set(re.findall(r"`([\w.-]+)`", page))
+    assert {*TOOL_PARSERS, *REASONING_PARSERS} - named == set()
