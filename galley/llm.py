@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from galley.chat.templates import ChatRenderer
 from galley.chat.tokenizer import ChatTokenizer
+from galley.config.pooling import pooling_settings
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
 from galley.engine.pausing import check_level
@@ -39,10 +40,18 @@ from galley.frontend.unsupported import UnsupportedMethods
 from galley.loader import resolve_tokenizer
 from galley.observability.metrics import EngineMetrics
 from galley.observability.perfetto import profile_settings
-from galley.request import RequestOutput, RequestOutputKind, SamplingParams
+from galley.request import (
+    EmbeddingRequestOutput,
+    PoolingParams,
+    PoolingRequestOutput,
+    RequestOutput,
+    RequestOutputKind,
+    SamplingParams,
+)
 from galley.text import Tokenizer, load_tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams]
+Pooling = PoolingParams | Sequence[PoolingParams]
 ContentFormat = Literal["auto", "string", "openai"]
 
 
@@ -84,6 +93,7 @@ class LLM(UnsupportedMethods):
                 self._tokenizer,
                 seed=self.config.model.seed,
                 structured=self.config.structured.settings,
+                pooling=pooling_settings(self.config.model, self._model_info),
             ),
             OutputProcessor(self._tokenizer, self._metrics, self.config.scheduler.stream_interval),
         )
@@ -299,6 +309,7 @@ class LLM(UnsupportedMethods):
         self, prompt: Prompt, params: SamplingParams | None, add_special_tokens: bool
     ) -> Iterator[RequestOutput]:
         params = params or self.get_default_sampling_params()
+        self._require("generate")
         streamed = msgspec.structs.replace(params, output_kind=RequestOutputKind.DELTA)
         state = self._add(prompt, streamed, 0, add_special_tokens)
         return self._client.stream(state)
@@ -311,6 +322,7 @@ class LLM(UnsupportedMethods):
         add_special_tokens: bool,
     ) -> list[RequestState]:
         """Submit prompts to the engine: all, or none if one is invalid."""
+        self._require("generate")
         if priority is not None and len(priority) != len(prompts):
             raise InvalidRequest(
                 f"{len(prompts)} prompts but {len(priority)} priorities.", field="priority"
@@ -353,12 +365,37 @@ class LLM(UnsupportedMethods):
                     bar.draw(len(ended), prompt_tokens, output_tokens)
 
     def _add(
-        self, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool
+        self,
+        prompt: Prompt,
+        params: SamplingParams | PoolingParams,
+        priority: int,
+        add_special_tokens: bool,
     ) -> RequestState:
         request_id = str(self._num_requests)
         self._num_requests += 1
         return self._client.add(
-            prompt, params, request_id, priority=priority, add_special_tokens=add_special_tokens
+            prompt,
+            params,
+            request_id,
+            priority=priority,
+            add_special_tokens=add_special_tokens,
+            truncation_side="left" if isinstance(params, SamplingParams) else "right",
+        )
+
+    def _require(self, runner: Literal["generate", "pooling"]) -> None:
+        """Raise Unsupported if the model was not loaded for this."""
+        if self.config.model.runner == runner:
+            return
+        if runner == "generate":
+            raise Unsupported(
+                "this model was loaded with runner='pooling' and generates no text: use embed "
+                "or encode, or load it with runner='generate'.",
+                field="runner",
+            )
+        raise Unsupported(
+            "this model was loaded to generate text: load it with runner='pooling' (or "
+            "convert='embed') to embed prompts.",
+            field="runner",
         )
 
     def _params_of(
@@ -374,6 +411,71 @@ class LLM(UnsupportedMethods):
         if truncate is not None:
             params = [msgspec.structs.replace(p, truncate_prompt_tokens=truncate) for p in params]
         return params
+
+    # ------------------------------------------------------------------ pooling
+
+    def embed(
+        self,
+        prompts: Prompts,
+        use_tqdm: bool = True,
+        pooling_params: Pooling | None = None,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """Embed prompts; returns one output per prompt, in order.
+
+        Args:
+            prompts: as for `generate`.
+            pooling_params: one for all, or one each. Default: the model's own pooling.
+            tokenization_kwargs: `add_special_tokens`, `truncate_prompt_tokens` (which keeps the
+                first tokens).
+
+        Raises:
+            InvalidRequest, Unsupported: a prompt or parameter, or a model that was loaded to
+                generate; nothing has been computed.
+            RequestFailed: a request failed in the engine.
+        """
+        outputs = self.encode(
+            prompts, pooling_params, use_tqdm, lora_request, "embed", tokenization_kwargs
+        )
+        return [EmbeddingRequestOutput.of(output) for output in outputs]
+
+    def encode(
+        self,
+        prompts: Prompts,
+        pooling_params: Pooling | None = None,
+        use_tqdm: bool = True,
+        lora_request: None = None,
+        pooling_task: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[PoolingRequestOutput]:
+        """As `embed`, with vectors as float32 arrays. The only `pooling_task` is "embed"."""
+        refuse_lora(lora_request)
+        self._require("pooling")
+        if pooling_task != "embed":
+            raise Unsupported(
+                f'pooling_task must be "embed", got {pooling_task!r}: other tasks are not '
+                "supported yet.",
+                field="pooling_task",
+            )
+        add_special, truncate = tokenization(tokenization_kwargs)
+        items = as_list(prompts)
+        given = pooling_params or PoolingParams()
+        params = [given] * len(items) if isinstance(given, PoolingParams) else list(given)
+        if len(params) != len(items):
+            raise InvalidRequest(
+                f"{len(items)} prompts but {len(params)} pooling_params.", field="pooling_params"
+            )
+        if truncate is not None:
+            params = [msgspec.structs.replace(p, truncate_prompt_tokens=truncate) for p in params]
+        states: list[RequestState] = []
+        try:
+            for prompt, each in zip(items, params, strict=True):
+                states.append(self._add(prompt, each, 0, add_special))
+            self._drive(states, use_tqdm)
+            return [output for state in states if (output := state.take_pooled()) is not None]
+        finally:
+            self._cancel(states)
 
     # ------------------------------------------------------------------ text
 

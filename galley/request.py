@@ -382,16 +382,25 @@ class PoolingParams(
     """How to turn a prompt into one vector, without generating.
 
     Attributes:
+        task: vLLM's name of the kind of vector.
         pooling: final hidden state of the first token (CLS), of the LAST, or the MEAN of all.
-        normalize: scale the vector to length 1.
+            None = the model's own; in the engine LAST.
+        use_activation: scale the vector to length 1. None = as the model's own; in the engine yes.
+        dimensions: keep so many of the vector's first components; None = all.
         truncate_prompt_tokens: as in `SamplingParams`.
     """
 
-    pooling: Pooling = "LAST"
-    normalize: bool = True
+    task: Literal["embed"] | None = None
+    pooling: Pooling | None = None
+    use_activation: bool | None = None
+    dimensions: int | None = None
     truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if self.dimensions is not None and self.dimensions < 1:
+            raise InvalidRequest(
+                f"dimensions must be at least 1, got {self.dimensions}.", field="dimensions"
+            )
         keep = self.truncate_prompt_tokens
         if keep is not None and (keep < -1 or keep == 0):
             raise InvalidRequest(
@@ -538,6 +547,38 @@ class PoolingRequestOutput:
     prompt_token_ids: list[int]
     num_cached_tokens: int
     finished: bool = True
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """The vector of a prompt (vLLM's shape)."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """A prompt and its vector (vLLM's shape)."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    finished: bool = True
+
+    @classmethod
+    def of(cls, pooled: PoolingRequestOutput) -> EmbeddingRequestOutput:
+        """The same with the vector as a list of numbers."""
+        return cls(
+            pooled.request_id,
+            EmbeddingOutput(pooled.outputs.data.tolist()),
+            pooled.prompt_token_ids,
+            pooled.num_cached_tokens,
+        )
 
 
 @dataclass(slots=True)

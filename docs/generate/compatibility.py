@@ -290,6 +290,7 @@ PATHS = {
     "ChatCompletionRequest": "/v1/chat/completions",
     "BatchChatCompletionRequest": "/v1/chat/completions/batch",
     "CompletionRequest": "/v1/completions",
+    "EmbeddingCompletionRequest": "/v1/embeddings",
     "ResponsesRequest": "/v1/responses",
     "AnthropicMessagesRequest": "/v1/messages",
     "AnthropicCountTokensRequest": "/v1/messages/count_tokens",

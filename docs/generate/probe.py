@@ -1,7 +1,7 @@
 """What the running program says of itself: routes, metrics, variables, sockets.
 
-Two servers with the built-in model are asked: one as it comes, with a key; one with everything
-switched on that adds to its surface.
+Three servers with the built-in model are asked: one as it comes, with a key; one with everything
+switched on that adds to its surface; one that embeds.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Program:
 
 
 def probe(routes: list[str]) -> Program:
-    """Ask both servers for `routes` and for all that their OpenAPI documents list."""
+    """Ask the servers for `routes` and for all that their OpenAPI documents list."""
     program = Program()
     with tempfile.TemporaryDirectory() as folder:
         watch = Path(folder) / "plain"
@@ -90,6 +90,8 @@ def probe(routes: list[str]) -> Program:
         variables = set(program.variables)
         read_notes(watch, program)
         program.variables = variables
+    with serve(*SMALL, "--runner", "pooling", without=OWN) as server:
+        program.switched |= existing(server, routes)
     return program
 
 

@@ -49,7 +49,7 @@ HINTS = {
     "--sleep-preserve-parameter-names": "waking up loads all weights again",
 }
 
-_POOLING = "only text generation is supported yet (no pooling, embedding or classification)"
+_POOLING = "of pooling only embeddings of prompts are supported yet"
 _MEDIA = "only text models are supported yet"
 _LORA = "LoRA adapters are not supported yet"
 _WEIGHTS = "weight updates are not supported yet"
@@ -232,8 +232,10 @@ def sampling(name: str) -> Verdict:
 
 #: What an item lacks although tests show the rest of it.
 CHECKLIST: dict[int, str] = {
+    80: "scores and reranking are not there yet",
     137: "needs the router",
     148: "needs the router",
+    170: "score, rerank, pooling and classify are not there yet",
     189: "deferred > 0 needs LoRA",
     201: "",
     204: "several engines need data parallelism",

@@ -48,6 +48,16 @@ class ModelConfig:
     quantization: str | None = None
     """Required quantisation of the checkpoint (`awq`, `gguf`, `gptq` …); any other is an
     error. Default: the checkpoint's own."""
+    runner: Literal["auto", "generate", "pooling"] = "auto"
+    """What the model is used for: `generate` text, or `pooling`: vectors of prompts. `auto` pools
+    with --convert embed, for encoders, and for checkpoints of sentence-transformers."""
+    convert: Literal["auto", "none", "embed"] = "auto"
+    """`embed` turns a model that generates text into one that embeds; `auto` does so with --runner
+    pooling."""
+    pooler_config: dict[str, object] = field(default_factory=dict)
+    """JSON object (or dotted keys) with --runner pooling: `pooling_type` (CLS, LAST, MEAN) and
+    `use_activation` (normalise vectors). Default: the checkpoint's own; without one LAST, for
+    encoders CLS, and true."""
     model_impl: ModelImpl = "auto"
     """Who implements the model: `galley`, or the `transformers` library on Galley's KV cache, which
     is slower and needs torch. `auto` takes transformers for what Galley has no implementation of;

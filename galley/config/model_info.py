@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from galley.config.pooling import PoolingSettings
 from galley.config.registries import ENCODERS
 
 #: --model-impl; "vllm" means "galley".
@@ -30,6 +31,7 @@ class ModelInfo:
         source: resolved path of the directory or file.
         model_impl: who implements the model, as --model-impl asks.
         trust_remote_code: the implementation of transformers may run code of the checkpoint.
+        pooling: how its vectors are made, as it declares; None: it declares nothing.
     """
 
     architecture: str
@@ -45,6 +47,7 @@ class ModelInfo:
     source: str = ""
     model_impl: ModelImpl = "auto"
     trust_remote_code: bool = False
+    pooling: PoolingSettings | None = None
 
     @property
     def is_encoder(self) -> bool:

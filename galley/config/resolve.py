@@ -31,6 +31,7 @@ from galley.config.engine import (
 )
 from galley.config.flags import coerce, flags_of
 from galley.config.model_info import ModelInfo
+from galley.config.pooling import pooling_settings, runner_of
 from galley.config.server import ServerConfig
 from galley.config.variables import check_variables
 from galley.config.vllm_flags import asks, disposition
@@ -308,10 +309,14 @@ def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> En
             "checkpoint of that format.",
             field="quantization",
         )
+    runner = runner_of(model, model_info)
+    pooling_settings(model, model_info)  # raises for values that are not valid
     names = model.served_model_name or (served_name(model, model_info),)
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(model, max_model_len=length, served_model_name=names),
+        model=dataclasses.replace(
+            model, max_model_len=length, served_model_name=names, runner=runner
+        ),
         scheduler=dataclasses.replace(s, max_num_batched_tokens=budget),
         device=dataclasses.replace(
             config.device, num_threads=config.device.num_threads or machine.num_cores

@@ -69,7 +69,15 @@ def assemble(
         resolved = _with_num_blocks(resolved, block_index.num_blocks)
     memory = None if block_index is None else block_index.memory
     with LoadProgress() as progress:
-        executor = build_executor(resolved, model_info, checkpoint, available, progress, memory)
+        executor = build_executor(
+            resolved,
+            model_info,
+            checkpoint,
+            available,
+            progress,
+            memory,
+            pooling=resolved.model.runner == "pooling",
+        )
     log_start(resolved, model_info, executor, progress.seconds)
     if block_index is not None and not block_index.used:
         block_index = None

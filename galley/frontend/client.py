@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from galley.frontend.input_processor import InputProcessor, Limits, TruncationSide
 from galley.frontend.interrupt import uninterrupted
 from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
+from galley.frontend.pooling import PendingVector
 from galley.frontend.prompts import Prompt
 from galley.request import (
     PoolingParams,
@@ -65,6 +66,18 @@ class EngineClient(Protocol):
         add_special_tokens: bool = True,
         truncation_side: TruncationSide = "left",
     ) -> RequestStream: ...
+
+    def pool(
+        self,
+        prompt: Prompt,
+        params: PoolingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        add_special_tokens: bool = True,
+        truncation_side: TruncationSide = "left",
+    ) -> PendingVector:
+        """As `generate`, for a request that ends with a vector."""
 
     async def check_constraint(self, params: StructuredOutputsParams) -> None:
         """Compile a constraint that was not checked lately, in a thread. Raises InvalidRequest,
@@ -170,6 +183,7 @@ class InprocClient:
         *,
         priority: int = 0,
         add_special_tokens: bool = True,
+        truncation_side: TruncationSide = "left",
     ) -> RequestState:
         """Check a request and pass it to the engine. Raises InvalidRequest, Unsupported."""
         submission = self.inputs.process(
@@ -179,6 +193,7 @@ class InprocClient:
             priority=priority,
             add_special_tokens=add_special_tokens,
             clip_max_tokens=True,
+            truncation_side=truncation_side,
         )
         with uninterrupted():
             state = self.outputs.add(submission)

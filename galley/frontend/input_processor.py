@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from galley.config import EngineConfig, ModelInfo
+from galley.config.pooling import PoolingSettings
 from galley.config.structured import StructuredOutputsSettings
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.prompts import Prompt, parse_prompt
@@ -82,6 +83,7 @@ class InputProcessor:
         seed: that of the engine; the seeds of requests without one are derived from it.
         client_index: number of this front end, part of every handle.
         structured: settings of --structured-outputs-config.
+        pooling: defaults of requests that pool.
     """
 
     def __init__(
@@ -92,12 +94,14 @@ class InputProcessor:
         seed: int = 0,
         client_index: int = 0,
         structured: StructuredOutputsSettings | None = None,
+        pooling: PoolingSettings | None = None,
     ) -> None:
         self.limits = limits
         self.tokenizer = tokenizer
         self.seed = seed
         self.client_index = client_index
         self._structured = structured or StructuredOutputsSettings()
+        self._pooling = pooling or PoolingSettings()
         self._checker: ConstraintChecker | None = None
         self._arrivals = 0
         self._next_handle = (client_index << CLIENT_SHIFT) + 1
@@ -133,8 +137,13 @@ class InputProcessor:
             self._check_params(params)
             if params.structured_outputs is not None:
                 constraint = self.constraint_of(params.structured_outputs)
+        else:
+            params = self._with_defaults(params)
         ids = self._token_ids(parsed["text"], parsed["token_ids"], add_special_tokens)
-        ids = self._truncated(ids, params, truncation_side)
+        keep = self._max_prompt_tokens(params)
+        if keep is not None and len(ids) > keep:
+            text = parsed["text"] if add_special_tokens and parsed["token_ids"] is None else None
+            ids = self._truncated(ids, keep, truncation_side, text)
         if not ids:
             raise InvalidRequest("The prompt cannot be empty.", field="prompt")
         if isinstance(params, PoolingParams):
@@ -214,13 +223,23 @@ class InputProcessor:
         return ids
 
     def _truncated(
-        self, ids: list[int], params: SamplingParams | PoolingParams, side: TruncationSide
+        self, ids: list[int], keep: int, side: TruncationSide, text: str | None
     ) -> list[int]:
-        """At most as many tokens as `truncate_prompt_tokens` keeps."""
-        keep = self._max_prompt_tokens(params)
-        if keep is None or len(ids) <= keep:
-            return ids
-        return ids[:keep] if side == "right" else ids[len(ids) - keep :]
+        """`keep` of the tokens. On the right the tokenizer's own ones after `text` stay."""
+        if side == "left":
+            return ids[len(ids) - keep :]
+        behind = 0 if text is None else self._num_special_behind(ids, text)
+        if behind >= keep:
+            return ids[:keep]
+        return ids[: keep - behind] + ids[len(ids) - behind :]
+
+    def _num_special_behind(self, ids: list[int], text: str) -> int:
+        """The number of tokens that the tokenizer has put behind those of `text`."""
+        assert self.tokenizer is not None
+        plain = self.tokenizer.encode(text, False)
+        added = len(ids) - len(plain)
+        starts = (at for at in range(added + 1) if ids[at : at + len(plain)] == plain)
+        return added - next(starts, added)
 
     def _max_prompt_tokens(self, params: SamplingParams | PoolingParams) -> int | None:
         """How many tokens of the prompt stay; None = all."""
@@ -278,6 +297,19 @@ class InputProcessor:
         return num_prompt + num_output
 
     # ------------------------------------------------------------------ parameters
+
+    def _with_defaults(self, params: PoolingParams) -> PoolingParams:
+        """`params` with the model's own pooling where they name none. Raises InvalidRequest."""
+        settings, normalize = self._pooling, params.use_activation
+        if params.dimensions is not None:
+            fault = settings.fault_in(params.dimensions)
+            if fault is not None:
+                raise InvalidRequest(fault, field="dimensions")
+        return msgspec.structs.replace(
+            params,
+            pooling=params.pooling or settings.pooling,
+            use_activation=settings.normalize if normalize is None else normalize,
+        )
 
     def _check_params(self, params: SamplingParams) -> None:
         limits = self.limits

@@ -26,9 +26,10 @@ from galley.frontend.client import RequestStream
 from galley.frontend.connection import Connection
 from galley.frontend.input_processor import InputProcessor, Limits, TruncationSide
 from galley.frontend.output_processor import OutputProcessor, RequestState, Sequence
+from galley.frontend.pooling import PendingVector
 from galley.frontend.prompts import Prompt
 from galley.messages import Abort, Add, FromEngine, Outputs, Ready
-from galley.request import Request, SamplingParams, StructuredOutputsParams
+from galley.request import PoolingParams, Request, SamplingParams, StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +126,12 @@ class RemoteClient:
         truncation_side: TruncationSide = "left",
     ) -> RequestStream:
         """Accept a request: see `EngineClient`."""
-        if self._lost is not None:
-            raise EngineDead(self._lost)
         if params.logits_processors:
             raise Unsupported(
                 "logits_processors are Python functions: they act in LLM, not over the network.",
                 field="logits_processors",
             )
-        submission = self._inputs.process(
+        state = self._accept(
             prompt,
             params,
             request_id,
@@ -141,9 +140,42 @@ class RemoteClient:
             add_special_tokens=add_special_tokens,
             truncation_side=truncation_side,
         )
-        state = self._outputs.add(submission)
-        self._place([state])
         return RequestStream(state, self._cancel)
+
+    def pool(
+        self,
+        prompt: Prompt,
+        params: PoolingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        add_special_tokens: bool = True,
+        truncation_side: TruncationSide = "left",
+    ) -> PendingVector:
+        """Accept a request: see `EngineClient`."""
+        state = self._accept(
+            prompt,
+            params,
+            request_id,
+            priority=priority,
+            add_special_tokens=add_special_tokens,
+            truncation_side=truncation_side,
+        )
+        return PendingVector(state, self._cancel)
+
+    def _accept(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | PoolingParams,
+        request_id: str,
+        **options: Any,
+    ) -> RequestState:
+        """Check a request and send it. Raises InvalidRequest, Unsupported, EngineDead."""
+        if self._lost is not None:
+            raise EngineDead(self._lost)
+        state = self._outputs.add(self._inputs.process(prompt, params, request_id, **options))
+        self._place([state])
+        return state
 
     def abort(self, request_id: str) -> None:
         """Abort the requests with this id; their readers get a last output with "abort"."""

@@ -12,7 +12,7 @@ from galley.loader.common_keys import with_common_keys
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import Fields, read_json
 from galley.loader.rope import max_position, with_rope_keys
-from galley.loader.sentence_transformers import read_longest_text
+from galley.loader.sentence_transformers import read_longest_text, read_pooling
 from galley.loader.text_part import TEXT_MODELS, text_part
 
 _DTYPES = {
@@ -62,6 +62,7 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
         source=str(directory),
         model_impl=changes.model_impl,
         trust_remote_code=changes.trust_remote_code,
+        pooling=read_pooling(directory),
     )
 
 

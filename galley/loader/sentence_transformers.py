@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from galley.config.pooling import PoolingSettings
 from galley.errors import ModelError
 from galley.loader.fields import Fields, read_json, read_json_objects
 from galley.request import Pooling
@@ -30,19 +30,7 @@ _LENGTH_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class StoredPooling:
-    """The modules of a checkpoint after its transformer.
-
-    Attributes:
-        normalize: the vector is scaled to length 1.
-    """
-
-    pooling: Pooling
-    normalize: bool
-
-
-def read_pooling(directory: Path) -> StoredPooling | None:
+def read_pooling(directory: Path) -> PoolingSettings | None:
     """The pooling of a checkpoint's modules.json; None where it has none.
 
     Raises:
@@ -61,7 +49,7 @@ def read_pooling(directory: Path) -> StoredPooling | None:
             normalize = True
         elif kind != "Transformer":
             raise module.wrong("type", "Transformer, Pooling or Normalize")
-    return None if pooling is None else StoredPooling(pooling, normalize)
+    return None if pooling is None else PoolingSettings(pooling, normalize)
 
 
 def read_longest_text(directory: Path) -> int | None:

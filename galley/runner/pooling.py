@@ -29,16 +29,17 @@ class _Pooled(msgspec.Struct):
 
     def add(self, rows: F32) -> None:
         """The next hidden states [n, H] of the prompt."""
-        if self.params.pooling == "MEAN":
+        kind = self.params.pooling
+        if kind == "MEAN":
             self.kept = _add_rows(self.kept, rows)
-        elif self.params.pooling == "LAST" or self.kept is None:
-            self.kept = rows[-1 if self.params.pooling == "LAST" else 0].astype(np.float64)
+        elif kind != "CLS" or self.kept is None:
+            self.kept = rows[0 if kind == "CLS" else -1].astype(np.float64)
 
     def vector(self, num_prompt: int) -> F32:
         """The vector [H] of a prompt of so many tokens, all of which have been added."""
         assert self.kept is not None
         mean = self.params.pooling == "MEAN"
-        return _finish(self.kept / num_prompt if mean else self.kept, self.params.normalize)
+        return _finish(self.kept / num_prompt if mean else self.kept, self.params)
 
 
 class Pooler:
@@ -89,7 +90,8 @@ def _add_rows(total: NDArray[np.float64] | None, rows: F32) -> NDArray[np.float6
     return summed
 
 
-def _finish(vector: NDArray[np.float64], normalize: bool) -> F32:
-    if normalize:
+def _finish(vector: NDArray[np.float64], params: PoolingParams) -> F32:
+    vector = vector[: params.dimensions]
+    if params.use_activation is not False:
         vector = vector / max(float(np.sqrt(np.square(vector).sum())), 1e-12)
     return vector.astype(np.float32)

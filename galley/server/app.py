@@ -33,27 +33,31 @@ from galley.server.routes import (
 if TYPE_CHECKING:
     from galley.observability.http_metrics import HttpMetrics
 
+Family = Callable[[Context], Router]
 #: An open set: a family is a file with `routes(ctx)`.
-FAMILIES: tuple[Callable[[Context], Router], ...] = (
+FAMILIES: tuple[Family, ...] = (
     health.routes,
     metrics.routes,
     models.routes,
+    development.routes,
+    pausing.routes,
+    profile.routes,
+    tokenize.routes,
+)
+#: Families that a server with --runner pooling lacks; it has /v1/embeddings instead.
+GENERATING: tuple[Family, ...] = (
     chat.routes,
     completions.routes,
     responses.routes,
     anthropic.routes,
     invocations.routes,
-    development.routes,
-    pausing.routes,
-    profile.routes,
-    tokenize.routes,
 )
 
 
 def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlette:
     """Routes, error answers and middleware; no request is served and nothing is started here."""
     server = ctx.server
-    routers = [family(ctx) for family in FAMILIES]
+    routers = [family(ctx) for family in families_of(ctx)]
     if not server.disable_fastapi_docs:
         document = openapi.Document(
             [route for router in routers for route in router.routes],
@@ -92,6 +96,15 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
     if server.root_path:
         app.add_middleware(RootPath, root_path=server.root_path)
     return app
+
+
+def families_of(ctx: Context) -> tuple[Family, ...]:
+    """The families of the server's kind."""
+    if ctx.config.model.runner == "pooling":
+        from galley.server.routes import embeddings  # numpy, which other servers do without
+
+        return (*FAMILIES, embeddings.routes)
+    return (*FAMILIES, *GENERATING)
 
 
 def _add_custom(app: Starlette, path: str) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from galley.chat.templates import ChatRenderer
     from galley.observability.sleep_metrics import SleepMetrics
     from galley.observability.tool_metrics import ToolCallMetrics
+    from galley.server.protocol.embeddings import EmbeddingRequest
     from galley.text import Tokenizer
 
 
@@ -205,7 +206,7 @@ def request_id(request: Request, prefix: str, body_id: str | None, max_length: i
     return f"{prefix}-{own}"
 
 
-def apply_priority_header(raw: Request, request: SamplingFields) -> None:
+def apply_priority_header(raw: Request, request: SamplingFields | EmbeddingRequest) -> None:
     """Set `request.priority` from the X-Vllm-Priority header; one that is no number is ignored."""
     value = raw.headers.get("x-vllm-priority", "")
     if re.fullmatch(r"[+-]?\d{1,18}", value.strip(), re.ASCII):

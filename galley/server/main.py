@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from galley.config import EngineConfig, ModelInfo
+from galley.config.pooling import pooling_settings
 from galley.config.resolve import Machine, resolve
 from galley.config.server import ServerConfig
 from galley.engine.control import Serving
@@ -199,6 +200,7 @@ def make_client(
         seed=model.config.model.seed,
         client_index=link.client_index,
         structured=model.config.structured.settings,
+        pooling=pooling_settings(model.config.model, model.model_info),
     )
     interval = model.config.scheduler.stream_interval
     return RemoteClient(link, inputs, OutputProcessor(model.tokenizer, observer, interval))

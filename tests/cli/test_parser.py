@@ -94,7 +94,6 @@ def test_refusals_name_the_flag(parser, argv, message):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--runner", "generate", "--convert=none"],
         ["--no-enable-lora"],
         ["--enable-lora=false"],
         ["--kv-cache-dtype", "auto"],
@@ -116,7 +115,7 @@ def test_flags_matching_fixed_behaviour_are_accepted(parser, argv):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--runner", "pooling"],
+        ["--runner", "draft"],
         ["--kv-cache-dtype", "fp8"],
         ["--nnodes", "2"],
         ["--cpu-offload-gb", "4"],

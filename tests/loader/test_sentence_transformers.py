@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from galley.config.pooling import PoolingSettings
 from galley.errors import ModelError
-from galley.loader.sentence_transformers import StoredPooling, read_longest_text, read_pooling
+from galley.loader.sentence_transformers import read_longest_text, read_pooling
 
 
 def write(folder, modules, pooling):
@@ -34,11 +35,11 @@ UNIT = (2, ("Normalize", "2_Normalize"))
 )
 def test_pooling_and_normalisation(tmp_path, config, want) -> None:
     write(tmp_path, [BODY, POOL], config)
-    assert read_pooling(tmp_path) == StoredPooling(want, normalize=False)
+    assert read_pooling(tmp_path) == PoolingSettings(want, normalize=False)
     (tmp_path / "1_Pooling" / "config.json").unlink()
     (tmp_path / "1_Pooling").rmdir()
     write(tmp_path, [BODY, POOL, UNIT], config)
-    assert read_pooling(tmp_path) == StoredPooling(want, normalize=True)
+    assert read_pooling(tmp_path) == PoolingSettings(want, normalize=True)
 
 
 def test_a_checkpoint_without_modules_says_nothing(tmp_path) -> None:

@@ -29,7 +29,7 @@ from tests.runner.models import MACHINE
 TOLERANCE = 1e-4
 RNG = np.random.default_rng(3)
 PROMPTS = [RNG.integers(4, 131, n).tolist() for n in (1, 2, 15, 16, 17, 40, 75, 120)]
-KINDS = [PoolingParams(pooling=kind, normalize=False) for kind in ("CLS", "LAST", "MEAN")]
+KINDS = [PoolingParams(pooling=kind, use_activation=False) for kind in ("CLS", "LAST", "MEAN")]
 
 
 @pytest.fixture(scope="module", params=list(ENCODERS))

@@ -23,7 +23,7 @@ PARAMS = {
     "cls": PoolingParams(pooling="CLS"),
     "last": PoolingParams(),
     "mean": PoolingParams(pooling="MEAN"),
-    "raw mean": PoolingParams(pooling="MEAN", normalize=False),
+    "raw mean": PoolingParams(pooling="MEAN", use_activation=False),
 }
 
 

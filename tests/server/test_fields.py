@@ -14,6 +14,7 @@ from galley.server.protocol import (
     chat,
     completions,
     describe,
+    embeddings,
     responses,
     tokenize,
 )
@@ -27,6 +28,7 @@ READERS: dict[str, BodyReader[Any]] = {
     "CompletionRequest": completions.reader,
     "BatchChatCompletionRequest": chat.batch_reader,
     "ResponsesRequest": responses.reader,
+    "EmbeddingCompletionRequest": embeddings.reader,
     "AnthropicMessagesRequest": anthropic.messages_reader,
     "AnthropicCountTokensRequest": anthropic.count_reader,
     "TokenizeCompletionRequest": tokenize.tokenize_reader,

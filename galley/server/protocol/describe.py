@@ -6,13 +6,21 @@ from typing import Any
 
 import msgspec
 
-from galley.server.protocol import anthropic, chat, completions, responses, tokenize
+from galley.server.protocol import (
+    anthropic,
+    chat,
+    completions,
+    embeddings,
+    responses,
+    tokenize,
+)
 from galley.server.protocol.base import BodyReader, NoEffect, Refused
 
 PAGES: dict[str, BodyReader[Any]] = {
     "/v1/chat/completions": chat.reader,
     "/v1/chat/completions/batch": chat.batch_reader,
     "/v1/completions": completions.reader,
+    "/v1/embeddings": embeddings.reader,
     "/v1/responses": responses.reader,
     "/v1/messages": anthropic.messages_reader,
     "/v1/messages/count_tokens": anthropic.count_reader,

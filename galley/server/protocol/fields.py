@@ -102,6 +102,14 @@ COMPLETION: FieldTable = {
     "prompt_embeds": Refused("prompts are text or token ids."),
 }
 
+#: Further fields of /v1/embeddings.
+EMBEDDING: FieldTable = {
+    "user": NoEffect(str | None, "identifies the end user"),
+    "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
+    "padding": Refused("inputs are not padded.", ("do_not_pad",)),
+    "messages": Refused("send `input`; conversations are not embedded yet."),
+}
+
 #: Further fields of /tokenize and /detokenize.
 TOKENIZE: FieldTable = {
     "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
