@@ -119,7 +119,7 @@ class CompressedTensors:
                 raise ModelError(
                     f"{_METHOD}: tensor {stored.name} is {stored.dtype}; int8 is needed"
                 )
-            zero = np.repeat(stored.data, group.block.outputs or shape[0], axis=0)[: shape[0]]
+            zero = group.block.spread(stored.data, shape[0])
         return QuantizedWeight(
             q=_unsigned(weight.data),
             bits=8,

@@ -33,4 +33,8 @@ class ScaleBlock(NamedTuple):
             stored = scalar if scalar in ((), (1,)) else stored
         raw = tensors.use(name, stored)
         values = raw.data if raw.dtype == "bfloat16" else to_float32(raw)
-        return np.repeat(values.reshape(self.shape(n, k)), self.outputs or n, axis=0)[:n]
+        return self.spread(values.reshape(self.shape(n, k)), n)
+
+    def spread(self, values: NDArray[Any], n: int) -> NDArray[Any]:
+        """Numbers per block as numbers per output: [blocks, ...] → [n, ...]."""
+        return np.repeat(values, min(self.outputs or n, n), axis=0)[:n]

@@ -69,6 +69,13 @@ def test_every_number_is_read():
     assert values[0, 0x7E] == 448
 
 
+def test_a_block_beyond_the_weight_takes_no_memory():
+    layer, want = make_layer("w", (8, 64), [8, 64], np.random.default_rng(0))
+    config = {**CONFIG, "weight_block_size": [2**53, 2**53]}
+    weight = scheme_of(model_info(config)).read("w", (8, 64), TensorDict(*layer))
+    assert np.array_equal(weight.to_float32(), want)
+
+
 @pytest.mark.parametrize("config", [CONFIG, PER_TENSOR], ids=["blocks", "tensor"])
 def test_an_fp8_model_equals_its_dequantized_weights(config):
     rng = np.random.default_rng(0)

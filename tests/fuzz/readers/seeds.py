@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,8 @@ def _directories() -> Iterator[Seed]:
         yield _directory(family, "F32", scaling={"rope_type": "yarn", "factor": 4.0})
         yield _directory(family, "F16", scaling={"type": "dynamic", "factor": 2.0})
         yield _directory(family, "I8")
+    for method in _METHODS:
+        yield _quantised(method)
     yield _sharded()
 
 
@@ -270,6 +272,75 @@ W8A8 = {
     },
     "ignore": ["lm_head"],
 }
+
+
+Layer = dict[str, tuple[str, tuple[int, ...]]]
+_W4A16 = {
+    "num_bits": 4,
+    "type": "int",
+    "symmetric": False,
+    "strategy": "group",
+    "group_size": 16,
+}
+#: Name → quantization_config, and the tensors of a layer of [n, k] by the ends of their names.
+_METHODS: dict[str, tuple[dict[str, Any], Callable[[int, int], Layer]]] = {
+    "AWQ": (
+        {"quant_method": "awq", "bits": 4, "group_size": 16, "zero_point": True},
+        lambda n, k: {
+            "qweight": ("I32", (k, n // 8)),
+            "qzeros": ("I32", (k // 16, n // 8)),
+            "scales": ("F16", (k // 16, n)),
+        },
+    ),
+    "FP8": (
+        {"quant_method": "fp8", "weight_block_size": [8, 64]},
+        lambda n, k: {
+            "weight": ("F8_E4M3", (n, k)),
+            "weight_scale_inv": ("F32", (-(-n // 8), -(-k // 64))),
+        },
+    ),
+    "GPTQ": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 16},
+        lambda n, k: {
+            "qweight": ("I32", (k // 8, n)),
+            "qzeros": ("I32", (k // 16, n // 8)),
+            "scales": ("F16", (k // 16, n)),
+        },
+    ),
+    "LLM.int8": (
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        lambda n, k: {"weight": ("I8", (n, k)), "SCB": ("F32", (n,))},
+    ),
+    "W4A16": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": _W4A16}},
+        },
+        lambda n, k: {
+            "weight_packed": ("I32", (n, k // 8)),
+            "weight_shape": ("I64", (2,)),
+            "weight_scale": ("BF16", (n, k // 16)),
+            "weight_zero_point": ("I32", (n // 8, k // 16)),
+        },
+    ),
+}
+
+
+def _quantised(method: str) -> Seed:
+    family = next(iter(FAMILIES))
+    quantization, tensors = _METHODS[method]
+    arrays: Layer = {}
+    for name, shape in _shapes(family).items():
+        if len(shape) == 2 and "embed" not in name:
+            layer = name.removesuffix("weight")
+            arrays |= {layer + kind: array for kind, array in tensors(*shape).items()}
+        else:
+            arrays[name] = ("BF16", shape)
+    data, header = _safetensors(arrays)
+    config = _config(family) | {"quantization_config": quantization}
+    files = {"config.json": json.dumps(config).encode(), "model.safetensors": data}
+    return Seed("directory", method, files, list(files), header={"model.safetensors": header})
 
 
 def _directory(family: str, dtype: str, scaling: dict[str, Any] | None = None) -> Seed:
