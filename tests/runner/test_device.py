@@ -58,8 +58,9 @@ def test_the_architecture_says_which_backends_can_run_it(monkeypatch):
 
 
 def test_an_unknown_architecture_is_refused_before_a_backend_is_opened():
+    model = dataclasses.replace(MODEL, architecture="Unheard", model_impl="galley")
     with pytest.raises(ModelError, match="'Unheard' is not supported"):
-        open_device(EngineConfig(), "bf16", dataclasses.replace(MODEL, architecture="Unheard"))
+        open_device(EngineConfig(), "bf16", model)
 
 
 @pytest.mark.parametrize(
