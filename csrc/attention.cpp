@@ -6,7 +6,7 @@
 // (elements from row to row, default heads * head_dim), kv_kind (0 f32, 1 bf16), kv_block_stride
 // (bytes), window? (0 = all, else the last `window` tokens including the token itself), causal?
 // (default 1: a token sees itself and those before it; 0: all tokens of its sequence that are
-// known, this step's included), out_kind, block_size. Floats: scale, soft_cap? (scores are
+// known, this step's included, or with a window as many behind it as before it), out_kind, block_size. Floats: scale, soft_cap? (scores are
 // soft_cap * tanh(score / soft_cap)). Columns: block_table.
 // With span? a token sees those of its part of the sequence alone, which begins at a multiple of span.
 // With value_dim (and q_rope) the cache is latent: V is the first value_dim elements of K; a row of
@@ -80,9 +80,6 @@ class Attention final : public Op {
     }
     if (geometry_.span > 0 && !geometry_.causal) {
       throw std::invalid_argument("a span needs causal attention");
-    }
-    if (geometry_.window > 0 && !geometry_.causal) {
-      throw std::invalid_argument("a window needs causal attention");
     }
     if (!slopes_.empty() && !geometry_.causal) {
       throw std::invalid_argument("slopes need causal attention");
@@ -242,7 +239,7 @@ void Attention::gather(const Step& step, const AttentionGroup& g, const Work& wo
   for (int64_t r = 0; r < per_head; r++) {
     const int64_t position = g.position + r / geometry_.group;
     work.first[r] = static_cast<int32_t>(geometry_.first_of(position));
-    work.last[r] = static_cast<int32_t>(geometry_.causal ? position + 1 : known);
+    work.last[r] = static_cast<int32_t>(geometry_.end_of(position, known));
   }
 }
 

@@ -42,7 +42,7 @@ void AttentionPlan::add_groups(const Step& step, int32_t row, bool by_head) {
     g.position = step.computed[row] + q;
     g.heads = one_head ? 1 : kv_heads;
     g.first_chunk = geometry_.first_of(g.position) / kChunk;
-    const int64_t end = geometry_.causal ? g.position + g.queries : known_tokens(step, row);
+    const int64_t end = geometry_.end_of(g.position + g.queries - 1, known_tokens(step, row));
     g.chunks = (end - 1) / kChunk - g.first_chunk + 1;
     for (g.head = 0; g.head < kv_heads; g.head += g.heads) groups.push_back(g);
   }

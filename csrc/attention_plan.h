@@ -33,7 +33,7 @@ struct AttentionGeometry {
   int64_t window;           // 0 = none
   int64_t span;             // 0, or the tokens of a part of the sequence that a query sees alone
   bool whole_rows;          // an output row must be written by one item
-  bool causal = true;       // if not, a query sees all known tokens of its sequence
+  bool causal = true;       // if not, a query sees known tokens behind it, too: as many as before it
 
   bool operator==(const AttentionGeometry& o) const {
     return table == o.table && kv_heads == o.kv_heads && group == o.group &&
@@ -45,6 +45,11 @@ struct AttentionGeometry {
   int64_t first_of(int64_t position) const {
     if (span > 0) return position / span * span;
     return window > 0 && position + 1 > window ? position + 1 - window : 0;
+  }
+  // One past the last position that the query at `position` sees, of `known` tokens.
+  int64_t end_of(int64_t position, int64_t known) const {
+    if (causal) return position + 1;
+    return window > 0 && position + window < known ? position + window : known;
   }
   int64_t rows(const AttentionGroup& g) const { return g.heads * g.queries * group; }
 };

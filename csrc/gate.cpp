@@ -1,6 +1,6 @@
 // Op `gate`: out = x * function(gate * scale). Pointers: x, gate (f32 [tokens][n]), out ([tokens][n]
-// of out_kind). Ints: n, function? (0 silu, 1 sigmoid, 2 identity, 3 gelu_tanh), x_stride?, gate_stride?,
-// out_kind. Floats: scale?. Tile: 4 tokens.
+// of out_kind). Ints: n, function? (0 silu, 1 sigmoid, 2 identity, 3 gelu_tanh, 4 gelu), x_stride?,
+// gate_stride?, out_kind. Floats: scale?. Tile: 4 tokens.
 #include "gate_kernel.h"
 
 #include "scratch.h"
@@ -12,7 +12,7 @@ namespace {
 class Gate final : public Op {
  public:
   explicit Gate(const Args& a)
-      : n_(a.size("n")), function_(a.choice("function", 4, GateFunction::silu)),
+      : n_(a.size("n")), function_(a.choice("function", 5, GateFunction::silu)),
         scale_(a.f("scale", 1.0)), x_(rows_argument(a, "x", n_)),
         gate_(rows_argument(a, "gate", n_)), out_(a.ptr<uint8_t>("out")),
         kind_(a.kind("out_kind")), out_bytes_(activation_bytes(kind_, n_)),

@@ -4,7 +4,7 @@
 
 namespace galley {
 
-enum class GateFunction : int { silu = 0, sigmoid = 1, identity = 2, gelu_tanh = 3 };
+enum class GateFunction : int { silu = 0, sigmoid = 1, identity = 2, gelu_tanh = 3, gelu = 4 };
 
 GALLEY_VARIANTS(
     // out[n] = x * function(gate * scale), stored as any kind through `scratch`[n].

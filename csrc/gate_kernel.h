@@ -10,6 +10,7 @@ namespace GALLEY_VARIANT {
 GALLEY_INLINE Float gate_of(const Float& g, GateFunction function) {
   if (function == GateFunction::identity) return g;
   if (function == GateFunction::gelu_tanh) return gelu_tanh(g);
+  if (function == GateFunction::gelu) return gelu(g);
   const Float one = all(1.0f), sigmoid = one / (one + exp(zero() - g));
   return function == GateFunction::sigmoid ? sigmoid : g * sigmoid;
 }

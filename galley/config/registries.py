@@ -18,6 +18,7 @@ ENCODERS = frozenset(
         "CamembertModel",
         "DistilBertModel",
         "EuroBertModel",
+        "ModernBertModel",
         "NomicBertModel",
         "RobertaForMaskedLM",
         "RobertaModel",

@@ -26,7 +26,8 @@ class AttentionSpec(msgspec.Struct, frozen=True):
         q_rotary: another one of q; None = the same.
         window: tokens that a query sees, its own included; 0 = all before it.
         window_in_parts: the window does not slide: a query sees its part of the sequence alone.
-        causal: False = a query sees its whole sequence, computed in one step (an encoder).
+        causal: False = a query sees its whole sequence, computed in one step (an encoder); a
+            window then holds as many tokens behind it as before it.
         q_norm, k_norm, v_norm: before the rotation, of each head (`HeadNormSpec`) or of the whole
             projection; None = none.
         norm_after_rotary: q_norm and k_norm come after the rotation.

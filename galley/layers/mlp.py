@@ -14,10 +14,20 @@ from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part
 
 #: Activations of the gate; gelu_tanh is GELU in its tanh form.
-GatedActivation = Literal["silu", "gelu_tanh"]
+GatedActivation = Literal["silu", "gelu", "gelu_tanh"]
+
+
+def _gelu_and_mul(ops: Ops, gate_up: Value, interleaved: bool) -> Value:
+    """For a gate and an up projection side by side."""
+    assert not interleaved
+    size = gate_up.shape[-1] // 2
+    gate, up = ops.split(gate_up, (size, size))
+    return ops.gate(up, gate, "gelu")
+
 
 _ACTIVATIONS: dict[GatedActivation, Callable[[Ops, Value, bool], Value]] = {
     "silu": lambda ops, gate_up, interleaved: ops.silu_and_mul(gate_up, interleaved),
+    "gelu": _gelu_and_mul,
     "gelu_tanh": lambda ops, gate_up, interleaved: ops.gelu_and_mul(gate_up, interleaved),
 }
 
@@ -41,7 +51,8 @@ class GatedMLP:
     def __init__(self, spec: MLPSpec, context: BuildContext) -> None:
         source = context.source
         whole_runs = (spec.gate.num_rows // source.group.size) % GATE_UP_RUN == 0
-        run = GATE_UP_RUN if source.interleave_gate_up and whole_runs else 0
+        fused = source.interleave_gate_up and spec.activation != "gelu"
+        run = GATE_UP_RUN if fused and whole_runs else 0
         self.gate_up = Linear(source, Matrix((spec.gate, spec.up), "outputs", run), spec.bias)
         self.down = Linear(source, Matrix((spec.down,), "inputs"), spec.bias)
         self._activate = _ACTIVATIONS[spec.activation]

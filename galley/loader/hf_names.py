@@ -26,6 +26,7 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
         ("wte.", "transformer.wte."),
     ),
     "GPTNeoXForCausalLM": (("embed_out.", "lm_head."),),
+    "ModernBertModel": (("model.", ""),),
     "OPTForCausalLM": (("decoder.", "model.decoder."),),
     "RobertaForMaskedLM": (("roberta.", ""),),
     "RobertaModel": (("roberta.", ""),),

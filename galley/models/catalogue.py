@@ -108,6 +108,7 @@ ENTRIES: dict[str, Entry] = {
     "MinistralForCausalLM": Entry("Ministral", "dense", "mistralai/Ministral-8B-Instruct-2410"),
     "MistralForCausalLM": Entry("Mistral", "dense", "mistralai/Mistral-7B-Instruct-v0.3"),
     "MixtralForCausalLM": Entry("Mixtral", "mixture", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
+    "ModernBertModel": Entry("ModernBERT", "encoder", "nomic-ai/modernbert-embed-base"),
     "NemotronForCausalLM": Entry("Nemotron", "dense", "nvidia/Minitron-4B-Base"),
     "NemotronHForCausalLM": Entry("Nemotron-H", "recurrent", "nvidia/Nemotron-H-8B-Base-8K"),
     "NomicBertModel": Entry("Nomic Embed", "encoder", "nomic-ai/nomic-embed-text-v1.5"),

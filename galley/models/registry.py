@@ -105,6 +105,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "MinistralForCausalLM": Architecture("galley.models.mistral", "ministral"),
     "MistralForCausalLM": Architecture("galley.models.mistral", "mistral"),
     "MixtralForCausalLM": Architecture("galley.models.mixtral", "mixtral"),
+    "ModernBertModel": Architecture("galley.models.modernbert", "modernbert"),
     "NemotronForCausalLM": Architecture("galley.models.nemotron", "nemotron"),
     "NemotronHForCausalLM": Architecture("galley.models.nemotron_h", "nemotron_h"),
     "NomicBertModel": Architecture("galley.models.nomic_bert", "nomic_bert"),

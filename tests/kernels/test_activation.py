@@ -1,5 +1,7 @@
 """silu_and_mul, add, gate, scale, soft_cap and select_rows."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,7 @@ def test_scale(isa, one):
 GATES = {
     "silu": lambda g: g / (1 + np.exp(-g)),
     "sigmoid": lambda g: 1 / (1 + np.exp(-g)),
+    "gelu": lambda g: g / 2 * (1 + np.vectorize(math.erf)(g / 2**0.5)),
     "identity": lambda g: g,
     "gelu_tanh": lambda g: g / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (g + 0.044715 * g**3))),
 }

@@ -148,9 +148,12 @@ def test_a_bidirectional_sequence_in_two_steps_is_refused(name):
         solo_logits(executable, IDS, [40, 30])
 
 
-def test_a_bidirectional_layer_has_no_window():
-    backend = CpuBackend("f32", threads=1)
-    model = Arrangement("bidirectional", backend)
-    model.kv_layers[1] = replace(model.kv_layers[1], window=8)
-    with pytest.raises(ValueError, match="window needs causal"):
-        backend.build(model, LIMITS)
+def test_a_window_of_a_bidirectional_layer():
+    logits = []
+    for make in (ReferenceBackend, lambda: CpuBackend("f32", threads=2)):
+        backend = make()
+        model = Arrangement("bidirectional", backend)
+        model.kv_layers[1] = replace(model.kv_layers[1], window=8)
+        logits.append(solo_logits(backend.build(model, LIMITS), IDS, [70]))
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(logits[0], reference_logits("bidirectional", IDS), rtol=0.01, atol=0.01)

@@ -129,7 +129,7 @@ class Case:
         i, j = np.ogrid[: len(q), : len(q)]
         if self.slopes is not None:
             scores -= self.slopes[:, None, None] * (i - j)
-        sees = (j <= i) & ((i - j < self.window) if self.window else True) | (not self.causal)
+        sees = (abs(i - j) < (self.window or len(q))) & ((j <= i) | (not self.causal))
         scores = np.where(sees, scores, -np.inf)
         top = scores.max(axis=-1, keepdims=True)
         p = np.exp(scores - top)
@@ -156,12 +156,14 @@ DIMS = [2, 8, 10, 16, 20, 32, 64, 80, 96, 128, 256]
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("window", [0, 65])
 @pytest.mark.parametrize("lengths", [[5, 70, 129], [700, 3], [1030]])
-def test_without_causality_a_token_sees_its_whole_sequence(isa, kind, threads, lengths):
-    case = Case(lengths, 4, 2, 32, kind, threads=threads, isa=isa, causal=False)
+def test_without_causality_a_token_sees_those_behind_it(isa, kind, threads, window, lengths):
+    options = {"isa": isa, "causal": False, "window": window}
+    case = Case(lengths, 4, 2, 32, kind, threads=threads, **options)
     for slot, out in enumerate(case.step(lengths)):
         np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
-        alone = Case([lengths[slot]], 4, 2, 32, kind, isa=isa, causal=False)
+        alone = Case([lengths[slot]], 4, 2, 32, kind, **options)
         assert np.array_equal(alone.step([lengths[slot]])[0], out)
 
 

@@ -7,6 +7,8 @@ from tests.models.checkpoints import Case
 SIZES = {"num_hidden_layers": 2, "type_vocab_size": 2}
 DISTILBERT = {"dim": 64, "n_heads": 4, "n_layers": 2, "hidden_dim": 96}
 EUROBERT = {"num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+#: Layers see all, or eight tokens on each side.
+MODERNBERT = {**EUROBERT, "num_hidden_layers": 3, "local_attention": 16}
 NOMIC = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
 #: Its positions begin at row 4.
 ROBERTA = {**SIZES, "pad_token_id": 3, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
@@ -16,6 +18,7 @@ ENCODERS: dict[str, Case] = {
     "camembert": Case("Camembert", ROBERTA, "Model"),
     "distilbert": Case("DistilBert", DISTILBERT, "Model"),
     "eurobert": Case("EuroBert", {**EUROBERT, "attention_bias": True}, "Model"),
+    "modernbert": Case("ModernBert", MODERNBERT, "Model"),
     "nomic-bert": Case("NomicBert", NOMIC, "Model"),
     "roberta": Case("Roberta", ROBERTA, "Model"),
     "roberta-masked": Case("Roberta", ROBERTA, "ForMaskedLM"),

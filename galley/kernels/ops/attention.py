@@ -47,7 +47,7 @@ class Attention(Op):
             "block_size": "tokens",
             "window?": "0 = full",
             "span?": "0, or tokens of a part of the sequence: a token sees its part alone",
-            "causal?": "default 1; 0 = a token sees all known tokens of its sequence",
+            "causal?": "default 1; 0 = a token sees those behind it, too",
             "out_kind": "",
         },
         floats={"scale": "", "soft_cap?": "0 = none"},
@@ -75,7 +75,6 @@ class Attention(Op):
             sinks: [Hq] a further score of each head, of a token whose value is 0.
         """
         heads = layer.kv_heads * layer.head_dim
-        self.require(layer.causal or layer.window == 0, "a window needs causal attention")
         self.require(q.shape[-1] % heads == 0, f"{q.shape[-1]} columns for {layer}")
         self.require(soft_cap >= 0, f"a soft_cap of {soft_cap}")
         hq = q.shape[-1] // layer.head_dim
@@ -154,10 +153,10 @@ def visible_positions(computed: int, length: int, layer: KVLayer) -> Tensor:
     """[length - computed, length] bool: which keys the queries from `computed` on may see."""
     import torch
 
-    if not layer.causal:
-        return torch.ones(length - computed, length, dtype=torch.bool)
     query = torch.arange(computed, length)[:, None]
     key = torch.arange(length)[None]
+    if not layer.causal:
+        return (query - key).abs() < (layer.window or length)
     visible = key <= query
     if layer.in_parts:
         return visible & (query // layer.window == key // layer.window)

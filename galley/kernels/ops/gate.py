@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceOps
 
-Function = Literal["silu", "sigmoid", "identity", "gelu_tanh"]
-FUNCTIONS: tuple[Function, ...] = ("silu", "sigmoid", "identity", "gelu_tanh")
+Function = Literal["silu", "sigmoid", "identity", "gelu_tanh", "gelu"]
+FUNCTIONS: tuple[Function, ...] = ("silu", "sigmoid", "identity", "gelu_tanh", "gelu")
 
 
 def _arguments(node: Node) -> dict[str, int]:
@@ -35,7 +35,7 @@ class Gate(Op):
         pointers={"x": "f32", "gate": "f32", "out": ""},
         ints={
             "n": "columns of out",
-            "function?": "0 silu, 1 sigmoid, 2 identity, 3 gelu_tanh",
+            "function?": "0 silu, 1 sigmoid, 2 identity, 3 gelu_tanh, 4 gelu",
             "x_stride?": "default n",
             "gate_stride?": "default n",
             "out_kind": "",
@@ -67,6 +67,8 @@ class Gate(Op):
                 factor = factor.sigmoid()
             case "gelu_tanh":
                 factor = functional.gelu(factor, approximate="tanh")
+            case "gelu":
+                factor = functional.gelu(factor)
         return (x.float() * factor).to(x.dtype)
 
     def record(
