@@ -30,7 +30,7 @@ _BITS = (4, 8)
 
 
 class GPTQ:
-    """`Scheme` of GPTQ checkpoints without activation order."""
+    """`Scheme` of GPTQ checkpoints. Activation order is refused where a layer's groups show it."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._bits = _choice(config, "bits", _BITS)
@@ -39,7 +39,7 @@ class GPTQ:
             raise ModelError(
                 f"gptq: group_size is {self._group!r}; -1 or a positive number is needed"
             )
-        _choice(config, "desc_act", (False, None))
+        _choice(config, "desc_act", (False, True, None))
         version = _choice(config, "checkpoint_format", ("gptq", "gptq_v2", None))
         #: Difference of a zero and its stored number.
         self._zero_offset = 0 if version == "gptq_v2" else 1
@@ -62,7 +62,10 @@ class GPTQ:
         if tensors.has(f"{name}.g_idx"):
             order = int32_of("gptq", tensors.use(f"{name}.g_idx", (k,)))
             if not np.array_equal(order, np.arange(k) // group):
-                raise ModelError(f"gptq: {name}.g_idx: activation order is not supported")
+                raise ModelError(
+                    f"gptq: {name}.g_idx: activation order across groups is not supported; "
+                    "checkpoints without desc_act, or with one group, run"
+                )
         zero = unpack_ints(zeros, self._bits).T + np.uint8(self._zero_offset)
         return QuantizedWeight(
             q=unpack_ints(codes.T, self._bits),

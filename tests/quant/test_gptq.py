@@ -87,6 +87,14 @@ def test_a_gptq_model_equals_its_dequantized_weights():
     check_model(CONFIG, make_layer)
 
 
+@pytest.mark.parametrize("group", [32, -1])
+def test_activation_order_that_leaves_inputs_in_their_groups_runs(group):
+    config = {**CONFIG, "desc_act": True, "group_size": group}
+    layer = random_layer("w", 32, 64, config, np.random.default_rng(0))
+    weight = scheme_of(model_info(config)).read("w", (32, 64), TensorDict(*layer))
+    assert np.array_equal(weight.to_float32(), expected(layer, config))
+
+
 def test_layers_without_codes_are_dense():
     values = np.random.default_rng(0).normal(size=(8, 16)).astype(ml_dtypes.bfloat16)
     weight = scheme_of(model_info(CONFIG)).read("w", (8, 16), TensorDict(raw("w.weight", values)))
@@ -97,7 +105,7 @@ def test_layers_without_codes_are_dense():
     ("key", "value", "message"),
     [
         ("bits", 3, "bits is 3; 4, 8 is supported"),
-        ("desc_act", True, "desc_act is True"),
+        ("desc_act", "yes", "desc_act is 'yes'"),
         ("group_size", 0, "group_size is 0"),
         ("checkpoint_format", "marlin", "checkpoint_format is 'marlin'"),
     ],
@@ -115,7 +123,7 @@ def test_damaged_layers_are_refused_by_name():
     with pytest.raises(ModelError, match="groups of 32"):
         scheme.read("w", (32, 72), TensorDict(*layer))
     order = raw("w.g_idx", np.zeros(64, np.int32))
-    with pytest.raises(ModelError, match="activation order is not supported"):
+    with pytest.raises(ModelError, match=r"w\.g_idx: activation order across groups"):
         scheme.read("w", (32, 64), TensorDict(*layer[:3], order))
     floats = raw("w.qweight", np.zeros((8, 32), np.float32))
     with pytest.raises(ModelError, match="qweight is float32; int32 is needed"):
