@@ -6,9 +6,9 @@ A quantized layer of such a checkpoint has float8_e4m3fn `weight` [N, K] and
     weight_scale       one number               without it
 
 value = scale * e4m3; the "inv" of the name is of the other direction. Codes and scales are kept as
-they are. Inputs are not rounded to FP8: they are multiplied at 16 bits or more, which is closer to
-the model before quantization; `input_scale` of static activations has no use then. Layers that are
-not converted have dense weights, which their tensors' dtype says.
+they are. Inputs are not rounded to FP8: they are multiplied at 16 bits or more, and the
+`input_scale` of static activations is not used. Layers that are not converted have dense weights,
+which their tensors' dtype says.
 """
 
 from __future__ import annotations
