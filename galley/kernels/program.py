@@ -8,11 +8,12 @@ runs; everything else is fixed here. `describe` prints it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from galley.kernels import _native
@@ -43,8 +44,7 @@ TOKENS, LOGITS, SEQUENCES = Dim("tokens"), Dim("logits"), Dim("sequences")
 OUTPUT = "output"
 
 
-@dataclass(eq=False)
-class Buffer:
+class Buffer(msgspec.Struct, eq=False):
     """Memory for a value of so many columns; two are the same only if they are one object."""
 
     rows: Dim
@@ -52,8 +52,7 @@ class Buffer:
     kind: Kind = Kind.f32
 
 
-@dataclass(eq=False, frozen=True)
-class Symbol:
+class Symbol(msgspec.Struct, frozen=True, eq=False):
     """A value at one moment: columns `start` .. `start + columns` of a buffer's rows.
 
     A buffer that is updated in place holds one symbol after the other.
@@ -80,8 +79,7 @@ class Symbol:
         return self.columns == self.buffer.columns
 
 
-@dataclass(frozen=True, eq=False)
-class PackedExperts:
+class PackedExperts(msgspec.Struct, frozen=True, eq=False, dict=True):
     """Matrices of a layer's experts, of equal shapes; their formats may differ.
 
     Attributes:
@@ -112,8 +110,7 @@ class PackedExperts:
 Constant = PackedWeight | PackedExperts | NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
-class Node:
+class Node(msgspec.Struct, frozen=True, eq=False):
     """One op, with the argument names of docs/native_ops.md.
 
     Attributes:
@@ -124,13 +121,13 @@ class Node:
     """
 
     op: str
-    reads: Mapping[str, Symbol] = field(default_factory=dict)
-    writes: Mapping[str, Symbol] = field(default_factory=dict)
-    updates: Mapping[str, Symbol] = field(default_factory=dict)
-    constants: Mapping[str, Constant] = field(default_factory=dict)
-    ints: Mapping[str, int] = field(default_factory=dict)
-    floats: Mapping[str, float] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
+    reads: Mapping[str, Symbol] = {}
+    writes: Mapping[str, Symbol] = {}
+    updates: Mapping[str, Symbol] = {}
+    constants: Mapping[str, Constant] = {}
+    ints: Mapping[str, int] = {}
+    floats: Mapping[str, float] = {}
+    columns: Mapping[str, str] = {}
     layer: CacheLayer | None = None
 
     @property

@@ -7,10 +7,11 @@ and v as one weight), interleaved (gate with up) and cut along either axis.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -21,8 +22,7 @@ Array = NDArray[Any]
 Activations = Literal["as_is", "token", "group"]
 
 
-@dataclass(frozen=True, eq=False)
-class QuantizedWeight:
+class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
     """A weight of N outputs and K inputs: dense, or quantized in groups along K.
 
         group g = k // group:   value[n, k] = s[n, g] * level[n, k] + m[n, g]

@@ -7,11 +7,12 @@ checkpoint formats (`galley.quant` makes codes of those) nor models.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import ml_dtypes
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from galley.kernels import _native
@@ -39,8 +40,7 @@ _CODES: dict[int, FormatName] = {4: "i4", 5: "i5", 6: "i6", 8: "i8"}
 _SUPER_GROUP = 256
 
 
-@dataclass(frozen=True)
-class WeightFormat:
+class WeightFormat(msgspec.Struct, frozen=True):
     """How the numbers of a packed weight are stored (csrc/linear.h).
 
     Attributes:
@@ -96,8 +96,7 @@ class WeightFormat:
         return _native.WeightLayout(a.pop("format"), n, k, **a)
 
 
-@dataclass(frozen=True, eq=False)
-class PackedWeight:
+class PackedWeight(msgspec.Struct, frozen=True, eq=False):
     """A weight of N outputs and K inputs in panels of 32 outputs.
 
     Attributes:

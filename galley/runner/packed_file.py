@@ -21,7 +21,6 @@ import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +85,7 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     for answer in answers:
         weights = []
         for packed in answer.weights:
-            fmt, shape = asdict(packed.format), list(packed.shape)
+            fmt, shape = msgspec.structs.asdict(packed.format), list(packed.shape)
             crc = zlib.crc32(packed.data.data)
             weights.append({"format": fmt, "shape": shape, "at": offset, "crc": crc})
             offset += _padded(packed.data.nbytes)

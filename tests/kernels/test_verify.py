@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.passes import FUSIONS, apply

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,8 +33,7 @@ class Activation(IntEnum):
     clamped_swiglu = 2
 
 
-@dataclass(frozen=True, eq=False)
-class ExpertWeights:
+class ExpertWeights(msgspec.Struct, frozen=True, eq=False):
     """Handles of a layer's experts: E of each matrix, of equal shapes.
 
     Attributes:

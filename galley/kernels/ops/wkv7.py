@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from galley.kernels.ops.definition import NativeOp, Op
 from galley.kernels.ops.gated_delta_rule import delta_state
@@ -21,8 +22,7 @@ _VALUES = ("r", "w", "k", "v", "a", "first", "mix")
 _CONSTANTS = ("k_k", "k_a", "r_k", "weight", "bias")
 
 
-@dataclass(frozen=True)
-class Wkv7Parameters:
+class Wkv7Parameters(msgspec.Struct, frozen=True):
     """Learned constants, [heads * N] each, and the epsilon of the norm."""
 
     k_k: Constant

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from galley.kernels.ops import native_op
 from galley.kernels.passes.neighbours import Readers, fuse_neighbours
