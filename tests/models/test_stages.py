@@ -93,3 +93,17 @@ wrong = {"torch", "transformers", "starlette", "tokenizers"} & set(sys.modules)
 assert not wrong, wrong
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_start_imports_no_op_of_other_models_and_no_structured_output():
+    code = """
+import sys, galley.engine.assembly, galley.kernels.cpu, galley.models.llama
+from galley.kernels.ops import Ops, native_op
+assert Ops(None).rms_norm and native_op("rms_norm")
+names = {m for m in sys.modules if m.startswith(("galley.kernels.ops.", "galley.structured"))}
+assert "galley.kernels.ops.rms_norm" in names, names
+wrong = {f"galley.kernels.ops.{op}" for op in ("wkv7", "ssd_scan", "experts", "route")} & names
+assert not wrong, wrong
+assert not [name for name in names if "structured" in name], names
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
