@@ -1,4 +1,4 @@
-"""Random blocks of GGUF types: every bit random but the float16 fields, which are finite."""
+"""Random blocks of GGUF types: every bit random but those of scales, which are of weights."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ HALVES = {
     "IQ4_XS": [0],
     "MXFP4": [],
 }
+#: Byte offset of a block's exponent: its scale is 2 ** (byte - 128).
+EXPONENTS = {"MXFP4": 0}
 
 
 def random_blocks(
@@ -32,4 +34,7 @@ def random_blocks(
     for offset in HALVES[name]:
         halves = rng.normal(0, scale, len(blocks)).astype(np.float16)
         blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(-1, 2)
+    if name in EXPONENTS:
+        _, exponents = np.frexp(rng.normal(0, scale, len(blocks)))
+        blocks[:, EXPONENTS[name]] = exponents + 128
     return data
