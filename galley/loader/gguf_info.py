@@ -52,6 +52,8 @@ def info_of_gguf(
     tensors = file.tensors if tensors is None else tensors
     changes = changes or ConfigChanges()
     arch, known = architecture_of(file)
+    if not tensors:
+        raise ModelError(f"{file.path}: has no tensors")
     dtype = _main_dtype(tensors)
     quantization = "gguf" if any(t.type.dense is None for t in tensors.values()) else None
     template = templates_of_gguf(file).get("default")
@@ -276,7 +278,7 @@ def _eos_token_ids(meta: Fields) -> tuple[int, ...]:
 
 
 def _main_dtype(tensors: dict[str, TensorInfo]) -> str:
-    """The type that most bytes have."""
+    """The type that most bytes of at least one tensor have."""
     total: dict[str, int] = {}
     for info in tensors.values():
         total[info.type.name] = total.get(info.type.name, 0) + info.num_bytes

@@ -229,6 +229,7 @@ _LONG_FACTORS = tiny_tensors({"rope_freqs.weight": np.ones(9, np.float32)})
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"arch": "rwkv6"}, "'rwkv6' is not supported"),
     "experts": ({"arch": "qwen3", "keys": {"{arch}.expert_count": 8}}, "qwen3 with experts"),
+    "no tensors": ({"tensors": {}}, "has no tensors"),
     "no embedding": ({"tensors": _NO_EMBEDDING}, r"token_embd\.weight"),
     "no context length": ({"keys": {"{arch}.context_length": None}}, "context_length is missing"),
     "text for a number": ({"keys": {"{arch}.block_count": "many"}}, "block_count is 'many'"),
