@@ -69,5 +69,5 @@ def max_position(config: dict[str, Any], where: str) -> int:
 
 
 def first_position(config: Fields) -> int:
-    """The row of position 0 in the table of RoBERTa and its kin."""
+    """The row of position 0 in the table of RoBERTa and the models derived from it."""
     return config.integer("pad_token_id", 1) + 1

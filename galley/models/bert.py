@@ -1,4 +1,4 @@
-"""BERT and its kin: encoders with learned positions whose norms come after the blocks.
+"""BERT and RoBERTa: encoders with learned positions whose norms come after the blocks.
 
 They have no head; the embedding stands in for one, and no request of theirs yields logits.
 """

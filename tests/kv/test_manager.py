@@ -215,7 +215,7 @@ def test_states_are_found_where_all_groups_have_a_prefix() -> None:
     assert hit.blocks[1][:2] == [0, 0]
     assert len(hit.blocks[1]) == 4
     assert hit_of(kv, list(range(16))).num_tokens == 8  # one token is left to compute
-    kv.pool.allocate(kv.pool.num_free)  # evicts the states, which nobody holds
+    kv.pool.allocate(kv.pool.num_free)  # evicts the states, which no sequence holds
     assert hit_of(kv, list(range(23))).num_tokens == 0
     assert kv.pool.num_evicted == 4
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Callable
+from dataclasses import replace
 
 from galley.chat.tool_parsers.calls import ToolFormat
 from galley.chat.tool_parsers.gemma_calls import GemmaCalls
@@ -178,15 +179,11 @@ TOOL_PARSERS: dict[str, ToolFormat] = {
     "qwen3_coder": _QWEN_XML,
     "qwen3_json": _HERMES,
     "qwen3_xml": _QWEN_XML,
-    "seed_oss": TaggedCalls(
-        begin="<function=",
-        name_ends=(">",),
-        end="</function>",
-        key="<parameter=",
-        key_ends=(">",),
-        value_end="</parameter>",
+    "seed_oss": replace(
+        _QWEN_XML,
         opening=("<seed:tool_call>",),
         closing=("</seed:tool_call>",),
+        newlines=False,
     ),
     "step3": TaggedCalls(
         begin='<steptml:invoke name="',

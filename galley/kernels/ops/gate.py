@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
 from galley.kernels.program import TOKENS, Node, Symbol
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from galley.kernels.reference import ReferenceOps
 
 Function = Literal["silu", "sigmoid", "identity", "gelu_tanh", "gelu"]
-FUNCTIONS: tuple[Function, ...] = ("silu", "sigmoid", "identity", "gelu_tanh", "gelu")
+FUNCTIONS: tuple[Function, ...] = get_args(Function)
 
 
 def _arguments(node: Node) -> dict[str, int]:
@@ -35,7 +35,7 @@ class Gate(Op):
         pointers={"x": "f32", "gate": "f32", "out": ""},
         ints={
             "n": "columns of out",
-            "function?": "0 silu, 1 sigmoid, 2 identity, 3 gelu_tanh, 4 gelu",
+            "function?": ", ".join(f"{i} {name}" for i, name in enumerate(FUNCTIONS)),
             "x_stride?": "default n",
             "gate_stride?": "default n",
             "out_kind": "",
