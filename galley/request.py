@@ -158,9 +158,11 @@ class StructuredOutputsParams(
     Attributes:
         start_after: token sequences; the constraint applies to what follows the first of them in
             the output. None = from the first token on.
+        special_tokens: texts in `structural_tag` that stand for special tokens → their ids.
     """
 
     start_after: list[list[int]] | None = None
+    special_tokens: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         self.verify()

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 from galley.chat.parts import AssistantParser, Chain, WithoutReasoning
 from galley.chat.reasoning import REASONING_PARSERS, ReasoningFormat
 from galley.chat.scanner import Scanner, ScanningParser, Steps
-from galley.chat.tool_parsers import CALL_IDS, CALL_SPELLINGS, TOOL_PARSERS
+from galley.chat.tool_parsers import CALL_IDS, TOOL_PARSERS
+from galley.chat.tool_parsers.call_spellings import CALL_SPELLINGS
 from galley.chat.tool_parsers.calls import CallWriter, ToolFormat, ToolParser, random_id
 from galley.chat.tool_parsers.harmony import Harmony
 from galley.chat.tool_parsers.json_calls import JsonCalls

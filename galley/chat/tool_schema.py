@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from galley.chat.tool_parsers.spelling import ANY_OBJECT, CallSpelling
+from galley.chat.tool_parsers.spelling import ANY_OBJECT, CallSpelling, Signature
 from galley.chat.tools import FunctionTool, ToolChoice
 
 #: Keywords that may speak of properties beside `properties`.
@@ -51,6 +51,7 @@ def tag_of(
     choice: ToolChoice,
     spelling: CallSpelling,
     schema: Any = None,
+    tokens: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The structural tag of an answer of the model's own form that calls tools as it likes.
 
@@ -58,21 +59,48 @@ def tag_of(
 
     Args:
         schema: of an answer without a call; None: it is any text.
+        tokens: special tokens that may stand beside calls.
+
+    Raises:
+        Unsupported: a schema that the spelling cannot keep.
     """
-    tags = [
-        spelling.tag(tool.name, _closed(tool.parameters) if tool.strict else None)
+    functions = [
+        Signature(tool.name, _closed(tool.parameters) if tool.strict else None)
         for tool in choice.callable(tools)
     ]
-    once = {"stop_after_first": not choice.parallel}
+    once = not choice.parallel
+    tags = spelling.tags(functions, once)
     if schema is None:
-        triggers = [spelling.trigger]
-        form = {"type": "triggered_tags", "triggers": triggers, "tags": tags, **once}
+        form = {
+            "type": "triggered_tags",
+            "triggers": list(spelling.triggers),
+            "tags": tags,
+            "stop_after_first": once and not spelling.whole,
+            "excludes": list(spelling.excluded),
+            "excludes_patterns": list(spelling.forbidden),
+            "tokens": [*spelling.around, *tokens],
+        }
     else:
-        some = {"separator": spelling.separator, "at_least_one": True, "tags": tags, **once}
-        calls = {"type": "tags_with_separator", **some}
+        some = {"separator": spelling.separator, "at_least_one": True, "tags": tags}
+        calls = {"type": "tags_with_separator", **some, "stop_after_first": once}
         answer = {"type": "json_schema", "json_schema": schema}
         form = {"type": "or", "elements": [calls, answer]}
     return {"type": "structural_tag", "format": form}
+
+
+def texts_of(spelling: CallSpelling) -> list[str]:
+    """The texts that a spelling is made of, as far as they may have special tokens."""
+    sample = {"properties": {"k": {"type": "string"}}, "required": ["k"]}
+    tags = spelling.tags([Signature("f", sample)], False)
+    return [*spelling.triggers, *spelling.around, *_strings(tags)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def _closed(parameters: dict[str, Any] | None) -> dict[str, Any]:

@@ -105,10 +105,10 @@ def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse)
         InvalidRequest: the parameters of a function are nested too deeply.
     """
     try:
-        output = _constraint(ctx, params.structured_outputs, use)
+        output, whole = _constraint(ctx, params.structured_outputs, prompt, use)
     except RecursionError:
         raise InvalidRequest("tools: parameters are nested too deeply.", field="tools") from None
-    limits = _reasoning_limits(ctx, prompt, use, output is not None)
+    limits = _reasoning_limits(ctx, prompt, use, output is not None and not whole)
     if output is not None and limits is not None and limits.constrained_after:
         output = msgspec.structs.replace(output, start_after=[list(limits.reasoning.end)])
     reasoning = None if limits is None else limits.reasoning
@@ -118,27 +118,31 @@ def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse)
 
 
 def _constraint(
-    ctx: Context, given: StructuredOutputsParams | None, use: ToolUse
-) -> StructuredOutputsParams | None:
+    ctx: Context, given: StructuredOutputsParams | None, prompt: str, use: ToolUse
+) -> _Constraint:
     """The constraint of the answer, where the request brings `given` for its text."""
     if use.choice.mode == "none":
-        return given
+        return _Constraint(given)
     from galley.chat.tool_schema import schema_of, tag_of  # only for requests with tools
 
     schema = schema_of(use.tools, use.choice)
     if schema is not None:
-        return StructuredOutputsParams(json=schema, whitespace_pattern=" ?")
+        return _Constraint(StructuredOutputsParams(json=schema, whitespace_pattern=" ?"))
     strict = any(tool.strict for tool in use.choice.callable(use.tools))
     if given is None and not strict:
-        return None
-    spelling = _spelling(ctx)
+        return _Constraint(None)
+    spelling = None if ctx.formats is None else ctx.formats.spelling
+    special = {} if spelling is None else _special_tokens(ctx, spelling)
+    if special is None:
+        spelling = None
     if given is not None:
         text = _schema_of_text(given)
         if text is None or spelling is None or not spelling.marked:
-            return given
+            return _Constraint(given)
         tag = tag_of(use.tools, use.choice, spelling, text)
         form = msgspec.json.encode(tag).decode()
-        return msgspec.structs.replace(given, json=None, json_object=None, structural_tag=form)
+        options = {"json": None, "json_object": None, "special_tokens": special}
+        return _Constraint(msgspec.structs.replace(given, structural_tag=form, **options))
     if spelling is None:
         raise Unsupported(
             "strict functions are not supported by the tool call parser "
@@ -146,18 +150,43 @@ def _constraint(
             "`required` or a named function.",
             field="tools",
         )
-    tag = tag_of(use.tools, use.choice, spelling)
-    return StructuredOutputsParams(structural_tag=msgspec.json.encode(tag).decode())
+    thinking = _thinking_tokens(ctx, prompt)
+    tag = tag_of(use.tools, use.choice, spelling, tokens=tuple(thinking))
+    form = msgspec.json.encode(tag).decode()
+    params = StructuredOutputsParams(
+        structural_tag=form, special_tokens={**thinking, **(special or {})}
+    )
+    return _Constraint(params, spelling.whole)
 
 
-def _spelling(ctx: Context) -> CallSpelling | None:
-    """How a grammar writes calls; None where it cannot: no grammar makes special tokens."""
-    spelling = None if ctx.formats is None else ctx.formats.spelling
-    if spelling is None:
-        return None
-    tokenizer, sample = ctx.require_tokenizer(), spelling.tag("f", None)
-    ids = tokenizer.encode(sample["begin"] + sample["end"], False)
-    return spelling if tokenizer.special_ids.isdisjoint(ids) else None
+def _special_tokens(ctx: Context, spelling: CallSpelling) -> dict[str, int] | None:
+    """The special tokens in the texts of calls; None where a grammar cannot have them."""
+    from galley.chat.tool_schema import texts_of
+
+    texts = texts_of(spelling)
+    found: dict[str, int] = {}
+    for text in texts:
+        found |= _special_in(ctx, text)
+    for trigger in spelling.triggers:
+        marks = [mark for mark in found if mark in trigger]
+        if marks and not trigger.startswith(tuple(marks)):
+            return None
+    return found
+
+
+def _special_in(ctx: Context, text: str) -> dict[str, int]:
+    """The special tokens of a text."""
+    tokenizer = ctx.require_tokenizer()
+    ids = tokenizer.special_ids.intersection(tokenizer.encode(text, False))
+    return {token: id for id in ids if (token := tokenizer.id_to_token(id)) and token in text}
+
+
+def _thinking_tokens(ctx: Context, prompt: str) -> dict[str, int]:
+    """Special tokens around reasoning that the answer itself may begin."""
+    markers = None if ctx.formats is None else ctx.formats.reasoning_markers(prompt)
+    if markers is None or markers.begun:
+        return {}
+    return _special_in(ctx, markers.start) | _special_in(ctx, markers.end)
 
 
 def _schema_of_text(given: StructuredOutputsParams) -> Any:
@@ -170,6 +199,13 @@ def _schema_of_text(given: StructuredOutputsParams) -> Any:
         return msgspec.json.decode(given.json)
     except msgspec.DecodeError:
         return None
+
+
+class _Constraint(NamedTuple):
+    """A constraint, and whether it describes the whole answer, reasoning included."""
+
+    params: StructuredOutputsParams | None
+    whole: bool = False
 
 
 class _Limits(NamedTuple):

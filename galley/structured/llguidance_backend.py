@@ -31,7 +31,9 @@ class _Spelling:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         filler = range(vocabulary.size, -(-vocabulary.size // 64) * 64)
-        self.tokens = vocabulary.tokens + [b""] * len(filler)
+        # Tokens without text get a name: else the library allows them wherever a special one is.
+        tokens = vocabulary.tokens + [b""] * len(filler)
+        self.tokens = [token or b"<unused %d>" % i for i, token in enumerate(tokens)]
         self.special_token_ids = sorted((*vocabulary.special_ids, *filler))
         self.eos_token_id = vocabulary.end_ids[0]
         self.bos_token_id = None

@@ -3,13 +3,17 @@
 Both of vLLM's forms are read, the older one with `structures` and `triggers`, and the newer one
 with a tree of formats. Free text ends where a trigger, or the end of the tag around it, appears
 first; this is what llguidance's lazy terminals are for.
+
+Texts may name special tokens, which no text is made of: then their id stands in the grammar, and
+free text neither has the token nor spells it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
@@ -22,7 +26,7 @@ from galley.structured.regex import (
     whole,
 )
 from galley.structured.regex.anchors import ANYTHING
-from galley.structured.regex.syntax import Chars, Concat, Either
+from galley.structured.regex.syntax import Chars, Concat, Either, Tree, parse
 from galley.structured.regex.text import render
 from galley.structured.schema import Refused, SchemaOptions, normalise
 
@@ -36,15 +40,20 @@ MAX_REPEAT = 1_000
 Ends = tuple[str, ...]
 
 
-def guidance_grammar(tag: Any, options: SchemaOptions) -> dict[str, Any]:
+def guidance_grammar(
+    tag: Any, options: SchemaOptions, special: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The grammar of a structural tag, in llguidance's JSON form.
+
+    Args:
+        special: texts in the tag that stand for special tokens → their ids.
 
     Raises:
         InvalidRequest: a part is malformed or not supported; the message says where.
     """
     if not isinstance(tag, dict) or tag.get("type", "structural_tag") != "structural_tag":
         raise _fault("$", "must be an object of type 'structural_tag'")
-    writer = _Writer(options)
+    writer = _Writer(options, special or {})
     format_ = tag["format"] if "format" in tag else _older_form(tag)
     path = "$.format" if "format" in tag else "$"
     body = writer.expression(format_, (), path, 0)
@@ -70,6 +79,13 @@ def _fault(path: str, reason: str) -> InvalidRequest:
     return InvalidRequest(f"structural_tag: {shown} {reason}.", field=_FIELD)
 
 
+class _FreeText(NamedTuple):
+    """A terminal for free text, and a set of special tokens that it may have."""
+
+    text: str
+    tokens: str
+
+
 class _Writer:
     """Writes formats as expressions of Lark; rules and grammars that they use are collected.
 
@@ -77,11 +93,16 @@ class _Writer:
     the end of the answer, so that nothing may follow it.
     """
 
-    def __init__(self, options: SchemaOptions) -> None:
+    def __init__(self, options: SchemaOptions, special: Mapping[str, int]) -> None:
         self.rules: list[str] = []
         self.grammars: list[dict[str, Any]] = []
         self._options = options
         self._count = 0
+        self._special = special
+        longest_first = sorted(special, key=len, reverse=True)
+        self._split = (
+            re.compile(f"({'|'.join(map(re.escape, longest_first))})") if special else None
+        )
 
     def expression(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
         kind = format_.get("type") if isinstance(format_, dict) else None
@@ -100,10 +121,25 @@ class _Writer:
         self.rules.append(f"{name}{'[lazy]' if lazy else ''}: {body}")
         return name
 
+    def _literal(self, text: str) -> str:
+        return _joined(*map(self._piece, self._pieces(text)))
+
+    def _pieces(self, text: str) -> list[str]:
+        """The text cut at its special tokens."""
+        return [p for p in (self._split.split(text) if self._split else [text]) if p]
+
+    def _piece(self, text: str) -> str:
+        return f"<[{self._special[text]}]>" if text in self._special else json.dumps(text)
+
+    def _ended(self, ends: Ends) -> str:
+        if len(ends) <= 1:
+            return self._literal(ends[0]) if ends else ""
+        return "(" + " | ".join(self._literal(end) or '""' for end in ends) + ")"
+
     # ------------------------------------------------------------------ ending by themselves
 
     def const_string(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
-        return _joined(_literal(_text(format_, "value", path)), _ended(ends))
+        return _joined(self._literal(_text(format_, "value", path)), self._ended(ends))
 
     def json_schema(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
         if format_.get("style", "json") != "json":
@@ -113,7 +149,7 @@ class _Writer:
         except Refused as error:
             raise _fault(f"{path}.json_schema", error.message.removesuffix(".")) from None
         name = self._rule(f"%json {json.dumps(schema)}")
-        return _joined(name, _ended(ends))
+        return _joined(name, self._ended(ends))
 
     def regex(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
         _no_excludes(format_, path)
@@ -124,7 +160,7 @@ class _Writer:
             raise _fault(f"{path}.pattern", str(error)) from None
         except TooManyStates:
             raise _fault(f"{path}.pattern", "is too complex") from None
-        return _joined(self._rule(f"/{text}/") if text else "", _ended(ends))
+        return _joined(self._rule(f"/{text}/") if text else "", self._ended(ends))
 
     def grammar(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
         text = _text(format_, "grammar", path)
@@ -135,7 +171,7 @@ class _Writer:
                 raise _fault(f"{path}.grammar", f"is not valid: {error}") from None
         name = f"g{len(self.grammars)}"
         self.grammars.append({"name": name, "lark_grammar": text})
-        return _joined(f"@{name}", _ended(ends))
+        return _joined(f"@{name}", self._ended(ends))
 
     # ------------------------------------------------------------------ formats of formats
 
@@ -164,17 +200,19 @@ class _Writer:
         body = self._rule(self.expression(content, (), f"{path}.content", depth))
         marks = {"optional": "?", "star": "*", "plus": "+"}
         if format_["type"] != "repeat":
-            return _joined(f"{body}{marks[format_['type']]}", _ended(ends))
+            return _joined(f"{body}{marks[format_['type']]}", self._ended(ends))
         least, most = format_.get("min", 0), format_.get("max", -1)
         for name, value in (("min", least), ("max", most)):
             if not isinstance(value, int) or isinstance(value, bool) or value > MAX_REPEAT:
                 raise _fault(f"{path}.{name}", f"must be an integer of at most {MAX_REPEAT}")
         upper = "" if most < 0 else str(most)
-        return _joined(f"{body}{{{max(least, 0)},{upper}}}", _ended(ends))
+        return _joined(f"{body}{{{max(least, 0)},{upper}}}", self._ended(ends))
 
     def tag(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
         begin = _text(format_, "begin", path)
-        return _joined(_literal(begin), self._rest_of_tag(format_, path, depth), _ended(ends))
+        return _joined(
+            self._literal(begin), self._rest_of_tag(format_, path, depth), self._ended(ends)
+        )
 
     def _rest_of_tag(self, format_: Any, path: str, depth: int) -> str:
         end = format_.get("end")
@@ -187,7 +225,7 @@ class _Writer:
 
     def tags_with_separator(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
         tags = self._tags(format_, path)
-        separator = _literal(_text(format_, "separator", path))
+        separator = self._literal(_text(format_, "separator", path))
         one = self._rule(
             " | ".join(
                 self.expression(tag, (), f"{path}.tags[{i}]", depth) for i, tag in enumerate(tags)
@@ -198,7 +236,7 @@ class _Writer:
             some = f"{one} ({_joined(separator, one)})*"
         if not format_.get("at_least_one", False):
             some = f"({some})?"
-        return _joined(some, _ended(ends))
+        return _joined(some, self._ended(ends))
 
     def _tags(self, format_: Any, path: str) -> list[Any]:
         tags = _list(format_, "tags", path)
@@ -210,22 +248,49 @@ class _Writer:
     # ------------------------------------------------------------------ free text
 
     def any_text(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
-        text = _free_text(format_, path)
-        if not ends:
-            return self._rule(text)
-        return self._until(text, ends)
+        return self._until(self._free(format_, ends, path), ends)
 
-    def _until(self, text: str, ends: Ends) -> str:
+    def _free(self, format_: dict[str, Any], ends: Ends, path: str) -> _FreeText:
+        """Free text that neither has nor spells the special tokens of `ends`."""
+        stops = [piece for end in ends for piece in self._pieces(end)[:1]]
+        stops = [piece for piece in stops if piece in self._special]
+        allowed = format_.get("tokens") or []
+        if not isinstance(allowed, list):
+            raise _fault(f"{path}.tokens", "must be a list of texts")
+        ids = sorted(self._special[t] for t in allowed if t in self._special and t not in stops)
+        text = _free_text(format_, path, stops)
+        return _FreeText(text, f"<[{','.join(map(str, ids))}]>" if ids else "")
+
+    def _until(self, free: _FreeText, ends: Ends) -> str:
         """Free text up to the first of the ends, and that end."""
-        return self._rule(f"{text} ({' | '.join(_literal(end) for end in ends)})", lazy=True)
+        before = ""
+        if free.tokens:
+            before = self._rule(f"({self._rule(free.text)} {free.tokens})*")
+        if not ends:
+            return _joined(before, self._rule(free.text))
+        texts = [end for end in ends if self._pieces(end) == [end] and end not in self._special]
+        marked = [end for end in ends if end not in texts]
+        options = []
+        if texts:
+            last = " | ".join(map(self._literal, texts))
+            options.append(self._rule(f"{free.text} ({last})", lazy=True))
+        for end in marked:
+            first, *rest = self._pieces(end)
+            if first in self._special:
+                options.append(_joined(self._rule(free.text), self._literal(end)))
+            else:
+                lead = self._rule(f"{free.text} {json.dumps(first)}", lazy=True)
+                options.append(_joined(lead, *map(self._piece, rest)))
+        return _joined(before, f"({' | '.join(options)})")
 
     def triggered_tags(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
         tags = self._tags(format_, path)
         triggers = _list(format_, "triggers", path)
         if not all(isinstance(trigger, str) and trigger for trigger in triggers):
             raise _fault(f"{path}.triggers", "must be texts that are not empty")
-        text = _free_text(format_, path)
+        free = self._free(format_, (*triggers, *ends), path)
         rests: dict[str, list[str]] = {trigger: [] for trigger in triggers}
+        lasts: dict[str, list[str]] = {trigger: [] for trigger in triggers}
         whole_tags = []
         for i, tag in enumerate(tags):
             inner = f"{path}.tags[{i}]"
@@ -234,24 +299,33 @@ class _Writer:
             if len(matching) != 1:
                 raise _fault(f"{inner}.begin", "must start with exactly one of the triggers")
             rest = self._rule(self._rest_of_tag(tag, inner, depth) or '""')
-            rests[matching[0]].append(_joined(_literal(begin.removeprefix(matching[0])), rest))
-            whole_tags.append(_joined(_literal(begin), rest))
+            after = _joined(self._literal(begin.removeprefix(matching[0])), rest)
+            (lasts if tag.get("last") else rests)[matching[0]].append(after)
+            whole_tags.append(_joined(self._literal(begin), rest))
         tag_now = self._rule(" | ".join(whole_tags))
-        later = [
-            _joined(self._until(text, (trigger,)), f"({' | '.join(options)})")
-            for trigger, options in rests.items()
-            if options
-        ]
-        tag_later = self._rule(" | ".join(later))
-        after = self._until(text, ends) if ends else self._rule(text)
+        tag_later = self._later(free, rests)
+        after = self._until(free, ends)
         once, first = format_.get("stop_after_first", False), format_.get("at_least_one", False)
         if once:
             # Text without a tag may stand here, too, unless a tag must.
-            body = _joined(tag_now, _ended(ends))
+            body = _joined(tag_now, self._ended(ends))
             if first:
                 return body
-            return self._rule(f"{_joined(tag_later, _ended(ends))} | {after}")
+            return self._rule(f"{_joined(tag_later, self._ended(ends))} | {after}")
+        if any(lasts.values()):
+            after = self._rule(f"{_joined(self._later(free, lasts), self._ended(ends))} | {after}")
         return _joined(tag_now if first else "", f"{tag_later}*", after)
+
+    def _later(self, free: _FreeText, rests: dict[str, list[str]]) -> str:
+        """Free text and a tag, by the triggers of tags."""
+        return self._rule(
+            " | ".join(
+                _joined(self._until(free, (trigger,)), f"({' | '.join(options)})")
+                for trigger, options in rests.items()
+                if options
+            )
+            or '""'
+        )
 
 
 _FORMATS: dict[str, Callable[[_Writer, Any, Ends, str, int], str]] = {
@@ -284,18 +358,8 @@ def _is_endless(format_: Any) -> bool:
     return False
 
 
-def _literal(text: str) -> str:
-    return json.dumps(text) if text else ""
-
-
 def _joined(*parts: str) -> str:
     return " ".join(part for part in parts if part)
-
-
-def _ended(ends: Ends) -> str:
-    if len(ends) <= 1:
-        return _literal(ends[0]) if ends else ""
-    return "(" + " | ".join(_literal(end) or '""' for end in ends) + ")"
 
 
 def _text(format_: dict[str, Any], name: str, path: str) -> str:
@@ -317,16 +381,20 @@ def _no_excludes(format_: dict[str, Any], path: str) -> None:
         raise _fault(f"{path}.excludes", "is only supported for free text")
 
 
-def _free_text(format_: dict[str, Any], path: str) -> str:
-    """A terminal for any text in which no text of `excludes` appears."""
+def _free_text(format_: dict[str, Any], path: str, stops: Sequence[str]) -> str:
+    """A terminal for any text in which none of `excludes`, `excludes_patterns` and `stops` is."""
     excludes = format_.get("excludes") or []
     if not isinstance(excludes, list) or not all(isinstance(e, str) and e for e in excludes):
         raise _fault(f"{path}.excludes", "must be a list of texts that are not empty")
-    if not excludes:
+    parts: list[Tree] = [
+        Concat(tuple(Chars(((ord(c),) * 2,)) for c in text)) for text in (*excludes, *stops)
+    ]
+    parts += [parse(pattern) for pattern in format_.get("excludes_patterns") or []]
+    if not parts:
         return "/(?s:.*)/"
-    texts = Either(tuple(Concat(tuple(Chars(((ord(c),) * 2,)) for c in e)) for e in excludes))
     try:
-        rest = Automaton.of(Concat((ANYTHING, texts, ANYTHING))).complement().tree()
+        found = Automaton.of(Concat((ANYTHING, Either(tuple(parts)), ANYTHING)))
+        rest = found.complement().tree()
     except TooManyStates:
         raise _fault(f"{path}.excludes", "is too complex") from None
     return f"/{render(rest)}/"

@@ -153,7 +153,7 @@ def _structural_tag(job: Job) -> tuple[Any, str]:
     name = "structural_tag"
     tag = _parsed(job.params.structural_tag or "", name)
     if job.backend == "guidance":
-        tag = guidance_grammar(tag, _options(job))
+        tag = guidance_grammar(tag, _options(job), job.params.special_tokens)
     return name, json.dumps(tag)
 
 

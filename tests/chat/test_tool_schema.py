@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from galley.chat.parsers import open_formats
 from galley.chat.parts import ToolCall, assemble
-from galley.chat.tool_parsers import CALL_SPELLINGS, TOOL_PARSERS
+from galley.chat.tool_parsers import TOOL_PARSERS
+from galley.chat.tool_parsers.call_spellings import CALL_SPELLINGS
+from galley.chat.tool_parsers.spelling import KIND, Signature, TaggedSpelling
 from galley.chat.tool_schema import schema_of, tag_of
 from galley.chat.tools import FunctionTool, ToolChoice
 from galley.structured.schema import SchemaOptions
 from galley.structured.structural_tag import guidance_grammar
-from tests.structured.walks import Grammar
+from tests.structured.walks import Grammar, SpecialTokens
 
 SCHEMA = {
     "type": "object",
@@ -29,42 +34,94 @@ SCHEMA = {
 STRICT = FunctionTool("look", None, SCHEMA, strict=True)
 LOOSE = FunctionTool("wait")
 AUTO = ToolChoice("auto")
+KINDS = {"city": "string", "days": "integer", "units": "string"}
 GOOD = {"city": "Paris", "days": 3}
 BAD: list[dict[str, Any]] = [{"city": "Paris"}, {"city": "Paris", "days": "x"}]
 
 
-def grammar_of(tag: dict[str, Any]) -> Grammar:
-    return Grammar(json.dumps(guidance_grammar(tag, SchemaOptions())))
+TRANSCRIPTS = [
+    (line["parser"], line["text"])
+    for line in map(json.loads, Path("tests/chat/transcripts.jsonl").read_text().splitlines())
+]
+#: Whose transcripts have calls without arguments in another form, or several answers.
+OTHER_FORMS = {"deepseek_v4", "longcat", "openai"}
+#: Markers that are special tokens in the vocabulary of their family.
+_SPECIAL = re.compile(r"<\|[^<>|]+\|>|<｜[^<>｜]+｜>|\[(?:TOOL_CALLS|ARGS|CALL_ID)\]|</?tool_call>")
+
+
+def texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts(item)
+
+
+def grammar_of(tag: dict[str, Any], special: bool = False) -> Grammar:
+    """Args: special: markers of `_SPECIAL` are tokens of their own."""
+    names = {name for text in texts(tag) for name in _SPECIAL.findall(text)} if special else set()
+    tokens = SpecialTokens(sorted(names))
+    grammar = guidance_grammar(tag, SchemaOptions(), tokens.ids)
+    return Grammar(json.dumps(grammar), tokens)
 
 
 def spelt(name: str, arguments: dict[str, Any]) -> str:
     """A call of the function `look` in a format."""
     spelling = CALL_SPELLINGS[name]
-    begin = spelling.tag("look", None)["begin"]
-    end = spelling.tag("look", None)["end"]
-    if name in ("mimo", "qwen3_coder", "qwen3_xml", "step3p5"):
+    [tag, *_] = [
+        tag for tag in spelling.tags([Signature("look", None)], False) if "look" in json.dumps(tag)
+    ]
+    if isinstance(spelling, TaggedSpelling):
+        kinds = dict(spelling.kinds)
         middle = "".join(
-            f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in arguments.items()
+            f"{spelling.key_begin}{key}"
+            f"{spelling.key_end.replace(KIND, kinds.get(KINDS[key], kinds.get('', '')))}"
+            f"{value}{spelling.value_end}"
+            for key, value in arguments.items()
         )
     else:
         middle = json.dumps(arguments)
-    return f"{begin}{middle}{end}"
+    return f"{tag['begin']}{_content(tag['content'], middle)}{tag['end']}"
 
 
+def _content(content: dict[str, Any], arguments: str) -> str:
+    """A text of a content that ends with the arguments."""
+    kind = content["type"]
+    if kind == "sequence":
+        return "".join(_content(element, arguments) for element in content["elements"])
+    if kind == "tags_with_separator":
+        [tag] = content["tags"]
+        return f"{tag['begin']}{_content(tag['content'], arguments)}{tag['end']}"
+    return {"regex": "0", "const_string": content.get("value", "")}.get(kind, arguments)
+
+
+@pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("name", CALL_SPELLINGS)
-def test_strict_calls_keep_to_their_schema_and_are_read(name: str) -> None:
-    grammar = grammar_of(tag_of([STRICT, LOOSE], AUTO, CALL_SPELLINGS[name]))
+def test_strict_calls_keep_to_their_schema_and_are_read(name: str, special: bool) -> None:
+    """Whether the markers are text or special tokens."""
+    grammar = grammar_of(tag_of([STRICT, LOOSE], AUTO, CALL_SPELLINGS[name]), special)
     call = spelt(name, GOOD)
     assert grammar.accepts("Only text.")
     assert grammar.accepts(f"Text first. {call}")
     assert grammar.accepts(spelt(name, {**GOOD, "units": "ft"}))
     for arguments in BAD:
         assert not grammar.accepts(spelt(name, arguments)), arguments
+        assert not grammar.accepts(f"Text. {spelt(name, arguments)}"), arguments
+    if grammar.has_special(call):
+        assert not grammar.accepts(call, spell=True)
     parser = open_formats("", name).parser("", [STRICT, LOOSE], AUTO)
     assert parser is not None
     [*_, read] = assemble([*parser.push(f"Text first. {call}", ()), *parser.finish()])
     assert isinstance(read, ToolCall)
     assert (read.name, json.loads(read.arguments)) == ("look", GOOD)
+
+
+@pytest.mark.parametrize("name", sorted(CALL_SPELLINGS.keys() - OTHER_FORMS))
+def test_transcripts_of_models_are_what_their_grammar_accepts(name: str) -> None:
+    """Calls in each model's own form, of functions without a schema that is kept."""
+    tools = [FunctionTool("get_weather"), FunctionTool("now")]
+    grammar = grammar_of(tag_of(tools, AUTO, CALL_SPELLINGS[name]), special=True)
+    assert any(grammar.accepts(text) for parser, text in TRANSCRIPTS if parser == name)
 
 
 @pytest.mark.parametrize("name", [name for name, s in CALL_SPELLINGS.items() if s.marked])

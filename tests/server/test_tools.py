@@ -299,13 +299,13 @@ def test_an_answer_of_a_schema_may_be_a_call_instead(served: Served) -> None:
 
 
 def test_strict_functions_need_a_format_that_can_be_constrained() -> None:
-    server = ServerConfig(enable_auto_tool_choice=True, tool_call_parser="kimi_k2")
-    with serve(server, formats=open_formats("", "kimi_k2")) as served:
+    server = ServerConfig(enable_auto_tool_choice=True, tool_call_parser="pythonic")
+    with serve(server, formats=open_formats("", "pythonic")) as served:
         body = {"model": MODEL, "messages": HI, "tools": [STRICT]}
         answer = served.post("/v1/chat/completions", body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "tools"
-    assert "kimi_k2" in answer.json()["error"]["message"]
+    assert "pythonic" in answer.json()["error"]["message"]
 
 
 def test_constraints_of_gpt_oss_apply_to_its_final_channel() -> None:

@@ -245,6 +245,27 @@ def test_a_constraint_may_start_behind_a_marker(llm: LLM) -> None:
     assert ends >= 5
 
 
+def test_special_tokens_in_structural_tags(llm: LLM) -> None:
+    """They are written as tokens, and beside the tags neither stand nor are spelt."""
+    marks = {
+        name: llm.get_tokenizer().convert_tokens_to_ids(name) for name in ("<think>", "</think>")
+    }
+    content = {"type": "regex", "pattern": "[ab]{2,4}"}
+    tag = {"type": "tag", "begin": "<think>", "content": content, "end": "</think>"}
+    tags = {"type": "triggered_tags", "triggers": ["<think>"], "tags": [tag]}
+    form = {"structural_tag": json.dumps({"format": tags}), "special_tokens": marks}
+    more = {"skip_special_tokens": False, "logit_bias": {marks["<think>"]: 5.0}}
+    params = [structured(form, seed=seed, max_tokens=400, **more) for seed in range(8)]
+    found = 0
+    for [[_, token_ids, text, *_]] in run(llm, params):
+        assert text.count("<think>") == token_ids.count(marks["<think>"])
+        closed = text.rpartition("</think>")[0] + "</think>"
+        inside = re.findall("<think>(.*?)</think>", closed)
+        assert all(re.fullmatch("[ab]{2,4}", one) for one in inside)
+        found += len(inside)
+    assert found
+
+
 def test_rules_that_leave_nothing_fail_their_request_alone(llm: LLM) -> None:
     yes = llm.get_tokenizer().encode("y", add_special_tokens=False)
     own = structured({"choice": ["yes", "no"]}, allowed_token_ids=[*yes, 1])

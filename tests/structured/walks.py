@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,21 +39,46 @@ class NotCompiled(Exception):
     """llguidance refuses a grammar."""
 
 
+class SpecialTokens:
+    """A vocabulary of bytes and special tokens."""
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.ids = {name: END + 1 + i for i, name in enumerate(names)}
+        self.native = TOKENIZER
+        if names:
+            spelling = _Bytes()
+            spelling.tokens = [*_Bytes.tokens, *(name.encode() for name in names)]
+            spelling.special_token_ids = [END, *self.ids.values()]
+            self.native = LLTokenizer(TokenizerWrapper(spelling))
+
+    def encode(self, text: str, spell: bool = False) -> list[int]:
+        """Args: spell: special tokens are written as text."""
+        if spell or not self.ids:
+            return list(text.encode())
+        names = "|".join(map(re.escape, self.ids))
+        pieces = re.split(f"({names})", text)
+        return [t for p in pieces for t in ([self.ids[p]] if p in self.ids else p.encode())]
+
+
 class Grammar:
     """What llguidance makes of a grammar; raises NotCompiled."""
 
-    def __init__(self, grammar: str) -> None:
-        self._matcher = LLMatcher(TOKENIZER, grammar, log_level=0)
+    def __init__(self, grammar: str, special: SpecialTokens | None = None) -> None:
+        self._tokens = special or SpecialTokens()
+        self._matcher = LLMatcher(self._tokens.native, grammar, log_level=0)
         if self._matcher.is_error():
             raise NotCompiled(self._matcher.get_error())
+
+    def has_special(self, text: str) -> bool:
+        return self._tokens.encode(text) != self._tokens.encode(text, spell=True)
 
     @classmethod
     def of_schema(cls, schema: Any) -> Grammar:
         return cls(LLMatcher.grammar_from_json_schema(schema))
 
-    def accepts(self, text: str) -> bool:
+    def accepts(self, text: str, spell: bool = False) -> bool:
         matcher = self._matcher.deep_copy()
-        encoded = list(text.encode())
+        encoded = self._tokens.encode(text, spell)
         return matcher.try_consume_tokens(encoded) == len(encoded) and matcher.is_accepting()
 
     def walk(self, seed: int, usual: int = 120, most: int = 3000) -> str | None:

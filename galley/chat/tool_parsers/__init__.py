@@ -17,7 +17,6 @@ from galley.chat.tool_parsers.harmony import Harmony
 from galley.chat.tool_parsers.json_calls import JsonCalls
 from galley.chat.tool_parsers.named_calls import NamedCalls
 from galley.chat.tool_parsers.python_calls import PythonCalls
-from galley.chat.tool_parsers.spelling import CallSpelling, JsonSpelling, TaggedSpelling
 from galley.chat.tool_parsers.tagged_calls import TaggedCalls
 
 
@@ -213,33 +212,4 @@ def _nine_characters(name: str, index: int) -> str:
 CALL_IDS: dict[str, Callable[[str, int], str]] = {
     "kimi_k2": lambda name, index: f"functions.{name}:{index}",
     "mistral": _nine_characters,
-}
-
-
-def _json_between(begin: str, end: str) -> JsonSpelling:
-    return JsonSpelling(begin, '\n{"name": "', '", "arguments": ', "}\n" + end)
-
-
-_QWEN_SPELLING = TaggedSpelling(
-    trigger="<tool_call>",
-    before="\n<function=",
-    after=">\n",
-    key_begin="<parameter=",
-    key_end=">\n",
-    value_end="\n</parameter>\n",
-    end="</function>\n</tool_call>",
-)
-_BARE = JsonSpelling('{"name": "', "", '", "parameters": ', "}", "; ", marked=False)
-
-#: How calls are written in formats whose markers are text, so that a grammar can make them.
-CALL_SPELLINGS: dict[str, CallSpelling] = {
-    **dict.fromkeys(
-        ("ernie45", "granite4", "hermes", "qwen3_json"),
-        _json_between("<tool_call>", "</tool_call>"),
-    ),
-    "json": _BARE,
-    "llama3_json": _BARE,
-    "llama4_json": _BARE,
-    "longcat": _json_between("<longcat_tool_call>", "</longcat_tool_call>"),
-    **dict.fromkeys(("mimo", "qwen3_coder", "qwen3_xml", "step3p5"), _QWEN_SPELLING),
 }

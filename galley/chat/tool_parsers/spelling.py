@@ -2,96 +2,242 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from galley.chat.tool_parsers.values import parameter_types, string_piece
+from galley.errors import Unsupported
 
 #: The schema of arguments that nothing is said of.
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
+#: Stand in the texts of a spelling for the number of a call, and for its id.
+NUMBER, ID = "{number}", "{id}"
+_PATTERNS = {NUMBER: "[0-9]{1,9}", ID: "[a-zA-Z0-9]{9}"}
+#: Stands for the kind of a parameter in `TaggedSpelling.key_end`.
+KIND = "{kind}"
+#: Keywords that limit a text; where texts stand without quotes, a grammar does not keep them.
+_LIMITS_OF_TEXT = ("pattern", "minLength", "maxLength", "format", "allOf", "not", "if")
+_NOTHING: dict[str, Any] = {"type": "const_string", "value": ""}
+
+
+class Signature(NamedTuple):
+    """A function that may be called: its name, and the schema of its arguments if it is kept."""
+
+    name: str
+    parameters: dict[str, Any] | None
 
 
 class CallSpelling(Protocol):
     """The spelling of calls in a format.
 
     Attributes:
-        trigger: the text that begins every call.
+        triggers: texts that begin calls; nothing else may follow one of them.
+        around: markers beside calls, which the model may write anywhere.
+        excluded: other texts that the parser takes for the beginning of a call.
+        forbidden: the same, as patterns.
         separator: the text between two calls.
         marked: no JSON begins as a call does.
+        whole: the tags describe the whole answer with its reasoning.
     """
 
     @property
-    def trigger(self) -> str: ...
+    def triggers(self) -> tuple[str, ...]: ...
+    @property
+    def around(self) -> tuple[str, ...]: ...
+    @property
+    def excluded(self) -> tuple[str, ...]: ...
+    @property
+    def forbidden(self) -> tuple[str, ...]: ...
     @property
     def separator(self) -> str: ...
     @property
     def marked(self) -> bool: ...
+    @property
+    def whole(self) -> bool: ...
 
-    def tag(self, name: str, parameters: dict[str, Any] | None) -> dict[str, Any]:
-        """A call as a structural tag; `parameters` is the schema of the arguments."""
+    def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
+        """What may follow a trigger, as tags of a structural tag that begin with it.
+
+        Raises:
+            Unsupported: a schema that the spelling cannot keep.
+        """
         ...
 
 
-@dataclass(frozen=True)
-class JsonSpelling:
-    """`trigger before NAME between {ARGUMENTS} end`."""
+@dataclass(frozen=True, kw_only=True)
+class _Spelling:
+    """What spellings share; see `CallSpelling`."""
 
     trigger: str
+    around: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    separator: str = "\n"
+    marked: bool = True
+    whole: bool = False
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        return (self.trigger,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonSpelling(_Spelling):
+    """`trigger before NAME between {ARGUMENTS} end`.
+
+    Attributes:
+        also: other forms of calls that begin with the same trigger.
+    """
+
     before: str
     between: str
     end: str
-    separator: str = "\n"
-    marked: bool = True
+    also: tuple[JsonSpelling, ...] = ()
 
-    def tag(self, name: str, parameters: dict[str, Any] | None) -> dict[str, Any]:
-        content = {"type": "json_schema", "json_schema": parameters or ANY_OBJECT}
-        begin = f"{self.trigger}{self.before}{string_piece(name)}{self.between}"
-        return {"type": "tag", "begin": begin, "content": content, "end": self.end}
+    def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
+        tags = [self._tag(self.trigger, function) for function in functions]
+        return tags + [tag for other in self.also for tag in other.tags(functions, once)]
+
+    def _tag(self, trigger: str, function: Signature) -> dict[str, Any]:
+        begin = f"{trigger}{self.before}{string_piece(function.name)}{self.between}"
+        content = {"type": "json_schema", "json_schema": function.parameters or ANY_OBJECT}
+        return _tag(begin, content, self.end)
 
 
-@dataclass(frozen=True)
-class TaggedSpelling:
+@dataclass(frozen=True, kw_only=True)
+class ListSpelling(JsonSpelling):
+    """`trigger open [CALL {comma CALL}] close`, with calls as `before NAME between {…} end`."""
+
+    open: str = "["
+    comma: str = ", "
+    close: str
+
+    def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
+        calls = {
+            "type": "tags_with_separator",
+            "separator": self.comma,
+            "at_least_one": True,
+            "stop_after_first": once,
+            "tags": [self._tag("", function) for function in functions],
+        }
+        return [_tag(f"{self.trigger}{self.open}", calls, self.close)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggedSpelling(_Spelling):
     """`trigger before NAME after {key_begin KEY key_end VALUE value_end} end`.
 
-    Parameters come in the order of the schema. A text ends at the first `value_end`; texts of an
-    enumeration are the only ones that their schema limits.
+    Parameters come in the order of the schema. A text ends at the first `value_end`.
+
+    Attributes:
+        kinds: type of a parameter → what stands for `KIND` in `key_end`; "" for any other.
+        plain: further texts that begin with the trigger and are no calls.
     """
 
-    trigger: str
     before: str
     after: str
     key_begin: str
     key_end: str
     value_end: str
     end: str
-    separator: str = "\n"
-    marked: bool = True
+    kinds: tuple[tuple[str, str], ...] = ()
+    plain: tuple[str, ...] = ()
 
-    def tag(self, name: str, parameters: dict[str, Any] | None) -> dict[str, Any]:
-        begin = f"{self.trigger}{self.before}{name}{self.after}"
+    def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
+        calls = [
+            _tag(
+                f"{self.trigger}{self.before}{function.name}{self.after}",
+                self._content(function),
+                self.end,
+            )
+            for function in functions
+        ]
+        return [*calls, *(_tag(text, _NOTHING, "") for text in self.plain)]
+
+    def _content(self, function: Signature) -> dict[str, Any]:
+        parameters = function.parameters
         if parameters is None:
-            content: dict[str, Any] = {"type": "any_text"}
-        else:
-            required = parameters.get("required") or ()
-            members = []
-            for key, schema in (parameters.get("properties") or {}).items():
-                member = self._member(key, schema, parameters)
-                if key not in required:
-                    member = {"type": "optional", "content": member}
-                members.append(member)
-            empty = {"type": "const_string", "value": ""}
-            content = {"type": "sequence", "elements": members} if members else empty
-        return {"type": "tag", "begin": begin, "content": content, "end": self.end}
+            return {"type": "star", "content": self._any_member()}
+        required = parameters.get("required") or ()
+        members = []
+        for key, schema in (parameters.get("properties") or {}).items():
+            member = self._member(function.name, key, schema, parameters)
+            if key not in required:
+                member = {"type": "optional", "content": member}
+            members.append(member)
+        return {"type": "sequence", "elements": members} if members else _NOTHING
 
-    def _member(self, key: str, schema: Any, root: dict[str, Any]) -> dict[str, Any]:
-        content: dict[str, Any]
-        if parameter_types(root, key) != {"string"}:
+    def _any_member(self) -> dict[str, Any]:
+        text = {"type": "any_text"}
+        kinds = sorted({kind for _, kind in self.kinds}) or [""]
+        ends = [self.key_end.replace(KIND, kind) for kind in kinds]
+        key = {**_tag(self.key_begin, text, ""), "end": ends}
+        return {"type": "sequence", "elements": [key, _tag("", text, self.value_end)]}
+
+    def _member(self, name: str, key: str, schema: Any, root: dict[str, Any]) -> dict[str, Any]:
+        types = parameter_types(root, key)
+        kinds = dict(self.kinds)
+        kind = kinds.get(next(iter(types)) if len(types) == 1 else "", kinds.get("", ""))
+        begin = f"{self.key_begin}{key}{self.key_end.replace(KIND, kind)}"
+        return _tag(begin, self._value(name, key, schema, root, types), self.value_end)
+
+    def _value(
+        self, name: str, key: str, schema: Any, root: dict[str, Any], types: frozenset[str]
+    ) -> dict[str, Any]:
+        if types != {"string"}:
             definitions = {k: root[k] for k in ("$defs", "definitions") if k in root}
-            content = {"type": "json_schema", "json_schema": {**schema, **definitions}}
-        elif "enum" in schema:
-            texts = [{"type": "const_string", "value": text} for text in schema["enum"]]
-            content = {"type": "or", "elements": texts}
-        else:
-            content = {"type": "any_text"}
-        begin = f"{self.key_begin}{key}{self.key_end}"
-        return {"type": "tag", "begin": begin, "content": content, "end": self.value_end}
+            schema = {**schema, **definitions} if isinstance(schema, dict) else schema
+            return {"type": "json_schema", "json_schema": schema}
+        for keyword in _LIMITS_OF_TEXT:
+            if keyword in schema:
+                raise Unsupported(
+                    f"strict: the parameter {key!r:.100} of {name!r:.100} has the keyword "
+                    f"{keyword}, which this server's format of calls cannot keep.",
+                    field="tools",
+                )
+        texts = schema.get("enum") or ([schema["const"]] if "const" in schema else None)
+        if texts is None:
+            return {"type": "any_text"}
+        constants = [{"type": "const_string", "value": text} for text in texts]
+        return {"type": "or", "elements": constants}
+
+
+@dataclass(frozen=True)
+class HarmonySpelling:
+    """Messages of gpt-oss. A call is the last one of an answer; other text ends with a marker."""
+
+    triggers: tuple[str, ...] = ("<|channel|>", "<|start|>")
+    around: tuple[str, ...] = ("<|end|>",)
+    excluded: tuple[str, ...] = (" to=functions.", "<|message|>", "<|call|>", "<|return|>")
+    forbidden: tuple[str, ...] = ()
+    separator: str = ""
+    marked: bool = False
+    whole: bool = True
+
+    def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
+        tags = []
+        for start in ("<|channel|>", "<|start|>assistant<|channel|>"):
+            for channel in ("analysis", "commentary", "final"):
+                tags.append(_tag(f"{start}{channel}<|message|>", _NOTHING, ""))
+            for function in functions:
+                to = f"{start}commentary to=functions.{function.name} "
+                begin = f"{to}<|constrain|>json<|message|>"
+                schema = function.parameters or ANY_OBJECT
+                content = {"type": "json_schema", "json_schema": schema}
+                tags.append({**_tag(begin, content, ""), "last": True})
+        return tags
+
+
+def _tag(begin: str, content: dict[str, Any], end: str) -> dict[str, Any]:
+    first, *rest = re.split(f"({re.escape(NUMBER)}|{re.escape(ID)})", begin)
+    if rest:
+        parts: list[dict[str, Any]] = [
+            {"type": "regex", "pattern": _PATTERNS[text]}
+            if text in _PATTERNS
+            else {"type": "const_string", "value": text}
+            for text in rest
+        ]
+        content = {"type": "sequence", "elements": [*parts, content]}
+    return {"type": "tag", "begin": first, "content": content, "end": end}
