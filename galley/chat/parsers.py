@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from galley.chat.parts import AssistantParser, Chain, WithoutReasoning
 from galley.chat.reasoning import REASONING_PARSERS, ReasoningFormat
+from galley.chat.reasoning_count import ReasoningCount
 from galley.chat.scanner import Scanner, ScanningParser, Steps
 from galley.chat.tool_parsers import CALL_IDS, TOOL_PARSERS
 from galley.chat.tool_parsers.call_spellings import CALL_SPELLINGS
@@ -76,32 +77,41 @@ class OutputFormats:
         tools: Sequence[FunctionTool] = (),
         choice: ToolChoice | None = None,
         reasoning: bool = True,
+        width: Callable[[int], int] | None = None,
     ) -> AssistantParser | None:
         """The parser of one answer to `prompt`; None where the text is the answer.
 
         Args:
             tools: that the conversation offers.
             reasoning: show it.
+            width: the number of bytes that a token adds to a text; tokens of reasoning are counted.
         """
-        parser = self._parser(prompt, tools, choice or ToolChoice())
+        count = None if width is None or self.reasoning is None else ReasoningCount(width)
+        parser = self._parser(prompt, tools, choice or ToolChoice(), count)
         if parser is None or reasoning or self.reasoning is None:
             return parser
         return WithoutReasoning(parser)
 
     def _parser(
-        self, prompt: str, tools: Sequence[FunctionTool], choice: ToolChoice
+        self,
+        prompt: str,
+        tools: Sequence[FunctionTool],
+        choice: ToolChoice,
+        count: ReasoningCount | None,
     ) -> AssistantParser | None:
         calls = CallWriter(choice.callable(tools), self.new_id)
         reasoning = self.reasoning
         if isinstance(reasoning, Harmony):
-            own = ToolParser(reasoning, calls, choice.parallel)
+            own = ToolParser(reasoning, calls, choice.parallel, count)
             forced = self._tool_parser(choice, calls) if choice.forced else None
             return own if forced is None else Chain(own, forced)
         parser = self._tool_parser(choice, calls)
         if reasoning is None:
             return parser
         begun = reasoning.begun(prompt)
-        thinking = ScanningParser(lambda scan: reasoning.steps(scan, begun), reasoning.special)
+        thinking = ScanningParser(
+            lambda scan: reasoning.steps(scan, begun), reasoning.special, count
+        )
         return thinking if parser is None else Chain(thinking, parser)
 
     @property

@@ -52,7 +52,14 @@ Part = Reasoning | Content | ToolCallStart | ToolCallArguments
 
 
 class AssistantParser(Protocol):
-    """Splits the text of one choice into parts, at any border of tokens or characters."""
+    """Splits the text of one choice into parts, at any border of tokens or characters.
+
+    Attributes:
+        reasoning_tokens: tokens of the reasoning that has been read.
+    """
+
+    @property
+    def reasoning_tokens(self) -> int: ...
 
     def adjust(self, params: SamplingParams) -> SamplingParams:
         """Parameters under which the model's text can be parsed."""
@@ -73,6 +80,10 @@ class Chain:
     def __init__(self, first: AssistantParser, second: AssistantParser) -> None:
         self._first = first
         self._second = second
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self._first.reasoning_tokens
 
     def adjust(self, params: SamplingParams) -> SamplingParams:
         return self._second.adjust(self._first.adjust(params))
@@ -99,6 +110,10 @@ class WithoutReasoning:
     def __init__(self, parser: AssistantParser) -> None:
         self._parser = parser
 
+    @property
+    def reasoning_tokens(self) -> int:
+        return self._parser.reasoning_tokens
+
     def adjust(self, params: SamplingParams) -> SamplingParams:
         return self._parser.adjust(params)
 
@@ -121,6 +136,10 @@ class CountedCalls:
         self._parser = parser
         self._count = count
         self._called = False
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self._parser.reasoning_tokens
 
     def adjust(self, params: SamplingParams) -> SamplingParams:
         return self._parser.adjust(params)

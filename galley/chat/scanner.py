@@ -21,7 +21,8 @@ from typing import TypeVar
 
 import msgspec
 
-from galley.chat.parts import Part
+from galley.chat.parts import Part, Reasoning
+from galley.chat.reasoning_count import ReasoningCount
 from galley.request import SamplingParams
 
 T = TypeVar("T")
@@ -83,9 +84,11 @@ class Scanner:
         self._at = 0
         self._mark: int | None = None
         self._ended = False
+        self._fed = 0
 
     def feed(self, text: str) -> None:
         """More text has come."""
+        self._fed += len(text.encode())
         read = self._at if self._mark is None else min(self._at, self._mark)
         self._text = self._text[read:] + text
         self._at -= read
@@ -95,6 +98,17 @@ class Scanner:
     def end(self) -> None:
         """No more text will come."""
         self._ended = True
+
+    @property
+    def place(self) -> int:
+        """The number of bytes that have been read."""
+        return self._fed - len(self._text[self._at :].encode())
+
+    @property
+    def settled(self) -> int:
+        """The number of bytes that have been read and that `rewind` does not unread."""
+        at = self._at if self._mark is None else min(self._at, self._mark)
+        return self._fed - len(self._text[at:].encode())
 
     # ------------------------------------------------------------------ attempts
 
@@ -404,12 +418,23 @@ class ScanningParser:
     Args:
         format: makes the generator that reads the text.
         special: the format's markers may be special tokens.
+        count: counts tokens of reasoning.
     """
 
-    def __init__(self, format: Callable[[Scanner], Steps[None]], special: bool = True) -> None:
+    def __init__(
+        self,
+        format: Callable[[Scanner], Steps[None]],
+        special: bool = True,
+        count: ReasoningCount | None = None,
+    ) -> None:
         self._scanner = Scanner()
         self._steps = format(self._scanner)
         self._special = special
+        self._count = count
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return 0 if self._count is None else self._count.tokens
 
     def adjust(self, params: SamplingParams) -> SamplingParams:
         """Markers that are special tokens must be in the text."""
@@ -419,11 +444,18 @@ class ScanningParser:
 
     def push(self, text: str, token_ids: Sequence[int]) -> list[Part]:
         self._scanner.feed(text)
-        return self._ready()
+        parts = self._ready()
+        if self._count is not None:
+            self._count.take(token_ids)
+            self._count.settle(self._scanner.settled)
+        return parts
 
     def finish(self) -> list[Part]:
         self._scanner.end()
-        return self._ready()
+        parts = self._ready()
+        if self._count is not None:
+            self._count.settle(None)
+        return parts
 
     def _ready(self) -> list[Part]:
         parts: list[Part] = []
@@ -431,4 +463,7 @@ class ScanningParser:
             if part is None:
                 break
             parts.append(part)
+            if self._count is not None and isinstance(part, Reasoning):
+                place = self._scanner.place
+                self._count.reasoning(place - len(part.text.encode()), place)
         return parts

@@ -162,7 +162,10 @@ class Context:
             from galley.chat.parsers import OutputFormats  # only for requests with tools
 
             formats = OutputFormats()
-        parser = formats.parser(prompt, use.tools, use.choice, reasoning=use.reasoning)
+        width = None if self.tokenizer is None else self._width
+        parser = formats.parser(
+            prompt, use.tools, use.choice, reasoning=use.reasoning, width=width
+        )
         if parser is None or self.tool_metrics is None or use.choice.mode == "none":
             return parser
         count = self.tool_metrics.count
@@ -176,11 +179,19 @@ class Context:
         made = (self.parser_of(prompt, use) for _ in range(n))
         return [parser for parser in made if parser is not None]
 
-    def usage_counter(self, count_generated: bool = True) -> UsageCounter:
-        """Counts the tokens of an answer."""
-        server = self.server
+    def _width(self, token_id: int) -> int:
+        return len(self.require_tokenizer().token_bytes(token_id))
+
+    def usage_counter(
+        self, count_generated: bool = True, parsers: Sequence[AssistantParser] = ()
+    ) -> UsageCounter:
+        """Counts the tokens of an answer, also those of its reasoning if the server reads that."""
+        server, reads = self.server, self.formats is not None and self.formats.reasoning
         return UsageCounter(
-            server.enable_prompt_tokens_details, count_generated, server.enable_per_request_metrics
+            server.enable_prompt_tokens_details,
+            count_generated,
+            server.enable_per_request_metrics,
+            parsers if reads else (),
         )
 
     def fingerprint(self) -> str | None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from galley.chat.parts import AssistantParser
 from galley.errors import GalleyError
 from galley.request import RequestMetrics, RequestOutput
 from galley.server.errors import error_event
-from galley.server.protocol.base import PerRequestMetrics, PromptTokensDetails, Usage
+from galley.server.protocol.base import (
+    CompletionTokensDetails,
+    PerRequestMetrics,
+    PromptTokensDetails,
+    Usage,
+)
 
 to_json = msgspec.json.Encoder().encode
 
@@ -48,9 +55,17 @@ class UsageCounter:
         count_generated: False where the generated tokens are not part of the answer (echo of a
             prompt with `max_tokens` 0).
         timed: the answer includes the durations of its phases.
+        parsers: of all choices, where they count tokens of reasoning.
     """
 
-    def __init__(self, details: bool, count_generated: bool = True, timed: bool = False) -> None:
+    def __init__(
+        self,
+        details: bool,
+        count_generated: bool = True,
+        timed: bool = False,
+        parsers: Sequence[AssistantParser] = (),
+    ) -> None:
+        self._parsers = parsers
         self._details = details
         self._timed = timed
         self._metrics: RequestMetrics | None = None
@@ -81,7 +96,11 @@ class UsageCounter:
     def usage(self) -> Usage:
         prompt = sum(self._prompts.values())
         details = PromptTokensDetails(sum(self._cached.values())) if self._details else None
-        return Usage(prompt, prompt + self._generated, self._generated, details)
+        reasoning = None
+        if self._parsers:
+            tokens = sum(parser.reasoning_tokens for parser in self._parsers)
+            reasoning = CompletionTokensDetails(tokens)
+        return Usage(prompt, prompt + self._generated, self._generated, details, reasoning)
 
     def end(self) -> bytes:
         """The last event of a stream, from its usage on."""

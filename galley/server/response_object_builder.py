@@ -18,6 +18,7 @@ from galley.server.protocol.chat import ContentLogprob
 from galley.server.protocol.responses import (
     IncompleteDetails,
     InputDetails,
+    OutputDetails,
     RawMessage,
     ResponseError,
     ResponseObject,
@@ -107,13 +108,6 @@ class ResponseObjectBuilder:
             self._pieces.append(choice.text)
             prompt_text = RawMessage(output.prompt or "", output.prompt_token_ids)
             self.response.input_messages = [prompt_text]
-        prompt, cached = len(output.prompt_token_ids), output.num_cached_tokens or 0
-        self.response.usage = ResponseUsage(
-            input_tokens=prompt,
-            input_tokens_details=InputDetails(cached),
-            output_tokens=len(self._tokens),
-            total_tokens=prompt + len(self._tokens),
-        )
         logprobs: list[ContentLogprob] = []
         if self._top is not None and choice.logprobs is not None:
             logprobs = chat_logprobs(
@@ -124,6 +118,15 @@ class ResponseObjectBuilder:
             events.append(self._items.add(part, logprobs if isinstance(part, Content) else []))
             if isinstance(part, Content):
                 logprobs = []
+        parser = self._parser
+        prompt, cached = len(output.prompt_token_ids), output.num_cached_tokens or 0
+        self.response.usage = ResponseUsage(
+            input_tokens=prompt,
+            input_tokens_details=InputDetails(cached),
+            output_tokens=len(self._tokens),
+            output_tokens_details=OutputDetails(parser.reasoning_tokens if parser else 0),
+            total_tokens=prompt + len(self._tokens),
+        )
         return b"".join(events)
 
     def _parts(self, choice: CompletionOutput, has_logprobs: bool) -> list[Part]:

@@ -6,6 +6,8 @@ the sdist of llama-cpp-python) and model cards.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +81,35 @@ def test_reasoning_and_content_are_told_apart_at_every_border(name: str) -> None
         assert parser is not None
         parts = parser.push(text[:place], ()) + parser.push(text[place:], ())
         assert assemble([*parts, *parser.finish()]) == whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_tokens_of_reasoning_are_counted_alike_in_any_pieces(
+    name: str, data: st.DataObject
+) -> None:
+    """Tokens of one byte each, so that all bytes of reasoning count."""
+    text = TEXTS.get(name, (THINK,))[0]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    parser = open_formats(name).parser("", width=lambda token_id: 1)
+    assert parser is not None
+    parts = []
+    for begin, end in pairwise([0, *cuts, len(text)]):
+        piece = text[begin:end]
+        parts += parser.push(piece, piece.encode())
+    parts += parser.finish()
+    assert parser.reasoning_tokens == len(joined(assemble(parts))[0].encode())
+
+
+def test_a_token_counts_where_it_begins() -> None:
+    widths = {0: len("<think>"), 1: 3, 2: len("y</th"), 3: len("ink>yes"), 4: 0}
+    parser = open_formats("qwen3").parser("", width=widths.__getitem__)
+    assert parser is not None
+    parser.push("<think>whyy</thi", (0, 1, 2))
+    parser.push("nk>yes", (3, 4))
+    parser.finish()
+    assert parser.reasoning_tokens == 2
 
 
 @pytest.mark.parametrize("name", NAMES)

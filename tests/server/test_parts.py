@@ -13,7 +13,7 @@ import pytest
 
 from galley.config.server import ServerConfig
 from tests.chat.call_tags import FORMATS
-from tests.server.served import MODEL, Served, reply_with, serve
+from tests.server.served import MODEL, Served, reply_with, serve, tokenizer
 
 REASONING = "Two numbers, so I add them. "
 CONTENT = "Let me see."
@@ -74,6 +74,29 @@ def test_chat_streamed_is_what_is_whole(served: Served) -> None:
         assert "".join(getattr(delta, name, None) or "" for delta in deltas) == REASONING
     assert len([d for d in deltas if getattr(d, "reasoning", None)]) > 3
     assert not any(getattr(d, "reasoning", None) and d.content for d in deltas)
+
+
+def test_tokens_of_reasoning_are_counted(served: Served) -> None:
+    client, tokens = served.client(), len(tokenizer().encode(REASONING, False))
+    asked: Any = {"model": MODEL, "messages": HI, "tools": TOOLS}
+    one = client.chat.completions.create(**asked, n=2).usage
+    assert one is not None
+    assert one.completion_tokens_details is not None
+    assert one.completion_tokens_details.reasoning_tokens == 2 * tokens
+    *_, last = client.chat.completions.create(
+        **asked, n=2, stream=True, stream_options={"include_usage": True}
+    )
+    assert last.usage == one
+    hidden = client.chat.completions.create(**asked, extra_body={"include_reasoning": False}).usage
+    assert hidden is not None
+    assert hidden.completion_tokens_details is not None
+    assert hidden.completion_tokens_details.reasoning_tokens == tokens
+    response = client.responses.create(model=MODEL, input="hi").usage
+    assert response is not None
+    assert response.output_tokens_details.reasoning_tokens == tokens
+    *_, done = client.responses.create(model=MODEL, input="hi", stream=True)
+    assert done.type == "response.completed"
+    assert done.response.usage.output_tokens_details == response.output_tokens_details
 
 
 def test_chat_that_is_cut_inside_a_call(served: Served) -> None:

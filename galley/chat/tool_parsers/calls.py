@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from galley.chat.parts import Content, Part, ToolCallArguments, ToolCallStart
+from galley.chat.reasoning_count import ReasoningCount
 from galley.chat.scanner import Markers, Scanner, ScanningParser, Steps
 from galley.chat.tools import FunctionTool
 
@@ -107,10 +108,17 @@ class ToolParser(ScanningParser):
 
     Args:
         parallel: False: only the first call is passed on.
+        count: counts tokens of reasoning, where the format has it.
     """
 
-    def __init__(self, format: ToolFormat, calls: CallWriter, parallel: bool = True) -> None:
-        super().__init__(lambda scan: format.steps(scan, calls), format.special)
+    def __init__(
+        self,
+        format: ToolFormat,
+        calls: CallWriter,
+        parallel: bool = True,
+        count: ReasoningCount | None = None,
+    ) -> None:
+        super().__init__(lambda scan: format.steps(scan, calls), format.special, count)
         self._parallel = parallel
         self._space = ""
         self._after_call = False

@@ -167,6 +167,10 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int | None = None
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int = 0
+
+
 class Usage(msgspec.Struct):
     """Tokens of a whole answer."""
 
@@ -174,6 +178,7 @@ class Usage(msgspec.Struct):
     total_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class ErrorInfo(msgspec.Struct):

@@ -126,13 +126,14 @@ def _answer(
     parsers: list[list[AssistantParser]],
     prompt: str | None = None,
 ) -> ChatResponseBuilder:
+    own = [parser for each in parsers for parser in each]
     return ChatResponseBuilder(
         head,
         request,
-        ctx.usage_counter(),
+        ctx.usage_counter(parsers=own),
         roles=[_answer_role(ctx, request, messages) for messages in conversations],
         bytes_of=lambda token_id: ctx.require_tokenizer().token_bytes(token_id),
-        parsers=[parser for each in parsers for parser in each] or None,
+        parsers=own or None,
         prompt_text=prompt if request.return_prompt_text else None,
         as_ids=ctx.token_ids_for_texts(request.return_tokens_as_token_ids),
         force_usage=ctx.server.enable_force_include_usage,
