@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +15,14 @@ from galley.chat.reasoning_count import ReasoningCount
 from galley.chat.scanner import Scanner, ScanningParser, Steps
 from galley.chat.tool_parsers import CALL_IDS, TOOL_PARSERS
 from galley.chat.tool_parsers.call_spellings import CALL_SPELLINGS
-from galley.chat.tool_parsers.calls import CallWriter, ToolFormat, ToolParser, random_id
-from galley.chat.tool_parsers.harmony import Harmony
+from galley.chat.tool_parsers.calls import (
+    CallWriter,
+    JointFormat,
+    ToolFormat,
+    ToolParser,
+    random_id,
+)
+from galley.chat.tool_parsers.hunyuan import hunyuan_suffix, with_suffix
 from galley.chat.tool_parsers.json_calls import JsonCalls
 from galley.chat.tool_parsers.spelling import CallSpelling
 from galley.chat.tools import FunctionTool, ToolChoice
@@ -37,6 +43,11 @@ class OneCall:
         yield from scan.pass_rest(calls.arguments)
 
 
+#: vLLM's names of parsers that there are none of here, and why.
+REFUSED = {
+    "hf": "the response templates of transformers are not read; name the parser of the model's "
+    "family.",
+}
 #: The text of `tool_choice: "required"`: a list of objects with name and parameters.
 _CALL_LIST = JsonCalls(special=False)
 
@@ -66,7 +77,7 @@ class OutputFormats:
         spelling: of calls that a grammar makes; None: no grammar can.
     """
 
-    reasoning: ReasoningFormat | Harmony | None = None
+    reasoning: ReasoningFormat | JointFormat | None = None
     tools: ToolFormat | None = None
     new_id: Callable[[str, int], str] = random_id
     spelling: CallSpelling | None = None
@@ -101,7 +112,7 @@ class OutputFormats:
     ) -> AssistantParser | None:
         calls = CallWriter(choice.callable(tools), self.new_id)
         reasoning = self.reasoning
-        if isinstance(reasoning, Harmony):
+        if isinstance(reasoning, JointFormat):
             own = ToolParser(reasoning, calls, choice.parallel, count)
             forced = self._tool_parser(choice, calls) if choice.forced else None
             return own if forced is None else Chain(own, forced)
@@ -117,14 +128,14 @@ class OutputFormats:
     @property
     def limits_reasoning(self) -> bool:
         """Whether the length of reasoning can be limited: one marker always ends it."""
-        return self.reasoning is not None and not isinstance(self.reasoning, Harmony)
+        return self.reasoning is not None and not isinstance(self.reasoning, JointFormat)
 
     def reasoning_markers(self, prompt: str) -> ReasoningMarkers | None:
         """None where an answer to `prompt` has no reasoning."""
         reasoning = self.reasoning
         if reasoning is None:
             return None
-        if isinstance(reasoning, Harmony):
+        if isinstance(reasoning, JointFormat):
             return ReasoningMarkers(reasoning.start, reasoning.end, True, calls_inside=True)
         begun = reasoning.begun(prompt)
         if begun is False:
@@ -142,11 +153,15 @@ class OutputFormats:
 
 
 def open_formats(
-    reasoning: str = "", tools: str | None = None, plugins: Mapping[str, str] | None = None
+    reasoning: str = "",
+    tools: str | None = None,
+    plugins: Mapping[str, str] | None = None,
+    tokens: Iterable[str] = (),
 ) -> OutputFormats:
     """The formats of these names.
 
     Args:
+        tokens: that the tokenizer matches whole; the markers of some formats follow from them.
         plugins: flag → file of formats of one's own: a Python module with the tables
             `TOOL_PARSERS` or `REASONING_PARSERS`, name → format.
 
@@ -154,7 +169,12 @@ def open_formats(
         ConfigError: an unknown name, with those that exist, or a file that cannot be loaded.
     """
     tool_formats: dict[str, Any] = dict(TOOL_PARSERS)
-    reasoning_formats: dict[str, Any] = {**REASONING_PARSERS, "openai_gptoss": Harmony()}
+    reasoning_formats: dict[str, Any] = {
+        **REASONING_PARSERS,
+        "inkling": TOOL_PARSERS["inkling"],
+        "muse_glimmer": TOOL_PARSERS["muse_glimmer"],
+        "openai_gptoss": TOOL_PARSERS["openai"],
+    }
     for flag, file in (plugins or {}).items():
         if file:
             module = _load(flag, file)
@@ -162,17 +182,24 @@ def open_formats(
             reasoning_formats |= getattr(module, "REASONING_PARSERS", {})
     tool_format = _of(tool_formats, "tool_call_parser", tools)
     reasoning_format = _of(reasoning_formats, "reasoning_parser", reasoning)
-    if isinstance(tool_format, Harmony):
+    if isinstance(tool_format, JointFormat):
         reasoning_format = tool_format
     name = tools or ""
-    return OutputFormats(
-        reasoning_format, tool_format, CALL_IDS.get(name, random_id), CALL_SPELLINGS.get(name)
-    )
+    spelling = CALL_SPELLINGS.get(name)
+    if "hy_v" in name + reasoning and (suffix := hunyuan_suffix(tokens)) is not None:
+        reasoning_format, tool_format, spelling = (
+            with_suffix(format, suffix) for format in (reasoning_format, tool_format, spelling)
+        )
+    return OutputFormats(reasoning_format, tool_format, CALL_IDS.get(name, random_id), spelling)
 
 
 def _of(formats: Mapping[str, T], field: str, name: str | None) -> T | None:
     if not name:
         return None
+    if name in REFUSED:
+        raise ConfigError(
+            f"--{field.replace('_', '-')} {name} is not supported: {REFUSED[name]}", field=field
+        )
     if name not in formats:
         raise ConfigError(
             f"--{field.replace('_', '-')} {name:.100}: there is no such parser; one of "

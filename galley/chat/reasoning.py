@@ -127,6 +127,8 @@ _COHERE = TagReasoning(
     noise=("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
 )
 
+_HUNYUAN = TagReasoning(("<think:opensource>", "<think>"), ("</think:opensource>", "</think>"))
+
 #: Name → format. "think_tags" is Galley's own name of the common one.
 REASONING_PARSERS: dict[str, ReasoningFormat] = {
     "cohere_command3": _COHERE,
@@ -134,6 +136,7 @@ REASONING_PARSERS: dict[str, ReasoningFormat] = {
     "deepseek_r1": _BEGUN,
     "deepseek_v3": _THINK,
     "deepseek_v4": _THINK,
+    "deepseek_v41": _THINK,
     "ernie45": TagReasoning(implicit=True, noise=("<response>", "</response>")),
     "gemma4": TagReasoning(("<|channel>thought\n", "<|channel>thought"), ("<channel|>",)),
     "glm45": _THINK,
@@ -150,7 +153,14 @@ REASONING_PARSERS: dict[str, ReasoningFormat] = {
         ("\n</think>", "</think>"),
         noise=("\n<answer>\n", "\n</answer>", "<answer>", "</answer>"),
     ),
-    "hy_v3": TagReasoning(("<think:opensource>", "<think>"), ("</think:opensource>", "</think>")),
+    "hy_v3": _HUNYUAN,
+    "hy_v4": _HUNYUAN,
+    "k2_horizon": TagReasoning(
+        ("<ifm|think>", "<ifm|think_fast>", "<ifm|think_faster>"),
+        ("</ifm|think>", "</ifm|think_fast>", "</ifm|think_faster>"),
+        implicit=True,
+        also_ends=("<ifm|tool_calls>",),
+    ),
     "kimi_k2": TagReasoning(also_ends=("<|tool_calls_section_begin|>",)),
     "kimi_k3": TagReasoning(
         ("<|open|>think<|sep|>",),
@@ -166,6 +176,13 @@ REASONING_PARSERS: dict[str, ReasoningFormat] = {
     "mistral": TagReasoning(("[THINK]",), ("[/THINK]",)),
     "nemotron_v3": _THINK,
     "olmo3": _BEGUN,
+    "plamo3": TagReasoning(
+        ("<|plamo:begin_think:plamo|>",),
+        ("<|plamo:end_think:plamo|>",),
+        implicit=True,
+        also_ends=("<|plamo:begin_tool_requests:plamo|>",),
+        noise=("<|plamo:tag|>",),
+    ),
     "poolside_v1": _THINK,
     "qwen3": _THINK,
     "seed_oss": TagReasoning(("<seed:think>",), ("</seed:think>",)),

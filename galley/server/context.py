@@ -163,9 +163,7 @@ class Context:
 
             formats = OutputFormats()
         width = None if self.tokenizer is None else self._width
-        parser = formats.parser(
-            prompt, use.tools, use.choice, reasoning=use.reasoning, width=width
-        )
+        parser = formats.parser(prompt, use.tools, use.choice, reasoning=use.reasoning, width=width)
         if parser is None or self.tool_metrics is None or use.choice.mode == "none":
             return parser
         count = self.tool_metrics.count

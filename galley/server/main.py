@@ -109,10 +109,12 @@ def load_model(config: EngineConfig, server: ServerConfig) -> ServedModel:
     resolved = resolve(config, Machine.detect(), model_info)
     if trial is not None:
         trial()
-    return ServedModel(resolved, model_info, source.name, tokenizer, chat, formats_of(server))
+    return ServedModel(
+        resolved, model_info, source.name, tokenizer, chat, formats_of(server, tokenizer)
+    )
 
 
-def formats_of(server: ServerConfig) -> OutputFormats | None:
+def formats_of(server: ServerConfig, tokenizer: Tokenizer | None = None) -> OutputFormats | None:
     """Formats of reasoning and tool calls; None where none is named.
 
     Raises ConfigError for a name that does not exist, or a plugin that cannot be loaded.
@@ -128,6 +130,7 @@ def formats_of(server: ServerConfig) -> OutputFormats | None:
             "tool_parser_plugin": server.tool_parser_plugin,
             "reasoning_parser_plugin": server.reasoning_parser_plugin,
         },
+        () if tokenizer is None else tokenizer.added_tokens.values(),
     )
 
 

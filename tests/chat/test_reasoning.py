@@ -39,6 +39,12 @@ TEXTS = {
     "granite_thinking_parser": ("<think>why</think><response>yes</response>", "why", "yes"),
     "hunyuan_a13b": ("<think>\nwhy\n</think>\n<answer>\nyes\n</answer>", "why", "yes"),
     "hy_v3": ("<think:opensource>why</think:opensource>yes", "why", "yes"),
+    "hy_v4": ("<think:opensource>why</think:opensource>yes", "why", "yes"),
+    "inkling": (
+        "<|content_thinking|>why<|end_message|><|message_model|><|content_text|>yes<|end_message|>",
+        *("why", "yes"),
+    ),
+    "k2_horizon": ("<ifm|think_fast>why</ifm|think_fast>yes", "why", "yes"),
     "kimi_k2": ("<think>why</think>yes", "why", "yes"),
     "kimi_k3": (
         "<|open|>think<|sep|>why<|close|>think<|sep|>"
@@ -48,13 +54,18 @@ TEXTS = {
     "minimax_m2_append_think": ("why\n</think>\n\nyes", "", "why\n</think>\n\nyes"),
     "minimax_m3": ("<mm:think>why</mm:think>yes", "why", "yes"),
     "mistral": ("[THINK]why[/THINK]yes", "why", "yes"),
+    "muse_glimmer": (
+        " to=self<|message|>why<|eom|><|start|>assistant to=user<|message|>yes<|eot|>",
+        *("why", "yes"),
+    ),
+    "plamo3": ("why<|plamo:end_think:plamo|>yes<|plamo:tag|>", "why", "yes"),
     "openai_gptoss": (
         "<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>final<|message|>yes",
         *("why", "yes"),
     ),
     "seed_oss": ("<seed:think>why</seed:think>yes", "why", "yes"),
 }
-NAMES = [*REASONING_PARSERS, "openai_gptoss"]
+NAMES = [*REASONING_PARSERS, "inkling", "muse_glimmer", "openai_gptoss"]
 
 
 def read(name: str, text: str, prompt: str = "", *, chars: bool = False) -> list[Block]:

@@ -260,12 +260,27 @@ def test_unknown_names_and_broken_plugins_are_refused(tmp_path: Path) -> None:
         open_formats("", "nobody")
     with pytest.raises(ConfigError, match=r"--reasoning-parser nobody.*deepseek_r1, .*qwen3"):
         open_formats("nobody")
+    with pytest.raises(ConfigError, match="--tool-call-parser hf is not supported: the response"):
+        open_formats("", "hf")
     with pytest.raises(ConfigError, match="--tool-parser-plugin"):
         open_formats("", "mine", {"tool_parser_plugin": str(tmp_path / "no.py")})
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1\n")
     with pytest.raises(ConfigError, match="neither TOOL_PARSERS nor REASONING_PARSERS"):
         open_formats("", "mine", {"tool_parser_plugin": str(empty)})
+
+
+@pytest.mark.parametrize("suffix", ["", ":6124c78e"])
+def test_the_vocabulary_tells_how_markers_of_hunyuan_end(suffix: str) -> None:
+    formats = open_formats("hy_v4", "hy_v4", tokens=["<s>", f"<tool_call{suffix}>"])
+    parser = formats.parser("", TOOLS, ToolChoice("auto"))
+    assert parser is not None
+    text = next(row["text"] for row in ROWS if row["parser"] == "hy_v4")
+    text = f"<think:opensource>THOUGHT</think:opensource>{text}".replace(":opensource", suffix)
+    blocks = assemble([*parser.push(text, ()), *parser.finish()])
+    assert [type(block) for block in blocks] == [Reasoning, Content, ToolCall, ToolCall]
+    assert formats.spelling is not None
+    assert formats.spelling.triggers == (f"<tool_call{suffix}>",)
 
 
 def test_a_plugin_adds_formats(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from galley.chat.tool_parsers.calls import ToolFormat
+from galley.chat.tool_parsers.channels import Inkling, MuseGlimmer
 from galley.chat.tool_parsers.gemma_calls import GemmaCalls
 from galley.chat.tool_parsers.harmony import Harmony
 from galley.chat.tool_parsers.json_calls import JsonCalls
 from galley.chat.tool_parsers.named_calls import NamedCalls
+from galley.chat.tool_parsers.nested_calls import NestedCalls
 from galley.chat.tool_parsers.python_calls import PythonCalls
 from galley.chat.tool_parsers.tagged_calls import TaggedCalls
 
@@ -35,6 +37,17 @@ _GLM = TaggedCalls(
     value="<arg_value>",
     value_end="</arg_value>",
 )
+_HUNYUAN = TaggedCalls(
+    begin="<tool_call:opensource>",
+    name_ends=("<tool_sep:opensource>", "<arg_key:opensource>", "</tool_call:opensource>"),
+    end="</tool_call:opensource>",
+    key="<arg_key:opensource>",
+    key_ends=("</arg_key:opensource>",),
+    value="<arg_value:opensource>",
+    value_end="</arg_value:opensource>",
+    opening=("<tool_calls:opensource>",),
+    closing=("</tool_calls:opensource>",),
+)
 _QWEN_XML = TaggedCalls(
     begin="<function=",
     name_ends=(">",),
@@ -48,15 +61,15 @@ _QWEN_XML = TaggedCalls(
 )
 
 
-def _dsml(section: str) -> TaggedCalls:
+def _dsml(section: str, space: str = "") -> TaggedCalls:
     """DeepSeek's markup, which says of each parameter whether it is text."""
     return TaggedCalls(
-        begin='<｜DSML｜invoke name="',
+        begin=f'<｜DSML｜{space}invoke name="',
         name_ends=('">',),
-        end="</｜DSML｜invoke>",
-        key='<｜DSML｜parameter name="',
+        end=f"</｜DSML｜{space}invoke>",
+        key=f'<｜DSML｜{space}parameter name="',
         key_ends=('" string="true">', '" string="false">', '">'),
-        value_end="</｜DSML｜parameter>",
+        value_end=f"</｜DSML｜{space}parameter>",
         opening=(f"<｜DSML｜{section}>",),
         closing=(f"</｜DSML｜{section}>",),
         texts=('" string="true">',),
@@ -99,6 +112,12 @@ TOOL_PARSERS: dict[str, ToolFormat] = {
     "deepseek_v31": _deepseek((), "<｜tool▁sep｜>", ()),
     "deepseek_v32": _dsml("function_calls"),
     "deepseek_v4": _dsml("tool_calls"),
+    "deepseek_v41": _dsml(" calls", " "),
+    "dots": replace(
+        _invoke("", "dots_function_call"),
+        newlines=True,
+        listed=JsonCalls(("<dots_function_call>",), ("</dots_function_call>",)),
+    ),
     "ernie45": _HERMES,
     "functiongemma": GemmaCalls("<start_function_call>", "<end_function_call>", "<escape>"),
     "gemma4": GemmaCalls("<|tool_call>", "<tool_call|>", '<|"|>'),
@@ -112,20 +131,25 @@ TOOL_PARSERS: dict[str, ToolFormat] = {
     "granite4": _HERMES,
     "hermes": _HERMES,
     "hunyuan_a13b": JsonCalls(("<tool_calls>",), ("</tool_calls>",)),
-    "hy_v3": TaggedCalls(
-        begin="<tool_call:opensource>",
-        name_ends=("<tool_sep:opensource>",),
-        end="</tool_call:opensource>",
-        key="<arg_key:opensource>",
-        key_ends=("</arg_key:opensource>",),
-        value="<arg_value:opensource>",
-        value_end="</arg_value:opensource>",
-        opening=("<tool_calls:opensource>",),
-        closing=("</tool_calls:opensource>",),
-    ),
+    "hy_v3": _HUNYUAN,
+    "hy_v4": _HUNYUAN,
+    "inkling": Inkling(),
     "internlm": JsonCalls(("<|action_start|><|plugin|>",), ("<|action_end|>",)),
     "jamba": JsonCalls(("<tool_calls>",), ("</tool_calls>",)),
     "json": JsonCalls(special=False),
+    "k2_horizon": TaggedCalls(
+        begin="<ifm|tool_call>",
+        name_ends=("<ifm|arg_key>", "</ifm|tool_call>"),
+        end="</ifm|tool_call>",
+        key="<ifm|arg_key>",
+        key_ends=("</ifm|arg_key>",),
+        value="<ifm|arg_value>",
+        value_end="</ifm|arg_value>",
+        opening=("<ifm|tool_calls>",),
+        closing=("</ifm|tool_calls>",),
+        kind=("<ifm|arg_type>", "</ifm|arg_type>"),
+        listed=JsonCalls(("<ifm|tool_call>",), ("</ifm|tool_call>",)),
+    ),
     "kimi_k2": NamedCalls(
         begin="<|tool_call_begin|>",
         separators=("<|tool_call_argument_begin|>",),
@@ -164,15 +188,33 @@ TOOL_PARSERS: dict[str, ToolFormat] = {
     ),
     "minimax": JsonCalls(("<tool_calls>",), ("</tool_calls>",)),
     "minimax_m2": _invoke("", "minimax:tool_call"),
+    "minimax_m3": NestedCalls("]<]minimax[>["),
     "mistral": NamedCalls(
         begin="[TOOL_CALLS]",
         separators=("[ARGS]", "[CALL_ID]", "{"),
         id_mark="[CALL_ID]",
         listed=JsonCalls(("[TOOL_CALLS]",)),
     ),
+    "muse_glimmer": MuseGlimmer(),
     "olmo3": PythonCalls(("<function_calls>",), ("</function_calls>",), bare=False),
     "openai": Harmony(),
     "phi4_mini_json": JsonCalls(("functools",), special=False),
+    "plamo3": NamedCalls(
+        begin="<|plamo:begin_tool_request:plamo|>",
+        separators=("<|plamo:end_tool_name:plamo|>",),
+        end=("<|plamo:end_tool_arguments:plamo|>", "<|plamo:end_tool_request:plamo|>"),
+        noise=(
+            "<|plamo:begin_tool_requests:plamo|>",
+            "<|plamo:end_tool_requests:plamo|>",
+            "<|plamo:tag|>",
+        ),
+        skip=("<|plamo:begin_tool_name:plamo|>",),
+        before=(
+            "<|plamo:begin_tool_arguments:plamo|>",
+            "<|plamo:constrain|>json",
+            "<|plamo:msg|>",
+        ),
+    ),
     "poolside_v1": _GLM,
     "pythonic": PythonCalls(special=False),
     "qwen3_coder": _QWEN_XML,

@@ -96,21 +96,40 @@ _DEEPSEEK = JsonSpelling(
 )
 
 
-def _dsml(section: str) -> TaggedSpelling:
+def _dsml(section: str, space: str = "") -> TaggedSpelling:
     return TaggedSpelling(
-        trigger='<｜DSML｜invoke name="',
+        trigger=f'<｜DSML｜{space}invoke name="',
         before="",
         after='">\n',
-        key_begin='<｜DSML｜parameter name="',
+        key_begin=f'<｜DSML｜{space}parameter name="',
         key_end=f'" string="{KIND}">',
-        value_end="</｜DSML｜parameter>\n",
-        end="</｜DSML｜invoke>",
+        value_end=f"</｜DSML｜{space}parameter>\n",
+        end=f"</｜DSML｜{space}invoke>",
         kinds=(("string", "true"), ("", "false")),
         around=(f"<｜DSML｜{section}>", f"</｜DSML｜{section}>"),
     )
 
 
 _MISTRAL = JsonSpelling(trigger="[TOOL_CALLS]", before="", between="[ARGS]", end="", separator="")
+_HUNYUAN = TaggedSpelling(
+    trigger="<tool_call:opensource>",
+    before="",
+    after="<tool_sep:opensource>\n",
+    key_begin="<arg_key:opensource>",
+    key_end="</arg_key:opensource>\n<arg_value:opensource>",
+    value_end="</arg_value:opensource>\n",
+    end="</tool_call:opensource>",
+    around=("<tool_calls:opensource>", "</tool_calls:opensource>"),
+)
+_INVOKE = TaggedSpelling(
+    trigger='<invoke name="',
+    before="",
+    after='">\n',
+    key_begin='<parameter name="',
+    key_end='">',
+    value_end="</parameter>\n",
+    end="</invoke>",
+)
 _TYPES = ("string", "number", "boolean", "array", "object", "null")
 
 CALL_SPELLINGS: dict[str, CallSpelling] = {
@@ -137,18 +156,17 @@ CALL_SPELLINGS: dict[str, CallSpelling] = {
     "deepseek_v31": _DEEPSEEK,
     "deepseek_v32": _dsml("function_calls"),
     "deepseek_v4": _dsml("tool_calls"),
+    "deepseek_v41": _dsml(" calls", " "),
+    "dots": replace(_INVOKE, forbidden=(rf"<dots_function_call>{_SPACE}*[\[{{]",)),
     "granite": _listed("<|tool_call|>", "]", "<tool_call>"),
     "granite-20b-fc": replace(_HERMES, trigger="<function_call>", before=f" {_NAME}", end="}"),
     "hunyuan_a13b": _listed("<tool_calls>", "]</tool_calls>"),
-    "hy_v3": TaggedSpelling(
-        trigger="<tool_call:opensource>",
-        before="",
-        after="<tool_sep:opensource>\n",
-        key_begin="<arg_key:opensource>",
-        key_end="</arg_key:opensource>\n<arg_value:opensource>",
-        value_end="</arg_value:opensource>\n",
-        end="</tool_call:opensource>",
-        around=("<tool_calls:opensource>", "</tool_calls:opensource>"),
+    "hy_v3": _HUNYUAN,
+    "hy_v4": replace(
+        _HUNYUAN,
+        after="",
+        key_end="</arg_key:opensource><arg_value:opensource>",
+        value_end="</arg_value:opensource>",
     ),
     "internlm": JsonSpelling(
         trigger="<|action_start|>",
@@ -157,6 +175,15 @@ CALL_SPELLINGS: dict[str, CallSpelling] = {
         end="}<|action_end|>",
     ),
     "jamba": replace(_listed("<tool_calls>", "\n]</tool_calls>"), open="[\n    ", comma=",\n    "),
+    "k2_horizon": replace(
+        _GLM,
+        trigger="<ifm|tool_call>",
+        key_begin="<ifm|arg_key>",
+        key_end="</ifm|arg_key>\n<ifm|arg_value>",
+        value_end="</ifm|arg_value>\n",
+        end="</ifm|tool_call>",
+        around=("<ifm|tool_calls>", "</ifm|tool_calls>"),
+    ),
     "kimi_k2": JsonSpelling(
         trigger="<|tool_call_begin|>",
         before="functions.",
@@ -191,16 +218,7 @@ CALL_SPELLINGS: dict[str, CallSpelling] = {
         value_end="</param>",
         end="</function>",
     ),
-    "minimax_m2": TaggedSpelling(
-        trigger='<invoke name="',
-        before="",
-        after='">\n',
-        key_begin='<parameter name="',
-        key_end='">',
-        value_end="</parameter>\n",
-        end="</invoke>",
-        around=("<minimax:tool_call>", "</minimax:tool_call>"),
-    ),
+    "minimax_m2": replace(_INVOKE, around=("<minimax:tool_call>", "</minimax:tool_call>")),
     "mistral": replace(
         _MISTRAL,
         also=(

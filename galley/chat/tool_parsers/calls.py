@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -64,6 +65,24 @@ class ToolFormat(Protocol):
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
         """Read a whole text and yield its content and calls; what is no call is content."""
         ...
+
+
+class JointFormat(ABC):
+    """A format of reasoning, content and calls in one.
+
+    Attributes:
+        special: markers may be special tokens.
+        start: the marker before reasoning.
+        end: a marker before the answer, which calls precede.
+    """
+
+    special = True
+    start: str
+    end: str
+
+    @abstractmethod
+    def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
+        """Read a whole text and yield its reasoning, content and calls."""
 
 
 def pass_to_call(scan: Scanner, markers: Markers, noise: Sequence[str]) -> Steps[str]:

@@ -15,7 +15,7 @@ import re
 
 from galley.chat.parts import Content, Reasoning
 from galley.chat.scanner import Markers, Mismatch, Scanner, Steps
-from galley.chat.tool_parsers.calls import CallWriter
+from galley.chat.tool_parsers.calls import CallWriter, JointFormat
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _HEADER_BEGIN = Markers(_START, _CHANNEL)
@@ -25,10 +25,9 @@ _RECIPIENT = re.compile(r"\bto=functions\.([\w.-]+)")
 _OTHER_RECIPIENT = re.compile(r"\bto=(?!functions\.)\S")
 
 
-class Harmony:
+class Harmony(JointFormat):
     """A format of reasoning, content and tool calls in one."""
 
-    special = True
     start = f"{_CHANNEL}analysis{_MESSAGE}"
     #: What follows it is the answer; calls come before it.
     end = f"{_CHANNEL}final{_MESSAGE}"

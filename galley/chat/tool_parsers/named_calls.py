@@ -27,6 +27,7 @@ class NamedCalls:
         skip: texts between `begin` and the name, which the model may omit.
         split: name as written → (name, id).
         id_mark: one of `separators`, after which an id and another separator come.
+        before: texts before the arguments, in this order, which the model may omit.
         listed: the format of calls that are JSON after `begin`.
     """
 
@@ -37,6 +38,7 @@ class NamedCalls:
     skip: tuple[str, ...] = ()
     split: Callable[[str], tuple[str, str | None]] = _same
     id_mark: str = ""
+    before: tuple[str, ...] = ()
     listed: JsonCalls | None = None
     special: bool = True
     _markers: Markers = field(init=False, repr=False, compare=False)
@@ -80,6 +82,9 @@ class NamedCalls:
         scan.commit()
         yield calls.start(name, id)
         yield from scan.spaces()
+        for text in self.before:
+            yield from scan.accept(text)
+            yield from scan.spaces()
         if (yield from scan.peek()) in ("{", "[", '"', "n"):
             yield from read_arguments(scan, calls)
         else:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from galley.chat.parts import Content
 from galley.chat.scanner import Markers, Mismatch, Scanner, Steps
 from galley.chat.tool_parsers.calls import CallWriter
+from galley.chat.tool_parsers.json_calls import JsonCalls
 from galley.chat.tool_parsers.values import from_text, parameter_types, string_piece
 
 _CDATA, _CDATA_END = "<![CDATA[", "]]>"
@@ -36,6 +37,9 @@ class TaggedCalls:
         others: those of `key_ends` that say that the value is JSON.
         newlines: a line feed at either end of a value belongs to the tags.
         cdata: a value may stand in a CDATA section.
+        kind: texts around the type of a parameter, which may precede its value.
+        doubled: a name may be written twice, with a dot between.
+        listed: the format of calls that are JSON behind `begin` or an opening marker, as it says.
     """
 
     begin: str
@@ -52,12 +56,16 @@ class TaggedCalls:
     others: tuple[str, ...] = ()
     newlines: bool = False
     cdata: bool = False
+    kind: tuple[str, str] | None = None
+    doubled: bool = False
+    listed: JsonCalls | None = None
     special: bool = True
     _content: Markers = field(init=False, repr=False, compare=False)
     _name: Markers = field(init=False, repr=False, compare=False)
     _next: Markers = field(init=False, repr=False, compare=False)
     _key: Markers = field(init=False, repr=False, compare=False)
     _value: Markers = field(init=False, repr=False, compare=False)
+    _kind_end: Markers | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         ends = (f"\n{self.value_end}", self.value_end) if self.newlines else (self.value_end,)
@@ -69,6 +77,7 @@ class TaggedCalls:
             ("_value", ends),
         ):
             object.__setattr__(self, name, Markers(*markers))
+        object.__setattr__(self, "_kind_end", Markers(self.kind[1]) if self.kind else None)
 
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
         inside = False
@@ -80,23 +89,45 @@ class TaggedCalls:
                 continue
             scan.mark()
             try:
-                if marker in self.opening:
-                    yield from scan.spaces()
-                    yield from scan.expect(self.begin)
-                elif marker != self.begin:
-                    raise Mismatch
-                yield from self._call(scan, calls)
+                yield from self._after(marker, scan, calls)
                 inside = True
             except Mismatch:
                 if not scan.committed:
                     scan.rewind()
                     yield Content(marker)
 
-    def _call(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
+    def _after(self, marker: str, scan: Scanner, calls: CallWriter) -> Steps[None]:
+        """Read the call behind a marker. Raises Mismatch where none comes."""
+        if marker in self.closing:
+            raise Mismatch
+        if marker in self.opening:
+            yield from scan.spaces()
+            if (yield from self._json(scan, calls, marker)):
+                return
+            yield from scan.expect(self.begin)
+        if not (yield from self._json(scan, calls, self.begin)):
+            yield from self.read(scan, calls)
+
+    def _json(self, scan: Scanner, calls: CallWriter, marker: str) -> Steps[bool]:
+        """Read calls that are JSON behind `marker`, where the mark is set; False: none come."""
+        listed = self.listed
+        if listed is None or marker not in listed.begin:
+            return False
+        if (yield from scan.peek()) not in ("{", "["):
+            return False
+        if not (yield from listed.read(scan, calls)):
+            raise Mismatch
+        return True
+
+    def read(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
+        """Read a call behind `begin`, where the mark is set."""
         written, marker = yield from scan.take_name(self._name)
         name = written.strip()
         if not name:
             raise Mismatch
+        head, _, tail = name.partition(".")
+        if self.doubled and head == tail and not calls.knows(name):
+            name = head
         scan.commit()
         yield calls.start(name)
         yield calls.arguments("{")
@@ -109,10 +140,15 @@ class TaggedCalls:
                 break
             key, kind = yield from scan.take_until(self._key)
             key = key.strip()
+            types = parameter_types(schema, key)
+            if self.kind is not None and self._kind_end is not None:
+                yield from scan.spaces()
+                if (yield from scan.accept(self.kind[0])):
+                    written, _ = yield from scan.take_until(self._kind_end)
+                    types = types or frozenset((written.partition("[")[0].strip(),))
             if self.value:
                 yield from scan.spaces()
                 yield from scan.expect(self.value)
-            types = parameter_types(schema, key)
             if kind in self.texts:
                 types = frozenset(("string",))
             elif kind in self.others:

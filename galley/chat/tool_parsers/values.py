@@ -22,6 +22,8 @@ _TYPES: dict[type, tuple[str, ...]] = {
 }
 #: Nested references that are followed to find a type.
 _MAX_DEPTH = 16
+#: Keywords of which a schema says what is inside.
+_INNER = {"properties", "items", "$ref"}
 
 
 def string_piece(text: str) -> str:
@@ -34,6 +36,37 @@ def parameter_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
     properties = schema.get("properties")
     one = properties.get(name) if isinstance(properties, Mapping) else None
     return frozenset(_types(one, schema, 0))
+
+
+def types_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
+    """JSON types that a value of `schema`, a part of `root`, may have; empty: not known."""
+    return frozenset(_types(schema, root, 0))
+
+
+def member(schema: Any, name: str, root: Mapping[str, Any]) -> Any:
+    """The schema of a property or of an item of `schema`, a part of `root`; None: not known."""
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(schema, Mapping):
+            return None
+        properties = schema.get("properties")
+        if isinstance(properties, Mapping) and name in properties:
+            return properties[name]
+        if "items" in schema:
+            return schema["items"]
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and reference.startswith("#/"):
+            schema = _referred(reference, root)
+            continue
+        branches = [b for key in ("anyOf", "oneOf", "allOf") for b in schema.get(key) or ()]
+        schema = next((b for b in branches if isinstance(b, Mapping) and b.keys() & _INNER), None)
+    return None
+
+
+def _referred(reference: str, root: Mapping[str, Any]) -> Any:
+    target: Any = root
+    for step in reference[2:].split("/"):
+        target = target.get(step) if isinstance(target, Mapping) else None
+    return target
 
 
 def _types(schema: Any, root: Mapping[str, Any], depth: int) -> set[str]:
@@ -50,10 +83,7 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int) -> set[str]:
             return {_TYPES[type(value)][0] for value in values if type(value) in _TYPES}
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#/"):
-        target: Any = root
-        for step in reference[2:].split("/"):
-            target = target.get(step) if isinstance(target, Mapping) else None
-        return _types(target, root, depth + 1)
+        return _types(_referred(reference, root), root, depth + 1)
     found: set[str] = set()
     for key in ("anyOf", "oneOf", "allOf"):
         for one in schema.get(key) or ():
