@@ -13,6 +13,10 @@ from hypothesis import HealthCheck, settings
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Workers beside each other have a core each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples in every run, and no clock: a busy machine is no failure, pytest-timeout finds
 # what hangs. `HYPOTHESIS_PROFILE=default` draws new examples.
 STEADY = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

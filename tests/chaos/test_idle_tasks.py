@@ -11,6 +11,8 @@ from tests.chaos.workload import REQUESTS, TEXT
 from tests.launcher.serving import Server, play
 from tests.launcher.test_supervisor import until
 
+pytestmark = pytest.mark.alone
+
 FLAGS = ["--max-num-batched-tokens", "64"]
 
 

@@ -11,6 +11,8 @@ import pytest
 from benchmarks.clients import Answer, stream
 from benchmarks.served import MODEL, Metrics, Server, serve
 
+pytestmark = pytest.mark.alone
+
 BUDGET, SLOTS, CLIENTS, OUTPUT = 64, 4, 10, 200
 FLAGS = (
     *("--max-num-seqs", str(SLOTS), "--max-num-batched-tokens", str(BUDGET)),

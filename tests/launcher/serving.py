@@ -150,7 +150,8 @@ class Server:
         assert results == [(None, None), (True, None)], results
 
     def close(self) -> None:
-        """End it; nothing is left: no process, no file in the temporary folder or in /dev/shm."""
+        """End it; no process is left and no file in its temporary folder or, named by a process of
+        its own, in /dev/shm."""
         folder = self.folder
         assert self.children
         self.process.terminate()
@@ -159,7 +160,8 @@ class Server:
         until(lambda: not any(is_alive(pid) for pid in self.seen))
         assert not folder.exists()
         shared = Path("/dev/shm")
-        assert not shared.exists() or not list(shared.glob("*galley*"))
+        names = [path.name for path in shared.iterdir()] if shared.is_dir() else []
+        assert not [n for n in names for pid in self.seen if re.search(rf"\b{pid}\b", n)]
 
 
 def call_engine(socket_path: str, methods: Sequence[str]) -> list[tuple[Any, str | None]]:

@@ -24,6 +24,8 @@ from tests.launcher.serving import API_SERVER, ENGINE, Server, play
 from tests.launcher.test_supervisor import ROOT, until
 from tests.small_model import small_model
 
+pytestmark = pytest.mark.alone
+
 STORY = {"prompt": "Once upon a time", "temperature": 0, "ignore_eos": True, "max_tokens": 400}
 SHORT = {**STORY, "max_tokens": 8}
 

@@ -16,6 +16,8 @@ import pytest
 
 from tests.launcher.serving import API_SERVER, Server
 
+pytestmark = pytest.mark.alone
+
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
 #: Seconds of one answer while others do harm, on a machine that may be busy; harm that is done

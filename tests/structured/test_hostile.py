@@ -16,6 +16,8 @@ from galley.errors import InvalidRequest
 from galley.request import StructuredOutputsParams
 from galley.structured.check import ConstraintChecker
 
+pytestmark = pytest.mark.alone
+
 
 def _nested(levels: int, schema: Any, around: Any) -> Any:
     for _ in range(levels):
