@@ -1,7 +1,7 @@
 // Named columns, dimensions and plans: how the ops of one program see a step.
 //
 // Python binds an array under a name (Program::bind); an op asks for it by that name when it is
-// made (Args::column). What a column is indexed by (slot, token, logit row) is agreed between the
+// made (Args::column). The index of a column (slot, token, logit row) is agreed between the
 // two: a new column needs no change here.
 #pragma once
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What the ops of an expert layer share: which tokens each expert computes, and the experts' weights.
+// Shared by the ops of an expert layer: which tokens each expert computes, and the experts' weights.
 //
 // A row of `chosen` is [top_k weights | top_k expert ids], as floats. Its last writer sorts the
 // choices of all tokens by expert; each is a *place* of the buffers between the ops:

@@ -198,7 +198,7 @@ bool is_float8(const WeightLayout& w, const uint8_t* data);
 
 enum class Epilogue : int { none = 0, silu_mul = 1 };
 
-// What one linear op computes; see linear.cpp for the arguments.
+// The computation of one linear op; see linear.cpp for the arguments.
 struct LinearJob {
   WeightLayout weight;
   const uint8_t* data = nullptr;  // of the weight

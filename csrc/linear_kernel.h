@@ -55,7 +55,7 @@ struct BlockLayout {
   }
 };
 
-// What one block of rows computes: y[rows][32].
+// The result of one block of rows: y[rows][32].
 struct Block {
   const LinearJob* job;
   const BlockLayout* layout;  // of codes in groups, else null
@@ -266,7 +266,7 @@ template <class Codes, bool kSigned, int kSubs, Offset kOffset, int kPlanes, boo
 struct Grouped {
   static constexpr bool kMin = kOffset == Offset::min, kZeros = kOffset == Offset::zeros;
   static constexpr bool kExpands = kSpans && Codes::kFromScratch;
-  // What the dot product has subtracted already, times the sum of x.
+  // The part that the dot product has subtracted already, times the sum of x.
   static constexpr int32_t kBase = kSigned ? kSubtracted : 0;
 
   template <int R> struct Rows {
@@ -366,7 +366,7 @@ struct Grouped {
       for (int c = 0; c < kLanes; c++) bytes[c] = static_cast<uint8_t>(zeros[c]);
     }
 
-    // What dot products start from: minus the sum of x in the part, times what codes have too much.
+    // The start of dot products: minus the sum of x in the part, times what codes have too much.
     static GALLEY_INLINE void start_sums(const BlockLayout& layout, const uint8_t* header,
                                          int64_t entry, int half, const RowPointers<R>& starts,
                                          int64_t blocks, int sub, Int (&acc)[R][kWide]) {

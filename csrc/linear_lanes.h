@@ -1,4 +1,4 @@
-// What linear needs beyond math_lanes.h: dot products of codes, scales, prefetching. Compiled once
+// Operations of linear beyond math_lanes.h: dot products of codes, scales, prefetching. Compiled once
 // per instruction set (variants.h).
 #pragma once
 #include "linear.h"

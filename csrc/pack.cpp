@@ -93,7 +93,7 @@ float one_level(const WeightLayout& w, const uint8_t* at) {
   return w.scale == Scale::bf16 ? float_from_bf16(half_at(at)) : float_from_f16(half_at(at));
 }
 
-// What the values of one scale have in common.
+// Properties that the values of one scale share.
 struct Affine {
   float scale, min;
   int32_t zero;

@@ -206,7 +206,7 @@ class LogprobColumns(msgspec.Struct):
 
 
 class StepResult(msgspec.Struct):
-    """What a step produced; rows as in its plan.
+    """Results of a step; rows as in its plan.
 
     Attributes:
         num_sampled: [n] tokens produced per row: its accepted drafts and one more, or 0; and its

@@ -73,7 +73,7 @@ class LimitedProcess:
             self._stop()
 
     def call(self, job: bytes) -> bytes:
-        """What the child's `handle` returns for a job.
+        """The value that the child's `handle` returns for a job.
 
         Raises:
             LimitExceeded: a limit was exceeded, or the child died.

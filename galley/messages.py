@@ -78,7 +78,7 @@ def _exposed(name: str, help: str) -> msgspec.Meta:
 
 
 class Counters(msgspec.Struct, array_like=True):
-    """What an engine counts, from its start on.
+    """Counters of an engine, from its start on.
 
     One object a core: its parts add to it directly. A counter that is marked with `_exposed` is in
     /metrics without further ado (`observability.catalog`).

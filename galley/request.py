@@ -124,7 +124,7 @@ class RepetitionDetectionParams(msgspec.Struct, frozen=True):
 
 
 class StructuredOutputs(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What the text of an answer must be, as a request says it (vLLM's names).
+    """Constraint on the text of an answer, in vLLM's names.
 
     Attributes:
         json: a JSON schema, as an object or as text.
@@ -225,7 +225,7 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ReasoningLimits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an answer's reasoning may be.
+    """Limits of an answer's reasoning.
 
     Attributes:
         start, end: token ids of the markers around it.

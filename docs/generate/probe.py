@@ -1,4 +1,4 @@
-"""What the running program says of itself: routes, metrics, variables, sockets.
+"""Facts that the running program reports: routes, metrics, variables, sockets.
 
 Three servers with the built-in model are asked: one as it comes, with a key; one with everything
 switched on that adds to its surface; one that embeds.
@@ -47,7 +47,7 @@ VARIABLES = {
 
 @dataclass
 class Program:
-    """What was found.
+    """The facts found.
 
     Attributes:
         plain, switched: routes ("GET /health") of the server as it comes, and with all switches.

@@ -68,7 +68,7 @@ class ReasoningMarkers(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputFormats:
-    """What the model of a server writes.
+    """Formats that the model of a server writes.
 
     Attributes:
         reasoning: None: no text is reasoning.

@@ -49,7 +49,7 @@ class ModelConfig:
     """Required quantisation of the checkpoint (`awq`, `gguf`, `gptq` …); any other is an
     error. Default: the checkpoint's own."""
     runner: Literal["auto", "generate", "pooling"] = "auto"
-    """What the model is used for: `generate` text, or `pooling`: vectors of prompts. `auto` pools
+    """Use of the model: `generate` text, or `pooling`: vectors of prompts. `auto` pools
     with --convert embed, for encoders, and for checkpoints of sentence-transformers."""
     convert: Literal["auto", "none", "embed"] = "auto"
     """`embed` turns a model that generates text into one that embeds; `auto` does so with --runner
@@ -59,9 +59,9 @@ class ModelConfig:
     `use_activation` (normalise vectors). Default: the checkpoint's own; without one LAST, for
     encoders CLS, and true."""
     model_impl: ModelImpl = "auto"
-    """Who implements the model: `galley`, or the `transformers` library on Galley's KV cache, which
-    is slower and needs torch. `auto` takes transformers for what Galley has no implementation of;
-    `vllm` is another name of `galley`."""
+    """Implementation of the model: `galley`, or the `transformers` library on Galley's KV cache,
+    which is slower and needs torch. `auto` takes transformers for architectures that Galley does
+    not implement; `vllm` is another name of `galley`."""
     trust_remote_code: bool = False
     """Let the transformers implementation run Python code that the checkpoint brings. Galley's own
     implementations never run any."""

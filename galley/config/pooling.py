@@ -59,7 +59,7 @@ class PoolingSettings:
 
 
 def runner_of(model: ModelConfig, model_info: ModelInfo) -> Literal["generate", "pooling"]:
-    """What the engine is for: --runner, or what --convert and the checkpoint ask for.
+    """The engine's task: --runner, or the one that --convert and the checkpoint ask for.
 
     Raises ConfigError for flags that contradict each other.
     """

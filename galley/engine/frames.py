@@ -33,7 +33,7 @@ MAX_UNSENT = 1 << 28
 
 
 class Change(enum.Enum):
-    """What may happen to a client's connection."""
+    """Events of a client's connection."""
 
     OPENED = enum.auto()
     CLOSED = enum.auto()
@@ -208,7 +208,7 @@ class FrameServer:
         return bool(poll.poll(seconds * 1000))
 
     def receive(self) -> list[Event]:
-        """What has happened since the last call, in order: a client's OPENED comes before its
+        """Events since the last call, in order: a client's OPENED comes before its
         frames, its CLOSED after them.
         """
         for connection in self._clients.values():

@@ -71,7 +71,7 @@ class LoadProgress:
 
 
 def kv_capacity(config: EngineConfig, executor: Executor) -> Capacity:
-    """What the KV cache has room for, of a resolved configuration."""
+    """Capacity of the KV cache of a resolved configuration."""
     max_chunk = config.scheduler.max_num_batched_tokens
     assert max_chunk is not None, "the configuration is not resolved"
     num_blocks = executor.num_blocks - 1  # without the null block

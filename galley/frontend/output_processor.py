@@ -154,7 +154,7 @@ class Sequence:
         return not taken or len(self.token_ids) - taken >= interval
 
     def output(self, delta: bool) -> CompletionOutput:
-        """What is new since the last call (delta), or everything."""
+        """The part that is new since the last call (delta), or everything."""
         tokens_from = self.taken_tokens if delta else 0
         pieces_from = self.taken_pieces if delta else 0
         self.taken_tokens, self.taken_pieces = len(self.token_ids), len(self.pieces)

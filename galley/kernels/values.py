@@ -55,7 +55,7 @@ class KVLayer(msgspec.Struct, frozen=True):
     in_parts: bool = False
 
     def cache(self, itemsize: int) -> CacheSpec:
-        """What the layer keeps of each token, in numbers of `itemsize` bytes."""
+        """Size of the layer's cache per token, in numbers of `itemsize` bytes."""
         return CacheSpec(
             kind="window" if self.window else "full",
             token_bytes=2 * self.kv_heads * self.head_dim * itemsize,
@@ -82,7 +82,7 @@ class LatentLayer(msgspec.Struct, frozen=True):
         return self.rank + self.rope_dim
 
     def cache(self, itemsize: int) -> CacheSpec:
-        """What the layer keeps of each token, in numbers of `itemsize` bytes."""
+        """Size of the layer's cache per token, in numbers of `itemsize` bytes."""
         return CacheSpec("full", token_bytes=self.head_dim * itemsize)
 
 

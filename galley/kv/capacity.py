@@ -23,7 +23,7 @@ def longest_sequence(groups: Sequence[GroupPolicy], num_blocks: int, limit: int)
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """What fits into a pool that is full of sequences of one length.
+    """Sequences and tokens that fit into a pool full of sequences of one length.
 
     Attributes:
         sequences: how many of them.

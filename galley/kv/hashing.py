@@ -28,7 +28,7 @@ Digest = Callable[[bytes], bytes]
 
 
 class ExtraKeys(msgspec.Struct, frozen=True):
-    """What a block's content depends on besides its tokens. Blocks with other keys are not shared.
+    """Inputs of a block's content besides its tokens. Blocks with other keys are not shared.
 
     Attributes:
         every: keys of every block (the number of an adapter's load).

@@ -391,7 +391,7 @@ class KVCacheManager:
 
 
 def _suffix(group: int, part: int) -> bytes:
-    """What the keys of a group's blocks end with; `part`: of the blocks that hold one state."""
+    """Suffix of the keys of a group's blocks; `part`: of the blocks that hold one state."""
     if part:
         return bytes((group,)) + part.to_bytes(4, "little")
     return bytes((group,)) if group else b""

@@ -77,7 +77,7 @@ def _share_metrics(server: ServerConfig, directory: str) -> str | None:
 def _entries(
     config: EngineConfig, server: ServerConfig, sock: socket.socket, directory: str
 ) -> Entries:
-    """What the children run; they import heavy modules once they are forked.
+    """Entry points of the children; they import heavy modules once they are forked.
 
     Raises ConfigError for faults that are not allowed.
     """

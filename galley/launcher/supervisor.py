@@ -42,7 +42,7 @@ SETTLED = 5.0
 
 
 class Status(Protocol):
-    """What an engine shares with its launcher (`engine.heartbeat.StatusReader`)."""
+    """Status that an engine shares with its launcher (`engine.heartbeat.StatusReader`)."""
 
     def heartbeat(self) -> int | None: ...
     def num_steps(self) -> int: ...
@@ -51,7 +51,7 @@ class Status(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """What the children run, and what they leave behind.
+    """Entry points of the children, and clean-up after them.
 
     Attributes:
         engine: (channel, index, epoch) → runs an engine core until it ends.

@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 65_536
 
 
 class _Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What every rotary embedding can have besides its frequencies.
+    """Settings of every rotary embedding besides its frequencies.
 
     Attributes:
         interleaved: neighbours are rotated together; otherwise element i and i + dim / 2.

@@ -11,7 +11,7 @@ from galley.loader.tensor import Checkpoint
 
 
 def read_model_info(source: Source) -> ModelInfo:
-    """What the checkpoint declares, from config.json or the GGUF header; no weight file is opened.
+    """Declarations of a checkpoint, from config.json or the GGUF header; opens no weight file.
 
     Raises ModelError naming the file and what is wrong.
     """

@@ -17,7 +17,7 @@ Kind = Literal["dense", "encoder", "mixture", "recurrent"]
 
 
 class Entry(NamedTuple):
-    """What is known of an architecture besides its line of the registry.
+    """Facts of an architecture besides its line of the registry.
 
     Attributes:
         checkpoint: the hub name of one that has it.

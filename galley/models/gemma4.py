@@ -46,7 +46,7 @@ from galley.models.llama import Sizes, attention, decoder, mlp, read_sizes
 
 
 class LayerInputSpec(msgspec.Struct, frozen=True):
-    """What a layer does with its own embedding: gate [D, hidden], out [hidden, D]."""
+    """Weights of a layer's own embedding: gate [D, hidden], out [hidden, D]."""
 
     gate: Part
     out: Part

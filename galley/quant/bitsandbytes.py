@@ -38,7 +38,7 @@ _KINDS = ("nf4", "fp4")
 
 
 class _State(msgspec.Struct, frozen=True):
-    """What a layer's `quant_state` says."""
+    """Fields of a layer's `quant_state`."""
 
     blocksize: int
     shape: list[int] | None = None

@@ -128,13 +128,13 @@ class Scheduler:
             self.queue.park(seq, parked)
 
     def unpark(self, handle: int, client_index: int = 0) -> None:
-        """What a parked request waited for is there; unknown handles are ignored."""
+        """Unpark a request: its condition is met. Unknown handles are ignored."""
         seq = self._unfinished.get((client_index, handle))
         if seq is not None and seq in self.queue.parked:
             self.queue.unpark(seq)
 
     def fail(self, handle: int, error: str, client_index: int = 0) -> None:
-        """What a parked request waited for cannot be had; unknown handles are ignored."""
+        """Fail a parked request: its condition cannot be met. Unknown handles are ignored."""
         seq = self._unfinished.get((client_index, handle))
         if seq is not None and seq in self.queue.parked:
             self.queue.discard(seq)
@@ -160,7 +160,7 @@ class Scheduler:
         return None
 
     def _unfit(self, seq: Sequence) -> str | None:
-        """What keeps a pooling request, or one in one piece, from ever running."""
+        """The reason why a pooling request, or one in one piece, can never run."""
         n, limits = seq.num_prompt, self.limits
         if seq.request.pools and n > limits.max_model_len:
             return f"The prompt has {n} tokens, --max-model-len is {limits.max_model_len}."

@@ -36,7 +36,7 @@ COMMAND_ERRORS: Errors = {**QUERY_ERRORS, 400: ErrorResponse}
 
 @dataclass(frozen=True)
 class Signature:
-    """What an endpoint reads and answers.
+    """The request and response types of an endpoint.
 
     Attributes:
         readers: of its body, which is for one of them; () where it has none.

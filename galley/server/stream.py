@@ -150,7 +150,7 @@ class EventEncoder(Protocol):
 
 
 class PendingOutputs:
-    """What the streams of one answer have that has not been written yet.
+    """Deltas of one answer's streams that are not written yet.
 
     Attributes:
         updated: prompts that may have outputs.

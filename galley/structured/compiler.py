@@ -86,7 +86,7 @@ class Compiler:
             self._finished.wait(seconds)
 
     def take(self) -> list[tuple[Constraint, Compiled]]:
-        """What has been compiled since the last call, by `key_of` its constraint."""
+        """Grammars compiled since the last call, by `key_of` the constraint."""
         self._finished.clear()
         done = []
         while not self._done.empty():
@@ -134,7 +134,7 @@ class Compiler:
 
 
 def key_of(constraint: Constraint) -> Constraint:
-    """What of a constraint is compiled: not where it starts."""
+    """The part of a constraint that is compiled: without its start condition."""
     if not constraint.start_after:
         return constraint
     return msgspec.structs.replace(constraint, start_after=())

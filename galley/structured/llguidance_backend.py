@@ -123,7 +123,7 @@ class LLGuidanceMatcher:
         return self.native.validate_tokens(token_ids) if token_ids else 0
 
     def _split(self, token_ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """What precedes the first end token, and that with the rest."""
+        """Tokens before the first end token, and that token with the rest."""
         ids = list(token_ids)
         at = next((i for i, token_id in enumerate(ids) if token_id in self._end_ids), len(ids))
         return ids[:at], ids[at:]

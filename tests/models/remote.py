@@ -24,7 +24,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass
 class Remote:
-    """What a family makes of a model of transformers.
+    """A family's version of a model of transformers.
 
     Attributes:
         architecture: of its config.json.

@@ -22,7 +22,7 @@ def raw(name: str, array: np.ndarray) -> RawTensor:
 
 
 def model_info(config: dict[str, Any]) -> ModelInfo:
-    """What schemes read of a checkpoint whose `quantization_config` is `config`."""
+    """The part of a checkpoint that schemes read, whose `quantization_config` is `config`."""
     return ModelInfo(
         "LlamaForCausalLM",
         {"quantization_config": config},

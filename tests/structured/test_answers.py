@@ -230,7 +230,7 @@ def test_an_answer_goes_on_in_another_engine(folder: Path, llm: LLM) -> None:
 
 
 def test_a_constraint_may_start_behind_a_marker(llm: LLM) -> None:
-    """What precedes the marker is free, what follows is not."""
+    """Text before the marker is free, text after it is constrained."""
     tokenizer = llm.get_tokenizer()
     marker = tokenizer.encode("e", add_special_tokens=False)
     form = {"choice": ["yes", "no"], "start_after": [marker]}

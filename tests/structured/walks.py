@@ -61,7 +61,7 @@ class SpecialTokens:
 
 
 class Grammar:
-    """What llguidance makes of a grammar; raises NotCompiled."""
+    """A grammar compiled by llguidance; raises NotCompiled."""
 
     def __init__(self, grammar: str, special: SpecialTokens | None = None) -> None:
         self._tokens = special or SpecialTokens()

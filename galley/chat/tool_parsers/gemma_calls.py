@@ -60,7 +60,7 @@ class GemmaCalls:
             yield from scan.accept(self.end)
 
     def _members(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
-        """What follows the opening brace, up to the closing one."""
+        """Text from the opening brace to the closing one, both excluded."""
         depth = 1
         while depth:
             text, mark = yield from scan.take_until(self._marks)

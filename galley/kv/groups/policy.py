@@ -45,7 +45,7 @@ class GroupPolicy(Protocol):
         """Blocks of tokens that so many first entries of the block table hold."""
 
     def key_of(self, entry: int) -> tuple[int, int]:
-        """What an entry of the block table is found by: a block of tokens, whose hash covers all
+        """The key of an entry of the block table: a block of tokens, whose hash covers all
         tokens up to its end, and the number of the entry among those with this hash."""
 
     def most_held(self, num_tokens: int) -> int:

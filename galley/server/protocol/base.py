@@ -146,7 +146,7 @@ def explain(message: str) -> tuple[str, str | None]:
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream reports besides its deltas."""
+    """Options of a stream: reports besides its deltas."""
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False

@@ -99,7 +99,7 @@ class StructuredFields(SamplingFields, kw_only=True):
         return fields[0] if fields else None
 
     def structured_params(self) -> StructuredOutputsParams | None:
-        """What an answer must be; None: any text. Raises InvalidRequest naming the field."""
+        """The constraint on the answer; None: any text. Raises InvalidRequest naming the field."""
         name = self.constraint_field
         if name is None:
             return None

@@ -60,7 +60,7 @@ class AddedToken(msgspec.Struct):
 
 
 class TokenizerInfo(msgspec.Struct, kw_only=True):
-    """What a client needs to build prompts, under the names of tokenizer_config.json."""
+    """Tokenizer settings for clients that build prompts, named as in tokenizer_config.json."""
 
     tokenizer_class: str = "PreTrainedTokenizerFast"
     bos_token: str | None

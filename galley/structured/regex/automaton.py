@@ -269,7 +269,7 @@ def other_than(words: Iterable[str]) -> Tree:
 
 
 def _other_than(words: list[str], at: int) -> Tree:
-    """What may follow the first `at` characters, which the words share."""
+    """Characters that may follow the first `at`, which the words share."""
     options: list[Tree] = [] if len(words[0]) == at else [EMPTY]
     longer = [word for word in words if len(word) > at]
     groups = [(key, list(group)) for key, group in groupby(longer, key=lambda word: word[at])]

@@ -34,7 +34,7 @@ def only(kind: str, **parts: Any) -> Alternative:
 
 
 def assertions(document: Document, node: Node) -> Alternative | None:
-    """What the assertions of a schema allow, applicators aside; None if that is nothing.
+    """Values that the assertions of a schema allow, applicators aside; None if there are none.
 
     Raises:
         Refused: a keyword has a value that is not valid.

@@ -222,7 +222,7 @@ class Objects:
     beyond: tuple[tuple[frozenset[str], Conjunction], ...] = ()
 
     def of(self, name: str, matches: Callable[[str, str], bool]) -> Conjunction:
-        """What the value of a property must satisfy."""
+        """The schema of the value of a property."""
         if not self.patterns:
             return self.properties.get(name, self.additional)
         known = name in self.properties
@@ -262,7 +262,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `unevaluatedProperties` and `unevaluatedItems` of a schema above leave alone."""
+    """Parts that `unevaluatedProperties` and `unevaluatedItems` of a schema above leave alone."""
 
     names: frozenset[str] = frozenset()
     patterns: frozenset[str] = frozenset()
