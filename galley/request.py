@@ -159,10 +159,13 @@ class StructuredOutputsParams(
         start_after: token sequences; the constraint applies to what follows the first of them in
             the output. None = from the first token on.
         special_tokens: texts in `structural_tag` that stand for special tokens → their ids.
+        source: the field of the request that has brought the constraint, for errors; None: it is
+            `structured_outputs`.
     """
 
     start_after: list[list[int]] | None = None
     special_tokens: dict[str, int] | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         self.verify()
@@ -171,6 +174,11 @@ class StructuredOutputsParams(
     def kind(self) -> str:
         """The name of the constraint that is set."""
         return next(name for name in CONSTRAINTS if getattr(self, name) is not None)
+
+    @property
+    def field_name(self) -> str:
+        """The field of the request that has brought the constraint."""
+        return self.source or f"structured_outputs.{self.kind}"
 
     def verify(self) -> None:
         """Raise `InvalidRequest` naming the field at fault."""

@@ -127,7 +127,9 @@ def _constraint(
 
     schema = schema_of(use.tools, use.choice)
     if schema is not None:
-        return _Constraint(StructuredOutputsParams(json=schema, whitespace_pattern=" ?"))
+        return _Constraint(
+            StructuredOutputsParams(json=schema, whitespace_pattern=" ?", source="tools")
+        )
     strict = any(tool.strict for tool in use.choice.callable(use.tools))
     if given is None and not strict:
         return _Constraint(None)
@@ -154,7 +156,7 @@ def _constraint(
     tag = tag_of(use.tools, use.choice, spelling, tokens=tuple(thinking))
     form = msgspec.json.encode(tag).decode()
     params = StructuredOutputsParams(
-        structural_tag=form, special_tokens={**thinking, **(special or {})}
+        structural_tag=form, special_tokens={**thinking, **(special or {})}, source="tools"
     )
     return _Constraint(params, spelling.whole)
 

@@ -86,7 +86,7 @@ class ConstraintChecker:
         return constraint
 
     def _constraint(self, params: StructuredOutputsParams) -> Constraint:
-        settings, field = self._settings, f"structured_outputs.{params.kind}"
+        settings, field = self._settings, params.field_name
         compact = params.disable_any_whitespace or settings.disable_any_whitespace
         closed = params.disable_additional_properties or settings.disable_additional_properties
         job = _encoded(Job(params, self._backend, compact, closed), params)
@@ -107,5 +107,5 @@ def _encoded(value: msgspec.Struct, params: StructuredOutputsParams) -> bytes:
     try:
         return msgspec.msgpack.encode(value)
     except RecursionError:
-        field = f"structured_outputs.{params.kind}"
+        field = params.field_name
         raise InvalidRequest(f"{field} is nested too deeply.", field=field) from None

@@ -1,4 +1,12 @@
-"""Compiles constraints in a thread of its own, and keeps what it has compiled."""
+"""Compiles constraints in a thread of its own, and keeps what it has compiled.
+
+    get ──▶ jobs ──▶ grammars (a thread) ──▶ grammar (a thread) ──▶ done ──▶ take
+                         └─ waits, at most `limit` seconds a constraint
+
+A constraint has been compiled once, under limits, before the engine gets it (`check.py`). Where a
+library needs far longer with the model's vocabulary, the request fails, and the thread that still
+compiles is left to itself: the next constraint gets another one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import msgspec
 
@@ -20,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Most grammars that are kept.
 KEPT = 256
+#: Seconds that one may take to compile, the library's start included.
+LIMIT = 20.0
 
 #: Makes the vocabulary of a model whose texts end at these ids.
 VocabularySource = Callable[[tuple[int, ...]], Vocabulary]
@@ -38,18 +48,37 @@ class _Job(msgspec.Struct, frozen=True):
     end_ids: tuple[int, ...]
 
 
+class _Worker:
+    """A thread that compiles one constraint after the other."""
+
+    def __init__(self, compile: Callable[[_Job], Compiled]) -> None:
+        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self.compiled: SimpleQueue[Compiled] = SimpleQueue()
+        self._compile = compile
+        threading.Thread(target=self._run, name="grammar", daemon=True).start()
+
+    def _run(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            self.compiled.put(self._compile(job))
+
+
 class Compiler:
     """Its methods belong to the engine's thread.
+
+    Args:
+        limit: seconds that a constraint may take.
 
     Attributes:
         wake: called in the compiling thread when a job is done.
         seconds: spent compiling.
     """
 
-    def __init__(self, vocabulary: VocabularySource) -> None:
+    def __init__(self, vocabulary: VocabularySource, limit: float = LIMIT) -> None:
         self.wake: Callable[[], None] | None = None
         self.seconds = 0.0
         self._vocabulary = vocabulary
+        self._limit = limit
+        self._worker: _Worker | None = None
         self._backends: dict[tuple[str, tuple[int, ...]], Backend] = {}
         self._kept: OrderedDict[Constraint, Compiled] = OrderedDict()
         self._waiting: set[Constraint] = set()
@@ -112,11 +141,27 @@ class Compiler:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             begin = time.perf_counter()
-            self._done.put((job.key, self._compile(job)))
+            self._done.put((job.key, self._compiled_in_time(job)))
             self.seconds += time.perf_counter() - begin
             self._finished.set()
             if self.wake is not None:
                 self.wake()
+        if self._worker is not None:
+            self._worker.jobs.put(None)
+
+    def _compiled_in_time(self, job: _Job) -> Compiled:
+        worker = self._worker = self._worker or _Worker(self._compile)
+        worker.jobs.put(job)
+        try:
+            return worker.compiled.get(timeout=self._limit)
+        except Empty:
+            worker.jobs.put(None)
+            self._worker = None
+            log.error("A constraint has not been compiled within %g s.", self._limit)
+            return Compiled(
+                error=f"{job.key.field} is too complex: it takes more than {self._limit:g} seconds "
+                "to compile with this model's vocabulary."
+            )
 
     def _compile(self, job: _Job) -> Compiled:
         try:

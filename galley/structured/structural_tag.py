@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from galley.errors import InvalidRequest
 from galley.structured.regex import (
     Automaton,
     TooManyStates,
@@ -30,7 +29,6 @@ from galley.structured.regex.syntax import Chars, Concat, Either, Tree, parse
 from galley.structured.regex.text import render
 from galley.structured.schema import Refused, SchemaOptions, normalise
 
-_FIELD = "structured_outputs.structural_tag"
 #: Most formats in one structural tag, and its deepest nesting.
 MAX_FORMATS = 1_000
 MAX_DEPTH = 50
@@ -49,7 +47,7 @@ def guidance_grammar(
         special: texts in the tag that stand for special tokens → their ids.
 
     Raises:
-        InvalidRequest: a part is malformed or not supported; the message says where.
+        MalformedTag: a part is malformed or not supported; the message says where.
     """
     if not isinstance(tag, dict) or tag.get("type", "structural_tag") != "structural_tag":
         raise _fault("$", "must be an object of type 'structural_tag'")
@@ -74,9 +72,13 @@ def _older_form(tag: dict[str, Any]) -> dict[str, Any]:
     return {"type": "triggered_tags", "triggers": triggers, "tags": tags}
 
 
-def _fault(path: str, reason: str) -> InvalidRequest:
+class MalformedTag(ValueError):
+    """Why a structural tag is refused, with the path of the part at fault."""
+
+
+def _fault(path: str, reason: str) -> MalformedTag:
     shown = path if len(path) <= 200 else path[:200] + "…"
-    return InvalidRequest(f"structural_tag: {shown} {reason}.", field=_FIELD)
+    return MalformedTag(f"{shown} {reason}")
 
 
 class _FreeText(NamedTuple):

@@ -26,7 +26,7 @@ from galley.structured.regex import (
     whole,
 )
 from galley.structured.schema import Refused, SchemaOptions, normalise
-from galley.structured.structural_tag import guidance_grammar
+from galley.structured.structural_tag import MalformedTag, guidance_grammar
 
 _FIELD = "structured_outputs"
 #: Most entries of `choice`, and the longest one in characters: the time of a mask grows with it.
@@ -49,7 +49,7 @@ def constraint_of(job: Job) -> Constraint:
         any_whitespace=not job.compact,
         whitespace_pattern=job.params.whitespace_pattern,
         start_after=tuple(map(tuple, job.params.start_after or ())),
-        field=f"{_FIELD}.{name}",
+        field=job.params.field_name,
     )
     validate(constraint)
     return constraint
@@ -57,23 +57,26 @@ def constraint_of(job: Job) -> Constraint:
 
 def _json(job: Job) -> tuple[Any, str]:
     given = job.params.json
-    schema = _parsed(given, "json") if isinstance(given, str) else given
+    schema = _parsed(given, job) if isinstance(given, str) else given
     if not isinstance(schema, (dict, bool)):
-        raise InvalidRequest(
-            f"{_FIELD}: json must be a JSON schema (an object).", field=f"{_FIELD}.json"
-        )
-    return "json", _normalised(schema, job, "json")
+        raise _fault(job, "must be a JSON schema (an object)")
+    return "json", _normalised(schema, job)
 
 
 def _json_object(job: Job) -> tuple[Any, str]:
-    return "json", _normalised({"type": "object"}, job, "json_object")
+    return "json", _normalised({"type": "object"}, job)
 
 
-def _normalised(schema: Any, job: Job, name: str) -> str:
+def _normalised(schema: Any, job: Job) -> str:
     try:
         return json.dumps(normalise(schema, _options(job)))
     except Refused as error:
-        raise InvalidRequest(error.message, field=f"{_FIELD}.{name}") from None
+        raise InvalidRequest(error.message, field=job.params.field_name) from None
+
+
+def _fault(job: Job, reason: str) -> InvalidRequest:
+    field = job.params.field_name
+    return InvalidRequest(f"{field} {reason}.", field=field)
 
 
 def _options(job: Job) -> SchemaOptions:
@@ -101,17 +104,13 @@ def _check_whitespace(pattern: str) -> None:
         )
 
 
-def _parsed(text: str, name: str) -> Any:
+def _parsed(text: str, job: Job) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise InvalidRequest(
-            f"{_FIELD}: {name} is not valid JSON: {error}.", field=f"{_FIELD}.{name}"
-        ) from None
+        raise _fault(job, f"is not valid JSON: {error}") from None
     except RecursionError:
-        raise InvalidRequest(
-            f"{_FIELD}: {name} is nested too deeply.", field=f"{_FIELD}.{name}"
-        ) from None
+        raise _fault(job, "is nested too deeply") from None
 
 
 def _regex(job: Job) -> tuple[Any, str]:
@@ -121,25 +120,17 @@ def _regex(job: Job) -> tuple[Any, str]:
         reason = str(error)
     except TooManyStates:
         reason = "is too complex"
-    raise InvalidRequest(f"{_FIELD}: regex {reason}.", field=f"{_FIELD}.regex")
+    raise _fault(job, reason)
 
 
 def _choice(job: Job) -> tuple[Any, str]:
     choices = list(dict.fromkeys(job.params.choice or ()))
     if len(choices) > MAX_CHOICES:
-        raise InvalidRequest(
-            f"{_FIELD}: choice has {len(choices)} entries; at most {MAX_CHOICES} are supported.",
-            field=f"{_FIELD}.choice",
-        )
+        raise _fault(job, f"has {len(choices)} entries; at most {MAX_CHOICES} are supported")
     if any(len(choice) > MAX_CHOICE for choice in choices):
-        raise InvalidRequest(
-            f"{_FIELD}: choice has an entry of more than {MAX_CHOICE} characters.",
-            field=f"{_FIELD}.choice",
-        )
+        raise _fault(job, f"has an entry of more than {MAX_CHOICE} characters")
     if "" in choices:
-        raise InvalidRequest(
-            f"{_FIELD}: choice must not contain an empty text.", field=f"{_FIELD}.choice"
-        )
+        raise _fault(job, "must not contain an empty text")
     return "choice", json.dumps(choices)
 
 
@@ -150,11 +141,14 @@ def _grammar(job: Job) -> tuple[Any, str]:
 
 
 def _structural_tag(job: Job) -> tuple[Any, str]:
-    name = "structural_tag"
-    tag = _parsed(job.params.structural_tag or "", name)
+    tag = _parsed(job.params.structural_tag or "", job)
     if job.backend == "guidance":
-        tag = guidance_grammar(tag, _options(job), job.params.special_tokens)
-    return name, json.dumps(tag)
+        try:
+            tag = guidance_grammar(tag, _options(job), job.params.special_tokens)
+        except MalformedTag as error:
+            field = job.params.field_name
+            raise InvalidRequest(f"{field}: {error}.", field=field) from None
+    return "structural_tag", json.dumps(tag)
 
 
 _KINDS = {

@@ -175,12 +175,33 @@ def test_responses_and_messages(client: openai.OpenAI, port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "field"),
+    ("path", "body", "field", "said"),
     [
         (
             "completions",
             {"prompt": "a", "structured_outputs": {"regex": "(("}},
-            "structured_outputs",
+            *("structured_outputs", "structured_outputs.regex"),
+        ),
+        (
+            "completions",
+            {"prompt": "a", "guided_json": "{"},
+            *("guided_json", "guided_json is not valid JSON"),
+        ),
+        (
+            "chat/completions",
+            {
+                "messages": ASK,
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"enum": ["a" * 5_000_000]}},
+                },
+            },
+            *("response_format", "response_format.json_schema.schema has"),
+        ),
+        (
+            "chat/completions",
+            {"messages": ASK, "response_format": {"type": "structural_tag", "format": {}}},
+            *("response_format", "response_format: $.format has the format"),
         ),
         (
             "responses",
@@ -188,16 +209,19 @@ def test_responses_and_messages(client: openai.OpenAI, port: int) -> None:
                 "input": "a",
                 "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 5}}},
             },
-            "text",
+            *("text", "type"),
         ),
     ],
 )
 def test_what_cannot_be_compiled_is_a_400(
-    port: int, path: str, body: dict[str, Any], field: str
+    port: int, path: str, body: dict[str, Any], field: str, said: str
 ) -> None:
+    """The error names the field that the client has sent."""
     answer = httpx.post(f"http://127.0.0.1:{port}/v1/{path}", json={"model": "tiny", **body})
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == field
+    error = answer.json()["error"]
+    assert error["param"] == field
+    assert said in error["message"]
 
 
 def test_parked_requests_are_counted(port: int) -> None:

@@ -137,6 +137,28 @@ def test_a_grammar_that_fails_in_the_engine_fails_its_request(
     assert run(llm, [structured({"regex": "a"})])[0][0][2] == "a"
 
 
+def test_a_grammar_that_takes_too_long_fails_its_request_alone(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that compiles it is left to itself, and others compile in another one."""
+    hangs = threading.Event()
+    compile_now = compiler.Compiler._compile
+
+    def hang(self: Any, job: Any) -> Any:
+        if job.key.text == "hang":
+            assert hangs.wait(60)
+        return compile_now(self, job)
+
+    monkeypatch.setattr(compiler.Compiler, "_compile", hang)
+    monkeypatch.setattr(llm._core.constrained.compiler, "_limit", 0.2)
+    with pytest.raises(RequestFailed, match=r"regex is too complex: .* more than 0.2 seconds"):
+        run(llm, [structured({"regex": "hang"})])
+    monkeypatch.setattr(llm._core.constrained.compiler, "_limit", 60.0)
+    assert run(llm, [structured({"regex": "ok"})])[0][0][2] == "ok"
+    hangs.set()
+    assert not llm._core.constrained.compiler.compiling
+
+
 def test_grammars_are_kept_and_the_oldest_are_dropped(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
