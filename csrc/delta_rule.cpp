@@ -1,5 +1,5 @@
 // Ops over states that are corrected by what they hold under a key (delta_rule_kernel.h). The units
-// of their states are heads, [keys][values, padded to 16].
+// of their states are heads: keys x values, padded to 16, and scales.
 //
 // `gated_delta_rule`: q, k of unit length (q / sqrt(keys)), g = exp(-exp(a_log) * softplus(alpha +
 //   dt_bias)), beta = sigmoid(beta): S = g S + k (beta (v - g kᵀ S)), out = qᵀ S. Pointers: q, k (f32
@@ -28,7 +28,7 @@ int64_t padded(int64_t values) { return (values + 15) / 16 * 16; }
 class GatedDeltaRule final : public StateOp {
  public:
   explicit GatedDeltaRule(const Args& a)
-      : StateOp(StateCache(a, a.size("heads"), a.size("keys") * padded(a.size("values")))),
+      : StateOp(StateCache(a, a.size("heads"), a.size("keys") * padded(a.size("values")) + 16)),
         heads_(a.size("heads")), key_heads_(a.size("key_heads")), keys_(a.size("keys")),
         values_(a.size("values")), q_(rows_argument(a, "q", key_heads_ * keys_)),
         k_(rows_argument(a, "k", key_heads_ * keys_)), v_(rows_argument(a, "v", heads_ * values_)),
@@ -70,7 +70,7 @@ class GatedDeltaRule final : public StateOp {
 class Wkv7 final : public StateOp {
  public:
   explicit Wkv7(const Args& a)
-      : StateOp(StateCache(a, a.size("heads"), a.size("size") * padded(a.size("size")))),
+      : StateOp(StateCache(a, a.size("heads"), (a.size("size") + 1) * padded(a.size("size")))),
         heads_(a.size("heads")), size_(a.size("size")), r_(rows(a, "r")), w_(rows(a, "w")),
         k_(rows(a, "k")), v_(rows(a, "v")), a_(rows(a, "a")), first_(rows(a, "first", true)),
         mix_(rows(a, "mix", true)), k_k_(a.ptr<float>("k_k")), k_a_(a.ptr<float>("k_a")),

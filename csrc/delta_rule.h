@@ -4,16 +4,11 @@
 
 namespace galley {
 
-// One token of a head, as all of these recurrences are computed. S is [keys][values]:
-//   m = sum over j, in a fixed order, of read[j] * S[j]
-//   S[j] = decay[j] * S[j] + write[j] * (value_scale * value) + correct[j] * m
-//   y = sum over j, in a fixed order, of query[j] * S[j]
-struct DeltaStep {
-  const float *read, *decay, *write, *correct, *query;  // [keys]
-  const float* value;                                   // [values]
-  float value_scale;
-  float* y;  // [values]
-};
+// One token of a head, as these recurrences are computed. S is [keys][values], Q is S without its scale
+// (state_scale.h), of which `read`, `write`, `correct` and `query` take account:
+//   m = sum over j, in order, of read[j] * Q[j]
+//   Q[j] = fold[j] * Q[j] + write[j] * value + correct[j] * m     (without `correct`: value - m)
+//   y = sum over j, in order, of query[j] * Q[j]
 
 // Gated delta rule; q, k of unit length before the scale.
 struct GatedDeltaRun {
@@ -34,11 +29,15 @@ struct Wkv7Run {
   float eps;
 };
 
+// Tokens that are computed at a time.
+constexpr int64_t kDeltaTokens = 16;
 // Floats of scratch.
-constexpr int64_t delta_scratch(int64_t keys) { return 6 * ((keys + 15) / 16 * 16); }
+constexpr int64_t delta_scratch(int64_t keys) {
+  return 7 * kDeltaTokens * ((keys + 15) / 16 * 16);
+}
 
 GALLEY_VARIANTS(
-    // `state`: [keys][values, padded to 16], updated.
+    // `state`: numbers by panel (delta_rule_kernel.h), then the scale of all or of each key; updated.
     void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch);
     void wkv7_run(const Wkv7Run& run, float* state, float* scratch);)
 

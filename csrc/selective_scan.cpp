@@ -23,14 +23,15 @@ class SelectiveScan final : public StateOp {
         b_(rows_argument(a, "b", state_size_)), c_(rows_argument(a, "c", state_size_)),
         gate_(rows_argument(a, "gate", channels_, true)), out_(a.ptr<float>("out")),
         kernel_(GALLEY_PICK(selective_scan_run)) {
-    // By unit: a, [state_size][kScanChannels], then d; channels that do not exist are zeros.
+    // By unit: a times log2(e), [state_size][kScanChannels], then d; channels that do not exist are zeros.
     const float* a_log = a.ptr<float>("a_log");
     const float* d = a.ptr<float>("d");
     constants_.resize(state_.units() * (state_size_ + 1) * kScanChannels);
     for (int64_t c = 0; c < channels_; c++) {
       float* unit = constants_.data() + c / kScanChannels * (state_size_ + 1) * kScanChannels;
       for (int64_t n = 0; n < state_size_; n++) {
-        unit[n * kScanChannels + c % kScanChannels] = -std::exp(a_log[c * state_size_ + n]);
+        unit[n * kScanChannels + c % kScanChannels] =
+            -1.44269504f * std::exp(a_log[c * state_size_ + n]);
       }
       unit[state_size_ * kScanChannels + c % kScanChannels] = d[c];
     }

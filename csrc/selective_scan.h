@@ -17,7 +17,7 @@ struct SelectiveRun {
   float* out;         // [count][channels]
   int64_t x_stride, dt_stride, b_stride, c_stride, gate_stride, out_stride;
   int64_t channels, state_size, count;
-  const float* a;     // [state_size][kScanChannels]
+  const float* a;     // [state_size][kScanChannels], times log2(e)
   const float* d;     // [kScanChannels]
 };
 

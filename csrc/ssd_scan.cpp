@@ -21,7 +21,7 @@ int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 class SsdScan final : public StateOp {
  public:
   explicit SsdScan(const Args& a)
-      : StateOp(StateCache(a, a.size("heads"), a.size("state_size") * padded(a.size("head_dim")))),
+      : StateOp(StateCache(a, a.size("heads"), a.size("state_size") * padded(a.size("head_dim")) + 16)),
         heads_(a.size("heads")), head_dim_(a.size("head_dim")), groups_(a.size("groups")),
         state_size_(a.size("state_size")), x_(rows_argument(a, "x", heads_ * head_dim_)),
         b_(rows_argument(a, "b", groups_ * state_size_)),

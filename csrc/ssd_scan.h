@@ -18,14 +18,15 @@ struct SsdRun {
 };
 
 // Tokens that are computed at a time, and rows of the state.
-constexpr int64_t kSsdTokens = 32, kSsdRows = 8;
+constexpr int64_t kSsdTokens = 16, kSsdRows = 8;
 // Floats of scratch of `ssd_scan_run`, for a padded head_dim.
 constexpr int64_t ssd_scratch(int64_t padded, int64_t state_size) {
-  return kSsdTokens * (2 * padded + 1 + 2 * (state_size + kSsdRows));
+  return kSsdTokens * 2 * (padded + state_size + kSsdRows);
 }
 
 GALLEY_VARIANTS(
-    // `state`: [state_size][head_dim, padded to 16], updated; scratch [ssd_scratch(..)].
+    // `state`: [state_size][head_dim, padded to 16] and its scale (state_scale.h), updated; scratch
+    // [ssd_scratch(..)].
     void ssd_scan_run(const SsdRun& run, float* state, float* scratch);)
 
 }  // namespace galley

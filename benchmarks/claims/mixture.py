@@ -1,4 +1,4 @@
-"""A mixture of experts compared with a dense model of the same total size (274)."""
+"""A mixture of experts compared with a dense model of the same total size (checklist 274)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -23,12 +23,13 @@ def normal(*shape: int, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """An op with its constants, its state, and the columns of its values."""
+    """An op with its constants, its state, the columns of its values, and means other than 0."""
 
     call: Call
     constants: dict[str, np.ndarray]
     state: StateLayer
     widths: dict[str, int]
+    means: dict[str, float] = field(default_factory=dict)
 
 
 def conv(ops, values, constants, state, ctx):
@@ -54,9 +55,11 @@ def ssd(ops, values, constants, state, ctx):
     )
 
 
-def ssd_case(head_dim: int, state_size: int, gated: bool) -> Case:
+def ssd_case(head_dim: int, state_size: int, gated: bool, decay: float = 0.0) -> Case:
+    """With `decay` 5 some heads forget all before each token, others soon."""
     heads = 4
     constants = {name: normal(heads, seed=i) for i, name in enumerate(("a_log", "d", "dt_bias"))}
+    constants["a_log"] += decay
     widths = {"x": heads * head_dim, "b": 2 * state_size, "c": 2 * state_size, "dt": heads}
     if gated:
         widths["gate"] = heads * head_dim
@@ -79,9 +82,9 @@ def delta(ops, values, constants, state, ctx):
     return ops.gated_delta_rule(**values, **constants, key_heads=2, state=state, ctx=ctx)
 
 
-def delta_case(keys: int, values: int) -> Case:
+def delta_case(keys: int, values: int, decay: float = 0.0) -> Case:
     heads = 4
-    constants = {"a_log": normal(heads, seed=1), "dt_bias": normal(heads, seed=2)}
+    constants = {"a_log": normal(heads, seed=1) + decay, "dt_bias": normal(heads, seed=2)}
     widths = {"q": 2 * keys, "k": 2 * keys, "v": heads * values, "alpha": heads, "beta": heads}
     return Case(delta, constants, StateLayer(0, *delta_state(heads, keys, values)), widths)
 
@@ -91,11 +94,13 @@ def wkv(ops, values, constants, state, ctx):
     return ops.wkv7(**values, parameters=parameters, state=state, ctx=ctx)
 
 
-def wkv_case(size: int, mixes: bool) -> Case:
+def wkv_case(size: int, mixes: bool, decay: float = 0.0) -> Case:
+    """With `decay` 4 most keys have nearly the strongest decay, 0.55 a token."""
     names = ["k_k", "k_a", "r_k", "weight", "bias"]
     constants = {name: normal(2 * size, seed=i) for i, name in enumerate(names)}
     widths = dict.fromkeys([*"rwkva", *(["first", "mix"] if mixes else [])], 2 * size)
-    return Case(wkv, constants, StateLayer(0, *delta_state(2, size, size)), widths)
+    state = StateLayer(0, *delta_state(2, size, size, size))
+    return Case(wkv, constants, state, widths, {"w": decay})
 
 
 CASES = {
@@ -103,11 +108,15 @@ CASES = {
     "selective scan, odd sizes, gate": scan_case(channels=40, state_size=5, gated=True),
     "delta rule": delta_case(keys=32, values=48),
     "delta rule, odd sizes": delta_case(keys=18, values=20),
+    "delta rule, panels": delta_case(keys=24, values=80),
+    "delta rule, strong decay": delta_case(keys=32, values=16, decay=3.0),
     "wkv7": wkv_case(size=32, mixes=True),
     "wkv7, odd size": wkv_case(size=18, mixes=False),
+    "wkv7, strong decay": wkv_case(size=16, mixes=False, decay=4.0),
     "convolution": conv_case(gated=False),
     "gated convolution": conv_case(gated=True),
     "ssd": ssd_case(head_dim=32, state_size=24, gated=False),
+    "ssd, strong decay": ssd_case(head_dim=48, state_size=8, gated=False, decay=5.0),
     "ssd, odd sizes, gate": ssd_case(head_dim=20, state_size=13, gated=True),
 }
 LENGTHS = [70, 1, 37]
@@ -119,7 +128,7 @@ CUT = [[13, 0, 5], [1, 1, 0], [40, 0, 31], *[[1, 0, 0]] * 6, [10, 0, 1]]
 def rows_of(case) -> list[dict[str, np.ndarray]]:
     return [
         {
-            name: normal(n, width, seed=10 * r + i)
+            name: normal(n, width, seed=10 * r + i) + np.float32(case.means.get(name, 0))
             for i, (name, width) in enumerate(case.widths.items())
         }
         for r, n in enumerate(LENGTHS)

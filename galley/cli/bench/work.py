@@ -90,15 +90,23 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
     return Work(f"{node.op} to {'+'.join(kinds)}" if kinds else node.op)
 
 
+#: Multiply-adds for each number of a state and token; in `selective_scan` nine make an exponential.
+_STATE_STEPS = {
+    "causal_conv": 1,
+    "ssd_scan": 2,
+    "selective_scan": 11,
+    "gated_delta_rule": 3,
+    "wkv7": 4,
+}
+
+
 def _state(op: str, layer: StateLayer, load: Load) -> Work:
-    """A state is read and written once a step; each of its numbers takes part in two multiply-adds
-    a token (a convolution's in one)."""
+    """A state is read and written once a step."""
     numbers = layer.units * layer.unit_size
-    each = 2 if op == "causal_conv" else 4
     return Work(
         f"{op} of {numbers:,} numbers",
         bytes=load.logits * 2 * 4 * numbers,
-        operations=load.tokens * each * numbers,
+        operations=2 * load.tokens * _STATE_STEPS[op] * numbers,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from galley.kernels.ops.definition import NativeOp, Op
-from galley.kernels.ops.state_op import STATE_INTS, STATE_POINTERS, given, stride_ints, strides
+from galley.kernels.ops.definition import Op
+from galley.kernels.ops.state_op import given, state_native
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import Constant, ForwardContext, StateLayer, Value
 
@@ -26,28 +26,15 @@ def conv_state(channels: int, taps: int) -> tuple[int, int]:
 
 class CausalConv(Op):
     name = "causal_conv"
-    native = NativeOp(
+    native = state_native(
         "causal_conv",
-        pointers={
-            "x": "f32",
-            "before?": "f32, factor of x",
-            "after?": "f32, factor of the result",
+        values={"x": "", "before?": ", factor of x", "after?": ", factor of the result"},
+        constants={
             "weight": "f32 [channels][taps]",
             "bias?": "f32 [channels]",
             "scale?": "f32 [channels], factor of x",
-            **STATE_POINTERS,
-            "out": "f32",
         },
-        ints={
-            "channels": "",
-            "taps": "",
-            "silu?": "1 = of the convolution, before `after`",
-            **stride_ints(["x", "before", "after"]),
-            **STATE_INTS,
-        },
-        columns=("block_table",),
-        arguments=strides,
-        rows={"x": TOKENS, "before": TOKENS, "after": TOKENS, "out": TOKENS},
+        ints={"channels": "", "taps": "", "silu?": "1 = of the convolution, before `after`"},
     )
 
     def __call__(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.kernels.ops.definition import NativeOp, Op
-from galley.kernels.ops.state_op import STATE_INTS, STATE_POINTERS, stride_ints, strides
+from galley.kernels.ops.definition import Op
+from galley.kernels.ops.state_op import LANES, padded, state_native
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import Constant, ForwardContext, StateLayer, Value
 
@@ -18,44 +18,28 @@ if TYPE_CHECKING:
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceContext, ReferenceOps
 
-#: Values of a head are padded to a multiple in the state.
-LANES = 16
 #: Added to the squared length of q and k.
 EPS = 1e-6
 
 
-def delta_state(heads: int, keys: int, values: int) -> tuple[int, int]:
-    """Units and numbers of a unit of the state: [keys, values] of each head."""
-    return heads, keys * (-(-values // LANES) * LANES)
+def delta_state(heads: int, keys: int, values: int, scales: int = 1) -> tuple[int, int]:
+    """Units and numbers of a unit of the state: [keys, values] of each head, and some scales."""
+    return heads, keys * padded(values) + padded(scales)
 
 
 class GatedDeltaRule(Op):
     name = "gated_delta_rule"
-    native = NativeOp(
+    native = state_native(
         "gated_delta_rule",
-        pointers={
-            "q": "f32",
-            "k": "f32",
-            "v": "f32",
-            "alpha": "f32",
-            "beta": "f32",
-            "a_log": "f32 [heads]",
-            "dt_bias": "f32 [heads]",
-            **STATE_POINTERS,
-            "out": "f32",
-        },
+        values=["q", "k", "v", "alpha", "beta"],
+        constants=dict.fromkeys(("a_log", "dt_bias"), "f32 [heads]"),
         ints={
             "heads": "",
             "key_heads": "of q and k",
             "keys": "columns of a head of q and k",
             "values": "columns of a head of v",
-            **stride_ints(["q", "k", "v", "alpha", "beta"]),
-            **STATE_INTS,
         },
         floats={"eps": "added to the squared length of q and k"},
-        columns=("block_table",),
-        arguments=strides,
-        rows=dict.fromkeys(("q", "k", "v", "alpha", "beta", "out"), TOKENS),
     )
 
     def __call__(
@@ -77,6 +61,9 @@ class GatedDeltaRule(Op):
         S = exp(-exp(a_log) * softplus(alpha + dt_bias)) S
         S = S + k (sigmoid(beta) * (v - kᵀ S))
         y = qᵀ S / sqrt(K)
+
+        Native code keeps S divided by a scale that takes the decays (csrc/state_scale.h): three
+        multiply-adds per number and token, in order, so that no bit depends on chunks.
 
         Args:
             q, k: [T, key_heads * K]; heads / key_heads consecutive heads share one.
@@ -125,7 +112,7 @@ class GatedDeltaRule(Op):
         y = torch.empty_like(value)
         width = value.shape[-1]
         for tokens, kept in ctx.states(state):
-            s = kept.unflatten(1, (key.shape[-1], -1))[..., :width]
+            s = kept[:, :-LANES].unflatten(1, (key.shape[-1], -1))[..., :width]
             for t in range(tokens.start, tokens.stop):
                 s *= decay[t, :, None, None]
                 held = (s * key[t, ..., None]).sum(1)

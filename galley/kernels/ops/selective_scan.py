@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.kernels.ops.definition import NativeOp, Op
-from galley.kernels.ops.state_op import STATE_INTS, STATE_POINTERS, given, stride_ints, strides
+from galley.kernels.ops.definition import Op
+from galley.kernels.ops.state_op import given, state_native
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import Constant, ForwardContext, StateLayer, Value
 
@@ -29,28 +29,11 @@ def scan_state(channels: int, state_size: int) -> tuple[int, int]:
 
 class SelectiveScan(Op):
     name = "selective_scan"
-    native = NativeOp(
+    native = state_native(
         "selective_scan",
-        pointers={
-            "x": "f32",
-            "dt": "f32",
-            "b": "f32",
-            "c": "f32",
-            "gate?": "f32",
-            "a_log": "f32 [channels][state_size]",
-            "d": "f32 [channels]",
-            **STATE_POINTERS,
-            "out": "f32",
-        },
-        ints={
-            "channels": "",
-            "state_size": "",
-            **stride_ints(["x", "dt", "b", "c", "gate"]),
-            **STATE_INTS,
-        },
-        columns=("block_table",),
-        arguments=strides,
-        rows=dict.fromkeys(("x", "dt", "b", "c", "gate", "out"), TOKENS),
+        values=["x", "dt", "b", "c", "gate?"],
+        constants={"a_log": "f32 [channels][state_size]", "d": "f32 [channels]"},
+        ints={"channels": "", "state_size": ""},
     )
 
     def __call__(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from galley.kernels.ops.definition import NativeOp, Op
-from galley.kernels.ops.state_op import STATE_INTS, STATE_POINTERS, given, stride_ints, strides
+from galley.kernels.ops.definition import Op
+from galley.kernels.ops.state_op import LANES, given, padded, state_native
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import Constant, ForwardContext, StateLayer, Value
 
@@ -17,13 +17,10 @@ if TYPE_CHECKING:
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceContext, ReferenceOps
 
-#: Elements of a head are padded to a multiple in the state.
-LANES = 16
-
 
 def ssd_state(heads: int, head_dim: int, state_size: int) -> tuple[int, int]:
-    """Units and numbers of a unit of the state: [state_size, head_dim] of each head."""
-    return heads, state_size * (-(-head_dim // LANES) * LANES)
+    """Units of the state, a head each, and their numbers: [state_size, head_dim] and a scale."""
+    return heads, state_size * padded(head_dim) + LANES
 
 
 class SSDParameters(msgspec.Struct, frozen=True):
@@ -49,37 +46,17 @@ class SSDParameters(msgspec.Struct, frozen=True):
 
 class SSDScan(Op):
     name = "ssd_scan"
-    native = NativeOp(
+    native = state_native(
         "ssd_scan",
-        pointers={
-            "x": "f32",
-            "b": "f32",
-            "c": "f32",
-            "dt": "f32",
-            "gate?": "f32",
-            "a_log": "f32 [heads]",
-            "d": "f32 [heads]",
-            "dt_bias": "f32 [heads]",
-            **STATE_POINTERS,
-            "out": "f32",
-        },
-        ints={
-            "heads": "",
-            "head_dim": "",
-            "groups": "of b and c",
-            "state_size": "",
-            **stride_ints(["x", "b", "c", "dt", "gate"]),
-            **STATE_INTS,
-        },
+        values=["x", "b", "c", "dt", "gate?"],
+        constants=dict.fromkeys(("a_log", "d", "dt_bias"), "f32 [heads]"),
+        ints={"heads": "", "head_dim": "", "groups": "of b and c", "state_size": ""},
         floats={
             "dt_scale?": "default 1",
             "dt_min?": "default 0",
             "dt_max?": "default infinity",
             "gate_scale?": "default 1",
         },
-        columns=("block_table",),
-        arguments=strides,
-        rows=dict.fromkeys(("x", "b", "c", "dt", "gate", "out"), TOKENS),
     )
 
     def __call__(
@@ -98,6 +75,9 @@ class SSDScan(Op):
         step = softplus(dt * dt_scale + dt_bias), within dt_min … dt_max
         S = exp(-step * exp(a_log)) S + step * b xᵀ
         y = Sᵀ c + d x, times silu(gate * gate_scale) if there is a gate
+
+        Native code keeps S divided by a scale that takes the decays (csrc/state_scale.h): two
+        multiply-adds per number and token, in order, so that no bit depends on chunks.
 
         Args:
             x, gate: [T, heads * P].
@@ -143,7 +123,7 @@ class SSDScan(Op):
         added = b[..., None] * (step[..., None] * each)[:, :, None]  # [T, heads, N, P]
         y = torch.empty_like(each)
         for tokens, kept in ctx.states(state):
-            s = kept.unflatten(1, (b.shape[-1], -1))
+            s = kept[:, :-LANES].unflatten(1, (b.shape[-1], -1))
             for t in range(tokens.start, tokens.stop):
                 s[..., : each.shape[-1]] *= decay[t, :, None, None]
                 s[..., : each.shape[-1]] += added[t]

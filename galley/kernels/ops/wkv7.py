@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from galley.kernels.ops.definition import NativeOp, Op
+from galley.kernels.ops.definition import Op
 from galley.kernels.ops.gated_delta_rule import delta_state
-from galley.kernels.ops.state_op import STATE_INTS, STATE_POINTERS, given, stride_ints, strides
+from galley.kernels.ops.state_op import given, padded, state_native
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import Constant, ForwardContext, StateLayer, Value
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceContext, ReferenceOps
-
-_VALUES = ("r", "w", "k", "v", "a", "first", "mix")
-_CONSTANTS = ("k_k", "k_a", "r_k", "weight", "bias")
 
 
 class Wkv7Parameters(msgspec.Struct, frozen=True):
@@ -36,19 +33,12 @@ class Wkv7Parameters(msgspec.Struct, frozen=True):
 
 class Wkv7(Op):
     name = "wkv7"
-    native = NativeOp(
+    native = state_native(
         "wkv7",
-        pointers={
-            **{f"{name}?" if name in ("first", "mix") else name: "f32" for name in _VALUES},
-            **dict.fromkeys(_CONSTANTS, "f32 [heads * size]"),
-            **STATE_POINTERS,
-            "out": "f32",
-        },
-        ints={"heads": "", "size": "columns of a head", **stride_ints(_VALUES), **STATE_INTS},
+        values=["r", "w", "k", "v", "a", "first?", "mix?"],
+        constants=dict.fromkeys(("k_k", "k_a", "r_k", "weight", "bias"), "f32 [heads * size]"),
+        ints={"heads": "", "size": "columns of a head"},
         floats={"eps": "added to the variance"},
-        columns=("block_table",),
-        arguments=strides,
-        rows=dict.fromkeys((*_VALUES, "out"), TOKENS),
     )
 
     def __call__(
@@ -71,10 +61,13 @@ class Wkv7(Op):
         S = diag(d) S + k vᵀ - (u * a) (uᵀ S)
         y = norm(rᵀ S) * weight + bias + sum(r * k * r_k) v
 
+        Native code keeps each row of S divided by a scale that takes its decays
+        (csrc/state_scale.h), so that no bit depends on chunks.
+
         Args:
             r, w, k, v, a: [T, heads * N].
             first, mix: the same; None in the first layer, which keeps its v.
-            state: of `delta_state(heads, N, N)`.
+            state: of `delta_state(heads, N, N, N)`.
         """
         columns, heads = r.shape[-1], parameters.heads
         self.require(columns % heads == 0, f"{columns} columns in {heads} heads")
@@ -82,7 +75,8 @@ class Wkv7(Op):
         for value in (w, k, v, a, first, mix):
             if value is not None:
                 self.require_columns(value, columns)
-        shape = delta_state(heads, columns // heads, columns // heads)
+        size = columns // heads
+        shape = delta_state(heads, size, size, size)
         self.require((state.units, state.unit_size) == shape, f"{shape} in {state}")
         return self.run(r, w, k, v, a, first, mix, parameters, state, ctx)
 
@@ -116,7 +110,8 @@ class Wkv7(Op):
         r, k, v, rate, decay = (x.unflatten(-1, by_head) for x in (r, k, v, rate, decay))
         y = torch.empty_like(r)
         for tokens, kept in ctx.states(state):
-            s = kept.unflatten(1, (r.shape[-1], -1))[..., : r.shape[-1]]
+            size = r.shape[-1]
+            s = kept[:, : -padded(size)].unflatten(1, (size, -1))[..., :size]
             for t in range(tokens.start, tokens.stop):
                 held = (s * unit[t, ..., None]).sum(1)
                 s *= decay[t, ..., None]
