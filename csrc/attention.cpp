@@ -57,6 +57,9 @@ class Attention final : public Op {
     shape_.is_f32 = kv_.is_f32;
     shape_.words = kv_.is_f32 ? kv_.head_dim : kv_.head_dim / 2;
     shape_.half_bytes = kv_.half_bytes();
+    // Rows of values that are made lie a cache line further apart: those of whole pages would share a
+    // few sets of the cache.
+    shape_.value_row = shape_.head_dim * 4 + (kv_.latent ? 64 : 0);
     const double soft_cap = a.f("soft_cap", 0.0);
     if (!(soft_cap >= 0.0)) throw std::invalid_argument("soft_cap must not be negative");
     shape_.soft_cap = static_cast<float>(soft_cap);
@@ -166,7 +169,8 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
   const int64_t columns = g.heads * geometry_.group * shape_.head_dim;
   Work w;
   const int64_t slopes = slopes_.empty() ? 0 : rows;
-  const int64_t values = kv_.latent ? kTile * shape_.head_dim / (kv_.is_f32 ? 1 : 2) : 0;  // in floats
+  const int64_t value_rows = kTile / (kv_.is_f32 ? 1 : 2);
+  const int64_t values = kv_.latent ? value_rows * shape_.value_row / 4 : 0;  // in floats
   w.states = thread_scratch(values + 2 * states + columns + rows * shape_.words + 2 * per_head +
                             slopes);
   w.values = reinterpret_cast<uint8_t*>(w.states);
@@ -309,11 +313,10 @@ void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t 
   }
 }
 
-// The values of a tile of latent keys. Reading the keys first prefetches them.
+// The values of a tile of latent keys.
 void Attention::make_values(AttentionTile* tile, const Work& work) const {
-  const int64_t bytes = kPage * shape_.head_dim * (kv_.is_f32 ? 4 : 2);
+  const int64_t bytes = kPage / (kv_.is_f32 ? 1 : 2) * shape_.value_row;
   for (int i = 0; i < kTilePages; i++) {
-    tile->ahead[i] = nullptr;
     tile->values[i] = work.values + i * bytes;
     if (i > 0 && tile->pages[i] == tile->pages[0]) {
       tile->values[i] = tile->values[0];

@@ -24,6 +24,7 @@ struct AttentionShape {
   int64_t head_dim;    // of V and of the result
   int64_t words;       // 32-bit words of a query row and of K: pairs of bf16, or f32
   int64_t half_bytes;  // from K to V of a head in a page
+  int64_t value_row;   // bytes from row to row of V
   float scale;         // of scores, times log2(e)
   float soft_cap;      // 0 = none; else scores are first soft_cap * tanh(q.K * cap_scale)
   float cap_scale;

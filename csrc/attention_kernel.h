@@ -74,9 +74,15 @@ GALLEY_INLINE const uint8_t* ahead_line(const RowBlock& b, int64_t line) {
   return b.tile->ahead[page] + line * 64;
 }
 
-// scores[r][16 * page ..] of P pages: one register per row and page, one line of K per step.
+// A range of the words of a query.
+struct Words {
+  int64_t begin, end;
+};
+
+// scores[r][16 * page ..] of P pages, of some words after those before them: one register per row and
+// page, one line of K per step.
 template <class W, int R, int P, bool Ahead>
-GALLEY_INLINE void score_pages(RowBlock& b, int page) {
+GALLEY_INLINE void score_pages(RowBlock& b, int page, const Words& part) {
   const int64_t words = b.shape->words;
   const uint32_t* q = b.tile->q + b.first * words;
   const uint8_t* k[P];
@@ -85,10 +91,12 @@ GALLEY_INLINE void score_pages(RowBlock& b, int page) {
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
-    for (int i = 0; i < P; i++) acc[r][i] = zero();
+    for (int i = 0; i < P; i++) {
+      acc[r][i] = part.begin == 0 ? zero() : load(b.scores[r] + (page + i) * kPageTokens);
+    }
   }
   const uint8_t* ahead = nullptr;
-  for (int64_t w = 0; w < words; w++) {
+  for (int64_t w = part.begin; w < part.end; w++) {
     if (Ahead && (w == 0 || w == words / 2)) ahead = ahead_line(b, page * words + w * P);
     Int line[P];
 #pragma GCC unroll 4
@@ -110,17 +118,18 @@ GALLEY_INLINE void score_pages(RowBlock& b, int page) {
   }
 }
 
-template <class W, int R, bool Ahead> GALLEY_INLINE void score_tile(RowBlock& b) {
+template <class W, int R, bool Ahead>
+GALLEY_INLINE void score_tile(RowBlock& b, const Words& part) {
   const int pages = static_cast<int>((b.tokens + kPageTokens - 1) / kPageTokens);
   int page = 0;
   if (kPages == 4 && pages > 2) {
-    score_pages<W, R, kPages, Ahead>(b, 0);  // for three pages the fourth is computed and ignored
+    score_pages<W, R, kPages, Ahead>(b, 0, part);  // for three pages the fourth is computed and ignored
     return;
   }
   if (kPages > 1) {
-    for (; page + 2 <= pages; page += 2) score_pages<W, R, 2, Ahead>(b, page);
+    for (; page + 2 <= pages; page += 2) score_pages<W, R, 2, Ahead>(b, page, part);
   }
-  for (; page < pages; page++) score_pages<W, R, 1, Ahead>(b, page);
+  for (; page < pages; page++) score_pages<W, R, 1, Ahead>(b, page, part);
   // The other pages get no scores; they are masked, but read.
   for (int r = 0; r < R && pages < kTilePages; r++) {
     memset(b.scores[r] + pages * kPageTokens, 0, (kTilePages - pages) * kPageTokens * 4);
@@ -201,7 +210,7 @@ template <class W> GALLEY_INLINE void weigh_row(RowBlock& b, int r, float m, flo
 template <class W, int R, int N, bool Ahead>
 GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
   constexpr int kWordsPerPage = kPageTokens / W::kTokens;
-  const int64_t row_bytes = b.shape->head_dim * 4;
+  const int64_t row_bytes = b.shape->value_row;
   Float acc[R][N];
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
@@ -260,7 +269,7 @@ template <class W, int R, bool Ahead> GALLEY_INLINE void value_tile(RowBlock& b)
 // Which phases of a block's rows to compute: all, or those on either side of the weights.
 enum class Part { all, scores, values };
 template <class W, Part part, bool Ahead, int R> void attend_rows(RowBlock& b) {
-  if (part != Part::values) score_tile<W, R, Ahead>(b);
+  if (part != Part::values) score_tile<W, R, Ahead>(b, {0, b.shape->words});
   if (part == Part::all) {
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
@@ -325,7 +334,72 @@ GALLEY_INLINE void attend(const AttentionShape& shape, const AttentionTile& tile
   }
 }
 
+// The same phases for keys that the L1 cache does not hold: all rows go through a part of the words,
+// and through a part of the dimensions, before the next. No bit depends on it.
+constexpr int64_t kLongKey = 128, kKeyWords = 64, kLongBlocks = 4;
+
+template <class W, int R> GALLEY_INLINE void score_rows(RowBlock& b, const Words& part) {
+  if (b.rows == R) return score_tile<W, R, false>(b, part);
+  if constexpr (R > 1) score_rows<W, R - 1>(b, part);
+}
+template <class W, int N, int R> GALLEY_INLINE void value_rows(RowBlock& b, int64_t dim, int part) {
+  if (b.rows == R) return add_values<W, R, N, false>(b, dim, part);
+  if constexpr (R > 1) value_rows<W, N, R - 1>(b, dim, part);
+}
+
+// A part of what is read next, K and, where it lies behind K, V.
+GALLEY_INLINE void prefetch_share(const AttentionShape& shape, const AttentionTile& tile,
+                                  int64_t part, int64_t parts) {
+  const bool has_values = tile.values[0] == tile.pages[0] + shape.half_bytes;
+  const int64_t lines = shape.half_bytes / (has_values ? 32 : 64);
+  const int64_t begin = lines * part / parts, end = lines * (part + 1) / parts;
+  for (int page = 0; page < kTilePages; page++) {
+    for (int64_t i = begin; i < end; i++) __builtin_prefetch(tile.ahead[page] + i * 64, 0, 2);
+  }
+}
+
+template <class W>
+__attribute__((noinline)) void attend_long(const AttentionShape& shape, const AttentionTile& tile) {
+  RowBlock blocks[kLongBlocks];
+  const int64_t words = shape.words, dims = shape.head_dim;
+  for (int64_t row = 0; row < tile.rows;) {
+    int64_t count = 0;
+    const bool last = tile.ahead[0] && row + kLongBlocks * kRows >= tile.rows;
+    for (; count < kLongBlocks && row < tile.rows; count++) {
+      blocks[count].shape = &shape;
+      blocks[count].tile = &tile;
+      row += blocks[count].take(row);
+    }
+    for (int64_t w = 0; w < words; w += kKeyWords) {
+      const Words part{w, w + kKeyWords < words ? w + kKeyWords : words};
+      for (int64_t i = 0; i < count; i++) score_rows<W, kRows>(blocks[i], part);
+    }
+    for (int64_t i = 0; i < count; i++) {
+      RowBlock& b = blocks[i];
+      float m[kLanes] = {}, fall[kLanes] = {}, shrink[kLanes];
+      for (int r = 0; r < b.rows; r++) {
+        m[r] = new_maximum(b, r);
+        fall[r] = b.state(r)[0] - m[r];
+      }
+      store(shrink, exp2_nonpositive(load(fall)));
+      for (int r = 0; r < b.rows; r++) weigh_row<W>(b, r, m[r], shrink[r]);
+    }
+    int64_t d = 0;
+    for (; d + kSlice * kLanes <= dims; d += kSlice * kLanes) {
+      if (last) prefetch_share(shape, tile, d / (kSlice * kLanes), dims / (kSlice * kLanes));
+      for (int64_t i = 0; i < count; i++) value_rows<W, kSlice, kRows>(blocks[i], d, kLanes);
+    }
+    for (; d < dims; d += kLanes) {
+      const int part = dims - d < kLanes ? static_cast<int>(dims - d) : kLanes;
+      for (int64_t i = 0; i < count; i++) value_rows<W, 1, kRows>(blocks[i], d, part);
+    }
+  }
+}
+
 void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {
+  if (shape.words > kLongKey && tile.rows > kRows) {
+    return shape.is_f32 ? attend_long<F32Words>(shape, tile) : attend_long<Bf16Words>(shape, tile);
+  }
   if (shape.is_f32) {
     attend<F32Words>(shape, tile);
   } else {
@@ -353,9 +427,32 @@ template <int kSize> GALLEY_INLINE void exchange(LongLine (&line)[8]) {
 
 // Of bf16, 64 bits of a line of K are elements 2d and 2d + 1 of two tokens; V has them by element.
 GALLEY_INLINE LongLine by_element(const LongLine& x) {
+#if GALLEY_PARTS == 1
+  const __m512i order = _mm512_set4_epi32(0x0f0e0b0a, 0x0d0c0908, 0x07060302, 0x05040100);
+  return (LongLine)_mm512_shuffle_epi8((__m512i)x, order);
+#else
   const LongLine inner = x & (0x0000ffffffff0000ull - LongLine{});
   return (x & (0xffff00000000ffffull - LongLine{})) | ((inner >> 16) & (0x00000000ffff0000ull - LongLine{})) |
          ((inner << 16) & (0x0000ffff00000000ull - LongLine{}));
+#endif
+}
+
+// Up to 8 lines of K, all of them where kLines is 8, to the same elements of eight rows of V.
+template <int kLines>
+GALLEY_INLINE void transpose_lines(const uint8_t* k, const AttentionShape& shape, uint8_t* v,
+                                   int64_t lines) {
+  const int64_t count = kLines == 8 ? 8 : lines;
+  LongLine line[8] = {};
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < count; i++) {
+    memcpy(&line[i], k + i * 64, 64);
+    line[i] = by_element(line[i]);
+  }
+  exchange<4>(line);
+  exchange<2>(line);
+  exchange<1>(line);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) memcpy(v + i * shape.value_row, &line[i], count * 8);
 }
 
 void values_of_keys(const AttentionShape& shape, const uint8_t* k, uint8_t* v) {
@@ -364,23 +461,16 @@ void values_of_keys(const AttentionShape& shape, const uint8_t* k, uint8_t* v) {
     const float* from = reinterpret_cast<const float*>(k);
     float* to = reinterpret_cast<float*>(v);
     for (int64_t d = 0; d < dims; d++) {
-      for (int t = 0; t < kPageTokens; t++) to[t * dims + d] = from[d * kPageTokens + t];
+      for (int t = 0; t < kPageTokens; t++) {
+        to[t * shape.value_row / 4 + d] = from[d * kPageTokens + t];
+      }
     }
     return;
   }
   const int64_t lines = dims / 2;  // of K; V has a row of them for each pair of tokens
-  for (int64_t first = 0; first < lines; first += 8) {
-    const int64_t left = lines - first < 8 ? lines - first : 8;
-    LongLine line[8] = {};
-    for (int64_t i = 0; i < left; i++) {
-      memcpy(&line[i], k + (first + i) * 64, 64);
-      line[i] = by_element(line[i]);
-    }
-    exchange<4>(line);
-    exchange<2>(line);
-    exchange<1>(line);
-    for (int i = 0; i < 8; i++) memcpy(v + (i * lines + first) * 8, &line[i], left * 8);
-  }
+  int64_t first = 0;
+  for (; first + 8 <= lines; first += 8) transpose_lines<8>(k + first * 64, shape, v + first * 8, 8);
+  if (first < lines) transpose_lines<1>(k + first * 64, shape, v + first * 8, lines - first);
 }
 
 void clear_states(const AttentionShape& shape, float* states, int64_t rows) {

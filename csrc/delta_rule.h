@@ -30,7 +30,7 @@ struct Wkv7Run {
 };
 
 // Tokens that are computed at a time.
-constexpr int64_t kDeltaTokens = 16;
+constexpr int64_t kDeltaTokens = 8;
 // Floats of scratch.
 constexpr int64_t delta_scratch(int64_t keys) {
   return 7 * kDeltaTokens * ((keys + 15) / 16 * 16);

@@ -11,8 +11,9 @@
 namespace galley {
 namespace GALLEY_VARIANT {
 
-// Values of a panel of the state, [keys][kDeltaPanel]; behind the last whole one, panels of 16.
-constexpr int64_t kDeltaPanel = 64;
+// Values of a panel of the state, [keys][kDeltaPanel]; behind the last whole one, panels of 16. With 128
+// keys, a panel and what a block of tokens does lie in the L1 cache.
+constexpr int64_t kDeltaPanel = 32;
 
 GALLEY_INLINE int lanes_of(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 
@@ -75,6 +76,7 @@ GALLEY_INLINE void delta_panel(float* s, const DeltaTokens& d, const float* valu
   read_panel<wide>(s, d.read, d.keys, held);
   for (int64_t t = 0; t < d.count; t++) {
     for (int v = 0; v < wide; v++) {
+      __builtin_prefetch(values + (t + kDeltaTokens) * value_stride + v * kLanes);
       value[v] = load_part(values + t * value_stride + v * kLanes, lanes_of(left - v * kLanes));
       if (!kCorrect) value[v] = value[v] - held[v];
     }
@@ -122,14 +124,13 @@ GALLEY_INLINE Float sigmoid(const Float& x) {
 // Of the tokens' numbers alpha and beta: decays, and rates of change.
 GALLEY_INLINE void delta_rates(const GatedDeltaRun& run, int64_t start, int64_t count, float* decay,
                                float* rate) {
-  for (int64_t t = 0; t < kDeltaTokens; t++) {
+  static_assert(kDeltaTokens <= kLanes, "");
+  for (int64_t t = 0; t < kLanes; t++) {
     decay[t] = t < count ? run.alpha[(start + t) * run.alpha_stride] : 0.0f;
     rate[t] = t < count ? run.beta[(start + t) * run.beta_stride] : 0.0f;
   }
-  for (int64_t t = 0; t < count; t += kLanes) {
-    store(decay + t, exp(all(run.a) * softplus(load(decay + t) + all(run.dt_bias))));
-    store(rate + t, sigmoid(load(rate + t)));
-  }
+  store(decay, exp(all(run.a) * softplus(load(decay) + all(run.dt_bias))));
+  store(rate, sigmoid(load(rate)));
 }
 
 void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch) {
@@ -137,7 +138,7 @@ void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch) {
   DeltaTokens d(scratch, run.keys, false);
   StateScale scale(state + run.keys * padded);
   const float root = 1.0f / __builtin_sqrtf(static_cast<float>(run.keys));
-  alignas(64) float decay[kDeltaTokens], rate[kDeltaTokens];
+  alignas(64) float decay[kLanes], rate[kLanes];
   for (int64_t start = 0; start < run.count; start += kDeltaTokens) {
     d.count = run.count - start < kDeltaTokens ? run.count - start : kDeltaTokens;
     delta_rates(run, start, d.count, decay, rate);
@@ -155,6 +156,8 @@ void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch) {
         store(d.write + at, key * all(rate[t] / scale.value));
         store(d.query + at, load_part(q + i, lanes_of(run.keys - i)) * all(of_q));
         if (d.folds[t]) store(d.fold + at, all(fold));
+        __builtin_prefetch(q + kDeltaTokens * run.q_stride + i);  // of the next block
+        __builtin_prefetch(k + kDeltaTokens * run.k_stride + i);
       }
     }
     delta_tokens<false>(state, d, run.v + start * run.v_stride, run.v_stride, run.values,

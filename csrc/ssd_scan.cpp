@@ -7,7 +7,6 @@
 // whose units are heads. Floats: dt_scale?, dt_min?, dt_max?, gate_scale?.
 #include "ssd_scan_kernel.h"
 
-#include <cmath>
 #include <limits>
 
 #include "scratch.h"
@@ -34,13 +33,25 @@ class SsdScan final : public StateOp {
     if (heads_ % groups_ != 0) throw std::invalid_argument("groups must divide heads");
   }
 
+  // A long prompt packs b and c once for some heads, if enough tiles are left for the threads.
+  void plan(const Step& step, int threads) override {
+    StateOp::plan(step, threads);
+    const bool is_long = step.tokens >= kSsdTokens * step.rows;
+    const bool is_enough = heads_ / kSsdHeads * step.rows >= 2 * threads;
+    together_ = is_long && is_enough && heads_ / groups_ % kSsdHeads == 0 ? kSsdHeads : 1;
+  }
+
+  int64_t tiles(const Step& step, int threads) const override {
+    return StateOp::tiles(step, threads) / together_;
+  }
+
   void run(const Step& step, int64_t begin, int64_t end, int) override {
     float* scratch = thread_scratch(ssd_scratch(padded(head_dim_), state_size_));
     const int64_t width = heads_ * head_dim_;
     for (int64_t tile = begin; tile < end; tile++) {
-      const int64_t head = tile / step.rows, column = head * head_dim_;
+      const int64_t head = tile / step.rows * together_, column = head * head_dim_;
       const int64_t group = head / (heads_ / groups_) * state_size_;
-      const auto update = [&](float* state, int64_t token, int64_t count) {
+      const auto update = [&](float* const* states, int64_t token, int64_t count) {
         SsdRun run{};
         run.x = x_.row(token) + column, run.x_stride = x_.stride;
         run.b = b_.row(token) + group, run.b_stride = b_.stride;
@@ -48,18 +59,20 @@ class SsdScan final : public StateOp {
         run.dt = dt_.row(token) + head, run.dt_stride = dt_.stride;
         run.gate = gate_ ? gate_.row(token) + column : nullptr, run.gate_stride = gate_.stride;
         run.out = out_ + token * width + column, run.out_stride = width;
-        run.head_dim = head_dim_, run.state_size = state_size_, run.count = count;
-        run.a = -std::exp(a_log_[head]), run.d = d_[head], run.dt_bias = dt_bias_[head];
+        run.heads = together_, run.head_dim = head_dim_, run.state_size = state_size_;
+        run.count = count;
+        run.a_log = a_log_ + head, run.d = d_ + head, run.dt_bias = dt_bias_ + head;
         run.dt_scale = dt_scale_, run.dt_min = dt_min_, run.dt_max = dt_max_;
         run.gate_scale = gate_scale_;
-        kernel_(run, state, scratch);
+        kernel_(run, states, scratch);
       };
-      state_.for_each_run(step, static_cast<int32_t>(tile % step.rows), head, update);
+      state_.for_each_run<kSsdHeads>(step, static_cast<int32_t>(tile % step.rows), head, together_,
+                                     update);
     }
   }
 
  private:
-  int64_t heads_, head_dim_, groups_, state_size_;
+  int64_t heads_, head_dim_, groups_, state_size_, together_ = 1;
   Rows x_, b_, c_, dt_, gate_;
   const float *a_log_, *d_, *dt_bias_;
   float* out_;

@@ -101,71 +101,89 @@ GALLEY_INLINE void pack_rows(const float* from, int64_t stride, int64_t count, i
   }
 }
 
-// Time steps and logarithms of the decays of up to kSsdTokens tokens, in lanes.
-GALLEY_INLINE void ssd_steps(const SsdRun& run, int64_t start, int64_t count, float* steps,
-                             float* decays) {
-  for (int64_t t = 0; t < count; t++) steps[t] = run.dt[(start + t) * run.dt_stride];
-  for (int64_t t = count; t % kLanes != 0; t++) steps[t] = 0.0f;
+// Of head h, time steps and decays of up to kSsdTokens tokens, in lanes.
+GALLEY_INLINE void ssd_steps(const SsdRun& run, int64_t h, int64_t start, int64_t count,
+                             float* steps, float* decays) {
+  for (int64_t t = 0; t < kSsdTokens; t++) {
+    steps[t] = t < count ? run.dt[(start + t) * run.dt_stride + h] : 0.0f;
+  }
+  const Float a = zero() - exp(all(run.a_log[h]));
   for (int64_t t = 0; t < count; t += kLanes) {
-    Float step = softplus(fma(load(steps + t), all(run.dt_scale), all(run.dt_bias)));
+    Float step = softplus(fma(load(steps + t), all(run.dt_scale), all(run.dt_bias[h])));
     step = min(all(run.dt_max), max(all(run.dt_min), step));
     store(steps + t, step);
-    store(decays + t, exp(step * all(run.a)));
+    store(decays + t, exp(step * a));
   }
 }
 
-void ssd_scan_run(const SsdRun& run, float* state, float* scratch) {
+// Head h of the tokens from `start` on, whose b and c are packed.
+GALLEY_INLINE void ssd_head(const SsdRun& run, int64_t h, int64_t start, SsdTokens tokens, float* x,
+                            float* state) {
+  const int64_t padded = tokens.padded, count = tokens.count;
+  const float *b = tokens.b, *c = tokens.c;
+  float* y = tokens.y;
+  alignas(64) float steps[kSsdTokens], decays[kSsdTokens], scales[kSsdTokens], folds[kSsdTokens];
+  StateScale scale(state + run.state_size * padded);
+  ssd_steps(run, h, start, count, steps, decays);
+  const float* inputs = run.x + start * run.x_stride + h * run.head_dim;
+  for (int64_t t = 0; t < count; t++) {
+    folds[t] = scale.decay(decays[t]);
+    scales[t] = scale.value;
+    const Float factor = all(steps[t] / scale.value);
+    for (int64_t p = 0; p < padded; p += kLanes) {
+      const int64_t left = run.head_dim - p;
+      const Float in = load_part(inputs + t * run.x_stride + p,
+                                 left < kLanes ? static_cast<int>(left) : kLanes);
+      store(x + t * padded + p, in * factor);
+      store(y + t * padded + p, zero());
+      __builtin_prefetch(inputs + (t + kSsdTokens) * run.x_stride + p);  // of the next block
+    }
+    __builtin_prefetch(run.dt + (start + t + kSsdTokens) * run.dt_stride + h);
+  }
+  scale.keep();
+  for (int64_t t = 0; t < count;) {
+    int64_t end = t + 1;
+    while (end < count && folds[end] == 1.0f) end++;
+    tokens = {x + t * padded, b + t * kSsdRows, c + t * kSsdRows, y + t * padded, end - t, padded,
+              folds[t]};
+    int64_t p = 0;
+    for (; p + kSsdWide * kLanes <= padded; p += kSsdWide * kLanes) {
+      ssd_columns<kSsdWide>(state, run.state_size, tokens, count, p);
+    }
+    for (; p < padded; p += kLanes) ssd_columns<1>(state, run.state_size, tokens, count, p);
+    t = end;
+  }
+  const float* gates = run.gate ? run.gate + start * run.gate_stride + h * run.head_dim : nullptr;
+  float* out = run.out + start * run.out_stride + h * run.head_dim;
+  for (int64_t t = 0; t < count; t++) {
+    const Float by = all(scales[t]);
+    for (int64_t p = 0; p < padded; p += kLanes) {
+      const int64_t left = run.head_dim - p;
+      const int n = left < kLanes ? static_cast<int>(left) : kLanes;
+      const Float in = load_part(inputs + t * run.x_stride + p, n);
+      Float sum = fma(all(run.d[h]), in, load(y + t * padded + p) * by);
+      if (gates) {
+        sum = sum * silu(load_part(gates + t * run.gate_stride + p, n) * all(run.gate_scale));
+      }
+      store_part(out + t * run.out_stride + p, sum, n);
+    }
+  }
+}
+
+void ssd_scan_run(const SsdRun& run, float* const* states, float* scratch) {
   const int64_t padded = (run.head_dim + kLanes - 1) / kLanes * kLanes;
   float* x = scratch;
   float* y = x + kSsdTokens * padded;
   float* b = y + kSsdTokens * padded;
   float* c = b + kSsdTokens * (run.state_size + kSsdRows);
-  alignas(64) float steps[kSsdTokens], decays[kSsdTokens], scales[kSsdTokens], folds[kSsdTokens];
-  StateScale scale(state + run.state_size * padded);
   for (int64_t start = 0; start < run.count; start += kSsdTokens) {
     const int64_t count = run.count - start < kSsdTokens ? run.count - start : kSsdTokens;
-    ssd_steps(run, start, count, steps, decays);
-    for (int64_t t = 0; t < count; t++) {
-      folds[t] = scale.decay(decays[t]);
-      scales[t] = scale.value;
-      const float* from = run.x + (start + t) * run.x_stride;
-      const Float factor = all(steps[t] / scale.value);
-      for (int64_t p = 0; p < padded; p += kLanes) {
-        const int64_t left = run.head_dim - p;
-        const Float in = load_part(from + p, left < kLanes ? static_cast<int>(left) : kLanes);
-        store(x + t * padded + p, in * factor);
-        store(y + t * padded + p, zero());
-      }
-    }
     pack_rows(run.b + start * run.b_stride, run.b_stride, count, run.state_size, b);
     pack_rows(run.c + start * run.c_stride, run.c_stride, count, run.state_size, c);
-    for (int64_t t = 0; t < count;) {
-      int64_t end = t + 1;
-      while (end < count && folds[end] == 1.0f) end++;
-      const SsdTokens tokens{x + t * padded, b + t * kSsdRows, c + t * kSsdRows,
-                             y + t * padded, end - t,          padded, folds[t]};
-      int64_t p = 0;
-      for (; p + kSsdWide * kLanes <= padded; p += kSsdWide * kLanes) {
-        ssd_columns<kSsdWide>(state, run.state_size, tokens, count, p);
-      }
-      for (; p < padded; p += kLanes) ssd_columns<1>(state, run.state_size, tokens, count, p);
-      t = end;
-    }
-    for (int64_t t = 0; t < count; t++) {
-      const float* from = run.x + (start + t) * run.x_stride;
-      const float* gate = run.gate ? run.gate + (start + t) * run.gate_stride : nullptr;
-      float* out = run.out + (start + t) * run.out_stride;
-      const Float by = all(scales[t]);
-      for (int64_t p = 0; p < padded; p += kLanes) {
-        const int64_t left = run.head_dim - p;
-        const int n = left < kLanes ? static_cast<int>(left) : kLanes;
-        Float sum = fma(all(run.d), load_part(from + p, n), load(y + t * padded + p) * by);
-        if (gate) sum = sum * silu(load_part(gate + p, n) * all(run.gate_scale));
-        store_part(out + p, sum, n);
-      }
+    for (int64_t h = 0; h < run.heads; h++) {
+      ssd_head(run, h, start, {x, b, c, y, count, padded, 1.0f}, x, states[h]);
     }
   }
-  scale.keep();
 }
 
 }  // namespace GALLEY_VARIANT

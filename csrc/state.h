@@ -50,24 +50,36 @@ class StateCache {
   // takes; `state` is the unit's, to be updated in place.
   template <class Update>
   void for_each_run(const Step& step, int32_t row, int64_t unit, const Update& update) const {
+    for_each_run<1>(step, row, unit, 1, [&](float* const* states, int64_t token, int64_t count) {
+      update(states[0], token, count);
+    });
+  }
+
+  // The same with the states of `units` <= kMost units, from `unit` on.
+  template <int kMost, class Update>
+  void for_each_run(const Step& step, int32_t row, int64_t unit, int64_t units,
+                    const Update& update) const {
     const int32_t slot = step.slots[row];
     int64_t position = step.computed[row];
     int32_t token = step.query_start[row];
     const int32_t stop = step.query_start[row + 1];
     while (token < stop) {
       const int64_t index = state_of(position);
-      float* state = at(slot, index, unit);
-      if (position == 0) {
-        std::memset(state, 0, unit_bytes_);
-      } else if (interval_ > 0 && position % interval_ == 0) {
-        std::memcpy(state, at(slot, index - 1, unit), unit_bytes_);
+      float* states[kMost];
+      for (int64_t i = 0; i < units; i++) {
+        states[i] = at(slot, index, unit + i);
+        if (position == 0) {
+          std::memset(states[i], 0, unit_bytes_);
+        } else if (interval_ > 0 && position % interval_ == 0) {
+          std::memcpy(states[i], at(slot, index - 1, unit + i), unit_bytes_);
+        }
       }
       int32_t count = stop - token;
       if (interval_ > 0) {
         count = static_cast<int32_t>(
             std::min<int64_t>(count, (index + 1) * interval_ - position));
       }
-      update(state, token, count);
+      update(states, token, count);
       token += count;
       position += count;
     }

@@ -55,9 +55,10 @@ def ssd(ops, values, constants, state, ctx):
     )
 
 
-def ssd_case(head_dim: int, state_size: int, gated: bool, decay: float = 0.0) -> Case:
+def ssd_case(
+    head_dim: int, state_size: int, gated: bool, decay: float = 0.0, heads: int = 4
+) -> Case:
     """With `decay` 5 some heads forget all before each token, others soon."""
-    heads = 4
     constants = {name: normal(heads, seed=i) for i, name in enumerate(("a_log", "d", "dt_bias"))}
     constants["a_log"] += decay
     widths = {"x": heads * head_dim, "b": 2 * state_size, "c": 2 * state_size, "dt": heads}
@@ -116,6 +117,7 @@ CASES = {
     "convolution": conv_case(gated=False),
     "gated convolution": conv_case(gated=True),
     "ssd": ssd_case(head_dim=32, state_size=24, gated=False),
+    "ssd, heads together": ssd_case(head_dim=16, state_size=12, gated=True, heads=16),
     "ssd, strong decay": ssd_case(head_dim=48, state_size=8, gated=False, decay=5.0),
     "ssd, odd sizes, gate": ssd_case(head_dim=20, state_size=13, gated=True),
 }
