@@ -4,8 +4,8 @@
                         ◀─ length, reply ──
 
 The child is a module that is run as a program and calls `serve`. It starts with the first job and
-serves until its parent closes the pipe or dies. A job that exceeds a limit ends the child; the next
-job starts another one. The child gets only the environment variables for time and locale, so it
+serves until its parent closes the pipe or dies. A job that exceeds a limit ends the child, and
+another one starts. The child gets only the environment variables for time and locale, so it
 knows no keys.
 """
 
@@ -91,7 +91,7 @@ class LimitedProcess:
         except (OSError, EOFError, TimeoutError):
             process.kill()
             status = process.wait()
-            self._stop()
+            self._restart()
             raise LimitExceeded(describe(status, self._cpu_seconds, self._memory)) from None
         except BaseException:
             # Interrupted between job and reply: the next job must not read this reply.
@@ -99,7 +99,7 @@ class LimitedProcess:
             self._stop()
             raise
         if reply[:1] == _OUT_OF_MEMORY:
-            self._stop()
+            self._restart()
             raise LimitExceeded(memory_limit(self._memory))
         return reply[1:]
 
@@ -118,6 +118,11 @@ class LimitedProcess:
             )
             self._finalizer = weakref.finalize(self, _end, self._process)
         return self._process
+
+    def _restart(self) -> None:
+        """Start another child now, so that the next job need not wait for it."""
+        self._stop()
+        self._running()
 
     def _stop(self) -> None:
         if self._process is not None:

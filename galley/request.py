@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import enum
+import itertools
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -123,6 +125,68 @@ class RepetitionDetectionParams(msgspec.Struct, frozen=True):
         return None
 
 
+class TokenMarker(msgspec.Struct, frozen=True):
+    """A text that may appear in an output, and how tokens spell it.
+
+    Tokens lead from state to state: 0 is none of it, `size` all of it, `size + 1` all of it with
+    more behind it in the same token.
+
+    Attributes:
+        ids: the tokens that usually spell it.
+        steps: int32 triples: a state, a token, and the state that it leads to. A token without a
+            step leads to where it leads from state 0, and without a step from there to 0.
+    """
+
+    ids: tuple[int, ...]
+    size: int
+    steps: bytes
+
+    @classmethod
+    def of_steps(
+        cls, ids: tuple[int, ...], size: int, steps: Iterable[tuple[int, int, int]]
+    ) -> TokenMarker:
+        return cls(ids, size, array("i", itertools.chain.from_iterable(steps)).tobytes())
+
+    @classmethod
+    def of_tokens(cls, ids: tuple[int, ...]) -> TokenMarker:
+        """A marker that only these tokens spell."""
+        back = [0] * (len(ids) + 1)
+
+        def step(state: int, token_id: int) -> int:
+            while state and ids[state] != token_id:
+                state = back[state]
+            return state + 1 if ids[state] == token_id else 0
+
+        for end in range(2, len(ids) + 1):
+            back[end] = step(back[end - 1], ids[end - 1])
+        pairs = ((state, token_id) for state in range(len(ids)) for token_id in set(ids))
+        return cls.of_steps(ids, len(ids), [(s, t, step(s, t)) for s, t in pairs])
+
+    def table(self) -> MarkerTable:
+        """The steps as a dictionary."""
+        numbers = array("i", self.steps)
+        pairs = zip(numbers[0::3], numbers[1::3], strict=True)
+        return MarkerTable(self.size, dict(zip(pairs, numbers[2::3], strict=True)))
+
+
+class MarkerTable(msgspec.Struct, frozen=True):
+    """See `TokenMarker`; `steps` is (state, token) → state."""
+
+    size: int
+    steps: dict[tuple[int, int], int]
+
+    def step(self, state: int, token_id: int) -> int:
+        """The state behind a token."""
+        steps = self.steps
+        found = steps.get((state, token_id)) if state else None
+        return steps.get((0, token_id), 0) if found is None else found
+
+    def overruns(self, state: int) -> set[int]:
+        """Tokens that complete the marker from this state and go on behind it."""
+        tokens = {token_id for at, token_id in self.steps if at in (0, state)}
+        return {token_id for token_id in tokens if self.step(state, token_id) > self.size}
+
+
 class StructuredOutputs(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Constraint on the text of an answer, in vLLM's names.
 
@@ -156,14 +220,14 @@ class StructuredOutputsParams(
     """`StructuredOutputs` with exactly one constraint, which is verified.
 
     Attributes:
-        start_after: token sequences; the constraint applies to what follows the first of them in
-            the output. None = from the first token on.
+        start_after: markers; the constraint applies to what follows the first of them in the
+            output. None = from the first token on.
         special_tokens: texts in `structural_tag` that stand for special tokens → their ids.
         source: the field of the request that has brought the constraint, for errors; None: it is
             `structured_outputs`.
     """
 
-    start_after: list[list[int]] | None = None
+    start_after: list[TokenMarker] | None = None
     special_tokens: dict[str, int] | None = None
     source: str | None = None
 
@@ -203,11 +267,6 @@ class StructuredOutputsParams(
                 raise InvalidRequest(
                     f"structured_outputs: {name} {what}.", field=f"structured_outputs.{name}"
                 )
-        if self.start_after is not None and not all(self.start_after):
-            raise InvalidRequest(
-                "structured_outputs: start_after must not contain an empty sequence.",
-                field="structured_outputs.start_after",
-            )
 
 
 class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -228,7 +287,7 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
     backend: str = "guidance"
     any_whitespace: bool = True
     whitespace_pattern: str | None = None
-    start_after: tuple[tuple[int, ...], ...] = ()
+    start_after: tuple[TokenMarker, ...] = ()
     field: str = "structured_outputs"
 
 
@@ -236,17 +295,21 @@ class ReasoningLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     """Limits of an answer's reasoning.
 
     Attributes:
-        start, end: token ids of the markers around it.
+        start, end: the markers around it.
         begun: the prompt has begun the reasoning; else the output does, with `start`.
         max_tokens: after so many tokens of it, the marker of its end comes; None: no limit.
-        must_end: no stop token comes inside it.
+        must_end: no stop token comes inside it, and no token that goes beyond its end.
+        close: the tokens that end it; () = those of `end`.
+        parts: markers around the parts that count as reasoning; None: all of it does.
     """
 
-    start: tuple[int, ...]
-    end: tuple[int, ...]
+    start: TokenMarker
+    end: TokenMarker
     begun: bool = False
     max_tokens: int | None = None
     must_end: bool = False
+    close: tuple[int, ...] = ()
+    parts: tuple[TokenMarker, TokenMarker] | None = None
 
 
 class SamplingParams(

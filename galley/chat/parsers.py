@@ -58,12 +58,16 @@ class ReasoningMarkers(NamedTuple):
     Attributes:
         begun: the prompt has begun it.
         calls_inside: calls come before the end marker, and the answer may end with one.
+        close: what ends reasoning that takes too long; "": the end marker.
+        parts: the markers around the parts that count as reasoning; (): all of it does.
     """
 
     start: str
     end: str
     begun: bool
     calls_inside: bool = False
+    close: str = ""
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,8 @@ class OutputFormats:
 
     @property
     def limits_reasoning(self) -> bool:
-        """Whether the length of reasoning can be limited: one marker always ends it."""
-        return self.reasoning is not None and not isinstance(self.reasoning, JointFormat)
+        """Whether the length of reasoning can be limited."""
+        return self.reasoning is not None
 
     def reasoning_markers(self, prompt: str) -> ReasoningMarkers | None:
         """None where an answer to `prompt` has no reasoning."""
@@ -136,11 +140,16 @@ class OutputFormats:
         if reasoning is None:
             return None
         if isinstance(reasoning, JointFormat):
-            return ReasoningMarkers(reasoning.start, reasoning.end, True, calls_inside=True)
+            return ReasoningMarkers(
+                *(reasoning.start, reasoning.end, True, True),
+                close=reasoning.part_end + reasoning.between + reasoning.end,
+                parts=(reasoning.start, reasoning.part_end),
+            )
         begun = reasoning.begun(prompt)
         if begun is False:
             return None
-        return ReasoningMarkers(reasoning.start, reasoning.end, bool(begun))
+        start, end = reasoning.markers(prompt)
+        return ReasoningMarkers(start, end, bool(begun))
 
     def _tool_parser(self, choice: ToolChoice, calls: CallWriter) -> ToolParser | None:
         if choice.mode == "required":

@@ -24,6 +24,10 @@ class ReasoningFormat(Protocol):
     @property
     def end(self) -> str: ...
 
+    def markers(self, prompt: str) -> tuple[str, str]:
+        """The markers around the reasoning of an answer to this prompt."""
+        ...
+
     def begun(self, prompt: str) -> bool | None:
         """Whether an answer to this prompt begins inside reasoning; None: its text shows it."""
         ...
@@ -68,6 +72,16 @@ class TagReasoning:
     def end(self) -> str:
         return self.ends[0]
 
+    def markers(self, prompt: str) -> tuple[str, str]:
+        """Of several spellings, those that the prompt has begun with, else the usual ones; of the
+        end what all its spellings end with, if they do.
+        """
+        tail = prompt.rstrip()
+        begun = (i for i, start in enumerate(self.starts) if tail.endswith(start.rstrip()))
+        place = next(begun, 0)
+        end = self.ends[place] if len(self.ends) == len(self.starts) else self.ends[0]
+        return self.starts[place], min((e for e in self.ends if end.endswith(e)), key=len)
+
     def begun(self, prompt: str) -> bool | None:
         tail = prompt.rstrip()
         if tail.endswith(self.ends):
@@ -109,6 +123,9 @@ class ThinkingAsContent:
     start: str = "<think>"
     end: str = "</think>"
     special: bool = True
+
+    def markers(self, prompt: str) -> tuple[str, str]:
+        return self.start, self.end
 
     def begun(self, prompt: str) -> bool | None:
         return prompt.rstrip().endswith(self.start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import functools
 import hashlib
@@ -21,6 +22,7 @@ from galley.config import EngineConfig
 from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
 from galley.frontend.client import EngineClient
+from galley.request import TokenMarker
 from galley.server.errors import ClientDisconnected
 from galley.server.event_response import EventResponse
 from galley.server.fast_stream import Relay
@@ -101,6 +103,7 @@ class Context:
         default_factory=lambda: ThreadPoolExecutor(1, "chat-template")
     )
     created: int = field(default_factory=lambda: int(time.time()))
+    _markers: dict[str, TokenMarker] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -176,6 +179,16 @@ class Context:
         """A parser for each of `n` answers to a prompt; [] where the text is the answer."""
         made = (self.parser_of(prompt, use) for _ in range(n))
         return [parser for parser in made if parser is not None]
+
+    async def marker_of(self, text: str) -> TokenMarker:
+        """A marker in answers, however tokens spell it. The first time it takes a while."""
+        marker = self._markers.get(text)
+        if marker is None:
+            from galley.text.markers import marker_of  # only for reasoning that is limited
+
+            marker = await asyncio.to_thread(marker_of, self.require_tokenizer(), text)
+            self._markers[text] = marker
+        return marker
 
     def _width(self, token_id: int) -> int:
         return len(self.require_tokenizer().token_bytes(token_id))

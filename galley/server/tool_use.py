@@ -94,7 +94,9 @@ def tool_use(
     return ToolUse(offered, choice, offered, reasoning, thinking_budget, request_type, streaming)
 
 
-def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse) -> SamplingParams:
+async def constrained(
+    ctx: Context, params: SamplingParams, prompt: str, use: ToolUse
+) -> SamplingParams:
     """`params` whose answer calls the tools that it must call and thinks no longer than it may.
 
     A constraint, also one that the request brings itself, applies to what follows the reasoning
@@ -108,9 +110,9 @@ def constrained(ctx: Context, params: SamplingParams, prompt: str, use: ToolUse)
         output, whole = _constraint(ctx, params.structured_outputs, prompt, use)
     except RecursionError:
         raise InvalidRequest("tools: parameters are nested too deeply.", field="tools") from None
-    limits = _reasoning_limits(ctx, prompt, use, output is not None and not whole)
+    limits = await _reasoning_limits(ctx, prompt, use, output is not None and not whole)
     if output is not None and limits is not None and limits.constrained_after:
-        output = msgspec.structs.replace(output, start_after=[list(limits.reasoning.end)])
+        output = msgspec.structs.replace(output, start_after=[limits.reasoning.end])
     reasoning = None if limits is None else limits.reasoning
     if output is params.structured_outputs and reasoning is None:
         return params
@@ -217,7 +219,9 @@ class _Limits(NamedTuple):
     constrained_after: bool
 
 
-def _reasoning_limits(ctx: Context, prompt: str, use: ToolUse, constrained: bool) -> _Limits | None:
+async def _reasoning_limits(
+    ctx: Context, prompt: str, use: ToolUse, constrained: bool
+) -> _Limits | None:
     """Limits of the reasoning of an answer that has a budget of it or a constraint after it."""
     formats, budget = ctx.formats, use.thinking_budget
     if budget is not None and (formats is None or not formats.limits_reasoning):
@@ -232,7 +236,12 @@ def _reasoning_limits(ctx: Context, prompt: str, use: ToolUse, constrained: bool
     after = constrained and markers.begun and not inside
     if budget is None and not after:
         return None
-    encode = ctx.require_tokenizer().encode
-    start, end = (tuple(encode(marker, False)) for marker in (markers.start, markers.end))
+    names = (markers.start, markers.end, *markers.parts)
+    start, end, *parts = [await ctx.marker_of(name) for name in names]
+    close = tuple(ctx.require_tokenizer().encode(markers.close, False)) if markers.close else ()
     must_end = after and not (markers.calls_inside and use.choice.mode == "auto")
-    return _Limits(ReasoningLimits(start, end, markers.begun, budget, must_end), after)
+    limits = ReasoningLimits(
+        *(start, end, markers.begun, budget, must_end, close),
+        parts=(parts[0], parts[1]) if parts and budget is not None else None,
+    )
+    return _Limits(limits, after)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from galley.batch import RequestTable, StepPlan, StepResult, ragged_positions
 from galley.messages import Counters
-from galley.request import Request
+from galley.request import MarkerTable, Request
 from galley.structured.backend import Backend, MaskRows, Matcher
 from galley.structured.compiler import Compiled, Compiler, key_of
 
@@ -38,25 +38,27 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
     Attributes:
         jumps: whether tokens that are certain are appended without being sampled.
         started: whether the constraint applies; else to what follows one of `markers`.
+        states: how much of each marker precedes.
         num_seen: output tokens taken note of.
         slot: the last one that it entered.
     """
 
     request: Request
     jumps: bool
-    markers: tuple[tuple[int, ...], ...]
+    markers: tuple[MarkerTable, ...]
     started: bool
     backend: Backend | None = None
     matcher: Matcher | None = None
     num_seen: int = 0
     slot: int = 0
-    _tail: list[int] = []
+    states: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, request: Request, jump_forward: bool) -> ConstrainedSequence:
         assert request.constraint is not None
-        markers = request.constraint.start_after
-        return cls(request, jump_forward and _may_jump(request), markers, not markers)
+        markers = tuple(marker.table() for marker in request.constraint.start_after)
+        jumps, states = jump_forward and _may_jump(request), (0,) * len(markers)
+        return cls(request, jumps, markers, not markers, states=states)
 
     def attach(self, compiled: Compiled) -> None:
         assert compiled.grammar is not None
@@ -73,10 +75,8 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
             token_ids = token_ids[: last + 1]
         self.num_seen += len(token_ids)
         if not self.started:
-            free = self.free_tokens(token_ids)
-            longest = max(map(len, self.markers))
+            free, self.states = self._search(token_ids)
             self.started = free is not None
-            self._tail = (self._tail + token_ids)[-longest:]
             token_ids = [] if free is None else token_ids[free:]
         if not token_ids or self.matcher.advance(token_ids):
             return None
@@ -88,13 +88,19 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
 
     def free_tokens(self, token_ids: Sequence[int]) -> int | None:
         """How many of the next tokens precede the constraint; None if all do and more may."""
-        if self.started:
-            return 0
-        known = [*self._tail, *token_ids]
-        for end in range(len(self._tail) + 1, len(known) + 1):
-            if any(tuple(known[max(end - len(m), 0) : end]) == m for m in self.markers):
-                return end - len(self._tail)
-        return None
+        return 0 if self.started else self._search(token_ids)[0]
+
+    def _search(self, token_ids: Sequence[int]) -> tuple[int | None, tuple[int, ...]]:
+        """Where among the next tokens the first marker ends, and the states behind them."""
+        states = self.states
+        for place, token_id in enumerate(token_ids):
+            states = tuple(
+                marker.step(state, token_id)
+                for marker, state in zip(self.markers, states, strict=True)
+            )
+            if any(s >= marker.size for s, marker in zip(states, self.markers, strict=True)):
+                return place + 1, states
+        return None, states
 
     def forced_tokens(self, room: int) -> list[int]:
         """Append the tokens that are certain, at most `room`; returns them."""

@@ -52,8 +52,9 @@ def guidance_grammar(
     if not isinstance(tag, dict) or tag.get("type", "structural_tag") != "structural_tag":
         raise _fault("$", "must be an object of type 'structural_tag'")
     writer = _Writer(options, special or {})
-    format_ = tag["format"] if "format" in tag else _older_form(tag)
-    path = "$.format" if "format" in tag else "$"
+    newer = tag.get("format") is not None
+    format_ = tag["format"] if newer else _older_form(tag)
+    path = "$.format" if newer else "$"
     body = writer.expression(format_, (), path, 0)
     lines = ["%llguidance {}", f"start: {body}", *writer.rules]
     return {"grammars": [{"lark_grammar": "\n".join(lines)}, *writer.grammars]}

@@ -48,7 +48,7 @@ def constraint_of(job: Job) -> Constraint:
         backend=job.backend,
         any_whitespace=not job.compact,
         whitespace_pattern=job.params.whitespace_pattern,
-        start_after=tuple(map(tuple, job.params.start_after or ())),
+        start_after=tuple(job.params.start_after or ()),
         field=job.params.field_name,
     )
     validate(constraint)

@@ -11,6 +11,7 @@ import pytest
 
 from galley.chat.parsers import OutputFormats, open_formats
 from galley.config.server import ServerConfig
+from galley.text.markers import marker_of
 from tests.server.served import LIMITS, MODEL, Served, reply_with, serve, tokenizer
 
 SCHEMA = {
@@ -74,8 +75,7 @@ def test_a_required_call_is_constrained_and_read(served: Served) -> None:
     assert choice["message"]["reasoning"] == "Hm."
     request = served.engine.seen[-1]
     assert request.constraint is not None
-    end = tuple(tokenizer().encode("</think>", False))
-    assert request.constraint.start_after == (end,)
+    assert request.constraint.start_after == (marker_of(tokenizer(), "</think>"),)
     assert request.sampling.reasoning_limits.must_end
     text = request.constraint.text
     assert '"look"' in text
@@ -316,10 +316,21 @@ def test_constraints_of_gpt_oss_apply_to_its_final_channel() -> None:
         forced = served.engine.seen[-1]
         chat(served, tools=[TOOL], response_format=form)
         free = served.engine.seen[-1]
-    end = tuple(tokenizer().encode("<|channel|>final<|message|>", False))
+    end = marker_of(tokenizer(), "<|channel|>final<|message|>")
     for request, must_end in ((forced, True), (free, False)):
         assert request.constraint.start_after == (end,)
         assert request.sampling.reasoning_limits.must_end == must_end
+
+
+def test_a_thinking_budget_of_gpt_oss_counts_its_analysis() -> None:
+    server = ServerConfig(reasoning_parser="openai_gptoss")
+    with serve(server, formats=open_formats("openai_gptoss")) as served:
+        chat(served, thinking_token_budget=7)
+        limits = served.engine.seen[-1].sampling.reasoning_limits
+    names = ("<|channel|>analysis<|message|>", "<|end|>")
+    assert limits.parts == tuple(marker_of(tokenizer(), name) for name in names)
+    close = "<|end|><|start|>assistant<|channel|>final<|message|>"
+    assert limits.close == tuple(tokenizer().encode(close, False))
 
 
 def test_answers_that_the_parser_reads_are_counted(served: Served) -> None:

@@ -15,7 +15,7 @@ import pytest
 from galley import LLM, SamplingParams
 from galley.errors import InvalidRequest, RequestFailed
 from galley.messages import Outputs
-from galley.request import Constraint, StructuredOutputsParams
+from galley.request import Constraint, StructuredOutputsParams, TokenMarker
 from galley.structured.check import Job
 from galley.structured.vocabulary import vocabulary_of
 from tests.structured.tiny import VOCAB, answer, open_tiny, write_tiny
@@ -233,7 +233,7 @@ def test_a_constraint_may_start_behind_a_marker(llm: LLM) -> None:
     """Text before the marker is free, text after it is constrained."""
     tokenizer = llm.get_tokenizer()
     marker = tokenizer.encode("e", add_special_tokens=False)
-    form = {"choice": ["yes", "no"], "start_after": [marker]}
+    form = {"choice": ["yes", "no"], "start_after": [TokenMarker.of_tokens(tuple(marker))]}
     params = [structured(form, seed=seed, max_tokens=400) for seed in range(20)]
     ends = 0
     for [one] in run(llm, params):

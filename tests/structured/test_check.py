@@ -53,7 +53,6 @@ def test_each_form_is_compiled(
         ({"grammar": 'root ::= ("a"'}, "structured_outputs.grammar"),
         ({"json": "{"}, "structured_outputs.json"),
         ({"json": "7"}, "structured_outputs.json"),
-        ({"regex": "a", "start_after": [[]]}, "structured_outputs.start_after"),
         ({"regex": 7}, "regex"),
         ({"regexp": "a"}, "regexp"),
     ],

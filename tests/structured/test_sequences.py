@@ -12,7 +12,7 @@ import pytest
 
 from galley import LLM, SamplingParams
 from galley.errors import InvalidRequest, RequestFailed
-from galley.request import Constraint
+from galley.request import Constraint, TokenMarker
 from galley.structured import compiler
 from tests.structured.test_answers import FORMS, PERSON, prompts, run, structured
 from tests.structured.tiny import answer, open_tiny, write_tiny
@@ -55,7 +55,7 @@ class Guesses:
 
 @pytest.mark.parametrize("jump", [True, False])
 def test_drafts_are_masked_too(folder: Path, jump: bool) -> None:
-    marker = {"choice": ["yes", "no"], "start_after": [[75]]}
+    marker = {"choice": ["yes", "no"], "start_after": [TokenMarker.of_tokens((75,))]}
     params = [
         structured(form, seed=i, max_tokens=40, logprobs=1 if i % 3 else None)
         for i, form in enumerate([*FORMS, marker])

@@ -45,6 +45,7 @@ def test_the_older_form() -> None:
                 {"begin": "<function=b>", "schema": {"type": "integer"}, "end": "</function>"},
             ],
             "triggers": ["<function="],
+            "format": None,
         }
     )
     for text in (

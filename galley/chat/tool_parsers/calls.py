@@ -74,11 +74,15 @@ class JointFormat(ABC):
         special: markers may be special tokens.
         start: the marker before reasoning.
         end: a marker before the answer, which calls precede.
+        part_end: the marker behind reasoning.
+        between: what stands between it and `end`.
     """
 
     special = True
     start: str
     end: str
+    part_end: str
+    between: str
 
     @abstractmethod
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:

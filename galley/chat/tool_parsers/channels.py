@@ -42,6 +42,8 @@ class Inkling(JointFormat):
 
     start = _THINKING
     end = _TEXT
+    part_end = _END_MESSAGE
+    between = _MODEL
 
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
         marker = _MODEL
@@ -98,6 +100,8 @@ class MuseGlimmer(JointFormat):
 
     start = f"to=self{_MESSAGE}"
     end = f"to=user{_MESSAGE}"
+    part_end = _EOM
+    between = f"{_START}assistant "
 
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
         while (yield from scan.peek()):

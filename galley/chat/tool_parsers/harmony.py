@@ -31,6 +31,8 @@ class Harmony(JointFormat):
     start = f"{_CHANNEL}analysis{_MESSAGE}"
     #: What follows it is the answer; calls come before it.
     end = f"{_CHANNEL}final{_MESSAGE}"
+    part_end = "<|end|>"
+    between = f"{_START}assistant"
 
     def steps(self, scan: Scanner, calls: CallWriter) -> Steps[None]:
         recipient = yield from scan.accept(" to=")

@@ -54,7 +54,7 @@ def routes(ctx: Context) -> Router:
         )
         if parser is not None:
             params = parser.adjust(params)
-        params = constrained(ctx, params, prompt, use)
+        params = await constrained(ctx, params, prompt, use)
         begin = start(ctx, prompt, params, id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.stream:

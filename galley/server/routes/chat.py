@@ -187,7 +187,7 @@ async def start_chat(
     )
     if parsers:
         params = parsers[0].adjust(params)
-    params = constrained(ctx, params, prompt, use)
+    params = await constrained(ctx, params, prompt, use)
     return await start(ctx, prompt, params, name, request, request.add_special_tokens)
 
 

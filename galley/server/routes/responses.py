@@ -131,7 +131,7 @@ class ResponsesHandler:
         )
         if parser is not None:
             params = parser.adjust(params)
-        params = constrained(self.ctx, params, prompt, use)
+        params = await constrained(self.ctx, params, prompt, use)
         begin = start(self.ctx, prompt, params, response.id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.background:
