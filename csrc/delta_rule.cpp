@@ -5,7 +5,7 @@
 //   dt_bias)), beta = sigmoid(beta): S = g S + k (beta (v - g kᵀ S)), out = qᵀ S. Pointers: q, k (f32
 //   [tokens][key_heads * keys]), v, out (f32 [tokens][heads * values]), alpha, beta (f32
 //   [tokens][heads]), a_log, dt_bias (f32 [heads]), state. Ints: heads, key_heads (head h reads key
-//   head h / (heads / key_heads)), keys, values, q_stride?, k_stride?, v_stride?, alpha_stride?,
+//   head h / (heads / key_heads)), in_turn? (1 = key head h % key_heads), keys, values, q_stride?, k_stride?, v_stride?, alpha_stride?,
 //   beta_stride?, and those of the state (state.h). Floats: eps, of the lengths.
 // `wkv7`: per head, with sigmoids of w, a and mix, d = exp(-exp(-0.5) * w), u = k * k_k of unit length,
 //   k' = k * (1 + (a - 1) * k_a), v' = v + (first - v) * mix (v where there is no first): S = diag(d) S +
@@ -29,7 +29,8 @@ class GatedDeltaRule final : public StateOp {
  public:
   explicit GatedDeltaRule(const Args& a)
       : StateOp(StateCache(a, a.size("heads"), a.size("keys") * padded(a.size("values")) + 16)),
-        heads_(a.size("heads")), key_heads_(a.size("key_heads")), keys_(a.size("keys")),
+        heads_(a.size("heads")), key_heads_(a.size("key_heads")),
+        in_turn_(a.choice("in_turn", 2, false)), keys_(a.size("keys")),
         values_(a.size("values")), q_(rows_argument(a, "q", key_heads_ * keys_)),
         k_(rows_argument(a, "k", key_heads_ * keys_)), v_(rows_argument(a, "v", heads_ * values_)),
         alpha_(rows_argument(a, "alpha", heads_)), beta_(rows_argument(a, "beta", heads_)),
@@ -41,7 +42,7 @@ class GatedDeltaRule final : public StateOp {
   void run(const Step& step, int64_t begin, int64_t end, int) override {
     float* scratch = thread_scratch(delta_scratch(keys_));
     for (int64_t tile = begin; tile < end; tile++) {
-      const int64_t head = tile / step.rows, key = head / (heads_ / key_heads_) * keys_;
+      const int64_t head = tile / step.rows, key = key_head(head) * keys_;
       const auto update = [&](float* state, int64_t token, int64_t count) {
         GatedDeltaRun run{};
         run.q = q_.row(token) + key, run.q_stride = q_.stride;
@@ -59,7 +60,13 @@ class GatedDeltaRule final : public StateOp {
   }
 
  private:
-  int64_t heads_, key_heads_, keys_, values_;
+  int64_t key_head(int64_t head) const {
+    return in_turn_ ? head % key_heads_ : head / (heads_ / key_heads_);
+  }
+
+  int64_t heads_, key_heads_;
+  bool in_turn_;
+  int64_t keys_, values_;
   Rows q_, k_, v_, alpha_, beta_;
   const float *a_log_, *dt_bias_;
   float* out_;

@@ -1,6 +1,6 @@
 // Op `elementwise`: out = f(x). Pointers: x (f32 [rows][n]), out, parameters? (f32 [4], of xielu:
 // positive and negative coefficients before softplus, beta, limit). Ints: n, rows, out_kind,
-// function (enum Function). Tile: 4 rows.
+// function (enum Function). Floats: limit? (of clip, above 0). Tile: 4 rows.
 #include "elementwise_kernel.h"
 
 #include <algorithm>
@@ -20,6 +20,10 @@ class ElementwiseOp final : public Op {
         kind_(a.kind("out_kind")), out_bytes_(activation_bytes(kind_, n_)),
         kernel_(GALLEY_PICK(elementwise_row)) {
     f_.function = a.choice("function", static_cast<int>(Function::count), Function::gelu);
+    f_.limit = static_cast<float>(a.f("limit", 0));
+    if (f_.function == Function::clip && !(f_.limit > 0)) {
+      throw std::invalid_argument("clip needs a limit above 0");
+    }
     const float* p = a.ptr_or_null<float>("parameters");
     if (f_.function != Function::xielu) return;
     if (!p) throw std::invalid_argument("xielu needs parameters");

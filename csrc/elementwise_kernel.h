@@ -6,12 +6,12 @@
 
 namespace galley {
 
-enum class Function : int { gelu, gelu_tanh, relu, relu2, silu, xielu, sigmoid, tanh, count };
+enum class Function : int { gelu, gelu_tanh, relu, relu2, silu, xielu, sigmoid, tanh, clip, count };
 
 // A function of one number, with its parameters where it has some.
 struct Elementwise {
   Function function;
-  float positive = 0, negative = 0, beta = 0, limit = 0;  // of xielu
+  float positive = 0, negative = 0, beta = 0, limit = 0;  // of xielu; limit of clip
 };
 
 GALLEY_VARIANTS(
@@ -50,6 +50,9 @@ GALLEY_INLINE void apply(const Elementwise& f, const float* x, int64_t n, float*
             return all(2.0f) / (all(1.0f) + exp(all(-2.0f) * v)) - all(1.0f);
           },
           x, n, out);
+    case Function::clip:
+      return apply(
+          [&f](const Float& v) { return min(all(f.limit), max(all(-f.limit), v)); }, x, n, out);
     case Function::count: return;
   }
 }

@@ -32,6 +32,7 @@ class AttentionSpec(msgspec.Struct, frozen=True):
             projection; None = none.
         norm_after_rotary: q_norm and k_norm come after the rotation.
         soft_cap: scores are soft_cap * tanh(score / soft_cap); 0 = as they are.
+        clip: q, k and v are clipped to [-clip, clip] as they are projected; 0 = as they are.
         gate: projection [heads * head_dim, hidden] whose sigmoid is a factor of what `out` reads;
             None = none.
         sinks: the tensor [heads] of a further score of each head; None = none.
@@ -61,6 +62,7 @@ class AttentionSpec(msgspec.Struct, frozen=True):
     norm_after_rotary: bool = False
     q_rotary: Rotary | None = None
     window_in_parts: bool = False
+    clip: float = 0.0
 
     def build(self, context: BuildContext) -> Attention:
         return Attention(self, context)
@@ -100,10 +102,13 @@ class Attention:
         self._norm_last = spec.norm_after_rotary
         sizes = (heads * d, kv_heads * d, kv_heads * d)
         self._sizes = sizes if spec.gate is None else (*sizes, heads * d)
-        self._scale, self._soft_cap = spec.scale, spec.soft_cap
+        self._scale, self._soft_cap, self._clip = spec.scale, spec.soft_cap, spec.clip
 
     def __call__(self, ops: Ops, x: Value, ctx: ForwardContext) -> Value:
-        q, k, v, *gate = ops.split(self.qkv(ops, x), self._sizes)
+        qkv = self.qkv(ops, x)
+        if self._clip:
+            qkv = ops.elementwise(qkv, "clip", limit=self._clip)
+        q, k, v, *gate = ops.split(qkv, self._sizes)
         if not self._norm_last:
             q, k = self._normed(ops, q, k)
         if self.v_norm is not None:

@@ -24,6 +24,7 @@ class GatedDeltaNetSpec(msgspec.Struct, frozen=True):
         name: what the names of its tensors begin with.
         qkvz: the tensors of q, k (key_heads * keys outputs each), v and z (heads * values each).
         ba: those of b and a, `heads` outputs each.
+        in_turn: value head h belongs to key head h % key_heads; otherwise consecutive ones share.
         taps: tokens that the convolution sees.
         eps: of the norm of each head.
     """
@@ -38,6 +39,7 @@ class GatedDeltaNetSpec(msgspec.Struct, frozen=True):
     values: int
     taps: int
     eps: float
+    in_turn: bool = False
 
     def build(self, context: BuildContext) -> GatedDeltaNet:
         return GatedDeltaNet(self, context)
@@ -68,6 +70,7 @@ class GatedDeltaNet:
         self.out_proj = Linear(source, Matrix((out,)))
         self._projected, self._convolved = (channels, value), (key, key, value)
         self._key_heads, self._heads, self._eps = spec.key_heads, heads, spec.eps
+        self._in_turn = spec.in_turn
 
     def __call__(self, ops: Ops, x: Value, ctx: ForwardContext) -> Value:
         qkv, z = ops.split(self.in_qkvz(ops, x), self._projected)
@@ -75,7 +78,17 @@ class GatedDeltaNet:
         qkv = ops.causal_conv(qkv, self.conv_weight, self.conv_state, ctx, silu=True)
         q, k, v = ops.split(qkv, self._convolved)
         y = ops.gated_delta_rule(
-            q, k, v, a, b, self.a_log, self.dt_bias, self._key_heads, self.state, ctx
+            q,
+            k,
+            v,
+            a,
+            b,
+            self.a_log,
+            self.dt_bias,
+            self._key_heads,
+            self.state,
+            ctx,
+            self._in_turn,
         )
         y = ops.gated_norm(y, z, self.norm, self._eps, groups=self._heads)
         return self.out_proj(ops, y)

@@ -6,11 +6,15 @@ from typing import Any
 
 #: Their own name → the common one, which is set where the config does not have it.
 SYNONYMS = {
+    "d_model": "hidden_size",
+    "max_seq_len": "max_position_embeddings",
     "n_embd": "hidden_size",
     "n_embed": "hidden_size",
     "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
     "n_inner": "intermediate_size",
     "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
     "n_positions": "max_position_embeddings",
     "seq_length": "max_position_embeddings",
     "model_max_length": "max_position_embeddings",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from galley.loader.fields import Fields
 
@@ -49,6 +50,8 @@ class Architecture(msgspec.Struct, frozen=True):
         norm_plus: the file's norms are those of Hugging Face plus this.
         config: reads what differs between layers or is not common to all; None = a Llama-like
             model of equal layers.
+        plain_norms: ends of names of norms that are stored as they are, whatever `norm_plus`.
+        computed: tensors by Hugging Face's name that the file has as metadata; None = none.
         joined_qkv: attn_qkv holds all of q, then k, then v, where Hugging Face has them by KV head.
         where: a tensor, and what takes the place of this entry if the file has it.
     """
@@ -61,6 +64,8 @@ class Architecture(msgspec.Struct, frozen=True):
     layers: str = "model.layers"
     fused: Mapping[str, tuple[str, ...]] = {}
     norm_plus: float = 0.0
+    plain_norms: tuple[str, ...] = ()
+    computed: Callable[[Fields, str], dict[str, np.ndarray]] | None = None
     config: ConfigReader | None = None
     joined_qkv: bool = False
     where: tuple[str, Architecture] | None = None

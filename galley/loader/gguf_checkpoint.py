@@ -10,7 +10,7 @@ from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
-from galley.loader.gguf_info import architecture_of, info_of_gguf
+from galley.loader.gguf_info import architecture_of, info_of_gguf, metadata
 from galley.loader.gguf_names import (
     LONG_FACTORS,
     ROPE_FACTORS,
@@ -25,6 +25,8 @@ from galley.loader.source import Source, split_parts
 from galley.loader.tensor import RawTensor, TensorHeader
 
 MAX_PARTS = 1024
+#: Ends of names of matrices of one row, which the file has as vectors.
+_ONE_ROW = (".shared_expert_gate.weight", ".moe_statics.e_score_correction_bias")
 
 
 def open_parts(path: Path) -> list[GGUFFile]:
@@ -57,9 +59,13 @@ class GGUFCheckpoint:
         self.path = path
         parts = open_parts(path)
         self.model_info = info_of_gguf(parts[0], tensors_of(parts), changes)
-        architecture = architecture_of(parts[0])[1]
+        arch, architecture = architecture_of(parts[0])
         self._interleaved_qk = architecture.interleaved_qk
-        self._norm_plus = architecture.norm_plus
+        self._norm_plus, self._plain_norms = architecture.norm_plus, architecture.plain_norms
+        #: Of each tensor that the file has as metadata: its values.
+        self._computed: dict[str, np.ndarray] = {}
+        if architecture.computed is not None:
+            self._computed = architecture.computed(metadata(parts[0], arch), arch)
         self._joined_qkv = architecture.joined_qkv
         stored = {
             info.name: (part, info)
@@ -90,21 +96,26 @@ class GGUFCheckpoint:
         return GGUFCheckpoint(source.path, source.changes)
 
     def names(self) -> list[str]:
-        return list(self._places)
+        return [*self._places, *self._computed]
 
     def header(self, name: str) -> TensorHeader:
+        if name in self._computed:
+            return TensorHeader(self._computed[name].shape, "float32")
         places = self._of(name)
         info = places[0][1]
         if name in self._numbers:
             return TensorHeader(info.shape[1:], info.type.name)
         rows = sum(info.shape[0] for _, info in places) if info.shape else 0
         shape = (rows, *info.shape[1:]) if len(places) > 1 else logical_shape(name, info.shape)
-        if len(shape) == 1 and name.endswith(".shared_expert_gate.weight"):
+        if len(shape) == 1 and name.endswith(_ONE_ROW):
             shape = (1, *shape)
         return TensorHeader(shape, info.type.name)
 
     def tensor(self, name: str) -> RawTensor:
-        places, header = self._of(name), self.header(name)
+        header = self.header(name)
+        if name in self._computed:
+            return RawTensor(name, header.shape, header.dtype, self._computed[name])
+        places = self._of(name)
         if len(places) > 1:
             data = np.concatenate([part.data(info) for part, info in places])
             return RawTensor(name, header.shape, header.dtype, data)
@@ -115,7 +126,11 @@ class GGUFCheckpoint:
         if header.shape != info.shape:
             data = data.reshape(header.shape)
         data = logical_values(name, data)
-        if self._norm_plus and name.endswith("norm.weight"):
+        if (
+            self._norm_plus
+            and name.endswith("norm.weight")
+            and not name.endswith(self._plain_norms)
+        ):
             shifted = data.astype(np.float32) - np.float32(self._norm_plus)
             return RawTensor(name, header.shape, "float32", shifted)
         return RawTensor(name, header.shape, header.dtype, data, self._row_order(info))

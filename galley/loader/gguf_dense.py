@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from galley.errors import ModelError
-from galley.loader.fields import MAX_HEAD_DIM, Fields
-from galley.loader.gguf_architecture import LLAMA_NAMES, Architecture
+from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS, Fields
+from galley.loader.gguf_architecture import LLAMA_NAMES, LLAMA_TOP, Architecture
 
 _SANDWICH = {"post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA2_NAMES = {
@@ -134,7 +134,165 @@ def phi3(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     return config
 
 
+_XIELU = ("alpha_p", "alpha_n", "beta", "eps")
+
+
+def xielu_parameters(meta: Fields, arch: str) -> dict[str, np.ndarray]:
+    """The tensors of Apertus's activation, which the file has as numbers for each layer."""
+    layers = meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS)
+    tensors: dict[str, np.ndarray] = {}
+    for name in _XIELU:
+        values = meta.values.get(f"xielu.{name}")
+        if not isinstance(values, np.ndarray):
+            values = np.full(layers, meta.number(f"xielu.{name}"))
+        if values.shape != (layers,) or values.dtype.kind != "f":
+            raise ModelError(f"{meta.where}: xielu.{name} is not a number for each layer")
+        for i, value in enumerate(values):
+            shape = (1,) if name.startswith("alpha") else ()
+            array = np.full(shape, value, np.float32)
+            tensors[f"model.layers.{i}.mlp.act_fn.{name}"] = array
+    return tensors
+
+
+def apertus(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return equal_layers(meta, arch, names) | {"hidden_act": "xielu"}
+
+
+def chatglm(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Files of GLM-4's first checkpoints have q, k and v in one tensor."""
+    config = equal_layers(meta, arch, names)
+    fused = "blk.0.attn_qkv.weight" in names
+    bias = "blk.0.attn_qkv.bias" in names or "blk.0.attn_q.bias" in names
+    return config | {"fused_qkv": fused, "attention_bias": bias}
+
+
+def ernie(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return equal_layers(meta, arch, names) | {"use_bias": "blk.0.attn_q.bias" in names}
+
+
+def minicpm3(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """The factors of the embedding, of residuals and of logits are in llama.cpp's code."""
+    heads = same_in_all_layers(meta, f"{arch}.attention.head_count")
+    hidden = meta.integer(f"{arch}.embedding_length", least=1)
+    rope = meta.integer(f"{arch}.rope.dimension_count", least=2)
+    value = meta.integer(f"{arch}.attention.value_length", hidden // heads, least=1)
+    return {
+        "intermediate_size": same_in_all_layers(meta, f"{arch}.feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "q_lora_rank": meta.integer(f"{arch}.attention.q_lora_rank", 0) or None,
+        "kv_lora_rank": meta.integer(f"{arch}.attention.kv_lora_rank", least=2),
+        "qk_rope_head_dim": rope,
+        "qk_nope_head_dim": meta.integer(f"{arch}.attention.key_length", least=rope + 1) - rope,
+        "v_head_dim": value,
+        "scale_emb": 12.0,
+        "scale_depth": 1.4,
+        "dim_model_base": 256,
+    }
+
+
+def gemma4(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Layers with a window have heads and rotary embeddings of their own; the last layers read the
+    caches of earlier ones."""
+    layers = meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS)
+    slides = meta.values.get(f"{arch}.attention.sliding_window_pattern")
+    if not isinstance(slides, np.ndarray) or slides.shape != (layers,):
+        raise ModelError(f"{meta.where}: {arch}.attention.sliding_window_pattern is missing")
+    if any("ffn_gate_inp" in name for name in names):
+        raise ModelError(f"{meta.where}: Gemma 4 with experts is not supported")
+    kv_heads = _of_layers(meta, f"{arch}.attention.head_count_kv", layers)
+    sizes = _of_layers(meta, f"{arch}.feed_forward_length", layers)
+    shared = meta.integer(f"{arch}.attention.shared_kv_layers", 0)
+    full = next((i for i in range(layers) if not slides[i]), 0)
+    windowed = next((i for i in range(layers) if slides[i]), 0)
+    head_dim = meta.integer(f"{arch}.attention.key_length", least=2, most=MAX_HEAD_DIM)
+    theta = meta.number(f"{arch}.rope.freq_base", 1e6)
+    plain = {"rope_type": "default", "rope_theta": theta}
+    factors = meta.values.get("rope_freqs.weight")
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "intermediate_size": sizes[0],
+        "use_double_wide_mlp": sizes[-1] != sizes[0],
+        "num_attention_heads": same_in_all_layers(meta, f"{arch}.attention.head_count"),
+        "num_key_value_heads": kv_heads[windowed],
+        "num_global_key_value_heads": kv_heads[full],
+        "head_dim": meta.integer(f"{arch}.attention.key_length_swa", head_dim, least=2),
+        "global_head_dim": head_dim,
+        "attention_k_eq_v": f"blk.{full}.attn_v.weight" not in names,
+        "sliding_window": meta.integer(f"{arch}.attention.sliding_window", least=1),
+        "layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides],
+        "num_kv_shared_layers": shared,
+        "hidden_size_per_layer_input": meta.integer(f"{arch}.embedding_length_per_layer_input", 0),
+        "final_logit_softcapping": meta.number(f"{arch}.final_logit_softcapping", 0.0),
+        "rope_theta": None,
+        "rope_parameters": {
+            "full_attention": plain
+            if factors is None
+            else {"rope_type": "frequency_factors", "rope_theta": theta, "factors": factors},
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": meta.number(f"{arch}.rope.freq_base_swa", 10000.0),
+            },
+        },
+    }
+
+
+def _of_layers(meta: Fields, key: str, layers: int) -> list[int]:
+    """A number that is written once or per layer."""
+    value = meta.values.get(key)
+    if not isinstance(value, np.ndarray):
+        return [meta.integer(key, least=1)] * layers
+    if value.shape != (layers,) or value.dtype.kind not in "iu" or (value < 1).any():
+        raise ModelError(f"{meta.where}: {key} is not a number for each layer")
+    return [int(n) for n in value]
+
+
+_LAYER_INPUTS = {
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "layer_output_scale.weight": "layer_scalar",
+}
+_LAYER_EMBEDDINGS = {
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
+MINICPM3_NAMES = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+}
+
 ARCHITECTURES: dict[str, Architecture] = {
+    "apertus": Architecture(
+        "ApertusForCausalLM",
+        "apertus",
+        in_layer=LLAMA_NAMES
+        | {"attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"},
+        config=apertus,
+        computed=xielu_parameters,
+    ),
+    "chatglm": Architecture(
+        "GlmForCausalLM",
+        "glm",
+        in_layer=LLAMA_NAMES | PHI3_NAMES,
+        config=chatglm,
+    ),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM", "ernie4_5", config=ernie),
+    "gemma4": Architecture(
+        "Gemma4ForCausalLM",
+        "gemma4_text",
+        top=LLAMA_TOP | _LAYER_EMBEDDINGS,
+        in_layer=LLAMA_NAMES | GEMMA2_NAMES | _LAYER_INPUTS,
+        config=gemma4,
+    ),
+    "minicpm3": Architecture(
+        "MiniCPM3ForCausalLM", "minicpm3", in_layer=LLAMA_NAMES | MINICPM3_NAMES, config=minicpm3
+    ),
     "cohere2": Architecture("Cohere2ForCausalLM", "cohere2", config=cohere),
     "command-r": Architecture("CohereForCausalLM", "cohere", config=cohere),
     "exaone": Architecture("LlamaForCausalLM", "llama"),

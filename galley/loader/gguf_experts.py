@@ -73,6 +73,17 @@ DEEPSEEK_NAMES = {
     "attn_k_b": "self_attn.k_b_proj.{}",
     "attn_v_b": "self_attn.v_b_proj.{}",
 }
+ERNIE_NAMES = {
+    **GLM_NAMES,
+    "exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias",
+}
+LLAMA4_NAMES = {
+    **_ATTENTION,
+    **{f"ffn_{name}": f"feed_forward.{name}_proj" for name in ("gate", "up", "down")},
+    "ffn_gate_inp": "feed_forward.router",
+    **_experts("feed_forward.experts"),
+    **_shared("feed_forward.shared_expert"),
+}
 GPT_OSS_NAMES = {
     **_ATTENTION,
     "attn_sinks.weight": "self_attn.sinks",
@@ -157,6 +168,49 @@ def granite_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         "embedding_multiplier": meta.number(f"{arch}.embedding_scale", 1.0),
         "residual_multiplier": meta.number(f"{arch}.residual_scale", 1.0),
         "logits_scaling": meta.number(f"{arch}.logit_scale", 1.0),
+    }
+
+
+def ernie_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    _gating(meta, arch, 1)
+    size = meta.integer(f"{arch}.expert_feed_forward_length", least=1)
+    shared = meta.integer(f"{arch}.expert_shared_feed_forward_length", 0)
+    if not shared and "blk.1.ffn_up_shexp.weight" in names:
+        shared = size * meta.integer(f"{arch}.expert_shared_count", 0)
+    if shared % size:
+        raise ModelError(f"{meta.where}: {arch}.expert_shared_feed_forward_length is no multiple")
+    return {
+        **attention(meta, arch),
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
+        "moe_num_experts": meta.integer(f"{arch}.expert_count", least=1),
+        "moe_k": meta.integer(f"{arch}.expert_used_count", least=1),
+        "moe_intermediate_size": size,
+        "moe_num_shared_experts": shared // size,
+        "moe_layer_start_index": meta.integer(f"{arch}.leading_dense_block_count", 0),
+        "moe_layer_interval": meta.integer(f"{arch}.interleave_moe_layer_step", 1, least=1),
+    }
+
+
+def llama4(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """What llama.cpp has in its code: parts of 8192 tokens, each fourth layer without positions,
+    the growth of its scores, and no norms of q and k in models with 128 experts."""
+    experts = meta.integer(f"{arch}.expert_count", 0)
+    dense = meta.integer(f"{arch}.feed_forward_length", least=1)
+    every = f"{arch}.attention.sliding_window"
+    return {
+        **attention(meta, arch),
+        "num_local_experts": experts or 1,
+        "num_experts_per_tok": meta.integer(f"{arch}.expert_used_count", 1, least=1),
+        "intermediate_size": meta.integer(f"{arch}.expert_feed_forward_length", dense, least=1),
+        "intermediate_size_mlp": dense,
+        "interleave_moe_layer_step": meta.integer(f"{arch}.interleave_moe_layer_step", 1, least=1),
+        "moe_layers": None if experts else [],
+        "no_rope_layer_interval": 4,
+        "attention_chunk_size": meta.integer(every, 8192) or 8192,
+        "attn_temperature_tuning": True,
+        "attn_scale": meta.number(f"{arch}.attention.temperature_scale", 0.1),
+        "floor_scale": meta.integer(f"{arch}.attention.temperature_length", 8192) or 8192,
+        "use_qk_norm": experts != 128,
     }
 
 
@@ -269,6 +323,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=deepseek2,
     ),
     "dots1": Architecture("Dots1ForCausalLM", "dots1", in_layer=GLM_NAMES, config=dots1),
+    "ernie4_5-moe": Architecture(
+        "Ernie4_5_MoeForCausalLM", "ernie4_5_moe", in_layer=ERNIE_NAMES, config=ernie_moe
+    ),
     "glm4moe": Architecture(
         "Glm4MoeForCausalLM",
         "glm4_moe",
@@ -288,6 +345,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_layer=GRANITE_NAMES,
         fused=GRANITE_FUSED,
         config=granite_moe,
+    ),
+    "llama4": Architecture(
+        "Llama4ForCausalLM", "llama4_text", in_layer=LLAMA4_NAMES, config=llama4
     ),
     "minimax-m2": Architecture(
         "MiniMaxM2ForCausalLM",

@@ -77,6 +77,19 @@ STABLELM_NAMES = {
     "attn_q_norm": "self_attn.q_layernorm",
     "attn_k_norm": "self_attn.k_layernorm",
 }
+MPT_TOP = {
+    "token_embd": "transformer.wte",
+    "output_norm": "transformer.norm_f",
+    "output": "lm_head",
+}
+MPT_NAMES = {
+    "attn_norm": "norm_1",
+    "attn_qkv": "attn.Wqkv",
+    "attn_output": "attn.out_proj",
+    "ffn_norm": "norm_2",
+    "ffn_up": "ffn.up_proj",
+    "ffn_down": "ffn.down_proj",
+}
 STARCODER2_NAMES = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
 
 
@@ -149,6 +162,33 @@ def minicpm(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         "scale_depth": residual * layers**0.5,
         "dim_model_base": hidden / meta.number(f"{arch}.logit_scale", hidden / 256),
     }
+
+
+def mpt(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    config = equal_layers(meta, arch, names)
+    if "position_embd.weight" in names:
+        raise ModelError(f"{meta.where}: MPT with embeddings of positions is not supported")
+    if any(name.startswith("blk.0.attn_q") and name.endswith("norm.weight") for name in names):
+        raise ModelError(f"{meta.where}: MPT with norms of q and k is not supported")
+    if config["num_key_value_heads"] != config["num_attention_heads"]:
+        raise ModelError(f"{meta.where}: MPT with shared KV heads is not supported")
+    return {
+        **config,
+        "hidden_act": "gelu",
+        "no_bias": "blk.0.attn_qkv.bias" not in names,
+        "expansion_ratio": config["intermediate_size"] // meta.integer(f"{arch}.embedding_length"),
+        "attn_config": {
+            "alibi_bias_max": meta.number(f"{arch}.attention.max_alibi_bias", 0.0) or 8.0,
+            "clip_qkv": meta.number(f"{arch}.attention.clamp_kqv", 0.0) or None,
+        },
+    }
+
+
+def starcoder(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    config = equal_layers(meta, arch, names)
+    if meta.integer(f"{arch}.attention.head_count_kv", 1) != 1:
+        raise ModelError(f"{meta.where}: {arch}.attention.head_count_kv other than 1")
+    return {**config, "activation_function": "gelu_pytorch_tanh", "multi_query": True}
 
 
 def nemotron(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
@@ -242,6 +282,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_layer=LLAMA_NAMES | HUNYUAN_NAMES,
     ),
     "minicpm": Architecture("MiniCPMForCausalLM", "minicpm", interleaved_qk=True, config=minicpm),
+    "mpt": Architecture(
+        "MptForCausalLM",
+        "mpt",
+        top=MPT_TOP,
+        in_layer=MPT_NAMES,
+        layers="transformer.blocks",
+        config=mpt,
+    ),
     "nemotron": Architecture("NemotronForCausalLM", "nemotron", norm_plus=1.0, config=nemotron),
     "phi2": Architecture(
         "PhiForCausalLM",
@@ -261,6 +309,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         "stablelm",
         in_layer=LLAMA_NAMES | STABLELM_NAMES,
         config=stablelm,
+    ),
+    "starcoder": Architecture(
+        "GPTBigCodeForCausalLM",
+        "gpt_bigcode",
+        top=GPT2_TOP,
+        in_layer=GPT2_NAMES,
+        layers="transformer.h",
+        config=starcoder,
     ),
     "starcoder2": Architecture(
         "Starcoder2ForCausalLM",

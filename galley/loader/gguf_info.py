@@ -66,7 +66,7 @@ def info_of_gguf(
             chat_template=template or model_info.chat_template,
             source=str(file.path),
         )
-    meta = _metadata(file, arch)
+    meta = metadata(file, arch)
     config = changes.applied(_hf_config(file, meta, arch, known, tensors), str(file.path))
     fields = Fields(config, str(file.path))
     generation = {ours: meta.number(key) for key, ours in _GENERATION.items() if meta.has(key)}
@@ -107,13 +107,16 @@ def architecture_of(file: GGUFFile) -> tuple[str, Architecture]:
     return arch, known
 
 
-def _metadata(file: GGUFFile, arch: str) -> Fields:
+def metadata(file: GGUFFile, arch: str) -> Fields:
     """The scalar keys for the config; large arrays (the vocabulary) stay in the file."""
     values = {}
     for key in file.keys:
-        if key.startswith((f"{arch}.", "general.")) or key.endswith("_token_id"):
+        if key.startswith((f"{arch}.", "general.", "xielu.")) or key.endswith("_token_id"):
             value = file.get(key)
             values[key] = _shortest(value) if isinstance(value, float) else value
+    factors = file.tensors.get(ROPE_FACTORS)
+    if factors is not None and len(factors.shape) == 1:
+        values[ROPE_FACTORS] = _factors(file, ROPE_FACTORS, 2 * factors.shape[0])
     return Fields(values, str(file.path))
 
 
@@ -157,7 +160,7 @@ def _hf_config(
         "eos_token_id": _token_id(meta, "tokenizer.ggml.eos_token_id"),
         **own,
     }
-    if "head_dim" in own:
+    if "head_dim" in own and "rope_parameters" not in own:
         config |= _rotation(file, meta, arch, own["head_dim"])
     return config
 

@@ -6,9 +6,11 @@ vectors as [n, 1] or in groups. Multipliers of Falcon-H1 are part of its weights
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from galley.errors import ModelError
 from galley.loader.fields import MAX_LAYERS, Fields
@@ -66,6 +68,41 @@ GRANITE_HYBRID_NAMES = {
 }
 #: A tensor of the model → tensors of the file whose rows it consists of, in order.
 GRANITE_HYBRID_FUSED = {"shared_mlp.input_linear": ("ffn_gate", "ffn_up")}
+_EXPERTS = {f"ffn_{name}_exps": f"{name}_proj" for name in ("gate", "up", "down")}
+JAMBA_NAMES |= {
+    "ffn_gate_inp": "feed_forward.router",
+    **_below("feed_forward.experts.{}", _EXPERTS),
+}
+#: With experts; the MLP of all tokens is then the shared expert.
+GRANITE_HYBRID_MOE_NAMES = {
+    **GRANITE_HYBRID_NAMES,
+    "ffn_gate_inp": "block_sparse_moe.router.layer",
+    **_below("block_sparse_moe.experts.{}", _EXPERTS),
+    "ffn_down_shexp": "shared_mlp.output_linear",
+}
+GRANITE_HYBRID_MOE_FUSED = {"shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp")}
+QWEN3_NEXT_NAMES = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    **_below("self_attn", _ATTENTION),
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_ba": "linear_attn.in_proj_ba",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+    **_below("mlp", _MLP),
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    **_below("mlp.experts.{}", _EXPERTS),
+    **{f"ffn_{name}_shexp": f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")},
+}
 LFM2_NAMES = {
     "attn_norm": "operator_norm",
     "ffn_norm": "ffn_norm",
@@ -79,6 +116,31 @@ LFM2_NAMES = {
     "ffn_up": "feed_forward.w3",
     "ffn_down": "feed_forward.w2",
 }
+
+
+LFM2_MOE_NAMES = {
+    **LFM2_NAMES,
+    "ffn_gate_inp": "feed_forward.gate",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+    "ffn_gate_exps": "feed_forward.experts.{}.w1",
+    "ffn_up_exps": "feed_forward.experts.{}.w3",
+    "ffn_down_exps": "feed_forward.experts.{}.w2",
+}
+
+
+def _sparse_layers(names: set[str]) -> list[int]:
+    """The layers that have experts."""
+    found = (re.match(r"blk\.(\d+)\.ffn_up_exps\.weight", name) for name in names)
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _experts(meta: Fields, arch: str) -> dict[str, Any]:
+    """How many experts there are, and how many a token chooses."""
+    return {
+        "num_experts": meta.integer(f"{arch}.expert_count", least=1),
+        "num_local_experts": meta.integer(f"{arch}.expert_count", least=1),
+        "num_experts_per_tok": meta.integer(f"{arch}.expert_used_count", least=1),
+    }
 
 
 def mamba(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
@@ -130,21 +192,71 @@ def granite_hybrid(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         raise ModelError(f"{meta.where}: Bamba is not supported in GGUF")
     kv_heads = per_layer(meta, arch, "attention.head_count_kv")
     first = next((i for i, n in enumerate(kv_heads) if not n), 0)
-    shared = f"{arch}.expert_shared_feed_forward_length"
+    shared = meta.integer(f"{arch}.expert_shared_feed_forward_length", 0)
+    size = meta.integer(f"{arch}.feed_forward_length", 0) or shared
     return {
         **attention(meta, arch),
         **_bamba_keys(meta, arch, f"blk.{first}"),
         "layer_types": ["full_attention" if n else "linear_attention" for n in kv_heads],
         "num_local_experts": 0,
         "intermediate_size": 1,
-        "shared_intermediate_size": meta.integer(
-            shared, meta.integer(f"{arch}.feed_forward_length", 0), least=1
-        ),
+        "shared_intermediate_size": size,
         "mamba_conv_bias": f"blk.{first}.ssm_conv1d.bias" in names,
         "attention_multiplier": meta.number(f"{arch}.attention.scale", 1.0),
         "embedding_multiplier": meta.number(f"{arch}.embedding_scale", 1.0),
         "residual_multiplier": meta.number(f"{arch}.residual_scale", 1.0),
         "logits_scaling": meta.number(f"{arch}.logit_scale", 1.0),
+    }
+
+
+def granite_hybrid_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """The MLP of all tokens has a size of its own."""
+    return {
+        **granite_hybrid(meta, arch, names),
+        **_experts(meta, arch),
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
+        "shared_intermediate_size": meta.integer(
+            f"{arch}.expert_shared_feed_forward_length", least=1
+        ),
+    }
+
+
+def qwen3_next(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Also Qwen3.5, with or without experts, whose value heads are stored key head by key head."""
+    layers = meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS)
+    layers -= meta.integer(f"{arch}.nextn_predict_layers", 0)
+    each = meta.integer(f"{arch}.full_attention_interval", 4, least=1)
+    heads = meta.integer(f"{arch}.ssm.time_step_rank", least=1)
+    inner = meta.integer(f"{arch}.ssm.inner_size", least=1)
+    if inner % heads:
+        raise ModelError(f"{meta.where}: {arch}.ssm.inner_size is no multiple of {heads} heads")
+    config = {
+        **attention(meta, arch),
+        "num_hidden_layers": layers,
+        "layer_types": [
+            "linear_attention" if (i + 1) % each else "full_attention" for i in range(layers)
+        ],
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", 1) or 1,
+        "linear_num_key_heads": meta.integer(f"{arch}.ssm.group_count", least=1),
+        "linear_num_value_heads": heads,
+        "linear_key_head_dim": meta.integer(f"{arch}.ssm.state_size", least=1),
+        "linear_value_head_dim": inner // heads,
+        "linear_conv_kernel_dim": meta.integer(f"{arch}.ssm.conv_kernel", least=2),
+        "split_qkvz": True,
+        "value_heads_in_turn": arch != "qwen3next",
+        "num_experts": 0,
+    }
+    sparse = _sparse_layers(names)
+    if not sparse:
+        return config
+    size = meta.integer(f"{arch}.expert_feed_forward_length", least=1)
+    shared = f"{arch}.expert_shared_feed_forward_length"
+    return {
+        **config,
+        **_experts(meta, arch),
+        "moe_intermediate_size": size,
+        "shared_expert_intermediate_size": meta.integer(shared, size, least=1),
+        "mlp_only_layers": [i for i in range(layers) if i not in sparse],
     }
 
 
@@ -160,7 +272,7 @@ def nemotron_h(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         **attention(meta, arch),
         "layers_block_type": kinds,
         "intermediate_size": max(feed_forward, default=0) or 1,
-        "layer_norm_epsilon": meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+        "layer_norm_epsilon": _nemotron_epsilon(meta, arch),
         "mamba_num_heads": heads,
         "mamba_head_dim": inner // heads,
         "n_groups": meta.integer(f"{arch}.ssm.group_count", least=1),
@@ -172,13 +284,19 @@ def nemotron_h(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     }
 
 
+def _nemotron_epsilon(meta: Fields, arch: str) -> float:
+    """Of newer files under the name of layer norms."""
+    rms, layer = (f"{arch}.attention.layer_norm_{name}" for name in ("rms_epsilon", "epsilon"))
+    return meta.number(rms if meta.has(rms) else layer)
+
+
 def jamba(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     kv_heads = per_layer(meta, arch, "attention.head_count_kv")
     hidden = meta.integer(f"{arch}.embedding_length", least=1)
     return {
         **attention(meta, arch),
         "layers_block_type": ["full_attention" if n else "linear_attention" for n in kv_heads],
-        "num_experts": 1,
+        **_jamba_experts(meta, arch, names),
         "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
         "mamba_expand": meta.integer(f"{arch}.ssm.inner_size", least=1) // hidden,
         "mamba_d_state": meta.integer(f"{arch}.ssm.state_size", least=1),
@@ -186,6 +304,35 @@ def jamba(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         "mamba_dt_rank": meta.integer(f"{arch}.ssm.time_step_rank", least=1),
         "mamba_conv_bias": any(name.endswith("ssm_conv1d.bias") for name in names),
         "mamba_proj_bias": any(name.endswith("ssm_in.bias") for name in names),
+    }
+
+
+def _jamba_experts(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Layers with experts are at equal distances."""
+    sparse, layers = _sparse_layers(names), meta.integer(f"{arch}.block_count", least=1)
+    if not sparse:
+        return {"num_experts": 1}
+    offset, period = sparse[0], sparse[1] - sparse[0] if len(sparse) > 1 else layers
+    if sparse != list(range(offset, layers, period)) or offset >= period:
+        raise ModelError(f"{meta.where}: layers {sparse} have experts, at unequal distances")
+    return {
+        **_experts(meta, arch),
+        "expert_layer_offset": offset,
+        "expert_layer_period": period,
+    }
+
+
+def lfm2_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    function = meta.integer(f"{arch}.expert_gating_func", 2)
+    if function != 2:
+        raise ModelError(f"{meta.where}: {arch}.expert_gating_func {function} is not supported")
+    return {
+        **lfm2(meta, arch, names),
+        **_experts(meta, arch),
+        "moe_intermediate_size": meta.integer(f"{arch}.expert_feed_forward_length", least=1),
+        "num_dense_layers": meta.integer(f"{arch}.leading_dense_block_count", 0),
+        "norm_topk_prob": True,
+        "use_expert_bias": any("exp_probs_b" in name for name in names),
     }
 
 
@@ -279,6 +426,23 @@ _LFM2_TOP = {
     **dict.fromkeys(("token_embd_norm", "output_norm"), "model.embedding_norm"),
 }
 
+_GRANITE_HYBRID = Architecture(
+    "GraniteMoeHybridForCausalLM",
+    "granitemoehybrid",
+    interleaved_qk=True,
+    in_layer=GRANITE_HYBRID_NAMES,
+    fused=GRANITE_HYBRID_FUSED,
+    config=granite_hybrid,
+)
+_QWEN3_NEXT = Architecture(
+    "Qwen3NextForCausalLM",
+    "qwen3_next",
+    in_layer=QWEN3_NEXT_NAMES,
+    norm_plus=1.0,
+    plain_norms=(".linear_attn.norm.weight",),
+    config=qwen3_next,
+)
+
 ARCHITECTURES: dict[str, Architecture] = {
     "falcon-h1": Architecture(
         "FalconH1ForCausalLM",
@@ -287,13 +451,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_layer=FALCON_H1_NAMES,
         config=falcon_h1,
     ),
-    "granitehybrid": Architecture(
-        "GraniteMoeHybridForCausalLM",
-        "granitemoehybrid",
-        interleaved_qk=True,
-        in_layer=GRANITE_HYBRID_NAMES,
-        fused=GRANITE_HYBRID_FUSED,
-        config=granite_hybrid,
+    "granitehybrid": replace(
+        _GRANITE_HYBRID,
+        where=(
+            "blk.0.ffn_gate_exps.weight",
+            replace(
+                _GRANITE_HYBRID,
+                in_layer=GRANITE_HYBRID_MOE_NAMES,
+                fused=GRANITE_HYBRID_MOE_FUSED,
+                config=granite_hybrid_moe,
+            ),
+        ),
     ),
     "jamba": Architecture(
         "JambaForCausalLM",
@@ -308,6 +476,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         top=_LFM2_TOP,
         in_layer=LFM2_NAMES,
         config=lfm2,
+    ),
+    "lfm2moe": Architecture(
+        "Lfm2MoeForCausalLM", "lfm2_moe", top=_LFM2_TOP, in_layer=LFM2_MOE_NAMES, config=lfm2_moe
     ),
     "mamba": Architecture(
         "MambaForCausalLM",
@@ -325,6 +496,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         layers="backbone.layers",
         config=mamba2,
     ),
+    "qwen35": replace(_QWEN3_NEXT, hf_class="Qwen3_5ForCausalLM", model_type="qwen3_5_text"),
+    "qwen35moe": replace(
+        _QWEN3_NEXT, hf_class="Qwen3_5MoeForCausalLM", model_type="qwen3_5_moe_text"
+    ),
+    "qwen3next": _QWEN3_NEXT,
     "nemotron_h": Architecture(
         "NemotronHForCausalLM",
         "nemotron_h",

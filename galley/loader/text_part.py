@@ -28,6 +28,7 @@ _PREFIXES = (
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
     ("lm_head.", "lm_head."),
+    *((name, name) for name in ("model.layers.", "model.embed_tokens.", "model.norm.")),
 )
 
 
@@ -39,14 +40,38 @@ class TextModel:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: What configs of LLaVA leave out.
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+#: Classes whose first configs have the keys of the text model at the top.
+_FLAT = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
 #: `model_type` of a `text_config` → its class (open set).
 TEXT_MODELS: dict[str, TextModel] = {
     "gemma3_text": TextModel(
         "Gemma3ForCausalLM", {"vocab_size": 262208, "max_position_embeddings": 131072}
     ),
     "gemma4_text": TextModel("Gemma4ForCausalLM"),
+    "gemma": TextModel("GemmaForCausalLM"),
+    "gemma2": TextModel("Gemma2ForCausalLM"),
+    "llama": TextModel("LlamaForCausalLM", _LLAMA),
+    "llama4_text": TextModel("Llama4ForCausalLM"),
     "ministral3": TextModel("Ministral3ForCausalLM"),
     "mistral": TextModel("MistralForCausalLM"),
+    "phi3": TextModel("Phi3ForCausalLM"),
+    "qwen2": TextModel("Qwen2ForCausalLM"),
+    "qwen2_5_vl_text": TextModel("Qwen2ForCausalLM"),
+    "qwen2_vl_text": TextModel("Qwen2ForCausalLM"),
+    "qwen3": TextModel("Qwen3ForCausalLM"),
+    "qwen3_moe": TextModel("Qwen3MoeForCausalLM"),
+    "qwen3_vl_text": TextModel("Qwen3ForCausalLM"),
+    "smollm3": TextModel("SmolLM3ForCausalLM"),
     "qwen3_5_moe_text": TextModel("Qwen3_5MoeForCausalLM"),
     "qwen3_5_text": TextModel("Qwen3_5ForCausalLM"),
 }
@@ -56,7 +81,11 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
     """The text model's config as if it stood alone; a config of text or of an unknown class as it
     is."""
     text, names = config.get("text_config"), config.get("architectures")
-    if not isinstance(text, dict) or not isinstance(names, list) or not names:
+    if not isinstance(names, list) or not names:
+        return config
+    if names[0] in _FLAT and not isinstance(text, dict):
+        return {**config, "architectures": ["Qwen2ForCausalLM"], TEXT_OF: names[0]}
+    if not isinstance(text, dict):
         return config
     known = TEXT_MODELS.get(str(text.get("model_type")))
     if known is None:

@@ -19,6 +19,7 @@ from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value, Weight
 from galley.layers.context import BuildContext
 from galley.layers.embedding import Embedding, LMHead
+from galley.layers.linear import Linear
 from galley.layers.norm import Norm, NormSpec
 from galley.layers.positions import LearnedPositionsSpec
 from galley.layers.questions import Matrix, Part, Vector
@@ -139,9 +140,11 @@ class DecoderSpec(msgspec.Struct, frozen=True):
     Attributes:
         embedding: the tensor [vocab, hidden].
         positions: added to the embedding of the token; None = none.
+        embedding_out: projection [hidden, size] of embeddings of another size; None = none.
         embedding_norm: of the sum of the two; None = none.
         norm: before the head; None = none.
         head: the tensor [vocab, hidden]; None = the embedding's weight is used (tied).
+        head_in: projection [size, hidden] of what the head reads, after the norm; None = none.
         head_bias: the tensor [vocab], in full; None = none.
         ignored: prefixes of tensors that the checkpoint may have and the model does not use.
         embedding_scale: factor of the embedding.
@@ -160,6 +163,8 @@ class DecoderSpec(msgspec.Struct, frozen=True):
     positions: LearnedPositionsSpec | None = None
     embedding_norm: NormSpec | None = None
     head_bias: str | None = None
+    embedding_out: Part | None = None
+    head_in: Part | None = None
 
     def build(self, source: WeightSource, stage: Stage) -> Decoder:
         """The stage's part of the model. Raises ModelError as the source does."""
@@ -229,6 +234,10 @@ def _head(spec: DecoderSpec, source: WeightSource, tied: Weight | None) -> LMHea
     return LMHead(tied, bias)
 
 
+def _projection(part: Part | None, source: WeightSource) -> Norm:
+    return _unchanged if part is None else Linear(source, Matrix((part,)))
+
+
 def _norm(spec: NormSpec | None, source: WeightSource) -> Norm:
     return _unchanged if spec is None else spec.build(source)
 
@@ -257,11 +266,13 @@ class Decoder:
             self.embedding = Embedding.load(source, spec.embedding)
             self._embedding_scale = Multiplier(source, spec.embedding_scale)
         if self._first:
+            self._embedding_out = _projection(spec.embedding_out, source)
             self._positions = None if spec.positions is None else spec.positions.build(context)
             self._embedding_norm = _norm(spec.embedding_norm, source)
         self.layers = [layer.build(context) for layer in spec.layers[stage.start : end]]
         if self._last:
             self.norm = _norm(spec.norm, source)
+            self._head_in = _projection(spec.head_in, source)
             self._logits_scale = Multiplier(source, spec.logits_scale)
             self._logits_soft_cap = spec.logits_soft_cap
             self.head = _head(spec, source, None if spec.head else self.embedding.weight)
@@ -272,6 +283,7 @@ class Decoder:
         """[T, H]: the input of the first stage's `forward`."""
         assert self._first
         hidden = self._embedding_scale(ops, self.embedding(ops, ctx.token_ids))
+        hidden = self._embedding_out(ops, hidden)
         if self._positions is not None:
             hidden = ops.add(hidden, self._positions(ops, ctx))
         return self._embedding_norm(ops, hidden)
@@ -294,7 +306,7 @@ class Decoder:
         selected = ops.select_rows(hidden, ctx.logit_index)
         # The head's input is the smaller of the two to be scaled.
         scaled = self._logits_scale(ops, self.norm(ops, selected))
-        logits = self.head(ops, scaled)
+        logits = self.head(ops, self._head_in(ops, scaled))
         cap = self._logits_soft_cap
         return ops.soft_cap(logits, cap) if cap else logits
 
@@ -309,11 +321,13 @@ def _names_outside(spec: DecoderSpec, start: int, end: int) -> list[str]:
         layer.build(context)
     if start > 0:
         Embedding.load(shapes, spec.embedding)
+        _projection(spec.embedding_out, shapes)
         if spec.positions is not None:
             spec.positions.build(context)
         _norm(spec.embedding_norm, shapes)
     if end < len(spec.layers):
         _norm(spec.norm, shapes)
+        _projection(spec.head_in, shapes)
         if spec.head is not None:
             _head(spec, shapes, None)
     # A quantised matrix has further tensors under its name.

@@ -288,7 +288,10 @@ def _layer(
 
 
 def _layer_embeddings(config: ModelFields, sizes: Sizes, size: int) -> LayerEmbeddingsSpec:
-    vocab, width = config.integer("vocab_size_per_layer_input", least=1), sizes.layers * size
+    vocab, width = (
+        config.integer("vocab_size_per_layer_input", sizes.vocab, least=1),
+        sizes.layers * size,
+    )
     return LayerEmbeddingsSpec(
         embedding=Part("model.embed_tokens_per_layer", (vocab, width)),
         projection=Part("model.per_layer_model_projection", (width, sizes.hidden)),

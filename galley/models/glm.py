@@ -10,7 +10,7 @@ from galley.layers.norm import RMSNormSpec
 from galley.layers.questions import fuse
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
-from galley.models.llama import Sizes, decoder, layer, mlp, read_sizes
+from galley.models.llama import Sizes, decoder, layer, mlp, read_sizes, with_fused_qkv
 
 
 def glm(model_info: ModelInfo) -> DecoderSpec:
@@ -42,5 +42,8 @@ def _layers(model_info: ModelInfo) -> tuple[Sizes, list[LayerSpec]]:
         gated = mlp(sizes, f"model.layers.{i}.mlp")
         gate, up = fuse(f"model.layers.{i}.mlp.gate_up_proj", (gated.gate, gated.up))
         fused = replace(gated, gate=gate, up=up)
-        layers.append(replace(layer(sizes, i, qkv_bias=bias), mlp=fused))
+        one = replace(layer(sizes, i, qkv_bias=bias), mlp=fused)
+        if config.flag("fused_qkv", False):  # in GGUF files
+            one = with_fused_qkv(one, f"model.layers.{i}.self_attn.qkv_proj")
+        layers.append(one)
     return sizes, layers

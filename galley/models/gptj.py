@@ -1,17 +1,43 @@
-"""GPT-J: neighbours in part of a head rotated, one norm for both parallel blocks, a biased head."""
+"""GPT-J: neighbours in part of a head rotated, one norm for both parallel blocks, a biased head.
+
+CodeGen is the same with q, k and v in one tensor."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from galley.config import ModelInfo
-from galley.models.config import model_fields, read_rotary
+from galley.layers.attention import AttentionSpec
+from galley.layers.questions import fuse_runs
+from galley.models.config import ModelFields, model_fields, read_rotary
 from galley.models.decoder import DecoderSpec, ParallelLayerSpec
 from galley.models.gpt import attention, decoder, mlp, read_sizes
 
+#: CodeGen's tensors hold q, v and k in so many parts, one for each device of its training.
+_SHARDS = 4
+
 
 def gptj(model_info: ModelInfo) -> DecoderSpec:
+    return _decoder(model_fields(model_info), lambda mixer, prefix: mixer)
+
+
+def codegen(model_info: ModelInfo) -> DecoderSpec:
+    def fused(mixer: AttentionSpec, prefix: str) -> AttentionSpec:
+        q, v, k = fuse_runs(f"{prefix}.qkv_proj", (mixer.q, mixer.v, mixer.k), _SHARDS)
+        return replace(mixer, q=q, k=k, v=v)
+
     config = model_fields(model_info)
+    if config.integer("hidden_size", least=1) % _SHARDS:
+        raise config.wrong("hidden_size", f"a multiple of {_SHARDS}")
+    return _decoder(config, fused)
+
+
+def _decoder(
+    config: ModelFields, stored: Callable[[AttentionSpec, str], AttentionSpec]
+) -> DecoderSpec:
+    """`stored`: attention with tensors apart, and its prefix → with those of the checkpoint."""
     sizes = read_sizes(
         config,
         eps_key="layer_norm_epsilon",
@@ -24,15 +50,16 @@ def gptj(model_info: ModelInfo) -> DecoderSpec:
 
     def layer(index: int) -> ParallelLayerSpec:
         prefix = f"transformer.h.{index}"
+        mixer = attention(
+            sizes,
+            f"{prefix}.attn",
+            out="out_proj",
+            rotary=rotary,
+            qkv_bias=False,
+            out_bias=False,
+        )
         return ParallelLayerSpec(
-            mixer=attention(
-                sizes,
-                f"{prefix}.attn",
-                out="out_proj",
-                rotary=rotary,
-                qkv_bias=False,
-                out_bias=False,
-            ),
+            mixer=stored(mixer, f"{prefix}.attn"),
             mlp=mlp(sizes, f"{prefix}.mlp.fc_in", f"{prefix}.mlp.fc_out"),
             norm=sizes.norm(f"{prefix}.ln_1"),
         )

@@ -14,7 +14,7 @@ from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
 from galley.layers.mlp import GatedActivation, MLPSpec
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
-from galley.layers.questions import Part
+from galley.layers.questions import Part, fuse
 from galley.layers.rotary import Rotary
 from galley.loader.fields import MAX_LAYERS
 from galley.models.config import ModelFields, model_fields, read_rotary
@@ -146,6 +146,13 @@ def with_attention(one: LayerSpec, **changes: Any) -> LayerSpec:
     """The layer with other values of its `AttentionSpec`."""
     assert isinstance(one.mixer, AttentionSpec)
     return replace(one, mixer=replace(one.mixer, **changes))
+
+
+def with_fused_qkv(one: LayerSpec, name: str) -> LayerSpec:
+    """The layer with q, k and v one after the other in the tensor of this name."""
+    assert isinstance(one.mixer, AttentionSpec)
+    q, k, v = fuse(name, (one.mixer.q, one.mixer.k, one.mixer.v))
+    return with_attention(one, q=q, k=k, v=v)
 
 
 def decoder(sizes: Sizes, layers: Sequence[AnyLayerSpec]) -> DecoderSpec:

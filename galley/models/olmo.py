@@ -16,17 +16,26 @@ from galley.models.config import (
     window_of,
 )
 from galley.models.decoder import DecoderSpec, LayerSpec
-from galley.models.llama import Sizes, attention, biased_layers, decoder, mlp, read_sizes
+from galley.models.llama import (
+    Sizes,
+    attention,
+    biased_layers,
+    decoder,
+    mlp,
+    read_sizes,
+    with_attention,
+)
 
 
 def olmo(model_info: ModelInfo) -> DecoderSpec:
     """Layer norms without weights."""
     config = model_fields(model_info)
-    config.require("clip_qkv", None)
+    clip = config.above_zero("clip_qkv") if config.has("clip_qkv") else 0.0
     sizes = read_sizes(config)
     norm = LayerNormSpec(None, sizes.hidden, 1e-5)
     layers = [
-        replace(layer, mixer_norm=norm, mlp_norm=norm) for layer in biased_layers(config, sizes)
+        replace(with_attention(layer, clip=clip), mixer_norm=norm, mlp_norm=norm)
+        for layer in biased_layers(config, sizes)
     ]
     return replace(decoder(sizes, layers), norm=norm)
 

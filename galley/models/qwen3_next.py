@@ -98,12 +98,12 @@ def _delta_net(config: ModelFields, sizes: Sizes, name: str, by_head: bool) -> G
         raise config.wrong("linear_num_value_heads", f"a multiple of {key_heads}, the key heads")
     h = sizes.hidden
     q, v, b = (Part("", (n, h)) for n in (key_heads * keys, heads * values, heads))
+    qkvz = [*fuse(f"{name}.in_proj_qkv", [q, q, v]), replace(v, name=f"{name}.in_proj_z")]
+    ba = [replace(b, name=f"{name}.in_proj_{part}") for part in "ba"]
     if by_head:
-        qkvz = fuse_runs(f"{name}.in_proj_qkvz", [q, q, v, v], key_heads)
+        if not config.flag("split_qkvz", False):  # as in GGUF files
+            qkvz = fuse_runs(f"{name}.in_proj_qkvz", [q, q, v, v], key_heads)
         ba = fuse_runs(f"{name}.in_proj_ba", [b, b], key_heads)
-    else:
-        qkvz = [*fuse(f"{name}.in_proj_qkv", [q, q, v]), replace(v, name=f"{name}.in_proj_z")]
-        ba = [replace(b, name=f"{name}.in_proj_{part}") for part in "ba"]
     return GatedDeltaNetSpec(
         name=name,
         hidden=h,
@@ -115,6 +115,7 @@ def _delta_net(config: ModelFields, sizes: Sizes, name: str, by_head: bool) -> G
         values=values,
         taps=config.integer("linear_conv_kernel_dim", 4, least=2, most=64),
         eps=sizes.eps,
+        in_turn=config.flag("value_heads_in_turn", False),
     )
 
 

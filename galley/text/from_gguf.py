@@ -33,9 +33,11 @@ def build_from_gguf(path: Path) -> TokenizerSpec:
             tokenizer, add_bos = _byte_level(vocabulary)
         elif kind == "llama":
             tokenizer, add_bos = _sentencepiece(vocabulary), True
+        elif kind == "gemma4":
+            tokenizer, add_bos = _merged_pieces(vocabulary), True
         else:
             raise ModelError(
-                f"{path}: tokenizer model {kind!r} is not supported (gpt2 and llama are)"
+                f"{path}: tokenizer model {kind!r} is not supported (gemma4, gpt2 and llama are)"
             )
         bos, eos = vocabulary.special("bos"), vocabulary.special("eos")
         first = bos if vocabulary.get("add_bos_token", bool, add_bos) else None
@@ -138,6 +140,19 @@ def _merge(vocabulary: _Vocabulary, text: str) -> tuple[str, str]:
     if space < 0:
         raise vocabulary.fail(f"merge {text!r} is not two tokens")
     return text[:space], text[space + 1 :]
+
+
+def _merged_pieces(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
+    """SentencePiece's pieces with a list of merges, as Gemma 4 has them."""
+    return sentencepiece.build(
+        SentencePieceVocab(
+            vocabulary.tokens,
+            kinds=vocabulary.kinds.tolist(),
+            add_space_prefix=vocabulary.get("add_space_prefix", bool, False),
+            merges=[_merge(vocabulary, text) for text in vocabulary.get("merges", list)],
+            unk_id=vocabulary.special_id("unknown"),
+        )
+    )
 
 
 def _sentencepiece(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:

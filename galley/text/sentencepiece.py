@@ -10,9 +10,9 @@ import enum
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
@@ -45,6 +45,7 @@ class SentencePieceVocab:
         add_space_prefix: a text begins with a space of its own.
         squeeze_spaces: runs of spaces count as one.
         charsmap: compiled Unicode normalisation, b"" for none.
+        merges: the pairs to merge, best first; None = those that the scores imply.
         unigram: merge by likelihood of the whole, not by score of each merge.
         bos_id, eos_id, unk_id, pad_id: -1 or None where there is none.
     """
@@ -56,6 +57,7 @@ class SentencePieceVocab:
     squeeze_spaces: bool = False
     charsmap: bytes = b""
     unigram: bool = False
+    merges: list[tuple[str, str]] | None = None
     bos_id: int | None = 1
     eos_id: int | None = 2
     unk_id: int | None = 0
@@ -80,7 +82,7 @@ def build(pieces: SentencePieceVocab) -> tokenizers.Tokenizer:
         vocab = {token: i for i, token in enumerate(pieces.tokens)}
         model = models.BPE(
             vocab=vocab,
-            merges=merges_by_score(pieces),
+            merges=merges_by_score(pieces) if pieces.merges is None else pieces.merges,
             unk_token=unk,
             fuse_unk=True,
             byte_fallback=_has_bytes(pieces),
@@ -106,21 +108,30 @@ def merges_by_score(pieces: SentencePieceVocab) -> list[tuple[str, str]]:
     SentencePiece merges the neighbours whose union has the highest score. The library wants pairs
     in order: every way to cut a piece into two pieces, by the piece's score.
     """
-    triples = zip(pieces.tokens, pieces.scores, pieces.kinds, strict=True)
-    scores = {token: score for token, score, kind in triples if kind in _MERGEABLE}
-    rank = {token: i for i, token in enumerate(pieces.tokens)}
-    merges: list[tuple[float, int, int, str, str]] = []
-    for token, score in scores.items():
-        pairs = []
-        for i in range(1, len(token)):
-            if token[:i] in scores and token[i:] in scores:
-                pairs.append((token[:i], token[i:]))
-        if len(pairs) > 1:
-            pairs.sort(key=lambda pair: (rank[pair[0]], rank[pair[1]]))
-        for left, right in pairs:
-            merges.append((-score, -len(left), -len(right), left, right))
-    merges.sort(key=itemgetter(0, 1, 2))
-    return [merge[3:] for merge in merges]
+    numbers = {
+        token: i
+        for i, (token, kind) in enumerate(zip(pieces.tokens, pieces.kinds, strict=True))
+        if kind in _MERGEABLE
+    }
+    merges: list[tuple[str, str]] = []
+    unions: list[int] = []
+    prefixes: list[str] = []  # the pieces that the current one begins with, shortest first
+    for token in sorted(numbers):
+        while prefixes and not token.startswith(prefixes[-1]):
+            prefixes.pop()
+        for left in prefixes:
+            right = token[len(left) :]
+            if right in numbers:
+                merges.append((left, right))
+                unions.append(numbers[token])
+        prefixes.append(token)
+    union = np.array(unions, np.intp)
+    left_size, right_size = (
+        np.fromiter((len(merge[side]) for merge in merges), np.intp, len(merges)) for side in (0, 1)
+    )
+    score = np.array(pieces.scores, np.float64)[union]
+    order = np.lexsort((union, -right_size, -left_size, -score))
+    return [merges[i] for i in order.tolist()]
 
 
 def read_model_file(path: Path) -> SentencePieceVocab:

@@ -43,6 +43,19 @@ _KIMI = (
 )
 
 
+_CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
+_EXAONE_MOE = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_YOUTU = (
+    f"{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
+)
+_MINICPM5 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
+_UFAKZEKA = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
+
+
 @dataclass(frozen=True)
 class WordSplit:
     """The word split of a vocabulary.
@@ -78,12 +91,24 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "exaone4": _PLAIN_GPT2,
     "jais": _PLAIN_GPT2,
     "trillion": _PLAIN_GPT2,
+    "granite-docling": _PLAIN_GPT2,
+    "gigachat": _PLAIN_GPT2,
+    "a.x-4.0": _PLAIN_GPT2,
+    "jina-es": _PLAIN_GPT2,
+    "jina-de": _PLAIN_GPT2,
+    "jina-v1-en": _PLAIN_GPT2,
+    "jina-v2-es": _PLAIN_GPT2,
+    "jina-v2-de": _PLAIN_GPT2,
+    "jina-v2-code": _PLAIN_GPT2,
+    "roberta-bpe": _PLAIN_GPT2,
     "smollm": _DIGITS_GPT2,
     "starcoder": _DIGITS_GPT2,
     "refact": _DIGITS_GPT2,
     "command-r": WordSplit((r"\p{N}", _GPT2), nfc=True),
     "codeshell": _DIGITS_GPT2,
     "exaone": _DIGITS_GPT2,
+    "minerva-7b": _DIGITS_GPT2,
+    "mellum2": _DIGITS_GPT2,
     "llama-bpe": _LLAMA3_SPLIT,
     "llama3": _LLAMA3_SPLIT,
     "llama-v3": _LLAMA3_SPLIT,
@@ -96,6 +121,17 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "smaug-bpe": WordSplit((_LLAMA3,)),
     "chatglm-bpe": WordSplit((_LLAMA3,)),
     "glm4": WordSplit((_LLAMA3,)),
+    "glm5": WordSplit((_LLAMA3,)),
+    "minicpm5": WordSplit((r"\p{N}{1,3}", _MINICPM5)),
+    "ufakzeka": WordSplit((_UFAKZEKA,)),
+    "exaone-moe": WordSplit((_EXAONE_MOE,)),
+    "tiny_aya": WordSplit((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)),
+    "youtu": WordSplit(
+        (
+            r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
+            _YOUTU,
+        )
+    ),
     "qwen2": WordSplit((_QWEN2,), nfc=True),
     "stablelm2": _QWEN2_SPLIT,
     "deepseek-r1-qwen": _QWEN2_SPLIT,
@@ -116,7 +152,18 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "deepseek-coder": WordSplit(
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")
     ),
+    "deepseek-llm": WordSplit(
+        (
+            r"[\r\n]",
+            r"\s?" + _CASED + "+",
+            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s+$",
+            "[一-龥ࠀ-一가-퟿]+",
+            r"\p{N}+",
+        )
+    ),
     "deepseek-v3": _DEEPSEEK3_SPLIT,
+    "joyai-llm": _DEEPSEEK3_SPLIT,
     "hunyuan-dense": _DEEPSEEK3_SPLIT,
     "bloom": _BLOOM_SPLIT,
     "gpt3-finnish": _BLOOM_SPLIT,

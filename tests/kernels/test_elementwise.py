@@ -15,12 +15,18 @@ from galley.kernels.reference import ReferenceOps
 from tests.kernels.activation_rows import quantized
 from tests.kernels.native_harness import F32, ISAS, Q8, Q8_ROW, Native, aligned, use_isa
 
+#: Limit of clip.
+CLIP = 1.75
 #: alpha_p and alpha_n before softplus, beta, eps.
 XIELU = np.array([0.55, -0.3, 0.5, -1e-6], np.float32)
 
 
 def parameters_of(function):
     return {"parameters": XIELU} if function == "xielu" else {}
+
+
+def limit_of(function):
+    return {"limit": CLIP} if function == "clip" else {}
 
 
 def elementwise(x, function, isa, kind=F32, threads=1):
@@ -30,7 +36,7 @@ def elementwise(x, function, isa, kind=F32, threads=1):
         native = Native(max_len=max(16, rows), threads=threads)
         arrays = {"x": x, "out": out, **parameters_of(function)}
         numbers = {"n": n, "out_kind": kind, "function": FUNCTIONS.index(function)}
-        native.add("elementwise", arrays, **numbers)
+        native.add("elementwise", arrays, **numbers, **limit_of(function))
         native.run([rows])
     return out.view(np.float32) if kind == F32 else out
 
@@ -55,9 +61,10 @@ FORMULAS = {
     "xielu": xielu,
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
     "tanh": math.tanh,
+    "clip": lambda x: max(-CLIP, min(x, CLIP)),
 }
 #: Values at 0 and far below it, where they are not 0.
-LIMITS = {"sigmoid": (0.5, 0.0), "tanh": (0.0, -1.0)}
+LIMITS = {"sigmoid": (0.5, 0.0), "tanh": (0.0, -1.0), "clip": (0.0, -CLIP)}
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -74,7 +81,9 @@ def test_equals_the_formula(isa, function):
 def test_the_reference_equals_the_formula(function):
     x = np.linspace(-9, 9, 100, dtype=np.float32)[None]
     parameters = [torch.from_numpy(p) for p in parameters_of(function).values()]
-    got = Ops(ReferenceOps()).elementwise(torch.from_numpy(x), function, *parameters)
+    got = Ops(ReferenceOps()).elementwise(
+        torch.from_numpy(x), function, *parameters, **limit_of(function)
+    )
     want = np.vectorize(FORMULAS[function])(x.astype(np.float64))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 

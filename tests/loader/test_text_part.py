@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from galley.kernels.cpu import CpuBackend
 from galley.loader.hf_info import info_of_directory
 from galley.loader.safetensors import SafetensorsCheckpoint
+from galley.loader.text_part import text_name, text_part
 from tests.models.checkpoints import SIZES
 from tests.models.driver import LIMITS, load, solo_logits
 from tests.models.families import FAMILIES
@@ -44,6 +45,77 @@ def gemma3(tmp_path_factory):
     with torch.inference_mode():
         logits = model(torch.from_numpy(IDS)[None].long()).logits[0].numpy()
     return folder, logits
+
+
+def llama4():
+    config = transformers.Llama4Config(
+        text_config={**SIZES, **FAMILIES["llama4"].config},
+        vision_config={
+            **VISION,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+            "vision_output_dim": 32,
+        },
+    )
+    return transformers.Llama4ForConditionalGeneration(config)
+
+
+def qwen2_5_vl():
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={**SIZES, "rope_parameters": rope, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config={"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64},
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen3_vl():
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+    config = transformers.Qwen3VLConfig(
+        text_config={**SIZES, "head_dim": 16, "rope_parameters": rope},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "deepstack_visual_indexes": [],
+        },
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config)
+
+
+WHOLE = {
+    "Llama4ForCausalLM": llama4,
+    "Qwen2ForCausalLM": qwen2_5_vl,
+    "Qwen3ForCausalLM": qwen3_vl,
+}
+
+
+@pytest.mark.parametrize("architecture", WHOLE)
+def test_other_text_parts(architecture, tmp_path):
+    torch.manual_seed(0)
+    model = WHOLE[architecture]().eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.12)
+    model.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        # Of Llama 4, transformers cannot compute a text without images as a whole.
+        whole = model.language_model if architecture.startswith("Llama4") else model
+        want = whole(torch.from_numpy(IDS)[None].long()).logits[0].numpy()
+    checkpoint, backend = SafetensorsCheckpoint(tmp_path), CpuBackend("f32", threads=1)
+    assert checkpoint.model_info.architecture == architecture
+    got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [25, 15])
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_first_configs_of_qwen_vl_have_the_text_keys_at_the_top():
+    config = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "hidden_size": 64}
+    part = text_part(config)
+    assert part["architectures"] == ["Qwen2ForCausalLM"]
+    assert part["hidden_size"] == 64
+    assert text_name("visual.blocks.0.norm1.weight") is None
+    assert text_name("model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize("older", [False, True])

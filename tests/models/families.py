@@ -20,6 +20,16 @@ GPT = {
     "eos_token_id": 2,
 }
 #: Heads that are no power of two, for the slopes of ALiBi.
+MPT = {
+    "n_layers": 3,
+    "n_heads": 6,
+    "num_attention_heads": 6,
+    "num_hidden_layers": 3,
+    "d_model": 48,
+    "hidden_size": 48,
+    "max_seq_len": 256,
+    "attn_config": {"clip_qkv": 1.5, "alibi_bias_max": 8},
+}
 BLOOM = {"n_layer": 3, "n_head": 6, "num_attention_heads": 6, "hidden_size": 48}
 FALCON = {"ffn_hidden_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 NEW_FALCON = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
@@ -69,10 +79,12 @@ FAMILIES: dict[str, Case] = {
     "arcee": Case("Arcee", {"mlp_bias": True, "attention_bias": True, **IDS}),
     "baichuan": Case("Llama", {"num_key_value_heads": 4}, remote=BAICHUAN_13B),
     "bloom": Case("Bloom", BLOOM),
+    "codegen": Case("CodeGen", {**GPT, "rotary_dim": 8}),
     "cohere": Case("Cohere", {**IDS, "use_qk_norm": True, "logit_scale": 0.3}),
     "cohere2": Case(
         "Cohere2", {**IDS, "sliding_window": 9, "layer_types": [SLIDING, FULL, SLIDING]}
     ),
+    "ernie4.5": Case("Ernie4_5", {"head_dim": 32, "use_bias": True}),
     "exaone": Case("Llama", {}, remote=Remote("ExaoneForCausalLM", EXAONE, EXAONE_KEYS)),
     "exaone4": Case("Exaone4", {"sliding_window": 9, "sliding_window_pattern": 2}),
     "falcon": Case("Falcon", NEW_FALCON),
@@ -112,6 +124,7 @@ FAMILIES: dict[str, Case] = {
     "glm4": Case("Glm4", {**IDS, "head_dim": 16, "rope_parameters": PART}),
     "gpt-j": Case("GPTJ", {**GPT, "rotary_dim": 8}),
     "gpt-neox": Case("GPTNeoX", {}),
+    "gpt-bigcode": Case("GPTBigCode", GPT),
     "gpt2": Case("GPT2", {**GPT, "scale_attn_by_inverse_layer_idx": True}, "LMHeadModel"),
     "granite": Case(
         "Granite",
@@ -164,8 +177,9 @@ FAMILIES: dict[str, Case] = {
         },
     ),
     "mistral": Case("Mistral", {"sliding_window": 7}),
+    "mpt": Case("Mpt", MPT),
     "nemotron": Case("Nemotron", {}),
-    "olmo": Case("Olmo", IDS),
+    "olmo": Case("Olmo", {**IDS, "clip_qkv": 1.5}),
     "olmo2": Case("Olmo2", IDS),
     "olmo3": Case(
         "Olmo3",
@@ -221,6 +235,7 @@ VARIANTS: dict[str, Case] = {
         {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
         attention="sdpa",  # "eager" adds ALiBi twice
     ),
+    "gpt-bigcode-all-heads": Case("GPTBigCode", {**GPT, "multi_query": False}),
     "gpt2": Case("GPT2", GPT, "LMHeadModel"),
     "gpt2-gelu": Case("GPT2", {**GPT, "activation_function": "gelu"}, "LMHeadModel"),
     "gpt-neox-sequential": Case(
@@ -237,6 +252,9 @@ VARIANTS: dict[str, Case] = {
     ),
     "opt-no-biases": Case(
         "OPT", {"ffn_dim": 96, "enable_bias": False, "layer_norm_elementwise_affine": False}
+    ),
+    "opt-350m": Case(
+        "OPT", {"ffn_dim": 96, "word_embed_proj_dim": 40, "do_layer_norm_before": False}
     ),
     "phi-tied": Case("Phi", {"tie_word_embeddings": True}),
     "stablelm-2": Case("StableLm", {"use_qkv_bias": True}),

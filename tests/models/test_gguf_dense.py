@@ -65,6 +65,10 @@ def cohere(writer: Writer, c: Any) -> None:
         window(writer, c)
 
 
+def olmo(writer: Writer, c: Any) -> None:
+    writer.add_clamp_kqv(c.clip_qkv)
+
+
 def olmo3(writer: Writer, c: Any) -> None:
     window(writer, c)
     rope = c.rope_parameters[FULL]
@@ -130,7 +134,7 @@ FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[[Writer, Any], None]]] = 
         Arch.MISTRAL3,
         ministral3,
     ),
-    "olmo": (FAMILIES["olmo"], Arch.OLMO, nothing),
+    "olmo": (FAMILIES["olmo"], Arch.OLMO, olmo),
     "olmo2": (FAMILIES["olmo2"], Arch.OLMO2, nothing),
     "olmo3": (
         changed(

@@ -19,7 +19,7 @@ from galley.kernels.cpu import CpuBackend
 from galley.kernels.reference import ReferenceBackend
 from galley.loader.gguf_checkpoint import GGUFCheckpoint
 from tests.loader.gguf_files import finish
-from tests.models.checkpoints import hf_logits, make
+from tests.models.checkpoints import Case, hf_logits, make
 from tests.models.driver import LIMITS, load, solo_logits
 from tests.models.mixtures import FAMILIES
 
@@ -119,6 +119,24 @@ def deepseek(writer: Writer, c: Any) -> None:
     writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
 
 
+def ernie(writer: Writer, c: Any) -> None:
+    heads(writer, c)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    writer.add_expert_shared_count(c.moe_num_shared_experts)
+    writer.add_expert_shared_feed_forward_length(c.moe_intermediate_size * c.moe_num_shared_experts)
+    writer.add_expert_used_count(c.moe_k)
+    writer.add_leading_dense_block_count(c.moe_layer_start_index)
+    writer.add_interleave_moe_layer_step(c.moe_layer_interval)
+
+
+def llama4(writer: Writer, c: Any) -> None:
+    heads(writer, c)
+    writer.add_feed_forward_length(c.intermediate_size_mlp)
+    writer.add_expert_feed_forward_length(c.intermediate_size)
+    writer.add_interleave_moe_layer_step(c.interleave_moe_layer_step)
+
+
 def gpt_oss(writer: Writer, c: Any) -> None:
     mixtral(writer, c)
     writer.add_expert_feed_forward_length(c.intermediate_size)
@@ -139,11 +157,27 @@ def split(c: Any, tensors: Tensors) -> Tensors:
         elif name.endswith("experts.down_proj"):
             result[f"{name}.weight"] = values
         else:
-            result[name.replace("router.weight", "router.layer.weight")] = values
-    renamed = {"block_sparse_moe.experts": "mlp.experts", "shared_mlp": "mlp.shared_experts"}
+            result[name] = values
+    renamed = {
+        "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
+        ".gate.moe_statics": ".moe_statics",
+        "block_sparse_moe.experts": "mlp.experts",
+        "shared_mlp": "mlp.shared_experts",
+    }
     for old, new in renamed.items():
         result = {name.replace(old, new): values for name, values in result.items()}
     return {n.replace("output_linear", "down_proj"): values for n, values in result.items()}
+
+
+def from_inputs(c: Any, tensors: Tensors) -> Tensors:
+    """Llama 4 has its experts' matrices transposed."""
+    return split(
+        c,
+        {
+            name: values.swapaxes(1, 2) if ".experts." in name else values
+            for name, values in tensors.items()
+        },
+    )
 
 
 def permuted(c: Any, tensors: Tensors) -> Tensors:
@@ -195,9 +229,11 @@ def in_turn(c: Any, tensors: Tensors) -> Tensors:
 FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
     "deepseek-v2": (ARCH.DEEPSEEK2, deepseek, split),
     "deepseek-v3": (ARCH.DEEPSEEK2, deepseek, by_head),
+    "ernie4.5-moe": (ARCH.ERNIE4_5_MOE, ernie, split),
     "glm4-moe": (ARCH.GLM4_MOE, glm, split),
     "gpt-oss": (ARCH.GPT_OSS, gpt_oss, in_turn),
     "granite-moe-shared": (ARCH.GRANITE_MOE, granite, permuted),
+    "llama4": (ARCH.LLAMA4, llama4, from_inputs),
     "minimax-m2": (ARCH.MINIMAXM2, minimax, split),
     "mixtral": (ARCH.LLAMA, mixtral, permuted),
     "olmoe": (ARCH.OLMOE, mixtral, split),
@@ -216,6 +252,8 @@ def write(path: Path, name: str, model: torch.nn.Module, experts: Any = None) ->
     state = {key: t.detach().float().numpy() for key, t in model.state_dict().items()}
     for hf_name, values in change(config, state).items():
         named = hf_name.replace("e_score_correction_bias", "e_score_correction.bias")
+        if named.endswith(("_proj", "_linear")):
+            named += ".weight"
         stored = names.get_name(named, try_suffixes=(".weight", ".bias"))
         assert stored is not None, hf_name
         values = np.ascontiguousarray(values.squeeze())
@@ -228,6 +266,17 @@ def write(path: Path, name: str, model: torch.nn.Module, experts: Any = None) ->
 
 @pytest.mark.parametrize("name", FILES)
 def test_logits_from_a_file_equal_transformers(name: str, tmp_path: Path) -> None:
+    model = make(case_of(name))
+    write(tmp_path / "m.gguf", name, model)
+    backend = CpuBackend("f32", threads=1)
+    checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
+    got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [40, 1, 19])
+    want = hf_logits(model, IDS)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def case_of(name: str) -> Case:
+    """The family's, with what its files can say."""
     case = FAMILIES[name]
     if name.startswith("deepseek"):
         # Files have one number for both.
@@ -241,13 +290,12 @@ def test_logits_from_a_file_equal_transformers(name: str, tmp_path: Path) -> Non
         case = replace(case, config={**case.config, "swiglu_limit": 7.0})
     if name == "deepseek-v3":
         case = replace(case, config={**case.config, "attention_bias": False})
-    model = make(case)
-    write(tmp_path / "m.gguf", name, model)
-    backend = CpuBackend("f32", threads=1)
-    checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
-    got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [40, 1, 19])
-    want = hf_logits(model, IDS)
-    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+    if name == "llama4":  # as it is in llama.cpp's code
+        fixed = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}
+        case = replace(
+            case, config={**case.config, **fixed, "no_rope_layers": None, "num_hidden_layers": 4}
+        )
+    return case
 
 
 def test_quantised_experts_are_read_one_by_one(tmp_path: Path) -> None:

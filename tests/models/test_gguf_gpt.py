@@ -94,6 +94,85 @@ def minicpm_keys(writer: gguf.GGUFWriter, c: Any) -> None:
     writer.add_logit_scale(4.0)
 
 
+def apertus_keys(writer: gguf.GGUFWriter, c: Any) -> None:
+    llama_keys(writer, c)
+    # Those of `with_known_xielu`.
+    writer.add_xielu_alpha_p([0.55, 0.1, -0.4])
+    writer.add_xielu_alpha_n([-0.3, 0.2, 0.4])
+    writer.add_xielu_beta([0.5, 0.25, 0.75])
+    writer.add_xielu_eps([-1e-6] * 3)
+
+
+def with_known_xielu(model: torch.nn.Module) -> torch.nn.Module:
+    """The parameters that `apertus_keys` writes."""
+    values = {"alpha_p": (0.55, 0.1, -0.4), "alpha_n": (-0.3, 0.2, 0.4), "beta": (0.5, 0.25, 0.75)}
+    state = model.state_dict()
+    for name, of_layers in values.items():
+        for i, value in enumerate(of_layers):
+            state[f"model.layers.{i}.mlp.act_fn.{name}"].fill_(value)
+            state[f"model.layers.{i}.mlp.act_fn.eps"].fill_(-1e-6)
+    return model
+
+
+def without_xielu(c: Any, tensors: Tensors) -> Tensors:
+    return {name: t for name, t in tensors.items() if ".act_fn." not in name}
+
+
+def gemma4_keys(writer: gguf.GGUFWriter, c: Any) -> None:
+    slides = [kind == "sliding_attention" for kind in c.layer_types]
+    shared_from = c.num_hidden_layers - c.num_kv_shared_layers
+    size = c.intermediate_size
+    writer.add_feed_forward_length(
+        [size if i < shared_from else 2 * size for i in range(c.num_hidden_layers)]
+    )
+    own = FAMILIES["gemma4"].config
+    kv_heads, head_dim, full_dim = 2, own["head_dim"], own["global_head_dim"]
+    full_kv_heads = own["num_global_key_value_heads"]
+    writer.add_head_count_kv([kv_heads if slide else full_kv_heads for slide in slides])
+    writer.add_key_length(full_dim)
+    writer.add_value_length(full_dim)
+    writer.add_key_length_swa(head_dim)
+    writer.add_value_length_swa(head_dim)
+    writer.add_rope_dimension_count(full_dim)
+    writer.add_rope_dimension_count_swa(head_dim)
+    writer.add_rope_freq_base(c.rope_parameters["full_attention"]["rope_theta"])
+    writer.add_rope_freq_base_swa(c.rope_parameters["sliding_attention"]["rope_theta"])
+    writer.add_sliding_window(c.sliding_window)
+    writer.add_sliding_window_pattern(slides)
+    writer.add_shared_kv_layers(c.num_kv_shared_layers)
+    writer.add_embedding_length_per_layer_input(c.hidden_size_per_layer_input)
+    writer.add_final_logit_softcapping(c.final_logit_softcapping)
+    rotated = int(full_dim * 0.25 / 2)
+    still = full_dim // 2 - rotated
+    writer.add_tensor("rope_freqs.weight", np.array([1.0] * rotated + [1e30] * still, np.float32))
+
+
+def with_weights(c: Any, tensors: Tensors) -> Tensors:
+    """A layer's factor is named as a weight."""
+    return {n + ".weight" if n.endswith("layer_scalar") else n: t for n, t in tensors.items()}
+
+
+def mpt_keys(writer: gguf.GGUFWriter, c: Any) -> None:
+    writer.add_feed_forward_length(4 * c.hidden_size)
+    writer.add_head_count_kv(c.n_heads)
+    writer.add_clamp_kqv(c.attn_config.clip_qkv)
+    writer.add_max_alibi_bias(c.attn_config.alibi_bias_max)
+
+
+def starcoder_keys(writer: gguf.GGUFWriter, c: Any) -> None:
+    writer.add_feed_forward_length(c.n_inner)
+    writer.add_head_count_kv(1)
+
+
+def minicpm3_keys(writer: gguf.GGUFWriter, c: Any) -> None:
+    llama_keys(writer, c)
+    writer.add_q_lora_rank(c.q_lora_rank)
+    writer.add_kv_lora_rank(c.kv_lora_rank)
+    writer.add_key_length(c.qk_nope_head_dim + c.qk_rope_head_dim)
+    writer.add_value_length(c.v_head_dim)
+    writer.add_rope_dimension_count(c.qk_rope_head_dim)
+
+
 def starcoder2_keys(writer: gguf.GGUFWriter, c: Any) -> None:
     llama_keys(writer, c)
     writer.add_sliding_window(c.sliding_window)
@@ -178,16 +257,34 @@ class File:
     names: gguf.MODEL_ARCH | None = None
 
 
+#: Without its scaling of long texts, which a file has as a tensor of factors.
+APERTUS = replace(
+    FAMILIES["apertus"],
+    config=FAMILIES["apertus"].config
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 12e6}},
+)
+#: With the factors that are in llama.cpp's code.
+MINICPM3 = replace(
+    FAMILIES["minicpm3"],
+    config=FAMILIES["minicpm3"].config
+    | {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
+    | {"v_head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+)
 LLAMA = Case("Llama", {"tie_word_embeddings": True})
 MINICPM = replace(FAMILIES["minicpm"], remote=None)
 FILES = {
+    "apertus": File(APERTUS, ARCH.APERTUS, apertus_keys, without_xielu),
     "arcee": File(FAMILIES["arcee"], ARCH.ARCEE, change=permuted),
     "bloom": File(FAMILIES["bloom"], ARCH.BLOOM, bloom_keys, joined),
+    "chatglm": File(FAMILIES["glm"], ARCH.CHATGLM),
+    "chatglm-fused": File(FAMILIES["glm"], ARCH.CHATGLM, change=fused),
+    "ernie4.5": File(Case("Ernie4_5", {"head_dim": 32}), ARCH.ERNIE4_5),
     "exaone": File(LLAMA, ARCH.EXAONE, names=ARCH.LLAMA),
     "exaone4": File(FAMILIES["exaone4"], ARCH.EXAONE4, exaone4_keys),
     "falcon": File(FAMILIES["falcon"], ARCH.FALCON, falcon_keys, joined),
     "falcon-7b": File(VARIANTS["falcon-7b"], ARCH.FALCON, falcon_keys, joined),
     "falcon2-11b": File(VARIANTS["falcon2-11b"], ARCH.FALCON, falcon_keys, joined),
+    "gemma4": File(FAMILIES["gemma4"], ARCH.GEMMA4, gemma4_keys, with_weights),
     "gpt2": File(VARIANTS["gpt2"], ARCH.GPT2, gpt2_keys, transposed),
     "gpt-neox": File(FAMILIES["gpt-neox"], ARCH.GPTNEOX, gpt_neox_keys, joined),
     "gpt-neox-sequential": File(
@@ -196,12 +293,15 @@ FILES = {
     "hunyuan": File(FAMILIES["hunyuan"], ARCH.HUNYUAN_DENSE, hunyuan_keys),
     "internlm2": File(LLAMA, ARCH.INTERNLM2, change=permuted, names=ARCH.LLAMA),
     "minicpm": File(MINICPM, ARCH.MINICPM, minicpm_keys, permuted),
+    "minicpm3": File(MINICPM3, ARCH.MINICPM3, minicpm3_keys),
+    "mpt": File(FAMILIES["mpt"], ARCH.MPT, mpt_keys),
     "nemotron": File(FAMILIES["nemotron"], ARCH.NEMOTRON, change=plus_one),
     "phi2": File(Case("Phi", {}), ARCH.PHI2),
     "phi2-fused": File(Case("Phi", {}), ARCH.PHI2, change=fused),
     "seed-oss": File(FAMILIES["seed-oss"], ARCH.SEED_OSS),
     "stablelm": File(FAMILIES["stablelm"], ARCH.STABLELM, change=stacked),
     "stablelm-2": File(VARIANTS["stablelm-2"], ARCH.STABLELM),
+    "starcoder": File(FAMILIES["gpt-bigcode"], ARCH.STARCODER, starcoder_keys),
     "starcoder2": File(FAMILIES["starcoder2"], ARCH.STARCODER2, starcoder2_keys),
 }
 
@@ -227,6 +327,13 @@ def write(path: Path, file: File, model: torch.nn.Module, quantized: bool = Fals
     finish(writer)
 
 
+def made(name: str) -> torch.nn.Module:
+    model = make(FILES[name].case)
+    if name == "gemma4":  # whose layers differ
+        model.config.allow_global_per_layer_attribute_access = True
+    return with_known_xielu(model) if name == "apertus" else model
+
+
 def logits(path: Path) -> np.ndarray:
     backend = CpuBackend("f32", threads=1)
     return solo_logits(backend.build(load(GGUFCheckpoint(path), backend), LIMITS), IDS, [40, 1, 19])
@@ -234,7 +341,7 @@ def logits(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", FILES)
 def test_logits_from_a_file_equal_transformers(name: str, tmp_path: Path) -> None:
-    model = make(FILES[name].case)
+    model = made(name)
     write(tmp_path / "m.gguf", FILES[name], model)
     want = hf_logits(model, IDS)
     assert np.abs(logits(tmp_path / "m.gguf") - want).max() <= 1e-4 * np.abs(want).max()

@@ -78,7 +78,9 @@ def falcon_h1_keys(writer: Writer, c: Any) -> None:
 def granite_keys(writer: Writer, c: Any) -> None:
     attention_keys(writer, c, c.layer_types)
     bamba_keys(writer, c)
-    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_feed_forward_length(
+        c.intermediate_size if c.num_local_experts else c.shared_intermediate_size
+    )
     writer.add_expert_shared_feed_forward_length(c.shared_intermediate_size)
     writer.add_attention_scale(c.attention_multiplier)
     writer.add_embedding_scale(c.embedding_multiplier)
@@ -97,6 +99,53 @@ def jamba_keys(writer: Writer, c: Any) -> None:
     writer.add_feed_forward_length(c.intermediate_size)
 
 
+def expert_keys(writer: Writer, c: Any) -> None:
+    writer.add_expert_count(getattr(c, "num_experts", None) or c.num_local_experts)
+    writer.add_expert_used_count(c.num_experts_per_tok)
+
+
+def granite_moe_keys(writer: Writer, c: Any) -> None:
+    granite_keys(writer, c)
+    expert_keys(writer, c)
+
+
+def jamba_moe_keys(writer: Writer, c: Any) -> None:
+    jamba_keys(writer, c)
+    expert_keys(writer, c)
+
+
+def lfm2_moe_keys(writer: Writer, c: Any) -> None:
+    attention_keys(writer, c, c.layer_types)
+    writer.add_layer_norm_rms_eps(c.norm_eps)
+    writer.add_shortconv_l_cache(c.conv_L_cache)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_leading_dense_block_count(c.num_dense_layers)
+    writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    expert_keys(writer, c)
+
+
+def qwen3_next_keys(writer: Writer, c: Any) -> None:
+    attention_keys(writer, c)
+    writer.add_key_length(c.head_dim)
+    writer.add_value_length(c.head_dim)
+    writer.add_rope_dimension_count(c.head_dim // 4)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_ssm_conv_kernel(c.linear_conv_kernel_dim)
+    writer.add_ssm_state_size(c.linear_key_head_dim)
+    writer.add_ssm_group_count(c.linear_num_key_heads)
+    writer.add_ssm_time_step_rank(c.linear_num_value_heads)
+    writer.add_ssm_inner_size(c.linear_value_head_dim * c.linear_num_value_heads)
+    writer.add_full_attention_interval(2)
+    writer.add_feed_forward_length(getattr(c, "intermediate_size", None) or 1)
+    if "next" not in c.model_type:
+        writer.add_rope_dimension_sections([2, 1, 1, 0])
+    if getattr(c, "num_experts", 0):
+        writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
+        expert_keys(writer, c)
+
+
 def lfm2_keys(writer: Writer, c: Any) -> None:
     attention_keys(writer, c, c.layer_types)
     writer.add_layer_norm_rms_eps(c.norm_eps)
@@ -109,7 +158,7 @@ def nemotron_keys(writer: Writer, c: Any) -> None:
     attention_keys(writer, c, c.layers_block_type)
     inner = c.mamba_num_heads * c.mamba_head_dim
     ssm_keys(writer, inner, c.mamba_num_heads, c.n_groups, c.ssm_state_size, c.conv_kernel)
-    writer.add_layer_norm_rms_eps(c.layer_norm_epsilon)
+    writer.add_layer_norm_eps(c.layer_norm_epsilon)
     sizes = [c.intermediate_size if kind == "mlp" else 0 for kind in c.layers_block_type]
     writer.add_feed_forward_length(sizes)
     writer.add_key_length(c.head_dim)
@@ -158,10 +207,90 @@ def permuted(c: Any, tensors: Tensors) -> Tensors:
     return result
 
 
+def with_experts(c: Any, tensors: Tensors) -> Tensors:
+    """The experts of a layer as one tensor for each of their matrices."""
+    result: dict[str, Any] = {}
+    spellings = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+    for name, values in tensors.items():
+        layer, found, rest = name.partition(".experts.")
+        matrix = rest.removesuffix(".weight").rpartition(".")[2]
+        if found and matrix == "gate_up_proj":
+            for part, of_all in zip(("gate", "up"), np.split(values, 2, 1), strict=True):
+                result[f"{layer}.experts.{part}_proj.weight"] = of_all
+        elif found and rest[0].isdigit():
+            stored = f"{layer}.experts.{spellings.get(matrix, matrix)}.weight"
+            result.setdefault(stored, []).append(values)
+        elif found:
+            result[f"{name}.weight"] = values
+        else:
+            result[f"{name}.bias" if name.endswith("expert_bias") else name] = values
+    return {name: np.stack(t) if isinstance(t, list) else t for name, t in result.items()}
+
+
+def granite_moe(c: Any, tensors: Tensors) -> Tensors:
+    result = {}
+    for name, values in permuted(c, tensors).items():
+        layer = name.partition(".block_sparse_moe")[0]
+        if name.endswith("input_linear.weight"):
+            for part, of_all in zip(("gate", "up"), np.split(values, 2, 1), strict=True):
+                result[f"{layer}.mlp.experts.{part}_proj.weight"] = of_all
+        elif name.endswith("block_sparse_moe.output_linear.weight"):
+            result[f"{layer}.mlp.experts.down_proj.weight"] = values
+        else:
+            result[name.replace(".mlp.", ".mlp.shared_experts.")] = values
+    return result
+
+
+def delta_nets(c: Any, tensors: Tensors) -> Tensors:
+    """Qwen3-Next: all q, then all k, v, and z apart; Qwen3.5: value heads in turn. Both: 1 added
+    to the norms."""
+    keys, heads = c.linear_num_key_heads, c.linear_num_value_heads
+    each, size = heads // keys, c.linear_value_head_dim
+    qk = 2 * keys * c.linear_key_head_dim
+
+    def in_turn(values: np.ndarray, size: int, axis: int = 0) -> np.ndarray:
+        shape = values.shape
+        split = values.reshape(*shape[:axis], keys, each, size, *shape[axis + 1 :])
+        return split.swapaxes(axis, axis + 1).reshape(shape)
+
+    result = {}
+    for name, values in with_experts(c, tensors).items():
+        if name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+            values = values + np.float32(1)
+        if name.endswith("in_proj_qkvz.weight"):
+            by_head = values.reshape(keys, -1, values.shape[1])
+            ends = np.cumsum([c.linear_key_head_dim, c.linear_key_head_dim, each * size])
+            *qkv, z = (p.reshape(-1, values.shape[1]) for p in np.split(by_head, ends, 1))
+            result[name.replace("qkvz", "qkv")] = np.concatenate(qkv)
+            result[name.replace("qkvz", "z")] = z
+            continue
+        if "next" not in c.model_type and "linear_attn." in name:
+            last = name.partition("linear_attn.")[2].removesuffix(".weight")
+            if last in ("in_proj_qkv", "conv1d"):
+                values = np.concatenate([values[:qk], in_turn(values[qk:], size)])
+            elif last == "in_proj_z":
+                values = in_turn(values, size)
+            elif last in ("in_proj_a", "in_proj_b", "A_log", "dt_bias"):
+                values = in_turn(values, 1)
+            elif last == "out_proj":
+                values = in_turn(values, size, axis=1)
+        result[name] = values
+    return result
+
+
 def unchanged(c: Any, tensors: Tensors) -> Tensors:
     return tensors
 
 
+def changed(name: str, **config: Any) -> Case:
+    return replace(FAMILIES[name], config=FAMILIES[name].config | config)
+
+
+#: As llama.cpp computes them: weights that sum to 1, no factor, experts in all layers.
+LFM2_MOE = changed("lfm2-moe", norm_topk_prob=True, routed_scaling_factor=1.0)
+#: llama.cpp has values as long as keys.
+EQUAL = {"linear_value_head_dim": 16}
+QWEN3_NEXT = changed("qwen3-next", mlp_only_layers=[], **EQUAL)
 DENSE_JAMBA = replace(FAMILIES["jamba"], config=FAMILIES["jamba"].config | {"num_experts": 1})
 #: Case, architecture in GGUF, keys, and what is done to all tensors.
 FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[..., None], Callable[..., Tensors]]] = {
@@ -173,6 +302,18 @@ FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[..., None], Callable[...,
     "granite-hybrid": (
         *(VARIANTS["granite-hybrid-dense"], gguf.MODEL_ARCH.GRANITE_HYBRID),
         *(granite_keys, permuted),
+    ),
+    "granite-hybrid-moe": (
+        *(FAMILIES["granite-hybrid"], gguf.MODEL_ARCH.GRANITE_HYBRID),
+        *(granite_moe_keys, granite_moe),
+    ),
+    "jamba-moe": (FAMILIES["jamba"], gguf.MODEL_ARCH.JAMBA, jamba_moe_keys, with_experts),
+    "lfm2-moe": (LFM2_MOE, gguf.MODEL_ARCH.LFM2MOE, lfm2_moe_keys, with_experts),
+    "qwen3-next": (QWEN3_NEXT, gguf.MODEL_ARCH.QWEN3NEXT, qwen3_next_keys, delta_nets),
+    "qwen3.5": (changed("qwen3.5", **EQUAL), gguf.MODEL_ARCH.QWEN35, qwen3_next_keys, delta_nets),
+    "qwen3.5-moe": (
+        *(changed("qwen3.5-moe", **EQUAL), gguf.MODEL_ARCH.QWEN35MOE),
+        *(qwen3_next_keys, delta_nets),
     ),
     "jamba": (DENSE_JAMBA, gguf.MODEL_ARCH.JAMBA, jamba_keys, unchanged),
     "lfm2": (FAMILIES["lfm2"], gguf.MODEL_ARCH.LFM2, lfm2_keys, unchanged),
@@ -196,7 +337,9 @@ def write(path: Path, name: str, model: torch.nn.Module) -> None:
     groups = next(
         (getattr(config, k) for k in ("n_groups", "mamba_n_groups") if hasattr(config, k)), 1
     )
-    mamba2 = name in ("falcon-h1", "granite-hybrid", "mamba2", "nemotron-h")
+    mamba2 = name in (
+        *("falcon-h1", "granite-hybrid", "granite-hybrid-moe", "mamba2", "nemotron-h"),
+    )
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     for hf_name, values in change(config, StateDict(model).arrays).items():
         if hf_name.endswith(".A_log"):
@@ -205,7 +348,7 @@ def write(path: Path, name: str, model: torch.nn.Module) -> None:
             values = values[:, None]
         if hf_name.endswith((".mixer.norm.weight", ".mamba.norm.weight")):
             values = values.reshape(groups, -1)
-        if ".conv" in hf_name and values.ndim == 3:
+        if "conv" in hf_name and values.ndim == 3:
             values = values[:, 0]
         named = hf_name.replace(".dt_bias", ".dt_proj.bias")
         stored = names.get_name(named, try_suffixes=(".weight", ".bias"))

@@ -17,6 +17,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from galley.errors import ModelError
 from galley.text import Tokenizer, load_tokenizer
+from galley.text.sentencepiece import SentencePieceVocab, merges_by_score
 from galley.text.splits import WORD_SPLITS
 from tests.text.vocabularies import (
     SAMPLES,
@@ -55,6 +56,12 @@ CUTS = {
     "default": ["It", "'", "S", " ", "123", "4", " x", "²", " HTTPServer", "\n\n ", " ok"],
     "bloom": ["It'S", " 1234", " x²", " HTTPServer", "\n\n ", " ok"],
     "viking": ["It'S", " ", "1", "2", "3", "4", " x", "²", " HTTPServer", "\n\n ", " ok"],
+    "deepseek-llm": [
+        *("It", "'", "S", " ", "1234", " x", "²", " HTTPServer"),
+        *("\n", "\n", " ", " ok"),
+    ],
+    "tiny_aya": ["It'S", " ", "1", "234", " x", "²", " HTTPServer", "\n\n", " ", " ok"],
+    "youtu": ["It'S", " ", "1", "2", "3", "4", " x", "²", " HTTPServer", "\n\n", " ", " ok"],
     "deepseek-coder": [
         *("It", "'", "S", " ", "1", "2", "3", "4", " x", "²"),
         *(" HTTPServer", "\n", "\n", " ", " ok"),
@@ -70,7 +77,14 @@ ALIKE = {
         ("stablelm2", "deepseek-r1-qwen", "megrez", "grok-2", "hunyuan", "seed-coder"), "qwen2"
     ),
     **dict.fromkeys(("gpt3-finnish", "poro-chat"), "bloom"),
-    **dict.fromkeys(("falcon-h1", "lfm2", "midm-2.0"), "llama-bpe"),
+    **dict.fromkeys(("falcon-h1", "lfm2", "midm-2.0", "glm5", "minicpm5"), "llama-bpe"),
+    **dict.fromkeys(
+        ("a.x-4.0", "gigachat", "granite-docling", "jina-de", "jina-es", "jina-v1-en"), "gpt-2"
+    ),
+    **dict.fromkeys(("jina-v2-code", "jina-v2-de", "jina-v2-es", "roberta-bpe"), "gpt-2"),
+    **dict.fromkeys(("mellum2", "minerva-7b"), "smollm"),
+    **dict.fromkeys(("exaone-moe", "ufakzeka"), "qwen2"),
+    "joyai-llm": "llama-bpe",
     **dict.fromkeys(("kormo", "solar-open", "qwen35", "bailingmoe", "bailingmoe2"), "qwen2"),
     **dict.fromkeys(("llama4", "kanana2", "minimax-m2", "kimi-k2"), "gpt-4o"),
     "falcon": "default",
@@ -91,6 +105,11 @@ def test_words_are_cut_as_the_pre_tokenizer_says(pre: str) -> None:
 @pytest.mark.parametrize(
     ("pre", "text", "want"),
     [
+        ("exaone-moe", "abc def ;\nx", ["abc def", " ;\n", "x"]),
+        ("ufakzeka", "Ali'den", ["Ali", "'den"]),
+        ("youtu", "abc 你好가x", ["abc", " ", "你好", "가", "x"]),
+        ("minicpm5", "a 12345", ["a", " ", "123", "45"]),
+        ("deepseek-llm", "a，b 你好x", ["a", "，", "b", " ", "你好", "x"]),
         ("deepseek-v3", "+abc 你好x", ["+abc", " ", "你好", "x"]),
         ("llama-bpe", "+abc 你好x", ["+abc", " 你好x"]),
         ("falcon", "a`1234", ["a", "`", "123", "4"]),
@@ -210,6 +229,25 @@ def test_sentencepiece_ids_are_those_of_transformers(tmp_path: Path) -> None:
     for text in (*SAMPLES, "tell<tool>me"):
         if not text.startswith(" "):
             assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_pieces_with_a_list_of_merges_are_cut_as_with_scores(tmp_path: Path) -> None:
+    """Gemma 4's files, whose texts have no space put before them."""
+    keys = sentencepiece_keys(**{"tokenizer.ggml.add_space_prefix": False})
+    by_score = _load(tmp_path, keys)
+    pieces = SentencePieceVocab(
+        keys["tokenizer.ggml.tokens"],
+        [float(score) for score in keys["tokenizer.ggml.scores"]],
+        [int(kind) for kind in keys["tokenizer.ggml.token_type"]],
+    )
+    listed = [f"{left} {right}" for left, right in merges_by_score(pieces)]
+    del keys["tokenizer.ggml.scores"]
+    keys |= {"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.merges": listed}
+    ours = _load(tmp_path, keys)
+    for text in (*SAMPLES, book()[:5_000]):
+        ids = by_score.encode(text)
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == by_score.decode(ids)
 
 
 def test_without_a_space_prefix_nothing_is_put_before_a_text(tmp_path: Path) -> None:

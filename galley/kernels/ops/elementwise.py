@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from galley.kernels.reference import ReferenceOps
 
 #: gelu: with erf; gelu_tanh: its tanh form; relu2: the square of relu; xielu: as in Apertus, with
-#: learned parameters. In the order of csrc/elementwise_kernel.h.
-Function = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "xielu", "sigmoid", "tanh"]
+#: learned parameters; clip: to [-limit, limit]. In the order of csrc/elementwise_kernel.h.
+Function = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "xielu", "sigmoid", "tanh", "clip"]
 FUNCTIONS: tuple[Function, ...] = get_args(Function)
 
 
@@ -41,21 +41,34 @@ class Elementwise(Op):
             "out_kind": "",
             "function?": ", ".join(f"{i} {name}" for i, name in enumerate(FUNCTIONS)),
         },
+        floats={"limit?": "of clip"},
         arguments=_arguments,
         stores=WHOLE_ROWS,
     )
 
-    def __call__(self, x: Value, function: Function, parameters: Constant | None = None) -> Value:
+    def __call__(
+        self,
+        x: Value,
+        function: Function,
+        parameters: Constant | None = None,
+        limit: float = 0.0,
+    ) -> Value:
         """Like x: the function of each number. `parameters` of xielu: [4], alpha_p and alpha_n
-        before softplus, beta, eps."""
+        before softplus, beta, eps. `limit` of clip: above 0."""
         self.require(function in FUNCTIONS, f"no function {function!r}")
         shape = None if parameters is None else tuple(parameters.shape)
         wanted = (4,) if function == "xielu" else None
         self.require(shape == wanted, f"parameters of shape {shape} for {function}")
-        return self.run(x, function, parameters)
+        self.require((limit > 0) == (function == "clip"), f"limit {limit} for {function}")
+        return self.run(x, function, parameters, limit)
 
     def reference(
-        self, ref: ReferenceOps, x: Tensor, function: Function, parameters: Tensor | None
+        self,
+        ref: ReferenceOps,
+        x: Tensor,
+        function: Function,
+        parameters: Tensor | None,
+        limit: float,
     ) -> Tensor:
         import torch.nn.functional as F
 
@@ -77,6 +90,8 @@ class Elementwise(Op):
                 return x.sigmoid()
             case "tanh":
                 return x.tanh()
+            case "clip":
+                return x.clamp(-limit, limit)
 
     def record(
         self,
@@ -84,13 +99,19 @@ class Elementwise(Op):
         x: Symbol,
         function: Function,
         parameters: NDArray[np.float32] | None,
+        limit: float,
     ) -> Symbol:
         out = Symbol.new(x.buffer.rows, x.columns)
         constants: dict[str, NodeConstant] = {}
         if parameters is not None:
             constants["parameters"] = parameters
         ints = {"function": FUNCTIONS.index(function)}
-        recorder.add(Node("elementwise", {"x": x}, {"out": out}, constants=constants, ints=ints))
+        floats = {"limit": limit} if function == "clip" else {}
+        recorder.add(
+            Node(
+                "elementwise", {"x": x}, {"out": out}, constants=constants, ints=ints, floats=floats
+            )
+        )
         return out
 
 

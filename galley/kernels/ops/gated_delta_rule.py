@@ -36,6 +36,7 @@ class GatedDeltaRule(Op):
         ints={
             "heads": "",
             "key_heads": "of q and k",
+            "in_turn?": "1 = head h reads key head h % key_heads",
             "keys": "columns of a head of q and k",
             "values": "columns of a head of v",
         },
@@ -54,6 +55,7 @@ class GatedDeltaRule(Op):
         key_heads: int,
         state: StateLayer,
         ctx: ForwardContext,
+        in_turn: bool = False,
     ) -> Value:
         """[T, heads * V]: per head, with S [K, V] from token to token, and q and k divided by
         their lengths,
@@ -66,7 +68,8 @@ class GatedDeltaRule(Op):
         multiply-adds per number and token, in order, so that no bit depends on chunks.
 
         Args:
-            q, k: [T, key_heads * K]; heads / key_heads consecutive heads share one.
+            q, k: [T, key_heads * K]; heads / key_heads consecutive heads share one,
+                or, `in_turn`, each key_heads-th head does.
             v: [T, heads * V].
             alpha, beta: [T, heads].
             state: of `delta_state(heads, K, V)`.
@@ -80,7 +83,7 @@ class GatedDeltaRule(Op):
         self.require_columns(beta, heads)
         shape = delta_state(heads, q.shape[-1] // key_heads, v.shape[-1] // heads)
         self.require((state.units, state.unit_size) == shape, f"{shape} in {state}")
-        return self.run(q, k, v, alpha, beta, a_log, dt_bias, key_heads, state, ctx)
+        return self.run(q, k, v, alpha, beta, a_log, dt_bias, key_heads, state, ctx, in_turn)
 
     def reference(
         self,
@@ -95,12 +98,14 @@ class GatedDeltaRule(Op):
         key_heads: int,
         state: StateLayer,
         ctx: ReferenceContext,
+        in_turn: bool,
     ) -> Tensor:
         import torch
         from torch.nn import functional
 
         heads = len(a_log)
-        of_head = torch.arange(heads) // (heads // key_heads)
+        of_head = torch.arange(heads)
+        of_head = of_head % key_heads if in_turn else of_head // (heads // key_heads)
         keys = [x.float().unflatten(-1, (key_heads, -1)) for x in (q, k)]
         query, key = (
             (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS))[:, of_head] for x in keys
@@ -134,6 +139,7 @@ class GatedDeltaRule(Op):
         key_heads: int,
         state: StateLayer,
         ctx: ForwardContext,
+        in_turn: bool,
     ) -> Symbol:
         out = Symbol.new(TOKENS, v.columns)
         heads = a_log.shape[0]
@@ -146,6 +152,7 @@ class GatedDeltaRule(Op):
                 ints={
                     "heads": heads,
                     "key_heads": key_heads,
+                    "in_turn": int(in_turn),
                     "keys": q.columns // key_heads,
                     "values": v.columns // heads,
                 },
