@@ -185,7 +185,8 @@ void bind_enums(nb::module_& m) {
       .value("interleaved", RopeStyle::interleaved, "2i with 2i + 1");
   nb::enum_<Epilogue>(m, "Epilogue", nb::is_arithmetic(), "Op that a linear op applies as it stores.")
       .value("none", Epilogue::none)
-      .value("silu_mul", Epilogue::silu_mul, "of interleaved gate and up");
+      .value("silu_mul", Epilogue::silu_mul, "of interleaved gate and up")
+      .value("gelu_mul", Epilogue::gelu_mul, "likewise, GELU in its tanh form");
   nb::enum_<Format>(m, "Format", nb::is_arithmetic(), "Number format of a weight (csrc/linear.h).")
       .value("f32", Format::f32)
       .value("bf16", Format::bf16)

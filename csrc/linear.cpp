@@ -32,13 +32,13 @@ class Linear final : public Op {
     j.x_kind = a.kind("x_kind");
     j.x_bytes = activation_bytes(j.x_kind, j.weight.k);
     j.accumulate = a.choice("accumulate", 2, false);
-    j.epilogue = a.choice("epilogue", 2, Epilogue::none);
+    j.epilogue = a.choice("epilogue", 3, Epilogue::none);
     j.out_kind = a.kind("out_kind");
-    j.out_columns = j.epilogue == Epilogue::silu_mul ? j.weight.n / 2 : j.weight.n;
+    j.out_columns = is_gated(j.epilogue) ? j.weight.n / 2 : j.weight.n;
     const int64_t stride = a.i("out_stride", j.out_columns);
     check(stride);
     j.out_bytes = activation_bytes(j.out_kind, stride);
-    panels_per_tile_ = j.epilogue == Epilogue::silu_mul && in_groups(j.out_kind) ? 2 : 1;
+    panels_per_tile_ = is_gated(j.epilogue) && in_groups(j.out_kind) ? 2 : 1;
     across_ = (j.weight.panels() + panels_per_tile_ - 1) / panels_per_tile_;
   }
 
@@ -84,8 +84,8 @@ class Linear final : public Op {
     if (j.accumulate && j.out_kind != Kind::f32) bad("accumulate needs out_kind f32");
     if (stride < j.out_columns) bad("out_stride is less than the columns of out");
     if (stride != j.out_columns && in_groups(j.out_kind)) bad("rows of integers have no stride");
-    if (j.epilogue == Epilogue::silu_mul && j.weight.n % kPanel != 0) {
-      bad("SiLU·mul needs n to be a multiple of 32, is " + std::to_string(j.weight.n));
+    if (is_gated(j.epilogue) && j.weight.n % kPanel != 0) {
+      bad("gate and up need n to be a multiple of 32, is " + std::to_string(j.weight.n));
     }
   }
 

@@ -196,7 +196,8 @@ WeightLayout weight_layout(const Args& args);
 // Whether the table of a packed weight is that of E4M3, whose levels kernels can compute.
 bool is_float8(const WeightLayout& w, const uint8_t* data);
 
-enum class Epilogue : int { none = 0, silu_mul = 1 };
+// Of interleaved gate and up, GELU in its tanh form.
+enum class Epilogue : int { none = 0, silu_mul = 1, gelu_mul = 2 };
 
 // The computation of one linear op; see linear.cpp for the arguments.
 struct LinearJob {
@@ -214,6 +215,8 @@ struct LinearJob {
   bool accumulate = false;
   Epilogue epilogue = Epilogue::none;
 };
+
+static inline bool is_gated(Epilogue e) { return e != Epilogue::none; }
 
 constexpr int64_t kPiecePanels = 4;  // that go through a piece of K together
 

@@ -4,7 +4,7 @@
 //     for a block of rows (12, or fewer where registers are fewer or accumulators more)
 //       all of K in order, one accumulator per output: the order of additions depends on nothing
 //       else, so a row's bits are the same in every batch
-//     epilogue: bias, residual, SiLU·mul, number format
+//     epilogue: bias, residual, gate·up, number format
 //
 // If K is long and there are several row blocks, K is cut into pieces. A few panels and all rows
 // process a piece before the next, so that the data they read again stays in the L2 cache; the
@@ -13,6 +13,7 @@
 // The weights of the next panel are prefetched while this one is used: the first two row blocks
 // bring in half of it each; a lone block, bound by memory, prefetches a little ahead of itself.
 #pragma once
+#include "functions_lanes.h"
 #include "linear_lanes.h"
 #include "linear_variants.h"
 #include "quantize_row.h"
@@ -481,7 +482,7 @@ struct Expander {
   }
 };
 
-// Epilogue of y[rows][32] of a panel: bias, SiLU·mul, the output's number format.
+// Epilogue of y[rows][32] of a panel: bias, gate·up, the output's number format.
 
 GALLEY_INLINE int lanes_left(int64_t left) {
   return left >= kLanes ? kLanes : left > 0 ? static_cast<int>(left) : 0;
@@ -498,9 +499,11 @@ void add_bias(const float* bias, int64_t left, float* y, int rows) {
 }
 
 // The first 16 columns of a panel are gate, the others up; out rows are `stride` floats apart.
-void silu_mul(const float* y, int rows, float* out, int64_t stride) {
+void activate_mul(Epilogue function, const float* y, int rows, float* out, int64_t stride) {
+  const bool is_silu = function == Epilogue::silu_mul;
   for (int r = 0; r < rows; r++, y += kPanel, out += stride) {
-    store(out, silu(load(y)) * load(y + kLanes));
+    const Float gate = load(y);
+    store(out, (is_silu ? silu(gate) : gelu_tanh(gate)) * load(y + kLanes));
   }
 }
 
@@ -538,20 +541,20 @@ void store_group(const LinearJob& job, const float* y, int rows, int64_t row, in
   }
 }
 
-// SiLU·mul leaves 16 columns of a panel; two panels make a group of q8 or q16, whose first half waits
+// Gate and up leave 16 columns of a panel; two panels make a group of q8 or q16, whose first half waits
 // in `pair` [rows][32].
 void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
   if (job.bias) add_bias(job.bias + panel * kPanel, job.weight.n - panel * kPanel, y, rows);
   int64_t full = kPanel, column = panel * kPanel;
-  if (job.epilogue == Epilogue::silu_mul) {
+  if (is_gated(job.epilogue)) {
     full = kLanes, column = panel * kLanes;
     if (in_groups(job.out_kind)) {
       const bool second = panel % 2 == 1;
-      silu_mul(y, rows, pair + (second ? kLanes : 0), kPanel);
+      activate_mul(job.epilogue, y, rows, pair + (second ? kLanes : 0), kPanel);
       if (!second && column + kLanes < job.out_columns) return;
       y = pair, full = kGroup, column -= second ? kLanes : 0;
     } else {
-      silu_mul(y, rows, y, kPanel);
+      activate_mul(job.epilogue, y, rows, y, kPanel);
     }
   }
   const int64_t left = job.out_columns - column, width = left < full ? left : full;

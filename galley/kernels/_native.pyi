@@ -17,6 +17,7 @@ class RopeStyle(IntEnum):
 class Epilogue(IntEnum):
     none = 0
     silu_mul = 1
+    gelu_mul = 2
 
 class Format(IntEnum):
     f32 = 0

@@ -60,8 +60,8 @@ class WeightSource(Protocol):
     """Answers a layer's questions with handles that its backend made, of this rank's share.
 
     Attributes:
-        interleave_gate_up: the backend fuses SiLU·mul to a product whose gate and up outputs are
-            interleaved.
+        interleave_gate_up: the backend fuses the activation to a product whose gate and up outputs
+            are interleaved.
     """
 
     group: RankGroup

@@ -557,7 +557,8 @@ class TestEpilogues:
 
     @pytest.mark.parametrize("n", [32, 64, 96, 160])
     @pytest.mark.parametrize("out_kind", [F32, BF16, Q8, Q16])
-    def test_silu_mul_is_the_op_silu_mul(self, isa, name, kind, n, out_kind):
+    @pytest.mark.parametrize(("epilogue", "op"), [(1, "silu_and_mul"), (2, "gelu_and_mul")])
+    def test_gate_and_up_are_the_op_apart(self, isa, name, kind, n, out_kind, epilogue, op):
         w = packed(name, n, 96)
         m = 14
         x = rows_of(kind, random_rows(m, 96))
@@ -565,11 +566,11 @@ class TestEpilogues:
         size = _native.activation_bytes(out_kind, n // 2)
         fused, apart = aligned((m, size), np.uint8), aligned((m, size), np.uint8)
         with use_isa(isa):
-            linear(x, w, out=fused, bias=bias, epilogue=1, out_kind=out_kind, threads=2)
+            linear(x, w, out=fused, bias=bias, epilogue=epilogue, out_kind=out_kind, threads=2)
             gate_up = linear(x, w, bias=bias)
             native = Native(max_len=m)
             arrays = {"x": gate_up, "out": apart}
-            native.add("silu_and_mul", arrays, n=n // 2, interleaved=1, out_kind=out_kind)
+            native.add(op, arrays, n=n // 2, interleaved=1, out_kind=out_kind)
             native.run([m])
         assert np.array_equal(fused, apart)
 

@@ -10,7 +10,7 @@ from galley.kernels.ops import Ops
 from galley.kernels.passes import FUSIONS, apply
 from galley.kernels.passes.accumulate import accumulate_linear
 from galley.kernels.passes.add_norm import fuse_add_norm
-from galley.kernels.passes.epilogue import fuse_silu_epilogue
+from galley.kernels.passes.epilogue import fuse_gated_epilogue
 from galley.kernels.passes.quantize import fuse_quantize
 from galley.kernels.program import Kind, Node
 from galley.kernels.quantized import QuantizedWeight
@@ -118,21 +118,22 @@ def test_add_norm_does_not_fuse_the_norm_of_some_columns(recording):
 
 
 @pytest.mark.parametrize(("interleaved", "fused"), [(True, ["linear"]), (False, None)])
-def test_silu_epilogue(recording, interleaved, fused):
+@pytest.mark.parametrize(("op", "epilogue"), [("silu_and_mul", 1), ("gelu_and_mul", 2)])
+def test_gated_epilogue(recording, interleaved, fused, op, epilogue):
     recorder, ops, h = recording
-    out = ops.silu_and_mul(ops.linear(h, [weight(64, HIDDEN)]), interleaved)
-    nodes = fuse_silu_epilogue(recorder.nodes)
-    assert names(nodes) == (fused or ["linear", "silu_and_mul"])
+    out = getattr(ops, op)(ops.linear(h, [weight(64, HIDDEN)]), interleaved)
+    nodes = fuse_gated_epilogue(recorder.nodes)
+    assert names(nodes) == (fused or ["linear", op])
     if fused:
-        assert nodes[-1].ints["epilogue"] == 1
+        assert nodes[-1].ints["epilogue"] == epilogue
         assert nodes[-1].writes["out"] is out
 
 
-def test_silu_epilogue_does_not_fuse_parts(recording):
+def test_gated_epilogue_does_not_fuse_parts(recording):
     recorder, ops, h = recording
     gate_up = ops.linear(h, [weight(32, HIDDEN, seed=1), weight(32, HIDDEN, seed=2)])
     ops.silu_and_mul(gate_up, interleaved=True)
-    assert names(fuse_silu_epilogue(recorder.nodes)) == ["linear", "linear", "silu_and_mul"]
+    assert names(fuse_gated_epilogue(recorder.nodes)) == ["linear", "linear", "silu_and_mul"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "Q4_0", "Q4_1", "w8a8"])

@@ -51,8 +51,9 @@ def _linear(node: Node, shape: Shape) -> Callable[[], object]:
     n, k = weight.shape
     x = _tensor(_random(_rows(node, "out", shape), k))
     weights: list[Any] = [_tensor(_random(n, k))]
-    if node.ints.get("epilogue"):
-        return lambda: _reference.silu_and_mul(_reference.linear(x, weights), False)
+    if epilogue := node.ints.get("epilogue"):
+        act = _reference.silu_and_mul if epilogue == 1 else _reference.gelu_and_mul
+        return lambda: act(_reference.linear(x, weights), False)
     if node.ints.get("accumulate"):
         old = _tensor(_random(x.shape[0], n))
         return lambda: _reference.add(old, _reference.linear(x, weights))

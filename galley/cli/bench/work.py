@@ -139,7 +139,7 @@ def _experts(node: Node, experts: PackedExperts, load: Load) -> Work:
 def _linear(node: Node, weight: PackedWeight, load: Load) -> Work:
     n, k = weight.shape
     rows = load.logits if node.values["out"].buffer.rows == LOGITS else load.tokens
-    fused = " + silu·mul" if node.ints.get("epilogue") else ""
+    fused = ("", " + silu·mul", " + gelu·mul")[node.ints.get("epilogue", 0)]
     fused += " + add" if node.ints.get("accumulate") else ""
     return Work(
         f"linear {weight.format.name} {k}→{n}{fused}",

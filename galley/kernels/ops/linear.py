@@ -51,7 +51,7 @@ class Linear(Op):
             "out_kind": "",
             "out_stride?": "default the columns of out",
             "accumulate?": "out f32 += result",
-            "epilogue?": "0 none, 1 SiLU·mul of interleaved gate and up: out has n/2 columns",
+            "epilogue?": "1 SiLU·mul, 2 GELU·mul of interleaved gate and up: out has n/2 columns",
         },
         arguments=_arguments,
         stores=PARTS_OF_ROWS,

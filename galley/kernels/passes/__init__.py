@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from galley.kernels.passes.accumulate import accumulate_linear
 from galley.kernels.passes.add_norm import fuse_add_norm
-from galley.kernels.passes.epilogue import fuse_silu_epilogue
+from galley.kernels.passes.epilogue import fuse_gated_epilogue
 from galley.kernels.passes.quantize import fuse_quantize
 from galley.kernels.passes.rope_kv import fuse_rope_kv
 from galley.kernels.program import Node
@@ -24,7 +24,7 @@ FUSIONS: tuple[Pass, ...] = (
     fuse_rope_kv,
     accumulate_linear,
     fuse_add_norm,
-    fuse_silu_epilogue,
+    fuse_gated_epilogue,
     fuse_quantize,
 )
 
