@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "draft_index.h"
 #include "pack.h"
 #include "program.h"
 #include "rope.h"
@@ -210,6 +211,31 @@ void bind_enums(nb::module_& m) {
       .value("floats", CodeTable::floats, "float32");
 }
 
+void bind_drafts(nb::module_& m) {
+  nb::class_<DraftIndex>(m, "DraftIndex", "Places where last tokens occurred before; see csrc/draft_index.h.")
+      .def("__init__", [](DraftIndex* self, int32_t num_slots, int32_t min_match, int32_t max_match,
+                          int32_t candidates, bool votes, double spec_factor, double min_probability,
+                          int64_t corpus_tokens, int64_t max_texts) {
+        new (self) DraftIndex(num_slots, {min_match, max_match, candidates, votes, spec_factor,
+                                          min_probability}, corpus_tokens, max_texts);
+      }, "num_slots"_a, "min_match"_a, "max_match"_a, "candidates"_a, "votes"_a = false,
+         "spec_factor"_a = 0.0, "min_probability"_a = 0.0, "corpus_tokens"_a = 0, "max_texts"_a = 0)
+      .def("propose", [](DraftIndex& self, uint64_t tokens, int64_t stride, uint64_t lengths,
+                         uint64_t handles, uint64_t scopes, uint64_t slots, int64_t n, uint64_t most,
+                         int32_t width, uint64_t counts, uint64_t matches, uint64_t ids) {
+        auto out = [](uint64_t address) { return reinterpret_cast<int32_t*>(mutable_at(address)); };
+        self.propose(at<int32_t>(tokens), stride, at<int32_t>(lengths), at<int64_t>(handles),
+                     at<int64_t>(scopes), at<int32_t>(slots), n, at<int32_t>(most), width,
+                     out(counts), out(matches), out(ids));
+      }, "tokens"_a, "stride"_a, "lengths"_a, "handles"_a, "scopes"_a, "slots"_a, "n"_a, "most"_a,
+         "width"_a, "counts"_a, "matches"_a, "ids"_a, "Drafts of n slots.")
+      .def("add", [](DraftIndex& self, uint64_t text, int64_t length, int64_t scope) {
+        self.add(at<int32_t>(text), length, scope);
+      }, "text"_a, "length"_a, "scope"_a, "Add int32 tokens to the corpus.")
+      .def("clear", &DraftIndex::clear, "slot"_a, "Forget the text of a slot.")
+      .def("clear_corpus", &DraftIndex::clear_corpus, "Forget all texts that were added.");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -229,6 +255,7 @@ NB_MODULE(_native, m) {
   bind_enums(m);
   bind_weights(m);
   bind_program(m);
+  bind_drafts(m);
 }
 
 }  // namespace galley

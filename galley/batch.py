@@ -90,7 +90,7 @@ class NewRow(msgspec.Struct):
 
     `token_ids` is prompt + tokens produced so far, int32; `num_computed` counts the tokens found
     in the prefix cache (their blocks are in the plan's block columns); `adapter` is the number of
-    an adapter's load, 0 = none.
+    an adapter's load, 0 = none; `cache_salt` separates users, of drafts too.
     """
 
     slot: int
@@ -102,6 +102,7 @@ class NewRow(msgspec.Struct):
     eos_token_ids: list[int]
     bad_words_token_ids: list[list[int]] = []
     adapter: int = 0
+    cache_salt: str | None = None
 
     @property
     def sampling(self) -> SamplingParams:

@@ -127,6 +127,20 @@ def exposed_counters() -> dict[str, tuple[str, str]]:
     return found
 
 
+class DraftStats(msgspec.Struct, array_like=True):
+    """Drafts of some steps.
+
+    Attributes:
+        rows: sequences and steps with drafts.
+        tokens: drafts that were computed.
+        accepted: those that were accepted, by place: 0 is a sequence's first draft of a step.
+    """
+
+    rows: int
+    tokens: int
+    accepted: list[int]
+
+
 class Stats(msgspec.Struct, array_like=True):
     """State of an engine after a step, and what has happened since its last message.
 
@@ -139,6 +153,7 @@ class Stats(msgspec.Struct, array_like=True):
             they add up. None for the others.
         block_times: lifetimes, idle times and gaps of cached blocks as float32 bytes, with
             --kv-cache-metrics; sent like the counters.
+        drafts: computed and accepted ones; sent like the counters.
     """
 
     num_running: int = 0
@@ -151,6 +166,7 @@ class Stats(msgspec.Struct, array_like=True):
     reserved_blocks: int = 0
     counters: Counters | None = None
     block_times: list[bytes] = []
+    drafts: DraftStats | None = None
 
 
 class Outputs(msgspec.Struct, tag="out"):

@@ -24,7 +24,7 @@ from galley.config.resolve import from_kwargs
 from galley.config.server import ServerConfig
 from galley.config.vllm_flags import disposition, satisfied_values
 from galley.errors import ConfigError
-from galley.observability.catalog import BLOCK_METRICS
+from galley.observability.catalog import BLOCK_METRICS, draft_metrics
 from galley.server.protocol.base import NoEffect
 from galley.server.protocol.describe import PAGES
 
@@ -222,6 +222,7 @@ def route_rows(program: Program) -> list[Row]:
 
 #: Observed by their place in a list.
 BLOCK_LIVES = {f"vllm:{metric.name}" for metric in BLOCK_METRICS}
+DRAFTS = {f"vllm:{metric.name}" for metric in draft_metrics(1)}
 METRICS_NOTE = """Names are given without the `_total` of counters. Galley has metrics of its own
 beside these: `galley:engine_restarts`, `galley:batch_invariant`, `galley:resumed_tokens`,
 `galley:resumed_tokens_cached`, `galley:memory_short`, `galley:kv_blocks_withheld`; and for
@@ -240,6 +241,9 @@ def metric_rows(program: Program) -> list[Row]:
     for metric in load("metrics.json")["metrics"]:
         name = metric["name"]
         found = program.metrics.get(name)
+        if found is None and name in DRAFTS:
+            rows.append((name, WORKS, ""))
+            continue
         if found is None:
             rows.append((name, *reasons.metric(metric)))
             continue

@@ -86,7 +86,6 @@ def route(entry: dict[str, Any]) -> Verdict:
 _METRICS = (
     (r"kv_block_", "--kv-cache-metrics"),
     (r"lora", _LORA),
-    (r"spec_decode|acceptance", "speculative decoding is not supported yet"),
     (r"watermark", "watermarking"),
     (r"corrupted", "NaN checks of logits"),
     (r"hf3fs|hisparse|nixl|mooncake|offload|kv_|KVCR|lmcache|p2p|tier", "KV transfer and offload"),

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from galley.config.model_info import ModelImpl
-from galley.config.registries import BACKENDS, LOAD_FORMATS
+from galley.config.registries import BACKENDS, LOAD_FORMATS, PROPOSERS
+from galley.config.speculative import ALIASES, SpeculativeSettings, speculative_settings
 from galley.config.structured import StructuredOutputsSettings, structured_outputs_settings
 
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
@@ -256,6 +257,38 @@ class StructuredOutputsConfig:
 
 
 @dataclass(frozen=True)
+class SpeculativeConfig:
+    """Speculative decoding"""
+
+    speculative_config: dict[str, object] = field(default_factory=dict)
+    """JSON object (or dotted keys) about drafts, which change how fast answers come and nothing
+    else: `method` (ngram, suffix, custom_class, none), `num_speculative_tokens`, `draft_length`
+    (adaptive, fixed), keys of the method. Default: no drafts."""
+    spec_method: str | None = field(
+        default=None,
+        metadata={"choices": ("none", *PROPOSERS, *(a for a in ALIASES if a[0] != "["))},
+    )
+    """Short for --speculative-config.method; `none` switches drafts off."""
+    spec_model: str | None = None
+    """Short for --speculative-config.model."""
+    spec_tokens: int | None = None
+    """Short for --speculative-config.num_speculative_tokens: most drafts of a sequence and step."""
+
+    @property
+    def settings(self) -> SpeculativeSettings | None:
+        """None: no drafts. Raises ConfigError naming the key."""
+        return speculative_settings(
+            self.speculative_config, self.spec_method, self.spec_model, self.spec_tokens
+        )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether drafts were asked for, so that it is an error if the model cannot have any."""
+        short = (self.spec_method, self.spec_model, self.spec_tokens)
+        return bool(self.speculative_config) or any(value is not None for value in short)
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """Complete configuration of an engine."""
 
@@ -267,3 +300,4 @@ class EngineConfig:
     device: DeviceConfig = field(default_factory=DeviceConfig)
     observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)
     structured: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)
+    speculative: SpeculativeConfig = field(default_factory=SpeculativeConfig)

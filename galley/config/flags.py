@@ -28,6 +28,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "data_parallel_size": ("-dp",),
     "gpu_memory_utilization": ("--device-memory-utilization",),
     "api_server_count": ("-asc",),
+    "speculative_config": ("-sc",),
     "quantization": ("-q",),
     "quick": ("-q",),
     "input_file": ("-i",),

@@ -32,3 +32,10 @@ LOAD_FORMATS: dict[str, tuple[str, str]] = {
     "gguf": ("galley.loader.gguf_checkpoint", "GGUFCheckpoint"),
     "dummy": ("galley.models.dummy", "DummyCheckpoint"),
 }
+
+#: Method of --speculative-config: the function that makes its proposer, of settings and slots.
+PROPOSERS: dict[str, tuple[str, str]] = {
+    "ngram": ("galley.spec.ngram", "make"),
+    "suffix": ("galley.spec.suffix", "make"),
+    "custom_class": ("galley.spec.custom", "make"),
+}

@@ -27,6 +27,7 @@ from galley.config.engine import (
     ObservabilityConfig,
     ParallelConfig,
     SchedulerConfig,
+    SpeculativeConfig,
     StructuredOutputsConfig,
 )
 from galley.config.flags import coerce, flags_of
@@ -53,6 +54,7 @@ SECTIONS: dict[str, type] = {
     "device": DeviceConfig,
     "observability": ObservabilityConfig,
     "structured": StructuredOutputsConfig,
+    "speculative": SpeculativeConfig,
 }
 
 
@@ -217,6 +219,7 @@ def check(config: EngineConfig) -> None:
     check_buckets(observing.custom_histogram_buckets)
     check_profiler(observing.profiler_config)
     config.structured.settings  # noqa: B018 - raises for values that are not valid
+    config.speculative.settings  # noqa: B018 - likewise
     s = config.scheduler
     if (s.max_num_batched_tokens or s.max_num_seqs or 0) < (s.max_num_seqs or 0):
         raise ConfigError(

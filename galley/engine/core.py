@@ -223,6 +223,7 @@ class EngineCore:
         counted = msgspec.structs.astuple(self.counters)
         stats.counters = Counters(*map(sub, counted, self._sent))
         self._sent = counted
+        stats.drafts = self.scheduler.draft_counts.take()
         if self.block_lifetimes is not None:
             stats.block_times = self.block_lifetimes.take()
         return stats

@@ -65,7 +65,7 @@ def _split_stats(clients: Iterable[int], stats: Callable[[], Stats]) -> Iterator
     whole = stats()
     yield recipients[0], whole
     if len(recipients) > 1:
-        rest = msgspec.structs.replace(whole, counters=None, block_times=[])
+        rest = msgspec.structs.replace(whole, counters=None, block_times=[], drafts=None)
         yield from ((client, rest) for client in recipients[1:])
 
 

@@ -9,9 +9,9 @@ from galley.executor.local import LocalExecutor
 from galley.executor.loopback import LoopbackExecutor
 from galley.kernels.backend import MemoryAllocator
 from galley.loader import Checkpoint
-from galley.runner.drafts import Proposer
 from galley.runner.load import Progress
 from galley.runner.runner import Runner
+from galley.spec.speculator import Speculator
 
 
 def build(
@@ -21,7 +21,7 @@ def build(
     available: int,
     progress: Progress | None = None,
     kv_memory: MemoryAllocator | None = None,
-    proposer: Proposer | None = None,
+    speculator: Speculator | None = None,
     pooling: bool = False,
 ) -> Executor:
     """Load the model, size its KV cache and make the executor of --distributed-executor-backend.
@@ -30,7 +30,7 @@ def build(
         config: resolved.
         available: bytes of memory that could be taken before anything was loaded.
         kv_memory: allocates the KV cache; None = in ordinary memory.
-        proposer: proposes drafts after each step; None = no speculation.
+        speculator: proposes drafts after each step; None = no speculation.
         pooling: keep the final hidden states of a step, for requests that pool.
 
     Raises:
@@ -45,7 +45,7 @@ def build(
                 f"{option} {size}: a model runs on one rank in this version; use 1.", field=name
             )
     runner = Runner(
-        config, model_info, checkpoint, available, progress, kv_memory, proposer, pooling
+        config, model_info, checkpoint, available, progress, kv_memory, speculator, pooling
     )
     if parallel.distributed_executor_backend == "loopback":
         return LoopbackExecutor(runner)

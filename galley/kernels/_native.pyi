@@ -126,3 +126,35 @@ class Program:
     def set_heartbeat(self, counter: int) -> None: ...
     def profile(self, on: bool) -> None: ...
     def timings(self) -> list[tuple[str, int, int]]: ...
+
+class DraftIndex:
+    def __init__(
+        self,
+        num_slots: int,
+        min_match: int,
+        max_match: int,
+        candidates: int,
+        votes: bool = False,
+        spec_factor: float = 0.0,
+        min_probability: float = 0.0,
+        corpus_tokens: int = 0,
+        max_texts: int = 0,
+    ) -> None: ...
+    def propose(
+        self,
+        tokens: int,
+        stride: int,
+        lengths: int,
+        handles: int,
+        scopes: int,
+        slots: int,
+        n: int,
+        most: int,
+        width: int,
+        counts: int,
+        matches: int,
+        ids: int,
+    ) -> None: ...
+    def add(self, text: int, length: int, scope: int) -> None: ...
+    def clear(self, slot: int) -> None: ...
+    def clear_corpus(self) -> None: ...

@@ -138,6 +138,24 @@ BLOCK_METRICS = (
     ),
 )
 
+
+def draft_metrics(most: int) -> tuple[Metric, ...]:
+    """Metrics of speculative decoding with at most `most` drafts of a sequence and step."""
+    if not most:
+        return ()
+    return (
+        Metric("spec_decode_num_drafts", "Number of spec decoding drafts."),
+        Metric("spec_decode_num_draft_tokens", "Number of draft tokens."),
+        Metric("spec_decode_num_accepted_tokens", "Number of accepted tokens."),
+        Metric(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Accepted tokens per draft position.",
+            label="position",
+            values=tuple(map(str, range(most))),
+        ),
+    )
+
+
 _FIXED: dict[BucketFamily, tuple[float, ...]] = {
     "iteration_tokens": (1, *(2**e for e in range(3, 15))),
     "request_params_n": (1, 2, 5, 10, 20),

@@ -15,7 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from galley.config import EngineConfig
-from galley.messages import Outputs, Ready, Started, Stats
+from galley.messages import DraftStats, Outputs, Ready, Started, Stats
 from galley.observability.catalog import (
     BLOCK_METRICS,
     CACHE_TIERS,
@@ -24,6 +24,7 @@ from galley.observability.catalog import (
     SLEEP_STATES,
     Metric,
     bounds,
+    draft_metrics,
 )
 from galley.observability.registry import shares_metrics
 from galley.request import FinishReason, Request, SamplingParams
@@ -100,6 +101,7 @@ class EngineMetrics:
         block_metrics: expose lifetimes of KV blocks (--kv-cache-metrics).
         cache_info: the KV cache's configuration, for `vllm:cache_config_info`.
         buckets: family → bounds that replace vLLM's (--custom-histogram-buckets).
+        most_drafts: of a sequence and step; 0 = no speculation, and no metrics of it.
     """
 
     def __init__(
@@ -112,9 +114,11 @@ class EngineMetrics:
         block_metrics: bool = False,
         cache_info: dict[str, object] | None = None,
         buckets: Mapping[str, list[float]] | None = None,
+        most_drafts: int = 0,
     ) -> None:
         families: dict[str, tuple[Metric, Any]] = {}
-        for metric in (*METRICS, *(BLOCK_METRICS if block_metrics else ())):
+        optional = (*(BLOCK_METRICS if block_metrics else ()), *draft_metrics(most_drafts))
+        for metric in (*METRICS, *optional):
             edges: tuple[float, ...] = ()
             if metric.buckets is not None:
                 edges = bounds(metric.buckets, max_model_len, buckets or {})
@@ -138,6 +142,7 @@ class EngineMetrics:
         cls, registry: CollectorRegistry, config: EngineConfig, max_model_len: int
     ) -> EngineMetrics:
         """The metrics for a configuration, under the model's first name."""
+        speculative = config.speculative.settings
         return cls(
             registry,
             config.model.served_model_name[0],
@@ -146,6 +151,7 @@ class EngineMetrics:
             block_metrics=config.observability.kv_cache_metrics,
             cache_info=asdict(config.cache),
             buckets=config.observability.custom_histogram_buckets,
+            most_drafts=0 if speculative is None else speculative.most_drafts,
         )
 
     def rejected(self, reason: str) -> None:
@@ -287,9 +293,19 @@ class EngineMetrics:
             if any(growth):
                 for metric, amount in zip(ENGINE_COUNTERS.values(), growth, strict=True):
                     series.inc(metric.name, amount)
+        if stats.drafts is not None:
+            self._drafts(series, stats.drafts)
         for metric, times in zip(BLOCK_METRICS, stats.block_times, strict=False):
             for seconds in memoryview(times).cast("f"):
                 series.observe(metric.name, seconds)
+
+    @staticmethod
+    def _drafts(series: Series, drafts: DraftStats) -> None:
+        series.inc("spec_decode_num_drafts", drafts.rows)
+        series.inc("spec_decode_num_draft_tokens", drafts.tokens)
+        series.inc("spec_decode_num_accepted_tokens", sum(drafts.accepted))
+        for place, accepted in enumerate(drafts.accepted):
+            series.inc(f"spec_decode_num_accepted_tokens_per_pos[{place}]", accepted)
 
     def _leave_group(self, timeline: RequestTimeline, num_tokens: int) -> None:
         name = "request_max_num_generation_tokens"

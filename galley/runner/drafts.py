@@ -1,28 +1,15 @@
-"""Draft tokens: guesses at the continuation of a sequence, which the next step verifies.
+"""Verification of draft tokens: guesses at the continuation of a sequence (`galley.spec`).
 
 A draft is accepted if it is the very token that is sampled at its position, so a proposer never
-changes an answer, only how many steps it takes. `verify` decides; `propose` asks a proposer.
+changes an answer, only how many steps it takes.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import I32, RequestTable, StepPlan
-
-
-class Proposer(Protocol):
-    """Proposes drafts for sequences that have just sampled a token."""
-
-    def propose(self, table: RequestTable, slots: NDArray[np.intp]) -> tuple[I32, I32]:
-        """Drafts of each slot's next tokens: counts [n] and token ids [sum(counts)].
-
-        Args:
-            table: with the tokens just sampled; known are token_ids[slot, : num_tokens[slot]].
-        """
+from galley.batch import I32, StepPlan
 
 
 def verify(plan: StepPlan, token_ids: I32) -> tuple[I32, NDArray[np.bool_]]:
@@ -53,21 +40,3 @@ def verify(plan: StepPlan, token_ids: I32) -> tuple[I32, NDArray[np.bool_]]:
     num_accepted[sampling] = ends - starts[sampling] + (token_ids[ends] >= 0)
     offsets = np.arange(len(token_ids)) - np.repeat(starts, counts)
     return num_accepted, offsets < np.repeat(num_accepted, counts)
-
-
-def propose(
-    proposer: Proposer, table: RequestTable, slots: NDArray[np.intp], eligible: NDArray[np.bool_]
-) -> tuple[I32, I32]:
-    """`drafts_indptr` and `drafts_ids` of a result whose rows are `slots`.
-
-    Args:
-        eligible: [n] rows that may get drafts.
-    """
-    rows = np.flatnonzero(eligible)
-    counts, ids = proposer.propose(table, slots[rows])
-    assert len(counts) == len(rows)
-    assert len(ids) == counts.sum()
-    indptr = np.zeros(len(slots) + 1, np.int32)
-    indptr[rows + 1] = counts
-    np.cumsum(indptr, out=indptr)
-    return indptr, ids

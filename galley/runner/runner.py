@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+from time import perf_counter
 
 import msgspec
 import numpy as np
@@ -19,14 +20,14 @@ from numpy.typing import NDArray
 
 from galley.batch import RequestTable, StepPlan, StepResult, max_logit_rows
 from galley.config import EngineConfig, ModelInfo
+from galley.errors import ConfigError
 from galley.kernels.backend import Executable, MemoryAllocator, StepLimits, kv_layout
 from galley.kernels.sampling import LogitMasks
-from galley.kv import require_rewind
+from galley.kv import can_rewind
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
 from galley.runner.device import dense_format, open_device
-from galley.runner.drafts import Proposer, propose
 from galley.runner.heap import trim_heap
 from galley.runner.load import LoadedModel, Progress, load_model
 from galley.runner.memory import MemoryUse, check_given_size, fit_length, kv_capacity
@@ -37,6 +38,7 @@ from galley.runner.sampled_rows import SampledRows, sampled_rows
 from galley.runner.sampler import MaskRows, SamplingTable
 from galley.runner.scores import Scores
 from galley.runner.weight_cache import cache_path
+from galley.spec.speculator import Speculator
 
 #: Most candidates that the sampling kernel lists per row; more are computed from the logits.
 MAX_TOP_LOGPROBS = 32
@@ -50,6 +52,7 @@ class _Pending(msgspec.Struct):
         ruled: those with masks, biases or processors.
         processed: those whose processors must run between forward pass and sampling.
         done: whether sampling was part of the forward pass.
+        seconds: that the forward pass took.
         masks: masks and biases of the sampling.
     """
 
@@ -59,6 +62,7 @@ class _Pending(msgspec.Struct):
     processed: SampledRows
     done: bool
     masks: LogitMasks | None = None
+    seconds: float = 0.0
 
 
 class Runner:
@@ -68,7 +72,7 @@ class Runner:
         config: resolved.
         available: bytes of memory that could be taken before the model was loaded.
         kv_memory: allocates the KV cache; None = in ordinary memory.
-        proposer: proposes drafts after each step; None = no speculation.
+        speculator: proposes drafts after each step; None = no speculation.
         pooling: keep the final hidden states of a step, which requests that pool need; an encoder
             does so anyway.
 
@@ -91,14 +95,14 @@ class Runner:
         available: int,
         progress: Progress | None = None,
         kv_memory: MemoryAllocator | None = None,
-        proposer: Proposer | None = None,
+        speculator: Speculator | None = None,
         pooling: bool = False,
     ) -> None:
         limits = step_limits(config)
         wanted = config.model.max_model_len
         wanted = model_info.max_position if wanted is None else wanted
         longest = model_info.max_position if wanted == -1 else wanted
-        self._proposer = proposer
+        self._speculator = speculator
         self._config, self._model_info, self._kv_memory = config, model_info, kv_memory
         self._dense = dense_format(config.model.dtype, model_info.dtype)
         self._backend = open_device(config, self._dense, model_info)
@@ -120,8 +124,14 @@ class Runner:
         self.num_blocks = self._capacity.num_blocks
         self.max_model_len = fit_length(wanted, longest, self._capacity, self.layout, max_chunk)
         self.groups = self.layout.groups
-        if proposer is not None:
-            require_rewind(self.groups)
+        if speculator is not None and not can_rewind(self.groups):
+            if config.speculative.is_given:
+                raise ConfigError(
+                    "--speculative-config: this model has recurrent states, from which rejected "
+                    "drafts cannot be removed. Omit the flag.",
+                    field="speculative_config",
+                )
+            self._speculator = None
         self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
         self._pooler = Pooler()
@@ -153,6 +163,8 @@ class Runner:
     def execute(self, plan: StepPlan) -> None:
         """Apply the plan to the table and run the forward pass."""
         assert self._pending is None, "the step before has not been sampled"
+        if self._speculator is not None:
+            self._speculator.apply_plan(plan, self.table)
         self.table.apply_plan(plan)
         for slot in plan.freed_slots.tolist():
             self._sampling.clear(slot)
@@ -169,7 +181,9 @@ class Runner:
         self._pending = _Pending(plan, sampled, ruled, processed, done)
         if done:
             self._set_masks(self._pending, None)
+        begin = perf_counter()
         self._executable.run(plan, sample=done)
+        self._pending.seconds = perf_counter() - begin
 
     def sample(self, mask: MaskRows | None = None) -> StepResult:
         """The result of the plan that was executed last.
@@ -202,8 +216,9 @@ class Runner:
         if len(self._pooler):
             self._pool(plan, result)
         self.table.apply_result(plan, result)
-        if self._proposer is not None:
-            self._propose(self._proposer, plan, result)
+        if self._speculator is not None:
+            self._speculator.stepped(plan, pending.seconds if pending.done else None)
+            self._propose(self._speculator, plan, result)
         return result
 
     def _pool(self, plan: StepPlan, result: StepResult) -> None:
@@ -214,13 +229,13 @@ class Runner:
         for slot in self._pooler.slots & set(plan.slots.tolist()):
             result.errors[slot] = "this engine was not started for pooling"
 
-    def _propose(self, proposer: Proposer, plan: StepPlan, result: StepResult) -> None:
+    def _propose(self, speculator: Speculator, plan: StepPlan, result: StepResult) -> None:
         """Add drafts for the next step; not for rows whose processors would see them."""
         slots = plan.slots.astype(np.intp)
         eligible = result.num_sampled > 0
         if self._sampling.rules:
             eligible &= ~self._sampling.has_processors[slots]
-        result.drafts_indptr, result.drafts_ids = propose(proposer, self.table, slots, eligible)
+        result.drafts_indptr, result.drafts_ids = speculator.propose(self.table, slots, eligible)
 
     def reset(self) -> None:
         """Drop all requests: every slot is empty, as at the start."""

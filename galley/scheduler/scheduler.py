@@ -31,6 +31,7 @@ from galley.batch import (
 from galley.kv import Hit, KVCacheManager
 from galley.request import FinishReason, Request
 from galley.scheduler.commit import CommittedStep, drop_rows, find_ends, find_pooled
+from galley.scheduler.draft_counts import DraftCounts
 from galley.scheduler.limits import SchedulerLimits
 from galley.scheduler.queue import WaitingQueue
 from galley.scheduler.rows import Slots, StepColumns, StepRows
@@ -50,6 +51,7 @@ class Scheduler:
         step: number of the last plan.
         step_tokens: tokens that it computes.
         counters: of the engine; preemptions are counted here.
+        draft_counts: drafts of the steps.
     """
 
     def __init__(self, kv: KVCacheManager, table: RequestTable, limits: SchedulerLimits) -> None:
@@ -62,6 +64,7 @@ class Scheduler:
         self.step = 0
         self.step_tokens = 0
         self.counters = kv.counters
+        self.draft_counts = DraftCounts()
         self._unfinished: dict[tuple[int, int], Sequence] = {}
         self._num_arrived = 0
         self._blocked = 0, 0
@@ -394,6 +397,7 @@ class Scheduler:
             num_computed=hit.num_tokens,
             params=request.params,
             adapter=request.adapter,
+            cache_salt=request.cache_salt,
             eos_token_ids=request.eos_token_ids,
             bad_words_token_ids=request.bad_words_token_ids,
         )
@@ -473,6 +477,8 @@ class Scheduler:
         self._in_flight = False
         table, running = self.table, self.running
         table.apply_result(plan, result)
+        if len(plan.draft_ids):
+            self.draft_counts.add(plan, result)
         slots = plan.slots.astype(np.intp)
         counts = result.num_sampled
         done = CommittedStep(

@@ -19,6 +19,7 @@ from galley.runner.drafts import verify
 from galley.runner.runner import Runner
 from tests.models.checkpoints import CASES, SIZES, StateDict, make
 from tests.runner.models import MACHINE, configure
+from tests.runner.proposing import Guesser
 
 VOCAB = SIZES["vocab_size"]
 I32 = np.int32
@@ -29,7 +30,7 @@ def checkpoint():
     return StateDict(make(CASES["llama-mha"]))
 
 
-class Drafter:
+class Drafter(Guesser):
     """Proposes the answers' own tokens ("right"), others ("wrong"), or both by chance.
 
     Args:
@@ -41,19 +42,14 @@ class Drafter:
         self.answers = answers
         self.random = random.Random(1)
 
-    def propose(self, table, slots):
-        counts, ids = [], []
-        for slot in slots.tolist():
-            known = table.token_ids[slot, : table.num_tokens[slot]].tolist()
-            right = self.continuation(known, int(table.num_prompt[slot]))
-            drafts = right[: self.random.randint(0, 5) if self.kind == "random" else 3]
-            if self.kind == "wrong":
-                drafts = [(t + 1) % VOCAB for t in drafts]
-            elif self.kind == "random":
-                drafts = [t if self.random.random() < 0.7 else (t + 3) % VOCAB for t in drafts]
-            counts.append(len(drafts))
-            ids += drafts
-        return np.array(counts, I32), np.array(ids, I32)
+    def guess(self, known: list[int], num_prompt: int) -> list[int]:
+        right = self.continuation(known, num_prompt)
+        drafts = right[: self.random.randint(0, 5) if self.kind == "random" else 3]
+        if self.kind == "wrong":
+            return [(t + 1) % VOCAB for t in drafts]
+        if self.kind == "random":
+            return [t if self.random.random() < 0.7 else (t + 3) % VOCAB for t in drafts]
+        return drafts
 
     def continuation(self, known: list[int], num_prompt: int) -> list[int]:
         for answer in self.answers[tuple(known[:num_prompt])]:
@@ -126,7 +122,9 @@ def answers_of(checkpoint, proposer, executor=Watched, repeat=1, batch=None, **f
     """Everything that the clients receive, by handle, and the core."""
     info = checkpoint.model_info
     config = configure(info, num_threads=1, max_model_len=192, block_size=16, **flags)
-    runner = Runner(config, info, checkpoint, MACHINE.available_memory, proposer=proposer)
+    num_slots = config.scheduler.max_num_seqs
+    speculator = proposer if proposer is None else proposer.speculator(num_slots)
+    runner = Runner(config, info, checkpoint, MACHINE.available_memory, speculator=speculator)
     core = build_core(config, executor(runner))
     tokens, ends = defaultdict(list), {}
     logprobs = {"logprobs": defaultdict(list), "prompt_logprobs": defaultdict(list)}
@@ -268,7 +266,9 @@ def test_a_row_that_cannot_sample_fails_alone_with_drafts_beside(checkpoint, pla
     info = checkpoint.model_info
     config = configure(info, num_threads=1, max_model_len=192)
     proposer = drafters["right"]
-    runner = Runner(config, info, checkpoint, MACHINE.available_memory, proposer=proposer)
+    num_slots = config.scheduler.max_num_seqs
+    speculator = proposer if proposer is None else proposer.speculator(num_slots)
+    runner = Runner(config, info, checkpoint, MACHINE.available_memory, speculator=speculator)
     core = build_core(config, Watched(runner))
     batch = requests()[:2]
     bad = requests()[2]

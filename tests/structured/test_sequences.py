@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from galley import LLM, SamplingParams
 from galley.errors import InvalidRequest, RequestFailed
 from galley.request import Constraint, TokenMarker
 from galley.structured import compiler
+from tests.runner.proposing import Guesser
 from tests.structured.test_answers import FORMS, PERSON, prompts, run, structured
 from tests.structured.tiny import answer, open_tiny, write_tiny
 
@@ -29,28 +29,23 @@ def llm(folder: Path) -> Iterator[LLM]:
         yield made
 
 
-class Guesses:
+class Guesses(Guesser):
     """Proposes what it has been told, with an error now and then."""
 
     def __init__(self, answers: list[list[int]]) -> None:
         self.answers = answers
         self.drafts = 0
 
-    def propose(self, table: Any, slots: Any) -> tuple[Any, Any]:
-        counts, ids = [], []
-        for slot in slots.tolist():
-            length, first = int(table.num_tokens[slot]), int(table.num_prompt[slot])
-            known = table.token_ids[slot, first:length].tolist()
-            drafts: list[int] = []
-            for own in self.answers:
-                if own[: len(known)] == known:
-                    drafts = own[len(known) : len(known) + 4]
-            if length % 3 == 0:
-                drafts = [*drafts[:1], 60, *drafts[1:]]
-            counts.append(len(drafts))
-            ids += drafts
-        self.drafts += len(ids)
-        return np.array(counts, np.int32), np.array(ids, np.int32)
+    def guess(self, known: list[int], num_prompt: int) -> list[int]:
+        length, known = len(known), known[num_prompt:]
+        drafts: list[int] = []
+        for own in self.answers:
+            if own[: len(known)] == known:
+                drafts = own[len(known) : len(known) + 4]
+        if length % 3 == 0:
+            drafts = [*drafts[:1], 60, *drafts[1:]]
+        self.drafts += len(drafts)
+        return drafts
 
 
 @pytest.mark.parametrize("jump", [True, False])
@@ -67,7 +62,7 @@ def test_drafts_are_masked_too(folder: Path, jump: bool) -> None:
         core = llm._core
         core.constrained.jump_forward = jump
         guesses = Guesses([one[1] for [one] in expected])
-        core.executor._runner._proposer = guesses
+        core.executor._runner._speculator = guesses.speculator(core.scheduler.table.num_slots)
         assert run(llm, params) == expected
         assert guesses.drafts > 100
         steps = core.counters.num_steps

@@ -14,7 +14,7 @@ from galley.kv.groups.policy import GroupPolicy, Lookup
 from galley.kv.groups.state import StatePolicy
 from galley.kv.groups.window import WindowPolicy
 
-__all__ = ["GROUPS", "GroupPolicy", "Lookup", "make_policies", "require_rewind"]
+__all__ = ["GROUPS", "GroupPolicy", "Lookup", "can_rewind", "make_policies"]
 
 #: Kind of a `GroupSpec` -> its policy.
 GROUPS: dict[str, type[GroupPolicy]] = {
@@ -39,10 +39,6 @@ def make_policies(specs: Sequence[GroupSpec], max_chunk: int) -> list[GroupPolic
     return [GROUPS[spec.kind](spec, max_chunk) for spec in specs]
 
 
-def require_rewind(specs: Sequence[GroupSpec]) -> None:
-    """Raise ConfigError if drafts cannot be used because a group cannot discard tokens."""
-    for spec in specs:
-        if not GROUPS[spec.kind].can_rewind:
-            raise ConfigError(
-                f"Speculative decoding is not supported for KV groups of kind {spec.kind!r}."
-            )
+def can_rewind(specs: Sequence[GroupSpec]) -> bool:
+    """Whether all groups can discard tokens, as rejected drafts are."""
+    return all(GROUPS[spec.kind].can_rewind for spec in specs)

@@ -1,0 +1,121 @@
+"""How many drafts a step takes: fixed, by the number of sequences, or what is fastest.
+
+`AdaptiveLengths` weighs what drafts bring, the tokens expected of them, against what they cost: the
+measured time of a step with as many tokens more. It takes as many as give the most tokens per
+second, those with the best chances first, whichever sequences they are of; where none pay, none.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import I32, RequestTable, StepPlan
+from galley.spec.acceptance import Acceptance
+from galley.spec.costs import StepCosts
+from galley.spec.proposer import Drafts, Proposer
+
+#: Drafts are taken where they promise so much more speed than none.
+_MARGIN = 1.03
+#: Steps larger than this are not measured, and take no drafts.
+MOST_TOKENS = 1024
+#: A proposer that costs time is asked this often where its drafts do not pay.
+_RETRY_STEPS = 64
+
+
+class Lengths(Protocol):
+    """Decides how many of the proposed drafts are computed."""
+
+    def clear(self, slots: NDArray[np.intp]) -> None: ...
+    def stepped(self, plan: StepPlan, seconds: float) -> None: ...
+    def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32: ...
+    def choose(
+        self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
+    ) -> I32: ...
+
+
+class FixedLengths:
+    """All drafts, up to a number that may depend on the number of sequences.
+
+    Args:
+        by_batch: (from, to, most): limits for steps of so many sequences.
+    """
+
+    def __init__(self, width: int, by_batch: tuple[tuple[int, int, int], ...] = ()) -> None:
+        self._width, self._by_batch = width, by_batch
+
+    def clear(self, slots: NDArray[np.intp]) -> None:
+        pass
+
+    def stepped(self, plan: StepPlan, seconds: float) -> None:
+        pass
+
+    def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32:
+        return np.full(len(slots), self.limit(num_rows), np.int32)
+
+    def limit(self, num_rows: int) -> int:
+        """Most drafts of a sequence in a step of so many."""
+        for first, last, most in self._by_batch:
+            if first <= num_rows <= last:
+                return min(most, self._width)
+        return 0 if self._by_batch else self._width
+
+    def choose(
+        self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
+    ) -> I32:
+        return drafts.counts
+
+
+class AdaptiveLengths:
+    """See the module."""
+
+    def __init__(
+        self, proposer: Proposer, num_slots: int, by_batch: tuple[tuple[int, int, int], ...] = ()
+    ) -> None:
+        self._acceptance = Acceptance(num_slots, proposer.width)
+        self._costs = StepCosts(MOST_TOKENS)
+        self._limits = FixedLengths(proposer.width, by_batch)
+        self._is_free = proposer.is_free
+        self._pays = True
+        self._skipped = 0
+
+    def clear(self, slots: NDArray[np.intp]) -> None:
+        self._acceptance.clear(slots)
+
+    def stepped(self, plan: StepPlan, seconds: float) -> None:
+        """Measure a step that consists of decode rows."""
+        sampled = plan.num_sampled
+        if len(sampled) and (plan.num_new == sampled).all():
+            self._costs.record(int(sampled.sum()), seconds)
+
+    def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32:
+        self._acceptance.observe(table, slots)
+        if not self._is_free and not self._pays and self._skipped < _RETRY_STEPS:
+            self._skipped += 1
+            return np.zeros(len(slots), np.int32)
+        self._skipped = 0
+        return self._limits.most(table, slots, num_rows)
+
+    def choose(
+        self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
+    ) -> I32:
+        """Drafts of each row for the next step, a part of those that are proposed."""
+        total = int(drafts.counts.sum())
+        if not total:
+            return drafts.counts
+        self._acceptance.remember(table, slots, drafts)
+        none = np.zeros_like(drafts.counts)
+        if num_rows + total > MOST_TOKENS or not self._costs.is_fresh(num_rows):
+            return none
+        chances = self._acceptance.chances(slots, drafts)
+        best = np.sort(chances, axis=None)[::-1][:total]
+        tokens = num_rows + np.concatenate((np.zeros(1), np.cumsum(best)))
+        speeds = tokens / self._costs.curve(num_rows, total)
+        taken = int(speeds.argmax())
+        self._pays = bool(speeds[taken] >= _MARGIN * speeds[0])
+        if not self._pays:
+            return none
+        counts: I32 = (chances >= best[taken - 1]).sum(1, dtype=np.int32)
+        return np.minimum(counts, drafts.counts)

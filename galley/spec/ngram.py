@@ -1,0 +1,20 @@
+"""n-gram: what followed the last tokens where they last occurred in the sequence itself.
+
+The longest match counts, of prompt_lookup_min to prompt_lookup_max tokens, and of equally long ones
+the latest. Good for answers that copy from their prompt.
+"""
+
+from __future__ import annotations
+
+from galley.config.speculative import SpeculativeSettings
+from galley.kernels import _native
+from galley.spec.lookup import Lookup
+
+#: Occurrences that are compared.
+_CANDIDATES = 16
+
+
+def make(settings: SpeculativeSettings, num_slots: int) -> Lookup:
+    low, high = settings.lookup_range
+    index = _native.DraftIndex(num_slots, low, high, _CANDIDATES)
+    return Lookup(num_slots, settings.most_drafts, index)

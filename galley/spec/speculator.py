@@ -1,0 +1,81 @@
+"""`Speculator`: a proposer and the lengths of its drafts, as the runner uses them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.batch import I32, RequestTable, StepPlan
+from galley.config.registries import PROPOSERS
+from galley.config.speculative import SpeculativeSettings
+from galley.request import SamplingParams
+from galley.spec.lengths import AdaptiveLengths, FixedLengths, Lengths
+from galley.spec.proposer import Proposer
+
+
+class Speculator:
+    """Proposes the drafts of each next step.
+
+    Args:
+        num_slots: of the table.
+    """
+
+    def __init__(self, proposer: Proposer, lengths: Lengths, num_slots: int) -> None:
+        self._proposer, self._lengths = proposer, lengths
+        self._is_off: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
+
+    def apply_plan(self, plan: StepPlan, table: RequestTable) -> None:
+        """Follow sequences out of slots and into them; `table` is as it was before the plan."""
+        if len(plan.freed_slots):
+            slots = plan.freed_slots.astype(np.intp)
+            self._proposer.leave(table, slots)
+            self._lengths.clear(slots)
+        for row in plan.new_rows:
+            params = row.params
+            self._is_off[row.slot] = not isinstance(params, SamplingParams)
+            self._proposer.enter(row)
+
+    def stepped(self, plan: StepPlan, seconds: float | None) -> None:
+        """A step was computed in so many seconds; None: they say nothing about its cost."""
+        self._proposer.stepped(plan)
+        if seconds is not None:
+            self._lengths.stepped(plan, seconds)
+
+    def propose(
+        self, table: RequestTable, slots: NDArray[np.intp], eligible: NDArray[np.bool_]
+    ) -> tuple[I32, I32]:
+        """`drafts_indptr` and `drafts_ids` of a result whose rows are `slots`.
+
+        Args:
+            table: with the tokens just sampled.
+            eligible: [n] rows that may get drafts.
+        """
+        rows = np.flatnonzero(eligible & ~self._is_off[slots])
+        indptr: I32 = np.zeros(len(slots) + 1, np.int32)
+        empty: I32 = np.empty(0, np.int32)
+        if not len(rows):
+            return indptr, empty
+        asked = slots[rows]
+        most = self._lengths.most(table, asked, len(slots))
+        drafts = self._proposer.propose(table, asked, most)
+        counts = self._lengths.choose(table, asked, drafts, len(slots))
+        if not counts.any():
+            return indptr, empty
+        indptr[rows + 1] = counts
+        np.cumsum(indptr, out=indptr)
+        return indptr, drafts.ids[np.arange(drafts.ids.shape[1]) < counts[:, None]]
+
+
+def make_speculator(settings: SpeculativeSettings, num_slots: int) -> Speculator:
+    """The speculator that the settings ask for."""
+    module, function = PROPOSERS[settings.method]
+    proposer: Proposer = getattr(import_module(module), function)(settings, num_slots)
+    by_batch = settings.num_speculative_tokens_per_batch_size
+    lengths: Lengths
+    if settings.draft_length == "fixed":
+        lengths = FixedLengths(proposer.width, by_batch)
+    else:
+        lengths = AdaptiveLengths(proposer, num_slots, by_batch)
+    return Speculator(proposer, lengths, num_slots)

@@ -1,0 +1,193 @@
+"""How many drafts a step takes, by what steps cost and how drafts fare."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from galley.batch import GroupSpec, RequestTable, StepPlan
+from galley.config.resolve import from_kwargs
+from galley.errors import ConfigError
+from galley.spec.costs import FRESH, StepCosts
+from galley.spec.lengths import AdaptiveLengths, FixedLengths
+from galley.spec.proposer import Drafts
+
+WIDTH = 8
+
+
+class Never:
+    """A proposer that is not asked."""
+
+    width, is_free = WIDTH, True
+
+
+def drafts_of(rows: int, length: int = WIDTH) -> Drafts:
+    ids = np.tile(np.arange(1, WIDTH + 1, dtype=np.int32), (rows, 1))
+    return Drafts(np.full(rows, length, np.int32), ids, np.full(rows, 4, np.int32))
+
+
+class Simulation:
+    """Decode steps of `rows` sequences, whose drafts are right with a probability, and whose steps
+    take `cost(tokens)` seconds."""
+
+    def __init__(self, rows: int, cost, chance: float, seed: int = 0) -> None:
+        self.rows, self.cost, self.chance = rows, cost, chance
+        self.rng = np.random.default_rng(seed)
+        self.table = RequestTable(rows, 40_000, [GroupSpec("full", 16, 64)])
+        self.table.num_tokens[:] = 1
+        self.lengths = AdaptiveLengths(Never(), rows)  # type: ignore[arg-type]
+        self.tokens = self.seconds = 0.0
+        self.counts = np.zeros(rows, np.int32)
+        self.drafts = drafts_of(rows)
+
+    def step(self) -> None:
+        slots = np.arange(self.rows)
+        new = (1 + self.counts).astype(np.int32)
+        seconds = self.cost(int(new.sum()))
+        self.lengths.stepped(StepPlan(1, slots.astype(np.int32), new, new, new), seconds)
+        self.seconds += seconds
+        for slot in slots.tolist():
+            start = int(self.table.num_tokens[slot])
+            right = 0
+            while right < self.counts[slot] and self.rng.random() < self.chance:
+                right += 1
+            ahead = self.rng.random() < self.chance  # whether the next one would have been right
+            token = right + 1 if ahead and right == self.counts[slot] else 99
+            ids = [*range(1, right + 1), token]
+            self.table.token_ids[slot, start : start + len(ids)] = ids
+            self.table.num_tokens[slot] += len(ids)
+            self.tokens += len(ids)
+        most = self.lengths.most(self.table, slots, self.rows)
+        assert (most == WIDTH).all()
+        self.counts = self.lengths.choose(self.table, slots, self.drafts, self.rows)
+
+    def run(self, steps: int) -> float:
+        """Tokens per second."""
+        self.tokens = self.seconds = 0.0
+        for _ in range(steps):
+            self.step()
+        return self.tokens / self.seconds
+
+
+def flat(tokens: int) -> float:
+    """A step bound by memory."""
+    return 1.0 + 0.02 * tokens
+
+
+def steep(tokens: int) -> float:
+    """A step bound by arithmetic."""
+    return float(tokens)
+
+
+def test_drafts_that_are_right_are_taken_where_they_cost_little() -> None:
+    simulation = Simulation(1, flat, 0.95)
+    simulation.run(100)
+    assert simulation.run(200) > 4 / flat(1)
+    assert simulation.counts[0] >= 6
+
+
+def test_none_are_taken_where_a_token_costs_as_much_as_a_step() -> None:
+    simulation = Simulation(8, steep, 0.5)
+    simulation.run(100)
+    assert simulation.run(100) >= 0.97 * 8 / steep(8)
+    assert not simulation.counts.any()
+
+
+def test_wrong_drafts_are_not_computed_for_long() -> None:
+    for rows in (1, 4, 32):
+        simulation = Simulation(rows, flat, 0.02)
+        simulation.run(60)
+        assert simulation.run(300) >= 0.97 * rows / flat(rows)
+
+
+def test_they_come_back_when_they_are_right_again() -> None:
+    """Though none was computed meanwhile: proposals are compared with the tokens that came."""
+    simulation = Simulation(1, flat, 0.0)
+    simulation.run(100)
+    assert not simulation.counts.any()
+    simulation.chance = 0.95
+    simulation.run(60)
+    assert simulation.run(100) > 3 / flat(1)
+
+
+def test_the_sequences_with_the_best_chances_get_the_drafts() -> None:
+    simulation = Simulation(2, lambda tokens: 1.0 + 0.2 * tokens, 0.0)
+    lengths, table = simulation.lengths, simulation.table
+    slots = np.arange(2)
+    for _ in range(60):
+        counts = lengths.choose(table, slots, simulation.drafts, 2)
+        new = (1 + counts).astype(np.int32)
+        lengths.stepped(StepPlan(1, slots.astype(np.int32), new, new, new), 1 + 0.2 * new.sum())
+        for slot, token in ((0, 1), (1, 99)):  # the first draft of slot 0 is right
+            table.token_ids[slot, table.num_tokens[slot]] = token
+            table.num_tokens[slot] += 1
+        lengths.most(table, slots, 2)
+        lengths.clear(np.array([], np.intp))
+        lengths._acceptance._counts[:] = 0
+    assert counts[0] > 0
+    assert counts[1] == 0
+
+
+def test_costs_between_and_beyond_measurements() -> None:
+    costs = StepCosts(16)
+    costs.record(2, 1.0)
+    costs.record(6, 1.4)
+    curve = costs.curve(2, 8)
+    assert curve[:5] == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4])
+    assert curve[-1] == pytest.approx(1.8)
+    assert costs.is_fresh(2)
+    assert not costs.is_fresh(3)
+    for _ in range(FRESH):
+        costs.record(6, 1.4)
+    assert not costs.is_fresh(2), "it is measured again"
+    costs.record(6, 50.0)
+    assert costs.curve(6, 0)[0] < 1.8, "a pause of the machine counts as twice the time at most"
+
+
+def test_fixed_lengths_by_the_number_of_sequences() -> None:
+    lengths = FixedLengths(WIDTH, ((1, 2, 8), (3, 10, 3)))
+    assert [lengths.limit(n) for n in (1, 2, 3, 10, 11)] == [8, 8, 3, 3, 0]
+    assert FixedLengths(5).limit(1000) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"method": "eagle3", "model": "x"}, "'eagle3' is not supported yet"),
+        ({"method": "deepseek_mtp"}, "not supported yet"),
+        ({"method": "guess"}, "must be one of ngram, suffix"),
+        ({"model": "org/name"}, "'draft_model' is not supported yet"),
+        ({"method": "ngram", "num_speculative_tokens": 0}, "num_speculative_tokens must be in 1"),
+        ({"method": "ngram", "num_speculative_tokens": 64}, "in 1 … 63"),
+        ({"method": "ngram", "num_speculative_tokens": "a"}, "num_speculative_tokens: expected"),
+        ({"method": "ngram", "prompt_lookup_min": 5, "prompt_lookup_max": 3}, "above"),
+        ({"method": "ngram", "prompt_lookup_min": 17}, "in 1 … 16"),
+        ({"method": "ngram", "model": "x"}, "ngram has no weights"),
+        ({"method": "ngram", "quantization": "awq"}, "quantization has no effect"),
+        ({"method": "ngram", "rejection_sample_method": "synthetic"}, "must be 'standard'"),
+        ({"method": "suffix", "suffix_decoding_min_token_prob": 1.5}, "in 0 … 1"),
+        ({"method": "custom_class"}, "module.Class"),
+        ({"method": "ngram", "drafts": 3}, "drafts"),
+        (
+            {"method": "ngram", "num_speculative_tokens_per_batch_size": [[4, 2, 3]]},
+            "entries",
+        ),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused_by_name(given, says) -> None:
+    with pytest.raises(ConfigError, match="--speculative-config") as caught:
+        from_kwargs({"speculative_config": given}, "offline", {})
+    assert says in str(caught.value)
+    assert caught.value.field == "speculative_config"
+
+
+def test_short_flags_are_keys() -> None:
+    def settings(**flags):
+        return from_kwargs(flags, "offline", {}).speculative.settings
+
+    both = {"method": "suffix", "num_speculative_tokens": 4}
+    assert settings(spec_method="suffix", spec_tokens=4) == settings(speculative_config=both)
+    assert settings(spec_method="none") is None
+    assert settings(spec_method="ngram_gpu").method == "ngram"
+    with pytest.raises(ConfigError, match="exclude each other"):
+        settings(spec_method="ngram", speculative_config={"method": "ngram"})

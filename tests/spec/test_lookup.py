@@ -1,0 +1,179 @@
+"""The native index of n-grams: the same drafts as a search through the whole text."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from galley.batch import GroupSpec, NewRow, RequestTable
+from galley.config.speculative import SpeculativeSettings
+from galley.request import SamplingParams
+from galley.spec.ngram import make as make_ngram
+from galley.spec.suffix import SuffixProposer, scope_of
+
+GROUPS = [GroupSpec("full", 16, 64)]
+
+
+class Texts:
+    """A table whose sequences grow."""
+
+    def __init__(self, slots: int, longest: int = 600) -> None:
+        self.table = RequestTable(slots, longest, GROUPS)
+
+    def start(self, slot: int, handle: int, prompt: list[int]) -> None:
+        row = NewRow(slot, handle, np.array(prompt), len(prompt), 0, SamplingParams(), [])
+        self.table.set_row(row)
+
+    def append(self, slot: int, tokens: list[int]) -> None:
+        start = int(self.table.num_tokens[slot])
+        self.table.token_ids[slot, start : start + len(tokens)] = tokens
+        self.table.num_tokens[slot] += len(tokens)
+
+    def drafts(self, proposer, slots: list[int], most: int = 15):
+        n = np.array(slots, np.intp)
+        found = proposer.propose(self.table, n, np.full(len(slots), most, np.int32))
+        return [
+            (found.ids[i, : found.counts[i]].tolist(), int(found.levels[i]))
+            for i in range(len(slots))
+        ]
+
+
+def by_search(text: list[int], low: int, high: int, most: int) -> list[int]:
+    """Drafts of the latest place with the longest match."""
+    n, best, place = len(text), low - 1, 0
+    for at in range(low, n):
+        match = 0
+        while match < min(high, at) and text[at - 1 - match] == text[n - 1 - match]:
+            match += 1
+        if match >= low and match >= best:
+            best, place = match, at
+    if best < low:
+        return []
+    return [text[place + i % (n - place)] for i in range(most)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 4), (2, 16), (3, 5)])
+def test_drafts_are_those_of_a_search(low: int, high: int) -> None:
+    """Texts with matches, but no more of one than are compared."""
+    rng = random.Random(low)
+    settings = SpeculativeSettings("ngram", prompt_lookup_min=low, prompt_lookup_max=high)
+    texts, proposer = Texts(3), make_ngram(settings, 3)
+    known: dict[int, list[int]] = {}
+    for slot in range(3):
+        known[slot] = [rng.randrange(100) for _ in range(40 + slot)]
+        texts.start(slot, 100 + slot, known[slot])
+    drafts = 0
+    for _ in range(60):
+        order = rng.sample(range(3), 3)
+        for slot, (ids, _) in zip(order, texts.drafts(proposer, order, 5), strict=True):
+            assert ids == by_search(known[slot], low, high, 5)
+            drafts += len(ids)
+        for slot in range(3):
+            more = [rng.randrange(100) for _ in range(rng.randint(1, 4))]
+            if rng.random() < 0.5:  # repeat something
+                start = rng.randrange(len(known[slot]) - 8)
+                more = known[slot][start : start + 8]
+            known[slot] += more
+            texts.append(slot, more)
+    assert drafts > 100
+
+
+def test_a_slot_with_another_request_starts_again() -> None:
+    texts, proposer = Texts(1), make_ngram(SpeculativeSettings("ngram"), 1)
+    texts.start(0, 1, [5, 6, 7, 8, 5, 6])
+    assert texts.drafts(proposer, [0], 2) == [([7, 8], 2)]
+    texts.start(0, 2, [9, 9, 1, 5, 6])
+    assert texts.drafts(proposer, [0]) == [([], 0)]
+
+
+def test_long_texts_make_the_index_grow() -> None:
+    texts, proposer = Texts(1, 5000), make_ngram(SpeculativeSettings("ngram"), 1)
+    texts.start(0, 1, [1, 2, 3, 4])
+    proposer.propose(texts.table, np.array([0]), np.array([4], np.int32))
+    texts.append(0, list(range(100, 4900)))
+    texts.append(0, [1, 2])
+    assert texts.drafts(proposer, [0], 3) == [([3, 4, 100], 2)]
+
+
+def suffix(**keys) -> SuffixProposer:
+    return SuffixProposer(SpeculativeSettings("suffix", **keys), 4)
+
+
+def finish(texts: Texts, proposer: SuffixProposer, slot: int, salt: str | None = None) -> None:
+    """The sequence in `slot`, of a scope, ends."""
+    proposer.scopes[slot] = scope_of(salt, 0)
+    proposer.leave(texts.table, np.array([slot]))
+
+
+def test_outputs_of_others_are_found_in_their_scope_alone() -> None:
+    texts, proposer = Texts(4), suffix(suffix_decoding_max_spec_factor=4.0)
+    texts.start(0, 1, [50, 51, 52, 53])  # a prompt is no output
+    texts.append(0, [10, 11, 12, 13, 14, 15])
+    finish(texts, proposer, 0, "a")
+    for slot, salt in ((1, "a"), (2, "b"), (3, None)):
+        texts.start(slot, 10 + slot, [99, 10, 11])
+        proposer.enter(NewRow(slot, 1, np.array([1]), 1, 0, SamplingParams(), [], cache_salt=salt))
+    found = texts.drafts(proposer, [1, 2, 3])
+    assert found == [([12, 13, 14, 15], 2), ([], 0), ([], 0)]
+    texts.start(1, 20, [99, 51, 52])
+    assert texts.drafts(proposer, [1]) == [([], 0)]
+    assert scope_of("a", 0) != scope_of("a", 1)
+
+
+def test_the_majority_decides_and_unlikely_drafts_are_left_out() -> None:
+    texts, proposer = (
+        Texts(2),
+        suffix(suffix_decoding_max_spec_factor=8.0, suffix_decoding_min_token_prob=0.5),
+    )
+    for handle, tail in enumerate(([3, 4, 5], [3, 4, 6], [3, 4, 7], [9, 9, 9])):
+        texts.start(0, handle, [0])
+        texts.append(0, [1, 2, *tail])
+        finish(texts, proposer, 0)
+    texts.start(1, 50, [8, 1, 2])
+    proposer.scopes[1] = scope_of(None, 0)
+    assert texts.drafts(proposer, [1]) == [([3, 4], 2)], "3 of 4, then 1 of 3"
+
+
+def test_old_outputs_make_room() -> None:
+    texts = Texts(2)
+    proposer = suffix(suffix_decoding_max_cached_requests=2, suffix_decoding_max_spec_factor=4.0)
+    for handle in range(3):
+        texts.start(0, handle, [0])
+        texts.append(0, [100 * handle + i for i in range(1, 9)])
+        finish(texts, proposer, 0)
+    proposer.scopes[1] = scope_of(None, 0)
+    for handle, wanted in ((0, []), (1, [103, 104]), (2, [203, 204])):
+        texts.start(1, 50 + handle, [7, 100 * handle + 1, 100 * handle + 2])
+        assert texts.drafts(proposer, [1], 2)[0][0] == wanted
+
+
+def test_many_outputs_stay_within_the_memory() -> None:
+    """A small ring, driven through many times: what is proposed was output lately."""
+    rng = np.random.default_rng(1)
+    from galley.kernels._native import DraftIndex
+
+    index = DraftIndex(1, 2, 8, 8, True, 0.0, 0.0, 256, 1000)
+    recent: list[list[int]] = []
+    table = RequestTable(1, 64, GROUPS)
+    for turn in range(400):
+        text = rng.integers(0, 12, int(rng.integers(1, 90))).astype(np.int32)
+        index.add(text.ctypes.data, len(text), 7)
+        recent.append(text.tolist())
+        table.token_ids[0, :2] = text[:2] if len(text) > 2 else 1
+        table.num_tokens[0], table.handles[0] = 3, turn
+        table.token_ids[0, 2] = text[2] if len(text) > 2 else 1
+        counts, matches = np.zeros(1, np.int32), np.zeros(1, np.int32)
+        ids, scopes = np.zeros((1, 6), np.int32), np.full(1, 7, np.int64)
+        most, slots = np.full(1, 6, np.int32), np.zeros(1, np.int32)
+        addresses = [a.ctypes.data for a in (table.num_tokens, table.handles, scopes, slots)]
+        index.propose(
+            table.token_ids.ctypes.data, 64, *addresses, 1, most.ctypes.data, 6,
+            counts.ctypes.data, matches.ctypes.data, ids.ctypes.data,
+        )  # fmt: skip
+        if len(text) > 9:
+            assert counts[0], "the text that was just added is found"
+        held = {tuple(t[i : i + 3]) for t in recent[-300:] for i in range(len(t))}
+        first = (*table.token_ids[0, 1:3].tolist(), *ids[0, :1].tolist())
+        assert not counts[0] or first in held or first[0] == first[1], "or it repeats itself"
