@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims bench-speculation docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -147,6 +147,9 @@ bench-steps: ## what HTTP leaves of the native steps, and where a step's time go
 bench-claims: ## a measured row for each claim, curves in build/claims (minutes); CLAIMS_ARGS="prefix --rounds 5" for some
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install --quiet matplotlib
 	@$(BIN)/python -m benchmarks.claims.run --plots build/claims $(CLAIMS_ARGS)
+
+bench-speculation: ## what drafts bring at copying, repeated requests and free text; SPECULATION_ARGS="--streams 1 8"
+	@$(BIN)/python -m benchmarks.speculation $(SPECULATION_ARGS)
 
 docs: ## write the generated pages of docs/ anew
 	@$(BIN)/python docs/generate

@@ -1,0 +1,154 @@
+"""Speculative decoding against none: pairs of runs in one process, and acceptance.
+
+    make bench-speculation
+    python -m benchmarks.speculation [--model FILE] [--pairs 5] [--tokens 256] [--streams 1 4 16 64]
+
+Kinds of work, on real text:
+
+    copy     repeat a text, edit code by one name, extract sentences: greedy, from prompts that the
+             answer copies; the answer is steered by its own beginning
+    agent    the same tool-like requests again and again with other numbers, as an agent sends them
+    chat     free text at temperature 1
+    greedy   free text at temperature 0
+
+Both sides answer the same requests and must give the same tokens. The order within a pair
+alternates; a ratio is the median over the pairs of plain seconds by seconds with drafts. Before the
+pairs each side has answered the same requests once, so that suffix has seen them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from galley import LLM, SamplingParams
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "tests" / "data" / "opticks.txt").read_text()
+CODE = (ROOT / "galley" / "kv" / "pool.py").read_text()
+WAYS: dict[str, dict[str, Any]] = {
+    "ngram": {"method": "ngram"},
+    "ngram, 5 fixed": {"method": "ngram", "draft_length": "fixed", "num_speculative_tokens": 5},
+    "suffix": {"method": "suffix"},
+}
+GREEDY = {"temperature": 0.0}
+CHAT = (
+    "Tell me a story about a lighthouse keeper.",
+    "What should I know before I buy a used bicycle?",
+    "Explain why the sky is blue to a child.",
+    "Write a letter to my neighbour about his loud music.",
+)
+
+
+def copies() -> list[str]:
+    """Prompts whose answers copy from them."""
+    paragraphs = [p for p in TEXT.split("\n\n") if 500 < len(p) < 1500]
+    code = "\n".join(CODE.splitlines()[40:110])
+    renamed = code.replace("block", "page")
+    return [
+        f"Text:\n{paragraphs[3]}\n\nThe same text again:\n{paragraphs[3][:150]}",
+        f"```python\n{code}\n```\nThe same code with `block` renamed to `page`:\n```python\n"
+        f"{renamed[:200]}",
+        f"Text:\n{paragraphs[7]}\n\nSentences of the text, word for word:\n"
+        f'1. "{paragraphs[7][:60]}',
+        f'Summarise with quotes.\n\n{paragraphs[11]}\n\nThe author writes: "{paragraphs[11][:80]}',
+    ]
+
+
+def agents() -> list[str]:
+    """Requests that differ in a number, as those of a loop over files or tickets."""
+    task = (
+        "You are a tool. Answer with a JSON object with the fields id, status, summary and steps. "
+        "The ticket says: the printer on floor {} does not print and its light blinks.\n"
+        '{{"id": {}, "status": "'
+    )
+    return [task.format(n, n) for n in range(11, 15)]
+
+
+WORK: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "copy": (copies(), GREEDY),
+    "agent": (agents(), GREEDY),
+    "chat": (list(CHAT), {"temperature": 1.0}),
+    "greedy": (list(CHAT), GREEDY),
+}
+
+
+class Side:
+    """An engine, with or without drafts."""
+
+    def __init__(self, engine: dict[str, Any], way: dict[str, Any] | None) -> None:
+        speculative = {"spec_method": "none"} if way is None else {"speculative_config": way}
+        self.llm = LLM(**engine, **speculative, enable_prefix_caching=True)
+
+    def run(self, prompts: list[str], params: SamplingParams, streams: int) -> tuple[float, Any]:
+        """Seconds, and the tokens; `streams` requests at a time."""
+        asked = [prompts[i % len(prompts)] for i in range(max(streams, len(prompts)))]
+        answers, begin = [], time.perf_counter()
+        for first in range(0, len(asked), streams):
+            part = asked[first : first + streams]
+            each = [
+                SamplingParams(max_tokens=params.max_tokens, ignore_eos=True, seed=first + i,
+                               temperature=params.temperature)
+                for i in range(len(part))
+            ]  # fmt: skip
+            answers += [o.outputs[0].token_ids for o in self.llm.generate(part, each)]
+        return time.perf_counter() - begin, answers
+
+    def drafts(self) -> tuple[int, int, int]:
+        """Drafts, draft tokens and accepted tokens so far."""
+        found = {m.name: m.value for m in self.llm.get_metrics() if "position" not in m.labels}
+        names = ("drafts", "draft_tokens", "accepted_tokens")
+        return tuple(found.get(f"vllm:spec_decode_num_{n}", 0) for n in names)  # type: ignore[return-value]
+
+
+def compare(plain: Side, other: Side, work: str, args: argparse.Namespace, streams: int) -> str:
+    """A row of the table."""
+    prompts, sampling = WORK[work]
+    params = SamplingParams(max_tokens=args.tokens, **sampling)
+    wanted = plain.run(prompts, params, streams)[1]
+    assert other.run(prompts, params, streams)[1] == wanted, "drafts changed an answer"
+    before, ratios, seconds = other.drafts(), [], []
+    steps = other.llm._core.counters.num_steps
+    for pair in range(args.pairs):
+        times = {}
+        for side in (plain, other) if pair % 2 else (other, plain):
+            times[side], answers = side.run(prompts, params, streams)
+            assert answers == wanted, "drafts changed an answer"
+        ratios.append(times[plain] / times[other])
+        seconds.append(times[other])
+    steps = other.llm._core.counters.num_steps - steps
+    total = sum(map(len, wanted))
+    drafted, accepted = (b - a for a, b in zip(before[1:], other.drafts()[1:], strict=True))
+    rate = f"{accepted / drafted:.0%}" if drafted else "–"
+    tokens = args.pairs * total / steps / streams
+    return (
+        f"| {work} | {streams} | {statistics.median(ratios):.2f} | "
+        f"{total / statistics.median(seconds):.0f} | {rate} | {tokens:.2f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="", help="default: the built-in one")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--work", nargs="+", default=list(WORK), choices=WORK)
+    args = parser.parse_args()
+    engine = {"model": args.model, "max_model_len": 2048, "max_num_seqs": 64}
+    plain = Side(engine, None)
+    for way in args.ways:
+        other = Side(engine, WAYS[way])
+        print(f"\n{way}\n\n| work | streams | ratio | tokens/s | accepted | tokens a step |")
+        print("|---|---|---|---|---|---|", flush=True)
+        for work in args.work:
+            for streams in args.streams:
+                print(compare(plain, other, work, args, streams), flush=True)
+
+
+if __name__ == "__main__":
+    main()
