@@ -354,6 +354,7 @@ class SamplingParams(
     structured_outputs: StructuredOutputsParams | None = None
     reasoning_limits: ReasoningLimits | None = None
     logits_processors: list[Any] | None = None
+    speculative: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):

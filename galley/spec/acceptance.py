@@ -77,10 +77,10 @@ class Acceptance:
         if not total:
             return
         by_level = np.bincount(levels, tries, NUM_LEVELS)
-        keep = _LEVEL_DECAY**by_level
+        level_keep = _LEVEL_DECAY**by_level
         found = np.bincount(levels, hits, NUM_LEVELS)
-        self._level_hits[:, part] = self._level_hits[:, part] * keep + found
-        self._level_tries[:, part] = self._level_tries[:, part] * keep + by_level
+        self._level_hits[:, part] = self._level_hits[:, part] * level_keep + found
+        self._level_tries[:, part] = self._level_tries[:, part] * level_keep + by_level
 
     def remember(self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts) -> None:
         """Keep what is proposed, except where an earlier proposal is not yet refuted."""

@@ -34,7 +34,9 @@ class Speculator:
             self._lengths.clear(slots)
         for row in plan.new_rows:
             params = row.params
-            self._is_off[row.slot] = not isinstance(params, SamplingParams)
+            self._is_off[row.slot] = (
+                not isinstance(params, SamplingParams) or not params.speculative
+            )
             self._proposer.enter(row)
 
     def stepped(self, plan: StepPlan, seconds: float | None) -> None:

@@ -218,6 +218,7 @@ def _params(rng: random.Random, room: int) -> SamplingParams:
         {"allowed_token_ids": sorted(rng.sample(range(VOCAB), 30))},
         {"stop_token_ids": rng.sample(range(VOCAB), 40)},
         {"ignore_eos": True},
+        {"speculative": False},
         {"min_tokens": rng.randint(0, params["max_tokens"])},
         {"logprobs": rng.choice((0, 1, 5, 20))},
         {"prompt_logprobs": rng.choice((0, 3))},

@@ -113,6 +113,16 @@ def test_a_stop_string_inside_accepted_drafts() -> None:
     assert answer(got) == answer(want)
 
 
+def test_a_request_can_do_without(plain: list[Any]) -> None:
+    llm = engine(speculative_config=WAYS["ngram-fixed"])
+    texts = ["one two three four " * 8]
+    params = SamplingParams(max_tokens=12, temperature=0.0, speculative=False)
+    llm.generate(texts, params)
+    assert not counted(llm)["vllm:spec_decode_num_draft_tokens"]
+    llm.generate(texts, msgspec.structs.replace(params, speculative=True))
+    assert counted(llm)["vllm:spec_decode_num_draft_tokens"]
+
+
 def test_a_class_that_cannot_be_loaded_is_refused() -> None:
     for name in ("tests.spec.nothing.Here", "nodots", "tests.spec.test_answers.nothing"):
         with pytest.raises(ConfigError, match="cannot be loaded"):

@@ -63,6 +63,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     priority: Int = 0
     cache_salt: Text | None = None
     request_id: str | None = None
+    speculative: bool = True
 
 
 class StructuredFields(SamplingFields, kw_only=True):
