@@ -99,7 +99,8 @@ class Side:
 
     def drafts(self) -> tuple[int, int, int]:
         """Drafts, draft tokens and accepted tokens so far."""
-        found = {m.name: m.value for m in self.llm.get_metrics() if "position" not in m.labels}
+        drafts = (m for m in self.llm.get_metrics() if m.name.startswith("vllm:spec_decode"))
+        found = {m.name: m.value for m in drafts if "position" not in m.labels}
         names = ("drafts", "draft_tokens", "accepted_tokens")
         return tuple(found.get(f"vllm:spec_decode_num_{n}", 0) for n in names)  # type: ignore[return-value]
 

@@ -262,8 +262,8 @@ class SpeculativeConfig:
 
     speculative_config: dict[str, object] = field(default_factory=dict)
     """JSON object (or dotted keys) about drafts, which change how fast answers come and nothing
-    else: `method` (ngram, suffix, custom_class, none), `num_speculative_tokens`, `draft_length`
-    (adaptive, fixed), keys of the method. Default: no drafts."""
+    else: `method` (ngram, suffix, draft_model, custom_class, none), `num_speculative_tokens`,
+    `draft_length` (adaptive, fixed), keys of the method. Default: no drafts."""
     spec_method: str | None = field(
         default=None,
         metadata={"choices": ("none", *PROPOSERS, *(a for a in ALIASES if a[0] != "["))},

@@ -33,9 +33,10 @@ LOAD_FORMATS: dict[str, tuple[str, str]] = {
     "dummy": ("galley.models.dummy", "DummyCheckpoint"),
 }
 
-#: Method of --speculative-config: the function that makes its proposer, of settings and slots.
+#: Method of --speculative-config: the function that makes its proposer, of settings and target.
 PROPOSERS: dict[str, tuple[str, str]] = {
     "ngram": ("galley.spec.ngram", "make"),
     "suffix": ("galley.spec.suffix", "make"),
+    "draft_model": ("galley.runner.draft_model", "make"),
     "custom_class": ("galley.spec.custom", "make"),
 }

@@ -16,7 +16,7 @@ _FIELD = "speculative_config"
 ALIASES = {"ngram_gpu": "ngram", "[ngram]": "ngram"}
 #: Methods of vLLM 0.32 that need weights which are not read yet.
 _NOT_YET = (
-    *("eagle", "eagle3", "medusa", "mlp_speculator", "dflash", "dspark", "draft_model"),
+    *("eagle", "eagle3", "medusa", "mlp_speculator", "dflash", "dspark"),
     *("extract_hidden_states",),
 )
 #: Keys of vLLM that have no effect here: value that they may have → all others are refused.
@@ -34,7 +34,7 @@ _ONLY: dict[str, Any] = {
 #: Keys of vLLM about a drafter's weights.
 _OF_MODELS = (
     *("quantization", "moe_backend", "attention_backend", "kv_cache_dtype", "max_model_len"),
-    *("revision", "code_revision", "index_share_for_mtp_iteration", "draft_load_config"),
+    *("code_revision", "index_share_for_mtp_iteration", "draft_load_config"),
     *("synthetic_acceptance_rates", "synthetic_acceptance_length", "dspark_draft_topk"),
     *("enforce_eager",),
 )
@@ -43,7 +43,9 @@ DEFAULT_DRAFTS, MOST_DRAFTS = 15, 63
 MOST_MATCH = 64
 _LONGEST_MIN = 16
 
-Method = Literal["ngram", "suffix", "custom_class"]
+Method = Literal["ngram", "suffix", "draft_model", "custom_class"]
+#: Methods with a `model`.
+_WITH_MODEL = ("draft_model", "custom_class")
 
 
 class SpeculativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +53,8 @@ class SpeculativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     Attributes:
         method: a key of `registries.PROPOSERS`.
-        model: of custom_class: module.Class.
+        model: of custom_class: module.Class; of draft_model: like --model.
+        revision: of a draft_model of the hub.
         num_speculative_tokens: most drafts of a sequence and step; None = `DEFAULT_DRAFTS`.
         draft_length: "adaptive": as many as make the answers fastest, by measured acceptance and
             cost; "fixed": all that are proposed.
@@ -66,6 +69,7 @@ class SpeculativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     method: Method
     model: str | None = None
+    revision: str | None = None
     num_speculative_tokens: int | None = None
     draft_length: Literal["adaptive", "fixed"] = "adaptive"
     num_speculative_tokens_per_batch_size: tuple[tuple[int, int, int], ...] = ()
@@ -151,7 +155,7 @@ def _drop_without_effect(keys: dict[str, Any]) -> None:
             raise _fault(f".{name} must be {only!r} in this version")
     for name in _OF_MODELS:
         if name in keys:
-            raise _fault(f".{name} has no effect: {keys['method']} has no weights")
+            raise _fault(f".{name} is not supported with {keys['method']}")
     if (adaptive := keys.pop("enable_adaptive_verification", None)) is not None:
         keys.setdefault("draft_length", "adaptive" if adaptive else "fixed")
 
@@ -182,12 +186,13 @@ def _check(s: SpeculativeSettings) -> None:
                 ".num_speculative_tokens_per_batch_size has entries [from, to, drafts] with "
                 f"1 <= from <= to and drafts in 0 … {MOST_DRAFTS}; got [{first}, {last}, {drafts}]"
             )
-    if (s.model is None) == (s.method == "custom_class"):
+    if s.method in _WITH_MODEL and s.model is None:
         raise _fault(
-            ".model is the module.Class of a proposer with custom_class"
-            if s.method == "custom_class"
-            else f".model has no effect: {s.method} has no weights"
+            ".model is the module.Class of a proposer with custom_class, and with draft_model a "
+            "directory, .gguf file or hub name"
         )
+    if s.method not in _WITH_MODEL and (s.model or s.revision):
+        raise _fault(f".model and .revision have no effect: {s.method} has no weights")
 
 
 def _fault(what: str) -> ConfigError:

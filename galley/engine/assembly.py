@@ -28,7 +28,7 @@ from galley.loader import Source, open_checkpoint, resolve_source, resolve_token
 from galley.messages import Counters, Ready
 from galley.models.footprint import measure
 from galley.observability.meter import Sizes
-from galley.spec.speculator import Speculator, make_speculator
+from galley.spec.speculator import make_speculator
 
 if TYPE_CHECKING:
     from galley.structured.sequences import ConstrainedSequences
@@ -69,13 +69,13 @@ def assemble(
         block_index = BlockIndex(kv_files, signature_of(resolved, model_info))
         resolved = _with_num_blocks(resolved, block_index.num_blocks)
     memory = None if block_index is None else block_index.memory
-    speculator = _speculator(resolved)
+    speculator = make_speculator(resolved, model_info, available)
     with LoadProgress() as progress:
         executor = build_executor(
             resolved,
             model_info,
             checkpoint,
-            available,
+            available - (0 if speculator is None else speculator.memory),
             progress,
             memory,
             speculator,
@@ -98,15 +98,6 @@ def assemble(
     if not resolved.model.skip_tokenizer_init:
         core.open_constrained = partial(_constrained, resolved, model_info, source, core.counters)
     return LoadedEngine(core, resolved, model_info, source)
-
-
-def _speculator(config: EngineConfig) -> Speculator | None:
-    """What proposes drafts; None where they are off."""
-    settings = config.speculative.settings
-    if settings is None or config.model.runner == "pooling":
-        return None
-    assert config.scheduler.max_num_seqs is not None
-    return make_speculator(settings, config.scheduler.max_num_seqs)
 
 
 def _constrained(

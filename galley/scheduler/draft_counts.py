@@ -10,9 +10,14 @@ from galley.messages import DraftStats
 
 
 class DraftCounts:
-    """Counts since the last `take`."""
+    """Counts since the last `take`.
+
+    Attributes:
+        num_accepted, num_rejected: since the engine's start.
+    """
 
     def __init__(self) -> None:
+        self.num_accepted = self.num_rejected = 0
         self._rows = self._tokens = 0
         self._accepted: NDArray[np.int64] = np.zeros(0, np.int64)
 
@@ -23,6 +28,8 @@ class DraftCounts:
         if len(result.num_forced):
             sampled = sampled - result.num_forced
         accepted = np.minimum(drafts, np.maximum(sampled - 1, 0))
+        self.num_accepted += int(accepted.sum())
+        self.num_rejected += int((drafts - accepted).sum())
         self._rows += int(np.count_nonzero(drafts))
         self._tokens += int(drafts.sum())
         longest = int(drafts.max())

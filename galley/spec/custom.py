@@ -9,21 +9,21 @@ from importlib import import_module
 
 from galley.config.speculative import SpeculativeSettings
 from galley.errors import ConfigError
-from galley.spec.proposer import Proposer
+from galley.spec.proposer import Proposer, Target
 
 
-def make(settings: SpeculativeSettings, num_slots: int) -> Proposer:
+def make(settings: SpeculativeSettings, target: Target) -> Proposer:
     """Raises ConfigError where there is no such class, or it is no proposer."""
     assert settings.model is not None
     module, _, name = settings.model.rpartition(".")
     try:
-        proposer = getattr(import_module(module), name)(settings, num_slots)
+        proposer = getattr(import_module(module), name)(settings, target.num_slots)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"--speculative-config.model {settings.model!r} cannot be loaded: {error}",
             field="speculative_config",
         ) from error
-    parts = ("width", "is_free", "enter", "leave", "propose", "stepped")
+    parts = ("width", "memory", "is_free", "enter", "leave", "propose", "stepped")
     missing = [part for part in parts if not hasattr(proposer, part)]
     if missing:
         raise ConfigError(

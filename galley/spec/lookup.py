@@ -23,6 +23,7 @@ class Lookup:
     """
 
     is_free = True
+    memory = 0
 
     def __init__(self, num_slots: int, width: int, index: _native.DraftIndex) -> None:
         self.width = width

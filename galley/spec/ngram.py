@@ -9,12 +9,18 @@ from __future__ import annotations
 from galley.config.speculative import SpeculativeSettings
 from galley.kernels import _native
 from galley.spec.lookup import Lookup
+from galley.spec.proposer import Target
 
 #: Occurrences that are compared.
 _CANDIDATES = 16
 
 
-def make(settings: SpeculativeSettings, num_slots: int) -> Lookup:
+def ngram(settings: SpeculativeSettings, num_slots: int) -> Lookup:
+    """The proposer for a table of so many slots."""
     low, high = settings.lookup_range
     index = _native.DraftIndex(num_slots, low, high, _CANDIDATES)
     return Lookup(num_slots, settings.most_drafts, index)
+
+
+def make(settings: SpeculativeSettings, target: Target) -> Lookup:
+    return ngram(settings, target.num_slots)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, NewRow, RequestTable, StepPlan
+from galley.config import EngineConfig, ModelInfo
 
 #: Levels of evidence for a draft; the acceptance of each is measured by itself.
 NUM_LEVELS = 12
@@ -28,16 +29,33 @@ class Drafts(msgspec.Struct, frozen=True, eq=False):
     levels: I32
 
 
+class Target(msgspec.Struct, frozen=True, eq=False):
+    """What drafts are for.
+
+    Attributes:
+        config, model_info: of the engine and its model.
+        num_slots: of its table.
+        available: bytes of memory that could be taken before anything was loaded.
+    """
+
+    config: EngineConfig
+    model_info: ModelInfo
+    num_slots: int
+    available: int
+
+
 class Proposer(Protocol):
     """Guesses the continuation of sequences that have just sampled a token.
 
     Attributes:
         width: most drafts of a sequence.
+        memory: bytes that its weights and caches take.
         is_free: whether a guess costs nothing next to a step; then guesses are made at each step,
             and their quality is known before any of them is computed.
     """
 
     width: int
+    memory: int
     is_free: bool
 
     def enter(self, row: NewRow) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable, StepPlan
+from galley.config import EngineConfig, ModelInfo
 from galley.config.registries import PROPOSERS
-from galley.config.speculative import SpeculativeSettings
 from galley.request import SamplingParams
 from galley.spec.lengths import AdaptiveLengths, FixedLengths, Lengths
-from galley.spec.proposer import Proposer
+from galley.spec.proposer import Proposer, Target
 
 
 class Speculator:
@@ -20,9 +20,13 @@ class Speculator:
 
     Args:
         num_slots: of the table.
+
+    Attributes:
+        memory: bytes that the proposer takes.
     """
 
     def __init__(self, proposer: Proposer, lengths: Lengths, num_slots: int) -> None:
+        self.memory = proposer.memory
         self._proposer, self._lengths = proposer, lengths
         self._is_off: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
 
@@ -70,10 +74,26 @@ class Speculator:
         return indptr, drafts.ids[np.arange(drafts.ids.shape[1]) < counts[:, None]]
 
 
-def make_speculator(settings: SpeculativeSettings, num_slots: int) -> Speculator:
-    """The speculator that the settings ask for."""
+def make_speculator(
+    config: EngineConfig, model_info: ModelInfo, available: int
+) -> Speculator | None:
+    """The speculator that a resolved configuration asks for; None where drafts are off.
+
+    Args:
+        model_info: of the model that drafts are for.
+        available: bytes of memory that could be taken before anything was loaded.
+
+    Raises:
+        ConfigError, ModelError: it cannot be made.
+    """
+    settings = config.speculative.settings
+    if settings is None or config.model.runner == "pooling":
+        return None
+    num_slots = config.scheduler.max_num_seqs
+    assert num_slots is not None, "the configuration is not resolved"
     module, function = PROPOSERS[settings.method]
-    proposer: Proposer = getattr(import_module(module), function)(settings, num_slots)
+    target = Target(config, model_info, num_slots, available)
+    proposer: Proposer = getattr(import_module(module), function)(settings, target)
     by_batch = settings.num_speculative_tokens_per_batch_size
     lengths: Lengths
     if settings.draft_length == "fixed":

@@ -20,6 +20,7 @@ from galley.batch import NewRow, RequestTable
 from galley.config.speculative import SpeculativeSettings
 from galley.kernels import _native
 from galley.spec.lookup import Lookup
+from galley.spec.proposer import Target
 
 #: Occurrences that are compared, and that vote.
 _CANDIDATES = 32
@@ -63,5 +64,5 @@ def scope_of(cache_salt: str | None, adapter: int) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
 
 
-def make(settings: SpeculativeSettings, num_slots: int) -> SuffixProposer:
-    return SuffixProposer(settings, num_slots)
+def make(settings: SpeculativeSettings, target: Target) -> SuffixProposer:
+    return SuffixProposer(settings, target.num_slots)

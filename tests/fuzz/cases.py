@@ -16,6 +16,7 @@ from galley.config import EngineConfig, ModelInfo
 from galley.config.engine import QuantizedActivations
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.kernels.backend import kv_layout
+from galley.kv import can_rewind
 from galley.loader.tensor import RawTensor
 from galley.models.footprint import kv_layers, tensor_shapes
 from galley.quant.registry import FORMATS
@@ -121,8 +122,11 @@ class Case:
         """`num_gpu_blocks_override` is of one KV group, and the pool has as many for each."""
         given = {"max_model_len": LENGTH, "skip_tokenizer_init": True, **flags}
         model_info = self.checkpoint().model_info
+        layout = kv_layout(kv_layers(model_info), 2, given.get("block_size", 16))
+        if not can_rewind(layout.groups):
+            given.pop("speculative_config", None)
         if blocks := given.get("num_gpu_blocks_override"):
-            groups = len(kv_layout(kv_layers(model_info), 2, given.get("block_size", 16)).groups)
+            groups = len(layout.groups)
             given["num_gpu_blocks_override"] = 1 + (blocks - 1) * groups
         return resolve(from_kwargs(given, "server", {}), MACHINE, model_info)
 
@@ -162,6 +166,12 @@ def draw_flags(rng: random.Random) -> dict[str, Any]:
         "dtype": rng.choice(("auto", "float32")),
         "quantized_activations": rng.choice(get_args(QuantizedActivations)),
     }
+    if rng.random() < 0.5:
+        flags["speculative_config"] = {
+            "method": rng.choice(("ngram", "suffix")),
+            "draft_length": rng.choice(("fixed", "fixed", "adaptive")),
+            "num_speculative_tokens": rng.choice((1, 3, 15)),
+        }
     if rng.random() < 0.3:
         flags["long_prefill_token_threshold"] = rng.randint(1, 40)
         flags["long_prefill_token_threshold_adaptive"] = rng.random() < 0.5

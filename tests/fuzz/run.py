@@ -25,6 +25,7 @@ from galley.frontend.input_processor import InputProcessor, limits_of
 from galley.frontend.output_processor import OutputProcessor, RequestState, Sequence
 from galley.request import Request, RequestOutputKind
 from galley.runner.runner import Runner
+from galley.spec.speculator import make_speculator
 from tests.fuzz.cases import MACHINE, Ask, Case, draw
 
 #: Steps after which a workload must be over: each token of each request in a step of its own, and
@@ -66,6 +67,7 @@ class Engine:
             checkpoint,
             MACHINE.available_memory,
             kv_memory=memory,
+            speculator=make_speculator(self.config, checkpoint.model_info, 0),
         )
         loopback = self.config.parallel.distributed_executor_backend == "loopback"
         executor = LoopbackExecutor(runner) if loopback else LocalExecutor(runner)
@@ -123,6 +125,8 @@ class Engine:
         self.events["cached tokens"] += scheduler.kv.counters.prefix_hits
         self.events["evictions"] += scheduler.kv.pool.num_evicted
         self.events["steps"] += scheduler.step
+        self.events["accepted drafts"] += scheduler.draft_counts.num_accepted
+        self.events["rejected drafts"] += scheduler.draft_counts.num_rejected
 
     def _replayed(self) -> list[Request]:
         """As the client of a server would send them to the next engine."""

@@ -12,7 +12,7 @@ BATCH = 15
 #: Seeds that have failed once, beside those of the batches.
 REGRESSIONS: list[int] = []
 EVENTS = {"steps", "preemptions", "cached tokens", "evictions"}
-EVENTS |= {"deaths", "kept blocks"}
+EVENTS |= {"deaths", "kept blocks", "accepted drafts", "rejected drafts"}
 
 
 @pytest.mark.parametrize("batch", range(4))

@@ -16,7 +16,7 @@ WIDTH = 8
 class Guesser:
     """A proposer of `guess(known tokens, length of the prompt)`, at most WIDTH drafts."""
 
-    width, is_free = WIDTH, True
+    width, is_free, memory = WIDTH, True, 0
 
     def guess(self, known: list[int], num_prompt: int) -> list[int]:
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """Answers with every proposer are those without, and drafts are accepted and rejected.
 
-Checklist 45, 119, 121, 124, 125, 203.
+Checklist 45, 118, 119, 121, 124, 125, 203.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import pytest
 from galley import LLM, SamplingParams
 from galley.config.registries import PROPOSERS
 from galley.errors import ConfigError
-from galley.spec.ngram import make as make_ngram
+from galley.loader.source import default_model
+from galley.spec.ngram import ngram
 from tests.equality.workload import answer, prompts
 from tests.equality.workload import params as workload_params
 from tests.small_model import small_model
@@ -24,6 +25,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "ngram-fixed": {"method": "ngram", "draft_length": "fixed", "prompt_lookup_min": 1},
     "suffix": {"method": "suffix"},
     "suffix-fixed": {"method": "suffix", "draft_length": "fixed", "num_speculative_tokens": 6},
+    "draft_model": {
+        "method": "draft_model",
+        "draft_length": "fixed",
+        "num_speculative_tokens": 3,
+        "model": str(small_model()),
+    },
+    "draft_model-adaptive": {"model": str(default_model())},
     "custom_class": {
         "method": "custom_class",
         "draft_length": "fixed",
@@ -34,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def Copies(settings: Any, num_slots: int) -> Any:
     """A proposer of the user's own."""
-    return make_ngram(settings, num_slots)
+    return ngram(settings, num_slots)
 
 
 def engine(**flags: Any) -> LLM:
@@ -68,7 +76,7 @@ def plain() -> list[Any]:
 
 
 def test_every_proposer_is_here() -> None:
-    assert {way["method"] for way in WAYS.values()} == set(PROPOSERS)
+    assert {way.get("method", "draft_model") for way in WAYS.values()} == set(PROPOSERS)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -88,12 +96,12 @@ def test_answers_are_those_without_drafts(plain: list[Any], way: str) -> None:
     assert places == sorted(places, reverse=True)
 
 
-@pytest.mark.parametrize("way", ["ngram-fixed", "suffix-fixed"])
+@pytest.mark.parametrize("way", ["ngram-fixed", "suffix-fixed", "draft_model"])
 def test_answers_under_preemption_and_in_chunks(plain: list[Any], way: str) -> None:
     llm = engine(
         speculative_config=WAYS[way],
         num_gpu_blocks_override=33,
-        max_num_batched_tokens=32,
+        max_num_batched_tokens=128,
         distributed_executor_backend="loopback",
     )
     assert run(llm) == plain

@@ -10,7 +10,7 @@ import pytest
 from galley.batch import GroupSpec, NewRow, RequestTable
 from galley.config.speculative import SpeculativeSettings
 from galley.request import SamplingParams
-from galley.spec.ngram import make as make_ngram
+from galley.spec.ngram import ngram
 from galley.spec.suffix import SuffixProposer, scope_of
 
 GROUPS = [GroupSpec("full", 16, 64)]
@@ -59,7 +59,7 @@ def test_drafts_are_those_of_a_search(low: int, high: int) -> None:
     """Texts with matches, but no more of one than are compared."""
     rng = random.Random(low)
     settings = SpeculativeSettings("ngram", prompt_lookup_min=low, prompt_lookup_max=high)
-    texts, proposer = Texts(3), make_ngram(settings, 3)
+    texts, proposer = Texts(3), ngram(settings, 3)
     known: dict[int, list[int]] = {}
     for slot in range(3):
         known[slot] = [rng.randrange(100) for _ in range(40 + slot)]
@@ -81,7 +81,7 @@ def test_drafts_are_those_of_a_search(low: int, high: int) -> None:
 
 
 def test_a_slot_with_another_request_starts_again() -> None:
-    texts, proposer = Texts(1), make_ngram(SpeculativeSettings("ngram"), 1)
+    texts, proposer = Texts(1), ngram(SpeculativeSettings("ngram"), 1)
     texts.start(0, 1, [5, 6, 7, 8, 5, 6])
     assert texts.drafts(proposer, [0], 2) == [([7, 8], 2)]
     texts.start(0, 2, [9, 9, 1, 5, 6])
@@ -89,7 +89,7 @@ def test_a_slot_with_another_request_starts_again() -> None:
 
 
 def test_long_texts_make_the_index_grow() -> None:
-    texts, proposer = Texts(1, 5000), make_ngram(SpeculativeSettings("ngram"), 1)
+    texts, proposer = Texts(1, 5000), ngram(SpeculativeSettings("ngram"), 1)
     texts.start(0, 1, [1, 2, 3, 4])
     proposer.propose(texts.table, np.array([0]), np.array([4], np.int32))
     texts.append(0, list(range(100, 4900)))

@@ -15,9 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from galley.cli.bench.acceptance import Drafted
 from galley.errors import ConfigError, GalleyError, ServerError
 from galley.text.tokenizer import Tokenizer, load_tokenizer
 
+_DRAFTS = re.compile(
+    r"^vllm:spec_decode_num_(drafts|draft_tokens|accepted_tokens|accepted_tokens_per_pos)_total"
+    r'(?:\{(?:[^}]*position="(\d+)")?[^}]*\})? (\S+)$',
+    re.MULTILINE,
+)
 _HITS = re.compile(r"^vllm:prefix_cache_(hits|queries)_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -71,6 +77,28 @@ class Endpoint:
         for name, value in matches:
             sums[name] += float(value)
         return (sums["hits"], sums["queries"]) if matches else None
+
+    def drafts(self) -> Drafted | None:
+        """Drafts so far, from /metrics; None if the server does not report them."""
+        try:
+            matches = _DRAFTS.findall(self.get("/metrics").decode())
+        except (OSError, ValueError):
+            return None
+        if not matches:
+            return None
+        sums: dict[str, float] = {}
+        places: dict[int, float] = {}
+        for name, place, value in matches:
+            if place:
+                places[int(place)] = places.get(int(place), 0.0) + float(value)
+            else:
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return Drafted(
+            sums.get("drafts", 0.0),
+            sums.get("draft_tokens", 0.0),
+            sums.get("accepted_tokens", 0.0),
+            [places[place] for place in sorted(places)],
+        )
 
     def post(self, path: str) -> bool:
         """Send an empty POST (/start_profile …). Returns whether it succeeded."""

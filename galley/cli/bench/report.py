@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from galley.cli.bench import acceptance
 from galley.cli.bench.metrics import METRICS
 
 _WIDTH = 50
@@ -83,6 +84,8 @@ def report(result: Mapping[str, Any], cost: Sequence[Line] = ()) -> str:
         if f"mean_{metric}_ms" in result:
             lines += [heading(title, "-"), *(line(*row) for row in latencies(result, metric))]
     lines += [heading("Reuse and Fairness", "-"), *(line(*row) for row in sharing(result))]
+    if drafts := acceptance.lines(result):
+        lines += [heading("Speculative Decoding", "-"), *(line(*row) for row in drafts)]
     if cost:
         lines += [heading("Cost", "-"), *(line(*row) for row in cost)]
     return "\n".join([*lines, heading("")])

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from galley.cli.bench.acceptance import acceptance
 from galley.cli.bench.arrivals import Arrivals
 from galley.cli.bench.backends import BACKENDS, Options
 from galley.cli.bench.client import Target
@@ -288,7 +289,7 @@ class Bench:
     def measure(self, samples: list[Sample], seed: int) -> tuple[dict[str, Any], Run]:
         """Measure one run. Returns vLLM's result fields, and the run itself."""
         settings = self.settings
-        before = self.endpoint.prefix_cache()
+        before, drafted = self.endpoint.prefix_cache(), self.endpoint.drafts()
         if settings.target.profile:
             self.endpoint.post("/start_profile")
         advance = progress(len(samples), not settings.result.disable_tqdm)
@@ -303,6 +304,8 @@ class Bench:
             parse_percentiles(settings.result.metric_percentiles),
         )
         result["client_cpu"] = run.client_cpu
+        if drafted is not None:
+            result |= acceptance(drafted, self.endpoint.drafts())
         after = self.endpoint.prefix_cache() if before else None
         if result["cache_reuse"] is None and before and after and after[1] > before[1]:
             result["cached_prompt_tokens"] = int(after[0] - before[0])
