@@ -94,7 +94,9 @@ class Side:
                                temperature=params.temperature)
                 for i in range(len(part))
             ]  # fmt: skip
-            answers += [o.outputs[0].token_ids for o in self.llm.generate(part, each)]
+            answers += [
+                o.outputs[0].token_ids for o in self.llm.generate(part, each, use_tqdm=False)
+            ]
         return time.perf_counter() - begin, answers
 
     def drafts(self) -> tuple[int, int, int]:

@@ -127,6 +127,7 @@ class EngineMetrics:
             Series(families, {"model_name": model_name, "engine": str(i)})
             for i in range(num_engines)
         ]
+        self._counts_drafts = most_drafts > 0
         self.sleeps(None)
         self._cache_info = _CacheInfo(registry, dict(cache_info or {}), num_engines)
         self._timelines: dict[int, RequestTimeline] = {}
@@ -293,7 +294,7 @@ class EngineMetrics:
             if any(growth):
                 for metric, amount in zip(ENGINE_COUNTERS.values(), growth, strict=True):
                     series.inc(metric.name, amount)
-        if stats.drafts is not None:
+        if stats.drafts is not None and self._counts_drafts:
             self._drafts(series, stats.drafts)
         for metric, times in zip(BLOCK_METRICS, stats.block_times, strict=False):
             for seconds in memoryview(times).cast("f"):
