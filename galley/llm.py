@@ -279,7 +279,8 @@ class LLM(UnsupportedMethods):
         searches = [BeamSearch(ids, params, eos) for ids in prompts]
         while running := [search for search in searches if not search.done]:
             asked: list[Prompt] = [ids for search in running for ids in search.prompts]
-            outputs = iter(self.generate(asked, running[0].step_params(), use_tqdm=shown))
+            params_of = [one for search in running for one in search.step_params()]
+            outputs = iter(self.generate(asked, params_of, use_tqdm=shown))
             for search in running:
                 steps = [next(outputs).outputs[0].logprobs for _ in search.prompts]
                 search.advance([(step or [{}])[0] for step in steps])

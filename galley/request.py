@@ -222,12 +222,14 @@ class StructuredOutputsParams(
     Attributes:
         start_after: markers; the constraint applies to what follows the first of them in the
             output. None = from the first token on.
+        num_written: so many tokens at the end of the prompt are the beginning of the text.
         special_tokens: texts in `structural_tag` that stand for special tokens → their ids.
         source: the field of the request that has brought the constraint, for errors; None: it is
             `structured_outputs`.
     """
 
     start_after: list[TokenMarker] | None = None
+    num_written: int = 0
     special_tokens: dict[str, int] | None = None
     source: str | None = None
 
@@ -279,6 +281,7 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
         backend: the library that makes the masks, a key of `structured.backend.BACKENDS`.
         any_whitespace, whitespace_pattern: of JSON, see `StructuredOutputsParams`.
         start_after: see `StructuredOutputsParams`; () = from the first token on.
+        num_written: see `StructuredOutputsParams`.
         field: the field of the request that brought it, for errors.
     """
 
@@ -288,6 +291,7 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
     any_whitespace: bool = True
     whitespace_pattern: str | None = None
     start_after: tuple[TokenMarker, ...] = ()
+    num_written: int = 0
     field: str = "structured_outputs"
 
 
@@ -318,8 +322,9 @@ class SamplingParams(
     """How to sample one request (vLLM's names, types and defaults).
 
     Types are checked by the metaclass, ranges in `verify`. `max_tokens=None` means up to the
-    model's length. A `seed` of -1 is none. `truncate_prompt_tokens` and `priority` belong to the
-    request and are applied by the input processor.
+    model's length. A `seed` of -1 is none. With `allowed_logprobs`, logprobs are of the tokens
+    that a constraint allows, among these alone. `truncate_prompt_tokens` and `priority` belong to
+    the request and are applied by the input processor.
     """
 
     n: int = 1
@@ -353,6 +358,7 @@ class SamplingParams(
     repetition_detection: RepetitionDetectionParams | None = None
     structured_outputs: StructuredOutputsParams | None = None
     reasoning_limits: ReasoningLimits | None = None
+    allowed_logprobs: bool = False
     logits_processors: list[Any] | None = None
     speculative: bool = True
 

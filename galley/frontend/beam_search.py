@@ -14,7 +14,12 @@ from dataclasses import dataclass
 import msgspec
 
 from galley.errors import InvalidRequest
-from galley.request import Logprob, RequestOutputKind, SamplingParams
+from galley.request import (
+    Logprob,
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 
 Candidates = dict[int, Logprob]
 
@@ -28,6 +33,8 @@ class BeamSearchParams(msgspec.Struct, kw_only=True):
             not change.
         length_penalty: exponent of the length that a beam's log-probability is divided by.
         include_stop_str_in_output: keep the end-of-sequence token in the tokens.
+        structured_outputs: what the text of each beam must be. A beam whose text is complete ends,
+            also with `ignore_eos`.
     """
 
     beam_width: int
@@ -36,6 +43,7 @@ class BeamSearchParams(msgspec.Struct, kw_only=True):
     temperature: float = 0.0
     length_penalty: float = 1.0
     include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         for name in ("beam_width", "max_tokens"):
@@ -95,7 +103,8 @@ class BeamSearch:
     ) -> None:
         self._prompt = list(prompt_token_ids)
         self._params = params
-        self._eos = frozenset(() if params.ignore_eos else eos_token_ids)
+        endless = params.ignore_eos and params.structured_outputs is None
+        self._eos = frozenset(() if endless else eos_token_ids)
         self._active = [Beam(len(self._prompt))]
         self._ended: list[Beam] = []
         self._steps = 0
@@ -109,8 +118,14 @@ class BeamSearch:
         """The sequences to continue by one token: the prompt and a beam each."""
         return [[*self._prompt, *beam.token_ids] for beam in self._active]
 
-    def step_params(self) -> SamplingParams:
-        """Parameters of a request for the next token of a beam."""
+    def step_params(self) -> list[SamplingParams]:
+        """Parameters of the requests for the next token of each of `prompts`."""
+        return [self._params_of(beam) for beam in self._active]
+
+    def _params_of(self, beam: Beam) -> SamplingParams:
+        form = self._params.structured_outputs
+        if form is not None:
+            form = msgspec.structs.replace(form, num_written=len(beam.token_ids))
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -118,6 +133,8 @@ class BeamSearch:
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=form,
+            allowed_logprobs=form is not None,
         )
 
     def advance(self, candidates: Sequence[Candidates]) -> None:

@@ -163,6 +163,8 @@ class InputProcessor:
 
     def knows(self, params: StructuredOutputsParams) -> bool:
         """Whether `constraint_of` answers at once."""
+        if params.num_written:
+            params = msgspec.structs.replace(params, num_written=0)
         return self._checker is not None and self._checker.known(params) is not None
 
     def constraint_of(self, params: StructuredOutputsParams) -> Constraint:
@@ -186,7 +188,10 @@ class InputProcessor:
             from galley.structured.check import ConstraintChecker
 
             self._checker = ConstraintChecker(self._structured)
-        return self._checker.check(params)
+        if not params.num_written:
+            return self._checker.check(params)
+        constraint = self._checker.check(msgspec.structs.replace(params, num_written=0))
+        return msgspec.structs.replace(constraint, num_written=params.num_written)
 
     # ------------------------------------------------------------------ prompt
 

@@ -13,7 +13,7 @@ from galley.kernels.sampling import LogitMasks, Samples
 from galley.runner.drafts import verify
 from galley.runner.sampled_rows import SampledRows
 from galley.runner.sampler import NO_LOGPROBS, SamplingTable
-from galley.runner.scores import Scores, highest, rank_of
+from galley.runner.scores import Scores, highest, log_softmax, rank_of
 
 NOTHING_TO_SAMPLE = "no token can be sampled: the logits are not finite, or every token is masked"
 NOTHING_ALLOWED = (
@@ -105,14 +105,34 @@ def _sampled_logprobs(
         chosen = sampled.select(rows)
         entries = _Entries(chosen.rows, chosen.logit_rows, chosen.positions, num_top[rows])
         columns = _columns(step, entries, sampled=True)
-    if not sampling.logprob_ids:
+    if not (sampling.logprob_ids or sampling.allowed_logprobs):
         return columns
     for i, slot in enumerate(sampled.slots.tolist()):
-        ids = sampling.logprob_ids.get(slot)
+        ids, count = sampling.logprob_ids.get(slot), sampling.allowed_logprobs.get(slot)
         if ids is not None:
             entry = _entry_of_ids(step, sampled, i, ids)
-            columns = entry if columns is None else columns.joined(entry)
+        elif count is not None:
+            entry = _entry_of_allowed(step, sampled, i, count)
+        else:
+            continue
+        columns = entry if columns is None else columns.joined(entry)
     return columns
+
+
+def _entry_of_allowed(
+    step: SampledStep, sampled: SampledRows, i: int, count: int
+) -> LogprobColumns:
+    """One entry: the token of sampled row i, then the most likely of those that its mask allows."""
+    row, logit_row = int(sampled.rows[i]), int(sampled.logit_rows[i])
+    logits = step.logits[logit_row]
+    words = None if step.masks is None else step.masks.of_row(logit_row)
+    if words is not None:
+        allowed = np.unpackbits(words.view(np.uint8), bitorder="little", count=len(logits))
+        logits = np.where(allowed, logits, np.float32(-np.inf))
+    scores = log_softmax(logits)
+    ids = highest(scores, count)
+    token = int(step.samples.token_ids[logit_row])
+    return _entry(row, int(sampled.positions[i]), token, scores, ids[np.isfinite(scores[ids])])
 
 
 def _entry_of_ids(step: SampledStep, sampled: SampledRows, i: int, ids: I32) -> LogprobColumns:

@@ -90,6 +90,7 @@ class SamplingTable:
             wants beyond that is computed from the logits.
         has_rules, has_processors: bool, True where `rules` has an entry, and one with processors.
         logprob_ids: slot → tokens whose logprobs are wanted instead of the most likely ones.
+        allowed_logprobs: slot → how many of the most likely tokens are wanted of those allowed.
     """
 
     def __init__(self, num_slots: int, vocab_size: int, max_top: int) -> None:
@@ -105,6 +106,7 @@ class SamplingTable:
         self.num_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.num_prompt_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.logprob_ids: dict[int, I32] = {}
+        self.allowed_logprobs: dict[int, int] = {}
         self.has_rules = np.zeros(num_slots, np.bool_)
         self.has_processors = np.zeros(num_slots, np.bool_)
         self.rules: dict[int, LogitRules] = {}
@@ -124,6 +126,9 @@ class SamplingTable:
             self.num_logprobs[slot] = NO_LOGPROBS
             self.logprob_ids[slot] = np.array(p.logprob_token_ids, np.int32)
             wanted = 0  # of the sampled token itself
+        elif p.allowed_logprobs:
+            self.num_logprobs[slot] = NO_LOGPROBS
+            self.allowed_logprobs[slot], wanted = wanted, 0
         self.columns["num_logprobs"][slot] = min(max(wanted, of_prompt), self.max_top)
         self._set_rules(slot, self._rules_of(row))
 
@@ -131,6 +136,7 @@ class SamplingTable:
         """The slot is empty: drop its callables and masks."""
         self._set_rules(slot, None)
         self.logprob_ids.pop(slot, None)
+        self.allowed_logprobs.pop(slot, None)
 
     def _wanted(self, k: int | None) -> int:
         if k is None:

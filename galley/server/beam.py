@@ -12,7 +12,7 @@ from galley.frontend.prompts import TokensPrompt
 from galley.request import CompletionOutput, RequestOutput, SamplingParams
 from galley.server.context import Context
 from galley.server.protocol.generation import GenerationFields
-from galley.server.sampling import Prompt
+from galley.server.sampling import Prompt, check_constraint
 from galley.server.stream import OutputStream, collect, start_all
 
 #: Fields that beam search does not support, and their neutral values.
@@ -90,12 +90,16 @@ async def search(
             f"more than the {limits.max_logprobs} allowed (--max-logprobs).",
             field="n",
         )
+    form = request.structured_params()
+    if form is not None:
+        await check_constraint(ctx, form, request)
     params = BeamSearchParams(
         beam_width=width,
         max_tokens=room if max_tokens is None else min(max_tokens, room),
         ignore_eos=request.ignore_eos,
         length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
         include_stop_str_in_output=request.include_stop_str_in_output,
+        structured_outputs=form,
     )
     beams = BeamSearch(ids, params, limits.eos_token_ids)
     cached = 0
@@ -117,15 +121,15 @@ def _steps(
     ctx: Context, beams: BeamSearch, request: GenerationFields, name: str
 ) -> list[Coroutine[Any, Any, OutputStream]]:
     """A request for the next token of each beam."""
-    params = beams.step_params()
 
-    async def step(ids: list[int], number: int) -> OutputStream:
+    async def step(ids: list[int], params: SamplingParams, number: int) -> OutputStream:
         form: TokensPrompt = {"prompt_token_ids": ids}
         if request.cache_salt is not None:
             form["cache_salt"] = request.cache_salt
         return ctx.engine.generate(form, params, f"{name}-beam-{number}", priority=request.priority)
 
-    return [step(ids, i) for i, ids in enumerate(beams.prompts)]
+    pairs = zip(beams.prompts, beams.step_params(), strict=True)
+    return [step(ids, params, i) for i, (ids, params) in enumerate(pairs)]
 
 
 def _output(

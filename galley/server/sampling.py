@@ -13,7 +13,7 @@ from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest
 from galley.frontend.client import RequestStream
 from galley.frontend.prompts import TokensPrompt
-from galley.request import RequestOutputKind, SamplingParams
+from galley.request import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from galley.server.context import Context
 from galley.server.protocol.generation import GenerationFields
 
@@ -102,7 +102,8 @@ async def start(
     ids = prompt if isinstance(prompt, list) else None
     params = _limited(ctx, params)
     _check_bad_words(ctx, params)
-    await _check_constraint(ctx, params, request)
+    if params.structured_outputs is not None:
+        await check_constraint(ctx, params.structured_outputs, request)
     if isinstance(prompt, str) and len(prompt) >= LONG_TEXT and ctx.tokenizer is not None:
         if params.truncate_prompt_tokens is None:
             _check_length(ctx, prompt)
@@ -125,17 +126,15 @@ async def start(
     return stream
 
 
-async def _check_constraint(
-    ctx: Context, params: SamplingParams, request: GenerationFields
+async def check_constraint(
+    ctx: Context, constraint: StructuredOutputsParams, request: GenerationFields
 ) -> None:
     """Raise InvalidRequest for a constraint that cannot be compiled, with the request's field.
 
     A constraint that no field asks for is that of the tools.
     """
-    if params.structured_outputs is None:
-        return
     try:
-        await ctx.engine.check_constraint(params.structured_outputs)
+        await ctx.engine.check_constraint(constraint)
     except InvalidRequest as error:
         field = request.constraint_field or "tools"
         raise InvalidRequest(error.message, field=field) from None

@@ -180,6 +180,6 @@ class Compiler:
 
 def key_of(constraint: Constraint) -> Constraint:
     """The part of a constraint that is compiled: without its start condition."""
-    if not constraint.start_after:
+    if not (constraint.start_after or constraint.num_written):
         return constraint
-    return msgspec.structs.replace(constraint, start_after=())
+    return msgspec.structs.replace(constraint, start_after=(), num_written=0)

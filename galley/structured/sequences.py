@@ -63,6 +63,10 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
     def attach(self, compiled: Compiled) -> None:
         assert compiled.grammar is not None
         self.backend, self.matcher = compiled.backend, compiled.grammar.matcher()
+        constraint = self.request.constraint
+        if constraint is not None and constraint.num_written:
+            prompt = np.frombuffer(self.request.prompt_token_ids, np.int32)
+            self.matcher.advance(prompt[-constraint.num_written :].tolist())
 
     def see(self, token_ids: list[int]) -> str | None:
         """Take note of further output. Returns the error if it is not allowed. What drafts have

@@ -92,7 +92,6 @@ BAD_CHAT: list[tuple[str, dict[str, Any]]] = [
     ("structured_outputs", {"structured_outputs": {}}),
     ("structured_outputs", {"structured_outputs": {"choice": []}}),
     ("structured_outputs", {"structured_outputs": {"grammar": "root ::= ("}}),
-    ("structured_outputs", {"structured_outputs": {"regex": "a"}, "use_beam_search": True}),
     ("guided_choice", {"guided_regex": "a", "guided_choice": ["b"]}),
     ("guided_regex", {"guided_regex": "(("}),
     ("modalities", {"modalities": ["text", "audio"]}),

@@ -139,6 +139,17 @@ def test_vllm_s_own_fields(client: openai.OpenAI, fields: dict[str, Any], patter
     assert re.fullmatch(pattern, answer.choices[0].text)
 
 
+def test_beams_keep_to_a_constraint(port: int) -> None:
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 20, "n": 2, "use_beam_search": True}
+    form = {"structured_outputs": {"choice": ["yes", "no"]}}
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json={**body, **form})
+    assert answer.status_code == 200, answer.text
+    assert {choice["text"] for choice in answer.json()["choices"]} <= {"yes", "no"}
+    broken = {"structured_outputs": {"regex": "(("}}
+    refused = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json={**body, **broken})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "structured_outputs")
+
+
 def test_pydantic_models_are_parsed(client: openai.OpenAI) -> None:
     answer = client.chat.completions.parse(
         model="tiny", messages=ASK, response_format=Fruit, max_tokens=500, **MORE

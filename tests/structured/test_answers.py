@@ -14,6 +14,7 @@ import pytest
 
 from galley import LLM, SamplingParams
 from galley.errors import InvalidRequest, RequestFailed
+from galley.frontend.beam_search import BeamSearchParams
 from galley.messages import Outputs
 from galley.request import Constraint, StructuredOutputsParams, TokenMarker
 from galley.structured.check import Job
@@ -264,6 +265,26 @@ def test_special_tokens_in_structural_tags(llm: LLM) -> None:
         assert all(re.fullmatch("[ab]{2,4}", one) for one in inside)
         found += len(inside)
     assert found
+
+
+@pytest.mark.parametrize(
+    "form", [{"regex": "[ab]{2,3}|yes"}, {"json": PERSON, "disable_any_whitespace": True}]
+)
+def test_every_beam_keeps_to_the_constraint(llm: LLM, form: dict[str, Any]) -> None:
+    params = BeamSearchParams(
+        beam_width=4, max_tokens=200, structured_outputs=StructuredOutputsParams(**form)
+    )
+    [prompt] = prompts(1)
+    [found] = llm.beam_search([prompt], params)
+    assert len(found.sequences) == 4
+    written = len(prompt["prompt_token_ids"])
+    texts = [llm.get_tokenizer().decode(s.tokens[written:]) for s in found.sequences]
+    assert len({tuple(s.tokens) for s in found.sequences}) == 4
+    for text, beam in zip(texts, found.sequences, strict=True):
+        assert beam.finish_reason == "stop"
+        assert_valid(form, text)
+        own = [c[t].logprob for c, t in zip(beam.logprobs, beam.tokens[written:], strict=False)]
+        assert beam.cum_logprob <= sum(own) + 1e-3
 
 
 def test_rules_that_leave_nothing_fail_their_request_alone(llm: LLM) -> None:

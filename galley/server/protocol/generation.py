@@ -196,9 +196,6 @@ def check_generation(request: GenerationFields, caps: Caps) -> None:
             raise InvalidRequest(
                 "`prompt_logprobs` are not available when `stream=True`.", field="prompt_logprobs"
             )
-    constraint = request.constraint_field
-    if constraint is not None and request.use_beam_search:
-        raise InvalidRequest(f"`{constraint}` is not supported with beam search.", field=constraint)
     if request.logprob_token_ids and request.use_beam_search:
         raise InvalidRequest(
             "`logprob_token_ids` is not supported with beam search.", field="logprob_token_ids"

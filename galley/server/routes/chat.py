@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.chat.parts import AssistantParser
+from galley.errors import InvalidRequest
 from galley.server.beam import search
 from galley.server.chat_builder import AnswerRole, ChatResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
@@ -90,6 +91,10 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     parsers = ctx.parsers(prompt, request.n or 1, use)
     answer = _answer(ctx, head, request, [request.messages], [parsers], prompt)
     if request.use_beam_search:
+        if use.choice.forced:
+            raise InvalidRequest(
+                "`tool_choice` of a call is not available with beam search.", field="tool_choice"
+            )
         limit = request.max_completion_tokens
         searching = search(
             *(ctx, prompt, request, head.id),
