@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-claims bench-speculation docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-layers bench-claims bench-speculation docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -143,6 +143,10 @@ bench-peers: ## Galley beside vLLM, llama.cpp and OpenVINO in one run; LAB names
 
 bench-steps: ## what HTTP leaves of the native steps, and where a step's time goes; LAB as for bench-peers
 	@$(BIN)/python -m benchmarks.peers.steps $(STEPS_ARGS)
+	@$(BIN)/python -m benchmarks.layers $(LAYERS_ARGS)
+
+bench-layers: ## experts, latent attention and recurrences against their rooflines, beside the dense path
+	@$(BIN)/python -m benchmarks.layers $(LAYERS_ARGS)
 
 bench-claims: ## a measured row for each claim, curves in build/claims (minutes); CLAIMS_ARGS="prefix --rounds 5" for some
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install --quiet matplotlib

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.claims.claim import compare
 from benchmarks.claims.run import table as claims_table
+from benchmarks.layers import DENSE, FAMILIES, row, write_config
 from benchmarks.peers.perplexity import WINDOW, from_logprobs, second_half
 from benchmarks.peers.run import groups, interleave
 from benchmarks.peers.steps import GoalResult, part_table, parts_of_steps, share_table
@@ -16,7 +17,11 @@ from galley.cli.bench.backends import Outcome
 from galley.cli.bench.datasets import Sample
 from galley.cli.bench.datasets.text import Corpus, read_text
 from galley.cli.bench.endpoint import find_tokenizer
+from galley.cli.bench.steps import Shape
 from galley.cli.bench.traffic import Run
+from galley.config.resolve import from_kwargs
+from galley.loader import read_model_info, resolve_source
+from galley.models.footprint import measure
 
 
 def test_workloads_have_exact_and_unlike_prompts():
@@ -149,3 +154,17 @@ def test_claims_alternate_their_sides():
     assert claims_table([row]).splitlines()[-1] == (
         "| 1 | claim | x: 5 ms | y: 2 ms | 0.42 (0.33 to 0.50) |"
     )
+
+
+@pytest.mark.parametrize("name", ["dense", *FAMILIES])
+def test_every_family_of_layers_is_a_model(tmp_path, name):
+    family = FAMILIES.get(name, DENSE)
+    folder = write_config(tmp_path / "model", family)
+    config = from_kwargs({"model": str(folder), "load_format": "dummy"}, "offline")
+    footprint = measure(read_model_info(resolve_source(config.model, config.load)))
+    assert len(footprint.kv_layers) >= 4
+
+
+def test_layers_are_held_to_a_share_of_the_dense_path():
+    assert row("a", Shape(8, 64, 1), 0.74, 0.92)["≥ 0.8"] == "yes"
+    assert row("a", Shape(1, 0, 64), 0.73, 0.92)["≥ 0.8"] == "no"
