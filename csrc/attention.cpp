@@ -2,9 +2,8 @@
 // Pointers: q ([tokens] rows of heads * head_dim of q_kind), kv (the layer's base), slopes? (f32
 // [heads], ALiBi: scale * q.k - slope * distance), sinks? (f32 [heads]: a further score of each
 // head, of a token without a value), out ([tokens][heads * head_dim] of out_kind). Ints: heads,
-// kv_heads, head_dim, q_kind, q_stride?
-// (elements from row to row, default heads * head_dim), kv_kind (0 f32, 1 bf16), kv_block_stride
-// (bytes), window? (0 = all, else the last `window` tokens including the token itself), causal?
+// kv_heads, head_dim, q_kind, q_stride? (elements from row to row, default heads * head_dim), the
+// cache's format (attention_layout.h), kv_block_stride (bytes), window? (0 = all, else the last `window` tokens including the token itself), causal?
 // (default 1: a token sees itself and those before it; 0: all tokens of its sequence that are
 // known, this step's included, or with a window as many behind it as before it), out_kind, block_size. Floats: scale, soft_cap? (scores are
 // soft_cap * tanh(score / soft_cap)). Columns: block_table.
@@ -44,7 +43,7 @@ class Attention final : public Op {
     if (heads_ % kv_.heads != 0) {
       throw std::invalid_argument("heads must be a multiple of kv_heads");
     }
-    const double scale = a.f("scale");
+    const double scale = a.f("scale") * kv_.format.k_scale;
     if (!(scale > 0.0)) throw std::invalid_argument("scale must be positive");
     q_is_f32_ = q_kind == Kind::f32;
     q_rope_ = a.ptr_or_null<uint8_t>("q_rope");
@@ -54,8 +53,10 @@ class Attention final : public Op {
       }
     }
     shape_.head_dim = kv_.latent ? value_dim_ : kv_.head_dim;
-    shape_.is_f32 = kv_.is_f32;
-    shape_.words = kv_.is_f32 ? kv_.head_dim : kv_.head_dim / 2;
+    shape_.is_f32 = kv_.format.is_f32();
+    shape_.words = shape_.is_f32 ? kv_.head_dim : kv_.head_dim / 2;
+    shape_.magnitudes = kv_magnitudes(kv_.format.kind);
+    shape_.value_scale = kv_.format.v_scale;
     shape_.half_bytes = kv_.half_bytes();
     // Rows of values that are made lie a cache line further apart: those of whole pages would share a
     // few sets of the cache.
@@ -115,9 +116,12 @@ class Attention final : public Op {
  private:
   // Rows that share the values made of a tile's latent keys.
   static constexpr int64_t kLatentRows = 64;
+  // With as many rows of a tile, codes are converted in registers, with more once for all.
+  static constexpr int64_t kFewRows = 6;
 
   // A thread's memory for one item; rows are [head][query][query head of the KV head].
   struct Work {
+    uint8_t* keys;    // of a tile, made of its codes; V as well unless the cache is latent
     uint8_t* values;  // of a tile, made of its latent keys
     float* states;  // of one chunk
     float* total;
@@ -137,6 +141,7 @@ class Attention final : public Op {
                   const uint8_t** pages) const;
   void attend_chunk(const Step& step, const AttentionGroup& g, int64_t chunk, bool is_last,
                     const Work& work) const;
+  void convert_tile(AttentionTile* tile, const Work& work) const;
   void make_values(AttentionTile* tile, const Work& work) const;
   void finish(const AttentionGroup& g, const float* states, float* out) const;
 
@@ -154,6 +159,7 @@ class Attention final : public Op {
   AttentionShape shape_;
   AttentionGeometry geometry_;
   decltype(&generic::clear_states) clear_states_ = GALLEY_PICK(clear_states);
+  decltype(&generic::convert_codes) convert_codes_ = GALLEY_PICK(convert_codes);
   decltype(&generic::values_of_keys) values_of_keys_ = GALLEY_PICK(values_of_keys);
   decltype(&generic::attend_tile) attend_tile_ = GALLEY_PICK(attend_tile);
   decltype(&generic::merge_states) merge_states_ = GALLEY_PICK(merge_states);
@@ -169,12 +175,15 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
   const int64_t columns = g.heads * geometry_.group * shape_.head_dim;
   Work w;
   const int64_t slopes = slopes_.empty() ? 0 : rows;
-  const int64_t value_rows = kTile / (kv_.is_f32 ? 1 : 2);
-  const int64_t values = kv_.latent ? value_rows * shape_.value_row / 4 : 0;  // in floats
-  w.states = thread_scratch(values + 2 * states + columns + rows * shape_.words + 2 * per_head +
+  // In floats.
+  const int64_t value_rows = kTile / (shape_.is_f32 ? 1 : 2);
+  const int64_t values = kv_.latent ? value_rows * shape_.value_row / 4 : 0;
+  const int64_t keys = shape_.magnitudes ? kTile * shape_.words * (kv_.latent ? 1 : 2) : 0;
+  w.states = thread_scratch(keys + values + 2 * states + columns + rows * shape_.words + 2 * per_head +
                             slopes);
-  w.values = reinterpret_cast<uint8_t*>(w.states);
-  w.states += values;
+  w.keys = reinterpret_cast<uint8_t*>(w.states);
+  w.values = w.keys + 4 * keys;
+  w.states += keys + values;
   w.total = w.states + states;
   w.out = w.total + states;
   w.q = reinterpret_cast<uint32_t*>(w.out + columns);
@@ -251,7 +260,7 @@ void Attention::gather(const Step& step, const AttentionGroup& g, const Work& wo
 void Attention::pack_latent(int64_t token, uint32_t* out) const {
   AttentionShape rope = shape_;
   rope.head_dim = kv_.head_dim - value_dim_;
-  const int64_t item = q_is_f32_ ? 4 : 2, words_per_item = kv_.is_f32 ? 2 : 1;
+  const int64_t item = q_is_f32_ ? 4 : 2, words_per_item = shape_.is_f32 ? 2 : 1;
   const uint8_t* from = q_ + token * q_row_bytes_;
   const uint8_t* from_rope = q_rope_ + token * heads_ * rope.head_dim * item;
   for (int64_t h = 0; h < heads_; h++, out += shape_.words) {
@@ -292,7 +301,8 @@ void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t 
     tile.rows = end - begin;
     tile.first = work.first + begin;
     tile.last = work.last + begin;
-    std::copy_n(following, kTilePages, tile.pages);
+    const uint8_t* pages[kTilePages];  // of head h
+    std::copy_n(following, kTilePages, pages);
     if (start + kTile < to || (!is_last && start + kTile < end_of_rows)) {
       find_pages(step, g, start + kTile, following);
     } else {
@@ -300,10 +310,17 @@ void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t 
     }
     for (int64_t h = 0; h < g.heads; h++) {
       for (int i = 0; i < kTilePages; i++) {
-        if (h > 0) tile.pages[i] += kv_.head_bytes();
-        tile.ahead[i] = h + 1 < g.heads ? tile.pages[i] + kv_.head_bytes() : following[i];
-        tile.values[i] = tile.pages[i] + shape_.half_bytes;
+        if (h > 0) pages[i] += kv_.head_bytes();
+        tile.pages[i] = pages[i];
+        tile.ahead[i] = h + 1 < g.heads ? pages[i] + kv_.head_bytes() : following[i];
+        tile.values[i] = pages[i] + shape_.half_bytes;
+        tile.k_scales[i] = tile.v_scales[i] = nullptr;
+        if (!kv_.format.token_scales) continue;
+        tile.k_scales[i] = tile.values[i] - kv_.format.scale_bytes();
+        tile.v_scales[i] = tile.k_scales[i] + shape_.half_bytes;
       }
+      tile.is_codes = shape_.magnitudes && !kv_.latent && tile.rows <= kFewRows;
+      if (shape_.magnitudes && !tile.is_codes) convert_tile(&tile, work);
       if (kv_.latent) make_values(&tile, work);
       tile.q = work.q + (h * per_head + begin) * shape_.words;
       tile.slopes = slopes_.empty() ? nullptr : work.slopes + h * per_head + begin;
@@ -313,9 +330,33 @@ void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t 
   }
 }
 
+// K and V of a tile's codes as bf16 numbers.
+void Attention::convert_tile(AttentionTile* tile, const Work& work) const {
+  const int64_t lines = kv_.head_dim / 2, bytes = lines * 64;
+  const uint8_t *pages[kTilePages], *values[kTilePages];
+  std::copy_n(tile->pages, kTilePages, pages);
+  std::copy_n(tile->values, kTilePages, values);
+  for (int i = 0; i < kTilePages; i++) {
+    const uint8_t* ahead = tile->ahead[i];
+    tile->ahead[i] = nullptr;
+    if (i > 0 && pages[i] == pages[0]) {
+      tile->pages[i] = tile->pages[0];
+      tile->values[i] = tile->values[0];
+      continue;
+    }
+    uint8_t* to = work.keys + i * bytes;
+    convert_codes_(shape_.magnitudes, pages[i], lines, to, ahead);
+    tile->pages[i] = to;
+    if (kv_.latent) continue;
+    to += kTilePages * bytes;
+    convert_codes_(shape_.magnitudes, values[i], lines, to, ahead ? ahead + shape_.half_bytes : ahead);
+    tile->values[i] = to;
+  }
+}
+
 // The values of a tile of latent keys.
 void Attention::make_values(AttentionTile* tile, const Work& work) const {
-  const int64_t bytes = kPage / (kv_.is_f32 ? 1 : 2) * shape_.value_row;
+  const int64_t bytes = kPage / (shape_.is_f32 ? 1 : 2) * shape_.value_row;
   for (int i = 0; i < kTilePages; i++) {
     tile->values[i] = work.values + i * bytes;
     if (i > 0 && tile->pages[i] == tile->pages[0]) {

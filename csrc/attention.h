@@ -25,10 +25,12 @@ struct AttentionShape {
   int64_t words;       // 32-bit words of a query row and of K: pairs of bf16, or f32
   int64_t half_bytes;  // from K to V of a head in a page
   int64_t value_row;   // bytes from row to row of V
+  const uint16_t* magnitudes;  // of codes (kv_format.h); null = K and V are numbers
   float scale;         // of scores, times log2(e)
+  float value_scale;   // of V
   float soft_cap;      // 0 = none; else scores are first soft_cap * tanh(q.K * cap_scale)
   float cap_scale;
-  bool is_f32;         // K, V and q; otherwise bf16
+  bool is_f32;         // K, V and q; otherwise bf16, K and V perhaps as codes
 
   __attribute__((always_inline)) int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
   // Floats of a row's state: m in the first 16, then l, then o.
@@ -39,8 +41,12 @@ struct AttentionTile {
   const uint8_t* pages[kTilePages];  // the head's K in each page; all can be read
   const uint8_t* values[kTilePages];  // likewise V
   const uint8_t* ahead[kTilePages];  // read next, to be prefetched; null = nothing
+  // Scales of the tokens of each page, f32 [16]; null = none.
+  const uint8_t* k_scales[kTilePages];
+  const uint8_t* v_scales[kTilePages];
   int64_t start;                     // absolute position of the first token
   int64_t rows;
+  bool is_codes;         // pages and values are codes, otherwise numbers
   const uint32_t* q;     // [rows][words]
   // [rows] A row attends to absolute tokens first .. last - 1, at least one of them in the tile.
   // Neither decreases from row to row, and `last` is within the sequence.
@@ -55,6 +61,9 @@ struct AttentionTile {
 GALLEY_VARIANTS(
     void clear_states(const AttentionShape& shape, float* states, int64_t rows);
     void attend_tile(const AttentionShape& shape, const AttentionTile& tile);
+    // `lines` runs of 32 codes as bf16, into 64 bytes each. `ahead`, or null: what is read next.
+    void convert_codes(const uint16_t* magnitudes, const uint8_t* codes, int64_t lines,
+                       uint8_t* out, const uint8_t* ahead);
     // V of a page, whose elements are the first head_dim of those of its K.
     void values_of_keys(const AttentionShape& shape, const uint8_t* k, uint8_t* v);
     // into += from; an empty `from` changes nothing, an empty `into` becomes `from`.

@@ -18,21 +18,82 @@ constexpr int kRows = 2, kPages = 1, kSlice = 1;
 constexpr int kPageTokens = 16;
 constexpr int kTileTokens = 64;
 
+#if GALLEY_PARTS == 1
+// The 128 magnitudes in registers, 32 in each.
+struct CodeTable {
+  explicit GALLEY_INLINE CodeTable(const uint16_t* magnitudes) {
+    for (int i = 0; i < 4; i++) table[i] = _mm512_load_si512(magnitudes + 32 * i);
+  }
+  GALLEY_INLINE Int line(const uint8_t* codes) const {
+    const __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
+    const __mmask32 high = _mm512_test_epi16_mask(code, _mm512_set1_epi16(64));
+    const __m512i low = _mm512_permutex2var_epi16(table[0], code, table[1]);
+    const __m512i both = _mm512_mask_blend_epi16(
+        high, low, _mm512_permutex2var_epi16(table[2], code, table[3]));
+    const __m512i sign = _mm512_slli_epi16(code, 8), mask = _mm512_set1_epi16((short)0x8000);
+    return Int{{(IntPart)_mm512_ternarylogic_epi32(both, sign, mask, 0xf8)}};  // both | sign & mask
+  }
+  GALLEY_INLINE Int part(const uint8_t* codes, int n) const {
+    uint8_t some[2 * kLanes] = {};
+    memcpy(some, codes, 2 * n);
+    return line(some);
+  }
+  __m512i table[4];
+};
+#else
+struct CodeTable {
+  explicit GALLEY_INLINE CodeTable(const uint16_t* magnitudes) : all(magnitudes) {}
+  GALLEY_INLINE Int line(const uint8_t* codes) const {
+    uint16_t number[2 * kLanes];
+    for (int i = 0; i < 2 * kLanes; i++) {
+      number[i] = static_cast<uint16_t>(all[codes[i] & 0x7f] | (codes[i] & 0x80) << 8);
+    }
+    Int r;
+    memcpy(&r, number, sizeof r);
+    return r;
+  }
+  GALLEY_INLINE Int part(const uint8_t* codes, int n) const {
+    uint8_t some[2 * kLanes] = {};
+    memcpy(some, codes, 2 * n);
+    return line(some);
+  }
+  const uint16_t* all;
+};
+#endif
+
+// Lines of numbers, which need no table.
+struct Numbers {
+  explicit GALLEY_INLINE Numbers(const uint16_t*) {}
+  GALLEY_INLINE Int line(const uint8_t* p) const {
+    return load(reinterpret_cast<const int32_t*>(p));
+  }
+  GALLEY_INLINE Int part(const uint8_t* p, int n) const {
+    return load_part(reinterpret_cast<const int32_t*>(p), n);
+  }
+};
+
 // Multiplication of one 32-bit word of q or p with a line of K or V.
 struct Bf16Words {
+  using Table = Numbers;
   static constexpr int kTokens = 2;  // tokens per word of p
+  static constexpr int kLine = 64;   // bytes of a line
   static GALLEY_INLINE Float add(const Float& acc, uint32_t word, const Int& line) {
     return dot_bf16(acc, all(static_cast<int32_t>(word)), line);
   }
 };
+struct CodeWords : Bf16Words {
+  using Table = CodeTable;
+  static constexpr int kLine = 32;
+};
 struct F32Words {
+  using Table = Numbers;
   static constexpr int kTokens = 1;
+  static constexpr int kLine = 64;
   static GALLEY_INLINE Float add(const Float& acc, uint32_t word, const Int& line) {
     return fma(as_float(all(static_cast<int32_t>(word))), as_float(line), acc);
   }
 };
 
-GALLEY_INLINE Int line_at(const uint8_t* p) { return load(reinterpret_cast<const int32_t*>(p)); }
 GALLEY_INLINE float greater(float a, float b) { return a > b ? a : b; }
 GALLEY_INLINE float exp2_one(float x) {
   float lane[kLanes];
@@ -65,13 +126,13 @@ struct RowBlock {
 };
 
 // Prefetch of the next tile while this one is computed: a few lines at every step of the loops, in
-// the order of their addresses, the first half during the scores. Returns the address of `line`
-// among all of them; K and V of a page's head are head_dim lines.
-GALLEY_INLINE const uint8_t* ahead_line(const RowBlock& b, int64_t line) {
-  const int64_t per_page = b.shape->half_bytes / 32;
+// the order of their addresses, the first half during the scores. Returns the address of the byte
+// at `offset` among all of them; K and V of a page's head follow each other.
+GALLEY_INLINE const uint8_t* ahead_at(const RowBlock& b, int64_t offset) {
+  const int64_t per_page = 2 * b.shape->half_bytes;
   int page = 0;
-  while (line >= per_page && page < kTilePages - 1) line -= per_page, page++;
-  return b.tile->ahead[page] + line * 64;
+  while (offset >= per_page && page < kTilePages - 1) offset -= per_page, page++;
+  return b.tile->ahead[page] + offset;
 }
 
 // A range of the words of a query.
@@ -85,6 +146,7 @@ template <class W, int R, int P, bool Ahead>
 GALLEY_INLINE void score_pages(RowBlock& b, int page, const Words& part) {
   const int64_t words = b.shape->words;
   const uint32_t* q = b.tile->q + b.first * words;
+  const typename W::Table table(b.shape->magnitudes);
   const uint8_t* k[P];
   for (int i = 0; i < P; i++) k[i] = b.tile->pages[page + i];
   Float acc[R][P];
@@ -97,14 +159,16 @@ GALLEY_INLINE void score_pages(RowBlock& b, int page, const Words& part) {
   }
   const uint8_t* ahead = nullptr;
   for (int64_t w = part.begin; w < part.end; w++) {
-    if (Ahead && (w == 0 || w == words / 2)) ahead = ahead_line(b, page * words + w * P);
+    if (Ahead && (w == 0 || w == words / 2)) {
+      ahead = ahead_at(b, (page * words + w * P) * W::kLine);
+    }
     Int line[P];
 #pragma GCC unroll 4
     for (int i = 0; i < P; i++) {
-      line[i] = line_at(k[i] + w * 64);
-      if (Ahead) __builtin_prefetch(ahead + i * 64);
+      line[i] = table.line(k[i] + w * W::kLine);
+      if (Ahead) __builtin_prefetch(ahead + i * W::kLine);
     }
-    if (Ahead) ahead += P * 64;
+    if (Ahead) ahead += P * W::kLine;
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
@@ -171,8 +235,25 @@ __attribute__((noinline)) void cap_scores(RowBlock& b, int r) {
   }
 }
 
+GALLEY_INLINE Float page_scales(const uint8_t* scales) {
+  return load(reinterpret_cast<const float*>(scales));
+}
+
+__attribute__((noinline)) void scale_scores(RowBlock& b, int r) {
+  for (int i = 0; i < kTilePages; i++) {
+    float* s = b.scores[r] + i * kPageTokens;
+    store(s, load(s) * page_scales(b.tile->k_scales[i]));
+  }
+}
+
+// Weights of codes of V. A token that has none may have any scale, NaN as well.
+GALLEY_INLINE Float scaled_weights(const Float& p, const uint8_t* scales) {
+  return select(p > zero(), p * page_scales(scales), zero());
+}
+
 // The maximum of row r, including this tile's scores.
 GALLEY_INLINE float new_maximum(RowBlock& b, int r) {
+  if (b.tile->k_scales[0]) scale_scores(b, r);
   if (b.shape->soft_cap > 0.0f) cap_scores(b, r);
   if (b.tile->slopes) add_slope(b, r);
   mask_scores(b, r);
@@ -186,13 +267,19 @@ template <class W> GALLEY_INLINE void weigh_row(RowBlock& b, int r, float m, flo
   const Float scale = all(b.shape->scale), minus_m = all(-m);
   float* state = b.state(r);
   const float* s = b.scores[r];
-  const Float p0 = exp2_nonpositive(fma(load(s), scale, minus_m));
-  const Float p1 = exp2_nonpositive(fma(load(s + 16), scale, minus_m));
-  const Float p2 = exp2_nonpositive(fma(load(s + 32), scale, minus_m));
-  const Float p3 = exp2_nonpositive(fma(load(s + 48), scale, minus_m));
+  Float p0 = exp2_nonpositive(fma(load(s), scale, minus_m));
+  Float p1 = exp2_nonpositive(fma(load(s + 16), scale, minus_m));
+  Float p2 = exp2_nonpositive(fma(load(s + 32), scale, minus_m));
+  Float p3 = exp2_nonpositive(fma(load(s + 48), scale, minus_m));
   b.shrink[r] = shrink;
   state[0] = m;
   store(state + 16, fma(load(state + 16), all(shrink), (p0 + p1) + (p2 + p3)));
+  if (W::kTokens == 2 && b.tile->v_scales[0]) {
+    p0 = scaled_weights(p0, b.tile->v_scales[0]);
+    p1 = scaled_weights(p1, b.tile->v_scales[1]);
+    p2 = scaled_weights(p2, b.tile->v_scales[2]);
+    p3 = scaled_weights(p3, b.tile->v_scales[3]);
+  }
   if (W::kTokens == 2) {
     uint16_t* p = reinterpret_cast<uint16_t*>(b.p[r]);
     store_bf16(p, p0, p1);
@@ -210,7 +297,9 @@ template <class W> GALLEY_INLINE void weigh_row(RowBlock& b, int r, float m, flo
 template <class W, int R, int N, bool Ahead>
 GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
   constexpr int kWordsPerPage = kPageTokens / W::kTokens;
-  const int64_t row_bytes = b.shape->value_row;
+  constexpr int kLane = W::kLine / kLanes;  // bytes
+  const int64_t row_bytes = b.shape->value_row * W::kLine / 64;
+  const typename W::Table table(b.shape->magnitudes);
   Float acc[R][N];
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
@@ -225,17 +314,17 @@ GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
   const uint8_t* v = nullptr;
   const uint8_t* ahead = nullptr;
   const int64_t ahead_start =
-      b.shape->half_bytes / 16 + dim / kLanes * (kTileTokens / W::kTokens);
+      4 * b.shape->half_bytes + dim / kLanes * (kTileTokens / W::kTokens) * W::kLine;
   for (int w = 0; w < words + odd; w++) {
     if (w % kWordsPerPage == 0) {
-      v = b.tile->values[w / kWordsPerPage] + dim * 4;
-      if (Ahead) ahead = ahead_line(b, ahead_start + w * N);
+      v = b.tile->values[w / kWordsPerPage] + dim * kLane;
+      if (Ahead) ahead = ahead_at(b, ahead_start + w * N * W::kLine);
     }
     Int line[N];
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) {
-      line[i] = N == 1 ? load_part(reinterpret_cast<const int32_t*>(v), part) : line_at(v + i * 64);
-      if (Ahead) __builtin_prefetch(ahead + i * 64);
+      line[i] = N == 1 ? table.part(v, part) : table.line(v + i * W::kLine);
+      if (Ahead) __builtin_prefetch(ahead + i * W::kLine);
       if (w == words) line[i] = line[i] & all(0x0000ffff);
     }
 #pragma GCC unroll 6
@@ -244,7 +333,7 @@ GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, int part) {
       for (int i = 0; i < N; i++) acc[r][i] = W::add(acc[r][i], b.p[r][w], line[i]);
     }
     v += row_bytes;
-    if (Ahead) ahead += N * 64;
+    if (Ahead) ahead += N * W::kLine;
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
@@ -396,7 +485,20 @@ __attribute__((noinline)) void attend_long(const AttentionShape& shape, const At
   }
 }
 
+// Codes are converted again for each block of rows, so there should be few.
+GALLEY_INLINE void attend_codes(const AttentionShape& shape, const AttentionTile& tile) {
+  RowBlock b;
+  b.shape = &shape;
+  b.tile = &tile;
+  bool ahead = tile.ahead[0] != nullptr;
+  for (int64_t row = 0; row < tile.rows; ahead = false) {
+    row += b.take(row);
+    attend_block<CodeWords, Part::all>(b, ahead);
+  }
+}
+
 void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {
+  if (tile.is_codes) return attend_codes(shape, tile);
   if (shape.words > kLongKey && tile.rows > kRows) {
     return shape.is_f32 ? attend_long<F32Words>(shape, tile) : attend_long<Bf16Words>(shape, tile);
   }
@@ -404,6 +506,15 @@ void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {
     attend<F32Words>(shape, tile);
   } else {
     attend<Bf16Words>(shape, tile);
+  }
+}
+
+void convert_codes(const uint16_t* magnitudes, const uint8_t* codes, int64_t lines, uint8_t* out,
+                   const uint8_t* ahead) {
+  const CodeTable table(magnitudes);
+  for (int64_t i = 0; i < lines; i++) {
+    if (ahead && i % 2 == 0) __builtin_prefetch(ahead + i * 32);
+    store(reinterpret_cast<int32_t*>(out + i * 64), table.line(codes + i * 32));
   }
 }
 
@@ -502,6 +613,7 @@ void finish_states(const AttentionShape& shape, const float* states, int64_t row
       const float mine = exp2_one(states[0] - m);
       inverse = all(mine / fma(sum(load(states + 16)), mine, exp2_one(sink - m)));
     }
+    inverse = inverse * all(shape.value_scale);
     for (int64_t d = 0; d < shape.head_dim; d += kLanes) {
       const int64_t left = shape.head_dim - d;
       // + 0: the sign of a zero must not show whether p = 0 was added or skipped.

@@ -1,5 +1,6 @@
 // Rotary embedding of queries and keys, and writing K and V to the cache.
 #pragma once
+#include "kv_format.h"
 #include "variants.h"
 
 namespace galley {
@@ -19,7 +20,12 @@ struct Rotation {
 // (attention_layout.h).
 struct KvShape {
   int64_t heads, head_dim;
-  bool is_f32;  // otherwise bf16
+  KvFormat format;
+
+  // Bytes of K (or V) of one head in one page.
+  __attribute__((always_inline)) int64_t half_bytes() const {
+    return 16 * head_dim * format.item_bytes() + format.scale_bytes();
+  }
 };
 struct KvRun {
   uint8_t* page;

@@ -65,23 +65,6 @@ GALLEY_INLINE void store_vector(const float* x, int64_t n, bool is_f32, void* ou
   }
 }
 
-// A token's V is a row of the page (f32) or every other element of one (bf16).
-GALLEY_INLINE void write_v(const float* x, int64_t n, bool is_f32, uint8_t* v, int slot) {
-  if (is_f32) {
-    memcpy(v + slot * n * sizeof(float), x, n * sizeof(float));
-    return;
-  }
-  int32_t* row = reinterpret_cast<int32_t*>(v) + slot / 2 * n;
-  const bool odd = slot % 2 != 0;
-  const Int keep = all(odd ? 0x0000ffff : static_cast<int32_t>(0xffff0000u));
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int part = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
-    const Int value = to_bf16(load_part(x + i, part));
-    const Int neighbour = load_part(row + i, part) & keep;
-    store_part(row + i, neighbour | (odd ? shift_left<16>(value) : value), part);
-  }
-}
-
 // n numbers of a row as floats; through `scratch` where they are bf16.
 GALLEY_INLINE const float* as_floats(const uint8_t* x, int64_t n, bool is_f32, float* scratch) {
   if (is_f32) return reinterpret_cast<const float*>(x);
@@ -93,12 +76,30 @@ GALLEY_INLINE const float* as_floats(const uint8_t* x, int64_t n, bool is_f32, f
   return scratch;
 }
 
+// K, and V, of one head of a token.
+GALLEY_INLINE void write_key(const KvShape& s, const float* x, uint8_t* k, int slot) {
+  const KvFormat& f = s.format;
+  const float factor = f.is_codes() ? code_factor(f, f.k_scale, x, s.head_dim,
+                                                  k + kPageTokens * s.head_dim, slot)
+                                    : 1.0f;
+  write_k(x, s.head_dim, f.kind, factor, k, slot);
+}
+GALLEY_INLINE void write_value(const KvShape& s, const float* x, uint8_t* v, int slot) {
+  const KvFormat& f = s.format;
+  const float factor = f.is_codes() ? code_factor(f, f.v_scale, x, s.head_dim,
+                                                  v + kPageTokens * s.head_dim, slot)
+                                    : 1.0f;
+  write_v(x, s.head_dim, f.kind, factor, v, slot);
+}
+
 // Prefetches what a run's first token reads and writes: a piece of every line of K, a row of V.
 GALLEY_INLINE void prefetch_run(const RopeKvShape& s, const RopeKvRun& run) {
   constexpr int64_t kLine = 64;
   const int64_t width = (s.heads + 2 * s.kv.heads) * s.kv.head_dim;
-  const int64_t row_bytes = s.kv.head_dim * 4, half_bytes = row_bytes * (s.kv.is_f32 ? 16 : 8);
-  const int64_t v = half_bytes + (s.kv.is_f32 ? run.kv.slot : run.kv.slot / 2) * row_bytes;
+  const KvFormat& format = s.kv.format;
+  const int64_t half_bytes = s.kv.half_bytes();
+  const int64_t row_bytes = s.kv.head_dim * (format.is_codes() ? 2 : 4);
+  const int64_t v = half_bytes + (format.is_f32() ? run.kv.slot : run.kv.slot / 2) * row_bytes;
   for (int64_t i = 0; i < width; i += kLanes) __builtin_prefetch(run.qkv + i);
   for (int64_t h = 0; h < s.kv.heads; h++) {
     const uint8_t* head = run.kv.page + 2 * h * half_bytes;
@@ -118,16 +119,15 @@ void rope_row(const Rotation& r, const float* x, int64_t heads, int32_t position
 
 void write_kv_run(const KvShape& s, const KvRun& run, const KvRows& k, const KvRows& v,
                   float* scratch) {
-  const int64_t dim = s.head_dim, half_bytes = kPageTokens * dim * (s.is_f32 ? 4 : 2);
+  const int64_t dim = s.head_dim, half_bytes = s.half_bytes();
   const int64_t k_bytes = dim * (k.is_f32 ? 4 : 2), v_bytes = dim * (v.is_f32 ? 4 : 2);
   for (int t = 0; t < run.count; t++) {
     for (int64_t h = 0; h < s.heads; h++) {
       uint8_t* head = run.page + 2 * h * half_bytes;
       const uint8_t* from = k.data + t * k.bytes + h * k_bytes;
-      write_k(as_floats(from, dim, k.is_f32, scratch), dim, s.is_f32, head, run.slot + t);
+      write_key(s, as_floats(from, dim, k.is_f32, scratch), head, run.slot + t);
       from = v.data + t * v.bytes + h * v_bytes;
-      write_v(as_floats(from, dim, v.is_f32, scratch), dim, s.is_f32, head + half_bytes,
-              run.slot + t);
+      write_value(s, as_floats(from, dim, v.is_f32, scratch), head + half_bytes, run.slot + t);
     }
   }
 }
@@ -136,7 +136,7 @@ void rope_kv_run(const RopeKvShape& s, const RopeKvRun& run, const RopeKvRun* ne
                  float* scratch) {
   if (next) prefetch_run(s, *next);
   const int64_t dim = s.kv.head_dim, width = (s.heads + 2 * s.kv.heads) * dim;
-  const int64_t half_bytes = kPageTokens * dim * (s.kv.is_f32 ? 4 : 2);
+  const int64_t half_bytes = s.kv.half_bytes();
   const int64_t q_head_bytes = dim * (s.q_is_f32 ? 4 : 2);
   for (int t = 0; t < run.kv.count; t++) {
     const float* q = run.qkv + t * width;
@@ -150,8 +150,8 @@ void rope_kv_run(const RopeKvShape& s, const RopeKvRun& run, const RopeKvRun* ne
     for (int64_t h = 0; h < s.kv.heads; h++) {
       uint8_t* head = run.kv.page + 2 * h * half_bytes;
       const float* x = head_vector(s, k + h * dim, s.k_weight, position, scratch);
-      write_k(x, dim, s.kv.is_f32, head, run.kv.slot + t);
-      write_v(v + h * dim, dim, s.kv.is_f32, head + half_bytes, run.kv.slot + t);
+      write_key(s.kv, x, head, run.kv.slot + t);
+      write_value(s.kv, v + h * dim, head + half_bytes, run.kv.slot + t);
     }
   }
 }

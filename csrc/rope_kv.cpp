@@ -4,7 +4,7 @@
 // Pointers: qkv (f32 [tokens][(heads + 2 kv_heads) * head_dim]), table (f32 [positions][rot_dim]:
 // cos half, then sin half), q_weight?, k_weight? (f32 [head_dim]: RMS norm of each head first),
 // q_out ([tokens][heads * head_dim] of q_kind), kv (the layer's base). Ints: heads, kv_heads,
-// head_dim, rot_dim, style (0 halves, 1 interleaved), q_kind, kv_kind (0 f32, 1 bf16),
+// head_dim, rot_dim, style (0 halves, 1 interleaved), q_kind, the cache's format (attention_layout.h),
 // kv_block_stride (bytes), block_size. Floats: eps?. Columns: positions, block_table. Layout of the
 // cache: attention_layout.h. Tile: the tokens that one sequence adds to one page.
 #include "page_runs.h"
@@ -21,7 +21,7 @@ class RopeKv final : public Op {
         positions_(a.column<int32_t>("positions")), kernel_(GALLEY_PICK(rope_kv_run)),
         plan_(a.plan<PageRuns>(kv_.table())) {
     shape_.rotation = rotation_arguments(a);
-    shape_.kv = {kv_.heads, kv_.head_dim, kv_.is_f32};
+    shape_.kv = {kv_.heads, kv_.head_dim, kv_.format};
     shape_.heads = a.size("heads");
     shape_.q_is_f32 = is_f32_argument(a, "q_kind");
     shape_.q_weight = a.ptr_or_null<float>("q_weight");

@@ -1,7 +1,7 @@
 // Op `write_kv`: writes K and V of the step's tokens to the cache, at their places in their
 // sequences. Pointers: k ([tokens] rows of kv_heads * head_dim of k_kind), v (likewise, v_kind), kv
 // (the layer's base). Ints: kv_heads, head_dim, k_kind, v_kind (0 f32, 1 bf16), k_stride?,
-// v_stride? (elements from row to row, default kv_heads * head_dim), kv_kind (0 f32, 1 bf16),
+// v_stride? (elements from row to row, default kv_heads * head_dim), the cache's format (attention_layout.h),
 // kv_block_stride (bytes), block_size. Columns: block_table. Layout of the cache:
 // attention_layout.h. Tile: the tokens that one sequence adds to one page.
 #include "page_runs.h"
@@ -14,7 +14,7 @@ namespace {
 class WriteKv final : public Op {
  public:
   explicit WriteKv(const Args& a)
-      : kv_(a), shape_{kv_.heads, kv_.head_dim, kv_.is_f32}, k_(rows(a, "k")), v_(rows(a, "v")),
+      : kv_(a), shape_{kv_.heads, kv_.head_dim, kv_.format}, k_(rows(a, "k")), v_(rows(a, "v")),
         kernel_(GALLEY_PICK(write_kv_run)), plan_(a.plan<PageRuns>(kv_.table())) {}
 
   void plan(const Step& step, int threads) override { plan_->make_once(step, threads); }

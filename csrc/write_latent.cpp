@@ -1,7 +1,7 @@
 // Op `write_latent`: writes the keys of the step's tokens to a latent cache, at their places in their
 // sequences. Pointers: latent (f32 [tokens] rows of latent_dim), rope (f32 [tokens] rows of head_dim -
 // latent_dim), kv (the layer's base). Ints: head_dim, latent_dim, latent_stride?, rope_stride?
-// (elements from row to row), kv_heads (1), kv_kind (0 f32, 1 bf16), kv_block_stride (bytes),
+// (elements from row to row), kv_heads (1), the cache's format (attention_layout.h), kv_block_stride (bytes),
 // block_size. Columns: block_table. Layout of the cache: attention_layout.h. Tile: the tokens that
 // one sequence adds to one page.
 #include "write_latent_kernel.h"
@@ -37,7 +37,7 @@ class WriteLatent final : public Op {
       uint8_t* page = kv_.page(step.slots[r.row], r.position);
       for (int t = 0; t < r.count; t++) {
         kernel_(latent_ + (r.token + t) * latent_stride_, n_, rope_ + (r.token + t) * rope_stride_,
-                m_, kv_.is_f32, page, static_cast<int>(r.position % kPage) + t);
+                m_, kv_.format, page, static_cast<int>(r.position % kPage) + t);
       }
     }
   }

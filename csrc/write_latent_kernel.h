@@ -7,15 +7,16 @@ namespace galley {
 
 GALLEY_VARIANTS(
     // n and m elements of a token, as one key of n + m of them, into slot `slot` of a page.
-    void write_latent_key(const float* latent, int64_t n, const float* rope, int64_t m, bool is_f32,
-                          uint8_t* page, int slot);)
+    void write_latent_key(const float* latent, int64_t n, const float* rope, int64_t m,
+                          const KvFormat& format, uint8_t* page, int slot);)
 
 namespace GALLEY_VARIANT {
 
-void write_latent_key(const float* latent, int64_t n, const float* rope, int64_t m, bool is_f32,
-                      uint8_t* page, int slot) {
-  write_k(latent, n, is_f32, page, slot);
-  write_k(rope, m, is_f32, page + n * kPageTokens * (is_f32 ? 4 : 2), slot);
+void write_latent_key(const float* latent, int64_t n, const float* rope, int64_t m,
+                      const KvFormat& format, uint8_t* page, int slot) {
+  const float factor = 1.0f / format.k_scale;
+  write_k(latent, n, format.kind, factor, page, slot);
+  write_k(rope, m, format.kind, factor, page + n * kPageTokens * format.item_bytes(), slot);
 }
 
 }  // namespace GALLEY_VARIANT

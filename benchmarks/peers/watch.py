@@ -22,6 +22,7 @@ from galley.cli.bench.limits import MachineLimits
 from galley.cli.bench.work import Cache, work_of
 from galley.kernels.cpu import CpuExecutable
 from galley.kernels.program import Node
+from galley.kv.format import KVFormat
 from galley.runner.runner import Runner
 
 _BLOCK = 16
@@ -86,7 +87,7 @@ class StopWatch:
         nodes = self._executable.nodes
         layers = {node.layer for node in nodes if node.op == "attention"}
         token_bytes = self._executable.kv_layout(_BLOCK).bytes_per_token / max(len(layers), 1)
-        cache = Cache(token_bytes, "bf16" if limits.peak["bf16"] else "f32")
+        cache = Cache(token_bytes, KVFormat("bfloat16" if limits.peak["bf16"] else "float32"))
         return sum(seconds_of(nodes, load, cache, limits) for load in self.loads)
 
 

@@ -69,17 +69,19 @@ def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
     from galley.kv.groups import make_policies
     from galley.models.footprint import measure, weight_bytes
     from galley.runner.device import dense_format
+    from galley.runner.kv_format import kv_format
 
     footprint = measure(checkpoint.model_info)
     dense = dense_format(config.model.dtype, checkpoint.model_info.dtype)
-    itemsize, block_size = 4 if dense == "f32" else 2, config.cache.block_size
+    numbers = kv_format(config.cache, dense, checkpoint.model_info, footprint.kv_layers)
+    block_size = config.cache.block_size
     print(f"{'parameters':<16}{footprint.parameters:,}")
     if footprint.idle_weights:
         print(f"  {'of one token':<38}{footprint.active_parameters:,}")
     print(f"{'weights':<16}{weight_bytes(checkpoint, dense):,} bytes in memory")
-    print(f"{'KV cache':<16}{footprint.kv_token_bytes(itemsize):,} bytes per token")
+    print(f"{'KV cache':<16}{footprint.kv_token_bytes(numbers):,} bytes per token")
     interval = config.cache.state_interval
-    layout = kv_layout(footprint.kv_layers, itemsize, block_size, interval)
+    layout = kv_layout(footprint.kv_layers, numbers, block_size, interval)
     if states := footprint.state_bytes():
         kept = f", kept every {interval} tokens" if interval else ""
         print(f"{'states':<16}{states:,} bytes per sequence{kept}")

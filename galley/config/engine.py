@@ -16,6 +16,16 @@ from galley.config.structured import StructuredOutputsSettings, structured_outpu
 
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
+KVCacheDType = Literal[
+    "auto",
+    "float32",
+    "bfloat16",
+    "fp8",
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "fp8_per_token_head",
+    "int8_per_token_head",
+]
 QuantizedActivations = Literal["auto", "int8", "int16"]
 
 
@@ -127,6 +137,13 @@ class CacheConfig:
     """Number of KV blocks, for tests of preemption."""
     enable_prefix_caching: bool = True
     """Reuse the KV blocks of prompts with a common prefix."""
+    kv_cache_dtype: KVCacheDType = "auto"
+    """Number format of the KV cache. `auto`: as the checkpoint declares, else the model's own.
+    `fp8` is fp8_e4m3, with the checkpoint's scales (1 without any). Of the formats `per_token_head`
+    each token has scales of its own, one for each head."""
+    calculate_kv_scales: bool = False
+    """With an FP8 KV cache: scales are calculated, for each token and head, instead of those of the
+    checkpoint."""
     mamba_block_size: int | None = None
     """Tokens between two recurrent states that prefix caching keeps; a multiple of --block-size.
     Default: 512. Has no effect on models without recurrent states."""

@@ -20,6 +20,7 @@ from galley.errors import ConfigError
 from galley.kernels.ops import CacheLayer, Constant, ForwardContext, Ops, Value, Weight
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.sampling import LogitMasks, Samples
+from galley.kv.format import KVFormat
 from galley.kv.layout import KVLayout, plan_layout
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Backend(Protocol):
         batch_invariant: a row's result depends on nothing but the row (design 3.1).
         interleave_gate_up: gate and up projections are to be packed in turn, in runs of
             `GATE_UP_RUN` rows, so that SiLU·mul can be fused to them.
-        kv_itemsize: bytes of a number in the KV cache.
+        kv: number format of the KV cache.
         dense: format of weights that are not quantised.
     """
 
@@ -160,7 +161,7 @@ class Backend(Protocol):
     dense: Dense
     batch_invariant: bool
     interleave_gate_up: bool
-    kv_itemsize: int
+    kv: KVFormat
 
     def weight(self, data: QuantizedWeight, float32: bool = False) -> Weight:
         """The handle that `Ops.linear` and `Ops.embedding` take.
@@ -187,16 +188,21 @@ class Backend(Protocol):
 
 
 def kv_layout(
-    layers: Sequence[CacheLayer], itemsize: int, block_size: int, state_interval: int = 0
+    layers: Sequence[CacheLayer], numbers: KVFormat, block_size: int, state_interval: int = 0
 ) -> KVLayout:
     """The layout of a model's KV cache.
 
     Args:
         layers: `Model.kv_layers`.
-        itemsize: `Backend.kv_itemsize`.
+        numbers: `Backend.kv`.
         block_size, state_interval: as for `plan_layout`.
     """
-    return plan_layout((layer.cache(itemsize) for layer in layers), block_size, state_interval)
+    return plan_layout((layer.cache(numbers) for layer in layers), block_size, state_interval)
+
+
+def dense_kv(dense: Dense) -> KVFormat:
+    """A KV cache of the format of weights that are not quantised."""
+    return KVFormat("float32" if dense == "f32" else "bfloat16")
 
 
 def open_backend(
@@ -205,6 +211,7 @@ def open_backend(
     threads: int = 0,
     eager: bool = False,
     quantized_activations: QuantizedActivations = "auto",
+    kv: KVFormat | None = None,
 ) -> Backend:
     """The backend called `name`; "auto" is the native CPU one.
 
@@ -214,6 +221,7 @@ def open_backend(
         eager: run op by op (--enforce-eager).
         quantized_activations: format of the input of layers with weights of integers in groups, if
             the backend rounds it.
+        kv: number format of the KV cache; None = that of `dense`.
 
     Raises:
         ConfigError: there is no such backend, or what it needs is not installed.
@@ -232,6 +240,6 @@ def open_backend(
             f"{install_command(error.name)}"
         ) from error
     backend: Backend = getattr(module, place[1])(
-        dense, threads=threads, eager=eager, quantized_activations=quantized_activations
+        dense, threads=threads, eager=eager, quantized_activations=quantized_activations, kv=kv
     )
     return backend

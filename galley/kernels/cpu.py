@@ -20,7 +20,15 @@ from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena, release_pages
-from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits, kv_layout
+from galley.kernels.backend import (
+    Dense,
+    MemoryAllocator,
+    Model,
+    StepInputs,
+    StepLimits,
+    dense_kv,
+    kv_layout,
+)
 from galley.kernels.native import Argument, arguments, pointer_arguments
 from galley.kernels.ops import CacheLayer, StateLayer
 from galley.kernels.ops.sample import MASK_COLUMNS
@@ -30,6 +38,7 @@ from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.recorder import record
 from galley.kernels.sampling import LogitMasks, Samples
 from galley.kernels.weights import PackedWeight, WeightMemory, pack
+from galley.kv.format import KVFormat
 from galley.kv.layout import KVLayout
 
 
@@ -52,10 +61,11 @@ class CpuBackend:
         eager: bool = False,
         quantized_activations: QuantizedActivations = "auto",
         passes: Sequence[Pass] | None = None,
+        kv: KVFormat | None = None,
     ) -> None:
         self.dense: Dense = dense
         self._memory = WeightMemory()
-        self.kv_itemsize = 4 if dense == "f32" else 2
+        self.kv = kv or dense_kv(dense)
         self._pool = _native.Pool(threads or len(os.sched_getaffinity(0)))
         self._eager = eager
         self._passes = () if eager else FUSIONS if passes is None else tuple(passes)
@@ -74,8 +84,7 @@ class CpuBackend:
         return packed
 
     def build(self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()) -> CpuExecutable:
-        kv_kind = Kind.f32 if self.dense == "f32" else Kind.bf16
-        nodes, symbols = record(model, kv_kind, self._quantized, outputs)
+        nodes, symbols = record(model, self.kv, self._quantized, outputs)
         for name in outputs:
             if name not in symbols:
                 known = ", ".join(symbols)
@@ -84,7 +93,7 @@ class CpuBackend:
         nodes = [*nodes, Node(OUTPUT, reads=kept)]  # no pass may fuse away what is read later
         nodes = apply(nodes, self._passes)
         nodes = [node for node in nodes if node.op != OUTPUT]
-        return CpuExecutable(model, nodes, kept, limits, self._pool, kv_kind, self._eager)
+        return CpuExecutable(model, nodes, kept, limits, self._pool, self.kv, self._eager)
 
 
 class KVMemory:
@@ -179,13 +188,13 @@ class CpuExecutable:
         outputs: Mapping[str, Symbol],
         limits: StepLimits,
         pool: _native.Pool,
-        kv_kind: Kind,
+        kv: KVFormat,
         eager: bool,
     ) -> None:
         self.nodes = nodes
         self._arguments = [arguments(node) for node in nodes]
         self._layers = list(model.kv_layers)
-        self._kv_kind = kv_kind
+        self._numbers = kv
         self._limits = limits
         self._sizes = {"tokens": limits.tokens, "sequences": limits.rows, "logits": limits.logits}
         self._pool = pool
@@ -207,8 +216,7 @@ class CpuExecutable:
         self._keepalive: list[Any] = []  # arrays whose addresses native code holds
 
     def kv_layout(self, block_size: int, state_interval: int = 0) -> KVLayout:
-        itemsize = 4 if self._kv_kind == Kind.f32 else 2
-        return kv_layout(self._layers, itemsize, block_size, state_interval)
+        return kv_layout(self._layers, self._numbers, block_size, state_interval)
 
     def allocate_kv(
         self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
@@ -291,7 +299,7 @@ class CpuExecutable:
 
     def describe(self) -> str:
         arena = f"arena {self._arena_plan.size / 2**20:.1f} MiB for {self._limits}"
-        return f"{describe(self.nodes)}\n{arena}, KV cache {self._kv_kind.name}"
+        return f"{describe(self.nodes)}\n{arena}, KV cache {self._numbers}"
 
     @property
     def outputs(self) -> dict[str, NDArray[np.float32]]:

@@ -18,6 +18,7 @@ from galley.kernels.ops import Op, Ops
 from galley.kernels.program import Kind, Node, Symbol
 from galley.kernels.verify import verify
 from galley.kernels.weights import PackedWeight
+from galley.kv.format import KVFormat
 
 
 class Placeholder(msgspec.Struct, frozen=True):
@@ -37,7 +38,7 @@ class RecordingContext(msgspec.Struct, frozen=True):
 
 def record(
     model: Model,
-    kv_kind: Kind,
+    kv: KVFormat,
     quantized: QuantizedActivations = "auto",
     outputs: Sequence[str] = (),
 ) -> tuple[list[Node], dict[str, Symbol]]:
@@ -47,7 +48,7 @@ def record(
     `hidden` after the final norm, if it is among `outputs`.
     Raises ValueError for a program that could not run (`verify`).
     """
-    recorder, ctx = Recorder(kv_kind, quantized), RecordingContext()
+    recorder, ctx = Recorder(kv, quantized), RecordingContext()
     ops = Ops(recorder)
     hidden: Any = model.forward(ops, model.embed(ops, ctx), ctx)
     logits: Any = model.logits(ops, hidden, ctx)
@@ -64,15 +65,17 @@ class Recorder:
 
     Attributes:
         nodes: the program so far.
-        kv_kind: number format of the KV cache, and of the queries that are compared with it.
+        kv: number format of the KV cache.
+        query_kind: of the queries that are multiplied with it; codes are converted to bf16.
 
     Args:
         quantized: rows that are multiplied with weights of integers in groups.
     """
 
-    def __init__(self, kv_kind: Kind, quantized: QuantizedActivations = "auto") -> None:
+    def __init__(self, kv: KVFormat, quantized: QuantizedActivations = "auto") -> None:
         self.nodes: list[Node] = []
-        self.kv_kind = kv_kind
+        self.kv = kv
+        self.query_kind = Kind.f32 if kv.name == "float32" else Kind.bf16
         self._quantized = quantized
         self._rounded: dict[tuple[Symbol, Kind], Symbol] = {}
         self._overwritten: set[Symbol] = set()

@@ -25,6 +25,7 @@ from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.reference_sampler import ReferenceSampler
 from galley.kernels.sampling import LogitMasks, Samples
 from galley.kernels.weights import PackedWeight
+from galley.kv.format import KVFormat
 from galley.kv.layout import KVLayout
 
 
@@ -38,6 +39,7 @@ class KVCache:
             A state lies under the first of its blocks.
         groups: KV group of each layer, whose block table says where its tokens are.
         widths, intervals: of each layer's group, in the sense of `GroupSpec`.
+        numbers: number format of K and V, which are rounded to it and held as `dtype`.
     """
 
     k: list[Tensor]
@@ -47,10 +49,15 @@ class KVCache:
     groups: list[int]
     widths: list[int]
     intervals: list[int]
+    numbers: KVFormat
 
     @staticmethod
     def zeros(
-        layers: Sequence[CacheLayer], num_blocks: int, layout: KVLayout, dtype: torch.dtype
+        layers: Sequence[CacheLayer],
+        num_blocks: int,
+        layout: KVLayout,
+        dtype: torch.dtype,
+        numbers: KVFormat,
     ) -> KVCache:
         def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             # Not torch.zeros, which writes every page: numpy's zero pages take memory when written.
@@ -83,6 +90,7 @@ class KVCache:
             groups,
             [layout.groups[g].width for g in groups],
             [layout.groups[g].interval for g in groups],
+            numbers,
         )
 
 
@@ -163,12 +171,13 @@ class ReferenceBackend:
         eager: bool = False,
         quantized_activations: QuantizedActivations = "auto",
         compute: torch.dtype = torch.float32,
+        kv: KVFormat | None = None,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.dense = dense
         self._compute = compute
-        self.kv_itemsize = compute.itemsize
+        self.kv = kv or KVFormat(str(compute).removeprefix("torch."))
 
     def weight(self, data: QuantizedWeight, float32: bool = False) -> Tensor:
         values = torch.from_numpy(data.to_float32())
@@ -188,7 +197,7 @@ class ReferenceBackend:
     def build(
         self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()
     ) -> ReferenceExecutable:
-        return ReferenceExecutable(model, limits, self._compute, outputs)
+        return ReferenceExecutable(model, limits, self._compute, self.kv, outputs)
 
 
 class ReferenceExecutable:
@@ -199,10 +208,11 @@ class ReferenceExecutable:
         model: Model,
         limits: StepLimits,
         dtype: torch.dtype,
+        kv: KVFormat,
         outputs: Sequence[str] = (),
     ) -> None:
         self._model = model
-        self._dtype = dtype
+        self._dtype, self._numbers = dtype, kv
         self._limits = limits
         self._ops = Ops(ReferenceOps(dtype))
         self.activation_bytes = limits.logits * model.vocab_size * 4
@@ -216,14 +226,14 @@ class ReferenceExecutable:
         self._heartbeat = np.zeros(1, np.int64)
 
     def kv_layout(self, block_size: int, state_interval: int = 0) -> KVLayout:
-        itemsize = self._dtype.itemsize
-        return kv_layout(self._model.kv_layers, itemsize, block_size, state_interval)
+        return kv_layout(self._model.kv_layers, self._numbers, block_size, state_interval)
 
     def allocate_kv(
         self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
     ) -> None:
         # Each layer has its own memory, which grows as blocks of its group are written.
-        self._cache = KVCache.zeros(self._model.kv_layers, num_blocks, layout, self._dtype)
+        layers = self._model.kv_layers
+        self._cache = KVCache.zeros(layers, num_blocks, layout, self._dtype, self._numbers)
 
     def copy_blocks(self, src: I32, dst: I32) -> None:
         assert self._cache is not None

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from galley.kv.format import KVFormat
 from galley.kv.layout import CacheSpec
 
 
@@ -45,6 +46,7 @@ class KVLayer(msgspec.Struct, frozen=True):
             sequence, which must then be computed in one step, and there is no window.
         in_parts: the window does not slide: a query sees the part of the sequence, of so many
             tokens, that it is in, up to its own position.
+        k_scale, v_scale: of numbers of eight bits without scales of their own.
     """
 
     index: int
@@ -53,12 +55,15 @@ class KVLayer(msgspec.Struct, frozen=True):
     window: int = 0
     causal: bool = True
     in_parts: bool = False
+    k_scale: float = 1.0
+    v_scale: float = 1.0
 
-    def cache(self, itemsize: int) -> CacheSpec:
-        """Size of the layer's cache per token, in numbers of `itemsize` bytes."""
+    def cache(self, numbers: KVFormat) -> CacheSpec:
+        """Size of the layer's cache per token."""
+        head_bytes = self.head_dim * numbers.itemsize + numbers.scale_bytes
         return CacheSpec(
             kind="window" if self.window else "full",
-            token_bytes=2 * self.kv_heads * self.head_dim * itemsize,
+            token_bytes=2 * self.kv_heads * head_bytes,
             window=self.window,
         )
 
@@ -71,19 +76,21 @@ class LatentLayer(msgspec.Struct, frozen=True):
         index: place among the caches that this process holds, from 0.
         rank: elements of the latent.
         rope_dim: elements of the rotated part.
+        k_scale: of numbers of eight bits.
     """
 
     index: int
     rank: int
     rope_dim: int
+    k_scale: float = 1.0
 
     @property
     def head_dim(self) -> int:
         return self.rank + self.rope_dim
 
-    def cache(self, itemsize: int) -> CacheSpec:
-        """Size of the layer's cache per token, in numbers of `itemsize` bytes."""
-        return CacheSpec("full", token_bytes=self.head_dim * itemsize)
+    def cache(self, numbers: KVFormat) -> CacheSpec:
+        """Size of the layer's cache per token."""
+        return CacheSpec("full", token_bytes=self.head_dim * numbers.itemsize)
 
 
 class StateLayer(msgspec.Struct, frozen=True):
@@ -99,8 +106,8 @@ class StateLayer(msgspec.Struct, frozen=True):
     units: int
     unit_size: int
 
-    def cache(self, itemsize: int) -> CacheSpec:
-        """The state's bytes; `itemsize` is that of keys and values and does not matter."""
+    def cache(self, numbers: KVFormat) -> CacheSpec:
+        """The state's bytes; the numbers of keys and values do not matter."""
         return CacheSpec("state", units=self.units, unit_bytes=4 * self.unit_size)
 
 

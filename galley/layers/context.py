@@ -36,7 +36,15 @@ class BuildContext:
     ) -> KVLayer:
         """The KV cache of one more layer; `kv_heads` are this rank's, `keys` is the name of its k
         projection."""
-        layer = KVLayer(len(self.kv_layers), kv_heads, head_dim, window, causal, in_parts)
+        layer = KVLayer(
+            len(self.kv_layers),
+            kv_heads,
+            head_dim,
+            window,
+            causal,
+            in_parts,
+            *(self._kv_scale(keys, name) for name in ("k", "v")),
+        )
         self.kv_layers.append(layer)
         self._by_keys[keys] = layer
         return layer
@@ -48,11 +56,21 @@ class BuildContext:
             raise ModelError(f"a layer reads the cache of {keys}, which another process has")
         return layer
 
-    def add_latent_layer(self, rank: int, rope_dim: int) -> LatentLayer:
-        """The latent KV cache of one more layer."""
-        layer = LatentLayer(len(self.kv_layers), rank, rope_dim)
+    def add_latent_layer(self, rank: int, rope_dim: int, keys: str = "") -> LatentLayer:
+        """The latent KV cache of one more layer; `keys` is the name of the projection to it."""
+        scale = self._kv_scale(keys, "k")
+        self._kv_scale(keys, "v")  # of a cache that is not latent
+        layer = LatentLayer(len(self.kv_layers), rank, rope_dim, scale)
         self.kv_layers.append(layer)
         return layer
+
+    def _kv_scale(self, keys: str, name: str) -> float:
+        """The scale of a layer's K or V that the checkpoint has for a cache in FP8; 1 for none."""
+        layer = keys.rpartition(".")[0]
+        names = (f"{name}_scale", f"attn.{name}_scale", f"{name}_proj.{name}_scale")
+        candidates = [f"{layer}.{each}" for each in (*names, f"{name}_proj.output_scale")]
+        scale = self.source.number(candidates) if layer else None
+        return 1.0 if scale is None else scale
 
     def add_state(self, units: int, unit_size: int) -> StateLayer:
         """A recurrent state of one more layer: so many units of so many float32 numbers."""

@@ -90,7 +90,7 @@ class LatentAttention:
         self.values = source.matrix(Matrix((values,), experts=heads, dense=True))
         self.out = Linear(source, Matrix((spec.out,)), spec.out_bias)
         self.rotary = context.rotary_table(spec.rotary)
-        self.layer = context.add_latent_layer(spec.rank, spec.rope)
+        self.layer = context.add_latent_layer(spec.rank, spec.rope, spec.kv_down.name)
         self._q_sizes = (heads * spec.nope, heads * spec.rope)
         self._scale = spec.scale
 

@@ -6,7 +6,7 @@ weights is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -58,6 +58,9 @@ class ShapeSource:
         self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]
     ) -> NDArray[np.float32]:
         return _zeros(shape)
+
+    def number(self, names: Sequence[str]) -> None:
+        """No tensor is known."""
 
     def load(self, read: Callable[..., object]) -> None:
         """No weights, no model."""

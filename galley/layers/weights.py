@@ -6,9 +6,10 @@ Every tensor of the checkpoint must be used or ignored by name; any other is an 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import Protocol, TypeVar
@@ -38,8 +39,10 @@ from galley.quant import (
     to_float32,
 )
 
-#: Tensors of old checkpoints that are not weights.
-NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attention)\.bias$")
+#: Tensors that are not weights: of old checkpoints, and the scale of queries in FP8.
+NOT_WEIGHTS = re.compile(
+    r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attention)\.bias$|\.q_scale$"
+)
 
 #: How many names an error lists before it says "and n more".
 MAX_NAMES_SHOWN = 8
@@ -88,6 +91,12 @@ class WeightSource(Protocol):
         self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]
     ) -> Constant:
         """Numbers that are computed, not loaded; `compute` is called if they are needed."""
+
+    def number(self, names: Sequence[str]) -> float | None:
+        """The only number of the first tensor of these that there is; None if there is none.
+
+        Raises ModelError for a tensor of more, and a number that is not finite and positive.
+        """
 
     def load(self, read: Callable[[Dense, Mapping[str, RawTensor]], L]) -> L | None:
         """The whole model, by code that reads the tensors itself: `read(dense, tensors by name)`.
@@ -155,6 +164,17 @@ class CheckpointWeights:
         values = compute()
         assert values.shape == shape
         return self._backend.constant(values)
+
+    def number(self, names: Sequence[str]) -> float | None:
+        for name in names:
+            if name not in self._names:
+                continue
+            shape = self.shape(name)
+            values = to_float32(self.use(name, shape)) if math.prod(shape) == 1 else np.zeros(0)
+            if values.size != 1 or not 0 < values.item() < math.inf:
+                raise ModelError(f"tensor {name}, of shape {list(shape)}, is not a positive number")
+            return float(values.item())
+        return None
 
     def load(self, read: Callable[[Dense, Mapping[str, RawTensor]], L]) -> L:
         self._unused.clear()

@@ -16,9 +16,10 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.kernels.backend import Dense
 from galley.kernels.ops import CacheLayer, KVLayer, LatentLayer
-from galley.kernels.program import LOGITS, TOKENS, Dim, Kind, Node, PackedExperts
+from galley.kernels.program import LOGITS, TOKENS, Dim, Node, PackedExperts
 from galley.kernels.recorder import record
 from galley.kernels.weights import WeightFormat, pack
+from galley.kv.format import KVFormat
 from galley.layers.questions import Matrix, Part, parts_of
 from galley.layers.shapes import ShapeSource, ShapeWeight
 from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor
@@ -58,13 +59,13 @@ class Footprint(msgspec.Struct, frozen=True):
         """Those that one token uses; the embedding counts as a whole."""
         return self.parameters - self.idle_weights
 
-    def kv_token_bytes(self, itemsize: int) -> int:
+    def kv_token_bytes(self, numbers: KVFormat) -> int:
         """Bytes of one token in the KV cache, all layers together."""
-        return sum(layer.cache(itemsize).token_bytes for layer in self.kv_layers)
+        return sum(layer.cache(numbers).token_bytes for layer in self.kv_layers)
 
     def state_bytes(self) -> int:
         """Bytes of the recurrent states of one sequence, all layers together, without padding."""
-        return sum(layer.cache(1).state_bytes for layer in self.kv_layers)
+        return sum(layer.cache(KVFormat("float32")).state_bytes for layer in self.kv_layers)
 
     def flops(self, context: int) -> int:
         """Operations to decode one token that sees `context` tokens, windows not considered."""
@@ -85,7 +86,7 @@ def measure(model_info: ModelInfo) -> Footprint:
     model = model_spec(model_info).build(source, Stage(max_positions=1))
     if isinstance(model, MeasuresItself):
         return model.footprint()
-    nodes, _ = record(model, Kind.bf16)
+    nodes, _ = record(model, KVFormat("bfloat16"))
     return Footprint(
         tensors=source.tensors,
         kv_layers=list(model.kv_layers),

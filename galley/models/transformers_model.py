@@ -34,6 +34,7 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.kernels.backend import Dense, kv_layout
 from galley.kernels.ops import ForwardContext, KVLayer, Ops, Value
+from galley.kv.format import KVFormat
 from galley.layers.weights import WeightSource
 from galley.loader.tensor import RawTensor
 from galley.models.decoder import Stage
@@ -269,8 +270,9 @@ class _Attention:
         from galley.kernels.reference import KVCache, ReferenceContext, ReferenceOps
 
         if start == 0:
-            layout = kv_layout(self._layers, 4, TRIAL_BLOCK)
-            self._cache = KVCache.zeros(self._layers, 2, layout, torch.float32)
+            numbers = KVFormat("float32")
+            layout = kv_layout(self._layers, numbers, TRIAL_BLOCK)
+            self._cache = KVCache.zeros(self._layers, 2, layout, torch.float32, numbers)
         n = len(ids)
         positions = torch.arange(start, start + n)[None]
         blocks = torch.ones((len(self._cache.groups), 1, 1), dtype=torch.long)

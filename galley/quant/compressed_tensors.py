@@ -76,8 +76,6 @@ class CompressedTensors:
     def __init__(self, config: Mapping[str, Any]) -> None:
         groups = config.get("config_groups")
         sparsity = config.get("sparsity_config")
-        if config.get("kv_cache_scheme"):
-            raise ModelError(f"{_METHOD}: kv_cache_scheme is not supported")
         if sparsity and _table("sparsity_config", sparsity).get("format", "dense") != "dense":
             raise ModelError(
                 f"{_METHOD}: sparsity_config.format is {sparsity['format']!r}; only dense weights "

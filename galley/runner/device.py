@@ -12,13 +12,15 @@ from galley.config import EngineConfig, ModelInfo
 from galley.config.registries import BACKENDS
 from galley.errors import ConfigError
 from galley.kernels.backend import Backend, Dense, open_backend
+from galley.kernels.ops import CacheLayer
 from galley.models.registry import find_architecture
+from galley.runner.kv_format import kv_format
 
 log = logging.getLogger(__name__)
 
 
 def dense_format(dtype: str, checkpoint_dtype: str) -> Dense:
-    """Format of weights that are not quantised, and of the KV cache.
+    """Format of weights that are not quantised.
 
     `auto` is bfloat16 for every checkpoint, as vLLM's `auto` is on CPUs; float16 and float32
     checkpoints are rounded to it, which is logged.
@@ -62,8 +64,13 @@ def choose_backend(name: str, architecture: str, able: Sequence[str]) -> str:
     return name
 
 
-def open_device(config: EngineConfig, dense: Dense, model_info: ModelInfo) -> Backend:
+def open_device(
+    config: EngineConfig, dense: Dense, model_info: ModelInfo, layers: Sequence[CacheLayer]
+) -> Backend:
     """The backend that the configuration and the model ask for, with its compute threads.
+
+    Args:
+        layers: caches of the model.
 
     Raises:
         ConfigError: it is not installed, cannot run the model, or cannot promise what
@@ -78,6 +85,7 @@ def open_device(config: EngineConfig, dense: Dense, model_info: ModelInfo) -> Ba
         threads=device.num_threads or 0,
         eager=config.model.enforce_eager,
         quantized_activations=config.model.quantized_activations,
+        kv=kv_format(config.cache, dense, model_info, layers),
     )
     if not backend.batch_invariant:
         if device.batch_invariant:

@@ -23,6 +23,7 @@ from galley.kernels.backend import Executable, StepLimits
 from galley.kv import can_rewind
 from galley.loader import open_checkpoint, resolve_source
 from galley.models.decoder import Stage
+from galley.models.footprint import kv_layers
 from galley.request import SamplingParams
 from galley.runner.device import dense_format, open_device
 from galley.runner.load import load_model
@@ -190,7 +191,7 @@ def make(settings: SpeculativeSettings, target: Target) -> DraftModel:
     longest = config.model.max_model_len or target.model_info.max_position
     longest = target.model_info.max_position if longest == -1 else longest
     dense = dense_format(model.dtype, info.dtype)
-    backend = open_device(config, dense, info)
+    backend = open_device(config, dense, info, kv_layers(info))
     loaded = load_model(info, checkpoint, backend, Stage(max(longest, info.max_position)))
     slots = target.num_slots
     tokens = max(config.scheduler.max_num_batched_tokens or 0, slots)

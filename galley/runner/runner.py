@@ -105,13 +105,13 @@ class Runner:
         self._speculator = speculator
         self._config, self._model_info, self._kv_memory = config, model_info, kv_memory
         self._dense = dense_format(config.model.dtype, model_info.dtype)
-        self._backend = open_device(config, self._dense, model_info)
+        layers = kv_layers(model_info)
+        self._backend = open_device(config, self._dense, model_info, layers)
         assert config.scheduler.max_num_batched_tokens is not None
         max_chunk = config.scheduler.max_num_batched_tokens
-        layers = kv_layers(model_info)
         cache = config.cache
         blocks = cache.block_size, cache.state_interval
-        layout = kv_layout(layers, self._backend.kv_itemsize, *blocks)
+        layout = kv_layout(layers, self._backend.kv, *blocks)
         check_given_size(cache, layout, max_chunk, wanted, longest)
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant

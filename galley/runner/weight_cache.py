@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,9 @@ class CachedWeights(ABC):
         self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]
     ) -> Constant:
         return self._source.constant(shape, compute)
+
+    def number(self, names: Sequence[str]) -> float | None:
+        return self._source.number(names)
 
     def load(self, read: Callable[[Dense, Mapping[str, RawTensor]], L]) -> L | None:
         return self._source.load(read)

@@ -96,7 +96,6 @@ def test_refusals_name_the_flag(parser, argv, message):
     [
         ["--no-enable-lora"],
         ["--enable-lora=false"],
-        ["--kv-cache-dtype", "auto"],
         ["--nnodes", "1", "--cpu-offload-gb", "0"],
         ["--attention-backend", "CPU_ATTN"],
         ["--data-parallel-backend", "mp"],
@@ -116,7 +115,7 @@ def test_flags_matching_fixed_behaviour_are_accepted(parser, argv):
     "argv",
     [
         ["--runner", "draft"],
-        ["--kv-cache-dtype", "fp8"],
+        ["--kv-cache-dtype", "nvfp4"],
         ["--nnodes", "2"],
         ["--cpu-offload-gb", "4"],
         ["--mamba-cache-mode", "all"],
@@ -131,7 +130,7 @@ def test_flags_contradicting_fixed_behaviour_are_refused(parser, argv):
 
 def test_config_file_may_disable_missing_features(parser, tmp_path):
     path = tmp_path / "serve.yaml"
-    path.write_text("enable-lora: false\nkv-cache-dtype: auto\nseed: 3\n")
+    path.write_text("enable-lora: false\nattention-backend: CPU_ATTN\nseed: 3\n")
     assert parser.parse(["--config", str(path)]).values == {"seed": 3}
     path.write_text("enable-lora: true\n")
     with pytest.raises(ConfigError, match="LoRA"):

@@ -17,6 +17,7 @@ from galley.config.engine import QuantizedActivations
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.kernels.backend import kv_layout
 from galley.kv import can_rewind
+from galley.kv.format import KVFormat
 from galley.loader.tensor import RawTensor
 from galley.models.footprint import kv_layers, tensor_shapes
 from galley.quant.registry import FORMATS
@@ -122,7 +123,8 @@ class Case:
         """`num_gpu_blocks_override` is of one KV group, and the pool has as many for each."""
         given = {"max_model_len": LENGTH, "skip_tokenizer_init": True, **flags}
         model_info = self.checkpoint().model_info
-        layout = kv_layout(kv_layers(model_info), 2, given.get("block_size", 16))
+        numbers, block_size = KVFormat("bfloat16"), given.get("block_size", 16)
+        layout = kv_layout(kv_layers(model_info), numbers, block_size)
         if not can_rewind(layout.groups):
             given.pop("speculative_config", None)
         if blocks := given.get("num_gpu_blocks_override"):

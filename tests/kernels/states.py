@@ -13,9 +13,10 @@ from galley.batch import NewRow, RequestTable, StepPlan
 from galley.kernels.backend import kv_layout
 from galley.kernels.native import arguments
 from galley.kernels.ops import Ops, StateLayer, Value
-from galley.kernels.program import TOKENS, Kind, Symbol
+from galley.kernels.program import TOKENS, Symbol
 from galley.kernels.recorder import Recorder
 from galley.kernels.reference import KVCache, ReferenceOps, step_context
+from galley.kv.format import KVFormat
 from galley.request import SamplingParams
 from tests.kernels.native_harness import Native, aligned, use_isa
 
@@ -33,13 +34,13 @@ def definition(
     results = []
     for values in rows:
         n = len(next(iter(values.values())))
-        layout = kv_layout([layer], 4, 16)
+        layout = kv_layout([layer], KVFormat("float32"), 16)
         table = RequestTable(1, MAX_LEN, layout.groups)
         table.block_tables[:] = 1
         table.set_row(NewRow(0, 0, np.zeros(n, np.int32), n, 0, SamplingParams(), []))
         count = np.array([n], np.int32)
         plan = StepPlan(1, np.zeros(1, np.int32), count, count, np.zeros(1, np.uint8))
-        cache = KVCache.zeros([layer], 2, layout, torch.float32)
+        cache = KVCache.zeros([layer], 2, layout, torch.float32, KVFormat("float32"))
         tensors = {name: torch.from_numpy(v) for name, v in values.items()}
         fixed = {name: torch.from_numpy(c) for name, c in constants.items()}
         context = step_context(plan, table, cache)
@@ -66,7 +67,7 @@ def native(
     buffer = Symbol.new(TOKENS, total).buffer
     starts = dict(zip(widths, np.cumsum([8, *widths.values()]), strict=False))
     symbols = {name: Symbol(buffer, n, int(starts[name])) for name, n in widths.items()}
-    recorder = Recorder(Kind.f32)
+    recorder = Recorder(KVFormat("float32"))
     out: Any = call(Ops(recorder), symbols, constants, layer, None)
     [node] = recorder.nodes
     per_block = -(-(layer.units + 1) // 2)

@@ -346,7 +346,7 @@ def test_nan_does_not_leave_its_sequence(isa, kind):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"heads": 5}, {"kv_kind": 2}, {"q_kind": 2}, {"head_dim": 7}, {"scale": 0.0}, {"window": -1}],
+    [{"heads": 5}, {"kv_kind": 5}, {"q_kind": 2}, {"head_dim": 7}, {"scale": 0.0}, {"window": -1}],
 )
 def test_bad_arguments_are_refused(wrong):
     numbers = {"heads": 4, "kv_heads": 2, "head_dim": 8, "kv_kind": BF16, "q_kind": BF16}

@@ -12,6 +12,7 @@ from galley.batch import GroupSpec, NewRow, RequestTable, StepPlan
 from galley.kernels.backend import kv_layout
 from galley.kernels.ops import KVLayer, Ops, RotaryTable
 from galley.kernels.reference import KVCache, ReferenceContext, ReferenceOps, step_context
+from galley.kv.format import KVFormat
 from galley.request import SamplingParams
 
 OPS = Ops(ReferenceOps())
@@ -34,8 +35,8 @@ def context(computed: list[int], new: list[int], block_size: int = 16) -> Refere
         table.set_row(NewRow(int(slot), 0, ids, done + count, done, SamplingParams(), []))
     counts = np.array(new, np.int32)
     plan = StepPlan(1, slots, counts, np.minimum(counts, 1), np.ones(n, np.uint8))
-    layout = kv_layout([LAYER], 4, block_size)
-    cache = KVCache.zeros([LAYER], 1 + n * blocks, layout, torch.float32)
+    layout = kv_layout([LAYER], KVFormat("float32"), block_size)
+    cache = KVCache.zeros([LAYER], 1 + n * blocks, layout, torch.float32, KVFormat("float32"))
     return step_context(plan, table, cache)
 
 

@@ -16,6 +16,7 @@ from galley.kernels.program import Kind, Node
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.recorder import Recorder, RecordingContext
 from galley.kernels.weights import pack
+from galley.kv.format import KVFormat
 from galley.quant import read_weight
 from tests.models.checkpoints import quantized
 from tests.models.driver import LIMITS, Driver
@@ -44,7 +45,7 @@ def norm_weight(seed: int = 0):
 
 @pytest.fixture
 def recording():
-    recorder = Recorder(Kind.f32)
+    recorder = Recorder(KVFormat("float32"))
     ops = Ops(recorder)
     return recorder, ops, ops.embedding(weight(131, HIDDEN), CTX.token_ids)
 

@@ -10,6 +10,7 @@ from galley.kernels.ops import KVLayer, Ops, RotaryTable
 from galley.kernels.passes.rope_kv import fuse_rope_kv
 from galley.kernels.program import LOGITS, TOKENS, Kind, describe
 from galley.kernels.recorder import Recorder, RecordingContext, record
+from galley.kv.format import KVFormat
 from tests.kernels.test_passes import weight
 from tests.models.checkpoints import CASES, StateDict, make
 from tests.models.driver import load
@@ -20,7 +21,7 @@ LAYER = KVLayer(0, kv_heads=1, head_dim=16)
 
 @pytest.fixture
 def recording():
-    recorder = Recorder(Kind.bf16)
+    recorder = Recorder(KVFormat("bfloat16"))
     return recorder, Ops(recorder)
 
 
@@ -44,7 +45,7 @@ def test_rows_are_quantised_once_per_kind(recording):
 
 def test_the_flag_chooses_the_kind_of_quantised_activations():
     for quantized, kind in (("int8", Kind.q8), ("int16", Kind.q16)):
-        recorder = Recorder(Kind.bf16, quantized)
+        recorder = Recorder(KVFormat("bfloat16"), quantized)
         ops = Ops(recorder)
         x = ops.embedding(weight(9, 64), CTX.token_ids)
         ops.linear(x, [weight(16, 64, "Q4_0"), weight(16, 64, "Q8_0"), weight(16, 64, "w8a8")])
@@ -126,7 +127,7 @@ def test_rope_and_write_stay_apart_where_another_node_reads_the_keys(recording):
 
 def test_a_whole_model():
     model = load(StateDict(make(CASES["qwen3"])), CpuBackend("bf16", threads=1))
-    nodes, outputs = record(model, Kind.bf16)
+    nodes, outputs = record(model, KVFormat("bfloat16"))
     hidden, logits = outputs["hidden"], outputs["logits"]
     assert (hidden.buffer.rows, hidden.columns) == (TOKENS, 64)
     assert (logits.buffer.rows, logits.columns) == (LOGITS, 131)

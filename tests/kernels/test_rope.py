@@ -306,6 +306,6 @@ def test_bad_arguments_of_the_plain_ops_are_refused():
         with pytest.raises(ValueError, match="rope: "):
             Native().add("rope", {"x": x, "table": x, "out": x}, **(rope | wrong))
     kv = {"kv_heads": 2, "head_dim": 16, "kv_block_stride": 4096}
-    for wrong in ({"k_stride": 31}, {"v_stride": 31}, {"k_kind": 2}, {"kv_kind": 4}):
+    for wrong in ({"k_stride": 31}, {"v_stride": 31}, {"k_kind": 2}, {"kv_kind": 5}):
         with pytest.raises(ValueError, match="write_kv: "):
             Native().add("write_kv", {"k": x, "v": x, "kv": x}, **(kv | wrong))

@@ -7,20 +7,21 @@ from msgspec.structs import replace
 
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.passes import FUSIONS, apply
-from galley.kernels.program import LOGITS, TOKENS, Kind, Node, Symbol
+from galley.kernels.program import LOGITS, TOKENS, Node, Symbol
 from galley.kernels.recorder import record
 from galley.kernels.verify import verify
+from galley.kv.format import KVFormat
 from tests.kernels.arrangements import ARRANGEMENTS, Arrangement
 
 
 @pytest.fixture
 def nodes():
-    return record(Arrangement("qk_norm", CpuBackend("bf16", threads=1)), Kind.bf16)[0]
+    return record(Arrangement("qk_norm", CpuBackend("bf16", threads=1)), KVFormat("bfloat16"))[0]
 
 
 @pytest.mark.parametrize("name", list(ARRANGEMENTS))
 def test_what_is_recorded_and_fused_is_accepted(name):
-    nodes, _ = record(Arrangement(name, CpuBackend("bf16", threads=1)), Kind.bf16)
+    nodes, _ = record(Arrangement(name, CpuBackend("bf16", threads=1)), KVFormat("bfloat16"))
     verify(nodes)
     verify(apply(nodes, FUSIONS))
 
@@ -79,7 +80,7 @@ class RopeOfLogits(Arrangement):
 
 def test_a_model_is_verified_when_it_is_recorded():
     with pytest.raises(ValueError, match="x has rows of logits, not tokens"):
-        record(RopeOfLogits("plain", CpuBackend("f32", threads=1)), Kind.f32)
+        record(RopeOfLogits("plain", CpuBackend("f32", threads=1)), KVFormat("float32"))
 
 
 def test_a_pass_that_drops_a_node_is_found(nodes):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from galley.kernels.backend import open_backend
+from galley.kv.format import KVFormat
 from galley.layers.questions import Matrix, Part
 from galley.layers.shapes import ShapeSource
 from galley.loader.tensor import RawTensor
@@ -185,7 +186,7 @@ def test_a_large_model_takes_no_memory():
     }
     footprint = measure(dataclasses.replace(info, hf_config=config, vocab_size=128256))
     assert footprint.parameters == 70_553_706_496
-    assert footprint.kv_token_bytes(2) == 327_680
+    assert footprint.kv_token_bytes(KVFormat("bfloat16")) == 327_680
     assert math.isclose(
         footprint.flops(0), 2 * (footprint.parameters - 128256 * 8192), rel_tol=1e-4
     )

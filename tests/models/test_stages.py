@@ -16,6 +16,7 @@ from galley.errors import ModelError
 from galley.kernels.backend import kv_layout
 from galley.kernels.ops import Ops
 from galley.kernels.reference import KVCache, ReferenceBackend, ReferenceOps, step_context
+from galley.kv.format import KVFormat
 from galley.layers.weights import CheckpointWeights
 from galley.loader import open_checkpoint, resolve_source
 from galley.models.decoder import Stage
@@ -58,7 +59,8 @@ def whole_prompt(layers):
     table.set_row(NewRow(0, 0, IDS.astype(np.int32), len(IDS), 0, SamplingParams(), []))
     count = np.array([len(IDS)], np.int32)
     plan = StepPlan(1, np.zeros(1, np.int32), count, count, np.zeros(1, np.uint8))
-    cache = KVCache.zeros(layers, 5, kv_layout(layers, 4, 16), torch.float32)
+    numbers = KVFormat("float32")
+    cache = KVCache.zeros(layers, 5, kv_layout(layers, numbers, 16), torch.float32, numbers)
     return step_context(plan, table, cache)
 
 

@@ -134,7 +134,6 @@ def test_the_scheme_is_accepted_and_others_are_refused_by_name():
     [
         ({"format": "marlin-24"}, "format 'marlin-24' is not supported; pack-quantized, int-"),
         ({"format": "pack-quantized"}, "input_activations of packed weights"),
-        ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "format is 'sparse-24-bitmask'"),
         ({"transform_config": {"config_groups": {}}}, "transform_config"),
         ({"config_groups": {}}, "config_groups is {}"),

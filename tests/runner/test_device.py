@@ -45,22 +45,22 @@ def test_float16_is_refused_and_alternatives_are_named(dtype):
 @pytest.mark.parametrize(("backend", "name"), [("auto", "cpu"), ("reference", "reference")])
 def test_the_backend_is_the_one_that_was_named(backend, name):
     config = EngineConfig(device=DeviceConfig(backend=backend, num_threads=1))
-    assert open_device(config, "bf16", MODEL).name == name
+    assert open_device(config, "bf16", MODEL, []).name == name
 
 
 def test_the_architecture_says_which_backends_can_run_it(monkeypatch):
     line = Architecture("galley.models.llama", "llama", backends=("reference",))
     monkeypatch.setitem(ARCHITECTURES, MODEL.architecture, line)
-    assert open_device(EngineConfig(), "bf16", MODEL).name == "reference"
+    assert open_device(EngineConfig(), "bf16", MODEL, []).name == "reference"
     config = EngineConfig(device=DeviceConfig(backend="cpu"))
     with pytest.raises(ConfigError, match="--backend cpu cannot run LlamaForCausalLM; reference"):
-        open_device(config, "bf16", MODEL)
+        open_device(config, "bf16", MODEL, [])
 
 
 def test_an_unknown_architecture_is_refused_before_a_backend_is_opened():
     model = dataclasses.replace(MODEL, architecture="Unheard", model_impl="galley")
     with pytest.raises(ModelError, match="'Unheard' is not supported"):
-        open_device(EngineConfig(), "bf16", model)
+        open_device(EngineConfig(), "bf16", model, [])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_quantized_activations_are_what_the_flag_says(flag, kinds):
     config = EngineConfig(
         model=ModelConfig(quantized_activations=flag), device=DeviceConfig(num_threads=1)
     )
-    executable = open_device(config, "bf16", MODEL).build(Chain("Q4_0", "Q4_1"), LIMITS)
+    executable = open_device(config, "bf16", MODEL, []).build(Chain("Q4_0", "Q4_1"), LIMITS)
     program = executable.describe()
     assert {kind for kind in ("q8", "q16") if f" {kind}" in program} == kinds
 
@@ -78,14 +78,14 @@ def test_quantized_activations_are_what_the_flag_says(flag, kinds):
 def test_a_backend_without_batch_invariance_is_logged(caplog):
     config = EngineConfig(device=DeviceConfig(backend="reference"))
     with caplog.at_level(logging.WARNING, "galley.runner.device"):
-        open_device(config, "bf16", MODEL)
+        open_device(config, "bf16", MODEL, [])
     assert "may depend on what else is computed" in caplog.text
 
 
 def test_batch_invariance_is_refused_where_the_backend_lacks_it():
     for backend in ("auto", "cpu"):
         asked = EngineConfig(device=DeviceConfig(backend=backend, batch_invariant=True))
-        assert open_device(asked, "bf16", MODEL).batch_invariant
+        assert open_device(asked, "bf16", MODEL, []).batch_invariant
     asked = EngineConfig(device=DeviceConfig(backend="reference", batch_invariant=True))
     with pytest.raises(ConfigError, match=r"VLLM_BATCH_INVARIANT=1.*--backend cpu"):
-        open_device(asked, "bf16", MODEL)
+        open_device(asked, "bf16", MODEL, [])

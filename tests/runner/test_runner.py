@@ -294,7 +294,7 @@ def test_a_size_that_is_too_small_is_reported_before_loading(checkpoint, monkeyp
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_the_size_of_a_block_is_known_without_the_model(checkpoint, backend, dtype):
     runner = open_runner(checkpoint, max_model_len=64, backend=backend, dtype=dtype)
-    known = measure(checkpoint.model_info).kv_token_bytes(runner._backend.kv_itemsize)
+    known = measure(checkpoint.model_info).kv_token_bytes(runner._backend.kv)
     assert runner.groups[0].bytes_per_token == known
 
 

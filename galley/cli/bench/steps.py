@@ -23,7 +23,9 @@ from galley.kernels.ops import KVLayer
 from galley.kernels.program import Node
 from galley.loader import open_checkpoint, resolve_source
 from galley.models.decoder import Stage
+from galley.models.footprint import kv_layers
 from galley.runner.device import dense_format
+from galley.runner.kv_format import kv_format
 from galley.runner.load import load_model
 from galley.runner.sampler import SamplingTable
 
@@ -90,7 +92,9 @@ class StepBench:
         rows = max(shape.rows for shape in shapes)
         self.dense = dense_format(config.model.dtype, self.model_info.dtype)
         self.threads = config.device.num_threads or len(os.sched_getaffinity(0))
-        backend = open_backend("cpu", self.dense, self.threads, config.model.enforce_eager)
+        numbers = kv_format(config.cache, self.dense, self.model_info, kv_layers(self.model_info))
+        eager = config.model.enforce_eager
+        backend = open_backend("cpu", self.dense, self.threads, eager, kv=numbers)
         loaded = load_model(self.model_info, checkpoint, backend, Stage(longest))
         self.weight_bytes = loaded.weight_bytes
         self.kv_layers = list(loaded.model.kv_layers)
@@ -105,7 +109,7 @@ class StepBench:
         self.executable.allocate_kv(1 + blocks, layout)
         self.kv_bytes_per_token = layout.bytes_per_token
         with_tokens = sum(isinstance(layer, KVLayer) for layer in self.kv_layers)
-        self.cache = Cache(self.kv_bytes_per_token / max(with_tokens, 1), self.dense)
+        self.cache = Cache(self.kv_bytes_per_token / max(with_tokens, 1), numbers)
         self.table.block_tables.ravel()[:] = np.arange(1, 1 + blocks)
         rng = np.random.default_rng(0)
         self.table.token_ids[:] = rng.integers(0, loaded.model.vocab_size, (rows, 1))

@@ -14,6 +14,7 @@ from galley.cli.bench.limits import MachineLimits
 from galley.kernels.ops import KVLayer, LatentLayer, StateLayer
 from galley.kernels.program import LOGITS, Node, PackedExperts
 from galley.kernels.weights import PackedWeight
+from galley.kv.format import KVFormat
 
 #: Weight format → number format of its multiply-adds.
 _ARITHMETIC = {"f32": "f32", "bf16": "bf16"} | dict.fromkeys(("i4", "i5", "i6", "i8"), "int8")
@@ -41,10 +42,14 @@ class Load(Protocol):
 
 @dataclass(frozen=True)
 class Cache:
-    """KV cache bytes per token and layer, and the format of dense weights."""
+    """KV cache bytes per token and layer, and the format of its numbers."""
 
     token_bytes: float
-    dense: str
+    numbers: KVFormat
+
+    @property
+    def arithmetic(self) -> str:
+        return "f32" if self.numbers.name == "float32" else "bf16"
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
             f"attention {heads}/{layer.kv_heads} heads of {layer.head_dim}",
             bytes=load.cached * cache.token_bytes,
             operations=4 * load.visible * heads * layer.head_dim,
-            arithmetic="bf16" if cache.dense == "bf16" else "f32",
+            arithmetic=cache.arithmetic,
         )
     if node.op == "attention" and isinstance(node.layer, LatentLayer):
         return _latent_attention(node, node.layer, load, cache)
@@ -112,12 +117,12 @@ def _state(op: str, layer: StateLayer, load: Load) -> Work:
 
 def _latent_attention(node: Node, layer: LatentLayer, load: Load, cache: Cache) -> Work:
     """A token's key is read once for all heads; a part of it is the value too."""
-    heads, is_bf16 = node.ints["heads"], cache.dense == "bf16"
+    heads = node.ints["heads"]
     return Work(
         f"attention {heads} heads on latents of {layer.rank}+{layer.rope_dim}",
-        bytes=load.cached * layer.cache(2 if is_bf16 else 4).token_bytes,
+        bytes=load.cached * layer.cache(cache.numbers).token_bytes,
         operations=2 * load.visible * heads * (layer.head_dim + layer.rank),
-        arithmetic="bf16" if is_bf16 else "f32",
+        arithmetic=cache.arithmetic,
     )
 
 

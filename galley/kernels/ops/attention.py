@@ -8,6 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
+from galley.kernels.ops.kv_cache import (
+    KV_COLUMNS,
+    KV_FLOATS,
+    KV_INTS,
+    KV_POINTER,
+    kv_floats,
+    kv_ints,
+)
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import Constant, ForwardContext, KVLayer, Value
 
@@ -30,28 +38,24 @@ class Attention(Op):
         pointers={
             "q": "",
             "q_rope?": "the other elements of q's heads, where the cache is latent",
-            "kv": "this layer's base",
+            **KV_POINTER,
             "slopes?": "f32 [heads]: scores fall by so much per token of distance",
             "sinks?": "f32 [heads], a further score of each head",
             "out": "",
         },
         ints={
             "heads": "",
-            "kv_heads": "",
-            "head_dim": "",
+            **KV_INTS,
             "value_dim?": "the cache is latent: V is the first so many elements of K",
             "q_kind": "f32, bf16",
             "q_stride?": "default heads * head_dim",
-            "kv_kind": "",
-            "kv_block_stride": "bytes",
-            "block_size": "tokens",
             "window?": "0 = full",
             "span?": "0, or tokens of a part of the sequence: a token sees its part alone",
             "causal?": "default 1; 0 = a token sees those behind it, too",
             "out_kind": "",
         },
-        floats={"scale": "", "soft_cap?": "0 = none"},
-        columns=("block_table",),
+        floats={"scale": "", "soft_cap?": "0 = none", **KV_FLOATS},
+        columns=KV_COLUMNS,
         arguments=_arguments,
         stores=WHOLE_ROWS,
         rows={"q": TOKENS, "q_rope": TOKENS, "out": TOKENS},
@@ -126,18 +130,20 @@ class Attention(Op):
         soft_cap: float,
         sinks: NDArray[np.float32] | None,
     ) -> Symbol:
-        q = recorder.rounded(q, recorder.kv_kind)
+        q = recorder.rounded(q, recorder.query_kind)
         out = Symbol.new(q.buffer.rows, q.columns)
         ints = {
             "heads": q.columns // layer.head_dim,
             "kv_heads": layer.kv_heads,
             "head_dim": layer.head_dim,
-            "kv_kind": int(recorder.kv_kind),
+            **kv_ints(recorder),
             "window": 0 if layer.in_parts else layer.window,
             "span": layer.window if layer.in_parts else 0,
             "causal": int(layer.causal),
         }
-        floats = {"scale": scale, **({"soft_cap": soft_cap} if soft_cap else {})}
+        floats = {"scale": scale, **kv_floats(recorder, layer)}
+        if soft_cap:
+            floats["soft_cap"] = soft_cap
         given = {"slopes": slopes, "sinks": sinks}
         constants = {name: each for name, each in given.items() if each is not None}
         recorder.add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from galley.kernels.ops.definition import NativeOp, whole
+from galley.kernels.ops.kv_cache import KV_COLUMNS, KV_FLOATS, KV_INTS, KV_POINTER
 from galley.kernels.program import TOKENS, Node
 
 
@@ -18,21 +19,17 @@ ROPE_KV = NativeOp(
         "q_weight?": "f32, head norm",
         "k_weight?": "f32, head norm",
         "q_out": "",
-        "kv": "this layer's base",
+        **KV_POINTER,
     },
     ints={
         "heads": "",
-        "kv_heads": "",
-        "head_dim": "",
+        **KV_INTS,
         "rot_dim": "",
         "style?": "0 halves, 1 interleaved",
         "q_kind": "",
-        "kv_kind": "",
-        "kv_block_stride": "bytes",
-        "block_size": "tokens",
     },
-    floats={"eps?": ""},
-    columns=("positions", "block_table"),
+    floats={"eps?": "", **KV_FLOATS},
+    columns=("positions", *KV_COLUMNS),
     arguments=_arguments,
     rows={"qkv": TOKENS, "q_out": TOKENS},
 )

@@ -5,6 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.definition import NativeOp, Op
+from galley.kernels.ops.kv_cache import (
+    KV_COLUMNS,
+    KV_FLOATS,
+    KV_INTS,
+    KV_POINTER,
+    kv_floats,
+    kv_ints,
+    stored,
+)
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import ForwardContext, KVLayer, Value
 
@@ -32,19 +41,16 @@ class WriteKV(Op):
     name = "write_kv"
     native = NativeOp(
         "write_kv",
-        pointers={"k": "", "v": "", "kv": "this layer's base"},
+        pointers={"k": "", "v": "", **KV_POINTER},
         ints={
-            "kv_heads": "",
-            "head_dim": "",
+            **KV_INTS,
             "k_kind": "f32, bf16",
             "v_kind": "f32, bf16",
             "k_stride?": "default kv_heads * head_dim",
             "v_stride?": "default kv_heads * head_dim",
-            "kv_kind": "",
-            "kv_block_stride": "bytes",
-            "block_size": "tokens",
         },
-        columns=("block_table",),
+        floats=KV_FLOATS,
+        columns=KV_COLUMNS,
         arguments=_arguments,
         rows={"k": TOKENS, "v": TOKENS},
     )
@@ -59,18 +65,20 @@ class WriteKV(Op):
         self, ref: ReferenceOps, k: Tensor, v: Tensor, layer: KVLayer, ctx: ReferenceContext
     ) -> None:
         shape = (-1, layer.kv_heads, layer.head_dim)
-        for cache, new in ((ctx.cache.k, k), (ctx.cache.v, v)):
+        parts = ((ctx.cache.k, k, layer.k_scale), (ctx.cache.v, v, layer.v_scale))
+        for cache, new, scale in parts:
             flat = cache[layer.index].view(shape)
+            kept = stored(new.reshape(shape), ctx.cache.numbers, scale)
             for row, computed in enumerate(ctx.computed):
                 start, stop = ctx.query_start[row], ctx.query_start[row + 1]
                 slots = ctx.row_slots(layer, row, computed + stop - start)[computed:]
-                flat[slots] = new[start:stop].reshape(shape)
+                flat[slots] = kept[start:stop]
 
     def record(
         self, recorder: Recorder, k: Symbol, v: Symbol, layer: KVLayer, ctx: ForwardContext
     ) -> None:
-        ints = {"kv_kind": int(recorder.kv_kind)}
-        recorder.add(Node("write_kv", {"k": k, "v": v}, ints=ints, layer=layer))
+        ints, floats = kv_ints(recorder), kv_floats(recorder, layer)
+        recorder.add(Node("write_kv", {"k": k, "v": v}, ints=ints, floats=floats, layer=layer))
 
 
 write_kv: WriteKV = WriteKV()

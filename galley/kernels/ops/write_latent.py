@@ -5,6 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.definition import NativeOp, Op
+from galley.kernels.ops.kv_cache import (
+    KV_COLUMNS,
+    KV_FLOATS,
+    KV_INTS,
+    KV_POINTER,
+    kv_floats,
+    kv_ints,
+    stored,
+)
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import ForwardContext, LatentLayer, Value
 
@@ -31,18 +40,16 @@ class WriteLatent(Op):
     name = "write_latent"
     native = NativeOp(
         "write_latent",
-        pointers={"latent": "f32", "rope": "f32", "kv": "this layer's base"},
+        pointers={"latent": "f32", "rope": "f32", **KV_POINTER},
         ints={
+            **KV_INTS,
             "kv_heads": "1",
-            "head_dim": "",
             "latent_dim": "",
             "latent_stride?": "default latent_dim",
             "rope_stride?": "default head_dim - latent_dim",
-            "kv_kind": "",
-            "kv_block_stride": "bytes",
-            "block_size": "tokens",
         },
-        columns=("block_table",),
+        floats=KV_FLOATS,
+        columns=KV_COLUMNS,
         arguments=_arguments,
         rows={"latent": TOKENS, "rope": TOKENS},
     )
@@ -65,7 +72,7 @@ class WriteLatent(Op):
         import torch
 
         flat = ctx.cache.k[layer.index].view(-1, layer.head_dim)
-        keys = torch.cat([latent, rope], dim=-1)
+        keys = stored(torch.cat([latent, rope], dim=-1), ctx.cache.numbers, layer.k_scale)
         for row, computed in enumerate(ctx.computed):
             start, stop = ctx.query_start[row], ctx.query_start[row + 1]
             slots = ctx.row_slots(layer, row, computed + stop - start)[computed:]
@@ -79,9 +86,9 @@ class WriteLatent(Op):
         layer: LatentLayer,
         ctx: ForwardContext,
     ) -> None:
-        ints = {"kv_kind": int(recorder.kv_kind)}
+        ints, floats = kv_ints(recorder), kv_floats(recorder, layer)
         reads = {"latent": latent, "rope": rope}
-        recorder.add(Node("write_latent", reads, ints=ints, layer=layer))
+        recorder.add(Node("write_latent", reads, ints=ints, floats=floats, layer=layer))
 
 
 write_latent: WriteLatent = WriteLatent()

@@ -116,11 +116,11 @@ def _rounds(after: list[Node], q: Symbol, readers: Readers) -> bool:
 
 def _fused(q: _Heads, k: _Heads, write: Node, q_out: Symbol) -> Node:
     constants: dict[str, Constant] = dict(q.rope.constants)
-    floats: dict[str, float] = {}
+    floats = dict(write.floats)
     for name, heads in (("q_weight", q), ("k_weight", k)):
         if heads.norm is not None:
             constants[name] = heads.norm.constants["weight"]
-            floats = dict(heads.norm.floats)
+            floats |= heads.norm.floats
     qkv, head_dim = q.source.buffer, q.rope.ints["head_dim"]
     return Node(
         "rope_kv",
