@@ -57,8 +57,10 @@ class ModelConfig:
     """Number format of unquantised weights and activations. `auto` uses the checkpoint's format, or
     the nearest one that this machine supports."""
     quantization: str | None = None
-    """Required quantisation of the checkpoint (`awq`, `gguf`, `gptq` …); any other is an
-    error. Default: the checkpoint's own."""
+    """Quantisation of a 16-bit checkpoint while it is loaded: `fp8`, `fp8_per_channel`,
+    `fp8_per_tensor`, `int8`, `int8_per_channel_weight_only`, `experts_int8`, `int4`, `bitsandbytes`
+    (NF4). Of a quantised one the required method (`awq`, `gguf`, `gptq` …): any other is an error.
+    Default: the checkpoint's own."""
     runner: Literal["auto", "generate", "pooling"] = "auto"
     """Use of the model: `generate` text, or `pooling`: vectors of prompts. `auto` pools
     with --convert embed, for encoders, and for checkpoints of sentence-transformers."""

@@ -24,6 +24,8 @@ class ModelInfo:
         max_position: longest sequence that the checkpoint supports, after rope scaling.
         dtype: the checkpoint's main dtype: "bfloat16", "float16", "float32" or a GGUF type "Q4_1".
         quantization: None, "awq", "compressed-tensors", "gguf", "gptq" …
+        online: how weights are quantised while they are loaded (`ONLINE_METHODS`), if the
+            checkpoint is not; None = not at all.
         bos_token_id, eos_token_ids: from config and generation_config (or GGUF metadata).
         generation: defaults of generation_config.json (temperature, top_p, top_k,
             repetition_penalty, min_p, max_new_tokens), only those present.
@@ -48,6 +50,7 @@ class ModelInfo:
     model_impl: ModelImpl = "auto"
     trust_remote_code: bool = False
     pooling: PoolingSettings | None = None
+    online: str | None = None
 
     @property
     def is_encoder(self) -> bool:

@@ -26,6 +26,25 @@ ENCODERS = frozenset(
     }
 )
 
+#: --quantization of checkpoints that are not quantized (`quant.online`).
+ONLINE_METHODS = (
+    "bitsandbytes",
+    "experts_int8",
+    "fp8",
+    "fp8_per_channel",
+    "fp8_per_tensor",
+    "int4",
+    "int8",
+    "int8_per_channel_weight_only",
+)
+#: vLLM's other names of methods that checkpoints are quantized by.
+METHOD_ALIASES = {
+    "auto_awq": "awq",
+    "auto_gptq": "gptq",
+    "awq_marlin": "awq",
+    "gptq_marlin": "gptq",
+}
+
 #: --load-format: the class of its checkpoint, which has `open(source)`.
 LOAD_FORMATS: dict[str, tuple[str, str]] = {
     "safetensors": ("galley.loader.safetensors", "SafetensorsCheckpoint"),

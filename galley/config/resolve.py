@@ -33,6 +33,7 @@ from galley.config.engine import (
 from galley.config.flags import coerce, flags_of
 from galley.config.model_info import ModelInfo
 from galley.config.pooling import pooling_settings, runner_of
+from galley.config.registries import METHOD_ALIASES, ONLINE_METHODS
 from galley.config.server import ServerConfig
 from galley.config.variables import check_variables
 from galley.config.vllm_flags import asks, disposition
@@ -305,13 +306,7 @@ def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> En
                 "lower --max-model-len, or leave chunked prefill on.",
                 field="max_num_batched_tokens",
             )
-    if model.quantization not in (None, model_info.quantization):
-        raise ConfigError(
-            f"--quantization {model.quantization}: the checkpoint's is {model_info.quantization}, "
-            "and weights are used in the checkpoint's own format. Omit the flag, or name a "
-            "checkpoint of that format.",
-            field="quantization",
-        )
+    _check_quantization(model.quantization, model_info)
     runner = runner_of(model, model_info)
     pooling_settings(model, model_info)  # raises for values that are not valid
     names = model.served_model_name or (served_name(model, model_info),)
@@ -325,6 +320,20 @@ def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> En
             config.device, num_threads=config.device.num_threads or machine.num_cores
         ),
     )
+
+
+def _check_quantization(asked: str | None, model_info: ModelInfo) -> None:
+    """Raises ConfigError where --quantization contradicts the checkpoint."""
+    stored = model_info.quantization
+    if asked is None or METHOD_ALIASES.get(asked, asked) == stored or model_info.online == asked:
+        return
+    if stored is None:
+        message = "the checkpoint is not quantized"
+        hint = f"While it is loaded, it can be quantized by {', '.join(ONLINE_METHODS)}."
+    else:
+        message = f"the checkpoint's is {stored}"
+        hint = "Weights are used in its format: omit the flag, or name a checkpoint of that format."
+    raise ConfigError(f"--quantization {asked}: {message}. {hint}", field="quantization")
 
 
 def served_name(model: ModelConfig, model_info: ModelInfo) -> str:

@@ -34,6 +34,7 @@ from galley.quant import (
     QuantizedWeight,
     concat_rows,
     interleave_rows,
+    online_of,
     read_weight,
     scheme_of,
     to_float32,
@@ -116,6 +117,7 @@ class CheckpointWeights:
         self._checkpoint = checkpoint
         self._backend = backend
         self._scheme = scheme_of(checkpoint.model_info)
+        self._online = online_of(checkpoint.model_info)
         self._names = frozenset(checkpoint.names())
         self._layers = frozenset(name.rpartition(".")[0] for name in self._names)
         self._unused = set(self._names)
@@ -224,6 +226,8 @@ class CheckpointWeights:
         if part.plus is not None:
             row = read(part.plus.name, part.plus.shape, False).to_float32()[0]
             weight = QuantizedWeight(dense=weight.to_float32() + row)
+        if self._online is not None and not (matrix.dense or matrix.float32):
+            weight = self._online(part.name, weight, matrix.experts > 0)
         if matrix.cut == "inputs" and self.group.size > 1:
             weight = weight.columns(*self._range(part.name, part.shape[1]))
         return weight

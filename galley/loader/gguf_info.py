@@ -63,6 +63,7 @@ def info_of_gguf(
             model_info,
             dtype=dtype,
             quantization=quantization,
+            online=changes.online(quantization),
             chat_template=template or model_info.chat_template,
             source=str(file.path),
         )
@@ -79,6 +80,7 @@ def info_of_gguf(
         max_position=max_position(config, str(file.path)),
         dtype=dtype,
         quantization=quantization,
+        online=changes.online(quantization),
         bos_token_id=next(iter(fields.ids("bos_token_id")), None),
         eos_token_ids=(
             fields.ids("eos_token_id")

@@ -158,6 +158,7 @@ def _source(
         config.hf_overrides,
         config.model_impl,
         config.trust_remote_code,
+        config.quantization,
     )
     return Source(path, chosen, name, is_default, config.seed, changes)
 

@@ -25,7 +25,7 @@ from galley.layers.shapes import ShapeSource, ShapeWeight
 from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec
-from galley.quant import scheme_of
+from galley.quant import QuantizedWeight, online_of, scheme_of
 
 #: Rows of a matrix that are packed to find its format: whole blocks of every scheme.
 SAMPLE_ROWS = 128
@@ -127,6 +127,7 @@ class _Formats:
 
     def __init__(self, checkpoint: Checkpoint, dense: Dense) -> None:
         self._scheme = scheme_of(checkpoint.model_info)
+        self._online = online_of(checkpoint.model_info)
         self._rows = _FirstRows(checkpoint)
         self._dense = dense
         self._by_kind: dict[object, WeightFormat] = {}
@@ -141,9 +142,16 @@ class _Formats:
         dense: Dense = "f32" if matrix.float32 else self._dense
         if matrix.dense or (part.name not in self._dtypes and part.stack is not None):
             return WeightFormat(dense)  # tensors of all experts are not quantised
-        kind = (*sorted(self._dtypes[part.name]), k, dense)
+        kind: tuple[object, ...] = (*sorted(self._dtypes[part.name]), k, dense)
+        if self._online is not None:
+            kind = (*kind, self._online.wants(part.name, k, matrix.experts > 0))
         if kind not in self._by_kind:
             weight = self._scheme.read(part.name, (min(n, SAMPLE_ROWS), k), self._rows)
+            if self._online is not None and not matrix.float32:
+                # Not zeros, whose scales would fit into fewer bits.
+                some = np.resize(np.linspace(-1, 0.9, 97, dtype=np.float32), weight.shape)
+                weight = QuantizedWeight(dense=some) if weight.dense is not None else weight
+                weight = self._online(part.name, weight, matrix.experts > 0)
             self._by_kind[kind] = pack(weight, dense).format
         return self._by_kind[kind]
 

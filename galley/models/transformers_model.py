@@ -67,6 +67,11 @@ class TransformersSpec:
                 f"{self._name}: --model-impl transformers runs checkpoints that are not quantized, "
                 f"not {model_info.quantization}"
             )
+        if model_info.online is not None:
+            raise ModelError(
+                f"{self._name}: --quantization {model_info.online} needs a model of Galley's own, "
+                "not --model-impl transformers"
+            )
         self.config = _read_config(model_info)
         with torch.device("meta"):
             self._shapes = _from_config(self.config, model_info)

@@ -9,7 +9,7 @@ quantization method, whose matrices are several tensors, is one file with a `Sch
 from galley.kernels.quantized import QuantizedWeight, concat_rows, interleave_rows
 from galley.quant.registry import FORMATS, read_weight, to_float32
 from galley.quant.scheme import Scheme, Tensors
-from galley.quant.schemes import scheme_of
+from galley.quant.schemes import online_of, scheme_of
 
 __all__ = [
     "FORMATS",
@@ -18,6 +18,7 @@ __all__ = [
     "Tensors",
     "concat_rows",
     "interleave_rows",
+    "online_of",
     "read_weight",
     "scheme_of",
     "to_float32",

@@ -28,7 +28,8 @@ from galley.quant.scheme import Tensors
 
 #: RawTensor's dtype of E4M3 numbers.
 E4M3: Final = "float8_e4m3fn"
-_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+#: Of each code.
+E4M3_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 def e4m3_weight(numbers: NDArray[Any], scale: NDArray[Any], group: int) -> QuantizedWeight:
@@ -38,7 +39,7 @@ def e4m3_weight(numbers: NDArray[Any], scale: NDArray[Any], group: int) -> Quant
         bits=8,
         group=group,
         scale=scale,
-        table=_VALUES,
+        table=E4M3_VALUES,
         activations="as_is",
     )
 

@@ -35,7 +35,7 @@ from galley.runner.packed_file import Answer, PackedFile, write_answers
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 #: Smaller models are packed quickly enough without a cache.
 MIN_BYTES = 16 * 2**20
 #: A partial file of this age was left by a crash.
@@ -163,7 +163,8 @@ def cache_path(
     if not model_info.source or not files:
         return None
     place = hashlib.sha256(
-        f"{source.resolve()} {backend.name} {dense} {group.rank}/{group.size}".encode()
+        f"{source.resolve()} {backend.name} {dense} {group.rank}/{group.size} "
+        f"{model_info.online}".encode()
     )
     key = hashlib.sha256(Path(_native.__file__).read_bytes())
     key.update(f"{VERSION} {backend.interleave_gate_up}".encode())
