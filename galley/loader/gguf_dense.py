@@ -6,6 +6,7 @@ of layers with a window, the scale of scores.
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,53 @@ def gemma4(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     }
 
 
+def gemma3n(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """The cut of sparse layers is stored in standard deviations; minus infinity = none."""
+    layers = meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS)
+    slides = meta.values.get(f"{arch}.attention.sliding_window_pattern")
+    cuts = meta.values.get(f"{arch}.activation_sparsity_scale")
+    for key, value in (
+        ("attention.sliding_window_pattern", slides),
+        ("activation_sparsity_scale", cuts),
+    ):
+        if not isinstance(value, np.ndarray) or value.shape != (layers,):
+            raise ModelError(f"{meta.where}: {arch}.{key} is not a value for each layer")
+    assert isinstance(slides, np.ndarray)
+    assert isinstance(cuts, np.ndarray)
+    head_dim = meta.integer(f"{arch}.attention.key_length", least=2, most=MAX_HEAD_DIM)
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "intermediate_size": _of_layers(meta, f"{arch}.feed_forward_length", layers),
+        "num_attention_heads": same_in_all_layers(meta, f"{arch}.attention.head_count"),
+        "num_key_value_heads": same_in_all_layers(meta, f"{arch}.attention.head_count_kv"),
+        "head_dim": head_dim,
+        "sliding_window": meta.integer(f"{arch}.attention.sliding_window", least=1),
+        "layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides],
+        "num_kv_shared_layers": meta.integer(f"{arch}.attention.shared_kv_layers", 0),
+        "hidden_size_per_layer_input": meta.integer(
+            f"{arch}.embedding_length_per_layer_input", 256, least=1
+        ),
+        "altup_num_inputs": meta.integer(f"{arch}.altup.num_inputs", 4, least=2),
+        "altup_active_idx": meta.integer(f"{arch}.altup.active_idx", 0),
+        "activation_sparsity_pattern": [
+            NormalDist().cdf(float(cut)) if np.isfinite(cut) else 0.0 for cut in cuts
+        ],
+        "final_logit_softcapping": meta.number(f"{arch}.final_logit_softcapping", 30.0),
+        "vocab_size_per_layer_input": None,
+        "rope_theta": None,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "default",
+                "rope_theta": meta.number(f"{arch}.rope.freq_base", 1e6),
+            },
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": meta.number(f"{arch}.rope.freq_base_swa", 10000.0),
+            },
+        },
+    }
+
+
 def _of_layers(meta: Fields, key: str, layers: int) -> list[int]:
     """A number that is written once or per layer."""
     value = meta.values.get(key)
@@ -257,6 +305,20 @@ _LAYER_EMBEDDINGS = {
     "per_layer_token_embd": "model.embed_tokens_per_layer",
     "per_layer_model_proj": "model.per_layer_model_projection",
     "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
+_STREAMS = {
+    "altup_proj": "model.altup_projections.{}",
+    "altup_unembd_proj": "model.altup_unembed_projections.{}",
+}
+GEMMA3N_NAMES = {
+    "altup_correct_coef": "altup.correction_coefs",
+    "altup_correct_scale.weight": "altup.correct_output_scale",
+    "altup_predict_coef": "altup.prediction_coefs",
+    "altup_router": "altup.modality_router",
+    "altup_router_norm": "altup.router_norm",
+    "laurel_l": "laurel.linear_left",
+    "laurel_r": "laurel.linear_right",
+    "laurel_post_norm": "laurel.post_laurel_norm",
 }
 MINICPM3_NAMES = {
     "attn_q_a": "self_attn.q_a_proj",
@@ -283,6 +345,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=chatglm,
     ),
     "ernie4_5": Architecture("Ernie4_5ForCausalLM", "ernie4_5", config=ernie),
+    "gemma3n": Architecture(
+        "Gemma3nForCausalLM",
+        "gemma3n_text",
+        top=LLAMA_TOP | _LAYER_EMBEDDINGS | _STREAMS,
+        in_layer=LLAMA_NAMES | GEMMA2_NAMES | _LAYER_INPUTS | GEMMA3N_NAMES,
+        config=gemma3n,
+    ),
     "gemma4": Architecture(
         "Gemma4ForCausalLM",
         "gemma4_text",

@@ -57,6 +57,7 @@ TEXT_MODELS: dict[str, TextModel] = {
     "gemma3_text": TextModel(
         "Gemma3ForCausalLM", {"vocab_size": 262208, "max_position_embeddings": 131072}
     ),
+    "gemma3n_text": TextModel("Gemma3nForCausalLM"),
     "gemma4_text": TextModel("Gemma4ForCausalLM"),
     "gemma": TextModel("GemmaForCausalLM"),
     "gemma2": TextModel("Gemma2ForCausalLM"),

@@ -73,6 +73,7 @@ ENTRIES: dict[str, Entry] = {
     "GPTNeoXForCausalLM": Entry("GPT-NeoX, Pythia", "dense", "EleutherAI/pythia-160m"),
     "Gemma2ForCausalLM": Entry("Gemma 2", "dense", "google/gemma-2-2b-it"),
     "Gemma3ForCausalLM": Entry("Gemma 3 (text)", "dense", "google/gemma-3-1b-it"),
+    "Gemma3nForCausalLM": Entry("Gemma 3n (text)", "dense", "google/gemma-3n-E2B-it"),
     "Gemma4ForCausalLM": Entry("Gemma 4 (text)", "dense", "google/gemma-4-E2B-it"),
     "GemmaForCausalLM": Entry("Gemma", "dense", "google/gemma-2b-it"),
     "Glm4ForCausalLM": Entry("GLM-4 0414", "dense", "zai-org/GLM-4-9B-0414"),

@@ -170,8 +170,8 @@ def gemma4(model_info: ModelInfo) -> Gemma4Spec:
         mixer: MixerSpec = own
         feed_forward: FeedForwardSpec = mlp(sizes, f"{prefix}.mlp")
         if i >= shared_from:
-            giver = _last_of(kinds[:shared_from], kind, config)
-            mixer = _reading(own, f"model.layers.{giver}.self_attn.k_proj")
+            giver = last_of(kinds[:shared_from], kind, config)
+            mixer = reading(own, f"model.layers.{giver}.self_attn.k_proj")
             larger = replace(sizes, intermediate=wide * sizes.intermediate)
             feed_forward = mlp(larger, f"{prefix}.mlp")
         layers.append(_layer(sizes, prefix, mixer, feed_forward, size))
@@ -187,7 +187,7 @@ def gemma4(model_info: ModelInfo) -> Gemma4Spec:
         ignored=plain.ignored + unused,
         embedding_scale=sizes.hidden**0.5,
         logits_soft_cap=config.number("final_logit_softcapping", 0.0),
-        own=_layer_embeddings(config, sizes, size) if size else None,
+        own=layer_embeddings(config, sizes, size) if size else None,
     )
 
 
@@ -244,13 +244,13 @@ def _full_layer(config: ModelFields) -> ModelFields:
     return next((layers.within(key) for key in layers.values), layers)
 
 
-def _last_of(kinds: list[LayerKind], kind: LayerKind, config: ModelFields) -> int:
+def last_of(kinds: list[LayerKind], kind: LayerKind, config: ModelFields) -> int:
     if kind not in kinds:
         raise config.wrong("num_kv_shared_layers", f"such that a layer of {kind} has a cache")
     return len(kinds) - 1 - kinds[::-1].index(kind)
 
 
-def _reading(mixer: AttentionSpec, keys: str) -> SharedAttentionSpec:
+def reading(mixer: AttentionSpec, keys: str) -> SharedAttentionSpec:
     assert mixer.rotary is not None
     return SharedAttentionSpec(
         q=mixer.q,
@@ -287,7 +287,7 @@ def _layer(
     )
 
 
-def _layer_embeddings(config: ModelFields, sizes: Sizes, size: int) -> LayerEmbeddingsSpec:
+def layer_embeddings(config: ModelFields, sizes: Sizes, size: int) -> LayerEmbeddingsSpec:
     vocab, width = (
         config.integer("vocab_size_per_layer_input", sizes.vocab, least=1),
         sizes.layers * size,

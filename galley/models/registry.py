@@ -80,6 +80,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "GPTNeoXForCausalLM": Architecture("galley.models.gpt_neox", "gpt_neox"),
     "Gemma2ForCausalLM": Architecture("galley.models.gemma2", "gemma2"),
     "Gemma3ForCausalLM": Architecture("galley.models.gemma3", "gemma3"),
+    "Gemma3nForCausalLM": Architecture("galley.models.gemma3n", "gemma3n"),
     "Gemma4ForCausalLM": Architecture("galley.models.gemma4", "gemma4"),
     "GemmaForCausalLM": Architecture("galley.models.gemma", "gemma"),
     "Glm4ForCausalLM": Architecture("galley.models.glm", "glm4"),

@@ -21,6 +21,7 @@ NATIVE_OPS = all_native_ops()
 SIZES = {"n": 64, "k": 64, "heads": 2, "kv_heads": 2, "head_dim": 64, "rot_dim": 64, "vocab": 64}
 STRIDES = {
     "x_stride",
+    "like_stride",
     "q_stride",
     "k_stride",
     "v_stride",
@@ -46,7 +47,7 @@ STRIDES = {
 NUMBERS = SIZES | dict.fromkeys(STRIDES, 1024) | {"size": 64, "window": 64, "what": 1, "causal": 1}
 NUMBERS |= {"block_size": 64, "rows": ("tokens", 1), "channels": 64, "taps": 4, "groups": 2}
 NUMBERS |= {"state_block_stride": 1 << 16, "state_per_block": 1, "state_width": 8, "state_size": 16}
-NUMBERS |= {"key_heads": 1, "keys": 64, "values": 64}
+NUMBERS |= {"key_heads": 1, "keys": 64, "values": 64, "parts": 1, "ins": 1, "outs": 1}
 NUMBERS |= {"experts": 2, "latent_dim": 32, "top_k": 1, "top_groups": 1, "group_top": 1}
 #: Pointers to the weights of experts (csrc/experts.h).
 EXPERTS = ("gate_up", "down", "weights")

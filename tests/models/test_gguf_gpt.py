@@ -147,6 +147,38 @@ def gemma4_keys(writer: gguf.GGUFWriter, c: Any) -> None:
     writer.add_tensor("rope_freqs.weight", np.array([1.0] * rotated + [1e30] * still, np.float32))
 
 
+def gemma3n_keys(writer: gguf.GGUFWriter, c: Any) -> None:
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_rope_freq_base(c.rope_parameters["full_attention"]["rope_theta"])
+    writer.add_rope_freq_base_swa(c.rope_parameters["sliding_attention"]["rope_theta"])
+    writer.add_sliding_window(c.sliding_window)
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in c.layer_types])
+    writer.add_shared_kv_layers(c.num_kv_shared_layers)
+    writer.add_embedding_length_per_layer_input(c.hidden_size_per_layer_input)
+    writer.add_altup_active_idx(c.altup_active_idx)
+    writer.add_altup_num_inputs(c.altup_num_inputs)
+    normal = torch.distributions.normal.Normal(0, 1)
+    cuts = [normal.icdf(torch.tensor(x)).item() for x in c.activation_sparsity_pattern]
+    writer.add_activation_sparsity_scale(cuts)
+    writer.add_final_logit_softcapping(c.final_logit_softcapping)
+
+
+def with_streams(c: Any, tensors: Tensors) -> Tensors:
+    """The projections of all streams as one tensor."""
+    result: dict[str, Any] = {}
+    for name, values in tensors.items():
+        stem, _, number = name.removesuffix(".weight").rpartition(".")
+        if stem.endswith(("altup_projections", "altup_unembed_projections")):
+            result.setdefault(f"{stem}.weight", {})[int(number)] = values
+        else:
+            result[name + ".weight" if name.endswith("_scale") else name] = values
+    return {
+        name: np.stack([t[i] for i in sorted(t)]) if isinstance(t, dict) else t
+        for name, t in result.items()
+    }
+
+
 def with_weights(c: Any, tensors: Tensors) -> Tensors:
     """A layer's factor is named as a weight."""
     return {n + ".weight" if n.endswith("layer_scalar") else n: t for n, t in tensors.items()}
@@ -270,6 +302,12 @@ MINICPM3 = replace(
     | {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
     | {"v_head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
 )
+#: With what is in llama.cpp's code.
+GEMMA3N = replace(
+    FAMILIES["gemma3n"],
+    config=FAMILIES["gemma3n"].config
+    | {"altup_num_inputs": 4, "laurel_rank": 64, "hidden_size_per_layer_input": 256},
+)
 LLAMA = Case("Llama", {"tie_word_embeddings": True})
 MINICPM = replace(FAMILIES["minicpm"], remote=None)
 FILES = {
@@ -284,6 +322,7 @@ FILES = {
     "falcon": File(FAMILIES["falcon"], ARCH.FALCON, falcon_keys, joined),
     "falcon-7b": File(VARIANTS["falcon-7b"], ARCH.FALCON, falcon_keys, joined),
     "falcon2-11b": File(VARIANTS["falcon2-11b"], ARCH.FALCON, falcon_keys, joined),
+    "gemma3n": File(GEMMA3N, ARCH.GEMMA3N, gemma3n_keys, with_streams),
     "gemma4": File(FAMILIES["gemma4"], ARCH.GEMMA4, gemma4_keys, with_weights),
     "gpt2": File(VARIANTS["gpt2"], ARCH.GPT2, gpt2_keys, transposed),
     "gpt-neox": File(FAMILIES["gpt-neox"], ARCH.GPTNEOX, gpt_neox_keys, joined),

@@ -51,6 +51,8 @@ class Ops:
         from galley.kernels.ops.latent_attention import latent_attention
         from galley.kernels.ops.layer_norm import layer_norm
         from galley.kernels.ops.linear import linear
+        from galley.kernels.ops.match_size import match_size
+        from galley.kernels.ops.mix import mix
         from galley.kernels.ops.rms_norm import rms_norm
         from galley.kernels.ops.rope import rope
         from galley.kernels.ops.route import route
@@ -59,6 +61,7 @@ class Ops:
         from galley.kernels.ops.selective_scan import selective_scan
         from galley.kernels.ops.silu_and_mul import silu_and_mul
         from galley.kernels.ops.soft_cap import soft_cap
+        from galley.kernels.ops.sparsify import sparsify
         from galley.kernels.ops.split import split
         from galley.kernels.ops.ssd_scan import ssd_scan
         from galley.kernels.ops.wkv7 import wkv7
