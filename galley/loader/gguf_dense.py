@@ -172,7 +172,9 @@ def ernie(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
 
 
 def minicpm3(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
-    """The factors of the embedding, of residuals and of logits are in llama.cpp's code."""
+    """Files of older converters have no factors: those of the first models."""
+    layers = meta.integer(f"{arch}.block_count", least=1)
+    residual = meta.number(f"{arch}.residual_scale", 1.4 / layers**0.5)
     heads = same_in_all_layers(meta, f"{arch}.attention.head_count")
     hidden = meta.integer(f"{arch}.embedding_length", least=1)
     rope = meta.integer(f"{arch}.rope.dimension_count", least=2)
@@ -186,9 +188,9 @@ def minicpm3(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         "qk_rope_head_dim": rope,
         "qk_nope_head_dim": meta.integer(f"{arch}.attention.key_length", least=rope + 1) - rope,
         "v_head_dim": value,
-        "scale_emb": 12.0,
-        "scale_depth": 1.4,
-        "dim_model_base": 256,
+        "scale_emb": meta.number(f"{arch}.embedding_scale", 12.0),
+        "scale_depth": residual * layers**0.5,
+        "dim_model_base": hidden / meta.number(f"{arch}.logit_scale", hidden / 256),
     }
 
 

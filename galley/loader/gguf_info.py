@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,9 @@ def _hf_config(
         raise ModelError(f"{file.path}: has no token_embd.weight of two dimensions")
     layers = meta.integer(f"{arch}.block_count", least=1, most=MAX_LAYERS)
     read = known.config or equal_layers
-    own = read(meta, arch, set(tensors))
+    seen = _Seen(meta.values)
+    own = read(Fields(seen, meta.where), arch, set(tensors))
+    _refuse_unread(meta, arch, seen.keys_read)
     config: dict[str, Any] = {
         "architectures": [known.hf_class],
         "model_type": known.model_type,
@@ -165,6 +168,43 @@ def _hf_config(
     if "head_dim" in own and "rope_parameters" not in own:
         config |= _rotation(file, meta, arch, own["head_dim"])
     return config
+
+
+class _Seen(dict[str, Any]):
+    """Metadata that knows which of its keys have been asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.keys_read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.keys_read.add(key)
+        return super().get(key, default)
+
+
+#: Keys that change what some architectures compute, and the values that change nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.output_scale": (0.0, 1.0),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_group_scale": (0.0, 1.0),
+    "expert_weights_scale": (0.0, 1.0),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "router_logit_softcapping": (0.0,),
+}
+
+
+def _refuse_unread(meta: Fields, arch: str, read: set[str]) -> None:
+    """Raise ModelError for a key that the file has and the architecture's reader does not know."""
+    for name, neutral in _NEUTRAL.items():
+        key = f"{arch}.{name}"
+        if key not in read and meta.has(key) and meta.values[key] not in neutral:
+            raise ModelError(f"{meta.where}: {key} = {meta.values[key]} is not supported")
 
 
 def _rotation(file: GGUFFile, meta: Fields, arch: str, head_dim: int) -> dict[str, Any]:

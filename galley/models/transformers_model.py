@@ -12,7 +12,6 @@ When a model is loaded, its results are compared with those of transformers' own
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -459,10 +458,9 @@ def _kv_layers(config: PreTrainedConfig) -> list[KVLayer]:
 
 
 def _to_torch(raw: RawTensor) -> Tensor:
-    """The tensor over the mapped file; it is not written to."""
-    data = np.ascontiguousarray(raw.data)
+    """A copy: some models write to weights that they have loaded (a padding token's row), and a
+    write to the mapped file would end the process."""
+    data = np.array(raw.data)
     is_bf16 = raw.dtype == "bfloat16"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        tensor = torch.from_numpy(data.view(np.int16) if is_bf16 else data)
+    tensor = torch.from_numpy(data.view(np.int16) if is_bf16 else data)
     return (tensor.view(torch.bfloat16) if is_bf16 else tensor).view(raw.shape)

@@ -395,6 +395,23 @@ def test_quantized_rows_are_put_in_order(name: str, tmp_path: Path) -> None:
     assert np.abs(logits(tmp_path / "m.gguf") - want).max() <= 0.05 * np.abs(want).max()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("logit_scale", 0.5), ("attention.causal", False), ("attn_logit_softcapping", 30.0)],
+)
+def test_a_key_that_the_architecture_does_not_have_is_refused(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    def keys(writer: gguf.GGUFWriter, c: Any) -> None:
+        llama_keys(writer, c)
+        add = writer.add_bool if isinstance(value, bool) else writer.add_float32
+        add(f"exaone.{key}", value)
+
+    write(tmp_path / "m.gguf", replace(FILES["exaone"], keys=keys), make(LLAMA))
+    with pytest.raises(ModelError, match=f"exaone.{key} = .* is not supported"):
+        GGUFCheckpoint(tmp_path / "m.gguf")
+
+
 def test_baichuan_by_its_number_of_layers(tmp_path: Path) -> None:
     file = File(LLAMA, ARCH.BAICHUAN, change=permuted, names=ARCH.LLAMA)
     deep = replace(LLAMA, config={"num_hidden_layers": 32, "num_key_value_heads": 4})

@@ -54,6 +54,39 @@ CASES = {
     ),
     "deepseek": Case("DeepseekV3", {**EXPERTS, **LATENT, **IDS}),
 }
+MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+MOE |= {"moe_intermediate_size": 32, "head_dim": 16, **IDS}
+MLA = {**LATENT, **IDS, "q_lora_rank": 24}
+#: Further families of docs/transformers.md, of which the logits alone are compared.
+MORE: dict[str, dict[str, Any]] = {
+    "Afmoe": {**MOE, "num_dense_layers": 1, "sliding_window": 9},
+    "BitNet": IDS,
+    "Cohere2Moe": {**MOE, "sliding_window": 9},
+    "Cwm": {**IDS, "head_dim": 16, "sliding_window": 9},
+    "ExaoneMoe": MOE,
+    "FlexOlmo": {**IDS, "num_experts": 4, "num_experts_per_tok": 2},
+    "Glm4MoeLite": {**MLA, **EXPERTS, "n_group": 1},
+    "GraniteMoeSWA": {**MOE, "sliding_window": 9},
+    "GraniteSWA": {**IDS, "sliding_window": 9},
+    "HYV3": MOE,
+    "HunYuanMoEV1": {**IDS, "num_experts": 4, "moe_topk": 2, "head_dim": 16},
+    "HyperCLOVAX": IDS,
+    "Laguna": MOE,
+    "Mellum": MOE,
+    "NanoChat": {**IDS, "head_dim": 16},
+    "Phimoe": {**IDS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "SolarOpen": {**MOE, "n_routed_experts": 4, "n_shared_experts": 1},
+    "Youtu": MLA,
+}
+#: Families that the fallback refuses by name, and what the error says.
+REFUSED = {
+    "BioGpt": "does not use transformers' attention interface",
+    "DiffLlama": "attends more than once",
+    "KimiLinear": "keep states of their own",
+    "OlmoHybrid": "keep states of their own",
+    "RecurrentGemma": "keep states of their own",
+    "XGLM": "does not use transformers' attention interface",
+}
 PROMPT = np.random.default_rng(1).integers(3, 131, 75)
 FALLBACK = ConfigChanges(model_impl="transformers")
 NEW = 12
@@ -84,6 +117,33 @@ def test_logits_equal_transformers_in_chunks(saved: Any) -> None:
     backend = ReferenceBackend()
     got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), PROMPT, [40, 1, 34])
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def fallback(folder: Path) -> Any:
+    backend = ReferenceBackend()
+    return backend.build(load(SafetensorsCheckpoint(folder, FALLBACK), backend), LIMITS)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_logits_of_further_families_equal_transformers(name: str, tmp_path: Path) -> None:
+    model = make(Case(name, MORE[name]))
+    model.save_pretrained(tmp_path)
+    want = hf_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), PROMPT)
+    got = solo_logits(fallback(tmp_path), PROMPT, [40, 1, 34])
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_keeps_states_or_has_its_own_attention_is_refused(name: str, tmp_path: Path) -> None:
+    make(Case(name, IDS)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"{name}ForCausalLM.*{REFUSED[name]}"):
+        fallback(tmp_path)
+
+
+def test_the_families_of_the_page_are_tested() -> None:
+    page = Path("docs/transformers.md").read_text()
+    for name in (*MORE, *REFUSED):
+        assert f"`{name}ForCausalLM`" in page
 
 
 def test_bfloat16_is_as_close_as_transformers(saved: Any, tmp_path: Path) -> None:
