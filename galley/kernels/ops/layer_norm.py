@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
+from galley.kernels.ops.definition import Op
+from galley.kernels.ops.norm_op import norm_native
 from galley.kernels.program import Constant as NodeConstant
-from galley.kernels.program import Dim, Node, Symbol
+from galley.kernels.program import Node, Symbol
 from galley.kernels.values import Constant, Value
 
 if TYPE_CHECKING:
@@ -20,38 +21,12 @@ if TYPE_CHECKING:
     from galley.kernels.reference import ReferenceOps
 
 
-def _arguments(node: Node) -> dict[str, int | Dim]:
-    x, out = node.values["x"], whole(output(node))
-    return {
-        "heads": out.columns // node.ints["n"],
-        "x_stride": x.buffer.columns,
-        "rows": out.buffer.rows,
-        "out_kind": int(out.kind),
-    }
-
-
 class LayerNorm(Op):
     name = "layer_norm"
-    native = NativeOp(
+    native = norm_native(
         "layer_norm",
-        pointers={
-            "x": "f32",
-            "add?": "f32, x += add first, written back",
-            "weight?": "f32 [n], or [heads * n]",
-            "bias?": "f32 [n], or [heads * n]",
-            "out": "",
-        },
-        ints={
-            "n": "",
-            "heads?": "default 1: vectors of n columns, each normalised by itself",
-            "per_head?": "1 = weight and bias are [heads * n]",
-            "x_stride?": "default heads * n",
-            "rows?": "dimension, default tokens",
-            "out_kind": "",
-        },
-        floats={"eps": ""},
-        arguments=_arguments,
-        stores=WHOLE_ROWS,
+        constants=dict.fromkeys(("weight?", "bias?"), "f32 [n], or [heads * n]"),
+        ints={"per_head?": "1 = weight and bias are [heads * n]"},
     )
 
     def __call__(

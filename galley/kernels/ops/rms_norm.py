@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.kernels.ops.definition import WHOLE_ROWS, NativeOp, Op, output, whole
-from galley.kernels.program import Dim, Node, Symbol
+from galley.kernels.ops.definition import Op
+from galley.kernels.ops.norm_op import norm_native
+from galley.kernels.program import Node, Symbol
 from galley.kernels.values import Constant, Value
 
 if TYPE_CHECKING:
@@ -18,39 +19,9 @@ if TYPE_CHECKING:
     from galley.kernels.reference import ReferenceOps
 
 
-def _arguments(node: Node) -> dict[str, int | Dim]:
-    x, out = node.values["x"], whole(output(node))
-    (n,) = node.constants["weight"].shape
-    return {
-        "n": n,
-        "heads": out.columns // n,
-        "x_stride": x.buffer.columns,
-        "rows": out.buffer.rows,
-        "out_kind": int(out.kind),
-    }
-
-
 class RMSNorm(Op):
     name = "rms_norm"
-    native = NativeOp(
-        "rms_norm",
-        pointers={
-            "x": "f32",
-            "add?": "f32, x += add first, written back",
-            "weight": "f32 [n]",
-            "out": "",
-        },
-        ints={
-            "n": "",
-            "heads?": "default 1: vectors of n columns, each normalised by itself",
-            "x_stride?": "default heads * n",
-            "rows?": "dimension, default tokens",
-            "out_kind": "",
-        },
-        floats={"eps": ""},
-        arguments=_arguments,
-        stores=WHOLE_ROWS,
-    )
+    native = norm_native("rms_norm", constants={"weight": "f32 [n]"})
 
     def __call__(self, x: Value, weight: Constant, eps: float) -> Value:
         """[T, H]: x / sqrt(mean(x²) + eps) * weight, mean over a row."""
