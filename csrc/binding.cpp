@@ -92,7 +92,7 @@ void bind_weights(nb::module_& m) {
                          uint64_t out) {
     nb::gil_scoped_release release;
     pack_codes(w, CodeSource{at<uint8_t>(q), at<void>(scale), at<void>(min), at<uint8_t>(zeros),
-                             at<uint16_t>(super_scale), at<uint16_t>(super_min), at<void>(table)},
+                             at<void>(super_scale), at<void>(super_min), at<void>(table)},
                mutable_at(out));
   }, "layout"_a, "q"_a, "scale"_a, "min"_a, "zeros"_a, "super_scale"_a, "super_min"_a, "table"_a,
      "out"_a,
@@ -113,10 +113,9 @@ void bind_weights(nb::module_& m) {
                            uint64_t table) {
     if (!w.quantised()) throw std::invalid_argument("a dense weight has no codes");
     nb::gil_scoped_release release;
-    auto halves = [](uint64_t address) { return reinterpret_cast<uint16_t*>(mutable_at(address)); };
     unpack_codes(w, at<uint8_t>(data),
                  CodeTarget{mutable_at(q), mutable_at(scale), mutable_at(min), mutable_at(zeros),
-                            halves(super_scale), halves(super_min), mutable_at(table)});
+                            mutable_at(super_scale), mutable_at(super_min), mutable_at(table)});
   }, "layout"_a, "data"_a, "q"_a, "scale"_a, "min"_a, "zeros"_a, "super_scale"_a, "super_min"_a,
      "table"_a, "The inverse of pack_codes, into arrays of the same shapes.");
 }
@@ -194,13 +193,20 @@ void bind_enums(nb::module_& m) {
       .value("i4", Format::i4)
       .value("i5", Format::i5)
       .value("i6", Format::i6)
-      .value("i8", Format::i8);
+      .value("i8", Format::i8)
+      .value("i2", Format::i2)
+      .value("i3", Format::i3);
   nb::enum_<Scale>(m, "Scale", nb::is_arithmetic(), "Number format of a weight's scales and mins.")
       .value("f16", Scale::f16)
       .value("f32", Scale::f32)
       .value("bf16", Scale::bf16)
       .value("u6", Scale::u6, "times an f16 per 256 values")
-      .value("i8", Scale::i8, "times an f16 per 256 values");
+      .value("i8", Scale::i8, "times an f16 per 256 values")
+      .value("u4", Scale::u4, "times an f16 per 256 values")
+      .value("s6", Scale::s6, "times an f16 per 256 values")
+      .value("e8m0", Scale::e8m0, "2^(e - 128)")
+      .value("e4m3", Scale::e4m3, "times an f32 per output")
+      .value("halves", Scale::halves, "an f32 for 16 outputs");
   nb::enum_<Offset>(m, "Offset", nb::is_arithmetic(), "Offset of a weight's codes.")
       .value("zero", Offset::zero, "one zero")
       .value("min", Offset::min, "besides, a min per scale")

@@ -118,13 +118,13 @@ WeightLayout weight_layout(const WeightNumbers& numbers) {
   constexpr int64_t kMost = int64_t{1} << 28;
   const auto [format, n, k, group, zero, scale, offset, table] = numbers;
   if (n <= 0 || k <= 0 || n > kMost || k > kMost) bad("a weight needs positive sizes");
-  if (format < 0 || format > 5) bad("no such weight format");
+  if (format < 0 || format >= kFormats) bad("no such weight format");
   WeightLayout w;
   w.format = static_cast<Format>(format);
   w.n = n;
   w.k = k;
   if (!w.quantised()) return w;
-  if (scale < 0 || scale > 4) bad("no such number format of scales");
+  if (scale < 0 || scale >= kScales) bad("no such number format of scales");
   if (offset < 0 || offset > 2) bad("no such kind of offset");
   if (table < 0 || table > 2) bad("no such kind of table");
   if (group < 0 || group > kMost || (group != 16 && group % kGroup != 0)) {
@@ -142,6 +142,16 @@ WeightLayout weight_layout(const WeightNumbers& numbers) {
   if (w.scale == Scale::i8 && (w.offset != Offset::zero || (group != 16 && group != 32))) {
     bad("scales of int8 have groups of 16 or 32 and no offsets");
   }
+  if (w.scale == Scale::u4 && (group != 16 || w.offset != Offset::min)) {
+    bad("scales of 4 bits have groups of 16 and mins");
+  }
+  if ((w.scale == Scale::s6 || w.scale == Scale::e4m3) &&
+      (group != 16 || w.offset != Offset::zero)) {
+    bad("signed scales of 6 bits, and of E4M3, have groups of 16 and no offsets");
+  }
+  if ((w.scale == Scale::e8m0 || w.scale == Scale::halves) && w.offset != Offset::zero) {
+    bad("scales that are powers of two, or of half a panel, have no offsets");
+  }
   if (w.table != CodeTable::none && w.offset == Offset::zeros) bad("a table has no zeros");
   if (w.table == CodeTable::levels && (w.format != Format::i4 || w.offset != Offset::zero)) {
     bad("levels are of codes of 4 bits without offsets");
@@ -153,8 +163,8 @@ WeightLayout weight_layout(const Args& a) {
   auto choice = [&](const char* name, int count) {
     return static_cast<int64_t>(a.choice(name, count, 0));
   };
-  return weight_layout(WeightNumbers{choice("format", 6), a.size("n"), a.size("k"),
-                                     a.i("group", 0), a.i("zero", 0), choice("scale", 5),
+  return weight_layout(WeightNumbers{choice("format", kFormats), a.size("n"), a.size("k"),
+                                     a.i("group", 0), a.i("zero", 0), choice("scale", kScales),
                                      choice("offset", 3), choice("table", 3)});
 }
 

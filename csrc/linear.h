@@ -23,6 +23,8 @@
 //   5 bits   4 bits, then [1] line of fifth bits: bit j of byte b is that of value b of step j
 //   6 bits   4 bits, then [2] lines of upper pairs of bits: bits 2 i, 2 i + 1 of byte b of line h are
 //            those of value b of step 4 h + i
+//   2 bits   [2] lines of pairs of bits, as the upper ones of 6 bits
+//   3 bits   2 bits, then [1] line of third bits, as the fifth ones of 5 bits
 //
 // A header has `entries` scales of each column, entry e for values e * group .. of the span:
 //   f16, bf16, f32   [entries][32] scales | [entries][32] mins, if any
@@ -30,9 +32,18 @@
 //                    eight 6-bit mins (a .. h), which those f16 are multiplied with, as
 //                      0-3 EEAAAAAA ..   4-7 eeaaaaaa ..   8-11 eeeeEEEE ..
 //   i8               [32] f16 | [entries][32] int8 scales, which those f16 are multiplied with
-//   zeros, if any    [entries][32] bytes; of codes of 4 bits [entries][16], columns 16 .. 31 in the
-//                    high nibbles
-// The span is 256 for u6 and i8, else the group, at least 32; all of k where group is 0.
+//   u4               [32] f16 | [32] f16 (of mins) | [16][32] bytes: a 4-bit scale, and in the high
+//                    nibble a 4-bit min, which those f16 are multiplied with
+//   s6               [32] f16 | [12][32] bytes: sixteen 6-bit scales (A .. P) plus 32, which those
+//                    f16 are multiplied with, as
+//                      0-3 MMAAAAAA ..   4-7 MMEEEEEE ..   8-11 MMIIIIII ..   of M, lowest bits first
+//   e8m0             [entries][32] bytes e; the scale is 2^(e - 128)
+//   e4m3             [32] f32 | [entries][32] E4M3 scales, which those f32 are multiplied with
+//   halves           [entries][2] f32, of columns 0 .. 15 and 16 .. 31; padded to 64 bytes
+//   zeros, if any    [entries][32] bytes; of codes of up to 4 bits [entries][16], columns 16 .. 31 in
+//                    the high nibbles
+// The span is 256 for u6, i8, u4 and s6, else the group, at least 32; all of k where group is 0, and
+// for e4m3.
 //
 // value = scale * level (+ min); level = code - zero, or table[code]:
 //   levels   int8 + 128 of the 16 codes of 4 bits, padded to 64 bytes
@@ -87,8 +98,12 @@ static inline GroupedRow grouped_row(void* row, Kind kind, int64_t k) {
   return {planes, q, scale, start, scaled_sum, reinterpret_cast<int32_t*>(scaled_sum + groups)};
 }
 
-enum class Format : int { f32 = 0, bf16 = 1, i4 = 2, i5 = 3, i6 = 4, i8 = 5 };
-enum class Scale : int { f16 = 0, f32 = 1, bf16 = 2, u6 = 3, i8 = 4 };
+enum class Format : int { f32 = 0, bf16 = 1, i4 = 2, i5 = 3, i6 = 4, i8 = 5, i2 = 6, i3 = 7 };
+constexpr int kFormats = 8;
+enum class Scale : int {
+  f16 = 0, f32 = 1, bf16 = 2, u6 = 3, i8 = 4, u4 = 5, s6 = 6, e8m0 = 7, e4m3 = 8, halves = 9
+};
+constexpr int kScales = 10;
 enum class Offset : int { zero = 0, min = 1, zeros = 2 };  // one zero; a min or a zero per scale
 enum class CodeTable : int { none = 0, levels = 1, floats = 2 };
 
@@ -104,14 +119,26 @@ struct WeightLayout {
 
   bool quantised() const { return format != Format::f32 && format != Format::bf16; }
   int64_t bits() const {
-    return format == Format::i8 ? 8 : format == Format::i6 ? 6 : format == Format::i5 ? 5 : 4;
+    switch (format) {
+      case Format::i2: return 2;
+      case Format::i3: return 3;
+      case Format::i5: return 5;
+      case Format::i6: return 6;
+      case Format::i8: return 8;
+      default: return 4;
+    }
   }
-  bool two_level() const { return scale == Scale::u6 || scale == Scale::i8; }
+  // Scales that are multiplied with those of a span.
+  bool two_level() const {
+    return scale == Scale::u6 || scale == Scale::i8 || scale == Scale::u4 || scale == Scale::s6 ||
+           scale == Scale::e4m3;
+  }
+  int64_t super_bytes() const { return scale == Scale::e4m3 ? 4 : 2; }
   int64_t panels() const { return (n + kPanel - 1) / kPanel; }
   int64_t blocks() const { return (k + kGroup - 1) / kGroup; }
   // Blocks that share a header, and its scales per column.
   int64_t span_blocks() const {
-    if (group == 0) return blocks();
+    if (group == 0 || scale == Scale::e4m3) return blocks();
     return two_level() ? 256 / kGroup : group < kGroup ? 1 : group / kGroup;
   }
   int64_t spans() const { return (blocks() + span_blocks() - 1) / span_blocks(); }
@@ -119,13 +146,24 @@ struct WeightLayout {
   // Scales of a row, of which the last may be for fewer values.
   int64_t scales() const { return group == 0 ? 1 : (k + group - 1) / group; }
 
-  int64_t scale_bytes() const { return scale == Scale::f32 ? 4 : two_level() ? 1 : 2; }
-  int64_t scale_line_bytes() const { return kPanel * scale_bytes(); }
-  int64_t zero_line_bytes() const { return format == Format::i4 ? kPanel / 2 : kPanel; }
+  int64_t scale_bytes() const {
+    if (scale == Scale::f32 || scale == Scale::halves) return 4;
+    return two_level() || scale == Scale::e8m0 ? 1 : 2;
+  }
+  int64_t scale_line_bytes() const { return scale == Scale::halves ? 8 : kPanel * scale_bytes(); }
+  bool nibble_zeros() const { return bits() <= 4; }
+  int64_t zero_line_bytes() const { return nibble_zeros() ? kPanel / 2 : kPanel; }
   // Where zeros begin in a header.
   int64_t zeros_at() const {
-    if (scale == Scale::u6) return kPanel * (2 + 2 + 12);
-    if (scale == Scale::i8) return kPanel * 2 + entries() * kPanel;
+    switch (scale) {
+      case Scale::u6: return kPanel * (2 + 2 + 12);
+      case Scale::u4: return kPanel * (2 + 2 + 16);
+      case Scale::s6: return kPanel * (2 + 12);
+      case Scale::i8:
+      case Scale::e4m3: return kPanel * (super_bytes() + entries());
+      case Scale::halves: return round_up(entries() * scale_line_bytes(), 64);
+      default: break;
+    }
     return entries() * scale_line_bytes() * (offset == Offset::min ? 2 : 1);
   }
   int64_t header_bytes() const {
@@ -177,10 +215,16 @@ struct WeightLayout {
     return format == Format::i8 && group == 0 && zero == 128 && scale == Scale::f32 &&
            offset == Offset::zero && table == CodeTable::none;
   }
+  // Floats of which whole blocks share a scale.
+  bool in_spans() const {
+    return table == CodeTable::floats && (format == Format::i4 || format == Format::i8) &&
+           group != 16 && offset == Offset::zero && !two_level();
+  }
   // Whether activations of this kind can be multiplied with the weight.
   bool accepts(Kind x) const {
     if (!quantised()) return x == (format == Format::f32 ? Kind::f32 : Kind::bf16);
     if (x == Kind::q8_row) return per_output();
+    if (x == Kind::bf16) return in_spans();
     return x == Kind::f32 || (in_groups(x) && table != CodeTable::floats);
   }
 };
@@ -220,13 +264,16 @@ static inline bool is_gated(Epilogue e) { return e != Epilogue::none; }
 
 constexpr int64_t kPiecePanels = 4;  // that go through a piece of K together
 
-constexpr int64_t kExpandedBlocks = 4;  // that are float32 at a time, for float32 activations
+constexpr int64_t kExpandedBlocks = 4;  // that are float32, or pairs of bf16, at a time
 
 // Bytes of scratch memory that a tile needs (64-byte aligned).
 static inline int64_t linear_scratch_bytes(const WeightLayout& w, Kind x) {
   if (w.quantised() && in_groups(x)) {
     if (!w.plain_blocks()) return w.repacked_bytes();
     return w.format == Format::i8 ? 0 : w.blocks() * kGroup * kPanel;
+  }
+  if (w.quantised() && x == Kind::bf16) {  // pairs of bf16 in two terms; two sums of each row
+    return kExpandedBlocks * kGroup * kPanel * 4 + 2 * kChunkRows * kPanel * 4;
   }
   const int64_t sums = kPiecePanels * kChunkRows * kPanel * 4;
   return w.quantised() ? sums + kExpandedBlocks * kGroup * kPanel * 4 : sums;

@@ -15,6 +15,7 @@
 #pragma once
 #include "functions_lanes.h"
 #include "linear_lanes.h"
+#include "linear_spans.h"
 #include "linear_variants.h"
 #include "quantize_row.h"
 
@@ -244,9 +245,28 @@ void copy_half(const uint8_t* codes, uint8_t* bytes, Prefetch* prefetch) {
     if (prefetch) advance(*prefetch);
   }
 }
+// The same of 2 bits and kBits above them, 0 or 1.
+template <int kBits> void expand_low_half(const uint8_t* codes, uint8_t* bytes, Prefetch* prefetch) {
+  const Int pair = all(0x03030303), one = all(0x01010101);
+  Int bits = {};
+  if (kBits) bits = words(codes + 2 * kHalves * 64);
+  for (int line = 0; line < 2; line++) {
+    Int pairs = words(codes + line * kHalves * 64);
+    for (int j = 4 * line; j < 4 * line + 4; j++) {
+      Int step = pairs & pair;
+      if (kBits) step = step | shift_left<2>(bits & one), bits = shift_right<1>(bits);
+      store(reinterpret_cast<int32_t*>(bytes + j * kHalves * 64), step);
+      pairs = shift_right<2>(pairs);
+    }
+    if (prefetch) advance(*prefetch);
+  }
+  if (kBits && prefetch) advance(*prefetch);
+}
 GALLEY_INLINE void expand(const WeightLayout& w, const uint8_t* codes, const uint8_t* levels, uint8_t* bytes,
                           Prefetch* prefetch) {
   switch (w.format) {
+    case Format::i2: return expand_low_half<0>(codes, bytes, prefetch);
+    case Format::i3: return expand_low_half<1>(codes, bytes, prefetch);
     case Format::i8: return copy_half(codes, bytes, prefetch);
     case Format::i5: return expand_half<1>(codes, levels, bytes, prefetch);
     case Format::i6: return expand_half<2>(codes, levels, bytes, prefetch);
@@ -744,6 +764,14 @@ void expanded_panels(const LinearJob& job, int64_t panel, int64_t count, const R
 
 void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                  int64_t row_end, uint8_t* scratch) {
+  if (job.weight.quantised() && job.x_kind == Kind::bf16) {
+    alignas(64) float pair[kChunkRows * kPanel];
+    const RowBlocks blocks(row_begin, row_end, kSpanRows);
+    return span_panels(job, panel, count, blocks, scratch,
+                       [&](int64_t p, int64_t row, int rows, float* y) {
+                         finish(job, p, row, rows, y, pair + (row - row_begin) * kPanel);
+                       });
+  }
   const Kernel kernel = kernel_of(job);
   const RowBlocks blocks(row_begin, row_end, kernel.max_rows);
   if (job.weight.quantised() && job.x_kind == Kind::f32) {

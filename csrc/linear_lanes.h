@@ -210,7 +210,7 @@ struct HeaderReader {
   int64_t line_bytes, mins_at, zeros_at, zero_line_bytes;
 
   explicit HeaderReader(const WeightLayout& w)
-      : kind(w.scale), nibbles(w.format == Format::i4), line_bytes(w.scale_line_bytes()),
+      : kind(w.scale), nibbles(w.nibble_zeros()), line_bytes(w.scale_line_bytes()),
         mins_at(w.entries() * w.scale_line_bytes()), zeros_at(w.zeros_at()),
         zero_line_bytes(w.zero_line_bytes()) {}
   // Of headers of repacked blocks.
@@ -224,9 +224,16 @@ struct HeaderReader {
   template <bool kMin>
   GALLEY_INLINE ScaleAndMin scales(const uint8_t* header, int64_t entry, int half) const {
     if (kMin && kind == Scale::u6) return six(header, entry, half);
+    if (kMin && kind == Scale::u4) return four(header, entry, half);
     if (!kMin && kind == Scale::i8) {
       const uint8_t* bytes = header + kPanel * 2 + entry * kPanel + half * kLanes;
       return {load_f16(header + half * kLanes * 2) * to_float(load_i8(bytes)), zero()};
+    }
+    if (!kMin && kind == Scale::s6) return {signed_six(header, entry, half), zero()};
+    if (!kMin && kind == Scale::e4m3) {
+      const uint8_t* bytes = header + kPanel * 4 + entry * kPanel + half * kLanes;
+      const Float factor = load(reinterpret_cast<const float*>(header) + half * kLanes);
+      return {factor * float8_number(load_u8(bytes)), zero()};
     }
     const uint8_t* at = header + entry * line_bytes;
     return {line(at, half), kMin ? line(at + mins_at, half) : zero()};
@@ -242,7 +249,42 @@ struct HeaderReader {
   GALLEY_INLINE Float line(const uint8_t* at, int half) const {
     if (kind == Scale::f16) return load_f16(at + half * kLanes * 2);
     if (kind == Scale::f32) return load(reinterpret_cast<const float*>(at) + half * kLanes);
+    if (kind == Scale::e8m0) return power(load_u8(at + half * kLanes));
+    if (kind == Scale::halves) return all(float_at(at + half * 4));
     return load_bf16_line(at + half * kLanes * 2);
+  }
+  // 2^(e - 128), of which the two smallest are subnormal.
+  static GALLEY_INLINE Float power(const Int& e) {
+    const Int normal = shift_left<23>(e + all(-1));
+    const Int subnormal = select(e >= all(1), all(0x00400000), all(0x00200000));
+    return as_float(select(e >= all(2), normal, subnormal));
+  }
+  // E4M3 without NaN.
+  static GALLEY_INLINE Float float8_number(const Int& code) {
+    const Int magnitude = code & all(127);
+    const Float normal = as_float(shift_left<20>(magnitude) + all(120 << 23));
+    const Float subnormal = to_float(magnitude) * all(0.001953125f);  // 2^-9
+    const Int value = select(magnitude >= all(8), as_int(normal), as_int(subnormal));
+    return as_float(value | shift_left<24>(code & all(128)));
+  }
+  // 4-bit scales and mins, times f16.
+  static GALLEY_INLINE ScaleAndMin four(const uint8_t* header, int64_t entry, int half) {
+    const Int both = load_u8(header + 2 * kPanel * 2 + entry * kPanel + half * kLanes);
+    return {load_f16(header + half * kLanes * 2) * to_float(both & all(15)),
+            load_f16(header + kPanel * 2 + half * kLanes * 2) * to_float(shift_right<4>(both))};
+  }
+  // 6-bit scales around 32, times f16.
+  static GALLEY_INLINE Float signed_six(const uint8_t* header, int64_t entry, int half) {
+    const uint8_t* bytes = header + kPanel * 2 + half * kLanes;
+    Int scale;
+    if (entry < 12) {
+      scale = load_u8(bytes + entry * kPanel) & all(63);
+    } else {
+      const uint8_t* first = bytes + (entry - 12) * kPanel;
+      scale = shift_right<6>(load_u8(first)) | (shift_right<4>(load_u8(first + 4 * kPanel)) & all(12)) |
+              (shift_right<2>(load_u8(first + 8 * kPanel)) & all(48));
+    }
+    return load_f16(header + half * kLanes * 2) * to_float(scale + all(-32));
   }
   // 6-bit scales and mins, times f16.
   static GALLEY_INLINE ScaleAndMin six(const uint8_t* header, int64_t entry, int half) {

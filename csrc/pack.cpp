@@ -2,6 +2,7 @@
 #include "pack.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "quantize_row.h"
@@ -40,6 +41,7 @@ uint16_t half_at(const uint8_t* at) {
 }
 
 constexpr int64_t kHalfLine = kPanel * 2;  // of f16: one number of each column
+constexpr int64_t kSixes = 12;             // scales of s6 that have bytes of their own
 
 // One column of a header. `Byte` is uint8_t or const uint8_t.
 template <class Byte> struct HeaderColumn {
@@ -49,12 +51,16 @@ template <class Byte> struct HeaderColumn {
 
   // Scales and mins of one level.
   Byte* scale(int64_t entry) const {
-    if (w.scale == Scale::i8) return header + kHalfLine + entry * kPanel + column;
+    if (w.two_level()) {  // a byte: i8, u4, e4m3, the first twelve of s6
+      const int64_t supers = w.offset == Offset::min ? 2 : 1;
+      return header + supers * w.super_bytes() * kPanel + entry * kPanel + column;
+    }
+    if (w.scale == Scale::halves) return header + entry * 8 + column / 16 * 4;
     return header + entry * w.scale_line_bytes() + column * w.scale_bytes();
   }
   Byte* min(int64_t entry) const { return scale(w.entries() + entry); }
-  // f16 that scales of two levels are multiplied with.
-  Byte* super_scale() const { return header + column * 2; }
+  // What scales of two levels are multiplied with.
+  Byte* super_scale() const { return header + column * w.super_bytes(); }
   Byte* super_min() const { return header + kHalfLine + column * 2; }
   // Byte 0 .. 11 of u6.
   Byte* six(int64_t i) const { return header + 2 * kHalfLine + i * kPanel + column; }
@@ -88,8 +94,31 @@ void set_six_bits(const HeaderColumn<uint8_t>& h, int64_t entry, Six value) {
   *h.six(8 + i) |= (value.scale & 15) | value.min << 4;
 }
 
+// 6-bit scales around 32: the last four lie in the upper bits of the others.
+int32_t signed_six(const HeaderColumn<const uint8_t>& h, int64_t entry) {
+  if (entry < kSixes) return (*h.scale(entry) & 63) - 32;
+  const int64_t i = entry - kSixes;
+  return (*h.scale(i) >> 6 | (*h.scale(i + 4) >> 4 & 12) | (*h.scale(i + 8) >> 2 & 48)) - 32;
+}
+// Into bytes that are 0 so far.
+void set_signed_six(const HeaderColumn<uint8_t>& h, int64_t entry, uint8_t code) {
+  if (entry < kSixes) {
+    *h.scale(entry) |= code;
+    return;
+  }
+  for (int64_t i = 0; i < 3; i++) *h.scale(entry - kSixes + 4 * i) |= (code >> 2 * i & 3) << 6;
+}
+
+float float_from_e4m3(uint8_t code) {
+  const int magnitude = code & 127, exponent = magnitude >> 3, fraction = magnitude & 7;
+  const float value = exponent ? std::ldexp(static_cast<float>(8 + fraction), exponent - 10)
+                               : std::ldexp(static_cast<float>(fraction), -9);
+  return code < 128 ? value : -value;
+}
+
 float one_level(const WeightLayout& w, const uint8_t* at) {
-  if (w.scale == Scale::f32) return float_at(at);
+  if (w.scale == Scale::e8m0) return std::ldexp(1.0f, *at - 128);
+  if (w.scale == Scale::f32 || w.scale == Scale::halves) return float_at(at);
   return w.scale == Scale::bf16 ? float_from_bf16(half_at(at)) : float_from_f16(half_at(at));
 }
 
@@ -105,14 +134,25 @@ Affine affine_of(const HeaderColumn<const uint8_t>& h, int64_t entry) {
     return {float_from_f16(half_at(h.super_scale())) * six.scale,
             float_from_f16(half_at(h.super_min())) * six.min, w.zero};
   }
+  if (w.scale == Scale::u4) {
+    const uint8_t both = *h.scale(entry);
+    return {float_from_f16(half_at(h.super_scale())) * (both & 15),
+            float_from_f16(half_at(h.super_min())) * (both >> 4), w.zero};
+  }
   if (w.scale == Scale::i8) {
     const auto scale = static_cast<int8_t>(*h.scale(entry));
     return {float_from_f16(half_at(h.super_scale())) * scale, 0.0f, w.zero};
   }
+  if (w.scale == Scale::s6) {
+    return {float_from_f16(half_at(h.super_scale())) * signed_six(h, entry), 0.0f, w.zero};
+  }
+  if (w.scale == Scale::e4m3) {
+    return {float_at(h.super_scale()) * float_from_e4m3(*h.scale(entry)), 0.0f, w.zero};
+  }
   Affine a{one_level(w, h.scale(entry)), 0.0f, w.zero};
   if (w.offset == Offset::min) a.min = one_level(w, h.min(entry));
   if (w.offset == Offset::zeros) {
-    a.zero = *h.zeros(entry) >> h.zeros_shift() & (w.format == Format::i4 ? 15 : 255);
+    a.zero = *h.zeros(entry) >> h.zeros_shift() & (w.nibble_zeros() ? 15 : 255);
   }
   return a;
 }
@@ -137,6 +177,9 @@ struct BlockColumn {
       uint32_t step;
       if (w.format == Format::i8) {
         step = word(block, j);
+      } else if (w.bits() < 4) {
+        step = word(block, j / 4) >> j % 4 * 2 & 0x03030303u;
+        if (w.format == Format::i3) step |= (word(block, 2) >> j & 0x01010101u) << 2;
       } else {
         step = word(block, j % 4) >> j / 4 * 4 & 0x0f0f0f0fu;
         if (extra == 1) step |= (word(block, 4) >> j & 0x01010101u) << 4;
@@ -150,6 +193,16 @@ struct BlockColumn {
     std::memcpy(step, codes, kGroup);
     if (w.format == Format::i8) {
       for (int64_t j = 0; j < 8; j++) set(block, j, step[j]);
+      return;
+    }
+    if (w.bits() < 4) {
+      uint32_t low[2] = {0, 0}, third = 0;
+      for (int64_t j = 0; j < 8; j++) {
+        low[j / 4] |= (step[j] & 0x03030303u) << j % 4 * 2;
+        third |= (step[j] >> 2 & 0x01010101u) << j;
+      }
+      set(block, 0, low[0]), set(block, 1, low[1]);
+      if (w.format == Format::i3) set(block, 2, third);
       return;
     }
     for (int64_t j = 0; j < 4; j++) {
@@ -192,11 +245,26 @@ void store_entry(const HeaderColumn<uint8_t>& h, const CodeSource& s, int64_t ro
     set_six_bits(h, entry, {*scale, *min});
     return;
   }
+  if (w.scale == Scale::u4) {
+    *unfit |= (*scale | *min) & ~15u;
+    *h.scale(entry) = static_cast<uint8_t>(*scale | *min << 4);
+    return;
+  }
+  if (w.scale == Scale::s6) {
+    const auto code = static_cast<uint8_t>(*scale + 32);
+    *unfit |= code & ~63u;
+    set_signed_six(h, entry, code & 63);
+    return;
+  }
+  if (w.scale == Scale::halves && h.column % 16 != 0) {
+    *unfit |= std::memcmp(h.scale(entry), scale, width) != 0;
+    return;
+  }
   std::memcpy(h.scale(entry), scale, width);
   if (w.offset == Offset::min) std::memcpy(h.min(entry), min, width);
   if (w.offset == Offset::zeros) {
     const uint8_t zero = s.zeros[from];
-    if (w.format != Format::i8) *unfit |= zero & ~((1u << w.bits()) - 1);
+    *unfit |= zero >> w.bits();
     *h.zeros(entry) |= static_cast<uint8_t>(zero << h.zeros_shift());
   }
 }
@@ -211,8 +279,11 @@ void store_headers(const WeightLayout& w, const CodeSource& s, int64_t row, uint
       store_entry(h, s, row, i, unfit);
     }
     if (!w.two_level()) continue;
-    std::memcpy(h.super_scale(), s.super_scale + row * w.spans() + span, 2);
-    if (s.super_min) std::memcpy(h.super_min(), s.super_min + row * w.spans() + span, 2);
+    const int64_t width = w.super_bytes(), from = (row * w.spans() + span) * width;
+    std::memcpy(h.super_scale(), static_cast<const uint8_t*>(s.super_scale) + from, width);
+    if (s.super_min) {
+      std::memcpy(h.super_min(), static_cast<const uint8_t*>(s.super_min) + from, width);
+    }
   }
 }
 
@@ -298,6 +369,14 @@ void unpack_entry(const HeaderColumn<const uint8_t>& h, const CodeTarget& t, int
     *scale = six.scale, *min = six.min;
     return;
   }
+  if (w.scale == Scale::u4) {
+    *scale = *h.scale(entry) & 15, *min = *h.scale(entry) >> 4;
+    return;
+  }
+  if (w.scale == Scale::s6) {
+    *scale = static_cast<uint8_t>(signed_six(h, entry));
+    return;
+  }
   std::memcpy(scale, h.scale(entry), width);
   if (w.offset == Offset::min) std::memcpy(min, h.min(entry), width);
   if (w.offset == Offset::zeros) t.zeros[to] = static_cast<uint8_t>(affine_of(h, entry).zero);
@@ -343,8 +422,9 @@ void unpack_codes(const WeightLayout& w, const uint8_t* data, const CodeTarget& 
     }
     for (int64_t span = 0; w.two_level() && span < w.spans(); span++) {
       const HeaderColumn<const uint8_t> h{w, panel + w.header_at(span * w.span_blocks()), column};
-      t.super_scale[row * w.spans() + span] = half_at(h.super_scale());
-      if (t.super_min) t.super_min[row * w.spans() + span] = half_at(h.super_min());
+      const int64_t width = w.super_bytes(), to = (row * w.spans() + span) * width;
+      std::memcpy(static_cast<uint8_t*>(t.super_scale) + to, h.super_scale(), width);
+      if (t.super_min) std::memcpy(static_cast<uint8_t*>(t.super_min) + to, h.super_min(), width);
     }
   }
 }

@@ -13,11 +13,12 @@ struct DenseSource {
 // Codes, and what the layout has besides; rows are contiguous.
 struct CodeSource {
   const uint8_t* q = nullptr;          // [n][k]
-  const void* scale = nullptr;         // [n][scales] in the layout's number format; bytes for u6, i8
+  const void* scale = nullptr;         // [n][scales] in the layout's number format: f32 for halves; bytes
+                                       // for scales of two levels (s6 signed) and e8m0
   const void* min = nullptr;           // the same
   const uint8_t* zeros = nullptr;      // [n][scales]
-  const uint16_t* super_scale = nullptr;  // f16 [n][spans], of scales of two levels
-  const uint16_t* super_min = nullptr;    // the same, of u6
+  const void* super_scale = nullptr;   // f16 (f32 of e4m3) [n][spans], of scales of two levels
+  const void* super_min = nullptr;     // the same, of u6 and u4
   const void* table = nullptr;         // int8 [16] levels or f32 [2^bits]
 };
 // Where unpack_codes writes the same.
@@ -25,7 +26,7 @@ struct CodeTarget {
   uint8_t* q = nullptr;
   void *scale = nullptr, *min = nullptr;
   uint8_t* zeros = nullptr;
-  uint16_t *super_scale = nullptr, *super_min = nullptr;
+  void *super_scale = nullptr, *super_min = nullptr;
   void* table = nullptr;
 };
 

@@ -107,7 +107,7 @@ class PackedExperts(msgspec.Struct, frozen=True, eq=False, dict=True):
         return np.array(rows, np.int64)
 
 
-Constant = PackedWeight | PackedExperts | NDArray[np.float32]
+Constant = PackedWeight | PackedExperts | NDArray[np.float32] | NDArray[np.int32]
 
 
 class Node(msgspec.Struct, frozen=True, eq=False):

@@ -41,6 +41,7 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         super_scale, super_min: [N, K / S] floating point factors of `scale` and `min`, shared by S
             values along K; None = 1.
         table: float32 [2**bits] levels by code; None = affine codes.
+        order: int32 [K]: column i of the arrays is input order[i]; None = they are in order.
         activations: precision of the layer's input.
     """
 
@@ -54,6 +55,7 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
     super_scale: NDArray[np.floating] | None = None
     super_min: NDArray[np.floating] | None = None
     table: NDArray[np.float32] | None = None
+    order: NDArray[np.int32] | None = None
     activations: Activations = "group"
 
     @property
@@ -68,7 +70,8 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         dtypes = [_dtype(a) for a in (self.scale, self.min, self.super_scale, self.super_min)]
         zero = self.zero if isinstance(self.zero, int) else "zero per group"
         table = None if self.table is None else self.table.tobytes()
-        return (self.bits, self.group, zero, *dtypes, table, self.activations)
+        order = None if self.order is None else self.order.tobytes()
+        return (self.bits, self.group, zero, *dtypes, table, order, self.activations)
 
     @property
     def _main(self) -> NDArray[np.generic]:
@@ -108,7 +111,7 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
             if mins is not None:
                 value += mins[:, groups, None]
             values[:, columns] = value.reshape(q.shape)
-        return values
+        return in_input_order(values, self.order)
 
     def _levels(
         self, q: NDArray[np.uint8], groups: slice, out: NDArray[np.float32]
@@ -127,9 +130,12 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
     def columns(self, start: int, stop: int) -> QuantizedWeight:
         """Inputs [start, stop): the shard of a row-parallel rank. Views, not copies.
 
-        Raises ValueError if a border cuts through a group of values that share a scale.
+        Raises ValueError if a border cuts through a group of values that share a scale, or the
+        inputs have another order.
         """
         k = self.shape[1]
+        if self.order is not None and (start, stop) != (0, k):
+            raise ValueError("inputs in another order cannot be cut")
         assert 0 <= start < stop <= k
 
         def cut(name: str, array: Array) -> Array:
@@ -177,6 +183,17 @@ def _product(values: Array, factors: NDArray[np.floating] | None) -> NDArray[np.
         product = product.reshape(n, factors.shape[1], -1) * factors.astype(np.float32)[..., None]
         product = product.reshape(n, groups)
     return product
+
+
+def in_input_order(
+    values: NDArray[np.float32], order: NDArray[np.int32] | None
+) -> NDArray[np.float32]:
+    """Columns of which number i is input order[i], as columns in the order of the inputs."""
+    if order is None:
+        return values
+    ordered = np.empty_like(values)
+    ordered[:, order] = values
+    return ordered
 
 
 def concat_rows(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:

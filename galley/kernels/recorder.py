@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from galley.config.engine import QuantizedActivations
 from galley.kernels.activations import activation_kind, common_kind
@@ -17,7 +19,7 @@ from galley.kernels.backend import Model
 from galley.kernels.ops import Op, Ops
 from galley.kernels.program import Kind, Node, Symbol
 from galley.kernels.verify import verify
-from galley.kernels.weights import PackedWeight
+from galley.kernels.weights import PackedWeight, WeightFormat
 from galley.kv.format import KVFormat
 
 
@@ -77,6 +79,7 @@ class Recorder:
         self.kv = kv
         self.query_kind = Kind.f32 if kv.name == "float32" else Kind.bf16
         self._quantized = quantized
+        self._ordered: dict[tuple[Symbol, bytes], Symbol] = {}
         self._rounded: dict[tuple[Symbol, Kind], Symbol] = {}
         self._overwritten: set[Symbol] = set()
 
@@ -93,12 +96,29 @@ class Recorder:
 
     def rows_for(self, x: Symbol, weight: PackedWeight) -> Symbol:
         """x as rows of the kind that `weight` is multiplied with."""
-        return self.rounded(x, activation_kind(weight.format, self._quantized))
+        if weight.format.ordered:
+            assert weight.order is not None
+            x = self._permuted(x, weight.order)
+        return self.rounded(x, self._kind(weight.format))
 
     def kind_for(self, weights: Sequence[PackedWeight]) -> Kind:
         """The kind of rows that all of `weights` are multiplied with."""
         formats = dict.fromkeys(weight.format for weight in weights)
-        return common_kind([activation_kind(f, self._quantized) for f in formats])
+        if any(f.ordered for f in formats):
+            raise ValueError("experts whose inputs have an order of their own are not supported")
+        return common_kind([self._kind(f) for f in formats])
+
+    def _kind(self, weight: WeightFormat) -> Kind:
+        return activation_kind(weight, self._quantized, self.query_kind)
+
+    def _permuted(self, x: Symbol, order: NDArray[np.int32]) -> Symbol:
+        """x with its columns in another order, made once however many nodes read it."""
+        key = (x, order.tobytes())
+        rows = self._ordered.get(key)
+        if rows is None:
+            rows = self._ordered[key] = Symbol.new(x.buffer.rows, x.columns)
+            self.add(Node("permute", {"x": x}, {"out": rows}, constants={"order": order}))
+        return rows
 
     def rounded(self, x: Symbol, kind: Kind) -> Symbol:
         """x as rows of another kind, made once however many nodes read them."""

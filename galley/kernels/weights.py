@@ -16,28 +16,42 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from galley.kernels import _native
-from galley.kernels.quantized import Activations, QuantizedWeight
+from galley.kernels.quantized import Activations, QuantizedWeight, in_input_order
 
-FormatName = Literal["f32", "bf16", "i4", "i5", "i6", "i8"]
-ScaleName = Literal["f16", "f32", "bf16", "u6", "i8"]
+FormatName = Literal["f32", "bf16", "i2", "i3", "i4", "i5", "i6", "i8"]
+ScaleName = Literal["f16", "f32", "bf16", "u6", "i8", "u4", "s6", "e8m0", "e4m3", "halves"]
 OffsetName = Literal["zero", "min", "zeros"]
 TableName = Literal["none", "levels", "floats"]
 
 _ALIGNMENT = 64
 #: Makes memory of so many bytes, at a multiple of `_ALIGNMENT`.
 Allocate = Callable[[int], NDArray[np.uint8]]
-#: Number format of scales and mins in arrays.
+#: E4M3 numbers.
+_E4M3: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
+#: Number format of scales and mins in arrays; of powers of two the exponent plus 128.
 _SCALE_DTYPES: dict[ScaleName, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
     "f32": np.dtype(np.float32),
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "u6": np.dtype(np.uint8),
     "i8": np.dtype(np.int8),
+    "u4": np.dtype(np.uint8),
+    "s6": np.dtype(np.int8),
+    "e8m0": np.dtype(np.uint8),
+    "e4m3": _E4M3,
+    "halves": np.dtype(np.float32),
+}
+#: Scales of two levels: the number format of the upper one.
+_SUPER_DTYPES: dict[ScaleName, np.dtype[Any]] = {
+    **dict.fromkeys(("u6", "i8", "u4", "s6"), np.dtype(np.float16)),
+    "e4m3": np.dtype(np.float32),
 }
 #: The narrowest name for codes of so many bits.
-_CODES: dict[int, FormatName] = {4: "i4", 5: "i5", 6: "i6", 8: "i8"}
-#: Values that share a super scale, in the formats u6 and i8.
+_CODES: dict[int, FormatName] = {2: "i2", 3: "i3", 4: "i4", 5: "i5", 6: "i6", 8: "i8"}
+#: Values that share a super scale, in the formats u6, i8, u4 and s6.
 _SUPER_GROUP = 256
+#: Outputs that share a scale in the format "halves".
+_HALF_PANEL = 16
 
 
 class WeightFormat(msgspec.Struct, frozen=True):
@@ -47,10 +61,12 @@ class WeightFormat(msgspec.Struct, frozen=True):
         name: f32 and bf16 are dense; the others are codes of so many bits, with scales.
         group: values along K that share a scale: 16, a multiple of 32, or 0 = all of them.
         zero: the code of level 0, if `offset` is "zero" or "min" and there is no table.
-        scale: number format of scales and mins; u6 and i8 are integers times an f16 per 256 values.
+        scale: number format of scales and mins; u6, i8, u4 and s6 are integers times an f16 per 256
+            values, e8m0 powers of two, e4m3 times an f32 per output, halves an f32 of 16 outputs.
         offset: one zero for all codes; besides it a min per scale; a zero per scale.
         table: levels of codes: int8 or float32; none = affine.
         activations: precision of the layer's input, as in `QuantizedWeight`.
+        ordered: the inputs have an order of their own: int32 [K] behind the panels.
     """
 
     name: FormatName
@@ -60,6 +76,7 @@ class WeightFormat(msgspec.Struct, frozen=True):
     offset: OffsetName = "zero"
     table: TableName = "none"
     activations: Activations = "group"
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if type(self.group) is not int or type(self.zero) is not int:
@@ -78,6 +95,16 @@ class WeightFormat(msgspec.Struct, frozen=True):
     def is_dense(self) -> bool:
         return self.name in ("f32", "bf16")
 
+    @property
+    def in_spans(self) -> bool:
+        """Floating-point levels that a kernel multiplies with rows of bf16 (csrc/linear.h)."""
+        return (
+            self.table == "floats"
+            and self.name in ("i4", "i8")
+            and self.group != 16
+            and self.offset == "zero"
+        )
+
     def arguments(self) -> dict[str, int]:
         """The weight arguments of a native op (docs/native_ops.md)."""
         return {
@@ -88,6 +115,10 @@ class WeightFormat(msgspec.Struct, frozen=True):
             "offset": _native.Offset[self.offset],
             "table": _native.CodeTable[self.table],
         }
+
+    def num_bytes(self, shape: tuple[int, int]) -> int:
+        """Bytes of a packed weight [N, K]; ValueError where no kernel has this format."""
+        return int(self.layout(shape).bytes) + (4 * shape[1] if self.ordered else 0)
 
     def layout(self, shape: tuple[int, int]) -> _native.WeightLayout:
         """Sizes for [N, K]; ValueError where no kernel has this format."""
@@ -109,7 +140,7 @@ class PackedWeight(msgspec.Struct, frozen=True, eq=False):
     data: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        needed = self.format.layout(self.shape).bytes
+        needed = self.format.num_bytes(self.shape)
         if self.data.nbytes != needed:
             raise ValueError(f"{self.data.nbytes} bytes where {self.shape} needs {needed}")
         if not self.data.flags.c_contiguous or self.data.ctypes.data % _ALIGNMENT:
@@ -120,34 +151,43 @@ class PackedWeight(msgspec.Struct, frozen=True, eq=False):
         n, k = self.shape
         return {"n": n, "k": k, **self.format.arguments()}
 
+    @property
+    def order(self) -> NDArray[np.int32] | None:
+        """int32 [K]: the input of each packed column; None = they are in order."""
+        return self.data[-4 * self.shape[1] :].view(np.int32) if self.format.ordered else None
+
     def unpack(self) -> NDArray[np.float32]:
         """[N, K]: exactly the values that the kernels multiply."""
         out = np.empty(self.shape, np.float32)
         layout = self.format.layout(self.shape)
         _native.unpack_rows(layout, self.data.ctypes.data, 0, self.shape[0], out.ctypes.data)
-        return out
+        return in_input_order(out, self.order)
 
     def codes(self) -> QuantizedWeight:
         """The codes and all that belongs to them. ValueError for a dense weight."""
         fmt, layout = self.format, self.format.layout(self.shape)
         n, bits = self.shape[0], 4 if fmt.is_dense else int(fmt.name[1:])
         dtype, per_scale, per_span = _SCALE_DTYPES[fmt.scale], (n, layout.scales), (n, layout.spans)
-        two_level, has_min = fmt.scale in ("u6", "i8"), fmt.offset == "min"
+        upper, has_min = _SUPER_DTYPES.get(fmt.scale), fmt.offset == "min"
         arrays: dict[str, NDArray[Any] | None] = {
             "q": np.empty(self.shape, np.uint8),
             "scale": np.empty(per_scale, dtype),
             "min": np.empty(per_scale, dtype) if has_min else None,
             "zeros": np.empty(per_scale, np.uint8) if fmt.offset == "zeros" else None,
-            "super_scale": np.empty(per_span, np.float16) if two_level else None,
-            "super_min": np.empty(per_span, np.float16) if two_level and has_min else None,
+            "super_scale": None if upper is None else np.empty(per_span, upper),
+            "super_min": np.empty(per_span, upper) if upper is not None and has_min else None,
             "table": _table(fmt.table, bits),
         }
         _native.unpack_codes(layout, self.data.ctypes.data, **_addresses(arrays))
         zeros, table = arrays.pop("zeros"), arrays.pop("table")
+        if fmt.scale == "e8m0":
+            assert arrays["scale"] is not None
+            arrays["scale"] = np.ldexp(np.float32(1), arrays["scale"].astype(np.int32) - 128)
         fields: dict[str, Any] = {
             **arrays,
             "zero": fmt.zero if zeros is None else zeros,
             "table": None if table is None else table.astype(np.float32),
+            "order": self.order,
         }
         return QuantizedWeight(bits=bits, group=fmt.group, activations=fmt.activations, **fields)
 
@@ -160,7 +200,10 @@ class PackedWeight(msgspec.Struct, frozen=True, eq=False):
             return _pack_dense(self.unpack()[rows, columns], self.format, _aligned)
         first, last, _ = columns.indices(self.shape[1])
         cut = self.codes().take(rows).columns(first, last)
-        return _pack_codes(cut, self.format, _aligned)
+        fmt = self.format
+        if fmt.scale == "halves" and rows.indices(self.shape[0])[0] % _HALF_PANEL:
+            fmt = replace(fmt, scale="f32")
+        return _pack_codes(cut, fmt, _aligned)
 
 
 class WeightMemory:
@@ -193,11 +236,13 @@ def pack(
 
     Codes are packed without loss and take no more bits than in a checkpoint (plus padding):
 
-        codes of up to 4, 5, 6, 8 bits              i4, i5, i6, i8
+        codes of up to 2, 3, 4, 5, 6, 8 bits        i2, i3, i4, i5, i6, i8
         groups of 16, of multiples of 32, all of K  as they are; others have no kernel and become
                                                     dense
         scales, mins                                f16 or bf16 where these hold them, else f32;
-                                                    6-bit or int8 with super scales per 256
+                                                    6-bit, 4-bit or int8 with super scales per 256;
+                                                    exponents where all are powers of two; E4M3
+                                                    with an f32 per output
         tables of integers                          int8 levels, or affine codes of 8 bits
         other tables                                float32 levels
 
@@ -215,18 +260,18 @@ def pack(
     allocate = _aligned if memory is None else memory.allocate
     if weight.dense is not None:
         return _pack_dense(weight.dense, WeightFormat(dense), allocate)
-    codes = _with_native_scales(_with_native_table(weight))
+    codes, scale = _with_native_scales(_with_native_table(weight))
     group = 0 if codes.group >= codes.shape[1] else codes.group
     no_kernel = group != 16 and group % 32 != 0
     if no_kernel or (codes.min is not None and not isinstance(codes.zero, int)):
         return _pack_dense(weight.to_float32(), WeightFormat(dense), allocate)
-    return _pack_codes(codes, _format_of(codes, group), allocate)
+    return _pack_codes(codes, _format_of(codes, group, scale), allocate)
 
 
-def _format_of(codes: QuantizedWeight, group: int) -> WeightFormat:
-    assert codes.scale is not None
+def _format_of(codes: QuantizedWeight, group: int, scale: ScaleName) -> WeightFormat:
     name = next(n for bits, n in _CODES.items() if codes.bits <= bits)
-    scale = next(n for n, dtype in _SCALE_DTYPES.items() if dtype == codes.scale.dtype)
+    if codes.table is not None and codes.bits < 4:
+        name = "i4"
     offset: OffsetName = "zero" if codes.min is None else "min"
     zero, table = codes.zero, codes.table
     if not isinstance(zero, int):
@@ -234,7 +279,8 @@ def _format_of(codes: QuantizedWeight, group: int) -> WeightFormat:
     kind: TableName = "none" if table is None else "floats"
     if table is not None and codes.min is None and _is_int8(table):
         kind = "levels"
-    fmt = WeightFormat(name, group, zero, scale, offset, kind, codes.activations)
+    ordered = codes.order is not None
+    fmt = WeightFormat(name, group, zero, scale, offset, kind, codes.activations, ordered)
     if fmt.activations == "token" and fmt != WeightFormat("i8", 0, 128, "f32", activations="token"):
         raise ValueError(f"no kernel for int8 activations with one scale per token and {fmt}")
     return fmt
@@ -268,14 +314,19 @@ def _with_native_table(weight: QuantizedWeight) -> QuantizedWeight:
     return replace(weight, zero=0)
 
 
-def _with_native_scales(weight: QuantizedWeight) -> QuantizedWeight:
-    """Scales, mins and zeros in the smallest number formats that kernels have."""
+def _with_native_scales(weight: QuantizedWeight) -> tuple[QuantizedWeight, ScaleName]:
+    """Scales, mins and zeros in the smallest number format that kernels have, and its name."""
     assert weight.scale is not None
     zero = weight.zero
     if not isinstance(zero, int) and (zero == zero.flat[0]).all():
         zero = int(zero.flat[0])
-    if weight.super_scale is not None and _has_native_super_scales(weight):
-        return replace(weight, zero=zero)
+    weight = replace(weight, zero=zero)
+    upper = _two_levels(weight)
+    if upper is not None:
+        factors = weight.super_scale
+        if upper == "e4m3" and factors is not None:
+            factors = factors.astype(np.float32)
+        return replace(weight, super_scale=factors), upper
     arrays: list[NDArray[Any]] = []
     for values, factors, product in (
         (weight.scale, weight.super_scale, weight.scales),
@@ -284,38 +335,74 @@ def _with_native_scales(weight: QuantizedWeight) -> QuantizedWeight:
         whole = values if factors is None else product()
         if whole is not None:
             arrays.append(whole)
-    if weight.activations == "token":
-        dtype = np.dtype(np.float32)
-    else:
-        dtype = _smallest_dtype(arrays)
-    scale, *low = (array.astype(dtype, copy=False) for array in arrays)
+    name, arrays = _one_level(weight, arrays)
+    scale, *low = arrays
     return replace(
         weight,
-        zero=zero,
         scale=scale,
         min=low[0] if low else None,
         super_scale=None,
         super_min=None,
-    )
+    ), name
 
 
-def _has_native_super_scales(weight: QuantizedWeight) -> bool:
-    assert weight.scale is not None
-    assert weight.super_scale is not None
-    factors = [weight.super_scale] + ([] if weight.super_min is None else [weight.super_min])
+def _one_level(
+    weight: QuantizedWeight, arrays: list[NDArray[Any]]
+) -> tuple[ScaleName, list[NDArray[Any]]]:
+    """Scales, and mins if there are any, in the smallest number format of one level."""
+    if weight.activations == "token":
+        return "f32", [array.astype(np.float32, copy=False) for array in arrays]
+    if len(arrays) == 1 and isinstance(weight.zero, int) and weight.group:
+        exponents = _exponents(arrays[0])
+        if exponents is not None:
+            return "e8m0", [exponents]
+    name = _smallest_dtype(arrays)
+    if name == "f32" and len(arrays) == 1 and isinstance(weight.zero, int) and weight.group:
+        [scale] = arrays
+        rows = len(scale) - len(scale) % _HALF_PANEL
+        runs = scale[:rows].reshape(-1, _HALF_PANEL, scale.shape[1])
+        if (runs == runs[:, :1]).all() and (scale[rows:] == scale[rows : rows + 1]).all():
+            return "halves", [scale.astype(np.float32, copy=False)]
+    return name, [array.astype(_SCALE_DTYPES[name], copy=False) for array in arrays]
+
+
+def _exponents(scale: NDArray[Any]) -> NDArray[np.uint8] | None:
+    """Exponents plus 128 of scales that are powers of two from 2**-128 to 2**127, else None."""
+    values = scale.astype(np.float32)
+    fraction, exponent = np.frexp(values)
+    code = exponent + 127
+    if (fraction != 0.5).any() or code.min() < 0 or code.max() > 255:
+        return None
+    codes: NDArray[np.uint8] = code.astype(np.uint8)
+    return codes
+
+
+def _two_levels(weight: QuantizedWeight) -> ScaleName | None:
+    """The number format of two levels that holds the scales as they are, if there is one."""
+    scale, upper = weight.scale, weight.super_scale
+    if scale is None or upper is None or not isinstance(weight.zero, int):
+        return None
+    factors = [upper] + ([] if weight.super_min is None else [weight.super_min])
+    if scale.dtype == _E4M3:
+        fits = weight.group == 16 and weight.min is None and upper.shape[1] == 1
+        return "e4m3" if fits else None
     spans = weight.shape[1] / _SUPER_GROUP
-    if weight.group not in (16, 32) or any(
-        f.dtype != np.float16 or f.shape[1] != spans for f in factors
-    ):
-        return False
+    if any(f.dtype != np.float16 or f.shape[1] != spans for f in factors):
+        return None
     if weight.min is None:
-        return weight.scale.dtype == np.int8 and isinstance(weight.zero, int)
-    if weight.group != 32 or len(factors) != 2:
-        return False
-    return all(a.dtype == np.uint8 and a.max() < 64 for a in (weight.scale, weight.min))
+        if scale.dtype != np.int8 or weight.group not in (16, 32):
+            return None
+        small = weight.bits <= 3 and weight.group == 16
+        return "s6" if small and scale.min() >= -32 and scale.max() < 32 else "i8"
+    limit = {32: 64, 16: 16}.get(weight.group, 0)
+    if len(factors) != 2 or any(
+        a.dtype != np.uint8 or a.max() >= limit for a in (scale, weight.min)
+    ):
+        return None
+    return "u6" if weight.group == 32 else "u4"
 
 
-def _smallest_dtype(arrays: list[NDArray[Any]]) -> np.dtype[Any]:
+def _smallest_dtype(arrays: list[NDArray[Any]]) -> ScaleName:
     """float16 or bfloat16 if it holds every number exactly, else float32."""
 
     def holds(dtype: np.dtype[Any], array: NDArray[Any]) -> bool:
@@ -325,10 +412,11 @@ def _smallest_dtype(arrays: list[NDArray[Any]]) -> np.dtype[Any]:
         with np.errstate(over="ignore"):
             return bool((values.astype(dtype).astype(np.float32) == values).all())
 
-    for dtype in (_SCALE_DTYPES["f16"], _SCALE_DTYPES["bf16"]):
-        if all(holds(dtype, array) for array in arrays):
-            return dtype
-    return np.dtype(np.float32)
+    names: tuple[ScaleName, ...] = ("f16", "bf16")
+    for name in names:
+        if all(holds(_SCALE_DTYPES[name], array) for array in arrays):
+            return name
+    return "f32"
 
 
 def _table(name: TableName, bits: int) -> NDArray[Any] | None:
@@ -366,23 +454,29 @@ def _pack_codes(source: QuantizedWeight, to: WeightFormat, allocate: Allocate) -
     assert source.q is not None
     n, k = source.q.shape
     layout = to.layout((n, k))
-    data = allocate(layout.bytes)
-    dtype = _SCALE_DTYPES[to.scale]
+    data = allocate(to.num_bytes((n, k)))
+    dtype, upper = _SCALE_DTYPES[to.scale], _SUPER_DTYPES.get(to.scale, np.dtype(np.float16))
+    scale = source.scale
+    if to.scale == "e8m0" and scale is not None and scale.dtype != dtype:
+        scale = _exponents(scale)
     table = None
     if source.table is not None:
         table = source.table.astype(np.int8 if to.table == "levels" else np.float32)
     arrays = {
         "q": np.ascontiguousarray(source.q, np.uint8),
-        "scale": _contiguous(source.scale, dtype),
+        "scale": _contiguous(scale, dtype),
         "min": _contiguous(source.min, dtype),
         "zeros": None
         if isinstance(source.zero, int)
         else _contiguous(source.zero, np.dtype(np.uint8)),
-        "super_scale": _contiguous(source.super_scale, np.dtype(np.float16)),
-        "super_min": _contiguous(source.super_min, np.dtype(np.float16)),
+        "super_scale": _contiguous(source.super_scale, upper),
+        "super_min": _contiguous(source.super_min, upper),
         "table": table,
     }
     _native.pack_codes(layout, **_addresses(arrays), out=data.ctypes.data)
+    if to.ordered:
+        assert source.order is not None
+        data[layout.bytes :].view(np.int32)[:] = source.order
     return PackedWeight(to, (n, k), data)
 
 

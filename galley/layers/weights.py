@@ -6,6 +6,7 @@ Every tensor of the checkpoint must be used or ignored by name; any other is an 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import defaultdict
@@ -31,6 +32,8 @@ from galley.layers.questions import (
 )
 from galley.loader.tensor import Checkpoint, RawTensor
 from galley.quant import (
+    WIDENED,
+    ExpertScheme,
     QuantizedWeight,
     concat_rows,
     interleave_rows,
@@ -40,9 +43,12 @@ from galley.quant import (
     to_float32,
 )
 
-#: Tensors that are not weights: of old checkpoints, and the scale of queries in FP8.
+log = logging.getLogger(__name__)
+
+#: Tensors that are not weights: of old checkpoints, and scales of a KV cache that are not read.
 NOT_WEIGHTS = re.compile(
     r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attention)\.bias$|\.q_scale$"
+    r"|\.[kv]_zero_point$|\.[qkv]_proj\.output_scale$"
 )
 
 #: How many names an error lists before it says "and n more".
@@ -119,6 +125,7 @@ class CheckpointWeights:
         self._scheme = scheme_of(checkpoint.model_info)
         self._online = online_of(checkpoint.model_info)
         self._names = frozenset(checkpoint.names())
+        self._widened: set[str] = set()
         self._layers = frozenset(name.rpartition(".")[0] for name in self._names)
         self._unused = set(self._names)
         #: Of tensors that are used in parts: the parts.
@@ -187,6 +194,12 @@ class CheckpointWeights:
 
     def finish(self) -> None:
         """Call once the model is built. Raises ModelError if a tensor or its rows are unused."""
+        if self._widened:
+            log.info(
+                "%s: kernels read no codebooks, so these weights are held as 4-bit codes in a table"
+                " of their values: exact, but larger than the file",
+                ", ".join(sorted(self._widened)),
+            )
         unused = sorted(name for name in self._unused if not NOT_WEIGHTS.search(name))
         if unused:
             shown = ", ".join(unused[:MAX_NAMES_SHOWN])
@@ -206,7 +219,7 @@ class CheckpointWeights:
         if part.otherwise is not None and part.name not in self._layers:
             part = part.otherwise
         if part.stack is not None and part.name not in self._layers:
-            weight = read_weight(self._stacked(part.stack, part.name, part.shape))
+            weight = self._expert(part.stack, part.name, part.shape)
         else:
             weight = read(part.name, part.shape, part.transposed)
         if part.rows is not None:
@@ -253,6 +266,17 @@ class CheckpointWeights:
             raise ModelError(f"{name}: a quantized matrix that is stored transposed")
         return QuantizedWeight(dense=np.ascontiguousarray(weight.dense.T))
 
+    def _expert(self, stack: Stack, name: str, shape: tuple[int, ...]) -> QuantizedWeight:
+        """One expert's part of a stack of matrices, dense or as codes."""
+        scheme = self._scheme
+        if not isinstance(scheme, ExpertScheme) or not scheme.has_experts(stack.name, self):
+            return read_weight(self._stacked(stack, name, shape))
+        experts, n, k = stack.shape
+        if stack.transposed:
+            n, k = k, n
+        weight = scheme.read_expert(stack.name, (experts, n, k), stack.index, self)
+        return weight.take(slice(*stack.outputs))
+
     def _stacked(self, stack: Stack, name: str, shape: tuple[int, ...]) -> RawTensor:
         """One expert's part of a stack, as a tensor called `name`."""
         if stack.name not in self._names:
@@ -282,6 +306,8 @@ class CheckpointWeights:
                 f"tensor {name} has shape {list(raw.shape)}; the config asks for {list(shape)}"
             )
         self._unused.discard(name)
+        if raw.dtype in WIDENED:
+            self._widened.add(raw.dtype)
         return raw
 
     def _range(self, name: str, size: int) -> tuple[int, int]:

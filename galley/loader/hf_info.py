@@ -39,7 +39,7 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
     home = changes.directory or directory
     path = home / "config.json"
     where = str(path)
-    raw = read_json(path)
+    raw = _with_quantization(read_json(path), home)
     config = with_common_keys(raw if changes.model_impl == "transformers" else text_part(raw))
     config = changes.applied(with_rope_keys(config, where), where)
     fields = Fields(config, where)
@@ -108,6 +108,15 @@ def _dtype(fields: Fields) -> str:
             f"{fields.where}: dtype {name!r} is not supported (float32, float16 and bfloat16 are)"
         )
     return _DTYPES[name]
+
+
+def _with_quantization(config: dict[str, Any], home: Path) -> dict[str, Any]:
+    """The configuration with the quantization that ModelOpt writes to a file of its own."""
+    path = home / "hf_quant_config.json"
+    if config.get("quantization_config") or not path.is_file():
+        return config
+    table = Fields(read_json(path), str(path)).table("quantization")
+    return {**config, "quantization_config": {"quant_method": "modelopt", **table}}
 
 
 def _quantization(fields: Fields) -> str | None:

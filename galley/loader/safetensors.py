@@ -38,6 +38,8 @@ DTYPES: dict[str, tuple[str, np.dtype]] = {
     "BF16": ("bfloat16", np.dtype(ml_dtypes.bfloat16)),
     "F8_E4M3": ("float8_e4m3fn", np.dtype(ml_dtypes.float8_e4m3fn)),
     "F8_E5M2": ("float8_e5m2", np.dtype(ml_dtypes.float8_e5m2)),
+    "F8_E8M0": ("float8_e8m0fnu", np.dtype(ml_dtypes.float8_e8m0fnu)),
+    "F4": ("float4_e2m1fn", np.dtype("u1")),
     "I64": ("int64", np.dtype("<i8")),
     "I32": ("int32", np.dtype("<i4")),
     "I16": ("int16", np.dtype("<i2")),
@@ -48,6 +50,9 @@ DTYPES: dict[str, tuple[str, np.dtype]] = {
     "U8": ("uint8", np.dtype("u1")),
     "BOOL": ("bool", np.dtype("?")),
 }
+
+#: The dtype with two numbers in a byte, the first in the low nibble: its data are bytes.
+TWO_A_BYTE = "F4"
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,11 @@ class SafetensorsFile:
     def tensor(self, name: str) -> RawTensor:
         entry = self._entries[name]
         ours, dtype = DTYPES[entry.dtype]
-        flat = np.frombuffer(self._map, dtype, math.prod(entry.shape), entry.start)
-        return RawTensor(name, entry.shape, ours, flat.reshape(entry.shape))
+        stored = entry.shape
+        if entry.dtype == TWO_A_BYTE:
+            stored = (*stored[:-1], stored[-1] // 2)
+        flat = np.frombuffer(self._map, dtype, math.prod(stored), entry.start)
+        return RawTensor(name, entry.shape, ours, flat.reshape(stored))
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
         size = len(self._map)
@@ -111,6 +119,13 @@ class SafetensorsFile:
         for name, fields in header.items():
             dtype, shape, begin, end = self._fields(name, fields)
             needed = math.prod(shape) * DTYPES[dtype][1].itemsize
+            if dtype == TWO_A_BYTE:
+                if not shape or shape[-1] % 2:
+                    raise ModelError(
+                        f"{self.path}: tensor {name}: {dtype} of shape {list(shape)} has rows that "
+                        "are not whole bytes"
+                    )
+                needed //= 2
             if end - begin != needed:
                 raise ModelError(
                     f"{self.path}: tensor {name}: {dtype} of shape {list(shape)} takes {needed} "

@@ -36,7 +36,7 @@ class RawTensor(msgspec.Struct, frozen=True, eq=False):
         shape: logical shape, outermost first: (out, in) for a weight, (n,) for a vector.
         dtype: "float32", "float16", "bfloat16", "int8" … or a GGUF block type, "Q4_1" ….
         data: dense dtypes: array of `shape` (bfloat16 and float8 by ml_dtypes); block types:
-            uint8, shape[:-1] + (bytes per row,). Read-only.
+            uint8, shape[:-1] + (bytes per row,), as for float4_e2m1fn. Read-only.
         row_order: int64 [shape[0]]: logical row r is ``data[row_order[r]]``; None: as they are.
     """
 

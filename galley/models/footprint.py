@@ -20,12 +20,12 @@ from galley.kernels.program import LOGITS, TOKENS, Dim, Node, PackedExperts
 from galley.kernels.recorder import record
 from galley.kernels.weights import WeightFormat, pack
 from galley.kv.format import KVFormat
-from galley.layers.questions import Matrix, Part, parts_of
+from galley.layers.questions import Matrix, Part, Stack, parts_of
 from galley.layers.shapes import ShapeSource, ShapeWeight
 from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec
-from galley.quant import QuantizedWeight, online_of, scheme_of
+from galley.quant import ExpertScheme, QuantizedWeight, online_of, scheme_of
 
 #: Rows of a matrix that are packed to find its format: whole blocks of every scheme.
 SAMPLE_ROWS = 128
@@ -140,8 +140,10 @@ class _Formats:
         """The format of a part. Matrices whose tensors have equal dtypes have one format."""
         n, k = part.shape
         dense: Dense = "f32" if matrix.float32 else self._dense
-        if matrix.dense or (part.name not in self._dtypes and part.stack is not None):
-            return WeightFormat(dense)  # tensors of all experts are not quantised
+        if matrix.dense:
+            return WeightFormat(dense)
+        if part.name not in self._dtypes and part.stack is not None:
+            return self._stacked(part.stack, k, dense)
         kind: tuple[object, ...] = (*sorted(self._dtypes[part.name]), k, dense)
         if self._online is not None:
             kind = (*kind, self._online.wants(part.name, k, matrix.experts > 0))
@@ -154,6 +156,16 @@ class _Formats:
                 weight = self._online(part.name, weight, matrix.experts > 0)
             self._by_kind[kind] = pack(weight, dense).format
         return self._by_kind[kind]
+
+    def _stacked(self, stack: Stack, k: int, dense: Dense) -> WeightFormat:
+        """Of a tensor of all experts, which is dense if it is not stored as codes."""
+        scheme = self._scheme
+        if not isinstance(scheme, ExpertScheme) or not scheme.has_experts(stack.name, self._rows):
+            return WeightFormat(dense)
+        n = stack.shape[2] if stack.transposed else stack.shape[1]
+        shape = (stack.shape[0], min(n, SAMPLE_ROWS), k)
+        expert = scheme.read_expert(stack.name, shape, 0, self._rows)
+        return pack(expert, dense).format
 
 
 class _FirstRows:

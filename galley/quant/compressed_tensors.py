@@ -1,4 +1,4 @@
-"""compressed-tensors checkpoints: integers packed or as bytes, and FP8.
+"""compressed-tensors checkpoints: integers packed or as bytes, FP8 and FP4.
 
 A quantized linear layer has, of N outputs and K inputs,
 
@@ -7,6 +7,10 @@ A quantized linear layer has, of N outputs and K inputs,
     int-quantized      weight int8 [N, K]
     float-quantized    weight float8_e4m3fn [N, K]
     naive-quantized    weight of either dtype
+    mxfp8-quantized    weight float8_e4m3fn [N, K], scales per 32 inputs as exponents plus 127
+    mxfp4-pack-quantized  weight_packed uint8 [N, K / 2], scales likewise
+    nvfp4-pack-quantized  the same, scales float8_e4m3fn per 16 inputs, and
+                       weight_global_scale [1], by which the scales are divided
 
     weight_scale       [1], [N, 1], [N, K / group] or [N / block, K / block]
     weight_zero_point  of asymmetric integers, shaped as the scales: int8, or if codes are packed
@@ -14,15 +18,18 @@ A quantized linear layer has, of N outputs and K inputs,
 
 Packed codes and zeros are offset by 2**(bits - 1). value = scale * (code - zero), or scale * e4m3.
 
-Inputs are rounded where the scheme says int8 with one scale per token (W8A8). Inputs that a scheme
-rounds to FP8 are multiplied at 16 bits or more, as those of weight-only schemes.
+Inputs are rounded where the scheme says int8 (W8A8): with one scale per token, which is as exact as
+the static scales that some checkpoints have, or more so. Inputs that a scheme rounds to FP8 or FP4
+are multiplied at 16 bits or more, as those of weight-only schemes.
 
-Which group of `config_groups` a layer belongs to is seen in dtypes and shapes of its tensors.
-Layers on the `ignore` list have dense weights, which their tensors' dtype says.
+A layer belongs to the group of `config_groups` whose `targets` name it (its name or a regular
+expression, then its class), of those that fit the dtypes and shapes of its tensors. Layers on the
+`ignore` list have dense weights, which their tensors' dtype says.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -32,24 +39,41 @@ from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.quantized import QuantizedWeight
+from galley.quant.fp4 import (
+    MX_GROUP,
+    NV_GROUP,
+    mxfp4_weight,
+    nvfp4_weight,
+    use_codes,
+    use_exponents,
+    use_number,
+    use_scales,
+)
 from galley.quant.fp8 import E4M3, e4m3_weight, is_block, use_input_scale
+from galley.quant.input_order import input_order
 from galley.quant.packed_ints import int32_of, unpack_ints
 from galley.quant.registry import read_weight
 from galley.quant.scales import ScaleBlock
 from galley.quant.scheme import Tensors
 
 _METHOD = "compressed-tensors"
-_Kind = Literal["packed", "int8", "float8_e4m3fn"]
+_Kind = Literal["packed", "int8", "float8_e4m3fn", "mxfp4", "nvfp4"]
+_FLOATS = (E4M3, "mxfp4", "nvfp4")
 #: Format → the kinds of weights that it may have.
 _KINDS: dict[str, tuple[_Kind, ...]] = {
     "pack-quantized": ("packed",),
     "int-quantized": ("int8",),
     "float-quantized": (E4M3,),
     "naive-quantized": ("int8", E4M3),
+    "mxfp8-quantized": (E4M3,),
+    "mxfp4-pack-quantized": ("mxfp4",),
+    "nvfp4-pack-quantized": ("nvfp4",),
 }
+#: Bits of a code, and the inputs that share a scale where the kind says it.
+_BITS: dict[_Kind, tuple[int, ...]] = {"packed": (4, 8), "mxfp4": (4,), "nvfp4": (4,)}
+_GROUPS: dict[_Kind, int] = {"mxfp4": MX_GROUP, "nvfp4": NV_GROUP}
 #: A group's format if the checkpoint's own is this one.
 _MIXED = "mixed-precision"
-_TOKEN_INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,7 @@ class _Group:
         block: the values that share a scale.
         symmetric: there are no zero points.
         rounds_inputs: inputs are int8 with one scale per token.
+        targets: names of layers, regular expressions after "re:", or classes.
     """
 
     kind: _Kind
@@ -68,6 +93,17 @@ class _Group:
     block: ScaleBlock
     symmetric: bool
     rounds_inputs: bool
+    targets: tuple[str, ...] = ()
+
+    def names(self, layer: str) -> bool:
+        """Whether a target is the layer's name, the end of it, or an expression that matches it."""
+        for target in self.targets:
+            if target.startswith("re:"):
+                if re.match(target[3:], layer):
+                    return True
+            elif f".{layer}".endswith(f".{target}"):
+                return True
+        return False
 
 
 class CompressedTensors:
@@ -92,14 +128,14 @@ class CompressedTensors:
             _group(f"config_groups.{name}", _table(f"config_groups.{name}", group), default)
             for name, group in groups.items()
         ]
-        if len({group.rounds_inputs for group in self._groups if group.kind == "int8"}) == 2:
-            raise ModelError(
-                f"{_METHOD}: config_groups of int8 weights whose inputs are rounded beside others "
-                "whose are not; checkpoints with one of the two are supported"
-            )
 
     def read(self, name: str, shape: tuple[int, int], tensors: Tensors) -> QuantizedWeight:
         if tensors.has(f"{name}.weight_packed"):
+            use_input_scale(name, tensors)
+            if any(group.kind in ("mxfp4", "nvfp4") for group in self._groups):
+                floats = _fp4(name, shape, tensors)
+                if floats is not None:
+                    return floats
             return self._packed(name, shape, tensors)
         weight = tensors.use(f"{name}.weight", shape)
         if weight.dtype not in ("int8", E4M3):
@@ -139,12 +175,19 @@ class CompressedTensors:
             count = group.block.shape(n, k)[1]
             stored = tensors.use(f"{name}.weight_zero_point", (_numbers(n, bits), count))
             zero = unpack_ints(int32_of(_METHOD, stored).T, bits)[:, :n].T
+        order = None
+        if tensors.has(f"{name}.weight_g_idx"):
+            order = input_order(
+                _METHOD, f"{name}.weight_g_idx", k, group.block.inputs or k, tensors
+            )
+        codes = unpack_ints(packed, bits)[:, :k]
         return QuantizedWeight(
-            q=unpack_ints(packed, bits)[:, :k],
+            q=codes if order is None else codes[:, order],
             bits=bits,
             group=group.block.inputs,
             zero=zero,
             scale=group.block.read(f"{name}.weight_scale", shape, tensors),
+            order=order,
             activations="as_is",
         )
 
@@ -157,7 +200,7 @@ class CompressedTensors:
             raise ModelError(f"the checkpoint has no tensor {scale}")
         stored = tensors.shape(scale)
         symmetric = not tensors.has(f"{name}.weight_zero_point")
-        for group in self._groups:
+        for group in sorted(self._groups, key=lambda group: not group.names(name)):
             fits = (group.kind, group.bits, group.symmetric) == (kind, bits, symmetric)
             is_scalar = group.block == (0, 0) and stored in ((), (1,))
             if fits and (is_scalar or stored == group.block.shape(*shape)):
@@ -167,6 +210,19 @@ class CompressedTensors:
             f"{_METHOD}: {name} of shape {list(shape)} has {kind} weights with scales of shape "
             f"{list(stored)}, {zeros} zero points, which none of config_groups prescribes"
         )
+
+
+def _fp4(name: str, shape: tuple[int, int], tensors: Tensors) -> QuantizedWeight | None:
+    """A layer of four-bit floats; None if it is of integers."""
+    packed, scale = f"{name}.weight_packed", f"{name}.weight_scale"
+    if len(stored := tensors.shape(packed)) != 2 or stored[1] * 2 != shape[1]:
+        return None
+    codes = use_codes(_METHOD, packed, shape, tensors)
+    if not tensors.has(f"{name}.weight_global_scale"):
+        return mxfp4_weight(codes, use_exponents(_METHOD, scale, shape, tensors))
+    divisor = use_number(f"{name}.weight_global_scale", tensors)
+    scales = use_scales(_METHOD, scale, shape, tensors)
+    return nvfp4_weight(codes, scales, np.float32(1) / divisor)
 
 
 def _unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -186,32 +242,47 @@ def _group(where: str, group: Mapping[str, Any], default: str | None) -> _Group:
     if group.get("output_activations"):
         raise ModelError(f"{_METHOD}: {where}.output_activations is not supported")
     is_float = weights.get("type") == "float"
-    kind: _Kind | None = next((kind for kind in kinds if (kind == E4M3) == is_float), None)
+    kind: _Kind | None = next((kind for kind in kinds if (kind in _FLOATS) == is_float), None)
     if kind is None:
-        _refuse(f"{where}.weights", "type", weights, "float" if kinds == (E4M3,) else "int")
+        _refuse(f"{where}.weights", "type", weights, "float" if kinds[0] in _FLOATS else "int")
     bits = weights.get("num_bits", 0)
-    supported = (4, 8) if kind == "packed" else (8,)
+    supported = _BITS.get(kind, (8,))
     if bits not in supported:
         _refuse(f"{where}.weights", "num_bits", weights, *supported)
     symmetric = weights.get("symmetric", True) is True
     if is_float and not symmetric:
         _refuse(f"{where}.weights", "symmetric", weights, True)
-    if weights.get("actorder") in ("group", True):
-        _refuse(f"{where}.weights", "actorder", weights, "static")
-    block = _block(f"{where}.weights", weights)
+    if kind in _GROUPS:
+        block = ScaleBlock(1, _GROUPS[kind])
+        if weights.get("group_size") != block.inputs:
+            _refuse(f"{where}.weights", "group_size", weights, block.inputs)
+    else:
+        block = _block(f"{where}.weights", weights)
     rounds = bool(inputs) and not is_float
     if rounds:
         if kind == "packed":
             raise ModelError(
                 f"{_METHOD}: {where}.input_activations of packed weights are not supported; null is"
             )
-        for key, value in {**_TOKEN_INT8, "dynamic": True}.items():
-            if inputs.get(key) != value:
-                _refuse(f"{where}.input_activations", key, inputs, value)
+        for key, values in (
+            ("num_bits", (8,)),
+            ("type", ("int",)),
+            ("strategy", ("token", "tensor")),
+        ):
+            if inputs.get(key) not in values:
+                _refuse(f"{where}.input_activations", key, inputs, *values)
         for key, value in {"strategy": "channel", "symmetric": True}.items():
             if weights.get(key) != value:
                 _refuse(f"{where}.weights", key, weights, value)
-    return _Group(kind, bits, block, symmetric, rounds)
+    targets = group.get("targets") or []
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise ModelError(f"{_METHOD}: {where}.targets is not a list of strings")
+    for target in targets:
+        try:
+            re.compile(target.removeprefix("re:"))
+        except re.error as error:
+            raise ModelError(f"{_METHOD}: {where}.targets: {target!r}: {error}") from None
+    return _Group(kind, bits, block, symmetric, rounds, tuple(targets))
 
 
 def _block(where: str, weights: Mapping[str, Any]) -> ScaleBlock:

@@ -45,10 +45,10 @@ def e4m3_weight(numbers: NDArray[Any], scale: NDArray[Any], group: int) -> Quant
 
 
 def use_input_scale(name: str, tensors: Tensors) -> None:
-    """Mark the scale of a layer's inputs, which are not rounded, as used."""
-    scale = f"{name}.input_scale"
-    if tensors.has(scale):
-        tensors.use(scale, tensors.shape(scale))
+    """Mark the scale and zero of a layer's static inputs, which are not used, as used."""
+    for kind in ("input_scale", "input_zero_point", "input_global_scale"):
+        if tensors.has(f"{name}.{kind}"):
+            tensors.use(f"{name}.{kind}", tensors.shape(f"{name}.{kind}"))
 
 
 class FP8:

@@ -1,10 +1,11 @@
-"""GGUF's formats whose 4-bit codes are places in a table: IQ4_NL, IQ4_XS and MXFP4.
+"""GGUF's formats whose 4-bit codes are places in a table: IQ4_NL, IQ4_XS, MXFP4 and NVFP4.
 
-Nibbles of 32 values lie as in the plain formats: low ones, then high ones.
+Nibbles of 32 values (16 of NVFP4) lie as in the plain formats: low ones, then high ones.
 """
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from galley.kernels.quantized import QuantizedWeight
@@ -16,11 +17,12 @@ IQ4_XS_BLOCK = np.dtype(
     [("d", _F16), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", (8, 16))]
 )
 MXFP4_BLOCK = np.dtype([("e", "u1"), ("qs", "u1", 16)])
+NVFP4_BLOCK = np.dtype([("d", "u1", 4), ("qs", "u1", (4, 8))])
 _IQ4 = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )
 #: E2M1 numbers, doubled.
-_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
 
 def _codes(qs: Bytes) -> Bytes:
@@ -57,4 +59,20 @@ def mxfp4(data: Bytes) -> QuantizedWeight:
     """value = 2**(e - 128) * level, in groups of 32."""
     b = blocks_of(data, MXFP4_BLOCK)
     scale = np.ldexp(np.float32(1), b["e"].astype(np.int32) - 128)
-    return QuantizedWeight(q=_codes(b["qs"]), bits=4, group=32, scale=scale, table=_E2M1)
+    return QuantizedWeight(q=_codes(b["qs"]), bits=4, group=32, scale=scale, table=E2M1_DOUBLED)
+
+
+def nvfp4(data: Bytes) -> QuantizedWeight:
+    """value = scale / 2 * level, in groups of 16, with scales of E4M3 without a sign."""
+    b = blocks_of(data, NVFP4_BLOCK)
+    n = len(b)
+    scale = (b["d"] & 127).reshape(n, -1)
+    scale[scale == 127] = 0  # NaN
+    return QuantizedWeight(
+        q=_codes(b["qs"]),
+        bits=4,
+        group=16,
+        scale=scale.view(ml_dtypes.float8_e4m3fn),
+        super_scale=np.full((n, 1), 0.5, np.float32),
+        table=E2M1_DOUBLED,
+    )

@@ -1,7 +1,7 @@
-"""GPTQ checkpoints: 4- and 8-bit codes with a scale and a zero per group of inputs.
+"""GPTQ checkpoints: 2-, 3-, 4- and 8-bit codes with a scale and a zero per group of inputs.
 
-A quantized layer of N outputs and K inputs has, with P = 32 / bits codes per int32, lowest bits
-first:
+A quantized layer of N outputs and K inputs has, with P = 32 / bits codes per int32 (of 3 bits: 32
+codes in three numbers), lowest bits first:
 
     qweight  int32   [K / P, N]       codes, P consecutive inputs per number
     scales   float16 [K / group, N]
@@ -22,15 +22,16 @@ import numpy as np
 
 from galley.errors import ModelError
 from galley.kernels.quantized import QuantizedWeight
+from galley.quant.input_order import input_order
 from galley.quant.packed_ints import int32_of, unpack_ints
 from galley.quant.registry import read_weight
 from galley.quant.scheme import PlainScheme, Tensors
 
-_BITS = (4, 8)
+_BITS = (2, 3, 4, 8)
 
 
 class GPTQ:
-    """`Scheme` of GPTQ checkpoints. Activation order is refused where a layer's groups show it."""
+    """`Scheme` of GPTQ checkpoints. Layers say themselves whether they have activation order."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._bits = _choice(config, "bits", _BITS)
@@ -49,30 +50,28 @@ class GPTQ:
             return PlainScheme().read(name, shape, tensors)
         n, k = shape
         group = k if self._group == -1 else self._group
-        per_number = 32 // self._bits
-        if k % per_number or n % per_number or k % group:
+        together = 32 if self._bits == 3 else 32 // self._bits  # codes in whole numbers
+        if k % together or n % together or k % group:
             raise ModelError(
-                f"gptq: {name} of shape {[n, k]} is not whole numbers of {per_number} codes and "
+                f"gptq: {name} of shape {[n, k]} is not whole numbers of {together} codes and "
                 f"groups of {group}"
             )
         groups = k // group
-        codes = int32_of("gptq", tensors.use(f"{name}.qweight", (k // per_number, n)))
-        zeros = int32_of("gptq", tensors.use(f"{name}.qzeros", (groups, n // per_number)))
+        codes = int32_of("gptq", tensors.use(f"{name}.qweight", (k * self._bits // 32, n)))
+        zeros = int32_of("gptq", tensors.use(f"{name}.qzeros", (groups, n * self._bits // 32)))
         scales = read_weight(tensors.use(f"{name}.scales", (groups, n))).to_float32()
+        order = None
         if tensors.has(f"{name}.g_idx"):
-            order = int32_of("gptq", tensors.use(f"{name}.g_idx", (k,)))
-            if not np.array_equal(order, np.arange(k) // group):
-                raise ModelError(
-                    f"gptq: {name}.g_idx: activation order across groups is not supported; "
-                    "checkpoints without desc_act, or with one group, run"
-                )
+            order = input_order("gptq", f"{name}.g_idx", k, group, tensors)
+        q = unpack_ints(codes.T, self._bits)
         zero = unpack_ints(zeros, self._bits).T + np.uint8(self._zero_offset)
         return QuantizedWeight(
-            q=unpack_ints(codes.T, self._bits),
+            q=q if order is None else q[:, order],
             bits=self._bits,
             group=0 if self._group == -1 else group,
             zero=zero & np.uint8(2**self._bits - 1),
             scale=scales.T,
+            order=order,
             activations="as_is",
         )
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.quantized import QuantizedWeight
-from galley.quant import dense, gguf_blocks, gguf_k, gguf_tables
+from galley.quant import dense, gguf_blocks, gguf_iq, gguf_k, gguf_tables, gguf_ternary
 
 if TYPE_CHECKING:
     from galley.loader.tensor import RawTensor
@@ -28,12 +28,24 @@ FORMATS: dict[str, Callable[[NDArray[Any]], QuantizedWeight]] = {
     "Q5_0": gguf_blocks.q5_0,
     "Q5_1": gguf_blocks.q5_1,
     "Q8_0": gguf_blocks.q8_0,
+    "Q2_K": gguf_k.q2_k,
+    "Q3_K": gguf_k.q3_k,
     "Q4_K": gguf_k.q4_k,
     "Q5_K": gguf_k.q5_k,
     "Q6_K": gguf_k.q6_k,
     "IQ4_NL": gguf_tables.iq4_nl,
     "IQ4_XS": gguf_tables.iq4_xs,
     "MXFP4": gguf_tables.mxfp4,
+    "NVFP4": gguf_tables.nvfp4,
+    "TQ1_0": gguf_ternary.tq1_0,
+    "TQ2_0": gguf_ternary.tq2_0,
+    "IQ1_S": gguf_iq.iq1_s,
+    "IQ1_M": gguf_iq.iq1_m,
+    "IQ2_XXS": gguf_iq.iq2_xxs,
+    "IQ2_XS": gguf_iq.iq2_xs,
+    "IQ2_S": gguf_iq.iq2_s,
+    "IQ3_XXS": gguf_iq.iq3_xxs,
+    "IQ3_S": gguf_iq.iq3_s,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.quant.fp4 import powers_of_two
 from galley.quant.registry import to_float32
 from galley.quant.scheme import Tensors
 
@@ -31,7 +32,12 @@ class ScaleBlock(NamedTuple):
         if not (self.outputs or self.inputs) and tensors.has(name):
             scalar = tensors.shape(name)
             stored = scalar if scalar in ((), (1,)) else stored
+        if self == (1, 0) and tensors.has(name) and len(tensors.shape(name)) == 1:
+            stored = (n,)
         raw = tensors.use(name, stored)
+        if raw.dtype in ("uint8", "float8_e8m0fnu"):  # exponents
+            exponents = raw.data.view(np.uint8).reshape(self.shape(n, k))
+            return self.spread(powers_of_two(exponents), n)
         values = raw.data if raw.dtype == "bfloat16" else to_float32(raw)
         return self.spread(values.reshape(self.shape(n, k)), n)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from galley.kernels.quantized import QuantizedWeight
 from galley.quant.registry import read_weight
@@ -31,6 +31,19 @@ class Scheme(Protocol):
     def read(self, name: str, shape: tuple[int, int], tensors: Tensors) -> QuantizedWeight:
         """The matrix [N, K] of layer `name`, e.g. "model.layers.0.self_attn.q_proj", from all
         tensors that belong to it. Raises ModelError if one is missing or cannot be read."""
+
+
+@runtime_checkable
+class ExpertScheme(Scheme, Protocol):
+    """A `Scheme` of checkpoints that may hold the codes of all experts in one tensor."""
+
+    def has_experts(self, name: str, tensors: Tensors) -> bool:
+        """Whether the tensor that a dense checkpoint calls `name` is stored as codes."""
+
+    def read_expert(
+        self, name: str, shape: tuple[int, int, int], index: int, tensors: Tensors
+    ) -> QuantizedWeight:
+        """The matrix [N, K] of one expert, of `shape` [experts, N, K]. Raises as `read`."""
 
 
 class PlainScheme:

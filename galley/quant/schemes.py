@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
-from galley.quant import awq, bitsandbytes, compressed_tensors, fp8, gptq
+from galley.quant import (
+    auto_round,
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    fp8,
+    gptq,
+    modelopt,
+    mxfp4,
+    quark,
+    torchao,
+)
 from galley.quant.scheme import PlainScheme, Scheme
 
 if TYPE_CHECKING:
@@ -16,12 +27,31 @@ if TYPE_CHECKING:
 #: Method → its scheme, made of the checkpoint's `quantization_config`; raises ModelError naming a
 #: value that is not supported.
 METHODS: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
+    "auto-round": auto_round.AutoRound,
     "awq": awq.AWQ,
     "bitsandbytes": bitsandbytes.BitsAndBytes,
     "compressed-tensors": compressed_tensors.CompressedTensors,
     "fp8": fp8.FP8,
     "gguf": lambda config: PlainScheme(),
     "gptq": gptq.GPTQ,
+    "modelopt": modelopt.ModelOpt,
+    "mxfp4": lambda config: mxfp4.MXFP4(),
+    "quark": quark.Quark,
+    "torchao": torchao.TorchAO,
+}
+#: Other names of methods.
+_ALIASES = {
+    "intel/auto-round": "auto-round",
+    "auto_round": "auto-round",
+    "inc": "auto-round",
+    "modelopt_fp4": "modelopt",
+    "modelopt_mixed": "modelopt",
+    "modelopt_mxfp8": "modelopt",
+    "gpt_oss_mxfp4": "mxfp4",
+}
+#: What models in an unsupported method are also published in.
+_INSTEAD = {
+    "hqq": "a GPTQ, AWQ or GGUF checkpoint of the same model runs",
 }
 
 
@@ -30,9 +60,12 @@ def scheme_of(model_info: ModelInfo) -> Scheme:
     method = model_info.quantization
     if method is None:
         return PlainScheme()
+    method = _ALIASES.get(method, method)
     if method not in METHODS:
+        instead = f"; {_INSTEAD[method]}" if method in _INSTEAD else ""
+        known = ", ".join(METHODS)
         raise ModelError(
-            f"checkpoints quantized by {method} are not supported; {', '.join(METHODS)} are"
+            f"checkpoints quantized by {method} are not supported; {known} are{instead}"
         )
     config = model_info.hf_config
     table = config.get("quantization_config") or config.get("compression_config") or {}

@@ -153,7 +153,7 @@ def _weight(data: NDArray[np.uint8], entry: dict[str, Any]) -> PackedWeight:
     n, k = entry["shape"]
     if {type(n), type(k)} != {int}:
         raise ValueError("a weight's sizes are not whole numbers")
-    size = fmt.layout((n, k)).bytes
+    size = fmt.num_bytes((n, k))
     return PackedWeight(fmt, (n, k), data[entry["at"] : entry["at"] + size])
 
 

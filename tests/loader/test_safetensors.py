@@ -75,6 +75,21 @@ def test_bfloat16_is_ml_dtypes(tmp_path: Path) -> None:
     assert raw.data.dtype == ml_dtypes.bfloat16
 
 
+def test_four_and_eight_bit_floats(tmp_path: Path) -> None:
+    entries = {
+        "four": {"dtype": "F4", "shape": [2, 6], "data_offsets": [0, 6]},
+        "power": {"dtype": "F8_E8M0", "shape": [3], "data_offsets": [6, 9]},
+    }
+    data = bytes([1, 2, 3, 4, 5, 6, 126, 127, 128])
+    (tmp_path / "m.safetensors").write_bytes(_file(entries, data))
+    file = SafetensorsFile(tmp_path / "m.safetensors")
+    four, power = file.tensor("four"), file.tensor("power")
+    assert (four.dtype, four.shape) == ("float4_e2m1fn", (2, 6))
+    assert four.data.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert power.dtype == "float8_e8m0fnu"
+    assert power.data.astype(np.float32).tolist() == [0.5, 1, 2]
+
+
 def test_a_sharded_directory_follows_its_index(tmp_path: Path) -> None:
     path = _directory(
         tmp_path / "m",
@@ -164,7 +179,9 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "a list": (_file([1, 2]), "not a JSON object"),
     "name twice": (_file(b'{"a":1,"a":2}'), "twice"),
     "entry is a number": (_file({"w": 3}, bytes(8)), "not an object"),
-    "bad dtype": (_file({"w": _entry(dtype="F4")}, bytes(8)), "unknown dtype 'F4'"),
+    "bad dtype": (_file({"w": _entry(dtype="F5")}, bytes(8)), "unknown dtype 'F5'"),
+    "half a byte": (_file({"w": _entry("F4", (5, 3))}, bytes(8)), "rows that are not whole bytes"),
+    "fours of another size": (_file({"w": _entry("F4", (4, 2))}, bytes(8)), "takes 4 bytes"),
     "dtype is a list": (_file({"w": _entry(dtype=[])}, bytes(8)), "unknown dtype"),
     "negative shape": (_file({"w": _entry(shape=(-2,))}, bytes(8)), "list of sizes"),
     "shape is text": (_file({"w": _entry(shape="2")}, bytes(8)), "list of sizes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gguf
+import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
@@ -19,6 +20,18 @@ HALVES = {
     "IQ4_NL": [0],
     "IQ4_XS": [0],
     "MXFP4": [],
+    "Q2_K": [80, 82],
+    "Q3_K": [108],
+    "TQ1_0": [52],
+    "TQ2_0": [64],
+    "NVFP4": [],
+    "IQ1_S": [0],
+    "IQ1_M": [],
+    "IQ2_XXS": [0],
+    "IQ2_XS": [0],
+    "IQ2_S": [0],
+    "IQ3_XXS": [0],
+    "IQ3_S": [0],
 }
 #: Byte offset of a block's exponent: its scale is 2 ** (byte - 128).
 EXPONENTS = {"MXFP4": 0}
@@ -37,4 +50,12 @@ def random_blocks(
     if name in EXPONENTS:
         _, exponents = np.frexp(rng.normal(0, scale, len(blocks)))
         blocks[:, EXPONENTS[name]] = exponents + 128
+    if name == "NVFP4":
+        scales = np.abs(rng.normal(0, scale, (len(blocks), 4))).astype(ml_dtypes.float8_e4m3fn)
+        blocks[:, :4] = scales.view(np.uint8)
+    if name == "IQ1_M":  # d is spread over the four numbers of scales
+        d = rng.normal(0, scale, len(blocks)).astype(np.float16).view(np.uint16)
+        words = blocks[:, 48:].copy().view(np.uint16) & 0x0FFF
+        words |= (d[:, None] >> np.array([0, 4, 8, 12], np.uint16) & 15) << 12
+        blocks[:, 48:] = words.view(np.uint8)
     return data

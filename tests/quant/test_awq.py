@@ -64,6 +64,27 @@ def test_an_awq_model_equals_its_dequantized_weights():
     check_model(CONFIG, lambda name, values: make_layer(name, *values.shape, 32, rng))
 
 
+@pytest.mark.parametrize("group", [32, 64])
+def test_the_gemv_layout(group):
+    n, k, rng = 12, 128, np.random.default_rng(0)
+    qweight = rng.integers(-(2**31), 2**31, (n, k // 8)).astype(np.int32)
+    qzeros = rng.integers(-(2**31), 2**31, (n, 4)).astype(np.int32)  # padded
+    scales = rng.normal(0, 0.02, (n, 32)).astype(np.float16)
+    values = np.empty((n, k), np.float32)
+    for o, i in np.ndindex(n, k):
+        g = i // group
+        code = int(qweight[o, i // 8]) >> 4 * (i % 8) & 15
+        zero = int(qzeros[o, g // 8]) >> 4 * (g % 8) & 15
+        values[o, i] = np.float32(scales[o, g]) * np.float32(code - zero)
+    arrays = {"qweight": qweight, "qzeros": qzeros, "scales": scales}
+    scheme = scheme_of(model_info({**CONFIG, "version": "gemv", "group_size": group}))
+    layer = [raw(f"w.{kind}", array) for kind, array in arrays.items()]
+    assert np.array_equal(scheme.read("w", (n, k), TensorDict(*layer)).to_float32(), values)
+    layer[1] = raw("w.qzeros", qzeros[:, :0])
+    with pytest.raises(ModelError, match=r"w\.qzeros has no place for"):
+        scheme.read("w", (n, k), TensorDict(*layer))
+
+
 def test_the_original_names_of_settings_act():
     layer, want = make_layer("w", 8, 64, 64, np.random.default_rng(0))
     config = {"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"}
@@ -82,8 +103,8 @@ def test_layers_without_codes_are_dense():
     [
         ("bits", 8, "bits is 8; 4 is supported"),
         ("group_size", 0, "group_size is 0"),
-        ("version", "marlin", "version is 'marlin'; 'gemm' is supported"),
-        ("version", "gemv", "version is 'gemv'"),
+        ("version", "marlin", "version is 'marlin'; 'gemm', 'gemv' are supported"),
+        ("version", "gemv_fast", "version is 'gemv_fast'"),
         ("zero_point", False, "zero_point is False"),
     ],
 )

@@ -125,7 +125,7 @@ def test_the_scheme_is_accepted_and_others_are_refused_by_name():
     scheme_of(facts(CONFIG))
     scheme_of(facts({}, method=None))
     scheme_of(facts({}, method="gguf"))
-    with pytest.raises(ModelError, match="quantized by quip are not supported; awq, bitsandbytes"):
+    with pytest.raises(ModelError, match="quantized by quip are not supported; auto-round, awq"):
         scheme_of(facts({}, method="quip"))
 
 
@@ -152,9 +152,7 @@ def test_other_checkpoints_name_the_value(changes, message):
         ("weights", "strategy", "tensor"),
         ("weights", "symmetric", False),
         ("weights", "type", "float"),
-        ("weights", "actorder", "group"),
-        ("input_activations", "dynamic", False),
-        ("input_activations", "strategy", "tensor"),
+        ("input_activations", "strategy", "group"),
         ("input_activations", "type", "float"),
     ],
 )
@@ -163,3 +161,21 @@ def test_other_schemes_name_the_value(part, key, value):
     config["config_groups"]["group_0"][part][key] = value
     with pytest.raises(ModelError, match=rf"group_0\.{part}\.{key} is {value!r}"):
         scheme_of(facts(config))
+
+
+def test_static_inputs_get_a_scale_per_token():
+    config = copy.deepcopy(CONFIG)
+    config["config_groups"]["group_0"]["input_activations"] |= {
+        "dynamic": False,
+        "strategy": "tensor",
+    }
+    codes, scale = quantise(np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32))
+    tensors = TensorDict(
+        RawTensor("w.weight", (32, 64), "int8", codes),
+        RawTensor("w.weight_scale", scale.shape, "bfloat16", scale),
+        RawTensor("w.input_scale", (1,), "float32", np.ones(1, np.float32)),
+        RawTensor("w.input_zero_point", (1,), "int8", np.zeros(1, np.int8)),
+    )
+    weight = scheme_of(facts(config)).read("w", (32, 64), tensors)
+    assert weight.activations == "token"
+    assert len(tensors.used) == 4

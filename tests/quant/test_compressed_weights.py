@@ -169,18 +169,47 @@ def test_layers_of_several_groups_and_none():
     ("layout", "group", "message"),
     [
         ("pack-quantized", group_of(3, "channel"), "weights.num_bits is 3; 4, 8 is supported"),
-        ("pack-quantized", group_of(4, "channel", actorder="group"), "actorder is 'group'"),
         ("pack-quantized", group_of(4, "group"), "group_size is None"),
         ("pack-quantized", group_of(4, "tensor_group"), "strategy is 'tensor_group'"),
         ("float-quantized", group_of(4, "channel", "float"), "num_bits is 4"),
         ("float-quantized", group_of(8, "channel"), "weights.type is 'int'; 'float'"),
         ("float-quantized", group_of(8, "block", "float"), "block_structure is None"),
-        ("nvfp4-pack-quantized", group_of(4, "tensor_group", "float"), "nvfp4-pack-quantized"),
+        ("nvfp4-pack-quantized", group_of(4, "tensor_group", "float"), "group_size is None; 16"),
+        ("mxfp4-pack-quantized", group_of(4, "group"), "weights.type is 'int'; 'float'"),
     ],
 )
 def test_other_schemes_are_refused_by_name(layout, group, message):
     with pytest.raises(ModelError, match=message):
         scheme_of(model_info(config_of(layout, group)))
+
+
+def test_activation_order_across_groups():
+    group = group_of(4, "group", group_size=32, actorder="group")
+    rng = np.random.default_rng(0)
+    layer, want = make_layer("w", (32, 128), "pack-quantized", group, rng)
+    scales = next(t.data for t in layer if t.name == "w.weight_scale").astype(np.float32)
+    levels = want / scales.repeat(32, axis=1)
+    g_idx = rng.permutation(np.arange(128, dtype=np.int32) // 32)
+    tensors = TensorDict(*layer, raw("w.weight_g_idx", g_idx))
+    scheme = scheme_of(model_info(config_of("pack-quantized", group)))
+    weight = scheme.read("w", (32, 128), tensors)
+    assert np.array_equal(weight.to_float32(), np.round(levels) * scales[:, g_idx])
+    assert np.array_equal(pack(weight).unpack(), weight.to_float32())
+
+
+def test_targets_choose_among_groups_that_are_stored_alike():
+    """int8 weights, whose inputs are rounded in one group and not in the other."""
+    rounded, plain = group_of(8, "channel"), group_of(8, "channel")
+    rounded["input_activations"] = {"num_bits": 8, "type": "int", "strategy": "token"}
+    rounded["targets"], plain["targets"] = ["Linear"], [r"re:.*\.down_proj$", "o_proj"]
+    scheme = scheme_of(model_info(config_of("int-quantized", rounded, plain)))
+    rng = np.random.default_rng(0)
+    for name, want in {"a.q_proj": "token", "a.down_proj": "as_is", "a.o_proj": "as_is"}.items():
+        layer, _ = make_layer(name, (32, 64), "int-quantized", plain, rng)
+        assert scheme.read(name, (32, 64), TensorDict(*layer)).activations == want
+    plain["targets"] = ["re:("]
+    with pytest.raises(ModelError, match=r"group_1\.targets: 're:\('"):
+        scheme_of(model_info(config_of("int-quantized", rounded, plain)))
 
 
 def test_damaged_layers_are_refused_by_name():

@@ -29,15 +29,15 @@ def random_layer(
     name: str, n: int, k: int, config: dict[str, Any], rng: np.random.Generator
 ) -> list[RawTensor]:
     """A quantized layer, every bit of its codes and zeros random."""
-    per_number = 32 // config["bits"]
+    bits = config["bits"]
     groups = 1 if config["group_size"] == -1 else k // config["group_size"]
 
     def numbers(rows: int, columns: int) -> np.ndarray:
         return rng.integers(-(2**31), 2**31, (rows, columns)).astype(np.int32)
 
     return [
-        raw(f"{name}.qweight", numbers(k // per_number, n)),
-        raw(f"{name}.qzeros", numbers(groups, n // per_number)),
+        raw(f"{name}.qweight", numbers(k * bits // 32, n)),
+        raw(f"{name}.qzeros", numbers(groups, n * bits // 32)),
         raw(f"{name}.scales", rng.normal(0, 0.02, (groups, n)).astype(np.float16)),
         raw(f"{name}.g_idx", (np.arange(k) // (k // groups)).astype(np.int32)),
     ]
@@ -47,19 +47,21 @@ def expected(layer: list[RawTensor], config: dict[str, Any]) -> np.ndarray:
     """float32 [N, K], one number at a time, from the format's description."""
     qweight, qzeros, scales, g_idx = (tensor.data for tensor in layer)
     bits, (k, n) = config["bits"], (len(g_idx), scales.shape[1])
-    per_number, mask = 32 // bits, 2**bits - 1
+    mask = 2**bits - 1
+    # Each column of codes, and each row of zeros, is one number of many bits.
+    codes = [int.from_bytes(column.tobytes(), "little") for column in qweight.T]
+    zeros = [int.from_bytes(row.tobytes(), "little") for row in qzeros]
     values = np.empty((n, k), np.float32)
     for i, o in np.ndindex(k, n):
         g = g_idx[i]
-        code = int(qweight[i // per_number, o]) >> bits * (i % per_number) & mask
-        zero = int(qzeros[g, o // per_number]) >> bits * (o % per_number) & mask
+        code, zero = codes[o] >> bits * i & mask, zeros[g] >> bits * o & mask
         if config["checkpoint_format"] == "gptq":
             zero = (zero + 1) & mask
         values[o, i] = np.float32(scales[g, o]) * np.float32(code - zero)
     return values
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group", [32, 64, 128, -1])
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
 def test_values_equal_the_definition(bits, group, version):
@@ -74,7 +76,8 @@ def test_values_equal_the_definition(bits, group, version):
     assert np.array_equal(packed.unpack(), want)
     assert packed.format.activations == "as_is"
     if group != -1:  # the padding of one scale per output is more, of so few inputs
-        assert packed.data.nbytes <= 1.02 * sum(tensor.data.nbytes for tensor in layer[:3])
+        limit = 1.025 if (bits, group) == (2, 32) else 1.02  # zeros have four bits
+        assert packed.data.nbytes <= limit * sum(tensor.data.nbytes for tensor in layer[:3])
 
 
 def test_a_gptq_model_equals_its_dequantized_weights():
@@ -95,6 +98,47 @@ def test_activation_order_that_leaves_inputs_in_their_groups_runs(group):
     assert np.array_equal(weight.to_float32(), expected(layer, config))
 
 
+def with_order(layer: list[RawTensor], rng: np.random.Generator) -> list[RawTensor]:
+    """The layer with inputs that belong to groups at random."""
+    order = raw(layer[3].name, rng.permutation(layer[3].data))
+    return [*layer[:3], order]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_activation_order_across_groups(bits):
+    config = {**CONFIG, "desc_act": True, "bits": bits}
+    rng = np.random.default_rng(bits)
+    layer = with_order(random_layer("w", 32, 128, config, rng), rng)
+    weight = scheme_of(model_info(config)).read("w", (32, 128), TensorDict(*layer))
+    want = expected(layer, config)
+    assert np.array_equal(weight.to_float32(), want)
+    packed = pack(weight)
+    assert np.array_equal(packed.unpack(), want)
+    again = pack(packed.codes())
+    assert again.format == packed.format
+    assert np.array_equal(again.data, packed.data)
+    file = sum(tensor.data.nbytes for tensor in layer)
+    assert packed.data.nbytes <= (1.025 if bits == 2 else 1.02) * file
+    with pytest.raises(ValueError, match="order"):
+        weight.columns(0, 64)
+
+
+def test_a_model_with_activation_order_equals_its_dequantized_weights():
+    """q, k and v, gate and up have the order of their common input, other layers their own."""
+    rng = np.random.default_rng(0)
+    together = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv"}
+    orders: dict[tuple[str, int], np.ndarray] = {}
+
+    def make_layer(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+        layer = random_layer(name, *values.shape, CONFIG, rng)
+        key = together.get(name.rpartition(".")[2], name), values.shape[1]
+        order = orders.setdefault(key, rng.permutation(layer[3].data))
+        layer[3] = raw(layer[3].name, order)
+        return layer, expected(layer, CONFIG)
+
+    check_model({**CONFIG, "desc_act": True}, make_layer)
+
+
 def test_layers_without_codes_are_dense():
     values = np.random.default_rng(0).normal(size=(8, 16)).astype(ml_dtypes.bfloat16)
     weight = scheme_of(model_info(CONFIG)).read("w", (8, 16), TensorDict(raw("w.weight", values)))
@@ -104,7 +148,7 @@ def test_layers_without_codes_are_dense():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("bits", 3, "bits is 3; 4, 8 is supported"),
+        ("bits", 5, "bits is 5; 2, 3, 4, 8 is supported"),
         ("desc_act", "yes", "desc_act is 'yes'"),
         ("group_size", 0, "group_size is 0"),
         ("checkpoint_format", "marlin", "checkpoint_format is 'marlin'"),
@@ -123,7 +167,7 @@ def test_damaged_layers_are_refused_by_name():
     with pytest.raises(ModelError, match="groups of 32"):
         scheme.read("w", (32, 72), TensorDict(*layer))
     order = raw("w.g_idx", np.zeros(64, np.int32))
-    with pytest.raises(ModelError, match=r"w\.g_idx: activation order across groups"):
+    with pytest.raises(ModelError, match=r"tensor w\.g_idx does not give 32 inputs to each"):
         scheme.read("w", (32, 64), TensorDict(*layer[:3], order))
     floats = raw("w.qweight", np.zeros((8, 32), np.float32))
     with pytest.raises(ModelError, match="qweight is float32; int32 is needed"):

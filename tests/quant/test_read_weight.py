@@ -18,10 +18,16 @@ from tests.quant.blocks import random_blocks
 
 ROWS, K = 24, 512
 BY_QUANTIZE = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
-K_TYPES = ["Q4_K", "Q5_K", "Q6_K"]
-TABLES = {"IQ4_NL": 1.01, "IQ4_XS": 1.02, "MXFP4": 1.065}
-BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q6_K": 6}
-GROUP = {"Q6_K": 16}
+K_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+TABLES = ["IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"]
+TERNARY = {"TQ1_0": 1.23, "TQ2_0": 1.01}
+#: Bits of a value in memory at most: four and the type's scales.
+WIDENED = {
+    "IQ1_S": 4.4, "IQ1_M": 4.6, "IQ2_XXS": 4.4, "IQ2_XS": 4.6, "IQ2_S": 4.6, "IQ3_XXS": 4.4,
+    "IQ3_S": 4.4,
+}  # fmt: skip
+BITS = {f"Q{bits}{kind}": bits for bits in (2, 3, 4, 5, 6) for kind in ("_0", "_1", "_K")}
+GROUP = {"Q2_K": 16, "Q3_K": 16, "Q6_K": 16}
 
 
 def raw(dtype, data, shape, row_order=None):
@@ -88,7 +94,7 @@ def test_read_only_maps_are_enough(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "IQ2_XS", "NVFP4", "float8_e4m3fn", "int3"])
+@pytest.mark.parametrize("name", ["Q8_K", "Q1_0", "float8_e4m3fn", "int3"])
 def test_unknown_formats_are_refused_by_name(name):
     with pytest.raises(ModelError, match=rf"tensor w: weight format {name} is not supported"):
         read_weight(raw(name, np.zeros((2, 8), np.uint8), (2, 16)))
@@ -122,6 +128,8 @@ def test_types_with_a_table_equal_gguf(name):
     data = random_blocks(name, np.random.default_rng(7), 64, 1024)
     if name == "MXFP4":  # all exponents but of values that float32 cannot hold
         data[:, ::17] = np.random.default_rng(8).integers(0, 250, (64, 32))
+    if name == "NVFP4":  # scales without a sign
+        data.reshape(-1, 36)[:, :4] &= 127
     weight = read_weight(raw(name, data, (64, 1024)))
     want = gguf.dequantize(data, Type[name])
     assert np.array_equal(weight.to_float32(), want)
@@ -131,15 +139,43 @@ def test_types_with_a_table_equal_gguf(name):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_packed_type_with_a_table_is_nearly_as_small_as_its_file(name):
-    data = random_blocks(name, np.random.default_rng(7), 64, 1024)
-    packed = pack(read_weight(raw(name, data, (64, 1024))))
-    assert packed.data.nbytes <= TABLES[name] * data.nbytes
+def test_a_packed_type_with_a_table_is_as_small_as_its_file(name):
+    data = random_blocks(name, np.random.default_rng(7), 64, 4096)
+    packed = pack(read_weight(raw(name, data, (64, 4096))))
+    assert packed.data.nbytes <= 1.02 * data.nbytes
+
+
+@pytest.mark.parametrize("name", TERNARY)
+def test_ternary_types_equal_gguf(name):
+    weights = np.random.default_rng(7).integers(-1, 2, (64, K)) * np.float32(0.03)
+    for data in (
+        gguf.quantize(weights, Type[name]),
+        random_blocks(name, np.random.default_rng(8), 64, K),
+    ):
+        weight = read_weight(raw(name, data, (64, K)))
+        want = gguf.dequantize(data, Type[name])
+        assert np.array_equal(weight.to_float32(), want)
+        packed = pack(weight)
+        assert np.array_equal(packed.unpack(), want)
+        assert packed.data.nbytes <= TERNARY[name] * data.nbytes
+
+
+@pytest.mark.parametrize("scale", [50, 1e-4], ids=["normal", "subnormal eighths"])
+@pytest.mark.parametrize("name", WIDENED)
+def test_types_with_a_codebook_equal_gguf(name, scale):
+    data = random_blocks(name, np.random.default_rng(9), 64, 1024, scale)
+    weight = read_weight(raw(name, data, (64, 1024)))
+    want = gguf.dequantize(data, Type[name])
+    assert np.array_equal(weight.to_float32(), want)
+    packed = pack(weight)
+    assert np.array_equal(packed.unpack(), want)
+    if scale == 50:
+        assert packed.data.nbytes <= WIDENED[name] / 8 * 64 * 1024
 
 
 def test_every_listed_format_is_reached_by_a_test():
     dense = {"float32", "float16", "bfloat16", "F32"}
-    assert set(FORMATS) == {*dense, *BY_QUANTIZE, *K_TYPES, *TABLES}
+    assert set(FORMATS) == {*dense, *BY_QUANTIZE, *K_TYPES, *TABLES, *TERNARY, *WIDENED}
 
 
 @pytest.mark.parametrize("name", ["Q4_1", "Q4_K", "Q6_K"])

@@ -161,9 +161,9 @@ def test_the_reference_backend_generates_the_tokens_of_transformers(model_info, 
     assert [s.output for s in sequences] == want.tolist()
 
 
-def native_perplexity(checkpoint, windows: np.ndarray) -> float:
+def native_perplexity(checkpoint, windows: np.ndarray, **flags: object) -> float:
     """Through the executor, by prompt logprobs."""
-    runner = open_runner(checkpoint, max_model_len=WINDOW + 1)
+    runner = open_runner(checkpoint, max_model_len=WINDOW + 1, **flags)
     toy = Toy(LocalExecutor(runner), 1, WINDOW + 1)
     params = SamplingParams(temperature=0.0, prompt_logprobs=0)
     total, count = 0.0, 0

@@ -17,7 +17,8 @@ from galley.kernels.weights import PackedWeight
 from galley.kv.format import KVFormat
 
 #: Weight format → number format of its multiply-adds.
-_ARITHMETIC = {"f32": "f32", "bf16": "bf16"} | dict.fromkeys(("i4", "i5", "i6", "i8"), "int8")
+_CODES = ("i2", "i3", "i4", "i5", "i6", "i8")
+_ARITHMETIC = {"f32": "f32", "bf16": "bf16"} | dict.fromkeys(_CODES, "int8")
 
 
 class Load(Protocol):

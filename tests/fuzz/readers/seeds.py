@@ -18,7 +18,7 @@ from galley.config import ModelInfo
 from galley.loader.ggml_types import GGML_TYPES
 from galley.loader.gguf_architecture import LLAMA_NAMES, LLAMA_TOP
 from galley.loader.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
-from galley.loader.safetensors import DTYPES
+from galley.loader.safetensors import DTYPES, TWO_A_BYTE
 from galley.models.footprint import tensor_shapes
 from galley.text.byte_level import BYTE_OF_CHAR
 from tests.fuzz.cases import FAMILIES
@@ -282,6 +282,13 @@ _W4A16 = {
     "strategy": "group",
     "group_size": 16,
 }
+_NVFP4 = {
+    "num_bits": 4,
+    "type": "float",
+    "symmetric": True,
+    "strategy": "tensor_group",
+    "group_size": 16,
+}
 #: Name → quantization_config, and the tensors of a layer of [n, k] by the ends of their names.
 _METHODS: dict[str, tuple[dict[str, Any], Callable[[int, int], Layer]]] = {
     "AWQ": (
@@ -305,6 +312,55 @@ _METHODS: dict[str, tuple[dict[str, Any], Callable[[int, int], Layer]]] = {
             "qweight": ("I32", (k // 8, n)),
             "qzeros": ("I32", (k // 16, n // 8)),
             "scales": ("F16", (k // 16, n)),
+        },
+    ),
+    "GPTQ in order": (
+        {"quant_method": "gptq", "bits": 3, "group_size": 16, "desc_act": True},
+        lambda n, k: {
+            "qweight": ("I32", (k * 3 // 32, n)),
+            "qzeros": ("I32", (k // 16, n * 3 // 32)),
+            "scales": ("F16", (k // 16, n)),
+            "g_idx": ("I32", (k,)),
+        },
+    ),
+    "AutoRound": (
+        {"quant_method": "auto-round", "bits": 2, "group_size": 16, "extra_config": {}},
+        lambda n, k: {
+            "qweight": ("I32", (k // 16, n)),
+            "qzeros": ("I32", (k // 16, n // 16)),
+            "scales": ("F16", (k // 16, n)),
+        },
+    ),
+    "NVFP4": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "nvfp4-pack-quantized",
+            "config_groups": {"group_0": {"targets": ["re:.*"], "weights": _NVFP4}},
+        },
+        lambda n, k: {
+            "weight_packed": ("U8", (n, k // 2)),
+            "weight_scale": ("F8_E4M3", (n, k // 16)),
+            "weight_global_scale": ("F32", (1,)),
+        },
+    ),
+    "ModelOpt": (
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        lambda n, k: {
+            "weight": ("U8", (n, k // 2)),
+            "weight_scale": ("F8_E4M3", (n, k // 16)),
+            "weight_scale_2": ("F32", ()),
+        },
+    ),
+    "Quark": (
+        {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}},
+        lambda n, k: {"weight": ("U8", (n, k // 2)), "weight_scale": ("U8", (n, k // 32))},
+    ),
+    "torchao": (
+        {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+        lambda n, k: {
+            "_weight_qdata": ("I8", (n, k)),
+            "_weight_scale": ("BF16", (n, 1)),
+            "_weight_zero_point": ("I8", (n, 1)),
         },
     ),
     "LLM.int8": (
@@ -377,6 +433,7 @@ def _safetensors(arrays: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes,
     rng = np.random.default_rng(1)
     for name, (dtype, shape) in arrays.items():
         size = int(np.prod(shape)) * DTYPES[dtype][1].itemsize
+        size = size // 2 if dtype == TWO_A_BYTE else size
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         parts.append(rng.integers(0, 60, size, np.uint8).tobytes())
         at += size
