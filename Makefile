@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-steps bench-layers bench-claims bench-speculation docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-embeddings bench-steps bench-layers bench-claims bench-speculation docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -140,6 +140,10 @@ bench-invariance: ## what batch-invariance costs: our kernels beside oneDNN's an
 bench-peers: ## Galley beside vLLM, llama.cpp and OpenVINO in one run; LAB names a folder for them (an hour)
 	@sh benchmarks/peers/setup.sh
 	@$(BIN)/python -m benchmarks.peers.run $(PEERS_ARGS)
+
+bench-embeddings: ## embeddings beside sentence-transformers, vLLM and others in one run; LAB as for bench-peers
+	@sh benchmarks/peers/embeddings.sh
+	@$(BIN)/python -m benchmarks.peers.embeddings $(EMBEDDINGS_ARGS)
 
 bench-steps: ## what HTTP leaves of the native steps, and where a step's time goes; LAB as for bench-peers
 	@$(BIN)/python -m benchmarks.peers.steps $(STEPS_ARGS)

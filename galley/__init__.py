@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from galley.frontend.prompts import TextPrompt, TokensPrompt
     from galley.llm import LLM
     from galley.request import (
+        ClassificationOutput,
+        ClassificationRequestOutput,
         CompletionOutput,
         EmbeddingOutput,
         EmbeddingRequestOutput,
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
         PoolingRequestOutput,
         RequestOutput,
         SamplingParams,
+        ScoringOutput,
+        ScoringRequestOutput,
         StructuredOutputsParams,
     )
 
@@ -35,6 +39,10 @@ _WHERE = {
     "BeamSearchParams": ("galley.frontend.beam_search", "BeamSearchParams"),
     "RequestOutput": ("galley.request", "RequestOutput"),
     "CompletionOutput": ("galley.request", "CompletionOutput"),
+    "ClassificationOutput": ("galley.request", "ClassificationOutput"),
+    "ClassificationRequestOutput": ("galley.request", "ClassificationRequestOutput"),
+    "ScoringOutput": ("galley.request", "ScoringOutput"),
+    "ScoringRequestOutput": ("galley.request", "ScoringRequestOutput"),
     "EmbeddingOutput": ("galley.request", "EmbeddingOutput"),
     "EmbeddingRequestOutput": ("galley.request", "EmbeddingRequestOutput"),
     "PoolingOutput": ("galley.request", "PoolingOutput"),
@@ -47,6 +55,8 @@ _WHERE = {
 __all__ = [
     "LLM",
     "BeamSearchParams",
+    "ClassificationOutput",
+    "ClassificationRequestOutput",
     "CompletionOutput",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
@@ -56,6 +66,8 @@ __all__ = [
     "PromptType",
     "RequestOutput",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",

@@ -7,16 +7,16 @@ processor. Unlike the server, it does not survive a crash of its engine: that en
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from prometheus_client import CollectorRegistry
 
 from galley.chat.templates import ChatRenderer
 from galley.chat.tokenizer import ChatTokenizer
-from galley.config.pooling import pooling_settings
+from galley.config.pooling import PoolingSettings, pooling_settings
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
 from galley.engine.pausing import check_level
@@ -30,23 +30,29 @@ from galley.frontend.arguments import (
     tokenization,
 )
 from galley.frontend.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
+from galley.frontend.chunked_embedding import ChunkedTexts, as_ids
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
 from galley.frontend.metric_values import Metric, read_metrics
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.frontend.progress import progress_bar
 from galley.frontend.prompts import Prompt, parse_prompt
+from galley.frontend.scoring import PairEncoder, as_texts, check_pairs, compare, task_of
 from galley.frontend.unsupported import UnsupportedMethods
 from galley.loader import resolve_tokenizer
 from galley.observability.metrics import EngineMetrics
 from galley.observability.perfetto import profile_settings
 from galley.request import (
+    ClassificationRequestOutput,
     EmbeddingRequestOutput,
     PoolingParams,
     PoolingRequestOutput,
+    PoolingTask,
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
+    ScoringOutput,
+    ScoringRequestOutput,
 )
 from galley.text import Tokenizer, load_tokenizer
 
@@ -450,13 +456,20 @@ class LLM(UnsupportedMethods):
         pooling_task: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[PoolingRequestOutput]:
-        """As `embed`, with vectors as float32 arrays. The only `pooling_task` is "embed"."""
+        """Pool prompts by a task; returns one output per prompt, in order, with float32 arrays.
+
+        Args:
+            pooling_task: embed, classify, token_embed or token_classify; by default that of
+                `pooling_params`, or the model's own.
+
+        Other arguments and errors as for `embed`.
+        """
         refuse_lora(lora_request)
         self._require("pooling")
-        if pooling_task != "embed":
-            raise Unsupported(
-                f'pooling_task must be "embed", got {pooling_task!r}: other tasks are not '
-                "supported yet.",
+        if pooling_task is not None and pooling_task not in get_args(PoolingTask):
+            raise InvalidRequest(
+                f"pooling_task must be one of {', '.join(get_args(PoolingTask))}, got "
+                f"{pooling_task!r}.",
                 field="pooling_task",
             )
         add_special, truncate = tokenization(tokenization_kwargs)
@@ -469,14 +482,146 @@ class LLM(UnsupportedMethods):
             )
         if truncate is not None:
             params = [msgspec.structs.replace(p, truncate_prompt_tokens=truncate) for p in params]
+        if pooling_task is not None:
+            params = [msgspec.structs.replace(p, task=pooling_task) for p in params]
+        return self._pool(items, params, add_special, use_tqdm)
+
+    def classify(
+        self,
+        prompts: Prompts,
+        pooling_params: Pooling | None = None,
+        use_tqdm: bool = True,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[ClassificationRequestOutput]:
+        """Classify prompts; returns the numbers of all labels of each, in order.
+
+        Arguments and errors as for `embed`.
+        """
+        outputs = self.encode(
+            prompts, pooling_params, use_tqdm, lora_request, "classify", tokenization_kwargs
+        )
+        return [ClassificationRequestOutput.of(output) for output in outputs]
+
+    def reward(
+        self,
+        prompts: Prompts,
+        pooling_params: Pooling | None = None,
+        use_tqdm: bool = True,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[PoolingRequestOutput]:
+        """The rewards of prompts: numbers of each token, or of each step.
+
+        Arguments and errors as for `embed`.
+        """
+        return self.encode(
+            prompts, pooling_params, use_tqdm, lora_request, "token_classify", tokenization_kwargs
+        )
+
+    def score(
+        self,
+        data_1: Any,
+        data_2: Any,
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """Score pairs of texts; returns one output per text of `data_2`, in order.
+
+        Args:
+            data_1: one text, or as many as there are in `data_2`.
+            chat_template: renders a pair: messages of the roles "query" and "document".
+
+        Other arguments and errors as for `embed`.
+        """
+        refuse_lora(lora_request)
+        self._require("pooling")
+        first, second = as_texts(data_1, "data_1"), as_texts(data_2, "data_2")
+        check_pairs(first, second, ("data_1", "data_2"))
+        settings = pooling_settings(self.config.model, self._model_info)
+        special, most = tokenization(tokenization_kwargs)
+        params = msgspec.structs.replace(pooling_params or PoolingParams(), task=task_of(settings))
+        if settings.score_kind != "cross-encoder":
+            texts: list[Any] = [*first, *second]
+            params = msgspec.structs.replace(params, truncate_prompt_tokens=most)
+            outputs = self._pool(texts, [params] * len(texts), special, use_tqdm)
+            return self._compared(settings, outputs[: len(first)], outputs[len(first) :])
+        encode = PairEncoder(self._words(), settings.segment, self._pair_template(chat_template))
+        if most == -1:
+            most = self._client.inputs.limits.max_model_len
+        queries = first if len(first) > 1 else first * len(second)
+        pairs: list[Any] = [encode(q, d, most) for q, d in zip(queries, second, strict=True)]
+        outputs = self._pool(pairs, [params] * len(pairs), False, use_tqdm)
+        return [
+            ScoringRequestOutput(
+                output.request_id,
+                ScoringOutput(float(output.outputs.data[0])),
+                output.prompt_token_ids,
+                output.num_cached_tokens,
+            )
+            for output in outputs
+        ]
+
+    def _pair_template(self, source: str | None) -> Callable[[list[dict[str, Any]]], str] | None:
+        if source is None and self._chat_template is None:
+            return None
+        renderer = ChatRenderer.of(self._words(), source or self._chat_template)
+        assert renderer is not None
+        return renderer.render
+
+    @staticmethod
+    def _compared(
+        settings: PoolingSettings,
+        queries: list[PoolingRequestOutput],
+        documents: list[PoolingRequestOutput],
+    ) -> list[ScoringRequestOutput]:
+        scored = []
+        for i, document in enumerate(documents):
+            query = queries[i if len(queries) > 1 else 0]
+            score = compare(settings, query.outputs.data, document.outputs.data)
+            scored.append(
+                ScoringRequestOutput(
+                    f"{query.request_id}_{document.request_id}",
+                    ScoringOutput(score),
+                    [*query.prompt_token_ids, *document.prompt_token_ids],
+                    query.num_cached_tokens + document.num_cached_tokens,
+                )
+            )
+        return scored
+
+    def _pool(
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[PoolingParams],
+        add_special: bool,
+        shown: bool,
+    ) -> list[PoolingRequestOutput]:
+        """The outputs of prompts, computed together; nothing is if one is invalid."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        cut = any(each.truncate_prompt_tokens is not None for each in params)
+        if texts and self._tokenizer is not None and not cut:
+            made = iter(self._tokenizer.encode_batch(texts, add_special))
+            prompts = [next(made) if isinstance(prompt, str) else prompt for prompt in prompts]
+        chunked = None
+        if params and all(each == params[0] for each in params):
+            inputs = self._client.inputs
+            chunked = ChunkedTexts.of(
+                inputs.pooling, inputs.limits.max_model_len, as_ids(prompts), params[0]
+            )
+        if chunked is not None:
+            prompts, params = chunked.parts, [chunked.params] * len(chunked.parts)
         states: list[RequestState] = []
         try:
-            for prompt, each in zip(items, params, strict=True):
+            for prompt, each in zip(prompts, params, strict=True):
                 states.append(self._add(prompt, each, 0, add_special))
-            self._drive(states, use_tqdm)
-            return [output for state in states if (output := state.take_pooled()) is not None]
+            self._drive(states, shown)
+            outputs = [output for state in states if (output := state.take_pooled()) is not None]
         finally:
             self._cancel(states)
+        return outputs if chunked is None else chunked.joined(outputs)
 
     # ------------------------------------------------------------------ text
 

@@ -51,7 +51,8 @@ class Started(msgspec.Struct, array_like=True):
 
 class Finished(msgspec.Struct, array_like=True):
     """A request has ended. `stop_reason` is the stop token id that was hit, or a word;
-    `pooled` the vector of a request that pools, float32 little-endian bytes.
+    `pooled` the numbers of a request that pools, float32 little-endian bytes; `pooled_columns` of
+    those that have a vector of each token the length of one, of others 0.
     """
 
     handle: int
@@ -59,6 +60,7 @@ class Finished(msgspec.Struct, array_like=True):
     stop_reason: int | str | None = None
     error: str | None = None
     pooled: bytes | None = None
+    pooled_columns: int = 0
 
 
 class Logprobs(msgspec.Struct, array_like=True):

@@ -453,28 +453,41 @@ class SamplingParams(
         return self.logprobs is not None or self.logprob_token_ids is not None
 
 
-Pooling = Literal["CLS", "LAST", "MEAN"]
+Pooling = Literal["CLS", "LAST", "MEAN", "ALL", "STEP"]
+PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
 
 
 class PoolingParams(
     msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True, tag="pooling"
 ):
-    """How to turn a prompt into one vector, without generating.
+    """How to turn a prompt into one vector, or one of each token, without generating.
 
     Attributes:
-        task: vLLM's name of the kind of vector.
-        pooling: final hidden state of the first token (CLS), of the LAST, or the MEAN of all.
-            None = the model's own; in the engine LAST.
-        use_activation: scale the vector to length 1. None = as the model's own; in the engine yes.
+        task: vLLM's name of what is made: a vector of the text (embed) or of each token
+            (token_embed), or the labels' numbers likewise. None = the model's own.
+        pooling: final hidden state of the first token (CLS), of the LAST, the MEAN of all, ALL
+            of them, or those of the tokens `step_tag_id` (STEP). None = the model's own; in the
+            engine LAST.
+        use_activation: scale a vector to length 1, or make probabilities of labels' numbers.
+            None = as the model's own; in the engine yes.
         dimensions: keep so many of the vector's first components; None = all.
+        step_tag_id: the token at the end of each step, with pooling STEP.
+        returned_token_ids: columns of labels that are kept, in order; None = all.
         truncate_prompt_tokens: as in `SamplingParams`.
     """
 
-    task: Literal["embed"] | None = None
+    task: PoolingTask | None = None
     pooling: Pooling | None = None
     use_activation: bool | None = None
     dimensions: int | None = None
+    step_tag_id: int | None = None
+    returned_token_ids: list[int] | None = None
     truncate_prompt_tokens: int | None = None
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether there is one vector a token."""
+        return self.task in ("token_embed", "token_classify")
 
     def __post_init__(self) -> None:
         if self.dimensions is not None and self.dimensions < 1:
@@ -613,7 +626,7 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class PoolingOutput:
-    """The vector of a prompt, float32 (vLLM's shape)."""
+    """The vector of a prompt, or one of each token: float32 [columns] or [tokens, columns]."""
 
     data: NDArray[np.float32]
 
@@ -659,6 +672,55 @@ class EmbeddingRequestOutput:
             pooled.prompt_token_ids,
             pooled.num_cached_tokens,
         )
+
+
+@dataclass(slots=True)
+class ClassificationOutput:
+    """The numbers of all labels, probabilities if they were activated (vLLM's shape)."""
+
+    probs: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.probs)
+
+
+@dataclass(slots=True)
+class ClassificationRequestOutput:
+    """A prompt and its labels (vLLM's shape)."""
+
+    request_id: str
+    outputs: ClassificationOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    finished: bool = True
+
+    @classmethod
+    def of(cls, pooled: PoolingRequestOutput) -> ClassificationRequestOutput:
+        return cls(
+            pooled.request_id,
+            ClassificationOutput(pooled.outputs.data.tolist()),
+            pooled.prompt_token_ids,
+            pooled.num_cached_tokens,
+        )
+
+
+@dataclass(slots=True)
+class ScoringOutput:
+    """How well two texts belong together (vLLM's shape)."""
+
+    score: float
+
+
+@dataclass(slots=True)
+class ScoringRequestOutput:
+    """A pair of texts and its score (vLLM's shape)."""
+
+    request_id: str
+    outputs: ScoringOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    finished: bool = True
 
 
 @dataclass(slots=True)

@@ -49,7 +49,7 @@ HINTS = {
     "--sleep-preserve-parameter-names": "waking up loads all weights again",
 }
 
-_POOLING = "of pooling only embeddings of prompts are supported yet"
+_POOLING = "plugins and generative scoring are not supported yet"
 _MEDIA = "only text models are supported yet"
 _LORA = "LoRA adapters are not supported yet"
 _WEIGHTS = "weight updates are not supported yet"
@@ -72,6 +72,8 @@ _ROUTE_GROUPS = {
 def route(entry: dict[str, Any]) -> Verdict:
     if entry["group"] == "fault-tolerance":
         return REFUSED, "the engine restarts by itself; there is nothing to steer"
+    if entry["path"] == "/classify":
+        return WORKS, "with a classifier of texts"
     if "adapters" in entry["path"]:
         return NOT_YET, _LORA
     if entry["path"] == "/kv_event_sources":
@@ -231,10 +233,8 @@ def sampling(name: str) -> Verdict:
 
 #: What an item lacks although tests show the rest of it.
 CHECKLIST: dict[int, str] = {
-    80: "scores and reranking are not there yet",
     137: "needs the router",
     148: "needs the router",
-    170: "score, rerank, pooling and classify are not there yet",
     189: "deferred > 0 needs LoRA",
     201: "",
     204: "several engines need data parallelism",

@@ -64,7 +64,7 @@ class ModelConfig:
     runner: Literal["auto", "generate", "pooling"] = "auto"
     """Use of the model: `generate` text, or `pooling`: vectors of prompts. `auto` pools
     with --convert embed, for encoders, and for checkpoints of sentence-transformers."""
-    convert: Literal["auto", "none", "embed"] = "auto"
+    convert: Literal["auto", "none", "embed", "classify"] = "auto"
     """`embed` turns a model that generates text into one that embeds; `auto` does so with --runner
     pooling."""
     pooler_config: dict[str, object] = field(default_factory=dict)

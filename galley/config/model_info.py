@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from galley.config.architectures import Head
 from galley.config.pooling import PoolingSettings
 from galley.config.registries import ENCODERS
 
@@ -33,6 +35,7 @@ class ModelInfo:
         source: resolved path of the directory or file.
         model_impl: who implements the model, as --model-impl asks.
         trust_remote_code: the implementation of transformers may run code of the checkpoint.
+        head: that pools, on top of the model of `architecture`; None: no other than its own.
         pooling: how its vectors are made, as it declares; None: it declares nothing.
     """
 
@@ -51,9 +54,24 @@ class ModelInfo:
     trust_remote_code: bool = False
     pooling: PoolingSettings | None = None
     online: str | None = None
+    head: Head | None = None
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the two texts of a pair are told apart: the second one's tokens have ids behind
+        the vocabulary, `vocab_size` further."""
+        types = self.hf_config.get("type_vocab_size", 2)
+        return self.architecture == "BertModel" and self.head == "sequence" and types == 2
 
     @property
     def is_encoder(self) -> bool:
         """Whether it computes a text in one piece, each token seeing all others, and has no
         head that text could be generated with."""
-        return self.architecture in ENCODERS
+        if self.architecture in ENCODERS:
+            return True
+        return self.head is not None and sees_all(self.hf_config)
+
+
+def sees_all(config: Mapping[str, Any]) -> bool:
+    """Whether a decoder's config.json says that each token sees all others."""
+    return config.get("use_bidirectional_attention") is True or config.get("is_causal") is False

@@ -11,7 +11,8 @@ BACKENDS: dict[str, tuple[str, str]] = {
     "reference": ("galley.kernels.reference", "ReferenceBackend"),
 }
 
-#: Architectures without a head, each of whose tokens sees the whole sequence.
+#: Architectures without a head, each of whose tokens sees the whole sequence. With a head
+#: (`architectures.split_architecture`) they are called otherwise.
 ENCODERS = frozenset(
     {
         "BertModel",
@@ -20,7 +21,6 @@ ENCODERS = frozenset(
         "EuroBertModel",
         "ModernBertModel",
         "NomicBertModel",
-        "RobertaForMaskedLM",
         "RobertaModel",
         "XLMRobertaModel",
     }

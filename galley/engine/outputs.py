@@ -93,8 +93,11 @@ def _for_one_client(done: CommittedStep, stats: Stats, engine_id: EngineId) -> O
 
 
 def _finished(end: SequenceEnd) -> Finished:
-    pooled = None if end.pooled is None else end.pooled.tobytes()
-    return Finished(end.handle, int(end.reason), end.stop_reason, end.error, pooled)
+    pooled, columns = None, 0
+    if end.pooled is not None:
+        pooled = end.pooled.tobytes()
+        columns = end.pooled.shape[1] if end.pooled.ndim > 1 else 0
+    return Finished(end.handle, int(end.reason), end.stop_reason, end.error, pooled, columns)
 
 
 def _logprobs(columns: LogprobColumns | None, done: CommittedStep) -> Logprobs | None:

@@ -101,7 +101,7 @@ class InputProcessor:
         self.seed = seed
         self.client_index = client_index
         self._structured = structured or StructuredOutputsSettings()
-        self._pooling = pooling or PoolingSettings()
+        self.pooling = pooling or PoolingSettings()
         self._checker: ConstraintChecker | None = None
         self._arrivals = 0
         self._next_handle = (client_index << CLIENT_SHIFT) + 1
@@ -305,16 +305,7 @@ class InputProcessor:
 
     def _with_defaults(self, params: PoolingParams) -> PoolingParams:
         """`params` with the model's own pooling where they name none. Raises InvalidRequest."""
-        settings, normalize = self._pooling, params.use_activation
-        if params.dimensions is not None:
-            fault = settings.fault_in(params.dimensions)
-            if fault is not None:
-                raise InvalidRequest(fault, field="dimensions")
-        return msgspec.structs.replace(
-            params,
-            pooling=params.pooling or settings.pooling,
-            use_activation=settings.normalize if normalize is None else normalize,
-        )
+        return self.pooling.filled(params)
 
     def _check_params(self, params: SamplingParams) -> None:
         limits = self.limits
@@ -491,7 +482,7 @@ def limits_of(
     ends = dict.fromkeys((*model_info.eos_token_ids, *sorted(end_ids)))
     length = config.model.max_model_len
     return Limits(
-        vocab_size=model_info.vocab_size,
+        vocab_size=model_info.vocab_size * (2 if model_info.has_segments else 1),
         max_model_len=model_info.max_position if length is None or length == -1 else length,
         eos_token_ids=tuple(i for i in ends if i < model_info.vocab_size),
         max_logprobs=config.model.max_logprobs,

@@ -65,6 +65,7 @@ class Sequence:
         "metrics",
         "pieces",
         "pooled",
+        "pooled_columns",
         "request",
         "state",
         "stop_reason",
@@ -95,6 +96,7 @@ class Sequence:
         self.taken_pieces = 0
         self.tap: Tap | None = None
         self.pooled: bytes | None = None
+        self.pooled_columns = 0
 
     def push(self, token_id: int) -> bool:
         """Append a token; True if its text completed a stop string: the sequence has ended."""
@@ -298,9 +300,10 @@ class RequestState:
             return None
         if sequence.pooled is None:
             raise RequestFailed("the request was aborted.")
+        data, columns = np.frombuffer(sequence.pooled, np.float32), sequence.pooled_columns
         return PoolingRequestOutput(
             request_id=self.submission.request_id,
-            outputs=PoolingOutput(np.frombuffer(sequence.pooled, np.float32)),
+            outputs=PoolingOutput(data.reshape(-1, columns) if columns else data),
             prompt_token_ids=self.submission.prompt_token_ids,
             num_cached_tokens=self.num_cached_tokens or 0,
         )
@@ -465,7 +468,7 @@ class OutputProcessor:
             message = finished.error or "the engine failed on this request."
             live = self.fail(sequence.state, RequestFailed(message))
             return [h for h in live if h != finished.handle]
-        sequence.pooled = finished.pooled
+        sequence.pooled, sequence.pooled_columns = finished.pooled, finished.pooled_columns
         sequence.end(str(reason), finished.stop_reason)
         self._leave(sequence, reason)
         return []

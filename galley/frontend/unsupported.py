@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-_NO_CLASSIFIER = "classifiers and scores are not supported yet; embed and encode give vectors"
 _ONE_ENGINE = "there is no such object here; LLM.config has the configuration"
 _WEIGHTS = "weight updates are not supported yet"
 
 REASONS = {
-    **dict.fromkeys(("score", "classify"), _NO_CLASSIFIER),
     **dict.fromkeys(("llm_engine", "model_config"), _ONE_ENGINE),
     **dict.fromkeys(("update_weights", "start_weight_update", "finish_weight_update"), _WEIGHTS),
     "collective_rpc": "there is one engine, in this process",

@@ -17,8 +17,9 @@ class Embedding:
         self.weight = weight
 
     @staticmethod
-    def load(source: WeightSource, part: Part) -> Embedding:
-        return Embedding(*source.matrix(Matrix((part,))))
+    def load(source: WeightSource, part: Part, further: tuple[Part, ...] = ()) -> Embedding:
+        """Rows of `further` follow those of `part`."""
+        return Embedding(*source.matrix(Matrix((part, *further))))
 
     def __call__(self, ops: Ops, token_ids: Value) -> Value:
         return ops.embedding(self.weight, token_ids)

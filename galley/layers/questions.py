@@ -55,7 +55,8 @@ class Part(msgspec.Struct, frozen=True):
         turned: the rows are not outputs but inputs: their transpose is the part.
         otherwise: the same matrix as other checkpoints store it, used where there is no tensor of
             this name.
-        plus: the tensor [rows, K] whose first row is added to every row of the matrix.
+        plus: the tensor [rows, K] of which one row is added to every row of the matrix.
+        plus_row: which one.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Part(msgspec.Struct, frozen=True):
     turned: bool = False
     otherwise: Part | None = None
     plus: Part | None = None
+    plus_row: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -121,7 +123,7 @@ class Part(msgspec.Struct, frozen=True):
         rows = "" if self.rows is None else f"[{self.rows[0]}:{self.rows[1]}]"
         every = f" of every {self.every}" if self.every else ""
         unit = " of unit length" if self.unit_rows else ""
-        plus = "" if self.plus is None else f" plus {self.plus}"
+        plus = "" if self.plus is None else f" plus {self.plus}, row {self.plus_row}"
         return f"{self.name}{rows}{every}{unit} {list(self.stored_shape)}{plus}"
 
 

@@ -237,7 +237,7 @@ class CheckpointWeights:
         if part.unit_rows:
             weight = _unit_rows(part.name, weight)
         if part.plus is not None:
-            row = read(part.plus.name, part.plus.shape, False).to_float32()[0]
+            row = read(part.plus.name, part.plus.shape, False).to_float32()[part.plus_row]
             weight = QuantizedWeight(dense=weight.to_float32() + row)
         if self._online is not None and not (matrix.dense or matrix.float32):
             weight = self._online(part.name, weight, matrix.experts > 0)

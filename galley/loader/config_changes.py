@@ -25,6 +25,7 @@ class ConfigChanges(msgspec.Struct, frozen=True):
             object under its key.
         model_impl, trust_remote_code: as in `ModelInfo`.
         quantization: --quantization; it quantises a checkpoint that is not quantised.
+        classify: a model that generates text has a classifier as its head (--convert classify).
     """
 
     directory: Path | None = None
@@ -32,6 +33,7 @@ class ConfigChanges(msgspec.Struct, frozen=True):
     model_impl: ModelImpl = "auto"
     trust_remote_code: bool = False
     quantization: str | None = None
+    classify: bool = False
 
     def online(self, stored: str | None) -> str | None:
         """How weights are quantised while they are loaded, of a checkpoint whose own quantisation

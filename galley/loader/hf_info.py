@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from galley.config import ModelInfo
+from galley.config.architectures import split_architecture
+from galley.config.model_info import sees_all
+from galley.config.registries import ENCODERS
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_directory
+from galley.loader.classifier_tokens import with_classifier_tokens
 from galley.loader.common_keys import with_common_keys
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import Fields, read_json
@@ -42,8 +46,15 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
     raw = _with_quantization(read_json(path), home)
     config = with_common_keys(raw if changes.model_impl == "transformers" else text_part(raw))
     config = changes.applied(with_rope_keys(config, where), where)
+    config = with_classifier_tokens(config, directory)
     fields = Fields(config, where)
-    architecture = architecture_in(config, where)
+    architecture, head = architecture_in(config, where), None
+    if changes.model_impl != "transformers":
+        architecture, head = split_architecture(architecture)
+    if head is None and changes.classify:
+        head = "sequence"
+    if head is None and architecture not in ENCODERS and sees_all(config):
+        head = "body"
     generation = _generation_fields(home)
     eos = dict.fromkeys((*fields.ids("eos_token_id"), *generation.ids("eos_token_id")))
     bos = fields.ids("bos_token_id") or generation.ids("bos_token_id")
@@ -64,6 +75,7 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
         model_impl=changes.model_impl,
         trust_remote_code=changes.trust_remote_code,
         pooling=read_pooling(directory),
+        head=head,
     )
 
 

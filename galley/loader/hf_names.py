@@ -27,16 +27,20 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "GPTNeoXForCausalLM": (("embed_out.", "lm_head."),),
     "ModernBertModel": (("model.", ""),),
+    "NomicBertModel": (("nomic_bert.", ""),),
     "OPTForCausalLM": (("decoder.", "model.decoder."),),
-    "RobertaForMaskedLM": (("roberta.", ""),),
     "RobertaModel": (("roberta.", ""),),
     "XLMRobertaModel": (("roberta.", ""),),
 }
 
+#: Of other decoders: the names of a model that was saved without its head.
+_BODY = tuple((stored, f"model.{stored}") for stored in ("embed_tokens.", "layers.", "norm."))
+
 
 def model_name(architecture: str, name: str) -> str:
     """The name by which a model asks for the tensor that a checkpoint calls `name`."""
-    for stored, wanted in PREFIXES.get(architecture, ()):
+    prefixes = PREFIXES.get(architecture, _BODY if architecture.endswith("ForCausalLM") else ())
+    for stored, wanted in prefixes:
         if name.startswith(stored):
             return wanted + name.removeprefix(stored)
     return name

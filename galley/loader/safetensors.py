@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,19 @@ class SafetensorsCheckpoint:
         if place is None:
             raise ModelError(f"{self.directory}: has no tensor {name}")
         return place
+
+
+def open_folder(checkpoint: str, folder: str) -> Callable[[str], RawTensor]:
+    """Reads the tensors of a folder inside a checkpoint by name. Raises ModelError."""
+    directory = Path(checkpoint) / folder
+    places = _open_all(directory)
+
+    def read(name: str) -> RawTensor:
+        if name not in places:
+            raise ModelError(f"{directory}: has no tensor {name}")
+        return places[name].tensor(name)
+
+    return read
 
 
 def _open_all(directory: Path) -> dict[str, SafetensorsFile]:

@@ -159,6 +159,7 @@ def _source(
         config.model_impl,
         config.trust_remote_code,
         config.quantization,
+        classify=config.convert == "classify",
     )
     return Source(path, chosen, name, is_default, config.seed, changes)
 

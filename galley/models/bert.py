@@ -23,8 +23,18 @@ EPS = 1e-12
 
 
 def bert(model_info: ModelInfo) -> DecoderSpec:
-    """BERT. All tokens have token type 0."""
-    return _bert(model_fields(model_info), first=0)
+    """BERT. All tokens have token type 0, but those of the second text of a pair."""
+    spec = _bert(model_fields(model_info), first=0)
+    if not model_info.has_segments:
+        return spec
+    assert spec.positions is not None
+    types = spec.positions.table.plus
+    return replace(
+        spec,
+        embedding=replace(spec.embedding, plus=types),
+        further_tokens=(replace(spec.embedding, plus=types, plus_row=1),),
+        positions=replace(spec.positions, table=replace(spec.positions.table, plus=None)),
+    )
 
 
 def roberta(model_info: ModelInfo) -> DecoderSpec:

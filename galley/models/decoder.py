@@ -147,6 +147,7 @@ class DecoderSpec(msgspec.Struct, frozen=True):
         head_in: projection [size, hidden] of what the head reads, after the norm; None = none.
         head_bias: the tensor [vocab], in full; None = none.
         ignored: prefixes of tensors that the checkpoint may have and the model does not use.
+        further_tokens: embeddings of token ids behind the vocabulary.
         embedding_scale: factor of the embedding.
         logits_scale: factor of the logits.
         logits_soft_cap: logits are soft_cap * tanh(logit / soft_cap); 0 = as they are.
@@ -165,6 +166,7 @@ class DecoderSpec(msgspec.Struct, frozen=True):
     head_bias: str | None = None
     embedding_out: Part | None = None
     head_in: Part | None = None
+    further_tokens: tuple[Part, ...] = ()
 
     def build(self, source: WeightSource, stage: Stage) -> Decoder:
         """The stage's part of the model. Raises ModelError as the source does."""
@@ -263,7 +265,7 @@ class Decoder:
         self.vocab_size = spec.embedding.num_rows
         self.kv_layers = context.kv_layers
         if self._first or (self._last and spec.head is None):
-            self.embedding = Embedding.load(source, spec.embedding)
+            self.embedding = Embedding.load(source, spec.embedding, spec.further_tokens)
             self._embedding_scale = Multiplier(source, spec.embedding_scale)
         if self._first:
             self._embedding_out = _projection(spec.embedding_out, source)
@@ -320,7 +322,7 @@ def _names_outside(spec: DecoderSpec, start: int, end: int) -> list[str]:
     for layer in (*spec.layers[:start], *spec.layers[end:]):
         layer.build(context)
     if start > 0:
-        Embedding.load(shapes, spec.embedding)
+        Embedding.load(shapes, spec.embedding, spec.further_tokens)
         _projection(spec.embedding_out, shapes)
         if spec.positions is not None:
             spec.positions.build(context)

@@ -16,7 +16,6 @@ from galley.models.llama import Sizes, attention, decoder, layer, mlp, read_size
 def gemma_fields(model_info: ModelInfo) -> ModelFields:
     """The config of any Gemma: embeddings are tied where it does not say."""
     config = model_fields(model_info).with_defaults(tie_word_embeddings=True)
-    config.require("use_bidirectional_attention", False, default=False)
     return config
 
 

@@ -40,6 +40,8 @@ def gemma3(model_info: ModelInfo) -> DecoderSpec:
     pattern = config.integer("sliding_window_pattern", 6, least=1)
     kinds = attention_kinds(config, sizes.layers, every_nth_full(pattern))
     window, bias = window_of(config, kinds), config.flag("attention_bias", False)
+    if config.flag("use_bidirectional_attention", False):
+        window = window // 2 + 1  # half of it on each side, and the token itself
     scale = config.above_zero("query_pre_attn_scalar", 256.0) ** -0.5
     soft_cap = config.number("attn_logit_softcapping", 0.0)
     local = sliding_rotary(config, sizes.head_dim)

@@ -8,17 +8,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.config.extras import install_command
 from galley.config.registries import BACKENDS
 from galley.errors import ModelError
 from galley.kernels.backend import Model
+from galley.layers.attention import AttentionSpec
 from galley.layers.weights import WeightSource
-from galley.models.decoder import Stage
+from galley.models.decoder import AnyLayerSpec, DecoderSpec, Stage
+from galley.models.pooling_heads import HEAD_TENSORS
 from galley.quant import scheme_of
 
 
@@ -129,7 +132,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3NextForCausalLM": Architecture("galley.models.qwen3_next", "qwen3_next"),
     "Qwen3_5ForCausalLM": Architecture("galley.models.qwen3_next", "qwen3_5"),
     "RWKV7ForCausalLM": Architecture("galley.models.rwkv7", "rwkv7"),
-    "RobertaForMaskedLM": Architecture("galley.models.bert", "roberta"),
     "RobertaModel": Architecture("galley.models.bert", "roberta"),
     "SeedOssForCausalLM": Architecture("galley.models.seed_oss", "seed_oss"),
     "SmolLM3ForCausalLM": Architecture("galley.models.smollm3", "smollm3"),
@@ -186,7 +188,24 @@ def model_spec(model_info: ModelInfo) -> ModelSpec:
         scheme_of(model_info)
     module = importlib.import_module(architecture.module)
     describe: Callable[[ModelInfo], ModelSpec] = getattr(module, architecture.function)
-    return describe(model_info)
+    spec = describe(model_info)
+    if (model_info.head or model_info.is_encoder) and isinstance(spec, DecoderSpec):
+        spec = replace(spec, head=None, head_bias=None, ignored=(*spec.ignored, *HEAD_TENSORS))
+        if model_info.is_encoder:
+            spec = replace(spec, layers=[_seeing_all(layer) for layer in spec.layers])
+    return spec
+
+
+def _seeing_all(layer: AnyLayerSpec) -> AnyLayerSpec:
+    """The layer with attention over the whole sequence. Raises ModelError for a mixer that has
+    none.
+    """
+    mixer = getattr(layer, "mixer", None)
+    if not isinstance(mixer, AttentionSpec):
+        raise ModelError("only attention can see tokens behind a token")
+    if not mixer.causal:
+        return layer
+    return replace(cast(Any, layer), mixer=replace(mixer, causal=False))
 
 
 def build_model(model_info: ModelInfo, source: WeightSource, stage: Stage) -> Model:

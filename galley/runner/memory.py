@@ -74,6 +74,14 @@ def kv_capacity(cache: CacheConfig, block_bytes: int, memory: MemoryUse) -> KVCa
     return KVCapacity(num_blocks, budget, flag)
 
 
+def one_step(capacity: KVCapacity, layout: KVLayout, tokens: int, rows: int) -> KVCapacity:
+    """The pool of an encoder, whose sequences hold blocks for one step alone: enough for a step of
+    so many tokens and rows, and for the next one, which is made before the first has ended.
+    """
+    blocks = 2 * len(layout.groups) * (-(-tokens // layout.block_size) + rows) + NULL_BLOCKS
+    return msgspec.structs.replace(capacity, num_blocks=min(capacity.num_blocks, blocks))
+
+
 def check_given_size(
     cache: CacheConfig, layout: KVLayout, max_chunk: int, wanted: int, longest: int
 ) -> None:

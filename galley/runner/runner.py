@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from galley.batch import RequestTable, StepPlan, StepResult, max_logit_rows
 from galley.config import EngineConfig, ModelInfo
+from galley.config.pooling import pooling_settings
 from galley.errors import ConfigError
 from galley.kernels.backend import Executable, MemoryAllocator, StepLimits, kv_layout
 from galley.kernels.sampling import LogitMasks
@@ -27,11 +28,13 @@ from galley.kv import can_rewind
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
+from galley.models.pooling_heads import HeadSpec, head_spec
 from galley.runner.device import dense_format, open_device
 from galley.runner.heap import trim_heap
 from galley.runner.load import LoadedModel, Progress, load_model
-from galley.runner.memory import MemoryUse, check_given_size, fit_length, kv_capacity
+from galley.runner.memory import MemoryUse, check_given_size, fit_length, kv_capacity, one_step
 from galley.runner.pooling import Pooler
+from galley.runner.pooling_head import load_head
 from galley.runner.processors import apply_processors
 from galley.runner.results import SampledStep, step_result
 from galley.runner.sampled_rows import SampledRows, sampled_rows
@@ -116,11 +119,13 @@ class Runner:
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)
-        self._outputs = ("normed",) if pooling or model_info.is_encoder else ()
+        self._outputs = ("normed",) if pooling or model_info.is_encoder or model_info.head else ()
         self._awake: Executable | None = self._backend.build(loaded.model, limits, self._outputs)
         self.layout = self._executable.kv_layout(*blocks)
         self._memory = MemoryUse(available, loaded.weight_bytes, self._executable.activation_bytes)
         self._capacity = kv_capacity(cache, self.layout.block_bytes, self._memory)
+        if model_info.is_encoder:
+            self._capacity = one_step(self._capacity, self.layout, limits.tokens, limits.rows)
         self.num_blocks = self._capacity.num_blocks
         self.max_model_len = fit_length(wanted, longest, self._capacity, self.layout, max_chunk)
         self.groups = self.layout.groups
@@ -134,7 +139,11 @@ class Runner:
             self._speculator = None
         self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
-        self._pooler = Pooler()
+        head = None
+        if self._outputs:
+            spec = head_spec(model_info, pooling_settings(config.model, model_info))
+            head = load_head(spec, checkpoint) if spec != HeadSpec() else None
+        self._pooler = Pooler(head)
         self._masked = False
         self._pending: _Pending | None = None
         self._heartbeat: NDArray[np.int64] | None = None
@@ -321,6 +330,8 @@ def step_limits(config: EngineConfig) -> StepLimits:
     assert tokens is not None, "the configuration is not resolved"
     assert rows is not None, "the configuration is not resolved"
     listed = config.model.max_logprobs
+    if config.model.runner == "pooling":  # no row yields logits
+        return StepLimits(tokens=max(tokens, rows), rows=rows, logits=1, top_logprobs=0)
     return StepLimits(
         tokens=max(tokens, rows),
         rows=rows,

@@ -123,7 +123,7 @@ class Sequence:
     def reads_cache(self) -> bool:
         """Whether its prompt may come from the prefix cache; not if earlier rows are needed."""
         params = self.request.params
-        needs_all = isinstance(params, PoolingParams) and params.pooling in ("CLS", "MEAN")
+        needs_all = isinstance(params, PoolingParams) and params.pooling not in (None, "LAST")
         return self.chain is not None and not needs_all and not self.wants_prompt_logprobs
 
     def ending(self, token_ids: I32) -> SequenceEnd | None:

@@ -44,7 +44,7 @@ FAMILIES: tuple[Family, ...] = (
     profile.routes,
     tokenize.routes,
 )
-#: Families that a server with --runner pooling lacks; it has /v1/embeddings instead.
+#: Families that a server with --runner pooling lacks; it has others instead.
 GENERATING: tuple[Family, ...] = (
     chat.routes,
     completions.routes,
@@ -101,9 +101,16 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
 def families_of(ctx: Context) -> tuple[Family, ...]:
     """The families of the server's kind."""
     if ctx.config.model.runner == "pooling":
-        from galley.server.routes import embeddings  # numpy, which other servers do without
+        # They need numpy, which other servers do without.
+        from galley.server.routes import embeddings, pooling, pooling_invocations, scoring
 
-        return (*FAMILIES, embeddings.routes)
+        return (
+            *FAMILIES,
+            embeddings.routes,
+            pooling.routes,
+            scoring.routes,
+            pooling_invocations.routes,
+        )
     return (*FAMILIES, *GENERATING)
 
 

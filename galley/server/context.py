@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from galley import __version__
 from galley.chat.parts import AssistantParser, CountedCalls
 from galley.config import EngineConfig
+from galley.config.pooling import PoolingSettings
 from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
 from galley.frontend.client import EngineClient
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from galley.chat.templates import ChatRenderer
     from galley.observability.sleep_metrics import SleepMetrics
     from galley.observability.tool_metrics import ToolCallMetrics
-    from galley.server.protocol.embeddings import EmbeddingRequest
+    from galley.server.protocol.embeddings import CohereEmbedRequest
+    from galley.server.protocol.pooling import PoolingFields
     from galley.text import Tokenizer
 
 
@@ -76,6 +78,7 @@ class Context:
         sleep_metrics: of the routes that put engines to sleep.
         tool_metrics: of answers that a tool call parser reads; None: no such parser is named.
         template_thread: waits for the process that renders requests' templates.
+        pooling: of a server that pools.
         any_model_name: accept any model name in a request (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
@@ -102,6 +105,7 @@ class Context:
     template_thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "chat-template")
     )
+    pooling: PoolingSettings = field(default_factory=PoolingSettings)
     created: int = field(default_factory=lambda: int(time.time()))
     _markers: dict[str, TokenMarker] = field(default_factory=dict, init=False, repr=False)
 
@@ -228,7 +232,9 @@ def request_id(request: Request, prefix: str, body_id: str | None, max_length: i
     return f"{prefix}-{own}"
 
 
-def apply_priority_header(raw: Request, request: SamplingFields | EmbeddingRequest) -> None:
+def apply_priority_header(
+    raw: Request, request: SamplingFields | PoolingFields | CohereEmbedRequest
+) -> None:
     """Set `request.priority` from the X-Vllm-Priority header; one that is no number is ignored."""
     value = raw.headers.get("x-vllm-priority", "")
     if re.fullmatch(r"[+-]?\d{1,18}", value.strip(), re.ASCII):

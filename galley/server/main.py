@@ -237,6 +237,7 @@ def make_context(
         tokenizer=model.tokenizer,
         chat=model.chat,
         formats=model.formats,
+        pooling=pooling_settings(model.config.model, model.model_info),
         metrics=monitoring.exposition,
         defaults=default_sampling_params(model.config, model.model_info),
         caps=environment.caps,

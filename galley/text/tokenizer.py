@@ -93,6 +93,33 @@ class Tokenizer:
         with encoding_errors():
             return self._library.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Token ids of two texts, joined as the tokenizer does, and the segment (0, 1) of each.
+
+        Raises InvalidRequest as `encode` does.
+        """
+        with encoding_errors():
+            encoding = self._library.encode(first, second)
+        return encoding.ids, encoding.type_ids
+
+    def first_tokens(self, text: str, count: int) -> str:
+        """The beginning of a text, as long as its first tokens. Raises InvalidRequest."""
+        with encoding_errors():
+            encoding = self._library.encode(text, add_special_tokens=False)
+        if len(encoding.ids) <= count:
+            return text
+        return text[: encoding.offsets[count - 1][1]]
+
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        with encoding_errors():
+            batch = self._library.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
+            )
+        return [encoding.ids for encoding in batch]
+
     def decode(
         self,
         token_ids: Sequence[int],

@@ -35,11 +35,11 @@ UNIT = (2, ("Normalize", "2_Normalize"))
 )
 def test_pooling_and_normalisation(tmp_path, config, want) -> None:
     write(tmp_path, [BODY, POOL], config)
-    assert read_pooling(tmp_path) == PoolingSettings(want, normalize=False)
+    assert read_pooling(tmp_path) == PoolingSettings(want, activate=False)
     (tmp_path / "1_Pooling" / "config.json").unlink()
     (tmp_path / "1_Pooling").rmdir()
     write(tmp_path, [BODY, POOL, UNIT], config)
-    assert read_pooling(tmp_path) == PoolingSettings(want, normalize=True)
+    assert read_pooling(tmp_path) == PoolingSettings(want, activate=True)
 
 
 def test_a_checkpoint_without_modules_says_nothing(tmp_path) -> None:
@@ -49,11 +49,11 @@ def test_a_checkpoint_without_modules_says_nothing(tmp_path) -> None:
 
 def test_what_is_not_supported_is_refused(tmp_path) -> None:
     both = {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}
-    write(tmp_path, [BODY, POOL, (2, ("Dense", "2_Dense"))], both)
+    write(tmp_path, [BODY, POOL, (2, ("LSTM", "2"))], both)
     with pytest.raises(ModelError, match="pooling cls with max is not supported"):
         read_pooling(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"module 2: type is 'st\.Dense'"):
+    with pytest.raises(ModelError, match=r"module 2: type is 'st\.LSTM'"):
         read_pooling(tmp_path)
     (tmp_path / "modules.json").write_text("{}")
     with pytest.raises(ModelError, match="not a JSON list"):

@@ -12,10 +12,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import ml_dtypes
 import numpy as np
 import openai
 import pytest
@@ -58,8 +60,8 @@ def write_model(folder: Path) -> Path:
 class Embedder:
     """A server with --runner pooling."""
 
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "galley", "serve", str(folder), *FLAGS.split()]
+    def __init__(self, folder: Path, flags: str = FLAGS) -> None:
+        command = [sys.executable, "-m", "galley", "serve", str(folder), *flags.split()]
         command += ["--runner", "pooling", "--port", "0", "--host", "127.0.0.1"]
         command += ["--served-model-name", NAME, "--max-num-seqs", "8"]
         self.child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -74,6 +76,10 @@ class Embedder:
         self.port = int(found[1])
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self.child.stderr.read, daemon=True).start()
+
+    def stop(self) -> None:
+        self.child.send_signal(signal.SIGTERM)
+        self.child.wait(60)
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
@@ -106,8 +112,7 @@ def server(folder: Path) -> Iterator[Embedder]:
     try:
         yield server
     finally:
-        server.child.send_signal(signal.SIGTERM)
-        server.child.wait(60)
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -198,12 +203,11 @@ def test_truncation_keeps_the_tokens_that_the_tokenizer_adds(server: Embedder) -
         ({"input": ["a", "b " * 300]}, "input", "maximum context length is 256"),
         ({"input": ["a"] * 1025}, "input", "limited to 1024"),
         ({}, "input", "required"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "messages", "send `input`"),
+        ({"messages": [{"role": "user"}], "input": "a"}, "input", "excludes"),
         ({"input": "a", "dimensions": 8}, "dimensions", "matryoshka"),
         ({"input": "a", "dimensions": 0}, "dimensions", "at least 1"),
-        ({"input": "a", "encoding_format": "bytes"}, "encoding_format", "not supported yet"),
         ({"input": "a", "encoding_format": "text"}, "encoding_format", "Invalid enum value"),
-        ({"input": "a", "embed_dtype": "fp8_e4m3"}, "embed_dtype", "not supported yet"),
+        ({"input": "a", "prompt_name": "q"}, "prompt_name", "not one of"),
         ({"input": "a", "padding": "max_length"}, "padding", "not padded"),
         ({"input": "a", "truncate_prompt_tokens": 300}, "truncate_prompt_tokens", "256"),
         ({"input": "a", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "at least 1"),
@@ -288,7 +292,7 @@ def test_each_kind_of_model_refuses_the_other_use(llm: LLM, folder: Path) -> Non
     ):
         with pytest.raises(Unsupported, match="runner='pooling'"):
             generate()
-    with pytest.raises(Unsupported, match="pooling_task"):
+    with pytest.raises(InvalidRequest, match="task classify"):
         llm.encode("a", pooling_task="classify")
     with pytest.raises(InvalidRequest, match="matryoshka"):
         llm.embed("a", pooling_params=PoolingParams(dimensions=8))
@@ -323,6 +327,125 @@ def test_an_encoder_embeds_without_a_flag(tmp_path: Path) -> None:
         open_llm(tmp_path, runner="generate")
 
 
+def test_other_routes_of_a_model_that_embeds(server: Embedder) -> None:
+    floats = np.array(server.vectors(TEXTS[:2]), np.float32)
+    post = partial(httpx.post, timeout=60)
+
+    reply = post(f"{server.url}/pooling", json={"input": TEXTS[:2], "task": "embed"})
+    assert [entry["data"] for entry in reply.json()["data"]] == floats.tolist()
+    reply = post(f"{server.url}/pooling", json={"input": TEXTS[0], "task": "token_embed"})
+    (entry,) = reply.json()["data"]
+    assert entry["object"] == "pooling"
+    assert entry["data"][-1] == floats[0].tolist()
+    assert len(entry["data"]) == reply.json()["usage"]["prompt_tokens"]
+    assert post(f"{server.url}/pooling", json={"input": "a", "task": "classify"}).status_code == 400
+    assert post(f"{server.url}/classify", json={"input": "a"}).status_code == 404
+
+    for format in ("bytes", "bytes_only"):
+        reply = server.ask(input=TEXTS[:2], encoding_format=format, embed_dtype="bfloat16")
+        got = np.frombuffer(reply.content, ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(got.reshape(2, -1), floats.astype(ml_dtypes.bfloat16))
+        assert ("metadata" in reply.headers) == (format == "bytes")
+    meta = json.loads(server.ask(input=TEXTS[:2], encoding_format="bytes").headers["metadata"])
+    assert meta["data"][1] == {
+        "index": 1,
+        "embed_dtype": "float32",
+        "endianness": "native",
+        "start": 128,
+        "end": 256,
+        "shape": [32],
+    }
+
+    cosine = float(floats[0] @ floats[1])
+    for path in ("/score", "/v1/score"):
+        reply = post(server.url + path, json={"text_1": TEXTS[0], "text_2": TEXTS[:2]})
+        scores = [entry["score"] for entry in reply.json()["data"]]
+        np.testing.assert_allclose(scores, [1, cosine], atol=1e-6)
+    body = {"query": TEXTS[0], "documents": [TEXTS[1], {"text": TEXTS[0]}], "top_n": 1}
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        (best,) = post(server.url + path, json=body).json()["results"]
+        assert best["index"] == 1
+        assert best["document"]["text"] == TEXTS[0]
+        assert abs(best["relevance_score"] - 1) < 1e-6
+
+    types = ["float", "base64", "binary", "ubinary"]
+    body = {"texts": TEXTS[:2], "input_type": "search_query", "embedding_types": types}
+    answer = post(f"{server.url}/v2/embed", json=body).json()
+    assert answer["response_type"] == "embeddings_by_type"
+    assert answer["embeddings"]["float"] == floats.tolist()
+    raw = base64.b64decode(answer["embeddings"]["base64"][0])
+    assert raw == floats[0].astype("<f4").tobytes()
+    unsigned = np.packbits(floats > 0, axis=1)
+    assert answer["embeddings"]["ubinary"] == unsigned.tolist()
+    assert answer["embeddings"]["binary"] == (unsigned.astype(int) - 128).tolist()
+
+    reply = post(f"{server.url}/invocations", json={"input": TEXTS[0]})
+    assert reply.json()["data"][0]["embedding"] == floats[0].tolist()
+    reply = post(f"{server.url}/invocations", json={"text_1": "a", "text_2": "a"})
+    assert abs(reply.json()["data"][0]["score"] - 1) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "text_1"),
+        ("/score", {"queries": "a"}, "documents"),
+        ("/score", {}, "text_1"),
+        ("/score", {"text_1": "a", "text_2": ["a b " * 200]}, "text_2"),
+        ("/rerank", {"query": "a", "documents": []}, "documents"),
+        ("/rerank", {"query": "a", "documents": ["b"], "top_n": -1}, "top_n"),
+        ("/rerank", {"query": "a", "documents": ["b"], "instruction": "c"}, "instruction"),
+        ("/rerank", {"documents": ["b"]}, "query"),
+        ("/v2/embed", {}, "texts"),
+        ("/v2/embed", {"texts": ["a"], "images": ["b"]}, "images"),
+        ("/v2/embed", {"texts": ["a"], "embedding_types": ["int8"]}, "embedding_types"),
+        ("/v2/embed", {"texts": ["a"], "input_type": "poem"}, "input_type"),
+        ("/v2/embed", {"texts": ["a b " * 200], "truncate": "NONE"}, "texts"),
+        ("/pooling", {"input": "a", "task": "plugin"}, "task"),
+        ("/v1/embeddings", {"messages": []}, "messages"),
+    ],
+)
+def test_errors_of_other_routes_name_the_field(
+    server: Embedder, path: str, body: dict[str, Any], field: str
+) -> None:
+    reply = httpx.post(server.url + path, json=body, timeout=60)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["param"] == field, reply.text
+
+
+def test_conversations_are_embedded_by_a_template(server: Embedder) -> None:
+    talk = [{"role": "user", "content": "yes"}]
+    reply = server.ask(messages=talk)
+    assert reply.status_code == 400  # the model has no template
+    assert "template" in reply.json()["error"]["message"]
+
+
+def test_scores_in_python(llm: LLM) -> None:
+    outputs = llm.embed(TEXTS[:2], use_tqdm=False)
+    a, b = (np.array(output.outputs.embedding) for output in outputs)
+    scores = llm.score(TEXTS[0], TEXTS[:2], use_tqdm=False)
+    np.testing.assert_allclose([s.outputs.score for s in scores], [1, a @ b], atol=1e-6)
+    with pytest.raises(InvalidRequest, match="as many as data_2"):
+        llm.score(TEXTS[:2], TEXTS[:3])
+
+
+def test_long_texts_in_parts(folder: Path) -> None:
+    config = {"enable_chunked_processing": True, "max_embed_len": 300}
+    text = "the quick brown fox " * 20
+    with open_llm(folder, runner="pooling", pooler_config=config, max_model_len=64) as llm:
+        (whole,) = llm.embed([text], use_tqdm=False)
+        ids = whole.prompt_token_ids
+        assert len(ids) > 64
+        parts = [ids[at : at + 64] for at in range(0, len(ids), 64)]
+        raw = PoolingParams(use_activation=False)
+        outputs = llm.embed(parts, pooling_params=raw, use_tqdm=False)
+        vectors = np.array([output.outputs.embedding for output in outputs])
+        mean = np.average(vectors, axis=0, weights=[len(part) for part in parts])
+        np.testing.assert_allclose(whole.outputs.embedding, mean / np.linalg.norm(mean), atol=1e-6)
+        with pytest.raises(InvalidRequest, match="300 tokens"):
+            llm.embed([text * 6])
+
+
 def open_llm(folder: Path, **flags: Any) -> LLM:
     common = {"kv_cache_memory_bytes": 16 << 20, "num_threads": 1, "dtype": "float32"}
     return LLM(str(folder), **common, **flags)
@@ -348,11 +471,11 @@ def test_pooling_that_the_flags_ask_for(folder: Path) -> None:
     [
         ({"runner": "generate", "convert": "embed"}, "--convert embed needs --runner pooling"),
         ({"runner": "pooling", "convert": "none"}, "--runner pooling needs --convert embed"),
-        ({"convert": "classify"}, "--convert must be one of"),
+        ({"convert": "classification"}, "--convert must be one of"),
         ({"pooler_config": {"pooling_type": "MEAN"}}, "--pooler-config needs --runner pooling"),
-        ({"runner": "pooling", "pooler_config": {"pooling_type": "ALL"}}, "CLS, LAST, MEAN"),
+        ({"runner": "pooling", "pooler_config": {"pooling_type": "MAX"}}, "CLS, LAST, MEAN"),
         ({"runner": "pooling", "pooler_config": {"normalize": 1}}, "true or false"),
-        ({"runner": "pooling", "pooler_config": {"step_tag_id": 1}}, "step_tag_id"),
+        ({"runner": "pooling", "pooler_config": {"step_tag_id": "a"}}, "whole number"),
     ],
 )
 def test_flags_that_contradict_are_refused(

@@ -1,94 +1,23 @@
-"""Wire types of /v1/embeddings."""
+"""Wire types of /v1/embeddings and of Cohere's /v2/embed."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from galley.errors import InvalidRequest, Unsupported
-from galley.server.protocol.base import BodyReader, Int, TokenId, Usage
-from galley.server.protocol.fields import EMBEDDING
-from galley.server.protocol.generation import Caps, CountOrAll, Positive, Text
-
-_INPUTS = [
-    {"type": "string"},
-    {"type": "array", "minItems": 1, "items": {"type": "string"}},
-    {"type": "array", "minItems": 1, "items": {"type": "integer"}},
-    {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1}},
-]
-Input = Annotated[
-    str | list[str | TokenId | list[TokenId]],
-    msgspec.Meta(extra_json_schema={"allOf": [{"anyOf": _INPUTS}]}),
-]
-#: Formats and number formats of vLLM that are refused by name.
-_NO_ENCODINGS = ("bytes", "bytes_only")
-_NO_DTYPES = ("bfloat16", "fp8_e4m3", "fp8_e5m2")
+from galley.server.protocol.base import BodyReader, Int, Usage
+from galley.server.protocol.fields import COHERE_EMBED, EMBEDDING
+from galley.server.protocol.generation import Caps, Positive
+from galley.server.protocol.pooling import EncodingFields, check_count
 
 
-class EmbeddingRequest(msgspec.Struct, kw_only=True):
-    """Embed a text or several (vLLM's names, types and defaults).
-
-    `input` is a text, a list of texts, a list of token ids, or a list of lists of token ids.
-    `embed_dtype` and `endianness` are those of the numbers in base64.
-    """
-
-    input: Input
-    model: str | None = None
-    encoding_format: Literal["float", "base64", "bytes", "bytes_only"] = "float"
-    embed_dtype: Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"] = "float32"
-    endianness: Literal["native", "big", "little"] = "native"
-    dimensions: Positive | None = None
-    use_activation: bool | None = None
-    add_special_tokens: bool = True
-    truncate_prompt_tokens: CountOrAll | None = None
-    truncation_side: Literal["left", "right"] | None = None
-    priority: Int = 0
-    cache_salt: Text | None = None
-    request_id: str | None = None
+class EmbeddingRequest(EncodingFields, kw_only=True):
+    """Embed a text or several (vLLM's names, types and defaults)."""
 
 
 reader = BodyReader(EmbeddingRequest, EMBEDDING)
-
-
-def check_embedding(request: EmbeddingRequest, caps: Caps) -> list[str | list[int]]:
-    """The inputs of a request, each a text or token ids.
-
-    Raises:
-        InvalidRequest, Unsupported: with the field at fault.
-    """
-    if request.encoding_format in _NO_ENCODINGS:
-        raise Unsupported(
-            f"encoding_format {request.encoding_format} is not supported yet; use float or base64.",
-            field="encoding_format",
-        )
-    if request.embed_dtype in _NO_DTYPES:
-        raise Unsupported(
-            f"embed_dtype {request.embed_dtype} is not supported yet; use float32 or float16.",
-            field="embed_dtype",
-        )
-    return _inputs(request.input, caps)
-
-
-def _inputs(given: Any, caps: Caps) -> list[str | list[int]]:
-    if isinstance(given, str):
-        return [given]
-    if not given:
-        raise InvalidRequest("input must not be empty.", field="input")
-    kinds = {type(item) for item in given}
-    if kinds == {int}:
-        return [given]
-    if len(kinds) > 1:
-        raise InvalidRequest(
-            "input must be a text, a list of texts, token ids, or a list of token-id lists; it "
-            "cannot be a mixture.",
-            field="input",
-        )
-    if len(given) > caps.prompts:
-        raise InvalidRequest(
-            f"input is limited to {caps.prompts} entries a call, got {len(given)}.", field="input"
-        )
-    return list(given)
 
 
 class EmbeddingData(msgspec.Struct, kw_only=True):
@@ -106,3 +35,71 @@ class EmbeddingResponse(msgspec.Struct, kw_only=True):
     model: str
     data: list[EmbeddingData]
     usage: Usage
+
+
+EmbeddingType = Literal["float", "binary", "ubinary", "base64"]
+
+
+class CohereEmbedRequest(msgspec.Struct, kw_only=True):
+    """Embed texts (Cohere's names).
+
+    `input_type` names a text of the checkpoint that stands before each: one of its own, or
+    `search_query` and `search_document`. `inputs` are objects with `content` of text parts.
+    """
+
+    model: str | None = None
+    input_type: str | None = None
+    texts: list[str] | None = None
+    inputs: list[dict[str, Any]] | None = None
+    output_dimension: Positive | None = None
+    embedding_types: list[EmbeddingType] | None = None
+    truncate: Literal["NONE", "START", "END"] = "END"
+    max_tokens: Positive | None = None
+    priority: Int = 0
+
+    def contents(self, caps: Caps) -> list[str]:
+        """The texts. Raises InvalidRequest, Unsupported."""
+        if (self.texts is None) == (self.inputs is None):
+            raise InvalidRequest("exactly one of texts and inputs is required.", field="texts")
+        field = "texts" if self.texts is not None else "inputs"
+        items: list[Any] = self.texts if self.texts is not None else self.inputs or []
+        if not items:
+            raise InvalidRequest(f"{field} must not be empty.", field=field)
+        check_count(items, field, caps)
+        return [item if isinstance(item, str) else _content(item) for item in items]
+
+
+def _content(item: dict[str, Any]) -> str:
+    parts = item.get("content")
+    if not isinstance(parts, list):
+        raise InvalidRequest("inputs: content must be a list of parts.", field="inputs")
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            raise Unsupported("inputs: only parts of text are supported.", field="inputs")
+    return "".join(part["text"] for part in parts)
+
+
+cohere_reader = BodyReader(CohereEmbedRequest, COHERE_EMBED)
+
+
+class CohereVersion(msgspec.Struct):
+    version: str = "2"
+
+
+class CohereUnits(msgspec.Struct):
+    input_tokens: int
+
+
+class CohereMeta(msgspec.Struct):
+    billed_units: CohereUnits
+    api_version: CohereVersion = msgspec.field(default_factory=CohereVersion)
+
+
+class CohereEmbedResponse(msgspec.Struct, kw_only=True):
+    """Vectors by type: numbers, signs of eight components a number, or base64 of float32."""
+
+    id: str
+    embeddings: dict[EmbeddingType, list[list[float | int] | str]]
+    texts: list[str]
+    meta: CohereMeta
+    response_type: Literal["embeddings_by_type"] = "embeddings_by_type"

@@ -102,13 +102,22 @@ COMPLETION: FieldTable = {
     "prompt_embeds": Refused("prompts are text or token ids."),
 }
 
-#: Further fields of /v1/embeddings.
-EMBEDDING: FieldTable = {
+#: Further fields of the routes that pool.
+POOLING: FieldTable = {
     "user": NoEffect(str | None, "identifies the end user"),
     "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
+    "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
     "padding": Refused("inputs are not padded.", ("do_not_pad",)),
-    "messages": Refused("send `input`; conversations are not embedded yet."),
 }
+
+#: Further fields of /v1/embeddings.
+EMBEDDING: FieldTable = {**POOLING}
+
+#: Further fields of /score and /rerank.
+SCORING: FieldTable = {name: POOLING[name] for name in ("user", "mm_processor_kwargs", "padding")}
+
+#: Further fields of /v2/embed.
+COHERE_EMBED: FieldTable = {"images": Refused("only text is available yet.")}
 
 #: Further fields of /tokenize and /detokenize.
 TOKENIZE: FieldTable = {

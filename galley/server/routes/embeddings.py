@@ -1,39 +1,51 @@
-"""/v1/embeddings."""
+"""/v1/embeddings, and Cohere's /v2/embed."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
 from typing import Any, cast
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import InvalidRequest
-from galley.frontend.pooling import PendingVector
-from galley.frontend.prompts import Prompt
 from galley.request import PoolingParams, PoolingRequestOutput
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
-from galley.server.protocol.base import PromptTokensDetails, Usage
+from galley.server.pooling import (
+    as_bytes,
+    numbers_of,
+    pooled,
+    prompt_text,
+    prompts_of,
+    settings_of,
+    usage_of,
+)
 from galley.server.protocol.embeddings import (
+    CohereEmbedRequest,
+    CohereEmbedResponse,
+    CohereMeta,
+    CohereUnits,
     EmbeddingData,
-    EmbeddingRequest,
     EmbeddingResponse,
-    check_embedding,
+    cohere_reader,
     reader,
 )
+from galley.server.protocol.pooling import PoolingFields
 from galley.server.response_builder import to_json
 from galley.server.router import GENERATION_ERRORS, Router
-from galley.server.sampling import LONG_TEXT
-from galley.server.stream import until_disconnect
 
-_BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
-_DTYPES = {"float32": "f4", "float16": "f2"}
+#: Cohere's names of input types → those that checkpoints give the texts before an input.
+_INPUT_TYPES = {
+    "search_query": ("query", "s2p_query"),
+    "search_document": ("document", "passage", "corpus"),
+    "classification": ("Classification",),
+    "clustering": ("Clustering",),
+}
 
 
 def routes(ctx: Context) -> Router:
@@ -41,107 +53,92 @@ def routes(ctx: Context) -> Router:
 
     @router.post("/v1/embeddings", reader, response=EmbeddingResponse, errors=GENERATION_ERRORS)
     async def create_embedding(raw: Request) -> Response:
-        """Vectors of a text, or of several."""
-        request = await ctx.read(raw, reader)
+        """Vectors of a text, or of several; or of conversations."""
+        return await respond(ctx, raw, await ctx.body(raw))
+
+    @router.post("/v2/embed", cohere_reader, response=CohereEmbedResponse, errors=GENERATION_ERRORS)
+    async def cohere_embed(raw: Request) -> Response:
+        """Vectors of texts, as Cohere's API has them."""
+        request = await ctx.read(raw, cohere_reader)
         apply_priority_header(raw, request)
-        inputs = check_embedding(request, ctx.caps)
-        model = ctx.model_name(request.model)
-        id = request_id(raw, "embd", request.request_id, ctx.caps.request_id)
-        outputs = await until_disconnect(raw.receive, _embed(ctx, request, inputs, id))
-        response = EmbeddingResponse(
+        ctx.model_name(request.model)
+        texts = request.contents(ctx.caps)
+        before = prompt_text(settings_of(ctx), _prompt_name(ctx, request.input_type))
+        id = request_id(raw, "embd", None, ctx.caps.request_id)
+        params = PoolingParams(task="embed", dimensions=request.output_dimension)
+        field = "texts" if request.texts is not None else "inputs"
+        prompts = [before + text for text in texts]
+        outputs = await pooled(ctx, raw, _fields(request), prompts, params, id, field=field)
+        types = request.embedding_types or ["float"]
+        answer = CohereEmbedResponse(
             id=id,
-            created=int(time.time()),
-            model=model,
-            data=[
-                EmbeddingData(index=i, embedding=_encoded(output.outputs.data, request))
-                for i, output in enumerate(outputs)
-            ],
-            usage=_usage(outputs, ctx.server.enable_prompt_tokens_details),
+            embeddings={kind: [_typed(output, kind) for output in outputs] for kind in types},
+            texts=texts,
+            meta=CohereMeta(CohereUnits(sum(len(o.prompt_token_ids) for o in outputs))),
         )
-        return json_response(to_json(response), headers=load_report(raw, ctx.metrics))
+        return json_response(to_json(answer), headers=load_report(raw, ctx.metrics))
 
     return router
 
 
-async def _embed(
-    ctx: Context, request: EmbeddingRequest, inputs: list[str | list[int]], id: str
-) -> list[PoolingRequestOutput]:
-    """The outputs of all inputs, or none: the failure of one aborts the others."""
-    params = PoolingParams(
-        use_activation=request.use_activation,
-        dimensions=request.dimensions,
-        truncate_prompt_tokens=request.truncate_prompt_tokens,
+async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
+    """The answer to a body of /v1/embeddings."""
+    request = reader.read(body)
+    apply_priority_header(raw, request)
+    prompts, special, field = await prompts_of(ctx, request)
+    model = ctx.model_name(request.model)
+    id = request_id(raw, "embd", request.request_id, ctx.caps.request_id)
+    params = PoolingParams(task="embed", dimensions=request.dimensions)
+    outputs = await pooled(
+        ctx, raw, request, prompts, params, id, field=field, add_special_tokens=special
     )
-    prompts = await _tokenized(ctx, request, inputs)
-    pending: list[PendingVector] = []
-    try:
-        for i, prompt in enumerate(prompts):
-            ctx.admit()
-            pending.append(_start(ctx, request, prompt, params, f"{id}-{i}"))
-        return [await vector.output() for vector in pending]
-    finally:
-        for vector in pending:
-            vector.close()
-
-
-async def _tokenized(
-    ctx: Context, request: EmbeddingRequest, inputs: list[str | list[int]]
-) -> list[str | list[int]]:
-    """Token ids of many or long texts, made in a thread; others are tokenised when they start.
-
-    Texts that may be truncated stay texts, as the tokens that the tokenizer adds are kept.
-    """
-    size = sum(len(text) for text in inputs if isinstance(text, str))
-    tokenizer = ctx.tokenizer
-    if size < LONG_TEXT or tokenizer is None or request.truncate_prompt_tokens is not None:
-        return inputs
-
-    def encode() -> list[str | list[int]]:
-        special = request.add_special_tokens
-        return [tokenizer.encode(x, special) if isinstance(x, str) else x for x in inputs]
-
-    return await asyncio.to_thread(encode)
-
-
-def _start(
-    ctx: Context,
-    request: EmbeddingRequest,
-    given: str | list[int],
-    params: PoolingParams,
-    id: str,
-) -> PendingVector:
-    """Submit one input to the engine. Raises InvalidRequest, Unsupported, EngineDead."""
-    key = "prompt" if isinstance(given, str) else "prompt_token_ids"
-    prompt: dict[str, Any] = {key: given}
-    if request.cache_salt is not None:
-        prompt["cache_salt"] = request.cache_salt
-    try:
-        return ctx.engine.pool(
-            cast(Prompt, prompt),
-            params,
-            id,
-            priority=request.priority,
-            add_special_tokens=request.add_special_tokens,
-            truncation_side=request.truncation_side or "right",
-        )
-    except InvalidRequest as error:
-        field = "input" if error.field == "prompt" else error.field
-        raise InvalidRequest(error.message, field=field) from None
-
-
-def _encoded(vector: NDArray[np.float32], request: EmbeddingRequest) -> list[float] | str:
-    if request.encoding_format == "float":
-        numbers: list[float] = vector.tolist()
-        return numbers
-    dtype = _BYTE_ORDERS[request.endianness] + _DTYPES[request.embed_dtype]
-    return base64.b64encode(vector.astype(dtype).tobytes()).decode()
-
-
-def _usage(outputs: list[PoolingRequestOutput], details: bool) -> Usage:
-    tokens = sum(len(output.prompt_token_ids) for output in outputs)
-    cached = sum(output.num_cached_tokens for output in outputs)
-    return Usage(
-        prompt_tokens=tokens,
-        total_tokens=tokens,
-        prompt_tokens_details=PromptTokensDetails(cached) if details else None,
+    usage = usage_of(outputs, ctx.server.enable_prompt_tokens_details)
+    created = int(time.time())
+    if request.encoding_format in ("bytes", "bytes_only"):
+        header = {"id": id, "created": created, "model": model}
+        return as_bytes(outputs, request, {**header, "usage": msgspec.to_builtins(usage)})
+    response = EmbeddingResponse(
+        id=id,
+        created=created,
+        model=model,
+        data=[
+            EmbeddingData(index=i, embedding=cast(Any, numbers_of(output.outputs.data, request)))
+            for i, output in enumerate(outputs)
+        ],
+        usage=usage,
     )
+    return json_response(to_json(response), headers=load_report(raw, ctx.metrics))
+
+
+def _fields(request: CohereEmbedRequest) -> PoolingFields:
+    """What the request says of truncation and priority, in vLLM's names."""
+    keep = request.max_tokens
+    if keep is None and request.truncate != "NONE":
+        keep = -1
+    side: Any = "left" if request.truncate == "START" else "right"
+    return PoolingFields(
+        priority=request.priority, truncate_prompt_tokens=keep, truncation_side=side
+    )
+
+
+def _prompt_name(ctx: Context, input_type: str | None) -> str | None:
+    """The name of the text before an input. Raises InvalidRequest for an unknown type."""
+    prompts = settings_of(ctx).prompts
+    if input_type is None or input_type in prompts:
+        return input_type
+    if input_type not in _INPUT_TYPES:
+        raise InvalidRequest(f"input_type {input_type!r} is not known.", field="input_type")
+    return next((name for name in _INPUT_TYPES[input_type] if name in prompts), None)
+
+
+def _typed(output: PoolingRequestOutput, kind: str) -> list[float | int] | str:
+    """A vector in one of Cohere's types."""
+    vector = output.outputs.data
+    if kind == "float":
+        return cast(list[float | int], vector.tolist())
+    if kind == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    signs = np.packbits(vector > 0)
+    if kind == "binary":
+        return cast(list[float | int], (signs.astype(np.int16) - 128).tolist())
+    return cast(list[float | int], signs.tolist())
