@@ -21,7 +21,7 @@ from galley.request import Constraint, StructuredOutputsParams
 #: Most constraints that are remembered as checked.
 REMEMBERED = 256
 #: Limits of one check: CPU seconds, bytes beyond what the child has when it is idle.
-CPU_SECONDS = 1.0
+CPU_SECONDS = 0.8
 MEMORY = 1 << 30
 #: Most bytes of a constraint, as it is given and as it is handed to the engine.
 MAX_GIVEN = 4 << 20
