@@ -288,7 +288,9 @@ def values_of(checkpoint: ArrayCheckpoint, arrays: Arrays) -> Arrays:
 
 def tokens_per_second(checkpoint: ArrayCheckpoint, streams: int, prompt: list[int]) -> float:
     """Of greedy decoding, all streams together."""
-    runner = open_runner(checkpoint, max_num_seqs=streams, max_model_len=128)
+    runner = open_runner(
+        checkpoint, max_num_seqs=streams, max_model_len=128, kv_cache_memory_bytes=1 << 30
+    )
     toy = Toy(LocalExecutor(runner), streams, 128)
     sequences = [toy.add(i, prompt) for i in range(streams)]
     toy.generate(sequences, 4, budget=2048)

@@ -105,7 +105,6 @@ def compressed(layout: str, **weights: Any) -> dict[str, Any]:
         "format": layout,
         "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
-        "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor"},
     }
 
 
