@@ -72,8 +72,6 @@ _ROUTE_GROUPS = {
 def route(entry: dict[str, Any]) -> Verdict:
     if entry["group"] == "fault-tolerance":
         return REFUSED, "the engine restarts by itself; there is nothing to steer"
-    if entry["path"] == "/classify":
-        return WORKS, "with a classifier of texts"
     if "adapters" in entry["path"]:
         return NOT_YET, _LORA
     if entry["path"] == "/kv_event_sources":

@@ -132,7 +132,6 @@ ENTRIES: dict[str, Entry] = {
     "Qwen3_5MoeForCausalLM": Entry("Qwen3.5 MoE (text)", "recurrent", "Qwen/Qwen3.5-35B-A3B"),
     "Qwen3_5ForCausalLM": Entry("Qwen3.5 (text)", "recurrent", "Qwen/Qwen3.5-0.8B"),
     "RWKV7ForCausalLM": Entry("RWKV 7", "recurrent", "fla-hub/rwkv7-0.4B-world"),
-    "RobertaForMaskedLM": Entry("RoBERTa (masked)", "encoder", "FacebookAI/roberta-base"),
     "RobertaModel": Entry("RoBERTa", "encoder", "sentence-transformers/all-distilroberta-v1"),
     "SeedOssForCausalLM": Entry("Seed-OSS", "dense", "ByteDance-Seed/Seed-OSS-36B-Instruct"),
     "SmolLM3ForCausalLM": Entry("SmolLM3", "dense", "HuggingFaceTB/SmolLM3-3B"),

@@ -339,7 +339,7 @@ def test_other_routes_of_a_model_that_embeds(server: Embedder) -> None:
     assert entry["data"][-1] == floats[0].tolist()
     assert len(entry["data"]) == reply.json()["usage"]["prompt_tokens"]
     assert post(f"{server.url}/pooling", json={"input": "a", "task": "classify"}).status_code == 400
-    assert post(f"{server.url}/classify", json={"input": "a"}).status_code == 404
+    assert post(f"{server.url}/classify", json={"input": "a"}).status_code == 400
 
     for format in ("bytes", "bytes_only"):
         reply = server.ask(input=TEXTS[:2], encoding_format=format, embed_dtype="bfloat16")

@@ -65,17 +65,15 @@ def routes(ctx: Context) -> Router:
         )
         return json_response(to_json(response), headers=load_report(raw, ctx.metrics))
 
-    if "classify" in settings_of(ctx).tasks:
-
-        @router.post(
-            "/classify",
-            classification_reader,
-            response=ClassificationResponse,
-            errors=GENERATION_ERRORS,
-        )
-        async def classify(raw: Request) -> Response:
-            """The labels of a text, or of several."""
-            return await respond(ctx, raw, await ctx.body(raw))
+    @router.post(
+        "/classify",
+        classification_reader,
+        response=ClassificationResponse,
+        errors=GENERATION_ERRORS,
+    )
+    async def classify(raw: Request) -> Response:
+        """The labels of a text, or of several."""
+        return await respond(ctx, raw, await ctx.body(raw))
 
     return router
 
