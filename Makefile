@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-embeddings bench-steps bench-layers bench-claims bench-speculation docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -151,6 +151,9 @@ bench-steps: ## what HTTP leaves of the native steps, and where a step's time go
 
 bench-layers: ## experts, latent attention and recurrences against their rooflines, beside the dense path
 	@$(BIN)/python -m benchmarks.layers $(LAYERS_ARGS)
+
+bench-lora: ## throughput with adapters against the same requests without; LORA_ARGS
+	@$(BIN)/python -m benchmarks.lora $(LORA_ARGS)
 
 bench-claims: ## a measured row for each claim, curves in build/claims (minutes); CLAIMS_ARGS="prefix --rounds 5" for some
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install --quiet matplotlib

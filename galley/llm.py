@@ -7,8 +7,10 @@ processor. Unlike the server, it does not survive a crash of its engine: that en
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -16,17 +18,19 @@ from prometheus_client import CollectorRegistry
 
 from galley.chat.templates import ChatRenderer
 from galley.chat.tokenizer import ChatTokenizer
+from galley.config import EngineConfig
 from galley.config.pooling import PoolingSettings, pooling_settings
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
 from galley.engine.pausing import check_level
-from galley.errors import InvalidRequest, Unsupported
+from galley.errors import InvalidRequest, ModelError, Unsupported
 from galley.frontend.arguments import (
+    LoRAs,
     Message,
     Prompts,
     as_conversations,
     as_list,
-    refuse_lora,
+    per_prompt,
     tokenization,
 )
 from galley.frontend.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
@@ -43,8 +47,10 @@ from galley.loader import resolve_tokenizer
 from galley.observability.metrics import EngineMetrics
 from galley.observability.perfetto import profile_settings
 from galley.request import (
+    Adapter,
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
+    LoRARequest,
     PoolingParams,
     PoolingRequestOutput,
     PoolingTask,
@@ -75,7 +81,9 @@ class LLM(UnsupportedMethods):
     """
 
     def __init__(self, model: str = "", *, chat_template: str | None = None, **flags: Any) -> None:
-        loaded = assemble(from_kwargs({"model": model, **flags}, "offline"))
+        config = from_kwargs({"model": model, **flags}, "offline")
+        folder = self._adapter_folder(config)
+        loaded = assemble(config, adapters=folder)
         self.config = loaded.config
         self._model_info = loaded.model_info
         self._core = loaded.core
@@ -105,6 +113,20 @@ class LLM(UnsupportedMethods):
         )
         self._enqueued: list[RequestState] = []
         self._num_requests = 0
+        self._adapters = None
+        if folder is not None:
+            from galley.frontend.adapters import AdapterLoader, OfflineAdapters
+
+            loader = AdapterLoader(self.config, self._model_info, folder)
+            self._adapters = OfflineAdapters(loader)
+
+    def _adapter_folder(self, config: EngineConfig) -> Path | None:
+        """A folder for packed adapters that lives as long as this object; None without LoRA."""
+        if not config.lora.enable_lora:
+            return None
+        folder = tempfile.TemporaryDirectory(prefix="galley-adapters-")
+        self._folder = folder  # removed with this object
+        return Path(folder.name)
 
     # ------------------------------------------------------------------ generation
 
@@ -113,7 +135,7 @@ class LLM(UnsupportedMethods):
         prompts: Prompts,
         sampling_params: Params | None = None,
         use_tqdm: bool = True,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         priority: Sequence[int] | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
@@ -123,6 +145,7 @@ class LLM(UnsupportedMethods):
             prompts: one or several: text, token ids, or {"prompt"} / {"prompt_token_ids"} dicts.
             sampling_params: one for all, or one each. Default: `get_default_sampling_params()`.
             use_tqdm: show a progress bar.
+            lora_request: adapter of all prompts, or of each (None = the model alone).
             priority: one number each; smaller runs first (--scheduling-policy priority).
             tokenization_kwargs: `add_special_tokens`, `truncate_prompt_tokens`.
 
@@ -130,17 +153,17 @@ class LLM(UnsupportedMethods):
             InvalidRequest, Unsupported: a prompt or parameter; nothing has been computed.
             RequestFailed: a request failed in the engine.
         """
-        refuse_lora(lora_request)
         add_special, truncate = tokenization(tokenization_kwargs)
         items = as_list(prompts)
         params = self._params_of(sampling_params, len(items), truncate)
-        return self._finish(self._enter(items, params, priority, add_special), use_tqdm)
+        states = self._enter(items, params, priority, add_special, lora_request)
+        return self._finish(states, use_tqdm)
 
     def enqueue(
         self,
         prompts: Prompts,
         sampling_params: Params | None = None,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         priority: Sequence[int] | None = None,
         use_tqdm: bool = True,
         tokenization_kwargs: Mapping[str, Any] | None = None,
@@ -149,11 +172,10 @@ class LLM(UnsupportedMethods):
 
         Arguments and errors as for `generate`. Other calls that run the engine compute them too.
         """
-        refuse_lora(lora_request)
         add_special, truncate = tokenization(tokenization_kwargs)
         items = as_list(prompts)
         params = self._params_of(sampling_params, len(items), truncate)
-        states = self._enter(items, params, priority, add_special)
+        states = self._enter(items, params, priority, add_special, lora_request)
         self._enqueued += states
         return [state.submission.request_id for state in states]
 
@@ -161,7 +183,7 @@ class LLM(UnsupportedMethods):
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params | None = None,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         priority: Sequence[int] | None = None,
         use_tqdm: bool = True,
         **options: Any,
@@ -170,8 +192,7 @@ class LLM(UnsupportedMethods):
 
         Arguments and errors as for `chat`.
         """
-        refuse_lora(lora_request)
-        states = self._enter_chat(messages, sampling_params, priority, **options)
+        states = self._enter_chat(messages, sampling_params, priority, lora_request, **options)
         self._enqueued += states
         return [state.submission.request_id for state in states]
 
@@ -191,7 +212,7 @@ class LLM(UnsupportedMethods):
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params | None = None,
         use_tqdm: bool = True,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         priority: Sequence[int] | None = None,
         chat_template: str | None = None,
         chat_template_content_format: ContentFormat = "auto",
@@ -212,11 +233,11 @@ class LLM(UnsupportedMethods):
 
         Raises: as `generate`.
         """
-        refuse_lora(lora_request)
         states = self._enter_chat(
             messages,
             sampling_params,
             priority,
+            lora_request,
             chat_template=chat_template,
             chat_template_content_format=chat_template_content_format,
             add_generation_prompt=add_generation_prompt,
@@ -232,6 +253,7 @@ class LLM(UnsupportedMethods):
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params | None,
         priority: Sequence[int] | None,
+        lora_request: LoRAs = None,
         *,
         chat_template_content_format: ContentFormat = "auto",
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -252,13 +274,13 @@ class LLM(UnsupportedMethods):
             for talk in as_conversations(messages)
         ]
         params = self._params_of(sampling_params, len(prompts), truncate)
-        return self._enter(prompts, params, priority, False)
+        return self._enter(prompts, params, priority, False, lora_request)
 
     def beam_search(
         self,
         prompts: Prompts,
         params: BeamSearchParams,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         use_tqdm: bool = False,
         concurrency_limit: int | None = None,
     ) -> list[BeamSearchOutput]:
@@ -270,23 +292,30 @@ class LLM(UnsupportedMethods):
 
         Raises: as `generate`.
         """
-        refuse_lora(lora_request)
         items = [self._ids_of(prompt) for prompt in as_list(prompts)]
+        loras = per_prompt(lora_request, len(items))
         size = concurrency_limit or max(len(items), 1)
         found: list[BeamSearchOutput] = []
         for at in range(0, len(items), size):
-            found += self._search(items[at : at + size], params, use_tqdm)
+            part = slice(at, at + size)
+            found += self._search(items[part], params, loras[part], use_tqdm)
         return found
 
     def _search(
-        self, prompts: list[list[int]], params: BeamSearchParams, shown: bool
+        self,
+        prompts: list[list[int]],
+        params: BeamSearchParams,
+        loras: Sequence[LoRARequest | None],
+        shown: bool,
     ) -> list[BeamSearchOutput]:
         eos = self._client.inputs.limits.eos_token_ids
         searches = [BeamSearch(ids, params, eos) for ids in prompts]
+        adapters = dict(zip(map(id, searches), loras, strict=True))
         while running := [search for search in searches if not search.done]:
             asked: list[Prompt] = [ids for search in running for ids in search.prompts]
             params_of = [one for search in running for one in search.step_params()]
-            outputs = iter(self.generate(asked, params_of, use_tqdm=shown))
+            given = [adapters[id(search)] for search in running for _ in search.prompts]
+            outputs = iter(self.generate(asked, params_of, shown, given))
             for search in running:
                 steps = [next(outputs).outputs[0].logprobs for _ in search.prompts]
                 search.advance([(step or [{}])[0] for step in steps])
@@ -327,9 +356,11 @@ class LLM(UnsupportedMethods):
         params: Sequence[SamplingParams],
         priority: Sequence[int] | None,
         add_special_tokens: bool,
+        lora_request: LoRAs = None,
     ) -> list[RequestState]:
         """Submit prompts to the engine: all, or none if one is invalid."""
         self._require("generate")
+        adapters = self._adapters_of(lora_request, len(prompts))
         if priority is not None and len(priority) != len(prompts):
             raise InvalidRequest(
                 f"{len(prompts)} prompts but {len(priority)} priorities.", field="priority"
@@ -339,7 +370,7 @@ class LLM(UnsupportedMethods):
             for i, prompt in enumerate(prompts):
                 final = msgspec.structs.replace(params[i], output_kind=RequestOutputKind.FINAL_ONLY)
                 rank = 0 if priority is None else priority[i]
-                states.append(self._add(prompt, final, rank, add_special_tokens))
+                states.append(self._add(prompt, final, rank, add_special_tokens, adapters[i]))
         except BaseException:
             self._cancel(states)
             raise
@@ -377,6 +408,7 @@ class LLM(UnsupportedMethods):
         params: SamplingParams | PoolingParams,
         priority: int,
         add_special_tokens: bool,
+        adapter: Adapter | None = None,
     ) -> RequestState:
         request_id = str(self._num_requests)
         self._num_requests += 1
@@ -387,7 +419,23 @@ class LLM(UnsupportedMethods):
             priority=priority,
             add_special_tokens=add_special_tokens,
             truncation_side="left" if isinstance(params, SamplingParams) else "right",
+            adapter=adapter,
         )
+
+    def _adapters_of(self, given: LoRAs, count: int) -> list[Adapter | None]:
+        """The adapter of each prompt. Raises InvalidRequest, Unsupported."""
+        requests = per_prompt(given, count)
+        if not any(requests):
+            return [None] * count
+        if self._adapters is None:
+            raise Unsupported(
+                "lora_request needs a model that was loaded with enable_lora=True.",
+                field="lora_request",
+            )
+        try:
+            return [r if r is None else self._adapters.find(r) for r in requests]
+        except ModelError as error:
+            raise InvalidRequest(error.message, field="lora_request") from None
 
     def _require(self, runner: Literal["generate", "pooling"]) -> None:
         """Raise Unsupported if the model was not loaded for this."""
@@ -426,7 +474,7 @@ class LLM(UnsupportedMethods):
         prompts: Prompts,
         use_tqdm: bool = True,
         pooling_params: Pooling | None = None,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """Embed prompts; returns one output per prompt, in order.
@@ -452,7 +500,7 @@ class LLM(UnsupportedMethods):
         prompts: Prompts,
         pooling_params: Pooling | None = None,
         use_tqdm: bool = True,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         pooling_task: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[PoolingRequestOutput]:
@@ -464,7 +512,6 @@ class LLM(UnsupportedMethods):
 
         Other arguments and errors as for `embed`.
         """
-        refuse_lora(lora_request)
         self._require("pooling")
         if pooling_task is not None and pooling_task not in get_args(PoolingTask):
             raise InvalidRequest(
@@ -484,14 +531,15 @@ class LLM(UnsupportedMethods):
             params = [msgspec.structs.replace(p, truncate_prompt_tokens=truncate) for p in params]
         if pooling_task is not None:
             params = [msgspec.structs.replace(p, task=pooling_task) for p in params]
-        return self._pool(items, params, add_special, use_tqdm)
+        adapters = self._adapters_of(lora_request, len(items))
+        return self._pool(items, params, add_special, use_tqdm, adapters)
 
     def classify(
         self,
         prompts: Prompts,
         pooling_params: Pooling | None = None,
         use_tqdm: bool = True,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[ClassificationRequestOutput]:
         """Classify prompts; returns the numbers of all labels of each, in order.
@@ -508,7 +556,7 @@ class LLM(UnsupportedMethods):
         prompts: Prompts,
         pooling_params: Pooling | None = None,
         use_tqdm: bool = True,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[PoolingRequestOutput]:
         """The rewards of prompts: numbers of each token, or of each step.
@@ -525,7 +573,7 @@ class LLM(UnsupportedMethods):
         data_2: Any,
         use_tqdm: bool = True,
         pooling_params: PoolingParams | None = None,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> list[ScoringRequestOutput]:
@@ -537,7 +585,6 @@ class LLM(UnsupportedMethods):
 
         Other arguments and errors as for `embed`.
         """
-        refuse_lora(lora_request)
         self._require("pooling")
         first, second = as_texts(data_1, "data_1"), as_texts(data_2, "data_2")
         check_pairs(first, second, ("data_1", "data_2"))
@@ -547,14 +594,16 @@ class LLM(UnsupportedMethods):
         if settings.score_kind != "cross-encoder":
             texts: list[Any] = [*first, *second]
             params = msgspec.structs.replace(params, truncate_prompt_tokens=most)
-            outputs = self._pool(texts, [params] * len(texts), special, use_tqdm)
+            adapters = self._adapters_of(lora_request, len(texts))
+            outputs = self._pool(texts, [params] * len(texts), special, use_tqdm, adapters)
             return self._compared(settings, outputs[: len(first)], outputs[len(first) :])
         encode = PairEncoder(self._words(), settings.segment, self._pair_template(chat_template))
         if most == -1:
             most = self._client.inputs.limits.max_model_len
         queries = first if len(first) > 1 else first * len(second)
         pairs: list[Any] = [encode(q, d, most) for q, d in zip(queries, second, strict=True)]
-        outputs = self._pool(pairs, [params] * len(pairs), False, use_tqdm)
+        adapters = self._adapters_of(lora_request, len(pairs))
+        outputs = self._pool(pairs, [params] * len(pairs), False, use_tqdm, adapters)
         return [
             ScoringRequestOutput(
                 output.request_id,
@@ -598,6 +647,7 @@ class LLM(UnsupportedMethods):
         params: Sequence[PoolingParams],
         add_special: bool,
         shown: bool,
+        adapters: Sequence[Adapter | None],
     ) -> list[PoolingRequestOutput]:
         """The outputs of prompts, computed together; nothing is if one is invalid."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -606,17 +656,19 @@ class LLM(UnsupportedMethods):
             made = iter(self._tokenizer.encode_batch(texts, add_special))
             prompts = [next(made) if isinstance(prompt, str) else prompt for prompt in prompts]
         chunked = None
-        if params and all(each == params[0] for each in params):
+        alike = all(adapter is adapters[0] for adapter in adapters)
+        if params and alike and all(each == params[0] for each in params):
             inputs = self._client.inputs
             chunked = ChunkedTexts.of(
                 inputs.pooling, inputs.limits.max_model_len, as_ids(prompts), params[0]
             )
         if chunked is not None:
             prompts, params = chunked.parts, [chunked.params] * len(chunked.parts)
+            adapters = [adapters[0]] * len(prompts)
         states: list[RequestState] = []
         try:
-            for prompt, each in zip(prompts, params, strict=True):
-                states.append(self._add(prompt, each, 0, add_special))
+            for prompt, each, adapter in zip(prompts, params, adapters, strict=True):
+                states.append(self._add(prompt, each, 0, add_special, adapter))
             self._drive(states, shown)
             outputs = [output for state in states if (output := state.take_pooled()) is not None]
         finally:

@@ -502,6 +502,55 @@ class PoolingParams(
             )
 
 
+class LoRARequest(msgspec.Struct, frozen=True):
+    """An adapter for a request (vLLM's shape).
+
+    Attributes:
+        lora_name: shown in outputs and metrics.
+        lora_int_id: at least 1; a number of the caller's.
+        lora_path: folder of the adapter.
+        base_model_name: for the caller; None = the model.
+        load_inplace: read the files again, although this adapter has been used before.
+    """
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str = ""
+    base_model_name: str | None = None
+    load_inplace: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lora_int_id < 1:
+            raise InvalidRequest(
+                f"lora_int_id must be at least 1, got {self.lora_int_id}.", field="lora_int_id"
+            )
+        if not self.lora_path:
+            raise InvalidRequest("lora_path cannot be empty.", field="lora_path")
+
+    @property
+    def name(self) -> str:
+        return self.lora_name
+
+    @property
+    def path(self) -> str:
+        return self.lora_path
+
+    @property
+    def adapter_id(self) -> int:
+        return self.lora_int_id
+
+
+class Adapter(msgspec.Struct, frozen=True, eq=False, weakref=True):
+    """An adapter that has been loaded. It is kept as long as a request refers to it.
+
+    Attributes:
+        load: the number of its load.
+    """
+
+    load: int
+    lora_request: LoRARequest
+
+
 class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One sequence to compute, as the engine core sees it. Children of n>1 are separate requests.
 
@@ -578,8 +627,8 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     #: What it was sampled with: its own, or one that it got on arrival; None where it is greedy.
     seed: int | None = None
+    lora_request: LoRARequest | None = None
     #: Fields of features that do not exist yet.
-    lora_request: ClassVar[None] = None
     routed_experts: ClassVar[None] = None
     sampling_mask: ClassVar[None] = None
     spec_decode_metrics: ClassVar[None] = None
@@ -735,8 +784,8 @@ class RequestOutput:
     prompt_logprobs: Sequence[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int | None = None
     metrics: RequestMetrics | None = None
+    lora_request: LoRARequest | None = None
     #: Fields of features that do not exist yet.
-    lora_request: ClassVar[None] = None
     encoder_prompt: ClassVar[None] = None
     encoder_prompt_token_ids: ClassVar[None] = None
     num_cache_creation_tokens: ClassVar[None] = None

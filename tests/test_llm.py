@@ -299,7 +299,7 @@ def test_priorities_are_one_each(llm: LLM) -> None:
 
 
 def test_what_is_not_supported_is_refused_by_name(llm: LLM) -> None:
-    with pytest.raises(Unsupported, match="lora_request"):
+    with pytest.raises(InvalidRequest, match="lora_request"):
         llm.generate("a", GREEDY, lora_request=object())  # type: ignore[arg-type]
     with pytest.raises(Unsupported, match="padding"):
         llm.generate("a", GREEDY, tokenization_kwargs={"padding": True})

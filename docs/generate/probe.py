@@ -34,6 +34,7 @@ SWITCHES: tuple[tuple[str, ...], ...] = (
     ("--enable-scale-out",),
     ("--enable-fault-tolerance",),
     ("--enable-offline-docs",),
+    ("--enable-lora",),
 )
 #: Variables that the servers must not find, so that the pages are the same wherever they are made.
 OWN = ("VLLM_", "GALLEY_", "OTEL_", "HF_", "PROMETHEUS_", "NO_COLOR", "FORCE_COLOR")

@@ -51,7 +51,7 @@ HINTS = {
 
 _POOLING = "plugins and generative scoring are not supported yet"
 _MEDIA = "only text models are supported yet"
-_LORA = "LoRA adapters are not supported yet"
+_LORA = "--enable-lora"
 _WEIGHTS = "weight updates are not supported yet"
 _PARALLEL = "this version runs one engine on one host"
 _ROUTE_GROUPS = {
@@ -136,7 +136,11 @@ _VARIABLES: dict[str, Verdict] = {
     "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": (NOTHING, "--engine-step-timeout"),
     "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": (NOTHING, "there are no workers yet"),
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": (REFUSED, "beyond the model's positions there are no answers"),
-    "VLLM_PLUGINS": (NOT_YET, "plugins"),
+    "VLLM_PLUGINS": (NOT_YET, "plugins, except resolvers of adapters ([lora.md](lora.md))"),
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": (WORKS, ""),
+    "VLLM_LORA_RESOLVER_CACHE_DIR": (WORKS, "with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
+    "VLLM_LORA_RESOLVER_HF_REPO_LIST": (NOT_YET, "download the adapter and name its folder"),
+    "VLLM_LORA_ENABLE_DUAL_STREAM": (NOTHING, "there are no streams of a GPU"),
     "VLLM_COMPUTE_NANS_IN_LOGITS": (NOT_YET, "NaN checks of logits"),
     "VLLM_RAISE_ON_LOGIT_NANS": (NOT_YET, "NaN checks of logits"),
     "VLLM_HOST_IP": (NOT_YET, "all sockets between the processes are Unix sockets"),
@@ -190,8 +194,9 @@ def variable(entry: dict[str, Any]) -> Verdict:
 
 
 def request(name: str) -> Verdict:
+    if "LoRAAdapter" in name:
+        return WORKS, "is_3d_lora_weight is refused"
     for pattern, reason in (
-        ("LoRA", _LORA),
         ("Transcription|Translation", _MEDIA),
         ("Generate", "tokens in, tokens out for disaggregated front ends"),
         ("Generative|Structured", "scores of labels"),
@@ -233,7 +238,6 @@ def sampling(name: str) -> Verdict:
 CHECKLIST: dict[int, str] = {
     137: "needs the router",
     148: "needs the router",
-    189: "deferred > 0 needs LoRA",
     201: "",
     204: "several engines need data parallelism",
     225: "one host: all sockets between processes are Unix sockets in a private folder",

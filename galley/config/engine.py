@@ -308,6 +308,24 @@ class SpeculativeConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """LoRA adapters"""
+
+    enable_lora: bool = False
+    """Serve LoRA adapters, each request with its own, all on one copy of the model."""
+    max_loras: int = 1
+    """Most adapters among the requests that run at once. Requests for more of them wait."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Largest rank of an adapter. One of a larger rank is refused when it is loaded."""
+    max_cpu_loras: int | None = None
+    """Most adapters in memory; the one that has not been used for longest is dropped, and read
+    again when it is needed. At least --max-loras, which is the default."""
+    lora_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Number format of adapters. `auto`: that of the model's activations. float16 is kept in
+    float32, which holds it exactly."""
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """Complete configuration of an engine."""
 
@@ -320,3 +338,4 @@ class EngineConfig:
     observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)
     structured: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)
     speculative: SpeculativeConfig = field(default_factory=SpeculativeConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)

@@ -23,6 +23,7 @@ from galley.config.engine import (
     DeviceConfig,
     EngineConfig,
     LoadConfig,
+    LoRAConfig,
     ModelConfig,
     ObservabilityConfig,
     ParallelConfig,
@@ -56,6 +57,7 @@ SECTIONS: dict[str, type] = {
     "observability": ObservabilityConfig,
     "structured": StructuredOutputsConfig,
     "speculative": SpeculativeConfig,
+    "lora": LoRAConfig,
 }
 
 
@@ -307,6 +309,7 @@ def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> En
                 field="max_num_batched_tokens",
             )
     _check_quantization(model.quantization, model_info)
+    check_adapters(config)
     runner = runner_of(model, model_info)
     pooling_settings(model, model_info)  # raises for values that are not valid
     names = model.served_model_name or (served_name(model, model_info),)
@@ -334,6 +337,21 @@ def _check_quantization(asked: str | None, model_info: ModelInfo) -> None:
         message = f"the checkpoint's is {stored}"
         hint = "Weights are used in its format: omit the flag, or name a checkpoint of that format."
     raise ConfigError(f"--quantization {asked}: {message}. {hint}", field="quantization")
+
+
+def check_adapters(config: EngineConfig) -> None:
+    """Raises ConfigError for limits of adapters that contradict each other."""
+    lora = config.lora
+    if lora.max_loras < 1:
+        raise ConfigError(
+            f"--max-loras must be at least 1, got {lora.max_loras}.", field="max_loras"
+        )
+    if lora.max_cpu_loras is not None and lora.max_cpu_loras < lora.max_loras:
+        raise ConfigError(
+            f"--max-cpu-loras {lora.max_cpu_loras} is less than --max-loras {lora.max_loras}: "
+            "adapters of running requests are in memory.",
+            field="max_cpu_loras",
+        )
 
 
 def served_name(model: ModelConfig, model_info: ModelInfo) -> str:

@@ -6,10 +6,48 @@ not change afterwards.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Literal
 
 from galley.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoRAModule:
+    """An adapter of --lora-modules."""
+
+    name: str
+    path: str
+    base_model_name: str | None = None
+
+    @staticmethod
+    def read(text: str) -> LoRAModule:
+        """From NAME=PATH, or a JSON object of the fields. Raises ConfigError."""
+        if not text.startswith("{"):
+            name, _, path = text.partition("=")
+            fields: object = {"name": name, "path": path}
+        else:
+            try:
+                fields = json.loads(text)
+            except ValueError as error:
+                raise ConfigError(
+                    f"--lora-modules {text:.200} is not valid JSON: {error}", field="lora_modules"
+                ) from None
+        assert isinstance(fields, dict)
+        if fields.pop("is_3d_lora_weight", False):
+            raise ConfigError(
+                "--lora-modules: is_3d_lora_weight is not supported.", field="lora_modules"
+            )
+        unknown = set(fields) - {"name", "path", "base_model_name"}
+        values = [fields.get("name"), fields.get("path")]
+        if unknown or not all(isinstance(value, str) and value for value in values):
+            raise ConfigError(
+                f"--lora-modules {text:.200} must be NAME=PATH, or a JSON object of name, path and "
+                "base_model_name.",
+                field="lora_modules",
+            )
+        return LoRAModule(**fields)
 
 
 @dataclass(frozen=True)
@@ -52,6 +90,9 @@ class ServerConfig:
     (docs/tool-calling.md lists them). Default: reasoning is part of the content."""
     reasoning_parser_plugin: str = ""
     """Python file with formats of one's own, which --reasoning-parser may name."""
+    lora_modules: tuple[str, ...] = ()
+    """Adapters to offer from the start: `name=path` each, or a JSON object of `name`, `path` and
+    `base_model_name`. Needs --enable-lora."""
     response_role: str = "assistant"
     """Role of the response to a chat request with `add_generation_prompt`."""
     return_tokens_as_token_ids: bool = False

@@ -48,11 +48,13 @@ def assemble(
     config: EngineConfig,
     engine_id: EngineId | None = None,
     kv_files: KVFiles | None = None,
+    adapters: Path | None = None,
 ) -> LoadedEngine:
     """Find and load the model, size the KV cache, connect the parts.
 
     Args:
         kv_files: memory for a KV cache that outlives the engine.
+        adapters: folder in which front ends put packed adapters.
 
     Raises:
         ConfigError: a flag does not fit this machine or this model.
@@ -80,6 +82,7 @@ def assemble(
             memory,
             speculator,
             pooling=resolved.model.runner == "pooling",
+            adapters=adapters,
         )
     log_start(resolved, model_info, executor, progress.seconds)
     if block_index is not None and not block_index.used:
@@ -156,7 +159,7 @@ def _with_num_blocks(config: EngineConfig, num_blocks: int | None) -> EngineConf
 
 def load_engine(config: EngineConfig, spec: EngineSpec) -> tuple[EngineCore, Ready]:
     """The core of an engine process, and the message that each client gets when it is ready."""
-    loaded = assemble(config, EngineId(spec.index, spec.epoch), kv_files=spec.kv_files)
+    loaded = assemble(config, EngineId(spec.index, spec.epoch), spec.kv_files, spec.adapters)
     core, executor = loaded.core, loaded.core.executor
     ready = Ready(
         engine_index=spec.index,

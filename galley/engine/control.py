@@ -14,6 +14,9 @@ import socket
 
 import msgspec
 
+#: Folder of packed adapters in the launcher's private folder.
+ADAPTERS = "adapters"
+
 
 class Bound(msgspec.Struct, tag="bound"):
     """An engine listens at `address`; it has not loaded its model yet."""

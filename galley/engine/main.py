@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,6 +31,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
         address: see `FrameServer`.
         status_path: file of the status recorder.
         kv_files: memory for a KV cache that outlives the engine.
+        adapters: folder of packed adapters.
     """
 
     index: int
@@ -37,6 +39,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
     address: str
     status_path: str
     kv_files: KVFiles | None = None
+    adapters: Path | None = None
 
 
 def run(

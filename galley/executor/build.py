@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from galley.config import EngineConfig, ModelInfo
 from galley.errors import ConfigError
 from galley.executor.executor import Executor
@@ -23,6 +25,7 @@ def build(
     kv_memory: MemoryAllocator | None = None,
     speculator: Speculator | None = None,
     pooling: bool = False,
+    adapters: Path | None = None,
 ) -> Executor:
     """Load the model, size its KV cache and make the executor of --distributed-executor-backend.
 
@@ -32,6 +35,7 @@ def build(
         kv_memory: allocates the KV cache; None = in ordinary memory.
         speculator: proposes drafts after each step; None = no speculation.
         pooling: keep the final hidden states of a step, for requests that pool.
+        adapters: folder of packed adapters; None = no request has one.
 
     Raises:
         ConfigError: more than one rank is requested, or memory is short.
@@ -45,7 +49,15 @@ def build(
                 f"{option} {size}: a model runs on one rank in this version; use 1.", field=name
             )
     runner = Runner(
-        config, model_info, checkpoint, available, progress, kv_memory, speculator, pooling
+        config,
+        model_info,
+        checkpoint,
+        available,
+        progress,
+        kv_memory,
+        speculator,
+        pooling,
+        adapters,
     )
     if parallel.distributed_executor_backend == "loopback":
         return LoopbackExecutor(runner)

@@ -7,8 +7,11 @@ from typing import Any
 
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.prompts import Prompt
+from galley.request import LoRARequest
 
 Message = Mapping[str, Any]
+#: An adapter for all prompts, or one for each.
+LoRAs = LoRARequest | Sequence[LoRARequest | None] | None
 Prompts = Prompt | Sequence[Prompt]
 
 
@@ -42,6 +45,17 @@ def tokenization(kwargs: Mapping[str, Any] | None) -> tuple[bool, int | None]:
     return options
 
 
-def refuse_lora(lora_request: object) -> None:
-    if lora_request is not None:
-        raise Unsupported("lora_request is not supported yet.", field="lora_request")
+def per_prompt(given: LoRAs, count: int) -> list[LoRARequest | None]:
+    """The adapter of each of `count` prompts. Raises InvalidRequest."""
+    requests = [given] * count if given is None or isinstance(given, LoRARequest) else list(given)
+    if len(requests) != count:
+        raise InvalidRequest(
+            f"{count} prompts but {len(requests)} lora_requests.", field="lora_request"
+        )
+    for request in requests:
+        if request is not None and not isinstance(request, LoRARequest):
+            raise InvalidRequest(
+                f"lora_request must be a LoRARequest, got {type(request).__name__}.",
+                field="lora_request",
+            )
+    return requests

@@ -16,6 +16,7 @@ from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
 from galley.frontend.pooling import PendingVector
 from galley.frontend.prompts import Prompt
 from galley.request import (
+    Adapter,
     PoolingParams,
     PoolingRequestOutput,
     RequestOutput,
@@ -65,6 +66,7 @@ class EngineClient(Protocol):
         arrival_time: float | None = None,
         add_special_tokens: bool = True,
         truncation_side: TruncationSide = "left",
+        adapter: Adapter | None = None,
     ) -> RequestStream: ...
 
     def pool(
@@ -76,6 +78,7 @@ class EngineClient(Protocol):
         priority: int = 0,
         add_special_tokens: bool = True,
         truncation_side: TruncationSide = "left",
+        adapter: Adapter | None = None,
     ) -> PendingVector:
         """As `generate`, for a request that ends with a vector."""
 
@@ -184,6 +187,7 @@ class InprocClient:
         priority: int = 0,
         add_special_tokens: bool = True,
         truncation_side: TruncationSide = "left",
+        adapter: Adapter | None = None,
     ) -> RequestState:
         """Check a request and pass it to the engine. Raises InvalidRequest, Unsupported."""
         submission = self.inputs.process(
@@ -194,6 +198,7 @@ class InprocClient:
             add_special_tokens=add_special_tokens,
             clip_max_tokens=True,
             truncation_side=truncation_side,
+            adapter=adapter,
         )
         with uninterrupted():
             state = self.outputs.add(submission)

@@ -21,7 +21,9 @@ from galley.config.structured import StructuredOutputsSettings
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.prompts import Prompt, parse_prompt
 from galley.request import (
+    Adapter,
     Constraint,
+    LoRARequest,
     PoolingParams,
     Request,
     SamplingParams,
@@ -57,6 +59,11 @@ class Submission:
     params: SamplingParams | PoolingParams
     arrival_time: float
     requests: list[Request]
+    adapter: Adapter | None = None
+
+    @property
+    def lora_request(self) -> LoRARequest | None:
+        return None if self.adapter is None else self.adapter.lora_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,7 @@ class InputProcessor:
         add_special_tokens: bool = True,
         clip_max_tokens: bool = False,
         truncation_side: TruncationSide = "left",
+        adapter: Adapter | None = None,
     ) -> Submission:
         """Check and prepare one prompt.
 
@@ -126,6 +134,7 @@ class InputProcessor:
             clip_max_tokens: more tokens than the model's length, or a minimum above the room that
                 the prompt leaves, are served to the model's length (offline); otherwise they are
                 refused (HTTP).
+            adapter: that answers; None = the model alone.
             truncation_side: where `truncate_prompt_tokens` removes tokens: "left" keeps the last.
 
         Raises:
@@ -157,8 +166,12 @@ class InputProcessor:
             params=params,
             arrival_time=time.time() if arrival_time is None else arrival_time,
             requests=[],
+            adapter=adapter,
         )
         self._fan_out(submission, max_total, priority, parsed["cache_salt"], constraint)
+        if adapter is not None:
+            for request in submission.requests:
+                request.adapter = adapter.load
         return submission
 
     def knows(self, params: StructuredOutputsParams) -> bool:

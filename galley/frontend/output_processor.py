@@ -284,6 +284,7 @@ class RequestState:
             prompt_logprobs=prompt_logprobs(self.prompt_logprobs, flat),
             num_cached_tokens=self.num_cached_tokens,
             metrics=first.metrics,
+            lora_request=submission.lora_request,
         )
 
     def take_pooled(self) -> PoolingRequestOutput | None:

@@ -29,7 +29,7 @@ from galley.frontend.output_processor import OutputProcessor, RequestState, Sequ
 from galley.frontend.pooling import PendingVector
 from galley.frontend.prompts import Prompt
 from galley.messages import Abort, Add, FromEngine, Outputs, Ready
-from galley.request import PoolingParams, Request, SamplingParams, StructuredOutputsParams
+from galley.request import Adapter, PoolingParams, Request, SamplingParams, StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,7 @@ class RemoteClient:
         arrival_time: float | None = None,
         add_special_tokens: bool = True,
         truncation_side: TruncationSide = "left",
+        adapter: Adapter | None = None,
     ) -> RequestStream:
         """Accept a request: see `EngineClient`."""
         if params.logits_processors:
@@ -139,6 +140,7 @@ class RemoteClient:
             arrival_time=arrival_time,
             add_special_tokens=add_special_tokens,
             truncation_side=truncation_side,
+            adapter=adapter,
         )
         return RequestStream(state, self._cancel)
 
@@ -151,6 +153,7 @@ class RemoteClient:
         priority: int = 0,
         add_special_tokens: bool = True,
         truncation_side: TruncationSide = "left",
+        adapter: Adapter | None = None,
     ) -> PendingVector:
         """Accept a request: see `EngineClient`."""
         state = self._accept(
@@ -160,6 +163,7 @@ class RemoteClient:
             priority=priority,
             add_special_tokens=add_special_tokens,
             truncation_side=truncation_side,
+            adapter=adapter,
         )
         return PendingVector(state, self._cancel)
 

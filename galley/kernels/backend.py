@@ -17,6 +17,7 @@ from galley.config.engine import QuantizedActivations
 from galley.config.extras import install_command
 from galley.config.registries import BACKENDS
 from galley.errors import ConfigError
+from galley.kernels.adapters import AdapterTable
 from galley.kernels.ops import CacheLayer, Constant, ForwardContext, Ops, Value, Weight
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.sampling import LogitMasks, Samples
@@ -115,9 +116,13 @@ class Executable(Protocol):
         asked for when it was built (hidden [T, H]; normed [T, H], after the final norm).
         """
 
-    def run(self, step: StepInputs, sample: bool) -> None:
+    def run(self, step: StepInputs, sample: bool, adapted: bool = False) -> None:
         """Run the forward pass and, with `sample`, the sampler. Writes K and V to the cache and
-        the results to `logits` and `samples`."""
+        the results to `logits` and `samples`.
+
+        Args:
+            adapted: rows may have an adapter: the column `adapter` names its place, -1 = none.
+        """
 
     def sample(self, step: StepInputs) -> None:
         """Run the sampler alone, on the current `logits`."""
@@ -179,11 +184,18 @@ class Backend(Protocol):
     def from_packed(self, packed: PackedWeight) -> Weight:
         """A weight whose packed data exists already, for example in a mapped file."""
 
-    def build(self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()) -> Executable:
+    def build(
+        self,
+        model: Model,
+        limits: StepLimits,
+        outputs: Sequence[str] = (),
+        adapters: AdapterTable | None = None,
+    ) -> Executable:
         """Make the model executable for steps within the limits.
 
         Args:
             outputs: results to keep besides the logits; see `Executable.outputs`.
+            adapters: that rows of a step may have; None = none.
         """
 
 

@@ -13,12 +13,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
+from galley.kernels.adapters import AdapterTable
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena, release_pages
 from galley.kernels.backend import (
     Dense,
@@ -83,8 +85,22 @@ class CpuBackend:
     def from_packed(self, packed: PackedWeight) -> PackedWeight:
         return packed
 
-    def build(self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()) -> CpuExecutable:
-        nodes, symbols = record(model, self.kv, self._quantized, outputs)
+    def build(
+        self,
+        model: Model,
+        limits: StepLimits,
+        outputs: Sequence[str] = (),
+        adapters: AdapterTable | None = None,
+    ) -> CpuExecutable:
+        passes = [self._forward(model, outputs, None)]
+        if adapters is not None:
+            passes.append(self._forward(model, outputs, adapters))
+        return CpuExecutable(model, passes, limits, self._pool, self.kv, self._eager)
+
+    def _forward(
+        self, model: Model, outputs: Sequence[str], adapters: AdapterTable | None
+    ) -> ForwardPass:
+        nodes, symbols = record(model, self.kv, self._quantized, outputs, adapters)
         for name in outputs:
             if name not in symbols:
                 known = ", ".join(symbols)
@@ -92,8 +108,18 @@ class CpuBackend:
         kept = {name: symbols[name] for name in dict.fromkeys(("logits", *outputs))}
         nodes = [*nodes, Node(OUTPUT, reads=kept)]  # no pass may fuse away what is read later
         nodes = apply(nodes, self._passes)
-        nodes = [node for node in nodes if node.op != OUTPUT]
-        return CpuExecutable(model, nodes, kept, limits, self._pool, self.kv, self._eager)
+        return ForwardPass([node for node in nodes if node.op != OUTPUT], kept)
+
+
+class ForwardPass(msgspec.Struct, frozen=True, eq=False):
+    """A recorded forward pass.
+
+    Attributes:
+        outputs: symbols whose values outlive the run, "logits" among them.
+    """
+
+    nodes: list[Node]
+    outputs: Mapping[str, Symbol]
 
 
 class KVMemory:
@@ -172,11 +198,11 @@ class CpuExecutable:
     """A recorded model, ready to run (`backend.Executable`).
 
     Args:
-        nodes: the forward pass.
-        outputs: symbols whose values outlive the run, "logits" among them.
+        passes: the forward pass; and that of steps in which rows have adapters, if there are any.
 
     Attributes:
-        nodes: ops 0 .. len(nodes) - 1 of the program; the sampler is the last.
+        nodes: of the first pass: ops 0 .. len(nodes) - 1 of the program. The sampler follows, then
+            the second pass and its sampler.
 
     Raises ValueError where the model does something that no native op does.
     """
@@ -184,31 +210,34 @@ class CpuExecutable:
     def __init__(
         self,
         model: Model,
-        nodes: list[Node],
-        outputs: Mapping[str, Symbol],
+        passes: Sequence[ForwardPass],
         limits: StepLimits,
         pool: _native.Pool,
         kv: KVFormat,
         eager: bool,
     ) -> None:
-        self.nodes = nodes
-        self._arguments = [arguments(node) for node in nodes]
+        self._passes = list(passes)
+        self.nodes = passes[0].nodes
+        self._arguments = [[arguments(node) for node in p.nodes] for p in passes]
         self._layers = list(model.kv_layers)
         self._numbers = kv
         self._limits = limits
         self._sizes = {"tokens": limits.tokens, "sequences": limits.rows, "logits": limits.logits}
         self._pool = pool
         self._eager = eager
-        self._outputs = dict(outputs)
-        self._pinned = {s.buffer: self._pin(name, s) for name, s in outputs.items()}
+        self._outputs = dict(passes[0].outputs)
+        kept = {name: self._pin(name, symbol) for name, symbol in self._outputs.items()}
+        self._pinned = {s.buffer: kept[name] for p in passes for name, s in p.outputs.items()}
         # Outputs outlive the forward pass, so they have no place in the arena.
-        self._arena_plan = plan_arena(
-            nodes, lambda b: 0 if b in self._pinned else self._buffer_bytes(b)
-        )
-        self._logits = self._pinned[outputs["logits"].buffer]
+        self._arena_plans = [
+            plan_arena(p.nodes, lambda b: 0 if b in self._pinned else self._buffer_bytes(b))
+            for p in passes
+        ]
+        self._arena_bytes = max(plan.size for plan in self._arena_plans)  # one runs at a time
+        self._logits = kept["logits"]
         self._samples = _SampleArrays(limits)
-        pinned_bytes = sum(len(rows) * rows.strides[0] for rows in self._pinned.values())
-        self.activation_bytes = self._arena_plan.size + pinned_bytes
+        pinned_bytes = sum(len(rows) * rows.strides[0] for rows in kept.values())
+        self.activation_bytes = self._arena_bytes + pinned_bytes
         self._kv: KVMemory | None = None
         self._masks: LogitMasks | None = None
         self._program: _native.Program | None = None
@@ -259,12 +288,13 @@ class CpuExecutable:
         for name, array in zip(MASK_COLUMNS, arrays, strict=True):
             bind_column(self._program, name, array)
 
-    def run(self, step: StepInputs, sample: bool) -> None:
-        ops = len(self.nodes) + sample
+    def run(self, step: StepInputs, sample: bool, adapted: bool = False) -> None:
+        first = len(self.nodes) + 1 if adapted else 0
+        last = first + len(self._passes[adapted].nodes) + sample
         if not self._eager:
-            self.run_ops(step, 0, ops)
+            self.run_ops(step, first, last)
             return
-        for op in range(ops):
+        for op in range(first, last):
             self.run_ops(step, op, op + 1)
 
     def sample(self, step: StepInputs) -> None:
@@ -298,7 +328,7 @@ class CpuExecutable:
         return self._program.timings()
 
     def describe(self) -> str:
-        arena = f"arena {self._arena_plan.size / 2**20:.1f} MiB for {self._limits}"
+        arena = f"arena {self._arena_bytes / 2**20:.1f} MiB for {self._limits}"
         return f"{describe(self.nodes)}\n{arena}, KV cache {self._numbers}"
 
     @property
@@ -317,19 +347,25 @@ class CpuExecutable:
         return self._samples.view(self._step_sizes["logits"])
 
     def _add_ops(self, program: _native.Program, kv: KVMemory) -> None:
-        arena = aligned_bytes(self._arena_plan.size)
+        arena = aligned_bytes(self._arena_bytes)
         self._keepalive.append(arena)
+        for number in range(len(self._passes)):
+            self._add_pass(program, kv, number, int(arena.ctypes.data))
+
+    def _add_pass(self, program: _native.Program, kv: KVMemory, number: int, arena: int) -> None:
+        """Add a forward pass and a sampler; `arena` is the address of its buffers."""
+        forward, plan = self._passes[number], self._arena_plans[number]
 
         def address_of(buffer: Buffer) -> int:
             if buffer in self._pinned:
                 return int(self._pinned[buffer].ctypes.data)
-            return int(arena.ctypes.data) + self._arena_plan.spans[buffer].start
+            return arena + plan.spans[buffer].start
 
         logits_stride = self._logits.strides[0] // self._logits.itemsize
-        for node, values in zip(self.nodes, self._arguments, strict=True):
+        for node, values in zip(forward.nodes, self._arguments[number], strict=True):
             pointers, values = pointer_arguments(node, address_of), dict(values)
             results = (*node.writes.values(), *node.updates.values())
-            if any(result.buffer is self._outputs["logits"].buffer for result in results):
+            if any(result.buffer is forward.outputs["logits"].buffer for result in results):
                 values["out_stride"] = logits_stride
             if node.layer is not None:
                 name = "state" if isinstance(node.layer, StateLayer) else "kv"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from galley.kernels.ops import native_op
-from galley.kernels.program import Buffer, Constant, Dim, Kind, Node, PackedExperts
+from galley.kernels.program import Buffer, Constant, Dim, Kind, Node, PackedExperts, SiteTable
 from galley.kernels.weights import PackedWeight
 
 #: Bytes of one element, for kinds without scales.
@@ -36,5 +36,7 @@ def pointer_arguments(node: Node, address_of: Callable[[Buffer], int]) -> dict[s
 def _constant_address(constant: Constant) -> int:
     if isinstance(constant, PackedExperts):
         return int(constant.table.ctypes.data)
+    if isinstance(constant, SiteTable):
+        return int(constant.adapters.table.ctypes.data)
     array = constant.data if isinstance(constant, PackedWeight) else constant
     return int(array.ctypes.data)

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from galley.kernels import _native
+from galley.kernels.adapters import AdapterSite, AdapterTable
 from galley.kernels.values import CacheLayer
 from galley.kernels.weights import PackedWeight
 
@@ -107,7 +108,19 @@ class PackedExperts(msgspec.Struct, frozen=True, eq=False, dict=True):
         return np.array(rows, np.int64)
 
 
-Constant = PackedWeight | PackedExperts | NDArray[np.float32] | NDArray[np.int32]
+class SiteTable(msgspec.Struct, frozen=True, eq=False):
+    """The adapters' matrices of one layer."""
+
+    adapters: AdapterTable
+    site: AdapterSite
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(places, matrices)"""
+        return (len(self.adapters.adapters), self.site.inputs + len(self.site.parts))
+
+
+Constant = PackedWeight | PackedExperts | SiteTable | NDArray[np.float32] | NDArray[np.int32]
 
 
 class Node(msgspec.Struct, frozen=True, eq=False):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from galley.config.engine import QuantizedActivations
 from galley.kernels.activations import activation_kind, common_kind
+from galley.kernels.adapters import AdapterTable
 from galley.kernels.backend import Model
 from galley.kernels.ops import Op, Ops
 from galley.kernels.program import Kind, Node, Symbol
@@ -43,6 +44,7 @@ def record(
     kv: KVFormat,
     quantized: QuantizedActivations = "auto",
     outputs: Sequence[str] = (),
+    adapters: AdapterTable | None = None,
 ) -> tuple[list[Node], dict[str, Symbol]]:
     """The model's forward pass and its outputs by name. Arguments as for `Recorder`.
 
@@ -50,8 +52,8 @@ def record(
     `hidden` after the final norm, if it is among `outputs`.
     Raises ValueError for a program that could not run (`verify`).
     """
-    recorder, ctx = Recorder(kv, quantized), RecordingContext()
-    ops = Ops(recorder)
+    recorder, ctx = Recorder(kv, quantized, adapters), RecordingContext()
+    ops = Ops(recorder, adapted=adapters is not None)
     hidden: Any = model.forward(ops, model.embed(ops, ctx), ctx)
     logits: Any = model.logits(ops, hidden, ctx)
     symbols: dict[str, Symbol] = {"hidden": hidden, "logits": logits}
@@ -72,9 +74,16 @@ class Recorder:
 
     Args:
         quantized: rows that are multiplied with weights of integers in groups.
+        adapters: that rows of the step may have; None = none, and nothing is recorded for them.
     """
 
-    def __init__(self, kv: KVFormat, quantized: QuantizedActivations = "auto") -> None:
+    def __init__(
+        self,
+        kv: KVFormat,
+        quantized: QuantizedActivations = "auto",
+        adapters: AdapterTable | None = None,
+    ) -> None:
+        self.adapters = adapters
         self.nodes: list[Node] = []
         self.kv = kv
         self.query_kind = Kind.f32 if kv.name == "float32" else Kind.bf16

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
+from galley.kernels.adapters import AdapterTable
 from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits, kv_layout
 from galley.kernels.ops import CacheLayer, LatentLayer, Op, Ops, StateLayer
 from galley.kernels.quantized import QuantizedWeight
@@ -143,10 +144,28 @@ class ReferenceContext:
 
 
 class ReferenceOps:
-    """Runs the ops' definitions. Values are tensors of `dtype`, weights tensors [N, K]."""
+    """Runs the ops' definitions. Values are tensors of `dtype`, weights tensors [N, K].
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    Attributes:
+        adapters: that rows may have.
+        token_places, logit_places: [T], [L] each row's adapter, -1 = none.
+    """
+
+    def __init__(
+        self, dtype: torch.dtype = torch.float32, adapters: AdapterTable | None = None
+    ) -> None:
         self.dtype = dtype
+        self._adapters = adapters
+        self.token_places = self.logit_places = np.empty(0, np.int32)
+
+    @property
+    def adapters(self) -> AdapterTable:
+        assert self._adapters is not None
+        return self._adapters
+
+    def adapter_places(self, logits: bool) -> NDArray[np.int32]:
+        """Places of the adapters of logit rows, or of tokens."""
+        return self.logit_places if logits else self.token_places
 
     def run(self, op: Op, *args: Any) -> Any:
         return op.reference(self, *args)
@@ -195,9 +214,13 @@ class ReferenceBackend:
         return torch.from_numpy(packed.unpack()).to(self._compute)
 
     def build(
-        self, model: Model, limits: StepLimits, outputs: Sequence[str] = ()
+        self,
+        model: Model,
+        limits: StepLimits,
+        outputs: Sequence[str] = (),
+        adapters: AdapterTable | None = None,
     ) -> ReferenceExecutable:
-        return ReferenceExecutable(model, limits, self._compute, self.kv, outputs)
+        return ReferenceExecutable(model, limits, self._compute, self.kv, outputs, adapters)
 
 
 class ReferenceExecutable:
@@ -210,11 +233,13 @@ class ReferenceExecutable:
         dtype: torch.dtype,
         kv: KVFormat,
         outputs: Sequence[str] = (),
+        adapters: AdapterTable | None = None,
     ) -> None:
         self._model = model
         self._dtype, self._numbers = dtype, kv
         self._limits = limits
-        self._ops = Ops(ReferenceOps(dtype))
+        self._reference = ReferenceOps(dtype, adapters)
+        self._adapter: NDArray[np.int32] | None = None
         self.activation_bytes = limits.logits * model.vocab_size * 4
         self._cache: KVCache | None = None
         self._table: RequestTable | None = None
@@ -246,22 +271,29 @@ class ReferenceExecutable:
 
     def bind(self, table: RequestTable, columns: Mapping[str, NDArray[Any]]) -> None:
         self._table = table
+        self._adapter = columns.get("adapter")
         self._sampler = ReferenceSampler(table, columns, self._limits)
 
     def set_masks(self, masks: LogitMasks | None) -> None:
         assert self._sampler is not None
         self._sampler.masks = masks
 
-    def run(self, step: StepInputs, sample: bool) -> None:
+    def run(self, step: StepInputs, sample: bool, adapted: bool = False) -> None:
         assert self._cache is not None, "run before allocate_kv"
         assert self._table is not None, "run before bind"
+        ops = Ops(self._reference, adapted=adapted)
+        if adapted:
+            assert self._adapter is not None
+            places = self._adapter[step.slots]
+            self._reference.token_places = np.repeat(places, step.num_new)
+            self._reference.logit_places = np.repeat(places, step.num_logits)
         ctx = step_context(step, self._table, self._cache)
         with torch.inference_mode():
-            hidden: Any = self._model.embed(self._ops, ctx)
-            hidden = self._model.forward(self._ops, hidden, ctx)
-            logits: Any = self._model.logits(self._ops, hidden, ctx)
+            hidden: Any = self._model.embed(ops, ctx)
+            hidden = self._model.forward(ops, hidden, ctx)
+            logits: Any = self._model.logits(ops, hidden, ctx)
             if self._normed is not None:
-                normed: Any = self._model.final_norm(self._ops, hidden)
+                normed: Any = self._model.final_norm(ops, hidden)
                 self._normed = normed.float().numpy()
         self._logits = logits.float().numpy()
         self._hidden = hidden.float().numpy()

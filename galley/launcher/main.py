@@ -10,7 +10,7 @@ from pathlib import Path
 
 from galley.config import EngineConfig
 from galley.config.server import ServerConfig
-from galley.engine.control import Channel
+from galley.engine.control import ADAPTERS, Channel
 from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
 from galley.engine.heartbeat import StatusReader, status_file_path
 from galley.engine.persistent_kv import KVFiles
@@ -107,7 +107,9 @@ def _entries(
         from galley.engine.main import EngineSpec, run
 
         address = f"ipc://{directory}/engine-{index}-{epoch}"
-        spec = EngineSpec(index, epoch, address, status_path(index), kv_files)
+        spec = EngineSpec(
+            index, epoch, address, status_path(index), kv_files, Path(directory, ADAPTERS)
+        )
         if faults:
             mine = Faults(faults, epoch)
             run(spec, config, channel, faulty_loader(load_engine, mine), faulty_process(mine))

@@ -19,6 +19,7 @@ class Linear:
 
     Attributes:
         matrix: the tensors that the layer consists of.
+        site: its numbers among the layers that adapters may add to.
         interleaved: the outputs of its two parts come in turn, as `matrix` asks.
     """
 
@@ -28,6 +29,7 @@ class Linear:
         self.interleaved = matrix.interleave > 0 and len(self.weights) == 1
         self._ranks = source.group.size if matrix.cut == "outputs" else 1
         self._sum = matrix.cut == "inputs"  # the result is one rank's term of a sum
+        self.site = source.sites.add(matrix, self._run, self._ranks)
         self.bias: Constant | None = None
         if bias:
             values = source.vector(bias_of(matrix, self._run))
@@ -36,6 +38,8 @@ class Linear:
 
     def __call__(self, ops: Ops, x: Value) -> Value:
         y = ops.linear(x, self.weights, self.bias)
+        if ops.adapted:
+            y = ops.adapt(x, y, self.site, self.weights)
         return ops.all_reduce(y) if self._sum else y
 
     def columns_of(self, name: str) -> NDArray[np.intp]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from galley.kernels.ops import RankGroup, SingleRank, Weight
 from galley.kernels.weights import WeightFormat
 from galley.layers.questions import Matrix, Vector, parts_of
+from galley.layers.sites import Sites
 
 
 class ShapeWeight(msgspec.Struct, frozen=True, eq=False):
@@ -29,12 +30,14 @@ class ShapeSource:
 
     Attributes:
         matrices, vectors: the questions so far, in order.
+        sites: linear layers that have been built.
     """
 
     interleave_gate_up = True
 
     def __init__(self, group: RankGroup | None = None) -> None:
         self.group: RankGroup = group or SingleRank()
+        self.sites = Sites()
         self.matrices: list[Matrix] = []
         self.vectors: list[Vector] = []
 

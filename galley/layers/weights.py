@@ -30,6 +30,7 @@ from galley.layers.questions import (
     parts_of,
     share_of,
 )
+from galley.layers.sites import Sites
 from galley.loader.tensor import Checkpoint, RawTensor
 from galley.quant import (
     WIDENED,
@@ -72,9 +73,13 @@ class WeightSource(Protocol):
     Attributes:
         interleave_gate_up: the backend fuses the activation to a product whose gate and up outputs
             are interleaved.
+        sites: linear layers that have been built.
     """
 
     group: RankGroup
+
+    @property
+    def sites(self) -> Sites: ...
 
     @property
     def interleave_gate_up(self) -> bool: ...
@@ -120,6 +125,7 @@ class CheckpointWeights:
         self, checkpoint: Checkpoint, backend: Backend, group: RankGroup | None = None
     ) -> None:
         self.group: RankGroup = group or SingleRank()
+        self.sites = Sites()
         self._checkpoint = checkpoint
         self._backend = backend
         self._scheme = scheme_of(checkpoint.model_info)

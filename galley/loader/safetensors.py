@@ -66,16 +66,18 @@ class _Entry:
 class SafetensorsFile:
     """One file: its header, checked against the file's size, and its mapped data."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ModelError naming the file and what is wrong with it."""
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
+        """Raises ModelError naming the file and what is wrong with it.
+
+        Args:
+            data: the file's contents; None = the file is mapped.
+        """
         self.path = path
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise ModelError(f"{path}: the file is empty") from None
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+        self._map: bytes | mmap.mmap
+        if data is not None:
+            self._map = data
+        else:
+            self._map = _mapped(path)
         header, data_start = self._read_header()
         self._entries = self._check(header, data_start)
 
@@ -216,6 +218,16 @@ def open_folder(checkpoint: str, folder: str) -> Callable[[str], RawTensor]:
         return places[name].tensor(name)
 
     return read
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise ModelError(f"{path}: the file is empty") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _open_all(directory: Path) -> dict[str, SafetensorsFile]:

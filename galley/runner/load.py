@@ -15,6 +15,7 @@ import msgspec
 from galley.config import ModelInfo
 from galley.kernels.backend import Backend, Model
 from galley.kernels.ops import RankGroup
+from galley.layers.sites import Sites
 from galley.layers.weights import CheckpointWeights
 from galley.loader import Checkpoint, RawTensor
 from galley.loader.tensor import TensorHeader
@@ -35,11 +36,13 @@ class LoadedModel(msgspec.Struct, frozen=True):
     Attributes:
         weight_bytes: memory of the weights as the backend holds them.
         from_cache: packed weights were mapped from disk, not packed.
+        sites: linear layers that adapters may add to.
     """
 
     model: Model
     weight_bytes: int
     from_cache: bool
+    sites: Sites
 
 
 class _Counting:
@@ -86,7 +89,8 @@ def load_model(
     if cached is not None and (stored := PackedFile.open(cached)) is not None:
         try:
             source = StoredWeights(stored, CheckpointWeights(counted, backend, group), backend)
-            return LoadedModel(build_model(model_info, source, stage), stored.num_bytes, True)
+            model = build_model(model_info, source, stage)
+            return LoadedModel(model, stored.num_bytes, True, source.sites)
         except CacheMiss as miss:
             log.info(
                 "Packed weights in %s belong to other model code (no %s): packing again.",
@@ -99,4 +103,4 @@ def load_model(
     weights.finish()
     if cached is not None:
         recording.write(cached)
-    return LoadedModel(model, recording.num_bytes, False)
+    return LoadedModel(model, recording.num_bytes, False, recording.sites)

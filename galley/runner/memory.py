@@ -24,11 +24,13 @@ class MemoryUse(msgspec.Struct, frozen=True):
         available: memory that was free when the engine started, before the weights were loaded.
         weights: the model.
         activations: buffers of a step at its limits, and the request table.
+        adapters: those that may be in memory at once (--max-cpu-loras), at their largest rank.
     """
 
     available: int
     weights: int
     activations: int
+    adapters: int = 0
 
 
 class KVCapacity(msgspec.Struct, frozen=True):
@@ -59,11 +61,12 @@ def kv_capacity(cache: CacheConfig, block_bytes: int, memory: MemoryUse) -> KVCa
     else:
         share = int(memory.available * cache.gpu_memory_utilization)
         budget, flag = share - memory.weights - memory.activations, "--gpu-memory-utilization"
+        budget -= memory.adapters
     num_blocks = max(budget, 0) // block_bytes
     if num_blocks <= NULL_BLOCKS:
         of = (
             f" ({memory.available / GIB:.2f} GiB available, weights {memory.weights / GIB:.2f} "
-            f"GiB, activations {memory.activations / GIB:.2f} GiB)"
+            f"GiB, activations {memory.activations / GIB:.2f} GiB{_adapters(memory)})"
         )
         raise ConfigError(
             f"no memory is left for the KV cache: {flag} leaves it {budget / GIB:.2f} GiB"
@@ -80,6 +83,10 @@ def one_step(capacity: KVCapacity, layout: KVLayout, tokens: int, rows: int) -> 
     """
     blocks = 2 * len(layout.groups) * (-(-tokens // layout.block_size) + rows) + NULL_BLOCKS
     return msgspec.structs.replace(capacity, num_blocks=min(capacity.num_blocks, blocks))
+
+
+def _adapters(memory: MemoryUse) -> str:
+    return f", adapters {memory.adapters / GIB:.2f} GiB" if memory.adapters else ""
 
 
 def check_given_size(

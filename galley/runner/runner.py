@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,6 +31,7 @@ from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
 from galley.models.pooling_heads import HeadSpec, head_spec
+from galley.runner.adapters import AdapterSlots, adapter_limits
 from galley.runner.device import dense_format, open_device
 from galley.runner.heap import trim_heap
 from galley.runner.load import LoadedModel, Progress, load_model
@@ -78,6 +81,7 @@ class Runner:
         speculator: proposes drafts after each step; None = no speculation.
         pooling: keep the final hidden states of a step, which requests that pool need; an encoder
             does so anyway.
+        adapters: folder of packed adapters (--enable-lora); None = no request has one.
 
     Attributes:
         layout: of the KV cache; `groups` are its groups.
@@ -100,6 +104,7 @@ class Runner:
         kv_memory: MemoryAllocator | None = None,
         speculator: Speculator | None = None,
         pooling: bool = False,
+        adapters: Path | None = None,
     ) -> None:
         limits = step_limits(config)
         wanted = config.model.max_model_len
@@ -120,9 +125,17 @@ class Runner:
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)
         self._outputs = ("normed",) if pooling or model_info.is_encoder or model_info.head else ()
-        self._awake: Executable | None = self._backend.build(loaded.model, limits, self._outputs)
+        self._adapters: AdapterSlots | None = None
+        adapter_bytes = 0
+        if config.lora.enable_lora and adapters is not None:
+            shape, most = loaded.sites.shape, adapter_limits(config.lora, self._dense)
+            self._adapters = AdapterSlots(shape, most, adapters, limits.rows)
+            adapter_bytes = most.num_bytes(shape)
+        self._awake: Executable | None = self._build(loaded)
         self.layout = self._executable.kv_layout(*blocks)
-        self._memory = MemoryUse(available, loaded.weight_bytes, self._executable.activation_bytes)
+        self._memory = MemoryUse(
+            available, loaded.weight_bytes, self._executable.activation_bytes, adapter_bytes
+        )
         self._capacity = kv_capacity(cache, self.layout.block_bytes, self._memory)
         if model_info.is_encoder:
             self._capacity = one_step(self._capacity, self.layout, limits.tokens, limits.rows)
@@ -162,10 +175,17 @@ class Runner:
             self._model_info, checkpoint, self._backend, self._stage, cached, progress
         )
 
+    def _build(self, loaded: LoadedModel) -> Executable:
+        table = None if self._adapters is None else self._adapters.table
+        return self._backend.build(loaded.model, step_limits(self._config), self._outputs, table)
+
     def _make_room(self) -> None:
         """The KV cache; its memory is taken as it is written."""
         self._executable.allocate_kv(self.num_blocks, self.layout, self._kv_memory)
-        self._executable.bind(self.table, self._sampling.columns)
+        columns: dict[str, NDArray[Any]] = dict(self._sampling.columns)
+        if self._adapters is not None:
+            columns["adapter"] = self._adapters.column
+        self._executable.bind(self.table, columns)
         if self._heartbeat is not None:
             self._executable.set_heartbeat(self._heartbeat)
 
@@ -176,11 +196,12 @@ class Runner:
             self._speculator.apply_plan(plan, self.table)
         self.table.apply_plan(plan)
         for slot in plan.freed_slots.tolist():
-            self._sampling.clear(slot)
-            self._pooler.clear(slot)
+            self._clear(slot)
         for row in plan.new_rows:
             self._sampling.set_row(row)
             self._pooler.set_row(row)
+            if self._adapters is not None:
+                self._adapters.set_row(row)
         if len(plan.copy_src):
             self._executable.copy_blocks(plan.copy_src, plan.copy_dst)
         sampled = sampled_rows(plan, self.table)
@@ -190,9 +211,16 @@ class Runner:
         self._pending = _Pending(plan, sampled, ruled, processed, done)
         if done:
             self._set_masks(self._pending, None)
+        adapted = self._adapters is not None and self._adapters.any_of(plan.slots)
         begin = perf_counter()
-        self._executable.run(plan, sample=done)
+        self._executable.run(plan, sample=done, adapted=adapted)
         self._pending.seconds = perf_counter() - begin
+
+    def _clear(self, slot: int) -> None:
+        self._sampling.clear(slot)
+        self._pooler.clear(slot)
+        if self._adapters is not None:
+            self._adapters.clear(slot)
 
     def sample(self, mask: MaskRows | None = None) -> StepResult:
         """The result of the plan that was executed last.
@@ -224,6 +252,8 @@ class Runner:
         result = step_result(step, self.table, self._sampling)
         if len(self._pooler):
             self._pool(plan, result)
+        if self._adapters is not None and self._adapters.errors:
+            result.errors |= self._adapters.errors
         self.table.apply_result(plan, result)
         if self._speculator is not None:
             self._speculator.stepped(plan, pending.seconds if pending.done else None)
@@ -251,8 +281,7 @@ class Runner:
         self._pending = None
         for slot in range(self.table.num_slots):
             self.table.clear_slot(slot)
-            self._sampling.clear(slot)
-            self._pooler.clear(slot)
+            self._clear(slot)
 
     def set_heartbeat(self, path: str) -> None:
         """Count up the int64 at the start of a file as steps get on; it is watched from outside."""
@@ -278,7 +307,7 @@ class Runner:
         model = dataclasses.replace(self._config.model, model=self._model_info.source)
         checkpoint = open_checkpoint(resolve_source(model, self._config.load))
         loaded = self._load(checkpoint)
-        self._awake = self._backend.build(loaded.model, step_limits(self._config), self._outputs)
+        self._awake = self._build(loaded)
         self._masked = False
         self._make_room()
 
@@ -300,12 +329,13 @@ class Runner:
         return "" if self._awake is None else self._awake.describe()
 
     def memory(self) -> dict[str, int]:
-        """Bytes: available, weights, activations, kv_cache."""
+        """Bytes: available, weights, activations, adapters, kv_cache."""
         use = self._memory
         return {
             "available": use.available,
             "weights": use.weights,
             "activations": use.activations,
+            "adapters": use.adapters,
             "kv_cache": self.num_blocks * self.layout.block_bytes,
         }
 

@@ -54,6 +54,7 @@ class CachedWeights(ABC):
     def __init__(self, source: WeightSource, backend: Backend) -> None:
         self.group = source.group
         self.interleave_gate_up = source.interleave_gate_up
+        self.sites = source.sites
         self._source = source
         self._backend = backend
 

@@ -24,6 +24,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
             cap. Needs chunked prefill.
         policy: order of admission and choice of the sequence to preempt.
         max_waiting: most requests in the queue; 0 = no limit.
+        max_adapters: most adapters of running sequences.
 
     Raises:
         ConfigError: limits contradict each other.
@@ -38,6 +39,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
     mixed_prefill_tokens: int = 0
     policy: Literal["fcfs", "priority"] = "fcfs"
     max_waiting: int = 0
+    max_adapters: int = 1
 
     def __post_init__(self) -> None:
         for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len"):

@@ -137,6 +137,10 @@ class WaitingQueue:
     def parked(self) -> list[Sequence]:
         return list(self._parked)
 
+    def parked_for(self, reason: str) -> list[Sequence]:
+        """Parked sequences with this reason, in the order in which they were parked."""
+        return [seq for seq, why in self._parked.items() if why == reason]
+
     def first(self) -> Sequence | None:
         """The next to be admitted; it stays in the queue."""
         while len(self._order):

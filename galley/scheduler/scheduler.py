@@ -30,6 +30,7 @@ from galley.batch import (
 )
 from galley.kv import Hit, KVCacheManager
 from galley.request import FinishReason, Request
+from galley.scheduler.adapters import DEFERRED, AdapterBudget
 from galley.scheduler.commit import CommittedStep, drop_rows, find_ends, find_pooled
 from galley.scheduler.draft_counts import DraftCounts
 from galley.scheduler.limits import SchedulerLimits
@@ -61,6 +62,7 @@ class Scheduler:
         self.limits = limits
         self.queue = WaitingQueue(limits.policy)
         self.running = Running(table.num_slots)
+        self._adapters = AdapterBudget(limits.max_adapters)
         self.step = 0
         self.step_tokens = 0
         self.counters = kv.counters
@@ -365,6 +367,9 @@ class Scheduler:
         while (
             rows.num_prompt_tokens < left and self.running.has_room and (seq := self.queue.first())
         ):
+            if not self._adapters.admits(seq.request.adapter):
+                self.queue.park(self.queue.pop(), DEFERRED)
+                continue
             if not running_prompts and self._blocked == (seq.arrival, self.kv.pool.num_freed):
                 break
             hit = Hit()
@@ -389,6 +394,7 @@ class Scheduler:
     def _enter_slot(self, seq: Sequence, hit: Hit, num_new: int, now: float) -> NewRow:
         request, kv = seq.request, self.kv
         slot = self.running.add(seq)
+        self._adapters.enter(request.adapter)
         row = NewRow(
             slot=slot,
             handle=request.handle,
@@ -441,6 +447,17 @@ class Scheduler:
         self.kv.free(slot, int(self.table.num_computed[slot]))
         self.table.clear_slot(slot)
         self.running.remove(seq)
+        if self._adapters.leave(seq.request.adapter):
+            self._unpark_deferred()
+
+    def _unpark_deferred(self) -> None:
+        """Queue the sequences of the adapter that has waited for longest."""
+        deferred = self.queue.parked_for(DEFERRED)
+        if deferred:
+            adapter = min(deferred, key=lambda seq: seq.arrival).request.adapter
+            for seq in deferred:
+                if seq.request.adapter == adapter:
+                    self.queue.unpark(seq)
 
     def set_reserved_blocks(self, num_blocks: int) -> list[int]:
         """Keep so many KV blocks from everybody, instead of as many as until now; never so many

@@ -16,6 +16,7 @@ from galley.server.context import Context
 from galley.server.middleware import GUARDED, ApiKeys, Gate, HttpMetering, RequestIds, RootPath
 from galley.server.router import Router
 from galley.server.routes import (
+    adapters,
     anthropic,
     chat,
     completions,
@@ -39,6 +40,7 @@ FAMILIES: tuple[Family, ...] = (
     health.routes,
     metrics.routes,
     models.routes,
+    adapters.routes,
     development.routes,
     pausing.routes,
     profile.routes,
@@ -61,7 +63,7 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
     if not server.disable_fastapi_docs:
         document = openapi.Document(
             [route for router in routers for route in router.routes],
-            models=() if ctx.any_model_name else ctx.model_names,
+            models=() if ctx.any_model_name or ctx.adapters else ctx.model_names,
             guarded=GUARDED if server.api_key else (),
             root_path=server.root_path or "",
         )

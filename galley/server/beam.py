@@ -126,7 +126,13 @@ def _steps(
         form: TokensPrompt = {"prompt_token_ids": ids}
         if request.cache_salt is not None:
             form["cache_salt"] = request.cache_salt
-        return ctx.engine.generate(form, params, f"{name}-beam-{number}", priority=request.priority)
+        return ctx.engine.generate(
+            form,
+            params,
+            f"{name}-beam-{number}",
+            priority=request.priority,
+            adapter=ctx.adapter(request.model),
+        )
 
     pairs = zip(beams.prompts, beams.step_params(), strict=True)
     return [step(ids, params, i) for i, (ids, params) in enumerate(pairs)]

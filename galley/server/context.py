@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from galley.chat.templates import ChatRenderer
     from galley.observability.sleep_metrics import SleepMetrics
     from galley.observability.tool_metrics import ToolCallMetrics
+    from galley.request import Adapter
+    from galley.server.adapters import ServedAdapters
     from galley.server.protocol.embeddings import CohereEmbedRequest
     from galley.server.protocol.pooling import PoolingFields
     from galley.text import Tokenizer
@@ -79,6 +81,9 @@ class Context:
         tool_metrics: of answers that a tool call parser reads; None: no such parser is named.
         template_thread: waits for the process that renders requests' templates.
         pooling: of a server that pools.
+        adapters: that are offered beside the model; None without --enable-lora.
+        update_adapters: they are loaded and unloaded at run time
+            (VLLM_ALLOW_RUNTIME_LORA_UPDATING).
         any_model_name: accept any model name in a request (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
@@ -93,6 +98,8 @@ class Context:
     formats: OutputFormats | None = None
     root: str = ""
     any_model_name: bool = False
+    adapters: ServedAdapters | None = None
+    update_adapters: bool = False
     admit: Callable[[], None] = lambda: None
     store_responses: bool = False
     dev_mode: bool = False
@@ -113,13 +120,26 @@ class Context:
     def model_names(self) -> tuple[str, ...]:
         return self.config.model.served_model_name
 
-    def model_name(self, requested: str | None) -> str:
-        """The name to answer under. Raises NotFound for a model that is not served."""
+    async def model_name(self, requested: str | None) -> str:
+        """The name to answer under; an adapter that is not loaded yet is looked for. Raises
+        NotFound for a model that is not served."""
         if not requested:
             return self.model_names[0]
-        if requested not in self.model_names and not self.any_model_name:
-            raise NotFound(f"The model `{requested:.200}` does not exist.", field="model")
+        known = requested in self.model_names
+        adapters = self.adapters
+        if adapters is not None and not known and adapters.find(requested) is None:
+            await adapters.resolve(requested)
+        self.adapter(requested)
         return requested
+
+    def adapter(self, requested: str | None) -> Adapter | None:
+        """The adapter that a request names; None for the model alone. Raises NotFound."""
+        if not requested or requested in self.model_names:
+            return None
+        adapter = None if self.adapters is None else self.adapters.find(requested)
+        if adapter is None and not self.any_model_name:
+            raise NotFound(f"The model `{requested:.200}` does not exist.", field="model")
+        return adapter
 
     @property
     def max_tokens_cap(self) -> int | None:

@@ -21,6 +21,7 @@ class Environment:
             VLLM_MAX_NUM_BAD_WORDS, VLLM_MAX_BAD_WORDS_TOTAL_TOKENS.
         api_key: VLLM_API_KEY, for a server without --api-key.
         store_responses: VLLM_ENABLE_RESPONSES_API_STORE.
+        update_adapters: VLLM_ALLOW_RUNTIME_LORA_UPDATING.
         dev_mode: VLLM_SERVER_DEV_MODE.
         any_model_name: VLLM_SKIP_MODEL_NAME_VALIDATION.
         keep_alive: VLLM_HTTP_TIMEOUT_KEEP_ALIVE, seconds.
@@ -31,6 +32,7 @@ class Environment:
     api_key: str | None = None
     any_model_name: bool = False
     store_responses: bool = False
+    update_adapters: bool = False
     dev_mode: bool = False
     keep_alive: int = 5
     stats_interval: float = 10.0
@@ -55,6 +57,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         ),
         api_key=_text(env, "API_KEY"),
         any_model_name=_switch(env, "SKIP_MODEL_NAME_VALIDATION"),
+        update_adapters=_switch(env, "ALLOW_RUNTIME_LORA_UPDATING"),
         dev_mode=_switch(env, "SERVER_DEV_MODE"),
         store_responses=_switch(env, "ENABLE_RESPONSES_API_STORE"),
         keep_alive=_number(env, "HTTP_TIMEOUT_KEEP_ALIVE", 5),

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from galley.config import EngineConfig, ModelInfo
 from galley.config.pooling import pooling_settings
 from galley.config.resolve import Machine, resolve
-from galley.config.server import ServerConfig
-from galley.engine.control import Serving
+from galley.config.server import LoRAModule, ServerConfig
+from galley.engine.control import ADAPTERS, Serving
 from galley.errors import ConfigError
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
 from galley.frontend.output_processor import OutputProcessor
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from galley.chat.parsers import OutputFormats
     from galley.chat.templates import ChatRenderer
     from galley.observability.tracing import RequestTracer
+    from galley.server.adapters import ServedAdapters
     from galley.text import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,37 @@ class Monitoring:
         self.stats_line.write()
 
 
-def start_monitoring(model: ServedModel, server: ServerConfig, link: LauncherLink) -> Monitoring:
+def open_adapters(
+    model: ServedModel, server: ServerConfig, link: LauncherLink, environment: Environment
+) -> ServedAdapters | None:
+    """The adapters that are offered; None without --enable-lora.
+
+    Raises ConfigError for one that cannot be used.
+    """
+    modules = [LoRAModule.read(text) for text in server.lora_modules]
+    if not model.config.lora.enable_lora:
+        if modules:
+            raise ConfigError("--lora-modules needs --enable-lora.", field="lora_modules")
+        return None
+    from galley.frontend.adapters import AdapterLoader
+    from galley.server.adapters import ServedAdapters
+    from galley.server.resolvers import open_resolvers
+
+    assert link.directory is not None
+    loader = AdapterLoader(model.config, model.model_info, Path(link.directory, ADAPTERS))
+    resolvers = open_resolvers(os.environ) if environment.update_adapters else []
+    adapters = ServedAdapters(loader, model.config.model.served_model_name, resolvers)
+    for module in modules:
+        adapters.load_static(module)
+    return adapters
+
+
+def start_monitoring(
+    model: ServedModel,
+    server: ServerConfig,
+    link: LauncherLink,
+    adapters: ServedAdapters | None = None,
+) -> Monitoring:
     """Raises ConfigError where tracing is asked for and cannot be."""
     registry, stats_line = new_registry(), StatsLine()
     metrics: EngineMetrics | None = None
@@ -169,6 +200,11 @@ def start_monitoring(model: ServedModel, server: ServerConfig, link: LauncherLin
         metrics = engine_metrics(registry, model.config, model.model_info)
         name = model.config.model.served_model_name[0]
         observers = [metrics, ReliabilityMetrics(registry, name), stats_line]
+    if metrics is not None and adapters is not None:
+        from galley.observability.adapter_metrics import AdapterMetrics
+
+        most = model.config.lora.max_loras
+        observers.append(AdapterMetrics(registry, most, adapters.name_of))
     tracer = open_tracer_of(model.config)
     if tracer is not None:
         observers.append(tracer)
@@ -215,6 +251,7 @@ def make_context(
     server: ServerConfig,
     environment: Environment,
     monitoring: Monitoring,
+    adapters: ServedAdapters | None,
 ) -> Context:
     optional: dict[str, Any] = {}
     if environment.dev_mode:
@@ -244,6 +281,8 @@ def make_context(
         root=model.name,
         admit=monitoring.admission.check,
         any_model_name=environment.any_model_name,
+        adapters=adapters,
+        update_adapters=environment.update_adapters,
         store_responses=environment.store_responses,
         dev_mode=environment.dev_mode,
         output_log=monitoring.output_log,
@@ -258,10 +297,11 @@ async def _serve(
     server: ServerConfig,
     environment: Environment,
 ) -> None:
-    monitoring = start_monitoring(model, server, link)
+    adapters = open_adapters(model, server, link, environment)
+    monitoring = start_monitoring(model, server, link, adapters)
     client = make_client(link, model, environment, monitoring.observers)
     client.start()
-    ctx = make_context(client, model, server, environment, monitoring)
+    ctx = make_context(client, model, server, environment, monitoring, adapters)
     app = build_app(ctx, HttpMetrics(monitoring.registry))
     http = uvicorn_config(app, server, environment.keep_alive)
     listener = Listener(

@@ -140,6 +140,7 @@ def _start(
             priority=request.priority,
             add_special_tokens=special,
             truncation_side=request.truncation_side or "right",
+            adapter=ctx.adapter(request.model),
         )
     except InvalidRequest as error:
         name = field if error.field == "prompt" else error.field

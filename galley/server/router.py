@@ -98,6 +98,9 @@ class Router:
     def head(self, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
         return self._add("HEAD", path, options)
 
+    def delete(self, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
+        return self._add("DELETE", path, options)
+
     def post(
         self, path: str, body: BodyReader[Any] | tuple[BodyReader[Any], ...] = (), **options: Any
     ) -> Callable[[Endpoint], Endpoint]:

@@ -120,6 +120,7 @@ async def start(
         priority=request.priority,
         add_special_tokens=add_special_tokens,
         truncation_side=request.truncation_side or "left",
+        adapter=ctx.adapter(request.model),
     )
     if ctx.output_log is not None:
         ctx.output_log.follow(stream.state)

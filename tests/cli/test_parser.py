@@ -81,7 +81,7 @@ def test_missing_config_file(parser):
         (["--sed", "1"], "unknown option --sed. Did you mean --seed"),
         (["a", "b"], "unexpected argument 'b'"),
         (["--dtype", "int2"], "--dtype must be one of"),
-        (["--enable-lora"], "LoRA adapters are not supported yet"),
+        (["--lora-target-modules", "x"], "they choose these themselves"),
         (["--no-enable-prefix-caching=true"], "takes no value"),
         (["--help=nothing-like-this"], "no flag or group matches"),
     ],
@@ -94,8 +94,8 @@ def test_refusals_name_the_flag(parser, argv, message):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--no-enable-lora"],
-        ["--enable-lora=false"],
+        ["--no-enable-tower-connector-lora"],
+        ["--enable-tower-connector-lora=false"],
         ["--nnodes", "1", "--cpu-offload-gb", "0"],
         ["--attention-backend", "CPU_ATTN"],
         ["--data-parallel-backend", "mp"],
@@ -130,10 +130,10 @@ def test_flags_contradicting_fixed_behaviour_are_refused(parser, argv):
 
 def test_config_file_may_disable_missing_features(parser, tmp_path):
     path = tmp_path / "serve.yaml"
-    path.write_text("enable-lora: false\nattention-backend: CPU_ATTN\nseed: 3\n")
+    path.write_text("enable-dbo: false\nattention-backend: CPU_ATTN\nseed: 3\n")
     assert parser.parse(["--config", str(path)]).values == {"seed": 3}
-    path.write_text("enable-lora: true\n")
-    with pytest.raises(ConfigError, match="LoRA"):
+    path.write_text("enable-dbo: true\n")
+    with pytest.raises(ConfigError, match="enable-dbo"):
         parser.parse(["--config", str(path)])
 
 
@@ -151,7 +151,7 @@ def test_vllm_hints_print_a_notice(parser):
         ("max-num-seqs", "Maximum sequences per step"),
         ("all", "--prefix-caching-hash-algo"),
         ("preempt", "--num-gpu-blocks-override"),
-        ("enable-lora", "a flag of vLLM's"),
+        ("enable-dbo", "a flag of vLLM's"),
     ],
 )
 def test_help_has_topics(parser, capsys, topic, wanted):

@@ -49,6 +49,8 @@ NUMBERS |= {"block_size": 64, "rows": ("tokens", 1), "channels": 64, "taps": 4, 
 NUMBERS |= {"state_block_stride": 1 << 16, "state_per_block": 1, "state_width": 8, "state_size": 16}
 NUMBERS |= {"key_heads": 1, "keys": 64, "values": 64, "parts": 1, "ins": 1, "outs": 1}
 NUMBERS |= {"experts": 2, "latent_dim": 32, "top_k": 1, "top_groups": 1, "group_top": 1}
+NUMBERS |= {"width": 64, "all_inputs": 8, "inputs": 2, "max_rank": 16, "count": 1}
+NUMBERS |= {"first_input": 1, "first_output": 1}
 #: Pointers to the weights of experts (csrc/experts.h).
 EXPERTS = ("gate_up", "down", "weights")
 
@@ -85,6 +87,8 @@ def arguments(native):
     weight = aligned((4096,), np.float32)
     table = np.array([[weight.ctypes.data, 0, 64, 64, 0, 0, 0, 0, 0]] * 4, np.int64)
     pointers |= {n: table for n in EXPERTS if n in pointers}
+    if "parts" in pointers:
+        pointers["parts"] = np.array([[0, 64, 0, 16]], np.int32)
     ints = {n.removesuffix("?"): NUMBERS.get(n.removesuffix("?"), 0) for n in native.ints}
     floats = {n.removesuffix("?"): 1.0 for n in native.floats}
     optional = {n.removesuffix("?") for n in names if n.endswith("?")}
@@ -96,6 +100,8 @@ def add(name, pointers, numbers):
     """The names of the columns that are read once the op is there."""
     native = Native()
     native.keep.append(pointers)
+    if "adapter" in NATIVE_OPS[name].columns:
+        native.bind(adapter=np.zeros(1, np.int32))
     native.program.add(name, {k: v.ctypes.data for k, v in pointers.items()}, numbers)
     return {name for name, is_read in native.program.columns().items() if is_read}
 

@@ -8,7 +8,6 @@ import torch
 
 from galley.kernels.activations import activation_kind
 from galley.kernels.cpu import CpuBackend
-from galley.kernels.ops import Ops
 from galley.kernels.program import Kind
 from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.kernels.weights import pack
@@ -119,7 +118,7 @@ class RoundingBackend(ReferenceBackend):
 
     def build(self, model, limits):
         executable = super().build(model, limits)
-        executable._ops = Ops(RoundingOps())
+        executable._reference = RoundingOps()
         return executable
 
 

@@ -35,6 +35,7 @@ class Ops:
     """The ops. A wrong shape raises ValueError when the model is first run or recorded."""
 
     if TYPE_CHECKING:
+        from galley.kernels.ops.adapt import adapt
         from galley.kernels.ops.add import add
         from galley.kernels.ops.attention import attention
         from galley.kernels.ops.causal_conv import causal_conv
@@ -78,8 +79,12 @@ class Ops:
             setattr(Ops, name, found)
             return getattr(self, name)
 
-    def __init__(self, backend: OpBackend, group: RankGroup | None = None) -> None:
+    def __init__(
+        self, backend: OpBackend, group: RankGroup | None = None, adapted: bool = False
+    ) -> None:
+        """`adapted`: linear layers add what the adapters of the step's rows do (`adapt`)."""
         self.backend = backend
+        self.adapted = adapted
         self.group: RankGroup = group or SingleRank()
 
     def all_reduce(self, x: Value) -> Value:
@@ -88,7 +93,10 @@ class Ops:
 
 
 #: Native ops whose file is not named after them.
-_FILES = dict.fromkeys(("expert_rows", "expert_up", "expert_down"), "experts")
+_FILES = {
+    **dict.fromkeys(("expert_rows", "expert_up", "expert_down"), "experts"),
+    **dict.fromkeys(("adapter_shrink", "adapter_expand"), "adapt"),
+}
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def routes(ctx: Context) -> Router:
         request = await ctx.read(raw, messages_reader)
         fields = request.generation(ctx.caps)
         apply_priority_header(raw, fields)
-        model = ctx.model_name(request.model)
+        model = await ctx.model_name(request.model)
         id = request_id(raw, "msg", None, ctx.caps.request_id)
         use = _tool_use(ctx, request, bool(request.stream))
         prompt = await _prompt(ctx, request, use)
@@ -66,7 +66,7 @@ def routes(ctx: Context) -> Router:
     async def count_tokens(raw: Request) -> Response:
         """The number of tokens of a conversation's prompt."""
         request = await ctx.read(raw, count_reader)
-        ctx.model_name(request.model)
+        await ctx.model_name(request.model)
         text = await _prompt(ctx, request, _tool_use(ctx, request))
         ids = await asyncio.to_thread(ctx.require_tokenizer().encode, text, False)
         return json_response(to_json(TokenCount(len(ids))))

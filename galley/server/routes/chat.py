@@ -64,7 +64,7 @@ def routes(ctx: Context) -> Router:
         apply_priority_header(raw, request)
         check_batch(request, ctx.caps)
         use = tool_use_of(ctx, request)
-        head = _head(ctx, raw, request)
+        head = await _head(ctx, raw, request)
         prompts = [await prompt_of(ctx, request, messages, use) for messages in request.messages]
         parsers = [ctx.parsers(prompt, request.n or 1, use) for prompt in prompts]
         answer = _answer(ctx, head, request, request.messages, parsers)
@@ -86,7 +86,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     apply_priority_header(raw, request)
     check_chat(request, ctx.caps)
     use = tool_use_of(ctx, request)
-    head = _head(ctx, raw, request)
+    head = await _head(ctx, raw, request)
     prompt = await prompt_of(ctx, request, request.messages, use)
     parsers = ctx.parsers(prompt, request.n or 1, use)
     answer = _answer(ctx, head, request, [request.messages], [parsers], prompt)
@@ -115,10 +115,10 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     )
 
 
-def _head(ctx: Context, raw: Request, request: ChatFields) -> ResponseHeader:
+async def _head(ctx: Context, raw: Request, request: ChatFields) -> ResponseHeader:
     return ResponseHeader(
         request_id(raw, "chatcmpl", request.request_id, ctx.caps.request_id),
-        ctx.model_name(request.model),
+        await ctx.model_name(request.model),
         ctx.fingerprint(),
     )
 

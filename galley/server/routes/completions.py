@@ -52,7 +52,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     prompts: list[Prompt] = check_completion(request, ctx.caps)
     head = ResponseHeader(
         request_id(raw, "cmpl", request.request_id, ctx.caps.request_id),
-        ctx.model_name(request.model),
+        await ctx.model_name(request.model),
         ctx.fingerprint(),
     )
     if request.suffix:

@@ -61,7 +61,7 @@ def routes(ctx: Context) -> Router:
         """Vectors of texts, as Cohere's API has them."""
         request = await ctx.read(raw, cohere_reader)
         apply_priority_header(raw, request)
-        ctx.model_name(request.model)
+        await ctx.model_name(request.model)
         texts = request.contents(ctx.caps)
         before = prompt_text(settings_of(ctx), _prompt_name(ctx, request.input_type))
         id = request_id(raw, "embd", None, ctx.caps.request_id)
@@ -86,7 +86,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     request = reader.read(body)
     apply_priority_header(raw, request)
     prompts, special, field = await prompts_of(ctx, request)
-    model = ctx.model_name(request.model)
+    model = await ctx.model_name(request.model)
     id = request_id(raw, "embd", request.request_id, ctx.caps.request_id)
     params = PoolingParams(task="embed", dimensions=request.dimensions)
     outputs = await pooled(
@@ -117,7 +117,10 @@ def _fields(request: CohereEmbedRequest) -> PoolingFields:
         keep = -1
     side: Any = "left" if request.truncate == "START" else "right"
     return PoolingFields(
-        priority=request.priority, truncate_prompt_tokens=keep, truncation_side=side
+        model=request.model,
+        priority=request.priority,
+        truncate_prompt_tokens=keep,
+        truncation_side=side,
     )
 
 

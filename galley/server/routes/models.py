@@ -17,7 +17,7 @@ def routes(ctx: Context) -> Router:
 
     @router.get("/v1/models", response=ModelList)
     async def show_available_models(raw: Request) -> Response:
-        """The names under which the model is served."""
+        """The names under which the model is served, and its adapters."""
         cards = [
             ModelCard(
                 id=name,
@@ -28,6 +28,19 @@ def routes(ctx: Context) -> Router:
             )
             for name in ctx.model_names
         ]
+        if ctx.adapters is not None:
+            for name, entry in ctx.adapters.entries.items():
+                permission = ModelPermission(id=f"modelperm-{name}", created=ctx.created)
+                cards.append(
+                    ModelCard(
+                        id=name,
+                        created=ctx.created,
+                        root=entry.path,
+                        parent=entry.base or ctx.model_names[0],
+                        max_model_len=ctx.engine.limits.max_model_len,
+                        permission=[permission],
+                    )
+                )
         return json_response(to_json(ModelList(data=cards)))
 
     return router

@@ -42,7 +42,7 @@ def routes(ctx: Context) -> Router:
         request = await ctx.read(raw, pooling_reader)
         apply_priority_header(raw, request)
         prompts, special, field = await prompts_of(ctx, request)
-        model = ctx.model_name(request.model)
+        model = await ctx.model_name(request.model)
         id = request_id(raw, "pool", request.request_id, ctx.caps.request_id)
         params = PoolingParams(task=request.task, dimensions=request.dimensions)
         outputs = await pooled(
@@ -83,7 +83,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     request = classification_reader.read(body)
     apply_priority_header(raw, request)
     prompts, special, field = await prompts_of(ctx, request)
-    model = ctx.model_name(request.model)
+    model = await ctx.model_name(request.model)
     id = request_id(raw, "classify", request.request_id, ctx.caps.request_id)
     outputs = await pooled(
         ctx,

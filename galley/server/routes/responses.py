@@ -107,7 +107,7 @@ class ResponsesHandler:
             self._refuse_fields_that_need_a_store(request)
         use = self._tool_use(request)
         messages = self._messages(request)
-        model = self.ctx.model_name(request.model)
+        model = await self.ctx.model_name(request.model)
         fields = request.generation(self.ctx.caps)
         params = sampling_params(
             fields,

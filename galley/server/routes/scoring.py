@@ -58,7 +58,7 @@ async def respond_score(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a body of /score."""
     request = score_reader.read(body)
     apply_priority_header(raw, request)
-    model = ctx.model_name(request.model)
+    model = await ctx.model_name(request.model)
     first_name, a, second_name, b = request.sides()
     first, second = as_texts(a, first_name), as_texts(b, second_name)
     check_count(second, second_name, ctx.caps)
@@ -79,7 +79,7 @@ async def respond_rerank(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a body of /rerank."""
     request = rerank_reader.read(body)
     apply_priority_header(raw, request)
-    model = ctx.model_name(request.model)
+    model = await ctx.model_name(request.model)
     query, documents = as_texts(request.query, "query"), as_texts(request.documents, "documents")
     check_count(documents, "documents", ctx.caps)
     if (request.top_n or 0) < 0:

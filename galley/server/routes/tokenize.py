@@ -30,7 +30,7 @@ def routes(ctx: Context) -> Router:
     async def tokenize(raw: Request) -> Response:
         """Token ids of a text, or of a conversation."""
         request = await ctx.read(raw, tokenize_reader)
-        ctx.model_name(request.model)
+        await ctx.model_name(request.model)
         request.check()
         tokenizer = ctx.require_tokenizer()
         special = request.add_special_tokens
@@ -59,7 +59,7 @@ def routes(ctx: Context) -> Router:
     async def detokenize(raw: Request) -> Response:
         """The text of token ids, special tokens included."""
         request = await ctx.read(raw, detokenize_reader)
-        ctx.model_name(request.model)
+        await ctx.model_name(request.model)
         tokenizer = ctx.require_tokenizer()
         size = ctx.engine.limits.vocab_size
         worst = max(request.tokens, default=0)

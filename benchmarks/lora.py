@@ -1,0 +1,156 @@
+"""Throughput with LoRA adapters against the same requests without: pairs of runs in one process.
+
+    python -m benchmarks.lora [--pairs 5] [--tokens 64] [--streams 32] [--rank 16] [--quantized]
+
+The built-in model in bf16 (or, with --quantized, as it is shipped) decodes on 32 streams: with 16
+adapters in turn, with one for all, and with none. The order within a pair alternates, and a ratio
+is the median over the pairs. The adapters' numbers are random: what they say does not matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from galley import LLM, LoRARequest, SamplingParams
+from galley.config import LoadConfig, ModelConfig
+from galley.layers.shapes import ShapeSource
+from galley.loader import open_checkpoint, resolve_source
+from galley.loader.tensor import Checkpoint
+from galley.models.decoder import Stage
+from galley.models.registry import model_spec
+from galley.quant import to_float32
+
+NUM_ADAPTERS = 16
+PROMPT_TOKENS = 16
+
+
+def save_bf16(checkpoint: Checkpoint, folder: Path) -> Path:
+    """The checkpoint with all of its numbers in bf16."""
+    folder.mkdir()
+    tensors = {
+        name: torch.from_numpy(np.array(to_float32(checkpoint.tensor(name)))).bfloat16()
+        for name in checkpoint.names()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    config = {**checkpoint.model_info.hf_config, "torch_dtype": "bfloat16"}
+    config.setdefault("architectures", [checkpoint.model_info.architecture])
+    (folder / "config.json").write_text(json.dumps(config, default=str))
+    return folder
+
+
+def save_adapters(checkpoint: Checkpoint, rank: int, folder: Path) -> list[LoRARequest]:
+    """Adapters of all linear layers."""
+    source = ShapeSource()
+    model_spec(checkpoint.model_info).build(source, Stage(1))
+    requests = []
+    for i in range(NUM_ADAPTERS):
+        rng, tensors = np.random.default_rng(i), {}
+        for site in source.sites.all:
+            for part in site.parts:
+                for letter, shape in (("A", (rank, part.shape[1])), ("B", (part.shape[0], rank))):
+                    values = torch.from_numpy(rng.normal(0, 0.01, shape)).bfloat16()
+                    tensors[f"base_model.model.{part.name}.lora_{letter}.weight"] = values
+        path = folder / f"a{i}"
+        path.mkdir()
+        save_file(tensors, path / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
+        (path / "adapter_config.json").write_text(json.dumps(config))
+        requests.append(LoRARequest(f"a{i}", i + 1, str(path)))
+    return requests
+
+
+def tokens_per_second(
+    llm: LLM, loras: Sequence[LoRARequest | None], num_tokens: int, seed: int
+) -> float:
+    """Of prompts of random tokens, one for each entry of `loras`."""
+    rng = np.random.default_rng(seed)
+    prompts = [{"prompt_token_ids": rng.integers(5, 40_000, PROMPT_TOKENS).tolist()} for _ in loras]
+    params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
+    begin = time.perf_counter()
+    outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=loras)
+    seconds = time.perf_counter() - begin
+    return sum(len(output.outputs[0].token_ids) for output in outputs) / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--quantized", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="print the time of each operation")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = resolve_source(ModelConfig(), LoadConfig())
+        checkpoint = open_checkpoint(source)
+        model = "" if args.quantized else str(save_bf16(checkpoint, folder / "base"))
+        adapters = save_adapters(checkpoint, args.rank, folder)
+        llm = LLM(
+            model,
+            enable_lora=True,
+            max_loras=NUM_ADAPTERS,
+            max_lora_rank=max(args.rank, 8),
+            max_num_seqs=args.streams,
+            max_model_len=512,
+            kv_cache_memory_bytes=1 << 30,
+            skip_tokenizer_init=True,
+            enable_prefix_caching=False,
+        )
+        n = args.streams
+        sides: dict[str, list[LoRARequest | None]] = {
+            f"{NUM_ADAPTERS} adapters": [adapters[i % NUM_ADAPTERS] for i in range(n)],
+            "one adapter": [adapters[0]] * n,
+        }
+        for side, loras in sides.items():
+            compare(llm, side, loras, args)
+        if args.profile:
+            profile(llm, sides, args.tokens)
+
+
+def compare(
+    llm: LLM, side: str, loras: Sequence[LoRARequest | None], args: argparse.Namespace
+) -> None:
+    """Print the throughput of one side as a ratio to that of the base alone."""
+    none: list[LoRARequest | None] = [None] * len(loras)
+    for given in (none, loras):
+        tokens_per_second(llm, given, 4, 0)
+    ratios, base, with_adapters = [], [], []
+    for pair in range(args.pairs):
+        order = (none, loras) if pair % 2 else (loras, none)
+        speeds = {id(x): tokens_per_second(llm, x, args.tokens, pair) for x in order}
+        base.append(speeds[id(none)])
+        with_adapters.append(speeds[id(loras)])
+        ratios.append(speeds[id(loras)] / speeds[id(none)])
+    print(
+        f"{side}, {len(loras)} streams: {statistics.median(with_adapters):.0f} of "
+        f"{statistics.median(base):.0f} tokens/s, {statistics.median(ratios):.1%} of the base"
+    )
+
+
+def profile(llm: LLM, sides: dict[str, list[LoRARequest | None]], num_tokens: int) -> None:
+    for side, loras in {"base": [None] * 32, **sides}.items():
+        llm._core.executor.rpc("profile", True)
+        tokens_per_second(llm, loras, num_tokens, 1)
+        [timings] = llm._core.executor.rpc("timings")
+        totals: dict[str, int] = {}
+        for name, _, nanoseconds in timings:
+            totals[name] = totals.get(name, 0) + nanoseconds
+        shown = sorted(totals.items(), key=lambda item: -item[1])[:9]
+        print(side, ", ".join(f"{name} {t / num_tokens / 1e6:.2f} ms" for name, t in shown if t))
+        llm._core.executor.rpc("profile", False)
+
+
+if __name__ == "__main__":
+    main()

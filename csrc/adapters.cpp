@@ -1,0 +1,236 @@
+// Ops `adapter_shrink` and `adapter_expand`: low-rank adapters of a linear layer (adapters.h).
+//
+// adapter_shrink: out = scale * A x, for rows with an adapter. Pointers: x ([rows][x_stride] of
+//   x_kind), table, out (f32 [rows][inputs * max_rank]). Ints: k, first_input, inputs (matrices A of
+//   the layer), max_rank, x_kind (f32, bf16), x_stride? (default k).
+//   Tile: 4 rows of A, for up to 32 rows of one adapter.
+// adapter_expand: out += B x. Pointers: x (f32, as adapter_shrink stores it), table, parts (int32
+//   [count][4]: input, outputs, first column, columns from panel to panel), out (f32
+//   [rows][out_stride]). Ints: count, first_input, first_output, inputs, max_rank, out_stride.
+//   Tile: 8 panels of 16 outputs.
+// Both: table ints width, all_inputs, bf16; rows (tokens, logits). Column: adapter.
+#include "adapters_kernel.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace galley {
+
+AdapterRows* adapter_rows(const Args& a) {
+  const Dim rows = a.rows();
+  if (rows.times != 1 || (rows.base != kTokens && rows.base != kLogits)) {
+    throw std::invalid_argument("adapters are of tokens or of logit rows");
+  }
+  return a.plan<AdapterRows>({rows.base, a.column<int32_t>("adapter")});
+}
+
+void AdapterRows::make(const Step& step, int) {
+  struct Share {
+    int32_t place, first, last;
+  };
+  std::vector<Share> shares;
+  int32_t logit = 0;
+  for (int32_t r = 0; r < step.rows; r++) {
+    Share share{geometry_.adapter[step.slots[r]], step.query_start[r], step.query_start[r + 1]};
+    if (geometry_.dimension == kLogits) {
+      share.first = logit;
+      while (logit < step.logits && step.logit_row[logit] == r) logit++;
+      share.last = logit;
+    }
+    if (share.place >= 0 && share.first < share.last) shares.push_back(share);
+  }
+  std::stable_sort(shares.begin(), shares.end(),
+                   [](const Share& a, const Share& b) { return a.place < b.place; });
+  rows.clear(), groups.clear();
+  for (const Share& share : shares) {
+    for (int32_t i = share.first; i < share.last; i++) {
+      if (groups.empty() || groups.back().place != share.place ||
+          groups.back().count == kMostRows) {
+        groups.push_back({share.place, static_cast<int32_t>(rows.size()), 0});
+      }
+      rows.push_back(i);
+      groups.back().count++;
+    }
+  }
+}
+
+namespace {
+
+// The work of all groups, as tiles of one numbering.
+class GroupTiles {
+ public:
+  void clear() { ends_.clear(); }
+  void add(int64_t tiles) { ends_.push_back(count() + tiles); }
+  int64_t count() const { return ends_.empty() ? 0 : ends_.back(); }
+  // The group of a tile, and the tile's number in it.
+  std::pair<size_t, int64_t> find(int64_t tile) const {
+    const size_t group = std::upper_bound(ends_.begin(), ends_.end(), tile) - ends_.begin();
+    return {group, tile - (group ? ends_[group - 1] : 0)};
+  }
+
+ private:
+  std::vector<int64_t> ends_;
+};
+
+// Steps of few rows are bound by memory and by the cost of a tile: a thread takes its share at once.
+constexpr size_t kFewRows = 64;
+constexpr int64_t kWholeShare = int64_t{1} << 40;
+
+int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+
+class AdapterOp : public Op {
+ public:
+  explicit AdapterOp(const Args& a)
+      : table_(a), rows_(adapter_rows(a)), first_input_(a.i("first_input")),
+        inputs_(a.size("inputs")), max_rank_(a.size("max_rank")), s_columns_(inputs_ * max_rank_) {}
+
+  void plan(const Step& step, int threads) final {
+    rows_->make_once(step, threads);
+    tiles_.clear();
+    for (const auto& group : rows_->groups) tiles_.add(group_tiles(group.place));
+  }
+  int64_t tiles(const Step&, int) const final { return tiles_.count(); }
+  int64_t grain(const Step&) const final {
+    return rows_->rows.size() <= kFewRows ? kWholeShare : 4;
+  }
+
+ protected:
+  virtual int64_t group_tiles(int32_t place) const = 0;
+
+  AdapterTable table_;
+  AdapterRows* rows_;
+  int64_t first_input_, inputs_, max_rank_, s_columns_;
+  GroupTiles tiles_;
+};
+
+class AdapterShrink final : public AdapterOp {
+ public:
+  explicit AdapterShrink(const Args& a)
+      : AdapterOp(a), x_(a.ptr<uint8_t>("x")), out_(a.ptr<float>("out")), k_(a.size("k")),
+        x_kind_(a.kind("x_kind")), x_bytes_(a.i("x_stride", k_) * (x_kind_ == Kind::bf16 ? 2 : 4)) {
+    if (x_kind_ != Kind::f32 && x_kind_ != Kind::bf16) {
+      throw std::invalid_argument("x_kind must be f32 or bf16");
+    }
+  }
+
+  void run(const Step&, int64_t begin, int64_t end, int) override {
+    const uint8_t* x[AdapterRows::kMostRows];
+    float* out[AdapterRows::kMostRows];
+    for (int64_t tile = begin; tile < end; tile++) {
+      auto [g, block] = tiles_.find(tile);
+      const auto& group = rows_->groups[g];
+      for (int64_t i = 0; i < inputs_; i++) {
+        const AdapterInput in = table_.input(group.place, first_input_ + i);
+        const int64_t count = blocks(in.rank, kRanks);
+        if (block >= count) {
+          block -= count;
+          continue;
+        }
+        const int64_t first = block * kRanks;
+        for (int32_t j = 0; j < group.count; j++) {
+          const int64_t row = rows_->rows[group.first + j];
+          x[j] = x_ + row * x_bytes_;
+          out[j] = out_ + row * s_columns_ + i * max_rank_ + first;
+        }
+        const uint8_t* from = in.a + first * k_ * (table_.bf16 ? 2 : 4);
+        kernel_({from, k_, table_.bf16, x_kind_, in.scale}, std::min(kRanks, in.rank - first), x,
+                group.count, out);
+        break;
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kRanks = 4;
+
+  int64_t group_tiles(int32_t place) const override {
+    int64_t count = 0;
+    for (int64_t i = 0; i < inputs_; i++) {
+      const int64_t rank = table_.input(place, first_input_ + i).rank;
+      if (rank < 0 || rank > max_rank_) throw std::invalid_argument("an adapter's rank is too large");
+      count += blocks(rank, kRanks);
+    }
+    return count;
+  }
+
+  const uint8_t* x_;
+  float* out_;
+  int64_t k_;
+  Kind x_kind_;
+  int64_t x_bytes_;
+  decltype(&generic::adapter_shrink) kernel_ = GALLEY_PICK(adapter_shrink);
+};
+
+struct AdapterPart {
+  int32_t input, outputs, column, step;
+};
+
+class AdapterExpand final : public AdapterOp {
+ public:
+  explicit AdapterExpand(const Args& a)
+      : AdapterOp(a), x_(a.ptr<float>("x")), out_(a.ptr<float>("out")),
+        out_stride_(a.size("out_stride")), first_output_(a.i("first_output")),
+        parts_(a.ptr<AdapterPart>("parts"), a.ptr<AdapterPart>("parts") + a.size("count")) {
+    for (const AdapterPart& part : parts_) {
+      const int64_t panels = blocks(part.outputs, kAdapterPanel);
+      const int64_t end = part.column + (panels - 1) * part.step + part.outputs -
+                          (panels - 1) * kAdapterPanel;
+      if (part.input < 0 || part.input >= inputs_ || part.outputs <= 0 || part.column < 0 ||
+          part.step < kAdapterPanel || end > out_stride_) {
+        throw std::invalid_argument("a part lies outside of out");
+      }
+    }
+  }
+
+  void run(const Step&, int64_t begin, int64_t end, int) override {
+    const float* s[AdapterRows::kMostRows];
+    float* out[AdapterRows::kMostRows];
+    for (int64_t tile = begin; tile < end; tile++) {
+      auto [g, block] = tiles_.find(tile);
+      const auto& group = rows_->groups[g];
+      for (size_t p = 0; p < parts_.size(); p++) {
+        const AdapterPart& part = parts_[p];
+        const AdapterInput in = table_.input(group.place, first_input_ + part.input);
+        const int64_t panels = in.rank ? blocks(part.outputs, kAdapterPanel) : 0;
+        if (block >= blocks(panels, kPanels)) {
+          block -= blocks(panels, kPanels);
+          continue;
+        }
+        for (int32_t j = 0; j < group.count; j++) {
+          const int64_t row = rows_->rows[group.first + j];
+          s[j] = x_ + row * s_columns_ + part.input * max_rank_;
+          out[j] = out_ + row * out_stride_ + part.column;
+        }
+        const int64_t first = block * kPanels;
+        kernel_({table_.output(group.place, first_output_ + static_cast<int64_t>(p)), in.rank,
+                 part.outputs, table_.bf16, part.step},
+                first, std::min(kPanels, panels - first), s, group.count, out);
+        break;
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kPanels = 8;
+
+  int64_t group_tiles(int32_t place) const override {
+    int64_t count = 0;
+    for (const AdapterPart& part : parts_) {
+      const bool has = table_.input(place, first_input_ + part.input).rank > 0;
+      if (has) count += blocks(blocks(part.outputs, kAdapterPanel), kPanels);
+    }
+    return count;
+  }
+
+  const float* x_;
+  float* out_;
+  int64_t out_stride_, first_output_;
+  std::vector<AdapterPart> parts_;
+  decltype(&generic::adapter_expand) kernel_ = GALLEY_PICK(adapter_expand);
+};
+
+GALLEY_OP(adapter_shrink, AdapterShrink);
+GALLEY_OP(adapter_expand, AdapterExpand);
+
+}  // namespace
+}  // namespace galley

@@ -1,0 +1,111 @@
+// Low-rank adapters (LoRA) of a step's rows: y += scale * B (A x), with an adapter of its own for
+// each sequence, or none.
+//
+// Python keeps a table with a row for each adapter in memory (galley/kernels/adapters.py). Of all
+// the model's matrices A ("inputs": I of them) and B ("outputs"):
+//
+//   | addresses of A, I | their ranks, I | scales, I (float in the low half) | addresses of B |
+//
+// An adapter that leaves a layer as it is has rank 0 there. A is [rank][k]; B is stored in panels of
+// 16 outputs, [ceil(n / 16)][rank][16]. Numbers are bf16 or f32, those of one table alike.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "program.h"
+#include "variants.h"
+
+namespace galley {
+
+constexpr int64_t kAdapterPanel = 16;  // outputs
+
+// A with its scale.
+struct AdapterInput {
+  const uint8_t* a = nullptr;
+  int64_t rank = 0;
+  float scale = 0;
+};
+
+class AdapterTable {
+ public:
+  explicit AdapterTable(const Args& a)
+      : data_(a.ptr<int64_t>("table")), width_(a.size("width")), inputs_(a.size("all_inputs")),
+        bf16(a.choice("bf16", 2, false)) {}
+  AdapterInput input(int32_t place, int64_t i) const {
+    const int64_t* row = data_ + place * width_;
+    AdapterInput in{address(row[i]), row[inputs_ + i], 0};
+    std::memcpy(&in.scale, row + 2 * inputs_ + i, sizeof in.scale);
+    return in;
+  }
+  const uint8_t* output(int32_t place, int64_t i) const {
+    return address(data_[place * width_ + 3 * inputs_ + i]);
+  }
+
+ private:
+  static const uint8_t* address(int64_t value) {
+    return reinterpret_cast<const uint8_t*>(static_cast<uintptr_t>(value));
+  }
+  const int64_t* data_;
+  int64_t width_, inputs_;
+
+ public:
+  bool bf16;
+};
+
+// The step's rows of a dimension (tokens or logits) that have an adapter, in groups of one adapter.
+// How they are grouped changes no bit: each row is computed by itself.
+class AdapterRows final : public Plan {
+ public:
+  struct Geometry {
+    int32_t dimension;
+    ColumnOf<int32_t> adapter;  // by slot: place in the table, -1 = none
+    bool operator==(const Geometry& o) const {
+      return dimension == o.dimension && adapter == o.adapter;
+    }
+  };
+  struct Group {
+    int32_t place, first, count;  // rows[first] .. rows[first + count - 1]
+  };
+  static constexpr int32_t kMostRows = 32;  // of a group
+
+  explicit AdapterRows(const Geometry& geometry) : geometry_(geometry) {}
+  const Geometry& geometry() const { return geometry_; }
+
+  std::vector<int32_t> rows;
+  std::vector<Group> groups;
+
+ protected:
+  void make(const Step& step, int threads) override;
+
+ private:
+  Geometry geometry_;
+};
+
+// Throws std::invalid_argument for a dimension that adapters know no sequence of.
+AdapterRows* adapter_rows(const Args& a);
+
+struct ShrinkJob {
+  const uint8_t* a;  // [ranks][k]
+  int64_t k;
+  bool bf16;         // a
+  Kind x_kind;       // f32 or bf16
+  float scale;
+};
+
+struct ExpandJob {
+  const uint8_t* b;  // panels
+  int64_t rank, n;
+  bool bf16;
+  int64_t step;      // columns from panel to panel
+};
+
+GALLEY_VARIANTS(
+    // out[i][r] = scale * (row r of A · x[i]) for `ranks` rows of A. A sum's order depends on k alone.
+    void adapter_shrink(const ShrinkJob& job, int64_t ranks, const uint8_t* const* x, int64_t rows,
+                        float* const* out);
+    // out[i][step * p + j] += sum over r of s[i][r] * B[16 p + j][r], r ascending, for panels p.
+    void adapter_expand(const ExpandJob& job, int64_t first, int64_t panels, const float* const* s,
+                        int64_t rows, float* const* out);)
+
+}  // namespace galley

@@ -1,0 +1,156 @@
+"""What the adapters of a step's rows add to a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from galley.kernels.adapters import AdapterSite, AdapterTable
+from galley.kernels.ops.definition import NativeOp, Op, output, whole
+from galley.kernels.program import Dim, Kind, Node, SiteTable, Symbol
+from galley.kernels.values import Value, Weight
+from galley.kernels.weights import PackedWeight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from galley.kernels.recorder import Recorder
+    from galley.kernels.reference import ReferenceOps
+
+_SHARED = {
+    "width": "entries of a row of the table",
+    "all_inputs": "matrices A of the model",
+    "bf16?": "numbers of adapters: 0 f32, 1 bf16",
+    "first_input": "the layer's first matrix A",
+    "inputs": "its matrices A",
+    "max_rank": "",
+    "rows?": "dimension, default tokens; or logits",
+}
+
+
+def _table_arguments(node: Node) -> tuple[SiteTable, dict[str, int | Dim]]:
+    table = node.constants["table"]
+    assert isinstance(table, SiteTable)
+    adapters, site = table.adapters, table.site
+    return table, {
+        "width": adapters.table.shape[1],
+        "all_inputs": adapters.num_inputs,
+        "bf16": int(adapters.bf16),
+        "first_input": site.first_input,
+        "inputs": site.inputs,
+        "max_rank": adapters.max_rank,
+        "rows": output(node).buffer.rows,
+    }
+
+
+def _shrink_arguments(node: Node) -> dict[str, int | Dim]:
+    table, shared = _table_arguments(node)
+    x = node.reads["x"]
+    whole(output(node))
+    own = {"k": table.site.k, "x_kind": int(x.kind), "x_stride": x.buffer.columns}
+    return {**shared, **own}
+
+
+def _expand_arguments(node: Node) -> dict[str, int | Dim]:
+    table, shared = _table_arguments(node)
+    whole(node.reads["x"])
+    own = {
+        "count": len(table.site.parts),
+        "first_output": table.site.first_output,
+        "out_stride": whole(output(node)).buffer.columns,
+    }
+    return {**shared, **own}
+
+
+ADAPTER_SHRINK = NativeOp(
+    "adapter_shrink",
+    pointers={"x": "", "table": "csrc/adapters.h", "out": "f32 [rows][inputs * max_rank]"},
+    ints={**_SHARED, "k": "inputs of the layer", "x_kind": "f32, bf16", "x_stride?": "default k"},
+    columns=("adapter",),
+    arguments=_shrink_arguments,
+)
+ADAPTER_EXPAND = NativeOp(
+    "adapter_expand",
+    pointers={
+        "x": "f32, of `adapter_shrink`",
+        "table": "csrc/adapters.h",
+        "parts": "int32 [count][4]: input, outputs, first column, columns from panel to panel",
+        "out": "f32, out += B x",
+    },
+    ints={
+        **_SHARED,
+        "count": "of parts",
+        "first_output": "the layer's first matrix B",
+        "out_stride": "",
+    },
+    columns=("adapter",),
+    arguments=_expand_arguments,
+)
+
+
+class Adapt(Op):
+    name = "adapt"
+
+    def __call__(self, x: Value, y: Value, site: AdapterSite, weights: Sequence[Weight]) -> Value:
+        """[T, N]: y + scale * B (A x) of each row's adapter. y may be overwritten.
+
+        Args:
+            x: [T, K] the input of the layer.
+            y: [T, N] its result.
+            weights: of the layer. Where they are multiplied with x in bf16, A is too.
+        """
+        self.require_columns(x, site.k)
+        return self.run(x, y, site, weights)
+
+    def reference(
+        self, ref: ReferenceOps, x: Tensor, y: Tensor, site: AdapterSite, weights: Sequence[Tensor]
+    ) -> Tensor:
+        import torch
+
+        places = ref.adapter_places(site.logits)
+        y = y.clone()
+        for place in sorted(set(places.tolist()) - {-1}):
+            adapter = ref.adapters.adapters[place]
+            rows = torch.from_numpy(np.flatnonzero(places == place))
+            for i, part in enumerate(site.parts):
+                number = site.first_input + part.input
+                if not adapter.ranks[number]:
+                    continue
+                a = torch.from_numpy(adapter.matrix_a(number).astype(np.float32))
+                b = torch.from_numpy(adapter.matrix_b(site.first_output + i))
+                low = x[rows].float() @ a.T * float(adapter.scales[number])
+                columns = torch.from_numpy(part.columns)
+                y[rows[:, None], columns] += (low @ b.T).to(y.dtype)
+        return y
+
+    def record(
+        self,
+        recorder: Recorder,
+        x: Symbol,
+        y: Symbol,
+        site: AdapterSite,
+        weights: Sequence[PackedWeight],
+    ) -> Symbol:
+        adapters: AdapterTable | None = recorder.adapters
+        assert adapters is not None
+        # The rows that the layer itself reads, if these are of floats.
+        kind = recorder.kind_for(weights)
+        rows = recorder.rounded(x, kind) if kind == Kind.bf16 and adapters.bf16 else x
+        low = Symbol.new(y.buffer.rows, site.inputs * adapters.max_rank)
+        table = {"table": SiteTable(adapters, site)}
+        parts = np.array([(p.input, p.outputs, p.column, p.step) for p in site.parts], np.int32)
+        recorder.add(Node("adapter_shrink", {"x": rows}, {"out": low}, constants=table))
+        recorder.add(
+            Node(
+                "adapter_expand",
+                {"x": low},
+                updates={"out": y},
+                constants={**table, "parts": parts},
+            )
+        )
+        return Symbol(y.buffer, y.columns, y.start)
+
+
+adapt: Adapt = Adapt()

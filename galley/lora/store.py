@@ -1,0 +1,92 @@
+"""Packed adapters as files of a private folder, from which workers map them.
+
+A file's name is the number of the adapter's *load*, made of its contents: the same weights always
+have the same number, others never do. So all processes agree on it, a request that is sent to a
+restarted engine finds the weights that it began with, and a block of the KV cache computed with
+them is found again, whenever they are loaded.
+
+    magic | I, O, bf16 (int64) | ranks (int64) [I] | scales (float32) [I] | padding | data
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from galley.errors import ModelError
+from galley.kernels.adapters import ALIGNMENT, AdapterShape, PackedAdapter
+
+_MAGIC = b"GALLEYA1"
+
+
+def load_number(adapter: PackedAdapter) -> int:
+    """The number of the adapter's load: positive, 62 bits."""
+    digest = hashlib.sha256(_header(adapter))
+    digest.update(adapter.data.data)
+    return int.from_bytes(digest.digest()[:8], "big") >> 2 or 1
+
+
+class AdapterFolder:
+    """The files.
+
+    Args:
+        path: of a folder of these processes alone; it is made when it is first written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, adapter: PackedAdapter) -> int:
+        """Write the adapter, unless it is there. Returns its load number."""
+        load = load_number(adapter)
+        target = self.path / str(load)
+        if target.exists():
+            return load
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=self.path, suffix=".part")
+        with os.fdopen(fd, "wb") as file:
+            file.write(_header(adapter))
+            file.write(adapter.data.data)
+        Path(name).rename(target)
+        return load
+
+    def map(self, load: int, shape: AdapterShape) -> PackedAdapter:
+        """The adapter, mapped. Raises ModelError if it is not there, or of another model."""
+        path = self.path / str(load)
+        try:
+            raw = np.memmap(path, np.uint8, mode="r")
+        except (OSError, ValueError):
+            raise ModelError("the adapter is not loaded any more") from None
+        return _parsed(np.asarray(raw), shape)
+
+    def remove(self, load: int) -> None:
+        """Remove the file; who has mapped it keeps it."""
+        (self.path / str(load)).unlink(missing_ok=True)
+
+
+def _header(adapter: PackedAdapter) -> bytes:
+    sizes = np.array([len(adapter.shape.k), len(adapter.shape.n), adapter.bf16], np.int64)
+    head = _MAGIC + sizes.tobytes() + adapter.ranks.tobytes() + adapter.scales.tobytes()
+    return head + b"\0" * (-len(head) % ALIGNMENT)
+
+
+def _parsed(raw: np.ndarray[tuple[int], np.dtype[np.uint8]], shape: AdapterShape) -> PackedAdapter:
+    num_inputs = len(shape.k)
+    start = len(_MAGIC) + 24
+    end = start + 12 * num_inputs
+    data_start = -(-end // ALIGNMENT) * ALIGNMENT
+    if len(raw) < data_start or raw[: len(_MAGIC)].tobytes() != _MAGIC:
+        raise ModelError("the adapter's file is damaged")
+    inputs, outputs, bf16 = raw[len(_MAGIC) : start].view(np.int64).tolist()
+    if (inputs, outputs) != (num_inputs, len(shape.n)):
+        raise ModelError("the adapter is of another model")
+    ranks = raw[start : start + 8 * num_inputs].view(np.int64)
+    scales = raw[start + 8 * num_inputs : end].view(np.float32)
+    adapter = PackedAdapter.over(shape, ranks, scales, bool(bf16), raw[data_start:])
+    if adapter is None:
+        raise ModelError("the adapter's file is damaged")
+    return adapter

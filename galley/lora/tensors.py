@@ -1,0 +1,133 @@
+"""An adapter's tensors by module, and packing them for the sites of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ml_dtypes
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.errors import ModelError
+from galley.kernels.adapters import PackedAdapter
+from galley.layers.questions import Part
+from galley.layers.sites import Sites, SiteTensors
+
+#: How many names an error lists.
+_MAX_NAMES = 4
+
+
+class AdapterTensors(msgspec.Struct, frozen=True, eq=False):
+    """A and B of one module of the base model, in the checkpoint's order of rows.
+
+    Attributes:
+        a: [rank, K]; b: [N, rank]; of any float type.
+        scale: factor of B A x.
+    """
+
+    a: NDArray[np.generic]
+    b: NDArray[np.generic]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+
+def pack_adapter(
+    name: str, modules: Mapping[str, AdapterTensors], sites: Sites, max_rank: int, bf16: bool
+) -> PackedAdapter:
+    """The adapter as kernels read it.
+
+    Args:
+        name: for messages.
+        modules: by name of the base model's tensor, without ".weight".
+
+    Raises:
+        ModelError: a module that adapters cannot add to, a wrong shape, a rank above `max_rank`, a
+            number that is not finite.
+    """
+    finder = _Finder(name, modules)
+    found: dict[int, AdapterTensors] = {}
+    for tensors in sites.all:
+        for i, module in enumerate(tensors.names):
+            given = finder.take(module)
+            if given is not None:
+                _check(name, module, given, tensors, max_rank)
+                found[tensors.site.first_input + i] = given
+    finder.require_all_used()
+    shape = sites.shape
+    ranks = [found[i].rank if i in found else 0 for i in range(len(shape.k))]
+    scales = [found[i].scale if i in found else 0.0 for i in range(len(shape.k))]
+    packed = PackedAdapter.empty(shape, ranks, scales, bf16)
+    for i, given in found.items():
+        packed.matrix_a(i)[:] = _finite(name, given.a, bf16)
+    for tensors in sites.all:
+        for j, (part, of) in enumerate(zip(tensors.parts, tensors.site.parts, strict=True)):
+            given = found.get(tensors.site.first_input + of.input)
+            if given is not None:
+                rows = given.b[part.take(0, part.num_rows)]
+                packed.set_b(tensors.site.first_output + j, _finite(name, rows, bf16))
+    return packed
+
+
+class _Finder:
+    """The adapter's modules; which of them have been used."""
+
+    def __init__(self, name: str, modules: Mapping[str, AdapterTensors]) -> None:
+        self._name, self._modules = name, modules
+        self._used: set[str] = set()
+
+    def take(self, module: str) -> AdapterTensors | None:
+        # An adapter of a model without its head lacks the first name.
+        for name in (module, module.partition(".")[2]):
+            if name in self._modules:
+                self._used.add(name)
+                return self._modules[name]
+        return None
+
+    def require_all_used(self) -> None:
+        unused = sorted(set(self._modules) - self._used)
+        if unused:
+            shown = ", ".join(f"{name:.120}" for name in unused[:_MAX_NAMES])
+            more = f" and {len(unused) - _MAX_NAMES} more" if len(unused) > _MAX_NAMES else ""
+            raise ModelError(
+                f"{self._name}: adapters of {shown}{more} are not supported: they are no linear "
+                "layers of this model"
+            )
+
+
+def _check(
+    name: str, module: str, given: AdapterTensors, tensors: SiteTensors, max_rank: int
+) -> None:
+    parts = [part for part in tensors.parts if part.name == module]
+    if any(part.unit_rows or part.plus is not None or part.turned for part in parts):
+        raise ModelError(f"{name}: adapters of {module} are not supported")
+    if given.rank > max_rank:
+        raise ModelError(f"{name}: {module} has rank {given.rank}, --max-lora-rank is {max_rank}")
+    wanted = (given.rank, tensors.site.k), (_outputs(parts), given.rank)
+    for letter, matrix, shape in zip("AB", (given.a, given.b), wanted, strict=True):
+        if matrix.shape != shape:
+            raise ModelError(
+                f"{name}: lora_{letter} of {module} has shape {list(matrix.shape)}, "
+                f"the model needs {list(shape)}"
+            )
+
+
+def _outputs(parts: list[Part]) -> int:
+    """Rows of the whole tensor that the parts belong to."""
+    return parts[0].shape[0]
+
+
+def _finite(name: str, values: NDArray[np.generic], bf16: bool) -> NDArray[np.generic]:
+    numbers = values.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise ModelError(f"{name}: has numbers that are not finite")
+    if not bf16:
+        return numbers
+    with np.errstate(over="ignore"):
+        rounded = numbers.astype(ml_dtypes.bfloat16)
+    if not np.isfinite(rounded.astype(np.float32)).all():
+        raise ModelError(f"{name}: has numbers that are too large for bfloat16")
+    return rounded
