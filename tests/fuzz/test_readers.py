@@ -77,7 +77,7 @@ def test_every_family_type_and_reader_has_a_seed(bench: Bench) -> None:
             TARGETS[seed.kind](bench.folders[id(seed)])
         except GalleyError as error:
             said = str(error)
-        assert re.search(r"is not supported|weight_scale", said), seed.name
+        assert re.search(r"is not supported|weight_scale|g_idx does not", said), seed.name
 
 
 @pytest.mark.parametrize("case", CONFIGS)

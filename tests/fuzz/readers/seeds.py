@@ -315,10 +315,10 @@ _METHODS: dict[str, tuple[dict[str, Any], Callable[[int, int], Layer]]] = {
         },
     ),
     "GPTQ in order": (
-        {"quant_method": "gptq", "bits": 3, "group_size": 16, "desc_act": True},
+        {"quant_method": "gptq", "bits": 2, "group_size": 16, "desc_act": True},
         lambda n, k: {
-            "qweight": ("I32", (k * 3 // 32, n)),
-            "qzeros": ("I32", (k // 16, n * 3 // 32)),
+            "qweight": ("I32", (k // 16, n)),
+            "qzeros": ("I32", (k // 16, n // 16)),
             "scales": ("F16", (k // 16, n)),
             "g_idx": ("I32", (k,)),
         },
