@@ -380,7 +380,9 @@ def _exponents(scale: NDArray[Any]) -> NDArray[np.uint8] | None:
 def _two_levels(weight: QuantizedWeight) -> ScaleName | None:
     """The number format of two levels that holds the scales as they are, if there is one."""
     scale, upper = weight.scale, weight.super_scale
-    if scale is None or upper is None or not isinstance(weight.zero, int):
+    if scale is None or upper is None or weight.group >= weight.shape[1]:
+        return None
+    if not isinstance(weight.zero, int):
         return None
     factors = [upper] + ([] if weight.super_min is None else [weight.super_min])
     if scale.dtype == _E4M3:
