@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("galley.cli.bench.main", "measure servers of any engine, and this one"),
     "collect-env": ("galley.cli.collect_env", "print what a bug report should contain"),
     "models": ("galley.cli.models", "list the model families that run, or search them"),
+    "cache": ("galley.cli.cache", "list or remove packed weights on disk"),
     "inspect": (
         "galley.cli.inspect",
         "show what a checkpoint declares, or the program that a step runs",

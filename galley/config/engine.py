@@ -115,6 +115,11 @@ class LoadConfig:
     """Format of the weights. `dummy` generates random ones, for tests."""
     download_dir: str | None = None
     """Folder for downloads; default: the hub's cache."""
+    weight_cache: bool = True
+    """Write packed weights to disk at a model's first start and map them at later ones."""
+    weight_cache_size: int | None = None
+    """Bytes that all packed weights on disk may take (accepts 512m, 40G); those used least recently
+    are removed first. Default: half of the disk."""
 
 
 #: Default of `CacheConfig.mamba_block_size`.

@@ -105,6 +105,7 @@ def environment(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
     for variable, name, read in (
         ("VLLM_CPU_KVCACHE_SPACE", "kv_cache_memory_bytes", lambda v: int(float(v) * 2**30)),
         ("GALLEY_KV_CACHE_MEMORY_BYTES", "kv_cache_memory_bytes", str),
+        ("GALLEY_WEIGHT_CACHE_SIZE", "weight_cache_size", str),
         ("OMP_NUM_THREADS", "num_threads", int),
         ("GALLEY_NUM_THREADS", "num_threads", int),
         ("VLLM_BATCH_INVARIANT", "batch_invariant", lambda v: bool(int(v))),

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 #: Galley's own, without the prefix.
 _OWN = """
 BATCH_INVARIANT CACHE_DIR CPU_ISA DEV_MODE FAULTS KV_CACHE_MEMORY_BYTES LOGGING_FORMAT NUM_THREADS
+WEIGHT_CACHE_SIZE
 """
 
 

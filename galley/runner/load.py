@@ -21,6 +21,7 @@ from galley.loader import Checkpoint, RawTensor
 from galley.loader.tensor import TensorHeader
 from galley.models.decoder import Stage
 from galley.models.registry import build_model
+from galley.runner.cache_files import mark_used
 from galley.runner.packed_file import PackedFile
 from galley.runner.weight_cache import CacheMiss, RecordingWeights, StoredWeights
 
@@ -75,6 +76,7 @@ def load_model(
     cached: Path | None = None,
     progress: Progress | None = None,
     group: RankGroup | None = None,
+    cache_size: int | None = None,
 ) -> LoadedModel:
     """Build the model from its checkpoint; every tensor must be used or ignored by name.
 
@@ -82,6 +84,7 @@ def load_model(
         cached: file that packed weights are mapped from, or else written to; None = neither.
         progress: called with (tensors done, tensors in all).
         group: the ranks that share the model; default: one.
+        cache_size: bytes that all cached files may have; None: half of the disk.
 
     Raises ModelError naming what is missing, unused, misshapen or unsupported.
     """
@@ -90,6 +93,7 @@ def load_model(
         try:
             source = StoredWeights(stored, CheckpointWeights(counted, backend, group), backend)
             model = build_model(model_info, source, stage)
+            mark_used(cached)
             return LoadedModel(model, stored.num_bytes, True, source.sites)
         except CacheMiss as miss:
             log.info(
@@ -102,5 +106,5 @@ def load_model(
     model = build_model(model_info, recording, stage)
     weights.finish()
     if cached is not None:
-        recording.write(cached)
+        recording.write(cached, cache_size)
     return LoadedModel(model, recording.num_bytes, False, recording.sites)

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels.weights import PackedWeight, WeightFormat
+from galley.runner.cache_files import lock_shared
 from galley.runner.checksum_cache import file_state, is_verified, mark_verified
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class PackedFile(msgspec.Struct, frozen=True, eq=False):
         """Map the file; None if there is none, or if it is damaged."""
         try:
             with path.open("rb") as f:
+                lock_shared(f.fileno())  # held by the mapping, which duplicates the descriptor
                 status = os.fstat(f.fileno())
                 mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
@@ -100,7 +102,7 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
                 f.write(data.data)
                 f.write(bytes(_padded(data.nbytes) - data.nbytes))
         os.replace(temporary.name, path)
-    except OSError:
+    except BaseException:
         os.unlink(temporary.name)
         raise
 

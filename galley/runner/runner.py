@@ -168,11 +168,17 @@ class Runner:
         return self._awake
 
     def _load(self, checkpoint: Checkpoint, progress: Progress | None = None) -> LoadedModel:
-        cached = None
-        if self._config.load.load_format != "dummy":
+        cached, load = None, self._config.load
+        if load.weight_cache and load.load_format != "dummy":
             cached = cache_path(self._model_info, self._backend, self._dense)
         return load_model(
-            self._model_info, checkpoint, self._backend, self._stage, cached, progress
+            self._model_info,
+            checkpoint,
+            self._backend,
+            self._stage,
+            cached,
+            progress,
+            cache_size=load.weight_cache_size,
         )
 
     def _build(self, loaded: LoadedModel) -> Executable:

@@ -1,12 +1,9 @@
 """Packed weights on disk: written at a model's first start, mapped at later ones.
 
-    GALLEY_CACHE_DIR | $VLLM_CACHE_ROOT/galley | $XDG_CACHE_HOME/galley | ~/.cache/galley
-        weights/<name>-<place>-<key>.packed
-
-The key covers everything that the bytes depend on: the checkpoint's files (name, size, mtime) and
-its config with --hf-overrides, the kernel library, the number format and the rank. A file with
-another key is ignored, a damaged one is rebuilt. A full or read-only disk means no cache, nothing
-else.
+The key covers everything that the bytes depend on: the checkpoint's files (name, size, mtime,
+first and last bytes) and its config with --hf-overrides, the kernel library, the number format and
+the rank. A file with another key is ignored, a damaged one is rebuilt. A full or read-only disk
+means no cache, nothing else. `cache_files` says where the files are and removes old ones.
 """
 
 from __future__ import annotations
@@ -15,8 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,17 +26,16 @@ from galley.kernels.ops import Constant, RankGroup, SingleRank, Weight
 from galley.layers.questions import Matrix, Vector
 from galley.layers.weights import L, WeightSource
 from galley.loader.tensor import RawTensor
+from galley.runner import cache_files
 from galley.runner.packed_file import Answer, PackedFile, write_answers
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 #: Smaller models are packed quickly enough without a cache.
 MIN_BYTES = 16 * 2**20
-#: A partial file of this age was left by a crash.
-ABANDONED_AFTER_S = 3600
-#: Disk space that stays free.
-SPARE_BYTES = 2 * 2**30
+#: So many bytes at both ends of a file are part of the key: headers, and the last weights.
+KEY_BYTES = 64 * 2**10
 
 
 class CacheMiss(Exception):
@@ -106,22 +100,26 @@ class RecordingWeights(CachedWeights):
         self.num_bytes += 0 if loaded is None else loaded.num_bytes
         return loaded
 
-    def write(self, path: Path) -> None:
-        """Write the answers to a file, unless the model is small or the disk has no room.
+    def write(self, path: Path, limit: int | None = None) -> None:
+        """Write the answers to a file, unless the model is small or there is no room.
 
         A backend that packs nothing writes no file.
+
+        Args:
+            limit: bytes of all cached files together; None: half of the disk.
         """
         if not self._answers or self.num_bytes < MIN_BYTES:
             return
+        folder = path.parent
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(path.parent).free < self.num_bytes + SPARE_BYTES:
-                log.info("No room for packed weights in %s.", path.parent)
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_older(path)
+            if not cache_files.make_room(folder, self.num_bytes, limit):
+                log.info("No room for packed weights in %s.", folder)
                 return
             write_answers(path, self._answers)
-            _remove_older(path)
         except OSError as error:
-            log.info("Packed weights cannot be written to %s: %s", path.parent, error)
+            log.info("Packed weights cannot be written to %s: %s", folder, error)
 
 
 class StoredWeights(CachedWeights):
@@ -136,15 +134,6 @@ class StoredWeights(CachedWeights):
         if answer is None:
             raise CacheMiss(str(matrix))
         return [self._backend.from_packed(packed) for packed in answer.weights]
-
-
-def cache_root(env: Mapping[str, str] = os.environ) -> Path:
-    """The folder for files that can be rebuilt."""
-    if own := env.get("GALLEY_CACHE_DIR"):
-        return Path(own)
-    if shared := env.get("VLLM_CACHE_ROOT"):
-        return Path(shared) / "galley"
-    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "galley"
 
 
 def cache_path(
@@ -173,16 +162,30 @@ def cache_path(
     for file in files:
         stat = file.stat()
         key.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    name = f"{source.stem}-{place.hexdigest()[:12]}-{key.hexdigest()[:20]}.packed"
-    return cache_root() / "weights" / name
+        key.update(_ends(file))
+    name = f"{_label(source)}-{place.hexdigest()[:12]}-{key.hexdigest()[:20]}.packed"
+    return cache_files.weights_folder() / name
 
 
-def _remove_older(path: Path) -> None:
+def remove_older(path: Path) -> None:
     """Remove files of earlier states of the same checkpoint, and partial files left by a crash."""
-    same_place = path.name.rsplit("-", 1)[0]
-    for other in path.parent.glob("*.packed"):
-        if other != path and other.name.rsplit("-", 1)[0] == same_place:
-            other.unlink(missing_ok=True)
-    for part in path.parent.glob("*.part"):
-        if time.time() - part.stat().st_mtime > ABANDONED_AFTER_S:
-            part.unlink(missing_ok=True)
+    same = cache_files.place_of(path)
+    files = cache_files.list_files(path.parent)
+    cache_files.remove_all(f for f in files if f.path != path and f.place == same)
+    cache_files.remove_abandoned(path.parent)
+
+
+def _label(source: Path) -> str:
+    """Name of a model for people: of a hub snapshot its repository, else the file's or folder's."""
+    for folder in source.parts[::-1]:
+        if folder.startswith("models--"):
+            return folder.removeprefix("models--")
+    return source.stem if source.suffix == ".gguf" else source.name
+
+
+def _ends(path: Path) -> bytes:
+    """The first and the last bytes of a file."""
+    with path.open("rb") as f:
+        first = f.read(KEY_BYTES)
+        f.seek(max(0, os.fstat(f.fileno()).st_size - KEY_BYTES))
+        return first + f.read(KEY_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import mmap
 import os
@@ -21,9 +22,10 @@ from galley.loader.source import Source, default_model
 from galley.models.decoder import Stage
 from galley.quant import QuantizedWeight
 from galley.runner import checksum_cache, packed_file
+from galley.runner.cache_files import cache_root
 from galley.runner.load import load_model
 from galley.runner.packed_file import Answer, PackedFile, write_answers
-from galley.runner.weight_cache import cache_path, cache_root
+from galley.runner.weight_cache import cache_path
 
 
 @pytest.fixture
@@ -197,6 +199,9 @@ def test_the_second_start_maps_the_packed_weights_of_the_first(model_file):
         assert np.array_equal(theirs.data, ours.data)
     assert not matrices(second.model)[0].data.flags.writeable
 
+    del second, theirs  # a mapped file is not removed
+    gc.collect()
+
     # Another state of the file: packed again; the old cache and the leftovers of a crash are gone.
     os.utime(model_file, ns=(1, 1))
     (path.parent / "fresh.part").touch()
@@ -266,6 +271,17 @@ def test_a_backend_that_packs_nothing_leaves_no_file(model_file):
     loaded, path = load(model_file, "reference")
     assert not loaded.from_cache
     assert not path.exists()
+
+
+def test_a_model_larger_than_the_limit_is_not_cached(model_file):
+    checkpoint = open_checkpoint(Source(model_file, "gguf", "m"))
+    backend = open_backend("cpu", "bf16", threads=1)
+    path = cache_path(checkpoint.model_info, backend, "bf16")
+    arguments = (checkpoint.model_info, checkpoint, backend, Stage(64), path)
+    load_model(*arguments, cache_size=10**6)
+    assert not path.exists()
+    load_model(*arguments, cache_size=10**9)
+    assert path.exists()
 
 
 def test_without_a_writable_folder_the_model_loads_uncached(model_file, monkeypatch, tmp_path):
