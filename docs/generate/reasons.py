@@ -77,7 +77,7 @@ def route(entry: dict[str, Any]) -> Verdict:
     if entry["path"] == "/kv_event_sources":
         return NOT_YET, "KV events"
     if entry["path"] in ("/docs/oauth2-redirect", "/static/*"):
-        return NOT_YET, "pages without other sites' scripts (--enable-offline-docs)"
+        return NOT_YET, "scripts of other projects; /docs is a page without any"
     if entry["path"] in ("/reset_mm_cache", "/reset_encoder_cache"):
         return NOT_YET, _MEDIA
     return NOT_YET, _ROUTE_GROUPS.get(entry["group"], f"with {entry['condition']}")

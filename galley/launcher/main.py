@@ -48,7 +48,7 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
 
     def up() -> None:
         say("Application startup complete.")  # Scripts written for vLLM wait for this line.
-        say(f"serving at {url}")
+        say(f"serving at {url}{exposure(server)}")
 
     try:
         return Supervisor(_entries(config, server, sock, directory), policy, up).run()
@@ -59,6 +59,14 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
         shutil.rmtree(directory, ignore_errors=True)
         if metrics is not None:
             sweep(metrics)
+
+
+def exposure(server: ServerConfig) -> str:
+    """A remark if others can reach the server: it listens on all interfaces."""
+    if server.uds or server.host not in (None, "", "0.0.0.0", "::"):
+        return ""
+    key = "" if server.api_key else ", without an API key: see --host 127.0.0.1 and --api-key"
+    return f" (on all interfaces{key})"
 
 
 def _share_metrics(server: ServerConfig, directory: str) -> str | None:

@@ -12,8 +12,17 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from galley.errors import ConfigError
 from galley.server import documentation, errors, openapi
+from galley.server.access_log import AccessLog
 from galley.server.context import Context
-from galley.server.middleware import GUARDED, ApiKeys, Gate, HttpMetering, RequestIds, RootPath
+from galley.server.middleware import (
+    GUARDED,
+    ApiKeys,
+    Gate,
+    HttpMetering,
+    IgnoredFields,
+    RequestIds,
+    RootPath,
+)
 from galley.server.router import Router
 from galley.server.routes import (
     adapters,
@@ -22,6 +31,7 @@ from galley.server.routes import (
     completions,
     development,
     health,
+    home,
     invocations,
     metrics,
     models,
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
 Family = Callable[[Context], Router]
 #: An open set: a family is a file with `routes(ctx)`.
 FAMILIES: tuple[Family, ...] = (
+    home.routes,
     health.routes,
     metrics.routes,
     models.routes,
@@ -69,9 +80,11 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
         )
         routers.append(documentation.routes(document))
     app = Starlette(routes=[route for router in routers for route in router.routes])
-    errors.install(app, server.log_error_stack)
+    paths = [route.path for router in routers for route in router.routes]
+    errors.install(app, server.log_error_stack, paths)
     formats = {r.prefix: r.error_format for r in routers if r.error_format is not None}
     # The last one added is the outermost.
+    app.add_middleware(IgnoredFields)
     app.add_middleware(Gate, load=ctx.load, formats=formats)
     if server.api_key:
         app.add_middleware(ApiKeys, keys=server.api_key, formats=formats)
@@ -95,6 +108,8 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
         app.add_middleware(TraceContext)
     for path in server.middleware:
         _add_custom(app, path)
+    if not server.disable_uvicorn_access_log:
+        app.add_middleware(AccessLog)
     if server.root_path:
         app.add_middleware(RootPath, root_path=server.root_path)
     return app

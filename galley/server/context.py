@@ -28,7 +28,7 @@ from galley.server.errors import ClientDisconnected
 from galley.server.event_response import EventResponse
 from galley.server.fast_stream import Relay
 from galley.server.output_log import OutputLog
-from galley.server.protocol.base import BodyReader, T
+from galley.server.protocol.base import BodyReader, T, ignored_of
 from galley.server.protocol.generation import Caps, SamplingFields
 from galley.server.response_builder import UsageCounter
 from galley.server.stream import EventEncoder, OutputStream
@@ -138,8 +138,16 @@ class Context:
             return None
         adapter = None if self.adapters is None else self.adapters.find(requested)
         if adapter is None and not self.any_model_name:
-            raise NotFound(f"The model `{requested:.200}` does not exist.", field="model")
+            raise NotFound(
+                f"The model `{requested:.200}` does not exist. Served here: {self._names()}.",
+                field="model",
+            )
         return adapter
+
+    def _names(self) -> str:
+        """The first of the names that a request may use."""
+        names = [*self.model_names, *(self.adapters.entries if self.adapters else ())]
+        return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
     @property
     def max_tokens_cap(self) -> int | None:
@@ -170,7 +178,7 @@ class Context:
 
     async def read(self, request: Request, reader: BodyReader[T]) -> T:
         """The request's body as a checked wire type. Raises ClientError, ClientDisconnected."""
-        return reader.read(await self.body(request))
+        return reader.read(await self.body(request), ignored_of(request.scope))
 
     def events(self, streams: Sequence[OutputStream], answer: EventEncoder) -> EventResponse:
         """The answer of `streams` as events."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 
 import msgspec
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import GalleyError, Overloaded, Unauthorized
+from galley.server.missing import advice
 from galley.server.protocol.base import ErrorInfo, ErrorResponse
 from galley.server.router import ERROR_FORMAT
 
@@ -54,11 +56,12 @@ def galley_response(error: GalleyError) -> Response:
     return json_response(error_event(error), error.status, error_headers(error))
 
 
-def install(app: Starlette, log_stack: bool = False) -> None:
+def install(app: Starlette, log_stack: bool = False, paths: Sequence[str] = ()) -> None:
     """Make `app` answer every failure with an error object.
 
     Args:
         log_stack: log where each was found, too.
+        paths: of the routes, for help with others.
     """
 
     async def on_galley(request: Request, error: Exception) -> Response:
@@ -73,7 +76,10 @@ def install(app: Starlette, log_stack: bool = False) -> None:
         status = error.status_code
         phrase = HTTPStatus(status).phrase
         where = f"{request.method} {request.url.path}: " if status in (404, 405) else ""
-        body = error_body(f"{where}{error.detail}", phrase, status)
+        message = f"{where}{error.detail}"
+        if status == 404 and (help := advice(request.url.path, paths)):
+            message = f"{message}. {help}"
+        body = error_body(message, phrase, status)
         return json_response(body, status, dict(error.headers or {}))
 
     async def on_disconnect(request: Request, error: Exception) -> Response:

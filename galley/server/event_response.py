@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from galley.errors import GalleyError
+from galley.server.access_log import CLIENT_LEFT
 from galley.server.errors import ClientDisconnected
 from galley.server.fast_stream import SINK, FastPath, Relay
 from galley.server.stream import EventEncoder, OutputStream, PendingOutputs, until_disconnect
@@ -66,6 +67,7 @@ class EventResponse(Response):
         try:
             await until_disconnect(receive, self._run(send))
         except ClientDisconnected:
+            scope[CLIENT_LEFT] = True
             # An answer that had not begun counts as failed.
             if not self._started:
                 raise

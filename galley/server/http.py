@@ -29,6 +29,7 @@ class LimitedProtocol(SinkProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.access_log = False  # `AccessLog` writes it.
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

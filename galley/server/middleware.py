@@ -1,6 +1,7 @@
 """Middleware that every request passes before a route: plain ASGI, outermost first.
 
-    RootPath → (--middleware) → HttpMetering → RequestIds → (CORS) → ApiKeys → Gate → routes
+    RootPath → AccessLog → (--middleware) → HttpMetering → RequestIds → (CORS) → ApiKeys → Gate
+    → IgnoredFields → routes
 
 Each wraps `send` only where it must: a stream's tokens go through here.
 """
@@ -22,6 +23,7 @@ from galley.errors import GalleyError, Overloaded, Unauthorized
 from galley.server.context import NEW_ID, InFlight
 from galley.server.errors import galley_response
 from galley.server.fast_stream import SINK, Sink
+from galley.server.protocol.base import IGNORED
 from galley.server.router import ROUTE, ErrorFormat
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 #: A request id that may be sent back in a header.
 _PLAIN = re.compile(rb"[\x21-\x7e]+")
+#: A field's name that may be sent back in a header.
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 #: Probes, which are not counted as requests.
 UNCOUNTED = frozenset({"/metrics", "/health", "/load", "/ping", "/version", "/server_info"})
 
@@ -148,7 +152,9 @@ class ApiKeys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         guarded = scope["type"] in ("http", "websocket") and scope.get("method") != "OPTIONS"
         if guarded and path_of(scope).startswith(GUARDED) and not self._is_known(scope):
-            error = Unauthorized("Unauthorized: a valid API key is needed.")
+            error = Unauthorized(
+                "Unauthorized: a valid API key is needed, sent as `Authorization: Bearer KEY`."
+            )
             response = _refusal(scope, error, self.formats)
             await response(scope, receive, send)
             return
@@ -187,3 +193,26 @@ class Gate:
             await self.app(scope, receive, send)
         finally:
             self.load.count -= 1
+
+
+class IgnoredFields:
+    """Names the unknown fields of a request in its answer's X-Ignored-Fields header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_names(message: Message) -> None:
+            if message["type"] == "http.response.start" and (ignored := scope.get(IGNORED)):
+                names = [name for name in sorted(ignored) if _NAME.fullmatch(name)][:10]
+                if names:
+                    value = ", ".join(names).encode()
+                    headers = [*message.get("headers", ()), (b"x-ignored-fields", value)]
+                    message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, send_with_names)

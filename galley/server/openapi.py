@@ -64,6 +64,11 @@ class Document:
         return msgspec.json.encode(document)
 
 
+def _shown(path: str) -> str:
+    """A route's path without the kinds of its parameters."""
+    return re.sub(r":\w+}", "}", path)
+
+
 class _Writer:
     """Completes a document.
 
@@ -94,7 +99,7 @@ class _Writer:
     def write(self) -> None:
         for route in self.routes:
             for method in route.methods or ():
-                operations = self.document["paths"].setdefault(route.path, {})
+                operations = self.document["paths"].setdefault(_shown(route.path), {})
                 operations[method.lower()] = self._operation(route, method.lower())
 
     def _operation(self, route: DescribedRoute, method: str) -> Schema:
@@ -105,7 +110,7 @@ class _Writer:
         }
         if route.doc:
             operation["description"] = route.doc
-        parameters = [*_path_parameters(route.path), *_query_parameters(signature)]
+        parameters = [*_path_parameters(_shown(route.path)), *_query_parameters(signature)]
         if parameters:
             operation["parameters"] = parameters
         if signature.readers:

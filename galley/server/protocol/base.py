@@ -7,9 +7,10 @@ nothing of HTTP: bytes in, a checked value or a `ClientError` out.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -26,6 +27,15 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+#: Key of a request's scope: the set of its unknown fields.
+IGNORED = "galley.ignored_fields"
+
+
+def ignored_of(scope: MutableMapping[str, Any]) -> set[str]:
+    """The set in a request's scope that collects its unknown fields."""
+    found: set[str] = scope.setdefault(IGNORED, set())
+    return found
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,8 @@ class BodyReader(Generic[T]):
         self._lax = msgspec.json.Decoder(type, strict=False)
         self._warned: set[str] = set()
 
-    def read(self, body: bytes) -> T:
-        """The request in `body`.
+    def read(self, body: bytes, ignored: set[str] | None = None) -> T:
+        """The request in `body`; adds its unknown fields to `ignored`.
 
         Raises:
             InvalidRequest: not JSON, not an object, or a field of the wrong type; names the field.
@@ -82,6 +92,8 @@ class BodyReader(Generic[T]):
         values = _decode(self._keys, body)
         for name in values.keys() - self.fields:
             self._check_other(name, values[name])
+            if ignored is not None and name not in self.others:
+                ignored.add(name)
         request = _decode(self._decoder, body, self._lax)
         assert isinstance(request, self.type)
         return request
@@ -104,7 +116,10 @@ class BodyReader(Generic[T]):
         """Log each name once, and at most 1,000 names."""
         if name not in self._warned and len(self._warned) < 1000:
             self._warned.add(name)
-            logger.warning("%s: the field %.100r is unknown and ignored.", self.type.__name__, name)
+            near = difflib.get_close_matches(name[:100], self.fields, 1, 0.75)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            of = self.type.__name__
+            logger.warning("%s: the field %.100r is unknown and ignored.%s", of, name, hint)
 
 
 def _with_floats(strict: Any, body: bytes | msgspec.Raw, lax: Any) -> Any:

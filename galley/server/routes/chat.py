@@ -14,6 +14,7 @@ from galley.server.chat_builder import AnswerRole, ChatResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
+from galley.server.protocol.base import ignored_of
 from galley.server.protocol.chat import (
     ChatCompletionResponse,
     ChatFields,
@@ -82,7 +83,7 @@ def routes(ctx: Context) -> Router:
 
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a chat request with this body. Raises ClientError, ServerError."""
-    request = reader.read(body)
+    request = reader.read(body, ignored_of(raw.scope))
     apply_priority_header(raw, request)
     check_chat(request, ctx.caps)
     use = tool_use_of(ctx, request)

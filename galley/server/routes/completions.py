@@ -10,6 +10,7 @@ from galley.server.completion_builder import CompletionResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
+from galley.server.protocol.base import ignored_of
 from galley.server.protocol.completions import (
     CompletionRequest,
     CompletionResponse,
@@ -47,7 +48,7 @@ def routes(ctx: Context) -> Router:
 
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a completion request with this body. Raises ClientError, ServerError."""
-    request = reader.read(body)
+    request = reader.read(body, ignored_of(raw.scope))
     apply_priority_header(raw, request)
     prompts: list[Prompt] = check_completion(request, ctx.caps)
     head = ResponseHeader(
