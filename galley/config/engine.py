@@ -112,7 +112,8 @@ class LoadConfig:
     """Load"""
 
     load_format: str = field(default="auto", metadata={"choices": ("auto", *LOAD_FORMATS)})
-    """Format of the weights. `dummy` generates random ones, for tests."""
+    """Format of the weights. `auto` prefers safetensors; `pt` reads PyTorch files (*.bin, *.pt)
+    without running their pickles; `dummy` generates random ones, for tests."""
     download_dir: str | None = None
     """Folder for downloads; default: the hub's cache."""
     weight_cache: bool = True

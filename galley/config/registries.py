@@ -48,6 +48,7 @@ METHOD_ALIASES = {
 #: --load-format: the class of its checkpoint, which has `open(source)`.
 LOAD_FORMATS: dict[str, tuple[str, str]] = {
     "safetensors": ("galley.loader.safetensors", "SafetensorsCheckpoint"),
+    "pt": ("galley.loader.torch_zip", "TorchCheckpoint"),
     "gguf": ("galley.loader.gguf_checkpoint", "GGUFCheckpoint"),
     "dummy": ("galley.models.dummy", "DummyCheckpoint"),
 }

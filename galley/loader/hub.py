@@ -19,6 +19,8 @@ from galley.errors import ModelError
 SIDE_FILES = ("*.json", "tokenizer.model", "*.jinja", "merges.txt")
 #: Other formats of the same weights that some repositories contain.
 _OTHER_FORMS = ("original/*", "consolidated*", "onnx/*", "*/*.safetensors")
+#: Weights of PyTorch, whole or in parts.
+_TORCH = "pytorch_model*.bin"
 _PART = r"(?:-\d{5}-of-\d{5})?"
 
 
@@ -43,9 +45,9 @@ def download_model(name: str, revision: str | None, load: LoadConfig, token: Tok
         ggufs = [file for file in files if file.endswith(".gguf")]
         if ggufs:
             return hub.fetch_gguf(_only_model(name, ggufs))
-    needed = checkpoint_files(files)
+    needed = checkpoint_files(files, torch=load.load_format == "pt")
     if load.load_format == "dummy":
-        needed = [file for file in needed if not file.endswith(".safetensors")]
+        needed = [file for file in needed if not _matches(file, ("*.safetensors", _TORCH))]
     return hub.fetch(needed)
 
 
@@ -57,9 +59,12 @@ def download_side_files(
     return hub.fetch([file for file in hub.list_files() if _matches(file, SIDE_FILES)])
 
 
-def checkpoint_files(files: list[str]) -> list[str]:
-    """The files of a repository that belong to a Hugging Face checkpoint."""
-    matches = [file for file in files if _matches(file, (*SIDE_FILES, "*.safetensors"))]
+def checkpoint_files(files: list[str], torch: bool = False) -> list[str]:
+    """The files of a repository that belong to a Hugging Face checkpoint; PyTorch's weights where
+    they are asked for or there are no others."""
+    torch = torch or not any(file.endswith(".safetensors") for file in files)
+    weights = _TORCH if torch else "*.safetensors"
+    matches = [file for file in files if _matches(file, (*SIDE_FILES, weights))]
     return [file for file in matches if not _matches(file, _OTHER_FORMS)]
 
 

@@ -9,10 +9,10 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -77,7 +77,7 @@ class SafetensorsFile:
         if data is not None:
             self._map = data
         else:
-            self._map = _mapped(path)
+            self._map = mapped(path)
         header, data_start = self._read_header()
         self._entries = self._check(header, data_start)
 
@@ -168,6 +168,21 @@ class SafetensorsFile:
         return dtype, tuple(shape), offsets[0], offsets[1]
 
 
+class TensorFile(Protocol):
+    """An opened weight file, of whatever format."""
+
+    path: Path
+
+    def names(self) -> list[str]: ...
+
+    def header(self, name: str) -> TensorHeader: ...
+
+    def tensor(self, name: str) -> RawTensor: ...
+
+
+F = TypeVar("F", bound=TensorFile)
+
+
 class SafetensorsCheckpoint:
     """The safetensors of a Hugging Face directory."""
 
@@ -177,8 +192,8 @@ class SafetensorsCheckpoint:
         self.model_info = info_of_directory(directory, changes)
         architecture = self.model_info.architecture
         is_part = TEXT_OF in self.model_info.hf_config
-        self._places: dict[str, tuple[SafetensorsFile, str]] = {}
-        for name, file in _open_all(directory).items():
+        self._places: dict[str, tuple[TensorFile, str]] = {}
+        for name, file in self._open_files(directory).items():
             wanted = text_name(name) if is_part else model_name(architecture, name)
             if wanted is not None:
                 self._places[wanted] = (file, name)
@@ -187,6 +202,10 @@ class SafetensorsCheckpoint:
     def open(source: Source) -> SafetensorsCheckpoint:
         """For the load format "safetensors"."""
         return SafetensorsCheckpoint(source.path, source.changes)
+
+    def _open_files(self, directory: Path) -> Mapping[str, TensorFile]:
+        """Stored name of each tensor → its file."""
+        return open_all(directory, INDEX, weight_files, SafetensorsFile)
 
     def names(self) -> list[str]:
         return list(self._places)
@@ -199,7 +218,7 @@ class SafetensorsCheckpoint:
         file, stored = self._place(name)
         return file.tensor(stored)
 
-    def _place(self, name: str) -> tuple[SafetensorsFile, str]:
+    def _place(self, name: str) -> tuple[TensorFile, str]:
         """The tensor's file, and its name there."""
         place = self._places.get(name)
         if place is None:
@@ -210,7 +229,7 @@ class SafetensorsCheckpoint:
 def open_folder(checkpoint: str, folder: str) -> Callable[[str], RawTensor]:
     """Reads the tensors of a folder inside a checkpoint by name. Raises ModelError."""
     directory = Path(checkpoint) / folder
-    places = _open_all(directory)
+    places = open_all(directory, INDEX, weight_files, SafetensorsFile)
 
     def read(name: str) -> RawTensor:
         if name not in places:
@@ -220,7 +239,7 @@ def open_folder(checkpoint: str, folder: str) -> Callable[[str], RawTensor]:
     return read
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def mapped(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -230,17 +249,23 @@ def _mapped(path: Path) -> mmap.mmap:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _open_all(directory: Path) -> dict[str, SafetensorsFile]:
-    """Tensor name → its file. The index, if there is one, must agree with the files."""
-    index = directory / INDEX
+def open_all(
+    directory: Path,
+    index_name: str,
+    unlisted: Callable[[Path], list[Path]],
+    open_file: Callable[[Path], F],
+) -> dict[str, F]:
+    """Tensor name → its file. The index, if there is one, must agree with the files; without one,
+    `unlisted` finds them."""
+    index = directory / index_name
     expected = _weight_map(index) if index.is_file() else None
     if expected is None:
-        files = weight_files(directory)
+        files = unlisted(directory)
     else:
         files = [directory / name for name in sorted(set(expected.values()))]
-    places: dict[str, SafetensorsFile] = {}
+    places: dict[str, F] = {}
     for path in files:
-        file = SafetensorsFile(path)
+        file = open_file(path)
         for name in file.names():
             if name in places:
                 raise ModelError(f"{path}: tensor {name} is in {places[name].path.name} too")
@@ -261,12 +286,6 @@ def weight_files(directory: Path) -> list[Path]:
         return [single]
     if files:
         return files
-    torch_files = sorted({*directory.glob("*.bin"), *directory.glob("*.pt*")})
-    if torch_files:
-        raise ModelError(
-            f"{directory}: holds PyTorch weights ({torch_files[0].name}), which are not supported; "
-            "convert them to safetensors"
-        )
     raise ModelError(f"{directory}: holds no *.safetensors file")
 
 

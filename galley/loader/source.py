@@ -146,8 +146,8 @@ def _source(
     path: Path, name: str, config: ModelConfig, load: LoadConfig, is_default: bool = False
 ) -> Source:
     path = _model_path(path.absolute(), load.load_format)
-    stored = "gguf" if path.suffix == ".gguf" else "safetensors"
     requested = load.load_format
+    stored = _stored_format(path, requested)
     if requested not in ("auto", "dummy", stored):
         raise ModelError(
             f"--load-format {requested}: {path} holds {stored} weights", field="load_format"
@@ -162,6 +162,16 @@ def _source(
         classify=config.convert == "classify",
     )
     return Source(path, chosen, name, is_default, config.seed, changes)
+
+
+def _stored_format(path: Path, requested: str) -> str:
+    """The format of the weights at `path`: safetensors before PyTorch's, unless that is asked
+    for."""
+    if path.suffix == ".gguf":
+        return "gguf"
+    has_torch = any(any(path.glob(f"*{end}")) for end in (".bin", ".pt", ".pth"))
+    has_safetensors = any(path.glob("*.safetensors"))
+    return "pt" if has_torch and (requested == "pt" or not has_safetensors) else "safetensors"
 
 
 def _config_directory(config: ModelConfig, load: LoadConfig) -> Path | None:
@@ -201,7 +211,7 @@ def _model_path(path: Path, load_format: str) -> Path:
     ggufs = sorted(path.glob("*.gguf"))
     if (path / "config.json").is_file():
         want_gguf = load_format == "gguf" or not any(path.glob("*.safetensors"))
-        if not ggufs or not want_gguf or load_format == "safetensors":
+        if not ggufs or not want_gguf or load_format in ("safetensors", "pt"):
             return path
     if not ggufs:
         raise ModelError(f"{path}: holds neither config.json nor a GGUF file")

@@ -170,7 +170,9 @@ class Runner:
     def _load(self, checkpoint: Checkpoint, progress: Progress | None = None) -> LoadedModel:
         cached, load = None, self._config.load
         if load.weight_cache and load.load_format != "dummy":
-            cached = cache_path(self._model_info, self._backend, self._dense)
+            cached = cache_path(
+                self._model_info, self._backend, self._dense, load_format=load.load_format
+            )
         return load_model(
             self._model_info,
             checkpoint,

@@ -36,6 +36,8 @@ VERSION = 5
 MIN_BYTES = 16 * 2**20
 #: So many bytes at both ends of a file are part of the key: headers, and the last weights.
 KEY_BYTES = 64 * 2**10
+#: Ends of the names of weight files in a directory.
+WEIGHT_ENDS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 class CacheMiss(Exception):
@@ -137,7 +139,11 @@ class StoredWeights(CachedWeights):
 
 
 def cache_path(
-    model_info: ModelInfo, backend: Backend, dense: Dense, group: RankGroup | None = None
+    model_info: ModelInfo,
+    backend: Backend,
+    dense: Dense,
+    group: RankGroup | None = None,
+    load_format: str = "auto",
 ) -> Path | None:
     """Where a rank's packed weights of a checkpoint are kept; None if there is no file to pack.
 
@@ -149,12 +155,13 @@ def cache_path(
     if source.is_file():  # the parts of a split GGUF model are in one folder
         files = sorted(source.parent.glob(source.name.replace("-00001-of-", "-*-of-")))
     else:
-        files = sorted(source.glob("*.safetensors"))
+        # Of every format: a file that is not read costs no more than packing again.
+        files = sorted(p for end in WEIGHT_ENDS for p in source.glob(f"*{end}"))
     if not model_info.source or not files:
         return None
     place = hashlib.sha256(
         f"{source.resolve()} {backend.name} {dense} {group.rank}/{group.size} "
-        f"{model_info.online}".encode()
+        f"{model_info.online} {load_format == 'pt'}".encode()
     )
     key = hashlib.sha256(Path(_native.__file__).read_bytes())
     key.update(f"{VERSION} {backend.interleave_gate_up}".encode())

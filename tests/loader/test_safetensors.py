@@ -122,13 +122,6 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
         SafetensorsCheckpoint(_directory(tmp_path / "m", files))
 
 
-def test_pytorch_files_are_refused(tmp_path: Path) -> None:
-    path = _directory(tmp_path / "m", {})
-    (path / "pytorch_model.bin").write_bytes(b"PK")
-    with pytest.raises(ModelError, match="convert them to safetensors"):
-        SafetensorsCheckpoint(path)
-
-
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no \*\.safetensors"):
         SafetensorsCheckpoint(_directory(tmp_path / "m", {}))
