@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "collect-env": ("galley.cli.collect_env", "print what a bug report should contain"),
     "models": ("galley.cli.models", "list the model families that run, or search them"),
     "cache": ("galley.cli.cache", "list or remove packed weights on disk"),
+    "quantize": ("galley.cli.quantize", "write a quantised checkpoint of a 16-bit one"),
     "inspect": (
         "galley.cli.inspect",
         "show what a checkpoint declares, or the program that a step runs",

@@ -61,6 +61,11 @@ def _int8(x: Values) -> tuple[NDArray[np.uint8], Values]:
     return (levels + 128).astype(np.uint8), levels
 
 
+def _int4(x: Values) -> tuple[NDArray[np.uint8], Values]:
+    levels = np.clip(np.rint(x), -8, 7)
+    return (levels + 8).astype(np.uint8), levels
+
+
 def _e4m3(x: Values) -> tuple[NDArray[np.uint8], Values]:
     numbers = np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn)
     return numbers.view(np.uint8), numbers.astype(np.float32)
@@ -150,6 +155,12 @@ def int4_in_groups(x: Values) -> QuantizedWeight:
         min=least.reshape(n, -1).astype(np.float16),
         activations="as_is",
     )
+
+
+def search_int4(x: Values, group: int) -> tuple[NDArray[np.uint8], Values]:
+    """Codes 0 … 15 of levels -8 … 7, like x [N, K], and the scales [N, K / group]."""
+    codes, scale = _parallel(x, group, lambda g: _search(g, 7, _int4, _CLIPS))
+    return codes.reshape(x.shape), scale.reshape(len(x), -1)
 
 
 def nf4_in_blocks(x: Values) -> QuantizedWeight:
