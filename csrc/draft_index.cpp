@@ -6,6 +6,9 @@
 namespace galley {
 namespace {
 
+// So many tokens that match before a changed one are worth as much as one that matches behind it.
+constexpr int32_t kOldForNew = 4;
+
 uint32_t hash_of(const int32_t* end, int32_t count) {
   uint64_t h = 0;
   for (int32_t i = -count; i < 0; i++) {
@@ -74,7 +77,8 @@ void Corpus::add(const int32_t* text, int64_t length, int64_t scope) {
 DraftIndex::DraftIndex(int32_t num_slots, DraftLimits limits, int64_t corpus_tokens,
                        int64_t max_texts)
     : limits_(limits), texts_(static_cast<size_t>(num_slots)),
-      handles_(static_cast<size_t>(num_slots), -1), corpus_tokens_(corpus_tokens),
+      handles_(static_cast<size_t>(num_slots), -1), sources_(static_cast<size_t>(num_slots)),
+      corpus_tokens_(corpus_tokens),
       max_texts_(max_texts) {
   if (limits.min_match < 1 || limits.min_match > 16 || limits.max_match < limits.min_match) {
     throw std::invalid_argument("matches must have 1 .. 16 tokens at least, and no less at most");
@@ -93,6 +97,7 @@ void DraftIndex::clear_corpus() {
 void DraftIndex::clear(int64_t slot) {
   texts_.at(static_cast<size_t>(slot)).clear();
   handles_[static_cast<size_t>(slot)] = -1;
+  sources_[static_cast<size_t>(slot)] = {};
 }
 
 void DraftIndex::add(const int32_t* text, int64_t length, int64_t scope) {
@@ -128,6 +133,28 @@ void DraftIndex::find(const int32_t* text, int32_t length, int64_t scope, const 
     while (match < longest && corpus.token(at - 1 - match) == text[length - 1 - match]) match++;
     consider({nullptr, at, match, 0});
   }
+}
+
+// Go on where the last drafts came from, if a long match before a changed token outweighs what matches
+// exactly. Returns whether it does; then it is the only place.
+bool DraftIndex::resume(const int32_t* text, int32_t length, int64_t scope, const Source& source) {
+  if (!source.length) return false;
+  const int64_t at = source.at + length - source.length;
+  if (!source.own && corpus_[0].scope(at - 1) != scope) return false;
+  auto held = [&](int32_t back) {  // the separator ends a text, and a scope
+    if (back >= length) return Corpus::kSeparator;
+    if (!source.own) return corpus_[0].token(at - 1 - back);
+    return back < at ? text[at - 1 - back] : Corpus::kSeparator;
+  };
+  auto same = [&](int32_t back) { return back < length && held(back) == text[length - 1 - back]; };
+  int32_t fresh = 0, old = 0;
+  while (fresh < limits_.min_match && same(fresh)) fresh++;
+  if (fresh == limits_.min_match || held(fresh) == Corpus::kSeparator) return false;  // an exact match
+  while (old < limits_.max_match && same(fresh + 1 + old)) old++;
+  const int32_t best = places_.empty() ? 0 : places_[0].match;
+  if (fresh + old / kOldForNew <= best) return false;
+  places_.assign(1, {source.own ? text : nullptr, at, std::min(fresh + old, limits_.max_match), 0});
+  return true;
 }
 
 int32_t DraftIndex::token(const Place& place, int32_t length, int64_t ahead) const {
@@ -179,7 +206,7 @@ void DraftIndex::propose(const int32_t* tokens, int64_t stride, const int32_t* l
     counts[i] = matches[i] = 0;
     TextIndex& index = texts_[slot];
     if (handles_[slot] != handles[slot]) {
-      index.clear();
+      clear(slots[i]);
       handles_[slot] = handles[slot];
     }
     const int32_t* text = tokens + static_cast<int64_t>(slot) * stride;
@@ -187,8 +214,14 @@ void DraftIndex::propose(const int32_t* tokens, int64_t stride, const int32_t* l
     if (room <= 0 || length <= limits_.min_match) continue;
     index.grow(text, length, limits_.min_match);
     find(text, length, scopes[slot], index);
+    const bool resumed = resume(text, length, scopes[slot], sources_[slot]);
     counts[i] = draft(length, room, ids + i * width, &matches[i]);
-    if (counts[i] == 0) matches[i] = 0;
+    if (counts[i] == 0) {
+      matches[i] = 0;
+      continue;
+    }
+    if (resumed) matches[i] = kResumed;
+    sources_[slot] = {places_[0].text != nullptr, places_[0].at, length};
   }
 }
 

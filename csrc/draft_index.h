@@ -4,6 +4,9 @@
 // Hash chains, as in LZ77: `heads` leads from the hash of `min_match` tokens to the last place behind
 // them, `previous` from a place to the one before it of the same hash. A token costs one insertion, a
 // look-up at most `candidates` comparisons of at most `max_match` tokens.
+//
+// Edited copies: behind a changed token the text goes on where the last drafts came from, though nothing,
+// or only something shorter, matches exactly.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -64,11 +67,14 @@ class Corpus {
 
 class DraftIndex {
  public:
+  static constexpr int32_t kResumed = 1;
+
   // corpus_tokens: a power of two, or 0 for no corpus; max_texts of them are kept.
   DraftIndex(int32_t num_slots, DraftLimits limits, int64_t corpus_tokens, int64_t max_texts);
 
   // Drafts for n slots. tokens: [slots][stride]; lengths, handles, scopes by slot; most: [n]. Writes
-  // counts and matches (tokens that matched, 0 = no draft) [n] and ids [n][width].
+  // counts and matches (tokens that matched, 0 = no draft) [n] and ids [n][width]. Drafts behind
+  // a changed token report `kResumed` matching tokens.
   void propose(const int32_t* tokens, int64_t stride, const int32_t* lengths, const int64_t* handles,
                const int64_t* scopes, const int32_t* slots, int64_t n, const int32_t* most,
                int32_t width, int32_t* counts, int32_t* matches, int32_t* ids);
@@ -85,13 +91,21 @@ class DraftIndex {
     int32_t match;
     int32_t next;         // the token there, as drafts go on
   };
+  // Where the drafts of a slot came from last, and the length of its text then; 0 = none.
+  struct Source {
+    bool own;
+    int64_t at;
+    int32_t length;
+  };
   void find(const int32_t* text, int32_t length, int64_t scope, const TextIndex& index);
+  bool resume(const int32_t* text, int32_t length, int64_t scope, const Source& source);
   int32_t draft(int32_t length, int32_t most, int32_t* ids, int32_t* match);
   int32_t token(const Place& place, int32_t length, int64_t ahead) const;
 
   DraftLimits limits_;
   std::vector<TextIndex> texts_;
   std::vector<int64_t> handles_;
+  std::vector<Source> sources_;
   std::vector<Corpus> corpus_;  // one or none
   std::vector<Place> places_;
   int64_t corpus_tokens_, max_texts_;

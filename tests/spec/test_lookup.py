@@ -40,18 +40,40 @@ class Texts:
         ]
 
 
-def by_search(text: list[int], low: int, high: int, most: int) -> list[int]:
-    """Drafts of the latest place with the longest match."""
-    n, best, place = len(text), low - 1, 0
-    for at in range(low, n):
+class Search:
+    """Drafts of the latest place with the longest match, or behind a changed token those of the
+    place that the last ones came from.
+    """
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+        self.behind = self.resumed = 0
+
+    def drafts(self, text: list[int], most: int) -> list[int]:
+        n, best, place = len(text), self.low - 1, 0
+        for at in range(self.low, n):
+            match = self.match(text[:at], text)
+            if match >= self.low and match >= best:
+                best, place = match, at
+        best = 0 if best < self.low else best
+        if self.behind:
+            at = n - self.behind
+            fresh = self.match(text[:at], text)
+            old = self.match(text[: max(at - fresh - 1, 0)], text[: n - fresh - 1])
+            if fresh < self.low and at > fresh and fresh + old // 4 > best:
+                best, place = fresh + old, at
+                self.resumed += 1
+        if not best:
+            return []
+        self.behind = n - place
+        return [text[place + i % self.behind] for i in range(most)]
+
+    def match(self, a: list[int], b: list[int]) -> int:
+        """Equal last tokens."""
         match = 0
-        while match < min(high, at) and text[at - 1 - match] == text[n - 1 - match]:
+        while match < min(self.high, len(a)) and a[-1 - match] == b[-1 - match]:
             match += 1
-        if match >= low and match >= best:
-            best, place = match, at
-    if best < low:
-        return []
-    return [text[place + i % (n - place)] for i in range(most)]
+        return match
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 4), (2, 16), (3, 5)])
@@ -64,20 +86,54 @@ def test_drafts_are_those_of_a_search(low: int, high: int) -> None:
     for slot in range(3):
         known[slot] = [rng.randrange(100) for _ in range(40 + slot)]
         texts.start(slot, 100 + slot, known[slot])
-    drafts = 0
+    drafts, searches = 0, [Search(low, high) for _ in range(3)]
     for _ in range(60):
         order = rng.sample(range(3), 3)
         for slot, (ids, _) in zip(order, texts.drafts(proposer, order, 5), strict=True):
-            assert ids == by_search(known[slot], low, high, 5)
+            assert ids == searches[slot].drafts(known[slot], 5)
             drafts += len(ids)
         for slot in range(3):
             more = [rng.randrange(100) for _ in range(rng.randint(1, 4))]
             if rng.random() < 0.5:  # repeat something
                 start = rng.randrange(len(known[slot]) - 8)
                 more = known[slot][start : start + 8]
+                if rng.random() < 0.5:  # but for a token, at the end or before it
+                    more[rng.choice((-1, -2))] = rng.randrange(100)
             known[slot] += more
             texts.append(slot, more)
     assert drafts > 100
+    if high > 4:  # four tokens before the changed one count for one behind it
+        assert sum(search.resumed for search in searches) > 2
+
+
+def test_a_copy_goes_on_behind_a_changed_token() -> None:
+    texts, proposer = Texts(1), ngram(SpeculativeSettings("ngram"), 1)
+    source = list(range(100, 120))
+    texts.start(0, 1, [*source, 7, *source[:8]])
+    assert texts.drafts(proposer, [0], 3) == [([108, 109, 110], 8)]
+    texts.append(0, [55])
+    assert texts.drafts(proposer, [0], 3) == [([109, 110, 111], 1)]
+    texts.append(0, [66])
+    assert texts.drafts(proposer, [0], 3) == [([], 0)], "a second one: it is no copy any more"
+
+
+def test_outputs_go_on_behind_a_changed_token_in_their_scope_alone() -> None:
+    texts, proposer = Texts(3), suffix(suffix_decoding_max_spec_factor=4.0)
+    texts.start(0, 1, [50])
+    texts.append(0, list(range(10, 30)))
+    finish(texts, proposer, 0, "a")
+    texts.start(0, 2, [50])
+    texts.append(0, [80, 81, 82])  # the next text of the ring, of another scope
+    finish(texts, proposer, 0, "b")
+    texts.start(1, 3, [50, *range(10, 20)])
+    proposer.scopes[1] = scope_of("a", 0)
+    assert texts.drafts(proposer, [1], 2) == [([20, 21], 10)]
+    texts.append(1, [99])
+    assert texts.drafts(proposer, [1], 2) == [([21, 22], 1)]
+    texts.append(1, list(range(21, 29)))
+    assert texts.drafts(proposer, [1], 3) == [([29], 8)]
+    texts.append(1, [98])
+    assert texts.drafts(proposer, [1], 3) == [([], 0)], "the text has ended"
 
 
 def test_a_slot_with_another_request_starts_again() -> None:
