@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from galley.config.model_info import ModelImpl
-from galley.config.registries import BACKENDS, LOAD_FORMATS, PROPOSERS
+from galley.config.registries import BACKENDS, LOAD_FORMATS, PROPOSERS, REFUSED_LOAD_FORMATS
 from galley.config.speculative import ALIASES, SpeculativeSettings, speculative_settings
 from galley.config.structured import StructuredOutputsSettings, structured_outputs_settings
 
@@ -111,7 +111,10 @@ class ModelConfig:
 class LoadConfig:
     """Load"""
 
-    load_format: str = field(default="auto", metadata={"choices": ("auto", *LOAD_FORMATS)})
+    load_format: str = field(
+        default="auto",
+        metadata={"choices": ("auto", *LOAD_FORMATS), "refused": REFUSED_LOAD_FORMATS},
+    )
     """Format of the weights. `auto` prefers safetensors; `pt` reads PyTorch files (*.bin, *.pt)
     without running their pickles; `dummy` generates random ones, for tests."""
     download_dir: str | None = None

@@ -15,6 +15,7 @@ import re
 import textwrap
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -50,7 +51,8 @@ _HUMAN_INT = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)(?:i?[bB])?")
 
 
 class Flag(msgspec.Struct, frozen=True):
-    """One flag: `name` of the field, `kind` of its value, `owner` the dataclass."""
+    """One flag: `name` of the field, `kind` of its value, `owner` the dataclass; `refused`: values
+    of vLLM that are no choices here → what to use instead."""
 
     name: str
     owner: type
@@ -58,6 +60,7 @@ class Flag(msgspec.Struct, frozen=True):
     choices: tuple[Any, ...]
     default: Any
     optional: bool
+    refused: Mapping[str, str] = {}
 
     @property
     def option(self) -> str:
@@ -109,7 +112,8 @@ def _flag(owner: type, field: dataclasses.Field[Any], hint: Any) -> Flag:
     default = field.default
     if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    return Flag(field.name, owner, typing.cast(Any, kind), choices, default, optional)
+    refused = field.metadata.get("refused", {})
+    return Flag(field.name, owner, typing.cast(Any, kind), choices, default, optional, refused)
 
 
 @functools.cache
@@ -149,6 +153,9 @@ def coerce(flag: Flag, value: Any) -> Any:
             f"{flag.option} expects {_EXPECTED[flag.kind]}, got {value!r}.", field=flag.name
         ) from e
     if flag.choices and value not in flag.choices:
+        if isinstance(value, str) and value in flag.refused:
+            why = flag.refused[value]
+            raise ConfigError(f"{flag.option} {value} is not supported: {why}", field=flag.name)
         allowed = ", ".join(str(c) for c in flag.choices)
         raise ConfigError(
             f"{flag.option} must be one of {allowed}; got {value!r}.", field=flag.name

@@ -53,6 +53,24 @@ LOAD_FORMATS: dict[str, tuple[str, str]] = {
     "dummy": ("galley.models.dummy", "DummyCheckpoint"),
 }
 
+_SAME_FILES = "--load-format safetensors reads the same files, mapped."
+_CONVERT = "save the model as safetensors and use --load-format safetensors."
+#: vLLM's other load formats → what would run.
+REFUSED_LOAD_FORMATS: dict[str, str] = {
+    "hf": "--load-format auto chooses between the same files.",
+    "fastsafetensors": _SAME_FILES,
+    "runai_streamer": _SAME_FILES,
+    "instanttensor": _SAME_FILES,
+    "npcache": "--load-format pt reads the same files without a cache of arrays.",
+    "mistral": "use the checkpoint's Hugging Face form (config.json and model*.safetensors).",
+    "sharded_state": _CONVERT,
+    "runai_streamer_sharded": _CONVERT,
+    "tensorizer": _CONVERT,
+    "modelexpress": _CONVERT,
+    "ipc_cache": _CONVERT,
+    "bitsandbytes": "--quantization bitsandbytes quantizes while loading.",
+}
+
 #: Method of --speculative-config: the function that makes its proposer, of settings and target.
 PROPOSERS: dict[str, tuple[str, str]] = {
     "ngram": ("galley.spec.ngram", "make"),

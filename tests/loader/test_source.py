@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from galley.config import LoadConfig, ModelConfig
-from galley.errors import ModelError
+from galley.config.resolve import from_kwargs
+from galley.errors import ConfigError, ModelError
 from galley.loader import open_checkpoint, read_model_info, resolve_source, resolve_tokenizer
 from galley.loader.source import default_model
 from tests.loader.gguf_files import write_gguf
@@ -118,3 +119,9 @@ def test_model_info_is_read_without_opening_weights(tmp_path: Path) -> None:
     assert read_model_info(source).max_position == 64
     with pytest.raises(ModelError, match="safetensors"):
         open_checkpoint(source)
+
+
+@pytest.mark.parametrize("name", ["mistral", "tensorizer", "runai_streamer"])
+def test_other_load_formats_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is not supported: .*safetensors"):
+        from_kwargs({"load_format": name}, "offline")
