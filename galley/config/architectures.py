@@ -20,6 +20,7 @@ _ENDS: tuple[tuple[str, Head], ...] = (
     ("ForProcessRewardModel", "reward"),
     ("ForRewardModel", "reward"),
     ("ForMaskedLM", "body"),
+    ("ForPreTraining", "body"),
 )
 #: Whole names that follow no rule.
 _NAMES: dict[str, tuple[str, Head]] = {

@@ -10,6 +10,9 @@ from galley.config.architectures import Head
 from galley.config.pooling import PoolingSettings
 from galley.config.registries import ENCODERS
 
+#: Encoders that tell the two texts of a pair apart.
+_WITH_SEGMENTS = ("AlbertModel", "BertModel", "ElectraModel")
+
 #: --model-impl; "vllm" means "galley".
 ModelImpl = Literal["auto", "galley", "vllm", "transformers"]
 
@@ -61,7 +64,7 @@ class ModelInfo:
         """Whether the two texts of a pair are told apart: the second one's tokens have ids behind
         the vocabulary, `vocab_size` further."""
         types = self.hf_config.get("type_vocab_size", 2)
-        return self.architecture == "BertModel" and self.head == "sequence" and types == 2
+        return self.architecture in _WITH_SEGMENTS and self.head == "sequence" and types == 2
 
     @property
     def is_encoder(self) -> bool:

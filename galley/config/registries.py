@@ -15,9 +15,11 @@ BACKENDS: dict[str, tuple[str, str]] = {
 #: (`architectures.split_architecture`) they are called otherwise.
 ENCODERS = frozenset(
     {
+        "AlbertModel",
         "BertModel",
         "CamembertModel",
         "DistilBertModel",
+        "ElectraModel",
         "EuroBertModel",
         "ModernBertModel",
         "NomicBertModel",

@@ -136,12 +136,20 @@ class CheckpointWeights:
         self._unused = set(self._names)
         #: Of tensors that are used in parts: the parts.
         self._used_parts: dict[str, set[Part]] = defaultdict(set)
+        #: Layers that ask for the same matrix share its weights.
+        self._made: dict[Matrix, list[Weight]] = {}
 
     @property
     def interleave_gate_up(self) -> bool:
         return self._backend.interleave_gate_up
 
     def matrix(self, matrix: Matrix) -> list[Weight]:
+        weights = self._made.get(matrix)
+        if weights is None:
+            weights = self._made[matrix] = self._make(matrix)
+        return weights
+
+    def _make(self, matrix: Matrix) -> list[Weight]:
         # One expert after the other: of what is not packed yet, one is in memory.
         read = lru_cache(maxsize=2)(self._read)  # parts of a fused tensor are read once
         weights = [self._packed(parts, matrix, read) for parts in parts_of(matrix)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 #: Architecture → pairs of a prefix that some checkpoints have and the one that models ask for:
 #: those saved from the model without its head, and those of older releases of transformers.
 PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
+    "AlbertModel": (("albert.", ""),),
     "BertModel": (("bert.", ""),),
     "BloomForCausalLM": (
         ("h.", "transformer.h."),
@@ -14,6 +15,7 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "CamembertModel": (("roberta.", ""),),
     "DistilBertModel": (("distilbert.", ""),),
+    "ElectraModel": (("electra.", ""),),
     "EuroBertModel": (
         ("embed_tokens.", "model.embed_tokens."),
         ("layers.", "model.layers."),

@@ -41,6 +41,7 @@ class Row(NamedTuple):
 
 #: Architecture → its entry.
 ENTRIES: dict[str, Entry] = {
+    "AlbertModel": Entry("ALBERT", "encoder", "sentence-transformers/paraphrase-albert-small-v2"),
     "ApertusForCausalLM": Entry("Apertus", "dense", "swiss-ai/Apertus-8B-Instruct-2509"),
     "ArceeForCausalLM": Entry("Arcee AFM", "dense", "arcee-ai/AFM-4.5B"),
     "BaiChuanForCausalLM": Entry("Baichuan 7B", "dense", "baichuan-inc/Baichuan-7B"),
@@ -59,6 +60,7 @@ ENTRIES: dict[str, Entry] = {
         "DistilBERT", "encoder", "sentence-transformers/msmarco-distilbert-base-v4"
     ),
     "Dots1ForCausalLM": Entry("dots.llm1", "mixture", "rednote-hilab/dots.llm1.inst"),
+    "ElectraModel": Entry("ELECTRA", "encoder", "cross-encoder/ms-marco-electra-base"),
     "Ernie4_5ForCausalLM": Entry("ERNIE 4.5", "dense", "baidu/ERNIE-4.5-0.3B-PT"),
     "Ernie4_5_MoeForCausalLM": Entry("ERNIE 4.5 MoE", "mixture", "baidu/ERNIE-4.5-21B-A3B-PT"),
     "EuroBertModel": Entry("EuroBERT", "encoder", "EuroBERT/EuroBERT-210m"),

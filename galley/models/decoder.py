@@ -142,6 +142,8 @@ class DecoderSpec(msgspec.Struct, frozen=True):
         positions: added to the embedding of the token; None = none.
         embedding_out: projection [hidden, size] of embeddings of another size; None = none.
         embedding_norm: of the sum of the two; None = none.
+        embedding_in: projection [hidden, size], with a bias, of the normed sum, where it has
+            another size; None = none.
         norm: before the head; None = none.
         head: the tensor [vocab, hidden]; None = the embedding's weight is used (tied).
         head_in: projection [size, hidden] of what the head reads, after the norm; None = none.
@@ -163,6 +165,7 @@ class DecoderSpec(msgspec.Struct, frozen=True):
     logits_soft_cap: float = 0.0
     positions: LearnedPositionsSpec | None = None
     embedding_norm: NormSpec | None = None
+    embedding_in: Part | None = None
     head_bias: str | None = None
     embedding_out: Part | None = None
     head_in: Part | None = None
@@ -236,8 +239,8 @@ def _head(spec: DecoderSpec, source: WeightSource, tied: Weight | None) -> LMHea
     return LMHead(tied, bias)
 
 
-def _projection(part: Part | None, source: WeightSource) -> Norm:
-    return _unchanged if part is None else Linear(source, Matrix((part,)))
+def _projection(part: Part | None, source: WeightSource, bias: bool = False) -> Norm:
+    return _unchanged if part is None else Linear(source, Matrix((part,)), bias)
 
 
 def _norm(spec: NormSpec | None, source: WeightSource) -> Norm:
@@ -271,6 +274,7 @@ class Decoder:
             self._embedding_out = _projection(spec.embedding_out, source)
             self._positions = None if spec.positions is None else spec.positions.build(context)
             self._embedding_norm = _norm(spec.embedding_norm, source)
+            self._embedding_in = _projection(spec.embedding_in, source, bias=True)
         self.layers = [layer.build(context) for layer in spec.layers[stage.start : end]]
         if self._last:
             self.norm = _norm(spec.norm, source)
@@ -288,7 +292,7 @@ class Decoder:
         hidden = self._embedding_out(ops, hidden)
         if self._positions is not None:
             hidden = ops.add(hidden, self._positions(ops, ctx))
-        return self._embedding_norm(ops, hidden)
+        return self._embedding_in(ops, self._embedding_norm(ops, hidden))
 
     def forward(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
         """[T, H]: the residual stream after this stage's layers, not normalised."""
@@ -327,6 +331,7 @@ def _names_outside(spec: DecoderSpec, start: int, end: int) -> list[str]:
         if spec.positions is not None:
             spec.positions.build(context)
         _norm(spec.embedding_norm, shapes)
+        _projection(spec.embedding_in, shapes, bias=True)
     if end < len(spec.layers):
         _norm(spec.norm, shapes)
         _projection(spec.head_in, shapes)

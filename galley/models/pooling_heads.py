@@ -118,6 +118,10 @@ def _before_classifier(model_info: ModelInfo, hidden: int) -> tuple[DenseSpec | 
     match model_info.architecture:
         case "BertModel" | "NomicBertModel":
             return (dense("pooler.dense", "tanh"),)
+        case "AlbertModel":
+            return (dense("pooler", "tanh"),)
+        case "ElectraModel":
+            return (dense("classifier.dense", "gelu"),)
         case "RobertaModel" | "XLMRobertaModel" | "CamembertModel" | "MPNetModel":
             return (dense("classifier.dense", "tanh"),)
         case "DistilBertModel":

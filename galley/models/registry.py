@@ -53,6 +53,7 @@ TRANSFORMERS = Architecture(
 
 #: Architecture, as config.json names it → its line.
 ARCHITECTURES: dict[str, Architecture] = {
+    "AlbertModel": Architecture("galley.models.albert", "albert"),
     "ApertusForCausalLM": Architecture("galley.models.apertus", "apertus"),
     "ArceeForCausalLM": Architecture("galley.models.arcee", "arcee"),
     "BaiChuanForCausalLM": Architecture("galley.models.baichuan", "baichuan"),
@@ -69,6 +70,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DeepseekV3ForCausalLM": Architecture("galley.models.deepseek", "deepseek_v3"),
     "DistilBertModel": Architecture("galley.models.bert", "distilbert"),
     "Dots1ForCausalLM": Architecture("galley.models.glm4_moe", "dots1"),
+    "ElectraModel": Architecture("galley.models.bert", "electra"),
     "Ernie4_5ForCausalLM": Architecture("galley.models.ernie", "ernie"),
     "Ernie4_5_MoeForCausalLM": Architecture("galley.models.ernie_moe", "ernie_moe"),
     "EuroBertModel": Architecture("galley.models.eurobert", "eurobert"),

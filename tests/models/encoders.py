@@ -5,6 +5,14 @@ from __future__ import annotations
 from tests.models.checkpoints import Case
 
 SIZES = {"num_hidden_layers": 2, "type_vocab_size": 2}
+#: Layers 0 and 1 are of the first group.
+ALBERT = {
+    **SIZES,
+    "embedding_size": 24,
+    "num_hidden_layers": 3,
+    "num_hidden_groups": 2,
+    "inner_group_num": 2,
+}
 DISTILBERT = {"dim": 64, "n_heads": 4, "n_layers": 2, "hidden_dim": 96}
 EUROBERT = {"num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 #: Layers see all, or eight tokens on each side.
@@ -14,9 +22,12 @@ NOMIC = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 700.
 ROBERTA = {**SIZES, "pad_token_id": 3, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
 
 ENCODERS: dict[str, Case] = {
+    "albert": Case("Albert", ALBERT, "Model"),
     "bert": Case("Bert", SIZES, "Model"),
     "camembert": Case("Camembert", ROBERTA, "Model"),
     "distilbert": Case("DistilBert", DISTILBERT, "Model"),
+    "electra": Case("Electra", {**SIZES, "embedding_size": 24}, "Model"),
+    "electra-of-one-size": Case("Electra", {**SIZES, "embedding_size": 64}, "ForPreTraining"),
     "eurobert": Case("EuroBert", {**EUROBERT, "attention_bias": True}, "Model"),
     "modernbert": Case("ModernBert", MODERNBERT, "Model"),
     "nomic-bert": Case("NomicBert", NOMIC, "Model"),

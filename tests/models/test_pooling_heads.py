@@ -14,17 +14,20 @@ from galley.config.architectures import split_architecture
 from galley.errors import InvalidRequest
 from galley.request import PoolingParams
 from tests.models.checkpoints import Case, make
-from tests.models.encoders import DISTILBERT, EUROBERT, MODERNBERT, NOMIC, ROBERTA, SIZES
+from tests.models.encoders import ALBERT, DISTILBERT, EUROBERT, MODERNBERT, NOMIC, ROBERTA, SIZES
 from tests.models.test_encoders import PROMPTS, TOLERANCE, open_client
 
 LABELS = {"num_labels": 3}
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
 PAD = {"pad_token_id": 0}
 CASES = {
+    "albert": Case("Albert", {**ALBERT, **LABELS}, SEQUENCE),
     "bert": Case("Bert", {**SIZES, **LABELS}, SEQUENCE),
     "bert-token": Case("Bert", {**SIZES, **LABELS}, TOKEN),
     "distilbert": Case("DistilBert", {**DISTILBERT, **LABELS}, SEQUENCE),
     "distilbert-token": Case("DistilBert", {**DISTILBERT, **LABELS}, TOKEN),
+    "electra": Case("Electra", {**SIZES, **LABELS, "embedding_size": 24}, SEQUENCE),
+    "electra-token": Case("Electra", {**SIZES, **LABELS}, TOKEN),
     "eurobert": Case("EuroBert", {**EUROBERT, **LABELS, "classifier_pooling": "mean"}, SEQUENCE),
     "modernbert": Case("ModernBert", {**MODERNBERT, **LABELS}, SEQUENCE),
     "modernbert-mean": Case(
