@@ -23,13 +23,18 @@ _ENDS: tuple[tuple[str, Head], ...] = (
     ("ForPreTraining", "body"),
 )
 #: Whole names that follow no rule.
-_NAMES: dict[str, tuple[str, Head]] = {
+_NAMES: dict[str, tuple[str, Head | None]] = {
     "BertSpladeSparseEmbeddingModel": ("BertModel", "splade"),
     "ColBERTModernBertModel": ("ModernBertModel", "colbert"),
     "GPT2ForSequenceClassification": ("GPT2LMHeadModel", "sequence"),
     "GPT2Model": ("GPT2LMHeadModel", "body"),
     "Gemma3TextModel": ("Gemma3ForCausalLM", "body"),
+    "GteNewModel": ("GteModel", None),
     "HF_ColBERT": ("BertModel", "colbert"),
+    "NewForMaskedLM": ("GteModel", "body"),
+    "NewForSequenceClassification": ("GteModel", "sequence"),
+    "NewForTokenClassification": ("GteModel", "token"),
+    "NewModel": ("GteModel", None),
 }
 
 

@@ -21,6 +21,7 @@ ENCODERS = frozenset(
         "DistilBertModel",
         "ElectraModel",
         "EuroBertModel",
+        "GteModel",
         "ModernBertModel",
         "NomicBertModel",
         "RobertaModel",

@@ -33,13 +33,19 @@ _ACTIVATIONS: dict[GatedActivation, Callable[[Ops, Value, bool], Value]] = {
 
 
 class MLPSpec(msgspec.Struct, frozen=True):
-    """A gated MLP: gate and up [intermediate, hidden], down [hidden, intermediate]."""
+    """A gated MLP: gate and up [intermediate, hidden], down [hidden, intermediate].
+
+    Attributes:
+        bias: of all three.
+        down_bias: of down alone.
+    """
 
     gate: Part
     up: Part
     down: Part
     bias: bool = False
     activation: GatedActivation = "silu"
+    down_bias: bool = False
 
     def build(self, context: BuildContext) -> GatedMLP:
         return GatedMLP(self, context)
@@ -54,7 +60,7 @@ class GatedMLP:
         fused = source.interleave_gate_up and spec.activation != "gelu"
         run = GATE_UP_RUN if fused and whole_runs else 0
         self.gate_up = Linear(source, Matrix((spec.gate, spec.up), "outputs", run), spec.bias)
-        self.down = Linear(source, Matrix((spec.down,), "inputs"), spec.bias)
+        self.down = Linear(source, Matrix((spec.down,), "inputs"), spec.bias or spec.down_bias)
         self._activate = _ACTIVATIONS[spec.activation]
 
     def __call__(self, ops: Ops, x: Value) -> Value:

@@ -28,6 +28,7 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
         ("wte.", "transformer.wte."),
     ),
     "GPTNeoXForCausalLM": (("embed_out.", "lm_head."),),
+    "GteModel": (("gte.", ""), ("new.", "")),
     "ModernBertModel": (("model.", ""),),
     "NomicBertModel": (("nomic_bert.", ""),),
     "OPTForCausalLM": (("decoder.", "model.decoder."),),

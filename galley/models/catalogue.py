@@ -92,6 +92,7 @@ ENTRIES: dict[str, Entry] = {
     "GraniteMoeSharedForCausalLM": Entry(
         "Granite MoE, shared experts", "mixture", "ibm-research/moe-7b-1b-active-shared-experts"
     ),
+    "GteModel": Entry("GTE (NewModel)", "encoder", "Alibaba-NLP/gte-multilingual-base"),
     "HeliumForCausalLM": Entry("Helium", "dense", "kyutai/helium-1-2b"),
     "HunYuanDenseV1ForCausalLM": Entry("Hunyuan", "dense", "tencent/Hunyuan-1.8B-Instruct"),
     "InternLM2ForCausalLM": Entry("InternLM 2", "dense", "internlm/internlm2_5-1_8b-chat"),

@@ -87,6 +87,13 @@ def _dynamic(dim: int, theta: float, scaling: ModelFields, max_position: int) ->
     return DynamicNTK(dim, theta, factor=scaling.above_zero("factor"), max_position=max_position)
 
 
+def _ntk(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
+    """As GTE has it: a larger base that does not depend on the length, and slower frequencies."""
+    scaling.require("mixed_b", None, default=None)
+    factor = scaling.above_zero("factor")
+    return LinearRotary(dim, theta * factor, factor=factor ** (2 / dim))
+
+
 def _llama3(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Rotary:
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     if high <= low:
@@ -151,6 +158,7 @@ ROTARY_TYPES: dict[str, RotaryReader] = {
     "longrope": _long,
     "su": _long,
     "mrope": _plain,
+    "ntk": _ntk,
     "proportional": _proportional,
     "frequency_factors": _frequency_factors,
 }

@@ -116,7 +116,7 @@ def _before_classifier(model_info: ModelInfo, hidden: int) -> tuple[DenseSpec | 
         return DenseSpec(name, hidden, hidden, bias, _function(function))
 
     match model_info.architecture:
-        case "BertModel" | "NomicBertModel":
+        case "BertModel" | "GteModel" | "NomicBertModel":
             return (dense("pooler.dense", "tanh"),)
         case "AlbertModel":
             return (dense("pooler", "tanh"),)

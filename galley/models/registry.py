@@ -96,6 +96,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "GraniteMoeForCausalLM": Architecture("galley.models.granite_moe", "granite_moe"),
     "GraniteMoeHybridForCausalLM": Architecture("galley.models.granite_hybrid", "granite_hybrid"),
     "GraniteMoeSharedForCausalLM": Architecture("galley.models.granite_moe", "granite_moe"),
+    "GteModel": Architecture("galley.models.gte", "gte"),
     "HeliumForCausalLM": Architecture("galley.models.helium", "helium"),
     "HunYuanDenseV1ForCausalLM": Architecture("galley.models.hunyuan", "hunyuan"),
     "InternLM2ForCausalLM": Architecture("galley.models.internlm", "internlm2"),

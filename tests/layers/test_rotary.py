@@ -120,5 +120,5 @@ def test_unsupported_values_are_refused_by_name(config, named):
 
 def test_every_type_is_tested():
     tested = {settings["rope_type"] for settings in ROPES.values()}
-    others = {"dynamic", "frequency_factors", "longrope", "su", "mrope", "proportional"}
+    others = {"dynamic", "frequency_factors", "longrope", "su", "mrope", "ntk", "proportional"}
     assert tested | others == set(ROTARY_TYPES)

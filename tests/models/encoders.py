@@ -18,6 +18,7 @@ EUROBERT = {"num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_t
 #: Layers see all, or eight tokens on each side.
 MODERNBERT = {**EUROBERT, "num_hidden_layers": 3, "local_attention": 16}
 NOMIC = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
+GTE = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
 #: Its positions begin at row 4.
 ROBERTA = {**SIZES, "pad_token_id": 3, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
 
@@ -29,6 +30,8 @@ ENCODERS: dict[str, Case] = {
     "electra": Case("Electra", {**SIZES, "embedding_size": 24}, "Model"),
     "electra-of-one-size": Case("Electra", {**SIZES, "embedding_size": 64}, "ForPreTraining"),
     "eurobert": Case("EuroBert", {**EUROBERT, "attention_bias": True}, "Model"),
+    "gte": Case("Gte", GTE, "Model"),
+    "gte-without-types": Case("Gte", {**GTE, "type_vocab_size": 0}, "Model"),
     "modernbert": Case("ModernBert", MODERNBERT, "Model"),
     "nomic-bert": Case("NomicBert", NOMIC, "Model"),
     "roberta": Case("Roberta", ROBERTA, "Model"),

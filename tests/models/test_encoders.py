@@ -96,6 +96,22 @@ def test_architectures_of_encoders_are_those_whose_rows_see_all(model) -> None:
     assert known == registries.ENCODERS
 
 
+def test_published_rotation_of_gte(tmp_path) -> None:
+    model = make(ENCODERS["gte"])
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    scaling = {"type": "ntk", "factor": 8.0}
+    published = {"architectures": ["NewModel"], "rope_theta": 20.0, "rope_scaling": scaling}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **published}))
+    base, dim = 20.0 * 8, model.config.hidden_size // model.config.num_attention_heads
+    model.rotary_emb.inv_freq = base ** -(torch.arange(0, dim, 2) / dim) / 8 ** (2 / dim)
+    (output,) = open_client(tmp_path).pool([PROMPTS[6]], KINDS[2])
+    with torch.inference_mode():
+        want = model(torch.tensor([PROMPTS[6]])).last_hidden_state[0].mean(0).numpy()
+    assert np.abs(output.outputs.data - want).max() <= TOLERANCE * np.abs(want).max()
+
+
 def test_keys_of_published_nomic_configs(tmp_path) -> None:
     make(ENCODERS["nomic-bert"]).save_pretrained(tmp_path)
     source = resolve_source(ModelConfig(model=str(tmp_path)), LoadConfig())

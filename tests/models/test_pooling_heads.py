@@ -14,7 +14,16 @@ from galley.config.architectures import split_architecture
 from galley.errors import InvalidRequest
 from galley.request import PoolingParams
 from tests.models.checkpoints import Case, make
-from tests.models.encoders import ALBERT, DISTILBERT, EUROBERT, MODERNBERT, NOMIC, ROBERTA, SIZES
+from tests.models.encoders import (
+    ALBERT,
+    DISTILBERT,
+    EUROBERT,
+    GTE,
+    MODERNBERT,
+    NOMIC,
+    ROBERTA,
+    SIZES,
+)
 from tests.models.test_encoders import PROMPTS, TOLERANCE, open_client
 
 LABELS = {"num_labels": 3}
@@ -29,6 +38,8 @@ CASES = {
     "electra": Case("Electra", {**SIZES, **LABELS, "embedding_size": 24}, SEQUENCE),
     "electra-token": Case("Electra", {**SIZES, **LABELS}, TOKEN),
     "eurobert": Case("EuroBert", {**EUROBERT, **LABELS, "classifier_pooling": "mean"}, SEQUENCE),
+    "gte": Case("Gte", {**GTE, **LABELS}, SEQUENCE),
+    "gte-token": Case("Gte", {**GTE, **LABELS}, TOKEN),
     "modernbert": Case("ModernBert", {**MODERNBERT, **LABELS}, SEQUENCE),
     "modernbert-mean": Case(
         "ModernBert", {**MODERNBERT, **LABELS, "classifier_pooling": "mean"}, SEQUENCE
