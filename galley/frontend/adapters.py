@@ -9,7 +9,7 @@ from galley.config import EngineConfig, ModelInfo
 from galley.errors import ConfigError
 from galley.kernels.adapters import PackedAdapter
 from galley.layers.shapes import ShapeSource
-from galley.lora import AdapterFolder, pack_adapter, read_peft
+from galley.lora import AdapterFolder, pack_adapter, read_adapter
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec
 from galley.request import Adapter, LoRARequest
@@ -47,7 +47,7 @@ class AdapterLoader:
         """The adapter, packed. It may take a second. Raises ModelError."""
         most = self._sites.shape.num_bytes(self._limits.max_rank, 4)
         with self._reading:
-            modules = read_peft(path, self._model_info, most)
+            modules = read_adapter(path, self._model_info, most)
             limits = self._limits
             return pack_adapter(str(path), modules, self._sites, limits.max_rank, limits.bf16)
 

@@ -72,10 +72,14 @@ class GGUFFile:
         tensors: name → TensorInfo.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises ModelError naming the file and what is wrong with it."""
+    def __init__(self, path: Path, contents: bytes | None = None) -> None:
+        """Raises ModelError naming the file and what is wrong with it.
+
+        Args:
+            contents: of the file, where it is not to be mapped.
+        """
         self.path = path
-        self._map = _map_file(path)
+        self._map = _map_file(path) if contents is None else contents
         cursor = _Cursor(self._map, path)
         num_tensors, num_keys = cursor.preamble()
         self._values: dict[str, tuple[int, int]] = cursor.keys(num_keys)
@@ -155,7 +159,7 @@ def _map_file(path: Path) -> mmap.mmap:
 class _Cursor:
     """A position in the header; every read is checked against the end of the file."""
 
-    def __init__(self, buffer: mmap.mmap, path: Path, pos: int = 0) -> None:
+    def __init__(self, buffer: mmap.mmap | bytes, path: Path, pos: int = 0) -> None:
         self.buffer = buffer
         self.path = path
         self.size = len(buffer)

@@ -1,8 +1,9 @@
-"""Adapters (LoRA): checkpoints of PEFT, and the files in which workers find them packed."""
+"""Adapters (LoRA): checkpoints of PEFT and llama.cpp, and the files where workers find them."""
 
 from __future__ import annotations
 
-from galley.lora.peft import MAX_RANKS, read_peft
+from galley.lora.peft import MAX_RANKS
+from galley.lora.read import read_adapter
 from galley.lora.store import AdapterFolder, load_number
 from galley.lora.tensors import AdapterTensors, pack_adapter
 
@@ -12,5 +13,5 @@ __all__ = [
     "AdapterTensors",
     "load_number",
     "pack_adapter",
-    "read_peft",
+    "read_adapter",
 ]

@@ -17,6 +17,7 @@ from galley.loader.hf_names import model_name
 from galley.loader.safetensors import SafetensorsFile
 from galley.loader.text_part import TEXT_OF, text_name
 from galley.lora.config import read_config
+from galley.lora.files import read_whole
 from galley.lora.tensors import AdapterTensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -31,8 +32,6 @@ _REFUSED = {
     "lora_embedding_B": "adapters of embeddings are not supported",
     "token_adapter": "trained tokens are not supported",
 }
-#: A header, and padding.
-_SPARE_BYTES = 16 * 2**20
 
 
 def read_peft(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, AdapterTensors]:
@@ -47,8 +46,6 @@ def read_peft(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, A
     Raises:
         ModelError: a file is missing, damaged, too large or not supported.
     """
-    if not path.is_dir():
-        raise ModelError(f"{path}: there is no such folder")
     config = read_config(path / CONFIG)
     file = SafetensorsFile(path / WEIGHTS, _read(path, most_bytes))
     halves: dict[str, dict[str, NDArray[np.generic]]] = {}
@@ -76,20 +73,11 @@ def read_peft(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, A
 
 def _read(path: Path, most_bytes: int) -> bytes:
     weights = path / WEIGHTS
-    try:
-        if not weights.is_file():
-            torch_file = path / "adapter_model.bin"
-            hint = " (adapter_model.bin is not supported)" if torch_file.is_file() else ""
-            raise ModelError(f"{weights}: there is no such file{hint}")
-        size = weights.stat().st_size
-        if size > most_bytes + _SPARE_BYTES:
-            raise ModelError(
-                f"{weights}: has {size} bytes; an adapter of this model has at most "
-                f"{most_bytes} with this --max-lora-rank"
-            )
-        return weights.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{weights}: cannot be read: {error.strerror or error}") from None
+    if not weights.is_file():
+        torch_file = path / "adapter_model.bin"
+        hint = " (adapter_model.bin is not supported)" if torch_file.is_file() else ""
+        raise ModelError(f"{weights}: there is no such file{hint}")
+    return read_whole(weights, most_bytes)
 
 
 def _split(path: Path, name: str) -> tuple[str, str]:

@@ -142,7 +142,7 @@ class ServedAdapters:
 
         Raises:
             InvalidRequest: the name is taken or not allowed, or the adapter cannot be used.
-            NotFound: there is no such folder.
+            NotFound: there is no such folder or file.
         """
         if wrong := _wrong_name(name):
             raise InvalidRequest(wrong, field="lora_name")
@@ -187,11 +187,11 @@ class ServedAdapters:
 
     def _load(self, name: str, path: str, inplace: bool, base: str | None) -> None:
         """Read the adapter and write it to the registry. In a thread."""
-        folder = Path(path).expanduser()
-        if not folder.is_dir():
+        place = Path(path).expanduser()
+        if not (place.is_dir() or place.is_file()):
             raise NotFound(f"No adapter found for '{path:.500}'.", field="lora_path")
         try:
-            adapter = self._loader.read(folder)
+            adapter = self._loader.read(place)
         except ModelError as error:
             raise InvalidRequest(error.message, field="lora_path") from None
         with self._changing() as registry:

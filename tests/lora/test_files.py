@@ -14,7 +14,7 @@ from galley.errors import ModelError
 from galley.layers.questions import Matrix, Part
 from galley.layers.sites import Sites
 from galley.loader.hf_info import info_of_directory
-from galley.lora import AdapterFolder, pack_adapter, read_peft
+from galley.lora import AdapterFolder, pack_adapter, read_adapter
 from tests.lora.checkpoints import WEIGHTS, llama, save_adapter, save_base
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
@@ -43,7 +43,7 @@ def tensors(rank: int = 4, **changes: Any) -> dict[str, np.ndarray]:
 
 
 def read(path: Path, info: ModelInfo, sites: Sites, bf16: bool = False) -> Any:
-    modules = read_peft(path, info, sites.shape.num_bytes(16, 4))
+    modules = read_adapter(path, info, sites.shape.num_bytes(16, 4))
     return pack_adapter("adapter", modules, sites, 16, bf16)
 
 

@@ -145,7 +145,7 @@ def test_memory_that_adapters_would_take_is_counted() -> None:
 
 
 def test_what_cannot_be_served_is_refused(llm: LLM, requests: list[LoRARequest]) -> None:
-    with pytest.raises(InvalidRequest, match="no such folder"):
+    with pytest.raises(InvalidRequest, match="no such folder or file"):
         said(llm, [PROMPT], LoRARequest("none", 60, "/nonexistent"))
     with pytest.raises(InvalidRequest, match="2 prompts but 1 lora_requests"):
         said(llm, [PROMPT] * 2, requests[:1])

@@ -215,6 +215,7 @@ def test_broken_adapters_are_refused_and_change_nothing(
     for name, path, status, message in (
         ("b", wide, 400, "--max-lora-rank is 16"),
         ("b", cut, 400, "truncated"),
+        ("b", wide / WEIGHTS, 400, "not a GGUF file"),
         ("b", tmp_path / "absent", 404, "No adapter found"),
         ("b", tmp_path, 400, "adapter_config.json"),
         ("", folder / "a2", 400, "needs a name"),
