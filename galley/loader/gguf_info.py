@@ -16,6 +16,7 @@ from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import MAX_LAYERS, MAX_POSITIONS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_dense import equal_layers
+from galley.loader.gguf_encoders import TOKEN_TYPES, pooling_of
 from galley.loader.gguf_names import (
     ARCHITECTURES,
     LONG_FACTORS,
@@ -93,6 +94,7 @@ def info_of_gguf(
         source=str(file.path),
         model_impl=changes.model_impl,
         trust_remote_code=changes.trust_remote_code,
+        pooling=pooling_of(meta, arch),
     )
 
 
@@ -114,7 +116,8 @@ def metadata(file: GGUFFile, arch: str) -> Fields:
     """The scalar keys for the config; large arrays (the vocabulary) stay in the file."""
     values = {}
     for key in file.keys:
-        if key.startswith((f"{arch}.", "general.", "xielu.")) or key.endswith("_token_id"):
+        wanted = key.startswith((f"{arch}.", "general.", "xielu.")) or key == TOKEN_TYPES
+        if wanted or key.endswith("_token_id"):
             value = file.get(key)
             values[key] = _shortest(value) if isinstance(value, float) else value
     factors = file.tensors.get(ROPE_FACTORS)

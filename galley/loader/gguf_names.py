@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from galley.loader import gguf_dense, gguf_experts, gguf_gpt, gguf_states
+from galley.loader import gguf_dense, gguf_encoders, gguf_experts, gguf_gpt, gguf_states
 from galley.loader.gguf_architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -20,6 +20,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         where=("blk.0.ffn_gate_exps.weight", gguf_experts.MIXTRAL),
     ),
     **gguf_dense.ARCHITECTURES,
+    **gguf_encoders.ARCHITECTURES,
     **gguf_experts.ARCHITECTURES,
     **gguf_gpt.ARCHITECTURES,
     **gguf_states.ARCHITECTURES,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_gguf
@@ -20,6 +20,8 @@ from galley.text.tokenizer_spec import TokenizerSpec, add_tokens, library_errors
 #: Control tokens that end a text or a turn, as these families spell them. A file names one of them,
 #: where the same model's generation_config.json lists several.
 _ENDS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+#: Before the first piece of a word, in a vocabulary of word pieces.
+_WORD_START = "\u2581"
 _FIM_KEYS = {"prefix": "fim_pre", "suffix": "fim_suf", "middle": "fim_mid"}
 
 
@@ -35,9 +37,12 @@ def build_from_gguf(path: Path) -> TokenizerSpec:
             tokenizer, add_bos = _sentencepiece(vocabulary), True
         elif kind == "gemma4":
             tokenizer, add_bos = _merged_pieces(vocabulary), True
+        elif kind == "bert":
+            return _word_pieces(vocabulary)
         else:
             raise ModelError(
-                f"{path}: tokenizer model {kind!r} is not supported (gemma4, gpt2 and llama are)"
+                f"{path}: tokenizer model {kind!r} is not supported (bert, gemma4, gpt2 and llama "
+                "are)"
             )
         bos, eos = vocabulary.special("bos"), vocabulary.special("eos")
         first = bos if vocabulary.get("add_bos_token", bool, add_bos) else None
@@ -140,6 +145,38 @@ def _merge(vocabulary: _Vocabulary, text: str) -> tuple[str, str]:
     if space < 0:
         raise vocabulary.fail(f"merge {text!r} is not two tokens")
     return text[:space], text[space + 1 :]
+
+
+def _word_pieces(vocabulary: _Vocabulary) -> TokenizerSpec:
+    """WordPiece as BERT has it. The file marks the beginnings of words, where the vocabulary of
+    the checkpoint marks their other pieces."""
+    tokens = [_word_piece(t, k) for t, k in zip(vocabulary.tokens, vocabulary.kinds, strict=True)]
+    ids = {token: i for i, token in enumerate(tokens)}
+    first = vocabulary.special("cls") or vocabulary.special("bos") or "[CLS]"
+    last = vocabulary.special("seperator") or "[SEP]"  # spelled so in files
+    unknown = vocabulary.special("unknown") or "[UNK]"
+    for token in (first, last, unknown):
+        if token not in ids:
+            raise vocabulary.fail(f"the vocabulary has no token {token}")
+    # Files do not say whether upper case counts: the vocabulary does.
+    cased = any(token != token.lower() for token in tokens if not token.startswith("["))
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab=ids, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    add_tokens(tokenizer, vocabulary.of_kind(TokenKind.CONTROL), special=True)
+    add_tokens(tokenizer, vocabulary.of_kind(TokenKind.USER_DEFINED), special=False)
+    tokenizer.post_processor = processors.BertProcessing((last, ids[last]), (first, ids[first]))
+    return TokenizerSpec(tokenizer, unk=unknown, pad=vocabulary.special("padding"))
+
+
+def _word_piece(token: str, kind: int) -> str:
+    """A token of a file as WordPiece spells it."""
+    if token.startswith(_WORD_START):
+        return token.removeprefix(_WORD_START)
+    whole = kind in (TokenKind.CONTROL, TokenKind.USER_DEFINED) or token.startswith("[")
+    # Older converters leave "[unused7]" as it is.
+    return token if whole and (kind != TokenKind.NORMAL or token.endswith("]")) else f"##{token}"
 
 
 def _merged_pieces(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:

@@ -199,7 +199,7 @@ class StateDict:
         if isinstance(model, transformers.PreTrainedModel):
             saved = revert_weight_conversion(model, state)
             state = {model_name(type(model).__name__, name): t for name, t in saved.items()}
-        if self.model_info.hf_config["tie_word_embeddings"]:
+        if self.model_info.hf_config.get("tie_word_embeddings"):
             state.pop("lm_head.weight", None)
         self.arrays = {name: t.detach().float().numpy() for name, t in state.items()}
 
