@@ -120,6 +120,11 @@ class LLM(UnsupportedMethods):
             loader = AdapterLoader(self.config, self._model_info, folder)
             self._adapters = OfflineAdapters(loader)
 
+    def __repr__(self) -> str:
+        name = self.config.model.served_model_name[0]
+        length = self._client.inputs.limits.max_model_len
+        return f"LLM({name}, {self._model_info.dtype}, {length:,} tokens)"
+
     def _adapter_folder(self, config: EngineConfig) -> Path | None:
         """A folder for packed adapters that lives as long as this object; None without LoRA."""
         if not config.lora.enable_lora:
@@ -459,6 +464,13 @@ class LLM(UnsupportedMethods):
         if given is None:
             given = self.get_default_sampling_params()
         params = [given] * count if isinstance(given, SamplingParams) else list(given)
+        kinds = {type(p).__name__ for p in params if not isinstance(p, SamplingParams)}
+        if kinds or isinstance(given, Mapping | str):
+            kind = type(given).__name__ if isinstance(given, Mapping | str) else kinds.pop()
+            raise InvalidRequest(
+                f"sampling_params must be SamplingParams, or a list of them; got {kind}.",
+                field="sampling_params",
+            )
         if len(params) != count:
             raise InvalidRequest(
                 f"{count} prompts but {len(params)} sampling_params.", field="sampling_params"

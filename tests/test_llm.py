@@ -31,6 +31,30 @@ def said(outputs: list[RequestOutput]) -> list[tuple[str, list[int]]]:
     return [(o.outputs[0].text, o.outputs[0].token_ids) for o in outputs]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "params", "words"),
+    [
+        (None, None, "got NoneType"),
+        (b"hi", None, "got bytes"),
+        (["a", b"hi"], None, "got bytes"),
+        ("hi", {"temperature": 0}, "must be SamplingParams, or a list of them; got dict"),
+        ("hi", "greedy", "must be SamplingParams, or a list of them; got str"),
+    ],
+)
+def test_slips_are_named(llm, prompts, params, words):
+    with pytest.raises(InvalidRequest, match=words):
+        llm.generate(prompts, params)
+    with pytest.raises(InvalidRequest, match="messages must be a list"):
+        llm.chat("hi")
+
+
+def test_names_are_listed():
+    import galley
+
+    assert {"LLM", "SamplingParams"} <= set(dir(galley))
+    assert "TYPE_CHECKING" not in dir(galley)
+
+
 def test_outputs_come_in_the_order_of_the_prompts_and_as_alone(llm: LLM) -> None:
     together = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     alone = [llm.generate(p, GREEDY, use_tqdm=False)[0] for p in PROMPTS]

@@ -8,6 +8,12 @@ from galley.cli.parser import CommandParser, engine_flags, make
 from galley.config.resolve import SECTIONS, from_kwargs
 from galley.config.server import ServerConfig
 
+#: As `galley.frontend.input_processor` has it, which this command does not import.
+BUILT_IN_SAMPLING = (
+    "; unless a request says otherwise with temperature 0.2 and top_p 0.9 "
+    "(--generation-config vllm: 1 and 1)"
+)
+
 
 def parser() -> CommandParser:
     return CommandParser(
@@ -30,7 +36,11 @@ def main(argv: list[str]) -> int:
     server = make(ServerConfig, given)
     config = from_kwargs(engine_flags(given), "server")
     if not config.model.model:
-        print("galley: no model given: serving the built-in SmolLM2-135M-Instruct", file=sys.stderr)
+        sampling = "" if config.model.generation_config != "auto" else BUILT_IN_SAMPLING
+        print(
+            f"galley: no model given: serving the built-in SmolLM2-135M-Instruct{sampling}",
+            file=sys.stderr,
+        )
     from galley.launcher.main import launch
 
     return launch(config, server)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from galley.errors import InvalidRequest, Unsupported
@@ -19,7 +19,15 @@ def as_list(prompts: Prompts) -> list[Prompt]:
     """A list of prompts, from one or several."""
     if isinstance(prompts, str | Mapping):
         return [prompts]  # type: ignore[list-item]
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray):
+        raise InvalidRequest(
+            f"prompts must be text, token ids, dicts or a list; got {type(prompts).__name__}.",
+            field="prompts",
+        )
     items = list(prompts)
+    for item in items:
+        if isinstance(item, bytes | bytearray):
+            raise InvalidRequest("a prompt must be text; got bytes. Decode them.", field="prompts")
     if items and all(isinstance(item, int) for item in items):
         return [items]  # type: ignore[list-item]
     return items  # type: ignore[return-value]
@@ -29,6 +37,12 @@ def as_conversations(
     messages: Sequence[Message] | Sequence[Sequence[Message]],
 ) -> list[Sequence[Message]]:
     """A list of conversations, from one or several."""
+    if isinstance(messages, str):
+        raise InvalidRequest(
+            'messages must be a list of {"role": …, "content": …}; got text. '
+            "LLM.generate takes text.",
+            field="messages",
+        )
     if not messages:
         raise InvalidRequest("messages must not be empty.", field="messages")
     if isinstance(messages[0], Mapping):
@@ -47,6 +61,11 @@ def tokenization(kwargs: Mapping[str, Any] | None) -> tuple[bool, int | None]:
 
 def per_prompt(given: LoRAs, count: int) -> list[LoRARequest | None]:
     """The adapter of each of `count` prompts. Raises InvalidRequest."""
+    if given is not None and not isinstance(given, LoRARequest | Sequence):
+        raise InvalidRequest(
+            f"lora_request must be a LoRARequest, got {type(given).__name__}.",
+            field="lora_request",
+        )
     requests = [given] * count if given is None or isinstance(given, LoRARequest) else list(given)
     if len(requests) != count:
         raise InvalidRequest(

@@ -515,18 +515,23 @@ _GENERATION_FIELDS = {
 }
 
 
+#: What the built-in model is best sampled with; its GGUF file names nothing.
+BUILT_IN_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
+
+
 def default_sampling_params(config: EngineConfig, model_info: ModelInfo) -> dict[str, Any]:
     """Sampling defaults by `SamplingParams` field, for what a request does not set.
 
-    They come from the model's generation_config.json, from that of another folder, or from nowhere
-    (--generation-config); --override-generation-config wins.
+    They come from the model's generation_config.json (the built-in model has its own), from that of
+    another folder, or from nowhere (--generation-config); --override-generation-config wins.
 
     Raises:
         ModelError: the folder has no usable generation_config.json.
     """
     source = config.model.generation_config
     if source == "auto":
-        values = dict(model_info.generation)
+        built_in = BUILT_IN_SAMPLING if not config.model.model else {}
+        values = {**built_in, **model_info.generation}
     elif source == "vllm":
         values = {}
     else:

@@ -23,19 +23,18 @@ def dense_format(dtype: str, checkpoint_dtype: str) -> Dense:
     """Format of weights that are not quantised.
 
     `auto` is bfloat16 for every checkpoint, as vLLM's `auto` is on CPUs; float16 and float32
-    checkpoints are rounded to it, which is logged.
-
-    Raises:
-        ConfigError: float16 was requested.
+    checkpoints are rounded to it, which is logged. float16 is bfloat16 as well: there are no
+    kernels for it.
     """
     if dtype in ("float32", "float"):
         return "f32"
     if dtype in ("float16", "half"):
-        raise ConfigError(
-            f"--dtype {dtype} is not supported: CPUs compute float16 no faster than float32. "
-            "Use bfloat16 (the same size) or float32 (keeps every bit of a float16 checkpoint).",
-            field="dtype",
+        log.warning(
+            "--dtype %s: computing in bfloat16, which has the same size. --dtype float32 keeps all "
+            "bits of a float16 checkpoint.",
+            dtype,
         )
+        return "bf16"
     if dtype == "auto" and checkpoint_dtype in ("float16", "float32"):
         log.info(
             "The checkpoint is %s; computing in bfloat16. --dtype float32 keeps all its bits.",

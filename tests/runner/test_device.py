@@ -37,9 +37,10 @@ def test_dtype(dtype, checkpoint, want, notice, caplog):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "half"])
-def test_float16_is_refused_and_alternatives_are_named(dtype):
-    with pytest.raises(ConfigError, match=rf"--dtype {dtype} is not supported.*bfloat16.*float32"):
-        dense_format(dtype, "float16")
+def test_float16_is_computed_in_bfloat16_with_one_line(dtype, caplog):
+    assert dense_format(dtype, "float16") == "bf16"
+    (record,) = caplog.records
+    assert f"--dtype {dtype}: computing in bfloat16" in record.getMessage()
 
 
 @pytest.mark.parametrize(("backend", "name"), [("auto", "cpu"), ("reference", "reference")])
