@@ -122,12 +122,10 @@ def _before_classifier(model_info: ModelInfo, hidden: int) -> tuple[DenseSpec | 
             return (dense("pooler", "tanh"),)
         case "ElectraModel":
             return (dense("classifier.dense", "gelu"),)
-        case "RobertaModel" | "XLMRobertaModel" | "CamembertModel" | "MPNetModel":
+        case "RobertaModel" | "XLMRobertaModel" | "CamembertModel":
             return (dense("classifier.dense", "tanh"),)
         case "DistilBertModel":
             return (dense("pre_classifier", "relu"),)
-        case "DebertaV2Model":
-            return (dense("pooler.dense", config.text("pooler_hidden_act", "gelu")),)
         case "EuroBertModel":
             config.require("classifier_pooling", "mean", default="mean")
             return (dense("dense", "gelu"),)
