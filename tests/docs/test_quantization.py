@@ -40,5 +40,7 @@ def test_methods_that_are_named_as_refused_are():
     methods = re.findall(r"`([\w-]+)`", sentence[1])
     assert len(methods) > 4
     for method in methods:
-        with pytest.raises(ModelError, match=f"quantized by {method} are not supported; awq, "):
+        with pytest.raises(
+            ModelError, match=f"quantized by {method} are not supported; auto-round, "
+        ):
             scheme_of(model_info({"quant_method": method}))

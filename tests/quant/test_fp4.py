@@ -108,8 +108,8 @@ def compressed(layout: str, **weights: Any) -> dict[str, Any]:
     }
 
 
-def quark(dtype: str, **inputs: Any) -> dict[str, Any]:
-    tables = {"weight": {"dtype": dtype}, "input_tensors": inputs or None}
+def quark(weight: str, **inputs: Any) -> dict[str, Any]:
+    tables = {"weight": {"dtype": weight}, "input_tensors": inputs or None}
     return {"quant_method": "quark", "global_quant_config": tables, "exclude": ["lm_head"]}
 
 
