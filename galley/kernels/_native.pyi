@@ -26,6 +26,8 @@ class Format(IntEnum):
     i5 = 3
     i6 = 4
     i8 = 5
+    i2 = 6
+    i3 = 7
 
 class Scale(IntEnum):
     f16 = 0
@@ -33,6 +35,11 @@ class Scale(IntEnum):
     bf16 = 2
     u6 = 3
     i8 = 4
+    u4 = 5
+    s6 = 6
+    e8m0 = 7
+    e4m3 = 8
+    halves = 9
 
 class Offset(IntEnum):
     zero = 0

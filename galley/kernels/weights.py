@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from galley.kernels import _native
 from galley.kernels.quantized import Activations, QuantizedWeight, in_input_order
 
-FormatName = Literal["f32", "bf16", "i2", "i3", "i4", "i5", "i6", "i8"]
+FormatName = Literal["f32", "bf16", "i4", "i5", "i6", "i8", "i2", "i3"]
 ScaleName = Literal["f16", "f32", "bf16", "u6", "i8", "u4", "s6", "e8m0", "e4m3", "halves"]
 OffsetName = Literal["zero", "min", "zeros"]
 TableName = Literal["none", "levels", "floats"]

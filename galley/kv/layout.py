@@ -28,6 +28,8 @@ from galley.batch import GroupSpec
 
 #: Layers start at multiples of a cache line within a block.
 ALIGNMENT = 64
+#: Blocks of tokens grow by at most this factor for the sake of states.
+PADDING = 1.02
 #: Kinds of layers whose bytes differ by less than this factor get one group each.
 NEARLY_EQUAL = 1.25
 
@@ -123,6 +125,8 @@ def plan_layout(specs: Iterable[CacheSpec], block_size: int, state_interval: int
     if states:
         sizes.append(_unit_bytes(states.values()) if members else _one_block(states))
     block_bytes = max(sizes)
+    if states and members:
+        block_bytes = _room_for_one_more(block_bytes, _unit_bytes(states.values()))
     places = {
         index: Place(g, i * spec.block_bytes(block_size))
         for g, (spec, part) in enumerate(members)
@@ -165,6 +169,12 @@ def _unit_bytes(states: Iterable[CacheSpec]) -> int:
     """Bytes of the largest unit, in whole cache lines."""
     largest = max(spec.unit_bytes for spec in states)
     return -(-largest // ALIGNMENT) * ALIGNMENT
+
+
+def _room_for_one_more(block_bytes: int, unit_bytes: int) -> int:
+    """Bytes of a block, a little larger if it then holds another unit of a state."""
+    larger = (block_bytes // unit_bytes + 1) * unit_bytes
+    return larger if larger <= PADDING * block_bytes else block_bytes
 
 
 def _one_block(states: dict[int, CacheSpec]) -> int:

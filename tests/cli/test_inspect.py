@@ -93,7 +93,10 @@ def test_states_are_listed_beside_the_cache_of_tokens(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["inspect", str(tmp_path), "--load-format", "dummy"]) == 0
     out = capsys.readouterr().out
-    # Two layers: 8 heads of 64 x 32 numbers, and 3 inputs of 9 runs of 64 channels.
-    assert f"{2 * 4 * (8 * 64 * 32 + 3 * 9 * 64):,} bytes per sequence, kept every 512" in out
-    # K and V of one layer, 16 tokens of 8 heads of 32, are 16,384 bytes: a block of two heads.
-    assert "4 caches, 9 blocks of 16,384 bytes per state" in out
+    # Two layers: 8 heads of 64 x 32 numbers and 16 of scale, and 3 inputs of 9 runs of 64 channels.
+    assert (
+        f"{2 * 4 * (8 * (64 * 32 + 16) + 3 * 9 * 64):,} bytes per sequence, kept every 512" in out
+    )
+    # K and V of one layer, 16 tokens of 8 heads of 32, are 16,384 bytes: two heads and scales fit
+    # into a little more.
+    assert "4 caches, 9 blocks of 16,512 bytes per state" in out

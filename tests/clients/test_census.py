@@ -121,7 +121,8 @@ def described_by(server: Server) -> set[str]:
 
 def test_every_route_is_there_or_explained(server: Server, tmp_path: Path) -> None:
     """Checklist 182: what docs/compatibility.md says works, answers; nothing else does."""
-    with serve(*tiny.flags(tmp_path, LENGTH), "--runner", "pooling") as pooling:
+    flags = (*tiny.flags(tmp_path, LENGTH), "--runner", "pooling", "--enable-lora")
+    with serve(*flags, env={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}) as pooling:
         described = described_by(server) | described_by(pooling)
     verdicts = page_verdicts()
     undescribed = ("/docs", "/redoc", "/openapi.json", "/static", "/metrics")

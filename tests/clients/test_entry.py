@@ -106,7 +106,7 @@ def test_what_needs_more_devices_or_another_format_says_so() -> None:
     """Checklist 159."""
     for words, reason in (
         (("--tensor-parallel-size", "4", "--max-model-len", "4096"), "one rank"),
-        (("--quantization", "awq"), "the checkpoint's own format"),
+        (("--quantization", "awq"), "Weights are used in its format"),
     ):
         done = run("-m", "galley", "serve", str(default_model()), *words)
         assert done.returncode == 2

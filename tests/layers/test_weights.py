@@ -8,6 +8,7 @@ from gguf import quants
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
+from galley.kernels.adapters import PANEL
 from galley.kernels.ops import Ops, SingleRank
 from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.layers.context import BuildContext
@@ -237,7 +238,7 @@ def test_a_constant_is_added_to_a_stored_vector():
 
 
 @pytest.mark.parametrize("rank", [Rank(0, 1), Rank(1, 2)], ids=["whole", "rank 1 of 2"])
-@pytest.mark.parametrize("interleave", [0, 4])
+@pytest.mark.parametrize("interleave", [0, PANEL])
 def test_a_layer_knows_the_columns_of_each_tensor(rank, interleave):
     """As an adapter needs them, whose tensors are named like the checkpoint's."""
     rng = np.random.default_rng(4)

@@ -148,7 +148,11 @@ def test_the_reference_backend_generates_the_tokens_of_transformers(model_info, 
             pad_token_id=0,
         )[:, ids.shape[1] :]
     runner = open_runner(
-        default_checkpoint(), max_model_len=64, max_num_seqs=8, backend="reference"
+        default_checkpoint(),
+        max_model_len=64,
+        max_num_seqs=8,
+        backend="reference",
+        kv_cache_dtype="float32",
     )
     assert (
         np.abs(teacher_forced(runner, ids[:2]) - torch_logits(model, ids[:2])).max()
