@@ -45,7 +45,8 @@ def _bytes(x: Values) -> list[NDArray[Any]]:
     weight = METHODS["int8"]("", _dense(x), False)
     assert weight.q is not None
     assert weight.scale is not None
-    return [(weight.q ^ np.uint8(0x80)).view(np.int8), weight.scale.astype(np.float32)]
+    shape = np.array(x.shape, np.int64)
+    return [weight.q.view("<i4"), weight.scale.astype(np.float32), shape]
 
 
 def _floats(x: Values) -> list[NDArray[Any]]:
@@ -67,24 +68,29 @@ def _dense(x: Values) -> Any:
     return QuantizedWeight(dense=x)
 
 
-def _eight_bits(dtype: str) -> Callable[[int, int], Layout]:
-    return lambda n, k: {"weight": (dtype, (n, k)), "weight_scale": ("F32", (n, 1))}
+def _ints(bits: int, group: int, scale: str) -> Callable[[int, int], Layout]:
+    """Packed integers with a scale per group of inputs; group 0: one per output."""
+    return lambda n, k: {
+        "weight_packed": ("I32", (n, k * bits // 32)),
+        "weight_scale": (scale, (n, k // (group or k))),
+        "weight_shape": ("I64", (2,)),
+    }
 
 
 #: --to → the form.
 WRITTEN: dict[str, WrittenFormat] = {
     "int8": WrittenFormat(
-        "int-quantized",
+        "pack-quantized",  # other libraries take bytes for weights whose inputs are int8 too
         {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
-        1,
-        _eight_bits("I8"),
+        4,
+        _ints(8, 0, "F32"),
         _bytes,
     ),
     "fp8": WrittenFormat(
         "float-quantized",
         {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"},
         1,
-        _eight_bits("F8_E4M3"),
+        lambda n, k: {"weight": ("F8_E4M3", (n, k)), "weight_scale": ("F32", (n, 1))},
         _floats,
     ),
     "int4": WrittenFormat(
@@ -97,11 +103,7 @@ WRITTEN: dict[str, WrittenFormat] = {
             "group_size": GROUP,
         },
         GROUP,
-        lambda n, k: {
-            "weight_packed": ("I32", (n, k // 8)),
-            "weight_scale": ("F16", (n, k // GROUP)),
-            "weight_shape": ("I64", (2,)),
-        },
+        _ints(4, GROUP, "F16"),
         _packed,
     ),
 }
