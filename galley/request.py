@@ -44,6 +44,9 @@ MAX_LOGPROB_TOKEN_IDS = 128
 
 #: Fields of `StructuredOutputsParams` that are constraints; exactly one of them is set.
 CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+#: How the error of a request begins whose answer left its constraint: the vocabulary cannot write
+#: the text that the constraint demands.
+CONSTRAINT_FAILED = "structured output failed"
 _TRUNCATION_RANGE = "at least 1, or -1 for the model's length"
 
 

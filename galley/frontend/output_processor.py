@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from galley.errors import GalleyError, RequestFailed
+from galley.errors import GalleyError, InvalidRequest, RequestFailed
 from galley.frontend.flat_logprobs import prompt_logprobs, sample_logprobs
 from galley.frontend.input_processor import Submission
 from galley.frontend.logprobs import TokenTexts, unpack_logprobs
 from galley.messages import Finished, Outputs, Started
 from galley.observability.observer import RequestObserver
 from galley.request import (
+    CONSTRAINT_FAILED,
     CompletionOutput,
     FinishReason,
     Logprob,
@@ -467,7 +468,8 @@ class OutputProcessor:
         reason = FinishReason(finished.reason)
         if reason == FinishReason.ERROR:
             message = finished.error or "the engine failed on this request."
-            live = self.fail(sequence.state, RequestFailed(message))
+            unmet = message.startswith(CONSTRAINT_FAILED)
+            live = self.fail(sequence.state, (InvalidRequest if unmet else RequestFailed)(message))
             return [h for h in live if h != finished.handle]
         sequence.pooled, sequence.pooled_columns = finished.pooled, finished.pooled_columns
         sequence.end(str(reason), finished.stop_reason)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from galley.batch import RequestTable, StepPlan, StepResult, ragged_positions
 from galley.messages import Counters
-from galley.request import MarkerTable, Request
+from galley.request import CONSTRAINT_FAILED, MarkerTable, Request
 from galley.structured.backend import Backend, MaskRows, Matcher
 from galley.structured.compiler import Compiled, Compiler, key_of
 
@@ -314,7 +314,7 @@ class ConstrainedSequences:
                 continue
             error = seq.see(token_ids)
             if error is not None:
-                result.errors[slot] = f"structured output failed: {error}"
+                result.errors[slot] = f"{CONSTRAINT_FAILED}: {error}"
             elif seq.jumps and seq.started and seq.may_go_on(token_ids):
                 limit = min(seq.request.max_total_tokens, table.max_len)
                 forced[-1] = seq.forced_tokens(limit - int(table.num_tokens[slot]) - count)

@@ -22,7 +22,8 @@ def faulty(faults: str) -> Server:
 
 def test_memory_runs_short_and_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
     """Requests wait meanwhile; their answers do not change."""
-    server = faulty("1:step40=short/3")
+    # Memory is looked at four times a second: steps of a fast machine would be over before.
+    server = faulty("*:step1+=sleep/0.02, 1:step40=short/3")
     shed = [a.seen for a in play(server, REQUESTS)]
     assert server.metric("vllm:num_preemptions_total") > 0
     # An engine at rest notices that memory is back, and tells.
@@ -39,7 +40,7 @@ def test_memory_runs_short_and_comes_back(capfd: pytest.CaptureFixture[str]) -> 
 
 def test_blocks_come_back_while_streams_run() -> None:
     """Requests that had to wait because memory was short continue beside those that ran."""
-    server = faulty("1:step40=short/1")
+    server = faulty("*:step1+=sleep/0.005, 1:step40=short/1")
     length = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
     # The prompts alone need more blocks than are left: something waits, however slow the machine.
     stories = [{"prompt": f"{i}. {TEXT[2000:3000]}", **length} for i in range(6)]

@@ -35,13 +35,16 @@ class Sequence_:
 
 
 class Toy:
-    """Sequences with block ids of their own: slot s has blocks 1 + s * each .. (s + 1) * each."""
+    """Sequences with block ids of their own, as many for each KV group: with one group, slot s has
+    blocks 1 + s * each .. (s + 1) * each. Groups of states are not handled."""
 
     def __init__(self, executor: Executor, slots: int, max_len: int) -> None:
         self.executor = executor
         self.block_size = executor.groups[0].block_size
         self.each = -(-max_len // self.block_size)
-        assert slots * self.each + 1 <= executor.num_blocks
+        self.num_groups = len(executor.groups)
+        assert all(group.kind != "state" for group in executor.groups)
+        assert self.num_groups * slots * self.each + 1 <= executor.num_blocks
         self.step = 0
         self.freed: list[int] = []
         self.num_steps_of_prompt: dict[int, int] = {}
@@ -61,14 +64,18 @@ class Toy:
             if not sequence.entered:
                 new_rows.append(new_row(sequence))
                 sequence.entered = True
-                first = 1 + sequence.slot * self.each
-                blocks += [(sequence.slot, i, first + i) for i in range(self.each)]
+                first = 1 + sequence.slot * self.num_groups * self.each
+                blocks += [
+                    (group, sequence.slot, i, first + group * self.each + i)
+                    for group in range(self.num_groups)
+                    for i in range(self.each)
+                ]
             yields = sequence.computed + n == len(sequence.tokens)
             wants_all = all_logits or sequence.params.prompt_logprobs is not None
             num_new.append(n)
             num_logits.append(n if wants_all else int(yields))
             num_sampled.append(int(yields))
-        columns = np.array(blocks, np.int32).reshape(-1, 3)
+        columns = np.array(blocks, np.int32).reshape(-1, 4)
         freed, self.freed = self.freed, []
         return StepPlan(
             step=self.step,
@@ -78,10 +85,10 @@ class Toy:
             num_sampled=np.array(num_sampled, np.int32),
             new_rows=new_rows,
             freed_slots=np.array(freed, np.int32),
-            block_groups=np.zeros(len(columns), np.int32),
-            block_slots=columns[:, 0].copy(),
-            block_indices=columns[:, 1].copy(),
-            block_ids=columns[:, 2].copy(),
+            block_groups=columns[:, 0].copy(),
+            block_slots=columns[:, 1].copy(),
+            block_indices=columns[:, 2].copy(),
+            block_ids=columns[:, 3].copy(),
         )
 
     def run(self, rows: Sequence[tuple[Sequence_, int]], mask=None) -> StepResult:
