@@ -26,6 +26,7 @@ import numpy as np
 
 from galley.errors import ModelError
 from galley.loader.ggml_types import GGML_TYPES, GGMLType
+from galley.loader.mapped import mapped
 
 MAX_DIMS = 8
 #: Names of keys and tensors; llama.cpp writes at most 64 bytes, real files stay far below.
@@ -79,7 +80,7 @@ class GGUFFile:
             contents: of the file, where it is not to be mapped.
         """
         self.path = path
-        self._map = _map_file(path) if contents is None else contents
+        self._map = mapped(path) if contents is None else contents
         cursor = _Cursor(self._map, path)
         num_tensors, num_keys = cursor.preamble()
         self._values: dict[str, tuple[int, int]] = cursor.keys(num_keys)
@@ -144,16 +145,6 @@ class GGUFFile:
             if left.start + left.num_bytes > right.start:
                 raise ModelError(f"{self.path}: tensors {left.name} and {right.name} overlap")
         return tensors
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError:
-        raise ModelError(f"{path}: the file is empty") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 class _Cursor:

@@ -22,6 +22,7 @@ from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import read_json
 from galley.loader.hf_info import info_of_directory
 from galley.loader.hf_names import model_name
+from galley.loader.mapped import mapped
 from galley.loader.source import Source
 from galley.loader.tensor import RawTensor, TensorHeader
 from galley.loader.text_part import TEXT_OF, text_name
@@ -237,16 +238,6 @@ def open_folder(checkpoint: str, folder: str) -> Callable[[str], RawTensor]:
         return places[name].tensor(name)
 
     return read
-
-
-def mapped(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError:
-        raise ModelError(f"{path}: the file is empty") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def open_all(

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from galley.errors import ModelError
+from galley.loader.mapped import mapped
 from galley.loader.safetensors import (
     DTYPES,
     MAX_DIMS,
     SafetensorsCheckpoint,
-    mapped,
     open_all,
 )
 from galley.loader.source import Source
