@@ -36,11 +36,17 @@ VocabularySource = Callable[[tuple[int, ...]], Vocabulary]
 
 
 class Compiled(msgspec.Struct, frozen=True):
-    """A grammar and the library that fills its masks, or why there is none."""
+    """A grammar and the library that fills its masks, or why there is none.
+
+    Attributes:
+        error: the constraint's own: its request fails.
+        fatal: the process cannot go on, for instance without memory: `Compiler.take` raises it.
+    """
 
     grammar: Grammar | None = None
     backend: Backend | None = None
     error: str | None = None
+    fatal: Exception | None = None
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -115,11 +121,17 @@ class Compiler:
             self._finished.wait(seconds)
 
     def take(self) -> list[tuple[Constraint, Compiled]]:
-        """Grammars compiled since the last call, by `key_of` the constraint."""
+        """Grammars compiled since the last call, by `key_of` the constraint.
+
+        Raises:
+            MemoryError, RuntimeError: there was no memory, or no thread, to compile one.
+        """
         self._finished.clear()
         done = []
         while not self._done.empty():
             key, compiled = self._done.get()
+            if compiled.fatal is not None:
+                raise compiled.fatal
             self._waiting.discard(key)
             if compiled.error is None:
                 self._kept[key] = compiled
@@ -141,7 +153,11 @@ class Compiler:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             begin = time.perf_counter()
-            self._done.put((job.key, self._compiled_in_time(job)))
+            try:
+                compiled = self._compiled_in_time(job)
+            except RuntimeError as error:  # no thread can be started
+                compiled = Compiled(fatal=error)
+            self._done.put((job.key, compiled))
             self.seconds += time.perf_counter() - begin
             self._finished.set()
             if self.wake is not None:
@@ -173,6 +189,8 @@ class Compiler:
             return Compiled(backend.compile(job.key), backend)
         except GalleyError as error:
             return Compiled(error=str(error))
+        except MemoryError as error:
+            return Compiled(fatal=error)
         except Exception as error:  # one constraint fails, not the engine
             log.exception("A constraint could not be compiled.")
             return Compiled(error=f"{job.key.field} cannot be compiled: {error}")

@@ -150,7 +150,10 @@ class LLGuidance:
         plain = LLTokenizer(TokenizerWrapper(spelling), eos_token=ends, slices=[])
         self._tokenizer = spelling.greedy = plain.with_slices(LLTokenizer.general_slices())
         self._end_ids = vocabulary.end_ids
-        self._executor = LLExecutor(usable_cores())
+        try:
+            self._executor = LLExecutor(usable_cores())
+        except ValueError as error:
+            raise MemoryError(f"The threads that fill masks cannot be started: {error}.") from error
 
     def compile(self, constraint: Constraint) -> LLGuidanceGrammar:
         matcher = LLMatcher(self._tokenizer, grammar_text(constraint), log_level=0)
