@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.request import PoolingParams, SamplingParams
+from galley.request import Failure, PoolingParams, SamplingParams
 
 I32 = NDArray[np.int32]
 EMPTY_I32: I32 = np.empty(0, np.int32)
@@ -220,7 +220,7 @@ class StepResult(msgspec.Struct):
         logprobs: of the sampled tokens, for rows that request them.
         prompt_logprobs: of prompt tokens, for rows that request them.
         pooled: slot -> float32 vector, for rows whose prompt is complete and that pool.
-        errors: slot -> message, for rows that failed alone.
+        errors: slot -> why, for rows that failed alone.
     """
 
     step: int
@@ -232,7 +232,7 @@ class StepResult(msgspec.Struct):
     drafts_indptr: I32 = EMPTY_I32
     drafts_ids: I32 = EMPTY_I32
     pooled: dict[int, NDArray[np.float32]] = {}
-    errors: dict[int, str] = {}
+    errors: dict[int, Failure] = {}
 
 
 class RequestTable:

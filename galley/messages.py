@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from galley.request import Request
+from galley.request import Failure, Request
 
 
 class Add(msgspec.Struct, tag="add"):
@@ -58,7 +58,7 @@ class Finished(msgspec.Struct, array_like=True):
     handle: int
     reason: int
     stop_reason: int | str | None = None
-    error: str | None = None
+    error: Failure | None = None
     pooled: bytes | None = None
     pooled_columns: int = 0
 

@@ -44,9 +44,6 @@ MAX_LOGPROB_TOKEN_IDS = 128
 
 #: Fields of `StructuredOutputsParams` that are constraints; exactly one of them is set.
 CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-#: How the error of a request begins whose answer left its constraint: the vocabulary cannot write
-#: the text that the constraint demands.
-CONSTRAINT_FAILED = "structured output failed"
 _TRUNCATION_RANGE = "at least 1, or -1 for the model's length"
 
 
@@ -69,6 +66,28 @@ class FinishReason(enum.IntEnum):
 
     def __str__(self) -> str:
         return self.name.lower()
+
+
+class FailureKind(enum.IntEnum):
+    """Whose fault it is that a request ended with an error; decides the status of the answer."""
+
+    ENGINE = 0
+    #: The request cannot be served as it is.
+    REQUEST = 1
+    #: There are too many requests at the moment.
+    LOAD = 2
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """Why one request ended with an error inside the engine.
+
+    Attributes:
+        field: of the request, if one is at fault.
+    """
+
+    message: str
+    kind: FailureKind = FailureKind.ENGINE
+    field: str | None = None
 
 
 class _NamesFaults(msgspec.StructMeta):

@@ -16,7 +16,7 @@ from galley.batch import (
     encode_plan,
     encode_result,
 )
-from galley.request import SamplingParams
+from galley.request import Failure, FailureKind, SamplingParams
 
 
 def i32(*values: int) -> np.ndarray:
@@ -88,7 +88,9 @@ def test_a_result_survives_its_bytes() -> None:
     columns = LogprobColumns(
         i32(0), i32(5), i32(1), i32(0, 2), i32(7, 8), np.array([-0.5, -2], np.float32)
     )
-    full = StepResult(3, i32(1, 0), i32(7), logprobs=columns, errors={1: "no"})
+    full = StepResult(
+        3, i32(1, 0), i32(7), logprobs=columns, errors={1: Failure("no", FailureKind.REQUEST)}
+    )
     assert_same(decode_result(encode_result(full)), full)
 
 

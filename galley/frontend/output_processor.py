@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from galley.errors import GalleyError, InvalidRequest, RequestFailed
+from galley.errors import GalleyError, InvalidRequest, Overloaded, RequestFailed
 from galley.frontend.flat_logprobs import prompt_logprobs, sample_logprobs
 from galley.frontend.input_processor import Submission
 from galley.frontend.logprobs import TokenTexts, unpack_logprobs
 from galley.messages import Finished, Outputs, Started
 from galley.observability.observer import RequestObserver
 from galley.request import (
-    CONSTRAINT_FAILED,
     CompletionOutput,
+    Failure,
+    FailureKind,
     FinishReason,
     Logprob,
     PoolingOutput,
@@ -34,6 +35,13 @@ from galley.request import (
 
 if TYPE_CHECKING:
     from galley.text.detokenizer import TextStream
+
+
+_ERRORS: dict[FailureKind, type[GalleyError]] = {
+    FailureKind.ENGINE: RequestFailed,
+    FailureKind.REQUEST: InvalidRequest,
+    FailureKind.LOAD: Overloaded,
+}
 
 
 class Tap(Protocol):
@@ -467,9 +475,9 @@ class OutputProcessor:
             return []
         reason = FinishReason(finished.reason)
         if reason == FinishReason.ERROR:
-            message = finished.error or "the engine failed on this request."
-            unmet = message.startswith(CONSTRAINT_FAILED)
-            live = self.fail(sequence.state, (InvalidRequest if unmet else RequestFailed)(message))
+            failure = finished.error or Failure("the engine failed on this request.")
+            error = _ERRORS[failure.kind](failure.message, field=failure.field)
+            live = self.fail(sequence.state, error)
             return [h for h in live if h != finished.handle]
         sequence.pooled, sequence.pooled_columns = finished.pooled, finished.pooled_columns
         sequence.end(str(reason), finished.stop_reason)

@@ -15,6 +15,7 @@ from galley.errors import ModelError
 from galley.kernels.adapters import AdapterShape, AdapterTable
 from galley.kernels.backend import Dense
 from galley.lora import AdapterFolder
+from galley.request import Failure
 
 #: In the column: no adapter.
 NONE = -1
@@ -57,7 +58,7 @@ class AdapterSlots:
     ) -> None:
         self.table = AdapterTable(shape, limits.places, limits.max_rank, limits.bf16)
         self.column: NDArray[np.int32] = np.full(num_slots, NONE, np.int32)
-        self.errors: dict[int, str] = {}
+        self.errors: dict[int, Failure] = {}
         self._folder = AdapterFolder(folder)
         self._empty = list(range(limits.places - 1, -1, -1))
         self._places: OrderedDict[int, int] = OrderedDict()  # by load, least recently used first
@@ -70,7 +71,7 @@ class AdapterSlots:
         try:
             place = self._place_of(row.adapter)
         except ModelError as error:
-            self.errors[row.slot] = error.message
+            self.errors[row.slot] = Failure(error.message)
             return
         self.column[row.slot] = place
         self._users[place] += 1

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from galley.batch import I32, LogprobColumns, RequestTable, StepPlan, StepResult
 from galley.kernels.sampling import LogitMasks, Samples
+from galley.request import Failure, FailureKind
 from galley.runner.drafts import verify
 from galley.runner.sampled_rows import SampledRows
 from galley.runner.sampler import NO_LOGPROBS, SamplingTable
@@ -41,14 +42,16 @@ class SampledStep(msgspec.Struct, frozen=True, eq=False):
     scores: Scores | None = None
     masks: LogitMasks | None = None
 
-    def fault(self, row: int) -> str:
+    def fault(self, row: int) -> Failure:
         """Why a row of the plan has no token."""
         if row in self.failed:
-            return self.failed[row]
+            return Failure(self.failed[row])
         first = int(self.sampled.logit_rows[np.searchsorted(self.sampled.rows, row)])
         constrained = first in self.plan.masked_logits
         words = self.masks.of_row(first) if constrained and self.masks is not None else None
-        return NOTHING_TO_SAMPLE if words is None or words.any() else NOTHING_ALLOWED
+        if words is None or words.any():
+            return Failure(NOTHING_TO_SAMPLE)
+        return Failure(NOTHING_ALLOWED, FailureKind.REQUEST)
 
 
 class _Entries(msgspec.Struct, frozen=True, eq=False):
@@ -72,7 +75,7 @@ def step_result(step: SampledStep, table: RequestTable, sampling: SamplingTable)
     plan, sampled = step.plan, step.sampled
     token_ids = step.samples.token_ids[sampled.logit_rows]
     num_sampled, accepted = plan.num_sampled, token_ids >= 0
-    errors: dict[int, str] = {}
+    errors: dict[int, Failure] = {}
     if len(plan.draft_ids):
         num_sampled, accepted = verify(plan, token_ids)
     if step.failed or not accepted.all():

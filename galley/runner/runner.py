@@ -31,6 +31,7 @@ from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
 from galley.models.pooling_heads import HeadSpec, head_spec
+from galley.request import Failure
 from galley.runner.adapters import AdapterSlots, adapter_limits
 from galley.runner.device import dense_format, open_device
 from galley.runner.heap import trim_heap
@@ -274,7 +275,7 @@ class Runner:
             result.pooled = self._pooler.pool(plan, self.table, hidden)
             return
         for slot in self._pooler.slots & set(plan.slots.tolist()):
-            result.errors[slot] = "this engine was not started for pooling"
+            result.errors[slot] = Failure("this engine was not started for pooling")
 
     def _propose(self, speculator: Speculator, plan: StepPlan, result: StepResult) -> None:
         """Add drafts for the next step; not for rows whose processors would see them."""

@@ -29,7 +29,7 @@ from galley.batch import (
     ragged_positions,
 )
 from galley.kv import Hit, KVCacheManager
-from galley.request import FinishReason, Request
+from galley.request import Failure, FailureKind, FinishReason, Request
 from galley.scheduler.adapters import DEFERRED, AdapterBudget
 from galley.scheduler.commit import CommittedStep, drop_rows, find_ends, find_pooled
 from galley.scheduler.draft_counts import DraftCounts
@@ -138,7 +138,7 @@ class Scheduler:
         if seq is not None and seq in self.queue.parked:
             self.queue.unpark(seq)
 
-    def fail(self, handle: int, error: str, client_index: int = 0) -> None:
+    def fail(self, handle: int, error: Failure, client_index: int = 0) -> None:
         """Fail a parked request: its condition cannot be met. Unknown handles are ignored."""
         seq = self._unfinished.get((client_index, handle))
         if seq is not None and seq in self.queue.parked:
@@ -146,33 +146,33 @@ class Scheduler:
             self._forget(seq.end(FinishReason.ERROR, error=error))
 
     def _end_on_arrival(self, seq: Sequence) -> SequenceEnd | None:
-        n, limits = len(seq.token_ids), self.limits
-        if not seq.num_prompt:
-            return seq.end(FinishReason.ERROR, error="The prompt is empty.")
-        if request_error := self._unfit(seq):
-            return seq.end(FinishReason.ERROR, error=request_error)
-        if seq.num_prompt >= seq.limit and not seq.request.pools:
-            error = (
-                f"The prompt has {seq.num_prompt} tokens, which leaves no room for output within "
-                f"{seq.limit} tokens (--max-model-len is {limits.max_model_len})."
-            )
+        if reason := self._unfit(seq):
+            error = Failure(reason, FailureKind.REQUEST, "prompt")
             return seq.end(FinishReason.ERROR, error=error)
-        if n > seq.num_prompt and (end := seq.ending(seq.token_ids)):
+        if len(seq.token_ids) > seq.num_prompt and (end := seq.ending(seq.token_ids)):
             return end
-        if limits.max_waiting and self.num_waiting >= limits.max_waiting:
-            error = f"{limits.max_waiting} requests are waiting already; try again later."
-            return seq.end(FinishReason.ERROR, error=error)
+        most = self.limits.max_waiting
+        if most and self.num_waiting >= most:
+            reason = f"{most} requests are waiting already; try again later."
+            return seq.end(FinishReason.ERROR, error=Failure(reason, FailureKind.LOAD))
         return None
 
     def _unfit(self, seq: Sequence) -> str | None:
-        """The reason why a pooling request, or one in one piece, can never run."""
+        """The reason why a request can never run."""
         n, limits = seq.num_prompt, self.limits
+        if not n:
+            return "The prompt is empty."
         if seq.request.pools and n > limits.max_model_len:
             return f"The prompt has {n} tokens, --max-model-len is {limits.max_model_len}."
         if seq.in_one_piece and n > limits.max_num_batched_tokens:
             return (
                 f"The prompt has {n} tokens and is computed in one piece, but a step has at most "
                 f"{limits.max_num_batched_tokens} (--max-num-batched-tokens)."
+            )
+        if n >= seq.limit and not seq.request.pools:
+            return (
+                f"The prompt has {n} tokens, which leaves no room for output within "
+                f"{seq.limit} tokens (--max-model-len is {limits.max_model_len})."
             )
         return None
 
@@ -559,9 +559,9 @@ class Scheduler:
         ends = [seq.end(FinishReason.ABORT) for seq in self._aborted]
         gone = {seq.slot for seq in self._aborted}
         self._aborted.clear()
-        for slot, message in result.errors.items():
+        for slot, error in result.errors.items():
             if slot not in gone:
-                ends.append(self.running.at(slot).end(FinishReason.ERROR, error=message))
+                ends.append(self.running.at(slot).end(FinishReason.ERROR, error=error))
         return ends
 
     def _advance_scoring(self, slots: Slots) -> None:

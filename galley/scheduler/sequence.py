@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from galley.batch import I32
 from galley.kv import HashChain
-from galley.request import FinishReason, PoolingParams, Request
+from galley.request import Failure, FinishReason, PoolingParams, Request
 from galley.scheduler.end_rules import end_rules
 
 NO_SLOT = -1
@@ -36,7 +36,7 @@ class SequenceEnd(msgspec.Struct):
     handle: int
     reason: FinishReason
     stop_reason: int | str | None = None
-    error: str | None = None
+    error: Failure | None = None
     pooled: NDArray[np.float32] | None = None
 
 
@@ -135,7 +135,10 @@ class Sequence:
         return None
 
     def end(
-        self, reason: FinishReason, stop_reason: int | str | None = None, error: str | None = None
+        self,
+        reason: FinishReason,
+        stop_reason: int | str | None = None,
+        error: Failure | None = None,
     ) -> SequenceEnd:
         return SequenceEnd(
             self.request.client_index, self.request.handle, reason, stop_reason, error

@@ -19,8 +19,8 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
-from galley.errors import GalleyError
-from galley.request import Constraint
+from galley.errors import ClientError, GalleyError
+from galley.request import Constraint, Failure, FailureKind
 from galley.structured.backend import Backend, Grammar, open_backend
 from galley.structured.vocabulary import Vocabulary
 
@@ -45,7 +45,7 @@ class Compiled(msgspec.Struct, frozen=True):
 
     grammar: Grammar | None = None
     backend: Backend | None = None
-    error: str | None = None
+    error: Failure | None = None
     fatal: Exception | None = None
 
 
@@ -174,10 +174,12 @@ class Compiler:
             worker.jobs.put(None)
             self._worker = None
             log.error("A constraint has not been compiled within %g s.", self._limit)
-            return Compiled(
-                error=f"{job.key.field} is too complex: it takes more than {self._limit:g} seconds "
-                "to compile with this model's vocabulary."
+            field = job.key.field
+            reason = (
+                f"{field} is too complex: it takes more than {self._limit:g} seconds to compile "
+                "with this model's vocabulary."
             )
+            return Compiled(error=Failure(reason, FailureKind.REQUEST, field))
 
     def _compile(self, job: _Job) -> Compiled:
         try:
@@ -188,12 +190,14 @@ class Compiler:
                 self._backends[name] = backend
             return Compiled(backend.compile(job.key), backend)
         except GalleyError as error:
-            return Compiled(error=str(error))
+            refused = isinstance(error, ClientError)
+            kind = FailureKind.REQUEST if refused else FailureKind.ENGINE
+            return Compiled(error=Failure(error.message, kind, error.field))
         except MemoryError as error:
             return Compiled(fatal=error)
         except Exception as error:  # one constraint fails, not the engine
             log.exception("A constraint could not be compiled.")
-            return Compiled(error=f"{job.key.field} cannot be compiled: {error}")
+            return Compiled(error=Failure(f"{job.key.field} cannot be compiled: {error}"))
 
 
 def key_of(constraint: Constraint) -> Constraint:

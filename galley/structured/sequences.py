@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from galley.batch import RequestTable, StepPlan, StepResult, ragged_positions
 from galley.messages import Counters
-from galley.request import CONSTRAINT_FAILED, MarkerTable, Request
+from galley.request import Failure, FailureKind, MarkerTable, Request
 from galley.structured.backend import Backend, MaskRows, Matcher
 from galley.structured.compiler import Compiled, Compiler, key_of
 
@@ -85,6 +85,15 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
         if not token_ids or self.matcher.advance(token_ids):
             return None
         return self.matcher.error or NOT_ALLOWED
+
+    def failure(self, reason: str) -> Failure:
+        """The end of a request whose text left its constraint: the vocabulary cannot write what
+        the constraint demands, or the backend gave it up.
+        """
+        assert self.request.constraint is not None
+        field = self.request.constraint.field
+        message = f"{field}: the answer cannot go on: {reason}"
+        return Failure(message, FailureKind.REQUEST, field)
 
     def may_go_on(self, token_ids: list[int]) -> bool:
         """Whether none of these tokens ends the text."""
@@ -183,11 +192,11 @@ class ConstrainedSequences:
         """Whether `settle` would return something."""
         return bool(self._compiling) and self.compiler.has_done
 
-    def settle(self) -> list[tuple[Key, str | None]]:
+    def settle(self) -> list[tuple[Key, Failure | None]]:
         """The sequences that need not wait any longer, with the error of those whose constraint
         cannot be compiled.
         """
-        settled: list[tuple[Key, str | None]] = []
+        settled: list[tuple[Key, Failure | None]] = []
         for constraint, compiled in self.compiler.take():
             for key, seq in list(self._compiling.items()):
                 assert seq.request.constraint is not None
@@ -314,7 +323,7 @@ class ConstrainedSequences:
                 continue
             error = seq.see(token_ids)
             if error is not None:
-                result.errors[slot] = f"{CONSTRAINT_FAILED}: {error}"
+                result.errors[slot] = seq.failure(error)
             elif seq.jumps and seq.started and seq.may_go_on(token_ids):
                 limit = min(seq.request.max_total_tokens, table.max_len)
                 forced[-1] = seq.forced_tokens(limit - int(table.num_tokens[slot]) - count)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from galley.errors import RequestFailed
+from galley.errors import GalleyError, InvalidRequest, Overloaded, RequestFailed
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.messages import Finished, Logprobs, Outputs, Started
 from galley.request import (
+    Failure,
+    FailureKind,
     FinishReason,
     Logprob,
     Request,
@@ -82,7 +84,7 @@ def handle(state: RequestState, i: int = 0) -> int:
     return state.sequences[i].request.handle
 
 
-def end(h: int, reason: FinishReason, stop: int | None = None, error: str | None = None) -> Any:
+def end(h: int, reason: FinishReason, stop: int | None = None, error: Failure | None = None) -> Any:
     return [Finished(h, reason, stop, error)]
 
 
@@ -288,12 +290,24 @@ def test_a_delta_has_only_the_answers_with_updates(bench: Bench) -> None:
     assert [o.index for o in output.outputs] == [0, 2]
 
 
-def test_one_failed_answer_fails_the_request_and_frees_its_siblings(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (FailureKind.ENGINE, RequestFailed),
+        (FailureKind.REQUEST, InvalidRequest),
+        (FailureKind.LOAD, Overloaded),
+    ],
+)
+def test_one_failed_answer_fails_the_request_and_frees_its_siblings(
+    bench: Bench, kind: FailureKind, error: type[GalleyError]
+) -> None:
     state = bench.add(n=3)
-    failed = end(handle(state, 1), FinishReason.ERROR, error="no room")
+    failure = Failure("no room", kind, "prompt")
+    failed = end(handle(state, 1), FinishReason.ERROR, error=failure)
     assert bench.deliver({}, finished=failed) == [handle(state, 0), handle(state, 2)]
-    with pytest.raises(RequestFailed, match="no room"):
+    with pytest.raises(error, match="no room") as caught:
         state.take()
+    assert caught.value.field == "prompt"
     assert not bench.outputs.sequences
 
 

@@ -280,6 +280,6 @@ def test_a_row_that_cannot_sample_fails_alone_with_drafts_beside(checkpoint, pla
         for _, out in core.step():
             ends.update({e.handle: (e.reason, e.error) for e in out.finished})
     assert ends[bad.handle][0] == FinishReason.ERROR
-    assert "no token can be sampled" in ends[bad.handle][1]
+    assert "no token can be sampled" in ends[bad.handle][1].message
     assert all(ends[r.handle][0] == FinishReason.LENGTH for r in batch)
     assert core.executor.accepted > 0

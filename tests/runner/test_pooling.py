@@ -159,15 +159,15 @@ def test_in_one_piece_is_a_property_of_the_sequence(checkpoint, alone) -> None:
     assert slots == {i: [len(p)] for i, p in enumerate(prompts()[:5])}
     core.add([request(1, prompts()[5], PARAMS["mean"], in_one_piece=True)])
     end = run(core)[1]
-    assert "96 tokens and is computed in one piece" in end.error
+    assert "96 tokens and is computed in one piece" in end.error.message
 
 
 def test_errors_name_what_is_missing(checkpoint) -> None:
     core = core_of(checkpoint, pooling=False)
     core.add([request(1, [1, 2, 3], PARAMS["last"]), request(2, [1] * 97, PARAMS["last"])])
     ends = run(core)
-    assert "not started for pooling" in ends[1].error
-    assert "97 tokens, --max-model-len is 96" in ends[2].error
+    assert "not started for pooling" in ends[1].error.message
+    assert "97 tokens, --max-model-len is 96" in ends[2].error.message
 
 
 def test_from_a_prompt_to_its_output(checkpoint, alone) -> None:

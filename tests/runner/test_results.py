@@ -8,7 +8,7 @@ import pytest
 from galley.batch import StepPlan
 from galley.kernels.sampling import Samples
 from galley.kernels.sampling_reference import logprobs_row
-from galley.request import SamplingParams
+from galley.request import Failure, SamplingParams
 from galley.runner.results import NOTHING_TO_SAMPLE, SampledStep, step_result
 from galley.runner.sampled_rows import sampled_rows
 from tests.runner.rows import VOCAB, new_row, tables
@@ -84,7 +84,7 @@ def test_a_row_that_cannot_sample_fails_alone():
     )
     assert result.num_sampled.tolist() == [1, 0, 0]
     assert result.token_ids.tolist() == [8]
-    assert result.errors == {2: NOTHING_TO_SAMPLE, 3: "it broke"}
+    assert result.errors == {2: Failure(NOTHING_TO_SAMPLE), 3: Failure("it broke")}
 
 
 def test_logprobs_begin_with_the_token_and_go_on_with_the_top():

@@ -202,8 +202,8 @@ def test_a_row_fails_alone(runner):
     result = toy.run([(s, len(PROMPT)) for s in rows])
     assert result.num_sampled.tolist() == [1, 0, 0]
     assert set(result.errors) == {1, 2}
-    assert "no token can be sampled" in result.errors[1]
-    assert "KeyError" in result.errors[2]
+    assert "no token can be sampled" in result.errors[1].message
+    assert "KeyError" in result.errors[2].message
 
 
 def test_a_slot_is_clean_for_its_next_request(runner):

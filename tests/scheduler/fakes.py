@@ -28,7 +28,7 @@ from galley.config import CacheConfig, EngineConfig, SchedulerConfig
 from galley.engine.build import build_core
 from galley.engine.core import EngineCore
 from galley.messages import Outputs
-from galley.request import Request, SamplingParams
+from galley.request import Failure, Request, SamplingParams
 
 VOCAB = 1000
 MASK = (1 << 64) - 1
@@ -118,7 +118,7 @@ class FakeExecutor:
     def sample(self, plan: StepPlan) -> StepResult:
         table = self.table
         counts, tokens = [], []
-        errors: dict[int, str] = {}
+        errors: dict[int, Failure] = {}
         logprobs, prompt_logprobs = _Entries(), _Entries()
         drafts = split(plan.draft_indptr, plan.draft_ids, len(plan.slots))
         for row, (slot, num_new, num_sampled) in enumerate(
@@ -133,7 +133,7 @@ class FakeExecutor:
                     if p + 1 < table.num_prompt[slot]:
                         prompt_logprobs.add(row, p + 1, int(table.token_ids[slot, p + 1]))
             if handle in self.failing:
-                errors[slot] = self.failing[handle]
+                errors[slot] = Failure(self.failing[handle])
                 counts.append(0)
                 continue
             if not num_sampled:

@@ -7,7 +7,7 @@ import pytest
 
 from galley.engine.core import EngineCore
 from galley.errors import ConfigError
-from galley.request import FinishReason
+from galley.request import FailureKind, FinishReason
 from galley.scheduler import SchedulerLimits
 from tests.scheduler.fakes import (
     Collected,
@@ -225,7 +225,8 @@ def test_a_request_that_can_never_run_ends_with_an_error(num_prompt: int) -> Non
     core.add([request(1, [5] * num_prompt), request(2, [5] * 10)])
     got = run(core)
     assert got.ends[1].reason == FinishReason.ERROR
-    assert "prompt" in got.ends[1].error
+    assert "prompt" in got.ends[1].error.message
+    assert got.ends[1].error.kind == FailureKind.REQUEST
     assert got.ends[2].reason == FinishReason.LENGTH
     assert_all_free(core)
 
@@ -239,7 +240,8 @@ def test_a_bounded_queue_turns_requests_away() -> None:
     core.add(request(h, [h]) for h in range(1, 5))
     got = run(core)
     assert [h for h, e in got.ends.items() if e.reason == FinishReason.ERROR] == [3, 4]
-    assert "2 requests are waiting" in got.ends[3].error
+    assert "2 requests are waiting" in got.ends[3].error.message
+    assert got.ends[3].error.kind == FailureKind.LOAD
 
 
 @pytest.mark.parametrize("name", ["max_num_batched_tokens", "max_num_seqs", "max_model_len"])

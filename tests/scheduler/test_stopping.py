@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from galley.request import FinishReason
+from galley.request import Failure, FinishReason
 from galley.scheduler import end_rules
 from galley.scheduler.end_rules import Ending
 from tests.scheduler.fakes import (
@@ -129,7 +129,7 @@ def test_an_error_of_one_row_ends_that_request_alone() -> None:
     core.executor.failing[2] = "the kernel gave NaN"
     run(core, got)
     assert got.ends[2].reason == FinishReason.ERROR
-    assert got.ends[2].error == "the kernel gave NaN"
+    assert got.ends[2].error == Failure("the kernel gave NaN")
     assert len(got.tokens[2]) == 1
     for h in (1, 3):
         assert got.tokens[h] == expected([h] * 20, 6)
@@ -143,7 +143,7 @@ def test_an_error_in_the_middle_of_a_prompt() -> None:
     core.executor.failing[1] = "poison"
     core.add([request(1, [1] * 100), request(2, [2] * 10)])
     got = run(core)
-    assert got.ends[1].error == "poison"
+    assert got.ends[1].error == Failure("poison")
     assert got.tokens == {2: expected([2] * 10, 4)}
     assert_all_free(core)
 

@@ -18,7 +18,13 @@ from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.messages import Counters, Finished, Logprobs, Outputs, Ready, Started, Stats
 from galley.observability.observer import RequestObserver
-from galley.request import FinishReason, Request, SamplingParams, StructuredOutputsParams
+from galley.request import (
+    Failure,
+    FinishReason,
+    Request,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 from galley.text import Tokenizer
 
 #: request → its tokens; the last one is followed by an end-of-sequence token
@@ -144,7 +150,8 @@ class FakeEngine:
                 finished.append(end)
         if self.failure is not None:
             finished = [
-                Finished(r.request.handle, FinishReason.ERROR, None, self.failure) for r in rows
+                Finished(r.request.handle, FinishReason.ERROR, None, Failure(self.failure))
+                for r in rows
             ]
         self._steps += 1
         for end in finished:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from galley import LLM, SamplingParams
-from galley.errors import InvalidRequest, RequestFailed
+from galley.errors import InvalidRequest
 from galley.frontend.beam_search import BeamSearchParams
 from galley.messages import Outputs
 from galley.request import Constraint, StructuredOutputsParams, TokenMarker
@@ -290,6 +290,6 @@ def test_every_beam_keeps_to_the_constraint(llm: LLM, form: dict[str, Any]) -> N
 def test_rules_that_leave_nothing_fail_their_request_alone(llm: LLM) -> None:
     yes = llm.get_tokenizer().encode("y", add_special_tokens=False)
     own = structured({"choice": ["yes", "no"]}, allowed_token_ids=[*yes, 1])
-    with pytest.raises(RequestFailed, match="allowed_token_ids"):
+    with pytest.raises(InvalidRequest, match="allowed_token_ids"):
         run(llm, [own])
     assert run(llm, [structured({"choice": ["yes"]})])[0][0][2] == "yes"

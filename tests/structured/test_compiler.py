@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from galley.request import Constraint
+from galley.request import Constraint, Failure
 from galley.structured import compiler as module
 from galley.structured import llguidance_backend
 from galley.structured.backend import Backend
@@ -14,7 +14,7 @@ from galley.structured.vocabulary import Vocabulary
 PLUS = Constraint(kind="regex", text="a+", field="regex")
 
 
-def compiled(compiler: Compiler) -> list[str | None]:
+def compiled(compiler: Compiler) -> list[Failure | None]:
     compiler.get(PLUS, (256,))
     compiler.wait(20)
     return [done.error for _, done in compiler.take()]
@@ -36,7 +36,7 @@ def test_a_failure_of_the_library_is_the_constraints(monkeypatch: pytest.MonkeyP
     compiler = Compiler(vocabulary)
     assert compiled(compiler) == [None]
     monkeypatch.setattr(module, "open_backend", raising(ValueError("a defect")))
-    assert compiled(Compiler(vocabulary)) == ["regex cannot be compiled: a defect"]
+    assert compiled(Compiler(vocabulary)) == [Failure("regex cannot be compiled: a defect")]
 
 
 def test_no_memory_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from galley import LLM, SamplingParams
-from galley.errors import InvalidRequest, RequestFailed
+from galley.errors import InvalidRequest
 from galley.request import Constraint, TokenMarker
 from galley.structured import compiler
 from tests.runner.proposing import Guesser
@@ -125,7 +125,7 @@ def test_a_grammar_that_fails_in_the_engine_fails_its_request(
         raise InvalidRequest("there is no such grammar.", field=constraint.field)
 
     monkeypatch.setattr(llguidance_backend.LLGuidance, "compile", refuse)
-    with pytest.raises(RequestFailed, match="no such grammar"):
+    with pytest.raises(InvalidRequest, match="no such grammar"):
         run(llm, [structured({"regex": "a+"})])
     assert not len(llm._core.constrained)
     monkeypatch.undo()
@@ -146,7 +146,7 @@ def test_a_grammar_that_takes_too_long_fails_its_request_alone(
 
     monkeypatch.setattr(compiler.Compiler, "_compile", hang)
     monkeypatch.setattr(llm._core.constrained.compiler, "_limit", 0.2)
-    with pytest.raises(RequestFailed, match=r"regex is too complex: .* more than 0.2 seconds"):
+    with pytest.raises(InvalidRequest, match=r"regex is too complex: .* more than 0.2 seconds"):
         run(llm, [structured({"regex": "hang"})])
     monkeypatch.setattr(llm._core.constrained.compiler, "_limit", 60.0)
     assert run(llm, [structured({"regex": "ok"})])[0][0][2] == "ok"
