@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from galley import LLM, LoRARequest, SamplingParams
+from galley import LLM, LoRARequest, SamplingParams, TokensPrompt
 from galley.config import LoadConfig, ModelConfig
 from galley.layers.shapes import ShapeSource
 from galley.loader import open_checkpoint, resolve_source
@@ -81,7 +81,9 @@ def tokens_per_second(
 ) -> float:
     """Of prompts of random tokens, one for each entry of `loras`."""
     rng = np.random.default_rng(seed)
-    prompts = [{"prompt_token_ids": rng.integers(5, 40_000, PROMPT_TOKENS).tolist()} for _ in loras]
+    prompts: list[TokensPrompt] = [
+        {"prompt_token_ids": rng.integers(5, 40_000, PROMPT_TOKENS).tolist()} for _ in loras
+    ]
     params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
     begin = clock()
     outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=loras)
@@ -150,7 +152,8 @@ def compare(
 
 
 def profile(llm: LLM, sides: dict[str, list[LoRARequest | None]], num_tokens: int) -> None:
-    for side, loras in {"base": [None] * 32, **sides}.items():
+    base: list[LoRARequest | None] = [None] * 32
+    for side, loras in {"base": base, **sides}.items():
         llm._core.executor.rpc("profile", True)
         tokens_per_second(llm, loras, num_tokens, 1)
         [timings] = llm._core.executor.rpc("timings")

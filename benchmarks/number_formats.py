@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from galley import LLM, SamplingParams
+from galley import LLM, SamplingParams, TokensPrompt
 from galley.cli.bench.steps import Shape, StepBench
 from galley.config import LoadConfig, ModelConfig
 from galley.loader import open_checkpoint, resolve_source
@@ -52,7 +52,7 @@ def perplexity(llm: LLM, windows: list[list[int]]) -> float:
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
     total, count = 0.0, 0
     for window in windows:
-        prompt = {"prompt_token_ids": window}
+        prompt: TokensPrompt = {"prompt_token_ids": window}
         known = llm.generate([prompt], params, use_tqdm=False)[0].prompt_logprobs
         assert known is not None
         for token, row in zip(window[1:], known[1:], strict=True):
@@ -63,7 +63,11 @@ def perplexity(llm: LLM, windows: list[list[int]]) -> float:
 
 
 def open_llm(model: str, **flags: Any) -> LLM:
-    limits = {"max_model_len": WINDOW + 1, "max_num_seqs": 1, "skip_tokenizer_init": True}
+    limits: dict[str, Any] = {
+        "max_model_len": WINDOW + 1,
+        "max_num_seqs": 1,
+        "skip_tokenizer_init": True,
+    }
     return LLM(model, **limits, **flags)
 
 

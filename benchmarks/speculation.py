@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from galley import LLM, SamplingParams
+from galley.frontend.metric_values import Counter
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "tests" / "data" / "opticks.txt").read_text()
@@ -101,10 +102,13 @@ class Side:
 
     def drafts(self) -> tuple[int, int, int]:
         """Drafts, draft tokens and accepted tokens so far."""
-        drafts = (m for m in self.llm.get_metrics() if m.name.startswith("vllm:spec_decode"))
-        found = {m.name: m.value for m in drafts if "position" not in m.labels}
-        names = ("drafts", "draft_tokens", "accepted_tokens")
-        return tuple(found.get(f"vllm:spec_decode_num_{n}", 0) for n in names)  # type: ignore[return-value]
+        counters = (m for m in self.llm.get_metrics() if isinstance(m, Counter))
+        found = {m.name: m.value for m in counters if "position" not in m.labels}
+
+        def value(name: str) -> int:
+            return found.get(f"vllm:spec_decode_num_{name}", 0)
+
+        return value("drafts"), value("draft_tokens"), value("accepted_tokens")
 
 
 def compare(plain: Side, other: Side, work: str, args: argparse.Namespace, streams: int) -> str:

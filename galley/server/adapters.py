@@ -6,7 +6,7 @@
                                 a request with it holds a shared lock
 
 An adapter that is loaded, replaced or unloaded by one process is so for the next request to any.
-A packed adapter is removed when nobody offers it and its last request has ended: a process tries
+A packed adapter is removed when no server offers it and its last request has ended: a process tries
 this when it needs a file no more, under the lock, and a file that another one needs is locked.
 """
 
@@ -62,7 +62,7 @@ class Registry(msgspec.Struct):
 
 
 class Resolver(Protocol):
-    """Finds adapters that nobody has loaded."""
+    """Finds adapters that have not been loaded."""
 
     async def find(self, name: str) -> Path | None:
         """The folder of the adapter with this name; None if this one knows none."""

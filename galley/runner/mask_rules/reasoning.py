@@ -12,7 +12,7 @@ from galley.batch import I32, NewRow
 from galley.request import MarkerTable, ReasoningLimits
 from galley.runner.mask_rules.rule import TokenSets, Words
 
-#: The last tokens, which may be drafts, are looked at anew each time.
+#: The last tokens, which may be drafts, are looked at again each time.
 UNSETTLED = 32
 
 
