@@ -1,6 +1,6 @@
 // Op `attention`: attention of this step's tokens over the cache, prefill and decode in one.
 // Pointers: q ([tokens] rows of heads * head_dim of q_kind), kv (the layer's base), slopes? (f32
-// [heads], ALiBi: scale * q.k - slope * distance), sinks? (f32 [heads]: a further score of each
+// [heads], ALiBi: scale * q.k - slope * distance, before or behind), sinks? (f32 [heads]: a further score of each
 // head, of a token without a value), out ([tokens][heads * head_dim] of out_kind). Ints: heads,
 // kv_heads, head_dim, q_kind, q_stride? (elements from row to row, default heads * head_dim), the
 // cache's format (attention_layout.h), kv_block_stride (bytes), window? (0 = all, else the last `window` tokens including the token itself), causal?
@@ -85,9 +85,6 @@ class Attention final : public Op {
     if (geometry_.span > 0 && !geometry_.causal) {
       throw std::invalid_argument("a span needs causal attention");
     }
-    if (!slopes_.empty() && !geometry_.causal) {
-      throw std::invalid_argument("slopes need causal attention");
-    }
     const int64_t width = heads_ * shape_.head_dim, q_stride = a.i("q_stride", width);
     if (q_stride < width) throw std::invalid_argument("q_stride is less than heads * head_dim");
     q_row_bytes_ = q_stride * (q_is_f32_ ? 4 : 2);
@@ -130,6 +127,7 @@ class Attention final : public Op {
     int32_t* first;  // range of tokens that each of a head's rows attends to
     int32_t* last;
     float* slopes;  // [head] of each row, if there are slopes
+    int32_t* position;  // of each of a head's rows, likewise
     const uint8_t* next[kTilePages] = {};  // first pages of the thread's next item
   };
 
@@ -180,7 +178,7 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
   const int64_t values = kv_.latent ? value_rows * shape_.value_row / 4 : 0;
   const int64_t keys = shape_.magnitudes ? kTile * shape_.words * (kv_.latent ? 1 : 2) : 0;
   w.states = thread_scratch(keys + values + 2 * states + columns + rows * shape_.words + 2 * per_head +
-                            slopes);
+                            slopes + (slopes ? per_head : 0));
   w.keys = reinterpret_cast<uint8_t*>(w.states);
   w.values = w.keys + 4 * keys;
   w.states += keys + values;
@@ -190,6 +188,7 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
   w.first = reinterpret_cast<int32_t*>(w.q + rows * shape_.words);
   w.last = w.first + per_head;
   w.slopes = reinterpret_cast<float*>(w.last + per_head);
+  w.position = reinterpret_cast<int32_t*>(w.slopes + slopes);
   return w;
 }
 
@@ -253,6 +252,7 @@ void Attention::gather(const Step& step, const AttentionGroup& g, const Work& wo
     const int64_t position = g.position + r / geometry_.group;
     work.first[r] = static_cast<int32_t>(geometry_.first_of(position));
     work.last[r] = static_cast<int32_t>(geometry_.end_of(position, known));
+    if (!slopes_.empty()) work.position[r] = static_cast<int32_t>(position);
   }
 }
 
@@ -324,6 +324,7 @@ void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t 
       if (kv_.latent) make_values(&tile, work);
       tile.q = work.q + (h * per_head + begin) * shape_.words;
       tile.slopes = slopes_.empty() ? nullptr : work.slopes + h * per_head + begin;
+      tile.position = slopes_.empty() ? nullptr : work.position + begin;
       tile.state = work.states + (h * per_head + begin) * size;
       attend_tile_(shape_, tile);
     }

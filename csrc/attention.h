@@ -52,9 +52,10 @@ struct AttentionTile {
   // Neither decreases from row to row, and `last` is within the sequence.
   const int32_t* first;
   const int32_t* last;
-  // [rows] Added to a row's scores for each token of distance, before `scale` and after a soft cap;
-  // null = nothing. A row is then at position last - 1.
+  // [rows] Subtracted from a row's scores for each token of distance from the row's position, before
+  // `scale` and after a soft cap; null = nothing.
   const float* slopes;
+  const int32_t* position;
   float* state;          // [rows][state_size]
 };
 

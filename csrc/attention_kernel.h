@@ -204,12 +204,14 @@ GALLEY_INLINE void score_tile(RowBlock& b, const Words& part) {
 __attribute__((noinline)) void add_slope(RowBlock& b, int r) {
   const int64_t row = b.first + r;
   const Float slope = all(b.tile->slopes[row]);
-  const float distance = static_cast<float>(b.tile->start - (b.tile->last[row] - 1));
+  const float distance = static_cast<float>(b.tile->start - b.tile->position[row]);
   alignas(64) static const float numbers[kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
                                                     8, 9, 10, 11, 12, 13, 14, 15};
   const Float first = load(numbers) + all(distance);
   for (int i = 0; i < kTileTokens; i += kLanes) {
-    store(b.scores[r] + i, fma(slope, first + all(static_cast<float>(i)), load(b.scores[r] + i)));
+    const Float from_row = first + all(static_cast<float>(i));  // behind the row it is positive
+    const Float fall = min(from_row, zero() - from_row);
+    store(b.scores[r] + i, fma(slope, fall, load(b.scores[r] + i)));
   }
 }
 

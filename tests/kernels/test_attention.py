@@ -128,7 +128,7 @@ class Case:
             scores = self.soft_cap * np.tanh(scores / self.soft_cap)
         i, j = np.ogrid[: len(q), : len(q)]
         if self.slopes is not None:
-            scores -= self.slopes[:, None, None] * (i - j)
+            scores -= self.slopes[:, None, None] * abs(i - j)
         sees = (abs(i - j) < (self.window or len(q))) & ((j <= i) | (not self.causal))
         scores = np.where(sees, scores, -np.inf)
         top = scores.max(axis=-1, keepdims=True)
@@ -235,6 +235,20 @@ def test_slopes(isa, kind):
     for slot, out in enumerate(whole):
         np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
     assert np.array_equal(case.in_chunks(0, [530, 1, 69]), whole[0])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
+@pytest.mark.parametrize("window", [0, 70])
+def test_slopes_without_causality(isa, kind, window):
+    """Scores fall with the distance on either side; a batch changes no bit."""
+    slopes = [0.5, 2**-8, 0.03, 0.0, 0.25, 1.0]
+    options = {"slopes": slopes, "isa": isa, "causal": False, "window": window}
+    case = Case([600, 40], 6, 3, 16, kind, threads=2, **options)
+    for slot, out in enumerate(case.step([600, 40])):
+        np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
+        alone = Case(case.lengths[slot : slot + 1], 6, 3, 16, kind, **options)
+        assert np.array_equal(alone.step(alone.lengths)[0], out)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -167,6 +167,8 @@ def test_rope_rotates_pairs(rot_dim, interleaved):
         (0, False, None),
         (2, False, None),
         (0, True, torch.tensor([0.5, 0.1, 0.01, 1.0])),
+        (0, False, torch.tensor([0.5, 0.1, 0.01, 1.0])),
+        (2, False, torch.tensor([0.5, 0.1, 0.01, 1.0])),
     ],
 )
 @pytest.mark.parametrize("block_size", [16, 32])
@@ -197,7 +199,7 @@ def test_attention_over_the_cache(window, causal, slopes, block_size):
                 query = q[token, head * 4 : head * 4 + 4].double()
                 scores = 0.5 * k[row][first:last, of].double() @ query
                 if slopes is not None:
-                    scores -= slopes[head] * (position - torch.arange(first, last))
+                    scores -= slopes[head] * (position - torch.arange(first, last)).abs()
                 want = torch.softmax(scores, 0) @ v[row][first:last, of].double()
                 np.testing.assert_allclose(
                     got[token, head * 4 : head * 4 + 4], want, rtol=1e-4, atol=1e-5

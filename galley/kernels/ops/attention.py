@@ -74,7 +74,8 @@ class Attention(Op):
         """[T, Hq * D]: attention of q over the cache, this step's K and V included.
 
         Args:
-            slopes: [Hq] a head's scores fall by its slope for each token of distance (ALiBi).
+            slopes: [Hq] a head's scores fall by its slope for each token of distance (ALiBi),
+                before the query or behind it.
             soft_cap: scores are soft_cap * tanh(score / soft_cap); 0 = as they are.
             sinks: [Hq] a further score of each head, of a token whose value is 0.
         """
@@ -85,8 +86,6 @@ class Attention(Op):
         for name, each in (("slopes", slopes), ("sinks", sinks)):
             shape = (hq,) if each is None else tuple(each.shape)
             self.require(shape == (hq,), f"{name} of shape {shape} for {hq} heads")
-        if slopes is not None:
-            self.require(layer.causal, "slopes need causal attention")
         return self.run(q, layer, scale, ctx, slopes, soft_cap, sinks)
 
     def reference(
@@ -175,7 +174,7 @@ def distance_bias(computed: int, length: int, slopes: Tensor) -> Tensor:
     import torch
 
     distance = torch.arange(length)[None] - torch.arange(computed, length)[:, None]
-    return slopes[:, None, None] * distance
+    return slopes[:, None, None] * -distance.abs()
 
 
 def attend(
