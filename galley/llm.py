@@ -122,8 +122,12 @@ class LLM(UnsupportedMethods):
 
     def __repr__(self) -> str:
         name = self.config.model.served_model_name[0]
-        length = self._client.inputs.limits.max_model_len
-        return f"LLM({name}, {self._model_info.dtype}, {length:,} tokens)"
+        return f"LLM({name}, {self._model_info.dtype}, {self.max_model_len:,} tokens)"
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of a prompt and its answer together, at most."""
+        return self._client.inputs.limits.max_model_len
 
     def _adapter_folder(self, config: EngineConfig) -> Path | None:
         """A folder for packed adapters that lives as long as this object; None without LoRA."""
@@ -340,10 +344,18 @@ class LLM(UnsupportedMethods):
         return self._stream(prompt, sampling_params, add_special_tokens=True)
 
     def stream_chat(
-        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> Iterator[RequestOutput]:
-        """Answer one conversation; yields the new text after each step."""
-        text = self._renderer().render([dict(message) for message in messages])
+        """Answer one conversation; yields the new text after each step. Arguments as in `chat`."""
+        text = self._renderer().render(
+            [dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
         return self._stream(text, sampling_params, add_special_tokens=False)
 
     def _stream(

@@ -170,13 +170,13 @@ def takes_two(flag: Flag) -> bool:
 
 def other_flag_rows(flags: dict[str, Any]) -> list[Row]:
     """Flags of the commands that there are, besides those they share with `serve`."""
-    from galley.cli import chat
+    from galley.cli import chat, complete
     from galley.cli.bench import serve as bench_serve
 
     rows = []
     parsers = {
         "chat": chat.parser(),
-        "complete": chat.parser("complete"),
+        "complete": complete.parser(),
         "bench serve": bench_serve.parser(),
     }
     for command, parser_of in parsers.items():

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import sys
 
-from galley.cli.chat import read_flags, show, turns
-from galley.cli.talk import connect, sampling_options
+from galley.cli.chat import note, show
+from galley.cli.parser import CommandParser, engine_flags, make
+from galley.cli.prompt import messages
+from galley.cli.talk import CompleteFlags, connect, sampling_options
+from galley.config.resolve import SECTIONS
 from galley.errors import GalleyError
+
+MAX_TOKENS = 128
+
+
+def parser() -> CommandParser:
+    return CommandParser(
+        "complete",
+        "Complete a text, without a chat template: at a URL, or in this process when MODEL is "
+        "given or no server answers.",
+        [CompleteFlags, *SECTIONS.values()],
+        positionals=(("MODEL", "directory, FILE.gguf or hub name to run in this process"),),
+        examples=(
+            "galley complete -q 'The capital of France is'",
+            "galley complete model.gguf --max-tokens 32 < beginning.txt",
+        ),
+    )
 
 
 def main(argv: list[str]) -> int:
-    flags, engine = read_flags("complete", argv)
-    talker = connect(flags, engine)
-    options = {"max_tokens": 128, **sampling_options(flags)}
+    given = parser().read(argv)
+    flags = make(CompleteFlags, given)
+    talker = connect(flags, engine_flags(given))
+    options = {"max_tokens": MAX_TOKENS, **sampling_options(flags)}
     if flags.quick is not None:
         print(flags.quick, end="", flush=True)
         show(talker.complete(flags.quick, options), talker, flags.stats)
         return 0
-    print(f"Completing with {talker.name}. Ctrl-D exits.", file=sys.stderr)
-    for text in turns():
+    if not sys.stdin.isatty():
+        for text in messages():
+            show(talker.complete(text, options), talker, flags.stats)
+        return 0
+    note(f"Completing with {talker.name}. Ctrl-D exits.")
+    for text in messages(history=flags.history):
         try:
             show(talker.complete(text, options), talker, flags.stats)
         except GalleyError as e:

@@ -118,10 +118,13 @@ def _flag(owner: type, field: dataclasses.Field[Any], hint: Any) -> Flag:
 
 @functools.cache
 def field_docs(owner: type) -> dict[str, str]:
-    """The docstring under each field: the flag's help."""
+    """The docstring under each field, inherited ones too: the flag's help."""
+    docs: dict[str, str] = {}
+    for base in reversed(owner.__bases__):
+        if dataclasses.is_dataclass(base):
+            docs |= field_docs(base)
     body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     assert isinstance(body, ast.ClassDef)
-    docs: dict[str, str] = {}
     for item, after in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(item, ast.AnnAssign)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 class Terminal:
     """`galley …` on a pseudo-terminal."""
 
-    def __init__(self, *argv: str) -> None:
+    def __init__(self, *argv: str, term: str = "dumb", env: dict[str, str] | None = None) -> None:
         self._ours, theirs = pty.openpty()
 
         def control() -> None:
@@ -27,7 +28,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "galley", *argv],
             cwd=ROOT,
-            env={**os.environ, "TERM": "dumb"},
+            env={**os.environ, "TERM": term, **(env or {})},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -51,6 +52,16 @@ class Terminal:
                 self._pending = (self._pending + data.decode()).replace("\r\n", "\n")
         shown, found, self._pending = self._pending.partition(until)
         return shown + found
+
+    def press(self, key: str, until: str) -> str:
+        """Press a key, again each second, until `until` is shown: one that is pressed while the
+        program prepares the terminal may be lost. Returns the output up to it."""
+        end = time.monotonic() + 60
+        while until not in self._pending and time.monotonic() < end:
+            self.type(key)
+            with contextlib.suppress(AssertionError):
+                return self.read(until, 1.0)
+        return self.read(until)
 
     def close(self) -> None:
         self.process.kill()
