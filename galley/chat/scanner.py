@@ -288,6 +288,26 @@ class Scanner:
                 pieces.append(step.text)
         return "".join(pieces)
 
+    def json_before(self, ends: Markers) -> Steps[str | None]:
+        """The text of a JSON text, array or object that one of `ends` follows, which is read too.
+
+        None where none comes; then nothing has been read. The mark is forgotten.
+        """
+        if (yield from self.peek()) not in ('"', "[", "{"):
+            return None
+        self.mark()
+        try:
+            text = yield from self.json_text()
+            yield from self.spaces()
+            for end in ends.texts:
+                if (yield from self.accept(end)):
+                    self.commit()
+                    return text
+        except Mismatch:
+            pass
+        self.rewind()
+        return None
+
     def _scalar(self, emit: Emit) -> Steps[None]:
         while True:
             found = _SCALAR_END.search(self._text, self._at)

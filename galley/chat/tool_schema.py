@@ -70,7 +70,7 @@ def tag_of(
     ]
     once = not choice.parallel
     tags = spelling.tags(functions, once)
-    if schema is None:
+    if schema is None and not spelling.leading:
         form = {
             "type": "triggered_tags",
             "triggers": list(spelling.triggers),
@@ -78,12 +78,15 @@ def tag_of(
             "stop_after_first": once and not spelling.whole,
             "excludes": list(spelling.excluded),
             "excludes_patterns": list(spelling.forbidden),
+            "excludes_at_start": list(spelling.not_leading),
             "tokens": [*spelling.around, *tokens],
         }
     else:
         some = {"separator": spelling.separator, "at_least_one": True, "tags": tags}
         calls = {"type": "tags_with_separator", **some, "stop_after_first": once}
-        answer = {"type": "json_schema", "json_schema": schema}
+        answer: dict[str, Any] = {"type": "json_schema", "json_schema": schema}
+        if schema is None:
+            answer = {"type": "any_text", "excludes_at_start": list(spelling.not_leading)}
         form = {"type": "or", "elements": [calls, answer]}
     return {"type": "structural_tag", "format": form}
 

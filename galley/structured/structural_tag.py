@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from galley.structured.literals import STYLES, LiteralRules, Style
 from galley.structured.regex import (
     Automaton,
     TooManyStates,
@@ -145,14 +147,25 @@ class _Writer:
         return _joined(self._literal(_text(format_, "value", path)), self._ended(ends))
 
     def json_schema(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
-        if format_.get("style", "json") != "json":
-            raise _fault(f"{path}.style", f"{format_['style']!r} is not supported")
+        style = format_.get("style", "json")
+        if style != "json" and (not isinstance(style, str) or style not in STYLES):
+            raise _fault(f"{path}.style", f"{style!r:.100} is not supported")
         try:
             schema = normalise(format_.get("json_schema"), self._options)
+            if style == "json":
+                body = self._rule(f"%json {json.dumps(schema)}")
+            else:
+                body = self._arguments(schema, _style(format_, path))
         except Refused as error:
             raise _fault(f"{path}.json_schema", error.message.removesuffix(".")) from None
-        name = self._rule(f"%json {json.dumps(schema)}")
-        return _joined(name, self._ended(ends))
+        return _joined(body, self._ended(ends))
+
+    def _arguments(self, schema: dict[str, Any], style: Style) -> str:
+        """The members of an object, in a style other than JSON's."""
+        values = LiteralRules(schema, style, f"v{len(self.rules)}", self._literal)
+        body = values.arguments()
+        self.rules += values.rules
+        return body
 
     def regex(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
         _no_excludes(format_, path)
@@ -349,6 +362,15 @@ _FORMATS: dict[str, Callable[[_Writer, Any, Ends, str, int], str]] = {
 }
 
 
+def _style(format_: dict[str, Any], path: str) -> Style:
+    style, quote = STYLES[format_["style"]], format_.get("quote")
+    if quote is None or not style.quote:
+        return style
+    if not isinstance(quote, str) or not quote:
+        raise _fault(f"{path}.quote", "must be a text that is not empty")
+    return replace(style, quote=quote)
+
+
 def _is_endless(format_: Any) -> bool:
     """Whether only what follows ends it."""
     if not isinstance(format_, dict):
@@ -385,7 +407,9 @@ def _no_excludes(format_: dict[str, Any], path: str) -> None:
 
 
 def _free_text(format_: dict[str, Any], path: str, stops: Sequence[str]) -> str:
-    """A terminal for any text in which none of `excludes`, `excludes_patterns` and `stops` is."""
+    """A terminal for any text in which none of `excludes`, `excludes_patterns` and `stops` is, and
+    that does not begin with one of `excludes_at_start`.
+    """
     excludes = format_.get("excludes") or []
     if not isinstance(excludes, list) or not all(isinstance(e, str) and e for e in excludes):
         raise _fault(f"{path}.excludes", "must be a list of texts that are not empty")
@@ -393,10 +417,12 @@ def _free_text(format_: dict[str, Any], path: str, stops: Sequence[str]) -> str:
         Concat(tuple(Chars(((ord(c),) * 2,)) for c in text)) for text in (*excludes, *stops)
     ]
     parts += [parse(pattern) for pattern in format_.get("excludes_patterns") or []]
-    if not parts:
+    first = [parse(pattern) for pattern in format_.get("excludes_at_start") or []]
+    if not parts and not first:
         return "/(?s:.*)/"
+    refused = Either((*(Concat((ANYTHING, part)) for part in parts), *first))
     try:
-        found = Automaton.of(Concat((ANYTHING, Either(tuple(parts)), ANYTHING)))
+        found = Automaton.of(Concat((refused, ANYTHING)))
         rest = found.complement().tree()
     except TooManyStates:
         raise _fault(f"{path}.excludes", "is too complex") from None

@@ -188,6 +188,31 @@ def test_spellings_of_a_json_call(text: str, arguments: str) -> None:
         ]
 
 
+@pytest.mark.parametrize(
+    ("literal", "value"),
+    [
+        (r'"\ud83d\ude00 \ud83d"', "😀 \ufffd"),
+        ("1e999", "1e999"),
+        ("[1e999]", "[1e999]"),
+        ("(1, None)", [1, None]),
+    ],
+)
+def test_python_literals_become_json(literal: str, value: object) -> None:
+    """Also those that JSON, or UTF-8, has no form for."""
+    [call] = read("pythonic", [f"[now(x={literal})]"])
+    assert isinstance(call, ToolCall)
+    assert json.loads(call.arguments.encode()) == {"x": value}
+
+
+def test_json_between_tags_may_have_the_closing_tag_in_a_text() -> None:
+    value = ["</parameter>", "\n</parameter>\n</function>"]
+    text = f"<function=now>\n<parameter=units>\n{json.dumps(value)}\n</parameter>\n</function>"
+    for pieces in ([text], list(text)):
+        [call] = read("qwen3_coder", ["<tool_call>\n", *pieces, "\n</tool_call>"])
+        assert isinstance(call, ToolCall)
+        assert json.loads(call.arguments) == {"units": value}
+
+
 VALUES = {
     "string": ("12", '"12"'),
     "integer": ("12", "12"),

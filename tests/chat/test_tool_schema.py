@@ -14,7 +14,7 @@ from galley.chat.parsers import open_formats
 from galley.chat.parts import ToolCall, assemble
 from galley.chat.tool_parsers import TOOL_PARSERS
 from galley.chat.tool_parsers.call_spellings import CALL_SPELLINGS
-from galley.chat.tool_parsers.spelling import KIND, Signature, TaggedSpelling
+from galley.chat.tool_parsers.spelling import KEY, KIND, JsonSpelling, Signature, TaggedSpelling
 from galley.chat.tool_schema import schema_of, tag_of
 from galley.chat.tools import FunctionTool, ToolChoice
 from galley.structured.schema import SchemaOptions
@@ -46,7 +46,10 @@ TRANSCRIPTS = [
 #: Whose transcripts have calls without arguments in another form, or several answers.
 OTHER_FORMS = {"deepseek_v4", "longcat", "openai"}
 #: Markers that are special tokens in the vocabulary of their family.
-_SPECIAL = re.compile(r"<\|[^<>|]+\|>|<｜[^<>｜]+｜>|\[(?:TOOL_CALLS|ARGS|CALL_ID)\]|</?tool_call>")
+_SPECIAL = re.compile(
+    r"<\|[^<>|]+\|>|<\|tool_call>|<tool_call\|>|<\|\"\|>|<escape>|]<]minimax\[>\["
+    r"|<｜[^<>｜]+｜>|\[(?:TOOL_CALLS|ARGS|CALL_ID)\]|</?tool_call>"
+)
 
 
 def texts(value: Any) -> Iterator[str]:
@@ -65,6 +68,13 @@ def grammar_of(tag: dict[str, Any], special: bool = False) -> Grammar:
     return Grammar(json.dumps(grammar), tokens)
 
 
+#: What a parser wants before a call, beside what its grammar wants.
+LEADS = {
+    "gigachat3": "\n\nfunction call",
+    "muse_glimmer": "<|start|>assistant to=look<|message|>",
+}
+
+
 def spelt(name: str, arguments: dict[str, Any]) -> str:
     """A call of the function `look` in a format."""
     spelling = CALL_SPELLINGS[name]
@@ -76,22 +86,39 @@ def spelt(name: str, arguments: dict[str, Any]) -> str:
         middle = "".join(
             f"{spelling.key_begin}{key}"
             f"{spelling.key_end.replace(KIND, kinds.get(KINDS[key], kinds.get('', '')))}"
-            f"{value}{spelling.value_end}"
+            f"{value}{spelling.value_end.replace(KEY, key)}"
             for key, value in arguments.items()
         )
+    elif isinstance(spelling, JsonSpelling) and spelling.style != "json":
+        middle = in_style(spelling, arguments)
     else:
         middle = json.dumps(arguments)
-    return f"{tag['begin']}{_content(tag['content'], middle)}{tag['end']}"
+    call = f"{tag['begin']}{_content(tag['content'], middle)}{tag['end']}"
+    return LEADS.get(name, "") + call
+
+
+def in_style(spelling: JsonSpelling, arguments: dict[str, Any]) -> str:
+    """Arguments in the style of a spelling."""
+    if spelling.style == "gemma":
+        pairs = sorted(arguments.items())
+        quotes = [spelling.quote if isinstance(value, str) else "" for _, value in pairs]
+        return ",".join(f"{k}:{q}{v}{q}" for (k, v), q in zip(pairs, quotes, strict=True))
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
 
 
 def _content(content: dict[str, Any], arguments: str) -> str:
     """A text of a content that ends with the arguments."""
     kind = content["type"]
     if kind == "sequence":
-        return "".join(_content(element, arguments) for element in content["elements"])
+        parts = content["elements"]
+        if any(part["type"] == "json_schema" for part in parts):
+            parts = [part for part in parts if part["type"] != "star"]
+        return "".join(_content(part, arguments) for part in parts)
     if kind == "tags_with_separator":
         [tag] = content["tags"]
         return f"{tag['begin']}{_content(tag['content'], arguments)}{tag['end']}"
+    if content.get("pattern") == "\n?":
+        return ""
     return {"regex": "0", "const_string": content.get("value", "")}.get(kind, arguments)
 
 
@@ -102,16 +129,17 @@ def test_strict_calls_keep_to_their_schema_and_are_read(name: str, special: bool
     grammar = grammar_of(tag_of([STRICT, LOOSE], AUTO, CALL_SPELLINGS[name]), special)
     call = spelt(name, GOOD)
     assert grammar.accepts("Only text.")
-    assert grammar.accepts(f"Text first. {call}")
+    text = "" if CALL_SPELLINGS[name].leading else "Text first. "
+    assert grammar.accepts(f"{text}{call}")
     assert grammar.accepts(spelt(name, {**GOOD, "units": "ft"}))
     for arguments in BAD:
         assert not grammar.accepts(spelt(name, arguments)), arguments
-        assert not grammar.accepts(f"Text. {spelt(name, arguments)}"), arguments
-    if grammar.has_special(call):
+        assert not text or not grammar.accepts(f"Text. {spelt(name, arguments)}"), arguments
+    if grammar.has_special(call.removeprefix(LEADS.get(name, ""))):
         assert not grammar.accepts(call, spell=True)
     parser = open_formats("", name).parser("", [STRICT, LOOSE], AUTO)
     assert parser is not None
-    [*_, read] = assemble([*parser.push(f"Text first. {call}", ()), *parser.finish()])
+    [*_, read] = assemble([*parser.push(f"{text}{call}", ()), *parser.finish()])
     assert isinstance(read, ToolCall)
     assert (read.name, json.loads(read.arguments)) == ("look", GOOD)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from galley.chat.parsers import OutputFormats, open_formats
+from galley.chat.tool_parsers import TOOL_PARSERS
 from galley.config.server import ServerConfig
 from galley.text.markers import marker_of
 from tests.server.served import LIMITS, MODEL, Served, reply_with, serve, tokenizer
@@ -299,13 +300,29 @@ def test_an_answer_of_a_schema_may_be_a_call_instead(served: Served) -> None:
 
 
 def test_strict_functions_need_a_format_that_can_be_constrained() -> None:
-    server = ServerConfig(enable_auto_tool_choice=True, tool_call_parser="pythonic")
-    with serve(server, formats=open_formats("", "pythonic")) as served:
+    server = ServerConfig(enable_auto_tool_choice=True, tool_call_parser="own")
+    own = OutputFormats(tools=TOOL_PARSERS["pythonic"])
+    with serve(server, formats=own) as served:
         body = {"model": MODEL, "messages": HI, "tools": [STRICT]}
         answer = served.post("/v1/chat/completions", body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "tools"
-    assert "pythonic" in answer.json()["error"]["message"]
+    assert "the tool call parser own" in answer.json()["error"]["message"]
+
+
+def test_what_a_format_cannot_write_of_a_strict_function_is_refused() -> None:
+    server = ServerConfig(enable_auto_tool_choice=True, tool_call_parser="gemma4")
+    parameters = {"type": "object", "properties": {"day": {"type": "string", "format": "email"}}}
+    function = {"name": "look", "parameters": parameters, "strict": True}
+    with serve(server, formats=open_formats("", "gemma4")) as served:
+        chat(served, tools=[STRICT])
+        assert served.engine.seen[-1].constraint.kind == "structural_tag"
+        tools = [{"type": "function", "function": function}]
+        body = {"model": MODEL, "messages": HI, "tools": tools}
+        answer = served.post("/v1/chat/completions", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "tools"
+    assert "format" in answer.json()["error"]["message"]
 
 
 def test_constraints_of_gpt_oss_apply_to_its_final_channel() -> None:

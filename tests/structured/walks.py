@@ -81,8 +81,12 @@ class Grammar:
         encoded = self._tokens.encode(text, spell)
         return matcher.try_consume_tokens(encoded) == len(encoded) and matcher.is_accepting()
 
-    def walk(self, seed: int, usual: int = 120, most: int = 3000) -> str | None:
-        """A text that the grammar allows, or None if it has not ended after `most` bytes."""
+    def walk(self, seed: int, usual: int = 120, most: int = 3000, closing: str = "") -> str | None:
+        """A text that the grammar allows, or None if it has not ended after `most` bytes.
+
+        Args:
+            closing: characters that close something in another language than JSON.
+        """
         rng = random.Random(seed)
         matcher = self._matcher.deep_copy()
         return walk(
@@ -91,6 +95,7 @@ class Grammar:
             rng,
             usual,
             most,
+            closing,
         )
 
 
@@ -100,6 +105,7 @@ def walk(
     rng: random.Random,
     usual: int = 120,
     most: int = 3000,
+    closing: str = "",
 ) -> str | None:
     """One walk. `mask` gives the allowed tokens as bits, `consume` takes one of them."""
     text = bytearray()
@@ -108,7 +114,12 @@ def walk(
         allowed = np.flatnonzero(bits).tolist()
         if not allowed:
             raise AssertionError(f"nothing is allowed after {bytes(text)!r}")
-        token = _choice(allowed, rng, len(text) > usual)
+        close = len(text) > usual
+        others = [ord(c) for c in closing if ord(c) in allowed]
+        if close and END not in allowed and others and rng.random() < 0.7:
+            token = rng.choice(others)
+        else:
+            token = _choice(allowed, rng, close)
         if token == END:
             return text.decode()
         assert consume(token)

@@ -1,7 +1,4 @@
-"""How calls are written in the formats whose calls a grammar can make: an open set.
-
-Not in it are formats whose values are neither JSON nor plain text (Python literals, Gemma's).
-"""
+"""How calls are written in the formats whose calls a grammar can make: an open set."""
 
 from __future__ import annotations
 
@@ -9,12 +6,15 @@ from dataclasses import replace
 
 from galley.chat.tool_parsers.spelling import (
     ID,
+    KEY,
     KIND,
     NUMBER,
     CallSpelling,
     HarmonySpelling,
     JsonSpelling,
+    LeadingSpelling,
     ListSpelling,
+    NestedSpelling,
     TaggedSpelling,
 )
 
@@ -130,6 +130,34 @@ _INVOKE = TaggedSpelling(
     value_end="</parameter>\n",
     end="</invoke>",
 )
+_PYTHON = ListSpelling(
+    trigger="<|python_start|>",
+    before="",
+    between="(",
+    end=")",
+    close="]<|python_end|>",
+    style="python",
+)
+#: Calls at the beginning of an answer.
+_BARE_PYTHON = rf"{_SPACE}*\[{_SPACE}*[^()\[\]]*\("
+_GIGACHAT = JsonSpelling(
+    trigger="<|role_sep|>",
+    before=f"\n{_NAME}",
+    between=_ARGUMENTS,
+    end="}",
+    separator="",
+    around=("<|message_sep|>",),
+    marked=False,
+)
+_GEMMA = JsonSpelling(
+    trigger="<|tool_call>",
+    before="call:",
+    between="{",
+    end="}<tool_call|>",
+    separator="",
+    style="gemma",
+    quote='<|"|>',
+)
 _TYPES = ("string", "number", "boolean", "array", "object", "null")
 
 CALL_SPELLINGS: dict[str, CallSpelling] = {
@@ -158,6 +186,16 @@ CALL_SPELLINGS: dict[str, CallSpelling] = {
     "deepseek_v4": _dsml("tool_calls"),
     "deepseek_v41": _dsml(" calls", " "),
     "dots": replace(_INVOKE, forbidden=(rf"<dots_function_call>{_SPACE}*[\[{{]",)),
+    "functiongemma": replace(
+        _GEMMA,
+        trigger="<start_function_call>",
+        end="}<end_function_call>",
+        quote="<escape>",
+    ),
+    "gemma4": _GEMMA,
+    "gigachat3": replace(
+        _GIGACHAT, also=(replace(_GIGACHAT, trigger="<|function_call|>", before=_NAME),)
+    ),
     "granite": _listed("<|tool_call|>", "]", "<tool_call>"),
     "granite-20b-fc": replace(_HERMES, trigger="<function_call>", before=f" {_NAME}", end="}"),
     "hunyuan_a13b": _listed("<tool_calls>", "]</tool_calls>"),
@@ -167,6 +205,19 @@ CALL_SPELLINGS: dict[str, CallSpelling] = {
         after="",
         key_end="</arg_key:opensource><arg_value:opensource>",
         value_end="</arg_value:opensource>",
+    ),
+    "inkling": JsonSpelling(
+        trigger="<|content_invoke_tool_json|>",
+        before='{"name":"',
+        between='","args":',
+        end="}<|end_message|>",
+        separator="",
+        around=(
+            *("<|message_model|>", "<|content_thinking|>", "<|content_text|>", "<|end_message|>"),
+            "<|content_model_end_sampling|>",
+        ),
+        marked=False,
+        whole=True,
     ),
     "internlm": JsonSpelling(
         trigger="<|action_start|>",
@@ -206,7 +257,9 @@ CALL_SPELLINGS: dict[str, CallSpelling] = {
         separator="",
         marked=False,
     ),
+    "lfm2": replace(_PYTHON, trigger="<|tool_call_start|>", close="]<|tool_call_end|>"),
     "ling3": replace(_GLM, value_end="</arg_value>", end="\n</tool_call>"),
+    "llama4_pythonic": replace(_PYTHON, not_leading=(_BARE_PYTHON,)),
     "longcat": _json_between("<longcat_tool_call>", "</longcat_tool_call>"),
     "minimax": replace(_listed("<tool_calls>", "\n</tool_calls>"), open="\n", comma="\n"),
     "minicpm5": TaggedSpelling(
@@ -219,6 +272,16 @@ CALL_SPELLINGS: dict[str, CallSpelling] = {
         end="</function>",
     ),
     "minimax_m2": replace(_INVOKE, around=("<minimax:tool_call>", "</minimax:tool_call>")),
+    "minimax_m3": NestedSpelling(
+        trigger="]<]minimax[>[",
+        before='<invoke name="',
+        after='">',
+        key_begin="\n]<]minimax[>[<",
+        key_end=">",
+        value_end=f"]<]minimax[>[</{KEY}>",
+        end="]<]minimax[>[</invoke>",
+        plain=("]<]minimax[>[<tool_call>", "]<]minimax[>[</tool_call>"),
+    ),
     "mistral": replace(
         _MISTRAL,
         also=(
@@ -227,8 +290,51 @@ CALL_SPELLINGS: dict[str, CallSpelling] = {
             _listed("[TOOL_CALLS]", "]"),
         ),
     ),
+    "muse_glimmer": TaggedSpelling(
+        trigger='<atem:invoke name="',
+        before="",
+        after='">\n',
+        key_begin='<atem:parameter name="',
+        key_end='">',
+        value_end="</atem:parameter>\n",
+        end="</atem:invoke>",
+        around=("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"),
+        doubled=True,
+        marked=False,
+        whole=True,
+    ),
+    "olmo3": replace(
+        _PYTHON,
+        trigger="<function_calls>",
+        open="\n",
+        comma="\n",
+        close="\n</function_calls>",
+        style="python_json_words",
+    ),
     "openai": HarmonySpelling(),
     "phi4_mini_json": _listed("functools", "]"),
+    "plamo3": JsonSpelling(
+        trigger="<|plamo:begin_tool_request:plamo|>",
+        before="<|plamo:begin_tool_name:plamo|>",
+        between="<|plamo:end_tool_name:plamo|><|plamo:begin_tool_arguments:plamo|>"
+        "<|plamo:constrain|>json<|plamo:msg|>",
+        end="<|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|>",
+        separator="",
+        around=(
+            *("<|plamo:begin_tool_requests:plamo|>", "<|plamo:end_tool_requests:plamo|>"),
+            "<|plamo:tag|>",
+        ),
+    ),
+    "pythonic": LeadingSpelling(
+        trigger="[",
+        open="",
+        before="",
+        between="(",
+        end=")",
+        close="]",
+        style="python",
+        not_leading=(_BARE_PYTHON,),
+    ),
     "seed_oss": replace(
         _QWEN,
         trigger="<seed:tool_call>",
@@ -249,4 +355,5 @@ CALL_SPELLINGS: dict[str, CallSpelling] = {
             *("<｜tool_sep｜>", "<｜tool_call_end｜>"),
         ),
     ),
+    "xlam": replace(_BARE, between=_ARGUMENTS),
 }

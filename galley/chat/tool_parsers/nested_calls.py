@@ -97,7 +97,11 @@ class NestedCalls:
                 )
                 yield calls.arguments('"')
             else:
-                value = yield from self._value(scan, inner, schema, 1)
+                text = yield from scan.json_before(Markers(f"{self.mark}</{key}>"))
+                if text is None:
+                    value = yield from self._value(scan, inner, schema, 1)
+                else:
+                    value = from_text(text, types_of(inner, schema))
                 yield calls.arguments(value)
         yield calls.arguments("{}" if opening == "{" else "}")
 

@@ -17,6 +17,8 @@ NUMBER, ID = "{number}", "{id}"
 _PATTERNS = {NUMBER: "[0-9]{1,9}", ID: "[a-zA-Z0-9]{9}"}
 #: Stands for the kind of a parameter in `TaggedSpelling.key_end`.
 KIND = "{kind}"
+#: Stands for the name of a parameter in `TaggedSpelling.value_end`.
+KEY = "{key}"
 #: Keywords that limit a text; where texts stand without quotes, a grammar does not keep them.
 _LIMITS_OF_TEXT = ("pattern", "minLength", "maxLength", "format", "allOf", "not", "if")
 _NOTHING: dict[str, Any] = {"type": "const_string", "value": ""}
@@ -40,6 +42,8 @@ class CallSpelling(Protocol):
         separator: the text between two calls.
         marked: no JSON begins as a call does.
         whole: the tags describe the whole answer with its reasoning.
+        leading: calls are the beginning of an answer, or there are none.
+        not_leading: what the parser takes for calls at the beginning of an answer, as patterns.
     """
 
     @property
@@ -56,6 +60,10 @@ class CallSpelling(Protocol):
     def marked(self) -> bool: ...
     @property
     def whole(self) -> bool: ...
+    @property
+    def leading(self) -> bool: ...
+    @property
+    def not_leading(self) -> tuple[str, ...]: ...
 
     def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
         """What may follow a trigger, as tags of a structural tag that begin with it.
@@ -77,6 +85,8 @@ class _Spelling:
     separator: str = "\n"
     marked: bool = True
     whole: bool = False
+    leading: bool = False
+    not_leading: tuple[str, ...] = ()
 
     @property
     def triggers(self) -> tuple[str, ...]:
@@ -88,13 +98,22 @@ class JsonSpelling(_Spelling):
     """`trigger before NAME between {ARGUMENTS} end`.
 
     Attributes:
-        also: other forms of calls that begin with the same trigger.
+        also: other forms of calls.
+        style: how arguments are written if not as JSON: a key of `structured.literals.STYLES`.
+            `between` and `end` have the brackets around them then.
+        quote: what stands before and after texts, where the style leaves that open.
     """
 
     before: str
     between: str
     end: str
+    style: str = "json"
+    quote: str = ""
     also: tuple[JsonSpelling, ...] = ()
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.trigger, *(other.trigger for other in self.also))))
 
     def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
         tags = [self._tag(self.trigger, function) for function in functions]
@@ -102,7 +121,10 @@ class JsonSpelling(_Spelling):
 
     def _tag(self, trigger: str, function: Signature) -> dict[str, Any]:
         begin = f"{trigger}{self.before}{string_piece(function.name)}{self.between}"
-        content = {"type": "json_schema", "json_schema": function.parameters or ANY_OBJECT}
+        schema = function.parameters or ANY_OBJECT
+        content = {"type": "json_schema", "json_schema": schema, "style": self.style}
+        if self.quote:
+            content["quote"] = self.quote
         return _tag(begin, content, self.end)
 
 
@@ -126,6 +148,27 @@ class ListSpelling(JsonSpelling):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeadingSpelling(ListSpelling):
+    """A list that is the whole answer: nothing but its first call marks it."""
+
+    leading: bool = True
+
+    def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
+        # A grammar tells a list from text by the whole beginning of the first call.
+        calls = [self._tag("", function) for function in functions]
+        one = {"type": "or", "elements": calls}
+        comma = {"type": "const_string", "value": self.comma}
+        more = {"type": "star", "content": {"type": "sequence", "elements": [comma, one]}}
+        tags = []
+        for call in calls:
+            end = {"type": "const_string", "value": call["end"]}
+            parts = [call["content"], end, *([] if once else [more])]
+            content = {"type": "sequence", "elements": parts}
+            tags.append(_tag(f"{self.trigger}{self.open}{call['begin']}", content, self.close))
+        return tags
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaggedSpelling(_Spelling):
     """`trigger before NAME after {key_begin KEY key_end VALUE value_end} end`.
 
@@ -134,6 +177,7 @@ class TaggedSpelling(_Spelling):
     Attributes:
         kinds: type of a parameter → what stands for `KIND` in `key_end`; "" for any other.
         plain: further texts that begin with the trigger and are no calls.
+        doubled: a name may be written twice, with a dot between.
     """
 
     before: str
@@ -144,15 +188,17 @@ class TaggedSpelling(_Spelling):
     end: str
     kinds: tuple[tuple[str, str], ...] = ()
     plain: tuple[str, ...] = ()
+    doubled: bool = False
 
     def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
         calls = [
             _tag(
-                f"{self.trigger}{self.before}{function.name}{self.after}",
+                f"{self.trigger}{self.before}{name}{self.after}",
                 self._content(function),
                 self.end,
             )
             for function in functions
+            for name in (function.name, f"{function.name}.{function.name}")[: 1 + self.doubled]
         ]
         return [*calls, *(_tag(text, _NOTHING, "") for text in self.plain)]
 
@@ -181,7 +227,8 @@ class TaggedSpelling(_Spelling):
         kinds = dict(self.kinds)
         kind = kinds.get(next(iter(types)) if len(types) == 1 else "", kinds.get("", ""))
         begin = f"{self.key_begin}{key}{self.key_end.replace(KIND, kind)}"
-        return _tag(begin, self._value(name, key, schema, root, types), self.value_end)
+        end = self.value_end.replace(KEY, key)
+        return _tag(begin, self._value(name, key, schema, root, types), end)
 
     def _value(
         self, name: str, key: str, schema: Any, root: dict[str, Any], types: frozenset[str]
@@ -204,6 +251,24 @@ class TaggedSpelling(_Spelling):
         return {"type": "or", "elements": constants}
 
 
+@dataclass(frozen=True, kw_only=True)
+class NestedSpelling(TaggedSpelling):
+    """The same with `KEY` in `value_end`, and a mark before each tag, which begins `trigger`, too.
+
+    Values that are no texts are JSON; calls of functions without a schema have tags in any order.
+    """
+
+    def _content(self, function: Signature) -> dict[str, Any]:
+        parts = []
+        if function.parameters is not None:
+            parts.append(super()._content(function))
+        else:
+            tag = {"type": "regex", "pattern": r"(?!</invoke>)</?[^<>]+>"}
+            text = _tag("", {"type": "any_text"}, self.trigger)
+            parts.append({"type": "star", "content": {"type": "sequence", "elements": [text, tag]}})
+        return {"type": "sequence", "elements": [*parts, {"type": "regex", "pattern": "\n?"}]}
+
+
 @dataclass(frozen=True)
 class HarmonySpelling:
     """Messages of gpt-oss. A call is the last one of an answer; other text ends with a marker."""
@@ -215,6 +280,8 @@ class HarmonySpelling:
     separator: str = ""
     marked: bool = False
     whole: bool = True
+    leading: bool = False
+    not_leading: tuple[str, ...] = ()
 
     def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
         tags = []

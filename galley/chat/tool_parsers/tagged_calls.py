@@ -172,5 +172,7 @@ class TaggedCalls:
             )
             yield calls.arguments('"')
         else:
-            text, _ = yield from scan.take_until(ends)
+            text = yield from scan.json_before(ends)
+            if text is None:
+                text, _ = yield from scan.take_until(ends)
             yield calls.arguments(from_text(text, types))

@@ -110,8 +110,21 @@ def from_text(text: str, types: frozenset[str]) -> str:
                 continue
             value = int(value)
         if not types or types.intersection(_TYPES[type(value)]) or "string" not in types:
-            return json.dumps(value, ensure_ascii=False)
+            try:
+                return _written(value)
+            except ValueError:
+                continue
     return json.dumps(text, ensure_ascii=False)
+
+
+def _written(value: Any) -> str:
+    """A value as JSON text. Halves of UTF-16 pairs, which Python's escapes can spell, are joined or
+    replaced. Raises ValueError for a number that is not finite.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def _json(text: str) -> Any:
@@ -121,7 +134,7 @@ def _json(text: str) -> Any:
 def from_python(text: str) -> str:
     """JSON text of a Python expression; one that is no literal is a string."""
     try:
-        return json.dumps(python_literal(text), ensure_ascii=False)
+        return _written(python_literal(text))
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return json.dumps(text.strip(), ensure_ascii=False)
 
