@@ -1,7 +1,8 @@
 // Op `attention`: attention of this step's tokens over the cache, prefill and decode in one.
 // Pointers: q ([tokens] rows of heads * head_dim of q_kind), kv (the layer's base), slopes? (f32
 // [heads], ALiBi: scale * q.k - slope * distance, before or behind), sinks? (f32 [heads]: a further score of each
-// head, of a token without a value), out ([tokens][heads * head_dim] of out_kind). Ints: heads,
+// head, of a token without a value), biases? (f32 [2 reach + 1][heads]: added to scores by the token's
+// distance, from -reach, as all further ones, to reach), out ([tokens][heads * head_dim] of out_kind). Ints: heads,
 // kv_heads, head_dim, q_kind, q_stride? (elements from row to row, default heads * head_dim), the
 // cache's format (attention_layout.h), kv_block_stride (bytes), window? (0 = all, else the last `window` tokens including the token itself), causal?
 // (default 1: a token sees itself and those before it; 0: all tokens of its sequence that are
@@ -71,6 +72,8 @@ class Attention final : public Op {
     if (const float* slopes = a.ptr_or_null<float>("slopes")) {
       for (int64_t h = 0; h < heads_; h++) slopes_.push_back(static_cast<float>(slopes[h] / unit));
     }
+    shape_.reach = a.i("reach", 0);
+    if (const float* biases = a.ptr_or_null<float>("biases")) read_biases(biases, unit);
     geometry_.table = kv_.table();
     geometry_.kv_heads = kv_.heads;
     geometry_.group = heads_ / kv_.heads;
@@ -127,9 +130,26 @@ class Attention final : public Op {
     int32_t* first;  // range of tokens that each of a head's rows attends to
     int32_t* last;
     float* slopes;  // [head] of each row, if there are slopes
-    int32_t* position;  // of each of a head's rows, likewise
+    int32_t* position;  // of each of a head's rows, if there are slopes or biases
+    int32_t* biases;    // [head] of each row the offset of its table, if there are biases
     const uint8_t* next[kTilePages] = {};  // first pages of the thread's next item
   };
+
+  // The table of each head, in units of scores, with its ends repeated.
+  void read_biases(const float* biases, double unit) {
+    if (shape_.reach < 0) throw std::invalid_argument("reach must not be negative");
+    const int64_t most = 2 * shape_.reach;
+    bias_row_ = most + 1 + 2 * kBiasPadding;
+    if (heads_ * bias_row_ > INT32_MAX) throw std::invalid_argument("reach is too large");
+    for (int64_t h = 0; h < heads_; h++) {
+      for (int64_t i = -kBiasPadding; i <= most + kBiasPadding; i++) {
+        const int64_t distance = std::clamp<int64_t>(i, 0, most);
+        biases_.push_back(static_cast<float>(biases[distance * heads_ + h] / unit));
+      }
+    }
+    shape_.biases = biases_.data();
+  }
+  bool by_distance() const { return !slopes_.empty() || !biases_.empty(); }
 
   Work work_for(const AttentionGroup& g) const;
   void run_item(const Step& step, const AttentionItem& item, const AttentionItem* next);
@@ -152,6 +172,8 @@ class Attention final : public Op {
   int64_t heads_;
   Kind out_kind_;
   std::vector<float> slopes_;  // of each query head, in units of scores; empty = none
+  std::vector<float> biases_;  // of each query head bias_row_ numbers; empty = none
+  int64_t bias_row_ = 0;
   bool q_is_f32_ = false;
   int64_t q_row_bytes_ = 0;
   AttentionShape shape_;
@@ -173,12 +195,13 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
   const int64_t columns = g.heads * geometry_.group * shape_.head_dim;
   Work w;
   const int64_t slopes = slopes_.empty() ? 0 : rows;
+  const int64_t biases = biases_.empty() ? 0 : rows;
   // In floats.
   const int64_t value_rows = kTile / (shape_.is_f32 ? 1 : 2);
   const int64_t values = kv_.latent ? value_rows * shape_.value_row / 4 : 0;
   const int64_t keys = shape_.magnitudes ? kTile * shape_.words * (kv_.latent ? 1 : 2) : 0;
   w.states = thread_scratch(keys + values + 2 * states + columns + rows * shape_.words + 2 * per_head +
-                            slopes + (slopes ? per_head : 0));
+                            slopes + biases + (by_distance() ? per_head : 0));
   w.keys = reinterpret_cast<uint8_t*>(w.states);
   w.values = w.keys + 4 * keys;
   w.states += keys + values;
@@ -188,7 +211,8 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
   w.first = reinterpret_cast<int32_t*>(w.q + rows * shape_.words);
   w.last = w.first + per_head;
   w.slopes = reinterpret_cast<float*>(w.last + per_head);
-  w.position = reinterpret_cast<int32_t*>(w.slopes + slopes);
+  w.biases = reinterpret_cast<int32_t*>(w.slopes + slopes);
+  w.position = w.biases + biases;
   return w;
 }
 
@@ -242,9 +266,12 @@ void Attention::gather(const Step& step, const AttentionGroup& g, const Work& wo
       } else {
         pack_queries_(shape_, heads, q_is_f32_, geometry_.group, work.q + row * shape_.words);
       }
-      if (slopes_.empty()) continue;
-      std::copy_n(slopes_.data() + (g.head + h) * geometry_.group, geometry_.group,
-                  work.slopes + row);
+      const int64_t head = (g.head + h) * geometry_.group;
+      if (!slopes_.empty()) std::copy_n(slopes_.data() + head, geometry_.group, work.slopes + row);
+      if (biases_.empty()) continue;
+      for (int64_t i = 0; i < geometry_.group; i++) {
+        work.biases[row + i] = static_cast<int32_t>((head + i) * bias_row_);
+      }
     }
   }
   const int64_t known = known_tokens(step, g.row);
@@ -252,7 +279,7 @@ void Attention::gather(const Step& step, const AttentionGroup& g, const Work& wo
     const int64_t position = g.position + r / geometry_.group;
     work.first[r] = static_cast<int32_t>(geometry_.first_of(position));
     work.last[r] = static_cast<int32_t>(geometry_.end_of(position, known));
-    if (!slopes_.empty()) work.position[r] = static_cast<int32_t>(position);
+    if (by_distance()) work.position[r] = static_cast<int32_t>(position);
   }
 }
 
@@ -324,7 +351,8 @@ void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t 
       if (kv_.latent) make_values(&tile, work);
       tile.q = work.q + (h * per_head + begin) * shape_.words;
       tile.slopes = slopes_.empty() ? nullptr : work.slopes + h * per_head + begin;
-      tile.position = slopes_.empty() ? nullptr : work.position + begin;
+      tile.biases = biases_.empty() ? nullptr : work.biases + h * per_head + begin;
+      tile.position = by_distance() ? work.position + begin : nullptr;
       tile.state = work.states + (h * per_head + begin) * size;
       attend_tile_(shape_, tile);
     }

@@ -19,6 +19,7 @@ extern int64_t kChunk;  // benchmarks/csrc/split.cpp
 constexpr int64_t kChunk = 512;
 #endif
 constexpr int kTilePages = 4;
+constexpr int kBiasPadding = 16;
 
 struct AttentionShape {
   int64_t head_dim;    // of V and of the result
@@ -30,6 +31,10 @@ struct AttentionShape {
   float value_scale;   // of V
   float soft_cap;      // 0 = none; else scores are first soft_cap * tanh(q.K * cap_scale)
   float cap_scale;
+  // Tables of biases by distance from -reach to reach, in units as of slopes, each between
+  // kBiasPadding copies of its first number and of its last.
+  const float* biases;
+  int64_t reach;
   bool is_f32;         // K, V and q; otherwise bf16, K and V perhaps as codes
 
   __attribute__((always_inline)) int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
@@ -55,6 +60,9 @@ struct AttentionTile {
   // [rows] Subtracted from a row's scores for each token of distance from the row's position, before
   // `scale` and after a soft cap; null = nothing.
   const float* slopes;
+  // [rows] Where a row's table of `shape.biases` begins, which is added to scores likewise; null =
+  // nothing.
+  const int32_t* biases;
   const int32_t* position;
   float* state;          // [rows][state_size]
 };

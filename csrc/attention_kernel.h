@@ -215,6 +215,19 @@ __attribute__((noinline)) void add_slope(RowBlock& b, int r) {
   }
 }
 
+// Scores have a bias by the distance of the token. Sixteen tokens whose distances are all beyond the
+// table's end read its padding.
+__attribute__((noinline)) void add_bias(RowBlock& b, int r) {
+  const int64_t row = b.first + r, reach = b.shape->reach, most = 2 * reach + 1;
+  const int64_t first = b.tile->start - b.tile->position[row] + reach;
+  const float* table = b.shape->biases + b.tile->biases[row] + kBiasPadding;
+  for (int i = 0; i < kTileTokens; i += kLanes) {
+    const int64_t at = first + i;
+    const int64_t from = at < -kBiasPadding ? -kBiasPadding : at > most ? most : at;
+    store(b.scores[r] + i, load(b.scores[r] + i) + load(table + from));
+  }
+}
+
 // Masked scores become -infinity, so that their p is exactly 0.
 GALLEY_INLINE void mask_scores(RowBlock& b, int r) {
   const int64_t row = b.first + r;
@@ -258,6 +271,7 @@ GALLEY_INLINE float new_maximum(RowBlock& b, int r) {
   if (b.tile->k_scales[0]) scale_scores(b, r);
   if (b.shape->soft_cap > 0.0f) cap_scores(b, r);
   if (b.tile->slopes) add_slope(b, r);
+  if (b.tile->biases) add_bias(b, r);
   mask_scores(b, r);
   const float* s = b.scores[r];
   const Float highest = max(max(load(s), load(s + 16)), max(load(s + 32), load(s + 48)));

@@ -8,6 +8,7 @@ import numpy as np
 from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
+from galley.layers.distance_bias import DistanceBiasSpec
 from galley.layers.linear import Linear
 from galley.layers.norm import Norm, NormSpec
 from galley.layers.questions import Matrix, Part, Vector
@@ -37,6 +38,7 @@ class AttentionSpec(msgspec.Struct, frozen=True):
             None = none.
         sinks: the tensor [heads] of a further score of each head; None = none.
         slopes: of each head, by which scores fall with distance (`layers.alibi`); None = none.
+        biases: added to scores by distance; None = nothing.
     """
 
     q: Part
@@ -63,6 +65,7 @@ class AttentionSpec(msgspec.Struct, frozen=True):
     q_rotary: Rotary | None = None
     window_in_parts: bool = False
     clip: float = 0.0
+    biases: DistanceBiasSpec | None = None
 
     def build(self, context: BuildContext) -> Attention:
         return Attention(self, context)
@@ -99,6 +102,7 @@ class Attention:
             first = source.group.rank * heads
             slopes = np.array(spec.slopes[first : first + heads], np.float32)
             self.slopes = source.constant((heads,), lambda: slopes)
+        self.biases = None if spec.biases is None else spec.biases.build(context)
         self._norm_last = spec.norm_after_rotary
         sizes = (heads * d, kv_heads * d, kv_heads * d)
         self._sizes = sizes if spec.gate is None else (*sizes, heads * d)
@@ -121,7 +125,7 @@ class Attention:
             q, k = self._normed(ops, q, k)
         ops.write_kv(k, v, self.layer, ctx)
         attended = ops.attention(
-            q, self.layer, self._scale, ctx, self.slopes, self._soft_cap, self.sinks
+            q, self.layer, self._scale, ctx, self.slopes, self._soft_cap, self.sinks, self.biases
         )
         if gate:
             attended = ops.gate(attended, gate[0], "sigmoid")

@@ -167,6 +167,7 @@ class Vector(msgspec.Struct, frozen=True):
         cut: each rank has its share of each part; otherwise the whole.
         plus: added to every number (a norm whose weight is 1 + w).
         experts: 0, or the number of vectors, as of matrices in `Matrix`; one behind the other.
+        rows: which rows of all that there are, in this order; () = all.
     """
 
     parts: tuple[Part, ...]
@@ -174,6 +175,7 @@ class Vector(msgspec.Struct, frozen=True):
     interleave: int = 0
     plus: float = 0.0
     experts: int = 0
+    rows: tuple[int, ...] = ()
 
 
 def parts_of(question: Matrix | Vector) -> list[tuple[Part, ...]]:

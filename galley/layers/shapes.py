@@ -53,7 +53,9 @@ class ShapeSource:
 
     def vector(self, vector: Vector) -> NDArray[np.float32]:
         self.vectors.append(vector)
-        size = sum(part.num_rows for part in vector.parts) * max(1, vector.experts)
+        size = len(vector.rows) or sum(part.num_rows for part in vector.parts) * max(
+            1, vector.experts
+        )
         tail = vector.parts[0].shape[1:]
         return _zeros((size // self.group.size if vector.cut else size, *tail))
 

@@ -179,6 +179,8 @@ class CheckpointWeights:
                 for parts in parts_of(vector)
             ]
         )
+        if vector.rows:
+            values = values[list(vector.rows)]
         return self._backend.constant(values + np.float32(vector.plus) if vector.plus else values)
 
     def constant(

@@ -47,6 +47,7 @@ class Case:
         seed=0,
         soft_cap=0.0,
         sinks=False,
+        reach=None,
     ):
         self.lengths, self.heads, self.kv_heads, self.dim = lengths, heads, kv_heads, dim
         self.kind, self.window, self.causal = kind, window, causal
@@ -56,7 +57,11 @@ class Case:
         self.slopes = None if slopes is None else np.array(slopes, np.float32)
         rng = np.random.default_rng(heads)
         self.sinks = rng.standard_normal(heads).astype(np.float32) * 3 if sinks else None
-        given = {"slopes": self.slopes, "sinks": self.sinks}
+        self.reach = reach
+        self.biases = None
+        if reach is not None:
+            self.biases = rng.standard_normal((2 * reach + 1, heads)).astype(np.float32)
+        given = {"slopes": self.slopes, "sinks": self.sinks, "biases": self.biases}
         extra = {name: each for name, each in given.items() if each is not None}
         longest = -(-max(lengths) // block_size) * block_size
         with use_isa(isa):
@@ -81,6 +86,7 @@ class Case:
                 out_kind=out_kind,
                 scale=self.scale,
                 soft_cap=self.soft_cap,
+                reach=reach or 0,
             )
         self.q, self.k, self.v = [], [], []
         for slot, n in enumerate(lengths):
@@ -129,6 +135,9 @@ class Case:
         i, j = np.ogrid[: len(q), : len(q)]
         if self.slopes is not None:
             scores -= self.slopes[:, None, None] * abs(i - j)
+        if self.biases is not None:
+            distance = np.clip(j - i, -self.reach, self.reach)
+            scores += np.moveaxis(self.biases[distance + self.reach], -1, 0)
         sees = (abs(i - j) < (self.window or len(q))) & ((j <= i) | (not self.causal))
         scores = np.where(sees, scores, -np.inf)
         top = scores.max(axis=-1, keepdims=True)
@@ -249,6 +258,18 @@ def test_slopes_without_causality(isa, kind, window):
         np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
         alone = Case(case.lengths[slot : slot + 1], 6, 3, 16, kind, **options)
         assert np.array_equal(alone.step(alone.lengths)[0], out)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, F32])
+@pytest.mark.parametrize(("reach", "causal"), [(0, False), (5, False), (128, False), (40, True)])
+def test_biases_by_distance(isa, kind, reach, causal):
+    """Within the reach and beyond it, over borders of tiles and chunks."""
+    case = Case([600, 40, 1], 6, 3, 16, kind, reach=reach, causal=causal, isa=isa, threads=2)
+    for slot, out in enumerate(case.step([600, 40, 1])):
+        np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
+    if causal:
+        assert np.array_equal(case.in_chunks(0, [530, 1, 69]), case.in_chunks(0, [600]))
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -65,6 +65,10 @@ WRONG = {
     "soft_cap": lambda: OPS.soft_cap(values(3, 4), 0.0),
     "attention, sinks": lambda: OPS.attention(values(3, 16), LAYER, 1.0, CTX, sinks=values(2)),
     "attention, heads": lambda: OPS.attention(values(3, 12), LAYER, 1.0, CTX),
+    "attention, biases": lambda: OPS.attention(values(3, 16), LAYER, 1.0, CTX, biases=values(4, 4)),
+    "attention, heads of biases": lambda: OPS.attention(
+        values(3, 16), LAYER, 1.0, CTX, biases=values(5, 2)
+    ),
     "attention, slopes": lambda: OPS.attention(values(3, 16), LAYER, 1.0, CTX, values(2)),
 }
 
@@ -172,7 +176,8 @@ def test_rope_rotates_pairs(rot_dim, interleaved):
     ],
 )
 @pytest.mark.parametrize("block_size", [16, 32])
-def test_attention_over_the_cache(window, causal, slopes, block_size):
+@pytest.mark.parametrize("biases", [None, values(5, 4, seed=3)])
+def test_attention_over_the_cache(window, causal, slopes, block_size, biases):
     """Two rows, one with earlier tokens; every query by hand over the positions it sees."""
     layer = KVLayer(0, kv_heads=2, head_dim=4, window=window, causal=causal)
     past, new = [20 if causal else 0, 0], [3, 5]
@@ -186,7 +191,7 @@ def test_attention_over_the_cache(window, causal, slopes, block_size):
     OPS.write_kv(k[0][: past[0]], v[0][: past[0]], layer, before)
     k_new, v_new = (torch.cat([x[0][past[0] :], x[1]]) for x in (k, v))
     OPS.write_kv(k_new, v_new, layer, ctx)
-    got = OPS.attention(q, layer, 0.5, ctx, slopes)
+    got = OPS.attention(q, layer, 0.5, ctx, slopes, biases=biases)
     token = 0
     for row in range(2):
         for position in range(past[row], tokens[row]):
@@ -200,6 +205,9 @@ def test_attention_over_the_cache(window, causal, slopes, block_size):
                 scores = 0.5 * k[row][first:last, of].double() @ query
                 if slopes is not None:
                     scores -= slopes[head] * (position - torch.arange(first, last)).abs()
+                if biases is not None:
+                    distance = (torch.arange(first, last) - position).clamp(-2, 2)
+                    scores += biases[distance + 2, head]
                 want = torch.softmax(scores, 0) @ v[row][first:last, of].double()
                 np.testing.assert_allclose(
                     got[token, head * 4 : head * 4 + 4], want, rtol=1e-4, atol=1e-5

@@ -41,6 +41,7 @@ class Attention(Op):
             **KV_POINTER,
             "slopes?": "f32 [heads]: scores fall by so much per token of distance",
             "sinks?": "f32 [heads], a further score of each head",
+            "biases?": "f32 [2 reach + 1, heads], added to scores by the token's distance",
             "out": "",
         },
         ints={
@@ -51,6 +52,7 @@ class Attention(Op):
             "q_stride?": "default heads * head_dim",
             "window?": "0 = full",
             "span?": "0, or tokens of a part of the sequence: a token sees its part alone",
+            "reach?": "distances from -reach to reach have biases, further ones the nearest of them",
             "causal?": "default 1; 0 = a token sees those behind it, too",
             "out_kind": "",
         },
@@ -70,6 +72,7 @@ class Attention(Op):
         slopes: Constant | None = None,
         soft_cap: float = 0.0,
         sinks: Constant | None = None,
+        biases: Constant | None = None,
     ) -> Value:
         """[T, Hq * D]: attention of q over the cache, this step's K and V included.
 
@@ -78,6 +81,8 @@ class Attention(Op):
                 before the query or behind it.
             soft_cap: scores are soft_cap * tanh(score / soft_cap); 0 = as they are.
             sinks: [Hq] a further score of each head, of a token whose value is 0.
+            biases: [2 reach + 1, Hq] added to each head's scores by the distance of the key from
+                the query, from -reach to reach; keys further away have the first or the last.
         """
         heads = layer.kv_heads * layer.head_dim
         self.require(q.shape[-1] % heads == 0, f"{q.shape[-1]} columns for {layer}")
@@ -86,7 +91,11 @@ class Attention(Op):
         for name, each in (("slopes", slopes), ("sinks", sinks)):
             shape = (hq,) if each is None else tuple(each.shape)
             self.require(shape == (hq,), f"{name} of shape {shape} for {hq} heads")
-        return self.run(q, layer, scale, ctx, slopes, soft_cap, sinks)
+        if biases is not None:
+            rows, columns = biases.shape
+            self.require(columns == hq, f"biases of {columns} heads for {hq}")
+            self.require(rows % 2 == 1, f"biases of {rows} distances")
+        return self.run(q, layer, scale, ctx, slopes, soft_cap, sinks, biases)
 
     def reference(
         self,
@@ -98,6 +107,7 @@ class Attention(Op):
         slopes: Tensor | None,
         soft_cap: float,
         sinks: Tensor | None,
+        biases: Tensor | None,
     ) -> Tensor:
         import torch
 
@@ -113,7 +123,7 @@ class Attention(Op):
             )
             slots = ctx.row_slots(layer, row, length)
             visible = visible_positions(computed, length, layer)
-            bias = None if slopes is None else distance_bias(computed, length, slopes)
+            bias = distance_bias(computed, length, slopes, biases)
             k, v = keys[slots], values[slots]
             out[start:stop] = attend(q[start:stop], k, v, visible, scale, bias, soft_cap, sinks)
         return out
@@ -128,6 +138,7 @@ class Attention(Op):
         slopes: NDArray[np.float32] | None,
         soft_cap: float,
         sinks: NDArray[np.float32] | None,
+        biases: NDArray[np.float32] | None,
     ) -> Symbol:
         q = recorder.rounded(q, recorder.query_kind)
         out = Symbol.new(q.buffer.rows, q.columns)
@@ -143,7 +154,9 @@ class Attention(Op):
         floats = {"scale": scale, **kv_floats(recorder, layer)}
         if soft_cap:
             floats["soft_cap"] = soft_cap
-        given = {"slopes": slopes, "sinks": sinks}
+        if biases is not None:
+            ints["reach"] = biases.shape[0] // 2
+        given = {"slopes": slopes, "sinks": sinks, "biases": biases}
         constants = {name: each for name, each in given.items() if each is not None}
         recorder.add(
             Node("attention", {"q": q}, {"out": out}, {}, constants, ints, floats, layer=layer)
@@ -168,13 +181,20 @@ def visible_positions(computed: int, length: int, layer: KVLayer) -> Tensor:
     return visible & (query - key < layer.window) if layer.window else visible
 
 
-def distance_bias(computed: int, length: int, slopes: Tensor) -> Tensor:
-    """[Hq, length - computed, length] float32: what ALiBi adds to the scores of the queries from
-    `computed` on."""
+def distance_bias(
+    computed: int, length: int, slopes: Tensor | None, biases: Tensor | None
+) -> Tensor | None:
+    """[Hq, length - computed, length] float32: what is added to the scores of the queries from
+    `computed` on; None = nothing."""
     import torch
 
     distance = torch.arange(length)[None] - torch.arange(computed, length)[:, None]
-    return slopes[:, None, None] * -distance.abs()
+    bias = None if slopes is None else slopes[:, None, None] * -distance.abs()
+    if biases is None:
+        return bias
+    reach = len(biases) // 2
+    table = biases[distance.clamp(-reach, reach) + reach].movedim(-1, 0)
+    return table if bias is None else bias + table
 
 
 def attend(
