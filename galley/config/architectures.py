@@ -10,8 +10,9 @@ from typing import Literal
 from galley.config.registries import ENCODERS
 
 #: body: none; sequence: labels of a text; token: labels of each token; splade: weights of the
-#: vocabulary; reward: numbers of each token by a small network; colbert: a vector of each token.
-Head = Literal["body", "sequence", "token", "splade", "reward", "colbert"]
+#: vocabulary; reward: numbers of each token by a small network; colbert: a vector of each token;
+#: projection: a matrix after the pooling.
+Head = Literal["body", "sequence", "token", "splade", "reward", "colbert", "projection"]
 
 #: Ends of names.
 _ENDS: tuple[tuple[str, Head], ...] = (
@@ -25,6 +26,8 @@ _ENDS: tuple[tuple[str, Head], ...] = (
 #: Whole names that follow no rule.
 _NAMES: dict[str, tuple[str, Head | None]] = {
     "BertSpladeSparseEmbeddingModel": ("BertModel", "splade"),
+    "CLIPTextModel": ("CLIPTextModel", "body"),
+    "CLIPTextModelWithProjection": ("CLIPTextModel", "projection"),
     "ColBERTModernBertModel": ("ModernBertModel", "colbert"),
     "GPT2ForSequenceClassification": ("GPT2LMHeadModel", "sequence"),
     "GPT2Model": ("GPT2LMHeadModel", "body"),
@@ -34,7 +37,10 @@ _NAMES: dict[str, tuple[str, Head | None]] = {
     "NewForMaskedLM": ("GteModel", "body"),
     "NewForSequenceClassification": ("GteModel", "sequence"),
     "NewForTokenClassification": ("GteModel", "token"),
+    "MT5ForTokenClassification": ("MT5EncoderModel", "token"),
     "NewModel": ("GteModel", None),
+    "T5ForTokenClassification": ("T5EncoderModel", "token"),
+    "UMT5ForTokenClassification": ("UMT5EncoderModel", "token"),
 }
 
 

@@ -39,6 +39,7 @@ _TASKS: dict[str | None, tuple[PoolingTask, ...]] = {
     "splade": ("embed",),
     "reward": ("token_classify",),
     "colbert": ("token_embed",),
+    "projection": ("embed", "token_embed"),
 }
 
 
@@ -209,6 +210,8 @@ def pooling_settings(model: ModelConfig, model_info: ModelInfo) -> PoolingSettin
     own = model_info.pooling or PoolingSettings()
     listed = config.get("matryoshka_dimensions")
     width = own.dense[-1].outputs if own.dense else hidden_size(config)
+    if model_info.head == "projection":
+        width = config.get("projection_dim", width)
     head = "splade" if own.splade else model_info.head
     pooling = own.pooling
     if head == "sequence" or pooling is None:

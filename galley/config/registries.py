@@ -22,9 +22,14 @@ ENCODERS = frozenset(
         "ElectraModel",
         "EuroBertModel",
         "GteModel",
+        "JinaBertModel",
+        "MPNetModel",
+        "MT5EncoderModel",
         "ModernBertModel",
         "NomicBertModel",
         "RobertaModel",
+        "T5EncoderModel",
+        "UMT5EncoderModel",
         "XLMRobertaModel",
     }
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from galley.kernels.ops import Ops, Value
@@ -15,12 +17,13 @@ class PlainMLPSpec(msgspec.Struct, frozen=True):
     """A plain MLP: up [intermediate, hidden], down [hidden, intermediate].
 
     Attributes:
+        activation: of `ops.elementwise`; quick_gelu is x * sigmoid(1.702 x).
         parameters: tensors of the activation's parameters, one after the other; () = none.
     """
 
     up: Part
     down: Part
-    activation: Function
+    activation: Function | Literal["quick_gelu"]
     bias: bool = False
     parameters: tuple[Part, ...] = ()
 
@@ -39,5 +42,7 @@ class PlainMLP:
         self._parameters = source.vector(Vector(spec.parameters)) if spec.parameters else None
 
     def __call__(self, ops: Ops, x: Value) -> Value:
-        activated = ops.elementwise(self.up(ops, x), self._activation, self._parameters)
-        return self.down(ops, activated)
+        up = self.up(ops, x)
+        if self._activation == "quick_gelu":
+            return self.down(ops, ops.gate(up, up, "sigmoid", scale=1.702))
+        return self.down(ops, ops.elementwise(up, self._activation, self._parameters))

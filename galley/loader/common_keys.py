@@ -21,7 +21,7 @@ SYNONYMS = {
 }
 
 #: By model_type: the longest sequence of families whose config files may not say it.
-DEFAULT_POSITIONS = {"bloom": 2048, "falcon": 2048}
+DEFAULT_POSITIONS = {"bloom": 2048, "falcon": 2048, "mt5": 512, "t5": 512, "umt5": 512}
 
 
 def with_common_keys(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
         ("word_embeddings.", "transformer.word_embeddings."),
         ("word_embeddings_layernorm.", "transformer.word_embeddings_layernorm."),
     ),
+    "CLIPTextModel": (("text_model.", ""),),
     "CamembertModel": (("roberta.", ""),),
     "DistilBertModel": (("distilbert.", ""),),
     "ElectraModel": (("electra.", ""),),
@@ -29,10 +30,15 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "GPTNeoXForCausalLM": (("embed_out.", "lm_head."),),
     "GteModel": (("gte.", ""), ("new.", "")),
+    "JinaBertModel": (("bert.", ""),),
+    "MPNetModel": (("mpnet.", ""),),
+    "MT5EncoderModel": (("transformer.", ""),),
     "ModernBertModel": (("model.", ""),),
     "NomicBertModel": (("nomic_bert.", ""),),
     "OPTForCausalLM": (("decoder.", "model.decoder."),),
     "RobertaModel": (("roberta.", ""),),
+    "T5EncoderModel": (("transformer.", ""),),
+    "UMT5EncoderModel": (("transformer.", ""),),
     "XLMRobertaModel": (("roberta.", ""),),
 }
 

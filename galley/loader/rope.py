@@ -15,7 +15,7 @@ _LENGTH_INCLUDED = ("default", "llama3", "longrope", "su", "frequency_factors")
 #: Families whose max_position_embeddings is that, whatever the scaling.
 _LENGTH_INCLUDED_IN = ("gemma3", "gemma3_text")
 #: Families whose max_position_embeddings counts the rows up to that of the padding token, too.
-_ROWS_BEFORE_FIRST = ("camembert", "roberta", "xlm-roberta")
+_ROWS_BEFORE_FIRST = ("camembert", "mpnet", "roberta", "xlm-roberta")
 
 
 def with_rope_keys(config: dict[str, Any], where: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ _OUTER = (
     "quantization_config",
     "compression_config",
     "tie_word_embeddings",
+    "projection_dim",
 )
 #: In the text model's config: the class that the whole checkpoint names.
 TEXT_OF = "text_part_of"
@@ -28,6 +29,8 @@ _PREFIXES = (
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
     ("lm_head.", "lm_head."),
+    ("text_model.", ""),
+    ("text_projection.", "text_projection."),
     *((name, name) for name in ("model.layers.", "model.embed_tokens.", "model.norm.")),
 )
 
@@ -50,10 +53,22 @@ _LLAMA = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
 }
+#: What configs of CLIP leave out.
+_CLIP = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+}
 #: Classes whose first configs have the keys of the text model at the top.
 _FLAT = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
 #: `model_type` of a `text_config` → its class (open set).
 TEXT_MODELS: dict[str, TextModel] = {
+    "clip_text_model": TextModel("CLIPTextModelWithProjection", _CLIP),
     "gemma3_text": TextModel(
         "Gemma3ForCausalLM", {"vocab_size": 262208, "max_position_embeddings": 131072}
     ),

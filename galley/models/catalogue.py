@@ -49,6 +49,7 @@ ENTRIES: dict[str, Entry] = {
     "BambaForCausalLM": Entry("Bamba", "recurrent", "ibm-ai-platform/Bamba-9B-v2"),
     "BertModel": Entry("BERT", "encoder", "sentence-transformers/all-MiniLM-L6-v2"),
     "BloomForCausalLM": Entry("BLOOM", "dense", "bigscience/bloom-560m"),
+    "CLIPTextModel": Entry("CLIP, its text model", "encoder", "openai/clip-vit-base-patch32"),
     "CamembertModel": Entry("CamemBERT", "encoder", "dangvantuan/sentence-camembert-base"),
     "CodeGenForCausalLM": Entry("CodeGen", "dense", "Salesforce/codegen-350M-mono"),
     "Cohere2ForCausalLM": Entry("Command R7B", "dense", "CohereLabs/c4ai-command-r7b-12-2024"),
@@ -97,6 +98,7 @@ ENTRIES: dict[str, Entry] = {
     "HunYuanDenseV1ForCausalLM": Entry("Hunyuan", "dense", "tencent/Hunyuan-1.8B-Instruct"),
     "InternLM2ForCausalLM": Entry("InternLM 2", "dense", "internlm/internlm2_5-1_8b-chat"),
     "InternLM3ForCausalLM": Entry("InternLM 3", "dense", "internlm/internlm3-8b-instruct"),
+    "JinaBertModel": Entry("Jina Embeddings 2", "encoder", "jinaai/jina-embeddings-v2-base-en"),
     "JambaForCausalLM": Entry("Jamba", "recurrent", "ai21labs/AI21-Jamba-Reasoning-3B"),
     "Lfm2ForCausalLM": Entry("LFM2", "recurrent", "LiquidAI/LFM2-350M"),
     "Lfm2MoeForCausalLM": Entry("LFM2-MoE", "recurrent", "LiquidAI/LFM2-8B-A1B"),
@@ -104,6 +106,8 @@ ENTRIES: dict[str, Entry] = {
         "Llama 4 (text)", "mixture", "meta-llama/Llama-4-Scout-17B-16E-Instruct"
     ),
     "LlamaForCausalLM": Entry("Llama 2 and 3", "dense", "meta-llama/Llama-3.2-1B-Instruct"),
+    "MPNetModel": Entry("MPNet", "encoder", "sentence-transformers/all-mpnet-base-v2"),
+    "MT5EncoderModel": Entry("mT5, its encoder", "encoder", "google/mt5-base"),
     "Mamba2ForCausalLM": Entry("Mamba 2", "recurrent", "mistralai/Mamba-Codestral-7B-v0.1"),
     "MambaForCausalLM": Entry("Mamba", "recurrent", "state-spaces/mamba-130m-hf"),
     "MiniCPM3ForCausalLM": Entry("MiniCPM 3", "dense", "openbmb/MiniCPM3-4B"),
@@ -140,6 +144,8 @@ ENTRIES: dict[str, Entry] = {
     "SmolLM3ForCausalLM": Entry("SmolLM3", "dense", "HuggingFaceTB/SmolLM3-3B"),
     "StableLmForCausalLM": Entry("StableLM", "dense", "stabilityai/stablelm-2-1_6b"),
     "Starcoder2ForCausalLM": Entry("StarCoder2", "dense", "bigcode/starcoder2-3b"),
+    "T5EncoderModel": Entry("T5, its encoder", "encoder", "sentence-transformers/sentence-t5-base"),
+    "UMT5EncoderModel": Entry("UMT5, its encoder", "encoder", "google/umt5-base"),
     "XLMRobertaModel": Entry("XLM-RoBERTa", "encoder", "intfloat/multilingual-e5-small"),
 }
 

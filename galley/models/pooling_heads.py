@@ -77,16 +77,19 @@ def head_spec(model_info: ModelInfo, settings: PoolingSettings) -> HeadSpec:
     if head == "colbert":
         dimension = config.integer("dim", config.integer("embedding_dim", 128, least=1), least=1)
         return HeadSpec((DenseSpec("linear", hidden, dimension, bias=False),))
+    if head == "projection":
+        size = config.integer("projection_dim", 512, least=1)
+        return HeadSpec((DenseSpec("text_projection", hidden, size, bias=False),))
     labels, activation = len(settings.labels), label_activation(model_info)
     if head == "reward":
         return HeadSpec(_reward(model_info, hidden), "identity")
     if not model_info.is_encoder:
         return HeadSpec((_score(model_info, hidden, labels),), activation)
-    before = _before_classifier(model_info, hidden)
     name = "classifier"
-    if head == "token":
-        before = before if model_info.architecture == "ModernBertModel" else ()
-    elif before and before[0].name == "classifier.dense":
+    before: tuple[DenseSpec | NormSpec, ...] = ()
+    if head == "sequence" or model_info.architecture == "ModernBertModel":
+        before = _before_classifier(model_info, hidden)
+    if before and before[0].name == "classifier.dense":
         name = "classifier.out_proj"
     return HeadSpec((*before, DenseSpec(name, hidden, labels)), activation)
 
@@ -116,13 +119,13 @@ def _before_classifier(model_info: ModelInfo, hidden: int) -> tuple[DenseSpec | 
         return DenseSpec(name, hidden, hidden, bias, _function(function))
 
     match model_info.architecture:
-        case "BertModel" | "GteModel" | "NomicBertModel":
+        case "BertModel" | "GteModel" | "JinaBertModel" | "NomicBertModel":
             return (dense("pooler.dense", "tanh"),)
         case "AlbertModel":
             return (dense("pooler", "tanh"),)
         case "ElectraModel":
             return (dense("classifier.dense", "gelu"),)
-        case "RobertaModel" | "XLMRobertaModel" | "CamembertModel":
+        case "RobertaModel" | "XLMRobertaModel" | "CamembertModel" | "MPNetModel":
             return (dense("classifier.dense", "tanh"),)
         case "DistilBertModel":
             return (dense("pre_classifier", "relu"),)
@@ -182,7 +185,7 @@ def _vocabulary(model_info: ModelInfo, hidden: int) -> tuple[DenseSpec | NormSpe
             "activation",
         ),
     }
-    for architecture in ("RobertaModel", "XLMRobertaModel", "CamembertModel"):
+    for architecture in ("RobertaModel", "XLMRobertaModel", "CamembertModel", "MPNetModel"):
         names[architecture] = (
             "lm_head.dense",
             "lm_head.layer_norm",
@@ -195,7 +198,7 @@ def _vocabulary(model_info: ModelInfo, hidden: int) -> tuple[DenseSpec | NormSpe
     dense, norm, last, weight, key = names[model_info.architecture]
     act = (
         "gelu"
-        if model_info.architecture.startswith(("Rob", "XLM", "Cam"))
+        if model_info.architecture.startswith(("Rob", "XLM", "Cam", "MPNet"))
         else config.text(key, "gelu")
     )
     return (
@@ -223,6 +226,7 @@ HEAD_TENSORS = (
     "pooler.",
     "pre_classifier.",
     "score.",
+    "text_projection.",
     "v_head.",
     "vocab_",
 )

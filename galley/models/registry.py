@@ -61,6 +61,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "BambaForCausalLM": Architecture("galley.models.bamba", "bamba"),
     "BertModel": Architecture("galley.models.bert", "bert"),
     "BloomForCausalLM": Architecture("galley.models.bloom", "bloom"),
+    "CLIPTextModel": Architecture("galley.models.clip_text", "clip_text"),
     "CamembertModel": Architecture("galley.models.bert", "roberta"),
     "CodeGenForCausalLM": Architecture("galley.models.gptj", "codegen"),
     "Cohere2ForCausalLM": Architecture("galley.models.cohere", "cohere2"),
@@ -101,11 +102,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "HunYuanDenseV1ForCausalLM": Architecture("galley.models.hunyuan", "hunyuan"),
     "InternLM2ForCausalLM": Architecture("galley.models.internlm", "internlm2"),
     "InternLM3ForCausalLM": Architecture("galley.models.internlm", "internlm3"),
+    "JinaBertModel": Architecture("galley.models.jina_bert", "jina_bert"),
     "JambaForCausalLM": Architecture("galley.models.jamba", "jamba"),
     "Lfm2ForCausalLM": Architecture("galley.models.lfm2", "lfm2"),
     "Lfm2MoeForCausalLM": Architecture("galley.models.lfm2", "lfm2_moe"),
     "Llama4ForCausalLM": Architecture("galley.models.llama4", "llama4"),
     "LlamaForCausalLM": Architecture("galley.models.llama", "llama"),
+    "MPNetModel": Architecture("galley.models.mpnet", "mpnet"),
+    "MT5EncoderModel": Architecture("galley.models.t5", "t5"),
     "Mamba2ForCausalLM": Architecture("galley.models.mamba2", "mamba2"),
     "MambaForCausalLM": Architecture("galley.models.mamba", "mamba"),
     "MiniCPM3ForCausalLM": Architecture("galley.models.minicpm", "minicpm3"),
@@ -140,13 +144,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "SmolLM3ForCausalLM": Architecture("galley.models.smollm3", "smollm3"),
     "StableLmForCausalLM": Architecture("galley.models.stablelm", "stablelm"),
     "Starcoder2ForCausalLM": Architecture("galley.models.starcoder2", "starcoder2"),
+    "T5EncoderModel": Architecture("galley.models.t5", "t5"),
+    "UMT5EncoderModel": Architecture("galley.models.t5", "umt5"),
     "XLMRobertaModel": Architecture("galley.models.bert", "roberta"),
+}
+
+
+#: Beginnings of names of architectures that neither Galley nor its attention under transformers can
+#: run → why.
+REFUSED = {
+    "Deberta": "scores of its attention have terms of the content of one token and the distance of "
+    "the other (disentangled attention), which no op computes",
 }
 
 
 def find_architecture(model_info: ModelInfo) -> Architecture:
     """Raises ModelError if the architecture is not supported."""
     name, impl = model_info.architecture, model_info.model_impl
+    for family, reason in REFUSED.items():
+        if name.startswith(family):
+            raise ModelError(f"{family} is not supported: {reason}")
     if impl == "transformers":
         _require_transformers()
         return TRANSFORMERS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.models.checkpoints import Case
+from tests.models.remote import JINA_BERT
 
 SIZES = {"num_hidden_layers": 2, "type_vocab_size": 2}
 #: Layers 0 and 1 are of the first group.
@@ -21,6 +22,17 @@ NOMIC = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 700.
 GTE = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
 #: Its positions begin at row 4.
 ROBERTA = {**SIZES, "pad_token_id": 3, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
+MPNET = {"num_hidden_layers": 2, "pad_token_id": 1, "relative_attention_num_buckets": 32}
+#: Buckets of distances that prompts reach the end of.
+T5 = {
+    "num_layers": 2,
+    "d_ff": 96,
+    "d_kv": 24,
+    "relative_attention_num_buckets": 12,
+    "relative_attention_max_distance": 50,
+    "n_positions": 256,
+}
+GATED_T5 = {**T5, "feed_forward_proj": "gated-gelu"}
 
 ENCODERS: dict[str, Case] = {
     "albert": Case("Albert", ALBERT, "Model"),
@@ -32,9 +44,14 @@ ENCODERS: dict[str, Case] = {
     "eurobert": Case("EuroBert", {**EUROBERT, "attention_bias": True}, "Model"),
     "gte": Case("Gte", GTE, "Model"),
     "gte-without-types": Case("Gte", {**GTE, "type_vocab_size": 0}, "Model"),
+    "jina-bert": Case("Bert", SIZES, "Model", remote=JINA_BERT),
     "modernbert": Case("ModernBert", MODERNBERT, "Model"),
+    "mpnet": Case("MPNet", MPNET, "Model"),
+    "mt5": Case("MT5", GATED_T5, "EncoderModel"),
     "nomic-bert": Case("NomicBert", NOMIC, "Model"),
     "roberta": Case("Roberta", ROBERTA, "Model"),
     "roberta-masked": Case("Roberta", ROBERTA, "ForMaskedLM"),
+    "t5": Case("T5", T5, "EncoderModel"),
+    "umt5": Case("UMT5", GATED_T5, "EncoderModel"),
     "xlm-roberta": Case("XLMRoberta", {**ROBERTA, "layer_norm_eps": 1e-5}, "Model"),
 }

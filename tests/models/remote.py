@@ -3,7 +3,7 @@
 Each is one of transformers' models that computes the same, given the tensor names and config keys
 of the family's published checkpoints and modeling code (on the hub: internlm/internlm2-chat-7b,
 internlm/internlm3-8b-instruct, baichuan-inc/Baichuan2-7B-Chat and -13B-Chat,
-openbmb/MiniCPM-2B-sft-bf16, LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct).
+openbmb/MiniCPM-2B-sft-bf16, LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct, jinaai/jina-bert-implementation).
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class _Wrapped(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.inner(*args, **kwargs)
 
+    @property
+    def base_model(self) -> torch.nn.Module:
+        return self.inner.base_model
+
     def state_dict(self, *args: Any, **kwargs: Any) -> State:
         return self._remote.rename(self.inner.state_dict())
 
@@ -61,7 +65,7 @@ class _Wrapped(torch.nn.Module):
         (folder / "config.json").write_text(json.dumps(self.config.to_dict()))
         state = {name: t.contiguous() for name, t in self.state_dict().items()}
         if self.config.to_dict()["tie_word_embeddings"]:
-            state.pop("lm_head.weight")
+            state.pop("lm_head.weight", None)
         save_file(state, folder / "model.safetensors")
 
 
@@ -113,6 +117,30 @@ def with_alibi(model: torch.nn.Module) -> None:
     model.config._attn_implementation = "alibi"
 
 
+class _Gated(torch.nn.Module):
+    """GLU of a layer of Jina BERT up to its last matrix."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.gated_layers = torch.nn.Linear(
+            config.hidden_size, 2 * config.intermediate_size, bias=False
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gated, other = self.gated_layers(x).chunk(2, -1)
+        return torch.nn.functional.gelu(gated) * other
+
+
+def as_jina_bert(model: torch.nn.Module) -> None:
+    """No positions; scores fall with distance on both sides; gated feed-forward blocks."""
+    body = model.base_model
+    torch.nn.init.zeros_(body.embeddings.position_embeddings.weight)
+    for layer in body.encoder.layer:
+        layer.intermediate = _Gated(model.config)
+    ALL_ATTENTION_FUNCTIONS["alibi"] = _alibi_attention
+    model.config._attn_implementation = "alibi"
+
+
 class _NoRotation(torch.nn.Module):
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
         shape = (*position_ids.shape, 16)
@@ -143,8 +171,10 @@ def _alibi_attention(
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     n = torch.arange(q.shape[2])
     distance = n[:, None] - n[None]
-    bias = -torch.tensor(_slopes(q.shape[1]))[:, None, None] * distance
-    scores = (q @ k.transpose(2, 3) * scaling + bias).masked_fill(distance < 0, float("-inf"))
+    bias = -torch.tensor(_slopes(q.shape[1]))[:, None, None] * distance.abs()
+    scores = q @ k.transpose(2, 3) * scaling + bias
+    if module.is_causal:
+        scores = scores.masked_fill(distance < 0, float("-inf"))
     out = scores.float().softmax(-1).to(v.dtype) @ v
     return out.transpose(1, 2), None
 
@@ -171,4 +201,20 @@ EXAONE = renamed(
     (r"mlp\.down_proj", "mlp.c_proj"),
     (r"input_layernorm", "ln_1"),
     (r"post_attention_layernorm", "ln_2"),
+)
+
+
+JINA_BERT = Remote(
+    "JinaBertModel",
+    lambda state: {
+        name: tensor
+        for name, tensor in renamed(
+            (r"intermediate\.gated", "mlp.gated"),
+            (r"(layer\.\d+)\.output\.dense", r"\1.mlp.wo"),
+            (r"(layer\.\d+)\.output\.LayerNorm", r"\1.mlp.layernorm"),
+        )(state).items()
+        if "position_embeddings" not in name
+    },
+    {"position_embedding_type": "alibi", "feed_forward_type": "geglu"},
+    as_jina_bert,
 )

@@ -96,6 +96,29 @@ def test_architectures_of_encoders_are_those_whose_rows_see_all(model) -> None:
     assert known == registries.ENCODERS
 
 
+@pytest.mark.parametrize(
+    "architecture", ["DebertaV2Model", "DebertaV2ForSequenceClassification", "DebertaModel"]
+)
+def test_deberta_is_refused_by_name(tmp_path, architecture) -> None:
+    config = {"architectures": [architecture], "vocab_size": 100, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "deberta-v2"}))
+    info = read_model_info(resolve_source(ModelConfig(model=str(tmp_path)), LoadConfig()))
+    with pytest.raises(ModelError, match=r"Deberta is not supported: .*disentangled attention"):
+        model_spec(info)
+
+
+def test_norms_of_queries_in_jina_bert_are_refused(tmp_path) -> None:
+    make(ENCODERS["jina-bert"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoModel": "jinaai/jina-bert-v2-qk-post-norm--modeling_bert.JinaBertModel"
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    info = read_model_info(resolve_source(ModelConfig(model=str(tmp_path)), LoadConfig()))
+    with pytest.raises(ModelError, match="qk-post-norm"):
+        model_spec(info)
+
+
 def test_published_rotation_of_gte(tmp_path) -> None:
     model = make(ENCODERS["gte"])
     model.save_pretrained(tmp_path)

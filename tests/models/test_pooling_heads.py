@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,22 +14,28 @@ from safetensors.torch import load_file, save_file
 from galley.config.architectures import split_architecture
 from galley.errors import InvalidRequest
 from galley.request import PoolingParams
+from tests.models.checkpoints import SIZES as CHECKPOINT_SIZES
 from tests.models.checkpoints import Case, make
 from tests.models.encoders import (
     ALBERT,
     DISTILBERT,
     EUROBERT,
+    GATED_T5,
     GTE,
     MODERNBERT,
+    MPNET,
     NOMIC,
     ROBERTA,
     SIZES,
+    T5,
 )
+from tests.models.remote import JINA_BERT
 from tests.models.test_encoders import PROMPTS, TOLERANCE, open_client
 
 LABELS = {"num_labels": 3}
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
 PAD = {"pad_token_id": 0}
+JINA_CLASSIFIER = dataclasses.replace(JINA_BERT, architecture="JinaBertForSequenceClassification")
 CASES = {
     "albert": Case("Albert", {**ALBERT, **LABELS}, SEQUENCE),
     "bert": Case("Bert", {**SIZES, **LABELS}, SEQUENCE),
@@ -45,10 +52,15 @@ CASES = {
         "ModernBert", {**MODERNBERT, **LABELS, "classifier_pooling": "mean"}, SEQUENCE
     ),
     "modernbert-token": Case("ModernBert", {**MODERNBERT, **LABELS}, TOKEN),
+    "mpnet": Case("MPNet", {**MPNET, **LABELS}, SEQUENCE),
+    "mpnet-token": Case("MPNet", {**MPNET, **LABELS}, TOKEN),
     "nomic": Case("NomicBert", {**NOMIC, **LABELS}, SEQUENCE),
     "roberta": Case("Roberta", {**ROBERTA, **LABELS}, SEQUENCE),
+    "t5-token": Case("T5", {**T5, **LABELS}, TOKEN),
+    "umt5-token": Case("UMT5", {**GATED_T5, **LABELS}, TOKEN),
     "xlm-roberta-token": Case("XLMRoberta", {**ROBERTA, **LABELS}, TOKEN),
     "xlm-roberta": Case("XLMRoberta", {**ROBERTA, "num_labels": 1}, SEQUENCE),
+    "jina-bert": Case("Bert", {**SIZES, **LABELS}, SEQUENCE, remote=JINA_CLASSIFIER),
     "llama": Case("Llama", {**LABELS, **PAD}, SEQUENCE),
     "llama-token": Case("Llama", {**LABELS, **PAD}, TOKEN),
     "qwen2": Case("Qwen2", {**LABELS, **PAD}, SEQUENCE),
@@ -100,10 +112,20 @@ def test_a_classifier_of_tokens_of_the_head(tmp_path) -> None:
     np.testing.assert_allclose(output.outputs.data, [want], atol=1e-5)
 
 
-def test_weights_of_words(tmp_path) -> None:
-    model = make(Case("Bert", SIZES, "ForMaskedLM"))
+@pytest.mark.parametrize("family", ["Bert", "DistilBert", "MPNet", "Roberta"])
+def test_weights_of_words(tmp_path, family) -> None:
+    sizes = {"Bert": SIZES, "DistilBert": DISTILBERT, "MPNet": MPNET, "Roberta": ROBERTA}[family]
+    model = make(Case(family, sizes, "ForMaskedLM"))
     model.save_pretrained(tmp_path)
-    overrides = {"architectures": ["BertSpladeSparseEmbeddingModel"]}
+    overrides = {}
+    if family == "Bert":
+        overrides = {"architectures": ["BertSpladeSparseEmbeddingModel"]}
+    else:
+        kinds = [("Transformer", ""), ("SpladePooling", "1_SpladePooling")]
+        modules = [{"type": f"sentence_transformers.models.{k}", "path": p} for k, p in kinds]
+        (tmp_path / "modules.json").write_text(json.dumps(modules))
+        (tmp_path / "1_SpladePooling").mkdir()
+        (tmp_path / "1_SpladePooling" / "config.json").write_text('{"pooling_strategy": "max"}')
     client = open_client(tmp_path, hf_overrides=overrides)
     got = client.pool(PROMPTS, PoolingParams())
     for prompt, output in zip(PROMPTS, got, strict=True):
@@ -151,6 +173,36 @@ def test_rewards_of_steps(tmp_path) -> None:
         hidden = model(torch.tensor([prompt])).last_hidden_state[0]
         want = score(hidden)[torch.tensor(prompt) == 7]
     np.testing.assert_allclose(output.outputs.data, want, atol=1e-4)
+
+
+CLIP = {"num_hidden_layers": 2, "projection_dim": 24, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize("kind", ["model", "projection", "both parts"])
+def test_text_of_clip(tmp_path, kind) -> None:
+    if kind == "both parts":
+        vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+        vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+        text = {**CHECKPOINT_SIZES, **CLIP}
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+        torch.manual_seed(0)
+        model = transformers.CLIPModel(config).eval()
+    else:
+        model = make(Case("CLIPText", CLIP, {"model": "Model"}.get(kind, "ModelWithProjection")))
+    model.save_pretrained(tmp_path)
+    client = open_client(tmp_path, max_num_batched_tokens=160, max_num_seqs=4)
+    got = client.pool(PROMPTS, PoolingParams(**RAW))
+    for prompt, output in zip(PROMPTS, got, strict=True):
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            if kind == "model":
+                want = model(ids).last_hidden_state[0, -1]
+            else:
+                hidden = model.text_model(ids).last_hidden_state[0, -1]
+                want = model.text_projection(hidden)
+        np.testing.assert_allclose(output.outputs.data, want, atol=1e-4)
+        (alone,) = client.pool([prompt], PoolingParams(**RAW))
+        assert alone.outputs.data.tobytes() == output.outputs.data.tobytes()
 
 
 def test_parts_of_names() -> None:

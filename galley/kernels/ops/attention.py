@@ -52,7 +52,7 @@ class Attention(Op):
             "q_stride?": "default heads * head_dim",
             "window?": "0 = full",
             "span?": "0, or tokens of a part of the sequence: a token sees its part alone",
-            "reach?": "distances from -reach to reach have biases, further ones the nearest of them",
+            "reach?": "distances from -reach to reach have biases; further ones, the nearest",
             "causal?": "default 1; 0 = a token sees those behind it, too",
             "out_kind": "",
         },
