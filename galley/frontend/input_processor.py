@@ -46,7 +46,11 @@ TruncationSide = Literal["left", "right"]
 class Encoder(Protocol):
     """The part of a tokenizer that is used here."""
 
+    special_ids: frozenset[int]
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def token_to_id(self, token: str) -> int | None: ...
 
 
 @dataclass(slots=True)
@@ -201,10 +205,20 @@ class InputProcessor:
             from galley.structured.check import ConstraintChecker
 
             self._checker = ConstraintChecker(self._structured)
+        if params.structural_tag is not None:
+            params = self._with_token_ids(params, params.structural_tag)
         if not params.num_written:
             return self._checker.check(params)
         constraint = self._checker.check(msgspec.structs.replace(params, num_written=0))
         return msgspec.structs.replace(constraint, num_written=params.num_written)
+
+    def _with_token_ids(self, params: StructuredOutputsParams, tag: str) -> StructuredOutputsParams:
+        from galley.structured.tag_tokens import numbered  # only where there is a structural tag
+
+        tokenizer = self.tokenizer
+        assert tokenizer is not None
+        tag = numbered(tag, tokenizer.token_to_id, tokenizer.special_ids, params.field_name)
+        return msgspec.structs.replace(params, structural_tag=tag)
 
     # ------------------------------------------------------------------ prompt
 

@@ -30,12 +30,15 @@ from galley.structured.regex.anchors import ANYTHING
 from galley.structured.regex.syntax import Chars, Concat, Either, Tree, parse
 from galley.structured.regex.text import render
 from galley.structured.schema import Refused, SchemaOptions, normalise
+from galley.structured.tag_tokens import as_texts
 
 #: Most formats in one structural tag, and its deepest nesting.
 MAX_FORMATS = 1_000
 MAX_DEPTH = 50
 #: Most times that `repeat` may repeat.
 MAX_REPEAT = 1_000
+#: Fields of xgrammar's formats that have no effect here.
+_REFUSED = ("max_tokens", "max_chars", "any_order", "max_whitespace_cnt")
 #: What may end a format: one of these texts, and not the text that the answer ends.
 Ends = tuple[str, ...]
 
@@ -46,6 +49,7 @@ def guidance_grammar(
     """The grammar of a structural tag, in llguidance's JSON form.
 
     Args:
+        tag: as decoded from JSON; it is changed.
         special: texts in the tag that stand for special tokens → their ids.
 
     Raises:
@@ -53,7 +57,8 @@ def guidance_grammar(
     """
     if not isinstance(tag, dict) or tag.get("type", "structural_tag") != "structural_tag":
         raise _fault("$", "must be an object of type 'structural_tag'")
-    writer = _Writer(options, special or {})
+    tokens = as_texts(tag)
+    writer = _Writer(options, {**(special or {}), **tokens})
     newer = tag.get("format") is not None
     format_ = tag["format"] if newer else _older_form(tag)
     path = "$.format" if newer else "$"
@@ -114,6 +119,9 @@ class _Writer:
         write = _FORMATS.get(kind) if isinstance(kind, str) else None
         if write is None:
             raise _fault(path, f"has the format {kind!r}; supported are {', '.join(_FORMATS)}")
+        for name in _REFUSED:
+            if format_.get(name) is not None and format_[name] is not False:
+                raise _fault(f"{path}.{name}", "is not supported")
         self._count += 1
         if depth > MAX_DEPTH or self._count > MAX_FORMATS:
             raise _fault(
@@ -147,6 +155,7 @@ class _Writer:
         return _joined(self._literal(_text(format_, "value", path)), self._ended(ends))
 
     def json_schema(self, format_: Any, ends: Ends, path: str, depth: int) -> str:
+        _no_excludes(format_, path)
         style = format_.get("style", "json")
         if style != "json" and (not isinstance(style, str) or style not in STYLES):
             raise _fault(f"{path}.style", f"{style!r:.100} is not supported")

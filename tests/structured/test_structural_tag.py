@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from galley.errors import InvalidRequest
 from galley.structured.schema import SchemaOptions
 from galley.structured.structural_tag import MalformedTag, guidance_grammar
-from tests.structured.walks import Grammar
+from galley.structured.tag_tokens import numbered
+from tests.structured.walks import Grammar, SpecialTokens
 
 _CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
@@ -163,6 +165,78 @@ def test_formats(format_: dict[str, Any], accepted: list[str], refused: list[str
         assert not grammar.accepts(text), text
 
 
+def _token(token: int | str) -> dict[str, Any]:
+    return {"type": "token", "token": token}
+
+
+_CALL = {"type": "tag", "begin": _token("<call>"), "content": _NUMBER, "end": _token("</call>")}
+_TOKENS = SpecialTokens(["<call>", "</call>", "<other>"])
+_TOKEN_TRIGGERED: dict[str, Any] = {
+    "type": "token_triggered_tags",
+    "trigger_tokens": ["<call>"],
+    "tags": [_CALL],
+    "exclude_tokens": ["<other>"],
+}
+
+
+@pytest.mark.parametrize(
+    ("format_", "accepted", "refused"),
+    [
+        (_token("<call>"), ["<call>"], ["", "<other>", "<call><call>"]),
+        (_CALL, ["<call>7</call>"], ["<call>x</call>", "<call>7"]),
+        (
+            _TOKEN_TRIGGERED,
+            ["", "text", "a<call>7</call>b<call>8</call>"],
+            ["<other>", "a<call>x</call>", "<call>7"],
+        ),
+        (
+            {**_TOKEN_TRIGGERED, "at_least_one": True, "stop_after_first": True},
+            ["<call>7</call>"],
+            ["", "a<call>7</call>", "<call>7</call>b"],
+        ),
+        (
+            {"type": "sequence", "elements": [_token("<other>"), {"type": "any_tokens"}]},
+            ["<other>", "<other>text"],
+            ["text", "<other><call>"],
+        ),
+    ],
+)
+def test_tokens(format_: dict[str, Any], accepted: list[str], refused: list[str]) -> None:
+    """Given by their names or ids; what spells one is text."""
+    tag = json.dumps({"type": "structural_tag", "format": format_})
+    special = frozenset(_TOKENS.ids.values())
+    by_id = numbered(tag, _TOKENS.ids.get, special, "response_format")
+    assert numbered(by_id, _TOKENS.ids.get, special, "response_format") == by_id
+    grammar = Grammar(json.dumps(guidance_grammar(json.loads(by_id), SchemaOptions())), _TOKENS)
+    for text in accepted:
+        assert grammar.accepts(text), text
+        assert (
+            not grammar.has_special(text)
+            or not grammar.accepts(text, spell=True)
+            or (format_["type"] == "token_triggered_tags" and "stop_after_first" not in format_)
+        )
+    for text in refused:
+        assert not grammar.accepts(text), text
+    assert grammar.accepts("<call>7", spell=True) == (format_ == _TOKEN_TRIGGERED)
+
+
+@pytest.mark.parametrize("token", ["<none>", 65, True, None, [1]])
+def test_tokens_that_are_no_special_ones_are_refused(token: Any) -> None:
+    tag = json.dumps(
+        {"type": "structural_tag", "format": {**_TOKEN_TRIGGERED, "trigger_tokens": [token]}}
+    )
+    with pytest.raises(InvalidRequest, match="not a special token") as caught:
+        numbered(tag, _TOKENS.ids.get, frozenset(_TOKENS.ids.values()), "response_format")
+    assert caught.value.field == "response_format"
+
+
+def test_a_property_named_token_is_no_token() -> None:
+    schema = {"type": "object", "properties": {"token": {"const": "x"}, "type": {"const": "token"}}}
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": schema}}
+    text = json.dumps(tag)
+    assert json.loads(numbered(text, _TOKENS.ids.get, frozenset(), "x")) == tag
+
+
 def test_options_of_json_reach_the_schemas() -> None:
     grammar = guidance_grammar(
         {"type": "structural_tag", "format": _JSON}, SchemaOptions(any_whitespace=False)
@@ -178,7 +252,10 @@ def test_options_of_json_reach_the_schemas() -> None:
         ([], "$ "),
         ({"type": "other"}, "$ "),
         ({"type": "structural_tag"}, "$ "),
-        ({"format": {"type": "token", "token": 5}}, "$.format has the format 'token'"),
+        ({"format": {"type": "exclude_token"}}, "$.format has the format 'exclude_token'"),
+        ({"format": {**_ANY, "max_tokens": 0}}, "$.format.max_tokens is not supported"),
+        ({"format": {**_JSON, "any_order": True}}, "$.format.any_order is not supported"),
+        ({"format": {**_JSON, "excludes": ["x"]}}, "$.format.excludes"),
         ({"format": _const(7)}, "$.format.value"),  # type: ignore[arg-type]
         ({"format": {"type": "regex", "pattern": "(?<=a)b"}}, "$.format.pattern uses a lookbehind"),
         (
