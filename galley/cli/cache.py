@@ -31,8 +31,8 @@ class CacheFlags:
     """Print JSON: the files, or those that were removed."""
 
 
-def main(argv: list[str]) -> int:
-    parser = CommandParser(
+def parser() -> CommandParser:
+    return CommandParser(
         "cache",
         "List packed weights on disk, which make later starts of a model fast, or remove them: "
         "old ones (prune) or all (clear). Files that a running engine maps stay.",
@@ -40,9 +40,13 @@ def main(argv: list[str]) -> int:
         positionals=(("ACTION", "list, prune or clear"),),
         examples=("galley cache list", "galley cache prune --older-than 30d --max-size 40G"),
     )
-    parsed = parser.parse(argv)
+
+
+def main(argv: list[str]) -> int:
+    reader = parser()
+    parsed = reader.parse(argv)
     action, *rest = parsed.positionals or ["list"]
-    flags = make(CacheFlags, parser.split(parsed.values))
+    flags = make(CacheFlags, reader.split(parsed.values))
     if action not in ACTIONS or rest:
         shown = " ".join([action, *rest])
         raise ConfigError(f"galley cache {shown}: one of {', '.join(ACTIONS)} is needed")

@@ -22,14 +22,17 @@ _TOLD = ("VLLM_", "GALLEY_", "OMP_", "HF_", "LD_PRELOAD", "MALLOC_")
 _SECRET = ("KEY", "TOKEN", "HEADERS")
 
 
-def main(argv: list[str]) -> int:
-    parser = CommandParser(
+def parser() -> CommandParser:
+    return CommandParser(
         "collect-env",
         "Print what a bug report should say of the machine and of the installation; no secrets.",
         [],
         examples=("galley collect-env",),
     )
-    parser.parse(argv)
+
+
+def main(argv: list[str]) -> int:
+    parser().parse(argv)
     for name, value in properties():
         print(f"{name:<22}{value}")
     return 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
+import math
+import re
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from galley.cli.parser import CommandParser, engine_flags, make
@@ -24,10 +28,14 @@ class InspectFlags:
     """Load the model and print the native program of a step, one operation per line."""
     memory: bool = False
     """Load the model and print the memory of its parts."""
+    unfolded: bool = False
+    """--program: print every layer, also equal ones."""
+    json: bool = False
+    """Print JSON."""
 
 
-def main(argv: list[str]) -> int:
-    parser = CommandParser(
+def parser() -> CommandParser:
+    return CommandParser(
         "inspect",
         "Show what a checkpoint says of itself; with --program, the operations that a step runs. "
         "Without MODEL, the built-in model.",
@@ -35,7 +43,10 @@ def main(argv: list[str]) -> int:
         positionals=(("MODEL", "directory, FILE.gguf or hub name"),),
         examples=("galley inspect model.gguf --tensors", "galley inspect --program"),
     )
-    given = parser.read(argv)
+
+
+def main(argv: list[str]) -> int:
+    given = parser().read(argv)
     show, engine = make(InspectFlags, given), engine_flags(given)
     if show.program or show.memory:
         print_loaded(show, engine)
@@ -44,25 +55,57 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def print_checkpoint(show: InspectFlags, engine: dict[str, Any]) -> None:
-    """Describe the checkpoint, and its tensors if requested; reads headers only."""
-    from galley.loader import open_checkpoint, resolve_source
+def describe(checkpoint: Checkpoint, config: EngineConfig, tensors: bool) -> dict[str, Any]:
+    """What the checkpoint declares and what it takes to run it; reads headers only."""
+    from galley.frontend.input_processor import default_sampling_params
 
-    config = from_kwargs(engine, "offline")
-    checkpoint = open_checkpoint(resolve_source(config.model, config.load))
-    for field in dataclasses.fields(checkpoint.model_info):
-        if field.name not in ("hf_config", "chat_template"):
-            print(f"{field.name:<16}{getattr(checkpoint.model_info, field.name)}")
-    for key, value in sorted(checkpoint.model_info.hf_config.items()):
-        print(f"  {key:<28}{value}")
-    print_footprint(checkpoint, config)
-    if show.tensors:
-        for name in sorted(checkpoint.names()):
-            header = checkpoint.header(name)
-            print(f"{name:<56}{header.dtype:<10}{' x '.join(str(n) for n in header.shape)}")
+    info = checkpoint.model_info
+    facts: dict[str, Any] = {
+        "model": config.model.model or "SmolLM2-135M-Instruct (built in)",
+        "architecture": info.architecture,
+        "source": info.source,
+        "file_bytes": file_bytes(Path(info.source)),
+        "weight_formats": weight_formats(checkpoint),
+        "quantization": info.quantization,
+        "context_length": info.max_position,
+        "vocab_size": info.vocab_size,
+        "bos_token_id": info.bos_token_id,
+        "eos_token_ids": list(info.eos_token_ids),
+        "chat_template": info.chat_template is not None,
+        "sampling": default_sampling_params(config, info),
+    }
+    facts |= footprint_of(checkpoint, config)
+    facts["config"] = info.hf_config
+    if tensors:
+        facts["tensors"] = [
+            {"name": n, "dtype": h.dtype, "shape": list(h.shape)}
+            for n in sorted(checkpoint.names(), key=in_order)
+            for h in [checkpoint.header(n)]
+        ]
+    return facts
 
 
-def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
+def in_order(name: str) -> list[Any]:
+    """Sorting key of a tensor's name: layer 9 before layer 29."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def file_bytes(source: Path) -> int:
+    """Size of the checkpoint's files on disk."""
+    files = source.iterdir() if source.is_dir() else [source]
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def weight_formats(checkpoint: Checkpoint) -> dict[str, int]:
+    """Values per stored format of the tensors, the most first."""
+    counts: Counter[str] = Counter()
+    for name in checkpoint.names():
+        header = checkpoint.header(name)
+        counts[header.dtype] += math.prod(header.shape)
+    return dict(counts.most_common())
+
+
+def footprint_of(checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any]:
     """Parameters, memory and operations of the model; reads no weights."""
     from galley.kernels.backend import kv_layout
     from galley.kv.capacity import most_held
@@ -74,31 +117,122 @@ def print_footprint(checkpoint: Checkpoint, config: EngineConfig) -> None:
     footprint = measure(checkpoint.model_info)
     dense = dense_format(config.model.dtype, checkpoint.model_info.dtype)
     numbers = kv_format(config.cache, dense, checkpoint.model_info, footprint.kv_layers)
-    block_size = config.cache.block_size
-    print(f"{'parameters':<16}{footprint.parameters:,}")
-    if footprint.idle_weights:
-        print(f"  {'of one token':<38}{footprint.active_parameters:,}")
-    print(f"{'weights':<16}{weight_bytes(checkpoint, dense):,} bytes in memory")
-    print(f"{'KV cache':<16}{footprint.kv_token_bytes(numbers):,} bytes per token")
     interval = config.cache.state_interval
-    layout = kv_layout(footprint.kv_layers, numbers, block_size, interval)
-    if states := footprint.state_bytes():
+    layout = kv_layout(footprint.kv_layers, numbers, config.cache.block_size, interval)
+    length = sequence_length(checkpoint, config)
+    blocks = most_held(make_policies(layout.groups, max_chunk=1), length)
+    facts: dict[str, Any] = {
+        "parameters": footprint.parameters,
+        "active_parameters": footprint.active_parameters,
+        "weights_bytes": weight_bytes(checkpoint, dense),
+        "kv_bytes_per_token": footprint.kv_token_bytes(numbers),
+        "kv_bytes_per_sequence": blocks * layout.block_bytes,
+        "sequence_length": length,
+        "state_bytes_per_sequence": footprint.state_bytes(),
+        "state_interval": interval,
+        "block_size": config.cache.block_size,
+        "flops_per_token": footprint.flops(0),
+        "flops_per_token_of_context": footprint.flops(1) - footprint.flops(0),
+    }
+    facts["kv_groups"] = [
+        {
+            "kind": group.kind,
+            "window": group.window or None,
+            "layers": group.num_layers,
+            "block_bytes": group.block_bytes,
+            "blocks": group.width,
+        }
+        for group in layout.groups
+    ]
+    return facts
+
+
+def sequence_length(checkpoint: Checkpoint, config: EngineConfig) -> int:
+    """Tokens of the longest sequence: the model's, or --max-model-len."""
+    longest = checkpoint.model_info.max_position
+    given = config.model.max_model_len
+    return longest if given in (None, -1) else min(given or longest, longest)
+
+
+def sizes_of(checkpoint: Checkpoint, config: EngineConfig) -> tuple[int, int, int]:
+    """Bytes of the weights, of a token's KV cache, and of that of the longest sequence."""
+    facts = footprint_of(checkpoint, config)
+    states = facts["state_bytes_per_sequence"]
+    return (
+        facts["weights_bytes"],
+        facts["kv_bytes_per_token"],
+        facts["kv_bytes_per_sequence"] + states,
+    )
+
+
+def print_checkpoint(show: InspectFlags, engine: dict[str, Any]) -> None:
+    """Print what the checkpoint declares, as text or JSON."""
+    from galley.loader import open_checkpoint, resolve_source
+
+    config = from_kwargs(engine, "offline")
+    checkpoint = open_checkpoint(resolve_source(config.model, config.load))
+    facts = describe(checkpoint, config, show.tensors)
+    if show.json:
+        print(json.dumps(facts, indent=2, default=str))
+        return
+    print_summary(facts)
+    print_footprint(facts)
+    print("config")
+    for key, value in sorted(facts["config"].items()):
+        print(f"  {key:<28}{value}")
+    for tensor in facts.get("tensors", ()):
+        shape = " x ".join(map(str, tensor["shape"]))
+        print(f"{tensor['name']:<56}{tensor['dtype']:<10}{shape}")
+
+
+def print_summary(facts: dict[str, Any]) -> None:
+    """What one wants to know first."""
+    total = sum(facts["weight_formats"].values())
+    mix = ", ".join(f"{k} {v / max(total, 1):.0%}" for k, v in facts["weight_formats"].items())
+    ends = ", ".join(map(str, facts["eos_token_ids"]))
+    defaults = ", ".join(f"{k} {v}" for k, v in facts["sampling"].items())
+    for name, value in (
+        ("model", facts["model"]),
+        ("architecture", facts["architecture"]),
+        ("file", f"{facts['source']}, {facts['file_bytes']:,} bytes"),
+        ("formats", mix + (f" ({facts['quantization']})" if facts["quantization"] else "")),
+        ("context", f"{facts['context_length']:,} tokens"),
+        (
+            "vocabulary",
+            f"{facts['vocab_size']:,} tokens; begin {facts['bos_token_id']}, end {ends}",
+        ),
+        ("chat template", "yes" if facts["chat_template"] else "no"),
+        ("sampling", defaults or "no defaults of its own"),
+    ):
+        print(f"{name:<16}{value}")
+
+
+def print_footprint(facts: dict[str, Any]) -> None:
+    print(f"{'parameters':<16}{facts['parameters']:,}")
+    if facts["active_parameters"] != facts["parameters"]:
+        print(f"  {'of one token':<38}{facts['active_parameters']:,}")
+    print(f"{'weights':<16}{facts['weights_bytes']:,} bytes in memory")
+    print(f"{'KV cache':<16}{facts['kv_bytes_per_token']:,} bytes per token")
+    if states := facts["state_bytes_per_sequence"]:
+        interval = facts["state_interval"]
         kept = f", kept every {interval} tokens" if interval else ""
         print(f"{'states':<16}{states:,} bytes per sequence{kept}")
-    length = checkpoint.model_info.max_position
-    blocks = most_held(make_policies(layout.groups, max_chunk=1), length)
-    print(f"  {f'sequence of {length:,} tokens':<38}{blocks * layout.block_bytes:,} bytes")
-    for i, group in enumerate(layout.groups):
-        kind = f"{group.kind} of {group.window:,} tokens" if group.window else group.kind
-        plural = "" if group.num_layers == 1 else "s"
-        size = f"{group.block_bytes:,} bytes per block of {block_size} tokens"
+    sequence = f"sequence of {facts['sequence_length']:,} tokens"
+    print(f"  {sequence:<38}{facts['kv_bytes_per_sequence']:,} bytes")
+    for i, group in enumerate(facts["kv_groups"]):
+        window = group["window"]
+        kind = f"{group['kind']} of {window:,} tokens" if window else group["kind"]
+        plural = "" if group["layers"] == 1 else "s"
+        size = f"{group['block_bytes']:,} bytes per block of {facts['block_size']} tokens"
         of = "layer"
-        if group.kind == "state":
-            count = "1 block" if group.width == 1 else f"{group.width} blocks"
-            of, size = "cache", f"{count} of {group.block_bytes:,} bytes per state"
-        print(f"  {f'group {i}: {kind}':<38}{group.num_layers} {of}{plural}, {size}")
-    each = footprint.flops(1) - footprint.flops(0)
-    print(f"{'operations':<16}{footprint.flops(0):,} per token + {each:,} per token of context")
+        if group["kind"] == "state":
+            count = "1 block" if group["blocks"] == 1 else f"{group['blocks']} blocks"
+            of, size = "cache", f"{count} of {group['block_bytes']:,} bytes per state"
+        print(f"  {f'group {i}: {kind}':<38}{group['layers']} {of}{plural}, {size}")
+    each = facts["flops_per_token_of_context"]
+    print(
+        f"{'operations':<16}{facts['flops_per_token']:,} per token + {each:,} per token of context"
+    )
 
 
 def print_loaded(show: InspectFlags, engine: dict[str, Any]) -> None:
@@ -106,9 +240,46 @@ def print_loaded(show: InspectFlags, engine: dict[str, Any]) -> None:
     from galley.engine.assembly import assemble
 
     core = assemble(from_kwargs({"max_num_seqs": 8, **engine}, "offline")).core
-    if show.program:
-        print(core.executor.rpc("describe")[0])
-    if show.memory:
-        for name, value in core.executor.rpc("memory")[0].items():
-            print(f"{name:<28}{value:>16,}" if isinstance(value, int) else f"{name:<28}{value}")
+    program = core.executor.rpc("describe")[0] if show.program else None
+    memory = core.executor.rpc("memory")[0] if show.memory else None
     core.shutdown()
+    if show.json:
+        lines = None if program is None else program.splitlines()
+        facts = {"program": lines, "memory": memory}
+        print(json.dumps({k: v for k, v in facts.items() if v is not None}, indent=2))
+        return
+    if program is not None:
+        print(program if show.unfolded else "\n".join(folded(program.splitlines())))
+    for name, value in (memory or {}).items():
+        print(f"{name:<28}{value:>16,}" if isinstance(value, int) else f"{name:<28}{value}")
+
+
+#: What differs between the lines of equal layers: numbers of the line, of buffers, of the layer.
+_NUMBERS = re.compile(r"^ *\d+|%\d+|layer \d+")
+
+
+def folded(lines: list[str]) -> list[str]:
+    """The lines with runs of equal layers printed once and counted."""
+    shapes = [_NUMBERS.sub("#", line) for line in lines]
+    out: list[str] = []
+    at = 0
+    while at < len(lines):
+        size, times = _repetition(shapes, at)
+        out += lines[at : at + size]
+        if times > 1:
+            out.append(f"     … these {size} lines {times - 1} more times, for the layers after it")
+        at += size * times
+    return out
+
+
+def _repetition(shapes: list[str], at: int) -> tuple[int, int]:
+    """The run of equal parts at `at` that covers the most lines: (lines of a part, parts)."""
+    best = (1, 1)
+    for size in range(2, (len(shapes) - at) // 2 + 1):
+        times = 1
+        part = shapes[at : at + size]
+        while shapes[at + size * times : at + size * (times + 1)] == part:
+            times += 1
+        if times > 1 and size * times > best[0] * best[1]:
+            best = (size, times)
+    return best

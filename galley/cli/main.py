@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run-batch": ("galley.cli.run_batch", "answer a file of requests in OpenAI's batch format"),
     "bench": ("galley.cli.bench.main", "measure servers of any engine, and this one"),
     "collect-env": ("galley.cli.collect_env", "print what a bug report should contain"),
+    "doctor": ("galley.cli.doctor", "check this machine: cores, memory, kernels, disk, limits"),
     "models": ("galley.cli.models", "list the model families that run, or search them"),
     "cache": ("galley.cli.cache", "list or remove packed weights on disk"),
     "quantize": ("galley.cli.quantize", "write a quantised checkpoint of a 16-bit one"),
@@ -24,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "galley.cli.inspect",
         "show what a checkpoint declares, or the program that a step runs",
     ),
+    "completion": ("galley.cli.completion", "print a completion script for bash, zsh or fish"),
 }
 
 

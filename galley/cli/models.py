@@ -5,8 +5,8 @@ from __future__ import annotations
 from galley.cli.parser import CommandParser
 
 
-def main(argv: list[str]) -> int:
-    parser = CommandParser(
+def parser() -> CommandParser:
+    return CommandParser(
         "models",
         "List the model families, all or those that a word occurs in: title, kind of layers, "
         "architecture, and a checkpoint that has it.",
@@ -14,7 +14,10 @@ def main(argv: list[str]) -> int:
         positionals=(("SEARCH", "part of a title, an architecture or a checkpoint's name"),),
         examples=("galley models", "galley models gemma", "galley models mixture"),
     )
-    words = parser.parse(argv).positionals
+
+
+def main(argv: list[str]) -> int:
+    words = parser().parse(argv).positionals
     from galley.models.catalogue import catalogue
 
     rows = list(catalogue(" ".join(words)))

@@ -31,8 +31,8 @@ class QuantizeFlags:
     """Format of the weights: int8 and fp8 with a scale per output, int4 with one per 32 values."""
 
 
-def main(argv: list[str]) -> int:
-    parser = CommandParser(
+def parser() -> CommandParser:
+    return CommandParser(
         "quantize",
         "Write a compressed-tensors checkpoint of a 16-bit one. Scales are chosen by squared "
         "error; embeddings, head and routers stay as they are.",
@@ -40,8 +40,12 @@ def main(argv: list[str]) -> int:
         positionals=(("MODEL", "directory or hub name"), ("OUT", "a folder that does not exist")),
         examples=("galley quantize org/name --to int4 name-int4",),
     )
-    parsed = parser.parse(argv)
-    flags = make(QuantizeFlags, parser.split(parsed.values))
+
+
+def main(argv: list[str]) -> int:
+    reader = parser()
+    parsed = reader.parse(argv)
+    flags = make(QuantizeFlags, reader.split(parsed.values))
     if len(parsed.positionals) != 2 or flags.to is None:
         raise ConfigError("galley quantize needs MODEL, --to FORMAT and OUT; see --help")
     model, out = parsed.positionals[0], Path(parsed.positionals[1])

@@ -183,11 +183,17 @@ def test_commands_change_the_conversation(
 
 def test_several_lines_are_one_message(served: Served, state: dict[str, str]) -> None:
     with chatting(served, state, "--no-history") as terminal:
-        terminal.type('"""a = 1\nb = 2\n"""\n')
+        terminal.type('"""a = 1\n')
+        terminal.read("\n. ")
+        terminal.type("b = 2\n")
+        terminal.read("\n. ")
+        terminal.type('"""\n')
         terminal.read(REPLY)
         assert "a = 1\nb = 2" in prompts(served)[0]
         terminal.read("\n> ")
-        terminal.type("one \\\ntwo\n")
+        terminal.type("one \\\n")
+        terminal.read("\n. ")
+        terminal.type("two\n")
         terminal.read(REPLY)
         assert "one \ntwo" in prompts(served)[0]
         terminal.read("\n> ")

@@ -1,7 +1,9 @@
 """`galley inspect` on the built-in model."""
 
 import json
+import re
 
+from galley.cli.inspect import folded
 from galley.cli.main import main
 
 
@@ -15,10 +17,47 @@ def test_model_info_and_tensors(capsys):
 
 def test_program_and_memory(capsys):
     flags = ["--max-model-len", "256", "--kv-cache-memory-bytes", "64M"]
-    assert main(["inspect", "--program", "--memory", *flags]) == 0
+    assert main(["inspect", "--program", "--unfolded", "--memory", *flags]) == 0
     out = capsys.readouterr().out
     assert out.count("rope_kv") == out.count("attention ") == 30
     assert "kv_cache" in out
+    whole = out.splitlines()
+    assert main(["inspect", "--program", "--memory", "--json", *flags]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["memory"]["kv_cache"] > 0
+    assert [line.split()[1] for line in facts["program"][:-1]] == [
+        line.split()[1] for line in whole[: len(facts["program"]) - 1]
+    ]
+    # Equal layers are shown once: what is shown and what is counted are all lines.
+    short = folded(facts["program"])
+    (counted,) = [line for line in short if line.startswith("     … these")]
+    size, times = (int(n) for n in re.findall(r"\d+", counted))
+    assert times == 29
+    assert len(short) - 1 + size * times == len(facts["program"])
+
+
+def test_what_is_no_layer_is_not_folded():
+    assert folded(["a", "b", "c"]) == ["a", "b", "c"]
+    assert folded([]) == []
+    lines = ["0 x %0", "1 y %1", "2 x %2", "3 y %3", "4 z"]
+    assert folded(lines)[2:] == [
+        "     … these 2 lines 1 more times, for the layers after it",
+        "4 z",
+    ]
+
+
+def test_json_holds_what_the_text_shows(capsys):
+    assert main(["inspect", "--json", "--tensors"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["architecture"] == "LlamaForCausalLM"
+    assert facts["parameters"] == 134_515_008
+    assert facts["sampling"] == {"temperature": 0.2, "top_p": 0.9}
+    assert set(facts["weight_formats"]) == {"Q4_1", "Q8_0", "float32"}
+    assert facts["kv_groups"][0]["layers"] == 30
+    names = [tensor["name"] for tensor in facts["tensors"]]
+    layers = [int(name.split(".")[2]) for name in names if ".layers." in name]
+    assert layers == sorted(layers)
+    assert len(names) == len(set(names)) == 272
 
 
 def test_a_missing_file_is_one_line(capsys):
