@@ -52,13 +52,14 @@ def save_bf16(checkpoint: Checkpoint, folder: Path) -> Path:
 
 
 def save_adapters(checkpoint: Checkpoint, rank: int, folder: Path) -> list[LoRARequest]:
-    """Adapters of all linear layers."""
+    """Adapters of all linear layers but the head."""
     source = ShapeSource()
     model_spec(checkpoint.model_info).build(source, Stage(1))
     requests = []
+    sites = [site for site in source.sites.all if site.site.copy < 0]  # no embedding, no head
     for i in range(NUM_ADAPTERS):
         rng, tensors = np.random.default_rng(i), {}
-        for site in source.sites.all:
+        for site in sites:
             for part in site.parts:
                 for letter, shape in (("A", (rank, part.shape[1])), ("B", (part.shape[0], rank))):
                     values = torch.from_numpy(rng.normal(0, 0.01, shape)).bfloat16()

@@ -24,6 +24,20 @@ AdapterRows* adapter_rows(const Args& a) {
   return a.plan<AdapterRows>({rows.base, a.column<int32_t>("adapter")});
 }
 
+std::vector<AdapterPart> adapter_parts(const Args& a, int64_t inputs, int64_t out_stride) {
+  const AdapterPart* first = a.ptr<AdapterPart>("parts");
+  std::vector<AdapterPart> parts(first, first + a.size("count"));
+  for (const AdapterPart& part : parts) {
+    const int64_t last = part.panels() - 1;
+    const int64_t end = part.column + last * part.step + part.outputs - last * kAdapterPanel;
+    if (part.input < 0 || part.input >= inputs || part.outputs <= 0 || part.column < 0 ||
+        part.step < kAdapterPanel || end > out_stride) {
+      throw std::invalid_argument("a part lies outside of out");
+    }
+  }
+  return parts;
+}
+
 void AdapterRows::make(const Step& step, int) {
   struct Share {
     int32_t place, first, last;
@@ -161,26 +175,12 @@ class AdapterShrink final : public AdapterOp {
   decltype(&generic::adapter_shrink) kernel_ = GALLEY_PICK(adapter_shrink);
 };
 
-struct AdapterPart {
-  int32_t input, outputs, column, step;
-};
-
 class AdapterExpand final : public AdapterOp {
  public:
   explicit AdapterExpand(const Args& a)
       : AdapterOp(a), x_(a.ptr<float>("x")), out_(a.ptr<float>("out")),
         out_stride_(a.size("out_stride")), first_output_(a.i("first_output")),
-        parts_(a.ptr<AdapterPart>("parts"), a.ptr<AdapterPart>("parts") + a.size("count")) {
-    for (const AdapterPart& part : parts_) {
-      const int64_t panels = blocks(part.outputs, kAdapterPanel);
-      const int64_t end = part.column + (panels - 1) * part.step + part.outputs -
-                          (panels - 1) * kAdapterPanel;
-      if (part.input < 0 || part.input >= inputs_ || part.outputs <= 0 || part.column < 0 ||
-          part.step < kAdapterPanel || end > out_stride_) {
-        throw std::invalid_argument("a part lies outside of out");
-      }
-    }
-  }
+        parts_(adapter_parts(a, inputs_, out_stride_)) {}
 
   void run(const Step&, int64_t begin, int64_t end, int) override {
     const float* s[AdapterRows::kMostRows];

@@ -5,12 +5,14 @@
 // the model's matrices A ("inputs": I of them) and B ("outputs"):
 //
 //   | addresses of A, I | their ranks, I | scales, I (float in the low half) | addresses of B |
+//   | addresses of whole matrices, of those that may have one; 0 = none |
 //
 // An adapter that leaves a layer as it is has rank 0 there. A is [rank][k]; B is stored in panels of
 // 16 outputs, [ceil(n / 16)][rank][16]. Numbers are bf16 or f32, those of one table alike.
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #include "program.h"
@@ -40,6 +42,16 @@ class AdapterTable {
   }
   const uint8_t* output(int32_t place, int64_t i) const {
     return address(data_[place * width_ + 3 * inputs_ + i]);
+  }
+  // The whole matrix of a column of the table; null = the adapter has none.
+  const uint8_t* copy(int32_t place, int64_t column) const {
+    return address(data_[place * width_ + column]);
+  }
+  // Throws std::invalid_argument for a column that is not one of a whole matrix.
+  void check_column(int64_t column) const {
+    if (column < 3 * inputs_ || column >= width_) {
+      throw std::invalid_argument("copy lies outside of the table");
+    }
   }
 
  private:
@@ -84,6 +96,15 @@ class AdapterRows final : public Plan {
 
 // Throws std::invalid_argument for a dimension that adapters know no sequence of.
 AdapterRows* adapter_rows(const Args& a);
+
+// Outputs of a layer that one B adds to.
+struct AdapterPart {
+  int32_t input, outputs, column, step;
+  int64_t panels() const { return (outputs + kAdapterPanel - 1) / kAdapterPanel; }
+};
+
+// The argument `parts`. Throws std::invalid_argument for one outside of a row of out.
+std::vector<AdapterPart> adapter_parts(const Args& a, int64_t inputs, int64_t out_stride);
 
 struct ShrinkJob {
   const uint8_t* a;  // [ranks][k]

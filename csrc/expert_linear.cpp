@@ -2,8 +2,8 @@
 // x (rows by place, of x_kind), chosen, gate_up (experts.h: the weights of all gates, then of all
 // ups; or of each expert's gate and up, interleaved), bias? (f32, of all outputs), out (rows by
 // place). Ints: n (columns of out), k, experts, top_k, x_kind, out_kind (f32, bf16, q8, q16),
-// interleaved? (1 = in runs of 16 outputs), activation (0 SiLU, 1 GELU, 2 clamped SwiGLU). Floats:
-// alpha?, limit?.
+// interleaved? (1 = in runs of 16 outputs), activation (0 SiLU, 1 GELU, 2 clamped SwiGLU; 3 none: out
+// is f32 and has the 2 n columns of gate and up in the order of the weights). Floats: alpha?, limit?.
 // Tile: 32 columns of out, for up to 240 places of one expert.
 //
 // Op `expert_down`: out[t] = the sum over the token's experts, in ascending order, of weight * (x @
@@ -39,14 +39,14 @@ int64_t scratch_floats(const std::vector<LinearJob>& jobs) {
   return round_up(bytes, 64) / 4;
 }
 
-enum class Activation : int { silu = 0, gelu = 1, clamped_swiglu = 2 };
+enum class Activation : int { silu = 0, gelu = 1, clamped_swiglu = 2, none = 3 };
 
 class ExpertUp final : public Op {
  public:
   explicit ExpertUp(const Args& a)
       : x_(a.ptr<uint8_t>("x")), out_(a.ptr<uint8_t>("out")), n_(a.size("n")),
         experts_(a.size("experts")), out_kind_(a.kind("out_kind")),
-        order_(a.choice("interleaved", 2, GateUp::halves)), activation_(a.choice("activation", 3, Activation::silu)),
+        order_(a.choice("interleaved", 2, GateUp::halves)), activation_(a.choice("activation", 4, Activation::silu)),
         alpha_(static_cast<float>(a.f("alpha", 0.0))), limit_(static_cast<float>(a.f("limit", 0.0))),
         runs_(expert_runs(a, "chosen")) {
     const bool apart = order_ == GateUp::halves;
@@ -55,6 +55,9 @@ class ExpertUp final : public Op {
     jobs_ = expert_jobs(a, "gate_up", apart ? 2 * experts_ : experts_, apart ? n_ : 2 * n_, k, x_kind);
     if (!apart && n_ % 16 != 0) throw std::invalid_argument("interleaved gate and up need n % 16 = 0");
     if (out_kind_ == Kind::q8_row) throw std::invalid_argument("expert_up: out_kind q8_row");
+    if (activation_ == Activation::none && out_kind_ != Kind::f32) {
+      throw std::invalid_argument("expert_up: without activation out_kind must be f32");
+    }
     x_bytes_ = activation_bytes(x_kind, k);
     out_bytes_ = activation_bytes(out_kind_, n_);
     across_ = (n_ + kPanel - 1) / kPanel;
@@ -99,9 +102,22 @@ class ExpertUp final : public Op {
       const LinearJob& up = jobs_[experts_ + piece.expert];
       kernel_(job_for(up, x, tile, y + width, kStride), tile, 1, 0, rows, scratch);
     }
-    for (int64_t r = 0; r < rows; r++) {
+    for (int64_t r = 0; r < rows && activation_ == Activation::none; r++) {
+      keep(y + r * kStride, first, width, reinterpret_cast<float*>(out_) + (piece.begin + r) * 2 * n_);
+    }
+    for (int64_t r = 0; r < rows && activation_ != Activation::none; r++) {
       activate(y + r * kStride, width, activated);
       store_columns_(activated, first, width, n_, out_kind_, out_ + (piece.begin + r) * out_bytes_);
+    }
+  }
+
+  // Stores gate and up as they are in a row of out.
+  void keep(const float* gate_up, int64_t first, int64_t width, float* out) const {
+    if (order_ == GateUp::interleaved16) {
+      std::memcpy(out + 2 * first, gate_up, 8 * width);
+    } else {
+      std::memcpy(out + first, gate_up, 4 * width);
+      std::memcpy(out + n_ + first, gate_up + width, 4 * width);
     }
   }
 
@@ -110,6 +126,7 @@ class ExpertUp final : public Op {
       case Activation::silu: return silu_(gate_up, n, order_, nullptr, Kind::f32, out);
       case Activation::gelu: return gelu_(gate_up, n, order_, nullptr, Kind::f32, out);
       case Activation::clamped_swiglu: return clamped_(gate_up, n, order_, alpha_, limit_, out);
+      case Activation::none: return;
     }
   }
 

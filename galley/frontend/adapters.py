@@ -45,7 +45,9 @@ class AdapterLoader:
 
     def read(self, path: Path) -> PackedAdapter:
         """The adapter, packed. It may take a second. Raises ModelError."""
-        most = self._sites.shape.num_bytes(self._limits.max_rank, 4)
+        shape = self._sites.shape
+        # A file may also have the base model's own embedding and head.
+        most = shape.num_bytes(self._limits.max_rank, 4) + 2 * sum(shape.copy_sizes(4))
         with self._reading:
             modules = read_adapter(path, self._model_info, most)
             limits = self._limits

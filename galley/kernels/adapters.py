@@ -1,8 +1,10 @@
 """Low-rank adapters (LoRA) as the kernels read them: y += scale * B (A x).
 
-    site            a linear layer of the model, to which adapters may add
+    site            a linear layer of the model, to which adapters may add; an embedding, whose A
+                    is stored by token [K, rank]; or all experts of a layer, one after the other
     inputs          its matrices A [rank, K]: one for each tensor of the checkpoint
     parts           its matrices B [N, rank]: one for each run of the layer's outputs
+    copy            the whole matrix [N, K] of an adapter, in place of the layer's own
 
 The matrices of all sites are numbered through, in the order of the model. An adapter that leaves a
 tensor as it is has rank 0 there.
@@ -52,8 +54,12 @@ class AdapterSite(msgspec.Struct, frozen=True):
     Attributes:
         k: its inputs.
         first_input, first_output: numbers of its first A and B.
-        inputs: how many A it has.
+        inputs: how many A it has, or each of its experts.
+        parts: of it, or of each of its experts.
         logits: its rows are logit rows, not tokens.
+        experts: how many there are; 1 = it is no layer of experts.
+        copy: number of the matrix that an adapter may have in place of its own; -1 = none.
+        lookup: it is an embedding: K is the vocabulary.
     """
 
     k: int
@@ -62,6 +68,14 @@ class AdapterSite(msgspec.Struct, frozen=True):
     inputs: int
     parts: tuple[AdapterPart, ...]
     logits: bool = False
+    experts: int = 1
+    copy: int = -1
+    lookup: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Of a layer that is one part, or of its parts together."""
+        return sum(part.outputs for part in self.parts)
 
 
 class AdapterShape(msgspec.Struct, frozen=True):
@@ -71,19 +85,31 @@ class AdapterShape(msgspec.Struct, frozen=True):
         k: [I] inputs of each A.
         n: [O] outputs of each B.
         input_of: [O] the A of each B.
+        copies: [C] rows and columns of each whole matrix, and whether its rows are stored one
+            after the other (an embedding's); otherwise it is stored as a B is.
     """
 
     k: tuple[int, ...]
     n: tuple[int, ...]
     input_of: tuple[int, ...]
+    copies: tuple[tuple[int, int, bool], ...] = ()
 
     @staticmethod
     def of(sites: Sequence[AdapterSite]) -> AdapterShape:
-        k = [site.k for site in sites for _ in range(site.inputs)]
-        parts = [(site, part) for site in sites for part in site.parts]
+        k = [site.k for site in sites for _ in range(site.inputs * site.experts)]
+        parts = [
+            (site.first_input + expert * site.inputs + part.input, part)
+            for site in sites
+            for expert in range(site.experts)
+            for part in site.parts
+        ]
         n = [part.outputs for _, part in parts]
-        input_of = [site.first_input + part.input for site, part in parts]
-        return AdapterShape(tuple(k), tuple(n), tuple(input_of))
+        copies = [
+            (site.k, site.columns, True) if site.lookup else (site.columns, site.k, False)
+            for site in sites
+            if site.copy >= 0
+        ]
+        return AdapterShape(tuple(k), tuple(n), tuple(i for i, _ in parts), tuple(copies))
 
     def sizes(self, ranks: Sequence[int], itemsize: int) -> tuple[list[int], list[int]]:
         """Bytes of each A and of each B, as they are stored."""
@@ -95,9 +121,16 @@ class AdapterShape(msgspec.Struct, frozen=True):
         return a, b
 
     def num_bytes(self, rank: int, itemsize: int) -> int:
-        """Most bytes of an adapter whose ranks are at most `rank`."""
+        """Most bytes of an adapter whose ranks are at most `rank`, without whole matrices."""
         a, b = self.sizes([rank] * len(self.k), itemsize)
         return sum(_aligned(size) for size in (*a, *b))
+
+    def copy_sizes(self, itemsize: int) -> list[int]:
+        """Bytes of each whole matrix, as it is stored."""
+        return [
+            (n if by_row else math.ceil(n / PANEL) * PANEL) * k * itemsize
+            for n, k, by_row in self.copies
+        ]
 
 
 class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
@@ -106,7 +139,8 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         ranks: [I] of each A; 0 = none.
         scales: [I] float32.
-        a, b: [I], [O] offsets in `data`.
+        copied: [C] 1 = it has the whole matrix, 0 = not.
+        a, b, copies: [I], [O], [C] offsets in `data`.
         bf16: numbers are bf16; otherwise float32.
         data: bytes; its address is a multiple of 64.
     """
@@ -114,61 +148,95 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
     shape: AdapterShape
     ranks: NDArray[np.int64]
     scales: NDArray[np.float32]
+    copied: NDArray[np.int64]
     a: NDArray[np.int64]
     b: NDArray[np.int64]
+    copies: NDArray[np.int64]
     bf16: bool
     data: NDArray[np.uint8]
 
     @staticmethod
     def empty(
-        shape: AdapterShape, ranks: Sequence[int], scales: Sequence[float], bf16: bool
+        shape: AdapterShape,
+        ranks: Sequence[int],
+        scales: Sequence[float],
+        bf16: bool,
+        copied: Sequence[bool] = (),
     ) -> PackedAdapter:
-        """An adapter of zeros."""
-        starts = _starts(shape, ranks, bf16)
-        data = np.zeros(int(starts[-1]) + ALIGNMENT, np.uint8)
-        data = data[-data.ctypes.data % ALIGNMENT :][: int(starts[-1])]
-        n = len(shape.k)
-        numbers = np.array(ranks, np.int64), np.array(scales, np.float32)
-        return PackedAdapter(shape, *numbers, starts[:n], starts[n:-1], bf16, data)
+        """An adapter of zeros. `copied`: the whole matrices that it has; () = none."""
+        copied = copied or [False] * len(shape.copies)
+        numbers = (
+            np.array(ranks, np.int64),
+            np.array(scales, np.float32),
+            np.array(copied, np.int64),
+        )
+        size = int(_starts(shape, ranks, bf16, copied)[-1])
+        data = np.zeros(size + ALIGNMENT, np.uint8)
+        data = data[-data.ctypes.data % ALIGNMENT :][:size]
+        adapter = PackedAdapter.over(shape, *numbers, bf16, data)
+        assert adapter is not None
+        return adapter
 
     @staticmethod
     def over(
         shape: AdapterShape,
         ranks: NDArray[np.int64],
         scales: NDArray[np.float32],
+        copied: NDArray[np.int64],
         bf16: bool,
         data: NDArray[np.uint8],
     ) -> PackedAdapter | None:
         """An adapter whose numbers exist; None if `data` has not the size that the ranks need."""
         if (ranks < 0).any() or (ranks > 2**16).any():
             return None
-        starts = _starts(shape, ranks.tolist(), bf16)
+        starts = _starts(shape, ranks.tolist(), bf16, copied.tolist())
         if len(data) != int(starts[-1]):
             return None
-        n = len(shape.k)
-        return PackedAdapter(shape, ranks, scales, starts[:n], starts[n:-1], bf16, data)
+        n, m = len(shape.k), len(shape.k) + len(shape.n)
+        places = starts[:n], starts[n:m], starts[m:-1]
+        return PackedAdapter(shape, ranks, scales, copied, *places, bf16, data)
 
     def matrix_a(self, i: int) -> NDArray[np.generic]:
         """[rank, K] of an A; writable if `data` is."""
         return self._view(int(self.a[i]), (int(self.ranks[i]), self.shape.k[i]))
 
+    def lookup_a(self, i: int) -> NDArray[np.generic]:
+        """[K, rank] of an embedding's A; writable if `data` is."""
+        return self._view(int(self.a[i]), (self.shape.k[i], int(self.ranks[i])))
+
     def matrix_b(self, i: int) -> NDArray[np.float32]:
         """[N, rank] of a B."""
-        panels = self.panels(i).astype(np.float32)
-        rank = panels.shape[1]
-        return panels.transpose(0, 2, 1).reshape(-1, rank)[: self.shape.n[i]]
+        return _from_panels(self.panels(i))[: self.shape.n[i]]
 
     def set_b(self, i: int, values: NDArray[np.generic]) -> None:
         """Store a B [N, rank]."""
-        panels = self.panels(i)
-        padded = np.zeros((len(panels) * PANEL, panels.shape[1]), panels.dtype)
-        padded[: len(values)] = values
-        panels[:] = padded.reshape(len(panels), PANEL, -1).transpose(0, 2, 1)
+        _to_panels(values, self.panels(i))
 
     def panels(self, i: int) -> NDArray[np.generic]:
         """[panels, rank, PANEL] of a B."""
         rank = int(self.ranks[self.shape.input_of[i]])
         return self._view(int(self.b[i]), (math.ceil(self.shape.n[i] / PANEL), rank, PANEL))
+
+    def copy(self, i: int) -> NDArray[np.float32] | None:
+        """[N, K] of a whole matrix; None = the adapter has none."""
+        if not self.copied[i]:
+            return None
+        n, k, by_row = self.shape.copies[i]
+        if by_row:
+            return self._view(int(self.copies[i]), (n, k)).astype(np.float32)
+        return _from_panels(self._copy_panels(i))[:n]
+
+    def set_copy(self, i: int, values: NDArray[np.generic]) -> None:
+        """Store a whole matrix [N, K]."""
+        n, k, by_row = self.shape.copies[i]
+        if by_row:
+            self._view(int(self.copies[i]), (n, k))[:] = values
+        else:
+            _to_panels(values, self._copy_panels(i))
+
+    def _copy_panels(self, i: int) -> NDArray[np.generic]:
+        n, k, _ = self.shape.copies[i]
+        return self._view(int(self.copies[i]), (math.ceil(n / PANEL), k, PANEL))
 
     def _view(self, start: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
         dtype = np.dtype(ml_dtypes.bfloat16) if self.bf16 else np.dtype(np.float32)
@@ -186,14 +254,16 @@ class AdapterTable:
         bf16: format of their numbers.
 
     Attributes:
-        table: [places, 3 I + O] int64, see csrc/adapters.h.
+        table: [places, 3 I + O + C] int64, see csrc/adapters.h.
         adapters: by place.
     """
 
     def __init__(self, shape: AdapterShape, places: int, max_rank: int, bf16: bool) -> None:
         self.shape, self.max_rank, self.bf16 = shape, max_rank, bf16
         self.num_inputs = len(shape.k)
-        self.table = np.zeros((places, 3 * self.num_inputs + len(shape.n)), np.int64)
+        #: Column of the first whole matrix.
+        self.first_copy = 3 * self.num_inputs + len(shape.n)
+        self.table = np.zeros((places, self.first_copy + len(shape.copies)), np.int64)
         self.adapters: list[PackedAdapter | None] = [None] * places
 
     def set(self, place: int, adapter: PackedAdapter | None) -> None:
@@ -209,13 +279,32 @@ class AdapterTable:
         row[:n] = adapter.a + address
         row[n : 2 * n] = adapter.ranks
         row[2 * n : 3 * n] = adapter.scales.view(np.int32)
-        row[3 * n :] = adapter.b + address
+        row[3 * n : self.first_copy] = adapter.b + address
+        row[self.first_copy :] = (adapter.copies + address) * adapter.copied
 
 
-def _starts(shape: AdapterShape, ranks: Sequence[int], bf16: bool) -> NDArray[np.int64]:
-    """[I + O + 1] where each A and each B begins, and where the last one ends."""
-    sizes = [_aligned(size) for group in shape.sizes(ranks, 2 if bf16 else 4) for size in group]
-    return np.cumsum([0, *sizes]).astype(np.int64)
+def _starts(
+    shape: AdapterShape, ranks: Sequence[int], bf16: bool, copied: Sequence[bool]
+) -> NDArray[np.int64]:
+    """[I + O + C + 1] where each matrix begins, and where the last one ends."""
+    itemsize = 2 if bf16 else 4
+    a, b = shape.sizes(ranks, itemsize)
+    whole = [
+        size if has else 0 for size, has in zip(shape.copy_sizes(itemsize), copied, strict=True)
+    ]
+    return np.cumsum([0, *map(_aligned, (*a, *b, *whole))]).astype(np.int64)
+
+
+def _to_panels(values: NDArray[np.generic], panels: NDArray[np.generic]) -> None:
+    """Store a matrix [N, K] as [panels, K, PANEL]."""
+    padded = np.zeros((len(panels) * PANEL, panels.shape[1]), panels.dtype)
+    padded[: len(values)] = values
+    panels[:] = padded.reshape(len(panels), PANEL, -1).transpose(0, 2, 1)
+
+
+def _from_panels(panels: NDArray[np.generic]) -> NDArray[np.float32]:
+    """[panels * PANEL, K] of [panels, K, PANEL]."""
+    return panels.astype(np.float32).transpose(0, 2, 1).reshape(-1, panels.shape[1])
 
 
 def _aligned(size: int) -> int:

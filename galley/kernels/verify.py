@@ -61,7 +61,7 @@ def _check_rows(i: int, node: Node) -> None:
     for name, value in (*node.reads.items(), *node.updates.items(), *node.writes.items()):
         dimension = value.buffer.rows
         if name in rows:
-            if dimension != rows[name]:
+            if rows[name] is not None and dimension != rows[name]:
                 raise _error(i, node, f"{name} has rows of {dimension}, not {rows[name]}")
         elif common is None:
             common = dimension

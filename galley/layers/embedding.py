@@ -5,6 +5,7 @@ Every rank of a parallel group has the whole of both.
 
 from __future__ import annotations
 
+from galley.kernels.adapters import AdapterSite
 from galley.kernels.ops import Constant, Ops, Value, Weight
 from galley.layers.questions import Matrix, Part
 from galley.layers.weights import WeightSource
@@ -13,23 +14,26 @@ from galley.layers.weights import WeightSource
 class Embedding:
     """token_ids [T] → [T, hidden]."""
 
-    def __init__(self, weight: Weight) -> None:
-        self.weight = weight
+    def __init__(self, weight: Weight, site: AdapterSite) -> None:
+        self.weight, self.site = weight, site
 
     @staticmethod
     def load(source: WeightSource, part: Part, further: tuple[Part, ...] = ()) -> Embedding:
         """Rows of `further` follow those of `part`."""
-        return Embedding(*source.matrix(Matrix((part, *further))))
+        (weight,) = source.matrix(Matrix((part, *further)))
+        return Embedding(weight, source.sites.add_embedding(part))
 
     def __call__(self, ops: Ops, token_ids: Value) -> Value:
-        return ops.embedding(self.weight, token_ids)
+        y = ops.embedding(self.weight, token_ids)
+        return ops.adapt_embedding(token_ids, y, self.site) if ops.adapted else y
 
 
 class LMHead:
     """x [L, hidden] → logits [L, vocab]."""
 
-    def __init__(self, weight: Weight, bias: Constant | None = None) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(self, weight: Weight, site: AdapterSite, bias: Constant | None = None) -> None:
+        self.weight, self.site, self.bias = weight, site, bias
 
     def __call__(self, ops: Ops, x: Value) -> Value:
-        return ops.linear(x, [self.weight], self.bias)
+        y = ops.linear(x, [self.weight], self.bias)
+        return ops.adapt_head(x, y, self.site, self.weight) if ops.adapted else y

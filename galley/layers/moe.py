@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from galley.kernels.adapters import AdapterSite
 from galley.kernels.ops import Ops, Value
 from galley.kernels.ops.experts import Activation, ExpertWeights
 from galley.kernels.ops.gated_activation import GATE_UP_RUN
@@ -13,6 +14,7 @@ from galley.kernels.ops.route import Routing
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.sites import Sites
 
 
 class SharedExpert(Protocol):
@@ -74,6 +76,7 @@ class MoE:
             for bias in (spec.router_bias, spec.choice_bias)
         )
         self.experts = _experts(spec, context)
+        self._sites = _sites(spec, source.sites, self.experts)
         self.shared = None if spec.shared is None else spec.shared.build(context)
         self.shared_gate = (
             None if spec.shared_gate is None else Linear(source, Matrix((spec.shared_gate,)))
@@ -82,13 +85,31 @@ class MoE:
     def __call__(self, ops: Ops, x: Value) -> Value:
         logits = ops.linear(x, self.router, self._router_bias)
         chosen = ops.route(logits, self._routing, self._choice_bias)
-        y = ops.all_reduce(ops.experts(x, chosen, self.experts))
+        if ops.adapted and self._sites is not None:
+            y = ops.adapted_experts(x, chosen, self.experts, *self._sites)
+        else:
+            y = ops.experts(x, chosen, self.experts)
+        y = ops.all_reduce(y)
         if self.shared is None:
             return y
         shared = self.shared(ops, x)
         if self.shared_gate is not None:
             shared = ops.gate_rows(shared, self.shared_gate(ops, x))
         return ops.add(y, shared)
+
+
+def _sites(
+    spec: MoESpec, sites: Sites, experts: ExpertWeights
+) -> tuple[AdapterSite, AdapterSite] | None:
+    """Gate and up, and down; None where adapters cannot add to these experts."""
+    named = all("{}" in part.name for part in (spec.gate, spec.up, spec.down))
+    if spec.activation == Activation.clamped_swiglu or not named:
+        return None
+    run = GATE_UP_RUN if experts.up is None else 0
+    ranks = spec.down.num_inputs // experts.intermediate
+    count = spec.routing.experts
+    both = sites.add(Matrix((spec.gate, spec.up), "outputs", run, count), run, ranks)
+    return both, sites.add(Matrix((spec.down,), "inputs", experts=count), 0)
 
 
 def _experts(spec: MoESpec, context: BuildContext) -> ExpertWeights:

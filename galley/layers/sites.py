@@ -1,20 +1,22 @@
-"""The linear layers of a model that adapters may add to, numbered as they are built."""
+"""The layers of a model that adapters may add to, numbered as they are built."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
 from galley.kernels.adapters import PANEL, AdapterPart, AdapterShape, AdapterSite
-from galley.layers.questions import Matrix, Part
+from galley.layers.questions import Matrix, Part, parts_of
 
 
 class SiteTensors(msgspec.Struct, frozen=True):
     """A site, and the tensors of the checkpoint that it consists of.
 
     Attributes:
-        names: of its tensors, without ".weight": one for each A.
-        parts: one for each B.
+        names: of its tensors, without ".weight": one for each A, of all experts.
+        parts: one for each B, of all experts.
     """
 
     site: AdapterSite
@@ -31,18 +33,17 @@ class Sites:
 
     def __init__(self) -> None:
         self.all: list[SiteTensors] = []
-        self._inputs = self._outputs = 0
+        self._inputs = self._outputs = self._copies = 0
 
-    def add(self, matrix: Matrix, run: int, ranks: int = 1, logits: bool = False) -> AdapterSite:
-        """Number a layer.
+    def add(self, matrix: Matrix, run: int, ranks: int = 1) -> AdapterSite:
+        """Number a linear layer, or all experts of one.
 
         Args:
             run: its parts are interleaved, so many outputs at a time; 0 = one after the other.
             ranks: that share its outputs.
-            logits: its rows are logit rows.
         """
         sizes = [part.num_rows // ranks for part in matrix.parts]
-        names = tuple(dict.fromkeys(part.name for part in matrix.parts))
+        names = list(dict.fromkeys(part.name for part in matrix.parts))
         # Panels of interleaved parts come in turn; no other run is used.
         assert run in (0, PANEL)
         starts = [i * run for i in range(len(sizes))] if run else [0, *np.cumsum(sizes).tolist()]
@@ -52,11 +53,43 @@ class Sites:
             for part, size, start in zip(matrix.parts, sizes, starts, strict=False)
         )
         site = AdapterSite(
-            matrix.num_inputs, self._inputs, self._outputs, len(names), parts, logits
+            matrix.num_inputs,
+            self._inputs,
+            self._outputs,
+            len(names),
+            parts,
+            experts=max(1, matrix.experts),
         )
+        return self._take(site, [part for parts in parts_of(matrix) for part in parts])
+
+    def add_head(self, part: Part, trained: bool = True) -> AdapterSite:
+        """Number the layer that scores the vocabulary.
+
+        Args:
+            trained: an adapter may have a whole one of its own.
+        """
+        parts = (AdapterPart(0, part.num_rows, 0),)
+        copy = self._copies if trained else -1
+        site = AdapterSite(
+            part.num_inputs, self._inputs, self._outputs, 1, parts, logits=True, copy=copy
+        )
+        return self._take(site, [part])
+
+    def add_embedding(self, part: Part) -> AdapterSite:
+        """Number the embedding of tokens."""
+        parts = (AdapterPart(0, part.num_inputs, 0),)
+        site = AdapterSite(
+            part.num_rows, self._inputs, self._outputs, 1, parts, copy=self._copies, lookup=True
+        )
+        return self._take(site, [part])
+
+    def _take(self, site: AdapterSite, parts: Sequence[Part]) -> AdapterSite:
+        names = tuple(dict.fromkeys(part.name for part in parts))
+        assert len(names) == site.inputs * site.experts
         self._inputs += len(names)
         self._outputs += len(parts)
-        self.all.append(SiteTensors(site, names, matrix.parts))
+        self._copies += site.copy >= 0
+        self.all.append(SiteTensors(site, names, tuple(parts)))
         return site
 
     @property

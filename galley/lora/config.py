@@ -35,6 +35,7 @@ class LoRAConfig(msgspec.Struct, frozen=True):
         rank, alpha: of modules that no pattern names.
         rank_patterns, alpha_patterns: (regular expression of the end of a module's name, value).
         rank_stabilised: the scale is alpha / sqrt(rank) instead of alpha / rank.
+        modules_to_save: last names of modules that are trained as a whole.
     """
 
     rank: int
@@ -42,6 +43,7 @@ class LoRAConfig(msgspec.Struct, frozen=True):
     rank_patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
     alpha_patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
     rank_stabilised: bool = False
+    modules_to_save: frozenset[str] = frozenset()
 
     def rank_of(self, module: str) -> int:
         return int(_matching(self.rank_patterns, module, self.rank))
@@ -85,7 +87,16 @@ def read_config(path: Path) -> LoRAConfig:
         rank_patterns=_patterns(path, values, "rank_pattern", whole=True),
         alpha_patterns=_patterns(path, values, "alpha_pattern"),
         rank_stabilised=fields.flag("use_rslora", False),
+        modules_to_save=_names(path, values, "modules_to_save"),
     )
+
+
+def _names(path: Path, values: dict[str, Any], key: str) -> frozenset[str]:
+    """The last names of the modules that a list names."""
+    given = values.get(key) or []
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise ModelError(f"{path}: {key} is not a list of names")
+    return frozenset(name.rpartition(".")[2] for name in given)
 
 
 def _positive(fields: Fields, key: str) -> float:

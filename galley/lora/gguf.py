@@ -23,6 +23,7 @@ from galley.lora.tensors import AdapterTensors
 
 _TYPE = {"general.type": "adapter", "adapter.type": "lora"}
 _FLOATS = ("float32", "float16", "bfloat16")
+_EMBEDDING = "token_embd.weight"
 _MAX_ALPHA = 2.0**20
 
 
@@ -60,6 +61,8 @@ def read_gguf(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, A
         # llama.cpp takes an alpha of 0 as none.
         scale = alpha / a.shape[0] if alpha else 1.0
         name = hf_name(module, architecture).removesuffix(".weight")
+        if module == _EMBEDDING:
+            raise ModelError(f"{path}: adapters of {name} are not supported in GGUF")
         modules[name] = AdapterTensors(a, b, scale)
     return modules
 

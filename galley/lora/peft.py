@@ -2,6 +2,12 @@
 
 base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    [rank, K]
 base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight    [N, rank]
+base_model.model.model.embed_tokens.lora_embedding_A              [rank, vocabulary]
+base_model.model.model.embed_tokens.lora_embedding_B              [hidden, rank]
+base_model.model.lm_head.weight                                   a module of modules_to_save
+
+PEFT also saves the base model's embedding and head where an adapter adds to them. As in vLLM, these
+are not read.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from galley.errors import ModelError
 from galley.loader.hf_names import model_name
 from galley.loader.safetensors import SafetensorsFile
 from galley.loader.text_part import TEXT_OF, text_name
-from galley.lora.config import read_config
+from galley.lora.config import LoRAConfig, read_config
 from galley.lora.files import read_whole
 from galley.lora.tensors import AdapterTensors
 
@@ -25,11 +31,14 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _PREFIX = "base_model.model."
 _FLOATS = ("float32", "float16", "bfloat16")
-#: Ends of tensors that are something else.
+#: Tensors that are no half of an adapter: a trained copy of a module, the base model's own.
+_COPY, _BASE = "copy", "base"
+#: Last names of embeddings and heads, of which PEFT may save the base model's own.
+_EMBEDDINGS = {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out", "embed_in"}
+#: Parts of names of tensors that are something else.
 _REFUSED = {
     "lora_magnitude_vector": "DoRA is not supported",
-    "lora_embedding_A": "adapters of embeddings are not supported",
-    "lora_embedding_B": "adapters of embeddings are not supported",
+    ".bias": "biases are not supported",
     "token_adapter": "trained tokens are not supported",
 }
 
@@ -50,25 +59,40 @@ def read_peft(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, A
     file = SafetensorsFile(path / WEIGHTS, _read(path, most_bytes))
     halves: dict[str, dict[str, NDArray[np.generic]]] = {}
     for name in file.names():
-        module, letter = _split(path, name)
+        module, kind = _split(path, name, config)
         raw = file.tensor(name)
         if raw.dtype not in _FLOATS or len(raw.shape) != 2:
             raise ModelError(f"{path}: tensor {name:.200} is {raw.dtype} of {list(raw.shape)}")
-        halves.setdefault(module, {})[letter] = raw.data
+        if kind != _BASE:
+            halves.setdefault(module, {})[kind] = raw.data
+        elif raw.shape[0] != model_info.vocab_size:
+            raise ModelError(
+                f"{path}: tensor {name:.200} has {raw.shape[0]} rows, the model a vocabulary of "
+                f"{model_info.vocab_size}: added tokens are not supported"
+            )
     if not halves:
         raise ModelError(f"{path}: {WEIGHTS} has no tensors")
-    modules: dict[str, AdapterTensors] = {}
-    for module, half in halves.items():
-        if len(half) != 2:
-            raise ModelError(f"{path}: {module:.200} has lora_{next(iter(half))} alone")
-        if half["A"].shape[0] != config.rank_of(module) or not half["A"].shape[0]:
-            raise ModelError(
-                f"{path}: {module:.200} has rank {half['A'].shape[0]}, {CONFIG} says "
-                f"{config.rank_of(module)}"
-            )
-        scale = config.scale_of(module)
-        modules[_renamed(module, model_info)] = AdapterTensors(half["A"], half["B"], scale)
-    return modules
+    return {
+        _renamed(module, model_info): _tensors_of(path, module, half, config)
+        for module, half in halves.items()
+    }
+
+
+def _tensors_of(
+    path: Path, module: str, half: dict[str, NDArray[np.generic]], config: LoRAConfig
+) -> AdapterTensors:
+    copy = half.pop(_COPY, None)
+    if copy is not None and not half:
+        none = np.zeros((0, copy.shape[1]), copy.dtype), np.zeros((copy.shape[0], 0), copy.dtype)
+        return AdapterTensors(*none, 1.0, copy)
+    if len(half) != 2:
+        raise ModelError(f"{path}: {module:.200} has lora_{next(iter(half))} alone")
+    rank = half["A"].shape[0]
+    if rank != config.rank_of(module) or not rank:
+        raise ModelError(
+            f"{path}: {module:.200} has rank {rank}, {CONFIG} says {config.rank_of(module)}"
+        )
+    return AdapterTensors(half["A"], half["B"], config.scale_of(module), copy)
 
 
 def _read(path: Path, most_bytes: int) -> bytes:
@@ -80,18 +104,38 @@ def _read(path: Path, most_bytes: int) -> bytes:
     return read_whole(weights, most_bytes)
 
 
-def _split(path: Path, name: str) -> tuple[str, str]:
-    """The module of a tensor, and "A" or "B"."""
-    module, _, kind = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
-    if name.startswith(_PREFIX) and kind in ("lora_A", "lora_B") and name.endswith(".weight"):
-        return module, kind[-1]
+def _split(path: Path, name: str, config: LoRAConfig) -> tuple[str, str]:
+    """The module of a tensor, and what it is: "A" or "B", a trained copy, or the base's own."""
+    if name.startswith(_PREFIX):
+        module, _, kind = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+        if kind in ("lora_A", "lora_B") and name.endswith(".weight"):
+            return module, kind[-1]
+        if kind in ("lora_embedding_A", "lora_embedding_B"):
+            return module, kind[-1]
+        if name.endswith(".base_layer.weight"):
+            return module, _BASE
+        last = kind
+        if name.endswith(".weight") and not _is_refused(name):
+            saved = f"{module}.{last}" if module else last
+            return saved, _COPY if last in config.modules_to_save else _base_of(path, name, last)
     for end, reason in _REFUSED.items():
         if end in name:
             raise ModelError(f"{path}: tensor {name:.200}: {reason}")
-    raise ModelError(
-        f"{path}: tensor {name:.200} is not of a LoRA adapter of linear layers "
-        "(modules_to_save is not supported)"
-    )
+    raise ModelError(f"{path}: tensor {name:.200} is not of a LoRA adapter")
+
+
+def _is_refused(name: str) -> bool:
+    return any(end in name for end in _REFUSED)
+
+
+def _base_of(path: Path, name: str, module: str) -> str:
+    """The base model's embedding or head (save_embedding_layers)."""
+    if module not in _EMBEDDINGS:
+        raise ModelError(
+            f"{path}: tensor {name:.200} is not of a LoRA adapter, and modules_to_save does not "
+            f"name {module:.80}"
+        )
+    return _BASE
 
 
 def _renamed(module: str, model_info: ModelInfo) -> str:

@@ -5,7 +5,8 @@ have the same number, others never do. So all processes agree on it, a request t
 restarted engine finds the weights that it began with, and a block of the KV cache computed with
 them is found again, whenever they are loaded.
 
-    magic | I, O, bf16 (int64) | ranks (int64) [I] | scales (float32) [I] | padding | data
+    magic | I, O, C, bf16 (int64) | ranks (int64) [I] | whole matrices it has (int64) [C]
+    | scales (float32) [I] | padding | data
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from galley.errors import ModelError
 from galley.kernels.adapters import ALIGNMENT, AdapterShape, PackedAdapter
 
-_MAGIC = b"GALLEYA1"
+_MAGIC = b"GALLEYA2"
 
 
 def load_number(adapter: PackedAdapter) -> int:
@@ -69,24 +70,30 @@ class AdapterFolder:
 
 
 def _header(adapter: PackedAdapter) -> bytes:
-    sizes = np.array([len(adapter.shape.k), len(adapter.shape.n), adapter.bf16], np.int64)
-    head = _MAGIC + sizes.tobytes() + adapter.ranks.tobytes() + adapter.scales.tobytes()
+    shape = adapter.shape
+    counts = len(shape.k), len(shape.n), len(shape.copies), adapter.bf16
+    head = _MAGIC + np.array(counts, np.int64).tobytes() + adapter.ranks.tobytes()
+    head += adapter.copied.tobytes() + adapter.scales.tobytes()
     return head + b"\0" * (-len(head) % ALIGNMENT)
 
 
 def _parsed(raw: np.ndarray[tuple[int], np.dtype[np.uint8]], shape: AdapterShape) -> PackedAdapter:
-    num_inputs = len(shape.k)
-    start = len(_MAGIC) + 24
-    end = start + 12 * num_inputs
+    num_inputs, num_copies = len(shape.k), len(shape.copies)
+    start = len(_MAGIC) + 32
+    copied_at = start + 8 * num_inputs
+    scales_at = copied_at + 8 * num_copies
+    end = scales_at + 4 * num_inputs
     data_start = -(-end // ALIGNMENT) * ALIGNMENT
     if len(raw) < data_start or raw[: len(_MAGIC)].tobytes() != _MAGIC:
         raise ModelError("the adapter's file is damaged")
-    inputs, outputs, bf16 = raw[len(_MAGIC) : start].view(np.int64).tolist()
-    if (inputs, outputs) != (num_inputs, len(shape.n)):
+    inputs, outputs, copies, bf16 = raw[len(_MAGIC) : start].view(np.int64).tolist()
+    if (inputs, outputs, copies) != (num_inputs, len(shape.n), num_copies):
         raise ModelError("the adapter is of another model")
-    ranks = raw[start : start + 8 * num_inputs].view(np.int64)
-    scales = raw[start + 8 * num_inputs : end].view(np.float32)
-    adapter = PackedAdapter.over(shape, ranks, scales, bool(bf16), raw[data_start:])
+    ranks = raw[start:copied_at].view(np.int64)
+    copied = raw[copied_at:scales_at].view(np.int64)
+    scales = raw[scales_at:end].view(np.float32)
+    data = raw[data_start:]
+    adapter = PackedAdapter.over(shape, ranks, scales, copied, bool(bf16), data)
     if adapter is None:
         raise ModelError("the adapter's file is damaged")
     return adapter

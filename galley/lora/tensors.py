@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.errors import ModelError
-from galley.kernels.adapters import PackedAdapter
+from galley.kernels.adapters import AdapterSite, PackedAdapter
 from galley.layers.questions import Part
 from galley.layers.sites import Sites, SiteTensors
 
@@ -19,16 +19,19 @@ _MAX_NAMES = 4
 
 
 class AdapterTensors(msgspec.Struct, frozen=True, eq=False):
-    """A and B of one module of the base model, in the checkpoint's order of rows.
+    """What an adapter has of one module of the base model, in the checkpoint's order of rows.
 
     Attributes:
-        a: [rank, K]; b: [N, rank]; of any float type.
+        a: [rank, K]; b: [N, rank]; of any float type. Of an embedding K is the vocabulary.
         scale: factor of B A x.
+        copy: the whole matrix [N, K] in place of the module's own, or [K, N] of an embedding; None
+            = it has none.
     """
 
     a: NDArray[np.generic]
     b: NDArray[np.generic]
     scale: float
+    copy: NDArray[np.generic] | None = None
 
     @property
     def rank(self) -> int:
@@ -50,26 +53,44 @@ def pack_adapter(
     """
     finder = _Finder(name, modules)
     found: dict[int, AdapterTensors] = {}
+    copied: dict[int, NDArray[np.generic]] = {}
     for tensors in sites.all:
         for i, module in enumerate(tensors.names):
             given = finder.take(module)
-            if given is not None:
+            if given is None:
+                continue
+            if given.rank:
                 _check(name, module, given, tensors, max_rank)
                 found[tensors.site.first_input + i] = given
+            if given.copy is not None:
+                _check_copy(name, module, given.copy, tensors)
+                copied[tensors.site.copy] = given.copy
     finder.require_all_used()
     shape = sites.shape
     ranks = [found[i].rank if i in found else 0 for i in range(len(shape.k))]
     scales = [found[i].scale if i in found else 0.0 for i in range(len(shape.k))]
-    packed = PackedAdapter.empty(shape, ranks, scales, bf16)
-    for i, given in found.items():
-        packed.matrix_a(i)[:] = _finite(name, given.a, bf16)
+    has_copy = [i in copied for i in range(len(shape.copies))]
+    packed = PackedAdapter.empty(shape, ranks, scales, bf16, has_copy)
     for tensors in sites.all:
-        for j, (part, of) in enumerate(zip(tensors.parts, tensors.site.parts, strict=True)):
-            given = found.get(tensors.site.first_input + of.input)
+        site = tensors.site
+        for i in range(site.first_input, site.first_input + len(tensors.names)):
+            if i in found:
+                a = _finite(name, found[i].a, bf16)
+                (packed.lookup_a if site.lookup else packed.matrix_a)(i)[:] = (
+                    a.T if site.lookup else a
+                )
+        for j, part in enumerate(tensors.parts, site.first_output):
+            given = found.get(shape.input_of[j])
             if given is not None:
-                rows = given.b[part.take(0, part.num_rows)]
-                packed.set_b(tensors.site.first_output + j, _finite(name, rows, bf16))
+                packed.set_b(j, _finite(name, given.b[_rows(part, site)], bf16))
+    for i, values in copied.items():
+        packed.set_copy(i, _finite(name, values, bf16))
     return packed
+
+
+def _rows(part: Part, site: AdapterSite) -> slice | NDArray[np.intp]:
+    """The rows of B that belong to a part."""
+    return slice(None) if site.lookup else part.take(0, part.num_rows)
 
 
 class _Finder:
@@ -93,8 +114,8 @@ class _Finder:
             shown = ", ".join(f"{name:.120}" for name in unused[:_MAX_NAMES])
             more = f" and {len(unused) - _MAX_NAMES} more" if len(unused) > _MAX_NAMES else ""
             raise ModelError(
-                f"{self._name}: adapters of {shown}{more} are not supported: they are no linear "
-                "layers of this model"
+                f"{self._name}: adapters of {shown}{more} are not supported: they are no "
+                "layers of this model that adapters add to"
             )
 
 
@@ -106,7 +127,9 @@ def _check(
         raise ModelError(f"{name}: adapters of {module} are not supported")
     if given.rank > max_rank:
         raise ModelError(f"{name}: {module} has rank {given.rank}, --max-lora-rank is {max_rank}")
-    wanted = (given.rank, tensors.site.k), (_outputs(parts), given.rank)
+    # Rows of the whole tensor that the parts belong to.
+    outputs = tensors.site.columns if tensors.site.lookup else parts[0].shape[0]
+    wanted = (given.rank, tensors.site.k), (outputs, given.rank)
     for letter, matrix, shape in zip("AB", (given.a, given.b), wanted, strict=True):
         if matrix.shape != shape:
             raise ModelError(
@@ -115,9 +138,15 @@ def _check(
             )
 
 
-def _outputs(parts: list[Part]) -> int:
-    """Rows of the whole tensor that the parts belong to."""
-    return parts[0].shape[0]
+def _check_copy(name: str, module: str, copy: NDArray[np.generic], tensors: SiteTensors) -> None:
+    part = tensors.parts[0]
+    if tensors.site.copy < 0 or part.unit_rows or part.turned or part.plus is not None:
+        raise ModelError(f"{name}: modules_to_save {module} is not supported")
+    if copy.shape != part.shape:
+        raise ModelError(
+            f"{name}: {module} has shape {list(copy.shape)}, the model's is {list(part.shape)}: a "
+            "vocabulary of another size is not supported"
+        )
 
 
 def _finite(name: str, values: NDArray[np.generic], bf16: bool) -> NDArray[np.generic]:

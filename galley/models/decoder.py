@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value, Weight
@@ -233,10 +234,13 @@ def _head(spec: DecoderSpec, source: WeightSource, tied: Weight | None) -> LMHea
     if tied is None:
         assert spec.head is not None
         (tied,) = source.matrix(Matrix((spec.head,)))
+    # PEFT's name of a head that shares the embedding's weight.
+    part = spec.head or replace(spec.embedding, name="lm_head")
+    site = source.sites.add_head(part, trained=spec.head_bias is None)
     bias = None
     if spec.head_bias is not None:
         bias = source.vector(Vector((Part(spec.head_bias, (spec.embedding.num_rows,)),)))
-    return LMHead(tied, bias)
+    return LMHead(tied, site, bias)
 
 
 def _projection(part: Part | None, source: WeightSource, bias: bool = False) -> Norm:

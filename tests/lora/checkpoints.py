@@ -88,7 +88,7 @@ def uniform(rank: int) -> Callable[[str], int]:
 
 
 def random_adapter(
-    shapes: Mapping[str, tuple[int, int]],
+    shapes: Mapping[str, tuple[int, ...]],
     rank_of: Callable[[str], int],
     seed: int,
     size: float = 0.12,

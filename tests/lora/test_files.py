@@ -101,9 +101,10 @@ def test_configs_are_refused_by_name(
 
 
 OTHERS = {
-    "base_model.model.lm_head.weight": "modules_to_save",
+    "base_model.model.lm_head.weight": "added tokens are not supported",
+    "base_model.model.model.norm.weight": "modules_to_save does not name norm",
+    f"base_model.model.{Q}.bias": "biases are not supported",
     f"base_model.model.{Q}.lora_magnitude_vector": "DoRA",
-    "base_model.model.model.embed_tokens.lora_embedding_A": "embeddings",
     "../../etc/passwd": "not of a LoRA adapter",
 }
 

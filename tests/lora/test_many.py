@@ -21,7 +21,8 @@ PROMPT = "The lens bends the light of the sun, and the colours"
 PARAMS = SamplingParams(temperature=0.8, seed=3, max_tokens=12, logprobs=1, ignore_eos=True)
 
 
-def model_shapes(path: Path) -> dict[str, tuple[int, int]]:
+def model_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Of the layers' linear modules."""
     source = ShapeSource()
     info = read_model_info(resolve_source(ModelConfig(str(path)), LoadConfig()))
     model_spec(info).build(source, Stage(1))
@@ -29,7 +30,7 @@ def model_shapes(path: Path) -> dict[str, tuple[int, int]]:
         part.name: part.shape
         for tensors in source.sites.all
         for part in tensors.parts
-        if len(part.shape) == 2
+        if tensors.site.copy < 0  # neither embedding nor head
     }
 
 

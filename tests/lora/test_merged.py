@@ -29,7 +29,7 @@ from tests.lora.checkpoints import (
 
 PARAMS = SamplingParams(temperature=0, max_tokens=10, logprobs=0, detokenize=False, ignore_eos=True)
 PROMPTS: list[Any] = [
-    {"prompt_token_ids": [(7 * i + j) % 200 + 3 for i in range(n)]}
+    {"prompt_token_ids": [(7 * i + j) % 120 + 3 for i in range(n)]}
     for j, n in enumerate((40, 5, 1))
 ]
 

@@ -36,6 +36,9 @@ class Ops:
 
     if TYPE_CHECKING:
         from galley.kernels.ops.adapt import adapt
+        from galley.kernels.ops.adapt_embedding import adapt_embedding
+        from galley.kernels.ops.adapt_head import adapt_head
+        from galley.kernels.ops.adapted_experts import adapted_experts
         from galley.kernels.ops.add import add
         from galley.kernels.ops.attention import attention
         from galley.kernels.ops.causal_conv import causal_conv
@@ -96,6 +99,7 @@ class Ops:
 _FILES = {
     **dict.fromkeys(("expert_rows", "expert_up", "expert_down"), "experts"),
     **dict.fromkeys(("adapter_shrink", "adapter_expand"), "adapt"),
+    **dict.fromkeys(("expert_adapter_shrink", "expert_adapter_expand"), "adapted_experts"),
 }
 
 

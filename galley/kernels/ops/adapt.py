@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from galley.kernels.adapters import AdapterSite, AdapterTable
 from galley.kernels.ops.definition import NativeOp, Op, output, whole
-from galley.kernels.program import Dim, Kind, Node, SiteTable, Symbol
+from galley.kernels.program import Constant, Dim, Kind, Node, SiteTable, Symbol
 from galley.kernels.values import Value, Weight
 from galley.kernels.weights import PackedWeight
 
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceOps
 
-_SHARED = {
+TABLE_INTS = {
     "width": "entries of a row of the table",
     "all_inputs": "matrices A of the model",
     "bf16?": "numbers of adapters: 0 f32, 1 bf16",
+}
+_SHARED = {
+    **TABLE_INTS,
     "first_input": "the layer's first matrix A",
     "inputs": "its matrices A",
     "max_rank": "",
@@ -30,14 +34,23 @@ _SHARED = {
 }
 
 
-def _table_arguments(node: Node) -> tuple[SiteTable, dict[str, int | Dim]]:
+def site_table(node: Node) -> tuple[SiteTable, dict[str, int | Dim]]:
+    """The constant `table`, and the arguments `TABLE_INTS`."""
     table = node.constants["table"]
     assert isinstance(table, SiteTable)
-    adapters, site = table.adapters, table.site
+    adapters = table.adapters
     return table, {
         "width": adapters.table.shape[1],
         "all_inputs": adapters.num_inputs,
         "bf16": int(adapters.bf16),
+    }
+
+
+def _table_arguments(node: Node) -> tuple[SiteTable, dict[str, int | Dim]]:
+    table, arguments = site_table(node)
+    adapters, site = table.adapters, table.site
+    return table, {
+        **arguments,
         "first_input": site.first_input,
         "inputs": site.inputs,
         "max_rank": adapters.max_rank,
@@ -140,17 +153,20 @@ class Adapt(Op):
         rows = recorder.rounded(x, kind) if kind == Kind.bf16 and adapters.bf16 else x
         low = Symbol.new(y.buffer.rows, site.inputs * adapters.max_rank)
         table = {"table": SiteTable(adapters, site)}
-        parts = np.array([(p.input, p.outputs, p.column, p.step) for p in site.parts], np.int32)
         recorder.add(Node("adapter_shrink", {"x": rows}, {"out": low}, constants=table))
-        recorder.add(
-            Node(
-                "adapter_expand",
-                {"x": low},
-                updates={"out": y},
-                constants={**table, "parts": parts},
-            )
-        )
-        return Symbol(y.buffer, y.columns, y.start)
+        return expand(recorder, low, y, table["table"])
+
+
+def expand(recorder: Recorder, low: Symbol, y: Symbol, table: SiteTable) -> Symbol:
+    """Add the node for y += B low."""
+    constants: dict[str, Constant] = {"table": table, "parts": parts_of(table.site)}
+    recorder.add(Node("adapter_expand", {"x": low}, updates={"out": y}, constants=constants))
+    return Symbol(y.buffer, y.columns, y.start)
+
+
+def parts_of(site: AdapterSite) -> NDArray[np.int32]:
+    """[parts, 4] as native code reads them."""
+    return np.array([(p.input, p.outputs, p.column, p.step) for p in site.parts], np.int32)
 
 
 adapt: Adapt = Adapt()

@@ -86,7 +86,8 @@ class NativeOp(msgspec.Struct, frozen=True, eq=False):
         columns: of the step, that the op reads (csrc/columns.h).
         arguments: the arguments that follow from a node's values and constants.
         stores: kinds that `out` can be stored as.
-        rows: dimension that the rows of a value must have; values not named agree in theirs.
+        rows: dimension that the rows of a value must have, None = any; values not named agree in
+            theirs.
         note: stands beside the name in docs/native_ops.md.
     """
 
@@ -97,7 +98,7 @@ class NativeOp(msgspec.Struct, frozen=True, eq=False):
     columns: tuple[str, ...] = ()
     arguments: Callable[[Node], Mapping[str, int | Dim]] = no_arguments
     stores: tuple[Kind, ...] = (Kind.f32,)
-    rows: Mapping[str, Dim] = {}
+    rows: Mapping[str, Dim | None] = {}
     note: str = ""
 
 

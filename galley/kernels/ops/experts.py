@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,8 @@ class ExpertWeights(msgspec.Struct, frozen=True, eq=False):
         return self.down[0].shape[1]
 
 
+#: In place of an activation: gate and up as they are.
+_NONE = 3
 _SHARED_INTS = {"k": "inputs", "experts": "", "top_k": "", "x_kind": ""}
 
 
@@ -80,6 +82,8 @@ def _linear_arguments(node: Node) -> dict[str, int]:
     arguments = {**_row_arguments(node), "n": output(node).columns, "experts": experts.experts}
     if node.op == "expert_down":
         del arguments["out_kind"]
+    elif node.ints["activation"] == _NONE:
+        arguments["n"] //= 2
     return arguments
 
 
@@ -107,10 +111,10 @@ EXPERT_UP = NativeOp(
     },
     ints={
         **_SHARED_INTS,
-        "n": "columns of out",
+        "n": "columns of out, or half of them without activation",
         "out_kind": "",
         "interleaved?": "0 = all gates, then all ups; 1 = an expert's both, in runs of 16",
-        "activation": "0 SiLU, 1 GELU, 2 clamped SwiGLU",
+        "activation": "0 SiLU, 1 GELU, 2 clamped SwiGLU, 3 none: gate and up, f32",
     },
     floats={"alpha?": "of the clamped SwiGLU", "limit?": "of the clamped SwiGLU"},
     arguments=_linear_arguments,
@@ -155,58 +159,77 @@ class Experts(Op):
     ) -> Tensor:
         import torch
 
-        weights, ids = chosen.chunk(2, dim=-1)
         total = torch.zeros(x.shape[0], experts.down[0].shape[0], dtype=x.dtype)
-        for expert in ids.unique().int().tolist():  # ascending
-            token, rank = torch.where(ids == expert)
-            weight = weights[token, rank, None].to(x.dtype)
+        for expert, token, weight in chosen_rows(chosen):
+            weight = weight.to(x.dtype)
             rows = x[token] * weight if experts.weigh_inputs else x[token]
-            y = _expert(expert, rows, experts)
+            y = expert_of(expert, rows, experts)
             total.index_add_(0, token, y if experts.weigh_inputs else y * weight)
         return total
 
     def record(
         self, recorder: Recorder, x: Symbol, chosen: Symbol, experts: ExpertWeights
     ) -> Symbol:
+        nodes = ExpertNodes(recorder, chosen, experts)
+        by_place = nodes.rows(x)
+        return nodes.down(nodes.gate_up(by_place, experts.intermediate, experts.activation))
+
+
+class ExpertNodes:
+    """Records the native ops of a layer of experts."""
+
+    def __init__(self, recorder: Recorder, chosen: Symbol, experts: ExpertWeights) -> None:
         top_k, count = chosen.columns // 2, len(experts.down)
-        gate_up = PackedExperts(_packed(*experts.gate, *(experts.up or ())), count, top_k)
-        down = PackedExperts(_packed(*experts.down), count, top_k)
+        self._recorder, self._chosen, self._experts = recorder, chosen, experts
+        self._gate_up = PackedExperts(_packed(*experts.gate, *(experts.up or ())), count, top_k)
+        self._down = PackedExperts(_packed(*experts.down), count, top_k)
+
+    def rows(self, x: Symbol) -> Symbol:
+        """[places, H] the tokens' rows by place."""
+        recorder, weigh = self._recorder, self._experts.weigh_inputs
+        kind = recorder.kind_for(self._gate_up.weights)
+        rows = x if weigh else recorder.rounded(x, kind)
+        by_place = Symbol.new(Dim(TOKENS.base, self._gate_up.top_k), x.columns, kind)
+        ints = {"experts": self._gate_up.experts, "weigh": int(weigh)}
+        reads = {"x": rows, "chosen": self._chosen}
+        recorder.add(Node("expert_rows", reads, {"out": by_place}, ints=ints))
+        return by_place
+
+    def gate_up(self, by_place: Symbol, columns: int, activation: Activation | None) -> Symbol:
+        """[places, columns] the activated gate; gate and up as they are without an activation."""
+        experts = self._experts
         biases = [_numbers(b) for b in (experts.gate_bias, experts.up_bias) if b is not None]
-
-        kind = recorder.kind_for(gate_up.weights)
-        rows = x if experts.weigh_inputs else recorder.rounded(x, kind)
-        by_place = Symbol.new(Dim(TOKENS.base, top_k), x.columns, kind)
-        ints = {"experts": count, "weigh": int(experts.weigh_inputs)}
-        recorder.add(
-            Node("expert_rows", {"x": rows, "chosen": chosen}, {"out": by_place}, ints=ints)
-        )
-
-        activated = Symbol.new(by_place.buffer.rows, experts.intermediate)
-        constants: dict[str, Constant] = {"gate_up": gate_up}
+        out = Symbol.new(by_place.buffer.rows, columns)
+        constants: dict[str, Constant] = {"gate_up": self._gate_up}
         if biases:
             constants["bias"] = np.concatenate(biases)
-        recorder.add(
+        self._recorder.add(
             Node(
                 "expert_up",
-                {"x": by_place, "chosen": chosen},
-                {"out": activated},
+                {"x": by_place, "chosen": self._chosen},
+                {"out": out},
                 constants=constants,
                 ints={
-                    "activation": int(experts.activation),
+                    "activation": _NONE if activation is None else int(activation),
                     "interleaved": int(experts.up is None),
                 },
                 floats={"alpha": experts.alpha, "limit": experts.limit},
             )
         )
-        activated = recorder.rounded(activated, recorder.kind_for(down.weights))
-        out = Symbol.new(TOKENS, down.shape[1])
-        constants = {"down": down}
+        return out
+
+    def down(self, activated: Symbol) -> Symbol:
+        """[T, H] the weighted sum of each token's experts."""
+        recorder, experts = self._recorder, self._experts
+        rows = recorder.rounded(activated, recorder.kind_for(self._down.weights))
+        out = Symbol.new(TOKENS, self._down.shape[1])
+        constants: dict[str, Constant] = {"down": self._down}
         if experts.down_bias is not None:
             constants["bias"] = _numbers(experts.down_bias)
         recorder.add(
             Node(
                 "expert_down",
-                {"x": activated, "chosen": chosen},
+                {"x": rows, "chosen": self._chosen},
                 {"out": out},
                 constants=constants,
                 ints={"weigh": int(not experts.weigh_inputs)},
@@ -229,24 +252,45 @@ def _numbers(values: Any) -> NDArray[np.float32]:
     return numbers
 
 
-def _expert(expert: int, x: Tensor, experts: ExpertWeights) -> Tensor:
-    """The definition of one expert, on the rows that chose it. Gate and up are apart."""
+def chosen_rows(chosen: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each expert that was chosen, in ascending order, its tokens [n] and their weights [n, 1]."""
+    import torch
+
+    weights, ids = chosen.chunk(2, dim=-1)
+    for expert in ids.unique().int().tolist():  # ascending
+        token, rank = torch.where(ids == expert)
+        yield expert, token, weights[token, rank, None]
+
+
+def expert_of(
+    expert: int,
+    x: Tensor,
+    experts: ExpertWeights,
+    adapt: Callable[[int, Tensor, Tensor], Tensor] = lambda projection, x, y: y,
+) -> Tensor:
+    """The definition of one expert, on the rows that chose it. Gate and up are apart.
+
+    Args:
+        adapt: from a projection (0 gate, 1 up, 2 down), its input and its result to the result.
+    """
     import torch
     from torch.nn.functional import gelu, linear, silu
 
     assert experts.up is not None, "the reference backend interleaves nothing"
 
-    def project(rows: Tensor, weights: Sequence[Weight], biases: Handle | None) -> Tensor:
+    def project(
+        number: int, rows: Tensor, weights: Sequence[Weight], biases: Handle | None
+    ) -> Tensor:
         weight = weights[expert]
         assert isinstance(weight, torch.Tensor)
         y = linear(rows, weight.to(rows.dtype))
-        if biases is None:
-            return y
-        assert isinstance(biases, torch.Tensor)
-        return y + biases.view(len(weights), -1)[expert].to(rows.dtype)
+        if biases is not None:
+            assert isinstance(biases, torch.Tensor)
+            y = y + biases.view(len(weights), -1)[expert].to(rows.dtype)
+        return adapt(number, rows, y)
 
-    gate = project(x, experts.gate, experts.gate_bias)
-    up = project(x, experts.up, experts.up_bias)
+    gate = project(0, x, experts.gate, experts.gate_bias)
+    up = project(1, x, experts.up, experts.up_bias)
     if experts.activation == Activation.clamped_swiglu:
         gate = gate.clamp(max=experts.limit)
         up = up.clamp(min=-experts.limit, max=experts.limit)
@@ -255,4 +299,4 @@ def _expert(expert: int, x: Tensor, experts: ExpertWeights) -> Tensor:
         h = gelu(gate, approximate="tanh") * up
     else:
         h = silu(gate) * up
-    return project(h, experts.down, experts.down_bias)
+    return project(2, h, experts.down, experts.down_bias)

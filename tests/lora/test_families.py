@@ -1,0 +1,158 @@
+"""Adapters of all layers equal the merged model: several families, several weight formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from galley import LLM, LoRARequest
+from galley.config import LoadConfig, ModelConfig
+from galley.loader import RawTensor, open_checkpoint, resolve_source
+from galley.quant import to_float32
+from tests.lora import merging
+from tests.lora.merging import Base
+from tests.lora.test_merged import answers, open_model
+from tests.models.checkpoints import CASES
+from tests.models.encoders import ENCODERS
+from tests.models.families import FAMILIES
+from tests.quant import test_compressed_tensors, test_fp8, test_gptq
+from tests.small_model import small_model
+
+#: Of the registry: fused q, k and v; windows and soft caps; latent attention; mixtures with and
+#: without experts for all tokens; recurrences.
+GENERATING = [
+    "qwen2",
+    "phi3",
+    "gemma2",
+    "falcon",
+    "deepseek-v3",
+    "mixtral",
+    "qwen2-moe",
+    "llama4",
+    "granite-moe",
+    "falcon-h1",
+    "qwen3-next",
+    "mamba",
+]
+
+
+def compare(base: Base, tmp_path: Path, tolerance: float, **flags: Any) -> None:
+    adapter = merging.random_tensors(base, seed=1)
+    request = LoRARequest("a", 1, str(merging.save(tmp_path / "adapter", adapter)))
+    wanted = answers(open_model(merging.save_merged(base, adapter, tmp_path / "merged")))
+    llm = open_model(base.path, enable_lora=True, max_lora_rank=8, **flags)
+    plain = answers(llm)
+    mixed = answers(llm, lora_request=[request, None, request])
+    assert mixed[1] == plain[1]
+    assert plain != wanted
+    for i in (0, 2):
+        ids, logprobs = mixed[i]
+        wanted_ids, wanted_logprobs = wanted[i]
+        same = next((j for j in range(10) if ids[j] != wanted_ids[j]), 10)
+        assert same == 10 or tolerance > 1e-4
+        assert same > 0
+        np.testing.assert_allclose(logprobs[:same], wanted_logprobs[:same], atol=tolerance)
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_families(name: str, tmp_path: Path) -> None:
+    base = merging.save_case(FAMILIES[name], tmp_path / "base")
+    assert len(base.sites) > 3
+    compare(base, tmp_path, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "llama4"])
+def test_native_experts_equal_their_definition(name: str, tmp_path: Path) -> None:
+    base = merging.save_case(FAMILIES[name], tmp_path / "base")
+    path = merging.save(tmp_path / "adapter", merging.random_tensors(base, seed=2))
+    loras = [LoRARequest("a", 1, str(path)), None, None]
+    native, reference = (
+        answers(open_model(base.path, enable_lora=True, backend=backend), lora_request=loras)
+        for backend in ("cpu", "reference")
+    )
+    for (ids, logprobs), (wanted_ids, wanted) in zip(native, reference, strict=True):
+        assert ids == wanted_ids
+        np.testing.assert_allclose(logprobs, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_encoders(name: str, tmp_path: Path) -> None:
+    base = merging.save_case(ENCODERS[name], tmp_path / "base")
+    adapter = merging.random_tensors(base, seed=1)
+    path = merging.save(tmp_path / "adapter", adapter)
+    prompts = [{"prompt_token_ids": merging.tokens(n, 100)} for n in (30, 4)]
+
+    def vectors(path: Path, **options: Any) -> Any:
+        options_of = {"enable_lora": True} if options else {}
+        llm = LLM(str(path), dtype="float32", skip_tokenizer_init=True, **options_of)
+        outputs = llm.embed(prompts, use_tqdm=False, **options)
+        return [output.outputs.embedding for output in outputs]
+
+    wanted = vectors(merging.save_merged(base, adapter, tmp_path / "merged"))
+    loras = [LoRARequest("a", 1, str(path)), None]
+    first, second = vectors(base.path, lora_request=loras)
+    np.testing.assert_allclose(first, wanted[0], atol=1e-5)
+    assert np.abs(np.subtract(second, wanted[1])).max() > 1e-3
+
+
+MakeLayer = Callable[[str, np.ndarray], tuple[list[RawTensor], np.ndarray]]
+
+
+def gptq(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+    layer = test_gptq.random_layer(
+        name, *values.shape, test_gptq.CONFIG, np.random.default_rng(len(name))
+    )
+    return layer, test_gptq.expected(layer, test_gptq.CONFIG)
+
+
+def fp8(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+    block = test_fp8.CONFIG["weight_block_size"]
+    return test_fp8.make_layer(name, values.shape, block, np.random.default_rng(len(name)))
+
+
+def w8a8(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+    codes, scale = test_compressed_tensors.quantise(values)
+    layer = [
+        RawTensor(f"{name}.weight", codes.shape, "int8", codes),
+        RawTensor(f"{name}.weight_scale", scale.shape, "float32", scale.astype(np.float32)),
+    ]
+    return layer, codes * scale.astype(np.float32)
+
+
+#: Format → its configuration, its layers, and how far rounded inputs may be from exact ones.
+PACKED: dict[str, tuple[dict[str, Any], MakeLayer, float]] = {
+    "gptq": (test_gptq.CONFIG, gptq, 1e-3),
+    "fp8": (test_fp8.CONFIG, fp8, 1e-3),
+    "w8a8": (test_compressed_tensors.CONFIG, w8a8, 0.15),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_bases(name: str, tmp_path: Path) -> None:
+    config, make_layer, tolerance = PACKED[name]
+    base = merging.save_case(CASES["llama-rope-default"], tmp_path / "base")
+    stored: dict[str, np.ndarray] = {}
+    for key, values in load_file(base.path / "model.safetensors").items():
+        if key.endswith("_proj.weight"):
+            layer, base.tensors[key] = make_layer(key.removesuffix(".weight"), values)
+            stored |= {tensor.name: tensor.data for tensor in layer}
+        else:
+            stored[key] = values
+    save_file(stored, base.path / "model.safetensors")
+    quantised = {**base.config, "quantization_config": config}
+    (base.path / "config.json").write_text(json.dumps(quantised))
+    compare(base, tmp_path, tolerance)
+
+
+def test_a_gguf_base(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(resolve_source(ModelConfig(str(small_model())), LoadConfig()))
+    tensors = {name: to_float32(checkpoint.tensor(name)) for name in checkpoint.names()}
+    config = {**checkpoint.model_info.hf_config, "architectures": ["LlamaForCausalLM"]}
+    base = Base(small_model(), tensors, json.loads(json.dumps(config, default=str)))
+    compare(base, tmp_path, 0.05, max_model_len=128)
