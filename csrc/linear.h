@@ -224,7 +224,6 @@ struct WeightLayout {
   bool accepts(Kind x) const {
     if (!quantised()) return x == (format == Format::f32 ? Kind::f32 : Kind::bf16);
     if (x == Kind::q8_row) return per_output();
-    if (x == Kind::bf16) return in_spans();
     return x == Kind::f32 || (in_groups(x) && table != CodeTable::floats);
   }
 };
@@ -264,16 +263,13 @@ static inline bool is_gated(Epilogue e) { return e != Epilogue::none; }
 
 constexpr int64_t kPiecePanels = 4;  // that go through a piece of K together
 
-constexpr int64_t kExpandedBlocks = 4;  // that are float32, or pairs of bf16, at a time
+constexpr int64_t kExpandedBlocks = 4;  // that are float32 at a time
 
 // Bytes of scratch memory that a tile needs (64-byte aligned).
 static inline int64_t linear_scratch_bytes(const WeightLayout& w, Kind x) {
   if (w.quantised() && in_groups(x)) {
     if (!w.plain_blocks()) return w.repacked_bytes();
     return w.format == Format::i8 ? 0 : w.blocks() * kGroup * kPanel;
-  }
-  if (w.quantised() && x == Kind::bf16) {  // pairs of bf16 in two terms; two sums of each row
-    return kExpandedBlocks * kGroup * kPanel * 4 + 2 * kChunkRows * kPanel * 4;
   }
   const int64_t sums = kPiecePanels * kChunkRows * kPanel * 4;
   return w.quantised() ? sums + kExpandedBlocks * kGroup * kPanel * 4 : sums;

@@ -764,7 +764,7 @@ void expanded_panels(const LinearJob& job, int64_t panel, int64_t count, const R
 
 void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                  int64_t row_end, uint8_t* scratch) {
-  if (job.weight.quantised() && job.x_kind == Kind::bf16) {
+  if (job.weight.in_spans() && job.x_kind == Kind::f32) {
     alignas(64) float pair[kChunkRows * kPanel];
     const RowBlocks blocks(row_begin, row_end, kSpanRows);
     return span_panels(job, panel, count, blocks, scratch,

@@ -152,7 +152,17 @@ GALLEY_INLINE Float look_up(const float* table, const Int& codes) {
   GALLEY_EACH_PART r.part[i] = _mm256_i32gather_ps(table, (__m256i)codes.part[i], 4);
   return r;
 }
-GALLEY_INLINE Float look_up16(const float* table, const Int& codes) { return look_up(table, codes); }
+GALLEY_INLINE Float look_up16(const float* table, const Int& codes) {
+  const __m256 first = _mm256_loadu_ps(table), second = _mm256_loadu_ps(table + 8);
+  Float r;
+  GALLEY_EACH_PART {
+    const __m256i code = (__m256i)codes.part[i];
+    const __m256 low = _mm256_permutevar8x32_ps(first, code);
+    const __m256 high = _mm256_permutevar8x32_ps(second, code);
+    r.part[i] = _mm256_blendv_ps(low, high, (__m256)_mm256_slli_epi32(code, 28));
+  }
+  return r;
+}
 GALLEY_INLINE Float float8(const float* table, const Int& codes) { return look_up(table, codes); }
 #else
 GALLEY_INLINE Int load_u8(const uint8_t* p) {

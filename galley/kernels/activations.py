@@ -9,20 +9,18 @@ from galley.kernels.program import Kind
 from galley.kernels.weights import WeightFormat
 
 
-def activation_kind(
-    weight: WeightFormat, quantized: QuantizedActivations, floats: Kind = Kind.f32
-) -> Kind:
+def activation_kind(weight: WeightFormat, quantized: QuantizedActivations) -> Kind:
     """Number format of the activations that are multiplied with a weight of this format.
 
     Dense weights take activations of their own format. Tables of floating-point levels take
-    `floats` where a kernel has them, else float32. Weights whose format prescribes int8 with one
+    float32. Weights whose format prescribes int8 with one
     scale per token get that. All other codes are multiplied with integers of 8 or 16 bits with a
     scale per 32. With "auto" these are 16 bits, whose rounding error is far below that of 16-bit
     floats, except where the format leaves the choice ("group") and the weights' own error is larger
     than that of 8 bits: up to four bits without offsets.
     """
     if weight.table == "floats":
-        return floats if weight.in_spans else Kind.f32
+        return Kind.f32
     if weight.name in ("f32", "bf16"):
         return Kind.f32 if weight.name == "f32" else Kind.bf16
     if weight.activations == "token":

@@ -118,7 +118,7 @@ class Recorder:
         return common_kind([self._kind(f) for f in formats])
 
     def _kind(self, weight: WeightFormat) -> Kind:
-        return activation_kind(weight, self._quantized, self.query_kind)
+        return activation_kind(weight, self._quantized)
 
     def _permuted(self, x: Symbol, order: NDArray[np.int32]) -> Symbol:
         """x with its columns in another order, made once however many nodes read it."""

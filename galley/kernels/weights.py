@@ -95,16 +95,6 @@ class WeightFormat(msgspec.Struct, frozen=True):
     def is_dense(self) -> bool:
         return self.name in ("f32", "bf16")
 
-    @property
-    def in_spans(self) -> bool:
-        """Floating-point levels that a kernel multiplies with rows of bf16 (csrc/linear.h)."""
-        return (
-            self.table == "floats"
-            and self.name in ("i4", "i8")
-            and self.group != 16
-            and self.offset == "zero"
-        )
-
     def arguments(self) -> dict[str, int]:
         """The weight arguments of a native op (docs/native_ops.md)."""
         return {

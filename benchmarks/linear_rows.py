@@ -1,0 +1,99 @@
+"""`linear` by weight format and number of rows: µs and GB/s of weights.
+
+    python -m benchmarks.linear_rows [--rows 1,2,4,8,64] [--size 2048] [FORMAT ...]
+
+One thread and CPU time; weights are read in turn from several copies that no cache holds together.
+Formats are measured in turn within each round, so that a busy machine slows all of them; the least
+and the median of the rounds are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from benchmarks.formats import NF4
+from galley.kernels.activations import activation_kind
+from galley.kernels.program import Kind
+from galley.kernels.weights import PackedWeight, pack
+from tests.kernels import activation_rows
+from tests.kernels.native_harness import Native, aligned
+from tests.kernels.test_linear import E4M3, Recipe, weight_of
+
+FP4 = np.array([0, 1, 128, 192, 64, 96, 32, 48], np.float32) / 192  # of bitsandbytes
+BF16: Any = ml_dtypes.bfloat16
+FORMATS = {
+    "Q4_0": Recipe(4, 32, 8),
+    "Q4_1": Recipe(4, 32, min=True),
+    "Q8_0": Recipe(8, 32, 128),
+    "W4A16": Recipe(4, 128, 8, BF16, activations="as_is"),
+    "AWQ": Recipe(4, 128, "each", activations="as_is"),
+    "NF4": Recipe(4, 64, scale=np.float32, table=NF4, activations="as_is"),
+    "FP4": Recipe(4, 64, scale=np.float32, table=np.concatenate([FP4, -FP4]), activations="as_is"),
+    "FP8 per output": Recipe(8, 0, scale=np.float32, table=E4M3, activations="as_is"),
+    "FP8 blocks of 128": Recipe(8, 128, scale=np.float32, table=E4M3, activations="as_is"),
+}
+COPIES = 4
+
+
+@dataclass
+class Case:
+    """`native` multiplies `rows` rows with each of COPIES weights of `size` bytes."""
+
+    name: str
+    rows: int
+    size: int
+    native: Native
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        self.native.num_computed[:] = 0
+        start = time.thread_time()
+        self.native.run([self.rows])
+        self.seconds.append((time.thread_time() - start) / COPIES)
+
+
+def case(name: str, weight: PackedWeight, rows: int) -> Case:
+    n, k = weight.shape
+    kind = Kind(activation_kind(weight.format, "auto"))
+    values = np.random.default_rng(rows).standard_normal((rows, k)).astype(np.float32)
+    arrays = {"x": activation_rows.quantized(values, kind), "out": aligned((rows, n), np.float32)}
+    native = Native(max_len=rows)
+    for _ in range(COPIES):
+        data = aligned(weight.data.shape, weight.data.dtype)
+        data[:] = weight.data
+        native.add("linear", {**arrays, "weight": data}, x_kind=kind, **weight.arguments())
+    return Case(name, rows, weight.data.nbytes, native)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("formats", nargs="*", default=list(FORMATS), metavar="FORMAT")
+    parser.add_argument("--rows", default="1,2,4,8,64")
+    parser.add_argument("--size", type=int, default=2048, help="inputs and outputs")
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
+    rng = np.random.default_rng(0)
+    cases = []
+    for name in given.formats:
+        weight = pack(weight_of(FORMATS[name], given.size, given.size, rng), "bf16")
+        cases += [case(name, weight, int(rows)) for rows in given.rows.split(",")]
+    for _ in range(given.rounds):
+        for each in cases:
+            each.run()
+    print(
+        "| format | rows | µs, least | median | GB/s, highest | median |\n|---|---|---|---|---|---|"
+    )
+    for each in cases:
+        least, median = min(each.seconds), float(np.median(each.seconds))
+        speeds = f"{each.size / least / 1e9:.1f} | {each.size / median / 1e9:.1f}"
+        print(f"| {each.name} | {each.rows} | {least * 1e6:.0f} | {median * 1e6:.0f} | {speeds} |")
+
+
+if __name__ == "__main__":
+    main()
