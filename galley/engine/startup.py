@@ -24,7 +24,8 @@ GIB, MIB = 2**30, 2**20
 
 
 class LoadProgress:
-    """Called after every tensor; shows a bar on a terminal, or an occasional line in a log.
+    """Called with each tensor that is read; shows a bar on a terminal, or an occasional line in a
+    log, with the speed and the time that is left.
 
     A context manager: leaving it removes the bar.
     """
@@ -44,7 +45,10 @@ class LoadProgress:
             self._draw(done, total)
         else:
             self._due = now + INTERVAL
-            log.info("Loading weights: %d of %d tensors after %.0f s.", done, total, self.seconds)
+            log.info(
+                "Loading weights: %.1f of %.1f GB after %.0f s, %s.",
+                *(done / 1e9, total / 1e9, self.seconds, _pace(done, total, self.seconds)),
+            )
 
     @property
     def seconds(self) -> float:
@@ -53,14 +57,16 @@ class LoadProgress:
     def _draw(self, done: int, total: int) -> None:
         if self._bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-            columns = ("Loading weights", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            speed = TextColumn("{task.fields[pace]}")
+            columns = ("Loading weights", BarColumn(), DownloadColumn(), speed)
             console = Console(stderr=True)
             self._bar = Progress(*columns, console=console, auto_refresh=False, transient=True)
-            self._bar.add_task("", total=total)
+            self._bar.add_task("", total=total, pace="")
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done, refresh=True)
+        pace = _pace(done, total, self.seconds)
+        self._bar.update(self._bar.task_ids[0], completed=done, pace=pace, refresh=True)
 
     def __enter__(self) -> LoadProgress:
         return self
@@ -68,6 +74,12 @@ class LoadProgress:
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _pace(done: int, total: int, seconds: float) -> str:
+    """Speed, and time that is left at this speed."""
+    speed = done / max(seconds, 1e-9)
+    return f"{speed / 1e9:.2f} GB/s, {(total - done) / max(speed, 1):.0f} s left"
 
 
 def kv_capacity(config: EngineConfig, executor: Executor) -> Capacity:

@@ -6,6 +6,7 @@ checkpoint formats (`galley.quant` makes codes of those) nor models.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -199,21 +200,23 @@ class PackedWeight(msgspec.Struct, frozen=True, eq=False):
 class WeightMemory:
     """Memory for packed weights, of which small ones share blocks: numpy asks the system to back
     large arrays with large pages, without which a stream of small weights (experts) costs a page
-    table walk every 4 KiB."""
+    table walk every 4 KiB. May be used by several threads."""
 
     _BLOCK, _LARGE = 32 << 20, 4 << 20
 
     def __init__(self) -> None:
         self._left = np.empty(0, np.uint8)
+        self._lock = threading.Lock()
 
     def allocate(self, nbytes: int) -> NDArray[np.uint8]:
         """So many bytes, at a multiple of 64."""
         if nbytes >= self._LARGE:
             return _aligned(nbytes)
         size = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-        if len(self._left) < size:
-            self._left = _aligned(self._BLOCK)
-        data, self._left = self._left[:nbytes], self._left[size:]
+        with self._lock:
+            if len(self._left) < size:
+                self._left = _aligned(self._BLOCK)
+            data, self._left = self._left[:nbytes], self._left[size:]
         return data
 
 

@@ -151,6 +151,11 @@ class Matrix(msgspec.Struct, frozen=True):
     def num_inputs(self) -> int:
         return self.parts[0].num_inputs
 
+    @property
+    def num_outputs(self) -> int:
+        """Of each expert, if there are experts."""
+        return sum(part.num_rows for part in self.parts)
+
     def __str__(self) -> str:
         how = f"cut={self.cut} interleave={self.interleave}"
         how += f" experts={self.experts}" if self.experts else ""

@@ -33,17 +33,16 @@ class ShapeSource:
         sites: linear layers that have been built.
     """
 
-    interleave_gate_up = True
-
-    def __init__(self, group: RankGroup | None = None) -> None:
+    def __init__(self, group: RankGroup | None = None, interleave_gate_up: bool = True) -> None:
         self.group: RankGroup = group or SingleRank()
+        self.interleave_gate_up = interleave_gate_up
         self.sites = Sites()
         self.matrices: list[Matrix] = []
         self.vectors: list[Vector] = []
 
     def matrix(self, matrix: Matrix) -> list[Weight]:
         self.matrices.append(matrix)
-        n, k = sum(part.num_rows for part in matrix.parts), matrix.num_inputs
+        n, k = matrix.num_outputs, matrix.num_inputs
         ranks = self.group.size
         if matrix.cut == "outputs":
             n //= ranks

@@ -9,8 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import re
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import groupby
 from typing import Protocol, TypeVar
@@ -51,6 +54,9 @@ NOT_WEIGHTS = re.compile(
     r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attention)\.bias$|\.q_scale$"
     r"|\.[kv]_zero_point$|\.[qkv]_proj\.output_scale$"
 )
+
+#: Bytes for each number of a matrix while it is read: codes, a copy in order of rows, scales.
+_BYTES_UNPACKED = 4
 
 #: How many names an error lists before it says "and n more".
 MAX_NAMES_SHOWN = 8
@@ -136,6 +142,7 @@ class CheckpointWeights:
         self._unused = set(self._names)
         #: Of tensors that are used in parts: the parts.
         self._used_parts: dict[str, set[Part]] = defaultdict(set)
+        self._lock = threading.Lock()
         #: Layers that ask for the same matrix share its weights.
         self._made: dict[Matrix, list[Weight]] = {}
 
@@ -148,6 +155,29 @@ class CheckpointWeights:
         if weights is None:
             weights = self._made[matrix] = self._make(matrix)
         return weights
+
+    def make_ahead(self, matrices: Iterable[Matrix], threads: int, spare: int) -> None:
+        """Make weights that will be asked for, several at a time. Raises ModelError as `matrix`.
+
+        Args:
+            spare: bytes of memory for what is not packed yet; a matrix that needs more is made by
+                itself.
+        """
+        room = _Room(spare)
+
+        def make(matrix: Matrix) -> list[Weight]:
+            with room.taken(_BYTES_UNPACKED * matrix.num_inputs * matrix.num_outputs):
+                return self._make(matrix)
+
+        wanted = [matrix for matrix in dict.fromkeys(matrices) if matrix not in self._made]
+        with ThreadPoolExecutor(threads) as pool:
+            futures = [pool.submit(make, matrix) for matrix in wanted]
+            try:
+                for matrix, future in zip(wanted, futures, strict=True):
+                    self._made[matrix] = future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _make(self, matrix: Matrix) -> list[Weight]:
         # One expert after the other: of what is not packed yet, one is in memory.
@@ -239,7 +269,8 @@ class CheckpointWeights:
         else:
             weight = read(part.name, part.shape, part.transposed)
         if part.rows is not None:
-            self._used_parts[f"{part.name}.weight"].add(part)
+            with self._lock:
+                self._used_parts[f"{part.name}.weight"].add(part)
         first, last = 0, part.rows_taken
         if matrix.cut == "outputs":
             first, last = self._range(part.name, part.rows_taken)
@@ -332,6 +363,27 @@ class CheckpointWeights:
             return share_of(name, size, self.group.rank, self.group.size)
         except ValueError as error:
             raise ModelError(str(error)) from None
+
+
+class _Room:
+    """A number of bytes that threads share: who finds too few waits, unless it would be alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + size <= self._size)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
 
 
 class _Tensors(Mapping[str, RawTensor]):

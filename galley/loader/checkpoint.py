@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import math
+
+import numpy as np
 
 from galley.config import ModelInfo
 from galley.config.registries import LOAD_FORMATS
+from galley.loader.ggml_types import GGML_TYPES
 from galley.loader.source import Source
-from galley.loader.tensor import Checkpoint
+from galley.loader.tensor import Checkpoint, TensorHeader
+
+_BLOCK_TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 
 
 def read_model_info(source: Source) -> ModelInfo:
@@ -34,3 +40,13 @@ def open_checkpoint(source: Source) -> Checkpoint:
     module, name = LOAD_FORMATS[source.format]
     checkpoint: Checkpoint = getattr(importlib.import_module(module), name).open(source)
     return checkpoint
+
+
+def tensor_bytes(header: TensorHeader) -> int:
+    """Bytes that a tensor takes in its file."""
+    count, kind = math.prod(header.shape), _BLOCK_TYPES.get(header.dtype)
+    if kind is not None:
+        return count // kind.block * kind.block_bytes
+    if header.dtype == "float4_e2m1fn":  # two in a byte
+        return count // 2
+    return count * np.dtype(header.dtype).itemsize

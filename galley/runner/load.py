@@ -7,6 +7,7 @@ map them. Knows no family and no format.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import msgspec
 from galley.config import ModelInfo
 from galley.kernels.backend import Backend, Model
 from galley.kernels.ops import RankGroup
+from galley.layers.shapes import ShapeSource
 from galley.layers.sites import Sites
 from galley.layers.weights import CheckpointWeights
-from galley.loader import Checkpoint, RawTensor
+from galley.loader import Checkpoint, RawTensor, tensor_bytes
 from galley.loader.tensor import TensorHeader
 from galley.models.decoder import Stage
 from galley.models.registry import build_model
@@ -27,7 +29,10 @@ from galley.runner.weight_cache import CacheMiss, RecordingWeights, StoredWeight
 
 log = logging.getLogger(__name__)
 
-#: Called with (tensors done, tensors in all) while a model is loaded.
+#: While a model is packed, so much of its checkpoint's size may be in memory beside what is packed:
+#: one part in so many.
+SPARE_PART = 16
+#: Called with (bytes done, bytes in all) of a checkpoint's tensors while a model is loaded.
 Progress = Callable[[int, int], None]
 
 
@@ -47,14 +52,15 @@ class LoadedModel(msgspec.Struct, frozen=True):
 
 
 class _Counting:
-    """A checkpoint that reports how many of its tensors have been read."""
+    """A checkpoint that reports how much of it has been read; several threads may read."""
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
         self.model_info = checkpoint.model_info
         self._checkpoint = checkpoint
         self._progress = progress
-        self._done = 0
-        self._total = len(checkpoint.names())
+        self._left = {name: tensor_bytes(checkpoint.header(name)) for name in checkpoint.names()}
+        self._done, self._total = 0, sum(self._left.values())
+        self._lock = threading.Lock()
 
     def names(self) -> list[str]:
         return self._checkpoint.names()
@@ -63,8 +69,11 @@ class _Counting:
         return self._checkpoint.header(name)
 
     def tensor(self, name: str) -> RawTensor:
-        self._done += 1
-        self._progress(self._done, self._total)
+        with self._lock:
+            size = self._left.pop(name, 0)
+            if size:
+                self._done += size
+                self._progress(self._done, self._total)
         return self._checkpoint.tensor(name)
 
 
@@ -77,14 +86,16 @@ def load_model(
     progress: Progress | None = None,
     group: RankGroup | None = None,
     cache_size: int | None = None,
+    threads: int = 1,
 ) -> LoadedModel:
     """Build the model from its checkpoint; every tensor must be used or ignored by name.
 
     Args:
         cached: file that packed weights are mapped from, or else written to; None = neither.
-        progress: called with (tensors done, tensors in all).
+        progress: called with (bytes done, bytes in all) of the checkpoint's tensors.
         group: the ranks that share the model; default: one.
         cache_size: bytes that all cached files may have; None: half of the disk.
+        threads: that read and pack at the same time.
 
     Raises ModelError naming what is missing, unused, misshapen or unsupported.
     """
@@ -102,6 +113,11 @@ def load_model(
                 miss,
             )
     weights = CheckpointWeights(counted, backend, group)
+    if threads > 1:
+        shapes = ShapeSource(group, backend.interleave_gate_up)
+        build_model(model_info, shapes, stage)
+        size = sum(tensor_bytes(checkpoint.header(name)) for name in checkpoint.names())
+        weights.make_ahead(shapes.matrices, threads, size // SPARE_PART)
     recording = RecordingWeights(weights, backend)
     model = build_model(model_info, recording, stage)
     weights.finish()

@@ -182,6 +182,7 @@ class Runner:
             cached,
             progress,
             cache_size=load.weight_cache_size,
+            threads=self._config.device.num_threads or 1,
         )
 
     def _build(self, loaded: LoadedModel) -> Executable:

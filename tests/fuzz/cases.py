@@ -18,7 +18,7 @@ from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.kernels.backend import kv_layout
 from galley.kv import can_rewind
 from galley.kv.format import KVFormat
-from galley.loader.tensor import RawTensor
+from galley.loader.tensor import RawTensor, TensorHeader
 from galley.models.footprint import kv_layers, tensor_shapes
 from galley.quant.registry import FORMATS
 from galley.request import RepetitionDetectionParams, SamplingParams
@@ -71,6 +71,9 @@ class TinyCheckpoint:
 
     def names(self) -> list[str]:
         return list(self._shapes)
+
+    def header(self, name: str) -> TensorHeader:
+        return TensorHeader(self._shapes[name], "float32")
 
     def tensor(self, name: str) -> RawTensor:
         shape = self._shapes[name]

@@ -18,7 +18,7 @@ from galley.config import ModelInfo
 from galley.loader.common_keys import with_common_keys
 from galley.loader.hf_names import model_name
 from galley.loader.rope import max_position
-from galley.loader.tensor import RawTensor
+from galley.loader.tensor import RawTensor, TensorHeader
 from tests.models.remote import Remote
 
 SIZES = {
@@ -205,6 +205,9 @@ class StateDict:
 
     def names(self) -> list[str]:
         return list(self.arrays)
+
+    def header(self, name: str) -> TensorHeader:
+        return TensorHeader(tuple(self.arrays[name].shape), str(self.arrays[name].dtype))
 
     def tensor(self, name: str) -> RawTensor:
         data = self.arrays[name]

@@ -20,7 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from galley.config import ModelInfo
 from galley.kernels.backend import open_backend
 from galley.layers.weights import CheckpointWeights
-from galley.loader.tensor import RawTensor
+from galley.loader.tensor import RawTensor, TensorHeader
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, Stage
 from galley.models.llama import decoder, layer, read_sizes
@@ -108,6 +108,9 @@ class Arrays:
 
     def names(self) -> list[str]:
         return list(self.arrays)
+
+    def header(self, name: str) -> TensorHeader:
+        return TensorHeader(tuple(self.arrays[name].shape), "float32")
 
     def tensor(self, name: str) -> RawTensor:
         data = self.arrays[name]
