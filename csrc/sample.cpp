@@ -38,6 +38,7 @@ struct SamplingColumns {
   ColumnOf<float> frequency = column<float>("frequency");      // 0 = off; over output tokens
   ColumnOf<float> repetition = column<float>("repetition");    // 1 = off; over prompt and output
   ColumnOf<uint64_t> seed = column<uint64_t>("seed");
+  ColumnOf<int32_t> ahead = column<int32_t>("ahead");  // tokens between a row's and the sampled one
   ColumnOf<int32_t> num_logprobs = column<int32_t>("num_logprobs");  // -1 = none requested
   ColumnOf<uint64_t> mask = column<uint64_t>("mask");  // [L] address of a bit per token, or 0
   ColumnOf<int32_t> bias_indptr = column<int32_t>("bias_indptr");  // [L + 1] logit bias, ragged
@@ -115,7 +116,8 @@ int32_t Sample::sample(const Step& step, int64_t l, RowSampler& sampler) const {
   params.min_p = columns_.min_p.get(slot, 0.0f);
   params.top_k = columns_.top_k.get(slot, 0);
   params.seed = columns_.seed.get(slot, uint64_t{0});
-  params.position = static_cast<uint64_t>(step.positions[step.logit_index[l]]) + 1;
+  params.position = static_cast<uint64_t>(step.positions[step.logit_index[l]]) + 1 +
+                    static_cast<uint64_t>(columns_.ahead.get(slot, 0));
   const float* x = adjusted(step, l, sampler);
   return x ? sampler.sample(x, vocab_, params) : -1;
 }

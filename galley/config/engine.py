@@ -290,7 +290,8 @@ class SpeculativeConfig:
 
     speculative_config: dict[str, object] = field(default_factory=dict)
     """JSON object (or dotted keys) about drafts, which change how fast answers come and nothing
-    else: `method` (ngram, suffix, draft_model, custom_class, none), `num_speculative_tokens`,
+    else: `method` (ngram, suffix, draft_model, medusa, mlp_speculator, eagle, eagle3, mtp,
+    custom_class, none), `model` of a drafter or of heads, `num_speculative_tokens`,
     `draft_length` (adaptive, fixed), keys of the method. Default: no drafts."""
     spec_method: str | None = field(
         default=None,

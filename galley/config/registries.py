@@ -84,5 +84,19 @@ PROPOSERS: dict[str, tuple[str, str]] = {
     "ngram": ("galley.spec.ngram", "make"),
     "suffix": ("galley.spec.suffix", "make"),
     "draft_model": ("galley.runner.draft_model", "make"),
+    "medusa": ("galley.runner.draft_heads", "make"),
+    "mlp_speculator": ("galley.runner.draft_heads", "make"),
+    "eagle": ("galley.runner.draft_heads", "make"),
+    "eagle3": ("galley.runner.draft_heads", "make"),
+    "mtp": ("galley.runner.draft_heads", "make"),
     "custom_class": ("galley.spec.custom", "make"),
+}
+
+#: Method → the function that describes its heads (`models.draft_heads`).
+DRAFT_HEADS: dict[str, tuple[str, str]] = {
+    "medusa": ("galley.models.medusa", "medusa"),
+    "mlp_speculator": ("galley.models.mlp_speculator", "mlp_speculator"),
+    "eagle": ("galley.models.eagle", "eagle"),
+    "eagle3": ("galley.models.eagle", "eagle3"),
+    "mtp": ("galley.models.mtp", "mtp"),
 }

@@ -13,12 +13,15 @@ from galley.validation import locate
 
 _FIELD = "speculative_config"
 #: Other names of a method.
-ALIASES = {"ngram_gpu": "ngram", "[ngram]": "ngram"}
+ALIASES = {
+    "ngram_gpu": "ngram",
+    "deepseek_mtp": "mtp",
+    "glm4_moe_mtp": "mtp",
+    "mimo_mtp": "mtp",
+    "[ngram]": "ngram",
+}
 #: Methods of vLLM 0.32 that need weights which are not read yet.
-_NOT_YET = (
-    *("eagle", "eagle3", "medusa", "mlp_speculator", "dflash", "dspark"),
-    *("extract_hidden_states",),
-)
+_NOT_YET = ("dflash", "dspark", "extract_hidden_states")
 #: Keys of vLLM that have no effect here: value that they may have → all others are refused.
 _ONLY: dict[str, Any] = {
     "draft_tensor_parallel_size": 1,
@@ -43,18 +46,31 @@ DEFAULT_DRAFTS, MOST_DRAFTS = 15, 63
 MOST_MATCH = 64
 _LONGEST_MIN = 16
 
-Method = Literal["ngram", "suffix", "draft_model", "custom_class"]
-#: Methods with a `model`.
-_WITH_MODEL = ("draft_model", "custom_class")
+Method = Literal[
+    "ngram",
+    "suffix",
+    "draft_model",
+    "medusa",
+    "mlp_speculator",
+    "eagle",
+    "eagle3",
+    "mtp",
+    "custom_class",
+    "auto",
+]
+#: Methods that need a `model`, and those that may have one.
+_WITH_MODEL = ("draft_model", "medusa", "mlp_speculator", "eagle", "eagle3", "custom_class", "auto")
+_MAY_HAVE_MODEL = (*_WITH_MODEL, "mtp")
 
 
 class SpeculativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """vLLM's `SpeculativeConfig`, as far as it acts, and `draft_length`.
 
     Attributes:
-        method: a key of `registries.PROPOSERS`.
-        model: of custom_class: module.Class; of draft_model: like --model.
-        revision: of a draft_model of the hub.
+        method: a key of `registries.PROPOSERS`; "auto": what the drafter's name or config says.
+        model: of custom_class: module.Class; of others: like --model. None with mtp: the model
+            itself.
+        revision: of a model of the hub.
         num_speculative_tokens: most drafts of a sequence and step; None = `DEFAULT_DRAFTS`.
         draft_length: "adaptive": as many as make the answers fastest, by measured acceptance and
             cost; "fixed": all that are proposed.
@@ -138,12 +154,14 @@ def speculative_settings(
 def _method(method: Any, model: Any) -> str:
     """The method's own name. Raises ConfigError for one that is unknown or not supported."""
     if method is None:
-        method = ALIASES.get(str(model), "draft_model") if model is not None else "ngram"
+        method = ALIASES.get(str(model), "auto") if model is not None else "ngram"
     method = ALIASES.get(method, method)
+    if method == "auto" and model is not None:
+        return "auto"
     if method == "none" or method in PROPOSERS:
         return str(method)
     known = ", ".join(PROPOSERS)
-    if method in _NOT_YET or str(method).endswith("mtp"):
+    if method in _NOT_YET or str(method).endswith("_mtp"):
         raise _fault(f".method {method!r} is not supported yet; there are {known}")
     raise _fault(f".method must be one of {known}; got {method!r}")
 
@@ -188,10 +206,10 @@ def _check(s: SpeculativeSettings) -> None:
             )
     if s.method in _WITH_MODEL and s.model is None:
         raise _fault(
-            ".model is the module.Class of a proposer with custom_class, and with draft_model a "
-            "directory, .gguf file or hub name"
+            ".model is the module.Class of a proposer with custom_class, a directory or hub name "
+            "of draft heads, and with draft_model a directory, .gguf file or hub name"
         )
-    if s.method not in _WITH_MODEL and (s.model or s.revision):
+    if s.method not in _MAY_HAVE_MODEL and (s.model or s.revision):
         raise _fault(f".model and .revision have no effect: {s.method} has no weights")
 
 

@@ -50,6 +50,7 @@ def build_core(
         mixed_prefill_tokens=scheduling.mixed_prefill_tokens or 0,
         policy=scheduling.scheduling_policy,
         max_adapters=config.lora.max_loras,
+        lookahead=executor.lookahead,
     )
     table = RequestTable(limits.max_num_seqs, limits.max_model_len, executor.groups)
     hasher = BlockHasher.from_environment(cache.prefix_caching_hash_algo, cache.block_size)

@@ -30,12 +30,14 @@ class Executor(Protocol):
         num_blocks: blocks of the pool, the null block among them.
         max_model_len: longest sequence, fitted to the pool where the configuration says -1.
         batch_invariant: a row's tokens do not depend on its batch (design 3.1).
+        lookahead: tokens behind those of a step for which blocks are needed, if there are any.
     """
 
     groups: list[GroupSpec]
     num_blocks: int
     max_model_len: int
     batch_invariant: bool
+    lookahead: int
 
     def submit(self, plan: StepPlan) -> Handle:
         """Start a step. The one before must have been sampled.

@@ -21,6 +21,7 @@ class LocalExecutor:
         self.num_blocks = runner.num_blocks
         self.max_model_len = runner.max_model_len
         self.batch_invariant = runner.batch_invariant
+        self.lookahead = runner.lookahead
 
     def submit(self, plan: StepPlan) -> LocalExecutor:
         self._runner.execute(plan)

@@ -36,6 +36,7 @@ class LoopbackExecutor:
         self.num_blocks = runner.num_blocks
         self.max_model_len = runner.max_model_len
         self.batch_invariant = runner.batch_invariant
+        self.lookahead = runner.lookahead
 
     def submit(self, plan: StepPlan) -> LoopbackExecutor:
         self._worker.submit(decode_plan(encode_plan(plan)))

@@ -96,6 +96,11 @@ class Executable(Protocol):
                 size. A backend may ignore it. None = the backend allocates zeros.
         """
 
+    def share_kv(self, other: Executable) -> None:
+        """Use the cache of another executable of this backend instead of one of its own; the
+        layout that it was allocated with has this model's layers too.
+        """
+
     def copy_blocks(self, src: I32, dst: I32) -> None:
         """Copy whole blocks, all layers of their group, in order."""
 
@@ -113,7 +118,8 @@ class Executable(Protocol):
     @property
     def outputs(self) -> dict[str, NDArray[np.float32]]:
         """Named outputs of the last run, valid until the next: logits [L, V], and those that were
-        asked for when it was built (hidden [T, H]; normed [T, H], after the final norm).
+        asked for when it was built (hidden [T, H]; normed [T, H], after the final norm; layer.I
+        [T, H], the input of layer I).
         """
 
     def run(self, step: StepInputs, sample: bool, adapted: bool = False) -> None:

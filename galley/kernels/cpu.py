@@ -24,6 +24,7 @@ from galley.kernels.adapters import AdapterTable
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena, release_pages
 from galley.kernels.backend import (
     Dense,
+    Executable,
     MemoryAllocator,
     Model,
     StepInputs,
@@ -188,9 +189,9 @@ def table_columns(table: RequestTable) -> dict[str, NDArray[Any]]:
 
 def bind_column(program: _native.Program, name: str, array: NDArray[Any]) -> None:
     """Bind a column with one row a slot, token or logit row."""
-    if not array.flags.c_contiguous:
+    if array.size and array.strides[-1] != array.itemsize:
         raise ValueError(f"column {name} is not contiguous")
-    stride = array.shape[1] if array.ndim > 1 else 1
+    stride = array.strides[0] // array.itemsize if array.ndim > 1 else 1
     program.bind(name, array.dtype.str[1:], array.ctypes.data, stride)
 
 
@@ -251,6 +252,10 @@ class CpuExecutable:
         self, num_blocks: int, layout: KVLayout, memory: MemoryAllocator | None = None
     ) -> None:
         self._kv = KVMemory(layout, num_blocks, memory)
+
+    def share_kv(self, other: Executable) -> None:
+        assert isinstance(other, CpuExecutable)
+        self._kv = other._kv
 
     def copy_blocks(self, src: I32, dst: I32) -> None:
         assert self._kv is not None

@@ -48,15 +48,23 @@ def record(
 ) -> tuple[list[Node], dict[str, Symbol]]:
     """The model's forward pass and its outputs by name. Arguments as for `Recorder`.
 
-    Outputs: `hidden` [T, H], the result of `model.forward`; `logits` [L, V]; and `normed` [T, H],
-    `hidden` after the final norm, if it is among `outputs`.
+    Outputs: `hidden` [T, H], the result of `model.forward`; `logits` [L, V]; and, if they are among
+    `outputs`, `normed` [T, H], `hidden` after the final norm, and `layer.I` [T, H], the input of
+    layer I.
     Raises ValueError for a program that could not run (`verify`).
     """
     recorder, ctx = Recorder(kv, quantized, adapters), RecordingContext()
     ops = Ops(recorder, adapted=adapters is not None)
-    hidden: Any = model.forward(ops, model.embed(ops, ctx), ctx)
+    symbols: dict[str, Symbol] = {}
+
+    def tap(layer: int, value: Any) -> None:
+        if f"layer.{layer}" in outputs:  # a copy: the layer adds to its input
+            symbols[f"layer.{layer}"] = recorder.copied(value)
+
+    taps: Any = {"tap": tap} if any(name.startswith("layer.") for name in outputs) else {}
+    hidden: Any = model.forward(ops, model.embed(ops, ctx), ctx, **taps)
     logits: Any = model.logits(ops, hidden, ctx)
-    symbols: dict[str, Symbol] = {"hidden": hidden, "logits": logits}
+    symbols |= {"hidden": hidden, "logits": logits}
     if "normed" in outputs:
         normed: Any = model.final_norm(ops, hidden)
         symbols["normed"] = normed
@@ -127,6 +135,13 @@ class Recorder:
         if rows is None:
             rows = self._ordered[key] = Symbol.new(x.buffer.rows, x.columns)
             self.add(Node("permute", {"x": x}, {"out": rows}, constants={"order": order}))
+        return rows
+
+    def copied(self, x: Symbol) -> Symbol:
+        """x in memory of its own."""
+        rows = Symbol.new(x.buffer.rows, x.columns)
+        order = np.arange(x.columns, dtype=np.int32)
+        self.add(Node("permute", {"x": x}, {"out": rows}, constants={"order": order}))
         return rows
 
     def rounded(self, x: Symbol, kind: Kind) -> Symbol:

@@ -20,7 +20,15 @@ from torch import Tensor
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
 from galley.kernels.adapters import AdapterTable
-from galley.kernels.backend import Dense, MemoryAllocator, Model, StepInputs, StepLimits, kv_layout
+from galley.kernels.backend import (
+    Dense,
+    Executable,
+    MemoryAllocator,
+    Model,
+    StepInputs,
+    StepLimits,
+    kv_layout,
+)
 from galley.kernels.ops import CacheLayer, LatentLayer, Op, Ops, StateLayer
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.reference_sampler import ReferenceSampler
@@ -259,6 +267,10 @@ class ReferenceExecutable:
         # Each layer has its own memory, which grows as blocks of its group are written.
         layers = self._model.kv_layers
         self._cache = KVCache.zeros(layers, num_blocks, layout, self._dtype, self._numbers)
+
+    def share_kv(self, other: Executable) -> None:
+        assert isinstance(other, ReferenceExecutable)
+        self._cache = other._cache
 
     def copy_blocks(self, src: I32, dst: I32) -> None:
         assert self._cache is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from galley.errors import ModelError
 from galley.kernels.ops import CacheLayer, KVLayer, LatentLayer, RotaryTable, StateLayer
 from galley.layers.rotary import Rotary, rotary_table
@@ -17,10 +19,16 @@ class BuildContext:
         kv_layers: caches that layers have asked for so far, in order.
     """
 
-    def __init__(self, source: WeightSource, max_positions: int) -> None:
-        """`max_positions`: the longest sequence, in tokens; rotary tables have one row for each."""
+    def __init__(
+        self, source: WeightSource, max_positions: int, before: Sequence[CacheLayer] = ()
+    ) -> None:
+        """
+        Args:
+            max_positions: the longest sequence, in tokens; rotary tables have one row for each.
+            before: caches of another model, that come first.
+        """
         self.source = source
-        self.kv_layers: list[CacheLayer] = []
+        self.kv_layers: list[CacheLayer] = list(before)
         self.max_positions = max_positions
         self._by_keys: dict[str, KVLayer] = {}
         self._tables: dict[Rotary, RotaryTable] = {}

@@ -34,6 +34,12 @@ class LMHead:
     def __init__(self, weight: Weight, site: AdapterSite, bias: Constant | None = None) -> None:
         self.weight, self.site, self.bias = weight, site, bias
 
+    @staticmethod
+    def load(source: WeightSource, part: Part) -> LMHead:
+        """A head with a weight of its own and no bias."""
+        (weight,) = source.matrix(Matrix((part,)))
+        return LMHead(weight, source.sites.add_head(part))
+
     def __call__(self, ops: Ops, x: Value) -> Value:
         y = ops.linear(x, [self.weight], self.bias)
         return ops.adapt_head(x, y, self.site, self.weight) if ops.adapted else y

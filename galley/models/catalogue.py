@@ -110,6 +110,7 @@ ENTRIES: dict[str, Entry] = {
     "MT5EncoderModel": Entry("mT5, its encoder", "encoder", "google/mt5-base"),
     "Mamba2ForCausalLM": Entry("Mamba 2", "recurrent", "mistralai/Mamba-Codestral-7B-v0.1"),
     "MambaForCausalLM": Entry("Mamba", "recurrent", "state-spaces/mamba-130m-hf"),
+    "MiMoForCausalLM": Entry("MiMo", "dense", "XiaomiMiMo/MiMo-7B-RL"),
     "MiniCPM3ForCausalLM": Entry("MiniCPM 3", "dense", "openbmb/MiniCPM3-4B"),
     "MiniCPMForCausalLM": Entry("MiniCPM", "dense", "openbmb/MiniCPM-2B-sft-bf16"),
     "MiniMaxM2ForCausalLM": Entry("MiniMax M2", "mixture", "MiniMaxAI/MiniMax-M2"),

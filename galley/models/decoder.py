@@ -10,7 +10,7 @@ tensors. Layers may differ. Knows no config file, no tensor name and no kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -27,6 +27,9 @@ from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.scale import Multiplier
 from galley.layers.shapes import ShapeSource
 from galley.layers.weights import WeightSource
+
+#: Reads the input of a layer: its number and the value.
+Tap = Callable[[int, Value], None]
 
 
 class Mixer(Protocol):
@@ -269,6 +272,7 @@ class Decoder:
             raise ModelError(f"layers {stage.start} to {end} of a model of {num_layers}")
         context = BuildContext(source, stage.max_positions)
         self._first, self._last = stage.start == 0, end == num_layers
+        self._start = stage.start
         self.vocab_size = spec.embedding.num_rows
         self.kv_layers = context.kv_layers
         if self._first or (self._last and spec.head is None):
@@ -298,9 +302,17 @@ class Decoder:
             hidden = ops.add(hidden, self._positions(ops, ctx))
         return self._embedding_in(ops, self._embedding_norm(ops, hidden))
 
-    def forward(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
-        """[T, H]: the residual stream after this stage's layers, not normalised."""
-        for layer in self.layers:
+    def forward(
+        self, ops: Ops, hidden: Value, ctx: ForwardContext, tap: Tap | None = None
+    ) -> Value:
+        """[T, H]: the residual stream after this stage's layers, not normalised.
+
+        Args:
+            tap: called with the number of each layer and its input.
+        """
+        for i, layer in enumerate(self.layers, self._start):
+            if tap is not None:
+                tap(i, hidden)
             hidden = layer(ops, hidden, ctx)
         return hidden
 

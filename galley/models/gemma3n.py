@@ -36,7 +36,7 @@ from galley.models.config import (
     rope_of_kind,
     window_of,
 )
-from galley.models.decoder import Decoder, DecoderSpec, FeedForwardSpec, MixerSpec, Stage
+from galley.models.decoder import Decoder, DecoderSpec, FeedForwardSpec, MixerSpec, Stage, Tap
 from galley.models.gemma3 import sliding_rotary
 from galley.models.gemma4 import (
     LayerEmbeddingsSpec,
@@ -214,7 +214,11 @@ class Gemma3n(Decoder):
             (s * (s - 1),), lambda: np.eye(s, s - 1, -1, np.float32).ravel()
         )
 
-    def forward(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
+    def forward(
+        self, ops: Ops, hidden: Value, ctx: ForwardContext, tap: Tap | None = None
+    ) -> Value:
+        """Has no taps."""
+        assert tap is None
         s, size = self._streams, self._size
         own = ops.split(self.own(ops, hidden, ctx), [size] * len(self.layers))
         others = ops.match_size(self.project(ops, hidden), hidden)

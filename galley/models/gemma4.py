@@ -41,6 +41,7 @@ from galley.models.decoder import (
     LayerSpec,
     MixerSpec,
     Stage,
+    Tap,
 )
 from galley.models.llama import Sizes, attention, decoder, mlp, read_sizes
 
@@ -139,7 +140,11 @@ class Gemma4(Decoder):
         self.own = None if spec.own is None else spec.own.build(source)
         self._size = 0 if spec.own is None else spec.own.size
 
-    def forward(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
+    def forward(
+        self, ops: Ops, hidden: Value, ctx: ForwardContext, tap: Tap | None = None
+    ) -> Value:
+        """Has no taps."""
+        assert tap is None
         own: list[Value | None] = [None] * len(self.layers)
         if self.own is not None:
             own = [*ops.split(self.own(ops, hidden, ctx), [self._size] * len(self.layers))]

@@ -112,6 +112,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "MT5EncoderModel": Architecture("galley.models.t5", "t5"),
     "Mamba2ForCausalLM": Architecture("galley.models.mamba2", "mamba2"),
     "MambaForCausalLM": Architecture("galley.models.mamba", "mamba"),
+    "MiMoForCausalLM": Architecture("galley.models.mimo", "mimo"),
     "MiniCPM3ForCausalLM": Architecture("galley.models.minicpm", "minicpm3"),
     "MiniCPMForCausalLM": Architecture("galley.models.minicpm", "minicpm"),
     "MiniMaxM2ForCausalLM": Architecture("galley.models.minimax_m2", "minimax_m2"),

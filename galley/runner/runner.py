@@ -87,6 +87,7 @@ class Runner:
     Attributes:
         layout: of the KV cache; `groups` are its groups.
         num_blocks: blocks of the pool, the null block among them.
+        lookahead: tokens behind those of a step for which blocks are needed, if there are any.
         max_model_len: longest sequence, fitted to the pool where the configuration says -1.
         table: this worker's copy of the scheduler's table.
 
@@ -115,17 +116,25 @@ class Runner:
         self._config, self._model_info, self._kv_memory = config, model_info, kv_memory
         self._dense = dense_format(config.model.dtype, model_info.dtype)
         layers = kv_layers(model_info)
+        heads = None if speculator is None else speculator.reader
+        further = [] if heads is None else heads.caches(layers)
         self._backend = open_device(config, self._dense, model_info, layers)
         assert config.scheduler.max_num_batched_tokens is not None
         max_chunk = config.scheduler.max_num_batched_tokens
         cache = config.cache
         blocks = cache.block_size, cache.state_interval
-        layout = kv_layout(layers, self._backend.kv, *blocks)
+        layout = kv_layout([*layers, *further], self._backend.kv, *blocks)
         check_given_size(cache, layout, max_chunk, wanted, longest)
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)
-        self._outputs = ("normed",) if pooling or model_info.is_encoder or model_info.head else ()
+        self._pools = bool(pooling or model_info.is_encoder or model_info.head)
+        self._outputs: tuple[str, ...] = ("normed",) if self._pools else ()
+        head_bytes = 0
+        if heads is not None:
+            self._outputs = heads.outputs
+            heads.load(self._backend, loaded.model, longest)
+            head_bytes = heads.memory
         self._adapters: AdapterSlots | None = None
         adapter_bytes = 0
         if config.lora.enable_lora and adapters is not None:
@@ -133,14 +142,18 @@ class Runner:
             self._adapters = AdapterSlots(shape, most, adapters, limits.rows)
             adapter_bytes = most.num_bytes(shape)
         self._awake: Executable | None = self._build(loaded)
-        self.layout = self._executable.kv_layout(*blocks)
+        self.layout = kv_layout([*loaded.model.kv_layers, *further], self._backend.kv, *blocks)
         self._memory = MemoryUse(
-            available, loaded.weight_bytes, self._executable.activation_bytes, adapter_bytes
+            available,
+            loaded.weight_bytes + head_bytes,
+            self._executable.activation_bytes,
+            adapter_bytes,
         )
         self._capacity = kv_capacity(cache, self.layout.block_bytes, self._memory)
         if model_info.is_encoder:
             self._capacity = one_step(self._capacity, self.layout, limits.tokens, limits.rows)
         self.num_blocks = self._capacity.num_blocks
+        self.lookahead = 0 if heads is None else heads.lookahead
         self.max_model_len = fit_length(wanted, longest, self._capacity, self.layout, max_chunk)
         self.groups = self.layout.groups
         if speculator is not None and not can_rewind(self.groups):
@@ -154,7 +167,7 @@ class Runner:
         self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
         head = None
-        if self._outputs:
+        if self._pools:
             spec = head_spec(model_info, pooling_settings(config.model, model_info))
             head = load_head(spec, checkpoint) if spec != HeadSpec() else None
         self._pooler = Pooler(head)
@@ -196,6 +209,10 @@ class Runner:
         if self._adapters is not None:
             columns["adapter"] = self._adapters.column
         self._executable.bind(self.table, columns)
+        if self._speculator is not None and self._speculator.reader is not None:
+            self._speculator.reader.attach(
+                self._executable, self.table, self._sampling.columns, self.layout
+            )
         if self._heartbeat is not None:
             self._executable.set_heartbeat(self._heartbeat)
 
@@ -264,14 +281,15 @@ class Runner:
             self._pool(plan, result)
         if self._adapters is not None and self._adapters.errors:
             result.errors |= self._adapters.errors
-        self.table.apply_result(plan, result)
         if self._speculator is not None:
             self._speculator.stepped(plan, pending.seconds if pending.done else None)
+        self.table.apply_result(plan, result)
+        if self._speculator is not None:
             self._propose(self._speculator, plan, result)
         return result
 
     def _pool(self, plan: StepPlan, result: StepResult) -> None:
-        if self._outputs:
+        if self._pools:
             hidden = self._executable.outputs["normed"]
             result.pooled = self._pooler.pool(plan, self.table, hidden)
             return

@@ -25,6 +25,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
         policy: order of admission and choice of the sequence to preempt.
         max_waiting: most requests in the queue; 0 = no limit.
         max_adapters: most adapters of running sequences.
+        lookahead: tokens behind those of a step for which blocks are allocated, if there are any:
+            a draft head writes to them before its drafts are part of a plan.
 
     Raises:
         ConfigError: limits contradict each other.
@@ -40,6 +42,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
     policy: Literal["fcfs", "priority"] = "fcfs"
     max_waiting: int = 0
     max_adapters: int = 1
+    lookahead: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len"):

@@ -260,18 +260,23 @@ class Scheduler:
         kv, table, running = self.kv, self.table, self.running
         if kv.has_windows:
             kv.free_out_of_window(running.order)
+        lookahead = self.limits.lookahead
         while True:
             rows = self._grant()
             columns = rows.columns()
             slots, num_new = columns.slots, columns.num_new
             totals = table.num_computed[slots] + num_new
-            missing = kv.missing_blocks(slots, totals)
-            if running.had_drafts:  # blocks of rejected drafts are kept for the next tokens
+            ahead = np.minimum(totals + lookahead, table.max_len) if lookahead else totals
+            missing = kv.missing_blocks(slots, ahead)
+            # Blocks of rejected drafts, and those ahead, are kept for the next tokens.
+            if running.had_drafts or self.limits.lookahead:
                 np.maximum(missing, 0, out=missing)
             growing = np.count_nonzero(missing)
             if not growing or kv.can_grow(missing):
                 break
-            if running.has_drafts:  # a guess is not worth a preemption
+            if lookahead:
+                lookahead = 0
+            elif running.has_drafts:  # a guess is not worth a preemption
                 running.drop_drafts()
             else:
                 self._preempt(self._victim())
@@ -279,7 +284,7 @@ class Scheduler:
             kv.grow(slots, missing)
             known = totals
             changed: NDArray[Any]  # which rows: a mask, or indices
-            if running.has_drafts:
+            if running.has_drafts or self.limits.lookahead:
                 # Only known tokens: a block of drafts would be found under a key that may be wrong.
                 known = np.minimum(totals, table.num_tokens[slots])
                 changed = kv.has_uncached(slots, known)
@@ -411,7 +416,11 @@ class Scheduler:
         kv.admit(slot, seq.chain, hit)
         slots = np.array([slot])
         total = hit.num_tokens + num_new
-        kv.grow(slots, kv.missing_blocks(slots, np.array([total], np.int32)))
+        ahead = min(total + self.limits.lookahead, self.table.max_len)
+        missing = kv.missing_blocks(slots, np.array([ahead], np.int32))
+        if ahead > total and not kv.can_grow(missing):
+            missing = kv.missing_blocks(slots, np.array([total], np.int32))
+        kv.grow(slots, missing)
         kv.cache_blocks([slot], [total])
         resumed = seq.num_preemptions > 0
         if seq.reads_cache:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 from galley.batch import I32, NewRow, RequestTable, StepPlan
 from galley.config import EngineConfig, ModelInfo
+from galley.kernels.backend import Backend, Executable, Model
+from galley.kernels.ops import CacheLayer
+from galley.kv.layout import KVLayout
 
 #: Levels of evidence for a draft; the acceptance of each is measured by itself.
 NUM_LEVELS = 12
@@ -44,6 +48,47 @@ class Target(msgspec.Struct, frozen=True, eq=False):
     available: int
 
 
+class ReadsHidden(Protocol):
+    """What a proposer has that reads hidden states of the model, beside the parts of `Proposer`.
+
+    Attributes:
+        outputs: that the model has to keep (`kernels.backend.Executable.outputs`).
+        memory: known once `load` was called.
+        lookahead: positions behind those of a step that it writes to, where they have blocks.
+        follows: `propose` is to be called after every step, also with no slots.
+    """
+
+    outputs: tuple[str, ...]
+    memory: int
+
+    @property
+    def lookahead(self) -> int: ...
+    @property
+    def follows(self) -> bool: ...
+
+    def caches(self, before: Sequence[CacheLayer]) -> list[CacheLayer]:
+        """Its caches, which lie in the blocks of the model, behind the model's own."""
+
+    def load(self, backend: Backend, model: Model, max_positions: int) -> None:
+        """Read its weights; `model` is the one that it drafts for.
+
+        Raises ConfigError and ModelError.
+        """
+
+    def attach(
+        self,
+        target: Executable,
+        table: RequestTable,
+        columns: dict[str, NDArray[Any]],
+        layout: KVLayout,
+    ) -> None:
+        """Follow an executable of the model, whose cache has been allocated.
+
+        Args:
+            columns: of sampling, by slot.
+        """
+
+
 class Proposer(Protocol):
     """Guesses the continuation of sequences that have just sampled a token.
 
@@ -73,3 +118,8 @@ class Proposer(Protocol):
 
     def stepped(self, plan: StepPlan) -> None:
         """A step has been computed, before its result is in the table."""
+
+
+def hidden_reader(proposer: Proposer) -> ReadsHidden | None:
+    """The proposer, if it reads hidden states of the model."""
+    return cast(ReadsHidden, proposer) if hasattr(proposer, "outputs") else None

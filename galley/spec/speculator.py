@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,8 +12,9 @@ from galley.batch import I32, RequestTable, StepPlan
 from galley.config import EngineConfig, ModelInfo
 from galley.config.registries import PROPOSERS
 from galley.request import SamplingParams
+from galley.spec.detect import find_method
 from galley.spec.lengths import AdaptiveLengths, FixedLengths, Lengths
-from galley.spec.proposer import Proposer, Target
+from galley.spec.proposer import Proposer, Target, hidden_reader
 
 
 class Speculator:
@@ -22,12 +24,14 @@ class Speculator:
         num_slots: of the table.
 
     Attributes:
-        memory: bytes that the proposer takes.
+        memory: bytes that the proposer takes, before the model is loaded.
+        reader: the proposer, if it reads hidden states of the model.
     """
 
     def __init__(self, proposer: Proposer, lengths: Lengths, num_slots: int) -> None:
         self.memory = proposer.memory
         self._proposer, self._lengths = proposer, lengths
+        self.reader = hidden_reader(proposer)
         self._is_off: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
 
     def apply_plan(self, plan: StepPlan, table: RequestTable) -> None:
@@ -61,7 +65,7 @@ class Speculator:
         rows = np.flatnonzero(eligible & ~self._is_off[slots])
         indptr: I32 = np.zeros(len(slots) + 1, np.int32)
         empty: I32 = np.empty(0, np.int32)
-        if not len(rows):
+        if not len(rows) and (self.reader is None or not self.reader.follows):
             return indptr, empty
         asked = slots[rows]
         most = self._lengths.most(table, asked, len(slots))
@@ -91,6 +95,8 @@ def make_speculator(
         return None
     num_slots = config.scheduler.max_num_seqs
     assert num_slots is not None, "the configuration is not resolved"
+    if settings.method == "auto":
+        settings = msgspec.structs.replace(settings, method=find_method(settings, config))
     module, function = PROPOSERS[settings.method]
     target = Target(config, model_info, num_slots, available)
     proposer: Proposer = getattr(import_module(module), function)(settings, target)

@@ -50,7 +50,7 @@ NUMBERS |= {"state_block_stride": 1 << 16, "state_per_block": 1, "state_width": 
 NUMBERS |= {"key_heads": 1, "keys": 64, "values": 64, "parts": 1, "ins": 1, "outs": 1}
 NUMBERS |= {"experts": 2, "latent_dim": 32, "top_k": 1, "top_groups": 1, "group_top": 1}
 NUMBERS |= {"width": 64, "all_inputs": 8, "inputs": 2, "max_rank": 16, "count": 1}
-NUMBERS |= {"first_input": 1, "first_output": 1, "copy": 40}
+NUMBERS |= {"first_input": 1, "first_output": 1, "copy": 40, "nx": 64, "ny": 64}
 #: Pointers to the weights of experts (csrc/experts.h).
 EXPERTS = ("gate_up", "down", "weights")
 
@@ -102,6 +102,8 @@ def add(name, pointers, numbers):
     native.keep.append(pointers)
     if "adapter" in NATIVE_OPS[name].columns:
         native.bind(adapter=np.zeros(1, np.int32))
+    if "rows" in NATIVE_OPS[name].columns:
+        native.bind(rows=np.zeros((1, 64), np.float32))
     native.program.add(name, {k: v.ctypes.data for k, v in pointers.items()}, numbers)
     return {name for name, is_read in native.program.columns().items() if is_read}
 

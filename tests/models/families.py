@@ -88,6 +88,7 @@ FAMILIES: dict[str, Case] = {
     "exaone": Case("Llama", {}, remote=Remote("ExaoneForCausalLM", EXAONE, EXAONE_KEYS)),
     "exaone4": Case("Exaone4", {"sliding_window": 9, "sliding_window_pattern": 2}),
     "falcon": Case("Falcon", NEW_FALCON),
+    "mimo": Case("Qwen2", {}, remote=Remote("MiMoForCausalLM")),
     "gemma": Case("Gemma", {**IDS, "head_dim": 16}),
     "gemma2": Case(
         "Gemma2", {**GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0}

@@ -86,6 +86,7 @@ class FakeExecutor:
         self.num_blocks = num_blocks
         self.max_model_len = max_model_len
         self.batch_invariant = True
+        self.lookahead = 0
         self.drafts = drafts
         self.random = random.Random(0)
         self.num_accepted = self.num_rejected = 0

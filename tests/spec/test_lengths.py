@@ -153,8 +153,8 @@ def test_fixed_lengths_by_the_number_of_sequences() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"method": "eagle3", "model": "x"}, "'eagle3' is not supported yet"),
-        ({"method": "deepseek_mtp"}, "not supported yet"),
+        ({"method": "dflash", "model": "x"}, "'dflash' is not supported yet"),
+        ({"method": "ernie_mtp"}, "not supported yet"),
         ({"method": "guess"}, "must be one of ngram, suffix"),
         ({"method": "draft_model"}, ".gguf file or hub name"),
         ({"method": "ngram", "num_speculative_tokens": 0}, "num_speculative_tokens must be in 1"),

@@ -42,6 +42,7 @@ class Ops:
         from galley.kernels.ops.add import add
         from galley.kernels.ops.attention import attention
         from galley.kernels.ops.causal_conv import causal_conv
+        from galley.kernels.ops.concat import concat
         from galley.kernels.ops.elementwise import elementwise
         from galley.kernels.ops.embedding import embedding
         from galley.kernels.ops.experts import experts
@@ -50,6 +51,7 @@ class Ops:
         from galley.kernels.ops.gated_delta_rule import gated_delta_rule
         from galley.kernels.ops.gated_norm import gated_norm
         from galley.kernels.ops.gelu_and_mul import gelu_and_mul
+        from galley.kernels.ops.given_rows import given_rows
         from galley.kernels.ops.head_linear import head_linear
         from galley.kernels.ops.head_norm import head_norm
         from galley.kernels.ops.latent_attention import latent_attention
@@ -63,6 +65,7 @@ class Ops:
         from galley.kernels.ops.scale import scale
         from galley.kernels.ops.select_rows import select_rows
         from galley.kernels.ops.selective_scan import selective_scan
+        from galley.kernels.ops.shift import shift
         from galley.kernels.ops.silu_and_mul import silu_and_mul
         from galley.kernels.ops.soft_cap import soft_cap
         from galley.kernels.ops.sparsify import sparsify

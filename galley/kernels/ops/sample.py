@@ -16,6 +16,8 @@ SAMPLING_COLUMNS = (
     "seed",
     "num_logprobs",
 )
+#: Tokens between that of a row and the one that is sampled, by slot: 0, except of draft heads.
+AHEAD = "ahead"
 MASK_COLUMNS = ("mask", "bias_indptr", "bias_ids", "bias_values")
 
 SAMPLE = NativeOp(
@@ -29,5 +31,5 @@ SAMPLE = NativeOp(
         "top_logprobs?": "f32 [L][top_stride]",
     },
     ints={"vocab": "", "logits_stride?": "default vocab", "top_stride?": "0 = no lists"},
-    columns=("history", "num_tokens", "num_prompt", *SAMPLING_COLUMNS, *MASK_COLUMNS),
+    columns=("history", "num_tokens", "num_prompt", *SAMPLING_COLUMNS, AHEAD, *MASK_COLUMNS),
 )
