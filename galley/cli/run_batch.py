@@ -22,9 +22,9 @@ import urllib.request
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from galley.cli.parser import CommandParser, engine_flags, make
 from galley.config import EngineConfig
@@ -32,10 +32,16 @@ from galley.config.resolve import SECTIONS, from_kwargs
 from galley.config.server import ServerConfig
 from galley.errors import ConfigError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 #: Endpoints that a line may name.
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+URLS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
+    *("/v1/embeddings", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"),
+)
+#: Failures that are printed; the rest are counted.
+MOST_SHOWN = 10
 #: Requests in flight per sequence that the engine runs at once, so that it is never idle.
 AHEAD = 4
 #: Attempts per request if the connection breaks before a response.
@@ -57,11 +63,21 @@ class BatchFlags:
     """Serve /metrics, and the rest of the API, at --url and --port while the batch runs."""
     url: str = "0.0.0.0"
     """Address for --enable-metrics."""
+    resume: bool = False
+    """Keep the answers that the output file has, and go on after them."""
+    fail_on_error: bool = False
+    """Exit with 1 if a request failed."""
 
     def __post_init__(self) -> None:
         for name in ("input_file", "output_file"):
             if not getattr(self, name):
                 raise ConfigError(f"--{name.replace('_', '-')} is needed.", field=name)
+        if self.resume and is_url(str(self.output_file)):
+            raise ConfigError("--resume needs an --output-file that is a path.", field="resume")
+
+
+def is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)
@@ -77,18 +93,31 @@ class Address:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
 
+class Line(NamedTuple):
+    """A line of the input that is not blank, and its number in the file."""
+
+    number: int
+    text: str
+
+
 @dataclass
 class UsageCounter:
-    """Counts of answered requests."""
+    """Counts of answered requests, and a sentence for each of the first failures."""
 
     done: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    failures: list[str] = field(default_factory=list)
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(self, source: Line, line: dict[str, Any]) -> None:
         self.done += 1
-        self.failed += line["error"] is not None
+        if line["error"] is not None:
+            self.failed += 1
+            if self.failed <= MOST_SHOWN:
+                name = "" if line["custom_id"] is None else f" ({line['custom_id']})"
+                message = line["error"]["message"]
+                self.failures.append(f"line {source.number}{name}: {message}")
         body = line["response"]["body"]
         usage = body.get("usage") if isinstance(body, dict) else None
         if isinstance(usage, dict):
@@ -121,23 +150,53 @@ def main(argv: list[str]) -> int:
     flags, server = make(BatchFlags, given), make(ServerConfig, given)
     config = from_kwargs(engine_flags(given), "server")
     lines = read_input(str(flags.input_file))
-    target = Target(str(flags.output_file), flags.output_tmp_dir)
+    done = answered(Path(str(flags.output_file)).expanduser(), lines) if flags.resume else 0
+    if done:
+        print(f"galley: {done} of {len(lines)} requests are answered already", file=sys.stderr)
+    lines = lines[done:]
+    warn_of_duplicates(lines)
+    target = Target(str(flags.output_file), flags.output_tmp_dir, bool(done))
+    if not lines:
+        return 0
+    counter = UsageCounter()
     with tempfile.TemporaryDirectory(prefix="galley-batch-") as folder:
         server, address = listening(server, flags, f"{folder}/server")
         pid = start_server(config, server)
         try:
-            code = asyncio.run(run(lines, target, address, config, pid))
+            code = asyncio.run(run(lines, target, address, config, pid, counter))
+        except KeyboardInterrupt:
+            more = "" if target.is_url else " --resume goes on after them."
+            print(
+                f"\ngalley: interrupted: {counter.done} of {len(lines)} requests are answered, in "
+                f"{target.path}.{more}",
+                file=sys.stderr,
+            )
+            raise
         finally:
             stop_server(pid)
     if code == 0:
         target.deliver()
-    return code
+        print_summary(counter, target)
+    return code or int(flags.fail_on_error and counter.failed > 0)
+
+
+def print_summary(counter: UsageCounter, target: Target) -> None:
+    for sentence in counter.failures:
+        print(f"galley: {sentence}", file=sys.stderr)
+    if counter.failed > len(counter.failures):
+        print(f"galley: … and {counter.failed - len(counter.failures)} more", file=sys.stderr)
+    print(
+        f"galley: {counter.done} requests, {counter.failed} of them failed; "
+        f"{counter.prompt_tokens} prompt tokens, {counter.output_tokens} output tokens; "
+        f"answers in {target.name}",
+        file=sys.stderr,
+    )
 
 
 # ---------------------------------------------------------------------- files
 
 
-def read_input(source: str) -> list[str]:
+def read_input(source: str) -> list[Line]:
     """Return the lines that are not blank. Raises ConfigError."""
     try:
         if source.startswith(("http://", "https://")):
@@ -146,8 +205,52 @@ def read_input(source: str) -> list[str]:
         else:
             text = Path(source).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, urllib.error.URLError) as e:
-        raise ConfigError(f"--input-file {source}: {e}", field="input_file") from e
-    return [line for line in text.splitlines() if line.strip()]
+        reason = getattr(e, "strerror", None) or str(e)
+        raise ConfigError(f"--input-file {source}: {reason}", field="input_file") from e
+    lines = text.split("\n")
+    return [Line(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+
+
+def custom_id_of(text: str) -> Any:
+    """The id of an input or output line; None if it has none."""
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return given.get("custom_id") if isinstance(given, dict) else None
+
+
+def answered(path: Path, lines: list[Line]) -> int:
+    """Requests that the output file answers; cuts off what an interrupted run left of a line.
+
+    Raises:
+        ConfigError: the file holds answers of other requests.
+    """
+    if not path.exists():
+        return 0
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    answers = content[:whole].decode(errors="replace").split("\n")[:-1]
+    ids = [custom_id_of(answer) for answer in answers]
+    if ids != [custom_id_of(line.text) for line in lines[: len(ids)]]:
+        raise ConfigError(
+            f"--resume: {path} holds other answers than those of the input's first lines.",
+            field="resume",
+        )
+    os.truncate(path, whole)
+    return len(ids)
+
+
+def warn_of_duplicates(lines: list[Line]) -> None:
+    """Answers of two lines with one custom_id cannot be told apart."""
+    first: dict[str, int] = {}
+    for line in lines:
+        name = custom_id_of(line.text)
+        if isinstance(name, str) and first.setdefault(name, line.number) != line.number:
+            print(
+                f"galley: line {line.number} has the custom_id of line {first[name]}: {name}",
+                file=sys.stderr,
+            )
 
 
 class Target:
@@ -157,8 +260,9 @@ class Target:
         ConfigError: nothing can be written there.
     """
 
-    def __init__(self, target: str, folder: str | None) -> None:
-        self._url = target if target.startswith(("http://", "https://")) else None
+    def __init__(self, target: str, folder: str | None, append: bool = False) -> None:
+        self.name = target
+        self._url = target if is_url(target) else None
         try:
             if self._url:
                 number, name = tempfile.mkstemp(".jsonl", "galley-batch-", folder)
@@ -166,9 +270,18 @@ class Target:
                 self._file = os.fdopen(number, "w", encoding="utf-8")
             else:
                 self._path = Path(target).expanduser()
-                self._file = self._path.open("w", encoding="utf-8")
+                self._file = self._path.open("a" if append else "w", encoding="utf-8")
         except OSError as e:
             raise ConfigError(f"--output-file {target}: {e}", field="output_file") from e
+
+    @property
+    def is_url(self) -> bool:
+        return self._url is not None
+
+    @property
+    def path(self) -> Path:
+        """The file on this machine."""
+        return self._path
 
     def write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -253,7 +366,12 @@ def ended(pid: int) -> int | None:
 
 
 async def run(
-    lines: list[str], target: Target, address: Address, config: EngineConfig, pid: int
+    lines: list[Line],
+    target: Target,
+    address: Address,
+    config: EngineConfig,
+    pid: int,
+    counter: UsageCounter,
 ) -> int:
     """Answer all lines in order; returns the exit code."""
     code = await until_healthy(address, pid)
@@ -261,18 +379,14 @@ async def run(
         return code or 1
     from galley.frontend.progress import progress_bar
 
-    counter, ahead = UsageCounter(), AHEAD * (config.scheduler.max_num_seqs or 1)
+    ahead = AHEAD * (config.scheduler.max_num_seqs or 1)
+    sources = iter(lines)
     with progress_bar(len(lines), "Requests", sys.stderr.isatty()) as bar:
-        async for line in in_order(lines, lambda text: answer(text, address), ahead):
+        async for line in in_order(lines, lambda each: answer(each.text, address), ahead):
             target.write(line)
-            counter.add(line)
+            counter.add(next(sources), line)
             if bar is not None and bar.is_due(counter.done):
                 bar.draw(counter.done, counter.prompt_tokens, counter.output_tokens)
-    print(
-        f"galley: {counter.done} requests, {counter.failed} of them failed; "
-        f"{counter.prompt_tokens} prompt tokens, {counter.output_tokens} output tokens",
-        file=sys.stderr,
-    )
     return 0
 
 
@@ -293,11 +407,11 @@ async def until_healthy(address: Address, pid: int) -> int | None:
 
 
 async def in_order(
-    lines: Iterable[str], act: Callable[[str], Coroutine[Any, Any, T]], most: int
+    lines: Iterable[S], act: Callable[[S], Coroutine[Any, Any, T]], most: int
 ) -> AsyncGenerator[T, None]:
     """Results of `act` in the order of `lines`, at most `most` in flight."""
     pending: deque[asyncio.Task[T]] = deque()
-    rest: Iterator[str] = iter(lines)
+    rest: Iterator[S] = iter(lines)
     try:
         while True:
             while len(pending) < most and (text := next(rest, None)) is not None:
@@ -314,7 +428,10 @@ async def answer(text: str, address: Address) -> dict[str, Any]:
     """The output line for an input line."""
     custom_id = None
     try:
-        given = json.loads(text)
+        try:
+            given = json.loads(text)
+        except ValueError as e:
+            raise ValueError(f"the line is not JSON: {e}") from e
         if not isinstance(given, dict):
             raise ValueError("a line must be a JSON object")
         custom_id = given.get("custom_id")

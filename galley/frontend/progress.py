@@ -16,18 +16,28 @@ INTERVAL = 0.1
 
 @contextmanager
 def progress_bar(total: int, description: str, shown: bool) -> Iterator[ProgressBar | None]:
-    """A bar on stderr with tokens per second; None unless `shown`."""
-    if not shown:
+    """A bar on stderr with the time gone and left and tokens per second; None unless `shown`."""
+    if not shown or not total:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left,"),
         TextColumn("{task.fields[speed]}"),
     )
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:

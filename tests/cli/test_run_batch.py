@@ -50,7 +50,7 @@ LINES = [
     line("response", "/v1/responses", input="Say a word.", temperature=0, max_output_tokens=4),
     line("message", "/v1/messages", model="x", **ASK, **GREEDY),
     line("bad", **ASK, temperature=-1),
-    line("nowhere", "/v1/embeddings", input="x"),
+    line("nowhere", "/v1/nowhere", input="x"),
     line("stream", **ASK, stream=True),
     json.dumps({"custom_id": "get", "method": "GET", "url": CHAT, "body": ASK}),
     json.dumps({"method": "POST", "url": CHAT, "body": ASK}),
@@ -65,6 +65,9 @@ def test_a_file_of_good_and_bad_lines(tmp_path: Path) -> None:
     done = run("-i", str(source), "-o", str(target), VLLM_API_KEY="secret")
     assert done.returncode == 0, done.stderr
     assert "22 requests, 8 of them failed" in done.stderr
+    assert f"answers in {target}" in done.stderr
+    assert "line 13: the line is not JSON" in done.stderr
+    assert "line 18 (bad): " in done.stderr, "blank lines count"
     results = [json.loads(text) for text in target.read_text().splitlines()]
     ids = [f"ask-{i}" for i in range(12)]
     ids += [None, "text", "response", "message", "bad", "nowhere", "stream", "get", None, None]
@@ -117,6 +120,31 @@ def files() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    texts = [line(f"ask-{i}", **ASK, **GREEDY) for i in range(4)]
+    source.write_text("\n".join([*texts, line("ask-3", **ASK, temperature=-1)]))
+    done = run("-i", str(source), "-o", str(target), "--fail-on-error")
+    assert done.returncode == 1
+    assert "line 5 has the custom_id of line 4" in done.stderr
+    whole = target.read_text().splitlines()
+    kept = "\n".join(whole[:2])
+    target.write_text(f"{kept}\n{whole[2][:20]}")
+    done = run("-i", str(source), "-o", str(target), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 5 requests are answered already" in done.stderr
+    assert "3 requests, 1 of them failed" in done.stderr
+    again = target.read_text().splitlines()
+    assert again[:2] == whole[:2]
+    bodies = [json.loads(t)["response"]["body"] for t in (*whole, *again)]
+    texts = [body["choices"][0]["message"] if "choices" in body else None for body in bodies]
+    assert texts[:5] == texts[5:]
+    source.write_text(line("another", **ASK))
+    done = run("-i", str(source), "-o", str(target), "--resume")
+    assert done.returncode == 2
+    assert "other answers" in done.stderr
 
 
 def test_from_one_url_to_another(files: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from galley.cli.bench.metrics import (
     summarize,
 )
 from galley.cli.bench.report import report
-from galley.cli.bench.traffic import ALL_AT_ONCE, Run, Traffic, progress, run_load
+from galley.cli.bench.traffic import ALL_AT_ONCE, Run, Traffic, run_load
 from galley.cli.parser import make
 from galley.errors import ConfigError, ServerError
 
@@ -239,6 +240,9 @@ def check(settings: Settings) -> None:
         from galley.cli.bench.plots import require
 
         require()
+        folder = Path(settings.result.plot).expanduser().absolute().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ConfigError(f"--plot {settings.result.plot}: no file can be written there.")
 
 
 class Bench:
@@ -292,8 +296,10 @@ class Bench:
         before, drafted = self.endpoint.prefix_cache(), self.endpoint.drafts()
         if settings.target.profile:
             self.endpoint.post("/start_profile")
-        advance = progress(len(samples), not settings.result.disable_tqdm)
-        run = run_load(self.traffic(seed), samples, advance)
+        shown = not settings.result.disable_tqdm
+        if shown:
+            print(self.header(samples), file=sys.stderr)
+        run = run_load(self.traffic(seed), samples, shown)
         if settings.target.profile:
             self.endpoint.post("/stop_profile")
         result = self.identity() | summarize(
@@ -311,6 +317,22 @@ class Bench:
             result["cached_prompt_tokens"] = int(after[0] - before[0])
             result["cache_reuse"] = (after[0] - before[0]) / (after[1] - before[1])
         return result, run
+
+    def header(self, samples: list[Sample]) -> str:
+        """What will be sent, in one line."""
+        flags = self.settings.traffic
+        tokens = sum(sample.prompt_len for sample in samples) / max(len(samples), 1)
+        output = sum(sample.output_len for sample in samples) / max(len(samples), 1)
+        rate = "all at once"
+        if not math.isinf(flags.request_rate):
+            rate = f"{flags.request_rate:g} per second"
+        if flags.max_concurrency:
+            rate += f", at most {flags.max_concurrency} in flight"
+        return (
+            f"{len(samples)} requests → {self.endpoint.base} {self.model}: "
+            f"{self.settings.data.dataset_name}, {tokens:,.0f} tokens in and up to {output:,.0f} "
+            f"out each, {rate}"
+        )
 
     def identity(self) -> dict[str, Any]:
         """First fields of a result, which identify the run."""
@@ -383,6 +405,11 @@ def main(argv: list[str]) -> int:
         cost = cost_of(result, settings.cost)
         lines = cost_lines(cost, settings.cost)
         result["cost"] = asdict(cost)
+    if run.interrupted:
+        print(
+            f"\ngalley: interrupted: these are the {len(run.outcomes)} requests that had an answer",
+            file=sys.stderr,
+        )
     print(report(result, lines))
     for error in sorted({o.error for o in run.outcomes if o.error})[:3]:
         print(f"galley: a request failed: {error}", file=sys.stderr)
@@ -390,10 +417,13 @@ def main(argv: list[str]) -> int:
         from galley.cli.bench.plots import plot_run
 
         plot_run(run, result, settings.result.plot)
+        print(f"galley: plot in {settings.result.plot}", file=sys.stderr)
     if settings.result.save_detailed:
         result |= details(run.outcomes, run.began)
     if settings.result.save_result or settings.result.append_result:
         print(f"galley: result in {save(settings, result)}", file=sys.stderr)
+    if run.interrupted:
+        return 130
     return 0 if not result["failed"] else 1
 
 
@@ -406,7 +436,12 @@ def compare(settings: Settings, bench: Bench, prompts: Prompts) -> int:
     rounds = []
     for number in range(settings.target.compare_runs):
         samples = prompts.round(number)
-        pair = [server.measure(samples, number)[0] for server in (bench, other)]
+        pair = []
+        for server in (bench, other):
+            result, run = server.measure(samples, number)
+            if run.interrupted:
+                raise KeyboardInterrupt
+            pair.append(result)
         rounds.append((pair[0], pair[1]))
     print(comparison(rounds, (bench.endpoint.base, other.endpoint.base)))
     if settings.result.save_result:

@@ -46,23 +46,24 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Run:
-    """Outcomes of a run. `began` is `time.perf_counter()`; `duration` is in seconds."""
+    """Outcomes of a run. `began` is `time.perf_counter()`; `duration` is in seconds;
+    `interrupted`: Ctrl-C ended it, and only requests that had an answer are there."""
 
     outcomes: list[Outcome]
     began: float
     duration: float
     client_cpu: float
     """CPU seconds of this process while the load ran."""
+    interrupted: bool = False
 
 
-def run_load(
-    traffic: Traffic, samples: Sequence[Sample], on_done: Callable[[], None] = lambda: None
-) -> Run:
-    """Send all samples; `on_done` is called after each answer."""
-    return run_async(_run(traffic, samples, on_done))
+def run_load(traffic: Traffic, samples: Sequence[Sample], shown: bool = False) -> Run:
+    """Send all samples; `shown`: with a progress display. Ctrl-C ends the run early; it raises
+    KeyboardInterrupt only if there is no answer yet."""
+    return run_async(_run(traffic, samples, shown))
 
 
-async def _run(traffic: Traffic, samples: Sequence[Sample], on_done: Callable[[], None]) -> Run:
+async def _run(traffic: Traffic, samples: Sequence[Sample], shown: bool) -> Run:
     prefix = traffic.request_id_prefix
     requests = [
         traffic.target.request(
@@ -79,7 +80,10 @@ async def _run(traffic: Traffic, samples: Sequence[Sample], on_done: Callable[[]
     gc.freeze()
     began, began_loop, cpu = time.perf_counter(), loop.time(), time.process_time()
 
-    async def one(i: int) -> Reply:
+    replies: list[Reply | None] = [None] * len(samples)
+    advance = progress(len(samples), shown)
+
+    async def one(i: int) -> None:
         delay = began_loop + times[i] - loop.time()
         if delay > 0:
             await asyncio.sleep(delay)
@@ -90,24 +94,34 @@ async def _run(traffic: Traffic, samples: Sequence[Sample], on_done: Callable[[]
             async with gate:
                 queued[i] = time.perf_counter() - arrived
                 reply = await send(traffic.target, requests[i])
-        on_done()
-        return reply
+        replies[i] = reply
+        advance()
 
-    replies = await asyncio.gather(*(one(i) for i in range(len(samples))))
+    interrupted = False
+    try:
+        await asyncio.gather(*(one(i) for i in range(len(samples))))
+    except asyncio.CancelledError:
+        interrupted = any(reply is not None for reply in replies)
+        if not interrupted:
+            raise
     duration = time.perf_counter() - began
     client_cpu = time.process_time() - cpu
     gc.unfreeze()
-    outcomes = [read_reply(reply, sample) for reply, sample in zip(replies, samples, strict=True)]
-    for outcome, wait in zip(outcomes, queued, strict=True):
-        outcome.queue_time = wait
-    return Run(outcomes, began, duration, client_cpu)
+    outcomes = []
+    for reply, sample, wait in zip(replies, samples, queued, strict=True):
+        if reply is not None:
+            outcomes.append(read_reply(reply, sample))
+            outcomes[-1].queue_time = wait
+    return Run(outcomes, began, duration, client_cpu, interrupted)
 
 
 def progress(total: int, shown: bool) -> Callable[[], None]:
-    """A counter on stderr, updated at most twice a second; silent if stderr is not a terminal."""
+    """A counter on stderr from the start on, updated at most twice a second, with the time that
+    is left at the pace so far; silent if stderr is not a terminal."""
     if not shown or not sys.stderr.isatty():
         return lambda: None
-    done, last = 0, 0.0
+    done, began, last = 0, time.monotonic(), 0.0
+    print(f"0/{total} requests", end="", file=sys.stderr, flush=True)
 
     def advance() -> None:
         nonlocal done, last
@@ -115,7 +129,9 @@ def progress(total: int, shown: bool) -> Callable[[], None]:
         now = time.monotonic()
         if now - last > 0.5 or done == total:
             last = now
-            end = "\n" if done == total else ""
-            print(f"\r{done}/{total} requests", end=end, file=sys.stderr, flush=True)
+            left = (now - began) / done * (total - done)
+            rate = done / max(now - began, 1e-9)
+            text = f"{done}/{total} requests, {rate:.1f}/s, {left:.0f} s left"
+            print(f"\r{text:<60}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     return advance

@@ -1,6 +1,8 @@
 """`bench serve` end to end against a fake server: requests, output, and result files."""
 
 import json
+import os
+import signal
 import socket
 
 import pytest
@@ -202,3 +204,40 @@ def test_overview_and_unknown_commands(capsys):
     assert "serve" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="Did you mean `serve`"):
         main(["serv"])
+
+
+def test_interrupted_run_reports_what_it_has(tmp_path, capsys, monkeypatch):
+    """Ctrl-C after the second answer: the table is of the requests that had one."""
+    from galley.cli.bench import traffic
+
+    def progress(total, shown):
+        done = 0
+
+        def advance():
+            nonlocal done
+            done += 1
+            if done == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return advance
+
+    monkeypatch.setattr(traffic, "progress", progress)
+    with fake_server(delay=0.001) as server:
+        code = bench(
+            server, "--max-concurrency", "1", "--save-result", "--result-dir", str(tmp_path)
+        )
+    assert code == 130
+    (path,) = tmp_path.iterdir()
+    assert 2 <= json.loads(path.read_text())["completed"] < 6
+    told = capsys.readouterr()
+    assert "6 requests → " in told.err
+    assert "up to 5 out each, all at once, at most 1 in flight" in told.err
+    assert "interrupted" in told.err
+    assert "Output token throughput" in told.out
+
+
+def test_plot_that_cannot_be_written_is_refused_before_the_run():
+    with fake_server() as server:
+        with pytest.raises(ConfigError, match="no file can be written"):
+            bench(server, "--plot", "/nonexistent/x.png")
+        assert not server.bodies
