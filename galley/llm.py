@@ -419,6 +419,27 @@ class LLM(UnsupportedMethods):
                     output_tokens = sum(len(a.token_ids) for s in states for a in s.sequences)
                     bar.draw(len(ended), prompt_tokens, output_tokens)
 
+    @property
+    def client(self) -> InprocClient:
+        """Steps the engine and cancels requests, for callers that drive it themselves."""
+        return self._client
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+        lora_request: LoRARequest | None = None,
+    ) -> RequestState:
+        """Pass one request to the engine; `client.step()` computes it, `take()` has its outputs.
+
+        Raises: as `generate`.
+        """
+        self._require("generate")
+        (adapter,) = self._adapters_of(lora_request, 1)
+        return self._client.add(prompt, params, request_id, priority=priority, adapter=adapter)
+
     def _add(
         self,
         prompt: Prompt,

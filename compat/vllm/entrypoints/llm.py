@@ -1,0 +1,8 @@
+"""Offline generation."""
+
+from vllm._names import resolver
+
+__getattr__, __dir__ = resolver(
+    __name__,
+    {"LLM": "galley"},
+)

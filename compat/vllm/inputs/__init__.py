@@ -1,0 +1,8 @@
+"""Prompts."""
+
+from vllm._names import resolver
+
+__getattr__, __dir__ = resolver(
+    __name__,
+    dict.fromkeys(("PromptType", "TextPrompt", "TokensPrompt"), "galley"),
+)
