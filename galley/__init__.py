@@ -85,7 +85,10 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
-        raise AttributeError(f"module 'galley' has no attribute {name!r}")
+        hint = ""
+        if name in ("EngineArgs", "AsyncEngineArgs", "LLMEngine", "AsyncLLMEngine"):
+            hint = f": LLM takes the flags; `pip install ./compat` provides vllm.{name}"
+        raise AttributeError(f"module 'galley' has no attribute {name!r}{hint}")
     import importlib
 
     module, attribute = _WHERE[name]

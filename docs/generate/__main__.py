@@ -15,6 +15,7 @@ DOCS = ROOT / "docs"
 
 def pages() -> dict[Path, str]:
     """Each page's path and text."""
+    import coming
     import compatibility
     import models
     import native_ops
@@ -28,6 +29,7 @@ def pages() -> dict[Path, str]:
     program = probe(compatibility.route_names())
     return {
         DOCS / "compatibility.md": compatibility.page(program),
+        DOCS / "coming-from-vllm.md": coming.fill((DOCS / "coming-from-vllm.md").read_text()),
         DOCS / "models.md": models.page(),
         DOCS / "native_ops.md": native_ops.fill((DOCS / "native_ops.md").read_text()),
         DOCS / "security.md": security.fill((DOCS / "security.md").read_text(), program),

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import coming
 import msgspec
 import reasons
 from probe import Program
@@ -311,6 +312,7 @@ PATHS = {
     "ResponsesRequest": "/v1/responses",
     "AnthropicMessagesRequest": "/v1/messages",
     "AnthropicCountTokensRequest": "/v1/messages/count_tokens",
+    "GenerativeScoringRequest": "/generative_scoring",
     "TokenizeCompletionRequest": "/tokenize",
     "TokenizeChatRequest": "/tokenize",
     "DetokenizeRequest": "/detokenize",
@@ -354,7 +356,10 @@ def python_rows() -> list[Row]:
     )
     for name in names["exports"]:
         works = hasattr(galley, name)
-        rows.append((f"vllm.{name}", WORKS if works else NOT_YET, reasons.python(name, works)))
+        note = reasons.python(name, works)
+        if not works and name in coming.exported():
+            works, note = True, "by [compat/](coming-from-vllm.md#the-module-and-the-command-vllm)"
+        rows.append((f"vllm.{name}", WORKS if works else NOT_YET, note))
     for name in names["LLM"]:
         works = hasattr(LLM, name)
         rows.append((f"LLM.{name}", WORKS if works else NOT_YET, reasons.python(name, works)))

@@ -49,7 +49,7 @@ HINTS = {
     "--sleep-preserve-parameter-names": "waking up loads all weights again",
 }
 
-_POOLING = "plugins and generative scoring are not supported yet"
+_POOLING = "plugins are not supported yet"
 _MEDIA = "only text models are supported yet"
 _LORA = "--enable-lora"
 _WEIGHTS = "weight updates are not supported yet"

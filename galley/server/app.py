@@ -30,6 +30,7 @@ from galley.server.routes import (
     chat,
     completions,
     development,
+    generative_scoring,
     health,
     home,
     invocations,
@@ -63,6 +64,7 @@ GENERATING: tuple[Family, ...] = (
     completions.routes,
     responses.routes,
     anthropic.routes,
+    generative_scoring.routes,
     invocations.routes,
 )
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from galley.request import Adapter
     from galley.server.adapters import ServedAdapters
     from galley.server.protocol.embeddings import CohereEmbedRequest
+    from galley.server.protocol.generative_scoring import GenerativeScoringRequest
     from galley.server.protocol.pooling import PoolingFields
     from galley.text import Tokenizer
 
@@ -261,7 +262,8 @@ def request_id(request: Request, prefix: str, body_id: str | None, max_length: i
 
 
 def apply_priority_header(
-    raw: Request, request: SamplingFields | PoolingFields | CohereEmbedRequest
+    raw: Request,
+    request: SamplingFields | PoolingFields | CohereEmbedRequest | GenerativeScoringRequest,
 ) -> None:
     """Set `request.priority` from the X-Vllm-Priority header; one that is no number is ignored."""
     value = raw.headers.get("x-vllm-priority", "")

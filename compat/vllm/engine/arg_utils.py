@@ -11,6 +11,8 @@ from galley.config.resolve import SECTIONS, from_kwargs
 from vllm._names import missing
 from vllm.utils.argparse_utils import Arguments
 
+__all__ = ["AsyncEngineArgs", "EngineArgs"]
+
 
 def engine_flags() -> dict[str, Flag]:
     """Every engine flag of Galley by its Python name."""

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+__all__ = ["FlexibleArgumentParser"]
+
 
 class Arguments(argparse.Namespace):
     """What was given; `defaults` has the values of engine flags that were not."""

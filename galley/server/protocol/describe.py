@@ -11,6 +11,7 @@ from galley.server.protocol import (
     chat,
     completions,
     embeddings,
+    generative_scoring,
     pooling,
     responses,
     tokenize,
@@ -30,6 +31,7 @@ PAGES: dict[str, BodyReader[Any]] = {
     "/v1/responses": responses.reader,
     "/v1/messages": anthropic.messages_reader,
     "/v1/messages/count_tokens": anthropic.count_reader,
+    "/generative_scoring": generative_scoring.reader,
     "/tokenize": tokenize.tokenize_reader,
     "/detokenize": tokenize.detokenize_reader,
 }

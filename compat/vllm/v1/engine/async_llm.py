@@ -15,6 +15,8 @@ from vllm._names import missing
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.llm_engine import LLMEngine
 
+__all__ = ["AsyncLLM"]
+
 T = TypeVar("T")
 Item = RequestOutput | BaseException
 
