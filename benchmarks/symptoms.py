@@ -251,6 +251,8 @@ SYMPTOMS = (
             p99("vllm:inter_token_latency_seconds", "inter-token latency, p99", 0.8),
             p99("vllm:iteration_tokens_total", "tokens in a step, p99", 0.5, ""),
         ),
+        "Without `--max-num-batched-tokens`, a step with prompts takes about `--target-itl` "
+        "milliseconds (60) while others stream. "
         "`--long-prefill-token-threshold` limits only prompts, and only while others run.",
     ),
     Symptom(

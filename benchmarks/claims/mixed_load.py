@@ -1,5 +1,6 @@
-"""Chats with a concurrent long prompt: chunked prefill, the token budget and the prefill share of a
-step (269, 278, S11)."""
+"""Chats beside a long prompt, and a short one that arrives right behind it: chunked prefill, steps
+sized by time, the token budget and the prompts' share of a step (269, 278, S11).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from benchmarks.claims.claim import Curve, Finding, Row, Setup
 from benchmarks.claims.drive import Engine, Job, engine, jobs, percentile_ms
 
 _CHATS, _CHAT_PROMPT, _CHAT_OUTPUT = 15, 32, 64
-_LONG, _LENGTH = 8000, 8192
+_LONG, _LENGTH, _SHORT = 8000, 8192, 20
 _BUDGETS = (64, 128, 256, 512, 1024, 2048, 4096)
 _SHARES = (128, 256, 512, 1024)
+_TARGETS = (30, 60, 120, 240)
 _STEPS_BEFORE = 8
 
 Figures = dict[str, float]
@@ -24,7 +26,7 @@ def measure(setup: Setup) -> Finding:
     long = setup.some(_LONG, 1024)
 
     def make(**flags: Any) -> AbstractContextManager[Engine]:
-        limits = {"max_num_seqs": 16, "max_model_len": _LENGTH}
+        limits = {"max_num_seqs": 17, "max_model_len": _LENGTH}
         return engine("server", model=setup.model, **limits, **flags)
 
     def run(**flags: Any) -> Figures:
@@ -42,6 +44,7 @@ def measure(setup: Setup) -> Finding:
     without = medians([other for _, other in pairs])
     budgets = [{"tokens": n, **run(max_num_batched_tokens=n)} for n in _BUDGETS]
     shares = [{"tokens": n, **run(mixed_prefill_tokens=n)} for n in _SHARES]
+    targets = [{"tokens": n, **run(target_itl=n)} for n in _TARGETS]
     best = min(budgets, key=lambda point: point["p99_itl_ms"])
     widest = next(point for point in budgets if point["tokens"] == 2048)
     rows = [
@@ -50,7 +53,11 @@ def measure(setup: Setup) -> Finding:
         beside(long, f"budget {widest['tokens']}, all for prompts", widest, without),
         trade(budgets[0], budgets[-1]),
     ]
-    lines = {"token budget": budgets, "prompts' share, budget 2048": shares}
+    lines = {
+        "token budget": budgets,
+        "prompts' share, budget 2048": shares,
+        "--target-itl in ms": targets,
+    }
     curves = tuple(
         Curve(name, "tokens", field, points)
         for name, points in lines.items()
@@ -71,9 +78,16 @@ def beside(long: int, name: str, side: Figures, without: Figures) -> Row:
     return Row(
         "269, S11",
         f"chunked prefill: p99 ITL of {_CHATS} chats beside a prompt of {long:,} tokens",
-        f"{name}: {side['p99_itl_ms']:.1f} ms, long TTFT {side['long_ttft_ms']:.0f} ms",
-        f"unchunked: {without['p99_itl_ms']:.1f} ms, {without['long_ttft_ms']:.0f} ms",
+        f"{name}: {in_words(side)}",
+        f"unchunked: {in_words(without)}",
         without["p99_itl_ms"] / side["p99_itl_ms"],
+    )
+
+
+def in_words(side: Figures) -> str:
+    return (
+        f"{side['p99_itl_ms']:.1f} ms (median {side['p50_itl_ms']:.1f}), TTFT of the long prompt "
+        f"{side['long_ttft_ms']:.0f} ms, of a short one behind it {side['short_ttft_ms']:.0f} ms"
     )
 
 
@@ -93,15 +107,19 @@ def medians(rounds: list[Figures]) -> Figures:
 
 
 def one_round(setup: Setup, side: Engine, long: int) -> Figures:
-    """Start chats, send the long prompt after some decode steps, and run until all end."""
+    """Start chats, send the long prompt and a short one after some decode steps, and run until all
+    end.
+    """
     chats = jobs(setup.prompts.take(_CHATS, _CHAT_PROMPT), _CHAT_OUTPUT)
-    late = Job(setup.prompts.take(1, long)[0], 8)
+    late, last = (Job(setup.prompts.take(1, n)[0], 8) for n in (long, _SHORT))
     for chat in chats:
         side.send(chat)
-    left = _CHATS + 1
+    left = _CHATS + 2
     for _ in range(_STEPS_BEFORE):
         left -= side.step()
     side.send(late)
+    left -= side.step()
+    side.send(last)
     while left:
         left -= side.step()
     gaps = [gap for chat in chats for gap in chat.gaps]
@@ -109,4 +127,5 @@ def one_round(setup: Setup, side: Engine, long: int) -> Figures:
         "p50_itl_ms": percentile_ms(gaps, 50),
         "p99_itl_ms": percentile_ms(gaps, 99),
         "long_ttft_ms": late.ttft * 1e3,
+        "short_ttft_ms": last.ttft * 1e3,
     }

@@ -190,8 +190,12 @@ class SchedulerConfig:
     """
     mixed_prefill_tokens: int | None = None
     """Maximum tokens per step of all prompts together while other sequences decode, so that a long
-    prompt does not delay their next tokens. 0 = no limit. Default: 512 for a server without
-    --max-num-batched-tokens, else 0."""
+    prompt does not delay their next tokens. 0 = no limit. See --target-itl for the default."""
+    target_itl: float | None = None
+    """Milliseconds that a step may take while some sequences decode and prompts are computed: it
+    gets as many tokens of prompts as fit, by the time of the last steps, and short prompts overtake
+    a long one. At least three times a step without prompts. 0 = no limit. Default: 60 for a server
+    without --max-num-batched-tokens and --mixed-prefill-tokens, else 0."""
     max_num_active_seqs: int | None = None
     """Maximum running sequences, if lower than --max-num-seqs."""
     max_num_scheduled_tokens: int | None = None

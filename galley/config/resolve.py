@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 Usage = Literal["server", "offline"]
 #: Token budget and sequences by use (vLLM's CPU defaults).
 DEFAULTS: dict[Usage, tuple[int, int]] = {"server": (2048, 128), "offline": (4096, 256)}
-#: Prompt tokens per step while other sequences decode. Latency matters for a server only.
-MIXED_PREFILL_TOKENS: dict[Usage, int] = {"server": 512, "offline": 0}
+#: Milliseconds of a step with prompts while others decode. Latency matters for a server only.
+TARGET_ITL: dict[Usage, float] = {"server": 60.0, "offline": 0.0}
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "load": LoadConfig,
@@ -148,9 +148,11 @@ def by_use(given: Mapping[str, Any], usage: Usage) -> dict[str, Any]:
     """Fill in the scheduler settings that depend on the use."""
     scheduler = dict(given)
     chunked = scheduler.get("enable_chunked_prefill", True)
-    if scheduler.get("mixed_prefill_tokens") is None:
-        free = chunked and scheduler.get("max_num_batched_tokens") is None
-        scheduler["mixed_prefill_tokens"] = MIXED_PREFILL_TOKENS[usage] if free else 0
+    if scheduler.get("target_itl") is None:
+        budgets = ("max_num_batched_tokens", "mixed_prefill_tokens")
+        free = chunked and all(scheduler.get(name) is None for name in budgets)
+        scheduler["target_itl"] = TARGET_ITL[usage] if free else 0.0
+    scheduler["mixed_prefill_tokens"] = scheduler.get("mixed_prefill_tokens") or 0
     budget, seqs = DEFAULTS[usage]
     if scheduler.get("max_num_seqs") is None:
         tokens = scheduler.get("max_num_batched_tokens")
@@ -246,6 +248,12 @@ def check(config: EngineConfig) -> None:
             "prompt runs in one step.",
             field="mixed_prefill_tokens",
         )
+    if s.target_itl and not s.enable_chunked_prefill:
+        raise ConfigError(
+            f"--target-itl {s.target_itl:g} needs chunked prefill: without it a prompt runs in one "
+            "step.",
+            field="target_itl",
+        )
 
 
 def check_profiler(given: Mapping[str, Any]) -> None:
@@ -273,6 +281,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("scheduler", "long_prefill_token_threshold", lambda v: v >= 0, "at least 0"),
     ("scheduler", "stream_interval", lambda v: v >= 1, "at least 1"),
     ("scheduler", "mixed_prefill_tokens", lambda v: v >= 0, "at least 0"),
+    ("scheduler", "target_itl", lambda v: 0 <= v < 1e6, "milliseconds, 0 for no limit"),
     ("model", "max_model_len", lambda v: v == -1 or v >= 1, "at least 1, or -1 or auto"),
     ("model", "max_logprobs", lambda v: v >= -1, "at least -1"),
     ("observability", "kv_cache_metrics_sample", lambda v: 0.0 < v <= 1.0, "in (0, 1]"),

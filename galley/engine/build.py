@@ -48,6 +48,7 @@ def build_core(
         long_prefill_token_threshold=scheduling.long_prefill_token_threshold,
         long_prefill_token_threshold_adaptive=scheduling.long_prefill_token_threshold_adaptive,
         mixed_prefill_tokens=scheduling.mixed_prefill_tokens or 0,
+        target_step_seconds=(scheduling.target_itl or 0.0) / 1e3,
         policy=scheduling.scheduling_policy,
         max_adapters=config.lora.max_loras,
         lookahead=executor.lookahead,

@@ -165,6 +165,7 @@ class EngineCore:
         result = handle.sample(None if constrained is None else constrained.masks(plan))
         sampled = perf_counter()
         self._model_seconds += sampled - submit
+        scheduler.record_time(sampled - submit)
         if constrained is not None:
             constrained.advance(plan, result, scheduler.table)
         done = scheduler.commit(plan, result)

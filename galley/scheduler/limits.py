@@ -22,6 +22,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
         long_prefill_token_threshold_adaptive: that cap is at least a fair share of a step.
         mixed_prefill_tokens: most tokens of all prompts in a step in which others decode; 0 = no
             cap. Needs chunked prefill.
+        target_step_seconds: most seconds of a step in which prompts are computed while others
+            decode; short prompts then overtake a long one. 0 = no limit. Needs chunked prefill.
         policy: order of admission and choice of the sequence to preempt.
         max_waiting: most requests in the queue; 0 = no limit.
         max_adapters: most adapters of running sequences.
@@ -39,6 +41,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
     long_prefill_token_threshold: int = 0
     long_prefill_token_threshold_adaptive: bool = False
     mixed_prefill_tokens: int = 0
+    target_step_seconds: float = 0.0
     policy: Literal["fcfs", "priority"] = "fcfs"
     max_waiting: int = 0
     max_adapters: int = 1

@@ -26,6 +26,7 @@ class _Order(Protocol):
     def push_by_arrival(self, seq: Sequence) -> None: ...
     def first(self) -> Sequence: ...
     def pop(self) -> Sequence: ...
+    def remove(self, seq: Sequence) -> None: ...
     def drop_ended(self) -> None: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Sequence]: ...
@@ -39,6 +40,7 @@ class _Fcfs:
         self.push = self._items.append
         self.push_front = self._items.appendleft
         self.pop = self._items.popleft
+        self.remove = self._items.remove
 
     def push_by_arrival(self, seq: Sequence) -> None:
         """Insert `seq` behind the last earlier arrival."""
@@ -80,6 +82,10 @@ class _ByPriority:
 
     def pop(self) -> Sequence:
         return heapq.heappop(self._heap)[1]
+
+    def remove(self, seq: Sequence) -> None:
+        self._heap.remove((seq.importance, seq))
+        heapq.heapify(self._heap)
 
     def drop_ended(self) -> None:
         self._heap = [item for item in self._heap if not item[1].ended]
@@ -154,6 +160,13 @@ class WaitingQueue:
     def pop(self) -> Sequence:
         """Take out the sequence that `first` has just returned."""
         return self._order.pop()
+
+    def take(self, seq: Sequence) -> None:
+        """Take out a sequence that has not ended."""
+        if self._order.first() is seq:
+            self._order.pop()
+        else:
+            self._order.remove(seq)
 
     def discard(self, seq: Sequence) -> None:
         """Remove an aborted sequence; it is marked `ended`."""

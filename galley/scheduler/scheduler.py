@@ -34,6 +34,8 @@ from galley.scheduler.adapters import DEFERRED, AdapterBudget
 from galley.scheduler.commit import CommittedStep, drop_rows, find_ends, find_pooled
 from galley.scheduler.draft_counts import DraftCounts
 from galley.scheduler.limits import SchedulerLimits
+from galley.scheduler.overtaking import split_short, waiting_short
+from galley.scheduler.pace import StepPace
 from galley.scheduler.queue import WaitingQueue
 from galley.scheduler.rows import Slots, StepColumns, StepRows
 from galley.scheduler.running import Running
@@ -69,6 +71,9 @@ class Scheduler:
         self.draft_counts = DraftCounts()
         self._unfinished: dict[tuple[int, int], Sequence] = {}
         self._num_arrived = 0
+        self._pace = StepPace(limits.target_step_seconds) if limits.target_step_seconds else None
+        self._planned = 0, 0
+        self._overtaking: list[Sequence] = []
         self._blocked = 0, 0
         self._in_flight = False
         self._aborted: list[Sequence] = []
@@ -210,6 +215,7 @@ class Scheduler:
             return None
         self.step += 1
         self.step_tokens = rows.num_tokens
+        self._planned = rows.num_decode_tokens, rows.num_prompt_tokens
         self._in_flight = True
         groups, slots, indices, ids = self.kv.take_changes()
         unsent, unsent_counts, unsent_ids = self._unsent_columns()
@@ -299,6 +305,7 @@ class Scheduler:
         """Share the budget among the running: decodes first, then prompts, each in order."""
         slots = self.running.order
         n, limits = len(slots), self.limits
+        self._overtaking = []
         need = self.table.num_tokens[slots] - self.table.num_computed[slots]
         pooling = self.running.pooling
         if (
@@ -311,17 +318,45 @@ class Scheduler:
         if pooling:  # they sample nothing, so their last token is one of a prompt, too
             decode &= ~np.isin(slots, list(pooling))
         rows = self._grant_decodes(slots[decode][: limits.max_num_batched_tokens])
-        left = limits.left_for_prompts(rows.num_decode_tokens)
-        cap = limits.chunk_cap(n + len(self.queue))
-        for slot, remaining in zip(slots[~decode].tolist(), need[~decode].tolist(), strict=True):
+        left = self._left_for_prompts(rows.num_decode_tokens)
+        prompts = list(zip(slots[~decode].tolist(), need[~decode].tolist(), strict=True))
+        if self._pace is not None and prompts and prompts[0][1] > left:
+            short, prompts = split_short(prompts)
+            self._add_chunks(rows, short, left // 2)
+            left -= self._hold_for_overtaking(prompts[0], left // 2 - rows.num_prompt_tokens)
+        self._add_chunks(rows, prompts, left)
+        return rows
+
+    def _left_for_prompts(self, decode_tokens: int) -> int:
+        """Tokens that all prompts of a step may have beside this many of decoding rows."""
+        left = self.limits.left_for_prompts(decode_tokens)
+        if self._pace is not None and decode_tokens:
+            left = min(left, self._pace.prompt_tokens())
+        return left
+
+    def _add_chunks(self, rows: StepRows, prompts: list[tuple[int, int]], left: int) -> None:
+        """Add a chunk of each (slot, tokens it needs), until prompts have `left` tokens in all."""
+        cap = self.limits.chunk_cap(len(self.running) + len(self.queue))
+        for slot, need in prompts:
             computed, seq = int(self.table.num_computed[slot]), self.running.at(slot)
-            logits = limits.max_num_logits - rows.num_logits
+            logits = self.limits.max_num_logits - rows.num_logits
             num_new, num_logits = self._chunk(
-                seq, computed, remaining, left - rows.num_prompt_tokens, logits, cap
+                seq, computed, need, left - rows.num_prompt_tokens, logits, cap
             )
             if num_new:
-                rows.add(slot, num_new, num_logits, num_new == remaining and not seq.pools)
-        return rows
+                rows.add(slot, num_new, num_logits, num_new == need and not seq.pools)
+
+    def _hold_for_overtaking(self, first: tuple[int, int], most: int) -> int:
+        """Choose the waiting sequences that `_admit` lets overtake the prompt `first`, a slot and
+        the tokens it needs. Returns how many of `most` tokens are held for them.
+        """
+        if not len(self.queue) or not self.running.has_room or most < 1:
+            return 0
+        slot, need = first
+        by_priority = self.limits.policy == "priority"
+        seq = self.running.at(slot)
+        self._overtaking = waiting_short(self.queue, seq, need, self.kv, by_priority)
+        return min(most, sum(len(seq.token_ids) for seq in self._overtaking))
 
     def _grant_decodes(self, slots: Slots) -> StepRows:
         """One token for each of `slots`; drafts, in order, share the rest of the budget."""
@@ -362,12 +397,20 @@ class Scheduler:
         return n, int(n == need and not seq.pools)
 
     def _admit(self, rows: StepRows) -> list[NewRow]:
-        """Admit waiting sequences to slots, strictly in order, while budget and blocks last."""
-        left = self.limits.left_for_prompts(rows.num_decode_tokens)
+        """Admit waiting sequences to slots, while budget and blocks last: those that overtake, then
+        strictly in order.
+        """
+        left = self._left_for_prompts(rows.num_decode_tokens)
         new_rows: list[NewRow] = []
-        now = time.time()
-        cap = self.limits.chunk_cap(len(self.running) + len(self.queue))
         running_prompts = rows.num_prompt_tokens
+        for short in self._overtaking:
+            if (
+                rows.num_prompt_tokens < left
+                and self.running.has_room
+                and self._adapters.admits(short.request.adapter)
+                and (row := self._admit_one(short, rows, left)) is not None
+            ):
+                new_rows.append(row)
         # What did not fit does not fit until blocks are released or a prompt is cached.
         while (
             rows.num_prompt_tokens < left and self.running.has_room and (seq := self.queue.first())
@@ -377,26 +420,35 @@ class Scheduler:
                 continue
             if not running_prompts and self._blocked == (seq.arrival, self.kv.pool.num_freed):
                 break
-            hit = Hit()
-            if seq.chain is not None and seq.reads_cache:
-                hit = self.kv.find_hit(seq.chain, seq.token_ids)
-            n = len(seq.token_ids)
-            need = n - hit.num_tokens
-            logits = self.limits.max_num_logits - rows.num_logits
-            num_new, num_logits = self._chunk(
-                seq, hit.num_tokens, need, left - rows.num_prompt_tokens, logits, cap
-            )
-            if not num_new:
+            row = self._admit_one(seq, rows, left)
+            if row is None:
                 break
-            if not self.kv.can_admit(hit, n):
-                self._blocked = seq.arrival, self.kv.pool.num_freed
-                break
-            self.queue.pop()
-            new_rows.append(self._enter_slot(seq, hit, num_new, now))
-            rows.add(seq.slot, num_new, num_logits, num_new == need and not seq.pools)
+            new_rows.append(row)
         return new_rows
 
-    def _enter_slot(self, seq: Sequence, hit: Hit, num_new: int, now: float) -> NewRow:
+    def _admit_one(self, seq: Sequence, rows: StepRows, left: int) -> NewRow | None:
+        """Admit a waiting sequence. None: it does not fit, in tokens or in blocks."""
+        hit = Hit()
+        if seq.chain is not None and seq.reads_cache:
+            hit = self.kv.find_hit(seq.chain, seq.token_ids)
+        n = len(seq.token_ids)
+        need = n - hit.num_tokens
+        logits = self.limits.max_num_logits - rows.num_logits
+        cap = self.limits.chunk_cap(len(self.running) + len(self.queue))
+        num_new, num_logits = self._chunk(
+            seq, hit.num_tokens, need, left - rows.num_prompt_tokens, logits, cap
+        )
+        if not num_new:
+            return None
+        if not self.kv.can_admit(hit, n):
+            self._blocked = seq.arrival, self.kv.pool.num_freed
+            return None
+        self.queue.take(seq)
+        row = self._enter_slot(seq, hit, num_new)
+        rows.add(seq.slot, num_new, num_logits, num_new == need and not seq.pools)
+        return row
+
+    def _enter_slot(self, seq: Sequence, hit: Hit, num_new: int) -> NewRow:
         request, kv = seq.request, self.kv
         slot = self.running.add(seq)
         self._adapters.enter(request.adapter)
@@ -428,7 +480,7 @@ class Scheduler:
         cached = hit.num_tokens if kv.enable_prefix_caching else 0
         self._started.append(
             SequenceStart(
-                request.client_index, request.handle, cached, seq.queued_time, now, resumed
+                request.client_index, request.handle, cached, seq.queued_time, time.time(), resumed
             )
         )
         return row
@@ -535,6 +587,11 @@ class Scheduler:
         if running.has_drafts or len(result.drafts_ids):
             self._take_drafts(plan, result)
         return self._with_events(done)
+
+    def record_time(self, seconds: float) -> None:
+        """The last plan was computed in so many seconds."""
+        if self._pace is not None:
+            self._pace.record(*self._planned, seconds)
 
     def _take_drafts(self, plan: StepPlan, result: StepResult) -> None:
         """Replace the drafts of the plan's rows by the result's, as far as the length allows."""

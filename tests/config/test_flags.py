@@ -129,23 +129,24 @@ def test_defaults_follow_the_use():
     server, offline = from_kwargs({}, "server", {}), from_kwargs({}, "offline", {})
     assert (server.scheduler.max_num_batched_tokens, server.scheduler.max_num_seqs) == (2048, 128)
     assert (offline.scheduler.max_num_batched_tokens, offline.scheduler.max_num_seqs) == (4096, 256)
-    assert (server.scheduler.mixed_prefill_tokens, offline.scheduler.mixed_prefill_tokens) == (
-        512,
-        0,
-    )
+    assert (server.scheduler.target_itl, offline.scheduler.target_itl) == (60, 0)
 
 
 @pytest.mark.parametrize(
-    ("given", "cap"),
+    ("given", "cap", "target"),
     [
-        ({"max_num_batched_tokens": 4096}, 0),
-        ({"enable_chunked_prefill": False}, 0),
-        ({"max_num_seqs": 16}, 512),
-        ({"max_num_batched_tokens": 4096, "mixed_prefill_tokens": 256}, 256),
+        ({"max_num_batched_tokens": 4096}, 0, 0),
+        ({"enable_chunked_prefill": False}, 0, 0),
+        ({"max_num_seqs": 16}, 0, 60),
+        ({"mixed_prefill_tokens": 256}, 256, 0),
+        ({"max_num_batched_tokens": 4096, "mixed_prefill_tokens": 256}, 256, 0),
+        ({"max_num_batched_tokens": 4096, "target_itl": 25}, 0, 25),
+        ({"target_itl": 0}, 0, 0),
     ],
 )
-def test_a_budget_that_is_given_is_all_for_prompts_unless_a_cap_is_given_too(given, cap):
-    assert from_kwargs(given, "server", {}).scheduler.mixed_prefill_tokens == cap
+def test_a_budget_that_is_given_is_all_for_prompts_unless_a_limit_is_given_too(given, cap, target):
+    scheduler = from_kwargs(given, "server", {}).scheduler
+    assert (scheduler.mixed_prefill_tokens, scheduler.target_itl) == (cap, target)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,12 @@ def test_a_budget_that_is_given_is_all_for_prompts_unless_a_cap_is_given_too(giv
             {"mixed_prefill_tokens": 9, "enable_chunked_prefill": False},
             "--mixed-prefill-tokens 9 needs chunked prefill",
         ),
+        (
+            {"target_itl": 9, "enable_chunked_prefill": False},
+            "--target-itl 9 needs chunked prefill",
+        ),
+        ({"target_itl": -1}, "--target-itl must be milliseconds"),
+        ({"target_itl": float("nan")}, "--target-itl must be milliseconds"),
         ({"max_num_batched_tokens": "many"}, "--max-num-batched-tokens expects a whole number"),
         ({"max_num_batched_tokens": 8, "max_num_seqs": 16}, "must be at least --max-num-seqs"),
         ({"block_size": 17}, "--block-size must be one of 16, 32, 64, 128; got 17"),

@@ -324,6 +324,7 @@ def make_core(
     threshold: int = 0,
     adaptive: bool = False,
     mixed: int = 0,
+    target_itl: float = 0,
     groups: list[GroupSpec] | None = None,
     drafts: str = "none",
     loopback: bool = False,
@@ -342,6 +343,7 @@ def make_core(
             long_prefill_token_threshold=threshold,
             long_prefill_token_threshold_adaptive=adaptive,
             mixed_prefill_tokens=mixed,
+            target_itl=target_itl,
         ),
     )
     return build_core(config, executor)
