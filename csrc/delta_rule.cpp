@@ -5,8 +5,9 @@
 //   dt_bias)), beta = sigmoid(beta): S = g S + k (beta (v - g kᵀ S)), out = qᵀ S. Pointers: q, k (f32
 //   [tokens][key_heads * keys]), v, out (f32 [tokens][heads * values]), alpha, beta (f32
 //   [tokens][heads]), a_log, dt_bias (f32 [heads]), state. Ints: heads, key_heads (head h reads key
-//   head h / (heads / key_heads)), in_turn? (1 = key head h % key_heads), keys, values, q_stride?, k_stride?, v_stride?, alpha_stride?,
-//   beta_stride?, and those of the state (state.h). Floats: eps, of the lengths.
+//   head h / (heads / key_heads)), in_turn? (1 = key head h % key_heads), by_key? (1 = a decay of each
+//   key: alpha [tokens][heads * keys], dt_bias [heads * keys]), keys, values, q_stride?, k_stride?,
+//   v_stride?, alpha_stride?, beta_stride?, and those of the state (state.h). Floats: eps, of the lengths.
 // `wkv7`: per head, with sigmoids of w, a and mix, d = exp(-exp(-0.5) * w), u = k * k_k of unit length,
 //   k' = k * (1 + (a - 1) * k_a), v' = v + (first - v) * mix (v where there is no first): S = diag(d) S +
 //   k' v'ᵀ - (u * a) (uᵀ S), y = rᵀ S; out = norm(y) * weight + bias + (r * k' * r_k summed) * v', with
@@ -28,14 +29,17 @@ int64_t padded(int64_t values) { return (values + 15) / 16 * 16; }
 class GatedDeltaRule final : public StateOp {
  public:
   explicit GatedDeltaRule(const Args& a)
-      : StateOp(StateCache(a, a.size("heads"), a.size("keys") * padded(a.size("values")) + 16)),
+      : StateOp(StateCache(a, a.size("heads"), a.size("keys") * padded(a.size("values")) + scales(a))),
         heads_(a.size("heads")), key_heads_(a.size("key_heads")),
         in_turn_(a.choice("in_turn", 2, false)), keys_(a.size("keys")),
+        decays_(a.choice("by_key", 2, false) ? keys_ : 1),
         values_(a.size("values")), q_(rows_argument(a, "q", key_heads_ * keys_)),
         k_(rows_argument(a, "k", key_heads_ * keys_)), v_(rows_argument(a, "v", heads_ * values_)),
-        alpha_(rows_argument(a, "alpha", heads_)), beta_(rows_argument(a, "beta", heads_)),
+        alpha_(rows_argument(a, "alpha", heads_ * decays_)), beta_(rows_argument(a, "beta", heads_)),
         a_log_(a.ptr<float>("a_log")), dt_bias_(a.ptr<float>("dt_bias")),
-        out_(a.ptr<float>("out")), eps_(a.f("eps")), kernel_(GALLEY_PICK(gated_delta_run)) {
+        out_(a.ptr<float>("out")), eps_(a.f("eps")),
+        kernel_(a.choice("by_key", 2, false) ? GALLEY_PICK(keyed_delta_run)
+                                             : GALLEY_PICK(gated_delta_run)) {
     if (heads_ % key_heads_ != 0) throw std::invalid_argument("key_heads must divide heads");
   }
 
@@ -48,11 +52,11 @@ class GatedDeltaRule final : public StateOp {
         run.q = q_.row(token) + key, run.q_stride = q_.stride;
         run.k = k_.row(token) + key, run.k_stride = k_.stride;
         run.v = v_.row(token) + head * values_, run.v_stride = v_.stride;
-        run.alpha = alpha_.row(token) + head, run.alpha_stride = alpha_.stride;
+        run.alpha = alpha_.row(token) + head * decays_, run.alpha_stride = alpha_.stride;
         run.beta = beta_.row(token) + head, run.beta_stride = beta_.stride;
         run.out = out_ + (token * heads_ + head) * values_, run.out_stride = heads_ * values_;
         run.keys = keys_, run.values = values_, run.count = count;
-        run.a = -std::exp(a_log_[head]), run.dt_bias = dt_bias_[head], run.eps = eps_;
+        run.a = -std::exp(a_log_[head]), run.dt_bias = dt_bias_ + head * decays_, run.eps = eps_;
         kernel_(run, state, scratch);
       };
       state_.for_each_run(step, static_cast<int32_t>(tile % step.rows), head, update);
@@ -60,13 +64,17 @@ class GatedDeltaRule final : public StateOp {
   }
 
  private:
+  static int64_t scales(const Args& a) {
+    return a.choice("by_key", 2, false) ? padded(a.size("keys")) : 16;
+  }
+
   int64_t key_head(int64_t head) const {
     return in_turn_ ? head % key_heads_ : head / (heads_ / key_heads_);
   }
 
   int64_t heads_, key_heads_;
   bool in_turn_;
-  int64_t keys_, values_;
+  int64_t keys_, decays_, values_;
   Rows q_, k_, v_, alpha_, beta_;
   const float *a_log_, *dt_bias_;
   float* out_;

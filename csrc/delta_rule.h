@@ -12,11 +12,12 @@ namespace galley {
 
 // Gated delta rule; q, k of unit length before the scale.
 struct GatedDeltaRun {
-  const float *q, *k, *v, *alpha, *beta;  // first token; alpha, beta: one number each
+  const float *q, *k, *v, *alpha, *beta;  // first token; beta, alpha: one number each, or alpha [keys]
   float* out;
   int64_t q_stride, k_stride, v_stride, alpha_stride, beta_stride, out_stride;
   int64_t keys, values, count;
-  float a, dt_bias, eps;  // decay = exp(a * softplus(alpha + dt_bias))
+  const float* dt_bias;  // one number, or [keys]
+  float a, eps;          // decay = exp(a * softplus(alpha + dt_bias))
 };
 
 // RWKV-7 (delta_rule.cpp). Values are [count][size]; `first` and `mix` are null in the first layer.
@@ -39,6 +40,8 @@ constexpr int64_t delta_scratch(int64_t keys) {
 GALLEY_VARIANTS(
     // `state`: numbers by panel (delta_rule_kernel.h), then the scale of all or of each key; updated.
     void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch);
+    // A decay of each key.
+    void keyed_delta_run(const GatedDeltaRun& run, float* state, float* scratch);
     void wkv7_run(const Wkv7Run& run, float* state, float* scratch);)
 
 }  // namespace galley

@@ -129,7 +129,7 @@ GALLEY_INLINE void delta_rates(const GatedDeltaRun& run, int64_t start, int64_t 
     decay[t] = t < count ? run.alpha[(start + t) * run.alpha_stride] : 0.0f;
     rate[t] = t < count ? run.beta[(start + t) * run.beta_stride] : 0.0f;
   }
-  store(decay, exp(all(run.a) * softplus(load(decay) + all(run.dt_bias))));
+  store(decay, exp(all(run.a) * softplus(load(decay) + all(*run.dt_bias))));
   store(rate, sigmoid(load(rate)));
 }
 
@@ -164,6 +164,54 @@ void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch) {
                         run.out + start * run.out_stride, run.out_stride);
   }
   scale.keep();
+}
+
+// The products of scale and decay of each key, in d.fold; returns whether one is too small to be kept.
+GALLEY_INLINE bool keyed_decays(const GatedDeltaRun& run, int64_t token, const float* scale,
+                                float* product) {
+  Float smallest = all(1.0f);
+  for (int64_t i = 0; i < run.keys; i += kLanes) {
+    const int part = lanes_of(run.keys - i);
+    const Float alpha = load_part(run.alpha + token * run.alpha_stride + i, part);
+    const Float decay = exp(all(run.a) * softplus(alpha + load_part(run.dt_bias + i, part)));
+    const Float next = load(scale + i) * decay;
+    store(product + i, next);
+    smallest = min(select(lane_numbers() < all(part), next, all(1.0f)), smallest);
+  }
+  return !(-max_lane(zero() - smallest) >= kSmallestScale);
+}
+
+void keyed_delta_run(const GatedDeltaRun& run, float* state, float* scratch) {
+  DeltaTokens d(scratch, run.keys, false);
+  float* scale = state + run.keys * ((run.values + 15) / 16 * 16);
+  if (*scale == 0.0f) {
+    for (int64_t i = 0; i < d.stride; i += kLanes) store(scale + i, all(1.0f));
+  }
+  const float root = 1.0f / __builtin_sqrtf(static_cast<float>(run.keys));
+  for (int64_t start = 0; start < run.count; start += kDeltaTokens) {
+    d.count = run.count - start < kDeltaTokens ? run.count - start : kDeltaTokens;
+    for (int64_t t = 0; t < d.count; t++) {
+      const int64_t token = start + t;
+      const float* q = run.q + token * run.q_stride;
+      const float* k = run.k + token * run.k_stride;
+      float* product = d.fold + t * d.stride;
+      d.folds[t] = keyed_decays(run, token, scale, product);
+      const Float of_q = all(unit_factor(q, run.keys, run.eps) * root);
+      const Float of_k = all(unit_factor(k, run.keys, run.eps));
+      const Float rate = sigmoid(all(run.beta[token * run.beta_stride]));
+      for (int64_t i = 0; i < run.keys; i += kLanes) {
+        const int64_t at = t * d.stride + i;
+        const Float next = d.folds[t] ? all(1.0f) : load(product + i);
+        const Float key = load_part(k + i, lanes_of(run.keys - i)) * of_k;
+        store(d.read + at, key * load(product + i));
+        store(d.write + at, key * rate / next);
+        store(d.query + at, load_part(q + i, lanes_of(run.keys - i)) * of_q * next);
+        store(scale + i, next);
+      }
+    }
+    delta_tokens<false>(state, d, run.v + start * run.v_stride, run.v_stride, run.values,
+                        run.out + start * run.out_stride, run.out_stride);
+  }
 }
 
 // What a token of RWKV-7 does, and its v'; returns the factor of v' that is added to its result.

@@ -1,9 +1,10 @@
 // Op `expert_up`: the gate and up projections of the chosen experts, and the activation. Pointers:
 // x (rows by place, of x_kind), chosen, gate_up (experts.h: the weights of all gates, then of all
-// ups; or of each expert's gate and up, interleaved), bias? (f32, of all outputs), out (rows by
-// place). Ints: n (columns of out), k, experts, top_k, x_kind, out_kind (f32, bf16, q8, q16),
-// interleaved? (1 = in runs of 16 outputs), activation (0 SiLU, 1 GELU, 2 clamped SwiGLU; 3 none: out
-// is f32 and has the 2 n columns of gate and up in the order of the weights). Floats: alpha?, limit?.
+// ups; or of each expert's gate and up, interleaved; or of all ups alone, without gates), bias? (f32,
+// of all outputs), out (rows by place). Ints: n (columns of out), k, experts, top_k, x_kind, out_kind
+// (f32, bf16, q8, q16), interleaved? (1 = in runs of 16 outputs), activation (0 SiLU, 1 GELU, 2 clamped
+// SwiGLU; 3 none: out is f32 and has the 2 n columns of gate and up in the order of the weights; 4
+// without gates: the square of ReLU). Floats: alpha?, limit?.
 // Tile: 32 columns of out, for up to 240 places of one expert.
 //
 // Op `expert_down`: out[t] = the sum over the token's experts, in ascending order, of weight * (x @
@@ -39,20 +40,22 @@ int64_t scratch_floats(const std::vector<LinearJob>& jobs) {
   return round_up(bytes, 64) / 4;
 }
 
-enum class Activation : int { silu = 0, gelu = 1, clamped_swiglu = 2, none = 3 };
+enum class Activation : int { silu = 0, gelu = 1, clamped_swiglu = 2, none = 3, relu2 = 4 };
 
 class ExpertUp final : public Op {
  public:
   explicit ExpertUp(const Args& a)
       : x_(a.ptr<uint8_t>("x")), out_(a.ptr<uint8_t>("out")), n_(a.size("n")),
         experts_(a.size("experts")), out_kind_(a.kind("out_kind")),
-        order_(a.choice("interleaved", 2, GateUp::halves)), activation_(a.choice("activation", 4, Activation::silu)),
+        order_(a.choice("interleaved", 2, GateUp::halves)), activation_(a.choice("activation", 5, Activation::silu)),
         alpha_(static_cast<float>(a.f("alpha", 0.0))), limit_(static_cast<float>(a.f("limit", 0.0))),
         runs_(expert_runs(a, "chosen")) {
-    const bool apart = order_ == GateUp::halves;
+    const bool apart = order_ == GateUp::halves, gated = activation_ != Activation::relu2;
     const int64_t k = a.size("k");
     const Kind x_kind = a.kind("x_kind");
-    jobs_ = expert_jobs(a, "gate_up", apart ? 2 * experts_ : experts_, apart ? n_ : 2 * n_, k, x_kind);
+    jobs_ = expert_jobs(a, "gate_up", apart && gated ? 2 * experts_ : experts_, apart ? n_ : 2 * n_, k,
+                        x_kind);
+    if (!apart && !gated) throw std::invalid_argument("no gates to be interleaved");
     if (!apart && n_ % 16 != 0) throw std::invalid_argument("interleaved gate and up need n % 16 = 0");
     if (out_kind_ == Kind::q8_row) throw std::invalid_argument("expert_up: out_kind q8_row");
     if (activation_ == Activation::none && out_kind_ != Kind::f32) {
@@ -99,8 +102,10 @@ class ExpertUp final : public Op {
       kernel_(job_for(gate, x, panel, y, kStride), panel, count, 0, rows, scratch);
     } else {
       kernel_(job_for(gate, x, tile, y, kStride), tile, 1, 0, rows, scratch);
-      const LinearJob& up = jobs_[experts_ + piece.expert];
-      kernel_(job_for(up, x, tile, y + width, kStride), tile, 1, 0, rows, scratch);
+      if (activation_ != Activation::relu2) {
+        const LinearJob& up = jobs_[experts_ + piece.expert];
+        kernel_(job_for(up, x, tile, y + width, kStride), tile, 1, 0, rows, scratch);
+      }
     }
     for (int64_t r = 0; r < rows && activation_ == Activation::none; r++) {
       keep(y + r * kStride, first, width, reinterpret_cast<float*>(out_) + (piece.begin + r) * 2 * n_);
@@ -127,6 +132,11 @@ class ExpertUp final : public Op {
       case Activation::gelu: return gelu_(gate_up, n, order_, nullptr, Kind::f32, out);
       case Activation::clamped_swiglu: return clamped_(gate_up, n, order_, alpha_, limit_, out);
       case Activation::none: return;
+      case Activation::relu2:
+        for (int64_t i = 0; i < n; i++) {
+          const float up = std::max(gate_up[i], 0.0f);
+          out[i] = up * up;
+        }
     }
   }
 

@@ -1,9 +1,10 @@
 // Op `route`: the experts of each token. Pointers: logits (f32 [tokens][experts]), bias? (f32
 // [experts], added to the scores for the choice alone), out (f32 [tokens][2 top_k]: weights, then
-// ids). Ints: experts, top_k, score (0 softmax, 1 sigmoid, 2 softmax over the chosen ones),
-// renormalise? (weights sum to 1), groups?, top_groups? (experts of the best groups alone can be
-// chosen), group_top? (the score of a group is the sum of that many of its best). Floats: scale?.
-// Tile: 8 tokens.
+// ids). Ints: experts, top_k, score (0 softmax, 1 sigmoid, 2 softmax over the chosen ones, 3 the
+// weight of each is its softmax over those of the rest that are near it), renormalise? (weights sum
+// to 1), groups?, top_groups? (experts of the best groups alone can be chosen), group_top? (the score
+// of a group is the sum of that many of its best). Floats: scale?, near? (3: largest difference, as
+// a part of the larger magnitude). Tile: 8 tokens.
 //
 // Op `expert_rows`: the rows of x by place (experts.h). Pointers: x ([tokens][k]), chosen, out
 // ([tokens * top_k][k]). Ints: k, experts, top_k, x_kind, out_kind (that of x, unless `weigh`),
@@ -22,7 +23,7 @@ namespace {
 
 constexpr int64_t kTileRows = 8;
 
-enum class Score : int { softmax = 0, sigmoid = 1, softmax_of_chosen = 2 };
+enum class Score : int { softmax = 0, sigmoid = 1, softmax_of_chosen = 2, softmax_of_near = 3 };
 
 void softmax(float* x, int64_t n) {
   const float most = *std::max_element(x, x + n);
@@ -45,10 +46,10 @@ class Route final : public Op {
   explicit Route(const Args& a)
       : logits_(a.ptr<float>("logits")), bias_(a.ptr_or_null<float>("bias")),
         out_(a.ptr<float>("out")), experts_(a.size("experts")), top_k_(a.size("top_k")),
-        score_(a.choice("score", 3, Score::softmax)), renormalise_(a.choice("renormalise", 2, false)),
+        score_(a.choice("score", 4, Score::softmax)), renormalise_(a.choice("renormalise", 2, false)),
         groups_(a.i("groups", 1)), top_groups_(a.i("top_groups", 1)),
         group_top_(a.i("group_top", 1)), scale_(static_cast<float>(a.f("scale", 1.0))),
-        runs_(expert_runs(a, "out")) {
+        near_(static_cast<float>(a.f("near", 0.0))), runs_(expert_runs(a, "out")) {
     if (groups_ < 1 || experts_ % groups_ != 0 || top_groups_ < 1 || top_groups_ > groups_ ||
         group_top_ < 1 || group_top_ > experts_ / groups_) {
       throw std::invalid_argument("groups of experts do not fit");
@@ -90,8 +91,8 @@ class Route final : public Op {
     float sum = 0.0f;
     for (int64_t i = 0; i < top_k_; i++) {
       const int64_t e = best_of(by, taken, experts_);
+      weights[i] = score_ == Score::softmax_of_near ? of_near(scores, taken, e) : scores[e];
       taken[e] = 1;
-      weights[i] = scores[e];
       weights[top_k_ + i] = static_cast<float>(e);
       sum += scores[e];
     }
@@ -101,6 +102,17 @@ class Route final : public Op {
       for (int64_t i = 0; i < top_k_; i++) weights[i] /= sum + 1e-20f;
     }
     for (int64_t i = 0; i < top_k_; i++) weights[i] *= scale_;
+  }
+
+  // The softmax of the best logit over those that are not taken and near it.
+  float of_near(const float* logits, const uint8_t* taken, int64_t best) const {
+    const float most = logits[best];
+    float sum = 0.0f;
+    for (int64_t e = 0; e < experts_; e++) {
+      const float size = std::max(std::abs(logits[e]), most);
+      if (!taken[e] && !((most - logits[e]) / size > near_)) sum += std::exp(logits[e] - most);
+    }
+    return 1.0f / sum;
   }
 
   // Marks the experts of all groups but the best.
@@ -125,7 +137,7 @@ class Route final : public Op {
   Score score_;
   bool renormalise_;
   int64_t groups_, top_groups_, group_top_;
-  float scale_;
+  float scale_, near_;
   ExpertRuns* runs_;
 };
 

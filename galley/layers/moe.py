@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
 from galley.kernels.adapters import AdapterSite
-from galley.kernels.ops import Ops, Value
+from galley.kernels.ops import Ops, Value, Weight
 from galley.kernels.ops.experts import Activation, ExpertWeights
 from galley.kernels.ops.gated_activation import GATE_UP_RUN
 from galley.kernels.ops.route import Routing
@@ -30,12 +31,13 @@ class SharedExpertSpec(Protocol):
 
 
 class MoESpec(msgspec.Struct, frozen=True):
-    """A mixture of gated MLPs.
+    """A mixture of MLPs.
 
     Attributes:
         router: [experts, hidden], in float32.
         routing: how its logits choose experts.
-        gate, up, down: projections of an expert, whose number replaces "{}" in their names.
+        gate, up, down: projections of an expert, whose number replaces "{}" in their names; gate
+            None = experts without gates.
         router_bias: [experts], added to the logits.
         choice_bias: [experts], added to the scores for the choice alone.
         biases: of gate, up and down; None = none.
@@ -43,11 +45,13 @@ class MoESpec(msgspec.Struct, frozen=True):
         weigh_inputs: an expert's input is multiplied with the token's weight, not its output.
         shared: computed for every token, and added; None = none.
         shared_gate: [1, hidden]; the sigmoid of its output is a factor of the shared expert's.
+        latent: projections [size, hidden] of what the experts read and [hidden, size] of their
+            sum, and whether these have biases; None = experts read and write hidden values.
     """
 
     router: Part
     routing: Routing
-    gate: Part
+    gate: Part | None
     up: Part
     down: Part
     router_bias: Part | None = None
@@ -59,6 +63,7 @@ class MoESpec(msgspec.Struct, frozen=True):
     weigh_inputs: bool = False
     shared: SharedExpertSpec | None = None
     shared_gate: Part | None = None
+    latent: tuple[Part, Part, bool] | None = None
 
     def build(self, context: BuildContext) -> MoE:
         return MoE(self, context)
@@ -81,15 +86,22 @@ class MoE:
         self.shared_gate = (
             None if spec.shared_gate is None else Linear(source, Matrix((spec.shared_gate,)))
         )
+        self.latent = None
+        if spec.latent is not None:
+            *parts, bias = spec.latent
+            self.latent = [Linear(source, Matrix((part,)), bias) for part in parts]
 
     def __call__(self, ops: Ops, x: Value) -> Value:
         logits = ops.linear(x, self.router, self._router_bias)
         chosen = ops.route(logits, self._routing, self._choice_bias)
+        read = x if self.latent is None else self.latent[0](ops, x)
         if ops.adapted and self._sites is not None:
-            y = ops.adapted_experts(x, chosen, self.experts, *self._sites)
+            y = ops.adapted_experts(read, chosen, self.experts, *self._sites)
         else:
-            y = ops.experts(x, chosen, self.experts)
+            y = ops.experts(read, chosen, self.experts)
         y = ops.all_reduce(y)
+        if self.latent is not None:
+            y = self.latent[1](ops, y)
         if self.shared is None:
             return y
         shared = self.shared(ops, x)
@@ -102,8 +114,9 @@ def _sites(
     spec: MoESpec, sites: Sites, experts: ExpertWeights
 ) -> tuple[AdapterSite, AdapterSite] | None:
     """Gate and up, and down; None where adapters cannot add to these experts."""
-    named = all("{}" in part.name for part in (spec.gate, spec.up, spec.down))
-    if spec.activation == Activation.clamped_swiglu or not named:
+    if spec.gate is None or spec.activation == Activation.clamped_swiglu:
+        return None
+    if not all("{}" in part.name for part in (spec.gate, spec.up, spec.down)):
         return None
     run = GATE_UP_RUN if experts.up is None else 0
     ranks = spec.down.num_inputs // experts.intermediate
@@ -114,8 +127,11 @@ def _sites(
 
 def _experts(spec: MoESpec, context: BuildContext) -> ExpertWeights:
     source, count = context.source, spec.routing.experts
-    whole_runs = (spec.gate.num_rows // source.group.size) % GATE_UP_RUN == 0
-    if source.interleave_gate_up and whole_runs:
+    whole_runs = (spec.up.num_rows // source.group.size) % GATE_UP_RUN == 0
+    up: Sequence[Weight] | None = None
+    if spec.gate is None:
+        gate = source.matrix(Matrix((spec.up,), "outputs", 0, count))
+    elif source.interleave_gate_up and whole_runs:
         both = source.matrix(Matrix((spec.gate, spec.up), "outputs", GATE_UP_RUN, count))
         gate, up = both[:count], both[count:] or None
     else:

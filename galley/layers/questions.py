@@ -37,6 +37,14 @@ class Stack(msgspec.Struct, frozen=True):
     transposed: bool = False
     index: int = 0
 
+    @property
+    def turned(self) -> Stack:
+        """The same stack with the transpose of each matrix; of vectors and squares, the same."""
+        experts, *shape = self.shape
+        if shape == shape[::-1]:
+            return self
+        return replace(self, shape=(experts, *shape[::-1]), transposed=not self.transposed)
+
 
 class Part(msgspec.Struct, frozen=True):
     """A tensor of the checkpoint, or some of its rows.

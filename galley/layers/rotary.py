@@ -118,15 +118,20 @@ class LongRotary(Rotary, frozen=True):
 
     Attributes:
         attention_factor: amplitude.
+        long_attention_factor: that with long factors; None = the same.
     """
 
     short: tuple[float, ...]
     long: tuple[float, ...]
     original_max_position: int
     attention_factor: float
+    long_attention_factor: float | None = None
 
     def for_length(self, positions: int) -> Rotary:
-        return replace(self, short=self.long) if positions > self.original_max_position else self
+        if positions <= self.original_max_position:
+            return self
+        amplitude = self.long_attention_factor or self.attention_factor
+        return replace(self, short=self.long, attention_factor=amplitude)
 
     def inverse_frequencies(self) -> F32:
         factors: F32 = np.asarray(self.short, np.float32)

@@ -328,6 +328,9 @@ class CheckpointWeights:
         """One expert's part of a stack, as a tensor called `name`."""
         if stack.name not in self._names:
             raise ModelError(f"the checkpoint has no tensor {name} and no {stack.name}")
+        other = stack.turned
+        if self.shape(stack.name) == other.shape:  # as other versions of a library save it
+            stack = other
         raw = self.use(stack.name, stack.shape)
         if raw.data.shape != raw.shape:
             raise ModelError(f"tensor {stack.name}: experts in one tensor of {raw.dtype}")

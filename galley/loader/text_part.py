@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_TIED = "tie_word_embeddings"
 #: Keys of the outer config that the text model needs, where its own has none.
 _OUTER = (
     "bos_token_id",
@@ -18,7 +19,7 @@ _OUTER = (
     "torch_dtype",
     "quantization_config",
     "compression_config",
-    "tie_word_embeddings",
+    _TIED,
     "projection_dim",
 )
 #: In the text model's config: the class that the whole checkpoint names.
@@ -86,6 +87,9 @@ TEXT_MODELS: dict[str, TextModel] = {
     "qwen2_vl_text": TextModel("Qwen2ForCausalLM"),
     "qwen3": TextModel("Qwen3ForCausalLM"),
     "qwen3_moe": TextModel("Qwen3MoeForCausalLM"),
+    "qwen3_vl_moe_text": TextModel(
+        "Qwen3MoeForCausalLM", {"norm_topk_prob": True, "experts_transposed": True}
+    ),
     "qwen3_vl_text": TextModel("Qwen3ForCausalLM"),
     "smollm3": TextModel("SmolLM3ForCausalLM"),
     "qwen3_5_moe_text": TextModel("Qwen3_5MoeForCausalLM"),
@@ -107,7 +111,9 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
     if known is None:
         return config
     outer = {key: config[key] for key in _OUTER if key in config}
-    own = {key: value for key, value in text.items() if value is not None}
+    # The class of the whole ties its embeddings, or not.
+    given_outside = {_TIED} & outer.keys()
+    own = {k: v for k, v in text.items() if v is not None and k not in given_outside}
     return {
         **known.defaults,
         **outer,

@@ -100,6 +100,9 @@ ENTRIES: dict[str, Entry] = {
     "InternLM3ForCausalLM": Entry("InternLM 3", "dense", "internlm/internlm3-8b-instruct"),
     "JinaBertModel": Entry("Jina Embeddings 2", "encoder", "jinaai/jina-embeddings-v2-base-en"),
     "JambaForCausalLM": Entry("Jamba", "recurrent", "ai21labs/AI21-Jamba-Reasoning-3B"),
+    "KimiLinearForCausalLM": Entry(
+        "Kimi Linear", "recurrent", "moonshotai/Kimi-Linear-48B-A3B-Instruct"
+    ),
     "Lfm2ForCausalLM": Entry("LFM2", "recurrent", "LiquidAI/LFM2-350M"),
     "Lfm2MoeForCausalLM": Entry("LFM2-MoE", "recurrent", "LiquidAI/LFM2-8B-A1B"),
     "Llama4ForCausalLM": Entry(
@@ -123,7 +126,9 @@ ENTRIES: dict[str, Entry] = {
     "ModernBertModel": Entry("ModernBERT", "encoder", "nomic-ai/modernbert-embed-base"),
     "MptForCausalLM": Entry("MPT", "dense", "mosaicml/mpt-7b"),
     "NemotronForCausalLM": Entry("Nemotron", "dense", "nvidia/Minitron-4B-Base"),
-    "NemotronHForCausalLM": Entry("Nemotron-H", "recurrent", "nvidia/Nemotron-H-8B-Base-8K"),
+    "NemotronHForCausalLM": Entry(
+        "Nemotron-H, Nemotron 3", "recurrent", "nvidia/Nemotron-H-8B-Base-8K"
+    ),
     "NomicBertModel": Entry("Nomic Embed", "encoder", "nomic-ai/nomic-embed-text-v1.5"),
     "OPTForCausalLM": Entry("OPT", "dense", "facebook/opt-125m"),
     "Olmo2ForCausalLM": Entry("OLMo 2", "dense", "allenai/OLMo-2-0425-1B-Instruct"),
@@ -132,6 +137,10 @@ ENTRIES: dict[str, Entry] = {
     "OlmoeForCausalLM": Entry("OLMoE", "mixture", "allenai/OLMoE-1B-7B-0125-Instruct"),
     "Phi3ForCausalLM": Entry("Phi-3 and Phi-4", "dense", "microsoft/Phi-4-mini-instruct"),
     "PhiForCausalLM": Entry("Phi-1 and Phi-2", "dense", "microsoft/phi-2"),
+    "PhiMoEForCausalLM": Entry("Phi-3.5 MoE", "mixture", "microsoft/Phi-3.5-MoE-instruct"),
+    "PhimoeForCausalLM": Entry(
+        "Phi-3.5 MoE, saved by transformers", "mixture", "microsoft/Phi-3.5-MoE-instruct"
+    ),
     "Qwen2ForCausalLM": Entry("Qwen2 and Qwen2.5", "dense", "Qwen/Qwen2.5-0.5B-Instruct"),
     "Qwen2MoeForCausalLM": Entry("Qwen2 MoE", "mixture", "Qwen/Qwen1.5-MoE-A2.7B-Chat"),
     "Qwen3ForCausalLM": Entry("Qwen3", "dense", "Qwen/Qwen3-0.6B"),

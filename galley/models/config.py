@@ -130,13 +130,16 @@ def _long(dim: int, theta: float, scaling: ModelFields, max_position: int) -> Ro
     original = _original(scaling, max_position)
     stretch = max_position / original
     default = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    amplitude = scaling.above_zero("attention_factor", default)
     return LongRotary(
         dim,
         theta,
         short=_factors(scaling, "short_factor", dim),
         long=_factors(scaling, "long_factor", dim),
         original_max_position=original,
-        attention_factor=scaling.above_zero("attention_factor", default),
+        # The two apart, as Phi-3.5-MoE has them.
+        attention_factor=scaling.above_zero("short_mscale", amplitude),
+        long_attention_factor=scaling.above_zero("long_mscale", amplitude),
     )
 
 

@@ -10,12 +10,11 @@ from galley.kernels.ops.route import Score
 from galley.layers.attention import AttentionSpec
 from galley.layers.moe import MoESpec
 from galley.layers.norm import HeadNormSpec
-from galley.layers.questions import Part, Stack
 from galley.layers.rotary import StillRotary
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec
 from galley.models.llama import Sizes, attention, decoder, layer, read_sizes
-from galley.models.mixture import Experts, gated, mixture, read_routing
+from galley.models.mixture import experts, gated, mixture, read_routing
 
 
 def llama4(model_info: ModelInfo) -> DecoderSpec:
@@ -69,15 +68,8 @@ def _attention(config: ModelFields, sizes: Sizes, prefix: str, has_rotary: bool)
 
 def _mixture(config: ModelFields, sizes: Sizes, prefix: str) -> MoESpec:
     routing = read_routing(config, score=Score.sigmoid, renormalise=False)
-    count, i, hidden = routing.experts, sizes.intermediate, sizes.hidden
-    name, both = f"{prefix}.experts.gate_up_proj", (count, hidden, 2 * i)
-    gate, up = Stack(name, both, (0, i, 1), True), Stack(name, both, (i, 2 * i, 1), True)
-    down = Stack(f"{prefix}.experts.down_proj", (count, i, hidden), (0, hidden, 1), True)
-    parts = Experts(
-        Part(f"{prefix}.experts.{{}}.gate_proj", (i, hidden), stack=gate),
-        Part(f"{prefix}.experts.{{}}.up_proj", (i, hidden), stack=up),
-        Part(f"{prefix}.experts.{{}}.down_proj", (hidden, i), stack=down),
-    )
+    i, hidden = sizes.intermediate, sizes.hidden
+    parts = experts(f"{prefix}.experts", routing.experts, hidden, i, transposed=True)
     return mixture(
         prefix,
         hidden,

@@ -30,32 +30,27 @@ def experts(
     hidden: int,
     intermediate: int,
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    transposed: bool = False,
 ) -> Experts:
     """Modules `prefix.{}.gate_proj` and so on, or the stacked tensors `prefix.gate_up_proj` and
     `prefix.down_proj` that transformers has in memory.
 
     Args:
         names: of gate, up and down.
+        transposed: the stacked tensors hold the transpose of each matrix.
     """
-    gate, up, down = names
-    both = (count, 2 * intermediate, hidden)
-    i = intermediate
+    i, (gate, up, down) = intermediate, names
+
+    def part(name: str, n: int, k: int, stack: str, first: int, outputs: int) -> Part:
+        shape = (count, k, outputs) if transposed else (count, outputs, k)
+        rows = (first, first + n, 1)
+        stacked = Stack(f"{prefix}.{stack}", shape, rows, transposed)
+        return Part(f"{prefix}.{{}}.{name}", (n, k), stack=stacked)
+
     return Experts(
-        Part(
-            f"{prefix}.{{}}.{gate}",
-            (i, hidden),
-            stack=Stack(f"{prefix}.gate_up_proj", both, (0, i, 1)),
-        ),
-        Part(
-            f"{prefix}.{{}}.{up}",
-            (i, hidden),
-            stack=Stack(f"{prefix}.gate_up_proj", both, (i, 2 * i, 1)),
-        ),
-        Part(
-            f"{prefix}.{{}}.{down}",
-            (hidden, i),
-            stack=Stack(f"{prefix}.down_proj", (count, hidden, i), (0, hidden, 1)),
-        ),
+        part(gate, i, hidden, "gate_up_proj", 0, 2 * i),
+        part(up, i, hidden, "gate_up_proj", i, 2 * i),
+        part(down, hidden, i, "down_proj", 0, hidden),
     )
 
 

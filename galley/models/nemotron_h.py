@@ -1,11 +1,14 @@
-"""Nemotron-H: layers of one block each: Mamba-2, attention without positions, or an MLP."""
+"""Nemotron-H: layers of one block each: Mamba-2, attention without positions, an MLP, or experts
+without gates (Nemotron 3)."""
 
 from __future__ import annotations
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
+from galley.kernels.ops.experts import Activation
 from galley.layers.attention import AttentionSpec
 from galley.layers.mamba2 import Mamba2Spec
+from galley.layers.moe import MoESpec
 from galley.layers.norm import RMSNormSpec
 from galley.layers.plain_mlp import PlainMLPSpec
 from galley.layers.questions import Part
@@ -14,6 +17,7 @@ from galley.models.config import ModelFields, layer_kinds, model_fields, read_li
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.heads import HeadSizes, plain_attention
 from galley.models.mamba2 import read_groups
+from galley.models.mixture import deepseek_routing
 from galley.models.tied import with_head
 
 #: Kinds of layers by their letters in `hybrid_override_pattern`.
@@ -21,7 +25,6 @@ _LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "mo
 
 
 def nemotron_h(model_info: ModelInfo) -> DecoderSpec:
-    """Layers with experts are not supported."""
     config = model_fields(model_info)
     hidden, vocab = config.integer("hidden_size", least=1), config.integer("vocab_size", least=1)
     eps = config.number("layer_norm_epsilon", config.number("rms_norm_eps", 1e-5))
@@ -32,7 +35,10 @@ def nemotron_h(model_info: ModelInfo) -> DecoderSpec:
         prefix = f"backbone.layers.{i}"
         norm, name = RMSNormSpec(f"{prefix}.norm", hidden, eps), f"{prefix}.mixer"
         if kind == "mlp":
-            layers.append(LayerSpec(None, _mlp(config, name, hidden), None, norm))
+            size = config.integer("intermediate_size", least=1)
+            layers.append(LayerSpec(None, _mlp(config, name, hidden, size), None, norm))
+        elif kind == "moe":
+            layers.append(LayerSpec(None, _mixture(config, name, hidden), None, norm))
         elif kind == "full_attention":
             layers.append(LayerSpec(_attention(config, name, hidden), None, norm, None))
         else:
@@ -47,22 +53,44 @@ def nemotron_h(model_info: ModelInfo) -> DecoderSpec:
 
 
 def _kinds(config: ModelFields) -> list[str]:
-    known = ("linear_attention", "full_attention", "mlp")
+    known = ("linear_attention", "full_attention", "mlp", "moe")
     if config.has("hybrid_override_pattern"):
         pattern = config.text("hybrid_override_pattern")
         kinds = [_LETTERS.get(letter, letter) for letter in pattern]
     else:
         listed = config.values.get("layers_block_type", config.values.get("layer_types"))
         kinds = listed if isinstance(listed, list) else []
-    if "moe" in kinds:
-        raise ModelError(f"{config.where}: layers with experts are not supported for Nemotron-H")
     values = {**config.values, "layer_types": kinds}
     return layer_kinds(ModelFields(values, config.where), min(len(kinds), MAX_LAYERS), known)
 
 
-def _mlp(config: ModelFields, name: str, hidden: int) -> PlainMLPSpec:
+def _mixture(config: ModelFields, name: str, hidden: int) -> MoESpec:
+    """DeepSeek's routing; the experts may read a projection to fewer numbers."""
+    routing = deepseek_routing(config)
+    size = config.integer("moe_intermediate_size", least=1)
+    shared = config.integer("moe_shared_expert_intermediate_size", 0)
+    width = config.optional_int("moe_latent_size")
+    latent = None
+    if width is not None:
+        down, up = (f"{name}.fc{i}_latent_proj" for i in (1, 2))
+        bias = config.flag("mlp_bias", False)
+        latent = (Part(down, (width, hidden)), Part(up, (hidden, width)), bias)
+    inputs = width or hidden
+    return MoESpec(
+        router=Part(f"{name}.gate", (routing.experts, hidden)),
+        routing=routing,
+        gate=None,
+        up=Part(f"{name}.experts.{{}}.up_proj", (size, inputs)),
+        down=Part(f"{name}.experts.{{}}.down_proj", (inputs, size)),
+        choice_bias=Part(f"{name}.gate.e_score_correction_bias", (routing.experts,)),
+        activation=Activation.relu2,
+        shared=_mlp(config, f"{name}.shared_experts", hidden, shared) if shared else None,
+        latent=latent,
+    )
+
+
+def _mlp(config: ModelFields, name: str, hidden: int, size: int) -> PlainMLPSpec:
     config.require("mlp_hidden_act", "relu2", default="relu2")
-    size = config.integer("intermediate_size", least=1)
     return PlainMLPSpec(
         up=Part(f"{name}.up_proj", (size, hidden)),
         down=Part(f"{name}.down_proj", (hidden, size)),

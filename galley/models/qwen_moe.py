@@ -55,7 +55,13 @@ def qwen_mixture(config: ModelFields, prefix: str, hidden: int) -> MoESpec:
     renormalise = config.flag("norm_topk_prob", False)
     routing = read_routing(config, renormalise=renormalise)
     intermediate = config.integer("moe_intermediate_size", least=1)
-    parts = experts(f"{prefix}.experts", routing.experts, hidden, intermediate)
+    parts = experts(
+        f"{prefix}.experts",
+        routing.experts,
+        hidden,
+        intermediate,
+        transposed=config.flag("experts_transposed", False),
+    )
     return mixture(prefix, hidden, routing, parts)
 
 

@@ -90,6 +90,14 @@ def delta_case(keys: int, values: int, decay: float = 0.0) -> Case:
     return Case(delta, constants, StateLayer(0, *delta_state(heads, keys, values)), widths)
 
 
+def keyed_delta_case(keys: int, values: int, decay: float = 0.0) -> Case:
+    """A decay of each key."""
+    case, width = delta_case(keys, values, decay), 4 * keys
+    constants = case.constants | {"dt_bias": normal(width, seed=2)}
+    state = StateLayer(0, *delta_state(4, keys, values, keys))
+    return Case(delta, constants, state, {**case.widths, "alpha": width})
+
+
 def wkv(ops, values, constants, state, ctx):
     parameters = Wkv7Parameters(**constants, eps=1e-4, heads=2)
     return ops.wkv7(**values, parameters=parameters, state=state, ctx=ctx)
@@ -111,6 +119,9 @@ CASES = {
     "delta rule, odd sizes": delta_case(keys=18, values=20),
     "delta rule, panels": delta_case(keys=24, values=80),
     "delta rule, strong decay": delta_case(keys=32, values=16, decay=3.0),
+    "delta rule by key": keyed_delta_case(keys=32, values=48),
+    "delta rule by key, odd sizes": keyed_delta_case(keys=18, values=20),
+    "delta rule by key, strong decay": keyed_delta_case(keys=32, values=16, decay=3.0),
     "wkv7": wkv_case(size=32, mixes=True),
     "wkv7, odd size": wkv_case(size=18, mixes=False),
     "wkv7, strong decay": wkv_case(size=16, mixes=False, decay=4.0),

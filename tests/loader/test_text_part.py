@@ -28,6 +28,14 @@ VISION = {
     "patch_size": 14,
 }
 
+VISION_QWEN = {
+    "depth": 1,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "deepstack_visual_indexes": [],
+}
+
 
 @pytest.fixture(scope="module")
 def gemma3(tmp_path_factory):
@@ -73,18 +81,43 @@ def qwen3_vl():
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
     config = transformers.Qwen3VLConfig(
         text_config={**SIZES, "head_dim": 16, "rope_parameters": rope},
-        vision_config={
-            "depth": 1,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "deepstack_visual_indexes": [],
-        },
+        vision_config=VISION_QWEN,
     )
     return transformers.Qwen3VLForConditionalGeneration(config)
 
 
+def qwen3_vl_moe():
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 4, 4]}
+    config = transformers.Qwen3VLMoeConfig(
+        text_config={**SIZES, **FAMILIES["qwen3-moe"].config, "rope_parameters": rope},
+        vision_config=VISION_QWEN,
+    )
+    return transformers.Qwen3VLMoeForConditionalGeneration(config)
+
+
+def mistral3():
+    config = transformers.Mistral3Config(
+        text_config={**SIZES, "model_type": "mistral", "head_dim": 16, "sliding_window": 9},
+        vision_config={**VISION, "model_type": "pixtral", "head_dim": 16},
+        image_token_index=130,
+    )
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
+def gemma4():
+    config = transformers.Gemma4Config(
+        text_config={**SIZES, **FAMILIES["gemma4"].config},
+        vision_config={**VISION, "head_dim": 16, "num_key_value_heads": 2},
+        audio_config=None,
+        image_token_id=130,
+    )
+    return transformers.Gemma4ForConditionalGeneration(config)
+
+
 WHOLE = {
+    "Gemma4ForCausalLM": gemma4,
+    "MistralForCausalLM": mistral3,
+    "Qwen3MoeForCausalLM": qwen3_vl_moe,
     "Llama4ForCausalLM": llama4,
     "Qwen2ForCausalLM": qwen2_5_vl,
     "Qwen3ForCausalLM": qwen3_vl,

@@ -51,6 +51,16 @@ NEMOTRON_H: dict[str, Any] = {
     "ssm_state_size": 16,
     "use_bias": True,
 }
+NEMOTRON_EXPERTS: dict[str, Any] = {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "moe"],
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 40,
+    "moe_shared_expert_intermediate_size": 56,
+    "routed_scaling_factor": 1.5,
+}
 DELTA_NET: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "head_dim": 32,
@@ -98,6 +108,26 @@ FAMILIES: dict[str, Case] = {
     ),
     "mamba": Case("Mamba", {"use_bias": True, "state_size": 12}),
     "mamba2": Case("Mamba2", MAMBA2),
+    "kimi-linear": Case(
+        "KimiLinear",
+        {
+            **EXPERTS,
+            "num_experts_per_token": 2,
+            "linear_head_dim": 20,
+            "linear_num_heads": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "num_expert_group": 3,
+            "topk_group": 2,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 24,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 20,
+            "num_key_value_heads": 4,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
     "nemotron-h": Case("NemotronH", NEMOTRON_H),
     "qwen3.5": Case("Qwen3_5", DELTA_NET, config_class="Qwen3_5TextConfig"),
     "rwkv7": Case("RWKV7", {}, build=RWKV7ForCausalLM),
@@ -109,6 +139,10 @@ FAMILIES: dict[str, Case] = {
 
 VARIANTS: dict[str, Case] = {
     "granite-hybrid-dense": Case("GraniteMoeHybrid", GRANITE_HYBRID),
+    "nemotron-h-experts": Case("NemotronH", {**NEMOTRON_H, **NEMOTRON_EXPERTS}),
+    "nemotron-h-latent-experts": Case(
+        "NemotronH", {**NEMOTRON_H, **NEMOTRON_EXPERTS, "moe_latent_size": 48, "mlp_bias": True}
+    ),
     "mamba2-limits": Case(
         "Mamba2",
         {**MAMBA2, "use_bias": True, "use_conv_bias": False, "n_groups": 1, "head_dim": 20}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.models.checkpoints import Case
+from tests.models.remote import Remote, phimoe_names
 
 #: Of an intermediate size that is no multiple of 16.
 EXPERTS = {"moe_intermediate_size": 40, "num_experts_per_tok": 2}
@@ -152,6 +153,28 @@ FAMILIES: dict[str, Case] = {
     "mixtral": Case(
         "Mixtral", {"sliding_window": 21, "num_local_experts": 6, "num_experts_per_tok": 3}
     ),
+    "phimoe": Case(
+        "Phimoe",
+        {
+            **IDS,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "router_jitter_noise": 0.2,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "sliding_window": 21,
+            # Of sequences that are never long.
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.5, 1.0, 2.0, 4.0, 3.0, 1.25, 8.0, 16.0],
+                "long_factor": [1.0] * 8,
+                "short_mscale": 1.24,
+                "long_mscale": 1.5,
+                "original_max_position_embeddings": 256,
+            },
+        },
+    ),
     "olmoe": Case("Olmoe", {**IDS, "num_experts": 6, "num_experts_per_tok": 2}),
     "qwen2-moe": Case(
         "Qwen2Moe",
@@ -175,4 +198,10 @@ FAMILIES: dict[str, Case] = {
     ),
 }
 
-VARIANTS: dict[str, Case] = {}
+VARIANTS: dict[str, Case] = {
+    "phimoe-published": Case(
+        "Phimoe",
+        {**IDS, "num_local_experts": 6},
+        remote=Remote("PhiMoEForCausalLM", phimoe_names),
+    ),
+}

@@ -218,3 +218,20 @@ JINA_BERT = Remote(
     {"position_embedding_type": "alibi", "feed_forward_type": "geglu"},
     as_jina_bert,
 )
+
+
+def phimoe_names(state: State) -> State:
+    """The tensors of Phi-3.5-MoE as published: each expert's by itself."""
+    result = {}
+    for name, tensor in state.items():
+        name = name.replace(".mlp.router.", ".block_sparse_moe.gate.")
+        stem = name.partition(".mlp.experts.")[0] + ".block_sparse_moe.experts"
+        if name.endswith(".experts.gate_up_proj"):
+            for i, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                result |= {f"{stem}.{i}.w1.weight": gate, f"{stem}.{i}.w3.weight": up}
+        elif name.endswith(".experts.down_proj"):
+            result |= {f"{stem}.{i}.w2.weight": down for i, down in enumerate(tensor)}
+        else:
+            result[name] = tensor
+    return result

@@ -1,4 +1,4 @@
-"""The gated feed-forward blocks of the experts that each token has chosen."""
+"""The feed-forward blocks of the experts that each token has chosen."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ if TYPE_CHECKING:
 
 
 class Activation(IntEnum):
-    """Of gate and up (csrc/expert_linear.cpp)."""
+    """Of gate and up, or of up alone (csrc/expert_linear.cpp)."""
 
     silu = 0
     #: With the tanh form of GELU.
     gelu = 1
     #: gpt-oss: (up + 1) * gate * sigmoid(alpha * gate), gate and up clamped.
     clamped_swiglu = 2
+    #: Of experts without gates: the square of ReLU.
+    relu2 = 4
 
 
 class ExpertWeights(msgspec.Struct, frozen=True, eq=False):
     """Handles of a layer's experts: E of each matrix, of equal shapes.
 
     Attributes:
-        gate: [I, H] each; or gate and up interleaved in runs (`GATE_UP_RUN`), [2 I, H].
-        up: [I, H]; None = interleaved with the gate.
+        gate: [I, H] each; or gate and up interleaved in runs (`GATE_UP_RUN`), [2 I, H]; without
+            gates, up.
+        up: [I, H]; None = interleaved with the gate, or in its place.
         down: [H, I].
         gate_bias, up_bias, down_bias: of all experts, one behind the other, in the order of the
             weights' outputs; None = none.
@@ -60,6 +63,14 @@ class ExpertWeights(msgspec.Struct, frozen=True, eq=False):
     @property
     def intermediate(self) -> int:
         return self.down[0].shape[1]
+
+    @property
+    def gated(self) -> bool:
+        return self.activation != Activation.relu2
+
+    @property
+    def interleaved(self) -> bool:
+        return self.gated and self.up is None
 
 
 #: In place of an activation: gate and up as they are.
@@ -105,7 +116,7 @@ EXPERT_UP = NativeOp(
     pointers={
         "x": "rows by place",
         "chosen": "f32, of `route`",
-        "gate_up": "experts' weights",
+        "gate_up": "experts' weights; without gates, those of up",
         "bias?": "f32",
         "out": "rows by place",
     },
@@ -114,7 +125,8 @@ EXPERT_UP = NativeOp(
         "n": "columns of out, or half of them without activation",
         "out_kind": "",
         "interleaved?": "0 = all gates, then all ups; 1 = an expert's both, in runs of 16",
-        "activation": "0 SiLU, 1 GELU, 2 clamped SwiGLU, 3 none: gate and up, f32",
+        "activation": "0 SiLU, 1 GELU, 2 clamped SwiGLU, 3 none: gate and up, f32, "
+        "4 without gates: the square of ReLU",
     },
     floats={"alpha?": "of the clamped SwiGLU", "limit?": "of the clamped SwiGLU"},
     arguments=_linear_arguments,
@@ -142,15 +154,15 @@ class Experts(Op):
     def __call__(self, x: Value, chosen: Value, experts: ExpertWeights) -> Value:
         """[T, H]: each token's weighted sum over its experts, in ascending order of their ids.
 
-        An expert is down(act(gate(x)) * up(x)). The weights of experts that no token has chosen are
-        not read.
+        An expert is down(act(gate(x)) * up(x)), or down(act(up(x))) without gates. The weights of
+        experts that no token has chosen are not read.
 
         Args:
             chosen: the result of `route`.
         """
         for weight in (*experts.gate, *(experts.up or ())):
             self.require_columns(x, weight.shape[1])
-        gate = experts.gate[0].shape[0] // (1 if experts.up is not None else 2)
+        gate = experts.gate[0].shape[0] // (2 if experts.interleaved else 1)
         self.require(gate == experts.intermediate, f"{gate} outputs of gate for {experts.down[0]}")
         return self.run(x, chosen, experts)
 
@@ -211,7 +223,7 @@ class ExpertNodes:
                 constants=constants,
                 ints={
                     "activation": _NONE if activation is None else int(activation),
-                    "interleaved": int(experts.up is None),
+                    "interleaved": int(experts.interleaved),
                 },
                 floats={"alpha": experts.alpha, "limit": experts.limit},
             )
@@ -274,9 +286,9 @@ def expert_of(
         adapt: from a projection (0 gate, 1 up, 2 down), its input and its result to the result.
     """
     import torch
-    from torch.nn.functional import gelu, linear, silu
+    from torch.nn.functional import gelu, linear, relu, silu
 
-    assert experts.up is not None, "the reference backend interleaves nothing"
+    assert not experts.interleaved, "the reference backend interleaves nothing"
 
     def project(
         number: int, rows: Tensor, weights: Sequence[Weight], biases: Handle | None
@@ -290,6 +302,8 @@ def expert_of(
         return adapt(number, rows, y)
 
     gate = project(0, x, experts.gate, experts.gate_bias)
+    if experts.up is None:
+        return project(2, relu(gate).square(), experts.down, experts.down_bias)
     up = project(1, x, experts.up, experts.up_bias)
     if experts.activation == Activation.clamped_swiglu:
         gate = gate.clamp(max=experts.limit)

@@ -32,11 +32,12 @@ class GatedDeltaRule(Op):
     native = state_native(
         "gated_delta_rule",
         values=["q", "k", "v", "alpha", "beta"],
-        constants=dict.fromkeys(("a_log", "dt_bias"), "f32 [heads]"),
+        constants={"a_log": "f32 [heads]", "dt_bias": "f32 [heads], or of each key"},
         ints={
             "heads": "",
             "key_heads": "of q and k",
             "in_turn?": "1 = head h reads key head h % key_heads",
+            "by_key?": "1 = a decay of each key: alpha [tokens][heads * keys]",
             "keys": "columns of a head of q and k",
             "values": "columns of a head of v",
         },
@@ -71,17 +72,21 @@ class GatedDeltaRule(Op):
             q, k: [T, key_heads * K]; heads / key_heads consecutive heads share one,
                 or, `in_turn`, each key_heads-th head does.
             v: [T, heads * V].
-            alpha, beta: [T, heads].
-            state: of `delta_state(heads, K, V)`.
+            alpha: [T, heads]; or [T, heads * K], a decay of each row of S, with a dt_bias of that
+                size.
+            beta: [T, heads].
+            state: of `delta_state(heads, K, V)`, with K scales where decays are by key.
         """
         heads = a_log.shape[0]
+        by_key = dt_bias.shape[0] != heads
+        keys = q.shape[-1] // key_heads
         self.require(heads % key_heads == 0, f"{heads} heads share {key_heads}")
         self.require(q.shape[-1] % key_heads == 0, f"{q.shape[-1]} columns in {key_heads} heads")
         self.require(v.shape[-1] % heads == 0, f"{v.shape[-1]} columns in {heads} heads")
         self.require_columns(k, q.shape[-1])
-        self.require_columns(alpha, heads)
+        self.require_columns(alpha, heads * keys if by_key else heads)
         self.require_columns(beta, heads)
-        shape = delta_state(heads, q.shape[-1] // key_heads, v.shape[-1] // heads)
+        shape = delta_state(heads, keys, v.shape[-1] // heads, keys if by_key else 1)
         self.require((state.units, state.unit_size) == shape, f"{shape} in {state}")
         return self.run(q, k, v, alpha, beta, a_log, dt_bias, key_heads, state, ctx, in_turn)
 
@@ -112,14 +117,16 @@ class GatedDeltaRule(Op):
         )
         query = query * query.shape[-1] ** -0.5
         value = v.float().unflatten(-1, (heads, -1))
-        decay = torch.exp(-a_log.exp() * functional.softplus(alpha.float() + dt_bias))
+        rise = functional.softplus(alpha.float() + dt_bias).unflatten(-1, (heads, -1))
+        decay = torch.exp(-a_log.exp()[:, None] * rise)  # of each key, or of all
+        scales = padded(key.shape[-1]) if len(dt_bias) != heads else LANES
         rate = beta.float().sigmoid()
         y = torch.empty_like(value)
         width = value.shape[-1]
         for tokens, kept in ctx.states(state):
-            s = kept[:, :-LANES].unflatten(1, (key.shape[-1], -1))[..., :width]
+            s = kept[:, :-scales].unflatten(1, (key.shape[-1], -1))[..., :width]
             for t in range(tokens.start, tokens.stop):
-                s *= decay[t, :, None, None]
+                s *= decay[t, ..., None]
                 held = (s * key[t, ..., None]).sum(1)
                 change = (value[t] - held) * rate[t, :, None]
                 s += key[t, ..., None] * change[:, None]
@@ -153,6 +160,7 @@ class GatedDeltaRule(Op):
                     "heads": heads,
                     "key_heads": key_heads,
                     "in_turn": int(in_turn),
+                    "by_key": int(dt_bias.shape[0] != heads),
                     "keys": q.columns // key_heads,
                     "values": v.columns // heads,
                 },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from galley.kernels.ops.attention import Attention, attend, visible_positions
-from galley.kernels.ops.definition import Op
+from galley.kernels.ops.definition import Op, whole
 from galley.kernels.ops.kv_cache import kv_floats, kv_ints
 from galley.kernels.program import Node, Symbol
 from galley.kernels.values import ForwardContext, KVLayer, LatentLayer, Value
@@ -70,7 +70,7 @@ class LatentAttention(Op):
         scale: float,
         ctx: ForwardContext,
     ) -> Symbol:
-        q, q_rope = (recorder.rounded(x, recorder.query_kind) for x in (q, q_rope))
+        q, q_rope = (whole(recorder.rounded(x, recorder.query_kind)) for x in (q, q_rope))
         out = Symbol.new(q.buffer.rows, q.columns)
         ints = {
             "heads": q.columns // layer.rank,

@@ -27,6 +27,9 @@ class Score(IntEnum):
     sigmoid = 1
     #: The best logits are chosen; their softmax is the weights.
     softmax_of_chosen = 2
+    #: Of Phi-3.5-MoE: the weight of each choice is its softmax over those not chosen before whose
+    #: logits are near it.
+    softmax_of_near = 3
 
 
 class Routing(msgspec.Struct, frozen=True):
@@ -39,6 +42,7 @@ class Routing(msgspec.Struct, frozen=True):
         scale: factor of the weights, at last.
         groups, top_groups: experts form groups of equal size, of which the best few can be chosen.
         group_top: the score of a group is the sum of so many of its best experts' scores.
+        near: largest difference of near logits, as a part of the larger magnitude.
     """
 
     experts: int
@@ -49,6 +53,7 @@ class Routing(msgspec.Struct, frozen=True):
     groups: int = 1
     top_groups: int = 1
     group_top: int = 1
+    near: float = 0.0
 
 
 def _arguments(node: Node) -> dict[str, int]:
@@ -68,13 +73,16 @@ class Route(Op):
         ints={
             "experts": "",
             "top_k": "",
-            "score": "0 softmax, 1 sigmoid, 2 softmax over the chosen ones",
+            "score": "0 softmax, 1 sigmoid, 2 softmax over the chosen ones, 3 over near ones",
             "renormalise?": "weights sum to 1",
             "groups?": "default 1",
             "top_groups?": "default 1",
             "group_top?": "default 1: best experts of a group whose scores make the group's",
         },
-        floats={"scale?": "of the weights, default 1"},
+        floats={
+            "scale?": "of the weights, default 1",
+            "near?": "largest difference of near logits, as a part of the larger magnitude",
+        },
         arguments=_arguments,
         rows={"logits": TOKENS, "out": TOKENS},
     )
@@ -109,7 +117,9 @@ class Route(Op):
         weights = scores.gather(-1, ids)
         if routing.score == Score.softmax_of_chosen:
             weights = weights.softmax(-1)
-        elif routing.renormalise:
+        elif routing.score == Score.softmax_of_near:
+            weights = _weights_among_near(scores, ids, routing.near)
+        if routing.renormalise and routing.score != Score.softmax_of_chosen:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return torch.cat([weights * routing.scale, ids.float()], dim=-1)
 
@@ -137,10 +147,23 @@ class Route(Op):
                 {"out": out},
                 constants=constants,
                 ints=ints,
-                floats={"scale": routing.scale},
+                floats={"scale": routing.scale, "near": routing.near},
             )
         )
         return out
+
+
+def _weights_among_near(logits: Tensor, ids: Tensor, near: float) -> Tensor:
+    """The weights of Phi-3.5-MoE's choices (`Score.softmax_of_near`)."""
+    import torch
+
+    rest, weights = logits, []
+    for chosen in ids.split(1, dim=-1):
+        best = rest.gather(-1, chosen)
+        far = (best - rest) / torch.maximum(logits.abs(), best) > near
+        weights.append(rest.masked_fill(far, float("-inf")).softmax(-1).gather(-1, chosen))
+        rest = rest.scatter(-1, chosen, float("-inf"))
+    return torch.cat(weights, dim=-1)
 
 
 route: Route = Route()
