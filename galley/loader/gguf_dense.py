@@ -401,6 +401,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=phi3,
     ),
     "qwen2": Architecture("Qwen2ForCausalLM", "qwen2"),
+    "qwen2vl": Architecture("Qwen2ForCausalLM", "qwen2"),
     "qwen3": Architecture("Qwen3ForCausalLM", "qwen3"),
+    "qwen3vl": Architecture("Qwen3ForCausalLM", "qwen3"),
     "smollm3": Architecture("SmolLM3ForCausalLM", "smollm3", interleaved_qk=True, config=smollm3),
 }

@@ -117,6 +117,12 @@ def mixtral(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     }
 
 
+def phimoe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """The routing is the family's, not llama.cpp's, which has a softmax over all experts."""
+    bias, head_bias = "blk.0.attn_q.bias" in names, "output.bias" in names
+    return {**mixtral(meta, arch, names), "attention_bias": bias, "lm_head_bias": head_bias}
+
+
 def minimax_m2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     _gating(meta, arch, 2)
     own = mixtral(Fields({**meta.values, f"{arch}.expert_gating_func": 1}, meta.where), arch, names)
@@ -315,6 +321,8 @@ MIXTRAL = Architecture(
     config=mixtral,
 )
 
+_QWEN3_MOE = Architecture("Qwen3MoeForCausalLM", "qwen3_moe", in_layer=QWEN_NAMES, config=qwen3_moe)
+
 ARCHITECTURES: dict[str, Architecture] = {
     "deepseek2": Architecture(
         "DeepseekV2ForCausalLM",
@@ -356,16 +364,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=minimax_m2,
     ),
     "olmoe": Architecture("OlmoeForCausalLM", "olmoe", in_layer=QWEN_NAMES, config=olmoe),
+    "phimoe": Architecture("PhiMoEForCausalLM", "phimoe", in_layer=MIXTRAL_NAMES, config=phimoe),
     "qwen2moe": Architecture(
         "Qwen2MoeForCausalLM",
         "qwen2_moe",
         in_layer=QWEN_NAMES,
         config=qwen2_moe,
     ),
-    "qwen3moe": Architecture(
-        "Qwen3MoeForCausalLM",
-        "qwen3_moe",
-        in_layer=QWEN_NAMES,
-        config=qwen3_moe,
-    ),
+    "qwen3moe": _QWEN3_MOE,
+    "qwen3vlmoe": _QWEN3_MOE,
 }

@@ -99,10 +99,14 @@ def arcee(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
 
 
 def baichuan(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
-    """llama.cpp too tells the 7B models, which rotate, by their number of layers."""
-    if meta.integer(f"{arch}.block_count", least=1) != 32:
-        raise ModelError(f"{meta.where}: of Baichuan's GGUF files only the 7B models are supported")
-    return equal_layers(meta, arch, names)
+    """llama.cpp too tells the 7B models, which rotate, from the 13B by their number of layers."""
+    layers = meta.integer(f"{arch}.block_count", least=1)
+    config = equal_layers(meta, arch, names)
+    if layers == 32:
+        return config
+    if layers != 40:
+        raise ModelError(f"{meta.where}: {arch} of {layers} layers is neither the 7B nor the 13B")
+    return config | {"architectures": ["BaichuanForCausalLM"], "split_qkv": True}
 
 
 def bloom(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:

@@ -50,6 +50,18 @@ def _below(prefix: str, names: dict[str, str]) -> dict[str, str]:
 MAMBA_NAMES = {"attn_norm": "norm", **_below("mixer", _MAMBA)}
 MAMBA2_NAMES = {"attn_norm": "norm", **_below("mixer", _MAMBA2)}
 NEMOTRON_H_NAMES = {**MAMBA2_NAMES, **_below("mixer", _ATTENTION | _MLP)}
+#: With experts, which have no gates.
+NEMOTRON_H_MOE_NAMES = {
+    **NEMOTRON_H_NAMES,
+    "ffn_gate_inp": "mixer.gate",
+    "exp_probs_b.bias": "mixer.gate.e_score_correction_bias",
+    "ffn_up_exps": "mixer.experts.{}.up_proj",
+    "ffn_down_exps": "mixer.experts.{}.down_proj",
+    "ffn_up_shexp": "mixer.shared_experts.up_proj",
+    "ffn_down_shexp": "mixer.shared_experts.down_proj",
+    "ffn_latent_down": "mixer.fc1_latent_proj",
+    "ffn_latent_up": "mixer.fc2_latent_proj",
+}
 _PRE_FF = {"attn_norm": "input_layernorm", "ffn_norm": "pre_ff_layernorm"}
 FALCON_H1_NAMES = {
     **_PRE_FF,
@@ -284,6 +296,33 @@ def nemotron_h(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     }
 
 
+def nemotron_h_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Layers with a feed-forward size have experts; the last ones, which predict further tokens,
+    are left out."""
+    config = nemotron_h(meta, arch, names)
+    size = f"{arch}.expert_feed_forward_length"
+    if isinstance(meta.values.get(size), np.ndarray):
+        raise ModelError(f"{meta.where}: {size} differs between layers, which is not supported")
+    kinds = ["moe" if kind == "mlp" else kind for kind in config["layers_block_type"]]
+    further = meta.integer(f"{arch}.nextn_predict_layers", 0, most=len(kinds) - 1)
+    return {
+        **config,
+        "layers_block_type": kinds[: len(kinds) - further],
+        "num_local_experts": meta.integer(f"{arch}.expert_count", least=1),
+        "num_experts_per_tok": meta.integer(f"{arch}.expert_used_count", least=1),
+        "moe_intermediate_size": meta.integer(size, config["intermediate_size"], least=1),
+        "moe_shared_expert_intermediate_size": meta.integer(
+            f"{arch}.expert_shared_feed_forward_length", 0
+        ),
+        "moe_latent_size": meta.integer(f"{arch}.moe_latent_size", 0) or None,
+        "n_group": meta.integer(f"{arch}.expert_group_count", 1) or 1,
+        "topk_group": meta.integer(f"{arch}.expert_group_used_count", 1) or 1,
+        "norm_topk_prob": meta.flag(f"{arch}.expert_weights_norm", False),
+        "routed_scaling_factor": meta.number(f"{arch}.expert_weights_scale", 1.0) or 1.0,
+        "mlp_bias": any(".ffn_latent" in n and n.endswith(".bias") for n in names),
+    }
+
+
 def _nemotron_epsilon(meta: Fields, arch: str) -> float:
     """Of newer files under the name of layer norms."""
     rms, layer = (f"{arch}.attention.layer_norm_{name}" for name in ("rms_epsilon", "epsilon"))
@@ -501,6 +540,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         _QWEN3_NEXT, hf_class="Qwen3_5MoeForCausalLM", model_type="qwen3_5_moe_text"
     ),
     "qwen3next": _QWEN3_NEXT,
+    "nemotron_h_moe": Architecture(
+        "NemotronHForCausalLM",
+        "nemotron_h",
+        top=_BACKBONE,
+        in_layer=NEMOTRON_H_MOE_NAMES,
+        layers="backbone.layers",
+        config=nemotron_h_moe,
+    ),
     "nemotron_h": Architecture(
         "NemotronHForCausalLM",
         "nemotron_h",

@@ -25,7 +25,9 @@ def baichuan(model_info: ModelInfo) -> DecoderSpec:
     def layer_of(index: int) -> LayerSpec:
         prefix = f"model.layers.{index}.self_attn"
         apart = attention(sizes, prefix)
-        q, k, v = fuse(f"{prefix}.W_pack", (apart.q, apart.k, apart.v))
+        q, k, v = apart.q, apart.k, apart.v
+        if not config.flag("split_qkv", False):  # as in GGUF files
+            q, k, v = fuse(f"{prefix}.W_pack", (q, k, v))
         mixer = replace(apart, q=q, k=k, v=v, slopes=slopes)
         if slopes is not None:
             mixer = replace(mixer, rotary=None)

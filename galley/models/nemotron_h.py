@@ -30,7 +30,7 @@ def nemotron_h(model_info: ModelInfo) -> DecoderSpec:
     eps = config.number("layer_norm_epsilon", config.number("rms_norm_eps", 1e-5))
     if config.optional_int("sliding_window"):
         raise ModelError(f"{config.where}: sliding_window is not supported for Nemotron-H")
-    layers = []
+    layers: list[LayerSpec] = []
     for i, kind in enumerate(_kinds(config)):
         prefix = f"backbone.layers.{i}"
         norm, name = RMSNormSpec(f"{prefix}.norm", hidden, eps), f"{prefix}.mixer"
@@ -48,7 +48,8 @@ def nemotron_h(model_info: ModelInfo) -> DecoderSpec:
         layers,
         RMSNormSpec("backbone.norm_f", hidden, eps),
         tied=config.flag("tie_word_embeddings", False),
-        ignored=("mtp.",),
+        # What predicts further tokens.
+        ignored=("mtp.", f"backbone.layers.{len(layers)}."),
     )
 
 

@@ -14,7 +14,7 @@ from galley.loader.chat_templates import templates_of_gguf
 from galley.loader.gguf import GGUFFile
 from galley.text import sentencepiece
 from galley.text.sentencepiece import SentencePieceVocab, TokenKind
-from galley.text.splits import WORD_SPLITS, WordSplit
+from galley.text.splits import PIECES, WORD_SPLITS, WordSplit
 from galley.text.tokenizer_spec import TokenizerSpec, add_tokens, library_errors, surround
 
 #: Control tokens that end a text or a turn, as these families spell them. A file names one of them,
@@ -112,11 +112,12 @@ class _Vocabulary:
 def _byte_level(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
     """(tokenizer, whether BOS is added where the file does not say)."""
     pre = vocabulary.get("pre", str, "default")
+    if pre in PIECES:
+        return _merged_pieces(vocabulary), True
     split = WORD_SPLITS.get(pre)
     if split is None:
-        raise vocabulary.fail(
-            f"pre-tokenizer {pre!r} is not supported; supported: {', '.join(WORD_SPLITS)}"
-        )
+        known = ", ".join((*WORD_SPLITS, *PIECES))
+        raise vocabulary.fail(f"pre-tokenizer {pre!r} is not supported; supported: {known}")
     merges = [_merge(vocabulary, text) for text in vocabulary.get("merges", list)]
     vocab = {token: i for i, token in enumerate(vocabulary.tokens)}
     tokenizer = byte_level_tokenizer(vocab, merges, split)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import decoders, models, normalizers
 
 from galley.errors import ModelError
@@ -33,7 +34,8 @@ class TokenKind(enum.IntEnum):
     BYTE = 6
 
 
-_MERGEABLE = (TokenKind.NORMAL, TokenKind.UNUSED)
+#: Plain numbers: members of an enum compare slowly.
+_MERGEABLE = frozenset((int(TokenKind.NORMAL), int(TokenKind.UNUSED)))
 
 
 @dataclass
@@ -93,12 +95,14 @@ def build(pieces: SentencePieceVocab) -> tokenizers.Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *tail]
     )
-    of_kind: dict[int, list[str]] = {}
-    for token, kind in zip(pieces.tokens, pieces.kinds, strict=True):
-        of_kind.setdefault(kind, []).append(token)
-    control = of_kind.get(TokenKind.UNKNOWN, []) + of_kind.get(TokenKind.CONTROL, [])
+    kinds = np.array(pieces.kinds)
+
+    def of_kind(kind: TokenKind) -> list[str]:
+        return [pieces.tokens[i] for i in np.flatnonzero(kinds == int(kind)).tolist()]
+
+    control = of_kind(TokenKind.UNKNOWN) + of_kind(TokenKind.CONTROL)
     add_tokens(tokenizer, control, special=True)
-    add_tokens(tokenizer, of_kind.get(TokenKind.USER_DEFINED, []), special=False)
+    add_tokens(tokenizer, of_kind(TokenKind.USER_DEFINED), special=False)
     return tokenizer
 
 
@@ -113,25 +117,59 @@ def merges_by_score(pieces: SentencePieceVocab) -> list[tuple[str, str]]:
         for i, (token, kind) in enumerate(zip(pieces.tokens, pieces.kinds, strict=True))
         if kind in _MERGEABLE
     }
-    merges: list[tuple[str, str]] = []
-    unions: list[int] = []
-    prefixes: list[str] = []  # the pieces that the current one begins with, shortest first
-    for token in sorted(numbers):
-        while prefixes and not token.startswith(prefixes[-1]):
-            prefixes.pop()
-        for left in prefixes:
-            right = token[len(left) :]
-            if right in numbers:
-                merges.append((left, right))
-                unions.append(numbers[token])
-        prefixes.append(token)
-    union = np.array(unions, np.intp)
-    left_size, right_size = (
-        np.fromiter((len(merge[side]) for merge in merges), np.intp, len(merges)) for side in (0, 1)
-    )
+    tokens = list(numbers)
+    whole, left, right = _cuts(tokens)
+    size = np.fromiter(map(len, tokens), np.intp, len(tokens))
+    union = np.fromiter(numbers.values(), np.intp, len(tokens))[whole]
     score = np.array(pieces.scores, np.float64)[union]
-    order = np.lexsort((union, -right_size, -left_size, -score))
-    return [merges[i] for i in order.tolist()]
+    order = np.lexsort((union, -size[right], -size[left], -score))
+    lefts, rights = (map(tokens.__getitem__, side[order].tolist()) for side in (left, right))
+    return list(zip(lefts, rights, strict=True))
+
+
+#: Odd, so that it has an inverse modulo 2**64.
+_BASE = 0x9E3779B97F4A7C15
+
+
+def _cuts(tokens: list[str]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Every way to cut one of these distinct texts into two of them: numbers of the whole, of its
+    left and of its right part.
+
+    Parts are found by polynomial hashes modulo 2**64, of all parts at once. Two texts of one hash
+    would make a merge that the library refuses: its result is no token.
+    """
+    size = np.fromiter(map(len, tokens), np.intp, len(tokens))
+    end = np.cumsum(size)
+    start, total = end - size, int(size.sum())
+    letters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
+    power, inverse = (
+        np.cumprod(np.r_[np.uint64(1), np.full(total, base, np.uint64)])
+        for base in (_BASE, pow(_BASE, -1, 1 << 64))
+    )
+    sums = np.cumsum(np.r_[np.uint64(0), (letters.astype(np.uint64) + np.uint64(1)) * power[:-1]])
+
+    def hashes(first: NDArray[np.intp], last: NDArray[np.intp]) -> NDArray[np.uint64]:
+        """Of letters [first, last)."""
+        return (sums[last] - sums[first]) * inverse[first]
+
+    of_token = hashes(start, end)
+    by_hash = np.argsort(of_token)
+    known = of_token[by_hash]
+    exists = np.zeros(1 << 22, np.bool_)  # of the upper bits of a hash: most parts are no token
+    shift = np.uint64(42)
+    exists[known >> shift] = True
+
+    whole = np.repeat(np.arange(len(tokens)), np.maximum(size - 1, 0))
+    first = np.cumsum(np.maximum(size - 1, 0))[whole] - np.maximum(size - 1, 0)[whole]
+    cut = start[whole] + 1 + np.arange(len(whole)) - first
+    for side in (0, 1):
+        part = hashes(start[whole], cut) if side == 0 else hashes(cut, end[whole])
+        found = exists[part >> shift]
+        whole, cut = whole[found], cut[found]
+    parts = hashes(start[whole], cut), hashes(cut, end[whole])
+    left, right = (np.minimum(np.searchsorted(known, part), len(known) - 1) for part in parts)
+    same = (known[left] == parts[0]) & (known[right] == parts[1])
+    return whole[same], by_hash[left[same]], by_hash[right[same]]
 
 
 def read_model_file(path: Path) -> SentencePieceVocab:
@@ -169,7 +207,7 @@ def _normalizers(pieces: SentencePieceVocab) -> list[normalizers.Normalizer]:
 
 
 def _has_bytes(pieces: SentencePieceVocab) -> bool:
-    return TokenKind.BYTE in pieces.kinds
+    return int(TokenKind.BYTE) in pieces.kinds
 
 
 def _read_piece(message: bytes, pieces: SentencePieceVocab) -> None:

@@ -53,6 +53,23 @@ _YOUTU = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
 )
 _MINICPM5 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
+_JAIS2 = (
+    _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    + "".join(rf"|\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
+    + r"|\s"
+)
+_SPARK = (
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
+    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"
+)
+#: Digits in threes, counted from the right.
+_THREES = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+_ASIAN = (
+    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f"
+    "\u2f00-\u2fdf\u0e00-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f"
+    "\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
+)
 _UFAKZEKA = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
 
 
@@ -79,6 +96,10 @@ _PLAIN_GPT2 = WordSplit((_GPT2,))
 _QWEN2_SPLIT = WordSplit((_QWEN2,))
 _BLOOM_SPLIT = WordSplit((_BLOOM,))
 _DEEPSEEK3_SPLIT = WordSplit((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3))
+
+#: `tokenizer.ggml.pre` of vocabularies that are no byte-level ones, though the file says so: pieces
+#: with a list of merges, as SentencePiece's.
+PIECES = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")
 
 #: `tokenizer.ggml.pre` → how words are split (open set).
 WORD_SPLITS: dict[str, WordSplit] = {
@@ -168,6 +189,31 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "bloom": _BLOOM_SPLIT,
     "gpt3-finnish": _BLOOM_SPLIT,
     "poro-chat": _BLOOM_SPLIT,
+    "jina-v5-nano": _LLAMA3_SPLIT,
+    "mellum": _PLAIN_GPT2,
+    "modern-bert": _PLAIN_GPT2,
+    "jais-2": WordSplit((_JAIS2,)),
+    "f2llmv2": WordSplit((_QWEN2,), nfc=True),
+    "talkie": WordSplit((_GPT4O,)),
+    "granite-embed-multi-97m": WordSplit((_GPT4O,), ignore_merges=True),
+    "cohere2moe": WordSplit((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)),
+    "superbpe": WordSplit((_THREES,)),
+    "llada-moe": WordSplit((_BAILING,)),
+    "hy_v4": _DEEPSEEK3_SPLIT,
+    "spark2_5": WordSplit((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _SPARK, r"\p{N}")),
+    "afmoe": WordSplit((_THREES, _ASIAN, _DEEPSEEK3)),
+    "laguna": WordSplit((r"[^\n]+|[\n]+", _QWEN2)),
+    "chameleon": WordSplit(
+        (
+            "<sentinel:[0-9]+>",
+            "IMGIMG[A-I]{1,4}Z",
+            r"[\t\n]|    |  ",
+            r"\p{N}",
+            r"[\p{P}!-/:-@\[-`{-~]",
+            _GPT2,
+        ),
+        add_bos=True,
+    ),
     "viking": WordSplit((_BLOOM, r"\p{N}")),
     "seed-coder": WordSplit((_SEED,)),
     "falcon": WordSplit((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),

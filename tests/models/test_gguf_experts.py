@@ -57,6 +57,16 @@ def mixtral(writer: Writer, c: Any) -> None:
         writer.add_sliding_window(c.sliding_window)
 
 
+def phimoe(writer: Writer, c: Any) -> None:
+    mixtral(writer, c)
+    rope = c.rope_parameters
+    writer.add_rope_scaling_attn_factors(rope["short_mscale"])
+    writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    for kind in ("long", "short"):
+        factors = np.array(rope[f"{kind}_factor"], np.float32)
+        writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+
+
 def qwen(writer: Writer, c: Any) -> None:
     heads(writer, c)
     writer.add_feed_forward_length(c.intermediate_size)
@@ -237,8 +247,10 @@ FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
     "minimax-m2": (ARCH.MINIMAXM2, minimax, split),
     "mixtral": (ARCH.LLAMA, mixtral, permuted),
     "olmoe": (ARCH.OLMOE, mixtral, split),
+    "phimoe": (ARCH.PHIMOE, phimoe, split),
     "qwen2-moe": (ARCH.QWEN2MOE, qwen, split),
     "qwen3-moe": (ARCH.QWEN3MOE, qwen, split),
+    "qwen3-vl-moe": (ARCH.QWEN3VLMOE, qwen, split),
 }
 
 
@@ -277,7 +289,7 @@ def test_logits_from_a_file_equal_transformers(name: str, tmp_path: Path) -> Non
 
 def case_of(name: str) -> Case:
     """The family's, with what its files can say."""
-    case = FAMILIES[name]
+    case = FAMILIES[name.replace("-vl", "")]
     if name.startswith("deepseek"):
         # Files have one number for both.
         rope = {**case.config["rope_parameters"], "mscale": 1.3}
@@ -286,6 +298,8 @@ def case_of(name: str) -> Case:
         # llama.cpp has no dense layers here.
         sparse = {"mlp_only_layers": [], "decoder_sparse_step": 1}
         case = replace(case, config={**case.config, **sparse})
+    if name == "phimoe":  # of the checkpoints; files do not say it
+        case = replace(case, config={**case.config, "router_jitter_noise": 0.01})
     if name == "gpt-oss":  # which llama.cpp knows
         case = replace(case, config={**case.config, "swiglu_limit": 7.0})
     if name == "deepseek-v3":

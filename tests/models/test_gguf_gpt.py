@@ -22,6 +22,7 @@ from tests.loader.gguf_files import finish
 from tests.models.checkpoints import Case, StateDict, hf_logits, make
 from tests.models.driver import LIMITS, load, solo_logits
 from tests.models.families import FAMILIES, VARIANTS
+from tests.models.remote import with_alibi
 
 IDS = np.random.default_rng(1).integers(0, 131, 60)
 Tensors = dict[str, np.ndarray]
@@ -310,6 +311,14 @@ GEMMA3N = replace(
 )
 LLAMA = Case("Llama", {"tie_word_embeddings": True})
 MINICPM = replace(FAMILIES["minicpm"], remote=None)
+
+
+def qwen_vl_keys(writer: gguf.GGUFWriter, c: Any) -> None:
+    """Text has one position for all axes, so sections change nothing."""
+    llama_keys(writer, c)
+    writer.add_rope_dimension_sections([4, 2, 2, 0])
+
+
 FILES = {
     "apertus": File(APERTUS, ARCH.APERTUS, apertus_keys, without_xielu),
     "arcee": File(FAMILIES["arcee"], ARCH.ARCEE, change=permuted),
@@ -318,6 +327,8 @@ FILES = {
     "chatglm-fused": File(FAMILIES["glm"], ARCH.CHATGLM, change=fused),
     "ernie4.5": File(Case("Ernie4_5", {"head_dim": 32}), ARCH.ERNIE4_5),
     "exaone": File(LLAMA, ARCH.EXAONE, names=ARCH.LLAMA),
+    "qwen2vl": File(Case("Qwen2", {}), ARCH.QWEN2VL, qwen_vl_keys),
+    "qwen3vl": File(Case("Qwen3", {"head_dim": 16}), ARCH.QWEN3VL, qwen_vl_keys),
     "exaone4": File(FAMILIES["exaone4"], ARCH.EXAONE4, exaone4_keys),
     "falcon": File(FAMILIES["falcon"], ARCH.FALCON, falcon_keys, joined),
     "falcon-7b": File(VARIANTS["falcon-7b"], ARCH.FALCON, falcon_keys, joined),
@@ -419,6 +430,11 @@ def test_baichuan_by_its_number_of_layers(tmp_path: Path) -> None:
     write(tmp_path / "7b.gguf", file, model)
     want = hf_logits(model, IDS)
     assert np.abs(logits(tmp_path / "7b.gguf") - want).max() <= 1e-4 * np.abs(want).max()
-    write(tmp_path / "13b.gguf", file, make(LLAMA))
-    with pytest.raises(ModelError, match="only the 7B models"):
-        GGUFCheckpoint(tmp_path / "13b.gguf")
+    large = make(replace(deep, config=deep.config | {"num_hidden_layers": 40}))
+    with_alibi(large)
+    write(tmp_path / "13b.gguf", file, large)
+    want = hf_logits(large, IDS)
+    assert np.abs(logits(tmp_path / "13b.gguf") - want).max() <= 1e-4 * np.abs(want).max()
+    write(tmp_path / "other.gguf", file, make(LLAMA))
+    with pytest.raises(ModelError, match="3 layers is neither the 7B nor the 13B"):
+        GGUFCheckpoint(tmp_path / "other.gguf")

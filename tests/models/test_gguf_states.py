@@ -5,6 +5,7 @@ Files are written as llama.cpp's converter does, tensors named by the `gguf` pac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,36 @@ def nemotron_keys(writer: Writer, c: Any) -> None:
     writer.add_value_length(c.head_dim)
 
 
+def nemotron_moe_keys(writer: Writer, c: Any) -> None:
+    nemotron_keys(writer, c)
+    sizes = [c.moe_intermediate_size if kind == "moe" else 0 for kind in c.layers_block_type]
+    writer.add_feed_forward_length(sizes)
+    writer.add_expert_count(c.n_routed_experts)
+    writer.add_expert_used_count(c.num_experts_per_tok)
+    writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    writer.add_expert_shared_feed_forward_length(c.moe_shared_expert_intermediate_size)
+    writer.add_expert_weights_norm(c.norm_topk_prob)
+    writer.add_expert_weights_scale(c.routed_scaling_factor)
+    writer.add_expert_group_count(c.n_group)
+    writer.add_moe_latent_size(c.moe_latent_size)
+
+
+def stacked_experts(c: Any, tensors: Tensors) -> Tensors:
+    """Nemotron-H: each layer's experts in one tensor."""
+    result: Tensors = {}
+    for name, values in tensors.items():
+        found = re.fullmatch(r"backbone(\.layers\.\d+\.)mixer(\.experts)\.(\d+)(\..+)", name)
+        if found is None:
+            result[name.replace("e_score_correction_bias", "e_score_correction.bias")] = values
+        elif found[3] == "0":
+            named = [
+                name.replace(".experts.0.", f".experts.{i}.") for i in range(c.n_routed_experts)
+            ]
+            stored = f"model{found[1]}mlp{found[2]}{found[4]}"
+            result[stored] = np.stack([tensors[n] for n in named])
+    return result
+
+
 def multiplied(c: Any, tensors: Tensors) -> Tensors:
     """Falcon-H1: its multipliers are part of the weights."""
     z, x, b, cc, dt = c.ssm_multipliers
@@ -292,6 +323,17 @@ LFM2_MOE = changed("lfm2-moe", norm_topk_prob=True, routed_scaling_factor=1.0)
 EQUAL = {"linear_value_head_dim": 16}
 QWEN3_NEXT = changed("qwen3-next", mlp_only_layers=[], **EQUAL)
 DENSE_JAMBA = replace(FAMILIES["jamba"], config=FAMILIES["jamba"].config | {"num_experts": 1})
+#: llama.cpp knows no groups of them here, and no layer without experts.
+NEMOTRON_MOE = replace(
+    VARIANTS["nemotron-h-latent-experts"],
+    config=VARIANTS["nemotron-h-latent-experts"].config
+    | {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+        "n_group": 1,
+        "topk_group": 1,
+        "mlp_bias": False,
+    },
+)
 #: Case, architecture in GGUF, keys, and what is done to all tensors.
 FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[..., None], Callable[..., Tensors]]] = {
     "falcon-h1": (
@@ -319,6 +361,10 @@ FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[..., None], Callable[...,
     "lfm2": (FAMILIES["lfm2"], gguf.MODEL_ARCH.LFM2, lfm2_keys, unchanged),
     "mamba": (FAMILIES["mamba"], gguf.MODEL_ARCH.MAMBA, mamba_keys, unchanged),
     "mamba2": (FAMILIES["mamba2"], gguf.MODEL_ARCH.MAMBA2, mamba2_keys, unchanged),
+    "nemotron-h-moe": (
+        *(NEMOTRON_MOE, gguf.MODEL_ARCH.NEMOTRON_H_MOE),
+        *(nemotron_moe_keys, stacked_experts),
+    ),
     "nemotron-h": (
         *(FAMILIES["nemotron-h"], gguf.MODEL_ARCH.NEMOTRON_H),
         *(nemotron_keys, unchanged),
@@ -338,7 +384,14 @@ def write(path: Path, name: str, model: torch.nn.Module) -> None:
         (getattr(config, k) for k in ("n_groups", "mamba_n_groups") if hasattr(config, k)), 1
     )
     mamba2 = name in (
-        *("falcon-h1", "granite-hybrid", "granite-hybrid-moe", "mamba2", "nemotron-h"),
+        *(
+            "falcon-h1",
+            "granite-hybrid",
+            "granite-hybrid-moe",
+            "mamba2",
+            "nemotron-h",
+            "nemotron-h-moe",
+        ),
     )
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     for hf_name, values in change(config, StateDict(model).arrays).items():

@@ -62,6 +62,20 @@ CUTS = {
     ],
     "tiny_aya": ["It'S", " ", "1", "234", " x", "²", " HTTPServer", "\n\n", " ", " ok"],
     "youtu": ["It'S", " ", "1", "2", "3", "4", " x", "²", " HTTPServer", "\n\n", " ", " ok"],
+    "superbpe": ["It'S ", "1", "234", " x", "²", " HTTPServer\n\n  ok"],
+    "spark2_5": [
+        *("It", "'S", " ", "1", "2", "3", "4", " x", "²", " HTTPServer"),
+        *("\n", "\n", " ", " ok"),
+    ],
+    "afmoe": ["It", "'S", " ", "1", "234", " x", "²", " HTTPServer", "\n\n", " ", " ok"],
+    "laguna": [
+        *("It", "'S", " ", "1", "2", "3", "4", " x", "²", " HTTPServer"),
+        *("\n\n", " ", " ok"),
+    ],
+    "chameleon": [
+        *("It", "'", "S", " ", "1", "2", "3", "4", " x", "²", " HTTPServer"),
+        *("\n", "\n", "  ", "ok"),
+    ],
     "deepseek-coder": [
         *("It", "'", "S", " ", "1", "2", "3", "4", " x", "²"),
         *(" HTTPServer", "\n", "\n", " ", " ok"),
@@ -87,6 +101,11 @@ ALIKE = {
     "joyai-llm": "llama-bpe",
     **dict.fromkeys(("kormo", "solar-open", "qwen35", "bailingmoe", "bailingmoe2"), "qwen2"),
     **dict.fromkeys(("llama4", "kanana2", "minimax-m2", "kimi-k2"), "gpt-4o"),
+    **dict.fromkeys(("mellum", "modern-bert"), "gpt-2"),
+    **dict.fromkeys(("jina-v5-nano", "jais-2", "hy_v4"), "llama-bpe"),
+    **dict.fromkeys(("f2llmv2", "llada-moe"), "qwen2"),
+    **dict.fromkeys(("talkie", "granite-embed-multi-97m"), "gpt-4o"),
+    "cohere2moe": "tiny_aya",
     "falcon": "default",
 }
 
@@ -123,6 +142,10 @@ def test_words_are_cut_as_the_pre_tokenizer_says(pre: str) -> None:
         ("gpt-4o", "abc 你好x", ["abc", " 你好x"]),
         ("bloom", "a.b (c)", ["a", ".", "b", " (", "c", ")"]),
         ("qwen2", "aBc", ["aBc"]),
+        ("jais-2", "a" + 7 * " " + "b", ["a", 4 * " ", "  ", " b"]),
+        ("chameleon", "a IMGIMGAZb", ["a", " ", "IMGIMGAZ", "b"]),
+        ("superbpe", "by the way 1234567", ["by the way ", "1", "234", "567"]),
+        ("afmoe", "1234567 สวัสดีx", ["1", "234", "567", " ", "สวัสดี", "x"]),
     ],
 )
 def test_pre_tokenizers_differ_where_they_differ(pre: str, text: str, want: list[str]) -> None:
@@ -231,8 +254,11 @@ def test_sentencepiece_ids_are_those_of_transformers(tmp_path: Path) -> None:
             assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
 
 
-def test_pieces_with_a_list_of_merges_are_cut_as_with_scores(tmp_path: Path) -> None:
-    """Gemma 4's files, whose texts have no space put before them."""
+@pytest.mark.parametrize(("model", "pre"), [("gemma4", None), ("gpt2", "sarvam-moe")])
+def test_pieces_with_a_list_of_merges_are_cut_as_with_scores(
+    model: str, pre: str | None, tmp_path: Path
+) -> None:
+    """Gemma 4's files, whose texts have no space put before them; others call it byte-level."""
     keys = sentencepiece_keys(**{"tokenizer.ggml.add_space_prefix": False})
     by_score = _load(tmp_path, keys)
     pieces = SentencePieceVocab(
@@ -242,7 +268,8 @@ def test_pieces_with_a_list_of_merges_are_cut_as_with_scores(tmp_path: Path) -> 
     )
     listed = [f"{left} {right}" for left, right in merges_by_score(pieces)]
     del keys["tokenizer.ggml.scores"]
-    keys |= {"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.merges": listed}
+    keys |= {"tokenizer.ggml.model": model, "tokenizer.ggml.merges": listed}
+    keys |= {"tokenizer.ggml.pre": pre} if pre else {}
     ours = _load(tmp_path, keys)
     for text in (*SAMPLES, book()[:5_000]):
         ids = by_score.encode(text)
