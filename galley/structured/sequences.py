@@ -22,6 +22,7 @@ from galley.messages import Counters
 from galley.request import Failure, FailureKind, MarkerTable, Request
 from galley.structured.backend import Backend, MaskRows, Matcher
 from galley.structured.compiler import Compiled, Compiler, key_of
+from galley.structured.drafts import review_drafts
 
 #: Why a sequence is parked.
 PARKED = "grammar"
@@ -37,6 +38,7 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
 
     Attributes:
         jumps: whether tokens that are certain are appended without being sampled.
+        drafts_certain: whether they may be drafts, else.
         started: whether the constraint applies; else to what follows one of `markers`.
         states: how much of each marker precedes.
         num_seen: output tokens taken note of.
@@ -45,6 +47,7 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
 
     request: Request
     jumps: bool
+    drafts_certain: bool
     markers: tuple[MarkerTable, ...]
     started: bool
     backend: Backend | None = None
@@ -58,7 +61,9 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
         assert request.constraint is not None
         markers = tuple(marker.table() for marker in request.constraint.start_after)
         jumps, states = jump_forward and _may_jump(request), (0,) * len(markers)
-        return cls(request, jumps, markers, not markers, states=states)
+        params = request.sampling
+        drafts = params.speculative and not params.logits_processors
+        return cls(request, jumps, drafts, markers, not markers, states=states)
 
     def attach(self, compiled: Compiled) -> None:
         assert compiled.grammar is not None
@@ -114,6 +119,20 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
             if any(s >= marker.size for s, marker in zip(states, self.markers, strict=True)):
                 return place + 1, states
         return None, states
+
+    def reviewed(self, drafts: list[int]) -> list[int]:
+        """The drafts that the constraint allows; or those that are certain, where these are more
+        and have to be sampled nevertheless.
+        """
+        assert self.matcher is not None
+        free = self.free_tokens(drafts)
+        if free is None:
+            return drafts
+        kept = drafts[: free + self.matcher.accepted(drafts[free:])]
+        if self.jumps or not self.started or not self.drafts_certain:
+            return kept
+        certain = self.matcher.forced_tokens()
+        return certain if len(certain) > len(kept) else kept
 
     def forced_tokens(self, room: int) -> list[int]:
         """Append the tokens that are certain, at most `room`; returns them."""
@@ -314,8 +333,10 @@ class ConstrainedSequences:
         ends = np.cumsum(result.num_sampled)[self._rows]
         slots = plan.slots[self._rows].tolist()
         forced: list[list[int]] = []
-        for seq, slot, end, count in zip(
-            self._row_sequences, slots, ends.tolist(), counts.tolist(), strict=True
+        going_on: dict[int, ConstrainedSequence] = {}
+        rows = self._rows.tolist()
+        for row, seq, slot, end, count in zip(
+            rows, self._row_sequences, slots, ends.tolist(), counts.tolist(), strict=True
         ):
             token_ids = result.token_ids[end - count : end].tolist()
             forced.append([])
@@ -324,11 +345,16 @@ class ConstrainedSequences:
             error = seq.see(token_ids)
             if error is not None:
                 result.errors[slot] = seq.failure(error)
-            elif seq.jumps and seq.started and seq.may_go_on(token_ids):
-                limit = min(seq.request.max_total_tokens, table.max_len)
-                forced[-1] = seq.forced_tokens(limit - int(table.num_tokens[slot]) - count)
+            elif seq.may_go_on(token_ids):
+                if seq.jumps and seq.started:
+                    limit = min(seq.request.max_total_tokens, table.max_len)
+                    forced[-1] = seq.forced_tokens(limit - int(table.num_tokens[slot]) - count)
+                if not forced[-1]:
+                    going_on[row] = seq
         if any(forced):
             self._append(result, ends, forced)
+        if len(result.drafts_indptr):
+            review_drafts(result, going_on)
         self._counters.advance_seconds += perf_counter() - begin
 
     def _append(

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from galley import LLM, SamplingParams
+from galley.batch import StepPlan
 from galley.errors import InvalidRequest
 from galley.request import Constraint, TokenMarker
 from galley.structured import compiler
@@ -68,6 +70,61 @@ def test_drafts_are_masked_too(folder: Path, jump: bool) -> None:
         steps = core.counters.num_steps
         assert run(llm, params) == expected  # none waits for its grammar any longer
         assert core.counters.num_steps - steps < 0.7 * max(len(one[1]) for [one] in expected)
+
+
+class Silent(Guesser):
+    def guess(self, known: list[int], num_prompt: int) -> list[int]:
+        return []
+
+
+class Wrong(Guesses):
+    """Proposes what the constraint forbids, behind one token that it may allow."""
+
+    def guess(self, known: list[int], num_prompt: int) -> list[int]:
+        right = super().guess(known, num_prompt)
+        return [*right[:1], 60, 61, 62, 63]
+
+
+def test_drafts_that_a_constraint_forbids_are_not_computed(folder: Path) -> None:
+    params = [structured(form, seed=i, max_tokens=40) for i, form in enumerate(FORMS)]
+    with open_tiny(folder) as plain:
+        expected = run(plain, params)
+    with open_tiny(folder) as llm:
+        core = llm._core
+        guesses = Wrong([one[1] for [one] in expected])
+        core.executor._runner._speculator = guesses.speculator(core.scheduler.table.num_slots)
+        planned: list[tuple[bytes, int]] = []
+        masks = core.constrained.masks
+
+        def watched(plan: StepPlan) -> Any:
+            found = masks(plan)
+            indptr, first = plan.draft_indptr, np.cumsum(plan.num_sampled) - plan.num_sampled
+            for row in range(len(indptr) - 1):
+                for i in range(indptr[row + 1] - indptr[row]):
+                    token = int(plan.draft_ids[indptr[row] + i])
+                    planned.append((found[first[row] + i].tobytes(), token))
+            return found
+
+        core.constrained.masks = watched
+        assert run(llm, params) == expected
+    assert planned
+    for mask, token in planned:
+        assert mask[token // 8] >> token % 8 & 1
+
+
+def test_certain_tokens_are_drafts_where_each_is_sampled(folder: Path) -> None:
+    """With logprobs: the logits of each are wanted, but not a step for each."""
+    params = [structured({"json": PERSON}, max_tokens=80, logprobs=2, seed=1)]
+    with open_tiny(folder) as plain:
+        expected = run(plain, params)
+        steps = plain._core.counters.num_steps
+    with open_tiny(folder) as llm:
+        core = llm._core
+        core.executor._runner._speculator = Silent().speculator(core.scheduler.table.num_slots)
+        assert run(llm, params) == expected
+        assert core.counters.forced_tokens == 0
+        assert core.scheduler.draft_counts.num_rejected == 0
+        assert core.counters.num_steps < 0.9 * steps
 
 
 def test_a_request_waits_for_its_grammar_and_blocks_none(
