@@ -1,4 +1,4 @@
-"""Speculative decoding against none: pairs of runs in one process, and acceptance.
+"""Speculative decoding against none: pairs of runs in one process, and acceptance. Checklist 273.
 
     make bench-speculation
     python -m benchmarks.speculation [--model FILE] [--pairs 5] [--tokens 256] [--streams 1 4 16 64]

@@ -163,6 +163,17 @@ def test_answers_under_preemption_in_chunks_and_from_the_cache(
     llm._core.scheduler.check_integrity()
 
 
+def test_adaptive_drafts_before_and_after_sleep(
+    plain: list[Any], folder: Path, drafters: dict[str, dict[str, Any]]
+) -> None:
+    """Where drafts do not pay none are sampled, and the layer's cache is kept up."""
+    llm = engine(folder, speculative_config={**drafters["eagle"], "draft_length": "adaptive"})
+    assert everything(llm) == plain
+    llm.sleep(level=2)
+    llm.wake_up()
+    assert everything(llm) == plain
+
+
 def test_the_method_is_found_by_name_and_config(
     folder: Path, drafters: dict[str, dict[str, Any]]
 ) -> None:
