@@ -126,6 +126,7 @@ GALLEY_INLINE Float float8(const float*, const Int& codes) {
   const Int is_nan = (codes & all(127)) >= all(127);
   return as_float(as_int(value) | (is_nan & all(0x7fc00000)));
 }
+// The same of sixteen numbers, by the lowest four bits of each lane.
 GALLEY_INLINE Float look_up16(const float* table, const Int& codes) {
   return Float{{_mm512_permutexvar_ps((__m512i)codes.part[0], _mm512_loadu_ps(table))}};
 }
@@ -190,7 +191,9 @@ GALLEY_INLINE Float look_up(const float* table, const Int& codes) {
   for (int i = 0; i < kLanes; i++) value[i] = table[lane[i]];
   return load(value);
 }
-GALLEY_INLINE Float look_up16(const float* table, const Int& codes) { return look_up(table, codes); }
+GALLEY_INLINE Float look_up16(const float* table, const Int& codes) {
+  return look_up(table, codes & all(15));
+}
 GALLEY_INLINE Float float8(const float* table, const Int& codes) { return look_up(table, codes); }
 #endif
 

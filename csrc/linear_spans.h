@@ -96,11 +96,10 @@ GALLEY_INLINE Four float8_four(const Int& codes) {
 struct NibbleLevels {
   static constexpr int kLines = 4, kSteps = 2;
   template <int kStep> static GALLEY_INLINE Four make(const float* table, const Int& codes) {
-    const Int low = all(15);
-    return {{look_up16(table, shift_right<4 * kStep>(codes) & low),
-             look_up16(table, shift_right<8 + 4 * kStep>(codes) & low),
-             look_up16(table, shift_right<16 + 4 * kStep>(codes) & low),
-             look_up16(table, shift_right<24 + 4 * kStep>(codes) & low)}};
+    return {{look_up16(table, shift_right<4 * kStep>(codes)),
+             look_up16(table, shift_right<8 + 4 * kStep>(codes)),
+             look_up16(table, shift_right<16 + 4 * kStep>(codes)),
+             look_up16(table, shift_right<24 + 4 * kStep>(codes))}};
   }
 };
 struct Float8Levels {
