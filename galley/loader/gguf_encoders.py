@@ -13,12 +13,20 @@ from galley.request import Pooling
 
 #: Value of `pooling_type` → pooling; 0 declares none.
 _POOLINGS: dict[int, Pooling] = {1: "MEAN", 2: "CLS", 3: "LAST"}
+#: Value of `pooling_type` of rerankers: a classifier makes the result.
+_RANK = 4
+_RANKING = ("bert", "jina-bert-v2")
+#: The steepest slope that llama.cpp's ALiBi is made for.
+_ALIBI = 8.0
 TOKEN_TYPES = "tokenizer.ggml.token_type_count"
 _BERT_TOP = {
     "token_embd": "embeddings.word_embeddings",
     "token_embd_norm": "embeddings.LayerNorm",
     "token_types": "embeddings.token_type_embeddings",
     "position_embd": "embeddings.position_embeddings",
+    # Of rerankers.
+    "cls": "pooler.dense",
+    "cls.output": "classifier",
 }
 _BERT_NAMES = {
     "attn_q": "attention.self.query",
@@ -29,6 +37,13 @@ _BERT_NAMES = {
     "ffn_up": "intermediate.dense",
     "ffn_down": "output.dense",
     "layer_output_norm": "output.LayerNorm",
+}
+_JINA_NAMES = {
+    **_BERT_NAMES,
+    # Gate and up projection in one tensor, or by themselves.
+    "ffn_up": "mlp.gated_layers",
+    "ffn_down": "mlp.wo",
+    "layer_output_norm": "mlp.layernorm",
 }
 _NOMIC_TOP = {
     "token_embd": "embeddings.word_embeddings",
@@ -47,13 +62,11 @@ _NOMIC_NAMES = {
 
 
 def pooling_of(meta: Fields, arch: str) -> PoolingSettings | None:
-    """The pooling that a file declares; None = none. Vectors have length 1.
-
-    Raises ModelError for one that is not supported (RANK: a classifier).
-    """
+    """The pooling that a file declares; None = none, or that of a classifier. Vectors have length
+    1. Raises ModelError for one that is not supported."""
     key = f"{arch}.pooling_type"
     kind = meta.integer(key, 0)
-    if kind == 0:
+    if kind == 0 or (kind == _RANK and arch in _RANKING):
         return None
     if kind not in _POOLINGS:
         known = ", ".join(f"{value} {name}" for value, name in _POOLINGS.items())
@@ -61,9 +74,35 @@ def pooling_of(meta: Fields, arch: str) -> PoolingSettings | None:
     return PoolingSettings(_POOLINGS[kind], activate=True)
 
 
+def ranks(meta: Fields, arch: str) -> bool:
+    """Whether the file is a reranker: it has a classifier of texts."""
+    return meta.integer(f"{arch}.pooling_type", 0) == _RANK
+
+
 def bert(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     """BERT, and RoBERTa whose table of positions begins at the first one."""
-    return {**_encoder(meta, arch, names), "hidden_act": "gelu"}
+    config = {**_encoder(meta, arch, names), "hidden_act": "gelu"}
+    return {**config, **_classifier(meta, arch, names)} if ranks(meta, arch) else config
+
+
+def _jina_bert(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    key = f"{arch}.attention.max_alibi_bias"
+    if meta.number(key, _ALIBI) != _ALIBI:
+        raise ModelError(f"{meta.where}: {key} other than {_ALIBI} is not supported")
+    alibi = {"position_embedding_type": "alibi", "feed_forward_type": "geglu"}
+    return {**bert(meta, arch, names), **alibi}
+
+
+def _classifier(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Its labels, and whether a layer comes before it. Raises ModelError if there is none."""
+    if "cls.output.weight" not in names:
+        raise ModelError(f"{meta.where}: pooling_type RANK without the tensor cls.output.weight")
+    labels = meta.values.get(f"{arch}.classifier.output_labels")
+    named = [str(label) for label in labels] if isinstance(labels, list) else ["LABEL_0"]
+    return {
+        "id2label": {str(i): label for i, label in enumerate(named)},
+        "classifier_pooler": "cls.weight" in names,
+    }
 
 
 def _encoder(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
@@ -81,6 +120,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_layer=_BERT_NAMES,
         layers="encoder.layer",
         config=bert,
+    ),
+    "jina-bert-v2": Architecture(
+        "JinaBertModel",
+        "jina_bert",
+        top=_BERT_TOP,
+        in_layer=_JINA_NAMES,
+        layers="encoder.layer",
+        fused={"mlp.gated_layers": ("ffn_gate", "ffn_up")},
+        config=_jina_bert,
     ),
     "nomic-bert": Architecture(
         "NomicBertModel",

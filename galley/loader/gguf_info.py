@@ -16,7 +16,7 @@ from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import MAX_LAYERS, MAX_POSITIONS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_dense import equal_layers
-from galley.loader.gguf_encoders import TOKEN_TYPES, pooling_of
+from galley.loader.gguf_encoders import TOKEN_TYPES, pooling_of, ranks
 from galley.loader.gguf_names import (
     ARCHITECTURES,
     LONG_FACTORS,
@@ -95,6 +95,7 @@ def info_of_gguf(
         model_impl=changes.model_impl,
         trust_remote_code=changes.trust_remote_code,
         pooling=pooling_of(meta, arch),
+        head="sequence" if ranks(meta, arch) else None,
     )
 
 

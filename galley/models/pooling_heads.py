@@ -120,6 +120,9 @@ def _before_classifier(model_info: ModelInfo, hidden: int) -> tuple[DenseSpec | 
 
     match model_info.architecture:
         case "BertModel" | "GteModel" | "JinaBertModel" | "NomicBertModel":
+            # Files of llama.cpp may have none.
+            if not config.flag("classifier_pooler", True):
+                return ()
             return (dense("pooler.dense", "tanh"),)
         case "AlbertModel":
             return (dense("pooler", "tanh"),)

@@ -22,6 +22,7 @@ from galley.text.tokenizer_spec import TokenizerSpec, add_tokens, library_errors
 _ENDS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 #: Before the first piece of a word, in a vocabulary of word pieces.
 _WORD_START = "\u2581"
+_NO_CHARSMAP = np.zeros(0, np.uint8)
 _FIM_KEYS = {"prefix": "fim_pre", "suffix": "fim_suf", "middle": "fim_mid"}
 
 
@@ -39,15 +40,17 @@ def build_from_gguf(path: Path) -> TokenizerSpec:
             tokenizer, add_bos = _merged_pieces(vocabulary), True
         elif kind == "bert":
             return _word_pieces(vocabulary)
+        elif kind == "t5":
+            tokenizer, add_bos = _sentencepiece(vocabulary, unigram=True), False
         else:
             raise ModelError(
-                f"{path}: tokenizer model {kind!r} is not supported (bert, gemma4, gpt2 and llama "
-                "are)"
+                f"{path}: tokenizer model {kind!r} is not supported (bert, gemma4, gpt2, llama "
+                "and t5 are)"
             )
         bos, eos = vocabulary.special("bos"), vocabulary.special("eos")
         first = bos if vocabulary.get("add_bos_token", bool, add_bos) else None
         last = eos if vocabulary.get("add_eos_token", bool, False) else None
-        surround(tokenizer, first, last)
+        surround(tokenizer, first, last, between=last if kind == "t5" and first else None)
     fim = {role: vocabulary.special_id(name) for role, name in _FIM_KEYS.items()}
     return TokenizerSpec(
         tokenizer,
@@ -193,7 +196,8 @@ def _merged_pieces(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
     )
 
 
-def _sentencepiece(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
+def _sentencepiece(vocabulary: _Vocabulary, unigram: bool = False) -> tokenizers.Tokenizer:
+    """SentencePiece's BPE, or the model of T5 and XLM-RoBERTa."""
     scores = vocabulary.get("scores", np.ndarray)
     if len(scores) != len(vocabulary.tokens):
         raise vocabulary.fail(f"{len(scores)} scores for {len(vocabulary.tokens)} tokens")
@@ -204,6 +208,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
             vocabulary.kinds.tolist(),
             add_space_prefix=vocabulary.get("add_space_prefix", bool, True),
             squeeze_spaces=vocabulary.get("remove_extra_whitespaces", bool, False),
+            charsmap=vocabulary.get("precompiled_charsmap", np.ndarray, _NO_CHARSMAP).tobytes(),
+            unigram=unigram,
             unk_id=vocabulary.special_id("unknown"),
         )
     )

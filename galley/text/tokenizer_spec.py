@@ -76,11 +76,20 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, tokens: Sequence[str], special: 
         tokenizer.add_tokens(added)
 
 
-def surround(tokenizer: tokenizers.Tokenizer, first: str | None, last: str | None) -> None:
-    """Let `encode(add_special_tokens=True)` put `first` before and `last` after each text."""
+def surround(
+    tokenizer: tokenizers.Tokenizer,
+    first: str | None,
+    last: str | None,
+    between: str | None = None,
+) -> None:
+    """Let `encode(add_special_tokens=True)` put `first` before and `last` after each text; of a
+    pair, `between` before the second text and `last` after it.
+    """
     tokens = [token for token in (first, last) if token is not None]
     named = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(tokens)]
     template = [*([first] if first else []), "$A", *([last] if last else [])]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, pair=[*template, "$B"], special_tokens=named
+        single=template,
+        pair=[*template, between, "$B", last] if between and last else [*template, "$B"],
+        special_tokens=named,
     )

@@ -62,11 +62,15 @@ def trained_sentencepiece(model_type: str = "bpe", **options: Any) -> bytes:
         model_writer=out,
         model_type=model_type,
         vocab_size=800,
-        byte_fallback=True,
         user_defined_symbols=["<tool>"],
         minloglevel=2,
         num_threads=1,
-        **{"normalization_rule_name": "identity", "remove_extra_whitespaces": False} | options,
+        **{
+            "byte_fallback": True,
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+        }
+        | options,
     )
     return out.getvalue()
 
@@ -92,9 +96,11 @@ def byte_level_keys(pre: str = "gpt-2", **more: Any) -> dict[str, Any]:
     }
 
 
-def sentencepiece_keys(**more: Any) -> dict[str, Any]:
-    """GGUF metadata of `trained_sentencepiece`, as llama.cpp's converter writes it."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=trained_sentencepiece())
+def sentencepiece_keys(proto: bytes | None = None, **more: Any) -> dict[str, Any]:
+    """GGUF metadata of a tokenizer.model, `trained_sentencepiece` by default, as llama.cpp's
+    converter writes it."""
+    proto = proto or trained_sentencepiece()
+    processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
     ids = range(processor.get_piece_size())
     kinds = []
     for i in ids:
