@@ -30,6 +30,7 @@ from galley.frontend.arguments import (
     Prompts,
     as_conversations,
     as_list,
+    behind,
     per_prompt,
     tokenization,
 )
@@ -565,7 +566,7 @@ class LLM(UnsupportedMethods):
                 field="pooling_task",
             )
         add_special, truncate = tokenization(tokenization_kwargs)
-        items = as_list(prompts)
+        items = behind(self._client.inputs.pooling.text_before(None), as_list(prompts))
         given = pooling_params or PoolingParams()
         params = [given] * len(items) if isinstance(given, PoolingParams) else list(given)
         if len(params) != len(items):
@@ -708,7 +709,7 @@ class LLM(UnsupportedMethods):
                 inputs.pooling, inputs.limits.max_model_len, as_ids(prompts), params[0]
             )
         if chunked is not None:
-            prompts, params = chunked.parts, [chunked.params] * len(chunked.parts)
+            prompts, params = chunked.parts, chunked.params
             adapters = [adapters[0]] * len(prompts)
         states: list[RequestState] = []
         try:

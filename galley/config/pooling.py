@@ -155,6 +155,19 @@ class PoolingSettings:
             returned_token_ids=kept,
         )
 
+    def text_before(self, name: str | None) -> str:
+        """The text of the checkpoint that stands before each input: that of `name`, or the default
+        one. Raises InvalidRequest for a name that it does not have.
+        """
+        if name is None:
+            return self.prompts.get(self.prompt, "") if self.prompt is not None else ""
+        if name not in self.prompts:
+            known = ", ".join(self.prompts) or "none"
+            raise InvalidRequest(
+                f"prompt_name {name!r} is not one of the model's: {known}.", field="prompt_name"
+            )
+        return self.prompts[name]
+
     def fault_in(self, dimensions: int) -> str | None:
         """Why vectors cannot have so many components, as a sentence; None: they can."""
         if not self.matryoshka:

@@ -33,6 +33,21 @@ def as_list(prompts: Prompts) -> list[Prompt]:
     return items  # type: ignore[return-value]
 
 
+def behind(text: str, prompts: list[Prompt]) -> list[Prompt]:
+    """Prompts with `text` before each that is a text; token ids stay as they are."""
+    if not text:
+        return prompts
+    joined: list[Any] = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            joined.append(text + prompt)
+        elif isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str):
+            joined.append({**prompt, "prompt": text + str(prompt.get("prompt"))})
+        else:
+            joined.append(prompt)
+    return joined
+
+
 def as_conversations(
     messages: Sequence[Message] | Sequence[Sequence[Message]],
 ) -> list[Sequence[Message]]:

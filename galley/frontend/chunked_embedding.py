@@ -19,12 +19,13 @@ class ChunkedTexts(msgspec.Struct, frozen=True):
     Attributes:
         parts: of all prompts, in order.
         counts: how many parts each has.
-        params: of the parts: their vectors are not scaled, the average is.
+        params: of each part: vectors that are averaged are not scaled before.
+        scaled: the average is.
     """
 
     parts: list[str | list[int]]
     counts: list[int]
-    params: PoolingParams
+    params: list[PoolingParams]
     scaled: bool
 
     @staticmethod
@@ -52,25 +53,30 @@ class ChunkedTexts(msgspec.Struct, frozen=True):
                 field="input",
             )
         parts: list[str | list[int]] = []
-        counts = []
+        counts, each = [], []
+        raw = msgspec.structs.replace(params, use_activation=False)
         for prompt in prompts:
             if isinstance(prompt, str) or len(prompt) <= length:
                 parts.append(prompt)
                 counts.append(1)
+                each.append(params)
                 continue
             cut: list[str | list[int]] = [
                 prompt[at : at + length] for at in range(0, len(prompt), length)
             ]
             parts += cut
             counts.append(len(cut))
-        raw = msgspec.structs.replace(params, use_activation=False)
-        return ChunkedTexts(parts, counts, raw, filled.use_activation is not False)
+            each += [raw] * len(cut)
+        return ChunkedTexts(parts, counts, each, filled.use_activation is not False)
 
     def joined(self, outputs: Sequence[PoolingRequestOutput]) -> list[PoolingRequestOutput]:
         """The outputs of the prompts: of several parts the average, weighted by their tokens."""
         rest, joined = iter(outputs), []
         for count in self.counts:
             own = [next(rest) for _ in range(count)]
+            if count == 1:
+                joined += own
+                continue
             weights = np.array([len(output.prompt_token_ids) for output in own], np.float64)
             vectors = np.stack([output.outputs.data for output in own]).astype(np.float64)
             mean = (vectors * weights[:, None]).sum(axis=0) / weights.sum()

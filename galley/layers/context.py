@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from galley.errors import ModelError
 from galley.kernels.ops import CacheLayer, KVLayer, LatentLayer, RotaryTable, StateLayer
 from galley.layers.rotary import Rotary, rotary_table
@@ -30,6 +32,7 @@ class BuildContext:
         self.source = source
         self.kv_layers: list[CacheLayer] = list(before)
         self.max_positions = max_positions
+        self._shared: dict[KVLayer, KVLayer] = {}
         self._by_keys: dict[str, KVLayer] = {}
         self._tables: dict[Rotary, RotaryTable] = {}
 
@@ -43,7 +46,11 @@ class BuildContext:
         in_parts: bool = False,
     ) -> KVLayer:
         """The KV cache of one more layer; `kv_heads` are this rank's, `keys` is the name of its k
-        projection."""
+        projection.
+
+        Layers whose tokens see the whole sequence read in a step what they have written in it, and
+        never again: those of one shape share one cache.
+        """
         layer = KVLayer(
             len(self.kv_layers),
             kv_heads,
@@ -53,7 +60,11 @@ class BuildContext:
             in_parts,
             *(self._kv_scale(keys, name) for name in ("k", "v")),
         )
-        self.kv_layers.append(layer)
+        shared = None if causal else self._shared.setdefault(replace(layer, index=0), layer)
+        if shared is not None and shared is not layer:
+            layer = shared
+        else:
+            self.kv_layers.append(layer)
         self._by_keys[keys] = layer
         return layer
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import sys
-from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import ml_dtypes
 import msgspec
@@ -20,11 +21,14 @@ from galley.errors import InvalidRequest
 from galley.frontend.chunked_embedding import ChunkedTexts
 from galley.frontend.pooling import PendingVector
 from galley.frontend.prompts import Prompt
-from galley.request import PoolingParams, PoolingRequestOutput
-from galley.server.context import Context
+from galley.request import PoolingParams, PoolingRequestOutput, PoolingTask
+from galley.server.context import Context, apply_priority_header, request_id
+from galley.server.errors import json_response
+from galley.server.load_report import load_report
 from galley.server.protocol.base import PromptTokensDetails, Usage
 from galley.server.protocol.pooling import EncodingFields, InputFields, PoolingFields
 from galley.server.rendering import render
+from galley.server.response_builder import to_json
 from galley.server.sampling import LONG_TEXT
 from galley.server.stream import until_disconnect
 
@@ -36,12 +40,76 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "fp8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
     "fp8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
 }
-T = TypeVar("T")
+
+
+class Pooled(NamedTuple):
+    """A request that has been pooled, and what each answer says of it."""
+
+    id: str
+    created: int
+    model: str
+    outputs: list[PoolingRequestOutput]
+    usage: Usage
 
 
 def settings_of(ctx: Context) -> PoolingSettings:
     """The model's pooling."""
     return ctx.pooling
+
+
+async def pool(
+    ctx: Context, raw: Request, request: InputFields, params: PoolingParams, prefix: str
+) -> Pooled:
+    """Pool a request's inputs or conversations. `prefix`: of the id that it gets.
+
+    Raises InvalidRequest, Unsupported, EngineDead.
+    """
+    apply_priority_header(raw, request)
+    prompts, special, field = await prompts_of(ctx, request)
+    model = await ctx.model_name(request.model)
+    id = request_id(raw, prefix, request.request_id, ctx.caps.request_id)
+    outputs = await pooled(
+        ctx, raw, request, prompts, params, id, field=field, add_special_tokens=special
+    )
+    usage = usage_of(outputs, ctx.server.enable_prompt_tokens_details)
+    return Pooled(id, int(time.time()), model, outputs, usage)
+
+
+async def respond_with_numbers(
+    ctx: Context,
+    raw: Request,
+    request: EncodingFields,
+    task: PoolingTask | None,
+    prefix: str,
+    answer: Callable[..., msgspec.Struct],
+    entry: Callable[[int, Any], Any],
+) -> Response:
+    """The numbers of each input in the format that the request asks for.
+
+    Args:
+        task, prefix: of `PoolingParams`, and as for `pool`.
+        answer, entry: make the answer and each of its entries.
+    """
+    params = PoolingParams(task=task, dimensions=request.dimensions)
+    done = await pool(ctx, raw, request, params, prefix)
+    if request.encoding_format in ("bytes", "bytes_only"):
+        header = {"id": done.id, "created": done.created, "model": done.model}
+        usage = msgspec.to_builtins(done.usage)
+        return as_bytes(done.outputs, request, {**header, "usage": usage})
+    numbers = (numbers_of(output.outputs.data, request) for output in done.outputs)
+    return answered(ctx, raw, answer, done, [entry(i, each) for i, each in enumerate(numbers)])
+
+
+def answered(
+    ctx: Context,
+    raw: Request,
+    answer: Callable[..., msgspec.Struct],
+    done: Pooled,
+    data: list[Any],
+) -> Response:
+    """The answer with these entries."""
+    made = answer(id=done.id, created=done.created, model=done.model, data=data, usage=done.usage)
+    return json_response(to_json(made), headers=load_report(raw, ctx.metrics))
 
 
 async def pooled(
@@ -81,13 +149,14 @@ async def _outputs(
 ) -> list[PoolingRequestOutput]:
     whole = await _tokenized(ctx, request, prompts, special)
     chunked = ChunkedTexts.of(settings_of(ctx), ctx.engine.limits.max_model_len, whole, params)
+    each = [params] * len(whole)
     if chunked is not None:
-        whole, params = chunked.parts, chunked.params
+        whole, each = chunked.parts, chunked.params
     pending: list[PendingVector] = []
     try:
         for i, prompt in enumerate(whole):
             ctx.admit()
-            pending.append(_start(ctx, request, prompt, params, f"{id}-{i}", field, special))
+            pending.append(_start(ctx, request, prompt, each[i], f"{id}-{i}", field, special))
         outputs = [await vector.output() for vector in pending]
     finally:
         for vector in pending:
@@ -153,7 +222,7 @@ async def prompts_of(ctx: Context, request: InputFields) -> tuple[list[str | lis
     """
     talks = request.conversations()
     if talks is None:
-        before = prompt_text(settings_of(ctx), request.prompt_name)
+        before = settings_of(ctx).text_before(request.prompt_name)
         texts = [
             before + text if before and isinstance(text, str) else text
             for text in request.texts(ctx.caps)
@@ -171,19 +240,6 @@ async def prompts_of(ctx: Context, request: InputFields) -> tuple[list[str | lis
         for talk in talks
     ]
     return rendered, bool(request.add_special_tokens), "messages"
-
-
-def prompt_text(settings: PoolingSettings, name: str | None) -> str:
-    """The text of the checkpoint that stands before each input. Raises InvalidRequest."""
-    if name is None:
-        name = settings.prompt
-        return settings.prompts.get(name, "") if name is not None else ""
-    if name not in settings.prompts:
-        known = ", ".join(settings.prompts) or "none"
-        raise InvalidRequest(
-            f"prompt_name {name!r} is not one of the model's: {known}.", field="prompt_name"
-        )
-    return settings.prompts[name]
 
 
 def numbers_of(

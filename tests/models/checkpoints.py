@@ -171,7 +171,7 @@ def make(case: Case, seed: int = 0) -> torch.nn.Module:
         model = getattr(transformers, case.family + case.head)(config).eval().float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or "ln_" in name:
+            if "norm" in name or "ln_" in name or name.endswith("LayerNorm.weight"):
                 parameter.uniform_(0.5, 1.5)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.3)

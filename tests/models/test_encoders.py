@@ -91,7 +91,10 @@ def test_generating_is_refused(model) -> None:
 def test_architectures_of_encoders_are_those_whose_rows_see_all(model) -> None:
     info = read_model_info(resolve_source(ModelConfig(model=str(model.folder)), LoadConfig()))
     assert info.is_encoder
-    assert all(not layer.causal for layer in kv_layers(info))
+    caches = kv_layers(info)
+    assert all(not layer.causal for layer in caches)
+    # Layers of one shape share one.
+    assert len(caches) == len({layer.window for layer in caches})
     known = {split_architecture(case.architecture)[0] for case in ENCODERS.values()}
     assert known == registries.ENCODERS
 

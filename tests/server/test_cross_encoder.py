@@ -25,13 +25,19 @@ PAIRS = [("what does the fox do", "the quick fox runs"), ("who sleeps", "the laz
 
 
 def write_cross_encoder(folder: Path, labels: int) -> transformers.PreTrainedModel:
-    """A BERT that classifies pairs of texts, with a tokenizer of whole words."""
+    """A BERT that classifies pairs of texts."""
     config = {**SIZES, "num_labels": labels, "max_position_embeddings": 64}
     model = make(Case("Bert", config, "ForSequenceClassification"))
     with torch.no_grad():
         model.bert.embeddings.token_type_embeddings.weight.normal_()
         model.classifier.weight.normal_()
     model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return model
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of whole words, which tells the texts of a pair apart."""
     vocab = {w: i for i, w in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -44,7 +50,6 @@ def write_cross_encoder(folder: Path, labels: int) -> transformers.PreTrainedMod
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
-    return model
 
 
 def logits(model: Any, folder: Path, first: str, second: str | None = None) -> torch.Tensor:

@@ -60,8 +60,8 @@ def write_model(folder: Path) -> Path:
 class Embedder:
     """A server with --runner pooling."""
 
-    def __init__(self, folder: Path, flags: str = FLAGS) -> None:
-        command = [sys.executable, "-m", "galley", "serve", str(folder), *flags.split()]
+    def __init__(self, folder: Path, flags: str = FLAGS, *more: str) -> None:
+        command = [sys.executable, "-m", "galley", "serve", str(folder), *flags.split(), *more]
         command += ["--runner", "pooling", "--port", "0", "--host", "127.0.0.1"]
         command += ["--served-model-name", NAME, "--max-num-seqs", "8"]
         self.child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import time
 from typing import Any, cast
 
-import msgspec
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,15 +14,7 @@ from galley.request import PoolingParams, PoolingRequestOutput
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
-from galley.server.pooling import (
-    as_bytes,
-    numbers_of,
-    pooled,
-    prompt_text,
-    prompts_of,
-    settings_of,
-    usage_of,
-)
+from galley.server.pooling import pooled, respond_with_numbers, settings_of
 from galley.server.protocol.embeddings import (
     CohereEmbedRequest,
     CohereEmbedResponse,
@@ -63,7 +53,7 @@ def routes(ctx: Context) -> Router:
         apply_priority_header(raw, request)
         await ctx.model_name(request.model)
         texts = request.contents(ctx.caps)
-        before = prompt_text(settings_of(ctx), _prompt_name(ctx, request.input_type))
+        before = settings_of(ctx).text_before(_prompt_name(ctx, request.input_type))
         id = request_id(raw, "embd", None, ctx.caps.request_id)
         params = PoolingParams(task="embed", dimensions=request.output_dimension)
         field = "texts" if request.texts is not None else "inputs"
@@ -84,30 +74,11 @@ def routes(ctx: Context) -> Router:
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a body of /v1/embeddings."""
     request = reader.read(body)
-    apply_priority_header(raw, request)
-    prompts, special, field = await prompts_of(ctx, request)
-    model = await ctx.model_name(request.model)
-    id = request_id(raw, "embd", request.request_id, ctx.caps.request_id)
-    params = PoolingParams(task="embed", dimensions=request.dimensions)
-    outputs = await pooled(
-        ctx, raw, request, prompts, params, id, field=field, add_special_tokens=special
-    )
-    usage = usage_of(outputs, ctx.server.enable_prompt_tokens_details)
-    created = int(time.time())
-    if request.encoding_format in ("bytes", "bytes_only"):
-        header = {"id": id, "created": created, "model": model}
-        return as_bytes(outputs, request, {**header, "usage": msgspec.to_builtins(usage)})
-    response = EmbeddingResponse(
-        id=id,
-        created=created,
-        model=model,
-        data=[
-            EmbeddingData(index=i, embedding=cast(Any, numbers_of(output.outputs.data, request)))
-            for i, output in enumerate(outputs)
-        ],
-        usage=usage,
-    )
-    return json_response(to_json(response), headers=load_report(raw, ctx.metrics))
+
+    def entry(index: int, embedding: Any) -> EmbeddingData:
+        return EmbeddingData(index=index, embedding=embedding)
+
+    return await respond_with_numbers(ctx, raw, request, "embed", "embd", EmbeddingResponse, entry)
 
 
 def _fields(request: CohereEmbedRequest) -> PoolingFields:

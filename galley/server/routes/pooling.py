@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from typing import cast
+from typing import Any, cast
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.request import PoolingParams
-from galley.server.context import Context, apply_priority_header, request_id
-from galley.server.errors import json_response
-from galley.server.load_report import load_report
-from galley.server.pooling import (
-    as_bytes,
-    numbers_of,
-    pooled,
-    prompts_of,
-    settings_of,
-    usage_of,
-)
+from galley.server.context import Context
+from galley.server.pooling import answered, pool, respond_with_numbers, settings_of
 from galley.server.protocol.pooling import (
     ClassificationData,
     ClassificationResponse,
@@ -29,7 +18,6 @@ from galley.server.protocol.pooling import (
     classification_reader,
     pooling_reader,
 )
-from galley.server.response_builder import to_json
 from galley.server.router import GENERATION_ERRORS, Router
 
 
@@ -37,33 +25,16 @@ def routes(ctx: Context) -> Router:
     router = Router()
 
     @router.post("/pooling", pooling_reader, response=PoolingResponse, errors=GENERATION_ERRORS)
-    async def pool(raw: Request) -> Response:
+    async def pooling(raw: Request) -> Response:
         """The numbers that a task makes of a text, or of several."""
         request = await ctx.read(raw, pooling_reader)
-        apply_priority_header(raw, request)
-        prompts, special, field = await prompts_of(ctx, request)
-        model = await ctx.model_name(request.model)
-        id = request_id(raw, "pool", request.request_id, ctx.caps.request_id)
-        params = PoolingParams(task=request.task, dimensions=request.dimensions)
-        outputs = await pooled(
-            ctx, raw, request, prompts, params, id, field=field, add_special_tokens=special
+
+        def entry(index: int, data: Any) -> PoolingData:
+            return PoolingData(index=index, data=data)
+
+        return await respond_with_numbers(
+            ctx, raw, request, request.task, "pool", PoolingResponse, entry
         )
-        usage = usage_of(outputs, ctx.server.enable_prompt_tokens_details)
-        created = int(time.time())
-        if request.encoding_format in ("bytes", "bytes_only"):
-            header = {"id": id, "created": created, "model": model}
-            return as_bytes(outputs, request, {**header, "usage": msgspec.to_builtins(usage)})
-        response = PoolingResponse(
-            id=id,
-            created=created,
-            model=model,
-            data=[
-                PoolingData(index=i, data=numbers_of(output.outputs.data, request))
-                for i, output in enumerate(outputs)
-            ],
-            usage=usage,
-        )
-        return json_response(to_json(response), headers=load_report(raw, ctx.metrics))
 
     @router.post(
         "/classify",
@@ -81,31 +52,11 @@ def routes(ctx: Context) -> Router:
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a body of /classify."""
     request = classification_reader.read(body)
-    apply_priority_header(raw, request)
-    prompts, special, field = await prompts_of(ctx, request)
-    model = await ctx.model_name(request.model)
-    id = request_id(raw, "classify", request.request_id, ctx.caps.request_id)
-    outputs = await pooled(
-        ctx,
-        raw,
-        request,
-        prompts,
-        PoolingParams(task="classify"),
-        id,
-        field=field,
-        add_special_tokens=special,
-    )
+    done = await pool(ctx, raw, request, PoolingParams(task="classify"), "classify")
     labels = settings_of(ctx).labels
     data = []
-    for i, output in enumerate(outputs):
+    for i, output in enumerate(done.outputs):
         probs = cast(list[float], output.outputs.data.tolist())
         best = labels[max(range(len(probs)), key=probs.__getitem__)]
         data.append(ClassificationData(index=i, label=best, probs=probs, num_classes=len(probs)))
-    response = ClassificationResponse(
-        id=id,
-        created=int(time.time()),
-        model=model,
-        data=data,
-        usage=usage_of(outputs, ctx.server.enable_prompt_tokens_details),
-    )
-    return json_response(to_json(response), headers=load_report(raw, ctx.metrics))
+    return answered(ctx, raw, ClassificationResponse, done, data)
