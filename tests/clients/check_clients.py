@@ -1,7 +1,8 @@
 """Clients that are too heavy for every test run, each as its users use it (`make check-clients`):
 litellm, langchain-openai, guidellm, and vLLM's own `vllm bench serve` (checklist 156, 157); tools
 and typed answers of openai, anthropic, langchain-openai, instructor, PydanticAI and the OpenAI
-Agents SDK, on the built-in model (checklist 111).
+Agents SDK, on the built-in model (checklist 111); embeddings and reranking by openai, cohere,
+langchain-openai, llama-index and litellm.
 
 They run in environments of their own, made by the Makefile; vLLM's is under LAB where that is set,
 as for `make bench-peers`.
@@ -21,6 +22,9 @@ import pytest
 
 from benchmarks import tiny
 from benchmarks.served import MODEL, ROOT, SMALL, Server, serve
+from tests.models.checkpoints import Case, make
+from tests.models.encoders import SIZES
+from tests.server.test_cross_encoder import write_tokenizer
 
 CLIENTS = ROOT / "build" / "clients" / "bin"
 VLLM = Path(os.environ.get("LAB", ROOT / "build" / "lab")) / "vllmcpu" / "bin" / "vllm"
@@ -104,6 +108,18 @@ def server(folder: Path) -> Iterator[Server]:
 def test_library(program: str, server: Server, folder: Path) -> None:
     said = run([CLIENTS / "python", PROGRAMS / program, server.url, tiny.NAME], folder)
     assert said.rstrip().endswith("fine"), said
+
+
+def test_embeddings_and_reranking(tmp_path: Path) -> None:
+    embedder, reranker = tmp_path / "embedder", tmp_path / "reranker"
+    for path, head in ((embedder, "Model"), (reranker, "ForSequenceClassification")):
+        make(Case("Bert", {**SIZES, "num_labels": 1}, head)).save_pretrained(path)
+        write_tokenizer(path)
+    flags = ("--served-model-name", "m", "--kv-cache-memory-bytes", "16m")
+    with serve(str(embedder), *flags) as one, serve(str(reranker), *flags) as two:
+        program = PROGRAMS / "embeddings_client.py"
+        said = run([CLIENTS / "python", program, one.url, two.url, "m"], tmp_path)
+        assert said.rstrip().endswith("fine"), said
 
 
 @pytest.fixture(scope="module")
