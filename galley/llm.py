@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -63,6 +63,9 @@ from galley.request import (
 )
 from galley.text import Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from galley.config.engine_flags import EngineFlags
+
 Params = SamplingParams | Sequence[SamplingParams]
 Pooling = PoolingParams | Sequence[PoolingParams]
 ContentFormat = Literal["auto", "string", "openai"]
@@ -81,7 +84,9 @@ class LLM(UnsupportedMethods):
         ModelError: the model cannot be found or used.
     """
 
-    def __init__(self, model: str = "", *, chat_template: str | None = None, **flags: Any) -> None:
+    def __init__(
+        self, model: str = "", *, chat_template: str | None = None, **flags: Unpack[EngineFlags]
+    ) -> None:
         config = from_kwargs({"model": model, **flags}, "offline")
         folder = self._adapter_folder(config)
         loaded = assemble(config, adapters=folder)

@@ -17,6 +17,7 @@ def pages() -> dict[Path, str]:
     """Each page's path and text."""
     import coming
     import compatibility
+    import engine_flags
     import models
     import native_ops
     import security
@@ -28,6 +29,7 @@ def pages() -> dict[Path, str]:
 
     program = probe(compatibility.route_names())
     return {
+        ROOT / "galley" / "config" / "engine_flags.py": engine_flags.module(),
         DOCS / "compatibility.md": compatibility.page(program),
         DOCS / "coming-from-vllm.md": coming.fill((DOCS / "coming-from-vllm.md").read_text()),
         DOCS / "models.md": models.page(),

@@ -28,6 +28,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("galley.cli.completion", "print a completion script for bash, zsh or fish"),
 }
 
+#: Commands of Ollama's, and what does that here.
+FOREIGN = {
+    "run": "Did you mean `galley chat MODEL`?",
+    "pull": "A hub name is downloaded at its first use: `galley chat org/name`.",
+    "show": "Did you mean `galley inspect MODEL`?",
+    "list": "`galley models` lists what can run, `galley cache list` packed weights on disk.",
+    "ls": "`galley models` lists what can run, `galley cache list` packed weights on disk.",
+    "ps": "`curl localhost:8000/v1/models` shows what a server has; each serves one model.",
+    "rm": "Did you mean `galley cache prune`?",
+}
+
 
 def overview() -> str:
     from galley import __version__
@@ -49,6 +60,8 @@ def overview() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    if len(argv) > 1 and argv[0] == "help":
+        argv = [argv[1], "--help", *argv[2:]]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if argv else 2
@@ -62,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        if argv[0] in FOREIGN:
+            raise ConfigError(f"no command {argv[0]!r}. {FOREIGN[argv[0]]}")
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.7)
         hint = f" Did you mean `galley {near[0]}`?" if near else f" One of: {', '.join(COMMANDS)}."
         raise ConfigError(f"no command {argv[0]!r}.{hint}")
     result: int = importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])

@@ -19,10 +19,26 @@ from typing import Any, TypeVar
 
 from galley.config.flags import Flag, coerce, flags_of
 from galley.config.resolve import SECTIONS
+from galley.config.server import ServerConfig
 from galley.config.vllm_flags import asks, disposition
 from galley.errors import ConfigError
 
 T = TypeVar("T")
+#: Groups of flags that several commands share: their short help lists them by name.
+SHARED: tuple[type, ...] = (ServerConfig, *SECTIONS.values())
+_MODEL = "The model is an argument: MODEL, a directory, FILE.gguf or hub name."
+_NO_LAYERS = "The model runs on the processor: there are no layers to give to a GPU."
+#: Flags of llama-server, and what has their meaning here.
+FOREIGN = {
+    **dict.fromkeys(("-c", "--ctx-size"), "Did you mean --max-model-len?"),
+    **dict.fromkeys(("-m", "-hf", "--hf-repo"), _MODEL),
+    **dict.fromkeys(("-t", "--threads"), "Did you mean --num-threads?"),
+    **dict.fromkeys(("-np", "--parallel"), "Did you mean --max-num-seqs?"),
+    **dict.fromkeys(("-b", "--batch-size"), "Did you mean --max-num-batched-tokens?"),
+    **dict.fromkeys(("-ngl", "--n-gpu-layers", "--gpu-layers"), _NO_LAYERS),
+    **dict.fromkeys(("-a", "--alias"), "Did you mean --served-model-name?"),
+    "--version": "`galley --version` prints it.",
+}
 #: What was given, by the dataclass whose fields it is.
 Given = dict[type, dict[str, Any]]
 
@@ -45,6 +61,7 @@ class CommandParser:
         groups: dataclasses whose fields are the flags, in help order.
         positionals: (name, help) of the optional positional arguments.
         examples: lines shown at the end of the short help.
+        first: names of shared flags that the short help describes, because many need them.
     """
 
     def __init__(
@@ -54,21 +71,24 @@ class CommandParser:
         groups: Iterable[type],
         positionals: tuple[tuple[str, str], ...] = (),
         examples: tuple[str, ...] = (),
+        first: tuple[str, ...] = (),
     ) -> None:
         self.command = command
         self.summary = summary
         self.groups = list(groups)
         self.positionals = positionals
         self.examples = examples
+        self.first = first
         self.flags: dict[str, Flag] = {f.name: f for g in self.groups for f in flags_of(g)}
         # A spelling of two is the earlier one's: `-q` is --quick where there is that.
         self._by_spelling = {s: f for f in reversed(self.flags.values()) for s in f.spellings}
 
     def parse(self, argv: list[str]) -> Parsed:
         """Parse `argv`. Prints help and exits 0 on --help; raises ConfigError."""
-        for word in argv:
+        for i, word in enumerate(argv):
             if word in ("-h", "--help") or word.startswith("--help="):
-                print(self.help(word.partition("=")[2]))
+                after = argv[i + 1] if "=" not in word and i + 1 < len(argv) else ""
+                print(self.help(word.partition("=")[2] or ("" if after[:1] == "-" else after)))
                 raise SystemExit(0)
         reader = _Reader(self, argv)
         parsed = reader.read()
@@ -123,13 +143,16 @@ class CommandParser:
                 return
             if verdict == "refused":
                 raise ConfigError(f"{option} is not supported: {sentence}", field=candidate)
-        near = difflib.get_close_matches(option.replace("_", "-"), self._by_spelling, 1)
+        elsewhere = FOREIGN.get(option)
+        if elsewhere is not None:
+            raise ConfigError(f"unknown option {option}. {elsewhere}", field=name)
+        near = difflib.get_close_matches(option.replace("_", "-"), self._by_spelling, 1, 0.75)
         hint = f" Did you mean {near[0]}?" if near else f" See galley {self.command} --help=all."
         raise ConfigError(f"unknown option {option}.{hint}", field=name)
 
     def help(self, topic: str = "") -> str:
         """Text for ``--help`` (overview), ``--help=all``, ``--help=GROUP`` or ``--help=FLAG``."""
-        width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+        width = min(shutil.get_terminal_size().columns, 100)
         if topic:
             return self._help_topic(topic, width)
         usage = f"galley {self.command} " + " ".join(f"[{n}]" for n, _ in self.positionals)
@@ -138,11 +161,13 @@ class CommandParser:
         if self.positionals:
             lines += ["", "arguments:"]
             lines += [_entry(name, text, width) for name, text in self.positionals]
-        if len(self.groups) == 1:
-            lines += ["", "options:", *(_describe(f, width) for f in self.flags.values())]
-        else:
+        shared = [group for group in self.groups if group in SHARED]
+        own = [f for f in self.flags.values() if f.owner not in SHARED or f.name in self.first]
+        if own:
+            lines += ["", "options:", *(_describe(f, width) for f in own)]
+        if shared:
             lines += ["", "option groups (see --help=GROUP, --help=FLAG or --help=all):"]
-            for group in self.groups:
+            for group in shared:
                 names = " ".join(f.option for f in flags_of(group))
                 lines.append(_entry(_title(group), names, width))
         if self.examples:
@@ -150,22 +175,25 @@ class CommandParser:
         return "\n".join(lines)
 
     def _help_topic(self, topic: str, width: int) -> str:
-        wanted = topic.lower().lstrip("-").replace("-", "_")
+        wanted = topic.lower().lstrip("-").replace("-", "_").replace(" ", "_")
         for group in self.groups:
             if wanted in (group.__name__.lower(), _title(group).lower().replace(" ", "_")):
                 return _group_help(group, width)
         if wanted == "all":
             return "\n\n".join(_group_help(g, width) for g in self.groups)
         hits = [f for f in self.flags.values() if f.name == wanted]
-        hits = hits or [
-            f for f in self.flags.values() if wanted in f.name or topic.lower() in f.help.lower()
-        ]
+        if not hits:
+            flags = list(self.flags.values())
+            hits = [f for f in flags if wanted in f.name]
+            hits += [f for f in flags if f not in hits and topic.lower() in f.help.lower()]
         if hits:
             return "\n".join(_describe(f, width) for f in hits)
         verdict, sentence = disposition(wanted)
         if verdict != "unknown":
             return f"--{wanted.replace('_', '-')}: a flag of vLLM's; {sentence}"
-        raise ConfigError(f"no flag or group matches {topic!r}; see --help.")
+        near = difflib.get_close_matches(wanted, self.flags, 1, 0.7)
+        hint = f"Did you mean --help={near[0].replace('_', '-')}?" if near else "See --help."
+        raise ConfigError(f"no flag or group matches {topic!r}. {hint}")
 
 
 def make(group: type[T], given: Given) -> T:

@@ -28,6 +28,15 @@ def parser() -> CommandParser:
             "galley serve model.gguf --max-model-len 4k --max-num-seqs 32",
             "galley serve --config serve.yaml",
         ),
+        first=(
+            *("host", "port", "api_key", "served_model_name", "max_model_len", "max_num_seqs"),
+            *(
+                "kv_cache_memory_bytes",
+                "num_threads",
+                "enable_auto_tool_choice",
+                "tool_call_parser",
+            ),
+        ),
     )
 
 

@@ -123,6 +123,7 @@ class ChatResponseBuilder:
                 prompt_token_ids=ids,
                 prompt_text=self._prompt_text,
                 metrics=self._usage.timings(),
+                kv_transfer_params=self._request.kv_transfer_params,
             )
         )
 

@@ -85,6 +85,7 @@ class CompletionResponseBuilder:
                 system_fingerprint=self._head.fingerprint,
                 usage=self._usage.usage(),
                 metrics=self._usage.timings(),
+                kv_transfer_params=self._request.kv_transfer_params,
             )
         )
 

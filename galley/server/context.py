@@ -170,7 +170,10 @@ class Context:
         return self.tokenizer
 
     def token_ids_for_texts(self, requested: bool | None) -> bool:
-        """Whether logprobs name tokens by id; the request's setting wins over the server's."""
+        """Whether logprobs name tokens by id; the request's setting wins over the server's.
+        Without a tokenizer there is nothing else to name them by."""
+        if self.tokenizer is None:
+            return True
         return self.server.return_tokens_as_token_ids if requested is None else requested
 
     async def body(self, request: Request) -> bytes:

@@ -37,6 +37,8 @@ async def render(
             "--trust-request-chat-template.",
             field="chat_template",
         )
+    if ctx.tokenizer is None:
+        ctx.require_tokenizer()
     if ctx.chat is None:
         raise Unsupported(
             "this model has no chat template; start with --chat-template, or use completions.",

@@ -167,6 +167,61 @@ def galley(*argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_help_describes_the_commands_own_flags_first(capsys):
+    from galley.cli import chat, collect_env, run_batch, serve
+
+    shown = chat.parser().help()
+    own, _, shared = shown.partition("option groups")
+    assert "Send this, print the answer and exit." in own
+    assert "--max-model-len" not in own
+    assert "--max-model-len" in shared
+    shown = run_batch.parser().help()
+    assert "File of requests" in shown.partition("option groups")[0]
+    shown = serve.parser().help()
+    assert "--kv-cache-memory-bytes N" in shown.partition("option groups")[0]
+    assert "option groups" not in collect_env.parser().help()
+
+
+def test_help_finds_groups_before_flags_and_names_before_texts(parser, capsys):
+    assert parser.help("KV cache") == parser.help("kv-cache")
+    assert parser.help("KV cache").startswith("KV cache:")
+    names = [line for line in parser.help("kv").splitlines() if line.startswith("  --")]
+    has = ["kv" in name for name in names]
+    assert has == sorted(has, reverse=True)
+    with pytest.raises(ConfigError, match=r"Did you mean --help=quantization\?"):
+        parser.help("qantization")
+    with pytest.raises(SystemExit):
+        parser.parse(["--help", "seed"])
+    assert capsys.readouterr().out.startswith("  --seed")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["serve", "--ctx-size", "8"], "Did you mean --max-model-len?"),
+        (["serve", "-ngl", "99"], "no layers to give"),
+        (["serve", "-m", "x.gguf"], "MODEL"),
+        (["serve", "--version"], "galley --version"),
+        (["run", "llama3"], "galley chat MODEL"),
+        (["show"], "galley inspect MODEL"),
+        (["xyz"], "One of: serve"),
+    ],
+)
+def test_habits_of_other_programs_lead_on(argv, words, capsys):
+    from galley.cli.main import main
+
+    assert main(argv) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_help_of_a_command(capsys):
+    from galley.cli.main import main
+
+    with pytest.raises(SystemExit):
+        main(["help", "models"])
+    assert capsys.readouterr().out.startswith("usage: galley models")
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from galley.cli.main import main; main(['--help']);"

@@ -50,6 +50,14 @@ def test_unreadable_integers(text):
         human_int(text)
 
 
+def test_flags_of_llm_are_typed():
+    """The module that `make docs` makes has all flags, and no others."""
+    from galley.config.engine_flags import EngineFlags
+
+    flags = {flag.name for section in SECTIONS.values() for flag in flags_of(section)}
+    assert set(EngineFlags.__annotations__) == flags - {"model"}
+
+
 def test_every_field_has_help():
     for section in [*SECTIONS.values(), ServerConfig]:
         for flag in flags_of(section):

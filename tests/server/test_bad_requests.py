@@ -169,7 +169,7 @@ BAD_COMPLETION: list[tuple[str, dict[str, Any]]] = [
     ("best_of", {"best_of": 2}),
     ("prompt_embeds", {"prompt_embeds": "AAAA"}),
     ("suffix", {"suffix": 5}),
-    ("kv_transfer_params", {"kv_transfer_params": {"do_remote_decode": True}}),
+    ("kv_transfer_params", {"kv_transfer_params": "remote"}),
     ("watermarking", {"watermarking": True}),
     ("thinking_token_budget", {"thinking_token_budget": 5}),
     ("repetition_detection", {"repetition_detection": {"max_pattern_size": 3}}),

@@ -41,6 +41,15 @@ def test_whole_answer(served: Served) -> None:
     assert prompts_of(served) == [tokenizer().encode("Once upon")]
 
 
+def test_parameters_of_a_transfer_come_back(served: Served) -> None:
+    """There is no KV connector: nothing is transferred, and what was sent is in the answer."""
+    given = {"do_remote_decode": True, "remote_engine_id": "a"}
+    body = {"prompt": "Hi", "max_tokens": 2, "kv_transfer_params": given}
+    assert served.post("/v1/completions", body).json()["kv_transfer_params"] == given
+    talk = {"messages": [{"role": "user", "content": "Hi"}], "kv_transfer_params": given}
+    assert served.post("/v1/chat/completions", talk).json()["kv_transfer_params"] == given
+
+
 def test_sixteen_tokens_without_a_maximum(served: Served) -> None:
     served.engine.script = lambda request: [5] * 100
     assert complete(served).usage.completion_tokens == 16

@@ -68,6 +68,31 @@ def test_scores_are_the_models_probabilities(server: Server) -> None:
     assert turned == [answer["data"][0]["score"]]
 
 
+def test_without_a_tokenizer_ids_come_in_and_go_out(server: Server) -> None:
+    prompt, body = ids(server, QUERY), {"max_tokens": 3, "temperature": 0, "logprobs": 1}
+    whole = post(
+        server, "/v1/completions", prompt=prompt, return_tokens_as_token_ids=True,
+        return_token_ids=True, **body,
+    ).json()["choices"][0]  # fmt: skip
+    ask = {"query": prompt, "items": [[5], [6]], "label_token_ids": [7, 8]}
+    with serve(*SMALL, "--skip-tokenizer-init") as bare:
+        told = post(bare, "/v1/completions", prompt=prompt, return_token_ids=True, **body)
+        choice = told.json()["choices"][0]
+        assert choice["token_ids"] == whole["token_ids"]
+        assert choice["text"] == ""
+        for name in ("tokens", "token_logprobs", "top_logprobs"):
+            assert choice["logprobs"][name] == whole["logprobs"][name]
+        assert score(bare, **ask) == score(server, **ask)
+        for path, given in (
+            ("/v1/completions", {"prompt": "hi"}),
+            ("/generative_scoring", {**ask, "query": "hi"}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ):
+            answer = post(bare, path, **given)
+            assert answer.status_code == 400
+            assert "tokenizer" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -44,6 +44,7 @@ class ChatFields(GenerationFields, kw_only=True):
     parallel_tool_calls: bool | None = True
     include_reasoning: bool = True
     thinking_token_budget: Count | None = None
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class ChatCompletionRequest(ChatFields, kw_only=True):

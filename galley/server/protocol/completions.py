@@ -43,6 +43,7 @@ class CompletionRequest(GenerationFields, kw_only=True):
     suffix: str | None = None
     logprobs: CountOrAll | None = None
     add_special_tokens: bool = True
+    kv_transfer_params: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is None:

@@ -34,7 +34,6 @@ GENERATION: FieldTable = {
     "return_token_offsets": NoEffect(bool | None, "of rendered prompts alone"),
     "return_mm_kwargs": Refused("only text is available yet."),
     "vllm_xargs": Refused("no custom sampling arguments are defined."),
-    "kv_transfer_params": _TRANSFER,
     "ec_transfer_params": _TRANSFER,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from starlette.requests import Request
@@ -44,7 +44,7 @@ def routes(ctx: Context) -> Router:
         model = await ctx.model_name(request.model)
         request.check(ctx.engine.limits.vocab_size, ctx.caps)
         id = request_id(raw, "generative-scoring", request.request_id, ctx.caps.request_id)
-        prompts = await asyncio.to_thread(prompts_of, request, ctx.require_tokenizer())
+        prompts = await asyncio.to_thread(prompts_of, request, ctx.require_tokenizer)
         outputs = await until_disconnect(raw.receive, _outputs(ctx, request, prompts, id))
         response = GenerativeScoringResponse(
             id=id,
@@ -61,11 +61,13 @@ def routes(ctx: Context) -> Router:
     return router
 
 
-def prompts_of(request: GenerativeScoringRequest, tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of the query with each item after it, or before it."""
+def prompts_of(
+    request: GenerativeScoringRequest, tokenizer: Callable[[], Tokenizer]
+) -> list[list[int]]:
+    """Token ids of the query with each item after it, or before it; texts need a tokenizer."""
 
     def ids(text: str | list[int], special: bool) -> list[int]:
-        return text if isinstance(text, list) else tokenizer.encode(text, special)
+        return text if isinstance(text, list) else tokenizer().encode(text, special)
 
     query = ids(request.query, request.add_special_tokens)
     items = [ids(item, False) for item in request.items]
