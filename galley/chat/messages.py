@@ -19,6 +19,8 @@ TEXT_PARTS = {
     "refusal": "refusal",
     "thinking": "thinking",
 }
+#: Roles whose messages are nothing without content; an assistant's may hold calls alone.
+SPEAKING = ("system", "developer", "user")
 #: Names under which a message's reasoning travels; templates read different ones.
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -55,6 +57,8 @@ def _message(message: Any, where: str, content_format: ContentFormat) -> Message
     if not isinstance(role, str) or not role:
         raise InvalidRequest(f"{where}.role must be a non-empty text.", field="messages")
     content = message.get("content")
+    if content is None and role in SPEAKING:
+        raise InvalidRequest(f"{where}.content is required of role {role}.", field="messages")
     texts = _texts(content, f"{where}.content")
     is_text = not isinstance(content, list) or role == "tool"
     if content_format == "string" or (content_format == "either" and is_text):

@@ -23,6 +23,15 @@ PARTS = [
 ]
 
 
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "system", "content": None}])
+def test_what_says_nothing_is_refused(message: dict[str, Any]) -> None:
+    talk = [{"role": "user", "content": "Hi"}, message]
+    with pytest.raises(InvalidRequest, match=r"messages\[1\]\.content is required"):
+        prepare(talk, "string")
+    assert prepare([{"role": "user", "content": ""}], "string")[0]["content"] == ""
+    assert prepare([{"role": "assistant"}], "string")[0]["content"] == ""
+
+
 def test_parts_become_one_text_or_a_list() -> None:
     message = {"role": "user", "content": PARTS, "name": "kept"}
     words = ["one", "two", "three", "four", "five"]

@@ -169,6 +169,7 @@ BAD_COMPLETION: list[tuple[str, dict[str, Any]]] = [
     ("best_of", {"best_of": 2}),
     ("prompt_embeds", {"prompt_embeds": "AAAA"}),
     ("suffix", {"suffix": 5}),
+    ("logit_bias", {"logit_bias": {"5": 1, "word": 1}}),
     ("kv_transfer_params", {"kv_transfer_params": "remote"}),
     ("watermarking", {"watermarking": True}),
     ("thinking_token_budget", {"thinking_token_budget": 5}),
@@ -313,3 +314,10 @@ def test_heads_beyond_the_limits(head: bytes) -> None:
             answer = sock.recv(1000)
             assert answer.startswith(b"HTTP/1.1 400 ")
         assert served.get("/health").status_code == 200
+
+
+def test_a_key_that_is_no_token_is_named(served: Served) -> None:
+    body = {"prompt": "Hi", "logit_bias": {"5": 1, "word": 1}}
+    error = served.post("/v1/completions", body).json()["error"]
+    assert error["param"] == "logit_bias"
+    assert "'word'" in error["message"]

@@ -301,9 +301,9 @@ def test_a_header_may_set_the_priority(served: Served, given: str, want: int) ->
         assert served.engine.seen[-1].priority == want
 
 
-def test_a_model_without_template_refuses_chat(served: Served) -> None:
+def test_a_server_without_a_tokenizer_refuses_chat(served: Served) -> None:
     with serve(with_tokenizer=False) as bare:
-        with pytest.raises(openai.BadRequestError, match="no chat template"):
+        with pytest.raises(openai.BadRequestError, match="No tokenizer is loaded"):
             chat(bare)
         answer = bare.client().completions.create(model=MODEL, prompt=[5, 6, 7])
         assert answer.choices[0].text == ""

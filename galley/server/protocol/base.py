@@ -138,6 +138,8 @@ def _decode(decoder: Any, body: bytes, lax: Any = None) -> Any:
         return decoder.decode(body) if lax is None else _with_floats(decoder, body, lax)
     except msgspec.ValidationError as e:
         message, field = explain(str(e))
+        if "at `key` in" in str(e) and field is not None:
+            message = _with_key(message, field, body)
         raise InvalidRequest(message, field=field) from e
     except msgspec.DecodeError as e:
         raise InvalidRequest(f"The request body is not valid JSON: {e}") from e
@@ -145,6 +147,14 @@ def _decode(decoder: Any, body: bytes, lax: Any = None) -> Any:
         raise InvalidRequest("The request body is not valid UTF-8.") from e
     except RecursionError as e:
         raise InvalidRequest("The request body is nested too deeply.") from e
+
+
+def _with_key(message: str, field: str, body: bytes) -> str:
+    """The sentence with the first key that is no number, for a field of keys that are numbers."""
+    given = msgspec.json.decode(body).get(field)
+    keys = given if isinstance(given, dict) else {}
+    wrong = next((key for key in keys if not re.fullmatch(r"-?\d{1,18}", key)), None)
+    return message if wrong is None else f"{field}: the key {wrong[:100]!r} is no whole number."
 
 
 def explain(message: str) -> tuple[str, str | None]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from galley.chat.messages import TEXT_PARTS
+from galley.chat.messages import SPEAKING, TEXT_PARTS
 
 _TEXT: dict[str, Any] = {"type": "string"}
 
@@ -48,6 +48,10 @@ _CALLS = {
 _TURN = {
     "required": ["role"],
     "properties": {"role": _ROLE, "content": _CONTENT, "tool_calls": _CALLS},
+    "anyOf": [
+        {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
+        {"properties": {"role": {"not": {"enum": list(SPEAKING)}}}},
+    ],
 }
 _CALL_ID = {"call_id": _TEXT}
 _ITEM = {
