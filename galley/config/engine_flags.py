@@ -53,6 +53,7 @@ class EngineFlags(TypedDict, total=False):
     long_prefill_token_threshold: int | str
     long_prefill_token_threshold_adaptive: bool
     mixed_prefill_tokens: int | str | None
+    target_itl: float | None
     max_num_active_seqs: int | str | None
     max_num_scheduled_tokens: int | str | None
     stream_interval: int | str
