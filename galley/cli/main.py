@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "complete": ("galley.cli.complete", "complete a prompt, in this process or at a URL"),
     "run-batch": ("galley.cli.run_batch", "answer a file of requests in OpenAI's batch format"),
     "bench": ("galley.cli.bench.main", "measure servers of any engine, and this one"),
+    "top": ("galley.cli.top", "show what servers do, second by second"),
     "collect-env": ("galley.cli.collect_env", "print what a bug report should contain"),
     "doctor": ("galley.cli.doctor", "check this machine: cores, memory, kernels, disk, limits"),
     "models": ("galley.cli.models", "list the model families that run, or search them"),

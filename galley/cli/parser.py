@@ -59,7 +59,8 @@ class CommandParser:
         command: as typed, e.g. "serve".
         summary: what the command does, a sentence or two.
         groups: dataclasses whose fields are the flags, in help order.
-        positionals: (name, help) of the optional positional arguments.
+        positionals: (name, help) of the optional positional arguments; as many as are given of one
+            whose name ends with "…".
         examples: lines shown at the end of the short help.
         first: names of shared flags that the short help describes, because many need them.
     """
@@ -82,6 +83,11 @@ class CommandParser:
         self.flags: dict[str, Flag] = {f.name: f for g in self.groups for f in flags_of(g)}
         # A spelling of two is the earlier one's: `-q` is --quick where there is that.
         self._by_spelling = {s: f for f in reversed(self.flags.values()) for s in f.spellings}
+
+    def takes_positional(self, num_given: int) -> bool:
+        """Whether another positional argument may follow so many."""
+        names = self.positionals
+        return num_given < len(names) or bool(names and names[-1][0].endswith("…"))
 
     def parse(self, argv: list[str]) -> Parsed:
         """Parse `argv`. Prints help and exits 0 on --help; raises ConfigError."""
@@ -262,7 +268,7 @@ class _Reader:
             self.at += 1
             if word.startswith("-") and len(word) > 1 and not _is_number(word):
                 self._option(word)
-            elif len(self.parsed.positionals) < len(self.parser.positionals):
+            elif self.parser.takes_positional(len(self.parsed.positionals)):
                 self.parsed.positionals.append(word)
             else:
                 raise ConfigError(f"unexpected argument {word!r}; see --help.")
