@@ -29,6 +29,14 @@ after a replay, equal to the last bit. Where a GGUF name is given, the same logi
 (`tests/models/test_gguf_*.py`). The named checkpoint has the architecture; it is an example, not
 the test.
 
+`make compare-llama-cpp LLAMA_CPP=FOLDER/libllama.so` (`tests/models/test_llama_cpp.py`) has
+llama.cpp compute the same tiny files. Of 73, of nearly all decoders with a GGUF name, it loads 61.
+The perplexity of 200 random tokens is within 1 % of its in 57, and within 0.1 % in 54 of these. In
+the other four llama.cpp computes something else: it does not look at the windows that those files
+of EXAONE 4, Mixtral and Phi-3 have, and weighs the experts of Phi-3.5-MoE by a softmax over all. On
+250 tokens of an English book, the built-in model (SmolLM2-135M-Instruct, Q4_1) has a perplexity of
+31.15 in float32 and of 31.17 in bfloat16; llama.cpp finds 31.29.
+
 In checkpoints with images or audio, the text model runs where its config is of one of these types:
 {nested}. Other inputs are refused.
 """

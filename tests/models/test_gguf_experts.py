@@ -75,6 +75,12 @@ def qwen(writer: Writer, c: Any) -> None:
         writer.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
 
 
+def qwen_vl(writer: Writer, c: Any) -> None:
+    """Text has one position for all axes, so sections change nothing."""
+    qwen(writer, c)
+    writer.add_rope_dimension_sections([8, 4, 4, 0])
+
+
 def granite(writer: Writer, c: Any) -> None:
     mixtral(writer, c)
     writer.add_attention_scale(c.attention_multiplier)
@@ -250,7 +256,7 @@ FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
     "phimoe": (ARCH.PHIMOE, phimoe, split),
     "qwen2-moe": (ARCH.QWEN2MOE, qwen, split),
     "qwen3-moe": (ARCH.QWEN3MOE, qwen, split),
-    "qwen3-vl-moe": (ARCH.QWEN3VLMOE, qwen, split),
+    "qwen3-vl-moe": (ARCH.QWEN3VLMOE, qwen_vl, split),
 }
 
 
