@@ -138,6 +138,8 @@ class _Formats:
 
     def of(self, part: Part, matrix: Matrix) -> WeightFormat:
         """The format of a part. Matrices whose tensors have equal dtypes have one format."""
+        if part.otherwise is not None and part.name not in self._dtypes:
+            part = part.otherwise
         n, k = part.shape
         dense: Dense = "f32" if matrix.float32 else self._dense
         if matrix.dense:

@@ -92,7 +92,7 @@ def test_a_token_uses_the_experts_that_it_chooses():
     assert footprint.token_weights == layers * each
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "nemotron-h"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "nemotron-h", "kimi-linear"])
 def test_weight_bytes_of_other_layers_are_exact(name):
     state = StateDict(make(FAMILIES[name]))
     arrays = {key: state.tensor(key).data for key in state.names()}
