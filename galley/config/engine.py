@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from galley.config.model_info import ModelImpl
-from galley.config.registries import BACKENDS, LOAD_FORMATS, PROPOSERS, REFUSED_LOAD_FORMATS
+from galley.config.registries import (
+    BACKENDS,
+    LOAD_FORMAT_ALIASES,
+    LOAD_FORMATS,
+    PROPOSERS,
+    REFUSED_LOAD_FORMATS,
+)
 from galley.config.speculative import ALIASES, SpeculativeSettings, speculative_settings
 from galley.config.structured import StructuredOutputsSettings, structured_outputs_settings
 
@@ -113,10 +119,16 @@ class LoadConfig:
 
     load_format: str = field(
         default="auto",
-        metadata={"choices": ("auto", *LOAD_FORMATS), "refused": REFUSED_LOAD_FORMATS},
+        metadata={
+            "choices": ("auto", *LOAD_FORMATS, *LOAD_FORMAT_ALIASES),
+            "refused": REFUSED_LOAD_FORMATS,
+        },
     )
-    """Format of the weights. `auto` prefers safetensors; `pt` reads PyTorch files (*.bin, *.pt)
-    without running their pickles; `dummy` generates random ones, for tests."""
+    """Format of the weights. `auto` (also `hf`) prefers safetensors; `pt` (also `npcache`) reads
+    PyTorch files (*.bin, *.pt) without running their pickles; `mistral` reads
+    consolidated*.safetensors; `dummy` generates random ones, for tests. `runai_streamer`,
+    `fastsafetensors` and `instanttensor` read safetensors as all files are read here: mapped, by
+    several threads."""
     download_dir: str | None = None
     """Folder for downloads; default: the hub's cache."""
     weight_cache: bool = True

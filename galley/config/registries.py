@@ -57,20 +57,23 @@ METHOD_ALIASES = {
 LOAD_FORMATS: dict[str, tuple[str, str]] = {
     "safetensors": ("galley.loader.safetensors", "SafetensorsCheckpoint"),
     "pt": ("galley.loader.torch_zip", "TorchCheckpoint"),
+    "mistral": ("galley.loader.mistral", "MistralCheckpoint"),
     "gguf": ("galley.loader.gguf_checkpoint", "GGUFCheckpoint"),
     "dummy": ("galley.models.dummy", "DummyCheckpoint"),
 }
 
-_SAME_FILES = "--load-format safetensors reads the same files, mapped."
+#: vLLM's other names of ways to read the same files → the load format that reads them here: mapped,
+#: by several threads.
+LOAD_FORMAT_ALIASES = {
+    "hf": "auto",
+    "fastsafetensors": "safetensors",
+    "runai_streamer": "safetensors",
+    "instanttensor": "safetensors",
+    "npcache": "pt",
+}
 _CONVERT = "save the model as safetensors and use --load-format safetensors."
 #: vLLM's other load formats → what would run.
 REFUSED_LOAD_FORMATS: dict[str, str] = {
-    "hf": "--load-format auto chooses between the same files.",
-    "fastsafetensors": _SAME_FILES,
-    "runai_streamer": _SAME_FILES,
-    "instanttensor": _SAME_FILES,
-    "npcache": "--load-format pt reads the same files without a cache of arrays.",
-    "mistral": "use the checkpoint's Hugging Face form (config.json and model*.safetensors).",
     "sharded_state": _CONVERT,
     "runai_streamer_sharded": _CONVERT,
     "tensorizer": _CONVERT,

@@ -15,6 +15,7 @@ from galley.loader.classifier_tokens import with_classifier_tokens
 from galley.loader.common_keys import with_common_keys
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import Fields, read_json
+from galley.loader.mistral_params import PARAMS, config_of_params, has_params
 from galley.loader.rope import max_position, with_rope_keys
 from galley.loader.sentence_transformers import read_longest_text, read_pooling
 from galley.loader.text_part import TEXT_MODELS, text_part
@@ -42,8 +43,12 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
     changes = changes or ConfigChanges()
     home = changes.directory or directory
     path = home / "config.json"
+    if has_params(home):
+        path = home / PARAMS
+        raw = config_of_params(path)
+    else:
+        raw = _with_quantization(read_json(path), home)
     where = str(path)
-    raw = _with_quantization(read_json(path), home)
     config = with_common_keys(raw if changes.model_impl == "transformers" else text_part(raw))
     config = changes.applied(with_rope_keys(config, where), where)
     config = with_classifier_tokens(config, directory)

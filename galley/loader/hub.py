@@ -13,12 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from galley.config import LoadConfig
+from galley.config.registries import LOAD_FORMAT_ALIASES
 from galley.errors import ModelError
 
 #: Side files of a Hugging Face checkpoint: configs, tokenizers, templates.
 SIDE_FILES = ("*.json", "tokenizer.model", "*.jinja", "merges.txt")
 #: Other formats of the same weights that some repositories contain.
-_OTHER_FORMS = ("original/*", "consolidated*", "onnx/*", "*/*.safetensors")
+_MISTRAL = "consolidated*"
+_OTHER_FORMS = ("original/*", _MISTRAL, "onnx/*", "*/*.safetensors")
 #: Weights of PyTorch, whole or in parts.
 _TORCH = "pytorch_model*.bin"
 _PART = r"(?:-\d{5}-of-\d{5})?"
@@ -45,7 +47,7 @@ def download_model(name: str, revision: str | None, load: LoadConfig, token: Tok
         ggufs = [file for file in files if file.endswith(".gguf")]
         if ggufs:
             return hub.fetch_gguf(_only_model(name, ggufs))
-    needed = checkpoint_files(files, torch=load.load_format == "pt")
+    needed = checkpoint_files(files, LOAD_FORMAT_ALIASES.get(load.load_format, load.load_format))
     if load.load_format == "dummy":
         needed = [file for file in needed if not _matches(file, ("*.safetensors", _TORCH))]
     return hub.fetch(needed)
@@ -59,11 +61,20 @@ def download_side_files(
     return hub.fetch([file for file in hub.list_files() if _matches(file, SIDE_FILES)])
 
 
-def checkpoint_files(files: list[str], torch: bool = False) -> list[str]:
-    """The files of a repository that belong to a Hugging Face checkpoint; PyTorch's weights where
-    they are asked for or there are no others."""
-    torch = torch or not any(file.endswith(".safetensors") for file in files)
-    weights = _TORCH if torch else "*.safetensors"
+def checkpoint_files(files: list[str], load_format: str = "auto") -> list[str]:
+    """The files of a repository that belong to a checkpoint: weights of Hugging Face; Mistral's or
+    PyTorch's where they are asked for or there are no others."""
+    others = tuple(form for form in _OTHER_FORMS if form != _MISTRAL)
+    top = [file for file in files if not _matches(file, others)]
+    has_mistral = any(_matches(file, (_MISTRAL,)) for file in top)
+    has_hugging_face = any(_matches(file, ("*.safetensors",)) for file in files)
+    if has_mistral:
+        has_hugging_face = any(
+            f.endswith(".safetensors") and not _matches(f, (_MISTRAL,)) for f in top
+        )
+    if has_mistral and (load_format == "mistral" or not has_hugging_face):
+        return [file for file in top if _matches(file, (*SIDE_FILES, _MISTRAL))]
+    weights = _TORCH if load_format == "pt" or not has_hugging_face else "*.safetensors"
     matches = [file for file in files if _matches(file, (*SIDE_FILES, weights))]
     return [file for file in matches if not _matches(file, _OTHER_FORMS)]
 

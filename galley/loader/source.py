@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from galley.config import LoadConfig, ModelConfig
+from galley.config.registries import LOAD_FORMAT_ALIASES
 from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
 
@@ -145,12 +146,12 @@ def _looks_like_hub_name(name: str) -> bool:
 def _source(
     path: Path, name: str, config: ModelConfig, load: LoadConfig, is_default: bool = False
 ) -> Source:
-    path = _model_path(path.absolute(), load.load_format)
-    requested = load.load_format
+    requested = LOAD_FORMAT_ALIASES.get(load.load_format, load.load_format)
+    path = _model_path(path.absolute(), requested)
     stored = _stored_format(path, requested)
     if requested not in ("auto", "dummy", stored):
         raise ModelError(
-            f"--load-format {requested}: {path} holds {stored} weights", field="load_format"
+            f"--load-format {load.load_format}: {path} holds {stored} weights", field="load_format"
         )
     chosen = "dummy" if requested == "dummy" else stored
     changes = ConfigChanges(
@@ -165,12 +166,16 @@ def _source(
 
 
 def _stored_format(path: Path, requested: str) -> str:
-    """The format of the weights at `path`: safetensors before PyTorch's, unless that is asked
-    for."""
+    """The format of the weights at `path`: safetensors before Mistral's and PyTorch's, unless those
+    are asked for."""
     if path.suffix == ".gguf":
         return "gguf"
     has_torch = any(any(path.glob(f"*{end}")) for end in (".bin", ".pt", ".pth"))
-    has_safetensors = any(path.glob("*.safetensors"))
+    names = [file.name for file in path.glob("*.safetensors")]
+    has_safetensors = any(not name.startswith("consolidated") for name in names)
+    has_consolidated = any(name.startswith("consolidated") for name in names)
+    if has_consolidated and (requested == "mistral" or not has_safetensors):
+        return "mistral"
     return "pt" if has_torch and (requested == "pt" or not has_safetensors) else "safetensors"
 
 
@@ -209,9 +214,9 @@ def _model_path(path: Path, load_format: str) -> Path:
             )
         raise ModelError(f"{path}: neither a directory nor a .gguf file")
     ggufs = sorted(path.glob("*.gguf"))
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / "params.json").is_file():
         want_gguf = load_format == "gguf" or not any(path.glob("*.safetensors"))
-        if not ggufs or not want_gguf or load_format in ("safetensors", "pt"):
+        if not ggufs or not want_gguf or load_format in ("safetensors", "pt", "mistral"):
             return path
     if not ggufs:
         raise ModelError(f"{path}: holds neither config.json nor a GGUF file")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.config import ModelInfo
+from galley.config.registries import LOAD_FORMAT_ALIASES
 from galley.kernels import _native
 from galley.kernels.backend import Backend, Dense
 from galley.kernels.ops import Constant, RankGroup, SingleRank, Weight
@@ -161,7 +162,7 @@ def cache_path(
         return None
     place = hashlib.sha256(
         f"{source.resolve()} {backend.name} {dense} {group.rank}/{group.size} "
-        f"{model_info.online} {load_format == 'pt'}".encode()
+        f"{model_info.online} {_form(load_format)}".encode()
     )
     key = hashlib.sha256(Path(_native.__file__).read_bytes())
     key.update(f"{VERSION} {backend.interleave_gate_up}".encode())
@@ -172,6 +173,12 @@ def cache_path(
         key.update(_ends(file))
     name = f"{_label(source)}-{place.hexdigest()[:12]}-{key.hexdigest()[:20]}.packed"
     return cache_files.weights_folder() / name
+
+
+def _form(load_format: str) -> str:
+    """Which of the weights in one folder are read; "" where nothing was asked for."""
+    name = LOAD_FORMAT_ALIASES.get(load_format, load_format)
+    return name if name in ("pt", "mistral") else ""
 
 
 def remove_older(path: Path) -> None:

@@ -48,6 +48,12 @@ def build_from_directory(directory: Path) -> TokenizerSpec:
         tokenizer = _from_merges(directory, config)
         _list_added_tokens(directory / "added_tokens.json", config)
         says_all = False
+    elif (directory / "tekken.json").is_file():
+        raise ModelError(
+            f"{directory}: tekken.json is not read; name a folder or repository with the model's "
+            "tokenizer.json by --tokenizer",
+            field="tokenizer",
+        )
     else:
         raise ModelError(
             f"{directory}: holds no tokenizer: neither tokenizer.json nor tokenizer.model nor "

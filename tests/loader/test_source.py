@@ -121,7 +121,7 @@ def test_model_info_is_read_without_opening_weights(tmp_path: Path) -> None:
         open_checkpoint(source)
 
 
-@pytest.mark.parametrize("name", ["mistral", "tensorizer", "runai_streamer"])
+@pytest.mark.parametrize("name", ["tensorizer", "sharded_state", "runai_streamer_sharded"])
 def test_other_load_formats_are_refused_by_name(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is not supported: .*safetensors"):
         from_kwargs({"load_format": name}, "offline")

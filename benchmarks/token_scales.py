@@ -1,0 +1,65 @@
+"""Perplexity of W8A8 with inputs rounded by PyTorch: what int8 inputs with a scale per token cost.
+
+    python -m benchmarks.token_scales
+
+The built-in model as transformers' Llama in float32, with the int8 weights of `benchmarks.formats`
+dequantised; each projection's input is rounded to int8 with the largest magnitude of its token as
+127, as the format prescribes. Nothing of it is Galley's arithmetic.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.formats import in_method, values_of
+from galley.text import load_tokenizer
+from tests.runner.models import TEXT, Arrays, default_checkpoint, dequantised
+from tests.runner.test_quality import WINDOW
+
+_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps",
+         "num_attention_heads", "num_key_value_heads", "rope_theta", "tie_word_embeddings",
+         "max_position_embeddings")  # fmt: skip
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """float32 [..., K] as int8 with a scale per token, dequantised."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return (x / scale).round() * scale
+
+
+def perplexity(model: LlamaForCausalLM, ids: np.ndarray) -> float:
+    with torch.inference_mode():
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        return float(model(tokens, labels=tokens).loss.exp())
+
+
+def transformers_model(config: dict[str, object], values: Arrays) -> LlamaForCausalLM:
+    model = LlamaForCausalLM(LlamaConfig(**{key: config[key] for key in _KEYS if key in config}))
+    state = {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert set(missing) <= {"lm_head.weight"}, missing
+    assert not unexpected, unexpected
+    return model.eval().float()
+
+
+def main() -> None:
+    default = default_checkpoint()
+    info, arrays = default.model_info, dequantised(default)
+    ids = load_tokenizer(Path(info.source)).encode(TEXT.read_text(encoding="utf-8"))
+    window = np.array(ids[:WINDOW]).reshape(1, WINDOW)
+    values = values_of(in_method(info, arrays, "W8A8"), arrays)
+    model = transformers_model(info.hf_config, values)
+    exact = perplexity(model, window)
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_pre_hook(lambda _, args: (rounded(args[0]),))
+    int8 = perplexity(model, window)
+    print(f"float32 inputs {exact:.3f}, int8 inputs {int8:.3f}: {100 * (int8 / exact - 1):+.2f} %")
+
+
+if __name__ == "__main__":
+    main()
