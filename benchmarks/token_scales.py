@@ -4,7 +4,8 @@
 
 The built-in model as transformers' Llama in float32, with the int8 weights of `benchmarks.formats`
 dequantised; each projection's input is rounded to int8 with the largest magnitude of its token as
-127, as the format prescribes. Nothing of it is Galley's arithmetic.
+127, as the format prescribes. Noise on the inputs shows how much depends on codes at the border of
+two integers. Nothing of it is Galley's arithmetic.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from galley.text import load_tokenizer
 from tests.runner.models import TEXT, Arrays, default_checkpoint, dequantised
 from tests.runner.test_quality import WINDOW
 
+WINDOWS = 4
 _KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps",
          "num_attention_heads", "num_key_value_heads", "rope_theta", "tie_word_embeddings",
          "max_position_embeddings")  # fmt: skip
@@ -34,7 +36,8 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 def perplexity(model: LlamaForCausalLM, ids: np.ndarray) -> float:
     with torch.inference_mode():
         tokens = torch.from_numpy(ids.astype(np.int64))
-        return float(model(tokens, labels=tokens).loss.exp())
+        losses = [model(each[None], labels=each[None]).loss for each in tokens]
+        return float(torch.stack(losses).mean().exp())
 
 
 def transformers_model(config: dict[str, object], values: Arrays) -> LlamaForCausalLM:
@@ -50,15 +53,24 @@ def main() -> None:
     default = default_checkpoint()
     info, arrays = default.model_info, dequantised(default)
     ids = load_tokenizer(Path(info.source)).encode(TEXT.read_text(encoding="utf-8"))
-    window = np.array(ids[:WINDOW]).reshape(1, WINDOW)
+    windows = np.array(ids[: WINDOWS * WINDOW]).reshape(WINDOWS, WINDOW)
     values = values_of(in_method(info, arrays, "W8A8"), arrays)
     model = transformers_model(info.hf_config, values)
-    exact = perplexity(model, window)
+    exact = perplexity(model, windows)
+    level = [0.0]
+    random = torch.Generator().manual_seed(0)
+
+    def noisy(x: torch.Tensor) -> torch.Tensor:
+        return x * (1 + level[0] * torch.randn(x.shape, generator=random))
+
     for name, module in model.named_modules():
         if name.endswith("_proj"):
-            module.register_forward_pre_hook(lambda _, args: (rounded(args[0]),))
-    int8 = perplexity(model, window)
-    print(f"float32 inputs {exact:.3f}, int8 inputs {int8:.3f}: {100 * (int8 / exact - 1):+.2f} %")
+            module.register_forward_pre_hook(lambda _, args: (rounded(noisy(args[0])),))
+    for noise in (0.0, 1e-6, 1e-6, 1e-3, 1e-3):
+        level[0] = noise
+        int8 = perplexity(model, windows)
+        gap = f"{100 * (int8 / exact - 1):+.2f} %"
+        print(f"int8 inputs, noise {noise:g}: {int8:.3f} ({gap}; float32 inputs {exact:.3f})")
 
 
 if __name__ == "__main__":
