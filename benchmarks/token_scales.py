@@ -11,6 +11,7 @@ two integers. Nothing of it is Galley's arithmetic.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def perplexity(model: LlamaForCausalLM, ids: np.ndarray) -> float:
         return float(torch.stack(losses).mean().exp())
 
 
-def transformers_model(config: dict[str, object], values: Arrays) -> LlamaForCausalLM:
+def transformers_model(config: dict[str, Any], values: Arrays) -> LlamaForCausalLM:
     model = LlamaForCausalLM(LlamaConfig(**{key: config[key] for key in _KEYS if key in config}))
     state = {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
