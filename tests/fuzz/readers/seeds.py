@@ -246,6 +246,7 @@ def _directories() -> Iterator[Seed]:
     for method in _METHODS:
         yield _quantised(method)
     yield _sharded()
+    yield _consolidated()
 
 
 _LLAMA3 = {
@@ -453,6 +454,25 @@ def _sharded() -> Seed:
     header = {name: _safetensors(half)[1] for name, half in zip(names, halves, strict=True)}
     hot = ["model.safetensors.index.json", *names]
     return Seed("directory", "sharded", files, hot, header=header)
+
+
+def _consolidated() -> Seed:
+    """Mistral's own files."""
+    names = {".self_attn.": ".attention.", "q_proj": "wq", "k_proj": "wk", "v_proj": "wv"}
+    names |= {"o_proj": "wo", ".mlp.": ".feed_forward.", "gate_proj": "w1", "down_proj": "w2"}
+    names |= {"up_proj": "w3", "model.embed_tokens": "tok_embeddings", "model.": ""}
+    names |= {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
+    arrays = {}
+    for name, shape in _shapes("MistralForCausalLM").items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        arrays[name] = ("BF16", shape)
+    params = {"dim": HIDDEN, "hidden_dim": INNER, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1}
+    params |= {"head_dim": HEAD, "vocab_size": VOCAB, "max_seq_len": 64, "tied_embeddings": True}
+    data, header = _safetensors(arrays)
+    files = {"params.json": json.dumps(params).encode(), "consolidated.safetensors": data}
+    headers = {"consolidated.safetensors": header}
+    return Seed("directory", "consolidated", files, list(files), header=headers)
 
 
 # ------------------------------------------------------------------------------------ tokenizers

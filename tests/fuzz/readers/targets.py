@@ -51,7 +51,8 @@ def gguf(folder: Path) -> None:
 
 
 def directory(folder: Path) -> None:
-    _model(Source(folder, "safetensors", "m"))
+    own = (folder / "params.json").exists()
+    _model(Source(folder, "mistral" if own else "safetensors", "m"))
 
 
 def tokenizer(folder: Path) -> None:
