@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb front-ends symptoms quality soak chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation docs clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -129,6 +129,9 @@ quality: ## perplexity of each weight format on 12,000 tokens (ten minutes)
 SOAK_MINUTES ?= 20
 soak: ## keep a server full with clients that misbehave, for SOAK_MINUTES
 	@$(BIN)/python -m benchmarks.soak --minutes $(SOAK_MINUTES)
+
+soak-lora: ## load and unload adapters while others answer, for SOAK_MINUTES
+	@$(BIN)/python -m benchmarks.soak_lora --minutes $(SOAK_MINUTES)
 
 CHAOS_MINUTES ?= 10
 chaos: ## kill the engine of a busy server for CHAOS_MINUTES: no client may be able to tell

@@ -1,13 +1,14 @@
 """Throughput with LoRA adapters against the same requests without: pairs of runs in one process.
 
     python -m benchmarks.lora [--pairs 5] [--tokens 64] [--streams 32] [--rank 16] [--quantized]
-                             [--cpu-time]
+                             [--cpu-time] [--vllm]
 
 The built-in model in bf16 (or, with --quantized, as it is shipped) decodes on 32 streams: with 16
 adapters in turn, with one for all, and with none. The order within a pair alternates, and a ratio
 is the median over the pairs. The adapters' numbers are random: what they say does not matter. With
 --cpu-time one thread computes and its CPU seconds are counted: for a machine that does other work,
-too.
+too. With --vllm the vLLM that benchmarks/peers/vllm.sh has installed under the folder LAB then does
+the same with the same adapters.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +27,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.peers.engines import ENGINES, environment_of, lab
 from galley import LLM, LoRARequest, SamplingParams, TokensPrompt
 from galley.config import LoadConfig, ModelConfig
 from galley.layers.shapes import ShapeSource
@@ -51,8 +55,10 @@ def save_bf16(checkpoint: Checkpoint, folder: Path) -> Path:
     return folder
 
 
-def save_adapters(checkpoint: Checkpoint, rank: int, folder: Path) -> list[LoRARequest]:
-    """Adapters of all linear layers but the head."""
+def save_adapters(
+    checkpoint: Checkpoint, rank: int, folder: Path, size: float = 0.01
+) -> list[LoRARequest]:
+    """Adapters of all linear layers but the head, of random numbers of about this size."""
     source = ShapeSource()
     model_spec(checkpoint.model_info).build(source, Stage(1))
     requests = []
@@ -62,12 +68,13 @@ def save_adapters(checkpoint: Checkpoint, rank: int, folder: Path) -> list[LoRAR
         for site in sites:
             for part in site.parts:
                 for letter, shape in (("A", (rank, part.shape[1])), ("B", (part.shape[0], rank))):
-                    values = torch.from_numpy(rng.normal(0, 0.01, shape)).bfloat16()
+                    values = torch.from_numpy(rng.normal(0, size, shape)).bfloat16()
                     tensors[f"base_model.model.{part.name}.lora_{letter}.weight"] = values
         path = folder / f"a{i}"
         path.mkdir()
         save_file(tensors, path / "adapter_model.safetensors")
-        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
+        names = sorted({name.rpartition(".")[2] for site in sites for name in site.names})
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": names}
         (path / "adapter_config.json").write_text(json.dumps(config))
         requests.append(LoRARequest(f"a{i}", i + 1, str(path)))
     return requests
@@ -100,6 +107,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--quantized", action="store_true")
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--vllm", action="store_true", help="measure vLLM, too")
     parser.add_argument("--profile", action="store_true", help="print the time of each operation")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -125,16 +133,44 @@ def main() -> None:
             f"{NUM_ADAPTERS} adapters": [adapters[i % NUM_ADAPTERS] for i in range(n)],
             "one adapter": [adapters[0]] * n,
         }
-        for side, loras in sides.items():
-            compare(llm, side, loras, args)
+        speeds = {side: compare(llm, side, loras, args) for side, loras in sides.items()}
         if args.profile:
             profile(llm, sides, args.tokens)
+        if args.vllm:
+            compare_vllm(model, folder, speeds, args)
+
+
+def compare_vllm(
+    model: str, folder: Path, speeds: dict[str, float], args: argparse.Namespace
+) -> None:
+    """Print vLLM's throughput of each side, and this engine's as a multiple of it."""
+    engine = ENGINES["vllm-bf16"]
+    numbers = map(str, (args.rank, args.streams, args.tokens, args.pairs))
+    worker = Path(__file__).parent / "peers" / "lora_vllm.py"
+    with (folder / "vllm.log").open("w+") as log:
+        done = subprocess.run(
+            [lab() / "vllmcpu/bin/python", worker, model, folder, *numbers],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment_of(engine),
+            text=True,
+        )
+        if done.returncode:
+            log.seek(0)
+            sys.exit(f"vLLM ended with {done.returncode}:\n{log.read()[-3000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    base = found.pop("base")
+    for side, speed in found.items():
+        print(
+            f"vLLM, {side}: {speed:.0f} of {base:.0f} tokens/s, {speed / base:.1%} of its base; "
+            f"Galley has {speeds[side] / speed:.1f} times as many"
+        )
 
 
 def compare(
     llm: LLM, side: str, loras: Sequence[LoRARequest | None], args: argparse.Namespace
-) -> None:
-    """Print the throughput of one side as a ratio to that of the base alone."""
+) -> float:
+    """Tokens a second of one side, printed as a ratio to those of the base alone."""
     none: list[LoRARequest | None] = [None] * len(loras)
     for given in (none, loras):
         tokens_per_second(llm, given, 4, 0)
@@ -148,8 +184,10 @@ def compare(
         ratios.append(speeds[id(loras)] / speeds[id(none)])
     print(
         f"{side}, {len(loras)} streams: {statistics.median(with_adapters):.0f} of "
-        f"{statistics.median(base):.0f} tokens/s, {statistics.median(ratios):.1%} of the base"
+        f"{statistics.median(base):.0f} tokens/s, {statistics.median(ratios):.1%} of the base",
+        flush=True,
     )
+    return statistics.median(with_adapters)
 
 
 def profile(llm: LLM, sides: dict[str, list[LoRARequest | None]], num_tokens: int) -> None:

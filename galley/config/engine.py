@@ -349,6 +349,9 @@ class LoRAConfig:
     lora_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     """Number format of adapters. `auto`: that of the model's activations. float16 is kept in
     float32, which holds it exactly."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Last names of the modules that adapters may add to (`o_proj`), all by default. What an
+    adapter has of other modules is not used, and takes no memory."""
 
 
 @dataclass(frozen=True)

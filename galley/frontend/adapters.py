@@ -25,7 +25,8 @@ class AdapterLoader:
         folder: of packed adapters.
 
     Raises:
-        ConfigError: the model has no layers that adapters could add to.
+        ConfigError: the model has no layers that adapters could add to, or none of a name in
+            --lora-target-modules.
     """
 
     def __init__(self, config: EngineConfig, model_info: ModelInfo, folder: Path) -> None:
@@ -41,6 +42,7 @@ class AdapterLoader:
             )
         dense = dense_format(config.model.dtype, model_info.dtype)
         self._limits = adapter_limits(config.lora, dense)
+        self._targets = self._sites.targets(config.lora.lora_target_modules)
         self._reading = threading.Lock()  # one in memory at a time
 
     def read(self, path: Path) -> PackedAdapter:
@@ -50,6 +52,12 @@ class AdapterLoader:
         most = shape.num_bytes(self._limits.max_rank, 4) + 2 * sum(shape.copy_sizes(4))
         with self._reading:
             modules = read_adapter(path, self._model_info, most)
+            if self._targets:
+                modules = {
+                    name: given
+                    for name, given in modules.items()
+                    if name.rpartition(".")[2] in self._targets
+                }
             limits = self._limits
             return pack_adapter(str(path), modules, self._sites, limits.max_rank, limits.bf16)
 

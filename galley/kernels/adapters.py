@@ -120,9 +120,11 @@ class AdapterShape(msgspec.Struct, frozen=True):
         ]
         return a, b
 
-    def num_bytes(self, rank: int, itemsize: int) -> int:
-        """Most bytes of an adapter whose ranks are at most `rank`, without whole matrices."""
-        a, b = self.sizes([rank] * len(self.k), itemsize)
+    def num_bytes(self, ranks: int | Sequence[int], itemsize: int) -> int:
+        """Most bytes of an adapter whose ranks are at most `ranks`, all alike or one for each A,
+        without whole matrices."""
+        ranks = [ranks] * len(self.k) if isinstance(ranks, int) else ranks
+        a, b = self.sizes(ranks, itemsize)
         return sum(_aligned(size) for size in (*a, *b))
 
     def copy_sizes(self, itemsize: int) -> list[int]:

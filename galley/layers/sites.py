@@ -7,8 +7,15 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from galley.errors import ConfigError
 from galley.kernels.adapters import PANEL, AdapterPart, AdapterShape, AdapterSite
 from galley.layers.questions import Matrix, Part, parts_of
+
+#: Layers that other engines fuse → the modules that they consist of.
+FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
 
 
 class SiteTensors(msgspec.Struct, frozen=True):
@@ -91,6 +98,31 @@ class Sites:
         self._copies += site.copy >= 0
         self.all.append(SiteTensors(site, names, tuple(parts)))
         return site
+
+    def targets(self, names: Sequence[str]) -> frozenset[str]:
+        """The modules' last names that `names` mean: their own, or those of fused ones.
+
+        Raises ConfigError for a name that no module has.
+        """
+        known = {name.rpartition(".")[2] for tensors in self.all for name in tensors.names}
+        chosen: set[str] = set()
+        for name in names:
+            meant = {name} & known or set(FUSED.get(name, ())) & known
+            if not meant:
+                raise ConfigError(
+                    f"--lora-target-modules: no module is called {name!r}; there are "
+                    f"{', '.join(sorted(known))}.",
+                    field="lora_target_modules",
+                )
+            chosen |= meant
+        return frozenset(chosen)
+
+    def num_bytes(self, rank: int, itemsize: int, targets: frozenset[str]) -> int:
+        """Most bytes of an adapter of these modules whose ranks are at most `rank`; without whole
+        matrices. No targets: of all modules."""
+        names = [name for tensors in self.all for name in tensors.names]
+        used = [not targets or name.rpartition(".")[2] in targets for name in names]
+        return self.shape.num_bytes([rank * is_used for is_used in used], itemsize)
 
     @property
     def shape(self) -> AdapterShape:

@@ -14,6 +14,7 @@ from galley.config.engine import LoRAConfig
 from galley.errors import ModelError
 from galley.kernels.adapters import AdapterShape, AdapterTable
 from galley.kernels.backend import Dense
+from galley.layers.sites import Sites
 from galley.lora import AdapterFolder
 from galley.request import Failure
 
@@ -28,15 +29,18 @@ class AdapterLimits(msgspec.Struct, frozen=True):
         places: most adapters (--max-cpu-loras); those of a step are fewer (--max-loras).
         max_rank: largest rank.
         bf16: their numbers are bf16; otherwise float32.
+        target_modules: --lora-target-modules.
     """
 
     places: int
     max_rank: int
     bf16: bool
+    target_modules: tuple[str, ...] = ()
 
-    def num_bytes(self, shape: AdapterShape) -> int:
-        """Memory that they may take."""
-        return self.places * shape.num_bytes(self.max_rank, 2 if self.bf16 else 4)
+    def num_bytes(self, sites: Sites) -> int:
+        """Memory that they may take. Raises ConfigError for targets that no module has."""
+        targets = sites.targets(self.target_modules)
+        return self.places * sites.num_bytes(self.max_rank, 2 if self.bf16 else 4, targets)
 
 
 class AdapterSlots:
@@ -117,4 +121,5 @@ def adapter_limits(config: LoRAConfig, dense: Dense) -> AdapterLimits:
     """
     kind = config.lora_dtype
     bf16 = dense == "bf16" if kind == "auto" else kind == "bfloat16"
-    return AdapterLimits(config.max_cpu_loras or config.max_loras, config.max_lora_rank, bf16)
+    places = config.max_cpu_loras or config.max_loras
+    return AdapterLimits(places, config.max_lora_rank, bf16, config.lora_target_modules)

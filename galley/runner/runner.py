@@ -140,7 +140,7 @@ class Runner:
         if config.lora.enable_lora and adapters is not None:
             shape, most = loaded.sites.shape, adapter_limits(config.lora, self._dense)
             self._adapters = AdapterSlots(shape, most, adapters, limits.rows)
-            adapter_bytes = most.num_bytes(shape)
+            adapter_bytes = most.num_bytes(loaded.sites)
         self._awake: Executable | None = self._build(loaded)
         self.layout = kv_layout([*loaded.model.kv_layers, *further], self._backend.kv, *blocks)
         self._memory = MemoryUse(

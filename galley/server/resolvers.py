@@ -20,7 +20,7 @@ FILESYSTEM = "lora_filesystem_resolver"
 
 
 class FolderResolver:
-    """Subfolders of a folder, by name.
+    """Subfolders of a folder, by name, or its files NAME.gguf.
 
     Raises ConfigError where there is no such folder.
     """
@@ -35,7 +35,10 @@ class FolderResolver:
         if name in (".", "..") or Path(name).name != name or "\\" in name:
             return None
         path = self._folder / name
-        return path if (path / "adapter_config.json").is_file() else None
+        if (path / "adapter_config.json").is_file():
+            return path
+        file = self._folder / f"{name}.gguf"
+        return file if file.is_file() else None
 
 
 def open_resolvers(env: Mapping[str, str]) -> list[Resolver]:

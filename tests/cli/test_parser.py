@@ -81,7 +81,7 @@ def test_missing_config_file(parser):
         (["--sed", "1"], "unknown option --sed. Did you mean --seed"),
         (["a", "b"], "unexpected argument 'b'"),
         (["--dtype", "int2"], "--dtype must be one of"),
-        (["--lora-target-modules", "x"], "they choose these themselves"),
+        (["--default-mm-loras", "x"], "they choose these themselves"),
         (["--no-enable-prefix-caching=true"], "takes no value"),
         (["--help=nothing-like-this"], "no flag or group matches"),
     ],

@@ -182,7 +182,7 @@ def test_a_budget_that_is_given_is_all_for_prompts_unless_a_limit_is_given_too(g
         ({"enable_prefix_caching": "maybe"}, "--enable-prefix-caching expects true or false"),
         ({"tensor_parallel_size": 4}, "--tensor-parallel-size must be 1"),
         ({"max_modle_len": 5}, "unknown option --max-modle-len. Did you mean --max-model-len?"),
-        ({"lora_target_modules": ["x"]}, "--lora-target-modules is not supported: adapters add"),
+        ({"default_mm_loras": {"x": "y"}}, "--default-mm-loras is not supported: adapters add"),
         ({"seed": None}, "--seed must not be empty"),
         ({"override_generation_config": "[1]"}, "expects a JSON object"),
     ],

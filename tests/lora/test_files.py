@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,26 @@ def test_damaged_files_are_refused(tmp_path: Path, info: ModelInfo, sites: Sites
         (path / "adapter_config.json").write_text(text)
         with pytest.raises(ModelError):
             read(path, info, sites)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hostile_files_are_refused(
+    tmp_path: Path, info: ModelInfo, sites: Sites, seed: int
+) -> None:
+    """Bytes changed at random: the adapter is read, or refused with a reason; nothing else."""
+    rng = np.random.default_rng(seed)
+    path = save_adapter(tmp_path / "a", tensors(), 4, rank_pattern={"q_proj": 4})
+    for file in (path / WEIGHTS, path / "adapter_config.json"):
+        whole = file.read_bytes()
+        header = min(len(whole), 400)  # where sizes and names are
+        for _ in range(150):
+            changed = bytearray(whole)
+            for _ in range(rng.integers(1, 4)):
+                changed[rng.integers(header)] = rng.choice([0, 34, 45, 57, 123, 125, 255])
+            if rng.random() < 0.2:
+                changed = changed[: rng.integers(len(changed))]
+            file.write_bytes(changed)
+            with contextlib.suppress(ModelError):
+                read(path, info, sites)
+        file.write_bytes(whole)
+    read(path, info, sites)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from galley import LLM, LoRARequest
-from galley.errors import InvalidRequest
+from galley.errors import ConfigError, InvalidRequest
 from tests.lora import merging
 from tests.lora.checkpoints import save_adapter
 from tests.lora.merging import ALPHA, RANK, Base
@@ -120,3 +120,18 @@ def test_others_are_refused_by_name(
     request = save(tmp_path / "a", adapter_of(base, (), 7) | tensors, modules_to_save=names)
     with pytest.raises(InvalidRequest, match=message):
         answers(llm, lora_request=request)
+
+
+def test_target_modules_limit_what_acts(base: Base, llm: LLM, tmp_path: Path) -> None:
+    given = adapter_of(base, (), 8)
+    fewer = {name: values for name, values in given.items() if "o_proj" not in name}
+    wanted = answers(llm, lora_request=save(tmp_path / "fewer", fewer))
+    whole = save(tmp_path / "whole", given)
+    assert answers(llm, lora_request=whole) != wanted
+    flags: dict[str, Any] = {"enable_lora": True, "max_lora_rank": 8}
+    limited = open_model(base.path, **flags, lora_target_modules=["qkv_proj"])
+    assert answers(limited, lora_request=whole) == wanted
+    [memory], [all_memory] = (one._core.executor.rpc("memory") for one in (limited, llm))
+    assert 0 < memory["adapters"] < all_memory["adapters"] / 8
+    with pytest.raises(ConfigError, match="--lora-target-modules: no module is called 'x_proj'"):
+        open_model(base.path, **flags, lora_target_modules=["x_proj"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from galley.errors import ConfigError
 from galley.messages import Outputs, Started
 from galley.observability.adapter_metrics import AdapterMetrics
 from galley.request import FinishReason, Request, SamplingParams
+from galley.server.resolvers import FolderResolver
 from tests.lora.checkpoints import WEIGHTS, random_adapter, save_adapter, uniform
 from tests.lora.test_many import model_shapes
 from tests.server.served import Served, serve
@@ -236,6 +238,29 @@ def test_a_resolver_finds_folders_by_name(real: Real, folder: Path) -> None:
     assert real.said("found") not in (real.said(BASE), real.said("a0"))
     assert real.listed()["found"]["root"] == f"{folder}/cache/found"
     assert real.unload("found")[0] == 200
+
+
+def test_a_resolver_finds_files_by_name(tmp_path: Path) -> None:
+    (tmp_path / "one.gguf").write_bytes(b"")
+    (tmp_path.parent / "outside.gguf").write_bytes(b"")
+    resolver = FolderResolver(tmp_path)
+    assert asyncio.run(resolver.find("one")) == tmp_path / "one.gguf"
+    for name in ("two", "one.gguf", "../outside", "..\\outside"):
+        assert asyncio.run(resolver.find(name)) is None
+
+
+def test_several_servers_agree(real: Real, folder: Path) -> None:
+    """Whichever of the two answers: a new connection each time."""
+    assert real.load("z", folder / "a4")[0] == 200
+    wanted = real.said("z")
+    for _ in range(8):
+        with httpx.Client(base_url=real.url) as client:
+            cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
+            assert cards["z"]["root"] == f"{folder}/a4"
+        assert real.said("z") == wanted
+    assert real.unload("z")[0] == 200
+    for _ in range(8):
+        assert "z" not in real.listed()
 
 
 def test_metrics_name_the_adapters(real: Real) -> None:
