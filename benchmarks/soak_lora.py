@@ -38,9 +38,10 @@ from galley.loader import open_checkpoint, resolve_source
 
 FLAGS = ("--enable-lora", "--max-loras", "4", "--max-cpu-loras", "6", "--max-lora-rank", "8")
 SIZES = ("--max-num-seqs", "12", "--max-model-len", "512", "--kv-cache-memory-bytes", "128M")
-PROMPTS = ("The lens bends the light of", "A short list:", "Once upon a time", "Two and two make")
-STATIC, CHANGING = 4, 3
-TOKENS = 24
+PROMPTS = ("The lens bends the light of", "A short list:", "Once upon a time")
+#: Adapters that stay, names whose adapter changes, and adapters that take turns under these.
+STATIC, CHANGING, OTHERS = 3, 3, 5
+TOKENS = 16
 
 
 @dataclass
@@ -126,7 +127,7 @@ async def change(
     while time.monotonic() < until:
         [before] = history[-1][1]
         unload = before is not None and rng.random() < 0.3
-        chosen = None if unload else f"a{rng.randrange(STATIC, STATIC + 8)}"
+        chosen = None if unload else f"a{rng.randrange(STATIC, STATIC + OTHERS)}"
         path, body = "/v1/unload_lora_adapter", {"lora_name": name}
         if chosen is not None:
             path = "/v1/load_lora_adapter"
@@ -192,13 +193,17 @@ async def watch(server: Server, until: float, soak: Soak) -> None:
 async def run(server: Server, folder: Path, args: argparse.Namespace, soak: Soak) -> dict[str, Any]:
     limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=server.url, timeout=180, limits=limits) as http:
-        for i in range(STATIC + 8):  # what each says, before anything else happens
+        for i in range(STATIC + OTHERS):  # what each says, before anything else happens
             body = {"lora_name": f"a{i}", "lora_path": str(folder / f"a{i}")}
             (await http.post("/v1/load_lora_adapter", json=body)).raise_for_status()
-        for name in [MODEL, *(f"a{i}" for i in range(STATIC + 8))]:
-            for prompt in PROMPTS:
-                soak.texts[name, prompt] = (await ask(http, name, prompt))[1]
-        for i in range(STATIC, STATIC + 8):
+        names = [MODEL, *(f"a{i}" for i in range(STATIC + OTHERS))]
+        keys = [(name, prompt) for name in names for prompt in PROMPTS]
+        texts = await asyncio.gather(*(ask(http, *key) for key in keys))
+        soak.texts = {key: text for key, (_, text) in zip(keys, texts, strict=True)}
+        said = {tuple(soak.texts[name, prompt] for prompt in PROMPTS) for name in names}
+        if len(said) < len(names):
+            soak.faults.append("two adapters say the same to all prompts")
+        for i in range(STATIC, STATIC + OTHERS):
             await http.post("/v1/unload_lora_adapter", json={"lora_name": f"a{i}"})
         quiet = time.monotonic() + min(30.0, args.minutes * 60 / 5)
         await asyncio.gather(*(client(http, seed, quiet, soak) for seed in range(args.clients)))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Metric
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 #: counter_PID.db, gauge_MODE_PID.db …
@@ -42,15 +42,27 @@ def new_registry() -> CollectorRegistry:
     return registry
 
 
-def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """All metrics as text, and its content type."""
+def exposition(
+    registry: CollectorRegistry, derived: Sequence[Callable[[Iterable[Metric]], Metric]] = ()
+) -> tuple[bytes, str]:
+    """All metrics as text, and its content type.
+
+    Args:
+        derived: make a metric of the sums of the others, where several processes are summed.
+    """
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
     if shares_metrics():
         from prometheus_client.multiprocess import MultiProcessCollector
 
+        class Summed(MultiProcessCollector):
+            def collect(self) -> Iterator[Metric]:
+                metrics = list(super().collect())  # type: ignore[no-untyped-call]
+                yield from metrics
+                yield from (make(metrics) for make in derived)
+
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        Summed(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 

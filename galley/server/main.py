@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from galley.chat.parsers import OutputFormats
     from galley.chat.templates import ChatRenderer
+    from galley.observability.adapter_metrics import AdapterInfo
     from galley.observability.tracing import RequestTracer
     from galley.server.adapters import ServedAdapters
     from galley.text import Tokenizer
@@ -141,6 +142,7 @@ class Monitoring:
 
     Attributes:
         metrics: None with --disable-log-stats.
+        derived: see `exposition`.
     """
 
     registry: CollectorRegistry
@@ -150,11 +152,12 @@ class Monitoring:
     tracer: RequestTracer | None
     output_log: OutputLog | None
     observers: BatchingObserver
+    derived: tuple[AdapterInfo, ...] = ()
 
     def exposition(self) -> tuple[bytes, str]:
         """The text of /metrics and its content type."""
         self.observers.catch_up()
-        return exposition(self.registry)
+        return exposition(self.registry, self.derived)
 
     def write_line(self) -> None:
         self.observers.catch_up()
@@ -200,11 +203,14 @@ def start_monitoring(
         metrics = engine_metrics(registry, model.config, model.model_info)
         name = model.config.model.served_model_name[0]
         observers = [metrics, ReliabilityMetrics(registry, name), stats_line]
+    derived: tuple[AdapterInfo, ...] = ()
     if metrics is not None and adapters is not None:
         from galley.observability.adapter_metrics import AdapterMetrics
 
         most = model.config.lora.max_loras
-        observers.append(AdapterMetrics(registry, most, adapters.name_of))
+        by_adapter = AdapterMetrics(registry, most, adapters.name_of)
+        observers.append(by_adapter)
+        derived = (by_adapter.info,)
     tracer = open_tracer_of(model.config)
     if tracer is not None:
         observers.append(tracer)
@@ -214,7 +220,9 @@ def start_monitoring(
     admission = make_admission(server, link, None if metrics is None else metrics.rejected)
     observers.append(admission)
     batched = BatchingObserver(Observers(*observers))
-    return Monitoring(registry, metrics, admission, stats_line, tracer, output_log, batched)
+    return Monitoring(
+        registry, metrics, admission, stats_line, tracer, output_log, batched, derived
+    )
 
 
 def make_admission(

@@ -152,6 +152,11 @@ def test_modules_that_name_nothing_are_refused(text: str) -> None:
 def test_metrics_show_adapters_that_wait_and_that_run() -> None:
     registry = CollectorRegistry()
     metrics = AdapterMetrics(registry, 2, {7: "a", 8: "b"}.__getitem__)
+
+    def info() -> list[Any]:
+        metric = next(m for m in registry.collect() if m.name == "vllm:lora_requests_info")
+        return list(metric.samples)
+
     for handle, adapter in ((1, 7), (2, 8), (3, 0)):
         request = Request(
             handle=handle,
@@ -163,7 +168,7 @@ def test_metrics_show_adapters_that_wait_and_that_run() -> None:
         )
         metrics.added(request, 0, 1)
     metrics.outputs(Outputs(1, 1, 0, 0.0, started=[Started(1, 0, 0.0, 0.0)]))
-    [sample] = metrics.info().samples
+    [sample] = info()
     assert sample.labels == {
         "max_lora": "2",
         "waiting_lora_adapters": "b",
@@ -171,7 +176,7 @@ def test_metrics_show_adapters_that_wait_and_that_run() -> None:
     }
     metrics.finished(1, FinishReason.STOP, 5)
     metrics.finished(2, FinishReason.ABORT, 0)
-    [sample] = metrics.info().samples
+    [sample] = info()
     assert (sample.labels["waiting_lora_adapters"], sample.labels["running_lora_adapters"]) == (
         "",
         "",
@@ -267,6 +272,27 @@ def test_metrics_name_the_adapters(real: Real) -> None:
     real.said("a0")
     text = real.get("/metrics").text
     assert re.search(r'galley:lora_requests_total\{adapter="a0"\} [1-9]', text)
+    assert 'vllm:lora_requests_info{max_lora="3",running_lora_adapters="",waiting' in text
+
+
+def test_metrics_show_adapters_of_all_servers(real: Real) -> None:
+    """Whichever process has the request, and whichever answers."""
+    seen = threading.Event()
+
+    def keep_asking(name: str) -> None:
+        for _ in range(100):
+            if seen.is_set():
+                return
+            real.said(name, max_tokens=400, extra_body={"ignore_eos": True})
+
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(keep_asking, name) for name in ("a0", "a1")]
+        while not seen.is_set() and not all(future.done() for future in asked):
+            if 'running_lora_adapters="a0,a1"' in real.get("/metrics").text:
+                seen.set()
+        for future in asked:
+            future.result()
+    assert seen.is_set()
 
 
 def test_answers_stay_right_under_loads_and_kills(real: Real, folder: Path) -> None:
