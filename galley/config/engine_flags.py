@@ -86,3 +86,4 @@ class EngineFlags(TypedDict, total=False):
     max_lora_rank: int | str
     max_cpu_loras: int | str | None
     lora_dtype: Literal["auto", "bfloat16", "float16"]
+    lora_target_modules: list[str] | tuple[str, ...]
