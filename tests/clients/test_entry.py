@@ -76,8 +76,9 @@ def test_one_command_serves_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [("serve",), ("bench", "serve")])
 def test_help_by_group_and_flag(command: tuple[str, ...], topic: str, words: list[str]) -> None:
     """Checklist 160."""
-    if command != ("serve",) and topic:
+    if command != ("serve",):
         topic, words = {
+            "": ("", ["--request-rate", "examples"]),
             "all": ("all", ["--request-rate", "--num-prompts", "--save-result"]),
             "Frontend": ("Arrivals", ["--request-rate", "--burstiness"]),
             "max-num-seqs": ("request-rate", ["--request-rate"]),

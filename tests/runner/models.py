@@ -56,11 +56,11 @@ def rounded(arrays: Arrays) -> Arrays:
 
 
 def in_format(model_info: ModelInfo, arrays: Arrays, name: str) -> ArrayCheckpoint:
-    """Matrices in a GGUF type or "bfloat16", vectors in float32."""
+    """Matrices in a GGUF type, "bfloat16" or "float32", vectors in float32."""
 
     def tensors() -> Iterator[RawTensor]:
         for key, a in arrays.items():
-            if a.ndim == 1:
+            if a.ndim == 1 or name == "float32":
                 yield RawTensor(key, a.shape, "float32", a)
             elif name == "bfloat16":
                 yield RawTensor(key, a.shape, name, a.astype(ml_dtypes.bfloat16))

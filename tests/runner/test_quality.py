@@ -128,7 +128,7 @@ def test_float32_kernels_are_float32(model_info, arrays, token_ids):
     ids = pieces(token_ids, 2, 64)
     want = torch_logits(torch_model(model_info, rounded(arrays)), ids)
     runner = open_runner(
-        in_format(model_info, rounded(arrays), "F32"), max_model_len=128, dtype="float32"
+        in_format(model_info, rounded(arrays), "float32"), max_model_len=128, dtype="float32"
     )
     got = teacher_forced(runner, ids)
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
