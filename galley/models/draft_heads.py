@@ -96,6 +96,23 @@ class HeadsSpec(Protocol):
         """Token ids by number of the heads' own vocabulary; None: it is the model's."""
 
 
+class HeadPerDraft(msgspec.Struct, frozen=True):
+    """What is common to methods with a head for each draft, and without a cache."""
+
+    heads: int
+
+    @property
+    def most(self) -> int:
+        return self.heads
+
+    @property
+    def default(self) -> int:
+        return self.heads
+
+    def caches(self, before: Sequence[CacheLayer]) -> list[CacheLayer]:
+        return []
+
+
 def heads_spec(method: str, info: ModelInfo, target: ModelInfo, names: Sequence[str]) -> HeadsSpec:
     """The heads of a checkpoint.
 

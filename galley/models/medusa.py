@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
-from galley.kernels.ops import CacheLayer, ForwardContext, Ops, Value
+from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.embedding import LMHead
 from galley.layers.linear import Linear
@@ -24,14 +23,14 @@ from galley.layers.questions import Matrix, Part
 from galley.loader.fields import MAX_LAYERS
 from galley.loader.tensor import Checkpoint
 from galley.models.config import model_fields
-from galley.models.draft_heads import HeadModel, Heads, Target
+from galley.models.draft_heads import HeadModel, HeadPerDraft, Heads, Target
 
 #: Most heads, against nonsense.
 MAX_HEADS = 63
 _OWN_NAMES = re.compile(r"(?:medusa_heads\.)?(\d+)\.(\d+)\.(?:(linear)\.)?(weight|bias)")
 
 
-class MedusaSpec(msgspec.Struct, frozen=True):
+class MedusaSpec(HeadPerDraft, frozen=True):
     """`models.draft_heads.HeadsSpec`.
 
     Attributes:
@@ -41,7 +40,6 @@ class MedusaSpec(msgspec.Struct, frozen=True):
         mapped: the heads score a part of the vocabulary, of so many tokens; 0 = all of it.
     """
 
-    heads: int
     layers: int
     hidden: int
     vocab: int
@@ -51,14 +49,6 @@ class MedusaSpec(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...] = ("normed",)
     chained: bool = False
 
-    @property
-    def most(self) -> int:
-        return self.heads
-
-    @property
-    def default(self) -> int:
-        return self.heads
-
     def stored_name(self, name: str) -> str | None:
         """Medusa's own names as vLLM's: 1.0.linear.weight → blocks.1.layers.0.weight."""
         own = _OWN_NAMES.fullmatch(name)
@@ -66,9 +56,6 @@ class MedusaSpec(msgspec.Struct, frozen=True):
             return name.removeprefix("medusa_heads.")
         head, layer, linear, kind = own.groups()
         return f"blocks.{head}.layers.{layer}.{kind}" if linear else f"lm_heads.{head}.{kind}"
-
-    def caches(self, before: Sequence[CacheLayer]) -> list[CacheLayer]:
-        return []
 
     def build(self, context: BuildContext, target: Target) -> Heads:
         if self.mapped:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.config import ModelInfo
-from galley.kernels.ops import CacheLayer, ForwardContext, Ops, Value
+from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.embedding import Embedding, LMHead
 from galley.layers.linear import Linear
@@ -24,13 +23,13 @@ from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.scale import Multiplier
 from galley.loader.tensor import Checkpoint
 from galley.models.config import model_fields
-from galley.models.draft_heads import HeadModel, Heads, Target
+from galley.models.draft_heads import HeadModel, HeadPerDraft, Heads, Target
 from galley.models.medusa import MAX_HEADS
 
 _EPS = 1e-6
 
 
-class MLPSpeculatorSpec(msgspec.Struct, frozen=True):
+class MLPSpeculatorSpec(HeadPerDraft, frozen=True):
     """`models.draft_heads.HeadsSpec`.
 
     Attributes:
@@ -40,7 +39,6 @@ class MLPSpeculatorSpec(msgspec.Struct, frozen=True):
         scaled: the first state is normalised, and divided by the root of 2.
     """
 
-    heads: int
     hidden: int
     inner: int
     vocab: int
@@ -49,19 +47,8 @@ class MLPSpeculatorSpec(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...] = ("normed",)
     chained: bool = True
 
-    @property
-    def most(self) -> int:
-        return self.heads
-
-    @property
-    def default(self) -> int:
-        return self.heads
-
     def stored_name(self, name: str) -> str | None:
         return name.removeprefix("speculator.")
-
-    def caches(self, before: Sequence[CacheLayer]) -> list[CacheLayer]:
-        return []
 
     def build(self, context: BuildContext, target: Target) -> Heads:
         models = [MLPSpeculatorHead(self, i, context) for i in range(self.heads)]

@@ -19,13 +19,15 @@ FACTOR = 2
 SCANNED = 16
 
 
-def split_short(prompts: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """The (slot, tokens it needs) that are short beside the first, shortest first, and the others
-    in their order.
-    """
+#: A slot, and the tokens that it needs.
+Prompt = tuple[int, int]
+
+
+def split_short(prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Those that are short beside the first, shortest first, and the others in their order."""
     most = prompts[0][1] // FACTOR
     short = sorted((p for p in prompts if p[1] <= most), key=lambda prompt: prompt[1])
-    return [short, [p for p in prompts if p[1] > most]]
+    return short, [p for p in prompts if p[1] > most]
 
 
 def waiting_short(

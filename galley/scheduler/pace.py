@@ -4,6 +4,8 @@ so far.
 
 from __future__ import annotations
 
+from galley.spec.costs import mean_without_pauses
+
 #: Tokens of prompts beside decoding rows before any step has been measured.
 START = 64
 #: Fewest tokens; also the unit: what the kernels compute at once.
@@ -35,12 +37,14 @@ class StepPace:
     def record(self, num_decode: int, num_prompt: int, seconds: float) -> None:
         """A step of so many tokens of decoding rows and of prompts took so long."""
         if not num_prompt:
-            self._decode = _mean(self._decode, seconds, _NEW)
+            known = self._decode or seconds
+            self._decode = mean_without_pauses(known, seconds, _NEW)
             return
         decode = min(self._decode, 0.9 * seconds) if num_decode else 0.0
         # A few tokens cost more each than many do, and say little about a full chunk.
         weight = _NEW * min(num_prompt / self._allowed, 1.0)
-        self._token = _mean(self._token, (seconds - decode) / num_prompt, weight)
+        token = (seconds - decode) / num_prompt
+        self._token = mean_without_pauses(self._token or token, token, weight)
 
     def prompt_tokens(self) -> int:
         """Most tokens of all prompts in a step in which others decode."""
@@ -48,12 +52,3 @@ class StepPace:
             seconds = max(self._target, SLOWEST * self._decode) - self._decode
             self._allowed = max(int(seconds / self._token) // UNIT, 1) * UNIT
         return self._allowed
-
-
-def _mean(known: float, measured: float, weight: float) -> float:
-    """The average with a new measurement. A pause of the machine, which is no property of the step,
-    counts as twice the average at most.
-    """
-    if not known:
-        return measured
-    return known + weight * (min(max(measured, known / 2), known * 2) - known)

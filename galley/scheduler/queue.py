@@ -95,7 +95,9 @@ class _ByPriority:
         return len(self._heap)
 
     def __iter__(self) -> Iterator[Sequence]:
-        return (seq for _, seq in sorted(self._heap, key=lambda item: item[0]))
+        heap = self._heap.copy()  # the first few cost no sort
+        while heap:
+            yield heapq.heappop(heap)[1]
 
 
 class WaitingQueue:
@@ -156,10 +158,6 @@ class WaitingQueue:
             self._order.pop()
             self._num_ended -= 1
         return None
-
-    def pop(self) -> Sequence:
-        """Take out the sequence that `first` has just returned."""
-        return self._order.pop()
 
     def take(self, seq: Sequence) -> None:
         """Take out a sequence that has not ended."""

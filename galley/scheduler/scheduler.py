@@ -416,7 +416,8 @@ class Scheduler:
             rows.num_prompt_tokens < left and self.running.has_room and (seq := self.queue.first())
         ):
             if not self._adapters.admits(seq.request.adapter):
-                self.queue.park(self.queue.pop(), DEFERRED)
+                self.queue.take(seq)
+                self.queue.park(seq, DEFERRED)
                 continue
             if not running_prompts and self._blocked == (seq.arrival, self.kv.pool.num_freed):
                 break

@@ -14,6 +14,13 @@ _KEPT = 4096
 _PRIOR_SLOPE = 0.04
 
 
+def mean_without_pauses(known: float, measured: float, weight: float) -> float:
+    """A running average with a new measurement. A pause of the machine, which is no property of the
+    step, counts as twice the average at most.
+    """
+    return known + weight * (min(max(measured, known / 2), known * 2) - known)
+
+
 class StepCosts:
     """Seconds of decode steps by their tokens, 1 … `most`. More tokens are not recorded."""
 
@@ -29,8 +36,7 @@ class StepCosts:
             return
         known = self._seconds[tokens]
         if known and self._step - self._measured[tokens] < _KEPT:
-            # A pause of the machine is no property of the step.
-            seconds = known + _NEW * (min(max(seconds, known / 2), known * 2) - known)
+            seconds = mean_without_pauses(known, seconds, _NEW)
         self._seconds[tokens], self._measured[tokens] = seconds, self._step
 
     def is_fresh(self, tokens: int) -> bool:

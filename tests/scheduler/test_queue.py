@@ -18,8 +18,9 @@ def sequence(arrival: int, priority: int = 0) -> Sequence:
 
 def drain(queue: WaitingQueue) -> list[int]:
     found = []
-    while queue.first():
-        found.append(queue.pop().arrival)
+    while (seq := queue.first()) is not None:
+        queue.take(seq)
+        found.append(seq.arrival)
     return found
 
 
