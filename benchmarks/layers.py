@@ -4,7 +4,7 @@
 
 Four layers of each family with random weights in bf16, more than the caches hold. The roofline of
 experts is the bytes of those that are expected to be chosen, that of latent attention its latents
-or its arithmetic, that of a recurrence its state or its multiply-adds (galley/cli/bench/work.py).
+or its arithmetic, that of a recurrence its state or its multiply-adds (galley/planning/work.py).
 The dense path is what linear layers and attention reach of theirs in a model of the same sizes,
 measured in turn. The goal is at least 80 % of it.
 """
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from galley.cli.bench.limits import MachineLimits, measure_limits
-from galley.cli.bench.steps import Shape, StepBench
 from galley.cli.bench.tables import print_table
-from galley.cli.bench.work import work_of
+from galley.planning.limits import MachineLimits, measure_limits
+from galley.planning.steps import Shape, StepBench
+from galley.planning.work import work_of
 
 WANTED = 0.8
 SHAPES = [Shape(1, 1024, 1), Shape(8, 1024, 1), Shape(1, 0, 512)]

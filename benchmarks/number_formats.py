@@ -21,9 +21,9 @@ import ml_dtypes
 import numpy as np
 
 from galley import LLM, SamplingParams, TokensPrompt
-from galley.cli.bench.steps import Shape, StepBench
 from galley.config import LoadConfig, ModelConfig
 from galley.loader import open_checkpoint, resolve_source
+from galley.planning.steps import Shape, StepBench
 from galley.quant import to_float32
 
 TEXT = Path(__file__).parents[1] / "tests" / "data" / "opticks.txt"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from benchmarks.claims.claim import Finding, Row, Setup
-from galley.cli.bench.steps import Shape, StepBench
+from galley.planning.steps import Shape, StepBench
 
 _SHAPE = Shape(1, 192, 1)
 _STEPS = 500

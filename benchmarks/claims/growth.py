@@ -10,9 +10,9 @@ import numpy as np
 from benchmarks.claims.claim import Curve, Finding, Row, Setup
 from galley.cli.bench.host import BLOCK_SIZE, StandIn, make_core, request
 from galley.cli.bench.host import measure as host_time
-from galley.cli.bench.steps import Shape, StepBench
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
 from galley.engine.build import build_core
+from galley.planning.steps import Shape, StepBench
 
 _RUNNING = (1, 4, 16, 64, 128, 256)
 _CONTEXTS = (128, 512, 2048, 8191)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.claim import Finding, Setup, compare
-from galley.cli.bench.steps import Shape, StepBench
+from galley.planning.steps import Shape, StepBench
 
 _REPETITIONS = 15
 _EXPERTS, _CHOSEN, _INTERMEDIATE = 64, 8, 512

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 
 from benchmarks.claims.claim import Finding, Setup, compare
-from galley.cli.bench.steps import Shape, StepBench
+from galley.planning.steps import Shape, StepBench
 
 _CONTEXT = 64
 _REPETITIONS = 30

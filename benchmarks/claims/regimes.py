@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.claims.claim import Curve, Finding, Row, Setup
-from galley.cli.bench.limits import measure_limits
-from galley.cli.bench.steps import Shape, StepBench
-from galley.cli.bench.work import work_of
+from galley.planning.limits import measure_limits
+from galley.planning.steps import Shape, StepBench
+from galley.planning.work import work_of
 
 _CONTEXT = 192
 _DECODES = (1, 2, 4, 8, 16, 32, 64)

@@ -36,7 +36,7 @@ from benchmarks.peers.watch import StopWatch
 from benchmarks.peers.workloads import WORKLOADS, figures, send
 from galley.cli.bench import process
 from galley.cli.bench.datasets.text import Corpus, read_text
-from galley.cli.bench.limits import measure_limits
+from galley.planning.limits import measure_limits
 from galley.text.tokenizer import load_tokenizer
 
 WANTED = 0.85

@@ -1,6 +1,6 @@
 """Measures the native calls of this process, and their minimum time at the machine's limits.
 
-The floor of a step is the sum of its operations' rooflines (`galley.cli.bench.work`): weights and
+The floor of a step is the sum of its operations' rooflines (`galley.planning.work`): weights and
 KV cache read at the speed of a plain loop, or multiply-adds at the peak of a loop in registers, as
 the machine gave them in the same minute. Only what stays in a cache from step to step beats it.
 """
@@ -18,11 +18,11 @@ from unittest import mock
 import numpy as np
 
 from galley.batch import RequestTable, StepPlan
-from galley.cli.bench.limits import MachineLimits
-from galley.cli.bench.work import Cache, work_of
 from galley.kernels.cpu import CpuExecutable
 from galley.kernels.program import Node
 from galley.kv.format import KVFormat
+from galley.planning.limits import MachineLimits
+from galley.planning.work import Cache, work_of
 from galley.runner.runner import Runner
 
 _BLOCK = 16
@@ -30,7 +30,7 @@ _BLOCK = 16
 
 @dataclass(frozen=True)
 class StepLoad:
-    """`galley.cli.bench.work.Load` of a plan."""
+    """`galley.planning.work.Load` of a plan."""
 
     tokens: int
     logits: int

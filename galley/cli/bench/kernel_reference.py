@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from galley.cli.bench.steps import Shape
 from galley.kernels.ops import KVLayer, Ops
 from galley.kernels.ops.attention import attend, visible_positions
 from galley.kernels.program import LOGITS, Node
 from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.kernels.weights import PackedWeight
+from galley.planning.steps import Shape
 
 _REPETITIONS = 3
 _reference, _tensor = Ops(ReferenceOps()), ReferenceBackend().constant

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from galley.cli.bench.limits import MachineLimits, measure_limits
 from galley.cli.bench.offline import engine_parser, write_json
-from galley.cli.bench.steps import Shape, StepBench, Timed
 from galley.cli.bench.tables import print_table
-from galley.cli.bench.work import Work, work_of
 from galley.cli.parser import engine_flags, make
 from galley.config.extras import install_command
 from galley.errors import ConfigError
 from galley.kernels.program import Node
+from galley.planning.limits import MachineLimits, measure_limits
+from galley.planning.steps import Shape, StepBench, Timed
+from galley.planning.work import Work, work_of
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from galley.cli.bench.backends import Outcome
 from galley.cli.bench.datasets import Sample
 from galley.cli.bench.datasets.text import Corpus, read_text
 from galley.cli.bench.endpoint import find_tokenizer
-from galley.cli.bench.steps import Shape
 from galley.cli.bench.traffic import Run
 from galley.config.resolve import from_kwargs
 from galley.loader import read_model_info, resolve_source
 from galley.models.footprint import measure
+from galley.planning.steps import Shape
 
 
 def test_workloads_have_exact_and_unlike_prompts():

@@ -6,11 +6,11 @@ import pytest
 
 from galley.cli.bench.host import count_calls, measure
 from galley.cli.bench.kernels import read_shapes
-from galley.cli.bench.limits import measure_limits
 from galley.cli.bench.main import main
 from galley.cli.bench.startup import Start, serve_command, summary
-from galley.cli.bench.steps import Shape
 from galley.errors import ConfigError
+from galley.planning.limits import measure_limits
+from galley.planning.steps import Shape
 
 SMALL = ("--kv-cache-memory-bytes", "64M", "--max-model-len", "512")
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable
-from galley.cli.bench.work import Cache
 from galley.config.resolve import from_kwargs
 from galley.kernels.backend import StepLimits, open_backend
 from galley.kernels.cpu import CpuExecutable
@@ -24,6 +23,7 @@ from galley.kernels.program import Node
 from galley.loader import open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
+from galley.planning.work import Cache
 from galley.runner.device import dense_format
 from galley.runner.kv_format import kv_format
 from galley.runner.load import load_model

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from galley.cli.bench.limits import MachineLimits
 from galley.kernels.ops import KVLayer, LatentLayer, StateLayer
 from galley.kernels.program import LOGITS, Node, PackedExperts
 from galley.kernels.weights import PackedWeight
 from galley.kv.format import KVFormat
+from galley.planning.limits import MachineLimits
 
 #: Weight format → number format of its multiply-adds.
 _CODES = ("i2", "i3", "i4", "i5", "i6", "i8")
