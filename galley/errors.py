@@ -63,6 +63,13 @@ class Unauthorized(ClientError):
     type = "Unauthorized"
 
 
+class Forbidden(ClientError):
+    """This client may not have it, with or without a key."""
+
+    status = 403
+    type = "Forbidden"
+
+
 class NotFound(ClientError):
     """No such model, route or object."""
 

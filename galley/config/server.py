@@ -64,7 +64,7 @@ class ServerConfig:
     """Number of API server processes, which share the port and the engine. For many short requests
     or many small streams, when one process is always busy."""
     api_key: tuple[str, ...] = ()
-    """Accepted keys: requests under /v1, /v2, /inference and /cohere must send one of them
+    """Accepted keys: requests under /v1, /v2, /inference, /cohere and /ui/api must send one of them
     (`Authorization: Bearer KEY`). Default: VLLM_API_KEY; without either, no key is required."""
     chat_template: str | None = None
     """Chat template that replaces the model's own: a file, or the template itself in one line."""
@@ -153,6 +153,11 @@ class ServerConfig:
     """Path prefix under which a proxy publishes the server."""
     disable_fastapi_docs: bool = False
     """Serve no /docs, /redoc and /openapi.json."""
+    ui: bool = True
+    """Serve /ui: a page to chat with the model, and to see what the engine does. Read-only, and
+    for browsers on this machine alone; its data need an API key where one is set."""
+    ui_public: bool = False
+    """Let browsers on other machines use /ui, too."""
     h11_max_incomplete_event_size: int = 4_194_304
     """Maximum bytes of request line and headers."""
     h11_max_header_count: int = 256
@@ -237,6 +242,8 @@ class ServerConfig:
                 "--enable-auto-tool-choice requires --tool-call-parser.",
                 field="enable_auto_tool_choice",
             )
+        if self.ui_public and not self.ui:
+            raise ConfigError("--ui-public contradicts --no-ui.", field="ui_public")
         if self.fingerprint_mode == "custom" and not self.fingerprint_value:
             raise ConfigError(
                 "--fingerprint-mode custom needs --fingerprint-value.", field="fingerprint_value"

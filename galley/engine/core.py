@@ -35,6 +35,7 @@ from galley.request import Request
 from galley.scheduler import CommittedStep, Scheduler
 
 if TYPE_CHECKING:
+    from galley.engine.live_view import LiveView
     from galley.executor.executor import Executor
     from galley.structured.sequences import ConstrainedSequences
 
@@ -241,6 +242,12 @@ class EngineCore:
         """Write the steps since `start_profile`. Returns the file's path, None without a start."""
         profile, self._profile = self._profile, None
         return None if profile is None else profile.write()
+
+    def live_view(self, epoch: int, step: int) -> LiveView:
+        """The steps after `step` of the incarnation `epoch`, and the books now."""
+        from galley.engine.live_view import live_view  # only while somebody looks
+
+        return live_view(self, epoch, step)
 
     def check_integrity(self) -> None:
         """Check the invariants of scheduler and cache. Raises AssertionError."""

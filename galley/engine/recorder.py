@@ -42,6 +42,7 @@ class StepRecorder:
             n,
             scheduler.step_tokens,
             int(np.count_nonzero(plan.num_new == plan.num_sampled)),
+            len(done.token_ids),
             len(scheduler.running.order),
             scheduler.num_waiting,
             taken - before[0],
@@ -52,7 +53,13 @@ class StepRecorder:
             len(done.started),
             len(done.ended),
         )
-        self._trace.record(record, StepRows(done.row_handles, plan.num_new))
+        started = [
+            (s.handle, s.num_cached_tokens, s.queued_time, s.scheduled_time, s.resumed)
+            for s in done.started
+        ]
+        ended = [(e.handle, str(e.reason)) for e in done.ended]
+        rows = StepRows(done.row_handles, plan.num_new, plan.num_sampled, started, ended)
+        self._trace.record(record, rows)
         if self.logs:
             self._log(plan, times[3] - times[0])
 

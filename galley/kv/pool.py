@@ -15,7 +15,7 @@ When memory is short, some untouched blocks are reserved (`set_reserved`) and ca
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 NULL_BLOCK = 0
 
@@ -54,6 +54,11 @@ class BlockPool:
     @property
     def num_used(self) -> int:
         return self.num_blocks - 1 - self.num_reserved - self.num_free
+
+    @property
+    def cached(self) -> Collection[int]:
+        """The free blocks that are in the index, first to be evicted first."""
+        return self._cached.keys()
 
     @property
     def num_untouched(self) -> int:

@@ -21,6 +21,7 @@ STEP_DTYPE = np.dtype(
         ("num_rows", np.int32),
         ("num_tokens", np.int32),  # computed in this step
         ("num_decodes", np.int32),  # rows of one token that yield one
+        ("num_output", np.int32),  # tokens that the step yields
         ("num_running", np.int32),  # after the step
         ("num_waiting", np.int32),
         ("blocks_taken", np.int32),
@@ -35,10 +36,22 @@ STEP_DTYPE = np.dtype(
 
 
 class StepRows(msgspec.Struct, frozen=True):
-    """The rows of a step: handles [n] int64 and tokens of each [n] int32."""
+    """The rows of a step.
+
+    Attributes:
+        handles: [n] int64.
+        num_new: [n] int32, tokens computed.
+        num_sampled: [n] int32, tokens sampled: 0 for a chunk that ends before its prompt does, 1,
+            or 1 + drafts.
+        started: (handle, cached tokens, time queued, time admitted, resumed) of each admission.
+        ended: (handle, reason) of each end.
+    """
 
     handles: NDArray[np.int64]
     num_new: NDArray[np.int32]
+    num_sampled: NDArray[np.int32]
+    started: list[tuple[int, int, float, float, bool]] = []
+    ended: list[tuple[int, str]] = []
 
 
 class StepTrace:

@@ -40,6 +40,7 @@ from galley.server.routes import (
     profile,
     responses,
     tokenize,
+    ui,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ FAMILIES: tuple[Family, ...] = (
     pausing.routes,
     profile.routes,
     tokenize.routes,
+    ui.routes,
 )
 #: Families that a server with --runner pooling lacks; it has others instead.
 GENERATING: tuple[Family, ...] = (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from galley.observability.http_metrics import HttpMetrics
 
 #: Prefixes of paths that need an API key.
-GUARDED = ("/v1", "/v2", "/inference", "/cohere")
+GUARDED = ("/v1", "/v2", "/inference", "/cohere", "/ui/api")
 #: A request id that may be sent back in a header.
 _PLAIN = re.compile(rb"[\x21-\x7e]+")
 #: A field's name that may be sent back in a header.

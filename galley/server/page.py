@@ -121,10 +121,13 @@ def _script(value: str) -> str:
     return json.dumps(value).replace("<", "\\u003c")
 
 
-def home_page(version: str, model: str, root: str, documented: bool, generates: bool) -> str:
+def home_page(
+    version: str, model: str, root: str, *, documented: bool, generates: bool, ui: bool
+) -> str:
     """The page at /: the model, links, and a box to ask in."""
     links = ["/v1/models", "/health", "/metrics"]
     links = ["/docs", *links] if documented else links
+    links = ["/ui", *links] if ui else links
     shown = " ".join(f'<a href="{html.escape(root)}{link}">{link}</a>' for link in links)
     ask = _ASK.format(root=_script(root), model=_script(model)) if generates else ""
     body = _HOME.format(version=version, model=html.escape(model), links=shown, ask=ask)

@@ -8,7 +8,8 @@ from galley.observability.step_trace import STEP_DTYPE, StepRows, StepTrace
 
 
 def record(trace: StepTrace, step: int) -> None:
-    rows = StepRows(np.array([step], np.int64), np.array([step % 7], np.int32))
+    tokens = np.array([step % 7], np.int32)
+    rows = StepRows(np.array([step], np.int64), tokens, tokens)
     trace.record((step, *range(len(STEP_DTYPE.names) - 1)), rows)
 
 

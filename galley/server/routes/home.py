@@ -22,8 +22,9 @@ def routes(ctx: Context) -> Router:
             __version__,
             ctx.model_names[0],
             (server.root_path or "").rstrip("/"),
-            not server.disable_fastapi_docs,
-            generates,
+            documented=not server.disable_fastapi_docs,
+            generates=generates,
+            ui=server.ui,
         )
         return HTMLResponse(page)
 

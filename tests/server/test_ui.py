@@ -1,0 +1,130 @@
+"""/ui: its files, who may see them, and what the live view shows of a real engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks.served import MODEL, SMALL, Server
+from benchmarks.served import serve as serve_model
+from galley import ui
+from galley.config.server import ServerConfig
+from galley.errors import ConfigError
+from tests.server.served import Served, serve
+
+HERE = {"host": "localhost:8000"}
+
+
+def test_pages_are_served_with_a_strict_policy(served: Served) -> None:
+    assert served.get("/ui", follow_redirects=True).headers["content-type"].startswith("text/html")
+    for name in ["", *ui.names()]:
+        reply = served.get(f"/ui/{name}")
+        assert reply.status_code == 200, name
+        policy = reply.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        again = served.get(f"/ui/{name}", headers={"if-none-match": reply.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    for absent in ("nothing.js", "../__init__.py", "%2e%2e/__init__.py", "vendor"):
+        assert served.get(f"/ui/{absent}").status_code == 404, absent
+
+
+def test_the_files_are_few_and_name_no_other_site() -> None:
+    files = {name: (ui.FOLDER / name).read_bytes() for name in ui.names()}
+    assert sum(map(len, files.values())) < ui.MOST_BYTES
+    listed = files["vendor/LICENSES.txt"].decode()
+    for name, body in files.items():
+        if name.startswith("vendor/"):
+            of_package = hashlib.sha256(body).hexdigest() in listed
+            assert of_package or name == "vendor/LICENSES.txt", name
+        elif name.endswith((".html", ".css")):
+            assert b"//" not in re.sub(rb"/\*.*?\*/", b"", body), name
+        # Inline styles and scripts would be blocked.
+        assert not re.search(rb"<script>|<style|\son\w+=\"", body), name
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (HERE, 200),
+        ({"host": "127.0.0.1"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "elsewhere.example"}, 403),
+        ({**HERE, "x-forwarded-for": "203.0.113.9"}, 403),
+        ({**HERE, "forwarded": "for=203.0.113.9"}, 403),
+    ],
+)
+def test_only_this_machine_sees_it(served: Served, headers: dict[str, str], status: int) -> None:
+    for path in ("/ui/", "/ui/api/server"):
+        reply = served.get(path, headers=headers)
+        assert reply.status_code == status, path
+        if status == 403:
+            assert "--ui-public" in reply.json()["error"]["message"]
+
+
+def test_it_can_be_opened_to_others_and_left_out() -> None:
+    with serve(ServerConfig(ui_public=True)) as served:
+        assert served.get("/ui/", headers={"host": "elsewhere.example"}).status_code == 200
+        assert '"/ui"' in served.get("/").text
+    with serve(ServerConfig(ui=False)) as served:
+        assert served.get("/ui/").status_code == 404
+        assert served.get("/ui/api/server").status_code == 404
+        assert '"/ui"' not in served.get("/").text
+    with pytest.raises(ConfigError, match="--ui-public contradicts --no-ui"):
+        ServerConfig(ui=False, ui_public=True)
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Server]:
+    with serve_model(*SMALL, "--api-key", "secret") as server:
+        yield server
+
+
+@pytest.fixture
+def client(real: Server) -> Iterator[httpx.Client]:
+    headers = {"authorization": "Bearer secret"}
+    with httpx.Client(base_url=real.url, headers=headers, timeout=60) as client:
+        yield client
+
+
+def test_data_need_the_key_and_pages_do_not(real: Server) -> None:
+    assert real.status("/ui/") == 200
+    for path in ("/ui/api/server", "/ui/api/live"):
+        assert real.status(path) == 401, path
+
+
+@pytest.mark.alone
+def test_the_live_view_outlives_its_engine(real: Server, client: httpx.Client) -> None:
+    """A request's rows and blocks are seen; the engine is killed; the request goes on."""
+    body = {"model": MODEL, "prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    with (
+        client.stream("POST", "/v1/completions", json=body) as answer,
+        client.stream("GET", "/ui/api/live") as stream,
+    ):
+        lines = (json.loads(line[6:]) for line in stream.iter_lines() if line)
+        frames = (frame["engines"][0] if "engines" in frame else frame for frame in lines)
+        view = next(f for f in frames if f["running"] and f["rows"]["counts"])
+        [row] = view["running"]
+        assert len(row["blocks"][0]) == -(-row["num_computed"] // view["limits"]["block_size"])
+        assert len(set(row["blocks"][0])) == view["blocks_used"]
+        assert view["columns"]["num_output"] == [1] * len(view["begin"])
+        [engine] = [
+            p for p in real.pids() if b"EngineCore" in Path(f"/proc/{p}/cmdline").read_bytes()
+        ]
+        os.kill(engine, signal.SIGKILL)
+        assert "down" in next(f for f in frames if "down" in f or f["epoch"] == 2)
+        again = next(f for f in frames if f.get("epoch") == 2 and f["running"])
+        assert again["running"][0]["handle"] == row["handle"]
+        assert time.time() - again["now"] < 5
+        text = answer.read().decode()
+    assert text.count("data: {") == 400
+    assert "[DONE]" in text
