@@ -29,7 +29,7 @@ def routes(ctx: Context) -> Router:
     feed = LiveFeed(ctx.engine)
     root = (ctx.server.root_path or "").rstrip("/")
 
-    def check(raw: Request) -> None:
+    def refuse_others(raw: Request) -> None:
         if not ctx.server.ui_public and not is_local(raw):
             raise Forbidden(
                 "/ui is for browsers on the server's machine, at localhost; --ui-public opens it "
@@ -38,13 +38,13 @@ def routes(ctx: Context) -> Router:
 
     @router.get("/ui", hidden=True)
     async def start(raw: Request) -> Response:
-        check(raw)
+        refuse_others(raw)
         return RedirectResponse(f"{root}/ui/")
 
     @router.get("/ui/api/live", hidden=True)
     async def live(raw: Request) -> Response:
         """Frames of the live view, as server-sent events, until the client leaves."""
-        check(raw)
+        refuse_others(raw)
         feed.check()
         headers = {name.decode(): value.decode() for name, value in HEADERS}
         return StreamingResponse(events(feed), headers=headers)
@@ -52,12 +52,12 @@ def routes(ctx: Context) -> Router:
     @router.get("/ui/api/server", hidden=True)
     async def server(raw: Request) -> Response:
         """What the server is and how it runs."""
-        check(raw)
+        refuse_others(raw)
         return json_response(msgspec.json.encode(facts(ctx)))
 
     @router.get("/ui/{name:path}", hidden=True)
     async def file(raw: Request) -> Response:
-        check(raw)
+        refuse_others(raw)
         found = ui.read(raw.path_params["name"] or "index.html")
         if found is None:
             raise NotFound("there is no such page; /ui/ has links to all.")

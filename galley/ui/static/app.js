@@ -2,10 +2,7 @@
 import { html, json, key, render, useEffect, useRef, useState } from "./common.js";
 
 const PAGES = {
-  chat: "Chat",
   live: "Live",
-  step: "Inside a step",
-  operate: "Operate",
 };
 const THEMES = { "": "Theme: system", light: "Theme: light", dark: "Theme: dark" };
 
