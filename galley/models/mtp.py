@@ -35,32 +35,42 @@ class Names(msgspec.Struct, frozen=True):
     """A family's tensor names, under the prefix of the layer.
 
     Attributes:
-        prefix: of the first of these layers; "{}" stands for the number of the model's layers.
+        prefixes: of the first of these layers, and of tensors beside it, the longest first; "{}"
+            stands for the number of the model's layers.
         token_first: the projection reads the token's embedding before the hidden state.
         returns_normed: the next draft reads the normed hidden state.
+        plus: added to the weights of norms.
     """
 
-    prefix: str
+    prefixes: tuple[str, ...]
     token_norm: str
     hidden_norm: str
     project: str
     norm: str
     token_first: bool = True
     returns_normed: bool = False
+    plus: float = 0.0
 
 
-_DEEPSEEK = Names("model.layers.{}.", "enorm", "hnorm", "eh_proj", "shared_head.norm")
+_DEEPSEEK = Names(("model.layers.{}.",), "enorm", "hnorm", "eh_proj", "shared_head.norm")
 _MIMO = Names(
-    *("model.mtp_layers.0.", "token_layernorm", "hidden_layernorm", "input_proj"),
-    norm="final_layernorm",
+    ("model.mtp_layers.0.",),
+    *("token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm"),
     token_first=False,
     returns_normed=True,
+)
+_QWEN = Names(
+    ("mtp.layers.0.", "mtp."),
+    *("pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "norm"),
+    returns_normed=True,
+    plus=1.0,
 )
 #: Architecture of the model → names.
 FAMILIES = {
     "DeepseekV3ForCausalLM": _DEEPSEEK,
     "Glm4MoeForCausalLM": _DEEPSEEK,
     "MiMoForCausalLM": _MIMO,
+    "Qwen3NextForCausalLM": _QWEN,
 }
 
 
@@ -83,10 +93,11 @@ class MTPSpec(msgspec.Struct, frozen=True):
     chained: bool = True
 
     def stored_name(self, name: str) -> str | None:
-        prefix = self.names.prefix.format(self.index)
-        if not name.startswith(prefix):
-            return None
-        return f"model.layers.{self.index}.{name.removeprefix(prefix)}"
+        for prefix in self.names.prefixes:
+            prefix = prefix.format(self.index)
+            if name.startswith(prefix):
+                return f"model.layers.{self.index}.{name.removeprefix(prefix)}"
+        return None
 
     def caches(self, before: Sequence[CacheLayer]) -> list[CacheLayer]:
         return layer_caches([self.layer], before)
@@ -108,7 +119,7 @@ class MTPHead(HeadModel):
         super().__init__(h, target.head)
         prefix = f"model.layers.{spec.index}"
         self.token_norm, self.hidden_norm, self.norm = (
-            RMSNormSpec(f"{prefix}.{name}", h, spec.eps).build(source)
+            RMSNormSpec(f"{prefix}.{name}", h, spec.eps, plus=names.plus).build(source)
             for name in (names.token_norm, names.hidden_norm, names.norm)
         )
         self.project = Linear(source, Matrix((Part(f"{prefix}.{names.project}", (h, 2 * h)),)))
@@ -140,10 +151,9 @@ def mtp(info: ModelInfo, target: ModelInfo, names: Sequence[str]) -> MTPSpec:
         )
     config = model_fields(target)
     index = config.integer("num_hidden_layers", least=1)
-    if not any(name.startswith(family.prefix.format(index)) for name in names):
-        raise ModelError(
-            f"--speculative-config: {info.source} has no MTP layer ({family.prefix.format(index)}*)"
-        )
+    prefix = family.prefixes[0].format(index)
+    if not any(name.startswith(prefix) for name in names):
+        raise ModelError(f"--speculative-config: {info.source} has no MTP layer ({prefix}*)")
     longer = {**target.hf_config, "num_hidden_layers": index + 1}
     if kinds := longer.get("layer_types"):
         longer["layer_types"] = [*kinds, "full_attention"]

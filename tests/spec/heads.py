@@ -337,6 +337,19 @@ def eagle3(model: torch.nn.Module, folder: Path, mapped: bool) -> tuple[Path, Gu
     return path, guess
 
 
+#: Of recurrent layers with attention in between, all with experts.
+QWEN_NEXT = {
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 #: Family of MTP heads: classes of transformers, further config, names and order of `models.mtp`.
 MTP: dict[str, tuple[str, dict[str, Any], str, tuple[str, str, str, str]]] = {
     "DeepseekV3ForCausalLM": (
@@ -379,15 +392,30 @@ MTP: dict[str, tuple[str, dict[str, Any], str, tuple[str, str, str, str]]] = {
         "model.mtp_layers.0.",
         ("token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm"),
     ),
+    "Qwen3NextForCausalLM": (
+        "Qwen3Next",
+        QWEN_NEXT,
+        "mtp.layers.0.",
+        ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "norm"),
+    ),
 }
+
+
+#: Whose next draft reads the hidden state before the norm.
+UNNORMED = ("DeepseekV3ForCausalLM", "Glm4MoeForCausalLM")
 
 
 def mtp(architecture: str, folder: Path) -> tuple[torch.nn.Module, Path, Guess]:
     """A model whose checkpoint has a further layer, which hardly changes the token's embedding."""
     family, further, prefix, (token_name, hidden_name, project_name, norm_name) = MTP[architecture]
     model = llama(family=family, **further)
-    block = llama(1, family=family, **{**further, "num_hidden_layers": 1})
+    of_block = {**further, "num_hidden_layers": 1}
+    if "layer_types" in further:
+        of_block["layer_types"] = ["full_attention"]
+    block = llama(1, family=family, **of_block)
     made, prefix = Random(6), prefix.format(LAYERS)
+    is_qwen = family == "Qwen3Next"
+    plus = 1.0 if is_qwen else 0.0
     layer = {
         prefix + name.removeprefix("model.layers.0."): tensor
         for name, tensor in stored(block).items()
@@ -395,8 +423,10 @@ def mtp(architecture: str, folder: Path) -> tuple[torch.nn.Module, Path, Guess]:
     }
     block.model.norm = torch.nn.Identity()
     token_first = architecture != "MiMoForCausalLM"
+    prefix = "mtp." if is_qwen else prefix
     token_norm, hidden_norm, norm = (
-        made.norm(f"{prefix}{name}.weight", HIDDEN) for name in (token_name, hidden_name, norm_name)
+        made.norm(f"{prefix}{name}.weight", HIDDEN) + plus
+        for name in (token_name, hidden_name, norm_name)
     )
     pair = [torch.eye(HIDDEN), 0.05 * torch.eye(HIDDEN)]
     project = made.keep(
@@ -409,7 +439,9 @@ def mtp(architecture: str, folder: Path) -> tuple[torch.nn.Module, Path, Guess]:
         with torch.inference_mode():
             hidden = block.model(inputs_embeds=x[None]).last_hidden_state[0]
         normed = rms(hidden, norm)
-        return (hidden if token_first else normed), model.lm_head.weight.detach() @ normed[-1]
+        return (
+            hidden if architecture in UNNORMED else normed
+        ), model.lm_head.weight.detach() @ normed[-1]
 
     embedding = model.model.embed_tokens.weight.detach()
     guess = chained(lambda tokens: states(model, tokens)[-1], passes, embedding)
