@@ -18,6 +18,7 @@ ALIASES = {
     "deepseek_mtp": "mtp",
     "glm4_moe_mtp": "mtp",
     "mimo_mtp": "mtp",
+    "qwen3_next_mtp": "mtp",
     "[ngram]": "ngram",
 }
 #: Methods of vLLM 0.32 that need weights which are not read yet.
@@ -31,7 +32,6 @@ _ONLY: dict[str, Any] = {
     "disable_padded_drafter_batch": False,
     "disable_eagle_block_drop": False,
     "use_local_argmax_reduction": False,
-    "parallel_drafting": False,
     "use_heterogeneous_vocab": False,
 }
 #: Keys of vLLM about a drafter's weights.
@@ -74,6 +74,7 @@ class SpeculativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         num_speculative_tokens: most drafts of a sequence and step; None = `DEFAULT_DRAFTS`.
         draft_length: "adaptive": as many as make the answers fastest, by measured acceptance and
             cost; "fixed": all that are proposed.
+        parallel_drafting: of draft_model: all drafts in one pass; None = if its config says how.
         num_speculative_tokens_per_batch_size: (from, to, most drafts) by sequences of a step; none
             where no range fits. Empty: one limit for all.
         prompt_lookup_min, prompt_lookup_max: of ngram: tokens that must, and may, match.
@@ -88,6 +89,7 @@ class SpeculativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     revision: str | None = None
     num_speculative_tokens: int | None = None
     draft_length: Literal["adaptive", "fixed"] = "adaptive"
+    parallel_drafting: bool | None = None
     num_speculative_tokens_per_batch_size: tuple[tuple[int, int, int], ...] = ()
     prompt_lookup_min: int | None = None
     prompt_lookup_max: int | None = None
@@ -209,6 +211,8 @@ def _check(s: SpeculativeSettings) -> None:
             ".model is the module.Class of a proposer with custom_class, a directory or hub name "
             "of draft heads, and with draft_model a directory, .gguf file or hub name"
         )
+    if s.parallel_drafting and s.method not in ("draft_model", "auto"):
+        raise _fault(f".parallel_drafting is not supported with {s.method}")
     if s.method not in _MAY_HAVE_MODEL and (s.model or s.revision):
         raise _fault(f".model and .revision have no effect: {s.method} has no weights")
 

@@ -6,6 +6,12 @@ samples with the request's own parameters and random numbers, which depend on se
 alone: where its distribution is like the model's, it guesses the same token at any temperature.
 
 Drafts are written to its cache as they are computed. What turns out wrong is computed again.
+
+A drafter whose config names a mask token (`pard_token`) gives all drafts in one pass: masks stand
+for the drafts, and each predicts the one behind it. Source: PARD (arXiv 2504.18583).
+
+    tokens    x     x     mask  mask
+    samples         d 1   d 2   d 3
 """
 
 from __future__ import annotations
@@ -17,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, NewRow, RequestTable, StepPlan
+from galley.config import ModelInfo
 from galley.config.speculative import SpeculativeSettings
 from galley.errors import ConfigError
 from galley.kernels.backend import Executable, StepLimits
-from galley.kv import can_rewind
 from galley.loader import open_checkpoint, resolve_source
+from galley.loader.fields import Fields
 from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
 from galley.request import SamplingParams
@@ -32,6 +39,8 @@ from galley.spec.proposer import Drafts, Target
 
 #: Drafts of a sequence and step without num_speculative_tokens: each costs a pass of the drafter.
 DEFAULT_DRAFTS = 4
+#: The same of a drafter that computes all of them in one pass.
+DEFAULT_PARALLEL_DRAFTS = 8
 #: Memory of the drafter's KV cache, as a fraction of what the engine may use.
 KV_SHARE = 0.1
 _BLOCK = 16
@@ -52,8 +61,10 @@ class DraftModel:
     Args:
         limits: slots, and tokens of a sequence.
         num_blocks: of its KV cache.
-        chunk: most tokens that it computes in a pass; more than slots.
+        chunk: most tokens that it computes in a pass; at least `most_logits`.
+        most_logits: most tokens that it samples in a pass; at least slots, and width.
         weight_bytes: of the weights.
+        mask: token that stands for a draft; None: it gives one draft after another.
 
     Attributes:
         memory: bytes that it takes.
@@ -69,13 +80,16 @@ class DraftModel:
         limits: tuple[int, int],
         num_blocks: int,
         chunk: int,
+        most_logits: int,
         weight_bytes: int = 0,
+        mask: int | None = None,
     ) -> None:
         num_slots, max_len = limits
         layout = executable.kv_layout(_BLOCK)
         self.width = width
         self.memory = weight_bytes + num_blocks * layout.block_bytes
         self._executable, self._chunk = executable, chunk
+        self._most_logits, self._mask = most_logits, mask
         self._table = RequestTable(num_slots, max_len + width, layout.groups)
         self._sampling = SamplingTable(num_slots, vocab_size, 0)
         self._free = list(range(num_blocks - 1, 0, -1))
@@ -101,9 +115,11 @@ class DraftModel:
         counts: I32 = np.zeros(len(slots), np.int32)
         ids: I32 = np.zeros((len(slots), self.width), np.int32)
         asked = [i for i in np.flatnonzero(most).tolist() if self._follow(table, int(slots[i]))]
-        rows = slots[asked]
-        if len(rows):
-            own = self._table
+        if asked and self._mask is not None:
+            ids[asked] = self._in_parallel(slots[asked], self._mask)
+            counts[asked] = np.logical_and.accumulate(ids[asked] >= 0, axis=1).sum(1)
+        elif asked:
+            rows, own = slots[asked], self._table
             self._catch_up(rows)
             for place in range(int(most[asked].max())):
                 sampled = self._run(rows)
@@ -114,6 +130,24 @@ class DraftModel:
                 own.token_ids[rows, own.num_tokens[rows]] = sampled
                 own.num_tokens[rows] += 1
         return Drafts(np.minimum(counts, most), ids, np.ones_like(counts))
+
+    def _in_parallel(self, rows: NDArray[np.intp], mask: int) -> I32:
+        """All drafts of rows, [n, width]: those of a row are computed in one pass."""
+        own, masks = self._table, self.width - 1
+        ids: I32 = np.empty((len(rows), self.width), np.int32)
+        together = self._most_logits // self.width
+        for start in range(0, len(rows), together):
+            part = rows[start : start + together]
+            self._catch_up(part, masks * len(part))
+            for slot in part.tolist():
+                end = int(own.num_tokens[slot])
+                own.token_ids[slot, end : end + masks] = mask
+            left = own.num_tokens[part] - own.num_computed[part]
+            self._compute(part, left + masks, sampled=self.width)
+            own.num_computed[part] -= masks
+            sampled = self._executable.samples.token_ids[: len(part) * self.width]
+            ids[start : start + together] = sampled.reshape(-1, self.width)
+        return ids
 
     def _follow(self, table: RequestTable, slot: int) -> bool:
         """Take over a sequence's tokens. False if there are no blocks for them."""
@@ -137,12 +171,12 @@ class DraftModel:
         own.num_blocks[:, slot] = held + max(more, 0)
         return True
 
-    def _catch_up(self, rows: NDArray[np.intp]) -> None:
-        """Compute tokens of rows until what is left of all fits one pass."""
+    def _catch_up(self, rows: NDArray[np.intp], masks: int = 0) -> None:
+        """Compute tokens of rows until what is left of all fits one pass, beside so many masks."""
         own = self._table
         while True:
             left = own.num_tokens[rows] - own.num_computed[rows]
-            if left.sum() <= self._chunk:
+            if left.sum() + masks <= self._chunk:
                 return
             before = np.cumsum(left - 1) - (left - 1)
             parts = np.clip(self._chunk - before, 0, left - 1).astype(np.int32)
@@ -193,17 +227,20 @@ def make(settings: SpeculativeSettings, target: Target) -> DraftModel:
     dense = dense_format(model.dtype, info.dtype)
     backend = open_device(config, dense, info, kv_layers(info))
     loaded = load_model(info, checkpoint, backend, Stage(max(longest, info.max_position)))
+    mask = _mask_of(settings, info)
+    default = DEFAULT_DRAFTS if mask is None else DEFAULT_PARALLEL_DRAFTS
+    width = settings.num_speculative_tokens or default
     slots = target.num_slots
-    tokens = max(config.scheduler.max_num_batched_tokens or 0, slots)
-    executable = backend.build(loaded.model, StepLimits(tokens, slots, slots))
+    logits = slots if mask is None else max(slots, width)
+    tokens = max(config.scheduler.max_num_batched_tokens or 0, logits)
+    executable = backend.build(loaded.model, StepLimits(tokens, slots, logits))
     layout = executable.kv_layout(_BLOCK)
-    if len(layout.groups) != 1 or not can_rewind(layout.groups):
+    if len(layout.groups) != 1 or layout.bytes_per_state:
         raise ConfigError(
             f"--speculative-config.model {settings.model}: a draft model has full attention in all "
             "of its layers in this version.",
             field="speculative_config",
         )
-    width = settings.num_speculative_tokens or DEFAULT_DRAFTS
     room = int(target.available * KV_SHARE) // layout.block_bytes
     wanted = slots * -(-(longest + width) // _BLOCK)
     num_blocks = 1 + max(min(room, wanted), -(-(longest + width) // _BLOCK))
@@ -214,5 +251,26 @@ def make(settings: SpeculativeSettings, target: Target) -> DraftModel:
         (slots, longest),
         num_blocks,
         tokens,
+        logits,
         loaded.weight_bytes,
+        mask,
     )
+
+
+def _mask_of(settings: SpeculativeSettings, info: ModelInfo) -> int | None:
+    """The token that stands for a draft, where all are to be computed in one pass.
+
+    Raises ConfigError where the drafter has none, ModelError where it is no token.
+    """
+    if settings.parallel_drafting is False:
+        return None
+    fields = Fields(info.hf_config, f"the config of {settings.model}")
+    if not fields.has("pard_token"):
+        if settings.parallel_drafting:
+            raise ConfigError(
+                f"--speculative-config.parallel_drafting: {settings.model} has no pard_token in "
+                "its config.json, the token that stands for a draft.",
+                field="speculative_config",
+            )
+        return None
+    return fields.integer("pard_token", least=0, most=info.vocab_size - 1)
