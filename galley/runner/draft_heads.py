@@ -2,7 +2,9 @@
 
 After each step the hidden states that the model kept are read once, before its next run. Heads
 with a cache compute the step's positions from them, so that their cache has what the model's has:
-it lies in the model's own blocks, and is found, shared, preempted and recomputed with them.
+it lies in the model's own blocks, and is found, shared, preempted and recomputed with them. While
+no drafts are wanted, positions wait: many are computed with one pass over the weights, before the
+next draft, when a sequence leaves, or when there are `_MOST_WAITING`.
 
 Drafts are sampled with the request's own parameters and random numbers, as the model samples.
 """
@@ -36,6 +38,8 @@ from galley.runner.weight_cache import RecordingWeights
 from galley.spec.proposer import Drafts
 from galley.spec.proposer import Target as DraftTarget
 
+#: Positions that heads with a cache let wait while no drafts are wanted.
+_MOST_WAITING = 256
 _PENALTIES = ("presence", "frequency", "repetition")
 Slots = NDArray[np.intp]
 F32 = NDArray[np.float32]
@@ -110,6 +114,8 @@ class HeadProposer:
         self._executables: list[Executable] = []
         self._given: list[F32] = []
         self._step: _Step | None = None
+        #: whose inputs are the first rows of `_given[0]`
+        self._waiting: list[_Step] = []
 
     @property
     def follows(self) -> bool:
@@ -172,6 +178,10 @@ class HeadProposer:
         self._target, self._table = target, table
         places = [layout.places[layer.index].group for layer in self._caches]
         self._groups, self._block_size = sorted(set(places)), layout.block_size
+        self._waiting = []
+        # A block that leaves its window is freed, whatever waits.
+        windows = any(layout.groups[group].window for group in self._groups)
+        self._most_waiting = 0 if windows else _MOST_WAITING
         columns = {**columns, "num_logprobs": np.full(table.num_slots, -1, np.int32)}
         if self._map is not None:  # penalties count the model's tokens
             columns = {name: columns[name] for name in columns if name not in _PENALTIES}
@@ -189,7 +199,8 @@ class HeadProposer:
         pass
 
     def leave(self, table: RequestTable, slots: Slots) -> None:
-        pass
+        if any(np.isin(step.slots, slots).any() for step in self._waiting):
+            self._compute(np.empty(0, np.intp))
 
     def stepped(self, plan: StepPlan) -> None:
         slots = plan.slots.astype(np.intp)
@@ -199,7 +210,15 @@ class HeadProposer:
         counts: I32 = np.zeros(len(slots), np.int32)
         ids: I32 = np.zeros((len(slots), self.width), np.int32)
         rows = np.flatnonzero((most > 0) & self._has_room(slots, 0))
-        tokens, hidden = self._begin(slots[rows])
+        step, self._step = self._step, None
+        assert step is not None, "no step to follow"
+        if self._caches:
+            self._add(step)
+        if len(rows):
+            asked = slots[rows]
+            tokens, hidden = self._compute(asked) if self._caches else self._read(step, asked)
+        elif self._num_waiting > self._most_waiting:
+            self._compute(slots[rows])
         place = 0
         while len(rows):
             if self._map is not None:
@@ -222,38 +241,65 @@ class HeadProposer:
             room &= ends - 2 < self._table.num_blocks[group, slots] * self._block_size
         return room
 
-    def _begin(self, asked: Slots) -> tuple[I32, F32]:
-        """First drafts of the slots `asked`, and the hidden states [n, H] behind them."""
-        step, self._step = self._step, None
-        assert step is not None, "no step to follow"
-        valid = np.minimum(self._table.num_computed[step.slots] - step.starts, step.num_new)
+    def _valid(self, step: _Step) -> tuple[I32, I32]:
+        """Of each row of the step, the tokens that count, and its first one among all, [n] each."""
+        computed = self._table.num_computed[step.slots] - step.starts
         places = np.cumsum(step.num_new) - step.num_new
+        return np.minimum(computed, step.num_new).astype(np.int32), places.astype(np.int32)
+
+    def _read(self, step: _Step, asked: Slots) -> tuple[I32, F32]:
+        """First drafts of the slots `asked` by heads without a cache, and the hidden states [n, H]
+        behind them."""
+        valid, places = self._valid(step)
         row_of = np.full(self._table.num_slots, -1)
         row_of[step.slots] = np.arange(len(step.slots))
-        if not self._caches:
-            rows = row_of[asked]
-            self._give(0, places[rows] + valid[rows] - 1)
-            self._own.num_computed[asked] = self._table.num_tokens[asked] - 1
-            return self._run_one_each(0, asked)
-        kept = np.flatnonzero(valid > 0)
-        slots, num_new = step.slots[kept], valid[kept].astype(np.int32)
-        self._own.num_computed[slots] = step.starts[kept]
-        self._give(0, ragged_positions(num_new, places[kept].astype(np.int32)))
-        is_asked = np.isin(slots, asked).astype(np.int32)
-        tokens, hidden = self._run(0, slots, num_new, is_asked)
-        # Results are in the step's order, drafts in that of `asked`.
-        order = np.zeros(self._table.num_slots, np.intp)
-        order[slots[is_asked > 0]] = np.arange(int(is_asked.sum()))
-        return tokens[order[asked]], hidden[order[asked]]
+        rows = row_of[asked]
+        self._give(0, places[rows] + valid[rows] - 1)
+        self._own.num_computed[asked] = self._table.num_tokens[asked] - 1
+        return self._run_one_each(0, asked)
 
-    def _give(self, head: int, rows: NDArray[Any]) -> None:
-        """The model's hidden states of these tokens of its step are the input of a head."""
-        given, start = self._given[head], 0
+    def _add(self, step: _Step) -> None:
+        """The positions of a step wait; those before it are computed if there is no room."""
+        valid, places = self._valid(step)
+        kept = np.flatnonzero(valid > 0)
+        num_new = valid[kept]
+        rows = ragged_positions(num_new, places[kept])
+        if self._num_waiting + len(rows) > self._limits.tokens:
+            self._compute(np.empty(0, np.intp))
+        self._give(self._num_waiting, rows)
+        self._waiting.append(_Step(step.slots[kept], num_new, step.starts[kept]))
+
+    @property
+    def _num_waiting(self) -> int:
+        return sum(int(step.num_new.sum()) for step in self._waiting)
+
+    def _compute(self, asked: Slots) -> tuple[I32, F32]:
+        """Compute what waits: first drafts of the slots `asked`, and the hidden states [n, H]
+        behind them."""
+        of_row = np.concatenate([np.repeat(step.slots, step.num_new) for step in self._waiting])
+        slots, first, num_new = np.unique(of_row, return_index=True, return_counts=True)
+        starts = np.full(self._table.num_slots, -1, np.int32)
+        for step in reversed(self._waiting):
+            starts[step.slots] = step.starts
+        self._waiting = []
+        self._own.num_computed[slots] = starts[slots]
+        given = self._given[0]
+        if len(first) < len(of_row):
+            given[: len(of_row)] = given[np.argsort(of_row, kind="stable")]
+        is_asked = np.isin(slots, asked).astype(np.int32)
+        tokens, hidden = self._run(0, slots, num_new.astype(np.int32), is_asked)
+        order = np.searchsorted(slots[is_asked > 0], asked)
+        return tokens[order], hidden[order]
+
+    def _give(self, start: int, rows: NDArray[Any]) -> None:
+        """The model's hidden states of these tokens of its step are inputs of the first head, from
+        the row `start` on."""
+        given, column = self._given[0][start : start + len(rows)], 0
         for name in self.outputs:
             values = self._target.outputs[name]
-            end = start + values.shape[1]
-            given[: len(rows), start:end] = values[rows]
-            start = end
+            end = column + values.shape[1]
+            given[:, column:end] = values[rows]
+            column = end
 
     def _next(self, slots: Slots, hidden: F32, place: int) -> tuple[I32, F32]:
         """Drafts at the next place, and the hidden states behind them."""

@@ -45,6 +45,10 @@ class StepCosts:
             return False
         return bool(self._step - self._measured[tokens] < FRESH)
 
+    def known(self, tokens: int) -> float:
+        """Seconds of a step of so many tokens as measured; 0 where there is no measurement."""
+        return float(self._seconds[tokens])
+
     def curve(self, tokens: int, more: int) -> NDArray[np.float64]:
         """Seconds of steps of `tokens` … `tokens + more` tokens, float64 [more + 1].
 

@@ -30,6 +30,7 @@ class Lengths(Protocol):
 
     def clear(self, slots: NDArray[np.intp]) -> None: ...
     def stepped(self, plan: StepPlan, seconds: float) -> None: ...
+    def proposed(self, num_asked: int, seconds: float) -> None: ...
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32: ...
     def choose(
         self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
@@ -50,6 +51,9 @@ class FixedLengths:
         pass
 
     def stepped(self, plan: StepPlan, seconds: float) -> None:
+        pass
+
+    def proposed(self, num_asked: int, seconds: float) -> None:
         pass
 
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32:
@@ -78,8 +82,10 @@ class AdaptiveLengths:
         self._costs = StepCosts(MOST_TOKENS)
         self._limits = FixedLengths(proposer.width, by_batch)
         self._is_free = proposer.is_free
+        self._proposing = StepCosts(num_slots)
         self._pays = True
         self._skipped = 0
+        self._is_retry = False
 
     def clear(self, slots: NDArray[np.intp]) -> None:
         self._acceptance.clear(slots)
@@ -90,12 +96,17 @@ class AdaptiveLengths:
         if len(sampled) and (plan.num_new == sampled).all():
             self._costs.record(int(sampled.sum()), seconds)
 
+    def proposed(self, num_asked: int, seconds: float) -> None:
+        """Drafts for so many sequences took so long to propose."""
+        if not self._is_free and not self._is_retry:  # which makes up for what was skipped
+            self._proposing.record(num_asked, seconds)
+
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32:
         self._acceptance.observe(table, slots)
         if not self._is_free and not self._pays and self._skipped < _RETRY_STEPS:
             self._skipped += 1
             return np.zeros(len(slots), np.int32)
-        self._skipped = 0
+        self._is_retry, self._skipped = self._skipped > 0, 0
         return self._limits.most(table, slots, num_rows)
 
     def choose(
@@ -112,9 +123,10 @@ class AdaptiveLengths:
         chances = self._acceptance.chances(slots, drafts)
         best = np.sort(chances, axis=None)[::-1][:total]
         tokens = num_rows + np.concatenate((np.zeros(1), np.cumsum(best)))
-        speeds = tokens / self._costs.curve(num_rows, total)
+        seconds = self._costs.curve(num_rows, total)
+        speeds = tokens / (seconds + self._proposing.known(len(slots)))
         taken = int(speeds.argmax())
-        self._pays = bool(speeds[taken] >= _MARGIN * speeds[0])
+        self._pays = bool(taken and speeds[taken] >= _MARGIN * num_rows / seconds[0])
         if not self._pays:
             return none
         counts: I32 = (chances >= best[taken - 1]).sum(1, dtype=np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from time import perf_counter
 
 import msgspec
 import numpy as np
@@ -69,7 +70,10 @@ class Speculator:
             return indptr, empty
         asked = slots[rows]
         most = self._lengths.most(table, asked, len(slots))
+        begin = perf_counter()
         drafts = self._proposer.propose(table, asked, most)
+        if most.any():
+            self._lengths.proposed(len(rows), perf_counter() - begin)
         counts = self._lengths.choose(table, asked, drafts, len(slots))
         if not counts.any():
             return indptr, empty

@@ -1,10 +1,12 @@
 """Draft heads: answers are the plain ones, and acceptance is that of a float32 reference.
 
-Checklist 116, 117, 122.
+Checklist 116, 117, 120, 122.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,61 @@ def test_mtp(architecture: str, tmp_path: Path) -> None:
     _, path, guess = heads.mtp(architecture, tmp_path / "checkpoint")
     assert set(heads.MTP) == set(FAMILIES)
     assert_like_reference(path, settings_of("mtp", None), guess)
+
+
+def test_parallel_drafts_of_a_drafter_with_masks(
+    model: torch.nn.Module, folder: Path, tmp_path: Path
+) -> None:
+    """The drafter is the model itself: its first draft is right, those behind masks hardly ever."""
+    mask, path = heads.VOCAB - 1, heads.saved(model, tmp_path / "drafter")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "pard_token": mask}))
+
+    def guess(tokens: list[int], most: int) -> list[int]:
+        with torch.inference_mode():
+            logits = model(torch.tensor([tokens + [mask] * (most - 1)])).logits[0]
+        return logits[len(tokens) - 1 :].argmax(-1).tolist()[:most]
+
+    settings = settings_of("draft_model", path)
+    assert_like_reference(folder, settings, guess)
+    plain = engine(folder, speculative_config={**settings, "parallel_drafting": False})
+    answers(plain, GREEDY)
+    assert counted(plain)[1] > 0, "one after another, all are right"
+    with pytest.raises(ConfigError, match="has no pard_token"):
+        engine(
+            folder,
+            speculative_config={**settings, "model": str(folder), "parallel_drafting": True},
+        )
+
+
+@pytest.mark.parametrize("method", ["eagle", "eagle3"])
+def test_positions_wait_while_no_drafts_are_wanted(
+    model: torch.nn.Module, folder: Path, tmp_path: Path, method: str
+) -> None:
+    """Drafts are wanted at every seventh step: they are those of heads that ran at each step."""
+    path, guess = HEADS[method][1](model, tmp_path / "drafter")
+    llm = engine(folder, speculative_config=settings_of(method, path))
+    speculator = llm._core.executor._runner._speculator  # type: ignore[attr-defined]
+    proposer, counts = speculator._proposer, Counter[str]()
+    propose, compute = proposer.propose, proposer._compute
+
+    def now_and_then(table: Any, slots: Any, most: Any) -> Any:
+        counts["steps"] += 1
+        drafts = propose(table, slots, most if counts["steps"] % 7 == 0 else 0 * most)
+        for slot, count, ids in zip(slots, drafts.counts, drafts.ids, strict=True):
+            known = table.token_ids[slot, : table.num_tokens[slot]].tolist()
+            assert ids[:count].tolist() == guess(known, count)
+            counts["drafts"] += count
+        return drafts
+
+    def counting(asked: Any) -> Any:
+        counts["passes"] += 1
+        return compute(asked)
+
+    proposer.propose, proposer._compute = now_and_then, counting
+    assert answers(llm, GREEDY) == answers(engine(folder), GREEDY)
+    assert counts["drafts"] > 30
+    assert counts["passes"] < counts["steps"] / 2
 
 
 @pytest.fixture(scope="module")
