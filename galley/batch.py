@@ -235,6 +235,16 @@ class StepResult(msgspec.Struct):
     errors: dict[int, Failure] = {}
 
 
+def accepted_drafts(plan: StepPlan, num_sampled: I32) -> I32:
+    """Accepted drafts of each row, [n], of a plan with drafts.
+
+    Args:
+        num_sampled: [n] sampled tokens of each that count.
+    """
+    accepted: I32 = np.minimum(np.diff(plan.draft_indptr), np.maximum(num_sampled - 1, 0))
+    return accepted
+
+
 class RequestTable:
     """Per-slot columns that change every step.
 
@@ -306,10 +316,9 @@ class RequestTable:
         counts = result.num_sampled
         if len(plan.draft_ids):
             # What was computed for rejected drafts does not count.
-            drafts = np.diff(plan.draft_indptr)
             sampled = counts - result.num_forced if len(result.num_forced) else counts
-            accepted = np.minimum(drafts, np.maximum(sampled - 1, 0))
-            self.num_computed[slots] += plan.num_new - (drafts - accepted)
+            rejected = np.diff(plan.draft_indptr) - accepted_drafts(plan, sampled)
+            self.num_computed[slots] += plan.num_new - rejected
         else:
             self.num_computed[slots] += plan.num_new
         total = len(result.token_ids)

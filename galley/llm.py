@@ -39,7 +39,7 @@ from galley.frontend.chunked_embedding import ChunkedTexts, as_ids
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
 from galley.frontend.metric_values import Metric, read_metrics
-from galley.frontend.output_processor import OutputProcessor, RequestState
+from galley.frontend.output_processor import OutputProcessor, RequestState, figures_of
 from galley.frontend.progress import progress_bar
 from galley.frontend.prompts import Prompt, parse_prompt
 from galley.frontend.scoring import PairEncoder, as_texts, check_pairs, compare, task_of
@@ -115,7 +115,12 @@ class LLM(UnsupportedMethods):
                 structured=self.config.structured.settings,
                 pooling=pooling_settings(self.config.model, self._model_info),
             ),
-            OutputProcessor(self._tokenizer, self._metrics, self.config.scheduler.stream_interval),
+            OutputProcessor(
+                self._tokenizer,
+                self._metrics,
+                self.config.scheduler.stream_interval,
+                figures_of(self.config),
+            ),
         )
         self._enqueued: list[RequestState] = []
         self._num_requests = 0

@@ -178,6 +178,8 @@ class Outputs(msgspec.Struct, tag="out"):
         handles: int64 bytes [k], the requests that produced tokens.
         counts: int32 bytes [k], tokens of each; empty means one each.
         token_ids: int32 bytes.
+        drafts: int32 bytes [k, 2], computed and accepted drafts of each; empty where there are
+            none, and without --per-request-spec-decode-metrics.
     """
 
     step: int
@@ -187,6 +189,7 @@ class Outputs(msgspec.Struct, tag="out"):
     handles: bytes = b""
     counts: bytes = b""
     token_ids: bytes = b""
+    drafts: bytes = b""
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     started: list[Started] = []

@@ -637,6 +637,71 @@ class Logprob(msgspec.Struct):
 
 
 @dataclass(slots=True)
+class DraftFigures:
+    """How the drafts of an answer fared (vLLM's RequestSpecDecodeMetrics).
+
+    Attributes:
+        num_spec_tokens: most drafts of a step.
+        histogram: number of steps by their accepted drafts, 0 … num_spec_tokens. A step without
+            drafts does not count.
+        num_draft_tokens: drafts that were computed.
+        per_step_accepted, per_step_drafted: of each of these steps; None in a summary.
+    """
+
+    num_spec_tokens: int
+    histogram: list[int]
+    num_draft_tokens: int = 0
+    per_step_accepted: list[int] | None = None
+    per_step_drafted: list[int] | None = None
+
+    @staticmethod
+    def empty(num_spec_tokens: int, detailed: bool) -> DraftFigures:
+        histogram = [0] * (num_spec_tokens + 1)
+        if not detailed:
+            return DraftFigures(num_spec_tokens, histogram)
+        return DraftFigures(num_spec_tokens, histogram, 0, [], [])
+
+    def add(self, drafted: int, accepted: int) -> None:
+        """Count a step with drafts."""
+        self.histogram[accepted] += 1
+        self.num_draft_tokens += drafted
+        if self.per_step_accepted is not None and self.per_step_drafted is not None:
+            self.per_step_accepted.append(accepted)
+            self.per_step_drafted.append(drafted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same with rates, as vLLM's HTTP API has it; null where there were no drafts."""
+        steps = sum(self.histogram)
+        accepted = sum(place * count for place, count in enumerate(self.histogram))
+        figures: dict[str, Any] = {
+            "mean_acceptance_length": 1 + accepted / steps if steps else None,
+            "draft_acceptance_rate": accepted / self.num_draft_tokens if steps else None,
+            "acceptance_histogram": self.histogram,
+            "num_spec_steps": steps,
+            "num_accepted_draft_tokens": accepted,
+            "num_draft_tokens": self.num_draft_tokens,
+            "num_spec_tokens": self.num_spec_tokens,
+        }
+        if self.per_step_accepted is not None:
+            figures["per_step_accepted"] = self.per_step_accepted
+            figures["per_step_drafted"] = self.per_step_drafted
+        return figures
+
+
+def joined_figures(parts: Sequence[DraftFigures]) -> DraftFigures:
+    """Those of several answers together; steps are in the order of the answers."""
+    first = parts[0]
+    whole = DraftFigures.empty(first.num_spec_tokens, first.per_step_accepted is not None)
+    for part in parts:
+        whole.histogram = [a + b for a, b in zip(whole.histogram, part.histogram, strict=True)]
+        whole.num_draft_tokens += part.num_draft_tokens
+        if whole.per_step_accepted is not None and whole.per_step_drafted is not None:
+            whole.per_step_accepted += part.per_step_accepted or []
+            whole.per_step_drafted += part.per_step_drafted or []
+    return whole
+
+
+@dataclass(slots=True)
 class CompletionOutput:
     """One of the n answers (vLLM's shape)."""
 
@@ -650,10 +715,11 @@ class CompletionOutput:
     #: What it was sampled with: its own, or one that it got on arrival; None where it is greedy.
     seed: int | None = None
     lora_request: LoRARequest | None = None
+    #: With --per-request-spec-decode-metrics.
+    spec_decode_metrics: DraftFigures | None = None
     #: Fields of features that do not exist yet.
     routed_experts: ClassVar[None] = None
     sampling_mask: ClassVar[None] = None
-    spec_decode_metrics: ClassVar[None] = None
     weight_versions: ClassVar[None] = None
 
     def finished(self) -> bool:

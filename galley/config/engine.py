@@ -275,6 +275,9 @@ class ObservabilityConfig:
     (of `LLM`: start_profile, stop_profile) write a trace of the steps between them into that
     folder, for ui.perfetto.dev. Also `delay_iterations` and `max_iterations`. Not for production.
     """
+    per_request_spec_decode_metrics: Literal["none", "summary", "detailed"] = "none"
+    """Report with each answer how its drafts fared: their numbers (`metrics.speculative_decoding`,
+    in Python `spec_decode_metrics`), and with `detailed` those of each step."""
     enable_logging_iteration_details: bool = False
     """Log the contents and duration of each step."""
     fail_on_environ_validation: bool = False
@@ -325,12 +328,6 @@ class SpeculativeConfig:
         return speculative_settings(
             self.speculative_config, self.spec_method, self.spec_model, self.spec_tokens
         )
-
-    @property
-    def is_given(self) -> bool:
-        """Whether drafts were asked for, so that it is an error if the model cannot have any."""
-        short = (self.spec_method, self.spec_model, self.spec_tokens)
-        return bool(self.speculative_config) or any(value is not None for value in short)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class EngineFlags(TypedDict, total=False):
     custom_histogram_buckets: dict[str, Any]
     enable_mfu_metrics: bool
     profiler_config: dict[str, Any]
+    per_request_spec_decode_metrics: Literal["none", "summary", "detailed"]
     enable_logging_iteration_details: bool
     fail_on_environ_validation: bool
     structured_outputs_config: dict[str, Any]

@@ -225,7 +225,12 @@ def check(config: EngineConfig) -> None:
     check_buckets(observing.custom_histogram_buckets)
     check_profiler(observing.profiler_config)
     config.structured.settings  # noqa: B018 - raises for values that are not valid
-    config.speculative.settings  # noqa: B018 - likewise
+    drafts = config.speculative.settings  # likewise
+    if drafts is None and observing.per_request_spec_decode_metrics != "none":
+        raise ConfigError(
+            "--per-request-spec-decode-metrics needs --speculative-config: there are no drafts.",
+            field="per_request_spec_decode_metrics",
+        )
     s = config.scheduler
     if (s.max_num_batched_tokens or s.max_num_seqs or 0) < (s.max_num_seqs or 0):
         raise ConfigError(

@@ -70,7 +70,10 @@ def _split_stats(clients: Iterable[int], stats: Callable[[], Stats]) -> Iterator
 
 
 def _for_one_client(done: CommittedStep, stats: Stats, engine_id: EngineId) -> Outputs:
-    handles = done.row_handles if done.rows is None else done.row_handles[done.rows]
+    handles, drafts = done.row_handles, done.drafts
+    if done.rows is not None:
+        handles = handles[done.rows]
+        drafts = drafts[done.rows] if len(drafts) else drafts
     return Outputs(
         step=done.step,
         epoch=engine_id.epoch,
@@ -79,6 +82,7 @@ def _for_one_client(done: CommittedStep, stats: Stats, engine_id: EngineId) -> O
         handles=handles.tobytes() if len(done.token_ids) else b"",
         counts=done.counts.tobytes(),
         token_ids=done.token_ids.tobytes(),
+        drafts=drafts.tobytes() if len(done.token_ids) else b"",
         logprobs=_logprobs(done.logprobs, done),
         prompt_logprobs=_logprobs(done.prompt_logprobs, done),
         started=[
@@ -128,6 +132,7 @@ def _part_of(done: CommittedStep, client: int) -> CommittedStep:
         rows=rows[mine],
         counts=done.counts[mine] if len(done.counts) else done.counts,
         token_ids=done.token_ids[token_mask],
+        drafts=done.drafts,
         logprobs=_entries_of(done.logprobs, done, client),
         prompt_logprobs=_entries_of(done.prompt_logprobs, done, client),
         started=[s for s in done.started if s.client_index == client],

@@ -9,8 +9,10 @@ a state calls `notify` when there is something to take.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from galley.config import EngineConfig
 from galley.errors import GalleyError, InvalidRequest, Overloaded, RequestFailed
 from galley.frontend.flat_logprobs import prompt_logprobs, sample_logprobs
 from galley.frontend.input_processor import Submission
@@ -19,6 +21,7 @@ from galley.messages import Finished, Outputs, Started
 from galley.observability.observer import RequestObserver
 from galley.request import (
     CompletionOutput,
+    DraftFigures,
     Failure,
     FailureKind,
     FinishReason,
@@ -67,6 +70,7 @@ class Sequence:
 
     __slots__ = (
         "cumulative_logprob",
+        "drafts",
         "finish_reason",
         "index",
         "last_token_time",
@@ -106,6 +110,7 @@ class Sequence:
         self.tap: Tap | None = None
         self.pooled: bytes | None = None
         self.pooled_columns = 0
+        self.drafts: DraftFigures | None = None
 
     def push(self, token_id: int) -> bool:
         """Append a token; True if its text completed a stop string: the sequence has ended."""
@@ -181,6 +186,7 @@ class Sequence:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             seed=params.seed,
+            spec_decode_metrics=self.drafts,
         )
 
 
@@ -319,11 +325,23 @@ class RequestState:
         )
 
 
+def figures_of(config: EngineConfig) -> Callable[[], DraftFigures] | None:
+    """What makes the figures of drafts that --per-request-spec-decode-metrics asks for."""
+    level = config.observability.per_request_spec_decode_metrics
+    drafts = config.speculative.settings
+    if level == "none" or drafts is None:
+        return None
+    return partial(DraftFigures.empty, drafts.most_drafts, level == "detailed")
+
+
 class OutputProcessor:
     """Applies outputs to unfinished sequences, and notifies an observer of their start and end.
 
     Attributes:
         sequences: handle → unfinished sequence, in order of arrival.
+
+    Args:
+        new_figures: makes the figures of drafts that each answer has; None = it has none.
     """
 
     def __init__(
@@ -331,8 +349,10 @@ class OutputProcessor:
         tokenizer: Detokenizer | None,
         observer: RequestObserver | None = None,
         stream_interval: int = 1,
+        new_figures: Callable[[], DraftFigures] | None = None,
     ) -> None:
         self._stream_interval = stream_interval
+        self._new_figures = new_figures
         self.tokenizer = tokenizer
         self.observer = observer
         self.sequences: dict[int, Sequence] = {}
@@ -341,6 +361,8 @@ class OutputProcessor:
         state = RequestState(submission, self.tokenizer, self._stream_interval)
         for sequence in state.sequences:
             self.sequences[sequence.request.handle] = sequence
+            if self._new_figures is not None:
+                sequence.drafts = self._new_figures()
             if self.observer is not None:
                 self.observer.added(sequence.request, sequence.index, len(state.sequences))
         return state
@@ -368,6 +390,8 @@ class OutputProcessor:
             self._start(started)
         if outputs.prompt_logprobs is not None or outputs.logprobs is not None:
             self._add_logprobs(outputs)
+        if outputs.drafts:
+            self._add_drafts(outputs)
         ends = {f.handle: f for f in outputs.finished} if outputs.finished else {}
         aborts = self._add_tokens(outputs, ends)
         for finished in outputs.finished:
@@ -401,6 +425,14 @@ class OutputProcessor:
                 sequence = self.sequences.get(handle)
                 if sequence is not None and sequence.logprobs is not None:
                     sequence.logprobs.append(entry)
+
+    def _add_drafts(self, outputs: Outputs) -> None:
+        handles = memoryview(outputs.handles).cast("q").tolist()
+        numbers = iter(memoryview(outputs.drafts).cast("i").tolist())
+        for handle, drafted, accepted in zip(handles, numbers, numbers, strict=True):
+            sequence = self.sequences.get(handle)
+            if drafted and sequence is not None and sequence.drafts is not None:
+                sequence.drafts.add(drafted, accepted)
 
     def _add_tokens(self, outputs: Outputs, ends: dict[int, Finished]) -> list[int]:
         handles = memoryview(outputs.handles).cast("q").tolist()

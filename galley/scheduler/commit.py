@@ -33,6 +33,8 @@ class CommittedStep(msgspec.Struct):
         rows: [k] the rows that yielded tokens; None = all of them.
         counts: [k] tokens of each; empty = one each.
         token_ids: [sum(counts)].
+        drafts: [n, 2] computed and accepted drafts of each row of the plan; empty = none, or they
+            are not reported.
         logprobs, prompt_logprobs: as in the result, of rows of the plan.
         started, ended: events since the last step.
     """
@@ -43,6 +45,7 @@ class CommittedStep(msgspec.Struct):
     rows: NDArray[np.intp] | None = None
     counts: I32 = EMPTY_I32
     token_ids: I32 = EMPTY_I32
+    drafts: I32 = EMPTY_I32
     logprobs: LogprobColumns | None = None
     prompt_logprobs: LogprobColumns | None = None
     started: list[SequenceStart] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import StepPlan, StepResult
+from galley.batch import I32, StepPlan, StepResult, accepted_drafts
 from galley.messages import DraftStats
 
 
@@ -21,13 +21,13 @@ class DraftCounts:
         self._rows = self._tokens = 0
         self._accepted: NDArray[np.int64] = np.zeros(0, np.int64)
 
-    def add(self, plan: StepPlan, result: StepResult) -> None:
-        """Count a step with drafts."""
+    def add(self, plan: StepPlan, result: StepResult) -> I32:
+        """Count a step with drafts; returns the computed and accepted ones of each row, [n, 2]."""
         drafts = np.diff(plan.draft_indptr)
         sampled = result.num_sampled
         if len(result.num_forced):
             sampled = sampled - result.num_forced
-        accepted = np.minimum(drafts, np.maximum(sampled - 1, 0))
+        accepted = accepted_drafts(plan, sampled)
         self.num_accepted += int(accepted.sum())
         self.num_rejected += int((drafts - accepted).sum())
         self._rows += int(np.count_nonzero(drafts))
@@ -38,6 +38,7 @@ class DraftCounts:
         # A row that accepts k drafts accepts those at places 0 … k - 1.
         exactly = np.bincount(accepted, minlength=longest + 1)
         self._accepted[:longest] += exactly[::-1].cumsum()[::-1][1 : longest + 1]
+        return np.stack((drafts, accepted), axis=1)
 
     def take(self) -> DraftStats | None:
         """What was counted; None if nothing was."""

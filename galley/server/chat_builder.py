@@ -122,7 +122,7 @@ class ChatResponseBuilder:
                 prompt_logprobs=prompt_logprobs(only.prompt_logprobs if only else None),
                 prompt_token_ids=ids,
                 prompt_text=self._prompt_text,
-                metrics=self._usage.timings(),
+                metrics=self._usage.metrics(),
                 kv_transfer_params=self._request.kv_transfer_params,
             )
         )

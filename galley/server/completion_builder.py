@@ -84,7 +84,7 @@ class CompletionResponseBuilder:
                 choices=choices,
                 system_fingerprint=self._head.fingerprint,
                 usage=self._usage.usage(),
-                metrics=self._usage.timings(),
+                metrics=self._usage.metrics(),
                 kv_transfer_params=self._request.kv_transfer_params,
             )
         )

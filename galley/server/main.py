@@ -23,7 +23,7 @@ from galley.config.server import LoRAModule, ServerConfig
 from galley.engine.control import ADAPTERS, Serving
 from galley.errors import ConfigError
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
-from galley.frontend.output_processor import OutputProcessor
+from galley.frontend.output_processor import OutputProcessor, figures_of
 from galley.frontend.remote_client import LauncherLink, RemoteClient
 from galley.loader import read_model_info, resolve_source, resolve_tokenizer
 from galley.observability.http_metrics import HttpMetrics
@@ -249,8 +249,9 @@ def make_client(
         structured=model.config.structured.settings,
         pooling=pooling_settings(model.config.model, model.model_info),
     )
-    interval = model.config.scheduler.stream_interval
-    return RemoteClient(link, inputs, OutputProcessor(model.tokenizer, observer, interval))
+    interval, figures = model.config.scheduler.stream_interval, figures_of(model.config)
+    outputs = OutputProcessor(model.tokenizer, observer, interval, figures)
+    return RemoteClient(link, inputs, outputs)
 
 
 def make_context(

@@ -11,7 +11,7 @@ import msgspec
 
 from galley.chat.parts import AssistantParser
 from galley.errors import GalleyError
-from galley.request import RequestMetrics, RequestOutput
+from galley.request import DraftFigures, RequestMetrics, RequestOutput, joined_figures
 from galley.server.errors import error_event
 from galley.server.protocol.base import (
     CompletionTokensDetails,
@@ -70,6 +70,7 @@ class UsageCounter:
         self._timed = timed
         self._metrics: RequestMetrics | None = None
         self._choices: set[tuple[int, int]] = set()
+        self._drafts: dict[tuple[int, int], DraftFigures] = {}
         self._count_generated = count_generated
         self._prompts: dict[int, int] = {}
         self._cached: dict[int, int] = {}
@@ -86,12 +87,21 @@ class UsageCounter:
         if self._timed:
             self._metrics = output.metrics
             self._choices.update((index, choice.index) for choice in output.outputs)
+        for choice in output.outputs:
+            if choice.spec_decode_metrics is not None:
+                self._drafts[index, choice.index] = choice.spec_decode_metrics
 
-    def timings(self) -> PerRequestMetrics | None:
-        """Durations of the answer's phases; None for more than one choice."""
-        if self._metrics is None or len(self._choices) > 1:
-            return None
-        return timings_of(self._metrics, self._generated)
+    def metrics(self) -> PerRequestMetrics | None:
+        """Durations of the answer's phases, if it has one choice, and drafts of all choices; None
+        where neither is asked for.
+        """
+        made = None
+        if self._metrics is not None and len(self._choices) == 1:
+            made = timings_of(self._metrics, self._generated)
+        if self._drafts:
+            made = made or PerRequestMetrics()
+            made.speculative_decoding = joined_figures([*self._drafts.values()]).to_dict()
+        return made
 
     def usage(self) -> Usage:
         prompt = sum(self._prompts.values())
@@ -105,9 +115,9 @@ class UsageCounter:
     def end(self) -> bytes:
         """The last event of a stream, from its usage on."""
         end: dict[str, Any] = {"usage": self.usage()}
-        timings = self.timings()
-        if timings is not None:
-            end["metrics"] = timings
+        metrics = self.metrics()
+        if metrics is not None:
+            end["metrics"] = metrics
         return to_json(end)[1:] + b"\n\n"
 
 

@@ -26,7 +26,8 @@ def server() -> Iterator[Server]:
     server = Server(
         *("--enable-per-request-metrics", "--enable-log-requests", "--enable-log-outputs"),
         *("--max-log-len", "12", "--log-error-stack", "--max-logprobs", "-1"),
-        *("--enable-request-id-headers",),
+        *("--enable-request-id-headers", "--per-request-spec-decode-metrics", "summary"),
+        *("--spec-method", "ngram", "--speculative-config.draft_length", "fixed"),
         env={"VLLM_LOGGING_STREAM": "ext://sys.stderr"},
     )
     yield server
@@ -122,13 +123,28 @@ def test_timings(server: Server, client: openai.OpenAI) -> None:
     assert math.isclose(told["generation_time_ms"], 19 * told["mean_itl_ms"])
     inference = told["time_to_first_token_ms"] + told["generation_time_ms"]
     assert math.isclose(told["tokens_per_second"], 20 / inference * 1000, rel_tol=1e-6)
-    assert complete(client, n=2).model_extra["metrics"] is None
+    assert complete(client, n=2).model_extra["metrics"]["generation_time_ms"] is None
     chat = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
     assert client.chat.completions.create(**chat).model_extra["metrics"]["mean_itl_ms"] > 0
     options = {"include_usage": True}
     *_, last = client.chat.completions.create(**chat, stream=True, stream_options=options)
     assert last.usage is not None
     assert last.model_extra["metrics"]["time_to_first_token_ms"] > 0
+
+
+def test_how_the_drafts_of_an_answer_fared(server: Server, client: openai.OpenAI) -> None:
+    fields = {"prompt": "one two three four five " * 6, "max_tokens": 20, "n": 2}
+    told = complete(client, **fields).model_extra["metrics"]["speculative_decoding"]
+    assert told["num_accepted_draft_tokens"] > 0
+    steps, drafts = told["num_spec_steps"], told["num_draft_tokens"]
+    assert sum(told["acceptance_histogram"]) == steps
+    assert told["mean_acceptance_length"] == 1 + told["num_accepted_draft_tokens"] / steps
+    assert told["draft_acceptance_rate"] == told["num_accepted_draft_tokens"] / drafts
+    options = {"include_usage": True}
+    *_, last = complete(client, **fields, stream=True, stream_options=options)
+    assert last.model_extra["metrics"]["speculative_decoding"] == told
+    off = complete(client, **fields, extra_body={"speculative": False})
+    assert off.model_extra["metrics"]["speculative_decoding"]["num_draft_tokens"] == 0
 
 
 def test_answers_are_logged_and_cut(server: Server, client: openai.OpenAI) -> None:

@@ -14,6 +14,7 @@ from galley import LLM, SamplingParams
 from galley.config.registries import DRAFT_HEADS, PROPOSERS
 from galley.errors import ConfigError
 from galley.loader.source import default_model
+from galley.request import joined_figures
 from galley.spec.ngram import ngram
 from tests.equality.workload import answer, prompts
 from tests.equality.workload import params as workload_params
@@ -120,6 +121,28 @@ def test_a_stop_string_inside_accepted_drafts() -> None:
         for flags in ({"spec_method": "none"}, {"speculative_config": fixed})
     )
     assert answer(got) == answer(want)
+
+
+def test_each_answer_has_the_figures_of_its_drafts(plain: list[Any]) -> None:
+    way = WAYS["ngram-fixed"]
+    llm = engine(speculative_config=way, per_request_spec_decode_metrics="detailed")
+    text = "one two three four five " * 6
+    params = [SamplingParams(max_tokens=30, n=2, seed=1, speculative=on) for on in (True, False)]
+    drafted, undrafted = llm.generate([text, text], params)
+    parts = [o.spec_decode_metrics for o in drafted.outputs]
+    figures = joined_figures(parts).to_dict()
+    found = counted(llm)
+    assert figures["num_spec_steps"] == found["vllm:spec_decode_num_drafts"]
+    assert figures["num_draft_tokens"] == found["vllm:spec_decode_num_draft_tokens"]
+    assert figures["num_accepted_draft_tokens"] == found["vllm:spec_decode_num_accepted_tokens"]
+    for part in parts:
+        steps = part.per_step_accepted
+        assert part.histogram == [steps.count(n) for n in range(part.num_spec_tokens + 1)]
+        assert sum(part.per_step_drafted) == part.num_draft_tokens > sum(steps) > 0
+    nothing = undrafted.outputs[0].spec_decode_metrics.to_dict()
+    assert (nothing["num_draft_tokens"], nothing["mean_acceptance_length"]) == (0, None)
+    with pytest.raises(ConfigError, match="needs --speculative-config"):
+        engine(per_request_spec_decode_metrics="summary", spec_method="none")
 
 
 def test_a_request_can_do_without(plain: list[Any]) -> None:

@@ -178,14 +178,16 @@ class StreamOptions(msgspec.Struct):
 
 
 class PerRequestMetrics(msgspec.Struct):
-    """Durations of a request's phases (--enable-per-request-metrics); null: not reached."""
+    """Durations of a request's phases (--enable-per-request-metrics; null: not reached), and its
+    drafts (--per-request-spec-decode-metrics).
+    """
 
     time_to_first_token_ms: float | None = None
     generation_time_ms: float | None = None
     queue_time_ms: float | None = None
     mean_itl_ms: float | None = None
     tokens_per_second: float | None = None
-    speculative_decoding: None = None
+    speculative_decoding: dict[str, Any] | None = None
 
 
 class PromptTokensDetails(msgspec.Struct):
