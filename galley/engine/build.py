@@ -6,6 +6,7 @@ import logging
 
 from galley.batch import RequestTable
 from galley.config import EngineConfig
+from galley.config.speculative import MOST_DRAFTS
 from galley.engine.block_index import BlockIndex
 from galley.engine.core import EngineCore
 from galley.engine.observers import WorkloadMeter
@@ -40,6 +41,7 @@ def build_core(
     scheduling, cache = config.scheduler, config.cache
     assert scheduling.max_num_batched_tokens is not None, "the configuration is not resolved"
     assert scheduling.max_num_seqs is not None, "the configuration is not resolved"
+    drafts = config.speculative.settings
     limits = SchedulerLimits(
         max_num_batched_tokens=scheduling.max_num_batched_tokens,
         max_num_seqs=scheduling.max_num_seqs,
@@ -52,6 +54,8 @@ def build_core(
         policy=scheduling.scheduling_policy,
         max_adapters=config.lora.max_loras,
         lookahead=executor.lookahead,
+        max_drafts=executor.max_drafts,
+        max_row_drafts=MOST_DRAFTS if drafts is None else drafts.most_drafts,
     )
     table = RequestTable(limits.max_num_seqs, limits.max_model_len, executor.groups)
     hasher = BlockHasher.from_environment(cache.prefix_caching_hash_algo, cache.block_size)
@@ -75,6 +79,7 @@ def build_core(
         kinds = ", ".join(sorted({g.kind for g in executor.groups}))
         log.warning("Prefix caching is off: KV groups of this model (%s) cannot be shared.", kinds)
     core = EngineCore(Scheduler(kv, table, limits), executor, engine_id)
+    core.scheduler.reports_drafts = observing.per_request_spec_decode_metrics != "none"
     core.recorder.logs = observing.enable_logging_iteration_details
     core.block_lifetimes = lifetimes
     if lifetimes is not None:

@@ -31,6 +31,7 @@ class Executor(Protocol):
         max_model_len: longest sequence, fitted to the pool where the configuration says -1.
         batch_invariant: a row's tokens do not depend on its batch (design 3.1).
         lookahead: tokens behind those of a step for which blocks are needed, if there are any.
+        max_drafts: most drafts of a step.
     """
 
     groups: list[GroupSpec]
@@ -38,6 +39,7 @@ class Executor(Protocol):
     max_model_len: int
     batch_invariant: bool
     lookahead: int
+    max_drafts: int
 
     def submit(self, plan: StepPlan) -> Handle:
         """Start a step. The one before must have been sampled.

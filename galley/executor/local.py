@@ -22,6 +22,7 @@ class LocalExecutor:
         self.max_model_len = runner.max_model_len
         self.batch_invariant = runner.batch_invariant
         self.lookahead = runner.lookahead
+        self.max_drafts = runner.max_drafts
 
     def submit(self, plan: StepPlan) -> LocalExecutor:
         self._runner.execute(plan)

@@ -37,6 +37,7 @@ class LoopbackExecutor:
         self.max_model_len = runner.max_model_len
         self.batch_invariant = runner.batch_invariant
         self.lookahead = runner.lookahead
+        self.max_drafts = runner.max_drafts
 
     def submit(self, plan: StepPlan) -> LoopbackExecutor:
         self._worker.submit(decode_plan(encode_plan(plan)))

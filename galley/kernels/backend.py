@@ -41,12 +41,14 @@ class StepLimits(msgspec.Struct, frozen=True):
         rows: sequences.
         logits: logit rows.
         top_logprobs: most likely tokens returned per logit row.
+        drafts: drafts in steps of a model with recurrent states; without such states, any number.
     """
 
     tokens: int
     rows: int
     logits: int
     top_logprobs: int = 0
+    drafts: int = 0
 
 
 class Model(Protocol):
@@ -132,6 +134,11 @@ class Executable(Protocol):
 
     def sample(self, step: StepInputs) -> None:
         """Run the sampler alone, on the current `logits`."""
+
+    def rewind(self, step: StepInputs, num_kept: I32) -> None:
+        """Take the drafts of the last run back that were rejected: recurrent states become those
+        behind the first num_kept [n] drafts of each row. `num_computed` is still that of the run.
+        """
 
     def set_heartbeat(self, heartbeat: NDArray[np.int64]) -> None:
         """Increment `heartbeat` [1] from now on as a step progresses: after each operation, or at

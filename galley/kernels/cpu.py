@@ -35,6 +35,7 @@ from galley.kernels.backend import (
 from galley.kernels.native import Argument, arguments, pointer_arguments
 from galley.kernels.ops import CacheLayer, StateLayer
 from galley.kernels.ops.sample import MASK_COLUMNS
+from galley.kernels.ops.state_rewind import NUM_KEPT
 from galley.kernels.passes import FUSIONS, Pass, apply
 from galley.kernels.program import OUTPUT, Buffer, Kind, Node, Symbol, describe
 from galley.kernels.quantized import QuantizedWeight
@@ -203,7 +204,7 @@ class CpuExecutable:
 
     Attributes:
         nodes: of the first pass: ops 0 .. len(nodes) - 1 of the program. The sampler follows, then
-            the second pass and its sampler.
+            the second pass and its sampler, then the ops that take drafts back from states.
 
     Raises ValueError where the model does something that no native op does.
     """
@@ -238,7 +239,14 @@ class CpuExecutable:
         self._logits = kept["logits"]
         self._samples = _SampleArrays(limits)
         pinned_bytes = sum(len(rows) * rows.strides[0] for rows in kept.values())
+        states = [layer for layer in self._layers if isinstance(layer, StateLayer)]
+        self._snapshots = {
+            layer.index: np.empty((limits.drafts, layer.units * layer.unit_size), np.float32)
+            for layer in (states if limits.drafts else ())
+        }
+        self._num_kept: I32 = np.zeros(limits.rows, np.int32)
         self.activation_bytes = self._arena_bytes + pinned_bytes
+        self.activation_bytes += sum(array.nbytes for array in self._snapshots.values())
         self._kv: KVMemory | None = None
         self._masks: LogitMasks | None = None
         self._program: _native.Program | None = None
@@ -305,6 +313,11 @@ class CpuExecutable:
     def sample(self, step: StepInputs) -> None:
         self.run_ops(step, len(self.nodes), len(self.nodes) + 1)
 
+    def rewind(self, step: StepInputs, num_kept: I32) -> None:
+        first = sum(len(forward.nodes) + 1 for forward in self._passes)
+        self._num_kept[: len(num_kept)] = num_kept
+        self.run_ops(step, first, first + len(self._snapshots))
+
     def run_ops(self, step: StepInputs, first: int, last: int) -> None:
         """Run ops first .. last - 1 of a step. A later call for the same step may go on with the
         next ones: values between them stay where they are.
@@ -356,6 +369,25 @@ class CpuExecutable:
         self._keepalive.append(arena)
         for number in range(len(self._passes)):
             self._add_pass(program, kv, number, int(arena.ctypes.data))
+        if self._snapshots:
+            bind_column(program, NUM_KEPT, self._num_kept)
+        for layer in self._layers:
+            if isinstance(layer, StateLayer) and self._snapshots:
+                pointers, values = self._cache_arguments(kv, layer)
+                values |= {"units": layer.units, "unit_size": layer.unit_size}
+                program.add("state_rewind", pointers, values)
+
+    def _cache_arguments(
+        self, kv: KVMemory, layer: CacheLayer
+    ) -> tuple[dict[str, int], dict[str, Argument]]:
+        """Pointers and other arguments of an op that reads or writes the layer's cache."""
+        if not isinstance(layer, StateLayer):
+            return {"kv": kv.address(layer)}, kv.arguments(layer)
+        pointers, values = {"state": kv.address(layer)}, kv.arguments(layer)
+        if self._snapshots:
+            pointers["snapshots"] = int(self._snapshots[layer.index].ctypes.data)
+            values["most_drafts"] = self._limits.drafts
+        return pointers, values
 
     def _add_pass(self, program: _native.Program, kv: KVMemory, number: int, arena: int) -> None:
         """Add a forward pass and a sampler; `arena` is the address of its buffers."""
@@ -373,9 +405,9 @@ class CpuExecutable:
             if any(result.buffer is forward.outputs["logits"].buffer for result in results):
                 values["out_stride"] = logits_stride
             if node.layer is not None:
-                name = "state" if isinstance(node.layer, StateLayer) else "kv"
-                pointers[name] = kv.address(node.layer)
-                values |= kv.arguments(node.layer)
+                of_cache = self._cache_arguments(kv, node.layer)
+                pointers |= of_cache[0]
+                values |= of_cache[1]
             program.add(node.op, pointers, values)
         pointers = {"logits": self._logits.ctypes.data, **self._samples.pointers()}
         top = self._limits.top_logprobs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class KVCache:
             A state lies under the first of its blocks.
         groups: KV group of each layer, whose block table says where its tokens are.
         widths, intervals: of each layer's group, in the sense of `GroupSpec`.
+        snapshots: by layer and number of a draft, the state before that draft of the last step.
         numbers: number format of K and V, which are rounded to it and held as `dtype`.
     """
 
@@ -59,6 +60,7 @@ class KVCache:
     widths: list[int]
     intervals: list[int]
     numbers: KVFormat
+    snapshots: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def zeros(
@@ -112,6 +114,7 @@ class ReferenceContext:
     Attributes:
         token_ids: [T]; positions: [1, T]; logit_index: [L]; all int64.
         query_start: [S + 1]; computed: [S].
+        first_draft: [S + 1] number of each row's first draft among those of the step.
         block_tables: [groups, S, blocks] ids of each row's blocks.
     """
 
@@ -120,6 +123,7 @@ class ReferenceContext:
     logit_index: Tensor
     query_start: list[int]
     computed: list[int]
+    first_draft: list[int]
     block_tables: Tensor
     cache: KVCache
 
@@ -140,15 +144,31 @@ class ReferenceContext:
             start, stop = self.query_start[row], self.query_start[row + 1]
             first, length = start - computed, computed + stop - start  # token = first + position
             interval = cache.intervals[i] or length
+            draft = self.first_draft[row]
+            known = length - (self.first_draft[row + 1] - draft)
             while computed < length:
                 state = states[table[computed // interval * width]]
                 if not computed:
                     state.zero_()
                 elif computed % interval == 0:
                     state.copy_(states[table[(computed // interval - 1) * width]])
-                end = min(length, (computed // interval + 1) * interval)
+                end = min(known, (computed // interval + 1) * interval)
+                if computed >= known:
+                    cache.snapshots[i, draft + computed - known] = state.clone()
+                    end = computed + 1
                 yield slice(first + computed, first + end), state
                 computed = end
+
+    def rewind(self, layer: StateLayer, row: int, num_kept: int) -> None:
+        """The row's state becomes that before the draft number `num_kept` of the row."""
+        cache, i, draft = self.cache, layer.index, self.first_draft[row] + num_kept
+        if draft >= self.first_draft[row + 1]:
+            return
+        last = self.computed[row] + self.query_start[row + 1] - self.query_start[row]
+        last += draft - self.first_draft[row + 1] - 1
+        index = last // cache.intervals[i] * cache.widths[i] if cache.intervals[i] else 0
+        block = self.block_tables[cache.groups[i], row, index]
+        cache.states[i][block] = cache.snapshots[i, draft]
 
 
 class ReferenceOps:
@@ -317,6 +337,15 @@ class ReferenceExecutable:
         assert self._sampler is not None, "sample before bind"
         self._samples = self._sampler.sample(step, self._logits)
 
+    def rewind(self, step: StepInputs, num_kept: I32) -> None:
+        assert self._cache is not None
+        assert self._table is not None
+        ctx = step_context(step, self._table, self._cache)
+        for layer in self._model.kv_layers:
+            if isinstance(layer, StateLayer):
+                for row, kept in enumerate(num_kept.tolist()):
+                    ctx.rewind(layer, row, kept)
+
     def set_heartbeat(self, heartbeat: NDArray[np.int64]) -> None:
         self._heartbeat = heartbeat
 
@@ -368,6 +397,7 @@ def step_context(step: StepInputs, table: RequestTable, cache: KVCache) -> Refer
         logit_index=tensor(np.concatenate([*logit_index, np.empty(0)])),
         query_start=query_start.tolist(),
         computed=computed.tolist(),
+        first_draft=[0, *np.cumsum(np.maximum(step.num_sampled.astype(int) - 1, 0)).tolist()],
         block_tables=tensor(table.block_tables[:, slots]),
         cache=cache,
     )

@@ -1,7 +1,7 @@
 """KV cache bookkeeping: block pool, prefix index, groups and layout. It never sees the bytes."""
 
 from galley.kv.capacity import Capacity, capacity, longest_sequence
-from galley.kv.groups import can_rewind, make_policies
+from galley.kv.groups import make_policies
 from galley.kv.hashing import BlockHasher, ExtraKeys, HashChain
 from galley.kv.layout import CacheSpec, KVLayout, Place, plan_layout
 from galley.kv.listener import KVListener, StoredBlock
@@ -22,7 +22,6 @@ __all__ = [
     "KVListener",
     "Place",
     "StoredBlock",
-    "can_rewind",
     "capacity",
     "longest_sequence",
     "make_policies",

@@ -281,7 +281,7 @@ class _Attention:
         positions = torch.arange(start, start + n)[None]
         blocks = torch.ones((len(self._cache.groups), 1, 1), dtype=torch.long)
         index = torch.zeros(0, dtype=torch.long)
-        ctx = ReferenceContext(ids, positions, index, [0, n], [start], blocks, self._cache)
+        ctx = ReferenceContext(ids, positions, index, [0, n], [start], [0, 0], blocks, self._cache)
         self.begin(Ops(ReferenceOps()), ctx)
         hidden: Tensor = body(input_ids=ids[None], position_ids=positions, use_cache=False)[0][0]
         self.end()

@@ -15,6 +15,9 @@ from galley.kv.capacity import most_held
 GIB = 2**30
 #: Block 0 of the pool is the null block: zeros, never allocated.
 NULL_BLOCKS = 1
+#: Snapshots of recurrent states, one for each draft of a step: the most, and the most memory that
+#: they take, as a fraction of what the engine may use.
+_MOST_SNAPSHOTS, _SNAPSHOT_SHARE = 64, 0.05
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
@@ -75,6 +78,11 @@ def kv_capacity(cache: CacheConfig, block_bytes: int, memory: MemoryUse) -> KVCa
             field=flag.lstrip("-").replace("-", "_"),
         )
     return KVCapacity(num_blocks, budget, flag)
+
+
+def most_snapshots(state_bytes: int, available: int) -> int:
+    """Snapshots of a state of so many bytes, at least one."""
+    return max(min(int(available * _SNAPSHOT_SHARE) // state_bytes, _MOST_SNAPSHOTS), 1)
 
 
 def one_step(capacity: KVCapacity, layout: KVLayout, tokens: int, rows: int) -> KVCapacity:

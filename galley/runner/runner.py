@@ -20,13 +20,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import RequestTable, StepPlan, StepResult, max_logit_rows
+from galley.batch import RequestTable, StepPlan, StepResult, accepted_drafts, max_logit_rows
 from galley.config import EngineConfig, ModelInfo
 from galley.config.pooling import pooling_settings
-from galley.errors import ConfigError
 from galley.kernels.backend import Executable, MemoryAllocator, StepLimits, kv_layout
 from galley.kernels.sampling import LogitMasks
-from galley.kv import can_rewind
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
@@ -36,7 +34,14 @@ from galley.runner.adapters import AdapterSlots, adapter_limits
 from galley.runner.device import dense_format, open_device
 from galley.runner.heap import trim_heap
 from galley.runner.load import LoadedModel, Progress, load_model
-from galley.runner.memory import MemoryUse, check_given_size, fit_length, kv_capacity, one_step
+from galley.runner.memory import (
+    MemoryUse,
+    check_given_size,
+    fit_length,
+    kv_capacity,
+    most_snapshots,
+    one_step,
+)
 from galley.runner.pooling import Pooler
 from galley.runner.pooling_head import load_head
 from galley.runner.processors import apply_processors
@@ -88,6 +93,7 @@ class Runner:
         layout: of the KV cache; `groups` are its groups.
         num_blocks: blocks of the pool, the null block among them.
         lookahead: tokens behind those of a step for which blocks are needed, if there are any.
+        max_drafts: most drafts of a step.
         max_model_len: longest sequence, fitted to the pool where the configuration says -1.
         table: this worker's copy of the scheduler's table.
 
@@ -125,6 +131,12 @@ class Runner:
         blocks = cache.block_size, cache.state_interval
         layout = kv_layout([*layers, *further], self._backend.kv, *blocks)
         check_given_size(cache, layout, max_chunk, wanted, longest)
+        self.max_drafts = limits.logits
+        if speculator is None:
+            self.max_drafts = 0
+        elif layout.bytes_per_state:
+            self.max_drafts = most_snapshots(layout.bytes_per_state, available)
+        self._rewinds = bool(layout.bytes_per_state)
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)
@@ -156,14 +168,6 @@ class Runner:
         self.lookahead = 0 if heads is None else heads.lookahead
         self.max_model_len = fit_length(wanted, longest, self._capacity, self.layout, max_chunk)
         self.groups = self.layout.groups
-        if speculator is not None and not can_rewind(self.groups):
-            if config.speculative.is_given:
-                raise ConfigError(
-                    "--speculative-config: this model has recurrent states, from which rejected "
-                    "drafts cannot be removed. Omit the flag.",
-                    field="speculative_config",
-                )
-            self._speculator = None
         self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
         head = None
@@ -200,7 +204,10 @@ class Runner:
 
     def _build(self, loaded: LoadedModel) -> Executable:
         table = None if self._adapters is None else self._adapters.table
-        return self._backend.build(loaded.model, step_limits(self._config), self._outputs, table)
+        limits = step_limits(self._config)
+        if self._rewinds:
+            limits = msgspec.structs.replace(limits, drafts=self.max_drafts)
+        return self._backend.build(loaded.model, limits, self._outputs, table)
 
     def _make_room(self) -> None:
         """The KV cache; its memory is taken as it is written."""
@@ -283,6 +290,10 @@ class Runner:
             result.errors |= self._adapters.errors
         if self._speculator is not None:
             self._speculator.stepped(plan, pending.seconds if pending.done else None)
+        if self._rewinds and len(plan.draft_ids):
+            num_kept = accepted_drafts(plan, result.num_sampled)
+            if (num_kept < np.diff(plan.draft_indptr)).any():
+                executable.rewind(plan, num_kept)
         self.table.apply_result(plan, result)
         if self._speculator is not None:
             self._propose(self._speculator, plan, result)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from galley.batch import max_logit_rows
+from galley.batch import MIN_LOGIT_ROWS, max_logit_rows
 from galley.errors import ConfigError
 
 
@@ -29,6 +29,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
         max_adapters: most adapters of running sequences.
         lookahead: tokens behind those of a step for which blocks are allocated, if there are any:
             a draft head writes to them before its drafts are part of a plan.
+        max_drafts, max_row_drafts: most drafts of a step, and of a sequence in it.
 
     Raises:
         ConfigError: limits contradict each other.
@@ -46,6 +47,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
     max_waiting: int = 0
     max_adapters: int = 1
     lookahead: int = 0
+    max_drafts: int = MIN_LOGIT_ROWS
+    max_row_drafts: int = MIN_LOGIT_ROWS
 
     def __post_init__(self) -> None:
         for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len"):

@@ -55,6 +55,7 @@ class Scheduler:
         step_tokens: tokens that it computes.
         counters: of the engine; preemptions are counted here.
         draft_counts: drafts of the steps.
+        reports_drafts: whether committed steps say how many each row had.
     """
 
     def __init__(self, kv: KVCacheManager, table: RequestTable, limits: SchedulerLimits) -> None:
@@ -69,6 +70,7 @@ class Scheduler:
         self.step_tokens = 0
         self.counters = kv.counters
         self.draft_counts = DraftCounts()
+        self.reports_drafts = False
         self._unfinished: dict[tuple[int, int], Sequence] = {}
         self._num_arrived = 0
         self._pace = StepPace(limits.target_step_seconds) if limits.target_step_seconds else None
@@ -365,6 +367,7 @@ class Scheduler:
             return StepRows(slots, self._ones[:n], n)
         drafts = self.running.num_drafts[slots]
         room = min(self.limits.max_num_batched_tokens, self.limits.max_num_logits) - n
+        room = min(room, self.limits.max_drafts)
         drafts = np.clip(room - (np.cumsum(drafts) - drafts), 0, drafts)
         tokens = (1 + drafts).astype(np.int32)
         return StepRows(slots, tokens, int(tokens.sum()))
@@ -556,8 +559,7 @@ class Scheduler:
         self._in_flight = False
         table, running = self.table, self.running
         table.apply_result(plan, result)
-        if len(plan.draft_ids):
-            self.draft_counts.add(plan, result)
+        drafts = self.draft_counts.add(plan, result) if len(plan.draft_ids) else EMPTY_I32
         slots = plan.slots.astype(np.intp)
         counts = result.num_sampled
         done = CommittedStep(
@@ -565,6 +567,7 @@ class Scheduler:
             row_handles=plan.handles,
             row_clients=plan.clients,
             token_ids=result.token_ids,
+            drafts=drafts if self.reports_drafts else EMPTY_I32,
             logprobs=result.logprobs,
             prompt_logprobs=result.prompt_logprobs,
         )
@@ -605,7 +608,8 @@ class Scheduler:
         # The last token of a sequence is sampled, never a draft. An empty slot has no tokens.
         room = running.limits[slots] - table.num_tokens[slots] - 1
         decodes = table.num_computed[slots] + 1 == table.num_tokens[slots]
-        counts = np.where(decodes, np.clip(offered, 0, np.maximum(room, 0)), 0).astype(np.int32)
+        room = np.clip(room, 0, self.limits.max_row_drafts)
+        counts = np.where(decodes, np.minimum(offered, room), 0).astype(np.int32)
         kept = ragged_positions(offered, np.zeros_like(offered)) < np.repeat(counts, offered)
         table.write_tokens(slots, counts, result.drafts_ids[kept])
         running.set_drafts(slots, counts)

@@ -19,7 +19,7 @@ class OneToken:
     """Yields token 5 for every row, in a fixed number of calls."""
 
     batch_invariant = True
-    lookahead = 0
+    lookahead = max_drafts = 0
 
     def __init__(self, max_num_seqs: int, drafts: int = 0) -> None:
         self.drafts = drafts

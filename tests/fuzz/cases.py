@@ -16,7 +16,6 @@ from galley.config import EngineConfig, ModelInfo
 from galley.config.engine import QuantizedActivations
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.kernels.backend import kv_layout
-from galley.kv import can_rewind
 from galley.kv.format import KVFormat
 from galley.loader.tensor import RawTensor, TensorHeader
 from galley.models.footprint import kv_layers, tensor_shapes
@@ -128,8 +127,6 @@ class Case:
         model_info = self.checkpoint().model_info
         numbers, block_size = KVFormat("bfloat16"), given.get("block_size", 16)
         layout = kv_layout(kv_layers(model_info), numbers, block_size)
-        if not can_rewind(layout.groups):
-            given.pop("speculative_config", None)
         if blocks := given.get("num_gpu_blocks_override"):
             groups = len(layout.groups)
             given["num_gpu_blocks_override"] = 1 + (blocks - 1) * groups

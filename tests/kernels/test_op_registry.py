@@ -47,6 +47,7 @@ STRIDES = {
 NUMBERS = SIZES | dict.fromkeys(STRIDES, 1024) | {"size": 64, "window": 64, "what": 1, "causal": 1}
 NUMBERS |= {"block_size": 64, "rows": ("tokens", 1), "channels": 64, "taps": 4, "groups": 2}
 NUMBERS |= {"state_block_stride": 1 << 16, "state_per_block": 1, "state_width": 8, "state_size": 16}
+NUMBERS |= {"units": 2, "unit_size": 64}
 NUMBERS |= {"key_heads": 1, "keys": 64, "values": 64, "parts": 1, "ins": 1, "outs": 1}
 NUMBERS |= {"experts": 2, "latent_dim": 32, "top_k": 1, "top_groups": 1, "group_top": 1}
 NUMBERS |= {"width": 64, "all_inputs": 8, "inputs": 2, "max_rank": 16, "count": 1}
@@ -102,6 +103,8 @@ def add(name, pointers, numbers):
     native.keep.append(pointers)
     if "adapter" in NATIVE_OPS[name].columns:
         native.bind(adapter=np.zeros(1, np.int32))
+    if "num_kept" in NATIVE_OPS[name].columns:
+        native.bind(num_kept=np.zeros(1, np.int32))
     if "rows" in NATIVE_OPS[name].columns:
         native.bind(rows=np.zeros((1, 64), np.float32))
     native.program.add(name, {k: v.ctypes.data for k, v in pointers.items()}, numbers)

@@ -7,7 +7,7 @@ import pytest
 
 from galley.batch import GroupSpec
 from galley.errors import ConfigError
-from galley.kv.groups import GROUPS, GroupPolicy, can_rewind, make_policies
+from galley.kv.groups import GROUPS, GroupPolicy, make_policies
 
 
 def lookup_in(cached: set[int]):
@@ -72,12 +72,6 @@ def test_a_window_group_holds_a_bounded_number_of_blocks() -> None:
 def test_a_kind_without_a_policy_is_refused() -> None:
     with pytest.raises(ConfigError, match="'spiral'"):
         policy(GroupSpec("spiral", 16, 64))
-
-
-def test_drafts_need_groups_that_can_discard_tokens() -> None:
-    full = GroupSpec("full", 16, 64)
-    assert can_rewind([full, GroupSpec("window", 16, 64, window=40)])
-    assert not can_rewind([full, GroupSpec("state", 16, 0, other_bytes=512)])
 
 
 def test_a_state_group_holds_one_block_and_has_no_hits() -> None:

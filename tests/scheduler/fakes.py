@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import (
+    MIN_LOGIT_ROWS,
     GroupSpec,
     LogprobColumns,
     RequestTable,
@@ -86,7 +87,7 @@ class FakeExecutor:
         self.num_blocks = num_blocks
         self.max_model_len = max_model_len
         self.batch_invariant = True
-        self.lookahead = 0
+        self.lookahead, self.max_drafts = 0, MIN_LOGIT_ROWS
         self.drafts = drafts
         self.random = random.Random(0)
         self.num_accepted = self.num_rejected = 0

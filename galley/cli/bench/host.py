@@ -47,7 +47,7 @@ class StandIn:
     """An executor (`executor.Executor`) that yields token 7 for every row that samples."""
 
     batch_invariant = True
-    lookahead = 0
+    lookahead = max_drafts = 0
 
     def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
         self.groups = [GroupSpec("full", BLOCK_SIZE, 64)]

@@ -12,13 +12,17 @@ from galley.kernels.program import TOKENS, Node
 LANES = 16
 
 #: Arguments of every op over a state.
-STATE_POINTERS = {"state": "this layer's base"}
+STATE_POINTERS = {
+    "state": "this layer's base",
+    "snapshots?": "f32 [most_drafts][state], states before each draft of a step",
+}
 STATE_INTS = {
     "state_block_stride": "bytes",
     "state_first?": "number of the first unit",
     "state_per_block": "units",
     "state_width": "blocks of a state",
     "state_interval?": "tokens, 0 = one state",
+    "most_drafts?": "of a step; 0 = none can be taken back",
 }
 
 

@@ -14,7 +14,7 @@ from galley.kv.groups.policy import GroupPolicy, Lookup
 from galley.kv.groups.state import StatePolicy
 from galley.kv.groups.window import WindowPolicy
 
-__all__ = ["GROUPS", "GroupPolicy", "Lookup", "can_rewind", "make_policies"]
+__all__ = ["GROUPS", "GroupPolicy", "Lookup", "make_policies"]
 
 #: Kind of a `GroupSpec` -> its policy.
 GROUPS: dict[str, type[GroupPolicy]] = {
@@ -37,8 +37,3 @@ def make_policies(specs: Sequence[GroupSpec], max_chunk: int) -> list[GroupPolic
         if spec.kind not in GROUPS:
             raise ConfigError(f"KV groups of kind {spec.kind!r} are not supported.")
     return [GROUPS[spec.kind](spec, max_chunk) for spec in specs]
-
-
-def can_rewind(specs: Sequence[GroupSpec]) -> bool:
-    """Whether all groups can discard tokens, as rejected drafts are."""
-    return all(GROUPS[spec.kind].can_rewind for spec in specs)

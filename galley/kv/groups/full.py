@@ -13,7 +13,6 @@ class FullPolicy:
 
     caches_prefixes = True
     frees_early = False
-    can_rewind = True
     caches_when_computed = False
 
     def __init__(self, spec: GroupSpec, max_chunk: int) -> None:

@@ -18,14 +18,12 @@ class GroupPolicy(Protocol):
         caches_prefixes: whether full blocks can be shared. If one group of a model cannot,
             the model has no prefix hits at all.
         frees_early: whether `first_live` can be above 0.
-        can_rewind: whether the last computed tokens can be discarded, as rejected drafts are.
         caches_when_computed: whether a block can be shared only after the step that fills it;
             otherwise rows of the same step may share it. Then `frees_early` is true as well.
     """
 
     caches_prefixes: bool
     frees_early: bool
-    can_rewind: bool
     caches_when_computed: bool
 
     def __init__(self, spec: GroupSpec, max_chunk: int) -> None: ...

@@ -12,8 +12,8 @@ So a prefix is found at multiples of the interval. An entry is cached when a lat
 computed: the rows of a step read states while others write theirs, so no row may share what the
 step computes. With interval 0 there is one entry and no prefix hits.
 
-A state cannot be rewound, so a model that has one accepts no drafts. A preempted sequence goes on
-from the last cached state.
+Rejected drafts are taken back from the newest state by whoever computes it (csrc/state.h). A
+preempted sequence goes on from the last cached state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from galley.kv.pool import NULL_BLOCK
 class StatePolicy:
     """`width` blocks for the newest state, and for each that a step passes (`GroupPolicy`)."""
 
-    can_rewind = False
     caches_when_computed = True
     frees_early = True
 

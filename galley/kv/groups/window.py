@@ -18,7 +18,6 @@ class WindowPolicy:
 
     caches_prefixes = True
     frees_early = True
-    can_rewind = True
     caches_when_computed = False
 
     def __init__(self, spec: GroupSpec, max_chunk: int) -> None:
