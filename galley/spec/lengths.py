@@ -23,6 +23,9 @@ _MARGIN = 1.03
 MOST_TOKENS = 1024
 #: A proposer that costs time is asked this often where its drafts do not pay.
 _RETRY_STEPS = 64
+#: One that is free is asked at each step, until a sequence has had no drafts for so many; then at
+#: each step of this number.
+_PATIENCE, _REST_STEPS = 64, 8
 
 
 class Lengths(Protocol):
@@ -31,6 +34,7 @@ class Lengths(Protocol):
     def clear(self, slots: NDArray[np.intp]) -> None: ...
     def stepped(self, plan: StepPlan, seconds: float) -> None: ...
     def proposed(self, num_asked: int, seconds: float) -> None: ...
+    def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]: ...
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32: ...
     def choose(
         self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
@@ -55,6 +59,9 @@ class FixedLengths:
 
     def proposed(self, num_asked: int, seconds: float) -> None:
         pass
+
+    def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
+        return np.ones(len(slots), np.bool_)
 
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32:
         return np.full(len(slots), self.limit(num_rows), np.int32)
@@ -86,9 +93,13 @@ class AdaptiveLengths:
         self._pays = True
         self._skipped = 0
         self._is_retry = False
+        #: [slots] times that a sequence was asked about in a row and got none
+        self._unpaid = np.zeros(num_slots, np.int32)
+        self._turn = 0
 
     def clear(self, slots: NDArray[np.intp]) -> None:
         self._acceptance.clear(slots)
+        self._unpaid[slots] = 0
 
     def stepped(self, plan: StepPlan, seconds: float) -> None:
         """Measure a step that consists of decode rows."""
@@ -100,6 +111,14 @@ class AdaptiveLengths:
         """Drafts for so many sequences took so long to propose."""
         if not self._is_free and not self._is_retry:  # which makes up for what was skipped
             self._proposing.record(num_asked, seconds)
+
+    def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """[n] which of `slots` the proposer is asked about: none that has long had no drafts."""
+        self._turn = (self._turn + 1) % _REST_STEPS
+        if not self._turn:
+            return np.ones(len(slots), np.bool_)
+        asked: NDArray[np.bool_] = self._unpaid[slots] < _PATIENCE
+        return asked
 
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32:
         self._acceptance.observe(table, slots)
@@ -113,6 +132,14 @@ class AdaptiveLengths:
         self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
     ) -> I32:
         """Drafts of each row for the next step, a part of those that are proposed."""
+        counts = self._chosen(table, slots, drafts, num_rows)
+        if self._is_free:
+            self._unpaid[slots] = np.where(counts > 0, 0, self._unpaid[slots] + 1)
+        return counts
+
+    def _chosen(
+        self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
+    ) -> I32:
         total = int(drafts.counts.sum())
         if not total:
             return drafts.counts

@@ -33,6 +33,7 @@ class Speculator:
         self.memory = proposer.memory
         self._proposer, self._lengths = proposer, lengths
         self.reader = hidden_reader(proposer)
+        self._rests = False
         self._is_off: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
 
     def apply_plan(self, plan: StepPlan, table: RequestTable) -> None:
@@ -51,7 +52,7 @@ class Speculator:
     def stepped(self, plan: StepPlan, seconds: float | None) -> None:
         """A step was computed in so many seconds; None: they say nothing about its cost."""
         self._proposer.stepped(plan)
-        if seconds is not None:
+        if seconds is not None and not self._rests:
             self._lengths.stepped(plan, seconds)
 
     def propose(
@@ -63,7 +64,8 @@ class Speculator:
             table: with the tokens just sampled.
             eligible: [n] rows that may get drafts.
         """
-        rows = np.flatnonzero(eligible & ~self._is_off[slots])
+        rows = np.flatnonzero(eligible & ~self._is_off[slots] & self._lengths.asks(slots))
+        self._rests = not len(rows)
         indptr: I32 = np.zeros(len(slots) + 1, np.int32)
         empty: I32 = np.empty(0, np.int32)
         if not len(rows) and (self.reader is None or not self.reader.follows):

@@ -128,6 +128,27 @@ def test_the_sequences_with_the_best_chances_get_the_drafts() -> None:
     assert counts[1] == 0
 
 
+def test_a_sequence_that_long_had_no_drafts_is_asked_about_now_and_then() -> None:
+    simulation = Simulation(2, flat, 0.0)
+    simulation.run(100)
+    lengths, slots = simulation.lengths, np.arange(2)
+    assert sum(lengths.asks(slots)[0] for _ in range(80)) == 10
+    lengths.clear(np.array([1]))
+    assert all(lengths.asks(slots)[1] for _ in range(80))
+
+
+def test_what_it_takes_to_propose_counts() -> None:
+    """Drafts that pay if they cost nothing, from a proposer that takes as long as a step."""
+    simulation = Simulation(1, flat, 0.6)
+    lengths = simulation.lengths
+    simulation.run(100)
+    lengths._is_free = False
+    for seconds, pays in ((0.0, True), (2 * flat(1), False)):
+        lengths.proposed(1, seconds)
+        counts = lengths.choose(simulation.table, np.arange(1), simulation.drafts, 1)
+        assert counts.any() == pays
+
+
 def test_costs_between_and_beyond_measurements() -> None:
     costs = StepCosts(16)
     costs.record(2, 1.0)
