@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation docs clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -179,8 +179,16 @@ bench-claims: ## a measured row for each claim, curves in build/claims (minutes)
 bench-speculation: ## what drafts bring at copying, repeated requests and free text; SPECULATION_ARGS="--streams 1 8"
 	@$(BIN)/python -m benchmarks.speculation $(SPECULATION_ARGS)
 
-docs: ## write the generated pages of docs/ anew
+docs: ## write the generated pages of docs/ again
 	@$(BIN)/python docs/generate
 
+build/docs-site/.installed:
+	@$(PYTHON) -m venv build/docs-site
+	@build/docs-site/bin/python -m pip --disable-pip-version-check install --quiet "mkdocs~=1.6" "mkdocs-material~=9.7"
+	@touch $@
+
+docs-site: build/docs-site/.installed ## build docs/ as a site into galley/server/site, where `galley docs` and /docs-site find it
+	@NO_MKDOCS_2_WARNING=1 build/docs-site/bin/mkdocs build --quiet --strict --clean
+
 clean: ## remove what was built
-	@rm -rf build dist $(VENV) galley/kernels/_native*.so
+	@rm -rf build dist galley/server/site $(VENV) galley/kernels/_native*.so

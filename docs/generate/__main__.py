@@ -20,6 +20,7 @@ def pages() -> dict[Path, str]:
     import engine_flags
     import models
     import native_ops
+    import reference
     import security
     import structured
     import troubleshooting
@@ -38,6 +39,7 @@ def pages() -> dict[Path, str]:
         DOCS / "request_fields.md": describe.page(),
         DOCS / "structured-output.md": structured.fill((DOCS / "structured-output.md").read_text()),
         DOCS / "troubleshooting.md": troubleshooting.page(),
+        **{DOCS / "reference" / name: text for name, text in reference.pages(program).items()},
     }
 
 

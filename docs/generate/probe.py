@@ -57,6 +57,8 @@ class Program:
         variables: environment variables that were read.
         contacts: kind and address of all that was connected to, bound or resolved.
         listening: sockets that listen: (family, what), random parts cut out.
+        openapi: paths of the switched server's OpenAPI document and of a pooling server's.
+        metric_help: family → what it says of itself, of the switched server.
     """
 
     plain: set[str] = field(default_factory=set)
@@ -66,6 +68,8 @@ class Program:
     variables: set[str] = field(default_factory=set)
     contacts: set[tuple[str, str]] = field(default_factory=set)
     listening: set[tuple[str, str]] = field(default_factory=set)
+    openapi: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metric_help: dict[str, str] = field(default_factory=dict)
 
 
 def probe(routes: list[str]) -> Program:
@@ -85,7 +89,9 @@ def probe(routes: list[str]) -> Program:
         with watched(watch, *flags, env=VARIABLES) as server:
             generate(server)
             program.switched = existing(server, routes)
-            program.metrics = families(server.get("/metrics"))
+            exposition = server.get("/metrics")
+            program.metrics, program.metric_help = families(exposition), helps(exposition)
+            program.openapi = json.loads(server.get("/openapi.json"))["paths"]
             program.listening |= listening(server)
         # Whoever copies the environment reads all of it: only what is not set tells something.
         variables = set(program.variables)
@@ -93,6 +99,7 @@ def probe(routes: list[str]) -> Program:
         program.variables = variables
     with serve(*SMALL, "--runner", "pooling", without=OWN) as server:
         program.switched |= existing(server, routes)
+        program.openapi |= json.loads(server.get("/openapi.json"))["paths"]
     return program
 
 
@@ -181,6 +188,12 @@ def families(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
         if not name.endswith("_created"):
             found[name] = (kind, tuple(sorted(labels)))
     return found
+
+
+def helps(text: str) -> dict[str, str]:
+    """Help by family, of an exposition."""
+    found = re.findall(r"^# HELP (\S+) (.+)$", text, re.M)
+    return {name.removesuffix("_total"): help for name, help in found}
 
 
 def listening(server: Server) -> set[tuple[str, str]]:

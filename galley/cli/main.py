@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "galley.cli.inspect",
         "show what a checkpoint declares, or the program that a step runs",
     ),
+    "docs": ("galley.cli.docs", "show the documentation, from this machine alone"),
     "completion": ("galley.cli.completion", "print a completion script for bash, zsh or fish"),
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.routing import Mount
 
 from galley.errors import ConfigError
 from galley.server import documentation, errors, openapi
@@ -75,6 +76,7 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
     """Routes, error answers and middleware; no request is served and nothing is started here."""
     server = ctx.server
     routers = [family(ctx) for family in families_of(ctx)]
+    mounts: list[Mount] = []
     if not server.disable_fastapi_docs:
         document = openapi.Document(
             [route for router in routers for route in router.routes],
@@ -83,7 +85,8 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
             root_path=server.root_path or "",
         )
         routers.append(documentation.routes(document))
-    app = Starlette(routes=[route for router in routers for route in router.routes])
+        mounts = documentation.site()
+    app = Starlette(routes=[*(route for router in routers for route in router.routes), *mounts])
     paths = [route.path for router in routers for route in router.routes]
     errors.install(app, server.log_error_stack, paths)
     formats = {r.prefix: r.error_format for r in routers if r.error_format is not None}

@@ -1,14 +1,29 @@
-"""/openapi.json, and the page /docs (also /redoc) that shows it without other sites' scripts."""
+"""/openapi.json, the page /docs (also /redoc) that shows it without other sites' scripts, and
+/docs-site, the documentation where it is built."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from galley.server.errors import json_response
 from galley.server.openapi import Document
 from galley.server.page import docs_page, plain_page
 from galley.server.router import Router
+
+#: Made by `make docs-site`.
+SITE = Path(__file__).with_name("site")
+
+
+def site() -> list[Mount]:
+    """The documentation at /docs-site; none where it is not built."""
+    if not (SITE / "index.html").exists():
+        return []
+    return [Mount("/docs-site", StaticFiles(directory=SITE, html=True))]
 
 
 def routes(document: Document) -> Router:

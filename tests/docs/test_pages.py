@@ -17,7 +17,10 @@ from galley.config.resolve import SECTIONS
 from galley.config.server import ServerConfig
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+#: Those of the site, but for the folder of what makes them.
+SITE = sorted(page for page in DOCS.rglob("*.md") if "generate" not in page.parts)
 
 
 def test_generated_pages_are_true() -> None:
@@ -32,7 +35,7 @@ def test_generated_pages_are_true() -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[p.name for p in PAGES])
+@pytest.mark.parametrize("page", [PAGES[0], *SITE], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" not in target and not target.startswith("#"):
@@ -42,6 +45,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_readme_lists_every_page() -> None:
     linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", PAGES[0].read_text()))
     assert linked == {page.name for page in PAGES[1:]}
+
+
+def test_the_site_has_every_page() -> None:
+    listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    assert listed == {str(page.relative_to(DOCS)) for page in SITE}
 
 
 def attributes(tree: ast.AST) -> set[str]:
