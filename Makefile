@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation docs docs-site clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -178,6 +178,9 @@ bench-claims: ## a measured row for each claim, curves in build/claims (minutes)
 
 bench-speculation: ## what drafts bring at copying, repeated requests and free text; SPECULATION_ARGS="--streams 1 8"
 	@$(BIN)/python -m benchmarks.speculation $(SPECULATION_ARGS)
+
+bench-planning: ## predictions of `galley plan` beside servers of this machine (minutes); PLANNING_ARGS
+	@$(BIN)/python -m benchmarks.planning $(PLANNING_ARGS)
 
 docs: ## write the generated pages of docs/ again
 	@$(BIN)/python docs/generate

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from benchmarks.claims.claim import Curve, Finding, Row, Setup
-from galley.cli.bench.host import BLOCK_SIZE, StandIn, make_core, request
+from galley.cli.bench.host import BLOCK_SIZE, make_core, request, stand_in
 from galley.cli.bench.host import measure as host_time
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
 from galley.engine.build import build_core
@@ -117,7 +117,7 @@ def admission_ms(length: int, seed: int) -> float:
         cache=CacheConfig(block_size=BLOCK_SIZE),
         scheduler=SchedulerConfig(max_num_batched_tokens=length + BLOCK_SIZE, max_num_seqs=2),
     )
-    core = build_core(config, StandIn(2, length + 4 * BLOCK_SIZE))
+    core = build_core(config, stand_in(2, length + 4 * BLOCK_SIZE))
     prompt = np.random.default_rng(seed).integers(0, 30000, length, dtype=np.int32)
     for handle in (1, 2):
         begin = time.perf_counter()

@@ -15,39 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-import numpy as np
-
-from galley.batch import RequestTable, StepPlan
+from galley.batch import StepPlan
 from galley.kernels.cpu import CpuExecutable
 from galley.kernels.program import Node
 from galley.kv.format import KVFormat
 from galley.planning.limits import MachineLimits
+from galley.planning.step import StepLoad
 from galley.planning.work import Cache, work_of
 from galley.runner.runner import Runner
 
 _BLOCK = 16
-
-
-@dataclass(frozen=True)
-class StepLoad:
-    """`galley.planning.work.Load` of a plan."""
-
-    tokens: int
-    logits: int
-    visible: int
-    cached: int
-
-    @classmethod
-    def of(cls, plan: StepPlan, table: RequestTable) -> StepLoad:
-        """Call it when the plan is applied but its tokens do not count as computed yet."""
-        new = plan.num_new.astype(np.int64)
-        before = table.num_computed[plan.slots].astype(np.int64)
-        return cls(
-            int(new.sum()),
-            int(plan.num_logits.sum()),
-            int((new * before + new * (new + 1) // 2).sum()),
-            int((before + new)[new > 0].sum()),
-        )
 
 
 @dataclass
@@ -73,7 +50,8 @@ class StopWatch:
         @functools.wraps(execute)
         def noted(runner: Runner, plan: StepPlan) -> None:
             execute(runner, plan)
-            self.loads.append(StepLoad.of(plan, runner.table))
+            before = runner.table.num_computed[plan.slots]
+            self.loads.append(StepLoad.of(before, plan.num_new, int(plan.num_logits.sum())))
 
         with (
             mock.patch.object(CpuExecutable, "run", timed),

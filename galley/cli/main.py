@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("galley.cli.top", "show what servers do, second by second"),
     "collect-env": ("galley.cli.collect_env", "print what a bug report should contain"),
     "doctor": ("galley.cli.doctor", "check this machine: cores, memory, kernels, disk, limits"),
+    "plan": ("galley.cli.plan", "predict fit, speed and cost of a model on a machine"),
     "models": ("galley.cli.models", "list the model families that run, or search them"),
     "cache": ("galley.cli.cache", "list or remove packed weights on disk"),
     "quantize": ("galley.cli.quantize", "write a quantised checkpoint of a 16-bit one"),

@@ -164,12 +164,17 @@ class KVMemory:
         }
 
 
-def _logit_rows(rows: int, vocab: int) -> NDArray[np.float32]:
-    """[rows, vocab]; rows that would be whole pages apart get a cache line between them: otherwise
-    the same column of all rows would map to a few sets of the caches."""
+def logit_stride(vocab: int) -> int:
+    """Numbers from one row of logits to the next. Rows that would be whole pages apart get a cache
+    line between them: otherwise the same column of all rows would map to a few sets of the caches.
+    """
     line, page = 16, 1024
-    stride = vocab + line if vocab % page == 0 else vocab
-    return np.empty((rows, stride), np.float32)[:, :vocab]
+    return vocab + line if vocab % page == 0 else vocab
+
+
+def _logit_rows(rows: int, vocab: int) -> NDArray[np.float32]:
+    """[rows, vocab]"""
+    return np.empty((rows, logit_stride(vocab)), np.float32)[:, :vocab]
 
 
 def block_table(group: int) -> str:

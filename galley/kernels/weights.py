@@ -137,6 +137,10 @@ class PackedWeight(msgspec.Struct, frozen=True, eq=False):
         if not self.data.flags.c_contiguous or self.data.ctypes.data % _ALIGNMENT:
             raise ValueError(f"packed weights must be contiguous, at a multiple of {_ALIGNMENT}")
 
+    @property
+    def num_bytes(self) -> int:
+        return self.data.nbytes
+
     def arguments(self) -> dict[str, int]:
         """Sizes and format, as native ops take them."""
         n, k = self.shape

@@ -24,6 +24,16 @@ class ShapeWeight(msgspec.Struct, frozen=True, eq=False):
     shape: tuple[int, int]
     format: WeightFormat
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the weight as it would be packed."""
+        return self.format.num_bytes(self.shape)
+
+    @property
+    def order(self) -> NDArray[np.int32]:
+        """An order of the inputs, where the format has one of its own: which one is not known."""
+        return np.zeros(self.shape[1], np.int32)
+
 
 class ShapeSource:
     """See the module.

@@ -13,9 +13,11 @@ import numpy as np
 from msgspec.structs import replace
 
 from galley.config import ModelInfo
+from galley.config.engine import QuantizedActivations
 from galley.errors import ModelError
 from galley.kernels.backend import Dense
-from galley.kernels.ops import CacheLayer, KVLayer, LatentLayer
+from galley.kernels.ops import CacheLayer, KVLayer, LatentLayer, Weight
+from galley.kernels.passes import FUSIONS, apply
 from galley.kernels.program import LOGITS, TOKENS, Dim, Node, PackedExperts
 from galley.kernels.recorder import record
 from galley.kernels.weights import WeightFormat, pack
@@ -100,26 +102,63 @@ def measure(model_info: ModelInfo) -> Footprint:
 def weight_bytes(checkpoint: Checkpoint, dense: Dense) -> int:
     """Bytes of a whole model's matrices as the native kernels hold them.
 
-    Formats are found by packing some rows of each kind of matrix; none is read as a whole.
-
     Args:
         dense: format of weights that are not quantised.
 
     Raises ModelError if the model or a tensor's format is not supported.
     """
-    shapes = ShapeSource()
+    shapes = PackedShapes(checkpoint, dense)
     model = model_spec(checkpoint.model_info).build(shapes, Stage(max_positions=1))
     if isinstance(model, MeasuresItself):
         return model.footprint().parameters * (4 if dense == "f32" else 2)
-    formats = _Formats(checkpoint, dense)
-    total = 0
-    for matrix in shapes.matrices:
-        k = matrix.num_inputs
-        runs = [(formats.of(part, matrix), part.num_rows) for part in parts_of(matrix)[0]]
+    return shapes.num_bytes
+
+
+def program(
+    checkpoint: Checkpoint, dense: Dense, numbers: KVFormat, quantized: QuantizedActivations
+) -> list[Node]:
+    """The program of a step as it will run, fused, with a `ShapeWeight` for each weight.
+
+    Args:
+        dense: format of weights that are not quantised.
+        numbers: of the KV cache.
+
+    Raises ModelError if the model is not supported, or cannot be recorded.
+    """
+    info = checkpoint.model_info
+    model = model_spec(info).build(PackedShapes(checkpoint, dense), Stage(max_positions=1))
+    if isinstance(model, MeasuresItself):
+        raise ModelError(
+            f"{info.architecture} runs through the transformers library: its steps cannot be known "
+            "in advance.",
+            field="model",
+        )
+    return apply(record(model, numbers, quantized)[0], FUSIONS)
+
+
+class PackedShapes(ShapeSource):
+    """Shapes with the formats in which the native kernels will hold the weights.
+
+    Formats are found by packing some rows of each kind of matrix; none is read as a whole.
+
+    Attributes:
+        num_bytes: of all matrices so far.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dense: Dense) -> None:
+        super().__init__()
+        self._formats = _Formats(checkpoint, dense)
+        self.num_bytes = 0
+
+    def matrix(self, matrix: Matrix) -> list[Weight]:
+        self.matrices.append(matrix)
+        runs = [(self._formats.of(part, matrix), part.num_rows) for part in parts_of(matrix)[0]]
+        weights: list[Weight] = []
         for fmt, run in groupby(runs, key=lambda pair: pair[0]):
-            each = fmt.layout((sum(n for _, n in run), k)).bytes
-            total += each * max(1, matrix.experts)
-    return total
+            weight = ShapeWeight((sum(n for _, n in run), matrix.num_inputs), fmt)
+            self.num_bytes += weight.num_bytes * max(1, matrix.experts)
+            weights += [weight] * max(1, matrix.experts)
+        return weights
 
 
 class _Formats:

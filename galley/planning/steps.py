@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable
 from galley.config.resolve import from_kwargs
-from galley.kernels.backend import StepLimits, open_backend
+from galley.kernels.backend import Backend, Model, StepLimits, open_backend
 from galley.kernels.cpu import CpuExecutable
 from galley.kernels.ops import KVLayer
 from galley.kernels.program import Node
+from galley.kv.format import KVFormat
 from galley.loader import open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
@@ -39,6 +40,10 @@ class Shape:
     rows: int
     context: int
     new: int
+
+    @property
+    def sequences(self) -> int:
+        return self.rows
 
     @property
     def tokens(self) -> int:
@@ -77,29 +82,21 @@ class Timed:
     seconds: float
 
 
-class StepBench:
-    """A loaded model, sized for every shape to measure.
+class SyntheticSteps:
+    """A model with its weights, sized for every shape to measure.
 
     Args:
-        engine: engine flags by their Python names (`model`, `num_threads`, `dtype` …).
+        numbers: of the KV cache.
     """
 
-    def __init__(self, engine: dict[str, Any], shapes: list[Shape]) -> None:
-        config = from_kwargs(engine, "offline")
-        checkpoint = open_checkpoint(resolve_source(config.model, config.load))
-        self.model_info = checkpoint.model_info
+    def __init__(
+        self, model: Model, backend: Backend, numbers: KVFormat, shapes: list[Shape]
+    ) -> None:
         longest = max(shape.context + shape.new for shape in shapes)
         rows = max(shape.rows for shape in shapes)
-        self.dense = dense_format(config.model.dtype, self.model_info.dtype)
-        self.threads = config.device.num_threads or len(os.sched_getaffinity(0))
-        numbers = kv_format(config.cache, self.dense, self.model_info, kv_layers(self.model_info))
-        eager = config.model.enforce_eager
-        backend = open_backend("cpu", self.dense, self.threads, eager, kv=numbers)
-        loaded = load_model(self.model_info, checkpoint, backend, Stage(longest))
-        self.weight_bytes = loaded.weight_bytes
-        self.kv_layers = list(loaded.model.kv_layers)
+        self.kv_layers = list(model.kv_layers)
         tokens = max(shape.tokens for shape in shapes)
-        executable = backend.build(loaded.model, StepLimits(tokens, rows, rows))
+        executable = backend.build(model, StepLimits(tokens, rows, rows))
         assert isinstance(executable, CpuExecutable)
         self.executable = executable
         per_row = -(-longest // BLOCK_SIZE)
@@ -112,8 +109,8 @@ class StepBench:
         self.cache = Cache(self.kv_bytes_per_token / max(with_tokens, 1), numbers)
         self.table.block_tables.ravel()[:] = np.arange(1, 1 + blocks)
         rng = np.random.default_rng(0)
-        self.table.token_ids[:] = rng.integers(0, loaded.model.vocab_size, (rows, 1))
-        self._sampling = SamplingTable(rows, loaded.model.vocab_size, 0)
+        self.table.token_ids[:] = rng.integers(0, model.vocab_size, (rows, 1))
+        self._sampling = SamplingTable(rows, model.vocab_size, 0)
         self.executable.bind(self.table, self._sampling.columns)
 
     def columns(self, shape: Shape) -> Columns:
@@ -138,8 +135,8 @@ class StepBench:
             times.append(time.perf_counter() - begin)
         return times[1:]
 
-    def operations(self, shape: Shape, repetitions: int) -> list[Timed]:
-        """Median time of each operation, in program order."""
+    def operations(self, shape: Shape, repetitions: int, quantile: float = 0.5) -> list[Timed]:
+        """Time of each operation, a quantile of the repetitions, in program order."""
         step = self.columns(shape)
         self.executable.run(step, sample=True)
         runs = []
@@ -148,6 +145,28 @@ class StepBench:
             self.executable.run(step, sample=True)
             runs.append([nanoseconds for _, _, nanoseconds in self.executable.timings()])
         self.executable.profile(False)
-        medians = np.median(np.array(runs), axis=0) / 1e9
+        times = np.quantile(np.array(runs), quantile, axis=0) / 1e9
         nodes: list[Node | None] = [*self.executable.nodes, None]
-        return [Timed(node, float(s)) for node, s in zip(nodes, medians, strict=True)]
+        return [Timed(node, float(s)) for node, s in zip(nodes, times, strict=True)]
+
+
+class StepBench(SyntheticSteps):
+    """Steps of a model that is loaded as an engine would load it.
+
+    Args:
+        engine: engine flags by their Python names (`model`, `num_threads`, `dtype` …).
+    """
+
+    def __init__(self, engine: dict[str, Any], shapes: list[Shape]) -> None:
+        config = from_kwargs(engine, "offline")
+        checkpoint = open_checkpoint(resolve_source(config.model, config.load))
+        self.model_info = checkpoint.model_info
+        self.dense = dense_format(config.model.dtype, self.model_info.dtype)
+        self.threads = config.device.num_threads or len(os.sched_getaffinity(0))
+        numbers = kv_format(config.cache, self.dense, self.model_info, kv_layers(self.model_info))
+        eager = config.model.enforce_eager
+        backend = open_backend("cpu", self.dense, self.threads, eager, kv=numbers)
+        longest = max(shape.context + shape.new for shape in shapes)
+        loaded = load_model(self.model_info, checkpoint, backend, Stage(longest))
+        self.weight_bytes = loaded.weight_bytes
+        super().__init__(loaded.model, backend, numbers, shapes)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from galley.kernels.ops import KVLayer, LatentLayer, StateLayer
-from galley.kernels.program import LOGITS, Node, PackedExperts
-from galley.kernels.weights import PackedWeight
+from galley.kernels.ops.definition import output
+from galley.kernels.program import LOGITS, SEQUENCES, Node, PackedExperts, Symbol
+from galley.kernels.weights import PackedWeight, WeightFormat
 from galley.kv.format import KVFormat
+from galley.layers.shapes import ShapeWeight
 from galley.planning.limits import MachineLimits
 
 #: Weight format → number format of its multiply-adds.
@@ -25,12 +27,15 @@ class Load(Protocol):
     """Size of a step, summed over all rows.
 
     Attributes:
+        sequences: rows.
         tokens: new tokens.
         logits: rows of logits.
         visible: pairs of a new token and a token it attends to.
         cached: tokens whose K and V are read, including the new ones.
     """
 
+    @property
+    def sequences(self) -> int: ...
     @property
     def tokens(self) -> int: ...
     @property
@@ -55,12 +60,23 @@ class Cache:
 
 @dataclass(frozen=True)
 class Work:
-    """Memory bytes and arithmetic of an operation (a multiply-add counts as two operations)."""
+    """Memory bytes and arithmetic of an operation (a multiply-add counts as two operations).
+
+    Attributes:
+        arithmetic: number format of its multiply-adds.
+        weights: format of its weights and of the rows that they are multiplied with, by which its
+            speed is measured; "" = it has none.
+        rows: that each weight is multiplied with.
+        elements: of activations that it reads and writes, if it does nothing else.
+    """
 
     label: str
     bytes: float = 0.0
     operations: float = 0.0
     arithmetic: str = "f32"
+    weights: str = ""
+    rows: float = 0.0
+    elements: float = 0.0
 
     def roofline(self, limits: MachineLimits) -> float:
         """Minimum seconds; 0 if the operation has no roofline."""
@@ -73,7 +89,7 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
     if node is None:
         return Work("sample")
     weight = node.constants.get("weight")
-    if node.op == "linear" and isinstance(weight, PackedWeight):
+    if node.op == "linear" and isinstance(weight, PackedWeight | ShapeWeight):
         return _linear(node, weight, load)
     if node.op == "attention" and isinstance(node.layer, KVLayer):
         layer, heads = node.layer, node.ints["heads"]
@@ -82,6 +98,8 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
             bytes=load.cached * cache.token_bytes,
             operations=4 * load.visible * heads * layer.head_dim,
             arithmetic=cache.arithmetic,
+            weights=f"attention {cache.numbers.name}",
+            rows=load.tokens / max(load.sequences, 1),
         )
     if node.op == "attention" and isinstance(node.layer, LatentLayer):
         return _latent_attention(node, node.layer, load, cache)
@@ -90,10 +108,24 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
             return _experts(node, constant, load)
     if isinstance(node.layer, StateLayer):
         return _state(node.op, node.layer, load)
+    elements = sum(_elements(symbol, load) for symbol in node.values.values())
     if node.op == "embedding":
-        return Work("embedding")
+        return Work("embedding", elements=elements)
     kinds = [symbol.kind.name for symbol in node.writes.values()]
-    return Work(f"{node.op} to {'+'.join(kinds)}" if kinds else node.op)
+    return Work(f"{node.op} to {'+'.join(kinds)}" if kinds else node.op, elements=elements)
+
+
+def _elements(symbol: Symbol, load: Load) -> float:
+    rows = load.logits if symbol.buffer.rows in (LOGITS, SEQUENCES) else load.tokens
+    return float(rows * symbol.buffer.rows.times * symbol.columns)
+
+
+def weights_key(fmt: WeightFormat, rows: str) -> str:
+    """Name of the speed of weights of a format, multiplied with rows of a kind."""
+    if fmt.is_dense:
+        return fmt.name
+    parts = [f"{fmt.name}/{fmt.group or 'row'}", fmt.scale, fmt.offset, fmt.table, f"x {rows}"]
+    return " ".join(part for part in parts if part not in ("zero", "none"))
 
 
 #: Multiply-adds for each number of a state and token; in `selective_scan` nine make an exponential.
@@ -132,24 +164,29 @@ def _experts(node: Node, experts: PackedExperts, load: Load) -> Work:
     _, n, k = experts.shape
     count, top_k = experts.experts, experts.top_k
     chosen = 1 - (1 - top_k / count) ** load.tokens
-    name = experts.weights[0].format.name
+    fmt = experts.weights[0].format
+    name = fmt.name
     each = len(experts.weights) // count
     return Work(
         f"{node.op} {name} {k}→{each * n}, {top_k} of {count}",
-        bytes=chosen * sum(weight.data.nbytes for weight in experts.weights),
+        bytes=chosen * sum(weight.num_bytes for weight in experts.weights),
         operations=2 * load.tokens * top_k * each * n * k,
         arithmetic=_ARITHMETIC[name],
+        weights=weights_key(fmt, node.reads["x"].kind.name),
+        rows=load.tokens * top_k / (count * chosen),
     )
 
 
-def _linear(node: Node, weight: PackedWeight, load: Load) -> Work:
+def _linear(node: Node, weight: PackedWeight | ShapeWeight, load: Load) -> Work:
     n, k = weight.shape
-    rows = load.logits if node.values["out"].buffer.rows == LOGITS else load.tokens
+    rows = load.logits if output(node).buffer.rows == LOGITS else load.tokens
     fused = ("", " + silu·mul", " + gelu·mul")[node.ints.get("epilogue", 0)]
     fused += " + add" if node.ints.get("accumulate") else ""
     return Work(
         f"linear {weight.format.name} {k}→{n}{fused}",
-        bytes=weight.data.nbytes,
+        bytes=weight.num_bytes,
         operations=2 * rows * n * k,
         arithmetic=_ARITHMETIC[weight.format.name],
+        weights=weights_key(weight.format, node.reads["x"].kind.name),
+        rows=rows,
     )

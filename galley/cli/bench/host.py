@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from galley.batch import GroupSpec, RequestTable, StepPlan, StepResult
+from galley.batch import GroupSpec
 from galley.cli.bench.flags import BenchParser
 from galley.cli.bench.offline import write_json
 from galley.cli.bench.tables import print_table
@@ -24,6 +24,7 @@ from galley.config import CacheConfig, EngineConfig, SchedulerConfig
 from galley.engine.build import build_core
 from galley.engine.core import EngineCore
 from galley.errors import ConfigError
+from galley.planning.simulate import StandIn
 from galley.request import Request, SamplingParams
 
 BLOCK_SIZE: Literal[16] = 16
@@ -43,38 +44,12 @@ class HostFlags:
     """Write the result to this JSON file."""
 
 
-class StandIn:
-    """An executor (`executor.Executor`) that yields token 7 for every row that samples."""
-
-    batch_invariant = True
-    lookahead = max_drafts = 0
-
-    def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
-        self.groups = [GroupSpec("full", BLOCK_SIZE, 64)]
-        self.max_model_len = max_model_len
-        self.num_blocks = 1 + max_num_seqs * max_model_len // BLOCK_SIZE
-        self.table = RequestTable(max_num_seqs, max_model_len, self.groups)
-        self.tokens = np.full(max_num_seqs, 7, np.int32)
-        self.plan: StepPlan | None = None
-
-    def submit(self, plan: StepPlan) -> StandIn:
-        self.table.apply_plan(plan)
-        self.plan = plan
-        return self
-
-    def sample(self, mask: Any = None) -> StepResult:
-        plan = self.plan
-        assert plan is not None
-        counts = plan.num_sampled
-        result = StepResult(plan.step, counts, self.tokens[: np.count_nonzero(counts)])
-        self.table.apply_result(plan, result)
-        return result
-
-    def rpc(self, method: str, *args: Any) -> list[Any]:
-        return []
-
-    def shutdown(self) -> None:
-        pass
+def stand_in(max_num_seqs: int, max_model_len: int) -> StandIn:
+    """An executor with blocks for so many sequences of this length."""
+    groups = [GroupSpec("full", BLOCK_SIZE, 64)]
+    return StandIn(
+        groups, 1 + max_num_seqs * max_model_len // BLOCK_SIZE, max_num_seqs, max_model_len
+    )
 
 
 def request(handle: int, prompt: np.ndarray, num_output: int) -> Request:
@@ -97,7 +72,7 @@ def make_core(running: int, num_output: int, prompt_len: Callable[[int], int]) -
         cache=CacheConfig(block_size=BLOCK_SIZE),
         scheduler=SchedulerConfig(max_num_batched_tokens=16384, max_num_seqs=running),
     )
-    core = build_core(config, StandIn(running, max_model_len))
+    core = build_core(config, stand_in(running, max_model_len))
     rng = np.random.default_rng(0)
     for i in range(running):
         prompt = rng.integers(0, 30000, prompt_len(i), dtype=np.int32)

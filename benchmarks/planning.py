@@ -1,0 +1,88 @@
+"""Predictions of `galley plan` beside servers of this machine: the table of docs/planning.md.
+
+    python -m benchmarks.planning [--models 'built in,135M,135M int8,1B,3B'] [--streams 1,8,32,64]
+
+The built-in model (Q4_1), its shape with random weights in bf16 and int8, and the shapes of Llama
+3.2 1B and 3B in bf16. The machine is measured just before each model is served.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from galley.cli.plan_verify import measure
+from galley.loader.source import default_model
+from galley.planning.calibrate import this_machine
+from galley.planning.program import planned_model
+from galley.planning.simulate import Workload
+
+#: Sizes of SmolLM2 and of Llama 3.2, from the config.json of their checkpoints.
+SHAPES: dict[str, dict[str, int]] = {
+    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    | {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
+    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+    | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64},
+    "3B": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28}
+    | {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128},
+}
+COMMON: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+
+
+def shape(name: str, folder: Path) -> Path:
+    """A folder with the config.json of a shape."""
+    path = folder / name
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({**COMMON, **SHAPES[name]}))
+    return path
+
+
+def engine_flags(name: str, folder: Path) -> dict[str, Any]:
+    if name == "built in":
+        return {}
+    size, _, method = name.partition(" ")
+    engine = {"model": str(shape(size, folder)), "load_format": "dummy"}
+    quantization = {"quantization": method} if method else {}
+    return {**engine, "tokenizer": str(default_model()), **quantization}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--models", default="built in,135M,135M int8,1B,3B")
+    parser.add_argument("--streams", default="1,8,32,64")
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--output", type=int, default=64)
+    given = parser.parse_args()
+    streams = [int(part) for part in given.streams.split(",")]
+    print(
+        "| model | streams | foreign cores | memory, MB | output tokens/s | TTFT, ms | TPOT, ms |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name in given.models.split(","):
+        with tempfile.TemporaryDirectory(prefix="galley-plan-") as folder:
+            engine = engine_flags(name, Path(folder))
+            model = planned_model(engine)
+            machine = this_machine(model.formats, model.numbers, fresh=True)
+            loads = [Workload(given.prompt, given.output, count) for count in streams]
+            for row in measure(model, machine, loads, engine):
+                cells = [
+                    f"{f['predicted']:,.0f} / {f['measured']:,.0f} ({f['ratio']:.2f})"
+                    for f in row["figures"][:4]
+                ]
+                count = row["workload"]["concurrency"]
+                print(f"| {name} | {count} | {row['foreign_cores']:.2f} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

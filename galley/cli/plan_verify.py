@@ -1,0 +1,114 @@
+"""`galley plan --verify`: serves the plan and prints predicted against measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from galley.cli.bench import process
+from galley.cli.bench.serve import Bench, Prompts, read_settings
+from galley.cli.bench.startup import connect, end, free_port, serve_command
+from galley.cli.bench.tables import print_table
+from galley.errors import ServerError
+from galley.planning.machine import Machine
+from galley.planning.predict import Prediction, predict
+from galley.planning.program import PlannedModel
+from galley.planning.simulate import Workload
+
+
+def verify(
+    model: PlannedModel, machine: Machine, workload: Workload, engine: dict[str, Any], as_json: bool
+) -> int:
+    [row] = measure(model, machine, [workload], engine)
+    if as_json:
+        print(json.dumps(row, indent=2))
+        return 0
+    print_table(f"{row['model']}, {workload.concurrency} at once", row["figures"])
+    print(f"Other processes used {row['foreign_cores']:.2f} cores meanwhile.")
+    return 0
+
+
+def measure(
+    model: PlannedModel, machine: Machine, workloads: list[Workload], engine: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Serve the model once and run each workload: predicted and measured figures of each."""
+    length = max(w.prompt + w.output for w in workloads)
+    most = max(w.concurrency for w in workloads)
+    engine = {"max_model_len": length, "max_num_seqs": most, **engine}
+    rows = []
+    with serving(engine) as (port, pid):
+        for workload in workloads:
+            predicted = predict(model, machine, workload, engine)
+            rows.append(run(port, pid, predicted, engine.get("tokenizer")))
+    return rows
+
+
+def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> dict[str, Any]:
+    """One workload against the server of these processes."""
+    workload = predicted.workload
+    settings = read_settings(
+        [
+            *("--port", str(port), "--max-concurrency", str(workload.concurrency)),
+            *("--input-len", str(workload.prompt - workload.shared)),
+            *("--random-prefix-len", str(workload.shared)),
+            *("--output-len", str(workload.output), "--num-warmups", str(workload.concurrency)),
+            *("--num-prompts", str(workload.num_requests), "--temperature", "0"),
+            *(("--tokenizer", tokenizer) if tokenizer else ()),
+            "--disable-tqdm",
+        ]
+    )
+    bench = Bench(settings, settings.base_url)
+    prompts = Prompts(settings, bench)
+    bench.warm_up(prompts.warm_up())
+    samples = prompts.round(0)
+    before, own = process.machine_busy(), process.tree_usage(pid).cpu
+    begin = time.perf_counter()
+    result, outcome = bench.measure(samples, 0)
+    wall = time.perf_counter() - begin
+    usage = process.tree_usage(pid)
+    client = outcome.client_cpu
+    foreign = process.machine_busy() - before - (usage.cpu - own) - client
+    if result["failed"]:
+        raise ServerError(f"{result['failed']} requests failed: {outcome.outcomes[0].error}")
+    figures = [
+        ("memory, MB", predicted.memory.resident / 1e6, usage.pss / 1e6),
+        ("output tokens/s", predicted.output_tokens, result["output_throughput"]),
+        ("TTFT mean, ms", predicted.ttft["mean"] * 1e3, result["mean_ttft_ms"]),
+        ("TPOT mean, ms", predicted.tpot * 1e3, result["mean_tpot_ms"]),
+        ("ITL p99, ms", predicted.itl["p99"] * 1e3, result["p99_itl_ms"]),
+    ]
+    return {
+        "model": predicted.model,
+        "workload": msgspec.to_builtins(workload),
+        "foreign_cores": max(foreign, 0.0) / wall,
+        "figures": [
+            {"": name, "predicted": p, "measured": m, "ratio": p / m if m else None}
+            for name, p, m in figures
+        ],
+    }
+
+
+@contextmanager
+def serving(engine: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    """A server of its own, as (port, process id); ended in the end."""
+    port = free_port()
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    with tempfile.TemporaryFile() as log:
+        begin = time.perf_counter()
+        server = subprocess.Popen([*serve_command(engine), *address], stdout=log, stderr=log)
+        try:
+            connect(port, server, begin).close()
+            yield port, server.pid
+        except OSError as e:
+            log.seek(0)
+            output = log.read()[-500:].decode(errors="replace")
+            raise ServerError(f"the server did not serve ({e}): {output}") from e
+        finally:
+            end(server)

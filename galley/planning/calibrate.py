@@ -1,0 +1,244 @@
+"""Measures this machine with the real kernels, a few seconds for each format of weights, and keeps
+the result in the cache folder.
+
+A small Llama whose weights are zeros runs synthetic steps, each operation timed: zeros take as long
+as other numbers, and every format can be filled with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from galley.config import ModelInfo
+from galley.config.resolve import Machine as Host
+from galley.kernels.arena import aligned_bytes
+from galley.kernels.backend import Dense, open_backend
+from galley.kernels.ops import Weight
+from galley.kernels.weights import PackedWeight, WeightFormat
+from galley.kv.format import KVFormat
+from galley.layers.questions import Matrix
+from galley.layers.shapes import ShapeSource
+from galley.models.decoder import Stage
+from galley.models.registry import model_spec
+from galley.planning.limits import measure_limits
+from galley.planning.machine import THIS, Machine
+from galley.planning.simulate import host_seconds
+from galley.planning.steps import Shape, SyntheticSteps
+from galley.planning.work import work_of
+from galley.runner.cache_files import cache_root
+
+log = logging.getLogger(__name__)
+
+#: Rows of the decode steps that are measured, and tokens of the prompts.
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+PROMPTS = (128, 256)
+#: Tokens in the KV cache of each row.
+CONTEXT = 512
+_REPETITIONS = 7
+#: Share of the peak rates that kernels without a measured speed reach.
+_SHARE = 0.6
+#: Sizes of the model: all weights together exceed the caches of a core, and an operation is short,
+#: so that it is seldom interrupted.
+_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+}
+
+
+class Speed(msgspec.Struct):
+    """What is measured with one format of weights."""
+
+    read: float
+    rates: dict[str, list[tuple[float, float]]]
+    op_seconds: float
+    element_seconds: float
+    sample_seconds: float
+
+
+class Measured(msgspec.Struct):
+    """The contents of the cache file."""
+
+    peak: dict[str, float]
+    step_seconds: float
+    row_seconds: float
+    formats: dict[str, Speed] = {}
+
+
+class _Zeros(ShapeSource):
+    """A `WeightSource` of zeros in one format."""
+
+    def __init__(self, fmt: WeightFormat) -> None:
+        super().__init__()
+        self._format = fmt
+
+    def matrix(self, matrix: Matrix) -> list[Weight]:
+        shape = matrix.num_outputs, matrix.num_inputs
+        data = aligned_bytes(self._format.num_bytes(shape), zeros=True)
+        data[:] = 0  # pages of their own, not one page of zeros
+        return [PackedWeight(self._format, shape, data)]
+
+    def vector(self, vector: Any) -> NDArray[np.float32]:
+        return np.ones(super().vector(vector).shape, np.float32)
+
+    def constant(
+        self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        return np.ascontiguousarray(compute(), np.float32)
+
+
+def this_machine(
+    formats: Sequence[WeightFormat],
+    numbers: KVFormat,
+    threads: int = 0,
+    fresh: bool = False,
+) -> Machine:
+    """The machine that runs this, with the speed of `formats`.
+
+    Args:
+        numbers: of the KV cache.
+        threads: that compute; 0 = one for each core.
+        fresh: measure again what is in the cache.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    path = cache_root() / f"machine-{_signature(threads)}.json"
+    measured = None if fresh else _read(path)
+    known = {} if measured is None else measured.formats
+    missing = [fmt for fmt in formats if _name(fmt, numbers) not in known]
+    if measured is None or missing:
+        log.info("Measuring this machine (%d formats of weights) ...", len(missing) or 1)
+    if measured is None:
+        limits = measure_limits(threads)
+        step, row = host_seconds(threads)
+        measured = Measured(limits.peak, step, row)
+    for fmt in missing:
+        measured.formats[_name(fmt, numbers)] = measure(fmt, numbers, threads)
+    if missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(msgspec.json.encode(measured))
+        part.replace(path)
+    return _machine(measured, [_name(fmt, numbers) for fmt in formats], threads)
+
+
+def measure(fmt: WeightFormat, numbers: KVFormat, threads: int) -> Speed:
+    """Time the operations of steps whose weights have this format."""
+    dense: Dense = "f32" if fmt.name == "f32" else "bf16"
+    backend = open_backend("cpu", dense, threads, kv=numbers)
+    info = ModelInfo("LlamaForCausalLM", _CONFIG, 8192, 2048, "bfloat16")
+    model = model_spec(info).build(_Zeros(fmt), Stage(CONTEXT + 1))
+    decodes = [Shape(rows, CONTEXT, 1) for rows in ROWS]
+    prompts = [Shape(1, 0, tokens) for tokens in PROMPTS]
+    steps = SyntheticSteps(model, backend, numbers, [*decodes, *prompts])
+    speed = Speed(0.0, {}, 0.0, 0.0, 0.0)
+    small: list[tuple[float, float]] = []
+    for shape in (*decodes, *prompts):
+        timed = steps.operations(shape, _REPETITIONS, quantile=0.0)  # others may compute, too
+        totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for item in timed:
+            work = work_of(item.node, shape, steps.cache)
+            if work.weights:
+                attends = work.weights.startswith("attention")
+                if shape.tokens == 1 and not attends:
+                    speed.read = max(speed.read, work.bytes / item.seconds)
+                if attends or work.rows == shape.tokens:
+                    totals[work.weights][0] += work.operations
+                    totals[work.weights][1] += item.seconds
+            elif item.node is not None and item.node.op != "embedding":
+                small.append((work.elements, item.seconds))
+        for key, (operations, seconds) in totals.items():
+            rows = shape.new if key.startswith("attention") else shape.tokens
+            speed.rates.setdefault(key, []).append((rows, operations / seconds))
+        if shape == decodes[-1]:
+            logits = shape.rows * _CONFIG["vocab_size"]
+            speed.sample_seconds = timed[-1].seconds / logits
+    for key, curve in speed.rates.items():
+        speed.rates[key] = _smooth(curve)
+    elements, seconds = np.array(small).T
+    few, many = elements <= np.quantile(elements, 0.2), elements >= np.quantile(elements, 0.8)
+    speed.op_seconds = float(np.median(seconds[few]))
+    speed.element_seconds = float(
+        np.median(np.maximum(seconds[many] - speed.op_seconds, 0) / elements[many])
+    )
+    return speed
+
+
+def _smooth(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """One speed for each number of rows, the median where several were measured."""
+    by_rows: dict[float, list[float]] = defaultdict(list)
+    for rows, rate in curve:
+        by_rows[rows].append(rate)
+    return sorted((rows, median(rates)) for rows, rates in by_rows.items())
+
+
+def _machine(measured: Measured, names: Sequence[str], threads: int) -> Machine:
+    speeds = [measured.formats[name] for name in names]
+    host = Host.detect()
+    return Machine(
+        name=THIS,
+        title=f"this machine: {threads} threads of {_cpu_model()}",
+        memory=host.available_memory,
+        read=max(speed.read for speed in speeds),
+        peak={name: rate * _SHARE for name, rate in measured.peak.items()},
+        rates={key: curve for speed in reversed(speeds) for key, curve in speed.rates.items()},
+        op_seconds=speeds[0].op_seconds,
+        element_seconds=speeds[0].element_seconds,
+        sample_seconds=speeds[0].sample_seconds,
+        step_seconds=measured.step_seconds,
+        row_seconds=measured.row_seconds,
+        request_seconds=10 * measured.row_seconds,
+        sources=("measured here with the kernels that serve",),
+    )
+
+
+def _name(fmt: WeightFormat, numbers: KVFormat) -> str:
+    return f"{fmt} {numbers}"
+
+
+def _signature(threads: int) -> str:
+    """Of this processor, the kernels and the number of threads."""
+    native = find_spec("galley.kernels._native")
+    assert native is not None
+    assert native.origin is not None
+    stat = Path(native.origin).stat()
+    isa = os.environ.get("GALLEY_CPU_ISA", "")
+    text = f"{_cpu_model()} {threads} {isa} {stat.st_size} {stat.st_mtime_ns}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _read(path: Path) -> Measured | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Measured)
+    except (OSError, msgspec.DecodeError):
+        return None

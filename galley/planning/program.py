@@ -1,0 +1,129 @@
+"""`PlannedModel`: what a model needs and computes, known before a weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from galley.config import EngineConfig, ModelInfo
+from galley.config.resolve import from_kwargs
+from galley.kernels import _native
+from galley.kernels.arena import plan_arena
+from galley.kernels.backend import Dense, StepLimits, kv_layout
+from galley.kernels.cpu import logit_stride
+from galley.kernels.program import Buffer, Node, PackedExperts
+from galley.kernels.weights import WeightFormat
+from galley.kv.format import KVFormat
+from galley.kv.layout import KVLayout
+from galley.layers.shapes import ShapeWeight
+from galley.loader import Checkpoint, open_checkpoint, read_model_info, resolve_source
+from galley.models.dummy import DummyCheckpoint
+from galley.models.footprint import Footprint, kv_layers, measure, program, weight_bytes
+from galley.runner.device import dense_format
+from galley.runner.kv_format import kv_format
+
+
+class PlannedModel(msgspec.Struct, frozen=True):
+    """A model as an engine of this configuration would hold it.
+
+    Attributes:
+        name: as the user gave it.
+        nodes: of the program of a step.
+        weight_bytes: of the packed weights.
+        numbers, layout: of the KV cache.
+        has_weights: the checkpoint is here; otherwise only its config is known, and weights of a
+            quantised checkpoint are taken to be 16 bits.
+    """
+
+    name: str
+    info: ModelInfo
+    nodes: list[Node]
+    weight_bytes: int
+    numbers: KVFormat
+    layout: KVLayout
+    footprint: Footprint
+    has_weights: bool
+
+    @property
+    def formats(self) -> list[WeightFormat]:
+        """Of its weights, those with the most numbers first."""
+        counts: dict[WeightFormat, int] = {}
+        for node in self.nodes:
+            for constant in node.constants.values():
+                for weight in (
+                    constant.weights if isinstance(constant, PackedExperts) else (constant,)
+                ):
+                    if isinstance(weight, ShapeWeight) and node.op != "embedding":
+                        n, k = weight.shape
+                        counts[weight.format] = counts.get(weight.format, 0) + n * k
+        return sorted(counts, key=lambda fmt: -counts[fmt])
+
+    @property
+    def hidden(self) -> int:
+        """Columns of the residual stream."""
+        return next(n.writes["out"].columns for n in self.nodes if n.op == "embedding")
+
+    def activation_bytes(self, limits: StepLimits) -> int:
+        """Buffers of the largest step, as the CPU backend lays them out."""
+        sizes = {"tokens": limits.tokens, "sequences": limits.rows, "logits": limits.logits}
+        logits = next(s for n in reversed(self.nodes) for s in n.writes.values())
+
+        def size(buffer: Buffer) -> int:
+            rows = sizes[buffer.rows.base] * buffer.rows.times
+            if buffer is logits.buffer:  # it outlives the step, so it has a place of its own
+                return 0
+            return rows * _native.activation_bytes(int(buffer.kind), buffer.columns)
+
+        arena: int = plan_arena(self.nodes, size).size
+        return arena + 4 * limits.logits * logit_stride(logits.columns)
+
+
+def planned_model(engine: dict[str, Any]) -> PlannedModel:
+    """Read what a plan needs of a checkpoint: its config, and the headers of its weights if they
+    are here.
+
+    Args:
+        engine: engine flags by their Python names. `model` may also be a config.json.
+
+    Raises:
+        ModelError: the model cannot be found, or is not supported.
+    """
+    config = from_kwargs(engine, "server")
+    checkpoint, has_weights = _checkpoint(config)
+    info = checkpoint.model_info
+    dense: Dense = dense_format(config.model.dtype, info.dtype)
+    layers = kv_layers(info)
+    numbers = kv_format(config.cache, dense, info, layers)
+    quantized = config.model.quantized_activations
+    return PlannedModel(
+        name=config.model.model or "SmolLM2-135M-Instruct (built in)",
+        info=info,
+        nodes=program(checkpoint, dense, numbers, quantized),
+        weight_bytes=weight_bytes(checkpoint, dense),
+        numbers=numbers,
+        layout=kv_layout(layers, numbers, config.cache.block_size, config.cache.state_interval),
+        footprint=measure(info),
+        has_weights=has_weights,
+    )
+
+
+def _checkpoint(config: EngineConfig) -> tuple[Checkpoint, bool]:
+    """The checkpoint, and whether its weights are here. Of a hub name no weights are fetched."""
+    model, load = config.model, config.load
+    path = Path(model.model).expanduser()
+    here = not model.model or (path.exists() and _has_weights(path))
+    if here and load.load_format != "dummy":
+        return open_checkpoint(resolve_source(model, load)), True
+    if path.is_file():
+        model = replace(model, model=str(path.parent))
+    source = resolve_source(model, replace(load, load_format="dummy"))
+    info = read_model_info(source)
+    return DummyCheckpoint(replace(info, quantization=None)), False
+
+
+def _has_weights(path: Path) -> bool:
+    ends = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+    return any(file.name.endswith(ends) for file in (path.iterdir() if path.is_dir() else [path]))
