@@ -74,14 +74,14 @@ def main() -> None:
             engine = engine_flags(name, Path(folder))
             model = planned_model(engine)
             machine = this_machine(model.formats, model.numbers, fresh=True)
-            loads = [Workload(given.prompt, given.output, count) for count in streams]
-            for row in measure(model, machine, loads, engine):
+            for count in streams:
+                row = measure(model, machine, Workload(given.prompt, given.output, count), engine)
                 cells = [
                     f"{f['predicted']:,.0f} / {f['measured']:,.0f} ({f['ratio']:.2f})"
                     for f in row["figures"][:4]
                 ]
-                count = row["workload"]["concurrency"]
-                print(f"| {name} | {count} | {row['foreign_cores']:.2f} | {' | '.join(cells)} |")
+                foreign = f"{row['foreign_cores']:.2f}"
+                print(f"| {name} | {count} | {foreign} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def report(facts: dict[str, Any]) -> str:
     line(
         "  KV cache", f"{memory['kv_tokens']:,} tokens, {memory['sequences']:.1f} requests; {each}"
     )
-    line("  in use", f"{_size(memory['resident'])} with this load, processes included")
+    line("  in use", f"{_size(memory['resident'])} with the flags below, processes included")
     shares = ", ".join(f"{label} {s:.0%}" for label, s in list(facts["shares"].items())[:3])
     line("limited by", f"{_BOUNDS[facts['bound']]} ({shares})")
     line("  decode", f"{facts['decode_step'] * 1e3:.2f} ms a step")

@@ -17,6 +17,7 @@ from galley.cli.bench.serve import Bench, Prompts, read_settings
 from galley.cli.bench.startup import connect, end, free_port, serve_command
 from galley.cli.bench.tables import print_table
 from galley.errors import ServerError
+from galley.planning.advice import pool_mib
 from galley.planning.machine import Machine
 from galley.planning.predict import Prediction, predict
 from galley.planning.program import PlannedModel
@@ -26,7 +27,7 @@ from galley.planning.simulate import Workload
 def verify(
     model: PlannedModel, machine: Machine, workload: Workload, engine: dict[str, Any], as_json: bool
 ) -> int:
-    [row] = measure(model, machine, [workload], engine)
+    row = measure(model, machine, workload, engine)
     if as_json:
         print(json.dumps(row, indent=2))
         return 0
@@ -36,18 +37,15 @@ def verify(
 
 
 def measure(
-    model: PlannedModel, machine: Machine, workloads: list[Workload], engine: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Serve the model once and run each workload: predicted and measured figures of each."""
-    length = max(w.prompt + w.output for w in workloads)
-    most = max(w.concurrency for w in workloads)
-    engine = {"max_model_len": length, "max_num_seqs": most, **engine}
-    rows = []
-    with serving(engine) as (port, pid):
-        for workload in workloads:
-            predicted = predict(model, machine, workload, engine)
-            rows.append(run(port, pid, predicted, engine.get("tokenizer")))
-    return rows
+    model: PlannedModel, machine: Machine, workload: Workload, engine: dict[str, Any]
+) -> dict[str, Any]:
+    """Serve the model as planned and send it the workload: predicted and measured figures."""
+    sizes = {"max_model_len": workload.prompt + workload.output}
+    engine = {**sizes, "max_num_seqs": workload.concurrency, **engine}
+    predicted = predict(model, machine, workload, engine)
+    pool = {"kv_cache_memory_bytes": f"{pool_mib(predicted.memory)}M"}
+    with serving({**pool, **engine}) as (port, pid):
+        return run(port, pid, predicted, engine.get("tokenizer"))
 
 
 def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> dict[str, Any]:

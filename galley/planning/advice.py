@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from galley.planning.machine import THIS, Machine
-from galley.planning.predict import DoesNotFit, Prediction, predict
+from galley.planning.predict import DoesNotFit, MemoryPlan, Prediction, predict
 from galley.planning.program import PlannedModel
 from galley.planning.simulate import Workload
 
@@ -71,6 +71,11 @@ def cost_per_million(price_per_hour: float, tokens_per_second: float) -> float:
     return price_per_hour / (tokens_per_second * 3600) * 1e6
 
 
+def pool_mib(memory: MemoryPlan) -> int:
+    """MiB of a pool of blocks for the workload."""
+    return -(-memory.pool // 2**20)
+
+
 def flags(found: Prediction, machine: Machine, goal: Goal) -> list[Flag]:
     """Flags of `galley serve` for a prediction."""
     load, memory = found.workload, found.memory
@@ -86,10 +91,9 @@ def flags(found: Prediction, machine: Machine, goal: Goal) -> list[Flag]:
         ),
     ]
     if machine.name == THIS:
-        size = -(-int(1.05 * min(each, memory.sequences) * memory.kv_per_sequence) // 2**20)
         chosen.append(
             Flag(
-                f"--kv-cache-memory-bytes {max(size, 64)}M",
+                f"--kv-cache-memory-bytes {pool_mib(memory)}M",
                 "the KV cache of these requests; the rest of the memory stays free",
             )
         )

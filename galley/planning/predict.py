@@ -14,6 +14,7 @@ from galley.config import EngineConfig
 from galley.config.resolve import Machine as Host
 from galley.config.resolve import from_kwargs, resolve
 from galley.errors import ConfigError
+from galley.kernels.backend import StepLimits
 from galley.kv.capacity import capacity
 from galley.planning.machine import Machine
 from galley.planning.program import PlannedModel
@@ -23,7 +24,9 @@ from galley.runner.memory import NULL_BLOCKS, MemoryUse, fit_length, kv_capacity
 from galley.runner.runner import step_limits
 
 #: Bytes of a server's processes without a model: launcher, API server, engine.
-PROCESSES = 150_000_000
+PROCESSES = 130_000_000
+#: Blocks of a pool for a load, beyond those that it holds at most.
+SPARE = 1.05
 
 
 class MemoryPlan(msgspec.Struct, frozen=True):
@@ -36,7 +39,9 @@ class MemoryPlan(msgspec.Struct, frozen=True):
         kv_per_token, kv_per_sequence: of a sequence of this workload's length.
         kv_tokens: that the pool holds.
         sequences: of this workload that the pool holds at once.
-        resident: of all processes while the workload runs.
+        pool: bytes of a pool for this workload (--kv-cache-memory-bytes). An engine uses blocks
+            that it has not used before first, so that in time it takes the whole of its pool.
+        resident: of all processes with such a pool.
     """
 
     available: int
@@ -47,6 +52,7 @@ class MemoryPlan(msgspec.Struct, frozen=True):
     kv_per_sequence: int
     kv_tokens: int
     sequences: float
+    pool: int
     resident: int
 
 
@@ -219,7 +225,11 @@ def _fit(
             continue
         held = capacity(model.layout.groups, pool.num_blocks - NULL_BLOCKS, length, chunk)
         per_sequence = int((pool.num_blocks - NULL_BLOCKS) * block / held.sequences)
-        used = min(workload.concurrency, held.sequences) * per_sequence
+        each = min(-(-workload.concurrency // (machine.devices // ranks)), held.sequences)
+        whole = int(min(SPARE * each * per_sequence + block, pool.num_blocks * block))
+        rows = min(workload.concurrency, limits.rows)
+        tokens = min(limits.tokens, rows * workload.prompt)
+        touched = model.activation_bytes(StepLimits(tokens, rows, rows)) // ranks
         memory = MemoryPlan(
             available=machine.memory,
             weights=use.weights,
@@ -229,7 +239,8 @@ def _fit(
             kv_per_sequence=per_sequence,
             kv_tokens=held.tokens,
             sequences=held.sequences,
-            resident=int(use.weights + use.activations + used + PROCESSES),
+            pool=whole,
+            resident=use.weights + touched + whole + PROCESSES,
         )
         assert fits == longest
         return ranks, config, memory, pool.num_blocks

@@ -4,7 +4,7 @@ PyTorch reference and with the machine's limits measured in the same run (`work.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from galley.cli.bench.offline import engine_parser, write_json
@@ -96,7 +96,8 @@ def operation_rows(
     total = sum(item.seconds for item in timed)
     kinds: dict[Work, list[Timed]] = {}
     for item in timed:
-        kinds.setdefault(work_of(item.node, shape, bench.cache), []).append(item)
+        work = replace(work_of(item.node, shape, bench.cache), elements=0.0)  # not printed
+        kinds.setdefault(work, []).append(item)
     reference = reference_timer(bench, shape) if flags.reference else lambda node: None
     rows = []
     for work, items in sorted(kinds.items(), key=lambda kind: -sum(i.seconds for i in kind[1])):
