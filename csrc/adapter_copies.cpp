@@ -2,14 +2,14 @@
 // which may have a whole matrix of their own.
 //
 // adapt_embedding: for tokens with an adapter, low = scale * (the token's column of A), and out = the
-//   token's row of the adapter's own embedding if it has one. Pointers: table, low (f32
+//   token's row of the adapter's own embedding if it has one. Pointers: adapters, low (f32
 //   [tokens][max_rank]), out (f32 [tokens][n]). Ints: first_input, max_rank, k (vocabulary), n, copy
 //   (column of the table). A is [k][rank], the embedding [k][n]. Columns: adapter, token_ids. Tile: up
 //   to 32 tokens of one adapter.
 // adapt_head: out = W x, for rows whose adapter has a head of its own. Pointers: x (f32 [rows][k]),
-//   table, out (f32 [rows][out_stride]). Ints: k, n, out_stride, copy; rows (tokens, logits). W is in
+//   adapters, out (f32 [rows][out_stride]). Ints: k, n, out_stride, copy; rows (tokens, logits). W is in
 //   panels as B is. Column: adapter. Tile: 8 panels of 16 outputs, for up to 32 rows of one adapter.
-// Both: table ints width, all_inputs, bf16.
+// Both: ints width, all_inputs, all_outputs, bf16.
 #include <algorithm>
 #include <cstring>
 

@@ -1,14 +1,15 @@
 // Ops `adapter_shrink` and `adapter_expand`: low-rank adapters of a linear layer (adapters.h).
 //
 // adapter_shrink: out = scale * A x, for rows with an adapter. Pointers: x ([rows][x_stride] of
-//   x_kind), table, out (f32 [rows][inputs * max_rank]). Ints: k, first_input, inputs (matrices A of
+//   x_kind), adapters, out (f32 [rows][inputs * max_rank]). Ints: k, first_input, inputs (matrices A of
 //   the layer), max_rank, x_kind (f32, bf16), x_stride? (default k).
 //   Tile: 4 rows of A, for up to 32 rows of one adapter.
-// adapter_expand: out += B x. Pointers: x (f32, as adapter_shrink stores it), table, parts (int32
+// adapter_expand: out += B x. Pointers: x (f32, as adapter_shrink stores it), adapters, parts (int32
 //   [count][4]: input, outputs, first column, columns from panel to panel), out (f32
 //   [rows][out_stride]). Ints: count, first_input, first_output, inputs, max_rank, out_stride.
 //   Tile: 8 panels of 16 outputs.
-// Both: table ints width, all_inputs, bf16; rows (tokens, logits). Column: adapter.
+// Both: adapters; ints width, all_inputs, all_outputs, bf16; rows (tokens, logits). Column: adapter.
+// Where the layer is one product, adapted_linear (linear.cpp) does the work of adapter_expand.
 #include "adapters_kernel.h"
 
 #include <algorithm>
@@ -56,8 +57,12 @@ void AdapterRows::make(const Step& step, int) {
   std::stable_sort(shares.begin(), shares.end(),
                    [](const Share& a, const Share& b) { return a.place < b.place; });
   rows.clear(), groups.clear();
+  const auto count = static_cast<size_t>(step.sizes[geometry_.dimension]);
+  place.assign(count, kNone), next.assign(count, kNone);
   for (const Share& share : shares) {
     for (int32_t i = share.first; i < share.last; i++) {
+      if (!rows.empty() && place[rows.back()] == share.place) next[rows.back()] = i;
+      place[i] = share.place;
       if (groups.empty() || groups.back().place != share.place ||
           groups.back().count == kMostRows) {
         groups.push_back({share.place, static_cast<int32_t>(rows.size()), 0});
@@ -202,8 +207,9 @@ class AdapterExpand final : public AdapterOp {
           out[j] = out_ + row * out_stride_ + part.column;
         }
         const int64_t first = block * kPanels;
-        kernel_({table_.output(group.place, first_output_ + static_cast<int64_t>(p)), in.rank,
-                 part.outputs, table_.bf16, part.step},
+        const int64_t output = first_output_ + static_cast<int64_t>(p);
+        kernel_({table_.output(group.place, output), in.rank, part.outputs, table_.bf16, part.step,
+                 table_.affine(group.place, output)},
                 first, std::min(kPanels, panels - first), s, group.count, out);
         break;
       }

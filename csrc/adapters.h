@@ -4,11 +4,13 @@
 // Python keeps a table with a row for each adapter in memory (galley/kernels/adapters.py). Of all
 // the model's matrices A ("inputs": I of them) and B ("outputs"):
 //
-//   | addresses of A, I | their ranks, I | scales, I (float in the low half) | addresses of B |
+//   | addresses of A, I | their ranks, I | scales, I (float in the low half) | addresses of B, O |
+//   | addresses of gains and shifts, O; 0 = none |
 //   | addresses of whole matrices, of those that may have one; 0 = none |
 //
 // An adapter that leaves a layer as it is has rank 0 there. A is [rank][k]; B is stored in panels of
-// 16 outputs, [ceil(n / 16)][rank][16]. Numbers are bf16 or f32, those of one table alike.
+// 16 outputs, [ceil(n / 16)][rank][16]. Numbers are bf16 or f32, those of one table alike. Gains and
+// shifts (DoRA, biases) are f32, [ceil(n / 16)][2][16]: y = gain * y + B (A x) + shift.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -32,8 +34,8 @@ struct AdapterInput {
 class AdapterTable {
  public:
   explicit AdapterTable(const Args& a)
-      : data_(a.ptr<int64_t>("table")), width_(a.size("width")), inputs_(a.size("all_inputs")),
-        bf16(a.choice("bf16", 2, false)) {}
+      : data_(a.ptr<int64_t>("adapters")), width_(a.size("width")), inputs_(a.size("all_inputs")),
+        outputs_(a.size("all_outputs")), bf16(a.choice("bf16", 2, false)) {}
   AdapterInput input(int32_t place, int64_t i) const {
     const int64_t* row = data_ + place * width_;
     AdapterInput in{address(row[i]), row[inputs_ + i], 0};
@@ -43,13 +45,17 @@ class AdapterTable {
   const uint8_t* output(int32_t place, int64_t i) const {
     return address(data_[place * width_ + 3 * inputs_ + i]);
   }
+  // Gains and shifts; null = none.
+  const float* affine(int32_t place, int64_t i) const {
+    return reinterpret_cast<const float*>(address(data_[place * width_ + 3 * inputs_ + outputs_ + i]));
+  }
   // The whole matrix of a column of the table; null = the adapter has none.
   const uint8_t* copy(int32_t place, int64_t column) const {
     return address(data_[place * width_ + column]);
   }
   // Throws std::invalid_argument for a column that is not one of a whole matrix.
   void check_column(int64_t column) const {
-    if (column < 3 * inputs_ || column >= width_) {
+    if (column < 3 * inputs_ + 2 * outputs_ || column >= width_) {
       throw std::invalid_argument("copy lies outside of the table");
     }
   }
@@ -59,7 +65,7 @@ class AdapterTable {
     return reinterpret_cast<const uint8_t*>(static_cast<uintptr_t>(value));
   }
   const int64_t* data_;
-  int64_t width_, inputs_;
+  int64_t width_, inputs_, outputs_;
 
  public:
   bool bf16;
@@ -80,12 +86,15 @@ class AdapterRows final : public Plan {
     int32_t place, first, count;  // rows[first] .. rows[first + count - 1]
   };
   static constexpr int32_t kMostRows = 32;  // of a group
+  static constexpr int32_t kNone = -1;
 
   explicit AdapterRows(const Geometry& geometry) : geometry_(geometry) {}
   const Geometry& geometry() const { return geometry_; }
 
   std::vector<int32_t> rows;
   std::vector<Group> groups;
+  // By row of the dimension: the place of its adapter, and the next row of the same; kNone.
+  std::vector<int32_t> place, next;
 
  protected:
   void make(const Step& step, int threads) override;
@@ -119,14 +128,33 @@ struct ExpandJob {
   int64_t rank, n;
   bool bf16;
   int64_t step;      // columns from panel to panel
+  const float* affine = nullptr;  // gains and shifts
+};
+
+// What the adapters of a linear layer's rows add to its outputs before it stores them.
+struct AdapterAddend {
+  // 16 outputs of the layer, which are half a panel of its weight: a panel of one part.
+  struct Half {
+    int32_t part = -1, panel = 0;
+  };
+  AdapterTable table;
+  const AdapterRows* rows;
+  std::vector<AdapterPart> parts;
+  std::vector<Half> halves;  // of the weight's panels
+  const float* low;          // [rows][low_columns], as adapter_shrink stores it
+  int64_t low_columns, max_rank, first_input, first_output;
 };
 
 GALLEY_VARIANTS(
     // out[i][r] = scale * (row r of A · x[i]) for `ranks` rows of A. A sum's order depends on k alone.
     void adapter_shrink(const ShrinkJob& job, int64_t ranks, const uint8_t* const* x, int64_t rows,
                         float* const* out);
-    // out[i][step * p + j] += sum over r of s[i][r] * B[16 p + j][r], r ascending, for panels p.
+    // out[i][step * p + j] += sum over r of s[i][r] * B[16 p + j][r], r ascending, for panels p. With
+    // gains and shifts: out = out * gain + sum + shift.
     void adapter_expand(const ExpandJob& job, int64_t first, int64_t panels, const float* const* s,
-                        int64_t rows, float* const* out);)
+                        int64_t rows, float* const* out);
+    // The same for y[rows][32] of a panel of a layer's weight, of rows [row, row + rows).
+    void adapter_add(const AdapterAddend& addend, int64_t panel, int64_t row, int64_t rows,
+                     float* y);)
 
 }  // namespace galley

@@ -2,16 +2,16 @@
 // (adapters.h, experts.h). An expert's matrices A and B follow those of the one before it.
 //
 // expert_adapter_shrink: out = scale * A x, for places whose token has an adapter. Pointers: x (of
-//   x_kind, [tokens][k] if by_token?, else by place), chosen, table, out (f32 [places][inputs *
+//   x_kind, [tokens][k] if by_token?, else by place), chosen, adapters, out (f32 [places][inputs *
 //   max_rank]). Ints: k, experts, top_k, first_input, inputs (of an expert), max_rank, x_kind (f32,
 //   bf16), by_token?, weigh? (times the token's weight). Tile: 4 rows of A, for up to 32 places of
 //   one expert and one adapter.
 // expert_adapter_expand: out += B x. Pointers: x (f32, as expert_adapter_shrink stores it), chosen,
-//   table, parts (int32 [count][4], as of adapter_expand), out (f32 [rows][out_stride], rows are
+//   adapters, parts (int32 [count][4], as of adapter_expand), out (f32 [rows][out_stride], rows are
 //   tokens if by_token?, else places). Ints: experts, top_k, count, first_input, first_output,
 //   inputs, max_rank, out_stride, by_token?. Tile: 8 panels of 16 outputs, of all places: what
 //   several experts add to a token is added in ascending order of the experts.
-// Both: table ints width, all_inputs, bf16. Column: adapter.
+// Both: ints width, all_inputs, all_outputs, bf16. Column: adapter.
 #include <algorithm>
 #include <stdexcept>
 

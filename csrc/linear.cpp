@@ -5,6 +5,11 @@
 //   out_stride (elements; f32 and bf16 only, default the columns of out),
 //   accumulate (out f32 += result), epilogue (0 none, 1 SiLU·mul of interleaved gate and up).
 // Tile: one panel, or two where they share a group of out, for up to 240 rows.
+//
+// Op `adapted_linear`: the same with what the adapters of the rows add: out = x @ W.T (+ bias) + B low.
+// Pointers: low (f32 [rows][inputs * max_rank], of adapter_shrink), adapters, parts (int32 [count][4],
+//   as of adapter_expand; each begins at a multiple of 16 outputs). Ints: count, first_input,
+//   first_output, inputs, max_rank, width, all_inputs, all_outputs, bf16. Column: adapter.
 #include "linear.h"
 
 #include <algorithm>
@@ -19,7 +24,7 @@ namespace {
 
 [[noreturn]] void bad(const std::string& message) { throw std::invalid_argument(message); }
 
-class Linear final : public Op {
+class Linear : public Op {
  public:
   explicit Linear(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK(linear_tile)) {
     LinearJob& j = job_;
@@ -70,6 +75,9 @@ class Linear final : public Op {
     }
   }
 
+ protected:
+  LinearJob job_;
+
  private:
   static constexpr int64_t kStreamRows = 8, kStreamBytes = 1 << 20;
 
@@ -89,13 +97,43 @@ class Linear final : public Op {
     }
   }
 
-  LinearJob job_;
   Dim rows_;
   decltype(&generic::linear_tile) kernel_;
   int64_t panels_per_tile_, across_;
 };
 
+class AdaptedLinear final : public Linear {
+ public:
+  explicit AdaptedLinear(const Args& a) : Linear(a), rows_(adapter_rows(a)), addend_(addend_of(a)) {
+    job_.addend = &addend_;
+  }
+
+  void plan(const Step& step, int threads) override { rows_->make_once(step, threads); }
+
+ private:
+  AdapterAddend addend_of(const Args& a) const {
+    const int64_t inputs = a.size("inputs"), max_rank = a.size("max_rank");
+    AdapterAddend addend{AdapterTable(a), rows_, adapter_parts(a, inputs, job_.weight.n), {},
+                         a.ptr<float>("low"), inputs * max_rank, max_rank, a.i("first_input"),
+                         a.i("first_output")};
+    addend.halves.resize(2 * job_.weight.panels());
+    for (size_t i = 0; i < addend.parts.size(); i++) {
+      const AdapterPart& part = addend.parts[i];
+      for (int64_t p = 0; p < part.panels(); p++) {
+        const int64_t column = part.column + p * part.step;
+        if (column % kAdapterPanel) bad("a part begins within a panel");
+        addend.halves[column / kAdapterPanel] = {static_cast<int32_t>(i), static_cast<int32_t>(p)};
+      }
+    }
+    return addend;
+  }
+
+  AdapterRows* rows_;
+  AdapterAddend addend_;
+};
+
 GALLEY_OP(linear, Linear);
+GALLEY_OP(adapted_linear, AdaptedLinear);
 
 }  // namespace
 

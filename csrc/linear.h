@@ -242,6 +242,8 @@ bool is_float8(const WeightLayout& w, const uint8_t* data);
 // Of interleaved gate and up, GELU in its tanh form.
 enum class Epilogue : int { none = 0, silu_mul = 1, gelu_mul = 2 };
 
+struct AdapterAddend;
+
 // The computation of one linear op; see linear.cpp for the arguments.
 struct LinearJob {
   WeightLayout weight;
@@ -257,6 +259,7 @@ struct LinearJob {
   Kind out_kind = Kind::f32;
   bool accumulate = false;
   Epilogue epilogue = Epilogue::none;
+  const AdapterAddend* addend = nullptr;  // added to what is stored (adapters.h), or null
 };
 
 static inline bool is_gated(Epilogue e) { return e != Epilogue::none; }

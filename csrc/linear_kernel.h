@@ -13,6 +13,7 @@
 // The weights of the next panel are prefetched while this one is used: the first two row blocks
 // bring in half of it each; a lone block, bound by memory, prefetches a little ahead of itself.
 #pragma once
+#include "adapters.h"
 #include "functions_lanes.h"
 #include "linear_lanes.h"
 #include "linear_spans.h"
@@ -565,6 +566,7 @@ void store_group(const LinearJob& job, const float* y, int rows, int64_t row, in
 // in `pair` [rows][32].
 void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
   if (job.bias) add_bias(job.bias + panel * kPanel, job.weight.n - panel * kPanel, y, rows);
+  if (job.addend) adapter_add(*job.addend, panel, row, rows, y);
   int64_t full = kPanel, column = panel * kPanel;
   if (is_gated(job.epilogue)) {
     full = kLanes, column = panel * kLanes;

@@ -221,6 +221,36 @@ GALLEY_INLINE float sum(const Float& a) {
   return v[0];
 #endif
 }
+// sum(a[i]) of N vectors, in the same order.
+template <int N> GALLEY_INLINE void sum_each(const Float* a, float* out) {
+#if GALLEY_PARTS == 1
+  if constexpr (N == 16) {  // a transposition: 15 additions in all
+    __m512 quads[4];
+    for (int i = 0; i < 4; i++) {
+      __m512 pairs[2];
+      for (int j = 0; j < 2; j++) {
+        const __m512 x = a[4 * i + 2 * j].part[0], y = a[4 * i + 2 * j + 1].part[0];
+        pairs[j] = _mm512_shuffle_f32x4(x, y, 0x44) + _mm512_shuffle_f32x4(x, y, 0xee);
+      }
+      quads[i] = _mm512_shuffle_f32x4(pairs[0], pairs[1], 0x88) +
+                 _mm512_shuffle_f32x4(pairs[0], pairs[1], 0xdd);
+    }
+    // quads[i]: four partial sums of each of a[4 i] .. a[4 i + 3].
+    __m512 halves[2];
+    for (int i = 0; i < 2; i++) {
+      const __m512d x = _mm512_castps_pd(quads[2 * i]), y = _mm512_castps_pd(quads[2 * i + 1]);
+      halves[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y)) +
+                  _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+    }
+    const __m512 sums = _mm512_shuffle_ps(halves[0], halves[1], 0x88) +
+                        _mm512_shuffle_ps(halves[0], halves[1], 0xdd);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_ps(out, _mm512_permutexvar_ps(order, sums));
+    return;
+  }
+#endif
+  for (int i = 0; i < N; i++) out[i] = sum(a[i]);
+}
 GALLEY_INLINE float max_lane(const Float& a) {
 #if GALLEY_PARTS == 1
   return _mm512_reduce_max_ps(a.part[0]);

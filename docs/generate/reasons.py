@@ -195,7 +195,7 @@ def variable(entry: dict[str, Any]) -> Verdict:
 
 def request(name: str) -> Verdict:
     if "LoRAAdapter" in name:
-        return WORKS, "is_3d_lora_weight is refused"
+        return WORKS, "is_3d_lora_weight has no effect: the adapter's files tell"
     for pattern, reason in (
         ("Transcription|Translation", _MEDIA),
         ("Generate", "tokens in, tokens out for disaggregated front ends"),

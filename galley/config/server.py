@@ -35,10 +35,7 @@ class LoRAModule:
                     f"--lora-modules {text:.200} is not valid JSON: {error}", field="lora_modules"
                 ) from None
         assert isinstance(fields, dict)
-        if fields.pop("is_3d_lora_weight", False):
-            raise ConfigError(
-                "--lora-modules: is_3d_lora_weight is not supported.", field="lora_modules"
-            )
+        fields.pop("is_3d_lora_weight", None)  # the adapter's files tell
         unknown = set(fields) - {"name", "path", "base_model_name"}
         values = [fields.get("name"), fields.get("path")]
         if unknown or not all(isinstance(value, str) and value for value in values):

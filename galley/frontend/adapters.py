@@ -9,7 +9,7 @@ from galley.config import EngineConfig, ModelInfo
 from galley.errors import ConfigError
 from galley.kernels.adapters import PackedAdapter
 from galley.layers.shapes import ShapeSource
-from galley.lora import AdapterFolder, pack_adapter, read_adapter
+from galley.lora import AdapterFolder, CheckpointBase, pack_adapter, read_adapter
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec
 from galley.request import Adapter, LoRARequest
@@ -31,7 +31,7 @@ class AdapterLoader:
 
     def __init__(self, config: EngineConfig, model_info: ModelInfo, folder: Path) -> None:
         self.folder = AdapterFolder(folder)
-        self._model_info = model_info
+        self._config, self._model_info = config, model_info
         source = ShapeSource()
         model_spec(model_info).build(source, Stage(max_positions=1))
         self._sites = source.sites
@@ -59,7 +59,10 @@ class AdapterLoader:
                     if name.rpartition(".")[2] in self._targets
                 }
             limits = self._limits
-            return pack_adapter(str(path), modules, self._sites, limits.max_rank, limits.bf16)
+            return pack_adapter(
+                *(str(path), modules, self._sites, limits.max_rank, limits.bf16),
+                CheckpointBase(self._config),
+            )
 
     def load(self, path: Path) -> int:
         """Put the adapter into the folder. Returns its load number. Raises ModelError."""

@@ -1,9 +1,10 @@
-"""Low-rank adapters (LoRA) as the kernels read them: y += scale * B (A x).
+"""Low-rank adapters (LoRA) as the kernels read them: y = gain * y + scale * B (A x) + shift.
 
     site            a linear layer of the model, to which adapters may add; an embedding, whose A
                     is stored by token [K, rank]; or all experts of a layer, one after the other
     inputs          its matrices A [rank, K]: one for each tensor of the checkpoint
     parts           its matrices B [N, rank]: one for each run of the layer's outputs
+    gain, shift     of each output of a part: what DoRA and biases add up to; mostly there are none
     copy            the whole matrix [N, K] of an adapter, in place of the layer's own
 
 The matrices of all sites are numbered through, in the order of the model. An adapter that leaves a
@@ -141,8 +142,9 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         ranks: [I] of each A; 0 = none.
         scales: [I] float32.
+        has_affine: [O] 1 = the outputs have gains and shifts, 0 = not.
         copied: [C] 1 = it has the whole matrix, 0 = not.
-        a, b, copies: [I], [O], [C] offsets in `data`.
+        a, b, affine, copies: [I], [O], [O], [C] offsets in `data`.
         bf16: numbers are bf16; otherwise float32.
         data: bytes; its address is a multiple of 64.
     """
@@ -150,9 +152,11 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
     shape: AdapterShape
     ranks: NDArray[np.int64]
     scales: NDArray[np.float32]
+    has_affine: NDArray[np.int64]
     copied: NDArray[np.int64]
     a: NDArray[np.int64]
     b: NDArray[np.int64]
+    affine: NDArray[np.int64]
     copies: NDArray[np.int64]
     bf16: bool
     data: NDArray[np.uint8]
@@ -163,16 +167,19 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
         ranks: Sequence[int],
         scales: Sequence[float],
         bf16: bool,
+        has_affine: Sequence[bool] = (),
         copied: Sequence[bool] = (),
     ) -> PackedAdapter:
-        """An adapter of zeros. `copied`: the whole matrices that it has; () = none."""
+        """An adapter of zeros. `has_affine`, `copied`: what it has of both; () = none."""
+        has_affine = has_affine or [False] * len(shape.n)
         copied = copied or [False] * len(shape.copies)
         numbers = (
             np.array(ranks, np.int64),
             np.array(scales, np.float32),
+            np.array(has_affine, np.int64),
             np.array(copied, np.int64),
         )
-        size = int(_starts(shape, ranks, bf16, copied)[-1])
+        size = int(_starts(shape, ranks, bf16, has_affine, copied)[-1])
         data = np.zeros(size + ALIGNMENT, np.uint8)
         data = data[-data.ctypes.data % ALIGNMENT :][:size]
         adapter = PackedAdapter.over(shape, *numbers, bf16, data)
@@ -184,6 +191,7 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
         shape: AdapterShape,
         ranks: NDArray[np.int64],
         scales: NDArray[np.float32],
+        has_affine: NDArray[np.int64],
         copied: NDArray[np.int64],
         bf16: bool,
         data: NDArray[np.uint8],
@@ -191,12 +199,14 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
         """An adapter whose numbers exist; None if `data` has not the size that the ranks need."""
         if (ranks < 0).any() or (ranks > 2**16).any():
             return None
-        starts = _starts(shape, ranks.tolist(), bf16, copied.tolist())
+        starts = _starts(shape, ranks.tolist(), bf16, has_affine.tolist(), copied.tolist())
         if len(data) != int(starts[-1]):
             return None
-        n, m = len(shape.k), len(shape.k) + len(shape.n)
-        places = starts[:n], starts[n:m], starts[m:-1]
-        return PackedAdapter(shape, ranks, scales, copied, *places, bf16, data)
+        counts = np.cumsum([len(shape.k), len(shape.n), len(shape.n)])
+        a, b, affine, copies = np.split(starts[:-1], counts)
+        return PackedAdapter(
+            shape, ranks, scales, has_affine, copied, a, b, affine, copies, bf16, data
+        )
 
     def matrix_a(self, i: int) -> NDArray[np.generic]:
         """[rank, K] of an A; writable if `data` is."""
@@ -218,6 +228,26 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
         """[panels, rank, PANEL] of a B."""
         rank = int(self.ranks[self.shape.input_of[i]])
         return self._view(int(self.b[i]), (math.ceil(self.shape.n[i] / PANEL), rank, PANEL))
+
+    def gains_and_shifts(self, i: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """[N] each, of the outputs of a B; None = none."""
+        if not self.has_affine[i]:
+            return None
+        pairs = self._affine_panels(i).transpose(1, 0, 2).reshape(2, -1)[:, : self.shape.n[i]]
+        return pairs[0], pairs[1]
+
+    def set_affine(self, i: int, gains: NDArray[np.float32], shifts: NDArray[np.float32]) -> None:
+        """Store the gains and shifts of the outputs of a B, [N] each."""
+        panels = self._affine_panels(i)
+        padded = np.zeros((2, len(panels) * PANEL), np.float32)
+        padded[:, : len(gains)] = gains, shifts
+        panels[:] = padded.reshape(2, -1, PANEL).transpose(1, 0, 2)
+
+    def _affine_panels(self, i: int) -> NDArray[np.float32]:
+        """[panels, 2, PANEL]"""
+        start, count = int(self.affine[i]), math.ceil(self.shape.n[i] / PANEL)
+        size = count * 2 * PANEL * 4
+        return self.data[start : start + size].view(np.float32).reshape(count, 2, PANEL)
 
     def copy(self, i: int) -> NDArray[np.float32] | None:
         """[N, K] of a whole matrix; None = the adapter has none."""
@@ -256,15 +286,15 @@ class AdapterTable:
         bf16: format of their numbers.
 
     Attributes:
-        table: [places, 3 I + O + C] int64, see csrc/adapters.h.
+        table: [places, 3 I + 2 O + C] int64, see csrc/adapters.h.
         adapters: by place.
     """
 
     def __init__(self, shape: AdapterShape, places: int, max_rank: int, bf16: bool) -> None:
         self.shape, self.max_rank, self.bf16 = shape, max_rank, bf16
-        self.num_inputs = len(shape.k)
+        self.num_inputs, self.num_outputs = len(shape.k), len(shape.n)
         #: Column of the first whole matrix.
-        self.first_copy = 3 * self.num_inputs + len(shape.n)
+        self.first_copy = 3 * self.num_inputs + 2 * self.num_outputs
         self.table = np.zeros((places, self.first_copy + len(shape.copies)), np.int64)
         self.adapters: list[PackedAdapter | None] = [None] * places
 
@@ -281,20 +311,30 @@ class AdapterTable:
         row[:n] = adapter.a + address
         row[n : 2 * n] = adapter.ranks
         row[2 * n : 3 * n] = adapter.scales.view(np.int32)
-        row[3 * n : self.first_copy] = adapter.b + address
+        outputs = row[3 * n : self.first_copy].reshape(2, -1)
+        outputs[0] = adapter.b + address
+        outputs[1] = (adapter.affine + address) * adapter.has_affine
         row[self.first_copy :] = (adapter.copies + address) * adapter.copied
 
 
 def _starts(
-    shape: AdapterShape, ranks: Sequence[int], bf16: bool, copied: Sequence[bool]
+    shape: AdapterShape,
+    ranks: Sequence[int],
+    bf16: bool,
+    has_affine: Sequence[bool],
+    copied: Sequence[bool],
 ) -> NDArray[np.int64]:
-    """[I + O + C + 1] where each matrix begins, and where the last one ends."""
+    """[I + 2 O + C + 1] where each matrix begins, and where the last one ends."""
     itemsize = 2 if bf16 else 4
     a, b = shape.sizes(ranks, itemsize)
+    affine = [
+        math.ceil(n / PANEL) * 2 * PANEL * 4 if has else 0
+        for n, has in zip(shape.n, has_affine, strict=True)
+    ]
     whole = [
         size if has else 0 for size, has in zip(shape.copy_sizes(itemsize), copied, strict=True)
     ]
-    return np.cumsum([0, *map(_aligned, (*a, *b, *whole))]).astype(np.int64)
+    return np.cumsum([0, *map(_aligned, (*a, *b, *affine, *whole))]).astype(np.int64)
 
 
 def _to_panels(values: NDArray[np.generic], panels: NDArray[np.generic]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from galley.lora.base import CheckpointBase
 from galley.lora.peft import MAX_RANKS
 from galley.lora.read import read_adapter
 from galley.lora.store import AdapterFolder, load_number
@@ -11,6 +12,7 @@ __all__ = [
     "MAX_RANKS",
     "AdapterFolder",
     "AdapterTensors",
+    "CheckpointBase",
     "load_number",
     "pack_adapter",
     "read_adapter",

@@ -20,6 +20,7 @@ _HARMLESS = {
     *("layers_to_transform", "init_lora_weights", "lora_dropout", "ensure_weight_tying"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias"),
+    *("use_dora", "lora_bias", "target_parameters"),
 }
 #: Starts of training that change the weights of the base model as well.
 _CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -36,6 +37,9 @@ class LoRAConfig(msgspec.Struct, frozen=True):
         rank_patterns, alpha_patterns: (regular expression of the end of a module's name, value).
         rank_stabilised: the scale is alpha / sqrt(rank) instead of alpha / rank.
         modules_to_save: last names of modules that are trained as a whole.
+        dora: each module has a magnitude vector.
+        lora_bias: each B has a bias.
+        biases: modules may have biases in place of the base model's.
     """
 
     rank: int
@@ -44,6 +48,9 @@ class LoRAConfig(msgspec.Struct, frozen=True):
     alpha_patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
     rank_stabilised: bool = False
     modules_to_save: frozenset[str] = frozenset()
+    dora: bool = False
+    lora_bias: bool = False
+    biases: bool = False
 
     def rank_of(self, module: str) -> int:
         return int(_matching(self.rank_patterns, module, self.rank))
@@ -67,11 +74,13 @@ def read_config(path: Path) -> LoRAConfig:
     fields = Fields(values, str(path))
     if values.get("peft_type") != "LORA":
         raise fields.wrong("peft_type", '"LORA": other adapters are not supported')
-    for key in ("use_dora", "lora_bias", "trainable_token_indices", "target_parameters"):
-        if values.get(key):
-            raise ModelError(f"{path}: {key} is not supported")
-    if values.get("bias", "none") != "none":
-        raise fields.wrong("bias", '"none": adapters with biases are not supported')
+    if values.get("trainable_token_indices"):
+        raise ModelError(f"{path}: trainable_token_indices is not supported")
+    if values.get("bias", "none") not in ("none", "lora_only", "all"):
+        raise fields.wrong("bias", '"none", "lora_only" or "all"')
+    dora, lora_bias = fields.flag("use_dora", False), fields.flag("lora_bias", False)
+    if dora and lora_bias:
+        raise ModelError(f"{path}: use_dora with lora_bias is not supported")
     start = values.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGED_BASES):
         raise ModelError(
@@ -88,6 +97,9 @@ def read_config(path: Path) -> LoRAConfig:
         alpha_patterns=_patterns(path, values, "alpha_pattern"),
         rank_stabilised=fields.flag("use_rslora", False),
         modules_to_save=_names(path, values, "modules_to_save"),
+        dora=dora,
+        lora_bias=lora_bias,
+        biases=values.get("bias", "none") != "none",
     )
 
 

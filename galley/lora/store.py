@@ -5,8 +5,8 @@ have the same number, others never do. So all processes agree on it, a request t
 restarted engine finds the weights that it began with, and a block of the KV cache computed with
 them is found again, whenever they are loaded.
 
-    magic | I, O, C, bf16 (int64) | ranks (int64) [I] | whole matrices it has (int64) [C]
-    | scales (float32) [I] | padding | data
+    magic | I, O, C, bf16 (int64) | ranks (int64) [I] | gains and shifts it has (int64) [O]
+    | whole matrices it has (int64) [C] | scales (float32) [I] | padding | data
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from galley.errors import ModelError
 from galley.kernels.adapters import ALIGNMENT, AdapterShape, PackedAdapter
 
-_MAGIC = b"GALLEYA2"
+_MAGIC = b"GALLEYA3"
 
 
 def load_number(adapter: PackedAdapter) -> int:
@@ -73,14 +73,15 @@ def _header(adapter: PackedAdapter) -> bytes:
     shape = adapter.shape
     counts = len(shape.k), len(shape.n), len(shape.copies), adapter.bf16
     head = _MAGIC + np.array(counts, np.int64).tobytes() + adapter.ranks.tobytes()
-    head += adapter.copied.tobytes() + adapter.scales.tobytes()
+    head += adapter.has_affine.tobytes() + adapter.copied.tobytes() + adapter.scales.tobytes()
     return head + b"\0" * (-len(head) % ALIGNMENT)
 
 
 def _parsed(raw: np.ndarray[tuple[int], np.dtype[np.uint8]], shape: AdapterShape) -> PackedAdapter:
     num_inputs, num_copies = len(shape.k), len(shape.copies)
     start = len(_MAGIC) + 32
-    copied_at = start + 8 * num_inputs
+    affine_at = start + 8 * num_inputs
+    copied_at = affine_at + 8 * len(shape.n)
     scales_at = copied_at + 8 * num_copies
     end = scales_at + 4 * num_inputs
     data_start = -(-end // ALIGNMENT) * ALIGNMENT
@@ -89,11 +90,12 @@ def _parsed(raw: np.ndarray[tuple[int], np.dtype[np.uint8]], shape: AdapterShape
     inputs, outputs, copies, bf16 = raw[len(_MAGIC) : start].view(np.int64).tolist()
     if (inputs, outputs, copies) != (num_inputs, len(shape.n), num_copies):
         raise ModelError("the adapter is of another model")
-    ranks = raw[start:copied_at].view(np.int64)
+    ranks = raw[start:affine_at].view(np.int64)
+    has_affine = raw[affine_at:copied_at].view(np.int64)
     copied = raw[copied_at:scales_at].view(np.int64)
     scales = raw[scales_at:end].view(np.float32)
     data = raw[data_start:]
-    adapter = PackedAdapter.over(shape, ranks, scales, copied, bool(bf16), data)
+    adapter = PackedAdapter.over(shape, ranks, scales, has_affine, copied, bool(bf16), data)
     if adapter is None:
         raise ModelError("the adapter's file is damaged")
     return adapter

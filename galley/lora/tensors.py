@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import ml_dtypes
 import msgspec
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.adapters import AdapterSite, PackedAdapter
-from galley.layers.questions import Part
+from galley.layers.questions import Part, Stack
 from galley.layers.sites import Sites, SiteTensors
 
 #: How many names an error lists.
@@ -26,26 +27,70 @@ class AdapterTensors(msgspec.Struct, frozen=True, eq=False):
         scale: factor of B A x.
         copy: the whole matrix [N, K] in place of the module's own, or [K, N] of an embedding; None
             = it has none.
+        experts: its matrices are those of so many experts, one after the other.
+        magnitude: [N] the length of each row of W + scale * B A (DoRA); None = as it is.
+        b_bias: [N] added to B A x; None = none.
+        bias: [N] in place of the module's own bias; None = as it is.
     """
 
     a: NDArray[np.generic]
     b: NDArray[np.generic]
     scale: float
     copy: NDArray[np.generic] | None = None
+    experts: int = 1
+    magnitude: NDArray[np.float32] | None = None
+    b_bias: NDArray[np.float32] | None = None
+    bias: NDArray[np.float32] | None = None
 
     @property
     def rank(self) -> int:
         return int(self.a.shape[0])
 
+    @property
+    def vectors(self) -> list[NDArray[np.float32]]:
+        return [v for v in (self.magnitude, self.b_bias, self.bias) if v is not None]
+
+    def of_expert(self, stack: Stack) -> AdapterTensors | None:
+        """Those of one expert's part of a stack of matrices; None if shapes are others."""
+        experts, n, k = stack.shape
+        if stack.transposed:
+            n, k = k, n
+        if experts != self.experts or self.rank % experts:
+            return None
+        shape = self.b.shape[0], self.a.shape[1]
+        a = self.a.reshape(experts, -1, shape[1])[stack.index]
+        b = self.b[:, stack.index :: experts]
+        if shape == (k, n) and k != n:  # as PEFT before 0.18 took the stack's dimensions
+            a, b = b.T, a.T
+        elif shape != (n, k):
+            return None
+        return AdapterTensors(a, b[slice(*stack.outputs)], self.scale)
+
+
+class BaseWeights(Protocol):
+    """The model's own weights, for what cannot be told without them."""
+
+    def rows(self, part: Part) -> NDArray[np.float32]:
+        """[n, K] of a part."""
+
+    def bias(self, part: Part) -> NDArray[np.float32]:
+        """[n] of a part; zeros where it has none."""
+
 
 def pack_adapter(
-    name: str, modules: Mapping[str, AdapterTensors], sites: Sites, max_rank: int, bf16: bool
+    name: str,
+    modules: Mapping[str, AdapterTensors],
+    sites: Sites,
+    max_rank: int,
+    bf16: bool,
+    base: BaseWeights,
 ) -> PackedAdapter:
     """The adapter as kernels read it.
 
     Args:
         name: for messages.
         modules: by name of the base model's tensor, without ".weight".
+        base: is asked only for modules with magnitudes or biases.
 
     Raises:
         ModelError: a module that adapters cannot add to, a wrong shape, a rank above `max_rank`, a
@@ -55,8 +100,9 @@ def pack_adapter(
     found: dict[int, AdapterTensors] = {}
     copied: dict[int, NDArray[np.generic]] = {}
     for tensors in sites.all:
+        stacks = {part.name: part.stack for part in tensors.parts}
         for i, module in enumerate(tensors.names):
-            given = finder.take(module)
+            given = finder.take(module) or finder.take_expert(stacks[module])
             if given is None:
                 continue
             if given.rank:
@@ -70,7 +116,8 @@ def pack_adapter(
     ranks = [found[i].rank if i in found else 0 for i in range(len(shape.k))]
     scales = [found[i].scale if i in found else 0.0 for i in range(len(shape.k))]
     has_copy = [i in copied for i in range(len(shape.copies))]
-    packed = PackedAdapter.empty(shape, ranks, scales, bf16, has_copy)
+    has_affine = [i in found and bool(found[i].vectors) for i in shape.input_of]
+    packed = PackedAdapter.empty(shape, ranks, scales, bf16, has_affine, has_copy)
     for tensors in sites.all:
         site = tensors.site
         for i in range(site.first_input, site.first_input + len(tensors.names)):
@@ -81,11 +128,40 @@ def pack_adapter(
                 )
         for j, part in enumerate(tensors.parts, site.first_output):
             given = found.get(shape.input_of[j])
-            if given is not None:
-                packed.set_b(j, _finite(name, given.b[_rows(part, site)], bf16))
+            if given is None:
+                continue
+            rows = _rows(part, site)
+            b = given.b[rows]
+            if given.vectors:
+                gains, shifts = _affine(name, part, given, rows, base)
+                packed.set_affine(j, gains, shifts)
+                b = b.astype(np.float32) * gains[:, None]
+            packed.set_b(j, _finite(name, b, bf16))
     for i, values in copied.items():
         packed.set_copy(i, _finite(name, values, bf16))
     return packed
+
+
+def _affine(
+    name: str, part: Part, given: AdapterTensors, rows: Any, base: BaseWeights
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """[n] each, of a part: gain and shift, with which gain * (y + scale * B A x) + shift is the
+    module's output for its output y without the adapter."""
+    gains = np.ones(part.num_rows, np.float32)
+    bias = base.bias(part)
+    if given.magnitude is not None:
+        a, b = given.a.astype(np.float32), given.b[rows].astype(np.float32)
+        merged = base.rows(part) + np.float32(given.scale) * (b @ a)
+        lengths = np.sqrt(np.square(merged).sum(axis=1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gains = given.magnitude[rows] / lengths
+    new = bias if given.bias is None else given.bias[rows]
+    shifts = new - gains * bias
+    if given.b_bias is not None:
+        shifts = shifts + np.float32(given.scale) * given.b_bias[rows]
+    if not (np.isfinite(gains).all() and np.isfinite(shifts).all()):
+        raise ModelError(f"{name}: has numbers that are not finite")
+    return gains, shifts
 
 
 def _rows(part: Part, site: AdapterSite) -> slice | NDArray[np.intp]:
@@ -108,6 +184,19 @@ class _Finder:
                 return self._modules[name]
         return None
 
+    def take_expert(self, stack: Stack | None) -> AdapterTensors | None:
+        """Of one expert, from the matrices of all."""
+        if stack is None:
+            return None
+        experts = stack.name.rpartition(".")[0]
+        for name in (experts, f"{experts}.base_layer"):
+            given = self._modules.get(name)
+            found = None if given is None else given.of_expert(stack)
+            if found is not None:
+                self._used.add(name)
+                return found
+        return None
+
     def require_all_used(self) -> None:
         unused = sorted(set(self._modules) - self._used)
         if unused:
@@ -125,6 +214,9 @@ def _check(
     parts = [part for part in tensors.parts if part.name == module]
     if any(part.unit_rows or part.plus is not None or part.turned for part in parts):
         raise ModelError(f"{name}: adapters of {module} are not supported")
+    if given.vectors and (tensors.site.lookup or tensors.site.experts > 1):
+        what = "DoRA" if given.magnitude is not None else "biases"
+        raise ModelError(f"{name}: {what} of {module} is not supported")
     if given.rank > max_rank:
         raise ModelError(f"{name}: {module} has rank {given.rank}, --max-lora-rank is {max_rank}")
     # Rows of the whole tensor that the parts belong to.
@@ -135,6 +227,11 @@ def _check(
             raise ModelError(
                 f"{name}: lora_{letter} of {module} has shape {list(matrix.shape)}, "
                 f"the model needs {list(shape)}"
+            )
+    for vector in given.vectors:
+        if vector.shape != (outputs,):
+            raise ModelError(
+                f"{name}: {module} has a vector of {list(vector.shape)} for {outputs} outputs"
             )
 
 

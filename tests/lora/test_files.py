@@ -43,9 +43,19 @@ def tensors(rank: int = 4, **changes: Any) -> dict[str, np.ndarray]:
     return made
 
 
+class Zeros:
+    """The weights of a base model."""
+
+    def rows(self, part: Part) -> np.ndarray:
+        return np.zeros((part.num_rows, part.shape[1]), np.float32)
+
+    def bias(self, part: Part) -> np.ndarray:
+        return np.zeros(part.num_rows, np.float32)
+
+
 def read(path: Path, info: ModelInfo, sites: Sites, bf16: bool = False) -> Any:
     modules = read_adapter(path, info, sites.shape.num_bytes(16, 4))
-    return pack_adapter("adapter", modules, sites, 16, bf16)
+    return pack_adapter("adapter", modules, sites, 16, bf16, Zeros())
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path, info: ModelInfo, sites: Sites) -> None:
@@ -73,16 +83,15 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, info: ModelInfo, sites
 NAN = np.full((4, 32), np.nan, np.float32)
 CONFIGS = [
     ({"peft_type": "LOHA"}, "peft_type"),
-    ({"use_dora": True}, "use_dora is not supported"),
-    ({"bias": "all"}, "bias"),
-    ({"lora_bias": True}, "lora_bias"),
+    ({"use_dora": True}, "has no lora_magnitude_vector"),
+    ({"use_dora": True, "lora_bias": True}, "use_dora with lora_bias is not supported"),
+    ({"bias": "some"}, "bias"),
     ({"r": 0}, "r"),
     ({"r": 8}, "has rank 4, adapter_config.json says 8"),
     ({"r": True}, "r"),
     ({"lora_alpha": "much"}, "lora_alpha"),
     ({"lora_alpha": 1e300}, "lora_alpha"),
     ({"init_lora_weights": "pissa"}, "changes the base model"),
-    ({"target_parameters": ["x"]}, "target_parameters is not supported"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices"),
     ({"layer_replication": [[0, 1]]}, "layer_replication is not supported"),
     ({"rank_pattern": {"(a+)+b": 4}}, "too complicated"),
@@ -104,8 +113,9 @@ def test_configs_are_refused_by_name(
 OTHERS = {
     "base_model.model.lm_head.weight": "added tokens are not supported",
     "base_model.model.model.norm.weight": "modules_to_save does not name norm",
-    f"base_model.model.{Q}.bias": "biases are not supported",
-    f"base_model.model.{Q}.lora_magnitude_vector": "DoRA",
+    f"base_model.model.{Q}.bias": 'bias is "none"',
+    f"base_model.model.{Q}.lora_B.bias": "lora_bias is not set",
+    f"base_model.model.{Q}.lora_magnitude_vector": "use_dora is not set",
     "../../etc/passwd": "not of a LoRA adapter",
 }
 

@@ -102,6 +102,7 @@ class Ops:
 _FILES = {
     **dict.fromkeys(("expert_rows", "expert_up", "expert_down"), "experts"),
     **dict.fromkeys(("adapter_shrink", "adapter_expand"), "adapt"),
+    "adapted_linear": "linear",
     **dict.fromkeys(("expert_adapter_shrink", "expert_adapter_expand"), "adapted_experts"),
 }
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TABLE_INTS = {
     "width": "entries of a row of the table",
     "all_inputs": "matrices A of the model",
+    "all_outputs": "matrices B of the model",
     "bf16?": "numbers of adapters: 0 f32, 1 bf16",
 }
 _SHARED = {
@@ -34,19 +35,29 @@ _SHARED = {
 }
 
 
+#: What the op that adds B (A x) needs to know of the site.
+EXPAND_INTS = {
+    **_SHARED,
+    "count": "of parts",
+    "first_output": "the layer's first matrix B",
+}
+PARTS = "int32 [count][4]: input, outputs, first column, columns from panel to panel"
+
+
 def site_table(node: Node) -> tuple[SiteTable, dict[str, int | Dim]]:
-    """The constant `table`, and the arguments `TABLE_INTS`."""
-    table = node.constants["table"]
+    """The constant `adapters`, and the arguments `TABLE_INTS`."""
+    table = node.constants["adapters"]
     assert isinstance(table, SiteTable)
     adapters = table.adapters
     return table, {
         "width": adapters.table.shape[1],
         "all_inputs": adapters.num_inputs,
+        "all_outputs": adapters.num_outputs,
         "bf16": int(adapters.bf16),
     }
 
 
-def _table_arguments(node: Node) -> tuple[SiteTable, dict[str, int | Dim]]:
+def table_arguments(node: Node) -> tuple[SiteTable, dict[str, int | Dim]]:
     table, arguments = site_table(node)
     adapters, site = table.adapters, table.site
     return table, {
@@ -59,27 +70,28 @@ def _table_arguments(node: Node) -> tuple[SiteTable, dict[str, int | Dim]]:
 
 
 def _shrink_arguments(node: Node) -> dict[str, int | Dim]:
-    table, shared = _table_arguments(node)
+    table, shared = table_arguments(node)
     x = node.reads["x"]
     whole(output(node))
     own = {"k": table.site.k, "x_kind": int(x.kind), "x_stride": x.buffer.columns}
     return {**shared, **own}
 
 
-def _expand_arguments(node: Node) -> dict[str, int | Dim]:
-    table, shared = _table_arguments(node)
-    whole(node.reads["x"])
-    own = {
-        "count": len(table.site.parts),
-        "first_output": table.site.first_output,
-        "out_stride": whole(output(node)).buffer.columns,
-    }
+def expand_arguments(node: Node) -> dict[str, int | Dim]:
+    """The arguments `EXPAND_INTS`."""
+    table, shared = table_arguments(node)
+    own = {"count": len(table.site.parts), "first_output": table.site.first_output}
     return {**shared, **own}
+
+
+def _expand_arguments(node: Node) -> dict[str, int | Dim]:
+    whole(node.reads["x"])
+    return {**expand_arguments(node), "out_stride": whole(output(node)).buffer.columns}
 
 
 ADAPTER_SHRINK = NativeOp(
     "adapter_shrink",
-    pointers={"x": "", "table": "csrc/adapters.h", "out": "f32 [rows][inputs * max_rank]"},
+    pointers={"x": "", "adapters": "csrc/adapters.h", "out": "f32 [rows][inputs * max_rank]"},
     ints={**_SHARED, "k": "inputs of the layer", "x_kind": "f32, bf16", "x_stride?": "default k"},
     columns=("adapter",),
     arguments=_shrink_arguments,
@@ -88,16 +100,11 @@ ADAPTER_EXPAND = NativeOp(
     "adapter_expand",
     pointers={
         "x": "f32, of `adapter_shrink`",
-        "table": "csrc/adapters.h",
-        "parts": "int32 [count][4]: input, outputs, first column, columns from panel to panel",
+        "adapters": "csrc/adapters.h",
+        "parts": PARTS,
         "out": "f32, out += B x",
     },
-    ints={
-        **_SHARED,
-        "count": "of parts",
-        "first_output": "the layer's first matrix B",
-        "out_stride": "",
-    },
+    ints={**EXPAND_INTS, "out_stride": ""},
     columns=("adapter",),
     arguments=_expand_arguments,
 )
@@ -135,7 +142,13 @@ class Adapt(Op):
                 b = torch.from_numpy(adapter.matrix_b(site.first_output + i))
                 low = x[rows].float() @ a.T * float(adapter.scales[number])
                 columns = torch.from_numpy(part.columns)
-                y[rows[:, None], columns] += (low @ b.T).to(y.dtype)
+                at = rows[:, None], columns
+                affine = adapter.gains_and_shifts(site.first_output + i)
+                if affine is None:
+                    y[at] += (low @ b.T).to(y.dtype)
+                else:
+                    gain, shift = map(torch.from_numpy, affine)
+                    y[at] = (y[at].float() * gain + low @ b.T + shift).to(y.dtype)
         return y
 
     def record(
@@ -152,14 +165,14 @@ class Adapt(Op):
         kind = recorder.kind_for(weights)
         rows = recorder.rounded(x, kind) if kind == Kind.bf16 and adapters.bf16 else x
         low = Symbol.new(y.buffer.rows, site.inputs * adapters.max_rank)
-        table = {"table": SiteTable(adapters, site)}
+        table = {"adapters": SiteTable(adapters, site)}
         recorder.add(Node("adapter_shrink", {"x": rows}, {"out": low}, constants=table))
-        return expand(recorder, low, y, table["table"])
+        return expand(recorder, low, y, table["adapters"])
 
 
 def expand(recorder: Recorder, low: Symbol, y: Symbol, table: SiteTable) -> Symbol:
     """Add the node for y += B low."""
-    constants: dict[str, Constant] = {"table": table, "parts": parts_of(table.site)}
+    constants: dict[str, Constant] = {"adapters": table, "parts": parts_of(table.site)}
     recorder.add(Node("adapter_expand", {"x": low}, updates={"out": y}, constants=constants))
     return Symbol(y.buffer, y.columns, y.start)
 

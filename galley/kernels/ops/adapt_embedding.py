@@ -37,7 +37,7 @@ class AdaptEmbedding(Op):
     native = NativeOp(
         "adapt_embedding",
         pointers={
-            "table": "csrc/adapters.h",
+            "adapters": "csrc/adapters.h",
             "low": "f32 [tokens][max_rank], for `adapter_expand`",
             "out": "f32: the embedding, or the adapter's own",
         },
@@ -88,7 +88,7 @@ class AdaptEmbedding(Op):
         table = SiteTable(adapters, site)
         low = Symbol.new(y.buffer.rows, adapters.max_rank)
         recorder.add(
-            Node("adapt_embedding", {}, {"low": low}, {"out": y}, constants={"table": table})
+            Node("adapt_embedding", {}, {"low": low}, {"out": y}, constants={"adapters": table})
         )
         return expand(recorder, low, Symbol(y.buffer, y.columns, y.start), table)
 

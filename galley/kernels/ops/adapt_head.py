@@ -39,7 +39,7 @@ class AdaptHead(Op):
         "adapt_head",
         pointers={
             "x": "f32",
-            "table": "csrc/adapters.h",
+            "adapters": "csrc/adapters.h",
             "out": "f32: the scores, or those of the adapter's own head",
         },
         ints={
@@ -86,7 +86,7 @@ class AdaptHead(Op):
         adapters = recorder.adapters
         assert adapters is not None
         if site.copy >= 0:
-            table = {"table": SiteTable(adapters, site)}
+            table = {"adapters": SiteTable(adapters, site)}
             recorder.add(Node("adapt_head", {"x": x}, updates={"out": y}, constants=table))
             y = Symbol(y.buffer, y.columns, y.start)
         return adapt.record(recorder, x, y, site, [weight])

@@ -71,7 +71,7 @@ EXPERT_ADAPTER_SHRINK = NativeOp(
     pointers={
         "x": "",
         "chosen": "f32, of `route`",
-        "table": "csrc/adapters.h",
+        "adapters": "csrc/adapters.h",
         "out": "f32 [places][inputs * max_rank]",
     },
     ints={
@@ -90,7 +90,7 @@ EXPERT_ADAPTER_EXPAND = NativeOp(
     pointers={
         "x": "f32, of `expert_adapter_shrink`",
         "chosen": "f32, of `route`",
-        "table": "csrc/adapters.h",
+        "adapters": "csrc/adapters.h",
         "parts": "int32 [count][4], see `adapter_expand`",
         "out": "f32, out += B x",
     },
@@ -191,7 +191,7 @@ def _adapt(
             "expert_adapter_shrink",
             {"x": x, "chosen": chosen},
             {"out": low},
-            constants={"table": table},
+            constants={"adapters": table},
             ints={"weigh": weigh},
         )
     )
@@ -200,7 +200,7 @@ def _adapt(
             "expert_adapter_expand",
             {"x": low, "chosen": chosen},
             updates={"out": y},
-            constants={"table": table, "parts": parts_of(site)},
+            constants={"adapters": table, "parts": parts_of(site)},
         )
     )
     return Symbol(y.buffer, y.columns, y.start)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.kernels.ops.adapt import EXPAND_INTS, PARTS, expand_arguments
 from galley.kernels.ops.definition import (
     PARTS_OF_ROWS,
     WEIGHT_INTS,
@@ -39,22 +40,36 @@ def _arguments(node: Node) -> dict[str, int | Dim]:
     }
 
 
+_POINTERS = {"x": "", "weight": "", "out": "", "bias?": "f32"}
+_INTS = {
+    **WEIGHT_INTS,
+    "rows?": "dimension, default tokens",
+    "x_kind": "",
+    "out_kind": "",
+    "out_stride?": "default the columns of out",
+    "accumulate?": "out f32 += result",
+    "epilogue?": "1 SiLU·mul, 2 GELU·mul of interleaved gate and up: out has n/2 columns",
+}
+#: `linear`, then `adapter_expand` of its result, as one op (`passes.adapters`).
+ADAPTED_LINEAR = NativeOp(
+    "adapted_linear",
+    pointers={
+        **_POINTERS,
+        "low": "f32, of `adapter_shrink`",
+        "adapters": "csrc/adapters.h",
+        "parts": f"{PARTS}; each begins at a multiple of 16 outputs",
+    },
+    ints={**_INTS, **EXPAND_INTS},
+    columns=("adapter",),
+    arguments=lambda node: {**expand_arguments(node), **_arguments(node)},
+    stores=PARTS_OF_ROWS,
+)
+
+
 class Linear(Op):
     name = "linear"
     native = NativeOp(
-        "linear",
-        pointers={"x": "", "weight": "", "out": "", "bias?": "f32"},
-        ints={
-            **WEIGHT_INTS,
-            "rows?": "dimension, default tokens",
-            "x_kind": "",
-            "out_kind": "",
-            "out_stride?": "default the columns of out",
-            "accumulate?": "out f32 += result",
-            "epilogue?": "1 SiLU·mul, 2 GELU·mul of interleaved gate and up: out has n/2 columns",
-        },
-        arguments=_arguments,
-        stores=PARTS_OF_ROWS,
+        "linear", pointers=_POINTERS, ints=_INTS, arguments=_arguments, stores=PARTS_OF_ROWS
     )
 
     def __call__(self, x: Value, weights: Sequence[Weight], bias: Constant | None = None) -> Value:

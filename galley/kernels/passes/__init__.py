@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from galley.kernels.passes.accumulate import accumulate_linear
+from galley.kernels.passes.adapters import fuse_adapters
 from galley.kernels.passes.add_norm import fuse_add_norm
 from galley.kernels.passes.epilogue import fuse_gated_epilogue
 from galley.kernels.passes.quantize import fuse_quantize
@@ -18,10 +19,11 @@ from galley.kernels.verify import verify
 
 Pass = Callable[[list[Node]], list[Node]]
 
-#: In this order: an add that is part of a linear layer cannot be fused to the norm, and what a
-#: fused op stores is rounded last.
+#: In this order: what adapters add belongs to the layer whose result is fused further, an add that
+#: is part of a linear layer cannot be fused to the norm, what a fused op stores is rounded last.
 FUSIONS: tuple[Pass, ...] = (
     fuse_rope_kv,
+    fuse_adapters,
     accumulate_linear,
     fuse_add_norm,
     fuse_gated_epilogue,

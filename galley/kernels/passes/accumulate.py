@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from galley.kernels.passes.adapters import LINEARS
 from galley.kernels.passes.neighbours import Readers, fuse_neighbours
 from galley.kernels.program import Node
 
@@ -13,7 +14,7 @@ def accumulate_linear(nodes: list[Node]) -> list[Node]:
 
 
 def _fuse(linear: Node, add: Node, readers: Readers) -> Node | None:
-    if linear.op != "linear" or add.op != "add" or "out" not in linear.writes:
+    if linear.op not in LINEARS or add.op != "add" or "out" not in linear.writes:
         return None
     y, x = add.reads["y"], add.updates["x"]
     out = linear.writes["out"]

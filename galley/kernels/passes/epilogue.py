@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from galley.kernels._native import Epilogue
+from galley.kernels.passes.adapters import LINEARS
 from galley.kernels.passes.neighbours import Readers, fuse_neighbours
 from galley.kernels.program import Node
 
@@ -17,7 +18,7 @@ def fuse_gated_epilogue(nodes: list[Node]) -> list[Node]:
 
 def _fuse(linear: Node, activation: Node, readers: Readers) -> Node | None:
     epilogue = _EPILOGUES.get(activation.op)
-    if linear.op != "linear" or epilogue is None or not activation.ints.get("interleaved"):
+    if linear.op not in LINEARS or epilogue is None or not activation.ints.get("interleaved"):
         return None
     gate_up, out = activation.reads["x"], linear.writes.get("out")
     if out is None or out.buffer is not gate_up.buffer or not out.is_whole:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from galley.server.protocol.base import BodyReader, Refused
+from galley.server.protocol.base import BodyReader, NoEffect
 
-_3D = {"is_3d_lora_weight": Refused("adapters of experts are not supported")}
+_3D = {"is_3d_lora_weight": NoEffect(bool, "the adapter's files tell")}
 
 
 class LoadLoRAAdapterRequest(msgspec.Struct, kw_only=True):
