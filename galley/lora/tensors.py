@@ -189,7 +189,8 @@ class _Finder:
         if stack is None:
             return None
         experts = stack.name.rpartition(".")[0]
-        for name in (experts, f"{experts}.base_layer"):
+        in_memory = experts.replace(".block_sparse_moe.", ".mlp.")  # as transformers renames it
+        for name in (f"{e}{end}" for e in (experts, in_memory) for end in ("", ".base_layer")):
             given = self._modules.get(name)
             found = None if given is None else given.of_expert(stack)
             if found is not None:
