@@ -6,11 +6,13 @@ import threading
 from pathlib import Path
 
 from galley.config import EngineConfig, ModelInfo
+from galley.config.pooling import pooling_settings
 from galley.errors import ConfigError
 from galley.kernels.adapters import PackedAdapter
 from galley.layers.shapes import ShapeSource
 from galley.lora import AdapterFolder, CheckpointBase, pack_adapter, read_adapter
 from galley.models.decoder import Stage
+from galley.models.pooling_heads import add_sites, head_spec
 from galley.models.registry import model_spec
 from galley.request import Adapter, LoRARequest
 from galley.runner.adapters import adapter_limits
@@ -35,6 +37,10 @@ class AdapterLoader:
         source = ShapeSource()
         model_spec(model_info).build(source, Stage(max_positions=1))
         self._sites = source.sites
+        if config.model.runner == "pooling" or model_info.is_encoder or model_info.head:
+            add_sites(
+                head_spec(model_info, pooling_settings(config.model, model_info)), self._sites
+            )
         if not self._sites.all:
             raise ConfigError(
                 "--enable-lora: this implementation of the model has no layers for adapters.",

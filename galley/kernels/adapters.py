@@ -61,6 +61,7 @@ class AdapterSite(msgspec.Struct, frozen=True):
         experts: how many there are; 1 = it is no layer of experts.
         copy: number of the matrix that an adapter may have in place of its own; -1 = none.
         lookup: it is an embedding: K is the vocabulary.
+        pooled: it is of a head that pools, which no kernel computes.
     """
 
     k: int
@@ -72,6 +73,7 @@ class AdapterSite(msgspec.Struct, frozen=True):
     experts: int = 1
     copy: int = -1
     lookup: bool = False
+    pooled: bool = False
 
     @property
     def columns(self) -> int:

@@ -69,8 +69,8 @@ class Sites:
         )
         return self._take(site, [part for parts in parts_of(matrix) for part in parts])
 
-    def add_head(self, part: Part, trained: bool = True) -> AdapterSite:
-        """Number the layer that scores the vocabulary.
+    def add_head(self, part: Part, trained: bool = True, pooled: bool = False) -> AdapterSite:
+        """Number the layer that scores the vocabulary, or one of a head that pools.
 
         Args:
             trained: an adapter may have a whole one of its own.
@@ -78,7 +78,10 @@ class Sites:
         parts = (AdapterPart(0, part.num_rows, 0),)
         copy = self._copies if trained else -1
         site = AdapterSite(
-            part.num_inputs, self._inputs, self._outputs, 1, parts, logits=True, copy=copy
+            *(part.num_inputs, self._inputs, self._outputs, 1, parts),
+            logits=True,
+            copy=copy,
+            pooled=pooled,
         )
         return self._take(site, [part])
 

@@ -36,7 +36,7 @@ class LoRAConfig(msgspec.Struct, frozen=True):
         rank, alpha: of modules that no pattern names.
         rank_patterns, alpha_patterns: (regular expression of the end of a module's name, value).
         rank_stabilised: the scale is alpha / sqrt(rank) instead of alpha / rank.
-        modules_to_save: last names of modules that are trained as a whole.
+        modules_to_save: last names of modules that are trained as a whole, or of what is in them.
         dora: each module has a magnitude vector.
         lora_bias: each B has a bias.
         biases: modules may have biases in place of the base model's.
@@ -51,6 +51,10 @@ class LoRAConfig(msgspec.Struct, frozen=True):
     dora: bool = False
     lora_bias: bool = False
     biases: bool = False
+
+    def saves(self, name: str) -> bool:
+        """Whether a module is one of `modules_to_save`, or a part of one."""
+        return not self.modules_to_save.isdisjoint(name.split("."))
 
     def rank_of(self, module: str) -> int:
         return int(_matching(self.rank_patterns, module, self.rank))

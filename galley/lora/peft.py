@@ -93,10 +93,10 @@ def _tensors_of(
     path: Path, module: str, half: dict[str, NDArray[np.generic]], config: LoRAConfig
 ) -> AdapterTensors:
     copy = half.pop(_COPY, None)
+    vectors = {kind: half.pop(kind).astype(np.float32) for kind in _VECTORS if kind in half}
     if copy is not None and not half:
         none = np.zeros((0, copy.shape[1]), copy.dtype), np.zeros((copy.shape[0], 0), copy.dtype)
-        return AdapterTensors(*none, 1.0, copy)
-    vectors = {kind: half.pop(kind).astype(np.float32) for kind in _VECTORS if kind in half}
+        return AdapterTensors(*none, 1.0, copy, bias=vectors.get(_BIAS))
     if not half:
         raise ModelError(f"{path}: {module:.200} has a bias alone: that is not supported")
     if len(half) != 2:
@@ -148,7 +148,7 @@ def _split(path: Path, name: str, config: LoRAConfig) -> tuple[str, str]:
         last = kind
         if name.endswith(".weight") and not _is_refused(name):
             saved = f"{module}.{last}" if module else last
-            return saved, _COPY if last in config.modules_to_save else _base_of(path, name, last)
+            return saved, _COPY if config.saves(saved) else _base_of(path, name, last)
     for end, reason in _REFUSED.items():
         if end in name:
             raise ModelError(f"{path}: tensor {name:.200}: {reason}")
@@ -160,7 +160,7 @@ def _vector(name: str, config: LoRAConfig) -> tuple[str, str] | None:
     for ends, kind, acts in (
         ((".lora_magnitude_vector", ".lora_magnitude_vector.weight"), _MAGNITUDE, config.dora),
         ((".lora_B.bias",), _B_BIAS, config.lora_bias),
-        ((".base_layer.bias", ".bias"), _BIAS, config.biases),
+        ((".base_layer.bias", ".bias"), _BIAS, config.biases or config.saves(name)),
     ):
         for end in ends:
             if acts and name.endswith(end):

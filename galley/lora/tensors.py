@@ -105,11 +105,11 @@ def pack_adapter(
             given = finder.take(module) or finder.take_expert(stacks[module])
             if given is None:
                 continue
+            found[tensors.site.first_input + i] = given
             if given.rank:
                 _check(name, module, given, tensors, max_rank)
-                found[tensors.site.first_input + i] = given
             if given.copy is not None:
-                _check_copy(name, module, given.copy, tensors)
+                _check_copy(name, module, given, tensors)
                 copied[tensors.site.copy] = given.copy
     finder.require_all_used()
     shape = sites.shape
@@ -121,7 +121,7 @@ def pack_adapter(
     for tensors in sites.all:
         site = tensors.site
         for i in range(site.first_input, site.first_input + len(tensors.names)):
-            if i in found:
+            if i in found and found[i].rank:
                 a = _finite(name, found[i].a, bf16)
                 (packed.lookup_a if site.lookup else packed.matrix_a)(i)[:] = (
                     a.T if site.lookup else a
@@ -136,7 +136,8 @@ def pack_adapter(
                 gains, shifts = _affine(name, part, given, rows, base)
                 packed.set_affine(j, gains, shifts)
                 b = b.astype(np.float32) * gains[:, None]
-            packed.set_b(j, _finite(name, b, bf16))
+            if given.rank:
+                packed.set_b(j, _finite(name, b, bf16))
     for i, values in copied.items():
         packed.set_copy(i, _finite(name, values, bf16))
     return packed
@@ -236,8 +237,13 @@ def _check(
             )
 
 
-def _check_copy(name: str, module: str, copy: NDArray[np.generic], tensors: SiteTensors) -> None:
-    part = tensors.parts[0]
+def _check_copy(name: str, module: str, given: AdapterTensors, tensors: SiteTensors) -> None:
+    part, copy = tensors.parts[0], given.copy
+    assert copy is not None
+    if given.bias is not None and not (tensors.site.pooled and given.bias.shape == copy.shape[:1]):
+        raise ModelError(
+            f"{name}: the bias of {module}, {list(given.bias.shape)}, is not supported"
+        )
     if tensors.site.copy < 0 or part.unit_rows or part.turned or part.plus is not None:
         raise ModelError(f"{name}: modules_to_save {module} is not supported")
     if copy.shape != part.shape:

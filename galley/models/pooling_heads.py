@@ -10,6 +10,9 @@ import msgspec
 from galley.config import ModelInfo
 from galley.config.pooling import PoolingSettings, hidden_size, label_names
 from galley.errors import ModelError
+from galley.kernels.adapters import AdapterSite
+from galley.layers.questions import Part
+from galley.layers.sites import Sites
 from galley.models.config import model_fields
 
 FUNCTIONS = ("gelu", "gelu_tanh", "relu", "silu", "sigmoid", "tanh")
@@ -92,6 +95,16 @@ def head_spec(model_info: ModelInfo, settings: PoolingSettings) -> HeadSpec:
     if before and before[0].name == "classifier.dense":
         name = "classifier.out_proj"
     return HeadSpec((*before, DenseSpec(name, hidden, labels)), activation)
+
+
+def add_sites(spec: HeadSpec, sites: Sites) -> dict[str, AdapterSite]:
+    """Number the layers of a head that adapters may add to, or have their own of. Returns their
+    sites by name."""
+    return {
+        module.name: sites.add_head(Part(module.name, (module.outputs, module.inputs)), pooled=True)
+        for module in spec.modules
+        if isinstance(module, DenseSpec) and not (module.folder or module.weight_name)
+    }
 
 
 def label_activation(model_info: ModelInfo) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from galley.batch import NewRow
 from galley.config.engine import LoRAConfig
 from galley.errors import ModelError
-from galley.kernels.adapters import AdapterShape, AdapterTable
+from galley.kernels.adapters import AdapterShape, AdapterTable, PackedAdapter
 from galley.kernels.backend import Dense
 from galley.layers.sites import Sites
 from galley.lora import AdapterFolder
@@ -87,6 +87,11 @@ class AdapterSlots:
         if place != NONE:
             self._users[place] -= 1
             self.column[slot] = NONE
+
+    def adapter_of(self, slot: int) -> PackedAdapter | None:
+        """Of a slot; None = it has none."""
+        place = int(self.column[slot])
+        return None if place == NONE else self.table.adapters[place]
 
     def any_of(self, slots: NDArray[np.int32]) -> bool:
         """Whether one of these slots has an adapter."""

@@ -6,11 +6,14 @@ split.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import NewRow, RequestTable, StepPlan
+from galley.kernels.adapters import PackedAdapter
 from galley.request import PoolingParams
 from galley.runner.pooling_head import Head
 
@@ -71,12 +74,19 @@ class Pooler:
     def clear(self, slot: int) -> None:
         self._slots.pop(slot, None)
 
-    def pool(self, plan: StepPlan, table: RequestTable, hidden: F32) -> dict[int, F32]:
+    def pool(
+        self,
+        plan: StepPlan,
+        table: RequestTable,
+        hidden: F32,
+        adapter_of: Callable[[int], PackedAdapter | None],
+    ) -> dict[int, F32]:
         """The vectors of slots whose prompt this step completes.
 
         Args:
             table: as it was before the step.
             hidden: [T, H] of the step's tokens.
+            adapter_of: a slot's adapter.
         """
         vectors: dict[int, F32] = {}
         num_new = plan.num_new.tolist()
@@ -91,18 +101,23 @@ class Pooler:
             pooled.add(hidden[ends[row] - num_new[row] : ends[row]])
             if done[row] == lengths[row]:
                 tokens = table.token_ids[slot, : lengths[row]]
-                vectors[slot] = self._finished(pooled.states(lengths[row]), pooled.params, tokens)
+                states, adapter = pooled.states(lengths[row]), adapter_of(slot)
+                vectors[slot] = self._finished(states, pooled.params, tokens, adapter)
         return vectors
 
     def _finished(
-        self, states: NDArray[np.float64] | F32, params: PoolingParams, tokens: NDArray[np.int32]
+        self,
+        states: NDArray[np.float64] | F32,
+        params: PoolingParams,
+        tokens: NDArray[np.int32],
+        adapter: PackedAdapter | None,
     ) -> F32:
         """The result of a request: [columns], or [tokens, columns] of tasks of tokens."""
         head = self._head
         if head is None:
             rows: NDArray[np.float64] | F32 = states
         else:
-            rows = head(states.astype(np.float32))
+            rows = head(states.astype(np.float32), adapter)
             if head.is_vocabulary:
                 rows = np.log1p(np.maximum(rows, np.float32(0))).max(axis=0, keepdims=True)
         if params.task in ("classify", "token_classify"):

@@ -6,7 +6,7 @@ So a result does not depend on what else is in the batch: a product's shape is t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import msgspec
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.errors import ModelError
+from galley.kernels.adapters import AdapterSite, PackedAdapter
 from galley.loader import Checkpoint
 from galley.loader.safetensors import open_folder
 from galley.loader.tensor import RawTensor
@@ -58,17 +59,35 @@ FUNCTIONS: dict[str | None, Callable[[F32], F32]] = {
 
 
 class _Dense(msgspec.Struct, frozen=True, eq=False):
-    """weight [inputs, outputs]."""
+    """weight [inputs, outputs]; `site`: what an adapter may have of it."""
 
     weight: F32
     bias: F32 | None
     function: str | None
+    site: AdapterSite | None
 
-    def __call__(self, x: F32) -> F32:
-        y = x @ self.weight
+    def __call__(self, x: F32, adapter: PackedAdapter | None) -> F32:
+        own = None
+        if adapter is not None and self.site is not None:
+            own = adapter.copy(self.site.copy)
+        y = x @ (self.weight if own is None else own.T)
         if self.bias is not None:
             y += self.bias
+        if adapter is not None and self.site is not None:
+            y = _adapted(x, y, adapter, self.site)
         return FUNCTIONS[self.function](y)
+
+
+def _adapted(x: F32, y: F32, adapter: PackedAdapter, site: AdapterSite) -> F32:
+    """gain * y + scale * B (A x) + shift"""
+    affine = adapter.gains_and_shifts(site.first_output)
+    if affine is not None:
+        y = y * affine[0] + affine[1]
+    if adapter.ranks[site.first_input]:
+        low = x @ adapter.matrix_a(site.first_input).astype(np.float32).T
+        low *= adapter.scales[site.first_input]
+        y = np.asarray(y + low @ adapter.matrix_b(site.first_output).T, np.float32)
+    return y
 
 
 class _Norm(msgspec.Struct, frozen=True, eq=False):
@@ -76,7 +95,7 @@ class _Norm(msgspec.Struct, frozen=True, eq=False):
     bias: F32 | None
     eps: float
 
-    def __call__(self, x: F32) -> F32:
+    def __call__(self, x: F32, adapter: PackedAdapter | None) -> F32:
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = np.square(centred).mean(axis=-1, keepdims=True)
         y = centred / np.sqrt(variance + np.float32(self.eps)) * self.weight
@@ -91,15 +110,15 @@ class Head:
         is_vocabulary: its numbers are words' weights.
     """
 
-    def __init__(self, spec: HeadSpec, modules: Sequence[Callable[[F32], F32]]) -> None:
+    def __init__(self, spec: HeadSpec, modules: Sequence[_Dense | _Norm]) -> None:
         self._modules = modules
         self.activation = spec.activation
         self.is_vocabulary = spec.is_vocabulary
 
-    def __call__(self, rows: F32) -> F32:
-        """rows [n, H] → [n, columns]."""
+    def __call__(self, rows: F32, adapter: PackedAdapter | None) -> F32:
+        """rows [n, H] → [n, columns], with what the request's adapter does."""
         for module in self._modules:
-            rows = module(rows)
+            rows = module(rows, adapter)
         return rows
 
     def activated(self, rows: F32) -> F32:
@@ -107,8 +126,12 @@ class Head:
         return FUNCTIONS[self.activation](rows)
 
 
-def load_head(spec: HeadSpec, checkpoint: Checkpoint) -> Head:
-    """The head's weights, read from the checkpoint. Raises ModelError naming a tensor."""
+def load_head(spec: HeadSpec, checkpoint: Checkpoint, sites: Mapping[str, AdapterSite]) -> Head:
+    """The head's weights, read from the checkpoint. Raises ModelError naming a tensor.
+
+    Args:
+        sites: of its layers, by name.
+    """
     names = set(checkpoint.names())
 
     @cache
@@ -134,7 +157,8 @@ def load_head(spec: HeadSpec, checkpoint: Checkpoint) -> Head:
         else:
             weight = read(spec.folder, name, (spec.outputs, spec.inputs))
         bias = read(spec.folder, f"{spec.name}.bias", (spec.outputs,)) if spec.bias else None
-        return _Dense(np.ascontiguousarray(weight.T), bias, spec.function)
+        site = sites.get(spec.name)
+        return _Dense(np.ascontiguousarray(weight.T), bias, spec.function, site)
 
     def norm(spec: NormSpec) -> _Norm:
         weight = read("", f"{spec.name}.weight", (spec.size,))

@@ -28,7 +28,7 @@ from galley.kernels.sampling import LogitMasks
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
-from galley.models.pooling_heads import HeadSpec, head_spec
+from galley.models.pooling_heads import HeadSpec, add_sites, head_spec
 from galley.request import Failure
 from galley.runner.adapters import AdapterSlots, adapter_limits
 from galley.runner.device import dense_format, open_device
@@ -147,6 +147,10 @@ class Runner:
             self._outputs = heads.outputs
             heads.load(self._backend, loaded.model, longest)
             head_bytes = heads.memory
+        spec = HeadSpec()
+        if self._pools:
+            spec = head_spec(model_info, pooling_settings(config.model, model_info))
+        sites = add_sites(spec, loaded.sites)
         self._adapters: AdapterSlots | None = None
         adapter_bytes = 0
         if config.lora.enable_lora and adapters is not None:
@@ -170,10 +174,7 @@ class Runner:
         self.groups = self.layout.groups
         self.table = RequestTable(limits.rows, self.max_model_len, self.groups)
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
-        head = None
-        if self._pools:
-            spec = head_spec(model_info, pooling_settings(config.model, model_info))
-            head = load_head(spec, checkpoint) if spec != HeadSpec() else None
+        head = load_head(spec, checkpoint, sites) if spec != HeadSpec() else None
         self._pooler = Pooler(head)
         self._masked = False
         self._pending: _Pending | None = None
@@ -302,7 +303,9 @@ class Runner:
     def _pool(self, plan: StepPlan, result: StepResult) -> None:
         if self._pools:
             hidden = self._executable.outputs["normed"]
-            result.pooled = self._pooler.pool(plan, self.table, hidden)
+            adapters = self._adapters
+            adapter_of = (lambda slot: None) if adapters is None else adapters.adapter_of
+            result.pooled = self._pooler.pool(plan, self.table, hidden, adapter_of)
             return
         for slot in self._pooler.slots & set(plan.slots.tolist()):
             result.errors[slot] = Failure("this engine was not started for pooling")

@@ -30,7 +30,9 @@ CASES = {
         "classifier",
     ),
 }
-PROMPTS: list[Any] = [{"prompt_token_ids": [(5 * i + n) % 90 + 5 for i in range(n)]} for n in (9, 4)]
+PROMPTS: list[Any] = [
+    {"prompt_token_ids": [(5 * i + n) % 90 + 5 for i in range(n)]} for n in (9, 4)
+]
 PREFIX = "base_model.model."
 
 
