@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation bench-planning docs docs-site clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -116,6 +116,13 @@ build/mteb/.installed:
 
 check-mteb: build/mteb/.installed ## an mteb task gives a server's vectors the score of sentence-transformers'
 	@$(BIN)/python -m pytest tests/clients/check_mteb.py
+
+build/ui/.installed:
+	@$(PIP) install --quiet --target build/ui playwright==1.65.2 axe-playwright-python==0.1.8
+	@touch $@
+
+check-ui: build/ui/.installed ## the pages of /ui in Chromium (CHROMIUM, from the distribution): books, keyboard, axe
+	@PYTHONPATH=build/ui $(BIN)/python -m pytest -rP tests/ui/check_ui.py
 
 front-ends: ## many small streams over 1, 2 and 4 front ends (minutes)
 	@$(BIN)/python -m benchmarks.front_ends

@@ -20,6 +20,7 @@ def pages() -> dict[Path, str]:
     import engine_flags
     import models
     import native_ops
+    import operation
     import reference
     import security
     import structured
@@ -31,6 +32,7 @@ def pages() -> dict[Path, str]:
     program = probe(compatibility.route_names())
     return {
         ROOT / "galley" / "config" / "engine_flags.py": engine_flags.module(),
+        ROOT / "galley" / "ui" / "static" / "operation.json": operation.data(),
         DOCS / "compatibility.md": compatibility.page(program),
         DOCS / "coming-from-vllm.md": coming.fill((DOCS / "coming-from-vllm.md").read_text()),
         DOCS / "models.md": models.page(),

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run-batch": ("galley.cli.run_batch", "answer a file of requests in OpenAI's batch format"),
     "bench": ("galley.cli.bench.main", "measure servers of any engine, and this one"),
     "top": ("galley.cli.top", "show what servers do, second by second"),
+    "replay": ("galley.cli.replay", "show a recording of the live view in a browser"),
     "trace": ("galley.cli.trace", "summarise where the time of a recorded run went"),
     "collect-env": ("galley.cli.collect_env", "print what a bug report should contain"),
     "doctor": ("galley.cli.doctor", "check this machine: cores, memory, kernels, disk, limits"),

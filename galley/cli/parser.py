@@ -63,6 +63,10 @@ class CommandParser:
             whose name ends with "…".
         examples: lines shown at the end of the short help.
         first: names of shared flags that the short help describes, because many need them.
+
+    Attributes:
+        sources: where the values of the last `parse` came from: "command line" or "--config", by
+            name.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class CommandParser:
         self.positionals = positionals
         self.examples = examples
         self.first = first
+        self.sources: dict[str, str] = {}
         self.flags: dict[str, Flag] = {f.name: f for g in self.groups for f in flags_of(g)}
         # A spelling of two is the earlier one's: `-q` is --quick where there is that.
         self._by_spelling = {s: f for f in reversed(self.flags.values()) for s in f.spellings}
@@ -98,6 +103,9 @@ class CommandParser:
                 raise SystemExit(0)
         reader = _Reader(self, argv)
         parsed = reader.read()
+        self.sources = dict.fromkeys(parsed.values, "command line")
+        if parsed.positionals:
+            self.sources["model"] = "command line"
         if reader.config_file:
             for name, value in read_yaml(reader.config_file, parsed.positionals).items():
                 flag = self.flags.get(name)
@@ -105,6 +113,7 @@ class CommandParser:
                     self.refuse(f"--{name.replace('_', '-')}", parsed.notices, value)
                 else:
                     parsed.values.setdefault(name, coerce(flag, value))
+                    self.sources.setdefault(name, "--config")
         return parsed
 
     def read(self, argv: list[str]) -> Given:

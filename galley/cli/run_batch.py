@@ -334,7 +334,7 @@ def start_server(config: EngineConfig, server: ServerConfig) -> int:
         from galley.cli.parser import run as reporting
         from galley.launcher.main import launch
 
-        code = reporting(lambda: launch(config, server))
+        code = reporting(lambda: launch(config, server, {}))
     finally:
         os._exit(code)
 

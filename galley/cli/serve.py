@@ -41,7 +41,8 @@ def parser() -> CommandParser:
 
 
 def main(argv: list[str]) -> int:
-    given = parser().read(argv)
+    reader = parser()
+    given = reader.read(argv)
     server = make(ServerConfig, given)
     config = from_kwargs(engine_flags(given), "server")
     if not config.model.model:
@@ -52,4 +53,4 @@ def main(argv: list[str]) -> int:
         )
     from galley.launcher.main import launch
 
-    return launch(config, server)
+    return launch(config, server, reader.sources)

@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 #: What a client may call by name: methods of the core, and of its pausing. Any other name goes to
 #: the executor's workers.
-CORE_CALLS = ("reset_prefix_cache", "check_integrity", "start_profile", "stop_profile", "live_view")
+CORE_CALLS = (
+    *("reset_prefix_cache", "check_integrity", "start_profile", "stop_profile"),
+    "live_view",
+)
 # fmt: off
 PAUSING_CALLS = (
     "pause", "resume", "is_paused", "drained", "abort_all",

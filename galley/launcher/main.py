@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from galley.config import EngineConfig
@@ -26,8 +27,11 @@ from galley.launcher.supervisor import Entries, Policy, Supervisor, say
 from galley.observability.registry import VARIABLE, prepare_folder, sweep
 
 
-def launch(config: EngineConfig, server: ServerConfig) -> int:
+def launch(config: EngineConfig, server: ServerConfig, sources: Mapping[str, str]) -> int:
     """Serve until a signal; returns the exit code.
+
+    Args:
+        sources: where the values that were given came from, by name of the flag.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -51,7 +55,7 @@ def launch(config: EngineConfig, server: ServerConfig) -> int:
         say(f"serving at {url}{exposure(server)}")
 
     try:
-        return Supervisor(_entries(config, server, sock, directory), policy, up).run()
+        return Supervisor(_entries(config, server, sources, sock, directory), policy, up).run()
     finally:
         sock.close()
         if server.uds:
@@ -83,7 +87,11 @@ def _share_metrics(server: ServerConfig, directory: str) -> str | None:
 
 
 def _entries(
-    config: EngineConfig, server: ServerConfig, sock: socket.socket, directory: str
+    config: EngineConfig,
+    server: ServerConfig,
+    sources: Mapping[str, str],
+    sock: socket.socket,
+    directory: str,
 ) -> Entries:
     """Entry points of the children; they import heavy modules once they are forked.
 
@@ -131,7 +139,7 @@ def _entries(
         from galley.frontend.remote_client import LauncherLink
         from galley.server.main import run
 
-        run(sock, LauncherLink(channel, client_index, directory), config, server)
+        run(sock, LauncherLink(channel, client_index, directory), config, server, sources)
 
     return Entries(
         engine,

@@ -80,6 +80,7 @@ class Context:
         on_sleep: called with the level of a sleep that has begun, and with None at wake-up.
         sleep_metrics: of the routes that put engines to sleep.
         tool_metrics: of answers that a tool call parser reads; None: no such parser is named.
+        sources: where the values that were given came from, by name of the flag.
         template_thread: waits for the process that renders requests' templates.
         pooling: of a server that pools.
         adapters: that are offered beside the model; None without --enable-lora.
@@ -108,6 +109,7 @@ class Context:
     on_sleep: Callable[[int | None], None] = lambda level: None
     sleep_metrics: SleepMetrics | None = None
     tool_metrics: ToolCallMetrics | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
     load: InFlight = field(default_factory=InFlight)
     relay: Relay = field(default_factory=Relay)
     template_thread: ThreadPoolExecutor = field(

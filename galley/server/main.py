@@ -11,7 +11,7 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,9 +74,16 @@ class ServedModel:
 
 
 def run(
-    sock: socket.socket, link: LauncherLink, config: EngineConfig, server: ServerConfig
+    sock: socket.socket,
+    link: LauncherLink,
+    config: EngineConfig,
+    server: ServerConfig,
+    sources: Mapping[str, str],
 ) -> None:
     """Serve on `sock` until a signal comes.
+
+    Args:
+        sources: where the values that were given came from, by name of the flag.
 
     Raises:
         ConfigError, ModelError: before anything is served.
@@ -92,7 +99,7 @@ def run(
         )
     if server.disable_access_log_for_endpoints:
         silence_access_log(server.disable_access_log_for_endpoints.split(","))
-    _run_loop(_serve(sock, link, load_model(config, server), server, environment))
+    _run_loop(_serve(sock, link, load_model(config, server), server, environment, sources))
 
 
 def load_model(config: EngineConfig, server: ServerConfig) -> ServedModel:
@@ -261,6 +268,7 @@ def make_context(
     environment: Environment,
     monitoring: Monitoring,
     adapters: ServedAdapters | None,
+    sources: Mapping[str, str],
 ) -> Context:
     optional: dict[str, Any] = {}
     if environment.dev_mode:
@@ -295,6 +303,7 @@ def make_context(
         store_responses=environment.store_responses,
         dev_mode=environment.dev_mode,
         output_log=monitoring.output_log,
+        sources=sources,
         **optional,
     )
 
@@ -305,12 +314,13 @@ async def _serve(
     model: ServedModel,
     server: ServerConfig,
     environment: Environment,
+    sources: Mapping[str, str],
 ) -> None:
     adapters = open_adapters(model, server, link, environment)
     monitoring = start_monitoring(model, server, link, adapters)
     client = make_client(link, model, environment, monitoring.observers)
     client.start()
-    ctx = make_context(client, model, server, environment, monitoring, adapters)
+    ctx = make_context(client, model, server, environment, monitoring, adapters, sources)
     app = build_app(ctx, HttpMetrics(monitoring.registry))
     http = uvicorn_config(app, server, environment.keep_alive)
     listener = Listener(

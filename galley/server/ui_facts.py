@@ -6,20 +6,21 @@ import msgspec
 
 from galley import __version__
 from galley.server.context import Context
+from galley.ui import guide
 
 
 class Facts(msgspec.Struct):
     """Attributes:
     models: names that requests may use.
-    generates: it answers chats and completions.
+    chats: it answers chats.
+    guide: its pages are there.
     """
 
     version: str
     models: list[str]
     root: str
-    generates: bool
     chats: bool
-    key_needed: bool
+    guide: bool
 
 
 def facts(ctx: Context) -> Facts:
@@ -28,7 +29,6 @@ def facts(ctx: Context) -> Facts:
         version=__version__,
         models=[*ctx.model_names, *adapters],
         root=ctx.root,
-        generates=ctx.config.model.runner != "pooling" and ctx.tokenizer is not None,
-        chats=ctx.chat is not None,
-        key_needed=bool(ctx.server.api_key),
+        chats=ctx.config.model.runner != "pooling" and ctx.chat is not None,
+        guide=guide.folder() is not None,
     )

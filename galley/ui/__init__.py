@@ -19,7 +19,7 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_TYPES = {
+TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -65,4 +65,4 @@ def read(name: str) -> File | None:
         return None
     path = FOLDER / name
     body = path.read_bytes()
-    return File(body, headers(_TYPES[path.suffix], body))
+    return File(body, headers(TYPES[path.suffix], body))

@@ -31,7 +31,8 @@ from galley.server.main import run
 listening, control = (socket.socket(fileno=int(a)) for a in sys.argv[1:3])
 channel = Channel(control)
 try:
-    run(listening, LauncherLink(channel, 0), from_kwargs({{}}, "server"), ServerConfig({options}))
+    link, config = LauncherLink(channel, 0), from_kwargs({{}}, "server")
+    run(listening, link, config, ServerConfig({options}), {{}})
 except SetupError as e:
     channel.send(Failed(e.message, 2))
 print(*sorted(m for m in ("torch", "transformers", "pandas", "scipy") if m in sys.modules))

@@ -17,8 +17,11 @@ import pytest
 from benchmarks.served import MODEL, SMALL, Server
 from benchmarks.served import serve as serve_model
 from galley import ui
+from galley.config.flags import flags_of
+from galley.config.resolve import SECTIONS
 from galley.config.server import ServerConfig
 from galley.errors import ConfigError
+from galley.ui import guide
 from tests.server.served import Served, serve
 
 HERE = {"host": "localhost:8000"}
@@ -83,6 +86,27 @@ def test_it_can_be_opened_to_others_and_left_out() -> None:
         ServerConfig(ui=False, ui_public=True)
 
 
+def test_what_is_dangerous_is_named() -> None:
+    with serve(ServerConfig(host=None, ui_public=True, trust_request_chat_template=True)) as served:
+        found = served.get("/ui/api/operation").json()["checks"]
+    states = {check["name"]: check["state"] for check in found}
+    assert states["API key"] == states["This page"] == "bad"
+    assert states["Interface"] == states["TLS"] == states["Templates of requests"] == "warn"
+    flags = {f"--{flag}" for check in found for flag in re.findall(r"--([\w-]+)", check["by"])}
+    known = {"--" + f.name.replace("_", "-") for c in (ServerConfig, *SECTIONS.values())
+             for f in flags_of(c)}  # fmt: skip
+    assert flags - {"--no-ui"} <= known
+
+
+def test_the_guide_is_rendered() -> None:
+    text = "# Fit & size\n\n## What *it* takes\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+    page = guide.render(text, "../", "./")
+    assert "<title>Fit &amp; size · Galley</title>" in page
+    assert '<h2 id="what-it-takes">' in page
+    assert "<td>1</td>" in page
+    assert not re.search(r"<script>|<style|\sstyle=", page)
+
+
 @pytest.fixture(scope="module")
 def real() -> Iterator[Server]:
     with serve_model(*SMALL, "--api-key", "secret") as server:
@@ -98,8 +122,20 @@ def client(real: Server) -> Iterator[httpx.Client]:
 
 def test_data_need_the_key_and_pages_do_not(real: Server) -> None:
     assert real.status("/ui/") == 200
-    for path in ("/ui/api/server", "/ui/api/live"):
+    for path in ("/ui/api/server", "/ui/api/live", "/ui/api/operation"):
         assert real.status(path) == 401, path
+
+
+def test_checks_and_settings_are_those_of_the_server(client: httpx.Client) -> None:
+    found = client.get("/ui/api/operation").json()
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["API key"]["state"] == checks["Interface"]["state"] == "good"
+    assert checks["Requests in flight"]["state"] == "warn"
+    settings = {one["flag"]: (one["value"], one["source"]) for one in found["settings"]}
+    assert settings["--api-key"] == ("***", "command line")
+    assert settings["--max-model-len"] == ("2048", "command line")
+    assert settings["--max-num-batched-tokens"] == ("2048", "chosen")
+    assert settings["--root-path"] == ("", "default")
 
 
 @pytest.mark.alone

@@ -16,7 +16,10 @@ from galley.server.errors import json_response
 from galley.server.event_response import HEADERS
 from galley.server.live_feed import LiveFeed
 from galley.server.router import Router
+from galley.server.self_check import checks
+from galley.server.settings_report import settings
 from galley.server.ui_facts import facts
+from galley.ui import guide
 
 #: Headers with which a proxy passes on a request of somebody else.
 _FORWARDED = ("x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded")
@@ -55,17 +58,37 @@ def routes(ctx: Context) -> Router:
         refuse_others(raw)
         return json_response(msgspec.json.encode(facts(ctx)))
 
+    @router.get("/ui/api/operation", hidden=True)
+    async def operation(raw: Request) -> Response:
+        """Checklists held against how the server runs, and its configuration."""
+        refuse_others(raw)
+        found = {"checks": checks(ctx), "settings": settings(ctx)}
+        return json_response(msgspec.json.encode(found))
+
+    @router.get("/ui/guide", hidden=True)
+    async def guide_start(raw: Request) -> Response:
+        refuse_others(raw)
+        return RedirectResponse(f"{root}/ui/guide/")
+
+    @router.get("/ui/guide/{name:path}", hidden=True)
+    async def guide_page(raw: Request) -> Response:
+        refuse_others(raw)
+        return answer(raw, guide.read(raw.path_params["name"]))
+
     @router.get("/ui/{name:path}", hidden=True)
     async def file(raw: Request) -> Response:
         refuse_others(raw)
-        found = ui.read(raw.path_params["name"] or "index.html")
-        if found is None:
-            raise NotFound("there is no such page; /ui/ has links to all.")
-        if raw.headers.get("if-none-match") == found.etag:
-            return Response(status_code=304, headers=found.headers)
-        return Response(found.body, headers=found.headers)
+        return answer(raw, ui.read(raw.path_params["name"] or "index.html"))
 
     return router
+
+
+def answer(raw: Request, found: ui.File | None) -> Response:
+    if found is None:
+        raise NotFound("there is no such page; /ui/ has links to all.")
+    if raw.headers.get("if-none-match") == found.etag:
+        return Response(status_code=304, headers=found.headers)
+    return Response(found.body, headers=found.headers)
 
 
 async def events(feed: LiveFeed) -> AsyncIterator[bytes]:

@@ -2,7 +2,9 @@
 import { html, json, key, render, useEffect, useRef, useState } from "./common.js";
 
 const PAGES = {
+  chat: "Chat",
   live: "Live",
+  operate: "Operate",
 };
 const THEMES = { "": "Theme: system", light: "Theme: light", dark: "Theme: dark" };
 

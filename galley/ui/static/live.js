@@ -49,7 +49,7 @@ function Tiles({ recording, view, t }) {
     <${Tile} name="KV cache" value=${percent(view.blocks_used / Math.max(usable, 1))}
       note=${`${number(view.blocks_used)} of ${number(usable)} blocks`} />
     <${Tile} name="Prefix hits" value=${percent(counters.prefix_queries
-      ? counters.prefix_hits / counters.prefix_queries : null)} note="of tokens, since start" />
+      ? counters.prefix_hits / counters.prefix_queries : null)} note="since start" />
     <${Tile} name="Preempted" value=${number(counters.preemptions)} note="since start" />
     ${figures.drafts > 0 && html`<${Tile} name="Drafts accepted"
       value=${percent(figures.accepted / figures.drafts)} note=${`of ${number(figures.drafts)}`} />`}
@@ -83,11 +83,11 @@ function PoolPanel({ view, chosen, onChoose }) {
     </p>
     <p class="bar"><label>Block <input type="number" min="1" max=${view.limits.num_blocks}
         value=${block ?? ""} onInput=${e => setBlock(e.target.valueAsNumber || null)} /></label>
-      <output class="muted">${block === null ? "Point at a block, or type its number."
+      <span class="told muted">${block === null ? "Point at a block, or type its number."
         : held.length ? html`held by ${held.map(handle => html`<button type="button" class="link"
             onClick=${() => onChoose(handle)}>${nameOf(handle)}</button> `)}`
         : cached(block) ? "free; its content is kept for requests with the same prefix"
-        : "free"}</output></p>
+        : "free"}</span></p>
   </section>`;
 }
 
@@ -110,11 +110,11 @@ function BatchPanel({ steps }) {
         value=${step.number} onInput=${e => setChosen(e.target.valueAsNumber || null)} /></label>
       ${chosen !== null && html`<button type="button" onClick=${() => setChosen(null)}>
         Newest</button>`}
-      <output class="muted">${number(step.tokens)} tokens: ${number(kinds.prefill)} of
+      <span class="told muted">${number(step.tokens)} tokens: ${number(kinds.prefill)} of
         ${" "}${kinds.prompts} prompts, ${kinds.decode} decoding${kinds.draft
           ? `, ${kinds.draft} drafts` : ""}; ${seconds(step.end - step.begin)}
         ${" "}(schedule ${seconds(step.schedule)}, execute ${seconds(step.execute)},
-        commit ${seconds(step.commit)})</output>
+        commit ${seconds(step.commit)})</span>
     </div>`}
   </section>`;
 }
@@ -123,7 +123,7 @@ function Requests({ view, recording, chosen, onChoose }) {
   const listed = view.running.slice(0, LISTED);
   return html`<section class="panel" aria-labelledby="requests">
     <h2 id="requests">Running requests</h2>
-    ${listed.length ? html`<div class="scroll" tabindex="0" role="region" aria-labelledby="requests"><table>
+    ${listed.length ? html`<div class="scroll" tabindex="0" role="group" aria-labelledby="requests"><table>
       <thead><tr><th scope="col">request</th><th scope="col" class="n">prompt</th>
         <th scope="col" class="n">cached</th><th scope="col" class="n">output</th>
         <th scope="col" class="n">blocks</th><th scope="col">state</th></tr></thead>
@@ -150,7 +150,7 @@ function Queue({ view }) {
     <h2 id="queue">Queue</h2>
     ${reasons.length ? html`
       <p>${reasons.map(([reason, n]) => html`<span class="state warn">${reason}: ${n}</span> `)}</p>
-      <div class="scroll" tabindex="0" role="region" aria-labelledby="queue"><table><thead><tr><th scope="col">request</th>
+      <div class="scroll" tabindex="0" role="group" aria-labelledby="queue"><table><thead><tr><th scope="col">request</th>
         <th scope="col">waits for</th><th scope="col" class="n">tokens</th>
         <th scope="col" class="n">waiting</th></tr></thead>
       <tbody>${view.waiting.map(one => html`<tr key=${one.handle}><td>${nameOf(one.handle)}</td>
