@@ -312,6 +312,7 @@ def test_queries_are_evaluated_as_prometheus_does(opened: Opened, server: Server
     assert found["none"] is None
     page.locator("summary").first.click()
     expect(page.locator("details[open]")).to_contain_text("it is now 8 (command line)")
+    page.wait_for_timeout(2500)  # two readings
     picture(page, "operate")
 
 

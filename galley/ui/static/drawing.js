@@ -141,7 +141,7 @@ export function Batches({ steps, chosen, onStep }) {
       context.globalAlpha = chosen === null || chosen === step.number ? 1 : 0.55;
       for (const [kind, colour] of colours) {
         if (!kinds[kind]) continue;
-        const tall = Math.max(kinds[kind] * scale, 1);
+        const tall = Math.max(kinds[kind] * scale, 3);
         context.fillStyle = colour;
         context.fillRect(x, y - tall, Math.max(bar - 1, 1), tall);
         y -= tall;

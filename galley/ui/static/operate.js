@@ -51,8 +51,8 @@ function Alerts({ alerts, scrapes }) {
   const covered = scrapes.length > 1 ? scrapes.at(-1).t - scrapes[0].t : 0;
   return html`<section class="panel" aria-labelledby="alerts">
     <h2 id="alerts">Alerts</h2>
-    <p class="muted">The conditions of <code>deploy/prometheus/alerts.yml</code>, over the
-      ${" "}${seconds(covered)} that this page has seen. Prometheus looks longer back, and waits as
+    <p class="muted">The conditions of <code>deploy/prometheus/alerts.yml</code>, ${covered
+        ? `over the ${seconds(covered)} that this page has seen` : "once it has been read twice"}. Prometheus looks longer back, and waits as
       long as each rule says.</p>
     <table>
       <thead><tr><th scope="col">alert</th><th scope="col">now</th><th scope="col">waits</th></tr></thead>
