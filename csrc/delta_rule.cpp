@@ -1,5 +1,5 @@
 // Ops over states that are corrected by what they hold under a key (delta_rule_kernel.h). The units
-// of their states are heads: keys x values, padded to 16, and scales.
+// of their states are heads (delta_unit).
 //
 // `gated_delta_rule`: q, k of unit length (q / sqrt(keys)), g = exp(-exp(a_log) * softplus(alpha +
 //   dt_bias)), beta = sigmoid(beta): S = g S + k (beta (v - g kᵀ S)), out = qᵀ S. Pointers: q, k (f32
@@ -24,12 +24,10 @@
 namespace galley {
 namespace {
 
-int64_t padded(int64_t values) { return (values + 15) / 16 * 16; }
-
 class GatedDeltaRule final : public StateOp {
  public:
   explicit GatedDeltaRule(const Args& a)
-      : StateOp(StateCache(a, a.size("heads"), a.size("keys") * padded(a.size("values")) + scales(a))),
+      : StateOp(StateCache(a, a.size("heads"), delta_unit(a.size("keys"), a.size("values")))),
         heads_(a.size("heads")), key_heads_(a.size("key_heads")),
         in_turn_(a.choice("in_turn", 2, false)), keys_(a.size("keys")),
         decays_(a.choice("by_key", 2, false) ? keys_ : 1),
@@ -44,10 +42,10 @@ class GatedDeltaRule final : public StateOp {
   }
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
-    float* scratch = thread_scratch(delta_scratch(keys_));
+    float* scratch = thread_scratch(delta_scratch(keys_, values_));
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t head = tile / step.rows, key = key_head(head) * keys_;
-      const auto update = [&](float* state, int64_t token, int64_t count) {
+      const auto update = [&](float* unit, int64_t token, int64_t count) {
         GatedDeltaRun run{};
         run.q = q_.row(token) + key, run.q_stride = q_.stride;
         run.k = k_.row(token) + key, run.k_stride = k_.stride;
@@ -57,17 +55,13 @@ class GatedDeltaRule final : public StateOp {
         run.out = out_ + (token * heads_ + head) * values_, run.out_stride = heads_ * values_;
         run.keys = keys_, run.values = values_, run.count = count;
         run.a = -std::exp(a_log_[head]), run.dt_bias = dt_bias_ + head * decays_, run.eps = eps_;
-        kernel_(run, state, scratch);
+        kernel_(run, unit, scratch);
       };
       state_.for_each_run(step, static_cast<int32_t>(tile % step.rows), head, update);
     }
   }
 
  private:
-  static int64_t scales(const Args& a) {
-    return a.choice("by_key", 2, false) ? padded(a.size("keys")) : 16;
-  }
-
   int64_t key_head(int64_t head) const {
     return in_turn_ ? head % key_heads_ : head / (heads_ / key_heads_);
   }
@@ -85,7 +79,7 @@ class GatedDeltaRule final : public StateOp {
 class Wkv7 final : public StateOp {
  public:
   explicit Wkv7(const Args& a)
-      : StateOp(StateCache(a, a.size("heads"), (a.size("size") + 1) * padded(a.size("size")))),
+      : StateOp(StateCache(a, a.size("heads"), delta_unit(a.size("size"), a.size("size")))),
         heads_(a.size("heads")), size_(a.size("size")), r_(rows(a, "r")), w_(rows(a, "w")),
         k_(rows(a, "k")), v_(rows(a, "v")), a_(rows(a, "a")), first_(rows(a, "first", true)),
         mix_(rows(a, "mix", true)), k_k_(a.ptr<float>("k_k")), k_a_(a.ptr<float>("k_a")),
@@ -93,11 +87,11 @@ class Wkv7 final : public StateOp {
         out_(a.ptr<float>("out")), eps_(a.f("eps")), kernel_(GALLEY_PICK(wkv7_run)) {}
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
-    float* scratch = thread_scratch(delta_scratch(size_));
+    float* scratch = thread_scratch(delta_scratch(size_, size_));
     const bool mixes = first_ && mix_;
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t head = tile / step.rows, column = head * size_;
-      const auto update = [&](float* state, int64_t token, int64_t count) {
+      const auto update = [&](float* unit, int64_t token, int64_t count) {
         Wkv7Run run{};
         run.r = r_.row(token) + column, run.r_stride = r_.stride;
         run.w = w_.row(token) + column, run.w_stride = w_.stride;
@@ -110,7 +104,7 @@ class Wkv7 final : public StateOp {
         run.size = size_, run.count = count, run.eps = eps_;
         run.k_k = k_k_ + column, run.k_a = k_a_ + column, run.r_k = r_k_ + column;
         run.weight = weight_ + column, run.bias = bias_ + column;
-        kernel_(run, state, scratch);
+        kernel_(run, unit, scratch);
       };
       state_.for_each_run(step, static_cast<int32_t>(tile % step.rows), head, update);
     }

@@ -4,11 +4,19 @@
 
 namespace galley {
 
-// One token of a head, as these recurrences are computed. S is [keys][values], Q is S without its scale
-// (state_scale.h), of which `read`, `write`, `correct` and `query` take account:
-//   m = sum over j, in order, of read[j] * Q[j]
-//   Q[j] = fold[j] * Q[j] + write[j] * value + correct[j] * m     (without `correct`: value - m)
-//   y = sum over j, in order, of query[j] * Q[j]
+// What is kept of a head. Its state is S [keys][values] = diag(decay) Q + sum of write[i] value[i]ᵀ over
+// the terms i that tokens have added. With kDeltaTerms terms they are added to Q, in order, and none is left:
+// Q is read for several tokens at a time, and written once for all of them. How many terms there are follows
+// from the number of tokens alone, so no bit depends on how a prompt is cut.
+constexpr int64_t kDeltaTerms = 8;
+// Values of a panel of Q, [keys][kDeltaPanel]; behind the last whole one, panels of 16.
+constexpr int64_t kDeltaPanel = 32;
+
+constexpr int64_t delta_padded(int64_t n) { return (n + 15) / 16 * 16; }
+// Floats: Q, decay, the number of terms (of 16 floats), write, value.
+constexpr int64_t delta_unit(int64_t keys, int64_t values) {
+  return (keys + kDeltaTerms) * delta_padded(values) + (1 + kDeltaTerms) * delta_padded(keys) + 16;
+}
 
 // Gated delta rule; q, k of unit length before the scale.
 struct GatedDeltaRun {
@@ -30,18 +38,16 @@ struct Wkv7Run {
   float eps;
 };
 
-// Tokens that are computed at a time.
-constexpr int64_t kDeltaTokens = 8;
 // Floats of scratch.
-constexpr int64_t delta_scratch(int64_t keys) {
-  return 7 * kDeltaTokens * ((keys + 15) / 16 * 16);
+constexpr int64_t delta_scratch(int64_t keys, int64_t values) {
+  return (3 * kDeltaTerms + 5) * delta_padded(keys) + 2 * kDeltaTerms * delta_padded(values);
 }
 
 GALLEY_VARIANTS(
-    // `state`: numbers by panel (delta_rule_kernel.h), then the scale of all or of each key; updated.
-    void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch);
+    // `unit`: what is kept of the head, updated; zeros at first.
+    void gated_delta_run(const GatedDeltaRun& run, float* unit, float* scratch);
     // A decay of each key.
-    void keyed_delta_run(const GatedDeltaRun& run, float* state, float* scratch);
-    void wkv7_run(const Wkv7Run& run, float* state, float* scratch);)
+    void keyed_delta_run(const GatedDeltaRun& run, float* unit, float* scratch);
+    void wkv7_run(const Wkv7Run& run, float* unit, float* scratch);)
 
 }  // namespace galley

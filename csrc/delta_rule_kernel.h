@@ -1,110 +1,290 @@
 // Definitions for delta_rule.h; compiled once per instruction set (variants.h).
 //
-// Lanes are values, so no sum over keys runs over lanes; keys are added in order. A panel of the state
-// is updated by all tokens of a block before the next panel. One pass over it writes a token, makes
-// its y, and reads what the next token finds under its key: each number is loaded and stored once.
+// A group is the tokens until a head has all its terms. For all tokens of a group what depends on keys alone is
+// computed first; then Q is read, each token takes account of the terms before it, and a full group is added
+// to Q. Numbers of Q and sums over its keys have values in their lanes and are added in order; products of a
+// term and a key add their lanes at the end.
 #pragma once
 #include "delta_rule.h"
 #include "softplus_lanes.h"
-#include "state_scale.h"
 
 namespace galley {
 namespace GALLEY_VARIANT {
 
-// Values of a panel of the state, [keys][kDeltaPanel]; behind the last whole one, panels of 16. With 128
-// keys, a panel and what a block of tokens does lie in the L1 cache.
-constexpr int64_t kDeltaPanel = 32;
+// Registers of values, and sums over keys for each of them, that are computed at a time.
+#if GALLEY_PARTS == 1
+constexpr int kDeltaWide = 2;
+constexpr int kDeltaRows = 8;
+#else
+constexpr int kDeltaWide = 1;
+constexpr int kDeltaRows = 4;
+#endif
 
 GALLEY_INLINE int lanes_of(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 
-// What the tokens of a block do (delta_rule.h), rows of `stride` floats.
-struct DeltaTokens {
-  float *read, *write, *correct, *query;  // [kDeltaTokens][stride]; `correct` may be null
-  float* fold;                            // [kDeltaTokens][stride], where `folds` says so
-  bool folds[kDeltaTokens];
-  int64_t stride, keys, count;
+// The sum of the lanes of each, by `sum`.
+GALLEY_INLINE void sums(const Float (&x)[4], float* to) {
+  for (int i = 0; i < 4; i++) to[i] = sum(x[i]);
+}
 
-  DeltaTokens(float* scratch, int64_t keys, bool corrects)
-      : stride((keys + kLanes - 1) / kLanes * kLanes), keys(keys), count(0) {
-    const int64_t size = kDeltaTokens * stride;
-    read = scratch, write = read + size, query = write + size, fold = query + size;
-    correct = corrects ? fold + size : nullptr;
+GALLEY_INLINE void prefetch(const float* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) __builtin_prefetch(x + i);
+}
+
+// What is kept of a head (delta_rule.h).
+struct DeltaHead {
+  float *numbers, *decay, *count, *write, *value;
+  int64_t keys, stride, width, terms;  // stride: of `write`; width: of `value`
+
+  DeltaHead(float* unit, int64_t keys, int64_t values)
+      : keys(keys), stride(delta_padded(keys)), width(delta_padded(values)) {
+    numbers = unit, decay = numbers + keys * width, count = decay + stride;
+    write = count + 16, value = write + kDeltaTerms * stride;
+    terms = static_cast<int64_t>(*count);
+    if (terms == 0) clear();
   }
+  GALLEY_INLINE void clear() {
+    terms = 0;
+    for (int64_t i = 0; i < stride; i += kLanes) store(decay + i, all(1.0f));
+  }
+  GALLEY_INLINE void add(const float* key) {
+    for (int64_t i = 0; i < stride; i += kLanes) store(write + terms * stride + i, load(key + i));
+    terms++;
+  }
+  GALLEY_INLINE void keep() { *count = static_cast<float>(terms); }
 };
 
+// Tokens of a group: what they find in Q, with the vectors of `rows`, and in the terms before them.
+struct DeltaGroup {
+  float* rows;  // [2 * kDeltaTerms][stride]: of each token what it reads before its terms, and after
+  float* sums;  // [2 * kDeltaTerms][width]: their products with Q
+  float before[kDeltaTerms][kDeltaTerms], after[kDeltaTerms][kDeltaTerms];
+  alignas(64) float rate[kLanes];
+  int64_t first, count;  // terms before the group's tokens; tokens
+};
+
+// Whether a token's decays act before it looks at the state, afterwards or not at all.
+enum class Decay { first, last, none };
+
+// A vector with which a token looks at the state: its row for Q, and its products with the terms, four at a
+// time. `by` are the decays.
+template <Decay when>
+GALLEY_INLINE void look(const DeltaHead& head, const float* x, const float* by, float* row,
+                        float* products) {
+  for (int64_t i = 0; i < head.stride; i += kLanes) {
+    Float decay = load(head.decay + i);
+    if (when == Decay::first) decay = decay * load(by + i);
+    store(row + i, load(x + i) * decay);
+    if (when == Decay::last) decay = decay * load(by + i);
+    if (when != Decay::none) store(head.decay + i, decay);
+  }
+  for (int64_t s = 0; s < head.terms; s += 4) {
+    float* write = head.write + s * head.stride;
+    Float total[4];
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; u++) total[u] = zero();
+    for (int64_t i = 0; i < head.stride; i += kLanes) {
+      const Float in = load(x + i);
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; u++) {
+        Float key = load(write + u * head.stride + i);
+        if (when == Decay::first) key = key * load(by + i);
+        total[u] = fma(key, in, total[u]);
+        if (when == Decay::last) key = key * load(by + i);
+        if (when != Decay::none) store(write + u * head.stride + i, key);
+      }
+    }
+    sums(total, products + s);
+  }
+}
+
+// sums[r][v] = sum over keys, in order, of rows[r] * Q.
+template <int rows, int wide>
+GALLEY_INLINE void read_numbers(const float* q, int64_t pitch, const DeltaHead& head,
+                                const float* from, float* sums, int64_t sums_stride) {
+  Float total[rows][wide];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; v++) total[r][v] = zero();
+  }
+  for (int64_t j = 0; j < head.keys; j++, q += pitch) {
+    Float number[wide];
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; v++) number[v] = load(q + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+      const Float by = all(from[r * head.stride + j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < wide; v++) total[r][v] = fma(by, number[v], total[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; v++) store(sums + r * sums_stride + v * kLanes, total[r][v]);
+  }
+}
+
+// The rows of a group's tokens, for 16 * wide values.
 template <int wide>
-GALLEY_INLINE void read_panel(const float* s, const float* read, int64_t keys, Float (&held)[wide]) {
-#pragma GCC unroll 4
-  for (int v = 0; v < wide; v++) held[v] = zero();
-  for (int64_t j = 0; j < keys; j++, s += wide * kLanes) {
-#pragma GCC unroll 4
-    for (int v = 0; v < wide; v++) held[v] = fma(all(read[j]), load(s + v * kLanes), held[v]);
+GALLEY_INLINE void read_rows(const float* q, int64_t pitch, const DeltaHead& head,
+                             const DeltaGroup& group, float* sums) {
+  const int64_t rows = 2 * group.count;
+  int64_t r = 0;
+  for (; r + kDeltaRows <= rows; r += kDeltaRows) {
+    read_numbers<kDeltaRows, wide>(q, pitch, head, group.rows + r * head.stride,
+                                   sums + r * head.width, head.width);
+  }
+  for (; r < rows; r += 2) {
+    read_numbers<2, wide>(q, pitch, head, group.rows + r * head.stride, sums + r * head.width,
+                          head.width);
   }
 }
 
-// Writes token t and reads for the next one: `held` is what the token found, then what the next one does.
-template <int wide, bool kCorrect, bool kFold>
-GALLEY_INLINE void update_panel(float* s, const DeltaTokens& d, int64_t t, const float* next,
-                                const Float (&value)[wide], Float (&held)[wide], Float (&y)[wide]) {
-  const float *write = d.write + t * d.stride, *query = d.query + t * d.stride;
-  const float *correct = kCorrect ? d.correct + t * d.stride : nullptr, *fold = d.fold + t * d.stride;
-  Float found[wide];
+// Q = decay * Q + write[i] * value[i] of all terms, for some keys.
+template <int keys, int wide>
+GALLEY_INLINE void add_keys(float* q, int64_t pitch, const DeltaHead& head, int64_t j,
+                            const Float (&value)[kDeltaTerms][wide]) {
+  Float number[keys][wide];
+#pragma GCC unroll 2
+  for (int i = 0; i < keys; i++) {
+    const Float decay = all(head.decay[j + i]);
 #pragma GCC unroll 4
-  for (int v = 0; v < wide; v++) found[v] = zero(), y[v] = zero();
-  for (int64_t j = 0; j < d.keys; j++, s += wide * kLanes) {
-    const Float in = all(write[j]), to = all(query[j]), look = all(next[j]);
+    for (int v = 0; v < wide; v++) number[i][v] = decay * load(q + i * pitch + v * kLanes);
+  }
+#pragma GCC unroll 8
+  for (int s = 0; s < kDeltaTerms; s++) {
+#pragma GCC unroll 2
+    for (int i = 0; i < keys; i++) {
+      const Float write = all(head.write[s * head.stride + j + i]);
 #pragma GCC unroll 4
-    for (int v = 0; v < wide; v++) {
-      Float now = load(s + v * kLanes);
-      if (kFold) now = now * all(fold[j]);
-      now = fma(in, value[v], now);
-      if (kCorrect) now = fma(all(correct[j]), held[v], now);
-      store(s + v * kLanes, now);
-      y[v] = fma(to, now, y[v]);
-      found[v] = fma(look, now, found[v]);
+      for (int v = 0; v < wide; v++) number[i][v] = fma(write, value[s][v], number[i][v]);
     }
   }
+#pragma GCC unroll 2
+  for (int i = 0; i < keys; i++) {
 #pragma GCC unroll 4
-  for (int v = 0; v < wide; v++) held[v] = found[v];
+    for (int v = 0; v < wide; v++) store(q + i * pitch + v * kLanes, number[i][v]);
+  }
 }
 
-// `left` values of the panel exist.
+// The same for all keys.
+template <int wide>
+GALLEY_INLINE void add_terms(float* q, int64_t pitch, const DeltaHead& head, const float* values) {
+  Float value[kDeltaTerms][wide];
+#pragma GCC unroll 8
+  for (int s = 0; s < kDeltaTerms; s++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; v++) value[s][v] = load(values + s * head.width + v * kLanes);
+  }
+  int64_t j = 0;
+  for (; j + 2 <= head.keys; j += 2, q += 2 * pitch) add_keys<2, wide>(q, pitch, head, j, value);
+  for (; j < head.keys; j++, q += pitch) add_keys<1, wide>(q, pitch, head, j, value);
+}
+
+// Calls columns(q, pitch, column) for kDeltaWide registers of values of Q at a time, or for one.
+template <class Wide, class One>
+GALLEY_INLINE void for_each_column(const DeltaHead& head, const Wide& wide, const One& one) {
+  int64_t column = 0;
+  for (; column + kDeltaPanel <= head.width; column += kDeltaPanel) {
+    for (int64_t v = 0; v < kDeltaPanel; v += kDeltaWide * kLanes) {
+      wide(head.numbers + column * head.keys + v, kDeltaPanel, column + v);
+    }
+  }
+  for (; column < head.width; column += kLanes) {
+    one(head.numbers + column * head.keys, kLanes, column);
+  }
+}
+
+// The values of the group's terms and the results of its tokens, for 16 * wide values. `left` of them exist,
+// `given` is what the tokens write. `kCorrect`: a token has two terms, of what it writes and of what it found.
 template <int wide, bool kCorrect>
-GALLEY_INLINE void delta_panel(float* s, const DeltaTokens& d, const float* values,
-                               int64_t value_stride, float* out, int64_t out_stride, int64_t left) {
-  Float held[wide], value[wide], y[wide];
-  read_panel<wide>(s, d.read, d.keys, held);
-  for (int64_t t = 0; t < d.count; t++) {
+GALLEY_INLINE void solve(const DeltaHead& head, const DeltaGroup& group, int64_t first,
+                         int64_t count, int64_t column, const float* given, int64_t given_stride,
+                         float* out, int64_t out_stride, int64_t left) {
+  const float* sums = group.sums + column;
+  float* terms = head.value + column;
+  const int64_t width = head.width;
+  int64_t n = first;
+#pragma GCC unroll 8
+  for (int64_t t = 0; t < count; t++) {
+    Float held[wide];
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; v++) held[v] = load(sums + 2 * t * width + v * kLanes);
+#pragma GCC unroll 8
+    for (int64_t s = 0; s < n; s++) {
+      const Float before = all(group.before[t][s]);
+#pragma GCC unroll 4
+      for (int v = 0; v < wide; v++) {
+        held[v] = fma(before, load(terms + s * width + v * kLanes), held[v]);
+      }
+    }
+#pragma GCC unroll 4
     for (int v = 0; v < wide; v++) {
-      __builtin_prefetch(values + (t + kDeltaTokens) * value_stride + v * kLanes);
-      value[v] = load_part(values + t * value_stride + v * kLanes, lanes_of(left - v * kLanes));
-      if (!kCorrect) value[v] = value[v] - held[v];
+      const int part = lanes_of(left - v * kLanes);
+      Float value = load_part(given + t * given_stride + v * kLanes, part);
+      if (!kCorrect) value = (value - held[v]) * all(group.rate[t]);
+      store(terms + n * width + v * kLanes, value);
+      if (kCorrect) store(terms + (n + 1) * width + v * kLanes, held[v]);
     }
-    const float* next = d.read + (t + 1 < d.count ? t + 1 : t) * d.stride;
-    if (d.folds[t]) {
-      update_panel<wide, kCorrect, true>(s, d, t, next, value, held, y);
-    } else {
-      update_panel<wide, kCorrect, false>(s, d, t, next, value, held, y);
+    n += kCorrect ? 2 : 1;
+  }
+  n = first;
+#pragma GCC unroll 8
+  for (int64_t t = 0; t < count; t++) {
+    n += kCorrect ? 2 : 1;
+    Float y[wide];
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; v++) y[v] = load(sums + (2 * t + 1) * width + v * kLanes);
+#pragma GCC unroll 8
+    for (int64_t s = 0; s < n; s++) {
+      const Float after = all(group.after[t][s]);
+#pragma GCC unroll 4
+      for (int v = 0; v < wide; v++) {
+        y[v] = fma(after, load(terms + s * width + v * kLanes), y[v]);
+      }
     }
+#pragma GCC unroll 4
     for (int v = 0; v < wide; v++) {
       store_part(out + t * out_stride + v * kLanes, y[v], lanes_of(left - v * kLanes));
     }
   }
 }
 
+// The group's tokens, whose terms have been added to `head` but for their values.
 template <bool kCorrect>
-GALLEY_INLINE void delta_tokens(float* state, const DeltaTokens& d, const float* values,
-                                int64_t value_stride, int64_t size, float* out,
-                                int64_t out_stride) {
-  int64_t v = 0;
-  for (; v + kDeltaPanel <= size; v += kDeltaPanel) {
-    delta_panel<kDeltaPanel / kLanes, kCorrect>(state + v * d.keys, d, values + v, value_stride,
-                                                out + v, out_stride, kDeltaPanel);
+GALLEY_INLINE void delta_group(DeltaHead& head, const DeltaGroup& group, const float* given,
+                               int64_t given_stride, int64_t size, float* out,
+                               int64_t out_stride) {
+  for_each_column(
+      head,
+      [&](const float* q, int64_t pitch, int64_t column) {
+        read_rows<kDeltaWide>(q, pitch, head, group, group.sums + column);
+      },
+      [&](const float* q, int64_t pitch, int64_t column) {
+        read_rows<1>(q, pitch, head, group, group.sums + column);
+      });
+  int64_t column = 0;
+  constexpr int64_t kMost = kCorrect ? kDeltaTerms / 2 : kDeltaTerms;
+  for (; group.count == kMost && column + 4 * kLanes <= size; column += 4 * kLanes) {
+    solve<4, kCorrect>(head, group, 0, kMost, column, given + column, given_stride, out + column,
+                       out_stride, size - column);
   }
-  for (; v < size; v += kLanes) {
-    delta_panel<1, kCorrect>(state + v * d.keys, d, values + v, value_stride, out + v, out_stride,
-                             size - v);
+  for (; column < size; column += kLanes) {
+    solve<1, kCorrect>(head, group, group.first, group.count, column, given + column,
+                       given_stride, out + column, out_stride, size - column);
   }
+  if (head.terms < kDeltaTerms) return;
+  for_each_column(
+      head,
+      [&](float* q, int64_t pitch, int64_t column) {
+        add_terms<kDeltaWide>(q, pitch, head, head.value + column);
+      },
+      [&](float* q, int64_t pitch, int64_t column) {
+        add_terms<1>(q, pitch, head, head.value + column);
+      });
+  head.clear();
 }
 
 // scale / sqrt(sum of squares + eps)
@@ -117,145 +297,138 @@ GALLEY_INLINE float unit_factor(const float* x, int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(sum(squares) + eps);
 }
 
+// 1 / (1 + e^-x)
 GALLEY_INLINE Float sigmoid(const Float& x) {
-  return all(1.0f) / (all(1.0f) + exp(zero() - x));
+  const Float e = exp2_nonpositive(min(zero() - x, x) * all(1.44269504f)), to = all(1.0f) + e;
+  const Float over = select(x < zero(), e, all(1.0f));
+#if GALLEY_PARTS == 1
+  // A step of Newton's method from 14 bits of 1 / to; a division takes 16 cycles.
+  const Float near{{_mm512_rcp14_ps(to.part[0])}};
+  return over * (near * (all(2.0f) - to * near));
+#else
+  return over / to;
+#endif
 }
 
 // Of the tokens' numbers alpha and beta: decays, and rates of change.
-GALLEY_INLINE void delta_rates(const GatedDeltaRun& run, int64_t start, int64_t count, float* decay,
-                               float* rate) {
-  static_assert(kDeltaTokens <= kLanes, "");
-  for (int64_t t = 0; t < kLanes; t++) {
-    decay[t] = t < count ? run.alpha[(start + t) * run.alpha_stride] : 0.0f;
-    rate[t] = t < count ? run.beta[(start + t) * run.beta_stride] : 0.0f;
-  }
-  store(decay, exp(all(run.a) * softplus(load(decay) + all(*run.dt_bias))));
-  store(rate, sigmoid(load(rate)));
-}
+struct GatedDecays {
+  alignas(64) float decay[kLanes];
 
-void gated_delta_run(const GatedDeltaRun& run, float* state, float* scratch) {
-  const int64_t padded = (run.values + kLanes - 1) / kLanes * kLanes;
-  DeltaTokens d(scratch, run.keys, false);
-  StateScale scale(state + run.keys * padded);
+  GALLEY_INLINE void begin(const GatedDeltaRun& run, int64_t start, int64_t count) {
+    for (int64_t t = 0; t < kLanes; t++) {
+      decay[t] = t < count ? run.alpha[(start + t) * run.alpha_stride] : 0.0f;
+    }
+    store(decay, exp(all(run.a) * softplus(load(decay) + all(*run.dt_bias))));
+  }
+  GALLEY_INLINE void get(const GatedDeltaRun& run, int64_t, int64_t t, float* to) const {
+    for (int64_t i = 0; i < run.keys; i += kLanes) store(to + i, all(decay[t]));
+  }
+};
+
+// A decay of each key.
+struct KeyedDecays {
+  GALLEY_INLINE void begin(const GatedDeltaRun&, int64_t, int64_t) {}
+  GALLEY_INLINE void get(const GatedDeltaRun& run, int64_t start, int64_t t, float* to) const {
+    const float* from = run.alpha + (start + t) * run.alpha_stride;
+    for (int64_t i = 0; i < run.keys; i += kLanes) {
+      const int part = lanes_of(run.keys - i);
+      const Float alpha = load_part(from + i, part) + load_part(run.dt_bias + i, part);
+      store(to + i, exp2_nonpositive(all(1.44269504f * run.a) * softplus(alpha)));
+    }
+  }
+};
+
+template <class Decays>
+GALLEY_INLINE void delta_run(const GatedDeltaRun& run, float* unit, float* scratch) {
+  DeltaHead head(unit, run.keys, run.values);
   const float root = 1.0f / __builtin_sqrtf(static_cast<float>(run.keys));
-  alignas(64) float decay[kLanes], rate[kLanes];
-  for (int64_t start = 0; start < run.count; start += kDeltaTokens) {
-    d.count = run.count - start < kDeltaTokens ? run.count - start : kDeltaTokens;
-    delta_rates(run, start, d.count, decay, rate);
-    for (int64_t t = 0; t < d.count; t++) {
+  float *decay = scratch, *key = decay + head.stride, *query = key + head.stride;
+  Decays decays;
+  DeltaGroup group;
+  group.rows = query + head.stride;
+  group.sums = group.rows + 2 * kDeltaTerms * head.stride;
+  for (int64_t start = 0; start < run.count; start += group.count) {
+    const int64_t room = kDeltaTerms - head.terms;
+    group.first = head.terms;
+    group.count = run.count - start < room ? run.count - start : room;
+    decays.begin(run, start, group.count);
+    for (int64_t t = 0; t < kLanes; t++) {
+      group.rate[t] = t < group.count ? run.beta[(start + t) * run.beta_stride] : 0.0f;
+    }
+    store(group.rate, sigmoid(load(group.rate)));
+    for (int64_t t = 0; t < group.count; t++) {
       const float* q = run.q + (start + t) * run.q_stride;
       const float* k = run.k + (start + t) * run.k_stride;
-      const float held = scale.value * decay[t], fold = scale.decay(decay[t]);
-      const float of_q = unit_factor(q, run.keys, run.eps) * root * scale.value;
-      const float of_k = unit_factor(k, run.keys, run.eps);
-      d.folds[t] = fold != 1.0f;
-      for (int64_t i = 0; i < run.keys; i += kLanes) {
-        const int64_t at = t * d.stride + i;
-        const Float key = load_part(k + i, lanes_of(run.keys - i)) * all(of_k);
-        store(d.read + at, key * all(held));
-        store(d.write + at, key * all(rate[t] / scale.value));
-        store(d.query + at, load_part(q + i, lanes_of(run.keys - i)) * all(of_q));
-        if (d.folds[t]) store(d.fold + at, all(fold));
-        __builtin_prefetch(q + kDeltaTokens * run.q_stride + i);  // of the next block
-        __builtin_prefetch(k + kDeltaTokens * run.k_stride + i);
-      }
-    }
-    delta_tokens<false>(state, d, run.v + start * run.v_stride, run.v_stride, run.values,
-                        run.out + start * run.out_stride, run.out_stride);
-  }
-  scale.keep();
-}
-
-// The products of scale and decay of each key, in d.fold; returns whether one is too small to be kept.
-GALLEY_INLINE bool keyed_decays(const GatedDeltaRun& run, int64_t token, const float* scale,
-                                float* product) {
-  Float smallest = all(1.0f);
-  for (int64_t i = 0; i < run.keys; i += kLanes) {
-    const int part = lanes_of(run.keys - i);
-    const Float alpha = load_part(run.alpha + token * run.alpha_stride + i, part);
-    const Float decay = exp(all(run.a) * softplus(alpha + load_part(run.dt_bias + i, part)));
-    const Float next = load(scale + i) * decay;
-    store(product + i, next);
-    smallest = min(select(lane_numbers() < all(part), next, all(1.0f)), smallest);
-  }
-  return !(-max_lane(zero() - smallest) >= kSmallestScale);
-}
-
-void keyed_delta_run(const GatedDeltaRun& run, float* state, float* scratch) {
-  DeltaTokens d(scratch, run.keys, false);
-  float* scale = state + run.keys * ((run.values + 15) / 16 * 16);
-  if (*scale == 0.0f) {
-    for (int64_t i = 0; i < d.stride; i += kLanes) store(scale + i, all(1.0f));
-  }
-  const float root = 1.0f / __builtin_sqrtf(static_cast<float>(run.keys));
-  for (int64_t start = 0; start < run.count; start += kDeltaTokens) {
-    d.count = run.count - start < kDeltaTokens ? run.count - start : kDeltaTokens;
-    for (int64_t t = 0; t < d.count; t++) {
-      const int64_t token = start + t;
-      const float* q = run.q + token * run.q_stride;
-      const float* k = run.k + token * run.k_stride;
-      float* product = d.fold + t * d.stride;
-      d.folds[t] = keyed_decays(run, token, scale, product);
       const Float of_q = all(unit_factor(q, run.keys, run.eps) * root);
       const Float of_k = all(unit_factor(k, run.keys, run.eps));
-      const Float rate = sigmoid(all(run.beta[token * run.beta_stride]));
       for (int64_t i = 0; i < run.keys; i += kLanes) {
-        const int64_t at = t * d.stride + i;
-        const Float next = d.folds[t] ? all(1.0f) : load(product + i);
-        const Float key = load_part(k + i, lanes_of(run.keys - i)) * of_k;
-        store(d.read + at, key * load(product + i));
-        store(d.write + at, key * rate / next);
-        store(d.query + at, load_part(q + i, lanes_of(run.keys - i)) * of_q * next);
-        store(scale + i, next);
+        store(query + i, load_part(q + i, lanes_of(run.keys - i)) * of_q);
+        store(key + i, load_part(k + i, lanes_of(run.keys - i)) * of_k);
       }
+      prefetch(q + kDeltaTerms * run.q_stride, run.keys);  // of the next group
+      prefetch(k + kDeltaTerms * run.k_stride, run.keys);
+      prefetch(run.v + (start + t + kDeltaTerms) * run.v_stride, run.values);
+      decays.get(run, start, t, decay);
+      float* rows = group.rows + 2 * t * head.stride;
+      look<Decay::first>(head, key, decay, rows, group.before[t]);
+      head.add(key);
+      look<Decay::none>(head, query, nullptr, rows + head.stride, group.after[t]);
     }
-    delta_tokens<false>(state, d, run.v + start * run.v_stride, run.v_stride, run.values,
-                        run.out + start * run.out_stride, run.out_stride);
+    delta_group<false>(head, group, run.v + start * run.v_stride, run.v_stride, run.values,
+                       run.out + start * run.out_stride, run.out_stride);
   }
+  head.keep();
 }
 
-// What a token of RWKV-7 does, and its v'; returns the factor of v' that is added to its result.
-GALLEY_INLINE float wkv7_token(const Wkv7Run& run, int64_t token, int64_t t, float* scale,
-                               DeltaTokens& d, float* value) {
-  const int64_t size = run.size, row = t * d.stride;
-  Float length = zero(), bonus = zero(), smallest = all(1.0f);
+void gated_delta_run(const GatedDeltaRun& run, float* unit, float* scratch) {
+  delta_run<GatedDecays>(run, unit, scratch);
+}
+
+void keyed_delta_run(const GatedDeltaRun& run, float* unit, float* scratch) {
+  delta_run<KeyedDecays>(run, unit, scratch);
+}
+
+// Of a token of RWKV-7, [size] each. `key` is of unit length; the terms write `write` and `correct`.
+struct Wkv7Token {
+  float *key, *decay, *query, *write, *correct;
+};
+
+// The token's vectors, and its v'; returns the factor of v' that is added to its result.
+GALLEY_INLINE float wkv7_token(const Wkv7Run& run, int64_t token, const Wkv7Token& to,
+                               float* value) {
+  const int64_t size = run.size;
+  Float length = zero(), bonus = zero();
   for (int64_t i = 0; i < size; i += kLanes) {
     const int part = lanes_of(size - i);
-    const Float k = load_part(run.k + token * run.k_stride + i, part);
-    const Float a = sigmoid(load_part(run.a + token * run.a_stride + i, part));
+    const auto of = [&](const float* x, int64_t stride) {
+      __builtin_prefetch(x + (token + kDeltaTerms) * stride + i);
+      return load_part(x + token * stride + i, part);
+    };
+    const Float k = of(run.k, run.k_stride);
+    const Float a = sigmoid(of(run.a, run.a_stride));
     const Float key = k * load_part(run.k_k + i, part);
     length = fma(key, key, length);
-    store(d.read + row + i, key);
-    store(d.correct + row + i, a);
+    store(to.key + i, key);
+    store(to.correct + i, zero() - a);
     const Float written = fma(k, (a - all(1.0f)) * load_part(run.k_a + i, part), k);
-    store(d.write + row + i, written);
-    const Float w = sigmoid(load_part(run.w + token * run.w_stride + i, part));
-    const Float decay = exp(w * all(-0.60653066f));  // -exp(-0.5)
-    const Float next = load(scale + i) * decay;
-    store(d.fold + row + i, next);
-    smallest = min(select(lane_numbers() < all(part), next, all(1.0f)), smallest);
-    const Float r = load_part(run.r + token * run.r_stride + i, part);
+    store(to.write + i, written);
+    const Float w = sigmoid(of(run.w, run.w_stride));
+    store(to.decay + i, exp2_nonpositive(w * all(-0.87503877f)));  // -exp(-0.5) / ln 2
+    const Float r = of(run.r, run.r_stride);
+    store(to.query + i, r);
     bonus = fma(r * written, load_part(run.r_k + i, part), bonus);
-    Float v = load_part(run.v + token * run.v_stride + i, part);
+    Float v = of(run.v, run.v_stride);
     if (run.first) {
-      const Float first = load_part(run.first + token * run.first_stride + i, part);
-      v = fma(first - v, sigmoid(load_part(run.mix + token * run.mix_stride + i, part)), v);
+      v = fma(of(run.first, run.first_stride) - v, sigmoid(of(run.mix, run.mix_stride)), v);
     }
     store(value + i, v);
   }
-  d.folds[t] = !(-max_lane(zero() - smallest) >= kSmallestScale);
   const float norm = __builtin_sqrtf(sum(length));
   const Float inverse = all(1.0f / (norm > 1e-12f ? norm : 1e-12f));
   for (int64_t i = 0; i < size; i += kLanes) {
-    const Float key = load(d.read + row + i) * inverse;
-    const Float next = d.folds[t] ? all(1.0f) : load(d.fold + row + i);
-    const Float by = all(1.0f) / next;
-    store(d.read + row + i, (zero() - key) * load(scale + i));
-    store(d.correct + row + i, key * load(d.correct + row + i) * by);
-    store(d.write + row + i, load(d.write + row + i) * by);
-    store(d.query + row + i,
-          load_part(run.r + token * run.r_stride + i, lanes_of(size - i)) * next);
-    store(scale + i, next);
+    const Float key = load(to.key + i) * inverse;
+    store(to.key + i, key);
+    store(to.correct + i, load(to.correct + i) * key);
   }
   return sum(bonus);
 }
@@ -285,26 +458,34 @@ GALLEY_INLINE void wkv7_result(const Wkv7Run& run, const float* y, const float* 
   }
 }
 
-void wkv7_run(const Wkv7Run& run, float* state, float* scratch) {
-  DeltaTokens d(scratch, run.size, true);
-  const int64_t n = d.stride;
-  float *value = d.correct + kDeltaTokens * n, *y = value + kDeltaTokens * n;
-  float* scale = state + run.size * n;
-  if (*scale == 0.0f) {
-    for (int64_t i = 0; i < n; i += kLanes) store(scale + i, all(1.0f));
-  }
-  float bonus[kDeltaTokens];
-  for (int64_t start = 0; start < run.count; start += kDeltaTokens) {
-    d.count = run.count - start < kDeltaTokens ? run.count - start : kDeltaTokens;
-    for (int64_t t = 0; t < d.count; t++) {
-      bonus[t] = wkv7_token(run, start + t, t, scale, d, value + t * n);
+void wkv7_run(const Wkv7Run& run, float* unit, float* scratch) {
+  DeltaHead head(unit, run.size, run.size);
+  const int64_t n = head.stride;
+  const Wkv7Token token{scratch, scratch + n, scratch + 2 * n, scratch + 3 * n, scratch + 4 * n};
+  float *values = scratch + 5 * n, *y = values + kDeltaTerms / 2 * n;
+  DeltaGroup group;
+  group.rows = y + kDeltaTerms / 2 * n;
+  group.sums = group.rows + kDeltaTerms * n;
+  float bonus[kDeltaTerms];
+  for (int64_t start = 0; start < run.count; start += group.count) {
+    const int64_t room = (kDeltaTerms - head.terms) / 2;
+    group.first = head.terms;
+    group.count = run.count - start < room ? run.count - start : room;
+    for (int64_t t = 0; t < group.count; t++) {
+      bonus[t] = wkv7_token(run, start + t, token, values + t * n);
+      float* rows = group.rows + 2 * t * n;
+      look<Decay::last>(head, token.key, token.decay, rows, group.before[t]);
+      head.add(token.write);
+      head.add(token.correct);
+      look<Decay::none>(head, token.query, nullptr, rows + n, group.after[t]);
     }
-    delta_tokens<true>(state, d, value, n, run.size, y, n);
-    for (int64_t t = 0; t < d.count; t++) {
-      wkv7_result(run, y + t * n, value + t * n, bonus[t],
+    delta_group<true>(head, group, values, n, run.size, y, n);
+    for (int64_t t = 0; t < group.count; t++) {
+      wkv7_result(run, y + t * n, values + t * n, bonus[t],
                   run.out + (start + t) * run.out_stride);
     }
   }
+  head.keep();
 }
 
 }  // namespace GALLEY_VARIANT

@@ -1,6 +1,6 @@
 // Op `route`: the experts of each token. Pointers: logits (f32 [tokens][experts]), bias? (f32
-// [experts], added to the scores for the choice alone), out (f32 [tokens][2 top_k]: weights, then
-// ids). Ints: experts, top_k, score (0 softmax, 1 sigmoid, 2 softmax over the chosen ones, 3 the
+// [experts], added to the scores for the choice alone), scales? (f32 [experts], factors of the
+// weights), out (f32 [tokens][2 top_k]: weights, then ids). Ints: experts, top_k, score (0 softmax, 1 sigmoid, 2 softmax over the chosen ones, 3 the
 // weight of each is its softmax over those of the rest that are near it), renormalise? (weights sum
 // to 1), groups?, top_groups? (experts of the best groups alone can be chosen), group_top? (the score
 // of a group is the sum of that many of its best). Floats: scale?, near? (3: largest difference, as
@@ -45,6 +45,7 @@ class Route final : public Op {
  public:
   explicit Route(const Args& a)
       : logits_(a.ptr<float>("logits")), bias_(a.ptr_or_null<float>("bias")),
+        scales_(a.ptr_or_null<float>("scales")),
         out_(a.ptr<float>("out")), experts_(a.size("experts")), top_k_(a.size("top_k")),
         score_(a.choice("score", 4, Score::softmax)), renormalise_(a.choice("renormalise", 2, false)),
         groups_(a.i("groups", 1)), top_groups_(a.i("top_groups", 1)),
@@ -101,7 +102,10 @@ class Route final : public Op {
     } else if (renormalise_) {
       for (int64_t i = 0; i < top_k_; i++) weights[i] /= sum + 1e-20f;
     }
-    for (int64_t i = 0; i < top_k_; i++) weights[i] *= scale_;
+    for (int64_t i = 0; i < top_k_; i++) {
+      weights[i] *= scale_;
+      if (scales_) weights[i] *= scales_[static_cast<int64_t>(weights[top_k_ + i])];
+    }
   }
 
   // The softmax of the best logit over those that are not taken and near it.
@@ -131,7 +135,7 @@ class Route final : public Op {
   }
 
   const float* logits_;
-  const float* bias_;
+  const float *bias_, *scales_;
   float* out_;
   int64_t experts_, top_k_;
   Score score_;

@@ -63,7 +63,7 @@ class KeyedDelta:
         a_log = np.asarray(stored, np.float32)
         self.a_log = source.constant((heads,), lambda: a_log.reshape(heads))
         self.dt_bias = source.vector(Vector((Part(f"{name}.dt_bias", (size,)),)))
-        self.state = context.add_state(*delta_state(heads, d, d, d))
+        self.state = context.add_state(*delta_state(heads, d, d))
         self.norm = HeadNormSpec(f"{name}.o_norm", d, spec.eps).build(source)
         self.out_proj = linear(("o_proj", h, size))
         self._qkv, self._heads = (size, size, size), heads

@@ -45,6 +45,7 @@ class MoESpec(msgspec.Struct, frozen=True):
         weigh_inputs: an expert's input is multiplied with the token's weight, not its output.
         shared: computed for every token, and added; None = none.
         shared_gate: [1, hidden]; the sigmoid of its output is a factor of the shared expert's.
+        expert_scales: [experts], factors of the weights; None = none.
         latent: projections [size, hidden] of what the experts read and [hidden, size] of their
             sum, and whether these have biases; None = experts read and write hidden values.
     """
@@ -64,6 +65,7 @@ class MoESpec(msgspec.Struct, frozen=True):
     shared: SharedExpertSpec | None = None
     shared_gate: Part | None = None
     latent: tuple[Part, Part, bool] | None = None
+    expert_scales: Part | None = None
 
     def build(self, context: BuildContext) -> MoE:
         return MoE(self, context)
@@ -76,9 +78,9 @@ class MoE:
         source = context.source
         self._routing = spec.routing
         self.router = source.matrix(Matrix((spec.router,), float32=True))
-        self._router_bias, self._choice_bias = (
-            None if bias is None else source.vector(Vector((bias,)))
-            for bias in (spec.router_bias, spec.choice_bias)
+        self._router_bias, self._choice_bias, self._scales = (
+            None if part is None else source.vector(Vector((part,)))
+            for part in (spec.router_bias, spec.choice_bias, spec.expert_scales)
         )
         self.experts = _experts(spec, context)
         self._sites = _sites(spec, source.sites, self.experts)
@@ -91,9 +93,10 @@ class MoE:
             *parts, bias = spec.latent
             self.latent = [Linear(source, Matrix((part,)), bias) for part in parts]
 
-    def __call__(self, ops: Ops, x: Value) -> Value:
-        logits = ops.linear(x, self.router, self._router_bias)
-        chosen = ops.route(logits, self._routing, self._choice_bias)
+    def __call__(self, ops: Ops, x: Value, by: Value | None = None) -> Value:
+        """`by`: what the router reads, where it is not x."""
+        logits = ops.linear(x if by is None else by, self.router, self._router_bias)
+        chosen = ops.route(logits, self._routing, self._choice_bias, self._scales)
         read = x if self.latent is None else self.latent[0](ops, x)
         if ops.adapted and self._sites is not None:
             y = ops.adapted_experts(read, chosen, self.experts, *self._sites)

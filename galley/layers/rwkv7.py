@@ -134,7 +134,7 @@ class TimeMix:
             eps=size * spec.eps,
             heads=spec.heads,
         )
-        self.state = context.add_state(*delta_state(spec.heads, size, size, size))
+        self.state = context.add_state(*delta_state(spec.heads, size, size))
         self._first = spec.first
 
     def __call__(self, ops: Ops, x: Value, ctx: ForwardContext) -> Value:

@@ -41,6 +41,7 @@ class Row(NamedTuple):
 
 #: Architecture → its entry.
 ENTRIES: dict[str, Entry] = {
+    "AfmoeForCausalLM": Entry("Arcee Trinity", "mixture", "arcee-ai/Trinity-Mini"),
     "AlbertModel": Entry("ALBERT", "encoder", "sentence-transformers/paraphrase-albert-small-v2"),
     "ApertusForCausalLM": Entry("Apertus", "dense", "swiss-ai/Apertus-8B-Instruct-2509"),
     "ArceeForCausalLM": Entry("Arcee AFM", "dense", "arcee-ai/AFM-4.5B"),
@@ -54,6 +55,7 @@ ENTRIES: dict[str, Entry] = {
     "CodeGenForCausalLM": Entry("CodeGen", "dense", "Salesforce/codegen-350M-mono"),
     "Cohere2ForCausalLM": Entry("Command R7B", "dense", "CohereLabs/c4ai-command-r7b-12-2024"),
     "CohereForCausalLM": Entry("Command-R", "dense", "CohereLabs/c4ai-command-r-v01"),
+    "CwmForCausalLM": Entry("Code World Model", "dense", "facebook/cwm"),
     "DeepseekV2ForCausalLM": Entry("DeepSeek V2", "mixture", "deepseek-ai/DeepSeek-V2-Lite"),
     "DeepseekV32ForCausalLM": Entry("DeepSeek V3.2", "mixture", "deepseek-ai/DeepSeek-V3.2"),
     "DeepseekV3ForCausalLM": Entry("DeepSeek V3, Kimi K2", "mixture", "deepseek-ai/DeepSeek-V3"),
@@ -67,9 +69,11 @@ ENTRIES: dict[str, Entry] = {
     "EuroBertModel": Entry("EuroBERT", "encoder", "EuroBERT/EuroBERT-210m"),
     "Exaone4ForCausalLM": Entry("EXAONE 4", "dense", "LGAI-EXAONE/EXAONE-4.0-1.2B"),
     "ExaoneForCausalLM": Entry("EXAONE 3", "dense", "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct"),
+    "ExaoneMoeForCausalLM": Entry("K-EXAONE", "mixture", "LGAI-EXAONE/K-EXAONE-236B-A23B"),
     "FalconForCausalLM": Entry("Falcon", "dense", "tiiuae/falcon-7b"),
     "FalconH1ForCausalLM": Entry("Falcon-H1", "recurrent", "tiiuae/Falcon-H1-0.5B-Instruct"),
     "FalconMambaForCausalLM": Entry("Falcon Mamba", "recurrent", "tiiuae/falcon-mamba-7b"),
+    "FlexOlmoForCausalLM": Entry("FlexOlmo", "mixture", "allenai/FlexOlmo-7x7B-1T"),
     "GPT2LMHeadModel": Entry("GPT-2", "dense", "openai-community/gpt2"),
     "GPTBigCodeForCausalLM": Entry("SantaCoder, StarCoder", "dense", "bigcode/starcoderbase-1b"),
     "GPTJForCausalLM": Entry("GPT-J", "dense", "EleutherAI/gpt-j-6b"),
@@ -81,7 +85,9 @@ ENTRIES: dict[str, Entry] = {
     "GemmaForCausalLM": Entry("Gemma", "dense", "google/gemma-2b-it"),
     "Glm4ForCausalLM": Entry("GLM-4 0414", "dense", "zai-org/GLM-4-9B-0414"),
     "Glm4MoeForCausalLM": Entry("GLM-4.5", "mixture", "zai-org/GLM-4.5-Air"),
+    "Glm4MoeLiteForCausalLM": Entry("GLM 4.7 Flash", "mixture", "zai-org/GLM-4.7-Flash"),
     "GlmForCausalLM": Entry("GLM-4", "dense", "zai-org/glm-4-9b-chat-hf"),
+    "GlmMoeDsaForCausalLM": Entry("GLM 5", "mixture", "zai-org/GLM-5"),
     "GptOssForCausalLM": Entry("gpt-oss", "mixture", "openai/gpt-oss-20b"),
     "GraniteForCausalLM": Entry("Granite 3", "dense", "ibm-granite/granite-3.3-2b-instruct"),
     "GraniteMoeForCausalLM": Entry(
@@ -90,16 +96,25 @@ ENTRIES: dict[str, Entry] = {
     "GraniteMoeHybridForCausalLM": Entry(
         "Granite 4", "recurrent", "ibm-granite/granite-4.0-h-tiny"
     ),
+    "GraniteMoeSWAForCausalLM": Entry(
+        "Granite-MoE with windows", "mixture", "ibm-granite/granite-swash-3b-a600m"
+    ),
     "GraniteMoeSharedForCausalLM": Entry(
         "Granite MoE, shared experts", "mixture", "ibm-research/moe-7b-1b-active-shared-experts"
     ),
+    "GraniteSWAForCausalLM": Entry("Granite with windows", "dense", "ibm-granite/granite-swash-2b"),
     "GteModel": Entry("GTE (NewModel)", "encoder", "Alibaba-NLP/gte-multilingual-base"),
     "HeliumForCausalLM": Entry("Helium", "dense", "kyutai/helium-1-2b"),
     "HunYuanDenseV1ForCausalLM": Entry("Hunyuan", "dense", "tencent/Hunyuan-1.8B-Instruct"),
+    "HunYuanMoEV1ForCausalLM": Entry("Hunyuan A13B", "mixture", "tencent/Hunyuan-A13B-Instruct"),
+    "HyperCLOVAXForCausalLM": Entry(
+        "HyperCLOVA X SEED", "dense", "naver-hyperclovax/HyperCLOVAX-SEED-Think-14B"
+    ),
     "InternLM2ForCausalLM": Entry("InternLM 2", "dense", "internlm/internlm2_5-1_8b-chat"),
     "InternLM3ForCausalLM": Entry("InternLM 3", "dense", "internlm/internlm3-8b-instruct"),
-    "JinaBertModel": Entry("Jina Embeddings 2", "encoder", "jinaai/jina-embeddings-v2-base-en"),
+    "Jais2ForCausalLM": Entry("Jais 2", "dense", "inceptionai/Jais-2-8B-Chat"),
     "JambaForCausalLM": Entry("Jamba", "recurrent", "ai21labs/AI21-Jamba-Reasoning-3B"),
+    "JinaBertModel": Entry("Jina Embeddings 2", "encoder", "jinaai/jina-embeddings-v2-base-en"),
     "KimiLinearForCausalLM": Entry(
         "Kimi Linear", "recurrent", "moonshotai/Kimi-Linear-48B-A3B-Instruct"
     ),
@@ -113,6 +128,7 @@ ENTRIES: dict[str, Entry] = {
     "MT5EncoderModel": Entry("mT5, its encoder", "encoder", "google/mt5-base"),
     "Mamba2ForCausalLM": Entry("Mamba 2", "recurrent", "mistralai/Mamba-Codestral-7B-v0.1"),
     "MambaForCausalLM": Entry("Mamba", "recurrent", "state-spaces/mamba-130m-hf"),
+    "MellumForCausalLM": Entry("Mellum 2", "mixture", "JetBrains/Mellum2-12B-A2.5B-Base"),
     "MiMoForCausalLM": Entry("MiMo", "dense", "XiaomiMiMo/MiMo-7B-RL"),
     "MiniCPM3ForCausalLM": Entry("MiniCPM 3", "dense", "openbmb/MiniCPM3-4B"),
     "MiniCPMForCausalLM": Entry("MiniCPM", "dense", "openbmb/MiniCPM-2B-sft-bf16"),
@@ -146,17 +162,20 @@ ENTRIES: dict[str, Entry] = {
     "Qwen3ForCausalLM": Entry("Qwen3", "dense", "Qwen/Qwen3-0.6B"),
     "Qwen3MoeForCausalLM": Entry("Qwen3 MoE", "mixture", "Qwen/Qwen3-30B-A3B"),
     "Qwen3NextForCausalLM": Entry("Qwen3-Next", "recurrent", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
-    "Qwen3_5MoeForCausalLM": Entry("Qwen3.5 MoE (text)", "recurrent", "Qwen/Qwen3.5-35B-A3B"),
     "Qwen3_5ForCausalLM": Entry("Qwen3.5 (text)", "recurrent", "Qwen/Qwen3.5-0.8B"),
+    "Qwen3_5MoeForCausalLM": Entry("Qwen3.5 MoE (text)", "recurrent", "Qwen/Qwen3.5-35B-A3B"),
     "RWKV7ForCausalLM": Entry("RWKV 7", "recurrent", "fla-hub/rwkv7-0.4B-world"),
     "RobertaModel": Entry("RoBERTa", "encoder", "sentence-transformers/all-distilroberta-v1"),
     "SeedOssForCausalLM": Entry("Seed-OSS", "dense", "ByteDance-Seed/Seed-OSS-36B-Instruct"),
     "SmolLM3ForCausalLM": Entry("SmolLM3", "dense", "HuggingFaceTB/SmolLM3-3B"),
+    "SolarOpenForCausalLM": Entry("Solar Open", "mixture", "upstage/Solar-Open-100B"),
     "StableLmForCausalLM": Entry("StableLM", "dense", "stabilityai/stablelm-2-1_6b"),
     "Starcoder2ForCausalLM": Entry("StarCoder2", "dense", "bigcode/starcoder2-3b"),
     "T5EncoderModel": Entry("T5, its encoder", "encoder", "sentence-transformers/sentence-t5-base"),
     "UMT5EncoderModel": Entry("UMT5, its encoder", "encoder", "google/umt5-base"),
+    "VaultGemmaForCausalLM": Entry("VaultGemma", "dense", "google/vaultgemma-1b"),
     "XLMRobertaModel": Entry("XLM-RoBERTa", "encoder", "intfloat/multilingual-e5-small"),
+    "YoutuForCausalLM": Entry("Youtu-LLM", "dense", "tencent/Youtu-LLM-2B"),
 }
 
 

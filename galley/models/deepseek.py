@@ -1,5 +1,5 @@
-"""DeepSeek V2, V3 and V3.2, and Kimi K2, which has V3's architecture: latent attention, and
-mixtures with shared experts behind some dense layers.
+"""DeepSeek V2, V3 and V3.2, and the families that have their architecture (Kimi K2, GLM 4.7 Flash,
+GLM 5, Youtu): latent attention, and mixtures with shared experts behind some dense layers.
 
 The sparse attention of V3.2 is computed densely: the answer is the same as long as a sequence is no
 longer than `index_topk`, and no worse beyond.
@@ -70,7 +70,14 @@ def deepseek_v2(model_info: ModelInfo) -> DecoderSpec:
     return _deepseek(config, block)
 
 
-def _deepseek(config: ModelFields, block: Callable[[str, int], MoESpec]) -> DecoderSpec:
+def youtu(model_info: ModelInfo) -> DecoderSpec:
+    """V3 without experts."""
+    config = model_fields(model_info).with_defaults(tie_word_embeddings=True)
+    return _deepseek(config, None)
+
+
+def _deepseek(config: ModelFields, block: Callable[[str, int], MoESpec] | None) -> DecoderSpec:
+    """`block`: prefix and hidden size → experts; None = every layer is dense."""
     sizes = latent_sizes(config)
     interleaved = config.flag("rope_interleave", True)
     layers = []
@@ -78,7 +85,7 @@ def _deepseek(config: ModelFields, block: Callable[[str, int], MoESpec]) -> Deco
         prefix = f"model.layers.{i}"
         mixer = latent_attention(config, sizes, f"{prefix}.self_attn", interleaved)
         spec = replace(layer(sizes, i), mixer=mixer)
-        if not is_dense(config, i):
+        if block is not None and not is_dense(config, i):
             spec = replace(spec, mlp=block(f"{prefix}.mlp", sizes.hidden))
         layers.append(spec)
     model = decoder(sizes, layers)

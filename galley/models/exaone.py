@@ -1,4 +1,5 @@
-"""EXAONE 3 and 3.5 (Llama under other names) and EXAONE 4 (norms after the blocks, windows)."""
+"""EXAONE 3 and 3.5 (Llama under other names), EXAONE 4 (norms after the blocks, windows) and
+K-EXAONE (its attention, and experts)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from galley.layers.norm import RMSNormSpec
 from galley.layers.questions import Part
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
-from galley.models.llama import Sizes, attention, decoder, layer, mlp, read_sizes
+from galley.models.llama import Sizes, attention, decoder, layer, mlp, read_sizes, with_attention
+from galley.models.mixture import deepseek_mixture, deepseek_routing, is_dense
 
 
 def exaone(model_info: ModelInfo) -> DecoderSpec:
@@ -76,6 +78,26 @@ def exaone4(model_info: ModelInfo) -> DecoderSpec:
         )
 
     return decoder(sizes, [layer_of(i, window) for i, window in enumerate(windows)])
+
+
+def exaone_moe(model_info: ModelInfo) -> DecoderSpec:
+    """EXAONE 4's attention in pre-norm layers, and DeepSeek's mixtures behind some dense layers."""
+    config = model_fields(model_info).with_defaults(first_k_dense_replace=1)
+    sizes = read_sizes(config, eps=1e-5)
+    windows, routing = _windows(config, sizes), deepseek_routing(config)
+    layers = []
+    for i, window in enumerate(windows):
+        spec = layer(sizes, i, window=window, qk_norm=True)
+        if any(windows) and not window:
+            spec = with_attention(spec, rotary=None)
+        if not is_dense(config, i):
+            prefix = f"model.layers.{i}.mlp"
+            moe = deepseek_mixture(config, prefix, sizes.hidden, routing)
+            bias = Part(f"{prefix}.e_score_correction_bias", (routing.experts,))
+            spec = replace(spec, mlp=replace(moe, choice_bias=bias))
+        layers.append(spec)
+    model = decoder(sizes, layers)
+    return replace(model, ignored=(*model.ignored, "mtp."))
 
 
 def _windows(config: ModelFields, sizes: Sizes) -> list[int]:

@@ -1,13 +1,15 @@
-"""Gemma 2: norms around each block, every second layer with a window, soft-capped scores and
-logits."""
+"""Gemma 2 and VaultGemma: norms around each block (before it, in VaultGemma), every
+second layer with a window, soft-capped scores and logits."""
 
 from __future__ import annotations
+
+from typing import cast
 
 from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.models.config import attention_kinds, every_nth_full, window_of
-from galley.models.decoder import DecoderSpec
+from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.gemma import gemma_decoder, gemma_fields, gemma_sizes, sandwich_layer
 from galley.models.llama import with_attention
 
@@ -27,3 +29,12 @@ def gemma2(model_info: ModelInfo) -> DecoderSpec:
         gemma_decoder(sizes, layers),
         logits_soft_cap=config.number("final_logit_softcapping", 0.0),
     )
+
+
+def vault_gemma(model_info: ModelInfo) -> DecoderSpec:
+    spec = gemma2(model_info)
+    layers = [
+        replace(cast(LayerSpec, layer), mixer_out_norm=None, mlp_out_norm=None)
+        for layer in spec.layers
+    ]
+    return replace(spec, layers=layers)

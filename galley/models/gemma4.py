@@ -1,4 +1,4 @@
-"""Gemma 4 text, dense: heads of two sizes, the last layers read the caches of earlier ones, and
+"""Gemma 4 text: heads of two sizes, the last layers read the caches of earlier ones, and
 each layer gets an embedding of its own.
 
     own = (norm(project(h0)) + embed(tokens)) / sqrt(2)                  of all layers, once
@@ -43,6 +43,7 @@ from galley.models.decoder import (
     Stage,
     Tap,
 )
+from galley.models.gemma4_experts import with_experts
 from galley.models.llama import Sizes, attention, decoder, mlp, read_sizes
 
 
@@ -156,7 +157,6 @@ class Gemma4(Decoder):
 
 def gemma4(model_info: ModelInfo) -> Gemma4Spec:
     config = model_fields(model_info).with_defaults(tie_word_embeddings=True)
-    config.require("enable_moe_block", False, default=False)
     config.require("use_bidirectional_attention", None, "vision")
     sizes = read_sizes(
         rope_of_kind(config, "sliding_attention"),
@@ -180,6 +180,8 @@ def gemma4(model_info: ModelInfo) -> Gemma4Spec:
             larger = replace(sizes, intermediate=wide * sizes.intermediate)
             feed_forward = mlp(larger, f"{prefix}.mlp")
         layers.append(_layer(sizes, prefix, mixer, feed_forward, size))
+    if config.flag("enable_moe_block", False):
+        layers = [with_experts(config, sizes, one, i) for i, one in enumerate(layers)]
     plain = decoder(sizes, layers)
     # Checkpoints have projections of layers that read another's cache, unused.
     unused = tuple(

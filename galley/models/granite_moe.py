@@ -1,7 +1,10 @@
-"""Granite-MoE and its variant with a shared expert: Granite's multipliers, and experts in every
-layer that are stored in one tensor."""
+"""Granite-MoE and its variants with a shared expert, with windows and sinks: Granite's multipliers,
+and experts in every layer that are stored in one tensor."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
 
 from msgspec.structs import replace
 
@@ -9,15 +12,33 @@ from galley.config import ModelInfo
 from galley.kernels.ops.route import Score
 from galley.layers.mlp import MLPSpec
 from galley.layers.questions import Part, Stack, fuse
-from galley.models.config import model_fields
+from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
+from galley.models.granite import with_sinks
 from galley.models.llama import attention, decoder, layer, read_sizes
-from galley.models.mixture import Experts, gated, mixture, read_routing
+from galley.models.mixture import Experts, experts, gated, mixture, read_routing
 
 
 def granite_moe(model_info: ModelInfo) -> DecoderSpec:
     """Both: `shared_intermediate_size` is 0 or absent where there is no shared expert."""
+    return _granite_moe(model_fields(model_info), "router.layer", granite_experts)
+
+
+def granite_moe_swa(model_info: ModelInfo) -> DecoderSpec:
+    """Sinks, windows and rotary bases as `granite_swa` has them; experts under usual names."""
     config = model_fields(model_info)
+
+    def parts(prefix: str, count: int, hidden: int, intermediate: int) -> Experts:
+        return experts(f"{prefix}.experts", count, hidden, intermediate)
+
+    spec = _granite_moe(config, "router", parts)
+    layers = with_sinks(config, read_sizes(config), cast(list[LayerSpec], spec.layers))
+    return replace(spec, layers=layers)
+
+
+def _granite_moe(
+    config: ModelFields, router: str, parts: Callable[[str, int, int, int], Experts]
+) -> DecoderSpec:
     sizes = read_sizes(config)
     bias = config.flag("attention_bias", False)
     routing = read_routing(config, score=Score.softmax_of_chosen)
@@ -33,10 +54,8 @@ def granite_moe(model_info: ModelInfo) -> DecoderSpec:
             f"{prefix}.block_sparse_moe",
             sizes.hidden,
             routing,
-            granite_experts(
-                f"{prefix}.block_sparse_moe", routing.experts, sizes.hidden, sizes.intermediate
-            ),
-            router="router.layer",
+            parts(f"{prefix}.block_sparse_moe", routing.experts, sizes.hidden, sizes.intermediate),
+            router=router,
             shared=shared_mlp(f"{prefix}.shared_mlp", sizes.hidden, shared) if shared else None,
         )
         residual = config.number("residual_multiplier", 1.0)

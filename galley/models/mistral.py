@@ -1,12 +1,14 @@
-"""Mistral and Ministral: no biases, windows on all layers, on some or on none."""
+"""Mistral, Ministral and CWM: no biases, windows on all layers, on some or on none."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
-from galley.models.config import LayerKind, attention_kinds, model_fields, window_of
+from galley.models.config import LayerKind, ModelFields, attention_kinds, model_fields, window_of
 from galley.models.decoder import DecoderSpec
 from galley.models.llama import decoder, layer, read_sizes, with_attention
 
@@ -24,9 +26,20 @@ def mistral(model_info: ModelInfo) -> DecoderSpec:
 def ministral(model_info: ModelInfo) -> DecoderSpec:
     """Layers have a window by `layer_types`; without them all have it, if the config names one."""
     config = model_fields(model_info)
-    sizes = read_sizes(config)
     default: LayerKind = "sliding_attention" if config.has("sliding_window") else "full_attention"
-    kinds = attention_kinds(config, sizes.layers, lambda i: default)
+    return _by_kind(config, lambda i: default)
+
+
+def cwm(model_info: ModelInfo) -> DecoderSpec:
+    """Three layers of four have a window; the first has none."""
+    return _by_kind(
+        model_fields(model_info), lambda i: "sliding_attention" if i % 4 else "full_attention"
+    )
+
+
+def _by_kind(config: ModelFields, default: Callable[[int], LayerKind]) -> DecoderSpec:
+    sizes = read_sizes(config)
+    kinds = attention_kinds(config, sizes.layers, default)
     window = window_of(config, kinds)
     layers = [
         layer(sizes, i, window=window if kind == "sliding_attention" else 0)

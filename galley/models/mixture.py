@@ -15,6 +15,9 @@ MAX_EXPERTS = 4096
 #: Keys of the number of experts.
 COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
+#: Keys of the number of experts that a token chooses.
+TOP_KEYS = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
+
 
 class Experts(msgspec.Struct, frozen=True):
     """Projections of the experts of a layer; "{}" in a name stands for the expert's number."""
@@ -73,7 +76,7 @@ def read_routing(
     """
     key = next((key for key in COUNT_KEYS if config.has(key)), COUNT_KEYS[0])
     count = config.integer(key, least=1, most=MAX_EXPERTS)
-    chosen = "moe_k" if config.has("moe_k") else "num_experts_per_tok"
+    chosen = next((key for key in TOP_KEYS if config.has(key)), TOP_KEYS[0])
     top_k = config.integer(chosen, least=1)
     num_groups = config.integer("n_group", 1, least=1) if groups else 1
     top_groups = config.integer("topk_group", 1, least=1) if groups else 1
@@ -114,7 +117,8 @@ def deepseek_mixture(
     """A mixture with DeepSeek's tensor names: routed experts and shared ones, which are one wide
     MLP."""
     intermediate = config.integer("moe_intermediate_size", least=1)
-    shared = config.integer("n_shared_experts", 0)
+    key = "num_shared_experts" if config.has("num_shared_experts") else "n_shared_experts"
+    shared = config.integer(key, 0)
     bias = Part(f"{prefix}.gate.e_score_correction_bias", (routing.experts,))
     return mixture(
         prefix,
@@ -128,6 +132,9 @@ def deepseek_mixture(
 
 def is_dense(config: ModelFields, index: int) -> bool:
     """Whether a layer of DeepSeek's config has an MLP without experts."""
+    kinds = config.values.get("mlp_layer_types")
+    if isinstance(kinds, list) and index < len(kinds):
+        return bool(kinds[index] == "dense")
     if index < config.integer("first_k_dense_replace", 0):
         return True
     return index % config.integer("moe_layer_freq", 1, least=1) != 0

@@ -1,4 +1,5 @@
-"""OLMo 1 to 3: norms without weights (1), or of each block's output and of q and k (2 and 3)."""
+"""OLMo 1 to 3 and FlexOlmo: norms without weights (1), or of each block's output and of q and k
+(the others)."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from galley.models.llama import (
     read_sizes,
     with_attention,
 )
+from galley.models.mixture import experts, mixture, read_routing
 
 
 def olmo(model_info: ModelInfo) -> DecoderSpec:
@@ -45,6 +47,22 @@ def olmo2(model_info: ModelInfo) -> DecoderSpec:
     sizes = read_sizes(config, eps=1e-5)
     bias = config.flag("attention_bias", False)
     return decoder(sizes, [_layer(sizes, i, bias=bias) for i in range(sizes.layers)])
+
+
+def flex_olmo(model_info: ModelInfo) -> DecoderSpec:
+    """OLMo 2 with experts in every layer."""
+    config = model_fields(model_info)
+    sizes = read_sizes(config, theta=500000.0)
+    bias = config.flag("attention_bias", False)
+    routing = read_routing(config, renormalise=config.flag("norm_topk_prob", False))
+
+    def one(index: int) -> LayerSpec:
+        prefix = f"model.layers.{index}.mlp"
+        parts = experts(f"{prefix}.experts", routing.experts, sizes.hidden, sizes.intermediate)
+        moe = mixture(prefix, sizes.hidden, routing, parts)
+        return replace(_layer(sizes, index, bias=bias), mlp=moe)
+
+    return decoder(sizes, [one(i) for i in range(sizes.layers)])
 
 
 def olmo3(model_info: ModelInfo) -> DecoderSpec:

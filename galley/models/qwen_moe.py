@@ -1,4 +1,4 @@
-"""Qwen2-MoE and Qwen3-MoE: some layers are dense; Qwen2 has a gated shared expert."""
+"""Qwen2-MoE, Qwen3-MoE and Mellum 2: some layers are dense; Qwen2 has a gated shared expert."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from msgspec.structs import replace
 from galley.config import ModelInfo
 from galley.layers.moe import MoESpec
 from galley.layers.questions import Part
-from galley.models.config import ModelFields, layer_windows, model_fields
+from galley.models.config import (
+    ModelFields,
+    attention_kinds,
+    layer_windows,
+    model_fields,
+    read_rotary,
+    rope_of_kind,
+    window_of,
+)
 from galley.models.decoder import DecoderSpec
 from galley.models.llama import decoder, layer, read_sizes
-from galley.models.mixture import experts, gated, mixture, read_routing
+from galley.models.mixture import experts, gated, is_dense, mixture, read_routing
 
 
 def qwen2_moe(model_info: ModelInfo) -> DecoderSpec:
@@ -39,6 +47,27 @@ def qwen3_moe(model_info: ModelInfo) -> DecoderSpec:
             spec = replace(spec, mlp=qwen_mixture(config, f"model.layers.{i}.mlp", sizes.hidden))
         layers.append(spec)
     return decoder(sizes, layers)
+
+
+def mellum(model_info: ModelInfo) -> DecoderSpec:
+    """Qwen3-MoE with windows on some layers, which have a rotary embedding of their own."""
+    config = model_fields(model_info)
+    sizes = read_sizes(rope_of_kind(config, "full_attention"), theta=500000.0)
+    kinds = attention_kinds(config, sizes.layers, lambda i: "full_attention")
+    window, bias = window_of(config, kinds), config.flag("attention_bias", False)
+    local = sizes
+    if window:
+        rotary = read_rotary(rope_of_kind(config, "sliding_attention"), sizes.head_dim, 10000.0)
+        local = replace(sizes, rotary=rotary)
+    layers = []
+    for i, kind in enumerate(kinds):
+        of_kind, seen = (local, window) if kind == "sliding_attention" else (sizes, 0)
+        spec = layer(of_kind, i, window=seen, qkv_bias=bias, out_bias=bias, qk_norm=True)
+        if not is_dense(config, i):
+            spec = replace(spec, mlp=qwen_mixture(config, f"model.layers.{i}.mlp", sizes.hidden))
+        layers.append(spec)
+    model = decoder(sizes, layers)
+    return replace(model, ignored=(*model.ignored, "mtp."))
 
 
 def is_sparse(config: ModelFields, index: int) -> bool:

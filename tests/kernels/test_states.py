@@ -94,8 +94,7 @@ def keyed_delta_case(keys: int, values: int, decay: float = 0.0) -> Case:
     """A decay of each key."""
     case, width = delta_case(keys, values, decay), 4 * keys
     constants = case.constants | {"dt_bias": normal(width, seed=2)}
-    state = StateLayer(0, *delta_state(4, keys, values, keys))
-    return Case(delta, constants, state, {**case.widths, "alpha": width})
+    return Case(delta, constants, case.state, {**case.widths, "alpha": width})
 
 
 def wkv(ops, values, constants, state, ctx):
@@ -108,7 +107,7 @@ def wkv_case(size: int, mixes: bool, decay: float = 0.0) -> Case:
     names = ["k_k", "k_a", "r_k", "weight", "bias"]
     constants = {name: normal(2 * size, seed=i) for i, name in enumerate(names)}
     widths = dict.fromkeys([*"rwkva", *(["first", "mix"] if mixes else [])], 2 * size)
-    state = StateLayer(0, *delta_state(2, size, size, size))
+    state = StateLayer(0, *delta_state(2, size, size))
     return Case(wkv, constants, state, widths, {"w": decay})
 
 

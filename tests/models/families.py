@@ -84,6 +84,10 @@ FAMILIES: dict[str, Case] = {
     "cohere2": Case(
         "Cohere2", {**IDS, "sliding_window": 9, "layer_types": [SLIDING, FULL, SLIDING]}
     ),
+    "cwm": Case(
+        "Cwm",
+        {**IDS, "head_dim": 16, "sliding_window": 9, "layer_types": [FULL, SLIDING, SLIDING]},
+    ),
     "ernie4.5": Case("Ernie4_5", {"head_dim": 32, "use_bias": True}),
     "exaone": Case("Llama", {}, remote=Remote("ExaoneForCausalLM", EXAONE, EXAONE_KEYS)),
     "exaone4": Case("Exaone4", {"sliding_window": 9, "sliding_window_pattern": 2}),
@@ -168,12 +172,22 @@ FAMILIES: dict[str, Case] = {
             },
         },
     ),
+    "hyperclovax": Case(
+        "HyperCLOVAX",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 1.7,
+        },
+    ),
     "internlm2": Case("Llama", {"attention_bias": True}, remote=INTERNLM2_FAMILY),
     "internlm3": Case(
         "Llama",
         {"attention_bias": True, "mlp_bias": True, "head_dim": 32},
         remote=Remote("InternLM3ForCausalLM", keys={"qkv_bias": True, "bias": True}),
     ),
+    "jais2": Case("Jais2", IDS),
     "llama": Case("Llama", {"rope_parameters": ROPES["llama3"]}),
     "minicpm": Case("Granite", MINICPM, remote=MINICPM_FAMILY),
     "ministral": Case(
@@ -238,6 +252,9 @@ FAMILIES: dict[str, Case] = {
     ),
     "stablelm": Case("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": Case("Starcoder2", {"sliding_window": 9, "bos_token_id": 1, "eos_token_id": 2}),
+    "vault-gemma": Case(
+        "VaultGemma", {**GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0}
+    ),
     **hybrids.FAMILIES,
 }
 
@@ -248,6 +265,16 @@ VARIANTS: dict[str, Case] = {
     "baichuan-7b": Case(
         "Llama", {"num_attention_heads": 32, "num_key_value_heads": 32}, remote=BAICHUAN_7B
     ),
+    "granite-swa": Case(
+        "GraniteSWA",
+        {
+            "attention_multiplier": 0.3,
+            "sliding_window": 9,
+            "layer_types": [FULL, SLIDING, SLIDING],
+            "layer_rope_theta": [0, 5000.0, 20000.0],
+        },
+    ),
+    "youtu": Case("Youtu", {**mixtures.LATENT, **IDS}),
     "falcon-7b": Case("Falcon", FALCON),
     "falcon2-11b": Case("Falcon", {**NEW_FALCON, "num_ln_in_parallel_attn": 1}),
     "falcon-rw": Case(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.models.checkpoints import Case
+from tests.models.checkpoints import ROPES, Case
 from tests.models.remote import Remote, phimoe_names
 
 #: Of an intermediate size that is no multiple of 16.
@@ -46,7 +46,81 @@ LATENT = {
     },
 }
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+#: Of the families that have its sizes in other keys.
+BLOCKS = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+
 FAMILIES: dict[str, Case] = {
+    "afmoe": Case(
+        "Afmoe",
+        {
+            **IDS,
+            **EXPERTS,
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_shared_experts": 2,
+            "num_dense_layers": 1,
+            "route_scale": 1.7,
+            "sliding_window": 9,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "mup_enabled": True,
+        },
+    ),
+    "exaone-moe": Case(
+        "ExaoneMoe",
+        {
+            **IDS,
+            **EXPERTS,
+            **BLOCKS,
+            "num_experts": 8,
+            "num_shared_experts": 2,
+            "n_group": 4,
+            "topk_group": 2,
+            "sliding_window": 9,
+            "sliding_window_pattern": 2,
+        },
+    ),
+    "flex-olmo": Case("FlexOlmo", {**IDS, "num_experts": 6, "num_experts_per_tok": 2}),
+    "gemma4-experts": Case(
+        "Gemma4",
+        config_class="Gemma4TextConfig",
+        config={
+            **IDS,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": 9,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 40,
+        },
+    ),
+    "glm4-moe-lite": Case("Glm4MoeLite", {**DEEPSEEK, **LATENT, **BLOCKS, **IDS}),
+    "granite-moe-swa": Case(
+        "GraniteMoeSWA",
+        {
+            **GRANITE,
+            "shared_intermediate_size": 56,
+            "sliding_window": 9,
+            "layer_types": [FULL, SLIDING, SLIDING],
+            "layer_rope_theta": [0, 5000.0, 20000.0],
+        },
+    ),
+    "hunyuan-moe": Case("HunYuanMoEV1", {**IDS, "head_dim": 32, "num_experts": 6, "moe_topk": 2}),
+    "mellum": Case(
+        "Mellum",
+        {
+            **EXPERTS,
+            **BLOCKS,
+            "head_dim": 32,
+            "num_experts": 6,
+            "sliding_window": 9,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": {FULL: ROPES["yarn"], SLIDING: ROPES["default"]},
+        },
+    ),
     "deepseek-v2": Case(
         "DeepseekV2",
         {
@@ -199,6 +273,22 @@ FAMILIES: dict[str, Case] = {
 }
 
 VARIANTS: dict[str, Case] = {
+    "glm-moe-dsa": Case(
+        "GlmMoeDsa",
+        {
+            **DEEPSEEK,
+            **LATENT,
+            **BLOCKS,
+            **IDS,
+            "index_n_heads": 2,
+            "index_head_dim": 32,
+            "index_topk": 256,
+        },
+    ),
+    "solar-open": Case(
+        "SolarOpen",
+        {**DEEPSEEK, **IDS, "first_k_dense_replace": 0, "head_dim": 32, "attention_bias": True},
+    ),
     "phimoe-published": Case(
         "Phimoe",
         {**IDS, "num_local_experts": 6},

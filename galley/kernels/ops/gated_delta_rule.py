@@ -22,9 +22,21 @@ if TYPE_CHECKING:
 EPS = 1e-6
 
 
-def delta_state(heads: int, keys: int, values: int, scales: int = 1) -> tuple[int, int]:
-    """Units and numbers of a unit of the state: [keys, values] of each head, and some scales."""
-    return heads, keys * padded(values) + padded(scales)
+#: What tokens add to a state is kept beside it until there is so much of it.
+TERMS = 8
+
+
+def delta_state(heads: int, keys: int, values: int) -> tuple[int, int]:
+    """Units and numbers of a unit of the state (csrc/delta_rule.h): [keys, values] of each head, a
+    decay of each key, and terms.
+    """
+    columns, rows = padded(values), padded(keys)
+    return heads, (keys + TERMS) * columns + (1 + TERMS) * rows + LANES
+
+
+def numbers_of(kept: Tensor, keys: int, values: int) -> Tensor:
+    """S [heads, keys, values] in a state; terms are not used."""
+    return kept[:, : keys * padded(values)].unflatten(1, (keys, -1))[..., :values]
 
 
 class GatedDeltaRule(Op):
@@ -65,8 +77,9 @@ class GatedDeltaRule(Op):
         S = S + k (sigmoid(beta) * (v - kᵀ S))
         y = qᵀ S / sqrt(K)
 
-        Native code keeps S divided by a scale that takes the decays (csrc/state_scale.h): three
-        multiply-adds per number and token, in order, so that no bit depends on chunks.
+        Native code keeps what tokens add to S beside it, until it has eight terms
+        (csrc/delta_rule.h): three multiply-adds per number and token, in an order that does not
+        depend on chunks.
 
         Args:
             q, k: [T, key_heads * K]; heads / key_heads consecutive heads share one,
@@ -75,7 +88,7 @@ class GatedDeltaRule(Op):
             alpha: [T, heads]; or [T, heads * K], a decay of each row of S, with a dt_bias of that
                 size.
             beta: [T, heads].
-            state: of `delta_state(heads, K, V)`, with K scales where decays are by key.
+            state: of `delta_state(heads, K, V)`.
         """
         heads = a_log.shape[0]
         by_key = dt_bias.shape[0] != heads
@@ -86,7 +99,7 @@ class GatedDeltaRule(Op):
         self.require_columns(k, q.shape[-1])
         self.require_columns(alpha, heads * keys if by_key else heads)
         self.require_columns(beta, heads)
-        shape = delta_state(heads, keys, v.shape[-1] // heads, keys if by_key else 1)
+        shape = delta_state(heads, keys, v.shape[-1] // heads)
         self.require((state.units, state.unit_size) == shape, f"{shape} in {state}")
         return self.run(q, k, v, alpha, beta, a_log, dt_bias, key_heads, state, ctx, in_turn)
 
@@ -119,12 +132,10 @@ class GatedDeltaRule(Op):
         value = v.float().unflatten(-1, (heads, -1))
         rise = functional.softplus(alpha.float() + dt_bias).unflatten(-1, (heads, -1))
         decay = torch.exp(-a_log.exp()[:, None] * rise)  # of each key, or of all
-        scales = padded(key.shape[-1]) if len(dt_bias) != heads else LANES
         rate = beta.float().sigmoid()
         y = torch.empty_like(value)
-        width = value.shape[-1]
         for tokens, kept in ctx.states(state):
-            s = kept[:, :-scales].unflatten(1, (key.shape[-1], -1))[..., :width]
+            s = numbers_of(kept, key.shape[-1], value.shape[-1])
             for t in range(tokens.start, tokens.stop):
                 s *= decay[t, ..., None]
                 held = (s * key[t, ..., None]).sum(1)

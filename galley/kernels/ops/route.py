@@ -68,6 +68,7 @@ class Route(Op):
         pointers={
             "logits": "f32 [tokens][experts]",
             "bias?": "f32 [experts], added for the choice alone",
+            "scales?": "f32 [experts], factors of the weights",
             "out": "f32 [tokens][2 top_k]: weights, then ids",
         },
         ints={
@@ -87,17 +88,29 @@ class Route(Op):
         rows={"logits": TOKENS, "out": TOKENS},
     )
 
-    def __call__(self, logits: Value, routing: Routing, bias: Constant | None = None) -> Value:
+    def __call__(
+        self,
+        logits: Value,
+        routing: Routing,
+        bias: Constant | None = None,
+        scales: Constant | None = None,
+    ) -> Value:
         """[T, 2 k] float32: the weights of each token's experts, then their ids, best first.
 
         Args:
             bias: [experts], added to the scores for the choice, not in the weights.
+            scales: [experts], factors of the weights.
         """
         self.require_columns(logits, routing.experts)
-        return self.run(logits, routing, bias)
+        return self.run(logits, routing, bias, scales)
 
     def reference(
-        self, ref: ReferenceOps, logits: Tensor, routing: Routing, bias: Tensor | None
+        self,
+        ref: ReferenceOps,
+        logits: Tensor,
+        routing: Routing,
+        bias: Tensor | None,
+        scales: Tensor | None,
     ) -> Tensor:
         import torch
 
@@ -121,7 +134,10 @@ class Route(Op):
             weights = _weights_among_near(scores, ids, routing.near)
         if routing.renormalise and routing.score != Score.softmax_of_chosen:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return torch.cat([weights * routing.scale, ids.float()], dim=-1)
+        weights = weights * routing.scale
+        if scales is not None:
+            weights = weights * scales[ids]
+        return torch.cat([weights, ids.float()], dim=-1)
 
     def record(
         self,
@@ -129,6 +145,7 @@ class Route(Op):
         logits: Symbol,
         routing: Routing,
         bias: NDArray[np.float32] | None,
+        scales: NDArray[np.float32] | None,
     ) -> Symbol:
         out = Symbol.new(TOKENS, 2 * routing.top_k)
         ints = {
@@ -139,13 +156,13 @@ class Route(Op):
             "top_groups": routing.top_groups,
             "group_top": routing.group_top,
         }
-        constants = {} if bias is None else {"bias": bias}
+        constants = {"bias": bias, "scales": scales}
         recorder.add(
             Node(
                 "route",
                 {"logits": logits},
                 {"out": out},
-                constants=constants,
+                constants={k: c for k, c in constants.items() if c is not None},
                 ints=ints,
                 floats={"scale": routing.scale, "near": routing.near},
             )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from galley.kernels.ops.definition import Op
-from galley.kernels.ops.gated_delta_rule import delta_state
-from galley.kernels.ops.state_op import given, padded, state_native
+from galley.kernels.ops.gated_delta_rule import delta_state, numbers_of
+from galley.kernels.ops.state_op import given, state_native
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import Constant, ForwardContext, StateLayer, Value
 
@@ -61,13 +61,13 @@ class Wkv7(Op):
         S = diag(d) S + k vᵀ - (u * a) (uᵀ S)
         y = norm(rᵀ S) * weight + bias + sum(r * k * r_k) v
 
-        Native code keeps each row of S divided by a scale that takes its decays
-        (csrc/state_scale.h), so that no bit depends on chunks.
+        Native code keeps what tokens add to S beside it, until it has eight terms
+        (csrc/delta_rule.h), in an order that does not depend on chunks.
 
         Args:
             r, w, k, v, a: [T, heads * N].
             first, mix: the same; None in the first layer, which keeps its v.
-            state: of `delta_state(heads, N, N, N)`.
+            state: of `delta_state(heads, N, N)`.
         """
         columns, heads = r.shape[-1], parameters.heads
         self.require(columns % heads == 0, f"{columns} columns in {heads} heads")
@@ -76,7 +76,7 @@ class Wkv7(Op):
             if value is not None:
                 self.require_columns(value, columns)
         size = columns // heads
-        shape = delta_state(heads, size, size, size)
+        shape = delta_state(heads, size, size)
         self.require((state.units, state.unit_size) == shape, f"{shape} in {state}")
         return self.run(r, w, k, v, a, first, mix, parameters, state, ctx)
 
@@ -110,8 +110,7 @@ class Wkv7(Op):
         r, k, v, rate, decay = (x.unflatten(-1, by_head) for x in (r, k, v, rate, decay))
         y = torch.empty_like(r)
         for tokens, kept in ctx.states(state):
-            size = r.shape[-1]
-            s = kept[:, : -padded(size)].unflatten(1, (size, -1))[..., :size]
+            s = numbers_of(kept, r.shape[-1], r.shape[-1])
             for t in range(tokens.start, tokens.stop):
                 held = (s * unit[t, ..., None]).sum(1)
                 s *= decay[t, ..., None]
