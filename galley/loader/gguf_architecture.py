@@ -47,6 +47,8 @@ class Architecture(msgspec.Struct, frozen=True):
         top, in_layer: Hugging Face's names of tensors; those in layers are below `layers`.
         fused: a tensor of a layer in Hugging Face's names → tensors of the file whose rows it
             consists of, in order.
+        split: a tensor of a layer in the file → Hugging Face's names of the equal parts of its
+            rows.
         norm_plus: the file's norms are those of Hugging Face plus this.
         config: reads what differs between layers or is not common to all; None = a Llama-like
             model of equal layers.
@@ -63,6 +65,7 @@ class Architecture(msgspec.Struct, frozen=True):
     in_layer: Mapping[str, str] = msgspec.field(default_factory=lambda: LLAMA_NAMES)
     layers: str = "model.layers"
     fused: Mapping[str, tuple[str, ...]] = {}
+    split: Mapping[str, tuple[str, ...]] = {}
     norm_plus: float = 0.0
     plain_norms: tuple[str, ...] = ()
     computed: Callable[[Fields, str], dict[str, np.ndarray]] | None = None

@@ -17,7 +17,7 @@ from galley.loader.gguf_names import (
     SHORT_FACTORS,
     deinterleaved_rows,
     fused_names,
-    hf_name,
+    hf_names,
     rows_by_kv_head,
 )
 from galley.loader.gguf_states import logical_shape, logical_values
@@ -79,16 +79,18 @@ class GGUFCheckpoint:
         for name, names in fused_names(architecture, layers).items():
             if all(part in stored for part in names):
                 self._places[name] = [stored.pop(part) for part in names]
-        #: Of each tensor that is one of several along the first axis: its number.
-        self._numbers: dict[str, int] = {}
+        #: Of each tensor that is one of several along the first axis: its number, and which of how
+        #: many parts of that one's rows it is.
+        self._numbers: dict[str, tuple[int, int, int]] = {}
         for stem, place in stored.items():
-            name = hf_name(stem, architecture)
-            if "{}" not in name:
-                self._places[name] = [place]
-                continue
-            for i in range(place[1].shape[0]):
-                self._places[name.format(i)] = [place]
-                self._numbers[name.format(i)] = i
+            names = hf_names(stem, architecture)
+            for part, name in enumerate(names):
+                if "{}" not in name:
+                    self._places[name] = [place]
+                    continue
+                for i in range(place[1].shape[0]):
+                    self._places[name.format(i)] = [place]
+                    self._numbers[name.format(i)] = i, part, len(names)
 
     @staticmethod
     def open(source: Source) -> GGUFCheckpoint:
@@ -104,7 +106,11 @@ class GGUFCheckpoint:
         places = self._of(name)
         info = places[0][1]
         if name in self._numbers:
-            return TensorHeader(info.shape[1:], info.type.name)
+            rows, *others = info.shape[1:]
+            parts = self._numbers[name][2]
+            if rows % parts:
+                raise ModelError(f"{self.path}: tensor {info.name} has an odd number of rows")
+            return TensorHeader((rows // parts, *others), info.type.name)
         rows = sum(info.shape[0] for _, info in places) if info.shape else 0
         shape = (rows, *info.shape[1:]) if len(places) > 1 else logical_shape(name, info.shape)
         if len(shape) == 1 and name.endswith(_ONE_ROW):
@@ -122,7 +128,10 @@ class GGUFCheckpoint:
         [(part, info)] = places
         data = part.data(info)
         if name in self._numbers:
-            return RawTensor(name, header.shape, header.dtype, data[self._numbers[name]])
+            number, part_of_rows, _ = self._numbers[name]
+            rows = header.shape[0]
+            own = data[number][part_of_rows * rows : (part_of_rows + 1) * rows]
+            return RawTensor(name, header.shape, header.dtype, own)
         if header.shape != info.shape:
             data = data.reshape(header.shape)
         data = logical_values(name, data)

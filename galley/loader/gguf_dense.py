@@ -21,6 +21,15 @@ GEMMA2_NAMES = {
     "ffn_norm": "pre_feedforward_layernorm",
     **_SANDWICH,
 }
+GEMMA4_EXPERTS = {
+    "ffn_gate_inp": "router.proj",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+    **{f"ffn_{name}_exps": f"experts.{{}}.{name}_proj" for name in ("gate", "up", "down")},
+}
 GLM4_NAMES = {
     "post_attention_norm": "post_self_attn_layernorm",
     "post_ffw_norm": "post_mlp_layernorm",
@@ -194,6 +203,17 @@ def minicpm3(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     }
 
 
+def _gemma4_experts(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    if not any("ffn_gate_inp" in name for name in names):
+        return {}
+    return {
+        "enable_moe_block": True,
+        "num_experts": meta.integer(f"{arch}.expert_count", least=1),
+        "top_k_experts": meta.integer(f"{arch}.expert_used_count", least=1),
+        "moe_intermediate_size": meta.integer(f"{arch}.expert_feed_forward_length", least=1),
+    }
+
+
 def gemma4(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     """Layers with a window have heads and rotary embeddings of their own; the last layers read the
     caches of earlier ones."""
@@ -201,8 +221,6 @@ def gemma4(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     slides = meta.values.get(f"{arch}.attention.sliding_window_pattern")
     if not isinstance(slides, np.ndarray) or slides.shape != (layers,):
         raise ModelError(f"{meta.where}: {arch}.attention.sliding_window_pattern is missing")
-    if any("ffn_gate_inp" in name for name in names):
-        raise ModelError(f"{meta.where}: Gemma 4 with experts is not supported")
     kv_heads = _of_layers(meta, f"{arch}.attention.head_count_kv", layers)
     sizes = _of_layers(meta, f"{arch}.feed_forward_length", layers)
     shared = meta.integer(f"{arch}.attention.shared_kv_layers", 0)
@@ -213,6 +231,7 @@ def gemma4(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     plain = {"rope_type": "default", "rope_theta": theta}
     factors = meta.values.get("rope_freqs.weight")
     return {
+        **_gemma4_experts(meta, arch, names),
         "hidden_activation": "gelu_pytorch_tanh",
         "intermediate_size": sizes[0],
         "use_double_wide_mlp": sizes[-1] != sizes[0],
@@ -358,7 +377,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Gemma4ForCausalLM",
         "gemma4_text",
         top=LLAMA_TOP | _LAYER_EMBEDDINGS,
-        in_layer=LLAMA_NAMES | GEMMA2_NAMES | _LAYER_INPUTS,
+        in_layer=LLAMA_NAMES | GEMMA2_NAMES | _LAYER_INPUTS | GEMMA4_EXPERTS,
+        split={"ffn_gate_up_exps": ("experts.{}.gate_proj", "experts.{}.up_proj")},
         config=gemma4,
     ),
     "minicpm3": Architecture(

@@ -77,6 +77,25 @@ ERNIE_NAMES = {
     **GLM_NAMES,
     "exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias",
 }
+AFMOE_NAMES = {
+    **_ATTENTION,
+    **MLP_NAMES,
+    "attn_gate": "self_attn.gate_proj",
+    "ffn_norm": "pre_mlp_layernorm",
+    "post_ffw_norm": "post_mlp_layernorm",
+    "ffn_gate_inp": "mlp.router.gate",
+    "exp_probs_b.bias": "mlp.expert_bias",
+    **_experts("mlp.experts"),
+    **_shared("mlp.shared_experts"),
+}
+HUNYUAN_NAMES = {
+    **_ATTENTION,
+    "attn_q_norm": "self_attn.query_layernorm",
+    "attn_k_norm": "self_attn.key_layernorm",
+    "ffn_gate_inp": "mlp.gate.wg",
+    **_experts("mlp.experts"),
+    **_shared("mlp.shared_mlp"),
+}
 LLAMA4_NAMES = {
     **_ATTENTION,
     **{f"ffn_{name}": f"feed_forward.{name}_proj" for name in ("gate", "up", "down")},
@@ -298,6 +317,29 @@ def _deepseek_experts(meta: Fields, arch: str, gating: int) -> dict[str, Any]:
     }
 
 
+def afmoe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Each fourth layer sees all tokens; embeddings are scaled."""
+    own = _deepseek_experts(meta, arch, 2)
+    return {
+        **attention(meta, arch),
+        **own,
+        "num_shared_experts": own["n_shared_experts"],
+        "num_dense_layers": own["first_k_dense_replace"],
+        "route_scale": own["routed_scaling_factor"],
+        "sliding_window": meta.integer(f"{arch}.attention.sliding_window", least=1),
+        "mup_enabled": True,
+    }
+
+
+def hunyuan_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """The rotary base of the file takes account of a scaling."""
+    size = meta.integer(f"{arch}.expert_feed_forward_length", least=1)
+    shared = meta.integer(f"{arch}.expert_shared_feed_forward_length", size)
+    if shared != size:
+        raise ModelError(f"{meta.where}: experts of {size} beside one of {shared}")
+    return {**attention(meta, arch), **_counts(meta, arch), "intermediate_size": size}
+
+
 def gpt_oss(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     """Every other layer has the window, from the first on."""
     layers = meta.integer(f"{arch}.block_count", least=1)
@@ -324,6 +366,7 @@ MIXTRAL = Architecture(
 _QWEN3_MOE = Architecture("Qwen3MoeForCausalLM", "qwen3_moe", in_layer=QWEN_NAMES, config=qwen3_moe)
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "afmoe": Architecture("AfmoeForCausalLM", "afmoe", in_layer=AFMOE_NAMES, config=afmoe),
     "deepseek2": Architecture(
         "DeepseekV2ForCausalLM",
         "deepseek_v2",
@@ -353,6 +396,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_layer=GRANITE_NAMES,
         fused=GRANITE_FUSED,
         config=granite_moe,
+    ),
+    "hunyuan-moe": Architecture(
+        "HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe", in_layer=HUNYUAN_NAMES, config=hunyuan_moe
     ),
     "llama4": Architecture(
         "Llama4ForCausalLM", "llama4_text", in_layer=LLAMA4_NAMES, config=llama4

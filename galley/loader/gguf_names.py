@@ -51,6 +51,15 @@ def hf_name(name: str, architecture: Architecture) -> str:
     return f"{architecture.layers}.{layer}.{names[stem]}{kind}" if stem in names else name
 
 
+def hf_names(name: str, architecture: Architecture) -> list[str]:
+    """Hugging Face's names of the parts of a GGUF tensor, nearly always one."""
+    match = _LAYER_TENSOR.fullmatch(name)
+    parts = architecture.split.get(match[2], ()) if match else ()
+    if match is None or not parts:
+        return [hf_name(name, architecture)]
+    return [f"{architecture.layers}.{match[1]}.{part}{match[3] or ''}" for part in parts]
+
+
 def fused_names(architecture: Architecture, layers: int) -> dict[str, list[str]]:
     """Of each tensor that is several in the file: its name, and their names."""
     return {

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from galley.kernels.ops import KVLayer, LatentLayer, StateLayer
 from galley.kernels.ops.definition import output
+from galley.kernels.ops.gated_delta_rule import TERMS
 from galley.kernels.program import LOGITS, SEQUENCES, Node, PackedExperts, Symbol
 from galley.kernels.weights import PackedWeight, WeightFormat
 from galley.kv.format import KVFormat
@@ -107,7 +108,7 @@ def work_of(node: Node | None, load: Load, cache: Cache) -> Work:
         if isinstance(constant, PackedExperts):
             return _experts(node, constant, load)
     if isinstance(node.layer, StateLayer):
-        return _state(node.op, node.layer, load)
+        return _state(node, node.layer, load)
     elements = sum(_elements(symbol, load) for symbol in node.values.values())
     if node.op == "embedding":
         return Work("embedding", elements=elements)
@@ -136,14 +137,20 @@ _STATE_STEPS = {
     "gated_delta_rule": 3,
     "wkv7": 4,
 }
+#: Of states that are written once for several tokens: for how many.
+_TOKENS_A_WRITE = {"gated_delta_rule": TERMS, "wkv7": TERMS // 2}
 
 
-def _state(op: str, layer: StateLayer, load: Load) -> Work:
-    """A state is read and written once a step."""
-    numbers = layer.units * layer.unit_size
+def _state(node: Node, layer: StateLayer, load: Load) -> Work:
+    """A state is read and written once a step; that of a delta rule is not written in each."""
+    op, each = node.op, _TOKENS_A_WRITE.get(node.op)
+    numbers, times = layer.units * layer.unit_size, 2.0
+    if each is not None:
+        keys = node.ints["keys" if "keys" in node.ints else "size"]
+        numbers, times = node.ints["heads"] * keys * node.ints.get("values", keys), 1 + 1 / each
     return Work(
         f"{op} of {numbers:,} numbers",
-        bytes=load.logits * 2 * 4 * numbers,
+        bytes=load.logits * times * 4 * numbers,
         operations=2 * load.tokens * _STATE_STEPS[op] * numbers,
     )
 

@@ -135,6 +135,26 @@ def deepseek(writer: Writer, c: Any) -> None:
     writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
 
 
+def afmoe(writer: Writer, c: Any) -> None:
+    heads(writer, c)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    writer.add_expert_shared_count(c.num_shared_experts)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_norm(True)
+    writer.add_expert_weights_scale(c.route_scale)
+    writer.add_leading_dense_block_count(c.num_dense_layers)
+    writer.add_sliding_window(c.sliding_window)
+
+
+def hunyuan(writer: Writer, c: Any) -> None:
+    heads(writer, c)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_expert_feed_forward_length(c.intermediate_size)
+    writer.add_expert_shared_feed_forward_length(c.intermediate_size)
+    writer.add_expert_used_count(c.moe_topk)
+
+
 def ernie(writer: Writer, c: Any) -> None:
     heads(writer, c)
     writer.add_feed_forward_length(c.intermediate_size)
@@ -179,6 +199,7 @@ def split(c: Any, tensors: Tensors) -> Tensors:
         ".gate.moe_statics": ".moe_statics",
         "block_sparse_moe.experts": "mlp.experts",
         "shared_mlp": "mlp.shared_experts",
+        "mlp.mlp.shared_experts": "mlp.shared_mlp",  # Hunyuan
     }
     for old, new in renamed.items():
         result = {name.replace(old, new): values for name, values in result.items()}
@@ -243,12 +264,14 @@ def in_turn(c: Any, tensors: Tensors) -> Tensors:
 
 #: Of the families of `mixtures`: architecture in GGUF, keys, and what is done to all tensors.
 FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
+    "afmoe": (ARCH.AFMOE, afmoe, split),
     "deepseek-v2": (ARCH.DEEPSEEK2, deepseek, split),
     "deepseek-v3": (ARCH.DEEPSEEK2, deepseek, by_head),
     "ernie4.5-moe": (ARCH.ERNIE4_5_MOE, ernie, split),
     "glm4-moe": (ARCH.GLM4_MOE, glm, split),
     "gpt-oss": (ARCH.GPT_OSS, gpt_oss, in_turn),
     "granite-moe-shared": (ARCH.GRANITE_MOE, granite, permuted),
+    "hunyuan-moe": (ARCH.HUNYUAN_MOE, hunyuan, split),
     "llama4": (ARCH.LLAMA4, llama4, from_inputs),
     "minimax-m2": (ARCH.MINIMAXM2, minimax, split),
     "mixtral": (ARCH.LLAMA, mixtral, permuted),
@@ -270,6 +293,7 @@ def write(path: Path, name: str, model: torch.nn.Module, experts: Any = None) ->
     state = {key: t.detach().float().numpy() for key, t in model.state_dict().items()}
     for hf_name, values in change(config, state).items():
         named = hf_name.replace("e_score_correction_bias", "e_score_correction.bias")
+        named = named.replace("expert_bias", "expert_bias.bias")
         if named.endswith(("_proj", "_linear")):
             named += ".weight"
         stored = names.get_name(named, try_suffixes=(".weight", ".bias"))
@@ -300,6 +324,9 @@ def case_of(name: str) -> Case:
         # Files have one number for both.
         rope = {**case.config["rope_parameters"], "mscale": 1.3}
         case = replace(case, config={**case.config, "rope_parameters": rope})
+    if name == "afmoe":  # each fourth layer sees all tokens
+        kinds = [*["sliding_attention"] * 3, "full_attention"]
+        case = replace(case, config={**case.config, "num_hidden_layers": 4, "layer_types": kinds})
     if name.startswith("qwen"):
         # llama.cpp has no dense layers here.
         sparse = {"mlp_only_layers": [], "decoder_sparse_step": 1}

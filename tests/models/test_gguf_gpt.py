@@ -126,9 +126,13 @@ def gemma4_keys(writer: gguf.GGUFWriter, c: Any) -> None:
     writer.add_feed_forward_length(
         [size if i < shared_from else 2 * size for i in range(c.num_hidden_layers)]
     )
-    own = FAMILIES["gemma4"].config
+    own = FAMILIES["gemma4-experts" if c.enable_moe_block else "gemma4"].config
     kv_heads, head_dim, full_dim = 2, own["head_dim"], own["global_head_dim"]
-    full_kv_heads = own["num_global_key_value_heads"]
+    full_kv_heads = own.get("num_global_key_value_heads", kv_heads)
+    if c.enable_moe_block:
+        writer.add_expert_count(c.num_experts)
+        writer.add_expert_used_count(c.top_k_experts)
+        writer.add_expert_feed_forward_length(c.moe_intermediate_size)
     writer.add_head_count_kv([kv_heads if slide else full_kv_heads for slide in slides])
     writer.add_key_length(full_dim)
     writer.add_value_length(full_dim)
@@ -142,7 +146,8 @@ def gemma4_keys(writer: gguf.GGUFWriter, c: Any) -> None:
     writer.add_sliding_window_pattern(slides)
     writer.add_shared_kv_layers(c.num_kv_shared_layers)
     writer.add_embedding_length_per_layer_input(c.hidden_size_per_layer_input)
-    writer.add_final_logit_softcapping(c.final_logit_softcapping)
+    if c.final_logit_softcapping:
+        writer.add_final_logit_softcapping(c.final_logit_softcapping)
     rotated = int(full_dim * 0.25 / 2)
     still = full_dim // 2 - rotated
     writer.add_tensor("rope_freqs.weight", np.array([1.0] * rotated + [1e30] * still, np.float32))
@@ -181,8 +186,13 @@ def with_streams(c: Any, tensors: Tensors) -> Tensors:
 
 
 def with_weights(c: Any, tensors: Tensors) -> Tensors:
-    """A layer's factor is named as a weight."""
-    return {n + ".weight" if n.endswith("layer_scalar") else n: t for n, t in tensors.items()}
+    """A layer's factor, and the experts, are named as weights."""
+    ends = ("layer_scalar", "experts.gate_up_proj", "experts.down_proj")
+    return {n + ".weight" if n.endswith(ends) else n: t for n, t in tensors.items()}
+
+
+#: Vectors of Gemma 4's router and their ends in the file.
+ROUTER = {"router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale"}
 
 
 def mpt_keys(writer: gguf.GGUFWriter, c: Any) -> None:
@@ -335,6 +345,7 @@ FILES = {
     "falcon2-11b": File(VARIANTS["falcon2-11b"], ARCH.FALCON, falcon_keys, joined),
     "gemma3n": File(GEMMA3N, ARCH.GEMMA3N, gemma3n_keys, with_streams),
     "gemma4": File(FAMILIES["gemma4"], ARCH.GEMMA4, gemma4_keys, with_weights),
+    "gemma4-experts": File(FAMILIES["gemma4-experts"], ARCH.GEMMA4, gemma4_keys, with_weights),
     "gpt2": File(VARIANTS["gpt2"], ARCH.GPT2, gpt2_keys, transposed),
     "gpt-neox": File(FAMILIES["gpt-neox"], ARCH.GPTNEOX, gpt_neox_keys, joined),
     "gpt-neox-sequential": File(
@@ -367,6 +378,9 @@ def write(path: Path, file: File, model: torch.nn.Module, quantized: bool = Fals
         spellings = (name, name.removeprefix("transformer."))
         found = [names.get_name(s, try_suffixes=(".weight", ".bias")) for s in spellings]
         stored = found[0] or found[1]
+        for own, end in ROUTER.items():
+            if name.endswith(own):
+                stored = f"blk.{name.split('.')[2]}.{end}"
         assert stored is not None, name
         values = np.ascontiguousarray(values, np.float32)
         if quantized and values.ndim == 2:
@@ -379,7 +393,7 @@ def write(path: Path, file: File, model: torch.nn.Module, quantized: bool = Fals
 
 def made(name: str) -> torch.nn.Module:
     model = make(FILES[name].case)
-    if name == "gemma4":  # whose layers differ
+    if name.startswith("gemma4"):  # whose layers differ
         model.config.allow_global_per_layer_attribute_access = True
     return with_known_xielu(model) if name == "apertus" else model
 
