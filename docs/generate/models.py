@@ -17,8 +17,8 @@ it. Any other model of the `transformers` library runs through that library on G
 (`--model-impl auto`, the default, where it is installed): slower, with the same API
 ([transformers.md](transformers.md)).
 
-InternLM 2 and 3, Baichuan, MiniCPM and EXAONE 3 have no code in transformers: they are compared
-with models of it that compute the same, under the names of the published checkpoints
+InternLM 2 and 3, Baichuan, MiniCPM, EXAONE 3 and Llama-Nemotron have no code in transformers: they
+are compared with models of it that compute the same, under the names of the published checkpoints
 (`tests/models/remote.py`).
 
 How a family is tested (`tests/models/test_families.py`), on a tiny random checkpoint made by
@@ -32,10 +32,15 @@ the test.
 `make compare-llama-cpp LLAMA_CPP=FOLDER/libllama.so` (`tests/models/test_llama_cpp.py`) has
 llama.cpp compute the same tiny files. Of 73, of nearly all decoders with a GGUF name, it loads 61.
 The perplexity of 200 random tokens is within 1 % of its in 57, and within 0.1 % in 54 of these. In
-the other four llama.cpp computes something else: it does not look at the windows that those files
-of EXAONE 4, Mixtral and Phi-3 have, and weighs the experts of Phi-3.5-MoE by a softmax over all. On
-250 tokens of an English book, the built-in model (SmolLM2-135M-Instruct, Q4_1) has a perplexity of
-31.15 in float32 and of 31.17 in bfloat16; llama.cpp finds 31.29.
+the other four llama.cpp computes something else, by its code (`src/models/` there): `llama.cpp`,
+which runs Mixtral, reads no window; `phi3.cpp` reads it and switches it off with a warning;
+`exaone4.cpp` has windows in the model of 64 layers alone; and `phimoe.cpp` weighs the experts by a
+softmax over all, divided by the sum of the chosen, where the published model takes each choice's
+softmax over those near it. Files of Gemma 4 with experts, Trinity, Hunyuan A13B and Llama-Nemotron
+came later and have not been compared.
+
+On 250 tokens of an English book, the built-in model (SmolLM2-135M-Instruct, Q4_1) has a perplexity
+of 31.15 in float32 and of 31.17 in bfloat16; llama.cpp finds 31.29.
 
 In checkpoints with images or audio, the text model runs where its config is of one of these types:
 {nested}. Other inputs are refused.

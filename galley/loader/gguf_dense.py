@@ -14,6 +14,7 @@ import numpy as np
 from galley.errors import ModelError
 from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS, Fields
 from galley.loader.gguf_architecture import LLAMA_NAMES, LLAMA_TOP, Architecture
+from galley.loader.gguf_states import attention, per_layer
 
 _SANDWICH = {"post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA2_NAMES = {
@@ -109,6 +110,27 @@ def granite(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         "embedding_multiplier": meta.number(f"{arch}.embedding_scale", 1.0),
         "residual_multiplier": meta.number(f"{arch}.residual_scale", 1.0),
         "logits_scaling": meta.number(f"{arch}.logit_scale", 1.0),
+    }
+
+
+def deci(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Layers without heads have no attention, those of a size of 0 no feed-forward block."""
+    own = attention(meta, arch)
+    heads, kv_heads, sizes = (
+        per_layer(meta, arch, key)
+        for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    )
+    if any(n and not kv for n, kv in zip(heads, kv_heads, strict=True)):
+        raise ModelError(f"{meta.where}: {arch}: linear layers as attention are not supported")
+    group = own["num_attention_heads"] // own["num_key_value_heads"]
+    return own | {
+        "block_configs": [
+            {
+                "attention": {"n_heads_in_group": group} if kv else {"no_op": True},
+                "ffn": {"intermediate_size": size} if size else {"no_op": True},
+            }
+            for kv, size in zip(kv_heads, sizes, strict=True)
+        ]
     }
 
 
@@ -381,6 +403,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         split={"ffn_gate_up_exps": ("experts.{}.gate_proj", "experts.{}.up_proj")},
         config=gemma4,
     ),
+    "deci": Architecture("DeciLMForCausalLM", "nemotron-nas", interleaved_qk=True, config=deci),
     "minicpm3": Architecture(
         "MiniCPM3ForCausalLM", "minicpm3", in_layer=LLAMA_NAMES | MINICPM3_NAMES, config=minicpm3
     ),

@@ -56,6 +56,9 @@ ENTRIES: dict[str, Entry] = {
     "Cohere2ForCausalLM": Entry("Command R7B", "dense", "CohereLabs/c4ai-command-r7b-12-2024"),
     "CohereForCausalLM": Entry("Command-R", "dense", "CohereLabs/c4ai-command-r-v01"),
     "CwmForCausalLM": Entry("Code World Model", "dense", "facebook/cwm"),
+    "DeciLMForCausalLM": Entry(
+        "Llama-Nemotron, DeciLM", "dense", "nvidia/Llama-3_3-Nemotron-Super-49B-v1_5"
+    ),
     "DeepseekV2ForCausalLM": Entry("DeepSeek V2", "mixture", "deepseek-ai/DeepSeek-V2-Lite"),
     "DeepseekV32ForCausalLM": Entry("DeepSeek V3.2", "mixture", "deepseek-ai/DeepSeek-V3.2"),
     "DeepseekV3ForCausalLM": Entry("DeepSeek V3, Kimi K2", "mixture", "deepseek-ai/DeepSeek-V3"),

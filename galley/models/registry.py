@@ -68,6 +68,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Cohere2ForCausalLM": Architecture("galley.models.cohere", "cohere2"),
     "CohereForCausalLM": Architecture("galley.models.cohere", "cohere"),
     "CwmForCausalLM": Architecture("galley.models.mistral", "cwm"),
+    "DeciLMForCausalLM": Architecture("galley.models.decilm", "decilm"),
     "DeepseekV2ForCausalLM": Architecture("galley.models.deepseek", "deepseek_v2"),
     "DeepseekV32ForCausalLM": Architecture("galley.models.deepseek", "deepseek_v32"),
     "DeepseekV3ForCausalLM": Architecture("galley.models.deepseek", "deepseek_v3"),

@@ -116,7 +116,10 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
     """(tokenizer, whether BOS is added where the file does not say)."""
     pre = vocabulary.get("pre", str, "default")
     if pre in PIECES:
-        return _merged_pieces(vocabulary), True
+        tokenizer = _merged_pieces(vocabulary)
+        if pre == "mmbert":  # cuts words before each space, and puts one before the first
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        return tokenizer, True
     split = WORD_SPLITS.get(pre)
     if split is None:
         known = ", ".join((*WORD_SPLITS, *PIECES))

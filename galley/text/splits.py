@@ -99,7 +99,7 @@ _DEEPSEEK3_SPLIT = WordSplit((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSE
 
 #: `tokenizer.ggml.pre` of vocabularies that are no byte-level ones, though the file says so: pieces
 #: with a list of merges, as SentencePiece's.
-PIECES = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")
+PIECES = ("gemma4", "granite-embed-multi-311m", "mmbert", "sarvam-moe")
 
 #: `tokenizer.ggml.pre` → how words are split (open set).
 WORD_SPLITS: dict[str, WordSplit] = {

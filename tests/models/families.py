@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tests.models import hybrids, mixtures
 from tests.models.checkpoints import ROPES, Case
-from tests.models.remote import EXAONE, INTERNLM2, Remote, fused, with_alibi
+from tests.models.remote import DECILM, EXAONE, INTERNLM2, Remote, fused, with_alibi
 
 #: Sizes by the names of GPT-2's and GPT-J's configs.
 GPT = {
@@ -88,6 +88,7 @@ FAMILIES: dict[str, Case] = {
         "Cwm",
         {**IDS, "head_dim": 16, "sliding_window": 9, "layer_types": [FULL, SLIDING, SLIDING]},
     ),
+    "decilm": Case("Llama", {"intermediate_size": 256}, remote=DECILM),
     "ernie4.5": Case("Ernie4_5", {"head_dim": 32, "use_bias": True}),
     "exaone": Case("Llama", {}, remote=Remote("ExaoneForCausalLM", EXAONE, EXAONE_KEYS)),
     "exaone4": Case("Exaone4", {"sliding_window": 9, "sliding_window_pattern": 2}),

@@ -3,7 +3,8 @@
 Each is one of transformers' models that computes the same, given the tensor names and config keys
 of the family's published checkpoints and modeling code (on the hub: internlm/internlm2-chat-7b,
 internlm/internlm3-8b-instruct, baichuan-inc/Baichuan2-7B-Chat and -13B-Chat,
-openbmb/MiniCPM-2B-sft-bf16, LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct, jinaai/jina-bert-implementation).
+openbmb/MiniCPM-2B-sft-bf16, LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct, jinaai/jina-bert-implementation,
+nvidia/Llama-3_3-Nemotron-Super-49B-v1_5).
 """
 
 from __future__ import annotations
@@ -235,3 +236,44 @@ def phimoe_names(state: State) -> State:
         else:
             result[name] = tensor
     return result
+
+
+def _decilm_sizes(model: torch.nn.Module) -> None:
+    """The blocks that DECILM lacks add zeros, as do the columns beyond its smaller MLP."""
+    layers: Any = model.base_model.layers
+    with torch.no_grad():
+        layers[1].self_attn.o_proj.weight.zero_()
+        layers[2].mlp.down_proj.weight.zero_()
+        layers[1].mlp.down_proj.weight[:, 80:] = 0
+
+
+def _decilm_names(state: State) -> State:
+    missing = ("1.self_attn", "1.input_layernorm", "2.mlp", "2.post_attention_layernorm")
+    result = {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith(tuple(f"model.layers.{part}." for part in missing))
+    }
+    for part in ("gate_proj", "up_proj"):
+        name = f"model.layers.1.mlp.{part}.weight"
+        result[name] = result[name][:80]
+    name = "model.layers.1.mlp.down_proj.weight"
+    result[name] = result[name][:, :80]
+    return result
+
+
+#: Of an intermediate size of 256: one layer whole, one without attention, one without an MLP.
+DECILM = Remote(
+    "DeciLMForCausalLM",
+    _decilm_names,
+    {
+        "num_key_value_heads": None,
+        "intermediate_size": None,
+        "block_configs": [
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 1.0}},
+            {"attention": {"no_op": True}, "ffn": {"intermediate_size": 80}},
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"no_op": True, "ffn_mult": None}},
+        ],
+    },
+    _decilm_sizes,
+)

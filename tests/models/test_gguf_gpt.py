@@ -62,6 +62,12 @@ def bloom_keys(writer: gguf.GGUFWriter, c: Any) -> None:
     writer.add_feed_forward_length(4 * c.hidden_size)
 
 
+def deci_keys(writer: gguf.GGUFWriter, c: Any) -> None:
+    writer.add_head_count([c.num_attention_heads, 0, c.num_attention_heads])
+    writer.add_head_count_kv([c.num_key_value_heads, 0, c.num_key_value_heads])
+    writer.add_feed_forward_length([256, 80, 0])
+
+
 def exaone4_keys(writer: gguf.GGUFWriter, c: Any) -> None:
     llama_keys(writer, c)
     writer.add_sliding_window(c.sliding_window)
@@ -335,6 +341,7 @@ FILES = {
     "bloom": File(FAMILIES["bloom"], ARCH.BLOOM, bloom_keys, joined),
     "chatglm": File(FAMILIES["glm"], ARCH.CHATGLM),
     "chatglm-fused": File(FAMILIES["glm"], ARCH.CHATGLM, change=fused),
+    "decilm": File(FAMILIES["decilm"], ARCH.DECI, deci_keys, permuted),
     "ernie4.5": File(Case("Ernie4_5", {"head_dim": 32}), ARCH.ERNIE4_5),
     "exaone": File(LLAMA, ARCH.EXAONE, names=ARCH.LLAMA),
     "qwen2vl": File(Case("Qwen2", {}), ARCH.QWEN2VL, qwen_vl_keys),
@@ -368,7 +375,7 @@ FILES = {
 
 
 def write(path: Path, file: File, model: torch.nn.Module, quantized: bool = False) -> None:
-    config: Any = model.config
+    config: Any = getattr(model, "inner", model).config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[file.arch])
     common_keys(writer, config)
     file.keys(writer, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,23 @@ def test_pieces_with_a_list_of_merges_are_cut_as_with_scores(
         ids = by_score.encode(text)
         assert ours.encode(text) == ids
         assert ours.decode(ids) == by_score.decode(ids)
+
+
+def test_words_of_mmbert_are_cut_by_themselves(tmp_path: Path) -> None:
+    keys = sentencepiece_keys(**{"tokenizer.ggml.add_space_prefix": False})
+    by_score = _load(tmp_path, keys)
+    pieces = SentencePieceVocab(
+        keys["tokenizer.ggml.tokens"],
+        [float(score) for score in keys["tokenizer.ggml.scores"]],
+        [int(kind) for kind in keys["tokenizer.ggml.token_type"]],
+    )
+    listed = [f"{left} {right}" for left, right in merges_by_score(pieces)]
+    keys |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "mmbert"}
+    ours = _load(tmp_path, keys | {"tokenizer.ggml.merges": listed})
+    for text in ("light", " light", "of  the\nlight of", book()[:2_000]):
+        spaced = text if text.startswith(" ") else f" {text}"
+        words = re.findall(" [^ ]*", spaced)
+        assert ours.encode(text, False) == [i for w in words for i in by_score.encode(w, False)]
 
 
 def test_without_a_space_prefix_nothing_is_put_before_a_text(tmp_path: Path) -> None:
