@@ -595,7 +595,8 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         cache_salt: extra key of the first block's hash.
         adapter: number of an adapter's load, in the hash of every block; 0 = none. Not to be used
             again by an engine that finds the blocks of the one before.
-        client_index, epoch: its client, and the engine incarnation that it was sent to.
+        client: whose request it is, where the scheduler is fair among clients.
+        client_index, epoch: the front end, and the engine incarnation that it was sent to.
     """
 
     handle: int
@@ -613,6 +614,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     adapter: int = 0
     constraint: Constraint | None = None
     in_one_piece: bool = False
+    client: str = ""
     client_index: int = 0
     epoch: int = 0
 

@@ -217,6 +217,10 @@ class SchedulerConfig:
     reduce the front end's work."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """`fcfs`: in order of arrival. `priority`: lower number first, then arrival."""
+    fairness_by: str = "none"
+    """Admit requests of the client first that was served the fewest tokens, within a
+    priority. What tells clients apart: `api-key`, `user` (the request's field), `address`, or
+    `header:NAME`. `none`: all requests are one client's."""
 
 
 @dataclass(frozen=True)

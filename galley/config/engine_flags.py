@@ -58,6 +58,7 @@ class EngineFlags(TypedDict, total=False):
     max_num_scheduled_tokens: int | str | None
     stream_interval: int | str
     scheduling_policy: Literal["fcfs", "priority"]
+    fairness_by: str
     tensor_parallel_size: int | str
     pipeline_parallel_size: int | str
     data_parallel_size: int | str

@@ -253,6 +253,15 @@ def check(config: EngineConfig) -> None:
             "prompt runs in one step.",
             field="mixed_prefill_tokens",
         )
+    kind, _, name = s.fairness_by.partition(":")
+    if kind not in ("none", "api-key", "user", "address", "header") or (kind == "header") != bool(
+        name
+    ):
+        raise ConfigError(
+            f"--fairness-by must be none, api-key, user, address or header:NAME, got "
+            f"{s.fairness_by!r}.",
+            field="fairness_by",
+        )
     if s.target_itl and not s.enable_chunked_prefill:
         raise ConfigError(
             f"--target-itl {s.target_itl:g} needs chunked prefill: without it a prompt runs in one "

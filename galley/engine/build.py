@@ -52,6 +52,7 @@ def build_core(
         mixed_prefill_tokens=scheduling.mixed_prefill_tokens or 0,
         target_step_seconds=(scheduling.target_itl or 0.0) / 1e3,
         policy=scheduling.scheduling_policy,
+        by_client=scheduling.fairness_by != "none",
         max_adapters=config.lora.max_loras,
         lookahead=executor.lookahead,
         max_drafts=executor.max_drafts,

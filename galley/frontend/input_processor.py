@@ -19,6 +19,7 @@ from galley.config import EngineConfig, ModelInfo
 from galley.config.pooling import PoolingSettings
 from galley.config.structured import StructuredOutputsSettings
 from galley.errors import InvalidRequest, Unsupported
+from galley.frontend.caller import CALLER
 from galley.frontend.prompts import Prompt, parse_prompt
 from galley.request import (
     Adapter,
@@ -440,6 +441,7 @@ class InputProcessor:
                     share_group=first if params.n > 1 else 0,
                     cache_salt=cache_salt,
                     constraint=constraint,
+                    client=CALLER.get(),
                     client_index=self.client_index,
                 )
             )
@@ -464,6 +466,7 @@ class InputProcessor:
                 priority=priority,
                 cache_salt=cache_salt,
                 in_one_piece=self.limits.is_encoder,
+                client=CALLER.get(),
                 client_index=self.client_index,
             )
         )

@@ -25,6 +25,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
         target_step_seconds: most seconds of a step in which prompts are computed while others
             decode; short prompts then overtake a long one. 0 = no limit. Needs chunked prefill.
         policy: order of admission and choice of the sequence to preempt.
+        by_client: admit sequences of the client that was served least first.
         max_waiting: most requests in the queue; 0 = no limit.
         max_adapters: most adapters of running sequences.
         lookahead: tokens behind those of a step for which blocks are allocated, if there are any:
@@ -44,6 +45,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
     mixed_prefill_tokens: int = 0
     target_step_seconds: float = 0.0
     policy: Literal["fcfs", "priority"] = "fcfs"
+    by_client: bool = False
     max_waiting: int = 0
     max_adapters: int = 1
     lookahead: int = 0

@@ -20,7 +20,9 @@ COMPACT_FROM = 64
 CAPACITY = "capacity"
 
 
-class _Order(Protocol):
+class Order(Protocol):
+    """Waiting sequences in some order; ended ones are among them until they come up."""
+
     def push(self, seq: Sequence) -> None: ...
     def push_front(self, seq: Sequence) -> None: ...
     def push_by_arrival(self, seq: Sequence) -> None: ...
@@ -32,7 +34,7 @@ class _Order(Protocol):
     def __iter__(self) -> Iterator[Sequence]: ...
 
 
-class _Fcfs:
+class Fcfs:
     """First come, first served; a preempted sequence returns to the front."""
 
     def __init__(self) -> None:
@@ -66,7 +68,7 @@ class _Fcfs:
         return iter(self._items)
 
 
-class _ByPriority:
+class ByPriority:
     """Most important first; a preempted sequence comes before later arrivals of its priority."""
 
     def __init__(self) -> None:
@@ -105,10 +107,13 @@ class WaitingQueue:
 
     A parked sequence waits for something that is no capacity (a grammar that compiles, an adapter,
     remote KV): it is in no order and blocks none behind it.
+
+    Args:
+        order: of those that are not parked; it is empty.
     """
 
-    def __init__(self, policy: str) -> None:
-        self._order: _Order = _ByPriority() if policy == "priority" else _Fcfs()
+    def __init__(self, order: Order) -> None:
+        self._order = order
         self._num_ended = 0
         self._parked: dict[Sequence, str] = {}
 

@@ -33,10 +33,11 @@ from galley.request import Failure, FailureKind, FinishReason, Request
 from galley.scheduler.adapters import DEFERRED, AdapterBudget
 from galley.scheduler.commit import CommittedStep, drop_rows, find_ends, find_pooled
 from galley.scheduler.draft_counts import DraftCounts
+from galley.scheduler.fair_share import ByClient, FairShare
 from galley.scheduler.limits import SchedulerLimits
 from galley.scheduler.overtaking import split_short, waiting_short
 from galley.scheduler.pace import StepPace
-from galley.scheduler.queue import WaitingQueue
+from galley.scheduler.queue import ByPriority, Fcfs, WaitingQueue
 from galley.scheduler.rows import Slots, StepColumns, StepRows
 from galley.scheduler.running import Running
 from galley.scheduler.sequence import Sequence, SequenceEnd, SequenceStart
@@ -63,7 +64,12 @@ class Scheduler:
         self.kv = kv
         self.table = table
         self.limits = limits
-        self.queue = WaitingQueue(limits.policy)
+        by_priority = limits.policy == "priority"
+        order = ByPriority if by_priority else Fcfs
+        self._share = FairShare(table.num_slots) if limits.by_client else None
+        self.queue = WaitingQueue(
+            ByClient(self._share, order, by_priority) if self._share is not None else order()
+        )
         self.running = Running(table.num_slots)
         self._adapters = AdapterBudget(limits.max_adapters)
         self.step = 0
@@ -134,6 +140,8 @@ class Scheduler:
             self._ended.append(end)
             return
         self._unfinished[seq.key] = seq
+        if self._share is not None:
+            self._share.arrive(request.client)
         if parked is None:
             self.queue.push(seq)
         else:
@@ -456,6 +464,8 @@ class Scheduler:
         request, kv = seq.request, self.kv
         slot = self.running.add(seq)
         self._adapters.enter(request.adapter)
+        if self._share is not None:
+            self._share.enter(seq)
         row = NewRow(
             slot=slot,
             handle=request.handle,
@@ -562,6 +572,8 @@ class Scheduler:
         drafts = self.draft_counts.add(plan, result) if len(plan.draft_ids) else EMPTY_I32
         slots = plan.slots.astype(np.intp)
         counts = result.num_sampled
+        if self._share is not None:
+            self._share.charge(slots, counts)
         done = CommittedStep(
             step=plan.step,
             row_handles=plan.handles,
@@ -649,7 +661,10 @@ class Scheduler:
         self._forget(end)
 
     def _forget(self, end: SequenceEnd) -> None:
-        self._unfinished.pop((end.client_index, end.handle)).ended = True
+        seq = self._unfinished.pop((end.client_index, end.handle))
+        seq.ended = True
+        if self._share is not None:
+            self._share.leave(seq.request.client)
         self._ended.append(end)
 
     def check_integrity(self) -> None:

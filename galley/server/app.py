@@ -18,6 +18,7 @@ from galley.server.context import Context
 from galley.server.middleware import (
     GUARDED,
     ApiKeys,
+    Callers,
     Gate,
     HttpMetering,
     IgnoredFields,
@@ -95,6 +96,9 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
     app.add_middleware(Gate, load=ctx.load, formats=formats)
     if server.api_key:
         app.add_middleware(ApiKeys, keys=server.api_key, formats=formats)
+    fairness = ctx.config.scheduler.fairness_by
+    if fairness not in ("none", "user"):
+        app.add_middleware(Callers, by=fairness)
     if server.allowed_origins:
         from starlette.middleware.cors import CORSMiddleware
 

@@ -24,6 +24,7 @@ from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest, NotFound, PayloadTooLarge
 from galley.frontend.client import EngineClient
 from galley.request import TokenMarker
+from galley.server.callers import note_user
 from galley.server.errors import ClientDisconnected
 from galley.server.event_response import EventResponse
 from galley.server.fast_stream import Relay
@@ -180,7 +181,10 @@ class Context:
 
     async def body(self, request: Request) -> bytes:
         """The request's body, which must be JSON. Raises ClientError, ClientDisconnected."""
-        return await read_json_body(request, self.server.max_request_body_bytes)
+        body = await read_json_body(request, self.server.max_request_body_bytes)
+        if self.config.scheduler.fairness_by == "user":
+            note_user(body)
+        return body
 
     async def read(self, request: Request, reader: BodyReader[T]) -> T:
         """The request's body as a checked wire type. Raises ClientError, ClientDisconnected."""

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from galley.errors import GalleyError, Overloaded, Unauthorized
+from galley.server.callers import note_caller
 from galley.server.context import NEW_ID, InFlight
 from galley.server.errors import galley_response
 from galley.server.fast_stream import SINK, Sink
@@ -216,3 +217,27 @@ class IgnoredFields:
             await send(message)
 
         await self.app(scope, receive, send_with_names)
+
+
+class Callers:
+    """ASGI middleware: notes the caller of each request.
+
+    Args:
+        by: the flag's value, but for `user`, which is in the body.
+    """
+
+    def __init__(self, app: ASGIApp, by: str) -> None:
+        self.app = app
+        self.by, _, self.name = by.partition(":")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            note_caller(self._value(scope))
+        await self.app(scope, receive, send)
+
+    def _value(self, scope: Scope) -> bytes:
+        if self.by == "address":
+            return str((scope.get("client") or ("",))[0]).encode()
+        if self.by == "header":
+            return header(scope, self.name.lower().encode()) or b""
+        return header(scope, b"authorization") or header(scope, b"x-api-key") or b""

@@ -293,6 +293,7 @@ def request(
     share_group: int = 0,
     cache_salt: str | None = None,
     adapter: int = 0,
+    client: str = "",
     client_index: int = 0,
     **sampling: Any,
 ) -> Request:
@@ -309,6 +310,7 @@ def request(
         share_group=share_group,
         cache_salt=cache_salt,
         adapter=adapter,
+        client=client,
         client_index=client_index,
     )
 
@@ -326,6 +328,7 @@ def make_core(
     adaptive: bool = False,
     mixed: int = 0,
     target_itl: float = 0,
+    fairness_by: str = "none",
     groups: list[GroupSpec] | None = None,
     drafts: str = "none",
     loopback: bool = False,
@@ -345,6 +348,7 @@ def make_core(
             long_prefill_token_threshold_adaptive=adaptive,
             mixed_prefill_tokens=mixed,
             target_itl=target_itl,
+            fairness_by=fairness_by,
         ),
     )
     return build_core(config, executor)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from galley.scheduler.queue import COMPACT_FROM, WaitingQueue
+from galley.scheduler.queue import COMPACT_FROM, ByPriority, Fcfs, WaitingQueue
 from galley.scheduler.sequence import Sequence
 from tests.scheduler.fakes import make_core, request
 
@@ -25,7 +25,7 @@ def drain(queue: WaitingQueue) -> list[int]:
 
 
 def test_first_come_first_served_with_the_preempted_in_front() -> None:
-    queue = WaitingQueue("fcfs")
+    queue = WaitingQueue(Fcfs())
     sequences = [sequence(i) for i in range(5)]
     for seq in sequences[2:]:
         queue.push(seq)
@@ -35,9 +35,9 @@ def test_first_come_first_served_with_the_preempted_in_front() -> None:
     assert drain(queue) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_a_parked_sequence_is_in_no_order_and_returns_to_its_place(policy: str) -> None:
-    queue = WaitingQueue(policy)
+@pytest.mark.parametrize("order", [Fcfs, ByPriority])
+def test_a_parked_sequence_is_in_no_order_and_returns_to_its_place(order: type) -> None:
+    queue = WaitingQueue(order())
     sequences = [sequence(i) for i in range(5)]
     for seq in sequences:
         if seq.arrival in (1, 3):
@@ -55,7 +55,7 @@ def test_a_parked_sequence_is_in_no_order_and_returns_to_its_place(policy: str) 
 
 
 def test_an_unparked_sequence_overtakes_no_earlier_arrival_behind_a_preempted_one() -> None:
-    queue = WaitingQueue("fcfs")
+    queue = WaitingQueue(Fcfs())
     queue.push(sequence(4))
     queue.push_front(sequence(7))
     seq = sequence(5)
@@ -65,7 +65,7 @@ def test_an_unparked_sequence_overtakes_no_earlier_arrival_behind_a_preempted_on
 
 
 def test_by_priority_then_arrival_also_for_the_preempted() -> None:
-    queue = WaitingQueue("priority")
+    queue = WaitingQueue(ByPriority())
     for arrival, priority in ((1, 3), (2, 0), (3, 3), (4, -1)):
         queue.push(sequence(arrival, priority))
     queue.push_front(sequence(0, 3))
@@ -73,9 +73,9 @@ def test_by_priority_then_arrival_also_for_the_preempted() -> None:
     assert drain(queue) == [4, 2, 0, 1, 3]
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_discarded_sequences_are_gone(policy: str) -> None:
-    queue = WaitingQueue(policy)
+@pytest.mark.parametrize("order", [Fcfs, ByPriority])
+def test_discarded_sequences_are_gone(order: type) -> None:
+    queue = WaitingQueue(order())
     sequences = [sequence(i) for i in range(6 * COMPACT_FROM)]
     for seq in sequences:
         queue.push(seq)
