@@ -18,6 +18,7 @@ def pages() -> dict[Path, str]:
     import coming
     import compatibility
     import engine_flags
+    import guide_code
     import models
     import native_ops
     import operation
@@ -35,6 +36,7 @@ def pages() -> dict[Path, str]:
         ROOT / "galley" / "ui" / "static" / "operation.json": operation.data(),
         DOCS / "compatibility.md": compatibility.page(program),
         DOCS / "coming-from-vllm.md": coming.fill((DOCS / "coming-from-vllm.md").read_text()),
+        DOCS / "guide" / "data" / "code.json": guide_code.text(),
         DOCS / "models.md": models.page(),
         DOCS / "native_ops.md": native_ops.fill((DOCS / "native_ops.md").read_text()),
         DOCS / "security.md": security.fill((DOCS / "security.md").read_text(), program),

@@ -238,6 +238,7 @@ def sampling(name: str) -> Verdict:
 CHECKLIST: dict[int, str] = {
     137: "needs the router",
     148: "needs the router",
+    150: "computed by the formula for more than one rank; one rank is counted",
     201: "",
     204: "several engines need data parallelism",
     225: "one host: all sockets between processes are Unix sockets in a private folder",

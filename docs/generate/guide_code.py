@@ -1,0 +1,44 @@
+"""Lines of the engine's source that the guide shows: docs/guide/data/code.json."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+#: Parts of the engine, and the class or function of each that the guide shows.
+SOURCES = (
+    ("step", "galley/engine/core.py", "EngineCore.step", "One step, from the plan to the outputs"),
+    ("input", "galley/frontend/input_processor.py", "InputProcessor.process", "Input processor"),
+    (
+        "output",
+        "galley/frontend/output_processor.py",
+        "OutputProcessor.process",
+        "Output processor",
+    ),
+    ("scheduler", "galley/scheduler/scheduler.py", "Scheduler.schedule", "Scheduler"),
+    ("kv", "galley/kv/manager.py", "KVCacheManager.find_hit", "KV cache manager"),
+    ("runner", "galley/runner/runner.py", "Runner.execute", "Model runner"),
+    ("executor", "galley/executor/local.py", "LocalExecutor.submit", "Executor"),
+)
+
+
+def text() -> str:
+    """Each part's title, file, name, first line and lines, as JSON."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, file, name, title in SOURCES:
+        source = (ROOT / file).read_text()
+        node: Any = ast.parse(source)
+        for part in name.split("."):
+            node = next(n for n in node.body if getattr(n, "name", "") == part)
+        lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+        found[key] = {
+            "title": title,
+            "file": file,
+            "name": name,
+            "first": node.lineno,
+            "lines": [line[4:] if line.startswith("    ") else line for line in lines],
+        }
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
