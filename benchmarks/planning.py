@@ -1,9 +1,13 @@
 """Predictions of `galley plan` beside servers of this machine: the table of docs/planning.md.
 
     python -m benchmarks.planning [--models 'built in,135M,135M int8,1B,3B'] [--streams 1,8,32,64]
+    python -m benchmarks.planning --steps
 
 The built-in model (Q4_1), its shape with random weights in bf16 and int8, and the shapes of Llama
 3.2 1B and 3B in bf16. The machine is measured just before each model is served.
+
+With --steps nothing is served: the step model is compared with the operations of real steps, each
+at the least of its times. That can be measured while other programs compute, too.
 """
 
 from __future__ import annotations
@@ -11,15 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from galley.cli.plan_verify import measure
 from galley.loader.source import default_model
 from galley.planning.calibrate import this_machine
-from galley.planning.program import planned_model
+from galley.planning.machine import Machine
+from galley.planning.predict import step_model
+from galley.planning.program import PlannedModel, planned_model
 from galley.planning.simulate import Workload
+from galley.planning.step import StepLoad
+from galley.planning.steps import Shape, StepBench
+from galley.planning.work import Work, work_of
 
+#: Steps that are compared: rows of 256 tokens of context, and a prompt.
+SHAPES_OF_STEPS = [*(Shape(rows, 256, 1) for rows in (1, 8, 32, 64)), Shape(1, 0, 128)]
 #: Sizes of SmolLM2 and of Llama 3.2, from the config.json of their checkpoints.
 SHAPES: dict[str, dict[str, int]] = {
     "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
@@ -57,12 +69,34 @@ def engine_flags(name: str, folder: Path) -> dict[str, Any]:
     return {**engine, "tokenizer": str(default_model()), **quantization}
 
 
+def compare_steps(name: str, model: PlannedModel, machine: Machine, engine: dict[str, Any]) -> None:
+    """Print predicted and measured milliseconds of some steps, host and sampling left out."""
+    steps = step_model(model, machine)
+    bench = StepBench(engine, SHAPES_OF_STEPS)
+    for shape in SHAPES_OF_STEPS:
+        least: dict[Work, float] = {}
+        counts: Counter[Work] = Counter()
+        for item in bench.operations(shape, 15 if shape.new == 1 else 7, quantile=0.0):
+            if item.node is not None:
+                work = work_of(item.node, shape, bench.cache)
+                least[work] = min(least.get(work, item.seconds), item.seconds)
+                counts[work] += 1
+        measured = sum(seconds * counts[work] for work, seconds in least.items())
+        new, before = [shape.new] * shape.rows, [shape.context] * shape.rows
+        parts = steps.parts(StepLoad.of(before, new, shape.rows))
+        predicted = sum(p.seconds for p in parts if p.label not in ("host", "sample"))
+        what = f"{shape.rows} rows" if shape.new == 1 else f"a prompt of {shape.new}"
+        times = f"{predicted * 1e3:.2f} | {measured * 1e3:.2f} | {predicted / measured:.2f}"
+        print(f"| {name} | {what} | {times} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", default="built in,135M,135M int8,1B,3B")
     parser.add_argument("--streams", default="1,8,32,64")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--steps", action="store_true")
     given = parser.parse_args()
     streams = [int(part) for part in given.streams.split(",")]
     print(
@@ -74,6 +108,9 @@ def main() -> None:
             engine = engine_flags(name, Path(folder))
             model = planned_model(engine)
             machine = this_machine(model.formats, model.numbers, fresh=True)
+            if given.steps:
+                compare_steps(name, model, machine, engine)
+                continue
             for count in streams:
                 row = measure(model, machine, Workload(given.prompt, given.output, count), engine)
                 cells = [

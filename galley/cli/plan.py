@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from galley.cli.parser import CommandParser, engine_flags, make
 from galley.config.resolve import SECTIONS
@@ -36,6 +37,8 @@ class PlanFlags:
     """Requests per second that arrive, instead of --concurrency: prints the machines they need."""
     shared: int = 0
     """Tokens at the beginning of all prompts that are the same (a system prompt)."""
+    batching: Literal["continuous", "static"] = "continuous"
+    """static: what if a batch began only when all answers of the last one have ended."""
     slo_ttft: float = 0.0
     """Most milliseconds to the first token (99th percentile): finds the load that meets it."""
     slo_itl: float = 0.0
@@ -105,7 +108,14 @@ def check(flags: PlanFlags) -> None:
 def workload_of(flags: PlanFlags) -> Workload:
     from galley.planning.simulate import Workload
 
-    return Workload(flags.prompt, flags.output, flags.concurrency, flags.rate, flags.shared)
+    return Workload(
+        prompt=flags.prompt,
+        output=flags.output,
+        concurrency=flags.concurrency,
+        rate=flags.rate,
+        shared=flags.shared,
+        batching=flags.batching,
+    )
 
 
 def machine_of(flags: PlanFlags, model: PlannedModel, engine: dict[str, Any]) -> Machine:
@@ -116,7 +126,11 @@ def machine_of(flags: PlanFlags, model: PlannedModel, engine: dict[str, Any]) ->
     from galley.planning.calibrate import this_machine
 
     threads = engine.get("num_threads") or 0
-    return this_machine(model.formats, model.numbers, threads, flags.fresh)
+    return this_machine(model.formats, model.numbers, threads, flags.fresh, notice)
+
+
+def notice(text: str) -> None:
+    print(f"galley: {text}", file=sys.stderr)
 
 
 def plan(
@@ -169,7 +183,8 @@ def report(facts: dict[str, Any]) -> str:
 
     kinds = f"{load['prompt']:,} tokens in, {load['output']:,} out"
     arriving = f"{load['rate']:g} a second" if load["rate"] else f"{load['concurrency']} at once"
-    line("workload", f"{kinds}, {arriving}")
+    static = ", in static batches" if load["batching"] == "static" else ""
+    line("workload", f"{kinds}, {arriving}{static}")
     ranks = f", on {facts['ranks']} devices together" if facts["ranks"] > 1 else ""
     line("fits", f"yes{ranks}: {memory['available'] / GIB:.1f} GiB a device")
     line("  weights", f"{_size(memory['weights'])}{_unread(facts)}")

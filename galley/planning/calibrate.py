@@ -36,8 +36,8 @@ from galley.models.registry import model_spec
 from galley.planning.limits import measure_limits
 from galley.planning.machine import THIS, Machine
 from galley.planning.simulate import host_seconds
-from galley.planning.steps import Shape, SyntheticSteps
-from galley.planning.work import work_of
+from galley.planning.steps import Shape, SyntheticSteps, Timed
+from galley.planning.work import Cache, Work, work_of
 from galley.runner.cache_files import cache_root
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ def this_machine(
     numbers: KVFormat,
     threads: int = 0,
     fresh: bool = False,
+    notify: Callable[[str], None] = log.info,
 ) -> Machine:
     """The machine that runs this, with the speed of `formats`.
 
@@ -121,6 +122,7 @@ def this_machine(
         numbers: of the KV cache.
         threads: that compute; 0 = one for each core.
         fresh: measure again what is in the cache.
+        notify: told before something is measured.
     """
     threads = threads or len(os.sched_getaffinity(0))
     path = cache_root() / f"machine-{_signature(threads)}.json"
@@ -128,7 +130,9 @@ def this_machine(
     known = {} if measured is None else measured.formats
     missing = [fmt for fmt in formats if _name(fmt, numbers) not in known]
     if measured is None or missing:
-        log.info("Measuring this machine (%d formats of weights) ...", len(missing) or 1)
+        notify(f"measuring this machine with {len(missing)} formats of weights, some seconds each")
+        if os.getloadavg()[0] > threads:
+            notify("other programs are computing: what is measured may be too slow (--fresh)")
     if measured is None:
         limits = measure_limits(threads)
         step, row = host_seconds(threads)
@@ -155,19 +159,17 @@ def measure(fmt: WeightFormat, numbers: KVFormat, threads: int) -> Speed:
     speed = Speed(0.0, {}, 0.0, 0.0, 0.0)
     small: list[tuple[float, float]] = []
     for shape in (*decodes, *prompts):
-        timed = steps.operations(shape, _REPETITIONS, quantile=0.0)  # others may compute, too
+        timed = steps.operations(shape, _REPETITIONS, quantile=0.0)
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for item in timed:
-            work = work_of(item.node, shape, steps.cache)
-            if work.weights:
-                attends = work.weights.startswith("attention")
-                if shape.tokens == 1 and not attends:
-                    speed.read = max(speed.read, work.bytes / item.seconds)
-                if attends or work.rows == shape.tokens:
-                    totals[work.weights][0] += work.operations
-                    totals[work.weights][1] += item.seconds
-            elif item.node is not None and item.node.op != "embedding":
-                small.append((work.elements, item.seconds))
+        for work, seconds in _least(timed, shape, steps.cache).items():
+            attends = work.weights.startswith("attention")
+            if not work.weights:
+                small.append((work.elements, seconds))
+            elif attends or work.rows == shape.tokens:
+                totals[work.weights][0] += work.operations
+                totals[work.weights][1] += seconds
+            if shape.tokens == 1 and work.weights and not attends:
+                speed.read = max(speed.read, work.bytes / seconds)
         for key, (operations, seconds) in totals.items():
             rows = shape.new if key.startswith("attention") else shape.tokens
             speed.rates.setdefault(key, []).append((rows, operations / seconds))
@@ -176,13 +178,23 @@ def measure(fmt: WeightFormat, numbers: KVFormat, threads: int) -> Speed:
             speed.sample_seconds = timed[-1].seconds / logits
     for key, curve in speed.rates.items():
         speed.rates[key] = _smooth(curve)
-    elements, seconds = np.array(small).T
+    elements, times = np.array(small).T
     few, many = elements <= np.quantile(elements, 0.2), elements >= np.quantile(elements, 0.8)
-    speed.op_seconds = float(np.median(seconds[few]))
+    speed.op_seconds = float(np.median(times[few]))
     speed.element_seconds = float(
-        np.median(np.maximum(seconds[many] - speed.op_seconds, 0) / elements[many])
+        np.median(np.maximum(times[many] - speed.op_seconds, 0) / elements[many])
     )
     return speed
+
+
+def _least(timed: Sequence[Timed], shape: Shape, cache: Cache) -> dict[Work, float]:
+    """The least seconds of each kind of operation, over all layers: others may compute, too."""
+    found: dict[Work, float] = {}
+    for item in timed:
+        if item.node is not None and item.node.op != "embedding":
+            work = work_of(item.node, shape, cache)
+            found[work] = min(found.get(work, item.seconds), item.seconds)
+    return found
 
 
 def _smooth(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:

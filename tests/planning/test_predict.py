@@ -94,6 +94,15 @@ def test_a_plan_is_printed_and_is_json(capsys: pytest.CaptureFixture[str], large
     assert facts["replicas"] == advice.replicas(10, _Rate(facts["largest_load"]["requests"]))  # type: ignore[arg-type]
 
 
+def test_what_if_batches_were_static(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = []
+    for batching in ("continuous", "static"):
+        argv = ["--machine", "l4", "--rate", "60", "--prompt", "64", "--output", "32", "--json"]
+        assert main(["plan", str(small_model()), *argv, "--batching", batching]) == 0
+        rates.append(json.loads(capsys.readouterr().out)["ttft"]["mean"])
+    assert rates[1] > 1.5 * rates[0]
+
+
 class _Rate(msgspec.Struct):
     requests: float
 
