@@ -186,7 +186,7 @@ def report(facts: dict[str, Any]) -> str:
     static = ", in static batches" if load["batching"] == "static" else ""
     line("workload", f"{kinds}, {arriving}{static}")
     ranks = f", on {facts['ranks']} devices together" if facts["ranks"] > 1 else ""
-    line("fits", f"yes{ranks}: {memory['available'] / GIB:.1f} GiB a device")
+    line("fits", f"yes{ranks}, in {memory['available'] / GIB:.1f} GiB{' of each' if ranks else ''}")
     line("  weights", f"{_size(memory['weights'])}{_unread(facts)}")
     line("  activations", f"{_size(memory['activations'])} for the largest step")
     each = f"{_size(memory['kv_per_sequence'])} a request of this length"

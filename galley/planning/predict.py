@@ -62,7 +62,7 @@ class Prediction(msgspec.Struct, frozen=True):
 
     Attributes:
         ranks: devices that share the model, the fewest on which it fits.
-        engines: of so many devices each, on the machine.
+        engines: of so many devices each, that have work.
         max_model_len: tokens of the longest sequence that is accepted.
         requests, output_tokens, total_tokens: per second, on the whole machine.
         ttft, itl: mean, and percentiles 50 and 99.
@@ -116,6 +116,8 @@ def predict(
     step = step_model(model, machine, ranks)
     executor = stand_in(model, config, blocks)
     engines = machine.devices // ranks
+    if not workload.rate:
+        engines = min(engines, workload.concurrency)  # more would be idle
     share = each_engine(workload, engines)
     run = simulate(config, executor, step.seconds, share)
     seconds = run.seconds + machine.request_seconds
@@ -141,7 +143,7 @@ def predict(
         ranks=ranks,
         engines=engines,
         max_model_len=executor.max_model_len,
-        requests=workload_requests(share) / seconds * engines,
+        requests=share.num_requests / seconds * engines,
         output_tokens=output,
         total_tokens=output * (workload.prompt + workload.output) / workload.output,
         ttft=_spread(np.subtract(run.firsts, run.arrivals) + machine.request_seconds),
@@ -154,10 +156,6 @@ def predict(
         tokens_per_joule=output / (machine.watts * machine.devices) if machine.watts else None,
         preemptions=run.preemptions,
     )
-
-
-def workload_requests(workload: Workload) -> int:
-    return workload.num_requests
 
 
 def each_engine(workload: Workload, engines: int) -> Workload:

@@ -10,6 +10,7 @@ import msgspec
 
 from galley.config import EngineConfig, ModelInfo
 from galley.config.resolve import from_kwargs
+from galley.errors import ModelError
 from galley.kernels import _native
 from galley.kernels.arena import plan_arena
 from galley.kernels.backend import Dense, StepLimits, kv_layout
@@ -94,6 +95,12 @@ def planned_model(engine: dict[str, Any]) -> PlannedModel:
     config = from_kwargs(engine, "server")
     checkpoint, has_weights = _checkpoint(config)
     info = checkpoint.model_info
+    if info.is_encoder or info.head:
+        raise ModelError(
+            f"{info.architecture} makes vectors or scores, and a plan is for models that generate "
+            "text. `galley inspect` shows its size.",
+            field="model",
+        )
     dense: Dense = dense_format(config.model.dtype, info.dtype)
     layers = kv_layers(info)
     numbers = kv_format(config.cache, dense, info, layers)

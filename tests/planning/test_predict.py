@@ -125,6 +125,14 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], argv: list[str], says: st
     assert says in capsys.readouterr().err
 
 
+def test_a_model_that_generates_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({**LLAMA_70B, "architectures": ["LlamaModel"]})
+    )
+    assert main(["plan", str(tmp_path), "--machine", "8xh100"]) == 2
+    assert "a plan is for models that generate" in capsys.readouterr().err
+
+
 def test_a_machine_that_is_too_small(small: PlannedModel) -> None:
     tiny = Machine("m", "m", 2**20, 1e10, {"f32": 1e11})
     with pytest.raises(DoesNotFit, match="does not fit"):

@@ -72,6 +72,7 @@ def test_devices_of_the_table() -> None:
         found = device(name)
         assert found.sources, name
         assert found.watts, name
+        assert {"f32", "bf16", "int8"} <= set(found.peak), name
     for name in ("h1000", "0xh100", "65xh100", "8x", ""):
         with pytest.raises(ConfigError, match="Known: this, h100"):
             device(name)
