@@ -135,6 +135,7 @@ def serve(
     env: dict[str, str] | None = None,
     without: tuple[str, ...] = (),
     program: Sequence[str] = ("-m", "galley"),
+    verb: Sequence[str] = ("serve",),
     seconds: float = 120,
 ) -> Iterator[Server]:
     """Serve the built-in model on a free port of the loopback interface.
@@ -142,12 +143,13 @@ def serve(
     Args:
         env: environment variables in addition to the caller's.
         without: name prefixes of the caller's variables to remove.
-        program: Python arguments before `serve`; default: the galley package.
+        program: Python arguments before the command; default: the galley package.
+        verb: the command, `serve` or another that serves.
 
     Raises:
         RuntimeError: the server ended or was not ready in time; the message is its log.
     """
-    command = [sys.executable, *program, "serve", "--host", "127.0.0.1", "--port", "0", *flags]
+    command = [sys.executable, *program, *verb, "--host", "127.0.0.1", "--port", "0", *flags]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(without)}
     process = subprocess.Popen(
         command,

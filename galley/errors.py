@@ -4,6 +4,7 @@
     ├── ClientError          the caller's fault: 4xx
     │   ├── InvalidRequest       400, names the field
     │   ├── Unauthorized         401
+    │   ├── Forbidden            403
     │   ├── NotFound             404
     │   ├── PayloadTooLarge      413
     │   └── Unsupported          400, the field exists but is not supported here
@@ -64,7 +65,7 @@ class Unauthorized(ClientError):
 
 
 class Forbidden(ClientError):
-    """This client may not have it, with or without a key."""
+    """The route is closed to this client, or in this server."""
 
     status = 403
     type = "Forbidden"

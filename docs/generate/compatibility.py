@@ -114,9 +114,11 @@ def command_rows(flags: dict[str, Any]) -> list[Row]:
 
 def sub_commands() -> set[str]:
     """Commands of two and three words."""
+    from galley.cli import launch
     from galley.cli.bench import main, sweep
 
     return {
+        *(f"launch {name}" for name in launch.PARTS),
         *(f"bench {name}" for name in main.COMMANDS),
         *(f"bench sweep {name}" for name in sweep.COMMANDS),
     }

@@ -80,7 +80,8 @@ def probe(routes: list[str]) -> Program:
         with watched(watch, "--api-key", KEY) as server:
             generate(server, KEY)
             program.plain = existing(server, routes, key=KEY)
-            program.guarded = {r for r in program.plain if ask(server, *r.split(" ", 1)) == 401}
+            asked = {*program.plain, *(r for r in routes if r.startswith("POST "))}
+            program.guarded = {r for r in asked if ask(server, *r.split(" ", 1)) == 401}
             program.listening = listening(server)
         read_notes(watch, program)
         known = parser()
@@ -172,7 +173,8 @@ def existing(server: Server, routes: list[str], key: str | None = None) -> set[s
             continue
         path = path.replace("*", "swagger-ui.css")
         status, body = answer(server, method, path, key=key)
-        if status != 405 and (status != 404 or b": Not Found" not in body):
+        # 403: a flag opens it.
+        if status not in (403, 405) and (status != 404 or b": Not Found" not in body):
             found.add(route)
     return found
 

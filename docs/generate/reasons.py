@@ -9,8 +9,6 @@ WORKS, NOTHING, REFUSED, NOT_YET = "works", "no effect", "refused", "not yet"
 Verdict = tuple[str, str]
 
 COMMANDS: dict[str, Verdict] = {
-    "launch": (NOT_YET, "the render-only server"),
-    "launch render": (NOT_YET, "the render-only server"),
     "bench": (NOT_YET, ""),
     "bench latency": (NOT_YET, ""),
     "bench throughput": (NOT_YET, ""),
@@ -60,7 +58,6 @@ _ROUTE_GROUPS = {
     "realtime": _MEDIA,
     "lora": _LORA,
     "cohere": "Cohere's API",
-    "scale-out": "tokens in, tokens out for disaggregated front ends",
     "elastic-ep": _PARALLEL,
     "rl-dev": _WEIGHTS,
     "profile": "profiling over HTTP",

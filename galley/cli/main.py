@@ -12,6 +12,7 @@ from galley.errors import ConfigError
 #: name → (module, one line). An open set: a command is a file with `main(argv) -> int`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("galley.cli.serve", "serve a model over an OpenAI-compatible HTTP API"),
+    "launch": ("galley.cli.launch", "serve a part of the server: `launch render`, no engine"),
     "chat": ("galley.cli.chat", "chat with a model, in this process or at a URL"),
     "complete": ("galley.cli.complete", "complete a prompt, in this process or at a URL"),
     "run-batch": ("galley.cli.run_batch", "answer a file of requests in OpenAI's batch format"),

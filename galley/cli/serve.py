@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from galley.cli.parser import CommandParser, engine_flags, make
+from galley.config import ModelConfig
 from galley.config.resolve import SECTIONS, from_kwargs
 from galley.config.server import ServerConfig
 
@@ -16,18 +17,27 @@ BUILT_IN_SAMPLING = (
 
 
 def parser() -> CommandParser:
-    return CommandParser(
+    return serving_parser(
         "serve",
         "Serve a model over an OpenAI-compatible HTTP API. Without MODEL, the built-in "
         "SmolLM2-135M-Instruct is served.",
-        [ServerConfig, *SECTIONS.values()],
-        positionals=(("MODEL", "directory, FILE.gguf, or hub name (org/name, org/name:quant)"),),
-        examples=(
+        (
             "galley serve",
             "galley serve ./Qwen2.5-0.5B-Instruct --port 8080 --api-key secret",
             "galley serve model.gguf --max-model-len 4k --max-num-seqs 32",
             "galley serve --config serve.yaml",
         ),
+    )
+
+
+def serving_parser(command: str, summary: str, examples: tuple[str, ...]) -> CommandParser:
+    """The parser of a command that takes the flags of `galley serve`."""
+    return CommandParser(
+        command,
+        summary,
+        [ServerConfig, *SECTIONS.values()],
+        positionals=(("MODEL", "directory, FILE.gguf, or hub name (org/name, org/name:quant)"),),
+        examples=examples,
         first=(
             *("host", "port", "api_key", "served_model_name", "max_model_len", "max_num_seqs"),
             *(
@@ -44,6 +54,8 @@ def main(argv: list[str]) -> int:
     reader = parser()
     given = reader.read(argv)
     server = make(ServerConfig, given)
+    if server.tokens_only:
+        given[ModelConfig]["skip_tokenizer_init"] = True
     config = from_kwargs(engine_flags(given), "server")
     if not config.model.model:
         sampling = "" if config.model.generation_config != "auto" else BUILT_IN_SAMPLING

@@ -104,6 +104,12 @@ class ServerConfig:
     """Send usage at the end of every stream, even if not requested."""
     enable_tokenizer_info_endpoint: bool = False
     """Serve /tokenizer_info: special tokens and the chat template, which may be confidential."""
+    enable_scale_out: bool = False
+    """Serve the routes that split a server in two: /v1/…/render (a request becomes token ids),
+    /inference/v1/generate (token ids in and out) and /v1/…/derender (token ids become the answer).
+    """
+    tokens_only: bool = False
+    """Serve /inference/v1/generate and no other route that generates; no tokenizer is loaded."""
     enable_server_load_tracking: bool = False
     """Count requests in flight for /load."""
     enable_request_id_headers: bool = False

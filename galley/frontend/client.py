@@ -10,7 +10,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from galley.frontend.input_processor import InputProcessor, Limits, TruncationSide
+from galley.frontend.input_processor import (
+    InputProcessor,
+    Limits,
+    Submission,
+    TruncationSide,
+)
 from galley.frontend.interrupt import uninterrupted
 from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
 from galley.frontend.pooling import PendingVector
@@ -68,6 +73,11 @@ class EngineClient(Protocol):
         truncation_side: TruncationSide = "left",
         adapter: Adapter | None = None,
     ) -> RequestStream: ...
+
+    def prepare(
+        self, prompt: Prompt, params: SamplingParams, request_id: str, **options: Any
+    ) -> Submission:
+        """What `generate` would submit; it is checked and not sent."""
 
     def pool(
         self,

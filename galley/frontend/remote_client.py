@@ -24,7 +24,12 @@ from galley.engine.control import Channel, EngineDown, EnginesLost, EngineUp
 from galley.errors import EngineDead, RequestFailed, Unsupported
 from galley.frontend.client import RequestStream
 from galley.frontend.connection import Connection
-from galley.frontend.input_processor import InputProcessor, Limits, TruncationSide
+from galley.frontend.input_processor import (
+    InputProcessor,
+    Limits,
+    Submission,
+    TruncationSide,
+)
 from galley.frontend.output_processor import OutputProcessor, RequestState, Sequence
 from galley.frontend.pooling import PendingVector
 from galley.frontend.prompts import Prompt
@@ -113,6 +118,11 @@ class RemoteClient:
     async def check_constraint(self, params: StructuredOutputsParams) -> None:
         if not self._inputs.knows(params):
             await asyncio.to_thread(self._inputs.constraint_of, params)
+
+    def prepare(
+        self, prompt: Prompt, params: SamplingParams, request_id: str, **options: Any
+    ) -> Submission:
+        return self._inputs.process(prompt, params, request_id, **options)
 
     def generate(
         self,

@@ -27,11 +27,17 @@ from galley.launcher.supervisor import Entries, Policy, Supervisor, say
 from galley.observability.registry import VARIABLE, prepare_folder, sweep
 
 
-def launch(config: EngineConfig, server: ServerConfig, sources: Mapping[str, str]) -> int:
+def launch(
+    config: EngineConfig,
+    server: ServerConfig,
+    sources: Mapping[str, str],
+    renders_only: bool = False,
+) -> int:
     """Serve until a signal; returns the exit code.
 
     Args:
         sources: where the values that were given came from, by name of the flag.
+        renders_only: start no engine: prompts are rendered, and nothing is generated.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -43,6 +49,7 @@ def launch(config: EngineConfig, server: ServerConfig, sources: Mapping[str, str
     directory = private_directory()
     metrics = _share_metrics(server, directory)
     policy = Policy(
+        num_engines=0 if renders_only else 1,
         num_servers=server.api_server_count,
         max_restarts=server.max_engine_restarts,
         step_timeout=server.engine_step_timeout,
@@ -55,7 +62,8 @@ def launch(config: EngineConfig, server: ServerConfig, sources: Mapping[str, str
         say(f"serving at {url}{exposure(server)}")
 
     try:
-        return Supervisor(_entries(config, server, sources, sock, directory), policy, up).run()
+        entries = _entries(config, server, sources, sock, directory, renders_only)
+        return Supervisor(entries, policy, up).run()
     finally:
         sock.close()
         if server.uds:
@@ -92,6 +100,7 @@ def _entries(
     sources: Mapping[str, str],
     sock: socket.socket,
     directory: str,
+    renders_only: bool,
 ) -> Entries:
     """Entry points of the children; they import heavy modules once they are forked.
 
@@ -101,7 +110,7 @@ def _entries(
     if faults:
         say("injected faults: " + ", ".join(fault.text for fault in faults))
 
-    kv_files = KVFiles.make() if config.cache.keep_kv_cache else None
+    kv_files = KVFiles.make() if config.cache.keep_kv_cache and not renders_only else None
     status = status_file_path(f"{directory}/status")
 
     def status_path(index: int) -> str:
@@ -139,7 +148,8 @@ def _entries(
         from galley.frontend.remote_client import LauncherLink
         from galley.server.main import run
 
-        run(sock, LauncherLink(channel, client_index, directory), config, server, sources)
+        own = LauncherLink(channel, client_index, directory)
+        run(sock, own, config, server, sources, renders_only)
 
     return Entries(
         engine,

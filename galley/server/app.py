@@ -41,6 +41,7 @@ from galley.server.routes import (
     pausing,
     profile,
     responses,
+    scale_out,
     tokenize,
     ui,
 )
@@ -70,6 +71,7 @@ GENERATING: tuple[Family, ...] = (
     anthropic.routes,
     generative_scoring.routes,
     invocations.routes,
+    scale_out.routes,
 )
 
 
@@ -128,6 +130,8 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
 
 def families_of(ctx: Context) -> tuple[Family, ...]:
     """The families of the server's kind."""
+    if ctx.renders_only or ctx.server.tokens_only:
+        return (*FAMILIES, scale_out.routes)
     if ctx.config.model.runner == "pooling":
         # They need numpy, which other servers do without.
         from galley.server.routes import embeddings, pooling, pooling_invocations, scoring

@@ -87,6 +87,7 @@ class Context:
         adapters: that are offered beside the model; None without --enable-lora.
         update_adapters: they are loaded and unloaded at run time
             (VLLM_ALLOW_RUNTIME_LORA_UPDATING).
+        renders_only: there is no engine (`galley launch render`).
         any_model_name: accept any model name in a request (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
@@ -100,6 +101,7 @@ class Context:
     caps: Caps = field(default_factory=Caps)
     formats: OutputFormats | None = None
     root: str = ""
+    renders_only: bool = False
     any_model_name: bool = False
     adapters: ServedAdapters | None = None
     update_adapters: bool = False

@@ -52,15 +52,19 @@ def chat_logprobs(
     positions: Sequence[Candidates],
     top: int | None,
     as_ids: bool,
-    bytes_of: TokenBytes,
+    bytes_of: TokenBytes | None,
 ) -> ChatLogprobs:
-    """`choices[].logprobs` of a chat answer; `top` = 0 gives empty candidate lists, None
-    all candidates in their order.
+    """`choices[].logprobs` of a chat answer.
+
+    Args:
+        top: 0 gives empty candidate lists, None all candidates in their order.
+        bytes_of: None: `bytes` are null, as the tokens are named by id alone.
     """
 
     def entry(token_id: int, candidate: Logprob) -> TokenLogprob:
         text = token_text(token_id, candidate, as_ids)
-        return TokenLogprob(text, finite(candidate.logprob), list(bytes_of(token_id)))
+        spelt = None if bytes_of is None else list(bytes_of(token_id))
+        return TokenLogprob(text, finite(candidate.logprob), spelt)
 
     content = []
     for token_id, candidates in zip(token_ids, positions, strict=True):

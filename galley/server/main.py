@@ -23,6 +23,7 @@ from galley.config.server import LoRAModule, ServerConfig
 from galley.engine.control import ADAPTERS, Serving
 from galley.errors import ConfigError
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
+from galley.frontend.no_engine import NoEngineClient
 from galley.frontend.output_processor import OutputProcessor, figures_of
 from galley.frontend.remote_client import LauncherLink, RemoteClient
 from galley.loader import read_model_info, resolve_source, resolve_tokenizer
@@ -79,11 +80,13 @@ def run(
     config: EngineConfig,
     server: ServerConfig,
     sources: Mapping[str, str],
+    renders_only: bool = False,
 ) -> None:
     """Serve on `sock` until a signal comes.
 
     Args:
         sources: where the values that were given came from, by name of the flag.
+        renders_only: there are no engines.
 
     Raises:
         ConfigError, ModelError: before anything is served.
@@ -99,7 +102,9 @@ def run(
         )
     if server.disable_access_log_for_endpoints:
         silence_access_log(server.disable_access_log_for_endpoints.split(","))
-    _run_loop(_serve(sock, link, load_model(config, server), server, environment, sources))
+    model = load_model(config, server)
+    client_type = NoEngineClient if renders_only else RemoteClient
+    _run_loop(_serve(sock, link, model, server, environment, sources, client_type))
 
 
 def load_model(config: EngineConfig, server: ServerConfig) -> ServedModel:
@@ -244,7 +249,11 @@ def make_admission(
 
 
 def make_client(
-    link: LauncherLink, model: ServedModel, environment: Environment, observer: RequestObserver
+    link: LauncherLink,
+    model: ServedModel,
+    environment: Environment,
+    observer: RequestObserver,
+    client_type: type[RemoteClient] = RemoteClient,
 ) -> RemoteClient:
     ends = model.tokenizer.end_ids if model.tokenizer else ()
     limits = limits_of(model.config, model.model_info, environment.caps.n, ends)
@@ -258,7 +267,7 @@ def make_client(
     )
     interval, figures = model.config.scheduler.stream_interval, figures_of(model.config)
     outputs = OutputProcessor(model.tokenizer, observer, interval, figures)
-    return RemoteClient(link, inputs, outputs)
+    return client_type(link, inputs, outputs)
 
 
 def make_context(
@@ -297,6 +306,7 @@ def make_context(
         caps=environment.caps,
         root=model.name,
         admit=monitoring.admission.check,
+        renders_only=isinstance(client, NoEngineClient),
         any_model_name=environment.any_model_name,
         adapters=adapters,
         update_adapters=environment.update_adapters,
@@ -315,10 +325,11 @@ async def _serve(
     server: ServerConfig,
     environment: Environment,
     sources: Mapping[str, str],
+    client_type: type[RemoteClient],
 ) -> None:
     adapters = open_adapters(model, server, link, environment)
     monitoring = start_monitoring(model, server, link, adapters)
-    client = make_client(link, model, environment, monitoring.observers)
+    client = make_client(link, model, environment, monitoring.observers, client_type)
     client.start()
     ctx = make_context(client, model, server, environment, monitoring, adapters, sources)
     app = build_app(ctx, HttpMetrics(monitoring.registry))

@@ -76,6 +76,11 @@ class UsageCounter:
         self._cached: dict[int, int] = {}
         self._generated = 0
 
+    def set_prompts(self, counts: Sequence[int]) -> None:
+        """Set the number of tokens of each prompt, where outputs do not have them."""
+        self._prompts = dict(enumerate(counts))
+        self._cached = dict.fromkeys(self._prompts, 0)
+
     def add(self, index: int, output: RequestOutput) -> None:
         """Count `output` of prompt `index`, which is a delta or the only output."""
         if index not in self._prompts:

@@ -99,6 +99,37 @@ async def start(
     """
     ctx.admit()
     _log(ctx.server, request_id, prompt, params)
+    form, params = await checked(ctx, prompt, params, request, add_special_tokens)
+    stream = ctx.engine.generate(
+        form, params, request_id, **submission_options(ctx, request, add_special_tokens)
+    )
+    if ctx.output_log is not None:
+        ctx.output_log.follow(stream.state)
+    return stream
+
+
+def submission_options(
+    ctx: Context, request: GenerationFields, add_special_tokens: bool
+) -> dict[str, Any]:
+    """The arguments with which a request's prompt is submitted."""
+    return {
+        "priority": request.priority,
+        "add_special_tokens": add_special_tokens,
+        "truncation_side": request.truncation_side or "left",
+        "adapter": ctx.adapter(request.model),
+    }
+
+
+async def checked(
+    ctx: Context,
+    prompt: Prompt,
+    params: SamplingParams,
+    request: GenerationFields,
+    add_special_tokens: bool,
+) -> tuple[TokensPrompt, SamplingParams]:
+    """The prompt in the form in which it is submitted, and its parameters under the server's
+    limits. Long work is done in a thread. Raises InvalidRequest, Unsupported naming the field.
+    """
     ids = prompt if isinstance(prompt, list) else None
     params = _limited(ctx, params)
     _check_bad_words(ctx, params)
@@ -113,18 +144,7 @@ async def start(
         form["prompt"] = prompt
     if request.cache_salt is not None:
         form["cache_salt"] = request.cache_salt
-    stream = ctx.engine.generate(
-        cast(TokensPrompt, form),
-        params,
-        request_id,
-        priority=request.priority,
-        add_special_tokens=add_special_tokens,
-        truncation_side=request.truncation_side or "left",
-        adapter=ctx.adapter(request.model),
-    )
-    if ctx.output_log is not None:
-        ctx.output_log.follow(stream.state)
-    return stream
+    return cast(TokensPrompt, form), params
 
 
 async def check_constraint(

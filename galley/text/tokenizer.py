@@ -110,6 +110,12 @@ class Tokenizer:
             return text
         return text[: encoding.offsets[count - 1][1]]
 
+    def offsets(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, int]]:
+        """Of each token of `encode`, the first of its characters and the one behind its last;
+        (0, 0) for a token that the tokenizer has added. Raises InvalidRequest."""
+        with encoding_errors():
+            return self._library.encode(text, add_special_tokens=add_special_tokens).offsets
+
     def encode_batch(
         self, texts: Sequence[str], add_special_tokens: bool = True
     ) -> list[list[int]]:

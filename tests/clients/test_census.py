@@ -39,6 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         *("--num-gpu-blocks-override", "40", "--kv-cache-metrics", "--enable-mfu-metrics"),
         *("--kv-cache-metrics-sample", "1.0", "--max-num-queued-reqs", "64"),
         *("--enable-tokenizer-info-endpoint", "--profiler-config", profiler),
+        "--enable-scale-out",
     )
     with serve(*flags, env={"VLLM_SERVER_DEV_MODE": "1"}) as server:
         yield server

@@ -14,7 +14,7 @@ from typing import Any
 
 from galley.errors import EngineDead
 from galley.frontend.client import RequestStream
-from galley.frontend.input_processor import InputProcessor, Limits
+from galley.frontend.input_processor import InputProcessor, Limits, Submission
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.messages import Counters, Finished, Logprobs, Outputs, Ready, Started, Stats
 from galley.observability.observer import RequestObserver
@@ -97,6 +97,11 @@ class FakeEngine:
     @property
     def num_unfinished(self) -> int:
         return len(self.outputs.sequences)
+
+    def prepare(
+        self, prompt: Any, params: SamplingParams, request_id: str, **options: Any
+    ) -> Submission:
+        return self.inputs.process(prompt, params, request_id, **options)
 
     def generate(
         self, prompt: Any, params: SamplingParams, request_id: str, **options: Any

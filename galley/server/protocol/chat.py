@@ -105,7 +105,7 @@ class TokenLogprob(msgspec.Struct):
 
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int] | None = None
 
 
 class ContentLogprob(TokenLogprob):

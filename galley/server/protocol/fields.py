@@ -31,7 +31,6 @@ GENERATION: FieldTable = {
         str | None, "--structured-outputs-config.backend chooses for all requests"
     ),
     "watermarking": _EXTENSION,
-    "return_token_offsets": NoEffect(bool | None, "of rendered prompts alone"),
     "return_mm_kwargs": Refused("only text is available yet."),
     "vllm_xargs": Refused("no custom sampling arguments are defined."),
     "ec_transfer_params": _TRANSFER,

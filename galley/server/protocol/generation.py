@@ -124,7 +124,11 @@ class StructuredFields(SamplingFields, kw_only=True):
 
 
 class GenerationFields(StructuredFields, kw_only=True):
-    """Fields of both generation endpoints (vLLM's names, types and defaults)."""
+    """Fields of both generation endpoints (vLLM's names, types and defaults).
+
+    Attributes:
+        return_token_offsets: of a prompt that is rendered.
+    """
 
     n: Positive | None = 1
     stream_options: StreamOptions | None = None
@@ -142,6 +146,7 @@ class GenerationFields(StructuredFields, kw_only=True):
     truncate_prompt_tokens: CountOrAll | None = None
     truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
+    return_token_offsets: bool | None = None
     return_seed: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 

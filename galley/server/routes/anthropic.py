@@ -7,6 +7,8 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import Response
 
+from galley.chat.parts import AssistantParser
+from galley.request import SamplingParams
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.message_builder import MessageBuilder, error_response
@@ -14,10 +16,12 @@ from galley.server.protocol.anthropic import (
     Conversation,
     Message,
     MessagesError,
+    MessagesRequest,
     TokenCount,
     count_reader,
     messages_reader,
 )
+from galley.server.protocol.generation import GenerationFields
 from galley.server.protocol.tools import message_choice
 from galley.server.rendering import render
 from galley.server.response_builder import to_json
@@ -41,20 +45,8 @@ def routes(ctx: Context) -> Router:
         apply_priority_header(raw, fields)
         model = await ctx.model_name(request.model)
         id = request_id(raw, "msg", None, ctx.caps.request_id)
-        use = _tool_use(ctx, request, bool(request.stream))
-        prompt = await _prompt(ctx, request, use)
-        parser = ctx.parser_of(prompt, use)
+        prompt, params, parser = await rendered_message(ctx, request, fields)
         answer = MessageBuilder(id, model, parser)
-        params = sampling_params(
-            fields,
-            ctx.defaults,
-            max_tokens=request.max_tokens,
-            logprobs=None,
-            prompt_logprobs=None,
-        )
-        if parser is not None:
-            params = parser.adjust(params)
-        params = await constrained(ctx, params, prompt, use)
         begin = start(ctx, prompt, params, id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.stream:
@@ -72,6 +64,25 @@ def routes(ctx: Context) -> Router:
         return json_response(to_json(TokenCount(len(ids))))
 
     return router
+
+
+async def rendered_message(
+    ctx: Context, request: MessagesRequest, fields: GenerationFields
+) -> tuple[str, SamplingParams, AssistantParser | None]:
+    """The prompt of a conversation, how it is answered, and the parser of its answer."""
+    use = _tool_use(ctx, request, bool(request.stream))
+    prompt = await _prompt(ctx, request, use)
+    parser = ctx.parser_of(prompt, use)
+    params = sampling_params(
+        fields,
+        ctx.defaults,
+        max_tokens=request.max_tokens,
+        logprobs=None,
+        prompt_logprobs=None,
+    )
+    if parser is not None:
+        params = parser.adjust(params)
+    return prompt, await constrained(ctx, params, prompt, use), parser
 
 
 def _tool_use(ctx: Context, request: Conversation, streaming: bool = False) -> ToolUse:

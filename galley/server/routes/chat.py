@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from galley.chat.parts import AssistantParser
 from galley.errors import InvalidRequest
+from galley.request import SamplingParams
 from galley.server.beam import search
 from galley.server.chat_builder import AnswerRole, ChatResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
@@ -137,7 +138,7 @@ def _answer(
         head,
         request,
         ctx.usage_counter(parsers=own),
-        roles=[_answer_role(ctx, request, messages) for messages in conversations],
+        roles=[answer_role(ctx, request, messages) for messages in conversations],
         bytes_of=lambda token_id: ctx.require_tokenizer().token_bytes(token_id),
         parsers=own or None,
         prompt_text=prompt if request.return_prompt_text else None,
@@ -183,6 +184,18 @@ async def start_chat(
     use: ToolUse,
 ) -> OutputStream:
     """Hand a rendered conversation to the engine."""
+    params = await chat_params(ctx, request, prompt, parsers, use)
+    return await start(ctx, prompt, params, name, request, request.add_special_tokens)
+
+
+async def chat_params(
+    ctx: Context,
+    request: ChatFields,
+    prompt: str,
+    parsers: list[AssistantParser],
+    use: ToolUse,
+) -> SamplingParams:
+    """How a rendered conversation is answered."""
     limit = request.max_completion_tokens
     params = sampling_params(
         request,
@@ -193,11 +206,10 @@ async def start_chat(
     )
     if parsers:
         params = parsers[0].adjust(params)
-    params = await constrained(ctx, params, prompt, use)
-    return await start(ctx, prompt, params, name, request, request.add_special_tokens)
+    return await constrained(ctx, params, prompt, use)
 
 
-def _answer_role(ctx: Context, request: ChatFields, messages: Messages) -> AnswerRole:
+def answer_role(ctx: Context, request: ChatFields, messages: Messages) -> AnswerRole:
     """The last message's role, where the answer continues it; its text, where it is asked for."""
     last = messages[-1]
     role = ctx.server.response_role if request.add_generation_prompt else str(last["role"])

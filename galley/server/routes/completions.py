@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from galley.request import SamplingParams
 from galley.server.beam import search_all
 from galley.server.completion_builder import CompletionResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
@@ -88,19 +89,24 @@ async def _start(
     ctx: Context, request: CompletionRequest, prompts: list[Prompt], id: str
 ) -> list[OutputStream]:
     """Hand all prompts to the engine."""
+    params = completion_params(ctx, request)
+    special = request.add_special_tokens
+    return await start_all(
+        start(ctx, prompt, params, f"{id}-{i}", request, special)
+        for i, prompt in enumerate(prompts)
+    )
+
+
+def completion_params(ctx: Context, request: CompletionRequest) -> SamplingParams:
+    """How the prompts are continued."""
     logprobs = request.logprobs
     prompt_logprobs = request.prompt_logprobs
     if request.echo and prompt_logprobs is None:
         prompt_logprobs = logprobs
-    params = sampling_params(
+    return sampling_params(
         request,
         ctx.defaults,
         max_tokens=1 if request.echo and request.max_tokens == 0 else request.max_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
-    )
-    special = request.add_special_tokens
-    return await start_all(
-        start(ctx, prompt, params, f"{id}-{i}", request, special)
-        for i, prompt in enumerate(prompts)
     )

@@ -16,11 +16,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from galley.chat.parts import AssistantParser
 from galley.errors import GalleyError, InvalidRequest, ServerError
 from galley.request import RequestOutput, SamplingParams
 from galley.server.context import Context, apply_priority_header
 from galley.server.errors import json_response
 from galley.server.protocol.base import ErrorResponse
+from galley.server.protocol.generation import GenerationFields
 from galley.server.protocol.responses import (
     ResponseObject,
     ResponsesRequest,
@@ -93,6 +95,21 @@ def routes(ctx: Context) -> Router:
     return router
 
 
+@dataclass(frozen=True)
+class RenderedResponse:
+    """What the engine is given for a request.
+
+    Attributes:
+        messages: the conversation, without instructions.
+    """
+
+    messages: list[dict[str, Any]]
+    prompt: str
+    params: SamplingParams
+    parser: AssistantParser | None
+    fields: GenerationFields
+
+
 @dataclass
 class ResponsesHandler:
     """Creates responses and, if storage is enabled, keeps them."""
@@ -101,37 +118,23 @@ class ResponsesHandler:
     store: ResponseStore
 
     async def create(self, raw: Request, request: ResponsesRequest) -> Response:
-        check_responses(request)
         apply_priority_header(raw, request)
-        if not self.ctx.store_responses:
-            self._refuse_fields_that_need_a_store(request)
-        use = self._tool_use(request)
-        messages = self._messages(request)
         model = await self.ctx.model_name(request.model)
-        fields = request.generation(self.ctx.caps)
-        params = sampling_params(
-            fields,
-            self.ctx.defaults,
-            max_tokens=request.max_output_tokens,
-            logprobs=(request.top_logprobs or 0) if request.wants_logprobs else None,
-            prompt_logprobs=None,
-        )
+        rendered = await self.render(request)
+        params = rendered.params
         response = _new_response(request, params, model)
-        record = Record(response, messages, [] if request.background and request.stream else None)
+        kept: list[bytes] | None = [] if request.background and request.stream else None
+        record = Record(response, rendered.messages, kept)
         keep = self.ctx.store_responses and request.store and not request.background
-        prompt = await self._prompt(request, messages, use)
-        parser = self.ctx.parser_of(prompt, use)
         answer = ResponseObjectBuilder(
             response,
             params.logprobs,
             request.enable_response_messages,
             lambda token_id: self.ctx.require_tokenizer().token_bytes(token_id),
             on_end=lambda: self.store.add(record) if keep else None,
-            parser=parser,
+            parser=rendered.parser,
         )
-        if parser is not None:
-            params = parser.adjust(params)
-        params = await constrained(self.ctx, params, prompt, use)
+        prompt, fields = rendered.prompt, rendered.fields
         begin = start(self.ctx, prompt, params, response.id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.background:
@@ -141,6 +144,28 @@ class ResponsesHandler:
         [output] = await until_disconnect(raw.receive, collect([stream]))
         body = answer.whole(output)
         return json_response(body)
+
+    async def render(self, request: ResponsesRequest) -> RenderedResponse:
+        """The prompt of a request. Raises InvalidRequest, Unsupported naming the field."""
+        check_responses(request)
+        if not self.ctx.store_responses:
+            self._refuse_fields_that_need_a_store(request)
+        use = self._tool_use(request)
+        messages = self._messages(request)
+        fields = request.generation(self.ctx.caps)
+        params = sampling_params(
+            fields,
+            self.ctx.defaults,
+            max_tokens=request.max_output_tokens,
+            logprobs=(request.top_logprobs or 0) if request.wants_logprobs else None,
+            prompt_logprobs=None,
+        )
+        prompt = await self._prompt(request, messages, use)
+        parser = self.ctx.parser_of(prompt, use)
+        if parser is not None:
+            params = parser.adjust(params)
+        params = await constrained(self.ctx, params, prompt, use)
+        return RenderedResponse(messages, prompt, params, parser, fields)
 
     # ------------------------------------------------------------------ background
 

@@ -1,0 +1,256 @@
+"""Wire types between a front end without an engine and an engine that is given token ids.
+
+request ── render ──▶ GenerateRequest ── generate ──▶ GenerateResponse ── derender ──▶ answer
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from galley.errors import InvalidRequest, Unsupported
+from galley.request import (
+    RequestOutputKind,
+    SamplingParams,
+    TokenMarker,
+)
+from galley.server.protocol.base import (
+    BodyReader,
+    Int,
+    NoEffect,
+    PromptLogprob,
+    Refused,
+    StreamOptions,
+    TokenId,
+    Usage,
+)
+from galley.server.protocol.chat import ChatCompletionRequest, ChatLogprobs
+from galley.server.protocol.completions import CompletionRequest
+from galley.server.protocol.generation import Count, GenerationFields, StructuredOutputs, Text
+
+#: Fields of `SamplingParams` that stay in a process.
+_INTERNAL = ("output_kind", "flat_logprobs", "detokenize", "logits_processors")
+#: Fields of vLLM's that only steer its own processes.
+_STEERING = ("skip_clone", "output_text_buffer_length")
+#: Most bytes of the steps of a marker.
+MAX_STEPS = 1 << 20
+
+Ids = Annotated[list[TokenId], msgspec.Meta(min_length=1)]
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True):
+    """Token ids to continue.
+
+    Attributes:
+        token_offsets: of each token, its first character and the one behind it, in the text that
+            was tokenised.
+        sampling_params: fields of `SamplingParams` by name; `max_tokens` left out: to the model's
+            length.
+        reasoning_ended: a constraint applies from the first token on.
+        output_mode: "text" adds the text of each choice.
+    """
+
+    request_id: str | None = None
+    token_ids: Ids
+    token_offsets: list[tuple[int, int]] | None = None
+    features: None = None
+    content_parts: None = None
+    sampling_params: dict[str, Any]
+    model: str | None = None
+    reasoning_ended: bool | None = None
+    return_token_ids: bool | None = None
+    output_mode: Literal["tokens", "text"] = "tokens"
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    cache_salt: Text | None = None
+    priority: Int = 0
+    kv_transfer_params: dict[str, Any] | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def fields(self) -> GenerationFields:
+        """What the submission of a prompt reads of a request."""
+        given = self.sampling_params.get("structured_outputs")
+        return GenerationFields(
+            model=self.model,
+            cache_salt=self.cache_salt,
+            priority=self.priority,
+            stream=self.stream,
+            structured_outputs=StructuredOutputs() if given is not None else None,
+        )
+
+    def params(self, vocab_size: int) -> SamplingParams:
+        """Raises InvalidRequest, Unsupported naming the field."""
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest(
+                "Stream options can only be defined when `stream=True`.", field="stream_options"
+            )
+        kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
+        given = {
+            name: value
+            for name, value in self.sampling_params.items()
+            if name not in (*_INTERNAL, *_STEERING) and name[:1] != "_"
+        }
+        if self.sampling_params.get("logits_processors"):
+            raise Unsupported(
+                "logits_processors are Python functions: they act in LLM, not over the network.",
+                field="sampling_params",
+            )
+        given["stop"] = given.get("stop") or None
+        given["bad_words"] = given.get("bad_words") or None
+        try:
+            params = SamplingParams(
+                **{
+                    **given,
+                    "max_tokens": given.get("max_tokens"),
+                    "output_kind": kind,
+                    "detokenize": bool(given["stop"]) or self.output_mode == "text",
+                }
+            )
+        except (InvalidRequest, Unsupported) as error:
+            message = f"sampling_params.{error.message}"
+            raise type(error)(message, field="sampling_params") from None
+        _check_markers(params, vocab_size)
+        return params
+
+
+def wire_params(params: SamplingParams, max_tokens: int) -> dict[str, Any]:
+    """The parameters as `GenerateRequest` has them: those that are not the defaults."""
+    values: dict[str, Any] = msgspec.to_builtins(params)
+    kept = {name: v for name, v in values.items() if name not in ("type", *_INTERNAL)}
+    return {**kept, "max_tokens": max_tokens}
+
+
+def _check_markers(params: SamplingParams, vocab_size: int) -> None:
+    """Raise InvalidRequest for markers that are no output of /render: the engine trusts them."""
+    markers: list[TokenMarker] = []
+    tokens: list[int] = []
+    constraint, limits = params.structured_outputs, params.reasoning_limits
+    if constraint is not None:
+        markers += constraint.start_after or ()
+        tokens += (constraint.special_tokens or {}).values()
+        if not 0 <= constraint.num_written <= 2**20:
+            raise InvalidRequest(
+                "sampling_params: structured_outputs.num_written must be in 0 … 1048576, got "
+                f"{constraint.num_written}.",
+                field="sampling_params",
+            )
+    if limits is not None:
+        markers += (limits.start, limits.end, *(limits.parts or ()))
+        tokens += limits.close
+    for marker in markers:
+        if len(marker.steps) > MAX_STEPS or len(marker.steps) % 12 or marker.size < 1:
+            raise InvalidRequest(
+                "sampling_params: a marker is malformed; send it as /render has made it.",
+                field="sampling_params",
+            )
+        tokens += marker.ids
+        tokens += (token for _, token in marker.table().steps)
+    worst = next((token for token in tokens if not 0 <= token < vocab_size), None)
+    if worst is not None:
+        raise InvalidRequest(
+            f"sampling_params: token id {worst} is out of vocabulary (size {vocab_size}).",
+            field="sampling_params",
+        )
+
+
+class GenerateChoice(msgspec.Struct, kw_only=True):
+    """One answer; its logprobs name tokens as `token_id:N`."""
+
+    index: int
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[TokenId] | None = None
+    text: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class GenerateResponse(msgspec.Struct, kw_only=True):
+    """The tokens of an answer, or of a part of a stream."""
+
+    request_id: str | None = None
+    model: str | None = None
+    created: int | None = None
+    choices: list[GenerateChoice]
+    output_mode: Literal["tokens", "text"] = "tokens"
+    usage: Usage | None = None
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | None = None
+    prompt_token_ids: list[TokenId] | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+
+
+class Derender(msgspec.Struct, kw_only=True):
+    """Fields of both kinds of requests that turn tokens into an answer."""
+
+    model: str | None = None
+    stream: bool | None = False
+
+    def check_stream(self) -> None:
+        if self.stream:
+            raise Unsupported(
+                "`stream` is not supported: send the whole response; /v1/chat/completions and "
+                "/v1/completions stream text.",
+                field="stream",
+            )
+
+
+class DerenderChatRequest(Derender, kw_only=True):
+    """Tokens of an answer to a conversation.
+
+    Attributes:
+        prompt_tokens: number of the prompt's tokens, for `usage`.
+        prompt_token_ids: of the prompt, or its last ones: the text continues theirs.
+        chat_request: the request that was rendered.
+    """
+
+    generate_response: GenerateResponse
+    prompt_tokens: Count | None = None
+    prompt_token_ids: list[TokenId] | None = None
+    chat_request: ChatCompletionRequest | None = None
+
+
+class DerenderCompletionRequest(Derender, kw_only=True):
+    """Tokens of answers to prompts, one response a prompt, in their order."""
+
+    generate_responses: list[GenerateResponse]
+    prompt_tokens: list[Count] | None = None
+    prompt_token_ids: list[list[TokenId]] | None = None
+    completion_request: CompletionRequest | None = None
+
+    def check_counts(self) -> None:
+        """Raise InvalidRequest unless there is a prompt for each response."""
+        if not self.generate_responses:
+            raise InvalidRequest(
+                "generate_responses must not be empty.", field="generate_responses"
+            )
+        for name in ("prompt_tokens", "prompt_token_ids"):
+            given = getattr(self, name)
+            if given is not None and len(given) != len(self.generate_responses):
+                raise InvalidRequest(
+                    f"{name} has {len(given)} entries, generate_responses "
+                    f"{len(self.generate_responses)}.",
+                    field=name,
+                )
+
+
+class AbortGenerateRequest(msgspec.Struct, kw_only=True):
+    """Ids of the requests to end; their readers get the tokens so far."""
+
+    request_ids: list[str]
+
+
+generate_reader = BodyReader(
+    GenerateRequest,
+    {
+        "reasoning_parser_kwargs": NoEffect(
+            dict[str, Any] | None, "--reasoning-parser's format has no options"
+        ),
+        "ec_transfer_params": Refused("no KV connector is configured."),
+    },
+)
+derender_chat_reader = BodyReader(DerenderChatRequest, {})
+derender_completion_reader = BodyReader(DerenderCompletionRequest, {})
+abort_generate_reader = BodyReader(AbortGenerateRequest, {})
