@@ -12,7 +12,7 @@ from typing import Any
 
 from galley.errors import ModelError
 from galley.loader.fields import Fields
-from galley.loader.gguf_architecture import ATTENTION_NAMES, MLP_NAMES, Architecture
+from galley.loader.gguf_architecture import ATTENTION_NAMES, LLAMA_TOP, MLP_NAMES, Architecture
 from galley.loader.gguf_states import attention
 
 _ATTENTION = {**ATTENTION_NAMES, "post_attention_norm": "post_attention_layernorm"}
@@ -87,6 +87,14 @@ AFMOE_NAMES = {
     "exp_probs_b.bias": "mlp.expert_bias",
     **_experts("mlp.experts"),
     **_shared("mlp.shared_experts"),
+}
+BAILING_NAMES = {
+    **GLM_NAMES,
+    "attn_qkv": "attention.query_key_value",
+    "attn_output": "attention.dense",
+    "attn_q_norm": "attention.query_layernorm",
+    "attn_k_norm": "attention.key_layernorm",
+    "exp_probs_b.bias": "mlp.gate.expert_bias",
 }
 HUNYUAN_NAMES = {
     **_ATTENTION,
@@ -331,6 +339,17 @@ def afmoe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     }
 
 
+def bailing_moe_v2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    own = glm4_moe(meta, arch, names)
+    return {
+        **own,
+        "num_experts": own["n_routed_experts"],
+        "num_shared_experts": own["n_shared_experts"],
+        "use_qkv_bias": "blk.0.attn_qkv.bias" in names,
+        "num_nextn_predict_layers": meta.integer(f"{arch}.nextn_predict_layers", 0),
+    }
+
+
 def hunyuan_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     """The rotary base of the file takes account of a scaling."""
     size = meta.integer(f"{arch}.expert_feed_forward_length", least=1)
@@ -367,6 +386,13 @@ _QWEN3_MOE = Architecture("Qwen3MoeForCausalLM", "qwen3_moe", in_layer=QWEN_NAME
 
 ARCHITECTURES: dict[str, Architecture] = {
     "afmoe": Architecture("AfmoeForCausalLM", "afmoe", in_layer=AFMOE_NAMES, config=afmoe),
+    "bailingmoe2": Architecture(
+        "BailingMoeV2ForCausalLM",
+        "bailing_moe_v2",
+        top={**LLAMA_TOP, "token_embd": "model.word_embeddings"},
+        in_layer=BAILING_NAMES,
+        config=bailing_moe_v2,
+    ),
     "deepseek2": Architecture(
         "DeepseekV2ForCausalLM",
         "deepseek_v2",

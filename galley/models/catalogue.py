@@ -47,6 +47,7 @@ ENTRIES: dict[str, Entry] = {
     "ArceeForCausalLM": Entry("Arcee AFM", "dense", "arcee-ai/AFM-4.5B"),
     "BaiChuanForCausalLM": Entry("Baichuan 7B", "dense", "baichuan-inc/Baichuan-7B"),
     "BaichuanForCausalLM": Entry("Baichuan 2", "dense", "baichuan-inc/Baichuan2-7B-Chat"),
+    "BailingMoeV2ForCausalLM": Entry("Ling 2.0, Ring 2.0", "mixture", "inclusionAI/Ling-mini-2.0"),
     "BambaForCausalLM": Entry("Bamba", "recurrent", "ibm-ai-platform/Bamba-9B-v2"),
     "BertModel": Entry("BERT", "encoder", "sentence-transformers/all-MiniLM-L6-v2"),
     "BloomForCausalLM": Entry("BLOOM", "dense", "bigscience/bloom-560m"),

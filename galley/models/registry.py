@@ -59,6 +59,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ArceeForCausalLM": Architecture("galley.models.arcee", "arcee"),
     "BaiChuanForCausalLM": Architecture("galley.models.baichuan", "baichuan"),
     "BaichuanForCausalLM": Architecture("galley.models.baichuan", "baichuan"),
+    "BailingMoeV2ForCausalLM": Architecture("galley.models.bailing_moe", "bailing_moe_v2"),
     "BambaForCausalLM": Architecture("galley.models.bamba", "bamba"),
     "BertModel": Architecture("galley.models.bert", "bert"),
     "BloomForCausalLM": Architecture("galley.models.bloom", "bloom"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.models.checkpoints import ROPES, Case
-from tests.models.remote import Remote, phimoe_names
+from tests.models.remote import BAILING, Remote, phimoe_names
 
 #: Of an intermediate size that is no multiple of 16.
 EXPERTS = {"moe_intermediate_size": 40, "num_experts_per_tok": 2}
@@ -65,6 +65,22 @@ FAMILIES: dict[str, Case] = {
             "layer_types": [SLIDING, FULL, SLIDING],
             "mup_enabled": True,
         },
+    ),
+    "bailing-moe-v2": Case(
+        "Glm4Moe",
+        {
+            **IDS,
+            **DEEPSEEK,
+            "head_dim": 32,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+        remote=BAILING,
     ),
     "exaone-moe": Case(
         "ExaoneMoe",

@@ -4,7 +4,7 @@ Each is one of transformers' models that computes the same, given the tensor nam
 of the family's published checkpoints and modeling code (on the hub: internlm/internlm2-chat-7b,
 internlm/internlm3-8b-instruct, baichuan-inc/Baichuan2-7B-Chat and -13B-Chat,
 openbmb/MiniCPM-2B-sft-bf16, LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct, jinaai/jina-bert-implementation,
-nvidia/Llama-3_3-Nemotron-Super-49B-v1_5).
+nvidia/Llama-3_3-Nemotron-Super-49B-v1_5, inclusionAI/Ling-mini-2.0).
 """
 
 from __future__ import annotations
@@ -276,4 +276,44 @@ DECILM = Remote(
         ],
     },
     _decilm_sizes,
+)
+
+
+def _bailing_names(state: State) -> State:
+    state = renamed(
+        (r"embed_tokens", "word_embeddings"),
+        (r"self_attn\.o_proj", "attention.dense"),
+        (r"self_attn\.q_norm", "attention.query_layernorm"),
+        (r"self_attn\.k_norm", "attention.key_layernorm"),
+        (r"self_attn", "attention"),
+        (r"e_score_correction_bias", "expert_bias"),
+    )(fused("query_key_value")(state))
+    result = {}
+    for name, tensor in state.items():
+        stem, _, kind = name.rpartition(".experts.")
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+        if kind not in parts:
+            result[name] = tensor
+            continue
+        for i, matrix in enumerate(tensor):
+            cut = matrix.chunk(len(parts[kind]))
+            for part, own in zip(parts[kind], cut, strict=True):
+                result[f"{stem}.experts.{i}.{part}.weight"] = own
+    return result
+
+
+#: Computes as GLM-4-MoE with norms of q and k.
+BAILING = Remote(
+    "BailingMoeV2ForCausalLM",
+    _bailing_names,
+    {
+        "num_experts": 8,
+        "num_shared_experts": 2,
+        "n_routed_experts": None,
+        "num_local_experts": None,
+        "n_shared_experts": None,
+        "use_qk_norm": True,
+        "use_qkv_bias": True,
+        "attention_bias": None,
+    },
 )

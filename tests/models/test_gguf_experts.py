@@ -5,6 +5,7 @@ Files are written as llama.cpp's converter does, tensors named by the `gguf` pac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,17 @@ def split(c: Any, tensors: Tensors) -> Tensors:
     return {n.replace("output_linear", "down_proj"): values for n, values in result.items()}
 
 
+def stacked(c: Any, tensors: Tensors) -> Tensors:
+    """All experts in one tensor of each kind."""
+    result: dict[str, Any] = {}
+    for name, values in tensors.items():
+        if ".mlp.experts." in name:
+            result.setdefault(re.sub(r"experts\.\d+", "experts", name), []).append(values)
+        else:
+            result[name] = values
+    return {name: np.stack(t) if isinstance(t, list) else t for name, t in result.items()}
+
+
 def from_inputs(c: Any, tensors: Tensors) -> Tensors:
     """Llama 4 has its experts' matrices transposed."""
     return split(
@@ -265,6 +277,7 @@ def in_turn(c: Any, tensors: Tensors) -> Tensors:
 #: Of the families of `mixtures`: architecture in GGUF, keys, and what is done to all tensors.
 FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
     "afmoe": (ARCH.AFMOE, afmoe, split),
+    "bailing-moe-v2": (ARCH.BAILINGMOE2, glm, stacked),
     "deepseek-v2": (ARCH.DEEPSEEK2, deepseek, split),
     "deepseek-v3": (ARCH.DEEPSEEK2, deepseek, by_head),
     "ernie4.5-moe": (ARCH.ERNIE4_5_MOE, ernie, split),
@@ -285,7 +298,7 @@ FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
 
 def write(path: Path, name: str, model: torch.nn.Module, experts: Any = None) -> None:
     arch, keys, change = FILES[name]
-    config: Any = model.config
+    config: Any = getattr(model, "inner", model).config
     writer = Writer(path, gguf.MODEL_ARCH_NAMES[arch])
     common(writer, config)
     keys(writer, config)
