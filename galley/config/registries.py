@@ -18,6 +18,7 @@ ENCODERS = frozenset(
         "AlbertModel",
         "BertModel",
         "CamembertModel",
+        "DebertaV2Model",
         "DistilBertModel",
         "ElectraModel",
         "EuroBertModel",

@@ -19,17 +19,19 @@ class Linear:
 
     Attributes:
         matrix: the tensors that the layer consists of.
-        site: its numbers among the layers that adapters may add to.
+        site: its numbers among the layers that adapters may add to; None = it is none of them.
         interleaved: the outputs of its two parts come in turn, as `matrix` asks.
     """
 
-    def __init__(self, source: WeightSource, matrix: Matrix, bias: bool = False) -> None:
+    def __init__(
+        self, source: WeightSource, matrix: Matrix, bias: bool = False, adapted: bool = True
+    ) -> None:
         self.matrix = matrix
         self.weights = source.matrix(matrix)
         self.interleaved = matrix.interleave > 0 and len(self.weights) == 1
         self._ranks = source.group.size if matrix.cut == "outputs" else 1
         self._sum = matrix.cut == "inputs"  # the result is one rank's term of a sum
-        self.site = source.sites.add(matrix, self._run, self._ranks)
+        self.site = source.sites.add(matrix, self._run, self._ranks) if adapted else None
         self.bias: Constant | None = None
         if bias:
             values = source.vector(bias_of(matrix, self._run))
@@ -38,7 +40,7 @@ class Linear:
 
     def __call__(self, ops: Ops, x: Value) -> Value:
         y = ops.linear(x, self.weights, self.bias)
-        if ops.adapted:
+        if ops.adapted and self.site is not None:
             y = ops.adapt(x, y, self.site, self.weights)
         return ops.all_reduce(y) if self._sum else y
 

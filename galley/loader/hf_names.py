@@ -15,6 +15,7 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "CLIPTextModel": (("text_model.", ""),),
     "CamembertModel": (("roberta.", ""),),
+    "DebertaV2Model": (("deberta.", ""),),
     "DistilBertModel": (("distilbert.", ""),),
     "ElectraModel": (("electra.", ""),),
     "EuroBertModel": (

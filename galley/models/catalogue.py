@@ -57,6 +57,7 @@ ENTRIES: dict[str, Entry] = {
     "Cohere2ForCausalLM": Entry("Command R7B", "dense", "CohereLabs/c4ai-command-r7b-12-2024"),
     "CohereForCausalLM": Entry("Command-R", "dense", "CohereLabs/c4ai-command-r-v01"),
     "CwmForCausalLM": Entry("Code World Model", "dense", "facebook/cwm"),
+    "DebertaV2Model": Entry("DeBERTa 2 and 3", "encoder", "microsoft/deberta-v3-base"),
     "DeciLMForCausalLM": Entry(
         "Llama-Nemotron, DeciLM", "dense", "nvidia/Llama-3_3-Nemotron-Super-49B-v1_5"
     ),

@@ -137,6 +137,8 @@ def _before_classifier(model_info: ModelInfo, hidden: int) -> tuple[DenseSpec | 
             if not config.flag("classifier_pooler", True):
                 return ()
             return (dense("pooler.dense", "tanh"),)
+        case "DebertaV2Model":
+            return (dense("pooler.dense", config.text("pooler_hidden_act", "gelu")),)
         case "AlbertModel":
             return (dense("pooler", "tanh"),)
         case "ElectraModel":

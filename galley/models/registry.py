@@ -69,6 +69,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Cohere2ForCausalLM": Architecture("galley.models.cohere", "cohere2"),
     "CohereForCausalLM": Architecture("galley.models.cohere", "cohere"),
     "CwmForCausalLM": Architecture("galley.models.mistral", "cwm"),
+    "DebertaV2Model": Architecture("galley.models.deberta", "deberta_v2"),
     "DeciLMForCausalLM": Architecture("galley.models.decilm", "decilm"),
     "DeepseekV2ForCausalLM": Architecture("galley.models.deepseek", "deepseek_v2"),
     "DeepseekV32ForCausalLM": Architecture("galley.models.deepseek", "deepseek_v32"),
@@ -174,8 +175,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 #: Beginnings of names of architectures that neither Galley nor its attention under transformers can
 #: run → why.
 REFUSED = {
-    "Deberta": "scores of its attention have terms of the content of one token and the distance of "
-    "the other (disentangled attention), which no op computes",
+    "DebertaFor": "only its later versions are supported (DebertaV2Model)",
 }
 
 
@@ -184,7 +184,7 @@ def find_architecture(model_info: ModelInfo) -> Architecture:
     name, impl = model_info.architecture, model_info.model_impl
     for family, reason in REFUSED.items():
         if name.startswith(family):
-            raise ModelError(f"{family} is not supported: {reason}")
+            raise ModelError(f"{name} is not supported: {reason}")
     if impl == "transformers":
         _require_transformers()
         return TRANSFORMERS
@@ -242,10 +242,10 @@ def _seeing_all(layer: AnyLayerSpec) -> AnyLayerSpec:
     none.
     """
     mixer = getattr(layer, "mixer", None)
+    if getattr(mixer, "causal", None) is False:
+        return layer
     if not isinstance(mixer, AttentionSpec):
         raise ModelError("only attention can see tokens behind a token")
-    if not mixer.causal:
-        return layer
     return replace(cast(Any, layer), mixer=replace(mixer, causal=False))
 
 

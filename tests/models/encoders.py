@@ -16,6 +16,26 @@ ALBERT = {
 }
 DISTILBERT = {"dim": 64, "n_heads": 4, "n_layers": 2, "hidden_dim": 96}
 EUROBERT = {"num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+#: Buckets of several distances, which prompts reach the end of.
+DEBERTA = {
+    "num_hidden_layers": 2,
+    "relative_attention": True,
+    "position_buckets": 16,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "max_position_embeddings": 128,
+}
+#: A vector for each distance, projections of their own, and positions besides.
+PLAIN_DEBERTA = {
+    **DEBERTA,
+    "position_buckets": -1,
+    "norm_rel_ebd": "none",
+    "share_att_key": False,
+    "pos_att_type": "c2p",
+    "position_biased_input": True,
+}
 #: Layers see all, or eight tokens on each side.
 MODERNBERT = {**EUROBERT, "num_hidden_layers": 3, "local_attention": 16}
 NOMIC = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
@@ -38,6 +58,8 @@ ENCODERS: dict[str, Case] = {
     "albert": Case("Albert", ALBERT, "Model"),
     "bert": Case("Bert", SIZES, "Model"),
     "camembert": Case("Camembert", ROBERTA, "Model"),
+    "deberta": Case("DebertaV2", DEBERTA, "Model"),
+    "deberta-without-buckets": Case("DebertaV2", PLAIN_DEBERTA, "ForMaskedLM"),
     "distilbert": Case("DistilBert", DISTILBERT, "Model"),
     "electra": Case("Electra", {**SIZES, "embedding_size": 24}, "Model"),
     "electra-of-one-size": Case("Electra", {**SIZES, "embedding_size": 64}, "ForPreTraining"),

@@ -18,6 +18,7 @@ from tests.models.checkpoints import SIZES as CHECKPOINT_SIZES
 from tests.models.checkpoints import Case, make
 from tests.models.encoders import (
     ALBERT,
+    DEBERTA,
     DISTILBERT,
     EUROBERT,
     GATED_T5,
@@ -40,6 +41,8 @@ CASES = {
     "albert": Case("Albert", {**ALBERT, **LABELS}, SEQUENCE),
     "bert": Case("Bert", {**SIZES, **LABELS}, SEQUENCE),
     "bert-token": Case("Bert", {**SIZES, **LABELS}, TOKEN),
+    "deberta": Case("DebertaV2", {**DEBERTA, **LABELS}, SEQUENCE),
+    "deberta-token": Case("DebertaV2", {**DEBERTA, **LABELS}, TOKEN),
     "distilbert": Case("DistilBert", {**DISTILBERT, **LABELS}, SEQUENCE),
     "distilbert-token": Case("DistilBert", {**DISTILBERT, **LABELS}, TOKEN),
     "electra": Case("Electra", {**SIZES, **LABELS, "embedding_size": 24}, SEQUENCE),

@@ -43,6 +43,7 @@ class Ops:
         from galley.kernels.ops.attention import attention
         from galley.kernels.ops.causal_conv import causal_conv
         from galley.kernels.ops.concat import concat
+        from galley.kernels.ops.disentangled_attention import disentangled_attention
         from galley.kernels.ops.elementwise import elementwise
         from galley.kernels.ops.embedding import embedding
         from galley.kernels.ops.experts import experts
