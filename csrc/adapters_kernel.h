@@ -22,6 +22,8 @@ GALLEY_INLINE Int load_pairs_part(const uint8_t* p, int64_t i, int64_t n) {
   return r;
 }
 
+constexpr int kAddedRows = 6;  // that go through a panel of B together
+
 // R rows of A with X rows of x. kPairs: both are bf16.
 template <int R, int X, bool kPairs>
 GALLEY_INLINE void dots(const ShrinkJob& job, const uint8_t* a, const uint8_t* const* x,
@@ -157,87 +159,101 @@ void adapter_expand(const ExpandJob& job, int64_t first, int64_t panels, const f
   expand<false>(job, first, panels, s, rows, out);
 }
 
-// `panels` panels, of equal rank, for X rows: y[j][16 p ..] of panel p.
-template <int X, bool kBf16>
-GALLEY_INLINE void add_rows(const uint8_t* const* b, const float* const* affine, int panels,
-                            int64_t rank, const float* const (*s)[4], float* const* y) {
-  constexpr int64_t kBytes = kLanes * (kBf16 ? 2 : 4);
-  Float acc[2][X] = {};
-  for (int64_t r = 0; r < rank; r++) {
-    for (int p = 0; p < panels; p++) {
-      const Float values = load_values(b[p], kBf16, r * kLanes, kLanes);
-      __builtin_prefetch(b[p] + (panels * rank + r) * kBytes);  // the next panel of the weight
-      for (int j = 0; j < X; j++) acc[p][j] = fma(values, all(s[p][j][r]), acc[p][j]);
+// Of one adapter: panels of B for the halves of a panel of the layer's weight.
+struct HalfPanels {
+  const uint8_t* b[2];
+  const float* affine[2];
+  int64_t rank[2], low[2];  // low: the first number of B's input in a row of `low`
+};
+
+// P panels, from half h on and of equal rank, for X rows: y[j][16 p ..] of panel p.
+template <int P, int X, bool kBf16>
+GALLEY_INLINE void add_rows(const HalfPanels& of, int h, const float* const* low, float* const* y) {
+  Float acc[P][X] = {};
+  for (int64_t r = 0; r < of.rank[h]; r++) {
+    for (int p = 0; p < P; p++) {
+      const Float values = load_values(of.b[h + p], kBf16, r * kLanes, kLanes);
+      for (int j = 0; j < X; j++) {
+        acc[p][j] = fma(values, all(low[j][of.low[h + p] + r]), acc[p][j]);
+      }
     }
   }
-  for (int p = 0; p < panels; p++) {
+  for (int p = 0; p < P; p++) {
     for (int j = 0; j < X; j++) {
-      float* at = y[j] + p * kLanes;
-      store(at, added(load(at), acc[p][j], affine[p]));
+      float* at = y[j] + (h + p) * kLanes;
+      store(at, added(load(at), acc[p][j], of.affine[h + p]));
     }
+  }
+}
+
+template <int P, bool kBf16>
+void add_some_rows(const HalfPanels& of, int h, const float* const* low, float* const* y,
+                   int rows) {
+  switch (rows) {
+    case 1: return add_rows<P, 1, kBf16>(of, h, low, y);
+    case 2: return add_rows<P, 2, kBf16>(of, h, low, y);
+    case 3: return add_rows<P, 3, kBf16>(of, h, low, y);
+    case 4: return add_rows<P, 4, kBf16>(of, h, low, y);
+    case 5: return add_rows<P, 5, kBf16>(of, h, low, y);
+    default: return add_rows<P, kAddedRows, kBf16>(of, h, low, y);
   }
 }
 
 template <bool kBf16>
-GALLEY_INLINE void add_up_to_four(const uint8_t* const* b, const float* const* affine, int panels,
-                                  int64_t rank, const float* const (*s)[4], float* const* y,
-                                  int rows) {
-  switch (rows) {
-    case 1: return add_rows<1, kBf16>(b, affine, panels, rank, s, y);
-    case 2: return add_rows<2, kBf16>(b, affine, panels, rank, s, y);
-    case 3: return add_rows<3, kBf16>(b, affine, panels, rank, s, y);
-    default: return add_rows<4, kBf16>(b, affine, panels, rank, s, y);
+HalfPanels half_panels(const AdapterAddend& addend, int64_t panel, int32_t place) {
+  HalfPanels of{};
+  for (int h = 0; h < 2; h++) {
+    const AdapterAddend::Half& half = addend.halves[2 * panel + h];
+    if (half.part < 0) continue;
+    const AdapterPart& part = addend.parts[half.part];
+    const AdapterInput in = addend.table.input(place, addend.first_input + part.input);
+    const int64_t output = addend.first_output + half.part;
+    const int64_t bytes = in.rank * kLanes * (kBf16 ? 2 : 4);
+    const float* affine = addend.table.affine(place, output);
+    of.rank[h] = in.rank, of.low[h] = part.input * addend.max_rank;
+    of.b[h] = addend.table.output(place, output) + half.panel * bytes;
+    of.affine[h] = affine ? affine + half.panel * 2 * kLanes : nullptr;
+    // The next panel of the weight has the same half of the next panel of B, or the one after it.
+    const int64_t ahead = part.step == kAdapterPanel ? 2 * bytes : bytes;
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(of.b[h] + ahead + at);
+  }
+  return of;
+}
+
+template <bool kBf16>
+void add_panel(const AdapterAddend& addend, int64_t panel, int64_t row, int64_t rows, float* y) {
+  const AdapterRows& in_step = *addend.rows;
+  const auto last = static_cast<int32_t>(row + rows);
+  uint64_t done[4] = {};  // of up to 256 rows
+  for (int64_t first = 0; first < rows; first++) {
+    auto next = static_cast<int32_t>(row + first);
+    const int32_t place = in_step.place[next];
+    if (place == AdapterRows::kNone || done[first / 64] >> (first % 64) & 1) continue;
+    const HalfPanels of = half_panels<kBf16>(addend, panel, place);
+    while (next != AdapterRows::kNone && next < last) {
+      const float* low[kAddedRows];
+      float* at[kAddedRows];
+      int count = 0;
+      while (count < kAddedRows && next != AdapterRows::kNone && next < last) {
+        const int64_t r = next - row;
+        done[r / 64] |= uint64_t{1} << (r % 64);
+        low[count] = addend.low + next * addend.low_columns, at[count++] = y + r * 2 * kLanes;
+        next = in_step.next[next];
+      }
+      if (of.rank[0] == of.rank[1]) {
+        if (of.rank[0]) add_some_rows<2, kBf16>(of, 0, low, at, count);
+        continue;
+      }
+      for (int h = 0; h < 2; h++) {
+        if (of.rank[h]) add_some_rows<1, kBf16>(of, h, low, at, count);
+      }
+    }
   }
 }
 
 void adapter_add(const AdapterAddend& addend, int64_t panel, int64_t row, int64_t rows, float* y) {
-  const AdapterRows& of = *addend.rows;
-  const AdapterAddend::Half* halves = addend.halves.data() + 2 * panel;
-  const auto last = static_cast<int32_t>(row + rows);
-  uint64_t done[4] = {};  // of up to 256 rows
-  for (int32_t i = static_cast<int32_t>(row); i < last; i++) {
-    const int64_t first = i - row;
-    const int32_t place = of.place[i];
-    if (place == AdapterRows::kNone || done[first / 64] >> (first % 64) & 1) continue;
-    for (int32_t next = i; next != AdapterRows::kNone && next < last;) {
-      int64_t low_row[4];
-      float* at[4];
-      int count = 0;
-      for (; count < 4 && next != AdapterRows::kNone && next < last; next = of.next[next]) {
-        const int64_t r = next - row;
-        done[r / 64] |= uint64_t{1} << (r % 64);
-        low_row[count] = next, at[count++] = y + r * 2 * kLanes;
-      }
-      // Both halves at once where their ranks are equal.
-      const uint8_t* b[2];
-      const float* affine[2];
-      const float* s[2][4];
-      int64_t ranks[2] = {};
-      for (int h = 0; h < 2; h++) {
-        if (halves[h].part < 0) continue;
-        const AdapterPart& part = addend.parts[halves[h].part];
-        const AdapterInput in = addend.table.input(place, addend.first_input + part.input);
-        const int64_t output = addend.first_output + halves[h].part;
-        const int64_t panel_bytes = in.rank * kLanes * (addend.table.bf16 ? 2 : 4);
-        ranks[h] = in.rank;
-        b[h] = addend.table.output(place, output) + halves[h].panel * panel_bytes;
-        const float* pairs = addend.table.affine(place, output);
-        affine[h] = pairs ? pairs + halves[h].panel * 2 * kLanes : nullptr;
-        for (int j = 0; j < count; j++) {
-          s[h][j] = addend.low + low_row[j] * addend.low_columns + part.input * addend.max_rank;
-        }
-      }
-      auto kernel = addend.table.bf16 ? add_up_to_four<true> : add_up_to_four<false>;
-      if (ranks[0] == ranks[1]) {
-        if (ranks[0]) kernel(b, affine, 2, ranks[0], s, at, count);
-        continue;
-      }
-      for (int h = 0; h < 2; h++) {
-        if (ranks[h]) kernel(b + h, affine + h, 1, ranks[h], s + h, at, count);
-        for (int j = 0; j < count; j++) at[j] += kLanes;
-      }
-    }
-  }
+  if (addend.table.bf16) return add_panel<true>(addend, panel, row, rows, y);
+  add_panel<false>(addend, panel, row, rows, y);
 }
 
 }  // namespace GALLEY_VARIANT
