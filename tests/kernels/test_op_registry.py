@@ -51,7 +51,7 @@ NUMBERS |= {"units": 2, "unit_size": 64}
 NUMBERS |= {"key_heads": 1, "keys": 64, "values": 64, "parts": 1, "ins": 1, "outs": 1}
 NUMBERS |= {"experts": 2, "latent_dim": 32, "top_k": 1, "top_groups": 1, "group_top": 1}
 NUMBERS |= {"width": 64, "all_inputs": 8, "all_outputs": 8, "inputs": 2, "max_rank": 16, "count": 1}
-NUMBERS |= {"first_input": 1, "first_output": 1, "copy": 40, "nx": 64, "ny": 64}
+NUMBERS |= {"reach": 1, "first_input": 1, "first_output": 1, "copy": 40, "nx": 64, "ny": 64}
 #: Pointers to the weights of experts (csrc/experts.h).
 EXPERTS = ("gate_up", "down", "weights")
 
