@@ -445,7 +445,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "qwen2": Architecture("Qwen2ForCausalLM", "qwen2"),
     "qwen2vl": Architecture("Qwen2ForCausalLM", "qwen2"),
-    "qwen3": Architecture("Qwen3ForCausalLM", "qwen3"),
+    "qwen3": Architecture(
+        "Qwen3ForCausalLM",
+        "qwen3",
+        top={**LLAMA_TOP, "cls.output": "score"},  # of rerankers
+    ),
     "qwen3vl": Architecture("Qwen3ForCausalLM", "qwen3"),
     "smollm3": Architecture("SmolLM3ForCausalLM", "smollm3", interleaved_qk=True, config=smollm3),
 }

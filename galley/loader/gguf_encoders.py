@@ -15,7 +15,7 @@ from galley.request import Pooling
 _POOLINGS: dict[int, Pooling] = {1: "MEAN", 2: "CLS", 3: "LAST"}
 #: Value of `pooling_type` of rerankers: a classifier makes the result.
 _RANK = 4
-_RANKING = ("bert", "jina-bert-v2")
+_RANKING = ("bert", "jina-bert-v2", "qwen3")
 #: The steepest slope that llama.cpp's ALiBi is made for.
 _ALIBI = 8.0
 TOKEN_TYPES = "tokenizer.ggml.token_type_count"
@@ -66,7 +66,7 @@ def pooling_of(meta: Fields, arch: str) -> PoolingSettings | None:
     1. Raises ModelError for one that is not supported."""
     key = f"{arch}.pooling_type"
     kind = meta.integer(key, 0)
-    if kind == 0 or (kind == _RANK and arch in _RANKING):
+    if kind == 0 or ranks(meta, arch):
         return None
     if kind not in _POOLINGS:
         known = ", ".join(f"{value} {name}" for value, name in _POOLINGS.items())
@@ -76,13 +76,12 @@ def pooling_of(meta: Fields, arch: str) -> PoolingSettings | None:
 
 def ranks(meta: Fields, arch: str) -> bool:
     """Whether the file is a reranker: it has a classifier of texts."""
-    return meta.integer(f"{arch}.pooling_type", 0) == _RANK
+    return arch in _RANKING and meta.integer(f"{arch}.pooling_type", 0) == _RANK
 
 
 def bert(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     """BERT, and RoBERTa whose table of positions begins at the first one."""
-    config = {**_encoder(meta, arch, names), "hidden_act": "gelu"}
-    return {**config, **_classifier(meta, arch, names)} if ranks(meta, arch) else config
+    return {**_encoder(meta, arch, names), "hidden_act": "gelu"}
 
 
 def _jina_bert(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
@@ -93,13 +92,22 @@ def _jina_bert(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     return {**bert(meta, arch, names), **alibi}
 
 
-def _classifier(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
-    """Its labels, and whether a layer comes before it. Raises ModelError if there is none."""
+def classifier(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """A reranker's labels, and whether a layer comes before its classifier. Raises ModelError if
+    there is none.
+
+    Of two labels of a decoder the first one's probability is the score: that is the sigmoid of its
+    number less the other's.
+    """
     if "cls.output.weight" not in names:
         raise ModelError(f"{meta.where}: pooling_type RANK without the tensor cls.output.weight")
     labels = meta.values.get(f"{arch}.classifier.output_labels")
     named = [str(label) for label in labels] if isinstance(labels, list) else ["LABEL_0"]
+    rows = None
+    if arch == "qwen3" and len(named) == 2:
+        named, rows = named[:1], [1, 0]
     return {
+        "classifier_rows": rows,
         "id2label": {str(i): label for i, label in enumerate(named)},
         "classifier_pooler": "cls.weight" in names,
     }

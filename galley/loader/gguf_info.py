@@ -16,7 +16,7 @@ from galley.loader.config_changes import ConfigChanges
 from galley.loader.fields import MAX_LAYERS, MAX_POSITIONS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_dense import equal_layers
-from galley.loader.gguf_encoders import TOKEN_TYPES, pooling_of, ranks
+from galley.loader.gguf_encoders import TOKEN_TYPES, classifier, pooling_of, ranks
 from galley.loader.gguf_names import (
     ARCHITECTURES,
     LONG_FACTORS,
@@ -150,6 +150,8 @@ def _hf_config(
     read = known.config or equal_layers
     seen = _Seen(meta.values)
     own = read(Fields(seen, meta.where), arch, set(tensors))
+    if ranks(meta, arch):
+        own |= classifier(meta, arch, set(tensors))
     _refuse_unread(meta, arch, seen.keys_read)
     config: dict[str, Any] = {
         "architectures": [known.hf_class],

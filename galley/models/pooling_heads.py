@@ -163,7 +163,13 @@ def _before_classifier(model_info: ModelInfo, hidden: int) -> tuple[DenseSpec | 
 
 
 def _score(model_info: ModelInfo, hidden: int, labels: int) -> DenseSpec:
-    """The classifier of a decoder: the matrix `score`, or rows of its own head."""
+    """The classifier of a decoder: the matrix `score` or some of its rows, or rows of its head."""
+    rows = model_info.hf_config.get("classifier_rows")
+    if isinstance(rows, list):
+        return DenseSpec(
+            *("score", hidden, labels, False, None, "", "score.weight", tuple(rows)),
+            difference=True,
+        )
     ids = model_info.hf_config.get("classifier_token_ids")
     if isinstance(ids, list):
         tied = model_info.hf_config.get("tie_word_embeddings", False)

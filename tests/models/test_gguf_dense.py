@@ -17,10 +17,12 @@ import torch
 
 from galley.kernels.cpu import CpuBackend
 from galley.loader.gguf_checkpoint import GGUFCheckpoint
+from galley.request import PoolingParams
 from tests.loader.gguf_files import finish
 from tests.models.checkpoints import ROPES, Case, StateDict, make
 from tests.models.driver import LIMITS, load, solo_logits
 from tests.models.families import FAMILIES, FULL, SLIDING
+from tests.models.test_encoders import PROMPTS, open_client
 
 IDS = np.random.default_rng(1).integers(0, 131, 60)
 Writer = gguf.GGUFWriter
@@ -149,6 +151,7 @@ FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[[Writer, Any], None]]] = 
         olmo3,
     ),
     "phi3": (FAMILIES["phi3"], Arch.PHI3, phi3),
+    "qwen3": (FAMILIES["qwen3"], Arch.QWEN3, nothing),
     "smollm3": (
         changed(
             "smollm3",
@@ -187,6 +190,9 @@ def write(path: Path, name: str, model: torch.nn.Module) -> None:
     if "rope_theta" in c.rope_parameters:
         writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
     keys(writer, c)
+    if hasattr(model, "score"):
+        writer.add_pooling_type(gguf.PoolingType.RANK)
+        writer.add_classifier_output_labels(["yes", "no"])
     names = gguf.get_tensor_name_map(arch, c.num_hidden_layers)
     heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}
     for hf_name, values in StateDict(model).arrays.items():
@@ -197,9 +203,22 @@ def write(path: Path, name: str, model: torch.nn.Module) -> None:
         if arch in PLUS_ONE and hf_name.endswith("norm.weight"):
             values = values + np.float32(1)
         stored = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        stored = "cls.output.weight" if hf_name == "score.weight" else stored
         assert stored is not None, hf_name
         writer.add_tensor(stored, np.ascontiguousarray(values))
     finish(writer)
+
+
+def test_a_reranker_scores_with_the_first_of_two_labels(tmp_path: Path) -> None:
+    """As Qwen3-Reranker's files have it, and as llama.cpp computes it."""
+    labels = {"num_labels": 2, "pad_token_id": 0}
+    model = make(replace(changed("qwen3", **labels), head="ForSequenceClassification"))
+    write(tmp_path / "m.gguf", "qwen3", model)
+    client = open_client(tmp_path / "m.gguf")
+    for prompt, output in zip(PROMPTS, client.pool(PROMPTS, PoolingParams()), strict=True):
+        with torch.inference_mode():
+            want = model(torch.tensor([prompt])).logits[0].softmax(-1)[:1].numpy()
+        np.testing.assert_allclose(output.outputs.data, want, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FILES)
