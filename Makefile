@@ -127,7 +127,7 @@ check-ui: build/ui/.installed ## the pages of /ui in Chromium (CHROMIUM, from th
 front-ends: ## many small streams over 1, 2 and 4 front ends (minutes)
 	@$(BIN)/python -m benchmarks.front_ends
 
-symptoms: ## reproduce the troubles of docs/troubleshooting.md and write its numbers anew (minutes)
+symptoms: ## reproduce the troubles of docs/troubleshooting.md and write its numbers again (minutes)
 	@$(BIN)/python -m benchmarks.symptoms
 
 quality: ## perplexity of each weight format on 12,000 tokens (ten minutes)

@@ -24,7 +24,7 @@ struct ExpertRun {
 };
 
 // Shared by the ops that read one `chosen`. Layers that use the same memory for it share one too:
-// each sorts anew.
+// each sorts again.
 class ExpertRuns final : public Plan {
  public:
   struct Geometry {

@@ -155,6 +155,7 @@ def show(name: str, workload: str, record: dict[str, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", default=",".join(_ALL))
+    parser.add_argument("--without", default="", help="peers to leave out, e.g. llama,openvino")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--port", type=int, default=8301, help="first of the servers' ports")
     parser.add_argument("--perplexity", type=int, default=16, help="windows of text; 0: none")
@@ -169,7 +170,9 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     corpus = Corpus(read_text(), load_tokenizer(lab() / "weights" / "smollm2-bf16"))
     bench = Bench(corpus, args.runs, args.port, args.perplexity, out)
-    rows = {name: row for name, row in ROWS.items() if name in names}
+    absent = tuple(args.without.split(",")) if args.without else ()
+    rows = {name: row.without(absent) for name, row in ROWS.items() if name in names}
+    rows = {name: row for name, row in rows.items() if row.theirs}
     front = {name: row for name, row in FRONT_END.items() if name in names}
     bench.serve({**rows, **front})
     if "S4b" in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Record = Mapping[str, float]
 Turn = tuple[str, str]
@@ -25,6 +25,11 @@ class Row:
     @property
     def turns(self) -> list[Turn]:
         return [(engine, self.workload) for engine in (self.mine, *self.theirs)]
+
+    def without(self, peers: tuple[str, ...]) -> Row:
+        """The same beside fewer engines."""
+        theirs = tuple(name for name in self.theirs if not name.startswith(peers))
+        return replace(self, theirs=theirs)
 
 
 ROWS = {
