@@ -21,6 +21,7 @@ from galley.loader.tensor import RawTensor, TensorHeader
 from galley.models.footprint import kv_layers, tensor_shapes
 from galley.quant.registry import FORMATS
 from galley.request import RepetitionDetectionParams, SamplingParams
+from tests.fuzz.drafters import drafter
 from tests.quant.blocks import HALVES, random_blocks
 
 VOCAB = 300
@@ -35,6 +36,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 37, "max_window_layers": 1},
     "Qwen3ForCausalLM": {},
 }
+#: Methods with a checkpoint of their own.
+DRAFTERS = ("draft_model", "medusa", "eagle")
 MACHINE = Machine(num_cores=2, available_memory=2 * 2**30)
 
 
@@ -170,10 +173,13 @@ def draw_flags(rng: random.Random) -> dict[str, Any]:
     }
     if rng.random() < 0.5:
         flags["speculative_config"] = {
-            "method": rng.choice(("ngram", "suffix")),
+            "method": (method := rng.choice(("ngram", "suffix", *DRAFTERS))),
             "draft_length": rng.choice(("fixed", "fixed", "adaptive")),
-            "num_speculative_tokens": rng.choice((1, 3, 15)),
+            "num_speculative_tokens": rng.choice((1, 2) if method == "medusa" else (1, 3, 15)),
         }
+        if method in DRAFTERS:
+            path = drafter(method, HIDDEN, VOCAB, LENGTH)
+            flags["speculative_config"]["model"] = str(path)
     if rng.random() < 0.3:
         flags["long_prefill_token_threshold"] = rng.randint(1, 40)
         flags["long_prefill_token_threshold_adaptive"] = rng.random() < 0.5

@@ -67,7 +67,9 @@ class Engine:
             checkpoint,
             MACHINE.available_memory,
             kv_memory=memory,
-            speculator=make_speculator(self.config, checkpoint.model_info, 0),
+            speculator=make_speculator(
+                self.config, checkpoint.model_info, MACHINE.available_memory
+            ),
         )
         loopback = self.config.parallel.distributed_executor_backend == "loopback"
         executor = LoopbackExecutor(runner) if loopback else LocalExecutor(runner)
