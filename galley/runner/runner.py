@@ -132,11 +132,10 @@ class Runner:
         layout = kv_layout([*layers, *further], self._backend.kv, *blocks)
         check_given_size(cache, layout, max_chunk, wanted, longest)
         self.max_drafts = limits.logits
-        if speculator is None:
-            self.max_drafts = 0
-        elif layout.bytes_per_state:
-            self.max_drafts = most_snapshots(layout.bytes_per_state, available)
         self._rewinds = bool(layout.bytes_per_state)
+        if self._rewinds:
+            snapshots = most_snapshots(layout.bytes_per_state, available)
+            self.max_drafts = 0 if speculator is None else snapshots
         self._stage = Stage(longest)
         self.batch_invariant = self._backend.batch_invariant
         loaded = self._load(checkpoint, progress)

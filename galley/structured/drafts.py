@@ -37,4 +37,4 @@ def review_drafts(result: StepResult, sequences: Mapping[int, ConstrainedSequenc
     for row, drafts in changed.items():
         parts[row] = np.array(drafts, np.int32)
     result.drafts_ids = np.concatenate(parts)
-    np.cumsum([len(part) for part in parts], out=indptr[1:])
+    result.drafts_indptr = np.cumsum([0, *map(len, parts)], dtype=np.int32)

@@ -35,6 +35,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Phi3ForCausalLM": {},
     "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 37, "max_window_layers": 1},
     "Qwen3ForCausalLM": {},
+    "FalconH1ForCausalLM": {
+        "mamba_d_ssm": 256,
+        "mamba_n_heads": 4,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 1,
+        "mamba_d_conv": 4,
+        "mamba_rms_norm": True,
+    },
 }
 #: Methods with a checkpoint of their own.
 DRAFTERS = ("draft_model", "medusa", "eagle")
@@ -80,7 +88,7 @@ class TinyCheckpoint:
     def tensor(self, name: str) -> RawTensor:
         shape = self._shapes[name]
         rng = np.random.default_rng([self._seed, len(name), *name.encode()])
-        if len(shape) == 1:
+        if len(shape) == 1 or "conv1d" in name:
             mean = 1.0 if "norm" in name else 0.0
             return RawTensor(name, shape, "float32", rng.normal(mean, 0.2, shape).astype("f4"))
         if self._dtype in HALVES:

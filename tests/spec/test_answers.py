@@ -98,19 +98,6 @@ def test_answers_are_those_without_drafts(plain: list[Any], way: str) -> None:
     assert places == sorted(places, reverse=True)
 
 
-@pytest.mark.parametrize("way", ["ngram-fixed", "suffix-fixed", "draft_model"])
-def test_answers_under_preemption_and_in_chunks(plain: list[Any], way: str) -> None:
-    llm = engine(
-        speculative_config=WAYS[way],
-        num_gpu_blocks_override=33,
-        max_num_batched_tokens=128,
-        distributed_executor_backend="loopback",
-    )
-    assert run(llm) == plain
-    assert llm._core.counters.num_preemptions > 0
-    assert counted(llm)["vllm:spec_decode_num_accepted_tokens"] > 0
-
-
 def test_a_stop_string_inside_accepted_drafts() -> None:
     """The answer ends in the middle of what a step brought; what follows is not in it."""
     text = "one two three four five six seven eight nine ten. " * 4 + "one two three"
