@@ -2,6 +2,7 @@
 
     make bench-speculation
     python -m benchmarks.speculation [--model FILE] [--pairs 5] [--tokens 256] [--streams 1 4 16 64]
+        [--drafter FOLDER]
 
 Kinds of work, on real text:
 
@@ -143,13 +144,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--streams", type=int, nargs="+", default=[1])
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--drafter", help="a draft model, measured as well")
     parser.add_argument("--work", nargs="+", default=list(WORK), choices=WORK)
     args = parser.parse_args()
+    ways = {name: WAYS[name] for name in args.ways}
+    if args.drafter is not None:
+        ways |= {"draft model": {"model": args.drafter}}
+        ways |= {"draft model, 4 fixed": {"model": args.drafter, "draft_length": "fixed"}}
     engine = {"model": args.model, "max_model_len": 2048, "max_num_seqs": 64}
     plain = Side(engine, None)
-    for way in args.ways:
-        other = Side(engine, WAYS[way])
+    for way, settings in ways.items():
+        other = Side(engine, settings)
         print(f"\n{way}\n\n| work | streams | ratio | tokens/s | accepted | tokens a step |")
         print("|---|---|---|---|---|---|", flush=True)
         for work in args.work:

@@ -64,7 +64,7 @@ class _Pending(msgspec.Struct):
         ruled: those with masks, biases or processors.
         processed: those whose processors must run between forward pass and sampling.
         done: whether sampling was part of the forward pass.
-        seconds: that the forward pass took.
+        seconds: that the forward pass took, and taking drafts back from states.
         masks: masks and biases of the sampling.
     """
 
@@ -288,12 +288,14 @@ class Runner:
             self._pool(plan, result)
         if self._adapters is not None and self._adapters.errors:
             result.errors |= self._adapters.errors
-        if self._speculator is not None:
-            self._speculator.stepped(plan, pending.seconds if pending.done else None)
         if self._rewinds and len(plan.draft_ids):
+            begin = perf_counter()
             num_kept = accepted_drafts(plan, result.num_sampled)
             if (num_kept < np.diff(plan.draft_indptr)).any():
                 executable.rewind(plan, num_kept)
+            pending.seconds += perf_counter() - begin
+        if self._speculator is not None:
+            self._speculator.stepped(plan, pending.seconds if pending.done else None)
         self.table.apply_result(plan, result)
         if self._speculator is not None:
             self._propose(self._speculator, plan, result)
