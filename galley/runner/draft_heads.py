@@ -114,8 +114,9 @@ class HeadProposer:
         self._executables: list[Executable] = []
         self._given: list[F32] = []
         self._step: _Step | None = None
-        #: whose inputs are the first rows of `_given[0]`
-        self._waiting: list[_Step] = []
+        #: slots of the positions that wait, whose inputs are the first rows of `_given[0]`
+        self._waiting: list[Slots] = []
+        self._num_waiting = 0
 
     @property
     def follows(self) -> bool:
@@ -178,7 +179,9 @@ class HeadProposer:
         self._target, self._table = target, table
         places = [layout.places[layer.index].group for layer in self._caches]
         self._groups, self._block_size = sorted(set(places)), layout.block_size
-        self._waiting = []
+        self._waiting, self._num_waiting = [], 0
+        #: [slots] the first position of each that waits, -1 = none
+        self._first_waiting = np.full(table.num_slots, -1, np.int32)
         # A block that leaves its window is freed, whatever waits.
         windows = any(layout.groups[group].window for group in self._groups)
         self._most_waiting = 0 if windows else _MOST_WAITING
@@ -199,7 +202,7 @@ class HeadProposer:
         pass
 
     def leave(self, table: RequestTable, slots: Slots) -> None:
-        if any(np.isin(step.slots, slots).any() for step in self._waiting):
+        if self._num_waiting and (self._first_waiting[slots] >= 0).any():
             self._compute(np.empty(0, np.intp))
 
     def stepped(self, plan: StepPlan) -> None:
@@ -267,25 +270,23 @@ class HeadProposer:
         if self._num_waiting + len(rows) > self._limits.tokens:
             self._compute(np.empty(0, np.intp))
         self._give(self._num_waiting, rows)
-        self._waiting.append(_Step(step.slots[kept], num_new, step.starts[kept]))
-
-    @property
-    def _num_waiting(self) -> int:
-        return sum(int(step.num_new.sum()) for step in self._waiting)
+        slots = step.slots[kept]
+        first = self._first_waiting[slots]
+        self._first_waiting[slots] = np.where(first < 0, step.starts[kept], first)
+        self._waiting.append(np.repeat(slots, num_new))
+        self._num_waiting += len(rows)
 
     def _compute(self, asked: Slots) -> tuple[I32, F32]:
         """Compute what waits: first drafts of the slots `asked`, and the hidden states [n, H]
         behind them."""
-        of_row = np.concatenate([np.repeat(step.slots, step.num_new) for step in self._waiting])
-        slots, first, num_new = np.unique(of_row, return_index=True, return_counts=True)
-        starts = np.full(self._table.num_slots, -1, np.int32)
-        for step in reversed(self._waiting):
-            starts[step.slots] = step.starts
-        self._waiting = []
-        self._own.num_computed[slots] = starts[slots]
-        given = self._given[0]
-        if len(first) < len(of_row):
+        of_row = np.concatenate(self._waiting)
+        slots, num_new = np.unique(of_row, return_counts=True)
+        self._own.num_computed[slots] = self._first_waiting[slots]
+        if (np.diff(of_row) < 0).any():  # a sequence's positions belong together, in order of slots
+            given = self._given[0]
             given[: len(of_row)] = given[np.argsort(of_row, kind="stable")]
+        self._waiting, self._num_waiting = [], 0
+        self._first_waiting[slots] = -1
         is_asked = np.isin(slots, asked).astype(np.int32)
         tokens, hidden = self._run(0, slots, num_new.astype(np.int32), is_asked)
         order = np.searchsorted(slots[is_asked > 0], asked)

@@ -47,7 +47,7 @@ def folder(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def engine(folder: Path, **flags: Any) -> LLM:
-    flags = {"max_model_len": 192, "max_num_seqs": 8, "kv_cache_memory_bytes": 8 << 20, **flags}
+    flags = {"max_model_len": 192, "max_num_seqs": 5, "kv_cache_memory_bytes": 8 << 20, **flags}
     return LLM(model=str(folder), skip_tokenizer_init=True, dtype="float32", **flags)
 
 

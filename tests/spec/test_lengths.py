@@ -185,6 +185,7 @@ def test_fixed_lengths_by_the_number_of_sequences() -> None:
         ({"method": "ngram", "prompt_lookup_min": 17}, "in 1 … 16"),
         ({"method": "ngram", "model": "x"}, "ngram has no weights"),
         ({"method": "ngram", "quantization": "awq"}, "quantization is not supported with ngram"),
+        ({"method": "ngram", "parallel_drafting": True}, "is not supported with ngram"),
         ({"method": "ngram", "rejection_sample_method": "synthetic"}, "must be 'standard'"),
         ({"method": "suffix", "suffix_decoding_min_token_prob": 1.5}, "in 0 … 1"),
         ({"method": "custom_class"}, "module.Class"),
