@@ -21,8 +21,9 @@ from galley.spec.proposer import Drafts, Proposer
 _MARGIN = 1.03
 #: Steps larger than this are not measured, and take no drafts.
 MOST_TOKENS = 1024
-#: A proposer that costs time is asked this often where its drafts do not pay.
-_RETRY_STEPS = 64
+#: A proposer that costs time is asked this often where its drafts do not pay: at first, and after
+#: they have not paid for long.
+_RETRY_STEPS, _MOST_RETRY_STEPS = 64, 512
 #: One that is free is asked at each step, until a sequence has had no drafts for so many; then at
 #: each step of this number.
 _PATIENCE, _REST_STEPS = 64, 8
@@ -33,7 +34,7 @@ class Lengths(Protocol):
 
     def clear(self, slots: NDArray[np.intp]) -> None: ...
     def stepped(self, plan: StepPlan, seconds: float) -> None: ...
-    def proposed(self, num_asked: int, seconds: float) -> None: ...
+    def proposed(self, slots: NDArray[np.intp], seconds: float) -> None: ...
     def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]: ...
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32: ...
     def choose(
@@ -57,7 +58,7 @@ class FixedLengths:
     def stepped(self, plan: StepPlan, seconds: float) -> None:
         pass
 
-    def proposed(self, num_asked: int, seconds: float) -> None:
+    def proposed(self, slots: NDArray[np.intp], seconds: float) -> None:
         pass
 
     def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
@@ -92,7 +93,11 @@ class AdaptiveLengths:
         self._proposing = StepCosts(num_slots)
         self._pays = True
         self._skipped = 0
-        self._is_retry = False
+        self._retry_steps = _RETRY_STEPS
+        #: [slots] whether the proposer was asked about them the last time that it was asked: then
+        #: it had no more than a step's tokens to follow
+        self._follows = np.zeros(num_slots, np.bool_)
+        self._is_usual = True
         #: [slots] times that a sequence was asked about in a row and got none
         self._unpaid = np.zeros(num_slots, np.int32)
         self._turn = 0
@@ -100,6 +105,7 @@ class AdaptiveLengths:
     def clear(self, slots: NDArray[np.intp]) -> None:
         self._acceptance.clear(slots)
         self._unpaid[slots] = 0
+        self._follows[slots] = False
 
     def stepped(self, plan: StepPlan, seconds: float) -> None:
         """Measure a step that consists of decode rows."""
@@ -107,10 +113,14 @@ class AdaptiveLengths:
         if len(sampled) and (plan.num_new == sampled).all():
             self._costs.record(int(sampled.sum()), seconds)
 
-    def proposed(self, num_asked: int, seconds: float) -> None:
-        """Drafts for so many sequences took so long to propose."""
-        if not self._is_free and not self._is_retry:  # which makes up for what was skipped
-            self._proposing.record(num_asked, seconds)
+    def proposed(self, slots: NDArray[np.intp], seconds: float) -> None:
+        """Drafts for `slots` took so long to propose."""
+        if self._is_free:
+            return
+        self._is_usual = bool(self._follows[slots].all())
+        self._follows[slots] = True
+        if self._is_usual:
+            self._proposing.record(len(slots), seconds)
 
     def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
         """[n] which of `slots` the proposer is asked about: none that has long had no drafts."""
@@ -122,10 +132,13 @@ class AdaptiveLengths:
 
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32:
         self._acceptance.observe(table, slots)
-        if not self._is_free and not self._pays and self._skipped < _RETRY_STEPS:
-            self._skipped += 1
-            return np.zeros(len(slots), np.int32)
-        self._is_retry, self._skipped = self._skipped > 0, 0
+        if not self._is_free and not self._pays:
+            if self._skipped < self._retry_steps:
+                self._skipped += 1
+                return np.zeros(len(slots), np.int32)
+            self._retry_steps = min(2 * self._retry_steps, _MOST_RETRY_STEPS)
+            self._follows[:] = False
+        self._skipped = 0
         return self._limits.most(table, slots, num_rows)
 
     def choose(
@@ -153,8 +166,10 @@ class AdaptiveLengths:
         seconds = self._costs.curve(num_rows, total)
         speeds = tokens / (seconds + self._proposing.known(len(slots)))
         taken = int(speeds.argmax())
-        self._pays = bool(taken and speeds[taken] >= _MARGIN * num_rows / seconds[0])
-        if not self._pays:
+        pays = bool(taken and speeds[taken] >= _MARGIN * num_rows / seconds[0])
+        self._pays = pays or not self._is_usual  # what it took to propose is known the next time
+        if not pays:
             return none
+        self._retry_steps = _RETRY_STEPS
         counts: I32 = (chances >= best[taken - 1]).sum(1, dtype=np.int32)
         return np.minimum(counts, drafts.counts)

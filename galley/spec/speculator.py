@@ -75,7 +75,7 @@ class Speculator:
         begin = perf_counter()
         drafts = self._proposer.propose(table, asked, most)
         if most.any():
-            self._lengths.proposed(len(rows), perf_counter() - begin)
+            self._lengths.proposed(asked, perf_counter() - begin)
         counts = self._lengths.choose(table, asked, drafts, len(slots))
         if not counts.any():
             return indptr, empty

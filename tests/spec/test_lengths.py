@@ -143,10 +143,20 @@ def test_what_it_takes_to_propose_counts() -> None:
     lengths = simulation.lengths
     simulation.run(100)
     lengths._is_free = False
-    for seconds, pays in ((0.0, True), (2 * flat(1), False)):
-        lengths.proposed(1, seconds)
-        counts = lengths.choose(simulation.table, np.arange(1), simulation.drafts, 1)
-        assert counts.any() == pays
+    slots = np.arange(1)
+
+    def is_asked(seconds: float, pays: bool) -> bool:
+        asked = lengths.most(simulation.table, slots, 1).any()
+        if asked:
+            lengths.proposed(slots, seconds)
+            counts = lengths.choose(simulation.table, slots, simulation.drafts, 1)
+            assert counts.any() == pays
+        return bool(asked)
+
+    # The first time it reads the prompt as well, which says nothing.
+    for seconds, pays in ((9 * flat(1), True), (0.0, True), (9 * flat(1), False)):
+        assert is_asked(seconds, pays)
+    assert [is_asked(0.0, False) for _ in range(67)] == [False] * 64 + [True] * 2 + [False]
 
 
 def test_costs_between_and_beyond_measurements() -> None:
