@@ -55,6 +55,7 @@ ENTRIES: dict[str, Entry] = {
     "CamembertModel": Entry("CamemBERT", "encoder", "dangvantuan/sentence-camembert-base"),
     "CodeGenForCausalLM": Entry("CodeGen", "dense", "Salesforce/codegen-350M-mono"),
     "Cohere2ForCausalLM": Entry("Command R7B", "dense", "CohereLabs/c4ai-command-r7b-12-2024"),
+    "Cohere2MoeForCausalLM": Entry("Command A+", "mixture", "CohereLabs/command-a-plus-05-2026"),
     "CohereForCausalLM": Entry("Command-R", "dense", "CohereLabs/c4ai-command-r-v01"),
     "CwmForCausalLM": Entry("Code World Model", "dense", "facebook/cwm"),
     "DebertaV2Model": Entry("DeBERTa 2 and 3", "encoder", "microsoft/deberta-v3-base"),

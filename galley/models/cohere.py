@@ -21,9 +21,9 @@ from galley.models.llama import Sizes, attention, decoder, mlp, read_sizes
 
 
 def cohere(model_info: ModelInfo) -> DecoderSpec:
-    config = _fields(model_info)
-    sizes = _sizes(config)
-    mixers = [_attention(config, sizes, i) for i in range(sizes.layers)]
+    config = cohere_fields(model_info)
+    sizes = cohere_sizes(config)
+    mixers = [cohere_attention(config, sizes, i) for i in range(sizes.layers)]
     if config.flag("use_qk_norm", False):
         mixers = [_with_norms(mixer, sizes, i) for i, mixer in enumerate(mixers)]
     return _decoder(config, sizes, mixers)
@@ -31,29 +31,29 @@ def cohere(model_info: ModelInfo) -> DecoderSpec:
 
 def cohere2(model_info: ModelInfo) -> DecoderSpec:
     """Layers with a window are rotated, those that see all tokens are not."""
-    config = _fields(model_info)
-    sizes = _sizes(config)
+    config = cohere_fields(model_info)
+    sizes = cohere_sizes(config)
     pattern = config.integer("sliding_window_pattern", 4, least=1)
     kinds = attention_kinds(config, sizes.layers, every_nth_full(pattern))
     window = window_of(config, kinds)
     mixers = []
     for i, kind in enumerate(kinds):
-        mixer = _attention(config, sizes, i)
+        mixer = cohere_attention(config, sizes, i)
         sliding = kind == "sliding_attention"
         mixers.append(replace(mixer, window=window) if sliding else replace(mixer, rotary=None))
     return _decoder(config, sizes, mixers)
 
 
-def _fields(model_info: ModelInfo) -> ModelFields:
+def cohere_fields(model_info: ModelInfo) -> ModelFields:
     return model_fields(model_info).with_defaults(tie_word_embeddings=True, logit_scale=0.0625)
 
 
-def _sizes(config: ModelFields) -> Sizes:
+def cohere_sizes(config: ModelFields) -> Sizes:
     sizes = read_sizes(config, interleaved=True)
     return replace(sizes, eps=config.number("layer_norm_eps", 1e-5))
 
 
-def _attention(config: ModelFields, sizes: Sizes, index: int) -> AttentionSpec:
+def cohere_attention(config: ModelFields, sizes: Sizes, index: int) -> AttentionSpec:
     bias = config.flag("attention_bias", False)
     prefix = f"model.layers.{index}.self_attn"
     return attention(sizes, prefix, qkv_bias=bias, out_bias=bias)
@@ -75,16 +75,16 @@ def _decoder(config: ModelFields, sizes: Sizes, mixers: list[AttentionSpec]) -> 
         ParallelLayerSpec(
             mixer=mixer,
             mlp=mlp(sizes, f"model.layers.{i}.mlp"),
-            norm=_norm(sizes, f"model.layers.{i}.input_layernorm"),
+            norm=cohere_norm(sizes, f"model.layers.{i}.input_layernorm"),
         )
         for i, mixer in enumerate(mixers)
     ]
     return replace(
         decoder(sizes, layers),
-        norm=_norm(sizes, "model.norm"),
+        norm=cohere_norm(sizes, "model.norm"),
         logits_scale=config.above_zero("logit_scale"),
     )
 
 
-def _norm(sizes: Sizes, name: str) -> LayerNormSpec:
+def cohere_norm(sizes: Sizes, name: str) -> LayerNormSpec:
     return LayerNormSpec(name, sizes.hidden, sizes.eps, bias=False)

@@ -67,6 +67,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "CamembertModel": Architecture("galley.models.bert", "roberta"),
     "CodeGenForCausalLM": Architecture("galley.models.gptj", "codegen"),
     "Cohere2ForCausalLM": Architecture("galley.models.cohere", "cohere2"),
+    "Cohere2MoeForCausalLM": Architecture("galley.models.cohere_moe", "cohere2_moe"),
     "CohereForCausalLM": Architecture("galley.models.cohere", "cohere"),
     "CwmForCausalLM": Architecture("galley.models.mistral", "cwm"),
     "DebertaV2Model": Architecture("galley.models.deberta", "deberta_v2"),

@@ -82,6 +82,19 @@ FAMILIES: dict[str, Case] = {
         },
         remote=BAILING,
     ),
+    "cohere2-moe": Case(
+        "Cohere2Moe",
+        {
+            **IDS,
+            **BLOCKS,
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_shared_experts": 2,
+            "prefix_dense_intermediate_size": 80,
+            "sliding_window": 9,
+            "layer_types": [FULL, SLIDING, FULL],
+        },
+    ),
     "exaone-moe": Case(
         "ExaoneMoe",
         {
@@ -299,6 +312,19 @@ VARIANTS: dict[str, Case] = {
             "index_n_heads": 2,
             "index_head_dim": 32,
             "index_topk": 256,
+        },
+    ),
+    "cohere2-moe-sigmoid": Case(
+        "Cohere2Moe",
+        {
+            **IDS,
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_shared_experts": 1,
+            "shared_expert_combination_strategy": "sum",
+            "expert_selection_fn": "sigmoid",
+            "rms_norm_eps": 1e-6,
+            "sliding_window": 9,
         },
     ),
     "solar-open": Case(
