@@ -73,6 +73,14 @@ DEEPSEEK_NAMES = {
     "attn_k_b": "self_attn.k_b_proj.{}",
     "attn_v_b": "self_attn.v_b_proj.{}",
 }
+#: With what chooses the tokens to attend to, which is not used.
+DSA_NAMES = {
+    **DEEPSEEK_NAMES,
+    **{
+        f"indexer.{name}": f"self_attn.indexer.{name}"
+        for name in ("k_norm", "proj", "attn_k", "attn_q_b")
+    },
+}
 ERNIE_NAMES = {
     **GLM_NAMES,
     "exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias",
@@ -294,6 +302,19 @@ def deepseek2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     }
 
 
+def deepseek32(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """V3 with sparse attention, also GLM 5; layers that predict further tokens are the last of the
+    file."""
+    own = deepseek2(meta, arch, names)
+    del own["architectures"], own["model_type"]
+    layers = meta.integer(f"{arch}.block_count", least=1)
+    return {
+        **own,
+        "num_hidden_layers": layers - meta.integer(f"{arch}.nextn_predict_layers", 0),
+        "index_topk": meta.integer(f"{arch}.attention.indexer.top_k", 2048, least=1),
+    }
+
+
 def _deepseek_yarn(meta: Fields, arch: str) -> dict[str, Any] | None:
     key = f"{arch}.rope.scaling"
     if meta.text(f"{key}.type", "none") != "yarn":
@@ -398,6 +419,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         "deepseek_v2",
         in_layer=DEEPSEEK_NAMES,
         config=deepseek2,
+    ),
+    "deepseek32": Architecture(
+        "DeepseekV32ForCausalLM", "deepseek_v32", in_layer=DSA_NAMES, config=deepseek32
+    ),
+    "glm-dsa": Architecture(
+        "GlmMoeDsaForCausalLM", "glm_moe_dsa", in_layer=DSA_NAMES, config=deepseek32
     ),
     "dots1": Architecture("Dots1ForCausalLM", "dots1", in_layer=GLM_NAMES, config=dots1),
     "ernie4_5-moe": Architecture(

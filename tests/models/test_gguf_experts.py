@@ -22,7 +22,7 @@ from galley.loader.gguf_checkpoint import GGUFCheckpoint
 from tests.loader.gguf_files import finish
 from tests.models.checkpoints import Case, hf_logits, make
 from tests.models.driver import LIMITS, load, solo_logits
-from tests.models.mixtures import FAMILIES
+from tests.models.mixtures import FAMILIES, VARIANTS
 
 IDS = np.random.default_rng(1).integers(0, 131, 60)
 ARCH = gguf.MODEL_ARCH
@@ -116,7 +116,7 @@ def glm(writer: Writer, c: Any) -> None:
 
 
 def deepseek(writer: Writer, c: Any) -> None:
-    v3, rope = c.model_type == "deepseek_v3", c.rope_parameters
+    v3, rope = c.model_type != "deepseek_v2", c.rope_parameters
     routed(writer, c)
     functions = gguf.ExpertGatingFuncType
     writer.add_expert_gating_func(functions.SIGMOID if v3 else functions.SOFTMAX)
@@ -134,6 +134,8 @@ def deepseek(writer: Writer, c: Any) -> None:
     writer.add_rope_scaling_factor(rope["factor"])
     writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
+    if hasattr(c, "index_topk"):
+        writer.add_indexer_top_k(c.index_topk)
 
 
 def afmoe(writer: Writer, c: Any) -> None:
@@ -280,6 +282,8 @@ FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
     "bailing-moe-v2": (ARCH.BAILINGMOE2, glm, stacked),
     "deepseek-v2": (ARCH.DEEPSEEK2, deepseek, split),
     "deepseek-v3": (ARCH.DEEPSEEK2, deepseek, by_head),
+    "deepseek-v3.2": (ARCH.GLM_DSA, deepseek, by_head),
+    "glm-moe-dsa": (ARCH.GLM_DSA, deepseek, by_head),
     "ernie4.5-moe": (ARCH.ERNIE4_5_MOE, ernie, split),
     "glm4-moe": (ARCH.GLM4_MOE, glm, split),
     "gpt-oss": (ARCH.GPT_OSS, gpt_oss, in_turn),
@@ -299,7 +303,9 @@ FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
 def write(path: Path, name: str, model: torch.nn.Module, experts: Any = None) -> None:
     arch, keys, change = FILES[name]
     config: Any = getattr(model, "inner", model).config
-    writer = Writer(path, gguf.MODEL_ARCH_NAMES[arch])
+    # The package does not know the name of V3.2, whose tensors are called as those of GLM 5.
+    title = "deepseek32" if name == "deepseek-v3.2" else gguf.MODEL_ARCH_NAMES[arch]
+    writer = Writer(path, title)
     common(writer, config)
     keys(writer, config)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
@@ -332,8 +338,8 @@ def test_logits_from_a_file_equal_transformers(name: str, tmp_path: Path) -> Non
 
 def case_of(name: str) -> Case:
     """The family's, with what its files can say."""
-    case = FAMILIES[name.replace("-vl", "")]
-    if name.startswith("deepseek"):
+    case = (FAMILIES | VARIANTS)[name.replace("-vl", "")]
+    if name.startswith("deepseek") or name == "glm-moe-dsa":
         # Files have one number for both.
         rope = {**case.config["rope_parameters"], "mscale": 1.3}
         case = replace(case, config={**case.config, "rope_parameters": rope})
