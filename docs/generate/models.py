@@ -37,7 +37,7 @@ which runs Mixtral, reads no window; `phi3.cpp` reads it and switches it off wit
 `exaone4.cpp` has windows in the model of 64 layers alone; and `phimoe.cpp` weighs the experts by a
 softmax over all, divided by the sum of the chosen, where the published model takes each choice's
 softmax over those near it. Files of Gemma 4 with experts, Trinity, Hunyuan A13B, Ling 2.0, GLM 5,
-DeepSeek V3.2 and Llama-Nemotron came later and have not been compared.
+DeepSeek V3.2, Kimi Linear and Llama-Nemotron came later and have not been compared.
 
 On 250 tokens of an English book, the built-in model (SmolLM2-135M-Instruct, Q4_1) has a perplexity
 of 31.15 in float32 and of 31.17 in bfloat16; llama.cpp finds 31.29.

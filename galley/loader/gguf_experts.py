@@ -13,7 +13,7 @@ from typing import Any
 from galley.errors import ModelError
 from galley.loader.fields import Fields
 from galley.loader.gguf_architecture import ATTENTION_NAMES, LLAMA_TOP, MLP_NAMES, Architecture
-from galley.loader.gguf_states import attention
+from galley.loader.gguf_states import attention, per_layer
 
 _ATTENTION = {**ATTENTION_NAMES, "post_attention_norm": "post_attention_layernorm"}
 
@@ -80,6 +80,23 @@ DSA_NAMES = {
         f"indexer.{name}": f"self_attn.indexer.{name}"
         for name in ("k_norm", "proj", "attn_k", "attn_q_b")
     },
+}
+#: Of both kinds of attention.
+KIMI_NAMES = {
+    **ATTENTION_NAMES,
+    **MLP_NAMES,
+    **{name: own for name, own in DEEPSEEK_NAMES.items() if name.startswith("attn_kv")},
+    **{f"attn_{kind}_b": f"self_attn.{kind}_b_proj.{{}}" for kind in "kv"},
+    **{f"ssm_conv1d_{kind}": f"self_attn.{kind}_conv1d" for kind in "qkv"},
+    **{f"ssm_{part}": f"self_attn.{part}_proj" for part in ("f_a", "f_b", "g_a", "g_b")},
+    "ssm_beta": "self_attn.b_proj",
+    "ssm_a": "self_attn.A_log",
+    "ssm_dt.bias": "self_attn.dt_bias",
+    "ssm_norm": "self_attn.o_norm",
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "exp_probs_b.bias": "block_sparse_moe.gate.e_score_correction_bias",
+    **_experts("block_sparse_moe.experts", _W),
+    **_shared("block_sparse_moe.shared_experts"),
 }
 ERNIE_NAMES = {
     **GLM_NAMES,
@@ -274,6 +291,11 @@ def dots1(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
 
 def deepseek2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     """V2 has softmax scores, V3 sigmoid ones."""
+    return _latent(meta, arch, gating=1)
+
+
+def _latent(meta: Fields, arch: str, gating: int) -> dict[str, Any]:
+    """`gating`: where the file does not say which scores experts have."""
     heads = meta.integer(f"{arch}.attention.head_count", least=1)
     rope = meta.integer(f"{arch}.rope.dimension_count", least=2)
     # Files made for absorbed attention have the sizes of the latent under the plain keys.
@@ -285,7 +307,7 @@ def deepseek2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         )
         for name in ("key", "value")
     )
-    is_v3 = meta.integer(f"{arch}.expert_gating_func", 1) == 2
+    is_v3 = meta.integer(f"{arch}.expert_gating_func", gating) == 2
     q_rank = meta.integer(f"{arch}.attention.q_lora_rank", 0)
     return {
         **_deepseek_experts(meta, arch, 2 if is_v3 else 1),
@@ -312,6 +334,21 @@ def deepseek32(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         **own,
         "num_hidden_layers": layers - meta.integer(f"{arch}.nextn_predict_layers", 0),
         "index_topk": meta.integer(f"{arch}.attention.indexer.top_k", 2048, least=1),
+    }
+
+
+def kimi_linear(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    """Layers without KV heads have Kimi delta attention, of as many heads as the others."""
+    own = _latent(meta, arch, gating=2)
+    del own["architectures"], own["model_type"]
+    kv_heads = per_layer(meta, arch, "attention.head_count_kv")
+    return {
+        **own,
+        "layer_types": ["full_attention" if n else "linear_attention" for n in kv_heads],
+        "linear_num_heads": own["num_attention_heads"],
+        "linear_head_dim": meta.integer(f"{arch}.kda.head_dim", least=2),
+        "linear_conv_kernel_dim": meta.integer(f"{arch}.ssm.conv_kernel", least=2),
+        "norm_topk_prob": True,
     }
 
 
@@ -452,6 +489,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "hunyuan-moe": Architecture(
         "HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe", in_layer=HUNYUAN_NAMES, config=hunyuan_moe
+    ),
+    "kimi-linear": Architecture(
+        "KimiLinearForCausalLM", "kimi_linear", in_layer=KIMI_NAMES, config=kimi_linear
     ),
     "llama4": Architecture(
         "Llama4ForCausalLM", "llama4_text", in_layer=LLAMA4_NAMES, config=llama4

@@ -6,6 +6,7 @@ vectors as [n, 1] or in groups. Multipliers of Falcon-H1 are part of its weights
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -436,8 +437,10 @@ def _bamba_keys(meta: Fields, arch: str, layer: str) -> dict[str, Any]:
 
 def logical_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that models ask for, of a tensor by Hugging Face's name."""
-    if name.endswith(("conv1d.weight", "conv.conv.weight")) and len(shape) == 2:
-        return (shape[0], 1, shape[1])
+    if name.endswith(("conv1d.weight", "conv.conv.weight")):  # of two, three or four axes
+        return (math.prod(shape[:-1]), 1, shape[-1])
+    if name.endswith(".self_attn.A_log"):  # of Kimi Linear
+        return (1, 1, math.prod(shape), 1)
     if len(shape) == 2 and (
         name.endswith((".mamba.norm.weight", ".mixer.norm.weight"))
         or (name.endswith((".A_log", ".D")) and shape[1] == 1)

@@ -309,6 +309,47 @@ def delta_nets(c: Any, tensors: Tensors) -> Tensors:
     return result
 
 
+def kimi_keys(writer: Writer, c: Any) -> None:
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_head_count_kv([int(kind == "full_attention") for kind in c.layer_types])
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_ssm_conv_kernel(c.linear_conv_kernel_dim)
+    writer.add_kda_head_dim(c.linear_head_dim)
+    writer.add_kv_lora_rank(c.kv_lora_rank)
+    writer.add_rope_dimension_count(c.qk_rope_head_dim)
+    writer.add_key_length(c.kv_lora_rank + c.qk_rope_head_dim)
+    writer.add_value_length(c.kv_lora_rank)
+    writer.add_key_length_mla(c.qk_nope_head_dim + c.qk_rope_head_dim)
+    writer.add_value_length_mla(c.v_head_dim)
+    writer.add_expert_count(c.num_experts)
+    writer.add_expert_used_count(c.num_experts_per_token)
+    writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    writer.add_expert_shared_count(c.num_shared_experts)
+    writer.add_leading_dense_block_count(c.mlp_layer_types.count("dense"))
+    writer.add_expert_weights_scale(c.routed_scaling_factor)
+
+
+def kimi(c: Any, tensors: Tensors) -> Tensors:
+    """Latents by head, experts in one tensor, convolutions of four axes."""
+    result: dict[str, Any] = {}
+    for name, values in tensors.items():
+        name = re.sub(r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj", name)
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+        if re.search(r"experts\.\d", name):
+            result.setdefault(re.sub(r"experts\.\d+", "experts", name), []).append(values)
+        elif "conv1d" in name:
+            result[name] = values.reshape(1, len(values), 1, -1)
+        elif "kv_b_proj" in name:
+            each = values.reshape(c.num_attention_heads, -1, c.kv_lora_rank)
+            keys = each[:, : c.qk_nope_head_dim].swapaxes(1, 2)
+            result[name.replace("kv_b_proj", "k_b_proj")] = keys
+            result[name.replace("kv_b_proj", "v_b_proj")] = each[:, c.qk_nope_head_dim :]
+        else:
+            result[name] = values
+    return {name: np.stack(t) if isinstance(t, list) else t for name, t in result.items()}
+
+
 def unchanged(c: Any, tensors: Tensors) -> Tensors:
     return tensors
 
@@ -318,6 +359,7 @@ def changed(name: str, **config: Any) -> Case:
 
 
 #: As llama.cpp computes them: weights that sum to 1, no factor, experts in all layers.
+KIMI = changed("kimi-linear", linear_num_heads=4, num_expert_group=1, topk_group=1)
 LFM2_MOE = changed("lfm2-moe", norm_topk_prob=True, routed_scaling_factor=1.0)
 #: llama.cpp has values as long as keys.
 EQUAL = {"linear_value_head_dim": 16}
@@ -350,6 +392,7 @@ FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[..., None], Callable[...,
         *(granite_moe_keys, granite_moe),
     ),
     "jamba-moe": (FAMILIES["jamba"], gguf.MODEL_ARCH.JAMBA, jamba_moe_keys, with_experts),
+    "kimi-linear": (KIMI, gguf.MODEL_ARCH.KIMI_LINEAR, kimi_keys, kimi),
     "lfm2-moe": (LFM2_MOE, gguf.MODEL_ARCH.LFM2MOE, lfm2_moe_keys, with_experts),
     "qwen3-next": (QWEN3_NEXT, gguf.MODEL_ARCH.QWEN3NEXT, qwen3_next_keys, delta_nets),
     "qwen3.5": (changed("qwen3.5", **EQUAL), gguf.MODEL_ARCH.QWEN35, qwen3_next_keys, delta_nets),
