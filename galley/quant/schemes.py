@@ -14,6 +14,7 @@ from galley.quant import (
     compressed_tensors,
     fp8,
     gptq,
+    hqq,
     modelopt,
     mxfp4,
     quark,
@@ -34,6 +35,7 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "fp8": fp8.FP8,
     "gguf": lambda config: PlainScheme(),
     "gptq": gptq.GPTQ,
+    "hqq": hqq.HQQ,
     "modelopt": modelopt.ModelOpt,
     "mxfp4": lambda config: mxfp4.MXFP4(),
     "quark": quark.Quark,
@@ -49,10 +51,6 @@ _ALIASES = {
     "modelopt_mxfp8": "modelopt",
     "gpt_oss_mxfp4": "mxfp4",
 }
-#: What models in an unsupported method are also published in.
-_INSTEAD = {
-    "hqq": "a GPTQ, AWQ or GGUF checkpoint of the same model runs",
-}
 
 
 def scheme_of(model_info: ModelInfo) -> Scheme:
@@ -62,11 +60,8 @@ def scheme_of(model_info: ModelInfo) -> Scheme:
         return PlainScheme()
     method = _ALIASES.get(method, method)
     if method not in METHODS:
-        instead = f"; {_INSTEAD[method]}" if method in _INSTEAD else ""
         known = ", ".join(METHODS)
-        raise ModelError(
-            f"checkpoints quantized by {method} are not supported; {known} are{instead}"
-        )
+        raise ModelError(f"checkpoints quantized by {method} are not supported; {known} are")
     config = model_info.hf_config
     table = config.get("quantization_config") or config.get("compression_config") or {}
     return METHODS[method](table)

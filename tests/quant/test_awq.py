@@ -85,6 +85,66 @@ def test_the_gemv_layout(group):
         scheme.read("w", (n, k), TensorDict(*layer))
 
 
+def marlin_places() -> list[tuple[int, int]]:
+    """(input, output) of the 1,024 codes of four tiles, in order (AutoAWQ's `_get_perms`)."""
+    places = []
+    for i in range(32):
+        rows = [2 * (i % 4), 2 * (i % 4) + 1, 2 * (i % 4 + 4), 2 * (i % 4 + 4) + 1]
+        for tile in range(4):
+            eight = [(row, 16 * tile + i // 4 + 8 * block) for block in (0, 1) for row in rows]
+            places += [eight[j] for j in ORDER]
+    return places
+
+
+@pytest.mark.parametrize(("group", "k"), [(32, 128), (-1, 64)])
+def test_the_marlin_layout(group, k):
+    n, rng, span = 128, np.random.default_rng(0), k if group == -1 else group
+    qweight = rng.integers(-(2**31), 2**31, (k // 16, 2 * n)).astype(np.int32)
+    scales = rng.normal(0, 0.02, (k // span, n)).astype(np.float16)
+    of_output = np.empty((k // span, n), np.float32)
+    run = [[0, 1, 8, 9, 16, 17, 24, 25][j] + 2 * i for i in range(4) for j in range(8)]
+    run = run if group == -1 else [i + 8 * j for i in range(8) for j in range(8)]
+    for g, o in np.ndindex(*scales.shape):
+        of_output[g, o // len(run) * len(run) + run[o % len(run)]] = scales[g, o]
+    values, places = np.empty((n, k), np.float32), marlin_places()
+    for tile, number, nibble in np.ndindex(*qweight.shape, 8):
+        four, at = divmod(8 * number + nibble, 1024)
+        i, o = 16 * tile + places[at][0], 64 * four + places[at][1]
+        code = int(qweight[tile, number]) >> 4 * nibble & 15
+        values[o, i] = of_output[i // span, o] * np.float32(code - 8)
+    config = {**CONFIG, "version": "marlin", "zero_point": False, "group_size": group}
+    layer = (raw("w.qweight", qweight), raw("w.scales", scales))
+    weight = scheme_of(model_info(config)).read("w", (n, k), TensorDict(*layer))
+    assert np.array_equal(weight.to_float32(), values)
+    assert np.array_equal(pack(weight).unpack(), values)
+
+
+def test_the_gemv_fast_layout():
+    n, k, group, rng = 12, 128, 64, np.random.default_rng(0)
+    qweight = rng.integers(-(2**15), 2**15, (n // 4, k)).astype(np.int16)
+    scales = rng.normal(0, 0.02, (8, n)).astype(np.float16)  # padded
+    minimums = rng.normal(0, 0.2, (8, n)).astype(np.float16)
+    values = np.empty((n, k), np.float32)
+    # Of 64 numbers of four codes each, sixteen follow each other for an output.
+    for quarter, number, nibble in np.ndindex(n // 4, k, 4):
+        row, inner = divmod(4 * (number % 64) + nibble, 64)
+        a, rest = divmod(inner % 32, 8)
+        c, b = divmod(rest, 4)
+        o, i = 4 * quarter + row, number // 64 * 64 + inner // 32 * 32 + 8 * b + 2 * a + c
+        code = int(qweight[quarter, number]) >> 4 * nibble & 15
+        values[o, i] = np.float32(scales[i // group, o]) * np.float32(code)
+        values[o, i] += np.float32(minimums[i // group, o])
+    arrays = {"qweight": qweight, "qzeros": minimums, "scales": scales}
+    scheme = scheme_of(model_info({**CONFIG, "version": "gemv_fast", "group_size": group}))
+    layer = [raw(f"w.{kind}", array) for kind, array in arrays.items()]
+    weight = scheme.read("w", (n, k), TensorDict(*layer))
+    assert np.array_equal(weight.to_float32(), values)
+    assert np.array_equal(pack(weight).unpack(), values)
+    layer[2] = raw("w.scales", scales[:1])
+    with pytest.raises(ModelError, match=r"w\.scales has no place for"):
+        scheme.read("w", (n, k), TensorDict(*layer))
+
+
 def test_the_original_names_of_settings_act():
     layer, want = make_layer("w", 8, 64, 64, np.random.default_rng(0))
     config = {"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"}
@@ -103,8 +163,8 @@ def test_layers_without_codes_are_dense():
     [
         ("bits", 8, "bits is 8; 4 is supported"),
         ("group_size", 0, "group_size is 0"),
-        ("version", "marlin", "version is 'marlin'; 'gemm', 'gemv' are supported"),
-        ("version", "gemv_fast", "version is 'gemv_fast'"),
+        ("version", "exllama", "version is 'exllama'; 'gemm', 'gemv', 'gemv_fast', 'marlin' are"),
+        ("version", "marlin", "zero_point is True; False is supported by version marlin"),
         ("zero_point", False, "zero_point is False"),
     ],
 )

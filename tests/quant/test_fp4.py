@@ -186,10 +186,6 @@ def test_excluded_layers_are_dense(method):
         ({**MODELOPT, "quant_algo": "W4A8_AWQ"}, "quant_algo is 'W4A8_AWQ'"),
         (quark("int4"), "global_quant_config.weight.dtype is 'int4'"),
         ({"quant_method": "quark", "global_quant_config": 3}, "global_quant_config is not an"),
-        (
-            {"quant_method": "hqq"},
-            "quantized by hqq are not supported.*GGUF checkpoint of",
-        ),
     ],
 )
 def test_other_configurations_are_refused_by_name(config, message):
