@@ -167,6 +167,9 @@ class CacheConfig:
     calculate_kv_scales: bool = False
     """With an FP8 KV cache: scales are calculated, for each token and head, instead of those of the
     checkpoint."""
+    kv_cache_dtype_skip_layers: tuple[str, ...] = ()
+    """Layers whose KV cache keeps the model's own number format, whatever --kv-cache-dtype says:
+    their numbers, from 0, or `sliding_window` for those with a window."""
     mamba_block_size: int | None = None
     """Tokens between two recurrent states that prefix caching keeps; a multiple of --block-size.
     Default: 512. Has no effect on models without recurrent states."""

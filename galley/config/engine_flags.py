@@ -44,6 +44,7 @@ class EngineFlags(TypedDict, total=False):
     enable_prefix_caching: bool
     kv_cache_dtype: str
     calculate_kv_scales: bool
+    kv_cache_dtype_skip_layers: list[str] | tuple[str, ...]
     mamba_block_size: int | str | None
     keep_kv_cache: bool
     prefix_caching_hash_algo: Literal["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"]

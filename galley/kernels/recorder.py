@@ -78,7 +78,6 @@ class Recorder:
     Attributes:
         nodes: the program so far.
         kv: number format of the KV cache.
-        query_kind: of the queries that are multiplied with it; codes are converted to bf16.
 
     Args:
         quantized: rows that are multiplied with weights of integers in groups.
@@ -94,7 +93,6 @@ class Recorder:
         self.adapters = adapters
         self.nodes: list[Node] = []
         self.kv = kv
-        self.query_kind = Kind.f32 if kv.name == "float32" else Kind.bf16
         self._quantized = quantized
         self._ordered: dict[tuple[Symbol, bytes], Symbol] = {}
         self._rounded: dict[tuple[Symbol, Kind], Symbol] = {}

@@ -47,6 +47,7 @@ class KVLayer(msgspec.Struct, frozen=True):
         in_parts: the window does not slide: a query sees the part of the sequence, of so many
             tokens, that it is in, up to its own position.
         k_scale, v_scale: of numbers of eight bits without scales of their own.
+        number: of the layer in the model; -1 = it belongs to another one, which drafts.
     """
 
     index: int
@@ -57,9 +58,11 @@ class KVLayer(msgspec.Struct, frozen=True):
     in_parts: bool = False
     k_scale: float = 1.0
     v_scale: float = 1.0
+    number: int = -1
 
     def cache(self, numbers: KVFormat) -> CacheSpec:
         """Size of the layer's cache per token."""
+        numbers = numbers.of(self.number)
         head_bytes = self.head_dim * numbers.itemsize + numbers.scale_bytes
         return CacheSpec(
             kind="window" if self.window else "full",
@@ -77,12 +80,14 @@ class LatentLayer(msgspec.Struct, frozen=True):
         rank: elements of the latent.
         rope_dim: elements of the rotated part.
         k_scale: of numbers of eight bits.
+        number: of the layer in the model; -1 as in `KVLayer`.
     """
 
     index: int
     rank: int
     rope_dim: int
     k_scale: float = 1.0
+    number: int = -1
 
     @property
     def head_dim(self) -> int:
@@ -90,7 +95,7 @@ class LatentLayer(msgspec.Struct, frozen=True):
 
     def cache(self, numbers: KVFormat) -> CacheSpec:
         """Size of the layer's cache per token."""
-        return CacheSpec("full", token_bytes=self.head_dim * numbers.itemsize)
+        return CacheSpec("full", token_bytes=self.head_dim * numbers.of(self.number).itemsize)
 
 
 class StateLayer(msgspec.Struct, frozen=True):

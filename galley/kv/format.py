@@ -26,10 +26,18 @@ class KVFormat(msgspec.Struct, frozen=True):
         token_scales: numbers of eight bits have a scale for each token and head, chosen by the
             largest of them and stored beside them; otherwise one for each layer's K and V, which
             does not change.
+        excepted: layers, by their number in the model, whose numbers are in the format `plain`.
+        plain: of the model: bfloat16 or float32.
     """
 
     name: str
     token_scales: bool = False
+    excepted: frozenset[int] = frozenset()
+    plain: str = "bfloat16"
+
+    def of(self, layer: int) -> KVFormat:
+        """The format of one layer."""
+        return KVFormat(self.plain) if layer in self.excepted else self
 
     @property
     def number(self) -> int:
@@ -51,4 +59,6 @@ class KVFormat(msgspec.Struct, frozen=True):
         return SCALE_BYTES if self.token_scales else 0
 
     def __str__(self) -> str:
-        return f"{self.name}, a scale per token and head" if self.token_scales else self.name
+        scales = ", a scale per token and head" if self.token_scales else ""
+        layers = ", ".join(map(str, sorted(self.excepted)))
+        return self.name + scales + (f"; {self.plain} in layers {layers}" if layers else "")

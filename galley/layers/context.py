@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -31,6 +32,7 @@ class BuildContext:
         """
         self.source = source
         self.kv_layers: list[CacheLayer] = list(before)
+        self._drafts = bool(before)
         self.max_positions = max_positions
         self._shared: dict[KVLayer, KVLayer] = {}
         self._by_keys: dict[str, KVLayer] = {}
@@ -58,9 +60,12 @@ class BuildContext:
             window,
             causal,
             in_parts,
-            *(self._kv_scale(keys, name) for name in ("k", "v")),
+            self._kv_scale(keys, "k"),
+            self._kv_scale(keys, "v"),
+            self._number(keys),
         )
-        shared = None if causal else self._shared.setdefault(replace(layer, index=0), layer)
+        same = replace(layer, index=0, number=0)
+        shared = None if causal else self._shared.setdefault(same, layer)
         if shared is not None and shared is not layer:
             layer = shared
         else:
@@ -79,9 +84,14 @@ class BuildContext:
         """The latent KV cache of one more layer; `keys` is the name of the projection to it."""
         scale = self._kv_scale(keys, "k")
         self._kv_scale(keys, "v")  # of a cache that is not latent
-        layer = LatentLayer(len(self.kv_layers), rank, rope_dim, scale)
+        layer = LatentLayer(len(self.kv_layers), rank, rope_dim, scale, self._number(keys))
         self.kv_layers.append(layer)
         return layer
+
+    def _number(self, keys: str) -> int:
+        """Of the layer in the model: the first number in the name of its projection."""
+        found = None if self._drafts else re.search(r"(?:^|\.)(\d+)\.", keys)
+        return int(found[1]) if found else -1
 
     def _kv_scale(self, keys: str, name: str) -> float:
         """The scale of a layer's K or V that the checkpoint has for a cache in FP8; 1 for none."""

@@ -454,7 +454,7 @@ def _kv_layers(config: PreTrainedConfig) -> list[KVLayer]:
         if kind not in ("full_attention", "sliding_attention"):
             raise ModelError(f"layers of {kind} cannot run with --model-impl transformers")
     windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
-    return [KVLayer(i, kv_heads, int(head_dim), w) for i, w in enumerate(windows)]
+    return [KVLayer(i, kv_heads, int(head_dim), w, number=i) for i, w in enumerate(windows)]
 
 
 def _to_torch(raw: RawTensor) -> Tensor:

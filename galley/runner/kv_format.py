@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from galley.config import CacheConfig, ModelInfo
 from galley.errors import ConfigError
 from galley.kernels.backend import Dense, dense_kv
-from galley.kernels.ops import CacheLayer, LatentLayer
+from galley.kernels.ops import CacheLayer, KVLayer, LatentLayer
 from galley.kv.format import KVFormat
 from galley.quant.kv_cache import checkpoint_kv_format
 
@@ -41,6 +43,7 @@ def kv_format(
         numbers = FORMATS[name]
     else:
         numbers = checkpoint_kv_format(model_info) or dense_kv(dense)
+    numbers = _with_exceptions(numbers, cache.kv_cache_dtype_skip_layers, dense_kv(dense), layers)
     if cache.calculate_kv_scales:
         if not numbers.is_codes:
             raise ConfigError(
@@ -48,7 +51,7 @@ def kv_format(
                 "--kv-cache-dtype fp8, or omit the flag.",
                 field="calculate_kv_scales",
             )
-        numbers = KVFormat(numbers.name, token_scales=True)
+        numbers = replace(numbers, token_scales=True)
     if numbers.token_scales and any(isinstance(layer, LatentLayer) for layer in layers):
         raise ConfigError(
             f"--kv-cache-dtype {name}: a latent KV cache ({model_info.architecture}) has no scales "
@@ -56,3 +59,31 @@ def kv_format(
             field="kv_cache_dtype",
         )
     return numbers
+
+
+def _with_exceptions(
+    numbers: KVFormat, names: Sequence[str], plain: KVFormat, layers: Sequence[CacheLayer]
+) -> KVFormat:
+    """The format where the layers that are named have the plain one, as queries have.
+
+    Raises ConfigError for a name of no layer with a KV cache.
+    """
+    caches = [layer for layer in layers if isinstance(layer, KVLayer | LatentLayer)]
+    known = {layer.number for layer in caches}
+    excepted: set[int] = set()
+    for name in names:
+        if name == "sliding_window":
+            found = {c.number for c in caches if isinstance(c, KVLayer) and c.window}
+        else:
+            found = known & ({int(name)} if name.isdecimal() else set())
+        if not found:
+            raise ConfigError(
+                f"--kv-cache-dtype-skip-layers {name}: the model has no such layer with a KV "
+                f"cache; a number from {min(known, default=0)} to {max(known, default=0)}, or "
+                "sliding_window where there are windows, is needed.",
+                field="kv_cache_dtype_skip_layers",
+            )
+        excepted |= found
+    if not (excepted or numbers.is_codes):
+        return numbers
+    return replace(numbers, excepted=frozenset(excepted), plain=plain.name)

@@ -78,3 +78,25 @@ def test_nobody_can_tell(server: Server, faults: list[str], undisturbed: list[ob
         a[-1][1] for a in undisturbed
     )
     server.close()
+
+
+def test_an_eight_bit_cache_outlives_its_engine() -> None:
+    flags = [
+        "--kv-cache-dtype",
+        "fp8",
+        "--calculate-kv-scales",
+        "--kv-cache-dtype-skip-layers",
+        "0",
+    ]
+    faults = [*chain("step70=kill", "after3=kill")]
+    env = {"GALLEY_FAULTS": ",".join(faults), "GALLEY_DEV_MODE": "1"}
+    server = Server(*FLAGS, *flags, env=env)
+    try:
+        disturbed = [a.seen for a in play(server, REQUESTS)]
+        assert all(server.count(f"injected fault: {fault}\n") for fault in faults)
+        assert [a.seen for a in play(server, REQUESTS)] == disturbed
+        server.inspect()
+        server.close()
+    finally:
+        server.process.kill()
+        server.process.wait()

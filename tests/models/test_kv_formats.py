@@ -39,6 +39,8 @@ def logits(backend, checkpoint, chunks: list[int]) -> np.ndarray:
         ("llama-rope-default", KVFormat("int8", True)),
         ("gemma2", KVFormat("fp8_e5m2", True)),
         ("deepseek-v3", FP8),
+        ("gemma2", KVFormat("int8", True, frozenset({0}), "float32")),
+        ("deepseek-v3", KVFormat("fp8_e5m2", False, frozenset({1, 2}))),
     ],
 )
 def test_native_equals_reference(case: str, kv: KVFormat) -> None:
@@ -113,8 +115,28 @@ def test_choice() -> None:
     assert kv_format(calculated, "bf16", INFO, layers) == KVFormat("fp8_e4m3", True)
     with pytest.raises(ConfigError, match="latent"):
         kv_format(calculated, "bf16", INFO, latent)
+    in_float32 = kv_format(fp8, "f32", INFO, layers)
+    assert in_float32 == KVFormat("fp8_e4m3", plain="float32")
     with pytest.raises(ConfigError, match="has no scales"):
         kv_format(CacheConfig(calculate_kv_scales=True), "bf16", INFO, layers)
+
+
+def test_layers_that_are_skipped() -> None:
+    layers = [KVLayer(i, 1, 16, window, number=i) for i, window in enumerate((0, 8, 0, 8))]
+
+    def skipping(*names: str) -> KVFormat:
+        cache = CacheConfig(kv_cache_dtype="fp8", kv_cache_dtype_skip_layers=names)
+        return kv_format(cache, "bf16", INFO, layers)
+
+    numbers = skipping("0", "sliding_window")
+    assert [numbers.of(i).name for i in (-1, 0, 1, 2, 3)] == [
+        *("fp8_e4m3", "bfloat16", "bfloat16", "fp8_e4m3", "bfloat16"),
+    ]
+    assert [layer.cache(numbers).token_bytes for layer in layers] == [64, 64, 32, 64]
+    with pytest.raises(ConfigError, match="layers 4: the model has no such layer"):
+        skipping("4")
+    with pytest.raises(ConfigError, match=r"layers linear: .* from 0 to 3"):
+        skipping("linear")
 
 
 def info(**config: object) -> ModelInfo:

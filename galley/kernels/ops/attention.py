@@ -15,6 +15,7 @@ from galley.kernels.ops.kv_cache import (
     KV_POINTER,
     kv_floats,
     kv_ints,
+    query_kind,
 )
 from galley.kernels.program import TOKENS, Node, Symbol
 from galley.kernels.values import Constant, ForwardContext, KVLayer, Value
@@ -140,13 +141,13 @@ class Attention(Op):
         sinks: NDArray[np.float32] | None,
         biases: NDArray[np.float32] | None,
     ) -> Symbol:
-        q = recorder.rounded(q, recorder.query_kind)
+        q = recorder.rounded(q, query_kind(recorder, layer))
         out = Symbol.new(q.buffer.rows, q.columns)
         ints = {
             "heads": q.columns // layer.head_dim,
             "kv_heads": layer.kv_heads,
             "head_dim": layer.head_dim,
-            **kv_ints(recorder),
+            **kv_ints(recorder, layer),
             "window": 0 if layer.in_parts else layer.window,
             "span": layer.window if layer.in_parts else 0,
             "causal": int(layer.causal),

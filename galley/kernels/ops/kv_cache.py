@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from galley.kernels.program import Kind
 from galley.kernels.values import KVLayer, LatentLayer
 from galley.kv.format import LARGEST, KVFormat
 
@@ -26,21 +27,26 @@ KV_FLOATS = {"k_scale?": "of the layer, default 1", "v_scale?": "likewise"}
 KV_COLUMNS = ("block_table",)
 
 
-def kv_ints(recorder: Recorder) -> dict[str, int]:
-    """The integers that follow from the cache's format."""
-    numbers = recorder.kv
+def kv_ints(recorder: Recorder, layer: KVLayer | LatentLayer) -> dict[str, int]:
+    """The integers that follow from the format of the layer's cache."""
+    numbers = recorder.kv.of(layer.number)
     ints = {"kv_kind": numbers.number}
     return {**ints, "token_scales": 1} if numbers.token_scales else ints
 
 
 def kv_floats(recorder: Recorder, layer: KVLayer | LatentLayer) -> dict[str, float]:
-    """The scales of a layer, if the cache's format has such."""
-    numbers = recorder.kv
+    """The scales of a layer, if the format of its cache has such."""
+    numbers = recorder.kv.of(layer.number)
     if not numbers.is_codes or numbers.token_scales:
         return {}
     k_scale, v_scale = layer_scales(layer)
     floats = {"k_scale": k_scale, "v_scale": v_scale}
     return {name: scale for name, scale in floats.items() if scale != 1.0}
+
+
+def query_kind(recorder: Recorder, layer: KVLayer | LatentLayer) -> Kind:
+    """Of the queries that are multiplied with the layer's cache; codes are converted to bf16."""
+    return Kind.f32 if recorder.kv.of(layer.number).name == "float32" else Kind.bf16
 
 
 def layer_scales(layer: KVLayer | LatentLayer) -> tuple[float, float]:

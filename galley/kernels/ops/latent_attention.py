@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from galley.kernels.ops.attention import Attention, attend, visible_positions
 from galley.kernels.ops.definition import Op, whole
-from galley.kernels.ops.kv_cache import kv_floats, kv_ints
+from galley.kernels.ops.kv_cache import kv_floats, kv_ints, query_kind
 from galley.kernels.program import Node, Symbol
 from galley.kernels.values import ForwardContext, KVLayer, LatentLayer, Value
 
@@ -70,14 +70,14 @@ class LatentAttention(Op):
         scale: float,
         ctx: ForwardContext,
     ) -> Symbol:
-        q, q_rope = (whole(recorder.rounded(x, recorder.query_kind)) for x in (q, q_rope))
+        q, q_rope = (whole(recorder.rounded(x, query_kind(recorder, layer))) for x in (q, q_rope))
         out = Symbol.new(q.buffer.rows, q.columns)
         ints = {
             "heads": q.columns // layer.rank,
             "kv_heads": 1,
             "head_dim": layer.head_dim,
             "value_dim": layer.rank,
-            **kv_ints(recorder),
+            **kv_ints(recorder, layer),
         }
         reads = {"q": q, "q_rope": q_rope}
         floats = {"scale": scale, **kv_floats(recorder, layer)}

@@ -66,9 +66,10 @@ class WriteKV(Op):
     ) -> None:
         shape = (-1, layer.kv_heads, layer.head_dim)
         parts = ((ctx.cache.k, k, layer.k_scale), (ctx.cache.v, v, layer.v_scale))
+        numbers = ctx.cache.numbers.of(layer.number)
         for cache, new, scale in parts:
             flat = cache[layer.index].view(shape)
-            kept = stored(new.reshape(shape), ctx.cache.numbers, scale)
+            kept = stored(new.reshape(shape), numbers, scale)
             for row, computed in enumerate(ctx.computed):
                 start, stop = ctx.query_start[row], ctx.query_start[row + 1]
                 slots = ctx.row_slots(layer, row, computed + stop - start)[computed:]
@@ -77,7 +78,7 @@ class WriteKV(Op):
     def record(
         self, recorder: Recorder, k: Symbol, v: Symbol, layer: KVLayer, ctx: ForwardContext
     ) -> None:
-        ints, floats = kv_ints(recorder), kv_floats(recorder, layer)
+        ints, floats = kv_ints(recorder, layer), kv_floats(recorder, layer)
         recorder.add(Node("write_kv", {"k": k, "v": v}, ints=ints, floats=floats, layer=layer))
 
 

@@ -72,7 +72,8 @@ class WriteLatent(Op):
         import torch
 
         flat = ctx.cache.k[layer.index].view(-1, layer.head_dim)
-        keys = stored(torch.cat([latent, rope], dim=-1), ctx.cache.numbers, layer.k_scale)
+        numbers = ctx.cache.numbers.of(layer.number)
+        keys = stored(torch.cat([latent, rope], dim=-1), numbers, layer.k_scale)
         for row, computed in enumerate(ctx.computed):
             start, stop = ctx.query_start[row], ctx.query_start[row + 1]
             slots = ctx.row_slots(layer, row, computed + stop - start)[computed:]
@@ -86,7 +87,7 @@ class WriteLatent(Op):
         layer: LatentLayer,
         ctx: ForwardContext,
     ) -> None:
-        ints, floats = kv_ints(recorder), kv_floats(recorder, layer)
+        ints, floats = kv_ints(recorder, layer), kv_floats(recorder, layer)
         reads = {"latent": latent, "rope": rope}
         recorder.add(Node("write_latent", reads, ints=ints, floats=floats, layer=layer))
 
