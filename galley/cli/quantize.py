@@ -1,4 +1,5 @@
-"""`galley quantize`: writes a compressed-tensors checkpoint of a 16-bit one, tensor by tensor."""
+"""`galley quantize`: writes a 16-bit checkpoint in a compressed-tensors form or as a GGUF file, one
+tensor at a time."""
 
 from __future__ import annotations
 
@@ -23,22 +24,36 @@ if TYPE_CHECKING:
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
+Format = Literal[
+    "int8", "fp8", "int4", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32"
+]
+
+
 @dataclass(frozen=True)
 class QuantizeFlags:
     """Options"""
 
-    to: Literal["int8", "fp8", "int4"] | None = None
-    """Format of the weights: int8 and fp8 with a scale per output, int4 with one per 32 values."""
+    to: Format | None = None
+    """Format of the weights. compressed-tensors: int8 and fp8 with a scale per output, int4 with
+    one per 32 values. GGUF: the type of matrices; embedding and head have at least 8 bits."""
+    perplexity: str | None = None
+    """A text file: its perplexity before and after, in windows of 512 tokens."""
 
 
 def parser() -> CommandParser:
     return CommandParser(
         "quantize",
-        "Write a compressed-tensors checkpoint of a 16-bit one. Scales are chosen by squared "
-        "error; embeddings, head and routers stay as they are.",
+        "Write a 16-bit checkpoint as a compressed-tensors one or as a GGUF file. Scales of "
+        "compressed-tensors are chosen by squared error; embeddings, head and routers stay.",
         [QuantizeFlags],
-        positionals=(("MODEL", "directory or hub name"), ("OUT", "a folder that does not exist")),
-        examples=("galley quantize org/name --to int4 name-int4",),
+        positionals=(
+            ("MODEL", "directory or hub name"),
+            ("OUT", "a folder that does not exist, or a .gguf file"),
+        ),
+        examples=(
+            "galley quantize org/name --to int4 name-int4",
+            "galley quantize org/name --to Q4_0 name-Q4_0.gguf --perplexity text.txt",
+        ),
     )
 
 
@@ -49,11 +64,23 @@ def main(argv: list[str]) -> int:
     if len(parsed.positionals) != 2 or flags.to is None:
         raise ConfigError("galley quantize needs MODEL, --to FORMAT and OUT; see --help")
     model, out = parsed.positionals[0], Path(parsed.positionals[1])
+    is_gguf = flags.to not in ("int8", "fp8", "int4")
     if out.exists():
-        raise ConfigError(f"{out} exists; name a new folder", field="out")
+        raise ConfigError(f"{out} exists; name a new one", field="out")
+    if is_gguf != (out.suffix == ".gguf"):
+        what = "a file that ends with .gguf" if is_gguf else "a folder"
+        raise ConfigError(f"--to {flags.to} writes {what}, not {out}", field="out")
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"{out.absolute().parent} is not a folder", field="out")
+    text = None
+    if flags.perplexity is not None:
+        from galley.cli.perplexity import perplexity, read_text
+
+        text = read_text(flags.perplexity)
+        print(f"{model}: perplexity {perplexity(model, text):.4f}", flush=True)
     quantize(model, flags.to, out)
+    if text is not None:
+        print(f"{out}: perplexity {perplexity(str(out), text):.4f}")
     return 0
 
 
@@ -69,6 +96,9 @@ def quantize(model: str, to: str, out: Path) -> None:
     checkpoint = open_checkpoint(source)
     if checkpoint.model_info.quantization is not None:
         raise ConfigError(f"{model} is quantised already ({checkpoint.model_info.quantization})")
+    if to not in WRITTEN:
+        _write_gguf(source.path, checkpoint, to, out)
+        return
     fmt = WRITTEN[to]
     chosen = _chosen(checkpoint, fmt.group)
     if not chosen:
@@ -86,6 +116,16 @@ def quantize(model: str, to: str, out: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     size = (out / "model.safetensors").stat().st_size
     print(f"{out}: {len(chosen)} matrices as {to}, {size / 1e6:,.1f} MB")
+
+
+def _write_gguf(folder: Path, checkpoint: Checkpoint, to: str, out: Path) -> None:
+    from galley.cli.quantize_gguf import GGUFOutput
+
+    try:
+        count = GGUFOutput(folder, checkpoint, to).write(out)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from error
+    print(f"{out}: {count} tensors, matrices as {to}, {out.stat().st_size / 1e6:,.1f} MB")
 
 
 def _chosen(checkpoint: Checkpoint, group: int) -> set[str]:

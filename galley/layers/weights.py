@@ -294,7 +294,7 @@ class CheckpointWeights:
 
     def _numbers(self, part: Part, cut: bool) -> NDArray[np.float32]:
         if part.stack is not None and not self.has(part.name):
-            raw = self._stacked(part.stack, part.name, part.shape)
+            raw = self.stacked(part.stack, part.name, part.shape)
         else:
             raw = self.use(part.name, part.shape)
         whole = np.atleast_1d(to_float32(raw))
@@ -317,14 +317,14 @@ class CheckpointWeights:
         """One expert's part of a stack of matrices, dense or as codes."""
         scheme = self._scheme
         if not isinstance(scheme, ExpertScheme) or not scheme.has_experts(stack.name, self):
-            return read_weight(self._stacked(stack, name, shape))
+            return read_weight(self.stacked(stack, name, shape))
         experts, n, k = stack.shape
         if stack.transposed:
             n, k = k, n
         weight = scheme.read_expert(stack.name, (experts, n, k), stack.index, self)
         return weight.take(slice(*stack.outputs))
 
-    def _stacked(self, stack: Stack, name: str, shape: tuple[int, ...]) -> RawTensor:
+    def stacked(self, stack: Stack, name: str, shape: tuple[int, ...]) -> RawTensor:
         """One expert's part of a stack, as a tensor called `name`."""
         if stack.name not in self._names:
             raise ModelError(f"the checkpoint has no tensor {name} and no {stack.name}")
