@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
   $(PIP) install --quiet --no-build-isolation --editable
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-speculation bench-planning docs docs-site clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -129,6 +129,9 @@ front-ends: ## many small streams over 1, 2 and 4 front ends (minutes)
 
 symptoms: ## reproduce the troubles of docs/troubleshooting.md and write its numbers again (minutes)
 	@$(BIN)/python -m benchmarks.symptoms
+
+bench-formats: ## the table of docs/quantization.md: each format's perplexity, size and speed (half an hour)
+	@$(BIN)/python -m benchmarks.formats $(FORMATS_ARGS)
 
 quality: ## perplexity of each weight format on 12,000 tokens (ten minutes)
 	@QUALITY_WINDOWS=24 $(BIN)/python -m pytest -s -k perplexity tests/runner/test_quality.py

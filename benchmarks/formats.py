@@ -1,6 +1,6 @@
 """The default model in every weight format: perplexity, size and speed, as a table.
 
-    python -m benchmarks.formats [--windows 4] [FORMAT ...]
+    python -m benchmarks.formats [--windows 4] [--no-speed] [FORMAT ...]       (make bench-formats)
 
 Each format's codes and scales are made from the float32 values of the built-in model by rounding to
 the nearest level of a scale from the largest magnitude (GGUF's by `gguf`). `gap` compares its
@@ -103,6 +103,17 @@ def awq(values: np.ndarray) -> Tensors:
         return int32_of(order.reshape(rows.shape), 4)
 
     return {"qweight": packed(codes.T), "scales": scale.T, "qzeros": packed(zero.T)}
+
+
+def hqq(values: np.ndarray) -> Tensors:
+    parts = values.reshape(-1, 64)
+    low, high = parts.min(-1, keepdims=True), parts.max(-1, keepdims=True)
+    scale = np.maximum((high - low) / 15, 1e-8).astype(np.float16)
+    zero = (-low / scale.astype(np.float32)).astype(np.float16)
+    exact = parts / scale.astype(np.float32) + zero.astype(np.float32)
+    codes = np.round(exact).clip(0, 15).astype(np.uint8)
+    first, second = np.split(codes, 2)
+    return {"W_q": first << 4 | second, "scale": scale, "zero": zero}
 
 
 def packed_ints(bits: int, group: int) -> Encode:
@@ -222,6 +233,10 @@ METHODS: dict[str, tuple[dict[str, Any], Encode]] = {
     "GPTQ 4 bits, groups of 64": (gptq_config(4, 64), gptq(4, 64)),
     "GPTQ 8 bits, groups of 64": (gptq_config(8, 64), gptq(8, 64)),
     "AWQ, groups of 64": ({"quant_method": "awq", "bits": 4, "group_size": 64}, awq),
+    "HQQ 4 bits, groups of 64": (
+        {"quant_method": "hqq", "quant_config": {"nbits": 4, "group_size": 64, "axis": 1}},
+        hqq,
+    ),
     "W4A16, groups of 32": (
         compressed("pack-quantized", num_bits=4, strategy="group", group_size=32, **_INT),
         packed_ints(4, 32),
@@ -300,29 +315,35 @@ def tokens_per_second(checkpoint: ArrayCheckpoint, streams: int, prompt: list[in
     return streams * steps / (time.perf_counter() - start)
 
 
-def row(name: str, checkpoint: ArrayCheckpoint, arrays: Arrays, windows: np.ndarray) -> str:
+def row(
+    name: str, checkpoint: ArrayCheckpoint, arrays: Arrays, windows: np.ndarray, speed: bool
+) -> str:
     perplexity = native_perplexity(checkpoint, windows)
     exact = in_format(default_checkpoint().model_info, values_of(checkpoint, arrays), "F32")
     want = native_perplexity(exact, windows, dtype="float32")
     layers = [key for key, array in arrays.items() if array.ndim == 2]
     bits = 8 * weight_bytes(checkpoint, "bf16") / sum(arrays[key].size for key in layers)
-    prompt = windows[0, :16].tolist()
-    one, many = (tokens_per_second(checkpoint, streams, prompt) for streams in (1, 64))
     gap = 100 * (perplexity / want - 1)
-    return f"| {name} | {perplexity:.3f} | {gap:+.2f} % | {bits:.2f} | {one:.0f} | {many:.0f} |"
+    text = f"| {name} | {perplexity:.3f} | {gap:+.2f} % | {bits:.2f} |"
+    prompt = windows[0, :16].tolist()
+    for streams in (1, 64) if speed else ():
+        text += f" {tokens_per_second(checkpoint, streams, prompt):.0f} |"
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("formats", nargs="*", metavar="FORMAT")
     parser.add_argument("--windows", type=int, default=4, help="of 512 tokens (default 4)")
+    parser.add_argument("--no-speed", action="store_true", help="perplexity and size alone")
     options = parser.parse_args()
     default = default_checkpoint()
     arrays, info = dequantised(default), default.model_info
     ids = load_tokenizer(Path(info.source)).encode(TEXT.read_text(encoding="utf-8"))
     windows = np.array(ids[: options.windows * WINDOW]).reshape(-1, WINDOW)
-    print("| format | perplexity | gap | bits a weight | tokens/s, 1 stream | 64 streams |")
-    print("|---|---|---|---|---|---|", flush=True)
+    speeds = () if options.no_speed else ("tokens/s, 1 stream", "64 streams")
+    columns = ("format", "perplexity", "gap", "bits a weight", *speeds)
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     for name in options.formats or ("bfloat16", *GGUF, *METHODS):
         if name in METHODS:
             checkpoint = in_method(info, arrays, name)
@@ -330,7 +351,7 @@ def main() -> None:
             checkpoint = in_format(info, arrays, name)
         else:
             parser.error(f"no format {name!r}; {', '.join(('bfloat16', *GGUF, *METHODS))}")
-        print(row(name, checkpoint, arrays, windows), flush=True)
+        print(row(name, checkpoint, arrays, windows, not options.no_speed), flush=True)
 
 
 if __name__ == "__main__":

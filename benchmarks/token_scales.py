@@ -5,7 +5,8 @@
 The built-in model as transformers' Llama in float32, with the int8 weights of `benchmarks.formats`
 dequantised; each projection's input is rounded to int8 with the largest magnitude of its token as
 127, as the format prescribes. Noise on the inputs shows how much depends on codes at the border of
-two integers. Nothing of it is Galley's arithmetic.
+two integers. Then the same in bfloat16, as compressed-tensors computes such a model in PyTorch:
+weights, inputs, scales and results are bfloat16. Nothing of it is Galley's arithmetic.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def main() -> None:
     random = torch.Generator().manual_seed(0)
 
     def noisy(x: torch.Tensor) -> torch.Tensor:
-        return x * (1 + level[0] * torch.randn(x.shape, generator=random))
+        noise = torch.randn(x.shape, generator=random).to(x.dtype)
+        return x * (1 + level[0] * noise) if level[0] else x
 
     for name, module in model.named_modules():
         if name.endswith("_proj"):
@@ -72,6 +74,9 @@ def main() -> None:
         int8 = perplexity(model, windows)
         gap = f"{100 * (int8 / exact - 1):+.2f} %"
         print(f"int8 inputs, noise {noise:g}: {int8:.3f} ({gap}; float32 inputs {exact:.3f})")
+    level[0] = 0.0
+    int8 = perplexity(model.bfloat16(), windows)
+    print(f"int8 inputs in bfloat16: {int8:.3f} ({100 * (int8 / exact - 1):+.2f} %)")
 
 
 if __name__ == "__main__":

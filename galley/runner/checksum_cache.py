@@ -1,4 +1,5 @@
-"""Remembers which files have had their checksum verified, so that each is read once per boot.
+"""Remembers which files have had their checksum verified, so that each is read once per boot, and
+not at all in the boot in which it was written.
 
     verified.json, beside the files:  {name: [boot, device, inode, size, ctime, mtime, checksum]}
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -62,6 +64,25 @@ def mark_verified(path: Path, state: FileState | None) -> None:
         os.replace(f.name, folder / INDEX)
     except OSError:
         return
+
+
+def mark_when_settled(path: Path, checksum: int) -> None:
+    """Record a file that this process has just written as verified, as soon as a later change would
+    show. Nothing is recorded if the file changes, or the process ends, before that."""
+    written = path.stat()
+
+    def mark() -> None:
+        try:
+            status = path.stat()
+        except OSError:
+            return
+        now, before = ((s.st_dev, s.st_ino, s.st_size, s.st_ctime_ns) for s in (status, written))
+        if now == before:
+            mark_verified(path, file_state(status, checksum))
+
+    timer = threading.Timer(SETTLED_NS / 1e9 + 0.1, mark)
+    timer.daemon = True
+    timer.start()
 
 
 def _read_index(folder: Path) -> dict[str, object]:

@@ -35,6 +35,7 @@ from galley.request import SamplingParams
 from galley.runner.device import dense_format, open_device
 from galley.runner.load import load_model
 from galley.runner.sampler import SamplingTable
+from galley.runner.weight_cache import configured_path
 from galley.spec.proposer import Drafts, Target
 
 #: Drafts of a sequence and step without num_speculative_tokens: each costs a pass of the drafter.
@@ -225,8 +226,18 @@ def make(settings: SpeculativeSettings, target: Target) -> DraftModel:
     longest = config.model.max_model_len or target.model_info.max_position
     longest = target.model_info.max_position if longest == -1 else longest
     dense = dense_format(model.dtype, info.dtype)
-    backend = open_device(config, dense, info, kv_layers(info))
-    loaded = load_model(info, checkpoint, backend, Stage(max(longest, info.max_position)))
+    cache = dataclasses.replace(config.cache, kv_cache_dtype_skip_layers=())  # the model's own
+    own = dataclasses.replace(config, cache=cache)
+    backend = open_device(own, dense, info, kv_layers(info))
+    loaded = load_model(
+        info,
+        checkpoint,
+        backend,
+        Stage(max(longest, info.max_position)),
+        configured_path(info, backend, dense, config.load),
+        cache_size=config.load.weight_cache_size,
+        threads=config.device.num_threads or 1,
+    )
     mask = _mask_of(settings, info)
     default = DEFAULT_DRAFTS if mask is None else DEFAULT_PARALLEL_DRAFTS
     width = settings.num_speculative_tokens or default

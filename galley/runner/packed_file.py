@@ -3,8 +3,8 @@
     file:  magic | length of header | crc of header | header (JSON) | padding | data
     data:  one packed weight after the other, each at a multiple of 64 bytes
 
-The header's checksum is verified at every open, the data's once per boot (`checksum_cache`), on all
-cores.
+The header's checksum is verified at every open, the data's once per boot, on all cores, unless the
+file was written in that boot (`checksum_cache`).
 
 Knows nothing of checkpoints: the file maps the text of a layer's question to the weights that
 answered it.
@@ -80,8 +80,9 @@ class PackedFile(msgspec.Struct, frozen=True, eq=False):
             return None
 
 
-def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Write the file atomically; an existing file stays until then. Raises OSError."""
+def write_answers(path: Path, answers: Sequence[Answer]) -> int:
+    """Write the file atomically; an existing file stays until then. Returns the checksum of its
+    header. Raises OSError."""
     offset, entries = 0, []
     arrays = [packed.data for answer in answers for packed in answer.weights]
     for answer in answers:
@@ -96,7 +97,8 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     temporary = tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False)  # noqa: SIM115
     try:
         with temporary as f:
-            start = MAGIC + _LENGTHS.pack(len(header), zlib.crc32(header)) + header
+            checksum = zlib.crc32(header)
+            start = MAGIC + _LENGTHS.pack(len(header), checksum) + header
             f.write(start.ljust(_padded(len(start)), b"\0"))
             for data in arrays:
                 f.write(data.data)
@@ -105,6 +107,7 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     except BaseException:
         os.unlink(temporary.name)
         raise
+    return checksum
 
 
 class _Content(NamedTuple):

@@ -49,7 +49,7 @@ from galley.runner.results import SampledStep, step_result
 from galley.runner.sampled_rows import SampledRows, sampled_rows
 from galley.runner.sampler import MaskRows, SamplingTable
 from galley.runner.scores import Scores
-from galley.runner.weight_cache import cache_path
+from galley.runner.weight_cache import configured_path
 from galley.spec.speculator import Speculator
 
 #: Most candidates that the sampling kernel lists per row; more are computed from the logits.
@@ -186,17 +186,13 @@ class Runner:
         return self._awake
 
     def _load(self, checkpoint: Checkpoint, progress: Progress | None = None) -> LoadedModel:
-        cached, load = None, self._config.load
-        if load.weight_cache and load.load_format != "dummy":
-            cached = cache_path(
-                self._model_info, self._backend, self._dense, load_format=load.load_format
-            )
+        load = self._config.load
         return load_model(
             self._model_info,
             checkpoint,
             self._backend,
             self._stage,
-            cached,
+            configured_path(self._model_info, self._backend, self._dense, load),
             progress,
             cache_size=load.weight_cache_size,
             threads=self._config.device.num_threads or 1,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.config import ModelInfo
+from galley.config import LoadConfig, ModelInfo
 from galley.config.registries import LOAD_FORMAT_ALIASES
 from galley.kernels import _native
 from galley.kernels.backend import Backend, Dense
@@ -28,6 +28,7 @@ from galley.layers.questions import Matrix, Vector
 from galley.layers.weights import L, WeightSource
 from galley.loader.tensor import RawTensor
 from galley.runner import cache_files
+from galley.runner.checksum_cache import mark_when_settled
 from galley.runner.packed_file import Answer, PackedFile, write_answers
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class RecordingWeights(CachedWeights):
             if not cache_files.make_room(folder, self.num_bytes, limit):
                 log.info("No room for packed weights in %s.", folder)
                 return
-            write_answers(path, self._answers)
+            mark_when_settled(path, write_answers(path, self._answers))
         except OSError as error:
             log.info("Packed weights cannot be written to %s: %s", folder, error)
 
@@ -137,6 +138,15 @@ class StoredWeights(CachedWeights):
         if answer is None:
             raise CacheMiss(str(matrix))
         return [self._backend.from_packed(packed) for packed in answer.weights]
+
+
+def configured_path(
+    model_info: ModelInfo, backend: Backend, dense: Dense, load: LoadConfig
+) -> Path | None:
+    """Where the packed weights of a whole checkpoint are kept; None where nothing is to be kept."""
+    if not load.weight_cache or load.load_format == "dummy":
+        return None
+    return cache_path(model_info, backend, dense, load_format=load.load_format)
 
 
 def cache_path(

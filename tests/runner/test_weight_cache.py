@@ -10,10 +10,12 @@ import os
 import shutil
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from galley import LLM
 from galley.kernels.backend import open_backend
 from galley.kernels.weights import pack
 from galley.layers.questions import Matrix, Part
@@ -26,6 +28,7 @@ from galley.runner.cache_files import cache_root
 from galley.runner.load import load_model
 from galley.runner.packed_file import Answer, PackedFile, write_answers
 from galley.runner.weight_cache import cache_path
+from tests.small_model import small_model
 
 
 @pytest.fixture
@@ -146,6 +149,21 @@ def test_a_file_that_has_just_changed_is_verified_each_time(tmp_path, answers, m
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("change", [None, _write, _replace])
+def test_a_file_that_was_written_here_is_not_read_again(tmp_path, answers, monkeypatch, change):
+    path = tmp_path / "w.packed"
+    timers = []
+    monkeypatch.setattr(
+        checksum_cache.threading, "Timer", lambda _, run: timers.append(run) or Mock()
+    )
+    checksum_cache.mark_when_settled(path, write_answers(path, answers))
+    monkeypatch.setattr(checksum_cache, "SETTLED_NS", -1)
+    if change is not None:
+        change(path, path.read_bytes())
+    timers[0]()
+    assert checked(path, monkeypatch) is (change is not None)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"w.packed": 5}', "[" * 100_000, "\xff"])
 def test_a_damaged_index_is_ignored(old_file, monkeypatch, text):
     index = old_file.parent / "verified.json"
@@ -189,6 +207,16 @@ def matrices(model):
     return [w for linear in linears for w in linear.weights] + [model.embedding.weight]
 
 
+def test_a_drafter_has_packed_weights_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("GALLEY_CACHE_DIR", str(tmp_path / "cache"))
+    drafter = shutil.copy(small_model(), tmp_path / "drafter.gguf")
+    flags = {"max_model_len": 64, "kv_cache_memory_bytes": 16 << 20}
+    flags["speculative_config"] = {"method": "draft_model", "model": str(drafter)}
+    with LLM(str(small_model()), skip_tokenizer_init=True, **flags):
+        names = {path.name for path in (tmp_path / "cache" / "weights").glob("*.packed")}
+    assert sorted(name.partition("-")[0] for name in names) == ["drafter", "small"]
+
+
 def test_the_second_start_maps_the_packed_weights_of_the_first(model_file):
     (first, path), (second, _) = load(model_file), load(model_file)
     assert not first.from_cache
@@ -210,7 +238,8 @@ def test_the_second_start_maps_the_packed_weights_of_the_first(model_file):
     third, newer = load(model_file)
     assert not third.from_cache
     assert newer != path
-    assert sorted(path.parent.iterdir()) == sorted([newer, path.parent / "fresh.part"])
+    kept = {p.name for p in path.parent.iterdir()} - {checksum_cache.INDEX}
+    assert kept == {newer.name, "fresh.part"}
 
     # A damaged cache: packed again.
     with newer.open("r+b") as f:
