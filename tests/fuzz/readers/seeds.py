@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import tempfile
@@ -37,6 +38,8 @@ from tests.fuzz.readers.gguf import (
 #: Architectures of GGUF whose layers are those of Llama.
 GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VOCAB, HIDDEN, INNER, HEAD = 16, 256, 16, 16
+#: Size of an expert, whose inputs are whole blocks of MXFP4.
+WIDE = 32
 TEMPLATE = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ bos_token }}{% endif %}"
     "<|{{ m['role'] }}|>{{ m.content | trim }}{% if not loop.last %}{{ '\\n' * 2 }}{% endif %}"
@@ -72,11 +75,12 @@ def all_seeds() -> list[Seed]:
         *_directories(),
         *_tokenizers(),
         *_templates(),
+        *_adapters(),
         _packed(),
     ]
 
 
-def _config(family: str) -> dict[str, Any]:
+def base_config(family: str) -> dict[str, Any]:
     config: dict[str, Any] = {
         "architectures": [family],
         "model_type": "llama",
@@ -101,13 +105,21 @@ def _config(family: str) -> dict[str, Any]:
         config |= {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}
     elif family.startswith("Mistral"):
         config["sliding_window"] = 7
+    elif family.startswith("GptOss"):
+        config |= {"model_type": "gpt_oss", "num_local_experts": 2, "num_experts_per_tok": 1}
+        config |= {
+            "intermediate_size": WIDE,
+            "layer_types": ["full_attention"],
+            "attention_bias": True,
+        }
+        config |= {"tie_word_embeddings": False, "sliding_window": 9}
     return config
 
 
 def _shapes(family: str) -> dict[str, tuple[int, ...]]:
     model_info = ModelInfo(
         architecture=family,
-        hf_config=_config(family),
+        hf_config=base_config(family),
         vocab_size=VOCAB,
         max_position=64,
         dtype="bfloat16",
@@ -247,6 +259,8 @@ def _directories() -> Iterator[Seed]:
         yield _quantised(method)
     yield _sharded()
     yield _consolidated()
+    yield _experts()
+    yield _pickled()
 
 
 _LLAMA3 = {
@@ -290,6 +304,8 @@ _NVFP4 = {
     "strategy": "tensor_group",
     "group_size": 16,
 }
+_HQQ = {"nbits": 4, "group_size": 16, "axis": 1}
+_KV = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
 #: Name → quantization_config, and the tensors of a layer of [n, k] by the ends of their names.
 _METHODS: dict[str, tuple[dict[str, Any], Callable[[int, int], Layer]]] = {
     "AWQ": (
@@ -300,8 +316,51 @@ _METHODS: dict[str, tuple[dict[str, Any], Callable[[int, int], Layer]]] = {
             "scales": ("F16", (k // 16, n)),
         },
     ),
+    "AWQ gemv": (
+        {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv"},
+        lambda n, k: {
+            "qweight": ("I32", (n, k // 8)),
+            "qzeros": ("I32", (n, 2)),
+            "scales": ("F16", (n, 16)),
+        },
+    ),
+    "AWQ gemv_fast": (
+        {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv_fast"},
+        lambda n, k: (
+            {"weight": ("BF16", (n, k))}
+            if k % 64
+            else {
+                "qweight": ("I16", (n // 4, k)),
+                "qzeros": ("F16", (16, n)),
+                "scales": ("F16", (16, n)),
+            }
+        ),
+    ),
+    "AWQ marlin": (
+        {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": 16,
+            "version": "marlin",
+            "zero_point": False,
+        },
+        lambda n, k: (
+            {"weight": ("BF16", (n, k))}
+            if n % 64
+            else {"qweight": ("I32", (k // 16, 2 * n)), "scales": ("F16", (k // 16, n))}
+        ),
+    ),
+    "HQQ": (
+        {"quant_method": "hqq", "quant_config": {"weight_quant_params": _HQQ}},
+        lambda n, k: {
+            "W_q": ("U8", (n * k // 32, 16)),
+            "scale": ("F16", (n * k // 16, 1)),
+            "zero": ("F16", (n * k // 16, 1)),
+            "shape": ("I64", (2,)),
+        },
+    ),
     "FP8": (
-        {"quant_method": "fp8", "weight_block_size": [8, 64]},
+        {"quant_method": "fp8", "weight_block_size": [8, 64], "kv_cache_scheme": _KV},
         lambda n, k: {
             "weight": ("F8_E4M3", (n, k)),
             "weight_scale_inv": ("F32", (-(-n // 8), -(-k // 64))),
@@ -394,14 +453,17 @@ def _quantised(method: str) -> Seed:
             arrays |= {layer + kind: array for kind, array in tensors(*shape).items()}
         else:
             arrays[name] = ("BF16", shape)
+    if "kv_cache_scheme" in quantization:
+        for scale in ("k_scale", "v_scale"):
+            arrays[f"model.layers.0.self_attn.{scale}"] = ("F32", (1,))
     data, header = _safetensors(arrays)
-    config = _config(family) | {"quantization_config": quantization}
+    config = base_config(family) | {"quantization_config": quantization}
     files = {"config.json": json.dumps(config).encode(), "model.safetensors": data}
     return Seed("directory", method, files, list(files), header={"model.safetensors": header})
 
 
 def _directory(family: str, dtype: str, scaling: dict[str, Any] | None = None) -> Seed:
-    config = _config(family) | {"rope_scaling": scaling}
+    config = base_config(family) | {"rope_scaling": scaling}
     quantised = dtype == "I8"
     if quantised:
         config["quantization_config"] = W8A8
@@ -449,7 +511,7 @@ def _sharded() -> Seed:
     names = [f"model-{i + 1:05}-of-00002.safetensors" for i in range(2)]
     weight_map = {name: names[i] for i, half in enumerate(halves) for name in half}
     files = {name: _safetensors(half)[0] for name, half in zip(names, halves, strict=True)}
-    files["config.json"] = json.dumps(_config(family)).encode()
+    files["config.json"] = json.dumps(base_config(family)).encode()
     files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
     header = {name: _safetensors(half)[1] for name, half in zip(names, halves, strict=True)}
     hot = ["model.safetensors.index.json", *names]
@@ -473,6 +535,84 @@ def _consolidated() -> Seed:
     files = {"params.json": json.dumps(params).encode(), "consolidated.safetensors": data}
     headers = {"consolidated.safetensors": header}
     return Seed("directory", "consolidated", files, list(files), header=headers)
+
+
+def _experts() -> Seed:
+    """gpt-oss: experts as blocks and scales."""
+    family = "GptOssForCausalLM"
+    arrays: Layer = {}
+    for name, shape in _shapes(family).items():
+        if ".experts." not in name:
+            arrays[name] = ("BF16", shape)
+    at = "model.layers.0.mlp.experts"
+    for name, (n, k) in {"gate_up_proj": (2 * WIDE, HIDDEN), "down_proj": (HIDDEN, WIDE)}.items():
+        arrays |= {
+            f"{at}.{name}_blocks": ("U8", (2, n, k // 32, 16)),
+            f"{at}.{name}_scales": ("U8", (2, n, k // 32)),
+            f"{at}.{name}_bias": ("BF16", (2, n)),
+        }
+    data, header = _safetensors(arrays)
+    config = base_config(family) | {"quantization_config": {"quant_method": "mxfp4"}}
+    files = {"config.json": json.dumps(config).encode(), "model.safetensors": data}
+    return Seed("directory", "experts", files, list(files), header={"model.safetensors": header})
+
+
+def _pickled() -> Seed:
+    """PyTorch's files."""
+    import torch
+
+    family = next(iter(FAMILIES))
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: torch.from_numpy(rng.standard_normal(shape, np.float32))
+        for name, shape in _shapes(family).items()
+    }
+    stream = io.BytesIO()
+    torch.save(tensors, stream)
+    name, data = "pytorch_model.bin", stream.getvalue()
+    files = {"config.json": json.dumps(base_config(family)).encode(), name: data}
+    # The program that makes the tensors is the first file of the archive.
+    return Seed("directory", "pickled", files, [name] * 3 + ["config.json"], header={name: 2048})
+
+
+# -------------------------------------------------------------------------------------- adapters
+
+
+def _adapters() -> Iterator[Seed]:
+    """Of PEFT and of llama.cpp."""
+    matrices = {"self_attn.q_proj": (HEAD, HIDDEN), "mlp.down_proj": (HIDDEN, INNER)}
+    arrays: Layer = {}
+    for name, (n, k) in matrices.items():
+        stem = f"base_model.model.model.layers.0.{name}"
+        arrays[f"{stem}.lora_A.weight"] = ("F32", (2, k))
+        arrays[f"{stem}.lora_B.weight"] = ("BF16", (n, 2))
+    data, header = _safetensors(arrays)
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj", "down_proj"],
+    }
+    name = "adapter_model.safetensors"
+    files = {"adapter_config.json": json.dumps(config).encode(), name: data}
+    yield Seed("adapter", "peft", files, list(files), header={name: header})
+    back = {theirs: ours for ours, theirs in LLAMA_NAMES.items()}
+    tensors = []
+    for name, (n, k) in matrices.items():
+        for half, shape in (("lora_a", (2, k)), ("lora_b", (n, 2))):
+            tensors.append(_gguf_tensor(f"blk.0.{back[name]}.weight.{half}", shape, 0, _RNG))
+    keys = [
+        Key("general.architecture", STRING, "llama"),
+        Key("general.type", STRING, "adapter"),
+        Key("adapter.type", STRING, "lora"),
+        Key("adapter.lora.alpha", F32, 4.0),
+    ]
+    file = File(keys, tensors)
+    data, length = file.encode()
+    yield Seed("adapter", "gguf", {"a.gguf": data}, ["a.gguf"], file, {"a.gguf": length})
+
+
+_RNG = np.random.default_rng(5)
 
 
 # ------------------------------------------------------------------------------------ tokenizers

@@ -11,16 +11,22 @@ from functools import cache
 from pathlib import Path
 
 from galley.chat.templates import ChatRenderer
-from galley.config import ModelConfig
+from galley.config import ModelConfig, ModelInfo
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.kernels.backend import Backend, open_backend
+from galley.layers.shapes import ShapeSource
+from galley.layers.sites import Sites
 from galley.loader import Source, open_checkpoint, read_model_info
+from galley.lora import pack_adapter, read_adapter
 from galley.models.decoder import Stage
+from galley.models.registry import build_model
 from galley.quant import to_float32
+from galley.quant.kv_cache import checkpoint_kv_format
 from galley.quant.registry import FORMATS
 from galley.runner.load import load_model
 from galley.runner.packed_file import PackedFile
 from galley.text import load_tokenizer
+from tests.fuzz.readers.seeds import VOCAB, base_config
 
 MACHINE = Machine(num_cores=1, available_memory=2**30)
 TEXT = "Hello, hello wörld 12345 <s>\n\t日本 \U0001f680"
@@ -35,6 +41,7 @@ def _backend() -> Backend:
 def _model(source: Source) -> None:
     model_info = read_model_info(source)
     checkpoint = open_checkpoint(source)
+    checkpoint_kv_format(model_info)
     config = resolve(from_kwargs({"skip_tokenizer_init": True}, "server", {}), MACHINE, model_info)
     longest = config.model.max_model_len
     assert longest is not None
@@ -51,8 +58,26 @@ def gguf(folder: Path) -> None:
 
 
 def directory(folder: Path) -> None:
-    own = (folder / "params.json").exists()
-    _model(Source(folder, "mistral" if own else "safetensors", "m"))
+    form = "safetensors"
+    for name, other in (("params.json", "mistral"), ("pytorch_model.bin", "pt")):
+        form = other if (folder / name).exists() else form
+    _model(Source(folder, form, "m"))
+
+
+@cache
+def _base() -> tuple[ModelInfo, Sites]:
+    """The model that adapters are of: a Llama of one layer."""
+    info = ModelInfo("LlamaForCausalLM", base_config("LlamaForCausalLM"), VOCAB, 64, "bfloat16")
+    shapes = ShapeSource()
+    build_model(info, shapes, Stage(64))
+    return info, shapes.sites
+
+
+def adapter(folder: Path) -> None:
+    own = folder / "a.gguf"
+    info, sites = _base()
+    modules = read_adapter(own if own.exists() else folder, info, sites.shape.num_bytes(8, 4))
+    pack_adapter("a", modules, sites, 8, True)
 
 
 def tokenizer(folder: Path) -> None:
@@ -98,6 +123,7 @@ class Refused(Exception):
 TARGETS: dict[str, Callable[[Path], None]] = {
     "gguf": gguf,
     "directory": directory,
+    "adapter": adapter,
     "tokenizer": tokenizer,
     "template": template,
     "packed": packed,
