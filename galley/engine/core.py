@@ -36,6 +36,7 @@ from galley.scheduler import CommittedStep, Scheduler
 
 if TYPE_CHECKING:
     from galley.engine.live_view import LiveView
+    from galley.engine.step_profile import OperationTimes, StepProfile
     from galley.executor.executor import Executor
     from galley.structured.sequences import ConstrainedSequences
 
@@ -100,6 +101,7 @@ class EngineCore:
         self._constrained: ConstrainedSequences | None = None
         self._notify: Callable[[], None] | None = None
         self._profile: Profile | None = None
+        self._operations: StepProfile | None = None
         self._sent = msgspec.structs.astuple(self.counters)
         self._model_seconds = 0.0
 
@@ -248,6 +250,22 @@ class EngineCore:
         from galley.engine.live_view import live_view  # only while somebody looks
 
         return live_view(self, epoch, step)
+
+    def profile_operations(self, most: int) -> None:
+        """Time each operation of the next steps, at most `most` of them."""
+        from galley.engine.step_profile import StepProfile  # only while somebody looks
+
+        self.operation_times()
+        self._operations = StepProfile(self.executor, most)
+        self.observers.append(self._operations)
+
+    def operation_times(self) -> OperationTimes | None:
+        """End this profile; None if there was none."""
+        profile, self._operations = self._operations, None
+        if profile is None:
+            return None
+        self.observers.remove(profile)
+        return profile.stop()
 
     def check_integrity(self) -> None:
         """Check the invariants of scheduler and cache. Raises AssertionError."""

@@ -7,6 +7,7 @@ so it costs nothing while nobody asks. It holds no text and no token.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection
 from itertools import islice
@@ -56,6 +57,7 @@ class RunningRequest(msgspec.Struct):
     """A sequence in a slot. `blocks` are its block ids in order of position, for each KV group."""
 
     handle: int
+    request_id: str
     slot: int
     num_prompt: int
     num_tokens: int
@@ -68,6 +70,7 @@ class WaitingRequest(msgspec.Struct):
     """A sequence in the queue. `queued` is the time of its arrival, in seconds since the epoch."""
 
     handle: int
+    request_id: str
     reason: str
     num_prompt: int
     num_tokens: int
@@ -98,6 +101,7 @@ class LiveView(msgspec.Struct):
         cached: bit i says that the block of id i is free and in the prefix index (`np.packbits`).
         num_waiting: by reason, those that are not listed included.
         counters: since the engine's start.
+        memory: bytes of the process that are resident; of weights, activations and the KV cache.
     """
 
     engine: int
@@ -118,6 +122,7 @@ class LiveView(msgspec.Struct):
     blocks_reserved: int
     cached: bytes
     counters: dict[str, int]
+    memory: dict[str, int]
     paused: bool
 
 
@@ -158,6 +163,7 @@ def live_view(core: EngineCore, epoch: int, step: int) -> LiveView:
             "prefix_queries": counters.prefix_queries,
             "prefix_hits": counters.prefix_hits,
         },
+        memory={"resident": _resident(), **(core.executor.rpc("memory")[0] or {})},
         paused=core.pausing.stopped,
     )
 
@@ -202,6 +208,7 @@ def _running(scheduler: Scheduler) -> list[RunningRequest]:
     return [
         RunningRequest(
             running.at(slot).request.handle,
+            running.at(slot).request.request_id,
             slot,
             prompt,
             tokens,
@@ -226,12 +233,19 @@ def _waiting(scheduler: Scheduler) -> list[WaitingRequest]:
 def _waits(seq: Sequence, reason: str) -> WaitingRequest:
     return WaitingRequest(
         seq.request.handle,
+        seq.request.request_id,
         reason,
         seq.num_prompt,
         len(seq.token_ids),
         seq.queued_time,
         seq.num_preemptions,
     )
+
+
+def _resident() -> int:
+    """Bytes of this process in memory, shared ones included."""
+    with open("/proc/self/statm", encoding="ascii") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _bits(ids: Collection[int], size: int) -> bytes:

@@ -69,6 +69,8 @@ class LiveFeed:
                 epoch = view["epoch"]
                 await asyncio.sleep(INTERVAL)
         except EngineDead:
+            pass  # for good: the server shuts down, or has given up
+        finally:
             for unread in self._watchers:
                 _put(unread, None)
 

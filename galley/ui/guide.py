@@ -1,7 +1,7 @@
-"""The guide as pages: Markdown of docs/guide, rendered when it is asked for.
+"""The guide: Markdown of docs/guide, rendered when it is asked for.
 
-A page may hold HTML and name its own modules, pictures and data, all from the same folder; the
-Content-Security-Policy is that of the web UI, so there are no inline scripts and styles.
+A page may hold HTML and name modules and data beside it; the Content-Security-Policy is that of the
+web UI, so there are no inline scripts and styles.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from galley.ui import TYPES, File, headers
 
+#: In an installed package, and in a checkout.
 _PLACES = (Path(__file__).parent / "guide", Path(__file__).parents[2] / "docs" / "guide")
 _FRAME = """<!DOCTYPE html>
 <html lang="en">
@@ -27,7 +28,7 @@ _FRAME = """<!DOCTYPE html>
 </head>
 <body>
 <header><span class="brand">Galley</span><nav aria-label="Pages"><a href="{up}">Live</a>
-<a href="{start}" aria-current="page">Guide</a></nav></header>
+<a href="{up}guide/" aria-current="page">Guide</a></nav></header>
 <main class="guide">
 {body}
 </main>
@@ -44,27 +45,25 @@ def folder() -> Path | None:
 
 @cache
 def read(name: str) -> File | None:
-    """A page or another file of the guide by its path in the folder; None: there is none."""
+    """A page, or a file beside one, by its path in the folder; None: there is none."""
     root = folder()
-    name = name or "index.md"
-    if root is None or name not in {str(p.relative_to(root)) for p in root.rglob("*")}:
+    if root is None:
         return None
-    path = root / name
+    path = (root / name).resolve()
+    kind = TYPES[".html"] if path.suffix == ".md" else TYPES.get(path.suffix)
+    if kind is None or not path.is_relative_to(root) or not path.is_file():
+        return None
+    body = path.read_bytes()
     if path.suffix == ".md":
-        depth = name.count("/")
-        body = render(path.read_text(encoding="utf-8"), "../" * (depth + 1), "../" * depth or "./")
-        return File(body.encode(), headers(TYPES[".html"], body.encode()))
-    if path.suffix not in TYPES:
-        return None
-    body_bytes = path.read_bytes()
-    return File(body_bytes, headers(TYPES[path.suffix], body_bytes))
+        body = render(body.decode(), "../" * (1 + name.count("/"))).encode()
+    return File(body, headers(kind, body))
 
 
-def render(text: str, up: str, start: str) -> str:
+def render(text: str, up: str) -> str:
     """A page of Markdown as HTML. Headings can be linked to as GitHub's can.
 
     Args:
-        up, start: relative addresses of the UI's files, and of the guide's first page.
+        up: relative address of the UI's files.
     """
     from markdown_it import MarkdownIt  # for the guide alone
 
@@ -76,8 +75,13 @@ def render(text: str, up: str, start: str) -> str:
             token.attrSet("id", anchor(inline.content))
             if token.tag == "h1":
                 title = inline.content
+    for token in tokens:
+        if "text-align:right" in str(token.attrs.pop("style", "")):
+            token.attrSet("class", "n")
     body = parser.renderer.render(tokens, parser.options, {})
-    return _FRAME.format(title=html.escape(title), up=up, start=start, body=body)
+    # What can be scrolled, the keyboard must reach.
+    body = body.replace("<pre>", '<pre tabindex="0">')
+    return _FRAME.format(title=html.escape(title), up=up, body=body)
 
 
 def anchor(heading: str) -> str:

@@ -99,11 +99,11 @@ def test_what_is_dangerous_is_named() -> None:
 
 
 def test_the_guide_is_rendered() -> None:
-    text = "# Fit & size\n\n## What *it* takes\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
-    page = guide.render(text, "../", "./")
+    text = "# Fit & size\n\n## What *it* takes\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n"
+    page = guide.render(text, "../")
     assert "<title>Fit &amp; size · Galley</title>" in page
     assert '<h2 id="what-it-takes">' in page
-    assert "<td>1</td>" in page
+    assert '<td>1</td>\n<td class="n">2</td>' in page
     assert not re.search(r"<script>|<style|\sstyle=", page)
 
 
@@ -138,10 +138,30 @@ def test_checks_and_settings_are_those_of_the_server(client: httpx.Client) -> No
     assert settings["--root-path"] == ("", "default")
 
 
+def test_operations_of_running_steps(client: httpx.Client) -> None:
+    """Each is timed, and its work is that of the steps' rows."""
+    assert client.get("/ui/api/operations", params={"limits": "x"}).status_code == 400
+    assert client.get("/ui/api/operations").json()["steps"] == 0
+    body = {"model": MODEL, "prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
+    with client.stream("POST", "/v1/completions", json={**body, "stream": True}):
+        found = client.get("/ui/api/operations", params={"limits": 1}).json()
+    assert found["steps"] > 0
+    assert (found["rows"], found["tokens"], found["why"]) == (1, 1, "")
+    assert len(found["lines"]) + 1 == len(found["seconds"]) > 200
+    kinds = {one["label"]: one for one in found["operations"]}
+    [head] = [one for label, one in kinds.items() if label.endswith("576→49152")]
+    assert head["bytes"] >= 49152 * 576  # 8 bits, and scales
+    assert head["operations"] == 2 * 49152 * 576
+    assert head["least"] >= head["bytes"] / found["limits"]["read"]
+    assert kinds["sample"]["least"] is None
+    assert sum(one["seconds"] for one in kinds.values()) == pytest.approx(sum(found["seconds"]))
+
+
 @pytest.mark.alone
 def test_the_live_view_outlives_its_engine(real: Server, client: httpx.Client) -> None:
     """A request's rows and blocks are seen; the engine is killed; the request goes on."""
     body = {"model": MODEL, "prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    body["stream_options"] = {"include_usage": True}
     with (
         client.stream("POST", "/v1/completions", json=body) as answer,
         client.stream("GET", "/ui/api/live") as stream,
@@ -152,7 +172,8 @@ def test_the_live_view_outlives_its_engine(real: Server, client: httpx.Client) -
         [row] = view["running"]
         assert len(row["blocks"][0]) == -(-row["num_computed"] // view["limits"]["block_size"])
         assert len(set(row["blocks"][0])) == view["blocks_used"]
-        assert view["columns"]["num_output"] == [1] * len(view["begin"])
+        assert view["rows"]["handles"][-1] == row["handle"]
+        assert view["columns"]["num_output"][-1] == 1
         [engine] = [
             p for p in real.pids() if b"EngineCore" in Path(f"/proc/{p}/cmdline").read_bytes()
         ]
@@ -162,5 +183,5 @@ def test_the_live_view_outlives_its_engine(real: Server, client: httpx.Client) -
         assert again["running"][0]["handle"] == row["handle"]
         assert time.time() - again["now"] < 5
         text = answer.read().decode()
-    assert text.count("data: {") == 400
+    assert '"completion_tokens":400' in text
     assert "[DONE]" in text

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,14 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from benchmarks.served import MODEL, Server, serve
+from benchmarks.served import MODEL, SMALL, Server, serve
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
-PAGES = ("chat", "live", "operate")
+PAGES = ("chat", "live", "step", "operate")
 DESK, PHONE = (1280, 900), (390, 844)
 TEXT = (Path(__file__).parents[1] / "data" / "opticks.txt").read_text(encoding="utf-8")
 FOLDER = os.environ.get("UI_SCREENSHOTS")
@@ -93,17 +92,17 @@ class Opened:
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
         self.elsewhere: list[str] = []
-        self._url = server.url.replace("127.0.0.1", "localhost")
+        self.url = server.url.replace("127.0.0.1", "localhost")
         self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("request", self._note)
 
     def _note(self, request: Any) -> None:
-        if not request.url.startswith((self._url, "data:", "blob:")):
+        if not request.url.startswith((self.url, "data:", "blob:")):
             self.elsewhere.append(request.url)
 
     def show(self, name: str) -> Page:
-        self.page.goto(f"{self._url}/ui/#/{name}")
+        self.page.goto(f"{self.url}/ui/#/{name}")
         self.page.wait_for_selector("main h1")
         return self.page
 
@@ -282,6 +281,79 @@ def test_chat_by_keyboard(opened: Opened) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_key_is_asked_for(browser: Browser) -> None:
+    with serve(*SMALL, "--api-key", "secret") as guarded:
+        opened = Opened(browser, guarded, DESK, "light")
+        page = opened.page
+        page.goto(f"{opened.url}/ui/#/live")
+        page.get_by_label("Key").fill("wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("does not accept this key")
+        page.get_by_label("Key").fill("secret")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("status")).to_have_text("live")
+        page.goto(f"{opened.url}/ui/#/chat")
+        page.reload()
+        page.get_by_role("button", name="Copy as curl").click()
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert "$API_KEY" in copied
+        assert "secret" not in copied
+        opened.context.close()
+
+
+def test_reasoning_and_calls_are_folded(opened: Opened) -> None:
+    call = {"index": 0, "id": "c1", "function": {"name": "weather", "arguments": '{"city": '}}
+    rest = {"index": 0, "function": {"arguments": '"Paris"}'}}
+    deltas = [
+        {"role": "assistant"},
+        {"reasoning": "They ask "},
+        {"reasoning": "for the weather."},
+        {"tool_calls": [call]},
+        {"tool_calls": [rest]},
+    ]
+    events = [{"choices": [{"delta": delta}]} for delta in deltas]
+    events.append({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    page = opened.show("chat")
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=text))
+    page.locator("#message").fill("How is the weather in Paris?")
+    page.keyboard.press("Enter")
+    page.locator("summary", has_text="Reasoning").click()
+    expect(page.get_by_text("They ask for the weather.")).to_be_visible()
+    page.locator("summary", has_text="Call of weather").click()
+    expect(page.locator("details pre")).to_have_text('{"city": "Paris"}')
+    expect(page.locator(".message.assistant small")).to_contain_text("end: tool_calls")
+
+
+def test_operations_of_a_step(opened: Opened, server: Server) -> None:
+    with Streams(server, [TEXT[:900], TEXT[300:900]]):
+        page = opened.show("step")
+        page.get_by_role("button", name="Measure this machine").click(timeout=30_000)
+        expect(page.locator("main")).to_contain_text("Limits of", timeout=30_000)
+    rows = page.locator("tbody tr", has_text="linear")
+    assert rows.count() >= 4
+    expect(rows.first).to_contain_text("GB/s")
+    picture(page, "step")
+    page.locator("summary").click()
+    expect(page.locator("details pre")).to_contain_text("rms_norm")
+
+
+GUIDE = sorted((Path(__file__).parents[2] / "docs" / "guide").glob("*.md"))
+
+
+def test_the_guide(opened: Opened) -> None:
+    """Its pages load, and axe finds nothing serious."""
+    serious: dict[str, list[str]] = {}
+    for file in GUIDE:
+        page = opened.page
+        page.goto(f"{opened.url}/ui/guide/{file.name}")
+        page.wait_for_timeout(500)
+        for fault in Axe().run(page).response["violations"]:
+            if fault["impact"] in ("serious", "critical"):
+                serious.setdefault(file.name, []).extend(n["html"][:200] for n in fault["nodes"])
+    assert not serious
+
+
 EVALUATED = """async () => {
   const { evaluate, parseMetrics, scalar } = await import("/ui/promql.js");
   const known = await (await fetch("/ui/operation.json")).json();
@@ -336,11 +408,3 @@ def test_the_tab_key_reaches_everything(opened: Opened, name: str) -> None:
         page.keyboard.press("Tab")
         reached += page.evaluate(MARK)
     assert reached == expected
-
-
-def test_the_cost_of_watching(server: Server, browser: Browser) -> None:
-    """Prints what is asked of the engine, and how long the answers take; not a benchmark."""
-    with Streams(server, [TEXT[: 200 + i] for i in range(8)]):
-        begin = time.perf_counter()
-        view = frame(server)
-        print(f"a frame: {len(json.dumps(view)):,} bytes, {time.perf_counter() - begin:.3f} s")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import AsyncIterator
+from functools import cache
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.requests import Request
@@ -21,8 +23,17 @@ from galley.server.settings_report import settings
 from galley.server.ui_facts import facts
 from galley.ui import guide
 
+if TYPE_CHECKING:
+    from galley.server.operation_report import OperationMeter
+
 #: Headers with which a proxy passes on a request of somebody else.
 _FORWARDED = ("x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded")
+
+
+class OperationsQuery(msgspec.Struct):
+    """`limits`: measure the machine first."""
+
+    limits: bool = False
 
 
 def routes(ctx: Context) -> Router:
@@ -30,6 +41,14 @@ def routes(ctx: Context) -> Router:
     if not ctx.server.ui:
         return router
     feed = LiveFeed(ctx.engine)
+
+    @cache
+    def meter() -> OperationMeter:
+        # It imports models and kernels, which servers do without otherwise.
+        from galley.server.operation_report import OperationMeter
+
+        return OperationMeter(ctx)
+
     root = (ctx.server.root_path or "").rstrip("/")
 
     def refuse_others(raw: Request) -> None:
@@ -65,6 +84,13 @@ def routes(ctx: Context) -> Router:
         found = {"checks": checks(ctx), "settings": settings(ctx)}
         return json_response(msgspec.json.encode(found))
 
+    @router.get("/ui/api/operations", query=OperationsQuery, hidden=True)
+    async def operations(raw: Request, query: OperationsQuery) -> Response:
+        """Times of the operations of the next steps."""
+        refuse_others(raw)
+        report = await meter().report(query.limits)
+        return json_response(msgspec.json.encode(report))
+
     @router.get("/ui/guide", hidden=True)
     async def guide_start(raw: Request) -> Response:
         refuse_others(raw)
@@ -73,7 +99,7 @@ def routes(ctx: Context) -> Router:
     @router.get("/ui/guide/{name:path}", hidden=True)
     async def guide_page(raw: Request) -> Response:
         refuse_others(raw)
-        return answer(raw, guide.read(raw.path_params["name"]))
+        return answer(raw, guide.read(raw.path_params["name"] or "index.md"))
 
     @router.get("/ui/{name:path}", hidden=True)
     async def file(raw: Request) -> Response:

@@ -4,6 +4,7 @@ import { html, json, key, render, useEffect, useRef, useState } from "./common.j
 const PAGES = {
   chat: "Chat",
   live: "Live",
+  step: "Inside a step",
   operate: "Operate",
 };
 const THEMES = { "": "Theme: system", light: "Theme: light", dark: "Theme: dark" };
@@ -26,7 +27,7 @@ function Theme() {
     ${THEMES[theme]}</button>`;
 }
 
-function KeyForm({ onDone }) {
+function KeyForm({ wasRefused, onDone }) {
   const input = useRef();
   useEffect(() => input.current.focus(), []);
   const submit = event => {
@@ -36,7 +37,8 @@ function KeyForm({ onDone }) {
   };
   return html`<form class="panel key" onSubmit=${submit}>
     <h2>API key</h2>
-    <p>This server wants a key. It is kept in this tab alone.</p>
+    ${wasRefused ? html`<p class="problem" role="alert">The server does not accept this key.</p>`
+      : html`<p>This server wants a key. It is kept in this tab alone.</p>`}
     <label>Key <input ref=${input} type="password" autocomplete="off" required /></label>
     <button class="primary">Use key</button>
   </form>`;
@@ -46,12 +48,17 @@ function App() {
   const [facts, setFacts] = useState(null);
   const [error, setError] = useState(null);
   const [needsKey, setNeedsKey] = useState(false);
+  const [, setTried] = useState(0);
   const [current, setCurrent] = useState(page());
   const [Page, setPage] = useState(null);
   const main = useRef();
   const ask = () => json("/ui/api/server").then(
     found => { setFacts(found); setError(null); setNeedsKey(false); },
-    failure => failure.status === 401 ? setNeedsKey(true) : setError(failure),
+    failure => {
+      setTried(n => n + 1);
+      if (failure.status === 401) setNeedsKey(true);
+      else setError(failure);
+    },
   );
   useEffect(() => {
     ask();
@@ -90,7 +97,7 @@ function App() {
       <${Theme} />
     </header>
     <main id="main" ref=${main} tabindex="-1">
-      ${needsKey ? html`<${KeyForm} onDone=${ask} />`
+      ${needsKey ? html`<${KeyForm} wasRefused=${key.get() !== ""} onDone=${ask} />`
         : error ? html`<p class="problem" role="alert">${error.message}</p>`
         : Page && facts ? html`<${Page} facts=${facts} />`
         : html`<h1 class="visually-hidden">Galley</h1>`}

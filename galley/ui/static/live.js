@@ -1,6 +1,6 @@
 // The live view: what the engine does now, or did a moment ago.
 import {
-  clock, events, html, number, percent, Problem, quantile, request, save, seconds,
+  bytes, clock, events, html, number, percent, Problem, quantile, request, save, seconds,
   useEffect, useMemo, useRef, useState,
 } from "./common.js";
 import { Batches, Chart, colourOf, Life, ownersOf, Pool } from "./drawing.js";
@@ -50,6 +50,8 @@ function Tiles({ recording, view, t }) {
       note=${`${number(view.blocks_used)} of ${number(usable)} blocks`} />
     <${Tile} name="Prefix hits" value=${percent(counters.prefix_queries
       ? counters.prefix_hits / counters.prefix_queries : null)} note="since start" />
+    <${Tile} name="Memory" value=${bytes(view.memory.resident)}
+      note=${view.memory.weights ? `weights ${bytes(view.memory.weights)}` : "of the engine"} />
     <${Tile} name="Preempted" value=${number(counters.preemptions)} note="since start" />
     ${figures.drafts > 0 && html`<${Tile} name="Drafts accepted"
       value=${percent(figures.accepted / figures.drafts)} note=${`of ${number(figures.drafts)}`} />`}
@@ -110,9 +112,10 @@ function BatchPanel({ steps }) {
         value=${step.number} onInput=${e => setChosen(e.target.valueAsNumber || null)} /></label>
       ${chosen !== null && html`<button type="button" onClick=${() => setChosen(null)}>
         Newest</button>`}
-      <span class="told muted">${number(step.tokens)} tokens: ${number(kinds.prefill)} of
-        ${" "}${kinds.prompts} prompts, ${kinds.decode} decoding${kinds.draft
-          ? `, ${kinds.draft} drafts` : ""}; ${seconds(step.end - step.begin)}
+      <span class="told muted">${number(step.tokens)} tokens: ${[
+        kinds.prefill && `${number(kinds.prefill)} of ${kinds.prompts} prompts`,
+        kinds.decode && `${kinds.decode} decoding`, kinds.draft && `${kinds.draft} drafts`,
+      ].filter(Boolean).join(", ")}; ${seconds(step.end - step.begin)}
         ${" "}(schedule ${seconds(step.schedule)}, execute ${seconds(step.execute)},
         commit ${seconds(step.commit)})</span>
     </div>`}
@@ -179,6 +182,7 @@ function LifePanel({ recording, view, handle, t, onClose }) {
     <p class="legend"><span>${clock(since)}</span><span><span class="chip prefill"></span>prefill</span>
       <span><span class="chip decode"></span>decode</span></p>
     <dl class="life">
+      <dt>Request id</dt><dd class="mono">${life.id || "ended before this view"}</dd>
       <dt>Arrived</dt><dd>${life.queued === null ? "before this view" : clock(life.queued)}</dd>
       <dt>Admitted</dt><dd>${admitted ? after(admitted.t) : "–"}${admitted
         ? `, ${number(admitted.cached)} tokens from the prefix cache` : ""}</dd>

@@ -73,6 +73,7 @@ export class Recording {
     for (const one of [...view.running, ...view.waiting]) {
       const life = this.#life(one.handle);
       life.prompt = one.num_prompt;
+      life.id = one.request_id;
       life.queued ??= one.queued;
     }
     this.#live = new Set([...view.running, ...view.waiting].map(one => one.handle));
@@ -154,7 +155,7 @@ export class Recording {
     if (!life) {
       life = {
         handle, queued: null, admissions: [], first: null, lastToken: null, ended: null,
-        prompt: null, replays: 0, marks: [],
+        prompt: null, id: "", replays: 0, marks: [],
       };
       this.requests.set(handle, life);
     }
