@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.request import Failure, PoolingParams, SamplingParams
+from galley.request import Failure, PoolingParams, PromptEmbeds, SamplingParams
 
 I32 = NDArray[np.int32]
 EMPTY_I32: I32 = np.empty(0, np.int32)
@@ -90,7 +90,8 @@ class NewRow(msgspec.Struct):
 
     `token_ids` is prompt + tokens produced so far, int32; `num_computed` counts the tokens found
     in the prefix cache (their blocks are in the plan's block columns); `adapter` is the number of
-    an adapter's load, 0 = none; `cache_salt` separates users, of drafts too.
+    an adapter's load, 0 = none; `cache_salt` separates users, of drafts too;
+    `embeds` are rows of the prompt in place of those of its token ids.
     """
 
     slot: int
@@ -103,6 +104,7 @@ class NewRow(msgspec.Struct):
     bad_words_token_ids: list[list[int]] = []
     adapter: int = 0
     cache_salt: str | None = None
+    embeds: PromptEmbeds | None = None
 
     @property
     def sampling(self) -> SamplingParams:

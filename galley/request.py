@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import hashlib
 import itertools
 import re
 from array import array
@@ -573,6 +574,30 @@ class Adapter(msgspec.Struct, frozen=True, eq=False, weakref=True):
     lora_request: LoRARequest
 
 
+class PromptEmbeds(msgspec.Struct, frozen=True):
+    """Embedding rows of a prompt, in place of those of its token ids.
+
+    Attributes:
+        rows: float32 little-endian bytes [n, columns].
+        positions: int32 bytes [n], where in the prompt each row stands; ascending.
+        columns: numbers of a row.
+    """
+
+    rows: bytes
+    positions: bytes
+    columns: int
+
+    def keys(self, block_size: int) -> dict[int, tuple[bytes]]:
+        """A digest of what stands in each block of the prompt that has rows, by its index."""
+        width = 4 * self.columns
+        digests: dict[int, Any] = {}
+        for i, position in enumerate(array("i", self.positions)):
+            index, at = divmod(position, block_size)
+            digest = digests.setdefault(index, hashlib.sha256())
+            digest.update(at.to_bytes(4, "little") + self.rows[i * width : (i + 1) * width])
+        return {index: (digest.digest(),) for index, digest in digests.items()}
+
+
 class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One sequence to compute, as the engine core sees it. Children of n>1 are separate requests.
 
@@ -584,6 +609,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         params: kind of work: sampling, with `seed` filled in (frontend) and `n == 1`, or
             pooling.
         constraint: what its output must be, from `sampling.structured_outputs`.
+        embeds: rows of its prompt that are not those of its token ids (which are 0 there).
         in_one_piece: its prompt is computed in one step and shares no blocks (each token sees the
             whole prompt, as in encoders).
         eos_token_ids: end-of-sequence ids of the model; a hit finishes with "stop" and no
@@ -613,6 +639,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     cache_salt: str | None = None
     adapter: int = 0
     constraint: Constraint | None = None
+    embeds: PromptEmbeds | None = None
     in_one_piece: bool = False
     client: str = ""
     client_index: int = 0

@@ -111,6 +111,10 @@ class ModelConfig:
     logprobs or as logits."""
     skip_tokenizer_init: bool = False
     """Load no tokenizer: prompts are token ids and outputs have no text."""
+    enable_prompt_embeds: bool = False
+    """Accept embedding rows as prompts: `prompt_embeds` of completions and of `LLM`, parts of type
+    `prompt_embeds` in chats. Whoever sends them can put the model in any state: trusted clients
+    only."""
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from galley.config import EngineConfig, ModelInfo
-from galley.config.pooling import PoolingSettings
+from galley.config.pooling import PoolingSettings, hidden_size
 from galley.config.structured import StructuredOutputsSettings
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.caller import CALLER
-from galley.frontend.prompts import Prompt, parse_prompt
+from galley.frontend.prompts import ParsedPrompt, Prompt, parse_prompt
 from galley.request import (
     Adapter,
     Constraint,
     LoRARequest,
     PoolingParams,
+    PromptEmbeds,
     Request,
     SamplingParams,
     StructuredOutputsParams,
@@ -77,6 +78,7 @@ class Limits:
 
     Attributes:
         is_encoder: prompts are computed in one piece, and no text is generated.
+        embed_columns: numbers of an embedding row; 0: prompts of such rows are refused.
     """
 
     vocab_size: int
@@ -85,6 +87,7 @@ class Limits:
     max_logprobs: int = 20
     max_n: int = MAX_N_SEQUENCES
     is_encoder: bool = False
+    embed_columns: int = 0
 
 
 class InputProcessor:
@@ -153,7 +156,12 @@ class InputProcessor:
                 constraint = self.constraint_of(params.structured_outputs)
         else:
             params = self._with_defaults(params)
-        ids = self._token_ids(parsed["text"], parsed["token_ids"], add_special_tokens)
+        embeds = None
+        if parsed.get("embeds") is None:
+            ids = self._token_ids(parsed["text"], parsed["token_ids"], add_special_tokens)
+        else:
+            embeds = self._embeds(parsed, params)
+            ids = self._checked_ids(parsed["token_ids"] or [0] * (len(embeds.positions) // 4))
         keep = self._max_prompt_tokens(params)
         if keep is not None and len(ids) > keep:
             text = parsed["text"] if add_special_tokens and parsed["token_ids"] is None else None
@@ -177,6 +185,9 @@ class InputProcessor:
         if adapter is not None:
             for request in submission.requests:
                 request.adapter = adapter.load
+        if embeds is not None:
+            for request in submission.requests:
+                request.embeds = embeds
         return submission
 
     def knows(self, params: StructuredOutputsParams) -> bool:
@@ -240,6 +251,26 @@ class InputProcessor:
             assert text is not None
             ids = self.tokenizer.encode(text, add_special_tokens)
         return ids
+
+    def _embeds(self, parsed: ParsedPrompt, params: SamplingParams | PoolingParams) -> PromptEmbeds:
+        field = "prompt_embeds"
+        if not self.limits.embed_columns:
+            raise Unsupported(f"{field} needs --enable-prompt-embeds.", field=field)
+        if isinstance(params, PoolingParams):
+            raise Unsupported(f"{field} is not supported by requests that pool.", field=field)
+        for name in ("prompt_logprobs", "truncate_prompt_tokens"):
+            if getattr(params, name) is not None:
+                raise Unsupported(f"{name} is not supported with {field}.", field=name)
+        from galley.frontend.prompt_embeds import prompt_embeds  # numpy: for such prompts alone
+
+        ids, limits = parsed["token_ids"], self.limits
+        return prompt_embeds(
+            parsed["embeds"],
+            parsed.get("embeds_at"),
+            None if ids is None else len(ids),
+            limits.embed_columns,
+            limits.max_model_len,
+        )
 
     def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
         try:
@@ -518,6 +549,9 @@ def limits_of(
         max_logprobs=config.model.max_logprobs,
         max_n=max_n,
         is_encoder=model_info.is_encoder,
+        embed_columns=(hidden_size(model_info.hf_config) or 0)
+        if config.model.enable_prompt_embeds
+        else 0,
     )
 
 

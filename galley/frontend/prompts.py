@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from galley.errors import InvalidRequest, Unsupported
 
@@ -23,17 +23,33 @@ class TokensPrompt(TypedDict):
     cache_salt: NotRequired[str]
 
 
-Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+class EmbedsPrompt(TypedDict):
+    """Embedding rows [n, hidden] in place of token ids (--enable-prompt-embeds): an array, or a
+    tensor of torch. With `prompt_token_ids`, `embeds_at` says where among them the rows stand.
+    """
 
-_KNOWN = {"prompt", "prompt_token_ids", "cache_salt"}
+    prompt_embeds: Any
+    prompt: NotRequired[str]
+    prompt_token_ids: NotRequired[Sequence[int]]
+    embeds_at: NotRequired[Sequence[int]]
+    cache_salt: NotRequired[str]
+
+
+Prompt = str | Sequence[int] | TextPrompt | TokensPrompt | EmbedsPrompt
+
+_KNOWN = {"prompt", "prompt_token_ids", "prompt_embeds", "embeds_at", "cache_salt"}
 
 
 class ParsedPrompt(TypedDict):
-    """The common form: `token_ids` is None if `text` has to be tokenised."""
+    """The common form: `token_ids` is None if `text` has to be tokenised, or if `embeds` are the
+    whole prompt.
+    """
 
     text: str | None
     token_ids: Sequence[int] | None
     cache_salt: str | None
+    embeds: NotRequired[Any]
+    embeds_at: NotRequired[Sequence[int] | None]
 
 
 def parse_prompt(prompt: Prompt) -> ParsedPrompt:
@@ -54,11 +70,18 @@ def parse_prompt(prompt: Prompt) -> ParsedPrompt:
     salt = prompt.get("cache_salt")
     if text is not None and not isinstance(text, str):
         raise InvalidRequest("prompt must be text.", field="prompt")
-    if text is None and ids is None:
+    embeds = prompt.get("prompt_embeds")
+    if text is None and ids is None and embeds is None:
         raise InvalidRequest('a prompt dict needs "prompt" or "prompt_token_ids".', field="prompt")
     if salt is not None and (not isinstance(salt, str) or not salt):
         raise InvalidRequest("cache_salt must be a non-empty string.", field="cache_salt")
-    return {"text": text, "token_ids": None if ids is None else _ids(ids), "cache_salt": salt}
+    return {
+        "text": text,
+        "token_ids": None if ids is None else _ids(ids),
+        "cache_salt": salt,
+        "embeds": embeds,
+        "embeds_at": cast("Sequence[int] | None", prompt.get("embeds_at")),
+    }
 
 
 def _ids(ids: Any) -> Sequence[int]:

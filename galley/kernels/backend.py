@@ -203,12 +203,14 @@ class Backend(Protocol):
         limits: StepLimits,
         outputs: Sequence[str] = (),
         adapters: AdapterTable | None = None,
+        prompt_rows: bool = False,
     ) -> Executable:
         """Make the model executable for steps within the limits.
 
         Args:
             outputs: results to keep besides the logits; see `Executable.outputs`.
             adapters: that rows of a step may have; None = none.
+            prompt_rows: prompts may bring embedding rows, in the columns of the op `prompt_rows`.
         """
 
 

@@ -93,16 +93,21 @@ class CpuBackend:
         limits: StepLimits,
         outputs: Sequence[str] = (),
         adapters: AdapterTable | None = None,
+        prompt_rows: bool = False,
     ) -> CpuExecutable:
-        passes = [self._forward(model, outputs, None)]
+        passes = [self._forward(model, outputs, None, prompt_rows)]
         if adapters is not None:
-            passes.append(self._forward(model, outputs, adapters))
+            passes.append(self._forward(model, outputs, adapters, prompt_rows))
         return CpuExecutable(model, passes, limits, self._pool, self.kv, self._eager)
 
     def _forward(
-        self, model: Model, outputs: Sequence[str], adapters: AdapterTable | None
+        self,
+        model: Model,
+        outputs: Sequence[str],
+        adapters: AdapterTable | None,
+        prompt_rows: bool,
     ) -> ForwardPass:
-        nodes, symbols = record(model, self.kv, self._quantized, outputs, adapters)
+        nodes, symbols = record(model, self.kv, self._quantized, outputs, adapters, prompt_rows)
         for name in outputs:
             if name not in symbols:
                 known = ", ".join(symbols)

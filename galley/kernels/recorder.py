@@ -45,8 +45,9 @@ def record(
     quantized: QuantizedActivations = "auto",
     outputs: Sequence[str] = (),
     adapters: AdapterTable | None = None,
+    prompt_rows: bool = False,
 ) -> tuple[list[Node], dict[str, Symbol]]:
-    """The model's forward pass and its outputs by name. Arguments as for `Recorder`.
+    """The model's forward pass and its outputs by name. Arguments as for `Recorder` and `Ops`.
 
     Outputs: `hidden` [T, H], the result of `model.forward`; `logits` [L, V]; and, if they are among
     `outputs`, `normed` [T, H], `hidden` after the final norm, and `layer.I` [T, H], the input of
@@ -54,7 +55,7 @@ def record(
     Raises ValueError for a program that could not run (`verify`).
     """
     recorder, ctx = Recorder(kv, quantized, adapters), RecordingContext()
-    ops = Ops(recorder, adapted=adapters is not None)
+    ops = Ops(recorder, adapted=adapters is not None, prompt_rows=prompt_rows)
     symbols: dict[str, Symbol] = {}
 
     def tap(layer: int, value: Any) -> None:

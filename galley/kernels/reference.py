@@ -19,6 +19,7 @@ from torch import Tensor
 
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
+from galley.errors import ConfigError
 from galley.kernels.adapters import AdapterTable
 from galley.kernels.backend import (
     Dense,
@@ -247,7 +248,13 @@ class ReferenceBackend:
         limits: StepLimits,
         outputs: Sequence[str] = (),
         adapters: AdapterTable | None = None,
+        prompt_rows: bool = False,
     ) -> ReferenceExecutable:
+        if prompt_rows:
+            raise ConfigError(
+                "--enable-prompt-embeds is not supported with --backend reference.",
+                field="enable_prompt_embeds",
+            )
         return ReferenceExecutable(model, limits, self._compute, self.kv, outputs, adapters)
 
 

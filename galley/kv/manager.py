@@ -15,6 +15,8 @@ of a step are written before any is read, so even a request of the same step may
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +105,11 @@ class KVCacheManager:
     # --- admission ------------------------------------------------------------------------------
 
     def new_chain(
-        self, cache_salt: str | None, family: tuple[int, int] | None, adapter: int = 0
+        self,
+        cache_salt: str | None,
+        family: tuple[int, int] | None,
+        adapter: int = 0,
+        contents: Mapping[int, tuple[bytes]] | None = None,
     ) -> HashChain | None:
         """The hash chain of a new sequence, or None if it shares no blocks.
 
@@ -112,6 +118,7 @@ class KVCacheManager:
             family: identifies children of one parent, which share even without prefix caching.
             adapter: number of the adapter's load, 0 = none; others never share with it. Not its
                 name: an adapter that is loaded again has other weights.
+            contents: keys of single blocks, by index, whose tokens do not say what is in them.
         """
         if not self.can_share:
             return None
@@ -121,9 +128,12 @@ class KVCacheManager:
                 return None
             first += family
         every = (adapter,) if adapter else ()
-        if not first and not every:
+        at: dict[int, tuple[object, ...]] = {**(contents or {})}
+        if first:
+            at[0] = first + at.get(0, ())
+        if not at and not every:
             return HashChain()
-        return HashChain(ExtraKeys(every, {0: first} if first else {}))
+        return HashChain(ExtraKeys(every, at))
 
     def find_hit(self, chain: HashChain, token_ids: I32) -> Hit:
         """The longest cached prefix that all groups can use, leaving at least one token."""

@@ -25,7 +25,8 @@ class Embedding:
 
     def __call__(self, ops: Ops, token_ids: Value) -> Value:
         y = ops.embedding(self.weight, token_ids)
-        return ops.adapt_embedding(token_ids, y, self.site) if ops.adapted else y
+        y = ops.adapt_embedding(token_ids, y, self.site) if ops.adapted else y
+        return ops.prompt_rows(y) if ops.takes_prompt_rows else y
 
 
 class LMHead:

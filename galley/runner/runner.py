@@ -45,6 +45,7 @@ from galley.runner.memory import (
 from galley.runner.pooling import Pooler
 from galley.runner.pooling_head import load_head
 from galley.runner.processors import apply_processors
+from galley.runner.prompt_rows import PromptRowSlots
 from galley.runner.results import SampledStep, step_result
 from galley.runner.sampled_rows import SampledRows, sampled_rows
 from galley.runner.sampler import MaskRows, SamplingTable
@@ -175,6 +176,9 @@ class Runner:
         self._sampling = SamplingTable(limits.rows, loaded.model.vocab_size, limits.top_logprobs)
         head = load_head(spec, checkpoint, sites) if spec != HeadSpec() else None
         self._pooler = Pooler(head)
+        self._prompt_rows: PromptRowSlots | None = None
+        if config.model.enable_prompt_embeds:
+            self._prompt_rows = PromptRowSlots(limits.rows, self.max_model_len)
         self._masked = False
         self._pending: _Pending | None = None
         self._heartbeat: NDArray[np.int64] | None = None
@@ -203,7 +207,8 @@ class Runner:
         limits = step_limits(self._config)
         if self._rewinds:
             limits = msgspec.structs.replace(limits, drafts=self.max_drafts)
-        return self._backend.build(loaded.model, limits, self._outputs, table)
+        given = self._config.model.enable_prompt_embeds
+        return self._backend.build(loaded.model, limits, self._outputs, table, given)
 
     def _make_room(self) -> None:
         """The KV cache; its memory is taken as it is written."""
@@ -211,6 +216,8 @@ class Runner:
         columns: dict[str, NDArray[Any]] = dict(self._sampling.columns)
         if self._adapters is not None:
             columns["adapter"] = self._adapters.column
+        if self._prompt_rows is not None:
+            columns |= self._prompt_rows.columns
         self._executable.bind(self.table, columns)
         if self._speculator is not None and self._speculator.reader is not None:
             self._speculator.reader.attach(
@@ -232,6 +239,8 @@ class Runner:
             self._pooler.set_row(row)
             if self._adapters is not None:
                 self._adapters.set_row(row)
+            if self._prompt_rows is not None:
+                self._prompt_rows.set_row(row)
         if len(plan.copy_src):
             self._executable.copy_blocks(plan.copy_src, plan.copy_dst)
         sampled = sampled_rows(plan, self.table)
@@ -251,6 +260,8 @@ class Runner:
         self._pooler.clear(slot)
         if self._adapters is not None:
             self._adapters.clear(slot)
+        if self._prompt_rows is not None:
+            self._prompt_rows.clear(slot)
 
     def sample(self, mask: MaskRows | None = None) -> StepResult:
         """The result of the plan that was executed last.

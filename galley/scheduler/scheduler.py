@@ -129,6 +129,7 @@ class Scheduler:
             request.cache_salt,
             (request.client_index, request.share_group) if request.share_group else None,
             request.adapter,
+            None if request.embeds is None else request.embeds.keys(self.kv.block_size),
         )
         if request.in_one_piece:
             chain = None
@@ -475,6 +476,7 @@ class Scheduler:
             params=request.params,
             adapter=request.adapter,
             cache_salt=request.cache_salt,
+            embeds=request.embeds,
             eos_token_ids=request.eos_token_ids,
             bad_words_token_ids=request.bad_words_token_ids,
         )

@@ -12,7 +12,7 @@ import msgspec
 from galley.config.server import ServerConfig
 from galley.errors import InvalidRequest
 from galley.frontend.client import RequestStream
-from galley.frontend.prompts import TokensPrompt
+from galley.frontend.prompts import EmbedsPrompt, TokensPrompt
 from galley.request import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from galley.server.context import Context
 from galley.server.protocol.generation import GenerationFields
@@ -84,7 +84,7 @@ def _clamped(bias: dict[int, float] | None) -> dict[int, float] | None:
 
 async def start(
     ctx: Context,
-    prompt: Prompt,
+    prompt: Prompt | EmbedsPrompt,
     params: SamplingParams,
     request_id: str,
     request: GenerationFields,
@@ -122,7 +122,7 @@ def submission_options(
 
 async def checked(
     ctx: Context,
-    prompt: Prompt,
+    prompt: Prompt | EmbedsPrompt,
     params: SamplingParams,
     request: GenerationFields,
     add_special_tokens: bool,
@@ -140,6 +140,8 @@ async def checked(
             _check_length(ctx, prompt)
         ids = await asyncio.to_thread(ctx.tokenizer.encode, prompt, add_special_tokens)
     form: dict[str, Any] = {} if ids is None else {"prompt_token_ids": ids}
+    if isinstance(prompt, dict):
+        form.update(prompt)
     if isinstance(prompt, str):
         form["prompt"] = prompt
     if request.cache_salt is not None:
@@ -204,12 +206,15 @@ def _limited(ctx: Context, params: SamplingParams) -> SamplingParams:
 
 
 def _log(
-    server: ServerConfig, request_id: str, prompt: str | list[int], params: SamplingParams
+    server: ServerConfig,
+    request_id: str,
+    prompt: Prompt | EmbedsPrompt,
+    params: SamplingParams,
 ) -> None:
     """Log a request with its prompt cut to `max_log_len` characters or token ids."""
     if not server.enable_log_requests:
         return
-    shown = prompt[: server.max_log_len]
+    shown = "embeddings" if isinstance(prompt, dict) else prompt[: server.max_log_len]
     logger.info(
         "Received request %s: prompt: %r, params: %s",
         request_id,

@@ -67,3 +67,10 @@ def test_it_needs_no_key() -> None:
     with serve(ServerConfig(api_key=("secret",))) as served:
         assert served.post("/v1/chat/completions", CHAT).status_code == 401
         assert served.post("/invocations", CHAT).status_code == 200
+
+
+def test_a_header_names_the_adapter(served: Served) -> None:
+    headers = {"X-Amzn-SageMaker-Adapter-Identifier": "other"}
+    answer = served.post("/invocations", {"prompt": "Hi"}, headers=headers)
+    assert answer.status_code == 404
+    assert "`other`" in answer.json()["error"]["message"]

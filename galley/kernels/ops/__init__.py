@@ -60,6 +60,7 @@ class Ops:
         from galley.kernels.ops.linear import linear
         from galley.kernels.ops.match_size import match_size
         from galley.kernels.ops.mix import mix
+        from galley.kernels.ops.prompt_rows import prompt_rows
         from galley.kernels.ops.rms_norm import rms_norm
         from galley.kernels.ops.rope import rope
         from galley.kernels.ops.route import route
@@ -87,11 +88,20 @@ class Ops:
             return getattr(self, name)
 
     def __init__(
-        self, backend: OpBackend, group: RankGroup | None = None, adapted: bool = False
+        self,
+        backend: OpBackend,
+        group: RankGroup | None = None,
+        adapted: bool = False,
+        prompt_rows: bool = False,
     ) -> None:
-        """`adapted`: linear layers add what the adapters of the step's rows do (`adapt`)."""
+        """
+        Args:
+            adapted: linear layers add what the adapters of the step's rows do (`adapt`).
+            prompt_rows: prompts may bring embedding rows (`PromptRows`).
+        """
         self.backend = backend
         self.adapted = adapted
+        self.takes_prompt_rows = prompt_rows
         self.group: RankGroup = group or SingleRank()
 
     def all_reduce(self, x: Value) -> Value:

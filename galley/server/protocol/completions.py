@@ -35,10 +35,13 @@ class CompletionRequest(GenerationFields, kw_only=True):
     """Continue a prompt, or several.
 
     `prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids.
+    `prompt_embeds` are base64 files of `torch.save`, each with the embedding rows of a prompt; they
+    come before the prompts of `prompt`, which may then be left out.
     `max_tokens` null means the default.
     """
 
-    prompt: Prompt
+    prompt: Prompt | None = None
+    prompt_embeds: str | list[str] | None = None
     max_tokens: Count | None = DEFAULT_MAX_TOKENS
     suffix: str | None = None
     logprobs: CountOrAll | None = None
@@ -74,7 +77,28 @@ def check_completion(request: CompletionRequest, caps: Caps) -> list[str | list[
                 "no output tokens are generated.",
                 field="logprob_token_ids",
             )
-    return _prompts(request.prompt, caps)
+    if request.prompt_embeds is None:
+        if request.prompt is None:
+            raise InvalidRequest("prompt: Field required.", field="prompt")
+        return _prompts(request.prompt, caps)
+    for name in ("echo", "suffix", "use_beam_search"):
+        if getattr(request, name):
+            raise InvalidRequest(
+                f"`{name}` is not available with `prompt_embeds`.", field="prompt_embeds"
+            )
+    return _prompts(request.prompt, caps) if request.prompt else []
+
+
+def embeds_of(request: CompletionRequest, caps: Caps) -> list[str]:
+    """The base64 files of a request. Raises InvalidRequest if there are none or too many."""
+    given = request.prompt_embeds
+    files = [given] if isinstance(given, str) else list(given or ())
+    if given is not None and not 1 <= len(files) <= caps.prompts:
+        raise InvalidRequest(
+            f"prompt_embeds must be 1 to {caps.prompts} tensors, got {len(files)}.",
+            field="prompt_embeds",
+        )
+    return files
 
 
 def _prompts(prompt: Any, caps: Caps) -> list[str | list[int]]:

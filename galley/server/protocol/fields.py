@@ -67,7 +67,6 @@ ANTHROPIC: FieldTable = {
     "return_mm_kwargs": Refused("only text is available yet."),
     "watermarking": _EXTENSION,
     "vllm_xargs": Refused("no custom sampling arguments are defined."),
-    "kv_transfer_params": _TRANSFER,
     "ec_transfer_params": _TRANSFER,
     "container": Refused("the server runs no tools itself."),
     "mcp_servers": Refused("the server runs no tools itself."),
@@ -89,7 +88,6 @@ RESPONSES: FieldTable = {
     "stream_options": Refused("it is not available yet.", ({"include_obfuscation": False},)),
     "return_mm_kwargs": Refused("only text is available yet."),
     "vllm_xargs": Refused("no custom sampling arguments are defined."),
-    "kv_transfer_params": _TRANSFER,
     "ec_transfer_params": _TRANSFER,
 }
 
@@ -97,7 +95,6 @@ RESPONSES: FieldTable = {
 COMPLETION: FieldTable = {
     **GENERATION,
     "thinking_token_budget": Refused("completions have no reasoning."),
-    "prompt_embeds": Refused("prompts are text or token ids."),
 }
 
 #: Further fields of the routes that pool.

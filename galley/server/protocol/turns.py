@@ -30,7 +30,11 @@ def _typed(kind: str, fields: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 _ROLE = {"type": "string", "minLength": 1}
-_PARTS = [_TEXT, *(_part(kind, key) for kind, key in TEXT_PARTS.items())]
+_PARTS = [
+    _TEXT,
+    *(_part(kind, key) for kind, key in TEXT_PARTS.items()),
+    _part("prompt_embeds", "data"),
+]
 _CONTENT = {"anyOf": [_TEXT, {"type": "null"}, {"type": "array", "items": {"anyOf": _PARTS}}]}
 _CALLS = {
     "anyOf": [

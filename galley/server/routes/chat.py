@@ -13,6 +13,7 @@ from galley.request import SamplingParams
 from galley.server.beam import search
 from galley.server.chat_builder import AnswerRole, ChatResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
+from galley.server.embeds import EmbedParts
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
 from galley.server.protocol.base import ignored_of
@@ -67,13 +68,14 @@ def routes(ctx: Context) -> Router:
         check_batch(request, ctx.caps)
         use = tool_use_of(ctx, request)
         head = await _head(ctx, raw, request)
-        prompts = [await prompt_of(ctx, request, messages, use) for messages in request.messages]
+        embeds = [EmbedParts(messages) for messages in request.messages]
+        prompts = [await prompt_of(ctx, request, parts.messages, use) for parts in embeds]
         parsers = [ctx.parsers(prompt, request.n or 1, use) for prompt in prompts]
         answer = _answer(ctx, head, request, request.messages, parsers)
         streams = await until_disconnect(
             raw.receive,
             start_all(
-                start_chat(ctx, request, prompt, f"{head.id}_{i}", parsers[i], use)
+                start_chat(ctx, request, prompt, f"{head.id}_{i}", parsers[i], use, embeds[i])
                 for i, prompt in enumerate(prompts)
             ),
         )
@@ -89,7 +91,8 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     check_chat(request, ctx.caps)
     use = tool_use_of(ctx, request)
     head = await _head(ctx, raw, request)
-    prompt = await prompt_of(ctx, request, request.messages, use)
+    embeds = EmbedParts(request.messages)
+    prompt = await prompt_of(ctx, request, embeds.messages, use)
     parsers = ctx.parsers(prompt, request.n or 1, use)
     answer = _answer(ctx, head, request, [request.messages], [parsers], prompt)
     if request.use_beam_search:
@@ -107,7 +110,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
             answer.whole([await until_disconnect(raw.receive, searching)]),
             headers=load_report(raw, ctx.metrics),
         )
-    starting = start_chat(ctx, request, prompt, head.id, parsers, use)
+    starting = start_chat(ctx, request, prompt, head.id, parsers, use, embeds)
     stream = await until_disconnect(raw.receive, starting)
     if request.stream:
         return ctx.events([stream], answer)
@@ -182,10 +185,12 @@ async def start_chat(
     name: str,
     parsers: list[AssistantParser],
     use: ToolUse,
+    embeds: EmbedParts,
 ) -> OutputStream:
     """Hand a rendered conversation to the engine."""
     params = await chat_params(ctx, request, prompt, parsers, use)
-    return await start(ctx, prompt, params, name, request, request.add_special_tokens)
+    given = await embeds.put_into(ctx, prompt, request.add_special_tokens)
+    return await start(ctx, given, params, name, request, request.add_special_tokens)
 
 
 async def chat_params(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from galley.frontend.prompts import EmbedsPrompt
 from galley.request import SamplingParams
 from galley.server.beam import search_all
 from galley.server.completion_builder import CompletionResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
+from galley.server.embeds import read_embeds
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
 from galley.server.protocol.base import ignored_of
@@ -16,6 +18,7 @@ from galley.server.protocol.completions import (
     CompletionRequest,
     CompletionResponse,
     check_completion,
+    embeds_of,
     reader,
 )
 from galley.server.rendering import infill_prompt
@@ -52,6 +55,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     request = reader.read(body, ignored_of(raw.scope))
     apply_priority_header(raw, request)
     prompts: list[Prompt] = check_completion(request, ctx.caps)
+    embeds = await read_embeds(ctx, embeds_of(request, ctx.caps))
     head = ResponseHeader(
         request_id(raw, "cmpl", request.request_id, ctx.caps.request_id),
         await ctx.model_name(request.model),
@@ -78,7 +82,8 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
             answer.whole(await until_disconnect(raw.receive, searching)),
             headers=load_report(raw, ctx.metrics),
         )
-    streams = await until_disconnect(raw.receive, _start(ctx, request, prompts, head.id))
+    starting = _start(ctx, request, [*embeds, *prompts], head.id)
+    streams = await until_disconnect(raw.receive, starting)
     if request.stream:
         return ctx.events(streams, answer)
     outputs = await until_disconnect(raw.receive, collect(streams))
@@ -86,7 +91,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
 
 
 async def _start(
-    ctx: Context, request: CompletionRequest, prompts: list[Prompt], id: str
+    ctx: Context, request: CompletionRequest, prompts: list[Prompt | EmbedsPrompt], id: str
 ) -> list[OutputStream]:
     """Hand all prompts to the engine."""
     params = completion_params(ctx, request)

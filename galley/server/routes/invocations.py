@@ -14,7 +14,13 @@ from galley.server.router import GENERATION_ERRORS, Router
 from galley.server.routes import chat, completions
 
 #: A key that only bodies of one endpoint have → that endpoint's answer; tried in this order.
-_BY_KEY = {"messages": chat.respond, "prompt": completions.respond}
+_BY_KEY = {
+    "messages": chat.respond,
+    "prompt": completions.respond,
+    "prompt_embeds": completions.respond,
+}
+#: Header of SageMaker's that names the adapter of a request, as `model` does.
+ADAPTER = "x-amzn-sagemaker-adapter-identifier"
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -29,13 +35,18 @@ def routes(ctx: Context) -> Router:
         errors=GENERATION_ERRORS,
     )
     async def invocations(raw: Request) -> Response:
-        """Answer as chat (a body with `messages`) or completions (`prompt`)."""
+        """Answer as chat (a body with `messages`) or completions (`prompt`). The header
+        X-Amzn-SageMaker-Adapter-Identifier names an adapter in place of `model`.
+        """
         body = await ctx.body(raw)
         try:
             keys = _keys.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # The endpoint says what is wrong with it.
             keys = {}
+        adapter = raw.headers.get(ADAPTER)
+        if adapter and keys:
+            body = msgspec.json.encode({**keys, "model": adapter})
         for key, respond in _BY_KEY.items():
             if key in keys:
                 return await respond(ctx, raw, body)
