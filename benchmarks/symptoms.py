@@ -249,7 +249,7 @@ SYMPTOMS = (
         ("--max-num-batched-tokens", "128"),
         (
             p99("vllm:inter_token_latency_seconds", "inter-token latency, p99", 0.8),
-            p99("vllm:iteration_tokens_total", "tokens in a step, p99", 0.5, ""),
+            p99("galley:step_tokens", "tokens in a step, p99", 0.5, ""),
         ),
         "Without `--max-num-batched-tokens`, a step with prompts takes about `--target-itl` "
         "milliseconds (60) while others stream. "

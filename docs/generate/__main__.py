@@ -31,11 +31,14 @@ def pages() -> dict[Path, str]:
     from galley.server.protocol import describe
 
     program = probe(compatibility.route_names())
+    names = compatibility.page(program)
     return {
         ROOT / "galley" / "config" / "engine_flags.py": engine_flags.module(),
         ROOT / "galley" / "ui" / "static" / "operation.json": operation.data(),
-        DOCS / "compatibility.md": compatibility.page(program),
-        DOCS / "coming-from-vllm.md": coming.fill((DOCS / "coming-from-vllm.md").read_text()),
+        DOCS / "compatibility.md": names,
+        DOCS / "coming-from-vllm.md": coming.fill(
+            (DOCS / "coming-from-vllm.md").read_text(), names
+        ),
         DOCS / "guide" / "data" / "code.json": guide_code.text(),
         DOCS / "models.md": models.page(),
         DOCS / "native_ops.md": native_ops.fill((DOCS / "native_ops.md").read_text()),

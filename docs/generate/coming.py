@@ -1,4 +1,6 @@
-"""The table of docs/coming-from-vllm.md: the names of the module `vllm` in compat/."""
+"""The tables of docs/coming-from-vllm.md: what differs from vLLM, of the verdicts of
+docs/compatibility.md; and the names of the module `vllm` in compat/.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,39 @@ import importlib
 import pkgutil
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
+_ROW = re.compile(r"^\| `(.+?)` \| (works|no effect|refused|not yet) \| (.*) \|$", re.M)
 COMPAT = Path(__file__).parents[2] / "compat"
 
 
-def fill(text: str) -> str:
-    """The page with its table made again."""
-    pattern = r"(<!-- names: made by make docs -->\n).*?(<!-- end of names -->)"
-    text, count = re.subn(pattern, lambda m: m[1] + table() + m[2], text, flags=re.S)
-    assert count == 1, "docs/coming-from-vllm.md has no marks for names"
+def fill(text: str, compatibility: str) -> str:
+    """The page with its tables made again; `compatibility` is the page of all names."""
+    for mark, made in (("differences", differences(compatibility)), ("names", table())):
+        pattern = rf"(<!-- {mark}: made by make docs -->\n).*?(<!-- end of {mark} -->)"
+        text, count = re.subn(pattern, lambda m, made=made: m[1] + made + m[2], text, flags=re.S)
+        assert count == 1, f"docs/coming-from-vllm.md has no marks for {mark}"
     return text
+
+
+def differences(compatibility: str) -> str:
+    """What does not work as in vLLM: names of one kind and one reason in a row."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    counts: Counter[str] = Counter()
+    for section in compatibility.split("\n## ")[1:]:
+        title = section.partition("\n")[0].replace("`", "")
+        for name, verdict, note in _ROW.findall(section):
+            counts[title] += verdict in ("works", "no effect")
+            if verdict in ("refused", "not yet"):
+                grouped.setdefault((title, verdict, note.strip()), []).append(f"`{name}`")
+    lines = ["| | | names | why |", "|---|---|---|---|"]
+    for title, count in counts.items():
+        lines.append(f"| {title} | accepted | {count} names | |")
+        for (kind, verdict, note), names in grouped.items():
+            if kind == title:
+                lines.append(f"| | {verdict} | {', '.join(names)} | {note} |")
+    return "\n".join(lines) + "\n"
 
 
 def exported() -> set[str]:

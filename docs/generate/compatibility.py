@@ -228,7 +228,8 @@ BLOCK_LIVES = {f"vllm:{metric.name}" for metric in BLOCK_METRICS}
 DRAFTS = {f"vllm:{metric.name}" for metric in draft_metrics(1)}
 METRICS_NOTE = """Names are given without the `_total` of counters. Galley has metrics of its own
 beside these: `galley:engine_restarts`, `galley:batch_invariant`, `galley:resumed_tokens`,
-`galley:resumed_tokens_cached`, `galley:memory_short`, `galley:kv_blocks_withheld`; and for
+`galley:resumed_tokens_cached`, `galley:memory_short`, `galley:kv_blocks_withheld`,
+`galley:step_tokens` (those that a step computes); and for
 [structured output](structured-output.md) `galley:structured_output_masks`,
 `galley:structured_output_mask_seconds`, `galley:structured_output_advance_seconds`,
 `galley:structured_output_forced_tokens`.

@@ -54,7 +54,7 @@ def shown(value: float, unit: str) -> str:
 
 def first_metric(reading: Reading) -> str:
     words = reading.query.replace("(", " ").replace("[", " ").split()
-    name = next(word for word in words if word.startswith("vllm:"))
+    name = next(word for word in words if word.startswith(("vllm:", "galley:")))
     return name.removesuffix("_sum").removesuffix("_bucket")
 
 

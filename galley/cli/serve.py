@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 
 from galley.cli.parser import CommandParser, engine_flags, make
 from galley.config import ModelConfig
@@ -59,10 +59,10 @@ def main(argv: list[str]) -> int:
     config = from_kwargs(engine_flags(given), "server")
     if not config.model.model:
         sampling = "" if config.model.generation_config != "auto" else BUILT_IN_SAMPLING
-        print(
-            f"galley: no model given: serving the built-in SmolLM2-135M-Instruct{sampling}",
-            file=sys.stderr,
-        )
+        from galley.launcher.supervisor import say
+
+        os.environ.update(server.logging_environment())
+        say(f"no model given: serving the built-in SmolLM2-135M-Instruct{sampling}")
     from galley.launcher.main import launch
 
     return launch(config, server, reader.sources)

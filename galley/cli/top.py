@@ -242,7 +242,7 @@ CELLS: dict[str, Callable[[Server], str]] = {
     ),
     "prompt tok/s": lambda s: _number(s.rate("vllm:prompt_tokens_total")),
     "output tok/s": lambda s: _number(s.rate("vllm:generation_tokens_total")),
-    "tokens/step": lambda s: _number(s.mean("vllm:iteration_tokens_total"), 1),
+    "tokens/step": lambda s: _number(s.mean("galley:step_tokens"), 1),
     "TTFT, ms": lambda s: _milliseconds(s.mean("vllm:time_to_first_token_seconds")),
     "ITL, ms": lambda s: _milliseconds(s.mean("vllm:inter_token_latency_seconds")),
     "preempted": lambda s: _number(s.gain("vllm:num_preemptions_total")),

@@ -115,6 +115,14 @@ def log_start(
         fits.sequences,
         f"{executor.max_model_len:,}",
     )
+    left = memory["available"] - memory["weights"] - memory["activations"] - memory["adapters"]
+    if config.cache.kv_cache_memory_bytes is not None and memory["kv_cache"] > left:
+        log.warning(
+            "--kv-cache-memory-bytes: the KV cache may grow to %.2f GiB, but %.2f GiB are free: "
+            "memory runs out before it is full.",
+            memory["kv_cache"] / GIB,
+            max(left, 0) / GIB,
+        )
     scheduler = config.scheduler
     log.info(
         "A step takes up to %s tokens of %d sequences, on %d threads.",

@@ -47,7 +47,7 @@ def read_metrics(registry: CollectorRegistry) -> list[Metric]:
     """All of the engine's metrics now."""
     metrics: list[Metric] = []
     for family in registry.collect():
-        if not family.name.startswith("vllm:"):
+        if not family.name.startswith(("vllm:", "galley:")):
             continue
         if family.type == "histogram":
             metrics += _histograms(family)

@@ -357,6 +357,11 @@ class Supervisor:
         self._exit_code = code
         self._due.clear()
         if self._of_kind("server"):
+            if self.policy.drain and self._announced:
+                say(
+                    f"shutting down: requests in flight have {self.policy.drain:g} s; Ctrl-C again "
+                    "ends now"
+                )
             self._deadline = time.monotonic() + self.policy.drain + GRACE
             for child in self._of_kind("server"):
                 child.signal(signal.SIGTERM)
@@ -374,4 +379,13 @@ class Supervisor:
 
 
 def say(sentence: str) -> None:
-    print(f"galley: {sentence}", file=sys.stderr, flush=True)
+    """Write a line to the terminal; a JSON object where the log is one of those."""
+    line = f"galley: {sentence}"
+    if os.environ.get("GALLEY_LOGGING_FORMAT") == "json":
+        import logging
+
+        from galley.observability.logging import JsonFormatter
+
+        fields = {"name": "galley.launcher", "levelname": "INFO", "msg": sentence}
+        line = JsonFormatter().format(logging.makeLogRecord(fields))
+    print(line, file=sys.stderr, flush=True)

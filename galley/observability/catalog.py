@@ -91,7 +91,18 @@ METRICS = (
     ),
     _histogram("request_prompt_tokens", "request_tokens", "Prompt tokens of a request."),
     _histogram("request_generation_tokens", "request_tokens", "Tokens generated for a request."),
-    _histogram("iteration_tokens_total", "iteration_tokens", "Tokens computed in an engine step."),
+    _histogram(
+        "iteration_tokens_total",
+        "iteration_tokens",
+        "Prompt tokens whose prompt a step has completed, and tokens that it has generated.",
+    ),
+    Metric(
+        "step_tokens",
+        "Tokens computed in an engine step.",
+        "histogram",
+        buckets="iteration_tokens",
+        prefix="galley",
+    ),
     _histogram(
         "request_max_num_generation_tokens",
         "request_tokens",

@@ -240,7 +240,7 @@ class EngineMetrics:
         timelines, series = self._timelines, self.series[engine]
         #: last token's time → tokens since (first tokens are not in it)
         gaps: dict[float, int] = {}
-        total = 0
+        total = prompts = 0
         for i, handle in enumerate(handles):
             timeline = timelines.get(handle)
             if timeline is None:
@@ -251,29 +251,33 @@ class EngineMetrics:
             if not last:
                 timeline.first_token = last = now
                 count -= 1
-                self._first_token(series, timeline)
+                prompts += self._first_token(series, timeline)
             if count == 1:
                 gaps[last] = gaps.get(last, 0) + 1
             elif count:
                 gap = (now - last) / count
                 series.observe_times("inter_token_latency_seconds", gap, count)
         series.inc("generation_tokens", total)
+        series.observe("iteration_tokens_total", prompts + total)
         for last, times in gaps.items():
             series.observe_times("inter_token_latency_seconds", now - last, times)
 
     @staticmethod
-    def _first_token(series: Series, timeline: RequestTimeline) -> None:
-        """The prompt is done. It counts once for the n sequences that share it, as in usage."""
+    def _first_token(series: Series, timeline: RequestTimeline) -> int:
+        """The prompt is done. It counts once for the n sequences that share it, as in usage.
+        Returns the tokens that count.
+        """
         wait = time.time() - timeline.request.arrival_time
         series.observe("time_to_first_token_seconds", wait)
         if timeline.index:
-            return
+            return 0
         computed = timeline.num_prompt - timeline.num_cached
         series.inc("prompt_tokens", timeline.num_prompt)
         series.inc("prompt_tokens_by_source[local_compute]", computed)
         series.inc("prompt_tokens_by_source[local_cache_hit]", timeline.num_cached)
         series.inc("prompt_tokens_cached", timeline.num_cached)
         series.inc(f"prompt_tokens_cached_by_source[{CACHE_TIERS[0]}]", timeline.num_cached)
+        return timeline.num_prompt
 
     def _state(self, engine: int, stats: Stats) -> None:
         series = self.series[engine]
@@ -289,7 +293,7 @@ class EngineMetrics:
             series.set("num_requests_waiting_by_reason[deferred]", deferred)
         if stats.counters is not None:
             if stats.counters.num_steps:
-                series.observe("iteration_tokens_total", stats.step_tokens)
+                series.observe("step_tokens", stats.step_tokens)
             growth = _counter_values(stats.counters)
             if any(growth):
                 for metric, amount in zip(ENGINE_COUNTERS.values(), growth, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from starlette.responses import Response
 
 from galley.chat.parts import (
@@ -67,10 +68,18 @@ class MessageBuilder:
 
     Args:
         parser: of the model's text; None: it is one text block.
+        kv_transfer_params: of the request, which the answer repeats.
     """
 
-    def __init__(self, id: str, model: str, parser: AssistantParser | None = None) -> None:
+    def __init__(
+        self,
+        id: str,
+        model: str,
+        parser: AssistantParser | None = None,
+        kv_transfer_params: dict[str, Any] | None = None,
+    ) -> None:
         self._id = id
+        self._transfer = kv_transfer_params
         self._model = model
         self._parser = parser
         self._usage = MessageUsage(0, 0)
@@ -175,7 +184,10 @@ class MessageBuilder:
         self._usage.cache_read_input_tokens = cached
 
     def _message(self) -> Message:
-        return Message(id=self._id, model=self._model, usage=self._usage)
+        transfer = UNSET if self._transfer is None else self._transfer
+        return Message(
+            id=self._id, model=self._model, usage=self._usage, kv_transfer_params=transfer
+        )
 
 
 #: The delta of the one text block of an answer without a parser.

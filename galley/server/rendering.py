@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 from functools import partial
 from typing import Any
 
 from galley.errors import InvalidRequest, Unsupported
 from galley.server.context import Context
+
+logger = logging.getLogger(__name__)
+
+#: Roles that chat templates know. Others go to the template as they are.
+ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
+
+
+@functools.lru_cache(64)
+def _warn_role(role: str) -> None:
+    """Log a role once."""
+    logger.warning("messages: the role %r is none of %s.", role, ", ".join(sorted(ROLES)))
 
 
 async def render(
@@ -37,6 +50,10 @@ async def render(
             "--trust-request-chat-template.",
             field="chat_template",
         )
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        if isinstance(role, str) and role not in ROLES:
+            _warn_role(role[:50])
     if ctx.tokenizer is None:
         ctx.require_tokenizer()
     if ctx.chat is None:

@@ -121,8 +121,8 @@ def test_step_size_is_limited(client: Client) -> None:
         while not all(a.done() for a in answers):
             most = max(most, client.server.metric("vllm:num_requests_running"))
     assert 1 < most <= 3, "the command line wins over the file"
-    (total,) = client.metrics(r"vllm:iteration_tokens_total_count\{.*\} (\S+)")
-    within = client.metrics(r'vllm:iteration_tokens_total_bucket\{.*le="64.0".*\} (\S+)')
+    (total,) = client.metrics(r"galley:step_tokens_count\{.*\} (\S+)")
+    within = client.metrics(r'galley:step_tokens_bucket\{.*le="64.0".*\} (\S+)')
     assert within == [total]
     (info,) = client.metrics(r"vllm:cache_config_info\{(.*)\}")
     assert 'block_size="32"' in info

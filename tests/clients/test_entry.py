@@ -132,7 +132,7 @@ class Load:
             self.log = "".join(server.log)
 
     def step(self, q: float) -> float:
-        return self.metrics.quantile("vllm:iteration_tokens_total", q)
+        return self.metrics.quantile("galley:step_tokens", q)
 
 
 def test_each_flag_has_its_effect() -> None:

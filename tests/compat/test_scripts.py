@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from galley.config.engine import LoadConfig, ModelConfig
@@ -92,6 +93,40 @@ def test_structured_outputs_and_prefix_caching() -> None:
     assert all((o.num_cached_tokens or 0) >= 32 for o in again)
     del llm
     cleanup_dist_env_and_memory()
+
+
+def test_vectors_and_scores() -> None:
+    from vllm import LLM
+
+    llm = LLM(model=NAME, runner="pooling", enforce_eager=True, **SMALL)
+    outputs = llm.embed(PROMPTS)
+    assert [len(output.outputs.embedding) for output in outputs] == [576, 576]
+    (same, other) = llm.score(PROMPTS[1], [PROMPTS[1], PROMPTS[0]])
+    assert same.outputs.score > other.outputs.score
+
+
+def test_drafts_beams_rows_and_metrics() -> None:
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import EmbedsPrompt, TokensPrompt
+    from vllm.sampling_params import BeamSearchParams
+    from vllm.v1.metrics.reader import Counter, Histogram
+
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+    llm = LLM(model=NAME, speculative_config=drafts, enable_prompt_embeds=True, **SMALL)
+    greedy = SamplingParams(temperature=0, max_tokens=24)
+    (plain,) = llm.generate(["one two three one two three one"], greedy, use_tqdm=False)
+    values = {m.name: m for m in llm.get_metrics()}
+    assert isinstance(values["vllm:spec_decode_num_drafts"], Counter)
+    tokens = values["vllm:iteration_tokens_total"]
+    assert isinstance(tokens, Histogram)
+    assert tokens.sum == len(plain.prompt_token_ids) + len(plain.outputs[0].token_ids)
+    ids = llm.get_tokenizer().encode(PROMPTS[1])
+    prompts = [TokensPrompt(prompt_token_ids=ids)]
+    (beams,) = llm.beam_search(prompts, BeamSearchParams(beam_width=2, max_tokens=4))
+    assert len(beams.sequences) == 2
+    rows = EmbedsPrompt(prompt_embeds=np.zeros((4, 576), np.float32))
+    (answer,) = llm.generate([rows], greedy, use_tqdm=False)
+    assert answer.finished
 
 
 def test_engine_that_its_caller_steps() -> None:

@@ -77,7 +77,7 @@ def test_time_in_the_queue_is_told(run: Run) -> None:
 
 def test_a_step_keeps_to_its_budget(run: Run) -> None:
     """Checklist 200: no step computes more tokens than --max-num-batched-tokens."""
-    name = "vllm:iteration_tokens_total"
+    name = "galley:step_tokens"
     within = run.after.sum(name + "_bucket", le=f"{BUDGET:.1f}")
     assert within == run.after.sum(name + "_count") > 0
 

@@ -150,7 +150,7 @@ def test_measured_on_a_real_model() -> None:
         for prompt in (*prompts, prompts[-1]):
             llm.generate(prompt, params, use_tqdm=False)
         told = {m.name: m for m in llm.get_metrics()}
-    computed = told["vllm:iteration_tokens_total"].sum
+    computed = told["galley:step_tokens"].sum
     # SmolLM2-135M: operations are about two a weight and token.
     per_token = told["vllm:estimated_flops_per_gpu"].value / computed
     assert 0.7 * 2 * 134.5e6 < per_token < 1.3 * 2 * 134.5e6

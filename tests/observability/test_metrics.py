@@ -37,7 +37,8 @@ class Bench:
     def __getitem__(self, sample: str) -> float:
         name, _, label = sample.partition("/")
         labels = dict([label.split("=")]) if label else {}
-        value = self.registry.get_sample_value(f"vllm:{name}", {**LABELS, **labels})
+        name = name if ":" in name else f"vllm:{name}"
+        value = self.registry.get_sample_value(name, {**LABELS, **labels})
         assert value is not None, sample
         return value
 
@@ -255,8 +256,17 @@ def test_a_step_is_observed_once(bench: Bench) -> None:
         (Counters(), 3),
     ):
         bench.step(stats=Stats(counters=counters, step_tokens=tokens))
+    assert bench["galley:step_tokens_count"] == 2
+    assert bench["galley:step_tokens_sum"] == 103
+
+
+def test_iteration_tokens_are_prompts_and_outputs(bench: Bench) -> None:
+    bench.add(1, prompt=10)
+    bench.add(2, prompt=20)
+    bench.step([1, 2])
+    bench.step([1])
     assert bench["iteration_tokens_total_count"] == 2
-    assert bench["iteration_tokens_total_sum"] == 103
+    assert bench["iteration_tokens_total_sum"] == 10 + 20 + 3
 
 
 def test_cache_info_becomes_whole_when_the_engine_is_ready(bench: Bench) -> None:

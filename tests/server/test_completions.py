@@ -48,6 +48,10 @@ def test_parameters_of_a_transfer_come_back(served: Served) -> None:
     assert served.post("/v1/completions", body).json()["kv_transfer_params"] == given
     talk = {"messages": [{"role": "user", "content": "Hi"}], "kv_transfer_params": given}
     assert served.post("/v1/chat/completions", talk).json()["kv_transfer_params"] == given
+    messages = {**talk, "model": "tiny", "max_tokens": 2}
+    assert served.post("/v1/messages", messages).json()["kv_transfer_params"] == given
+    response = {"input": "Hi", "kv_transfer_params": given}
+    assert served.post("/v1/responses", response).json()["kv_transfer_params"] == given
 
 
 def test_sixteen_tokens_without_a_maximum(served: Served) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
+from benchmarks import served as real
 from galley.config.server import ServerConfig
 from galley.launcher.main import exposure
 from galley.server.access_log import reason_of
@@ -105,3 +108,24 @@ def test_the_address_says_who_can_reach_it() -> None:
     assert exposure(ServerConfig(api_key=("x",))) == " (on all interfaces)"
     assert exposure(ServerConfig(host="127.0.0.1")) == ""
     assert exposure(ServerConfig(uds="/tmp/x")) == ""
+
+
+def test_one_voice_in_the_log() -> None:
+    """With a JSON log every line is an object, and what will hurt later is said."""
+    flags = (
+        *("--max-model-len", "512", "--kv-cache-memory-bytes", "900G", "--shutdown-timeout", "3"),
+        *("--logging-config", '{"formatter": "json"}'),
+    )
+    with real.serve(*flags) as server:
+        turn = {"role": "usr", "content": "Hi"}
+        body = {"messages": [turn], "max_tokens": 1}
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=body).is_success
+    told = [json.loads(line)["message"] for line in server.log]
+    for words in (
+        "no model given",
+        "memory runs out before it is full",
+        "serving at",
+        "the role 'usr' is none of",
+        "requests in flight have 3 s; Ctrl-C again ends now",
+    ):
+        assert any(words in message for message in told), (words, told)

@@ -93,9 +93,8 @@ def test_counters_are_those_of_all(two: Server, folder: Path) -> None:
     names = ("prompt_tokens", "prefix_cache_hits", "generation_tokens", "request_success")
     prompt_tokens, hits, generated, ended = (sum_of(two, f"vllm:{name}_total") for name in names)
     # The last token of each is not computed with.
-    assert (
-        metric(two, "vllm:iteration_tokens_total_sum") == prompt_tokens - hits + generated - ended
-    )
+    assert metric(two, "galley:step_tokens_sum") == prompt_tokens - hits + generated - ended
+    assert metric(two, "vllm:iteration_tokens_total_sum") == prompt_tokens + generated
     pids = {two.children[name] for name in SERVERS}
     assert {int(p.stem.rpartition("_")[2]) for p in folder.iterdir()} == pids
 

@@ -4,5 +4,8 @@ from vllm._names import resolver
 
 __getattr__, __dir__ = resolver(
     __name__,
-    dict.fromkeys(("PromptType", "TextPrompt", "TokensPrompt"), "galley"),
+    {
+        **dict.fromkeys(("PromptType", "TextPrompt", "TokensPrompt"), "galley"),
+        "EmbedsPrompt": "galley.frontend.prompts",
+    },
 )

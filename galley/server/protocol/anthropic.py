@@ -183,6 +183,7 @@ class MessagesRequest(Conversation, kw_only=True):
     top_k: CountOrAll | None = None
     top_p: PositiveShare | None = None
     cache_salt: Text | None = None
+    kv_transfer_params: dict[str, Any] | None = None
 
     def generation(self, caps: Caps) -> GenerationFields:
         """The same fields under the names of the other endpoints. Raises InvalidRequest."""
@@ -250,6 +251,7 @@ class Message(msgspec.Struct, kw_only=True):
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None = None
     stop_sequence: str | None = None
     usage: MessageUsage
+    kv_transfer_params: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ErrorDetail(msgspec.Struct):

@@ -67,6 +67,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     instructions: str | None = None
     previous_response_id: str | None = None
     previous_input_messages: list[Turn] | None = None
+    kv_transfer_params: dict[str, Any] | None = None
     background: bool | None = False
     store: bool | None = True
     include: list[Include] | None = None
@@ -302,6 +303,7 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     frequency_penalty: float | None = None
     input_messages: list[RawMessage] | None = None
     output_messages: list[RawMessage] | None = None
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 reader = BodyReader(ResponsesRequest, RESPONSES)

@@ -46,7 +46,7 @@ def routes(ctx: Context) -> Router:
         model = await ctx.model_name(request.model)
         id = request_id(raw, "msg", None, ctx.caps.request_id)
         prompt, params, parser = await rendered_message(ctx, request, fields)
-        answer = MessageBuilder(id, model, parser)
+        answer = MessageBuilder(id, model, parser, request.kv_transfer_params)
         begin = start(ctx, prompt, params, id, fields, False)
         stream = await until_disconnect(raw.receive, begin)
         if request.stream:

@@ -300,6 +300,7 @@ def _new_response(request: ResponsesRequest, params: SamplingParams, model: str)
         user=request.user,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
+        kv_transfer_params=request.kv_transfer_params,
     )
 
 
