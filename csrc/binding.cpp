@@ -246,7 +246,7 @@ void bind_drafts(nb::module_& m) {
 
 NB_MODULE(_native, m) {
   m.def("isa", [] { return std::string(isa_name(isa())); },
-        "Instruction set that new ops use: generic, avx2 or avx512 (GALLEY_CPU_ISA overrides).");
+        "Instruction set that new ops use: generic, avx2, avx512 or amx (GALLEY_CPU_ISA overrides).");
   m.def("ops", [] {
     std::vector<std::string> names;
     for (const auto& entry : op_registry()) names.push_back(entry.first);

@@ -150,7 +150,7 @@ class ExpertUp final : public Op {
   ExpertRuns* runs_;
   std::vector<LinearJob> jobs_;
   int64_t x_bytes_, out_bytes_, across_, linear_floats_, tile_bytes_;
-  decltype(&generic::linear_tile) kernel_ = GALLEY_PICK(linear_tile);
+  decltype(&generic::linear_tile) kernel_ = GALLEY_PICK_TILES(linear_tile);
   decltype(&generic::silu_mul_row) silu_ = GALLEY_PICK(silu_mul_row);
   decltype(&generic::gelu_mul_row) gelu_ = GALLEY_PICK(gelu_mul_row);
   decltype(&generic::clamped_swiglu_row) clamped_ = GALLEY_PICK(clamped_swiglu_row);
@@ -202,7 +202,7 @@ class ExpertDown final : public Op {
   ExpertRuns* runs_;
   std::vector<LinearJob> down_;
   int64_t x_bytes_, linear_floats_;
-  decltype(&generic::linear_tile) kernel_ = GALLEY_PICK(linear_tile);
+  decltype(&generic::linear_tile) kernel_ = GALLEY_PICK_TILES(linear_tile);
 };
 
 GALLEY_OP(expert_up, ExpertUp);

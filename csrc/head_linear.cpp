@@ -49,7 +49,7 @@ class HeadLinear final : public Op {
   int64_t heads_;
   Dim rows_;
   std::vector<LinearJob> jobs_;
-  decltype(&generic::linear_tile) kernel_ = GALLEY_PICK(linear_tile);
+  decltype(&generic::linear_tile) kernel_ = GALLEY_PICK_TILES(linear_tile);
 };
 
 GALLEY_OP(head_linear, HeadLinear);

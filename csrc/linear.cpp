@@ -26,7 +26,7 @@ namespace {
 
 class Linear : public Op {
  public:
-  explicit Linear(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK(linear_tile)) {
+  explicit Linear(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK_TILES(linear_tile)) {
     LinearJob& j = job_;
     j.weight = weight_layout(a);
     j.data = a.ptr<uint8_t>("weight");

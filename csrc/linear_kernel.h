@@ -13,12 +13,10 @@
 // The weights of the next panel are prefetched while this one is used: the first two row blocks
 // bring in half of it each; a lone block, bound by memory, prefetches a little ahead of itself.
 #pragma once
-#include "adapters.h"
-#include "functions_lanes.h"
-#include "linear_lanes.h"
+#include "linear_codes.h"
+#include "linear_epilogue.h"
 #include "linear_spans.h"
 #include "linear_variants.h"
-#include "quantize_row.h"
 
 namespace galley {
 namespace GALLEY_VARIANT {
@@ -153,7 +151,7 @@ template <int R> struct PerRow {
       Int acc[R][kWide];
       GALLEY_ROWS GALLEY_WIDE {
         acc[r][c] = b.word ? load(sums + r * kPanel + (half + c) * kLanes)
-                           : all((kSubtracted - 128) * word_at(b.x + r * x_bytes + padded + 4));
+                           : excess(b.x + r * x_bytes + padded);
       }
       walk_words<CodeWord, R>(codes + half * 64, b.end - b.word, b.x + 4 * b.word, x_bytes,
                               b.prefetch, acc);
@@ -162,9 +160,8 @@ template <int R> struct PerRow {
         continue;
       }
       GALLEY_ROWS GALLEY_WIDE {
-        const Float scale = load(reinterpret_cast<const float*>(b.panel) + (half + c) * kLanes);
-        const Float both = scale * all(float_at(b.x + r * x_bytes + padded));
-        store(b.y + r * kPanel + (half + c) * kLanes, to_float(acc[r][c]) * both);
+        store(b.y + r * kPanel + (half + c) * kLanes,
+              scaled(acc[r][c], b.panel, half + c, b.x + r * x_bytes + padded));
       }
     }
   }
@@ -215,64 +212,6 @@ template <bool kKeep> struct Nibbles {
 
 GALLEY_INLINE void prefetch_lines(const uint8_t* at, int64_t bytes) {
   for (const uint8_t* end = at + bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
-}
-
-// One half (16 columns) of a block of codes, as bytes [8][32 columns][4]; `codes` and `bytes` are at
-// the half. kBits above a nibble, 0 .. 2; a table of levels or null.
-template <int kBits>
-void expand_half(const uint8_t* codes, const uint8_t* levels, uint8_t* bytes, Prefetch* prefetch) {
-  const Int low = all(0x0f0f0f0f), upper = all(kBits == 1 ? 0x01010101 : 0x03030303);
-  Int bits[2] = {};  // above the nibbles of steps 0 .. 3 and 4 .. 7, the next step's lowest
-  if (kBits > 0) bits[0] = words(codes + 4 * kHalves * 64);
-  if (kBits == 1) bits[1] = shift_right<4>(bits[0]);
-  if (kBits == 2) bits[1] = words(codes + 5 * kHalves * 64);
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-    const Int both = words(codes + j * kHalves * 64);
-    Int step[2] = {both & low, shift_right<4>(both) & low};
-    for (int i = 0; i < 2; i++) {
-      if (kBits > 0) step[i] = step[i] | shift_left<4>(bits[i] & upper);
-      if (kBits > 0) bits[i] = shift_right<kBits>(bits[i]);
-      if (levels) step[i] = look_up(levels, step[i]);
-      store(reinterpret_cast<int32_t*>(bytes + (j + 4 * i) * kHalves * 64), step[i]);
-    }
-    if (prefetch) advance(*prefetch);
-  }
-  for (int i = 0; prefetch && i < kBits; i++) advance(*prefetch);
-}
-void copy_half(const uint8_t* codes, uint8_t* bytes, Prefetch* prefetch) {
-  for (int j = 0; j < 8; j++) {
-    store(reinterpret_cast<int32_t*>(bytes + j * kHalves * 64), words(codes + j * kHalves * 64));
-    if (prefetch) advance(*prefetch);
-  }
-}
-// The same of 2 bits and kBits above them, 0 or 1.
-template <int kBits> void expand_low_half(const uint8_t* codes, uint8_t* bytes, Prefetch* prefetch) {
-  const Int pair = all(0x03030303), one = all(0x01010101);
-  Int bits = {};
-  if (kBits) bits = words(codes + 2 * kHalves * 64);
-  for (int line = 0; line < 2; line++) {
-    Int pairs = words(codes + line * kHalves * 64);
-    for (int j = 4 * line; j < 4 * line + 4; j++) {
-      Int step = pairs & pair;
-      if (kBits) step = step | shift_left<2>(bits & one), bits = shift_right<1>(bits);
-      store(reinterpret_cast<int32_t*>(bytes + j * kHalves * 64), step);
-      pairs = shift_right<2>(pairs);
-    }
-    if (prefetch) advance(*prefetch);
-  }
-  if (kBits && prefetch) advance(*prefetch);
-}
-GALLEY_INLINE void expand(const WeightLayout& w, const uint8_t* codes, const uint8_t* levels, uint8_t* bytes,
-                          Prefetch* prefetch) {
-  switch (w.format) {
-    case Format::i2: return expand_low_half<0>(codes, bytes, prefetch);
-    case Format::i3: return expand_low_half<1>(codes, bytes, prefetch);
-    case Format::i8: return copy_half(codes, bytes, prefetch);
-    case Format::i5: return expand_half<1>(codes, levels, bytes, prefetch);
-    case Format::i6: return expand_half<2>(codes, levels, bytes, prefetch);
-    default: return expand_half<0>(codes, levels, bytes, prefetch);
-  }
 }
 
 // Codes with a scale per 32 / kSubs values of K or more, on rows with a scale per 32. Per part, in
@@ -502,92 +441,6 @@ struct Expander {
     return w.format == Format::i4 ? look_up16(table, code) : look_up(table, code);
   }
 };
-
-// Epilogue of y[rows][32] of a panel: bias, gate·up, the output's number format.
-
-GALLEY_INLINE int lanes_left(int64_t left) {
-  return left >= kLanes ? kLanes : left > 0 ? static_cast<int>(left) : 0;
-}
-
-void add_bias(const float* bias, int64_t left, float* y, int rows) {
-  for (int h = 0; h < kHalves; h++) {
-    const Float b = load_part(bias + h * kLanes, lanes_left(left - h * kLanes));
-    for (int r = 0; r < rows; r++) {
-      float* at = y + r * kPanel + h * kLanes;
-      store(at, load(at) + b);
-    }
-  }
-}
-
-// The first 16 columns of a panel are gate, the others up; out rows are `stride` floats apart.
-void activate_mul(Epilogue function, const float* y, int rows, float* out, int64_t stride) {
-  const bool is_silu = function == Epilogue::silu_mul;
-  for (int r = 0; r < rows; r++, y += kPanel, out += stride) {
-    const Float gate = load(y);
-    store(out, (is_silu ? silu(gate) : gelu_tanh(gate)) * load(y + kLanes));
-  }
-}
-
-template <bool kAccumulate>
-void store_f32(const float* y, int rows, int64_t width, float* out, int64_t stride) {
-  for (int r = 0; r < rows; r++, y += kPanel, out += stride) {
-    for (int64_t c = 0; c < width; c += kLanes) {
-      const int part = lanes_left(width - c);
-      Float value = load(y + c);
-      if (part == kLanes) {
-        if (kAccumulate) value = load(out + c) + value;
-        store(out + c, value);
-      } else {
-        if (kAccumulate) value = load_part(out + c, part) + value;
-        store_part(out + c, value, part);
-      }
-    }
-  }
-}
-
-void store_bf16_rows(const float* y, int rows, int64_t width, uint8_t* out, int64_t bytes) {
-  for (int r = 0; r < rows; r++, y += kPanel, out += bytes) {
-    for (int64_t c = 0; c < width; c += kLanes) {
-      store_bf16_part(reinterpret_cast<uint16_t*>(out) + c, load(y + c), lanes_left(width - c));
-    }
-  }
-}
-
-// Columns [column, column + width) of rows of q8 or q16, which are all of one group.
-void store_group(const LinearJob& job, const float* y, int rows, int64_t row, int64_t column,
-                 int64_t width) {
-  for (int r = 0; r < rows; r++, y += kPanel) {
-    uint8_t* out = job.out + (row + r) * job.out_bytes;
-    store_groups(grouped_row(out, job.out_kind, job.out_columns), column, width, y);
-  }
-}
-
-// Gate and up leave 16 columns of a panel; two panels make a group of q8 or q16, whose first half waits
-// in `pair` [rows][32].
-void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
-  if (job.bias) add_bias(job.bias + panel * kPanel, job.weight.n - panel * kPanel, y, rows);
-  if (job.addend) adapter_add(*job.addend, panel, row, rows, y);
-  int64_t full = kPanel, column = panel * kPanel;
-  if (is_gated(job.epilogue)) {
-    full = kLanes, column = panel * kLanes;
-    if (in_groups(job.out_kind)) {
-      const bool second = panel % 2 == 1;
-      activate_mul(job.epilogue, y, rows, pair + (second ? kLanes : 0), kPanel);
-      if (!second && column + kLanes < job.out_columns) return;
-      y = pair, full = kGroup, column -= second ? kLanes : 0;
-    } else {
-      activate_mul(job.epilogue, y, rows, y, kPanel);
-    }
-  }
-  const int64_t left = job.out_columns - column, width = left < full ? left : full;
-  if (in_groups(job.out_kind)) return store_group(job, y, rows, row, column, width);
-  uint8_t* out = job.out + row * job.out_bytes;
-  if (job.out_kind == Kind::bf16) {
-    return store_bf16_rows(y, rows, width, out + 2 * column, job.out_bytes);
-  }
-  auto store_rows = job.accumulate ? store_f32<true> : store_f32<false>;
-  store_rows(y, rows, width, reinterpret_cast<float*>(out) + column, job.out_bytes / 4);
-}
 
 using RunBlock = void (*)(int rows, const Block&);
 

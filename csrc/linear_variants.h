@@ -10,5 +10,7 @@ GALLEY_VARIANTS(
     // `scratch` holds linear_scratch_bytes.
     void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                      int64_t row_end, uint8_t* scratch);)
+GALLEY_TILE_VARIANT(void linear_tile(const LinearJob& job, int64_t panel, int64_t count,
+                                     int64_t row_begin, int64_t row_end, uint8_t* scratch);)
 
 }  // namespace galley

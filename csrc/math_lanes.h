@@ -11,7 +11,11 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(GALLEY_AVX512)
+#if defined(GALLEY_AMX)
+#include <immintrin.h>
+#define GALLEY_VARIANT amx
+#define GALLEY_PARTS 1
+#elif defined(GALLEY_AVX512)
 #include <immintrin.h>
 #define GALLEY_VARIANT avx512
 #define GALLEY_PARTS 1

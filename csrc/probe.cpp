@@ -16,8 +16,8 @@ class Probe final : public Op {
       throw std::invalid_argument("missing pointer argument: data");
     }
     if (what_ > 0) {
-      int64_t (*const kernels[])(int64_t) = {GALLEY_PICK(probe_f32), GALLEY_PICK(probe_bf16),
-                                             GALLEY_PICK(probe_int8)};
+      int64_t (*const kernels[])(int64_t) = {GALLEY_PICK(probe_f32), GALLEY_PICK_TILES(probe_bf16),
+                                             GALLEY_PICK_TILES(probe_int8)};
       arithmetic_ = kernels[what_ - 1];
     }
   }

@@ -13,5 +13,8 @@ GALLEY_VARIANTS(
     int64_t probe_f32(int64_t count);
     int64_t probe_bf16(int64_t count);
     int64_t probe_int8(int64_t count);)
+GALLEY_TILE_VARIANT(
+    int64_t probe_bf16(int64_t count);
+    int64_t probe_int8(int64_t count);)
 
 }  // namespace galley

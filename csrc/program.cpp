@@ -5,8 +5,30 @@
 #include <cstdlib>
 #include <type_traits>
 
+#if GALLEY_HAS_X86 && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace galley {
 namespace {
+
+#if GALLEY_HAS_X86
+// Whether the CPU has AMX with bf16 and int8, and the system lets this process use it. Linux wants to
+// be asked, once for all threads; it refuses where a signal stack of a thread is too small.
+bool has_tiles() {
+#if defined(__linux__)
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 Isa best_isa() {
 #if GALLEY_HAS_X86
@@ -14,7 +36,7 @@ Isa best_isa() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
-    return Isa::avx512;
+    return has_tiles() ? Isa::amx : Isa::avx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
@@ -50,14 +72,15 @@ std::map<std::string, OpMaker>& op_registry() {
 }
 
 const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "generic";
+  constexpr const char* kNames[] = {"generic", "avx2", "avx512", "amx"};
+  return kNames[static_cast<int>(isa)];
 }
 
 Isa isa() {
   static const Isa best = best_isa();
   const char* requested = std::getenv("GALLEY_CPU_ISA");
   if (requested == nullptr || *requested == '\0') return best;
-  for (Isa candidate : {Isa::generic, Isa::avx2, Isa::avx512}) {
+  for (Isa candidate : {Isa::generic, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (isa_name(candidate) != std::string(requested)) continue;
     if (candidate > best) {
       throw std::invalid_argument(std::string("GALLEY_CPU_ISA is ") + requested +
@@ -65,7 +88,7 @@ Isa isa() {
     }
     return candidate;
   }
-  throw std::invalid_argument(std::string("GALLEY_CPU_ISA must be generic, avx2 or avx512, is ") +
+  throw std::invalid_argument(std::string("GALLEY_CPU_ISA must be generic, avx2, avx512 or amx, is ") +
                               requested);
 }
 

@@ -133,6 +133,8 @@ def kernels(env: Mapping[str, str]) -> Finding:
         )
     if isa == "avx2":
         return Finding("kernels", "ok", "avx2 (AVX-512 with BF16 and VNNI is faster in prefill)")
+    if isa == "avx512":
+        return Finding("kernels", "ok", "avx512 (AMX is faster in prefill)")
     return Finding("kernels", "ok", isa)
 
 

@@ -20,7 +20,10 @@ _LIBC = ctypes.CDLL(None)
 
 F32, BF16, Q8, Q8_ROW, Q16 = _native.Kind
 BEST_ISA = _native.isa()
-ISAS = ["generic", "avx2", "avx512"][: ["generic", "avx2", "avx512"].index(BEST_ISA) + 1]
+_ALL_ISAS = ["generic", "avx2", "avx512", "amx"]
+#: Those of ops that call linear kernels; the others have no variant for tiles.
+LINEAR_ISAS = _ALL_ISAS[: _ALL_ISAS.index(BEST_ISA) + 1]
+ISAS = [isa for isa in LINEAR_ISAS if isa != "amx"]
 
 
 @contextmanager

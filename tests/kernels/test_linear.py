@@ -18,6 +18,7 @@ from tests.kernels.native_harness import (
     BF16,
     F32,
     ISAS,
+    LINEAR_ISAS,
     Q8,
     Q8_ROW,
     Q16,
@@ -328,7 +329,7 @@ class TestPacking:
             assert np.array_equal(pack(QuantizedWeight(dense=view), "f32").unpack(), view)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", LINEAR_ISAS)
 class TestValues:
     @pytest.mark.parametrize(
         ("name", "kind", "n", "k"), [(*p, n, k) for p in PAIRS for n, k in shapes_of(p[0])]
@@ -503,7 +504,7 @@ class TestValues:
         assert np.abs(y - want).max() <= 2e-6 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", LINEAR_ISAS)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -580,6 +581,43 @@ class TestEpilogues:
             native.add(op, arrays, n=n // 2, interleaved=1, out_kind=out_kind)
             native.run([m])
         assert np.array_equal(fused, apart)
+
+
+def sums_of_tiles(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x @ w.T of bf16 as tiles add it up: of 32 k, even and odd ones apart, in order."""
+    total = np.zeros((len(x), len(w)), np.float32)
+    for first in range(0, x.shape[1], 32):
+        parts = [np.zeros_like(total), np.zeros_like(total)]
+        for k in range(first, min(first + 32, x.shape[1])):
+            parts[k % 2] += x[:, k, None] * w[:, k]
+        total += parts[0] + parts[1]
+    return total
+
+
+@pytest.mark.skipif("amx" not in LINEAR_ISAS, reason="needs AMX")
+class TestTiles:
+    @pytest.mark.parametrize("k", [7, 32, 71, 160, 2080])
+    def test_order_of_additions_of_bf16(self, k):
+        """In every row, whether K is cut into pieces (of long rows) or not."""
+        w = packed("bf16", 70, k)
+        x = rows_of(BF16, random_rows(70, k))
+        values = activation_rows.values(x.data, BF16, k)
+        whole = linear(x, w)
+        assert np.array_equal(whole, sums_of_tiles(values, w.unpack()))
+        for rows in (1, 5, 16, 17, 33):
+            assert np.array_equal(linear(x[:rows], w), whole[:rows])
+
+    @pytest.mark.parametrize(
+        ("name", "kind"), [pair for pair in PAIRS if pair[1] in (Q8, Q16, Q8_ROW)]
+    )
+    def test_integers_give_the_bits_of_avx512(self, name, kind):
+        for n, k in [*shapes_of(name)[-3:], (33, 4352)]:
+            w = packed(name, n, k)
+            x = rows_of(kind, random_rows(70, k))
+            with use_isa("avx512"):
+                want = linear(x, w)
+            for rows in (1, 7, 15, 16, 17, 31, 32, 33, 49, 70):
+                assert linear(x[:rows], w).tobytes() == want[:rows].tobytes()
 
 
 class TestQuantize:

@@ -1,0 +1,182 @@
+// linear_tile by AMX tiles: bf16, and int8 with one scale per output. Other kinds go to AVX-512.
+//
+// Sixteen words of K of a panel are two tiles as they lie. A block of up to 32 rows of x is two tiles,
+// with four of sums. Every number of rows of bf16 goes through tiles, since the order of additions is
+// theirs: of 32 values of K, the products of even and of odd k are summed apart, from 0 and in order;
+// then sum = sum + (even + odd). Numbers too small to be normal count as 0.
+//
+// As with the other instruction sets, K is cut into pieces for several blocks of long rows, with the
+// sums in memory in between, and the weights that come next are prefetched.
+#pragma once
+#include "linear_codes.h"
+#include "linear_epilogue.h"
+#include "linear_variants.h"
+#include "tiles.h"
+
+namespace galley {
+namespace GALLEY_VARIANT {
+
+// K is cut into pieces where rows are longer than kUncut words: 240 of them would fill the L2 cache.
+constexpr int64_t kUncut = 1024, kPiece = 512;
+constexpr int64_t kAhead = 4096;  // bytes that a lone block of rows prefetches ahead
+constexpr int64_t kWordBytes = kHalves * 64;  // of a panel, for one word of K
+
+struct Bf16Product {
+  template <Tile c, Tile a, Tile b> static GALLEY_INLINE void add() { add_bf16<c, a, b>(); }
+};
+struct CodeProduct {
+  template <Tile c, Tile a, Tile b> static GALLEY_INLINE void add() { add_unsigned<c, a, b>(); }
+};
+
+// Rows in `count` blocks of `size`, at most 8 of 30 together (kChunkRows). The last one overlaps with
+// the one before it where they do not fit: all blocks have tiles of the same sizes.
+struct TileBlocks {
+  int64_t begin, end, count, size;
+  int upper, lower;  // rows of the two tiles
+
+  TileBlocks(int64_t begin, int64_t end)
+      : begin(begin), end(end), count((end - begin + 2 * kTileRows - 1) / (2 * kTileRows)),
+        size((end - begin + count - 1) / count),
+        upper(static_cast<int>(size > kTileRows ? (size + 1) / 2 : size)),
+        lower(static_cast<int>(size) - upper) {}
+  int64_t first_row(int64_t block) const {
+    const int64_t row = begin + block * size;
+    return row < end - size ? row : end - size;
+  }
+};
+
+// A block of rows and a piece of a panel.
+struct TileBlock {
+  const uint8_t* x;
+  int64_t x_bytes;
+  const uint8_t* w;
+  int64_t words;        // of K
+  int64_t last_bytes;   // of each row in the last words, where these fill no tile
+  bool adds;            // to the sums that are there
+  float* y;             // sums [rows][32]
+  const uint8_t* next;  // weights to prefetch, evenly over the words
+  int64_t lines;        // of 64 bytes, for 16 words
+};
+
+template <class Product, bool kLower>
+GALLEY_INLINE void add_products(const uint8_t* x, int64_t x_bytes, int upper, const uint8_t* w,
+                                int64_t steps, const uint8_t* next, int64_t lines) {
+  for (; steps > 0; steps--, x += kTileBytes, w += kTileWords * kWordBytes) {
+    load_tile<a0>(x, x_bytes);
+    load_tile<b0>(w, kWordBytes);
+    Product::template add<c00, a0, b0>();
+    load_tile<b1>(w + 64, kWordBytes);
+    Product::template add<c01, a0, b1>();
+    if (kLower) {
+      load_tile<a1>(x + upper * x_bytes, x_bytes);
+      Product::template add<c10, a1, b0>();
+      Product::template add<c11, a1, b1>();
+    }
+    for (int64_t i = 0; i < lines; i++, next += 64) __builtin_prefetch(next, 0, 2);
+  }
+}
+
+template <class Product, bool kLower>
+void tile_block(const TileBlocks& blocks, const TileBlock& b) {
+  constexpr int64_t kBytes = kPanel * 4;
+  float* lower = b.y + blocks.upper * kPanel;
+  if (b.adds) {
+    load_tile<c00>(b.y, kBytes), load_tile<c01>(b.y + kLanes, kBytes);
+    if (kLower) load_tile<c10>(lower, kBytes), load_tile<c11>(lower + kLanes, kBytes);
+  } else {
+    zero_tile<c00>(), zero_tile<c01>();
+    if (kLower) zero_tile<c10>(), zero_tile<c11>();
+  }
+  const int64_t steps = b.words / kTileWords, last = b.words % kTileWords;
+  add_products<Product, kLower>(b.x, b.x_bytes, blocks.upper, b.w, steps, b.next, b.lines);
+  if (last) {  // filled up with zeros
+    alignas(64) uint8_t x[2 * kTileRows * kTileBytes] = {}, w[kTileWords * kWordBytes] = {};
+    for (int64_t r = 0; r < blocks.size; r++) {
+      memcpy(x + r * kTileBytes, b.x + r * b.x_bytes + steps * kTileBytes, b.last_bytes);
+    }
+    memcpy(w, b.w + steps * kTileWords * kWordBytes, last * kWordBytes);
+    add_products<Product, kLower>(x, kTileBytes, blocks.upper, w, 1, nullptr, 0);
+  }
+  store_tile<c00>(b.y, kBytes), store_tile<c01>(b.y + kLanes, kBytes);
+  if (kLower) store_tile<c10>(lower, kBytes), store_tile<c11>(lower + kLanes, kBytes);
+}
+
+// Sums of all of K for panels [first, first + count). Calls use(panel, first row, rows, sums) for
+// all rows of each, in order. `sums`: [kPiecePanels][rows of all blocks][32].
+template <class Product, class Use>
+void each_block(const LinearJob& job, int64_t first, int64_t count, const TileBlocks& blocks,
+                float* sums, const Use& use) {
+  const WeightLayout& w = job.weight;
+  const int64_t row_bytes = w.quantised() ? w.blocks() * kGroup : 2 * w.k;
+  const int64_t words = (row_bytes + 3) / 4, codes_at = w.quantised() ? kPanel * 4 : 0;
+  const int64_t panel_bytes = w.panel_bytes(), sums_of_block = blocks.size * kPanel;
+  const bool lone = blocks.count == 1;
+  const int64_t piece = lone || words <= kUncut ? words : kPiece;
+  constexpr int64_t kLines = kTileWords * kWordBytes / 64;
+  const int64_t lines = lone ? kLines : (kLines + blocks.count - 1) / blocks.count;
+  const int64_t together = piece < words ? kPiecePanels : 1;
+  const auto run = blocks.lower ? tile_block<Product, true> : tile_block<Product, false>;
+  configure_tiles(blocks.upper, blocks.lower, kTileWords);
+  for (int64_t panel = first; panel < first + count; panel += together) {
+    const int64_t left = first + count - panel, panels = left < together ? left : together;
+    const uint8_t* codes = w.panel(job.data, panel) + codes_at;
+    for (int64_t word = 0; word < words; word += piece) {
+      const int64_t end = word + piece < words ? word + piece : words;
+      for (int64_t p = 0; p < panels; p++) {
+        const uint8_t* at = codes + p * panel_bytes;
+        const uint8_t* next = p + 1 < panels ? at + panel_bytes + word * kWordBytes
+                              : end < words  ? codes + end * kWordBytes
+                                             : at + panel_bytes;
+        int64_t done = blocks.begin;
+        for (int64_t i = 0; i < blocks.count; i++) {
+          const int64_t row = blocks.first_row(i);
+          float* y = sums + (p * blocks.count + i) * sums_of_block;
+          const TileBlock b{job.x + row * job.x_bytes + 4 * word, job.x_bytes, at + word * kWordBytes,
+                            end - word, row_bytes - end / kTileWords * kTileBytes, word > 0, y,
+                            lone ? at + kAhead : next + i * lines * ((end - word) / kTileWords * 64),
+                            lines};
+          run(blocks, b);
+          if (end < words) continue;
+          use(panel + p, done, static_cast<int>(row + blocks.size - done), y + (done - row) * kPanel);
+          done = row + blocks.size;
+        }
+      }
+    }
+  }
+  release_tiles();
+}
+
+// Sums of unsigned codes become floats.
+inline void scale_rows(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y) {
+  const uint8_t* end = job.x + row * job.x_bytes + job.weight.blocks() * kGroup;
+  for (int r = 0; r < rows; r++, end += job.x_bytes) {
+    for (int half = 0; half < kHalves; half++, y += kLanes) {
+      const Int sums = load(reinterpret_cast<const int32_t*>(y)) + excess(end);
+      store(y, scaled(sums, job.weight.panel(job.data, panel), half, end));
+    }
+  }
+}
+
+void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
+                 int64_t row_end, uint8_t* scratch) {
+  if (job.x_kind != Kind::bf16 && job.x_kind != Kind::q8_row) {
+    return avx512::linear_tile(job, panel, count, row_begin, row_end, scratch);
+  }
+  alignas(64) float pair[kChunkRows * kPanel];
+  float* sums = reinterpret_cast<float*>(scratch);
+  const TileBlocks blocks(row_begin, row_end);
+  const auto end = [&](int64_t p, int64_t row, int rows, float* y) {
+    finish(job, p, row, rows, y, pair + (row - row_begin) * kPanel);
+  };
+  if (job.x_kind == Kind::bf16) {
+    return each_block<Bf16Product>(job, panel, count, blocks, sums, end);
+  }
+  each_block<CodeProduct>(job, panel, count, blocks, sums,
+                          [&](int64_t p, int64_t row, int rows, float* y) {
+                            scale_rows(job, p, row, rows, y);
+                            end(p, row, rows, y);
+                          });
+}
+
+}  // namespace GALLEY_VARIANT
+}  // namespace galley
