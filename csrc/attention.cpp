@@ -181,7 +181,7 @@ class Attention final : public Op {
   decltype(&generic::clear_states) clear_states_ = GALLEY_PICK(clear_states);
   decltype(&generic::convert_codes) convert_codes_ = GALLEY_PICK(convert_codes);
   decltype(&generic::values_of_keys) values_of_keys_ = GALLEY_PICK(values_of_keys);
-  decltype(&generic::attend_tile) attend_tile_ = GALLEY_PICK(attend_tile);
+  decltype(&generic::attend_tile) attend_tile_ = GALLEY_PICK_TILES(attend_tile);
   decltype(&generic::merge_states) merge_states_ = GALLEY_PICK(merge_states);
   decltype(&generic::finish_states) finish_states_ = GALLEY_PICK(finish_states);
   decltype(&generic::pack_queries) pack_queries_ = GALLEY_PICK(pack_queries);

@@ -89,4 +89,6 @@ GALLEY_VARIANTS(
     void pack_queries(const AttentionShape& shape, const void* q, bool q_is_f32, int64_t heads,
                       uint32_t* out);)
 
+GALLEY_TILE_VARIANT(void attend_tile(const AttentionShape& shape, const AttentionTile& tile);)
+
 }  // namespace galley

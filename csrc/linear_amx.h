@@ -116,7 +116,7 @@ void each_block(const LinearJob& job, int64_t first, int64_t count, const TileBl
   const int64_t lines = lone ? kLines : (kLines + blocks.count - 1) / blocks.count;
   const int64_t together = piece < words ? kPiecePanels : 1;
   const auto run = blocks.lower ? tile_block<Product, true> : tile_block<Product, false>;
-  configure_tiles(blocks.upper, blocks.lower, kTileWords);
+  configure_tiles(blocks.upper, blocks.lower);
   for (int64_t panel = first; panel < first + count; panel += together) {
     const int64_t left = first + count - panel, panels = left < together ? left : together;
     const uint8_t* codes = w.panel(job.data, panel) + codes_at;

@@ -11,23 +11,27 @@ constexpr int kTileRows = 16, kTileWords = 16, kTileBytes = 64;
 // Tiles of C[2][2] += A[2] * B[2].
 enum Tile : int { c00 = 0, c01 = 1, c10 = 2, c11 = 3, a0 = 4, a1 = 5, b0 = 6, b1 = 7 };
 
-// Sets the sizes of tiles: A and C have `upper` rows and, below, `lower`, 0 = there are none; words of
-// four bytes are the columns of A and the rows of B. They last until release_tiles, without which
-// every switch of threads would save the tiles.
-GALLEY_INLINE void configure_tiles(int upper, int lower, int words) {
-  struct alignas(64) {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
-  const auto set = [&](Tile tile, int rows, int bytes) {
-    config.rows[tile] = static_cast<uint8_t>(rows);
-    config.row_bytes[tile] = static_cast<uint16_t>(rows ? bytes : 0);
-  };
-  set(c00, upper, kTileBytes), set(c01, upper, kTileBytes), set(a0, upper, 4 * words);
-  set(c10, lower, kTileBytes), set(c11, lower, kTileBytes), set(a1, lower, 4 * words);
-  set(b0, words, kTileBytes), set(b1, words, kTileBytes);
-  asm volatile("ldtilecfg %0" ::"m"(config));
+// Sizes of the tiles. They last until release_tiles, without which every switch of threads would save
+// the tiles.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t tile_rows[16] = {};
+
+  GALLEY_INLINE void set(Tile tile, int rows, int bytes) {
+    tile_rows[tile] = static_cast<uint8_t>(rows);
+    row_bytes[tile] = static_cast<uint16_t>(rows ? bytes : 0);
+  }
+  GALLEY_INLINE void load() const { asm volatile("ldtilecfg %0" ::"m"(*this)); }
+};
+// A and C have `upper` rows and, below, `lower`, 0 = there are none.
+GALLEY_INLINE void configure_tiles(int upper, int lower) {
+  TileConfig config;
+  config.set(c00, upper, kTileBytes), config.set(c01, upper, kTileBytes);
+  config.set(c10, lower, kTileBytes), config.set(c11, lower, kTileBytes);
+  config.set(a0, upper, kTileBytes), config.set(a1, lower, kTileBytes);
+  config.set(b0, kTileWords, kTileBytes), config.set(b1, kTileWords, kTileBytes);
+  config.load();
 }
 GALLEY_INLINE void release_tiles() { asm volatile("tilerelease"); }
 

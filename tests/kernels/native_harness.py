@@ -21,9 +21,9 @@ _LIBC = ctypes.CDLL(None)
 F32, BF16, Q8, Q8_ROW, Q16 = _native.Kind
 BEST_ISA = _native.isa()
 _ALL_ISAS = ["generic", "avx2", "avx512", "amx"]
-#: Those of ops that call linear kernels; the others have no variant for tiles.
-LINEAR_ISAS = _ALL_ISAS[: _ALL_ISAS.index(BEST_ISA) + 1]
-ISAS = [isa for isa in LINEAR_ISAS if isa != "amx"]
+#: Those of linear layers and attention; other ops have no variant for tiles.
+TILE_ISAS = _ALL_ISAS[: _ALL_ISAS.index(BEST_ISA) + 1]
+ISAS = [isa for isa in TILE_ISAS if isa != "amx"]
 
 
 @contextmanager

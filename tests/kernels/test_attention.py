@@ -10,10 +10,10 @@ from tests.kernels.kv_pages import KVPages
 from tests.kernels.native_harness import (
     BF16,
     F32,
-    ISAS,
     Q8,
     Q8_ROW,
     Q16,
+    TILE_ISAS,
     Native,
     aligned,
     kind_dtype,
@@ -43,7 +43,7 @@ class Case:
         causal=True,
         slopes=None,
         threads=1,
-        isa=ISAS[-1],
+        isa=TILE_ISAS[-1],
         seed=0,
         soft_cap=0.0,
         sinks=False,
@@ -162,7 +162,7 @@ SHAPES = [(1, 1), (3, 1), (4, 2), (9, 3), (14, 2), (8, 1), (5, 5)]
 DIMS = [2, 8, 10, 16, 20, 32, 64, 80, 96, 128, 256]
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("window", [0, 65])
@@ -176,7 +176,7 @@ def test_without_causality_a_token_sees_those_behind_it(isa, kind, threads, wind
         assert np.array_equal(alone.step([lengths[slot]])[0], out)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 @pytest.mark.parametrize("dim", DIMS)
 def test_equals_float64(isa, kind, dim):
@@ -186,7 +186,7 @@ def test_equals_float64(isa, kind, dim):
         np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 @pytest.mark.parametrize(("heads", "kv_heads"), SHAPES)
 def test_head_groups(isa, kind, heads, kv_heads):
@@ -195,7 +195,7 @@ def test_head_groups(isa, kind, heads, kv_heads):
         np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 def test_long_context_in_chunks_of_512(isa, kind):
     case = Case([1100], 2, 1, 16, kind, isa=isa)
@@ -203,7 +203,7 @@ def test_long_context_in_chunks_of_512(isa, kind):
     np.testing.assert_allclose(out, case.exact(0), **tolerance(kind))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 @pytest.mark.parametrize(
     "options",
@@ -234,7 +234,7 @@ def test_block_sizes_give_the_same_bits(kind, block_size):
         assert np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 def test_slopes(isa, kind):
     """Heads of very different slopes, over a border of chunks, in any chunking."""
@@ -246,7 +246,7 @@ def test_slopes(isa, kind):
     assert np.array_equal(case.in_chunks(0, [530, 1, 69]), whole[0])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 @pytest.mark.parametrize("window", [0, 70])
 def test_slopes_without_causality(isa, kind, window):
@@ -260,7 +260,7 @@ def test_slopes_without_causality(isa, kind, window):
         assert np.array_equal(alone.step(alone.lengths)[0], out)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 @pytest.mark.parametrize(("reach", "causal"), [(0, False), (5, False), (128, False), (40, True)])
 def test_biases_by_distance(isa, kind, reach, causal):
@@ -272,7 +272,7 @@ def test_biases_by_distance(isa, kind, reach, causal):
         assert np.array_equal(case.in_chunks(0, [530, 1, 69]), case.in_chunks(0, [600]))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 @pytest.mark.parametrize("window", [1, 5, 64, 100, 513, 5000])
 def test_window(isa, kind, window):
@@ -281,7 +281,7 @@ def test_window(isa, kind, window):
     np.testing.assert_allclose(out, case.exact(0), **tolerance(kind))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 @pytest.mark.parametrize("window", [0, 70])
 @pytest.mark.parametrize("threads", [1, 2])
@@ -295,7 +295,7 @@ def test_any_chunking_gives_the_same_bits(isa, kind, window, threads):
     assert np.array_equal(case.in_chunks(0, [500, 200, 300] + [1] * 100), whole)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(9, 3, 64), (14, 2, 20), (8, 1, 32), (4, 4, 80)]
 )
@@ -305,7 +305,7 @@ def test_decoding_one_by_one_equals_prefill(isa, heads, kv_heads, dim):
     assert np.array_equal(case.in_chunks(0, [1] * 150), whole)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 def test_row_in_a_mixed_batch_equals_row_alone(isa, kind):
     lengths = [1, 700, 64, 65, 40, 1500, 200]
@@ -325,7 +325,7 @@ def test_row_in_a_mixed_batch_equals_row_alone(isa, kind):
             assert np.array_equal(np.concatenate(parts[slot]), alone[slot])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("out_kind", [BF16, Q8, Q8_ROW, Q16])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 32), (4, 2, 8), (3, 3, 10)])
 def test_other_out_kinds_are_f32_then_quantize(isa, out_kind, heads, kv_heads, dim):
@@ -349,14 +349,14 @@ def test_other_out_kinds_are_f32_then_quantize(isa, out_kind, heads, kv_heads, d
     assert np.array_equal(np.concatenate(out)[:, :used], expected[:, :used])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize(("q_kind", "kind"), [(F32, BF16), (BF16, F32)])
 def test_query_of_another_kind_than_the_cache(isa, q_kind, kind):
     case = Case([80], 2, 1, 16, kind, q_kind=q_kind, isa=isa)
     np.testing.assert_allclose(case.step([80])[0], case.exact(0), **tolerance(BF16))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 def test_large_scores_do_not_overflow(isa, kind):
     case = Case([130], 2, 1, 16, kind, isa=isa)
@@ -366,7 +366,7 @@ def test_large_scores_do_not_overflow(isa, kind):
     np.testing.assert_allclose(out, case.exact(0), rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
 def test_nan_does_not_leave_its_sequence(isa, kind):
     lengths = [90, 91]

@@ -11,7 +11,7 @@ from galley.kernels.ops.attention import attend, visible_positions
 from galley.kernels.ops.kv_cache import stored
 from galley.kernels.values import KVLayer
 from galley.kv.format import KVFormat
-from tests.kernels.native_harness import BF16, F32, ISAS, Native, aligned, use_isa
+from tests.kernels.native_harness import BF16, F32, TILE_ISAS, Native, aligned, use_isa
 
 STATIC = [KVFormat("fp8_e4m3"), KVFormat("fp8_e5m2")]
 SCALED = [KVFormat(name, True) for name in ("fp8_e4m3", "fp8_e5m2", "int8")]
@@ -94,7 +94,7 @@ def values_of(codes: np.ndarray, name: str) -> np.ndarray:
     return codes.view(dtype).astype(np.float32)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kv", STATIC, ids=str)
 def test_codes_are_those_of_the_format(isa, kv):
     """All halves between two codes, their neighbours, and what is beyond the largest."""
@@ -116,7 +116,7 @@ def test_codes_are_those_of_the_format(isa, kv):
         np.testing.assert_array_equal(values_of(codes, kv.name), expected[0, 1])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kv", [*STATIC, *SCALED], ids=str)
 def test_attention_equals_the_reference_in_any_chunks(isa, kv):
     q = numbers(LENGTH, HEADS, DIM, seed=1).astype(ml_dtypes.bfloat16)

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.kernels.native_harness import BF16, F32, ISAS, Native, aligned, use_isa
+from tests.kernels.native_harness import BF16, F32, TILE_ISAS, Native, aligned, use_isa
 
 SCALE = 0.2
 DTYPES = {F32: np.float32, BF16: ml_dtypes.bfloat16}
@@ -94,7 +94,7 @@ def expected(case: Case, kind: int) -> np.ndarray:
     return np.einsum("hts,sd->thd", weights, keys[:, : case.rank]).reshape(case.length, -1)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize(("kind", "tolerance"), [(F32, 2e-5), (BF16, 2e-2)])
 @pytest.mark.parametrize(
     ("case", "cuts"),

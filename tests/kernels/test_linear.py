@@ -18,10 +18,10 @@ from tests.kernels.native_harness import (
     BF16,
     F32,
     ISAS,
-    LINEAR_ISAS,
     Q8,
     Q8_ROW,
     Q16,
+    TILE_ISAS,
     Native,
     aligned,
     use_isa,
@@ -329,7 +329,7 @@ class TestPacking:
             assert np.array_equal(pack(QuantizedWeight(dense=view), "f32").unpack(), view)
 
 
-@pytest.mark.parametrize("isa", LINEAR_ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 class TestValues:
     @pytest.mark.parametrize(
         ("name", "kind", "n", "k"), [(*p, n, k) for p in PAIRS for n, k in shapes_of(p[0])]
@@ -504,7 +504,7 @@ class TestValues:
         assert np.abs(y - want).max() <= 2e-6 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("isa", LINEAR_ISAS)
+@pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -594,7 +594,7 @@ def sums_of_tiles(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return total
 
 
-@pytest.mark.skipif("amx" not in LINEAR_ISAS, reason="needs AMX")
+@pytest.mark.skipif("amx" not in TILE_ISAS, reason="needs AMX")
 class TestTiles:
     @pytest.mark.parametrize("k", [7, 32, 71, 160, 2080])
     def test_order_of_additions_of_bf16(self, k):

@@ -16,7 +16,7 @@ import pytest
 from galley.kernels import _native, weights
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.weights import pack
-from tests.kernels.native_harness import LINEAR_ISAS, Native, aligned, use_isa
+from tests.kernels.native_harness import TILE_ISAS, Native, aligned, use_isa
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
@@ -321,7 +321,7 @@ class TestNames:
 
 class TestInstructionSets:
     def test_environment_chooses(self):
-        for isa in LINEAR_ISAS:
+        for isa in TILE_ISAS:
             with use_isa(isa):
                 assert _native.isa() == isa
 
