@@ -22,7 +22,6 @@ from galley.loader.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
 from galley.loader.safetensors import DTYPES, TWO_A_BYTE
 from galley.models.footprint import tensor_shapes
 from galley.text.byte_level import BYTE_OF_CHAR
-from tests.fuzz.cases import FAMILIES
 from tests.fuzz.readers.gguf import (
     ARRAY,
     BOOL,
@@ -37,6 +36,14 @@ from tests.fuzz.readers.gguf import (
 
 #: Architectures of GGUF whose layers are those of Llama.
 GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+#: Families with the keys of Llama's config.
+FAMILIES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
 VOCAB, HIDDEN, INNER, HEAD = 16, 256, 16, 16
 #: Size of an expert, whose inputs are whole blocks of MXFP4.
 WIDE = 32
@@ -248,7 +255,7 @@ def _gguf_vocabulary(name: str, keys: list[Key]) -> Seed:
 
 def _directories() -> Iterator[Seed]:
     for i, dtype in enumerate(DTYPES):
-        yield _directory(list(FAMILIES)[i % len(FAMILIES)], dtype)
+        yield _directory(FAMILIES[i % len(FAMILIES)], dtype)
     for family in FAMILIES:
         yield _directory(family, "BF16")
         yield _directory(family, "BF16", scaling={"rope_type": "llama3", **_LLAMA3})
@@ -444,7 +451,7 @@ _METHODS: dict[str, tuple[dict[str, Any], Callable[[int, int], Layer]]] = {
 
 
 def _quantised(method: str) -> Seed:
-    family = next(iter(FAMILIES))
+    family = FAMILIES[0]
     quantization, tensors = _METHODS[method]
     arrays: Layer = {}
     for name, shape in _shapes(family).items():
@@ -505,7 +512,7 @@ def _safetensors(arrays: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes,
 
 
 def _sharded() -> Seed:
-    family = next(iter(FAMILIES))
+    family = FAMILIES[0]
     arrays = _arrays(family, "F32")
     halves = [dict(list(arrays.items())[i::2]) for i in range(2)]
     names = [f"model-{i + 1:05}-of-00002.safetensors" for i in range(2)]
@@ -561,7 +568,7 @@ def _pickled() -> Seed:
     """PyTorch's files."""
     import torch
 
-    family = next(iter(FAMILIES))
+    family = FAMILIES[0]
     rng = np.random.default_rng(0)
     tensors = {
         name: torch.from_numpy(rng.standard_normal(shape, np.float32))
