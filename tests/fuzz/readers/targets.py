@@ -10,10 +10,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from galley.chat.templates import ChatRenderer
 from galley.config import ModelConfig, ModelInfo
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.kernels.backend import Backend, open_backend
+from galley.layers.questions import Part
 from galley.layers.shapes import ShapeSource
 from galley.layers.sites import Sites
 from galley.loader import Source, open_checkpoint, read_model_info
@@ -73,11 +77,18 @@ def _base() -> tuple[ModelInfo, Sites]:
     return info, shapes.sites
 
 
+class Zeros:
+    """`BaseWeights` of zeros."""
+
+    def rows(self, part: Part) -> NDArray[np.float32]:
+        return np.zeros((part.num_rows, part.num_inputs), np.float32)
+
+
 def adapter(folder: Path) -> None:
     own = folder / "a.gguf"
     info, sites = _base()
     modules = read_adapter(own if own.exists() else folder, info, sites.shape.num_bytes(8, 4))
-    pack_adapter("a", modules, sites, 8, True)
+    pack_adapter("a", modules, sites, 8, True, Zeros())
 
 
 def tokenizer(folder: Path) -> None:
