@@ -19,10 +19,10 @@ class OneToken:
     """Yields token 5 for every row, in a fixed number of calls."""
 
     batch_invariant = True
-    lookahead = max_drafts = 0
+    lookahead = 0
 
     def __init__(self, max_num_seqs: int, drafts: int = 0) -> None:
-        self.drafts = drafts
+        self.drafts, self.max_drafts = drafts, drafts * max_num_seqs
         self.groups = [GroupSpec("full", 16, 64)]
         self.max_model_len = 128
         self.num_blocks = 1 + 8 * max_num_seqs
