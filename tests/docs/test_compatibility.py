@@ -71,7 +71,7 @@ def test_refused_fields_are_refused(server: Server) -> None:
         assert reply.status_code == 400, f"{name}: {reply.status_code}, {note}"
         assert field in reply.text, f"{name}: {reply.text}"
         asked += 1
-    assert asked > 20
+    assert asked > 10
 
 
 def test_accepted_flags_are_accepted() -> None:

@@ -76,7 +76,8 @@ def test_the_log_summarises_the_start(log: pytest.LogCaptureFixture) -> None:
         scheduler=SchedulerConfig(max_num_batched_tokens=2048, max_num_seqs=128),
         device=DeviceConfig(num_threads=2),
     )
-    memory = {"weights": 5 << 20, "kv_cache": 3 << 30}
+    memory = {"weights": 5 << 20, "kv_cache": 3 << 30, "available": 8 << 30}
+    memory |= {"activations": 1 << 20, "adapters": 0}
     executor: Any = SimpleNamespace(
         num_blocks=101,
         max_model_len=1600,

@@ -133,13 +133,15 @@ class Case:
         return TinyCheckpoint(self.family, self.dtype, self.seed % 3)
 
     def config(self, **flags: Any) -> EngineConfig:
-        """`num_gpu_blocks_override` is of one KV group, and the pool has as many for each."""
+        """`num_gpu_blocks_override` is of one KV group, and the pool has as many for each; a draft
+        head's layer may be one more.
+        """
         given = {"max_model_len": LENGTH, "skip_tokenizer_init": True, **flags}
         model_info = self.checkpoint().model_info
         numbers, block_size = KVFormat("bfloat16"), given.get("block_size", 16)
         layout = kv_layout(kv_layers(model_info), numbers, block_size)
         if blocks := given.get("num_gpu_blocks_override"):
-            groups = len(layout.groups)
+            groups = len(layout.groups) + ("speculative_config" in given)
             given["num_gpu_blocks_override"] = 1 + (blocks - 1) * groups
         return resolve(from_kwargs(given, "server", {}), MACHINE, model_info)
 

@@ -21,9 +21,8 @@ from galley.loader.ggml_types import GGML_TYPES
 from galley.loader.safetensors import DTYPES
 from galley.runner.packed_file import PackedFile
 from galley.text import load_tokenizer
-from tests.fuzz.cases import FAMILIES
 from tests.fuzz.readers.run import Bench
-from tests.fuzz.readers.seeds import GGUF_FAMILIES, W8A8, all_seeds
+from tests.fuzz.readers.seeds import FAMILIES, GGUF_FAMILIES, W8A8, all_seeds
 from tests.fuzz.readers.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]

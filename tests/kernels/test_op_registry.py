@@ -105,6 +105,8 @@ def add(name, pointers, numbers):
         native.bind(adapter=np.zeros(1, np.int32))
     if "num_kept" in NATIVE_OPS[name].columns:
         native.bind(num_kept=np.zeros(1, np.int32))
+    if "prompt_rows" in NATIVE_OPS[name].columns:
+        native.bind(prompt_rows=np.zeros(1, np.uint64), prompt_row=np.zeros((1, 64), np.int32))
     if "rows" in NATIVE_OPS[name].columns:
         native.bind(rows=np.zeros((1, 64), np.float32))
     native.program.add(name, {k: v.ctypes.data for k, v in pointers.items()}, numbers)

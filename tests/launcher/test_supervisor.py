@@ -396,7 +396,8 @@ def test_an_engine_that_computes_is_never_given_up(launcher: Launcher) -> None:
 def test_a_draining_server_gets_the_time_for_it(launcher: Launcher) -> None:
     launcher.wait_serving()
     launcher.process.terminate()
-    assert launcher.end() == (0, "drained\n")
+    said = "galley: shutting down: requests in flight have 60 s; Ctrl-C again ends now\n"
+    assert launcher.end() == (0, f"{said}drained\n")
 
 
 @pytest.mark.parametrize("launcher", ["stubborn"], indirect=True)

@@ -179,8 +179,8 @@ def test_greedy_tokens_equal_generate(saved: Any) -> None:
 
 
 def test_an_architecture_without_a_line_takes_the_fallback(tmp_path: Path) -> None:
-    assert "Jais2ForCausalLM" not in ARCHITECTURES
-    model = make(CASES["jais2"])
+    assert "BitNetForCausalLM" not in ARCHITECTURES
+    model = make(Case("BitNet", IDS))
     model.save_pretrained(tmp_path)
     with engine(tmp_path) as llm:
         answer = greedy(llm, [PROMPT[:20].tolist()])
@@ -191,11 +191,11 @@ def test_an_architecture_without_a_line_takes_the_fallback(tmp_path: Path) -> No
     assert footprint.parameters == sum(p.numel() for p in model.parameters())
     assert footprint.logit_weights == 131 * 64
     for impl in ("galley", "vllm"):
-        with pytest.raises(ModelError, match="'Jais2ForCausalLM' is not supported"):
+        with pytest.raises(ModelError, match="'BitNetForCausalLM' is not supported"):
             engine(tmp_path, model_impl=impl)
     with pytest.raises(ConfigError, match="batch-invariant"):
         engine(tmp_path, batch_invariant=True)
-    with pytest.raises(ConfigError, match="--backend cpu cannot run Jais2ForCausalLM"):
+    with pytest.raises(ConfigError, match="--backend cpu cannot run BitNetForCausalLM"):
         engine(tmp_path, backend="cpu")
 
 
@@ -265,7 +265,7 @@ def test_code_of_a_checkpoint_runs_with_consent_alone(tmp_path: Path) -> None:
 
 
 def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
-    make(CASES["jais2"]).save_pretrained(tmp_path)
+    make(Case("BitNet", IDS)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq"}
     (tmp_path / "config.json").write_text(json.dumps(config))
