@@ -21,11 +21,11 @@ namespace {
 // [parts][rows of a step][n]). Ints: parts, n, k (of a part), weight arguments, x_kind. Rows: tokens.
 class LinearSplit final : public Op {
  public:
-  explicit LinearSplit(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK(linear_tile)) {
+  explicit LinearSplit(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK_TILES(linear_tile)) {
     for (int64_t p = 0; p < a.size("parts"); p++) {
       LinearJob j;
       j.weight = weight_layout(a);
-      j.panels = a.ptr<uint8_t>("weight" + std::to_string(p));
+      j.data = a.ptr<uint8_t>("weight" + std::to_string(p));
       j.x = a.ptr<uint8_t>("x" + std::to_string(p));
       j.out = a.ptr<uint8_t>("out");
       j.x_kind = a.kind("x_kind");
@@ -43,7 +43,7 @@ class LinearSplit final : public Op {
   void run(const Step& step, int64_t begin, int64_t end, int) override {
     const int64_t rows = row_count(step, rows_), panels = jobs_[0].weight.panels();
     auto* scratch = reinterpret_cast<uint8_t*>(thread_scratch(
-        linear_scratch_bytes(jobs_[0].weight) / static_cast<int64_t>(sizeof(float))));
+        linear_scratch_bytes(jobs_[0].weight, jobs_[0].x_kind) / static_cast<int64_t>(sizeof(float))));
     for (int64_t tile = begin; tile < end;) {
       const int64_t part = tile / across(step), chunk = tile % across(step) / panels;
       const int64_t panel = tile % panels, count = std::min(end - tile, panels - panel);
