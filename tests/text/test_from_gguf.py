@@ -255,6 +255,16 @@ def test_sentencepiece_ids_are_those_of_transformers(tmp_path: Path) -> None:
             assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
 
 
+def listed_merges(keys: dict[str, Any]) -> list[str]:
+    """The merges that the scores of a file's pieces stand for."""
+    pieces = SentencePieceVocab(
+        keys["tokenizer.ggml.tokens"],
+        [float(score) for score in keys["tokenizer.ggml.scores"]],
+        [int(kind) for kind in keys["tokenizer.ggml.token_type"]],
+    )
+    return [f"{left} {right}" for left, right in merges_by_score(pieces)]
+
+
 @pytest.mark.parametrize(("model", "pre"), [("gemma4", None), ("gpt2", "sarvam-moe")])
 def test_pieces_with_a_list_of_merges_are_cut_as_with_scores(
     model: str, pre: str | None, tmp_path: Path
@@ -262,12 +272,7 @@ def test_pieces_with_a_list_of_merges_are_cut_as_with_scores(
     """Gemma 4's files, whose texts have no space put before them; others call it byte-level."""
     keys = sentencepiece_keys(**{"tokenizer.ggml.add_space_prefix": False})
     by_score = _load(tmp_path, keys)
-    pieces = SentencePieceVocab(
-        keys["tokenizer.ggml.tokens"],
-        [float(score) for score in keys["tokenizer.ggml.scores"]],
-        [int(kind) for kind in keys["tokenizer.ggml.token_type"]],
-    )
-    listed = [f"{left} {right}" for left, right in merges_by_score(pieces)]
+    listed = listed_merges(keys)
     del keys["tokenizer.ggml.scores"]
     keys |= {"tokenizer.ggml.model": model, "tokenizer.ggml.merges": listed}
     keys |= {"tokenizer.ggml.pre": pre} if pre else {}
@@ -281,12 +286,7 @@ def test_pieces_with_a_list_of_merges_are_cut_as_with_scores(
 def test_words_of_mmbert_are_cut_by_themselves(tmp_path: Path) -> None:
     keys = sentencepiece_keys(**{"tokenizer.ggml.add_space_prefix": False})
     by_score = _load(tmp_path, keys)
-    pieces = SentencePieceVocab(
-        keys["tokenizer.ggml.tokens"],
-        [float(score) for score in keys["tokenizer.ggml.scores"]],
-        [int(kind) for kind in keys["tokenizer.ggml.token_type"]],
-    )
-    listed = [f"{left} {right}" for left, right in merges_by_score(pieces)]
+    listed = listed_merges(keys)
     keys |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "mmbert"}
     ours = _load(tmp_path, keys | {"tokenizer.ggml.merges": listed})
     for text in ("light", " light", "of  the\nlight of", book()[:2_000]):
