@@ -388,4 +388,5 @@ def say(sentence: str) -> None:
 
         fields = {"name": "galley.launcher", "levelname": "INFO", "msg": sentence}
         line = JsonFormatter().format(logging.makeLogRecord(fields))
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(line + "\n")  # at once: print would let other processes write in between
+    sys.stderr.flush()
