@@ -113,7 +113,7 @@ class ModelConfig:
     """Load no tokenizer: prompts are token ids and outputs have no text."""
     enable_prompt_embeds: bool = False
     """Accept embedding rows as prompts: `prompt_embeds` of completions and of `LLM`, parts of type
-    `prompt_embeds` in chats. Whoever sends them can put the model in any state: trusted clients
+    `prompt_embeds` in chats. A client can put the model in any state with them: trusted clients
     only."""
 
 

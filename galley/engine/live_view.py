@@ -2,7 +2,7 @@
 
 A client asks for it by name, between two steps, with the last step that it has seen: it gets what
 came after, and keeps whatever history it wants. Nothing is recorded for it beside the step trace,
-so it costs nothing while nobody asks. It holds no text and no token.
+so it costs nothing without a watcher. It holds no text and no token.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def note_caller(value: bytes) -> None:
 
 
 def note_user(body: bytes) -> None:
-    """Make the field `user` of a body the caller; of one that is not valid, nobody."""
+    """Make the field `user` of a body the caller; without a valid one there is no caller."""
     try:
         note_caller((msgspec.json.decode(body, type=_User).user or "").encode())
     except msgspec.DecodeError:

@@ -33,7 +33,7 @@ class LiveFeed:
         self._task: asyncio.Task[None] | None = None
 
     def check(self) -> None:
-        """Raise Overloaded if nobody else may watch."""
+        """Raise Overloaded if there are as many watchers as are allowed."""
         if len(self._watchers) >= MOST_WATCHERS:
             raise Overloaded(f"{MOST_WATCHERS} browsers are watching already.")
 

@@ -1,4 +1,4 @@
-"""Fairness among clients: who was served least comes first; nobody saves up."""
+"""Fairness among clients: the least served comes first, and a pause earns nothing."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ So a prefix is found at multiples of the interval. An entry is cached when a lat
 computed: the rows of a step read states while others write theirs, so no row may share what the
 step computes. With interval 0 there is one entry and no prefix hits.
 
-Rejected drafts are taken back from the newest state by whoever computes it (csrc/state.h). A
+Rejected drafts are taken back from the newest state by the op that computes it (csrc/state.h). A
 preempted sequence goes on from the last cached state.
 """
 
