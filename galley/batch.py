@@ -317,7 +317,7 @@ class RequestTable:
         slots = plan.slots.astype(np.intp)
         counts = result.num_sampled
         if len(plan.draft_ids):
-            # What was computed for rejected drafts does not count.
+            # Tokens computed for rejected drafts do not count.
             sampled = counts - result.num_forced if len(result.num_forced) else counts
             rejected = np.diff(plan.draft_indptr) - accepted_drafts(plan, sampled)
             self.num_computed[slots] += plan.num_new - rejected

@@ -70,7 +70,7 @@ class FinishReason(enum.IntEnum):
 
 
 class FailureKind(enum.IntEnum):
-    """Whose fault it is that a request ended with an error; decides the status of the answer."""
+    """The cause of an error that ended a request; decides the status of the answer."""
 
     ENGINE = 0
     #: The request cannot be served as it is.
@@ -741,7 +741,7 @@ class CompletionOutput:
     logprobs: Sequence[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    #: What it was sampled with: its own, or one that it got on arrival; None where it is greedy.
+    #: The seed that it was sampled with: its own, or one that it got on arrival; None if greedy.
     seed: int | None = None
     lora_request: LoRARequest | None = None
     #: With --per-request-spec-decode-metrics.

@@ -1,4 +1,4 @@
-"""What requests return."""
+"""The results of requests."""
 
 from vllm._names import resolver
 

@@ -18,7 +18,7 @@ from galley.chat.template_process import TemplateFailure, TemplateProcess, Trial
 from galley.errors import InvalidRequest, ModelError
 from galley.text import Tokenizer
 
-#: What a request's chat_template_kwargs must not set: the request has fields for it.
+#: Names that a request's chat_template_kwargs must not set: the request has fields for them.
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 #: Largest conversation that is rendered in this process: messages, items of all its lists and
 #: objects, and characters. A template that compares all messages with all takes some hundredths

@@ -267,7 +267,7 @@ class Chat:
             raise ValueError("there is no answer yet")
 
 
-#: What can be typed: name → method, its argument.
+#: Commands that can be typed: name → method, its argument.
 COMMANDS: dict[str, tuple[Callable[[Chat, str], None], str]] = {
     "help": (Chat.help, ""),
     "system": (Chat.system, "[TEXT]"),

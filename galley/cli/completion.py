@@ -71,7 +71,7 @@ def commands() -> dict[str, Command]:
 
 
 def words_of(command: str) -> tuple[str, ...]:
-    """What follows a command that has commands of its own."""
+    """The completions after a command that has commands of its own."""
     from galley.cli import cache
     from galley.cli.bench import main as bench
 

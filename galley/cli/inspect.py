@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def describe(checkpoint: Checkpoint, config: EngineConfig, tensors: bool) -> dict[str, Any]:
-    """What the checkpoint declares and what it takes to run it; reads headers only."""
+    """The checkpoint's declarations and the resources to run it; reads headers only."""
     from galley.frontend.input_processor import default_sampling_params
 
     info = checkpoint.model_info
@@ -186,7 +186,7 @@ def print_checkpoint(show: InspectFlags, engine: dict[str, Any]) -> None:
 
 
 def print_summary(facts: dict[str, Any]) -> None:
-    """What one wants to know first."""
+    """The facts that users look for first."""
     total = sum(facts["weight_formats"].values())
     mix = ", ".join(f"{k} {v / max(total, 1):.0%}" for k, v in facts["weight_formats"].items())
     ends = ", ".join(map(str, facts["eos_token_ids"]))
@@ -254,7 +254,7 @@ def print_loaded(show: InspectFlags, engine: dict[str, Any]) -> None:
         print(f"{name:<28}{value:>16,}" if isinstance(value, int) else f"{name:<28}{value}")
 
 
-#: What differs between the lines of equal layers: numbers of the line, of buffers, of the layer.
+#: Differences between the lines of equal layers: numbers of the line, of buffers, of the layer.
 _NUMBERS = re.compile(r"^ *\d+|%\d+|layer \d+")
 
 

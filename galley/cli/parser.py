@@ -39,7 +39,7 @@ FOREIGN = {
     **dict.fromkeys(("-a", "--alias"), "Did you mean --served-model-name?"),
     "--version": "`galley --version` prints it.",
 }
-#: What was given, by the dataclass whose fields it is.
+#: Given values, by the dataclass whose fields they are.
 Given = dict[type, dict[str, Any]]
 
 

@@ -48,7 +48,7 @@ class TopFlags:
 
 @dataclass
 class Server:
-    """What is known of a server: its last two readings, or why there are none."""
+    """A server's last two readings, or why there are none."""
 
     url: str
     now: Sample
@@ -232,7 +232,7 @@ def _milliseconds(value: float | None) -> str:
     return _MISSING if value is None else f"{value * 1e3:,.0f}"
 
 
-#: What a row shows → the cell of a server.
+#: The name of a row → the cell of a server.
 CELLS: dict[str, Callable[[Server], str]] = {
     "running": lambda s: _count("vllm:num_requests_running", s),
     "waiting": lambda s: _count("vllm:num_requests_waiting", s),

@@ -1,4 +1,4 @@
-"""What a checkpoint's architecture consists of: a model, and a head that pools.
+"""The parts of a checkpoint's architecture: a model, and a head that pools.
 
 `LlamaForSequenceClassification` is the model of `LlamaForCausalLM` with the head "sequence".
 """

@@ -246,7 +246,7 @@ class EngineCore:
         return None if profile is None else profile.write()
 
     def live_view(self, epoch: int, step: int) -> LiveView:
-        """The steps after `step` of the incarnation `epoch`, and the books now."""
+        """The steps after `step` of the incarnation `epoch`, and the current state."""
         from galley.engine.live_view import live_view  # only while somebody looks
 
         return live_view(self, epoch, step)

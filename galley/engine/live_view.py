@@ -1,4 +1,4 @@
-"""The live view of an engine: its last steps, and the books of scheduler and cache now.
+"""The live view of an engine: its last steps, and the current state of scheduler and cache.
 
 A client asks for it by name, between two steps, with the last step that it has seen: it gets what
 came after, and keeps whatever history it wants. Nothing is recorded for it beside the step trace,
@@ -90,7 +90,7 @@ class Limits(msgspec.Struct):
 
 
 class LiveView(msgspec.Struct):
-    """What one call of `live_view` returns.
+    """The result of one call of `live_view`.
 
     Attributes:
         now: seconds since the epoch, to which all other times refer.
@@ -127,7 +127,7 @@ class LiveView(msgspec.Struct):
 
 
 def live_view(core: EngineCore, epoch: int, step: int) -> LiveView:
-    """The steps after `step`, and the books now.
+    """The steps after `step`, and the current state.
 
     Args:
         epoch, step: what the caller has seen last: a step of this incarnation. Of another one, or

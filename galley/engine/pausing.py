@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from galley.scheduler import Scheduler
 
 MODES = ("abort", "wait", "keep")
-#: What can be woken up separately.
+#: The parts that can be woken up separately.
 TAGS = ("weights", "kv_cache", "scheduling")
 
 

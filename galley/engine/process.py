@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What a client may call by name: methods of the core, and of its pausing. Any other name goes to
-#: the executor's workers.
+#: The methods that a client may call by name: those of the core, and of its pausing. Any other name
+#: goes to the executor's workers.
 CORE_CALLS = (
     *("reset_prefix_cache", "check_integrity", "start_profile", "stop_profile"),
     *("live_view", "profile_operations", "operation_times"),

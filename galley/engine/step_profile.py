@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class StepSize(msgspec.Struct):
-    """What a step computes: of each row the tokens before it and in it, and the rows of logits."""
+    """The work of a step: of each row the tokens before it and in it, and the rows of logits."""
 
     computed: list[int]
     new: list[int]

@@ -1,4 +1,4 @@
-"""Whose request is being submitted, where the scheduler is fair among clients (`--fairness-by`)."""
+"""The client whose request is being submitted, for fairness among clients (`--fairness-by`)."""
 
 from __future__ import annotations
 

@@ -566,7 +566,7 @@ _GENERATION_FIELDS = {
 }
 
 
-#: What the built-in model is best sampled with; its GGUF file names nothing.
+#: The sampling settings recommended for the built-in model; its GGUF file names none.
 BUILT_IN_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 
 

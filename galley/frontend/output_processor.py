@@ -326,7 +326,7 @@ class RequestState:
 
 
 def figures_of(config: EngineConfig) -> Callable[[], DraftFigures] | None:
-    """What makes the figures of drafts that --per-request-spec-decode-metrics asks for."""
+    """The function that makes the figures of drafts for --per-request-spec-decode-metrics."""
     level = config.observability.per_request_spec_decode_metrics
     drafts = config.speculative.settings
     if level == "none" or drafts is None:

@@ -177,7 +177,7 @@ def _storage(where: Any) -> _Storage:
 
 
 def _made(function: Any, arguments: Any) -> Any:
-    """What one of the three functions of a description would give."""
+    """The result that one of the three functions of a description would give."""
     name = function.name if isinstance(function, _Global) else ""
     if name == _DICT and arguments == ():
         return {}

@@ -1,6 +1,6 @@
 """The sampler's definition, one row at a time, in plain numpy.
 
-What the native op `sample` computes, in vLLM's order:
+The native op `sample` computes, in vLLM's order:
 
     logits ── logprobs (raw) ──▶ logprob, rank, top tokens
        └─ mask ─ bias ─ penalties ─ temperature ─ min_p ─ top_k ─ top_p ─ sample ──▶ token

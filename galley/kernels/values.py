@@ -116,7 +116,7 @@ class StateLayer(msgspec.Struct, frozen=True):
         return CacheSpec("state", units=self.units, unit_bytes=4 * self.unit_size)
 
 
-#: What a layer keeps between the steps of a sequence.
+#: A layer's data that lasts from one step of a sequence to the next.
 CacheLayer = KVLayer | LatentLayer | StateLayer
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 T = TypeVar("T", bound=np.generic)
 
-#: What ranks share: each has some outputs, or some inputs; None = each has the whole matrix.
+#: The dimension that ranks share out: each has some outputs, or some inputs; None: each has the
+#: whole matrix.
 Cut = Literal["outputs", "inputs"] | None
 
 

@@ -1,4 +1,4 @@
-"""What an architecture of GGUF is in Hugging Face's terms, and the tensor names of Llama."""
+"""An architecture of GGUF in Hugging Face's terms, and the tensor names of Llama."""
 
 from __future__ import annotations
 

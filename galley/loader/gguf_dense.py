@@ -1,6 +1,6 @@
 """GGUF architectures of decoders with attention: what differs from Llama in keys and tensor names.
 
-What llama.cpp has in its code and not in the file is said here: patterns of windows, rotary bases
+Constants of llama.cpp's code that no file holds are here: patterns of windows, rotary bases
 of layers with a window, the scale of scores.
 """
 

@@ -250,7 +250,7 @@ def ernie_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
 
 
 def llama4(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
-    """What llama.cpp has in its code: parts of 8192 tokens, each fourth layer without positions,
+    """Constants of llama.cpp's code: parts of 8192 tokens, each fourth layer without positions,
     the growth of its scores, and no norms of q and k in models with 128 experts."""
     experts = meta.integer(f"{arch}.expert_count", 0)
     dense = meta.integer(f"{arch}.feed_forward_length", least=1)

@@ -44,7 +44,7 @@ class TextModel:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: What configs of LLaVA leave out.
+#: Values that configs of LLaVA leave out.
 _LLAMA = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -54,7 +54,7 @@ _LLAMA = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
 }
-#: What configs of CLIP leave out.
+#: Values that configs of CLIP leave out.
 _CLIP = {
     "vocab_size": 49408,
     "hidden_size": 512,

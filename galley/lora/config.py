@@ -30,7 +30,7 @@ _MAX_REPEATS = 4
 
 
 class LoRAConfig(msgspec.Struct, frozen=True):
-    """What is needed to use the tensors.
+    """The settings that the use of the tensors needs.
 
     Attributes:
         rank, alpha: of modules that no pattern names.

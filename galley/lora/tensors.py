@@ -20,7 +20,7 @@ _MAX_NAMES = 4
 
 
 class AdapterTensors(msgspec.Struct, frozen=True, eq=False):
-    """What an adapter has of one module of the base model, in the checkpoint's order of rows.
+    """An adapter's tensors of one module of the base model, in the checkpoint's order of rows.
 
     Attributes:
         a: [rank, K]; b: [N, rank]; of any float type. Of an embedding K is the vocabulary.

@@ -29,7 +29,7 @@ HIDDEN = "given_hidden"
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What heads share with the model that they draft for.
+    """The parts that heads share with the model that they draft for.
 
     Attributes:
         embedding: of its tokens.
@@ -97,7 +97,7 @@ class HeadsSpec(Protocol):
 
 
 class HeadPerDraft(msgspec.Struct, frozen=True):
-    """What is common to methods with a head for each draft, and without a cache."""
+    """The common part of methods with a head for each draft, and without a cache."""
 
     heads: int
 

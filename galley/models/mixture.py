@@ -1,4 +1,4 @@
-"""What the families with experts share: names of the experts' tensors, routing, dense layers."""
+"""Code shared by the families with experts: names of their tensors, routing, dense layers."""
 
 from __future__ import annotations
 

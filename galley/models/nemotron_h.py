@@ -48,7 +48,7 @@ def nemotron_h(model_info: ModelInfo) -> DecoderSpec:
         layers,
         RMSNormSpec("backbone.norm_f", hidden, eps),
         tied=config.flag("tie_word_embeddings", False),
-        # What predicts further tokens.
+        # Heads that predict further tokens.
         ignored=("mtp.", f"backbone.layers.{len(layers)}."),
     )
 

@@ -1,4 +1,4 @@
-"""What to do with a prediction: flags and why, the load that meets a goal, what it costs."""
+"""Advice from a prediction: flags and why, the load that meets a goal, its cost."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ _CONFIG: dict[str, Any] = {
 
 
 class Speed(msgspec.Struct):
-    """What is measured with one format of weights."""
+    """Measurements with one format of weights."""
 
     read: float
     rates: dict[str, list[tuple[float, float]]]

@@ -57,8 +57,8 @@ class MemoryPlan(msgspec.Struct, frozen=True):
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """What a workload gets. Times in seconds, rates per second, all from a simulation of the
-    scheduler with the step model's times, but for the memory.
+    """The service that a workload gets. Times in seconds, rates per second, all from a simulation
+    of the scheduler with the step model's times, but for the memory.
 
     Attributes:
         ranks: devices that share the model, the fewest on which it fits.

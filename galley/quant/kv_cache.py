@@ -1,4 +1,4 @@
-"""What a quantized checkpoint says of the KV cache.
+"""A quantized checkpoint's settings of the KV cache.
 
 compressed-tensors has `kv_cache_scheme`, an object like that of weights; ModelOpt
 `kv_cache_quant_algo` or `kv_cache_scheme`. The scales of a layer are tensors beside its projections

@@ -63,7 +63,7 @@ class ModelOpt:
 
 
 def _block(name: str, shape: tuple[int, int], tensors: Tensors) -> ScaleBlock:
-    """What a scale of tensor `name` is for, of a weight of `shape` as a whole."""
+    """The use of a scale of tensor `name`, of a weight of `shape` as a whole."""
     stored, (n, k) = tensors.shape(name), shape
     if stored in ((), (1,)):
         return ScaleBlock(0, 0)

@@ -152,7 +152,7 @@ def make_room(folder: Path, num_bytes: int, limit: int | None) -> bool:
     limit = disk.total // 2 if limit is None else limit
     files = list_files(folder)
     total = sum(file.num_bytes for file in files)
-    # What the disk can hold if every other file of the cache is removed bounds the limit too.
+    # The limit is also bounded by the space of the disk without the cache's other files.
     limit = min(limit, total + disk.free - SPARE_BYTES)
     fixed = sum(file.num_bytes for file in files if is_used(file.path))
     if fixed + num_bytes > limit:

@@ -41,7 +41,7 @@ class DraftCounts:
         return np.stack((drafts, accepted), axis=1)
 
     def take(self) -> DraftStats | None:
-        """What was counted; None if nothing was."""
+        """The counts; None if there are none."""
         if not self._tokens:
             return None
         taken = DraftStats(self._rows, self._tokens, self._accepted.tolist())

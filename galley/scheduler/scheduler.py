@@ -423,7 +423,7 @@ class Scheduler:
                 and (row := self._admit_one(short, rows, left)) is not None
             ):
                 new_rows.append(row)
-        # What did not fit does not fit until blocks are released or a prompt is cached.
+        # A request that did not fit does not fit until blocks are released or a prompt is cached.
         while (
             rows.num_prompt_tokens < left and self.running.has_room and (seq := self.queue.first())
         ):

@@ -301,7 +301,7 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def _wrong_name(name: str) -> str | None:
-    """What keeps a text from being an adapter's name."""
+    """The reason why a text cannot be an adapter's name."""
     if not name:
         return "an adapter needs a name."
     if len(name) > MAX_NAME or not name.isprintable():

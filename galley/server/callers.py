@@ -1,4 +1,4 @@
-"""What tells clients apart for the scheduler: `--fairness-by api-key|user|address|header:NAME`.
+"""Keys that tell clients apart for the scheduler: `--fairness-by api-key|user|address|header:NAME`.
 
 Only a hash of it goes to the engine. Requests without it are one client's.
 """

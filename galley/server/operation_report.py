@@ -1,4 +1,4 @@
-"""What the operations of a running engine's steps take, beside the least that they could take."""
+"""Times of the operations of a running engine's steps, beside the least that they could take."""
 
 from __future__ import annotations
 

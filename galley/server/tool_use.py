@@ -1,4 +1,4 @@
-"""What a request says of tools and reasoning: the form in which all three APIs use it."""
+"""A request's settings of tools and reasoning, in the form in which all three APIs use them."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from galley.spec.proposer import NUM_LEVELS, Drafts
 
 F64 = NDArray[np.float64]
 
-#: What a try still counts after the next one: of a sequence, and of all with the same evidence.
+#: The weight of a try after the next one: of a sequence, and of all with the same evidence.
 _DECAY, _LEVEL_DECAY = 0.93, 0.99
 #: Tries that the evidence of all sequences counts for in the estimate of one.
 _PRIOR_TRIES = 3.0

@@ -10,7 +10,7 @@ _NEW = 0.2
 #: A measurement counts for so many steps.
 FRESH = 128
 _KEPT = 4096
-#: What a token more is taken to cost, as a fraction of a step, before it has been measured.
+#: The assumed cost of one more token, as a fraction of a step, before it has been measured.
 _PRIOR_SLOPE = 0.04
 
 

@@ -34,7 +34,7 @@ class Drafts(msgspec.Struct, frozen=True, eq=False):
 
 
 class Target(msgspec.Struct, frozen=True, eq=False):
-    """What drafts are for.
+    """The sequences that drafts are for.
 
     Attributes:
         config, model_info: of the engine and its model.
@@ -49,7 +49,7 @@ class Target(msgspec.Struct, frozen=True, eq=False):
 
 
 class ReadsHidden(Protocol):
-    """What a proposer has that reads hidden states of the model, beside the parts of `Proposer`.
+    """A proposer that reads hidden states of the model: its parts beside those of `Proposer`.
 
     Attributes:
         outputs: that the model has to keep (`kernels.backend.Executable.outputs`).

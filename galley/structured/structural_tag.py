@@ -39,7 +39,7 @@ MAX_DEPTH = 50
 MAX_REPEAT = 1_000
 #: Fields of xgrammar's formats that have no effect here.
 _REFUSED = ("max_tokens", "max_chars", "any_order", "max_whitespace_cnt")
-#: What may end a format: one of these texts, and not the text that the answer ends.
+#: The ends of a format: one of these texts, and not the text that the answer ends.
 Ends = tuple[str, ...]
 
 

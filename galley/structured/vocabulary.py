@@ -1,4 +1,4 @@
-"""What a backend has to know of the model's tokens."""
+"""A backend's view of the model's tokens."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def render(text: str, up: str) -> str:
         if "text-align:right" in str(token.attrs.pop("style", "")):
             token.attrSet("class", "n")
     body = parser.renderer.render(tokens, parser.options, {})
-    # What can be scrolled, the keyboard must reach.
+    # The keyboard must reach everything that can be scrolled.
     body = body.replace("<pre>", '<pre tabindex="0">')
     return _FRAME.format(title=html.escape(title), up=up, body=body)
 

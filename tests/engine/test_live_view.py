@@ -1,4 +1,4 @@
-"""The live view says what the books of scheduler and cache say."""
+"""The live view says what scheduler and cache say."""
 
 from __future__ import annotations
 

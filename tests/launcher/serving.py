@@ -121,7 +121,7 @@ class Server:
         return sum(values)
 
     def inspect(self) -> None:
-        """Prove that the engine's books are right and that no block is in use."""
+        """Prove that the engine's accounting is right and that no block is in use."""
 
         def newest() -> Path | None:
             sockets = [p for p in self.folder.glob("engine-0-*") if ENGINE in self.children]
@@ -131,12 +131,12 @@ class Server:
             methods = ["check_integrity", "reset_prefix_cache"]
             try:
                 return call_engine(str(until(newest)), methods)
-            except FileNotFoundError:  # it has died since: the next one's books count
+            except FileNotFoundError:  # it has died since: the next one's state counts
                 return call_engine(str(until(newest)), methods)
 
         results = look()
         if "MemoryError" in str(results):
-            # An engine that starves may notice it here first: the next one's books count.
+            # An engine that starves may notice it here first: the next one's state counts.
             before = newest()
             self.kill_engine(signal.SIGKILL)
             until(lambda: newest() not in (None, before))

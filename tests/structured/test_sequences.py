@@ -1,4 +1,4 @@
-"""Constrained sequences in an engine: drafts, parking, compilation that fails, books kept."""
+"""Constrained sequences in an engine: drafts, parking, compilation that fails, accounting."""
 
 from __future__ import annotations
 

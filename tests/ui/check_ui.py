@@ -1,7 +1,7 @@
 """`make check-ui`: the pages of /ui in Chromium, over a real engine.
 
-Every page loads without an error and without a request elsewhere, says the same as the scheduler's
-books, can be used by keyboard alone, and has no fault that axe-core finds. With UI_SCREENSHOTS it
+Every page loads without an error and without a request elsewhere, says the same as the
+scheduler, can be used by keyboard alone, and has no fault that axe-core finds. With UI_SCREENSHOTS it
 also writes pictures into that folder.
 """
 
@@ -120,7 +120,7 @@ def opened(browser: Browser, server: Server) -> Iterator[Opened]:
 
 
 def frame(server: Server) -> dict[str, Any]:
-    """The engine's books now."""
+    """The engine's current state."""
     with httpx.stream("GET", f"{server.url}/ui/api/live", timeout=30) as stream:
         line = next(line for line in stream.iter_lines() if line)
         found: dict[str, Any] = json.loads(line[6:])["engines"][0]

@@ -1,4 +1,4 @@
-"""What scripts call to free a model. Galley frees it with its object."""
+"""Functions that scripts call to free a model. Galley frees it with its object."""
 
 import gc
 

@@ -73,7 +73,7 @@ class AsyncEngineArgs(EngineArgs):
 
 
 def _kind(flag: Flag) -> dict[str, Any]:
-    """What argparse needs to read the flag."""
+    """The arguments with which argparse reads the flag."""
     text = (flag.help or "").replace("%", "%%")
     if flag.kind == "bool":
         return {"action": argparse.BooleanOptionalAction, "help": text}

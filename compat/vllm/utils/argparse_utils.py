@@ -11,7 +11,7 @@ __all__ = ["FlexibleArgumentParser"]
 
 
 class Arguments(argparse.Namespace):
-    """What was given; `defaults` has the values of engine flags that were not."""
+    """The given values; `defaults` has the values of engine flags that were not."""
 
     defaults: dict[str, Any] = {}
 

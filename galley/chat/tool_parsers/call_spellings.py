@@ -39,7 +39,7 @@ def _listed(begin: str, close: str, *excluded: str) -> ListSpelling:
 
 
 _HERMES = _json_between("<tool_call>", "</tool_call>")
-#: What a parser of bare JSON takes for the beginning of a call: the first key of an object, also
+#: The beginning of a call for a parser of bare JSON: the first key of an object, also
 #: one with an escape.
 _SPACE = r"[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 _FIRST_KEYS = rf'\{{{_SPACE}*"(name|type|function)"|\{{{_SPACE}*"[^"\\]*\\'

@@ -1,4 +1,4 @@
-"""What all formats of tool calls share: the interface, the writer of calls, and the parser."""
+"""Code shared by all formats of tool calls: the interface, the writer of calls, and the parser."""
 
 from __future__ import annotations
 

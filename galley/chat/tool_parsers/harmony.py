@@ -29,7 +29,7 @@ class Harmony(JointFormat):
     """A format of reasoning, content and tool calls in one."""
 
     start = f"{_CHANNEL}analysis{_MESSAGE}"
-    #: What follows it is the answer; calls come before it.
+    #: The answer follows it; calls come before it.
     end = f"{_CHANNEL}final{_MESSAGE}"
     part_end = "<|end|>"
     between = f"{_START}assistant"

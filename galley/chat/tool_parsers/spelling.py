@@ -66,7 +66,7 @@ class CallSpelling(Protocol):
     def not_leading(self) -> tuple[str, ...]: ...
 
     def tags(self, functions: Sequence[Signature], once: bool) -> list[dict[str, Any]]:
-        """What may follow a trigger, as tags of a structural tag that begin with it.
+        """The continuations of a trigger, as tags of a structural tag that begin with it.
 
         Raises:
             Unsupported: a schema that the spelling cannot keep.
@@ -76,7 +76,7 @@ class CallSpelling(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Spelling:
-    """What spellings share; see `CallSpelling`."""
+    """Code shared by spellings; see `CallSpelling`."""
 
     trigger: str
     around: tuple[str, ...] = ()

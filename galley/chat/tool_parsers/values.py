@@ -94,7 +94,7 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int) -> set[str]:
 def from_text(text: str, types: frozenset[str]) -> str:
     """JSON text of a value that is written without quotes, by the types it may have.
 
-    What is JSON of one of `types` stays as it is, Python literals are converted, and anything else
+    JSON of one of `types` stays as it is, Python literals are converted, and anything else
     is a string. Without types, JSON is taken for what it says.
     """
     if types == {"string"}:

@@ -319,7 +319,7 @@ class Bench:
         return result, run
 
     def header(self, samples: list[Sample]) -> str:
-        """What will be sent, in one line."""
+        """The requests that will be sent, in one line."""
         flags = self.settings.traffic
         tokens = sum(sample.prompt_len for sample in samples) / max(len(samples), 1)
         output = sum(sample.output_len for sample in samples) / max(len(samples), 1)

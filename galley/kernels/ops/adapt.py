@@ -1,4 +1,4 @@
-"""What the adapters of a step's rows add to a linear layer."""
+"""The terms that the adapters of a step's rows add to a linear layer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SHARED = {
 }
 
 
-#: What the op that adds B (A x) needs to know of the site.
+#: The facts about the site that the op that adds B (A x) needs.
 EXPAND_INTS = {
     **_SHARED,
     "count": "of parts",

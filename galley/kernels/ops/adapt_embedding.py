@@ -1,4 +1,4 @@
-"""What the adapters of a step's tokens do to their embedding."""
+"""The change that the adapters of a step's tokens make to their embedding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the adapters of a step's logit rows do to the scores of the vocabulary."""
+"""The change that the adapters of a step's logit rows make to the scores of the vocabulary."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def _adapt(
 
 
 class _Added:
-    """What an adapter adds to the projections of one expert, in order gate, up, down."""
+    """The terms that an adapter adds to the projections of one expert, in order gate, up, down."""
 
     def __init__(
         self, adapter: PackedAdapter | None, expert: int, gate_up: AdapterSite, down: AdapterSite

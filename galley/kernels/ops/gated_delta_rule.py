@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EPS = 1e-6
 
 
-#: What tokens add to a state is kept beside it until there is so much of it.
+#: Updates of a state are kept beside it until there are so many of them.
 TERMS = 8
 
 

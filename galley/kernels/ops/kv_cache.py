@@ -1,4 +1,4 @@
-"""What the ops that write and read the KV cache have in common."""
+"""Code shared by the ops that write and read the KV cache."""
 
 from __future__ import annotations
 

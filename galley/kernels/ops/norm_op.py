@@ -1,4 +1,4 @@
-"""What the norms of rows, or of each head by itself, share."""
+"""Code shared by the norms of rows, or of each head by itself."""
 
 from __future__ import annotations
 

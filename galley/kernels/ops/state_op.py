@@ -1,4 +1,4 @@
-"""What the ops over recurrent states share (csrc/state.h)."""
+"""Code shared by the ops over recurrent states (csrc/state.h)."""
 
 from __future__ import annotations
 

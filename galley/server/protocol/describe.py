@@ -37,7 +37,7 @@ PAGES: dict[str, BodyReader[Any]] = {
 }
 _HEAD = """# Request fields
 
-What becomes of each field of a request. A field that *acts* does what its name says in OpenAI's and
+The effect of each field of a request. A field that *acts* does what its name says in OpenAI's and
 vLLM's APIs. A field *without effect* is checked for its type and changes nothing. A field that
 would change the answer and cannot yet is *refused* with a 400 that names it, unless its value asks
 for nothing (null, false, empty). A field that is not in the table is ignored, with one warning in

@@ -72,7 +72,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def fields(self) -> GenerationFields:
-        """What the submission of a prompt reads of a request."""
+        """The attributes of a request that the submission of a prompt reads."""
         given = self.sampling_params.get("structured_outputs")
         return GenerationFields(
             model=self.model,

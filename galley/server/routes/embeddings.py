@@ -82,7 +82,7 @@ async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
 
 
 def _fields(request: CohereEmbedRequest) -> PoolingFields:
-    """What the request says of truncation and priority, in vLLM's names."""
+    """The request's truncation and priority, in vLLM's names."""
     keep = request.max_tokens
     if keep is None and request.truncate != "NONE":
         keep = -1

@@ -97,7 +97,7 @@ def routes(ctx: Context) -> Router:
 
 @dataclass(frozen=True)
 class RenderedResponse:
-    """What the engine is given for a request.
+    """The engine's input for a request.
 
     Attributes:
         messages: the conversation, without instructions.

@@ -73,7 +73,7 @@ def routes(ctx: Context) -> Router:
 
     @router.get("/ui/api/server", hidden=True)
     async def server(raw: Request) -> Response:
-        """What the server is and how it runs."""
+        """Facts about the server, and how it runs."""
         refuse_others(raw)
         return json_response(msgspec.json.encode(facts(ctx)))
 

@@ -334,7 +334,7 @@ class _Parser:
                 low = self._range(low, self._set_item())
             agreed.append(low[0])
             meant.append(low[1])
-        # What all dialects match is what none of them excludes.
+        # All dialects match a character that none of them excludes.
         chosen = charset.union(*(meant if self.generous != negative else agreed))
         if not negative:
             return chosen

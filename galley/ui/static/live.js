@@ -295,7 +295,7 @@ export default function Live({ facts }) {
   const t = at ?? recording.last;
   let index = frames.length - 1;
   if (at !== null) while (index > 0 && frames[index].now > at) index--;
-  // While the engine is down, its last books are shown.
+  // While the engine is down, its last state is shown.
   let known = index;
   while (known >= 0 && !frames[known].engines) known--;
   const view = frames[known]?.engines[0];

@@ -1,5 +1,5 @@
 // What the live view knows: the frames of the last minutes, and what follows from them. Every number
-// comes from the engine's step trace or from its books at a frame. docs/ui.md describes frames.
+// comes from the engine's step trace or from its state at a frame. docs/ui.md describes frames.
 
 /** Seconds that are kept, and bytes of frames at most. */
 const KEEP = 300;
