@@ -2,7 +2,7 @@
 
     python -m benchmarks.live_view
 
-The scheduler and the KV cache's accounting are real, the model is not: a step yields one token a row.
+Scheduler and KV cache are real, the model is not: a step yields one token a row.
 """
 
 from __future__ import annotations

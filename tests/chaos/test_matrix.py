@@ -1,8 +1,8 @@
 """Faults × moments × workloads on a real server: no client can tell that anything happened.
 
 One server goes through a chain of faults, one in each life of its engine, while the workload is
-run round after round. Every round must be what it is undisturbed; after each, the engine's accounting
-is right and all its blocks are free; at the end nothing is left behind.
+run round after round. Every round must be what it is undisturbed; after each, the accounting of the
+engine is right and all its blocks are free; at the end nothing is left behind.
 """
 
 from __future__ import annotations

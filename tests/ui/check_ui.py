@@ -1,8 +1,8 @@
 """`make check-ui`: the pages of /ui in Chromium, over a real engine.
 
-Every page loads without an error and without a request elsewhere, says the same as the
-scheduler, can be used by keyboard alone, and has no fault that axe-core finds. With UI_SCREENSHOTS it
-also writes pictures into that folder.
+Every page loads without an error and without a request elsewhere, says the same as the scheduler,
+can be used by keyboard alone, and has no fault that axe-core finds. With UI_SCREENSHOTS it also
+writes pictures into that folder.
 """
 
 from __future__ import annotations
