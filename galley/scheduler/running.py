@@ -53,6 +53,10 @@ class Running:
     def has_room(self) -> bool:
         return bool(self._empty)
 
+    @property
+    def num_empty(self) -> int:
+        return len(self._empty)
+
     def __len__(self) -> int:
         return len(self.order)
 

@@ -329,7 +329,7 @@ class Scheduler:
         if pooling:  # they sample nothing, so their last token is one of a prompt, too
             decode &= ~np.isin(slots, list(pooling))
         rows = self._grant_decodes(slots[decode][: limits.max_num_batched_tokens])
-        left = self._left_for_prompts(rows.num_decode_tokens)
+        left = self._left_for_prompts(rows)
         prompts = list(zip(slots[~decode].tolist(), need[~decode].tolist(), strict=True))
         if self._pace is not None and prompts and prompts[0][1] > left:
             short, prompts = split_short(prompts)
@@ -338,11 +338,13 @@ class Scheduler:
         self._add_chunks(rows, prompts, left)
         return rows
 
-    def _left_for_prompts(self, decode_tokens: int) -> int:
-        """Tokens that all prompts of a step may have beside this many of decoding rows."""
-        left = self.limits.left_for_prompts(decode_tokens)
-        if self._pace is not None and decode_tokens:
-            left = min(left, self._pace.prompt_tokens())
+    def _left_for_prompts(self, rows: StepRows) -> int:
+        """Tokens that all prompts of a step may have beside its decoding rows."""
+        left = self.limits.left_for_prompts(rows.num_decode_tokens)
+        if self._pace is not None and rows.num_decode_tokens:
+            num_prompts = len(self.running) - len(rows.decode_slots)
+            num_prompts += min(len(self.queue), self.running.num_empty)
+            left = min(left, self._pace.prompt_tokens(rows.num_decode_tokens, num_prompts))
         return left
 
     def _add_chunks(self, rows: StepRows, prompts: list[tuple[int, int]], left: int) -> None:
@@ -412,7 +414,7 @@ class Scheduler:
         """Admit waiting sequences to slots, while budget and blocks last: those that overtake, then
         strictly in order.
         """
-        left = self._left_for_prompts(rows.num_decode_tokens)
+        left = self._left_for_prompts(rows)
         new_rows: list[NewRow] = []
         running_prompts = rows.num_prompt_tokens
         for short in self._overtaking:

@@ -4,7 +4,7 @@ time.
 
 import pytest
 
-from galley.scheduler.pace import SLOWEST, START, UNIT, StepPace
+from galley.scheduler.pace import MOST_TARGETS, SLOWEST, START, UNIT, StepPace
 from tests.scheduler.fakes import Collected, make_core, request, run, step
 
 #: Of the machine: a decoding row, a token of a prompt.
@@ -15,16 +15,17 @@ def take(pace: StepPace, num_decode: int, seconds_per_token: float, steps: int) 
     """Steps as `pace` sizes them; returns their prompt tokens."""
     sizes = []
     for _ in range(steps):
-        sizes.append(pace.prompt_tokens())
+        sizes.append(pace.prompt_tokens(num_decode, 1))
         pace.record(num_decode, sizes[-1], num_decode * ROW + sizes[-1] * seconds_per_token)
     return sizes
 
 
 def test_a_step_is_filled_up_to_its_time():
     pace = StepPace(0.060)
-    assert pace.prompt_tokens() == START
+    assert pace.prompt_tokens(10, 1) == 0
     for _ in range(3):
         pace.record(10, 0, 10 * ROW)
+    assert pace.prompt_tokens(10, 1) == START
     # (60 ms - 5 ms) / 0.8 ms = 68 tokens, in units of 16
     assert take(pace, 10, TOKEN, 12)[-1] == 64
     assert take(pace, 10, TOKEN / 4, 12)[-1] == 272
@@ -35,11 +36,45 @@ def test_slow_decoding_leaves_prompts_their_part():
     pace = StepPace(0.060)
     pace.record(10, 0, 0.2)
     for _ in range(8):
-        pace.record(10, pace.prompt_tokens(), 0.2 + pace.prompt_tokens() * TOKEN)
-    assert pace.prompt_tokens() == int((SLOWEST - 1) * 0.2 / TOKEN) // UNIT * UNIT
+        size = pace.prompt_tokens(10, 1)
+        pace.record(10, size, 0.2 + size * TOKEN)
+    assert pace.prompt_tokens(10, 1) == int((SLOWEST - 1) * 0.2 / TOKEN) // UNIT * UNIT
     for _ in range(20):
-        pace.record(10, pace.prompt_tokens(), 100.0)
-    assert pace.prompt_tokens() == UNIT
+        pace.record(10, pace.prompt_tokens(10, 1), 100.0)
+    assert pace.prompt_tokens(10, 1) == UNIT
+
+
+def test_prompts_keep_their_part_while_their_rows_begin_to_decode():
+    """As after a restart, when no step is without prompts by itself."""
+    pace = StepPace(0.060)
+    pace.record(0, 512, 512 * TOKEN)
+    rows, row = 4, 5 * ROW
+    sizes, decoding = [], 0.0
+    while rows < 60:
+        sizes.append(pace.prompt_tokens(rows, 1))
+        pace.record(rows, sizes[-1], rows * row + sizes[-1] * TOKEN)
+        decoding += rows * row
+        rows = 4 + sum(sizes) // 128
+    assert sum(sizes) * TOKEN > 1.3 * decoding
+    assert sizes.count(0) < len(sizes) / 10
+
+
+def test_a_step_takes_longer_where_more_wait_than_stream():
+    pace = StepPace(0.060)
+    pace.record(0, 512, 512 * TOKEN)
+    pace.record(4, 0, 4 * ROW)
+    sizes = [pace.prompt_tokens(4, n) * TOKEN + 4 * ROW for n in (1, 4, 8, 16, 100)]
+    limits = [0.060 * n for n in (1, 1, 2, MOST_TARGETS, MOST_TARGETS)]
+    assert sizes == pytest.approx(limits, abs=UNIT * TOKEN)
+
+
+def test_the_time_of_decoding_rows_is_measured_again():
+    pace = StepPace(0.060)
+    pace.record(4, 0, 4 * ROW)
+    assert 0 in take(pace, 4, TOKEN, 100)
+    pace.record(4, 0, 4 * ROW)
+    assert pace.prompt_tokens(5, 1)
+    assert pace.prompt_tokens(40, 1) == 0
 
 
 def test_a_pause_of_the_machine_counts_little():
@@ -47,7 +82,7 @@ def test_a_pause_of_the_machine_counts_little():
     pace.record(10, 0, 10 * ROW)
     before = take(pace, 10, TOKEN, 8)[-1]
     pace.record(10, before, 9.0)
-    assert pace.prompt_tokens() >= before / 2
+    assert pace.prompt_tokens(10, 1) >= before / 2
     pace.record(10, 0, 9.0)
     assert take(pace, 10, TOKEN, 8)[-1] == pytest.approx(before, rel=0.5)
 
@@ -68,14 +103,16 @@ def test_no_step_is_longer_than_the_target_while_others_decode(core):
     for _ in range(4):
         step(core, got)
     core.add([request(9, list(range(1000)), 4)])
-    longest = 0.0
+    longest = total = steps = 0
     while not got.tokens.get(9):
         step(core, got)
         num_decode, num_prompt = core.scheduler._planned
         if num_decode:
             longest = max(longest, num_decode * ROW + num_prompt * TOKEN)
-            assert num_prompt >= UNIT
+            total += num_prompt
+            steps += 1
     assert longest <= 0.060
+    assert total / steps >= UNIT
     run(core, got)
     assert len(got.ends) == 5
 
