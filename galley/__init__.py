@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ScoringRequestOutput,
         StructuredOutputsParams,
     )
+    from galley.runner.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 #: Name → where it is defined: the module, and its name there if that is another.
 _WHERE = {
@@ -53,9 +54,13 @@ _WHERE = {
     "PromptType": ("galley.frontend.prompts", "Prompt"),
     "TextPrompt": ("galley.frontend.prompts", "TextPrompt"),
     "TokensPrompt": ("galley.frontend.prompts", "TokensPrompt"),
+    "LogitsProcessor": ("galley.runner.logits_processor", "LogitsProcessor"),
+    "BatchUpdate": ("galley.runner.logits_processor", "BatchUpdate"),
+    "MoveDirectionality": ("galley.runner.logits_processor", "MoveDirectionality"),
 }
 __all__ = [
     "LLM",
+    "BatchUpdate",
     "BeamSearchParams",
     "ClassificationOutput",
     "ClassificationRequestOutput",
@@ -63,6 +68,8 @@ __all__ = [
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
     "LoRARequest",
+    "LogitsProcessor",
+    "MoveDirectionality",
     "PoolingOutput",
     "PoolingParams",
     "PoolingRequestOutput",

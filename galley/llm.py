@@ -61,6 +61,7 @@ from galley.request import (
     ScoringOutput,
     ScoringRequestOutput,
 )
+from galley.runner.logits_processor import processor_classes
 from galley.text import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class LLM(UnsupportedMethods):
                 seed=self.config.model.seed,
                 structured=self.config.structured.settings,
                 pooling=pooling_settings(self.config.model, self._model_info),
+                processors=processor_classes(self.config),
             ),
             OutputProcessor(
                 self._tokenizer,

@@ -32,7 +32,6 @@ UNSUPPORTED_SAMPLING_FIELDS = (
     "prompt_logprob_start",
     "skip_clone",
     "output_text_buffer_length",
-    "extra_args",
     "skip_reading_prefix_cache",
     "thinking_token_budget",
     "routed_experts_prompt_start",
@@ -346,7 +345,8 @@ class SamplingParams(
 
     Types are checked by the metaclass, ranges in `verify`. `max_tokens=None` means up to the
     model's length. A `seed` of -1 is none. With `allowed_logprobs`, logprobs are of the tokens
-    that a constraint allows, among these alone. `truncate_prompt_tokens` and `priority` belong to
+    that a constraint allows, among these alone. `extra_args` are for the engine's logits
+    processors. `truncate_prompt_tokens` and `priority` belong to
     the request and are applied by the input processor.
     """
 
@@ -383,6 +383,7 @@ class SamplingParams(
     reasoning_limits: ReasoningLimits | None = None
     allowed_logprobs: bool = False
     logits_processors: list[Any] | None = None
+    extra_args: dict[str, Any] | None = None
     speculative: bool = True
 
     def __post_init__(self) -> None:

@@ -13,7 +13,6 @@ _NO_MODULES = "Galley's models are programs of native kernels, not torch modules
 MISSING: dict[str, str] = {
     "ModelRegistry": f"{_NO_MODULES}; a family is a function in galley/models/",
     "initialize_ray_cluster": f"{_ONE_HOST}; there is no Ray",
-    "VllmConfig": "LLM(...).config has Galley's configuration",
     "GuidedDecodingParams": "vLLM 0.32 has StructuredOutputsParams in its place",
     "PromptAdapterRequest": "vLLM 0.32 has none; LoRARequest adds an adapter",
     "StatLoggerBase": "LLM.get_metrics() and /metrics have the counts",

@@ -7,7 +7,7 @@ once; the configuration does not change afterwards.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from galley.config.model_info import ModelImpl
 from galley.config.registries import (
@@ -111,6 +111,10 @@ class ModelConfig:
     logprobs or as logits."""
     skip_tokenizer_init: bool = False
     """Load no tokenizer: prompts are token ids and outputs have no text."""
+    logits_processors: tuple[Any, ...] = ()
+    """Classes that change the logits of each step before tokens are sampled: `module:Class` (or,
+    of `LLM`, the classes themselves), subclasses of `galley.LogitsProcessor`. Those of installed
+    entry points `vllm.logits_processors` come first."""
     enable_prompt_embeds: bool = False
     """Accept embedding rows as prompts: `prompt_embeds` of completions and of `LLM`, parts of type
     `prompt_embeds` in chats. A client can put the model in any state with them: trusted clients

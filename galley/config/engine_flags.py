@@ -32,6 +32,7 @@ class EngineFlags(TypedDict, total=False):
     max_logprobs: int | str
     logprobs_mode: Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
     skip_tokenizer_init: bool
+    logits_processors: list[str] | tuple[str, ...]
     enable_prompt_embeds: bool
     load_format: str
     download_dir: str | None

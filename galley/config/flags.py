@@ -200,12 +200,15 @@ def _read_switch(value: Any) -> bool | str:
         return _read_str(value)
 
 
-def _read_list(value: Any) -> tuple[str, ...]:
+def _read_list(value: Any) -> tuple[Any, ...]:
     """Accept words, one word, or a JSON list (as vLLM does for `--allowed-origins`)."""
     if isinstance(value, str):
         value = [value]
-    out: list[str] = []
+    out: list[Any] = []
     for item in value:
+        if isinstance(item, type):  # a class in place of its name
+            out.append(item)
+            continue
         text = _read_str(item)
         if text.startswith("["):
             out.extend(_read_str(part) for part in json.loads(text))

@@ -28,6 +28,7 @@ from galley.loader import Source, open_checkpoint, resolve_source, resolve_token
 from galley.messages import Counters, Ready
 from galley.models.footprint import measure
 from galley.observability.meter import Sizes
+from galley.runner.logits_processor import processor_classes
 from galley.spec.speculator import make_speculator
 
 if TYPE_CHECKING:
@@ -119,7 +120,11 @@ def _constrained(
 
     assert config.scheduler.max_num_seqs is not None
     return ConstrainedSequences(
-        Compiler(vocabulary), config.scheduler.max_num_seqs, model_info.vocab_size, counters
+        Compiler(vocabulary),
+        config.scheduler.max_num_seqs,
+        model_info.vocab_size,
+        counters,
+        processed=bool(processor_classes(config)),
     )
 
 

@@ -33,6 +33,7 @@ from galley.request import (
 )
 
 if TYPE_CHECKING:
+    from galley.runner.logits_processor import LogitsProcessor
     from galley.structured.check import ConstraintChecker
 
 #: Handles carry the client's number above this bit, so that they are unique over all clients.
@@ -99,6 +100,7 @@ class InputProcessor:
         client_index: number of this front end, part of every handle.
         structured: settings of --structured-outputs-config.
         pooling: defaults of requests that pool.
+        processors: logits processors of the engine, which check `extra_args`.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class InputProcessor:
         client_index: int = 0,
         structured: StructuredOutputsSettings | None = None,
         pooling: PoolingSettings | None = None,
+        processors: Sequence[type[LogitsProcessor]] = (),
     ) -> None:
         self.limits = limits
         self.tokenizer = tokenizer
@@ -117,6 +120,7 @@ class InputProcessor:
         self.client_index = client_index
         self._structured = structured or StructuredOutputsSettings()
         self.pooling = pooling or PoolingSettings()
+        self._processors = processors
         self._checker: ConstraintChecker | None = None
         self._arrivals = 0
         self._next_handle = (client_index << CLIENT_SHIFT) + 1
@@ -396,6 +400,20 @@ class InputProcessor:
                 )
         if self.tokenizer is None:
             self._check_without_tokenizer(params)
+        self._check_extra_args(params)
+
+    def _check_extra_args(self, params: SamplingParams) -> None:
+        if params.extra_args and not self._processors:
+            raise Unsupported(
+                "extra_args (vllm_xargs) are for logits processors, and this engine has none "
+                "(--logits-processors).",
+                field="vllm_xargs",
+            )
+        for processor in self._processors:
+            try:
+                processor.validate_params(params)
+            except ValueError as e:
+                raise InvalidRequest(str(e), field="vllm_xargs") from e
 
     @staticmethod
     def _check_without_tokenizer(params: SamplingParams) -> None:

@@ -34,6 +34,7 @@ from galley.runner.adapters import AdapterSlots, adapter_limits
 from galley.runner.device import dense_format, open_device
 from galley.runner.heap import trim_heap
 from galley.runner.load import LoadedModel, Progress, load_model
+from galley.runner.logits_processor import processor_classes
 from galley.runner.memory import (
     MemoryUse,
     check_given_size,
@@ -44,11 +45,12 @@ from galley.runner.memory import (
 )
 from galley.runner.pooling import Pooler
 from galley.runner.pooling_head import load_head
+from galley.runner.processor_batch import ProcessorBatch
 from galley.runner.processors import apply_processors
 from galley.runner.prompt_rows import PromptRowSlots
 from galley.runner.results import SampledStep, step_result
 from galley.runner.sampled_rows import SampledRows, sampled_rows
-from galley.runner.sampler import MaskRows, SamplingTable
+from galley.runner.sampler import NO_LOGPROBS, MaskRows, SamplingTable
 from galley.runner.scores import Scores
 from galley.runner.weight_cache import configured_path
 from galley.spec.speculator import Speculator
@@ -67,6 +69,7 @@ class _Pending(msgspec.Struct):
         done: whether sampling was part of the forward pass.
         seconds: that the forward pass took, and taking drafts back from states.
         masks: masks and biases of the sampling.
+        raw: logits [sampled, V] before --logits-processors, where they are asked for.
     """
 
     plan: StepPlan
@@ -76,6 +79,7 @@ class _Pending(msgspec.Struct):
     done: bool
     masks: LogitMasks | None = None
     seconds: float = 0.0
+    raw: NDArray[np.float32] | None = None
 
 
 class Runner:
@@ -116,6 +120,7 @@ class Runner:
         adapters: Path | None = None,
     ) -> None:
         limits = step_limits(config)
+        processors = processor_classes(config)  # before the weights: this may raise
         wanted = config.model.max_model_len
         wanted = model_info.max_position if wanted is None else wanted
         longest = model_info.max_position if wanted == -1 else wanted
@@ -179,6 +184,9 @@ class Runner:
         self._prompt_rows: PromptRowSlots | None = None
         if config.model.enable_prompt_embeds:
             self._prompt_rows = PromptRowSlots(limits.rows, self.max_model_len)
+        self._batch: ProcessorBatch | None = None
+        if processors:
+            self._batch = ProcessorBatch([each.create(config) for each in processors])
         self._masked = False
         self._pending: _Pending | None = None
         self._heartbeat: NDArray[np.int64] | None = None
@@ -241,12 +249,15 @@ class Runner:
                 self._adapters.set_row(row)
             if self._prompt_rows is not None:
                 self._prompt_rows.set_row(row)
+            if self._batch is not None:
+                self._batch.set_row(row)
         if len(plan.copy_src):
             self._executable.copy_blocks(plan.copy_src, plan.copy_dst)
         sampled = sampled_rows(plan, self.table)
         ruled = self._sampling.ruled(sampled)
         processed = self._sampling.processed(ruled)
-        done = not len(processed) and not len(plan.masked_logits)
+        between = len(sampled) if self._batch is not None else len(processed)
+        done = not between and not len(plan.masked_logits)
         self._pending = _Pending(plan, sampled, ruled, processed, done)
         if done:
             self._set_masks(self._pending, None)
@@ -262,6 +273,8 @@ class Runner:
             self._adapters.clear(slot)
         if self._prompt_rows is not None:
             self._prompt_rows.clear(slot)
+        if self._batch is not None:
+            self._batch.clear(slot)
 
     def sample(self, mask: MaskRows | None = None) -> StepResult:
         """The result of the plan that was executed last.
@@ -276,11 +289,11 @@ class Runner:
         plan, executable = pending.plan, self._executable
         failed: dict[int, str] = {}
         if not pending.done:
-            failed = apply_processors(
-                pending.processed, self.table, self._sampling, executable.logits
-            )
+            failed = self._process(pending)
             self._set_masks(pending, mask)
             executable.sample(plan)
+            if pending.raw is not None:
+                executable.logits[pending.sampled.logit_rows] = pending.raw
         step = SampledStep(
             plan,
             pending.sampled,
@@ -307,6 +320,17 @@ class Runner:
         if self._speculator is not None:
             self._propose(self._speculator, plan, result)
         return result
+
+    def _process(self, pending: _Pending) -> dict[int, str]:
+        """Run the processors of the engine, then those of requests; row → why it failed."""
+        logits, sampled, failed = self._executable.logits, pending.sampled, {}
+        if self._batch is not None:
+            asked = self._sampling.columns["num_logprobs"][sampled.slots] > NO_LOGPROBS
+            if asked.any() and self._config.model.logprobs_mode.startswith("raw"):
+                pending.raw = logits[sampled.logit_rows]
+            temperature = self._sampling.columns["temperature"]
+            failed = self._batch.apply(sampled, self.table, temperature, logits)
+        return failed | apply_processors(pending.processed, self.table, self._sampling, logits)
 
     def _pool(self, plan: StepPlan, result: StepResult) -> None:
         if self._pools:
@@ -398,7 +422,7 @@ class Runner:
 
     def _scores(self, pending: _Pending) -> Scores | None:
         mode = self._config.model.logprobs_mode
-        if mode == "raw_logprobs":
+        if mode == "raw_logprobs" and pending.raw is None:
             return None
         columns = self._sampling.columns
         return Scores(mode, self._executable.logits, self.table, columns, pending.masks)

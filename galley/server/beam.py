@@ -21,6 +21,7 @@ _UNSUPPORTED = (
     *("stream", "echo", "stop", "stop_token_ids", "min_tokens", "logit_bias", "allowed_token_ids"),
     *("bad_words", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("prompt_logprobs", "truncate_prompt_tokens", "top_p", "top_k", "min_p"),
+    "vllm_xargs",
 )
 
 

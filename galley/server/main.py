@@ -35,6 +35,7 @@ from galley.observability.registry import exposition, new_registry
 from galley.observability.reliability import ReliabilityMetrics
 from galley.observability.sleep_metrics import SleepMetrics
 from galley.observability.stats_line import StatsLine
+from galley.runner.logits_processor import processor_classes
 from galley.server.admission import Admission
 from galley.server.app import build_app
 from galley.server.certificates import Certificates
@@ -264,6 +265,7 @@ def make_client(
         client_index=link.client_index,
         structured=model.config.structured.settings,
         pooling=pooling_settings(model.config.model, model.model_info),
+        processors=processor_classes(model.config),
     )
     interval, figures = model.config.scheduler.stream_interval, figures_of(model.config)
     outputs = OutputProcessor(model.tokenizer, observer, interval, figures)

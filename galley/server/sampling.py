@@ -73,6 +73,7 @@ def sampling_params(
         bad_words=request.bad_words or None,
         repetition_detection=request.repetition_detection,
         structured_outputs=request.structured_params(),
+        extra_args=request.vllm_xargs or None,
         speculative=request.speculative,
     )
 

@@ -57,12 +57,12 @@ class ConstrainedSequence(msgspec.Struct, eq=False):
     states: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, request: Request, jump_forward: bool) -> ConstrainedSequence:
+    def of(cls, request: Request, jump_forward: bool, drafts: bool) -> ConstrainedSequence:
         assert request.constraint is not None
         markers = tuple(marker.table() for marker in request.constraint.start_after)
         jumps, states = jump_forward and _may_jump(request), (0,) * len(markers)
         params = request.sampling
-        drafts = params.speculative and not params.logits_processors
+        drafts = drafts and params.speculative and not params.logits_processors
         return cls(request, jumps, drafts, markers, not markers, states=states)
 
     def attach(self, compiled: Compiled) -> None:
@@ -168,16 +168,23 @@ class ConstrainedSequences:
     Args:
         num_slots, vocab_size: of the engine's table and of a row of logits.
         counters: of the engine; masks, forced tokens and their seconds are added to them.
+        processed: every token is sampled from logits that processors have seen: none is appended
+            or drafted because it is certain.
 
     Attributes:
         jump_forward: append tokens that are certain without a forward pass each.
     """
 
     def __init__(
-        self, compiler: Compiler, num_slots: int, vocab_size: int, counters: Counters
+        self,
+        compiler: Compiler,
+        num_slots: int,
+        vocab_size: int,
+        counters: Counters,
+        processed: bool = False,
     ) -> None:
         self.compiler = compiler
-        self.jump_forward = True
+        self.jump_forward, self._drafts = not processed, not processed
         self._counters = counters
         self._masks: MaskRows = np.empty((0, -(-vocab_size // 64)), np.uint64)
         self._sequences: dict[Key, ConstrainedSequence] = {}
@@ -197,7 +204,7 @@ class ConstrainedSequences:
     def arrive(self, request: Request) -> str | None:
         """Accept a request with a constraint. Returns why it has to be parked; None: it has not."""
         assert request.constraint is not None
-        key, seq = _key(request), ConstrainedSequence.of(request, self.jump_forward)
+        key, seq = _key(request), ConstrainedSequence.of(request, self.jump_forward, self._drafts)
         self._sequences[key] = seq
         compiled = self.compiler.get(request.constraint, tuple(request.eos_token_ids))
         if compiled is not None:

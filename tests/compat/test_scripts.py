@@ -129,6 +129,82 @@ def test_drafts_beams_rows_and_metrics() -> None:
     assert answer.finished
 
 
+def test_logits_processors_on_tensors() -> None:
+    """The two classes of vLLM's offline examples: of a batch, and of a request's callable."""
+    torch = pytest.importorskip("torch")
+    from vllm import LLM, SamplingParams
+    from vllm.config import VllmConfig
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.sample.logits_processor import (
+        AdapterLogitsProcessor,
+        BatchUpdate,
+        LogitsProcessor,
+        RequestLogitsProcessor,
+    )
+    from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+    class DummyLogitsProcessor(LogitsProcessor):
+        @classmethod
+        def validate_params(cls, params: SamplingParams) -> None:
+            target = params.extra_args and params.extra_args.get("target_token")
+            if target is not None and not isinstance(target, int):
+                raise VLLMValidationError(f"target_token value {target} is not int")
+
+        def __init__(self, vllm_config: VllmConfig, device: Any, is_pin_memory: bool) -> None:
+            assert vllm_config.scheduler_config.max_num_seqs >= 1
+            self.req_info: dict[int, int] = {}
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def update_state(self, batch_update: BatchUpdate | None) -> None:
+            process_dict_updates(
+                self.req_info,
+                batch_update,
+                lambda params, _, __: params.extra_args and params.extra_args.get("target_token"),
+            )
+
+        def apply(self, logits: Any) -> Any:
+            if not self.req_info:
+                return logits
+            cols = torch.tensor(list(self.req_info.values()), dtype=torch.long)
+            rows = torch.tensor(list(self.req_info.keys()), dtype=torch.long)
+            kept = logits[rows, cols].clone()
+            logits[rows] = float("-inf")
+            logits[rows, cols] = kept
+            return logits
+
+    class WrappedPerReqLogitsProcessor(AdapterLogitsProcessor):
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def new_req_logits_processor(self, params: SamplingParams) -> RequestLogitsProcessor | None:
+            word = params.extra_args and params.extra_args.get("then")
+            if word is None:
+                return None
+
+            def after_the_prompt(prompt: list[int], output: list[int], logits: Any) -> Any:
+                bias = torch.zeros_like(logits)
+                bias[prompt[-1] if output else word] = 1000.0
+                return logits + bias
+
+            return after_the_prompt
+
+    llm = LLM(NAME, logits_processors=[DummyLogitsProcessor, WrappedPerReqLogitsProcessor], **SMALL)
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=3, extra_args={"target_token": 128}),
+        SamplingParams(temperature=0.0, max_tokens=3),
+        SamplingParams(temperature=0.0, max_tokens=3, extra_args={"then": 67}),
+    ]
+    answers = llm.generate([[5, 9]] * 3, params, use_tqdm=False)
+    first, plain, third = (answer.outputs[0].token_ids for answer in answers)
+    assert (first, third) == ([128] * 3, [67, 9, 9])
+    (alone,) = llm.generate([[5, 9]], params[1], use_tqdm=False)
+    assert alone.outputs[0].token_ids == plain != first
+    with pytest.raises(InvalidRequest, match="target_token value a is not int"):
+        llm.generate("a", SamplingParams(extra_args={"target_token": "a"}))
+
+
 def test_engine_that_its_caller_steps() -> None:
     from vllm import EngineArgs, LLMEngine, RequestOutput, SamplingParams
     from vllm.utils import FlexibleArgumentParser

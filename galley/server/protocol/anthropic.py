@@ -12,6 +12,7 @@ from galley.server.protocol.fields import ANTHROPIC, ANTHROPIC_COUNT
 from galley.server.protocol.generation import (
     Caps,
     CountOrAll,
+    ExtraArgs,
     GenerationFields,
     PositiveShare,
     Temperature,
@@ -183,6 +184,7 @@ class MessagesRequest(Conversation, kw_only=True):
     top_k: CountOrAll | None = None
     top_p: PositiveShare | None = None
     cache_salt: Text | None = None
+    vllm_xargs: ExtraArgs | None = None
     kv_transfer_params: dict[str, Any] | None = None
 
     def generation(self, caps: Caps) -> GenerationFields:
@@ -197,6 +199,7 @@ class MessagesRequest(Conversation, kw_only=True):
             top_k=self.top_k,
             top_p=self.top_p,
             cache_salt=self.cache_salt,
+            vllm_xargs=self.vllm_xargs,
             response_format=None if config is None else config.response_format,
         )
         check_generation(fields, caps)

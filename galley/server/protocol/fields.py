@@ -32,7 +32,6 @@ GENERATION: FieldTable = {
     ),
     "watermarking": _EXTENSION,
     "return_mm_kwargs": Refused("only text is available yet."),
-    "vllm_xargs": Refused("no custom sampling arguments are defined."),
     "ec_transfer_params": _TRANSFER,
 }
 
@@ -66,7 +65,6 @@ ANTHROPIC: FieldTable = {
     "mm_payload": NoEffect(Literal["tensors", "none"], "of multimodal answers alone"),
     "return_mm_kwargs": Refused("only text is available yet."),
     "watermarking": _EXTENSION,
-    "vllm_xargs": Refused("no custom sampling arguments are defined."),
     "ec_transfer_params": _TRANSFER,
     "container": Refused("the server runs no tools itself."),
     "mcp_servers": Refused("the server runs no tools itself."),
@@ -87,7 +85,6 @@ RESPONSES: FieldTable = {
     "watermarking": _EXTENSION,
     "stream_options": Refused("it is not available yet.", ({"include_obfuscation": False},)),
     "return_mm_kwargs": Refused("only text is available yet."),
-    "vllm_xargs": Refused("no custom sampling arguments are defined."),
     "ec_transfer_params": _TRANSFER,
 }
 

@@ -38,6 +38,8 @@ PositiveShare = Annotated[float, _schema_limits(exclusiveMinimum=0, maximum=1)]
 Penalty = Annotated[float, _schema_limits(minimum=-2, maximum=2)]
 Factor = Annotated[float, _schema_limits(exclusiveMinimum=0)]
 Text = Annotated[str, _schema_limits(minLength=1)]
+#: Arguments of logits processors (vLLM's type).
+ExtraArgs = dict[str, str | int | float | list[str | int | float]]
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
@@ -58,6 +60,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool = True
     ignore_eos: bool = False
     logit_bias: dict[Int, float] | None = None
+    vllm_xargs: ExtraArgs | None = None
     stream: bool | None = False
     model: str | None = None
     priority: Int = 0
