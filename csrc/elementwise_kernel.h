@@ -1,24 +1,10 @@
 // Kernel of elementwise.cpp; compiled once per instruction set (variants.h).
 #pragma once
+#include "elementwise.h"
 #include "functions_lanes.h"
 #include "quantize_row.h"
-#include "variants.h"
 
 namespace galley {
-
-enum class Function : int { gelu, gelu_tanh, relu, relu2, silu, xielu, sigmoid, tanh, clip, count };
-
-// A function of one number, with its parameters where it has some.
-struct Elementwise {
-  Function function;
-  float positive = 0, negative = 0, beta = 0, limit = 0;  // of xielu; limit of clip
-};
-
-GALLEY_VARIANTS(
-    // out[n] = f(x[n]), stored as any kind through `scratch`[n].
-    void elementwise_row(const Elementwise& f, const float* x, int64_t n, float* scratch, Kind kind,
-                         void* out);)
-
 namespace GALLEY_VARIANT {
 
 template <class F> GALLEY_INLINE void apply(F f, const float* x, int64_t n, float* out) {

@@ -3,7 +3,8 @@
 // Ints: n, k, format, group, zero, scale, offset, table, rows, x_kind (WeightLayout::accepts),
 //   out_kind (f32, bf16, q8, q16),
 //   out_stride (elements; f32 and bf16 only, default the columns of out),
-//   accumulate (out f32 += result), epilogue (0 none, 1 SiLU·mul of interleaved gate and up).
+//   accumulate (out f32 += result), epilogue (0 none, 1 SiLU·mul of interleaved gate and up),
+//   function? (of each number of the result: one of `elementwise` that has no parameters).
 // Tile: one panel, or two where they share a group of out, for up to 240 rows.
 //
 // Op `adapted_linear`: the same with what the adapters of the rows add: out = x @ W.T (+ bias) + B low.
@@ -38,6 +39,7 @@ class Linear : public Op {
     j.x_bytes = activation_bytes(j.x_kind, j.weight.k);
     j.accumulate = a.choice("accumulate", 2, false);
     j.epilogue = a.choice("epilogue", 3, Epilogue::none);
+    j.function = function_of(a);
     j.out_kind = a.kind("out_kind");
     j.out_columns = is_gated(j.epilogue) ? j.weight.n / 2 : j.weight.n;
     const int64_t stride = a.i("out_stride", j.out_columns);
@@ -83,6 +85,13 @@ class Linear : public Op {
 
   static int64_t chunks(int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
 
+  const Elementwise* function_of(const Args& a) {
+    if (a.i("function", -1) < 0) return nullptr;
+    constexpr int kPlain = static_cast<int>(Function::xielu);
+    function_.function = a.choice("function", kPlain, Function::gelu);
+    return &function_;
+  }
+
   void check(int64_t stride) const {
     const LinearJob& j = job_;
     if (!j.weight.accepts(j.x_kind)) {
@@ -92,12 +101,14 @@ class Linear : public Op {
     if (j.accumulate && j.out_kind != Kind::f32) bad("accumulate needs out_kind f32");
     if (stride < j.out_columns) bad("out_stride is less than the columns of out");
     if (stride != j.out_columns && in_groups(j.out_kind)) bad("rows of integers have no stride");
+    if (is_gated(j.epilogue) && j.function) bad("gate and up have a function already");
     if (is_gated(j.epilogue) && j.weight.n % kPanel != 0) {
       bad("gate and up need n to be a multiple of 32, is " + std::to_string(j.weight.n));
     }
   }
 
   Dim rows_;
+  Elementwise function_{};
   decltype(&generic::linear_tile) kernel_;
   int64_t panels_per_tile_, across_;
 };

@@ -243,6 +243,7 @@ bool is_float8(const WeightLayout& w, const uint8_t* data);
 enum class Epilogue : int { none = 0, silu_mul = 1, gelu_mul = 2 };
 
 struct AdapterAddend;
+struct Elementwise;
 
 // The computation of one linear op; see linear.cpp for the arguments.
 struct LinearJob {
@@ -259,6 +260,7 @@ struct LinearJob {
   Kind out_kind = Kind::f32;
   bool accumulate = false;
   Epilogue epilogue = Epilogue::none;
+  const Elementwise* function = nullptr;  // of each number, before it is stored; or null
   const AdapterAddend* addend = nullptr;  // added to what is stored (adapters.h), or null
 };
 

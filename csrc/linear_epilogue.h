@@ -1,7 +1,8 @@
-// Epilogue of y[rows][32] of a panel: bias, gate·up, the output's number format; included by kernels
-// of linear.
+// Epilogue of y[rows][32] of a panel: bias, gate·up or a function, the output's number format;
+// included by kernels of linear.
 #pragma once
 #include "adapters.h"
+#include "elementwise.h"
 #include "functions_lanes.h"
 #include "linear_lanes.h"
 #include "quantize_row.h"
@@ -11,6 +12,7 @@ namespace GALLEY_VARIANT {
 
 #if defined(GALLEY_AMX)
 using avx512::adapter_add;
+using avx512::elementwise_row;
 #endif
 
 GALLEY_INLINE int lanes_left(int64_t left) {
@@ -75,6 +77,7 @@ inline void store_group(const LinearJob& job, const float* y, int rows, int64_t 
 inline void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
   if (job.bias) add_bias(job.bias + panel * kPanel, job.weight.n - panel * kPanel, y, rows);
   if (job.addend) adapter_add(*job.addend, panel, row, rows, y);
+  if (job.function) elementwise_row(*job.function, y, rows * kPanel, nullptr, Kind::f32, y);
   int64_t full = kPanel, column = panel * kPanel;
   if (is_gated(job.epilogue)) {
     full = kLanes, column = panel * kLanes;

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from galley.kernels.ops import KVLayer, LatentLayer, StateLayer
 from galley.kernels.ops.definition import output
+from galley.kernels.ops.elementwise import FUNCTIONS
 from galley.kernels.ops.gated_delta_rule import TERMS
 from galley.kernels.program import LOGITS, SEQUENCES, Node, PackedExperts, Symbol
 from galley.kernels.weights import PackedWeight, WeightFormat
@@ -188,6 +189,7 @@ def _linear(node: Node, weight: PackedWeight | ShapeWeight, load: Load) -> Work:
     n, k = weight.shape
     rows = load.logits if output(node).buffer.rows == LOGITS else load.tokens
     fused = ("", " + silu·mul", " + gelu·mul")[node.ints.get("epilogue", 0)]
+    fused += f" + {FUNCTIONS[node.ints['function']]}" if "function" in node.ints else ""
     fused += " + add" if node.ints.get("accumulate") else ""
     return Work(
         f"linear {weight.format.name} {k}→{n}{fused}",

@@ -7,16 +7,28 @@ import pytest
 
 from galley.kernels import _native
 from tests.kernels.activation_rows import quantized
-from tests.kernels.native_harness import BF16, F32, ISAS, Q8, Q16, Native, aligned, use_isa
+from tests.kernels.native_harness import (
+    BF16,
+    F32,
+    ISAS,
+    Q8,
+    Q8_ROW,
+    Q16,
+    Native,
+    aligned,
+    use_isa,
+)
 
 EPS = 1e-5
 
 
-def layer_norm(x, weight=None, bias=None, add=None, kind=F32, isa=ISAS[-1], threads=1, **ints):
+def layer_norm(
+    x, weight=None, bias=None, add=None, kind=F32, isa=ISAS[-1], threads=1, rounded=None, **ints
+):
     rows, width = x.shape
     x = x.copy()
     out = aligned((rows, _native.activation_bytes(kind, width)), np.uint8)
-    given = {"x": x, "weight": weight, "bias": bias, "add": add, "out": out}
+    given = {"x": x, "weight": weight, "bias": bias, "add": add, "out": out, "rounded": rounded}
     arrays = {name: array for name, array in given.items() if array is not None}
     with use_isa(isa):
         native = Native(max_len=max(rows, 16), threads=threads)
@@ -82,6 +94,18 @@ def test_other_kinds_are_f32_then_quantize(isa, kind):
         apart = quantized(wide, kind)
     assert fused.any()
     assert np.array_equal(fused, apart)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", [BF16, Q8, Q8_ROW])
+def test_rounded_rows_beside_those_of_f32(isa, kind):
+    x, weight, bias = data(13, 100)
+    rounded = aligned((13, _native.activation_bytes(kind, 100)), np.uint8)
+    given = {"rounded": rounded, "rounded_kind": kind}
+    out, _ = layer_norm(x, weight, bias, isa=isa, threads=2, **given)
+    assert np.array_equal(out, layer_norm(x, weight, bias, isa=isa)[0])
+    with use_isa(isa):
+        assert np.array_equal(rounded, quantized(out, kind))
 
 
 def test_nan_stays_in_its_row():

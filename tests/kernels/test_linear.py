@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from galley.kernels import _native
+from galley.kernels.ops.elementwise import FUNCTIONS
 from galley.kernels.weights import PackedWeight, pack
 from galley.quant import QuantizedWeight
 from tests.kernels import activation_rows
@@ -579,6 +580,23 @@ class TestEpilogues:
             native = Native(max_len=m)
             arrays = {"x": gate_up, "out": apart}
             native.add(op, arrays, n=n // 2, interleaved=1, out_kind=out_kind)
+            native.run([m])
+        assert np.array_equal(fused, apart)
+
+    @pytest.mark.parametrize(("n", "out_kind"), [(45, F32), (45, BF16), (64, Q8)])
+    @pytest.mark.parametrize("function", ["gelu", "silu"])
+    def test_a_function_is_the_op_apart(self, isa, name, kind, n, out_kind, function):
+        w = packed(name, n, 96)
+        m, number = 14, FUNCTIONS.index(function)
+        x = rows_of(kind, random_rows(m, 96))
+        bias = np.random.default_rng(2).standard_normal(n).astype(np.float32)
+        size = _native.activation_bytes(out_kind, n)
+        fused, apart = aligned((m, size), np.uint8), aligned((m, size), np.uint8)
+        with use_isa(isa):
+            linear(x, w, out=fused, bias=bias, function=number, out_kind=out_kind, threads=2)
+            native = Native(max_len=m)
+            arrays = {"x": linear(x, w, bias=bias), "out": apart}
+            native.add("elementwise", arrays, n=n, function=number, out_kind=out_kind)
             native.run([m])
         assert np.array_equal(fused, apart)
 

@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 
 from galley.kernels.cpu import CpuBackend
-from galley.kernels.ops import Ops
+from galley.kernels.ops import KVLayer, Ops
+from galley.kernels.ops.elementwise import FUNCTIONS
 from galley.kernels.passes import FUSIONS, apply
 from galley.kernels.passes.accumulate import accumulate_linear
 from galley.kernels.passes.add_norm import fuse_add_norm
-from galley.kernels.passes.epilogue import fuse_gated_epilogue
+from galley.kernels.passes.epilogue import fuse_epilogue
 from galley.kernels.passes.quantize import fuse_quantize
+from galley.kernels.passes.round_qkv import round_qkv
 from galley.kernels.program import Kind, Node
 from galley.kernels.quantized import QuantizedWeight
 from galley.kernels.recorder import Recorder, RecordingContext
+from galley.kernels.verify import verify
 from galley.kernels.weights import pack
 from galley.kv.format import KVFormat
 from galley.quant import read_weight
@@ -123,7 +126,7 @@ def test_add_norm_does_not_fuse_the_norm_of_some_columns(recording):
 def test_gated_epilogue(recording, interleaved, fused, op, epilogue):
     recorder, ops, h = recording
     out = getattr(ops, op)(ops.linear(h, [weight(64, HIDDEN)]), interleaved)
-    nodes = fuse_gated_epilogue(recorder.nodes)
+    nodes = fuse_epilogue(recorder.nodes)
     assert names(nodes) == (fused or ["linear", op])
     if fused:
         assert nodes[-1].ints["epilogue"] == epilogue
@@ -134,7 +137,20 @@ def test_gated_epilogue_does_not_fuse_parts(recording):
     recorder, ops, h = recording
     gate_up = ops.linear(h, [weight(32, HIDDEN, seed=1), weight(32, HIDDEN, seed=2)])
     ops.silu_and_mul(gate_up, interleaved=True)
-    assert names(fuse_gated_epilogue(recorder.nodes)) == ["linear", "linear", "silu_and_mul"]
+    assert names(fuse_epilogue(recorder.nodes)) == ["linear", "linear", "silu_and_mul"]
+
+
+@pytest.mark.parametrize(
+    ("function", "fused"), [("gelu", True), ("silu", True), ("sigmoid", False)]
+)
+def test_epilogue_of_each_number(recording, function, fused):
+    recorder, ops, h = recording
+    out = ops.elementwise(ops.linear(h, [weight(64, HIDDEN)]), function)
+    nodes = fuse_epilogue(recorder.nodes)
+    assert names(nodes) == (["linear"] if fused else ["linear", "elementwise"])
+    if fused:
+        assert FUNCTIONS[nodes[-1].ints["function"]] == function
+        assert nodes[-1].writes["out"] is out
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "Q4_0", "Q4_1", "w8a8"])
@@ -152,6 +168,39 @@ def test_quantize_keeps_rows_that_other_nodes_read(recording):
     x = ops.rms_norm(h, norm_weight(), 1e-5)
     ops.linear(x, [weight(16, HIDDEN, "Q4_0"), weight(16, HIDDEN, "float32")])
     assert names(fuse_quantize(recorder.nodes)) == ["rms_norm", "quantize", "linear", "linear"]
+
+
+def test_a_layer_norm_stores_rows_that_other_nodes_read_twice(recording):
+    recorder, ops, h = recording
+    x = ops.layer_norm(h, HIDDEN, norm_weight(), None, 1e-5)
+    ops.add(x, ops.linear(x, [weight(HIDDEN, HIDDEN, "bfloat16")]))
+    nodes = fuse_quantize(recorder.nodes)
+    assert names(nodes) == ["layer_norm", "linear", "add"]
+    assert nodes[1].writes["out"] is x
+    assert nodes[1].writes["rounded"] is nodes[2].reads["x"]
+
+
+def test_queries_keys_and_values_are_stored_as_they_are_read(recording):
+    h = recording[2]
+    layer = KVLayer(0, 2, 16)
+    found = {}
+    for kv in ("bfloat16", "fp8_e4m3"):
+        recorder = Recorder(KVFormat(kv))
+        ops = Ops(recorder)
+        h = ops.embedding(weight(131, HIDDEN), CTX.token_ids)
+        q, k, v = ops.split(ops.linear(h, [weight(96, HIDDEN)]), [32, 32, 32])
+        ops.write_kv(k, v, layer, CTX)
+        ops.attention(q, layer, 0.25, CTX)
+        found[kv] = round_qkv(recorder.nodes)
+        verify(found[kv])
+    nodes = found["bfloat16"]
+    assert names(nodes) == ["linear", "write_kv", "attention"]
+    out = nodes[1].writes["out"]
+    assert out.kind == Kind.bf16
+    assert {node.reads[name].buffer for node in nodes[2:] for name in node.reads} == {out.buffer}
+    assert [nodes[3].reads["q"].start, nodes[2].reads["k"].start] == [0, 32]
+    # Rounding to bf16 first would change the codes.
+    assert names(found["fp8_e4m3"]) == ["linear", "write_kv", "quantize", "attention"]
 
 
 def test_quantize_is_not_fused_where_a_tile_cannot_store_it(recording):
@@ -177,6 +226,7 @@ class Chain:
         self.parts = [weight(32, HIDDEN, dtype, 3), weight(32, HIDDEN, other, 4)]
         self.bias = np.random.default_rng(5).standard_normal(HIDDEN).astype(np.float32)
         self.through = [weight(96, HIDDEN, other, 6), weight(HIDDEN, 96, dtype, 7)]
+        self.plain = [weight(96, HIDDEN, other, 9), weight(HIDDEN, 96, dtype, 10)]
         self.head = weight(131, HIDDEN, other, 8)
 
     def embed(self, ops, ctx):
@@ -192,6 +242,9 @@ class Chain:
             x = ops.linear(ops.rms_norm(h, norm_weight(i + 4), 1e-5), [self.through[0]])
             x = ops.silu_and_mul(ops.linear(ops.linear(x, [self.through[1]]), [self.gate_up]))
             h = ops.add(h, ops.linear(x, [self.down]))
+            h = ops.layer_norm(h, HIDDEN, norm_weight(i + 6), self.bias, 1e-5)
+            x = ops.elementwise(ops.linear(h, [self.plain[0]]), "gelu")
+            h = ops.add(h, ops.linear(x, [self.plain[1]]))
         return h
 
     def logits(self, ops, h, ctx):

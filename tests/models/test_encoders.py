@@ -81,6 +81,14 @@ def test_the_same_bits_in_any_company_and_nothing_left_behind(model) -> None:
     assert kv.counters.prefix_hits == 0
 
 
+def test_fused_operations_give_the_same_bits(model) -> None:
+    fused, apart = (
+        ask(open_client(model.folder, dtype="bfloat16", enforce_eager=eager), PROMPTS, KINDS[2])
+        for eager in (False, True)
+    )
+    assert fused == apart
+
+
 def test_generating_is_refused(model) -> None:
     client = open_client(model.folder)
     with pytest.raises(Unsupported, match="encoder: it gives vectors"):

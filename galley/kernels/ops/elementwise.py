@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: learned parameters; clip: to [-limit, limit]. In the order of csrc/elementwise_kernel.h.
 Function = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "xielu", "sigmoid", "tanh", "clip"]
 FUNCTIONS: tuple[Function, ...] = get_args(Function)
+#: The first so many may be the epilogue of a linear layer.
+PLAIN_FUNCTIONS = FUNCTIONS.index("xielu")
 
 
 def _arguments(node: Node) -> dict[str, int | Dim]:

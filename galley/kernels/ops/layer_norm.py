@@ -25,8 +25,14 @@ class LayerNorm(Op):
     name = "layer_norm"
     native = norm_native(
         "layer_norm",
-        constants=dict.fromkeys(("weight?", "bias?"), "f32 [n], or [heads * n]"),
-        ints={"per_head?": "1 = weight and bias are [heads * n]"},
+        constants={
+            **dict.fromkeys(("weight?", "bias?"), "f32 [n], or [heads * n]"),
+            "rounded?": "the rows of out, which is f32, as rounded_kind",
+        },
+        ints={
+            "per_head?": "1 = weight and bias are [heads * n]",
+            "rounded_kind?": "bf16, q8, q8_row, q16",
+        },
     )
 
     def __call__(

@@ -49,6 +49,7 @@ _INTS = {
     "out_stride?": "default the columns of out",
     "accumulate?": "out f32 += result",
     "epilogue?": "1 SiLU·mul, 2 GELU·mul of interleaved gate and up: out has n/2 columns",
+    "function?": "of each number of the result: one of `elementwise` without parameters",
 }
 #: `linear`, then `adapter_expand` of its result, as one op (`passes.adapters`).
 ADAPTED_LINEAR = NativeOp(

@@ -11,7 +11,9 @@ from galley.kernels.program import Dim, Node
 def _arguments(node: Node) -> dict[str, int | Dim]:
     x, out = node.values["x"], whole(output(node))
     n = node.ints["n"] if "n" in node.ints else node.constants["weight"].shape[0]
+    rounded = node.writes.get("rounded")
     return {
+        **({} if rounded is None else {"rounded_kind": int(whole(rounded).kind)}),
         "n": n,
         "heads": out.columns // n,
         "x_stride": x.buffer.columns,

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from galley.kernels.passes.accumulate import accumulate_linear
 from galley.kernels.passes.adapters import fuse_adapters
 from galley.kernels.passes.add_norm import fuse_add_norm
-from galley.kernels.passes.epilogue import fuse_gated_epilogue
+from galley.kernels.passes.epilogue import fuse_epilogue
 from galley.kernels.passes.quantize import fuse_quantize
 from galley.kernels.passes.rope_kv import fuse_rope_kv
+from galley.kernels.passes.round_qkv import round_qkv
 from galley.kernels.program import Node
 from galley.kernels.verify import verify
 
@@ -26,8 +27,9 @@ FUSIONS: tuple[Pass, ...] = (
     fuse_adapters,
     accumulate_linear,
     fuse_add_norm,
-    fuse_gated_epilogue,
+    fuse_epilogue,
     fuse_quantize,
+    round_qkv,
 )
 
 

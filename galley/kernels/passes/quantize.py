@@ -1,4 +1,7 @@
-"""an operation, quantize of its result  →  the operation that stores the rounded rows."""
+"""an operation, quantize of its result  →  the operation that stores the rounded rows.
+
+A layer norm stores both where other nodes read its result.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from msgspec.structs import replace
 
 from galley.kernels.ops import native_op
 from galley.kernels.passes.neighbours import Readers, fuse_neighbours
-from galley.kernels.program import Node
+from galley.kernels.program import Kind, Node
 
 
 def fuse_quantize(nodes: list[Node]) -> list[Node]:
@@ -20,7 +23,10 @@ def _fuse(node: Node, quantize: Node, readers: Readers) -> Node | None:
     native = native_op(node.op)
     if native is None or rounded.kind not in native.stores:
         return None
-    # Other nodes may still read the f32 rows.
-    if out.buffer is not x.buffer or not out.is_whole or readers[x.buffer] != 1:
+    if out.buffer is not x.buffer or not out.is_whole:
         return None
-    return replace(node, writes={**node.writes, "out": rounded})
+    if readers[x.buffer] == 1:
+        return replace(node, writes={**node.writes, "out": rounded})
+    if "rounded?" not in native.pointers or "rounded" in node.writes or out.kind != Kind.f32:
+        return None
+    return replace(node, writes={**node.writes, "rounded": rounded})
