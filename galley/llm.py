@@ -7,6 +7,7 @@ processor. Unlike the server, it does not survive a crash of its engine: that en
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from galley.config.pooling import PoolingSettings, pooling_settings
 from galley.config.resolve import from_kwargs
 from galley.engine.assembly import assemble
 from galley.engine.pausing import check_level
-from galley.errors import InvalidRequest, ModelError, Unsupported
+from galley.errors import ConfigError, InvalidRequest, ModelError, Unsupported
 from galley.frontend.arguments import (
     LoRAs,
     Message,
@@ -88,9 +89,12 @@ class LLM(UnsupportedMethods):
     def __init__(
         self, model: str = "", *, chat_template: str | None = None, **flags: Unpack[EngineFlags]
     ) -> None:
-        config = from_kwargs({"model": model, **flags}, "offline")
-        folder = self._adapter_folder(config)
-        loaded = assemble(config, adapters=folder)
+        try:
+            config = from_kwargs({"model": model, **flags}, "offline")
+            folder = self._adapter_folder(config)
+            loaded = assemble(config, adapters=folder)
+        except ConfigError as error:
+            raise ConfigError(_python_words(error.message), field=error.field) from error
         self.config = loaded.config
         self._model_info = loaded.model_info
         self._core = loaded.core
@@ -860,3 +864,13 @@ class LLM(UnsupportedMethods):
 
     def __exit__(self, *exc: object) -> None:
         self.shutdown()
+
+
+def _python_words(message: str) -> str:
+    """A sentence about flags with the names that they have as arguments of `LLM`."""
+
+    def argument(option: re.Match[str]) -> str:
+        name, value = option[2].replace("-", "_"), "=False" if option[1] else ""
+        return name + value
+
+    return re.sub(r"--(no-)?([a-z][a-z0-9-]*)", argument, message)

@@ -367,10 +367,10 @@ def test_default_parameters_are_the_models(llm: LLM) -> None:
 @pytest.mark.parametrize(
     ("flags", "error", "words"),
     [
-        ({"max_num_seq": 3}, ConfigError, "max-num-seq.*max-num-seqs"),
-        ({"max_num_seqs": 0}, ConfigError, "max-num-seqs"),
+        ({"max_num_seq": 3}, ConfigError, "max_num_seq.*max_num_seqs"),
+        ({"max_num_seqs": 0}, ConfigError, "max_num_seqs"),
         ({"model": "/no/such/model"}, ModelError, "/no/such/model"),
-        ({"max_model_len": 10**7}, ConfigError, "max-model-len"),
+        ({"max_model_len": 10**7}, ConfigError, "max_model_len"),
     ],
 )
 def test_wrong_flags_name_themselves(flags: dict[str, Any], error: type, words: str) -> None:

@@ -80,7 +80,8 @@ def cli() -> str:
             links = (f"[{title(group)}](#{anchor(title(group))})" for group in groups)
             parts.append(f"\nAlso the flags of {', '.join(links)}.\n")
     for group in shared:
-        parts.append(f"\n## {title(group)}\n\n{flag_table(flags_of(group))}")
+        about = (group.__doc__ or "").strip().partition("\n")[2].strip()
+        parts.append(f"\n## {title(group)}\n\n{about}\n\n{flag_table(flags_of(group))}")
     return "".join(parts)
 
 

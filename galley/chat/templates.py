@@ -301,8 +301,9 @@ def read_template(value: str, named: Mapping[str, str]) -> str:
     try:
         return Path(value).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise ModelError(
-            f"--chat-template {value:.200}: not a readable file, and not a template: {error}",
+            f"--chat-template {value:.200}: not a readable file, and not a template: {why}",
             field="chat_template",
         ) from None
 

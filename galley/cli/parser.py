@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -184,7 +185,8 @@ class CommandParser:
             lines += ["", "option groups (see --help=GROUP, --help=FLAG or --help=all):"]
             for group in shared:
                 names = " ".join(f.option for f in flags_of(group))
-                lines.append(_entry(_title(group), names, width))
+                lines.append(_entry(_title(group), _sentence(group), width))
+                lines.append(_entry("", names, width))
         if self.examples:
             lines += ["", "examples:", *("  " + e for e in self.examples)]
         return "\n".join(lines)
@@ -225,8 +227,14 @@ def _title(group: type) -> str:
     return (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
 
 
+def _sentence(group: type) -> str:
+    """What the flags of a group are about."""
+    return (group.__doc__ or "").strip().partition("\n")[2].strip()
+
+
 def _group_help(group: type, width: int) -> str:
-    return "\n".join([f"{_title(group)}:", *(_describe(f, width) for f in flags_of(group))])
+    head = f"{_title(group)}: {_sentence(group)}".rstrip()
+    return "\n".join([head, *(_describe(f, width) for f in flags_of(group))])
 
 
 def _entry(head: str, text: str, width: int) -> str:
@@ -378,6 +386,8 @@ def run(main: Callable[[], int]) -> int:
     """Run a command. User errors print one line and exit with 2, Ctrl-C exits with 130."""
     from galley.errors import GalleyError, SetupError
 
+    if logging.lastResort is not None:  # of warnings before the log is set up
+        logging.lastResort.setFormatter(logging.Formatter("galley: %(message)s"))
     try:
         return main()
     except SetupError as e:

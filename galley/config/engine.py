@@ -37,7 +37,10 @@ QuantizedActivations = Literal["auto", "int8", "int16"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Model"""
+    """Model
+
+    Which model, and how its numbers, length and defaults are taken.
+    """
 
     model: str = ""
     """Directory, .gguf file or hub name (`org/name`, `org/name:quant` for GGUF repositories).
@@ -123,7 +126,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LoadConfig:
-    """Load"""
+    """Load
+
+    Where weights come from, and where packed ones are kept.
+    """
 
     load_format: str = field(
         default="auto",
@@ -152,7 +158,10 @@ STATE_INTERVAL = 512
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """KV cache"""
+    """KV cache
+
+    Memory for the tokens of running and earlier sequences.
+    """
 
     block_size: Literal[16, 32, 64, 128] = 16
     """Tokens per KV block."""
@@ -197,7 +206,10 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """Scheduler"""
+    """Scheduler
+
+    How much a step computes, and who goes first.
+    """
 
     max_num_batched_tokens: int | None = None
     """Maximum tokens per step. Default by use: 2048 for a server, 4096 offline. Of an encoder
@@ -237,7 +249,10 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Parallel"""
+    """Parallel
+
+    Ranks and engines; this version runs one of each.
+    """
 
     tensor_parallel_size: int = 1
     """Ranks that share each layer."""
@@ -252,7 +267,10 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Device"""
+    """Device
+
+    Backend and threads of the computation.
+    """
 
     backend: str = field(default="auto", metadata={"choices": ("auto", *BACKENDS)})
     """`cpu`: the native kernels. `reference`: plain PyTorch (needs the torch extra)."""
@@ -265,7 +283,10 @@ class DeviceConfig:
 
 @dataclass(frozen=True)
 class ObservabilityConfig:
-    """Observability"""
+    """Observability
+
+    Statistics, metrics, traces and profiles.
+    """
 
     disable_log_stats: bool = False
     """Log no periodic statistics and expose no engine metrics."""
@@ -302,7 +323,10 @@ class ObservabilityConfig:
 
 @dataclass(frozen=True)
 class StructuredOutputsConfig:
-    """Structured outputs"""
+    """Structured outputs
+
+    How JSON schemas, grammars and other constraints are enforced.
+    """
 
     structured_outputs_config: dict[str, object] = field(default_factory=dict)
     """JSON object (or dotted keys): `backend` (auto, guidance, xgrammar), `disable_any_whitespace`,
@@ -321,7 +345,10 @@ class StructuredOutputsConfig:
 
 @dataclass(frozen=True)
 class SpeculativeConfig:
-    """Speculative decoding"""
+    """Speculative decoding
+
+    Drafts that make one step yield several tokens.
+    """
 
     speculative_config: dict[str, object] = field(default_factory=dict)
     """JSON object (or dotted keys) about drafts, which change how fast answers come and nothing
@@ -348,7 +375,10 @@ class SpeculativeConfig:
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """LoRA adapters"""
+    """LoRA adapters
+
+    Adapters on the model, and how many.
+    """
 
     enable_lora: bool = False
     """Serve LoRA adapters, each request with its own, all on one copy of the model."""

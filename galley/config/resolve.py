@@ -336,7 +336,7 @@ def resolve(config: EngineConfig, machine: Machine, model_info: ModelInfo) -> En
     check_adapters(config)
     runner = runner_of(model, model_info)
     pooling_settings(model, model_info)  # raises for values that are not valid
-    names = model.served_model_name or (served_name(model, model_info),)
+    names = model.served_model_name or (served_name(model),)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(
@@ -378,6 +378,8 @@ def check_adapters(config: EngineConfig) -> None:
         )
 
 
-def served_name(model: ModelConfig, model_info: ModelInfo) -> str:
-    """Name of the model in the API: the `model` argument, or the default model's name."""
-    return model.model or "SmolLM2-135M-Instruct"
+def served_name(model: ModelConfig) -> str:
+    """The first name of the model in the API. Default: the `model` argument, or the built-in
+    model's name.
+    """
+    return (*model.served_model_name, model.model or "SmolLM2-135M-Instruct")[0]

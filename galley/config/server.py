@@ -49,7 +49,10 @@ class LoRAModule:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Frontend"""
+    """Frontend
+
+    The HTTP server: address, keys, TLS, limits, logs, chat template, tools.
+    """
 
     host: str | None = None
     """Address to listen on. Default: all interfaces."""

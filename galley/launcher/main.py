@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from galley.config import EngineConfig
+from galley.config.resolve import served_name
 from galley.config.server import ServerConfig
 from galley.engine.control import ADAPTERS, Channel
 from galley.engine.faults import Faults, faulty_loader, faulty_process, read_faults
@@ -42,10 +43,11 @@ def launch(
     Raises:
         ConfigError: the address cannot be bound.
     """
-    set_title("Galley::Launcher")
     os.environ.update(server.logging_environment())
     allow_many_connections()
     sock = unix_socket(server.uds) if server.uds else listening_socket(server.host, server.port)
+    label = f" {server.uds or f':{sock.getsockname()[1]}'} {served_name(config.model)}"
+    set_title(f"Galley::Launcher{label}")
     directory = private_directory()
     metrics = _share_metrics(server, directory)
     policy = Policy(
@@ -54,6 +56,7 @@ def launch(
         max_restarts=server.max_engine_restarts,
         step_timeout=server.engine_step_timeout,
         drain=float(server.shutdown_timeout),
+        label=label,
     )
     url = url_of(sock, tls=server.ssl_certfile is not None)
 

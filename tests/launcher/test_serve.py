@@ -66,7 +66,7 @@ def test_what_was_computed_outlives_an_engine_that_was_killed_but_not_one_that_c
 
 
 def test_the_log_says_that_it_is_up(server: Server) -> None:
-    assert "galley: Application startup complete.\n" in server.log
+    assert any(line.endswith("[launcher] Application startup complete.\n") for line in server.log)
 
 
 def test_health_tells_when_there_is_no_engine(server: Server) -> None:

@@ -141,7 +141,7 @@ def test_memory_that_adapters_would_take_is_counted() -> None:
     flags: dict[str, Any] = {"enable_lora": True, "max_model_len": 64, "max_lora_rank": 512}
     with pytest.raises(ConfigError, match=r"no memory is left .* adapters \d+\.\d+ GiB"):
         LLM(str(small_model()), max_loras=1_000_000, **flags)
-    with pytest.raises(ConfigError, match="--max-cpu-loras 2 is less than --max-loras 3"):
+    with pytest.raises(ConfigError, match="max_cpu_loras 2 is less than max_loras 3"):
         LLM(str(small_model()), max_loras=3, max_cpu_loras=2, **flags)
 
 

@@ -133,5 +133,5 @@ def test_target_modules_limit_what_acts(base: Base, llm: LLM, tmp_path: Path) ->
     assert answers(limited, lora_request=whole) == wanted
     [memory], [all_memory] = (one._core.executor.rpc("memory") for one in (limited, llm))
     assert 0 < memory["adapters"] < all_memory["adapters"] / 8
-    with pytest.raises(ConfigError, match="--lora-target-modules: no module is called 'x_proj'"):
+    with pytest.raises(ConfigError, match="lora_target_modules: no module is called 'x_proj'"):
         open_model(base.path, **flags, lora_target_modules=["x_proj"])

@@ -195,7 +195,7 @@ def test_an_architecture_without_a_line_takes_the_fallback(tmp_path: Path) -> No
             engine(tmp_path, model_impl=impl)
     with pytest.raises(ConfigError, match="batch-invariant"):
         engine(tmp_path, batch_invariant=True)
-    with pytest.raises(ConfigError, match="--backend cpu cannot run BitNetForCausalLM"):
+    with pytest.raises(ConfigError, match="backend cpu cannot run BitNetForCausalLM"):
         engine(tmp_path, backend="cpu")
 
 

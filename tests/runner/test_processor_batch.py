@@ -163,8 +163,8 @@ def test_what_is_refused(llm: LLM) -> None:
         ({"logits_processors": [f"{__name__}.Nothing"]}, "no attribute 'Nothing'"),
         ({"logits_processors": ["json:JSONDecoder"]}, "not a subclass of galley.LogitsProcessor"),
         ({"logits_processors": [CLASS], "speculative_config": {"method": "ngram",
-          "num_speculative_tokens": 2}}, "cannot be used with --speculative-config"),
-        ({"logits_processors": [CLASS], "runner": "pooling"}, "--runner pooling"),
+          "num_speculative_tokens": 2}}, "cannot be used with speculative_config"),
+        ({"logits_processors": [CLASS], "runner": "pooling"}, "runner pooling"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             LLM(str(small_model()), **flags)

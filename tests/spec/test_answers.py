@@ -128,7 +128,7 @@ def test_each_answer_has_the_figures_of_its_drafts(plain: list[Any]) -> None:
         assert sum(part.per_step_drafted) == part.num_draft_tokens > sum(steps) > 0
     nothing = undrafted.outputs[0].spec_decode_metrics.to_dict()
     assert (nothing["num_draft_tokens"], nothing["mean_acceptance_length"]) == (0, None)
-    with pytest.raises(ConfigError, match="needs --speculative-config"):
+    with pytest.raises(ConfigError, match="needs speculative_config"):
         engine(per_request_spec_decode_metrics="summary", spec_method="none")
 
 

@@ -248,7 +248,7 @@ def test_what_does_not_fit_is_refused(
         engine(folder, speculative_config={**drafters["medusa"], "num_speculative_tokens": 4})
     with pytest.raises(ModelError, match="MTP heads of LlamaForCausalLM"):
         engine(folder, speculative_config={"method": "mtp"})
-    with pytest.raises(ConfigError, match="--backend cpu"):
+    with pytest.raises(ConfigError, match="backend cpu"):
         engine(folder, speculative_config=drafters["medusa"], backend="reference")
     with pytest.raises(ConfigError, match="model is the module"):
         engine(folder, speculative_config={"method": "eagle"})
