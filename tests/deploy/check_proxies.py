@@ -1,4 +1,4 @@
-"""A server behind real nginx and real haproxy: streams, the allow-list, limits, keys, aborts.
+"""A server behind real nginx, haproxy and Envoy: streams, the allow-list, limits, keys, aborts.
 
 Not a part of the gate: `make check-deploy`.
 """
@@ -20,7 +20,7 @@ import pytest
 from benchmarks.clients import stream
 from benchmarks.served import MODEL, SMALL, Server, serve
 from tests.deploy.promql import DEPLOY
-from tests.deploy.tools import free_port, run, wait_until
+from tests.deploy.tools import BIN, free_port, run, wait_until
 
 KEY = "secret"
 
@@ -31,18 +31,26 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module", params=["nginx", "haproxy"])
+@pytest.fixture(scope="module", params=["nginx", "haproxy", "envoy"])
 def proxy(
     request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """URL of the proxy, which runs the shipped configuration but for names and ports."""
     folder = tmp_path_factory.mktemp(request.param)
     port = free_port()
-    source = {"nginx": "nginx/nginx.conf", "haproxy": "haproxy/haproxy.cfg"}[request.param]
+    source = {
+        "nginx": "nginx/nginx.conf",
+        "haproxy": "haproxy/haproxy.cfg",
+        "envoy": "envoy/envoy.yaml",
+    }[request.param]
     text = (DEPLOY / source).read_text()
     text = text.replace("galley:8000", f"127.0.0.1:{server.port}")
     text = text.replace("listen 8080", f"listen 127.0.0.1:{port}")
     text = text.replace("bind :8080", f"bind 127.0.0.1:{port}")
+    text = text.replace("0.0.0.0, port_value: 8080", f"127.0.0.1, port_value: {port}")
+    text = text.replace(
+        "address: galley, port_value: 8000", f"address: 127.0.0.1, port_value: {server.port}"
+    )
     text = re.sub(r"/tmp/nginx", f"{folder}/nginx", text)
     text = re.sub(r"/dev/std(out|err)", f"{folder}/\\1.log", text)
     config = folder / "config"
@@ -50,6 +58,10 @@ def proxy(
     if request.param == "nginx":
         run("nginx", "-t", "-e", folder / "start.log", "-c", config)
         command = ["nginx", "-e", folder / "start.log", "-c", config, "-g", "daemon off;"]
+    elif request.param == "envoy":
+        config = config.rename(folder / "envoy.yaml")
+        run(BIN / "envoy", "--mode", "validate", "-c", config)
+        command = [str(BIN / "envoy"), "-c", str(config), "--concurrency", "1"]
     else:
         run("haproxy", "-c", "-f", config)
         command = ["haproxy", "-db", "-f", config]

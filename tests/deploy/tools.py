@@ -62,7 +62,8 @@ print(json.dumps(helm.Chart.load(chart).render(values, name="r", namespace="n"))
 def render_chart(chart: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
     """The objects that Helm makes of a chart, after its strict lint."""
     text = run(BIN / "python", "-c", _RENDER, chart, json.dumps(values))
-    files: dict[str, str] = json.loads(text.splitlines()[-1])
+    [made] = [line for line in text.splitlines() if line.startswith("{")]  # others are a log
+    files: dict[str, str] = json.loads(made)
     objects = []
     for name, body in files.items():
         if name.endswith(".yaml"):

@@ -69,6 +69,16 @@ def test_the_log_says_that_it_is_up(server: Server) -> None:
     assert any(line.endswith("[launcher] Application startup complete.\n") for line in server.log)
 
 
+def test_text_stays_in_the_api_server(server: Server) -> None:
+    """The engine's process has not even loaded a tokenizer."""
+    maps = {
+        name: Path(f"/proc/{server.children[name]}/maps").read_text()
+        for name in (ENGINE, API_SERVER)
+    }
+    assert "tokenizers" in maps[API_SERVER]
+    assert "tokenizers" not in maps[ENGINE]
+
+
 def test_health_tells_when_there_is_no_engine(server: Server) -> None:
     def status() -> int:
         return httpx.get(f"{server.url}/health").status_code

@@ -1,0 +1,119 @@
+"""The image, built from deploy/docker/Dockerfile by buildah and run.
+
+Its base is Debian's own Python, because that can be made without a registry of images.
+
+Not a part of the gate: `make check-image` (root, Debian's packages, minutes of compilation).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deploy.tools import ROOT, free_port, run
+from tests.server.test_tls import CERT, KEY
+
+pytestmark = pytest.mark.timeout(3600)
+
+BASE, IMAGE = "localhost/galley-base", "localhost/galley"
+#: Nothing but what a chroot gives: containers in containers have no namespaces of their own.
+CHROOT = ("--isolation", "chroot")
+#: The builder's settings of pip, where it has some.
+PIP = [name for name in os.environ if name.startswith("PIP_") and name != "PIP_CERT"]
+
+
+def buildah(*words: str | Path) -> str:
+    return run("buildah", "--storage-driver", "vfs", *words)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    run(
+        *(
+            "mmdebstrap",
+            "--variant=minbase",
+            "--include=python3,python3-venv,python3-dev,ca-certificates",
+        ),
+        *("trixie", folder / "root.tar"),
+    )
+    base = buildah("from", "scratch").strip()
+    buildah("add", base, folder / "root.tar", "/")
+    buildah("run", *CHROOT, base, "--", "ln", "-s", "python3", "/usr/bin/python")
+    buildah("commit", base, BASE)
+    settings = [word for name in PIP for word in ("--build-arg", f"{name}={os.environ[name]}")]
+    done = subprocess.run(
+        [
+            *("buildah", "--storage-driver", "vfs", "build", *CHROOT, "--network", "host"),
+            *("--format", "docker", "--build-arg", f"BASE={BASE}", *settings),
+            *("-f", "deploy/docker/Dockerfile", "-t", IMAGE, "."),
+        ],
+        cwd=ROOT,
+    )
+    assert done.returncode == 0
+    return IMAGE
+
+
+@contextmanager
+def container(image: str, *arguments: str) -> Iterator[str]:
+    """A container whose server runs, as a user that nobody made."""
+    name = buildah("from", image).strip()
+    process = subprocess.Popen(
+        [
+            *("buildah", "--storage-driver", "vfs", "run", *CHROOT, "--network", "host"),
+            *("--user", "123456:0", name, "--", "galley", "serve", *arguments),
+        ]
+    )
+    try:
+        yield name
+    finally:
+        process.terminate()
+        process.wait(30)
+        buildah("rm", name)
+
+
+def test_what_the_image_says(image: str) -> None:
+    """Checklist 245: entry point, user, volume and health check."""
+    said = json.loads(buildah("inspect", "--type", "image", image))["Docker"]["config"]
+    assert said["Entrypoint"] == ["galley", "serve"]
+    assert said["User"] == "10001:0"
+    assert "/data" in said["Volumes"]
+    assert said["Healthcheck"]["Test"] == ["CMD", "python", "/opt/galley/healthcheck.py"]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_any_user_serves_and_is_healthy(image: str, tls: bool) -> None:
+    """Checklist 247: a user without a name writes to /data, and the check follows port and TLS."""
+    port = free_port()
+    flags = ["--port", str(port), "--kv-cache-memory-bytes", "64M", "--max-model-len", "512"]
+    name = buildah("from", image).strip()
+    buildah("copy", name, CERT, "/tmp/cert.pem")
+    buildah("copy", "--chmod", "644", name, KEY, "/tmp/key.pem")
+    buildah("commit", name, f"{IMAGE}-tls")
+    buildah("rm", name)
+    if tls:
+        flags += ["--ssl-certfile", "/tmp/cert.pem", "--ssl-keyfile", "/tmp/key.pem"]
+    url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
+    with container(f"{IMAGE}-tls", *flags) as name:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if httpx.get(f"{url}/health", verify=False).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        body = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        reply = httpx.post(f"{url}/v1/chat/completions", json=body, verify=False, timeout=60)
+        assert "Paris" in reply.json()["choices"][0]["message"]["content"]
+        check = ("python", "/opt/galley/healthcheck.py")
+        buildah("run", *CHROOT, "--user", "123456:0", name, "--", *check)
