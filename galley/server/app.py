@@ -125,6 +125,8 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
         app.add_middleware(AccessLog)
     if server.root_path:
         app.add_middleware(RootPath, root_path=server.root_path)
+    if ctx.hosting is not None:
+        ctx.hosting.install(app)
     return app
 
 

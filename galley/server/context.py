@@ -28,6 +28,7 @@ from galley.server.callers import note_user
 from galley.server.errors import ClientDisconnected
 from galley.server.event_response import EventResponse
 from galley.server.fast_stream import Relay
+from galley.server.hosting import Hosting
 from galley.server.output_log import OutputLog
 from galley.server.protocol.base import BodyReader, T, ignored_of
 from galley.server.protocol.generation import Caps, SamplingFields
@@ -78,6 +79,7 @@ class Context:
         admit: raises Overloaded while a limit on requests in flight is reached.
         dev_mode: serve routes that must not be open in production (VLLM_SERVER_DEV_MODE).
         output_log: of answers (--enable-log-outputs).
+        hosting: handlers and middleware of the model's own script (SageMaker).
         on_sleep: called with the level of a sleep that has begun, and with None at wake-up.
         sleep_metrics: of the routes that put engines to sleep.
         tool_metrics: of answers that a tool call parser reads; None: no such parser is named.
@@ -109,6 +111,7 @@ class Context:
     store_responses: bool = False
     dev_mode: bool = False
     output_log: OutputLog | None = None
+    hosting: Hosting | None = None
     on_sleep: Callable[[int | None], None] = lambda level: None
     sleep_metrics: SleepMetrics | None = None
     tool_metrics: ToolCallMetrics | None = None
@@ -196,7 +199,7 @@ class Context:
         """The answer of `streams` as events."""
         # User middleware may hold parts back, so nothing may overtake them; the log of answers
         # needs all of the text.
-        slow_path_only = self.server.middleware or self.output_log is not None
+        slow_path_only = self.server.middleware or self.hosting or self.output_log is not None
         relay = None if slow_path_only else self.relay
         return EventResponse(relay, streams, answer, self.server.sse_keep_alive_interval)
 

@@ -41,6 +41,7 @@ from galley.server.app import build_app
 from galley.server.certificates import Certificates
 from galley.server.context import Context
 from galley.server.environment import Environment, read_environment
+from galley.server.hosting import open_hosting
 from galley.server.listener import Listener, uvicorn_config
 from galley.server.output_log import OutputLog
 from galley.server.shared_counts import SharedCounts
@@ -315,6 +316,7 @@ def make_context(
         store_responses=environment.store_responses,
         dev_mode=environment.dev_mode,
         output_log=monitoring.output_log,
+        hosting=open_hosting(os.environ),
         sources=sources,
         **optional,
     )

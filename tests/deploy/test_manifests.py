@@ -24,7 +24,7 @@ FILES = sorted(
 #: Flags of other programs in the same files.
 FOREIGN = {"--rm", "--init", "--build", "--no-cache-dir", "--no-deps", "--no-install-recommends"}
 FOREIGN |= {"--interval", "--timeout", "--start-period", "--retries", "--from", "--namespace"}
-FOREIGN |= {"--from-literal", "--help", "--build-arg", "--set"}
+FOREIGN |= {"--from-literal", "--help", "--build-arg", "--set", "--entrypoint"}
 
 
 def load(path: str) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from galley.observability.tool_metrics import ToolCallMetrics
 from galley.server.admission import Admission
 from galley.server.app import build_app
 from galley.server.context import Context
+from galley.server.hosting import Hosting
 from galley.server.http import limited_protocol
 from galley.server.listener import Listener, uvicorn_config
 from galley.server.protocol.generation import Caps
@@ -116,6 +117,7 @@ def serve(
     observing: ObservabilityConfig | None = None,
     tracer: RequestObserver | None = None,
     formats: OutputFormats | None = None,
+    hosting: Hosting | None = None,
 ) -> Iterator[Served]:
     ready: threading.Event = threading.Event()
     found: list[Served] = []
@@ -147,6 +149,7 @@ def serve(
             defaults=defaults or {},
             caps=caps or Caps(),
             formats=formats,
+            hosting=hosting,
             root="somewhere/tiny",
             store_responses=store_responses,
             admit=admission.check,
