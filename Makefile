@@ -210,7 +210,7 @@ docs: ## write the generated pages of docs/ again
 
 build/docs-site/.installed:
 	@$(PYTHON) -m venv build/docs-site
-	@build/docs-site/bin/python -m pip --disable-pip-version-check install --quiet "mkdocs~=1.6" "mkdocs-material~=9.7"
+	@build/docs-site/bin/python -m pip --disable-pip-version-check install --quiet "mkdocs~=1.6" "mkdocs-material~=9.7" "markdown-it-py>=3"
 	@touch $@
 
 docs-site: build/docs-site/.installed ## build docs/ as a site into galley/server/site, where `galley docs` and /docs-site find it

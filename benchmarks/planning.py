@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from galley.planning.program import PlannedModel, planned_model
 from galley.planning.simulate import Workload
 from galley.planning.step import StepLoad
 from galley.planning.steps import Shape, StepBench
-from galley.planning.work import Work, work_of
+from galley.planning.work import work_of
 
 #: Steps that are compared: rows of 256 tokens of context, and a prompt.
 SHAPES_OF_STEPS = [*(Shape(rows, 256, 1) for rows in (1, 8, 32, 64)), Shape(1, 0, 128)]
@@ -73,15 +72,9 @@ def compare_steps(name: str, model: PlannedModel, machine: Machine, engine: dict
     """Print predicted and measured milliseconds of some steps, host and sampling left out."""
     steps = step_model(model, machine)
     bench = StepBench(engine, SHAPES_OF_STEPS)
-    for shape in SHAPES_OF_STEPS:
-        least: dict[Work, float] = {}
-        counts: Counter[Work] = Counter()
-        for item in bench.operations(shape, 15 if shape.new == 1 else 7, quantile=0.0):
-            if item.node is not None:
-                work = work_of(item.node, shape, bench.cache)
-                least[work] = min(least.get(work, item.seconds), item.seconds)
-                counts[work] += 1
-        measured = sum(seconds * counts[work] for work, seconds in least.items())
+    for shape, least in bench.least(SHAPES_OF_STEPS).items():
+        works = [work_of(node, shape, bench.cache) for node in bench.executable.nodes]
+        measured = sum(least[work] for work in works)
         new, before = [shape.new] * shape.rows, [shape.context] * shape.rows
         parts = steps.parts(StepLoad.of(before, new, shape.rows))
         predicted = sum(p.seconds for p in parts if p.label not in ("host", "sample"))

@@ -23,10 +23,20 @@ SOURCES = (
     ("runner", "galley/runner/runner.py", "Runner.execute", "Model runner"),
     ("executor", "galley/executor/local.py", "LocalExecutor.submit", "Executor"),
 )
+#: What a step does, in order, and how its line in the source is found.
+CALLS = (
+    ("schedule", "scheduler.schedule()"),
+    ("execute", "executor.submit("),
+    ("process arrivals and aborts", "while_waiting()"),
+    ("make the masks of constrained answers", "constrained.masks("),
+    ("wait, and sample", "handle.sample("),
+    ("commit", "scheduler.commit("),
+    ("make the outputs", "build_outputs(done"),
+)
 
 
 def text() -> str:
-    """Each part's title, file, name, first line and lines, as JSON."""
+    """Each part's title, file, name, first line and lines, as JSON; of the step, its calls too."""
     found: dict[str, dict[str, Any]] = {}
     for key, file, name, title in SOURCES:
         source = (ROOT / file).read_text()
@@ -41,4 +51,9 @@ def text() -> str:
             "first": node.lineno,
             "lines": [line[4:] if line.startswith("    ") else line for line in lines],
         }
+    step = found["step"]
+    step["calls"] = [
+        [what, step["first"] + next(i for i, line in enumerate(step["lines"]) if call in line)]
+        for what, call in CALLS
+    ]
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"

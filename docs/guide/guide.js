@@ -94,8 +94,7 @@ function pageName() {
   const last = location.pathname.split("/").pop();
   return !last || last === "index.html" ? "index.md" : last.replace(/\.html$/, ".md");
 }
-/** Addresses of pages: Markdown where a server renders it, HTML in the static site. */
-function address(page) { return location.pathname.endsWith(".html") ? page.replace(/\.md$/, ".html") : page; }
+const address = (page) => page.replace(/\.md$/, ".html");
 
 function chooser(chosen, onchoose) {
   const buttons = Object.entries(ROLES).map(([role, { title }]) =>
@@ -179,7 +178,7 @@ function copyButtons(main) {
 function otherPages(main) {
   if (!location.pathname.includes("/ui/guide")) return;
   for (const link of main.querySelectorAll('a[href^="../"]')) {
-    const file = link.getAttribute("href").replace("../", "docs/").replace(/#.*/, "");
+    const file = link.getAttribute("href").replace("../", "docs/").replace(/\.html.*/, ".md");
     link.replaceWith(element("span", { title: file }, link.textContent, element("small", {}, ` (${file})`)));
   }
 }

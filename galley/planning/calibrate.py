@@ -36,8 +36,7 @@ from galley.models.registry import model_spec
 from galley.planning.limits import measure_limits
 from galley.planning.machine import THIS, Machine
 from galley.planning.simulate import host_seconds
-from galley.planning.steps import Shape, SyntheticSteps, Timed
-from galley.planning.work import Cache, Work, work_of
+from galley.planning.steps import Shape, SyntheticSteps
 from galley.runner.cache_files import cache_root
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,6 @@ ROWS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (128, 256)
 #: Tokens in the KV cache of each row.
 CONTEXT = 512
-_REPETITIONS = 7
 #: Share of the peak rates that kernels without a measured speed reach.
 _SHARE = 0.6
 #: Sizes of the model: all weights together exceed the caches of a core, and an operation is short,
@@ -158,14 +156,16 @@ def measure(fmt: WeightFormat, numbers: KVFormat, threads: int) -> Speed:
     steps = SyntheticSteps(model, backend, numbers, [*decodes, *prompts])
     speed = Speed(0.0, {}, 0.0, 0.0, 0.0)
     small: list[tuple[float, float]] = []
-    for shape in (*decodes, *prompts):
-        timed = steps.operations(shape, _REPETITIONS, quantile=0.0)
+    for shape, least in steps.least([*decodes, *prompts]).items():
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for work, seconds in _least(timed, shape, steps.cache).items():
+        for work, seconds in least.items():
             attends = work.weights.startswith("attention")
-            if not work.weights:
+            if work.label == "sample":
+                if shape == decodes[-1]:
+                    speed.sample_seconds = seconds / (shape.rows * _CONFIG["vocab_size"])
+            elif not work.weights and work.label != "embedding":
                 small.append((work.elements, seconds))
-            elif attends or work.rows == shape.tokens:
+            elif work.weights and (attends or work.rows == shape.tokens):
                 totals[work.weights][0] += work.operations
                 totals[work.weights][1] += seconds
             if shape.tokens == 1 and work.weights and not attends:
@@ -173,9 +173,6 @@ def measure(fmt: WeightFormat, numbers: KVFormat, threads: int) -> Speed:
         for key, (operations, seconds) in totals.items():
             rows = shape.new if key.startswith("attention") else shape.tokens
             speed.rates.setdefault(key, []).append((rows, operations / seconds))
-        if shape == decodes[-1]:
-            logits = shape.rows * _CONFIG["vocab_size"]
-            speed.sample_seconds = timed[-1].seconds / logits
     for key, curve in speed.rates.items():
         speed.rates[key] = _smooth(curve)
     elements, times = np.array(small).T
@@ -185,16 +182,6 @@ def measure(fmt: WeightFormat, numbers: KVFormat, threads: int) -> Speed:
         np.median(np.maximum(times[many] - speed.op_seconds, 0) / elements[many])
     )
     return speed
-
-
-def _least(timed: Sequence[Timed], shape: Shape, cache: Cache) -> dict[Work, float]:
-    """The least seconds of each kind of operation, over all layers: others may compute, too."""
-    found: dict[Work, float] = {}
-    for item in timed:
-        if item.node is not None and item.node.op != "embedding":
-            work = work_of(item.node, shape, cache)
-            found[work] = min(found.get(work, item.seconds), item.seconds)
-    return found
 
 
 def _smooth(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:

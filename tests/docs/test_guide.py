@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from galley.cli import plan as plan_command
 from galley.cli.serve import parser as serve_parser
 from galley.config.vllm_flags import disposition
 from galley.planning.advice import cost_per_million
+from galley.ui import guide
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "guide"
@@ -122,6 +124,34 @@ def test_plain_words_beside_each_topic() -> None:
     terms = " ".join(row[0] for row in rows(section("concepts.md", "Terms")))
     for term in ("TTFT", "ITL", "prefill", "decode", "KV cache", "preemption", "fragmentation"):
         assert term in terms
+
+
+def test_the_static_pages_lead_somewhere() -> None:
+    """What `make docs-site` writes: every address within the guide is there, and no Markdown."""
+    made = dict(guide.site())
+    assert {name.removesuffix(".md") + ".html" for name in PAGES} <= set(made)
+    assert {f"source/{part['file']}.html" for part in data("code").values()} <= set(made)
+    for name, body in made.items():
+        if not name.endswith(".html"):
+            continue
+        for address in re.findall(r'(?:href|src)="([^"#:]+)(?:#[^"]*)?"', body.decode()):
+            file = os.path.normpath(Path(name).parent / address)
+            if file.startswith("../"):  # of the site's other pages
+                file = file.removeprefix("../").replace(".html", ".md")
+                assert (ROOT / "docs" / file).is_file(), (name, address)
+            else:
+                assert file in made, (name, address)
+
+
+def test_source_files_are_shown_and_nothing_else() -> None:
+    """Item 35: a page of each file that the guide names, with an address for each line."""
+    shown = guide.read("source/galley/engine/core.py.html")
+    assert shown is not None
+    lines = (ROOT / "galley" / "engine" / "core.py").read_text().splitlines()
+    assert shown.body.count(b'<span id="L') == len(lines)
+    others = ("source/galley/../pyproject.py", "source/setup.py.html", "source/galley/x.py.html")
+    for name in (*others, "source/galley/planning/devices.toml.html", "record.py", "../ui.html"):
+        assert guide.read(name) is None, name
 
 
 # --- decide ---------------------------------------------------------------------------------------
@@ -356,6 +386,8 @@ def test_the_code_is_what_runs() -> None:
              "constrained.masks(", "scheduler.commit(")  # fmt: skip
     at = [step.index(word) for word in order]
     assert at == sorted(at)
+    called = [line for _, line in found["step"]["calls"]]
+    assert called == sorted(called)
     assert len(rows(section("step.md", "Components"))) >= 6
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from galley.kernels.weights import WeightFormat
 from galley.kv.format import KVFormat
-from galley.planning import calibrate
+from galley.planning import calibrate, steps
 from galley.planning.limits import MachineLimits
 
 NUMBERS = KVFormat("bfloat16")
@@ -22,8 +22,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
     config = {**calibrate._CONFIG, **sizes, "vocab_size": 256, "num_attention_heads": 4}
     monkeypatch.setattr(calibrate, "_CONFIG", {**config, "num_key_value_heads": 4})
-    for name, value in (("ROWS", (1, 4)), ("PROMPTS", (32,)), ("CONTEXT", 64), ("_REPETITIONS", 2)):
+    for name, value in (("ROWS", (1, 4)), ("PROMPTS", (32,)), ("CONTEXT", 64)):
         monkeypatch.setattr(calibrate, name, value)
+    monkeypatch.setattr(steps, "_ROUNDS", 1)
     limits = MachineLimits(1, 1e10, {"f32": 1e11, "bf16": 0.0, "int8": 0.0})
     monkeypatch.setattr(calibrate, "measure_limits", lambda threads: limits)
     monkeypatch.setenv("GALLEY_CACHE_DIR", str(tmp_path))

@@ -99,9 +99,11 @@ def test_what_is_dangerous_is_named() -> None:
 
 
 def test_the_guide_is_rendered() -> None:
-    text = "# Fit & size\n\n## What *it* takes\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n"
-    page = guide.render(text, "../")
-    assert "<title>Fit &amp; size · Galley</title>" in page
+    text = "# Fit & size\n\n## What *it* takes\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n\n"
+    title, page = guide.render(f"{text}[life](life.md#a) `galley/llm.py`", "../")
+    assert title == "Fit & size"
+    assert '<a href="life.html#a">' in page
+    assert '<a href="../source/galley/llm.py.html"><code>galley/llm.py</code></a>' in page
     assert '<h2 id="what-it-takes">' in page
     assert '<td>1</td>\n<td class="n">2</td>' in page
     assert not re.search(r"<script>|<style|\sstyle=", page)
