@@ -4,7 +4,9 @@
     python -m benchmarks.planning --steps
 
 The built-in model (Q4_1), its shape with random weights in bf16 and int8, and the shapes of Llama
-3.2 1B and 3B in bf16. The machine is measured just before each model is served.
+3.2 1B and 3B in bf16. The machine is measured just before each model is served. Rows are kept in
+build/planning.json, and those that are there are not measured again (--again: all are); with all of
+them the table in docs/planning.md is written.
 
 With --steps nothing is served: the step model is compared with the operations of real steps, each
 at the least of its times. That can be measured while other programs compute, too.
@@ -29,6 +31,14 @@ from galley.planning.step import StepLoad
 from galley.planning.steps import Shape, StepBench
 from galley.planning.work import work_of
 
+ROOT = Path(__file__).parents[1]
+PAGE, KEPT = ROOT / "docs" / "planning.md", ROOT / "build" / "planning.json"
+BEGIN, END = "<!-- benchmarks.planning -->", "<!-- end -->"
+MODELS, STREAMS = ("built in", "135M", "135M int8", "1B", "3B"), (1, 8, 32, 64)
+HEAD = (
+    "| model | streams | in, out | memory, MB | tokens/s | TTFT, ms | TPOT, ms | foreign cores |",
+    "|---|---|---|---|---|---|---|---|",
+)
 #: Steps that are compared: rows of 256 tokens of context, and a prompt.
 SHAPES_OF_STEPS = [*(Shape(rows, 256, 1) for rows in (1, 8, 32, 64)), Shape(1, 0, 128)]
 #: Sizes of SmolLM2 and of Llama 3.2, from the config.json of their checkpoints.
@@ -83,35 +93,60 @@ def compare_steps(name: str, model: PlannedModel, machine: Machine, engine: dict
         print(f"| {name} | {what} | {times} |", flush=True)
 
 
+def workload(name: str, streams: int) -> Workload:
+    """Two requests a client, or one short one where a prompt takes long."""
+    if name in ("1B", "3B"):
+        return Workload(64, 24, streams, requests=max(streams, 2))
+    return Workload(128, 64, streams, requests=max(2 * streams, 4))
+
+
+def cells(row: dict[str, Any]) -> str:
+    """A row of the table: predicted / measured (ratio)."""
+    load = row["workload"]
+    shown = [
+        f"{f['predicted']:,.0f} / {f['measured']:,.0f} ({f['ratio']:.2f})"
+        for f in row["figures"][:4]
+    ]
+    names = f"{row['name']} | {load['concurrency']} | {load['prompt']}, {load['output']}"
+    return f"| {names} | {' | '.join(shown)} | {row['foreign_cores']:.2f} |"
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Put the table into docs/planning.md, between its two marks."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    table = "\n".join([*HEAD, *map(cells, rows)])
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", default="built in,135M,135M int8,1B,3B")
-    parser.add_argument("--streams", default="1,8,32,64")
-    parser.add_argument("--prompt", type=int, default=128)
-    parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--streams", default=",".join(map(str, STREAMS)))
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--steps", action="store_true")
     given = parser.parse_args()
-    streams = [int(part) for part in given.streams.split(",")]
-    print(
-        "| model | streams | foreign cores | memory, MB | output tokens/s | TTFT, ms | TPOT, ms |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    rows = [] if given.again or not KEPT.exists() else json.loads(KEPT.read_text())
+    known = {(row["name"], row["workload"]["concurrency"]) for row in rows}
+    print("\n".join([*HEAD, *map(cells, rows)]), flush=True)
     for name in given.models.split(","):
+        loads = [workload(name, int(count)) for count in given.streams.split(",")]
+        left = [load for load in loads if (name, load.concurrency) not in known]
         with tempfile.TemporaryDirectory(prefix="galley-plan-") as folder:
             engine = engine_flags(name, Path(folder))
             model = planned_model(engine)
-            machine = this_machine(model.formats, model.numbers, fresh=True)
+            if given.steps or left:
+                machine = this_machine(model.formats, model.numbers, fresh=True)
             if given.steps:
                 compare_steps(name, model, machine, engine)
                 continue
-            for count in streams:
-                row = measure(model, machine, Workload(given.prompt, given.output, count), engine)
-                cells = [
-                    f"{f['predicted']:,.0f} / {f['measured']:,.0f} ({f['ratio']:.2f})"
-                    for f in row["figures"][:4]
-                ]
-                foreign = f"{row['foreign_cores']:.2f}"
-                print(f"| {name} | {count} | {foreign} | {' | '.join(cells)} |", flush=True)
+            for load in left:
+                rows.append({**measure(model, machine, load, engine), "name": name})
+                print(cells(rows[-1]), flush=True)
+                KEPT.parent.mkdir(exist_ok=True)
+                KEPT.write_text(json.dumps(rows, indent=1))
+    if len(rows) == len(MODELS) * len(STREAMS):
+        write_table(rows)
 
 
 if __name__ == "__main__":

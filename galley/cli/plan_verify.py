@@ -57,7 +57,7 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
             *("--port", str(port), "--max-concurrency", str(workload.concurrency)),
             *("--input-len", str(workload.prompt - workload.shared)),
             *("--random-prefix-len", str(workload.shared)),
-            *("--output-len", str(workload.output), "--num-warmups", str(workload.concurrency)),
+            *("--output-len", str(workload.output), "--num-warmups", "2"),
             *("--num-prompts", str(workload.num_requests), "--temperature", "0"),
             *(("--tokenizer", tokenizer) if tokenizer else ()),
             "--disable-tqdm",
@@ -87,6 +87,7 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
         "model": predicted.model,
         "workload": msgspec.to_builtins(workload),
         "foreign_cores": max(foreign, 0.0) / wall,
+        "client_cores": client / wall,
         "figures": [
             {"": name, "predicted": p, "measured": m, "ratio": p / m if m else None}
             for name, p, m in figures

@@ -94,7 +94,6 @@ class LiveView(msgspec.Struct):
 
     Attributes:
         now: seconds since the epoch, to which all other times refer.
-        missed: steps that were asked for and are not in the view any more.
         begin: of each step, seconds since the epoch.
         schedule, execute, commit: of each step, microseconds.
         columns: other columns of the step trace by name.
@@ -108,7 +107,6 @@ class LiveView(msgspec.Struct):
     epoch: int
     now: float
     limits: Limits
-    missed: int
     begin: list[float]
     schedule: list[int]
     execute: list[int]
@@ -145,7 +143,6 @@ def live_view(core: EngineCore, epoch: int, step: int) -> LiveView:
         epoch=core.engine_id.epoch,
         now=now,
         limits=_limits(scheduler),
-        missed=0 if known is None else max(first - known, 0),
         begin=np.round(records["begin"] + offset, 6).tolist(),
         schedule=_microseconds(records, "begin", "submit"),
         execute=_microseconds(records, "submit", "sampled"),

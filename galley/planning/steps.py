@@ -34,8 +34,8 @@ from galley.runner.sampler import SamplingTable
 
 BLOCK_SIZE = 16
 #: Steps of each shape in a round of `SyntheticSteps.least`, and most rounds.
-_REPETITIONS = 4
-_ROUNDS = 8
+_REPETITIONS = 3
+_ROUNDS = 12
 
 
 @dataclass(frozen=True)
@@ -157,18 +157,19 @@ class SyntheticSteps:
     def least(self, shapes: Sequence[Shape]) -> dict[Shape, dict[Work, float]]:
         """The least seconds of each kind of operation, and of sampling, in steps of each shape.
 
-        Other programs may compute, too: all shapes run again until a round makes the sum of the
-        least times no shorter by 2 %.
+        Other programs may compute, too: all shapes run again until two rounds in turn have made
+        the sum of the least times no shorter by 2 %.
         """
         least: dict[Shape, dict[Work, float]] = {shape: {} for shape in shapes}
-        total = math.inf
+        total, idle = math.inf, 0
         for _ in range(_ROUNDS):
             for shape, found in least.items():
                 for item in self.operations(shape, _REPETITIONS, quantile=0.0):
                     work = work_of(item.node, shape, self.cache)
                     found[work] = min(found.get(work, item.seconds), item.seconds)
             before, total = total, sum(sum(found.values()) for found in least.values())
-            if total > 0.98 * before:
+            idle = idle + 1 if total > 0.98 * before else 0
+            if idle == 2:
                 break
         return least
 

@@ -137,7 +137,7 @@ def render(text: str, root: str) -> tuple[str, str]:
             token.attrSet("class", "n")
     body = parser.renderer.render(tokens, parser.options, {})
     # The keyboard must reach everything that can be scrolled.
-    body = body.replace("<pre>", '<pre tabindex="0">')
+    body = body.replace("<pre>", '<pre tabindex="0">').replace("<table>", '<table tabindex="0">')
     body = re.sub(r'href="([\w./-]+)\.md(#[\w-]*)?"', r'href="\1.html\2"', body)
     link = rf'<a href="{root}source/\1.html"><code>\1</code></a>'
     return title, re.sub(r"<code>(galley/[\w/]+\.py)</code>", link, body)

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from galley.cli.serve import parser as serve_parser
 from galley.config.vllm_flags import disposition
 from galley.planning.advice import cost_per_million
 from galley.ui import guide
+from tests.ui.node import run_node
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "guide"
@@ -57,19 +57,6 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines][1:]
 
 
-def run_node(expression: str, *modules: str) -> Any:
-    """The value of an expression over what the guide's modules export."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("there is no node to run the pages' modules with")
-    imports = "".join(
-        f"import * as {m} from {json.dumps(str(GUIDE / (m + '.js')))};" for m in modules
-    )
-    text = f"{imports} console.log(JSON.stringify({expression}))"
-    argv = [node, "--experimental-default-type=module", "--input-type=module", "-e", text]
-    return json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
-
-
 # --- paths, pages, sources ------------------------------------------------------------------------
 
 
@@ -81,8 +68,8 @@ def test_three_paths_and_everything() -> None:
     assert set(listed) == set(PAGES) - {"index.md", "references.md"}
     for text in ("Show everything", "You have finished this path"):
         assert text in SCRIPT
-    assert run_node('guide.neighbours("cost.md", "decide")', "guide")["after"] is None
-    assert run_node('guide.roleOf("tune.md", "decide")', "guide") == "operate"
+    assert run_node(GUIDE, 'guide.neighbours("cost.md", "decide")', "guide")["after"] is None
+    assert run_node(GUIDE, 'guide.roleOf("tune.md", "decide")', "guide") == "operate"
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -188,7 +175,7 @@ def test_features_hardware_and_engines() -> None:
 def test_costs() -> None:
     """Item 20: the calculator's formula is the planner's."""
     given = "{price: 2.5, rate: 800, utilisation: 0.5, api: 2}"
-    found = run_node(f"price.cost({given})", "price")
+    found = run_node(GUIDE, f"price.cost({given})", "price")
     assert found["million"] == pytest.approx(cost_per_million(2.5, 400))
     assert cost_per_million(2.5, found["breakEvenRate"]) == pytest.approx(2)
     assert found["breakEvenUtilisation"] == pytest.approx(found["breakEvenRate"] / 800)
@@ -329,6 +316,7 @@ def test_the_burst_is_a_run_of_this_engine() -> None:
                 assert len(step["blocks"][str(request)]) == -(-(before + new) // size)
     assert list(done.values()) == [r["prompt"] + r["output"] - 1 for r in requests]
     found = run_node(
+        GUIDE,
         f"(() => {{ const d = {json.dumps(burst)}; const c = burst.contiguous(d); return"
         " {room: c.room, steps: c.steps.length, left: c.steps[12].held.reduce((s, [, t]) =>"
         " s + d.reserved - t, 0), right: burst.paged(d, d.steps[12]).wasted}; })()",
@@ -393,14 +381,22 @@ def test_the_code_is_what_runs() -> None:
 
 def test_processes() -> None:
     """Items 17 and 150 of the checklist."""
-    many = run_node("topology.processes({tp: 2, pp: 1, dp: 4, servers: 0})", "topology")
+    many = run_node(GUIDE, "topology.processes({tp: 2, pp: 1, dp: 4, servers: 0})", "topology")
     counted = (many["servers"], many["cores"], many["workers"], many["coordinator"])
     assert counted == (4, 4, 8, 1)
 
 
-def test_processes_of_a_server(server: Server) -> None:
-    """Launcher, API server, engine core."""
-    assert len(server.pids()) == 3
+def test_processes_are_those_that_start(server: Server) -> None:
+    """Launcher, API servers, engine core."""
+    one, two = (
+        run_node(
+            GUIDE, f"topology.processes({{tp: 1, pp: 1, dp: 1, servers: {n}}}).total", "topology"
+        )
+        for n in (0, 2)
+    )
+    assert len(server.pids()) == one
+    with serve(*SMALL, "--api-server-count", "2") as other:
+        assert len(other.pids()) == two
 
 
 def test_five_strategies() -> None:

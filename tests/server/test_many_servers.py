@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -97,6 +98,34 @@ def test_counters_are_those_of_all(two: Server, folder: Path) -> None:
     assert metric(two, "vllm:iteration_tokens_total_sum") == prompt_tokens + generated
     pids = {two.children[name] for name in SERVERS}
     assert {int(p.stem.rpartition("_")[2]) for p in folder.iterdir()} == pids
+
+
+def first_view(server: Server) -> dict[str, Any]:
+    """What the live view shows, of the server that the connection came to."""
+    with httpx.stream("GET", f"{server.url}/ui/api/live", timeout=30) as stream:
+        line = next(line for line in stream.iter_lines() if line)
+        [view] = json.loads(line.removeprefix("data: "))["engines"]
+        return dict(view)
+
+
+def test_the_pages_are_the_same_whichever_server_answers(two: Server) -> None:
+    """/ui shows the requests of all servers, and one configuration."""
+    body = {"max_tokens": 900, "ignore_eos": True}
+    threads = [threading.Thread(target=complete, args=(two,), kwargs=body) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: metric(two, "vllm:num_requests_running") == 12)
+    views = [first_view(two) for _ in range(6)]
+    settings = [httpx.get(f"{two.url}/ui/api/operation").json()["settings"] for _ in range(6)]
+    assert httpx.post(f"{two.url}/abort_requests", json={}, timeout=30).status_code == 200
+    for thread in threads:
+        thread.join(30)
+    for view in views:
+        handles = {one["handle"] for one in view["running"]}
+        assert len(handles) == 12
+        assert handles == {one["handle"] for one in views[0]["running"]}
+        assert len(view["columns"]["step"]) == len(view["rows"]["counts"]) > 0
+    assert all(found == settings[0] for found in settings)
 
 
 @pytest.mark.parametrize("path", ["/pause", "/abort_requests", "/sleep?level=2"])

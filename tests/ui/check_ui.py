@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ class Streams:
     def _stream(self, prompt: str) -> None:
         body = {"model": MODEL, "prompt": prompt, "max_tokens": 1200, "stream": True}
         body |= {"temperature": 0.8, "ignore_eos": True}
+        broken = suppress(httpx.TransportError)  # an API server was killed: ask the next one
         while not self._stop.is_set():
-            with httpx.stream("POST", self._url, json=body, timeout=120) as answer:
+            with broken, httpx.stream("POST", self._url, json=body, timeout=120) as answer:
                 for _ in answer.iter_lines():
                     if self._stop.is_set():
                         return
@@ -228,6 +230,27 @@ def test_a_killed_engine_reappears(opened: Opened, server: Server) -> None:
         assert number_of_step(page).input_value() != before
 
 
+def test_the_view_outlives_its_api_server(browser: Browser) -> None:
+    """Of two servers either may end: the page goes on with the other, and shows all requests."""
+    with serve(*SMALL, "--api-server-count", "2") as two, Streams(two, [TEXT[:600]] * 4):
+        opened = Opened(browser, two, DESK, "light")
+        page = opened.show("live")
+        rows = page.locator("section:has(#requests) tbody tr")
+        expect(rows.nth(3)).to_be_visible()
+        for name in ("APIServer_0", "APIServer_1"):
+            [pid] = [p for p in two.pids() if name in Path(f"/proc/{p}/cmdline").read_text()]
+            os.kill(pid, signal.SIGKILL)
+            before = int(number_of_step(page).input_value())
+            expect(rows.first).to_be_visible(timeout=30_000)
+            page.wait_for_function(
+                "n => +document.querySelector('section:has(#batch) input').value > n + 3",
+                arg=before,
+                timeout=30_000,
+            )
+            expect(page.get_by_role("alert")).to_have_count(0)
+        opened.context.close()
+
+
 def test_a_recording_is_replayed(opened: Opened, server: Server, tmp_path: Path) -> None:
     with Streams(server, [TEXT[:600]]):
         page = opened.show("live")
@@ -339,19 +362,44 @@ def test_operations_of_a_step(opened: Opened, server: Server) -> None:
 
 
 GUIDE = sorted((Path(__file__).parents[2] / "docs" / "guide").glob("*.md"))
+SOURCE = "source/galley/engine/core.py.html"
 
 
-def test_the_guide(opened: Opened) -> None:
-    """Its pages load, and axe finds nothing serious."""
-    serious: dict[str, list[str]] = {}
-    for file in GUIDE:
-        page = opened.page
-        page.goto(f"{opened.url}/ui/guide/{file.name}")
-        page.wait_for_timeout(500)
-        for fault in Axe().run(page).response["violations"]:
-            if fault["impact"] in ("serious", "critical"):
-                serious.setdefault(file.name, []).extend(n["html"][:200] for n in fault["nodes"])
-    assert not serious
+@pytest.mark.parametrize(
+    ("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"]
+)
+def test_the_guide(browser: Browser, server: Server, size: tuple[int, int], scheme: str) -> None:
+    """Its pages and a source file load, fit their width, and axe finds nothing."""
+    opened = Opened(browser, server, size, scheme)
+    page, faults = opened.page, {}
+    for name in (*(file.with_suffix(".html").name for file in GUIDE), SOURCE):
+        page.goto(f"{opened.url}/ui/guide/{name}", wait_until="networkidle")
+        assert page.get_by_text("This part could not be shown").count() == 0, name
+        found = [
+            f"{fault['id']}: {node['html'][:200]}"
+            for fault in Axe().run(page).response["violations"]
+            for node in fault["nodes"]
+        ]
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            found.append("too wide")
+        if found:
+            faults[name] = found
+    assert not faults
+    opened.check()
+    opened.context.close()
+
+
+def test_the_guide_opens_the_source(opened: Opened) -> None:
+    """By keyboard: a component of the diagram, a line of the step, the file at its line."""
+    page = opened.page
+    page.goto(f"{opened.url}/ui/guide/step.html", wait_until="networkidle")
+    page.get_by_role("link", name="Scheduler: galley/scheduler/scheduler.py").press("Enter")
+    expect(page.locator("#source-scheduler pre")).to_be_visible()
+    expect(page.locator("[aria-live=polite]")).to_contain_text("decides who runs")
+    page.get_by_role("link", name="commit", exact=True).press("Enter")
+    expect(page.locator(":target")).to_contain_text("scheduler.commit(")
+    page.locator("#source-scheduler a").press("Enter")
+    expect(page.locator(":target")).to_contain_text("def schedule(")
 
 
 EVALUATED = """async () => {

@@ -18,6 +18,13 @@ export function bitsOf(text) {
   return i => (bytes.charCodeAt(i >> 3) >> (i & 7)) & 1;
 }
 
+/** step → its entries, of entries that begin with their step. */
+function byStep(entries) {
+  const found = new Map();
+  for (const entry of entries) found.set(entry[0], [...(found.get(entry[0]) ?? []), entry]);
+  return found;
+}
+
 /** Whether a row decodes: it computes exactly what it samples, a known token and drafts. */
 export const decodes = row => row.tokens === row.sampled;
 
@@ -50,6 +57,8 @@ export class Recording {
   itl = [];
   restarts = 0;
   #epoch = null;
+  /** Number of the last step of this incarnation. */
+  #step = null;
   #down = false;
   #bytes = 0;
   #live = new Set();
@@ -68,7 +77,6 @@ export class Recording {
     if (this.#epoch !== null && view.epoch !== this.#epoch) this.#restarted(view);
     this.#down = false;
     this.#epoch = view.epoch;
-    if (view.missed) this.#tell(view.now, `${view.missed} steps were not seen here`, "");
     this.#addSteps(view);
     for (const one of [...view.running, ...view.waiting]) {
       const life = this.#life(one.handle);
@@ -86,6 +94,7 @@ export class Recording {
     const replayed = known.length
       ? `; ${known.map(nameOf).join(", ")} ${known.length > 1 ? "go" : "goes"} on where it was` : "";
     this.restarts += 1;
+    this.#step = null;
     this.#tell(view.now, `The engine is back (incarnation ${view.epoch})${replayed}`, "good");
     for (const handle of known) {
       const life = this.#life(handle);
@@ -96,10 +105,17 @@ export class Recording {
 
   #addSteps(view) {
     const { columns, rows } = view;
-    const starts = Map.groupBy(rows.started, start => start[0]);
-    const ends = Map.groupBy(rows.ended, end => end[0]);
+    const starts = byStep(rows.started), ends = byStep(rows.ended);
+    const gap = this.#step === null ? 0 : columns.step[0] - this.#step - 1;
+    if (gap > 0) this.#tell(view.now, `${gap} steps were not seen here`, "");
     let row = 0;
     columns.step.forEach((number, i) => {
+      const count = rows.counts[i] ?? 0;
+      if (this.#step !== null && number <= this.#step) {
+        row += count; // known: after a break another API server may send it again
+        return;
+      }
+      this.#step = number;
       const step = {
         number, epoch: view.epoch, begin: view.begin[i],
         schedule: view.schedule[i] / 1e6, execute: view.execute[i] / 1e6,
@@ -112,7 +128,7 @@ export class Recording {
         preemptions: columns.preemptions[i], rows: [],
       };
       step.end = step.begin + step.schedule + step.execute + step.commit;
-      for (let n = rows.counts[i] ?? 0; n > 0; n--, row++) {
+      for (let n = count; n > 0; n--, row++) {
         step.rows.push({
           handle: rows.handles[row], tokens: rows.tokens[row], sampled: rows.sampled[row],
         });
@@ -229,34 +245,41 @@ export class Recording {
       { ph: "M", pid: 1, tid: 1, name: "thread_name", args: { name: "steps" } },
       { ph: "M", pid: 2, name: "process_name", args: { name: "Requests" } },
     ];
-    const slice = (pid, tid, name, begin, end, args) => events.push(
-      { ph: "X", pid, tid, name, ts: begin * 1e6, dur: Math.max(end - begin, 0) * 1e6, args },
-    );
-    for (const step of this.steps) {
-      const kinds = kindsOf(step);
-      slice(1, 1, `step ${step.number}`, step.begin, step.end, kinds);
-      slice(1, 1, "schedule", step.begin, step.begin + step.schedule);
-      slice(1, 1, "execute", step.begin + step.schedule, step.end - step.commit);
-      slice(1, 1, "commit", step.end - step.commit, step.end);
-      const count = (name, args) =>
-        events.push({ ph: "C", pid: 1, name, ts: step.end * 1e6, args });
+    // Whole microseconds, and no slice ends after the next one of its track has begun: they nest.
+    const micro = t => Math.round(t * 1e6);
+    const slice = (pid, tid, name, begin, end, args = {}) => events.push({
+      ph: "X", pid, tid, name, ts: micro(begin), dur: Math.max(micro(end) - micro(begin), 0), args,
+    });
+    const endOf = (list, i) => Math.min(list[i].end, list[i + 1]?.begin ?? Infinity);
+    this.steps.forEach((step, i) => {
+      const end = endOf(this.steps, i);
+      const submit = Math.min(step.begin + step.schedule, end);
+      const sampled = Math.min(submit + step.execute, end);
+      slice(1, 1, `step ${step.number}`, step.begin, end, kindsOf(step));
+      slice(1, 1, "schedule", step.begin, submit);
+      slice(1, 1, "execute", submit, sampled);
+      slice(1, 1, "commit", sampled, end);
+      const count = (name, args) => events.push({ ph: "C", pid: 1, name, ts: micro(end), args });
       count("requests", { running: step.running, waiting: step.waiting });
       count("free blocks", { free: step.free });
-    }
+    });
     let track = 1;
     for (const life of this.requests.values()) {
       const tid = track++;
       const name = nameOf(life.handle);
       events.push({ ph: "M", pid: 2, tid, name: "thread_name", args: { name } });
       const admitted = life.admissions[0];
-      if (admitted && life.queued !== null) slice(2, tid, "queued", life.queued, admitted.t);
-      for (const mark of life.marks) {
-        const args = { step: mark.step, tokens: mark.tokens, sampled: mark.sampled };
-        slice(2, tid, decodes(mark) ? "decode" : "prefill", mark.begin, mark.end, args);
+      if (admitted && life.queued !== null) {
+        const end = Math.min(admitted.t, life.marks[0]?.begin ?? Infinity);
+        slice(2, tid, "queued", Math.min(life.queued, end), end);
       }
+      life.marks.forEach((mark, i) => {
+        const args = { step: mark.step, tokens: mark.tokens, sampled: mark.sampled };
+        slice(2, tid, decodes(mark) ? "decode" : "prefill", mark.begin, endOf(life.marks, i), args);
+      });
     }
     for (const { t, text } of this.events) {
-      events.push({ ph: "i", s: "g", pid: 1, tid: 1, name: text, ts: t * 1e6 });
+      events.push({ ph: "i", s: "g", pid: 1, tid: 1, name: text, ts: micro(t) });
     }
     const frames = this.frames.map(({ size, ...frame }) => frame);
     const { version, models } = facts;
