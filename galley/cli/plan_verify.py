@@ -87,7 +87,6 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
         "model": predicted.model,
         "workload": msgspec.to_builtins(workload),
         "foreign_cores": max(foreign, 0.0) / wall,
-        "client_cores": client / wall,
         "figures": [
             {"": name, "predicted": p, "measured": m, "ratio": p / m if m else None}
             for name, p, m in figures

@@ -35,7 +35,7 @@ class Machine(msgspec.Struct, frozen=True):
         element_seconds: of an activation that is read or written.
         sample_seconds: of a logit that is sampled from.
         step_seconds, row_seconds: of the host: for a step, and for each of its sequences.
-        request_seconds: of the host, before a request's first step and after its last one.
+        request_seconds: of the front end for a request, before its first step: one after another.
         devices: how many there are.
         link: bytes per second from one device to another, link_seconds: latency of an exchange.
         watts: of one device under load; 0 = not known.

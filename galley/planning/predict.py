@@ -119,8 +119,7 @@ def predict(
     if not workload.rate:
         engines = min(engines, workload.concurrency)  # more would be idle
     share = each_engine(workload, engines)
-    run = simulate(config, executor, step.seconds, share)
-    seconds = run.seconds + machine.request_seconds
+    run = simulate(config, executor, step.seconds, share, machine.request_seconds)
     context = workload.prompt + workload.output // 2
     running = min(share.concurrency, int(memory.sequences) or 1)
     if workload.rate:
@@ -129,7 +128,7 @@ def predict(
     parts = step.parts(load)
     decode = sum(part.seconds for part in parts)
     chunk = min(workload.prompt, config.scheduler.max_num_batched_tokens or workload.prompt)
-    output = run.tokens / seconds * engines
+    output = run.tokens / run.seconds * engines
     shares: dict[str, float] = defaultdict(float)
     bounds: dict[str, float] = defaultdict(float)
     for part in parts:
@@ -143,10 +142,10 @@ def predict(
         ranks=ranks,
         engines=engines,
         max_model_len=executor.max_model_len,
-        requests=share.num_requests / seconds * engines,
+        requests=share.num_requests / run.seconds * engines,
         output_tokens=output,
         total_tokens=output * (workload.prompt + workload.output) / workload.output,
-        ttft=_spread(np.subtract(run.firsts, run.arrivals) + machine.request_seconds),
+        ttft=_spread(np.subtract(run.firsts, run.arrivals)),
         itl=_spread(run.gaps),
         tpot=fmean(run.gaps) if run.gaps else 0.0,
         bound=max(bounds, key=lambda name: bounds[name]),

@@ -135,6 +135,7 @@ def simulate(
     executor: StandIn,
     seconds: Callable[[StepLoad], float],
     workload: Workload,
+    request_seconds: float = 0.0,
     keep_steps: bool = False,
 ) -> Simulation:
     """Run a workload.
@@ -143,18 +144,19 @@ def simulate(
         config: resolved.
         executor: with the groups and blocks of the model's KV cache.
         seconds: of a step.
+        request_seconds: of the front end, which takes one request after the other.
     """
     core = build_core(config, executor)
     scheduler, table = core.scheduler, core.scheduler.table
-    requests = _Requests(workload)
+    requests = _Requests(workload, request_seconds)
     count = workload.num_requests
     firsts, last, ends = [0.0] * count, [0.0] * count, [0.0] * count
     arrivals, gaps, steps = [0.0] * count, [], []
     tokens, now = 0, 0.0
     while requests.left or scheduler.has_work:
-        for index, at in requests.due(now, idle=not scheduler.has_work):
-            now = max(now, at)
-            arrivals[index] = at
+        for index, arrival, ready in requests.due(now, idle=not scheduler.has_work):
+            now = max(now, ready)
+            arrivals[index] = arrival
             core.add([requests.make(index)])
         plan = scheduler.schedule()
         if plan is None:
@@ -186,8 +188,9 @@ def simulate(
 class _Requests:
     """When requests arrive, and what they are."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, request_seconds: float = 0.0) -> None:
         self._load = workload
+        self._each, self._free = request_seconds, 0.0  # of the front end: when it is free again
         count = workload.num_requests
         self._next, self._running = 0, 0
         self._times: list[float] | None = None
@@ -202,17 +205,20 @@ class _Requests:
     def left(self) -> bool:
         return self._next < self._load.num_requests
 
-    def due(self, now: float, idle: bool) -> list[tuple[int, float]]:
-        """(number, time) of the requests that have arrived; if idle, at least the next one."""
-        found: list[tuple[int, float]] = []
+    def due(self, now: float, idle: bool) -> list[tuple[int, float, float]]:
+        """(number, time of arrival, time at which the engine has it) of the requests that have
+        come to the engine; if idle, at least the next one."""
+        found: list[tuple[int, float, float]] = []
         times = self._open if self._times is None else self._times[self._next :]
         static = self._load.batching == "static"
         if static and self._running:
             return []
         for at in list(times):
-            if not self.left or (at > now and not (idle and not found)):
+            ready = max(at, self._free) + self._each
+            if not self.left or (ready > now and not (idle and not found)):
                 break
-            found.append((self._next, at if self._times is not None else now))
+            found.append((self._next, at, ready))
+            self._free = ready
             self._next += 1
             self._running += 1
             if self._times is None:

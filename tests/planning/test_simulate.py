@@ -17,10 +17,12 @@ def seconds(load: StepLoad) -> float:
     return 0.010 + 0.001 * max(load.tokens - 16, 0)
 
 
-def run(workload: Workload, blocks: int = 1000, **flags: Any) -> Simulation:
+def run(
+    workload: Workload, blocks: int = 1000, request_seconds: float = 0.0, **flags: Any
+) -> Simulation:
     config = from_kwargs({"max_num_seqs": 8, "max_model_len": 512, **flags}, "server", {})
     executor = StandIn([GroupSpec("full", 16, 64)], blocks, 8, 512)
-    return simulate(config, executor, seconds, workload, keep_steps=True)
+    return simulate(config, executor, seconds, workload, request_seconds, keep_steps=True)
 
 
 def test_every_token_is_computed_once() -> None:
@@ -57,6 +59,14 @@ def test_static_batches_take_longer() -> None:
     )
     for step in static.steps:  # all of a batch or none: nobody joins a running one
         assert len({before for _, before, _ in step.rows if before > 64}) <= 1
+
+
+def test_a_front_end_takes_one_request_after_the_other() -> None:
+    """Eight that come at once reach the engine 50 ms apart; their first tokens wait for that."""
+    done = run(Workload(8, 4, 8, requests=8), request_seconds=0.05)
+    assert done.arrivals == [0.0] * 8
+    for number, first in enumerate(done.firsts, 1):
+        assert 0.0099 < first - 0.05 * number < 0.0201
 
 
 def test_a_shared_beginning_is_found_in_the_cache() -> None:
