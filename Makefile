@@ -23,7 +23,7 @@ define install
 endef
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-planning docs docs-site clean require
+.PHONY: help serve install test check lint native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -177,6 +177,10 @@ bench-invariance: ## what batch-invariance costs: our kernels beside oneDNN's an
 bench-peers: ## Galley beside vLLM, llama.cpp and OpenVINO in one run; LAB names a folder for them (an hour)
 	@sh benchmarks/peers/setup.sh
 	@$(BIN)/python -m benchmarks.peers.run $(PEERS_ARGS)
+
+bench-latency: ## streams beside a long prompt, Galley, vLLM and llama-server in one run; LAB as for bench-peers
+	@sh benchmarks/peers/setup.sh
+	@$(BIN)/python -m benchmarks.peers.latency $(LATENCY_ARGS)
 
 compare-llama-cpp: ## perplexities of tiny GGUF files beside llama.cpp's; LLAMA_CPP names its libllama.so
 	@LLAMA_CPP=$(LLAMA_CPP) $(BIN)/python -m pytest -q -rP tests/models/test_llama_cpp.py | grep -E ' here, |passed|failed|FAILED'

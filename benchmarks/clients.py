@@ -49,16 +49,19 @@ async def stream(
     pause: float = 0.0,
     key: str | None = None,
     path: str = COMPLETIONS,
+    into: Answer | None = None,
 ) -> Answer:
     """One streamed completion.
 
     Args:
+        into: the answer to fill, for a caller that watches it.
         path: `COMPLETIONS` or `CHAT`.
         leave_after: close the connection after this many texts; 0 = before the first.
         pause: seconds to sleep after each read (a slow reader).
         key: API key.
     """
-    answer = Answer(sent=time.monotonic())
+    answer = Answer() if into is None else into
+    answer.sent = time.monotonic()
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", port, limit=2048 if pause else 2**16
     )

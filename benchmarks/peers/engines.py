@@ -64,20 +64,20 @@ def _galley(weights: str, extra: str = "") -> Engine:
     )
 
 
-def _llama(weights: str) -> Engine:
+def _llama(weights: str, extra: str = "") -> Engine:
     return Engine(
         f"{{llama_server}} -m {{lab}}/weights/{weights} --host 127.0.0.1 "
         "--port {port} -t 2 -tb 2 -np 64 -c 69632 --no-kv-unified -fa on -b 2048 -ub 512 "
-        "--alias m --offline"
+        f"--alias m --offline {extra}"
     )
 
 
-def _vllm(weights: str) -> Engine:
+def _vllm(weights: str, extra: str = "") -> Engine:
     return Engine(
         f"{{lab}}/vllmcpu/bin/vllm serve {{lab}}/weights/{weights} --served-model-name m "
         "--host 127.0.0.1 --port {port} --dtype bfloat16 --max-model-len 4096 --max-num-seqs 64 "
         "--max-num-batched-tokens 2048 --enable-prefix-caching --enable-prompt-tokens-details "
-        "--disable-uvicorn-access-log",
+        f"--disable-uvicorn-access-log {extra}",
         {
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
@@ -100,6 +100,11 @@ ENGINES: dict[str, Engine] = {
     "llama-bf16": _llama("smollm2-bf16.gguf"),
     "vllm-bf16": _vllm("smollm2-bf16"),
     "vllm-w8a8": _vllm("smollm2-w8a8"),
+    # For `latency.py`: room for a prompt of 8,000 tokens, and other rules for prompts' share.
+    "galley-untimed": _galley("smollm2-bf16", "--target-itl 0"),
+    "galley-512": _galley("smollm2-bf16", "--mixed-prefill-tokens 512"),
+    "vllm-long": _vllm("smollm2-bf16", "--max-model-len 8192"),
+    "llama-long": _llama("smollm2-bf16.gguf", "-np 40 -c 32768 --kv-unified"),
 }
 
 
