@@ -42,7 +42,7 @@ class GatedDeltaRule final : public StateOp {
   }
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
-    float* scratch = thread_scratch(delta_scratch(keys_, values_));
+    float* scratch = thread_scratch(delta_scratch(keys_));
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t head = tile / step.rows, key = key_head(head) * keys_;
       const auto update = [&](float* unit, int64_t token, int64_t count) {
@@ -87,7 +87,7 @@ class Wkv7 final : public StateOp {
         out_(a.ptr<float>("out")), eps_(a.f("eps")), kernel_(GALLEY_PICK(wkv7_run)) {}
 
   void run(const Step& step, int64_t begin, int64_t end, int) override {
-    float* scratch = thread_scratch(delta_scratch(size_, size_));
+    float* scratch = thread_scratch(delta_scratch(size_));
     const bool mixes = first_ && mix_;
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t head = tile / step.rows, column = head * size_;

@@ -39,9 +39,7 @@ struct Wkv7Run {
 };
 
 // Floats of scratch.
-constexpr int64_t delta_scratch(int64_t keys, int64_t values) {
-  return (3 * kDeltaTerms + 5) * delta_padded(keys) + 2 * kDeltaTerms * delta_padded(values);
-}
+constexpr int64_t delta_scratch(int64_t keys) { return 4 * kDeltaTerms * delta_padded(keys); }
 
 GALLEY_VARIANTS(
     // `unit`: what is kept of the head, updated; zeros at first.
