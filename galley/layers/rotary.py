@@ -77,6 +77,13 @@ class StillRotary(Rotary, frozen=True):
         return np.zeros(self.dim // 2, np.float32)
 
 
+class BackwardRotary(Rotary, frozen=True):
+    """Rotations in the other direction."""
+
+    def inverse_frequencies(self) -> F32:
+        return -super().inverse_frequencies()
+
+
 class LinearRotary(Rotary, frozen=True):
     """Positions divided by `factor`."""
 

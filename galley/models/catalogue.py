@@ -147,6 +147,7 @@ ENTRIES: dict[str, Entry] = {
     "MixtralForCausalLM": Entry("Mixtral", "mixture", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
     "ModernBertModel": Entry("ModernBERT", "encoder", "nomic-ai/modernbert-embed-base"),
     "MptForCausalLM": Entry("MPT", "dense", "mosaicml/mpt-7b"),
+    "NanoChatForCausalLM": Entry("NanoChat", "dense", "karpathy/nanochat-d32"),
     "NemotronForCausalLM": Entry("Nemotron", "dense", "nvidia/Minitron-4B-Base"),
     "NemotronHForCausalLM": Entry(
         "Nemotron-H, Nemotron 3", "recurrent", "nvidia/Nemotron-H-8B-Base-8K"
@@ -157,6 +158,7 @@ ENTRIES: dict[str, Entry] = {
     "Olmo3ForCausalLM": Entry("OLMo 3", "dense", "allenai/Olmo-3-7B-Instruct"),
     "OlmoForCausalLM": Entry("OLMo", "dense", "allenai/OLMo-1B-hf"),
     "OlmoeForCausalLM": Entry("OLMoE", "mixture", "allenai/OLMoE-1B-7B-0125-Instruct"),
+    "PersimmonForCausalLM": Entry("Persimmon", "dense", "adept/persimmon-8b-chat"),
     "Phi3ForCausalLM": Entry("Phi-3 and Phi-4", "dense", "microsoft/Phi-4-mini-instruct"),
     "PhiForCausalLM": Entry("Phi-1 and Phi-2", "dense", "microsoft/phi-2"),
     "PhiMoEForCausalLM": Entry("Phi-3.5 MoE", "mixture", "microsoft/Phi-3.5-MoE-instruct"),

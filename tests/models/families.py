@@ -213,6 +213,7 @@ FAMILIES: dict[str, Case] = {
     ),
     "mistral": Case("Mistral", {"sliding_window": 7}),
     "mpt": Case("Mpt", MPT),
+    "nanochat": Case("NanoChat", {"final_logit_softcapping": 3.0}),
     "nemotron": Case("Nemotron", {}),
     "olmo": Case("Olmo", {**IDS, "clip_qkv": 1.5}),
     "olmo2": Case("Olmo2", IDS),
@@ -226,6 +227,7 @@ FAMILIES: dict[str, Case] = {
         },
     ),
     "opt": Case("OPT", {"ffn_dim": 96}),
+    "persimmon": Case("Persimmon", {}),
     "phi": Case("Phi", {"qk_layernorm": True}),
     "phi3": Case(
         "Phi3",
