@@ -7,6 +7,8 @@ fields are set here; so one file serves many releases (include/llama.h, first re
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,38 @@ class _Batch(ctypes.Structure):
         ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
         ("logits", ctypes.POINTER(ctypes.c_int8)),
     ]
+
+
+def logits_of(
+    library: Path, path: Path, ids: NDArray[np.integer], vocab: int
+) -> NDArray[np.float32]:
+    """[n, vocab] of one sequence, computed by a child process: an assertion of llama.cpp ends it.
+
+    Raises:
+        ValueError: a file that it cannot run.
+    """
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_answer, args=(there, library, path, ids, vocab))
+    child.start()
+    there.close()
+    try:
+        answer = here.recv()
+    except EOFError:
+        answer = f"llama.cpp cannot load {path.name}: it aborts"
+    child.join()
+    if isinstance(answer, str):
+        raise ValueError(answer)
+    return answer
+
+
+def _answer(
+    pipe: Connection, library: Path, path: Path, ids: NDArray[np.integer], vocab: int
+) -> None:
+    try:
+        pipe.send(LlamaCpp(library).logits(path, ids, vocab))
+    except ValueError as error:
+        pipe.send(str(error))
 
 
 class LlamaCpp:

@@ -77,9 +77,9 @@ def qwen(writer: Writer, c: Any) -> None:
 
 
 def qwen_vl(writer: Writer, c: Any) -> None:
-    """Text has one position for all axes, so sections change nothing."""
+    """Text has one position for all axes, so sections change nothing if they name all pairs."""
     qwen(writer, c)
-    writer.add_rope_dimension_sections([8, 4, 4, 0])
+    writer.add_rope_dimension_sections([6, 5, 5, 0])
 
 
 def granite(writer: Writer, c: Any) -> None:

@@ -330,9 +330,9 @@ MINICPM = replace(FAMILIES["minicpm"], remote=None)
 
 
 def qwen_vl_keys(writer: gguf.GGUFWriter, c: Any) -> None:
-    """Text has one position for all axes, so sections change nothing."""
+    """Text has one position for all axes, so sections change nothing if they name all pairs."""
     llama_keys(writer, c)
-    writer.add_rope_dimension_sections([4, 2, 2, 0])
+    writer.add_rope_dimension_sections([3, 3, 2, 0])
 
 
 FILES = {

@@ -327,6 +327,7 @@ def kimi_keys(writer: Writer, c: Any) -> None:
     writer.add_expert_feed_forward_length(c.moe_intermediate_size)
     writer.add_expert_shared_count(c.num_shared_experts)
     writer.add_leading_dense_block_count(c.mlp_layer_types.count("dense"))
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     writer.add_expert_weights_scale(c.routed_scaling_factor)
 
 
