@@ -110,7 +110,7 @@ def footprint_of(checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any]
     from galley.kernels.backend import kv_layout
     from galley.kv.capacity import most_held
     from galley.kv.groups import make_policies
-    from galley.models.footprint import measure, weight_bytes
+    from galley.models.footprint import layer_kinds, measure, weight_bytes
     from galley.runner.device import dense_format
     from galley.runner.kv_format import kv_format
 
@@ -122,6 +122,7 @@ def footprint_of(checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any]
     length = sequence_length(checkpoint, config)
     blocks = most_held(make_policies(layout.groups, max_chunk=1), length)
     facts: dict[str, Any] = {
+        "layers": layer_kinds(checkpoint.model_info),
         "parameters": footprint.parameters,
         "active_parameters": footprint.active_parameters,
         "weights_bytes": weight_bytes(checkpoint, dense),
@@ -208,6 +209,10 @@ def print_summary(facts: dict[str, Any]) -> None:
 
 
 def print_footprint(facts: dict[str, Any]) -> None:
+    if layers := facts["layers"]:
+        print(f"{'layers':<16}{sum(layers.values())}")
+        for kind, count in layers.items():
+            print(f"  {kind:<38}{count}")
     print(f"{'parameters':<16}{facts['parameters']:,}")
     if facts["active_parameters"] != facts["parameters"]:
         print(f"  {'of one token':<38}{facts['active_parameters']:,}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Protocol, runtime_checkable
@@ -25,7 +26,8 @@ from galley.kv.format import KVFormat
 from galley.layers.questions import Matrix, Part, Stack, parts_of
 from galley.layers.shapes import ShapeSource, ShapeWeight
 from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor
-from galley.models.decoder import Stage
+from galley.models.decoder import FeedForwardSpec, MixerSpec, Stage
+from galley.models.falcon_h1 import BranchesSpec
 from galley.models.registry import model_spec
 from galley.quant import ExpertScheme, QuantizedWeight, online_of, scheme_of
 
@@ -80,6 +82,23 @@ class MeasuresItself(Protocol):
     """A model that cannot be recorded, and knows its sizes."""
 
     def footprint(self) -> Footprint: ...
+
+
+def layer_kinds(model_info: ModelInfo) -> dict[str, int]:
+    """How many layers the model has of each kind, named by their blocks; the most first."""
+    kinds = Counter(
+        " + ".join(_block_name(block) for block in (layer.mixer, layer.mlp) if block)
+        for layer in getattr(model_spec(model_info), "layers", ())
+    )
+    return dict(kinds.most_common())
+
+
+def _block_name(block: MixerSpec | FeedForwardSpec) -> str:
+    if isinstance(block, BranchesSpec):
+        return " and ".join(_block_name(branch.mixer) for branch in block.branches)
+    words = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", type(block).__name__.removesuffix("Spec"))
+    window = getattr(block, "window", 0)
+    return f"{words} (window {window:,})" if window else words
 
 
 def measure(model_info: ModelInfo) -> Footprint:

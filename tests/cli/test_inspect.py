@@ -54,6 +54,7 @@ def test_json_holds_what_the_text_shows(capsys):
     assert facts["sampling"] == {"temperature": 0.2, "top_p": 0.9}
     assert set(facts["weight_formats"]) == {"Q4_1", "Q8_0", "float32"}
     assert facts["kv_groups"][0]["layers"] == 30
+    assert facts["layers"] == {"Attention + MLP": 30}
     names = [tensor["name"] for tensor in facts["tensors"]]
     layers = [int(name.split(".")[2]) for name in names if ".layers." in name]
     assert layers == sorted(layers)
