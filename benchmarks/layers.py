@@ -1,6 +1,6 @@
 """Each family of layers against its own roofline, beside the dense path in equal steps.
 
-    python -m benchmarks.layers [--repetitions 15] [--rounds 3] [--threads 2]
+    python -m benchmarks.layers [--repetitions 15] [--rounds 3] [--threads 2] [--families "RWKV 7"]
 
 Four layers of each family with random weights in bf16, more than the caches hold. The roofline of
 experts is the bytes of those that are expected to be chosen, that of latent attention its latents
@@ -135,6 +135,45 @@ FAMILIES = {
         },
         ("gated_delta_rule",),
     ),
+    "delta rule by key": Family(
+        {
+            "architectures": ["KimiLinearForCausalLM"],
+            "model_type": "kimi_linear",
+            "layer_types": ["linear_attention"] * 4,
+            "linear_num_heads": 16,
+            "linear_head_dim": 128,
+            "linear_conv_kernel_dim": 4,
+            "mla_use_nope": True,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            "num_key_value_heads": 16,
+            "intermediate_size": 3072,
+            "moe_intermediate_size": 768,
+            "first_k_dense_replace": 4,
+            "num_experts": 8,
+            "num_experts_per_token": 2,
+        },
+        ("gated_delta_rule",),
+    ),
+    "RWKV 7": Family(
+        {
+            "architectures": ["RWKV7ForCausalLM"],
+            "model_type": "rwkv7",
+            "head_dim": 64,
+            "intermediate_size": 4096,
+            "decay_low_rank_dim": 64,
+            "a_low_rank_dim": 64,
+            "v_low_rank_dim": 32,
+            "gate_low_rank_dim": 128,
+            "norm_eps": 1e-5,
+            "hidden_act": "sqrelu",
+            "norm_first": True,
+            "norm_bias": True,
+        },
+        ("wkv7",),
+    ),
 }
 
 
@@ -164,7 +203,9 @@ def write_config(folder: Path, family: Family) -> Path:
     return folder
 
 
-def rows(threads: int, repetitions: int, rounds: int) -> Iterator[dict[str, Any]]:
+def rows(
+    names: Sequence[str], threads: int, repetitions: int, rounds: int
+) -> Iterator[dict[str, Any]]:
     """A row of each family and step; medians over the rounds."""
     with tempfile.TemporaryDirectory() as folder:
 
@@ -174,7 +215,8 @@ def rows(threads: int, repetitions: int, rounds: int) -> Iterator[dict[str, Any]
             return StepBench(engine, SHAPES)
 
         dense, limits = bench_of("dense", DENSE), best_limits(threads)
-        for name, family in FAMILIES.items():
+        for name in names:
+            family = FAMILIES[name]
             bench = bench_of(name, family)
             for shape in SHAPES:
                 own, other = [], []
@@ -200,9 +242,11 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     flags = parser.parse_args()
     title = f"Layers against their rooflines, {flags.threads} threads, context 1,024"
-    print_table(title, list(rows(flags.threads, flags.repetitions, flags.rounds)))
+    names = flags.families
+    print_table(title, list(rows(names, flags.threads, flags.repetitions, flags.rounds)))
 
 
 if __name__ == "__main__":

@@ -131,29 +131,44 @@ def weights_key(fmt: WeightFormat, rows: str) -> str:
 
 
 #: Multiply-adds for each number of a state and token; in `selective_scan` nine make an exponential.
-_STATE_STEPS = {
-    "causal_conv": 1,
-    "ssd_scan": 2,
-    "selective_scan": 11,
-    "gated_delta_rule": 3,
-    "wkv7": 4,
-}
-#: Of states that are written once for several tokens: for how many.
-_TOKENS_A_WRITE = {"gated_delta_rule": TERMS, "wkv7": TERMS // 2}
+_STATE_STEPS = {"causal_conv": 1, "ssd_scan": 2, "selective_scan": 11}
+#: Terms that a token adds to the state of a delta rule.
+_DELTA_TERMS = {"gated_delta_rule": 1, "wkv7": 2}
 
 
 def _state(node: Node, layer: StateLayer, load: Load) -> Work:
     """A state is read and written once a step; that of a delta rule is not written in each."""
-    op, each = node.op, _TOKENS_A_WRITE.get(node.op)
     numbers, times = layer.units * layer.unit_size, 2.0
-    if each is not None:
-        keys = node.ints["keys" if "keys" in node.ints else "size"]
-        numbers, times = node.ints["heads"] * keys * node.ints.get("values", keys), 1 + 1 / each
+    if node.op in _DELTA_TERMS:
+        numbers, times, steps = _delta_rule(node)
+    else:
+        steps = _STATE_STEPS[node.op] * numbers
     return Work(
-        f"{op} of {numbers:,} numbers",
+        f"{node.op} of {numbers:,} numbers",
         bytes=load.logits * times * 4 * numbers,
-        operations=2 * load.tokens * _STATE_STEPS[op] * numbers,
+        operations=2 * load.tokens * steps,
     )
+
+
+def _delta_rule(node: Node) -> tuple[int, float, float]:
+    """Numbers of all heads, how often one is read or written in a step, multiply-adds of a token.
+
+    For a token each number is read with two vectors and takes up the token's terms; every few
+    tokens it decays. The two vectors are multiplied with the terms before them, `TERMS` in all on
+    average, and the products with their values. The rest is exponentials of nine multiply-adds and
+    what is made of them: for each key that decays by itself 27 of a softplus and an exponential; in
+    RWKV 7 for each number of the token's vectors 52 (14 of them mix the value with the first
+    layer's) and 7 of the norm.
+    """
+    ints, terms = node.ints, _DELTA_TERMS[node.op]
+    keys = ints["keys" if "keys" in ints else "size"]
+    values, tokens = ints.get("values", keys), TERMS // terms
+    steps = (2 + terms + 1 / tokens) * keys * values + TERMS * (keys + values)
+    if node.op == "wkv7":
+        steps += (59 if "mix" in node.reads else 45) * keys
+    elif ints.get("by_key"):
+        steps += 27 * keys
+    return ints["heads"] * keys * values, 1 + 1 / tokens, ints["heads"] * steps
 
 
 def _latent_attention(node: Node, layer: LatentLayer, load: Load, cache: Cache) -> Work:
