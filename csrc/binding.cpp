@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "blocks.h"
 #include "draft_index.h"
 #include "pack.h"
 #include "program.h"
@@ -118,6 +119,40 @@ void bind_weights(nb::module_& m) {
                             mutable_at(super_scale), mutable_at(super_min), mutable_at(table)});
   }, "layout"_a, "data"_a, "q"_a, "scale"_a, "min"_a, "zeros"_a, "super_scale"_a, "super_min"_a,
      "table"_a, "The inverse of pack_codes, into arrays of the same shapes.");
+}
+
+void bind_blocks(nb::module_& m) {
+  nb::class_<BlockType>(m, "BlockType", "A type of blocks in GGUF files; see csrc/blocks.h.")
+      .def_prop_ro("values", [](const BlockType& t) { return t.values; }, "Of a block.")
+      .def_prop_ro("bytes", [](const BlockType& t) { return t.bytes; }, "Of a block.")
+      .def_prop_ro("levels", [](const BlockType& t) {
+        return t.levels ? std::vector<int>(t.levels, t.levels + 16) : std::vector<int>();
+      }, "By code, if it has a table.")
+      .def_prop_ro("format", [](const BlockType& t) { return t.format.format; })
+      .def_prop_ro("group", [](const BlockType& t) { return t.format.group; })
+      .def_prop_ro("zero", [](const BlockType& t) { return t.format.zero; })
+      .def_prop_ro("scale", [](const BlockType& t) { return t.format.scale; })
+      .def_prop_ro("offset", [](const BlockType& t) { return t.format.offset; })
+      .def_prop_ro("table", [](const BlockType& t) { return t.format.table; });
+  m.def("block_types", [] {
+    std::map<std::string, BlockType> types;
+    for (const BlockType& type : block_types()) types.emplace(type.name, type);
+    return types;
+  }, "By name.");
+  m.def("pack_blocks", [](const BlockType& type, uint64_t rows, int64_t n, int64_t k, uint64_t out) {
+    nb::gil_scoped_release release;
+    pack_blocks(type, at<uint64_t>(rows), n, k, mutable_at(out));
+  }, "type"_a, "rows"_a, "n"_a, "k"_a, "out"_a,
+     "Pack rows of k values, whose addresses are uint64 [n], as the type's format.");
+  m.def("decode_blocks", [](const BlockType& type, uint64_t rows, int64_t n, int64_t k, uint64_t q,
+                            uint64_t scale, uint64_t min, uint64_t, uint64_t super_scale,
+                            uint64_t super_min, uint64_t table) {
+    nb::gil_scoped_release release;
+    decode_blocks(type, at<uint64_t>(rows), n, k,
+                  CodeTarget{mutable_at(q), mutable_at(scale), mutable_at(min), nullptr,
+                             mutable_at(super_scale), mutable_at(super_min), mutable_at(table)});
+  }, "type"_a, "rows"_a, "n"_a, "k"_a, "q"_a, "scale"_a, "min"_a, "zeros"_a, "super_scale"_a,
+     "super_min"_a, "table"_a, "The same rows' codes and scales, as unpack_codes writes them.");
 }
 
 void bind_program(nb::module_& m) {
@@ -260,6 +295,7 @@ NB_MODULE(_native, m) {
 
   bind_enums(m);
   bind_weights(m);
+  bind_blocks(m);
   bind_program(m);
   bind_drafts(m);
 }

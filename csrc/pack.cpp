@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "blocks.h"
 #include "quantize_row.h"
 
 namespace galley {
@@ -233,13 +234,12 @@ void check_arrays(const WeightLayout& w, const CodeSource& s) {
   }
 }
 
-// Scale number `i` of a row. `unfit` collects bits that have no place.
-void store_entry(const HeaderColumn<uint8_t>& h, const CodeSource& s, int64_t row, int64_t i,
-                 uint32_t* unfit) {
+// Scale number `i` of a row `s`. `unfit` collects bits that have no place.
+void store_entry(const HeaderColumn<uint8_t>& h, const CodeSource& s, int64_t i, uint32_t* unfit) {
   const WeightLayout& w = h.w;
-  const int64_t entry = i % w.entries(), width = w.scale_bytes(), from = row * w.scales() + i;
-  const auto* scale = static_cast<const uint8_t*>(s.scale) + from * width;
-  const auto* min = s.min ? static_cast<const uint8_t*>(s.min) + from * width : nullptr;
+  const int64_t entry = i % w.entries(), width = w.scale_bytes();
+  const auto* scale = static_cast<const uint8_t*>(s.scale) + i * width;
+  const auto* min = s.min ? static_cast<const uint8_t*>(s.min) + i * width : nullptr;
   if (w.scale == Scale::u6) {
     *unfit |= (*scale | *min) & ~63u;
     set_six_bits(h, entry, {*scale, *min});
@@ -263,23 +263,23 @@ void store_entry(const HeaderColumn<uint8_t>& h, const CodeSource& s, int64_t ro
   std::memcpy(h.scale(entry), scale, width);
   if (w.offset == Offset::min) std::memcpy(h.min(entry), min, width);
   if (w.offset == Offset::zeros) {
-    const uint8_t zero = s.zeros[from];
+    const uint8_t zero = s.zeros[i];
     *unfit |= zero >> w.bits();
     *h.zeros(entry) |= static_cast<uint8_t>(zero << h.zeros_shift());
   }
 }
 
-// One column of the headers of a panel that is 0 so far.
-void store_headers(const WeightLayout& w, const CodeSource& s, int64_t row, uint8_t* panel,
+// A row `s` into one column of the headers of a panel that is 0 so far.
+void store_headers(const WeightLayout& w, const CodeSource& s, int64_t column, uint8_t* panel,
                    uint32_t* unfit) {
-  const int64_t column = row % kPanel, entries = w.entries(), scales = w.scales();
+  const int64_t entries = w.entries(), scales = w.scales();
   for (int64_t span = 0; span < w.spans(); span++) {
     const HeaderColumn<uint8_t> h{w, panel + w.header_at(span * w.span_blocks()), column};
     for (int64_t i = span * entries; i < std::min((span + 1) * entries, scales); i++) {
-      store_entry(h, s, row, i, unfit);
+      store_entry(h, s, i, unfit);
     }
     if (!w.two_level()) continue;
-    const int64_t width = w.super_bytes(), from = (row * w.spans() + span) * width;
+    const int64_t width = w.super_bytes(), from = span * width;
     std::memcpy(h.super_scale(), static_cast<const uint8_t*>(s.super_scale) + from, width);
     if (s.super_min) {
       std::memcpy(h.super_min(), static_cast<const uint8_t*>(s.super_min) + from, width);
@@ -287,15 +287,45 @@ void store_headers(const WeightLayout& w, const CodeSource& s, int64_t row, uint
   }
 }
 
-// Codes [32][k'] of a panel's columns into its blocks.
-void store_codes(const WeightLayout& w, const uint8_t* codes, uint8_t* panel) {
-  const int64_t padded = w.blocks() * kGroup;
+// Codes of a panel's columns, `stride` bytes apart, into its blocks.
+void store_codes(const WeightLayout& w, const uint8_t* codes, int64_t stride, uint8_t* panel) {
   for (int64_t block = 0; block < w.blocks(); block++) {
     uint8_t* to = panel + w.block_at(block);
     for (int64_t column = 0; column < kPanel; column++) {
-      BlockColumn{w, column}.store(codes + column * padded + block * kGroup, to);
+      BlockColumn{w, column}.store(codes + column * stride + block * kGroup, to);
     }
   }
+}
+
+void store_table(const WeightLayout& w, const void* table, uint8_t* out) {
+  std::memset(out, 0, w.table_bytes());
+  if (w.table == CodeTable::levels) {
+    for (int i = 0; i < 16; i++) out[i] = static_cast<const uint8_t*>(table)[i] ^ 0x80;
+  } else if (w.table == CodeTable::floats) {
+    std::memcpy(out, table, int64_t{4} << w.bits());
+  }
+}
+
+// Packs all panels. `read(row, q)` writes the k codes of a row to `q` and returns its scales; it is
+// called in order of the rows.
+template <class Read> void pack_panels(const WeightLayout& w, uint8_t* out, Read read) {
+  // Columns lie in different sets of the cache. Missing columns and the tail of k have codes of 0;
+  // their scales or activations are 0.
+  const int64_t stride = w.blocks() * kGroup + 64;
+  std::vector<uint8_t> codes(kPanel * stride);
+  uint32_t unfit = 0;
+  for (int64_t p = 0; p < w.panels(); p++) {
+    uint8_t* panel = out + w.table_bytes() + p * w.panel_bytes();
+    std::memset(panel, 0, w.panel_bytes());
+    const int64_t columns = std::min(kPanel, w.n - p * kPanel);
+    if (columns < kPanel) std::fill(codes.begin(), codes.end(), uint8_t{0});
+    for (int64_t column = 0; column < columns; column++) {
+      const CodeSource row = read(p * kPanel + column, codes.data() + column * stride);
+      store_headers(w, row, column, panel, &unfit);
+    }
+    store_codes(w, codes.data(), stride, panel);
+  }
+  if (unfit) throw std::invalid_argument("zeros or scales do not fit their bits");
 }
 
 }  // namespace
@@ -326,34 +356,45 @@ void pack_dense(const WeightLayout& w, const DenseSource& source, uint8_t* out) 
 
 void pack_codes(const WeightLayout& w, const CodeSource& source, uint8_t* out) {
   check_arrays(w, source);
-  std::memset(out, 0, w.bytes());
-  if (w.table == CodeTable::levels) {
-    for (int i = 0; i < 16; i++) out[i] = static_cast<const uint8_t*>(source.table)[i] ^ 0x80;
-  } else if (w.table == CodeTable::floats) {
-    std::memcpy(out, source.table, int64_t{4} << w.bits());
+  store_table(w, source.table, out);
+  uint32_t used = 0;
+  auto part = [](const void* array, int64_t at) -> const void* {
+    return array == nullptr ? nullptr : static_cast<const uint8_t*>(array) + at;
+  };
+  pack_panels(w, out, [&](int64_t row, uint8_t* codes) {
+    const uint8_t* q = source.q + row * w.k;
+    for (int64_t k = 0; k < w.k; k++) used |= q[k];
+    std::memcpy(codes, q, w.k);
+    CodeSource s = source;
+    const int64_t scale = row * w.scales(), super = row * w.spans() * w.super_bytes();
+    s.scale = part(s.scale, scale * w.scale_bytes()), s.min = part(s.min, scale * w.scale_bytes());
+    if (s.zeros) s.zeros += scale;
+    s.super_scale = part(s.super_scale, super), s.super_min = part(s.super_min, super);
+    return s;
+  });
+  if (used >> w.bits()) {
+    throw std::invalid_argument("codes do not fit their " + std::to_string(w.bits()) + " bits");
   }
-  // Missing columns and the tail of k have codes of 0; their scales or activations are 0.
-  const int64_t padded = w.blocks() * kGroup;
-  std::vector<uint8_t> codes(kPanel * padded);
-  uint32_t unfit = 0, used = 0;
-  for (int64_t p = 0; p < w.panels(); p++) {
-    uint8_t* panel = out + w.table_bytes() + p * w.panel_bytes();
-    const int64_t columns = std::min(kPanel, w.n - p * kPanel);
-    if (columns < kPanel) std::fill(codes.begin(), codes.end(), uint8_t{0});
-    for (int64_t column = 0; column < columns; column++) {
-      const int64_t row = p * kPanel + column;
-      const uint8_t* q = source.q + row * w.k;
-      for (int64_t k = 0; k < w.k; k++) used |= q[k];
-      std::memcpy(codes.data() + column * padded, q, w.k);
-      store_headers(w, source, row, panel, &unfit);
-    }
-    store_codes(w, codes.data(), panel);
-  }
-  unfit |= used >> w.bits();
-  if (unfit) {
-    throw std::invalid_argument("codes, zeros or scales do not fit their bits (" +
-                                std::to_string(w.bits()) + " for codes)");
-  }
+}
+
+void pack_blocks(const BlockType& type, const uint64_t* rows, int64_t n, int64_t k, uint8_t* out) {
+  const WeightLayout w = type.layout(n, k);
+  store_table(w, type.levels, out);
+  const int64_t scales = w.scales() * w.scale_bytes(), supers = w.spans() * w.super_bytes();
+  std::vector<uint8_t> memory(2 * (scales + supers));
+  CodeTarget row;
+  row.scale = memory.data();
+  if (w.has_mins()) row.min = memory.data() + scales;
+  if (w.two_level()) row.super_scale = memory.data() + 2 * scales;
+  if (w.two_level() && w.has_mins()) row.super_min = memory.data() + 2 * scales + supers;
+  CodeSource read;
+  read.scale = row.scale, read.min = row.min;
+  read.super_scale = row.super_scale, read.super_min = row.super_min;
+  pack_panels(w, out, [&](int64_t i, uint8_t* codes) {
+    row.q = codes;
+    decode_row(type, reinterpret_cast<const uint8_t*>(static_cast<uintptr_t>(rows[i])), k, row);
+    return read;
+  });
 }
 
 namespace {

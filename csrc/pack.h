@@ -4,6 +4,8 @@
 
 namespace galley {
 
+struct BlockType;  // blocks.h
+
 // A weight before packing, row by row. Strides are in elements.
 struct DenseSource {
   const void* values = nullptr;  // f32 or bf16 [n][stride]
@@ -35,6 +37,8 @@ void pack_dense(const WeightLayout& w, const DenseSource& source, uint8_t* out);
 // Throws std::invalid_argument where a code, zero or scale does not fit its bits, or an array is
 // missing.
 void pack_codes(const WeightLayout& w, const CodeSource& source, uint8_t* out);
+// Rows [n] of blocks, by their addresses, to a weight of type.layout(n, k).
+void pack_blocks(const BlockType& type, const uint64_t* rows, int64_t n, int64_t k, uint8_t* out);
 
 // Row `row` as float32 [k]: exactly the values that linear multiplies.
 void unpack_row(const WeightLayout& w, const uint8_t* data, int64_t row, float* out);

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from galley.config.engine import QuantizedActivations
 from galley.kernels.program import Kind
-from galley.kernels.weights import WeightFormat
+from galley.kernels.weight_format import WeightFormat
 
 
 def activation_kind(weight: WeightFormat, quantized: QuantizedActivations) -> Kind:

@@ -7,23 +7,63 @@ and v as one weight), interleaved (gate with up) and cut along either axis.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from galley.kernels import _native
+from galley.kernels.weight_format import Activations, WeightFormat, addresses
+
 Array = NDArray[Any]
 
-#: Precision of a linear layer's input, as the weight's format prescribes it: as_is = not rounded
-#: below 16 bits, token = int8 with one scale per token, group = integers with a scale per 32 values
-#: whose width the backend chooses.
-Activations = Literal["as_is", "token", "group"]
+
+class Blocks(msgspec.Struct, frozen=True, eq=False):
+    """Rows of GGUF blocks where they lie, as in a mapped file (csrc/blocks.h).
+
+    Attributes:
+        type: of the blocks.
+        rows: uint64 [N]: address of each row.
+        k: values of a row.
+        owners: arrays in which the rows lie.
+    """
+
+    type: _native.BlockType
+    rows: NDArray[np.uint64]
+    k: int
+    owners: tuple[Array, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), self.k
+
+    @property
+    def format(self) -> WeightFormat:
+        """What they are packed as."""
+        t = self.type
+        group = 0 if t.group >= self.k else t.group
+        names = t.format.name, group, t.zero, t.scale.name, t.offset.name, t.table.name
+        return WeightFormat(*names)  # type: ignore[arg-type]
+
+    def columns(self, start: int, stop: int) -> Blocks:
+        """Inputs [start, stop). Raises ValueError if a border cuts through a block."""
+        if start % self.type.values or stop % self.type.values:
+            raise ValueError(f"columns {start}:{stop} cut through blocks of {self.type.values}")
+        offset = start // self.type.values * self.type.bytes
+        return replace(self, rows=self.rows + np.uint64(offset), k=stop - start)
+
+    def codes(self) -> QuantizedWeight:
+        fmt = self.format
+        arrays = fmt.arrays(self.shape)
+        rows = np.ascontiguousarray(self.rows)
+        _native.decode_blocks(self.type, rows.ctypes.data, *self.shape, **addresses(arrays))
+        return from_arrays(fmt, arrays)
 
 
 class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
-    """A weight of N outputs and K inputs: dense, or quantized in groups along K.
+    """A weight of N outputs and K inputs: dense, blocks of a file, or quantized in groups along K.
 
         group g = k // group:   value[n, k] = s[n, g] * level[n, k] + m[n, g]
 
@@ -32,6 +72,7 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         dense: [N, K] (or [N] for norms and biases) float32 or bfloat16; None if quantized.
+        blocks: [N, K] as a file holds them; None if they have been decoded. `codes` decodes them.
         q: [N, K] uint8 codes below 2**bits.
         bits: bits per code: 4, 5, 6 or 8.
         group: values along K that share a scale; 0 = all of them, one scale per output.
@@ -46,6 +87,7 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
     """
 
     dense: NDArray[np.generic] | None = None
+    blocks: Blocks | None = None
     q: NDArray[np.uint8] | None = None
     bits: int = 0
     group: int = 0
@@ -60,13 +102,15 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._main.shape
+        return self._main.shape if self.blocks is None else self.blocks.shape
 
     @property
     def format(self) -> tuple[object, ...]:
         """Weights whose formats are equal can be concatenated without a conversion."""
         if self.dense is not None:
             return ("dense", self.dense.dtype.name)
+        if self.blocks is not None:
+            return ("blocks", self.blocks.format)
         dtypes = [_dtype(a) for a in (self.scale, self.min, self.super_scale, self.super_min)]
         zero = self.zero if isinstance(self.zero, int) else "zero per group"
         table = None if self.table is None else self.table.tobytes()
@@ -78,6 +122,10 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         main = self.q if self.dense is None else self.dense
         assert main is not None
         return main
+
+    def codes(self) -> QuantizedWeight:
+        """The weight, with blocks decoded."""
+        return self if self.blocks is None else self.blocks.codes()
 
     def scales(self) -> NDArray[np.float32]:
         """The scale of every group, [N, K / group] float32."""
@@ -92,6 +140,8 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         """The values, float32 of the weight's shape, in the arithmetic that defines the format."""
         if self.dense is not None:
             return self.dense.astype(np.float32)
+        if self.blocks is not None:
+            return self.blocks.codes().to_float32()
         assert self.q is not None
         n, k = self.q.shape
         group = self.group or k
@@ -137,6 +187,8 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         if self.order is not None and (start, stop) != (0, k):
             raise ValueError("inputs in another order cannot be cut")
         assert 0 <= start < stop <= k
+        if self.blocks is not None:
+            return QuantizedWeight(blocks=self.blocks.columns(start, stop))
 
         def cut(name: str, array: Array) -> Array:
             if name in ("dense", "q"):
@@ -159,6 +211,9 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
 
     def _map(self, change: Callable[[str, Array], Array]) -> QuantizedWeight:
         """The weight with every per-row array replaced by change(name, array)."""
+        if self.blocks is not None:
+            rows = change("rows", self.blocks.rows)
+            return QuantizedWeight(blocks=replace(self.blocks, rows=rows))
         arrays = {name: getattr(self, name) for name in _PER_ROW}
         changed: dict[str, Any] = {
             name: change(name, array)
@@ -166,6 +221,25 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
             if isinstance(array, np.ndarray)
         }
         return replace(self, **changed)
+
+
+def from_arrays(
+    fmt: WeightFormat, arrays: dict[str, Array | None], order: NDArray[np.int32] | None = None
+) -> QuantizedWeight:
+    """A weight of the arrays that native code writes (`WeightFormat.arrays`)."""
+    fields: dict[str, Any] = dict(arrays)
+    zeros, table, scale = fields.pop("zeros"), fields.pop("table"), fields["scale"]
+    if fmt.scale == "e8m0":
+        fields["scale"] = np.ldexp(np.float32(1), scale.astype(np.int32) - 128)
+    return QuantizedWeight(
+        bits=int(fmt.name[1:]),
+        group=fmt.group,
+        zero=fmt.zero if zeros is None else zeros,
+        table=None if table is None else table.astype(np.float32),
+        order=order,
+        activations=fmt.activations,
+        **fields,
+    )
 
 
 #: Fields that have one row per output.
@@ -223,4 +297,8 @@ def _join(
 ) -> QuantizedWeight:
     first = parts[0]
     assert all(p.format == first.format for p in parts)
+    blocks = [part.blocks for part in parts if part.blocks is not None]
+    if blocks:
+        rows, owners = how([b.rows for b in blocks]), tuple(o for b in blocks for o in b.owners)
+        return QuantizedWeight(blocks=replace(blocks[0], rows=rows, owners=owners))
     return first._map(lambda name, _: how([getattr(p, name) for p in parts]))

@@ -20,7 +20,8 @@ from galley.kernels.backend import Model
 from galley.kernels.ops import Op, Ops
 from galley.kernels.program import Kind, Node, Symbol
 from galley.kernels.verify import verify
-from galley.kernels.weights import PackedWeight, WeightFormat
+from galley.kernels.weight_format import WeightFormat
+from galley.kernels.weights import PackedWeight
 from galley.kv.format import KVFormat
 
 

@@ -8,114 +8,36 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import ml_dtypes
 import msgspec
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from galley.kernels import _native
-from galley.kernels.quantized import Activations, QuantizedWeight, in_input_order
-
-FormatName = Literal["f32", "bf16", "i4", "i5", "i6", "i8", "i2", "i3"]
-ScaleName = Literal["f16", "f32", "bf16", "u6", "i8", "u4", "s6", "e8m0", "e4m3", "halves"]
-OffsetName = Literal["zero", "min", "zeros"]
-TableName = Literal["none", "levels", "floats"]
+from galley.kernels.quantized import Blocks, QuantizedWeight, from_arrays, in_input_order
+from galley.kernels.weight_format import (
+    E4M3,
+    SCALE_DTYPES,
+    SUPER_DTYPES,
+    FormatName,
+    OffsetName,
+    ScaleName,
+    TableName,
+    WeightFormat,
+    addresses,
+)
 
 _ALIGNMENT = 64
 #: Makes memory of so many bytes, at a multiple of `_ALIGNMENT`.
 Allocate = Callable[[int], NDArray[np.uint8]]
-#: E4M3 numbers.
-_E4M3: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
-#: Number format of scales and mins in arrays; of powers of two the exponent plus 128.
-_SCALE_DTYPES: dict[ScaleName, np.dtype[Any]] = {
-    "f16": np.dtype(np.float16),
-    "f32": np.dtype(np.float32),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-    "u6": np.dtype(np.uint8),
-    "i8": np.dtype(np.int8),
-    "u4": np.dtype(np.uint8),
-    "s6": np.dtype(np.int8),
-    "e8m0": np.dtype(np.uint8),
-    "e4m3": _E4M3,
-    "halves": np.dtype(np.float32),
-}
-#: Scales of two levels: the number format of the upper one.
-_SUPER_DTYPES: dict[ScaleName, np.dtype[Any]] = {
-    **dict.fromkeys(("u6", "i8", "u4", "s6"), np.dtype(np.float16)),
-    "e4m3": np.dtype(np.float32),
-}
 #: The narrowest name for codes of so many bits.
 _CODES: dict[int, FormatName] = {2: "i2", 3: "i3", 4: "i4", 5: "i5", 6: "i6", 8: "i8"}
 #: Values that share a super scale, in the formats u6, i8, u4 and s6.
 _SUPER_GROUP = 256
 #: Outputs that share a scale in the format "halves".
 _HALF_PANEL = 16
-
-
-class WeightFormat(msgspec.Struct, frozen=True):
-    """How the numbers of a packed weight are stored (csrc/linear.h).
-
-    Attributes:
-        name: f32 and bf16 are dense; the others are codes of so many bits, with scales.
-        group: values along K that share a scale: 16, a multiple of 32, or 0 = all of them.
-        zero: the code of level 0, if `offset` is "zero" or "min" and there is no table.
-        scale: number format of scales and mins; u6, i8, u4 and s6 are integers times an f16 per 256
-            values, e8m0 powers of two, e4m3 times an f32 per output, halves an f32 of 16 outputs.
-        offset: one zero for all codes; besides it a min per scale; a zero per scale.
-        table: levels of codes: int8 or float32; none = affine.
-        activations: precision of the layer's input, as in `QuantizedWeight`.
-        ordered: the inputs have an order of their own: int32 [K] behind the panels.
-    """
-
-    name: FormatName
-    group: int = 0
-    zero: int = 0
-    scale: ScaleName = "f16"
-    offset: OffsetName = "zero"
-    table: TableName = "none"
-    activations: Activations = "group"
-    ordered: bool = False
-
-    def __post_init__(self) -> None:
-        if type(self.group) is not int or type(self.zero) is not int:
-            raise ValueError("group and zero of a weight format are whole numbers")
-        for value, names in (
-            (self.name, FormatName),
-            (self.scale, ScaleName),
-            (self.offset, OffsetName),
-            (self.table, TableName),
-            (self.activations, Activations),
-        ):
-            if value not in get_args(names):
-                raise ValueError(f"{value!r} in a weight format; known: {get_args(names)}")
-
-    @property
-    def is_dense(self) -> bool:
-        return self.name in ("f32", "bf16")
-
-    def arguments(self) -> dict[str, int]:
-        """The weight arguments of a native op (docs/native_ops.md)."""
-        return {
-            "format": _native.Format[self.name],
-            "group": self.group,
-            "zero": self.zero,
-            "scale": _native.Scale[self.scale],
-            "offset": _native.Offset[self.offset],
-            "table": _native.CodeTable[self.table],
-        }
-
-    def num_bytes(self, shape: tuple[int, int]) -> int:
-        """Bytes of a packed weight [N, K]; ValueError where no kernel has this format."""
-        return int(self.layout(shape).bytes) + (4 * shape[1] if self.ordered else 0)
-
-    def layout(self, shape: tuple[int, int]) -> _native.WeightLayout:
-        """Sizes for [N, K]; ValueError where no kernel has this format."""
-        n, k = shape
-        a = self.arguments()
-        return _native.WeightLayout(a.pop("format"), n, k, **a)
 
 
 class PackedWeight(msgspec.Struct, frozen=True, eq=False):
@@ -161,30 +83,9 @@ class PackedWeight(msgspec.Struct, frozen=True, eq=False):
     def codes(self) -> QuantizedWeight:
         """The codes and all that belongs to them. ValueError for a dense weight."""
         fmt, layout = self.format, self.format.layout(self.shape)
-        n, bits = self.shape[0], 4 if fmt.is_dense else int(fmt.name[1:])
-        dtype, per_scale, per_span = _SCALE_DTYPES[fmt.scale], (n, layout.scales), (n, layout.spans)
-        upper, has_min = _SUPER_DTYPES.get(fmt.scale), fmt.offset == "min"
-        arrays: dict[str, NDArray[Any] | None] = {
-            "q": np.empty(self.shape, np.uint8),
-            "scale": np.empty(per_scale, dtype),
-            "min": np.empty(per_scale, dtype) if has_min else None,
-            "zeros": np.empty(per_scale, np.uint8) if fmt.offset == "zeros" else None,
-            "super_scale": None if upper is None else np.empty(per_span, upper),
-            "super_min": np.empty(per_span, upper) if upper is not None and has_min else None,
-            "table": _table(fmt.table, bits),
-        }
-        _native.unpack_codes(layout, self.data.ctypes.data, **_addresses(arrays))
-        zeros, table = arrays.pop("zeros"), arrays.pop("table")
-        if fmt.scale == "e8m0":
-            assert arrays["scale"] is not None
-            arrays["scale"] = np.ldexp(np.float32(1), arrays["scale"].astype(np.int32) - 128)
-        fields: dict[str, Any] = {
-            **arrays,
-            "zero": fmt.zero if zeros is None else zeros,
-            "table": None if table is None else table.astype(np.float32),
-            "order": self.order,
-        }
-        return QuantizedWeight(bits=bits, group=fmt.group, activations=fmt.activations, **fields)
+        arrays = fmt.arrays(self.shape)
+        _native.unpack_codes(layout, self.data.ctypes.data, **addresses(arrays))
+        return from_arrays(fmt, arrays, self.order)
 
     def cut(self, rows: slice = slice(None), columns: slice = slice(None)) -> PackedWeight:
         """Part of the weight, in the same format: a rank's shard. Copies.
@@ -255,6 +156,8 @@ def pack(
     if len(weight.shape) != 2:
         raise ValueError(f"a packed weight is a matrix; this one has shape {weight.shape}")
     allocate = _aligned if memory is None else memory.allocate
+    if weight.blocks is not None:
+        return _pack_blocks(weight.blocks, allocate)
     if weight.dense is not None:
         return _pack_dense(weight.dense, WeightFormat(dense), allocate)
     codes, scale = _with_native_scales(_with_native_table(weight))
@@ -360,7 +263,7 @@ def _one_level(
         runs = scale[:rows].reshape(-1, _HALF_PANEL, scale.shape[1])
         if (runs == runs[:, :1]).all() and (scale[rows:] == scale[rows : rows + 1]).all():
             return "halves", [scale.astype(np.float32, copy=False)]
-    return name, [array.astype(_SCALE_DTYPES[name], copy=False) for array in arrays]
+    return name, [array.astype(SCALE_DTYPES[name], copy=False) for array in arrays]
 
 
 def _exponents(scale: NDArray[Any]) -> NDArray[np.uint8] | None:
@@ -382,7 +285,7 @@ def _two_levels(weight: QuantizedWeight) -> ScaleName | None:
     if not isinstance(weight.zero, int):
         return None
     factors = [upper] + ([] if weight.super_min is None else [weight.super_min])
-    if scale.dtype == _E4M3:
+    if scale.dtype == E4M3:
         fits = weight.group == 16 and weight.min is None and upper.shape[1] == 1
         return "e4m3" if fits else None
     spans = weight.shape[1] / _SUPER_GROUP
@@ -413,20 +316,9 @@ def _smallest_dtype(arrays: list[NDArray[Any]]) -> ScaleName:
 
     names: tuple[ScaleName, ...] = ("f16", "bf16")
     for name in names:
-        if all(holds(_SCALE_DTYPES[name], array) for array in arrays):
+        if all(holds(SCALE_DTYPES[name], array) for array in arrays):
             return name
     return "f32"
-
-
-def _table(name: TableName, bits: int) -> NDArray[Any] | None:
-    if name == "none":
-        return None
-    return np.empty(16, np.int8) if name == "levels" else np.empty(2**bits, np.float32)
-
-
-def _addresses(arrays: dict[str, NDArray[Any] | None]) -> dict[str, int]:
-    """Of each array; 0 for those that are not there."""
-    return {name: 0 if a is None else a.ctypes.data for name, a in arrays.items()}
 
 
 def _aligned(nbytes: int) -> NDArray[np.uint8]:
@@ -454,7 +346,7 @@ def _pack_codes(source: QuantizedWeight, to: WeightFormat, allocate: Allocate) -
     n, k = source.q.shape
     layout = to.layout((n, k))
     data = allocate(to.num_bytes((n, k)))
-    dtype, upper = _SCALE_DTYPES[to.scale], _SUPER_DTYPES.get(to.scale, np.dtype(np.float16))
+    dtype, upper = SCALE_DTYPES[to.scale], SUPER_DTYPES.get(to.scale, np.dtype(np.float16))
     scale = source.scale
     if to.scale == "e8m0" and scale is not None and scale.dtype != dtype:
         scale = _exponents(scale)
@@ -472,11 +364,19 @@ def _pack_codes(source: QuantizedWeight, to: WeightFormat, allocate: Allocate) -
         "super_min": _contiguous(source.super_min, upper),
         "table": table,
     }
-    _native.pack_codes(layout, **_addresses(arrays), out=data.ctypes.data)
+    _native.pack_codes(layout, **addresses(arrays), out=data.ctypes.data)
     if to.ordered:
         assert source.order is not None
         data[layout.bytes :].view(np.int32)[:] = source.order
     return PackedWeight(to, (n, k), data)
+
+
+def _pack_blocks(blocks: Blocks, allocate: Allocate) -> PackedWeight:
+    fmt, shape = blocks.format, blocks.shape
+    data = allocate(fmt.num_bytes(shape))
+    rows = np.ascontiguousarray(blocks.rows)
+    _native.pack_blocks(blocks.type, rows.ctypes.data, *shape, data.ctypes.data)
+    return PackedWeight(fmt, shape, data)
 
 
 def _contiguous(array: NDArray[Any] | None, dtype: np.dtype[Any]) -> NDArray[Any] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels.ops import RankGroup, SingleRank, Weight
-from galley.kernels.weights import WeightFormat
+from galley.kernels.weight_format import WeightFormat
 from galley.layers.questions import Matrix, Vector, parts_of
 from galley.layers.sites import Sites
 

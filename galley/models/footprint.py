@@ -21,7 +21,8 @@ from galley.kernels.ops import CacheLayer, KVLayer, LatentLayer, Weight
 from galley.kernels.passes import FUSIONS, apply
 from galley.kernels.program import LOGITS, TOKENS, Dim, Node, PackedExperts
 from galley.kernels.recorder import record
-from galley.kernels.weights import WeightFormat, pack
+from galley.kernels.weight_format import WeightFormat
+from galley.kernels.weights import pack
 from galley.kv.format import KVFormat
 from galley.layers.questions import Matrix, Part, Stack, parts_of
 from galley.layers.shapes import ShapeSource, ShapeWeight

@@ -27,7 +27,8 @@ from galley.config.resolve import Machine as Host
 from galley.kernels.arena import aligned_bytes
 from galley.kernels.backend import Dense, open_backend
 from galley.kernels.ops import Weight
-from galley.kernels.weights import PackedWeight, WeightFormat
+from galley.kernels.weight_format import WeightFormat
+from galley.kernels.weights import PackedWeight
 from galley.kv.format import KVFormat
 from galley.layers.questions import Matrix
 from galley.layers.shapes import ShapeSource

@@ -16,7 +16,7 @@ from galley.kernels.arena import plan_arena
 from galley.kernels.backend import Dense, StepLimits, kv_layout
 from galley.kernels.cpu import logit_stride
 from galley.kernels.program import Buffer, Node, PackedExperts
-from galley.kernels.weights import WeightFormat
+from galley.kernels.weight_format import WeightFormat
 from galley.kv.format import KVFormat
 from galley.kv.layout import KVLayout
 from galley.layers.shapes import ShapeWeight

@@ -15,7 +15,8 @@ from galley.kernels.ops.definition import output
 from galley.kernels.ops.elementwise import FUNCTIONS
 from galley.kernels.ops.gated_delta_rule import TERMS
 from galley.kernels.program import LOGITS, SEQUENCES, Node, PackedExperts, Symbol
-from galley.kernels.weights import PackedWeight, WeightFormat
+from galley.kernels.weight_format import WeightFormat
+from galley.kernels.weights import PackedWeight
 from galley.kv.format import KVFormat
 from galley.layers.shapes import ShapeWeight
 from galley.planning.limits import MachineLimits

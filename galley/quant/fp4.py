@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.quantized import QuantizedWeight
-from galley.quant.gguf_tables import E2M1_DOUBLED
+from galley.quant.gguf_nvfp4 import E2M1_DOUBLED
 from galley.quant.registry import to_float32
 from galley.quant.scheme import Tensors
 

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels.quantized import QuantizedWeight
-from galley.quant.gguf_blocks import Bytes, blocks_of
 from galley.quant.gguf_grids import grid
 
 #: Types that take 4 bits a value and their scales in memory.
 WIDENED = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 
+Bytes = NDArray[np.uint8]
 _F16 = "<f2"
 IQ2_XXS_BLOCK = np.dtype([("d", _F16), ("qs", [("index", "u1", 4), ("rest", "<u4")], 8)])
 IQ2_XS_BLOCK = np.dtype([("d", _F16), ("qs", "<u2", 32), ("scales", "u1", 8)])
@@ -38,6 +38,11 @@ IQ3_S_BLOCK = np.dtype(
 )
 IQ1_S_BLOCK = np.dtype([("d", _F16), ("qs", "u1", 32), ("qh", "<u2", 8)])
 IQ1_M_BLOCK = np.dtype([("qs", "u1", 32), ("qh", "u1", 16), ("scales", "<u2", 4)])
+
+
+def blocks_of(data: NDArray[np.generic], block: np.dtype) -> NDArray[np.void]:
+    """The blocks of each row: structured [N, K / values per block], a view if possible."""
+    return np.ascontiguousarray(data).view(np.uint8).view(block)
 
 
 def _levels(*magnitudes: int) -> NDArray[np.float32]:

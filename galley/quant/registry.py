@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.quantized import QuantizedWeight
-from galley.quant import dense, gguf_blocks, gguf_iq, gguf_k, gguf_tables, gguf_ternary
+from galley.quant import dense, gguf_blocks, gguf_iq, gguf_nvfp4
 
 if TYPE_CHECKING:
     from galley.loader.tensor import RawTensor
@@ -23,22 +23,8 @@ FORMATS: dict[str, Callable[[NDArray[Any]], QuantizedWeight]] = {
     "F32": dense.gguf_f32,
     "F16": dense.gguf_f16,
     "BF16": dense.bfloat16,
-    "Q4_0": gguf_blocks.q4_0,
-    "Q4_1": gguf_blocks.q4_1,
-    "Q5_0": gguf_blocks.q5_0,
-    "Q5_1": gguf_blocks.q5_1,
-    "Q8_0": gguf_blocks.q8_0,
-    "Q2_K": gguf_k.q2_k,
-    "Q3_K": gguf_k.q3_k,
-    "Q4_K": gguf_k.q4_k,
-    "Q5_K": gguf_k.q5_k,
-    "Q6_K": gguf_k.q6_k,
-    "IQ4_NL": gguf_tables.iq4_nl,
-    "IQ4_XS": gguf_tables.iq4_xs,
-    "MXFP4": gguf_tables.mxfp4,
-    "NVFP4": gguf_tables.nvfp4,
-    "TQ1_0": gguf_ternary.tq1_0,
-    "TQ2_0": gguf_ternary.tq2_0,
+    "NVFP4": gguf_nvfp4.nvfp4,
+    **gguf_blocks.FORMATS,
     "IQ1_S": gguf_iq.iq1_s,
     "IQ1_M": gguf_iq.iq1_m,
     "IQ2_XXS": gguf_iq.iq2_xxs,
@@ -62,19 +48,18 @@ def read_weight(raw: RawTensor) -> QuantizedWeight:
             f"tensor {raw.name}: weight format {raw.dtype} is not supported; "
             f"supported formats: {', '.join(FORMATS)}"
         )
-    data = raw.data if raw.row_order is None else raw.data[raw.row_order]
     try:
-        unpacked = maker(data)
+        unpacked = maker(raw.data)
     except (TypeError, ValueError) as error:
         raise ModelError(
-            f"tensor {raw.name}: {raw.dtype} data of shape {data.shape} is not whole blocks"
+            f"tensor {raw.name}: {raw.dtype} data of shape {raw.data.shape} is not whole blocks"
         ) from error
     if unpacked.shape != tuple(raw.shape):
         raise ModelError(
             f"tensor {raw.name}: {raw.dtype} data holds shape {unpacked.shape}, "
             f"the checkpoint says {tuple(raw.shape)}"
         )
-    return unpacked
+    return unpacked if raw.row_order is None else unpacked.take(raw.row_order)
 
 
 def to_float32(raw: RawTensor) -> NDArray[np.float32]:

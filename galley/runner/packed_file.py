@@ -28,7 +28,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.kernels.weights import PackedWeight, WeightFormat
+from galley.kernels.weight_format import WeightFormat
+from galley.kernels.weights import PackedWeight
 from galley.runner.cache_files import lock_shared
 from galley.runner.checksum_cache import file_state, is_verified, mark_verified
 

@@ -4,7 +4,7 @@ import pytest
 
 from galley.kernels.activations import activation_kind
 from galley.kernels.program import Kind
-from galley.kernels.weights import WeightFormat
+from galley.kernels.weight_format import WeightFormat
 
 
 @pytest.mark.parametrize(

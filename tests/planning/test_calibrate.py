@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from galley.kernels.weights import WeightFormat
+from galley.kernels.weight_format import WeightFormat
 from galley.kv.format import KVFormat
 from galley.planning import calibrate, steps
 from galley.planning.limits import MachineLimits
