@@ -121,6 +121,38 @@ void bind_weights(nb::module_& m) {
      "table"_a, "The inverse of pack_codes, into arrays of the same shapes.");
 }
 
+// Strings of GGUF: each behind its length, uint64 and little-endian. Calls visit(text, length) for
+// `count` of them, from `at` on, and returns the end of the last; -1 if it is beyond `size`.
+template <class Visit>
+int64_t each_string(const uint8_t* data, int64_t size, int64_t at, int64_t count, Visit visit) {
+  for (int64_t i = 0; i < count; i++) {
+    uint64_t length;
+    if (at < 0 || at > size - 8) return -1;
+    std::memcpy(&length, data + at, 8);
+    if (length > static_cast<uint64_t>(size - at - 8)) return -1;
+    visit(reinterpret_cast<const char*>(data + at + 8), static_cast<size_t>(length));
+    at += 8 + static_cast<int64_t>(length);
+  }
+  return at;
+}
+
+void bind_strings(nb::module_& m) {
+  m.def("skip_strings", [](uint64_t data, int64_t size, int64_t start, int64_t count) {
+    return each_string(at<uint8_t>(data), size, start, count, [](const char*, size_t) {});
+  }, "data"_a, "size"_a, "start"_a, "count"_a,
+     "End of `count` strings of a GGUF file; -1 if that is beyond `size`.");
+  m.def("read_strings", [](uint64_t data, int64_t size, int64_t start, int64_t count) {
+    nb::list list;
+    each_string(at<uint8_t>(data), size, start, count, [&](const char* text, size_t length) {
+      const auto bytes = static_cast<Py_ssize_t>(length);
+      nb::object item = nb::steal(PyUnicode_DecodeUTF8(text, bytes, nullptr));
+      if (!item.is_valid()) throw nb::python_error();
+      list.append(item);
+    });
+    return list;
+  }, "data"_a, "size"_a, "start"_a, "count"_a, "The strings. UnicodeDecodeError if one is not UTF-8.");
+}
+
 void bind_blocks(nb::module_& m) {
   nb::class_<BlockType>(m, "BlockType", "A type of blocks in GGUF files; see csrc/blocks.h.")
       .def_prop_ro("values", [](const BlockType& t) { return t.values; }, "Of a block.")
@@ -296,6 +328,7 @@ NB_MODULE(_native, m) {
   bind_enums(m);
   bind_weights(m);
   bind_blocks(m);
+  bind_strings(m);
   bind_program(m);
   bind_drafts(m);
 }

@@ -47,27 +47,28 @@ constexpr int64_t kSixes = 12;             // scales of s6 that have bytes of th
 // One column of a header. `Byte` is uint8_t or const uint8_t.
 template <class Byte> struct HeaderColumn {
   const WeightLayout& w;
-  Byte* header;
   int64_t column;
+  int64_t super_bytes = w.super_bytes(), entries = w.entries();
+  int64_t scale_at = w.two_level() ? (w.has_mins() ? 2 : 1) * super_bytes * kPanel + column
+                     : w.scale == Scale::halves ? column / 16 * 4
+                                                : column * w.scale_bytes();
+  int64_t line = w.two_level() ? kPanel : w.scale_line_bytes();  // from entry to entry
+  Byte* header = nullptr;
 
-  // Scales and mins of one level.
-  Byte* scale(int64_t entry) const {
-    if (w.two_level()) {  // a byte: i8, u4, e4m3, the first twelve of s6
-      const int64_t supers = w.offset == Offset::min ? 2 : 1;
-      return header + supers * w.super_bytes() * kPanel + entry * kPanel + column;
-    }
-    if (w.scale == Scale::halves) return header + entry * 8 + column / 16 * 4;
-    return header + entry * w.scale_line_bytes() + column * w.scale_bytes();
-  }
-  Byte* min(int64_t entry) const { return scale(w.entries() + entry); }
+  HeaderColumn(const WeightLayout& w, int64_t column, Byte* header = nullptr)
+      : w(w), column(column), header(header) {}
+
+  // Scales and mins of one level; of two a byte: i8, u4, e4m3, the first twelve of s6.
+  Byte* scale(int64_t entry) const { return header + scale_at + entry * line; }
+  Byte* min(int64_t entry) const { return scale(entries + entry); }
   // What scales of two levels are multiplied with.
-  Byte* super_scale() const { return header + column * w.super_bytes(); }
+  Byte* super_scale() const { return header + column * super_bytes; }
   Byte* super_min() const { return header + kHalfLine + column * 2; }
   // Byte 0 .. 11 of u6.
   Byte* six(int64_t i) const { return header + 2 * kHalfLine + i * kPanel + column; }
   Byte* zeros(int64_t entry) const {
-    const int64_t line = w.zero_line_bytes();
-    return header + w.zeros_at() + entry * line + column % line;
+    const int64_t zero_line = w.zero_line_bytes();
+    return header + w.zeros_at() + entry * zero_line + column % zero_line;
   }
   int zeros_shift() const { return column < w.zero_line_bytes() ? 0 : 4; }
 };
@@ -189,33 +190,31 @@ struct BlockColumn {
       std::memcpy(codes + 4 * j, &step, 4);
     }
   }
-  void store(const uint8_t* codes, uint8_t* block) const {
+  template <Format F> void store(const uint8_t* codes, uint8_t* block) const {
     uint32_t step[8];
     std::memcpy(step, codes, kGroup);
-    if (w.format == Format::i8) {
+    if constexpr (F == Format::i8) {
       for (int64_t j = 0; j < 8; j++) set(block, j, step[j]);
-      return;
-    }
-    if (w.bits() < 4) {
+    } else if constexpr (F == Format::i2 || F == Format::i3) {
       uint32_t low[2] = {0, 0}, third = 0;
       for (int64_t j = 0; j < 8; j++) {
         low[j / 4] |= (step[j] & 0x03030303u) << j % 4 * 2;
         third |= (step[j] >> 2 & 0x01010101u) << j;
       }
       set(block, 0, low[0]), set(block, 1, low[1]);
-      if (w.format == Format::i3) set(block, 2, third);
-      return;
+      if (F == Format::i3) set(block, 2, third);
+    } else {
+      for (int64_t j = 0; j < 4; j++) {
+        set(block, j, (step[j] & 0x0f0f0f0fu) | (step[j + 4] & 0x0f0f0f0fu) << 4);
+      }
+      uint32_t fifth = 0, pairs[2] = {0, 0};
+      for (int64_t j = 0; j < 8; j++) {
+        fifth |= (step[j] >> 4 & 0x01010101u) << j;
+        pairs[j / 4] |= (step[j] >> 4 & 0x03030303u) << j % 4 * 2;
+      }
+      if (F == Format::i5) set(block, 4, fifth);
+      if (F == Format::i6) set(block, 4, pairs[0]), set(block, 5, pairs[1]);
     }
-    for (int64_t j = 0; j < 4; j++) {
-      set(block, j, (step[j] & 0x0f0f0f0fu) | (step[j + 4] & 0x0f0f0f0fu) << 4);
-    }
-    uint32_t fifth = 0, pairs[2] = {0, 0};
-    for (int64_t j = 0; j < 8; j++) {
-      fifth |= (step[j] >> 4 & 0x01010101u) << j;
-      pairs[j / 4] |= (step[j] >> 4 & 0x03030303u) << j % 4 * 2;
-    }
-    if (w.format == Format::i5) set(block, 4, fifth);
-    if (w.format == Format::i6) set(block, 4, pairs[0]), set(block, 5, pairs[1]);
   }
 };
 
@@ -234,66 +233,83 @@ void check_arrays(const WeightLayout& w, const CodeSource& s) {
   }
 }
 
-// Scale number `i` of a row `s`. `unfit` collects bits that have no place.
-void store_entry(const HeaderColumn<uint8_t>& h, const CodeSource& s, int64_t i, uint32_t* unfit) {
+// A number of 1, 2 or 4 bytes.
+void copy_number(uint8_t* to, const uint8_t* from, int64_t width) {
+  if (width == 1) *to = *from;
+  if (width == 2) std::memcpy(to, from, 2);
+  if (width == 4) std::memcpy(to, from, 4);
+}
+
+// Scales `first` .. of a row `s` into its header. `unfit` collects bits that have no place.
+void store_scales(const HeaderColumn<uint8_t>& h, const CodeSource& s, int64_t first, int64_t count,
+                  uint32_t* unfit) {
   const WeightLayout& w = h.w;
-  const int64_t entry = i % w.entries(), width = w.scale_bytes();
-  const auto* scale = static_cast<const uint8_t*>(s.scale) + i * width;
-  const auto* min = s.min ? static_cast<const uint8_t*>(s.min) + i * width : nullptr;
-  if (w.scale == Scale::u6) {
-    *unfit |= (*scale | *min) & ~63u;
-    set_six_bits(h, entry, {*scale, *min});
-    return;
-  }
-  if (w.scale == Scale::u4) {
-    *unfit |= (*scale | *min) & ~15u;
-    *h.scale(entry) = static_cast<uint8_t>(*scale | *min << 4);
-    return;
-  }
-  if (w.scale == Scale::s6) {
-    const auto code = static_cast<uint8_t>(*scale + 32);
-    *unfit |= code & ~63u;
-    set_signed_six(h, entry, code & 63);
-    return;
-  }
-  if (w.scale == Scale::halves && h.column % 16 != 0) {
-    *unfit |= std::memcmp(h.scale(entry), scale, width) != 0;
-    return;
-  }
-  std::memcpy(h.scale(entry), scale, width);
-  if (w.offset == Offset::min) std::memcpy(h.min(entry), min, width);
-  if (w.offset == Offset::zeros) {
-    const uint8_t zero = s.zeros[i];
-    *unfit |= zero >> w.bits();
-    *h.zeros(entry) |= static_cast<uint8_t>(zero << h.zeros_shift());
+  const int64_t width = w.scale_bytes();
+  const auto* scale = static_cast<const uint8_t*>(s.scale) + first * width;
+  const auto* min = s.min ? static_cast<const uint8_t*>(s.min) + first * width : nullptr;
+  for (int64_t e = 0; e < count; e++, scale += width) {
+    if (w.scale == Scale::u6) {
+      *unfit |= (*scale | min[e]) & ~63u;
+      set_six_bits(h, e, {*scale, min[e]});
+    } else if (w.scale == Scale::u4) {
+      *unfit |= (*scale | min[e]) & ~15u;
+      *h.scale(e) = static_cast<uint8_t>(*scale | min[e] << 4);
+    } else if (w.scale == Scale::s6) {
+      const auto code = static_cast<uint8_t>(*scale + 32);
+      *unfit |= code & ~63u;
+      set_signed_six(h, e, code & 63);
+    } else if (w.scale == Scale::halves && h.column % 16 != 0) {
+      *unfit |= std::memcmp(h.scale(e), scale, width) != 0;
+    } else {
+      copy_number(h.scale(e), scale, width);
+      if (min) copy_number(h.min(e), min + e * width, width);
+    }
+    if (s.zeros) {
+      const uint8_t zero = s.zeros[first + e];
+      *unfit |= zero >> w.bits();
+      *h.zeros(e) |= static_cast<uint8_t>(zero << h.zeros_shift());
+    }
   }
 }
 
 // A row `s` into one column of the headers of a panel that is 0 so far.
 void store_headers(const WeightLayout& w, const CodeSource& s, int64_t column, uint8_t* panel,
                    uint32_t* unfit) {
-  const int64_t entries = w.entries(), scales = w.scales();
-  for (int64_t span = 0; span < w.spans(); span++) {
-    const HeaderColumn<uint8_t> h{w, panel + w.header_at(span * w.span_blocks()), column};
-    for (int64_t i = span * entries; i < std::min((span + 1) * entries, scales); i++) {
-      store_entry(h, s, i, unfit);
-    }
+  HeaderColumn<uint8_t> h(w, column);
+  const int64_t scales = w.scales(), spans = w.spans(), blocks = w.span_blocks();
+  const int64_t step = w.header_at(blocks), width = h.super_bytes;
+  for (int64_t span = 0; span < spans; span++) {
+    const int64_t first = span * h.entries;
+    h.header = panel + span * step;
+    store_scales(h, s, first, std::min(h.entries, scales - first), unfit);
     if (!w.two_level()) continue;
-    const int64_t width = w.super_bytes(), from = span * width;
-    std::memcpy(h.super_scale(), static_cast<const uint8_t*>(s.super_scale) + from, width);
+    copy_number(h.super_scale(), static_cast<const uint8_t*>(s.super_scale) + span * width, width);
     if (s.super_min) {
-      std::memcpy(h.super_min(), static_cast<const uint8_t*>(s.super_min) + from, width);
+      copy_number(h.super_min(), static_cast<const uint8_t*>(s.super_min) + span * width, width);
     }
   }
 }
 
 // Codes of a panel's columns, `stride` bytes apart, into its blocks.
+template <Format F>
 void store_codes(const WeightLayout& w, const uint8_t* codes, int64_t stride, uint8_t* panel) {
   for (int64_t block = 0; block < w.blocks(); block++) {
     uint8_t* to = panel + w.block_at(block);
     for (int64_t column = 0; column < kPanel; column++) {
-      BlockColumn{w, column}.store(codes + column * stride + block * kGroup, to);
+      BlockColumn{w, column}.store<F>(codes + column * stride + block * kGroup, to);
     }
+  }
+}
+
+using StoreCodes = void (*)(const WeightLayout&, const uint8_t*, int64_t, uint8_t*);
+StoreCodes store_codes_of(Format format) {
+  switch (format) {
+    case Format::i2: return store_codes<Format::i2>;
+    case Format::i3: return store_codes<Format::i3>;
+    case Format::i5: return store_codes<Format::i5>;
+    case Format::i6: return store_codes<Format::i6>;
+    case Format::i8: return store_codes<Format::i8>;
+    default: return store_codes<Format::i4>;
   }
 }
 
@@ -313,6 +329,7 @@ template <class Read> void pack_panels(const WeightLayout& w, uint8_t* out, Read
   // their scales or activations are 0.
   const int64_t stride = w.blocks() * kGroup + 64;
   std::vector<uint8_t> codes(kPanel * stride);
+  const StoreCodes store = store_codes_of(w.format);
   uint32_t unfit = 0;
   for (int64_t p = 0; p < w.panels(); p++) {
     uint8_t* panel = out + w.table_bytes() + p * w.panel_bytes();
@@ -323,7 +340,7 @@ template <class Read> void pack_panels(const WeightLayout& w, uint8_t* out, Read
       const CodeSource row = read(p * kPanel + column, codes.data() + column * stride);
       store_headers(w, row, column, panel, &unfit);
     }
-    store_codes(w, codes.data(), stride, panel);
+    store(w, codes.data(), stride, panel);
   }
   if (unfit) throw std::invalid_argument("zeros or scales do not fit their bits");
 }
@@ -459,10 +476,10 @@ void unpack_codes(const WeightLayout& w, const uint8_t* data, const CodeTarget& 
       std::memcpy(t.q + row * w.k + block * kGroup, codes, std::min(kGroup, w.k - block * kGroup));
     }
     for (int64_t i = 0; i < w.scales(); i++) {
-      unpack_entry({w, panel + w.header_at(i / w.entries() * w.span_blocks()), column}, t, row, i);
+      unpack_entry({w, column, panel + w.header_at(i / w.entries() * w.span_blocks())}, t, row, i);
     }
     for (int64_t span = 0; w.two_level() && span < w.spans(); span++) {
-      const HeaderColumn<const uint8_t> h{w, panel + w.header_at(span * w.span_blocks()), column};
+      const HeaderColumn<const uint8_t> h(w, column, panel + w.header_at(span * w.span_blocks()));
       const int64_t width = w.super_bytes(), to = (row * w.spans() + span) * width;
       std::memcpy(static_cast<uint8_t*>(t.super_scale) + to, h.super_scale(), width);
       if (t.super_min) std::memcpy(static_cast<uint8_t*>(t.super_min) + to, h.super_min(), width);
@@ -476,7 +493,7 @@ void unpack_row(const WeightLayout& w, const uint8_t* data, int64_t row, float* 
   if (!w.quantised()) return unpack_dense_row(w, panel, column, out);
   const int64_t part = w.group == 16 ? 16 : kGroup;  // values of a block that share a scale
   for (int64_t block = 0; block < w.blocks(); block++) {
-    const HeaderColumn<const uint8_t> h{w, panel + w.header_at(block), column};
+    const HeaderColumn<const uint8_t> h(w, column, panel + w.header_at(block));
     uint8_t codes[kGroup];
     BlockColumn{w, column}.load(panel + w.block_at(block), codes);
     const int64_t count = std::min(kGroup, w.k - block * kGroup);

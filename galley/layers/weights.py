@@ -36,6 +36,7 @@ from galley.layers.questions import (
 from galley.layers.sites import Sites
 from galley.loader.tensor import Checkpoint, RawTensor
 from galley.quant import (
+    BLOCKS,
     WIDENED,
     ExpertScheme,
     QuantizedWeight,
@@ -166,7 +167,7 @@ class CheckpointWeights:
         room = _Room(spare)
 
         def make(matrix: Matrix) -> list[Weight]:
-            with room.taken(_BYTES_UNPACKED * matrix.num_inputs * matrix.num_outputs):
+            with room.taken(self._unpacked_bytes(matrix)):
                 return self._make(matrix)
 
         wanted = [matrix for matrix in dict.fromkeys(matrices) if matrix not in self._made]
@@ -178,6 +179,13 @@ class CheckpointWeights:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _unpacked_bytes(self, matrix: Matrix) -> int:
+        """Memory for the matrix while it is made. Blocks of a file are packed where they lie."""
+        names = [f"{part.name}.weight" for part in matrix.parts]
+        if all(self.has(name) and self._checkpoint.header(name).dtype in BLOCKS for name in names):
+            return 0
+        return _BYTES_UNPACKED * matrix.num_inputs * matrix.num_outputs
 
     def _make(self, matrix: Matrix) -> list[Weight]:
         # One expert after the other: of what is not packed yet, one is in memory.

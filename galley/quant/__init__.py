@@ -7,12 +7,14 @@ quantization method, whose matrices are several tensors, is one file with a `Sch
 """
 
 from galley.kernels.quantized import QuantizedWeight, concat_rows, interleave_rows
+from galley.quant.gguf_blocks import BLOCKS
 from galley.quant.gguf_iq import WIDENED
 from galley.quant.registry import FORMATS, read_weight, to_float32
 from galley.quant.scheme import ExpertScheme, Scheme, Tensors
 from galley.quant.schemes import online_of, scheme_of
 
 __all__ = [
+    "BLOCKS",
     "FORMATS",
     "WIDENED",
     "ExpertScheme",

@@ -30,6 +30,6 @@ def read(block: _native.BlockType, data: NDArray[Any]) -> QuantizedWeight:
 
 
 #: Type → raw array → QuantizedWeight.
-FORMATS: dict[str, Callable[[NDArray[Any]], QuantizedWeight]] = {
+BLOCKS: dict[str, Callable[[NDArray[Any]], QuantizedWeight]] = {
     name: partial(read, block) for name, block in _native.block_types().items()
 }

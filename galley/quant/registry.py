@@ -24,7 +24,7 @@ FORMATS: dict[str, Callable[[NDArray[Any]], QuantizedWeight]] = {
     "F16": dense.gguf_f16,
     "BF16": dense.bfloat16,
     "NVFP4": gguf_nvfp4.nvfp4,
-    **gguf_blocks.FORMATS,
+    **gguf_blocks.BLOCKS,
     "IQ1_S": gguf_iq.iq1_s,
     "IQ1_M": gguf_iq.iq1_m,
     "IQ2_XXS": gguf_iq.iq2_xxs,

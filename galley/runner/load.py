@@ -6,7 +6,9 @@ map them. Knows no family and no format.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,10 @@ log = logging.getLogger(__name__)
 SPARE_PART = 16
 #: Called with (bytes done, bytes in all) of a checkpoint's tensors while a model is loaded.
 Progress = Callable[[int, int], None]
+
+
+#: Larger models are written to the cache while they serve already.
+BACKGROUND_BYTES = 256 * 2**20
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
@@ -122,5 +128,20 @@ def load_model(
     model = build_model(model_info, recording, stage)
     weights.finish()
     if cached is not None:
-        recording.write(cached, cache_size)
+        _write(recording, cached, cache_size)
     return LoadedModel(model, recording.num_bytes, False, recording.sites)
+
+
+def _write(weights: RecordingWeights, path: Path, limit: int | None) -> None:
+    """Write a cache file: at once, or of a large model in a thread that the process waits for at
+    its end."""
+    if weights.num_bytes < BACKGROUND_BYTES:
+        weights.write(path, limit)
+        return
+
+    def write() -> None:
+        with contextlib.suppress(OSError):  # steps come first
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        weights.write(path, limit)
+
+    threading.Thread(target=write, name="weight cache").start()

@@ -13,7 +13,15 @@ from gguf import GGMLQuantizationType as Type
 from galley.errors import ModelError
 from galley.kernels.weights import pack
 from galley.loader.tensor import RawTensor
-from galley.quant import FORMATS, QuantizedWeight, read_weight, to_float32
+from galley.quant import (
+    BLOCKS,
+    FORMATS,
+    QuantizedWeight,
+    concat_rows,
+    interleave_rows,
+    read_weight,
+    to_float32,
+)
 from tests.quant.blocks import random_blocks
 
 ROWS, K = 24, 512
@@ -121,6 +129,24 @@ def test_a_packed_k_type_is_as_large_as_its_file(name):
     packed = pack(weight)
     assert packed.data.nbytes == data.nbytes
     assert np.array_equal(packed.unpack(), gguf.dequantize(data, Type[name]))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_packed_as_their_codes_are(name):
+    """From where they lie in two tensors, interleaved, in another order and cut."""
+    rng = np.random.default_rng(11)
+    parts = [
+        read_weight(raw(name, random_blocks(name, rng, 48, 768), (48, 768), rng.permutation(48)))
+        for _ in range(2)
+    ]
+    assert all(part.q is None for part in parts)
+    for joined in (interleave_rows(*parts, 2), concat_rows(parts).take(slice(5, 80))):
+        for weight in (joined, joined.columns(256, 512), joined.columns(512, 768)):
+            got, want = pack(weight), pack(weight.codes())
+            assert got.format == want.format
+            assert np.array_equal(got.data, want.data)
+    with pytest.raises(ValueError, match="cut through blocks"):
+        parts[0].columns(0, 16)
 
 
 @pytest.mark.parametrize("name", TABLES)
