@@ -154,33 +154,27 @@ void bind_strings(nb::module_& m) {
 }
 
 void bind_blocks(nb::module_& m) {
-  nb::class_<BlockType>(m, "BlockType", "A type of blocks in GGUF files; see csrc/blocks.h.")
-      .def_prop_ro("values", [](const BlockType& t) { return t.values; }, "Of a block.")
-      .def_prop_ro("bytes", [](const BlockType& t) { return t.bytes; }, "Of a block.")
-      .def_prop_ro("levels", [](const BlockType& t) {
-        return t.levels ? std::vector<int>(t.levels, t.levels + 16) : std::vector<int>();
-      }, "By code, if it has a table.")
-      .def_prop_ro("format", [](const BlockType& t) { return t.format.format; })
-      .def_prop_ro("group", [](const BlockType& t) { return t.format.group; })
-      .def_prop_ro("zero", [](const BlockType& t) { return t.format.zero; })
-      .def_prop_ro("scale", [](const BlockType& t) { return t.format.scale; })
-      .def_prop_ro("offset", [](const BlockType& t) { return t.format.offset; })
-      .def_prop_ro("table", [](const BlockType& t) { return t.format.table; });
   m.def("block_types", [] {
-    std::map<std::string, BlockType> types;
-    for (const BlockType& type : block_types()) types.emplace(type.name, type);
+    nb::dict types;
+    for (const BlockType& t : block_types()) {
+      const WeightLayout& w = t.format;
+      types[t.name] = nb::make_tuple(t.values, t.bytes, w.format, w.group, w.zero, w.scale, w.offset,
+                                     w.table);
+    }
     return types;
-  }, "By name.");
-  m.def("pack_blocks", [](const BlockType& type, uint64_t rows, int64_t n, int64_t k, uint64_t out) {
+  }, "Types of blocks in GGUF files (csrc/blocks.h): values and bytes of a block, format, group, zero, "
+     "scale, offset, table.");
+  m.def("pack_blocks", [](const std::string& type, uint64_t rows, int64_t n, int64_t k,
+                          uint64_t out) {
     nb::gil_scoped_release release;
-    pack_blocks(type, at<uint64_t>(rows), n, k, mutable_at(out));
+    pack_blocks(block_type(type), at<uint64_t>(rows), n, k, mutable_at(out));
   }, "type"_a, "rows"_a, "n"_a, "k"_a, "out"_a,
      "Pack rows of k values, whose addresses are uint64 [n], as the type's format.");
-  m.def("decode_blocks", [](const BlockType& type, uint64_t rows, int64_t n, int64_t k, uint64_t q,
+  m.def("decode_blocks", [](const std::string& type, uint64_t rows, int64_t n, int64_t k, uint64_t q,
                             uint64_t scale, uint64_t min, uint64_t, uint64_t super_scale,
                             uint64_t super_min, uint64_t table) {
     nb::gil_scoped_release release;
-    decode_blocks(type, at<uint64_t>(rows), n, k,
+    decode_blocks(block_type(type), at<uint64_t>(rows), n, k,
                   CodeTarget{mutable_at(q), mutable_at(scale), mutable_at(min), nullptr,
                              mutable_at(super_scale), mutable_at(super_min), mutable_at(table)});
   }, "type"_a, "rows"_a, "n"_a, "k"_a, "q"_a, "scale"_a, "min"_a, "zeros"_a, "super_scale"_a,

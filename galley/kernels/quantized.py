@@ -6,7 +6,7 @@ and v as one weight), interleaved (gate with up) and cut along either axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -20,17 +20,41 @@ from galley.kernels.weight_format import Activations, WeightFormat, addresses
 Array = NDArray[Any]
 
 
-class Blocks(msgspec.Struct, frozen=True, eq=False):
-    """Rows of GGUF blocks where they lie, as in a mapped file (csrc/blocks.h).
+class BlockType(msgspec.Struct, frozen=True):
+    """A type of blocks in GGUF files.
 
     Attributes:
-        type: of the blocks.
+        values, bytes: of a block.
+        format: what it is packed as.
+    """
+
+    name: str
+    values: int
+    bytes: int
+    format: WeightFormat
+
+
+def _block_types() -> Iterator[BlockType]:
+    for name, (values, size, codes, group, zero, *kinds) in _native.block_types().items():
+        scale, offset, table = (kind.name for kind in kinds)
+        fmt: Any = (codes.name, group, zero, scale, offset, table)
+        yield BlockType(name, values, size, WeightFormat(*fmt))
+
+
+#: Those that native code decodes (csrc/blocks.cpp).
+BLOCK_TYPES = {block.name: block for block in _block_types()}
+
+
+class Blocks(msgspec.Struct, frozen=True, eq=False):
+    """Rows of GGUF blocks where they lie, as in a mapped file.
+
+    Attributes:
         rows: uint64 [N]: address of each row.
         k: values of a row.
         owners: arrays in which the rows lie.
     """
 
-    type: _native.BlockType
+    type: BlockType
     rows: NDArray[np.uint64]
     k: int
     owners: tuple[Array, ...]
@@ -42,10 +66,8 @@ class Blocks(msgspec.Struct, frozen=True, eq=False):
     @property
     def format(self) -> WeightFormat:
         """What they are packed as."""
-        t = self.type
-        group = 0 if t.group >= self.k else t.group
-        names = t.format.name, group, t.zero, t.scale.name, t.offset.name, t.table.name
-        return WeightFormat(*names)  # type: ignore[arg-type]
+        fmt = self.type.format
+        return replace(fmt, group=0) if fmt.group >= self.k else fmt
 
     def columns(self, start: int, stop: int) -> Blocks:
         """Inputs [start, stop). Raises ValueError if a border cuts through a block."""
@@ -58,7 +80,7 @@ class Blocks(msgspec.Struct, frozen=True, eq=False):
         fmt = self.format
         arrays = fmt.arrays(self.shape)
         rows = np.ascontiguousarray(self.rows)
-        _native.decode_blocks(self.type, rows.ctypes.data, *self.shape, **addresses(arrays))
+        _native.decode_blocks(self.type.name, rows.ctypes.data, *self.shape, **addresses(arrays))
         return from_arrays(fmt, arrays)
 
 
@@ -110,7 +132,7 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         if self.dense is not None:
             return ("dense", self.dense.dtype.name)
         if self.blocks is not None:
-            return ("blocks", self.blocks.format)
+            return ("blocks", self.blocks.type)
         dtypes = [_dtype(a) for a in (self.scale, self.min, self.super_scale, self.super_min)]
         zero = self.zero if isinstance(self.zero, int) else "zero per group"
         table = None if self.table is None else self.table.tobytes()

@@ -375,7 +375,7 @@ def _pack_blocks(blocks: Blocks, allocate: Allocate) -> PackedWeight:
     fmt, shape = blocks.format, blocks.shape
     data = allocate(fmt.num_bytes(shape))
     rows = np.ascontiguousarray(blocks.rows)
-    _native.pack_blocks(blocks.type, rows.ctypes.data, *shape, data.ctypes.data)
+    _native.pack_blocks(blocks.type.name, rows.ctypes.data, *shape, data.ctypes.data)
     return PackedWeight(fmt, shape, data)
 
 

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.kernels import _native
-from galley.kernels.quantized import Blocks, QuantizedWeight
+from galley.kernels.quantized import BLOCK_TYPES, Blocks, BlockType, QuantizedWeight
 
 
-def read(block: _native.BlockType, data: NDArray[Any]) -> QuantizedWeight:
+def read(block: BlockType, data: NDArray[Any]) -> QuantizedWeight:
     """Rows of whole blocks, uint8 [N, bytes per row]. Raises ValueError for other data."""
     if data.ndim != 2 or data.shape[1] % block.bytes or not data.size:
         raise ValueError(f"{data.shape} bytes are not rows of blocks of {block.bytes}")
@@ -31,5 +30,5 @@ def read(block: _native.BlockType, data: NDArray[Any]) -> QuantizedWeight:
 
 #: Type → raw array → QuantizedWeight.
 BLOCKS: dict[str, Callable[[NDArray[Any]], QuantizedWeight]] = {
-    name: partial(read, block) for name, block in _native.block_types().items()
+    name: partial(read, block) for name, block in BLOCK_TYPES.items()
 }
