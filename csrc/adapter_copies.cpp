@@ -2,8 +2,7 @@
 // which may have a whole matrix of their own.
 //
 // adapt_embedding: for tokens with an adapter, low = scale * (the token's column of A), and out = the
-//   token's row of the adapter's own embedding if it has one. Pointers: adapters, low (f32
-//   [tokens][max_rank]), out (f32 [tokens][n]). Ints: first_input, max_rank, k (vocabulary), n, copy
+//   token's row of the adapter's own embedding if it has one. Pointers: adapters, low (of f32), out (f32 [tokens][n]). Ints: first_input, max_rank, k (vocabulary), n, copy
 //   (column of the table). A is [k][rank], the embedding [k][n]. Columns: adapter, token_ids. Tile: up
 //   to 32 tokens of one adapter.
 // adapt_head: out = W x, for rows whose adapter has a head of its own. Pointers: x (f32 [rows][k]),
@@ -77,7 +76,7 @@ class AdaptEmbedding final : public Op {
 class AdaptHead final : public Op {
  public:
   explicit AdaptHead(const Args& a)
-      : table_(a), rows_(adapter_rows(a)), x_(a.ptr<float>("x")), out_(a.ptr<float>("out")),
+      : table_(a), rows_(adapter_rows(a)), x_(a.ptr<uint8_t>("x")), out_(a.ptr<float>("out")),
         k_(a.size("k")), n_(a.size("n")), out_stride_(a.size("out_stride")), copy_(a.size("copy")),
         panels_((n_ + kAdapterPanel - 1) / kAdapterPanel),
         across_((panels_ + kPanels - 1) / kPanels) {
@@ -97,7 +96,7 @@ class AdaptHead final : public Op {
   }
 
   void run(const Step&, int64_t begin, int64_t end, int) override {
-    const float* x[AdapterRows::kMostRows];
+    const uint8_t* x[AdapterRows::kMostRows];
     float* out[AdapterRows::kMostRows];
     for (int64_t tile = begin; tile < end; tile++) {
       const auto& group = groups_[tile / across_];
@@ -106,12 +105,12 @@ class AdaptHead final : public Op {
       const int64_t width = std::min(count * kAdapterPanel, n_ - column);
       for (int32_t j = 0; j < group.count; j++) {
         const int64_t row = rows_->rows[group.first + j];
-        x[j] = x_ + row * k_;
+        x[j] = x_ + row * k_ * 4;
         out[j] = out_ + row * out_stride_;
         std::memset(out[j] + column, 0, 4 * width);
       }
-      kernel_({table_.copy(group.place, copy_), k_, n_, table_.bf16, kAdapterPanel}, first, count, x,
-              group.count, out);
+      kernel_({table_.copy(group.place, copy_), k_, n_, table_.bf16, Kind::f32, kAdapterPanel}, first,
+              count, x, group.count, out);
     }
   }
 
@@ -119,7 +118,7 @@ class AdaptHead final : public Op {
   static constexpr int64_t kPanels = 8;
   AdapterTable table_;
   AdapterRows* rows_;
-  const float* x_;
+  const uint8_t* x_;
   float* out_;
   int64_t k_, n_, out_stride_, copy_, panels_, across_;
   std::vector<AdapterRows::Group> groups_;  // whose adapter has a head of its own

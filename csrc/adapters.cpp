@@ -1,21 +1,28 @@
 // Ops `adapter_shrink` and `adapter_expand`: low-rank adapters of a linear layer (adapters.h).
 //
-// adapter_shrink: out = scale * A x, for rows with an adapter. Pointers: x ([rows][x_stride] of
-//   x_kind), adapters, out (f32 [rows][inputs * max_rank]). Ints: k, first_input, inputs (matrices A of
-//   the layer), max_rank, x_kind (f32, bf16), x_stride? (default k).
-//   Tile: 4 rows of A, for up to 32 rows of one adapter.
-// adapter_expand: out += B x. Pointers: x (f32, as adapter_shrink stores it), adapters, parts (int32
-//   [count][4]: input, outputs, first column, columns from panel to panel), out (f32
-//   [rows][out_stride]). Ints: count, first_input, first_output, inputs, max_rank, out_stride.
+// adapter_shrink: low = scale * A x, for rows with an adapter. Pointers: x ([rows][x_stride] of
+//   x_kind), adapters, out (low). Ints: k, first_input, inputs (matrices A of the layer), max_rank,
+//   x_kind (f32, bf16: of low, too), x_stride? (default k).
+//   Tile: a panel of A, for up to 32 rows of one adapter.
+// adapter_expand: out += B low. Pointers: x (low), adapters, parts (int32 [count][4]: input, outputs,
+//   first column, columns from panel to panel), out (f32 [rows][out_stride]). Ints: count, first_input,
+//   first_output, inputs, max_rank, x_kind, out_stride.
 //   Tile: 8 panels of 16 outputs.
 // Both: adapters; ints width, all_inputs, all_outputs, bf16; rows (tokens, logits). Column: adapter.
 // Where the layer is one product, adapted_linear (linear.cpp) does the work of adapter_expand.
 #include "adapters_kernel.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 namespace galley {
+
+namespace {
+
+int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+
+}  // namespace
 
 AdapterRows* adapter_rows(const Args& a) {
   const Dim rows = a.rows();
@@ -58,7 +65,7 @@ void AdapterRows::make(const Step& step, int) {
                    [](const Share& a, const Share& b) { return a.place < b.place; });
   rows.clear(), groups.clear();
   const auto count = static_cast<size_t>(step.sizes[geometry_.dimension]);
-  place.assign(count, kNone), next.assign(count, kNone);
+  place.assign(count, kNone), next.assign(count, kNone), same_until.resize(count);
   for (const Share& share : shares) {
     for (int32_t i = share.first; i < share.last; i++) {
       if (!rows.empty() && place[rows.back()] == share.place) next[rows.back()] = i;
@@ -71,6 +78,31 @@ void AdapterRows::make(const Step& step, int) {
       groups.back().count++;
     }
   }
+  for (size_t i = count; i-- > 0;) {
+    const bool same = i + 1 < count && place[i] == place[i + 1];
+    same_until[i] = same ? same_until[i + 1] : static_cast<int32_t>(i + 1);
+  }
+}
+
+void LowRows::store(int64_t row, int64_t input, int64_t first, int64_t rank, const float* values,
+                    float scale) const {
+  const int64_t count = std::min(rank - first, kAdapterPanel);
+  if (kind != Kind::bf16) {
+    float* to = reinterpret_cast<float*>(at(row, input)) + first;
+    for (int64_t i = 0; i < count; i++) to[i] = values[i] * scale;
+    return;
+  }
+  const bool is_last = first + kAdapterPanel >= rank;
+  const int64_t end = is_last ? blocks(rank, kLowBlock) * kLowBlock - first : kAdapterPanel;
+  uint16_t* to = reinterpret_cast<uint16_t*>(at(row, input)) + first;
+  for (int64_t i = 0; i < count; i++) {
+    const float value = values[i] * scale;
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const bool is_nan = value != value;
+    to[i] = static_cast<uint16_t>((is_nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
+  std::fill(to + count, to + end, uint16_t{0});
 }
 
 namespace {
@@ -95,13 +127,15 @@ class GroupTiles {
 constexpr size_t kFewRows = 64;
 constexpr int64_t kWholeShare = int64_t{1} << 40;
 
-int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
-
 class AdapterOp : public Op {
  public:
   explicit AdapterOp(const Args& a)
       : table_(a), rows_(adapter_rows(a)), first_input_(a.i("first_input")),
-        inputs_(a.size("inputs")), max_rank_(a.size("max_rank")), s_columns_(inputs_ * max_rank_) {}
+        inputs_(a.size("inputs")), max_rank_(a.size("max_rank")), x_kind_(a.kind("x_kind")) {
+    if (x_kind_ != Kind::f32 && x_kind_ != Kind::bf16) {
+      throw std::invalid_argument("x_kind must be f32 or bf16");
+    }
+  }
 
   void plan(const Step& step, int threads) final {
     rows_->make_once(step, threads);
@@ -118,77 +152,69 @@ class AdapterOp : public Op {
 
   AdapterTable table_;
   AdapterRows* rows_;
-  int64_t first_input_, inputs_, max_rank_, s_columns_;
+  int64_t first_input_, inputs_, max_rank_;
+  Kind x_kind_;
   GroupTiles tiles_;
 };
 
 class AdapterShrink final : public AdapterOp {
  public:
   explicit AdapterShrink(const Args& a)
-      : AdapterOp(a), x_(a.ptr<uint8_t>("x")), out_(a.ptr<float>("out")), k_(a.size("k")),
-        x_kind_(a.kind("x_kind")), x_bytes_(a.i("x_stride", k_) * (x_kind_ == Kind::bf16 ? 2 : 4)) {
-    if (x_kind_ != Kind::f32 && x_kind_ != Kind::bf16) {
-      throw std::invalid_argument("x_kind must be f32 or bf16");
-    }
-  }
+      : AdapterOp(a), x_(a.ptr<uint8_t>("x")),
+        low_(a.ptr<uint8_t>("out"), x_kind_, inputs_, max_rank_), k_(a.size("k")),
+        x_bytes_(a.i("x_stride", k_) * (x_kind_ == Kind::bf16 ? 2 : 4)) {}
 
   void run(const Step&, int64_t begin, int64_t end, int) override {
     const uint8_t* x[AdapterRows::kMostRows];
-    float* out[AdapterRows::kMostRows];
+    alignas(64) float sums[AdapterRows::kMostRows * kAdapterPanel];
     for (int64_t tile = begin; tile < end; tile++) {
       auto [g, block] = tiles_.find(tile);
       const auto& group = rows_->groups[g];
+      const int32_t* rows = rows_->rows.data() + group.first;
+      for (int32_t j = 0; j < group.count; j++) x[j] = x_ + rows[j] * x_bytes_;
       for (int64_t i = 0; i < inputs_; i++) {
         const AdapterInput in = table_.input(group.place, first_input_ + i);
-        const int64_t count = blocks(in.rank, kRanks);
+        const int64_t count = blocks(in.rank, kAdapterPanel);
         if (block >= count) {
           block -= count;
           continue;
         }
-        const int64_t first = block * kRanks;
+        const uint8_t* panel = in.a + block * adapter_panel_bytes(k_, table_.bf16);
+        kernel_({panel, k_, table_.bf16, x_kind_}, x, group.count, sums);
         for (int32_t j = 0; j < group.count; j++) {
-          const int64_t row = rows_->rows[group.first + j];
-          x[j] = x_ + row * x_bytes_;
-          out[j] = out_ + row * s_columns_ + i * max_rank_ + first;
+          low_.store(rows[j], i, block * kAdapterPanel, in.rank, sums + j * kAdapterPanel, in.scale);
         }
-        const uint8_t* from = in.a + first * k_ * (table_.bf16 ? 2 : 4);
-        kernel_({from, k_, table_.bf16, x_kind_, in.scale}, std::min(kRanks, in.rank - first), x,
-                group.count, out);
         break;
       }
     }
   }
 
  private:
-  static constexpr int64_t kRanks = 4;
-
   int64_t group_tiles(int32_t place) const override {
     int64_t count = 0;
     for (int64_t i = 0; i < inputs_; i++) {
       const int64_t rank = table_.input(place, first_input_ + i).rank;
       if (rank < 0 || rank > max_rank_) throw std::invalid_argument("an adapter's rank is too large");
-      count += blocks(rank, kRanks);
+      count += blocks(rank, kAdapterPanel);
     }
     return count;
   }
 
   const uint8_t* x_;
-  float* out_;
-  int64_t k_;
-  Kind x_kind_;
-  int64_t x_bytes_;
-  decltype(&generic::adapter_shrink) kernel_ = GALLEY_PICK(adapter_shrink);
+  LowRows low_;
+  int64_t k_, x_bytes_;
+  decltype(&generic::adapter_shrink) kernel_ = GALLEY_PICK_TILES(adapter_shrink);
 };
 
 class AdapterExpand final : public AdapterOp {
  public:
   explicit AdapterExpand(const Args& a)
-      : AdapterOp(a), x_(a.ptr<float>("x")), out_(a.ptr<float>("out")),
-        out_stride_(a.size("out_stride")), first_output_(a.i("first_output")),
+      : AdapterOp(a), low_(a.ptr<uint8_t>("x"), x_kind_, inputs_, max_rank_),
+        out_(a.ptr<float>("out")), out_stride_(a.size("out_stride")), first_output_(a.i("first_output")),
         parts_(adapter_parts(a, inputs_, out_stride_)) {}
 
   void run(const Step&, int64_t begin, int64_t end, int) override {
-    const float* s[AdapterRows::kMostRows];
+    const uint8_t* low[AdapterRows::kMostRows];
     float* out[AdapterRows::kMostRows];
     for (int64_t tile = begin; tile < end; tile++) {
       auto [g, block] = tiles_.find(tile);
@@ -203,14 +229,14 @@ class AdapterExpand final : public AdapterOp {
         }
         for (int32_t j = 0; j < group.count; j++) {
           const int64_t row = rows_->rows[group.first + j];
-          s[j] = x_ + row * s_columns_ + part.input * max_rank_;
+          low[j] = low_.at(row, part.input);
           out[j] = out_ + row * out_stride_ + part.column;
         }
         const int64_t first = block * kPanels;
         const int64_t output = first_output_ + static_cast<int64_t>(p);
-        kernel_({table_.output(group.place, output), in.rank, part.outputs, table_.bf16, part.step,
-                 table_.affine(group.place, output)},
-                first, std::min(kPanels, panels - first), s, group.count, out);
+        kernel_({table_.output(group.place, output), in.rank, part.outputs, table_.bf16, x_kind_,
+                 part.step, table_.affine(group.place, output)},
+                first, std::min(kPanels, panels - first), low, group.count, out);
         break;
       }
     }
@@ -228,11 +254,11 @@ class AdapterExpand final : public AdapterOp {
     return count;
   }
 
-  const float* x_;
+  LowRows low_;
   float* out_;
   int64_t out_stride_, first_output_;
   std::vector<AdapterPart> parts_;
-  decltype(&generic::adapter_expand) kernel_ = GALLEY_PICK(adapter_expand);
+  decltype(&generic::adapter_expand) kernel_ = GALLEY_PICK_TILES(adapter_expand);
 };
 
 GALLEY_OP(adapter_shrink, AdapterShrink);

@@ -6,11 +6,16 @@
 //
 //   | addresses of A, I | their ranks, I | scales, I (float in the low half) | addresses of B, O |
 //   | addresses of gains and shifts, O; 0 = none |
-//   | addresses of whole matrices, of those that may have one; 0 = none |
+//   | addresses of whole matrices, of those that may have one; 0 = none | whether it has gains |
 //
-// An adapter that leaves a layer as it is has rank 0 there. A is [rank][k]; B is stored in panels of
-// 16 outputs, [ceil(n / 16)][rank][16]. Numbers are bf16 or f32, those of one table alike. Gains and
-// shifts (DoRA, biases) are f32, [ceil(n / 16)][2][16]: y = gain * y + B (A x) + shift.
+// An adapter that leaves a layer as it is has rank 0 there. A, B and whole matrices [n][k] are stored
+// in panels of 16 outputs: of bf16 [ceil(n / 16)][pairs][16][2], of f32 [ceil(n / 16)][pairs][2][16],
+// with pairs = ceil(k / 2), and zeros where there are no numbers. Those of one table are alike. After
+// the last B are 1 KB of zeros: tiles are loaded as a whole. Gains and shifts (DoRA, biases) are f32,
+// [ceil(n / 16)][2][16]: y = gain * y + B (A x) + shift.
+//
+// "Low" is scale * A x, of the number format of x: [rows][inputs][max_rank] of f32, or of bf16 with a
+// multiple of 32 numbers for each input, of which those after the rank are 0 up to such a multiple.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -23,6 +28,11 @@
 namespace galley {
 
 constexpr int64_t kAdapterPanel = 16;  // outputs
+constexpr int64_t kLowBlock = 32;      // numbers of low of bf16, of a tile
+
+static inline int64_t adapter_panel_bytes(int64_t k, bool bf16) {
+  return (k + 1) / 2 * kAdapterPanel * (bf16 ? 4 : 8);
+}
 
 // A with its scale.
 struct AdapterInput {
@@ -49,13 +59,15 @@ class AdapterTable {
   const float* affine(int32_t place, int64_t i) const {
     return reinterpret_cast<const float*>(address(data_[place * width_ + 3 * inputs_ + outputs_ + i]));
   }
+  // Whether any of its outputs have gains and shifts.
+  bool has_affine(int32_t place) const { return data_[(place + 1) * width_ - 1] != 0; }
   // The whole matrix of a column of the table; null = the adapter has none.
   const uint8_t* copy(int32_t place, int64_t column) const {
     return address(data_[place * width_ + column]);
   }
   // Throws std::invalid_argument for a column that is not one of a whole matrix.
   void check_column(int64_t column) const {
-    if (column < 3 * inputs_ + 2 * outputs_ || column >= width_) {
+    if (column < 3 * inputs_ + 2 * outputs_ || column >= width_ - 1) {
       throw std::invalid_argument("copy lies outside of the table");
     }
   }
@@ -93,8 +105,9 @@ class AdapterRows final : public Plan {
 
   std::vector<int32_t> rows;
   std::vector<Group> groups;
-  // By row of the dimension: the place of its adapter, and the next row of the same; kNone.
-  std::vector<int32_t> place, next;
+  // By row of the dimension: the place of its adapter, and the next row of the same; kNone. And the
+  // first row after it whose place is another.
+  std::vector<int32_t> place, next, same_until;
 
  protected:
   void make(const Step& step, int threads) override;
@@ -115,18 +128,41 @@ struct AdapterPart {
 // The argument `parts`. Throws std::invalid_argument for one outside of a row of out.
 std::vector<AdapterPart> adapter_parts(const Args& a, int64_t inputs, int64_t out_stride);
 
+// Low of a layer's rows.
+class LowRows {
+ public:
+  LowRows(void* data, Kind kind, int64_t inputs, int64_t max_rank)
+      : kind(kind), data_(static_cast<uint8_t*>(data)),
+        input_bytes_(kind == Kind::bf16 ? (max_rank + kLowBlock - 1) / kLowBlock * kLowBlock * 2
+                                        : max_rank * 4),
+        row_bytes_(inputs * input_bytes_) {}
+  uint8_t* at(int64_t row, int64_t input) const {
+    return data_ + row * row_bytes_ + input * input_bytes_;
+  }
+  int64_t row_bytes() const { return row_bytes_; }
+  // Store a panel of a row: scale * values[16] as numbers [first, first + 16) of the rank.
+  void store(int64_t row, int64_t input, int64_t first, int64_t rank, const float* values,
+             float scale) const;
+
+  Kind kind;
+
+ private:
+  uint8_t* data_;
+  int64_t input_bytes_, row_bytes_;
+};
+
 struct ShrinkJob {
-  const uint8_t* a;  // [ranks][k]
+  const uint8_t* a;  // a panel
   int64_t k;
   bool bf16;         // a
   Kind x_kind;       // f32 or bf16
-  float scale;
 };
 
 struct ExpandJob {
   const uint8_t* b;  // panels
-  int64_t rank, n;
-  bool bf16;
+  int64_t k, n;
+  bool bf16;         // b
+  Kind x_kind;       // f32 or bf16
   int64_t step;      // columns from panel to panel
   const float* affine = nullptr;  // gains and shifts
 };
@@ -141,20 +177,25 @@ struct AdapterAddend {
   const AdapterRows* rows;
   std::vector<AdapterPart> parts;
   std::vector<Half> halves;  // of the weight's panels
-  const float* low;          // [rows][low_columns], as adapter_shrink stores it
-  int64_t low_columns, max_rank, first_input, first_output;
+  LowRows low;
+  int64_t first_input, first_output;
+  bool any_affine = false;   // an adapter of the step has gains and shifts
 };
 
 GALLEY_VARIANTS(
-    // out[i][r] = scale * (row r of A · x[i]) for `ranks` rows of A. A sum's order depends on k alone.
-    void adapter_shrink(const ShrinkJob& job, int64_t ranks, const uint8_t* const* x, int64_t rows,
-                        float* const* out);
-    // out[i][step * p + j] += sum over r of s[i][r] * B[16 p + j][r], r ascending, for panels p. With
-    // gains and shifts: out = out * gain + sum + shift.
-    void adapter_expand(const ExpandJob& job, int64_t first, int64_t panels, const float* const* s,
-                        int64_t rows, float* const* out);
-    // The same for y[rows][32] of a panel of a layer's weight, of rows [row, row + rows).
-    void adapter_add(const AdapterAddend& addend, int64_t panel, int64_t row, int64_t rows,
-                     float* y);)
+    // sums[i][16] = a panel of A · x[i]. A sum's order depends on k alone.
+    void adapter_shrink(const ShrinkJob& job, const uint8_t* const* x, int64_t rows, float* sums);
+    // out[i][step * p + j] += sum over k of x[i][k] * B[16 p + j][k], for panels p. With gains and
+    // shifts: out = out * gain + sum + shift.
+    void adapter_expand(const ExpandJob& job, int64_t first, int64_t panels,
+                        const uint8_t* const* x, int64_t rows, float* const* out);
+    // The same for y[rows][32] of a panel of a layer's weight, of rows [row, row + rows), and for all
+    // adapters, or those with gains and shifts.
+    void adapter_add(const AdapterAddend& addend, int64_t panel, int64_t row, int64_t rows, float* y,
+                     bool affine_only);)
+GALLEY_TILE_VARIANT(
+    void adapter_shrink(const ShrinkJob& job, const uint8_t* const* x, int64_t rows, float* sums);
+    void adapter_expand(const ExpandJob& job, int64_t first, int64_t panels,
+                        const uint8_t* const* x, int64_t rows, float* const* out);)
 
 }  // namespace galley

@@ -1,103 +1,109 @@
 // Kernels of adapters.cpp; compiled once per instruction set (variants.h).
+//
+// A row times panels of a matrix: the products of even and of odd k are summed apart, each in order.
 #pragma once
+#include "adapter_halves.h"
 #include "adapters.h"
 #include "math_lanes.h"
 
 namespace galley {
 namespace GALLEY_VARIANT {
 
-GALLEY_INLINE Float load_values(const uint8_t* p, bool bf16, int64_t i, int n) {
-  if (!bf16) return load_part(reinterpret_cast<const float*>(p) + i, n);
-  return load_bf16_part(reinterpret_cast<const uint16_t*>(p) + i, n);
-}
-// 32 bf16 numbers, two a lane, or the first n of them.
-GALLEY_INLINE Int load_pairs(const uint8_t* p, int64_t i) {
-  return load(reinterpret_cast<const int32_t*>(p + 2 * i));
-}
+GALLEY_INLINE Int load_pairs(const void* p) { return load(static_cast<const int32_t*>(p)); }
 GALLEY_INLINE Float low_half(const Int& pairs) { return as_float(shift_left<16>(pairs)); }
 GALLEY_INLINE Float high_half(const Int& pairs) { return as_float(pairs & all(-65536)); }
-GALLEY_INLINE Int load_pairs_part(const uint8_t* p, int64_t i, int64_t n) {
-  Int r{};
-  memcpy(&r, p + 2 * i, n * 2);
-  return r;
+
+constexpr int64_t kChunkPairs = 64;  // of a row that are floats at a time
+constexpr int kAddedRows = 6;        // that go through a panel of B together
+
+// Pairs [first, first + count) of a row as floats, with a zero after an odd end.
+template <bool kFloats>
+GALLEY_INLINE void widen(const uint8_t* x, int64_t k, int64_t first, int64_t count, float* even,
+                         float* odd) {
+  const int64_t left = k - 2 * first < 2 * count ? k - 2 * first : 2 * count;
+  if (kFloats) {  // one after the other, odd = even + 1
+    even[2 * count - 1] = 0;
+    memcpy(even, x + 8 * first, 4 * left);
+    return;
+  }
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Int pairs{};
+    const int64_t bytes = 2 * left - 4 * i;
+    if (bytes >= 64) {
+      pairs = load_pairs(x + 4 * (first + i));
+    } else {
+      memcpy(&pairs, x + 4 * (first + i), bytes);
+    }
+    store(even + i, low_half(pairs)), store(odd + i, high_half(pairs));
+  }
 }
 
-constexpr int kAddedRows = 6;  // that go through a panel of B together
-
-// R rows of A with X rows of x. kPairs: both are bf16.
-template <int R, int X, bool kPairs>
-GALLEY_INLINE void dots(const ShrinkJob& job, const uint8_t* a, const uint8_t* const* x,
-                        float* const* out, int64_t first) {
-  const int64_t a_bytes = job.k * (job.bf16 ? 2 : 4);
-  Float acc[X][R] = {};
-  if (kPairs) {
-    // As floats, of even and of odd columns: two FMAs take less time than dot_bf16.
-    auto add = [&](auto pairs_at, int64_t i) __attribute__((always_inline)) {
-      Float even[R], odd[R];
-      for (int r = 0; r < R; r++) {
-        const Int pairs = pairs_at(a + r * a_bytes, i);
-        even[r] = low_half(pairs), odd[r] = high_half(pairs);
-      }
-      for (int j = 0; j < X; j++) {
-        const Int pairs = pairs_at(x[j], i);
-        const Float x_even = low_half(pairs), x_odd = high_half(pairs);
-        for (int r = 0; r < R; r++) {
-          acc[j][r] = fma(odd[r], x_odd, fma(even[r], x_even, acc[j][r]));
+// sums[p][j] = panel w[p] · x[j], both of k numbers.
+template <int P, int X, bool kBf16, bool kFloats>
+GALLEY_INLINE void products(const uint8_t* const* w, const uint8_t* const* x, int64_t k,
+                            Float (&sums)[P][X]) {
+  constexpr int kStep = kFloats ? 2 : 1;
+  constexpr int64_t kPairBytes = kLanes * (kBf16 ? 4 : 8);
+  alignas(64) float values[X][2 * kChunkPairs];
+  Float even[P][X] = {}, odd[P][X] = {};
+  for (int64_t first = 0, pairs = (k + 1) / 2; first < pairs; first += kChunkPairs) {
+    const int64_t count = pairs - first < kChunkPairs ? pairs - first : kChunkPairs;
+    const float *x_even[X], *x_odd[X];
+    for (int j = 0; j < X; j++) {
+      float* odds = values[j] + (kFloats ? 1 : kChunkPairs);
+      widen<kFloats>(x[j], k, first, count, values[j], odds);
+      x_even[j] = values[j], x_odd[j] = odds;
+    }
+    for (int64_t i = 0; i < count; i++) {
+      Float w_even[P], w_odd[P];
+      for (int p = 0; p < P; p++) {
+        const uint8_t* at = w[p] + (first + i) * kPairBytes;
+        if (kBf16) {
+          const Int both = load_pairs(at);
+          w_even[p] = low_half(both), w_odd[p] = high_half(both);
+        } else {
+          const float* both = reinterpret_cast<const float*>(at);
+          w_even[p] = load(both), w_odd[p] = load(both + kLanes);
         }
       }
-    };
-    int64_t i = 0;
-    for (; i + 32 <= job.k; i += 32) {
-      for (int r = 0; r < R; r++) {
-        __builtin_prefetch(a + (r + R) * a_bytes + 2 * i);  // the rows of the next call
-      }
-      add([](const uint8_t* p, int64_t at) { return load_pairs(p, at); }, i);
-    }
-    const int64_t left = job.k - i;
-    if (left) add([left](const uint8_t* p, int64_t at) { return load_pairs_part(p, at, left); }, i);
-  } else {
-    const bool x_bf16 = job.x_kind == Kind::bf16;
-    for (int64_t i = 0; i < job.k; i += kLanes) {
-      const int n = job.k - i < kLanes ? static_cast<int>(job.k - i) : kLanes;
-      Float values[R];
-      for (int r = 0; r < R; r++) values[r] = load_values(a + r * a_bytes, job.bf16, i, n);
       for (int j = 0; j < X; j++) {
-        const Float xs = load_values(x[j], x_bf16, i, n);
-        for (int r = 0; r < R; r++) acc[j][r] = fma(values[r], xs, acc[j][r]);
+        const Float e = all(x_even[j][i * kStep]), o = all(x_odd[j][i * kStep]);
+        for (int p = 0; p < P; p++) {
+          even[p][j] = fma(w_even[p], e, even[p][j]);
+          odd[p][j] = fma(w_odd[p], o, odd[p][j]);
+        }
       }
     }
   }
-  alignas(64) float sums[X * R];
-  sum_each<X * R>(acc[0], sums);
-  for (int j = 0; j < X; j++) {
-    for (int r = 0; r < R; r++) out[j][first + r] = sums[j * R + r] * job.scale;
+  for (int p = 0; p < P; p++) {
+    for (int j = 0; j < X; j++) sums[p][j] = even[p][j] + odd[p][j];
   }
 }
 
-template <int R, bool kPairs>
-void dots_of_rows(const ShrinkJob& job, const uint8_t* a, const uint8_t* const* x, int64_t rows,
-                  float* const* out, int64_t first) {
-  int64_t j = 0;
-  for (; j + 4 <= rows; j += 4) dots<R, 4, kPairs>(job, a, x + j, out + j, first);
-  for (; j + 2 <= rows; j += 2) dots<R, 2, kPairs>(job, a, x + j, out + j, first);
-  for (; j < rows; j++) dots<R, 1, kPairs>(job, a, x + j, out + j, first);
+// Calls use(std::integral_constant-like {bf16}, {x of f32}) with the formats of a job.
+template <bool value> struct Flag {
+  static constexpr bool is = value;
+};
+template <class Use> GALLEY_INLINE void with_formats(bool bf16, Kind x_kind, const Use& use) {
+  const bool floats = x_kind == Kind::f32;
+  if (bf16) return floats ? use(Flag<true>{}, Flag<true>{}) : use(Flag<true>{}, Flag<false>{});
+  return floats ? use(Flag<false>{}, Flag<true>{}) : use(Flag<false>{}, Flag<false>{});
 }
 
-template <bool kPairs>
-void shrink(const ShrinkJob& job, int64_t ranks, const uint8_t* const* x, int64_t rows,
-            float* const* out) {
-  const int64_t a_bytes = job.k * (job.bf16 ? 2 : 4);
-  int64_t r = 0;
-  for (; r + 4 <= ranks; r += 4) {
-    dots_of_rows<4, kPairs>(job, job.a + r * a_bytes, x, rows, out, r);
-  }
-  for (; r < ranks; r++) dots_of_rows<1, kPairs>(job, job.a + r * a_bytes, x, rows, out, r);
+template <int X, bool kBf16, bool kFloats>
+void shrink_rows(const ShrinkJob& job, const uint8_t* const* x, float* sums) {
+  Float sum[1][X];
+  products<1, X, kBf16, kFloats>(&job.a, x, job.k, sum);
+  for (int j = 0; j < X; j++) store(sums + j * kLanes, sum[0][j]);
 }
 
-void adapter_shrink(const ShrinkJob& job, int64_t ranks, const uint8_t* const* x, int64_t rows,
-                    float* const* out) {
-  if (job.bf16 && job.x_kind == Kind::bf16) return shrink<true>(job, ranks, x, rows, out);
-  shrink<false>(job, ranks, x, rows, out);
+void adapter_shrink(const ShrinkJob& job, const uint8_t* const* x, int64_t rows, float* sums) {
+  with_formats(job.bf16, job.x_kind, [&](auto bf16, auto floats) {
+    constexpr bool kBf16 = decltype(bf16)::is, kFloats = decltype(floats)::is;
+    int64_t j = 0;
+    for (; j + 4 <= rows; j += 4) shrink_rows<4, kBf16, kFloats>(job, x + j, sums + j * kLanes);
+    for (; j < rows; j++) shrink_rows<1, kBf16, kFloats>(job, x + j, sums + j * kLanes);
+  });
 }
 
 // y + sum, with the gains and shifts of a panel if there are any.
@@ -105,123 +111,88 @@ GALLEY_INLINE Float added(const Float& y, const Float& sum, const float* affine)
   return affine ? fma(y, load(affine), sum) + load(affine + kLanes) : y + sum;
 }
 
-// P panels for X rows: several, because a row's sum is one chain of additions.
-template <int P, int X, bool kBf16>
-GALLEY_INLINE void panel_rows(const ExpandJob& job, int64_t panel, const float* const* s,
-                              float* const* out) {
-  const int64_t panel_bytes = job.rank * kLanes * (kBf16 ? 2 : 4);
-  const uint8_t* b = job.b + panel * panel_bytes;
-  Float acc[P][X] = {};
-  for (int64_t r = 0; r < job.rank; r++) {
-    Float values[P];
-    for (int p = 0; p < P; p++) {
-      const uint8_t* from = b + p * panel_bytes;
-      values[p] = load_values(from, kBf16, r * kLanes, kLanes);
-      __builtin_prefetch(from + P * panel_bytes + r * kLanes * (kBf16 ? 2 : 4));
-    }
-    for (int j = 0; j < X; j++) {
-      const Float low = all(s[j][r]);
-      for (int p = 0; p < P; p++) acc[p][j] = fma(values[p], low, acc[p][j]);
-    }
-  }
+template <int P, int X, bool kBf16, bool kFloats>
+void expand_rows(const ExpandJob& job, int64_t panel, const uint8_t* const* x, float* const* out) {
+  const uint8_t* w[P];
+  for (int p = 0; p < P; p++) w[p] = job.b + (panel + p) * adapter_panel_bytes(job.k, kBf16);
+  Float sums[P][X];
+  products<P, X, kBf16, kFloats>(w, x, job.k, sums);
   for (int p = 0; p < P; p++) {
     const int64_t column = (panel + p) * job.step, left = job.n - (panel + p) * kLanes;
     const int n = left < kLanes ? static_cast<int>(left) : kLanes;
     const float* affine = job.affine ? job.affine + (panel + p) * 2 * kLanes : nullptr;
     for (int j = 0; j < X; j++) {
       float* y = out[j] + column;
-      store_part(y, added(load_part(y, n), acc[p][j], affine), n);
+      store_part(y, added(load_part(y, n), sums[p][j], affine), n);
     }
   }
 }
 
-template <int P, bool kBf16>
-GALLEY_INLINE void panels_rows(const ExpandJob& job, int64_t panel, const float* const* s,
-                               int64_t rows, float* const* out) {
+template <int P, bool kBf16, bool kFloats>
+void expand_panels(const ExpandJob& job, int64_t panel, const uint8_t* const* x, int64_t rows,
+                   float* const* out) {
   int64_t j = 0;
-  for (; j + 4 <= rows; j += 4) panel_rows<P, 4, kBf16>(job, panel, s + j, out + j);
-  for (; j + 2 <= rows; j += 2) panel_rows<P, 2, kBf16>(job, panel, s + j, out + j);
-  for (; j < rows; j++) panel_rows<P, 1, kBf16>(job, panel, s + j, out + j);
+  for (; j + 4 <= rows; j += 4) expand_rows<P, 4, kBf16, kFloats>(job, panel, x + j, out + j);
+  for (; j < rows; j++) expand_rows<P, 1, kBf16, kFloats>(job, panel, x + j, out + j);
 }
 
-template <bool kBf16>
-void expand(const ExpandJob& job, int64_t first, int64_t panels, const float* const* s,
-            int64_t rows, float* const* out) {
-  int64_t p = first;
-  const int64_t last = first + panels;
-  for (; p + 4 <= last; p += 4) panels_rows<4, kBf16>(job, p, s, rows, out);
-  for (; p < last; p++) panels_rows<1, kBf16>(job, p, s, rows, out);
-}
-
-void adapter_expand(const ExpandJob& job, int64_t first, int64_t panels, const float* const* s,
+void adapter_expand(const ExpandJob& job, int64_t first, int64_t panels, const uint8_t* const* x,
                     int64_t rows, float* const* out) {
-  if (job.bf16) return expand<true>(job, first, panels, s, rows, out);
-  expand<false>(job, first, panels, s, rows, out);
+  with_formats(job.bf16, job.x_kind, [&](auto bf16, auto floats) {
+    constexpr bool kBf16 = decltype(bf16)::is, kFloats = decltype(floats)::is;
+    int64_t p = first;
+    for (; p + 2 <= first + panels; p += 2) {
+      expand_panels<2, kBf16, kFloats>(job, p, x, rows, out);
+    }
+    if (p < first + panels) expand_panels<1, kBf16, kFloats>(job, p, x, rows, out);
+  });
 }
 
-// Of one adapter: panels of B for the halves of a panel of the layer's weight.
-struct HalfPanels {
-  const uint8_t* b[2];
-  const float* affine[2];
-  int64_t rank[2], low[2];  // low: the first number of B's input in a row of `low`
-};
-
-// P panels, from half h on and of equal rank, for X rows: y[j][16 p ..] of panel p.
-template <int P, int X, bool kBf16>
-GALLEY_INLINE void add_rows(const HalfPanels& of, int h, const float* const* low, float* const* y) {
-  Float acc[P][X] = {};
-  for (int64_t r = 0; r < of.rank[h]; r++) {
-    for (int p = 0; p < P; p++) {
-      const Float values = load_values(of.b[h + p], kBf16, r * kLanes, kLanes);
-      for (int j = 0; j < X; j++) {
-        acc[p][j] = fma(values, all(low[j][of.low[h + p] + r]), acc[p][j]);
-      }
-    }
-  }
+// P halves from h on, of equal rank and input, for X rows.
+template <int P, int X, bool kBf16, bool kFloats>
+void add_rows(const HalfPanels& of, int h, const uint8_t* const* low, float* const* y) {
+  Float sums[P][X];
+  products<P, X, kBf16, kFloats>(of.b + h, low, of.rank[h], sums);
   for (int p = 0; p < P; p++) {
     for (int j = 0; j < X; j++) {
       float* at = y[j] + (h + p) * kLanes;
-      store(at, added(load(at), acc[p][j], of.affine[h + p]));
+      store(at, added(load(at), sums[p][j], of.affine[h + p]));
     }
   }
 }
 
-template <int P, bool kBf16>
-void add_some_rows(const HalfPanels& of, int h, const float* const* low, float* const* y,
+template <int P, bool kBf16, bool kFloats>
+void add_some_rows(const HalfPanels& of, int h, const uint8_t* const* low, float* const* y,
                    int rows) {
   switch (rows) {
-    case 1: return add_rows<P, 1, kBf16>(of, h, low, y);
-    case 2: return add_rows<P, 2, kBf16>(of, h, low, y);
-    case 3: return add_rows<P, 3, kBf16>(of, h, low, y);
-    case 4: return add_rows<P, 4, kBf16>(of, h, low, y);
-    case 5: return add_rows<P, 5, kBf16>(of, h, low, y);
-    default: return add_rows<P, kAddedRows, kBf16>(of, h, low, y);
+    case 1: return add_rows<P, 1, kBf16, kFloats>(of, h, low, y);
+    case 2: return add_rows<P, 2, kBf16, kFloats>(of, h, low, y);
+    case 3: return add_rows<P, 3, kBf16, kFloats>(of, h, low, y);
+    case 4: return add_rows<P, 4, kBf16, kFloats>(of, h, low, y);
+    case 5: return add_rows<P, 5, kBf16, kFloats>(of, h, low, y);
+    default: return add_rows<P, kAddedRows, kBf16, kFloats>(of, h, low, y);
   }
 }
 
-template <bool kBf16>
-HalfPanels half_panels(const AdapterAddend& addend, int64_t panel, int32_t place) {
-  HalfPanels of{};
+template <bool kBf16, bool kFloats>
+void add_halves(const AdapterAddend& addend, const HalfPanels& of, const int32_t* rows, int count,
+                int64_t first_row, float* y) {
+  const bool together = of.rank[0] == of.rank[1] && of.input[0] == of.input[1];
   for (int h = 0; h < 2; h++) {
-    const AdapterAddend::Half& half = addend.halves[2 * panel + h];
-    if (half.part < 0) continue;
-    const AdapterPart& part = addend.parts[half.part];
-    const AdapterInput in = addend.table.input(place, addend.first_input + part.input);
-    const int64_t output = addend.first_output + half.part;
-    const int64_t bytes = in.rank * kLanes * (kBf16 ? 2 : 4);
-    const float* affine = addend.table.affine(place, output);
-    of.rank[h] = in.rank, of.low[h] = part.input * addend.max_rank;
-    of.b[h] = addend.table.output(place, output) + half.panel * bytes;
-    of.affine[h] = affine ? affine + half.panel * 2 * kLanes : nullptr;
-    // The next panel of the weight has the same half of the next panel of B, or the one after it.
-    const int64_t ahead = part.step == kAdapterPanel ? 2 * bytes : bytes;
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(of.b[h] + ahead + at);
+    if (!of.rank[h]) continue;
+    const uint8_t* low[kAddedRows];
+    float* at[kAddedRows];
+    for (int j = 0; j < count; j++) {
+      low[j] = addend.low.at(rows[j], of.input[h]);
+      at[j] = y + (rows[j] - first_row) * 2 * kLanes;
+    }
+    if (together) return add_some_rows<2, kBf16, kFloats>(of, 0, low, at, count);
+    add_some_rows<1, kBf16, kFloats>(of, h, low, at, count);
   }
-  return of;
 }
 
-template <bool kBf16>
-void add_panel(const AdapterAddend& addend, int64_t panel, int64_t row, int64_t rows, float* y) {
+void adapter_add(const AdapterAddend& addend, int64_t panel, int64_t row, int64_t rows, float* y,
+                 bool affine_only) {
   const AdapterRows& in_step = *addend.rows;
   const auto last = static_cast<int32_t>(row + rows);
   uint64_t done[4] = {};  // of up to 256 rows
@@ -229,31 +200,21 @@ void add_panel(const AdapterAddend& addend, int64_t panel, int64_t row, int64_t 
     auto next = static_cast<int32_t>(row + first);
     const int32_t place = in_step.place[next];
     if (place == AdapterRows::kNone || done[first / 64] >> (first % 64) & 1) continue;
-    const HalfPanels of = half_panels<kBf16>(addend, panel, place);
+    HalfPanels of = half_panels(addend, panel, place);
+    for (int h = 0; affine_only && h < 2; h++) of.rank[h] = of.affine[h] ? of.rank[h] : 0;
     while (next != AdapterRows::kNone && next < last) {
-      const float* low[kAddedRows];
-      float* at[kAddedRows];
+      int32_t some[kAddedRows];
       int count = 0;
-      while (count < kAddedRows && next != AdapterRows::kNone && next < last) {
-        const int64_t r = next - row;
-        done[r / 64] |= uint64_t{1} << (r % 64);
-        low[count] = addend.low + next * addend.low_columns, at[count++] = y + r * 2 * kLanes;
+      for (; count < kAddedRows && next != AdapterRows::kNone && next < last; count++) {
+        done[(next - row) / 64] |= uint64_t{1} << ((next - row) % 64);
+        some[count] = next;
         next = in_step.next[next];
       }
-      if (of.rank[0] == of.rank[1]) {
-        if (of.rank[0]) add_some_rows<2, kBf16>(of, 0, low, at, count);
-        continue;
-      }
-      for (int h = 0; h < 2; h++) {
-        if (of.rank[h]) add_some_rows<1, kBf16>(of, h, low, at, count);
-      }
+      with_formats(addend.table.bf16, addend.low.kind, [&](auto bf16, auto floats) {
+        add_halves<decltype(bf16)::is, decltype(floats)::is>(addend, of, some, count, row, y);
+      });
     }
   }
-}
-
-void adapter_add(const AdapterAddend& addend, int64_t panel, int64_t row, int64_t rows, float* y) {
-  if (addend.table.bf16) return add_panel<true>(addend, panel, row, rows, y);
-  add_panel<false>(addend, panel, row, rows, y);
 }
 
 }  // namespace GALLEY_VARIANT

@@ -2,10 +2,10 @@
 // (adapters.h, experts.h). An expert's matrices A and B follow those of the one before it.
 //
 // expert_adapter_shrink: out = scale * A x, for places whose token has an adapter. Pointers: x (of
-//   x_kind, [tokens][k] if by_token?, else by place), chosen, adapters, out (f32 [places][inputs *
-//   max_rank]). Ints: k, experts, top_k, first_input, inputs (of an expert), max_rank, x_kind (f32,
-//   bf16), by_token?, weigh? (times the token's weight). Tile: 4 rows of A, for up to 32 places of
-//   one expert and one adapter.
+//   x_kind, [tokens][k] if by_token?, else by place), chosen, adapters, out (low of f32, by
+//   place). Ints: k, experts, top_k, first_input, inputs (of an expert), max_rank, x_kind (f32,
+//   bf16), by_token?, weigh? (times the token's weight). Tile: a panel of A, for up to 32 places
+//   of one expert and one adapter.
 // expert_adapter_expand: out += B x. Pointers: x (f32, as expert_adapter_shrink stores it), chosen,
 //   adapters, parts (int32 [count][4], as of adapter_expand), out (f32 [rows][out_stride], rows are
 //   tokens if by_token?, else places). Ints: experts, top_k, count, first_input, first_output,
@@ -33,7 +33,7 @@ class ExpertAdapterOp : public Op {
  public:
   explicit ExpertAdapterOp(const Args& a)
       : table_(a), runs_(expert_runs(a, "chosen")), first_input_(a.i("first_input")),
-        inputs_(a.size("inputs")), max_rank_(a.size("max_rank")), s_columns_(inputs_ * max_rank_),
+        inputs_(a.size("inputs")), max_rank_(a.size("max_rank")),
         by_token_(a.choice("by_token", 2, false)), adapter_(a.column<int32_t>("adapter")) {}
 
   void plan(const Step& step, int threads) final { runs_->make_once(step, threads); }
@@ -78,7 +78,7 @@ class ExpertAdapterOp : public Op {
 
   AdapterTable table_;
   ExpertRuns* runs_;
-  int64_t first_input_, inputs_, max_rank_, s_columns_;
+  int64_t first_input_, inputs_, max_rank_;
   bool by_token_;
   ColumnOf<int32_t> adapter_;
   mutable std::vector<int64_t> places_;
@@ -88,7 +88,8 @@ class ExpertAdapterOp : public Op {
 class ExpertAdapterShrink final : public ExpertAdapterOp {
  public:
   explicit ExpertAdapterShrink(const Args& a)
-      : ExpertAdapterOp(a), x_(a.ptr<uint8_t>("x")), out_(a.ptr<float>("out")), k_(a.size("k")),
+      : ExpertAdapterOp(a), x_(a.ptr<uint8_t>("x")),
+        low_(a.ptr<uint8_t>("out"), Kind::f32, inputs_, max_rank_), k_(a.size("k")),
         x_kind_(a.kind("x_kind")), weigh_(a.choice("weigh", 2, false)) {
     if (x_kind_ != Kind::f32 && x_kind_ != Kind::bf16) {
       throw std::invalid_argument("x_kind must be f32 or bf16");
@@ -100,7 +101,7 @@ class ExpertAdapterShrink final : public ExpertAdapterOp {
     ends_.clear();
     int64_t count = 0;
     for (const Group& group : groups_) {
-      for (int64_t i = 0; i < inputs_; i++) count += blocks(input(group, i).rank, kRanks);
+      for (int64_t i = 0; i < inputs_; i++) count += blocks(input(group, i).rank, kAdapterPanel);
       ends_.push_back(count);
     }
     return count;
@@ -112,9 +113,9 @@ class ExpertAdapterShrink final : public ExpertAdapterOp {
       int64_t block = tile - (g ? ends_[g - 1] : 0);
       for (int64_t i = 0; i < inputs_; i++) {
         const AdapterInput in = input(groups_[g], i);
-        const int64_t count = blocks(in.rank, kRanks);
+        const int64_t count = blocks(in.rank, kAdapterPanel);
         if (block < count) {
-          compute(groups_[g], i, in, block * kRanks);
+          compute(groups_[g], i, in, block);
           break;
         }
         block -= count;
@@ -123,29 +124,23 @@ class ExpertAdapterShrink final : public ExpertAdapterOp {
   }
 
  private:
-  static constexpr int64_t kRanks = 4;
-
-  void compute(const Group& group, int64_t i, const AdapterInput& in, int64_t first) const {
+  void compute(const Group& group, int64_t i, const AdapterInput& in, int64_t panel) const {
     const uint8_t* x[kMostRows];
-    float* out[kMostRows];
-    const int64_t ranks = std::min(kRanks, in.rank - first);
+    alignas(64) float sums[kMostRows * kAdapterPanel];
+    for (size_t j = 0; j < group.count; j++) {
+      x[j] = x_ + row_of(places_[group.first + j]) * k_ * (x_kind_ == Kind::bf16 ? 2 : 4);
+    }
+    kernel_({in.a + panel * adapter_panel_bytes(k_, table_.bf16), k_, table_.bf16, x_kind_}, x,
+            static_cast<int64_t>(group.count), sums);
     for (size_t j = 0; j < group.count; j++) {
       const int64_t place = places_[group.first + j];
-      x[j] = x_ + row_of(place) * k_ * (x_kind_ == Kind::bf16 ? 2 : 4);
-      out[j] = out_ + place * s_columns_ + i * max_rank_ + first;
-    }
-    const uint8_t* a = in.a + first * k_ * (table_.bf16 ? 2 : 4);
-    kernel_({a, k_, table_.bf16, x_kind_, in.scale}, ranks, x, static_cast<int64_t>(group.count),
-            out);
-    if (!weigh_) return;
-    for (size_t j = 0; j < group.count; j++) {
-      const float weight = runs_->weight[places_[group.first + j]];
-      for (int64_t r = 0; r < ranks; r++) out[j][r] *= weight;
+      const float scale = weigh_ ? in.scale * runs_->weight[place] : in.scale;
+      low_.store(place, i, panel * kAdapterPanel, in.rank, sums + j * kAdapterPanel, scale);
     }
   }
 
   const uint8_t* x_;
-  float* out_;
+  LowRows low_;
   int64_t k_;
   Kind x_kind_;
   bool weigh_;
@@ -156,7 +151,7 @@ class ExpertAdapterShrink final : public ExpertAdapterOp {
 class ExpertAdapterExpand final : public ExpertAdapterOp {
  public:
   explicit ExpertAdapterExpand(const Args& a)
-      : ExpertAdapterOp(a), x_(a.ptr<float>("x")), out_(a.ptr<float>("out")),
+      : ExpertAdapterOp(a), low_(a.ptr<uint8_t>("x"), Kind::f32, inputs_, max_rank_), out_(a.ptr<float>("out")),
         out_stride_(a.size("out_stride")), first_output_(a.i("first_output")),
         parts_(adapter_parts(a, inputs_, out_stride_)) {}
 
@@ -189,21 +184,21 @@ class ExpertAdapterExpand final : public ExpertAdapterOp {
     const AdapterPart& part = parts_[p];
     const AdapterInput in = input(group, part.input);
     if (!in.rank) return;
-    const float* s[kMostRows];
+    const uint8_t* low[kMostRows];
     float* out[kMostRows];
     for (size_t j = 0; j < group.count; j++) {
       const int64_t place = places_[group.first + j];
-      s[j] = x_ + place * s_columns_ + part.input * max_rank_;
+      low[j] = low_.at(place, part.input);
       out[j] = out_ + row_of(place) * out_stride_ + part.column;
     }
     const auto number = static_cast<int64_t>(group.expert * parts_.size() + p);
     kernel_({table_.output(group.adapter, first_output_ + number), in.rank, part.outputs,
-             table_.bf16, part.step},
-            first, std::min(kPanels, part.panels() - first), s,
+             table_.bf16, Kind::f32, part.step},
+            first, std::min(kPanels, part.panels() - first), low,
             static_cast<int64_t>(group.count), out);
   }
 
-  const float* x_;
+  LowRows low_;
   float* out_;
   int64_t out_stride_, first_output_;
   std::vector<AdapterPart> parts_;

@@ -8,9 +8,9 @@
 // Tile: one panel, or two where they share a group of out, for up to 240 rows.
 //
 // Op `adapted_linear`: the same with what the adapters of the rows add: out = x @ W.T (+ bias) + B low.
-// Pointers: low (f32 [rows][inputs * max_rank], of adapter_shrink), adapters, parts (int32 [count][4],
-//   as of adapter_expand; each begins at a multiple of 16 outputs). Ints: count, first_input,
-//   first_output, inputs, max_rank, width, all_inputs, all_outputs, bf16. Column: adapter.
+// Pointers: low (of adapter_shrink), adapters, parts (int32 [count][4], as of adapter_expand; each
+//   begins at a multiple of 16 outputs). Ints: count, first_input, first_output, inputs, max_rank,
+//   low_kind, width, all_inputs, all_outputs, bf16. Column: adapter.
 #include "linear.h"
 
 #include <algorithm>
@@ -119,14 +119,19 @@ class AdaptedLinear final : public Linear {
     job_.addend = &addend_;
   }
 
-  void plan(const Step& step, int threads) override { rows_->make_once(step, threads); }
+  void plan(const Step& step, int threads) override {
+    rows_->make_once(step, threads);
+    addend_.any_affine = std::any_of(rows_->groups.begin(), rows_->groups.end(), [&](const auto& g) {
+      return addend_.table.has_affine(g.place);
+    });
+  }
 
  private:
   AdapterAddend addend_of(const Args& a) const {
     const int64_t inputs = a.size("inputs"), max_rank = a.size("max_rank");
     AdapterAddend addend{AdapterTable(a), rows_, adapter_parts(a, inputs, job_.weight.n), {},
-                         a.ptr<float>("low"), inputs * max_rank, max_rank, a.i("first_input"),
-                         a.i("first_output")};
+                         {a.ptr<uint8_t>("low"), a.kind("low_kind"), inputs, max_rank},
+                         a.i("first_input"), a.i("first_output")};
     addend.halves.resize(2 * job_.weight.panels());
     for (size_t i = 0; i < addend.parts.size(); i++) {
       const AdapterPart& part = addend.parts[i];

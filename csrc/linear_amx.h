@@ -7,7 +7,10 @@
 //
 // As with the other instruction sets, K is cut into pieces for several blocks of long rows, with the
 // sums in memory in between, and the weights that come next are prefetched.
+// Adapters whose rows are bf16, too, add to the tiles of a block; only those with gains and shifts wait
+// for the sums in memory.
 #pragma once
+#include "adapter_tiles.h"
 #include "linear_codes.h"
 #include "linear_epilogue.h"
 #include "linear_variants.h"
@@ -56,7 +59,22 @@ struct TileBlock {
   float* y;             // sums [rows][32]
   const uint8_t* next;  // weights to prefetch, evenly over the words
   int64_t lines;        // of 64 bytes, for 16 words
+  const LinearJob* adapted;  // adapters add to its tiles; null = no, or not yet
+  int64_t panel, row;        // of the layer
 };
+
+template <bool kLower> GALLEY_INLINE void load_sums(const float* y, int upper) {
+  constexpr int64_t kBytes = kPanel * 4;
+  load_tile<c00>(y, kBytes), load_tile<c01>(y + kLanes, kBytes);
+  if (!kLower) return;
+  load_tile<c10>(y + upper * kPanel, kBytes), load_tile<c11>(y + upper * kPanel + kLanes, kBytes);
+}
+template <bool kLower> GALLEY_INLINE void store_sums(float* y, int upper) {
+  constexpr int64_t kBytes = kPanel * 4;
+  store_tile<c00>(y, kBytes), store_tile<c01>(y + kLanes, kBytes);
+  if (!kLower) return;
+  store_tile<c10>(y + upper * kPanel, kBytes), store_tile<c11>(y + upper * kPanel + kLanes, kBytes);
+}
 
 template <class Product, bool kLower>
 GALLEY_INLINE void add_products(const uint8_t* x, int64_t x_bytes, int upper, const uint8_t* w,
@@ -78,11 +96,8 @@ GALLEY_INLINE void add_products(const uint8_t* x, int64_t x_bytes, int upper, co
 
 template <class Product, bool kLower>
 void tile_block(const TileBlocks& blocks, const TileBlock& b) {
-  constexpr int64_t kBytes = kPanel * 4;
-  float* lower = b.y + blocks.upper * kPanel;
   if (b.adds) {
-    load_tile<c00>(b.y, kBytes), load_tile<c01>(b.y + kLanes, kBytes);
-    if (kLower) load_tile<c10>(lower, kBytes), load_tile<c11>(lower + kLanes, kBytes);
+    load_sums<kLower>(b.y, blocks.upper);
   } else {
     zero_tile<c00>(), zero_tile<c01>();
     if (kLower) zero_tile<c10>(), zero_tile<c11>();
@@ -97,15 +112,24 @@ void tile_block(const TileBlocks& blocks, const TileBlock& b) {
     memcpy(w, b.w + steps * kTileWords * kWordBytes, last * kWordBytes);
     add_products<Product, kLower>(x, kTileBytes, blocks.upper, w, 1, nullptr, 0);
   }
-  store_tile<c00>(b.y, kBytes), store_tile<c01>(b.y + kLanes, kBytes);
-  if (kLower) store_tile<c10>(lower, kBytes), store_tile<c11>(lower + kLanes, kBytes);
+  if (b.adapted) {
+    const LinearJob& job = *b.adapted;
+    if (job.bias) {  // which comes before what adapters add
+      store_sums<kLower>(b.y, blocks.upper);
+      const int64_t column = b.panel * kPanel;
+      add_bias(job.bias + column, job.weight.n - column, b.y, static_cast<int>(blocks.size));
+      load_sums<kLower>(b.y, blocks.upper);
+    }
+    add_adapters<kLower>(*job.addend, b.panel, b.row, blocks.upper, blocks.size);
+  }
+  store_sums<kLower>(b.y, blocks.upper);
 }
 
 // Sums of all of K for panels [first, first + count). Calls use(panel, first row, rows, sums) for
-// all rows of each, in order. `sums`: [kPiecePanels][rows of all blocks][32].
+// all rows of each, in order. `adapted`: bias and adapters are added already. `sums`: [kPiecePanels][rows of all blocks][32].
 template <class Product, class Use>
 void each_block(const LinearJob& job, int64_t first, int64_t count, const TileBlocks& blocks,
-                float* sums, const Use& use) {
+                float* sums, bool adapted, const Use& use) {
   const WeightLayout& w = job.weight;
   const int64_t row_bytes = w.quantised() ? w.blocks() * kGroup : 2 * w.k;
   const int64_t words = (row_bytes + 3) / 4, codes_at = w.quantised() ? kPanel * 4 : 0;
@@ -134,7 +158,7 @@ void each_block(const LinearJob& job, int64_t first, int64_t count, const TileBl
           const TileBlock b{job.x + row * job.x_bytes + 4 * word, job.x_bytes, at + word * kWordBytes,
                             end - word, row_bytes - end / kTileWords * kTileBytes, word > 0, y,
                             lone ? at + kAhead : next + i * lines * ((end - word) / kTileWords * 64),
-                            lines};
+                            lines, adapted && end == words ? &job : nullptr, panel + p, row};
           run(blocks, b);
           if (end < words) continue;
           use(panel + p, done, static_cast<int>(row + blocks.size - done), y + (done - row) * kPanel);
@@ -168,10 +192,18 @@ void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row
   const auto end = [&](int64_t p, int64_t row, int rows, float* y) {
     finish(job, p, row, rows, y, pair + (row - row_begin) * kPanel);
   };
-  if (job.x_kind == Kind::bf16) {
-    return each_block<Bf16Product>(job, panel, count, blocks, sums, end);
+  if (job.x_kind == Kind::bf16 && job.addend && job.addend->low.kind == Kind::bf16) {
+    const AdapterAddend& addend = *job.addend;
+    return each_block<Bf16Product>(
+        job, panel, count, blocks, sums, true, [&](int64_t p, int64_t row, int rows, float* y) {
+          if (addend.any_affine) adapter_add(addend, p, row, rows, y, true);
+          store_results(job, p, row, rows, y, pair + (row - row_begin) * kPanel);
+        });
   }
-  each_block<CodeProduct>(job, panel, count, blocks, sums,
+  if (job.x_kind == Kind::bf16) {
+    return each_block<Bf16Product>(job, panel, count, blocks, sums, false, end);
+  }
+  each_block<CodeProduct>(job, panel, count, blocks, sums, false,
                           [&](int64_t p, int64_t row, int rows, float* y) {
                             scale_rows(job, p, row, rows, y);
                             end(p, row, rows, y);

@@ -74,9 +74,8 @@ inline void store_group(const LinearJob& job, const float* y, int rows, int64_t 
 
 // Gate and up leave 16 columns of a panel; two panels make a group of q8 or q16, whose first half waits
 // in `pair` [rows][32].
-inline void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
-  if (job.bias) add_bias(job.bias + panel * kPanel, job.weight.n - panel * kPanel, y, rows);
-  if (job.addend) adapter_add(*job.addend, panel, row, rows, y);
+inline void store_results(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y,
+                          float* pair) {
   if (job.function) elementwise_row(*job.function, y, rows * kPanel, nullptr, Kind::f32, y);
   int64_t full = kPanel, column = panel * kPanel;
   if (is_gated(job.epilogue)) {
@@ -98,6 +97,12 @@ inline void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, f
   }
   auto store_rows = job.accumulate ? store_f32<true> : store_f32<false>;
   store_rows(y, rows, width, reinterpret_cast<float*>(out) + column, job.out_bytes / 4);
+}
+
+inline void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
+  if (job.bias) add_bias(job.bias + panel * kPanel, job.weight.n - panel * kPanel, y, rows);
+  if (job.addend) adapter_add(*job.addend, panel, row, rows, y, false);
+  store_results(job, panel, row, rows, y, pair);
 }
 
 }  // namespace GALLEY_VARIANT

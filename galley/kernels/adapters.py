@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 #: Outputs that are stored side by side (csrc/adapters.h).
 PANEL = 16
 ALIGNMENT = 64
+#: Numbers of A x that kernels read at once where they are bf16, and the bytes that B ends with.
+_LOW_BLOCK, _SPARE = 32, 1024
 
 
 class AdapterPart(msgspec.Struct, frozen=True):
@@ -86,6 +88,7 @@ class AdapterShape(msgspec.Struct, frozen=True):
 
     Attributes:
         k: [I] inputs of each A.
+        by_token: [I] whether it is stored by token, [K, rank] (an embedding's).
         n: [O] outputs of each B.
         input_of: [O] the A of each B.
         copies: [C] rows and columns of each whole matrix, and whether its rows are stored one
@@ -93,13 +96,15 @@ class AdapterShape(msgspec.Struct, frozen=True):
     """
 
     k: tuple[int, ...]
+    by_token: tuple[bool, ...]
     n: tuple[int, ...]
     input_of: tuple[int, ...]
     copies: tuple[tuple[int, int, bool], ...] = ()
 
     @staticmethod
     def of(sites: Sequence[AdapterSite]) -> AdapterShape:
-        k = [site.k for site in sites for _ in range(site.inputs * site.experts)]
+        inputs = [site for site in sites for _ in range(site.inputs * site.experts)]
+        k, by_token = (site.k for site in inputs), (site.lookup for site in inputs)
         parts = [
             (site.first_input + expert * site.inputs + part.input, part)
             for site in sites
@@ -112,13 +117,17 @@ class AdapterShape(msgspec.Struct, frozen=True):
             for site in sites
             if site.copy >= 0
         ]
-        return AdapterShape(tuple(k), tuple(n), tuple(i for i, _ in parts), tuple(copies))
+        input_of = tuple(i for i, _ in parts)
+        return AdapterShape(tuple(k), tuple(by_token), tuple(n), input_of, tuple(copies))
 
     def sizes(self, ranks: Sequence[int], itemsize: int) -> tuple[list[int], list[int]]:
         """Bytes of each A and of each B, as they are stored."""
-        a = [rank * k * itemsize for rank, k in zip(ranks, self.k, strict=True)]
+        a = [
+            (rank * k if by_token else _panel_numbers(rank, k)) * itemsize
+            for rank, k, by_token in zip(ranks, self.k, self.by_token, strict=True)
+        ]
         b = [
-            math.ceil(n / PANEL) * PANEL * ranks[i] * itemsize
+            _panel_numbers(n, ranks[i]) * itemsize
             for n, i in zip(self.n, self.input_of, strict=True)
         ]
         return a, b
@@ -128,13 +137,12 @@ class AdapterShape(msgspec.Struct, frozen=True):
         without whole matrices."""
         ranks = [ranks] * len(self.k) if isinstance(ranks, int) else ranks
         a, b = self.sizes(ranks, itemsize)
-        return sum(_aligned(size) for size in (*a, *b))
+        return sum(_aligned(size) for size in (*a, *b)) + _SPARE
 
     def copy_sizes(self, itemsize: int) -> list[int]:
         """Bytes of each whole matrix, as it is stored."""
         return [
-            (n if by_row else math.ceil(n / PANEL) * PANEL) * k * itemsize
-            for n, k, by_row in self.copies
+            (n * k if by_row else _panel_numbers(n, k)) * itemsize for n, k, by_row in self.copies
         ]
 
 
@@ -204,32 +212,43 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
         starts = _starts(shape, ranks.tolist(), bf16, has_affine.tolist(), copied.tolist())
         if len(data) != int(starts[-1]):
             return None
-        counts = np.cumsum([len(shape.k), len(shape.n), len(shape.n)])
-        a, b, affine, copies = np.split(starts[:-1], counts)
+        counts = np.cumsum([len(shape.k), len(shape.n), 1, len(shape.n)])
+        a, b, _, affine, copies = np.split(starts[:-1], counts)
         return PackedAdapter(
             shape, ranks, scales, has_affine, copied, a, b, affine, copies, bf16, data
         )
 
-    def matrix_a(self, i: int) -> NDArray[np.generic]:
-        """[rank, K] of an A; writable if `data` is."""
-        return self._view(int(self.a[i]), (int(self.ranks[i]), self.shape.k[i]))
+    def matrix_a(self, i: int) -> NDArray[np.float32]:
+        """[rank, K] of an A that is not stored by token."""
+        return _from_panels(self._panels_of_a(i), int(self.ranks[i]), self.shape.k[i])
+
+    def set_a(self, i: int, values: NDArray[np.generic]) -> None:
+        """Store an A [rank, K]."""
+        if self.shape.by_token[i]:
+            self.lookup_a(i)[:] = values.T
+        else:
+            _to_panels(values, self._panels_of_a(i))
 
     def lookup_a(self, i: int) -> NDArray[np.generic]:
-        """[K, rank] of an embedding's A; writable if `data` is."""
+        """[K, rank] of an A that is stored by token; writable if `data` is."""
         return self._view(int(self.a[i]), (self.shape.k[i], int(self.ranks[i])))
 
     def matrix_b(self, i: int) -> NDArray[np.float32]:
         """[N, rank] of a B."""
-        return _from_panels(self.panels(i))[: self.shape.n[i]]
+        return _from_panels(self._panels_of_b(i), self.shape.n[i], self._rank_of_b(i))
 
     def set_b(self, i: int, values: NDArray[np.generic]) -> None:
         """Store a B [N, rank]."""
-        _to_panels(values, self.panels(i))
+        _to_panels(values, self._panels_of_b(i))
 
-    def panels(self, i: int) -> NDArray[np.generic]:
-        """[panels, rank, PANEL] of a B."""
-        rank = int(self.ranks[self.shape.input_of[i]])
-        return self._view(int(self.b[i]), (math.ceil(self.shape.n[i] / PANEL), rank, PANEL))
+    def _rank_of_b(self, i: int) -> int:
+        return int(self.ranks[self.shape.input_of[i]])
+
+    def _panels_of_a(self, i: int) -> NDArray[np.generic]:
+        return self._panels(int(self.a[i]), int(self.ranks[i]), self.shape.k[i])
+
+    def _panels_of_b(self, i: int) -> NDArray[np.generic]:
+        return self._panels(int(self.b[i]), self.shape.n[i], self._rank_of_b(i))
 
     def gains_and_shifts(self, i: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """[N] each, of the outputs of a B; None = none."""
@@ -258,7 +277,7 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
         n, k, by_row = self.shape.copies[i]
         if by_row:
             return self._view(int(self.copies[i]), (n, k)).astype(np.float32)
-        return _from_panels(self._copy_panels(i))[:n]
+        return _from_panels(self._panels(int(self.copies[i]), n, k), n, k)
 
     def set_copy(self, i: int, values: NDArray[np.generic]) -> None:
         """Store a whole matrix [N, K]."""
@@ -266,11 +285,14 @@ class PackedAdapter(msgspec.Struct, frozen=True, eq=False):
         if by_row:
             self._view(int(self.copies[i]), (n, k))[:] = values
         else:
-            _to_panels(values, self._copy_panels(i))
+            _to_panels(values, self._panels(int(self.copies[i]), n, k))
 
-    def _copy_panels(self, i: int) -> NDArray[np.generic]:
-        n, k, _ = self.shape.copies[i]
-        return self._view(int(self.copies[i]), (math.ceil(n / PANEL), k, PANEL))
+    def _panels(self, start: int, n: int, k: int) -> NDArray[np.generic]:
+        """[panels, pairs of k, PANEL, 2] of a matrix [n, k]; writable if `data` is."""
+        panels, pairs = math.ceil(n / PANEL), math.ceil(k / 2)
+        if self.bf16:
+            return self._view(start, (panels, pairs, PANEL, 2))
+        return self._view(start, (panels, pairs, 2, PANEL)).swapaxes(2, 3)
 
     def _view(self, start: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
         dtype = np.dtype(ml_dtypes.bfloat16) if self.bf16 else np.dtype(np.float32)
@@ -288,7 +310,7 @@ class AdapterTable:
         bf16: format of their numbers.
 
     Attributes:
-        table: [places, 3 I + 2 O + C] int64, see csrc/adapters.h.
+        table: [places, 3 I + 2 O + C + 1] int64, see csrc/adapters.h.
         adapters: by place.
     """
 
@@ -297,7 +319,7 @@ class AdapterTable:
         self.num_inputs, self.num_outputs = len(shape.k), len(shape.n)
         #: Column of the first whole matrix.
         self.first_copy = 3 * self.num_inputs + 2 * self.num_outputs
-        self.table = np.zeros((places, self.first_copy + len(shape.copies)), np.int64)
+        self.table = np.zeros((places, self.first_copy + len(shape.copies) + 1), np.int64)
         self.adapters: list[PackedAdapter | None] = [None] * places
 
     def set(self, place: int, adapter: PackedAdapter | None) -> None:
@@ -316,7 +338,14 @@ class AdapterTable:
         outputs = row[3 * n : self.first_copy].reshape(2, -1)
         outputs[0] = adapter.b + address
         outputs[1] = (adapter.affine + address) * adapter.has_affine
-        row[self.first_copy :] = (adapter.copies + address) * adapter.copied
+        row[self.first_copy : -1] = (adapter.copies + address) * adapter.copied
+        row[-1] = adapter.has_affine.any()
+
+    def low_columns(self, inputs: int, bf16: bool) -> int:
+        """Columns of scale * A x of a site with so many A, in bf16 or in float32."""
+        return inputs * (
+            math.ceil(self.max_rank / _LOW_BLOCK) * _LOW_BLOCK if bf16 else self.max_rank
+        )
 
 
 def _starts(
@@ -326,7 +355,8 @@ def _starts(
     has_affine: Sequence[bool],
     copied: Sequence[bool],
 ) -> NDArray[np.int64]:
-    """[I + 2 O + C + 1] where each matrix begins, and where the last one ends."""
+    """[I + O + 1 + O + C + 1] where each matrix begins, with the zeros after the last B as one of
+    them, and where the last one ends."""
     itemsize = 2 if bf16 else 4
     a, b = shape.sizes(ranks, itemsize)
     affine = [
@@ -336,19 +366,28 @@ def _starts(
     whole = [
         size if has else 0 for size, has in zip(shape.copy_sizes(itemsize), copied, strict=True)
     ]
-    return np.cumsum([0, *map(_aligned, (*a, *b, *affine, *whole))]).astype(np.int64)
+    return np.cumsum([0, *map(_aligned, (*a, *b, _SPARE, *affine, *whole))]).astype(np.int64)
+
+
+def _panel_numbers(n: int, k: int) -> int:
+    """Of a matrix [n, k] that is stored in panels."""
+    return math.ceil(n / PANEL) * PANEL * math.ceil(k / 2) * 2
 
 
 def _to_panels(values: NDArray[np.generic], panels: NDArray[np.generic]) -> None:
-    """Store a matrix [N, K] as [panels, K, PANEL]."""
-    padded = np.zeros((len(panels) * PANEL, panels.shape[1]), panels.dtype)
-    padded[: len(values)] = values
-    panels[:] = padded.reshape(len(panels), PANEL, -1).transpose(0, 2, 1)
+    """Store a matrix [n, k] as [panels, pairs, PANEL, 2]."""
+    count, pairs = panels.shape[:2]
+    n, k = values.shape
+    padded = np.zeros((count * PANEL, pairs * 2), panels.dtype)
+    padded[:n, :k] = values
+    panels[:] = padded.reshape(count, PANEL, pairs, 2).swapaxes(1, 2)
 
 
-def _from_panels(panels: NDArray[np.generic]) -> NDArray[np.float32]:
-    """[panels * PANEL, K] of [panels, K, PANEL]."""
-    return panels.astype(np.float32).transpose(0, 2, 1).reshape(-1, panels.shape[1])
+def _from_panels(panels: NDArray[np.generic], n: int, k: int) -> NDArray[np.float32]:
+    """[n, k] of [panels, pairs, PANEL, 2]."""
+    count, pairs = panels.shape[:2]
+    rows = panels.astype(np.float32).swapaxes(1, 2).reshape(count * PANEL, pairs * 2)
+    return rows[:n, :k]
 
 
 def _aligned(size: int) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from galley.errors import ModelError
 from galley.kernels.adapters import ALIGNMENT, AdapterShape, PackedAdapter
 
-_MAGIC = b"GALLEYA3"
+_MAGIC = b"GALLEYA4"
 
 
 def load_number(adapter: PackedAdapter) -> int:

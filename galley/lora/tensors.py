@@ -122,10 +122,7 @@ def pack_adapter(
         site = tensors.site
         for i in range(site.first_input, site.first_input + len(tensors.names)):
             if i in found and found[i].rank:
-                a = _finite(name, found[i].a, bf16)
-                (packed.lookup_a if site.lookup else packed.matrix_a)(i)[:] = (
-                    a.T if site.lookup else a
-                )
+                packed.set_a(i, _finite(name, found[i].a, bf16))
         for j, part in enumerate(tensors.parts, site.first_output):
             given = found.get(shape.input_of[j])
             if given is None:

@@ -41,6 +41,7 @@ EXPAND_INTS = {
     "count": "of parts",
     "first_output": "the layer's first matrix B",
 }
+LOW, LOW_KIND = "scale * A x (csrc/adapters.h)", "f32, bf16"
 PARTS = "int32 [count][4]: input, outputs, first column, columns from panel to panel"
 
 
@@ -85,26 +86,29 @@ def expand_arguments(node: Node) -> dict[str, int | Dim]:
 
 
 def _expand_arguments(node: Node) -> dict[str, int | Dim]:
-    whole(node.reads["x"])
-    return {**expand_arguments(node), "out_stride": whole(output(node)).buffer.columns}
+    own = {
+        "x_kind": int(whole(node.reads["x"]).kind),
+        "out_stride": whole(output(node)).buffer.columns,
+    }
+    return {**expand_arguments(node), **own}
 
 
 ADAPTER_SHRINK = NativeOp(
     "adapter_shrink",
-    pointers={"x": "", "adapters": "csrc/adapters.h", "out": "f32 [rows][inputs * max_rank]"},
-    ints={**_SHARED, "k": "inputs of the layer", "x_kind": "f32, bf16", "x_stride?": "default k"},
+    pointers={"x": "", "adapters": "csrc/adapters.h", "out": LOW},
+    ints={**_SHARED, "k": "inputs of the layer", "x_kind": LOW_KIND, "x_stride?": "default k"},
     columns=("adapter",),
     arguments=_shrink_arguments,
 )
 ADAPTER_EXPAND = NativeOp(
     "adapter_expand",
     pointers={
-        "x": "f32, of `adapter_shrink`",
+        "x": LOW,
         "adapters": "csrc/adapters.h",
         "parts": PARTS,
         "out": "f32, out += B x",
     },
-    ints={**EXPAND_INTS, "out_stride": ""},
+    ints={**EXPAND_INTS, "x_kind": LOW_KIND, "out_stride": ""},
     columns=("adapter",),
     arguments=_expand_arguments,
 )
@@ -164,7 +168,8 @@ class Adapt(Op):
         # The rows that the layer itself reads, if these are of floats.
         kind = recorder.kind_for(weights)
         rows = recorder.rounded(x, kind) if kind == Kind.bf16 and adapters.bf16 else x
-        low = Symbol.new(y.buffer.rows, site.inputs * adapters.max_rank)
+        columns = adapters.low_columns(site.inputs, rows.kind == Kind.bf16)
+        low = Symbol.new(y.buffer.rows, columns, rows.kind)
         table = {"adapters": SiteTable(adapters, site)}
         recorder.add(Node("adapter_shrink", {"x": rows}, {"out": low}, constants=table))
         return expand(recorder, low, y, table["adapters"])

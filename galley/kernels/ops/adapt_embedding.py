@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from galley.kernels.adapters import AdapterSite
-from galley.kernels.ops.adapt import TABLE_INTS, expand, site_table
+from galley.kernels.ops.adapt import LOW, TABLE_INTS, expand, site_table
 from galley.kernels.ops.definition import NativeOp, Op, output, whole
 from galley.kernels.program import TOKENS, Dim, Node, SiteTable, Symbol
 from galley.kernels.values import Value
@@ -38,7 +38,7 @@ class AdaptEmbedding(Op):
         "adapt_embedding",
         pointers={
             "adapters": "csrc/adapters.h",
-            "low": "f32 [tokens][max_rank], for `adapter_expand`",
+            "low": f"{LOW}, f32",
             "out": "f32: the embedding, or the adapter's own",
         },
         ints={
@@ -86,7 +86,7 @@ class AdaptEmbedding(Op):
         adapters = recorder.adapters
         assert adapters is not None
         table = SiteTable(adapters, site)
-        low = Symbol.new(y.buffer.rows, adapters.max_rank)
+        low = Symbol.new(y.buffer.rows, adapters.low_columns(1, False))
         recorder.add(
             Node("adapt_embedding", {}, {"low": low}, {"out": y}, constants={"adapters": table})
         )

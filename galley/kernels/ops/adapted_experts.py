@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from galley.kernels.adapters import AdapterSite, PackedAdapter
-from galley.kernels.ops.adapt import TABLE_INTS, parts_of, site_table
+from galley.kernels.ops.adapt import LOW, TABLE_INTS, parts_of, site_table
 from galley.kernels.ops.definition import NativeOp, Op, output, whole
 from galley.kernels.ops.experts import Activation, ExpertNodes, ExpertWeights
 from galley.kernels.program import TOKENS, Dim, Node, SiteTable, Symbol
@@ -72,7 +72,7 @@ EXPERT_ADAPTER_SHRINK = NativeOp(
         "x": "",
         "chosen": "f32, of `route`",
         "adapters": "csrc/adapters.h",
-        "out": "f32 [places][inputs * max_rank]",
+        "out": f"{LOW}, f32, by place",
     },
     ints={
         **_SHARED,
@@ -88,7 +88,7 @@ EXPERT_ADAPTER_SHRINK = NativeOp(
 EXPERT_ADAPTER_EXPAND = NativeOp(
     "expert_adapter_expand",
     pointers={
-        "x": "f32, of `expert_adapter_shrink`",
+        "x": f"{LOW}, f32, by place",
         "chosen": "f32, of `route`",
         "adapters": "csrc/adapters.h",
         "parts": "int32 [count][4], see `adapter_expand`",
@@ -185,7 +185,8 @@ def _adapt(
     adapters = recorder.adapters
     assert adapters is not None
     table = SiteTable(adapters, site)
-    low = Symbol.new(Dim(TOKENS.base, chosen.columns // 2), site.inputs * adapters.max_rank)
+    columns = adapters.low_columns(site.inputs, False)
+    low = Symbol.new(Dim(TOKENS.base, chosen.columns // 2), columns)
     recorder.add(
         Node(
             "expert_adapter_shrink",

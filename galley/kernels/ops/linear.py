@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.kernels.ops.adapt import EXPAND_INTS, PARTS, expand_arguments
+from galley.kernels.ops.adapt import EXPAND_INTS, LOW, LOW_KIND, PARTS, expand_arguments
 from galley.kernels.ops.definition import (
     PARTS_OF_ROWS,
     WEIGHT_INTS,
@@ -56,13 +56,17 @@ ADAPTED_LINEAR = NativeOp(
     "adapted_linear",
     pointers={
         **_POINTERS,
-        "low": "f32, of `adapter_shrink`",
+        "low": LOW,
         "adapters": "csrc/adapters.h",
         "parts": f"{PARTS}; each begins at a multiple of 16 outputs",
     },
-    ints={**_INTS, **EXPAND_INTS},
+    ints={**_INTS, **EXPAND_INTS, "low_kind": LOW_KIND},
     columns=("adapter",),
-    arguments=lambda node: {**expand_arguments(node), **_arguments(node)},
+    arguments=lambda node: {
+        **expand_arguments(node),
+        **_arguments(node),
+        "low_kind": int(whole(node.reads["low"]).kind),
+    },
     stores=PARTS_OF_ROWS,
 )
 
