@@ -80,7 +80,7 @@ GALLEY_INLINE void products(const uint8_t* const* w, const uint8_t* const* x, in
   }
 }
 
-// Calls use(std::integral_constant-like {bf16}, {x of f32}) with the formats of a job.
+// Calls use(numbers are bf16, x is f32) with the formats of a job, as types.
 template <bool value> struct Flag {
   static constexpr bool is = value;
 };
