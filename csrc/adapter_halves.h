@@ -29,7 +29,7 @@ GALLEY_INLINE HalfPanels half_panels(const AdapterAddend& addend, int64_t panel,
     of.affine[h] = affine ? affine + half.panel * 2 * kLanes : nullptr;
     // The next panel of the weight has the same half of the next panel of B, or the one after it.
     const int64_t ahead = part.step == kAdapterPanel ? 2 * bytes : bytes;
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(of.b[h] + ahead + at);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(of.b[h] + ahead + at, 0, 2);
   }
   return of;
 }

@@ -168,28 +168,48 @@ class AdapterShrink final : public AdapterOp {
     const uint8_t* x[AdapterRows::kMostRows];
     alignas(64) float sums[AdapterRows::kMostRows * kAdapterPanel];
     for (int64_t tile = begin; tile < end; tile++) {
-      auto [g, block] = tiles_.find(tile);
-      const auto& group = rows_->groups[g];
+      const Panel panel = panel_of(tile);
+      if (tile + 1 < end) prefetch(panel_of(tile + 1));
+      const auto& group = *panel.group;
       const int32_t* rows = rows_->rows.data() + group.first;
       for (int32_t j = 0; j < group.count; j++) x[j] = x_ + rows[j] * x_bytes_;
-      for (int64_t i = 0; i < inputs_; i++) {
-        const AdapterInput in = table_.input(group.place, first_input_ + i);
-        const int64_t count = blocks(in.rank, kAdapterPanel);
-        if (block >= count) {
-          block -= count;
-          continue;
-        }
-        const uint8_t* panel = in.a + block * adapter_panel_bytes(k_, table_.bf16);
-        kernel_({panel, k_, table_.bf16, x_kind_}, x, group.count, sums);
-        for (int32_t j = 0; j < group.count; j++) {
-          low_.store(rows[j], i, block * kAdapterPanel, in.rank, sums + j * kAdapterPanel, in.scale);
-        }
-        break;
+      kernel_({panel.a, k_, table_.bf16, x_kind_}, x, group.count, sums);
+      for (int32_t j = 0; j < group.count; j++) {
+        low_.store(rows[j], panel.input, panel.first, panel.in.rank, sums + j * kAdapterPanel,
+                   panel.in.scale);
       }
     }
   }
 
  private:
+  // Of a tile.
+  struct Panel {
+    const AdapterRows::Group* group;
+    int64_t input, first;  // the panel's first row of A
+    AdapterInput in;
+    const uint8_t* a;
+  };
+  static constexpr int64_t kAhead = 4096;  // bytes of the next panel
+
+  Panel panel_of(int64_t tile) const {
+    const auto [g, number] = tiles_.find(tile);
+    const AdapterRows::Group& group = rows_->groups[g];
+    int64_t panel = number;
+    for (int64_t i = 0;; i++) {
+      const AdapterInput in = table_.input(group.place, first_input_ + i);
+      const int64_t count = blocks(in.rank, kAdapterPanel);
+      if (panel < count) {
+        return {&group, i, panel * kAdapterPanel, in,
+                in.a + panel * adapter_panel_bytes(k_, table_.bf16)};
+      }
+      panel -= count;
+    }
+  }
+  void prefetch(const Panel& panel) const {
+    const int64_t bytes = std::min(kAhead, adapter_panel_bytes(k_, table_.bf16));
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(panel.a + at, 0, 2);
+  }
+
   int64_t group_tiles(int32_t place) const override {
     int64_t count = 0;
     for (int64_t i = 0; i < inputs_; i++) {
