@@ -23,11 +23,15 @@ from galley.kernels.program import Kind
 from galley.kernels.weights import PackedWeight, pack
 from tests.kernels import activation_rows
 from tests.kernels.native_harness import Native, aligned
-from tests.kernels.test_linear import E4M3, Recipe, weight_of
+from tests.kernels.test_linear import E4M3, Recipe, dense_weight, weight_of
 
 FP4 = np.array([0, 1, 128, 192, 64, 96, 32, 48], np.float32) / 192  # of bitsandbytes
 BF16: Any = ml_dtypes.bfloat16
-FORMATS = {
+FORMATS: dict[str, Recipe | None] = {
+    "bf16": None,
+    "W8A8": Recipe(8, 0, 128, scale=np.float32, activations="token"),
+    "Q4_K": Recipe(4, 32, scale=np.uint8, min=True, super_scales=True),
+    "Q6_K": Recipe(6, 16, 32, scale=np.int8, super_scales=True),
     "Q4_0": Recipe(4, 32, 8),
     "Q4_1": Recipe(4, 32, min=True),
     "Q8_0": Recipe(8, 32, 128),
@@ -81,7 +85,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     cases = []
     for name in given.formats:
-        weight = pack(weight_of(FORMATS[name], given.size, given.size, rng), "bf16")
+        recipe, size = FORMATS[name], given.size
+        made = dense_weight(size, size, rng) if recipe is None else weight_of(recipe, size, size, rng)
+        weight = pack(made, "bf16")
         cases += [case(name, weight, int(rows)) for rows in given.rows.split(",")]
     for _ in range(given.rounds):
         for each in cases:

@@ -83,9 +83,14 @@ def random_weight(name: str, n: int, k: int, seed: int = 0) -> QuantizedWeight:
     rng = np.random.default_rng(seed)
     recipe = FORMATS[name]
     if recipe is None:
-        dense = rng.standard_normal((n, k)).astype(np.float32)
-        return QuantizedWeight(dense=dense if name == "f32" else dense.astype(ml_dtypes.bfloat16))
+        return dense_weight(n, k, rng, np.float32 if name == "f32" else ml_dtypes.bfloat16)
     return weight_of(recipe, n, k, rng)
+
+
+def dense_weight(
+    n: int, k: int, rng: np.random.Generator, dtype: Any = ml_dtypes.bfloat16
+) -> QuantizedWeight:
+    return QuantizedWeight(dense=rng.standard_normal((n, k)).astype(np.float32).astype(dtype))
 
 
 def weight_of(recipe: Recipe, n: int, k: int, rng: np.random.Generator) -> QuantizedWeight:
