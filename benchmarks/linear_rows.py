@@ -86,7 +86,9 @@ def main() -> None:
     cases = []
     for name in given.formats:
         recipe, size = FORMATS[name], given.size
-        made = dense_weight(size, size, rng) if recipe is None else weight_of(recipe, size, size, rng)
+        made = (
+            dense_weight(size, size, rng) if recipe is None else weight_of(recipe, size, size, rng)
+        )
         weight = pack(made, "bf16")
         cases += [case(name, weight, int(rows)) for rows in given.rows.split(",")]
     for _ in range(given.rounds):

@@ -2,7 +2,10 @@
 
     make bench-speculation
     python -m benchmarks.speculation [--model FILE] [--pairs 5] [--tokens 256] [--streams 1 4 16 64]
-        [--drafter FOLDER]
+        [--drafter FOLDER] [--plot PNG]
+
+A model of `benchmarks.planning`, such as 1B, is its shape with random weights: what it says copies
+nothing, but repeats itself. With --plot the ratios are drawn over the streams.
 
 Kinds of work, on real text:
 
@@ -21,11 +24,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.planning import SHAPES, engine_flags
 from galley import LLM, SamplingParams
+from galley.cli.bench import plots
 from galley.frontend.metric_values import Counter
 
 ROOT = Path(__file__).parents[1]
@@ -112,8 +118,10 @@ class Side:
         return value("drafts"), value("draft_tokens"), value("accepted_tokens")
 
 
-def compare(plain: Side, other: Side, work: str, args: argparse.Namespace, streams: int) -> str:
-    """A row of the table."""
+def compare(
+    plain: Side, other: Side, work: str, args: argparse.Namespace, streams: int
+) -> dict[str, Any]:
+    """A row of the table, printed."""
     prompts, sampling = WORK[work]
     params = SamplingParams(max_tokens=args.tokens, **sampling)
     wanted = plain.run(prompts, params, streams)[1]
@@ -132,35 +140,51 @@ def compare(plain: Side, other: Side, work: str, args: argparse.Namespace, strea
     drafted, accepted = (b - a for a, b in zip(before[1:], other.drafts()[1:], strict=True))
     rate = f"{accepted / drafted:.0%}" if drafted else "–"
     tokens = args.pairs * total / steps / streams
-    return (
-        f"| {work} | {streams} | {statistics.median(ratios):.2f} | "
-        f"{total / statistics.median(seconds):.0f} | {rate} | {tokens:.2f} |"
+    ratio = statistics.median(ratios)
+    print(
+        f"| {work} | {streams} | {ratio:.2f} | {total / statistics.median(seconds):.0f} | {rate} "
+        f"| {tokens:.2f} |",
+        flush=True,
     )
+    return {"streams": streams, "speed_relative_to_no_drafts": ratio}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="", help="default: the built-in one")
+    parser.add_argument("--model", default="built in")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--streams", type=int, nargs="+", default=[1])
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
     parser.add_argument("--drafter", help="a draft model, measured as well")
     parser.add_argument("--work", nargs="+", default=list(WORK), choices=WORK)
+    parser.add_argument("--plot", metavar="PNG", help="of the ratios over --streams")
     args = parser.parse_args()
+    if args.plot:
+        plots.require()
     ways = {name: WAYS[name] for name in args.ways}
     if args.drafter is not None:
         ways |= {"draft model": {"model": args.drafter}}
         ways |= {"draft model, 4 fixed": {"model": args.drafter, "draft_length": "fixed"}}
-    engine = {"model": args.model, "max_model_len": 2048, "max_num_seqs": 64}
-    plain = Side(engine, None)
-    for way, settings in ways.items():
-        other = Side(engine, settings)
-        print(f"\n{way}\n\n| work | streams | ratio | tokens/s | accepted | tokens a step |")
-        print("|---|---|---|---|---|---|", flush=True)
-        for work in args.work:
-            for streams in args.streams:
-                print(compare(plain, other, work, args, streams), flush=True)
+    curves: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory(prefix="galley-speculation-") as folder:
+        engine = {"max_model_len": 2048, "max_num_seqs": 64, **model_flags(args.model, folder)}
+        plain = Side(engine, None)
+        for way, settings in ways.items():
+            other = Side(engine, settings)
+            print(f"\n{way}\n\n| work | streams | ratio | tokens/s | accepted | tokens a step |")
+            print("|---|---|---|---|---|---|", flush=True)
+            for work in args.work:
+                rows = [compare(plain, other, work, args, n) for n in args.streams]
+                curves[f"{way}, {work}"] = rows
+    if args.plot:
+        plots.plot_curves(curves, "streams", ["speed_relative_to_no_drafts"], args.plot)
+
+
+def model_flags(name: str, folder: str) -> dict[str, Any]:
+    """The flags of a model of `benchmarks.planning`, or of a file."""
+    is_shape = name.partition(" ")[0] in SHAPES or name == "built in"
+    return engine_flags(name, Path(folder)) if is_shape else {"model": name}
 
 
 if __name__ == "__main__":

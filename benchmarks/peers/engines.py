@@ -90,6 +90,12 @@ def _vllm(weights: str, extra: str = "") -> Engine:
     )
 
 
+#: Doubled braces: commands have placeholders.
+_VLLM_DRAFTS = (
+    "--speculative-config "
+    """'{{{{"method": "{}", "num_speculative_tokens": {}}}}}'"""
+)
+
 ENGINES: dict[str, Engine] = {
     "galley-q4_0": _galley("smollm2-q4_0.gguf"),
     "galley-q4_1": _galley("smollm2-q4_1.gguf"),
@@ -105,6 +111,18 @@ ENGINES: dict[str, Engine] = {
     "galley-512": _galley("smollm2-bf16", "--mixed-prefill-tokens 512"),
     "vllm-long": _vllm("smollm2-bf16", "--max-model-len 8192"),
     "llama-long": _llama("smollm2-bf16.gguf", "-np 40 -c 32768 --kv-unified"),
+    # For `speculation.py`.
+    **{
+        f"galley-{weights}-{name}": _galley(file, f"--spec-method {method}")
+        for weights, file in (("bf16", "smollm2-bf16"), ("q4_1", "smollm2-q4_1.gguf"))
+        for name, method in (("plain", "none"), ("ngram", "ngram"), ("suffix", "suffix"))
+    },
+    "vllm-bf16-ngram": _vllm("smollm2-bf16", _VLLM_DRAFTS.format("ngram", 5)),
+    "vllm-bf16-suffix": _vllm("smollm2-bf16", _VLLM_DRAFTS.format("suffix", 24)),
+    **{
+        f"llama-q4_1-{kind}": _llama("smollm2-q4_1.gguf", f"--spec-type ngram-{kind}")
+        for kind in ("simple", "cache", "mod")
+    },
 }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pathlib
 import random
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from galley import LLM, SamplingParams
@@ -54,6 +56,25 @@ def answer(output: RequestOutput) -> Any:
             (o.index, o.token_ids, o.text, _logprobs(o.logprobs), o.finish_reason, o.stop_reason)
             for o in output.outputs
         ],
+    )
+
+
+def lose_engine(llm: LLM, other: LLM) -> None:
+    """Compute requests that are waiting in `llm` until two have some tokens. Then its engine is
+    lost, and that of `other` takes them over.
+    """
+    client = llm.client
+    unfinished = client.outputs.sequences
+    while sum(len(sequence.token_ids) > 3 for sequence in unfinished.values()) < 2:
+        client.step()
+    client.core = other._core
+    client.core.add(
+        [
+            msgspec.structs.replace(
+                sequence.request, output_token_ids=array("i", sequence.token_ids).tobytes()
+            )
+            for sequence in unfinished.values()
+        ]
     )
 
 

@@ -127,8 +127,10 @@ class Engine:
         self.events["cached tokens"] += scheduler.kv.counters.prefix_hits
         self.events["evictions"] += scheduler.kv.pool.num_evicted
         self.events["steps"] += scheduler.step
-        self.events["accepted drafts"] += scheduler.draft_counts.num_accepted
-        self.events["rejected drafts"] += scheduler.draft_counts.num_rejected
+        if (drafts := self.config.speculative.settings) is not None:
+            counts = scheduler.draft_counts
+            self.events[f"accepted {drafts.method}"] += counts.num_accepted
+            self.events[f"rejected {drafts.method}"] += counts.num_rejected
 
     def _replayed(self) -> list[Request]:
         """As the client of a server would send them to the next engine."""

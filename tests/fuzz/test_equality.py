@@ -6,13 +6,15 @@ from collections import Counter
 
 import pytest
 
+from tests.fuzz.cases import DRAFTERS
 from tests.fuzz.run import differences
 
 BATCH = 15
 #: Seeds that have failed once, beside those of the batches.
 REGRESSIONS: list[int] = []
-EVENTS = {"steps", "preemptions", "cached tokens", "evictions"}
-EVENTS |= {"deaths", "kept blocks", "accepted drafts", "rejected drafts"}
+EVENTS = {"steps", "preemptions", "cached tokens", "evictions", "deaths", "kept blocks"}
+#: Of all batches.
+ALL: Counter[str] = Counter()
 
 
 @pytest.mark.parametrize("batch", range(4))
@@ -23,3 +25,12 @@ def test_random_cases(batch: int) -> None:
         assert found == []
         events += happened
     assert set(events) >= EVENTS, "not all has happened that could matter"
+    ALL.update(events)
+
+
+def test_drafts_of_every_method_were_accepted_and_rejected() -> None:
+    if not ALL:
+        pytest.skip("no batch was run")
+    for method in ("ngram", "suffix", *DRAFTERS):
+        assert ALL[f"accepted {method}"] > 0
+        assert ALL[f"rejected {method}"] > 0

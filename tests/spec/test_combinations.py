@@ -5,19 +5,18 @@ Checklist 45, 73, 113: prompts in chunks, hits, preemption, drafts and constrain
 
 from __future__ import annotations
 
-from array import array
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from galley import LLM, LoRARequest, SamplingParams
 from galley.request import StructuredOutputsParams
-from tests.equality.workload import answer
+from tests.equality.workload import answer, lose_engine
 from tests.lora.checkpoints import random_adapter, save_adapter, uniform
 from tests.lora.test_many import model_shapes
 from tests.small_model import small_model
+from tests.spec.test_answers import Copies
 from tests.spec.test_heads_killed import eagle
 
 TEXT = "The lens bends the light, and the light bends the lens. " * 3
@@ -60,7 +59,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def way(method: str, home: Path) -> dict[str, Any]:
-    models = {"draft_model": str(small_model()), "eagle": str(home / "eagle")}
+    models = {
+        "draft_model": str(small_model()),
+        "eagle": str(home / "eagle"),
+        "custom_class": f"{Copies.__module__}.{Copies.__name__}",
+    }
     given = {"method": method, **FIXED}
     return {**given, "model": models[method]} if method in models else given
 
@@ -91,7 +94,7 @@ def plain(home: Path) -> tuple[list[Any], list[Any]]:
     return answers(llm, home), answers(llm, home, adapted=False)
 
 
-@pytest.mark.parametrize("method", ["ngram", "suffix", "draft_model", "eagle"])
+@pytest.mark.parametrize("method", ["ngram", "suffix", "draft_model", "eagle", "custom_class"])
 def test_answers_are_those_without_drafts(
     method: str, home: Path, plain: tuple[list[Any], list[Any]]
 ) -> None:
@@ -111,24 +114,6 @@ def test_answers_are_those_without_drafts(
     core.check_integrity()
 
     enqueue(llm, home, adapted=False)
-    unfinished = llm.client.outputs.sequences
-    while sum(len(sequence.token_ids) > 3 for sequence in unfinished.values()) < 2:
-        llm.client.step()
-    replay(llm, engine(speculative_config=way(method, home)))
+    lose_engine(llm, engine(speculative_config=way(method, home)))
     after = [answer(output) for output in llm.wait_for_completion(use_tqdm=False)]
     assert after == plain[1]
-
-
-def replay(llm: LLM, other: LLM) -> None:
-    """The engine of `llm` is lost; that of `other` takes its requests over."""
-    client = llm.client
-    client.core = other._core
-    sequences = [*client.outputs.sequences.values()]
-    client.core.add(
-        [
-            msgspec.structs.replace(
-                sequence.request, output_token_ids=array("i", sequence.token_ids).tobytes()
-            )
-            for sequence in sequences
-        ]
-    )

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from galley import LLM, SamplingParams
+from galley.config.registries import DRAFT_HEADS
 from galley.errors import ConfigError, ModelError
 from galley.models.mtp import FAMILIES
-from tests.equality.workload import answer
+from tests.equality.workload import answer, lose_engine
 from tests.spec import heads
 from tests.spec.heads import Guess
 
@@ -191,9 +192,13 @@ def mixed() -> list[SamplingParams]:
     ]
 
 
+def enqueue(llm: LLM) -> None:
+    llm.enqueue([{"prompt_token_ids": p} for p in prompts()], mixed())
+
+
 def everything(llm: LLM) -> list[Any]:
-    asked = [{"prompt_token_ids": p} for p in prompts()]
-    return [answer(o) for o in llm.generate(asked, mixed(), use_tqdm=False)]
+    enqueue(llm)
+    return [answer(o) for o in llm.wait_for_completion(use_tqdm=False)]
 
 
 @pytest.fixture(scope="module")
@@ -201,23 +206,36 @@ def plain(folder: Path) -> list[Any]:
     return everything(engine(folder))
 
 
-@pytest.mark.parametrize("method", ["medusa", "mlp_speculator", "eagle", "eagle3"])
-def test_answers_under_preemption_in_chunks_and_from_the_cache(
-    plain: list[Any], folder: Path, drafters: dict[str, dict[str, Any]], method: str
+@pytest.mark.parametrize("method", sorted(DRAFT_HEADS))
+def test_answers_under_preemption_in_chunks_from_the_cache_and_after_a_loss(
+    plain: list[Any],
+    folder: Path,
+    drafters: dict[str, dict[str, Any]],
+    method: str,
+    tmp_path: Path,
 ) -> None:
-    llm = engine(
-        folder,
-        speculative_config=drafters[method],
-        num_gpu_blocks_override=17,
-        max_num_batched_tokens=32,
-        distributed_executor_backend="loopback",
-    )
+    settings = drafters.get(method, settings_of(method, None))
+    if method == "mtp":
+        _, folder, _ = heads.mtp("MiMoForCausalLM", tmp_path / "checkpoint")
+        plain = everything(engine(folder))
+    flags = {
+        "speculative_config": settings,
+        "num_gpu_blocks_override": 17,
+        "max_num_batched_tokens": 32,
+        "distributed_executor_backend": "loopback",
+    }
+    llm, other = engine(folder, **flags), engine(folder, **flags)
     assert everything(llm) == plain
     assert everything(llm) == plain, "from the prefix cache"
-    assert llm._core.counters.num_preemptions > 0
-    *accepted, drafted = counted(llm)
-    assert 0 < sum(accepted) < drafted
-    llm._core.scheduler.check_integrity()
+    enqueue(llm)
+    lose_engine(llm, other)
+    assert [answer(o) for o in llm.wait_for_completion(use_tqdm=False)] == plain
+    for core in (llm._core, other._core):
+        assert core.counters.num_preemptions > 0
+        counts = core.scheduler.draft_counts
+        assert counts.num_accepted > 0
+        assert counts.num_rejected > 0
+        core.check_integrity()
 
 
 def test_adaptive_drafts_before_and_after_sleep(
