@@ -23,7 +23,7 @@ define install
 endef
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-planning docs docs-site clean require
+.PHONY: help serve install test check lint native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-drafts bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -205,6 +205,9 @@ bench-claims: ## a measured row for each claim, curves in build/claims (minutes)
 
 bench-speculation: ## what drafts bring at copying, repeated requests and free text; SPECULATION_ARGS="--streams 1 8"
 	@$(BIN)/python -m benchmarks.speculation $(SPECULATION_ARGS)
+
+bench-drafts: ## the same beside vLLM and llama.cpp (LAB as for bench-peers); DRAFTS_ARGS="--work copy"
+	@$(BIN)/python -m benchmarks.peers.speculation $(DRAFTS_ARGS)
 
 bench-planning: ## predictions of `galley plan` beside servers of this machine (minutes); PLANNING_ARGS
 	@$(BIN)/python -m benchmarks.planning $(PLANNING_ARGS)

@@ -68,10 +68,13 @@ class Speculator:
         self._rests = not len(rows)
         indptr: I32 = np.zeros(len(slots) + 1, np.int32)
         empty: I32 = np.empty(0, np.int32)
-        if not len(rows) and (self.reader is None or not self.reader.follows):
+        follows = self.reader is not None and self.reader.follows
+        if not len(rows) and not follows:
             return indptr, empty
         asked = slots[rows]
         most = self._lengths.most(table, asked, len(slots))
+        if not most.any() and not follows:
+            return indptr, empty
         begin = perf_counter()
         drafts = self._proposer.propose(table, asked, most)
         if most.any():
