@@ -26,7 +26,7 @@ MOST_TOKENS = 1024
 _RETRY_STEPS, _MOST_RETRY_STEPS = 64, 512
 #: One that is free is asked at each step, until a sequence has had no drafts for so many; then at
 #: each step of this number.
-_PATIENCE, _REST_STEPS = 64, 8
+_PATIENCE, _REST_STEPS = 16, 8
 
 
 class Lengths(Protocol):
