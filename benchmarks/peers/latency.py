@@ -81,6 +81,8 @@ class Load:
         try:
             while min(len(chat.times) for chat in chats) < _BEFORE:
                 await asyncio.sleep(0.01)
+                for ended in filter(asyncio.Task.done, streams):
+                    ended.result()  # raises what it failed with
             own = (await self._ask(alone, 2)).ttft
             long_one = asyncio.create_task(self._ask(long, 2))
             await asyncio.sleep(0.05)
