@@ -13,8 +13,8 @@ UNIT = 16
 #: A step may always take so many times as long as one without prompts: where decoding alone is
 #: slow, prompts would else hardly advance.
 SLOWEST = 3.0
-#: Where more prompts wait than rows decode, a step takes longer by that ratio, at most so many
-#: times: it delays few streams and brings many requests sooner to their first token.
+#: Where more prompts wait than rows decode, the target is longer by that ratio, at most so many
+#: times: a step delays few streams and brings many requests sooner to their first token.
 MOST_TARGETS = 4.0
 #: A measured time of decoding rows holds for so many rows more or fewer and a quarter of those
 #: measured, and for so many steps with prompts.
@@ -79,8 +79,7 @@ class StepPace:
         if not self._holds(num_decode):
             return 0
         if self._token:
-            target = max(self._target, SLOWEST * self._decode)
-            target *= min(max(num_prompts / num_decode, 1.0), MOST_TARGETS)
-            seconds = target - self._decode
+            target = self._target * min(max(num_prompts / num_decode, 1.0), MOST_TARGETS)
+            seconds = max(target, SLOWEST * self._decode) - self._decode
             self._allowed = max(int(seconds / self._token) // UNIT, 1) * UNIT
         return self._allowed
