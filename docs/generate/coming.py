@@ -1,5 +1,5 @@
 """The tables of docs/coming-from-vllm.md: what differs from vLLM, of the verdicts of
-docs/compatibility.md; and the names of the module `vllm` in compat/.
+docs/compatibility/; and the names of the module `vllm` in compat/.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ COMPAT = Path(__file__).parents[2] / "compat"
 
 
 def fill(text: str, compatibility: str) -> str:
-    """The page with its tables made again; `compatibility` is the page of all names."""
+    """The page with its tables made again; `compatibility` are the pages of all names."""
     for mark, made in (("differences", differences(compatibility)), ("names", table())):
         pattern = rf"(<!-- {mark}: made by make docs -->\n).*?(<!-- end of {mark} -->)"
         text, count = re.subn(pattern, lambda m, made=made: m[1] + made + m[2], text, flags=re.S)
@@ -28,7 +28,7 @@ def differences(compatibility: str) -> str:
     """What does not work as in vLLM: names of one kind and one reason in a row."""
     grouped: dict[tuple[str, str, str], list[str]] = {}
     counts: Counter[str] = Counter()
-    for section in compatibility.split("\n## ")[1:]:
+    for section in compatibility.split("# vLLM 0.32: ")[1:]:
         title = section.partition("\n")[0].replace("`", "")
         for name, verdict, note in _ROW.findall(section):
             counts[title] += verdict in ("works", "no effect")

@@ -1,6 +1,7 @@
 """The environment variables of vLLM 0.32 and Galley, so that a misspelt one is reported.
 
-vLLM's names are in vllm_variables.txt. docs/compatibility.md lists what each of them does here.
+vLLM's names are in vllm_variables.txt. docs/compatibility/environment-variables.md lists what each
+of them does here.
 """
 
 from __future__ import annotations

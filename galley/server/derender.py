@@ -73,6 +73,46 @@ def output_of(
     )
 
 
+def outputs_of_parts(
+    ctx: Context,
+    earlier: Sequence[Sequence[int]],
+    choice: GenerateChoice,
+    params: SamplingParams,
+    prompt_token_ids: Sequence[int],
+) -> list[RequestOutput]:
+    """The output of each part of a stream, of which `choice` is the last."""
+    stream = ctx.require_tokenizer().stream(prompt_token_ids, params)
+
+    def output(text: str, part: GenerateChoice) -> RequestOutput:
+        logprobs = None if part.logprobs is None else _positions(ctx, part.logprobs)
+        one = CompletionOutput(
+            index=0,
+            text=text,
+            token_ids=part.token_ids or [],
+            logprobs=logprobs,
+            finish_reason=part.finish_reason,
+            stop_reason=part.stop_reason,
+        )
+        return RequestOutput(
+            request_id="",
+            prompt=None,
+            prompt_token_ids=list(prompt_token_ids),
+            prompt_logprobs=None,
+            outputs=[one],
+            finished=False,
+        )
+
+    outputs = []
+    for ids in earlier:
+        text = "".join(map(stream.push, ids))
+        outputs.append(output(text, GenerateChoice(index=0, token_ids=list(ids))))
+    last = choice.token_ids or []
+    text = "".join(map(stream.push, last[:-1] if _ends_hidden(ctx, choice, params) else last))
+    if choice.finish_reason is not None:
+        text += stream.finish()
+    return [*outputs, output(text, choice)]
+
+
 def _choice(
     ctx: Context, choice: GenerateChoice, params: SamplingParams, prompt_token_ids: Sequence[int]
 ) -> CompletionOutput:

@@ -23,6 +23,7 @@ from tests.server.test_tls import CERT, KEY
 
 pytestmark = pytest.mark.timeout(3600)
 
+MINUTES = 1800
 BASE, IMAGE = "localhost/galley-base", "localhost/galley"
 #: Nothing but what a chroot gives: containers in containers have no namespaces of their own.
 CHROOT = ("--isolation", "chroot")
@@ -31,22 +32,17 @@ PIP = [name for name in os.environ if name.startswith("PIP_") and name != "PIP_C
 
 
 def buildah(*words: str | Path) -> str:
-    return run("buildah", "--storage-driver", "vfs", *words)
+    return run("buildah", "--storage-driver", "vfs", *words, timeout=MINUTES)
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("base")
-    run(
-        *(
-            "mmdebstrap",
-            "--variant=minbase",
-            "--include=python3,python3-venv,python3-dev,ca-certificates",
-        ),
-        *("trixie", folder / "root.tar"),
-    )
+    packages = "--include=python3,python3-venv,python3-dev,ca-certificates"
+    tar = folder / "root.tar"
+    run("mmdebstrap", "--variant=minbase", packages, "trixie", tar, timeout=MINUTES)
     base = buildah("from", "scratch").strip()
-    buildah("add", base, folder / "root.tar", "/")
+    buildah("add", base, tar, "/")
     buildah("run", *CHROOT, base, "--", "ln", "-s", "python3", "/usr/bin/python")
     buildah("commit", base, BASE)
     settings = [word for name in PIP for word in ("--build-arg", f"{name}={os.environ[name]}")]

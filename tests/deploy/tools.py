@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 BIN = ROOT / "build" / "tools" / "bin"
 
 
-def run(*command: str | Path, **options: Any) -> str:
+def run(*command: str | Path, timeout: float = 300, **options: Any) -> str:
     """Output of a tool that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,6 +133,46 @@ def test_a_stream_of_tokens_is_the_whole_answer(engine: Server, front: Server) -
     assert choices[-1]["finish_reason"] == only["finish_reason"]
 
 
+def derendered(front: Server, path: str, parts: list[JSON], **more: Any) -> list[JSON]:
+    """The chunk of each event, with the state carried from one to the next."""
+    chunks, state = [], None
+    for part in parts:
+        got = post(front, path, generate_chunk=part, stream=True, stream_state=state, **more)
+        chunks.append(got["chunk"])
+        state = got["stream_state"]
+    return chunks
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": True, "top_logprobs": 2}])
+def test_a_stream_of_tokens_is_a_stream_of_text(engine: Server, front: Server, more: JSON) -> None:
+    ask = {"messages": MESSAGES, **PLAIN, **more}
+    whole = post(engine, "/v1/chat/completions", **ask)
+    rendered = post(front, "/v1/chat/completions/render", **ask)
+    options = {"stream_options": {"include_usage": True}, "stream_interval": 3}
+    parts = events(engine, "/inference/v1/generate", {**rendered, **options})
+    path = "/v1/chat/completions/derender"
+    chunks = derendered(
+        front, path, parts, prompt_token_ids=rendered["token_ids"], chat_request=ask
+    )
+    [only] = whole["choices"]
+    choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+    assert choices[0]["delta"]["role"] == "assistant"
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    assert text == only["message"]["content"]
+    assert choices[-1]["finish_reason"] == only["finish_reason"]
+    assert chunks[-1]["usage"] == parts[-1]["usage"]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    if more:
+        content = [e for choice in choices for e in choice["logprobs"]["content"]]
+        assert content == only["logprobs"]["content"]
+    ask = {"prompt": "The sky is", **PLAIN}
+    [rendered] = post(front, "/v1/completions/render", **ask)
+    parts = events(engine, "/inference/v1/generate", {**rendered, **options})
+    chunks = derendered(front, "/v1/completions/derender", parts, completion_request=ask)
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"])
+    assert text == post(engine, "/v1/completions", **ask)["choices"][0]["text"]
+
+
 def test_tool_calls_and_reasoning_are_read_from_tokens() -> None:
     with serve("--max-model-len", "2048", *FLAGS, verb=("launch", "render")) as front:
         text = (
@@ -149,6 +190,18 @@ def test_tool_calls_and_reasoning_are_read_from_tokens() -> None:
         assert choice["message"]["content"] == "It rains."
         [call] = choice["message"]["tool_calls"]
         assert call["function"] == {"name": "weather", "arguments": '{"city": "Paris"}'}
+        steps = [ids[i : i + 3] for i in range(0, len(ids), 3)] + [[2]]
+        parts = [{"choices": [{"index": 0, "token_ids": step}]} for step in steps]
+        parts[-1]["choices"][0]["finish_reason"] = "stop"
+        deltas = [c["choices"][0] for c in derendered(front, path, parts, chat_request=request)
+                  if c["choices"]]  # fmt: skip
+        assert deltas[-1]["finish_reason"] == "tool_calls"
+        assert "".join(d["delta"].get("reasoning") or "" for d in deltas) == "I think."
+        assert "".join(d["delta"].get("content") or "" for d in deltas) == "It rains."
+        calls = [c for d in deltas for c in d["delta"].get("tool_calls") or ()]
+        assert [c["function"]["name"] for c in calls if "id" in c] == ["weather"]
+        arguments = "".join(c["function"]["arguments"] for c in calls)
+        assert json.loads(arguments) == {"city": "Paris"}
         missing = post(front, path, 400, generate_response=response)["error"]
         assert missing["param"] == "chat_request"
 
@@ -158,8 +211,19 @@ def test_refusals(engine: Server, front: Server) -> None:
     chat, generate = "/v1/chat/completions/derender", "/inference/v1/generate"
     marker = {"ids": [70_000], "size": 1, "steps": ""}
     limits = {"start": marker, "end": marker}
+    two = {"choices": one["choices"] * 2}
+    torn = {"output_token_ids": [5, 6], "output_chunk_lens": [1]}
     for server, path, status, param, body in [
-        (front, chat, 400, "stream", {"generate_response": one, "stream": True}),
+        (front, chat, 400, "generate_chunk", {"generate_response": one, "stream": True}),
+        (front, chat, 400, "generate_chunk", {"generate_chunk": two, "stream": True}),
+        (
+            *(front, chat, 400, "stream_state"),
+            {"generate_chunk": one, "stream": True, "stream_state": torn},
+        ),
+        (
+            *(front, chat, 400, "stream_state"),
+            {"generate_chunk": one, "stream": True, "prompt_token_ids": [5] * 10_000},
+        ),
         (front, chat, 400, "generate_response", {"generate_response": {"choices": []}}),
         (front, chat, 404, "model", {"generate_response": one, "model": "other"}),
         (front, "/v1/completions/derender", 400, "generate_responses", {"generate_responses": []}),

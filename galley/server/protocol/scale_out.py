@@ -5,6 +5,7 @@ request ── render ──▶ GenerateRequest ── generate ──▶ Genera
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -188,13 +189,78 @@ class Derender(msgspec.Struct, kw_only=True):
     model: str | None = None
     stream: bool | None = False
 
-    def check_stream(self) -> None:
-        if self.stream:
-            raise Unsupported(
-                "`stream` is not supported: send the whole response; /v1/chat/completions and "
-                "/v1/completions stream text.",
-                field="stream",
+
+class DerenderState(msgspec.Struct, kw_only=True):
+    """What the client carries from one part of a stream to the next.
+
+    Attributes:
+        output_token_ids: of all parts before.
+        output_chunk_lens: number of tokens of each of them.
+    """
+
+    output_token_ids: list[TokenId] = []
+    output_chunk_lens: list[Count] = []
+
+    def parts(self) -> list[list[int]]:
+        """The tokens of each part. Raises InvalidRequest where the numbers do not fit."""
+        if sum(self.output_chunk_lens) != len(self.output_token_ids):
+            raise InvalidRequest(
+                "stream_state: output_chunk_lens must add up to the number of output_token_ids.",
+                field="stream_state",
             )
+        ids = iter(self.output_token_ids)
+        return [list(islice(ids, length)) for length in self.output_chunk_lens]
+
+
+class DerenderPart(Derender, kw_only=True):
+    """Fields of both kinds of requests for one part of a stream (`stream`: true).
+
+    Attributes:
+        generate_chunk: an event of /inference/v1/generate; one choice, or none with the usage.
+        stream_state: that of the answer to the part before; none for the first.
+    """
+
+    generate_chunk: GenerateResponse
+    stream_state: DerenderState | None = None
+    prompt_tokens: Count | None = None
+    prompt_token_ids: list[TokenId] | None = None
+
+    def check(self, max_model_len: int) -> None:
+        """Raise InvalidRequest for several choices, or more tokens than the model's length."""
+        choices, state = self.generate_chunk.choices, self.stream_state
+        if len(choices) > 1:
+            raise InvalidRequest(
+                f"generate_chunk must have at most one choice, got {len(choices)}.",
+                field="generate_chunk",
+            )
+        known = [self.prompt_token_ids, *(choice.token_ids for choice in choices)]
+        known.append(None if state is None else state.output_token_ids)
+        total = sum(len(ids or ()) for ids in known)
+        if total > max_model_len:
+            raise InvalidRequest(
+                f"prompt_token_ids, stream_state and generate_chunk have {total} tokens; the "
+                f"model's maximum context length is {max_model_len}.",
+                field="stream_state",
+            )
+
+
+class DerenderChatPart(DerenderPart, kw_only=True):
+    """The next tokens of an answer to a conversation; `chat_request` was rendered."""
+
+    chat_request: ChatCompletionRequest | None = None
+
+
+class DerenderCompletionPart(DerenderPart, kw_only=True):
+    """The next tokens of an answer to a prompt; `completion_request` was rendered."""
+
+    completion_request: CompletionRequest | None = None
+
+
+class DerenderedPart(msgspec.Struct, kw_only=True):
+    """A chunk of the stream of text, as the other endpoint has it, and the state to send next."""
+
+    chunk: dict[str, Any]
+    stream_state: DerenderState
 
 
 class DerenderChatRequest(Derender, kw_only=True):
@@ -253,4 +319,6 @@ generate_reader = BodyReader(
 )
 derender_chat_reader = BodyReader(DerenderChatRequest, {})
 derender_completion_reader = BodyReader(DerenderCompletionRequest, {})
+derender_chat_part_reader = BodyReader(DerenderChatPart, {})
+derender_completion_part_reader = BodyReader(DerenderCompletionPart, {})
 abort_generate_reader = BodyReader(AbortGenerateRequest, {})

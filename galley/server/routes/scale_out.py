@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -18,18 +19,25 @@ from galley.request import SamplingParams
 from galley.server.chat_builder import ChatResponseBuilder
 from galley.server.completion_builder import CompletionResponseBuilder
 from galley.server.context import Context, apply_priority_header, request_id
-from galley.server.derender import check_ids, check_response, output_of
+from galley.server.derender import check_ids, check_response, output_of, outputs_of_parts
 from galley.server.errors import json_response
 from galley.server.protocol import anthropic, chat, completions, responses
-from galley.server.protocol.base import ErrorResponse
+from galley.server.protocol.base import BodyReader, ErrorResponse, ignored_of
 from galley.server.protocol.generation import GenerationFields
 from galley.server.protocol.scale_out import (
+    DerenderChatPart,
     DerenderChatRequest,
+    DerenderCompletionPart,
     DerenderCompletionRequest,
+    DerenderedPart,
+    DerenderPart,
+    DerenderState,
     GenerateRequest,
     GenerateResponse,
     abort_generate_reader,
+    derender_chat_part_reader,
     derender_chat_reader,
+    derender_completion_part_reader,
     derender_completion_reader,
     generate_reader,
     wire_params,
@@ -270,37 +278,86 @@ def _generate(router: Router, ctx: Context) -> None:
 def _derender(router: Router, ctx: Context) -> None:
     @router.post(
         "/v1/chat/completions/derender",
-        derender_chat_reader,
-        response=chat.ChatCompletionResponse,
+        (derender_chat_reader, derender_chat_part_reader),
+        response=(chat.ChatCompletionResponse, DerenderedPart),
         errors=_RENDER_ERRORS,
     )
     async def derender_chat_completion(raw: Request) -> Response:
-        """The answer to a chat request from the tokens of /inference/v1/generate."""
-        request = await ctx.read(raw, derender_chat_reader)
-        request.check_stream()
+        """The answer to a chat request from the tokens of /inference/v1/generate; with `stream`, a
+        chunk of it from an event.
+        """
+        request = await _read_either(ctx, raw, derender_chat_reader, derender_chat_part_reader)
         model = await ctx.model_name(request.model)
+        if isinstance(request, DerenderChatPart):
+            return json_response(await _chat_part(ctx, request, model))
         check_response(ctx, request.generate_response)
         return json_response(await _chat_answer(ctx, request, model))
 
     @router.post(
         "/v1/completions/derender",
-        derender_completion_reader,
-        response=completions.CompletionResponse,
+        (derender_completion_reader, derender_completion_part_reader),
+        response=(completions.CompletionResponse, DerenderedPart),
         errors=_RENDER_ERRORS,
     )
     async def derender_completion(raw: Request) -> Response:
-        """The answer to a completion request from the tokens of /inference/v1/generate."""
-        request = await ctx.read(raw, derender_completion_reader)
-        request.check_stream()
-        request.check_counts()
+        """The answer to a completion request from the tokens of /inference/v1/generate; with
+        `stream`, a chunk of it from an event.
+        """
+        request = await _read_either(
+            ctx, raw, derender_completion_reader, derender_completion_part_reader
+        )
         model = await ctx.model_name(request.model)
+        if isinstance(request, DerenderCompletionPart):
+            return json_response(await _completion_part(ctx, request, model))
+        request.check_counts()
         for response in request.generate_responses:
             check_response(ctx, response)
         return json_response(await _completion_answer(ctx, request, model))
 
 
+class _Streams(msgspec.Struct):
+    stream: bool | None = False
+
+
+_streams = msgspec.json.Decoder(_Streams)
+Whole = TypeVar("Whole", DerenderChatRequest, DerenderCompletionRequest)
+Part = TypeVar("Part", DerenderChatPart, DerenderCompletionPart)
+
+
+async def _read_either(
+    ctx: Context, raw: Request, whole: BodyReader[Whole], part: BodyReader[Part]
+) -> Whole | Part:
+    """The body as what `stream` says that it is."""
+    body = await ctx.body(raw)
+    try:
+        streams = _streams.decode(body).stream
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        streams = False  # the reader says what is wrong with it
+    ignored = ignored_of(raw.scope)
+    return part.read(body, ignored) if streams else whole.read(body, ignored)
+
+
 async def _chat_answer(ctx: Context, request: DerenderChatRequest, model: str) -> bytes:
-    response, given = request.generate_response, request.chat_request
+    response = request.generate_response
+    prompt_ids = _prompt_ids(ctx, request.prompt_token_ids, response)
+    answer, params = await _chat_builder(
+        ctx, response, request.chat_request, request.prompt_tokens, model
+    )
+    output = await asyncio.to_thread(output_of, ctx, response, params, prompt_ids)
+    body = msgspec.json.decode(answer.whole([output]))
+    if response.prompt_logprobs is not None:
+        body["prompt_logprobs"] = _named(ctx, response)
+    return to_json(body)
+
+
+async def _chat_builder(
+    ctx: Context,
+    response: GenerateResponse,
+    given: chat.ChatCompletionRequest | None,
+    prompt_tokens: int | None,
+    model: str,
+) -> tuple[ChatResponseBuilder, SamplingParams]:
+    """The builder of the answer to `given`, and how its tokens become text."""
     if given is None and ctx.formats is not None:
         raise InvalidRequest(
             "chat_request is needed: this server reads tool calls or reasoning.",
@@ -308,12 +365,10 @@ async def _chat_answer(ctx: Context, request: DerenderChatRequest, model: str) -
         )
     chat_request = given or chat.ChatCompletionRequest(messages=[{"role": "user"}])
     chat.check_chat(chat_request, ctx.caps)
-    prompt_ids = _prompt_ids(ctx, request.prompt_token_ids, response)
     use = tool_use_of(ctx, chat_request)
     prompt = "" if given is None else await prompt_of(ctx, given, given.messages, use)
     parsers = ctx.parsers(prompt, len(response.choices), use)
     params = await chat_params(ctx, chat_request, prompt, parsers, use)
-    output = await asyncio.to_thread(output_of, ctx, response, params, prompt_ids)
     shown = msgspec.structs.replace(
         chat_request,
         n=len(response.choices),
@@ -321,19 +376,123 @@ async def _chat_answer(ctx: Context, request: DerenderChatRequest, model: str) -
         **_asked(response, chat_request.logprobs, "top_logprobs", {"logprobs": True}),
     )
     answer = ChatResponseBuilder(
-        ResponseHeader(response.request_id or "", model, ctx.fingerprint()),
+        _header(ctx, response, model),
         shown,
-        _counter(ctx, [request.prompt_tokens], parsers),
+        _counter(ctx, [prompt_tokens], parsers),
         roles=[answer_role(ctx, shown, shown.messages)],
         bytes_of=lambda token_id: ctx.require_tokenizer().token_bytes(token_id),
         parsers=parsers or None,
         prompt_text=prompt if shown.return_prompt_text else None,
         as_ids=ctx.token_ids_for_texts(shown.return_tokens_as_token_ids),
     )
-    body = msgspec.json.decode(answer.whole([output]))
-    if response.prompt_logprobs is not None:
-        body["prompt_logprobs"] = _named(ctx, response)
-    return to_json(body)
+    return answer, params
+
+
+def _header(ctx: Context, response: GenerateResponse, model: str) -> ResponseHeader:
+    head = ResponseHeader(response.request_id or "", model, ctx.fingerprint())
+    return head if response.created is None else replace(head, created=response.created)
+
+
+async def _chat_part(ctx: Context, request: DerenderChatPart, model: str) -> bytes:
+    """The chunk of a part: those before are read again, for what a parser keeps of them."""
+    response = request.generate_chunk
+    earlier, prompt_ids = _checked_part(ctx, request)
+    answer, params = await _chat_builder(
+        ctx, response, request.chat_request, request.prompt_tokens, model
+    )
+    return await asyncio.to_thread(
+        _derendered,
+        ctx,
+        request,
+        answer,
+        earlier,
+        params,
+        prompt_ids,
+        _header(ctx, response, model),
+    )
+
+
+async def _completion_part(ctx: Context, request: DerenderCompletionPart, model: str) -> bytes:
+    response = request.generate_chunk
+    earlier, prompt_ids = _checked_part(ctx, request)
+    given = request.completion_request or completions.CompletionRequest(prompt=[0])
+    completions.check_completion(given, ctx.caps)
+    shown = msgspec.structs.replace(
+        given,
+        n=1,
+        echo=False,
+        logprobs=None,
+        **_asked(response, None, "logprobs", {}),
+    )
+    head = _header(ctx, response, model)
+    answer = CompletionResponseBuilder(
+        head,
+        shown,
+        _counter(ctx, [request.prompt_tokens]),
+        text_of=lambda ids: ctx.require_tokenizer().decode(ids, False),
+        as_ids=ctx.token_ids_for_texts(shown.return_tokens_as_token_ids),
+    )
+    params = completion_params(ctx, given)
+    return await asyncio.to_thread(
+        _derendered, ctx, request, answer, earlier, params, prompt_ids, head
+    )
+
+
+def _checked_part(ctx: Context, request: DerenderPart) -> tuple[list[list[int]], list[int]]:
+    """Tokens of the parts before, and those of the prompt. Raises InvalidRequest."""
+    request.check(ctx.engine.limits.max_model_len)
+    earlier = [] if request.stream_state is None else request.stream_state.parts()
+    for ids in earlier:
+        check_ids(ctx, ids, "stream_state")
+    for choice in request.generate_chunk.choices:
+        check_ids(ctx, choice.token_ids or (), "generate_chunk")
+    return earlier, _prompt_ids(ctx, request.prompt_token_ids, request.generate_chunk)
+
+
+def _derendered(
+    ctx: Context,
+    request: DerenderPart,
+    answer: ChatResponseBuilder | CompletionResponseBuilder,
+    earlier: list[list[int]],
+    params: SamplingParams,
+    prompt_ids: list[int],
+    head: ResponseHeader,
+) -> bytes:
+    response, events = request.generate_chunk, b""
+    is_chat = isinstance(answer, ChatResponseBuilder)
+    for choice in response.choices:
+        outputs = outputs_of_parts(ctx, earlier, choice, params, prompt_ids)
+        for output in outputs if is_chat else outputs[-1:]:
+            events = answer.encode(0, output)
+        earlier = [*earlier, choice.token_ids or []]
+    chunk = _one_chunk(events)
+    if chunk is None:  # no text yet, or the part with the usage
+        kind = "chat.completion.chunk" if is_chat else "text_completion"
+        chunk = msgspec.json.decode(head.chunk_prefix(kind)[len(b"data: ") :] + b"]}")
+    for shown, choice in zip(chunk["choices"], response.choices, strict=False):
+        shown["index"] = choice.index
+    if response.usage is not None:
+        chunk["usage"] = response.usage
+    state = DerenderState(
+        output_token_ids=[token for ids in earlier for token in ids],
+        output_chunk_lens=[len(ids) for ids in earlier],
+    )
+    return to_json(DerenderedPart(chunk=chunk, stream_state=state))
+
+
+def _one_chunk(events: bytes) -> dict[str, Any] | None:
+    """The events of one part of a stream (the role and the first text) as one; None: there are
+    none.
+    """
+    found = [msgspec.json.decode(line[6:]) for line in events.split(b"\n\n") if line]
+    if not found:
+        return None
+    *before, last = found
+    for event in before:
+        choice = last["choices"][0]
+        choice["delta"] = {**event["choices"][0]["delta"], **choice["delta"]}
+        last = {**event, **last}
+    return dict(last)
 
 
 async def _completion_answer(ctx: Context, request: DerenderCompletionRequest, model: str) -> bytes:
@@ -358,7 +517,7 @@ async def _completion_answer(ctx: Context, request: DerenderCompletionRequest, m
     )
     counts: Sequence[int | None] = request.prompt_tokens or [None] * len(responses)
     answer = CompletionResponseBuilder(
-        ResponseHeader(responses[0].request_id or "", model, ctx.fingerprint()),
+        _header(ctx, responses[0], model),
         shown,
         _counter(ctx, counts),
         text_of=lambda ids: ctx.require_tokenizer().decode(ids, False),
