@@ -1,6 +1,6 @@
-"""A GGUF file of random weights in the shape of a Llama, as Q4_K_M has its types.
+"""A GGUF file of random weights in the shape of a Llama, in Q4_K_M, Q8_0 or BF16.
 
-    python -m benchmarks.random_gguf 1B|3B|8B OUT.gguf
+    python -m benchmarks.random_gguf 1B|3B|8B OUT.gguf [--format Q4_K_M]
 
 Blocks are random bytes whose scales are small, so that a file of gigabytes is written at the speed
 of the disk. The tokenizer is byte-level BPE with as many tokens as the model has; its merges are
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gguf
+import ml_dtypes
 import numpy as np
 
 from galley.text.byte_level import BYTE_OF_CHAR
@@ -41,12 +42,14 @@ SHAPES = {
     "8B": Shape(4096, 32, 14336, 32, 8, 128, tied=False),
 }
 #: Type → byte offset of each float16 scale in a block; the blocks' other bytes are random.
-SCALES = {Type.Q4_K: (0, 2), Type.Q6_K: (208,)}
+SCALES = {Type.Q4_K: (0, 2), Type.Q6_K: (208,), Type.Q8_0: (0,)}
+#: Type of all matrices; None: several, as llama.cpp mixes them.
+FORMATS = {"Q4_K_M": None, "Q8_0": Type.Q8_0, "BF16": Type.BF16}
 POOL_BLOCKS = 1 << 14
 
 
 def matrices(shape: Shape) -> Iterator[tuple[str, int, int, Type]]:
-    """Name, outputs, inputs and type."""
+    """Name, outputs, inputs and type in Q4_K_M."""
     h, i, kv = shape.hidden, shape.intermediate, shape.kv_heads * shape.head_dim
     yield "token_embd.weight", shape.vocab, h, Type.Q6_K if shape.tied else Type.Q4_K
     if not shape.tied:
@@ -68,6 +71,9 @@ def matrices(shape: Shape) -> Iterator[tuple[str, int, int, Type]]:
 
 def blocks(kind: Type, rng: np.random.Generator) -> np.ndarray:
     """Random blocks, [POOL_BLOCKS, bytes]."""
+    if kind == Type.BF16:
+        values = (rng.standard_normal(POOL_BLOCKS) * 0.02).astype(ml_dtypes.bfloat16)
+        return values.view(np.uint8).reshape(-1, 2)
     _, size = gguf.GGML_QUANT_SIZES[kind]
     made = rng.integers(0, 256, (POOL_BLOCKS, size), np.uint8)
     for offset in SCALES[kind]:
@@ -97,7 +103,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
     writer.add_eos_token_id(vocab - 255)
 
 
-def write(path: Path, shape: Shape) -> None:
+def write(path: Path, shape: Shape, format: str = "Q4_K_M") -> None:
     writer = gguf.GGUFWriter(path, "llama", use_temp_file=False)
     writer.add_context_length(8192)
     writer.add_embedding_length(shape.hidden)
@@ -112,8 +118,9 @@ def write(path: Path, shape: Shape) -> None:
     writer.add_vocab_size(shape.vocab)
     add_tokenizer(writer, shape.vocab)
     rng = np.random.default_rng(0)
-    pools = {kind: blocks(kind, rng) for kind in SCALES}
-    found = list(matrices(shape))
+    every = FORMATS[format]
+    found = [(name, n, k, every or kind) for name, n, k, kind in matrices(shape)]
+    pools = {kind: blocks(kind, rng) for kind in dict.fromkeys(kind for *_, kind in found)}
     norms = ["output_norm.weight"]
     for layer in range(shape.layers):
         norms += [f"blk.{layer}.{name}_norm.weight" for name in ("attn", "ffn")]
@@ -140,8 +147,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--format", choices=FORMATS, default="Q4_K_M")
     options = parser.parse_args()
-    write(options.out, SHAPES[options.shape])
+    write(options.out, SHAPES[options.shape], options.format)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,16 @@ ENGINES: dict[str, Engine] = {
         for kind in ("simple", "cache", "mod")
     },
 }
+#: Models of random weights: `large.py` makes their files.
+LARGE_MODELS = ("1b-q4_k_m", "1b-q8_0", "1b-bf16", "3b-q4_k_m", "3b-q8_0", "3b-bf16")
+for _model in LARGE_MODELS:
+    _file = f"random-{_model}.gguf"
+    ENGINES[f"galley-{_model}"] = _galley(_file, "--max-model-len 2048 --max-num-seqs 8")
+    ENGINES[f"llama-{_model}"] = _llama(_file, "-np 8 -c 16384")
+    if _model.endswith("bf16"):
+        ENGINES[f"vllm-{_model}"] = _vllm(
+            f"random-{_model}", "--load-format dummy --max-model-len 2048 --max-num-seqs 8"
+        )
 
 
 @dataclass

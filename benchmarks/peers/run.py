@@ -1,11 +1,13 @@
 """Galley and its peers in one interleaved run.
 
     LAB=… python -m benchmarks.peers.run [--rows S1,S2,…,S4b,…,S8,S9] [--runs 3] [--out FILE.jsonl]
+    LAB=… python -m benchmarks.peers.run --rows L1,L8,LP --models 1b-q4_k_m
 
 Servers that are compared run at the same time (an idle one uses no CPU). For each run and workload
 they alternate on the same prompts, so that other load on the machine affects all equally. Prints
 the table of goals with medians and the spread of the ratios, each engine's perplexity on the same
-text, and start-up times (S8). All single runs are written to the JSON-lines file.
+text, and start-up times (S8). The rows L1, L8 and LP are of larger models with random weights,
+whose files are made when they are first needed. All single runs are written to the JSON-lines file.
 """
 
 from __future__ import annotations
@@ -16,13 +18,24 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks.peers import perplexity
-from benchmarks.peers.engines import Server, lab, running
+from benchmarks.peers.engines import LARGE_MODELS, Server, lab, running
+from benchmarks.peers.large import make_files
 from benchmarks.peers.offline import run_offline
 from benchmarks.peers.starts import run_starts
-from benchmarks.peers.table import FRONT_END, OFFLINE, ROWS, Row, Turn, front_end_table, table
+from benchmarks.peers.table import (
+    FRONT_END,
+    LARGE,
+    OFFLINE,
+    ROWS,
+    Row,
+    Turn,
+    front_end_table,
+    table,
+)
 from benchmarks.peers.threads import is_engine
 from benchmarks.peers.workloads import WORKLOADS, figures, send
 from galley.cli.bench import process
@@ -32,6 +45,7 @@ from galley.text.tokenizer import load_tokenizer
 #: Engines whose starts are measured (vLLM's takes a minute: its health check is in `show`).
 _STARTS = ["galley-q4_0", "llama-q4_0"]
 _ALL = [*ROWS, *OFFLINE, "S8", *FRONT_END]
+_LARGE = sorted({row.workload for row in LARGE.values()})
 
 
 @dataclass
@@ -46,8 +60,8 @@ class Bench:
     records: dict[Turn, list[dict[str, float]]] = field(default_factory=dict)
     perplexities: dict[str, float] = field(default_factory=dict)
 
-    def serve(self, rows: dict[str, Row]) -> None:
-        """All rows over HTTP, group by group."""
+    def serve(self, rows: dict[str, Row], judged: bool = True) -> None:
+        """All rows over HTTP, group by group; `judged`: and the engines' perplexities."""
         for turns in groups(rows):
             names = list(dict.fromkeys(engine for engine, _ in turns))
             with running(names, self.port, lab() / "out") as servers:
@@ -55,7 +69,7 @@ class Bench:
                 for (engine, workload), run in interleave(turns, self.runs):
                     record = measure(by_name[engine], workload, self.corpus, run)
                     self.keep((engine, workload), run, record)
-                if self.windows:
+                if judged and self.windows:
                     self.judge(servers)
 
     def keep(self, turn: Turn, run: int, record: dict[str, float]) -> None:
@@ -109,13 +123,20 @@ def interleave(turns: list[Turn], runs: int) -> Iterator[tuple[Turn, int]]:
 def measure(server: Server, workload: str, corpus: Corpus, run: int) -> dict[str, float]:
     """Run a workload on a server once; record CPU use of the server and of unrelated processes."""
     load = WORKLOADS[workload]
+    to = partial(
+        send,
+        server.base,
+        server.engine.model,
+        concurrency=load.concurrency,
+        tokenizer=corpus.tokenizer if load.as_ids else None,
+    )
     if run == 0:
-        send(server.base, server.engine.model, load.warm_up(corpus), load.concurrency)
+        to(load.warm_up(corpus))
     samples = load.samples(corpus, run)
     members = process.tree(server.process.pid)
     cpu = {pid: process.cpu_seconds(pid) for pid in members}
     busy = process.machine_busy()
-    done = send(server.base, server.engine.model, samples, load.concurrency)
+    done = to(samples)
     busy = process.machine_busy() - busy
     record = figures(done, samples)
     spent = {pid: process.cpu_seconds(pid) - before for pid, before in cpu.items()}
@@ -155,6 +176,9 @@ def show(name: str, workload: str, record: dict[str, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", default=",".join(_ALL))
+    parser.add_argument(
+        "--models", default=",".join(LARGE_MODELS), help="of the rows L1, L8 and LP"
+    )
     parser.add_argument("--without", default="", help="peers to leave out, e.g. llama,openvino")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--port", type=int, default=8301, help="first of the servers' ports")
@@ -162,9 +186,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: $LAB/out/peers.jsonl")
     args = parser.parse_args()
     names = args.rows.split(",")
-    unknown = set(names) - set(_ALL)
-    if unknown:
+    models = args.models.split(",")
+    if unknown := set(names) - {*_ALL, *_LARGE}:
         parser.error(f"no row {unknown.pop()!r}")
+    if unknown := set(models) - set(LARGE_MODELS):
+        parser.error(f"no model {unknown.pop()!r}; there are {', '.join(LARGE_MODELS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     out = args.out or lab() / "out" / "peers.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -174,14 +200,19 @@ def main() -> None:
     rows = {name: row.without(absent) for name, row in ROWS.items() if name in names}
     rows = {name: row for name, row in rows.items() if row.theirs}
     front = {name: row for name, row in FRONT_END.items() if name in names}
+    chosen = {f"{name} {model}" for name in names if name in _LARGE for model in models}
+    large = {name: row.without(absent) for name, row in LARGE.items() if name in chosen}
+    if large:
+        make_files(models)
+        bench.serve(large, judged=False)
     bench.serve({**rows, **front})
     if "S4b" in names:
         bench.offline()
         rows |= OFFLINE
     if args.perplexity and rows:
         bench.reference()
-    if rows:
-        print("\n" + table(rows, bench.records))
+    if rows or large:
+        print("\n" + table({**rows, **large}, bench.records))
     if front:
         print("\n" + front_end_table(front, bench.records))
     if bench.perplexities:

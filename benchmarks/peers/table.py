@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.peers.engines import LARGE_MODELS
+
 Record = Mapping[str, float]
 Turn = tuple[str, str]
 """Engine and workload."""
@@ -39,6 +41,17 @@ ROWS = {
     "S4a": Row("W4", "galley-w8a8", ("vllm-w8a8",), 1.6),
     "S5": Row("W2", "galley-bf16", ("vllm-bf16",), 1.8),
     "S6": Row("W3", "galley-bf16", ("vllm-bf16", "llama-bf16"), 1.4),
+}
+#: Models of random weights (`large.py`), each beside those that can run it.
+LARGE = {
+    f"{workload} {model}": Row(
+        workload,
+        f"galley-{model}",
+        (f"llama-{model}", *((f"vllm-{model}",) if model.endswith("bf16") else ())),
+        goal,
+    )
+    for model in LARGE_MODELS
+    for workload, goal in (("L1", 1.1), ("L8", 2.2), ("LP", 2.0))
 }
 #: Without HTTP (`offline.py`).
 OFFLINE = {"S4b": Row("W4 offline", "galley-q4_0 (LLM)", ("openvino-q4_0",), 1.6)}

@@ -1,18 +1,22 @@
-"""The four workloads: closed loops of greedy requests on windows of real text.
+"""The workloads: closed loops of greedy requests on windows of real text.
 
     W1 single stream    1 client    128 tokens                    128 out     8 requests
     W2 chat load       16 clients   256 shared + 64 own tokens     96 out    64 requests
     W3 prefill heavy    8 clients 1,024 tokens                     16 out    32 requests
     W4 saturated       64 clients   128 tokens                    128 out   128 requests
+    L1 single stream    1 client    128 tokens                     64 out     2 requests
+    L8 a few streams    8 clients   128 tokens                     64 out     8 requests
+    LP a prompt         1 client  1,024 tokens                      1 out     2 requests
 
 Prompts have exactly these lengths under SmolLM2's tokenizer, and each run uses other windows, so a
-prefix cache helps only if a workload shares a prefix. Two unmeasured warm-up requests use another
-part of the text. An answer whose length differs from the requested one is a failure.
+prefix cache helps only if a workload shares a prefix. L1, L8 and LP are for larger models, whose
+tokenizers are made up: they get the token ids. Two unmeasured warm-up requests use another part of
+the text. An answer whose length differs from the requested one is a failure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from galley.cli.bench.backends import BACKENDS, Options
 from galley.cli.bench.client import Target
@@ -20,6 +24,7 @@ from galley.cli.bench.datasets import Sample
 from galley.cli.bench.datasets.text import Corpus
 from galley.cli.bench.metrics import summarize
 from galley.cli.bench.traffic import Run, Traffic, run_load
+from galley.text.tokenizer import Tokenizer
 
 _RUN, _WORKLOAD, _WARM_UP, _WARM_UP_WORKLOAD = 7919, 104729, 999983, 15485863
 _WARM_UP_REQUESTS, _WARM_UP_OUTPUT = 2, 16
@@ -27,7 +32,7 @@ _WARM_UP_REQUESTS, _WARM_UP_OUTPUT = 2, 16
 
 @dataclass(frozen=True)
 class Workload:
-    """Lengths in tokens."""
+    """Lengths in tokens; `as_ids`: prompts are sent as token ids, not as text."""
 
     number: int
     concurrency: int
@@ -35,6 +40,7 @@ class Workload:
     own: int
     output: int
     requests: int
+    as_ids: bool = False
 
     @property
     def prompt(self) -> int:
@@ -60,14 +66,35 @@ WORKLOADS = {
     "W2": Workload(2, 16, 256, 64, 96, 64),
     "W3": Workload(3, 8, 0, 1024, 16, 32),
     "W4": Workload(4, 64, 0, 128, 128, 128),
+    "L1": Workload(5, 1, 0, 128, 64, 2, as_ids=True),
+    "L8": Workload(6, 8, 0, 128, 64, 8, as_ids=True),
+    "LP": Workload(7, 1, 0, 1024, 1, 2, as_ids=True),
 }
 
 
-def send(base: str, model: str, samples: list[Sample], concurrency: int) -> Run:
-    """Send samples to a server's completions API, greedily, at most `concurrency` at a time."""
+def send(
+    base: str,
+    model: str,
+    samples: list[Sample],
+    concurrency: int,
+    tokenizer: Tokenizer | None = None,
+) -> Run:
+    """Send samples to a server's completions API, greedily, at most `concurrency` at a time.
+
+    Args:
+        tokenizer: prompts are sent as its token ids.
+    """
+    backend = BACKENDS["openai"]
+    if tokenizer is not None:
+        backend = replace(
+            backend,
+            body=lambda _, sample: {
+                "prompt": tokenizer.encode(sample.prompt, add_special_tokens=False)
+            },
+        )
     traffic = Traffic(
         Target.of(base + "/v1/completions", {}),
-        BACKENDS["openai"],
+        backend,
         Options(model, ignore_eos=True, extra={"temperature": 0, "seed": 1}),
         max_concurrency=concurrency,
     )
