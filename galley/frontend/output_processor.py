@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from galley.text.detokenizer import TextStream
 
 
+#: Of a request that pools: one output at the end, without tokens and text.
+_OF_POOLING = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False)
 _ERRORS: dict[FailureKind, type[GalleyError]] = {
     FailureKind.ENGINE: RequestFailed,
     FailureKind.REQUEST: InvalidRequest,
@@ -215,8 +217,8 @@ class RequestState:
         self, submission: Submission, tokenizer: Detokenizer | None, interval: int = 1
     ) -> None:
         params = submission.params
-        if isinstance(params, PoolingParams):  # one output at the end, without tokens and text
-            params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False)
+        if isinstance(params, PoolingParams):
+            params = _OF_POOLING
         self.submission = submission
         self.kind = params.output_kind
         #: Tokens between two outputs; the first and the last are output at once.
