@@ -469,10 +469,10 @@ def test_pooling_that_the_flags_ask_for(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"runner": "generate", "convert": "embed"}, "--convert embed needs --runner pooling"),
-        ({"runner": "pooling", "convert": "none"}, "--runner pooling needs --convert embed"),
-        ({"convert": "classification"}, "--convert must be one of"),
-        ({"pooler_config": {"pooling_type": "MEAN"}}, "--pooler-config needs --runner pooling"),
+        ({"runner": "generate", "convert": "embed"}, "convert embed needs runner pooling"),
+        ({"runner": "pooling", "convert": "none"}, "runner pooling needs convert embed"),
+        ({"convert": "classification"}, "convert must be one of"),
+        ({"pooler_config": {"pooling_type": "MEAN"}}, "pooler_config needs runner pooling"),
         ({"runner": "pooling", "pooler_config": {"pooling_type": "MAX"}}, "CLS, LAST, MEAN"),
         ({"runner": "pooling", "pooler_config": {"normalize": 1}}, "true or false"),
         ({"runner": "pooling", "pooler_config": {"step_tag_id": "a"}}, "whole number"),
