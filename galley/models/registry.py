@@ -195,18 +195,22 @@ def find_architecture(model_info: ModelInfo) -> Architecture:
         return ARCHITECTURES[name]
     if impl == "auto" and _has_transformers():
         return TRANSFORMERS
-    import difflib  # only needed for the error
-
-    near = difflib.get_close_matches(name, ARCHITECTURES, n=3)
-    hint = f"; similar ones are {', '.join(near)}" if near else ""
     known = ", ".join(sorted(ARCHITECTURES))
     other = (
         "--model-impl auto runs models of the transformers library, if it is installed: "
         f"{install_command('transformers')}"
     )
     raise ModelError(
-        f"architecture {name!r} is not supported{hint}. {other}. Galley's own are {known}"
+        f"architecture {name!r} is not supported{similar(name)}. {other}. Galley's own are {known}"
     )
+
+
+def similar(name: str) -> str:
+    """The end of an error about an unknown architecture: its likeliest meanings."""
+    import difflib  # only needed for errors
+
+    near = difflib.get_close_matches(name, ARCHITECTURES, n=3)
+    return f"; similar ones are {', '.join(near)} (--hf-overrides architectures)" if near else ""
 
 
 def _has_transformers() -> bool:

@@ -38,6 +38,7 @@ from galley.layers.weights import WeightSource
 from galley.loader.tensor import RawTensor
 from galley.models.decoder import Stage
 from galley.models.footprint import Footprint
+from galley.models.registry import similar
 
 #: As which the attention over the pages is registered.
 ATTENTION = "galley"
@@ -79,6 +80,7 @@ class TransformersSpec:
             kind = self.config.model_type
             raise ModelError(
                 f"{self._name}: what transformers makes of model_type {kind!r} is a {made}"
+                f"{similar(self._name)}"
             )
         _check_supported(self._shapes)
         self.kv_layers = _kv_layers(self.config)
@@ -379,7 +381,10 @@ def _read_config(model_info: ModelInfo) -> PreTrainedConfig:
         config.update(values)
         return config
     if kind not in CONFIG_MAPPING:
-        raise ModelError(f"{name}: this release of transformers has no model_type {kind!r}")
+        raise ModelError(
+            f"{name}: neither Galley has it nor this release of transformers a model_type {kind!r}"
+            f"{similar(name)}"
+        )
     try:
         return CONFIG_MAPPING[kind].from_dict(values)
     except Exception as error:  # whatever the library's own checks raise
