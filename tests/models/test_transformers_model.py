@@ -12,12 +12,13 @@ import torch
 import transformers
 
 from galley import LLM, SamplingParams
+from galley.config import ModelInfo
 from galley.errors import ConfigError, ModelError
 from galley.kernels.reference import ReferenceBackend
 from galley.loader.config_changes import ConfigChanges
 from galley.loader.safetensors import SafetensorsCheckpoint
 from galley.models.footprint import measure
-from galley.models.registry import ARCHITECTURES
+from galley.models.registry import ARCHITECTURES, model_spec
 from tests.models.checkpoints import Case, hf_logits, in_bfloat16, make
 from tests.models.driver import LIMITS, load, solo_logits
 from tests.models.mixtures import IDS
@@ -271,3 +272,12 @@ def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="checkpoints that are not quantized, not gptq"):
         engine(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "lama3"])
+def test_an_unknown_architecture_is_told_its_likeliest_meanings(kind: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = {"model_type": kind, "vocab_size": 131, "num_attention_heads": 2, **sizes}
+    info = ModelInfo("Lama3ForCausalLM", config, 131, 256, "float32")
+    with pytest.raises(ModelError, match="similar ones are LlamaForCausalLM"):
+        model_spec(info)
