@@ -194,7 +194,7 @@ def test_an_architecture_without_a_line_takes_the_fallback(tmp_path: Path) -> No
     for impl in ("galley", "vllm"):
         with pytest.raises(ModelError, match="'BitNetForCausalLM' is not supported"):
             engine(tmp_path, model_impl=impl)
-    with pytest.raises(ConfigError, match="batch-invariant"):
+    with pytest.raises(ConfigError, match="batch_invariant"):
         engine(tmp_path, batch_invariant=True)
     with pytest.raises(ConfigError, match="backend cpu cannot run BitNetForCausalLM"):
         engine(tmp_path, backend="cpu")
