@@ -143,8 +143,9 @@ front-ends: ## many small streams over 1, 2 and 4 front ends (minutes)
 symptoms: ## reproduce the troubles of docs/troubleshooting.md and write its numbers again (minutes)
 	@$(BIN)/python -m benchmarks.symptoms
 
-bench-formats: ## the table of docs/quantization.md: each format's perplexity, size and speed (half an hour)
-	@$(BIN)/python -m benchmarks.formats $(FORMATS_ARGS)
+bench-formats: ## the table of docs/quantization.md: each format's perplexity, size and speed; continued if interrupted (ten minutes)
+	@mkdir -p build
+	@$(BIN)/python -m benchmarks.formats --out build/formats.md $(FORMATS_ARGS)
 
 quality: ## perplexity of each weight format on 12,000 tokens (ten minutes)
 	@QUALITY_WINDOWS=24 $(BIN)/python -m pytest -s -k perplexity tests/runner/test_quality.py

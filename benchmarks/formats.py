@@ -1,6 +1,9 @@
 """The default model in every weight format: perplexity, size and speed, as a table.
 
-    python -m benchmarks.formats [--windows 4] [--no-speed] [FORMAT ...]       (make bench-formats)
+    python -m benchmarks.formats [--windows 4] [--no-speed] [--out FILE] [FORMAT ...]
+                                                                               (make bench-formats)
+
+Rows that FILE has are not measured again: a table that was interrupted is continued.
 
 Each format's codes and scales are made from the float32 values of the built-in model by rounding to
 the nearest level of a scale from the largest magnitude (GGUF's by `gguf`). `gap` compares its
@@ -319,7 +322,7 @@ def row(
     name: str, checkpoint: ArrayCheckpoint, arrays: Arrays, windows: np.ndarray, speed: bool
 ) -> str:
     perplexity = native_perplexity(checkpoint, windows)
-    exact = in_format(default_checkpoint().model_info, values_of(checkpoint, arrays), "F32")
+    exact = in_format(default_checkpoint().model_info, values_of(checkpoint, arrays), "float32")
     want = native_perplexity(exact, windows, dtype="float32")
     layers = [key for key, array in arrays.items() if array.ndim == 2]
     bits = 8 * weight_bytes(checkpoint, "bf16") / sum(arrays[key].size for key in layers)
@@ -336,6 +339,7 @@ def main() -> None:
     parser.add_argument("formats", nargs="*", metavar="FORMAT")
     parser.add_argument("--windows", type=int, default=4, help="of 512 tokens (default 4)")
     parser.add_argument("--no-speed", action="store_true", help="perplexity and size alone")
+    parser.add_argument("--out", type=Path, help="append rows to this file, and skip those in it")
     options = parser.parse_args()
     default = default_checkpoint()
     arrays, info = dequantised(default), default.model_info
@@ -344,14 +348,24 @@ def main() -> None:
     speeds = () if options.no_speed else ("tokens/s, 1 stream", "64 streams")
     columns = ("format", "perplexity", "gap", "bits a weight", *speeds)
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+    out: Path | None = options.out
+    known = out.read_text().splitlines() if out and out.exists() else []
+    done = {line.split(" | ")[0].removeprefix("| "): line for line in known}
     for name in options.formats or ("bfloat16", *GGUF, *METHODS):
+        if name in done:
+            print(done[name], flush=True)
+            continue
         if name in METHODS:
             checkpoint = in_method(info, arrays, name)
         elif name in (*GGUF, "bfloat16"):
             checkpoint = in_format(info, arrays, name)
         else:
             parser.error(f"no format {name!r}; {', '.join(('bfloat16', *GGUF, *METHODS))}")
-        print(row(name, checkpoint, arrays, windows, not options.no_speed), flush=True)
+        line = row(name, checkpoint, arrays, windows, not options.no_speed)
+        print(line, flush=True)
+        if out:
+            with out.open("a") as f:
+                f.write(line + "\n")
 
 
 if __name__ == "__main__":

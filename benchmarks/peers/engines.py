@@ -101,11 +101,13 @@ ENGINES: dict[str, Engine] = {
     "galley-q4_1": _galley("smollm2-q4_1.gguf"),
     "galley-bf16": _galley("smollm2-bf16"),
     "galley-w8a8": _galley("smollm2-w8a8"),
+    "galley-w4a16": _galley("smollm2-w4a16"),
     "llama-q4_0": _llama("smollm2-q4_0.gguf"),
     "llama-q4_1": _llama("smollm2-q4_1.gguf"),
     "llama-bf16": _llama("smollm2-bf16.gguf"),
     "vllm-bf16": _vllm("smollm2-bf16"),
     "vllm-w8a8": _vllm("smollm2-w8a8"),
+    "vllm-w4a16": _vllm("smollm2-w4a16"),
     # For `latency.py`: room for a prompt of 8,000 tokens, and other rules for prompts' share.
     "galley-untimed": _galley("smollm2-bf16", "--target-itl 0"),
     "galley-512": _galley("smollm2-bf16", "--mixed-prefill-tokens 512"),

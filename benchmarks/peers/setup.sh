@@ -48,3 +48,5 @@ done
   "$LAB/vllmcpu/bin/python" "$HERE/convert.py" "$weights/smollm2-q4_1.gguf" "$weights/smollm2-bf16"
 [ -d "$weights/smollm2-w8a8" ] ||
   "$LAB/vllmcpu/bin/python" "$HERE/make_w8a8.py" "$weights/smollm2-bf16" "$weights/smollm2-w8a8"
+[ -d "$weights/smollm2-w4a16" ] ||
+  "$PYTHON" -m galley quantize --to int4 "$weights/smollm2-bf16" "$weights/smollm2-w4a16"

@@ -39,6 +39,9 @@ ROWS = {
     "S2": Row("W1", "galley-bf16", ("llama-bf16",), 1.4),
     "S3": Row("W4", "galley-bf16", ("vllm-bf16", "llama-bf16"), 1.5),
     "S4a": Row("W4", "galley-w8a8", ("vllm-w8a8",), 1.6),
+    "S4c": Row("W1", "galley-w8a8", ("vllm-w8a8",), 1.4),
+    "S4d": Row("W4", "galley-w4a16", ("vllm-w4a16",), 1.4),
+    "S4e": Row("W1", "galley-w4a16", ("vllm-w4a16",), 1.4),
     "S5": Row("W2", "galley-bf16", ("vllm-bf16",), 1.8),
     "S6": Row("W3", "galley-bf16", ("vllm-bf16", "llama-bf16"), 1.4),
 }

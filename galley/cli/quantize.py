@@ -25,8 +25,9 @@ _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 Format = Literal[
-    "int8", "fp8", "int4", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32"
-]
+    "int8", "fp8", "int4",
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16", "F32",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class QuantizeFlags:
 
     to: Format | None = None
     """Format of the weights. compressed-tensors: int8 and fp8 with a scale per output, int4 with
-    one per 32 values. GGUF: the type of matrices; embedding and head have at least 8 bits."""
+    one per 32 values. GGUF: the type of matrices; embedding and head have at least 6 bits."""
     perplexity: str | None = None
     """A text file: its perplexity before and after, in windows of 512 tokens."""
 

@@ -31,15 +31,22 @@ from galley.loader.gguf_writing import Place, architecture_for, keys_of, places_
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec
 from galley.quant import to_float32
+from galley.quant.write_gguf_k import ENCODERS
 
 if TYPE_CHECKING:
     import gguf
 
     from galley.loader import Checkpoint
 
-#: --to → the type of matrices. Embedding and head have eight bits where the others have fewer.
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32")
-_FEW_BITS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+#: --to → the type of matrices.
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16", "F32")
+#: That type → the one of embedding and head, where that has more bits.
+_HEAD = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1"), "Q8_0"),
+    **dict.fromkeys(("Q4_K", "Q5_K"), "Q6_K"),
+}
+#: The type of matrices whose rows are not whole blocks, as llama.cpp chooses it; else F16.
+_SMALLER_BLOCKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 #: In names of tensors that hold all experts of a layer.
 _EXPERTS = "_exps."
 
@@ -125,8 +132,7 @@ class GGUFOutput:
         for name, place in track(
             list(self._places.items()), "Quantising", console=console, disable=quiet
         ):
-            data = self._gguf.quantize(self._values(name, place), self._kind(name, place))
-            writer.write_tensor_data(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+            writer.write_tensor_data(self._encoded(name, place))
         writer.close()
 
     def _check(self, path: Path, writer: gguf.GGUFWriter) -> None:
@@ -177,10 +183,18 @@ class GGUFOutput:
         if len(shape) == 1 or place.sources[0] in self._kept:
             return types.F32
         kind = self._to
-        if name in ("token_embd.weight", "output.weight") and kind.name in _FEW_BITS:
-            kind = types.Q8_0
-        block, _ = self._gguf.GGML_QUANT_SIZES[kind]
-        return kind if shape[-1] % block == 0 else types.F16
+        if name in ("token_embd.weight", "output.weight"):
+            kind = types[_HEAD.get(kind.name, kind.name)]
+        while shape[-1] % self._gguf.GGML_QUANT_SIZES[kind][0]:
+            kind = types[_SMALLER_BLOCKS.get(kind.name, "F16")]
+        return kind
+
+    def _encoded(self, name: str, place: Place) -> NDArray[np.uint8]:
+        """The tensor's bytes."""
+        values, kind = self._values(name, place), self._kind(name, place)
+        encode = ENCODERS.get(kind.name)
+        data = self._gguf.quantize(values, kind) if encode is None else encode(values)
+        return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
 
     def _values(self, name: str, place: Place) -> NDArray[np.float32]:
         each = [self._value(source) for source in place.sources]

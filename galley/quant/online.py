@@ -79,7 +79,7 @@ def _nf4(x: Values) -> tuple[NDArray[np.uint8], Values]:
     return codes, NF4[codes]
 
 
-def _search(
+def search(
     x: Values, top: float, encode: Encode, clips: tuple[float, ...]
 ) -> tuple[NDArray[np.uint8], Values]:
     """Codes like x [groups, values], and the scale of each group."""
@@ -100,7 +100,9 @@ def _search(
     return codes, scales
 
 
-def _search_range(x: Values, most: int) -> tuple[NDArray[np.uint8], Values, Values]:
+def search_range(
+    x: Values, most: int, clips: tuple[float, ...] = _CLIPS
+) -> tuple[NDArray[np.uint8], Values, Values]:
     """Codes 0 … most like x [groups, values], scale and minimum of each group."""
     n = x.shape[1]
     low, high = x.min(axis=1), x.max(axis=1)
@@ -108,7 +110,7 @@ def _search_range(x: Values, most: int) -> tuple[NDArray[np.uint8], Values, Valu
     codes = np.zeros(x.shape, np.uint8)
     scales, mins = np.zeros(len(x), np.float32), low.copy()
     error = np.full(len(x), np.inf, np.float32)
-    for clip in _CLIPS:
+    for clip in clips:
         middle, half = (high + low) / 2, (high - low) / 2 * np.float32(clip)
         step = np.where(half > 0, 2 * half / most, 1)
         q = np.clip(np.rint((x - (middle - half)[:, None]) / step[:, None]), 0, most)
@@ -126,7 +128,7 @@ def _search_range(x: Values, most: int) -> tuple[NDArray[np.uint8], Values, Valu
     return codes, scales, mins
 
 
-def _parallel(
+def in_parallel(
     x: Values, group: int, work: Callable[[Values], tuple[NDArray[Any], ...]]
 ) -> list[NDArray[Any]]:
     """`work` on the groups of x [N, K], in parts on all cores; results joined."""
@@ -139,13 +141,13 @@ def _parallel(
 
 
 def int8_per_output(x: Values) -> QuantizedWeight:
-    codes, scale = _parallel(x, 0, lambda g: _search(g, 127, _int8, _FEW_CLIPS))
+    codes, scale = in_parallel(x, 0, lambda g: search(g, 127, _int8, _FEW_CLIPS))
     return QuantizedWeight(q=codes, bits=8, zero=128, scale=scale[:, None], activations="as_is")
 
 
 def int4_in_groups(x: Values) -> QuantizedWeight:
     """Groups of 32 with a scale and a minimum."""
-    codes, scale, least = _parallel(x, 32, lambda g: _search_range(g, 15))
+    codes, scale, least = in_parallel(x, 32, lambda g: search_range(g, 15))
     n = len(x)
     return QuantizedWeight(
         q=codes.reshape(x.shape),
@@ -159,13 +161,13 @@ def int4_in_groups(x: Values) -> QuantizedWeight:
 
 def search_int4(x: Values, group: int) -> tuple[NDArray[np.uint8], Values]:
     """Codes 0 … 15 of levels -8 … 7, like x [N, K], and the scales [N, K / group]."""
-    codes, scale = _parallel(x, group, lambda g: _search(g, 7, _int4, _CLIPS))
+    codes, scale = in_parallel(x, group, lambda g: search(g, 7, _int4, _CLIPS))
     return codes.reshape(x.shape), scale.reshape(len(x), -1)
 
 
 def nf4_in_blocks(x: Values) -> QuantizedWeight:
     """Blocks of 64, the levels of bitsandbytes."""
-    codes, scale = _parallel(x, 64, lambda g: _search(g, 1, _nf4, _CLIPS))
+    codes, scale = in_parallel(x, 64, lambda g: search(g, 1, _nf4, _CLIPS))
     return QuantizedWeight(
         q=codes.reshape(x.shape),
         bits=4,
@@ -177,13 +179,13 @@ def nf4_in_blocks(x: Values) -> QuantizedWeight:
 
 
 def fp8_per_output(x: Values) -> QuantizedWeight:
-    codes, scale = _parallel(x, 0, lambda g: _search(g, 448, _e4m3, _FEW_CLIPS))
+    codes, scale = in_parallel(x, 0, lambda g: search(g, 448, _e4m3, _FEW_CLIPS))
     return _fp8(codes, scale[:, None])
 
 
 def fp8_per_tensor(x: Values) -> QuantizedWeight:
     """One scale: a group of all values cannot be cut into parts."""
-    codes, scale = _search(x.reshape(1, -1), 448, _e4m3, _FEW_CLIPS)
+    codes, scale = search(x.reshape(1, -1), 448, _e4m3, _FEW_CLIPS)
     return _fp8(codes.reshape(x.shape), np.repeat(scale, len(x))[:, None])
 
 

@@ -124,6 +124,22 @@ def test_types_and_tokens(tokenizer: Callable[..., Any], tmp_path: Path) -> None
     assert opened.model_info.eos_token_ids == plain.model_info.eos_token_ids
 
 
+def test_k_types_and_rows_that_are_not_whole_blocks(tmp_path: Path) -> None:
+    case = CASES["llama-rope-default"]
+    wide = replace(case, config={**case.config, "hidden_size": 256})
+    folder, out = save(wide, tmp_path / "model"), tmp_path / "out.gguf"
+    assert main(["quantize", str(folder), "--to", "Q4_K", str(out)]) == 0
+    opened = checkpoint(out)
+    for name, kind in (
+        ("model.layers.0.mlp.gate_proj", "Q4_K"),
+        ("model.layers.0.mlp.down_proj", "Q5_0"),
+        ("model.embed_tokens", "Q6_K"),
+        ("lm_head", "Q6_K"),
+    ):
+        assert opened.header(f"{name}.weight").dtype == kind
+    assert np.isfinite(logits(out)).all()
+
+
 def spaced() -> tokenizers.Tokenizer:
     made = byte_level()
     cut = pre_tokenizers.Split(tokenizers.Regex("[a-m]+"), "isolated")
