@@ -41,7 +41,15 @@ SECONDS = 10.0
 #: Memory that reading may add to the process; no seed is larger than 1 MiB.
 MEMORY = 1 << 30
 #: How often inputs of a kind are drawn: the cheap ones more often.
-WEIGHTS = {"gguf": 4, "directory": 3, "tokenizer": 3, "template": 1, "adapter": 1, "packed": 1}
+WEIGHTS = {
+    "gguf": 4,
+    "directory": 3,
+    "tokenizer": 3,
+    "template": 1,
+    "adapter": 1,
+    "heads": 1,
+    "packed": 1,
+}
 
 
 class Bench:

@@ -83,6 +83,7 @@ def all_seeds() -> list[Seed]:
         *_tokenizers(),
         *_templates(),
         *_adapters(),
+        *_heads(),
         _packed(),
     ]
 
@@ -617,6 +618,29 @@ def _adapters() -> Iterator[Seed]:
     file = File(keys, tensors)
     data, length = file.encode()
     yield Seed("adapter", "gguf", {"a.gguf": data}, ["a.gguf"], file, {"a.gguf": length})
+
+
+def _heads() -> Iterator[Seed]:
+    """Draft heads of a Llama of one layer: Medusa's and EAGLE's. A file says which."""
+    matrix: Layer = {"lm_heads.0.weight": ("BF16", (VOCAB, HIDDEN))}
+    matrix["blocks.0.layers.0.weight"] = ("BF16", (HIDDEN, HIDDEN))
+    medusa = {"model_type": "medusa", "num_heads": 1, "num_hidden_layers": 1}
+    layer: Layer = {
+        name.removeprefix("model."): ("BF16", shape)
+        for name, shape in _shapes(FAMILIES[0]).items()
+        if ".layers." in name and "input_layernorm" not in name
+    }
+    layer["fc.weight"] = ("BF16", (HIDDEN, 2 * HIDDEN))
+    own = {key: value for key, value in base_config(FAMILIES[0]).items() if key != "architectures"}
+    for method, config, arrays in (("medusa", medusa, matrix), ("eagle", {}, layer)):
+        data, header = _safetensors(arrays)
+        files = {
+            "config.json": json.dumps(own | config).encode(),
+            "model.safetensors": data,
+            "method": method.encode(),
+        }
+        hot = ["config.json", "model.safetensors"]
+        yield Seed("heads", method, files, hot, header={"model.safetensors": header})
 
 
 _RNG = np.random.default_rng(5)

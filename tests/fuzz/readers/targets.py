@@ -16,19 +16,23 @@ from numpy.typing import NDArray
 from galley.chat.templates import ChatRenderer
 from galley.config import ModelConfig, ModelInfo
 from galley.config.resolve import Machine, from_kwargs, resolve
-from galley.kernels.backend import Backend, open_backend
+from galley.config.speculative import SpeculativeSettings
+from galley.kernels.backend import Backend, Model, open_backend
 from galley.layers.questions import Part
 from galley.layers.shapes import ShapeSource
 from galley.layers.sites import Sites
 from galley.loader import Source, open_checkpoint, read_model_info
 from galley.lora import pack_adapter, read_adapter
 from galley.models.decoder import Stage
+from galley.models.dummy import DummyCheckpoint
 from galley.models.registry import build_model
 from galley.quant import to_float32
 from galley.quant.kv_cache import checkpoint_kv_format
 from galley.quant.registry import FORMATS
+from galley.runner.draft_heads import make as make_heads
 from galley.runner.load import load_model
 from galley.runner.packed_file import PackedFile
+from galley.spec.proposer import Target
 from galley.text import load_tokenizer
 from tests.fuzz.readers.seeds import VOCAB, base_config
 
@@ -91,6 +95,23 @@ def adapter(folder: Path) -> None:
     pack_adapter("a", modules, sites, 8, True, Zeros())
 
 
+@cache
+def _drafted() -> tuple[Target, Model]:
+    """The model that draft heads are of: a Llama of one layer, random."""
+    info, _ = _base()
+    config = resolve(from_kwargs({"skip_tokenizer_init": True}, "server", {}), MACHINE, info)
+    model = load_model(info, DummyCheckpoint(info), _backend(), Stage(64)).model
+    return Target(config, info, 1, 2**30), model
+
+
+def heads(folder: Path) -> None:
+    target, model = _drafted()
+    settings = SpeculativeSettings((folder / "method").read_text(), str(folder))
+    proposer = make_heads(settings, target)
+    proposer.caches(model.kv_layers)
+    proposer.load(_backend(), model, 64)
+
+
 def tokenizer(folder: Path) -> None:
     gguf_file = folder / "t.gguf"
     loaded = load_tokenizer(gguf_file if gguf_file.exists() else folder)
@@ -135,6 +156,7 @@ TARGETS: dict[str, Callable[[Path], None]] = {
     "gguf": gguf,
     "directory": directory,
     "adapter": adapter,
+    "heads": heads,
     "tokenizer": tokenizer,
     "template": template,
     "packed": packed,
