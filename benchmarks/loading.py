@@ -1,9 +1,10 @@
 """Loading a large checkpoint: speed, peak memory under a limit, and the second start, as a table.
 
-    python -m benchmarks.loading [--gb 4] [bfloat16] [gptq] [int8]
+    python -m benchmarks.loading [--gb 4] [bfloat16] [gptq] [int8] [1B] [3B] [8B]
 
 Writes a random Llama checkpoint of that size to a temporary folder, in shards of 1 GB: 16-bit
-numbers, 4-bit GPTQ, or 16-bit numbers that are started with --quantization int8. The first start
+numbers, 4-bit GPTQ, or 16-bit numbers that are started with --quantization int8; or a GGUF file in
+Q4_K_M of Llama 3's shape, whose tokenizer is loaded too (`random_gguf`). The first start
 packs it, with an empty cache of packed weights; later ones map what the first has written. Each is
 a process of its own, timed from its start to its first token. The first is made once more with
 RLIMIT_DATA, which does not count mapped files, at `LIMIT` times the packed weights beyond what the
@@ -27,6 +28,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from benchmarks import random_gguf
 
 LIMIT = 1.15
 SHARD_BYTES = 10**9
@@ -134,7 +137,7 @@ def child(folder: str, options: dict[str, Any], limit: int) -> None:
         data = next(n for key, n in status("self").items() if key == "VmData")
         resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
     print(json.dumps({"before": anonymous("self"), "module": galley.llm.__name__}), flush=True)
-    llm = LLM(model=folder, skip_tokenizer_init=True, max_model_len=64, **options)
+    llm = LLM(model=folder, max_model_len=64, **options)
     params = SamplingParams(max_tokens=1, detokenize=False)
     llm.generate([PROMPT], params, use_tqdm=False)
     print(json.dumps({"ready": True}), flush=True)
@@ -152,10 +155,14 @@ def anonymous(pid: int | str) -> int:
     return memory.get("RssAnon", 0) + memory.get("RssShmem", 0)
 
 
-def start(folder: Path, options: dict[str, Any], limit: int = 0) -> tuple[float, int]:
-    """Seconds to the first token, and the peak of anonymous memory while loading."""
+def start(folder: Path, model: Path, options: dict[str, Any], limit: int = 0) -> tuple[float, int]:
+    """Seconds to the first token, and the peak of anonymous memory while loading.
+
+    Args:
+        folder: of the cache.
+    """
     code = "import sys, json; from benchmarks.loading import child; child(*json.loads(sys.argv[1]))"
-    argument = json.dumps([str(folder), options, limit])
+    argument = json.dumps([str(model), options, limit])
     begin = time.perf_counter()
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     environment |= {"GALLEY_CACHE_DIR": str(folder / "cache"), "OPENBLAS_NUM_THREADS": "1"}
@@ -183,18 +190,28 @@ def start(folder: Path, options: dict[str, Any], limit: int = 0) -> tuple[float,
 
 
 def measure(kind: str, gb: float, rounds: int) -> str:
-    options: dict[str, Any] = {"kv_cache_memory_bytes": 64 << 20, "max_num_batched_tokens": 64}
+    options: dict[str, Any] = {
+        "kv_cache_memory_bytes": 64 << 20,
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 4,
+    }
     if kind == "int8":
         options["quantization"] = "int8"
     with tempfile.TemporaryDirectory(prefix="loading-") as name:
-        folder = Path(name)
-        size = write(folder, gb, kind == "gptq")
-        seconds, peak = start(folder, options)
+        model = folder = Path(name)
+        if kind in random_gguf.SHAPES:
+            model = folder / "model.gguf"
+            random_gguf.write(model, random_gguf.SHAPES[kind])
+            size = model.stat().st_size
+        else:
+            options["skip_tokenizer_init"] = True
+            size = write(folder, gb, kind == "gptq")
+        seconds, peak = start(folder, model, options)
         [cached] = (folder / "cache").rglob("*.packed")
         packed = cached.stat().st_size
         cached.unlink()
-        start(folder, options, int(LIMIT * packed))
-        second = min(start(folder, options)[0] for _ in range(rounds))
+        start(folder, model, options, int(LIMIT * packed))
+        second = min(start(folder, model, options)[0] for _ in range(rounds))
     return (
         f"| {kind} | {size / 1e9:.2f} | {packed / 1e9:.2f} | {seconds:.1f} | {peak / packed:.3f} | "
         f"{second:.2f} | {seconds / second:.1f} × |"
@@ -203,7 +220,8 @@ def measure(kind: str, gb: float, rounds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", choices=[[], "bfloat16", "gptq", "int8"], default=[])
+    kinds = [[], "bfloat16", "gptq", "int8", *random_gguf.SHAPES]
+    parser.add_argument("kinds", nargs="*", choices=kinds, default=[])
     parser.add_argument("--gb", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=3, help="later starts; the fastest counts")
     options = parser.parse_args()
