@@ -121,11 +121,17 @@ def uvicorn_config(app: ASGIApp, server: ServerConfig, keep_alive: int) -> uvico
         backlog=2048,
         **_tls(server),
     )
+    # It comes while another process shows the progress of loading, and would break that line.
+    logging.getLogger("uvicorn.error").addFilter(_says_more_than_started)
     try:
         config.load()
     except (OSError, ssl.SSLError) as e:
         raise ConfigError(f"TLS cannot be set up: {e}", field="ssl_certfile") from e
     return config
+
+
+def _says_more_than_started(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Started server process")
 
 
 def _tls(server: ServerConfig) -> dict[str, Any]:

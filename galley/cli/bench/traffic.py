@@ -103,6 +103,7 @@ async def _run(traffic: Traffic, samples: Sequence[Sample], shown: bool) -> Run:
     except asyncio.CancelledError:
         interrupted = any(reply is not None for reply in replies)
         if not interrupted:
+            print("\ngalley: interrupted: no request had an answer", file=sys.stderr)
             raise
     duration = time.perf_counter() - began
     client_cpu = time.process_time() - cpu
