@@ -91,6 +91,27 @@ def test_a_file_of_good_and_bad_lines(tmp_path: Path) -> None:
         assert by_id[name]["error"]["code"] == str(status)
 
 
+def test_lines_of_a_model_that_pools(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    documents = {"query": "sea", "documents": ["the sea", "a desk"]}
+    lines = [
+        line("vector", "/v1/embeddings", input="sea"),
+        *(line(url, url, text_1="sea", text_2=["the sea", "a"]) for url in ("/score", "/v1/score")),
+        *(line(url, url, **documents) for url in ("/rerank", "/v1/rerank", "/v2/rerank")),
+        line("chat", CHAT, **ASK),
+    ]
+    source.write_text("\n".join(lines))
+    done = run("-i", str(source), "-o", str(target), "--runner", "pooling", "--fail-on-error")
+    assert done.returncode == 1, done.stderr
+    *good, bad = [json.loads(text) for text in target.read_text().splitlines()]
+    for result, part in zip(good, ["data"] * 3 + ["results"] * 3, strict=True):
+        assert result.keys() == {"id", "custom_id", "response", "error"}
+        assert result["response"].keys() == {"status_code", "request_id", "body"}
+        assert (result["error"], result["response"]["status_code"]) == (None, 200)
+        assert result["response"]["body"][part]
+    assert (bad["error"]["code"], bad["response"]["status_code"]) == ("404", 404)
+
+
 class Files(http.server.BaseHTTPRequestHandler):
     """Serves one file, and accepts another."""
 
