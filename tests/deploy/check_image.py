@@ -28,9 +28,12 @@ MINUTES = 1800
 BASE, IMAGE = "localhost/galley-base", "localhost/galley"
 #: Nothing but what a chroot gives: containers in containers have no namespaces of their own.
 CHROOT = ("--isolation", "chroot")
-#: Of open files, that of this process: buildah asks for more than a sandbox may give.
-_SOFT, _HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
-LIMIT = ("--ulimit", f"nofile={_SOFT}:{_HARD}")
+#: Those of this process: buildah asks for more than a sandbox may give.
+LIMITS = [
+    word
+    for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
+    for word in ("--ulimit", "{}={}:{}".format(name, *resource.getrlimit(number)))
+]
 #: The builder's settings of pip, where it has some.
 PIP = [name for name in os.environ if name.startswith("PIP_") and name != "PIP_CERT"]
 
@@ -45,14 +48,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     packages = "--include=python3,python3-venv,python3-dev,ca-certificates"
     tar = folder / "root.tar"
     run("mmdebstrap", "--variant=minbase", packages, "trixie", tar, timeout=MINUTES)
-    base = buildah("from", *LIMIT, "scratch").strip()
+    base = buildah("from", *LIMITS, "scratch").strip()
     buildah("add", base, tar, "/")
     buildah("run", *CHROOT, base, "--", "ln", "-s", "python3", "/usr/bin/python")
     buildah("commit", base, BASE)
     settings = [word for name in PIP for word in ("--build-arg", f"{name}={os.environ[name]}")]
     done = subprocess.run(
         [
-            *("buildah", "--storage-driver", "vfs", "build", *CHROOT, *LIMIT, "--network", "host"),
+            *("buildah", "--storage-driver", "vfs", "build", *CHROOT, *LIMITS, "--network", "host"),
             *("--format", "docker", "--build-arg", f"BASE={BASE}", *settings),
             *("-f", "deploy/docker/Dockerfile", "-t", IMAGE, "."),
         ],
@@ -65,7 +68,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 @contextmanager
 def container(image: str, *arguments: str) -> Iterator[str]:
     """A container whose server runs, as a user that nobody made."""
-    name = buildah("from", *LIMIT, image).strip()
+    name = buildah("from", *LIMITS, image).strip()
     process = subprocess.Popen(
         [
             *("buildah", "--storage-driver", "vfs", "run", *CHROOT, "--network", "host"),
@@ -94,7 +97,7 @@ def test_any_user_serves_and_is_healthy(image: str, tls: bool) -> None:
     """Checklist 247: a user without a name writes to /data, and the check follows port and TLS."""
     port = free_port()
     flags = ["--port", str(port), "--kv-cache-memory-bytes", "64M", "--max-model-len", "512"]
-    name = buildah("from", *LIMIT, image).strip()
+    name = buildah("from", *LIMITS, image).strip()
     buildah("copy", name, CERT, "/tmp/cert.pem")
     buildah("copy", "--chmod", "644", name, KEY, "/tmp/key.pem")
     buildah("commit", name, f"{IMAGE}-tls")
