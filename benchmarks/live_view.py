@@ -7,12 +7,16 @@ Scheduler and KV cache are real, the model is not: a step yields one token a row
 
 from __future__ import annotations
 
+import argparse
+import threading
 import time
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 
+from benchmarks.served import MODEL, Server, serve
 from galley.batch import GroupSpec, StepPlan, StepResult
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
 from galley.engine.build import build_core
@@ -23,6 +27,8 @@ STREAMS, BLOCKS, PROMPT, LENGTH = 64, 20_000, 1000, 4096
 #: Steps between two looks: those of 20 ms.
 STEPS = int(INTERVAL / 0.02)
 LOOKS = 40
+#: Seconds of a server that is watched, or not.
+PERIOD = 4.0
 
 
 class OneToken:
@@ -49,7 +55,7 @@ class OneToken:
         pass
 
 
-def main() -> None:
+def looks() -> None:
     config = EngineConfig(
         cache=CacheConfig(block_size=16),
         scheduler=SchedulerConfig(max_num_batched_tokens=8192, max_num_seqs=STREAMS),
@@ -82,6 +88,67 @@ def main() -> None:
         each = float(np.median(found))
         print(f"{name}: {each * 1e3:.2f} ms of CPU a look, {each / INTERVAL:.2%} of a core")
     print(f"{len(view):,} bytes a look")
+
+
+def watched(pairs: int) -> None:
+    """Serve 64 requests at once and print the output tokens a second, watched / not watched."""
+    flags = ("--max-num-seqs", f"{STREAMS}", "--max-model-len", "1024")
+    with serve(*flags, "--kv-cache-memory-bytes", "1G") as server:
+        done = threading.Event()
+        clients = [threading.Thread(target=ask, args=(server, i, done)) for i in range(STREAMS)]
+        for client in clients:
+            client.start()
+        rate(server)  # until all run
+        ratios = []
+        for pair in range(pairs):
+            # Each order half of the time: the machine's speed drifts.
+            first, second = (rate(server, watch=(pair + i) % 2 == 0) for i in range(2))
+            ratios.append(first / second if pair % 2 == 0 else second / first)
+        done.set()
+    for client in clients:  # their server has ended
+        client.join()
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    print(f"throughput watched / not: median {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
+
+
+def ask(server: Server, number: int, done: threading.Event) -> None:
+    body = {"model": MODEL, "prompt": f"Tale {number}:", "max_tokens": 900, "ignore_eos": True}
+    while not done.is_set():
+        try:
+            httpx.post(f"{server.url}/v1/completions", json=body, timeout=600).raise_for_status()
+        except httpx.HTTPError:
+            if not done.is_set():
+                raise
+
+
+def rate(server: Server, watch: bool = False) -> float:
+    """Output tokens a second over some seconds."""
+    done = threading.Event()
+    watcher = threading.Thread(target=look, args=(server, done))
+    if watch:
+        watcher.start()
+    before, begin = server.metrics().sum("vllm:generation_tokens_total"), time.perf_counter()
+    time.sleep(PERIOD)
+    after, end = server.metrics().sum("vllm:generation_tokens_total"), time.perf_counter()
+    done.set()
+    if watch:
+        watcher.join()
+    return (after - before) / (end - begin)
+
+
+def look(server: Server, done: threading.Event) -> None:
+    with httpx.stream("GET", f"{server.url}/ui/api/live", timeout=60) as stream:
+        for _ in stream.iter_bytes():
+            if done.is_set():
+                return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=12)
+    given = parser.parse_args()
+    looks()
+    watched(given.pairs)
 
 
 if __name__ == "__main__":

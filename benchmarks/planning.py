@@ -36,7 +36,7 @@ PAGE, KEPT = ROOT / "docs" / "planning.md", ROOT / "build" / "planning.json"
 BEGIN, END = "<!-- benchmarks.planning -->", "<!-- end -->"
 MODELS, STREAMS = ("built in", "135M", "135M int8", "1B", "3B"), (1, 8, 32, 64)
 HEAD = (
-    "| model | streams | in, out | memory, MB | tokens/s | TTFT, ms | TPOT, ms | foreign cores |",
+    "| model | streams | in, out | memory, MB | tokens/s | TTFT, ms | ITL, ms | foreign cores |",
     "|---|---|---|---|---|---|---|---|",
 )
 #: Steps that are compared: rows of 256 tokens of context, and a prompt.
@@ -111,6 +111,16 @@ def cells(row: dict[str, Any]) -> str:
     return f"| {names} | {' | '.join(shown)} | {row['foreign_cores']:.2f} |"
 
 
+def misses(rows: list[dict[str, Any]]) -> list[str]:
+    """The figures that are off by more than a tenth (memory) or a quarter (all others)."""
+    return [
+        f"{row['name']}, {row['workload']['concurrency']}: {f['']} {f['ratio']:.2f}"
+        for row in rows
+        for f, most in zip(row["figures"][:4], (0.10, 0.25, 0.25, 0.25), strict=True)
+        if abs(f["ratio"] - 1) > most
+    ]
+
+
 def write_table(rows: list[dict[str, Any]]) -> None:
     """Put the table into docs/planning.md, between its two marks."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
@@ -147,6 +157,7 @@ def main() -> None:
                 KEPT.write_text(json.dumps(rows, indent=1))
     if len(rows) == len(MODELS) * len(STREAMS):
         write_table(rows)
+        print("\n".join(["off by more than 10 % (memory) or 25 %:", *(misses(rows) or ["none"])]))
 
 
 if __name__ == "__main__":

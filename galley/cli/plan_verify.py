@@ -80,7 +80,7 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
         ("memory, MB", predicted.memory.resident / 1e6, resident(pid) / 1e6),
         ("output tokens/s", predicted.output_tokens, result["output_throughput"]),
         ("TTFT mean, ms", predicted.ttft["mean"] * 1e3, result["mean_ttft_ms"]),
-        ("TPOT mean, ms", predicted.tpot * 1e3, result["mean_tpot_ms"]),
+        ("ITL mean, ms", predicted.itl["mean"] * 1e3, result["mean_itl_ms"]),
         ("ITL p99, ms", predicted.itl["p99"] * 1e3, result["p99_itl_ms"]),
     ]
     return {

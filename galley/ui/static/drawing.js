@@ -122,13 +122,16 @@ const BARS = 90;
 /** The batches of the last steps: a bar a step, its tokens by kind. */
 export function Batches({ steps, chosen, onStep }) {
   const shown = steps.slice(-BARS);
-  const most = Math.max(4, ...shown.map(step => step.tokens));
+  const budget = shown.at(-1)?.budget ?? 0;
+  const highest = Math.max(4, ...shown.map(step => step.tokens));
+  // Once steps come near the budget, it is the upper edge.
+  const most = highest > budget / 4 ? Math.max(budget, highest) : highest;
   const draw = (context, width, height) => {
     const bar = width / BARS, scale = (height - 16) / most;
     const colours = ["decode", "draft", "prefill"].map(kind => [kind, css(`--${kind}`)]);
     context.fillStyle = css("--muted");
     context.font = "11px system-ui, sans-serif";
-    context.fillText(`${most} tokens`, 0, 10);
+    context.fillText(`${most} tokens${most === budget ? ": the budget" : ""}`, 0, 10);
     context.strokeStyle = css("--line");
     context.beginPath();
     context.moveTo(0, 15.5);

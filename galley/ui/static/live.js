@@ -112,7 +112,7 @@ function BatchPanel({ steps }) {
         value=${step.number} onInput=${e => setChosen(e.target.valueAsNumber || null)} /></label>
       ${chosen !== null && html`<button type="button" onClick=${() => setChosen(null)}>
         Newest</button>`}
-      <span class="told muted">${number(step.tokens)} tokens: ${[
+      <span class="told muted">${number(step.tokens)} tokens, ${percent(step.tokens / step.budget)} of the budget: ${[
         kinds.prefill && `${number(kinds.prefill)} of ${kinds.prompts} prompts`,
         kinds.decode && `${kinds.decode} decoding`, kinds.draft && `${kinds.draft} drafts`,
       ].filter(Boolean).join(", ")}; ${seconds(step.end - step.begin)}
