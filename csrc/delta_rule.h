@@ -4,8 +4,8 @@
 
 namespace galley {
 
-// What is kept of a head. Its state is S [keys][values] = diag(decay) Q + sum of write[i] value[i]ᵀ over
-// the terms i that tokens have added. With kDeltaTerms terms they are added to Q, in order, and none is left:
+// What is kept of a head. Its state is S [keys][values] = diag(decay) Q + sum of scale[i] write[i] value[i]ᵀ
+// over the terms i that tokens have added; decays of each key are in `write`, others in `scale`. With kDeltaTerms terms they are added to Q, in order, and none is left:
 // Q is read for several tokens at a time, and written once for all of them. How many terms there are follows
 // from the number of tokens alone, so no bit depends on how a prompt is cut.
 constexpr int64_t kDeltaTerms = 8;
@@ -13,7 +13,7 @@ constexpr int64_t kDeltaTerms = 8;
 constexpr int64_t kDeltaPanel = 32;
 
 constexpr int64_t delta_padded(int64_t n) { return (n + 15) / 16 * 16; }
-// Floats: Q, decay, the number of terms (of 16 floats), write, value.
+// Floats: Q, decay, the number of terms and their scales (of 16 floats), write, value.
 constexpr int64_t delta_unit(int64_t keys, int64_t values) {
   return (keys + kDeltaTerms) * delta_padded(values) + (1 + kDeltaTerms) * delta_padded(keys) + 16;
 }

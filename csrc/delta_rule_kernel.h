@@ -181,7 +181,7 @@ GALLEY_INLINE void read_rows(const float* q, int64_t pitch, const DeltaHead& hea
   }
 }
 
-// Q = decay * Q + write[i] * value[i] of all terms, for some keys.
+// Q = decay * Q + write[i] * value[i] of all terms, whose values are scaled, for some keys.
 template <int keys, int wide>
 GALLEY_INLINE void add_keys(float* q, int64_t pitch, const DeltaHead& head, int64_t j,
                             const Float (&value)[kDeltaTerms][wide]) {
@@ -234,12 +234,12 @@ struct DeltaValues {
   int64_t given_stride, out_stride, size;
 };
 
-// What has been added to `held` of the terms from number s on, in order.
+// held += products[s] * term[s] of the first `terms` terms, in order.
 template <int wide>
 GALLEY_INLINE void add_products(Float (&held)[wide], const float* products, const Float* term,
-                                int64_t s, int64_t end) {
+                                int64_t terms) {
 #pragma GCC unroll 8
-  for (; s < end; s++) {
+  for (int64_t s = 0; s < terms; s++) {
     const Float by = all(products[s]);
 #pragma GCC unroll 4
     for (int v = 0; v < wide; v++) held[v] = fma(by, term[s * wide + v], held[v]);
@@ -268,7 +268,7 @@ GALLEY_INLINE void solve(const DeltaHead& head, const DeltaGroup& group, int64_t
     const int64_t n = first + t * each;
     Float held[wide];
     sum_of(2 * t, held);
-    add_products<wide>(held, group.products[t], term, 0, n);
+    add_products<wide>(held, group.products[t], term, n);
 #pragma GCC unroll 4
     for (int v = 0; v < wide; v++) {
       const int part = lanes_of(values.size - column - v * kLanes);
@@ -287,7 +287,7 @@ GALLEY_INLINE void solve(const DeltaHead& head, const DeltaGroup& group, int64_t
   for (int64_t t = 0; t < count; t++) {
     Float y[wide];
     sum_of(2 * t + 1, y);
-    add_products<wide>(y, group.products[t] + kDeltaTerms, term, 0, first + (t + 1) * each);
+    add_products<wide>(y, group.products[t] + kDeltaTerms, term, first + (t + 1) * each);
 #pragma GCC unroll 4
     for (int v = 0; v < wide; v++) {
       const int part = lanes_of(values.size - column - v * kLanes);
