@@ -72,11 +72,13 @@ class HQQ:
         if group != int(group) or group < 1 or k % group:
             raise ModelError(f"hqq: {name} of shape {[n, k]} is not whole groups of {group}")
         rows, group = n * k // int(group), int(group)
-        codes = _codes(name, bits, rows, group, tensors)
         scale, zero = (
             to_float32(tensors.use(f"{name}.{kind}", (rows, 1))).reshape(n, -1)
             for kind in ("scale", "zero")
         )
+        # Of a layer whose first rows are asked for, codes are packed with those of later rows.
+        stored = tensors.shape(f"{name}.scale")[0]
+        codes = _codes(name, bits, stored, group, tensors)[:rows]
         bits = max(2, int(bits))
         weight = QuantizedWeight(
             q=codes.reshape(n, k),

@@ -28,6 +28,8 @@ from tests.quant.test_compressed_weights import config_of
 from tests.quant.test_compressed_weights import make_layer as compressed_layer
 from tests.quant.test_gptq import CONFIG as GPTQ
 from tests.quant.test_gptq import random_layer
+from tests.quant.test_hqq import CONFIG as HQQ
+from tests.quant.test_hqq import make_layer as hqq_layer
 from tests.quant.twins import make_twins
 from tests.runner.models import ArrayCheckpoint, default_checkpoint, in_format
 
@@ -154,6 +156,13 @@ def test_weight_bytes_of_compressed_tensors_are_exact(case):
 def test_weight_bytes_of_awq_are_exact():
     rng = np.random.default_rng(0)
     check_bytes(make_twins(AWQ, lambda name, values: awq_layer(name, *values.shape, 32, rng))[0])
+
+
+def test_weight_bytes_of_interleaved_rows_are_exact(monkeypatch):
+    """HQQ packs codes of the first rows with those of later ones."""
+    monkeypatch.setattr("galley.models.footprint.SAMPLE_ROWS", 8)
+    rng = np.random.default_rng(0)
+    check_bytes(make_twins(HQQ, lambda name, values: hqq_layer(name, *values.shape, 4, 32, rng))[0])
 
 
 def check_bytes(checkpoint: ArrayCheckpoint) -> None:
