@@ -116,7 +116,8 @@ def test_any_user_serves_and_is_healthy(image: str, tls: bool) -> None:
                 pass
             assert time.monotonic() < deadline
             time.sleep(1)
-        body = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        question = {"role": "user", "content": "What is the capital of France?"}
+        body = {"messages": [question], "temperature": 0}
         reply = httpx.post(f"{url}/v1/chat/completions", json=body, verify=False, timeout=60)
         assert "Paris" in reply.json()["choices"][0]["message"]["content"]
         check = ("python", "/opt/galley/healthcheck.py")
