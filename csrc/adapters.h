@@ -167,7 +167,7 @@ struct ExpandJob {
   const float* affine = nullptr;  // gains and shifts
 };
 
-// What the adapters of a linear layer's rows add to its outputs before it stores them.
+// The terms that the adapters of a linear layer's rows add to its outputs before it stores them.
 struct AdapterAddend {
   // 16 outputs of the layer, which are half a panel of its weight: a panel of one part.
   struct Half {

@@ -4,7 +4,7 @@
 
 namespace galley {
 
-// What is kept of a head. Its state is S [keys][values] = diag(decay) Q + sum of scale[i] write[i] value[i]ᵀ
+// The data of a head. Its state is S [keys][values] = diag(decay) Q + sum of scale[i] write[i] value[i]ᵀ
 // over the terms i that tokens have added; decays of each key are in `write`, others in `scale`. With kDeltaTerms terms they are added to Q, in order, and none is left:
 // Q is read for several tokens at a time, and written once for all of them. How many terms there are follows
 // from the number of tokens alone, so no bit depends on how a prompt is cut.

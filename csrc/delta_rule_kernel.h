@@ -24,7 +24,7 @@ constexpr int kDeltaKeys = 2;
 
 GALLEY_INLINE int lanes_of(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 
-// What the next group reads, fetched a line at a time while this one is computed: its rows lie pages apart.
+// Inputs of the next group, fetched a line at a time while this one is computed: its rows lie pages apart.
 struct Ahead {
   static constexpr int64_t kMost = 6 * kDeltaTerms;
   struct {
@@ -44,7 +44,7 @@ struct Ahead {
   }
 };
 
-// What is kept of a head (delta_rule.h).
+// The data of a head (delta_rule.h).
 struct DeltaHead {
   float *numbers, *decay, *count, *write, *value;
   int64_t keys, stride, width, terms;  // stride: of `write`; width: of `value`
@@ -227,7 +227,7 @@ GALLEY_INLINE void add_terms(float* q, int64_t pitch, const DeltaHead& head, con
   for (; j < head.keys; j++, q += pitch) add_keys<1, wide>(q, pitch, head, j, value);
 }
 
-// What the tokens of a group write, and their results: [tokens][values], of which `size` exist.
+// Writes of the tokens of a group, and their results: [tokens][values], of which `size` exist.
 struct DeltaValues {
   const float* given;
   float* out;

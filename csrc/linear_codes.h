@@ -65,7 +65,7 @@ GALLEY_INLINE void expand(const WeightLayout& w, const uint8_t* codes, const uin
 }
 
 // int8 with one scale per output, on rows with one scale; `end` is where the codes of a row end.
-// What sums of products with unsigned codes have too much:
+// The excess of sums of products with unsigned codes:
 GALLEY_INLINE Int excess(const uint8_t* end) { return all((kSubtracted - 128) * word_at(end + 4)); }
 // Sums of 16 columns of a panel as floats:
 GALLEY_INLINE Float scaled(const Int& sums, const uint8_t* panel, int half, const uint8_t* end) {

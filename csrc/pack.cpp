@@ -61,7 +61,7 @@ template <class Byte> struct HeaderColumn {
   // Scales and mins of one level; of two a byte: i8, u4, e4m3, the first twelve of s6.
   Byte* scale(int64_t entry) const { return header + scale_at + entry * line; }
   Byte* min(int64_t entry) const { return scale(entries + entry); }
-  // What scales of two levels are multiplied with.
+  // The factor of scales of two levels.
   Byte* super_scale() const { return header + column * super_bytes; }
   Byte* super_min() const { return header + kHalfLine + column * 2; }
   // Byte 0 .. 11 of u6.

@@ -1,4 +1,4 @@
-// What batch-invariance forbids, for benchmarks/invariance.py to measure: built into a module of its
+// Kernels that batch-invariance forbids, for benchmarks/invariance.py to measure: built into a module of its
 // own (-DGALLEY_BENCHMARK_VARIANTS=ON), never into the one that serves.
 //
 //   linear_split     x @ W.T with K cut into parts that threads compute side by side, to be summed
