@@ -28,7 +28,6 @@ from galley.layers.questions import Matrix, Part, Stack, parts_of
 from galley.layers.shapes import ShapeSource, ShapeWeight
 from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor
 from galley.models.decoder import FeedForwardSpec, MixerSpec, Stage
-from galley.models.falcon_h1 import BranchesSpec
 from galley.models.registry import model_spec
 from galley.quant import ExpertScheme, QuantizedWeight, online_of, scheme_of
 
@@ -95,6 +94,8 @@ def layer_kinds(model_info: ModelInfo) -> dict[str, int]:
 
 
 def _block_name(block: MixerSpec | FeedForwardSpec) -> str:
+    from galley.models.falcon_h1 import BranchesSpec  # a start without it imports none of its ops
+
     if isinstance(block, BranchesSpec):
         return " and ".join(_block_name(branch.mixer) for branch in block.branches)
     words = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", type(block).__name__.removesuffix("Spec"))

@@ -78,7 +78,7 @@ NOT_DRAWN = {
     *("detokenize", "skip_special_tokens", "spaces_between_special_tokens", "output_kind"),
     *("include_stop_str_in_output", "stop", "bad_words", "truncate_prompt_tokens"),
     *("stream_interval", "structured_outputs", "reasoning_limits", "allowed_logprobs"),
-    *("logits_processors", "logprob_token_ids", "temperature", "max_tokens"),
+    *("logits_processors", "extra_args", "logprob_token_ids", "temperature", "max_tokens"),
     "flat_logprobs",  # the same numbers in another shape
 }
 
