@@ -150,15 +150,14 @@ def compare_vllm(
     with (folder / "vllm.log").open("w+") as log:
         done = subprocess.run(
             [lab() / "vllmcpu/bin/python", worker, model, folder, *numbers],
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=log,
             env=environment_of(engine),
-            text=True,
         )
         if done.returncode:
             log.seek(0)
             sys.exit(f"vLLM ended with {done.returncode}:\n{log.read()[-3000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads((folder / "vllm.json").read_bytes())
     base = found.pop("base")
     for side, speed in found.items():
         print(

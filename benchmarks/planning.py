@@ -9,7 +9,7 @@ build/planning.json, and those that are there are not measured again (--again: a
 them the table in docs/planning.md is written.
 
 With --steps nothing is served: the step model is compared with the operations of real steps, each
-at the least of its times. That can be measured while other programs compute, too.
+at the median of its times.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def compare_steps(name: str, model: PlannedModel, machine: Machine, engine: dict
     """Print predicted and measured milliseconds of some steps, host and sampling left out."""
     steps = step_model(model, machine)
     bench = StepBench(engine, SHAPES_OF_STEPS)
-    for shape, least in bench.least(SHAPES_OF_STEPS).items():
+    for shape, found in bench.typical(SHAPES_OF_STEPS).items():
         works = [work_of(node, shape, bench.cache) for node in bench.executable.nodes]
-        measured = sum(least[work] for work in works)
+        measured = sum(found[work] for work in works)
         new, before = [shape.new] * shape.rows, [shape.context] * shape.rows
         parts = steps.parts(StepLoad.of(before, new, shape.rows))
         predicted = sum(p.seconds for p in parts if p.label not in ("host", "sample"))

@@ -1,4 +1,4 @@
-"""vLLM's part of benchmarks/lora.py: runs in vLLM's environment, prints one JSON line.
+"""vLLM's part of benchmarks/lora.py: runs in vLLM's environment, writes ADAPTERS/vllm.json.
 
 python lora_vllm.py MODEL ADAPTERS RANK STREAMS TOKENS PAIRS
 
@@ -58,7 +58,8 @@ def main() -> None:
             made = sum(len(output.outputs[0].token_ids) for output in outputs)
             if pair >= 0:
                 speeds[name].append(made / seconds)
-    print(json.dumps({name: statistics.median(values) for name, values in speeds.items()}))
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    (folder / "vllm.json").write_text(json.dumps(medians))
 
 
 if __name__ == "__main__":

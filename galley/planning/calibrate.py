@@ -157,9 +157,9 @@ def measure(fmt: WeightFormat, numbers: KVFormat, threads: int) -> Speed:
     steps = SyntheticSteps(model, backend, numbers, [*decodes, *prompts])
     speed = Speed(0.0, {}, 0.0, 0.0, 0.0)
     small: list[tuple[float, float]] = []
-    for shape, least in steps.least([*decodes, *prompts]).items():
+    for shape, found in steps.typical([*decodes, *prompts]).items():
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for work, seconds in least.items():
+        for work, seconds in found.items():
             attends = work.weights.startswith("attention")
             if work.label == "sample":
                 if shape == decodes[-1]:

@@ -6,11 +6,12 @@ blocks, and random token ids.
 
 from __future__ import annotations
 
-import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,9 @@ from galley.runner.load import load_model
 from galley.runner.sampler import SamplingTable
 
 BLOCK_SIZE = 16
-#: Steps of each shape in a round of `SyntheticSteps.least`, and most rounds.
+#: Steps of each shape in a round of `SyntheticSteps.typical`, and rounds.
 _REPETITIONS = 3
-_ROUNDS = 12
+_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class SyntheticSteps:
             times.append(time.perf_counter() - begin)
         return times[1:]
 
-    def operations(self, shape: Shape, repetitions: int, quantile: float = 0.5) -> list[Timed]:
-        """Time of each operation, a quantile of the repetitions, in program order."""
+    def operations(self, shape: Shape, repetitions: int) -> list[Timed]:
+        """Time of each operation, the median of the repetitions, in program order."""
         step = self.columns(shape)
         self.executable.run(step, sample=True)
         runs = []
@@ -150,28 +151,24 @@ class SyntheticSteps:
             self.executable.run(step, sample=True)
             runs.append([nanoseconds for _, _, nanoseconds in self.executable.timings()])
         self.executable.profile(False)
-        times = np.quantile(np.array(runs), quantile, axis=0) / 1e9
+        times = np.median(np.array(runs), axis=0) / 1e9
         nodes: list[Node | None] = [*self.executable.nodes, None]
         return [Timed(node, float(s)) for node, s in zip(nodes, times, strict=True)]
 
-    def least(self, shapes: Sequence[Shape]) -> dict[Shape, dict[Work, float]]:
-        """The least seconds of each kind of operation, and of sampling, in steps of each shape.
+    def typical(self, shapes: Sequence[Shape]) -> dict[Shape, dict[Work, float]]:
+        """The median seconds of each kind of operation, and of sampling, in steps of each shape.
 
-        Other programs may compute, too: all shapes run again until two rounds in turn have made
-        the sum of the least times no shorter by 2 %.
+        All shapes run in each round, so that a slow second of the machine affects each alike.
         """
-        least: dict[Shape, dict[Work, float]] = {shape: {} for shape in shapes}
-        total, idle = math.inf, 0
+        times: dict[Shape, dict[Work, list[float]]] = {shape: defaultdict(list) for shape in shapes}
         for _ in range(_ROUNDS):
-            for shape, found in least.items():
-                for item in self.operations(shape, _REPETITIONS, quantile=0.0):
-                    work = work_of(item.node, shape, self.cache)
-                    found[work] = min(found.get(work, item.seconds), item.seconds)
-            before, total = total, sum(sum(found.values()) for found in least.values())
-            idle = idle + 1 if total > 0.98 * before else 0
-            if idle == 2:
-                break
-        return least
+            for shape, found in times.items():
+                for item in self.operations(shape, _REPETITIONS):
+                    found[work_of(item.node, shape, self.cache)].append(item.seconds)
+        return {
+            shape: {work: median(seconds) for work, seconds in found.items()}
+            for shape, found in times.items()
+        }
 
 
 class StepBench(SyntheticSteps):
