@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ def processor_classes(config: EngineConfig) -> list[type[LogitsProcessor]]:
         ConfigError: one cannot be imported or is no `LogitsProcessor`, or the engine speculates or
             pools; names the flag.
     """
-    given, found = config.model.logits_processors, _installed()
+    given, found = config.model.logits_processors, _installed(tuple(sys.path))
     if not given and not found:
         return []
     flag = "--logits-processors" if given else f"an installed plugin of {GROUP}"
@@ -144,9 +145,11 @@ def _class_of(given: str | type) -> type[LogitsProcessor]:
     return found
 
 
-def _installed() -> list[type[LogitsProcessor]]:
-    if not any(_may_have_plugin(Path(folder)) for folder in sys.path):
-        return []
+@cache  # a start asks several times
+def _installed(path: tuple[str, ...]) -> tuple[type[LogitsProcessor], ...]:
+    """The classes of the entry points in the folders of `sys.path`."""
+    if not any(_may_have_plugin(Path(folder)) for folder in path):
+        return ()
     from importlib.metadata import entry_points  # slow to import: only where there is a plugin
 
     found = []
@@ -155,7 +158,7 @@ def _installed() -> list[type[LogitsProcessor]]:
             found.append(_class_of(point.load()))
         except Exception as e:
             raise ConfigError(f"the logits processor plugin {point.name}: {e}") from e
-    return found
+    return tuple(found)
 
 
 def _may_have_plugin(folder: Path) -> bool:
