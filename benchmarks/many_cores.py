@@ -24,7 +24,7 @@ from galley.planning.program import planned_model
 #: As in csrc/linear.h, csrc/linear.cpp and csrc/attention_plan.cpp.
 PANEL, CHUNK_ROWS, STREAM_ROWS, STREAM_BYTES, KV_CHUNK = 32, 240, 8, 1 << 20, 512
 THREADS = (2, 8, 16, 32, 64)
-#: What is computed: rows, new tokens of each, tokens before them.
+#: Shapes that are computed: rows, new tokens of each, tokens before them.
 STEPS = {"1 row": (1, 1, 1023), "64 rows": (64, 1, 1023), "a prompt of 512": (1, 512, 0)}
 QUERIES = 16
 

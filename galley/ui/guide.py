@@ -51,7 +51,7 @@ def folder() -> Path | None:
 
 @cache
 def read(name: str) -> File | None:
-    """What a server sends for a path below /ui/guide/; None: there is nothing.
+    """The answer of a server for a path below /ui/guide/; None: there is none.
 
     Args:
         name: PAGE.html, or PAGE.md; source/galley/FILE.py.html; or a file beside the pages.

@@ -68,7 +68,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @contextmanager
 def container(image: str, *arguments: str) -> Iterator[str]:
-    """A container whose server runs, as a user that nobody made."""
+    """A container whose server runs as a user id without an entry in its passwd file."""
     name = buildah("from", *LIMITS, image).strip()
     process = subprocess.Popen(
         [

@@ -1,4 +1,4 @@
-"""--logits-processors: what they are told of the batch, and what becomes of the answers."""
+"""--logits-processors: the batch updates that they get, and their effect on answers."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_counters_are_those_of_all(two: Server, folder: Path) -> None:
 
 
 def first_view(server: Server) -> dict[str, Any]:
-    """What the live view shows, of the server that the connection came to."""
+    """The live view of the server that the connection came to."""
     with httpx.stream("GET", f"{server.url}/ui/api/live", timeout=30) as stream:
         line = next(line for line in stream.iter_lines() if line)
         [view] = json.loads(line.removeprefix("data: "))["engines"]

@@ -1,4 +1,4 @@
-"""What the live view keeps of an engine's frames, and the file that it saves."""
+"""Frames of an engine that the live view keeps, and the file that it saves."""
 
 from __future__ import annotations
 

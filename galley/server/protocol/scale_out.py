@@ -191,7 +191,7 @@ class Derender(msgspec.Struct, kw_only=True):
 
 
 class DerenderState(msgspec.Struct, kw_only=True):
-    """What the client carries from one part of a stream to the next.
+    """The state that the client carries from one part of a stream to the next.
 
     Attributes:
         output_token_ids: of all parts before.

@@ -1,4 +1,4 @@
-"""What logits processors keep of each row."""
+"""State that logits processors keep for each row."""
 
 from __future__ import annotations
 
