@@ -15,22 +15,19 @@ if TYPE_CHECKING:
     from galley.frontend.prompts import Prompt as PromptType
     from galley.frontend.prompts import TextPrompt, TokensPrompt
     from galley.llm import LLM
-    from galley.request import (
+    from galley.outputs import (
         ClassificationOutput,
         ClassificationRequestOutput,
         CompletionOutput,
         EmbeddingOutput,
         EmbeddingRequestOutput,
-        LoRARequest,
         PoolingOutput,
-        PoolingParams,
         PoolingRequestOutput,
         RequestOutput,
-        SamplingParams,
         ScoringOutput,
         ScoringRequestOutput,
-        StructuredOutputsParams,
     )
+    from galley.request import LoRARequest, PoolingParams, SamplingParams, StructuredOutputsParams
     from galley.runner.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 #: Name → where it is defined: the module, and its name there if that is another.
@@ -39,18 +36,18 @@ _WHERE = {
     "SamplingParams": ("galley.request", "SamplingParams"),
     "StructuredOutputsParams": ("galley.request", "StructuredOutputsParams"),
     "BeamSearchParams": ("galley.frontend.beam_search", "BeamSearchParams"),
-    "RequestOutput": ("galley.request", "RequestOutput"),
-    "CompletionOutput": ("galley.request", "CompletionOutput"),
-    "ClassificationOutput": ("galley.request", "ClassificationOutput"),
-    "ClassificationRequestOutput": ("galley.request", "ClassificationRequestOutput"),
-    "ScoringOutput": ("galley.request", "ScoringOutput"),
-    "ScoringRequestOutput": ("galley.request", "ScoringRequestOutput"),
-    "EmbeddingOutput": ("galley.request", "EmbeddingOutput"),
-    "EmbeddingRequestOutput": ("galley.request", "EmbeddingRequestOutput"),
+    "RequestOutput": ("galley.outputs", "RequestOutput"),
+    "CompletionOutput": ("galley.outputs", "CompletionOutput"),
+    "ClassificationOutput": ("galley.outputs", "ClassificationOutput"),
+    "ClassificationRequestOutput": ("galley.outputs", "ClassificationRequestOutput"),
+    "ScoringOutput": ("galley.outputs", "ScoringOutput"),
+    "ScoringRequestOutput": ("galley.outputs", "ScoringRequestOutput"),
+    "EmbeddingOutput": ("galley.outputs", "EmbeddingOutput"),
+    "EmbeddingRequestOutput": ("galley.outputs", "EmbeddingRequestOutput"),
     "LoRARequest": ("galley.request", "LoRARequest"),
-    "PoolingOutput": ("galley.request", "PoolingOutput"),
+    "PoolingOutput": ("galley.outputs", "PoolingOutput"),
     "PoolingParams": ("galley.request", "PoolingParams"),
-    "PoolingRequestOutput": ("galley.request", "PoolingRequestOutput"),
+    "PoolingRequestOutput": ("galley.outputs", "PoolingRequestOutput"),
     "PromptType": ("galley.frontend.prompts", "Prompt"),
     "TextPrompt": ("galley.frontend.prompts", "TextPrompt"),
     "TokensPrompt": ("galley.frontend.prompts", "TokensPrompt"),

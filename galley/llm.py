@@ -48,19 +48,21 @@ from galley.frontend.unsupported import UnsupportedMethods
 from galley.loader import resolve_tokenizer
 from galley.observability.metrics import EngineMetrics
 from galley.observability.perfetto import profile_settings
-from galley.request import (
-    Adapter,
+from galley.outputs import (
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
-    LoRARequest,
-    PoolingParams,
     PoolingRequestOutput,
-    PoolingTask,
     RequestOutput,
-    RequestOutputKind,
-    SamplingParams,
     ScoringOutput,
     ScoringRequestOutput,
+)
+from galley.request import (
+    Adapter,
+    LoRARequest,
+    PoolingParams,
+    PoolingTask,
+    RequestOutputKind,
+    SamplingParams,
 )
 from galley.runner.logits_processor import processor_classes
 from galley.text import Tokenizer, load_tokenizer

@@ -12,7 +12,8 @@ import pytest
 
 from galley import CompletionOutput, RequestOutput, SamplingParams
 from galley.errors import InvalidRequest, Unsupported
-from galley.request import UNSUPPORTED_SAMPLING_FIELDS, RequestMetrics
+from galley.outputs import RequestMetrics
+from galley.request import UNSUPPORTED_SAMPLING_FIELDS
 
 VLLM_FIELDS = json.loads((Path(__file__).parent / "data/vllm_sampling_params.json").read_text())
 

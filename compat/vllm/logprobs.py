@@ -5,7 +5,7 @@ from vllm._names import resolver
 __getattr__, __dir__ = resolver(
     __name__,
     {
-        "Logprob": "galley.request",
+        "Logprob": "galley.outputs",
         "FlatLogprobs": "galley.frontend.flat_logprobs",
     },
 )

@@ -14,12 +14,8 @@ from dataclasses import dataclass
 import msgspec
 
 from galley.errors import InvalidRequest
-from galley.request import (
-    Logprob,
-    RequestOutputKind,
-    SamplingParams,
-    StructuredOutputsParams,
-)
+from galley.outputs import Logprob
+from galley.request import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 Candidates = dict[int, Logprob]
 

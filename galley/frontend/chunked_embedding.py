@@ -10,7 +10,8 @@ import numpy as np
 
 from galley.config.pooling import PoolingSettings
 from galley.errors import InvalidRequest
-from galley.request import PoolingOutput, PoolingParams, PoolingRequestOutput
+from galley.outputs import PoolingOutput, PoolingRequestOutput
+from galley.request import PoolingParams
 
 
 class ChunkedTexts(msgspec.Struct, frozen=True):

@@ -20,14 +20,8 @@ from galley.frontend.interrupt import uninterrupted
 from galley.frontend.output_processor import OutputProcessor, RequestState, Tap
 from galley.frontend.pooling import PendingVector
 from galley.frontend.prompts import Prompt
-from galley.request import (
-    Adapter,
-    PoolingParams,
-    PoolingRequestOutput,
-    RequestOutput,
-    SamplingParams,
-    StructuredOutputsParams,
-)
+from galley.outputs import PoolingRequestOutput, RequestOutput
+from galley.request import Adapter, PoolingParams, SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from galley.engine.core import Core

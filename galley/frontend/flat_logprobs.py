@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import overload
 
-from galley.request import Logprob
+from galley.outputs import Logprob
 
 
 class FlatLogprobs(Sequence[dict[int, Logprob]]):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from galley.messages import Logprobs
-from galley.request import Logprob
+from galley.outputs import Logprob
 
 
 class TokenTexts(Protocol):

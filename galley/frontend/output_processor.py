@@ -19,19 +19,21 @@ from galley.frontend.input_processor import Submission
 from galley.frontend.logprobs import TokenTexts, unpack_logprobs
 from galley.messages import Finished, Outputs, Started
 from galley.observability.observer import RequestObserver
-from galley.request import (
+from galley.outputs import (
     CompletionOutput,
     DraftFigures,
+    Logprob,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestMetrics,
+    RequestOutput,
+)
+from galley.request import (
     Failure,
     FailureKind,
     FinishReason,
-    Logprob,
-    PoolingOutput,
     PoolingParams,
-    PoolingRequestOutput,
     Request,
-    RequestMetrics,
-    RequestOutput,
     RequestOutputKind,
     SamplingParams,
 )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from galley.frontend.output_processor import RequestState
-from galley.request import PoolingRequestOutput
+from galley.outputs import PoolingRequestOutput
 
 
 class PendingVector:

@@ -9,7 +9,8 @@ from typing import Any
 from galley.errors import InvalidRequest
 from galley.frontend.beam_search import Beam, BeamSearch, BeamSearchParams
 from galley.frontend.prompts import TokensPrompt
-from galley.request import CompletionOutput, RequestOutput, SamplingParams
+from galley.outputs import CompletionOutput, RequestOutput
+from galley.request import SamplingParams
 from galley.server.context import Context
 from galley.server.protocol.generation import GenerationFields
 from galley.server.sampling import Prompt, check_constraint

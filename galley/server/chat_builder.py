@@ -22,7 +22,7 @@ from galley.chat.parts import (
     assemble,
 )
 from galley.errors import GalleyError
-from galley.request import CompletionOutput, RequestOutput
+from galley.outputs import CompletionOutput, RequestOutput
 from galley.server.logprobs import TokenBytes, chat_logprobs, prompt_logprobs
 from galley.server.protocol.chat import (
     ChatChoice,

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import UNSET
 
 from galley.errors import GalleyError
-from galley.request import CompletionOutput, RequestOutput
+from galley.outputs import CompletionOutput, RequestOutput
 from galley.server.logprobs import Candidates, completion_logprobs, prompt_logprobs
 from galley.server.protocol.completions import (
     CompletionChoice,

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 
 from galley.errors import InvalidRequest, Unsupported
-from galley.request import CompletionOutput, Logprob, RequestOutput, SamplingParams
+from galley.outputs import CompletionOutput, Logprob, RequestOutput
+from galley.request import SamplingParams
 from galley.server.context import Context
 from galley.server.protocol.chat import ChatLogprobs, TokenLogprob
 from galley.server.protocol.scale_out import GenerateChoice, GenerateResponse

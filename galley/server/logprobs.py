@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from galley.request import Logprob
+from galley.outputs import Logprob
 from galley.server.protocol.base import PromptLogprob
 from galley.server.protocol.chat import ChatLogprobs, ContentLogprob, TokenLogprob
 from galley.server.protocol.completions import CompletionLogprobs

@@ -19,7 +19,7 @@ from galley.chat.parts import (
     assemble,
 )
 from galley.errors import GalleyError
-from galley.request import CompletionOutput, RequestOutput
+from galley.outputs import CompletionOutput, RequestOutput
 from galley.server.errors import error_headers, json_response
 from galley.server.protocol.anthropic import (
     AnswerBlock,

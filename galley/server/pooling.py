@@ -21,7 +21,8 @@ from galley.errors import InvalidRequest
 from galley.frontend.chunked_embedding import ChunkedTexts
 from galley.frontend.pooling import PendingVector
 from galley.frontend.prompts import Prompt
-from galley.request import PoolingParams, PoolingRequestOutput, PoolingTask
+from galley.outputs import PoolingRequestOutput
+from galley.request import PoolingParams, PoolingTask
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report

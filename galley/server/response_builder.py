@@ -11,7 +11,7 @@ import msgspec
 
 from galley.chat.parts import AssistantParser
 from galley.errors import GalleyError
-from galley.request import DraftFigures, RequestMetrics, RequestOutput, joined_figures
+from galley.outputs import DraftFigures, RequestMetrics, RequestOutput, joined_figures
 from galley.server.errors import error_event
 from galley.server.protocol.base import (
     CompletionTokensDetails,

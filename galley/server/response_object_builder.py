@@ -12,7 +12,7 @@ from typing import Any
 
 from galley.chat.parts import AssistantParser, Content, Part
 from galley.errors import GalleyError
-from galley.request import CompletionOutput, RequestOutput
+from galley.outputs import CompletionOutput, RequestOutput
 from galley.server.logprobs import TokenBytes, chat_logprobs
 from galley.server.protocol.chat import ContentLogprob
 from galley.server.protocol.responses import (

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.types import Receive
 
 from galley.errors import GalleyError
-from galley.request import RequestOutput
+from galley.outputs import RequestOutput
 from galley.server.errors import ClientDisconnected
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import UNSET
 
 from galley.errors import GalleyError
-from galley.request import CompletionOutput, RequestOutput
+from galley.outputs import CompletionOutput, RequestOutput
 from galley.server.logprobs import chat_logprobs, prompt_logprobs
 from galley.server.protocol.chat import ChatLogprobs
 from galley.server.protocol.scale_out import GenerateChoice, GenerateRequest, GenerateResponse

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from galley import LLM, SamplingParams
-from galley.request import RequestOutput
+from galley.outputs import RequestOutput
 
 TEXT = (pathlib.Path(__file__).parents[1] / "data" / "opticks.txt").read_text()
 MAX_TOKENS = 12

@@ -10,7 +10,7 @@ import pytest
 
 from galley.errors import InvalidRequest
 from galley.frontend.beam_search import BeamSearch, BeamSearchParams, Candidates
-from galley.request import Logprob
+from galley.outputs import Logprob
 
 EOS = 4
 PROMPT = [0, 1]

@@ -11,11 +11,11 @@ from galley.errors import GalleyError, InvalidRequest, Overloaded, RequestFailed
 from galley.frontend.input_processor import InputProcessor, Limits
 from galley.frontend.output_processor import OutputProcessor, RequestState
 from galley.messages import Finished, Logprobs, Outputs, Started
+from galley.outputs import Logprob
 from galley.request import (
     Failure,
     FailureKind,
     FinishReason,
-    Logprob,
     Request,
     RequestOutputKind,
     SamplingParams,

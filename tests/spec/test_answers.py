@@ -14,7 +14,7 @@ from galley import LLM, SamplingParams
 from galley.config.registries import DRAFT_HEADS, PROPOSERS
 from galley.errors import ConfigError
 from galley.loader.source import default_model
-from galley.request import joined_figures
+from galley.outputs import joined_figures
 from galley.spec.ngram import ngram
 from tests.equality.workload import answer, prompts
 from tests.equality.workload import params as workload_params

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from galley import LLM
-from galley.request import CompletionOutput, RequestOutput
+from galley.outputs import CompletionOutput, RequestOutput
 
 VOCAB = 400
 TEXTS = (

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.errors import InvalidRequest
-from galley.request import PoolingParams, PoolingRequestOutput
+from galley.outputs import PoolingRequestOutput
+from galley.request import PoolingParams
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report

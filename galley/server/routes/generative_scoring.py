@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from galley.frontend.prompts import TokensPrompt
-from galley.request import Logprob, RequestOutput, RequestOutputKind, SamplingParams
+from galley.outputs import Logprob, RequestOutput
+from galley.request import RequestOutputKind, SamplingParams
 from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.errors import json_response
 from galley.server.load_report import load_report

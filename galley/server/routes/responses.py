@@ -18,7 +18,8 @@ from starlette.responses import Response, StreamingResponse
 
 from galley.chat.parts import AssistantParser
 from galley.errors import GalleyError, InvalidRequest, ServerError
-from galley.request import RequestOutput, SamplingParams
+from galley.outputs import RequestOutput
+from galley.request import SamplingParams
 from galley.server.context import Context, apply_priority_header
 from galley.server.errors import json_response
 from galley.server.protocol.base import ErrorResponse

@@ -1,6 +1,6 @@
 """Reads many hostile inputs, each within limits of time and memory.
 
-python -m tests.fuzz.readers.run --inputs 1000000 [--first 0] [--jobs 1] [--log FILE]
+python -m tests.fuzz.readers.run --inputs 1000000 [--first 0] [--log FILE]
 python -m tests.fuzz.readers.run --only 123            one input again, with its traceback
 
 Input number n follows from n alone. A child process reads; the parent starts another where one was
