@@ -44,6 +44,8 @@ FAMILIES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
+#: A family with layers for further tokens.
+MTP_FAMILY = "MiMoForCausalLM"
 VOCAB, HIDDEN, INNER, HEAD = 16, 256, 16, 16
 #: Size of an expert, whose inputs are whole blocks of MXFP4.
 WIDE = 32
@@ -621,19 +623,39 @@ def _adapters() -> Iterator[Seed]:
 
 
 def _heads() -> Iterator[Seed]:
-    """Draft heads of a Llama of one layer: Medusa's and EAGLE's. A file says which."""
-    matrix: Layer = {"lm_heads.0.weight": ("BF16", (VOCAB, HIDDEN))}
-    matrix["blocks.0.layers.0.weight"] = ("BF16", (HIDDEN, HIDDEN))
+    """Draft heads of a model of one layer (`targets.heads`). A file says of which kind they are."""
+    own = base_config(FAMILIES[0])
+    del own["architectures"]
+    size, matrix, pair, table = (HIDDEN,), (HIDDEN, HIDDEN), (HIDDEN, 2 * HIDDEN), (VOCAB, HIDDEN)
     medusa = {"model_type": "medusa", "num_heads": 1, "num_hidden_layers": 1}
-    layer: Layer = {
-        name.removeprefix("model."): ("BF16", shape)
+    mlp = {"model_type": "mlp_speculator", "n_predict": 1, "emb_dim": HIDDEN}
+    eagle = {
+        name.removeprefix("model."): shape
         for name, shape in _shapes(FAMILIES[0]).items()
         if ".layers." in name and "input_layernorm" not in name
     }
-    layer["fc.weight"] = ("BF16", (HIDDEN, 2 * HIDDEN))
-    own = {key: value for key, value in base_config(FAMILIES[0]).items() if key != "architectures"}
-    for method, config, arrays in (("medusa", medusa, matrix), ("eagle", {}, layer)):
-        data, header = _safetensors(arrays)
+    mtp = {
+        name.replace(".layers.0.", ".mtp_layers.0."): shape
+        for name, shape in _shapes(MTP_FAMILY).items()
+        if ".layers." in name
+    }
+    for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+        mtp[f"model.mtp_layers.0.{name}.weight"] = size
+    heads: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
+        "medusa": (medusa, {"lm_heads.0.weight": table, "blocks.0.layers.0.weight": matrix}),
+        "mlp_speculator": (
+            mlp,
+            {"emb.0.weight": table, "head.0.weight": table, "proj.0.weight": matrix}
+            | {"ln.0.weight": size, "ln.0.bias": size},
+        ),
+        "eagle": ({}, eagle | {"fc.weight": pair}),
+        "mtp": (
+            {"architectures": [MTP_FAMILY]},
+            mtp | {"model.mtp_layers.0.input_proj.weight": pair},
+        ),
+    }
+    for method, (config, shapes) in heads.items():
+        data, header = _safetensors({name: ("BF16", shape) for name, shape in shapes.items()})
         files = {
             "config.json": json.dumps(own | config).encode(),
             "model.safetensors": data,

@@ -34,7 +34,7 @@ from galley.runner.load import load_model
 from galley.runner.packed_file import PackedFile
 from galley.spec.proposer import Target
 from galley.text import load_tokenizer
-from tests.fuzz.readers.seeds import VOCAB, base_config
+from tests.fuzz.readers.seeds import MTP_FAMILY, VOCAB, base_config
 
 MACHINE = Machine(num_cores=1, available_memory=2**30)
 TEXT = "Hello, hello wörld 12345 <s>\n\t日本 \U0001f680"
@@ -72,10 +72,15 @@ def directory(folder: Path) -> None:
     _model(Source(folder, form, "m"))
 
 
+def _info(family: str) -> ModelInfo:
+    """A model of one layer."""
+    return ModelInfo(family, base_config(family), VOCAB, 64, "bfloat16")
+
+
 @cache
 def _base() -> tuple[ModelInfo, Sites]:
-    """The model that adapters are of: a Llama of one layer."""
-    info = ModelInfo("LlamaForCausalLM", base_config("LlamaForCausalLM"), VOCAB, 64, "bfloat16")
+    """The model that adapters are of."""
+    info = _info("LlamaForCausalLM")
     shapes = ShapeSource()
     build_model(info, shapes, Stage(64))
     return info, shapes.sites
@@ -96,17 +101,18 @@ def adapter(folder: Path) -> None:
 
 
 @cache
-def _drafted() -> tuple[Target, Model]:
-    """The model that draft heads are of: a Llama of one layer, random."""
-    info, _ = _base()
+def _drafted(family: str) -> tuple[Target, Model]:
+    """The model that draft heads are of, random."""
+    info = _info(family)
     config = resolve(from_kwargs({"skip_tokenizer_init": True}, "server", {}), MACHINE, info)
     model = load_model(info, DummyCheckpoint(info), _backend(), Stage(64)).model
     return Target(config, info, 1, 2**30), model
 
 
 def heads(folder: Path) -> None:
-    target, model = _drafted()
-    settings = SpeculativeSettings((folder / "method").read_text(), str(folder))
+    method = (folder / "method").read_text()
+    target, model = _drafted(MTP_FAMILY if method == "mtp" else "LlamaForCausalLM")
+    settings = SpeculativeSettings(method, str(folder))
     proposer = make_heads(settings, target)
     proposer.caches(model.kv_layers)
     proposer.load(_backend(), model, 64)
