@@ -10,6 +10,7 @@ import dataclasses
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
@@ -45,7 +46,7 @@ from galley.frontend.progress import progress_bar
 from galley.frontend.prompts import Prompt, parse_prompt
 from galley.frontend.scoring import PairEncoder, as_texts, check_pairs, compare, task_of
 from galley.frontend.unsupported import UnsupportedMethods
-from galley.loader import resolve_tokenizer
+from galley.loader import Source, resolve_source, resolve_tokenizer
 from galley.observability.metrics import EngineMetrics
 from galley.observability.perfetto import profile_settings
 from galley.outputs import (
@@ -94,7 +95,11 @@ class LLM(UnsupportedMethods):
         try:
             config = from_kwargs({"model": model, **flags}, "offline")
             folder = self._adapter_folder(config)
-            loaded = assemble(config, adapters=folder)
+            source = resolve_source(config.model, config.load)
+            with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes most of a second
+                tokenizer = beside.submit(_tokenizer_of, config, source)
+                loaded = assemble(config, source=source, adapters=folder)
+                self._tokenizer = tokenizer.result()
         except ConfigError as error:
             raise ConfigError(_python_words(error.message), field=error.field) from error
         self.config = loaded.config
@@ -102,10 +107,6 @@ class LLM(UnsupportedMethods):
         self._core = loaded.core
         self._chat_template = chat_template
         self._renderers: dict[str, ChatRenderer] = {}
-        self._tokenizer: Tokenizer | None = None
-        if not self.config.model.skip_tokenizer_init:
-            path = resolve_tokenizer(self.config.model, self.config.load, loaded.source)
-            self._tokenizer = load_tokenizer(path)
         ends = self._tokenizer.end_ids if self._tokenizer else ()
         limits = dataclasses.replace(
             limits_of(self.config, self._model_info, end_ids=ends),
@@ -866,6 +867,12 @@ class LLM(UnsupportedMethods):
 
     def __exit__(self, *exc: object) -> None:
         self.shutdown()
+
+
+def _tokenizer_of(config: EngineConfig, source: Source) -> Tokenizer | None:
+    if config.model.skip_tokenizer_init:
+        return None
+    return load_tokenizer(resolve_tokenizer(config.model, config.load, source))
 
 
 def _python_words(message: str) -> str:

@@ -42,18 +42,19 @@ class LoadedEngine(msgspec.Struct, frozen=True):
     core: EngineCore
     config: EngineConfig
     model_info: ModelInfo
-    source: Source
 
 
 def assemble(
     config: EngineConfig,
     engine_id: EngineId | None = None,
+    source: Source | None = None,
     kv_files: KVFiles | None = None,
     adapters: Path | None = None,
 ) -> LoadedEngine:
     """Find and load the model, size the KV cache, connect the parts.
 
     Args:
+        source: of the model, where it has been resolved.
         kv_files: memory for a KV cache that outlives the engine.
         adapters: folder in which front ends put packed adapters.
 
@@ -62,7 +63,7 @@ def assemble(
         ModelError: the checkpoint cannot be found or used.
     """
     machine = Machine.detect()
-    source = resolve_source(config.model, config.load)
+    source = source or resolve_source(config.model, config.load)
     checkpoint = open_checkpoint(source)
     model_info = checkpoint.model_info
     resolved = resolve(config, machine, model_info)
@@ -101,7 +102,7 @@ def assemble(
     core.guard = MemoryGuard(core.scheduler, cache, MachineMemory(), reserve)
     if not resolved.model.skip_tokenizer_init:
         core.open_constrained = partial(_constrained, resolved, model_info, source, core.counters)
-    return LoadedEngine(core, resolved, model_info, source)
+    return LoadedEngine(core, resolved, model_info)
 
 
 def _constrained(
@@ -164,7 +165,8 @@ def _with_num_blocks(config: EngineConfig, num_blocks: int | None) -> EngineConf
 
 def load_engine(config: EngineConfig, spec: EngineSpec) -> tuple[EngineCore, Ready]:
     """The core of an engine process, and the message that each client gets when it is ready."""
-    loaded = assemble(config, EngineId(spec.index, spec.epoch), spec.kv_files, spec.adapters)
+    identity = EngineId(spec.index, spec.epoch)
+    loaded = assemble(config, identity, kv_files=spec.kv_files, adapters=spec.adapters)
     core, executor = loaded.core, loaded.core.executor
     ready = Ready(
         engine_index=spec.index,
