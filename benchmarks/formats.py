@@ -7,8 +7,9 @@ Rows that FILE has are not measured again: a table that was interrupted is conti
 
 Each format's codes and scales are made from the float32 values of the built-in model by rounding to
 the nearest level of a scale from the largest magnitude (GGUF's by `gguf`). `gap` compares its
-perplexity with that of the dequantised values in float32: what the kernels' arithmetic costs.
-Types of GGUF with blocks of 256 do not fit this model, whose layers have 576 inputs.
+perplexity with that of the dequantised values in float32: what the kernels' arithmetic costs. W8A8
+also prescribes inputs, int8 with a scale per token: it is compared with that formula in PyTorch, in
+float32 too. Types of GGUF with blocks of 256 do not fit this model, whose layers have 576 inputs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import torch
 
 from galley.config import ModelInfo
 from galley.executor.local import LocalExecutor
@@ -40,8 +42,9 @@ from tests.runner.models import (
     dequantised,
     in_format,
     open_runner,
+    torch_model,
 )
-from tests.runner.test_quality import WINDOW, native_perplexity
+from tests.runner.test_quality import WINDOW, native_perplexity, torch_perplexity
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -51,6 +54,8 @@ NF4 = np.array(
      0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
      0.7229568362236023, 1.0], np.float32,
 )  # fmt: skip
+#: End of the names of rows that are computed in float32, as with --dtype float32.
+FLOAT32 = ", float32"
 GGUF = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")
 Tensors = dict[str, np.ndarray]
 #: Suffix → array of a layer with these values [N, K].
@@ -252,6 +257,10 @@ METHODS: dict[str, tuple[dict[str, Any], Encode]] = {
         compressed("int-quantized", _TOKEN, num_bits=8, strategy="channel", **_INT),
         int8,
     ),
+    f"W8A8{FLOAT32}": (
+        compressed("int-quantized", _TOKEN, num_bits=8, strategy="channel", **_INT),
+        int8,
+    ),
     "FP8 per tensor": ({"quant_method": "fp8"}, fp8_tensor),
     "FP8 per output": (
         compressed("float-quantized", num_bits=8, strategy="channel", **_FLOAT),
@@ -304,10 +313,16 @@ def values_of(checkpoint: ArrayCheckpoint, arrays: Arrays) -> Arrays:
     return values
 
 
-def tokens_per_second(checkpoint: ArrayCheckpoint, streams: int, prompt: list[int]) -> float:
+def tokens_per_second(
+    checkpoint: ArrayCheckpoint, streams: int, prompt: list[int], dtype: str
+) -> float:
     """Of greedy decoding, all streams together."""
     runner = open_runner(
-        checkpoint, max_num_seqs=streams, max_model_len=128, kv_cache_memory_bytes=1 << 30
+        checkpoint,
+        max_num_seqs=streams,
+        max_model_len=128,
+        kv_cache_memory_bytes=1 << 30,
+        dtype=dtype,
     )
     toy = Toy(LocalExecutor(runner), streams, 128)
     sequences = [toy.add(i, prompt) for i in range(streams)]
@@ -318,19 +333,42 @@ def tokens_per_second(checkpoint: ArrayCheckpoint, streams: int, prompt: list[in
     return streams * steps / (time.perf_counter() - start)
 
 
+def rounded_inputs(x: torch.Tensor) -> torch.Tensor:
+    """float32 [..., K] as int8 with a scale per token, dequantised: the inputs of W8A8."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return (x / scale).round() * scale
+
+
+def int8_perplexity(info: ModelInfo, values: Arrays, windows: np.ndarray) -> float:
+    """Perplexity of W8A8 as it is defined: by PyTorch, in float32."""
+    model = torch_model(info, values)
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_pre_hook(lambda _, args: (rounded_inputs(args[0]),))
+    return torch_perplexity(model, windows)
+
+
+def reference(name: str, info: ModelInfo, values: Arrays, windows: np.ndarray) -> float:
+    """Perplexity of the format's definition in float32."""
+    if name.startswith("W8A8"):
+        return int8_perplexity(info, values, windows)
+    return native_perplexity(in_format(info, values, "float32"), windows, dtype="float32")
+
+
 def row(
     name: str, checkpoint: ArrayCheckpoint, arrays: Arrays, windows: np.ndarray, speed: bool
 ) -> str:
-    perplexity = native_perplexity(checkpoint, windows)
-    exact = in_format(default_checkpoint().model_info, values_of(checkpoint, arrays), "float32")
-    want = native_perplexity(exact, windows, dtype="float32")
+    dtype = "float32" if name.endswith(FLOAT32) else "bfloat16"
+    perplexity = native_perplexity(checkpoint, windows, dtype=dtype)
+    info = default_checkpoint().model_info
+    want = reference(name, info, values_of(checkpoint, arrays), windows)
     layers = [key for key, array in arrays.items() if array.ndim == 2]
     bits = 8 * weight_bytes(checkpoint, "bf16") / sum(arrays[key].size for key in layers)
     gap = 100 * (perplexity / want - 1)
     text = f"| {name} | {perplexity:.3f} | {gap:+.2f} % | {bits:.2f} |"
     prompt = windows[0, :16].tolist()
     for streams in (1, 64) if speed else ():
-        text += f" {tokens_per_second(checkpoint, streams, prompt):.0f} |"
+        text += f" {tokens_per_second(checkpoint, streams, prompt, dtype):.0f} |"
     return text
 
 

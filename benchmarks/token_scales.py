@@ -12,43 +12,16 @@ weights, inputs, scales and results are bfloat16. Nothing of it is Galley's arit
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.formats import in_method, values_of
+from benchmarks.formats import in_method, rounded_inputs, values_of
 from galley.text import load_tokenizer
-from tests.runner.models import TEXT, Arrays, default_checkpoint, dequantised
-from tests.runner.test_quality import WINDOW
+from tests.runner.models import TEXT, default_checkpoint, dequantised, torch_model
+from tests.runner.test_quality import WINDOW, torch_perplexity
 
 WINDOWS = 4
-_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps",
-         "num_attention_heads", "num_key_value_heads", "rope_theta", "tie_word_embeddings",
-         "max_position_embeddings")  # fmt: skip
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """float32 [..., K] as int8 with a scale per token, dequantised."""
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-    return (x / scale).round() * scale
-
-
-def perplexity(model: LlamaForCausalLM, ids: np.ndarray) -> float:
-    with torch.inference_mode():
-        tokens = torch.from_numpy(ids.astype(np.int64))
-        losses = [model(each[None], labels=each[None]).loss for each in tokens]
-        return float(torch.stack(losses).mean().exp())
-
-
-def transformers_model(config: dict[str, Any], values: Arrays) -> LlamaForCausalLM:
-    model = LlamaForCausalLM(LlamaConfig(**{key: config[key] for key in _KEYS if key in config}))
-    state = {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert set(missing) <= {"lm_head.weight"}, missing
-    assert not unexpected, unexpected
-    return model.eval().float()
 
 
 def main() -> None:
@@ -56,9 +29,8 @@ def main() -> None:
     info, arrays = default.model_info, dequantised(default)
     ids = load_tokenizer(Path(info.source)).encode(TEXT.read_text(encoding="utf-8"))
     windows = np.array(ids[: WINDOWS * WINDOW]).reshape(WINDOWS, WINDOW)
-    values = values_of(in_method(info, arrays, "W8A8"), arrays)
-    model = transformers_model(info.hf_config, values)
-    exact = perplexity(model, windows)
+    model = torch_model(info, values_of(in_method(info, arrays, "W8A8"), arrays))
+    exact = torch_perplexity(model, windows)
     level = [0.0]
     random = torch.Generator().manual_seed(0)
 
@@ -68,14 +40,14 @@ def main() -> None:
 
     for name, module in model.named_modules():
         if name.endswith("_proj"):
-            module.register_forward_pre_hook(lambda _, args: (rounded(noisy(args[0])),))
+            module.register_forward_pre_hook(lambda _, args: (rounded_inputs(noisy(args[0])),))
     for noise in (0.0, 1e-6, 1e-6, 1e-3, 1e-3):
         level[0] = noise
-        int8 = perplexity(model, windows)
+        int8 = torch_perplexity(model, windows)
         gap = f"{100 * (int8 / exact - 1):+.2f} %"
         print(f"int8 inputs, noise {noise:g}: {int8:.3f} ({gap}; float32 inputs {exact:.3f})")
     level[0] = 0.0
-    int8 = perplexity(model.bfloat16(), windows)
+    int8 = torch_perplexity(model.bfloat16(), windows)
     print(f"int8 inputs in bfloat16: {int8:.3f} ({100 * (int8 / exact - 1):+.2f} %)")
 
 
