@@ -69,8 +69,9 @@ def read_gguf(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, A
 
 def _architecture_of(file: GGUFFile, model_info: ModelInfo) -> Architecture:
     for key, wanted in _TYPE.items():
-        if file.get(key) != wanted:
-            raise ModelError(f"{file.path}: {key} is {file.get(key)!r:.80}, not {wanted!r}")
+        found = file.get(key)
+        if not isinstance(found, str) or found != wanted:
+            raise ModelError(f"{file.path}: {key} is {found!r:.80}, not {wanted!r}")
     name = file.get("general.architecture")
     architecture = ARCHITECTURES.get(name) if isinstance(name, str) else None
     if architecture is None or architecture.hf_class != model_info.architecture:

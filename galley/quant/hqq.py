@@ -67,6 +67,9 @@ class HQQ:
         n, k = shape
         settings = self._settings(name, tensors)
         bits, group = settings.get("nbits"), settings.get("group_size") or k
+        for key, value in (("nbits", bits), ("group_size", group)):
+            if not isinstance(value, int | float):
+                raise ModelError(f"hqq: {name}.{key} is {value!r:.80}, not a number")
         if bits not in _PACKED:
             raise ModelError(f"hqq: {name}.nbits is {bits}; {_names(_PACKED)} are supported")
         if group != int(group) or group < 1 or k % group:

@@ -197,6 +197,7 @@ def read_model_file(path: Path) -> SentencePieceVocab:
 def _normalizers(pieces: SentencePieceVocab) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = []
     if pieces.charsmap:
+        _check_charsmap(pieces.charsmap)
         steps.append(normalizers.Precompiled(pieces.charsmap))
     if pieces.squeeze_spaces:
         steps.append(normalizers.Strip(left=True, right=True))
@@ -204,6 +205,14 @@ def _normalizers(pieces: SentencePieceVocab) -> list[normalizers.Normalizer]:
     if pieces.add_space_prefix:
         steps.append(normalizers.Prepend(SPACE))
     return [*steps, normalizers.Replace(" ", SPACE)]
+
+
+def _check_charsmap(data: bytes) -> None:
+    """Raise ValueError where the table at its beginning is longer than `data`: the library
+    allocates as many bytes as the first number says before it reads them."""
+    size = int.from_bytes(data[:4], "little")
+    if size + 4 > len(data):
+        raise ValueError(f"a charsmap of {len(data)} bytes has a table of {size} bytes")
 
 
 def _has_bytes(pieces: SentencePieceVocab) -> bool:

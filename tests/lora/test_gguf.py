@@ -54,7 +54,8 @@ def save_gguf(path: Path, tensors: Mapping[str, np.ndarray], **keys: Any) -> Pat
     given = {"arch": "llama", "type": "adapter", "kind": "lora", "alpha": 16.0, **keys}
     writer = gguf.GGUFWriter(path, given["arch"])
     writer.add_type(given["type"])
-    writer.add_string("adapter.type", given["kind"])
+    kind = given["kind"]
+    (writer.add_string if isinstance(kind, str) else writer.add_array)("adapter.type", kind)
     if given["alpha"] is not None:
         writer.add_float32("adapter.lora.alpha", given["alpha"])
     for name, values in tensors.items():
@@ -97,6 +98,7 @@ WIDE = np.ones((8, 72), np.float32)
         ({}, {"arch": "qwen2"}, "an adapter of 'qwen2', the model is LlamaForCausalLM"),
         ({}, {"arch": "nothing"}, "an adapter of 'nothing'"),
         ({}, {"type": "model"}, "general.type is 'model'"),
+        ({}, {"kind": [1, 2]}, "adapter.type is array"),
         ({}, {"kind": "control_vector"}, "adapter.type is 'control_vector'"),
         ({}, {"alpha": None}, "alpha"),
         ({}, {"alpha": float("nan")}, "alpha"),

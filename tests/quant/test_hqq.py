@@ -98,6 +98,15 @@ def test_settings_of_the_config_hold_where_layers_have_none() -> None:
     assert np.array_equal(weight.to_float32(), want)
 
 
+def test_a_setting_of_another_type_is_refused() -> None:
+    layer, _ = make_layer("w", 64, 128, 4, 64, np.random.default_rng(0))
+    tensors = TensorDict(*layer[:3])
+    with pytest.raises(ModelError, match=r"w\.nbits is \{\}, not a number"):
+        scheme_of(model_info({**CONFIG, "quant_config": {"nbits": {}}})).read(
+            "w", (64, 128), tensors
+        )
+
+
 def test_model_equals_dequantized_weights() -> None:
     rng = np.random.default_rng(0)
     check_model(CONFIG, lambda name, values: make_layer(name, *values.shape, 4, 32, rng))

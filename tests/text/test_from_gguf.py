@@ -361,6 +361,10 @@ def test_a_broken_vocabulary_is_an_error_that_names_the_file(tmp_path: Path, cas
     [
         ({"tokenizer.ggml.scores": None}, "scores is missing"),
         ({"tokenizer.ggml.scores": np.zeros(3, np.float32).tolist()}, "3 scores for 800 tokens"),
+        (
+            {"tokenizer.ggml.precompiled_charsmap": [255] * 8},
+            "a charsmap of .* bytes has a table of",
+        ),
     ],
 )
 def test_a_broken_sentencepiece_vocabulary(
