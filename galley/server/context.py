@@ -30,9 +30,10 @@ from galley.server.event_response import EventResponse
 from galley.server.fast_stream import Relay
 from galley.server.hosting import Hosting
 from galley.server.output_log import OutputLog
-from galley.server.protocol.base import BodyReader, T, ignored_of
+from galley.server.protocol.base import BodyReader, T, ignored_of, suggestion
 from galley.server.protocol.generation import Caps, SamplingFields
 from galley.server.response_builder import UsageCounter
+from galley.server.sagemaker_sessions import Sessions
 from galley.server.stream import EventEncoder, OutputStream
 from galley.server.tool_use import ToolUse
 
@@ -80,6 +81,7 @@ class Context:
         dev_mode: serve routes that must not be open in production (VLLM_SERVER_DEV_MODE).
         output_log: of answers (--enable-log-outputs).
         hosting: handlers and middleware of the model's own script (SageMaker).
+        sessions: of /invocations (SageMaker); None: requests that name one are refused.
         on_sleep: called with the level of a sleep that has begun, and with None at wake-up.
         sleep_metrics: of the routes that put engines to sleep.
         tool_metrics: of answers that a tool call parser reads; None: no such parser is named.
@@ -112,6 +114,7 @@ class Context:
     dev_mode: bool = False
     output_log: OutputLog | None = None
     hosting: Hosting | None = None
+    sessions: Sessions | None = None
     on_sleep: Callable[[int | None], None] = lambda level: None
     sleep_metrics: SleepMetrics | None = None
     tool_metrics: ToolCallMetrics | None = None
@@ -193,7 +196,19 @@ class Context:
 
     async def read(self, request: Request, reader: BodyReader[T]) -> T:
         """The request's body as a checked wire type. Raises ClientError, ClientDisconnected."""
-        return reader.read(await self.body(request), ignored_of(request.scope))
+        return self.parse(request, reader, await self.body(request))
+
+    def parse(self, request: Request, reader: BodyReader[T], body: bytes) -> T:
+        """A body as a checked wire type; its unknown fields are collected for the answer's header.
+        Raises ClientError, with --strict-requests for an unknown field too.
+        """
+        ignored = ignored_of(request.scope)
+        value = reader.read(body, ignored)
+        if ignored and self.server.strict_requests:
+            name, near = min(ignored.items())
+            message = f"{name:.100}: there is no such field.{suggestion(near)}"
+            raise InvalidRequest(f"{message} (--strict-requests)", field=name[:100])
+        return value
 
     def events(self, streams: Sequence[OutputStream], answer: EventEncoder) -> EventResponse:
         """The answer of `streams` as events."""

@@ -14,8 +14,10 @@ As model_hosting_container_standards has them, by the same environment variables
 
 A value is `FILE.py:NAME` (FILE in the folder, or absolute), `MODULE:NAME`, or `model:NAME` for the
 script; NAME may be `Class.method`. A value that is a path (`/ping`) means the route itself. Without
-a variable, `custom_sagemaker_ping_handler` and `custom_sagemaker_invocation_handler` of the script
-are used, if it has them.
+a variable, the hook is what the script registered by a decorator of that package
+(`custom_ping_handler`, `custom_invocation_handler`, `custom_middleware`, `input_formatter`,
+`output_formatter`), which must be installed then; without one, `custom_sagemaker_ping_handler` and
+`custom_sagemaker_invocation_handler` of the script.
 """
 
 from __future__ import annotations
@@ -38,14 +40,23 @@ from starlette.responses import Response
 from galley.errors import ConfigError
 
 Hook = Callable[..., Any]
+#: Path → variable, name in the script, name in the package's registry.
 _HANDLERS = {
-    "/ping": ("CUSTOM_FASTAPI_PING_HANDLER", "custom_sagemaker_ping_handler"),
-    "/invocations": ("CUSTOM_FASTAPI_INVOCATION_HANDLER", "custom_sagemaker_invocation_handler"),
+    "/ping": ("CUSTOM_FASTAPI_PING_HANDLER", "custom_sagemaker_ping_handler", "ping"),
+    "/invocations": (
+        "CUSTOM_FASTAPI_INVOCATION_HANDLER",
+        "custom_sagemaker_invocation_handler",
+        "invoke",
+    ),
 }
+#: Modules of the package that hold what its decorators registered.
+_PACKAGE = "model_hosting_container_standards.common"
+_HANDLER_REGISTRY = f"{_PACKAGE}.handler.registry"
+_MIDDLEWARE_REGISTRY = f"{_PACKAGE}.fastapi.middleware.source.decorator_loader"
 _THROTTLE = "CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE"
 _PRE_POST = "CUSTOM_FASTAPI_MIDDLEWARE_PRE_POST_PROCESS"
 _PRE, _POST = "CUSTOM_PRE_PROCESS", "CUSTOM_POST_PROCESS"
-VARIABLES = (*(variable for variable, _ in _HANDLERS.values()), _THROTTLE, _PRE_POST, _PRE, _POST)
+VARIABLES = (*(names[0] for names in _HANDLERS.values()), _THROTTLE, _PRE_POST, _PRE, _POST)
 
 
 class Hosting:
@@ -56,16 +67,19 @@ class Hosting:
         self._script = self._folder / (env.get("CUSTOM_SCRIPT_FILENAME") or "model.py")
         self._modules: dict[Path, ModuleType] = {}
         hooks = {name: self._hook(name, env[name]) for name in VARIABLES if env.get(name)}
-        script = self._module_of(self._script) if self._script.is_file() else None
+        script = self._load_script() if self._script.is_file() else None
         self.handlers: dict[str, Hook] = {}
-        for path, (variable, name) in _HANDLERS.items():
-            handler = hooks.get(variable) or getattr(script, name, None)
+        for path, (variable, name, registered) in _HANDLERS.items():
+            handler = hooks.get(variable) or _decorated(registered) or getattr(script, name, None)
             if handler is not None:
                 self.handlers[path] = handler
-        self.throttle = hooks.get(_THROTTLE)
-        self.pre_post = hooks.get(_PRE_POST)
-        if self.pre_post is None and (hooks.get(_PRE) or hooks.get(_POST)):
-            self.pre_post = _around(hooks.get(_PRE), hooks.get(_POST))
+        middleware = getattr(sys.modules.get(_MIDDLEWARE_REGISTRY), "decorator_loader", None)
+        self.throttle = hooks.get(_THROTTLE) or getattr(middleware, "throttle_middleware", None)
+        before = hooks.get(_PRE) or getattr(middleware, "pre_fn", None)
+        after = hooks.get(_POST) or getattr(middleware, "post_fn", None)
+        self.pre_post = hooks.get(_PRE_POST) or getattr(middleware, "pre_post_middleware", None)
+        if self.pre_post is None and (before or after):
+            self.pre_post = _around(before, after)
 
     def install(self, app: Starlette) -> None:
         """Put the middleware of the hooks around and inside that of `app`, and replace its routes
@@ -100,6 +114,12 @@ class Hosting:
         hook: Hook = found
         return hook
 
+    def _load_script(self) -> ModuleType:
+        try:
+            return self._module_of(self._script)
+        except Exception as e:  # as above
+            raise ConfigError(f"{self._script}: {e or type(e).__name__}") from e
+
     def _module(self, place: str) -> ModuleType:
         if place == "model":
             return self._module_of(self._script)
@@ -119,6 +139,13 @@ class Hosting:
             spec.loader.exec_module(module)
             self._modules[path] = module
         return self._modules[path]
+
+
+def _decorated(name: str) -> Hook | None:
+    """The handler that a decorator of the package registered."""
+    registry = getattr(sys.modules.get(_HANDLER_REGISTRY), "handler_registry", None)
+    handler: Hook | None = registry.get_decorator_handler(name) if registry else None
+    return handler
 
 
 def open_hosting(env: Mapping[str, str]) -> Hosting | None:

@@ -44,6 +44,7 @@ from galley.server.environment import Environment, read_environment
 from galley.server.hosting import open_hosting
 from galley.server.listener import Listener, uvicorn_config
 from galley.server.output_log import OutputLog
+from galley.server.sagemaker_sessions import open_sessions
 from galley.server.shared_counts import SharedCounts
 
 if TYPE_CHECKING:
@@ -317,6 +318,7 @@ def make_context(
         dev_mode=environment.dev_mode,
         output_log=monitoring.output_log,
         hosting=open_hosting(os.environ),
+        sessions=open_sessions(os.environ),
         sources=sources,
         **optional,
     )

@@ -35,6 +35,7 @@ from galley.server.hosting import Hosting
 from galley.server.http import limited_protocol
 from galley.server.listener import Listener, uvicorn_config
 from galley.server.protocol.generation import Caps
+from galley.server.sagemaker_sessions import Sessions
 from galley.text import Tokenizer, load_tokenizer
 from tests.server.fake_engine import FakeEngine, Script
 
@@ -118,6 +119,7 @@ def serve(
     tracer: RequestObserver | None = None,
     formats: OutputFormats | None = None,
     hosting: Hosting | None = None,
+    sessions: Sessions | None = None,
 ) -> Iterator[Served]:
     ready: threading.Event = threading.Event()
     found: list[Served] = []
@@ -150,6 +152,7 @@ def serve(
             caps=caps or Caps(),
             formats=formats,
             hosting=hosting,
+            sessions=sessions,
             root="somewhere/tiny",
             store_responses=store_responses,
             admit=admission.check,

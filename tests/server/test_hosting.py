@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -11,6 +13,7 @@ import pytest
 from galley.cli.serve import parser
 from galley.errors import ConfigError
 from galley.server.hosting import open_hosting
+from galley.server.sagemaker_sessions import CLOSED, CREATED, SESSION, open_sessions
 from tests.deploy.promql import DEPLOY
 from tests.server.served import serve
 
@@ -99,6 +102,82 @@ def test_middleware(env: dict[str, str], variables: dict[str, str], header: str)
         hasty = httpx.post(url, json=body, headers={"x-user": "hasty"})
         assert (hasty.status_code, hasty.json()) == (429, {"by": "throttle"})
         assert header not in hasty.headers
+
+
+#: What the package's decorators leave behind.
+PACKAGE = {
+    "handler/registry.py": """
+class Registry:
+    handlers = {}
+    get_decorator_handler = handlers.get
+handler_registry = Registry()
+""",
+    "fastapi/middleware/source/decorator_loader.py": """
+class decorator_loader:
+    throttle_middleware = pre_post_middleware = pre_fn = post_fn = None
+""",
+}
+DECORATED = """
+from model_hosting_container_standards.common.handler.registry import handler_registry
+from model_hosting_container_standards.common.fastapi.middleware.source import decorator_loader
+handler_registry.handlers["ping"] = Handlers.ping
+decorator_loader.decorator_loader.throttle_middleware = staticmethod(throttle)
+decorator_loader.decorator_loader.post_fn = staticmethod(after)
+"""
+
+
+def test_decorators(env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "model.py"
+    script.write_text(SCRIPT + DECORATED)
+    with pytest.raises(ConfigError, match=r"model\.py: No module named 'model_hosting_container_"):
+        open_hosting(env)
+    for name, text in PACKAGE.items():
+        path = tmp_path / "model_hosting_container_standards/common" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    with serve(hosting=open_hosting(env)) as served:
+        reply = httpx.get(f"{served.url}/ping")
+        assert (reply.json(), reply.headers["x-after"]) == ({"by": "class"}, "1")
+        assert httpx.get(f"{served.url}/ping", headers={"x-user": "hasty"}).status_code == 429
+
+
+def test_sessions(tmp_path: Path) -> None:
+    variables = {
+        "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "true",
+        "SAGEMAKER_SESSIONS_PATH": str(tmp_path / "sessions"),
+    }
+    hi = {"prompt": "hi"}
+    with serve(sessions=open_sessions(variables)) as served:
+
+        def post(body: dict[str, str], session: str | None = None) -> httpx.Response:
+            headers = {} if session is None else {SESSION: session}
+            return served.post("/invocations", body, headers=headers)
+
+        created = post({"requestType": "NEW_SESSION"})
+        name, _, expires = created.headers[CREATED].partition("; Expires=")
+        assert created.text == f"Session {name} created"
+        assert expires.endswith("Z")
+        assert post(hi, name).json()["choices"]
+        closed = post({"requestType": "CLOSE"}, name)
+        assert (closed.text, closed.headers[CLOSED]) == (f"Session {name} closed", name)
+        for unknown in (name, "../" + name):
+            assert "session not found" in post(hi, unknown).json()["error"]["message"]
+        assert post({"requestType": "CLOSE"}).status_code == 424
+        assert post({"requestType": "OPEN"}).json()["error"]["param"] == "requestType"
+        folder = tmp_path / "sessions" / name
+        folder.mkdir()
+        (folder / ".expiration_ts").write_text(json.dumps(1.0))
+        assert post(hi, name).status_code == 400
+        post({"requestType": "NEW_SESSION"})
+        assert not folder.exists()
+    with serve() as served:
+        for body, session in ((hi, name), ({"requestType": "NEW_SESSION"}, None)):
+            answer = post(body, session)
+            assert answer.status_code == 400
+            assert "SAGEMAKER_ENABLE_STATEFUL_SESSIONS" in answer.json()["error"]["message"]
+    with pytest.raises(ConfigError, match="SAGEMAKER_SESSIONS_EXPIRATION"):
+        open_sessions({**variables, "SAGEMAKER_SESSIONS_EXPIRATION": "soon"})
 
 
 def test_flags_by_variables(tmp_path: Path) -> None:

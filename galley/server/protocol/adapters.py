@@ -34,4 +34,11 @@ class RegisterAdapterRequest(msgspec.Struct, kw_only=True):
 
 load_reader = BodyReader(LoadLoRAAdapterRequest, _3D)
 unload_reader = BodyReader(UnloadLoRAAdapterRequest, {})
-register_reader = BodyReader(RegisterAdapterRequest, _3D)
+register_reader = BodyReader(
+    RegisterAdapterRequest,
+    {
+        **_3D,
+        "preload": NoEffect(bool, "an adapter is loaded when it is registered"),
+        "pin": NoEffect(bool, "an adapter stays until it is unregistered"),
+    },
+)

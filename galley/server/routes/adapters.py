@@ -10,6 +10,9 @@ from galley.server.context import Context
 from galley.server.protocol.adapters import load_reader, register_reader, unload_reader
 from galley.server.router import MODEL_ERRORS, Router
 
+#: Header of SageMaker's with the name of an adapter that answers are to use.
+ALIAS = "x-amzn-sagemaker-adapter-alias"
+
 
 def routes(ctx: Context) -> Router:
     router = Router()
@@ -41,14 +44,14 @@ def _sagemaker(router: Router, ctx: Context, adapters: ServedAdapters) -> None:
         """As /v1/load_lora_adapter."""
         request = await ctx.read(raw, register_reader)
         await adapters.load(request.name, request.src, request.load_inplace)
-        return _success(request.name, "added")
+        return PlainTextResponse(f"Adapter {raw.headers.get(ALIAS) or request.name} registered")
 
     @router.delete("/adapters/{adapter_name}", response=str, errors=MODEL_ERRORS)
     async def unregister_adapter(raw: Request) -> Response:
         """As /v1/unload_lora_adapter."""
         name = raw.path_params["adapter_name"]
         await adapters.unload(name)
-        return _success(name, "removed")
+        return PlainTextResponse(f"Adapter {raw.headers.get(ALIAS) or name} unregistered")
 
 
 def _success(name: str, done: str) -> Response:

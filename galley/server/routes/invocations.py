@@ -12,6 +12,7 @@ from galley.server.protocol.chat import ChatCompletionResponse
 from galley.server.protocol.completions import CompletionResponse
 from galley.server.router import GENERATION_ERRORS, Router
 from galley.server.routes import chat, completions
+from galley.server.sagemaker_sessions import session_reply
 
 #: A key that only bodies of one endpoint have → that endpoint's answer; tried in this order.
 _BY_KEY = {
@@ -36,7 +37,8 @@ def routes(ctx: Context) -> Router:
     )
     async def invocations(raw: Request) -> Response:
         """Answer as chat (a body with `messages`) or completions (`prompt`). The header
-        X-Amzn-SageMaker-Adapter-Identifier names an adapter in place of `model`.
+        X-Amzn-SageMaker-Adapter-Identifier names an adapter in place of `model`; a body of
+        `requestType` creates or closes a session.
         """
         body = await ctx.body(raw)
         try:
@@ -44,6 +46,8 @@ def routes(ctx: Context) -> Router:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # The endpoint says what is wrong with it.
             keys = {}
+        if (reply := session_reply(ctx.sessions, raw, keys)) is not None:
+            return reply
         adapter = raw.headers.get(ADAPTER)
         if adapter and keys:
             body = msgspec.json.encode({**keys, "model": adapter})

@@ -22,6 +22,7 @@ from galley.server.protocol.pooling import (
 )
 from galley.server.router import GENERATION_ERRORS, Router
 from galley.server.routes import embeddings, pooling, scoring
+from galley.server.sagemaker_sessions import session_reply
 
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -37,13 +38,15 @@ def routes(ctx: Context) -> Router:
     )
     async def invocations(raw: Request) -> Response:
         """Answer as embeddings or classification (a body with `input` or `messages`), rerank
-        (`query`) or score.
+        (`query`) or score; a body of `requestType` creates or closes a session.
         """
         body = await ctx.body(raw)
         try:
             keys: dict[str, Any] = _keys.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             keys = {}
+        if (reply := session_reply(ctx.sessions, raw, keys)) is not None:
+            return reply
         tasks = settings_of(ctx).tasks
         if "input" in keys or "messages" in keys:
             answer = embeddings.respond if "embed" in tasks else pooling.respond
