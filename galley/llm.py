@@ -769,7 +769,8 @@ class LLM(UnsupportedMethods):
     # ------------------------------------------------------------------ engine
 
     def get_metrics(self) -> list[Metric]:
-        """Current engine metrics: `Counter`, `Gauge` and `Histogram` values by vLLM's names.
+        """Current engine metrics by vLLM's names: `Counter`, `Gauge`, `Histogram`, and the `Vector`
+        of accepted drafts by position.
 
         Empty with disable_log_stats=True.
         """

@@ -9,13 +9,14 @@ __version__ = "0.32.0+galley"
 __version_tuple__ = (0, 32, 0)
 
 _GALLEY = (
-    *("LLM", "SamplingParams", "PoolingParams", "PromptType", "TextPrompt", "TokensPrompt"),
+    *("SamplingParams", "PoolingParams", "PromptType", "TextPrompt", "TokensPrompt"),
     *("RequestOutput", "CompletionOutput", "PoolingOutput", "PoolingRequestOutput"),
     *("EmbeddingOutput", "EmbeddingRequestOutput", "ClassificationOutput"),
     *("ClassificationRequestOutput", "ScoringOutput", "ScoringRequestOutput"),
 )
 _WHERE = {
     **dict.fromkeys(_GALLEY, "galley"),
+    "LLM": "vllm.entrypoints.llm",
     "EngineArgs": "vllm.engine.arg_utils",
     "AsyncEngineArgs": "vllm.engine.arg_utils",
     "LLMEngine": "vllm.v1.engine.llm_engine",

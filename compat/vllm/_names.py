@@ -15,6 +15,8 @@ MISSING: dict[str, str] = {
     "initialize_ray_cluster": f"{_ONE_HOST}; there is no Ray",
     "GuidedDecodingParams": "vLLM 0.32 has StructuredOutputsParams in its place",
     "PromptAdapterRequest": "vLLM 0.32 has none; LoRARequest adds an adapter",
+    "add_dataset_parser": "`galley bench serve` and `throughput` make their prompts themselves",
+    "get_samples": "`galley bench serve` and `throughput` make their prompts themselves",
     "StatLoggerBase": "LLM.get_metrics() and /metrics have the counts",
 }
 

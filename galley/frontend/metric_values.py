@@ -28,6 +28,13 @@ class Counter(Metric):
 
 
 @dataclass(frozen=True)
+class Vector(Metric):
+    """Counters by position."""
+
+    values: list[int]
+
+
+@dataclass(frozen=True)
 class Gauge(Metric):
     """Goes up and down."""
 
@@ -52,6 +59,9 @@ def read_metrics(registry: CollectorRegistry) -> list[Metric]:
         if family.type == "histogram":
             metrics += _histograms(family)
             continue
+        if family.name == "vllm:spec_decode_num_accepted_tokens_per_pos":
+            metrics += _vectors(family)
+            continue
         for sample in family.samples:
             if sample.name.endswith("_created"):
                 continue
@@ -61,6 +71,16 @@ def read_metrics(registry: CollectorRegistry) -> list[Metric]:
             else:
                 metrics.append(Gauge(family.name, labels, sample.value))
     return metrics
+
+
+def _vectors(family: Family) -> Iterable[Vector]:
+    series: dict[tuple[tuple[str, str], ...], dict[int, int]] = {}
+    for sample in family.samples:
+        if not sample.name.endswith("_created"):
+            key = tuple((k, v) for k, v in sample.labels.items() if k != "position")
+            series.setdefault(key, {})[int(sample.labels["position"])] = int(sample.value)
+    for key, values in series.items():
+        yield Vector(family.name, dict(key), [values[at] for at in sorted(values)])
 
 
 def _histograms(family: Family) -> Iterable[Histogram]:

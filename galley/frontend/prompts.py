@@ -25,19 +25,24 @@ class TokensPrompt(TypedDict):
 
 class EmbedsPrompt(TypedDict):
     """Embedding rows [n, hidden] in place of token ids (--enable-prompt-embeds): an array, or a
-    tensor of torch. With `prompt_token_ids`, `embeds_at` says where among them the rows stand.
+    tensor of torch. With `prompt_token_ids`, `embeds_at` says where among them the rows stand; or
+    there is a row for each of them, and those where `prompt_is_token_ids` is False are used.
     """
 
     prompt_embeds: Any
     prompt: NotRequired[str]
     prompt_token_ids: NotRequired[Sequence[int]]
     embeds_at: NotRequired[Sequence[int]]
+    prompt_is_token_ids: NotRequired[Sequence[bool]]
     cache_salt: NotRequired[str]
 
 
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt | EmbedsPrompt
 
-_KNOWN = {"prompt", "prompt_token_ids", "prompt_embeds", "embeds_at", "cache_salt"}
+_KNOWN = {
+    *("prompt", "prompt_token_ids", "cache_salt"),
+    *("prompt_embeds", "embeds_at", "prompt_is_token_ids"),
+}
 
 
 class ParsedPrompt(TypedDict):
@@ -75,13 +80,28 @@ def parse_prompt(prompt: Prompt) -> ParsedPrompt:
         raise InvalidRequest('a prompt dict needs "prompt" or "prompt_token_ids".', field="prompt")
     if salt is not None and (not isinstance(salt, str) or not salt):
         raise InvalidRequest("cache_salt must be a non-empty string.", field="cache_salt")
+    at = cast("Sequence[int] | None", prompt.get("embeds_at"))
+    mask = cast("Sequence[bool] | None", prompt.get("prompt_is_token_ids"))
+    if mask is not None:
+        embeds, at = _chosen_rows(embeds, mask, ids)
     return {
         "text": text,
         "token_ids": None if ids is None else _ids(ids),
         "cache_salt": salt,
         "embeds": embeds,
-        "embeds_at": cast("Sequence[int] | None", prompt.get("embeds_at")),
+        "embeds_at": at,
     }
+
+
+def _chosen_rows(rows: Any, mask: Sequence[bool], ids: Any) -> tuple[Any, Sequence[int] | None]:
+    """The rows where `mask` is False, and their positions. Raises InvalidRequest."""
+    if rows is None or ids is None or not len(rows) == len(ids) == len(mask):
+        raise InvalidRequest(
+            "prompt_is_token_ids needs prompt_embeds and prompt_token_ids of its length.",
+            field="prompt_is_token_ids",
+        )
+    at = [i for i, is_id in enumerate(mask) if not is_id]
+    return (rows[at], at) if at else (None, None)
 
 
 def _ids(ids: Any) -> Sequence[int]:

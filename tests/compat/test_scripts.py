@@ -9,6 +9,7 @@ import asyncio
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,12 +96,27 @@ def test_structured_outputs_and_prefix_caching() -> None:
     cleanup_dist_env_and_memory()
 
 
-def test_vectors_and_scores() -> None:
-    from vllm import LLM
+def test_vectors_and_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    from vllm import LLM, EngineArgs
+    from vllm.config import AttentionConfig, PoolerConfig
+    from vllm.platforms import current_platform
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.utils.print_utils import print_embeddings
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-    llm = LLM(model=NAME, runner="pooling", enforce_eager=True, **SMALL)
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    parser.set_defaults(
+        model=NAME, runner="pooling", enforce_eager=True, pooler_config=PoolerConfig(task="embed")
+    )
+    args = parser.parse_args([])
+    assert not current_platform.is_rocm()
+    llm = LLM(**vars(args), **SMALL)
     outputs = llm.embed(PROMPTS)
     assert [len(output.outputs.embedding) for output in outputs] == [576, 576]
+    print_embeddings(outputs[0].outputs.embedding)
+    assert re.match(r"Embeddings: \[.*, \.\.\.\] \(size=576\)", capsys.readouterr().out)
+    with pytest.raises(ConfigError, match="only attention backend"):
+        LLM(NAME, attention_config=AttentionConfig(backend=AttentionBackendEnum.FLASH_ATTN))
     (same, other) = llm.score(PROMPTS[1], [PROMPTS[1], PROMPTS[0]])
     assert same.outputs.score > other.outputs.score
 
@@ -108,8 +124,9 @@ def test_vectors_and_scores() -> None:
 def test_drafts_beams_rows_and_metrics() -> None:
     from vllm import LLM, SamplingParams
     from vllm.inputs import EmbedsPrompt, TokensPrompt
+    from vllm.renderers.inputs.preprocess import parse_model_prompt
     from vllm.sampling_params import BeamSearchParams
-    from vllm.v1.metrics.reader import Counter, Histogram
+    from vllm.v1.metrics.reader import Counter, Histogram, Vector
 
     drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
     llm = LLM(model=NAME, speculative_config=drafts, enable_prompt_embeds=True, **SMALL)
@@ -120,13 +137,33 @@ def test_drafts_beams_rows_and_metrics() -> None:
     tokens = values["vllm:iteration_tokens_total"]
     assert isinstance(tokens, Histogram)
     assert tokens.sum == len(plain.prompt_token_ids) + len(plain.outputs[0].token_ids)
+    accepted = values["vllm:spec_decode_num_accepted_tokens_per_pos"]
+    assert isinstance(accepted, Vector)
+    assert len(accepted.values) == 3
+    parsed = parse_model_prompt(llm.llm_engine.model_config, PROMPTS[1])
+    rendered = llm.renderer.render_cmpl(
+        [parsed], llm.renderer.default_cmpl_tok_params.with_kwargs()
+    )
     ids = llm.get_tokenizer().encode(PROMPTS[1])
+    assert rendered == [{"prompt_token_ids": ids, "prompt": PROMPTS[1]}]
     prompts = [TokensPrompt(prompt_token_ids=ids)]
     (beams,) = llm.beam_search(prompts, BeamSearchParams(beam_width=2, max_tokens=4))
     assert len(beams.sequences) == 2
-    rows = EmbedsPrompt(prompt_embeds=np.zeros((4, 576), np.float32))
-    (answer,) = llm.generate([rows], greedy, use_tqdm=False)
-    assert answer.finished
+    rows = np.random.default_rng(0).normal(0, 0.1, (4, 576)).astype(np.float32)
+    masks = ([False, True, True, False], [False, False, False, False], [True] * 4)
+    given = [
+        EmbedsPrompt(prompt_embeds=rows[[0, 3]], prompt_token_ids=ids[:4], embeds_at=[0, 3]),
+        EmbedsPrompt(prompt_embeds=rows),
+        TokensPrompt(prompt_token_ids=ids[:4]),
+    ]
+    for mask, same in zip(masks, given, strict=True):
+        prompt = EmbedsPrompt(
+            prompt_embeds=rows, prompt_token_ids=ids[:4], prompt_is_token_ids=mask
+        )
+        one, two = llm.generate([prompt, same], greedy, use_tqdm=False)
+        assert one.outputs[0].token_ids == two.outputs[0].token_ids
+    with pytest.raises(InvalidRequest, match="prompt_is_token_ids"):
+        llm.generate(EmbedsPrompt(prompt_embeds=rows, prompt_is_token_ids=[True]), greedy)
 
 
 def test_logits_processors_on_tensors() -> None:
@@ -268,6 +305,13 @@ def test_asyncio() -> None:
         alone = [await text(str(i), prompt) for i, prompt in enumerate(PROMPTS)]
         beside = await asyncio.gather(*(text(f"b{i}", p) for i, p in enumerate(PROMPTS)))
         assert beside == alone, "the same beside others"
+        asked = asyncio.ensure_future(text("kept", PROMPTS[0]))
+        await engine.pause_generation(mode="keep")
+        assert await engine.is_paused()
+        await asyncio.sleep(0.05)
+        assert not asked.done()
+        await engine.resume_generation()
+        assert await asked == alone[0]
         long = SamplingParams(max_tokens=400, ignore_eos=True)
         # A reader that leaves aborts its request.
         async for _ in engine.generate(PROMPTS[0], long, "left"):

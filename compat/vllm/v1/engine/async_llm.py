@@ -114,6 +114,22 @@ class AsyncLLM:
     async def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         return await self._call(lambda: self._engine.reset_prefix_cache(*args, **kwargs))
 
+    async def pause_generation(self, *, mode: str = "abort", clear_cache: bool = True) -> None:
+        """Take no step until `resume_generation`; new requests wait.
+
+        Args:
+            mode: "abort" the requests in flight, "wait" for them, or "keep" them for later.
+        """
+        await self._call(lambda: self._engine.pause(mode, clear_cache))
+        while mode == "wait" and self._readers:
+            await asyncio.sleep(0.01)
+
+    async def resume_generation(self) -> None:
+        await self._call(self._engine.resume)
+
+    async def is_paused(self) -> bool:
+        return await self._call(lambda: self._engine.is_paused)
+
     async def sleep(self, level: int = 1, mode: str = "abort") -> None:
         await self._call(lambda: self._engine.sleep(level, mode))
 
@@ -169,7 +185,7 @@ class AsyncLLM:
     def _run(self) -> None:
         try:
             while True:
-                busy = self._engine.has_unfinished_requests()
+                busy = self._engine.has_unfinished_requests() and not self._engine.is_paused
                 try:
                     act = self._calls.get(block=not busy)
                     if act is None:

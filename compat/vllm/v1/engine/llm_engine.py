@@ -9,6 +9,7 @@ from galley import LLM, LoRARequest, PoolingParams, PromptType, RequestOutput, S
 from galley.errors import InvalidRequest
 from galley.frontend.output_processor import RequestState
 from vllm._names import missing
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
 
@@ -89,6 +90,14 @@ class LLMEngine:
     def get_num_unfinished_requests(self) -> int:
         return len(self.requests)
 
+    @property
+    def model_config(self) -> Any:
+        return self.llm.config.model
+
+    @property
+    def vllm_config(self) -> VllmConfig:
+        return VllmConfig(self.llm.config)
+
     def get_tokenizer(self) -> Any:
         return self.llm.get_tokenizer()
 
@@ -103,6 +112,17 @@ class LLMEngine:
 
     def wake_up(self, tags: list[str] | None = None) -> None:
         self.llm.wake_up(tags)
+
+    def pause(self, mode: str, clear_cache: bool) -> None:
+        self.llm.client.core.pausing.pause(mode, clear_cache)
+
+    def resume(self) -> None:
+        self.llm.client.core.pausing.resume()
+
+    @property
+    def is_paused(self) -> bool:
+        """No step is taken until `resume`."""
+        return bool(self.llm.client.core.pausing.stopped)
 
     def do_log_stats(self) -> None:
         """Statistics are in get_metrics()."""

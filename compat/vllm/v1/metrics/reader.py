@@ -4,5 +4,7 @@ from vllm._names import resolver
 
 __getattr__, __dir__ = resolver(
     __name__,
-    dict.fromkeys(("Counter", "Gauge", "Histogram", "Metric"), "galley.frontend.metric_values"),
+    dict.fromkeys(
+        ("Counter", "Gauge", "Histogram", "Metric", "Vector"), "galley.frontend.metric_values"
+    ),
 )

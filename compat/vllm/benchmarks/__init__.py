@@ -1,0 +1,1 @@
+"""Tools of benchmarks: `galley bench` has its own."""

@@ -1,0 +1,1 @@
+"""Prompts that are rendered before they are generated from: `LLM.renderer`."""

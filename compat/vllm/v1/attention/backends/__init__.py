@@ -1,0 +1,1 @@
+"""Attention has one backend, the native kernels."""
