@@ -113,6 +113,9 @@ class ServerConfig:
     """
     tokens_only: bool = False
     """Serve /inference/v1/generate and no other route that generates; no tokenizer is loaded."""
+    strict_requests: bool = False
+    """Refuse requests with unknown fields (400). Default: the header X-Ignored-Fields of the answer
+    names them."""
     enable_server_load_tracking: bool = False
     """Count requests in flight for /load."""
     enable_request_id_headers: bool = False
@@ -130,7 +133,7 @@ class ServerConfig:
     disable_access_log_for_endpoints: str | None = None
     """Paths excluded from the access log, separated by commas (`/health,/metrics`)."""
     uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
-    """Log level of the HTTP layer."""
+    """Log level of the HTTP layer; a higher --log-level wins."""
     allow_credentials: bool = False
     """CORS: allow credentials."""
     allowed_origins: tuple[str, ...] = ()

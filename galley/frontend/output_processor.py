@@ -17,6 +17,7 @@ from galley.errors import GalleyError, InvalidRequest, Overloaded, RequestFailed
 from galley.frontend.flat_logprobs import prompt_logprobs, sample_logprobs
 from galley.frontend.input_processor import Submission
 from galley.frontend.logprobs import TokenTexts, unpack_logprobs
+from galley.frontend.submitted import SUBMITTED
 from galley.messages import Finished, Outputs, Started
 from galley.observability.observer import RequestObserver
 from galley.outputs import (
@@ -167,6 +168,13 @@ class Sequence:
                 if self.text.matched is not None:
                     reason, stop_reason = "stop", self.text.matched
             self.finish_reason, self.stop_reason = reason, stop_reason
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the model's length ended it before its `max_tokens`."""
+        params = self.state.submission.params
+        wanted = params.max_tokens if isinstance(params, SamplingParams) else None
+        return self.finish_reason == "length" and wanted != len(self.token_ids)
 
     def is_due(self, interval: int) -> bool:
         """Whether at least `interval` tokens are new, or no output has been taken yet."""
@@ -363,6 +371,8 @@ class OutputProcessor:
 
     def add(self, submission: Submission) -> RequestState:
         state = RequestState(submission, self.tokenizer, self._stream_interval)
+        if (submitted := SUBMITTED.get()) is not None:
+            submitted.append(state)
         for sequence in state.sequences:
             self.sequences[sequence.request.handle] = sequence
             if self._new_figures is not None:

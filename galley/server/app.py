@@ -122,7 +122,7 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
     for path in server.middleware:
         _add_custom(app, path)
     if not server.disable_uvicorn_access_log:
-        app.add_middleware(AccessLog)
+        app.add_middleware(AccessLog, with_ids=server.enable_log_requests)
     if server.root_path:
         app.add_middleware(RootPath, root_path=server.root_path)
     if ctx.hosting is not None:

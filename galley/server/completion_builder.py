@@ -37,6 +37,7 @@ class CompletionResponseBuilder:
         text_of: the text of a token id, and of a prompt given as token ids.
         as_ids: write `token_id:N` for token texts in logprobs.
         force_usage: a stream reports usage without being asked.
+        offset: characters of each answer before the part that is built.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class CompletionResponseBuilder:
         text_of: Callable[[list[int]], str],
         as_ids: bool = False,
         force_usage: bool = False,
+        offset: int = 0,
     ) -> None:
         self._head = head
         self._request = request
@@ -66,6 +68,7 @@ class CompletionResponseBuilder:
             or request.continuous_usage
         )
         self._begun: set[int] = set()
+        self._offset = offset
         self._offsets: dict[int, int] = {}
 
     # ------------------------------------------------------------------ whole
@@ -135,7 +138,7 @@ class CompletionResponseBuilder:
             None if self._request.logprob_token_ids else self._request.logprobs,
             self._as_ids,
             lambda token_id: self._text_of([token_id]),
-            self._offsets.get(index, 0),
+            self._offsets.get(index, self._offset),
         )
         if logprobs.tokens:
             self._offsets[index] = logprobs.text_offset[-1] + len(logprobs.tokens[-1])

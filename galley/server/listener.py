@@ -113,7 +113,7 @@ def uvicorn_config(app: ASGIApp, server: ServerConfig, keep_alive: int) -> uvico
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level=server.uvicorn_log_level,
+        log_level=_log_level(server),
         access_log=not server.disable_uvicorn_access_log,
         server_header=False,
         timeout_keep_alive=keep_alive,
@@ -128,6 +128,12 @@ def uvicorn_config(app: ASGIApp, server: ServerConfig, keep_alive: int) -> uvico
     except (OSError, ssl.SSLError) as e:
         raise ConfigError(f"TLS cannot be set up: {e}", field="ssl_certfile") from e
     return config
+
+
+def _log_level(server: ServerConfig) -> int:
+    """--uvicorn-log-level, and at least --log-level."""
+    own: int = uvicorn.config.LOG_LEVELS[server.uvicorn_log_level]
+    return max(own, logging.getLevelNamesMapping()[server.log_level or "NOTSET"])
 
 
 def _says_more_than_started(record: logging.LogRecord) -> bool:

@@ -197,7 +197,9 @@ class Gate:
 
 
 class IgnoredFields:
-    """Names the unknown fields of a request in its answer's X-Ignored-Fields header."""
+    """Names the unknown fields of a request in its answer's X-Ignored-Fields header, each with the
+    known field that it resembles: `temprature;like=temperature, foo`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -211,7 +213,8 @@ class IgnoredFields:
             if message["type"] == "http.response.start" and (ignored := scope.get(IGNORED)):
                 names = [name for name in sorted(ignored) if _NAME.fullmatch(name)][:10]
                 if names:
-                    value = ", ".join(names).encode()
+                    likes = (f";like={ignored[name]}" if ignored[name] else "" for name in names)
+                    value = ", ".join(map(str.__add__, names, likes)).encode()
                     headers = [*message.get("headers", ()), (b"x-ignored-fields", value)]
                     message = {**message, "headers": headers}
             await send(message)

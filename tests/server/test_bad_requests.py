@@ -51,7 +51,7 @@ BAD_CHAT: list[tuple[str, dict[str, Any]]] = [
     ("stream_options", {"stream": True, "stream_options": {"include_usage": "x"}}),
     ("top_logprobs", {"top_logprobs": 2}),
     ("top_logprobs", {"logprobs": True, "top_logprobs": -2}),
-    ("logprobs", {"logprobs": True, "top_logprobs": 21}),
+    ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
     ("logprobs", {"logprobs": 3}),
     ("max_tokens", {"max_tokens": 0}),
     ("max_tokens", {"max_tokens": -5}),

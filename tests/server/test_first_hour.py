@@ -76,9 +76,16 @@ def test_unknown_fields_are_told_to_the_sender(served: Served, stream: bool) -> 
     body = {"messages": HI, "temprature": 0.5, "bad\r\nname": 1, "user": "me", "stream": stream}
     answer = served.post("/v1/chat/completions", body)
     assert answer.status_code == 200
-    assert answer.headers["x-ignored-fields"] == "temprature"
+    assert answer.headers["x-ignored-fields"] == "temprature;like=temperature"
     answer = served.post("/v1/chat/completions", {"messages": HI})
     assert "x-ignored-fields" not in answer.headers
+    if not stream:
+        with serve(ServerConfig(strict_requests=True)) as strict:
+            answer = strict.post("/v1/chat/completions", body)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "bad\r\nname")
+            answer = strict.post("/v1/completions", {"prompt": "hi", "max_token": 5})
+            assert "Did you mean max_tokens?" in answer.json()["error"]["message"]
+            assert strict.post("/v1/completions", {"prompt": "hi"}).status_code == 200
 
 
 def test_the_log_says_why_and_how_long(served: Served, caplog: pytest.LogCaptureFixture) -> None:
@@ -86,14 +93,17 @@ def test_the_log_says_why_and_how_long(served: Served, caplog: pytest.LogCapture
         assert served.get("/health?x=1").status_code == 200
         assert served.post("/v1/chat/completions", {"messages": HI, "n": "two"}).status_code == 400
         assert served.post("/v1/completions", {"model": "no\nno", "prompt": "a"}).status_code == 404
+        body = {"prompt": [1, 2, 3], "max_tokens": 2}
+        assert served.post("/v1/completions", body).status_code == 200
         # A line is written after its answer.
         assert served.get("/health").status_code == 200
     lines = [r.getMessage() for r in caplog.records if r.name == "uvicorn.access"]
     # The line of a request of the test before may be written late.
     lines = lines[next(i for i, line in enumerate(lines) if "/health?x=1" in line) :]
     assert re.search(r'"GET /health\?x=1 HTTP/1.1" 200 \d+\.\d{3} s$', lines[0])
-    assert re.search(r'HTTP/1.1" 400 \d+\.\d{3} s .*`int', lines[1])
+    assert re.search(r'HTTP/1.1" 400 \d+\.\d{3} s n: Expected `integer \| null`', lines[1])
     assert "The model `no no` does not exist" in lines[2]
+    assert re.search(r"200 \S+ s 3 tokens in, first after \S+ s, 2 out$", lines[3])
 
 
 def test_reasons_are_one_short_line() -> None:

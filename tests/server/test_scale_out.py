@@ -165,12 +165,16 @@ def test_a_stream_of_tokens_is_a_stream_of_text(engine: Server, front: Server, m
     if more:
         content = [e for choice in choices for e in choice["logprobs"]["content"]]
         assert content == only["logprobs"]["content"]
-    ask = {"prompt": "The sky is", **PLAIN}
+    ask = {"prompt": "The sky is", **PLAIN, **({"logprobs": 2} if more else {})}
     [rendered] = post(front, "/v1/completions/render", **ask)
     parts = events(engine, "/inference/v1/generate", {**rendered, **options})
     chunks = derendered(front, "/v1/completions/derender", parts, completion_request=ask)
-    text = "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"])
-    assert text == post(engine, "/v1/completions", **ask)["choices"][0]["text"]
+    choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+    [only] = post(engine, "/v1/completions", **ask)["choices"]
+    assert "".join(choice["text"] for choice in choices) == only["text"]
+    if more:
+        offsets = [at for choice in choices for at in choice["logprobs"]["text_offset"]]
+        assert offsets == only["logprobs"]["text_offset"]
 
 
 def test_tool_calls_and_reasoning_are_read_from_tokens() -> None:

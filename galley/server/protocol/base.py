@@ -28,13 +28,13 @@ TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-#: Key of a request's scope: the set of its unknown fields.
+#: Key of a request's scope: its unknown fields, each with the known one that it resembles, or "".
 IGNORED = "galley.ignored_fields"
 
 
-def ignored_of(scope: MutableMapping[str, Any]) -> set[str]:
-    """The set in a request's scope that collects its unknown fields."""
-    found: set[str] = scope.setdefault(IGNORED, set())
+def ignored_of(scope: MutableMapping[str, Any]) -> dict[str, str]:
+    """The table in a request's scope that collects its unknown fields."""
+    found: dict[str, str] = scope.setdefault(IGNORED, {})
     return found
 
 
@@ -82,8 +82,8 @@ class BodyReader(Generic[T]):
         self._lax = msgspec.json.Decoder(type, strict=False)
         self._warned: set[str] = set()
 
-    def read(self, body: bytes, ignored: set[str] | None = None) -> T:
-        """The request in `body`; adds its unknown fields to `ignored`.
+    def read(self, body: bytes, ignored: dict[str, str] | None = None) -> T:
+        """The request in `body`; adds its unknown fields to `ignored`, with what they resemble.
 
         Raises:
             InvalidRequest: not JSON, not an object, or a field of the wrong type; names the field.
@@ -93,7 +93,7 @@ class BodyReader(Generic[T]):
         for name in values.keys() - self.fields:
             self._check_other(name, values[name])
             if ignored is not None and name not in self.others:
-                ignored.add(name)
+                ignored[name] = self._like(name)
         request = _decode(self._decoder, body, self._lax)
         assert isinstance(request, self.type)
         return request
@@ -116,10 +116,17 @@ class BodyReader(Generic[T]):
         """Log each name once, and at most 1,000 names."""
         if name not in self._warned and len(self._warned) < 1000:
             self._warned.add(name)
-            near = difflib.get_close_matches(name[:100], self.fields, 1, 0.75)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            of = self.type.__name__
+            of, hint = self.type.__name__, suggestion(self._like(name))
             logger.warning("%s: the field %.100r is unknown and ignored.%s", of, name, hint)
+
+    def _like(self, name: str) -> str:
+        """The field that `name` resembles, or ""."""
+        return next(iter(difflib.get_close_matches(name[:100], self.fields, 1, 0.75)), "")
+
+
+def suggestion(near: str) -> str:
+    """A sentence that asks whether `near` was meant; "" where nothing resembles the name."""
+    return f" Did you mean {near}?" if near else ""
 
 
 def _with_floats(strict: Any, body: bytes | msgspec.Raw, lax: Any) -> Any:
@@ -157,8 +164,19 @@ def _with_key(message: str, field: str, body: bytes) -> str:
     return message if wrong is None else f"{field}: the key {wrong[:100]!r} is no whole number."
 
 
+#: Python's types in msgspec's sentences → JSON's.
+_JSON_TYPES = {"bool": "boolean", "float": "number", "int": "integer", "str": "string"}
+
+
 def explain(message: str) -> tuple[str, str | None]:
-    """msgspec's sentence with the field in front: ("n: Expected `int`, got `str`", "n")."""
+    """msgspec's sentence with the field in front, and JSON's names of types:
+    ("n: Expected `integer`, got `string`", "n").
+    """
+    message = re.sub(
+        r"`[a-z| ]+`",
+        lambda types: re.sub(r"\w+", lambda word: _JSON_TYPES.get(word[0], word[0]), types[0]),
+        message,
+    )
     missing = re.fullmatch(r"Object missing required field `(\w+)`(?: - at `\$(.*)`)?", message)
     if missing:
         field = f"{missing[2] or ''}.{missing[1]}".lstrip(".")

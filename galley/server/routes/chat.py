@@ -16,7 +16,6 @@ from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.embeds import EmbedParts
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
-from galley.server.protocol.base import ignored_of
 from galley.server.protocol.chat import (
     ChatCompletionResponse,
     ChatFields,
@@ -86,7 +85,7 @@ def routes(ctx: Context) -> Router:
 
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a chat request with this body. Raises ClientError, ServerError."""
-    request = reader.read(body, ignored_of(raw.scope))
+    request = ctx.parse(raw, reader, body)
     apply_priority_header(raw, request)
     check_chat(request, ctx.caps)
     use = tool_use_of(ctx, request)
@@ -190,7 +189,12 @@ async def start_chat(
     """Hand a rendered conversation to the engine."""
     params = await chat_params(ctx, request, prompt, parsers, use)
     given = await embeds.put_into(ctx, prompt, request.add_special_tokens)
-    return await start(ctx, given, params, name, request, request.add_special_tokens)
+    try:
+        return await start(ctx, given, params, name, request, request.add_special_tokens)
+    except InvalidRequest as error:
+        if error.field != "logprobs":
+            raise
+        raise InvalidRequest(error.message, field="top_logprobs") from None  # a chat's name of it
 
 
 async def chat_params(

@@ -13,7 +13,6 @@ from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.embeds import read_embeds
 from galley.server.errors import json_response
 from galley.server.load_report import load_report
-from galley.server.protocol.base import ignored_of
 from galley.server.protocol.completions import (
     CompletionRequest,
     CompletionResponse,
@@ -52,7 +51,7 @@ def routes(ctx: Context) -> Router:
 
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a completion request with this body. Raises ClientError, ServerError."""
-    request = reader.read(body, ignored_of(raw.scope))
+    request = ctx.parse(raw, reader, body)
     apply_priority_header(raw, request)
     prompts: list[Prompt] = check_completion(request, ctx.caps)
     embeds = await read_embeds(ctx, embeds_of(request, ctx.caps))

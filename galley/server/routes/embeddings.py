@@ -74,7 +74,7 @@ def routes(ctx: Context) -> Router:
 
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a body of /v1/embeddings."""
-    request = reader.read(body)
+    request = ctx.parse(raw, reader, body)
 
     def entry(index: int, embedding: Any) -> EmbeddingData:
         return EmbeddingData(index=index, embedding=embedding)

@@ -51,7 +51,7 @@ def routes(ctx: Context) -> Router:
 
 async def respond(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a body of /classify."""
-    request = classification_reader.read(body)
+    request = ctx.parse(raw, classification_reader, body)
     done = await pool(ctx, raw, request, PoolingParams(task="classify"), "classify")
     labels = settings_of(ctx).labels
     data = []

@@ -22,7 +22,7 @@ from galley.server.context import Context, apply_priority_header, request_id
 from galley.server.derender import check_ids, check_response, output_of, outputs_of_parts
 from galley.server.errors import json_response
 from galley.server.protocol import anthropic, chat, completions, responses
-from galley.server.protocol.base import BodyReader, ErrorResponse, ignored_of
+from galley.server.protocol.base import BodyReader, ErrorResponse
 from galley.server.protocol.generation import GenerationFields
 from galley.server.protocol.scale_out import (
     DerenderChatPart,
@@ -333,8 +333,7 @@ async def _read_either(
         streams = _streams.decode(body).stream
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         streams = False  # the reader says what is wrong with it
-    ignored = ignored_of(raw.scope)
-    return part.read(body, ignored) if streams else whole.read(body, ignored)
+    return ctx.parse(raw, part, body) if streams else ctx.parse(raw, whole, body)
 
 
 async def _chat_answer(ctx: Context, request: DerenderChatRequest, model: str) -> bytes:
@@ -417,20 +416,19 @@ async def _completion_part(ctx: Context, request: DerenderCompletionPart, model:
     earlier, prompt_ids = _checked_part(ctx, request)
     given = request.completion_request or completions.CompletionRequest(prompt=[0])
     completions.check_completion(given, ctx.caps)
-    shown = msgspec.structs.replace(
-        given,
-        n=1,
-        echo=False,
-        logprobs=None,
-        **_asked(response, None, "logprobs", {}),
-    )
+    brought: dict[str, Any] = {"logprobs": None, **_asked(response, None, "logprobs", {})}
+    shown = msgspec.structs.replace(given, n=1, echo=False, **brought)
     head = _header(ctx, response, model)
+    as_ids = ctx.token_ids_for_texts(shown.return_tokens_as_token_ids)
+    decode = ctx.require_tokenizer().decode_token
+    before = (f"token_id:{i}" if as_ids else decode(i) for ids in earlier for i in ids)
     answer = CompletionResponseBuilder(
         head,
         shown,
         _counter(ctx, [request.prompt_tokens]),
         text_of=lambda ids: ctx.require_tokenizer().decode(ids, False),
-        as_ids=ctx.token_ids_for_texts(shown.return_tokens_as_token_ids),
+        as_ids=as_ids,
+        offset=0 if shown.logprobs is None else sum(map(len, before)),
     )
     params = completion_params(ctx, given)
     return await asyncio.to_thread(

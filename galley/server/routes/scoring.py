@@ -56,7 +56,7 @@ def routes(ctx: Context) -> Router:
 
 async def respond_score(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a body of /score."""
-    request = score_reader.read(body)
+    request = ctx.parse(raw, score_reader, body)
     apply_priority_header(raw, request)
     model = await ctx.model_name(request.model)
     first_name, a, second_name, b = request.sides()
@@ -77,7 +77,7 @@ async def respond_score(ctx: Context, raw: Request, body: bytes) -> Response:
 
 async def respond_rerank(ctx: Context, raw: Request, body: bytes) -> Response:
     """The answer to a body of /rerank."""
-    request = rerank_reader.read(body)
+    request = ctx.parse(raw, rerank_reader, body)
     apply_priority_header(raw, request)
     model = await ctx.model_name(request.model)
     query, documents = as_texts(request.query, "query"), as_texts(request.documents, "documents")
