@@ -58,6 +58,7 @@ def main(argv: list[str]) -> int:
 def describe(checkpoint: Checkpoint, config: EngineConfig, tensors: bool) -> dict[str, Any]:
     """The checkpoint's declarations and the resources to run it; reads headers only."""
     from galley.frontend.input_processor import default_sampling_params
+    from galley.loader import tensor_bytes
 
     info = checkpoint.model_info
     facts: dict[str, Any] = {
@@ -78,7 +79,7 @@ def describe(checkpoint: Checkpoint, config: EngineConfig, tensors: bool) -> dic
     facts["config"] = info.hf_config
     if tensors:
         facts["tensors"] = [
-            {"name": n, "dtype": h.dtype, "shape": list(h.shape)}
+            {"name": n, "dtype": h.dtype, "shape": list(h.shape), "bytes": tensor_bytes(h)}
             for n in sorted(checkpoint.names(), key=in_order)
             for h in [checkpoint.header(n)]
         ]
@@ -183,7 +184,7 @@ def print_checkpoint(show: InspectFlags, engine: dict[str, Any]) -> None:
         print(f"  {key:<28}{value}")
     for tensor in facts.get("tensors", ()):
         shape = " x ".join(map(str, tensor["shape"]))
-        print(f"{tensor['name']:<56}{tensor['dtype']:<10}{shape}")
+        print(f"{tensor['name']:<56}{tensor['dtype']:<10}{shape:<20}{tensor['bytes']:>14,} bytes")
 
 
 def print_summary(facts: dict[str, Any]) -> None:
@@ -243,20 +244,26 @@ def print_footprint(facts: dict[str, Any]) -> None:
 def print_loaded(show: InspectFlags, engine: dict[str, Any]) -> None:
     """Describe the loaded model."""
     from galley.engine.assembly import assemble
+    from galley.engine.startup import kv_capacity
 
-    core = assemble(from_kwargs({"max_num_seqs": 8, **engine}, "offline")).core
+    loaded = assemble(from_kwargs({"max_num_seqs": 8, **engine}, "offline"))
+    core = loaded.core
     program = core.executor.rpc("describe")[0] if show.program else None
     memory = core.executor.rpc("memory")[0] if show.memory else None
+    fits = kv_capacity(loaded.config, core.executor)
     core.shutdown()
     if show.json:
         lines = None if program is None else program.splitlines()
-        facts = {"program": lines, "memory": memory}
+        facts = {"program": lines, "memory": memory and {**memory, "kv_tokens": fits.tokens}}
         print(json.dumps({k: v for k, v in facts.items() if v is not None}, indent=2))
         return
     if program is not None:
         print(program if show.unfolded else "\n".join(folded(program.splitlines())))
     for name, value in (memory or {}).items():
-        print(f"{name:<28}{value:>16,}" if isinstance(value, int) else f"{name:<28}{value}")
+        print(f"{name:<16}{value:>18,} bytes {value / 2**30:>9.2f} GiB")
+    if memory is not None:
+        longest = f"{fits.sequences:.1f} sequences of {core.executor.max_model_len:,}"
+        print(f"the KV cache holds {fits.tokens:,} tokens, {longest}")
 
 
 #: Differences between the lines of equal layers: numbers of the line, of buffers, of the layer.

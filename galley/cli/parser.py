@@ -64,6 +64,7 @@ class CommandParser:
             whose name ends with "…".
         examples: lines shown at the end of the short help.
         first: names of shared flags that the short help describes, because many need them.
+        without: names of shared flags that the command does not take.
 
     Attributes:
         sources: where the values of the last `parse` came from: "command line" or "--config", by
@@ -78,6 +79,7 @@ class CommandParser:
         positionals: tuple[tuple[str, str], ...] = (),
         examples: tuple[str, ...] = (),
         first: tuple[str, ...] = (),
+        without: tuple[str, ...] = (),
     ) -> None:
         self.command = command
         self.summary = summary
@@ -86,9 +88,13 @@ class CommandParser:
         self.examples = examples
         self.first = first
         self.sources: dict[str, str] = {}
-        self.flags: dict[str, Flag] = {f.name: f for g in self.groups for f in flags_of(g)}
+        self._without = without
+        self.flags: dict[str, Flag] = {f.name: f for g in self.groups for f in self._flags_of(g)}
         # A spelling of two is the earlier one's: `-q` is --quick where there is that.
         self._by_spelling = {s: f for f in reversed(self.flags.values()) for s in f.spellings}
+
+    def _flags_of(self, group: type) -> list[Flag]:
+        return [flag for flag in flags_of(group) if flag.name not in self._without]
 
     def takes_positional(self, num_given: int) -> bool:
         """Whether another positional argument may follow so many."""
@@ -129,7 +135,7 @@ class CommandParser:
     def split(self, given: dict[str, Any]) -> Given:
         """Group values by owning dataclass; a field of two dataclasses goes to both."""
         return {
-            group: {f.name: given[f.name] for f in flags_of(group) if f.name in given}
+            group: {f.name: given[f.name] for f in self._flags_of(group) if f.name in given}
             for group in self.groups
         }
 
@@ -184,7 +190,7 @@ class CommandParser:
         if shared:
             lines += ["", "option groups (see --help=GROUP, --help=FLAG or --help=all):"]
             for group in shared:
-                names = " ".join(f.option for f in flags_of(group))
+                names = " ".join(f.option for f in self._flags_of(group))
                 lines.append(_entry(_title(group), _sentence(group), width))
                 lines.append(_entry("", names, width))
         if self.examples:
@@ -195,9 +201,9 @@ class CommandParser:
         wanted = topic.lower().lstrip("-").replace("-", "_").replace(" ", "_")
         for group in self.groups:
             if wanted in (group.__name__.lower(), _title(group).lower().replace(" ", "_")):
-                return _group_help(group, width)
+                return self._group_help(group, width)
         if wanted == "all":
-            return "\n\n".join(_group_help(g, width) for g in self.groups)
+            return "\n\n".join(self._group_help(g, width) for g in self.groups)
         hits = [f for f in self.flags.values() if f.name == wanted]
         if not hits:
             flags = list(self.flags.values())
@@ -211,6 +217,10 @@ class CommandParser:
         near = difflib.get_close_matches(wanted, self.flags, 1, 0.7)
         hint = f"Did you mean --help={near[0].replace('_', '-')}?" if near else "See --help."
         raise ConfigError(f"no flag or group matches {topic!r}. {hint}")
+
+    def _group_help(self, group: type, width: int) -> str:
+        head = f"{_title(group)}: {_sentence(group)}".rstrip()
+        return "\n".join([head, *(_describe(f, width) for f in self._flags_of(group))])
 
 
 def make(group: type[T], given: Given) -> T:
@@ -230,11 +240,6 @@ def _title(group: type) -> str:
 def _sentence(group: type) -> str:
     """A sentence on the flags of a group."""
     return (group.__doc__ or "").strip().partition("\n")[2].strip()
-
-
-def _group_help(group: type, width: int) -> str:
-    head = f"{_title(group)}: {_sentence(group)}".rstrip()
-    return "\n".join([head, *(_describe(f, width) for f in flags_of(group))])
 
 
 def _entry(head: str, text: str, width: int) -> str:

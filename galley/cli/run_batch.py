@@ -47,6 +47,17 @@ AHEAD = 4
 #: Attempts per request if the connection breaks before a response.
 TRIES = 3
 _PR_SET_PDEATHSIG = 1
+#: Flags of `galley serve` on how it is reached and protected: a batch's server is private, and with
+#: --enable-metrics open at --url.
+OF_SERVERS = (
+    *("host", "uds", "api_key", "root_path", "shutdown_timeout", "ui", "ui_public"),
+    *("allow_credentials", "allowed_origins", "allowed_methods", "allowed_headers"),
+    *("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"),
+    *("enable_ssl_refresh", "disable_fastapi_docs", "enable_scale_out", "tokens_only"),
+    *("enable_request_id_headers", "disable_uvicorn_access_log", "uvicorn_log_level"),
+    *("disable_access_log_for_endpoints", "h11_max_incomplete_event_size"),
+    *("h11_max_header_count", "max_num_queued_reqs", "max_num_queued_tokens"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class BatchFlags:
     enable_metrics: bool = False
     """Serve /metrics, and the rest of the API, at --url and --port while the batch runs."""
     url: str = "0.0.0.0"
-    """Address for --enable-metrics."""
+    """Address that --enable-metrics listens on; its port is --port."""
     resume: bool = False
     """Keep the answers that the output file has, and go on after them."""
     fail_on_error: bool = False
@@ -138,6 +149,7 @@ def parser() -> CommandParser:
         "Answer a file of requests in OpenAI's batch format.",
         [BatchFlags, ServerConfig, *SECTIONS.values()],
         positionals=(("MODEL", "directory, FILE.gguf, or hub name"),),
+        without=OF_SERVERS,
         examples=(
             "galley run-batch -i requests.jsonl -o answers.jsonl",
             "galley run-batch model.gguf -i https://host/in.jsonl -o https://host/out.jsonl",
@@ -310,7 +322,6 @@ class Target:
 def listening(server: ServerConfig, flags: BatchFlags, path: str) -> tuple[ServerConfig, Address]:
     """The server's configuration and where it will listen."""
     quiet = replace(server, disable_uvicorn_access_log=True, uvicorn_log_level="warning")
-    quiet = replace(quiet, api_key=(), ssl_certfile=None, ssl_keyfile=None, ssl_ca_certs=None)
     if flags.enable_metrics:
         return replace(quiet, host=flags.url), Address(None, quiet.port)
     return replace(quiet, uds=path), Address(path)
@@ -334,7 +345,7 @@ def start_server(config: EngineConfig, server: ServerConfig) -> int:
         from galley.cli.parser import run as reporting
         from galley.launcher.main import launch
 
-        code = reporting(lambda: launch(config, server, {}))
+        code = reporting(lambda: launch(config, server, {}, is_private=bool(server.uds)))
     finally:
         os._exit(code)
 

@@ -33,12 +33,14 @@ def launch(
     server: ServerConfig,
     sources: Mapping[str, str],
     renders_only: bool = False,
+    is_private: bool = False,
 ) -> int:
     """Serve until a signal; returns the exit code.
 
     Args:
         sources: where the values that were given came from, by name of the flag.
         renders_only: start no engine: prompts are rendered, and nothing is generated.
+        is_private: only the process that started it knows the address: it is not logged.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -61,6 +63,8 @@ def launch(
     url = url_of(sock, tls=server.ssl_certfile is not None)
 
     def up() -> None:
+        if is_private:
+            return
         say("Application startup complete.")  # Scripts written for vLLM wait for this line.
         say(f"serving at {url}{exposure(server)}")
 

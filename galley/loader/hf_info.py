@@ -52,8 +52,9 @@ def info_of_directory(directory: Path, changes: ConfigChanges | None = None) -> 
     config = with_common_keys(raw if changes.model_impl == "transformers" else text_part(raw))
     config = changes.applied(with_rope_keys(config, where), where)
     config = with_classifier_tokens(config, directory)
-    fields = Fields(config, where)
     architecture, head = architecture_in(config, where), None
+    where = f"{where}: {architecture}"
+    fields = Fields(config, where)
     if changes.model_impl != "transformers":
         architecture, head = split_architecture(architecture)
     if head is None and changes.classify:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,21 +188,17 @@ def test_killed_run_leaves_no_server(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text("\n".join(line(str(i), **ASK, max_tokens=300) for i in range(200)))
     command = [sys.executable, "-m", "galley", "run-batch", *FLAGS]
-    process = subprocess.Popen(
-        [*command, "-i", str(source), "-o", str(tmp_path / "out")],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    log_line = next(text for text in process.stderr if "serving at unix:" in text)
-    socket = Path(log_line.split("unix:")[1].strip())
-    assert socket.exists()
-    process.kill()
-    # The server removes its socket when it ends.
-    wait_for(lambda: not socket.exists())
-    process.stderr.close()
-    process.wait()
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+        process = subprocess.Popen(
+            [*command, "-i", str(source), "-o", str(tmp_path / "out")],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": folder},
+        )
+        wait_for(lambda: any(Path(folder).glob("galley-batch-*/server")))
+        process.kill()
+        # The server removes its socket when it ends.
+        wait_for(lambda: not any(Path(folder).glob("galley-batch-*/server")))
+        process.wait()
 
 
 @pytest.mark.parametrize(
