@@ -181,6 +181,14 @@ def test_costs() -> None:
     assert found["breakEvenUtilisation"] == pytest.approx(found["breakEvenRate"] / 800)
 
 
+def test_rent_lease_or_buy() -> None:
+    """Checklist 259: when each pays, who supports it, and that accuracy is validated."""
+    text = section("cost.md", "Rent, lease or buy")
+    assert len(re.findall(r"^\* \*\*", text, re.M)) == 3
+    assert "support contract" in text
+    assert "](../evaluation.md)" in text
+
+
 def test_phases_and_roles() -> None:
     """Items 21 and 22."""
     phases = section("cost.md", "Three phases of adoption")

@@ -12,8 +12,9 @@ from galley.errors import ModelError
 from galley.kernels.weights import pack
 from galley.loader import RawTensor
 from galley.quant import scheme_of
+from tests.models.families import FAMILIES
 from tests.quant.tensors import TensorDict
-from tests.quant.twins import check_model, model_info, raw
+from tests.quant.twins import LLAMA, check_model, model_info, raw
 
 E4M3 = ml_dtypes.float8_e4m3fn
 BF16 = ml_dtypes.bfloat16
@@ -137,13 +138,23 @@ def test_packed_weights_are_no_larger_than_the_file(case):
     assert packed.data.nbytes <= 1.02 * sum(tensor.data.nbytes for tensor in layer)
 
 
-@pytest.mark.parametrize("case", ["W4A16 asymmetric", "W8A16 channel", "FP8 tensor", "FP8 blocks"])
-def test_a_model_equals_its_dequantized_weights(case):
+@pytest.mark.parametrize(
+    ("case", "model"),
+    [
+        ("W4A16 asymmetric", LLAMA),
+        ("W8A16 channel", LLAMA),
+        ("FP8 tensor", LLAMA),
+        # Checklist 77: gemma-4-31B-it-FP8-block in small.
+        ("FP8 blocks", FAMILIES["gemma4"]),
+    ],
+)
+def test_a_model_equals_its_dequantized_weights(case, model):
     layout, group = CASES[case]
     rng = np.random.default_rng(0)
     check_model(
         config_of(layout, group),
         lambda name, values: make_layer(name, values.shape, layout, group, rng),
+        model,
     )
 
 

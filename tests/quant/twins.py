@@ -33,11 +33,14 @@ def model_info(config: dict[str, Any]) -> ModelInfo:
     )
 
 
+LLAMA = Case("Llama", {"tie_word_embeddings": False})
+
+
 def make_twins(
-    config: dict[str, Any], make_layer: MakeLayer
+    config: dict[str, Any], make_layer: MakeLayer, case: Case = LLAMA
 ) -> tuple[ArrayCheckpoint, ArrayCheckpoint]:
-    """A small Llama whose projections are quantized, and the same one with dequantized weights."""
-    model = make(Case("Llama", {"tie_word_embeddings": False}))
+    """A small model whose projections are quantized, and the same one with dequantized weights."""
+    model = make(case)
     state = StateDict(model, quantization_config=config)
     quantized, floats = {}, {}
     for name in state.names():
@@ -53,12 +56,12 @@ def make_twins(
     )
 
 
-def check_model(config: dict[str, Any], make_layer: MakeLayer) -> None:
+def check_model(config: dict[str, Any], make_layer: MakeLayer, case: Case = LLAMA) -> None:
     """The logits of a model equal those of its dequantized weights, but for the rounding of
     activations."""
     ids = np.random.default_rng(0).integers(0, 131, (2, 40))
     got, want = (
         teacher_forced(open_runner(checkpoint, max_model_len=64, dtype="float32"), ids)
-        for checkpoint in make_twins(config, make_layer)
+        for checkpoint in make_twins(config, make_layer, case)
     )
     assert np.abs(got - want).max() <= 1e-3 * np.abs(want).max()
