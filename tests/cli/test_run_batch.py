@@ -186,15 +186,18 @@ def test_from_one_url_to_another(files: str, tmp_path: Path) -> None:
 
 def test_killed_run_leaves_no_server(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
-    source.write_text("\n".join(line(str(i), **ASK, max_tokens=300) for i in range(200)))
+    lengths = [1, *[300] * 199]
+    source.write_text("\n".join(line(str(i), **ASK, max_tokens=n) for i, n in enumerate(lengths)))
+    out = tmp_path / "out"
     command = [sys.executable, "-m", "galley", "run-batch", *FLAGS]
     with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
         process = subprocess.Popen(
-            [*command, "-i", str(source), "-o", str(tmp_path / "out")],
+            [*command, "-i", str(source), "-o", str(out)],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": folder},
         )
-        wait_for(lambda: any(Path(folder).glob("galley-batch-*/server")))
+        wait_for(lambda: out.exists() and out.stat().st_size > 0)
+        assert any(Path(folder).glob("galley-batch-*/server"))
         process.kill()
         # The server removes its socket when it ends.
         wait_for(lambda: not any(Path(folder).glob("galley-batch-*/server")))
