@@ -5,13 +5,15 @@
 #                      whole models once more for each instruction set
 #   run.sh thread      ThreadSanitizer: the tests, then the pool's own stress program
 #
-# Further arguments go to pytest.
+# Further arguments go to pytest: files, if not all of tests/kernels is to run. With ONLY, a regular
+# expression of paths (AVX512/linear, AMX/, delta_rule …), those sources alone are watched, so that the
+# rest is built in a minute.
 set -e
 cd "$(dirname "$0")/../../.."
 python="$(pwd)/.venv/bin/python"
 which="$1"
 shift
-build="build/sanitize-$which"
+build="build/sanitize-$which${ONLY:+-part}"
 case "$which" in
   address) sanitizers="address,undefined" preload="libasan.so libubsan.so libstdc++.so" ;;
   thread) sanitizers="thread" preload="libtsan.so libstdc++.so" ;;
@@ -19,7 +21,7 @@ case "$which" in
 esac
 
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGALLEY_SANITIZE="$sanitizers" \
-  -DPython_EXECUTABLE="$python" >/dev/null
+  -DGALLEY_SANITIZE_ONLY="$ONLY" -DPython_EXECUTABLE="$python" >/dev/null
 cmake --build "$build" | tail -1
 
 # A runtime must be there before Python is; libstdc++ too, for exceptions to be seen.
@@ -43,6 +45,11 @@ run() {
     --deselect $threads::test_a_forked_child_computes_alone_and_ends "$@"
 }
 
+case "$*" in *tests/*)
+  run "$@"
+  echo "clean: $which, of these tests"
+  exit ;;
+esac
 run tests/kernels "$@"
 if [ "$which" = address ]; then
   for isa in avx2 generic; do
