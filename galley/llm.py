@@ -32,8 +32,8 @@ from galley.frontend.arguments import (
     Prompts,
     as_conversations,
     as_list,
-    behind,
     per_prompt,
+    prefixed,
     tokenization,
 )
 from galley.frontend.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
@@ -585,7 +585,7 @@ class LLM(UnsupportedMethods):
                 field="pooling_task",
             )
         add_special, truncate = tokenization(tokenization_kwargs)
-        items = behind(self._client.inputs.pooling.text_before(None), as_list(prompts))
+        items = prefixed(self._client.inputs.pooling.text_before(None), as_list(prompts))
         given = pooling_params or PoolingParams()
         params = [given] * len(items) if isinstance(given, PoolingParams) else list(given)
         if len(params) != len(items):

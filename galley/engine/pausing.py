@@ -149,7 +149,7 @@ class Pausing:
             InvalidRequest: requests are being computed, or the engine is asleep already.
         """
         if self._asleep:
-            raise InvalidRequest("The engine is asleep: its memory is given back already.")
+            raise InvalidRequest("The engine is asleep: its memory is released already.")
         self._stop()
         self._release(weights=False)
         self.sleep_level = 0
@@ -187,7 +187,7 @@ class Pausing:
     def _stop(self) -> None:
         """Take no step from now on."""
         if self.state is State.RUNNING:
-            raise InvalidRequest("Memory can be given back during a pause alone.")
+            raise InvalidRequest("Memory can be released only during a pause.")
         if self.state is State.DRAINING and not self.drained():
             raise InvalidRequest("Requests are still being computed.")
         self.state = State.PAUSED

@@ -33,7 +33,7 @@ def as_list(prompts: Prompts) -> list[Prompt]:
     return items  # type: ignore[return-value]
 
 
-def behind(text: str, prompts: list[Prompt]) -> list[Prompt]:
+def prefixed(text: str, prompts: list[Prompt]) -> list[Prompt]:
     """Prompts with `text` before each that is a text; token ids stay as they are."""
     if not text:
         return prompts
