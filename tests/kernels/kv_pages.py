@@ -29,34 +29,26 @@ class KVPages:
     def values(self) -> NDArray[Any]:
         return self.data.view(kind_dtype(self.kind))
 
-    def _head(self, slot: int, position: int, head: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        block = self.native.block_table[slot, position // self.native.block_size]
-        page = position % self.native.block_size // PAGE
-        half = PAGE * self.dim
-        start = page * self.page_size + head * 2 * half
-        both = self.values[block, start : start + 2 * half]
-        return both[:half], both[half:]
-
-    def _views(self, slot: int, position: int, head: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        k, v = self._head(slot, position, head)
-        t = position % PAGE
+    def _places(self, slot: int, positions: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Blocks [n, 1, 1] of positions, and where in them K and V are, [n, heads, dim] each."""
+        size, half = self.native.block_size, PAGE * self.dim
+        t, d = positions[:, None, None] % PAGE, np.arange(self.dim)
+        page = positions[:, None, None] % size // PAGE * self.page_size
+        head = page + 2 * half * np.arange(self.heads)[:, None]
         if self.kind == BF16:
-            return (
-                k.reshape(self.dim // 2, PAGE, 2)[:, t],
-                v.reshape(PAGE // 2, self.dim, 2)[t // 2, :, t % 2],
-            )
-        return k.reshape(self.dim, PAGE)[:, t], v.reshape(PAGE, self.dim)[t]
+            k, v = d // 2 * 2 * PAGE + 2 * t + d % 2, t // 2 * 2 * self.dim + 2 * d + t % 2
+        else:
+            k, v = d * PAGE + t, t * self.dim + d
+        blocks = self.native.block_table[slot, positions // size]
+        return blocks[:, None, None], head + k, head + half + v
 
-    def write(self, slot: int, position: int, k: NDArray[Any], v: NDArray[Any]) -> None:
-        """k, v: [heads, dim]."""
-        for h in range(self.heads):
-            k_view, v_view = self._views(slot, position, h)
-            k_view[...] = k[h].reshape(k_view.shape)
-            v_view[...] = v[h]
+    def write(self, slot: int, first: int, k: NDArray[Any], v: NDArray[Any]) -> None:
+        """k, v: [n, heads, dim], of n positions from the first on."""
+        blocks, k_places, v_places = self._places(slot, np.arange(first, first + len(k)))
+        values = self.values
+        values[blocks, k_places], values[blocks, v_places] = k, v
 
-    def read(self, slot: int, position: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        pairs = [self._views(slot, position, h) for h in range(self.heads)]
-        return (
-            np.stack([k.reshape(self.dim) for k, _ in pairs]),
-            np.stack([v for _, v in pairs]),
-        )
+    def read(self, slot: int, first: int, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """K and V of `count` positions from the first on, [count, heads, dim] each."""
+        blocks, k_places, v_places = self._places(slot, np.arange(first, first + count))
+        return self.values[blocks, k_places], self.values[blocks, v_places]

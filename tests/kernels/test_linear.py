@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +128,10 @@ def weight_of(recipe: Recipe, n: int, k: int, rng: np.random.Generator) -> Quant
     )
 
 
-def packed(name: str, n: int, k: int, seed: int = 0) -> PackedWeight:
-    return pack(random_weight(name, n, k, seed), "f32" if name == "f32" else "bf16")
+@functools.cache
+def packed(name: str, n: int, k: int) -> PackedWeight:
+    """The random weight, packed once for all tests that read it."""
+    return pack(random_weight(name, n, k), "f32" if name == "f32" else "bf16")
 
 
 def random_rows(m: int, k: int, seed: int = 1) -> np.ndarray:
@@ -199,18 +203,34 @@ def shapes_of(name: str) -> list[tuple[int, int]]:
     return SHAPES
 
 
-CASES = [(name, n, k) for name in FORMATS for n, k in shapes_of(name)]
+@functools.cache
+def combination(bits: int, group: int, offset: str) -> tuple[PackedWeight, np.ndarray]:
+    """A packed random weight [40, 384], and its values in float32."""
+    rng = np.random.default_rng(bits * 1000 + group)
+    levels = rng.integers(-128, 128, 2**bits).astype(np.float32)
+    recipe = Recipe(
+        bits,
+        group,
+        zero={"zeros": "each"}.get(offset, 2 ** (bits - 1) - 1),
+        min=offset == "min",
+        table={"levels": levels, "floats": levels / 3}.get(offset),
+        activations="as_is",
+    )
+    weight = weight_of(recipe, 40, 384, rng)
+    return pack(weight), weight.to_float32()
+
+
 #: Every format with every kind of activations that it accepts.
 PAIRS = [(name, kind) for name in FORMATS for kind in kinds_for(name)]
 
 
 class TestPacking:
-    @pytest.mark.parametrize(("name", "n", "k"), CASES)
-    def test_unpacked_values_are_the_ones_packed(self, name, n, k):
-        weight = random_weight(name, n, k)
-        w = packed(name, n, k)
-        assert w.shape == (n, k)
-        assert np.array_equal(w.unpack(), weight.to_float32())
+    @pytest.mark.parametrize("name", FORMATS)
+    def test_unpacked_values_are_the_ones_packed(self, name):
+        for n, k in shapes_of(name):
+            w = packed(name, n, k)
+            assert w.shape == (n, k)
+            assert np.array_equal(w.unpack(), random_weight(name, n, k).to_float32())
 
     @pytest.mark.parametrize("name", [name for name, recipe in FORMATS.items() if recipe])
     def test_codes_come_back(self, name):
@@ -337,18 +357,17 @@ class TestPacking:
 
 @pytest.mark.parametrize("isa", TILE_ISAS)
 class TestValues:
-    @pytest.mark.parametrize(
-        ("name", "kind", "n", "k"), [(*p, n, k) for p in PAIRS for n, k in shapes_of(p[0])]
-    )
-    def test_equals_the_product(self, isa, name, kind, n, k):
-        w = packed(name, n, k)
-        x = rows_of(kind, random_rows(13, k))
-        with use_isa(isa):
-            y = linear(x, w)
-        want = expected(x, w)
+    @pytest.mark.parametrize(("name", "kind"), PAIRS)
+    def test_equals_the_product(self, isa, name, kind):
         # The levels of E4M3 differ most in size, and so do the terms of its sums.
         tolerance = 4e-6 if name == "E4M3" else 2e-6
-        assert np.abs(y - want).max() <= tolerance * np.abs(want).max()
+        for n, k in shapes_of(name):
+            w = packed(name, n, k)
+            x = rows_of(kind, random_rows(13, k))
+            with use_isa(isa):
+                y = linear(x, w)
+            want = expected(x, w)
+            assert np.abs(y - want).max() <= tolerance * np.abs(want).max(), (n, k)
 
     @pytest.mark.parametrize(
         "name", [name for name, kind in PAIRS if kind == F32 and name not in ("f32", "NF4", "E4M3")]
@@ -375,36 +394,24 @@ class TestValues:
         assert np.array_equal(y[finite], E4M3[finite])
 
     @pytest.mark.parametrize("bits", [4, 5, 6, 8])
-    @pytest.mark.parametrize("group", [16, 32, 64, 128, 0])
     @pytest.mark.parametrize("offset", ["zero", "min", "zeros", "levels", "floats"])
-    def test_every_combination(self, isa, bits, group, offset):
+    def test_every_combination(self, isa, bits, offset):
         """Random codes: the native product against that of `to_float32`."""
-        rng = np.random.default_rng(bits * 1000 + group)
-        levels = rng.integers(-128, 128, 2**bits).astype(np.float32)
-        recipe = Recipe(
-            bits,
-            group,
-            zero={"zeros": "each"}.get(offset, 2 ** (bits - 1) - 1),
-            min=offset == "min",
-            table={"levels": levels, "floats": levels / 3}.get(offset),
-            activations="as_is",
-        )
-        weight = weight_of(recipe, 40, 384, rng)
-        w = pack(weight)
-        values = weight.to_float32()
-        assert w.format.group == group
-        assert np.array_equal(w.unpack(), values)
-        rows = random_rows(9, 384)
-        floats = w.format.table == "floats"
-        assert floats == (offset == "floats" or (offset == "levels" and bits in (5, 6)))
-        for kind in [F32] if floats else [Q8, Q16, F32]:
-            x = rows_of(kind, rows)
-            exact = activation_rows.values(x.data, kind, 384).astype(np.float64)
-            want = exact @ values.astype(np.float64).T
-            with use_isa(isa):
-                y = linear(x, w)
-                assert np.abs(y - want).max() <= 2e-6 * np.abs(want).max()
-                assert linear(x[4:5], w).tobytes() == y[4:5].tobytes()
+        for group in (16, 32, 64, 128, 0):
+            w, values = combination(bits, group, offset)
+            assert w.format.group == group
+            assert np.array_equal(w.unpack(), values)
+            rows = random_rows(9, 384)
+            floats = w.format.table == "floats"
+            assert floats == (offset == "floats" or (offset == "levels" and bits in (5, 6)))
+            for kind in [F32] if floats else [Q8, Q16, F32]:
+                x = rows_of(kind, rows)
+                exact = activation_rows.values(x.data, kind, 384).astype(np.float64)
+                want = exact @ values.astype(np.float64).T
+                with use_isa(isa):
+                    y = linear(x, w)
+                    assert np.abs(y - want).max() <= 2e-6 * np.abs(want).max(), (group, kind)
+                    assert linear(x[4:5], w).tobytes() == y[4:5].tobytes(), (group, kind)
 
     @pytest.mark.parametrize(("name", "kind"), PAIRS)
     def test_row_does_not_depend_on_its_batch(self, isa, name, kind):
@@ -526,20 +533,19 @@ class TestValues:
 class TestEpilogues:
     """A fused op gives bit for bit what its parts give one after the other."""
 
-    @pytest.mark.parametrize("n", [64, 45])
-    @pytest.mark.parametrize("m", [1, 14])
-    def test_bias_and_residual(self, isa, name, kind, n, m):
-        w = packed(name, n, 96)
-        x = rows_of(kind, random_rows(m, 96))
-        rng = np.random.default_rng(2)
-        bias = rng.standard_normal(n).astype(np.float32)
-        residual = rng.standard_normal((m, n)).astype(np.float32)
-        with use_isa(isa):
-            plain = linear(x, w)
-            with_bias = linear(x, w, bias=bias)
-            both = linear(x, w, out=residual.copy(), bias=bias, accumulate=1)
-        assert np.array_equal(with_bias, plain + bias)
-        assert np.array_equal(both, residual + with_bias)
+    def test_bias_and_residual(self, isa, name, kind):
+        for n, m in itertools.product((64, 45), (1, 14)):
+            w = packed(name, n, 96)
+            x = rows_of(kind, random_rows(m, 96))
+            rng = np.random.default_rng(2)
+            bias = rng.standard_normal(n).astype(np.float32)
+            residual = rng.standard_normal((m, n)).astype(np.float32)
+            with use_isa(isa):
+                plain = linear(x, w)
+                with_bias = linear(x, w, bias=bias)
+                both = linear(x, w, out=residual.copy(), bias=bias, accumulate=1)
+            assert np.array_equal(with_bias, plain + bias), (n, m)
+            assert np.array_equal(both, residual + with_bias), (n, m)
 
     def test_out_stride_writes_nothing_else(self, isa, name, kind):
         w = packed(name, 45, 96)
@@ -550,60 +556,61 @@ class TestEpilogues:
             assert np.array_equal(out[:, :45], linear(x, w))
         assert (out[:, 45:] == 7).all()
 
-    @pytest.mark.parametrize("n", [64, 45, 17])
-    def test_bf16_out_is_f32_out_rounded(self, isa, name, kind, n):
-        w = packed(name, n, 96)
+    def test_bf16_out_is_f32_out_rounded(self, isa, name, kind):
         x = rows_of(kind, random_rows(5, 96))
-        out = aligned((5, n), ml_dtypes.bfloat16)
-        with use_isa(isa):
-            linear(x, w, out=out, out_kind=BF16)
-            assert np.array_equal(out, linear(x, w).astype(ml_dtypes.bfloat16))
+        for n in (64, 45, 17):
+            w = packed(name, n, 96)
+            out = aligned((5, n), ml_dtypes.bfloat16)
+            with use_isa(isa):
+                linear(x, w, out=out, out_kind=BF16)
+                assert np.array_equal(out, linear(x, w).astype(ml_dtypes.bfloat16)), n
 
-    @pytest.mark.parametrize("n", [64, 45, 17])
     @pytest.mark.parametrize("out_kind", [Q8, Q16])
-    def test_integers_out_are_f32_out_quantised(self, isa, name, kind, n, out_kind):
-        w = packed(name, n, 96)
+    def test_integers_out_are_f32_out_quantised(self, isa, name, kind, out_kind):
         x = rows_of(kind, random_rows(14, 96))
-        out = aligned((14, _native.activation_bytes(out_kind, n)), np.uint8)
-        with use_isa(isa):
-            linear(x, w, out=out, out_kind=out_kind)
-            assert np.array_equal(out, activation_rows.quantized(linear(x, w), out_kind))
+        for n in (64, 45, 17):
+            w = packed(name, n, 96)
+            out = aligned((14, _native.activation_bytes(out_kind, n)), np.uint8)
+            with use_isa(isa):
+                linear(x, w, out=out, out_kind=out_kind)
+                quantised = activation_rows.quantized(linear(x, w), out_kind)
+            assert np.array_equal(out, quantised), n
 
-    @pytest.mark.parametrize("n", [32, 64, 96, 160])
-    @pytest.mark.parametrize("out_kind", [F32, BF16, Q8, Q16])
     @pytest.mark.parametrize(("epilogue", "op"), [(1, "silu_and_mul"), (2, "gelu_and_mul")])
-    def test_gate_and_up_are_the_op_apart(self, isa, name, kind, n, out_kind, epilogue, op):
-        w = packed(name, n, 96)
-        m = 14
-        x = rows_of(kind, random_rows(m, 96))
-        bias = np.random.default_rng(2).standard_normal(n).astype(np.float32)
-        size = _native.activation_bytes(out_kind, n // 2)
-        fused, apart = aligned((m, size), np.uint8), aligned((m, size), np.uint8)
-        with use_isa(isa):
-            linear(x, w, out=fused, bias=bias, epilogue=epilogue, out_kind=out_kind, threads=2)
-            gate_up = linear(x, w, bias=bias)
-            native = Native(max_len=m)
-            arrays = {"x": gate_up, "out": apart}
-            native.add(op, arrays, n=n // 2, interleaved=1, out_kind=out_kind)
-            native.run([m])
-        assert np.array_equal(fused, apart)
+    def test_gate_and_up_are_the_op_apart(self, isa, name, kind, epilogue, op):
+        x = rows_of(kind, random_rows(14, 96))
+        for n, out_kind in itertools.product((32, 64, 96, 160), (F32, BF16, Q8, Q16)):
+            w = packed(name, n, 96)
+            bias = np.random.default_rng(2).standard_normal(n).astype(np.float32)
+            numbers = {"n": n // 2, "interleaved": 1, "out_kind": out_kind}
+            with use_isa(isa):
+                apart = after(op, linear(x, w, bias=bias), **numbers)
+                fused = aligned(apart.shape, np.uint8)
+                kinds = {"epilogue": epilogue, "out_kind": out_kind}
+                linear(x, w, out=fused, bias=bias, threads=2, **kinds)
+            assert np.array_equal(fused, apart), (n, out_kind)
 
-    @pytest.mark.parametrize(("n", "out_kind"), [(45, F32), (45, BF16), (64, Q8)])
     @pytest.mark.parametrize("function", ["gelu", "silu"])
-    def test_a_function_is_the_op_apart(self, isa, name, kind, n, out_kind, function):
-        w = packed(name, n, 96)
-        m, number = 14, FUNCTIONS.index(function)
-        x = rows_of(kind, random_rows(m, 96))
-        bias = np.random.default_rng(2).standard_normal(n).astype(np.float32)
-        size = _native.activation_bytes(out_kind, n)
-        fused, apart = aligned((m, size), np.uint8), aligned((m, size), np.uint8)
-        with use_isa(isa):
-            linear(x, w, out=fused, bias=bias, function=number, out_kind=out_kind, threads=2)
-            native = Native(max_len=m)
-            arrays = {"x": linear(x, w, bias=bias), "out": apart}
-            native.add("elementwise", arrays, n=n, function=number, out_kind=out_kind)
-            native.run([m])
-        assert np.array_equal(fused, apart)
+    def test_a_function_is_the_op_apart(self, isa, name, kind, function):
+        x = rows_of(kind, random_rows(14, 96))
+        for n, out_kind in ((45, F32), (45, BF16), (64, Q8)):
+            w = packed(name, n, 96)
+            bias = np.random.default_rng(2).standard_normal(n).astype(np.float32)
+            numbers = {"function": FUNCTIONS.index(function), "out_kind": out_kind}
+            with use_isa(isa):
+                apart = after("elementwise", linear(x, w, bias=bias), n=n, **numbers)
+                fused = aligned(apart.shape, np.uint8)
+                linear(x, w, out=fused, bias=bias, threads=2, **numbers)
+            assert np.array_equal(fused, apart), (n, out_kind)
+
+
+def after(op: str, x: np.ndarray, **numbers: int) -> np.ndarray:
+    """Bytes of the results of another op on rows of float32."""
+    out = aligned((len(x), _native.activation_bytes(numbers["out_kind"], numbers["n"])), np.uint8)
+    native = Native(max_len=len(x))
+    native.add(op, {"x": x, "out": out}, **numbers)
+    native.run([len(x)])
+    return out
 
 
 def sums_of_tiles(x: np.ndarray, w: np.ndarray) -> np.ndarray:

@@ -137,8 +137,7 @@ class Case:
         return q, *self.cached(slot)
 
     def cached(self, slot):
-        pairs = [self.pages.read(slot, p) for p in range(self.native.num_computed[slot])]
-        return np.stack([k for k, _ in pairs]), np.stack([v for _, v in pairs])
+        return self.pages.read(slot, 0, self.native.num_computed[slot])
 
     def exact(self, slot, positions=None):
         n = self.lengths[slot]
@@ -226,7 +225,7 @@ def test_keys_need_no_rotation(isa, kind):
     native.run([17, 23])
     for token in range(40):
         slot, position = (0, 11 + token) if token < 17 else (1, token - 17)
-        got_k, got_v = pages.read(slot, position)
+        (got_k,), (got_v,) = pages.read(slot, position, 1)
         assert np.array_equal(got_k, k[token, :48].reshape(2, 24).astype(kind_dtype(kind)))
         assert np.array_equal(got_v, v[token].reshape(2, 24).astype(kind_dtype(kind)))
 
@@ -283,11 +282,10 @@ def test_nothing_else_is_written(kind):
     case.native.num_computed[:] = 17
     before = case.pages.data.copy()
     case.step([4], [1])
-    k, _ = case.pages.read(1, 17)
+    k, _ = case.pages.read(1, 17, 4)
     assert np.isfinite(k.astype(np.float32)).all()
-    for p in range(17, 21):
-        nan = np.full((1, 16), np.nan)
-        case.pages.write(1, p, nan, nan)
+    nan = np.full((4, 1, 16), np.nan)
+    case.pages.write(1, 17, nan, nan)
     assert np.array_equal(case.pages.data, before)
 
 

@@ -7,9 +7,10 @@ embeddings then guesses right often, but not always.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -74,11 +75,24 @@ def stored(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in StateDict(model).arrays.items()}
 
 
+#: Of each model the last tokens that it computed, and their states.
+_COMPUTED: MutableMapping[torch.nn.Module, tuple[list[int], tuple[Tensor, ...]]] = (
+    WeakKeyDictionary()
+)
+
+
 def states(model: torch.nn.Module, tokens: Sequence[int]) -> tuple[Tensor, ...]:
-    """Inputs of all layers, then the result of the final norm, [n, H] each."""
-    with torch.inference_mode():
-        out = model(torch.tensor([list(tokens)]), output_hidden_states=True)
-    return tuple(hidden[0] for hidden in out.hidden_states)
+    """Inputs of all layers, then the result of the final norm, [n, H] each. Those of the beginning
+    of the tokens before are a part of theirs.
+    """
+    tokens = list(tokens)
+    computed, found = _COMPUTED.get(model, ([], ()))
+    if len(computed) < len(tokens) or computed[: len(tokens)] != tokens:
+        with torch.inference_mode():
+            out = model(torch.tensor([tokens]), output_hidden_states=True)
+        found = tuple(hidden[0] for hidden in out.hidden_states)
+        _COMPUTED[model] = tokens, found
+    return tuple(hidden[: len(tokens)] for hidden in found)
 
 
 def rms(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
@@ -450,6 +464,7 @@ def mtp(architecture: str, folder: Path) -> tuple[torch.nn.Module, Path, Guess]:
 
 def replay(guess: Guess, tokens: list[int], num_prompt: int, most: int) -> list[int]:
     """Accepted drafts by place, where `tokens` is a prompt and its whole greedy answer."""
+    guess(tokens, 0)  # the states of all tokens are computed once
     accepted, known = [0] * most, num_prompt + 1
     drafted = 0
     while known < len(tokens):

@@ -147,7 +147,8 @@ def test_positions_wait_while_no_drafts_are_wanted(
         drafts = propose(table, slots, most if counts["steps"] % 7 == 0 else 0 * most)
         for slot, count, ids in zip(slots, drafts.counts, drafts.ids, strict=True):
             known = table.token_ids[slot, : table.num_tokens[slot]].tolist()
-            assert ids[:count].tolist() == guess(known, count)
+            if count:
+                assert ids[:count].tolist() == guess(known, count)
             counts["drafts"] += count
         return drafts
 

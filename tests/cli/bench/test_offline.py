@@ -11,6 +11,7 @@ from galley.cli.bench.startup import Start, serve_command, summary
 from galley.errors import ConfigError
 from galley.planning.limits import measure_limits
 from galley.planning.steps import Shape
+from tests.cli.bench.test_serve import TEXT
 
 SMALL = ("--kv-cache-memory-bytes", "64M", "--max-model-len", "512")
 
@@ -18,7 +19,7 @@ SMALL = ("--kv-cache-memory-bytes", "64M", "--max-model-len", "512")
 def test_throughput(tmp_path, capsys):
     out = tmp_path / "t.json"
     argv = [
-        "throughput", *SMALL, "--dataset-name", "text", "--input-len", "12", "--output-len", "4",
+        "throughput", *SMALL, *TEXT, "--input-len", "12", "--output-len", "4",
         "--num-prompts", "6", "--num-warmups", "1", "--disable-tqdm", "--output-json", str(out),
     ]  # fmt: skip
     assert main(argv) == 0

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,10 @@ from galley.cli.bench.main import main
 from galley.errors import ConfigError, ServerError
 from tests.cli.bench.fake_server import fake_server
 
-SMALL = ("--dataset-name", "text", "--input-len", "8", "--output-len", "5", "--num-prompts", "6")
+#: A part of the book that is the default: each run tokenises it.
+BOOK = Path(__file__).parents[2] / "data" / "opticks.txt"
+TEXT = ("--dataset-name", "text", "--dataset-path", str(BOOK))
+SMALL = (*TEXT, "--input-len", "8", "--output-len", "5", "--num-prompts", "6")
 
 #: Fields of vLLM's result file, without --save-detailed.
 VLLM_FIELDS = {
