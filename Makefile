@@ -37,10 +37,11 @@ install: $(VENV)/.installed ## set up .venv (editable), kernels built, default m
 test: $(VENV)/.tested ## set up and run every check: lint, types, imports, tests
 	@$(MAKE) --no-print-directory check
 
-# Two workers, a file at a time; what measures a busy server, or needs all cores, runs by itself
-# afterwards. Status 5: no test of that kind among those that PYTEST_ARGS names.
+# Two workers, a file at a time, in order: the files that take longest are not among the last. What
+# measures a busy server, or needs all cores, runs by itself afterwards. Status 5: no test of that
+# kind among those that PYTEST_ARGS names.
 check: lint ## the checks alone, in a .venv that is set up for them
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone" $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(PYTEST_ARGS) || [ $$? = 5 ]
 	@$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
 
 lint:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
+from httpx._transports import default as httpx_transport
 from hypothesis import HealthCheck, settings
 
 # Compile test modules and the programs that tests start once, not at every start.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Each client would read all certificates of the machine, which takes longer than most tests.
+httpx_transport.create_ssl_context = functools.cache(httpx_transport.create_ssl_context)
 
 # Workers beside each other have a core each.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -22,6 +28,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 STEADY = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=STEADY)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m alone` reads only the files that have such tests."""
+    is_left_out = (
+        config.option.markexpr == "alone"
+        and collection_path.suffix == ".py"
+        and "mark.alone" not in collection_path.read_text()
+    )
+    return is_left_out or None
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,8 +15,6 @@ from tests.chaos.workload import REQUESTS
 from tests.launcher.serving import Server, play
 from tests.launcher.test_supervisor import until
 
-pytestmark = pytest.mark.alone
-
 #: Small steps, so that a prompt takes many; restarts as often as a chain needs them.
 FLAGS = ["--max-num-batched-tokens", "64", "--max-engine-restarts", "99"]
 FLAGS += ["--engine-step-timeout", "6"]

@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from galley.loader.gguf import GGUFFile
 from tests.launcher.serving import Server, play
 from tests.small_model import small_model
 from tests.spec.heads import Random, write
-
-pytestmark = pytest.mark.alone
 
 TEXT = (Path(__file__).parents[1] / "data" / "opticks.txt").read_text()
 _LENGTH = {"ignore_eos": True, "max_tokens": 50}
