@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,7 @@ def completion_piece(choice: Any) -> tuple[str, list[float]]:
     return choice.text, choice.logprobs.token_logprobs if choice.logprobs else []
 
 
+@functools.cache
 def offline() -> list[Answer]:
     def read(output: RequestOutput) -> Answer:
         (said,) = output.outputs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, get_args
 
 import ml_dtypes
@@ -78,6 +79,7 @@ class TinyCheckpoint:
         self._dtype = dtype
         self._seed = seed
         self._shapes = tensor_shapes(self.model_info)
+        self._tensors: dict[str, RawTensor] = {}
 
     def names(self) -> list[str]:
         return list(self._shapes)
@@ -86,6 +88,11 @@ class TinyCheckpoint:
         return TensorHeader(self._shapes[name], "float32")
 
     def tensor(self, name: str) -> RawTensor:
+        if name not in self._tensors:
+            self._tensors[name] = self._random(name)
+        return self._tensors[name]
+
+    def _random(self, name: str) -> RawTensor:
         shape = self._shapes[name]
         rng = np.random.default_rng([self._seed, len(name), *name.encode()])
         if len(shape) == 1 or "conv1d" in name:
@@ -129,6 +136,7 @@ class Case:
     resets: set[int] = field(default_factory=set)
     squeezes: dict[int, float] = field(default_factory=dict)
 
+    @cached_property
     def checkpoint(self) -> TinyCheckpoint:
         return TinyCheckpoint(self.family, self.dtype, self.seed % 3)
 
@@ -137,7 +145,7 @@ class Case:
         head's layer may be one more.
         """
         given = {"max_model_len": LENGTH, "skip_tokenizer_init": True, **flags}
-        model_info = self.checkpoint().model_info
+        model_info = self.checkpoint.model_info
         numbers, block_size = KVFormat("bfloat16"), given.get("block_size", 16)
         layout = kv_layout(kv_layers(model_info), numbers, block_size)
         if blocks := given.get("num_gpu_blocks_override"):

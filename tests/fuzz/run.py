@@ -50,7 +50,7 @@ class Engine:
         self.files = KVFiles.make()
         self.client = InprocClient(
             self.make_core(),
-            InputProcessor(limits_of(self.config, case.checkpoint().model_info), None),
+            InputProcessor(limits_of(self.config, case.checkpoint.model_info), None),
             OutputProcessor(None),
         )
         self.events: Counter[str] = Counter()
@@ -59,7 +59,7 @@ class Engine:
         index = None
         if self.files is not None and self.config.cache.enable_prefix_caching:
             index = BlockIndex(self.files, b"f" * 32)
-        checkpoint = self.case.checkpoint()
+        checkpoint = self.case.checkpoint
         memory = None if index is None else index.memory
         runner = Runner(
             self.config,

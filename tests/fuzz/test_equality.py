@@ -17,10 +17,10 @@ EVENTS = {"steps", "preemptions", "cached tokens", "evictions", "deaths", "kept 
 ALL: Counter[str] = Counter()
 
 
-@pytest.mark.parametrize("batch", range(4))
+@pytest.mark.parametrize("batch", range(3))
 def test_random_cases(batch: int) -> None:
     events: Counter[str] = Counter()
-    for seed in [*range(batch * BATCH, (batch + 1) * BATCH), *REGRESSIONS[batch::4]]:
+    for seed in [*range(batch * BATCH, (batch + 1) * BATCH), *REGRESSIONS[batch::3]]:
         found, happened = differences(seed)
         assert found == []
         events += happened

@@ -20,7 +20,7 @@ from tests.equality.workload import answer, prompts
 from tests.equality.workload import params as workload_params
 from tests.small_model import small_model
 
-COUNT = 24
+COUNT = 16
 WAYS: dict[str, dict[str, Any]] = {
     "ngram": {"method": "ngram"},
     "ngram-fixed": {"method": "ngram", "draft_length": "fixed", "prompt_lookup_min": 1},
